@@ -1,0 +1,94 @@
+//! A little-endian cursor over hostile bytes. No method can panic; every length is checked before it is believed.
+
+/// The input ended, or a length in it is larger than what is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("input ends at offset {offset}, {wanted} more bytes wanted")]
+pub struct Short {
+    /// Offset at which the read began.
+    pub offset: usize,
+    /// Bytes wanted there.
+    pub wanted: u64,
+}
+
+/// A reading position in a slice.
+#[derive(Clone, Debug)]
+pub struct Bytes<'a> {
+    data: &'a [u8],
+    offset: usize,
+}
+
+impl<'a> Bytes<'a> {
+    /// At the start of `data`.
+    pub fn new(data: &'a [u8]) -> Bytes<'a> {
+        Bytes { data, offset: 0 }
+    }
+
+    /// Offset from the start.
+    pub fn offset(&self) -> usize {
+        self.offset
+    }
+
+    /// Bytes left.
+    pub fn remaining(&self) -> usize {
+        self.data.len() - self.offset
+    }
+
+    /// The next `len` bytes.
+    pub fn take(&mut self, len: u64) -> Result<&'a [u8], Short> {
+        let end = usize::try_from(len).ok().and_then(|l| self.offset.checked_add(l)).filter(|&e| e <= self.data.len());
+        match end {
+            Some(end) => {
+                let out = &self.data[self.offset..end];
+                self.offset = end;
+                Ok(out)
+            }
+            None => Err(Short { offset: self.offset, wanted: len }),
+        }
+    }
+
+    /// Skips `len` bytes.
+    pub fn skip(&mut self, len: u64) -> Result<(), Short> {
+        self.take(len).map(|_| ())
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Short> {
+        let s = self.take(N as u64)?;
+        let mut a = [0; N];
+        a.copy_from_slice(s);
+        Ok(a)
+    }
+
+    /// One byte.
+    pub fn u8(&mut self) -> Result<u8, Short> {
+        Ok(self.array::<1>()?[0])
+    }
+
+    /// Two bytes.
+    pub fn u16(&mut self) -> Result<u16, Short> {
+        self.array().map(u16::from_le_bytes)
+    }
+
+    /// Four bytes.
+    pub fn u32(&mut self) -> Result<u32, Short> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    /// Eight bytes.
+    pub fn u64(&mut self) -> Result<u64, Short> {
+        self.array().map(u64::from_le_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_input_and_lying_lengths_are_errors() {
+        let mut b = Bytes::new(&[1, 2, 3]);
+        assert_eq!(b.u16(), Ok(0x0201));
+        assert_eq!(b.u32(), Err(Short { offset: 2, wanted: 4 }));
+        assert_eq!(b.take(u64::MAX), Err(Short { offset: 2, wanted: u64::MAX }));
+        assert_eq!((b.u8(), b.remaining()), (Ok(3), 0));
+    }
+}

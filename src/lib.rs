@@ -1,0 +1,12 @@
+//! wstate: mixed backtraces of processes and cores that run WebAssembly.
+
+pub mod arch;
+pub mod bytes;
+pub mod error;
+pub mod limits;
+pub mod report;
+pub mod runtime;
+pub mod state;
+pub mod symbolize;
+pub mod target;
+pub mod unwind;

@@ -1,0 +1,1 @@
+//! The wasmer 0.x runtime with its singlepass backend.

@@ -1,0 +1,4 @@
+//! Names and source positions.
+
+pub mod native;
+pub mod wasm;

@@ -1,0 +1,1 @@
+//! Wasm modules given by the user: names, types, operator positions.

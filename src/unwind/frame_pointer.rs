@@ -1,0 +1,1 @@
+//! Frame pointer chains, the last resort.

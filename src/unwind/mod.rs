@@ -1,0 +1,99 @@
+//! Who called: from one frame's registers to its caller's. Knows nothing about Wasm.
+
+pub mod cfi;
+pub mod frame_pointer;
+pub mod walk;
+
+pub use walk::{End, Frame, Stack, walk};
+
+use crate::arch::{CodeAddress, Registers};
+use crate::target::{Memory, MemoryError};
+
+/// A place on a stack: an address in code and the registers as they are in that frame.
+#[derive(Clone, Debug)]
+pub struct Cursor {
+    /// Where this frame is.
+    pub address: CodeAddress,
+    /// This frame's registers. `rip` equals `address.raw()`.
+    pub registers: Registers,
+}
+
+/// How much a frame can be believed: how its registers were found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Trust {
+    /// The thread's own registers.
+    Context,
+    /// Call frame information of the callee.
+    Cfi,
+    /// The callee's runtime knows its frame layout.
+    Runtime,
+    /// Code without CFI that was recognised by its bytes.
+    Recognised,
+    /// The callee's frame pointer, no table says that it has one.
+    FramePointer,
+}
+
+/// Why a walk could not go on.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum UnwindError {
+    /// The frame's unwinding needs a register that is not known.
+    #[error("register {register} of this frame is not known")]
+    UnknownRegister {
+        /// Its name.
+        register: &'static str,
+    },
+    /// The stack could not be read.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The address is in no known code.
+    #[error("{address:#x} is in no code that is known")]
+    NoCode {
+        /// The address.
+        address: u64,
+    },
+    /// The unwind table for the address is broken.
+    #[error("unwind information for {address:#x} in {object} is invalid: {why}")]
+    BadCfi {
+        /// The address.
+        address: u64,
+        /// File.
+        object: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// Nobody can unwind from here.
+    #[error("no unwind information for {address:#x} in {object}, and no frame pointer chain")]
+    NoCfi {
+        /// The address.
+        address: u64,
+        /// File or mapping.
+        object: String,
+    },
+    /// A runtime's frame does not have the shape that its tables say.
+    #[error("frame at {address:#x} is not as {runtime} lays it out: {why}")]
+    BadFrame {
+        /// The address.
+        address: u64,
+        /// Runtime name.
+        runtime: &'static str,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+/// What a step found.
+#[derive(Clone, Debug)]
+pub enum Next {
+    /// The caller, and how it was found.
+    Caller(Cursor, Trust),
+    /// There is no caller: the stack's bottom.
+    Bottom,
+    /// There may be one, but it cannot be found.
+    Lost(UnwindError),
+}
+
+/// Unwinds one kind of code.
+pub trait Unwinder {
+    /// One step from `at` to its caller; `None`: not my code.
+    fn step(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next>;
+}
