@@ -1,0 +1,506 @@
+//! The shape of a compiled function: what its prologue and epilogue have done at each instruction.
+//!
+//! singlepass lays every function out alike (`codegen_x64.rs: begin_body`, `machine.rs: init_locals/finalize_locals`):
+//!
+//! ```text
+//!  +0   jmp +37                     patch point: 32 nops, or a jump to a newer tier
+//!  +37  push rbp
+//!       mov  rbp, rsp
+//!       [cmp [rdi+stack_lower_bound], rsp; trap if above]      only with enforce_stack_check
+//!       [sub rsp, 8 * memory locals]
+//!       push r12 / r13 / r14 / rbx  as many as there are locals, at most four
+//!       push r15
+//!       mov  home, argument         parameter by parameter
+//!       mov  r15, rdi               vmctx
+//!       mov  home, 0                the declared locals
+//!       sub  rsp, 32
+//!  body ...
+//!       lea  rsp, [rbp - save area]; pop r15; pop rbx ...; mov rsp, rbp; pop rbp; [movq xmm0, rax]; ret
+//!       ud2
+//! ```
+//!
+//! State maps say nothing about these two stretches, yet a sampled pc can lie in them: then the locals are not in their
+//! homes yet (or any more), and the caller's registers are not all saved. The instructions themselves tell, so they are
+//! decoded; a function that does not decode to this shape is refused instead of guessed.
+
+use crate::arch::Reg;
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
+
+/// Bytes of the patch point: a 5 byte jump over 32 one-byte nops (`begin_body`).
+pub const PATCH_POINT: u64 = 37;
+/// Bytes of a patched entry: `movabs rax, target; movabs r11, trampoline; jmp r11` (`patch_local_function`).
+pub const PATCHED_ENTRY: usize = 23;
+/// Homes of the first four locals, integer or float (`machine.rs: get_local_location`).
+pub const REGISTER_HOMES: [Reg; 4] = [Reg::R12, Reg::R13, Reg::R14, Reg::RBX];
+/// Longest prologue that is decoded, in bytes: enough for the locals cap at 8 bytes of code each.
+const MAX_PROLOGUE: usize = 64 + 16 * crate::limits::MAX_SLOTS;
+
+/// Where a local lives in the body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// In a callee-saved register.
+    Register(Reg),
+    /// At this (negative) byte offset from `rbp`.
+    Frame(i64),
+}
+
+/// The fixed home of local `index`.
+pub fn home(index: usize) -> Home {
+    match REGISTER_HOMES.get(index) {
+        Some(&r) => Home::Register(r),
+        None => Home::Frame(-(((index - 3) * 8) as i64)),
+    }
+}
+
+/// Where the value of a local is before the prologue has moved it home.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// An argument register.
+    Register(Reg),
+    /// An argument on the stack: this byte offset from the CFA.
+    Argument(i64),
+    /// A declared local: zero by definition.
+    Zero,
+}
+
+/// How the canonical frame address is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cfa {
+    /// `rsp` plus this.
+    Rsp(i64),
+    /// `rbp` plus 16.
+    Rbp,
+}
+
+/// What is true when the pc is at some instruction of a function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Here {
+    /// The frame address.
+    pub cfa: Cfa,
+    /// Whether the caller's `rbp` is at CFA-16 (otherwise it is still, or again, in the register).
+    pub rbp_saved: bool,
+    /// Which stretch.
+    pub stretch: Stretch,
+}
+
+/// Which stretch of a function a pc is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stretch {
+    /// The prologue; this many home moves and the vmctx move have not been executed.
+    Prologue,
+    /// The body: every local is home, every preserved register is in its slot.
+    Body,
+    /// The epilogue, after `rsp` was reset.
+    Epilogue,
+}
+
+/// A decoded function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// End offset of `push rbp`.
+    pushed: u64,
+    /// End offset of `mov rbp, rsp`.
+    framed: u64,
+    /// Per local: end offset of the instruction that brings it home, and where it comes from.
+    moves: Vec<(u64, Source)>,
+    /// End offset of `mov r15, rdi`.
+    vmctx: u64,
+    /// Offset of the body's first instruction.
+    body: u64,
+    /// Offset after `lea rsp, [rbp - save]`, after `pop rbp`, and of the end of `ret`; `None` if there is no epilogue
+    /// (a function that ends in an endless loop still has one; a cut-off function may not).
+    epilogue: Option<(u64, u64, u64)>,
+    /// Preserved registers in the order pushed, each with its byte offset from `rbp`.
+    preserved: Vec<(Reg, i64)>,
+}
+
+fn gpr(r: Register) -> Option<Reg> {
+    Some(match r {
+        Register::RAX => Reg::RAX,
+        Register::RCX => Reg::RCX,
+        Register::RDX => Reg::RDX,
+        Register::RBX => Reg::RBX,
+        Register::RSP => Reg::RSP,
+        Register::RBP => Reg::RBP,
+        Register::RSI => Reg::RSI,
+        Register::RDI => Reg::RDI,
+        Register::R8 => Reg::R8,
+        Register::R9 => Reg::R9,
+        Register::R12 => Reg::R12,
+        Register::R13 => Reg::R13,
+        Register::R14 => Reg::R14,
+        Register::R15 => Reg::R15,
+        _ => return None,
+    })
+}
+
+fn is_push(i: &Instruction, r: Register) -> bool {
+    i.mnemonic() == Mnemonic::Push && i.op0_kind() == OpKind::Register && i.op0_register() == r
+}
+
+fn is_pop(i: &Instruction, r: Register) -> bool {
+    i.mnemonic() == Mnemonic::Pop && i.op0_kind() == OpKind::Register && i.op0_register() == r
+}
+
+fn is_mov_rr(i: &Instruction, to: Register, from: Register) -> bool {
+    i.mnemonic() == Mnemonic::Mov
+        && i.op0_kind() == OpKind::Register
+        && i.op1_kind() == OpKind::Register
+        && i.op0_register() == to
+        && i.op1_register() == from
+}
+
+/// `[rbp + d]` as the operand, without index.
+fn rbp_memory(i: &Instruction) -> Option<i64> {
+    (i.memory_base() == Register::RBP && i.memory_index() == Register::None).then(|| i.memory_displacement64() as i64)
+}
+
+fn is_home(i: &Instruction, home: Home) -> bool {
+    match home {
+        Home::Register(r) => i.op0_kind() == OpKind::Register && gpr(i.op0_register()) == Some(r),
+        Home::Frame(d) => i.op0_kind() == OpKind::Memory && rbp_memory(i) == Some(d),
+    }
+}
+
+fn immediate(i: &Instruction, operand: u32) -> Option<i64> {
+    i.try_immediate(operand).ok().map(|v| v as i64)
+}
+
+/// `sub rsp, n`.
+fn sub_rsp(i: &Instruction) -> Option<i64> {
+    (i.mnemonic() == Mnemonic::Sub && i.op0_kind() == OpKind::Register && i.op0_register() == Register::RSP)
+        .then(|| immediate(i, 1))
+        .flatten()
+}
+
+impl Shape {
+    /// Decodes a function from its bytes (from its start to the next function's start or the end of the code).
+    /// `locals` is the number of locals its state map lists.
+    ///
+    /// Errors say which instruction is not as expected.
+    pub fn decode(code: &[u8], locals: usize) -> Result<Shape, String> {
+        let limit = code.len().min(MAX_PROLOGUE);
+        let start = PATCH_POINT as usize;
+        if limit <= start {
+            return Err(format!("the function has only {} bytes", code.len()));
+        }
+        let mut decoder = Decoder::with_ip(64, &code[start..limit], PATCH_POINT, DecoderOptions::NONE);
+        let mut next = move || -> Result<Instruction, String> {
+            let i = decoder.decode();
+            if i.is_invalid() { Err(format!("no instruction at +{:#x}", i.ip())) } else { Ok(i) }
+        };
+        let unexpected =
+            |i: &Instruction, wanted: &str| Err(format!("+{:#x} is `{:?}`, expected {wanted}", i.ip(), i.code()));
+
+        let i = next()?;
+        if !is_push(&i, Register::RBP) {
+            return unexpected(&i, "push rbp");
+        }
+        let pushed = i.next_ip();
+        let i = next()?;
+        if !is_mov_rr(&i, Register::RBP, Register::RSP) {
+            return unexpected(&i, "mov rbp, rsp");
+        }
+        let framed = i.next_ip();
+
+        // The stack check: compare, jump to or around a trap, trap. Its length depends on the condition's encoding.
+        let mut i = next()?;
+        if i.mnemonic() == Mnemonic::Cmp {
+            loop {
+                i = next()?;
+                if i.ip() > framed + 40 {
+                    return unexpected(&i, "the end of the stack check");
+                }
+                if i.code() == Code::Ud2 {
+                    i = next()?;
+                    break;
+                }
+            }
+        }
+
+        let memory_locals = locals.saturating_sub(REGISTER_HOMES.len()) as i64;
+        if memory_locals > 0 {
+            if sub_rsp(&i) != Some(memory_locals * 8) {
+                return unexpected(&i, "room for the locals in memory");
+            }
+            i = next()?;
+        }
+        let mut preserved = Vec::new();
+        let mut slot = -memory_locals * 8;
+        for reg in REGISTER_HOMES.iter().take(locals).chain([&Reg::R15]) {
+            let pushed = i.mnemonic() == Mnemonic::Push
+                && i.op0_kind() == OpKind::Register
+                && gpr(i.op0_register()) == Some(*reg);
+            if !pushed {
+                return unexpected(&i, &format!("push {reg}"));
+            }
+            slot -= 8;
+            preserved.push((*reg, slot));
+            i = next()?;
+        }
+
+        // Parameters first, then vmctx, then zeros.
+        let mut moves = Vec::with_capacity(locals);
+        let mut vmctx = None;
+        while moves.len() < locals || vmctx.is_none() {
+            if vmctx.is_none() && is_mov_rr(&i, Register::R15, Register::RDI) {
+                vmctx = Some(i.next_ip());
+            } else if moves.len() < locals && i.mnemonic() == Mnemonic::Mov {
+                let index = moves.len();
+                let argument = argument(index);
+                let home = home(index);
+                let source = if vmctx.is_some() {
+                    (is_home(&i, home) && immediate(&i, 1) == Some(0)).then_some(Source::Zero)
+                } else {
+                    match argument {
+                        Source::Register(r) => {
+                            (is_home(&i, home) && i.op1_kind() == OpKind::Register && gpr(i.op1_register()) == Some(r))
+                                .then_some(argument)
+                        }
+                        Source::Argument(d) => {
+                            // Through rax if the home is in memory too.
+                            let from_stack =
+                                |i: &Instruction| i.op1_kind() == OpKind::Memory && rbp_memory(i) == Some(d + 16);
+                            if is_home(&i, home) && from_stack(&i) {
+                                Some(argument)
+                            } else if i.op0_kind() == OpKind::Register
+                                && i.op0_register() == Register::RAX
+                                && from_stack(&i)
+                            {
+                                i = next()?;
+                                (is_home(&i, home)
+                                    && i.op1_kind() == OpKind::Register
+                                    && i.op1_register() == Register::RAX)
+                                    .then_some(argument)
+                            } else {
+                                None
+                            }
+                        }
+                        Source::Zero => None,
+                    }
+                };
+                match source {
+                    Some(s) => moves.push((i.next_ip(), s)),
+                    None => return unexpected(&i, &format!("the move of local {index} to its home")),
+                }
+            } else {
+                return unexpected(&i, "a move of an argument, of vmctx or of zero");
+            }
+            i = next()?;
+        }
+        if sub_rsp(&i) != Some(32) {
+            return unexpected(&i, "sub rsp, 32");
+        }
+        let body = i.next_ip();
+        let epilogue = find_epilogue(code, &preserved);
+        Ok(Shape { pushed, framed, moves, vmctx: vmctx.unwrap_or(body), body, epilogue, preserved })
+    }
+
+    /// What is true at `offset` from the function's start.
+    pub fn at(&self, offset: u64) -> Here {
+        if offset < self.pushed {
+            return Here { cfa: Cfa::Rsp(8), rbp_saved: false, stretch: Stretch::Prologue };
+        }
+        if offset < self.framed {
+            return Here { cfa: Cfa::Rsp(16), rbp_saved: true, stretch: Stretch::Prologue };
+        }
+        if offset < self.body {
+            return Here { cfa: Cfa::Rbp, rbp_saved: true, stretch: Stretch::Prologue };
+        }
+        match self.epilogue {
+            Some((_, popped, end)) if (popped..end).contains(&offset) => {
+                Here { cfa: Cfa::Rsp(8), rbp_saved: false, stretch: Stretch::Epilogue }
+            }
+            Some((reset, popped, _)) if (reset..popped).contains(&offset) => {
+                Here { cfa: Cfa::Rbp, rbp_saved: true, stretch: Stretch::Epilogue }
+            }
+            _ => Here { cfa: Cfa::Rbp, rbp_saved: true, stretch: Stretch::Body },
+        }
+    }
+
+    /// Where local `index` comes from, if the pc is in the prologue and its move home is still to come.
+    pub fn pending(&self, index: usize, offset: u64) -> Option<Source> {
+        self.moves.get(index).filter(|(end, _)| offset < *end).map(|&(_, source)| source)
+    }
+
+    /// Where vmctx is: in `rdi` until the prologue has moved it to `r15`.
+    pub fn vmctx(&self, offset: u64) -> Reg {
+        if offset < self.vmctx { Reg::RDI } else { Reg::R15 }
+    }
+
+    /// Preserved registers and their byte offsets from `rbp`.
+    pub fn preserved(&self) -> &[(Reg, i64)] {
+        &self.preserved
+    }
+
+    /// Offset of the first instruction of the body.
+    pub fn body(&self) -> u64 {
+        self.body
+    }
+}
+
+/// Where argument `index` (0-based, after vmctx) arrives (`machine.rs: get_param_location`): rdi is vmctx.
+fn argument(index: usize) -> Source {
+    const REGISTERS: [Reg; 5] = [Reg::RSI, Reg::RDX, Reg::RCX, Reg::R8, Reg::R9];
+    match REGISTERS.get(index) {
+        Some(&r) => Source::Register(r),
+        // [rbp + 16 + ...] is [CFA + ...].
+        None => Source::Argument(((index - REGISTERS.len()) * 8) as i64),
+    }
+}
+
+/// The only epilogue stands at the function's end, before a `ud2`: (after `lea rsp`, after `pop rbp`, after `ret`).
+fn find_epilogue(code: &[u8], preserved: &[(Reg, i64)]) -> Option<(u64, u64, u64)> {
+    // lea 8 + pops 2 * 5 + mov 3 + pop 2 + movq 5 + ret 1 + ud2 2 bytes, and alignment that a later backend might add.
+    let from = code.len().saturating_sub(64).max(PATCH_POINT as usize);
+    (from..code.len()).find_map(|at| {
+        let mut decoder = Decoder::with_ip(64, code.get(at..)?, at as u64, DecoderOptions::NONE);
+        let lea = decoder.decode();
+        let resets = lea.mnemonic() == Mnemonic::Lea
+            && lea.op0_register() == Register::RSP
+            && rbp_memory(&lea) == preserved.last().map(|&(_, d)| d);
+        if !resets {
+            return None;
+        }
+        for (reg, _) in preserved.iter().rev() {
+            let i = decoder.decode();
+            if i.mnemonic() != Mnemonic::Pop || gpr(i.op0_register()) != Some(*reg) {
+                return None;
+            }
+        }
+        if !is_mov_rr(&decoder.decode(), Register::RSP, Register::RBP) {
+            return None;
+        }
+        let pop = decoder.decode();
+        if !is_pop(&pop, Register::RBP) {
+            return None;
+        }
+        let mut last = decoder.decode();
+        if last.mnemonic() == Mnemonic::Movq {
+            last = decoder.decode();
+        }
+        (last.mnemonic() == Mnemonic::Ret).then(|| (lea.next_ip(), pop.next_ip(), last.next_ip()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Seven parameters and two declared locals: every kind of move. Bytes as the backend emits them.
+    fn nine_locals() -> (Vec<u8>, Vec<u64>) {
+        let instructions: &[&[u8]] = &[
+            &[0x40, 0x55],                         // push rbp
+            &[0x48, 0x89, 0xe5],                   // mov rbp, rsp
+            &[0x48, 0x81, 0xec, 0x28, 0, 0, 0],    // sub rsp, 40
+            &[0x41, 0x54],                         // push r12
+            &[0x41, 0x55],                         // push r13
+            &[0x41, 0x56],                         // push r14
+            &[0x40, 0x53],                         // push rbx
+            &[0x41, 0x57],                         // push r15
+            &[0x49, 0x89, 0xf4],                   // mov r12, rsi
+            &[0x49, 0x89, 0xd5],                   // mov r13, rdx
+            &[0x49, 0x89, 0xce],                   // mov r14, rcx
+            &[0x4c, 0x89, 0xc3],                   // mov rbx, r8
+            &[0x4c, 0x89, 0x4d, 0xf8],             // mov [rbp-8], r9
+            &[0x48, 0x8b, 0x45, 0x10],             // mov rax, [rbp+16]
+            &[0x48, 0x89, 0x45, 0xf0],             // mov [rbp-16], rax
+            &[0x48, 0x8b, 0x45, 0x18],             // mov rax, [rbp+24]
+            &[0x48, 0x89, 0x45, 0xe8],             // mov [rbp-24], rax
+            &[0x49, 0x89, 0xff],                   // mov r15, rdi
+            &[0x48, 0xc7, 0x45, 0xe0, 0, 0, 0, 0], // mov qword [rbp-32], 0
+            &[0x48, 0xc7, 0x45, 0xd8, 0, 0, 0, 0], // mov qword [rbp-40], 0
+            &[0x48, 0x81, 0xec, 0x20, 0, 0, 0],    // sub rsp, 32
+            &[0x90],                               // body
+            &[0x48, 0x8d, 0x65, 0xb0],             // lea rsp, [rbp-80]
+            &[0x41, 0x5f],                         // pop r15
+            &[0x40, 0x5b],                         // pop rbx
+            &[0x41, 0x5e],                         // pop r14
+            &[0x41, 0x5d],                         // pop r13
+            &[0x41, 0x5c],                         // pop r12
+            &[0x48, 0x89, 0xec],                   // mov rsp, rbp
+            &[0x40, 0x5d],                         // pop rbp
+            &[0x66, 0x48, 0x0f, 0x6e, 0xc0],       // movq xmm0, rax
+            &[0xc3],                               // ret
+            &[0x0f, 0x0b],                         // ud2
+        ];
+        let mut code = vec![0xe9, 0x20, 0, 0, 0];
+        code.resize(37, 0x90);
+        let mut at = Vec::new();
+        for i in instructions {
+            at.push(code.len() as u64);
+            code.extend_from_slice(i);
+        }
+        (code, at)
+    }
+
+    #[test]
+    fn every_instruction_of_prologue_and_epilogue_is_known() {
+        let (code, at) = nine_locals();
+        let s = Shape::decode(&code, 9).unwrap();
+        assert_eq!(s.body(), at[21]);
+        assert_eq!(
+            s.preserved(),
+            [(Reg::R12, -48), (Reg::R13, -56), (Reg::R14, -64), (Reg::RBX, -72), (Reg::R15, -80)]
+        );
+        let row = |o: u64| (s.at(o).cfa, s.at(o).rbp_saved, s.at(o).stretch);
+        assert_eq!(row(0), (Cfa::Rsp(8), false, Stretch::Prologue));
+        assert_eq!(row(at[0]), (Cfa::Rsp(8), false, Stretch::Prologue));
+        assert_eq!(row(at[1]), (Cfa::Rsp(16), true, Stretch::Prologue));
+        assert_eq!(row(at[2]), (Cfa::Rbp, true, Stretch::Prologue));
+        assert_eq!(row(at[20]), (Cfa::Rbp, true, Stretch::Prologue));
+        assert_eq!(row(at[21]), (Cfa::Rbp, true, Stretch::Body));
+        assert_eq!(row(at[22]), (Cfa::Rbp, true, Stretch::Body));
+        for pop in 23..=29 {
+            assert_eq!(row(at[pop]), (Cfa::Rbp, true, Stretch::Epilogue), "instruction {pop}");
+        }
+        assert_eq!(row(at[30]), (Cfa::Rsp(8), false, Stretch::Epilogue));
+        assert_eq!(row(at[31]), (Cfa::Rsp(8), false, Stretch::Epilogue));
+        assert_eq!(row(at[32]), (Cfa::Rbp, true, Stretch::Body), "ud2 behind ret is never reached by falling through");
+    }
+
+    #[test]
+    fn a_local_is_at_its_source_until_its_move_has_been_executed() {
+        let (code, at) = nine_locals();
+        let s = Shape::decode(&code, 9).unwrap();
+        assert_eq!(s.pending(0, 0), Some(Source::Register(Reg::RSI)));
+        assert_eq!(s.pending(0, at[8]), Some(Source::Register(Reg::RSI)));
+        assert_eq!(s.pending(0, at[9]), None);
+        assert_eq!(s.pending(4, at[12]), Some(Source::Register(Reg::R9)));
+        // Local 5 passes through rax: it is home only after the second move.
+        assert_eq!(s.pending(5, at[14]), Some(Source::Argument(0)));
+        assert_eq!(s.pending(5, at[15]), None);
+        assert_eq!(s.pending(6, at[16]), Some(Source::Argument(8)));
+        assert_eq!(s.pending(8, at[19]), Some(Source::Zero));
+        assert_eq!(s.pending(8, at[20]), None);
+        assert_eq!((s.vmctx(at[17]), s.vmctx(at[18])), (Reg::RDI, Reg::R15));
+    }
+
+    #[test]
+    fn another_shape_is_refused_with_the_instruction() {
+        let (code, at) = nine_locals();
+        assert!(Shape::decode(&code, 8).unwrap_err().contains("room for the locals"));
+        let mut broken = code.clone();
+        broken[at[8] as usize..at[9] as usize].copy_from_slice(&[0x49, 0x89, 0xd4]); // mov r12, rdx
+        assert!(Shape::decode(&broken, 9).unwrap_err().contains("local 0"));
+        for len in 0..code.len() {
+            let _ = Shape::decode(&code[..len], 9);
+        }
+        assert!(Shape::decode(&code[..at[15] as usize], 9).is_err());
+    }
+
+    #[test]
+    fn homes_are_fixed() {
+        assert_eq!(
+            (0..6).map(home).collect::<Vec<_>>(),
+            [
+                Home::Register(Reg::R12),
+                Home::Register(Reg::R13),
+                Home::Register(Reg::R14),
+                Home::Register(Reg::RBX),
+                Home::Frame(-8),
+                Home::Frame(-16),
+            ]
+        );
+    }
+}
