@@ -1,4 +1,4 @@
-//! Wasm runtimes. Finding one in a target ([`Provider`]) and reading its frames ([`Runtime`]) are separate jobs.
+//! Wasm runtimes. Finding them in a target ([`Provider`]) and reading its frames ([`Runtime`]) are separate jobs.
 
 pub mod singlepass;
 
@@ -97,6 +97,19 @@ pub enum Position {
     Unknown,
 }
 
+/// An operator of a `.wasm` file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OperatorPlace {
+    /// Byte offset in the file.
+    pub offset: u64,
+    /// Text form.
+    pub text: String,
+    /// Source file, from DWARF in the `.wasm`.
+    pub file: Option<String>,
+    /// Line in it.
+    pub line: Option<u32>,
+}
+
 /// What kind of runtime code a guest frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GuestKind {
@@ -121,8 +134,12 @@ pub struct GuestFrame {
     pub name: Option<(String, &'static str)>,
     /// Byte offset of the pc in the module's code.
     pub code_offset: u64,
+    /// Byte offset of the pc in the function's code.
+    pub function_offset: Option<u64>,
     /// Where in the function.
     pub position: Position,
+    /// The operator there, if the module's `.wasm` is known.
+    pub operator: Option<OperatorPlace>,
     /// Locals, or why there are none.
     pub locals: Result<Vec<Value>, Why>,
     /// Operand stack, bottom first, or why it is not known here.
@@ -150,6 +167,10 @@ pub struct GuestModule {
     pub tracked: bool,
     /// Compiler or tier ("singlepass").
     pub backend: String,
+    /// The user's `.wasm` that was matched to it.
+    pub wasm_file: Option<String>,
+    /// What is wrong with it or missing.
+    pub problem: Option<String>,
 }
 
 /// A runtime found in a target.
@@ -162,12 +183,30 @@ pub trait Runtime: Unwinder {
     fn describe(&self, at: &Cursor, memory: &dyn Memory) -> Option<GuestFrame>;
     /// Things the reader should know (routes that failed, caps reached).
     fn notes(&self) -> &[String];
+    /// What the runtime itself would report for the frames from `at` on (`state.rs: read_stack`), if it has such a thing.
+    fn image(&self, at: &Cursor, memory: &dyn Memory) -> Option<ExecutionStateImage>;
+    /// The module whose code covers `address`.
+    fn module_of(&self, address: u64) -> Option<usize>;
+    /// Whether the operand stack is known at this pc.
+    fn is_point(&self, address: u64) -> bool;
 }
 
-/// Finds a runtime in a target.
+/// What a provider may look at.
+pub struct Scene<'a> {
+    /// The process or core.
+    pub target: &'a dyn Target,
+    /// Its loaded files.
+    pub objects: &'a Objects,
+    /// Told about work that may take long.
+    pub progress: &'a dyn Progress,
+}
+
+/// Finds a runtime's modules in a target. Called again with the frames that nobody could explain, since a stack leads to
+/// its modules: behind one module's frames lies the next host frame, and perhaps the next module.
 pub trait Provider {
-    /// Runtime name.
-    fn name(&self) -> &'static str;
-    /// Looks for it. `Ok(None)`: not here.
-    fn attach(&self, target: &dyn Target) -> Result<Option<Box<dyn Runtime>>, crate::error::Error>;
+    /// Looks for modules, in particular for the ones that explain `unknown`: frames in executable memory of no file.
+    /// Returns how many were found that were not known before.
+    fn discover(&mut self, scene: &Scene<'_>, unknown: &[Cursor]) -> usize;
+    /// What has been found so far.
+    fn runtime(&self) -> &dyn Runtime;
 }

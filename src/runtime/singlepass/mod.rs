@@ -1,3 +1,71 @@
 //! The wasmer 0.x runtime with its singlepass backend.
+//!
+//! Finding modules ([`find`]: five routes, see [`anchor`]) and reading frames ([`frame`], [`code`]) are apart: a frame is read
+//! the same way however its module was found.
 
 pub mod code;
+pub mod find;
+pub mod frame;
+pub mod module;
+
+use super::{GuestFrame, GuestModule, Runtime};
+use crate::target::Memory;
+use crate::unwind::{Cursor, Next, Unwinder};
+use module::Module;
+
+/// The modules of this runtime in one target.
+#[derive(Default)]
+pub struct Singlepass {
+    modules: Vec<Module>,
+    listed: Vec<GuestModule>,
+    notes: Vec<String>,
+}
+
+impl Singlepass {
+    /// The module whose code covers `address`.
+    pub fn module_at(&self, address: u64) -> Option<(usize, &Module)> {
+        self.modules.iter().enumerate().find(|(_, m)| m.contains(address))
+    }
+
+    /// All modules.
+    pub fn code_modules(&self) -> &[Module] {
+        &self.modules
+    }
+}
+
+impl Unwinder for Singlepass {
+    fn step(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
+        let (_, module) = self.module_at(at.address.lookup())?;
+        Some(frame::step(module, at, memory))
+    }
+}
+
+impl Runtime for Singlepass {
+    fn name(&self) -> &'static str {
+        frame::RUNTIME
+    }
+
+    fn modules(&self) -> &[GuestModule] {
+        &self.listed
+    }
+
+    fn describe(&self, at: &Cursor, memory: &dyn Memory) -> Option<GuestFrame> {
+        let (index, module) = self.module_at(at.address.lookup())?;
+        frame::describe(module, index, at, memory)
+    }
+
+    fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    fn image(&self, at: &Cursor, memory: &dyn Memory) -> Option<crate::state::ExecutionStateImage> {
+        frame::image(self, at, memory)
+    }
+
+    fn is_point(&self, address: u64) -> bool {
+        self.module_at(address).is_some_and(|(_, module)| {
+            let point = usize::try_from(address - module.code.0).ok().and_then(|o| module.map.lookup(o));
+            point.is_some_and(|p| p.diff().is_some())
+        })
+    }
+}

@@ -1,0 +1,426 @@
+//! One frame of singlepass code: who called it, and what its locals and operands are.
+//!
+//! The two questions are answered apart. The caller follows from the function's shape ([`Shape`]) at *every* pc; the operand
+//! stack is known at the points of the state map only.
+
+use super::code::{self, Cfa, Here, Home, Shape, Source, Stretch};
+use super::Singlepass;
+use super::module::Module;
+use crate::arch::{CodeAddress, Reg, Registers};
+use crate::runtime::{GuestFrame, GuestKind, Place, Position, Slot, ValType, Value, Why};
+use crate::state::{
+    CodeVersion, ExecutionStateImage, FUNCTION_HEADER, FunctionStateMap, KnownRegisters, MachineState, MachineValue, Point, PointKind, ValuePlace,
+    WasmAbstractValue, read_frame, read_stack,
+};
+use crate::symbolize::wasm::PointKind as WasmPoint;
+use crate::target::Memory;
+use crate::unwind::{Cursor, Next, Trust, UnwindError};
+use std::rc::Rc;
+
+/// The runtime's name in errors and reports.
+pub const RUNTIME: &str = "wasmer-singlepass";
+
+/// Where in a module's code an address is.
+pub enum Location<'m> {
+    /// In the trampoline of this imported function.
+    Import(u32),
+    /// In a compiled function.
+    Function {
+        /// Byte offset of the function's start in the module's code.
+        start: u64,
+        /// Byte offset of the address from that start.
+        offset: u64,
+        /// The function's maps.
+        map: &'m FunctionStateMap,
+    },
+}
+
+fn bad_frame(at: &Cursor, why: impl Into<String>) -> Next {
+    Next::Lost(UnwindError::BadFrame { address: at.address.raw(), runtime: RUNTIME, why: why.into() })
+}
+
+fn register(registers: &Registers, reg: Reg) -> Result<u64, UnwindError> {
+    registers.get(reg).ok_or(UnwindError::UnknownRegister { register: reg.name() })
+}
+
+/// The frame address, or why it is not known.
+fn frame_address(registers: &Registers, cfa: Cfa) -> Result<u64, UnwindError> {
+    Ok(match cfa {
+        Cfa::Rsp(n) => register(registers, Reg::RSP)?.wrapping_add(n as u64),
+        Cfa::Rbp => register(registers, Reg::RBP)?.wrapping_add(16),
+    })
+}
+
+/// The caller of a frame in `module`.
+pub fn step(module: &Module, at: &Cursor, memory: &dyn Memory) -> Next {
+    let result = match module.locate(at.address.raw()) {
+        None => return bad_frame(at, "the address is in the module's code mapping, but in no function of its state map"),
+        Some(Location::Import(index)) => step_import(module, index, at, memory),
+        Some(Location::Function { start, offset, map }) => step_function(module, start, offset, map, at, memory),
+    };
+    match result {
+        Ok(next) => next,
+        Err(e) => Next::Lost(e),
+    }
+}
+
+/// Import trampolines load the target and jump. The ones with float arguments make room on the stack meanwhile
+/// (`codegen_x64.rs: feed_import_function`).
+fn step_import(module: &Module, index: u32, at: &Cursor, memory: &dyn Memory) -> Result<Next, UnwindError> {
+    let sp = register(&at.registers, Reg::RSP)?;
+    let depth = match module.import_stack_depth(index, at.address.raw(), memory) {
+        Ok(depth) => depth,
+        Err(why) => return Ok(bad_frame(at, why)),
+    };
+    caller(at, memory, sp.wrapping_add(8 + depth), at.registers.clone())
+}
+
+/// The caller whose return address is in the word below `cfa`.
+fn caller(at: &Cursor, memory: &dyn Memory, cfa: u64, mut registers: Registers) -> Result<Next, UnwindError> {
+    let return_address = memory.read_u64(cfa.wrapping_sub(8))?;
+    if return_address == 0 {
+        return Ok(bad_frame(at, format!("the return address at {:#x} is zero", cfa.wrapping_sub(8))));
+    }
+    registers.forget_caller_saved();
+    registers.restore(Reg::RIP, return_address, cfa.wrapping_sub(8));
+    registers.set(Reg::RSP, cfa);
+    Ok(Next::Caller(Cursor { address: CodeAddress::Return(return_address), registers }, Trust::Runtime))
+}
+
+fn step_function(
+    module: &Module,
+    start: u64,
+    offset: u64,
+    map: &FunctionStateMap,
+    at: &Cursor,
+    memory: &dyn Memory,
+) -> Result<Next, UnwindError> {
+    let shape = module.shape(start, map.locals.len(), memory);
+    let (here, preserved) = match &*shape {
+        Ok(shape) => (shape.at(offset), shape.preserved().to_vec()),
+        // Not laid out by this backend (another tier, another version). At a point the state map itself says where the
+        // preserved registers are; anywhere else nothing is known.
+        Err(why) => match Recorded::at(module, start.wrapping_add(offset)).state() {
+            Some(state) => {
+                let here = Here { cfa: Cfa::Rbp, rbp_saved: true, stretch: Stretch::Body };
+                (here, preserved_by(state, map))
+            }
+            None => return Ok(bad_frame(at, format!("{why}, and no state is recorded here"))),
+        },
+    };
+    let cfa = frame_address(&at.registers, here.cfa)?;
+    let mut registers = at.registers.clone();
+    if here.cfa == Cfa::Rbp {
+        let rbp = cfa.wrapping_sub(16);
+        let sp = register(&at.registers, Reg::RSP)?;
+        if sp > rbp {
+            return Ok(bad_frame(at, format!("rsp {sp:#x} is above rbp {rbp:#x}")));
+        }
+        for (reg, displacement) in preserved {
+            let slot = rbp.wrapping_add(displacement as u64);
+            // Below rsp the slot is not pushed yet, or popped already: the register itself holds the caller's value.
+            if slot >= sp {
+                match memory.read_u64(slot) {
+                    Ok(value) => registers.restore(reg, value, slot),
+                    Err(_) => registers.forget(reg),
+                }
+            }
+        }
+    }
+    if here.rbp_saved {
+        let slot = cfa.wrapping_sub(16);
+        match memory.read_u64(slot) {
+            Ok(value) => registers.restore(Reg::RBP, value, slot),
+            Err(_) => registers.forget(Reg::RBP),
+        }
+    }
+    caller(at, memory, cfa, registers)
+}
+
+/// The `PreserveRegister` slots of a state, as byte offsets from rbp.
+fn preserved_by(state: &MachineState, map: &FunctionStateMap) -> Vec<(Reg, i64)> {
+    let mut offset = 0i64;
+    let mut out = Vec::new();
+    for value in &state.stack_values {
+        match value {
+            MachineValue::ExplicitShadow => offset -= map.shadow_size as i64,
+            _ => offset -= 8,
+        }
+        if let MachineValue::PreserveRegister(index) = value
+            && let Some(reg) = Reg::from_index(index.0)
+        {
+            out.push((reg, offset));
+        }
+    }
+    out
+}
+
+/// What is in the frame at `at`.
+pub fn describe(module: &Module, module_index: usize, at: &Cursor, memory: &dyn Memory) -> Option<GuestFrame> {
+    let code_offset = at.address.raw().wrapping_sub(module.code.0);
+    let mut frame = GuestFrame {
+        kind: GuestKind::Wasm,
+        module: module_index,
+        function: None,
+        local_function: None,
+        name: None,
+        code_offset,
+        position: Position::Unknown,
+        locals: Err(Why("not a Wasm function".into())),
+        stack: Err(Why("not a Wasm function".into())),
+        instance: None,
+        notes: Vec::new(),
+    };
+    match module.locate(at.address.raw()) {
+        None => {
+            frame.kind = GuestKind::Trampoline;
+            frame.notes.push("in the module's code, but in no function of its state map".into());
+        }
+        Some(Location::Import(index)) => {
+            frame.kind = GuestKind::Trampoline;
+            frame.function = Some(index);
+            frame.name = module.function_name(index);
+            frame.instance = at.registers.get(Reg::R15);
+        }
+        Some(Location::Function { start, offset, map }) => {
+            let local = map.local_function_id as u32;
+            let function = module.import_count.checked_add(local);
+            frame.local_function = Some(local);
+            frame.function = function;
+            frame.name = function.and_then(|f| module.function_name(f));
+            let shape = module.shape(start, map.locals.len(), memory);
+            let recorded = Recorded::at(module, code_offset);
+            frame.position = recorded.position(module, code_offset);
+            let types = module.local_types(function, local);
+            frame.locals = match &*shape {
+                Ok(shape) => Ok(locals(shape, offset, map, at, memory, &types)),
+                Err(why) => match recorded.state() {
+                    Some(state) => Ok(point_values(state, map, at, memory, &types, &[]).0),
+                    None => Err(Why(format!("the function is not laid out as expected ({why})"))),
+                },
+            };
+            let stack_types = recorded.stack_types(module, local, &frame.position);
+            frame.stack = operands(module, map, &recorded, at, memory, &stack_types);
+            let vmctx = shape.as_ref().as_ref().map_or(Reg::R15, |s| s.vmctx(offset));
+            let returning = shape.as_ref().as_ref().is_ok_and(|s| s.at(offset).stretch == Stretch::Epilogue);
+            frame.instance = at.registers.get(vmctx).filter(|_| !returning);
+            if let Some(problem) = module.problem(start) {
+                frame.notes.push(format!("the state map of this function has an error: {problem}"));
+            }
+        }
+    }
+    Some(frame)
+}
+
+/// What the state map records at an address.
+struct Recorded<'m> {
+    point: Option<Point<'m>>,
+    state: Option<Rc<Result<MachineState, String>>>,
+}
+
+impl<'m> Recorded<'m> {
+    fn at(module: &'m Module, code_offset: u64) -> Recorded<'m> {
+        let point = usize::try_from(code_offset).ok().and_then(|o| module.map.lookup(o));
+        let state = point.as_ref().and_then(|p| module.state(p));
+        Recorded { point, state }
+    }
+
+    fn state(&self) -> Option<&MachineState> {
+        self.state.as_deref().and_then(|s| s.as_ref().ok())
+    }
+
+    fn position(&self, module: &Module, code_offset: u64) -> Position {
+        if let Some(index) = self.point.as_ref().and_then(Point::wasm_inst_offset) {
+            return if index == FUNCTION_HEADER { Position::Header } else { Position::Operator(index as u64) };
+        }
+        // Code is in the order of the operators.
+        let before = usize::try_from(code_offset).ok().and_then(|o| module.map.point_before(o));
+        match before.as_ref().and_then(Point::wasm_inst_offset) {
+            Some(index) if index != FUNCTION_HEADER => Position::After(index as u64),
+            _ => Position::Unknown,
+        }
+    }
+
+    fn stack_types(&self, module: &Module, local_function: u32, position: &Position) -> Vec<ValType> {
+        let (Position::Operator(index), Some(point), Some(wasm)) = (position, &self.point, &module.wasm) else {
+            return Vec::new();
+        };
+        let kind = match point.kind {
+            PointKind::Call => WasmPoint::Call,
+            PointKind::Trappable => WasmPoint::Trappable,
+            PointKind::Loop => WasmPoint::Loop,
+        };
+        wasm.stack_types_at(local_function, *index, kind).unwrap_or_default()
+    }
+}
+
+fn in_register(registers: &Registers, reg: Reg) -> Slot {
+    match registers.get(reg) {
+        Some(bits) => Slot::Known { bits, place: Place::Register { reg, saved_at: registers.saved_at(reg) } },
+        None => Slot::Unknown(Why(format!("{reg} was not preserved by the frames above"))),
+    }
+}
+
+fn in_memory(memory: &dyn Memory, base: Reg, base_value: u64, offset: i64) -> Slot {
+    let address = base_value.wrapping_add(offset as u64);
+    match memory.read_u64(address) {
+        Ok(bits) => Slot::Known { bits, place: Place::Memory { base, offset, address } },
+        Err(e) => Slot::Unknown(Why(e.to_string())),
+    }
+}
+
+/// Every local at its fixed home, or where the prologue still has it.
+fn locals(
+    shape: &Shape,
+    offset: u64,
+    map: &FunctionStateMap,
+    at: &Cursor,
+    memory: &dyn Memory,
+    types: &[ValType],
+) -> Vec<Value> {
+    let here = shape.at(offset);
+    let registers = &at.registers;
+    let cfa = frame_address(registers, here.cfa);
+    let slot = |index: usize| -> Slot {
+        if let Some(WasmAbstractValue::Const(bits)) = map.locals.get(index) {
+            return Slot::Known { bits: *bits, place: Place::Constant };
+        }
+        let cfa = match &cfa {
+            Ok(cfa) => *cfa,
+            Err(e) => return Slot::Unknown(Why(e.to_string())),
+        };
+        match shape.pending(index, offset) {
+            Some(Source::Register(reg)) => return in_register(registers, reg),
+            Some(Source::Argument(displacement)) => {
+                return in_memory(memory, Reg::RBP, cfa.wrapping_sub(16), displacement + 16);
+            }
+            Some(Source::Zero) => return Slot::Known { bits: 0, place: Place::Constant },
+            None => {}
+        }
+        let rbp = cfa.wrapping_sub(16);
+        if here.stretch == Stretch::Epilogue {
+            let kept = match code::home(index) {
+                Home::Register(reg) => shape.preserved().iter().find(|(r, _)| *r == reg).map(|&(_, d)| d),
+                Home::Frame(d) => Some(d),
+            };
+            let held = match (here.cfa, kept, registers.sp()) {
+                (Cfa::Rbp, Some(d), Some(sp)) => rbp.wrapping_add(d as u64) >= sp,
+                _ => false,
+            };
+            if !held {
+                return Slot::Unknown(Why("the function is returning: its frame is gone".into()));
+            }
+        }
+        match code::home(index) {
+            Home::Register(reg) => in_register(registers, reg),
+            Home::Frame(d) => in_memory(memory, Reg::RBP, rbp, d),
+        }
+    };
+    (0..map.locals.len().min(crate::limits::MAX_SLOTS))
+        .map(|i| Value { ty: types.get(i).copied(), slot: slot(i) })
+        .collect()
+}
+
+/// The operand stack at a point, or why it is not known.
+fn operands(
+    module: &Module,
+    map: &FunctionStateMap,
+    recorded: &Recorded<'_>,
+    at: &Cursor,
+    memory: &dyn Memory,
+    types: &[ValType],
+) -> Result<Vec<Value>, Why> {
+    let why = |text: &str| Err(Why(text.into()));
+    match recorded.state.as_deref() {
+        Some(Ok(state)) => {
+            let (_, stack, bottom) = point_values(state, map, at, memory, &[], types);
+            // The state says how deep the frame is; so do the registers. If they differ, one of them is not of this frame.
+            match (at.registers.get(Reg::RBP), bottom) {
+                (Some(rbp), Some(bottom)) if rbp == bottom => Ok(stack),
+                (Some(rbp), Some(bottom)) => Err(Why(format!(
+                    "the recorded state ends at {bottom:#x}, the frame at rbp {rbp:#x}: they do not belong together"
+                ))),
+                (None, _) => why("rbp is not known"),
+                (_, None) => why("the recorded state does not fit any frame"),
+            }
+        }
+        Some(Err(e)) => Err(Why(format!("the recorded state is broken: {e}"))),
+        None if !module.tracked => why("the module was compiled without track_state"),
+        None if at.address.is_return() => why("no state is recorded for this call"),
+        None => why("no state is recorded at this instruction (--settle steps to the next one)"),
+    }
+}
+
+/// Locals and operands by the state map alone (`state.rs: read_stack`), and where the frame's saved rbp must be.
+fn point_values(
+    state: &MachineState,
+    map: &FunctionStateMap,
+    at: &Cursor,
+    memory: &dyn Memory,
+    local_types: &[ValType],
+    stack_types: &[ValType],
+) -> (Vec<Value>, Vec<Value>, Option<u64>) {
+    let registers = &at.registers;
+    let Some(sp) = registers.sp() else { return (Vec::new(), Vec::new(), None) };
+    let known = KnownRegisters(registers.state_map_values());
+    let mut word = |address: u64| memory.read_u64(address).ok();
+    let Ok(read) = read_frame(map, state, sp, known, &mut word) else { return (Vec::new(), Vec::new(), None) };
+    let value = |bits: Option<u64>, place: &ValuePlace, ty: Option<ValType>| -> Value {
+        let at_address = |address: u64| Place::Memory {
+            base: Reg::RSP,
+            offset: address.wrapping_sub(sp) as i64,
+            address,
+        };
+        let place = match place {
+            ValuePlace::Register(index) => match Reg::from_index(*index) {
+                Some(reg) => Ok(Place::Register { reg, saved_at: registers.saved_at(reg) }),
+                None => Err("no such register".to_string()),
+            },
+            ValuePlace::Stack { address } | ValuePlace::HalfStack { address, .. } | ValuePlace::PrevFrame { address } => {
+                Ok(at_address(*address))
+            }
+            ValuePlace::Constant => Ok(Place::Constant),
+            ValuePlace::Missing(why) => Err(why.to_string()),
+        };
+        let slot = match (bits, place) {
+            (Some(bits), Ok(place)) => Slot::Known { bits, place },
+            (_, Err(why)) => Slot::Unknown(Why(why)),
+            (None, Ok(_)) => Slot::Unknown(Why("not readable".into())),
+        };
+        Value { ty, slot }
+    };
+    let locals = read.dump.locals.iter().zip(&read.locals).enumerate();
+    let stack = read.dump.stack.iter().zip(&read.stack).enumerate();
+    (
+        locals.map(|(i, (bits, place))| value(*bits, place, local_types.get(i).copied())).collect(),
+        stack
+            .map(|(i, (bits, place))| {
+                let ty = (stack_types.len() == read.dump.stack.len()).then(|| stack_types[i]);
+                value(*bits, place, ty)
+            })
+            .collect(),
+        Some(read.saved_rbp_at),
+    )
+}
+
+/// What the runtime's own `read_stack` reports for the Wasm frames from `at` on.
+///
+/// The runtime asks the versions of one thread; here all modules are asked. Where an optimized frame of another backend
+/// calls baseline code the boundary's registers are taken from the thread's `BOUNDARY_REGISTER_PRESERVATION`, if known.
+pub fn image(runtime: &Singlepass, at: &Cursor, memory: &dyn Memory) -> Option<ExecutionStateImage> {
+    let sp = at.registers.sp()?;
+    let versions: Vec<CodeVersion> = runtime
+        .code_modules()
+        .iter()
+        .map(|m| CodeVersion {
+            baseline: m.baseline.unwrap_or(true),
+            msm: m.map.clone(),
+            base: m.code.0 as usize,
+            backend: m.backend.clone(),
+        })
+        .collect();
+    let mut word = |address: u64| memory.read_u64(address).ok();
+    let registers = at.registers.state_map_values();
+    let (image, _) = read_stack(&versions, sp, registers, Some(at.address.raw()), None, None, &mut word);
+    Some(image)
+}

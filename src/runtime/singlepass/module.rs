@@ -1,0 +1,209 @@
+//! A compiled module found in a target: its code, its maps and what is known about its functions.
+
+use super::code::{PATCHED_ENTRY, Shape};
+use super::frame::Location;
+use crate::runtime::ValType;
+use crate::state::map::{Point, PointKind};
+use crate::state::model::{MachineState, ModuleStateMap};
+use crate::symbolize::wasm::WasmModule;
+use crate::target::Memory;
+use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// What is known about a module's functions without the user's `.wasm`: from `ModuleInfo` in memory or in an artifact.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Names {
+    /// Names by function index, with where they come from.
+    pub functions: BTreeMap<u32, (String, &'static str)>,
+    /// Signatures by function index: parameters, results.
+    pub signatures: BTreeMap<u32, (Vec<ValType>, Vec<ValType>)>,
+    /// Name of the module.
+    pub module: Option<String>,
+}
+
+/// A module.
+pub struct Module {
+    /// Its code: first address, one past the last.
+    pub code: (u64, u64),
+    /// Its state map.
+    pub map: Arc<ModuleStateMap>,
+    /// Errors of functions' maps, by code offset.
+    pub problems: BTreeMap<usize, String>,
+    /// Code offsets of all functions, imports' trampolines first.
+    pub function_offsets: Vec<u64>,
+    /// Number of imported functions.
+    pub import_count: u32,
+    /// Whether operand stacks were recorded.
+    pub tracked: bool,
+    /// Whether this is a baseline tier; `None` if nobody says.
+    pub baseline: Option<bool>,
+    /// Compiler or tier, as the runtime calls it.
+    pub backend: String,
+    /// Names and signatures found in the target.
+    pub names: Names,
+    /// The user's `.wasm`, checked against the map.
+    pub wasm: Option<Rc<WasmModule>>,
+    /// The code as the cached image has it, for cores that lack the mapping.
+    pub image_code: Option<Rc<[u8]>>,
+    shapes: RefCell<HashMap<u64, Rc<Result<Shape, String>>>>,
+    states: RefCell<HashMap<usize, Rc<Result<MachineState, String>>>>,
+}
+
+/// A module's function whose entry was redirected to another tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patched {
+    /// Function index among the defined ones.
+    pub local_function: u32,
+    /// Where its entry jumps to.
+    pub target: u64,
+}
+
+impl Module {
+    /// A module with this map at this place.
+    pub fn new(
+        code: (u64, u64),
+        map: Arc<ModuleStateMap>,
+        problems: BTreeMap<usize, String>,
+        function_offsets: Vec<u64>,
+        import_count: u32,
+    ) -> Module {
+        // begin_body records diff 0 even without track_state, but the points then name no diff (`get_state_diff`).
+        let points = map.local_functions.values().flat_map(|f| {
+            PointKind::ORDER.into_iter().flat_map(move |kind| f.table(kind).values().map(|info| info.diff_id))
+        });
+        let tracked = points.take(1).all(|diff| diff != usize::MAX);
+        Module {
+            code,
+            map,
+            problems,
+            function_offsets,
+            import_count,
+            tracked,
+            baseline: None,
+            backend: "singlepass".into(),
+            names: Names::default(),
+            wasm: None,
+            image_code: None,
+            shapes: RefCell::default(),
+            states: RefCell::default(),
+        }
+    }
+
+    /// Whether `address` is in the module's code.
+    pub fn contains(&self, address: u64) -> bool {
+        self.code.0 <= address && address < self.code.1
+    }
+
+    /// What is at `address`.
+    pub fn locate(&self, address: u64) -> Option<Location<'_>> {
+        let offset = address.checked_sub(self.code.0)?;
+        if offset >= self.map.total_size as u64 {
+            return None;
+        }
+        if let Some((start, map)) = self.map.function_at(offset as usize) {
+            let start = *start as u64;
+            return Some(Location::Function { start, offset: offset - start, map });
+        }
+        let imports = self.function_offsets.get(..self.import_count as usize)?;
+        let index = imports.iter().rposition(|&o| o <= offset)?;
+        Some(Location::Import(index as u32))
+    }
+
+    fn code_bytes(&self, start: u64, end: u64, memory: &dyn Memory) -> Result<Vec<u8>, String> {
+        let len = end.saturating_sub(start).min(crate::limits::MAX_IMAGE_BYTES) as usize;
+        memory.read_vec(self.code.0.wrapping_add(start), len).or_else(|e| {
+            let copy = self.image_code.as_ref().and_then(|c| c.get(start as usize..)?.get(..len));
+            copy.map(<[u8]>::to_vec).ok_or_else(|| e.to_string())
+        })
+    }
+
+    /// The shape of the function that starts at code offset `start`.
+    pub fn shape(&self, start: u64, locals: usize, memory: &dyn Memory) -> Rc<Result<Shape, String>> {
+        if let Some(shape) = self.shapes.borrow().get(&start) {
+            return shape.clone();
+        }
+        let end = self.map.function_end(start as usize) as u64;
+        let code = self.code_bytes(start, end, memory);
+        let shape = Rc::new(code.and_then(|code| Shape::decode(&code, locals)));
+        self.shapes.borrow_mut().insert(start, shape.clone());
+        shape
+    }
+
+    /// Bytes that the import trampoline `index` has taken off `rsp` when the pc is at `address`.
+    pub fn import_stack_depth(&self, index: u32, address: u64, memory: &dyn Memory) -> Result<u64, String> {
+        let no_function = || format!("import {index} has no trampoline");
+        let start = *self.function_offsets.get(index as usize).ok_or_else(no_function)?;
+        let end = *self.function_offsets.get(index as usize + 1).ok_or_else(no_function)?;
+        let code = self.code_bytes(start, end, memory)?;
+        let at = address.wrapping_sub(self.code.0).wrapping_sub(start);
+        let mut depth = 0i64;
+        let mut decoder = Decoder::with_ip(64, &code, 0, DecoderOptions::NONE);
+        while decoder.can_decode() {
+            let i = decoder.decode();
+            if i.ip() >= at || i.is_invalid() {
+                break;
+            }
+            if i.op0_kind() == OpKind::Register && i.op0_register() == Register::RSP {
+                match (i.mnemonic(), i.try_immediate(1)) {
+                    (Mnemonic::Sub, Ok(n)) => depth += n as i64,
+                    (Mnemonic::Add, Ok(n)) => depth -= n as i64,
+                    _ => return Err("the import trampoline is not as the backend lays it out".into()),
+                }
+            }
+        }
+        u64::try_from(depth).ok().filter(|d| *d <= 0x28).ok_or_else(|| "the import trampoline moves rsp up".into())
+    }
+
+    /// The state recorded at `point`, or why it is unusable; `None` where the compiler did not track state.
+    pub fn state(&self, point: &Point<'_>) -> Option<Rc<Result<MachineState, String>>> {
+        // Deep recursion returns to the same few places, and a state is the replay of a chain of diffs.
+        let key = point.info as *const _ as usize;
+        if let Some(state) = self.states.borrow().get(&key) {
+            return Some(state.clone());
+        }
+        let state = Rc::new(point.state()?.map_err(|e| e.to_string()));
+        self.states.borrow_mut().insert(key, state.clone());
+        Some(state)
+    }
+
+    /// Best name of a function and where it comes from.
+    pub fn function_name(&self, function: u32) -> Option<(String, &'static str)> {
+        let from_wasm = self.wasm.as_ref().and_then(|w| w.function_name(function));
+        from_wasm.or_else(|| self.names.functions.get(&function).cloned())
+    }
+
+    /// Types of the locals as far as they are known: all of them from the `.wasm`, the parameters from the signature.
+    pub fn local_types(&self, function: Option<u32>, local_function: u32) -> Vec<ValType> {
+        if let Some(types) = self.wasm.as_ref().and_then(|w| w.local_types(local_function)) {
+            return types.to_vec();
+        }
+        function.and_then(|f| self.names.signatures.get(&f)).map(|(params, _)| params.clone()).unwrap_or_default()
+    }
+
+    /// The error of the state map of the function at code offset `start`.
+    pub fn problem(&self, start: u64) -> Option<&str> {
+        self.problems.get(&(start as usize)).map(String::as_str)
+    }
+
+    /// Functions whose entry has been redirected (`patch_local_function`).
+    pub fn patched(&self, memory: &dyn Memory) -> Vec<Patched> {
+        let entry = |start: u64| -> Option<u64> {
+            let mut b = [0; PATCHED_ENTRY];
+            memory.read(self.code.0 + start, &mut b).ok()?;
+            let shaped = b[..2] == [0x48, 0xb8] && b[10..12] == [0x49, 0xbb] && b[20..] == [0x41, 0xff, 0xe3];
+            let target = b[2..10].try_into().ok().map(u64::from_le_bytes)?;
+            shaped.then_some(target)
+        };
+        self.map
+            .local_functions
+            .iter()
+            .filter_map(|(start, map)| {
+                let target = entry(*start as u64)?;
+                Some(Patched { local_function: map.local_function_id as u32, target })
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,537 @@
+//! One question answered: a target in, a [`Report`] out.
+
+use crate::arch::{CodeAddress, Registers};
+use crate::error::Error;
+use crate::limits;
+use crate::progress::{self, Progress};
+use crate::report::{self, Frame, FrameKind, Function, Hex, OpPosition, Report, WasmPlace};
+use crate::runtime::singlepass::find::{SinglepassProvider, FindOptions};
+use crate::runtime::{GuestFrame, GuestKind, Position, Provider, Runtime, Scene};
+use crate::symbolize::native::NativeSymbolizer;
+use crate::target::core::CoreTarget;
+use crate::target::live::{CaptureOptions, LiveTarget};
+use crate::target::objects::{Objects, SearchPaths};
+use crate::target::{Target, Thread};
+use crate::unwind::cfi::CfiUnwinder;
+use crate::unwind::frame_pointer::FramePointerUnwinder;
+use crate::unwind::recognised::RecognisedUnwinder;
+use crate::unwind::{Cursor, End, Stack, Unwinder, walk};
+use std::path::PathBuf;
+
+/// What to look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A process, by id.
+    Pid(u32),
+    /// A core file.
+    Core {
+        /// The core.
+        core: PathBuf,
+        /// The executable that wrote it, if the user names it.
+        executable: Option<PathBuf>,
+    },
+}
+
+/// A way to find a runtime's modules in a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Route {
+    /// From the context register of a running Wasm function.
+    Vmctx,
+    /// A search of the heap for the module's cache image.
+    Heap,
+    /// The runtime's thread-local variables.
+    Tls,
+    /// What the host published.
+    Descriptor,
+    /// A cached artifact file.
+    Artifact,
+}
+
+/// A question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The target.
+    pub source: Source,
+    /// Only these threads (kernel thread ids); empty: all.
+    pub threads: Vec<u32>,
+    /// Only the first of the threads that are left.
+    pub first_thread_only: bool,
+    /// Frames per thread; `None`: as many as there are, up to [`crate::limits::MAX_FRAMES`].
+    pub limit: Option<usize>,
+    /// `.wasm` files the modules may come from.
+    pub wasm: Vec<PathBuf>,
+    /// Cached artifact files.
+    pub artifacts: Vec<PathBuf>,
+    /// Only these routes; empty: all.
+    pub routes: Vec<Route>,
+    /// Step the selected thread of a live process to the next point at which the operand stack is known.
+    pub settle: bool,
+    /// Directory under which the target's files are looked for first.
+    pub sysroot: Option<PathBuf>,
+    /// Directories of separate debug files.
+    pub debug_dirs: Vec<PathBuf>,
+    /// Whether locals and operand stacks are wanted at all.
+    pub values: bool,
+    /// Whether [`Outcome::classic`] and [`Outcome::image`] are wanted.
+    pub image: bool,
+    /// Report registers too, and tell what is being done.
+    pub verbose: bool,
+}
+
+impl Options {
+    /// The plain question about `source`.
+    pub fn new(source: Source) -> Options {
+        Options {
+            source,
+            threads: Vec::new(),
+            first_thread_only: false,
+            limit: None,
+            wasm: Vec::new(),
+            artifacts: Vec::new(),
+            routes: Vec::new(),
+            settle: false,
+            sysroot: None,
+            debug_dirs: Vec::new(),
+            values: true,
+            image: false,
+            verbose: false,
+        }
+    }
+}
+
+/// An answer.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// What was found.
+    pub report: Report,
+    /// The selected thread's Wasm frames as the runtime itself prints them, if asked for and there are any.
+    pub classic: Option<String>,
+    /// The selected thread's `ExecutionStateImage` in bincode, if asked for and there is one.
+    pub image: Option<Vec<u8>>,
+}
+
+/// Answers a question.
+pub fn run(options: &Options) -> Result<Outcome, Error> {
+    let search = SearchPaths {
+        executable: match &options.source {
+            Source::Core { executable, .. } => executable.clone(),
+            Source::Pid(_) => None,
+        },
+        sysroot: options.sysroot.clone(),
+        debug_dirs: options.debug_dirs.clone(),
+    };
+    let progress = progress::stderr(options.verbose);
+    let mut provider = SinglepassProvider::new(FindOptions::read(options)?);
+    let outcome = match &options.source {
+        Source::Pid(pid) => {
+            let target = LiveTarget::capture(*pid, &CaptureOptions::default())?;
+            if options.settle {
+                settle(target, options, &search, &mut provider, &progress)
+            } else {
+                analyse(&target, options, &search, &mut provider, &progress)
+            }
+        }
+        Source::Core { core, .. } => {
+            let target = CoreTarget::open(core, &search)?;
+            analyse(&target, options, &search, &mut provider, &progress)
+        }
+    };
+    progress.finish();
+    outcome
+}
+
+/// Rounds of "walk, look for modules that explain unknown frames, walk again". A stack of host and Wasm in turns needs one
+/// per module, and modules are few.
+const MAX_ROUNDS: usize = 64;
+
+/// Everything that unwinds native code.
+struct Native<'a> {
+    objects: &'a Objects,
+    cfi: CfiUnwinder<'a>,
+    recognised: RecognisedUnwinder,
+    frame_pointer: FramePointerUnwinder,
+}
+
+impl<'a> Native<'a> {
+    fn new(target: &dyn Target, objects: &'a Objects) -> Native<'a> {
+        Native {
+            objects,
+            cfi: CfiUnwinder::new(objects),
+            recognised: RecognisedUnwinder::new(),
+            frame_pointer: FramePointerUnwinder::new(target.mappings()),
+        }
+    }
+}
+
+fn start(thread: &Thread) -> Option<Cursor> {
+    let pc = thread.registers.pc()?;
+    thread.registers.sp()?;
+    Some(Cursor { address: CodeAddress::Exact(pc), registers: thread.registers.clone() })
+}
+
+/// Whether nobody can say what the code at `at` is: executable, of no file, of no known module, not recognised.
+fn is_unknown(at: &Cursor, target: &dyn Target, native: &Native<'_>, runtime: &dyn Runtime) -> bool {
+    let anonymous = |address: u64| target.mapping_at(address).is_some_and(|m| m.execute && m.is_anonymous());
+    anonymous(at.address.lookup())
+        && native.objects.find(at.address.lookup()).is_none()
+        && runtime.module_of(at.address.lookup()).is_none()
+        && native.recognised.stub_name(at, target).is_none()
+}
+
+/// Walks the chosen threads until no unknown code is left or nothing more is found.
+fn walk_all(
+    target: &dyn Target,
+    threads: &[&Thread],
+    native: &Native<'_>,
+    scene: &Scene<'_>,
+    provider: &mut dyn Provider,
+    limit: usize,
+) -> Vec<Option<Stack>> {
+    let mut stacks: Vec<Option<Stack>> = vec![None; threads.len()];
+    let mut again: Vec<usize> = (0..threads.len()).collect();
+    for round in 0..MAX_ROUNDS {
+        let runtime = provider.runtime();
+        let mut unknown: Vec<Cursor> = Vec::new();
+        let mut incomplete = Vec::new();
+        for &i in &again {
+            let Some(start) = start(threads[i]) else { continue };
+            let unwinders: [&dyn Unwinder; 4] =
+                [&AsUnwinder(runtime), &native.cfi, &native.recognised, &native.frame_pointer];
+            let stack = walk(start, &unwinders, target, limit);
+            let before = unknown.len();
+            let candidates = stack.frames.iter().map(|f| &f.cursor);
+            unknown.extend(candidates.filter(|c| is_unknown(c, target, native, runtime)).take(MAX_ROUNDS).cloned());
+            if unknown.len() > before {
+                incomplete.push(i);
+            }
+            stacks[i] = Some(stack);
+        }
+        // The first round looks even where no frame needs it: the modules of an idle process are worth a line.
+        if unknown.is_empty() && round > 0 {
+            break;
+        }
+        if provider.discover(scene, &unknown) == 0 {
+            break;
+        }
+        again = incomplete;
+        if again.is_empty() {
+            break;
+        }
+    }
+    stacks
+}
+
+/// A runtime as an unwinder (upcasting a trait object reference).
+struct AsUnwinder<'a>(&'a dyn Runtime);
+
+impl Unwinder for AsUnwinder<'_> {
+    fn step(&self, at: &Cursor, memory: &dyn crate::target::Memory) -> Option<crate::unwind::Next> {
+        self.0.step(at, memory)
+    }
+}
+
+fn choose<'t>(target: &'t dyn Target, options: &Options) -> Result<Vec<&'t Thread>, Error> {
+    let wanted = |t: &&Thread| options.threads.is_empty() || options.threads.contains(&t.id.0);
+    let mut threads: Vec<&Thread> = target.threads().iter().filter(wanted).take(limits::MAX_THREADS).collect();
+    if let Some(missing) = options.threads.iter().find(|id| !threads.iter().any(|t| t.id.0 == **id)) {
+        let ids: Vec<String> = target.threads().iter().take(20).map(|t| t.id.0.to_string()).collect();
+        return Err(Error::NotFound {
+            what: format!("{} has no thread {missing}; its threads: {}", target.description(), ids.join(", ")),
+        });
+    }
+    if options.first_thread_only {
+        threads.truncate(1);
+    }
+    Ok(threads)
+}
+
+fn analyse(
+    target: &dyn Target,
+    options: &Options,
+    search: &SearchPaths,
+    provider: &mut SinglepassProvider,
+    progress: &dyn Progress,
+) -> Result<Outcome, Error> {
+    let objects = Objects::load(target, search);
+    let native = Native::new(target, &objects);
+    let scene = Scene { target, objects: &objects, progress };
+    let threads = choose(target, options)?;
+    let limit = options.limit.unwrap_or(limits::MAX_FRAMES).min(limits::MAX_FRAMES);
+    let stacks = walk_all(target, &threads, &native, &scene, provider, limit);
+    provider.match_files(&scene)?;
+    progress.finish();
+
+    let runtime = provider.runtime();
+    let symbolizer = NativeSymbolizer::new(&objects);
+    let view = View { target, objects: &objects, native: &native, runtime, symbolizer: &symbolizer, options, limit };
+    let mut report = view.head();
+    for (thread, stack) in threads.iter().zip(&stacks) {
+        report.threads.push(view.thread(thread, stack.as_ref()));
+    }
+    let (classic, image) = if options.image { image_of(&view, &threads, &stacks)? } else { (None, None) };
+    Ok(Outcome { report, classic, image })
+}
+
+/// The image of the chosen thread, or of the only thread that runs Wasm.
+fn image_of(
+    view: &View<'_>,
+    threads: &[&Thread],
+    stacks: &[Option<Stack>],
+) -> Result<(Option<String>, Option<Vec<u8>>), Error> {
+    let memory = view.target;
+    let mut found = Vec::new();
+    for (thread, stack) in threads.iter().zip(stacks) {
+        let frames = stack.iter().flat_map(|s| &s.frames).map(|f| &f.cursor);
+        let first = frames.into_iter().find_map(|c| {
+            let frame = view.runtime.describe(c, memory)?;
+            (frame.kind == GuestKind::Wasm).then_some((c, frame))
+        });
+        if let Some((cursor, frame)) = first {
+            found.push((thread.id.0, cursor, frame));
+        }
+    }
+    let (tid, cursor, frame) = match found.as_slice() {
+        [] => {
+            let what = "no thread that was looked at has a Wasm frame, so there is no image; try: wstate doctor PID";
+            return Err(Error::NotFound { what: what.into() });
+        }
+        [one] => one,
+        more => {
+            let ids: Vec<String> = more.iter().map(|(tid, _, _)| tid.to_string()).collect();
+            return Err(Error::NotFound {
+                what: format!("several threads run Wasm ({}); choose one with --thread TID", ids.join(", ")),
+            });
+        }
+    };
+    let image = view.runtime.image(cursor, memory).unwrap_or_default();
+    if image.frames.is_empty() {
+        let why = frame.stack.as_ref().err().map_or("the runtime has no state here", |w| w.0.as_str());
+        let next = if frame.stack.is_err() && !cursor.address.is_return() { "; try --settle" } else { "" };
+        return Err(Error::NotFound {
+            what: format!("thread {tid} has no image at {:#x}: {why}{next}", cursor.address.raw()),
+        });
+    }
+    let bytes = crate::state::codec::encode_bincode(&image)
+        .map_err(|e| Error::NotFound { what: format!("the image of thread {tid} cannot be encoded: {e}") })?;
+    Ok((Some(image.output()), Some(bytes)))
+}
+
+/// Turns stacks into the report.
+struct View<'a> {
+    target: &'a dyn Target,
+    objects: &'a Objects,
+    native: &'a Native<'a>,
+    runtime: &'a dyn Runtime,
+    symbolizer: &'a NativeSymbolizer<'a>,
+    options: &'a Options,
+    limit: usize,
+}
+
+impl View<'_> {
+    fn head(&self) -> Report {
+        let target = self.target;
+        let path = match &self.options.source {
+            Source::Core { core, .. } => Some(core.display().to_string()),
+            Source::Pid(_) => None,
+        };
+        let mut report = Report::new(report::Target {
+            kind: match &self.options.source {
+                Source::Core { .. } => report::TargetKind::Core,
+                Source::Pid(_) => report::TargetKind::Process,
+            },
+            pid: target.pid(),
+            executable: target.executable().map(|p| p.display().to_string()),
+            description: Some(target.description()),
+            path,
+            signal: target.threads().first().and_then(|t| t.signal),
+        });
+        if !self.runtime.modules().is_empty() {
+            let modules = self.runtime.modules().iter().enumerate();
+            report.runtimes.push(report::Runtime {
+                name: self.runtime.name().to_string(),
+                modules: modules.map(|(i, m)| m.report(i as u32)).collect(),
+            });
+        }
+        report.objects_problems = self.objects.iter().filter_map(|o| o.problem.clone()).collect();
+        report.notes = target.notes().to_vec();
+        report.notes.extend(self.runtime.notes().iter().cloned());
+        report
+    }
+
+    fn thread(&self, thread: &Thread, stack: Option<&Stack>) -> report::Thread {
+        let mut out = report::Thread {
+            tid: Some(thread.id.0),
+            name: thread.name.clone(),
+            frames: Vec::new(),
+            end: Some(report::End::no_registers(thread.problem.as_deref())),
+            signal: thread.signal,
+            notes: thread.problem.clone().filter(|_| stack.is_some()).into_iter().collect(),
+        };
+        let Some(stack) = stack else { return out };
+        for frame in &stack.frames {
+            self.frame(frame, &mut out.frames);
+        }
+        out.end = Some((&stack.end).into());
+        if out.frames.len() > self.limit {
+            out.frames.truncate(self.limit);
+            out.end = Some((&End::Limit(self.limit)).into());
+        }
+        out
+    }
+
+    /// The frames that a reader sees for one physical frame: itself, and before it what was inlined into it.
+    fn frame(&self, frame: &crate::unwind::Frame, out: &mut Vec<Frame>) {
+        let at = &frame.cursor;
+        let pc = at.address.raw();
+        let mut base = Frame::new(out.len() as u32, pc, FrameKind::Unknown);
+        base.trust = Some(frame.trust.into());
+        if self.options.verbose {
+            base.registers = Some(report::values::registers(&at.registers));
+        }
+        if let Some(guest) = self.runtime.describe(at, self.target) {
+            out.push(self.guest(base, &guest));
+            return;
+        }
+        if let Some(object) = self.objects.find(at.address.lookup()) {
+            base.kind = FrameKind::Native;
+            base.module = Some(object.name());
+            base.module_offset = Some(Hex(pc.wrapping_sub(object.range.0)));
+        } else if let Some(mapping) = self.target.mapping_at(at.address.lookup()) {
+            base.module = mapping.path.as_ref().map(|p| p.display().to_string());
+            base.notes.push(if mapping.execute {
+                "executable memory of no file, and of no runtime that wstate knows".to_string()
+            } else {
+                "not executable memory: the stack is damaged, or the frame before is wrong".to_string()
+            });
+        } else {
+            base.notes.push("no memory is mapped here: the stack is damaged, or the frame before is wrong".to_string());
+        }
+        if let Some(stub) = self.native.recognised.stub_name(at, self.target) {
+            base.kind = FrameKind::Trampoline;
+            base.notes.clear();
+            base.function = Some(Function {
+                name: Some(stub.to_string()),
+                name_source: Some("recognised code".to_string()),
+                ..Function::default()
+            });
+            out.push(base);
+            return;
+        }
+        let symbols = self.symbolizer.symbolize(at.address);
+        if symbols.is_empty() {
+            out.push(base);
+            return;
+        }
+        for symbol in symbols {
+            let mut one = base.clone();
+            one.index = Some(out.len() as u32);
+            one.function = Some(Function {
+                name: symbol.name,
+                name_source: Some(if symbol.line.is_some() || symbol.inlined { "dwarf" } else { "symbol" }.to_string()),
+                offset: symbol.offset.map(Hex),
+                file: symbol.file,
+                line: symbol.line,
+                inlined: Some(symbol.inlined),
+                ..Function::default()
+            });
+            out.push(one);
+        }
+    }
+
+    fn guest(&self, mut base: Frame, guest: &GuestFrame) -> Frame {
+        base.kind = match guest.kind {
+            GuestKind::Wasm => FrameKind::Wasm,
+            GuestKind::Trampoline => FrameKind::Trampoline,
+        };
+        base.module = self.runtime.modules().get(guest.module).map(|m| m.name.clone());
+        base.module_offset = Some(Hex(guest.code_offset));
+        let (name, name_source) = match &guest.name {
+            Some((name, source)) => (Some(name.clone()), Some(source.to_string())),
+            None => (None, None),
+        };
+        base.function = Some(Function {
+            name,
+            name_source,
+            index: guest.function,
+            local_index: guest.local_function,
+            offset: guest.function_offset.map(Hex),
+            ..Function::default()
+        });
+        base.instance = guest.instance.map(Hex);
+        base.notes.extend(guest.notes.iter().cloned());
+        if guest.kind == GuestKind::Trampoline {
+            return base;
+        }
+        let (op_index, op_position) = OpPosition::of(guest.position);
+        let mut place = WasmPlace {
+            module_index: Some(guest.module as u32),
+            op_index,
+            op_position,
+            offset: None,
+            op: None,
+            file: None,
+            line: None,
+        };
+        if let Some(operator) = &guest.operator {
+            place.offset = Some(Hex(operator.offset));
+            // Behind a point the pc may be at any later operator.
+            place.op = matches!(guest.position, Position::Operator(_)).then(|| operator.text.clone());
+            place.file = operator.file.clone();
+            place.line = operator.line;
+        }
+        base.wasm = Some(place);
+        if self.options.values {
+            (base.locals, base.locals_why) = report::Value::list(&guest.locals);
+            (base.stack, base.stack_why) = report::Value::list(&guest.stack);
+        }
+        base
+    }
+}
+
+/// Steps the chosen thread to the next point at which its operand stack is known, then looks again.
+fn settle(
+    first: LiveTarget,
+    options: &Options,
+    search: &SearchPaths,
+    provider: &mut SinglepassProvider,
+    progress: &dyn Progress,
+) -> Result<Outcome, Error> {
+    // The modules must be known before stepping: the points are theirs.
+    let objects = Objects::load(&first, search);
+    let native = Native::new(&first, &objects);
+    let scene = Scene { target: &first, objects: &objects, progress };
+    let threads = choose(&first, options)?;
+    let stacks = walk_all(&first, &threads, &native, &scene, provider, 1);
+    let in_wasm: Vec<&Thread> = threads
+        .iter()
+        .zip(&stacks)
+        .filter(|(_, s)| {
+            let top = s.as_ref().and_then(|s| s.frames.first());
+            top.is_some_and(|f| provider.runtime().module_of(f.cursor.address.raw()).is_some())
+        })
+        .map(|(t, _)| *t)
+        .collect();
+    let [thread] = in_wasm.as_slice() else {
+        let note = match in_wasm.len() {
+            0 => "no thread that was looked at is stopped in Wasm code: nothing to settle".to_string(),
+            n => format!("{n} threads are stopped in Wasm code: choose the one to settle with --thread TID"),
+        };
+        let mut outcome = analyse(&first, options, search, provider, progress)?;
+        outcome.report.notes.push(note);
+        return Ok(outcome);
+    };
+    let (pid, tid) = (first.pid().unwrap_or_default(), thread.id.0);
+    let runtime = provider.runtime();
+    let (target, settled) = LiveTarget::settle(pid, tid, limits::MAX_SETTLE_STEPS, &mut |pc| runtime.is_point(pc))?;
+    let mut outcome = analyse(&target, options, search, provider, progress)?;
+    let note = if settled.reached {
+        format!("--settle: thread {tid} was stepped {} instructions to a point where its operand stack is known", settled.steps)
+    } else {
+        format!("--settle: no point was reached within {} instructions of thread {tid}", settled.steps)
+    };
+    outcome.report.notes.push(note);
+    Ok(outcome)
+}
+
+#[allow(unused)]
+fn _unused(_: &Registers) {}
