@@ -24,3 +24,13 @@ pub const MAX_HEAP_SEARCH_BYTES: u64 = 64 << 30;
 pub const MAX_HEAP_SEARCH_SECONDS: u64 = 30;
 /// Single steps of `--settle`.
 pub const MAX_SETTLE_STEPS: usize = 64;
+/// Pages of executable memory that are looked at for the start of a module's code (4 GiB).
+pub const MAX_CODE_PAGES: u64 = 1 << 20;
+/// Reference counts above this are taken for something else.
+pub const MAX_REFERENCES: u64 = 1 << 20;
+/// Bytes from the top of one thread's stack that are searched for instances.
+pub const MAX_STACK_SCAN: u64 = 64 << 10;
+/// Bytes of all stacks that are searched for instances.
+pub const MAX_STACK_SCAN_TOTAL: u64 = 256 << 20;
+/// Instances and modules that one search for them examines.
+pub const MAX_INSTANCES: usize = 65_536;
