@@ -36,3 +36,13 @@ pub const MAX_IMAGE_VALUES: usize = 16 << 20;
 pub const MAX_IMAGE_WORK: usize = 1 << 30;
 /// Slots of built states that are kept while one stack is read.
 pub const MAX_CACHED_SLOTS: usize = 1 << 20;
+/// Pages of executable memory that are looked at for the start of a module's code (4 GiB).
+pub const MAX_CODE_PAGES: u64 = 1 << 20;
+/// Reference counts above this are taken for something else.
+pub const MAX_REFERENCES: u64 = 1 << 20;
+/// Bytes from the top of one thread's stack that are searched for instances.
+pub const MAX_STACK_SCAN: u64 = 64 << 10;
+/// Bytes of all stacks that are searched for instances.
+pub const MAX_STACK_SCAN_TOTAL: u64 = 256 << 20;
+/// Instances and modules that one search for them examines.
+pub const MAX_INSTANCES: usize = 65_536;

@@ -3,10 +3,15 @@
 //! Finding modules ([`find`]: five routes, see [`anchor`]) and reading frames ([`frame`], [`code`]) are apart: a frame is read
 //! the same way however its module was found.
 
+pub mod anchor;
 pub mod code;
+pub mod ctx;
 pub mod find;
 pub mod frame;
 pub mod module;
+pub mod route_artifact;
+pub mod route_heap;
+pub mod route_vmctx;
 
 use super::{GuestFrame, GuestModule, Runtime};
 use crate::target::Memory;

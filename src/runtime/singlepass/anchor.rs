@@ -1,0 +1,561 @@
+//! Where a module's code and maps are in a target, and why that is believed.
+//!
+//! Every route ends here: it brings the bytes of a `CacheImage` (`codegen_x64.rs: CacheImage`) and perhaps the address of
+//! the code they describe; [`CacheImage::parse`] and [`confirm`] decide.
+
+use super::{route_artifact, route_heap, route_vmctx};
+use crate::limits;
+use crate::target::{Memory, Target};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Page size of the targets: `loader.rs: CodeMemory::new` rounds to it with this very constant.
+pub const PAGE: u64 = 4096;
+/// Bytes that `patch_local_function` overwrites at the start of a function.
+pub const PATCH_SIZE: u64 = 23;
+/// Bytes compared at a time.
+const BLOCK: usize = 256 << 10;
+/// Functions whose header bytes are looked at as a check of the function table.
+const SAMPLED_FUNCTIONS: usize = 64;
+
+/// A way to a module's maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Route {
+    /// A `vmctx` in a register or on a stack, then `ModuleInner`, then `SinglepassCache`.
+    Vmctx,
+    /// A search of writable memory for the cached image.
+    Heap,
+    /// The thread-local list of code versions.
+    Tls,
+    /// A descriptor that the host publishes.
+    Descriptor,
+    /// A cached artifact file.
+    Artifact,
+}
+
+impl Route {
+    /// The name that `--route` takes and reports print.
+    pub fn name(self) -> &'static str {
+        match self {
+            Route::Vmctx => "vmctx",
+            Route::Heap => "heap",
+            Route::Tls => "tls",
+            Route::Descriptor => "descriptor",
+            Route::Artifact => "artifact",
+        }
+    }
+}
+
+/// Where the module's state map can be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MapSource {
+    /// Borsh bytes of a `CacheImage` in the target.
+    CacheImage {
+        /// Address of the first byte (the length of the code).
+        address: u64,
+        /// Bytes that may belong to it. Exact if `exact`, else up to the end of the readable range.
+        len: u64,
+        /// Whether `len` was read from the owner of the bytes. Even then zeros may follow the image: a module loaded
+        /// from a cache keeps whole pages (`codegen_x64.rs: from_cache`).
+        exact: bool,
+        /// Offset of the borsh `ModuleStateMap` from `address`.
+        msm_offset: u64,
+    },
+    /// Borsh bytes of a `CacheImage` from a file. Zeros may follow the image.
+    Bytes {
+        /// The image.
+        image: Arc<[u8]>,
+        /// Offset of the borsh `ModuleStateMap` in it.
+        msm_offset: u64,
+    },
+    /// The `ModuleStateMap` as the runtime's own objects.
+    RustObjects {
+        /// Its address.
+        msm_address: u64,
+    },
+}
+
+/// A module found in a target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Anchor {
+    /// Routes that led here, the first one first.
+    pub routes: Vec<Route>,
+    /// Address of the first byte of its code.
+    pub code_base: u64,
+    /// Size of its code in bytes, rounded up to pages as the runtime does.
+    pub code_size: u64,
+    /// Where its state map is.
+    pub map: MapSource,
+    /// Offsets of all functions from `code_base`, imports first. Strictly increasing.
+    pub function_offsets: Vec<u64>,
+    /// How many of `function_offsets` are import trampolines.
+    pub import_count: u64,
+    /// Address of its `ModuleInner`, where the route passes it.
+    pub module_inner: Option<u64>,
+    /// Instances seen: addresses of their `vm::Ctx`, ascending.
+    pub vmctx: Vec<u64>,
+    /// Functions (index in the function space, imports first) whose start was patched to go to another tier, and the
+    /// address they go to.
+    pub patched: Vec<(u64, u64)>,
+    /// What confirms it: at least two independent facts, in words.
+    pub checks: Vec<String>,
+}
+
+/// Why something that looked like a module is not believed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AnchorError {
+    /// The address does not hold a `vm::Ctx`.
+    #[error("no vmctx at {address:#x}: {why}")]
+    NotCtx {
+        /// The address.
+        address: u64,
+        /// The first field that does not fit.
+        why: &'static str,
+    },
+    /// No cached image can be reached from a `ModuleInner`.
+    #[error("the module at {module:#x} leads to no cached image")]
+    NoImage {
+        /// Address of the `ModuleInner`.
+        module: u64,
+    },
+    /// The bytes are no `CacheImage`.
+    #[error("no cached image at {address:#x}: {why} (offset {offset:#x})")]
+    NotImage {
+        /// Address of the bytes; 0 for bytes from a file.
+        address: u64,
+        /// Offset of what does not fit.
+        offset: u64,
+        /// What does not fit.
+        why: &'static str,
+    },
+    /// The file is no artifact that holds a `CacheImage`.
+    #[error("not an artifact of this runtime: {why}")]
+    NotArtifact {
+        /// What does not fit.
+        why: &'static str,
+    },
+    /// The code in the target is not the image's code.
+    #[error("code at {base:#x} differs from its image at offset {offset:#x}")]
+    Different {
+        /// Where the code was looked for.
+        base: u64,
+        /// First offset that differs and is not a patch.
+        offset: u64,
+    },
+    /// No executable mapping holds the image's code.
+    #[error("no executable mapping holds the code of the image ({code_size:#x} bytes)")]
+    NoCode {
+        /// Size of the code.
+        code_size: u64,
+    },
+    /// Fewer than two independent facts speak for it.
+    #[error("code at {base:#x} is confirmed by {count} fact(s) only")]
+    Unconfirmed {
+        /// Where the code is.
+        base: u64,
+        /// Facts found.
+        count: usize,
+    },
+}
+
+/// Bytes of an image, wherever they are.
+#[derive(Clone)]
+pub(super) enum ImageBytes<'a> {
+    Target { memory: &'a dyn Memory, address: u64, len: u64, exact: bool },
+    Owned(Arc<[u8]>),
+}
+
+impl ImageBytes<'_> {
+    fn len(&self) -> u64 {
+        match self {
+            ImageBytes::Target { len, .. } => *len,
+            ImageBytes::Owned(b) => b.len() as u64,
+        }
+    }
+
+    fn address(&self) -> u64 {
+        match self {
+            ImageBytes::Target { address, .. } => *address,
+            ImageBytes::Owned(_) => 0,
+        }
+    }
+
+    fn wrong(&self, offset: u64, why: &'static str) -> AnchorError {
+        AnchorError::NotImage { address: self.address(), offset, why }
+    }
+
+    /// Fills `buf` from `offset`.
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), AnchorError> {
+        if offset.checked_add(buf.len() as u64).is_none_or(|end| end > self.len()) {
+            return Err(self.wrong(offset, "it ends here"));
+        }
+        let done = match self {
+            ImageBytes::Target { memory, address, .. } => {
+                address.checked_add(offset).is_some_and(|a| memory.read(a, buf).is_ok())
+            }
+            ImageBytes::Owned(bytes) => match bytes.get(offset as usize..offset as usize + buf.len()) {
+                Some(b) => {
+                    buf.copy_from_slice(b);
+                    true
+                }
+                None => false,
+            },
+        };
+        if done { Ok(()) } else { Err(self.wrong(offset, "it cannot be read")) }
+    }
+
+    fn u32(&self, offset: u64) -> Result<u32, AnchorError> {
+        let mut b = [0; 4];
+        self.read(offset, &mut b)?;
+        Ok(u32::from_le_bytes(b))
+    }
+
+    fn u64(&self, offset: u64) -> Result<u64, AnchorError> {
+        let mut b = [0; 8];
+        self.read(offset, &mut b)?;
+        Ok(u64::from_le_bytes(b))
+    }
+
+    fn u64s(&self, offset: u64, count: u32) -> Result<Vec<u64>, AnchorError> {
+        if count as usize > limits::MAX_FUNCTIONS {
+            return Err(self.wrong(offset, "too many functions"));
+        }
+        // Asked before the allocation, so that a lying count costs nothing.
+        let size = u64::from(count) * 8;
+        if offset.checked_add(size).is_none_or(|end| end > self.len()) {
+            return Err(self.wrong(offset, "a function table is longer than the image"));
+        }
+        let mut buf = vec![0; size as usize];
+        self.read(offset, &mut buf)?;
+        Ok(buf.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w)).collect())
+    }
+}
+
+/// What stands before the state map in a borsh `CacheImage`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct CacheImage {
+    /// Size of the code in bytes. The code itself begins at offset 4.
+    pub code_size: u64,
+    pub function_offsets: Vec<u64>,
+    pub import_count: u64,
+    pub msm_offset: u64,
+    /// `ModuleStateMap.total_size`: bytes of code before rounding. Only where the end of the image is known.
+    pub total_size: Option<u64>,
+}
+
+impl CacheImage {
+    /// Walks to the state map and checks what the walk passes. Reads none of the code.
+    pub fn parse(image: &ImageBytes<'_>) -> Result<CacheImage, AnchorError> {
+        let code_size = u64::from(image.u32(0)?);
+        if code_size == 0 || !code_size.is_multiple_of(PAGE) || code_size > limits::MAX_IMAGE_BYTES {
+            return Err(image.wrong(0, "the code is no whole number of pages"));
+        }
+        let mut at = 4 + code_size;
+        let pointer_count = image.u32(at)?;
+        let pointers = image.u64s(at + 4, pointer_count)?;
+        at += 4 + 8 * u64::from(pointer_count);
+        let count = image.u32(at)?;
+        if count != pointer_count {
+            return Err(image.wrong(at, "its two function tables differ in length"));
+        }
+        let function_offsets = image.u64s(at + 4, count)?;
+        if function_offsets != pointers {
+            return Err(image.wrong(at, "its two function tables differ"));
+        }
+        if !function_offsets.is_sorted_by(|a, b| a < b) {
+            return Err(image.wrong(at, "function offsets do not increase"));
+        }
+        if function_offsets.last().is_some_and(|&o| o >= code_size) {
+            return Err(image.wrong(at, "a function lies beyond the code"));
+        }
+        at += 4 + 8 * u64::from(count);
+        let import_count = image.u64(at)?;
+        if import_count > u64::from(count) {
+            return Err(image.wrong(at, "more imports than functions"));
+        }
+        let msm_offset = at + 8;
+        let states = image.u32(msm_offset)?;
+        if u64::from(states) != u64::from(count) - import_count {
+            return Err(image.wrong(msm_offset, "the state map has another number of functions"));
+        }
+        if let Some(&first) = function_offsets.get(import_count as usize)
+            && image.u64(msm_offset + 4)? != first
+        {
+            return Err(image.wrong(msm_offset + 4, "the state map begins with another function"));
+        }
+        let total_size = total_size(image, code_size);
+        Ok(CacheImage { code_size, function_offsets, import_count, msm_offset, total_size })
+    }
+
+    /// Offset of the first function that is no import trampoline.
+    pub fn first_local(&self) -> Option<u64> {
+        self.function_offsets.get(usize::try_from(self.import_count).ok()?).copied()
+    }
+}
+
+/// The last word of an image whose end is known: the size of the code before it was rounded up to pages. An image that was
+/// loaded from a cache is followed by zeros up to the end of a page; the word's own zeros cannot be told from those, so each
+/// possible end is tried.
+fn total_size(image: &ImageBytes<'_>, code_size: u64) -> Option<u64> {
+    if let ImageBytes::Target { exact: false, .. } = image {
+        return None;
+    }
+    let tail_len = image.len().min(2 * PAGE);
+    let mut tail = vec![0; tail_len as usize];
+    image.read(image.len() - tail_len, &mut tail).ok()?;
+    let last = tail.iter().rposition(|&b| b != 0)? + 1;
+    (last.max(8)..=(last + 7).min(tail.len())).find_map(|end| {
+        let word = tail.get(end - 8..end)?.try_into().map(u64::from_le_bytes).ok()?;
+        (word <= code_size && code_size - word < PAGE).then_some(word)
+    })
+}
+
+/// A page at which a module's code may begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CodeStart {
+    pub address: u64,
+    /// End of the executable range: no code that begins here reaches further.
+    pub limit: u64,
+    /// The first four bytes as an image has them, that is unpatched.
+    pub first: u32,
+}
+
+/// Every page in anonymous executable memory that begins as singlepass code begins: with an import trampoline if the module
+/// imports functions, else with its first function. Neighbouring modules share a mapping (the kernel merges them), so
+/// mapping starts are not enough.
+pub(super) fn code_starts(target: &dyn Target, notes: &mut Vec<String>) -> Vec<CodeStart> {
+    let mut ranges: Vec<(u64, u64)> = Vec::new();
+    for m in target.mappings().iter().filter(|m| m.execute && m.is_anonymous() && !is_special(m)) {
+        match ranges.last_mut() {
+            Some(last) if last.1 == m.start => last.1 = m.end,
+            _ => ranges.push((m.start, m.end)),
+        }
+    }
+    let mut starts = Vec::new();
+    let mut pages = 0;
+    for (start, end) in ranges {
+        let mut at = start;
+        while at < end {
+            pages += 1;
+            if pages > limits::MAX_CODE_PAGES {
+                notes.push(format!("executable memory from {at:#x} on was not looked at: more than {} pages", pages - 1));
+                return starts;
+            }
+            let mut head = [0; 48];
+            if target.read(at, &mut head).is_ok()
+                && let Some(first) = begins_like_code(&head)
+            {
+                starts.push(CodeStart { address: at, limit: end, first });
+            }
+            at = match at.checked_add(PAGE) {
+                Some(next) => next,
+                None => break,
+            };
+        }
+    }
+    starts
+}
+
+/// `[vdso]`, `[vsyscall]`, `[vvar]`: the kernel's, and not readable by every source.
+pub(super) fn is_special(m: &crate::target::Mapping) -> bool {
+    m.path.as_ref().is_some_and(|p| p.to_string_lossy().starts_with("[v"))
+}
+
+/// `jmp +32`, 32 nops, `push rbp` (`codegen_x64.rs: begin_body`).
+fn is_function_head(head: &[u8]) -> bool {
+    head.get(..5) == Some(&[0xe9, 0x20, 0, 0, 0])
+        && head.get(5..37).is_some_and(|n| n.iter().all(|&b| b == 0x90))
+        && head.get(37) == Some(&0x55)
+}
+
+/// Where the patched head of a function goes (`codegen_x64.rs: patch_local_function`). The nops behind the patch and the
+/// `push rbp` stay.
+fn patch_target(head: &[u8]) -> Option<u64> {
+    let target = head.get(2..10)?.try_into().map(u64::from_le_bytes).ok()?;
+    (head.get(..2)? == [0x48, 0xb8] && head.get(10..12)? == [0x49, 0xbb] && head.get(20..23)? == [0x41, 0xff, 0xe3])
+        .then_some(target)
+}
+
+/// The first word in the image if code begins with `head`.
+fn begins_like_code(head: &[u8; 48]) -> Option<u32> {
+    let unpatched = 0x0000_20e9;
+    if is_function_head(head) {
+        return Some(unpatched);
+    }
+    if patch_target(head).is_some() && head[23..37].iter().all(|&b| b == 0x90) && head[37] == 0x55 {
+        return Some(unpatched);
+    }
+    let import = match head {
+        // mov rax, [rdi + imported_funcs]
+        [0x48, 0x8b, 0x47, 0x30, ..] | [0x48, 0x8b, 0x87, 0x30, 0, 0, 0, ..] => true,
+        // A trampoline that moves float arguments first makes room: sub rsp, 8 * min(arguments, 5).
+        [0x48, 0x81, 0xec, n, 0, 0, 0, ..] | [0x48, 0x83, 0xec, n, ..] => *n != 0 && *n <= 40 && n.is_multiple_of(8),
+        _ => false,
+    };
+    import.then_some(u32::from_le_bytes([head[0], head[1], head[2], head[3]]))
+}
+
+/// Compares all of the code at `base` with the image's. Only the patchable start of a function may differ, and only if it
+/// is a patch. Returns the patches.
+fn compare_code(
+    target: &dyn Target,
+    base: u64,
+    image: &ImageBytes<'_>,
+    header: &CacheImage,
+) -> Result<Vec<(u64, u64)>, AnchorError> {
+    let mut patched: BTreeMap<u64, u64> = BTreeMap::new();
+    // Most wrong candidates differ on the first page.
+    let mut ours = vec![0; PAGE as usize];
+    let mut theirs = ours.clone();
+    let mut at = 0;
+    while at < header.code_size {
+        if at == PAGE {
+            ours.resize(BLOCK, 0);
+            theirs.resize(BLOCK, 0);
+        }
+        let n = ours.len().min((header.code_size - at) as usize);
+        let (ours, theirs) = (&mut ours[..n], &mut theirs[..n]);
+        image.read(4 + at, ours)?;
+        let address = base.checked_add(at).ok_or(AnchorError::Different { base, offset: at })?;
+        target.read(address, theirs).map_err(|_| AnchorError::Different { base, offset: at })?;
+        let mut i = 0;
+        while let Some(step) = first_difference(&ours[i..], &theirs[i..]) {
+            let offset = at + (i + step) as u64;
+            let different = AnchorError::Different { base, offset };
+            let f = header.function_offsets.partition_point(|&o| o <= offset).checked_sub(1);
+            let Some((f, &start)) = f.and_then(|f| Some((f as u64, header.function_offsets.get(f)?))) else {
+                return Err(different);
+            };
+            if f < header.import_count || offset - start >= PATCH_SIZE {
+                return Err(different);
+            }
+            let mut head = [0; PATCH_SIZE as usize];
+            target.read(base + start, &mut head).map_err(|_| different.clone())?;
+            let to = patch_target(&head).ok_or(different)?;
+            patched.insert(f, to);
+            i = ((start + PATCH_SIZE - at) as usize).min(n);
+        }
+        at += n as u64;
+    }
+    Ok(patched.into_iter().collect())
+}
+
+fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
+    // Slices compare at memory speed; only a block that differs is looked at byte by byte.
+    if a == b { None } else { a.iter().zip(b).position(|(x, y)| x != y) }
+}
+
+/// Whether `base` is where the image's code runs, and what speaks for it. `limit` is the end of the executable range.
+pub(super) fn confirm(
+    target: &dyn Target,
+    route: Route,
+    image: &ImageBytes<'_>,
+    header: &CacheImage,
+    base: u64,
+    limit: u64,
+) -> Result<Anchor, AnchorError> {
+    if !base.is_multiple_of(PAGE) || base.checked_add(header.code_size).is_none_or(|end| end > limit) {
+        return Err(AnchorError::Different { base, offset: 0 });
+    }
+    let patched = compare_code(target, base, image, header)?;
+    let mut checks = vec![match patched.len() {
+        0 => format!("all {:#x} bytes of code equal the cached image", header.code_size),
+        n => format!("all {:#x} bytes of code equal the cached image, but for {n} patched function(s)", header.code_size),
+    }];
+
+    let locals = header.function_offsets.get(header.import_count as usize..).unwrap_or_default();
+    let step = locals.len().div_ceil(SAMPLED_FUNCTIONS).max(1);
+    let mut sampled = 0;
+    for &offset in locals.iter().step_by(step) {
+        let mut head = [0; 38];
+        target.read(base + offset, &mut head).map_err(|_| AnchorError::Different { base, offset })?;
+        if !is_function_head(&head) && patch_target(&head).is_none() {
+            return Err(AnchorError::Different { base, offset });
+        }
+        sampled += 1;
+    }
+    if sampled > 0 {
+        checks.push(format!(
+            "{sampled} of {} functions looked at begin with the patchable head where the function table says",
+            locals.len()
+        ));
+        checks.push("the state map lists as many functions as the code has, and begins with the same".to_string());
+    }
+    if let Some(total) = header.total_size {
+        checks.push(format!("the image ends with the size of the unrounded code, {total:#x}"));
+    }
+    let map = match image {
+        ImageBytes::Target { address, len, exact, .. } => {
+            MapSource::CacheImage { address: *address, len: *len, exact: *exact, msm_offset: header.msm_offset }
+        }
+        ImageBytes::Owned(b) => MapSource::Bytes { image: b.clone(), msm_offset: header.msm_offset },
+    };
+    Ok(Anchor {
+        routes: vec![route],
+        code_base: base,
+        code_size: header.code_size,
+        map,
+        function_offsets: header.function_offsets.clone(),
+        import_count: header.import_count,
+        module_inner: None,
+        vmctx: Vec::new(),
+        patched,
+        checks,
+    })
+}
+
+/// Lets only anchors pass for which two independent facts speak.
+pub(super) fn believe(anchor: Anchor) -> Result<Anchor, AnchorError> {
+    match anchor.checks.len() {
+        0 | 1 => Err(AnchorError::Unconfirmed { base: anchor.code_base, count: anchor.checks.len() }),
+        _ => Ok(anchor),
+    }
+}
+
+/// Unites anchors of the same code: routes, checks, instances and patches of all, the maps of the first.
+pub fn merge(anchors: Vec<Anchor>) -> Vec<Anchor> {
+    let mut merged: Vec<Anchor> = Vec::new();
+    for a in anchors {
+        let Some(m) = merged.iter_mut().find(|m| m.code_base == a.code_base) else {
+            merged.push(a);
+            continue;
+        };
+        unite(&mut m.routes, a.routes);
+        unite(&mut m.checks, a.checks);
+        unite(&mut m.vmctx, a.vmctx);
+        unite(&mut m.patched, a.patched);
+        m.vmctx.sort_unstable();
+        m.patched.sort_unstable();
+        m.module_inner = m.module_inner.or(a.module_inner);
+    }
+    merged.sort_by_key(|a| a.code_base);
+    merged
+}
+
+fn unite<T: PartialEq>(into: &mut Vec<T>, from: Vec<T>) {
+    for x in from {
+        if !into.contains(&x) {
+            into.push(x);
+        }
+    }
+}
+
+/// Tries every route of this module: vmctx, then the artifact if the user gave one, then the heap for code that is still
+/// unexplained. `progress` is told what is done, how far it is and how far it goes (bytes or threads). The second result
+/// says what was tried and why it failed.
+pub fn find_all(
+    target: &dyn Target,
+    artifact: Option<&[u8]>,
+    progress: &dyn Fn(&str, u64, u64),
+) -> (Vec<Anchor>, Vec<String>) {
+    let (mut anchors, mut notes) = route_vmctx::find_vmctx(target, progress);
+    if let Some(bytes) = artifact {
+        let (more, why) = route_artifact::from_artifact(target, bytes, progress);
+        anchors.extend(more);
+        notes.extend(why);
+    }
+    let (more, why) = route_heap::find_heap(target, &anchors, progress);
+    anchors.extend(more);
+    notes.extend(why);
+    (merge(anchors), notes)
+}

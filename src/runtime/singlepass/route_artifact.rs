@@ -1,0 +1,85 @@
+//! The artifact route: a cache file that the host wrote names the code; the code's address is found by comparing it with
+//! executable memory.
+
+use super::anchor::{Anchor, AnchorError, CacheImage, ImageBytes, PAGE, Route, believe, code_starts, confirm};
+use crate::limits;
+use crate::target::Target;
+use std::sync::Arc;
+
+/// `cache.rs: ArtifactHeader`: magic, version, length of what follows.
+const HEADER: usize = 24;
+
+/// The `CacheImage` bytes inside an artifact (`cache.rs: ArtifactInner`), zeros up to the end of a page included.
+///
+/// The image is the last thing in the file, a `sys::Memory`: protection (one byte), length, bytes; and a `sys::Memory` is
+/// whole pages. So its length stands a multiple of a page before the end, and `ModuleInfo` before it need not be parsed.
+pub fn image_of_artifact(bytes: &[u8]) -> Result<&[u8], AnchorError> {
+    let wrong = |why| AnchorError::NotArtifact { why };
+    let (header, body) = bytes.split_at_checked(HEADER).ok_or(wrong("it is shorter than the header"))?;
+    if header.get(..8) != Some(b"WASMER\0\0") {
+        return Err(wrong("it does not begin with WASMER"));
+    }
+    let word = |i: usize| header.get(i..i + 8).and_then(|w| w.try_into().ok()).map(u64::from_le_bytes);
+    if word(8) != Some(0) {
+        return Err(wrong("its version is not 0"));
+    }
+    let len = word(16).unwrap_or_default();
+    let body = usize::try_from(len)
+        .ok()
+        .and_then(|len| body.get(..len))
+        .ok_or(wrong("it is shorter than its header says: cut off?"))?;
+    let mut size = PAGE as usize;
+    while let Some(at) = body.len().checked_sub(size + 9) {
+        // Empty backend metadata (`generate_cache`), the protection, the length.
+        if let Some([0, 0, 0, 0, 0..=4, a, b, c, d, image @ ..]) = body.get(at..)
+            && u32::from_le_bytes([*a, *b, *c, *d]) as usize == image.len()
+        {
+            return Ok(image);
+        }
+        size += PAGE as usize;
+    }
+    Err(wrong("it holds no image of whole pages at its end"))
+}
+
+/// Finds the code of `artifact` (the bytes of a cache file) in the target: one anchor for each time it is loaded. The
+/// second result says why there is none.
+pub fn from_artifact(
+    target: &dyn Target,
+    artifact: &[u8],
+    progress: &dyn Fn(&str, u64, u64),
+) -> (Vec<Anchor>, Vec<String>) {
+    let mut notes = Vec::new();
+    let found = find(target, artifact, progress, &mut notes);
+    match found {
+        Ok(anchors) => (anchors, notes),
+        Err(e) => {
+            notes.push(format!("artifact: {e}"));
+            (Vec::new(), notes)
+        }
+    }
+}
+
+fn find(
+    target: &dyn Target,
+    artifact: &[u8],
+    progress: &dyn Fn(&str, u64, u64),
+    notes: &mut Vec<String>,
+) -> Result<Vec<Anchor>, AnchorError> {
+    if artifact.len() as u64 > limits::MAX_IMAGE_BYTES {
+        return Err(AnchorError::NotArtifact { why: "it is larger than any this tool reads" });
+    }
+    let image = ImageBytes::Owned(Arc::from(image_of_artifact(artifact)?));
+    let header = CacheImage::parse(&image)?;
+    let starts = code_starts(target, notes);
+    let mut anchors: Vec<Anchor> = Vec::new();
+    for (i, start) in starts.iter().enumerate() {
+        progress("comparing code with the artifact", i as u64, starts.len() as u64);
+        if let Ok(a) = confirm(target, Route::Artifact, &image, &header, start.address, start.limit).and_then(believe) {
+            anchors.push(a);
+        }
+    }
+    match anchors.is_empty() {
+        true => Err(AnchorError::NoCode { code_size: header.code_size }),
+        false => Ok(anchors),
+    }
+}

@@ -1,0 +1,328 @@
+//! The vmctx route: compiled code keeps its instance's `vm::Ctx` in r15 (`machine.rs: get_vmctx_reg`) and hands it to every
+//! callee in rdi, so registers and stacks of threads that run or call Wasm hold it. From there: `Ctx.module` ->
+//! `ModuleInner.cache_gen` -> `SinglepassCache.buffer`.
+//!
+//! `vm::Ctx` is `repr(C)`; the Rust objects behind it are not. Their fields are found by what they must hold, wherever the
+//! compiler put them.
+
+use super::anchor::{Anchor, AnchorError, CacheImage, ImageBytes, PAGE, Route, believe, code_starts, confirm, merge};
+use super::ctx::Ctx;
+use crate::arch::Reg;
+use crate::limits;
+use crate::target::{Mapping, Target};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Where rustc 1.95 puts `ModuleInner.runnable_module`; the first place that is tried.
+const RUNNABLE_MODULE: u64 = 0x238;
+/// Where rustc 1.95 puts `ModuleInner.cache_gen`; the first place that is tried.
+const CACHE_GEN: u64 = 0x240;
+/// Bytes of a `ModuleInner` that are searched for its fields (its size is 0x250 with rustc 1.95).
+const MODULE_INNER_SEARCHED: usize = 0x400;
+/// `LocalBacking` holds the 2 KiB of `internals` itself and is boxed together with `ImportBacking`
+/// (`instance.rs: InstanceInner`), so these three are this close.
+const BACKING_SPAN: u64 = 0x2000;
+/// Largest linear memory in bytes.
+const MAX_LINEAR_MEMORY: u64 = 1 << 32;
+/// Bytes of an `X64ExecutionContext` that are searched.
+const MAX_CONTEXT: u64 = 0x400;
+
+/// Registers that may hold a vmctx, the likeliest first.
+const REGISTERS: [Reg; 8] = [Reg::R15, Reg::RDI, Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::RBP, Reg::RSI];
+
+/// Finds every module whose instances are in registers or near the top of a stack. The second result says what was tried
+/// and why it failed.
+pub fn find_vmctx(target: &dyn Target, progress: &dyn Fn(&str, u64, u64)) -> (Vec<Anchor>, Vec<String>) {
+    let mut seen = Seen::default();
+    let mut notes = Vec::new();
+    let threads = target.threads();
+    let taken = threads.len().min(limits::MAX_THREADS);
+    let mut stack_bytes = 0;
+    for (i, thread) in threads.iter().take(taken).enumerate() {
+        progress("looking for instances in threads", i as u64, taken as u64);
+        for reg in REGISTERS {
+            if let Some(value) = thread.registers.get(reg) {
+                seen.examine(target, value);
+            }
+        }
+        if let Some(sp) = thread.registers.sp()
+            && stack_bytes < limits::MAX_STACK_SCAN_TOTAL
+        {
+            stack_bytes += stack_words(target, sp, |value| seen.examine(target, value));
+        }
+    }
+    if stack_bytes >= limits::MAX_STACK_SCAN_TOTAL {
+        notes.push("vmctx: not every stack was searched for instances (limit of bytes)".to_string());
+    }
+    if seen.instances.len() >= limits::MAX_INSTANCES {
+        notes.push(format!("vmctx: only the first {} instances were examined", limits::MAX_INSTANCES));
+    }
+    if seen.instances.is_empty() {
+        notes.push(format!("vmctx: no instance in the registers or on the stacks of {taken} thread(s)"));
+    }
+    for found in seen.modules.values() {
+        if let Err(e) = found {
+            notes.push(format!("vmctx: {e}"));
+        }
+    }
+    notes.extend(seen.conflicts);
+    (merge(seen.modules.into_values().flatten().collect()), notes)
+}
+
+/// The module of the instance at `vmctx`, for example r15 of an unwound frame.
+pub fn from_vmctx(target: &dyn Target, vmctx: u64) -> Result<Anchor, AnchorError> {
+    let ctx = check_ctx(target, vmctx)?;
+    let mut anchor = module(target, &ctx)?;
+    anchor.vmctx.push(vmctx);
+    Ok(anchor)
+}
+
+/// What has been examined: values repeat a lot on a stack, and instances share modules.
+#[derive(Default)]
+struct Seen {
+    values: BTreeSet<u64>,
+    instances: BTreeSet<u64>,
+    modules: BTreeMap<u64, Result<Anchor, AnchorError>>,
+    conflicts: Vec<String>,
+}
+
+impl Seen {
+    fn examine(&mut self, target: &dyn Target, value: u64) {
+        // A vmctx is a `Box`; most words end here without a read.
+        if !is_object(target, value) || !self.values.insert(value) || self.instances.len() >= limits::MAX_INSTANCES {
+            return;
+        }
+        let Ok(ctx) = check_ctx(target, value) else { return };
+        self.instances.insert(value);
+        match self.modules.entry(ctx.module).or_insert_with(|| module(target, &ctx)) {
+            Ok(anchor) => match agrees(target, &ctx, anchor) {
+                true => {
+                    anchor.vmctx.push(value);
+                    anchor.vmctx.sort_unstable();
+                }
+                false => self.conflicts.push(format!(
+                    "vmctx: the instance at {value:#x} names the module at {:#x}, but its functions are elsewhere",
+                    ctx.module
+                )),
+            },
+            Err(_) => {}
+        }
+    }
+}
+
+/// Calls `f` with the words from `sp` up and returns how many bytes were read.
+fn stack_words(target: &dyn Target, sp: u64, mut f: impl FnMut(u64)) -> u64 {
+    let Some(at) = sp.checked_next_multiple_of(8) else { return 0 };
+    let Some(m) = target.mapping_at(at) else { return 0 };
+    let len = (m.end - at).min(limits::MAX_STACK_SCAN);
+    let mut buf = vec![0; len as usize];
+    let got = match target.read(at, &mut buf) {
+        Ok(()) => buf.len(),
+        Err(_) => target.read_some(at, &mut buf),
+    };
+    for w in buf[..got].as_chunks::<8>().0 {
+        f(u64::from_le_bytes(*w));
+    }
+    got as u64
+}
+
+/// Whether `address` can be that of a boxed object.
+fn is_object(target: &dyn Target, address: u64) -> bool {
+    address != 0
+        && address.is_multiple_of(8)
+        && target.mapping_at(address).is_some_and(|m| m.read && m.write && m.is_anonymous())
+}
+
+/// Reads the words at `address` and checks everything that must hold in a `vm::Ctx` (`vm.rs: Ctx::new`).
+fn check_ctx(target: &dyn Target, address: u64) -> Result<Ctx, AnchorError> {
+    let no = |why| Err(AnchorError::NotCtx { address, why });
+    if !is_object(target, address) {
+        return no("it is not the address of an object");
+    }
+    let Ok(ctx) = Ctx::read(target, address) else { return no("it cannot be read") };
+    let mapped = |a: u64| target.mapping_at(a).is_some();
+    let pointer_like = |a: u64| a.is_multiple_of(8) && a != 0;
+    if !is_object(target, ctx.local_backing) || !is_object(target, ctx.import_backing) {
+        return no("a backing is not the address of an object");
+    }
+    if ctx.internals.wrapping_sub(ctx.local_backing) >= BACKING_SPAN {
+        return no("internals lie outside the local backing");
+    }
+    if ctx.local_backing.abs_diff(ctx.import_backing) >= BACKING_SPAN {
+        return no("the backings are not in one box");
+    }
+    if !is_object(target, ctx.module) {
+        return no("module is not the address of an object");
+    }
+    // Whether it is readable says nothing: an interrupt takes the permissions away.
+    if ctx.interrupt_signal_mem == 0 || !ctx.interrupt_signal_mem.is_multiple_of(PAGE) || !mapped(ctx.interrupt_signal_mem) {
+        return no("interrupt_signal_mem is not a page");
+    }
+    // Empty arrays are dangling but aligned and never null.
+    let arrays = [
+        ctx.memories,
+        ctx.tables,
+        ctx.globals,
+        ctx.imported_memories,
+        ctx.imported_tables,
+        ctx.imported_globals,
+        ctx.imported_funcs,
+        ctx.local_functions,
+    ];
+    if !arrays.into_iter().all(pointer_like) || ctx.dynamic_sigindices == 0 || !ctx.dynamic_sigindices.is_multiple_of(4) {
+        return no("an array is null or misaligned");
+    }
+    if ctx.memory_bound > MAX_LINEAR_MEMORY || (ctx.memory_base == 0 && ctx.memory_bound != 0) {
+        return no("no linear memory is like this");
+    }
+    if ctx.memory_bound != 0 && !(mapped(ctx.memory_base) && mapped(ctx.memory_base.saturating_add(ctx.memory_bound - 1))) {
+        return no("the linear memory is not mapped");
+    }
+    if ctx.intrinsics != 0 && !mapped(ctx.intrinsics) {
+        return no("intrinsics are not mapped");
+    }
+    let executable = |a: u64| target.mapping_at(a).is_some_and(|m| m.execute);
+    if ctx.data_finalizer != 0 && !executable(ctx.data_finalizer) {
+        return no("data_finalizer is not code");
+    }
+    Ok(ctx)
+}
+
+/// The first entry of `Ctx.local_functions` if it is a function.
+fn first_function(target: &dyn Target, ctx: &Ctx) -> Option<u64> {
+    let f = target.read_u64(ctx.local_functions).ok()?;
+    target.mapping_at(f).filter(|m| m.execute && m.is_anonymous()).map(|_| f)
+}
+
+/// Whether the instance's function table leads to the anchor's code.
+fn agrees(target: &dyn Target, ctx: &Ctx, anchor: &Anchor) -> bool {
+    match anchor.function_offsets.get(anchor.import_count as usize) {
+        Some(offset) => first_function(target, ctx) == Some(anchor.code_base + offset),
+        None => true,
+    }
+}
+
+/// Goes from a checked instance to its module's image and code.
+fn module(target: &dyn Target, ctx: &Ctx) -> Result<Anchor, AnchorError> {
+    let mut words = vec![0; MODULE_INNER_SEARCHED];
+    let got = target.read_some(ctx.module, &mut words);
+    let words: Vec<u64> = words[..got].as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w)).collect();
+
+    let mut best = AnchorError::NoImage { module: ctx.module };
+    for (offset, pair) in pairs(&words, CACHE_GEN) {
+        let Some(image) = cached_image(target, pair) else { continue };
+        match image_code(target, ctx, &image) {
+            Ok(mut anchor) => {
+                anchor.module_inner = Some(ctx.module);
+                anchor.checks.push(format!(
+                    "the module at {:#x} owns the cached image (Box<dyn CacheGen> at +{offset:#x}, then Arc<[u8]>)",
+                    ctx.module
+                ));
+                if anchor.function_offsets.len() as u64 > anchor.import_count {
+                    anchor.checks.push("the instance's first local function is where the image puts it".to_string());
+                }
+                anchor.checks.extend(execution_context(target, &words, &anchor));
+                return believe(anchor);
+            }
+            Err(e) => best = e,
+        }
+    }
+    Err(best)
+}
+
+/// Every two neighbouring words, those at `first` (bytes) before all others, with their offset in bytes.
+fn pairs(words: &[u64], first: u64) -> impl Iterator<Item = (u64, [u64; 2])> {
+    let at = move |i: usize| Some((i as u64 * 8, [*words.get(i)?, *words.get(i + 1)?]));
+    let first = (first / 8) as usize;
+    std::iter::once(first).chain((0..words.len()).filter(move |&i| i != first)).filter_map(at)
+}
+
+/// Size and alignment that a trait object's vtable at `address` claims, if it is one: in no anonymous memory that the
+/// program writes, with a drop function that is code.
+fn vtable(target: &dyn Target, address: u64) -> Option<(u64, u64)> {
+    let constant = |m: &Mapping| m.read && (!m.write || !m.is_anonymous());
+    if !address.is_multiple_of(8) || address == 0 || !target.mapping_at(address).is_some_and(constant) {
+        return None;
+    }
+    let (drop, size, align) = (
+        target.read_u64(address).ok()?,
+        target.read_u64(address.checked_add(8)?).ok()?,
+        target.read_u64(address.checked_add(16)?).ok()?,
+    );
+    // Both types that are looked for own something, so there is a drop function. Whether a file is behind it is not asked:
+    // a core need not name its files.
+    target.mapping_at(drop).filter(|m| m.execute)?;
+    (align.is_power_of_two() && align <= PAGE && size.is_multiple_of(align)).then_some((size, align))
+}
+
+/// The image behind a `Box<dyn CacheGen>`: `SinglepassCache { buffer: Arc<[u8]> }`, so two words: payload header and length.
+fn cached_image<'a>(target: &'a dyn Target, [data, table]: [u64; 2]) -> Option<ImageBytes<'a>> {
+    if !is_object(target, data) || vtable(target, table)? != (16, 8) {
+        return None;
+    }
+    let (arc, len) = (target.read_u64(data).ok()?, target.read_u64(data.checked_add(8)?).ok()?);
+    if !is_object(target, arc) || len > limits::MAX_IMAGE_BYTES || !counts(target, arc) {
+        return None;
+    }
+    Some(ImageBytes::Target { memory: target, address: arc.checked_add(16)?, len, exact: true })
+}
+
+/// Whether an `Arc`'s payload can begin 16 bytes after `arc`.
+fn counts(target: &dyn Target, arc: u64) -> bool {
+    let small = 1..=limits::MAX_REFERENCES;
+    let is_small = |a: u64| target.read_u64(a).is_ok_and(|n| small.contains(&n));
+    is_small(arc) && arc.checked_add(8).is_some_and(is_small)
+}
+
+/// Where the image's code is. The instance's function table says it; a module without functions of its own has none, then
+/// all executable memory is compared.
+fn image_code(target: &dyn Target, ctx: &Ctx, image: &ImageBytes<'_>) -> Result<Anchor, AnchorError> {
+    let header = CacheImage::parse(image)?;
+    let at = |base, limit| confirm(target, Route::Vmctx, image, &header, base, limit);
+    let lost = AnchorError::NoCode { code_size: header.code_size };
+    match header.first_local() {
+        Some(offset) => {
+            let function = first_function(target, ctx).ok_or(lost.clone())?;
+            let base = function.checked_sub(offset).ok_or(lost.clone())?;
+            let limit = executable_end(target, base).ok_or(lost)?;
+            at(base, limit)
+        }
+        None => code_starts(target, &mut Vec::new())
+            .into_iter()
+            .find_map(|s| at(s.address, s.limit).ok())
+            .ok_or(lost),
+    }
+}
+
+/// End of the anonymous executable range that covers `address`.
+fn executable_end(target: &dyn Target, address: u64) -> Option<u64> {
+    let is_code = |m: &&Mapping| m.execute && m.is_anonymous();
+    let mut end = target.mapping_at(address).filter(is_code)?.end;
+    while let Some(next) = target.mapping_at(end).filter(is_code).filter(|m| m.end > end) {
+        end = next.end;
+    }
+    Some(end)
+}
+
+/// The `X64ExecutionContext` behind `ModuleInner.runnable_module`, an `Arc<Box<dyn RunnableModule>>`: its `CodeMemory` is
+/// the code's address and size, in either order.
+fn execution_context(target: &dyn Target, words: &[u64], anchor: &Anchor) -> Option<String> {
+    pairs(words, RUNNABLE_MODULE).find_map(|(offset, [arc, _])| {
+        if !is_object(target, arc) || !counts(target, arc) {
+            return None;
+        }
+        let data = target.read_u64(arc.checked_add(16)?).ok()?;
+        let (size, _) = vtable(target, target.read_u64(arc.checked_add(24)?).ok()?)?;
+        if !is_object(target, data) {
+            return None;
+        }
+        let mut bytes = vec![0; size.min(MAX_CONTEXT) as usize];
+        target.read(data, &mut bytes).ok()?;
+        let words: Vec<u64> = bytes.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w)).collect();
+        let (base, size) = (anchor.code_base, anchor.code_size);
+        let code = words.windows(2).position(|w| *w == [base, size] || *w == [size, base])?;
+        Some(format!(
+            "the module's RunnableModule at {data:#x} (Arc at +{offset:#x}) holds the code's address and size (+{:#x})",
+            code * 8
+        ))
+    })
+}
