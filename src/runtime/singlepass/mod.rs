@@ -5,4 +5,3 @@ pub mod ctx;
 pub mod route_artifact;
 pub mod route_heap;
 pub mod route_vmctx;
-
