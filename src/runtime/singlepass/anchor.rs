@@ -338,7 +338,10 @@ pub(super) fn code_starts(target: &dyn Target, notes: &mut Vec<String>) -> Vec<C
         while at < end {
             pages += 1;
             if pages > limits::MAX_CODE_PAGES {
-                notes.push(format!("executable memory from {at:#x} on was not looked at: more than {} pages", pages - 1));
+                notes.push(format!(
+                    "executable memory from {at:#x} on was not looked at: more than {} pages",
+                    pages - 1
+                ));
                 return starts;
             }
             let mut head = [0; 48];
@@ -361,11 +364,17 @@ pub(super) fn is_special(m: &crate::target::Mapping) -> bool {
     m.path.as_ref().is_some_and(|p| p.to_string_lossy().starts_with("[v"))
 }
 
-/// `jmp +32`, 32 nops, `push rbp` (`codegen_x64.rs: begin_body`).
+/// Bytes of a function's head that are the same in every function: `jmp +32`, 32 nops, `push rbp`
+/// (`codegen_x64.rs: begin_body`). dynasm writes the push with an empty REX prefix.
+const FUNCTION_HEAD: usize = 39;
+
 fn is_function_head(head: &[u8]) -> bool {
-    head.get(..5) == Some(&[0xe9, 0x20, 0, 0, 0])
-        && head.get(5..37).is_some_and(|n| n.iter().all(|&b| b == 0x90))
-        && head.get(37) == Some(&0x55)
+    head.get(..5) == Some(&[0xe9, 0x20, 0, 0, 0]) && nops_and_push(head, 5)
+}
+
+fn nops_and_push(head: &[u8], from: usize) -> bool {
+    head.get(from..37).is_some_and(|n| n.iter().all(|&b| b == 0x90))
+        && head.get(37..FUNCTION_HEAD) == Some(&[0x40, 0x55])
 }
 
 /// Where the patched head of a function goes (`codegen_x64.rs: patch_local_function`). The nops behind the patch and the
@@ -382,14 +391,14 @@ fn begins_like_code(head: &[u8; 48]) -> Option<u32> {
     if is_function_head(head) {
         return Some(unpatched);
     }
-    if patch_target(head).is_some() && head[23..37].iter().all(|&b| b == 0x90) && head[37] == 0x55 {
+    if patch_target(head).is_some() && nops_and_push(head, PATCH_SIZE as usize) {
         return Some(unpatched);
     }
     let import = match head {
-        // mov rax, [rdi + imported_funcs]
-        [0x48, 0x8b, 0x47, 0x30, ..] | [0x48, 0x8b, 0x87, 0x30, 0, 0, 0, ..] => true,
+        // mov rax, [rdi + imported_funcs], as dynasm encodes it: an index-less SIB byte and a long displacement.
+        [0x48, 0x8b, 0x84, 0x27, 0x30, 0, 0, 0, ..] => true,
         // A trampoline that moves float arguments first makes room: sub rsp, 8 * min(arguments, 5).
-        [0x48, 0x81, 0xec, n, 0, 0, 0, ..] | [0x48, 0x83, 0xec, n, ..] => *n != 0 && *n <= 40 && n.is_multiple_of(8),
+        [0x48, 0x81, 0xec, n, 0, 0, 0, ..] => *n != 0 && *n <= 40 && n.is_multiple_of(8),
         _ => false,
     };
     import.then_some(u32::from_le_bytes([head[0], head[1], head[2], head[3]]))
@@ -460,14 +469,16 @@ pub(super) fn confirm(
     let patched = compare_code(target, base, image, header)?;
     let mut checks = vec![match patched.len() {
         0 => format!("all {:#x} bytes of code equal the cached image", header.code_size),
-        n => format!("all {:#x} bytes of code equal the cached image, but for {n} patched function(s)", header.code_size),
+        n => {
+            format!("all {:#x} bytes of code equal the cached image, but for {n} patched function(s)", header.code_size)
+        }
     }];
 
     let locals = header.function_offsets.get(header.import_count as usize..).unwrap_or_default();
     let step = locals.len().div_ceil(SAMPLED_FUNCTIONS).max(1);
     let mut sampled = 0;
     for &offset in locals.iter().step_by(step) {
-        let mut head = [0; 38];
+        let mut head = [0; FUNCTION_HEAD];
         target.read(base + offset, &mut head).map_err(|_| AnchorError::Different { base, offset })?;
         if !is_function_head(&head) && patch_target(&head).is_none() {
             return Err(AnchorError::Different { base, offset });

@@ -154,7 +154,10 @@ fn check_ctx(target: &dyn Target, address: u64) -> Result<Ctx, AnchorError> {
         return no("module is not the address of an object");
     }
     // Whether it is readable says nothing: an interrupt takes the permissions away.
-    if ctx.interrupt_signal_mem == 0 || !ctx.interrupt_signal_mem.is_multiple_of(PAGE) || !mapped(ctx.interrupt_signal_mem) {
+    if ctx.interrupt_signal_mem == 0
+        || !ctx.interrupt_signal_mem.is_multiple_of(PAGE)
+        || !mapped(ctx.interrupt_signal_mem)
+    {
         return no("interrupt_signal_mem is not a page");
     }
     // Empty arrays are dangling but aligned and never null.
@@ -168,13 +171,16 @@ fn check_ctx(target: &dyn Target, address: u64) -> Result<Ctx, AnchorError> {
         ctx.imported_funcs,
         ctx.local_functions,
     ];
-    if !arrays.into_iter().all(pointer_like) || ctx.dynamic_sigindices == 0 || !ctx.dynamic_sigindices.is_multiple_of(4) {
+    if !arrays.into_iter().all(pointer_like) || ctx.dynamic_sigindices == 0 || !ctx.dynamic_sigindices.is_multiple_of(4)
+    {
         return no("an array is null or misaligned");
     }
     if ctx.memory_bound > MAX_LINEAR_MEMORY || (ctx.memory_base == 0 && ctx.memory_bound != 0) {
         return no("no linear memory is like this");
     }
-    if ctx.memory_bound != 0 && !(mapped(ctx.memory_base) && mapped(ctx.memory_base.saturating_add(ctx.memory_bound - 1))) {
+    if ctx.memory_bound != 0
+        && !(mapped(ctx.memory_base) && mapped(ctx.memory_base.saturating_add(ctx.memory_bound - 1)))
+    {
         return no("the linear memory is not mapped");
     }
     if ctx.intrinsics != 0 && !mapped(ctx.intrinsics) {
@@ -286,10 +292,7 @@ fn image_code(target: &dyn Target, ctx: &Ctx, image: &ImageBytes<'_>) -> Result<
             let limit = executable_end(target, base).ok_or(lost)?;
             at(base, limit)
         }
-        None => code_starts(target, &mut Vec::new())
-            .into_iter()
-            .find_map(|s| at(s.address, s.limit).ok())
-            .ok_or(lost),
+        None => code_starts(target, &mut Vec::new()).into_iter().find_map(|s| at(s.address, s.limit).ok()).ok_or(lost),
     }
 }
 
