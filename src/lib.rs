@@ -2,10 +2,13 @@
 
 pub mod arch;
 pub mod bytes;
+pub mod cli;
 pub mod error;
 pub mod limits;
+pub mod progress;
 pub mod report;
 pub mod runtime;
+pub mod session;
 pub mod state;
 pub mod symbolize;
 pub mod target;

@@ -1,1 +1,415 @@
 //! The one view model. Everything that is printed is first here; nothing here reads a target.
+//!
+//! The doc comments of these types are also the text of the JSON schema (`wstate schema`).
+
+pub mod json;
+pub mod text;
+pub mod values;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Serialize, Serializer};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// Version of the JSON document. Grows when a key changes its meaning or goes away, not when one is added.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// An address, an offset or raw bits. In JSON a lower-case hexadecimal string with `0x` and without leading zeros:
+/// JSON numbers lose bits beyond 2^53.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Hex(pub u64);
+
+impl fmt::Display for Hex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+impl From<u64> for Hex {
+    fn from(v: u64) -> Hex {
+        Hex(v)
+    }
+}
+
+impl Serialize for Hex {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl JsonSchema for Hex {
+    fn schema_name() -> Cow<'static, str> {
+        "Hex".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "An address, an offset or raw bits: lower-case hexadecimal with 0x and without leading zeros.",
+            "type": "string",
+            "pattern": "^0x[0-9a-f]{1,16}$",
+        })
+    }
+}
+
+/// A closed enum in Rust that is an open one in the schema: readers must accept names they do not know.
+macro_rules! open_enum {
+    ($(#[doc = $doc:literal])+ $name:ident { $($(#[doc = $vdoc:literal])+ $variant:ident = $text:literal,)+ }) => {
+        $(#[doc = $doc])+
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $($(#[doc = $vdoc])+ $variant,)+
+        }
+        impl $name {
+            /// The name in JSON.
+            pub fn as_str(self) -> &'static str {
+                match self { $($name::$variant => $text,)+ }
+            }
+        }
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.serialize_str(self.as_str())
+            }
+        }
+        impl JsonSchema for $name {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                let description = [
+                    concat!($($doc, "\n"),+).trim().to_string(),
+                    "Open: other names may be added.".to_string(),
+                    $(format!("`{}`: {}", $text, concat!($($vdoc),+).trim()),)+
+                ].join("\n");
+                json_schema!({ "description": description, "type": "string", "examples": [$($text),+] })
+            }
+        }
+    };
+}
+
+open_enum! {
+    /// What a target is.
+    TargetKind {
+        /// A process that was captured for a moment and runs on.
+        Process = "process",
+        /// A core file.
+        Core = "core",
+    }
+}
+
+open_enum! {
+    /// What a frame's code is.
+    FrameKind {
+        /// Code of the executable or of a shared library.
+        Native = "native",
+        /// A compiled Wasm function.
+        Wasm = "wasm",
+        /// A runtime's glue between host and Wasm.
+        Trampoline = "trampoline",
+        /// Code that belongs to nothing known.
+        Unknown = "unknown",
+    }
+}
+
+open_enum! {
+    /// How a frame's registers were found, which says how much it can be believed.
+    Trust {
+        /// The thread's own registers.
+        Context = "context",
+        /// Call frame information of the callee.
+        Cfi = "cfi",
+        /// The callee's runtime knows its frame layout.
+        Runtime = "runtime",
+        /// Code without call frame information that was recognised by its bytes.
+        Recognised = "recognised",
+        /// The callee's frame pointer; no table says that it has one.
+        FramePointer = "frame_pointer",
+    }
+}
+
+open_enum! {
+    /// Why a thread has no more frames.
+    EndKind {
+        /// The bottom of the stack was reached: the list is complete.
+        Bottom = "bottom",
+        /// There may be more frames, but they could not be found.
+        Lost = "lost",
+        /// As many frames as were asked for.
+        Limit = "limit",
+        /// The same frame came twice: the stack is damaged.
+        Cycle = "cycle",
+        /// The thread's registers could not be read, so there is nothing to start from.
+        NoRegisters = "no_registers",
+    }
+}
+
+open_enum! {
+    /// How the place in a Wasm function relates to `op_index`.
+    OpPosition {
+        /// At this operator.
+        At = "at",
+        /// Behind this operator and before the next one that is known.
+        After = "after",
+        /// In the function's header, before its first operator.
+        Header = "header",
+        /// Not known.
+        Unknown = "unknown",
+    }
+}
+
+/// Mixed native and Wasm stacks of all threads of a process or core. Readers must accept null for every field and keys
+/// they do not know.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct Report {
+    /// Version of this document's form. Grows when a key changes its meaning or goes away, not when one is added.
+    pub schema_version: u32,
+    /// Version of the program that wrote this.
+    pub wstate_version: String,
+    /// What was looked at.
+    pub target: Target,
+    /// Wasm runtimes that were found.
+    pub runtimes: Vec<Runtime>,
+    /// Executables and libraries that are missing, stripped or not the ones that the target runs.
+    pub objects_problems: Vec<String>,
+    /// What a reader should know about the whole (truncated core, routes that failed, caps that were reached).
+    pub notes: Vec<String>,
+    /// Threads, the main one or the one that crashed first.
+    pub threads: Vec<Thread>,
+}
+
+/// The process or core.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct Target {
+    /// Process or core.
+    pub kind: TargetKind,
+    /// Process id.
+    pub pid: Option<u32>,
+    /// Main executable as the target names it.
+    pub executable: Option<String>,
+    /// One line for people.
+    pub description: Option<String>,
+    /// Path of the core file.
+    pub path: Option<String>,
+    /// Number of the signal that ended the process (cores).
+    pub signal: Option<i32>,
+}
+
+/// A Wasm runtime in the target.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct Runtime {
+    /// Its name.
+    pub name: String,
+    /// Its compiled modules.
+    pub modules: Vec<Module>,
+}
+
+/// A compiled Wasm module in the target.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct Module {
+    /// Number of the module in this document, over all runtimes.
+    pub index: Option<u32>,
+    /// File name of its `.wasm`, the name it gives itself, or `module0`.
+    pub name: Option<String>,
+    /// First address of its machine code.
+    pub code_start: Option<Hex>,
+    /// Address one past its machine code.
+    pub code_end: Option<Hex>,
+    /// Number of functions it defines.
+    pub functions: Option<u64>,
+    /// Whether its compiler kept maps of the operand stack.
+    pub tracked: Option<bool>,
+    /// Compiler or tier.
+    pub backend: Option<String>,
+    /// Every route by which it was found ("vmctx", "heap", "tls", "descriptor", "artifact").
+    pub routes: Vec<String>,
+    /// Independent facts that confirm that it is what it seems.
+    pub checks: Vec<String>,
+    /// The `.wasm` file that was matched to it.
+    pub wasm_file: Option<String>,
+    /// What is wrong with it or missing.
+    pub problem: Option<String>,
+}
+
+/// A thread and its stack.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct Thread {
+    /// Kernel thread id.
+    pub tid: Option<u32>,
+    /// Its name.
+    pub name: Option<String>,
+    /// Frames, youngest first. Inlined functions are frames of their own.
+    pub frames: Vec<Frame>,
+    /// Why there are no more frames.
+    pub end: Option<End>,
+    /// Number of the signal it died from or was stopped by (cores).
+    pub signal: Option<i32>,
+    /// What a reader should know about this thread.
+    pub notes: Vec<String>,
+}
+
+/// How a walk over a stack ended.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct End {
+    /// How.
+    pub kind: EndKind,
+    /// Why, for people.
+    pub why: Option<String>,
+}
+
+/// A frame.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct Frame {
+    /// Number of the frame in its thread, counted from the youngest, the same in every form of output.
+    pub index: Option<u32>,
+    /// Program counter: the address at which this frame continues.
+    pub pc: Option<Hex>,
+    /// What code it is in.
+    pub kind: FrameKind,
+    /// How it was found.
+    pub trust: Option<Trust>,
+    /// Executable, library or Wasm module.
+    pub module: Option<String>,
+    /// Byte offset of `pc` in the module: from the load address of a native module, from the start of the machine code
+    /// of a Wasm module.
+    pub module_offset: Option<Hex>,
+    /// The function.
+    pub function: Option<Function>,
+    /// Place in the Wasm code; null in other frames.
+    pub wasm: Option<WasmPlace>,
+    /// Address of the instance (its `vmctx`).
+    pub instance: Option<Hex>,
+    /// Known registers of this frame by name; only with `--verbose`.
+    pub registers: Option<BTreeMap<String, Hex>>,
+    /// Locals, parameters first; null if not known.
+    pub locals: Option<Vec<Value>>,
+    /// Why `locals` is null.
+    pub locals_why: Option<String>,
+    /// Operand stack, bottom first; null if not known.
+    pub stack: Option<Vec<Value>>,
+    /// Why `stack` is null.
+    pub stack_why: Option<String>,
+    /// What a reader should know about this frame.
+    pub notes: Vec<String>,
+}
+
+impl Frame {
+    /// A frame of which only this is known.
+    pub fn new(index: u32, pc: u64, kind: FrameKind) -> Frame {
+        Frame {
+            index: Some(index),
+            pc: Some(Hex(pc)),
+            kind,
+            trust: None,
+            module: None,
+            module_offset: None,
+            function: None,
+            wasm: None,
+            instance: None,
+            registers: None,
+            locals: None,
+            locals_why: None,
+            stack: None,
+            stack_why: None,
+            notes: Vec::new(),
+        }
+    }
+}
+
+/// A function, native or Wasm.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
+pub struct Function {
+    /// Demangled name.
+    pub name: Option<String>,
+    /// Where the name comes from ("symbol", "dwarf", "export", "name section", "import").
+    pub name_source: Option<String>,
+    /// Index in the Wasm module's function space, imports first.
+    pub index: Option<u32>,
+    /// Index among the functions that the Wasm module defines.
+    pub local_index: Option<u32>,
+    /// Byte offset of `pc` from the function's machine code.
+    pub offset: Option<Hex>,
+    /// Source file.
+    pub file: Option<String>,
+    /// Line in it, from 1.
+    pub line: Option<u32>,
+    /// Whether it was inlined into the next frame's function.
+    pub inlined: Option<bool>,
+}
+
+/// A place in Wasm code.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct WasmPlace {
+    /// `index` of the module in `runtimes[].modules[]`.
+    pub module_index: Option<u32>,
+    /// Number of the operator in the function's body, from 0, local declarations not counted.
+    pub op_index: Option<u64>,
+    /// How the place relates to `op_index`.
+    pub op_position: OpPosition,
+    /// Byte offset of the operator in the `.wasm` file.
+    pub offset: Option<Hex>,
+    /// The operator in the text format.
+    pub op: Option<String>,
+    /// Source file, from debug information of the `.wasm`.
+    pub file: Option<String>,
+    /// Line in it, from 1.
+    pub line: Option<u32>,
+}
+
+/// A local or an operand.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct Value {
+    /// Number of the local, or of the operand counted from the bottom.
+    pub index: Option<u32>,
+    /// Wasm type.
+    #[serde(rename = "type")]
+    pub ty: Option<String>,
+    /// Raw 64 bits as found. The upper half of an i32 or f32 is junk.
+    pub bits: Option<Hex>,
+    /// The value as its type prints it, raw hexadecimal if the type is not known.
+    pub value: Option<String>,
+    /// Where it was found: `r12`, `r12, saved at 0x7ffd...`, `[rbp-0x28]`, `constant`.
+    pub place: Option<String>,
+    /// Address it was read from, if it was read from memory.
+    pub address: Option<Hex>,
+    /// Why there is no value.
+    pub why: Option<String>,
+}
+
+/// How much of what was asked for is in a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Completeness {
+    /// Every thread has all its frames, or as many as were asked for.
+    All,
+    /// At least one thread's walk was lost.
+    Partial,
+    /// There is no frame at all.
+    Nothing,
+}
+
+impl Report {
+    /// A report of `target` without content, with this program's versions.
+    pub fn new(target: Target) -> Report {
+        Report {
+            schema_version: SCHEMA_VERSION,
+            wstate_version: env!("CARGO_PKG_VERSION").to_string(),
+            target,
+            runtimes: Vec::new(),
+            objects_problems: Vec::new(),
+            notes: Vec::new(),
+            threads: Vec::new(),
+        }
+    }
+
+    /// How much of what was asked for is here. A thread without a known end counts as lost.
+    pub fn completeness(&self) -> Completeness {
+        if self.threads.iter().all(|t| t.frames.is_empty()) {
+            return Completeness::Nothing;
+        }
+        let whole = |t: &Thread| matches!(&t.end, Some(End { kind: EndKind::Bottom | EndKind::Limit, .. }));
+        if self.threads.iter().all(whole) { Completeness::All } else { Completeness::Partial }
+    }
+
+    /// The module with this number, and its runtime.
+    pub fn module(&self, index: u32) -> Option<(&Runtime, &Module)> {
+        self.runtimes.iter().find_map(|r| Some((r, r.modules.iter().find(|m| m.index == Some(index))?)))
+    }
+}

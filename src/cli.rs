@@ -1,0 +1,286 @@
+//! Command line definitions only: what is parsed here is done in `main.rs`.
+
+use crate::session;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "\
+Examples:
+  wstate attach 4711                         all threads of a process
+  wstate attach 4711 --wasm app.wasm         with the names and types of app.wasm
+  wstate attach 4711 -t 4713 --settle        one thread, moved on to where its operand stack is known
+  wstate core core.4711 ./near-host --json   a core, for a program to read
+  wstate doctor 4711                         what would stop an attach, and what to do about it
+
+Exit codes: 0 every thread complete, 1 some thread incomplete, 2 nothing found or an error, 64 wrong usage.";
+
+const ATTACH_HELP: &str = "\
+Prints the native and Wasm frames of every thread of a process, with Wasm locals and operand stacks.
+
+The process is stopped only while its registers and stacks are copied. No code runs in it and none of its memory is \
+written.";
+
+const ATTACH_EXAMPLES: &str = "\
+Examples:
+  wstate attach 4711
+  wstate attach 4711 --brief --wasm-only
+  wstate attach 4711 -t 4713 --settle
+  wstate attach 4711 -t 4711 --format image --output state.bin";
+
+const CORE_HELP: &str = "\
+Prints the native and Wasm frames of every thread of a core, with Wasm locals and operand stacks.
+
+Without EXE the executable is looked for under the name that the core gives. A missing or wrong executable costs native \
+names and perhaps native frames; Wasm frames need only the core.";
+
+const CORE_EXAMPLES: &str = "\
+Examples:
+  wstate core core.4711
+  wstate core core.4711 ./near-host --wasm app.wasm
+  wstate core core.4711 --sysroot /srv/container-root --json --output report.json";
+
+const DOCTOR_HELP: &str = "\
+Checks one by one what an attach or a core needs, and names the next step for each check that fails.
+
+Exit codes: 0 nothing in the way, 1 warnings, 2 an attach will fail, 64 wrong usage.";
+
+/// Mixed native and Wasm backtraces of live processes and cores.
+#[derive(Debug, Parser)]
+#[command(
+    name = "wstate",
+    version,
+    about = "Mixed native and Wasm backtraces of live processes and cores, with Wasm locals and operand stacks",
+    after_help = EXAMPLES,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    arg_required_else_help = true,
+    max_term_width = 100,
+    disable_help_subcommand = true
+)]
+pub struct Cli {
+    /// What to do; without one, `--pid` or `--core` says it.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Same as `attach PID`
+    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..),
+        required_unless_present = "core", conflicts_with_all = ["core", "executable"])]
+    pub pid: Option<u32>,
+    /// Same as `core CORE`
+    #[arg(short, long, value_name = "CORE")]
+    pub core: Option<PathBuf>,
+    /// The executable that wrote the core
+    #[arg(short, long, value_name = "EXE", requires = "core")]
+    pub executable: Option<PathBuf>,
+    /// Move on to the next point where the operand stack is known (needs --pid)
+    #[arg(long, requires = "pid")]
+    pub settle: bool,
+    /// What to show and how.
+    #[command(flatten)]
+    pub show: Show,
+}
+
+/// Subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Print the stacks of a process
+    #[command(long_about = ATTACH_HELP, after_help = ATTACH_EXAMPLES)]
+    Attach(Attach),
+    /// Print the stacks of a core
+    #[command(long_about = CORE_HELP, after_help = CORE_EXAMPLES)]
+    Core(Core),
+    /// Say what would stop an attach, and the next step
+    #[command(long_about = DOCTOR_HELP)]
+    Doctor(Doctor),
+    /// Print the JSON schema of reports
+    Schema,
+}
+
+/// `wstate attach`.
+#[derive(Debug, Args)]
+pub struct Attach {
+    /// The process
+    #[arg(value_name = "PID", value_parser = clap::value_parser!(u32).range(1..), required_unless_present = "pid_flag")]
+    pub pid: Option<u32>,
+    /// The same, for those who type it.
+    #[arg(short = 'p', long = "pid", hide = true, value_name = "PID", conflicts_with = "pid",
+        value_parser = clap::value_parser!(u32).range(1..))]
+    pub pid_flag: Option<u32>,
+    /// Step one thread to the next point where its operand stack is known, at most 64 instructions; the process goes on
+    /// from there
+    #[arg(long)]
+    pub settle: bool,
+    /// What to show and how.
+    #[command(flatten)]
+    pub show: Show,
+}
+
+/// `wstate core`.
+#[derive(Debug, Args)]
+pub struct Core {
+    /// The core file
+    #[arg(value_name = "CORE", required_unless_present = "core_flag")]
+    pub core: Option<PathBuf>,
+    /// The executable that wrote it
+    #[arg(value_name = "EXE")]
+    pub executable: Option<PathBuf>,
+    /// The same, for those who type it.
+    #[arg(short = 'c', long = "core", hide = true, value_name = "CORE", conflicts_with = "core")]
+    pub core_flag: Option<PathBuf>,
+    /// The same, for those who type it.
+    #[arg(short = 'e', long = "executable", hide = true, value_name = "EXE", conflicts_with = "executable")]
+    pub executable_flag: Option<PathBuf>,
+    /// What to show and how.
+    #[command(flatten)]
+    pub show: Show,
+}
+
+/// `wstate doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// The process; without one, only what holds for every process is checked
+    #[arg(value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+    pub pid: Option<u32>,
+    /// JSON instead of text
+    #[arg(short, long)]
+    pub json: bool,
+    /// Never use colour
+    #[arg(long)]
+    pub no_color: bool,
+}
+
+/// Options that `attach` and `core` share.
+#[derive(Clone, Debug, Args)]
+pub struct Show {
+    /// Form of the output
+    #[arg(long, value_enum, value_name = "FORM", help_heading = "Output")]
+    pub format: Option<Format>,
+    /// JSON: the same as --format json
+    #[arg(short, long, conflicts_with = "format", help_heading = "Output")]
+    pub json: bool,
+    /// JSON with indentation
+    #[arg(long, help_heading = "Output")]
+    pub pretty: bool,
+    /// Write to FILE, which is replaced only when everything is written
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub output: Option<PathBuf>,
+    /// Never use colour (so do NO_COLOR and CLICOLOR=0; without a terminal there is none)
+    #[arg(long, help_heading = "Output")]
+    pub no_color: bool,
+    /// Show registers and how each frame was found, tell what is being done
+    #[arg(short, long, help_heading = "Output")]
+    pub verbose: bool,
+
+    /// Only this thread, by kernel thread id (repeatable)
+    #[arg(short, long = "thread", value_name = "TID", help_heading = "Selection",
+        value_parser = clap::value_parser!(u32).range(1..))]
+    pub thread: Vec<u32>,
+    /// Only the first thread
+    #[arg(short = '1', help_heading = "Selection")]
+    pub first: bool,
+    /// Frames per thread, 0 for all
+    #[arg(short = 'n', value_name = "N", default_value_t = 0, help_heading = "Selection")]
+    pub frames: usize,
+    /// Frames only, no locals and operand stacks
+    #[arg(long, conflicts_with_all = ["locals", "stack"], help_heading = "Selection")]
+    pub brief: bool,
+    /// Only Wasm frames; their numbers stay the same
+    #[arg(long, help_heading = "Selection")]
+    pub wasm_only: bool,
+    /// Show locals (the default)
+    #[arg(short, long, help_heading = "Selection")]
+    pub locals: bool,
+    /// Show operand stacks (the default)
+    #[arg(long, help_heading = "Selection")]
+    pub stack: bool,
+
+    /// A .wasm file that runs in the target, for names, types and byte offsets (repeatable)
+    #[arg(long, value_name = "FILE", help_heading = "Finding things")]
+    pub wasm: Vec<PathBuf>,
+    /// A cached artifact file of a module in the target (repeatable)
+    #[arg(long, value_name = "FILE", help_heading = "Finding things")]
+    pub artifact: Vec<PathBuf>,
+    /// Look for modules only this way (repeatable)
+    #[arg(long, value_enum, value_name = "ROUTE", help_heading = "Finding things")]
+    pub route: Vec<Route>,
+    /// Look for the target's files under DIR first
+    #[arg(long, value_name = "DIR", help_heading = "Finding things")]
+    pub sysroot: Option<PathBuf>,
+    /// Look for separate debug files in DIR (repeatable)
+    #[arg(long, value_name = "DIR", help_heading = "Finding things")]
+    pub debug_dir: Vec<PathBuf>,
+}
+
+/// Form of the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    Text,
+    /// For programs; `wstate schema` describes it
+    Json,
+    /// The Wasm frames of one thread as the runtime itself prints them
+    Classic,
+    /// The ExecutionStateImage of one thread, in bincode
+    Image,
+}
+
+/// A way to find modules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Route {
+    /// The context register of a running Wasm function
+    Vmctx,
+    /// A search of the heap
+    Heap,
+    /// The runtime's thread-local variables
+    Tls,
+    /// What the host published
+    Descriptor,
+    /// A cached artifact file (--artifact)
+    Artifact,
+}
+
+impl From<Route> for session::Route {
+    fn from(r: Route) -> session::Route {
+        match r {
+            Route::Vmctx => session::Route::Vmctx,
+            Route::Heap => session::Route::Heap,
+            Route::Tls => session::Route::Tls,
+            Route::Descriptor => session::Route::Descriptor,
+            Route::Artifact => session::Route::Artifact,
+        }
+    }
+}
+
+impl Show {
+    /// The form of the output, or a usage error.
+    pub fn format(&self) -> Result<Format, String> {
+        match (self.format, self.json || self.pretty) {
+            (None, false) => Ok(Format::Text),
+            (None | Some(Format::Json), _) => Ok(Format::Json),
+            (Some(f), false) => Ok(f),
+            (Some(_), true) => Err("--pretty is for JSON only".to_string()),
+        }
+    }
+
+    /// The question to ask about `source`, or a usage error.
+    pub fn options(&self, source: session::Source, settle: bool) -> Result<session::Options, String> {
+        let format = self.format()?;
+        if self.route.contains(&Route::Artifact) && self.artifact.is_empty() {
+            return Err("--route artifact needs --artifact FILE".to_string());
+        }
+        Ok(session::Options {
+            threads: self.thread.clone(),
+            first_thread_only: self.first,
+            limit: (self.frames != 0).then_some(self.frames),
+            wasm: self.wasm.clone(),
+            artifacts: self.artifact.clone(),
+            routes: self.route.iter().map(|&r| r.into()).collect(),
+            settle,
+            sysroot: self.sysroot.clone(),
+            debug_dirs: self.debug_dir.clone(),
+            values: !self.brief,
+            image: matches!(format, Format::Classic | Format::Image),
+            verbose: self.verbose,
+            ..session::Options::new(source)
+        })
+    }
+}

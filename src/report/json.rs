@@ -1,0 +1,46 @@
+//! The JSON form and its schema.
+
+use super::Report;
+use serde::Serialize;
+
+/// A report as one JSON document with a newline at its end. `pretty` indents it.
+pub fn render(report: &Report, pretty: bool) -> String {
+    document(report, pretty)
+}
+
+/// The JSON schema of a report.
+pub fn schema() -> String {
+    let schema = schemars::generate::SchemaSettings::draft2020_12()
+        .for_serialize()
+        .into_generator()
+        .into_root_schema_for::<Report>();
+    document(&schema, true)
+}
+
+/// Any of this crate's documents as JSON text with a newline at its end.
+pub fn document(value: &impl Serialize, pretty: bool) -> String {
+    let text = if pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
+    // Writing these types to memory cannot fail: no map has keys other than strings.
+    let text = text.unwrap_or_else(|e| format!("{{\"error\": \"{}\"}}", e.to_string().replace(['"', '\\'], "'")));
+    escape_controls(&text) + "\n"
+}
+
+/// JSON leaves DEL, the C1 controls and the bidirectional overrides as they are; a terminal may obey them. They can only
+/// be inside strings, so an escape means the same.
+fn escape_controls(json: &str) -> String {
+    if !json.contains(super::text::is_unprintable) {
+        return json.to_string();
+    }
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c != '\n' && super::text::is_unprintable(c) {
+            let mut units = [0; 2];
+            for unit in c.encode_utf16(&mut units) {
+                out.push_str(&format!("\\u{unit:04x}"));
+            }
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}

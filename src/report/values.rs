@@ -1,0 +1,193 @@
+//! Engine types to report types.
+
+use super::{End, EndKind, Hex, OpPosition, Trust, Value};
+use crate::arch::Registers;
+use crate::arch::x64::TABLE;
+use crate::runtime::{self, Place, Position, Slot, ValType, Why};
+use crate::unwind;
+use std::collections::BTreeMap;
+
+impl Value {
+    /// The report's form of an engine value.
+    pub fn new(index: u32, value: &runtime::Value) -> Value {
+        let ty = value.ty.map(|t| t.name().to_string());
+        let index = Some(index);
+        match &value.slot {
+            Slot::Known { bits, place } => Value {
+                index,
+                ty,
+                bits: Some(Hex(*bits)),
+                value: Some(print(value.ty, *bits)),
+                place: Some(place_text(place)),
+                address: match place {
+                    Place::Register { saved_at, .. } => saved_at.map(Hex),
+                    Place::Memory { address, .. } => Some(Hex(*address)),
+                    Place::Constant => None,
+                },
+                why: None,
+            },
+            Slot::Unknown(Why(why)) => {
+                Value { index, ty, bits: None, value: None, place: None, address: None, why: Some(why.clone()) }
+            }
+        }
+    }
+
+    /// The report's form of a list of engine values, or why there is none: what goes into `locals` and `locals_why`,
+    /// or `stack` and `stack_why`.
+    pub fn list(values: &Result<Vec<runtime::Value>, Why>) -> (Option<Vec<Value>>, Option<String>) {
+        match values {
+            Ok(v) => (Some(v.iter().enumerate().map(|(i, v)| Value::new(i as u32, v)).collect()), None),
+            Err(Why(why)) => (None, Some(why.clone())),
+        }
+    }
+}
+
+/// A value as its type prints it. Integers are signed decimals; an i64 of 2^31 or more in magnitude is hexadecimal,
+/// because it is more often an address or a pattern than a count. Without a type: raw hexadecimal.
+pub fn print(ty: Option<ValType>, bits: u64) -> String {
+    match ty {
+        Some(ValType::I32) => (bits as u32 as i32).to_string(),
+        Some(ValType::I64) => {
+            let v = bits as i64;
+            if v.unsigned_abs() < 1 << 31 { v.to_string() } else { format!("{bits:#x}") }
+        }
+        Some(ValType::F32) => {
+            let v = f32::from_bits(bits as u32);
+            if v.is_nan() { nan(v.is_sign_negative(), u64::from(v.to_bits() & 0x7f_ffff)) } else { format!("{v:?}") }
+        }
+        Some(ValType::F64) => {
+            let v = f64::from_bits(bits);
+            if v.is_nan() { nan(v.is_sign_negative(), bits & 0xf_ffff_ffff_ffff) } else { format!("{v:?}") }
+        }
+        // Only the low half of a vector is ever known here.
+        Some(ValType::V128) | None => format!("{bits:#x}"),
+    }
+}
+
+/// A NaN as the text format writes it, always with its payload.
+fn nan(negative: bool, payload: u64) -> String {
+    format!("{}nan:{payload:#x}", if negative { "-" } else { "" })
+}
+
+/// Where a value was found, as JSON has it. The text form shortens it to what is before the comma.
+pub fn place_text(place: &Place) -> String {
+    match place {
+        Place::Register { reg, saved_at: None } => reg.to_string(),
+        Place::Register { reg, saved_at: Some(a) } => format!("{reg}, saved at {a:#x}"),
+        Place::Memory { base, offset, .. } => {
+            let sign = if *offset < 0 { '-' } else { '+' };
+            format!("[{base}{sign}{:#x}]", offset.unsigned_abs())
+        }
+        Place::Constant => "constant".to_string(),
+    }
+}
+
+/// Known registers by name.
+pub fn registers(registers: &Registers) -> BTreeMap<String, Hex> {
+    TABLE.iter().filter_map(|row| Some((row.name.to_string(), Hex(registers.get(row.reg)?)))).collect()
+}
+
+impl From<unwind::Trust> for Trust {
+    fn from(t: unwind::Trust) -> Trust {
+        match t {
+            unwind::Trust::Context => Trust::Context,
+            unwind::Trust::Cfi => Trust::Cfi,
+            unwind::Trust::Runtime => Trust::Runtime,
+            unwind::Trust::Recognised => Trust::Recognised,
+            unwind::Trust::FramePointer => Trust::FramePointer,
+        }
+    }
+}
+
+impl From<&unwind::End> for End {
+    fn from(e: &unwind::End) -> End {
+        match e {
+            unwind::End::Bottom => End { kind: EndKind::Bottom, why: None },
+            unwind::End::Lost(why) => End { kind: EndKind::Lost, why: Some(why.to_string()) },
+            unwind::End::Cycle => End { kind: EndKind::Cycle, why: Some("the same frame came twice".to_string()) },
+            unwind::End::Limit(n) => End { kind: EndKind::Limit, why: Some(format!("after {n} frames")) },
+        }
+    }
+}
+
+impl End {
+    /// The end of a thread whose registers could not be read.
+    pub fn no_registers(why: Option<&str>) -> End {
+        End { kind: EndKind::NoRegisters, why: why.map(str::to_string) }
+    }
+}
+
+impl OpPosition {
+    /// `op_index` and `op_position` of an engine position.
+    pub fn of(position: Position) -> (Option<u64>, OpPosition) {
+        match position {
+            Position::Header => (None, OpPosition::Header),
+            Position::Operator(n) => (Some(n), OpPosition::At),
+            Position::After(n) => (Some(n), OpPosition::After),
+            Position::Unknown => (None, OpPosition::Unknown),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::Reg;
+
+    #[test]
+    fn values_print_by_type() {
+        let rows: &[(Option<ValType>, u64, &str)] = &[
+            (Some(ValType::I32), 9, "9"),
+            (Some(ValType::I32), 0xdead_beef_ffff_ffff, "-1"),
+            (Some(ValType::I32), 0x8000_0000, "-2147483648"),
+            (Some(ValType::I64), 99, "99"),
+            (Some(ValType::I64), -5i64 as u64, "-5"),
+            (Some(ValType::I64), 0x7fff_ffff, "2147483647"),
+            (Some(ValType::I64), 0x8000_0000, "0x80000000"),
+            (Some(ValType::I64), 0x1111_1111_1111_1111, "0x1111111111111111"),
+            (Some(ValType::I64), i64::MIN as u64, "0x8000000000000000"),
+            (Some(ValType::F32), 0xdead_beef_0000_0000 | u64::from(1.5f32.to_bits()), "1.5"),
+            (Some(ValType::F32), 0x7fc0_0000, "nan:0x400000"),
+            (Some(ValType::F32), 0xff80_0001, "-nan:0x1"),
+            (Some(ValType::F64), 3.25f64.to_bits(), "3.25"),
+            (Some(ValType::F64), 3f64.to_bits(), "3.0"),
+            (Some(ValType::F64), (-0.0f64).to_bits(), "-0.0"),
+            (Some(ValType::F64), f64::NEG_INFINITY.to_bits(), "-inf"),
+            (Some(ValType::F64), 0x7ff8_0000_0000_0000, "nan:0x8000000000000"),
+            (Some(ValType::F64), 1e300f64.to_bits(), "1e300"),
+            (Some(ValType::V128), 7, "0x7"),
+            (None, 0x1_0000_0009, "0x100000009"),
+        ];
+        for (ty, bits, text) in rows {
+            assert_eq!(&print(*ty, *bits), text, "{ty:?} {bits:#x}");
+        }
+    }
+
+    #[test]
+    fn raw_bits_stay_whole_and_the_save_slot_is_told() {
+        let v = runtime::Value {
+            ty: Some(ValType::I32),
+            slot: Slot::Known {
+                bits: 0xaaaa_aaaa_0000_0009,
+                place: Place::Register { reg: Reg::RBX, saved_at: Some(0x7ffd_0010) },
+            },
+        };
+        let v = Value::new(3, &v);
+        assert_eq!((v.index, v.value.as_deref(), v.bits), (Some(3), Some("9"), Some(Hex(0xaaaa_aaaa_0000_0009))));
+        assert_eq!((v.place.as_deref(), v.address), (Some("rbx, saved at 0x7ffd0010"), Some(Hex(0x7ffd_0010))));
+    }
+
+    #[test]
+    fn memory_places_have_a_signed_offset() {
+        let place = |offset| place_text(&Place::Memory { base: Reg::RBP, offset, address: 0 });
+        assert_eq!(place(-0x28), "[rbp-0x28]");
+        assert_eq!(place(0), "[rbp+0x0]");
+        assert_eq!(place(i64::MIN), "[rbp-0x8000000000000000]");
+    }
+
+    #[test]
+    fn a_missing_list_carries_its_reason() {
+        assert_eq!(Value::list(&Err(Why("between two points".into()))), (None, Some("between two points".into())));
+        assert_eq!(Value::list(&Ok(vec![])), (Some(vec![]), None));
+    }
+}
