@@ -24,3 +24,7 @@ pub const MAX_HEAP_SEARCH_BYTES: u64 = 64 << 30;
 pub const MAX_HEAP_SEARCH_SECONDS: u64 = 30;
 /// Single steps of `--settle`.
 pub const MAX_SETTLE_STEPS: usize = 64;
+/// Bytes of a `.wasm` file.
+pub const MAX_WASM_BYTES: u64 = 1 << 30;
+/// Source frames shown for one Wasm operator (inlining depth).
+pub const MAX_INLINE_FRAMES: usize = 1_000;
