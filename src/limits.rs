@@ -46,3 +46,7 @@ pub const MAX_STACK_SCAN: u64 = 64 << 10;
 pub const MAX_STACK_SCAN_TOTAL: u64 = 256 << 20;
 /// Instances and modules that one search for them examines.
 pub const MAX_INSTANCES: usize = 65_536;
+/// Bytes of a `.wasm` file.
+pub const MAX_WASM_BYTES: u64 = 1 << 30;
+/// Source frames shown for one Wasm operator (inlining depth).
+pub const MAX_INLINE_FRAMES: usize = 1_000;

@@ -1,1 +1,736 @@
 //! Wasm modules given by the user: names, types, operator positions.
+//!
+//! Positions are those of the singlepass backend (`codegen_x64.rs: feed_event`): operators are numbered per function
+//! body from zero, in unreachable code too, the final `end` included, local declarations not. A middleware of the host
+//! that injects operators shifts the numbers; [`WasmModule::fits`] then refuses the file.
+
+mod dwarf;
+mod text;
+
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use wasmparser::{
+    BinaryReader, ExternalKind, FuncToValidate, FuncValidatorAllocations, FunctionBody, KnownCustom, Name, Parser,
+    Payload, TypeRef, ValidPayload, Validator, ValidatorResources, WasmFeatures,
+};
+
+use crate::error::Error;
+use crate::limits::{MAX_FUNCTIONS, MAX_SLOTS, MAX_WASM_BYTES};
+use crate::runtime::ValType;
+
+pub use dwarf::SourceFrame;
+
+/// What a point of a state map is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PointKind {
+    /// Return address of a call.
+    Call,
+    /// An instruction that may fault on purpose.
+    Trappable,
+    /// Poll of the interrupt flag at a loop head.
+    Loop,
+}
+
+impl PointKind {
+    fn noun(self) -> &'static str {
+        match self {
+            PointKind::Call => "a call",
+            PointKind::Trappable => "a trap",
+            PointKind::Loop => "a loop",
+        }
+    }
+}
+
+/// What an operator does, as far as a backtrace cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OperatorKind {
+    /// `call`.
+    Call,
+    /// `call_indirect`.
+    CallIndirect,
+    /// `loop`.
+    Loop,
+    /// An operator that may trap, calls aside.
+    Trap,
+    /// `end`.
+    End,
+    /// Any other.
+    Other,
+}
+
+/// An operator of a function body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operator {
+    /// Byte offset in the `.wasm` file.
+    pub offset: u64,
+    /// Spelling of the text format ("call 3").
+    pub text: String,
+    /// What it does.
+    pub kind: OperatorKind,
+}
+
+/// What a process knows about a compiled module; [`WasmModule::fits`] compares a file with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ModuleFacts {
+    /// Number of imported functions, if known.
+    pub imported_functions: Option<u32>,
+    /// The functions the module defines, in order.
+    pub functions: Vec<FunctionFacts>,
+}
+
+/// What a process knows about one function.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FunctionFacts {
+    /// Number of parameters and declared locals together, if known.
+    pub locals: Option<usize>,
+    /// All points of the state map: operator index (`u64::MAX` is the function header) and kind, in any order.
+    pub points: Vec<(u64, PointKind)>,
+    /// Types of the parameters, if known.
+    pub params: Option<Vec<ValType>>,
+}
+
+struct Signature {
+    params: Vec<ValType>,
+    results: Vec<ValType>,
+}
+
+/// A parsed `.wasm` file. Bodies are decoded when asked for.
+pub struct WasmModule {
+    file: String,
+    bytes: Vec<u8>,
+    module_name: Option<String>,
+    /// `None`: not a function type, or one with types no supported runtime has.
+    types: Vec<Option<Signature>>,
+    /// Type index of each function, imports first.
+    functions: Vec<u32>,
+    imports: Vec<(String, String)>,
+    exports: HashMap<u32, String>,
+    names: HashMap<u32, String>,
+    name_section: Option<Range<usize>>,
+    local_names: OnceCell<HashMap<(u32, u32), String>>,
+    bodies: Vec<Range<usize>>,
+    code_start: u64,
+    debug_sections: HashMap<String, Range<usize>>,
+    dwarf: OnceCell<Option<dwarf::Dwarf>>,
+    /// What types need, or why the module does not validate.
+    resources: Result<ValidatorResources, String>,
+    /// File offsets of a body's operators.
+    operators: RefCell<HashMap<u32, Option<std::sync::Arc<[u64]>>>>,
+    locals: Vec<OnceCell<Option<Vec<ValType>>>>,
+    stack_types: RefCell<HashMap<(u32, u64, PointKind), Option<Vec<ValType>>>>,
+}
+
+fn value_type(ty: wasmparser::ValType) -> Option<ValType> {
+    Some(match ty {
+        wasmparser::ValType::I32 => ValType::I32,
+        wasmparser::ValType::I64 => ValType::I64,
+        wasmparser::ValType::F32 => ValType::F32,
+        wasmparser::ValType::F64 => ValType::F64,
+        wasmparser::ValType::V128 => ValType::V128,
+        wasmparser::ValType::Ref(_) => return None,
+    })
+}
+
+/// Operators that have a point in singlepass state maps: `codegen_x64.rs` calls `mark_trappable` for integer division
+/// and remainder (`emit_relaxed_xdiv`) and for `unreachable`, passes a state context to `emit_call_sysv` for `call` and
+/// `call_indirect` only (not for `memory.size` and `memory.grow`), and polls the interrupt flag at `loop`, with full
+/// preemption. Loads, stores and float-to-integer conversions trap without a point.
+fn point_of(op: &wasmparser::Operator<'_>) -> Option<PointKind> {
+    use wasmparser::Operator as O;
+    match op {
+        O::Call { .. } | O::CallIndirect { .. } => Some(PointKind::Call),
+        O::Loop { .. } => Some(PointKind::Loop),
+        O::Unreachable => Some(PointKind::Trappable),
+        _ if is_division(op) => Some(PointKind::Trappable),
+        _ => None,
+    }
+}
+
+fn is_division(op: &wasmparser::Operator<'_>) -> bool {
+    use wasmparser::Operator as O;
+    matches!(op, O::I32DivS | O::I32DivU | O::I32RemS | O::I32RemU | O::I64DivS | O::I64DivU | O::I64RemS | O::I64RemU)
+}
+
+fn kind_of(op: &wasmparser::Operator<'_>, text: &str) -> OperatorKind {
+    use wasmparser::Operator as O;
+    match op {
+        O::Call { .. } => OperatorKind::Call,
+        O::CallIndirect { .. } => OperatorKind::CallIndirect,
+        O::Loop { .. } => OperatorKind::Loop,
+        O::End => OperatorKind::End,
+        O::Unreachable
+        | O::I32TruncF32S
+        | O::I32TruncF32U
+        | O::I32TruncF64S
+        | O::I32TruncF64U
+        | O::I64TruncF32S
+        | O::I64TruncF32U
+        | O::I64TruncF64S
+        | O::I64TruncF64U => OperatorKind::Trap,
+        _ if is_division(op) || [".load", ".store", ".atomic."].iter().any(|part| text.contains(part)) => {
+            OperatorKind::Trap
+        }
+        _ => OperatorKind::Other,
+    }
+}
+
+/// Dead code as the backend sees it (`codegen_x64.rs: unreachable_depth`): from an unconditional branch to the `else`
+/// or `end` of its block, operators count but leave no points.
+#[derive(Default)]
+struct Reach {
+    dead: u64,
+}
+
+impl Reach {
+    /// Whether code is generated for `op`, the next operator.
+    fn step(&mut self, op: &wasmparser::Operator<'_>) -> bool {
+        use wasmparser::Operator as O;
+        if self.dead == 0 {
+            if matches!(op, O::Unreachable | O::Return | O::Br { .. } | O::BrTable { .. }) {
+                self.dead = 1;
+            }
+            return true;
+        }
+        match op {
+            O::Block { .. } | O::Loop { .. } | O::If { .. } => self.dead = self.dead.saturating_add(1),
+            O::End => self.dead -= 1,
+            O::Else if self.dead == 1 => self.dead = 0,
+            _ => {}
+        }
+        self.dead == 0
+    }
+}
+
+impl WasmModule {
+    /// Reads and parses a file. [`Error::File`] if it cannot be read, [`Error::Wasm`] if it is no module.
+    pub fn open(path: impl AsRef<Path>) -> Result<WasmModule, Error> {
+        let path = path.as_ref();
+        let failed = |source| Error::File { path: path.to_path_buf(), source };
+        let refused = |why: String| Error::Wasm { path: path.to_path_buf(), why };
+        // Opening a fifo would block until somebody writes to it.
+        let meta = std::fs::metadata(path).map_err(failed)?;
+        if !meta.is_file() {
+            return Err(refused("it is not a regular file".to_string()));
+        }
+        if meta.len() > MAX_WASM_BYTES {
+            return Err(refused(format!("it has {} bytes, more than the {MAX_WASM_BYTES} that are read", meta.len())));
+        }
+        let bytes = std::fs::read(path).map_err(failed)?;
+        let file = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+        Self::build(file, bytes).map_err(refused)
+    }
+
+    /// Parses `bytes`; `name` stands for the file in messages. [`Error::Wasm`] if they are no module.
+    pub fn parse(name: String, bytes: Vec<u8>) -> Result<WasmModule, Error> {
+        let path = PathBuf::from(&name);
+        Self::build(name, bytes).map_err(|why| Error::Wasm { path, why })
+    }
+
+    fn build(file: String, bytes: Vec<u8>) -> Result<WasmModule, String> {
+        let mut module = WasmModule {
+            file,
+            bytes: Vec::new(),
+            module_name: None,
+            types: Vec::new(),
+            functions: Vec::new(),
+            imports: Vec::new(),
+            exports: HashMap::new(),
+            names: HashMap::new(),
+            name_section: None,
+            local_names: OnceCell::new(),
+            bodies: Vec::new(),
+            code_start: 0,
+            debug_sections: HashMap::new(),
+            dwarf: OnceCell::new(),
+            resources: Err("it has no function bodies".to_string()),
+            operators: RefCell::default(),
+            locals: Vec::new(),
+            stack_types: RefCell::default(),
+        };
+        module.read(&bytes).map_err(|e| e.to_string())?;
+        let defined = module.functions.len() - module.imports.len();
+        if defined != module.bodies.len() {
+            return Err(format!("it declares {defined} functions and has {} bodies", module.bodies.len()));
+        }
+        module.locals.resize_with(module.bodies.len(), OnceCell::new);
+        module.bytes = bytes;
+        Ok(module)
+    }
+
+    fn read(&mut self, bytes: &[u8]) -> Result<(), Unusable> {
+        let mut validator = Some(Validator::new_with_features(WasmFeatures::all()));
+        for payload in Parser::new(0).parse_all(bytes) {
+            let payload = payload?;
+            if let Some(v) = &mut validator {
+                match v.payload(&payload) {
+                    Ok(ValidPayload::Func(function, _)) => {
+                        if self.bodies.is_empty() {
+                            self.resources = Ok(function.resources);
+                        }
+                    }
+                    Ok(_) => {}
+                    // Names, counts and operator positions do not need a valid module.
+                    Err(e) => {
+                        self.resources = Err(e.to_string());
+                        validator = None;
+                    }
+                }
+            }
+            match payload {
+                Payload::Version { encoding, .. } if encoding != wasmparser::Encoding::Module => {
+                    return Err(Unusable("it is a component, not a module".to_string()));
+                }
+                Payload::TypeSection(reader) => {
+                    for group in reader {
+                        for ty in group?.types() {
+                            self.types.push(match &ty.composite_type.inner {
+                                wasmparser::CompositeInnerType::Func(f) => signature(f),
+                                _ => None,
+                            });
+                        }
+                    }
+                }
+                Payload::ImportSection(reader) => {
+                    for import in reader.into_imports() {
+                        let import = import?;
+                        if let TypeRef::Func(ty) | TypeRef::FuncExact(ty) = import.ty {
+                            self.add_function(ty)?;
+                            self.imports.push((import.module.to_string(), import.name.to_string()));
+                        }
+                    }
+                }
+                Payload::FunctionSection(reader) => {
+                    for ty in reader {
+                        self.add_function(ty?)?;
+                    }
+                }
+                Payload::ExportSection(reader) => {
+                    for export in reader {
+                        let export = export?;
+                        if matches!(export.kind, ExternalKind::Func | ExternalKind::FuncExact) {
+                            self.exports.entry(export.index).or_insert_with(|| export.name.to_string());
+                        }
+                    }
+                }
+                Payload::CodeSectionStart { unchecked_range, .. } => self.code_start = unchecked_range.start,
+                Payload::CodeSectionEntry(body) => {
+                    if self.bodies.len() >= MAX_FUNCTIONS {
+                        return Err(too_many_functions());
+                    }
+                    self.bodies.push(file_range(body.range())?);
+                }
+                Payload::CustomSection(section) => match section.as_known() {
+                    KnownCustom::Name(reader) => {
+                        self.name_section = Some(file_range(reader.sections.range())?);
+                        self.read_names(reader);
+                    }
+                    _ if section.name().starts_with(".debug_") => {
+                        let end = section.data_offset() + section.data().len() as u64;
+                        let range = file_range(section.data_offset()..end)?;
+                        self.debug_sections.entry(section.name().to_string()).or_insert(range);
+                    }
+                    _ => {}
+                },
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn add_function(&mut self, ty: u32) -> Result<(), Unusable> {
+        if self.functions.len() >= MAX_FUNCTIONS {
+            return Err(too_many_functions());
+        }
+        self.functions.push(ty);
+        Ok(())
+    }
+
+    /// A broken name section costs the names after the break, as the specification asks.
+    fn read_names(&mut self, reader: wasmparser::NameSectionReader<'_>) {
+        for name in reader {
+            match name {
+                Ok(Name::Module { name, .. }) => self.module_name = Some(name.to_string()),
+                Ok(Name::Function(map)) => {
+                    for naming in map.into_iter().map_while(Result::ok) {
+                        self.names.entry(naming.index).or_insert_with(|| naming.name.to_string());
+                    }
+                }
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
+    }
+
+    /// Name from the name section, else the file's.
+    pub fn name(&self) -> &str {
+        self.module_name.as_deref().filter(|name| !name.is_empty()).unwrap_or(&self.file)
+    }
+
+    /// Number of imported functions; the first defined function has this index.
+    pub fn imported_functions(&self) -> u32 {
+        self.imports.len() as u32
+    }
+
+    /// Number of functions with a body.
+    pub fn defined_functions(&self) -> u32 {
+        self.bodies.len() as u32
+    }
+
+    /// Name of a function and where it is from: "name section", "export" or "import" (as `module.name`), best first.
+    pub fn function_name(&self, func_index: u32) -> Option<(String, &'static str)> {
+        if let Some(name) = self.names.get(&func_index).filter(|name| !name.is_empty()) {
+            return Some((name.clone(), "name section"));
+        }
+        if let Some(name) = self.exports.get(&func_index) {
+            return Some((name.clone(), "export"));
+        }
+        let (module, name) = self.imports.get(func_index as usize)?;
+        Some((format!("{module}.{name}"), "import"))
+    }
+
+    /// Parameter and result types; `None` if there is no such function or it uses reference types.
+    pub fn signature(&self, func_index: u32) -> Option<(&[ValType], &[ValType])> {
+        let ty = *self.functions.get(func_index as usize)?;
+        let signature = self.types.get(ty as usize)?.as_ref()?;
+        Some((&signature.params, &signature.results))
+    }
+
+    /// Types of parameters and declared locals; `None` if they are unknown or more than [`MAX_SLOTS`].
+    pub fn local_types(&self, local_func: u32) -> Option<&[ValType]> {
+        let cell = self.locals.get(local_func as usize)?;
+        cell.get_or_init(|| self.read_locals(local_func)).as_deref()
+    }
+
+    fn read_locals(&self, local_func: u32) -> Option<Vec<ValType>> {
+        let (params, _) = self.signature(self.imported_functions().checked_add(local_func)?)?;
+        let mut out = params.to_vec();
+        // Declarations are run-length encoded: one of six bytes can stand for 2^32 locals.
+        for declaration in self.body(local_func)?.get_locals_reader().ok()? {
+            let (count, ty) = declaration.ok()?;
+            let count = usize::try_from(count).ok()?;
+            if out.len().checked_add(count)? > MAX_SLOTS {
+                return None;
+            }
+            out.resize(out.len() + count, value_type(ty)?);
+        }
+        Some(out)
+    }
+
+    /// Name of a local from the name section.
+    pub fn local_name(&self, func_index: u32, local: u32) -> Option<&str> {
+        let names = self.local_names.get_or_init(|| {
+            let mut out = HashMap::new();
+            let Some(range) = self.name_section.clone() else { return out };
+            let start = range.start as u64;
+            let Some(data) = self.bytes.get(range) else { return out };
+            for section in wasmparser::NameSectionReader::new(BinaryReader::new(data, start)).map_while(Result::ok) {
+                let Name::Local(functions) = section else { continue };
+                for function in functions.map_while(Result::ok) {
+                    for naming in function.names.map_while(Result::ok) {
+                        out.entry((function.index, naming.index)).or_insert_with(|| naming.name.to_string());
+                    }
+                }
+            }
+            out
+        });
+        names.get(&(func_index, local)).map(String::as_str)
+    }
+
+    fn body(&self, local_func: u32) -> Option<FunctionBody<'_>> {
+        let range = self.bodies.get(local_func as usize)?.clone();
+        let start = range.start as u64;
+        Some(FunctionBody::new(BinaryReader::new(self.bytes.get(range)?, start)))
+    }
+
+    fn operator_offsets(&self, local_func: u32) -> Option<std::sync::Arc<[u64]>> {
+        if let Some(known) = self.operators.borrow().get(&local_func) {
+            return known.clone();
+        }
+        let read = || -> Option<std::sync::Arc<[u64]>> {
+            let mut reader = self.body(local_func)?.get_operators_reader().ok()?;
+            let mut offsets = Vec::new();
+            while !reader.eof() {
+                offsets.push(reader.original_position());
+                // What was read before a break is still right.
+                if reader.read().is_err() {
+                    offsets.pop();
+                    break;
+                }
+            }
+            Some(offsets.into())
+        };
+        let offsets = read();
+        self.operators.borrow_mut().insert(local_func, offsets.clone());
+        offsets
+    }
+
+    /// The operator with this index in the body of a defined function.
+    pub fn operator(&self, local_func: u32, op_index: u64) -> Option<Operator> {
+        let offsets = self.operator_offsets(local_func)?;
+        let offset = *offsets.get(usize::try_from(op_index).ok()?)?;
+        let end = self.bodies.get(local_func as usize)?.end;
+        let data = self.bytes.get(usize::try_from(offset).ok()?..end)?;
+        let op = BinaryReader::new(data, offset);
+        let op = wasmparser::OperatorsReader::new(op).read().ok()?;
+        let text = text::operator(&op);
+        let kind = kind_of(&op, &text);
+        Some(Operator { offset, text, kind })
+    }
+
+    /// Types of the operands that a state map holds at a point, bottom first; `None` if the operator has no such point,
+    /// is in dead code, or the module does not validate.
+    ///
+    /// The map's operands are those below the operator's own: a call's arguments (and the table index of
+    /// `call_indirect`) and both operands of a division are popped before the point is recorded. At a division the map
+    /// also holds the result's slot; it is private (`wasm_stack_private_depth` = 1) and not among these types.
+    pub fn stack_types_at(&self, local_func: u32, op_index: u64, point: PointKind) -> Option<Vec<ValType>> {
+        let key = (local_func, op_index, point);
+        if let Some(known) = self.stack_types.borrow().get(&key) {
+            return known.clone();
+        }
+        let types = self.compute_stack_types(local_func, op_index, point);
+        self.stack_types.borrow_mut().insert(key, types.clone());
+        types
+    }
+
+    fn compute_stack_types(&self, local_func: u32, op_index: u64, point: PointKind) -> Option<Vec<ValType>> {
+        let resources = self.resources.as_ref().ok()?.clone();
+        let index = self.imported_functions().checked_add(local_func)?;
+        let ty = *self.functions.get(index as usize)?;
+        let body = self.body(local_func)?;
+        let mut validator = FuncToValidate { resources, index, ty, features: WasmFeatures::all() }
+            .into_validator(FuncValidatorAllocations::default());
+        let mut reader = body.get_binary_reader();
+        validator.read_locals(&mut reader).ok()?;
+        let mut reader = wasmparser::OperatorsReader::new(reader);
+        let mut reach = Reach::default();
+        let mut next = 0;
+        while !reader.eof() {
+            let offset = reader.original_position();
+            let op = reader.read().ok()?;
+            let alive = reach.step(&op);
+            if next == op_index {
+                if !alive || point_of(&op) != Some(point) {
+                    return None;
+                }
+                let popped = match op {
+                    wasmparser::Operator::Call { function_index } => self.signature(function_index)?.0.len(),
+                    wasmparser::Operator::CallIndirect { type_index, .. } => {
+                        self.types.get(type_index as usize)?.as_ref()?.params.len() + 1
+                    }
+                    _ if is_division(&op) => 2,
+                    _ => 0,
+                };
+                let height = validator.operand_stack_height() as usize;
+                if height.checked_sub(popped)? > MAX_SLOTS {
+                    return None;
+                }
+                // Depth 0 is the top of the stack.
+                return (popped..height).rev().map(|depth| value_type(validator.get_operand_type(depth)??)).collect();
+            }
+            validator.op(offset, &op).ok()?;
+            next += 1;
+        }
+        None
+    }
+
+    /// Compares the module with what a process knows of it. `Ok`: what was compared. `Err`: why it is another module.
+    ///
+    /// Points are compared both ways: each must be on an operator that has such a point, and each operator of reachable
+    /// code that has one must be among the points. Loops have points with full preemption only: all or none of them.
+    /// Takes time linear in the code's size.
+    pub fn fits(&self, facts: &ModuleFacts) -> Result<Vec<String>, String> {
+        let mut checked = Vec::new();
+        let file = &self.file;
+        if let Some(imports) = facts.imported_functions {
+            if imports != self.imported_functions() {
+                return Err(format!(
+                    "the module in the process imports {imports} functions, {file} imports {}",
+                    self.imported_functions()
+                ));
+            }
+            checked.push(format!("{imports} imported functions"));
+        }
+        if facts.functions.len() != self.bodies.len() {
+            return Err(format!(
+                "the module in the process defines {} functions, {file} defines {}",
+                facts.functions.len(),
+                self.bodies.len()
+            ));
+        }
+        checked.push(format!("{} defined functions", self.bodies.len()));
+
+        let (mut with_params, mut with_locals, mut skipped) = (0usize, 0usize, Vec::new());
+        let mut tally = Tally::default();
+        for (local, function) in (0u32..).zip(&facts.functions) {
+            if let (Some(params), Some((own, _))) =
+                (&function.params, self.signature(self.imported_functions().saturating_add(local)))
+            {
+                if params != own {
+                    return Err(format!(
+                        "function {local} takes {} in the process, {} in {file}",
+                        type_list(params),
+                        type_list(own)
+                    ));
+                }
+                with_params += 1;
+            }
+            if let (Some(locals), Some(own)) = (function.locals, self.local_types(local)) {
+                if locals != own.len() {
+                    return Err(format!(
+                        "function {local} has {locals} locals in the process, {} in {file}",
+                        own.len()
+                    ));
+                }
+                with_locals += 1;
+            }
+            if let Err(reason) = self.compare_points(local, &function.points, &mut tally)? {
+                skipped.push(format!("points of function {local} not compared: {reason}"));
+            }
+        }
+        if let (Some(with), Some(without)) = (&tally.loop_with_point, &tally.loop_without_point) {
+            return Err(format!("the process has {with}, but none at {without}"));
+        }
+        if with_params > 0 {
+            checked.push(format!("parameter types of {with_params} functions"));
+        }
+        if with_locals > 0 {
+            checked.push(format!("locals of {with_locals} functions"));
+        }
+        checked.push(format!("{} call, {} trap and {} loop points", tally.calls, tally.traps, tally.loops));
+        checked.extend(skipped);
+        Ok(checked)
+    }
+
+    /// The inner `Err` says why this function could not be compared, the outer one why the module does not fit.
+    fn compare_points(
+        &self,
+        local: u32,
+        points: &[(u64, PointKind)],
+        tally: &mut Tally,
+    ) -> Result<Result<(), String>, String> {
+        let file = &self.file;
+        // The header polls the interrupt flag too (`begin_body`), at the index before the first operator.
+        let mut points: Vec<_> = points.iter().copied().filter(|&p| p != (u64::MAX, PointKind::Loop)).collect();
+        points.sort_unstable_by_key(|&(index, _)| index);
+        let Some(body) = self.body(local) else { return Ok(Err("it has no body".to_string())) };
+        let mut reader = match body.get_operators_reader() {
+            Ok(reader) => reader,
+            Err(e) => return Ok(Err(e.to_string())),
+        };
+        let mut points = points.into_iter().peekable();
+        let mut reach = Reach::default();
+        let mut index = 0u64;
+        while !reader.eof() {
+            let op = match reader.read() {
+                Ok(op) => op,
+                Err(e) => return Ok(Err(e.to_string())),
+            };
+            let expected = if reach.step(&op) { point_of(&op) } else { None };
+            let mut found = false;
+            while let Some((_, kind)) = points.next_if(|&(at, _)| at == index) {
+                if expected != Some(kind) {
+                    return Err(format!(
+                        "operator {index} of function {local} is `{}` in {file}, the process has {} there",
+                        text::operator(&op),
+                        kind.noun()
+                    ));
+                }
+                found = true;
+            }
+            match expected {
+                Some(PointKind::Loop) if found => {
+                    tally.loops += 1;
+                    tally.loop_with_point.get_or_insert_with(|| loop_at(index, local));
+                }
+                Some(PointKind::Loop) => {
+                    tally.loop_without_point.get_or_insert_with(|| loop_at(index, local));
+                }
+                Some(kind) if !found => {
+                    return Err(format!(
+                        "operator {index} of function {local} is `{}` in {file}, the process does not have {} there",
+                        text::operator(&op),
+                        kind.noun()
+                    ));
+                }
+                Some(PointKind::Call) => tally.calls += 1,
+                Some(PointKind::Trappable) => tally.traps += 1,
+                None => {}
+            }
+            index += 1;
+        }
+        match points.next() {
+            Some((at, kind)) => Err(format!(
+                "function {local} has {index} operators in {file}, the process has {} at operator {at}",
+                kind.noun()
+            )),
+            None => Ok(Ok(())),
+        }
+    }
+
+    /// Source positions of an operator (its [`Operator::offset`]) by the file's DWARF, innermost inlined function first;
+    /// empty if there is none.
+    pub fn source(&self, offset: u64) -> Vec<SourceFrame> {
+        // DWARF in Wasm counts from the contents of the code section.
+        let Some(address) = offset.checked_sub(self.code_start) else { return Vec::new() };
+        let dwarf = self.dwarf.get_or_init(|| dwarf::Dwarf::load(&self.bytes, &self.debug_sections));
+        dwarf.as_ref().map(|d| d.frames(address)).unwrap_or_default()
+    }
+
+    /// Why there are no operand types, if the module does not validate.
+    pub fn invalid(&self) -> Option<&str> {
+        self.resources.as_ref().err().map(String::as_str)
+    }
+}
+
+#[derive(Default)]
+struct Tally {
+    calls: usize,
+    traps: usize,
+    loops: usize,
+    loop_with_point: Option<String>,
+    loop_without_point: Option<String>,
+}
+
+fn loop_at(index: u64, local: u32) -> String {
+    format!("a loop at operator {index} of function {local}")
+}
+
+fn type_list(types: &[ValType]) -> String {
+    let names: Vec<_> = types.iter().map(|t| t.name()).collect();
+    format!("({})", names.join(" "))
+}
+
+fn signature(f: &wasmparser::FuncType) -> Option<Signature> {
+    let types = |list: &[wasmparser::ValType]| list.iter().map(|&t| value_type(t)).collect::<Option<Vec<_>>>();
+    Some(Signature { params: types(f.params())?, results: types(f.results())? })
+}
+
+fn file_range(range: Range<u64>) -> Result<Range<usize>, Unusable> {
+    match (usize::try_from(range.start), usize::try_from(range.end)) {
+        (Ok(start), Ok(end)) => Ok(start..end),
+        _ => Err(Unusable("it does not fit the address space".to_string())),
+    }
+}
+
+fn too_many_functions() -> Unusable {
+    Unusable(format!("it has more than {MAX_FUNCTIONS} functions"))
+}
+
+/// Why bytes are no usable module.
+struct Unusable(String);
+
+impl std::fmt::Display for Unusable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<wasmparser::BinaryReaderError> for Unusable {
+    fn from(e: wasmparser::BinaryReaderError) -> Self {
+        Unusable(e.to_string())
+    }
+}
