@@ -24,3 +24,14 @@ pub const MAX_HEAP_SEARCH_BYTES: u64 = 64 << 30;
 pub const MAX_HEAP_SEARCH_SECONDS: u64 = 30;
 /// Single steps of `--settle`.
 pub const MAX_SETTLE_STEPS: usize = 64;
+/// Rows of unwind tables kept for addresses that were seen.
+pub const MAX_CACHED_ROWS: usize = 65_536;
+/// Functions indexed from one section of unwind tables that has no search table.
+pub const MAX_UNWIND_ENTRIES: usize = 4_000_000;
+/// Operations evaluated of one unwind expression.
+pub const MAX_EXPRESSION_STEPS: u32 = 1_000;
+/// Bytes of one decompressed debug section.
+pub const MAX_DEBUG_SECTION_BYTES: u64 = 4 << 30;
+/// Output bytes per input byte that a compressed section may claim (deflate's own bound is 1032; zstd's is higher, but
+/// debug sections stay far below).
+pub const MAX_COMPRESSION_RATIO: u64 = 4096;
