@@ -50,3 +50,14 @@ pub const MAX_INSTANCES: usize = 65_536;
 pub const MAX_WASM_BYTES: u64 = 1 << 30;
 /// Source frames shown for one Wasm operator (inlining depth).
 pub const MAX_INLINE_FRAMES: usize = 1_000;
+/// Rows of unwind tables kept for addresses that were seen.
+pub const MAX_CACHED_ROWS: usize = 65_536;
+/// Functions indexed from one section of unwind tables that has no search table.
+pub const MAX_UNWIND_ENTRIES: usize = 4_000_000;
+/// Operations evaluated of one unwind expression.
+pub const MAX_EXPRESSION_STEPS: u32 = 1_000;
+/// Bytes of one decompressed debug section.
+pub const MAX_DEBUG_SECTION_BYTES: u64 = 4 << 30;
+/// Output bytes per input byte that a compressed section may claim (deflate's own bound is 1032; zstd's is higher, but
+/// debug sections stay far below).
+pub const MAX_COMPRESSION_RATIO: u64 = 4096;

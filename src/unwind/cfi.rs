@@ -1,1 +1,637 @@
-//! Call frame information.
+//! Call frame information: `.eh_frame` (searched through `.eh_frame_hdr` where that is usable) and `.debug_frame`.
+//!
+//! Every register rule is applied to every register of [`crate::arch::x64::TABLE`], because what lies above native code
+//! may keep its values in any callee-saved register (facts: locals 0-3 of a singlepass function).
+
+use super::{Cursor, Next, Trust, UnwindError, Unwinder};
+use crate::arch::{CodeAddress, Reg, Registers};
+use crate::limits;
+use crate::target::objects::{LoadedObject, Objects};
+use crate::target::{Memory, MemoryError};
+use gimli::{
+    BaseAddresses, CfaRule, DebugFrame, EhFrame, Encoding, EndianSlice, Evaluation, EvaluationResult, LittleEndian,
+    Location, RegisterRule, UnwindContext, UnwindExpression, UnwindSection, Value,
+};
+use object::read::elf::{ElfFile64, ProgramHeader};
+use object::{Endianness, Object, ObjectSection};
+use std::borrow::Cow;
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+type Slice<'a> = EndianSlice<'a, LittleEndian>;
+
+/// `mov $15, %rax; syscall`: what a signal handler returns to, in every libc (`__restore_rt`). gdb recognises it by the
+/// same bytes.
+const SIGRETURN: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
+/// Length of its first instruction.
+const SIGRETURN_SYSCALL: u64 = 7;
+
+/// Byte offsets in `struct ucontext` (asm/ucontext.h, asm/sigcontext.h). The kernel leaves rsp pointing at it when the
+/// handler has returned.
+mod ucontext {
+    use crate::arch::Reg;
+
+    /// General purpose registers and rip (`struct sigcontext`).
+    pub const REGISTERS: [(Reg, u64); 17] = [
+        (Reg::R8, 40),
+        (Reg::R9, 48),
+        (Reg::R10, 56),
+        (Reg::R11, 64),
+        (Reg::R12, 72),
+        (Reg::R13, 80),
+        (Reg::R14, 88),
+        (Reg::R15, 96),
+        (Reg::RDI, 104),
+        (Reg::RSI, 112),
+        (Reg::RBP, 120),
+        (Reg::RBX, 128),
+        (Reg::RDX, 136),
+        (Reg::RAX, 144),
+        (Reg::RCX, 152),
+        (Reg::RSP, 160),
+        (Reg::RIP, 168),
+    ];
+    /// Pointer to the floating point state; null if it was not saved.
+    pub const FPSTATE: u64 = 224;
+    /// XMM0 in the floating point state (the FXSAVE layout), 16 bytes each.
+    pub const XMM: u64 = 160;
+}
+
+/// Unwinds code that has call frame information.
+pub struct CfiUnwinder<'a> {
+    objects: Vec<Source<'a>>,
+    plans: RefCell<HashMap<CodeAddress, Plan>>,
+    context: RefCell<UnwindContext<usize>>,
+}
+
+struct Source<'a> {
+    object: &'a LoadedObject,
+    tables: OnceCell<Vec<Table<'a>>>,
+}
+
+/// What to do at an address. Kept per address: deep recursion parses nothing twice.
+#[derive(Clone)]
+enum Plan {
+    Row(Rc<Row>),
+    /// The code of `__restore_rt` without a signal frame's CFI; rsp is this many bytes from where `ret` left it.
+    SignalReturn,
+    Broken(String),
+    None,
+}
+
+/// One row of an unwind table.
+struct Row {
+    source: usize,
+    table: usize,
+    cfa: CfaRule<usize>,
+    rules: Vec<(Reg, RegisterRule<usize>)>,
+    return_address: Reg,
+    encoding: Encoding,
+    signal: bool,
+    /// Whether the code is the one that the kernel's signal frame returns to, so that the frame's layout is known.
+    sigreturn: bool,
+}
+
+impl<'a> CfiUnwinder<'a> {
+    /// An unwinder over `objects`. Parses nothing until asked.
+    pub fn new(objects: &'a Objects) -> CfiUnwinder<'a> {
+        CfiUnwinder {
+            objects: objects.iter().map(|object| Source { object, tables: OnceCell::new() }).collect(),
+            plans: RefCell::default(),
+            context: RefCell::new(UnwindContext::new()),
+        }
+    }
+
+    fn plan(&self, at: CodeAddress, memory: &dyn Memory) -> Plan {
+        if let Some(plan) = self.plans.borrow().get(&at) {
+            return plan.clone();
+        }
+        let plan = self.make_plan(at, memory);
+        let mut plans = self.plans.borrow_mut();
+        if plans.len() >= limits::MAX_CACHED_ROWS {
+            plans.clear();
+        }
+        plans.insert(at, plan.clone());
+        plan
+    }
+
+    fn make_plan(&self, at: CodeAddress, memory: &dyn Memory) -> Plan {
+        let sigreturn = is_sigreturn(at.raw(), memory);
+        let covering = |s: &Source<'a>| s.object.range.0 <= at.lookup() && at.lookup() < s.object.range.1;
+        let found = match self.objects.iter().position(covering) {
+            Some(source) => self.row(source, at.lookup(), sigreturn),
+            None => Ok(None),
+        };
+        match found {
+            // A handler returns to the first byte of the code, so the lookup is one byte before it: glibc's table
+            // begins there, others find the function before.
+            Ok(Some(row)) if sigreturn && !row.signal => Plan::SignalReturn,
+            Ok(Some(row)) => Plan::Row(Rc::new(row)),
+            _ if sigreturn => Plan::SignalReturn,
+            Ok(None) => Plan::None,
+            Err(why) => Plan::Broken(why),
+        }
+    }
+
+    fn row(&self, source: usize, pc: u64, sigreturn: bool) -> Result<Option<Row>, String> {
+        let Some(s) = self.objects.get(source) else { return Ok(None) };
+        let svma = s.object.svma(pc);
+        let mut problem = None;
+        for (index, table) in s.tables.get_or_init(|| tables(s.object)).iter().enumerate() {
+            match table.row(svma, &mut self.context.borrow_mut()) {
+                Ok(Some(mut row)) => {
+                    (row.source, row.table, row.sigreturn) = (source, index, sigreturn);
+                    return Ok(Some(row));
+                }
+                Ok(None) => {}
+                Err(why) => problem = problem.or(Some(why)),
+            }
+        }
+        problem.map_or(Ok(None), Err)
+    }
+
+    fn apply(&self, row: &Row, at: &Cursor, memory: &dyn Memory) -> Result<Next, Failure> {
+        let source = self.objects.get(row.source);
+        let frame = FrameContext {
+            at,
+            memory,
+            bytes: source.and_then(|s| s.tables.get()?.get(row.table)).map_or(&[], |t| &t.bytes),
+            encoding: row.encoding,
+            bias: source.map_or(0, |s| s.object.bias),
+        };
+        let cfa = match &row.cfa {
+            CfaRule::RegisterAndOffset { register, offset } => {
+                frame.register(dwarf(*register)?)?.wrapping_add_signed(*offset)
+            }
+            CfaRule::Expression(e) => frame.evaluate(e, None)?,
+        };
+        let mut caller = at.registers.clone();
+        if row.signal {
+            caller = Registers::unknown();
+        } else {
+            caller.forget_caller_saved();
+        }
+        caller.set(Reg::RSP, cfa);
+        caller.forget(Reg::RIP);
+        for (reg, rule) in &row.rules {
+            if *reg == row.return_address {
+                continue;
+            }
+            match frame.apply(rule, *reg, cfa, &mut caller) {
+                Ok(()) => {}
+                // The frame below is worth showing without this register.
+                Err(_) if *reg != Reg::RSP => caller.forget(*reg),
+                Err(e) => return Err(e),
+            }
+        }
+        let rule = row.rules.iter().find(|(reg, _)| *reg == row.return_address).map(|(_, rule)| rule);
+        match rule {
+            Some(RegisterRule::Undefined) => return Ok(Next::Bottom),
+            Some(rule) => {
+                let mut found = Registers::unknown();
+                frame.apply(rule, row.return_address, cfa, &mut found)?;
+                match (found.get(row.return_address), found.saved_at(row.return_address)) {
+                    (Some(pc), Some(slot)) => caller.restore(Reg::RIP, pc, slot),
+                    (Some(pc), None) => caller.set(Reg::RIP, pc),
+                    (None, _) => return Err(Failure::Unknown(row.return_address)),
+                }
+            }
+            None => return Err(Failure::Broken("no rule for the return address".into())),
+        }
+        let Some(pc) = caller.pc() else { return Err(Failure::Unknown(Reg::RIP)) };
+        if pc == 0 {
+            return Ok(Next::Bottom);
+        }
+        if !row.signal {
+            return Ok(Next::Caller(Cursor { address: CodeAddress::Return(pc), registers: caller }, Trust::Cfi));
+        }
+        if row.sigreturn
+            && let Ok(context) = frame.register(Reg::RSP)
+        {
+            restore_vectors(context, memory, &mut caller);
+        }
+        Ok(Next::Caller(Cursor { address: CodeAddress::Exact(pc), registers: caller }, Trust::Cfi))
+    }
+}
+
+impl Unwinder for CfiUnwinder<'_> {
+    fn step(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
+        let result = match self.plan(at.address, memory) {
+            Plan::Row(row) => self.apply(&row, at, memory),
+            Plan::SignalReturn => return_from_signal(at, memory),
+            Plan::Broken(why) => Err(Failure::Broken(why)),
+            Plan::None => return None,
+        };
+        Some(result.unwrap_or_else(|failure| {
+            Next::Lost(match failure {
+                Failure::Unknown(register) => UnwindError::UnknownRegister { register: register.name() },
+                Failure::Memory(e) => UnwindError::Memory(e),
+                Failure::Broken(why) => {
+                    let address = at.address.raw();
+                    let object = self.objects.iter().map(|s| s.object);
+                    let name = object.filter(|o| o.range.0 <= at.address.lookup() && at.address.lookup() < o.range.1);
+                    let object = name.map(|o| o.name()).next().unwrap_or_default();
+                    UnwindError::BadCfi { address, object, why }
+                }
+            })
+        }))
+    }
+}
+
+/// Why a row could not be applied.
+enum Failure {
+    Unknown(Reg),
+    Memory(MemoryError),
+    Broken(String),
+}
+
+impl From<gimli::Error> for Failure {
+    fn from(e: gimli::Error) -> Failure {
+        Failure::Broken(e.to_string())
+    }
+}
+
+impl From<MemoryError> for Failure {
+    fn from(e: MemoryError) -> Failure {
+        Failure::Memory(e)
+    }
+}
+
+fn dwarf(register: gimli::Register) -> Result<Reg, Failure> {
+    Reg::from_dwarf(register.0).ok_or_else(|| Failure::Broken(format!("register {} is not known", register.0)))
+}
+
+/// What rules and expressions of one frame are evaluated against.
+struct FrameContext<'f> {
+    at: &'f Cursor,
+    memory: &'f dyn Memory,
+    bytes: &'f [u8],
+    encoding: Encoding,
+    bias: u64,
+}
+
+impl FrameContext<'_> {
+    fn register(&self, reg: Reg) -> Result<u64, Failure> {
+        if reg == Reg::RIP {
+            return Ok(self.at.address.raw());
+        }
+        self.at.registers.get(reg).ok_or(Failure::Unknown(reg))
+    }
+
+    fn apply(&self, rule: &RegisterRule<usize>, reg: Reg, cfa: u64, caller: &mut Registers) -> Result<(), Failure> {
+        let load = |caller: &mut Registers, address: u64| -> Result<(), Failure> {
+            caller.restore(reg, self.memory.read_u64(address)?, address);
+            Ok(())
+        };
+        match rule {
+            RegisterRule::Undefined | RegisterRule::Architectural => caller.forget(reg),
+            RegisterRule::SameValue => self.copy(reg, reg, caller)?,
+            RegisterRule::Register(other) => self.copy(dwarf(*other)?, reg, caller)?,
+            RegisterRule::Offset(offset) => load(caller, cfa.wrapping_add_signed(*offset))?,
+            RegisterRule::ValOffset(offset) => caller.set(reg, cfa.wrapping_add_signed(*offset)),
+            RegisterRule::Expression(e) => load(caller, self.evaluate(e, Some(cfa))?)?,
+            RegisterRule::ValExpression(e) => caller.set(reg, self.evaluate(e, Some(cfa))?),
+            RegisterRule::Constant(value) => caller.set(reg, *value),
+        }
+        Ok(())
+    }
+
+    /// `to` in the caller is what `from` is in this frame, wherever that came from.
+    fn copy(&self, from: Reg, to: Reg, caller: &mut Registers) -> Result<(), Failure> {
+        let value = self.register(from)?;
+        match self.at.registers.saved_at(from) {
+            Some(slot) => caller.restore(to, value, slot),
+            None => caller.set(to, value),
+        }
+        Ok(())
+    }
+
+    fn evaluate(&self, expression: &UnwindExpression<usize>, cfa: Option<u64>) -> Result<u64, Failure> {
+        let end = expression.offset.saturating_add(expression.length);
+        let bytes = self.bytes.get(expression.offset..end).unwrap_or(&[]);
+        let readable = register_as_value(bytes);
+        let mut evaluation = Evaluation::new(EndianSlice::new(&readable, LittleEndian), self.encoding);
+        evaluation.set_max_iterations(limits::MAX_EXPRESSION_STEPS);
+        if let Some(cfa) = cfa {
+            evaluation.set_initial_value(cfa);
+        }
+        let mut state = evaluation.evaluate()?;
+        loop {
+            state = match state {
+                EvaluationResult::Complete => break,
+                EvaluationResult::RequiresMemory { address, size, space: None, base_type }
+                    if base_type.0 == 0 && (1..=8).contains(&size) =>
+                {
+                    let mut word = [0; 8];
+                    if let Some(buf) = word.get_mut(..usize::from(size)) {
+                        self.memory.read(address, buf)?;
+                    }
+                    evaluation.resume_with_memory(Value::Generic(u64::from_le_bytes(word)))?
+                }
+                EvaluationResult::RequiresRegister { register, base_type } if base_type.0 == 0 => {
+                    evaluation.resume_with_register(Value::Generic(self.register(dwarf(register)?)?))?
+                }
+                EvaluationResult::RequiresRelocatedAddress(svma) => {
+                    evaluation.resume_with_relocated_address(svma.wrapping_add(self.bias))?
+                }
+                EvaluationResult::RequiresCallFrameCfa if cfa.is_some() => {
+                    evaluation.resume_with_call_frame_cfa(cfa.unwrap_or_default())?
+                }
+                other => return Err(Failure::Broken(format!("an expression asks for {other:?}"))),
+            };
+        }
+        match evaluation.as_result() {
+            [piece] if piece.size_in_bits.is_none() => match piece.location {
+                Location::Address { address } => Ok(address),
+                Location::Value { value } => Ok(value.to_u64(u64::MAX)?),
+                ref other => Err(Failure::Broken(format!("an expression gives {other:?}"))),
+            },
+            other => Err(Failure::Broken(format!("an expression gives {} pieces", other.len()))),
+        }
+    }
+}
+
+/// `DW_OP_regN` names a location, which has no meaning at the start of a frame expression; gdb and libgcc take it as the
+/// register's value, and wasmtime's fibers rely on that (`DW_OP_reg7; DW_OP_deref; DW_OP_plus_uconst 16`).
+fn register_as_value(expression: &[u8]) -> Cow<'_, [u8]> {
+    const REG0: u8 = gimli::constants::DW_OP_reg0.0;
+    const REG31: u8 = gimli::constants::DW_OP_reg31.0;
+    const BREG0: u8 = gimli::constants::DW_OP_breg0.0;
+    match expression {
+        [first @ REG0..=REG31, rest @ ..] => {
+            let mut with_offset = vec![first - REG0 + BREG0, 0];
+            with_offset.extend_from_slice(rest);
+            Cow::Owned(with_offset)
+        }
+        _ => Cow::Borrowed(expression),
+    }
+}
+
+/// Whether the code at `pc` (its first instruction, or the `syscall` in it) returns from a signal handler.
+fn is_sigreturn(pc: u64, memory: &dyn Memory) -> bool {
+    let mut bytes = [0; SIGRETURN.len()];
+    let at = |start: u64, bytes: &mut [u8; SIGRETURN.len()]| memory.read(start, bytes).is_ok() && *bytes == SIGRETURN;
+    at(pc, &mut bytes) || (bytes.starts_with(&SIGRETURN[7..]) && at(pc.wrapping_sub(SIGRETURN_SYSCALL), &mut bytes))
+}
+
+/// Steps over the kernel's signal frame without a table.
+fn return_from_signal(at: &Cursor, memory: &dyn Memory) -> Result<Next, Failure> {
+    let context = at.registers.sp().ok_or(Failure::Unknown(Reg::RSP))?;
+    let mut caller = Registers::unknown();
+    for (reg, offset) in ucontext::REGISTERS {
+        let slot = context.wrapping_add(offset);
+        caller.restore(reg, memory.read_u64(slot)?, slot);
+    }
+    restore_vectors(context, memory, &mut caller);
+    let pc = caller.pc().ok_or(Failure::Unknown(Reg::RIP))?;
+    Ok(Next::Caller(Cursor { address: CodeAddress::Exact(pc), registers: caller }, Trust::Recognised))
+}
+
+/// The low halves of XMM0-15 as they were at the signal. The runtime's `fault.rs` hands them to `read_stack` too.
+fn restore_vectors(context: u64, memory: &dyn Memory, caller: &mut Registers) {
+    let Ok(state) = memory.read_u64(context.wrapping_add(ucontext::FPSTATE)) else { return };
+    if state == 0 {
+        return;
+    }
+    for i in 0..16u8 {
+        let slot = state.wrapping_add(ucontext::XMM + 16 * u64::from(i));
+        if let Ok(value) = memory.read_u64(slot) {
+            caller.restore(Reg(Reg::XMM0.0 + i), value, slot);
+        }
+    }
+}
+
+/// One section of unwind tables. All addresses in here are svmas.
+struct Table<'a> {
+    bytes: Cow<'a, [u8]>,
+    kind: Kind,
+    bases: BaseAddresses,
+    search: Option<SearchTable<'a>>,
+    index: OnceCell<Vec<Entry>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    EhFrame,
+    DebugFrame,
+}
+
+/// A function and the offset of its entry in the section.
+#[derive(Clone, Copy)]
+struct Entry {
+    start: u64,
+    end: u64,
+    offset: usize,
+}
+
+impl Table<'_> {
+    fn row(&self, svma: u64, context: &mut UnwindContext<usize>) -> Result<Option<Row>, String> {
+        match self.kind {
+            Kind::EhFrame => self.row_in(&EhFrame::new(&self.bytes, LittleEndian), svma, context),
+            Kind::DebugFrame => {
+                let mut section = DebugFrame::new(&self.bytes, LittleEndian);
+                section.set_address_size(8);
+                self.row_in(&section, svma, context)
+            }
+        }
+    }
+
+    fn row_in<'s, S>(&self, section: &S, svma: u64, context: &mut UnwindContext<usize>) -> Result<Option<Row>, String>
+    where
+        S: UnwindSection<Slice<'s>>,
+        S::Offset: gimli::UnwindOffset<usize>,
+    {
+        let searched = self.search.as_ref().and_then(|table| table.find(svma));
+        // A search table that names a wrong entry is no reason to give up: the section itself is the truth.
+        let through_search = searched.and_then(|offset| {
+            let fde = section.fde_from_offset(&self.bases, S::Offset::from(offset), S::cie_from_offset).ok()?;
+            fde.contains(svma).then_some(fde)
+        });
+        let fde = match through_search {
+            Some(fde) => fde,
+            None if self.search.is_some() && searched.is_none() => return Ok(None),
+            None => {
+                let index = self.index.get_or_init(|| self.build_index(section));
+                let i = index.partition_point(|e| e.start <= svma);
+                let Some(entry) = i.checked_sub(1).and_then(|i| index.get(i)).filter(|e| svma < e.end) else {
+                    return Ok(None);
+                };
+                section
+                    .fde_from_offset(&self.bases, S::Offset::from(entry.offset), S::cie_from_offset)
+                    .map_err(|e| e.to_string())?
+            }
+        };
+        let row = match fde.unwind_info_for_address(section, &self.bases, context, svma) {
+            Ok(row) => row,
+            Err(gimli::Error::NoUnwindInfoForAddress) => return Ok(None),
+            Err(e) => return Err(e.to_string()),
+        };
+        let rules = row.registers().filter_map(|(n, rule)| Some((Reg::from_dwarf(n.0)?, rule.clone()))).collect();
+        let return_address = fde.cie().return_address_register();
+        Ok(Some(Row {
+            source: 0,
+            table: 0,
+            cfa: row.cfa().clone(),
+            rules,
+            return_address: Reg::from_dwarf(return_address.0)
+                .ok_or_else(|| format!("the return address is in register {}", return_address.0))?,
+            encoding: fde.cie().encoding(),
+            signal: fde.is_signal_trampoline(),
+            sigreturn: false,
+        }))
+    }
+
+    fn build_index<'s, S>(&self, section: &S) -> Vec<Entry>
+    where
+        S: UnwindSection<Slice<'s>>,
+        S::Offset: gimli::UnwindOffset<usize>,
+    {
+        let mut index = Vec::new();
+        let mut cies = HashMap::new();
+        let mut entries = section.entries(&self.bases);
+        // What follows an entry that cannot be read has no known position.
+        while let Ok(Some(entry)) = entries.next() {
+            let gimli::CieOrFde::Fde(partial) = entry else { continue };
+            let parsed = partial.parse(|section, bases, offset| {
+                let key: usize = gimli::UnwindOffset::into(offset);
+                let cie = cies.entry(key).or_insert_with(|| section.cie_from_offset(bases, offset));
+                cie.clone()
+            });
+            let Ok(fde) = parsed else { continue };
+            // Linkers leave 0 in the entries of functions they dropped.
+            if fde.initial_address() != 0 && fde.initial_address() < fde.end_address() {
+                index.push(Entry { start: fde.initial_address(), end: fde.end_address(), offset: fde.offset() });
+            }
+            if index.len() >= limits::MAX_UNWIND_ENTRIES {
+                break;
+            }
+        }
+        index.sort_by_key(|e| e.start);
+        index
+    }
+}
+
+/// The binary search table of `.eh_frame_hdr`, in the one form that linkers write: pairs of 32-bit offsets from the
+/// header's own address.
+struct SearchTable<'a> {
+    pairs: &'a [[u8; 8]],
+    header: u64,
+    eh_frame: u64,
+}
+
+impl<'a> SearchTable<'a> {
+    /// Version 1, `pcrel|sdata4` pointer, `udata4` count, `datarel|sdata4` table. Anything else: no table.
+    fn parse(header: &'a [u8], svma: u64, eh_frame: Option<u64>) -> Option<SearchTable<'a>> {
+        let (&[1, 0x1b, 0x03, 0x3b], rest) = header.split_first_chunk()? else { return None };
+        let (pointer, rest) = rest.split_first_chunk::<4>()?;
+        let (count, rest) = rest.split_first_chunk::<4>()?;
+        let pointed = svma.wrapping_add(4).wrapping_add_signed(i32::from_le_bytes(*pointer).into());
+        let count = usize::try_from(u32::from_le_bytes(*count)).ok()?;
+        let pairs = rest.as_chunks::<8>().0.get(..count)?;
+        // A table of an older link in a file that was edited later points elsewhere.
+        (eh_frame.is_none_or(|known| known == pointed) && !pairs.is_empty()).then_some(SearchTable {
+            pairs,
+            header: svma,
+            eh_frame: pointed,
+        })
+    }
+
+    fn pair(&self, pair: &[u8; 8]) -> (u64, u64) {
+        let [a, b, c, d, e, f, g, h] = *pair;
+        let at = |word: [u8; 4]| self.header.wrapping_add_signed(i32::from_le_bytes(word).into());
+        (at([a, b, c, d]), at([e, f, g, h]))
+    }
+
+    /// Offset in `.eh_frame` of the last entry that begins at or before `svma`.
+    fn find(&self, svma: u64) -> Option<usize> {
+        let i = self.pairs.partition_point(|p| self.pair(p).0 <= svma);
+        let (_, entry) = self.pair(self.pairs.get(i.checked_sub(1)?)?);
+        entry.checked_sub(self.eh_frame).and_then(|offset| usize::try_from(offset).ok())
+    }
+}
+
+fn tables(object: &LoadedObject) -> Vec<Table<'_>> {
+    let mut tables = Vec::new();
+    if let Some(data) = &object.data
+        && let Some(file) = parse_x64(data)
+    {
+        let mut bases = BaseAddresses::default();
+        let section = |name| file.section_by_name(name);
+        if let Some(text) = section(".text") {
+            bases = bases.set_text(text.address());
+        }
+        if let Some(got) = section(".got") {
+            bases = bases.set_got(got.address());
+        }
+        let header = section(".eh_frame_hdr").and_then(|s| Some((s.address(), s.data().ok()?)));
+        let header = header.filter(|(_, bytes)| !bytes.is_empty()).or_else(|| header_segment(&file));
+        let frames = section(".eh_frame").and_then(|s| Some((s.address(), s.data().ok()?)));
+        let frames = frames.filter(|(_, bytes)| !bytes.is_empty());
+        let search = header.and_then(|(svma, bytes)| SearchTable::parse(bytes, svma, frames.map(|f| f.0)));
+        // Without section headers the table still tells where the entries begin.
+        let frames =
+            frames.or_else(|| search.as_ref().and_then(|s| Some((s.eh_frame, segment_tail(&file, s.eh_frame)?))));
+        if let Some((svma, bytes)) = frames {
+            if let Some((header, _)) = header {
+                bases = bases.set_eh_frame_hdr(header);
+            }
+            let bases = bases.clone().set_eh_frame(svma);
+            let kind = Kind::EhFrame;
+            tables.push(Table { bytes: Cow::Borrowed(bytes), kind, bases, search, index: OnceCell::new() });
+        }
+        tables.extend(debug_frame(&file, &bases));
+    }
+    if let Some((_, data)) = &object.debug
+        && let Some(file) = parse_x64(data)
+    {
+        tables.extend(debug_frame(&file, &BaseAddresses::default()));
+    }
+    tables
+}
+
+type Elf<'a> = ElfFile64<'a, Endianness>;
+
+fn parse_x64(data: &[u8]) -> Option<Elf<'_>> {
+    let file = Elf::parse(data).ok()?;
+    (file.architecture() == object::Architecture::X86_64 && file.is_little_endian()).then_some(file)
+}
+
+fn debug_frame<'a>(file: &Elf<'a>, bases: &BaseAddresses) -> Option<Table<'a>> {
+    let bytes = section_bytes(&file.section_by_name(".debug_frame")?)?;
+    (!bytes.is_empty()).then(|| Table {
+        bytes,
+        kind: Kind::DebugFrame,
+        bases: bases.clone(),
+        search: None,
+        index: OnceCell::new(),
+    })
+}
+
+/// A section's bytes, decompressed. `None` if they are not in the file or the compression header claims more than its
+/// input can hold.
+pub(crate) fn section_bytes<'a>(section: &impl ObjectSection<'a>) -> Option<Cow<'a, [u8]>> {
+    let range = section.compressed_file_range().ok()?;
+    if range.format != object::CompressionFormat::None {
+        let plausible = range.compressed_size.saturating_mul(limits::MAX_COMPRESSION_RATIO);
+        if range.uncompressed_size > plausible.min(limits::MAX_DEBUG_SECTION_BYTES) {
+            return None;
+        }
+    }
+    section.uncompressed_data().ok()
+}
+
+fn header_segment<'a>(file: &Elf<'a>) -> Option<(u64, &'a [u8])> {
+    let endian = file.endian();
+    let segment = file.elf_program_headers().iter().find(|p| p.p_type(endian) == object::elf::PT_GNU_EH_FRAME)?;
+    Some((segment.p_vaddr(endian), segment.data(endian, file.data()).ok()?))
+}
+
+/// What is loaded from `svma` to the end of its segment.
+fn segment_tail<'a>(file: &Elf<'a>, svma: u64) -> Option<&'a [u8]> {
+    let endian = file.endian();
+    file.elf_program_headers().iter().filter(|p| p.p_type(endian) == object::elf::PT_LOAD).find_map(|p| {
+        let skip = usize::try_from(svma.checked_sub(p.p_vaddr(endian))?).ok()?;
+        p.data(endian, file.data()).ok()?.get(skip..).filter(|tail| !tail.is_empty())
+    })
+}

@@ -2,6 +2,7 @@
 
 pub mod cfi;
 pub mod frame_pointer;
+pub mod recognised;
 pub mod walk;
 
 pub use walk::{End, Frame, Stack, walk};

@@ -1,0 +1,419 @@
+//! Native code of the wasmer runtime that has no call frame information, recognised by its bytes around the pc. This file
+//! knows byte sequences and stack layouts of native routines; it knows no Wasm.
+//!
+//! - `CONSTRUCT_STACK_AND_CALL_WASM` (codegen_x64.rs) is assembled at run time into an anonymous mapping.
+//! - `run_on_alternative_stack` and `register_preservation_trampoline` (image-loading-linux-x86-64.s) are assembled
+//!   without CFI into the executable, whose symbols may be stripped.
+//!
+//! Each is cut where a call returns into it, so that a changed first part does not hide the second, which is where frames
+//! are nearly always found.
+
+use super::{Cursor, Next, Trust, UnwindError, Unwinder};
+use crate::arch::{CodeAddress, Reg, Registers};
+use crate::target::Memory;
+use std::sync::LazyLock;
+
+/// Where the frame's fixed part is.
+#[derive(Clone, Copy, Debug)]
+enum Base {
+    /// In this register.
+    In(Reg),
+    /// In the word that this register points to.
+    At(Reg),
+}
+
+/// What is on the stack before an instruction.
+#[derive(Clone, Copy, Debug)]
+enum Layout {
+    /// From `base`: `skip` bytes, the saved registers upwards, the return address.
+    Frame { base: Base, skip: u64, saved: &'static [Reg] },
+    /// rsp is in an image of a stack that is being entered, this many words after its start: registers in the order
+    /// of `IMAGE`, then the address to go on at.
+    Image(usize),
+}
+
+/// A stretch of code without wildcards inside instructions, except `Call`'s target.
+struct Routine {
+    name: &'static str,
+    code: &'static [u8],
+    /// Bytes of `code` that the linker fills in: `(offset, length)`.
+    hole: (usize, usize),
+    /// From which offset which layout holds, ascending.
+    layouts: &'static [(usize, Layout)],
+    /// The offset to which a callee returns.
+    returns_to: Option<usize>,
+}
+
+const CALL_WASM: &str = "call_wasm trampoline (wasmer singlepass)";
+const ALTERNATIVE_STACK: &str = "run_on_alternative_stack";
+const PRESERVATION: &str = "register_preservation_trampoline";
+
+/// `CONSTRUCT_STACK_AND_CALL_WASM` up to its `call r12`.
+const CALL_WASM_ENTER: &[u8] = &[
+    0x41, 0x57, 0x41, 0x56, 0x41, 0x55, 0x41, 0x54, 0x41, 0x53, 0x55, // push r15, r14, r13, r12, r11, rbp
+    0x48, 0x89, 0xe5, // mov rbp, rsp
+    0x49, 0x89, 0xff, 0x49, 0x89, 0xf6, 0x49, 0x89, 0xd5, 0x49, 0x89, 0xcc, // mov r15, rdi ... r12, rcx
+    0x4c, 0x89, 0xef, // mov rdi, r13
+    0x49, 0x83, 0xee, 0x08, 0x4d, 0x3b, 0xf7, 0x0f, 0x82, 0x89, 0, 0, 0, // sub r14, 8; cmp r14, r15; jb
+    0x49, 0x8b, 0x36, // mov rsi, [r14]
+    0x49, 0x83, 0xee, 0x08, 0x4d, 0x3b, 0xf7, 0x0f, 0x82, 0x79, 0, 0, 0, //
+    0x49, 0x8b, 0x16, // mov rdx, [r14]
+    0x49, 0x83, 0xee, 0x08, 0x4d, 0x3b, 0xf7, 0x0f, 0x82, 0x69, 0, 0, 0, //
+    0x49, 0x8b, 0x0e, // mov rcx, [r14]
+    0x49, 0x83, 0xee, 0x08, 0x4d, 0x3b, 0xf7, 0x0f, 0x82, 0x59, 0, 0, 0, //
+    0x4d, 0x8b, 0x06, // mov r8, [r14]
+    0x49, 0x83, 0xee, 0x08, 0x4d, 0x3b, 0xf7, 0x0f, 0x82, 0x49, 0, 0, 0, //
+    0x4d, 0x8b, 0x0e, // mov r9, [r14]
+    0x49, 0x83, 0xee, 0x08, 0x4d, 0x3b, 0xf7, 0x0f, 0x82, 0x39, 0, 0, 0, //
+    0x4c, 0x89, 0xf0, 0x4c, 0x29, 0xf8, 0x48, 0x29, 0xc4, // rsp -= r14 - r15
+    0x48, 0x83, 0xec, 0x08, // sub rsp, 8
+    0x48, 0xb8, 0xf0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x48, 0x21, 0xc4, // and rsp, -16
+    0x48, 0x89, 0xe0, // mov rax, rsp
+    0x4d, 0x8b, 0x1e, 0x4c, 0x89, 0x18, // mov r11, [r14]; mov [rax], r11
+    0x49, 0x83, 0xee, 0x08, 0x48, 0x83, 0xc0, 0x08, // sub r14, 8; add rax, 8
+    0x4d, 0x3b, 0xf7, 0x0f, 0x82, 0x05, 0, 0, 0, 0xe9, 0xe4, 0xff, 0xff, 0xff, // cmp r14, r15; jb; jmp
+    0x48, 0xb8, 0xf0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x48, 0x21, 0xc4, // and rsp, -16
+    0x41, 0xff, 0xd4, // call r12
+];
+
+/// What follows that call.
+const CALL_WASM_LEAVE: &[u8] =
+    &[0x48, 0x89, 0xec, 0x5d, 0x41, 0x5b, 0x41, 0x5c, 0x41, 0x5d, 0x41, 0x5e, 0x41, 0x5f, 0xc3];
+
+/// `run_on_alternative_stack` up to the `ret` into the image.
+const ALTERNATIVE_STACK_ENTER: &[u8] = &[
+    0x41, 0x57, 0x41, 0x56, 0x41, 0x55, 0x41, 0x54, 0x53, 0x55, // push r15, r14, r13, r12, rbx, rbp
+    0x48, 0x89, 0x67, 0xf0, // mov [rdi - 16], rsp
+    0x48, 0x8d, 0x05, 0xb7, 0, 0, 0, 0x48, 0x89, 0x47, 0xe8, // lea rax, returning; mov [rdi - 24], rax
+    0x48, 0x89, 0xf4, // mov rsp, rsi
+    0xf3, 0x0f, 0x7e, 0x04, 0x24, 0x48, 0x83, 0xc4, 0x08, // movq xmm0, [rsp]; add rsp, 8
+    0xf3, 0x0f, 0x7e, 0x0c, 0x24, 0x48, 0x83, 0xc4, 0x08, //
+    0xf3, 0x0f, 0x7e, 0x14, 0x24, 0x48, 0x83, 0xc4, 0x08, //
+    0xf3, 0x0f, 0x7e, 0x1c, 0x24, 0x48, 0x83, 0xc4, 0x08, //
+    0xf3, 0x0f, 0x7e, 0x24, 0x24, 0x48, 0x83, 0xc4, 0x08, //
+    0xf3, 0x0f, 0x7e, 0x2c, 0x24, 0x48, 0x83, 0xc4, 0x08, //
+    0xf3, 0x0f, 0x7e, 0x34, 0x24, 0x48, 0x83, 0xc4, 0x08, //
+    0xf3, 0x0f, 0x7e, 0x3c, 0x24, 0x48, 0x83, 0xc4, 0x08, // xmm7
+    0xf3, 0x44, 0x0f, 0x7e, 0x04, 0x24, 0x48, 0x83, 0xc4, 0x08, // xmm8
+    0xf3, 0x44, 0x0f, 0x7e, 0x0c, 0x24, 0x48, 0x83, 0xc4, 0x08, //
+    0xf3, 0x44, 0x0f, 0x7e, 0x14, 0x24, 0x48, 0x83, 0xc4, 0x08, //
+    0xf3, 0x44, 0x0f, 0x7e, 0x1c, 0x24, 0x48, 0x83, 0xc4, 0x08, //
+    0xf3, 0x44, 0x0f, 0x7e, 0x24, 0x24, 0x48, 0x83, 0xc4, 0x08, //
+    0xf3, 0x44, 0x0f, 0x7e, 0x2c, 0x24, 0x48, 0x83, 0xc4, 0x08, //
+    0xf3, 0x44, 0x0f, 0x7e, 0x34, 0x24, 0x48, 0x83, 0xc4, 0x08, //
+    0xf3, 0x44, 0x0f, 0x7e, 0x3c, 0x24, 0x48, 0x83, 0xc4, 0x08, // xmm15
+    0x5d, 0x58, 0x5b, 0x59, 0x5a, 0x5f, 0x5e, // pop rbp, rax, rbx, rcx, rdx, rdi, rsi
+    0x41, 0x58, 0x41, 0x59, 0x41, 0x5a, 0x41, 0x5b, 0x41, 0x5c, 0x41, 0x5d, 0x41, 0x5e, 0x41,
+    0x5f, // pop r8 ... r15
+    0xc3,
+];
+
+/// `run_on_alternative_stack.returning`.
+const ALTERNATIVE_STACK_LEAVE: &[u8] =
+    &[0x48, 0x8b, 0x24, 0x24, 0x5d, 0x5b, 0x41, 0x5c, 0x41, 0x5d, 0x41, 0x5e, 0x41, 0x5f, 0xc3];
+
+const PRESERVATION_CODE: &[u8] = &[
+    0x48, 0x83, 0xec, 0x08, // sub rsp, 8
+    0x50, 0x51, 0x52, 0x57, 0x56, 0x41, 0x50, 0x41, 0x51, 0x41, 0x52, // push rax, rcx, rdx, rdi, rsi, r8, r9, r10
+    0xe8, 0, 0, 0, 0, // call get_boundary_register_preservation
+    0x4c, 0x89, 0x38, 0x4c, 0x89, 0x70, 0x08, 0x4c, 0x89, 0x68, 0x10, // mov [rax], r15 ...
+    0x4c, 0x89, 0x60, 0x18, 0x48, 0x89, 0x58, 0x20, // mov [rax + 24], r12; mov [rax + 32], rbx
+    0x41, 0x5a, 0x41, 0x59, 0x41, 0x58, 0x5e, 0x5f, 0x5a, 0x59, 0x58, // pop them
+    0x48, 0x83, 0xc4, 0x08, // add rsp, 8
+    0xff, 0xe0, // jmp rax
+];
+
+/// Registers in the image, upwards (`state.rs: invoke_call_return_on_stack` writes them).
+const IMAGE: [Reg; 31] = [
+    Reg::XMM0,
+    Reg::XMM1,
+    Reg::XMM2,
+    Reg::XMM3,
+    Reg::XMM4,
+    Reg::XMM5,
+    Reg::XMM6,
+    Reg::XMM7,
+    Reg::XMM8,
+    Reg::XMM9,
+    Reg::XMM10,
+    Reg::XMM11,
+    Reg::XMM12,
+    Reg::XMM13,
+    Reg::XMM14,
+    Reg::XMM15,
+    Reg::RBP,
+    Reg::RAX,
+    Reg::RBX,
+    Reg::RCX,
+    Reg::RDX,
+    Reg::RDI,
+    Reg::RSI,
+    Reg::R8,
+    Reg::R9,
+    Reg::R10,
+    Reg::R11,
+    Reg::R12,
+    Reg::R13,
+    Reg::R14,
+    Reg::R15,
+];
+
+const fn rsp(saved: &'static [Reg]) -> Layout {
+    Layout::Frame { base: Base::In(Reg::RSP), skip: 0, saved }
+}
+
+const fn skip(bytes: u64) -> Layout {
+    Layout::Frame { base: Base::In(Reg::RSP), skip: bytes, saved: &[] }
+}
+
+const RBP_R11_R15: &[Reg] = &[Reg::RBP, Reg::R11, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
+const RBP_RBX_R15: &[Reg] = &[Reg::RBP, Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
+const R11_R15: &[Reg] = &[Reg::R11, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
+const RBX_R15: &[Reg] = &[Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
+const R12_R15: &[Reg] = &[Reg::R12, Reg::R13, Reg::R14, Reg::R15];
+const R13_R15: &[Reg] = &[Reg::R13, Reg::R14, Reg::R15];
+const R14_R15: &[Reg] = &[Reg::R14, Reg::R15];
+const R15: &[Reg] = &[Reg::R15];
+
+static ROUTINES: &[Routine] = &[
+    Routine {
+        name: CALL_WASM,
+        code: CALL_WASM_ENTER,
+        hole: (0, 0),
+        layouts: &[
+            (0x00, rsp(&[])),
+            (0x02, rsp(R15)),
+            (0x04, rsp(R14_R15)),
+            (0x06, rsp(R13_R15)),
+            (0x08, rsp(R12_R15)),
+            (0x0a, rsp(R11_R15)),
+            (0x0b, rsp(RBP_R11_R15)),
+            (0x0e, Layout::Frame { base: Base::In(Reg::RBP), skip: 0, saved: RBP_R11_R15 }),
+        ],
+        returns_to: None,
+    },
+    Routine {
+        name: CALL_WASM,
+        code: CALL_WASM_LEAVE,
+        hole: (0, 0),
+        layouts: &[
+            (0x00, Layout::Frame { base: Base::In(Reg::RBP), skip: 0, saved: RBP_R11_R15 }),
+            (0x03, rsp(RBP_R11_R15)),
+            (0x04, rsp(R11_R15)),
+            (0x06, rsp(R12_R15)),
+            (0x08, rsp(R13_R15)),
+            (0x0a, rsp(R14_R15)),
+            (0x0c, rsp(R15)),
+            (0x0e, rsp(&[])),
+        ],
+        returns_to: Some(0),
+    },
+    Routine {
+        name: ALTERNATIVE_STACK,
+        code: ALTERNATIVE_STACK_ENTER,
+        hole: (0, 0),
+        layouts: &[
+            (0x00, rsp(&[])),
+            (0x02, rsp(R15)),
+            (0x04, rsp(R14_R15)),
+            (0x06, rsp(R13_R15)),
+            (0x08, rsp(R12_R15)),
+            (0x09, rsp(RBX_R15)),
+            (0x0a, rsp(RBP_RBX_R15)),
+            (0x1c, Layout::Image(0)),
+            (0x25, Layout::Image(1)),
+            (0x2e, Layout::Image(2)),
+            (0x37, Layout::Image(3)),
+            (0x40, Layout::Image(4)),
+            (0x49, Layout::Image(5)),
+            (0x52, Layout::Image(6)),
+            (0x5b, Layout::Image(7)),
+            (0x64, Layout::Image(8)),
+            (0x6e, Layout::Image(9)),
+            (0x78, Layout::Image(10)),
+            (0x82, Layout::Image(11)),
+            (0x8c, Layout::Image(12)),
+            (0x96, Layout::Image(13)),
+            (0xa0, Layout::Image(14)),
+            (0xaa, Layout::Image(15)),
+            (0xb4, Layout::Image(16)),
+            (0xb5, Layout::Image(17)),
+            (0xb6, Layout::Image(18)),
+            (0xb7, Layout::Image(19)),
+            (0xb8, Layout::Image(20)),
+            (0xb9, Layout::Image(21)),
+            (0xba, Layout::Image(22)),
+            (0xbb, Layout::Image(23)),
+            (0xbd, Layout::Image(24)),
+            (0xbf, Layout::Image(25)),
+            (0xc1, Layout::Image(26)),
+            (0xc3, Layout::Image(27)),
+            (0xc5, Layout::Image(28)),
+            (0xc7, Layout::Image(29)),
+            (0xc9, Layout::Image(30)),
+            (0xcb, Layout::Image(31)),
+        ],
+        returns_to: None,
+    },
+    Routine {
+        name: ALTERNATIVE_STACK,
+        code: ALTERNATIVE_STACK_LEAVE,
+        hole: (0, 0),
+        layouts: &[
+            (0x00, Layout::Frame { base: Base::At(Reg::RSP), skip: 0, saved: RBP_RBX_R15 }),
+            (0x04, rsp(RBP_RBX_R15)),
+            (0x05, rsp(RBX_R15)),
+            (0x06, rsp(R12_R15)),
+            (0x08, rsp(R13_R15)),
+            (0x0a, rsp(R14_R15)),
+            (0x0c, rsp(R15)),
+            (0x0e, rsp(&[])),
+        ],
+        returns_to: Some(0),
+    },
+    // It saves argument registers only, which no caller needs back; callee-saved ones stay as they are.
+    Routine {
+        name: PRESERVATION,
+        code: PRESERVATION_CODE,
+        hole: (0x10, 4),
+        layouts: &[
+            (0x00, skip(0)),
+            (0x04, skip(8)),
+            (0x05, skip(16)),
+            (0x06, skip(24)),
+            (0x07, skip(32)),
+            (0x08, skip(40)),
+            (0x09, skip(48)),
+            (0x0b, skip(56)),
+            (0x0d, skip(64)),
+            (0x0f, skip(72)),
+            (0x29, skip(64)),
+            (0x2b, skip(56)),
+            (0x2d, skip(48)),
+            (0x2e, skip(40)),
+            (0x2f, skip(32)),
+            (0x30, skip(24)),
+            (0x31, skip(16)),
+            (0x32, skip(8)),
+            (0x36, skip(0)),
+        ],
+        returns_to: Some(0x14),
+    },
+];
+
+/// Bytes before and after the pc that are looked at: the longest routine.
+const WINDOW: u64 = 0x100;
+
+impl Routine {
+    /// Whether the routine begins at `start` in `window`.
+    fn is_at(&self, window: &[u8], start: usize) -> bool {
+        let Some(bytes) = window.get(start..start.saturating_add(self.code.len())) else { return false };
+        let (hole, len) = self.hole;
+        bytes.iter().zip(self.code).enumerate().all(|(i, (a, b))| a == b || (hole..hole + len).contains(&i))
+    }
+
+    fn layout(&self, offset: usize) -> Option<Layout> {
+        let i = self.layouts.partition_point(|(from, _)| *from <= offset);
+        Some(self.layouts.get(i.checked_sub(1)?)?.1)
+    }
+}
+
+/// Where the instructions of each routine begin.
+static BOUNDARIES: LazyLock<Vec<Vec<usize>>> = LazyLock::new(|| {
+    let starts = |routine: &Routine| -> Vec<usize> {
+        let decoder = iced_x86::Decoder::new(64, routine.code, iced_x86::DecoderOptions::NONE);
+        decoder.into_iter().map(|i| i.ip() as usize).collect()
+    };
+    ROUTINES.iter().map(starts).collect()
+});
+
+/// The routine at `at`, and the layout there.
+fn recognise(at: CodeAddress, memory: &dyn Memory) -> Option<(&'static Routine, Layout)> {
+    let pc = at.raw();
+    let mut window = vec![0; WINDOW as usize];
+    // A mapping may begin right before the routine: dynasm's code begins on a page.
+    let start = pc.checked_sub(WINDOW).filter(|&start| memory.read(start, &mut window).is_ok());
+    if start.is_none() {
+        window.resize((pc & 0xfff).min(WINDOW) as usize, 0);
+        if !window.is_empty() {
+            memory.read(pc - window.len() as u64, &mut window).ok()?;
+        }
+    }
+    let before = window.len();
+    window.resize(before + WINDOW as usize, 0);
+    let after = memory.read_some(pc, window.get_mut(before..)?);
+    window.truncate(before + after);
+    for (routine, starts) in ROUTINES.iter().zip(BOUNDARIES.iter()) {
+        for &offset in starts {
+            if at.is_return() && routine.returns_to != Some(offset) {
+                continue;
+            }
+            if before.checked_sub(offset).is_some_and(|start| routine.is_at(&window, start)) {
+                return Some((routine, routine.layout(offset)?));
+            }
+        }
+    }
+    None
+}
+
+/// Unwinds the runtime's native code that has no call frame information.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RecognisedUnwinder;
+
+impl RecognisedUnwinder {
+    /// Name of the routine at `at`, if it is one of those known here.
+    pub fn stub_name(&self, at: CodeAddress, memory: &dyn Memory) -> Option<&'static str> {
+        recognise(at, memory).map(|(routine, _)| routine.name)
+    }
+}
+
+impl Unwinder for RecognisedUnwinder {
+    fn step(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
+        let (_, layout) = recognise(at.address, memory)?;
+        let next = match layout {
+            Layout::Frame { base, skip, saved } => frame(at, base, skip, saved, memory),
+            Layout::Image(words) => image(at, words, memory),
+        };
+        Some(next.unwrap_or_else(Next::Lost))
+    }
+}
+
+fn known(registers: &Registers, reg: Reg) -> Result<u64, UnwindError> {
+    registers.get(reg).ok_or(UnwindError::UnknownRegister { register: reg.name() })
+}
+
+fn frame(at: &Cursor, base: Base, skip: u64, saved: &[Reg], memory: &dyn Memory) -> Result<Next, UnwindError> {
+    let base = match base {
+        Base::In(reg) => known(&at.registers, reg)?,
+        Base::At(reg) => memory.read_u64(known(&at.registers, reg)?)?,
+    };
+    let mut caller = at.registers.clone();
+    caller.forget_caller_saved();
+    let mut slot = base.wrapping_add(skip);
+    for &reg in saved {
+        caller.restore(reg, memory.read_u64(slot)?, slot);
+        slot = slot.wrapping_add(8);
+    }
+    let pc = memory.read_u64(slot)?;
+    if pc == 0 {
+        return Ok(Next::Bottom);
+    }
+    caller.restore(Reg::RIP, pc, slot);
+    caller.set(Reg::RSP, slot.wrapping_add(8));
+    Ok(Next::Caller(Cursor { address: CodeAddress::Return(pc), registers: caller }, Trust::Recognised))
+}
+
+/// The stack is that of the image already, so the frame below is the code that the `ret` goes to, with the registers
+/// that it will find. The routine's native caller is reached through the image's last return address.
+fn image(at: &Cursor, words: usize, memory: &dyn Memory) -> Result<Next, UnwindError> {
+    let mut slot = known(&at.registers, Reg::RSP)?;
+    let mut caller = at.registers.clone();
+    for &reg in IMAGE.get(words..).unwrap_or(&[]) {
+        caller.restore(reg, memory.read_u64(slot)?, slot);
+        slot = slot.wrapping_add(8);
+    }
+    let pc = memory.read_u64(slot)?;
+    caller.restore(Reg::RIP, pc, slot);
+    caller.set(Reg::RSP, slot.wrapping_add(8));
+    Ok(Next::Caller(Cursor { address: CodeAddress::Exact(pc), registers: caller }, Trust::Recognised))
+}
