@@ -79,18 +79,39 @@ pub fn call_indirect() -> String {
     )
 }
 
-/// Seven arguments, with more operands alive than there are registers, and float arguments.
-pub fn args7(floats: bool) -> String {
-    let (import, call) = if floats {
-        (
+/// An import with seven arguments.
+#[derive(Clone, Copy)]
+pub enum Args {
+    /// Constants and locals: no argument is spilled to memory by the compiler's own allocation.
+    Plain,
+    /// Five operands alive and seven computed arguments: more than there are registers. Here the runtime's own
+    /// `read_stack` panics (state.rs:1369).
+    Spilled,
+    /// Floats among the integers: the import trampoline moves them to XMM registers.
+    Float,
+}
+
+/// The stop is an import with seven arguments, `env.args`.
+pub fn args7(kind: Args) -> String {
+    let (import, call) = match kind {
+        Args::Float => (
             r#"(import "env" "args" (func $args (param f32 f64 i32 f64 f32 i64 f64)))"#,
-            "(call $args (f32.const 1.5) (f64.const 2.5) (local.get $n) (local.get $d) (f32.const 5.5) (i64.const 6) (f64.const 7.5))",
-        )
-    } else {
-        (
+            "(call $args (f32.const 1.5) (f64.const 2.5) (local.get $n) (local.get $d) (f32.const 5.5) (i64.const 6)
+      (f64.const 7.5))",
+        ),
+        Args::Plain => (
             r#"(import "env" "args" (func $args (param i32 i64 i32 i64 i32 i64 i32)))"#,
-            "(call $args (local.get $n) (local.get $s) (i32.const 3) (i64.const 4) (i32.add (local.get $x) (i32.const 1)) (i64.const 6) (local.get $y))",
-        )
+            "(call $args (local.get $n) (local.get $s) (i32.const 3) (i64.const 4) (i32.add (local.get $x) (i32.const 1))
+      (i64.add (local.get $s) (i64.const 5)) (i32.add (local.get $y) (i32.const 1)))",
+        ),
+        Args::Spilled => (
+            r#"(import "env" "args" (func $args (param i32 i64 i32 i64 i32 i64 i32)))"#,
+            "(i32.add (local.get $x) (i32.const 8))
+    (i64.add (local.get $s) (i64.const 9))
+    (call $args (local.get $n) (local.get $s) (i32.sub (local.get $x) (i32.const 3)) (i64.sub (local.get $s) (i64.const 4))
+      (i32.add (local.get $x) (i32.const 1)) (i64.add (local.get $s) (i64.const 5)) (i32.add (local.get $y) (i32.const 1)))
+    (drop) (drop)",
+        ),
     };
     nest(import, "", call)
 }
@@ -207,11 +228,32 @@ pub fn spin(depth: u32) -> String {
     )
 }
 
+/// A busy loop to be interrupted: counts local 3 up, keeps local 4 = 3 * local 3 + 7, stores the count at address 0.
+pub fn interrupt() -> String {
+    r#"(module $interrupted
+  (import "env" "ready" (func $ready))
+  (memory 1 1)
+  (func $busy (export "busy") (param $c0 i32) (param $c1 i64) (param $c2 f64) (local $i i32) (local $k i32)
+    (i64.const 0x7777)
+    (i32.add (local.get $c0) (i32.const 1))
+    (call $ready)
+    (loop $again
+      (local.set $i (i32.add (local.get $i) (i32.const 1)))
+      (local.set $k (i32.add (i32.mul (local.get $i) (i32.const 3)) (i32.const 7)))
+      (i32.store (i32.const 0) (local.get $i))
+      (br $again))
+    (drop)
+    (drop))
+  (func $run (export "run")
+    (call $busy (i32.const 9) (i64.const 0x1111111111111111) (f64.const 3.25))))"#
+        .into()
+}
+
 /// Host -> `run` -> `env.nested` -> host -> `run` -> `env.stop`.
 pub fn nested_outer() -> String {
     r#"(module $outer
   (import "env" "nested" (func $nested (param i32)))
-  (func $run (export "run") (param $x i32) (local $y i64)
+  (func $run (export "run") (local $y i64)
     (local.set $y (i64.const 0x6666666666666666))
     (i32.const 606)
     (call $nested (i32.const 47))

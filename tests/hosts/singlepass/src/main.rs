@@ -10,11 +10,15 @@ mod truth;
 use options::{End, Options};
 use shim::{Entry, host_nested_import, host_stop_import, nothing};
 use std::{
-    sync::{Arc, Mutex, OnceLock},
+    ffi::{c_int, c_void},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
     thread,
 };
 use wasmer_runtime_core::{
-    Instance, Module,
+    DynFunc, Instance, Module,
     backend::{Compiler, CompilerConfig, Token},
     cache::{Artifact, Error as CacheError},
     compile_with, compile_with_config,
@@ -26,7 +30,6 @@ use wasmer_runtime_core::{
     load_cache_with,
     memory::Memory,
     module::ModuleInner,
-    state::CodeVersion,
     table::Table,
     types::{ExternDescriptor, FuncSig, ImportDescriptor, Type, Value},
     vm,
@@ -39,31 +42,23 @@ fn options() -> &'static Options {
     OPTIONS.get().expect("set by main")
 }
 
-/// Where a stop of the `threads` kind writes its truth and what it is called.
-thread_local! {
-    static LABEL: std::cell::RefCell<Option<String>> = const { std::cell::RefCell::new(None) };
-    static ALL_THREADS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
-}
-
 /// The stop: reached from Wasm through `host_stop_import`.
 #[unsafe(no_mangle)]
 extern "C" fn host_stop(vmctx: *mut vm::Ctx, entry: &Entry) -> u64 {
     let options = options();
-    let label = LABEL.with_borrow(|l| l.clone());
-    let suffix = label.as_ref().map(|l| format!(".{l}")).unwrap_or_default();
-    let after_return = ptr_after_return(entry);
+    let (name, suffix) = report::label(&options.stop);
     unsafe {
-        let image = truth::read(entry.return_address, after_return, truth::known_at_call(entry), ALL_THREADS.get());
+        let image = truth::read(entry.return_address, after_return(entry), truth::known_at_call(entry));
         truth::write(options, &suffix, image, vmctx);
     }
     if options.func && !FUNC_TURN.get() {
         return 0;
     }
-    stopped(label.as_deref().unwrap_or(&options.stop))
+    stopped(&name)
 }
 
 /// The caller's stack pointer after this call returns.
-fn ptr_after_return(entry: &Entry) -> u64 {
+fn after_return(entry: &Entry) -> u64 {
     (&raw const entry.return_address) as u64 + 8
 }
 
@@ -88,23 +83,49 @@ fn stopped(stop: &str) -> ! {
 }
 
 /// `env.ready`: the guest is about to spin.
-extern "C" fn ready(_vmctx: *mut vm::Ctx) -> u64 {
-    report::reached(&options().stop);
+extern "C" fn ready(vmctx: *mut vm::Ctx) -> u64 {
+    let (name, _) = report::label(&options().stop);
+    if name == "interrupt" {
+        let counter = unsafe { (*vmctx).internal.memory_base } as usize;
+        thread::Builder::new().name("interrupter".into()).spawn(move || interrupt(counter)).expect("a thread");
+    } else {
+        report::reached(&name);
+    }
     0
 }
 
-static NESTED: OnceLock<Arc<Mutex<Option<Instance>>>> = OnceLock::new();
+/// Interrupts the guest once it has counted to 1000.
+fn interrupt(counter: usize) {
+    while unsafe { (*(counter as *const AtomicU32)).load(Ordering::Relaxed) } < 1000 {
+        thread::yield_now();
+    }
+    unsafe { fault::set_wasm_interrupt() };
+}
+
+static NESTED: Mutex<Option<Instance>> = Mutex::new(None);
 
 /// `env.nested`: calls back into Wasm. The outer Wasm frames are written to `<truth>.outer`.
 #[unsafe(no_mangle)]
 extern "C" fn host_nested(vmctx: *mut vm::Ctx, entry: &Entry) -> u64 {
     unsafe {
-        let image = truth::read(entry.return_address, ptr_after_return(entry), truth::known_at_call(entry), false);
+        let image = truth::read(entry.return_address, after_return(entry), truth::known_at_call(entry));
         truth::write(options(), ".outer", image, vmctx);
     }
-    let inner = NESTED.get().expect("set before the call").lock().unwrap().take().expect("one nested call");
+    let inner = NESTED.lock().unwrap().take().expect("one nested call");
     run(&inner, "run", &[]);
     0
+}
+
+static GROW_STOPS: AtomicBool = AtomicBool::new(false);
+
+/// Takes the place of libc's function in this executable: the runtime's `memory.grow` calls it, so a thread can stop
+/// inside of the runtime without a debugger.
+#[unsafe(no_mangle)]
+extern "C" fn mprotect(address: *mut c_void, length: usize, protection: c_int) -> c_int {
+    if GROW_STOPS.swap(false, Ordering::SeqCst) {
+        stopped(&options().stop);
+    }
+    unsafe { libc::syscall(libc::SYS_mprotect, address, length, protection) as c_int }
 }
 
 /// A compiler whose settings are the options', so that `compile_with` (which keeps custom sections) can be used.
@@ -206,6 +227,13 @@ fn instantiate(module: &Module) -> Instance {
 
 /// Calls an export; a stop does not come back from here.
 fn run(instance: &Instance, name: &str, args: &[Value]) -> Vec<Value> {
+    if options().stack_checks {
+        let here = 0u8;
+        // Four megabytes below this frame; the guest checks its stack pointer against this.
+        let bound = (&raw const here as usize).saturating_sub(4 << 20) as *mut u8;
+        let context: *const vm::Ctx = instance.context();
+        unsafe { (*context.cast_mut()).internal.stack_lower_bound = bound };
+    }
     fault::ensure_sighandler();
     if !options().runtime_handler {
         trap::install(options());
@@ -249,8 +277,46 @@ fn stop_here(stop: &str) {
         "stack-overflow" => run_text(&guests::stack_overflow()),
         "spin" => run_text(&guests::spin(options.depth.unwrap_or(0))),
         "spin-deep" => run_text(&guests::spin(options.depth.unwrap_or(200))),
-        "args7" => run_text(&guests::args7(false)),
-        "args-float" => run_text(&guests::args7(true)),
+        "args7" => run_text(&guests::args7(guests::Args::Plain)),
+        "args7-spilled" => run_text(&guests::args7(guests::Args::Spilled)),
+        "args-float" => run_text(&guests::args7(guests::Args::Float)),
+        "interrupt" => run_text(&guests::interrupt()),
+        "nested" => {
+            let outer = instantiate(&compile_text(&guests::nested_outer()));
+            *NESTED.lock().unwrap() = Some(instantiate(&compile_text(&guests::sleep())));
+            run(&outer, "run", &[]);
+        }
+        "grow" => {
+            let instance = instantiate(&compile_text(&guests::grow()));
+            GROW_STOPS.store(true, Ordering::SeqCst);
+            run(&instance, "run", &[]);
+        }
+        "modules" => modules(),
+        "moved" => {
+            let instance = instantiate(&compile_text(&guests::sleep()));
+            let moved = thread::Builder::new().name("mover".into()).spawn(move || {
+                truth::ALL_THREADS.set(true);
+                run(&instance, "run", &[]);
+            });
+            moved.expect("a thread").join().expect("the mover panicked");
+        }
+        "threads" => threads(),
+        "tiering" => tiering(true),
+        "tiering-boundary" => tiering(false),
+        "cache-loaded" => {
+            let bytes = compile_text(&guests::sleep()).cache().and_then(|a| a.serialize()).expect("an artifact");
+            let artifact = Artifact::deserialize(&bytes).expect("it was just written");
+            let module = unsafe { load_cache_with(artifact, &SinglePassCompiler::new()) }.expect("a cached module");
+            run(&instantiate(&module), "run", &[]);
+        }
+        "wasm" => {
+            let path = options.wasm.as_ref().unwrap_or_else(|| fail("the stop wasm needs --wasm FILE"));
+            let wasm = std::fs::read(path).unwrap_or_else(|e| fail(&format!("{}: {e}", path.display())));
+            let instance = instantiate(&compile(&wasm));
+            let name = options.call.as_deref().unwrap_or_else(|| fail("--wasm needs --call NAME [ARGS]"));
+            let values = run(&instance, name, &arguments(&instance, name));
+            report::note(&format!("{name} returned {values:?}"));
+        }
         "call-indirect" => run_text(&guests::call_indirect()),
         "deep" => run_text(&guests::deep(options.depth.unwrap_or(10_000))),
         "floats" => run_text(&guests::floats()),
@@ -261,6 +327,93 @@ fn stop_here(stop: &str) {
     report::note(&format!("the guest of {stop} returned"));
     report::reached("returned");
     report::sleep_forever()
+}
+
+/// `--call`'s arguments in the types of the export's parameters.
+fn arguments(instance: &Instance, name: &str) -> Vec<Value> {
+    let export: DynFunc = instance.exports.get(name).unwrap_or_else(|e| fail(&format!("{name}: {e:?}")));
+    let params = export.signature().params();
+    let words = &options().args;
+    if params.len() != words.len() {
+        fail(&format!("{name} takes {} arguments, {} are given", params.len(), words.len()));
+    }
+    let bad = |word: &str| -> ! { fail(&format!("{word} is no value for a parameter of {name}")) };
+    params
+        .iter()
+        .zip(words)
+        .map(|(ty, word)| match ty {
+            Type::I32 => Value::I32(word.parse().unwrap_or_else(|_| bad(word))),
+            Type::I64 => Value::I64(word.parse().unwrap_or_else(|_| bad(word))),
+            Type::F32 => Value::F32(word.parse().unwrap_or_else(|_| bad(word))),
+            Type::F64 => Value::F64(word.parse().unwrap_or_else(|_| bad(word))),
+            Type::V128 => bad(word),
+        })
+        .collect()
+}
+
+/// Three instances, each of which imports from the next, and an idle fourth.
+fn modules() {
+    let shared = |module: &Module, from: Option<(&str, Arc<Mutex<Instance>>)>| {
+        let mut imports = imports_of(module);
+        if let Some((name, instance)) = from {
+            imports.register(name, instance);
+        }
+        Arc::new(Mutex::new(instantiate_with(module, &imports)))
+    };
+    let third = shared(&compile_text(&guests::modules_inner()), None);
+    let idle = shared(&compile_text(&guests::globals()), None);
+    let second = shared(&compile_text(&guests::modules_middle()), Some(("third", third.clone())));
+    let first = shared(&compile_text(&guests::modules_outer()), Some(("other", second.clone())));
+    let first = first.lock().unwrap();
+    run(&first, "run", &[]);
+    drop((third, idle, second));
+}
+
+/// Several threads, each with an instance of its own.
+fn threads() {
+    let guests: [(&str, String); 5] = [
+        ("sleep", guests::sleep()),
+        ("deep", guests::deep(100)),
+        ("call-indirect", guests::call_indirect()),
+        ("trap-div", guests::trap_div()),
+        ("spin", guests::spin(3)),
+    ];
+    report::EXPECTED.store(guests.len(), Ordering::SeqCst);
+    let threads = guests.map(|(name, text)| {
+        let body = move || {
+            report::LABEL.set(Some(name.into()));
+            run_text(&text);
+        };
+        thread::Builder::new().name(name.into()).spawn(body).expect("a thread")
+    });
+    for thread in threads {
+        thread.join().expect("a guest's thread panicked");
+    }
+}
+
+/// `leaf` of the first version is patched to jump to the second version's, as tiering.rs does it.
+///
+/// With `instantiate_second`, `Instance::new` pushes the second version as a baseline first, as in `run_tiering`;
+/// without, it is known as an optimized version only, so that the runtime uses the registers kept at the boundary.
+fn tiering(instantiate_second: bool) {
+    let text = guests::sleep();
+    let first = instantiate(&compile_text(&text));
+    let module = compile_text(&text);
+    let second = instantiate(&module);
+    let inner = second.module.clone();
+    if instantiate_second {
+        Box::leak(Box::new(second));
+    } else {
+        // Dropping pops the code version that instantiating pushed.
+        drop(second);
+        truth::VERSIONS.lock().unwrap().pop();
+    }
+    let version = truth::code_version(&inner, false);
+    let offsets = inner.runnable_module.get_local_function_offsets().expect("singlepass has offsets");
+    unsafe { first.module.runnable_module.patch_local_function(0, version.base + offsets[0]) };
+    truth::VERSIONS.lock().unwrap().push(version.clone());
+    fault::push_code_version(version);
+    run(&first, "run", &[]);
 }
 
 fn main() {
@@ -291,9 +444,4 @@ fn main() {
     } else {
         stop_here(&options.stop);
     }
-}
-
-#[allow(dead_code)]
-fn keep(_: CodeVersion) {
-    let _ = load_cache_with;
 }

@@ -130,7 +130,8 @@ impl Options {
     pub fn compiler_config(&self) -> CompilerConfig {
         CompilerConfig {
             track_state: self.track_state,
-            full_preemption: self.full_preemption,
+            // Without the checkpoints there is nothing to interrupt.
+            full_preemption: self.full_preemption || self.stop == "interrupt",
             enforce_stack_check: self.stack_checks,
             memory_bound_check_mode: match self.bounds_checks {
                 None => MemoryBoundCheckMode::Default,

@@ -9,6 +9,19 @@ use std::{
 pub static EXPECTED: AtomicUsize = AtomicUsize::new(1);
 static REACHED: AtomicUsize = AtomicUsize::new(0);
 
+thread_local! {
+    /// What this thread's stop is called where there are several.
+    pub static LABEL: std::cell::RefCell<Option<String>> = const { std::cell::RefCell::new(None) };
+}
+
+/// The name of this thread's stop, and what is appended to the path of its truth.
+pub fn label(stop: &str) -> (String, String) {
+    LABEL.with_borrow(|label| match label {
+        Some(label) => (label.clone(), format!(".{label}")),
+        None => (stop.into(), String::new()),
+    })
+}
+
 /// This thread's kernel id.
 pub fn tid() -> i32 {
     unsafe { libc::gettid() }

@@ -34,9 +34,10 @@ extern "C" fn on_trap(_signal: libc::c_int, info: *mut libc::siginfo_t, context:
         allocate_and_run(1 << 20, || {
             let fault = get_fault_info(info.cast(), context);
             let register = |r: GPR| fault.known_registers[X64Register::GPR(r).to_index().0].unwrap_or(0);
-            let image = truth::read(fault.ip.get() as u64, register(GPR::RSP), fault.known_registers, false);
-            truth::write(options, "", image, register(GPR::R15) as *mut vm::Ctx);
-            report::reached(&options.stop);
+            let image = truth::read(fault.ip.get() as u64, register(GPR::RSP), fault.known_registers);
+            let (name, suffix) = report::label(&options.stop);
+            truth::write(options, &suffix, image, register(GPR::R15) as *mut vm::Ctx);
+            report::reached(&name);
             match options.end {
                 End::Sleep => report::sleep_forever(),
                 End::CoreInHandler => libc::abort(),

@@ -17,6 +17,11 @@ use wasmer_runtime_core::{
 /// `CURRENT_CODE_VERSIONS` hold. Needed where an instance runs on a thread that did not make it.
 pub static VERSIONS: Mutex<Vec<CodeVersion>> = Mutex::new(Vec::new());
 
+thread_local! {
+    /// Whether the truth of this thread needs [`VERSIONS`], because another thread made its instance.
+    pub static ALL_THREADS: Cell<bool> = const { Cell::new(false) };
+}
+
 /// The code version that the runtime pushes for an instance of this module.
 pub fn code_version(module: &ModuleInner, baseline: bool) -> CodeVersion {
     CodeVersion {
@@ -51,9 +56,9 @@ pub fn known_at_call(entry: &Entry) -> Known {
 ///
 /// # Safety
 /// `rsp` is a stack pointer and `known` the registers of a thread that is stopped at `address`.
-pub unsafe fn read(address: u64, rsp: u64, mut known: Known, all_threads: bool) -> Option<ExecutionStateImage> {
+pub unsafe fn read(address: u64, rsp: u64, mut known: Known) -> Option<ExecutionStateImage> {
     catch_unwind(AssertUnwindSafe(|| unsafe {
-        if all_threads {
+        if ALL_THREADS.get() {
             let versions = VERSIONS.lock().unwrap_or_else(|e| e.into_inner()).clone();
             read_stack(|| versions.iter(), rsp as *const u64, known, Some(address), None)
         } else {
