@@ -1,17 +1,18 @@
 //! One question answered: a target in, a [`Report`] out.
 
-use crate::arch::{CodeAddress, Registers};
+use crate::arch::CodeAddress;
 use crate::error::Error;
 use crate::limits;
 use crate::progress::{self, Progress};
 use crate::report::{self, Frame, FrameKind, Function, Hex, OpPosition, Report, WasmPlace};
-use crate::runtime::singlepass::find::{SinglepassProvider, FindOptions};
-use crate::runtime::{GuestFrame, GuestKind, Position, Provider, Runtime, Scene};
+use crate::runtime::singlepass::find::{FindOptions, SinglepassProvider};
+pub use crate::runtime::singlepass::anchor::Route;
+use crate::runtime::{GuestFrame, GuestKind, Position, Provider, Reach, Runtime, Scene};
 use crate::symbolize::native::NativeSymbolizer;
 use crate::target::core::CoreTarget;
-use crate::target::live::{CaptureOptions, LiveTarget};
+use crate::target::live::{CaptureOptions, LiveTarget, Settled, Verdict};
 use crate::target::objects::{Objects, SearchPaths};
-use crate::target::{Target, Thread};
+use crate::target::{Memory, Target, Thread};
 use crate::unwind::cfi::CfiUnwinder;
 use crate::unwind::frame_pointer::FramePointerUnwinder;
 use crate::unwind::recognised::RecognisedUnwinder;
@@ -30,21 +31,6 @@ pub enum Source {
         /// The executable that wrote it, if the user names it.
         executable: Option<PathBuf>,
     },
-}
-
-/// A way to find a runtime's modules in a target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Route {
-    /// From the context register of a running Wasm function.
-    Vmctx,
-    /// A search of the heap for the module's cache image.
-    Heap,
-    /// The runtime's thread-local variables.
-    Tls,
-    /// What the host published.
-    Descriptor,
-    /// A cached artifact file.
-    Artifact,
 }
 
 /// A question.
@@ -121,7 +107,7 @@ pub fn run(options: &Options) -> Result<Outcome, Error> {
         debug_dirs: options.debug_dirs.clone(),
     };
     let progress = progress::stderr(options.verbose);
-    let mut provider = SinglepassProvider::new(FindOptions::read(options)?);
+    let mut provider = SinglepassProvider::new(FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
     let outcome = match &options.source {
         Source::Pid(pid) => {
             let target = LiveTarget::capture(*pid, &CaptureOptions::default())?;
@@ -149,15 +135,15 @@ struct Native<'a> {
     objects: &'a Objects,
     cfi: CfiUnwinder<'a>,
     recognised: RecognisedUnwinder,
-    frame_pointer: FramePointerUnwinder,
+    frame_pointer: FramePointerUnwinder<'a>,
 }
 
 impl<'a> Native<'a> {
-    fn new(target: &dyn Target, objects: &'a Objects) -> Native<'a> {
+    fn new(target: &'a dyn Target, objects: &'a Objects) -> Native<'a> {
         Native {
             objects,
             cfi: CfiUnwinder::new(objects),
-            recognised: RecognisedUnwinder::new(),
+            recognised: RecognisedUnwinder,
             frame_pointer: FramePointerUnwinder::new(target.mappings()),
         }
     }
@@ -175,7 +161,7 @@ fn is_unknown(at: &Cursor, target: &dyn Target, native: &Native<'_>, runtime: &d
     anonymous(at.address.lookup())
         && native.objects.find(at.address.lookup()).is_none()
         && runtime.module_of(at.address.lookup()).is_none()
-        && native.recognised.stub_name(at, target).is_none()
+        && native.recognised.stub_name(at.address, target).is_none()
 }
 
 /// Walks the chosen threads until no unknown code is left or nothing more is found.
@@ -225,7 +211,7 @@ fn walk_all(
 struct AsUnwinder<'a>(&'a dyn Runtime);
 
 impl Unwinder for AsUnwinder<'_> {
-    fn step(&self, at: &Cursor, memory: &dyn crate::target::Memory) -> Option<crate::unwind::Next> {
+    fn step(&self, at: &Cursor, memory: &dyn Memory) -> Option<crate::unwind::Next> {
         self.0.step(at, memory)
     }
 }
@@ -258,7 +244,7 @@ fn analyse(
     let threads = choose(target, options)?;
     let limit = options.limit.unwrap_or(limits::MAX_FRAMES).min(limits::MAX_FRAMES);
     let stacks = walk_all(target, &threads, &native, &scene, provider, limit);
-    provider.match_files(&scene)?;
+    provider.match_files();
     progress.finish();
 
     let runtime = provider.runtime();
@@ -349,7 +335,7 @@ impl View<'_> {
             let modules = self.runtime.modules().iter().enumerate();
             report.runtimes.push(report::Runtime {
                 name: self.runtime.name().to_string(),
-                modules: modules.map(|(i, m)| m.report(i as u32)).collect(),
+                modules: modules.map(|(i, m)| report::Module::new(i as u32, m)).collect(),
             });
         }
         report.objects_problems = self.objects.iter().filter_map(|o| o.problem.clone()).collect();
@@ -406,7 +392,7 @@ impl View<'_> {
         } else {
             base.notes.push("no memory is mapped here: the stack is damaged, or the frame before is wrong".to_string());
         }
-        if let Some(stub) = self.native.recognised.stub_name(at, self.target) {
+        if let Some(stub) = self.native.recognised.stub_name(at.address, self.target) {
             base.kind = FrameKind::Trampoline;
             base.notes.clear();
             base.function = Some(Function {
@@ -520,18 +506,25 @@ fn settle(
         outcome.report.notes.push(note);
         return Ok(outcome);
     };
-    let (pid, tid) = (first.pid().unwrap_or_default(), thread.id.0);
-    let runtime = provider.runtime();
-    let (target, settled) = LiveTarget::settle(pid, tid, limits::MAX_SETTLE_STEPS, &mut |pc| runtime.is_point(pc))?;
-    let mut outcome = analyse(&target, options, search, provider, progress)?;
-    let note = if settled.reached {
-        format!("--settle: thread {tid} was stepped {} instructions to a point where its operand stack is known", settled.steps)
-    } else {
-        format!("--settle: no point was reached within {} instructions of thread {tid}", settled.steps)
+    let (pid, tid) = (first.pid().unwrap_or_default(), thread.id);
+    let reach = provider.runtime().reach();
+    let mut verdict = |pc: u64, _: &dyn Memory| match reach(pc) {
+        Reach::Point => Verdict::Point,
+        Reach::Inside => Verdict::Step,
+        Reach::Outside => Verdict::Outside,
     };
+    let (target, settled) =
+        LiveTarget::settle(pid, tid, limits::MAX_SETTLE_STEPS, &CaptureOptions::default(), &mut verdict)?;
+    let mut outcome = analyse(&target, options, search, provider, progress)?;
+    let (steps, tid) = (settled.steps, tid.0);
+    let note = match settled.outcome {
+        Settled::Point => format!("thread {tid} was stepped {steps} instructions to a point where its operand stack is known"),
+        Settled::Left => format!("thread {tid} was stepped {steps} instructions; it then left the Wasm code"),
+        Settled::Limit => format!("thread {tid} reached no point within {steps} instructions"),
+        Settled::Signal(n) => format!("thread {tid} was stepped {steps} instructions; then signal {n} came"),
+        Settled::Refused(why) => format!("thread {tid} could not be stepped: {why}"),
+    };
+    let note = format!("--settle: {note}");
     outcome.report.notes.push(note);
     Ok(outcome)
 }
-
-#[allow(unused)]
-fn _unused(_: &Registers) {}

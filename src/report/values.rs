@@ -1,6 +1,6 @@
 //! Engine types to report types.
 
-use super::{End, EndKind, Hex, OpPosition, Trust, Value};
+use super::{End, EndKind, Hex, Module, OpPosition, Trust, Value};
 use crate::arch::Registers;
 use crate::arch::x64::TABLE;
 use crate::runtime::{self, Place, Position, Slot, ValType, Why};
@@ -85,6 +85,25 @@ pub fn place_text(place: &Place) -> String {
 /// Known registers by name.
 pub fn registers(registers: &Registers) -> BTreeMap<String, Hex> {
     TABLE.iter().filter_map(|row| Some((row.name.to_string(), Hex(registers.get(row.reg)?)))).collect()
+}
+
+impl Module {
+    /// The report's form of a module that was found.
+    pub fn new(index: u32, module: &runtime::GuestModule) -> Module {
+        Module {
+            index: Some(index),
+            name: Some(module.name.clone()),
+            code_start: Some(Hex(module.code.0)),
+            code_end: Some(Hex(module.code.1)),
+            functions: Some(module.functions as u64),
+            tracked: Some(module.tracked),
+            backend: Some(module.backend.clone()),
+            routes: module.routes.iter().map(|r| r.to_string()).collect(),
+            checks: module.checks.clone(),
+            wasm_file: module.wasm_file.clone(),
+            problem: module.problem.clone(),
+        }
+    }
 }
 
 impl From<unwind::Trust> for Trust {

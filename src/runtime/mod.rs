@@ -2,8 +2,10 @@
 
 pub mod singlepass;
 
-use crate::target::Memory;
-use crate::target::Target;
+use crate::progress::Progress;
+use crate::state::ExecutionStateImage;
+use crate::target::objects::Objects;
+use crate::target::{Memory, Target};
 use crate::unwind::{Cursor, Unwinder};
 
 /// A Wasm value type, as far as these runtimes have them.
@@ -173,6 +175,17 @@ pub struct GuestModule {
     pub problem: Option<String>,
 }
 
+/// What stepping to a pc reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// A point: the operand stack is known here.
+    Point,
+    /// The runtime's code between points.
+    Inside,
+    /// Other code.
+    Outside,
+}
+
 /// A runtime found in a target.
 pub trait Runtime: Unwinder {
     /// Runtime name.
@@ -187,8 +200,9 @@ pub trait Runtime: Unwinder {
     fn image(&self, at: &Cursor, memory: &dyn Memory) -> Option<ExecutionStateImage>;
     /// The module whose code covers `address`.
     fn module_of(&self, address: u64) -> Option<usize>;
-    /// Whether the operand stack is known at this pc.
-    fn is_point(&self, address: u64) -> bool;
+    /// A function that says of a pc whether the operand stack is known there. It owns what it needs, since a target is
+    /// stepped on a thread of its own.
+    fn reach(&self) -> Box<dyn Fn(u64) -> Reach + Send>;
 }
 
 /// What a provider may look at.

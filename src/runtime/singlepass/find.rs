@@ -9,7 +9,7 @@ use crate::limits;
 use crate::runtime::{GuestModule, Provider, Runtime, Scene};
 use crate::state::{self, ModuleStateMap, SuspendOffset};
 use crate::symbolize::wasm::{FunctionFacts, ModuleFacts, PointKind, WasmModule};
-use crate::target::{Memory, Target};
+use crate::target::Memory;
 use crate::unwind::Cursor;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -330,6 +330,3 @@ fn facts(module: &Module) -> ModuleFacts {
 pub fn instances(provider: &SinglepassProvider, module: usize) -> &[u64] {
     provider.anchors.get(module).map_or(&[], |a| &a.vmctx)
 }
-
-#[allow(unused)]
-fn _target(_: &dyn Target) {}

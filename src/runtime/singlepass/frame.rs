@@ -7,7 +7,7 @@ use super::code::{self, Cfa, Here, Home, Shape, Source, Stretch};
 use super::Singlepass;
 use super::module::Module;
 use crate::arch::{CodeAddress, Reg, Registers};
-use crate::runtime::{GuestFrame, GuestKind, Place, Position, Slot, ValType, Value, Why};
+use crate::runtime::{GuestFrame, GuestKind, OperatorPlace, Place, Position, Slot, ValType, Value, Why};
 use crate::state::{
     CodeVersion, ExecutionStateImage, FUNCTION_HEADER, FunctionStateMap, KnownRegisters, MachineState, MachineValue, Point, PointKind, ValuePlace,
     WasmAbstractValue, read_frame, read_stack,
@@ -165,7 +165,9 @@ pub fn describe(module: &Module, module_index: usize, at: &Cursor, memory: &dyn 
         local_function: None,
         name: None,
         code_offset,
+        function_offset: None,
         position: Position::Unknown,
+        operator: None,
         locals: Err(Why("not a Wasm function".into())),
         stack: Err(Why("not a Wasm function".into())),
         instance: None,
@@ -190,7 +192,9 @@ pub fn describe(module: &Module, module_index: usize, at: &Cursor, memory: &dyn 
             frame.name = function.and_then(|f| module.function_name(f));
             let shape = module.shape(start, map.locals.len(), memory);
             let recorded = Recorded::at(module, code_offset);
+            frame.function_offset = Some(offset);
             frame.position = recorded.position(module, code_offset);
+            frame.operator = operator_place(module, local, frame.position);
             let types = module.local_types(function, local);
             frame.locals = match &*shape {
                 Ok(shape) => Ok(locals(shape, offset, map, at, memory, &types)),
@@ -252,6 +256,20 @@ impl<'m> Recorded<'m> {
         };
         wasm.stack_types_at(local_function, *index, kind).unwrap_or_default()
     }
+}
+
+/// The operator that a position names, in the user's `.wasm`.
+fn operator_place(module: &Module, local_function: u32, position: Position) -> Option<OperatorPlace> {
+    let (Position::Operator(index) | Position::After(index)) = position else { return None };
+    let wasm = module.wasm.as_ref()?;
+    let operator = wasm.operator(local_function, index)?;
+    let source = wasm.source(operator.offset).into_iter().next();
+    Some(OperatorPlace {
+        offset: operator.offset,
+        text: operator.text,
+        file: source.as_ref().and_then(|s| s.file.clone()),
+        line: source.as_ref().and_then(|s| s.line),
+    })
 }
 
 fn in_register(registers: &Registers, reg: Reg) -> Slot {

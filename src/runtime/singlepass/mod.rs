@@ -13,10 +13,11 @@ pub mod route_artifact;
 pub mod route_heap;
 pub mod route_vmctx;
 
-use super::{GuestFrame, GuestModule, Runtime};
+use super::{GuestFrame, GuestModule, Reach, Runtime};
 use crate::target::Memory;
 use crate::unwind::{Cursor, Next, Unwinder};
 use module::Module;
+use std::sync::Arc;
 
 /// The modules of this runtime in one target.
 #[derive(Default)]
@@ -67,10 +68,18 @@ impl Runtime for Singlepass {
         frame::image(self, at, memory)
     }
 
-    fn is_point(&self, address: u64) -> bool {
-        self.module_at(address).is_some_and(|(_, module)| {
-            let point = usize::try_from(address - module.code.0).ok().and_then(|o| module.map.lookup(o));
-            point.is_some_and(|p| p.diff().is_some())
+    fn module_of(&self, address: u64) -> Option<usize> {
+        self.module_at(address).map(|(index, _)| index)
+    }
+
+    fn reach(&self) -> Box<dyn Fn(u64) -> Reach + Send> {
+        let modules: Vec<_> = self.modules.iter().map(|m| (m.code, Arc::clone(&m.map))).collect();
+        Box::new(move |pc| {
+            let Some((code, map)) = modules.iter().find(|(code, _)| code.0 <= pc && pc < code.1) else {
+                return Reach::Outside;
+            };
+            let point = usize::try_from(pc - code.0).ok().and_then(|offset| map.lookup(offset));
+            if point.is_some_and(|p| p.diff().is_some()) { Reach::Point } else { Reach::Inside }
         })
     }
 }
