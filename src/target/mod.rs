@@ -1,6 +1,7 @@
 //! What is looked at: a live process or a core. Everything above this layer sees only [`Target`] and [`Memory`].
 
 pub mod core;
+pub mod elf;
 pub mod live;
 pub mod memory;
 pub mod notes;
