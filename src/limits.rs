@@ -36,3 +36,5 @@ pub const MAX_IMAGE_VALUES: usize = 16 << 20;
 pub const MAX_IMAGE_WORK: usize = 1 << 30;
 /// Slots of built states that are kept while one stack is read.
 pub const MAX_CACHED_SLOTS: usize = 1 << 20;
+/// Problems of a state map that are kept.
+pub const MAX_VALIDATION_PROBLEMS: usize = 1000;
