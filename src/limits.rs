@@ -61,3 +61,5 @@ pub const MAX_DEBUG_SECTION_BYTES: u64 = 4 << 30;
 /// Output bytes per input byte that a compressed section may claim (deflate's own bound is 1032; zstd's is higher, but
 /// debug sections stay far below).
 pub const MAX_COMPRESSION_RATIO: u64 = 4096;
+/// Problems of a state map that are kept.
+pub const MAX_VALIDATION_PROBLEMS: usize = 1000;

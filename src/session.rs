@@ -508,7 +508,7 @@ fn settle(
     };
     let (pid, tid) = (first.pid().unwrap_or_default(), thread.id);
     let reach = provider.runtime().reach();
-    let mut verdict = |pc: u64, _: &dyn Memory| match reach(pc) {
+    let mut verdict = move |pc: u64, _: &dyn Memory| match reach(pc) {
         Reach::Point => Verdict::Point,
         Reach::Inside => Verdict::Step,
         Reach::Outside => Verdict::Outside,

@@ -262,12 +262,16 @@ fn load(scene: &Scene<'_>, anchor: &Anchor) -> Result<Module, String> {
     if map.total_size as u64 > code_size {
         return Err(format!("its state map is for {} bytes of code, there are {code_size}", map.total_size));
     }
-    let validation = state::validate(&map, usize::try_from(code_size).ok());
+    let mut problems: BTreeMap<usize, String> = BTreeMap::new();
+    for problem in state::validate(&map, Some(map.total_size)).problems {
+        let why = format!("{}: {}", problem.place, problem.fault);
+        problems.entry(problem.function).or_insert(why);
+    }
     let imports = u32::try_from(anchor.import_count).map_err(|_| "its number of imports is absurd")?;
     let mut module = Module::new(
         (anchor.code_base, anchor.code_base.saturating_add(code_size)),
         Arc::new(map),
-        validation.bad_functions(),
+        problems,
         anchor.function_offsets.clone(),
         imports,
     );
