@@ -9,13 +9,13 @@ use crate::limits::{MAX_DIFF_CHAIN, MAX_SLOTS, MAX_STATE_WORK};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
     /// A chain of diffs comes back to itself. `build_state` of the runtime never ends here.
-    #[error("the diff chain that begins at diff {diff:?} never ends")]
+    #[error("the diff chain that begins at {} never ends", number(.diff))]
     Cycle {
         /// Where the chain was entered.
         diff: Option<usize>,
     },
     /// `last` names a diff that does not exist.
-    #[error("diff {diff:?} builds on diff {last}, the function has {count}")]
+    #[error("{} builds on diff {last}, the function has {count}", number(.diff))]
     NoSuchDiff {
         /// The diff.
         diff: Option<usize>,
@@ -25,7 +25,7 @@ pub enum StateError {
         count: usize,
     },
     /// More is popped than there is.
-    #[error("diff {diff:?} pops {pops} of {depth} {what}")]
+    #[error("{} pops {pops} of {depth} {what}", number(.diff))]
     PopBeyond {
         /// The diff.
         diff: Option<usize>,
@@ -37,7 +37,7 @@ pub enum StateError {
         depth: usize,
     },
     /// A register number that the state does not have.
-    #[error("diff {diff:?} sets register {register}, the state has {count}")]
+    #[error("{} sets register {register}, the state has {count}", number(.diff))]
     NoSuchRegister {
         /// The diff.
         diff: Option<usize>,
@@ -47,7 +47,7 @@ pub enum StateError {
         count: usize,
     },
     /// A value of the caller's frame is removed that is not there.
-    #[error("diff {diff:?} removes word {word} of the caller's frame, which holds nothing")]
+    #[error("{} removes word {word} of the caller's frame, which holds nothing", number(.diff))]
     NothingToRemove {
         /// The diff.
         diff: Option<usize>,
@@ -55,7 +55,7 @@ pub enum StateError {
         word: usize,
     },
     /// Larger than any state that is believed.
-    #[error("diff {diff:?} makes a state of {count} {what}, more than {MAX_SLOTS}")]
+    #[error("{} makes a state of {count} {what}, more than {MAX_SLOTS}", number(.diff))]
     TooLarge {
         /// The diff.
         diff: Option<usize>,
@@ -78,6 +78,10 @@ pub enum StateError {
     /// The work allowed for building states is used up.
     #[error("the diff chains are too long to follow for every frame")]
     WorkLimit,
+}
+
+fn number(diff: &Option<usize>) -> String {
+    diff.map_or_else(|| "a diff".to_owned(), |number| format!("diff {number}"))
 }
 
 fn common_prefix<T: PartialEq>(a: &[T], b: &[T]) -> usize {
