@@ -577,3 +577,73 @@ fn get_value(bytes: &mut Bytes<'_>, depth: usize) -> Result<MachineValue, CodecE
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::synthetic::{Module, state};
+    use super::*;
+
+    fn nested(depth: usize) -> MachineValue {
+        (0..depth)
+            .fold(MachineValue::Undefined, |inner, _| MachineValue::TwoHalves(Box::new((inner, MachineValue::Vmctx))))
+    }
+
+    // The runtime: both of its decoders recurse as deep as the input says, until its stack overflows.
+    #[test]
+    fn nesting_is_bounded_in_both_encodings() {
+        let allowed = nested(MAX_VALUE_DEPTH);
+        assert_eq!(decode_borsh::<MachineValue>(&encode_borsh(&allowed).unwrap()).unwrap(), allowed);
+        assert_eq!(decode_bincode::<MachineValue>(&encode_bincode(&allowed).unwrap()).unwrap(), allowed);
+
+        let deeper = nested(MAX_VALUE_DEPTH + 1);
+        let error = decode_borsh::<MachineValue>(&encode_borsh(&deeper).unwrap()).unwrap_err();
+        assert!(matches!(error, CodecError::Depth { offset: MAX_VALUE_DEPTH }), "{error}");
+        assert!(decode_bincode::<MachineValue>(&encode_bincode(&deeper).unwrap()).is_err());
+
+        let bottomless = vec![8u8; 10 << 20];
+        assert!(matches!(decode_borsh::<MachineValue>(&bottomless), Err(CodecError::Depth { .. })));
+        let bottomless: Vec<u8> = [8u8, 0, 0, 0].repeat(1 << 20);
+        let error = decode_bincode::<MachineValue>(&bottomless).unwrap_err();
+        assert!(error.to_string().contains("nested deeper"), "{error}");
+    }
+
+    #[test]
+    fn a_length_beyond_the_input_is_refused_before_anything_is_allocated() {
+        let mut bytes = encode_borsh(&Module::new(0).build()).unwrap();
+        // The stack_values of the first function: u32 functions, u64 key, then the length.
+        bytes[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
+        let error = decode_borsh::<ModuleStateMap>(&bytes).unwrap_err();
+        assert!(
+            matches!(error, CodecError::Short(Short { offset: 12, wanted }) if wanted == u32::MAX as u64),
+            "{error}"
+        );
+        bytes[0..4].copy_from_slice(&u32::MAX.to_le_bytes());
+        let error = decode_borsh::<ModuleStateMap>(&bytes).unwrap_err();
+        assert!(matches!(error, CodecError::Functions { offset: 0, count: u32::MAX }), "{error}");
+
+        let mut bytes = encode_bincode(&Module::new(0).build()).unwrap();
+        bytes[16..24].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(decode_bincode::<ModuleStateMap>(&bytes).is_err());
+        assert!(decode_bincode::<InstanceImage>(&[&[1][..], &[0xff; 8]].concat()).is_err());
+    }
+
+    #[test]
+    fn errors_tell_the_offset() {
+        let error = decode_borsh::<(usize, WasmAbstractValue)>(&[0, 0, 0, 0, 0, 0, 0, 0, 2]).unwrap_err();
+        assert_eq!(error.to_string(), "borsh: 2 at offset 8 is no abstract value");
+        let error = decode_borsh::<Option<usize>>(&[1, 2, 3]).unwrap_err();
+        assert_eq!(error.to_string(), "borsh: input ends at offset 1, 8 more bytes wanted");
+        let error = decode_borsh::<Vec<MachineValue>>(&[1, 0, 0, 0, 9]).unwrap_err();
+        assert_eq!(error.to_string(), "borsh: 9 at offset 4 is no machine value");
+    }
+
+    #[test]
+    fn an_encoding_cut_anywhere_is_an_error() {
+        let words = vec![nested(2), MachineValue::CopyStackBPRelative(-8), MachineValue::VmctxDeref(vec![1, 2])];
+        let map = Module::new(2).point(super::super::PointKind::Call, 0x20, &state(2, words)).build();
+        let (borsh, bincode) = (encode_borsh(&map).unwrap(), encode_bincode(&map).unwrap());
+        assert!((0..borsh.len()).all(|cut| decode_borsh_prefix(&borsh[..cut]).is_err()));
+        assert!((0..bincode.len()).all(|cut| decode_bincode::<ModuleStateMap>(&bincode[..cut]).is_err()));
+        assert_eq!(decode_borsh_prefix(&borsh).unwrap(), (map, borsh.len()));
+    }
+}

@@ -9,13 +9,13 @@ use crate::limits::{MAX_DIFF_CHAIN, MAX_SLOTS, MAX_STATE_WORK};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
     /// A chain of diffs comes back to itself. `build_state` of the runtime never ends here.
-    #[error("the diff chain that begins at diff {diff:?} never ends")]
+    #[error("the diff chain that begins at {} never ends", number(.diff))]
     Cycle {
         /// Where the chain was entered.
         diff: Option<usize>,
     },
     /// `last` names a diff that does not exist.
-    #[error("diff {diff:?} builds on diff {last}, the function has {count}")]
+    #[error("{} builds on diff {last}, the function has {count}", number(.diff))]
     NoSuchDiff {
         /// The diff.
         diff: Option<usize>,
@@ -25,7 +25,7 @@ pub enum StateError {
         count: usize,
     },
     /// More is popped than there is.
-    #[error("diff {diff:?} pops {pops} of {depth} {what}")]
+    #[error("{} pops {pops} of {depth} {what}", number(.diff))]
     PopBeyond {
         /// The diff.
         diff: Option<usize>,
@@ -37,7 +37,7 @@ pub enum StateError {
         depth: usize,
     },
     /// A register number that the state does not have.
-    #[error("diff {diff:?} sets register {register}, the state has {count}")]
+    #[error("{} sets register {register}, the state has {count}", number(.diff))]
     NoSuchRegister {
         /// The diff.
         diff: Option<usize>,
@@ -47,7 +47,7 @@ pub enum StateError {
         count: usize,
     },
     /// A value of the caller's frame is removed that is not there.
-    #[error("diff {diff:?} removes word {word} of the caller's frame, which holds nothing")]
+    #[error("{} removes word {word} of the caller's frame, which holds nothing", number(.diff))]
     NothingToRemove {
         /// The diff.
         diff: Option<usize>,
@@ -55,7 +55,7 @@ pub enum StateError {
         word: usize,
     },
     /// Larger than any state that is believed.
-    #[error("diff {diff:?} makes a state of {count} {what}, more than {MAX_SLOTS}")]
+    #[error("{} makes a state of {count} {what}, more than {MAX_SLOTS}", number(.diff))]
     TooLarge {
         /// The diff.
         diff: Option<usize>,
@@ -78,6 +78,10 @@ pub enum StateError {
     /// The work allowed for building states is used up.
     #[error("the diff chains are too long to follow for every frame")]
     WorkLimit,
+}
+
+fn number(diff: &Option<usize>) -> String {
+    diff.map_or_else(|| "a diff".to_owned(), |number| format!("diff {number}"))
 }
 
 fn common_prefix<T: PartialEq>(a: &[T], b: &[T]) -> usize {
@@ -253,4 +257,104 @@ fn build(
     state.wasm_stack_private_depth = own.wasm_stack_private_depth;
     state.wasm_inst_offset = own.wasm_inst_offset;
     Ok(state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::model::WasmAbstractValue;
+    use super::super::synthetic::{Module, state};
+    use super::*;
+
+    fn function(diffs: Vec<MachineStateDiff>) -> FunctionStateMap {
+        let mut function = Module::new(0).function;
+        function.diffs = diffs;
+        function
+    }
+
+    fn on(last: usize) -> MachineStateDiff {
+        MachineStateDiff { last: Some(last), ..MachineStateDiff::default() }
+    }
+
+    // The runtime: `build_state` follows `last` for ever and takes memory until there is none.
+    #[test]
+    fn a_cyclic_chain_is_an_error() {
+        for diffs in [vec![on(0)], vec![on(1), on(0)], vec![on(1), on(2), on(1)]] {
+            let function = function(diffs);
+            assert_eq!(
+                function.diffs[0].build_state(&function),
+                Err(StateError::Cycle { diff: Some(function.diffs[0].last.unwrap()) })
+            );
+            let error = function.state(0, &mut Budget(1000)).unwrap_err();
+            assert_eq!(error, StateError::Cycle { diff: Some(0) });
+        }
+    }
+
+    // The runtime: indexes `diffs` out of bounds (panic).
+    #[test]
+    fn a_chain_to_no_diff_is_an_error() {
+        let function = function(vec![on(1), on(9)]);
+        let error = function.state(0, &mut Budget(1000)).unwrap_err();
+        assert_eq!(error, StateError::NoSuchDiff { diff: Some(1), last: 9, count: 2 });
+    }
+
+    // The runtime: `unwrap` of `pop()` on an empty stack (panic).
+    #[test]
+    fn pops_beyond_the_stack_are_errors() {
+        let words = MachineStateDiff { stack_pop: 1, ..MachineStateDiff::default() };
+        let operands = MachineStateDiff { wasm_stack_pop: usize::MAX, ..MachineStateDiff::default() };
+        let function = function(vec![words, operands]);
+        for (diff, what, pops) in [(0, "stack words", 1), (1, "operands", usize::MAX)] {
+            let error = function.state(diff, &mut Budget(1000)).unwrap_err();
+            assert_eq!(error, StateError::PopBeyond { diff: Some(diff), what, pops, depth: 0 });
+        }
+    }
+
+    // The runtime: indexes `register_values` out of bounds, `unwrap`s the removal of nothing, asserts equal register
+    // counts (panics).
+    #[test]
+    fn registers_and_removals_that_do_not_exist_are_errors() {
+        let register = MachineStateDiff {
+            reg_diff: vec![(RegisterIndex(24), MachineValue::Vmctx)],
+            ..MachineStateDiff::default()
+        };
+        let removal = MachineStateDiff { prev_frame_diff: [(3, None)].into(), ..MachineStateDiff::default() };
+        let mut function = function(vec![register, removal]);
+        let error = function.state(0, &mut Budget(1000)).unwrap_err();
+        assert_eq!(error, StateError::NoSuchRegister { diff: Some(0), register: 24, count: 24 });
+        let error = function.state(1, &mut Budget(1000)).unwrap_err();
+        assert_eq!(error, StateError::NothingToRemove { diff: Some(1), word: 3 });
+
+        function.initial.register_values.resize(32, MachineValue::Undefined);
+        assert_eq!(function.state(0, &mut Budget(1000)).unwrap().register_values[24], MachineValue::Vmctx);
+        let error = function.initial.diff(&MachineState::new()).unwrap_err();
+        assert_eq!(error, StateError::RegisterCounts { new: 32, old: 24 });
+    }
+
+    #[test]
+    fn a_state_that_grows_without_end_and_too_much_work_are_errors() {
+        let grow = |last| MachineStateDiff {
+            last,
+            wasm_stack_push: vec![WasmAbstractValue::Runtime; MAX_SLOTS],
+            ..MachineStateDiff::default()
+        };
+        let function = function(vec![grow(None), grow(Some(0))]);
+        assert_eq!(function.diffs[0].build_state(&function).unwrap().wasm_stack.len(), MAX_SLOTS);
+        let error = function.state(1, &mut Budget(u64::MAX)).unwrap_err();
+        assert_eq!(error, StateError::TooLarge { diff: Some(1), what: "operands", count: 2 * MAX_SLOTS });
+        assert_eq!(function.state(0, &mut Budget(100)), Err(StateError::WorkLimit));
+    }
+
+    #[test]
+    fn the_last_diff_decides_private_depth_and_operator() {
+        let first = state(2, vec![MachineValue::Vmctx]);
+        let mut second = state(1, vec![MachineValue::Vmctx, MachineValue::WasmStack(0)]);
+        second.wasm_stack_private_depth = 1;
+        second.wasm_inst_offset = 6;
+        let mut function = Module::new(0).function;
+        function.diffs = vec![first.diff(&function.initial).unwrap(), second.diff(&first).unwrap()];
+        function.diffs[1].last = Some(0);
+        assert_eq!(function.diffs[0].build_state(&function).unwrap(), first);
+        assert_eq!(function.diffs[1].build_state(&function).unwrap(), second);
+        assert_eq!((function.diffs[1].stack_pop, function.diffs[1].wasm_stack_pop), (0, 1));
+    }
 }

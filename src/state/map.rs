@@ -200,3 +200,79 @@ impl ModuleStateMap {
         self.lookup_ip(ip, base, PointKind::Loop)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::synthetic::{END, Module, START, state};
+    use super::*;
+
+    // The runtime: `unwrap` of `None` in `lookup_ip` (state.rs:309) when an address is in the module's code before its
+    // first function, where the import trampolines are.
+    #[test]
+    fn import_trampolines_and_an_empty_map_hold_no_function() {
+        let map = Module::new(0).point(PointKind::Call, 0x20, &state(0, vec![])).build();
+        for offset in 0..START {
+            assert_eq!((map.function_at(offset), map.lookup(offset)), (None, None));
+            assert_eq!(map.lookup_call_ip(0x1000 + offset, 0x1000), None);
+        }
+        assert_eq!(map.function_at(START).map(|(start, _)| *start), Some(START));
+        assert_eq!(map.function_at(END), None);
+        let empty = ModuleStateMap { local_functions: BTreeMap::new(), total_size: 100 };
+        assert_eq!((empty.function_at(50), empty.lookup(50), empty.point_after(50)), (None, None, None));
+    }
+
+    #[test]
+    fn call_comes_before_trappable_and_loop_and_points_end() {
+        let named = |operator| {
+            let mut state = state(0, vec![]);
+            state.wasm_inst_offset = operator;
+            state
+        };
+        let map = Module::new(0)
+            .point(PointKind::Loop, 0x20, &named(1))
+            .point(PointKind::Trappable, 0x20, &named(2))
+            .point(PointKind::Call, 0x20, &named(3))
+            .point(PointKind::Trappable, 0x30, &named(4))
+            .build();
+        let at = |offset| map.lookup(offset).map(|p| (p.kind, p.wasm_inst_offset().unwrap()));
+        assert_eq!(at(0x20), Some((PointKind::Call, 3)));
+        assert_eq!(at(0x21), None);
+        assert_eq!(at(0x30), Some((PointKind::Trappable, 4)));
+    }
+
+    #[test]
+    fn an_untracked_point_is_found_but_has_no_state_and_a_tracked_one_wins() {
+        let mut module = Module::new(0)
+            .entry(PointKind::Call, 0x20, usize::MAX)
+            .entry(PointKind::Call, 0x30, usize::MAX)
+            .point(PointKind::Loop, 0x30, &state(0, vec![]));
+        module.function.wasm_offset_to_target_offset.insert(12, SuspendOffset::Call(0x20));
+        module.function.wasm_function_header_target_offset = Some(SuspendOffset::Loop(0x28));
+        let map = module.build();
+        let point = map.lookup(0x20).unwrap();
+        assert_eq!((point.kind, point.state()), (PointKind::Call, None));
+        assert_eq!(point.wasm_inst_offset(), Some(12));
+        assert_eq!(map.lookup(0x30).unwrap().kind, PointKind::Loop);
+        // The runtime: `expect("instruction is not a critical point")` (panic) for what is in no table.
+        assert_eq!(point.function.operator_of(PointKind::Call, 0x30), None);
+        assert_eq!(point.function.operator_of(PointKind::Loop, 0x28), Some(super::super::FUNCTION_HEADER));
+    }
+
+    #[test]
+    fn nearest_points_stay_in_their_function() {
+        let mut map = Module::new(0)
+            .point(PointKind::Call, 0x40, &state(0, vec![]))
+            .point(PointKind::Trappable, 0x60, &state(0, vec![]))
+            .point(PointKind::Loop, 0x90, &state(0, vec![]))
+            .build();
+        let second = Module::new(0).point(PointKind::Call, 0xa8, &state(0, vec![])).function;
+        map.local_functions.insert(0xa0, second);
+        let before = |offset| map.point_before(offset).map(|p| p.offset);
+        let after = |offset| map.point_after(offset).map(|p| p.offset);
+        assert_eq!((before(0x40), after(0x40)), (None, Some(0x60)));
+        assert_eq!((before(0x5f), after(0x5f)), (Some(0x40), Some(0x60)));
+        assert_eq!((before(0x9f), after(0x9f)), (Some(0x90), None));
+        assert_eq!((before(0xa4), after(0xa4)), (None, Some(0xa8)));
+        assert_eq!((map.function_end(START), map.function_end(0xa0)), (0xa0, END));
+    }
+}

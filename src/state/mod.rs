@@ -20,6 +20,8 @@ pub mod diff;
 pub mod map;
 pub mod model;
 pub mod read;
+#[cfg(test)]
+pub(crate) mod synthetic;
 pub mod validate;
 pub mod x64;
 

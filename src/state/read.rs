@@ -582,3 +582,263 @@ pub fn read_stack(
     };
     (image, end)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::map::PointKind;
+    use super::super::model::{MachineStateDiff, ModuleStateMap, RegisterIndex};
+    use super::super::synthetic::{Module, state};
+    use super::*;
+
+    const BASE: usize = 0x40_0000;
+    const SP: u64 = 0x7fff_0000;
+
+    fn version(map: ModuleStateMap) -> CodeVersion {
+        CodeVersion { baseline: true, msm: Arc::new(map), base: BASE, backend: "singlepass".into() }
+    }
+
+    fn words(stack: &[u64]) -> impl FnMut(u64) -> Option<u64> {
+        move |address| stack.get(usize::try_from(address.checked_sub(SP)? / 8).ok()?).copied()
+    }
+
+    fn frame(module: &Module, state: &MachineState, regs: [Option<u64>; 32], stack: &[u64]) -> FrameRead {
+        read_frame(&module.function, state, SP, KnownRegisters(regs), &mut words(stack)).unwrap()
+    }
+
+    fn at(word: u64) -> ValuePlace {
+        ValuePlace::Stack { address: SP + word * 8 }
+    }
+
+    const NONE: [Option<u64>; 32] = [None; 32];
+
+    // The runtime: `wasm_stack[idx] = Some(*stack)` is out of bounds (state.rs:1369, panic inside its trap handler) at a
+    // call whose arguments were spilled: an import of 7 arguments called with 3 operands below them.
+    #[test]
+    fn an_operand_beyond_the_stack_is_ignored() {
+        let spilled = (3..8).rev().map(MachineValue::WasmStack);
+        let state = state(3, spilled.chain([MachineValue::WasmStack(1)]).collect());
+        let read = frame(&Module::new(0), &state, NONE, &[11, 3, 4, 5, 6, 7, 0xb9, 0]);
+        assert_eq!(read.dump.stack, [None, Some(11), None]);
+        assert_eq!(read.caller_sp, SP + 7 * 8);
+        assert_eq!(read.problems.len(), 5);
+        assert_eq!(read.problems[0], FrameProblem::NoSuchOperand { index: 3, count: 3 });
+        assert_eq!(read.problems[0].to_string(), "a place for operand 3, the operand stack has 3");
+    }
+
+    // The runtime: `unreachable!`, `unimplemented!` and indexes out of bounds (panics).
+    #[test]
+    fn values_without_meaning_are_ignored_and_told() {
+        let mut state = state(
+            1,
+            vec![
+                MachineValue::WasmLocal(4),
+                MachineValue::PreserveRegister(RegisterIndex(32)),
+                MachineValue::TwoHalves(Box::new((MachineValue::Vmctx, MachineValue::WasmStack(0)))),
+            ],
+        );
+        state.register_values = vec![MachineValue::Undefined; 40];
+        state.register_values[2] = MachineValue::ExplicitShadow;
+        state.register_values[35] = MachineValue::WasmLocal(0);
+        state.prev_frame.insert(0, MachineValue::Vmctx);
+        state.wasm_stack_private_depth = 2;
+        let read = frame(&Module::new(1), &state, [Some(9); 32], &[0x5_0000_0006; 8]);
+        assert_eq!(
+            read.problems,
+            [
+                FrameProblem::NotInRegister { register: 2 },
+                FrameProblem::NotInHalf { address: SP },
+                FrameProblem::NoSuchRegister { index: 32 },
+                FrameProblem::NoSuchLocal { index: 4, count: 1 },
+                FrameProblem::NotInPrevFrame { word: 0 },
+                FrameProblem::PrivateDepth { depth: 2, count: 1 },
+            ]
+        );
+        // More registers in the map than exist: the runtime indexes its 32 known ones out of bounds.
+        assert_eq!(read.dump.locals, [None]);
+        assert_eq!(read.locals, [ValuePlace::Missing(MissingReason::UnknownRegister(35))]);
+        assert_eq!((read.dump.stack, read.registers.0), (vec![], [Some(9); 32]));
+    }
+
+    // The runtime: `lookup_ip` panics (state.rs:309) when a return address is in an import trampoline.
+    #[test]
+    fn a_return_address_in_an_import_trampoline_ends_the_stack() {
+        let map = Module::new(0).point(PointKind::Call, 0x20, &state(0, vec![])).build();
+        let stack = [BASE as u64 + 0x20, 0xb9, BASE as u64 + 8];
+        let (image, end) = read_stack(&[version(map)], SP, NONE, None, None, None, &mut words(&stack));
+        assert_eq!((image.frames.len(), end), (1, ReadEnd::NoState { address: BASE as u64 + 8 }));
+    }
+
+    // The runtime: `stack_offset -= 1` underflows at 200,000 frames in a stack of fixed size (state.rs:895).
+    #[test]
+    fn two_hundred_thousand_frames_are_read() {
+        let map = Module::new(0).point(PointKind::Call, 0x20, &state(0, vec![])).build();
+        let stack: Vec<u64> = (0..400_000).map(|i| if i % 2 == 0 { BASE as u64 + 0x20 } else { 0xb9 }).collect();
+        let (image, end) = read_stack(&[version(map)], SP, NONE, None, None, None, &mut words(&stack));
+        assert_eq!(image.frames.len(), 200_000);
+        assert_eq!(end, ReadEnd::Unreadable { address: SP + 400_000 * 8 });
+    }
+
+    // The runtime: never ends, and takes memory until there is none.
+    #[test]
+    fn a_cyclic_chain_ends_the_stack_and_keeps_the_frames_above() {
+        let mut module = Module::new(0).point(PointKind::Call, 0x20, &state(0, vec![])).entry(PointKind::Call, 0x30, 1);
+        module.function.diffs.push(MachineStateDiff { last: Some(1), ..MachineStateDiff::default() });
+        let stack = [BASE as u64 + 0x20, 0xb9, BASE as u64 + 0x30, 0xb9];
+        let (image, end) = read_stack(&[version(module.build())], SP, NONE, None, None, None, &mut words(&stack));
+        let error = StateError::Cycle { diff: Some(1) };
+        assert_eq!((image.frames.len(), end), (1, ReadEnd::BadState { address: BASE as u64 + 0x30, error }));
+    }
+
+    // The runtime: prints "BUG: Register 6 for WebAssembly stack slot 0 has unknown value." at every call point whose
+    // caller-saved operands were not given, although nothing is wrong; locals in unknown registers are silent.
+    #[test]
+    fn an_unknown_register_is_a_reason_not_a_message() {
+        let mut state = state(2, vec![]);
+        state.register_values[6] = MachineValue::WasmStack(0);
+        state.register_values[12] = MachineValue::WasmLocal(0);
+        state.register_values[7] = MachineValue::WasmStack(1);
+        state.wasm_stack[1] = WasmAbstractValue::Const(42);
+        let read = frame(&Module::new(1), &state, NONE, &[0xb9, 0]);
+        assert_eq!(read.stack, [ValuePlace::Missing(MissingReason::UnknownRegister(6)), ValuePlace::Constant]);
+        assert_eq!((read.dump.stack, read.dump.locals), (vec![None, Some(42)], vec![None]));
+        assert_eq!(MissingReason::UnknownRegister(6).to_string(), "register rsi is not known in this frame");
+    }
+
+    // States have 24 registers (`new_machine_state`), faults give 32.
+    #[test]
+    fn states_of_24_and_of_32_registers_are_read() {
+        for count in [24, 32] {
+            let mut state = state(1, vec![]);
+            state.register_values.resize(count, MachineValue::Undefined);
+            state.register_values[count - 1] = MachineValue::WasmStack(0);
+            let mut registers = NONE;
+            registers[count - 1] = Some(77);
+            let read = frame(&Module::new(0), &state, registers, &[0xb9, 0]);
+            assert_eq!((read.dump.stack, read.stack), (vec![Some(77)], vec![ValuePlace::Register(count - 1)]));
+        }
+    }
+
+    // Singlepass emits neither kind of value; they are for the optimized tier.
+    #[test]
+    fn halves_and_the_callers_frame() {
+        let halves = MachineValue::TwoHalves(Box::new((MachineValue::WasmLocal(0), MachineValue::WasmStack(1))));
+        let mut state = state(2, vec![MachineValue::Vmctx, halves]);
+        state.prev_frame = [(0, MachineValue::WasmStack(0)), (2, MachineValue::WasmLocal(1))].into();
+        // halves, vmctx, rbp, return address, caller's words 0-2
+        let stack = [0x0000_0005_8000_0006, 0xc0, 0xb9, 0xad, 100, 101, 102];
+        let read = frame(&Module::new(2), &state, NONE, &stack);
+        assert_eq!(read.dump.locals, [Some(0x8000_0006), Some(102)]);
+        assert_eq!(read.dump.stack, [Some(100), Some(5)]);
+        assert_eq!(
+            read.locals,
+            [ValuePlace::HalfStack { address: SP, high: false }, ValuePlace::PrevFrame { address: SP + 48 },]
+        );
+        assert_eq!(
+            read.stack,
+            [ValuePlace::PrevFrame { address: SP + 32 }, ValuePlace::HalfStack { address: SP, high: true },]
+        );
+        assert_eq!((read.saved_rbp_at, read.caller_sp), (SP + 16, SP + 24));
+        assert_eq!((read.vmctx, read.vmctx_at), (Some(0xc0), vec![at(1)]));
+    }
+
+    #[test]
+    fn save_slots_give_the_callers_registers_not_this_frames() {
+        let mut state = state(
+            0,
+            vec![
+                MachineValue::PreserveRegister(RegisterIndex(12)),
+                MachineValue::ExplicitShadow,
+                MachineValue::WasmLocal(1),
+            ],
+        );
+        state.register_values[12] = MachineValue::WasmLocal(0);
+        state.register_values[15] = MachineValue::Vmctx;
+        let mut module = Module::new(2);
+        module.function.shadow_size = 16;
+        let mut registers = NONE;
+        registers[12] = Some(1);
+        registers[15] = Some(0xc0);
+        let read = frame(&module, &state, registers, &[222, 0, 0, 1212, 0xb9]);
+        assert_eq!(read.dump.locals, [Some(1), Some(222)]);
+        assert_eq!(read.locals, [ValuePlace::Register(12), at(0)]);
+        assert_eq!((read.registers.get(12), read.registers.get(15)), (Some(1212), Some(0xc0)));
+        assert_eq!(read.preserved, [(12, SP + 24)]);
+        assert_eq!((read.vmctx, read.vmctx_at), (Some(0xc0), vec![ValuePlace::Register(15)]));
+    }
+
+    #[test]
+    fn a_word_that_cannot_be_read_is_missing_and_the_frame_stays() {
+        let words = vec![
+            MachineValue::WasmLocal(0),
+            MachineValue::PreserveRegister(RegisterIndex(3)),
+            MachineValue::WasmLocal(1),
+        ];
+        let stack = [10, 11, 12, 0xb9, 0xad];
+        let mut reader = |address| if address == SP { Some(stack[0]) } else { None };
+        let mut registers = NONE;
+        registers[3] = Some(33);
+        let function = Module::new(2).function;
+        let read = read_frame(&function, &state(0, words), SP, KnownRegisters(registers), &mut reader).unwrap();
+        assert_eq!(read.dump.locals, [None, Some(10)]);
+        assert_eq!(read.locals, [ValuePlace::Missing(MissingReason::Unreadable { address: SP + 16 }), at(0)]);
+        // Not the callee's value: the slot would have held another one.
+        assert_eq!(read.registers.get(3), None);
+        assert_eq!(read.caller_sp, SP + 32);
+    }
+
+    // The thread-local of `fault.rs: get_boundary_register_preservation` is used once: where a baseline frame is below
+    // an optimized one.
+    #[test]
+    fn registers_of_a_baseline_frame_below_an_optimized_one_come_from_the_boundary() {
+        let mut with_locals = state(0, vec![]);
+        for (local, register) in [15, 14, 13, 12, 3].into_iter().enumerate() {
+            with_locals.register_values[register] = MachineValue::WasmLocal(local);
+        }
+        let baseline = version(Module::new(5).point(PointKind::Call, 0x20, &with_locals).build());
+        let mut optimized = version(Module::new(0).point(PointKind::Call, 0x30, &state(0, vec![])).build());
+        optimized.base = BASE + 0x1000;
+        optimized.baseline = false;
+        optimized.backend = "llvm".into();
+        let versions = [baseline, optimized];
+        let (base, top) = (BASE as u64 + 0x20, BASE as u64 + 0x1030);
+        let stack = [base, 0xb9, top, 0xb9, top, 0xb9, base, 0xb9, 0];
+        let registers = [Some(1); 32];
+        let boundary = Some(BoundaryRegisters::from_words([15, 14, 13, 12, 3]));
+        let (image, _) = read_stack(&versions, SP, registers, None, None, boundary, &mut words(&stack));
+        let locals: Vec<_> = image.frames.iter().map(|f| f.locals.clone()).collect();
+        assert_eq!(locals, [vec![Some(1); 5], vec![], vec![], vec![Some(15), Some(14), Some(13), Some(12), Some(3)],]);
+        let (image, _) = read_stack(&versions, SP, registers, None, None, None, &mut words(&stack));
+        assert_eq!(image.frames[3].locals, [None; 5]);
+    }
+
+    #[test]
+    fn a_frame_beyond_the_address_space_is_an_error() {
+        let mut function = Module::new(0).function;
+        function.shadow_size = usize::MAX;
+        let mut none = |_| None;
+        let error = read_frame(&function, &state(0, vec![]), SP, KnownRegisters(NONE), &mut none).unwrap_err();
+        assert!(matches!(error, ReadError::AddressSpace { sp: SP, .. }));
+        function.shadow_size = 0;
+        let read = read_frame(&function, &state(0, vec![]), u64::MAX - 15, KnownRegisters(NONE), &mut none);
+        assert_eq!(read.unwrap().caller_sp, u64::MAX - 7);
+        assert!(read_frame(&function, &state(0, vec![]), u64::MAX - 14, KnownRegisters(NONE), &mut none).is_err());
+    }
+
+    #[test]
+    fn max_depth_and_an_initial_address() {
+        let map = Module::new(0)
+            .point(PointKind::Trappable, 0x28, &state(0, vec![MachineValue::Undefined]))
+            .point(PointKind::Call, 0x20, &state(0, vec![]))
+            .build();
+        let versions = [version(map)];
+        let stack = [0, 0xb9, BASE as u64 + 0x20, 0xb9, BASE as u64 + 0x20, 0xb9, 0];
+        let pc = Some(BASE as u64 + 0x28);
+        for (max, frames) in [(Some(0), 0), (Some(2), 2), (None, 3)] {
+            let (image, end) = read_stack(&versions, SP, NONE, pc, max, None, &mut words(&stack));
+            assert_eq!(image.frames.len(), frames);
+            assert_eq!(end == ReadEnd::MaxDepth, max.is_some());
+        }
+    }
+}

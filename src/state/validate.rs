@@ -173,9 +173,6 @@ pub struct Validation {
     pub functions: usize,
     /// Functions of which every point has a diff.
     pub tracked: usize,
-    /// Places for operands that the operand stack does not have. Real maps have them (arguments of a call that were
-    /// spilled: 7-argument import with 3 live operands), so they are no problem; reading ignores them.
-    pub operands_beyond: usize,
 }
 
 impl Validation {
@@ -310,13 +307,13 @@ impl Checker<'_> {
             self.push(Where::Initial, Fault::PrivateDepth { depth: state.wasm_stack_private_depth, count });
         }
         for value in &state.stack_values {
-            self.word(Where::Initial, value, count);
+            self.word(Where::Initial, value);
         }
         for value in &state.register_values {
-            self.register(Where::Initial, value, count);
+            self.register(Where::Initial, value);
         }
         for value in state.prev_frame.values() {
-            self.prev_frame(Where::Initial, value, count);
+            self.prev_frame(Where::Initial, value);
         }
     }
 
@@ -386,13 +383,13 @@ impl Checker<'_> {
             if index.0 >= count {
                 self.push(place, StateError::NoSuchRegister { diff: Some(number), register: index.0, count });
             }
-            self.register(place, value, after.operands);
+            self.register(place, value);
         }
         for value in &diff.stack_push {
-            self.word(place, value, after.operands);
+            self.word(place, value);
         }
         for value in diff.prev_frame_diff.values().flatten() {
-            self.prev_frame(place, value, after.operands);
+            self.prev_frame(place, value);
         }
         let depth = diff.wasm_stack_private_depth;
         if depth > after.operands {
@@ -401,47 +398,45 @@ impl Checker<'_> {
         Some(after)
     }
 
-    /// Operands and locals, which may be anywhere. `operands` is the depth where the value is set: it may be lower
-    /// later, when nothing looks at the value any more.
-    fn index(&mut self, place: Where, value: &MachineValue, operands: usize) {
+    /// Operands and locals, which may be anywhere. Operands beyond the operand stack are no problem: real maps have them
+    /// at calls whose arguments were spilled (7-argument import with 3 live operands), and reading ignores them.
+    fn index(&mut self, place: Where, value: &MachineValue) {
+        let count = self.function.locals.len();
         match *value {
-            MachineValue::WasmStack(index) if index >= operands => self.out.operands_beyond += 1,
-            MachineValue::WasmLocal(index) if index >= self.function.locals.len() => {
-                self.push(place, Fault::Local { index, count: self.function.locals.len() });
-            }
+            MachineValue::WasmLocal(index) if index >= count => self.push(place, Fault::Local { index, count }),
             _ => {}
         }
     }
 
-    fn word(&mut self, place: Where, value: &MachineValue, operands: usize) {
+    fn word(&mut self, place: Where, value: &MachineValue) {
         match value {
             MachineValue::PreserveRegister(index) if index.0 >= 32 => self.push(place, Fault::Register(index.0)),
             MachineValue::TwoHalves(halves) => {
                 for half in [&halves.0, &halves.1] {
                     match half {
-                        MachineValue::WasmStack(_) | MachineValue::WasmLocal(_) => self.index(place, half, operands),
+                        MachineValue::WasmStack(_) | MachineValue::WasmLocal(_) => self.index(place, half),
                         MachineValue::VmctxDeref(_) | MachineValue::Undefined => {}
                         _ => self.push(place, Fault::Kind("half a word")),
                     }
                 }
             }
-            _ => self.index(place, value, operands),
+            _ => self.index(place, value),
         }
     }
 
-    fn register(&mut self, place: Where, value: &MachineValue, operands: usize) {
+    fn register(&mut self, place: Where, value: &MachineValue) {
         match value {
             MachineValue::PreserveRegister(_)
             | MachineValue::CopyStackBPRelative(_)
             | MachineValue::ExplicitShadow
             | MachineValue::TwoHalves(_) => self.push(place, Fault::Kind("in a register")),
-            _ => self.index(place, value, operands),
+            _ => self.index(place, value),
         }
     }
 
-    fn prev_frame(&mut self, place: Where, value: &MachineValue, operands: usize) {
+    fn prev_frame(&mut self, place: Where, value: &MachineValue) {
         match value {
-            MachineValue::WasmStack(_) | MachineValue::WasmLocal(_) => self.index(place, value, operands),
+            MachineValue::WasmStack(_) | MachineValue::WasmLocal(_) => self.index(place, value),
             _ => self.push(place, Fault::Kind("in the caller's frame")),
         }
     }
@@ -475,5 +470,145 @@ impl Checker<'_> {
         if !self.function.table(kind).contains_key(&offset) {
             self.push(Where::Operator(operator), Fault::NoPoint { kind, offset });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::model::{RegisterIndex, WasmAbstractValue};
+    use super::super::synthetic::{END, Module, START, state};
+    use super::*;
+
+    fn problems(module: Module) -> Vec<(Where, Fault)> {
+        let validation = validate(&module.build(), Some(END));
+        assert_eq!(validation.is_bad(START), !validation.is_clean());
+        validation.problems.into_iter().map(|p| (p.place, p.fault)).collect()
+    }
+
+    fn with_diffs(diffs: Vec<MachineStateDiff>) -> Module {
+        let mut module = Module::new(1);
+        module.function.diffs = diffs;
+        module
+    }
+
+    fn on(last: usize) -> MachineStateDiff {
+        MachineStateDiff { last: Some(last), ..MachineStateDiff::default() }
+    }
+
+    #[test]
+    fn chains() {
+        assert_eq!(problems(with_diffs(vec![MachineStateDiff::default(), on(0), on(1)])), []);
+        let found = problems(with_diffs(vec![on(1), on(0), on(0)]));
+        assert_eq!(
+            found,
+            [
+                (Where::Diff(0), Fault::Forward { last: 1 }),
+                (Where::Diff(0), Fault::State(StateError::Cycle { diff: Some(0) })),
+            ]
+        );
+        let missing = StateError::NoSuchDiff { diff: Some(0), last: 9, count: 1 };
+        assert_eq!(problems(with_diffs(vec![on(9)])), [(Where::Diff(0), Fault::State(missing))]);
+        // A long chain is one pass, not one walk for each diff.
+        let long = (0..300_000).map(|i: usize| MachineStateDiff { last: i.checked_sub(1), ..Default::default() });
+        assert_eq!(problems(with_diffs(long.collect())), []);
+    }
+
+    #[test]
+    fn pops_registers_and_locals() {
+        let found = problems(with_diffs(vec![
+            MachineStateDiff { stack_push: vec![MachineValue::WasmLocal(1)], ..Default::default() },
+            MachineStateDiff { last: Some(0), stack_pop: 2, ..Default::default() },
+            MachineStateDiff {
+                reg_diff: vec![(RegisterIndex(24), MachineValue::ExplicitShadow)],
+                stack_push: vec![MachineValue::PreserveRegister(RegisterIndex(32))],
+                wasm_stack_private_depth: 1,
+                ..Default::default()
+            },
+        ]));
+        let pop = StateError::PopBeyond { diff: Some(1), what: "stack words", pops: 2, depth: 1 };
+        let register = StateError::NoSuchRegister { diff: Some(2), register: 24, count: 24 };
+        assert_eq!(
+            found,
+            [
+                (Where::Diff(0), Fault::Local { index: 1, count: 1 }),
+                (Where::Diff(1), Fault::State(pop)),
+                (Where::Diff(2), Fault::State(register)),
+                (Where::Diff(2), Fault::Kind("in a register")),
+                (Where::Diff(2), Fault::Register(32)),
+                (Where::Diff(2), Fault::PrivateDepth { depth: 1, count: 0 }),
+            ]
+        );
+    }
+
+    // A call whose arguments were spilled names places for operands that are popped already: real, and the reason of
+    // the runtime's index out of bounds (state.rs:1369).
+    #[test]
+    fn operands_beyond_the_stack_are_no_problem() {
+        let module = Module::new(0).point(PointKind::Call, 0x20, &state(3, vec![MachineValue::WasmStack(5)]));
+        let validation = validate(&module.build(), Some(END));
+        assert!(validation.is_clean());
+        assert_eq!(validation.tracked, 1);
+    }
+
+    #[test]
+    fn offsets_and_tables() {
+        let mut module = Module::new(0).entry(PointKind::Call, 0x8, usize::MAX).entry(PointKind::Loop, 0x20, 3);
+        module.function.loop_offsets.get_mut(&0x20).unwrap().end_offset = 0x20;
+        module.function.wasm_offset_to_target_offset.insert(4, SuspendOffset::Trappable(0x20));
+        let call = Where::Point { kind: PointKind::Call, offset: 0x8 };
+        let head = Where::Point { kind: PointKind::Loop, offset: 0x20 };
+        let outside = Fault::Outside { offset: 0x8, start: START, end: END };
+        assert_eq!(
+            problems(module),
+            [
+                (call, outside.clone()),
+                (call, outside),
+                (head, Fault::Empty { end: 0x20 }),
+                (head, Fault::Diff { diff: 3, count: 0 }),
+                (Where::Operator(4), Fault::NoPoint { kind: PointKind::Trappable, offset: 0x20 }),
+            ]
+        );
+    }
+
+    #[test]
+    fn shapes() {
+        let mut module = Module::new(0);
+        module.function.shadow_size = 12;
+        module.function.initial.register_values.pop();
+        assert_eq!(
+            problems(module),
+            [(Where::Function, Fault::Shadow(12)), (Where::Initial, Fault::RegisterCount(23))]
+        );
+        let mut module = Module::new(0);
+        module.function.initial.register_values.resize(32, MachineValue::Undefined);
+        assert_eq!(problems(module), []);
+        let map = Module::new(0).build();
+        assert_eq!(validate(&map, Some(END + 1)).map, [MapProblem::CodeLength { map: END, code: END + 1 }]);
+        assert!(validate(&map, None).is_clean());
+    }
+
+    #[test]
+    fn one_bad_function_leaves_the_others() {
+        let mut map = Module::new(1).point(PointKind::Call, 0x20, &state(0, vec![])).build();
+        let mut bad = Module::new(1).function;
+        bad.local_function_id = 8;
+        bad.diffs = vec![on(0)];
+        bad.locals = vec![WasmAbstractValue::Runtime];
+        map.local_functions.insert(0x80, bad);
+        let validation = validate(&map, None);
+        assert_eq!(validation.bad, [0x80].into());
+        assert_eq!(
+            validation.problems.last().unwrap().to_string(),
+            "function at 0x80, diff 0: the diff chain that begins at diff 0 never ends"
+        );
+        validation.exclude(&mut map);
+        assert!(map.lookup(0x20).is_some() && validate(&map, None).is_clean());
+    }
+
+    #[test]
+    fn problems_are_counted_beyond_the_cap() {
+        let diffs = (0..2000).map(|_| on(usize::MAX)).collect();
+        let validation = validate(&with_diffs(diffs).build(), None);
+        assert_eq!((validation.problems.len(), validation.dropped), (MAX_VALIDATION_PROBLEMS, 1000));
     }
 }
