@@ -74,11 +74,15 @@ impl CoreTarget {
                 memory.add(p.vaddr, p.vaddr + there, Content::Bytes { holder: holder.clone(), offset });
             }
         }
-        let mappings = mappings(&loads, &notes);
+        let (mappings, unlisted) = mappings(&loads, &notes);
+        // gdb writes no segment at all for what coredump_filter leaves out; NT_FILE still lists it.
+        for &(start, end) in &unlisted {
+            memory.add(start, end, Content::Absent(NOT_DUMPED));
+        }
         let mut core =
             CoreTarget { path: path.into(), notes, lines, mappings, executable: None, search: search.clone(), memory };
         core.executable = core.find_executable();
-        core.fill_from_files();
+        core.fill_from_files(&unlisted);
         Ok(core)
     }
 
@@ -104,7 +108,7 @@ impl CoreTarget {
     }
 
     /// Answers what was not dumped from the files that were mapped: by default a kernel writes no executable code.
-    fn fill_from_files(&mut self) {
+    fn fill_from_files(&mut self, unlisted: &[(u64, u64)]) {
         let mut by_path: HashMap<PathBuf, Vec<Mapping>> = HashMap::new();
         for m in &self.mappings {
             // Private writable pages may differ from the file.
@@ -114,7 +118,7 @@ impl CoreTarget {
                 by_path.entry(path.clone()).or_default().push(m.clone());
             }
         }
-        for mappings in by_path.into_values() {
+        for mut mappings in by_path.into_values() {
             let missing =
                 |m: &Mapping| !m.write && self.memory.available(m.start, m.size() as usize) as u64 != m.size();
             let Some(first) = mappings.iter().find(|m| missing(m)) else { continue };
@@ -130,6 +134,20 @@ impl CoreTarget {
             };
             let bytes: &[u8] = (*file).as_ref();
             let size = bytes.len() as u64;
+            for m in mappings.iter_mut().filter(|m| unlisted.binary_search(&(m.start, m.end)).is_ok()) {
+                let part = headers.loads().find(|p| {
+                    let end = p.offset.saturating_add(p.filesz);
+                    (p.offset & !(PAGE - 1)) <= m.offset && m.offset < end
+                });
+                if let (Some(part), Ok(i)) = (part, self.mappings.binary_search_by_key(&m.start, |m| m.start))
+                    && let Some(listed) = self.mappings.get_mut(i)
+                {
+                    listed.read = part.flags & pf::R != 0;
+                    listed.write = part.flags & pf::W != 0;
+                    listed.execute = part.flags & pf::X != 0;
+                    *m = listed.clone();
+                }
+            }
             for m in mappings.iter().filter(|m| !m.write) {
                 // Relocated constants (.data.rel.ro) are read-only in memory but writable by the program headers, and
                 // differ from the file.
@@ -354,8 +372,10 @@ fn sane(p: &Phdr, lines: &mut Vec<String>) -> Option<Phdr> {
     (p.memsz > 0).then_some(p)
 }
 
-/// Segments as mappings, cut and named by NT_FILE.
-fn mappings(loads: &[Phdr], notes: &Notes) -> Vec<Mapping> {
+/// Segments as mappings, cut and named by NT_FILE, and the ranges that only NT_FILE lists: of those the access rights are
+/// not known, and no bytes are there.
+fn mappings(loads: &[Phdr], notes: &Notes) -> (Vec<Mapping>, Vec<(u64, u64)>) {
+    let mut unlisted = Vec::new();
     let mut map: BTreeMap<u64, Mapping> = BTreeMap::new();
     for p in loads {
         put(
@@ -372,7 +392,7 @@ fn mappings(loads: &[Phdr], notes: &Notes) -> Vec<Mapping> {
         );
     }
     for file in &notes.files {
-        // Every segment, or part of one, that lies in the named range; what no segment covers was not readable.
+        // Every segment, or part of one, that lies in the named range.
         let parts: Vec<Mapping> = overlapping(&map, file.start, file.end);
         let mut at = file.start;
         let mut named = Vec::new();
@@ -389,12 +409,14 @@ fn mappings(loads: &[Phdr], notes: &Notes) -> Vec<Mapping> {
             let (start, end) = (part.start.max(at), part.end.min(file.end));
             if at < start {
                 named.push(name(at, start, None));
+                unlisted.push((at, start));
             }
             named.push(name(start, end, Some(&part)));
             at = end;
         }
         if at < file.end {
             named.push(name(at, file.end, None));
+            unlisted.push((at, file.end));
         }
         for m in named {
             put(&mut map, m);
@@ -409,7 +431,8 @@ fn mappings(loads: &[Phdr], notes: &Notes) -> Vec<Mapping> {
             m.path = Some(PathBuf::from(name));
         }
     }
-    map.into_values().collect()
+    unlisted.sort_unstable();
+    (map.into_values().collect(), unlisted)
 }
 
 fn overlapping(map: &BTreeMap<u64, Mapping>, start: u64, end: u64) -> Vec<Mapping> {
@@ -637,6 +660,22 @@ mod tests {
         out.resize(0x1000, 0);
         out.resize(0x3000, code);
         out
+    }
+
+    #[test]
+    fn ranges_that_only_the_file_list_names_are_mapped_and_absent() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("lib.so");
+        std::fs::write(&file, library(1, 0xc3)).unwrap();
+        for (name, execute) in [(file.to_str().unwrap(), true), ("/nowhere/lib.so", false)] {
+            let core = CoreBuilder::new().file(0x10_1000, 0x10_2000, 0x1000, name).memory(0, 4, &[1]).open().unwrap();
+            let m = core.mapping_at(0x10_1000).unwrap();
+            assert_eq!((m.execute, m.offset, m.size()), (execute, 0x1000, 0x1000));
+            match core.read_u32(0x10_1000) {
+                Ok(word) => assert!(execute && word == 0xc3c3_c3c3),
+                Err(e) => assert!(!execute && matches!(e, MemoryError::Absent { why: NOT_DUMPED, .. })),
+            }
+        }
     }
 
     #[test]
