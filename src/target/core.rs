@@ -190,8 +190,11 @@ impl CoreTarget {
             let same = match &in_core {
                 Some((_, Some(id))) => headers.build_id_of_file(&file).as_ref() == Some(id),
                 Some((theirs, None)) => theirs.phdrs == headers.phdrs && theirs.header.entry == headers.header.entry,
-                // Nothing to compare with: the name is all there is.
-                None => true,
+                None => {
+                    let all: Vec<&Mapping> = mappings.iter().collect();
+                    // Where nothing can be compared, the name is all there is.
+                    headers.dynamic_agrees(&file, &all, &self.memory).unwrap_or(true)
+                }
             };
             if same {
                 return Found::Yes(Arc::new(file), headers);
@@ -206,6 +209,12 @@ enum Found {
     Yes(Holder, Headers),
     Other,
     No,
+}
+
+impl Memory for Splice {
+    fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
+        Splice::read(self, address, buf)
+    }
 }
 
 impl Memory for CoreTarget {
@@ -643,12 +652,13 @@ mod tests {
         out.extend(1u32.to_le_bytes());
         out.extend([0u64, 64, 0].into_iter().flat_map(u64::to_le_bytes));
         out.extend(0u32.to_le_bytes());
-        out.extend([64u16, 56, 4, 0, 0, 0].into_iter().flat_map(u16::to_le_bytes));
+        out.extend([64u16, 56, 5, 0, 0, 0].into_iter().flat_map(u16::to_le_bytes));
         for (kind, flags, offset, filesz, memsz) in [
             (1u32, 4u32, 0u64, 0x1000u64, 0x1000u64),
             (1, 5, 0x1000, 0x900, 0x900),
             (1, 6, 0x2000, 0x1000, 0x1000),
             (4, 4, 0x400, 20, 20),
+            (2, 6, 0x2800, 64, 64),
         ] {
             out.extend([kind, flags].into_iter().flat_map(u32::to_le_bytes));
             out.extend([offset, offset, offset, filesz, memsz, 0x1000].into_iter().flat_map(u64::to_le_bytes));
@@ -658,8 +668,40 @@ mod tests {
         out.extend(b"GNU\0");
         out.extend([id; 4]);
         out.resize(0x1000, 0);
+        out.resize(0x2800, code);
+        out.extend([12, 0x1000, 21, 0, 7, 0x400 + u64::from(id), 0, 0].into_iter().flat_map(u64::to_le_bytes));
         out.resize(0x3000, code);
         out
+    }
+
+    #[test]
+    fn without_a_header_in_the_core_the_dynamic_section_decides() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("lib.so");
+        std::fs::write(&file, library(1, 0xc3)).unwrap();
+        let name = file.to_str().unwrap();
+        for id in [1, 2] {
+            let mut data = library(id, 0xc3)[0x2000..].to_vec();
+            // As the dynamic linker leaves it: one address relocated, DT_DEBUG filled in.
+            data[0x808..0x810].copy_from_slice(&0x10_1000u64.to_le_bytes());
+            data[0x818] = 0x77;
+            let core = CoreBuilder::new()
+                .file(0x10_0000, 0x10_1000, 0, name)
+                .file(0x10_1000, 0x10_2000, 0x1000, name)
+                .file(0x10_2000, 0x10_3000, 0x2000, name)
+                .memory(0x10_2000, 6, &data)
+                .open()
+                .unwrap();
+            let objects = super::super::objects::Objects::load(&core, &SearchPaths::default());
+            let lib = objects.find(0x10_1004).unwrap();
+            if id == 1 {
+                assert_eq!(core.read_u32(0x10_1004), Ok(0xc3c3_c3c3));
+                assert!(lib.data.is_some() && lib.bias == 0x10_0000);
+            } else {
+                assert!(matches!(core.read_u32(0x10_1004), Err(MemoryError::Absent { why: OTHER_FILE, .. })));
+                assert!(lib.data.is_none() && lib.problem.as_deref().unwrap().contains("is not the file"));
+            }
+        }
     }
 
     #[test]

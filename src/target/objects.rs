@@ -219,7 +219,7 @@ impl Loader<'_> {
         }
         let Some(&lowest) = mappings.first() else { return Vec::new() };
         let memory = mappings.iter().filter(|m| m.offset == 0 && m.read).find_map(|m| self.in_memory(m.start));
-        let (file, mut problem) = self.open(lowest, memory.as_ref(), is_main);
+        let (file, mut problem) = self.open(lowest, mappings, memory.as_ref(), is_main);
         let headers = memory.as_ref().map(|m| m.headers.clone()).or_else(|| file.as_ref().map(|f| f.2.clone()));
         let Some(headers) = headers else {
             // JIT dumps, devices and other things that are mapped executable but are no ELF file.
@@ -270,6 +270,7 @@ impl Loader<'_> {
     fn open(
         &self,
         mapping: &Mapping,
+        mappings: &[&Mapping],
         memory: Option<&InMemory>,
         is_main: bool,
     ) -> (Option<(PathBuf, memmap2::Mmap, Headers)>, Option<String>) {
@@ -296,7 +297,11 @@ impl Loader<'_> {
                 continue;
             };
             let id = headers.build_id_of_file(&file);
-            let why = memory.and_then(|m| differs(m, &headers, id.as_deref()));
+            let why = match memory {
+                Some(m) => differs(m, &headers, id.as_deref()),
+                None => (headers.dynamic_agrees(&file, mappings, self.target) == Some(false))
+                    .then(|| "its dynamic section is another".to_string()),
+            };
             match why {
                 None => {
                     return (
