@@ -1,7 +1,7 @@
 //! ELF headers and program headers of a file or of a loaded image, read by offset from anything. Only what identity and
 //! placement of a file need; sections are read by the `object` crate where they are wanted.
 
-use super::notes;
+use super::{Mapping, Memory, notes};
 use crate::bytes::{Bytes, Short};
 
 /// `p_type` values.
@@ -191,6 +191,36 @@ impl Headers {
             }
         }
         None
+    }
+
+    /// Whether the dynamic section in memory is this file's: for cores of gdb, which hold no ELF header but all pages
+    /// that were written to. Sizes and addresses in it differ between any two builds of substance. `None`: it cannot be
+    /// told.
+    pub fn dynamic_agrees(&self, file: &[u8], mappings: &[&Mapping], memory: &dyn Memory) -> Option<bool> {
+        const MAX_DYNAMIC: u64 = 64 << 10;
+        // Filled in by the dynamic linker.
+        const DT_DEBUG: u64 = 21;
+        let p = self.find(pt::DYNAMIC).filter(|p| p.filesz <= MAX_DYNAMIC && p.filesz >= 64)?;
+        let theirs = slice(file, p.offset, p.filesz)?;
+        let mut result = None;
+        for m in mappings {
+            let Some(into) = p.offset.checked_sub(m.offset).filter(|&i| i < m.size()) else { continue };
+            let address = m.start.wrapping_add(into);
+            let Ok(ours) = memory.read_vec(address, theirs.len()) else { continue };
+            let bias = address.wrapping_sub(p.vaddr);
+            let (mut a, mut b) = (Bytes::new(&ours), Bytes::new(theirs));
+            let mut same = true;
+            while let (Ok(tag), Ok(value), Ok(file_tag), Ok(file_value)) = (a.u64(), a.u64(), b.u64(), b.u64()) {
+                // Some linkers relocate the addresses in place.
+                let value_fits = value == file_value || value == file_value.wrapping_add(bias) || tag == DT_DEBUG;
+                same &= tag == file_tag && value_fits;
+            }
+            if same {
+                return Some(true);
+            }
+            result = Some(false);
+        }
+        result
     }
 
     /// Lowest virtual address, rounded down to a page.

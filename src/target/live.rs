@@ -930,6 +930,8 @@ pub fn refusal(pid: u32, tid: u32, error: &std::io::Error) -> String {
         _ => return format!("the kernel says: {error}"),
     }
     if let Some(tracer) = status_field(&theirs, "TracerPid").filter(|t| t != "0") {
+        // A thread traces; people know the process.
+        let tracer = status_field(&format!("/proc/{tracer}/status"), "Tgid").unwrap_or(tracer);
         let name = std::fs::read_to_string(format!("/proc/{tracer}/comm")).unwrap_or_default();
         let name = name.trim();
         return format!(
@@ -973,4 +975,514 @@ pub fn refusal(pid: u32, tid: u32, error: &std::io::Error) -> String {
             .into();
     }
     "it does not let itself be traced (set-user-id, file capabilities or prctl(PR_SET_DUMPABLE)); use sudo".into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::core::CoreTarget;
+    use super::super::objects::{ObjectData, Objects, SearchPaths};
+    use super::*;
+    use std::io::{BufRead, BufReader, Write};
+    use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    const ROLE: &str = "WSTATE_TEST_ROLE";
+    static SIGNALS: AtomicU64 = AtomicU64::new(0);
+    static SPUN: AtomicU64 = AtomicU64::new(0);
+
+    extern "C" fn count(_: libc::c_int) {
+        SIGNALS.fetch_add(1, Ordering::SeqCst);
+    }
+
+    // A handler that never returns: the thread stays on its alternate stack, like one that reports a fault.
+    extern "C" fn park(_: libc::c_int) {
+        println!("\nparked");
+        loop {
+            // SAFETY: no arguments.
+            unsafe { libc::pause() };
+        }
+    }
+
+    fn handle(signal: libc::c_int, handler: extern "C" fn(libc::c_int), flags: libc::c_int) {
+        // SAFETY: a zeroed sigaction is valid, the handler has the plain signature.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = handler as *const () as usize;
+            action.sa_flags = flags | libc::SA_RESTART;
+            assert_eq!(libc::sigaction(signal, &action, std::ptr::null_mut()), 0);
+        }
+    }
+
+    #[inline(never)]
+    fn spin() {
+        loop {
+            SPUN.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// What the other tests look at, in a process of its own.
+    #[test]
+    #[ignore = "a role for other tests"]
+    fn child() {
+        match std::env::var(ROLE).as_deref() {
+            Ok("target") => target(),
+            Ok("tracer") => tracer(),
+            _ => {}
+        }
+    }
+
+    fn target() {
+        handle(libc::SIGRTMIN() + 1, count, 0);
+        handle(libc::SIGUSR1, park, libc::SA_ONSTACK);
+        let shared = Box::new(*b"0123456789abcdef");
+        let (ready, all_ready) = std::sync::mpsc::channel();
+        for name in ["one", "two", "spinner"] {
+            let ready = ready.clone();
+            let body = move || {
+                // SAFETY: gettid has no arguments.
+                ready.send((name, unsafe { libc::gettid() })).unwrap();
+                if name == "spinner" {
+                    spin();
+                }
+                loop {
+                    std::thread::park();
+                }
+            };
+            std::thread::Builder::new().name(name.into()).spawn(body).unwrap();
+        }
+        let ready: std::collections::BTreeMap<_, _> = (0..3).map(|_| all_ready.recv().unwrap()).collect();
+        println!("\nready {} {:x}", ready["spinner"], shared.as_ptr() as usize);
+        for line in std::io::stdin().lock().lines() {
+            match line.unwrap().as_str() {
+                "count" => println!("\ncount {}", SIGNALS.load(Ordering::SeqCst)),
+                "spun" => println!("\nspun {}", SPUN.load(Ordering::SeqCst)),
+                "alternate" => {
+                    let body = || {
+                        let mut stack = vec![0u8; 64 << 10];
+                        let local = [0x5eed_5eed_5eed_5eedu64; 4];
+                        println!("\nlocal {:x}", local.as_ptr() as usize);
+                        // SAFETY: the stack lives as long as the thread, which never leaves the handler.
+                        unsafe {
+                            let alternate =
+                                libc::stack_t { ss_sp: stack.as_mut_ptr().cast(), ss_flags: 0, ss_size: stack.len() };
+                            libc::sigaltstack(&alternate, std::ptr::null_mut());
+                            libc::raise(libc::SIGUSR1);
+                        }
+                        std::hint::black_box((&local, &stack));
+                    };
+                    std::thread::Builder::new().name("alternate".into()).spawn(body).unwrap();
+                }
+                other => println!("\n{other}"),
+            }
+        }
+        std::hint::black_box(&shared);
+    }
+
+    fn tracer() {
+        let pid = std::env::var("WSTATE_TEST_PID").unwrap().parse().unwrap();
+        loop {
+            LiveTarget::capture(pid, &CaptureOptions::default()).unwrap();
+            println!("\ncaptured");
+        }
+    }
+
+    struct Peer {
+        child: Child,
+        to: ChildStdin,
+        from: BufReader<ChildStdout>,
+        spinner: u32,
+        shared: u64,
+    }
+
+    impl Drop for Peer {
+        fn drop(&mut self) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+
+    impl Peer {
+        fn spawn(command: &mut Command, role: &str) -> Peer {
+            command.env(ROLE, role).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+            let mut child = command.spawn().unwrap();
+            let (to, from) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+            Peer { child, to, from, spinner: 0, shared: 0 }
+        }
+
+        fn command() -> Command {
+            let mut c = Command::new(std::env::current_exe().unwrap());
+            c.args(["target::live::tests::child", "--exact", "--ignored", "--nocapture"]);
+            c
+        }
+
+        fn target() -> Peer {
+            Peer::target_of(&mut Peer::command())
+        }
+
+        fn target_of(command: &mut Command) -> Peer {
+            let mut peer = Peer::spawn(command, "target");
+            let ready = peer.line("ready ");
+            let (spinner, shared) = ready.split_once(' ').unwrap();
+            peer.spinner = spinner.parse().unwrap();
+            peer.shared = u64::from_str_radix(shared, 16).unwrap();
+            peer
+        }
+
+        fn pid(&self) -> u32 {
+            self.child.id()
+        }
+
+        fn line(&mut self, prefix: &str) -> String {
+            let mut line = String::new();
+            loop {
+                line.clear();
+                assert_ne!(self.from.read_line(&mut line).unwrap(), 0, "the peer has ended");
+                if let Some(rest) = line.trim_end().strip_prefix(prefix) {
+                    return rest.to_string();
+                }
+            }
+        }
+
+        fn ask(&mut self, question: &str, prefix: &str) -> String {
+            writeln!(self.to, "{question}").unwrap();
+            self.line(prefix)
+        }
+
+        /// Signals that the peer has handled. Another of its threads may be on the way into the handler yet: asks again
+        /// until all are there or enough time has passed.
+        fn counted(&mut self, want: u64) -> u64 {
+            let begin = Instant::now();
+            loop {
+                let n = self.ask("count", "count ").parse().unwrap();
+                if n == want || begin.elapsed() > Duration::from_secs(10) {
+                    return n;
+                }
+            }
+        }
+
+        fn capture(&self) -> LiveTarget {
+            LiveTarget::capture(self.pid(), &CaptureOptions::default()).unwrap()
+        }
+
+        fn signal(&self, signal: libc::c_int) {
+            // SAFETY: kill touches no memory.
+            assert_eq!(unsafe { libc::kill(self.pid() as libc::pid_t, signal) }, 0);
+        }
+
+        fn stop(&self) {
+            self.signal(libc::SIGSTOP);
+            // SAFETY: siginfo_t is plain data, valid for writes.
+            let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+            // SAFETY: as above.
+            let r = unsafe { libc::waitid(libc::P_PID, self.pid(), &mut info, libc::WSTOPPED | libc::WNOWAIT) };
+            assert_eq!(r, 0);
+            for tid in list_threads(self.pid()) {
+                while thread_state(self.pid(), tid) != Some(b'T') {
+                    std::thread::yield_now();
+                }
+            }
+        }
+
+        fn states(&self) -> Vec<u8> {
+            list_threads(self.pid()).into_iter().filter_map(|tid| thread_state(self.pid(), tid)).collect()
+        }
+    }
+
+    #[test]
+    fn a_capture_has_all_threads_and_the_process_runs_on() {
+        let mut peer = Peer::target();
+        let live = peer.capture();
+        assert!(!peer.states().contains(&b't') && !peer.states().contains(&b'T'));
+        assert_eq!(peer.ask("ping 1", "ping"), " 1");
+
+        let tids: Vec<u32> = live.threads().iter().map(|t| t.id.0).collect();
+        let mut listed: Vec<u32> = list_threads(peer.pid()).into_iter().map(|t| t as u32).collect();
+        listed.sort_by_key(|&t| (t != peer.pid(), t));
+        assert_eq!(tids, listed);
+        let names: Vec<_> = live.threads().iter().filter_map(|t| t.name.as_deref()).collect();
+        assert!(["one", "two", "spinner"].iter().all(|n| names.contains(n)), "{names:?}");
+        for t in live.threads() {
+            assert!(t.problem.is_none() && t.fs_base.is_some() && t.registers.get(Reg::XMM15).is_some());
+            let (pc, sp) = (t.registers.pc().unwrap(), t.registers.sp().unwrap());
+            assert!(live.mapping_at(pc).is_some_and(|m| m.execute));
+            assert!(live.captured.available(sp, 64) == 64, "its stack was copied");
+            assert!(live.read_u64(sp).is_ok());
+        }
+        let spinner = live.threads().iter().find(|t| t.id.0 == peer.spinner).unwrap();
+        assert_eq!(live.mapping_at(spinner.registers.pc().unwrap()).unwrap().path.as_deref(), live.executable());
+
+        assert_eq!(live.read_vec(peer.shared, 16).unwrap(), b"0123456789abcdef");
+        let mut large = vec![0; 2048];
+        assert_eq!(live.read_some(peer.shared, &mut large), 2048);
+        assert_eq!(&large[..16], b"0123456789abcdef");
+        assert!(matches!(live.read_u64(8), Err(MemoryError::Unmapped { .. })));
+        let hole = live.mappings().windows(2).find(|w| w[0].read && w[0].end < w[1].start).map(|w| w[0].end).unwrap();
+        assert_eq!(live.read_some(hole - 100, &mut large), 100);
+        assert!(live.pause() > Duration::ZERO);
+
+        // A process that is gone answers nothing, rather than something of another.
+        drop(peer);
+        assert!(matches!(live.read_u64(spinner.registers.pc().unwrap() & !0xfff), Err(MemoryError::Os { .. })));
+    }
+
+    #[test]
+    fn a_stopped_process_stays_stopped() {
+        let mut peer = Peer::target();
+        peer.stop();
+        let live = peer.capture();
+        assert!(live.threads().len() >= 4 && live.threads().iter().all(|t| t.registers.pc().is_some()));
+        while peer.states().iter().any(|&s| s != b'T') {
+            std::thread::yield_now();
+        }
+        peer.signal(libc::SIGCONT);
+        assert_eq!(peer.ask("ping 2", "ping"), " 2");
+    }
+
+    #[test]
+    fn signals_that_arrive_during_captures_are_not_lost() {
+        let mut peer = Peer::target();
+        let real_time = libc::SIGRTMIN() + 1;
+        let (pid, n) = (peer.pid(), 3000u64);
+        let sender = std::thread::spawn(move || {
+            for _ in 0..n {
+                // SAFETY: kill touches no memory.
+                unsafe { libc::kill(pid as libc::pid_t, real_time) };
+                std::thread::yield_now();
+            }
+        });
+        let mut held = 0;
+        while !sender.is_finished() {
+            held += peer.capture().threads().iter().filter(|t| t.signal == Some(real_time)).count();
+        }
+        sender.join().unwrap();
+        assert_eq!(peer.counted(n), n, "{held} captures met a signal");
+    }
+
+    #[test]
+    fn a_tracer_that_is_killed_leaves_the_process_and_its_signals_alone() {
+        let mut peer = Peer::target();
+        let mut sent = 0;
+        for round in 0..8 {
+            let mut tracer = Peer::spawn(Peer::command().env("WSTATE_TEST_PID", peer.pid().to_string()), "tracer");
+            for _ in 0..=round {
+                tracer.line("captured");
+                for _ in 0..20 {
+                    peer.signal(libc::SIGRTMIN() + 1);
+                    sent += 1;
+                }
+            }
+            drop(tracer);
+            assert_eq!(peer.counted(sent), sent);
+        }
+        assert!(!peer.states().contains(&b't'));
+    }
+
+    #[test]
+    fn stepping_ends_at_the_point_and_the_thread_goes_on() {
+        let mut peer = Peer::target();
+        let tid = ThreadId(peer.spinner);
+        let options = CaptureOptions::default();
+        let mut seen = Vec::new();
+        let mut verdict = |pc, memory: &dyn Memory| {
+            assert!(memory.read_u32(pc).is_ok());
+            seen.push(pc);
+            if seen.len() == 6 { Verdict::Point } else { Verdict::Step }
+        };
+        let (live, report) = LiveTarget::settle(peer.pid(), tid, 64, &options, &mut verdict).unwrap();
+        assert_eq!(report, SettleReport { steps: 5, outcome: Settled::Point });
+        let spinner = live.threads().iter().find(|t| t.id == tid).unwrap();
+        assert_eq!(spinner.registers.pc(), seen.last().copied());
+        assert!(seen.windows(2).any(|w| w[0] != w[1]), "{seen:x?}");
+
+        let mut never = |_: u64, _: &dyn Memory| Verdict::Step;
+        let (_, report) = LiveTarget::settle(peer.pid(), tid, 10, &options, &mut never).unwrap();
+        assert_eq!(report, SettleReport { steps: 10, outcome: Settled::Limit });
+        let mut outside = |_: u64, _: &dyn Memory| Verdict::Outside;
+        let (_, report) = LiveTarget::settle(peer.pid(), tid, 10, &options, &mut outside).unwrap();
+        assert_eq!(report, SettleReport { steps: 0, outcome: Settled::Left });
+        // The main thread waits in read(2).
+        let (_, report) = LiveTarget::settle(peer.pid(), ThreadId(peer.pid()), 10, &options, &mut never).unwrap();
+        assert!(matches!((report.steps, report.outcome), (0, Settled::Refused(_))), "{report:?}");
+
+        let before: u64 = peer.ask("spun", "spun ").parse().unwrap();
+        while peer.ask("spun", "spun ").parse::<u64>().unwrap() == before {}
+    }
+
+    #[test]
+    fn the_stack_behind_an_alternate_stack_is_copied() {
+        let mut peer = Peer::target();
+        let local = u64::from_str_radix(&peer.ask("alternate", "local "), 16).unwrap();
+        peer.line("parked");
+        let live = peer.capture();
+        let mut words = [0; 32];
+        live.captured.read(local, &mut words).unwrap();
+        assert_eq!(words, [0xed, 0x5e].repeat(16)[..]);
+    }
+
+    fn refused(pid: u32) -> String {
+        match LiveTarget::capture(pid, &CaptureOptions::default()) {
+            Ok(_) => panic!("captured"),
+            Err(e) => e.to_string(),
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_captured_is_explained() {
+        assert!(refused(0).contains("no such process id"));
+        assert!(refused(std::process::id()).contains("itself"));
+        let mut peer = Peer::target();
+        let thread = LiveTarget::capture(peer.spinner, &CaptureOptions::default()).unwrap();
+        assert_eq!(thread.pid(), Some(peer.pid()), "a thread id means its process");
+
+        peer.signal(libc::SIGKILL);
+        while thread_state(peer.pid(), peer.pid() as libc::pid_t) != Some(b'Z') || list_threads(peer.pid()).len() > 1 {
+            std::thread::yield_now();
+        }
+        assert!(refused(peer.pid()).contains("zombie"));
+        peer.child.wait().unwrap();
+        assert!(refused(peer.pid()).contains("no such process"));
+    }
+
+    #[test]
+    fn another_tracer_is_named() {
+        let peer = Peer::target();
+        let stopped = Stopped::all(peer.pid(), &CaptureOptions::default()).unwrap();
+        let message = refused(peer.pid());
+        assert!(message.contains(&format!("process {} (", std::process::id())), "{message}");
+        drop(stopped);
+        peer.capture();
+    }
+
+    fn same_as_live(live: &LiveTarget, core: &CoreTarget) {
+        assert_eq!(core.pid(), Some(live.pid));
+        assert_eq!(core.executable(), live.executable());
+        let ids = |t: &dyn Target| t.threads().iter().map(|t| t.id).collect::<std::collections::BTreeSet<_>>();
+        assert_eq!(ids(core), ids(live));
+        for thread in live.threads() {
+            let other = core.threads().iter().find(|t| t.id == thread.id).unwrap();
+            assert_eq!(other.fs_base, thread.fs_base);
+            for reg in [Reg::RBX, Reg::RBP, Reg::R12, Reg::R13, Reg::R14, Reg::R15, Reg::XMM1, Reg::XMM15] {
+                assert_eq!(other.registers.get(reg), thread.registers.get(reg), "{reg} of {:?}", thread.id);
+            }
+            let sp = thread.registers.sp().unwrap();
+            assert_eq!(other.registers.sp(), Some(sp));
+            assert_eq!(core.read_vec(sp, 256).unwrap(), live.read_vec(sp, 256).unwrap());
+            let pc = thread.registers.pc().unwrap();
+            // Code: in the core if gdb wrote it, from the file on disk if the kernel did not.
+            assert_eq!(core.read_vec(pc, 8).unwrap(), live.read_vec(pc, 8).unwrap());
+        }
+        let search = SearchPaths::default();
+        let (ours, theirs) = (Objects::load(live, &search), Objects::load(core, &search));
+        let show = |objects: &Objects| -> Vec<String> {
+            objects
+                .iter()
+                .map(|o| format!("{} {:x} {:?} {:?} {:?}", o.name(), o.bias, o.build_id, o.data.is_some(), o.problem))
+                .collect()
+        };
+        assert_eq!(show(&ours), show(&theirs));
+        assert_eq!(ours.executable().map(|o| o.path.clone()), live.executable);
+        assert!(ours.iter().any(|o| o.name() == "[vdso]" && matches!(o.data, Some(ObjectData::Memory(_)))));
+        for object in ours.iter() {
+            assert!(object.problem.is_none(), "{:?}", object.problem);
+            assert!(object::File::parse(&**object.data.as_ref().unwrap()).is_ok());
+        }
+        let libc = ours.iter().find(|o| o.name().starts_with("libc.so")).unwrap();
+        assert!(libc.tls_block().is_some_and(|t| t.memsz > 0 && t.align > 0));
+    }
+
+    #[test]
+    fn a_debuggers_core_equals_the_live_view() {
+        let dir = tempfile::tempdir().unwrap();
+        let peer = Peer::target();
+        peer.stop();
+        let live = peer.capture();
+        let prefix = dir.path().join("core");
+        let made = Command::new("gcore").arg("-o").arg(&prefix).arg(peer.pid().to_string()).output();
+        let made = made.expect("this test needs gdb's gcore");
+        let path = dir.path().join(format!("core.{}", peer.pid()));
+        assert!(path.exists(), "gcore: {}", String::from_utf8_lossy(&made.stderr));
+        let core = CoreTarget::open(&path, &SearchPaths::default()).unwrap();
+        same_as_live(&live, &core);
+        assert_eq!(core.read_vec(peer.shared, 16).unwrap(), b"0123456789abcdef");
+    }
+
+    #[test]
+    fn a_kernel_core_equals_the_live_view() {
+        let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap();
+        if pattern.trim() != "core" {
+            println!("not tested: kernel cores go to {pattern}");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = Command::new("sh");
+        command.arg("-c").arg("ulimit -c unlimited && exec \"$0\" \"$@\"").current_dir(dir.path());
+        let inner = Peer::command();
+        command.arg(inner.get_program()).args(inner.get_args());
+        let mut peer = Peer::target_of(&mut command);
+        peer.stop();
+        let live = peer.capture();
+        let shared = live.read_vec(peer.shared, 16).unwrap();
+        let objects = Objects::load(&live, &SearchPaths::default());
+        assert!(objects.executable().is_some());
+        peer.signal(libc::SIGABRT);
+        // Reads what the dead process cannot answer any more.
+        let text: Vec<(u64, Vec<u8>)> = live
+            .threads()
+            .iter()
+            .filter_map(|t| t.registers.pc())
+            .map(|pc| (pc, live.read_vec(pc, 8).unwrap()))
+            .collect();
+        peer.signal(libc::SIGCONT);
+        peer.child.wait().unwrap();
+        let path = ["core".to_string(), format!("core.{}", peer.pid())].map(|n| dir.path().join(n));
+        let path = path.iter().find(|p| p.exists()).expect("the kernel wrote no core");
+        let core = CoreTarget::open(path, &SearchPaths::default()).unwrap();
+        assert_eq!(core.threads().iter().filter(|t| t.signal == Some(libc::SIGABRT)).count(), 1);
+        assert_eq!(core.threads()[0].signal, Some(libc::SIGABRT));
+        assert_eq!((core.pid(), core.executable()), (live.pid(), live.executable()));
+        for thread in live.threads().iter().filter(|t| t.id.0 != peer.spinner) {
+            let other = core.threads().iter().find(|t| t.id == thread.id).unwrap();
+            assert_eq!((other.fs_base, other.registers.sp()), (thread.fs_base, thread.registers.sp()));
+            let sp = thread.registers.sp().unwrap();
+            let mut copied = [0; 256];
+            live.captured.read(sp, &mut copied).unwrap();
+            assert_eq!(core.read_vec(sp, 256).unwrap(), copied);
+        }
+        for (pc, bytes) in text {
+            assert_eq!(core.read_vec(pc, 8).unwrap(), bytes);
+        }
+        assert_eq!(core.read_vec(peer.shared, 16).unwrap(), shared);
+        let theirs = Objects::load(&core, &SearchPaths::default());
+        let show = |objects: &Objects| -> Vec<String> {
+            objects
+                .iter()
+                .map(|o| format!("{} {:x} {:?} {:?} {:?}", o.name(), o.bias, o.build_id, o.data.is_some(), o.problem))
+                .collect()
+        };
+        assert_eq!(show(&objects), show(&theirs));
+    }
+
+    #[test]
+    fn lines_of_maps() {
+        let text = b"00400000-00401000 r-xp 00002000 08:02 17 /usr/bin/a b (deleted)\n\
+            7ffe0000-7fff0000 rw-p 00000000 00:00 0                          [stack]\n\
+            7fff1000-7fff2000 ---s 00000000 00:00 0 \nnonsense\n\
+            7fff3000-7fff4000 r--p 00000000 08:02 17                         /x\\012y\n";
+        let maps = parse_maps(text);
+        let show: Vec<String> = maps
+            .iter()
+            .map(|m| {
+                format!("{:x} {:x} {}{}{} {:x} {:?}", m.start, m.end, m.read, m.write, m.execute, m.offset, m.path)
+            })
+            .collect();
+        assert_eq!(
+            show,
+            [
+                "400000 401000 truefalsetrue 2000 Some(\"/usr/bin/a b (deleted)\")",
+                "7ffe0000 7fff0000 truetruefalse 0 Some(\"[stack]\")",
+                "7fff1000 7fff2000 falsefalsefalse 0 None",
+                "7fff3000 7fff4000 truefalsefalse 0 Some(\"/x\\ny\")",
+            ]
+        );
+    }
 }

@@ -6,6 +6,8 @@ pub mod live;
 pub mod memory;
 pub mod notes;
 pub mod objects;
+#[doc(hidden)]
+pub mod testing;
 
 use crate::arch::Registers;
 use std::path::{Path, PathBuf};
