@@ -80,6 +80,12 @@ impl Objects {
         Objects { objects: Vec::new() }
     }
 
+    /// From files that were found otherwise, the main executable first.
+    #[doc(hidden)]
+    pub fn from_parts(objects: Vec<LoadedObject>) -> Objects {
+        Objects { objects }
+    }
+
     /// The file that covers `address`.
     pub fn find(&self, address: u64) -> Option<&LoadedObject> {
         self.objects.iter().find(|o| o.range.0 <= address && address < o.range.1)
