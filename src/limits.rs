@@ -63,3 +63,11 @@ pub const MAX_DEBUG_SECTION_BYTES: u64 = 4 << 30;
 pub const MAX_COMPRESSION_RATIO: u64 = 4096;
 /// Problems of a state map that are kept.
 pub const MAX_VALIDATION_PROBLEMS: usize = 1000;
+/// Function symbols of one file and its debug file.
+pub const MAX_SYMBOLS: usize = 8_000_000;
+/// Symbols before an address that are asked whether they cover it.
+pub const MAX_NESTED_SYMBOLS: usize = 64;
+/// Functions inlined into each other at one address.
+pub const MAX_INLINE_DEPTH: usize = 256;
+/// Bytes of a symbol's name, mangled or not.
+pub const MAX_NAME_BYTES: usize = 64 << 10;

@@ -146,6 +146,12 @@ impl Objects {
         Objects { objects: found.into_iter().map(|(o, _)| o).collect(), index, has_executable }
     }
 
+    /// From files that were found otherwise, the main executable first.
+    #[doc(hidden)]
+    pub fn from_parts(objects: Vec<LoadedObject>) -> Objects {
+        Objects { objects }
+    }
+
     /// The file that covers `address`.
     pub fn find(&self, address: u64) -> Option<&LoadedObject> {
         let i = self.index.partition_point(|r| r.0 <= address);

@@ -547,7 +547,8 @@ impl<'a> SearchTable<'a> {
     fn find(&self, svma: u64) -> Option<usize> {
         let i = self.pairs.partition_point(|p| self.pair(p).0 <= svma);
         let (_, entry) = self.pair(self.pairs.get(i.checked_sub(1)?)?);
-        entry.checked_sub(self.eh_frame).and_then(|offset| usize::try_from(offset).ok())
+        // A pointer before the section becomes an offset far behind its end.
+        usize::try_from(entry.wrapping_sub(self.eh_frame)).ok()
     }
 }
 
@@ -634,4 +635,214 @@ fn segment_tail<'a>(file: &Elf<'a>, svma: u64) -> Option<&'a [u8]> {
         let skip = usize::try_from(svma.checked_sub(p.p_vaddr(endian))?).ok()?;
         p.data(endian, file.data()).ok()?.get(skip..).filter(|tail| !tail.is_empty())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::unwind::testing::{Pieces, Section, cursor, elf, object};
+    use gimli::write::{Address, CallFrameInstruction as Cfi, CommonInformationEntry, Expression, FrameTable};
+    use gimli::{Format, X86_64};
+
+    const BIAS: u64 = 0x7000_0000_0000;
+    const FUNCTION: u64 = 0x1000;
+    const PC: u64 = BIAS + FUNCTION + 4;
+    const SP: u64 = 0x7fff_0000;
+    const CFA: u64 = SP + 16;
+
+    /// One function at [`FUNCTION`] with the usual CIE and these instructions.
+    fn tables(signal: bool, instructions: Vec<Cfi>) -> (Vec<u8>, Vec<u8>) {
+        let encoding = Encoding { format: Format::Dwarf32, version: 1, address_size: 8 };
+        let mut cie = CommonInformationEntry::new(encoding, 1, -8, X86_64::RA);
+        cie.signal_trampoline = signal;
+        cie.add_instruction(Cfi::Cfa(X86_64::RSP, 8));
+        cie.add_instruction(Cfi::Offset(X86_64::RA, -8));
+        let mut table = FrameTable::default();
+        let cie = table.add_cie(cie);
+        let mut fde = gimli::write::FrameDescriptionEntry::new(Address::Constant(FUNCTION), 0x100);
+        fde.add_instruction(0, Cfi::CfaOffset(16));
+        for instruction in instructions {
+            fde.add_instruction(0, instruction);
+        }
+        table.add_fde(cie, fde);
+        let mut eh = gimli::write::EhFrame::from(gimli::write::EndianVec::new(LittleEndian));
+        table.write_eh_frame(&mut eh).unwrap();
+        let mut debug = gimli::write::DebugFrame::from(gimli::write::EndianVec::new(LittleEndian));
+        table.write_debug_frame(&mut debug).unwrap();
+        (eh.0.into_vec(), debug.0.into_vec())
+    }
+
+    fn file(name: &str, bytes: &[u8]) -> Vec<u8> {
+        elf(&[Section { name, flags: 2, address: 0x3000, bytes }])
+    }
+
+    fn objects(file: Vec<u8>) -> Objects {
+        Objects::from_parts(vec![object("/lib/made.so", BIAS, (BIAS, BIAS + 0x10_0000), file)])
+    }
+
+    fn step(instructions: Vec<Cfi>, at: &Cursor, memory: &Pieces) -> Option<Next> {
+        let objects = objects(file(".eh_frame", &tables(false, instructions).0));
+        CfiUnwinder::new(&objects).step(at, memory)
+    }
+
+    fn caller(next: Option<Next>) -> Cursor {
+        match next {
+            Some(Next::Caller(cursor, Trust::Cfi)) => cursor,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn at() -> Cursor {
+        use Reg as R;
+        cursor(PC, &[(R::RSP, SP), (R::RBX, 3), (R::RBP, 6), (R::R12, 12), (R::RAX, 100), (R::XMM6, 206)])
+    }
+
+    fn expression(f: impl FnOnce(&mut Expression)) -> Expression {
+        let mut e = Expression::new();
+        f(&mut e);
+        e
+    }
+
+    #[test]
+    fn every_rule_gives_value_and_provenance() {
+        let memory = Pieces::default().words(SP, &[0x11, 0x2222, 0x33, 0x44, 0x55]).word(0x5000, 0x66);
+        let mut at = at();
+        at.registers.restore(Reg::R12, 12, 0x9000);
+        let deref = expression(|e| {
+            e.op_breg(X86_64::RSP, 32);
+        });
+        let value = expression(|e| {
+            e.op_breg(X86_64::RBX, 0);
+            e.op_plus_uconst(7);
+        });
+        let next = step(
+            vec![
+                Cfi::Offset(X86_64::RBX, -16),
+                Cfi::ValOffset(X86_64::R13, 24),
+                Cfi::Register(X86_64::R14, X86_64::RAX),
+                Cfi::Expression(X86_64::R15, deref),
+                Cfi::ValExpression(X86_64::RDI, value),
+                Cfi::SameValue(X86_64::RAX),
+                Cfi::Undefined(X86_64::RBP),
+                Cfi::Offset(X86_64::XMM6, 0),
+            ],
+            &at,
+            &memory,
+        );
+        let caller = caller(next);
+        assert_eq!(caller.address, CodeAddress::Return(0x2222));
+        let r = &caller.registers;
+        let all = |reg| (r.get(reg), r.saved_at(reg));
+        assert_eq!(all(Reg::RBX), (Some(0x11), Some(SP)));
+        assert_eq!(all(Reg::R13), (Some(CFA + 24), None));
+        assert_eq!(all(Reg::R14), (Some(100), None));
+        assert_eq!(all(Reg::R15), (Some(0x55), Some(SP + 32)));
+        assert_eq!(all(Reg::RDI), (Some(10), None));
+        assert_eq!(all(Reg::RAX), (Some(100), None));
+        assert_eq!(all(Reg::RBP), (None, None));
+        assert_eq!(all(Reg::XMM6), (Some(0x33), Some(CFA)));
+        // No rule: callee-saved registers keep value and provenance, others are gone.
+        assert_eq!(all(Reg::R12), (Some(12), Some(0x9000)));
+        assert_eq!(all(Reg::RCX), (None, None));
+        assert_eq!(all(Reg::RSP), (Some(CFA), None));
+        assert_eq!(all(Reg::RIP), (Some(0x2222), Some(SP + 8)));
+    }
+
+    #[test]
+    fn cfa_expressions_may_begin_with_a_register_location() {
+        // wasmtime's fibers: DW_OP_reg7; DW_OP_deref; DW_OP_plus_uconst 16.
+        let fiber = Expression::raw(vec![0x57, 0x06, 0x23, 0x10]);
+        let memory = Pieces::default().word(SP, 0x8000).word(0x8008, 0x2222);
+        let caller = caller(step(vec![Cfi::CfaExpression(fiber)], &at(), &memory));
+        assert_eq!((caller.registers.sp(), caller.registers.pc()), (Some(0x8010), Some(0x2222)));
+    }
+
+    #[test]
+    fn debug_frame_is_read_from_the_file_and_from_its_debug_file() {
+        let memory = Pieces::default().words(SP, &[0x11, 0x2222]);
+        let debug_frame = file(".debug_frame", &tables(false, vec![Cfi::Offset(X86_64::RBX, -16)]).1);
+        let of_file = objects(debug_frame.clone());
+        let next = CfiUnwinder::new(&of_file).step(&at(), &memory);
+        assert_eq!(caller(next).registers.get(Reg::RBX), Some(0x11));
+        let mut stripped = object("/lib/made.so", BIAS, (BIAS, BIAS + 0x10_0000), file(".text", &[0x90]));
+        stripped.debug = Some(("/debug/made".into(), crate::target::objects::ObjectData::Memory(debug_frame)));
+        let of_debug_file = Objects::from_parts(vec![stripped]);
+        let next = CfiUnwinder::new(&of_debug_file).step(&at(), &memory);
+        assert_eq!(caller(next).registers.get(Reg::RBX), Some(0x11));
+    }
+
+    #[test]
+    fn a_lying_search_table_is_not_believed() {
+        let eh_frame = tables(false, vec![Cfi::Offset(X86_64::RBX, -16)]).0;
+        let memory = Pieces::default().words(SP, &[0x11, 0x2222]);
+        // The true entry's offset follows the CIE; the others point nowhere.
+        let fde = 4 + u32::from_le_bytes(eh_frame[..4].try_into().unwrap());
+        for offset in [0x1000 + fde, 0x1000 + fde + 1, 0x1000, 0, u32::MAX] {
+            let mut header = vec![1, 0x1b, 0x03, 0x3b];
+            for word in [0x1000u32 - 4, 1, (FUNCTION as u32).wrapping_sub(0x2000), offset] {
+                header.extend(word.to_le_bytes());
+            }
+            let file = elf(&[
+                Section { name: ".eh_frame_hdr", flags: 2, address: 0x2000, bytes: &header },
+                Section { name: ".eh_frame", flags: 2, address: 0x3000, bytes: &eh_frame },
+            ]);
+            let objects = objects(file);
+            let next = CfiUnwinder::new(&objects).step(&at(), &memory);
+            assert_eq!(caller(next).registers.get(Reg::RBX), Some(0x11), "{offset:#x}");
+        }
+    }
+
+    #[test]
+    fn bottom_is_an_undefined_or_zero_return_address() {
+        let memory = Pieces::default().words(SP, &[0x11, 0]);
+        assert!(matches!(step(vec![], &at(), &memory), Some(Next::Bottom)));
+        let undefined = vec![Cfi::Undefined(X86_64::RA)];
+        assert!(matches!(step(undefined, &at(), &Pieces::default()), Some(Next::Bottom)));
+    }
+
+    #[test]
+    fn failures_are_told_apart() {
+        let memory = Pieces::default().words(SP + 8, &[0x2222]);
+        // The return address cannot be read.
+        let lost = step(vec![], &at(), &Pieces::default());
+        let Some(Next::Lost(UnwindError::Memory(e))) = lost else { panic!("{lost:?}") };
+        assert_eq!(e, MemoryError::Unmapped { address: SP + 8, len: 1 });
+        // One save slot cannot be read: that register is lost, the frame is not.
+        let caller = caller(step(vec![Cfi::Offset(X86_64::RBX, -16)], &at(), &memory));
+        assert_eq!((caller.registers.get(Reg::RBX), caller.registers.get(Reg::R12)), (None, Some(12)));
+        // The CFA needs a register that is not known.
+        let lost = step(vec![Cfi::Cfa(X86_64::R11, 8)], &at(), &memory);
+        let Some(Next::Lost(e)) = lost else { panic!("{lost:?}") };
+        assert_eq!(e, UnwindError::UnknownRegister { register: "r11" });
+        // An endless expression: DW_OP_skip -3.
+        let endless = Expression::raw(vec![0x2f, 0xfd, 0xff]);
+        let lost = step(vec![Cfi::CfaExpression(endless)], &at(), &memory);
+        let Some(Next::Lost(UnwindError::BadCfi { address, object, .. })) = lost else { panic!("{lost:?}") };
+        assert_eq!((address, object.as_str()), (PC, "made.so"));
+        // Not in any function.
+        let outside = cursor(BIAS + 0x9000, &[(Reg::RSP, SP)]);
+        assert!(step(vec![], &outside, &memory).is_none());
+    }
+
+    #[test]
+    fn a_signal_frame_without_a_table_is_known_by_its_code() {
+        let objects = Objects::from_parts(Vec::new());
+        let unwinder = CfiUnwinder::new(&objects);
+        let mut context: Vec<u64> = (0..40).map(|i| 0x100 + i).collect();
+        context[28] = 0xa000;
+        let memory = Pieces::default()
+            .bytes(PC, &SIGRETURN)
+            .words(SP, &context)
+            .words(0xa000 + 160, &(0..32).map(|i| 0x900 + i).collect::<Vec<u64>>());
+        for stop in [CodeAddress::Return(PC), CodeAddress::Exact(PC), CodeAddress::Exact(PC + 7)] {
+            let mut at = cursor(stop.raw(), &[(Reg::RSP, SP), (Reg::RBX, 3)]);
+            at.address = stop;
+            let next = unwinder.step(&at, &memory);
+            let Some(Next::Caller(caller, Trust::Recognised)) = next else { panic!("{stop:?} {next:?}") };
+            assert_eq!(caller.address, CodeAddress::Exact(0x100 + 168 / 8));
+            assert_eq!(caller.registers.get(Reg::RAX), Some(0x100 + 144 / 8));
+            assert_eq!(caller.registers.saved_at(Reg::RAX), Some(SP + 144));
+            assert_eq!(caller.registers.get(Reg::XMM15), Some(0x900 + 30));
+        }
+    }
 }

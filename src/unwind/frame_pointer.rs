@@ -67,3 +67,47 @@ fn caller(registers: &Registers, memory: &dyn Memory) -> Option<Registers> {
     caller.set(Reg::RSP, frame.checked_add(16)?);
     Some(caller)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::unwind::testing::{Pieces, cursor};
+
+    fn mapping(start: u64, end: u64, execute: bool) -> Mapping {
+        Mapping { start, end, read: true, write: !execute, execute, offset: 0, path: None }
+    }
+
+    fn step(registers: &[(Reg, u64)], memory: &Pieces) -> Next {
+        let mappings = [mapping(0x1000, 0x2000, true), mapping(0x8000, 0x9000, false)];
+        let next = FramePointerUnwinder::new(&mappings).step(&cursor(0x1100, registers), memory);
+        next.expect("the last resort always answers")
+    }
+
+    #[test]
+    fn the_chain_gives_three_registers_and_no_more() {
+        let memory = Pieces::default().words(0x8100, &[0x8200, 0x1234]);
+        let registers = [(Reg::RBP, 0x8100), (Reg::RSP, 0x80f0), (Reg::RBX, 3)];
+        let Next::Caller(caller, Trust::FramePointer) = step(&registers, &memory) else { panic!() };
+        assert_eq!(caller.address, CodeAddress::Return(0x1234));
+        let r = caller.registers;
+        assert_eq!((r.get(Reg::RBP), r.saved_at(Reg::RBP)), (Some(0x8200), Some(0x8100)));
+        assert_eq!((r.sp(), r.pc(), r.get(Reg::RBX)), (Some(0x8110), Some(0x1234), None));
+    }
+
+    #[test]
+    fn what_leads_out_of_code_is_not_followed() {
+        let no_cfi = |next| matches!(next, Next::Lost(UnwindError::NoCfi { address: 0x1100, .. }));
+        for (words, registers) in [
+            (vec![0x8200, 0x8300], vec![(Reg::RBP, 0x8100)]),
+            (vec![0x8200, 0x1000], vec![(Reg::RBP, 0x8100)]), // a return address has a call before it
+            (vec![0x8200], vec![(Reg::RBP, 0x8100)]),
+            (vec![0x8200, 0x1234], vec![(Reg::RBP, 0x8100), (Reg::RSP, 0x8108)]),
+            (vec![0x8200, 0x1234], vec![(Reg::RBP, 0)]),
+            (vec![0x8200, 0x1234], vec![]),
+        ] {
+            assert!(no_cfi(step(&registers, &Pieces::default().words(0x8100, &words))), "{words:x?} {registers:x?}");
+        }
+        let next = FramePointerUnwinder::new(&[]).step(&cursor(0x1100, &[]), &Pieces::default());
+        assert!(matches!(next, Some(Next::Lost(UnwindError::NoCode { address: 0x1100 }))));
+    }
+}

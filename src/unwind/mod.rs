@@ -2,7 +2,12 @@
 
 pub mod cfi;
 pub mod frame_pointer;
+#[cfg(test)]
+#[allow(unsafe_code)] // assembly with known register values, signal handlers
+mod own_process;
 pub mod recognised;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod walk;
 
 pub use walk::{End, Frame, Stack, walk};

@@ -417,3 +417,224 @@ fn image(at: &Cursor, words: usize, memory: &dyn Memory) -> Result<Next, UnwindE
     caller.set(Reg::RSP, slot.wrapping_add(8));
     Ok(Next::Caller(Cursor { address: CodeAddress::Exact(pc), registers: caller }, Trust::Recognised))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::unwind::testing::{Pieces, cursor};
+    use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Register};
+    use std::collections::HashMap;
+
+    const CODE: u64 = 0x10_0040;
+    const CALLER: u64 = 0x40_0000;
+    const ENTRY_SP: u64 = 0x8_0800;
+    const IMAGE_START: u64 = 0x9_0100;
+    const IMAGE_END: u64 = 0x9_0800;
+
+    /// Executes what these routines consist of: their stack is what matters, and arithmetic that decides nothing is left
+    /// out. `registers` holds values by state-map number.
+    struct Machine {
+        registers: HashMap<Reg, u64>,
+        stack: HashMap<u64, u64>,
+        pc: u64,
+    }
+
+    fn reg(r: Register) -> Reg {
+        if r.is_xmm() { Reg(Reg::XMM0.0 + r.number() as u8) } else { Reg(r.number() as u8) }
+    }
+
+    impl Machine {
+        fn sp(&self) -> u64 {
+            self.registers[&Reg::RSP]
+        }
+
+        fn push(&mut self, value: u64) {
+            let sp = self.sp() - 8;
+            self.registers.insert(Reg::RSP, sp);
+            self.stack.insert(sp, value);
+        }
+
+        fn pop(&mut self) -> u64 {
+            let sp = self.sp();
+            self.registers.insert(Reg::RSP, sp + 8);
+            self.stack[&sp]
+        }
+
+        fn address(&self, i: &Instruction) -> u64 {
+            let base = if i.is_ip_rel_memory_operand() { 0 } else { self.registers[&reg(i.memory_base())] };
+            base.wrapping_add(i.memory_displacement64())
+        }
+
+        /// One instruction; a call returns at once with its callee-saved registers intact.
+        fn run(&mut self, i: &Instruction) {
+            self.pc = i.next_ip();
+            match i.code() {
+                Code::Push_r64 => self.push(self.registers[&reg(i.op0_register())]),
+                Code::Pop_r64 => {
+                    let value = self.pop();
+                    self.registers.insert(reg(i.op0_register()), value);
+                }
+                Code::Mov_rm64_r64 if i.op0_register() != Register::None => {
+                    self.registers.insert(reg(i.op0_register()), self.registers[&reg(i.op1_register())]);
+                }
+                Code::Mov_rm64_r64 => {
+                    self.stack.insert(self.address(i), self.registers[&reg(i.op1_register())]);
+                }
+                Code::Mov_r64_rm64 | Code::Movq_xmm_xmmm64 => {
+                    let value = self.stack.get(&self.address(i)).copied().unwrap_or(0);
+                    self.registers.insert(reg(i.op0_register()), value);
+                }
+                Code::Lea_r64_m => {
+                    self.registers.insert(reg(i.op0_register()), self.address(i));
+                }
+                Code::Add_rm64_imm8 | Code::Sub_rm64_imm8 => {
+                    let by =
+                        if i.code() == Code::Add_rm64_imm8 { i.immediate(1) } else { i.immediate(1).wrapping_neg() };
+                    let r = reg(i.op0_register());
+                    self.registers.insert(r, self.registers[&r].wrapping_add(by));
+                }
+                // rsp &= -16
+                Code::And_rm64_r64 => {
+                    self.registers.insert(Reg::RSP, self.sp() & !15);
+                }
+                Code::Retnq => self.pc = self.pop(),
+                Code::Jmp_rm64 => self.pc = self.registers[&Reg::RAX],
+                // Calls return; branches are not taken, so that every instruction is run.
+                _ => {}
+            }
+        }
+    }
+
+    const CALLEE_SAVED: [Reg; 6] = [Reg::RBX, Reg::RBP, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
+
+    /// A page of code with `code` at [`CODE`].
+    fn code_memory(code: &[u8]) -> Pieces {
+        page(CODE & 0xfff, code)
+    }
+
+    fn page(offset: u64, code: &[u8]) -> Pieces {
+        let mut bytes = vec![0xcc; 0x1000];
+        bytes[offset as usize..offset as usize + code.len()].copy_from_slice(code);
+        Pieces::default().bytes(CODE & !0xfff, &bytes)
+    }
+
+    /// Runs `code` from its first instruction and asks at each one; `check` gets the machine and the caller found there.
+    fn at_each_instruction(code: &[u8], machine: &mut Machine, check: impl Fn(u64, &Cursor)) {
+        let mut asked = 0;
+        for i in Decoder::with_ip(64, code, CODE, DecoderOptions::NONE) {
+            let mut memory = code_memory(code);
+            for (&address, &word) in &machine.stack {
+                memory = memory.word(address, word);
+            }
+            let at = cursor(i.ip(), &machine.registers.iter().map(|(&r, &v)| (r, v)).collect::<Vec<_>>());
+            let next = RecognisedUnwinder.step(&at, &memory);
+            let Some(Next::Caller(caller, Trust::Recognised)) = next else { panic!("{:#x}: {next:?}", i.ip() - CODE) };
+            check(i.ip() - CODE, &caller);
+            asked += 1;
+            machine.run(&i);
+        }
+        assert!(asked >= 8);
+    }
+
+    fn entered() -> Machine {
+        let mut registers: HashMap<Reg, u64> = (0..32).map(|i| (Reg(i), 0x1000 + u64::from(i))).collect();
+        registers.insert(Reg::RSP, ENTRY_SP);
+        // Pointers that the routines follow.
+        for r in [Reg::RAX, Reg::RDI] {
+            registers.insert(r, IMAGE_END);
+        }
+        registers.insert(Reg::RSI, IMAGE_START);
+        let stack = HashMap::from([(ENTRY_SP, CALLER)]);
+        Machine { registers, stack, pc: CODE }
+    }
+
+    fn is_native_caller(offset: u64, caller: &Cursor) {
+        assert_eq!(caller.address, CodeAddress::Return(CALLER), "{offset:#x}");
+        assert_eq!(caller.registers.sp(), Some(ENTRY_SP + 8), "{offset:#x}");
+        for r in CALLEE_SAVED {
+            assert_eq!(caller.registers.get(r), Some(0x1000 + u64::from(r.0)), "{offset:#x} {r}");
+        }
+        assert_eq!(caller.registers.get(Reg::RDI), None);
+    }
+
+    #[test]
+    fn call_wasm_is_right_at_every_instruction() {
+        let code = [CALL_WASM_ENTER, CALL_WASM_LEAVE].concat();
+        at_each_instruction(&code, &mut entered(), is_native_caller);
+    }
+
+    #[test]
+    fn register_preservation_is_right_at_every_instruction() {
+        at_each_instruction(PRESERVATION_CODE, &mut entered(), is_native_caller);
+        // The linker fills in where the call goes.
+        let mut linked = PRESERVATION_CODE.to_vec();
+        linked[0x10..0x14].copy_from_slice(&[0x68, 0x9e, 0xfd, 0xff]);
+        at_each_instruction(&linked, &mut entered(), is_native_caller);
+    }
+
+    #[test]
+    fn the_alternative_stack_is_right_at_every_instruction() {
+        let mut machine = entered();
+        for (i, r) in (0..).zip(IMAGE) {
+            machine.stack.insert(IMAGE_START + 8 * i, 0x2000 + u64::from(r.0));
+        }
+        const GUEST: u64 = 0x50_0000;
+        machine.stack.insert(IMAGE_START + 8 * 31, GUEST);
+        at_each_instruction(ALTERNATIVE_STACK_ENTER, &mut machine, |offset, caller| {
+            if offset < 0x1c {
+                return is_native_caller(offset, caller);
+            }
+            assert_eq!(caller.address, CodeAddress::Exact(GUEST), "{offset:#x}");
+            assert_eq!(caller.registers.sp(), Some(IMAGE_START + 8 * 32), "{offset:#x}");
+            for r in IMAGE {
+                assert_eq!(caller.registers.get(r), Some(0x2000 + u64::from(r.0)), "{offset:#x} {r}");
+            }
+        });
+        // The guest returns through the word at -24 to `returning`, with its stack at the word after that.
+        assert_eq!(machine.pc, GUEST);
+        let returning = CODE + ALTERNATIVE_STACK_ENTER.len() as u64;
+        assert_eq!(machine.stack[&(IMAGE_END - 24)], returning);
+        machine.registers.insert(Reg::RSP, IMAGE_END - 16);
+        machine.pc = returning;
+        at_each_instruction(ALTERNATIVE_STACK_LEAVE, &mut machine, is_native_caller);
+        assert_eq!(machine.pc, CALLER);
+    }
+
+    #[test]
+    fn return_addresses_are_taken_only_behind_a_call() {
+        let code = [CALL_WASM_ENTER, CALL_WASM_LEAVE].concat();
+        let memory = code_memory(&code);
+        let name = |at| RecognisedUnwinder.stub_name(at, &memory);
+        let behind = CODE + CALL_WASM_ENTER.len() as u64;
+        assert_eq!(name(CodeAddress::Return(behind)), Some("call_wasm trampoline (wasmer singlepass)"));
+        assert_eq!(name(CodeAddress::Exact(behind)), Some("call_wasm trampoline (wasmer singlepass)"));
+        assert_eq!(name(CodeAddress::Return(behind + 3)), None);
+        assert_eq!(name(CodeAddress::Exact(behind + 1)), None);
+        let alternative = code_memory(ALTERNATIVE_STACK_LEAVE);
+        let at = CodeAddress::Return(CODE);
+        assert_eq!(RecognisedUnwinder.stub_name(at, &alternative), Some("run_on_alternative_stack"));
+    }
+
+    #[test]
+    fn code_at_the_edges_of_a_mapping_is_recognised() {
+        // Nothing is readable before and after the page.
+        let base = CODE & !0xfff;
+        let memory = page(0, CALL_WASM_LEAVE);
+        assert!(RecognisedUnwinder.stub_name(CodeAddress::Return(base), &memory).is_some());
+        assert!(RecognisedUnwinder.stub_name(CodeAddress::Exact(base + 14), &memory).is_some());
+        let at_end = 0x1000 - CALL_WASM_LEAVE.len() as u64;
+        let memory = page(at_end, CALL_WASM_LEAVE);
+        assert!(RecognisedUnwinder.stub_name(CodeAddress::Return(base + at_end), &memory).is_some());
+        assert!(RecognisedUnwinder.stub_name(CodeAddress::Exact(3), &memory).is_none());
+    }
+
+    #[test]
+    fn an_unknown_frame_register_is_named() {
+        let memory = code_memory(CALL_WASM_LEAVE);
+        let mut at = cursor(CODE, &[(Reg::RSP, ENTRY_SP)]);
+        at.address = CodeAddress::Return(CODE);
+        let next = RecognisedUnwinder.step(&at, &memory);
+        let Some(Next::Lost(e)) = next else { panic!("{next:?}") };
+        assert_eq!(e, UnwindError::UnknownRegister { register: "rbp" });
+    }
+}

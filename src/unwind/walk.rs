@@ -63,3 +63,56 @@ pub fn walk(start: Cursor, unwinders: &[&dyn Unwinder], memory: &dyn Memory, lim
         current = Frame { cursor: caller, trust };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::{CodeAddress, Reg};
+    use crate::unwind::testing::{Pieces, cursor};
+
+    /// Answers by pc.
+    struct Script(fn(u64, u64) -> Option<Next>);
+
+    impl Unwinder for Script {
+        fn step(&self, at: &Cursor, _: &dyn Memory) -> Option<Next> {
+            (self.0)(at.address.raw(), at.registers.sp().unwrap_or(0))
+        }
+    }
+
+    fn to(pc: u64, sp: u64) -> Option<Next> {
+        let mut next = cursor(pc, &[(Reg::RSP, sp)]);
+        next.address = CodeAddress::Return(pc);
+        Some(Next::Caller(next, Trust::Cfi))
+    }
+
+    fn run(unwinders: &[&dyn Unwinder], limit: usize) -> (Vec<u64>, End) {
+        let stack = walk(cursor(1, &[(Reg::RSP, 100)]), unwinders, &Pieces::default(), limit);
+        (stack.frames.iter().map(|f| f.cursor.address.raw()).collect(), stack.end)
+    }
+
+    #[test]
+    fn unwinders_are_asked_in_order_until_one_knows_the_code() {
+        let first = Script(|pc, _| if pc == 2 { Some(Next::Bottom) } else { None });
+        let second = Script(|pc, sp| to(pc + 1, sp + 8));
+        assert_eq!(run(&[&first, &second], 10), (vec![1, 2], End::Bottom));
+    }
+
+    #[test]
+    fn a_sinking_stack_pointer_is_no_cycle_but_the_same_place_is() {
+        let switching = Script(|pc, sp| if pc < 4 { to(pc + 1, sp - 8) } else { to(2, 92) });
+        assert_eq!(run(&[&switching], 10), (vec![1, 2, 3, 4], End::Cycle));
+        let recursion = Script(|_, sp| if sp < 140 { to(1, sp + 8) } else { Some(Next::Bottom) });
+        assert_eq!(run(&[&recursion], 10), (vec![1; 6], End::Bottom));
+    }
+
+    #[test]
+    fn what_was_found_before_the_end_is_kept() {
+        let endless = Script(|pc, sp| to(pc + 1, sp + 8));
+        assert_eq!(run(&[&endless], 3), (vec![1, 2, 3], End::Limit(3)));
+        let two = Script(|pc, sp| if pc == 1 { to(2, sp) } else { None });
+        assert_eq!(run(&[&two], 3), (vec![1, 2], End::Lost(UnwindError::NoCode { address: 2 })));
+        let error = UnwindError::UnknownRegister { register: "rbp" };
+        let lost = Script(|_, _| Some(Next::Lost(UnwindError::UnknownRegister { register: "rbp" })));
+        assert_eq!(run(&[&lost], 3), (vec![1], End::Lost(error)));
+    }
+}
