@@ -1,1 +1,2 @@
 //! The wasmer 0.x runtime with its singlepass backend.
+pub mod module_info;
