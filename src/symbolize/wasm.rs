@@ -473,8 +473,11 @@ impl WasmModule {
         let offset = *offsets.get(usize::try_from(op_index).ok()?)?;
         let end = self.bodies.get(local_func as usize)?.end;
         let data = self.bytes.get(usize::try_from(offset).ok()?..end)?;
-        let op = BinaryReader::new(data, offset);
-        let op = wasmparser::OperatorsReader::new(op).read().ok()?;
+        // The reader refuses an `else` without the `if` before it.
+        let op = match data.first() {
+            Some(0x05) => wasmparser::Operator::Else,
+            _ => wasmparser::OperatorsReader::new(BinaryReader::new(data, offset)).read().ok()?,
+        };
         let text = text::operator(&op);
         let kind = kind_of(&op, &text);
         Some(Operator { offset, text, kind })

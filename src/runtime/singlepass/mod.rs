@@ -9,6 +9,7 @@ pub mod ctx;
 pub mod find;
 pub mod frame;
 pub mod module;
+pub mod module_info;
 pub mod route_artifact;
 pub mod route_heap;
 pub mod route_vmctx;

@@ -1,0 +1,578 @@
+//! The runtime's module description, artifact files and cache images, in borsh.
+//!
+//! borsh: little-endian integers, `u32` lengths, `usize` as `u64`, one byte for an enum's variant, for `Option` and for
+//! `bool`; fields in declaration order. The structs are those of `module.rs`, `types.rs`, `cache.rs` of the runtime's
+//! core and `codegen_x64.rs: CacheImage` of the backend.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+use crate::bytes::{Bytes, Short};
+use crate::limits::{MAX_FUNCTIONS, MAX_IMAGE_BYTES};
+use crate::runtime::ValType;
+
+/// First bytes of an artifact file (`cache.rs: WASMER_CACHE_MAGIC`).
+const MAGIC: &[u8; 8] = b"WASMER\0\0";
+/// The only version there is (`cache.rs: CURRENT_CACHE_VERSION`).
+const VERSION: u64 = 0;
+
+/// Why encoded bytes were refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// They end too early.
+    #[error(transparent)]
+    Short(#[from] Short),
+    /// A value that the type does not have.
+    #[error("{what} is {value} at offset {offset}")]
+    Value {
+        /// Which field.
+        what: &'static str,
+        /// What is there.
+        value: u64,
+        /// Offset of its end.
+        offset: usize,
+    },
+    /// A string that is not UTF-8.
+    #[error("text before offset {0} is not UTF-8")]
+    Text(usize),
+    /// A count above its cap.
+    #[error("{count} {what} at offset {offset}, at most {cap} are read")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many.
+        count: u64,
+        /// The cap.
+        cap: u64,
+        /// Offset of the count's end.
+        offset: usize,
+    },
+    /// Fields that contradict each other.
+    #[error("{0}")]
+    Contradiction(String),
+}
+
+type Read<T> = Result<T, Malformed>;
+
+fn wrong<T>(what: &'static str, value: u64, b: &Bytes<'_>) -> Read<T> {
+    Err(Malformed::Value { what, value, offset: b.offset() })
+}
+
+fn flag(b: &mut Bytes<'_>, what: &'static str) -> Read<bool> {
+    match b.u8()? {
+        0 => Ok(false),
+        1 => Ok(true),
+        other => wrong(what, other.into(), b),
+    }
+}
+
+fn option<T>(b: &mut Bytes<'_>, what: &'static str, read: impl FnOnce(&mut Bytes<'_>) -> Read<T>) -> Read<Option<T>> {
+    Ok(if flag(b, what)? { Some(read(b)?) } else { None })
+}
+
+/// A `u32` count of elements of at least `size` bytes each: one that the rest of the input cannot hold is refused
+/// before anything is allocated for it.
+fn count(b: &mut Bytes<'_>, size: u64) -> Read<u32> {
+    let n = b.u32()?;
+    let wanted = u64::from(n) * size;
+    if wanted > b.remaining() as u64 {
+        return Err(Short { offset: b.offset(), wanted }.into());
+    }
+    Ok(n)
+}
+
+fn list<T>(b: &mut Bytes<'_>, size: u64, mut read: impl FnMut(&mut Bytes<'_>) -> Read<T>) -> Read<Vec<T>> {
+    let n = count(b, size)?;
+    (0..n).map(|_| read(b)).collect()
+}
+
+fn blob<'a>(b: &mut Bytes<'a>) -> Read<&'a [u8]> {
+    let n = b.u32()?;
+    Ok(b.take(n.into())?)
+}
+
+fn text(b: &mut Bytes<'_>) -> Read<String> {
+    let bytes = blob(b)?;
+    String::from_utf8(bytes.to_vec()).map_err(|_| Malformed::Text(b.offset()))
+}
+
+fn value_type(b: &mut Bytes<'_>) -> Read<ValType> {
+    Ok(match b.u8()? {
+        0 => ValType::I32,
+        1 => ValType::I64,
+        2 => ValType::F32,
+        3 => ValType::F64,
+        4 => ValType::V128,
+        other => return wrong("value type", other.into(), b),
+    })
+}
+
+/// A memory (`types.rs: MemoryDescriptor`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryInfo {
+    /// Pages of 64 KiB at least.
+    pub minimum: u32,
+    /// Pages at most.
+    pub maximum: Option<u32>,
+    /// Whether threads may share it.
+    pub shared: bool,
+    /// How it is mapped.
+    pub kind: MemoryKind,
+}
+
+/// How a memory is mapped (`memory/mod.rs: MemoryType`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryKind {
+    /// May move when it grows.
+    Dynamic,
+    /// All addresses reserved from the start.
+    Static,
+    /// Static, and shared.
+    SharedStatic,
+}
+
+/// A table (`types.rs: TableDescriptor`). Its elements are functions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableInfo {
+    /// Elements at least.
+    pub minimum: u32,
+    /// Elements at most.
+    pub maximum: Option<u32>,
+}
+
+/// A global (`types.rs: GlobalDescriptor`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GlobalInfo {
+    /// Type.
+    pub ty: ValType,
+    /// Whether code may write it.
+    pub mutable: bool,
+}
+
+/// An imported item of type `T`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Import<T> {
+    /// Module part of its name.
+    pub module: String,
+    /// Field part of its name.
+    pub name: String,
+    /// What is imported.
+    pub item: T,
+}
+
+/// What an export is (`module.rs: ExportIndex`), with its index in that index space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Export {
+    /// Function.
+    Function(u32),
+    /// Memory.
+    Memory(u32),
+    /// Global.
+    Global(u32),
+    /// Table.
+    Table(u32),
+}
+
+/// Parameter and result types.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signature {
+    /// Parameters.
+    pub params: Vec<ValType>,
+    /// Results.
+    pub results: Vec<ValType>,
+}
+
+/// The runtime's `ModuleInfo`, initial data of memories and tables left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModuleInfo {
+    /// Memories that the module defines.
+    pub memories: Vec<MemoryInfo>,
+    /// Globals that the module defines.
+    pub globals: Vec<GlobalInfo>,
+    /// Tables that the module defines.
+    pub tables: Vec<TableInfo>,
+    /// Imported functions; their signatures are the first of `function_types`.
+    pub imported_functions: Vec<Import<()>>,
+    /// Imported memories.
+    pub imported_memories: Vec<Import<MemoryInfo>>,
+    /// Imported tables.
+    pub imported_tables: Vec<Import<TableInfo>>,
+    /// Imported globals.
+    pub imported_globals: Vec<Import<GlobalInfo>>,
+    /// Exports in the module's order.
+    pub exports: Vec<(String, Export)>,
+    /// Start function.
+    pub start: Option<u32>,
+    /// Index into `signatures` of every function, imports first (`func_assoc`).
+    pub function_types: Vec<u32>,
+    /// Signatures.
+    pub signatures: Vec<Signature>,
+    /// Compiler ("singlepass").
+    pub backend: String,
+    /// Function names that the host supplied (`em_symbol_map`).
+    pub symbol_map: Option<BTreeMap<u32, String>>,
+    /// Custom sections by name. The runtime keeps them with `compile_with`, not with `compile_with_config`.
+    pub custom_sections: BTreeMap<String, Vec<Vec<u8>>>,
+    /// Whether debug information was to be generated.
+    pub generate_debug_info: bool,
+}
+
+impl ModuleInfo {
+    /// Reads the borsh form and leaves `b` behind it.
+    pub fn read(b: &mut Bytes<'_>) -> Result<ModuleInfo, Malformed> {
+        let memories = list(b, 7, memory)?;
+        let globals = list(b, 7, |b| {
+            let desc = global(b)?;
+            initializer(b)?;
+            Ok(desc)
+        })?;
+        let tables = list(b, 6, table)?;
+        let functions = list(b, 8, import_name)?;
+        let imported_memories = list(b, 15, |b| Ok((import_name(b)?, memory(b)?)))?;
+        let imported_tables = list(b, 14, |b| Ok((import_name(b)?, table(b)?)))?;
+        let imported_globals = list(b, 10, |b| Ok((import_name(b)?, global(b)?)))?;
+        let exports = list(b, 9, |b| Ok((text(b)?, export(b)?)))?;
+        skip_list(b, 13, |b| {
+            b.skip(4)?;
+            initializer(b)?;
+            blob(b).map(drop)
+        })?;
+        skip_list(b, 13, |b| {
+            b.skip(4)?;
+            initializer(b)?;
+            let n = count(b, 4)?;
+            Ok(b.skip(u64::from(n) * 4)?)
+        })?;
+        let start = option(b, "start function's presence", |b| Ok(b.u32()?))?;
+        let function_types = list(b, 4, |b| Ok(b.u32()?))?;
+        let signatures =
+            list(b, 8, |b| Ok(Signature { params: list(b, 1, value_type)?, results: list(b, 1, value_type)? }))?;
+        let backend = text(b)?;
+        let modules = StringTable::read(b)?;
+        let names = StringTable::read(b)?;
+        let symbol_map = option(b, "symbol map's presence", |b| {
+            Ok(list(b, 8, |b| Ok((b.u32()?, text(b)?)))?.into_iter().collect())
+        })?;
+        let custom_sections =
+            list(b, 8, |b| Ok((text(b)?, list(b, 4, |b| Ok(blob(b)?.to_vec()))?)))?.into_iter().collect();
+        let generate_debug_info = flag(b, "debug flag")?;
+        if let Some(&ty) = function_types.iter().find(|&&ty| ty as usize >= signatures.len()) {
+            return Err(Malformed::Contradiction(format!("signature {ty} of {} is used", signatures.len())));
+        }
+        if functions.len() > function_types.len() {
+            return Err(Malformed::Contradiction(format!(
+                "{} functions are imported, but there are {} functions",
+                functions.len(),
+                function_types.len()
+            )));
+        }
+        let named = Names { modules, names };
+        Ok(ModuleInfo {
+            memories,
+            globals,
+            tables,
+            imported_functions: named.resolve(functions.into_iter().map(|name| (name, ())).collect())?,
+            imported_memories: named.resolve(imported_memories)?,
+            imported_tables: named.resolve(imported_tables)?,
+            imported_globals: named.resolve(imported_globals)?,
+            exports,
+            start,
+            function_types,
+            signatures,
+            backend,
+            symbol_map,
+            custom_sections,
+            generate_debug_info,
+        })
+    }
+
+    /// Signature of a function, imports first.
+    pub fn signature(&self, func_index: u32) -> Option<&Signature> {
+        self.signatures.get(*self.function_types.get(func_index as usize)? as usize)
+    }
+
+    /// Names of functions and where they are from: "name section", "export", "import" (as `module.name`), "symbol map",
+    /// the first that has one.
+    pub fn function_names(&self) -> HashMap<u32, (String, &'static str)> {
+        let mut out = HashMap::new();
+        let mut add = |index: u32, name: &str, source| {
+            if !name.is_empty() && (index as usize) < self.function_types.len() {
+                out.entry(index).or_insert_with(|| (name.to_string(), source));
+            }
+        };
+        for section in self.custom_sections.get("name").into_iter().flatten() {
+            let reader = wasmparser::NameSectionReader::new(wasmparser::BinaryReader::new(section, 0));
+            for part in reader.map_while(Result::ok) {
+                let wasmparser::Name::Function(map) = part else { continue };
+                for naming in map.map_while(Result::ok) {
+                    add(naming.index, naming.name, "name section");
+                }
+            }
+        }
+        for (name, export) in &self.exports {
+            if let Export::Function(index) = *export {
+                add(index, name, "export");
+            }
+        }
+        for (index, import) in (0u32..).zip(&self.imported_functions) {
+            add(index, &format!("{}.{}", import.module, import.name), "import");
+        }
+        for (&index, name) in self.symbol_map.iter().flatten() {
+            add(index, name, "symbol map");
+        }
+        out
+    }
+}
+
+fn skip_list(b: &mut Bytes<'_>, size: u64, mut skip: impl FnMut(&mut Bytes<'_>) -> Read<()>) -> Read<()> {
+    let n = count(b, size)?;
+    (0..n).try_for_each(|_| skip(b))
+}
+
+fn memory(b: &mut Bytes<'_>) -> Read<MemoryInfo> {
+    Ok(MemoryInfo {
+        minimum: b.u32()?,
+        maximum: option(b, "memory maximum's presence", |b| Ok(b.u32()?))?,
+        shared: flag(b, "shared flag")?,
+        kind: match b.u8()? {
+            0 => MemoryKind::Dynamic,
+            1 => MemoryKind::Static,
+            2 => MemoryKind::SharedStatic,
+            other => return wrong("memory kind", other.into(), b),
+        },
+    })
+}
+
+fn table(b: &mut Bytes<'_>) -> Read<TableInfo> {
+    match b.u8()? {
+        0 => {}
+        other => return wrong("table element type", other.into(), b),
+    }
+    Ok(TableInfo { minimum: b.u32()?, maximum: option(b, "table maximum's presence", |b| Ok(b.u32()?))? })
+}
+
+fn global(b: &mut Bytes<'_>) -> Read<GlobalInfo> {
+    let mutable = flag(b, "mutable flag")?;
+    Ok(GlobalInfo { mutable, ty: value_type(b)? })
+}
+
+fn initializer(b: &mut Bytes<'_>) -> Read<()> {
+    let size = match b.u8()? {
+        0 => match value_type(b)? {
+            ValType::I32 | ValType::F32 => 4,
+            ValType::I64 | ValType::F64 => 8,
+            ValType::V128 => 16,
+        },
+        1 => 4,
+        other => return wrong("initializer", other.into(), b),
+    };
+    Ok(b.skip(size)?)
+}
+
+fn export(b: &mut Bytes<'_>) -> Read<Export> {
+    let variant = b.u8()?;
+    let index = b.u32()?;
+    Ok(match variant {
+        0 => Export::Function(index),
+        1 => Export::Memory(index),
+        2 => Export::Global(index),
+        3 => Export::Table(index),
+        other => return wrong("export kind", other.into(), b),
+    })
+}
+
+type NamePair = (u32, u32);
+
+fn import_name(b: &mut Bytes<'_>) -> Read<NamePair> {
+    Ok((b.u32()?, b.u32()?))
+}
+
+struct StringTable {
+    entries: Vec<(u32, u32)>,
+    buffer: String,
+}
+
+impl StringTable {
+    fn read(b: &mut Bytes<'_>) -> Read<StringTable> {
+        Ok(StringTable { entries: list(b, 8, |b| Ok((b.u32()?, b.u32()?)))?, buffer: text(b)? })
+    }
+
+    fn get(&self, index: u32) -> Option<&str> {
+        let &(start, len) = self.entries.get(index as usize)?;
+        let start = start as usize;
+        self.buffer.get(start..start.checked_add(len as usize)?)
+    }
+}
+
+struct Names {
+    modules: StringTable,
+    names: StringTable,
+}
+
+impl Names {
+    /// Entries may share text, so what they name together can be far larger than the input; one input's length is
+    /// more than any real module's names need.
+    fn resolve<T>(&self, items: Vec<(NamePair, T)>) -> Read<Vec<Import<T>>> {
+        const CAP: usize = 64 << 20;
+        let mut left = CAP;
+        let mut out = Vec::with_capacity(items.len());
+        for ((module, name), item) in items {
+            let (Some(module), Some(name)) = (self.modules.get(module), self.names.get(name)) else {
+                return Err(Malformed::Contradiction(format!("import {module}.{name} is not in the string tables")));
+            };
+            left = left
+                .checked_sub(module.len() + name.len())
+                .ok_or_else(|| Malformed::Contradiction(format!("names of imports have more than {CAP} bytes")))?;
+            out.push(Import { module: module.to_string(), name: name.to_string(), item });
+        }
+        Ok(out)
+    }
+}
+
+/// Where the parts of an encoded `CacheImage` are. The code is not copied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheImageLayout {
+    /// The code's place in the bytes that were read.
+    pub code: Range<usize>,
+    /// Offset in the code of each function's entry, imports' trampolines first.
+    pub function_pointers: Vec<u64>,
+    /// On x86-64 the same as `function_pointers`.
+    pub function_offsets: Vec<u64>,
+    /// Number of imported functions.
+    pub func_import_count: u64,
+    /// Where the encoded state map begins. Where it ends only its decoder knows, and bytes may follow: the image is
+    /// kept in whole pages (`codegen_x64.rs: generate_cache`).
+    pub msm: usize,
+}
+
+impl CacheImageLayout {
+    /// Reads an image that begins at the start of `bytes`. All ranges and offsets are relative to it.
+    ///
+    /// Besides the encoding it checks what holds for every image: as many offsets as pointers, each inside the code and
+    /// not below the one before, and no more imports than functions.
+    pub fn parse(bytes: &[u8]) -> Result<CacheImageLayout, Malformed> {
+        let mut b = Bytes::new(bytes);
+        let len = b.u32()?;
+        let start = b.offset();
+        b.skip(len.into())?;
+        let code = start..b.offset();
+        let function_pointers = offsets(&mut b, code.len())?;
+        let function_offsets = offsets(&mut b, code.len())?;
+        let func_import_count = b.u64()?;
+        if function_pointers.len() != function_offsets.len() {
+            return Err(Malformed::Contradiction(format!(
+                "{} function pointers and {} function offsets",
+                function_pointers.len(),
+                function_offsets.len()
+            )));
+        }
+        if func_import_count > function_offsets.len() as u64 {
+            return Err(Malformed::Contradiction(format!(
+                "{func_import_count} of {} functions are imported",
+                function_offsets.len()
+            )));
+        }
+        Ok(CacheImageLayout { code, function_pointers, function_offsets, func_import_count, msm: b.offset() })
+    }
+
+    /// Offsets in the code of the functions that the module defines.
+    pub fn local_function_offsets(&self) -> &[u64] {
+        usize::try_from(self.func_import_count).ok().and_then(|n| self.function_offsets.get(n..)).unwrap_or(&[])
+    }
+}
+
+fn offsets(b: &mut Bytes<'_>, code_len: usize) -> Read<Vec<u64>> {
+    let n = count(b, 8)?;
+    if n as usize > MAX_FUNCTIONS {
+        return Err(Malformed::TooMany {
+            what: "functions",
+            count: n.into(),
+            cap: MAX_FUNCTIONS as u64,
+            offset: b.offset(),
+        });
+    }
+    let mut last = 0;
+    (0..n)
+        .map(|_| {
+            let at = b.u64()?;
+            if at < last || at >= code_len as u64 {
+                return wrong("function offset", at, b);
+            }
+            last = at;
+            Ok(at)
+        })
+        .collect()
+}
+
+/// An artifact file: what `Artifact::serialize` of the runtime writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Artifact {
+    /// The module's description.
+    pub info: ModuleInfo,
+    /// The backend's metadata, in the file. Singlepass has none.
+    pub metadata: Range<usize>,
+    /// The cache image, in the file, with the padding behind it.
+    pub image: Range<usize>,
+    /// The image's parts, relative to the start of `image`.
+    pub layout: CacheImageLayout,
+}
+
+impl Artifact {
+    /// Reads the bytes of an artifact file.
+    pub fn parse(file: &[u8]) -> Result<Artifact, String> {
+        if file.len() as u64 > MAX_IMAGE_BYTES {
+            return Err(format!("it has {} bytes, more than the {MAX_IMAGE_BYTES} that are read", file.len()));
+        }
+        let mut b = Bytes::new(file);
+        match b.take(8) {
+            Ok(magic) if magic == MAGIC => {}
+            _ => return Err("it does not begin with \"WASMER\\0\\0\"".to_string()),
+        }
+        let header = |e: Short| format!("its header is cut off: {e}");
+        let version = b.u64().map_err(header)?;
+        if version != VERSION {
+            return Err(format!("it is of version {version}, only version {VERSION} is known"));
+        }
+        let data_len = b.u64().map_err(header)?;
+        if data_len > b.remaining() as u64 {
+            return Err(format!("it is cut off: the header announces {data_len} bytes, {} are there", b.remaining()));
+        }
+        let info = ModuleInfo::read(&mut b).map_err(|e| format!("its module description is broken: {e}"))?;
+        let broken = |e: Malformed| format!("its code part is broken: {e}");
+        let metadata = blob_range(&mut b).map_err(broken)?;
+        // `sys/mod.rs`: protection, then contents.
+        match b.u8() {
+            Ok(0..=4) => {}
+            Ok(other) => return Err(format!("its code part is broken: memory protection is {other}")),
+            Err(e) => return Err(broken(e.into())),
+        }
+        let image = blob_range(&mut b).map_err(broken)?;
+        let bytes = file.get(image.clone()).unwrap_or(&[]);
+        let layout = CacheImageLayout::parse(bytes).map_err(|e| format!("its cache image is broken: {e}"))?;
+        if layout.func_import_count != info.imported_functions.len() as u64 {
+            return Err(format!(
+                "its code has {} imported functions, its module description {}",
+                layout.func_import_count,
+                info.imported_functions.len()
+            ));
+        }
+        Ok(Artifact { info, metadata, image, layout })
+    }
+
+    /// Where the code is in the file.
+    pub fn code(&self) -> Range<usize> {
+        self.image.start + self.layout.code.start..self.image.start + self.layout.code.end
+    }
+
+    /// Where the encoded state map begins in the file; it ends at or before the end of `image`.
+    pub fn msm(&self) -> usize {
+        self.image.start + self.layout.msm
+    }
+}
+
+fn blob_range(b: &mut Bytes<'_>) -> Read<Range<usize>> {
+    let n = b.u32()?;
+    let start = b.offset();
+    b.skip(n.into())?;
+    Ok(start..b.offset())
+}
