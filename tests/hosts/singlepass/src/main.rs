@@ -4,11 +4,12 @@ mod guests;
 mod options;
 mod report;
 mod shim;
+mod sqlite;
 mod trap;
 mod truth;
 
 use options::{End, Options};
-use shim::{Entry, host_nested_import, host_stop_import, nothing};
+use shim::{Entry, host_nested_import, host_stop_import, nothing, nothing_float};
 use std::{
     ffi::{c_int, c_void},
     sync::{
@@ -46,6 +47,9 @@ fn options() -> &'static Options {
 #[unsafe(no_mangle)]
 extern "C" fn host_stop(vmctx: *mut vm::Ctx, entry: &Entry) -> u64 {
     let options = options();
+    if !ARMED.load(Ordering::SeqCst) {
+        return 0;
+    }
     let (name, suffix) = report::label(&options.stop);
     unsafe {
         let image = truth::read(entry.return_address, after_return(entry), truth::known_at_call(entry));
@@ -116,6 +120,9 @@ extern "C" fn host_nested(vmctx: *mut vm::Ctx, entry: &Entry) -> u64 {
     0
 }
 
+/// Whether the stop is one yet; only SQLite reaches it before its time.
+static ARMED: AtomicBool = AtomicBool::new(true);
+
 static GROW_STOPS: AtomicBool = AtomicBool::new(false);
 
 /// Takes the place of libc's function in this executable: the runtime's `memory.grow` calls it, so a thread can stop
@@ -183,13 +190,20 @@ fn import_for(wanted: &ImportDescriptor) -> Export {
         ExternDescriptor::Function(signature) => {
             let is_stop = match &options.stop_at {
                 Some(name) => *name == full_name || *name == wanted.name,
+                None if options.stop == "sqlite" => full_name == "env._emscripten_date_now",
                 None => matches!(full_name.as_str(), "env.stop" | "env.args"),
             };
             let address = match full_name.as_str() {
                 _ if is_stop => host_stop_import as *const () as usize,
                 "env.nested" => host_nested_import as *const () as usize,
                 "env.ready" => ready as *const () as usize,
-                _ => nothing as *const () as usize,
+                name => match sqlite::import(name) {
+                    Some(address) => address,
+                    None if matches!(signature.returns(), [Type::F32 | Type::F64]) => {
+                        nothing_float as *const () as usize
+                    }
+                    None => nothing as *const () as usize,
+                },
             };
             raw_function(address, signature)
         }
@@ -309,10 +323,18 @@ fn stop_here(stop: &str) {
             let module = unsafe { load_cache_with(artifact, &SinglePassCompiler::new()) }.expect("a cached module");
             run(&instantiate(&module), "run", &[]);
         }
+        "sqlite" | "sqlite-busy" => {
+            let instance = instantiate(&compile(&wasm_file()));
+            ARMED.store(false, Ordering::SeqCst);
+            sqlite::query(&instance, options, || {
+                ARMED.store(true, Ordering::SeqCst);
+                if stop == "sqlite-busy" {
+                    report::reached(stop);
+                }
+            });
+        }
         "wasm" => {
-            let path = options.wasm.as_ref().unwrap_or_else(|| fail("the stop wasm needs --wasm FILE"));
-            let wasm = std::fs::read(path).unwrap_or_else(|e| fail(&format!("{}: {e}", path.display())));
-            let instance = instantiate(&compile(&wasm));
+            let instance = instantiate(&compile(&wasm_file()));
             let name = options.call.as_deref().unwrap_or_else(|| fail("--wasm needs --call NAME [ARGS]"));
             let values = run(&instance, name, &arguments(&instance, name));
             report::note(&format!("{name} returned {values:?}"));
@@ -327,6 +349,11 @@ fn stop_here(stop: &str) {
     report::note(&format!("the guest of {stop} returned"));
     report::reached("returned");
     report::sleep_forever()
+}
+
+fn wasm_file() -> Vec<u8> {
+    let path = options().wasm.as_ref().unwrap_or_else(|| fail("this stop needs --wasm FILE"));
+    std::fs::read(path).unwrap_or_else(|e| fail(&format!("{}: {e}", path.display())))
 }
 
 /// `--call`'s arguments in the types of the export's parameters.

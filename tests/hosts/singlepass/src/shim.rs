@@ -92,3 +92,8 @@ unsafe extern "C" {
 pub extern "C" fn nothing(_vmctx: *mut vm::Ctx) -> u64 {
     0
 }
+
+/// The same for imports that return a float, which is expected in XMM0.
+pub extern "C" fn nothing_float(_vmctx: *mut vm::Ctx) -> f64 {
+    0.0
+}

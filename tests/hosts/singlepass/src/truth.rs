@@ -71,6 +71,9 @@ pub unsafe fn read(address: u64, rsp: u64, mut known: Known) -> Option<Execution
     .ok()
 }
 
+/// Linear memories above this are left out of the truth: encoding them byte by byte takes seconds in a debug build.
+const INSTANCE_BYTES: usize = 4 << 20;
+
 /// Writes `<truth>` (bincode of the image), `<truth>.instance` and `<truth>.txt`, with `suffix` after `<truth>`.
 /// Where the runtime has no answer the files are absent.
 ///
@@ -90,7 +93,7 @@ pub unsafe fn write(options: &Options, suffix: &str, image: Option<ExecutionStat
     };
     save(with(""), &bincode::serialize(&image).expect("an image encodes"));
     save(with(".txt"), image.output().as_bytes());
-    if !vmctx.is_null() {
+    if !vmctx.is_null() && unsafe { (*vmctx).internal.memory_bound } <= INSTANCE_BYTES {
         save(with(".instance"), &build_instance_image(unsafe { &mut *vmctx }, image).to_bytes());
     }
 }
