@@ -5,3 +5,6 @@ pub mod ctx;
 pub mod route_artifact;
 pub mod route_heap;
 pub mod route_vmctx;
+
+#[cfg(test)]
+pub(crate) mod fake;

@@ -63,10 +63,10 @@ pub fn find_heap(
             search.starts.len(),
             search.starts[0].address
         ));
-    }
-    notes.extend(search.failures.iter().map(|e| format!("heap: {e}")));
-    if search.failed > search.failures.len() {
-        notes.push(format!("heap: {} more places looked like an image", search.failed - search.failures.len()));
+        notes.extend(search.failures.iter().map(|e| format!("heap: {e}")));
+        if search.failed > search.failures.len() {
+            notes.push(format!("heap: {} more places looked like an image", search.failed - search.failures.len()));
+        }
     }
     if search.copies > 0 {
         notes.push(format!("heap: {} further copies of images were seen; the first of each is used", search.copies));
@@ -162,6 +162,12 @@ impl Search<'_> {
 
     /// The words at `address` look like the start of an image.
     fn candidate(&mut self, address: u64, end: u64) {
+        // Machine code is full of words that pass as a page-aligned size; most would not fit where the code is.
+        let first = self.target.read_u64(address).unwrap_or_default();
+        let fits = |s: &CodeStart| s.first == (first >> 32) as u32 && s.limit - s.address >= first & 0xffff_ffff;
+        if !self.starts.iter().any(fits) {
+            return;
+        }
         let len = (end - address).min(limits::MAX_IMAGE_BYTES);
         let image = ImageBytes::Target { memory: self.target, address, len, exact: false };
         let header = match CacheImage::parse(&image) {
@@ -171,7 +177,10 @@ impl Search<'_> {
         let mut first_error = None;
         let mut matching = Vec::new();
         // The same module compiled twice gives equal code twice: one image then serves both.
-        for start in &self.starts {
+        for start in self.starts.iter().filter(|s| fits(s)) {
+            if Instant::now() >= self.until {
+                break;
+            }
             let confirmed = confirm(self.target, Route::Heap, &image, &header, start.address, start.limit);
             let counted = confirmed.map(|mut a| {
                 a.checks.extend(arc_counts(self.target, address));
@@ -232,5 +241,156 @@ fn scan(bytes: &[u8], firsts: &[u32], hits: &mut Vec<usize>) {
                 hits.push(i * BLOCK + j * 8);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::anchor::MapSource;
+    use super::super::fake::{CODE, Fake, HEAP, LINEAR, STACK, make, patch, quiet};
+    use super::*;
+    use crate::target::{MemoryError, Thread};
+    use std::cell::RefCell;
+
+    fn bases(anchors: &[Anchor]) -> Vec<u64> {
+        anchors.iter().map(|a| a.code_base).collect()
+    }
+
+    #[test]
+    fn several_modules_in_one_merged_mapping_are_found_in_one_pass() {
+        let made = [make(1, 2, 1), make(0, 200, 2), make(0, 1, 3), make(2, 0, 4)];
+        let mut f = Fake::new();
+        let mut at = CODE;
+        let mut expected = Vec::new();
+        for m in &made {
+            f.code(at, &m.code);
+            f.arc(&m.image);
+            expected.push(at);
+            at += m.code.len() as u64;
+        }
+        f.merge_mappings();
+        let (anchors, notes) = find_heap(&f, &[], &quiet);
+        let mut found = bases(&anchors);
+        found.sort();
+        assert_eq!(found, expected, "{notes:?}");
+        assert_eq!(notes, Vec::<String>::new());
+        for (m, a) in made.iter().zip(&anchors) {
+            assert_eq!(a.function_offsets, m.offsets);
+        }
+    }
+
+    #[test]
+    fn stale_copies_are_passed_by() {
+        let (m, other) = (make(0, 2, 1), make(0, 1, 9));
+        let mut f = Fake::new();
+        f.code(CODE, &m.code);
+        f.code(CODE + 0x1000, &other.code);
+        // One that was overwritten in the middle, one cut off by the end of its mapping, a good one, and its twin.
+        let mut stale = m.image.clone();
+        stale[60] ^= 1;
+        f.arc(&stale);
+        f.write(LINEAR + 0x10000 - 16, &m.image[..16]);
+        f.arc(&m.image);
+        f.arc(&m.image);
+        let (anchors, notes) = find_heap(&f, &[], &quiet);
+        assert_eq!(bases(&anchors), [CODE]);
+        let all = notes.join("\n");
+        assert!(all.contains(&format!("no cached image for 1 page(s) of code, the first at {:#x}", CODE + 0x1000)));
+        assert!(all.contains("1 further copies") && all.contains("differs from its image at offset 0x38"), "{all}");
+        assert!(all.contains("it ends here"), "{all}");
+    }
+
+    #[test]
+    fn one_image_serves_equal_code_at_two_places_even_patched() {
+        let m = make(0, 2, 1);
+        let mut f = Fake::new();
+        f.code(CODE, &m.code);
+        f.code(CODE + 0x4000, &m.code);
+        f.write(CODE, &patch(0x77));
+        f.arc(&m.image);
+        let (anchors, notes) = find_heap(&f, &[], &quiet);
+        assert_eq!(bases(&anchors), [CODE, CODE + 0x4000], "{notes:?}");
+        assert_eq!((&anchors[0].patched[..], &anchors[1].patched[..]), (&[(0, 0x77)][..], &[][..]));
+    }
+
+    #[test]
+    fn what_is_known_is_not_searched_for() {
+        let m = make(0, 2, 1);
+        let mut f = Fake::new();
+        f.code(CODE, &m.code);
+        f.arc(&m.image);
+        let (known, _) = find_heap(&f, &[], &quiet);
+        let asked = RefCell::new(0);
+        let (more, notes) = find_heap(&f, &known, &|_, _, _| *asked.borrow_mut() += 1);
+        assert!(more.is_empty() && notes.is_empty() && *asked.borrow() == 0);
+        // Nothing executable at all.
+        let (none, notes) = find_heap(&Fake::new(), &[], &quiet);
+        assert!(none.is_empty() && notes[0].contains("no anonymous executable memory"), "{notes:?}");
+    }
+
+    /// A target that lacks some pages, as cores do.
+    struct Holes(Fake, Vec<u64>);
+
+    impl crate::target::Memory for Holes {
+        fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
+            let hit = |p: &u64| address < p + PAGE && *p < address + buf.len() as u64;
+            match self.1.iter().any(hit) {
+                true => Err(MemoryError::Absent { address, len: buf.len(), why: "not dumped" }),
+                false => self.0.read(address, buf),
+            }
+        }
+    }
+
+    impl Target for Holes {
+        fn description(&self) -> String {
+            self.0.description()
+        }
+        fn threads(&self) -> &[Thread] {
+            self.0.threads()
+        }
+        fn mappings(&self) -> &[Mapping] {
+            self.0.mappings()
+        }
+        fn executable(&self) -> Option<&std::path::Path> {
+            None
+        }
+        fn pid(&self) -> Option<u32> {
+            None
+        }
+        fn auxv(&self, _: u64) -> Option<u64> {
+            None
+        }
+        fn file_candidates(&self, _: &Mapping) -> Vec<std::path::PathBuf> {
+            Vec::new()
+        }
+        fn notes(&self) -> &[String] {
+            &[]
+        }
+        fn is_live(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn absent_pages_do_not_hide_what_is_behind_them() {
+        let m = make(0, 2, 1);
+        let mut f = Fake::new();
+        f.code(CODE, &m.code);
+        f.alloc(0x5000);
+        f.arc(&m.image);
+        let (anchors, notes) = find_heap(&Holes(f, vec![HEAP, HEAP + 0x2000, STACK]), &[], &quiet);
+        assert_eq!(bases(&anchors), [CODE], "{notes:?}");
+        let MapSource::CacheImage { exact, .. } = anchors[0].map else { panic!() };
+        assert!(!exact);
+    }
+
+    #[test]
+    fn scan_wants_a_size_in_pages_and_a_known_first_word() {
+        let words: [u64; 6] =
+            [0, 0x20e9_0000_1000, 0x20e9_0000_1008, 0x20e8_0000_1000, 0x20e9_0000_0000, 0x20e9_ffff_f000];
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).chain([0xe9; 3]).collect();
+        let mut hits = Vec::new();
+        scan(&bytes, &[0x20e9], &mut hits);
+        assert_eq!(hits, [8, 40]);
     }
 }
