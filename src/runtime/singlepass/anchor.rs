@@ -296,7 +296,7 @@ impl CacheImage {
 /// The last word of an image whose end is known: the size of the code before it was rounded up to pages. An image that was
 /// loaded from a cache is followed by zeros up to the end of a page; the word's own zeros cannot be told from those, so each
 /// possible end is tried.
-fn total_size(image: &ImageBytes<'_>, code_size: u64) -> Option<u64> {
+pub(super) fn total_size(image: &ImageBytes<'_>, code_size: u64) -> Option<u64> {
     if let ImageBytes::Target { exact: false, .. } = image {
         return None;
     }
