@@ -296,7 +296,7 @@ impl CacheImage {
 /// The last word of an image whose end is known: the size of the code before it was rounded up to pages. An image that was
 /// loaded from a cache is followed by zeros up to the end of a page; the word's own zeros cannot be told from those, so each
 /// possible end is tried.
-fn total_size(image: &ImageBytes<'_>, code_size: u64) -> Option<u64> {
+pub(super) fn total_size(image: &ImageBytes<'_>, code_size: u64) -> Option<u64> {
     if let ImageBytes::Target { exact: false, .. } = image {
         return None;
     }
@@ -559,7 +559,9 @@ pub fn find_all(
     artifact: Option<&[u8]>,
     progress: &dyn Fn(&str, u64, u64),
 ) -> (Vec<Anchor>, Vec<String>) {
-    let (mut anchors, mut notes) = route_vmctx::find_vmctx(target, progress);
+    let mut notes = Vec::new();
+    let instances = route_vmctx::instances(target, progress, &mut notes);
+    let mut anchors = route_vmctx::modules(target, &instances, progress, &mut notes);
     if let Some(bytes) = artifact {
         let (more, why) = route_artifact::from_artifact(target, bytes, progress);
         anchors.extend(more);
@@ -568,5 +570,181 @@ pub fn find_all(
     let (more, why) = route_heap::find_heap(target, &anchors, progress);
     anchors.extend(more);
     notes.extend(why);
-    (merge(anchors), notes)
+    let mut anchors = merge(anchors);
+    route_vmctx::attach(target, &instances, &mut anchors);
+    (anchors, notes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::{CODE, Fake, HEAP, HEAP_SIZE, STACK, TEXT, artifact, image, make, patch, quiet};
+    use super::*;
+    use crate::arch::Reg;
+
+    fn owned(bytes: &[u8]) -> ImageBytes<'static> {
+        ImageBytes::Owned(Arc::from(bytes))
+    }
+
+    fn why(bytes: &[u8]) -> &'static str {
+        match CacheImage::parse(&owned(bytes)) {
+            Err(AnchorError::NotImage { why, .. }) => why,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_image_is_walked_to_its_state_map() {
+        let m = make(2, 3, 1);
+        let h = CacheImage::parse(&owned(&m.image)).unwrap();
+        assert_eq!((h.code_size, h.import_count, &h.function_offsets), (4096, 2, &m.offsets));
+        assert_eq!(h.first_local(), Some(m.offsets[2]));
+        assert_eq!(m.image[h.msm_offset as usize..][..4], [3, 0, 0, 0]);
+        let total = m.code.iter().rposition(|&b| b != 0).unwrap() as u64 + 1;
+        assert_eq!(h.total_size, Some(total));
+        // Loaded from a cache: zeros up to the end of a page.
+        let mut padded = m.image.clone();
+        padded.resize(padded.len().next_multiple_of(4096), 0);
+        assert_eq!(CacheImage::parse(&owned(&padded)).unwrap().total_size, Some(total));
+    }
+
+    #[test]
+    fn truncated_images_and_lying_lengths_are_errors() {
+        let m = make(1, 2, 1);
+        let h = CacheImage::parse(&owned(&m.image)).unwrap();
+        for end in (0..h.msm_offset as usize + 12).filter(|e| e % 7 == 0 || *e > 4096) {
+            assert!(CacheImage::parse(&owned(&m.image[..end])).is_err(), "{end}");
+        }
+        let with = |at: usize, bytes: &[u8]| {
+            let mut b = m.image.clone();
+            b[at..at + bytes.len()].copy_from_slice(bytes);
+            b
+        };
+        assert_eq!(why(&with(0, &[0xff; 4])), "the code is no whole number of pages");
+        assert_eq!(why(&with(0, &[0, 0xf0, 0xff, 0xff])), "the code is no whole number of pages");
+        assert_eq!(why(&with(0, &[0, 0, 0, 0x40])), "it ends here");
+        let table = 4 + m.code.len();
+        assert_eq!(why(&with(table, &[0xff; 4])), "too many functions");
+        assert_eq!(why(&with(table, &[0xff, 0xff, 0, 0])), "a function table is longer than the image");
+        assert_eq!(why(&with(table + 4, &[1])), "its two function tables differ");
+        assert_eq!(why(&with(table + 28, &[4])), "its two function tables differ in length");
+        let imports = table + 28 + 28;
+        assert_eq!(why(&with(imports, &[4])), "more imports than functions");
+        assert_eq!(why(&with(imports, &[0])), "the state map has another number of functions");
+        assert_eq!(why(&with(imports + 12, &[5])), "the state map begins with another function");
+        assert_eq!(why(&image(&m.code, &[0, 40, 40], 0, 99)), "function offsets do not increase");
+        assert_eq!(why(&image(&m.code, &[0, 40, 4096], 0, 99)), "a function lies beyond the code");
+    }
+
+    #[test]
+    fn only_the_patchable_head_of_a_function_may_differ() {
+        let m = make(1, 3, 1);
+        let (second, import) = (CODE + m.offsets[2], CODE + m.offsets[0]);
+        let run = |at: u64, bytes: &[u8]| {
+            let mut f = Fake::new();
+            f.code(CODE, &m.code);
+            f.write(at, bytes);
+            let i = owned(&m.image);
+            let h = CacheImage::parse(&i).unwrap();
+            confirm(&f, Route::Heap, &i, &h, CODE, CODE + 4096)
+        };
+        assert_eq!(run(second, &patch(0x1234)).unwrap().patched, [(2, 0x1234)]);
+        let offset = second - CODE;
+        // Half a patch, a patch that does more, a patch of an import.
+        assert_eq!(run(second, &patch(1)[..22]), Err(AnchorError::Different { base: CODE, offset }));
+        let long = [patch(1), vec![0xcc]].concat();
+        assert_eq!(run(second, &long), Err(AnchorError::Different { base: CODE, offset: offset + 23 }));
+        assert!(matches!(run(import, &patch(1)), Err(AnchorError::Different { .. })));
+        // The last byte of the padding counts too.
+        assert_eq!(run(CODE + 4095, &[1]), Err(AnchorError::Different { base: CODE, offset: 4095 }));
+    }
+
+    #[test]
+    fn code_that_crosses_compare_blocks_is_compared_to_its_end() {
+        let m = make(0, 12_000, 1);
+        assert!(m.code.len() > 2 * BLOCK);
+        let mut f = Fake::new();
+        f.code(CODE, &m.code);
+        let i = owned(&m.image);
+        let h = CacheImage::parse(&i).unwrap();
+        let limit = CODE + h.code_size;
+        // A patch that straddles the first two blocks (4 KiB and 256 KiB end inside some function's head).
+        let straddles = |edge: u64| {
+            let f = m.offsets.partition_point(|&o| o <= edge) - 1;
+            (m.offsets[f] < edge && edge < m.offsets[f] + PATCH_SIZE).then_some(f as u64)
+        };
+        let blocks = (0..10).map(|i| PAGE + i * BLOCK as u64);
+        let cut: Vec<u64> = blocks.filter_map(straddles).collect();
+        assert!(!cut.is_empty());
+        for &n in &cut {
+            f.write(CODE + m.offsets[n as usize], &patch(n));
+        }
+        let a = confirm(&f, Route::Heap, &i, &h, CODE, limit).unwrap();
+        assert_eq!(a.patched, cut.iter().map(|&n| (n, n)).collect::<Vec<_>>());
+        f.write(limit - 1, &[1]);
+        assert_eq!(
+            confirm(&f, Route::Heap, &i, &h, CODE, limit),
+            Err(AnchorError::Different { base: CODE, offset: h.code_size - 1 })
+        );
+        assert!(confirm(&f, Route::Heap, &i, &h, CODE, limit - PAGE).is_err());
+    }
+
+    #[test]
+    fn all_routes_lead_to_one_anchor() {
+        let (m, n) = (make(1, 2, 1), make(0, 2, 2));
+        let mut f = Fake::new();
+        let b = f.load(&m, CODE);
+        // Only in the heap: no instance of it is seen anywhere.
+        f.load(&n, CODE + 0x1000);
+        f.merge_mappings();
+        f.thread(&[(Reg::R15, b.vmctx)]);
+        let (anchors, notes) = find_all(&f, Some(&artifact(&m.image)), &quiet);
+        assert_eq!(notes, Vec::<String>::new());
+        assert_eq!(anchors.len(), 2);
+        assert_eq!((anchors[0].code_base, &anchors[0].routes[..]), (CODE, &[Route::Vmctx, Route::Artifact][..]));
+        assert_eq!((anchors[0].module_inner, &anchors[0].vmctx[..]), (Some(b.module), &[b.vmctx][..]));
+        assert_eq!((anchors[1].code_base, &anchors[1].routes[..]), (CODE + 0x1000, &[Route::Heap][..]));
+    }
+
+    #[test]
+    fn instances_are_listed_even_if_their_module_cannot_be_followed() {
+        let m = make(1, 2, 1);
+        let mut f = Fake::new();
+        let b = f.load(&m, CODE);
+        f.words(b.module + 0x240, &[0]);
+        f.thread(&[(Reg::RBX, b.vmctx)]);
+        let (anchors, notes) = find_all(&f, None, &quiet);
+        assert_eq!((anchors[0].routes[0], &anchors[0].vmctx[..]), (Route::Heap, &[b.vmctx][..]));
+        assert!(notes[0].contains("leads to no cached image"), "{notes:?}");
+    }
+
+    /// Whatever stands in the target, the routes end and say something; what they find is never wrong.
+    #[test]
+    fn corrupted_targets_neither_panic_nor_yield_wrong_modules() {
+        let m = make(1, 3, 1);
+        let mut random = 1u64;
+        let mut next = move || {
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            random >> 20
+        };
+        let mut found = 0;
+        for _ in 0..400 {
+            let mut f = Fake::new();
+            let b = f.load(&m, CODE);
+            f.thread(&[(Reg::R15, b.vmctx), (Reg::RSP, STACK)]);
+            let (from, to) = [(HEAP, HEAP + 0x6000), (CODE, CODE + 200), (b.vmctx, b.vmctx + 160), (TEXT, TEXT + 64)]
+                [next() as usize % 4];
+            for _ in 0..1 + next() % 8 {
+                let at = from + next() % (to - from);
+                let value = [0, 1, 8, u64::MAX, at, b.vmctx, b.module, HEAP + HEAP_SIZE - 8, CODE, next()];
+                f.words(at & !7, &[value[next() as usize % value.len()]]);
+            }
+            let (anchors, _) = find_all(&f, Some(&artifact(&m.image)), &quiet);
+            for a in anchors {
+                found += 1;
+                assert_eq!((a.code_base, a.code_size, &a.function_offsets), (CODE, 4096, &m.offsets));
+                assert!(a.checks.len() >= 2);
+            }
+        }
+        assert!(found > 100, "{found}");
+    }
 }

@@ -83,3 +83,45 @@ fn find(
         false => Ok(anchors),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::anchor::MapSource;
+    use super::super::fake::{CODE, Fake, artifact, make, quiet};
+    use super::*;
+
+    #[test]
+    fn code_that_is_loaded_twice_gives_two_anchors() {
+        let m = make(1, 2, 1);
+        let mut f = Fake::new();
+        f.code(CODE, &m.code);
+        f.code(CODE + 0x4000, &m.code);
+        f.code(CODE + 0x8000, &make(1, 2, 2).code);
+        let (anchors, notes) = from_artifact(&f, &artifact(&m.image), &quiet);
+        let bases: Vec<u64> = anchors.iter().map(|a| a.code_base).collect();
+        assert_eq!(bases, [CODE, CODE + 0x4000], "{notes:?}");
+        let MapSource::Bytes { image, msm_offset } = &anchors[0].map else { panic!() };
+        assert_eq!(image[*msm_offset as usize], 2);
+    }
+
+    #[test]
+    fn broken_artifacts_are_refused_with_the_reason() {
+        let good = artifact(&make(1, 2, 1).image);
+        assert!(image_of_artifact(&good).is_ok());
+        let why = |bytes: &[u8]| match image_of_artifact(bytes) {
+            Err(AnchorError::NotArtifact { why }) => why,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(why(&good[..23]), "it is shorter than the header");
+        assert_eq!(why(&[b"WASMEX\0\0", &good[8..]].concat()), "it does not begin with WASMER");
+        assert_eq!(why(&[&good[..8], &[1; 8], &good[16..]].concat()), "its version is not 0");
+        assert_eq!(why(&good[..good.len() - 1]), "it is shorter than its header says: cut off?");
+        assert_eq!(
+            why(&[&good[..16], &[0xff; 8], &good[24..]].concat()),
+            "it is shorter than its header says: cut off?"
+        );
+        assert_eq!(why(&[&good[..16], &[0; 8]].concat()), "it holds no image of whole pages at its end");
+        let (anchors, notes) = from_artifact(&Fake::new(), &good, &quiet);
+        assert!(anchors.is_empty() && notes[0].contains("no executable mapping holds the code"), "{notes:?}");
+    }
+}

@@ -6,19 +6,20 @@
 //! with a size of whole pages. One pass over aligned words therefore finds the images of any number of modules at once.
 
 use super::anchor::{
-    Anchor, AnchorError, CacheImage, CodeStart, ImageBytes, PAGE, Route, believe, code_starts, confirm, is_special,
+    Anchor, AnchorError, CacheImage, CodeStart, ImageBytes, MapSource, PAGE, Route, believe, code_starts, confirm,
+    is_special, total_size,
 };
 use crate::limits;
 use crate::target::{Mapping, Target};
 use std::time::{Duration, Instant};
 
 /// Bytes read at a time: large enough that the cost of a read call vanishes, small enough to stay in a core's cache.
-const CHUNK: usize = 1 << 20;
+const CHUNK: usize = 256 << 10;
 /// Failed candidates that are explained one by one.
 const MAX_EXPLAINED: usize = 8;
 
-/// Searches writable memory for the cached images of all code that `known` does not explain. The second result says what
-/// was searched and why it was not enough.
+/// Searches writable memory for the cached images of all code that `known` does not explain, then for the pointers that own
+/// these images and know their length. The second result says what was searched and why it was not enough.
 pub fn find_heap(
     target: &dyn Target,
     known: &[Anchor],
@@ -35,43 +36,79 @@ pub fn find_heap(
         }
         return (Vec::new(), notes);
     }
-    let mut search = Search {
-        target,
-        starts,
-        anchors: Vec::new(),
-        failures: Vec::new(),
-        failed: 0,
-        copies: 0,
-        until: Instant::now() + Duration::from_secs(limits::MAX_HEAP_SEARCH_SECONDS),
-    };
-    let mappings = likely_first(target);
-    let total: u64 = mappings.iter().map(|m| m.size()).fold(0, u64::saturating_add);
-    let mut done = 0;
-    let mut stopped = None;
-    for m in mappings {
-        if let Some(why) = search.mapping(m, &mut done, total, progress) {
-            stopped = Some(why);
-            break;
+    let until = Instant::now() + Duration::from_secs(limits::MAX_HEAP_SEARCH_SECONDS);
+    let mut walk = Walk { target, mappings: likely_first(target), done: 0, until, progress };
+    let mut search = Search { target, starts, anchors: Vec::new(), failures: Vec::new(), failed: 0, copies: 0, until };
+    let mut hits = Vec::new();
+    let stopped = walk.run("searching memory for cached images", &mut |at, end, bytes| {
+        hits.clear();
+        scan(bytes, &search.firsts(), &mut hits);
+        hits.iter().for_each(|&hit| search.candidate(at + hit as u64, end));
+        !search.starts.is_empty()
+    });
+    let Search { starts, mut anchors, failures, failed, copies, .. } = search;
+    if let Some(first) = starts.first() {
+        if let Some(why) = stopped {
+            notes.push(format!("heap: {why} after {:#x} of {:#x} bytes", walk.done, walk.total()));
         }
-    }
-    if let Some(why) = stopped.filter(|_| !search.starts.is_empty()) {
-        notes.push(format!("heap: {why} after {done:#x} of {total:#x} bytes"));
-    }
-    if !search.starts.is_empty() {
         notes.push(format!(
             "heap: no cached image for {} page(s) of code, the first at {:#x}",
-            search.starts.len(),
-            search.starts[0].address
+            starts.len(),
+            first.address
         ));
+        notes.extend(failures.iter().map(|e| format!("heap: {e}")));
+        if failed > failures.len() {
+            notes.push(format!("heap: {} more places looked like an image", failed - failures.len()));
+        }
     }
-    notes.extend(search.failures.iter().map(|e| format!("heap: {e}")));
-    if search.failed > search.failures.len() {
-        notes.push(format!("heap: {} more places looked like an image", search.failed - search.failures.len()));
+    if copies > 0 {
+        notes.push(format!("heap: {copies} further copies of images were seen; the first of each is used"));
     }
-    if search.copies > 0 {
-        notes.push(format!("heap: {} further copies of images were seen; the first of each is used", search.copies));
+    find_owners(&mut walk, &mut anchors);
+    (anchors, notes)
+}
+
+/// Finds the `Arc<[u8]>` that owns each image, that is the address of its counts followed by its length
+/// (`codegen_x64.rs: SinglepassCache`). Without it an image ends somewhere before the end of its mapping.
+fn find_owners(walk: &mut Walk<'_>, anchors: &mut [Anchor]) {
+    let address = |a: &Anchor| match a.map {
+        MapSource::CacheImage { address, exact: false, .. } => address.checked_sub(16),
+        _ => None,
+    };
+    let mut wanted: Vec<u64> = anchors.iter().filter_map(address).collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    let target = walk.target;
+    let mut hits = Vec::new();
+    walk.run("searching memory for the owners of images", &mut |at, _, bytes| {
+        hits.clear();
+        scan_for(bytes, &wanted, &mut hits);
+        for &(offset, arc) in &hits {
+            let owner = at + offset as u64;
+            let Some(Ok(claimed)) = owner.checked_add(8).map(|a| target.read_u64(a)) else { continue };
+            for anchor in anchors.iter_mut().filter(|a| address(a) == Some(arc)) {
+                if own(target, anchor, claimed, owner) {
+                    wanted.retain(|&w| w != arc);
+                }
+            }
+        }
+        !wanted.is_empty()
+    });
+}
+
+/// Believes the length that the pointer at `owner` claims if the image ends there as images do.
+fn own(target: &dyn Target, anchor: &mut Anchor, claimed: u64, owner: u64) -> bool {
+    let MapSource::CacheImage { address, len, exact, msm_offset } = &mut anchor.map else { return false };
+    if claimed > *len || claimed < *msm_offset {
+        return false;
     }
-    (search.anchors, notes)
+    let image = ImageBytes::Target { memory: target, address: *address, len: claimed, exact: true };
+    let Some(total) = total_size(&image, anchor.code_size) else { return false };
+    (*len, *exact) = (claimed, true);
+    anchor.checks.push(format!(
+        "the Arc<[u8]> at {owner:#x} owns the image, which ends with the size of the unrounded code, {total:#x}"
+    ));
+    true
 }
 
 /// Removes starts that lie in the code of `anchor`: it has explained them.
@@ -92,6 +129,61 @@ fn likely_first(target: &dyn Target) -> Vec<&Mapping> {
     maps
 }
 
+/// Reads all of some mappings, within the limits of the search.
+struct Walk<'a> {
+    target: &'a dyn Target,
+    mappings: Vec<&'a Mapping>,
+    /// Bytes passed, in all runs.
+    done: u64,
+    until: Instant,
+    progress: &'a dyn Fn(&str, u64, u64),
+}
+
+impl Walk<'_> {
+    fn total(&self) -> u64 {
+        self.mappings.iter().map(|m| m.size()).fold(0, u64::saturating_add)
+    }
+
+    /// Calls `visit` with the address, the end of the mapping and the bytes of each part that can be read, until it returns
+    /// false. Returns why it ended early if that was a limit.
+    fn run(&mut self, what: &str, visit: &mut dyn FnMut(u64, u64, &[u8]) -> bool) -> Option<&'static str> {
+        let total = self.total();
+        let begin = self.done;
+        let mut buf = vec![0; CHUNK];
+        for m in &self.mappings {
+            // Mappings are page-aligned; a source that says otherwise must not shift the words.
+            let Some(mut at) = m.start.checked_next_multiple_of(8) else { continue };
+            while at < m.end {
+                if self.done >= limits::MAX_HEAP_SEARCH_BYTES {
+                    return Some("stopped at the limit of bytes");
+                }
+                if Instant::now() >= self.until {
+                    return Some("stopped at the limit of time");
+                }
+                (self.progress)(what, self.done - begin, total);
+                let want = usize::try_from(m.end - at).unwrap_or(CHUNK).min(CHUNK);
+                let got = match self.target.read(at, &mut buf[..want]) {
+                    Ok(()) => want,
+                    // Absent pages in the middle: take what is before them.
+                    Err(_) => self.target.read_some(at, &mut buf[..want]),
+                };
+                if !visit(at, m.end, &buf[..got]) {
+                    return None;
+                }
+                // What stopped a short read is one page; the next may be there again.
+                let next = match got < want {
+                    true => ((at + got as u64) | (PAGE - 1)).checked_add(1),
+                    false => at.checked_add(got as u64),
+                };
+                let Some(next) = next else { break };
+                self.done = self.done.saturating_add(next - at);
+                at = next;
+            }
+        }
+        None
+    }
+}
+
 struct Search<'a> {
     target: &'a dyn Target,
     /// Not yet explained.
@@ -104,57 +196,8 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// Searches one mapping. A result means that the whole search is over.
-    fn mapping(
-        &mut self,
-        m: &Mapping,
-        done: &mut u64,
-        total: u64,
-        progress: &dyn Fn(&str, u64, u64),
-    ) -> Option<&'static str> {
-        let mut buf = vec![0; CHUNK.min(usize::try_from(m.size()).unwrap_or(CHUNK))];
-        let mut hits = Vec::new();
-        // Mappings are page-aligned; a source that says otherwise must not shift the words.
-        let mut at = m.start.checked_next_multiple_of(8)?;
-        while at < m.end {
-            if self.starts.is_empty() {
-                return Some("everything was found");
-            }
-            if *done >= limits::MAX_HEAP_SEARCH_BYTES {
-                return Some("stopped at the limit of bytes");
-            }
-            if Instant::now() >= self.until {
-                return Some("stopped at the limit of time");
-            }
-            progress("searching memory for cached images", *done, total);
-            let want = buf.len().min((m.end - at) as usize);
-            let got = match self.target.read(at, &mut buf[..want]) {
-                Ok(()) => want,
-                // Absent pages in the middle: take what is before them.
-                Err(_) => self.target.read_some(at, &mut buf[..want]),
-            };
-            hits.clear();
-            scan(&buf[..got], &self.firsts(), &mut hits);
-            for &hit in &hits {
-                if Instant::now() >= self.until {
-                    return Some("stopped at the limit of time");
-                }
-                self.candidate(at + hit as u64, m.end);
-            }
-            // What stopped a short read is one page; the next may be there again.
-            let next = match got < want {
-                true => ((at + got as u64) | (PAGE - 1)).checked_add(1)?,
-                false => at + got as u64,
-            };
-            *done = done.saturating_add(next - at);
-            at = next;
-        }
-        None
-    }
-
     fn firsts(&self) -> Vec<u32> {
         let mut f: Vec<u32> = self.starts.iter().map(|s| s.first).collect();
-        // A copy of an image that is already used is worth a note, so what it began with stays in the search.
         f.sort_unstable();
         f.dedup();
         f
@@ -162,6 +205,12 @@ impl Search<'_> {
 
     /// The words at `address` look like the start of an image.
     fn candidate(&mut self, address: u64, end: u64) {
+        // Machine code is full of words that pass as a page-aligned size; most would not fit where the code is.
+        let first = self.target.read_u64(address).unwrap_or_default();
+        let fits = |s: &CodeStart| s.first == (first >> 32) as u32 && s.limit - s.address >= first & 0xffff_ffff;
+        if Instant::now() >= self.until || !self.starts.iter().any(fits) {
+            return;
+        }
         let len = (end - address).min(limits::MAX_IMAGE_BYTES);
         let image = ImageBytes::Target { memory: self.target, address, len, exact: false };
         let header = match CacheImage::parse(&image) {
@@ -171,7 +220,10 @@ impl Search<'_> {
         let mut first_error = None;
         let mut matching = Vec::new();
         // The same module compiled twice gives equal code twice: one image then serves both.
-        for start in &self.starts {
+        for start in self.starts.iter().filter(|s| fits(s)) {
+            if Instant::now() >= self.until {
+                break;
+            }
             let confirmed = confirm(self.target, Route::Heap, &image, &header, start.address, start.limit);
             let counted = confirmed.map(|mut a| {
                 a.checks.extend(arc_counts(self.target, address));
@@ -232,5 +284,200 @@ fn scan(bytes: &[u8], firsts: &[u32], hits: &mut Vec<usize>) {
                 hits.push(i * BLOCK + j * 8);
             }
         }
+    }
+}
+
+/// Offsets of aligned words that are one of `wanted` (sorted), and the words.
+fn scan_for(bytes: &[u8], wanted: &[u64], hits: &mut Vec<(usize, u64)>) {
+    const BLOCK: usize = 512;
+    let (Some(&low), Some(&high)) = (wanted.first(), wanted.last()) else { return };
+    for (i, block) in bytes.chunks(BLOCK).enumerate() {
+        let words = block.as_chunks::<8>().0;
+        let any = words.iter().fold(false, |any, w| any | (u64::from_le_bytes(*w).wrapping_sub(low) <= high - low));
+        if !any {
+            continue;
+        }
+        for (j, w) in words.iter().enumerate() {
+            let w = u64::from_le_bytes(*w);
+            if wanted.binary_search(&w).is_ok() {
+                hits.push((i * BLOCK + j * 8, w));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::{CODE, Fake, HEAP, LINEAR, STACK, make, patch, quiet};
+    use super::*;
+    use crate::target::{MemoryError, Thread};
+    use std::cell::RefCell;
+
+    fn bases(anchors: &[Anchor]) -> Vec<u64> {
+        anchors.iter().map(|a| a.code_base).collect()
+    }
+
+    #[test]
+    fn several_modules_in_one_merged_mapping_are_found_in_one_pass() {
+        let made = [make(1, 2, 1), make(0, 200, 2), make(0, 1, 3), make(2, 0, 4)];
+        let mut f = Fake::new();
+        let mut at = CODE;
+        let mut expected = Vec::new();
+        for m in &made {
+            f.code(at, &m.code);
+            f.arc(&m.image);
+            expected.push(at);
+            at += m.code.len() as u64;
+        }
+        f.merge_mappings();
+        let (anchors, notes) = find_heap(&f, &[], &quiet);
+        let mut found = bases(&anchors);
+        found.sort();
+        assert_eq!(found, expected, "{notes:?}");
+        assert_eq!(notes, Vec::<String>::new());
+        for (m, a) in made.iter().zip(&anchors) {
+            assert_eq!(a.function_offsets, m.offsets);
+        }
+    }
+
+    #[test]
+    fn stale_copies_are_passed_by() {
+        let (m, other) = (make(0, 2, 1), make(0, 1, 9));
+        let mut f = Fake::new();
+        f.code(CODE, &m.code);
+        f.code(CODE + 0x1000, &other.code);
+        // One that was overwritten in the middle, one cut off by the end of its mapping, a good one, and its twin.
+        let mut stale = m.image.clone();
+        stale[60] ^= 1;
+        f.arc(&stale);
+        f.write(LINEAR + 0x10000 - 16, &m.image[..16]);
+        f.arc(&m.image);
+        f.arc(&m.image);
+        let (anchors, notes) = find_heap(&f, &[], &quiet);
+        assert_eq!(bases(&anchors), [CODE]);
+        let all = notes.join("\n");
+        assert!(all.contains(&format!("no cached image for 1 page(s) of code, the first at {:#x}", CODE + 0x1000)));
+        assert!(all.contains("1 further copies") && all.contains("differs from its image at offset 0x38"), "{all}");
+        assert!(all.contains("it ends here"), "{all}");
+    }
+
+    #[test]
+    fn one_image_serves_equal_code_at_two_places_even_patched() {
+        let m = make(0, 2, 1);
+        let mut f = Fake::new();
+        f.code(CODE, &m.code);
+        f.code(CODE + 0x4000, &m.code);
+        f.write(CODE, &patch(0x77));
+        f.arc(&m.image);
+        let (anchors, notes) = find_heap(&f, &[], &quiet);
+        assert_eq!(bases(&anchors), [CODE, CODE + 0x4000], "{notes:?}");
+        assert_eq!((&anchors[0].patched[..], &anchors[1].patched[..]), (&[(0, 0x77)][..], &[][..]));
+    }
+
+    #[test]
+    fn what_is_known_is_not_searched_for() {
+        let m = make(0, 2, 1);
+        let mut f = Fake::new();
+        f.code(CODE, &m.code);
+        f.arc(&m.image);
+        let (known, _) = find_heap(&f, &[], &quiet);
+        let asked = RefCell::new(0);
+        let (more, notes) = find_heap(&f, &known, &|_, _, _| *asked.borrow_mut() += 1);
+        assert!(more.is_empty() && notes.is_empty() && *asked.borrow() == 0);
+        // Nothing executable at all.
+        let (none, notes) = find_heap(&Fake::new(), &[], &quiet);
+        assert!(none.is_empty() && notes[0].contains("no anonymous executable memory"), "{notes:?}");
+    }
+
+    /// A target that lacks some pages, as cores do.
+    struct Holes(Fake, Vec<u64>);
+
+    impl crate::target::Memory for Holes {
+        fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
+            let hit = |p: &u64| address < p + PAGE && *p < address + buf.len() as u64;
+            match self.1.iter().any(hit) {
+                true => Err(MemoryError::Absent { address, len: buf.len(), why: "not dumped" }),
+                false => self.0.read(address, buf),
+            }
+        }
+    }
+
+    impl Target for Holes {
+        fn description(&self) -> String {
+            self.0.description()
+        }
+        fn threads(&self) -> &[Thread] {
+            self.0.threads()
+        }
+        fn mappings(&self) -> &[Mapping] {
+            self.0.mappings()
+        }
+        fn executable(&self) -> Option<&std::path::Path> {
+            None
+        }
+        fn pid(&self) -> Option<u32> {
+            None
+        }
+        fn auxv(&self, _: u64) -> Option<u64> {
+            None
+        }
+        fn file_candidates(&self, _: &Mapping) -> Vec<std::path::PathBuf> {
+            Vec::new()
+        }
+        fn notes(&self) -> &[String] {
+            &[]
+        }
+        fn is_live(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn absent_pages_do_not_hide_what_is_behind_them() {
+        let m = make(0, 2, 1);
+        let mut f = Fake::new();
+        f.code(CODE, &m.code);
+        f.alloc(0x5000);
+        f.arc(&m.image);
+        let (anchors, notes) = find_heap(&Holes(f, vec![HEAP, HEAP + 0x2000, STACK]), &[], &quiet);
+        assert_eq!(bases(&anchors), [CODE], "{notes:?}");
+        let MapSource::CacheImage { exact, .. } = anchors[0].map else { panic!() };
+        assert!(!exact);
+    }
+
+    #[test]
+    fn the_owner_of_an_image_knows_its_length() {
+        let m = make(0, 2, 1);
+        let len = m.image.len() as u64;
+        let run = |owners: &[u64]| {
+            let mut f = Fake::new();
+            f.code(CODE, &m.code);
+            let arc = f.arc(&m.image);
+            for &len in owners {
+                let at = f.alloc(16);
+                f.words(at, &[arc, len]);
+            }
+            let (anchors, _) = find_heap(&f, &[], &quiet);
+            match anchors[0].map {
+                MapSource::CacheImage { len, exact, .. } => (len, exact, anchors[0].checks.len()),
+                _ => panic!(),
+            }
+        };
+        let (_, exact, checks) = run(&[]);
+        assert!(!exact);
+        // Other words may stand behind a copy of the pointer; only the length at which an image ends is believed.
+        let lies = [0, 1, len - 8, u64::MAX, 0x1_0000];
+        assert_eq!((run(&lies).1, run(&lies).2), (false, checks));
+        assert_eq!(run(&[&lies[..], &[len]].concat()), (len, true, checks + 1));
+    }
+
+    #[test]
+    fn scan_wants_a_size_in_pages_and_a_known_first_word() {
+        let words: [u64; 6] =
+            [0, 0x20e9_0000_1000, 0x20e9_0000_1008, 0x20e8_0000_1000, 0x20e9_0000_0000, 0x20e9_ffff_f000];
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).chain([0xe9; 3]).collect();
+        let mut hits = Vec::new();
+        scan(&bytes, &[0x20e9], &mut hits);
+        assert_eq!(hits, [8, 40]);
     }
 }

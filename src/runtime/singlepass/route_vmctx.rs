@@ -11,6 +11,7 @@ use crate::arch::Reg;
 use crate::limits;
 use crate::target::{Mapping, Target};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 /// Where rustc 1.95 puts `ModuleInner.runnable_module`; the first place that is tried.
 const RUNNABLE_MODULE: u64 = 0x238;
@@ -32,40 +33,9 @@ const REGISTERS: [Reg; 8] = [Reg::R15, Reg::RDI, Reg::RBX, Reg::R12, Reg::R13, R
 /// Finds every module whose instances are in registers or near the top of a stack. The second result says what was tried
 /// and why it failed.
 pub fn find_vmctx(target: &dyn Target, progress: &dyn Fn(&str, u64, u64)) -> (Vec<Anchor>, Vec<String>) {
-    let mut seen = Seen::default();
     let mut notes = Vec::new();
-    let threads = target.threads();
-    let taken = threads.len().min(limits::MAX_THREADS);
-    let mut stack_bytes = 0;
-    for (i, thread) in threads.iter().take(taken).enumerate() {
-        progress("looking for instances in threads", i as u64, taken as u64);
-        for reg in REGISTERS {
-            if let Some(value) = thread.registers.get(reg) {
-                seen.examine(target, value);
-            }
-        }
-        if let Some(sp) = thread.registers.sp()
-            && stack_bytes < limits::MAX_STACK_SCAN_TOTAL
-        {
-            stack_bytes += stack_words(target, sp, |value| seen.examine(target, value));
-        }
-    }
-    if stack_bytes >= limits::MAX_STACK_SCAN_TOTAL {
-        notes.push("vmctx: not every stack was searched for instances (limit of bytes)".to_string());
-    }
-    if seen.instances.len() >= limits::MAX_INSTANCES {
-        notes.push(format!("vmctx: only the first {} instances were examined", limits::MAX_INSTANCES));
-    }
-    if seen.instances.is_empty() {
-        notes.push(format!("vmctx: no instance in the registers or on the stacks of {taken} thread(s)"));
-    }
-    for found in seen.modules.values() {
-        if let Err(e) = found {
-            notes.push(format!("vmctx: {e}"));
-        }
-    }
-    notes.extend(seen.conflicts);
-    (merge(seen.modules.into_values().flatten().collect()), notes)
+    let instances = instances(target, progress, &mut notes);
+    (modules(target, &instances, progress, &mut notes), notes)
 }
 
 /// The module of the instance at `vmctx`, for example r15 of an unwound frame.
@@ -76,36 +46,105 @@ pub fn from_vmctx(target: &dyn Target, vmctx: u64) -> Result<Anchor, AnchorError
     Ok(anchor)
 }
 
-/// What has been examined: values repeat a lot on a stack, and instances share modules.
-#[derive(Default)]
-struct Seen {
-    values: BTreeSet<u64>,
-    instances: BTreeSet<u64>,
-    modules: BTreeMap<u64, Result<Anchor, AnchorError>>,
-    conflicts: Vec<String>,
+/// An instance that passed every check of its `vm::Ctx`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Instance {
+    /// Address of its `vm::Ctx`.
+    pub vmctx: u64,
+    /// What stands there.
+    pub ctx: Ctx,
 }
 
-impl Seen {
-    fn examine(&mut self, target: &dyn Target, value: u64) {
-        // A vmctx is a `Box`; most words end here without a read.
-        if !is_object(target, value) || !self.values.insert(value) || self.instances.len() >= limits::MAX_INSTANCES {
+/// Every instance in the registers and near the top of the stack of any thread. `notes` is told what was left out.
+pub fn instances(target: &dyn Target, progress: &dyn Fn(&str, u64, u64), notes: &mut Vec<String>) -> Vec<Instance> {
+    let mut found: Vec<Instance> = Vec::new();
+    let mut seen = BTreeSet::new();
+    let until = deadline();
+    let mut capped = None;
+    let mut examine = |value: u64| {
+        // A vmctx is a `Box`; most words end here without a read. Those that do not are often repeated on a stack.
+        if !is_object(target, value) || !seen.insert(value) {
             return;
         }
-        let Ok(ctx) = check_ctx(target, value) else { return };
-        self.instances.insert(value);
-        match self.modules.entry(ctx.module).or_insert_with(|| module(target, &ctx)) {
-            Ok(anchor) => match agrees(target, &ctx, anchor) {
-                true => {
-                    anchor.vmctx.push(value);
-                    anchor.vmctx.sort_unstable();
-                }
-                false => self.conflicts.push(format!(
-                    "vmctx: the instance at {value:#x} names the module at {:#x}, but its functions are elsewhere",
+        if found.len() >= limits::MAX_INSTANCES {
+            capped = Some("their number");
+        } else if Instant::now() >= until {
+            capped = Some("time");
+        } else if let Ok(ctx) = check_ctx(target, value) {
+            found.push(Instance { vmctx: value, ctx });
+        }
+    };
+    let threads = target.threads();
+    let taken = threads.len().min(limits::MAX_THREADS);
+    let mut stack_bytes = 0;
+    for (i, thread) in threads.iter().take(taken).enumerate() {
+        progress("looking for instances in threads", i as u64, taken as u64);
+        REGISTERS.iter().filter_map(|&r| thread.registers.get(r)).for_each(&mut examine);
+        if let Some(sp) = thread.registers.sp()
+            && stack_bytes < limits::MAX_STACK_SCAN_TOTAL
+        {
+            stack_bytes += stack_words(target, sp, &mut examine);
+        }
+    }
+    if stack_bytes >= limits::MAX_STACK_SCAN_TOTAL {
+        capped = Some("bytes of stack");
+    }
+    if let Some(what) = capped {
+        notes.push(format!("vmctx: not all instances were looked for: limit of {what}"));
+    }
+    if found.is_empty() {
+        notes.push(format!("vmctx: no instance in the registers or on the stacks of {taken} thread(s)"));
+    }
+    found
+}
+
+fn deadline() -> Instant {
+    Instant::now() + Duration::from_secs(limits::MAX_HEAP_SEARCH_SECONDS)
+}
+
+/// The modules of `instances`. `notes` is told which instances lead nowhere and why.
+pub fn modules(
+    target: &dyn Target,
+    instances: &[Instance],
+    progress: &dyn Fn(&str, u64, u64),
+    notes: &mut Vec<String>,
+) -> Vec<Anchor> {
+    // Instances share modules.
+    let mut modules: BTreeMap<u64, Result<Anchor, AnchorError>> = BTreeMap::new();
+    let until = deadline();
+    for (i, Instance { vmctx, ctx }) in instances.iter().enumerate() {
+        progress("following instances to their modules", i as u64, instances.len() as u64);
+        if Instant::now() >= until {
+            notes.push(format!("vmctx: only {i} of {} instances were followed: limit of time", instances.len()));
+            break;
+        }
+        let found = modules.entry(ctx.module).or_insert_with(|| module(target, ctx));
+        if let Ok(anchor) = found {
+            match is_of(target, ctx, anchor) {
+                Some(false) => notes.push(format!(
+                    "vmctx: the instance at {vmctx:#x} names the module at {:#x}, but its functions are elsewhere",
                     ctx.module
                 )),
-            },
-            Err(_) => {}
+                Some(true) | None => add_instance(anchor, *vmctx),
+            }
         }
+    }
+    notes.extend(modules.values().filter_map(|m| m.as_ref().err()).map(|e| format!("vmctx: {e}")));
+    merge(modules.into_values().flatten().collect())
+}
+
+/// Lists `instances` with the anchors, found by whatever route, whose code their functions are in.
+pub fn attach(target: &dyn Target, instances: &[Instance], anchors: &mut [Anchor]) {
+    for i in instances {
+        if let Some(anchor) = anchors.iter_mut().find(|a| is_of(target, &i.ctx, a) == Some(true)) {
+            add_instance(anchor, i.vmctx);
+        }
+    }
+}
+
+fn add_instance(anchor: &mut Anchor, vmctx: u64) {
+    if let Err(at) = anchor.vmctx.binary_search(&vmctx) {
+        anchor.vmctx.insert(at, vmctx);
     }
 }
 
@@ -199,12 +238,10 @@ fn first_function(target: &dyn Target, ctx: &Ctx) -> Option<u64> {
     target.mapping_at(f).filter(|m| m.execute && m.is_anonymous()).map(|_| f)
 }
 
-/// Whether the instance's function table leads to the anchor's code.
-fn agrees(target: &dyn Target, ctx: &Ctx, anchor: &Anchor) -> bool {
-    match anchor.function_offsets.get(anchor.import_count as usize) {
-        Some(offset) => first_function(target, ctx) == Some(anchor.code_base + offset),
-        None => true,
-    }
+/// Whether the instance's function table leads to the anchor's code; `None` if the module has no functions of its own.
+fn is_of(target: &dyn Target, ctx: &Ctx, anchor: &Anchor) -> Option<bool> {
+    let offset = anchor.function_offsets.get(anchor.import_count as usize)?;
+    Some(first_function(target, ctx) == Some(anchor.code_base + offset))
 }
 
 /// Goes from a checked instance to its module's image and code.
@@ -328,4 +365,118 @@ fn execution_context(target: &dyn Target, words: &[u64], anchor: &Anchor) -> Opt
             code * 8
         ))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::{CODE, Fake, HEAP, RODATA, STACK, TEXT, make, patch, quiet};
+    use super::*;
+
+    #[test]
+    fn an_instance_is_found_in_registers_and_on_stacks() {
+        let m = make(1, 3, 1);
+        for shift in [0, 0x18, -0x200, 0x100] {
+            let mut f = Fake::new();
+            f.code(CODE, &m.code);
+            // Other layouts of `ModuleInner`: its fields are found by what they hold.
+            let b = f.module(&m, CODE, shift);
+            let one = f.instance(&m, CODE, b).vmctx;
+            let two = f.instance(&m, CODE, b).vmctx;
+            f.thread(&[(Reg::RSP, STACK + 1), (Reg::R12, one + 8)]);
+            f.thread(&[(Reg::R15, one)]);
+            f.words(STACK + 0x80, &[two]);
+            let (anchors, notes) = find_vmctx(&f, &quiet);
+            assert_eq!((anchors.len(), notes.len()), (1, 0), "{shift}: {notes:?}");
+            let a = &anchors[0];
+            assert_eq!((a.code_base, a.module_inner, &a.vmctx[..]), (CODE, Some(b.module), &[one, two][..]));
+            assert_eq!(a.checks.iter().filter(|c| c.contains("RunnableModule")).count(), 1, "{:?}", a.checks);
+        }
+    }
+
+    #[test]
+    fn every_field_that_cannot_be_right_is_refused() {
+        let m = make(0, 2, 1);
+        let bad: [(u64, u64); 13] = [
+            (0x00, 0),
+            (0x38, 2),
+            (0x40, 0x1234_0000_0000),
+            (0x50, 0),
+            (0x50, 0x1234_0000_0000),
+            (0x58, 1 << 33),
+            (0x60, HEAP),
+            (0x68, HEAP + 8),
+            (0x68, 0x1234_0000_0000),
+            (0x78, RODATA),
+            (0x80, HEAP + 0xf_0000),
+            (0x88, TEXT),
+            (0x98, HEAP),
+        ];
+        for (at, value) in bad {
+            let mut f = Fake::new();
+            let b = f.load(&m, CODE);
+            assert!(from_vmctx(&f, b.vmctx).is_ok());
+            f.words(b.vmctx + at, &[value]);
+            assert!(matches!(from_vmctx(&f, b.vmctx), Err(AnchorError::NotCtx { .. })), "{at:#x} {value:#x}");
+        }
+        let mut f = Fake::new();
+        let b = f.load(&m, CODE);
+        for wrong in [0, 1, b.vmctx + 4, b.vmctx + 8, CODE, u64::MAX, u64::MAX - 7] {
+            assert!(matches!(from_vmctx(&f, wrong), Err(AnchorError::NotCtx { .. })), "{wrong:#x}");
+        }
+        // Permissions of the interrupt page come and go.
+        f.words(b.vmctx + 0x68, &[0x7b00_0000]);
+        f.map(0x7b00_0000, 0x1000, "---", None);
+        assert!(from_vmctx(&f, b.vmctx).is_ok());
+    }
+
+    #[test]
+    fn a_module_without_a_believable_image_is_refused() {
+        let m = make(0, 2, 1);
+        let broken = |edit: &dyn Fn(&mut Fake, super::super::fake::Built)| {
+            let mut f = Fake::new();
+            let b = f.load(&m, CODE);
+            edit(&mut f, b);
+            from_vmctx(&f, b.vmctx).unwrap_err()
+        };
+        type E = AnchorError;
+        // Pointers in circles.
+        assert!(matches!(broken(&|f, b| f.words(b.module + 0x240, &[b.module])), E::NoImage { .. }));
+        assert!(matches!(broken(&|f, b| f.words(b.cache, &[b.cache])), E::NoImage { .. }));
+        // Counts that are none, a length beyond everything, one that is cut off.
+        assert!(matches!(broken(&|f, b| f.words(b.arc, &[0])), E::NoImage { .. }));
+        assert!(matches!(broken(&|f, b| f.words(b.arc, &[1 << 40])), E::NoImage { .. }));
+        assert!(matches!(broken(&|f, b| f.words(b.cache + 8, &[u64::MAX])), E::NoImage { .. }));
+        assert!(matches!(broken(&|f, b| f.words(b.cache + 8, &[4100])), E::NotImage { .. }));
+        // A vtable whose drop function is data, and one that is of another type.
+        assert!(matches!(broken(&|f, _| f.words(RODATA, &[HEAP])), E::NoImage { .. }));
+        assert!(matches!(broken(&|f, _| f.words(RODATA + 8, &[24])), E::NoImage { .. }));
+        // Code that is not the image's.
+        assert_eq!(broken(&|f, _| f.write(CODE + 45, &[2])), E::Different { base: CODE, offset: 45 });
+    }
+
+    #[test]
+    fn a_missing_execution_context_only_costs_a_check() {
+        let m = make(0, 2, 1);
+        let mut f = Fake::new();
+        let b = f.load(&m, CODE);
+        f.write(CODE, &patch(0x99));
+        f.words(b.context + 0x70, &[0, 0]);
+        let a = from_vmctx(&f, b.vmctx).unwrap();
+        assert!(!a.checks.iter().any(|c| c.contains("RunnableModule")));
+        assert_eq!(a.patched, [(0, 0x99)]);
+    }
+
+    #[test]
+    fn an_instance_whose_functions_are_elsewhere_is_not_listed() {
+        let m = make(0, 2, 1);
+        let mut f = Fake::new();
+        let b = f.load(&m, CODE);
+        let stray = f.instance(&m, CODE + 0x10, b).vmctx;
+        f.thread(&[(Reg::R15, b.vmctx), (Reg::RDI, stray)]);
+        let (anchors, notes) = find_vmctx(&f, &quiet);
+        assert_eq!(anchors[0].vmctx, [b.vmctx]);
+        assert!(notes[0].contains("its functions are elsewhere"), "{notes:?}");
+        let (none, notes) = find_vmctx(&Fake::new(), &quiet);
+        assert!(none.is_empty() && notes[0].contains("no instance in the registers"), "{notes:?}");
+    }
 }
