@@ -24,3 +24,5 @@ pub const MAX_HEAP_SEARCH_BYTES: u64 = 64 << 30;
 pub const MAX_HEAP_SEARCH_SECONDS: u64 = 30;
 /// Single steps of `--settle`.
 pub const MAX_SETTLE_STEPS: usize = 64;
+/// Characters of a name or message of the target in text output; JSON has it whole.
+pub const MAX_TEXT_NAME: usize = 300;

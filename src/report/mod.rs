@@ -408,6 +408,20 @@ impl Report {
         if self.threads.iter().all(whole) { Completeness::All } else { Completeness::Partial }
     }
 
+    /// Drops what was not asked for: frames other than Wasm ones (`wasm_only`), values (`brief`). Numbers stay.
+    pub fn select(&mut self, wasm_only: bool, brief: bool) {
+        for thread in &mut self.threads {
+            if wasm_only {
+                thread.frames.retain(|f| f.kind == FrameKind::Wasm);
+            }
+            if brief {
+                for frame in &mut thread.frames {
+                    (frame.locals, frame.locals_why, frame.stack, frame.stack_why) = (None, None, None, None);
+                }
+            }
+        }
+    }
+
     /// The module with this number, and its runtime.
     pub fn module(&self, index: u32) -> Option<(&Runtime, &Module)> {
         self.runtimes.iter().find_map(|r| Some((r, r.modules.iter().find(|m| m.index == Some(index))?)))
