@@ -3,14 +3,12 @@
 use crate::report::text::clean;
 use anstyle::{AnsiColor, Style};
 use object::read::elf::{ElfFile64, FileHeader};
-use object::{Object, ObjectSection};
+use object::{Object, ObjectSection, ReadCache, ReadRef};
 use procfs::process::{LimitValue, MMPermissions, MMapPath, Process};
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::fs;
-use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 
 /// Bit of `CAP_SYS_PTRACE` in the capability sets of `/proc/PID/status` (capability.h).
 const CAP_SYS_PTRACE: u64 = 1 << 19;
@@ -283,8 +281,8 @@ impl Doctor {
     fn executable(&mut self, pid: u32) {
         let link = format!("/proc/{pid}/exe");
         let name = fs::read_link(&link).map(|p| p.display().to_string());
-        let bytes = match read_file(Path::new(&link), MAX_EXECUTABLE) {
-            Ok(b) => b,
+        let file = match fs::File::open(&link) {
+            Ok(f) => f,
             Err(e) => {
                 return self.warn(
                     format!("its executable{} cannot be read: {e}", name.map(|n| format!(" {n}")).unwrap_or_default()),
@@ -299,7 +297,7 @@ impl Doctor {
                 "the running file is still read through /proc; keep a copy before the process ends if you need a core",
             );
         }
-        let facts = match ExecutableFacts::read(&bytes) {
+        let facts = match ExecutableFacts::read(&ReadCache::new(file)) {
             Ok(f) => f,
             Err(why) => return self.fail(format!("{name}: {why}"), "only x86-64 processes are supported"),
         };
@@ -414,13 +412,21 @@ struct ExecutableFacts {
 }
 
 impl ExecutableFacts {
-    fn read(bytes: &[u8]) -> Result<ExecutableFacts, String> {
-        let file = ElfFile64::<object::Endianness>::parse(bytes).map_err(|e| format!("not a 64-bit ELF file: {e}"))?;
+    fn read<'a>(bytes: impl ReadRef<'a>) -> Result<ExecutableFacts, String> {
+        if bytes.len().is_ok_and(|len| len > MAX_EXECUTABLE) {
+            return Err("too large for an executable".to_string());
+        }
+        let file =
+            ElfFile64::<object::Endianness, _>::parse(bytes).map_err(|e| format!("not a 64-bit ELF file: {e}"))?;
         let machine = file.elf_header().e_machine(file.endian());
         if machine != object::elf::EM_X86_64 {
             return Err(format!("made for another machine (ELF machine {machine:?})"));
         }
-        let comment = file.section_by_name_bytes(b".comment").and_then(|s| s.data().ok()).unwrap_or_default();
+        let comment = file
+            .section_by_name_bytes(b".comment")
+            .filter(|s| s.size() <= 1 << 16)
+            .and_then(|s| s.data().ok())
+            .unwrap_or_default();
         let compilers = comment
             .split(|&b| b == 0)
             .filter(|s| !s.is_empty())
@@ -443,12 +449,6 @@ fn yama_scope() -> Option<u32> {
 
 fn comm(pid: i32) -> String {
     fs::read_to_string(format!("/proc/{pid}/comm")).map(|c| format!(" ({})", c.trim())).unwrap_or_default()
-}
-
-fn read_file(path: &Path, max: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    fs::File::open(path)?.take(max).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -494,13 +494,13 @@ mod tests {
 
     #[test]
     fn broken_and_foreign_executables_are_refused() {
-        assert!(ExecutableFacts::read(b"").is_err());
+        assert!(ExecutableFacts::read(&b""[..]).is_err());
         let exe = fs::read("/proc/self/exe").unwrap();
-        let facts = ExecutableFacts::read(&exe).unwrap();
+        let facts = ExecutableFacts::read(&exe[..]).unwrap();
         assert!(facts.symbols && facts.compilers.iter().any(|c| c.contains("rustc")), "{facts:?}");
         let mut foreign = exe[..].to_vec();
         foreign[18] = 183; // e_machine: AArch64
-        assert!(ExecutableFacts::read(&foreign).unwrap_err().contains("another machine"));
+        assert!(ExecutableFacts::read(&foreign[..]).unwrap_err().contains("another machine"));
         for cut in [1, 16, 63, 64, 100, 4096] {
             let _ = ExecutableFacts::read(&exe[..cut]);
         }

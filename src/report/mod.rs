@@ -6,6 +6,9 @@ pub mod json;
 pub mod text;
 pub mod values;
 
+#[cfg(test)]
+mod tests;
+
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
 use std::borrow::Cow;
