@@ -3,6 +3,7 @@
 pub mod arch;
 pub mod bytes;
 pub mod cli;
+pub mod doctor;
 pub mod error;
 pub mod limits;
 pub mod progress;

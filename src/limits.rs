@@ -71,3 +71,5 @@ pub const MAX_NESTED_SYMBOLS: usize = 64;
 pub const MAX_INLINE_DEPTH: usize = 256;
 /// Bytes of a symbol's name, mangled or not.
 pub const MAX_NAME_BYTES: usize = 64 << 10;
+/// Characters of a name or message of the target in text output; JSON has it whole.
+pub const MAX_TEXT_NAME: usize = 300;

@@ -1,2 +1,195 @@
-//! Command line entry.
-fn main() {}
+//! Command line entry: parse, run, write, exit code.
+
+use clap::{CommandFactory, Parser};
+use std::fs::File;
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use wstate::cli::{Cli, Command, Format, Show};
+use wstate::doctor::{self, Doctor};
+use wstate::error::Error;
+use wstate::report::{Completeness, json, text};
+use wstate::session::{self, Source};
+
+const PARTIAL: u8 = 1;
+const FATAL: u8 = 2;
+const USAGE: u8 = 64;
+
+/// Why there is no result.
+enum Failure {
+    /// The command line asks for something that makes no sense.
+    Usage(String),
+    /// Anything else.
+    Error(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(e: Error) -> Failure {
+        Failure::Error(e)
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            // --help and --version come here too. A reader that went away is no failure.
+            let _ = e.print();
+            return ExitCode::from(if e.use_stderr() { USAGE } else { 0 });
+        }
+    };
+    match run(cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(Failure::Usage(why)) => {
+            let _ = Cli::command().error(clap::error::ErrorKind::ArgumentConflict, why).print();
+            ExitCode::from(USAGE)
+        }
+        Err(Failure::Error(e)) => {
+            // Not eprintln: it panics if standard error is closed.
+            let mut err = io::stderr().lock();
+            let _ = writeln!(err, "wstate: error: {}", text::clean(&e.to_string()));
+            if let Some(hint) = e.hint() {
+                let _ = writeln!(err, "hint: {}", text::clean(&hint));
+            }
+            ExitCode::from(FATAL)
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<u8, Failure> {
+    match cli.command {
+        Some(Command::Attach(a)) => {
+            let pid = a.pid.or(a.pid_flag).ok_or_else(|| Failure::Usage("a PID is needed".to_string()))?;
+            show(&a.show, Source::Pid(pid), a.settle)
+        }
+        Some(Command::Core(c)) => {
+            // `core -c FILE EXE`: the parser takes EXE for the first positional.
+            let (core, executable) = match c.core_flag {
+                Some(core) => (Some(core), c.executable_flag.or(c.core)),
+                None => (c.core, c.executable_flag.or(c.executable)),
+            };
+            let core = core.ok_or_else(|| Failure::Usage("a CORE is needed".to_string()))?;
+            show(&c.show, Source::Core { core, executable }, false)
+        }
+        Some(Command::Doctor(d)) => {
+            let doctor = Doctor::examine(d.pid);
+            let text = if d.json { json::document(&doctor, true) } else { doctor.text(color(d.no_color)) };
+            to_stdout(text.as_bytes())?;
+            Ok(match doctor.worst() {
+                doctor::Status::Ok => 0,
+                doctor::Status::Warn => PARTIAL,
+                doctor::Status::Fail => FATAL,
+            })
+        }
+        Some(Command::Schema) => {
+            to_stdout(json::schema().as_bytes())?;
+            Ok(0)
+        }
+        None => match (cli.pid, cli.core) {
+            (Some(pid), _) => show(&cli.show, Source::Pid(pid), cli.settle),
+            (None, Some(core)) => show(&cli.show, Source::Core { core, executable: cli.executable }, false),
+            (None, None) => Err(Failure::Usage("a PID or a CORE is needed".to_string())),
+        },
+    }
+}
+
+fn show(show: &Show, source: Source, settle: bool) -> Result<u8, Failure> {
+    let options = show.options(source, settle).map_err(Failure::Usage)?;
+    let format = show.format().map_err(Failure::Usage)?;
+    if format == Format::Image && show.output.is_none() && io::stdout().is_terminal() {
+        return Err(Failure::Usage("--format image writes binary data: use --output FILE or a pipe".to_string()));
+    }
+    let outcome = session::run(&options)?;
+    let missing =
+        |what: &str| Error::NotFound { what: format!("{what}: the thread has no Wasm frames that are known") };
+    let bytes = match format {
+        Format::Text => {
+            let options = text::TextOptions {
+                brief: show.brief,
+                wasm_only: show.wasm_only,
+                color: show.output.is_none() && color(show.no_color),
+                verbose: show.verbose,
+            };
+            text::render(&outcome.report, options).into_bytes()
+        }
+        Format::Json => {
+            let mut report = outcome.report.clone();
+            report.select(show.wasm_only, show.brief);
+            json::render(&report, show.pretty).into_bytes()
+        }
+        Format::Classic => outcome.classic.ok_or_else(|| missing("no classic text"))?.into_bytes(),
+        Format::Image => outcome.image.ok_or_else(|| missing("no image"))?,
+    };
+    match &show.output {
+        Some(path) => to_file(path, &bytes)?,
+        None => to_stdout(&bytes)?,
+    }
+    Ok(match outcome.report.completeness() {
+        Completeness::All => 0,
+        Completeness::Partial => PARTIAL,
+        Completeness::Nothing => FATAL,
+    })
+}
+
+/// Whether standard output gets colour. NO_COLOR counts if it is not empty (no-color.org).
+fn color(no_color: bool) -> bool {
+    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
+    !no_color
+        && set("NO_COLOR").is_none()
+        && set("CLICOLOR").is_none_or(|v| v != "0")
+        && set("TERM").is_none_or(|v| v != "dumb")
+        && io::stdout().is_terminal()
+}
+
+fn to_stdout(bytes: &[u8]) -> Result<(), Error> {
+    let mut out = io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        // The reader has seen enough (`wstate ... | head`).
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(source) => Err(Error::Output { to: "standard output".to_string(), source }),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Writes beside `path` and renames, so that nobody sees half a file. What is not a regular file (a device, a pipe) is
+/// written as it is.
+fn to_file(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let fail = |source: io::Error| Error::Output { to: path.display().to_string(), source };
+    // A link stays a link: the file that it names is replaced.
+    let real = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let old = std::fs::metadata(&real).ok();
+    if old.as_ref().is_some_and(|m| !m.is_file() && !m.is_dir()) {
+        let file = File::options().write(true).open(&real).map_err(fail)?;
+        let mut out = BufWriter::new(file);
+        return match out.write_all(bytes).and_then(|()| out.flush()) {
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            other => other.map_err(fail),
+        };
+    }
+    let dir = match real.parent() {
+        Some(d) if !d.as_os_str().is_empty() => d,
+        _ => Path::new("."),
+    };
+    // The mode that a plainly created file would get, or that of the file that is replaced.
+    let mode = match &old {
+        Some(m) => m.permissions(),
+        None => std::os::unix::fs::PermissionsExt::from_mode(0o666),
+    };
+    let mut file = tempfile::Builder::new()
+        .prefix(".wstate-")
+        .permissions(mode.clone())
+        .tempfile_in(dir)
+        .map_err(|e| fail(plain(e)))?;
+    file.write_all(bytes).map_err(fail)?;
+    if old.is_some() {
+        file.as_file().set_permissions(mode).map_err(fail)?;
+    }
+    file.persist(&real).map_err(|e| fail(e.error))?;
+    Ok(())
+}
+
+/// tempfile appends the temporary path, which the user did not choose.
+fn plain(e: io::Error) -> io::Error {
+    let text = e.to_string();
+    io::Error::new(e.kind(), text.split(" at path ").next().unwrap_or(&text).to_string())
+}

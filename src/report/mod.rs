@@ -6,6 +6,9 @@ pub mod json;
 pub mod text;
 pub mod values;
 
+#[cfg(test)]
+mod tests;
+
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
 use std::borrow::Cow;
@@ -406,6 +409,20 @@ impl Report {
         }
         let whole = |t: &Thread| matches!(&t.end, Some(End { kind: EndKind::Bottom | EndKind::Limit, .. }));
         if self.threads.iter().all(whole) { Completeness::All } else { Completeness::Partial }
+    }
+
+    /// Drops what was not asked for: frames other than Wasm ones (`wasm_only`), values (`brief`). Numbers stay.
+    pub fn select(&mut self, wasm_only: bool, brief: bool) {
+        for thread in &mut self.threads {
+            if wasm_only {
+                thread.frames.retain(|f| f.kind == FrameKind::Wasm);
+            }
+            if brief {
+                for frame in &mut thread.frames {
+                    (frame.locals, frame.locals_why, frame.stack, frame.stack_why) = (None, None, None, None);
+                }
+            }
+        }
     }
 
     /// The module with this number, and its runtime.

@@ -1,8 +1,430 @@
-//! The text form.
+//! The text form: a head, then every thread, youngest frame first.
+
+use super::*;
+use crate::arch::x64::TABLE;
+use crate::limits;
+use anstyle::{AnsiColor, Style};
+use std::io::{self, Write};
+
+/// Columns that lists of values are wrapped at. Frame lines are never wrapped: they are searched with grep.
+const WIDTH: usize = 120;
+
+/// How to print.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TextOptions {
+    /// No locals, operand stacks and registers.
+    pub brief: bool,
+    /// Only Wasm frames, with the numbers they have among all frames.
+    pub wasm_only: bool,
+    /// ANSI colours.
+    pub color: bool,
+    /// How each frame was found, instances, checks.
+    pub verbose: bool,
+}
+
+const HEADER: Style = Style::new().bold();
+const WASM: Style = AnsiColor::Cyan.on_default().bold();
+const NATIVE: Style = AnsiColor::Green.on_default();
+const DIM: Style = Style::new().dimmed();
+const BAD: Style = AnsiColor::Red.on_default();
+
+/// Writes `report` to `out`.
+pub fn write(report: &Report, options: TextOptions, out: &mut dyn Write) -> io::Result<()> {
+    Text { report, options, out }.report()
+}
+
+/// The text of `report`.
+pub fn render(report: &Report, options: TextOptions) -> String {
+    let mut out = Vec::new();
+    // Writing to memory cannot fail.
+    let _ = write(report, options, &mut out);
+    String::from_utf8_lossy(&out).into_owned()
+}
 
 /// Whether a terminal might obey `c` instead of showing it: controls, and marks that reorder or hide text.
 pub fn is_unprintable(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
             | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+/// A name or message from the target, safe on a terminal: unprintable characters as `\u{..}`, and cut off after
+/// [`limits::MAX_TEXT_NAME`] characters.
+pub fn clean(text: &str) -> String {
+    let mut out = String::new();
+    let mut chars = text.chars();
+    for c in chars.by_ref().take(limits::MAX_TEXT_NAME) {
+        if is_unprintable(c) {
+            out.extend(c.escape_unicode());
+        } else {
+            out.push(c);
+        }
+    }
+    if chars.next().is_some() {
+        out.push('…');
+    }
+    out
+}
+
+struct Text<'a> {
+    report: &'a Report,
+    options: TextOptions,
+    out: &'a mut dyn Write,
+}
+
+impl Text<'_> {
+    fn paint(&self, style: Style, text: &str) -> String {
+        if self.options.color { format!("{style}{text}{style:#}") } else { text.to_string() }
+    }
+
+    fn report(&mut self) -> io::Result<()> {
+        self.head()?;
+        for thread in &self.report.threads {
+            writeln!(self.out)?;
+            self.thread(thread)?;
+        }
+        if self.report.threads.is_empty() {
+            writeln!(self.out, "\n{}", self.paint(BAD, "no threads"))?;
+        }
+        Ok(())
+    }
+
+    fn head(&mut self) -> io::Result<()> {
+        let target = &self.report.target;
+        let mut line = match (&target.description, target.pid, &target.path) {
+            (Some(d), _, _) => clean(d),
+            (None, _, Some(p)) => format!("{} {}", target.kind.as_str(), clean(p)),
+            (None, Some(pid), None) => format!("{} {pid}", target.kind.as_str()),
+            (None, None, None) => target.kind.as_str().to_string(),
+        };
+        if let Some(e) = &target.executable {
+            line += &format!(", executable {}", clean(e));
+        }
+        if let Some(s) = target.signal {
+            line += &format!(", ended by {}", signal_name(s));
+        }
+        writeln!(self.out, "{}", self.paint(HEADER, &line))?;
+        if self.report.runtimes.iter().all(|r| r.modules.is_empty()) {
+            writeln!(self.out, "no Wasm module found")?;
+        }
+        for runtime in &self.report.runtimes {
+            for module in &runtime.modules {
+                self.module(runtime, module)?;
+            }
+        }
+        for note in &self.report.objects_problems {
+            writeln!(self.out, "note: {}", clean(note))?;
+        }
+        for note in &self.report.notes {
+            writeln!(self.out, "note: {}", clean(note))?;
+        }
+        Ok(())
+    }
+
+    fn module(&mut self, runtime: &Runtime, module: &Module) -> io::Result<()> {
+        let mut line = clean(&runtime.name);
+        if let Some(backend) = module.backend.as_deref().filter(|b| !runtime.name.contains(b)) {
+            line += &format!(" {}", clean(backend));
+        }
+        line += &format!(" module {}", self.paint(WASM, &clean(module.name.as_deref().unwrap_or("without a name"))));
+        if let (Some(start), Some(end)) = (module.code_start, module.code_end) {
+            line += &format!(" at {start}-{end}");
+        }
+        if let Some(n) = module.functions {
+            line += &format!(", {n} function{}", if n == 1 { "" } else { "s" });
+        }
+        if module.tracked == Some(false) {
+            line += ", operand stacks not tracked";
+        }
+        if !module.routes.is_empty() {
+            line += &format!(", found by {}", clean(&module.routes.join(", ")));
+        }
+        if let Some(file) = &module.wasm_file {
+            line += &format!(", matches {}", clean(file));
+        }
+        writeln!(self.out, "{line}")?;
+        if self.options.verbose {
+            for check in &module.checks {
+                writeln!(self.out, "  confirmed: {}", clean(check))?;
+            }
+        }
+        if let Some(problem) = &module.problem {
+            writeln!(self.out, "  {}", self.paint(BAD, &clean(problem)))?;
+        }
+        Ok(())
+    }
+
+    fn thread(&mut self, thread: &Thread) -> io::Result<()> {
+        let mut line = match thread.tid {
+            Some(tid) => format!("Thread {tid}"),
+            None => "Thread ?".to_string(),
+        };
+        if let Some(name) = &thread.name {
+            line += &format!(" \"{}\"", clean(name));
+        }
+        if let Some(s) = thread.signal {
+            line += &format!(", {}", signal_name(s));
+        }
+        writeln!(self.out, "{}", self.paint(HEADER, &line))?;
+        for note in &thread.notes {
+            writeln!(self.out, "  note: {}", clean(note))?;
+        }
+        let digits = thread.frames.iter().filter_map(|f| f.index).max().unwrap_or(0).to_string().len();
+        let number_width = (digits + 1).max(3);
+        let mut hidden = 0;
+        for frame in &thread.frames {
+            if self.options.wasm_only && frame.kind != FrameKind::Wasm {
+                hidden += 1;
+                continue;
+            }
+            self.frame(frame, number_width)?;
+        }
+        self.end(thread, hidden, number_width + 2)
+    }
+
+    fn end(&mut self, thread: &Thread, hidden: usize, indent: usize) -> io::Result<()> {
+        let why = thread.end.as_ref().and_then(|e| e.why.as_deref()).map(clean);
+        let with_why = |text: &str| match &why {
+            Some(w) => format!("{text}: {w}"),
+            None => text.to_string(),
+        };
+        let (style, mut text) = match thread.end.as_ref().map(|e| e.kind) {
+            Some(EndKind::Bottom) => (DIM, "bottom of the stack".to_string()),
+            Some(EndKind::Limit) => (DIM, format!("more frames not asked for ({})", why.as_deref().unwrap_or("limit"))),
+            Some(EndKind::Lost) => (BAD, with_why("lost")),
+            Some(EndKind::Cycle) => (BAD, with_why("damaged stack")),
+            Some(EndKind::NoRegisters) => (BAD, with_why("no registers")),
+            None => (BAD, "end of the stack not known".to_string()),
+        };
+        if hidden != 0 {
+            text += &format!("; {hidden} other frame{} not shown", if hidden == 1 { "" } else { "s" });
+        }
+        writeln!(self.out, "{:indent$}-- {}", "", self.paint(style, &text))
+    }
+
+    fn frame(&mut self, frame: &Frame, number_width: usize) -> io::Result<()> {
+        let number = frame.index.map_or("#?".to_string(), |i| format!("#{i}"));
+        let pc = frame.pc.map_or("??????????????????".to_string(), |pc| format!("{:#018x}", pc.0));
+        let mut line = format!("{number:>number_width$}  {}", self.paint(DIM, &pc));
+        match frame.kind {
+            FrameKind::Wasm => line += &self.wasm_frame(frame),
+            _ => line += &self.native_frame(frame),
+        }
+        if self.options.verbose {
+            if let Some(trust) = frame.trust {
+                line += &format!("  ({})", trust.as_str());
+            }
+        } else if frame.trust == Some(Trust::FramePointer) {
+            line += "  (found by frame pointer)";
+        }
+        writeln!(self.out, "{line}")?;
+        let indent = number_width + 4;
+        for note in &frame.notes {
+            writeln!(self.out, "{:indent$}note: {}", "", clean(note))?;
+        }
+        if self.options.brief {
+            return Ok(());
+        }
+        if self.options.verbose {
+            if let Some(i) = frame.instance {
+                writeln!(self.out, "{:indent$}instance {i}", "")?;
+            }
+            if let Some(registers) = &frame.registers {
+                let mut items: Vec<String> = Vec::new();
+                for row in &TABLE {
+                    if let Some(v) = registers.get(row.name) {
+                        items.push(format!("{} {v}", row.name));
+                    }
+                }
+                for (name, v) in registers.iter().filter(|(n, _)| TABLE.iter().all(|row| row.name != *n)) {
+                    items.push(format!("{} {v}", clean(name)));
+                }
+                self.list(indent, "regs", &items)?;
+            }
+        }
+        self.values(indent, "locals", &frame.locals, &frame.locals_why)?;
+        self.values(indent, "stack", &frame.stack, &frame.stack_why)
+    }
+
+    fn wasm_frame(&self, frame: &Frame) -> String {
+        let function = frame.function.as_ref();
+        let name = match function {
+            Some(Function { name: Some(n), .. }) => clean(n),
+            Some(Function { index: Some(i), .. }) => format!("wasm-function[{i}]"),
+            _ => "a Wasm function".to_string(),
+        };
+        let mut line = format!(" {} {}", self.paint(WASM, "*"), self.paint(WASM, &name));
+        let (file, line_number) = match (&frame.wasm, function) {
+            (Some(WasmPlace { file: Some(f), line, .. }), _) => (Some(f), *line),
+            (_, Some(Function { file: Some(f), line, .. })) => (Some(f), *line),
+            _ => (None, None),
+        };
+        if let Some(file) = file {
+            line += &format!(" at {}", clean(file));
+            if let Some(n) = line_number {
+                line += &format!(":{n}");
+            }
+        }
+        let mut place = vec![match (function.and_then(|f| f.index), function.and_then(|f| f.local_index)) {
+            (Some(i), _) => format!("{} func {i}", clean(frame.module.as_deref().unwrap_or("?"))),
+            (None, Some(i)) => format!("{} defined func {i}", clean(frame.module.as_deref().unwrap_or("?"))),
+            (None, None) => clean(frame.module.as_deref().unwrap_or("module not known")),
+        }];
+        let mut backend = None;
+        if let Some(wasm) = &frame.wasm {
+            match (wasm.op_position, wasm.op_index) {
+                (OpPosition::At, Some(n)) => place.push(format!("op {n}")),
+                (OpPosition::After, Some(n)) => place.push(format!("after op {n}")),
+                (OpPosition::Header, _) => place.push("header".to_string()),
+                _ => place.push("op not known".to_string()),
+            }
+            if let Some(op) = &wasm.op {
+                place.push(clean(op));
+            }
+            if let Some(offset) = wasm.offset {
+                place.push(format!("+{offset}"));
+            }
+            let module = wasm.module_index.and_then(|i| self.report.module(i));
+            backend = module.and_then(|(_, m)| m.backend.as_deref());
+        }
+        line += &format!("  [{}]", place.join(", "));
+        if let Some(backend) = backend {
+            line += &format!("  {}", self.paint(DIM, &clean(backend)));
+        }
+        line
+    }
+
+    fn native_frame(&self, frame: &Frame) -> String {
+        let function = frame.function.as_ref();
+        let mut line = String::from(" ");
+        let name = function.and_then(|f| f.name.as_deref());
+        line += &match (name, frame.kind) {
+            (Some(n), _) => self.paint(NATIVE, &clean(n)),
+            (None, FrameKind::Trampoline) => "trampoline".to_string(),
+            (None, _) => "??".to_string(),
+        };
+        if let Some(f) = function {
+            let inlined = f.inlined == Some(true);
+            if inlined {
+                line += " (inlined)";
+            }
+            if let Some(file) = &f.file {
+                line += &format!(" at {}", clean(file));
+                if let Some(n) = f.line {
+                    line += &format!(":{n}");
+                }
+                return line;
+            }
+            if let Some(offset) = f.offset.filter(|_| name.is_some() && !inlined) {
+                line += &format!("+{offset}");
+            }
+        }
+        match (&frame.module, frame.module_offset) {
+            (Some(m), Some(o)) if name.is_none() => line += &format!(" in {}+{o}", clean(m)),
+            (Some(m), _) => line += &format!(" in {}", clean(m)),
+            (None, _) if name.is_none() => line += " in no known module",
+            (None, _) => {}
+        }
+        line
+    }
+
+    fn values(
+        &mut self,
+        indent: usize,
+        label: &str,
+        values: &Option<Vec<Value>>,
+        why: &Option<String>,
+    ) -> io::Result<()> {
+        match (values, why) {
+            (None, None) => Ok(()),
+            (None, Some(why)) => self.list(indent, label, &[format!("not known: {}", clean(why))]),
+            (Some(v), _) if v.is_empty() => self.list(indent, label, &["none".to_string()]),
+            (Some(v), _) => {
+                let items: Vec<String> = v.iter().map(value_text).collect();
+                self.list(indent, label, &items)
+            }
+        }
+    }
+
+    /// Items behind a label, three spaces apart, continued under the first. An item is broken only if it is longer than
+    /// a line by itself.
+    fn list(&mut self, indent: usize, label: &str, items: &[String]) -> io::Result<()> {
+        let start = indent + 8;
+        let room = WIDTH - start;
+        let mut lines: Vec<String> = vec![String::new()];
+        let mut used = 0;
+        for item in items {
+            let len = item.chars().count();
+            if used != 0 && used + 3 + len > room {
+                lines.push(String::new());
+                used = 0;
+            }
+            if used != 0 {
+                used += 3;
+                if let Some(line) = lines.last_mut() {
+                    line.push_str("   ");
+                }
+            }
+            if len <= room {
+                if let Some(line) = lines.last_mut() {
+                    line.push_str(item);
+                }
+                used += len;
+                continue;
+            }
+            for word in item.split(' ') {
+                let len = word.chars().count();
+                if used != 0 && used + 1 + len > room {
+                    lines.push("  ".to_string());
+                    used = 2;
+                } else if used != 0 {
+                    used += 1;
+                    if let Some(line) = lines.last_mut() {
+                        line.push(' ');
+                    }
+                }
+                if let Some(line) = lines.last_mut() {
+                    line.push_str(word);
+                }
+                used += len;
+            }
+        }
+        let label = self.paint(DIM, &format!("{label:<8}"));
+        for (i, line) in lines.iter().enumerate() {
+            if i == 0 {
+                writeln!(self.out, "{:indent$}{label}{line}", "")?;
+            } else {
+                writeln!(self.out, "{:start$}{line}", "")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn value_text(v: &Value) -> String {
+    let mut text = v.index.map_or("?".to_string(), |i| i.to_string());
+    if let Some(ty) = &v.ty {
+        text += &format!(" {}", clean(ty));
+    }
+    match (&v.value, v.bits) {
+        (Some(value), _) => text += &format!(" {}", clean(value)),
+        (None, Some(bits)) => text += &format!(" {bits}"),
+        (None, None) => text += " ?",
+    }
+    if let Some(place) = &v.place {
+        let short = place.split(',').next().unwrap_or(place);
+        text += &if short.starts_with('[') { format!(" {}", clean(short)) } else { format!(" ({})", clean(short)) };
+    }
+    if let Some(why) = &v.why {
+        text += &format!(" ({})", clean(why));
+    }
+    text
+}
+
+/// A signal's name, or its number where it has none here.
+fn signal_name(number: i32) -> String {
+    match nix::sys::signal::Signal::try_from(number) {
+        Ok(s) => s.as_str().to_string(),
+        Err(_) => format!("signal {number}"),
+    }
 }

@@ -1,0 +1,520 @@
+//! `wstate doctor`: what would stop an attach or make a core useless, one check a line, each with the next step.
+
+use crate::report::text::clean;
+use anstyle::{AnsiColor, Style};
+use object::read::elf::{ElfFile64, FileHeader};
+use object::{Object, ObjectSection, ReadCache, ReadRef};
+use procfs::process::{LimitValue, MMPermissions, MMapPath, Process};
+use schemars::JsonSchema;
+use serde::Serialize;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+/// Bit of `CAP_SYS_PTRACE` in the capability sets of `/proc/PID/status` (capability.h).
+const CAP_SYS_PTRACE: u64 = 1 << 19;
+/// `PF_KTHREAD` of `flags` in `/proc/PID/stat` (sched.h).
+const PF_KTHREAD: u32 = 0x0020_0000;
+/// Bytes of an executable that are looked at.
+const MAX_EXECUTABLE: u64 = 4 << 30;
+
+/// How a check went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Nothing in the way.
+    Ok,
+    /// Something will be missing.
+    Warn,
+    /// It will not work.
+    Fail,
+}
+
+/// One check.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Check {
+    /// How it went.
+    pub status: Status,
+    /// What was found.
+    pub what: String,
+    /// What to do about it.
+    pub next: Option<String>,
+}
+
+/// All checks of one run, in the order in which an attach would meet them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Doctor {
+    /// The process, if one was given.
+    pub pid: Option<u32>,
+    /// The checks.
+    pub checks: Vec<Check>,
+}
+
+/// Who looks: this process.
+#[derive(Clone, Copy, Debug)]
+struct Me {
+    euid: u32,
+    ptrace: bool,
+}
+
+/// What a process looks like to the permission checks.
+#[derive(Clone, Copy, Debug)]
+struct Owner {
+    pid: u32,
+    /// Real, effective and saved user ids.
+    uids: [u32; 3],
+}
+
+impl Doctor {
+    /// Runs every check that applies. Reads only; nothing is stopped or changed.
+    pub fn examine(pid: Option<u32>) -> Doctor {
+        let mut d = Doctor { pid, checks: Vec::new() };
+        let me = Process::myself().and_then(|p| p.status());
+        let me = Me {
+            euid: me.as_ref().map_or(u32::MAX, |s| s.euid),
+            ptrace: me.as_ref().is_ok_and(|s| s.capeff & CAP_SYS_PTRACE != 0),
+        };
+        d.host();
+        match pid {
+            Some(pid) => d.process(pid, me),
+            None => {
+                d.ok(if me.ptrace {
+                    "this user may look at any process (CAP_SYS_PTRACE)".to_string()
+                } else {
+                    format!("this user (uid {}) may look at its own processes", me.euid)
+                });
+                d.yama(yama_scope(), me, None);
+                d.core_settings(Process::myself().ok().as_ref(), None);
+            }
+        }
+        d
+    }
+
+    /// A check without a problem.
+    pub fn ok(&mut self, what: impl Into<String>) {
+        self.checks.push(Check { status: Status::Ok, what: what.into(), next: None });
+    }
+
+    /// A check after which something will be missing.
+    pub fn warn(&mut self, what: impl Into<String>, next: impl Into<String>) {
+        self.checks.push(Check { status: Status::Warn, what: what.into(), next: Some(next.into()) });
+    }
+
+    /// A check after which an attach will not work.
+    pub fn fail(&mut self, what: impl Into<String>, next: impl Into<String>) {
+        self.checks.push(Check { status: Status::Fail, what: what.into(), next: Some(next.into()) });
+    }
+
+    /// The worst status.
+    pub fn worst(&self) -> Status {
+        self.checks.iter().map(|c| c.status).max().unwrap_or(Status::Ok)
+    }
+
+    /// The text form.
+    pub fn text(&self, color: bool) -> String {
+        let mut out = String::new();
+        for check in &self.checks {
+            let (style, word) = match check.status {
+                Status::Ok => (AnsiColor::Green.on_default(), "ok  "),
+                Status::Warn => (AnsiColor::Yellow.on_default(), "warn"),
+                Status::Fail => (AnsiColor::Red.on_default(), "FAIL"),
+            };
+            let style: Style = if color { style } else { Style::new() };
+            out += &format!("{style}{word}{style:#}  {}\n", clean(&check.what));
+            if let Some(next) = &check.next {
+                out += &format!("      next: {}\n", clean(next));
+            }
+        }
+        let count = |status| self.checks.iter().filter(|c| c.status == status).count();
+        out += &match (count(Status::Fail), count(Status::Warn)) {
+            (0, 0) => "nothing in the way\n".to_string(),
+            (f, w) => format!("{f} in the way, {w} to know about\n"),
+        };
+        out
+    }
+
+    fn host(&mut self) {
+        if cfg!(all(target_arch = "x86_64", target_os = "linux")) {
+            self.ok("this is x86-64 Linux");
+        } else {
+            self.fail(
+                format!("this is {} {}", std::env::consts::ARCH, std::env::consts::OS),
+                "only x86-64 Linux is supported",
+            );
+        }
+    }
+
+    fn process(&mut self, pid: u32, me: Me) {
+        let process = i32::try_from(pid).ok().and_then(|p| Process::new(p).ok());
+        let Some((process, status)) = process.and_then(|p| p.status().ok().map(|s| (p, s))) else {
+            let what = format!("there is no process {pid}");
+            let next = "look it up with pgrep -a NAME; in a container a process has another id than outside";
+            return self.fail(what, next);
+        };
+        if process.stat().is_ok_and(|s| s.flags & PF_KTHREAD != 0) {
+            return self.fail(format!("{pid} ({}) is a kernel thread", status.name), "choose a user process");
+        }
+        match status.state.chars().next() {
+            Some('Z' | 'X') => {
+                let what =
+                    format!("process {pid} ({}) has ended, its parent {} has not waited", status.name, status.ppid);
+                return self.fail(what, "its memory is gone: only a core can be looked at (wstate core CORE)");
+            }
+            Some('D') => self.warn(
+                format!("process {pid} ({}) is in an uninterruptible wait", status.name),
+                "an attach may have to wait until the kernel is done; see /proc/PID/wchan",
+            ),
+            _ => self.ok(format!("process {pid} ({}) is there, {} threads", status.name, status.threads)),
+        }
+        if u32::try_from(status.tgid).is_ok_and(|tgid| tgid != pid) {
+            self.warn(
+                format!("{pid} is a thread of process {}", status.tgid),
+                format!("wstate attach {} -t {pid}", status.tgid),
+            );
+        }
+        self.owner(Owner { pid, uids: [status.ruid, status.euid, status.suid] }, me);
+        self.yama(yama_scope(), me, Some(pid));
+        match status.tracerpid {
+            0 => self.ok("no debugger is attached to it"),
+            t => self.fail(
+                format!("process {t}{} already traces it", comm(t)),
+                format!("end that debugger or make it detach (ps -p {t} -f)"),
+            ),
+        }
+        self.dumpable(pid, status.euid, me);
+        self.namespaces(pid, me, &status.nspid.unwrap_or_default());
+        self.executable(pid);
+        self.code(&process);
+        self.core_settings(Some(&process), Some(pid));
+    }
+
+    fn owner(&mut self, owner: Owner, me: Me) {
+        let Owner { pid, uids } = owner;
+        if me.ptrace {
+            self.ok("this user may look at any process (CAP_SYS_PTRACE)");
+        } else if uids.iter().all(|&u| u == me.euid) {
+            self.ok(format!("the process belongs to this user (uid {})", me.euid));
+        } else {
+            let other = uids.iter().find(|&&u| u != me.euid).copied().unwrap_or_default();
+            self.fail(
+                format!("the process belongs to uid {other}, this is uid {} without CAP_SYS_PTRACE", me.euid),
+                format!("sudo wstate attach {pid}; in a container also: --cap-add=SYS_PTRACE"),
+            );
+        }
+    }
+
+    /// `scope` is Yama's `ptrace_scope`, `None` without Yama (Documentation/admin-guide/LSM/Yama.rst).
+    fn yama(&mut self, scope: Option<u32>, me: Me, pid: Option<u32>) {
+        let command = pid.map_or("sudo wstate attach PID".to_string(), |p| format!("sudo wstate attach {p}"));
+        match scope {
+            None => self.ok("Yama does not restrict ptrace (not in this kernel)"),
+            Some(0) => self.ok("Yama does not restrict ptrace (ptrace_scope 0)"),
+            Some(s @ (1 | 2)) if me.ptrace => self.ok(format!("Yama's ptrace_scope {s} does not bind CAP_SYS_PTRACE")),
+            Some(1) => self.fail(
+                "Yama lets a process be traced by its ancestors only (ptrace_scope 1)",
+                format!("{command}, or: sudo sysctl kernel.yama.ptrace_scope=0"),
+            ),
+            Some(2) => self.fail("Yama lets only administrators trace (ptrace_scope 2)", command),
+            Some(s) => self.fail(
+                format!("Yama forbids all tracing (ptrace_scope {s}) until the next boot"),
+                "set kernel.yama.ptrace_scope to 0 or 1 in /etc/sysctl.d and reboot, or work with a core",
+            ),
+        }
+    }
+
+    /// A process that is not dumpable has /proc files of root whatever its user is (proc(5)).
+    fn dumpable(&mut self, pid: u32, euid: u32, me: Me) {
+        match fs::metadata(format!("/proc/{pid}")) {
+            Ok(m) if m.uid() == euid => self.ok("the process lets itself be dumped"),
+            Ok(_) if me.ptrace => self.warn(
+                "the process made itself undumpable (set-user-id, unreadable executable or PR_SET_DUMPABLE)",
+                "an attach works with CAP_SYS_PTRACE; a crash will not write a core (fs.suid_dumpable)",
+            ),
+            Ok(_) => self.fail(
+                "the process made itself undumpable (set-user-id, unreadable executable or PR_SET_DUMPABLE)",
+                format!("sudo wstate attach {pid}"),
+            ),
+            Err(e) => self.warn(format!("/proc/{pid} cannot be examined: {e}"), "look whether the process still runs"),
+        }
+    }
+
+    fn namespaces(&mut self, pid: u32, me: Me, nspid: &[i32]) {
+        let link = |who: &str, kind: &str| fs::read_link(format!("/proc/{who}/ns/{kind}"));
+        let who = pid.to_string();
+        let mut differ = Vec::new();
+        for kind in ["pid", "mnt", "user"] {
+            match (link("self", kind), link(&who, kind)) {
+                (Ok(a), Ok(b)) if a != b => differ.push(kind),
+                (Ok(_), Ok(_)) => {}
+                (_, Err(e)) | (Err(e), _) => {
+                    return self.warn(
+                        format!("its namespaces cannot be read: {e}"),
+                        format!("sudo wstate doctor {pid}: without the right to read them an attach fails too"),
+                    );
+                }
+            }
+        }
+        if differ.is_empty() {
+            return self.ok("it is in the same pid, mount and user namespaces");
+        }
+        let inside = match nspid.last() {
+            Some(&inner) if differ.contains(&"pid") => format!(", as pid {inner} inside"),
+            _ => String::new(),
+        };
+        let what = format!("it is in a container (other {} namespace{inside})", differ.join(", "));
+        if differ.contains(&"user") && me.euid != 0 {
+            return self.warn(what, format!("its user namespace must grant the tracing: sudo wstate attach {pid}"));
+        }
+        if differ.contains(&"mnt") {
+            let root = format!("/proc/{pid}/root");
+            match fs::read_dir(&root) {
+                Ok(_) => self.ok(format!("{what}; its files are read through {root}")),
+                Err(e) => self.warn(
+                    format!("{what}, and {root} cannot be read: {e}"),
+                    format!("sudo wstate attach {pid}, or --sysroot DIR with a copy of its files"),
+                ),
+            }
+        } else {
+            self.ok(what);
+        }
+    }
+
+    fn executable(&mut self, pid: u32) {
+        let link = format!("/proc/{pid}/exe");
+        let name = fs::read_link(&link).map(|p| p.display().to_string());
+        let file = match fs::File::open(&link) {
+            Ok(f) => f,
+            Err(e) => {
+                return self.warn(
+                    format!("its executable{} cannot be read: {e}", name.map(|n| format!(" {n}")).unwrap_or_default()),
+                    format!("sudo wstate attach {pid}; Wasm frames need no executable, native names do"),
+                );
+            }
+        };
+        let name = name.unwrap_or(link);
+        if name.ends_with(" (deleted)") {
+            self.warn(
+                format!("its executable was replaced or deleted: {name}"),
+                "the running file is still read through /proc; keep a copy before the process ends if you need a core",
+            );
+        }
+        let facts = match ExecutableFacts::read(&ReadCache::new(file)) {
+            Ok(f) => f,
+            Err(why) => return self.fail(format!("{name}: {why}"), "only x86-64 processes are supported"),
+        };
+        match (facts.debug_info, facts.symbols) {
+            (true, _) => self.ok(format!("{name} has debug info")),
+            (false, true) => self.warn(
+                format!("{name} has symbols but no debug info: no lines and no inlined frames"),
+                "build with debug = \"line-tables-only\", or install its debug package",
+            ),
+            (false, false) => self.warn(
+                format!(
+                    "{name} is stripped{}",
+                    facts.build_id.map(|id| format!(", build id {id}")).unwrap_or_default()
+                ),
+                "native frames have no names without a separate debug file (--debug-dir DIR); Wasm frames do not need it",
+            ),
+        }
+        match facts.compilers.as_slice() {
+            [] => self.warn(
+                "the executable does not say what compiled it (.comment is missing)",
+                "layouts of the runtime's structures come from debug info or are recognised; nothing to do unless no module is found",
+            ),
+            c => self.ok(format!("compiled by {}", c.join("; "))),
+        }
+    }
+
+    fn code(&mut self, process: &Process) {
+        let maps = match process.maps() {
+            Ok(m) => m,
+            Err(e) => {
+                return self.fail(
+                    format!("its mappings cannot be read: {e}"),
+                    format!("sudo wstate doctor {}", process.pid()),
+                );
+            }
+        };
+        let (mut count, mut bytes) = (0u64, 0u64);
+        for map in maps.iter() {
+            let jit = match &map.pathname {
+                MMapPath::Anonymous | MMapPath::Other(_) => true,
+                MMapPath::Path(p) => p.starts_with("/memfd:"),
+                _ => false,
+            };
+            if jit && map.perms.contains(MMPermissions::EXECUTE) {
+                count += 1;
+                bytes = bytes.saturating_add(map.address.1.saturating_sub(map.address.0));
+            }
+        }
+        if count == 0 {
+            self.warn(
+                "it has no executable memory outside of files: no code was compiled at run time",
+                "attach after the host has compiled its module; an interpreter has no machine code to look at",
+            );
+        } else {
+            self.ok(format!("code compiled at run time: {count} mappings, {} KiB", bytes.div_ceil(1024)));
+        }
+    }
+
+    fn core_settings(&mut self, process: Option<&Process>, pid: Option<u32>) {
+        let whose = pid.map_or("this shell".to_string(), |p| format!("process {p}"));
+        let path = format!("/proc/{}/coredump_filter", pid.map_or("self".to_string(), |p| p.to_string()));
+        let filter = fs::read_to_string(&path).ok().and_then(|t| u64::from_str_radix(t.trim(), 16).ok());
+        match filter {
+            None => self.warn(format!("{path} cannot be read"), "a core may lack the compiled code"),
+            Some(f) if f & 1 != 0 => {
+                self.ok(format!("a core of {whose} would hold its compiled code (coredump_filter {f:#x})"));
+            }
+            Some(f) => self.warn(
+                format!("a core of {whose} would not hold its compiled code (coredump_filter {f:#x}, bit 0 is off)"),
+                format!("echo {:#x} > {path}", f | 0x11),
+            ),
+        }
+        let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
+        let pattern = pattern.trim();
+        if let Some(handler) = pattern.strip_prefix('|') {
+            let handler = handler.split_whitespace().next().unwrap_or_default();
+            let next = if handler.contains("systemd-coredump") {
+                "find cores with: coredumpctl list; get one with: coredumpctl dump PID -o core"
+            } else if handler.contains("apport") {
+                "find cores in /var/lib/apport/coredump, or in /var/crash (apport-unpack)"
+            } else {
+                "look into that program's manual for where it keeps cores"
+            };
+            return self.warn(format!("cores go to a program: {handler}"), next);
+        }
+        let limit = process.and_then(|p| p.limits().ok()).map(|l| l.max_core_file_size.soft_limit);
+        match limit {
+            Some(LimitValue::Value(0)) => self.warn(
+                format!("a crash of {whose} would write no core (limit 0)"),
+                match pid {
+                    Some(p) => format!("prlimit --core=unlimited --pid {p}, or take one now: gcore {p}"),
+                    None => "ulimit -c unlimited, before the host is started".to_string(),
+                },
+            ),
+            Some(LimitValue::Value(n)) => self.warn(
+                format!("a core of {whose} would be cut off at {n} bytes"),
+                "ulimit -c unlimited; a cut core still gives the frames whose memory is in it",
+            ),
+            Some(LimitValue::Unlimited) => self.ok(format!("a crash of {whose} writes a core as {pattern:?}")),
+            None => self.warn(format!("the core size limit of {whose} cannot be read"), "ulimit -c shows this shell's"),
+        }
+    }
+}
+
+/// What an executable file tells.
+#[derive(Debug, PartialEq, Eq)]
+struct ExecutableFacts {
+    symbols: bool,
+    debug_info: bool,
+    build_id: Option<String>,
+    compilers: Vec<String>,
+}
+
+impl ExecutableFacts {
+    fn read<'a>(bytes: impl ReadRef<'a>) -> Result<ExecutableFacts, String> {
+        if bytes.len().is_ok_and(|len| len > MAX_EXECUTABLE) {
+            return Err("too large for an executable".to_string());
+        }
+        let file =
+            ElfFile64::<object::Endianness, _>::parse(bytes).map_err(|e| format!("not a 64-bit ELF file: {e}"))?;
+        let machine = file.elf_header().e_machine(file.endian());
+        if machine != object::elf::EM_X86_64 {
+            return Err(format!("made for another machine (ELF machine {machine:?})"));
+        }
+        let comment = file
+            .section_by_name_bytes(b".comment")
+            .filter(|s| s.size() <= 1 << 16)
+            .and_then(|s| s.data().ok())
+            .unwrap_or_default();
+        let compilers = comment
+            .split(|&b| b == 0)
+            .filter(|s| !s.is_empty())
+            .take(8)
+            .map(|s| String::from_utf8_lossy(s).into_owned())
+            .collect();
+        let build_id = file.build_id().ok().flatten();
+        Ok(ExecutableFacts {
+            symbols: file.section_by_name(".symtab").is_some(),
+            debug_info: [".debug_info", ".zdebug_info"].iter().any(|n| file.section_by_name(n).is_some()),
+            build_id: build_id.map(|id| id.iter().take(32).map(|b| format!("{b:02x}")).collect()),
+            compilers,
+        })
+    }
+}
+
+fn yama_scope() -> Option<u32> {
+    fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").ok()?.trim().parse().ok()
+}
+
+fn comm(pid: i32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).map(|c| format!(" ({})", c.trim())).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const USER: Me = Me { euid: 1000, ptrace: false };
+    const ROOT: Me = Me { euid: 0, ptrace: true };
+
+    fn one(f: impl FnOnce(&mut Doctor)) -> Check {
+        let mut d = Doctor::default();
+        f(&mut d);
+        assert_eq!(d.checks.len(), 1);
+        d.checks.remove(0)
+    }
+
+    #[test]
+    fn yama_binds_those_without_the_capability() {
+        let status = |scope, me| one(|d| d.yama(scope, me, Some(7))).status;
+        assert_eq!((status(None, USER), status(Some(0), USER)), (Status::Ok, Status::Ok));
+        assert_eq!((status(Some(1), USER), status(Some(2), USER)), (Status::Fail, Status::Fail));
+        assert_eq!((status(Some(1), ROOT), status(Some(2), ROOT)), (Status::Ok, Status::Ok));
+        assert_eq!(status(Some(3), ROOT), Status::Fail);
+        assert!(one(|d| d.yama(Some(1), USER, Some(7))).next.unwrap().contains("sudo wstate attach 7"));
+    }
+
+    #[test]
+    fn every_user_id_of_the_process_counts() {
+        let status = |uids, me| one(|d| d.owner(Owner { pid: 7, uids }, me)).status;
+        assert_eq!(status([1000; 3], USER), Status::Ok);
+        assert_eq!(status([1000, 0, 0], USER), Status::Fail);
+        assert_eq!(status([0; 3], ROOT), Status::Ok);
+    }
+
+    #[test]
+    fn this_process_is_found_and_a_missing_one_ends_the_list() {
+        let d = Doctor::examine(Some(std::process::id()));
+        assert!(d.checks.iter().any(|c| c.what.contains(&format!("process {} (", std::process::id()))), "{d:?}");
+        assert!(d.checks.iter().any(|c| c.what.contains("compiled by")), "{d:?}");
+        let d = Doctor::examine(Some(u32::MAX));
+        assert_eq!((d.worst(), d.checks.len()), (Status::Fail, 2));
+    }
+
+    #[test]
+    fn broken_and_foreign_executables_are_refused() {
+        assert!(ExecutableFacts::read(&b""[..]).is_err());
+        let exe = fs::read("/proc/self/exe").unwrap();
+        let facts = ExecutableFacts::read(&exe[..]).unwrap();
+        assert!(facts.symbols && facts.compilers.iter().any(|c| c.contains("rustc")), "{facts:?}");
+        let mut foreign = exe[..].to_vec();
+        foreign[18] = 183; // e_machine: AArch64
+        assert!(ExecutableFacts::read(&foreign[..]).unwrap_err().contains("another machine"));
+        for cut in [1, 16, 63, 64, 100, 4096] {
+            let _ = ExecutableFacts::read(&exe[..cut]);
+        }
+    }
+
+    #[test]
+    fn text_shows_the_next_step_and_hides_escapes() {
+        let mut d = Doctor::default();
+        d.ok("process 1 (\u{1b}[2Jx) is there");
+        d.fail("no", "do this");
+        assert_eq!(
+            d.text(false),
+            "ok    process 1 (\\u{1b}[2Jx) is there\nFAIL  no\n      next: do this\n1 in the way, 0 to know about\n"
+        );
+        assert!(d.text(true).contains("\u{1b}[31mFAIL\u{1b}[0m"));
+    }
+}

@@ -1,0 +1,398 @@
+//! Every output mode of one report that has everything in it.
+
+use super::text::{TextOptions, render};
+use super::*;
+use crate::arch::Reg;
+use crate::runtime::{self, Place, Slot, ValType, Why};
+
+fn known(ty: Option<ValType>, bits: u64, place: Place) -> runtime::Value {
+    runtime::Value { ty, slot: Slot::Known { bits, place } }
+}
+
+fn reg(reg: Reg) -> Place {
+    Place::Register { reg, saved_at: None }
+}
+
+fn memory(base: Reg, offset: i64) -> Place {
+    Place::Memory { base, offset, address: 0x7ffd_3000u64.wrapping_add_signed(offset) }
+}
+
+fn native(index: u32, pc: u64, name: Option<&str>, module: &str) -> Frame {
+    Frame {
+        trust: Some(Trust::Cfi),
+        module: Some(module.to_string()),
+        module_offset: Some(Hex(pc & 0xf_ffff)),
+        function: name.map(|n| Function {
+            name: Some(n.to_string()),
+            name_source: Some("symbol".to_string()),
+            offset: Some(Hex(0x1f)),
+            inlined: Some(false),
+            ..Function::default()
+        }),
+        ..Frame::new(index, pc, FrameKind::Native)
+    }
+}
+
+fn wasm(index: u32, pc: u64, name: Option<&str>, function: u32, position: OpPosition) -> Frame {
+    Frame {
+        trust: Some(Trust::Runtime),
+        module: Some("app.wasm".to_string()),
+        module_offset: Some(Hex(pc & 0xffff)),
+        function: Some(Function {
+            name: name.map(str::to_string),
+            name_source: name.map(|_| "name section".to_string()),
+            index: Some(function),
+            local_index: function.checked_sub(1),
+            offset: Some(Hex(0x41)),
+            ..Function::default()
+        }),
+        wasm: Some(WasmPlace {
+            module_index: Some(0),
+            op_index: Some(23),
+            op_position: position,
+            offset: Some(Hex(0x10d)),
+            op: (position == OpPosition::At).then(|| "call 0".to_string()),
+            file: None,
+            line: None,
+        }),
+        instance: Some(Hex(0x558d_2b00_1000)),
+        ..Frame::new(index, pc, FrameKind::Wasm)
+    }
+}
+
+/// Two threads, every kind of frame, value, place, reason and end but one.
+fn rich() -> Report {
+    let mut report = Report::new(Target {
+        kind: TargetKind::Core,
+        pid: Some(4711),
+        executable: Some("/srv/near-host".to_string()),
+        description: Some("core core.4711 of near-host (pid 4711)".to_string()),
+        path: Some("core.4711".to_string()),
+        signal: Some(6),
+    });
+    report.wstate_version = "0.0.0-test".to_string();
+    report.runtimes.push(Runtime {
+        name: "wasmer 0.x".to_string(),
+        modules: vec![
+            Module {
+                index: Some(0),
+                name: Some("app.wasm".to_string()),
+                code_start: Some(Hex(0x7f3a_b0d6_0000)),
+                code_end: Some(Hex(0x7f3a_b0d6_4000)),
+                functions: Some(12),
+                tracked: Some(true),
+                backend: Some("singlepass".to_string()),
+                routes: vec!["vmctx".to_string(), "heap".to_string()],
+                checks: vec!["code equals the mapping".to_string(), "12 of 12 functions lie in it".to_string()],
+                wasm_file: Some("/srv/app.wasm".to_string()),
+                problem: None,
+            },
+            Module {
+                index: Some(1),
+                name: None,
+                code_start: None,
+                code_end: None,
+                functions: Some(1),
+                tracked: Some(false),
+                backend: Some("singlepass".to_string()),
+                routes: vec![],
+                checks: vec![],
+                wasm_file: None,
+                problem: Some("/srv/other.wasm does not fit: 3 functions, the module has 1".to_string()),
+            },
+        ],
+    });
+    report.objects_problems.push("/usr/lib/libfoo.so.1 is not there: its frames have no names".to_string());
+    report.notes.push("the core is cut off: 3 of 7 MiB".to_string());
+
+    let mut stop = native(3, 0x558d_2a1f_4c10, Some("near_host::stop"), "/srv/near-host");
+    if let Some(f) = &mut stop.function {
+        f.file = Some("src/main.rs".to_string());
+        f.line = Some(93);
+        f.inlined = Some(true);
+    }
+    let mut leaf = wasm(4, 0x7f3a_b0d6_0a31, Some("leaf"), 2, OpPosition::At);
+    leaf.registers = Some([("rsp".to_string(), Hex(0x7ffd_3000)), ("r12".to_string(), Hex(9))].into());
+    let saved = Place::Register { reg: Reg::RBX, saved_at: Some(0x7ffd_2ff0) };
+    let locals = vec![
+        known(Some(ValType::I32), 0xffff_ffff_0000_0009, reg(Reg::R12)),
+        known(Some(ValType::I64), 0x1111_1111_1111_1111, reg(Reg::R13)),
+        known(Some(ValType::F64), 3.25f64.to_bits(), reg(Reg::R14)),
+        known(Some(ValType::I32), 333, saved),
+        known(Some(ValType::I32), 444, memory(Reg::RBP, -0x28)),
+        known(None, 0xffff_8000_0000_0001, memory(Reg::RBP, -0x30)),
+        runtime::Value {
+            ty: Some(ValType::F32),
+            slot: Slot::Unknown(Why("r10 is not preserved by calls, and no callee that is known saved it".to_string())),
+        },
+        known(Some(ValType::F32), 0x7fc0_0001, reg(Reg::XMM15)),
+    ];
+    (leaf.locals, leaf.locals_why) = Value::list(&Ok(locals));
+    (leaf.stack, leaf.stack_why) = Value::list(&Ok(vec![
+        known(Some(ValType::I32), 340, memory(Reg::RSP, 0x18)),
+        known(Some(ValType::F64), 4.25f64.to_bits(), memory(Reg::RSP, 0x10)),
+        known(Some(ValType::I64), 99, Place::Constant),
+    ]));
+    let mut fact = wasm(5, 0x7f3a_b0d6_0c02, None, 3, OpPosition::After);
+    fact.locals = Some(vec![]);
+    fact.stack_why = Some("between two points of the map".to_string());
+    fact.notes.push("stopped in the epilogue".to_string());
+    let mut trampoline = Frame::new(6, 0x7f3a_b0d6_0005, FrameKind::Trampoline);
+    trampoline.trust = Some(Trust::Recognised);
+    let mut by_pointer = native(7, 0x558d_2a1f_5000, Some("near_host::main"), "/srv/near-host");
+    by_pointer.trust = Some(Trust::FramePointer);
+    let mut innermost = native(0, 0x7f3a_b100_0123, None, "/usr/lib/libfoo.so.1");
+    innermost.trust = Some(Trust::Context);
+    report.threads.push(Thread {
+        tid: Some(4711),
+        name: Some("near-host".to_string()),
+        frames: vec![
+            innermost,
+            native(1, 0x7f3a_b110_0123, Some("abort"), "/usr/lib/libc.so.6"),
+            Frame::new(2, 0x1234, FrameKind::Unknown),
+            stop,
+            leaf,
+            fact,
+            trampoline,
+            by_pointer,
+        ],
+        end: Some(End { kind: EndKind::Bottom, why: None }),
+        signal: Some(6),
+        notes: vec![],
+    });
+    let mut deep = wasm(12, 0x7f3a_b0d6_0a31, Some("spin"), 4, OpPosition::Unknown);
+    deep.locals_why = Some("the frame's base is not known".to_string());
+    report.threads.push(Thread {
+        tid: Some(4712),
+        name: None,
+        frames: vec![deep],
+        end: Some(End {
+            kind: EndKind::Lost,
+            why: Some("no memory at 0x7ffd10000000 (8 bytes), the core is cut off".to_string()),
+        }),
+        signal: None,
+        notes: vec!["registers are from after the stop".to_string()],
+    });
+    report.threads.push(Thread {
+        tid: Some(4713),
+        name: Some("gone".to_string()),
+        frames: vec![],
+        end: Some(End::no_registers(Some("not in the core"))),
+        signal: Some(77),
+        notes: vec![],
+    });
+    report
+}
+
+const PLAIN: TextOptions = TextOptions { brief: false, wasm_only: false, color: false, verbose: false };
+
+#[test]
+fn text() {
+    insta::assert_snapshot!(render(&rich(), PLAIN));
+}
+
+#[test]
+fn text_brief() {
+    insta::assert_snapshot!(render(&rich(), TextOptions { brief: true, ..PLAIN }));
+}
+
+#[test]
+fn text_wasm_only() {
+    insta::assert_snapshot!(render(&rich(), TextOptions { wasm_only: true, ..PLAIN }));
+}
+
+#[test]
+fn text_verbose() {
+    insta::assert_snapshot!(render(&rich(), TextOptions { verbose: true, ..PLAIN }));
+}
+
+#[test]
+fn text_color() {
+    insta::assert_snapshot!(render(&rich(), TextOptions { color: true, ..PLAIN }).replace('\u{1b}', "^["));
+}
+
+#[test]
+fn json_compact() {
+    insta::assert_snapshot!(json::render(&rich(), false));
+}
+
+#[test]
+fn json_pretty() {
+    insta::assert_snapshot!(json::render(&rich(), true));
+}
+
+#[test]
+fn json_schema() {
+    insta::assert_snapshot!(json::schema());
+}
+
+#[test]
+fn colour_adds_nothing_but_escapes() {
+    let mut plain = String::new();
+    let colored = render(&rich(), TextOptions { color: true, ..PLAIN });
+    let mut rest = colored.as_str();
+    while let Some((before, after)) = rest.split_once('\u{1b}') {
+        plain += before;
+        rest = after.split_once('m').map_or("", |(_, r)| r);
+    }
+    assert_eq!(plain + rest, render(&rich(), PLAIN));
+}
+
+#[test]
+fn lists_of_values_fit_the_width() {
+    for line in render(&rich(), TextOptions { verbose: true, ..PLAIN }).lines() {
+        let trimmed = line.trim_start();
+        if trimmed.starts_with("locals") || trimmed.starts_with("stack") {
+            assert!(line.chars().count() <= 120, "{line}");
+        }
+    }
+}
+
+#[test]
+fn a_reason_longer_than_a_line_is_broken_between_words() {
+    let mut report = rich();
+    report.threads.truncate(1);
+    report.threads[0].frames.truncate(1);
+    report.threads[0].frames[0].stack_why = Some("word ".repeat(55).trim().to_string());
+    let text = render(&report, PLAIN);
+    let lines: Vec<&str> = text.lines().filter(|l| l.contains("word")).collect();
+    assert!(lines.len() >= 3 && lines.iter().all(|l| l.chars().count() <= 120), "{text}");
+    assert_eq!(lines.iter().map(|l| l.matches("word").count()).sum::<usize>(), 55);
+}
+
+#[test]
+fn the_keys_that_others_rely_on() {
+    let json: serde_json::Value = serde_json::from_str(&json::render(&rich(), false)).unwrap();
+    let has = |v: &serde_json::Value, keys: &[&str]| {
+        let object = v.as_object().unwrap();
+        for key in keys {
+            assert!(object.contains_key(*key), "{key} in {object:?}");
+        }
+    };
+    let thread = &json["threads"][0];
+    has(thread, &["tid", "name", "frames", "end"]);
+    for frame in thread["frames"].as_array().unwrap() {
+        has(frame, &["index", "pc", "kind", "trust", "module", "function", "wasm", "locals", "stack"]);
+    }
+    let leaf = &thread["frames"][4];
+    has(&leaf["function"], &["name", "index", "local_index", "file", "line", "inlined"]);
+    has(&leaf["wasm"], &["op_index", "offset"]);
+    for value in leaf["locals"].as_array().unwrap() {
+        has(value, &["index", "type", "bits", "place", "why"]);
+    }
+    assert_eq!(leaf["pc"], "0x7f3ab0d60a31");
+    assert_eq!(leaf["locals"][0]["bits"], "0xffffffff00000009");
+}
+
+#[test]
+fn the_schema_describes_every_key_and_keeps_enums_open() {
+    let schema: serde_json::Value = serde_json::from_str(&json::schema()).unwrap();
+    fn check(name: &str, object: &serde_json::Value) {
+        if let Some(properties) = object["properties"].as_object() {
+            for (key, property) in properties {
+                assert!(property["description"].is_string(), "{name}.{key} has no description");
+            }
+        }
+        assert!(object.get("enum").is_none() && object.get("additionalProperties").is_none(), "{name} is closed");
+    }
+    check("Report", &schema);
+    for (name, object) in schema["$defs"].as_object().unwrap() {
+        check(name, object);
+    }
+}
+
+#[test]
+fn hostile_names_do_nothing_to_the_terminal() {
+    let evil = "\u{1b}]0;owned\u{7}\r\n\u{9b}2J\u{202e}x";
+    let mut report = rich();
+    let all_strings = |report: &mut Report, text: &str| {
+        report.target.description = Some(text.to_string());
+        report.target.executable = Some(text.to_string());
+        report.notes = vec![text.to_string()];
+        let module = &mut report.runtimes[0].modules[0];
+        module.name = Some(text.to_string());
+        module.backend = Some(text.to_string());
+        module.routes = vec![text.to_string()];
+        let thread = &mut report.threads[0];
+        thread.name = Some(text.to_string());
+        thread.notes = vec![text.to_string()];
+        thread.end = Some(End { kind: EndKind::Lost, why: Some(text.to_string()) });
+        for frame in &mut thread.frames {
+            frame.module = Some(text.to_string());
+            frame.locals_why = Some(text.to_string());
+            frame.notes = vec![text.to_string()];
+            if let Some(f) = &mut frame.function {
+                f.name = Some(text.to_string());
+                f.file = Some(text.to_string());
+            }
+            for v in frame.locals.iter_mut().chain(&mut frame.stack).flatten() {
+                v.why = Some(text.to_string());
+            }
+        }
+    };
+    all_strings(&mut report, evil);
+    let text = render(&report, PLAIN);
+    assert!(!text.chars().any(|c| c != '\n' && text::is_unprintable(c)), "{text:?}");
+    assert!(text.contains("\\u{1b}]0;owned\\u{7}\\u{d}\\u{a}\\u{9b}2J\\u{202e}x"));
+    let json = json::render(&report, true);
+    assert!(!json.chars().any(|c| c != '\n' && text::is_unprintable(c)), "{json:?}");
+    let back: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(back["threads"][0]["name"], evil);
+
+    let lines = render(&report, PLAIN).lines().count();
+    all_strings(&mut report, &"n".repeat(1_000_000));
+    let text = render(&report, PLAIN);
+    assert!(text.len() < 60_000, "{}", text.len());
+    assert!(text.contains('…') && text.lines().count() < lines * 4);
+    all_strings(&mut report, "");
+    render(&report, PLAIN);
+}
+
+#[test]
+fn a_report_of_nulls_still_shows_every_frame() {
+    let mut frame = Frame::new(0, 0, FrameKind::Wasm);
+    (frame.index, frame.pc) = (None, None);
+    let mut report = Report::new(Target {
+        kind: TargetKind::Process,
+        pid: None,
+        executable: None,
+        description: None,
+        path: None,
+        signal: None,
+    });
+    report.threads.push(Thread {
+        tid: None,
+        name: None,
+        frames: vec![frame.clone(), Frame { kind: FrameKind::Unknown, ..frame }],
+        end: None,
+        signal: None,
+        notes: vec![],
+    });
+    report.wstate_version = String::new();
+    insta::assert_snapshot!(render(&report, PLAIN));
+}
+
+#[test]
+fn completeness_is_that_of_the_worst_thread() {
+    let mut report = rich();
+    assert_eq!(report.completeness(), Completeness::Partial);
+    report.threads.truncate(1);
+    assert_eq!(report.completeness(), Completeness::All);
+    report.threads[0].end = Some(End { kind: EndKind::Limit, why: None });
+    assert_eq!(report.completeness(), Completeness::All);
+    report.threads[0].end = None;
+    assert_eq!(report.completeness(), Completeness::Partial);
+    report.threads[0].frames.clear();
+    assert_eq!(report.completeness(), Completeness::Nothing);
+    report.threads.clear();
+    assert_eq!(report.completeness(), Completeness::Nothing);
+}
+
+#[test]
+fn selection_keeps_numbers() {
+    let mut report = rich();
+    report.select(true, true);
+    let numbers: Vec<_> = report.threads[0].frames.iter().filter_map(|f| f.index).collect();
+    assert_eq!(numbers, [4, 5]);
+    assert!(report.threads[0].frames.iter().all(|f| f.locals.is_none() && f.stack_why.is_none()));
+}
