@@ -24,3 +24,11 @@ pub const MAX_HEAP_SEARCH_BYTES: u64 = 64 << 30;
 pub const MAX_HEAP_SEARCH_SECONDS: u64 = 30;
 /// Single steps of `--settle`.
 pub const MAX_SETTLE_STEPS: usize = 64;
+/// Lines of `.comment` that are looked at for compiler versions.
+pub const MAX_COMMENT_LINES: usize = 4096;
+/// Bytes of debug sections that are opened for struct layouts.
+pub const MAX_DEBUG_INFO_BYTES: u64 = 8 << 30;
+/// Debug info entries visited in search of the runtime's types.
+pub const MAX_DEBUG_ENTRIES: u64 = 200_000_000;
+/// Members or variants of one type in debug info.
+pub const MAX_MEMBERS: usize = 4096;

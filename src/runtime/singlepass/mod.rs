@@ -1,1 +1,3 @@
 //! The wasmer 0.x runtime with its singlepass backend.
+
+pub mod layouts;
