@@ -32,3 +32,7 @@ pub const MAX_DEBUG_INFO_BYTES: u64 = 8 << 30;
 pub const MAX_DEBUG_ENTRIES: u64 = 200_000_000;
 /// Members or variants of one type in debug info.
 pub const MAX_MEMBERS: usize = 4096;
+/// Bytes read for a whole state map that lies in a host's memory as Rust structures.
+pub const MAX_STATE_MAP_BYTES: u64 = 1 << 30;
+/// Bytes read for one function of such a map.
+pub const MAX_FUNCTION_MAP_BYTES: u64 = 256 << 20;

@@ -1,3 +1,7 @@
 //! The wasmer 0.x runtime with its singlepass backend.
 
 pub mod layouts;
+mod rust_memory;
+pub mod rust_msm;
+
+pub use rust_memory::StructureError;
