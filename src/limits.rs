@@ -36,3 +36,17 @@ pub const MAX_MEMBERS: usize = 4096;
 pub const MAX_STATE_MAP_BYTES: u64 = 1 << 30;
 /// Bytes read for one function of such a map.
 pub const MAX_FUNCTION_MAP_BYTES: u64 = 256 << 20;
+/// Values copied while the states of one thread's frames are built from diffs (real chains of 10,000 diffs, 5,000
+/// different places: some seconds).
+pub const MAX_STATE_WORK: u64 = 50_000_000;
+/// Frames of one `ExecutionStateImage` unless the caller asks for another number: a frame is two words at least, so this
+/// is every frame that fits into [`MAX_STACK_CAPTURE`].
+pub const MAX_IMAGE_FRAMES: usize = (MAX_STACK_CAPTURE / 16) as usize;
+/// Locals and operands of one `ExecutionStateImage`.
+pub const MAX_IMAGE_VALUES: usize = 16 << 20;
+/// Slots (places of a machine state) read for one `ExecutionStateImage`.
+pub const MAX_IMAGE_WORK: usize = 1 << 30;
+/// Slots of built states that are kept while one stack is read.
+pub const MAX_CACHED_SLOTS: usize = 1 << 20;
+/// Problems of a state map that are kept.
+pub const MAX_VALIDATION_PROBLEMS: usize = 1000;

@@ -1,1 +1,31 @@
 //! The machine-state model of the runtime (`state.rs`), pure: no process, no file, no runtime.
+//!
+//! ```text
+//! code offset --map--> Point { function, diff } --diff--> MachineState --read--> locals, operand stack, caller's sp
+//! ```
+//!
+//! - [`model`]: the data, with the runtime's names, fields and field order, because both encodings follow them.
+//! - [`map`]: from a code offset to the function and the point there.
+//! - [`diff`]: from a point's diff to the machine state.
+//! - [`read`]: from a machine state and a stack to values: one frame, or the whole of `read_stack`.
+//! - [`codec`]: bincode 1 and borsh.
+//! - [`validate`]: what is wrong with a map, function by function.
+//! - [`x64`]: the register numbers that the maps use.
+//!
+//! A map is input: it may come from the memory of a broken process. Every function here is total: it ends, and returns
+//! an error or less information where the runtime would panic, loop or read out of bounds.
+
+pub mod codec;
+pub mod diff;
+pub mod map;
+pub mod model;
+pub mod read;
+pub mod validate;
+pub mod x64;
+
+pub use codec::CodecError;
+pub use diff::StateError;
+pub use map::{Point, PointKind};
+pub use model::*;
+pub use read::{FrameRead, KnownRegisters, ReadEnd, ReadError, ReadWord, ValuePlace, read_frame, read_stack};
+pub use validate::{Validation, validate};

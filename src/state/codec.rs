@@ -1,0 +1,579 @@
+//! bincode 1 and borsh.
+//!
+//! Input is hostile. Lengths are bounded by the bytes left, nesting by [`MAX_VALUE_DEPTH`].
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::de::{DeserializeSeed, EnumAccess, Error as _, SeqAccess, VariantAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use super::model::*;
+use crate::bytes::{Bytes, Short};
+use crate::limits::{MAX_FUNCTIONS, MAX_IMAGE_BYTES, MAX_VALUE_DEPTH};
+
+/// Why bytes are no encoding.
+#[derive(Debug, thiserror::Error)]
+pub enum CodecError {
+    /// The input ends early, or a length is larger than what is left.
+    #[error("borsh: {0}")]
+    Short(#[from] Short),
+    /// An enum or option tag that does not exist.
+    #[error("borsh: {tag} at offset {offset} is no {what}")]
+    Tag {
+        /// Offset of the tag.
+        offset: usize,
+        /// What it should be.
+        what: &'static str,
+        /// The byte found.
+        tag: u8,
+    },
+    /// A number that does not fit into the machine's `usize`.
+    #[error("borsh: the number at offset {offset} is too large")]
+    Number {
+        /// Offset.
+        offset: usize,
+    },
+    /// Values nested deeper than [`MAX_VALUE_DEPTH`].
+    #[error("borsh: values at offset {offset} are nested deeper than {MAX_VALUE_DEPTH}")]
+    Depth {
+        /// Offset.
+        offset: usize,
+    },
+    /// More functions than [`MAX_FUNCTIONS`].
+    #[error("borsh: the map at offset {offset} has {count} functions, more than {MAX_FUNCTIONS}")]
+    Functions {
+        /// Offset.
+        offset: usize,
+        /// How many it says.
+        count: u32,
+    },
+    /// The encoding ends before the input does.
+    #[error("borsh: the encoding ends at offset {offset}, {left} bytes before the input does")]
+    Trailing {
+        /// Where it ends.
+        offset: usize,
+        /// Bytes after it.
+        left: usize,
+    },
+    /// More bytes than [`MAX_IMAGE_BYTES`].
+    #[error("{bytes} bytes are more than any encoding has ({MAX_IMAGE_BYTES})")]
+    TooLarge {
+        /// How many.
+        bytes: usize,
+    },
+    /// A collection whose length does not fit into 32 bits.
+    #[error("borsh: a collection of {count} elements cannot be encoded")]
+    Length {
+        /// Its length.
+        count: usize,
+    },
+    /// bincode does not tell where.
+    #[error("bincode: {0}")]
+    Bincode(#[from] bincode::Error),
+}
+
+// ---- bincode ----
+
+/// Encodes as the runtime's `bincode::serialize` does: little endian, fixed-width integers, 64-bit lengths.
+///
+/// # Errors
+/// [`CodecError::Bincode`]; the types of this module do not cause it.
+pub fn encode_bincode<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
+    Ok(bincode::serialize(value)?)
+}
+
+/// Decodes as the runtime's `bincode::deserialize` does; bytes after the encoding are ignored as there.
+///
+/// # Errors
+/// Input that is too large, ends early, or is no encoding of `T`.
+pub fn decode_bincode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, CodecError> {
+    if bytes.len() as u64 > MAX_IMAGE_BYTES {
+        return Err(CodecError::TooLarge { bytes: bytes.len() });
+    }
+    Ok(bincode::deserialize(bytes)?)
+}
+
+impl ExecutionStateImage {
+    /// The runtime's bincode of this image.
+    ///
+    /// # Errors
+    /// As [`encode_bincode`].
+    pub fn to_bytes(&self) -> Result<Vec<u8>, CodecError> {
+        encode_bincode(self)
+    }
+
+    /// As [`decode_bincode`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn from_bytes(bytes: &[u8]) -> Result<ExecutionStateImage, CodecError> {
+        decode_bincode(bytes)
+    }
+}
+
+impl InstanceImage {
+    /// The runtime's bincode of this image (`state.rs: InstanceImage::to_bytes`).
+    ///
+    /// # Errors
+    /// As [`encode_bincode`].
+    pub fn to_bytes(&self) -> Result<Vec<u8>, CodecError> {
+        encode_bincode(self)
+    }
+
+    /// `state.rs: InstanceImage::from_bytes`.
+    ///
+    /// # Errors
+    /// As [`decode_bincode`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<InstanceImage, CodecError> {
+        decode_bincode(bytes)
+    }
+}
+
+impl<'de> Deserialize<'de> for MachineValue {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<MachineValue, D::Error> {
+        ValueSeed { depth: 0 }.deserialize(deserializer)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(variant_identifier)]
+enum ValueTag {
+    Undefined,
+    Vmctx,
+    VmctxDeref,
+    PreserveRegister,
+    CopyStackBPRelative,
+    ExplicitShadow,
+    WasmStack,
+    WasmLocal,
+    TwoHalves,
+}
+
+const VALUE_TAGS: &[&str] = &[
+    "Undefined",
+    "Vmctx",
+    "VmctxDeref",
+    "PreserveRegister",
+    "CopyStackBPRelative",
+    "ExplicitShadow",
+    "WasmStack",
+    "WasmLocal",
+    "TwoHalves",
+];
+
+/// Decodes a value at a known nesting depth.
+#[derive(Clone, Copy)]
+struct ValueSeed {
+    depth: usize,
+}
+
+impl<'de> DeserializeSeed<'de> for ValueSeed {
+    type Value = MachineValue;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<MachineValue, D::Error> {
+        deserializer.deserialize_enum("MachineValue", VALUE_TAGS, self)
+    }
+}
+
+impl<'de> Visitor<'de> for ValueSeed {
+    type Value = MachineValue;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a machine value")
+    }
+
+    fn visit_enum<A: EnumAccess<'de>>(self, data: A) -> Result<MachineValue, A::Error> {
+        let (tag, payload) = data.variant::<ValueTag>()?;
+        Ok(match tag {
+            ValueTag::Undefined => payload.unit_variant().map(|()| MachineValue::Undefined)?,
+            ValueTag::Vmctx => payload.unit_variant().map(|()| MachineValue::Vmctx)?,
+            ValueTag::VmctxDeref => MachineValue::VmctxDeref(payload.newtype_variant()?),
+            ValueTag::PreserveRegister => MachineValue::PreserveRegister(payload.newtype_variant()?),
+            ValueTag::CopyStackBPRelative => MachineValue::CopyStackBPRelative(payload.newtype_variant()?),
+            ValueTag::ExplicitShadow => payload.unit_variant().map(|()| MachineValue::ExplicitShadow)?,
+            ValueTag::WasmStack => MachineValue::WasmStack(payload.newtype_variant()?),
+            ValueTag::WasmLocal => MachineValue::WasmLocal(payload.newtype_variant()?),
+            ValueTag::TwoHalves => {
+                if self.depth >= MAX_VALUE_DEPTH {
+                    return Err(A::Error::custom(format_args!("machine values nested deeper than {MAX_VALUE_DEPTH}")));
+                }
+                let halves = payload.newtype_variant_seed(HalvesSeed { depth: self.depth + 1 })?;
+                MachineValue::TwoHalves(Box::new(halves))
+            }
+        })
+    }
+}
+
+/// Decodes the pair in a `TwoHalves`.
+struct HalvesSeed {
+    depth: usize,
+}
+
+impl<'de> DeserializeSeed<'de> for HalvesSeed {
+    type Value = (MachineValue, MachineValue);
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_tuple(2, self)
+    }
+}
+
+impl<'de> Visitor<'de> for HalvesSeed {
+    type Value = (MachineValue, MachineValue);
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("two machine values")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        let seed = ValueSeed { depth: self.depth };
+        let low = seq.next_element_seed(seed)?.ok_or_else(|| A::Error::invalid_length(0, &self))?;
+        let high = seq.next_element_seed(seed)?.ok_or_else(|| A::Error::invalid_length(1, &self))?;
+        Ok((low, high))
+    }
+}
+
+// ---- borsh ----
+//
+// Written by hand, both directions side by side: the crate's derived decoders recurse and do not tell an offset. The
+// formats of borsh 0.9 (the runtime's) and 1.x are the same for these types: integers little endian, `usize` as u64,
+// lengths and map lengths u32, option and enum tags u8.
+
+/// Something with a borsh encoding.
+pub trait Borsh: Sized {
+    /// Least number of bytes of an encoding: bounds what a length can claim.
+    #[doc(hidden)]
+    const LEAST: usize;
+    /// Appends the encoding.
+    #[doc(hidden)]
+    fn put(&self, out: &mut Vec<u8>) -> Result<(), CodecError>;
+    /// Reads an encoding.
+    #[doc(hidden)]
+    fn get(bytes: &mut Bytes<'_>) -> Result<Self, CodecError>;
+}
+
+/// Encodes as borsh.
+///
+/// # Errors
+/// [`CodecError::Length`].
+pub fn encode_borsh<T: Borsh>(value: &T) -> Result<Vec<u8>, CodecError> {
+    let mut out = Vec::new();
+    value.put(&mut out)?;
+    Ok(out)
+}
+
+/// Decodes borsh; all of `bytes` must be used, as `try_from_slice` demands.
+///
+/// Keys of a map may be unsorted or repeated, and the last of equal keys counts, as in borsh 0.9 and in 1.x without
+/// `de_strict_order`; encoding the result again then gives other bytes.
+///
+/// # Errors
+/// Input that is no encoding of `T`, with the offset.
+pub fn decode_borsh<T: Borsh>(bytes: &[u8]) -> Result<T, CodecError> {
+    let (value, used) = decode_borsh_prefix_of(bytes)?;
+    match bytes.len() - used {
+        0 => Ok(value),
+        left => Err(CodecError::Trailing { offset: used, left }),
+    }
+}
+
+/// Decodes the state map at the start of `bytes`, and how many bytes it takes: a cache image holds it between other
+/// things.
+///
+/// # Errors
+/// As [`decode_borsh`].
+pub fn decode_borsh_prefix(bytes: &[u8]) -> Result<(ModuleStateMap, usize), CodecError> {
+    decode_borsh_prefix_of(bytes)
+}
+
+/// [`decode_borsh_prefix`] for any type.
+///
+/// # Errors
+/// As [`decode_borsh`].
+pub fn decode_borsh_prefix_of<T: Borsh>(bytes: &[u8]) -> Result<(T, usize), CodecError> {
+    if bytes.len() as u64 > MAX_IMAGE_BYTES {
+        return Err(CodecError::TooLarge { bytes: bytes.len() });
+    }
+    let mut cursor = Bytes::new(bytes);
+    let value = T::get(&mut cursor)?;
+    Ok((value, cursor.offset()))
+}
+
+fn put_length(count: usize, out: &mut Vec<u8>) -> Result<(), CodecError> {
+    let length = u32::try_from(count).map_err(|_| CodecError::Length { count })?;
+    out.extend_from_slice(&length.to_le_bytes());
+    Ok(())
+}
+
+/// A length that the bytes left can hold.
+fn get_length(bytes: &mut Bytes<'_>, least: usize) -> Result<usize, CodecError> {
+    let offset = bytes.offset();
+    let count = bytes.u32()?;
+    let wanted = count as u64 * least as u64;
+    if wanted > bytes.remaining() as u64 {
+        return Err(Short { offset, wanted }.into());
+    }
+    Ok(count as usize)
+}
+
+fn get_tag(bytes: &mut Bytes<'_>, what: &'static str, count: u8) -> Result<u8, CodecError> {
+    let offset = bytes.offset();
+    let tag = bytes.u8()?;
+    if tag < count { Ok(tag) } else { Err(CodecError::Tag { offset, what, tag }) }
+}
+
+impl Borsh for u64 {
+    const LEAST: usize = 8;
+    fn put(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        out.extend_from_slice(&self.to_le_bytes());
+        Ok(())
+    }
+    fn get(bytes: &mut Bytes<'_>) -> Result<u64, CodecError> {
+        Ok(bytes.u64()?)
+    }
+}
+
+impl Borsh for usize {
+    const LEAST: usize = 8;
+    fn put(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        (*self as u64).put(out)
+    }
+    fn get(bytes: &mut Bytes<'_>) -> Result<usize, CodecError> {
+        let offset = bytes.offset();
+        usize::try_from(bytes.u64()?).map_err(|_| CodecError::Number { offset })
+    }
+}
+
+impl<T: Borsh> Borsh for Option<T> {
+    const LEAST: usize = 1;
+    fn put(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        out.push(self.is_some() as u8);
+        self.as_ref().map_or(Ok(()), |value| value.put(out))
+    }
+    fn get(bytes: &mut Bytes<'_>) -> Result<Option<T>, CodecError> {
+        Ok(if get_tag(bytes, "option tag", 2)? == 0 { None } else { Some(T::get(bytes)?) })
+    }
+}
+
+impl<A: Borsh, B: Borsh> Borsh for (A, B) {
+    const LEAST: usize = A::LEAST + B::LEAST;
+    fn put(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        self.0.put(out)?;
+        self.1.put(out)
+    }
+    fn get(bytes: &mut Bytes<'_>) -> Result<(A, B), CodecError> {
+        Ok((A::get(bytes)?, B::get(bytes)?))
+    }
+}
+
+impl<T: Borsh> Borsh for Vec<T> {
+    const LEAST: usize = 4;
+    fn put(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        put_length(self.len(), out)?;
+        self.iter().try_for_each(|value| value.put(out))
+    }
+    fn get(bytes: &mut Bytes<'_>) -> Result<Vec<T>, CodecError> {
+        let count = get_length(bytes, T::LEAST)?;
+        // Allocated as it is filled: elements are several times larger in memory than the least encoding.
+        let mut out = Vec::with_capacity(count.min(1024));
+        for _ in 0..count {
+            out.push(T::get(bytes)?);
+        }
+        Ok(out)
+    }
+}
+
+impl<K: Borsh + Ord, V: Borsh> Borsh for BTreeMap<K, V> {
+    const LEAST: usize = 4;
+    fn put(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        put_length(self.len(), out)?;
+        self.iter().try_for_each(|(key, value)| {
+            key.put(out)?;
+            value.put(out)
+        })
+    }
+    fn get(bytes: &mut Bytes<'_>) -> Result<BTreeMap<K, V>, CodecError> {
+        let count = get_length(bytes, K::LEAST + V::LEAST)?;
+        let mut out = BTreeMap::new();
+        for _ in 0..count {
+            let key = K::get(bytes)?;
+            out.insert(key, V::get(bytes)?);
+        }
+        Ok(out)
+    }
+}
+
+/// A struct is its fields in order.
+macro_rules! borsh_struct {
+    ($($name:ident { $($field:ident: $ty:ty),* $(,)? })*) => {$(
+        impl Borsh for $name {
+            const LEAST: usize = 0 $(+ <$ty as Borsh>::LEAST)*;
+            fn put(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+                $(self.$field.put(out)?;)*
+                Ok(())
+            }
+            fn get(bytes: &mut Bytes<'_>) -> Result<$name, CodecError> {
+                Ok($name { $($field: <$ty as Borsh>::get(bytes)?),* })
+            }
+        }
+    )*};
+}
+
+borsh_struct! {
+    MachineState {
+        stack_values: Vec<MachineValue>,
+        register_values: Vec<MachineValue>,
+        prev_frame: BTreeMap<usize, MachineValue>,
+        wasm_stack: Vec<WasmAbstractValue>,
+        wasm_stack_private_depth: usize,
+        wasm_inst_offset: usize,
+    }
+    MachineStateDiff {
+        last: Option<usize>,
+        stack_push: Vec<MachineValue>,
+        stack_pop: usize,
+        reg_diff: Vec<(RegisterIndex, MachineValue)>,
+        prev_frame_diff: BTreeMap<usize, Option<MachineValue>>,
+        wasm_stack_push: Vec<WasmAbstractValue>,
+        wasm_stack_pop: usize,
+        wasm_stack_private_depth: usize,
+        wasm_inst_offset: usize,
+    }
+    FunctionStateMap {
+        initial: MachineState,
+        local_function_id: usize,
+        locals: Vec<WasmAbstractValue>,
+        shadow_size: usize,
+        diffs: Vec<MachineStateDiff>,
+        wasm_function_header_target_offset: Option<SuspendOffset>,
+        wasm_offset_to_target_offset: BTreeMap<usize, SuspendOffset>,
+        loop_offsets: BTreeMap<usize, OffsetInfo>,
+        call_offsets: BTreeMap<usize, OffsetInfo>,
+        trappable_offsets: BTreeMap<usize, OffsetInfo>,
+    }
+    OffsetInfo { end_offset: usize, diff_id: usize, activate_offset: usize }
+}
+
+impl Borsh for ModuleStateMap {
+    const LEAST: usize = 12;
+    fn put(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        self.local_functions.put(out)?;
+        self.total_size.put(out)
+    }
+    fn get(bytes: &mut Bytes<'_>) -> Result<ModuleStateMap, CodecError> {
+        let offset = bytes.offset();
+        let count = bytes.clone().u32()?;
+        if count as usize > MAX_FUNCTIONS {
+            return Err(CodecError::Functions { offset, count });
+        }
+        Ok(ModuleStateMap { local_functions: Borsh::get(bytes)?, total_size: Borsh::get(bytes)? })
+    }
+}
+
+impl Borsh for RegisterIndex {
+    const LEAST: usize = 8;
+    fn put(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        self.0.put(out)
+    }
+    fn get(bytes: &mut Bytes<'_>) -> Result<RegisterIndex, CodecError> {
+        Ok(RegisterIndex(usize::get(bytes)?))
+    }
+}
+
+impl Borsh for WasmAbstractValue {
+    const LEAST: usize = 1;
+    fn put(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        match self {
+            WasmAbstractValue::Runtime => out.push(0),
+            WasmAbstractValue::Const(bits) => {
+                out.push(1);
+                bits.put(out)?;
+            }
+        }
+        Ok(())
+    }
+    fn get(bytes: &mut Bytes<'_>) -> Result<WasmAbstractValue, CodecError> {
+        Ok(match get_tag(bytes, "abstract value", 2)? {
+            0 => WasmAbstractValue::Runtime,
+            _ => WasmAbstractValue::Const(u64::get(bytes)?),
+        })
+    }
+}
+
+impl Borsh for SuspendOffset {
+    const LEAST: usize = 9;
+    fn put(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        let (tag, offset) = match self {
+            SuspendOffset::Loop(offset) => (0, offset),
+            SuspendOffset::Call(offset) => (1, offset),
+            SuspendOffset::Trappable(offset) => (2, offset),
+        };
+        out.push(tag);
+        offset.put(out)
+    }
+    fn get(bytes: &mut Bytes<'_>) -> Result<SuspendOffset, CodecError> {
+        Ok(match get_tag(bytes, "suspend offset", 3)? {
+            0 => SuspendOffset::Loop(usize::get(bytes)?),
+            1 => SuspendOffset::Call(usize::get(bytes)?),
+            _ => SuspendOffset::Trappable(usize::get(bytes)?),
+        })
+    }
+}
+
+impl Borsh for MachineValue {
+    const LEAST: usize = 1;
+    fn put(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        match self {
+            MachineValue::Undefined => out.push(0),
+            MachineValue::Vmctx => out.push(1),
+            MachineValue::VmctxDeref(offsets) => {
+                out.push(2);
+                offsets.put(out)?;
+            }
+            MachineValue::PreserveRegister(index) => {
+                out.push(3);
+                index.put(out)?;
+            }
+            MachineValue::CopyStackBPRelative(offset) => {
+                out.push(4);
+                out.extend_from_slice(&offset.to_le_bytes());
+            }
+            MachineValue::ExplicitShadow => out.push(5),
+            MachineValue::WasmStack(index) => {
+                out.push(6);
+                index.put(out)?;
+            }
+            MachineValue::WasmLocal(index) => {
+                out.push(7);
+                index.put(out)?;
+            }
+            MachineValue::TwoHalves(halves) => {
+                out.push(8);
+                halves.0.put(out)?;
+                halves.1.put(out)?;
+            }
+        }
+        Ok(())
+    }
+    fn get(bytes: &mut Bytes<'_>) -> Result<MachineValue, CodecError> {
+        get_value(bytes, 0)
+    }
+}
+
+fn get_value(bytes: &mut Bytes<'_>, depth: usize) -> Result<MachineValue, CodecError> {
+    let offset = bytes.offset();
+    Ok(match get_tag(bytes, "machine value", 9)? {
+        0 => MachineValue::Undefined,
+        1 => MachineValue::Vmctx,
+        2 => MachineValue::VmctxDeref(Borsh::get(bytes)?),
+        3 => MachineValue::PreserveRegister(RegisterIndex::get(bytes)?),
+        4 => MachineValue::CopyStackBPRelative(bytes.u32()? as i32),
+        5 => MachineValue::ExplicitShadow,
+        6 => MachineValue::WasmStack(usize::get(bytes)?),
+        7 => MachineValue::WasmLocal(usize::get(bytes)?),
+        _ if depth >= MAX_VALUE_DEPTH => return Err(CodecError::Depth { offset }),
+        _ => {
+            let low = get_value(bytes, depth + 1)?;
+            let high = get_value(bytes, depth + 1)?;
+            MachineValue::TwoHalves(Box::new((low, high)))
+        }
+    })
+}

@@ -1,0 +1,256 @@
+//! From a diff to the state it describes, and back (`state.rs: MachineState::diff`, `MachineStateDiff::build_state`).
+
+use std::collections::BTreeMap;
+
+use super::model::{FunctionStateMap, MachineState, MachineStateDiff, MachineValue, RegisterIndex};
+use crate::limits::{MAX_DIFF_CHAIN, MAX_SLOTS, MAX_STATE_WORK};
+
+/// Why a state cannot be built. `diff` is a number in the function's `diffs`, or `None` for a diff that is not in it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StateError {
+    /// A chain of diffs comes back to itself. `build_state` of the runtime never ends here.
+    #[error("the diff chain that begins at diff {diff:?} never ends")]
+    Cycle {
+        /// Where the chain was entered.
+        diff: Option<usize>,
+    },
+    /// `last` names a diff that does not exist.
+    #[error("diff {diff:?} builds on diff {last}, the function has {count}")]
+    NoSuchDiff {
+        /// The diff.
+        diff: Option<usize>,
+        /// What it names.
+        last: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// More is popped than there is.
+    #[error("diff {diff:?} pops {pops} of {depth} {what}")]
+    PopBeyond {
+        /// The diff.
+        diff: Option<usize>,
+        /// "stack words" or "operands".
+        what: &'static str,
+        /// Pops.
+        pops: usize,
+        /// Depth before.
+        depth: usize,
+    },
+    /// A register number that the state does not have.
+    #[error("diff {diff:?} sets register {register}, the state has {count}")]
+    NoSuchRegister {
+        /// The diff.
+        diff: Option<usize>,
+        /// Register number.
+        register: usize,
+        /// Registers of the state.
+        count: usize,
+    },
+    /// A value of the caller's frame is removed that is not there.
+    #[error("diff {diff:?} removes word {word} of the caller's frame, which holds nothing")]
+    NothingToRemove {
+        /// The diff.
+        diff: Option<usize>,
+        /// Key in `prev_frame`.
+        word: usize,
+    },
+    /// Larger than any state that is believed.
+    #[error("diff {diff:?} makes a state of {count} {what}, more than {MAX_SLOTS}")]
+    TooLarge {
+        /// The diff.
+        diff: Option<usize>,
+        /// Of what.
+        what: &'static str,
+        /// How many.
+        count: usize,
+    },
+    /// Longer than any chain that is believed.
+    #[error("the diff chain is longer than {MAX_DIFF_CHAIN}")]
+    ChainTooLong,
+    /// States with different numbers of registers cannot be compared.
+    #[error("states of {new} and {old} registers have no difference")]
+    RegisterCounts {
+        /// Of the new state.
+        new: usize,
+        /// Of the old state.
+        old: usize,
+    },
+    /// The work allowed for building states is used up.
+    #[error("the diff chains are too long to follow for every frame")]
+    WorkLimit,
+}
+
+fn common_prefix<T: PartialEq>(a: &[T], b: &[T]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+impl MachineState {
+    /// The state of `state.rs: x64::new_machine_state`: 16 general purpose and 8 XMM registers, nothing known.
+    pub fn new() -> MachineState {
+        MachineState {
+            stack_values: Vec::new(),
+            register_values: vec![MachineValue::Undefined; 24],
+            prev_frame: BTreeMap::new(),
+            wasm_stack: Vec::new(),
+            wasm_stack_private_depth: 0,
+            wasm_inst_offset: super::FUNCTION_HEADER,
+        }
+    }
+
+    /// What leads from `old` to `self`; its `last` is `None`.
+    ///
+    /// # Errors
+    /// [`StateError::RegisterCounts`], where the runtime asserts.
+    pub fn diff(&self, old: &MachineState) -> Result<MachineStateDiff, StateError> {
+        if self.register_values.len() != old.register_values.len() {
+            return Err(StateError::RegisterCounts { new: self.register_values.len(), old: old.register_values.len() });
+        }
+        let words = common_prefix(&self.stack_values, &old.stack_values);
+        let operands = common_prefix(&self.wasm_stack, &old.wasm_stack);
+        let registers = self.register_values.iter().zip(&old.register_values).enumerate();
+        let changed = self.prev_frame.iter().filter(|(word, value)| old.prev_frame.get(word) != Some(value));
+        let removed = old.prev_frame.keys().filter(|word| !self.prev_frame.contains_key(word));
+        Ok(MachineStateDiff {
+            last: None,
+            stack_push: self.stack_values[words..].to_vec(),
+            stack_pop: old.stack_values.len() - words,
+            reg_diff: registers
+                .filter(|(_, (new, old))| new != old)
+                .map(|(i, (new, _))| (RegisterIndex(i), new.clone()))
+                .collect(),
+            prev_frame_diff: changed
+                .map(|(&word, value)| (word, Some(value.clone())))
+                .chain(removed.map(|&word| (word, None)))
+                .collect(),
+            wasm_stack_push: self.wasm_stack[operands..].to_vec(),
+            wasm_stack_pop: old.wasm_stack.len() - operands,
+            wasm_stack_private_depth: self.wasm_stack_private_depth,
+            wasm_inst_offset: self.wasm_inst_offset,
+        })
+    }
+
+    fn check_size(&self, diff: Option<usize>) -> Result<(), StateError> {
+        let parts = [
+            ("stack words", self.stack_values.len()),
+            ("operands", self.wasm_stack.len()),
+            ("registers", self.register_values.len()),
+            ("words of the caller's frame", self.prev_frame.len()),
+        ];
+        match parts.into_iter().find(|&(_, count)| count > MAX_SLOTS) {
+            Some((what, count)) => Err(StateError::TooLarge { diff, what, count }),
+            None => Ok(()),
+        }
+    }
+
+    fn apply(&mut self, diff: &MachineStateDiff, number: Option<usize>) -> Result<(), StateError> {
+        pop(&mut self.stack_values, diff.stack_pop, number, "stack words")?;
+        self.stack_values.extend_from_slice(&diff.stack_push);
+        let count = self.register_values.len();
+        for (index, value) in &diff.reg_diff {
+            match self.register_values.get_mut(index.0) {
+                Some(place) => place.clone_from(value),
+                None => return Err(StateError::NoSuchRegister { diff: number, register: index.0, count }),
+            }
+        }
+        for (&word, change) in &diff.prev_frame_diff {
+            match change {
+                Some(value) => drop(self.prev_frame.insert(word, value.clone())),
+                None if self.prev_frame.remove(&word).is_some() => {}
+                None => return Err(StateError::NothingToRemove { diff: number, word }),
+            }
+        }
+        pop(&mut self.wasm_stack, diff.wasm_stack_pop, number, "operands")?;
+        self.wasm_stack.extend_from_slice(&diff.wasm_stack_push);
+        self.check_size(number)
+    }
+}
+
+impl Default for MachineState {
+    fn default() -> MachineState {
+        MachineState::new()
+    }
+}
+
+fn pop<T>(stack: &mut Vec<T>, pops: usize, diff: Option<usize>, what: &'static str) -> Result<(), StateError> {
+    let depth = stack.len();
+    let left = depth.checked_sub(pops).ok_or(StateError::PopBeyond { diff, what, pops, depth })?;
+    stack.truncate(left);
+    Ok(())
+}
+
+/// Work that building states may cost before it is given up, in values copied: a hostile map can make every frame
+/// follow a chain as long as the map.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget(pub u64);
+
+impl Budget {
+    fn spend(&mut self, cost: usize) -> Result<(), StateError> {
+        self.0 = self.0.checked_sub(cost as u64).ok_or(StateError::WorkLimit)?;
+        Ok(())
+    }
+}
+
+impl MachineStateDiff {
+    /// The state that this diff of `function` describes.
+    ///
+    /// # Errors
+    /// Where the runtime panics (an index out of range, a pop from an empty stack) or never ends (a cyclic chain).
+    pub fn build_state(&self, function: &FunctionStateMap) -> Result<MachineState, StateError> {
+        build(function, self, None, &mut Budget(MAX_STATE_WORK))
+    }
+}
+
+impl FunctionStateMap {
+    /// The state that diff number `diff` describes, within what is left of `budget`.
+    ///
+    /// # Errors
+    /// As [`MachineStateDiff::build_state`], with the numbers of the diffs, and [`StateError::WorkLimit`].
+    pub fn state(&self, diff: usize, budget: &mut Budget) -> Result<MachineState, StateError> {
+        match self.diffs.get(diff) {
+            Some(own) => build(self, own, Some(diff), budget),
+            None => Err(StateError::NoSuchDiff { diff: None, last: diff, count: self.diffs.len() }),
+        }
+    }
+}
+
+fn build(
+    function: &FunctionStateMap,
+    own: &MachineStateDiff,
+    number: Option<usize>,
+    budget: &mut Budget,
+) -> Result<MachineState, StateError> {
+    let count = function.diffs.len();
+    let mut chain = vec![(number, own)];
+    let mut current = (number, own);
+    while let (diff, MachineStateDiff { last: Some(last), .. }) = current {
+        let next = function.diffs.get(*last).ok_or(StateError::NoSuchDiff { diff, last: *last, count })?;
+        // Longer than all diffs and this one together: some diff was met twice.
+        if chain.len() > count {
+            return Err(StateError::Cycle { diff: number.or(own.last) });
+        }
+        if chain.len() >= MAX_DIFF_CHAIN {
+            return Err(StateError::ChainTooLong);
+        }
+        budget.spend(1)?;
+        current = (Some(*last), next);
+        chain.push(current);
+    }
+    let initial = &function.initial;
+    initial.check_size(None)?;
+    budget.spend(
+        initial.stack_values.len()
+            + initial.register_values.len()
+            + initial.wasm_stack.len()
+            + initial.prev_frame.len(),
+    )?;
+    let mut state = initial.clone();
+    for (number, diff) in chain.into_iter().rev() {
+        budget.spend(
+            diff.stack_push.len() + diff.reg_diff.len() + diff.prev_frame_diff.len() + diff.wasm_stack_push.len(),
+        )?;
+        state.apply(diff, number)?;
+    }
+    state.wasm_stack_private_depth = own.wasm_stack_private_depth;
+    state.wasm_inst_offset = own.wasm_inst_offset;
+    Ok(state)
+}

@@ -1,0 +1,479 @@
+//! What is wrong with a map, function by function.
+//!
+//! Lookup and reading are total without this: [`validate`] tells beforehand, and tells where. A function with problems
+//! keeps the others untouched; [`Validation::is_bad`] says which to leave out.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::diff::StateError;
+use super::map::PointKind;
+use super::model::{
+    FunctionStateMap, MachineState, MachineStateDiff, MachineValue, ModuleStateMap, OffsetInfo, SuspendOffset,
+};
+use crate::limits::{MAX_FUNCTIONS, MAX_SLOTS, MAX_VALIDATION_PROBLEMS};
+
+/// Bytes below a frame that are believed. The singlepass compiler writes 32 for some conventions and 0 here.
+const MAX_SHADOW: usize = 1 << 20;
+
+/// Where in a state map a value stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Where {
+    /// In the function itself.
+    #[error("function")]
+    Function,
+    /// In its initial state.
+    #[error("initial state")]
+    Initial,
+    /// In the diff with this number.
+    #[error("diff {0}")]
+    Diff(usize),
+    /// In a table entry at this code offset.
+    #[error("{} point {offset:#x}", .kind.name())]
+    Point {
+        /// Table.
+        kind: PointKind,
+        /// Code offset.
+        offset: usize,
+    },
+    /// In the table of operators.
+    #[error("operator {0}")]
+    Operator(usize),
+}
+
+/// What is wrong there.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// The state cannot be built.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A diff that builds on a diff with its own or a higher number. The runtime only writes lower ones.
+    #[error("builds on the later diff {last}")]
+    Forward {
+        /// That number.
+        last: usize,
+    },
+    /// A register that does not exist.
+    #[error("register {0} does not exist")]
+    Register(usize),
+    /// A local that does not exist.
+    #[error("local {index} of {count}")]
+    Local {
+        /// Local number.
+        index: usize,
+        /// Number of locals.
+        count: usize,
+    },
+    /// A value that cannot be in such a place, or values nested in a half.
+    #[error("a kind of value that cannot be {0}")]
+    Kind(&'static str),
+    /// More operands private than there are.
+    #[error("{depth} private operands of {count}")]
+    PrivateDepth {
+        /// Private ones.
+        depth: usize,
+        /// All.
+        count: usize,
+    },
+    /// Not the 24 or 32 registers that the runtime writes.
+    #[error("{0} registers, not 24 or 32")]
+    RegisterCount(usize),
+    /// A shadow that is no number of words, or too large.
+    #[error("a shadow of {0} bytes")]
+    Shadow(usize),
+    /// An offset outside of the function or the code.
+    #[error("offset {offset:#x} is outside of {start:#x}..{end:#x}")]
+    Outside {
+        /// The offset.
+        offset: usize,
+        /// First offset of the function.
+        start: usize,
+        /// Offset after it.
+        end: usize,
+    },
+    /// An entry that is valid nowhere.
+    #[error("ends at {end:#x}, where it begins or before")]
+    Empty {
+        /// Its end.
+        end: usize,
+    },
+    /// An entry with a diff that does not exist (`usize::MAX` is an untracked state, not an error).
+    #[error("diff {diff} of {count}")]
+    Diff {
+        /// Number.
+        diff: usize,
+        /// Number of diffs.
+        count: usize,
+    },
+    /// An operator whose point is in no table.
+    #[error("its {} point {offset:#x} is in no table", .kind.name())]
+    NoPoint {
+        /// Table.
+        kind: PointKind,
+        /// Code offset.
+        offset: usize,
+    },
+    /// Two functions with one number.
+    #[error("local function {id} is also the one at {other:#x}")]
+    SameFunction {
+        /// Number.
+        id: usize,
+        /// Where the other one begins.
+        other: usize,
+    },
+    /// More than any that is believed.
+    #[error("{count} {what}")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many.
+        count: usize,
+    },
+}
+
+/// A problem with its place.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("function at {function:#x}, {place}: {fault}")]
+pub struct Problem {
+    /// Code offset of the function's first byte.
+    pub function: usize,
+    /// Where in it.
+    pub place: Where,
+    /// What.
+    pub fault: Fault,
+}
+
+/// A problem of the whole map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MapProblem {
+    /// The map is for another code.
+    #[error("the map is for {map} bytes of code, there are {code}")]
+    CodeLength {
+        /// The map's `total_size`.
+        map: usize,
+        /// Bytes of code.
+        code: usize,
+    },
+    /// More functions than any module has.
+    #[error("{0} functions, more than {MAX_FUNCTIONS}")]
+    TooManyFunctions(usize),
+}
+
+/// What [`validate`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Validation {
+    /// Problems of the map itself.
+    pub map: Vec<MapProblem>,
+    /// Problems of functions, in code order; at most [`MAX_VALIDATION_PROBLEMS`] are kept.
+    pub problems: Vec<Problem>,
+    /// Problems found and not kept.
+    pub dropped: usize,
+    /// First bytes of the functions that have problems.
+    pub bad: BTreeSet<usize>,
+    /// Functions looked at.
+    pub functions: usize,
+    /// Functions of which every point has a diff.
+    pub tracked: usize,
+    /// Places for operands that the operand stack does not have. Real maps have them (arguments of a call that were
+    /// spilled: 7-argument import with 3 live operands), so they are no problem; reading ignores them.
+    pub operands_beyond: usize,
+}
+
+impl Validation {
+    /// Whether nothing is wrong.
+    pub fn is_clean(&self) -> bool {
+        self.map.is_empty() && self.bad.is_empty()
+    }
+
+    /// Whether the function whose first byte is at `start` has problems.
+    pub fn is_bad(&self, start: usize) -> bool {
+        self.bad.contains(&start)
+    }
+
+    /// Takes the functions with problems out of `map`. What they covered then belongs to nothing, not to the function
+    /// before: a place in it finds that function's last point too early, which its `end_offset` ends.
+    pub fn exclude(&self, map: &mut ModuleStateMap) {
+        map.local_functions.retain(|start, _| !self.bad.contains(start));
+    }
+
+    fn push(&mut self, function: usize, place: Where, fault: Fault) {
+        self.bad.insert(function);
+        if self.problems.len() < MAX_VALIDATION_PROBLEMS {
+            self.problems.push(Problem { function, place, fault });
+        } else {
+            self.dropped += 1;
+        }
+    }
+}
+
+/// Checks `map`; `code_len` is the number of bytes of code, where it is known. The time taken is linear in the map.
+pub fn validate(map: &ModuleStateMap, code_len: Option<usize>) -> Validation {
+    let mut validation = Validation::default();
+    if let Some(code) = code_len
+        && code != map.total_size
+    {
+        validation.map.push(MapProblem::CodeLength { map: map.total_size, code });
+    }
+    if map.local_functions.len() > MAX_FUNCTIONS {
+        validation.map.push(MapProblem::TooManyFunctions(map.local_functions.len()));
+        return validation;
+    }
+    let mut ids: BTreeMap<usize, usize> = BTreeMap::new();
+    for (&start, function) in &map.local_functions {
+        if start >= map.total_size {
+            let fault = Fault::Outside { offset: start, start: 0, end: map.total_size };
+            validation.push(start, Where::Function, fault);
+        }
+        if let Some(&other) = ids.get(&function.local_function_id) {
+            let fault = Fault::SameFunction { id: function.local_function_id, other };
+            validation.push(start, Where::Function, fault);
+        } else {
+            ids.insert(function.local_function_id, start);
+        }
+        validation.functions += 1;
+        Checker { start, end: map.function_end(start), function, out: &mut validation }.run();
+    }
+    validation
+}
+
+/// Depths of the native and the operand stack after a diff.
+#[derive(Clone, Copy)]
+struct Depths {
+    words: usize,
+    operands: usize,
+}
+
+/// What is known of a diff while chains are followed.
+#[derive(Clone, Copy)]
+enum Chain {
+    Unseen,
+    /// On the chain being followed: meeting it again is a cycle.
+    Open,
+    Good(Depths),
+    Bad,
+}
+
+struct Checker<'a> {
+    start: usize,
+    end: usize,
+    function: &'a FunctionStateMap,
+    out: &'a mut Validation,
+}
+
+impl Checker<'_> {
+    fn push(&mut self, place: Where, fault: impl Into<Fault>) {
+        self.out.push(self.start, place, fault.into());
+    }
+
+    fn run(mut self) {
+        let function = self.function;
+        if !function.shadow_size.is_multiple_of(8) || function.shadow_size > MAX_SHADOW {
+            self.push(Where::Function, Fault::Shadow(function.shadow_size));
+        }
+        if function.locals.len() > MAX_SLOTS {
+            self.push(Where::Function, Fault::TooMany { what: "locals", count: function.locals.len() });
+        }
+        self.initial(&function.initial);
+        self.diffs();
+        for kind in PointKind::ORDER {
+            for (&offset, info) in function.table(kind) {
+                self.point(kind, offset, info);
+            }
+        }
+        let mut infos = PointKind::ORDER.into_iter().flat_map(|kind| function.table(kind).values());
+        if infos.all(|info| info.diff_id < function.diffs.len()) {
+            self.out.tracked += 1;
+        }
+        if let Some(point) = function.wasm_function_header_target_offset {
+            self.operator(usize::MAX, point);
+        }
+        for (&operator, &point) in &function.wasm_offset_to_target_offset {
+            self.operator(operator, point);
+        }
+    }
+
+    fn initial(&mut self, state: &MachineState) {
+        let registers = state.register_values.len();
+        if registers != 24 && registers != 32 {
+            self.push(Where::Initial, Fault::RegisterCount(registers));
+        }
+        for (what, count) in [
+            ("stack words", state.stack_values.len()),
+            ("operands", state.wasm_stack.len()),
+            ("words of the caller's frame", state.prev_frame.len()),
+        ] {
+            if count > MAX_SLOTS {
+                self.push(Where::Initial, Fault::TooMany { what, count });
+            }
+        }
+        let count = state.wasm_stack.len();
+        if state.wasm_stack_private_depth > count {
+            self.push(Where::Initial, Fault::PrivateDepth { depth: state.wasm_stack_private_depth, count });
+        }
+        for value in &state.stack_values {
+            self.word(Where::Initial, value, count);
+        }
+        for value in &state.register_values {
+            self.register(Where::Initial, value, count);
+        }
+        for value in state.prev_frame.values() {
+            self.prev_frame(Where::Initial, value, count);
+        }
+    }
+
+    fn diffs(&mut self) {
+        let diffs = &self.function.diffs;
+        let start = Depths {
+            words: self.function.initial.stack_values.len(),
+            operands: self.function.initial.wasm_stack.len(),
+        };
+        let mut known = vec![Chain::Unseen; diffs.len()];
+        let mut chain = Vec::new();
+        for number in 0..diffs.len() {
+            // Down to a diff that is known, or to the initial state.
+            let mut current = Some(number);
+            let mut depths = loop {
+                let Some(diff) = current else { break Some(start) };
+                match known.get(diff).copied() {
+                    None => {
+                        let from = chain.last().copied();
+                        let error = StateError::NoSuchDiff { diff: from, last: diff, count: diffs.len() };
+                        self.push(Where::Diff(from.unwrap_or(number)), error);
+                        break None;
+                    }
+                    Some(Chain::Open) => {
+                        self.push(Where::Diff(number), StateError::Cycle { diff: Some(diff) });
+                        break None;
+                    }
+                    Some(Chain::Good(depths)) => break Some(depths),
+                    Some(Chain::Bad) => break None,
+                    Some(Chain::Unseen) => {
+                        known[diff] = Chain::Open;
+                        chain.push(diff);
+                        current = diffs[diff].last;
+                        // Legal for the reader as long as it is no cycle; the runtime never writes it.
+                        if let Some(last) = current.filter(|&last| last >= diff && last < diffs.len()) {
+                            self.push(Where::Diff(diff), Fault::Forward { last });
+                        }
+                    }
+                }
+            };
+            while let Some(diff) = chain.pop() {
+                depths = depths.and_then(|before| self.diff(diff, &diffs[diff], before));
+                known[diff] = depths.map_or(Chain::Bad, Chain::Good);
+            }
+        }
+    }
+
+    fn diff(&mut self, number: usize, diff: &MachineStateDiff, before: Depths) -> Option<Depths> {
+        let place = Where::Diff(number);
+        let mut depth = |what, pops: usize, pushes: usize, depth: usize| match depth.checked_sub(pops) {
+            None => {
+                self.push(place, StateError::PopBeyond { diff: Some(number), what, pops, depth });
+                None
+            }
+            Some(left) if left + pushes > MAX_SLOTS => {
+                self.push(place, StateError::TooLarge { diff: Some(number), what, count: left + pushes });
+                None
+            }
+            Some(left) => Some(left + pushes),
+        };
+        let words = depth("stack words", diff.stack_pop, diff.stack_push.len(), before.words);
+        let operands = depth("operands", diff.wasm_stack_pop, diff.wasm_stack_push.len(), before.operands);
+        let after = Depths { words: words?, operands: operands? };
+
+        let count = self.function.initial.register_values.len();
+        for (index, value) in &diff.reg_diff {
+            if index.0 >= count {
+                self.push(place, StateError::NoSuchRegister { diff: Some(number), register: index.0, count });
+            }
+            self.register(place, value, after.operands);
+        }
+        for value in &diff.stack_push {
+            self.word(place, value, after.operands);
+        }
+        for value in diff.prev_frame_diff.values().flatten() {
+            self.prev_frame(place, value, after.operands);
+        }
+        let depth = diff.wasm_stack_private_depth;
+        if depth > after.operands {
+            self.push(place, Fault::PrivateDepth { depth, count: after.operands });
+        }
+        Some(after)
+    }
+
+    /// Operands and locals, which may be anywhere. `operands` is the depth where the value is set: it may be lower
+    /// later, when nothing looks at the value any more.
+    fn index(&mut self, place: Where, value: &MachineValue, operands: usize) {
+        match *value {
+            MachineValue::WasmStack(index) if index >= operands => self.out.operands_beyond += 1,
+            MachineValue::WasmLocal(index) if index >= self.function.locals.len() => {
+                self.push(place, Fault::Local { index, count: self.function.locals.len() });
+            }
+            _ => {}
+        }
+    }
+
+    fn word(&mut self, place: Where, value: &MachineValue, operands: usize) {
+        match value {
+            MachineValue::PreserveRegister(index) if index.0 >= 32 => self.push(place, Fault::Register(index.0)),
+            MachineValue::TwoHalves(halves) => {
+                for half in [&halves.0, &halves.1] {
+                    match half {
+                        MachineValue::WasmStack(_) | MachineValue::WasmLocal(_) => self.index(place, half, operands),
+                        MachineValue::VmctxDeref(_) | MachineValue::Undefined => {}
+                        _ => self.push(place, Fault::Kind("half a word")),
+                    }
+                }
+            }
+            _ => self.index(place, value, operands),
+        }
+    }
+
+    fn register(&mut self, place: Where, value: &MachineValue, operands: usize) {
+        match value {
+            MachineValue::PreserveRegister(_)
+            | MachineValue::CopyStackBPRelative(_)
+            | MachineValue::ExplicitShadow
+            | MachineValue::TwoHalves(_) => self.push(place, Fault::Kind("in a register")),
+            _ => self.index(place, value, operands),
+        }
+    }
+
+    fn prev_frame(&mut self, place: Where, value: &MachineValue, operands: usize) {
+        match value {
+            MachineValue::WasmStack(_) | MachineValue::WasmLocal(_) => self.index(place, value, operands),
+            _ => self.push(place, Fault::Kind("in the caller's frame")),
+        }
+    }
+
+    fn point(&mut self, kind: PointKind, offset: usize, info: &OffsetInfo) {
+        let place = Where::Point { kind, offset };
+        let (start, end) = (self.start, self.end);
+        // The return address of a call that never returns can be the byte after the function.
+        for offset in [offset, info.activate_offset] {
+            if offset < start || offset > end {
+                self.push(place, Fault::Outside { offset, start, end });
+            }
+        }
+        if info.end_offset <= offset {
+            self.push(place, Fault::Empty { end: info.end_offset });
+        } else if info.end_offset > end.saturating_add(1) {
+            self.push(place, Fault::Outside { offset: info.end_offset, start, end });
+        }
+        let count = self.function.diffs.len();
+        if info.diff_id >= count && info.diff_id != usize::MAX {
+            self.push(place, Fault::Diff { diff: info.diff_id, count });
+        }
+    }
+
+    fn operator(&mut self, operator: usize, point: SuspendOffset) {
+        let (kind, offset) = match point {
+            SuspendOffset::Call(offset) => (PointKind::Call, offset),
+            SuspendOffset::Trappable(offset) => (PointKind::Trappable, offset),
+            SuspendOffset::Loop(offset) => (PointKind::Loop, offset),
+        };
+        if !self.function.table(kind).contains_key(&offset) {
+            self.push(Where::Operator(operator), Fault::NoPoint { kind, offset });
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! The register numbers of the x86-64 state maps (`state.rs: x64_decl`), on the one register table of [`crate::arch`].
+
+use super::model::RegisterIndex;
+use crate::arch::Reg;
+use crate::runtime::ValType;
+
+/// The register with this DWARF number, if state maps number it. The runtime's own table ends at XMM7 (24); XMM8-15
+/// (25-32) are here too. The return address column (16) is no register of a state map.
+pub fn from_dwarf_regnum(number: u16) -> Option<Reg> {
+    Reg::from_dwarf(number).filter(|reg| *reg != Reg::RIP)
+}
+
+/// State-map number of `reg`; `None` for the instruction pointer.
+pub fn to_index(reg: Reg) -> Option<RegisterIndex> {
+    (reg.index() < 32).then(|| RegisterIndex(reg.index()))
+}
+
+/// The register with this state-map number.
+pub fn from_index(index: RegisterIndex) -> Option<Reg> {
+    Reg::from_index(index.0)
+}
+
+/// The bytes of `mov %reg, disp32(%rsp)` before the 32-bit displacement, for the registers that pass arguments
+/// (`movq` for XMM registers); `None` for others.
+pub fn prefix_mov_to_stack(reg: Reg) -> Option<&'static [u8]> {
+    let bytes: &'static [u8] = match reg {
+        Reg::RDI => &[0x48, 0x89, 0xbc, 0x24],
+        Reg::RSI => &[0x48, 0x89, 0xb4, 0x24],
+        Reg::RDX => &[0x48, 0x89, 0x94, 0x24],
+        Reg::RCX => &[0x48, 0x89, 0x8c, 0x24],
+        Reg::R8 => &[0x4c, 0x89, 0x84, 0x24],
+        Reg::R9 => &[0x4c, 0x89, 0x8c, 0x24],
+        Reg::XMM0 => &[0x66, 0x0f, 0xd6, 0x84, 0x24],
+        Reg::XMM1 => &[0x66, 0x0f, 0xd6, 0x8c, 0x24],
+        Reg::XMM2 => &[0x66, 0x0f, 0xd6, 0x94, 0x24],
+        Reg::XMM3 => &[0x66, 0x0f, 0xd6, 0x9c, 0x24],
+        Reg::XMM4 => &[0x66, 0x0f, 0xd6, 0xa4, 0x24],
+        Reg::XMM5 => &[0x66, 0x0f, 0xd6, 0xac, 0x24],
+        Reg::XMM6 => &[0x66, 0x0f, 0xd6, 0xb4, 0x24],
+        Reg::XMM7 => &[0x66, 0x0f, 0xd6, 0xbc, 0x24],
+        _ => return None,
+    };
+    Some(bytes)
+}
+
+const GENERAL: [Reg; 6] = [Reg::RDI, Reg::RSI, Reg::RDX, Reg::RCX, Reg::R8, Reg::R9];
+const VECTOR: [Reg; 8] = [Reg::XMM0, Reg::XMM1, Reg::XMM2, Reg::XMM3, Reg::XMM4, Reg::XMM5, Reg::XMM6, Reg::XMM7];
+
+/// Hands out the System V argument registers in order.
+///
+/// ```
+/// use wstate::{arch::Reg, runtime::ValType, state::x64::ArgumentRegisterAllocator};
+/// let mut arguments = ArgumentRegisterAllocator::default();
+/// assert_eq!(arguments.next(ValType::I32), Some(Reg::RDI));
+/// assert_eq!(arguments.next(ValType::F64), Some(Reg::XMM0));
+/// assert_eq!(arguments.next(ValType::I64), Some(Reg::RSI));
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct ArgumentRegisterAllocator {
+    general: usize,
+    vector: usize,
+}
+
+impl ArgumentRegisterAllocator {
+    /// The register of the next argument; `None`: on the stack. Vectors are not passed to imports by these runtimes
+    /// (`todo!` there) and have no register here.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self, ty: ValType) -> Option<Reg> {
+        let (sequence, used): (&[Reg], _) = match ty {
+            ValType::I32 | ValType::I64 => (&GENERAL, &mut self.general),
+            ValType::F32 | ValType::F64 => (&VECTOR, &mut self.vector),
+            ValType::V128 => return None,
+        };
+        let reg = sequence.get(*used).copied()?;
+        *used += 1;
+        Some(reg)
+    }
+}
