@@ -50,3 +50,11 @@ pub const MAX_IMAGE_WORK: usize = 1 << 30;
 pub const MAX_CACHED_SLOTS: usize = 1 << 20;
 /// Problems of a state map that are kept.
 pub const MAX_VALIDATION_PROBLEMS: usize = 1000;
+/// Slots of a thread's DTV that are looked at.
+pub const MAX_TLS_MODULES: u64 = 1024;
+/// Bytes of an executable's thread-local block that are tried word by word where there is no symbol.
+pub const MAX_TLS_BLOCK_TRIED: u64 = 64 << 10;
+/// Code versions in one thread's list.
+pub const MAX_CODE_VERSIONS: u64 = 1 << 16;
+/// Symbols of one file that are looked at.
+pub const MAX_SYMBOLS: usize = 50_000_000;
