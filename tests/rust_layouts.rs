@@ -1,34 +1,300 @@
-use wasmer_runtime_core_near as core_near;
-#[test]
-fn t() {
-    let wasm = wat::parse_str("(module (func (export \"f\") (result i32) i32.const 1))").unwrap();
-    let m = core_near::compile_with_config(
-        &wasm,
-        &wasmer_singlepass_backend_near::SinglePassCompiler::new(),
-        core_near::backend::CompilerConfig { track_state: true, ..Default::default() },
-    )
-    .unwrap();
-    let i = m.instantiate(&core_near::import::ImportObject::new()).unwrap();
-    println!("{}", i.module.info.backend);
+//! Differential: what wstate reads out of the runtime's own Rust structures against what the runtime says of itself, in
+//! one process that is both host and target.
+#![allow(missing_docs)]
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, mpsc};
+use wasmer_runtime_core_near::backend::{CompilerConfig, RunnableModule};
+use wasmer_runtime_core_near::{Instance, compile_with, compile_with_config, func, imports};
+use wasmer_singlepass_backend_near::SinglePassCompiler;
+use wstate::arch::Registers;
+use wstate::runtime::singlepass::layouts::{self, Layouts, Source};
+use wstate::runtime::singlepass::{route_tls, rust_msm};
+use wstate::target::objects::{LoadedObject, ObjectData, Objects};
+use wstate::target::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
+
+/// This process as a target. Only what a test leaves alone while it looks is looked at.
+struct ThisProcess {
+    mappings: Vec<Mapping>,
+    threads: Vec<Thread>,
 }
-#[test]
-fn table_equals_dwarf() {
-    use wstate::runtime::singlepass::layouts::*;
-    let exe = std::fs::read("/proc/self/exe").unwrap();
-    let t = std::time::Instant::now();
-    let d = from_dwarf(&exe).unwrap().unwrap();
-    eprintln!("{:?}", t.elapsed());
-    let t = Layouts::for_compiler("1.95.0").unwrap();
-    for (a, b) in d
-        .state
-        .rows()
-        .into_iter()
-        .chain(d.module.rows())
-        .chain(d.context.rows())
-        .zip(t.state.rows().into_iter().chain(t.module.rows()).chain(t.context.rows()))
-    {
-        if a != b {
-            println!("DIFF {} {:#x} {:#x}", a.0, a.1, b.1);
+
+impl Memory for ThisProcess {
+    fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
+        let len = buf.len();
+        let remote = nix::sys::uio::RemoteIoVec { base: address as usize, len };
+        let mut local = [std::io::IoSliceMut::new(buf)];
+        match nix::sys::uio::process_vm_readv(nix::unistd::Pid::this(), &mut local, &[remote]) {
+            Ok(n) if n == len => Ok(()),
+            _ => Err(MemoryError::Unmapped { address, len }),
         }
     }
+}
+
+impl Target for ThisProcess {
+    fn description(&self) -> String {
+        "this process".to_owned()
+    }
+    fn threads(&self) -> &[Thread] {
+        &self.threads
+    }
+    fn mappings(&self) -> &[Mapping] {
+        &self.mappings
+    }
+    fn executable(&self) -> Option<&Path> {
+        None
+    }
+    fn pid(&self) -> Option<u32> {
+        Some(std::process::id())
+    }
+    fn auxv(&self, _: u64) -> Option<u64> {
+        None
+    }
+    fn file_candidates(&self, _: &Mapping) -> Vec<PathBuf> {
+        Vec::new()
+    }
+    fn notes(&self) -> &[String] {
+        &[]
+    }
+    fn is_live(&self) -> bool {
+        true
+    }
+}
+
+/// The thread pointer: the first word of the thread control block is its own address (System V ABI, x86-64 TLS).
+#[allow(unsafe_code)]
+fn thread_pointer() -> u64 {
+    let fs_base;
+    // SAFETY: reads one word that the ABI guarantees to be there.
+    unsafe { std::arch::asm!("mov {}, fs:0", out(reg) fs_base, options(nostack, readonly)) };
+    fs_base
+}
+
+fn this_process(thread_pointers: &[u64]) -> ThisProcess {
+    use procfs::process::{MMPermissions, MMapPath};
+    let maps = procfs::process::Process::myself().unwrap().maps().unwrap();
+    let mappings = maps
+        .into_iter()
+        .map(|m| Mapping {
+            start: m.address.0,
+            end: m.address.1,
+            read: m.perms.contains(MMPermissions::READ),
+            write: m.perms.contains(MMPermissions::WRITE),
+            execute: m.perms.contains(MMPermissions::EXECUTE),
+            offset: m.offset,
+            path: match m.pathname {
+                MMapPath::Path(p) => Some(p),
+                MMapPath::Anonymous => None,
+                other => Some(PathBuf::from(format!("[{other:?}]"))),
+            },
+        })
+        .collect();
+    let threads = thread_pointers
+        .iter()
+        .enumerate()
+        .map(|(i, &fs_base)| Thread {
+            id: ThreadId(i as u32 + 1),
+            name: None,
+            registers: Registers::unknown(),
+            fs_base: Some(fs_base),
+            signal: None,
+            problem: None,
+        })
+        .collect();
+    ThisProcess { mappings, threads }
+}
+
+fn this_executable() -> Vec<u8> {
+    std::fs::read("/proc/self/exe").unwrap()
+}
+
+fn objects(elf: Vec<u8>) -> Objects {
+    Objects::from_parts(vec![LoadedObject {
+        path: PathBuf::from("/host"),
+        opened: None,
+        bias: 0,
+        range: (0, 0),
+        build_id: None,
+        data: Some(ObjectData::Memory(elf)),
+        debug: None,
+        problem: None,
+    }])
+}
+
+/// Many functions (several levels of B-tree nodes), every kind of local and operand, loops, calls, imports, traps.
+fn program() -> Vec<u8> {
+    let mut wat = String::from(
+        r#"(module $program
+            (type $void (func))
+            (type $pair (func (param i32 i64) (result i64)))
+            (import "env" "tick" (func $tick (param i32) (result i32)))
+            (import "env" "tock" (func $tock))
+            (memory (export "memory") 1 2)
+            (table 2 funcref)
+            (elem (i32.const 0) $leaf)
+            (global $count (mut i32) (i32.const 5))
+            (global $pi f64 (f64.const 3.25))
+            (export "count" (global $count))
+            (func $leaf (export "leaf") (param i32 i64 f64 f32 i32 i32) (result i64) (local i64 i32)
+                (loop $again
+                    (local.set 7 (i32.add (local.get 7) (call $tick (i32.const 3))))
+                    (br_if $again (i32.lt_u (local.get 7) (i32.const 10))))
+                i64.const 7
+                f64.const 1.5
+                local.get 2
+                f64.add
+                i64.trunc_f64_s
+                (i64.div_s (local.get 1) (i64.const 3))
+                call $tock
+                i64.add
+                i64.add)
+            (func (export "start") (result i32)
+                (drop (call $tick (i32.const 1)))
+                (i32.store (i32.const 8) (i32.const 9))
+                (drop (call_indirect (type $pair) (i32.const 1) (i64.const 2) (i32.const 0)))
+                unreachable)
+        "#,
+    );
+    for i in 0..300 {
+        wat.push_str(&format!(
+            "(func $f{i} (export \"f{i}\") (param i32 i64) (result i64) (local f32)
+                local.get 1 i64.const {i} (drop (call $tick (local.get 0))) i64.add
+                (if (result i64) (local.get 0) (then (i64.const 1)) (else (i64.const 2))) i64.mul)"
+        ));
+    }
+    wat.push(')');
+    wat::parse_str(&wat).unwrap()
+}
+
+fn tick(x: i32) -> i32 {
+    x + 1
+}
+
+fn tock() {}
+
+fn instance(track_state: bool) -> Instance {
+    let config = CompilerConfig { track_state, ..CompilerConfig::default() };
+    let module = compile_with_config(&program(), &SinglePassCompiler::new(), config).unwrap();
+    module.instantiate(&imports! { "env" => { "tick" => func!(tick), "tock" => func!(tock) } }).unwrap()
+}
+
+fn runnable(instance: &Instance) -> &dyn RunnableModule {
+    &**instance.module.runnable_module
+}
+
+/// `table`: what stripped hosts get; `dwarf`: what hosts with debug info get.
+fn both_layouts() -> [Layouts; 2] {
+    let dwarf =
+        layouts::from_dwarf(&this_executable()).unwrap().expect("the test is built with debug = 2 for the runtime");
+    assert_eq!(dwarf.source, Source::Dwarf);
+    let table = Layouts::of_object(objects(without_debug_info()).iter().next().unwrap()).unwrap();
+    assert!(matches!(table.source, Source::Table(_)), "{:?}", table.source);
+    [dwarf, table]
+}
+
+/// This executable with its debug info and symbols hidden, as `strip` leaves it: `.comment` and program headers stay.
+fn without_debug_info() -> Vec<u8> {
+    let mut elf = this_executable();
+    let word = |elf: &[u8], at: usize, len: usize| {
+        let mut b = [0; 8];
+        b[..len].copy_from_slice(&elf[at..at + len]);
+        u64::from_le_bytes(b) as usize
+    };
+    let (table, size, count) = (word(&elf, 40, 8), word(&elf, 58, 2), word(&elf, 60, 2));
+    let names = word(&elf, table + size * word(&elf, 62, 2) + 24, 8);
+    for i in 0..count {
+        let header = table + size * i;
+        let name = names + word(&elf, header, 4);
+        let kind = word(&elf, header + 4, 4);
+        if elf[name..].starts_with(b".debug_") || kind == 2 {
+            // SHT_NULL, and nothing that a search by name would find.
+            elf[header..header + 8].fill(0);
+        }
+    }
+    elf
+}
+
+#[test]
+fn the_table_of_this_compiler_equals_its_debug_info() {
+    let [dwarf, table] = both_layouts();
+    assert_eq!(dwarf.state, table.state);
+    assert_eq!(dwarf.module, table.module);
+    assert_eq!(dwarf.context, table.context);
+    assert!(dwarf.state.rows().len() > 80);
+}
+
+#[test]
+fn state_maps_equal_the_runtimes_own() {
+    for track_state in [true, false] {
+        let instance = instance(track_state);
+        let target = this_process(&[thread_pointer()]);
+        let own = runnable(&instance).get_module_state_map().unwrap();
+        let code = runnable(&instance).get_code().unwrap();
+        let objects = objects(this_executable());
+        for layouts in both_layouts() {
+            let found = route_tls::find(&target, &objects, Some(&layouts));
+            let version = found.versions.iter().find(|v| v.base == code.as_ptr() as u64).expect("the version");
+            assert_eq!(version.total_size, own.total_size as u64);
+            let map = rust_msm::read_module_state_map(&target, &layouts.state, version.msm_address).unwrap();
+            assert_eq!(map.local_functions.len(), 302);
+            assert!(bincode::serialize(&map).unwrap() == bincode::serialize(&own).unwrap(), "{:?}", layouts.source);
+
+            let summary = rust_msm::summary(&target, &layouts.state, version.msm_address).unwrap();
+            let keys: Vec<u64> = own.local_functions.keys().map(|&k| k as u64).collect();
+            assert_eq!(summary.functions, 302);
+            assert_eq!(summary.keys, Some((keys[0], keys[301])));
+            let at = |offset| rust_msm::read_function_at(&target, &layouts.state, version.msm_address, offset).unwrap();
+            assert!(at(keys[0] - 1).is_none());
+            assert!(at(own.total_size as u64).is_none());
+            for (i, &key) in keys.iter().enumerate() {
+                let last = keys.get(i + 1).map_or(own.total_size as u64, |next| *next) - 1;
+                for offset in [key, last] {
+                    let (found, function) = at(offset).unwrap();
+                    assert_eq!(found, key);
+                    assert_eq!(function, map.local_functions[&(key as usize)]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn lists_of_all_threads_are_read_with_and_without_symbols() {
+    // A second thread makes an instance of its own and keeps it while we look.
+    let (ready, wait) = mpsc::channel();
+    let (done, finish) = mpsc::channel::<()>();
+    let other = std::thread::spawn(move || {
+        let instance = instance(true);
+        let code = runnable(&instance).get_code().unwrap();
+        ready.send((thread_pointer(), code.as_ptr() as u64)).unwrap();
+        let _ = finish.recv();
+    });
+    let instance = instance(true);
+    let code = runnable(&instance).get_code().unwrap().as_ptr() as u64;
+    let (other_pointer, other_code) = wait.recv().unwrap();
+    let target = this_process(&[thread_pointer(), other_pointer]);
+
+    for elf in [this_executable(), without_debug_info()] {
+        let found = route_tls::find(&target, &objects(elf), None);
+        let bases: Vec<(u32, u64)> = found.versions.iter().map(|v| (v.thread.0, v.base)).collect();
+        assert_eq!(bases, [(1, code), (2, other_code)], "{:?}", found.notes);
+        for version in &found.versions {
+            assert!(version.baseline);
+            assert_eq!(version.backend.as_deref(), Some("singlepass"));
+            // Mapping, keys, prologue, RunnableModule, backend.
+            assert_eq!(version.checks.len(), 5, "{:?}", version.checks);
+        }
+    }
+    done.send(()).unwrap();
+    other.join().unwrap();
+}
+
+#[test]
+fn a_thread_without_instances_and_one_without_thread_pointer_are_no_error() {
+    let mut target = this_process(&[thread_pointer()]);
+    let found = route_tls::find(&target, &objects(this_executable()), None);
+    assert!(found.versions.is_empty() && found.boundary.is_empty());
+    target.threads[0].fs_base = None;
+    let found = route_tls::find(&target, &objects(this_executable()), None);
+    assert_eq!(found.notes, ["thread 1: its thread pointer is not known"]);
 }

@@ -74,6 +74,12 @@ pub struct Objects {
 }
 
 impl Objects {
+    /// Objects made by hand, the main executable first (tests).
+    #[doc(hidden)]
+    pub fn from_parts(objects: Vec<LoadedObject>) -> Objects {
+        Objects { objects }
+    }
+
     /// Finds every loaded file. Never fails as a whole: a file that cannot be had is listed with its problem.
     pub fn load(target: &dyn Target, search: &SearchPaths) -> Objects {
         let _ = (target, search);
