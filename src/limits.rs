@@ -58,3 +58,11 @@ pub const MAX_TLS_BLOCK_TRIED: u64 = 64 << 10;
 pub const MAX_CODE_VERSIONS: u64 = 1 << 16;
 /// Symbols of one file that are looked at.
 pub const MAX_SYMBOLS: usize = 50_000_000;
+/// Bytes read for one module's names, types and sections.
+pub const MAX_MODULE_INFO_BYTES: u64 = 512 << 20;
+/// Bytes of one name, or of all names of one kind where a host keeps them as one string.
+pub const MAX_NAME_BYTES: usize = 64 << 20;
+/// Bytes of a name section.
+pub const MAX_NAME_SECTION_BYTES: usize = 256 << 20;
+/// Buckets of a hash table in a host's memory.
+pub const MAX_HASH_BUCKETS: u64 = 1 << 24;

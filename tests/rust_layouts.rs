@@ -2,14 +2,16 @@
 //! one process that is both host and target.
 #![allow(missing_docs)]
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::mpsc;
 use wasmer_runtime_core_near::backend::{CompilerConfig, RunnableModule};
 use wasmer_runtime_core_near::{Instance, compile_with, compile_with_config, func, imports};
 use wasmer_singlepass_backend_near::SinglePassCompiler;
 use wstate::arch::Registers;
+use wstate::runtime::ValType;
 use wstate::runtime::singlepass::layouts::{self, Layouts, Source};
-use wstate::runtime::singlepass::{route_tls, rust_msm};
+use wstate::runtime::singlepass::{module_memory, route_tls, rust_msm};
 use wstate::target::objects::{LoadedObject, ObjectData, Objects};
 use wstate::target::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
 
@@ -172,8 +174,12 @@ fn tick(x: i32) -> i32 {
 
 fn tock() {}
 
+fn symbols() -> HashMap<u32, String> {
+    (0..100).map(|i| (i, format!("symbol_{i}"))).collect()
+}
+
 fn instance(track_state: bool) -> Instance {
-    let config = CompilerConfig { track_state, ..CompilerConfig::default() };
+    let config = CompilerConfig { track_state, symbol_map: Some(symbols()), ..CompilerConfig::default() };
     let module = compile_with_config(&program(), &SinglePassCompiler::new(), config).unwrap();
     module.instantiate(&imports! { "env" => { "tick" => func!(tick), "tock" => func!(tock) } }).unwrap()
 }
@@ -297,4 +303,77 @@ fn a_thread_without_instances_and_one_without_thread_pointer_are_no_error() {
     target.threads[0].fs_base = None;
     let found = route_tls::find(&target, &objects(this_executable()), None);
     assert_eq!(found.notes, ["thread 1: its thread pointer is not known"]);
+}
+
+fn val_type(t: &wasmer_runtime_core_near::types::Type) -> ValType {
+    use wasmer_runtime_core_near::types::Type;
+    match t {
+        Type::I32 => ValType::I32,
+        Type::I64 => ValType::I64,
+        Type::F32 => ValType::F32,
+        Type::F64 => ValType::F64,
+        Type::V128 => ValType::V128,
+    }
+}
+
+#[test]
+fn module_infos_equal_the_runtimes_own() {
+    use wasmer_runtime_core_near::module::ExportIndex;
+    use wasmer_runtime_core_near::structures::TypedIndex;
+    let imports = imports! { "env" => { "tick" => func!(tick), "tock" => func!(tock) } };
+    // `compile_with` keeps custom sections, `compile_with_config` takes a symbol map.
+    let with_sections = compile_with(&program(), &SinglePassCompiler::new()).unwrap().instantiate(&imports).unwrap();
+    for (instance, has_sections) in [(with_sections, true), (instance(true), false)] {
+        let target = this_process(&[thread_pointer()]);
+        let own = &instance.module.info;
+        for layouts in both_layouts() {
+            let address = std::ptr::from_ref(&*instance.module) as u64;
+            let info = module_memory::read_module_info(&target, &layouts, address).unwrap();
+            assert_eq!(info.problems(), Vec::<String>::new());
+
+            let imported: Vec<(String, String)> = own
+                .imported_functions
+                .values()
+                .map(|i| {
+                    let (namespace, name) = (i.namespace_index, i.name_index);
+                    (own.namespace_table.get(namespace).to_owned(), own.name_table.get(name).to_owned())
+                })
+                .collect();
+            assert_eq!(info.imported_functions, Ok(imported));
+            let exports: Vec<(String, u32)> = own
+                .exports
+                .map
+                .iter()
+                .filter_map(|(name, index)| match index {
+                    ExportIndex::Func(f) => Some((name.clone(), f.index() as u32)),
+                    _ => None,
+                })
+                .collect();
+            assert_eq!((exports.len(), own.exports.map.len()), (302, 304));
+            assert_eq!(info.function_exports, Ok(exports));
+            let signatures: Vec<_> = own
+                .signatures
+                .values()
+                .map(|s| {
+                    (s.params().iter().map(val_type).collect::<Vec<_>>(), s.returns().iter().map(val_type).collect())
+                })
+                .collect();
+            assert_eq!(info.signatures, Ok(signatures));
+            let assoc: Vec<u32> = own.func_assoc.values().map(|s| s.index() as u32).collect();
+            assert_eq!(info.func_assoc, Ok(assoc));
+            let globals: Vec<_> = own.globals.values().map(|g| (val_type(&g.desc.ty), g.desc.mutable)).collect();
+            assert_eq!(globals, [(ValType::I32, true), (ValType::F64, false)]);
+            assert_eq!(info.globals, Ok(globals));
+            assert_eq!(info.imported_globals, Ok(vec![]));
+            assert_eq!((&info.memories, &info.tables), (&Ok((0, 1)), &Ok((0, 1))));
+            assert_eq!(info.backend.as_deref(), Ok("singlepass"));
+            let names = own.custom_sections.get("name").map(|list| list[0].clone());
+            assert_eq!(names.is_some(), has_sections);
+            assert_eq!(info.name_section, Ok(names));
+            let mut expected: Vec<_> = if has_sections { vec![] } else { symbols().into_iter().collect() };
+            expected.sort();
+            assert_eq!(info.em_symbol_map, Ok(expected));
+            assert_eq!(info.signature(2).unwrap().0.len(), 6);
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! The wasmer 0.x runtime with its singlepass backend.
 
 pub mod layouts;
+pub mod module_memory;
 pub mod route_tls;
 mod rust_memory;
 pub mod rust_msm;

@@ -93,10 +93,21 @@ impl Elements {
             bytes,
         })
     }
+}
 
-    pub fn len(&self) -> usize {
-        self.bytes.len() / self.size.max(1)
+/// Pointer and length of the `Vec` whose header is at offset `at` of `view`.
+pub(super) fn vec_header(
+    what: &'static str,
+    view: View<'_>,
+    at: u64,
+    layout: VecLayout,
+) -> Result<(u64, u64), StructureError> {
+    let (cap, ptr, len) = (view.u64(at + layout.cap)?, view.u64(at + layout.ptr)?, view.u64(at + layout.len)?);
+    if len > cap || cap > i64::MAX as u64 {
+        let address = view.address.wrapping_add(at);
+        return Err(StructureError::Implausible { what, address, field: "capacity", value: cap });
     }
+    Ok((ptr, len))
 }
 
 impl<'a> Budgeted<'a> {
@@ -131,13 +142,8 @@ impl<'a> Budgeted<'a> {
         element_size: u64,
         max: usize,
     ) -> Result<Elements, StructureError> {
-        let address = view.address.wrapping_add(at);
-        let bad = |field, value| StructureError::Implausible { what, address, field, value };
-        let (cap, ptr, len) = (view.u64(at + layout.cap)?, view.u64(at + layout.ptr)?, view.u64(at + layout.len)?);
-        if len > cap || cap > i64::MAX as u64 {
-            return Err(bad("capacity", cap));
-        }
-        self.slice(what, address, ptr, len, element_size, max)
+        let (ptr, len) = vec_header(what, view, at, layout)?;
+        self.slice(what, view.address.wrapping_add(at), ptr, len, element_size, max)
     }
 
     /// `len` elements at `ptr`; `owner` is where pointer and length were found.
