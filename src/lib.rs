@@ -2,6 +2,8 @@
 
 pub mod arch;
 pub mod bytes;
+#[cfg(feature = "descriptor")]
+pub mod descriptor;
 pub mod error;
 pub mod limits;
 pub mod report;

@@ -66,3 +66,7 @@ pub const MAX_NAME_BYTES: usize = 64 << 20;
 pub const MAX_NAME_SECTION_BYTES: usize = 256 << 20;
 /// Buckets of a hash table in a host's memory.
 pub const MAX_HASH_BUCKETS: u64 = 1 << 24;
+/// Bytes of writable file data searched for a descriptor in a host without symbols.
+pub const MAX_DESCRIPTOR_SCAN_BYTES: u64 = 256 << 20;
+/// Entries of a descriptor's list.
+pub const MAX_PUBLISHED_MODULES: usize = 1 << 16;

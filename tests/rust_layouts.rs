@@ -11,7 +11,7 @@ use wasmer_singlepass_backend_near::SinglePassCompiler;
 use wstate::arch::Registers;
 use wstate::runtime::ValType;
 use wstate::runtime::singlepass::layouts::{self, Layouts, Source};
-use wstate::runtime::singlepass::{module_memory, route_tls, rust_msm};
+use wstate::runtime::singlepass::{module_memory, route_descriptor, route_tls, rust_msm};
 use wstate::target::objects::{LoadedObject, ObjectData, Objects};
 use wstate::target::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
 
@@ -111,10 +111,14 @@ fn this_executable() -> Vec<u8> {
 }
 
 fn objects(elf: Vec<u8>) -> Objects {
+    let path = std::fs::read_link("/proc/self/exe").unwrap();
+    let maps = this_process(&[]).mappings;
+    // The first segment of an executable has the virtual address 0 (position independent) in the file.
+    let bias = maps.iter().find(|m| m.path.as_ref() == Some(&path)).unwrap().start;
     Objects::from_parts(vec![LoadedObject {
-        path: PathBuf::from("/host"),
+        path: path,
         opened: None,
-        bias: 0,
+        bias,
         range: (0, 0),
         build_id: None,
         data: Some(ObjectData::Memory(elf)),
@@ -376,4 +380,34 @@ fn module_infos_equal_the_runtimes_own() {
             assert_eq!(info.signature(2).unwrap().0.len(), 6);
         }
     }
+}
+
+#[test]
+fn published_modules_are_found_by_symbol_and_by_magic() {
+    use borsh_of_the_runtime::BorshSerialize;
+    let instance = instance(true);
+    let own = runnable(&instance).get_module_state_map().unwrap();
+    let code = runnable(&instance).get_code().unwrap();
+    let encoded = own.try_to_vec().unwrap();
+    let kept = wstate::descriptor::publish(code.as_ptr(), code.len(), encoded.clone(), "kept");
+    let gone = wstate::descriptor::publish(code.as_ptr(), code.len(), encoded.clone(), "gone");
+    let data = [0u8; 64];
+    let not_code = wstate::descriptor::publish(data.as_ptr(), data.len(), encoded.clone(), "not code");
+    drop(gone);
+
+    let target = this_process(&[]);
+    for elf in [this_executable(), without_debug_info()] {
+        let found = route_descriptor::find(&target, &objects(elf));
+        assert_eq!(found.modules.len(), 1, "{:?}", found.notes);
+        assert!(found.notes.iter().any(|n| n.contains("is not executable memory")), "{:?}", found.notes);
+        let module = &found.modules[0];
+        assert_eq!((module.code_base, module.code_len), (code.as_ptr() as u64, code.len() as u64));
+        assert_eq!(module.name.as_deref(), Some("kept"));
+        assert_eq!(module.checks.len(), 3, "{:?}", module.checks);
+        let bytes = target.read_vec(module.map_bytes_address, module.map_len as usize).unwrap();
+        assert!(bytes == encoded);
+    }
+    drop((kept, not_code));
+    let found = route_descriptor::find(&target, &objects(this_executable()));
+    assert!(found.modules.is_empty() && found.notes.is_empty(), "{found:?}");
 }

@@ -2,6 +2,7 @@
 
 pub mod layouts;
 pub mod module_memory;
+pub mod route_descriptor;
 pub mod route_tls;
 mod rust_memory;
 pub mod rust_msm;

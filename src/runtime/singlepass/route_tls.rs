@@ -398,7 +398,7 @@ pub(super) fn code_of_runnable(target: &dyn Target, layouts: &Layouts, arc: u64)
 
 /// Whether a function begins as singlepass begins them: `codegen_x64.rs` leaves room for a patch and then sets up rbp. The
 /// first 23 bytes change when a tier patches the function, the rest stays.
-fn has_prologue(memory: &dyn Memory, function: u64) -> bool {
+pub(super) fn has_prologue(memory: &dyn Memory, function: u64) -> bool {
     let mut bytes = [0; 48];
     if memory.read(function, &mut bytes).is_err() {
         return false;
