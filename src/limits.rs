@@ -24,6 +24,18 @@ pub const MAX_HEAP_SEARCH_BYTES: u64 = 64 << 30;
 pub const MAX_HEAP_SEARCH_SECONDS: u64 = 30;
 /// Single steps of `--settle`.
 pub const MAX_SETTLE_STEPS: usize = 64;
+/// Lines of `.comment` that are looked at for compiler versions.
+pub const MAX_COMMENT_LINES: usize = 4096;
+/// Bytes of debug sections that are opened for struct layouts.
+pub const MAX_DEBUG_INFO_BYTES: u64 = 8 << 30;
+/// Debug info entries visited in search of the runtime's types.
+pub const MAX_DEBUG_ENTRIES: u64 = 200_000_000;
+/// Members or variants of one type in debug info.
+pub const MAX_MEMBERS: usize = 4096;
+/// Bytes read for a whole state map that lies in a host's memory as Rust structures.
+pub const MAX_STATE_MAP_BYTES: u64 = 1 << 30;
+/// Bytes read for one function of such a map.
+pub const MAX_FUNCTION_MAP_BYTES: u64 = 256 << 20;
 /// Values copied while the states of one thread's frames are built from diffs (real chains of 10,000 diffs, 5,000
 /// different places: some seconds).
 pub const MAX_STATE_WORK: u64 = 50_000_000;
@@ -73,3 +85,23 @@ pub const MAX_INLINE_DEPTH: usize = 256;
 pub const MAX_NAME_BYTES: usize = 64 << 10;
 /// Characters of a name or message of the target in text output; JSON has it whole.
 pub const MAX_TEXT_NAME: usize = 300;
+/// Slots of a thread's DTV that are looked at.
+pub const MAX_TLS_MODULES: u64 = 1024;
+/// Bytes of an executable's thread-local block that are tried word by word where there is no symbol.
+pub const MAX_TLS_BLOCK_TRIED: u64 = 64 << 10;
+/// Code versions in one thread's list.
+pub const MAX_CODE_VERSIONS: u64 = 1 << 16;
+/// Symbols of one file that are looked at.
+pub const MAX_SYMBOLS: usize = 50_000_000;
+/// Bytes read for one module's names, types and sections.
+pub const MAX_MODULE_INFO_BYTES: u64 = 512 << 20;
+/// Bytes of one name, or of all names of one kind where a host keeps them as one string.
+pub const MAX_NAME_BYTES: usize = 64 << 20;
+/// Bytes of a name section.
+pub const MAX_NAME_SECTION_BYTES: usize = 256 << 20;
+/// Buckets of a hash table in a host's memory.
+pub const MAX_HASH_BUCKETS: u64 = 1 << 24;
+/// Bytes of writable file data searched for a descriptor in a host without symbols.
+pub const MAX_DESCRIPTOR_SCAN_BYTES: u64 = 256 << 20;
+/// Entries of a descriptor's list.
+pub const MAX_PUBLISHED_MODULES: usize = 1 << 16;

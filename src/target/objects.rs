@@ -112,6 +112,12 @@ const MAX_INSTANCES: usize = 16;
 const MAX_IMAGE: u64 = 512 << 20;
 
 impl Objects {
+    /// Objects made by hand, the main executable first (tests).
+    #[doc(hidden)]
+    pub fn from_parts(objects: Vec<LoadedObject>) -> Objects {
+        Objects { objects }
+    }
+
     /// Finds every loaded file. Never fails as a whole: a file that cannot be had is listed with its problem.
     pub fn load(target: &dyn Target, search: &SearchPaths) -> Objects {
         let mut by_path: BTreeMap<&Path, Vec<&Mapping>> = BTreeMap::new();

@@ -1,0 +1,141 @@
+//! For hosts: publish compiled modules, so that a debugger finds them without knowing anything of the host's compiler.
+//!
+//! This is the idea of GDB's JIT interface for Wasm runtimes: one static with a known name and known first bytes leads to
+//! a list of modules; each entry says where the code is and where its state map lies. wstate reads the list from outside,
+//! in a live process as in a core, with or without symbols. Publishing costs one copy of the encoded map; nothing is done
+//! when code runs.
+//!
+//! With wasmer 0.18 and its singlepass backend, after compiling a module (feature `descriptor` of this crate, and `borsh`
+//! in the version that the runtime uses):
+//!
+//! ```ignore
+//! let runnable = &instance.module.runnable_module;
+//! let (Some(map), Some(code)) = (runnable.get_module_state_map(), runnable.get_code()) else { return };
+//! // Keep the registration exactly as long as the module: dropping it takes the module off the list.
+//! let registration = wstate::descriptor::publish(code.as_ptr(), code.len(), map.try_to_vec()?, "app.wasm");
+//! ```
+//!
+//! Compile with `track_state = true` (`CompilerConfig`), or the map says nothing about operand stacks.
+//!
+//! # Layout
+//! All fields are little-endian 64-bit words of a 64-bit process unless said otherwise.
+//!
+//! | `__wstate_descriptor` | | entry | |
+//! |---|---|---|---|
+//! | 0 | 16 bytes [`MAGIC`] | 0 | next entry, 0 ends the list |
+//! | 16 | u32 version, 1 | 8 | format of the map: 0 unused entry, 1 `ModuleStateMap` in borsh |
+//! | 20 | u32 bytes of an entry, 64 or more | 16, 24 | code: address, bytes |
+//! | 24 | first entry | 32, 40 | map: address, bytes |
+//! | | | 48, 56 | name in UTF-8: address, bytes |
+//!
+//! An entry is never freed: a debugger may stop the host at any instruction, also in the middle of a change. The format
+//! word is written last when an entry is filled and first when it is emptied.
+
+pub use crate::runtime::singlepass::route_descriptor::MAGIC;
+
+use crate::runtime::singlepass::route_descriptor::{ENTRY_BYTES, FORMAT_STATE_MAP, VERSION};
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// The static that debuggers look for. Aligned so that its magic never crosses a page.
+#[repr(C, align(16))]
+struct Descriptor {
+    magic: [u8; 16],
+    version: u32,
+    entry_bytes: u32,
+    first: AtomicPtr<Entry>,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct Entry {
+    next: AtomicPtr<Entry>,
+    format: AtomicUsize,
+    code: AtomicUsize,
+    code_len: AtomicUsize,
+    map: AtomicUsize,
+    map_len: AtomicUsize,
+    name: AtomicUsize,
+    name_len: AtomicUsize,
+}
+
+const _: () = assert!(size_of::<Entry>() == ENTRY_BYTES as usize);
+
+// An exported name is unsafe because another symbol of that name could be of another type; this one is ours.
+#[allow(unsafe_code)]
+#[unsafe(export_name = "__wstate_descriptor")]
+#[used]
+static DESCRIPTOR: Descriptor =
+    Descriptor { magic: MAGIC, version: VERSION, entry_bytes: ENTRY_BYTES, first: AtomicPtr::new(ptr::null_mut()) };
+
+/// Entries that were emptied. Also the lock under which the list grows.
+static UNUSED: Mutex<Vec<&'static Entry>> = Mutex::new(Vec::new());
+
+/// A published module. Dropping it takes the module off the list; do so before the code is unmapped.
+#[derive(Debug)]
+#[must_use = "the module is off the list as soon as this is dropped"]
+pub struct Registration {
+    entry: &'static Entry,
+    // What the entry points to: freed after the entry is emptied (`Drop` runs before fields are dropped).
+    _map: Box<[u8]>,
+    _name: Box<str>,
+}
+
+impl std::fmt::Debug for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:#x}+{:#x}", self.code.load(Ordering::Relaxed), self.code_len.load(Ordering::Relaxed))
+    }
+}
+
+/// Publishes a module: `code_len` bytes of code at `code_base`, its state map as the runtime's own borsh encoding writes
+/// it, and a name for display. Nothing is read through `code_base`.
+pub fn publish(code_base: *const u8, code_len: usize, state_map_borsh: Vec<u8>, name: &str) -> Registration {
+    let map = state_map_borsh.into_boxed_slice();
+    let name: Box<str> = name.into();
+    let mut unused = UNUSED.lock().unwrap_or_else(PoisonError::into_inner);
+    let reused = unused.pop();
+    let entry = match reused {
+        Some(entry) => entry,
+        None => Box::leak(Box::<Entry>::default()),
+    };
+    entry.code.store(code_base.addr(), Ordering::Relaxed);
+    entry.code_len.store(code_len, Ordering::Relaxed);
+    entry.map.store(map.as_ptr().addr(), Ordering::Relaxed);
+    entry.map_len.store(map.len(), Ordering::Relaxed);
+    entry.name.store(name.as_ptr().addr(), Ordering::Relaxed);
+    entry.name_len.store(name.len(), Ordering::Relaxed);
+    entry.format.store(FORMAT_STATE_MAP as usize, Ordering::Release);
+    if reused.is_none() {
+        entry.next.store(DESCRIPTOR.first.load(Ordering::Relaxed), Ordering::Relaxed);
+        DESCRIPTOR.first.store(ptr::from_ref(entry).cast_mut(), Ordering::Release);
+    }
+    drop(unused);
+    Registration { entry, _map: map, _name: name }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        // SeqCst keeps the frees that follow from moving above this store.
+        self.entry.format.store(0, Ordering::SeqCst);
+        UNUSED.lock().unwrap_or_else(PoisonError::into_inner).push(self.entry);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn emptied_entries_are_used_again() {
+        let code = [0u8; 4];
+        let first = publish(code.as_ptr(), 4, vec![1, 2, 3], "first");
+        let entry: *const Entry = first.entry;
+        assert_eq!(first.entry.format.load(Ordering::Relaxed), 1);
+        assert_eq!(first.entry.map_len.load(Ordering::Relaxed), 3);
+        drop(first);
+        let second = publish(code.as_ptr(), 4, vec![], "second");
+        assert_eq!(ptr::from_ref(second.entry), entry);
+        assert_eq!(second.entry.name_len.load(Ordering::Relaxed), 6);
+    }
+}

@@ -1,0 +1,345 @@
+//! What a host knows of a module, out of its memory: `module.rs`'s `ModuleInner` and the `ModuleInfo` in it.
+//!
+//! Each field is read by itself: one that cannot be read says why and costs no other. What indexes another field is
+//! checked against it, because a layout that fits nowhere else shows up there (the runtime's feature
+//! `generate-debug-information` adds a field, for example).
+
+use super::layouts::{Layouts, ModuleLayout};
+use super::rust_memory::{Budgeted, StructureError, VecLayout, View, vec_header};
+use crate::limits;
+use crate::runtime::ValType;
+use crate::target::Memory;
+
+/// A field, or why it could not be read.
+pub type Field<T> = Result<T, StructureError>;
+
+/// Parameter and result types of a function.
+pub type Signature = (Vec<ValType>, Vec<ValType>);
+
+/// A `ModuleInfo` that was read from memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryModuleInfo {
+    /// Namespace and name of each imported function, in index order.
+    pub imported_functions: Field<Vec<(String, String)>>,
+    /// Name and function index of each exported function, in the module's order.
+    pub function_exports: Field<Vec<(String, u32)>>,
+    /// Signatures.
+    pub signatures: Field<Vec<Signature>>,
+    /// Index into `signatures` of each function, imports first.
+    pub func_assoc: Field<Vec<u32>>,
+    /// Type and mutability of each imported global.
+    pub imported_globals: Field<Vec<(ValType, bool)>>,
+    /// Type and mutability of each global that the module defines.
+    pub globals: Field<Vec<(ValType, bool)>>,
+    /// Memories: imported, defined.
+    pub memories: Field<(u64, u64)>,
+    /// Tables: imported, defined.
+    pub tables: Field<(u64, u64)>,
+    /// Content of the custom section "name"; `None` where the host kept none (`compile_with_config` keeps none).
+    pub name_section: Field<Option<Vec<u8>>>,
+    /// Function names that the host gave (`CompilerConfig::symbol_map`), by function index.
+    pub em_symbol_map: Field<Vec<(u32, String)>>,
+    /// Compiler ("singlepass").
+    pub backend: Field<String>,
+}
+
+impl MemoryModuleInfo {
+    /// Type of the function with this index (imports first), if all that it takes is known.
+    pub fn signature(&self, function: u32) -> Option<&Signature> {
+        let index = *self.func_assoc.as_ref().ok()?.get(function as usize)?;
+        self.signatures.as_ref().ok()?.get(index as usize)
+    }
+
+    /// Fields that could not be read, as "field: reason".
+    pub fn problems(&self) -> Vec<String> {
+        let mut out = Vec::new();
+        let mut push = |name: &str, why: Option<&StructureError>| out.extend(why.map(|w| format!("{name}: {w}")));
+        push("imported functions", self.imported_functions.as_ref().err());
+        push("exports", self.function_exports.as_ref().err());
+        push("signatures", self.signatures.as_ref().err());
+        push("function types", self.func_assoc.as_ref().err());
+        push("imported globals", self.imported_globals.as_ref().err());
+        push("globals", self.globals.as_ref().err());
+        push("memories", self.memories.as_ref().err());
+        push("tables", self.tables.as_ref().err());
+        push("name section", self.name_section.as_ref().err());
+        push("symbol map", self.em_symbol_map.as_ref().err());
+        push("backend", self.backend.as_ref().err());
+        out
+    }
+}
+
+/// Reads the `ModuleInfo` of the `ModuleInner` at `module` (`vm::Ctx` has its address at +0x88).
+///
+/// # Errors
+/// Only if the structure itself is not in memory; everything else is an error of one field.
+pub fn read_module_info(
+    memory: &dyn Memory,
+    layouts: &Layouts,
+    module: u64,
+) -> Result<MemoryModuleInfo, StructureError> {
+    let l = &layouts.module;
+    let heap = Budgeted::new(memory, limits::MAX_MODULE_INFO_BYTES);
+    let address = module.wrapping_add(l.inner_info);
+    if module % 8 != 0 {
+        return Err(StructureError::Implausible {
+            what: "ModuleInner",
+            address: module,
+            field: "address",
+            value: module,
+        });
+    }
+    let raw = heap.read("ModuleInfo", address, l.info_size)?;
+    let reader = Reader { heap, l, vec: VecLayout::from(l), info: View::new("ModuleInfo", address, &raw) };
+    let signatures = reader.signatures();
+    let func_assoc = reader.func_assoc().and_then(|assoc| match (&signatures, assoc.iter().max()) {
+        (Ok(known), Some(&max)) if max as usize >= known.len() => Err(reader.info.bad("signature index", max.into())),
+        _ => Ok(assoc),
+    });
+    let function_exports = reader.function_exports().and_then(|exports| match &func_assoc {
+        Ok(functions) => match exports.iter().find(|(_, index)| *index as usize >= functions.len()) {
+            Some((_, index)) => Err(reader.info.bad("exported function", (*index).into())),
+            None => Ok(exports),
+        },
+        Err(_) => Ok(exports),
+    });
+    let imported_functions = reader.imported_functions().and_then(|imports| match &func_assoc {
+        Ok(functions) if imports.len() > functions.len() => {
+            Err(reader.info.bad("number of imported functions", imports.len() as u64))
+        }
+        _ => Ok(imports),
+    });
+    Ok(MemoryModuleInfo {
+        imported_functions,
+        function_exports,
+        signatures,
+        func_assoc,
+        imported_globals: reader.globals(
+            "imported globals",
+            l.info_imported_globals,
+            (l.imported_global_size, l.imported_global_type, l.imported_global_mutable),
+        ),
+        globals: reader.globals("globals", l.info_globals, (l.global_size, l.global_type, l.global_mutable)),
+        memories: reader.counts("memories", l.info_imported_memories, l.info_memories),
+        tables: reader.counts("tables", l.info_imported_tables, l.info_tables),
+        name_section: reader.name_section(),
+        em_symbol_map: reader.em_symbol_map(),
+        backend: reader.string("backend", reader.info, l.info_backend),
+    })
+}
+
+struct Reader<'a> {
+    heap: Budgeted<'a>,
+    l: &'a ModuleLayout,
+    vec: VecLayout,
+    info: View<'a>,
+}
+
+impl Reader<'_> {
+    fn string(&self, what: &'static str, view: View<'_>, at: u64) -> Field<String> {
+        let bytes = self.heap.vec(what, view, at, self.vec, 1, limits::MAX_NAME_BYTES)?.bytes;
+        String::from_utf8(bytes).map_err(|e| StructureError::Implausible {
+            what,
+            address: view.address.wrapping_add(at),
+            field: "UTF-8 up to",
+            value: e.utf8_error().valid_up_to() as u64,
+        })
+    }
+
+    fn types(&self, view: View<'_>, at: u64) -> Field<Vec<ValType>> {
+        let (l, what) = (self.l, "types of a signature");
+        let cow = view.inner(what, at, self.l.vec_size)?;
+        let elements = if cow.u64(l.cow_tag)? == l.cow_borrowed {
+            let (ptr, len) = (cow.u64(l.cow_borrowed_ptr)?, cow.u64(l.cow_borrowed_len)?);
+            self.heap.slice(what, cow.address, ptr, len, 1, limits::MAX_SLOTS)?
+        } else {
+            self.heap.vec(what, cow, l.cow_owned, self.vec, 1, limits::MAX_SLOTS)?
+        };
+        elements.iter().map(|t| val_type(t, 0)).collect()
+    }
+
+    fn signatures(&self) -> Field<Vec<Signature>> {
+        let l = self.l;
+        let list =
+            self.heap.vec("signatures", self.info, l.info_signatures, self.vec, l.sig_size, limits::MAX_FUNCTIONS)?;
+        list.iter().map(|s| Ok((self.types(s, l.sig_params)?, self.types(s, l.sig_returns)?))).collect()
+    }
+
+    fn func_assoc(&self) -> Field<Vec<u32>> {
+        let list =
+            self.heap.vec("function types", self.info, self.l.info_func_assoc, self.vec, 4, limits::MAX_FUNCTIONS)?;
+        list.iter().map(|i| i.u32(0)).collect()
+    }
+
+    /// The strings of a `StringTable`.
+    fn string_table(&self, what: &'static str, table: u64, buffer: u64) -> Field<Vec<String>> {
+        let l = self.l;
+        let buffer = self.string(what, self.info, buffer)?;
+        let entries = self.heap.vec(what, self.info, table, self.vec, l.string_entry_size, limits::MAX_FUNCTIONS)?;
+        let mut copied = 0u64;
+        let mut out = Vec::new();
+        for entry in entries.iter() {
+            let (offset, len) = (entry.u32(l.string_entry_offset)?, entry.u32(l.string_entry_len)?);
+            // Entries may overlap, so together they can be longer than the buffer.
+            copied = copied.saturating_add(len.into());
+            let end = (offset as usize).checked_add(len as usize);
+            let text = end.and_then(|end| buffer.get(offset as usize..end));
+            match text {
+                Some(text) if copied <= limits::MAX_MODULE_INFO_BYTES => out.push(text.to_owned()),
+                _ => return Err(entry.bad("string", offset.into())),
+            }
+        }
+        Ok(out)
+    }
+
+    fn imported_functions(&self) -> Field<Vec<(String, String)>> {
+        let l = self.l;
+        let what = "imported functions";
+        let list = self.heap.vec(
+            what,
+            self.info,
+            l.info_imported_functions,
+            self.vec,
+            l.import_name_size,
+            limits::MAX_FUNCTIONS,
+        )?;
+        let namespaces = self.string_table("namespaces", l.info_namespace_table, l.info_namespace_buffer)?;
+        let names = self.string_table("import names", l.info_name_table, l.info_name_buffer)?;
+        let mut copied = 0;
+        list.iter()
+            .map(|import| {
+                let (namespace, name) = (import.u32(l.import_name_namespace)?, import.u32(l.import_name_name)?);
+                let pair = namespaces.get(namespace as usize).zip(names.get(name as usize));
+                let (namespace, name) = pair.ok_or_else(|| import.bad("name index", name.into()))?;
+                copied += (namespace.len() + name.len()) as u64;
+                if copied > limits::MAX_MODULE_INFO_BYTES {
+                    return Err(import.bad("length of all names", copied));
+                }
+                Ok((namespace.clone(), name.clone()))
+            })
+            .collect()
+    }
+
+    fn function_exports(&self) -> Field<Vec<(String, u32)>> {
+        let l = self.l;
+        let list =
+            self.heap.vec("exports", self.info, l.info_exports, self.vec, l.export_size, limits::MAX_FUNCTIONS)?;
+        let mut out = Vec::new();
+        for export in list.iter() {
+            let tag = match l.export_tag_size {
+                1 => export.u8(l.export_tag)?.into(),
+                4 => export.u32(l.export_tag)?.into(),
+                _ => export.u64(l.export_tag)?,
+            };
+            if tag > l.export_table {
+                return Err(export.bad("kind", tag));
+            }
+            if tag == l.export_func {
+                out.push((self.string("export name", export, l.export_key)?, export.u32(l.export_func_index)?));
+            }
+        }
+        Ok(out)
+    }
+
+    fn globals(
+        &self,
+        what: &'static str,
+        at: u64,
+        (size, ty, mutable): (u64, u64, u64),
+    ) -> Field<Vec<(ValType, bool)>> {
+        let list = self.heap.vec(what, self.info, at, self.vec, size, limits::MAX_SLOTS)?;
+        list.iter()
+            .map(|g| match g.u8(mutable)? {
+                flag @ 0..=1 => Ok((val_type(g, ty)?, flag == 1)),
+                other => Err(g.bad("mutability", other.into())),
+            })
+            .collect()
+    }
+
+    fn counts(&self, what: &'static str, imported: u64, defined: u64) -> Field<(u64, u64)> {
+        let count = |at| match vec_header(what, self.info, at, self.vec)? {
+            (_, len) if len > limits::MAX_SLOTS as u64 => Err(self.info.bad(what, len)),
+            (_, len) => Ok(len),
+        };
+        Ok((count(imported)?, count(defined)?))
+    }
+
+    /// Full buckets of the hash table at offset `at`, each `size` bytes.
+    ///
+    /// std's table (hashbrown) has one control byte per bucket, with the top bit clear where the bucket is full; bucket i
+    /// lies `i + 1` sizes *below* the control bytes.
+    fn buckets(
+        &self,
+        what: &'static str,
+        at: u64,
+        size: u64,
+        visit: &mut dyn FnMut(View<'_>) -> Result<bool, StructureError>,
+    ) -> Result<(), StructureError> {
+        let l = self.l;
+        let (ctrl, mask, items) =
+            (self.info.u64(at + l.table_ctrl)?, self.info.u64(at + l.table_mask)?, self.info.u64(at + l.table_items)?);
+        if items == 0 {
+            return Ok(());
+        }
+        let buckets = mask.checked_add(1).filter(|b| b.is_power_of_two() && *b <= limits::MAX_HASH_BUCKETS);
+        let Some(buckets) = buckets.filter(|b| items <= *b) else { return Err(self.info.bad(what, mask)) };
+        let control = self.heap.read(what, ctrl, buckets)?;
+        let full = control.iter().filter(|&&c| c & 0x80 == 0).count() as u64;
+        if full != items {
+            return Err(self.info.bad(what, items));
+        }
+        for (i, _) in control.iter().enumerate().filter(|(_, c)| **c & 0x80 == 0) {
+            let below = (i as u64 + 1).checked_mul(size).and_then(|b| ctrl.checked_sub(b));
+            let address = below.ok_or_else(|| self.info.bad(what, ctrl))?;
+            let bytes = self.heap.read(what, address, size)?;
+            if !visit(View::new(what, address, &bytes))? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn name_section(&self) -> Field<Option<Vec<u8>>> {
+        let l = self.l;
+        let mut found = None;
+        self.buckets("custom sections", l.info_custom_sections, l.section_size, &mut |bucket| {
+            if self.string("name of a custom section", bucket, l.section_name)? != "name" {
+                return Ok(true);
+            }
+            // Several sections of one name are kept in file order; a valid module has one name section.
+            let list =
+                self.heap.vec("name section", bucket, l.section_list, self.vec, l.vec_size, limits::MAX_SLOTS)?;
+            if let Some(section) = list.iter().next() {
+                let bytes = self.heap.vec("name section", section, 0, self.vec, 1, limits::MAX_NAME_SECTION_BYTES)?;
+                found = Some(bytes.bytes);
+            }
+            Ok(false)
+        })?;
+        Ok(found)
+    }
+
+    fn em_symbol_map(&self) -> Field<Vec<(u32, String)>> {
+        let l = self.l;
+        let mut out = Vec::new();
+        // `None` is the null of the control pointer.
+        if self.info.u64(l.info_em_symbols + l.table_ctrl)? != 0 {
+            self.buckets("symbol map", l.info_em_symbols, l.em_symbol_size, &mut |bucket| {
+                out.push((bucket.u32(l.em_symbol_index)?, self.string("symbol", bucket, l.em_symbol_name)?));
+                Ok(true)
+            })?;
+        }
+        out.sort();
+        Ok(out)
+    }
+}
+
+fn val_type(view: View<'_>, at: u64) -> Field<ValType> {
+    match view.u8(at)? {
+        0 => Ok(ValType::I32),
+        1 => Ok(ValType::I64),
+        2 => Ok(ValType::F32),
+        3 => Ok(ValType::F64),
+        4 => Ok(ValType::V128),
+        other => Err(view.bad("type", other.into())),
+    }
+}

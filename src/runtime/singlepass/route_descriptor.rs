@@ -1,0 +1,209 @@
+//! The cooperative route: a host published its modules through `wstate::descriptor` (feature `descriptor`), whose
+//! documentation has the layout.
+//!
+//! The static is found by its symbol, or, in a stripped host, by its first bytes in the writable data of a loaded file.
+//! The list is the host's, so it is bounded, may not go in circles, and each entry is checked like any other finding.
+
+use super::route_tls::has_prologue;
+use crate::limits;
+use crate::target::objects::{LoadedObject, Objects};
+use crate::target::{Mapping, Memory, Target};
+use object::{Object, ObjectSymbol};
+use std::collections::HashSet;
+
+/// First bytes of the descriptor: text, and bytes that no text has.
+pub const MAGIC: [u8; 16] = *b"wstate\xf0\x9f\xaa\xb2jit\x01\x0d\x0a";
+/// Version of the layout.
+pub(crate) const VERSION: u32 = 1;
+/// Bytes of an entry in this version.
+pub(crate) const ENTRY_BYTES: u32 = 64;
+/// The map is a `ModuleStateMap` in borsh.
+pub(crate) const FORMAT_STATE_MAP: u64 = 1;
+
+const SYMBOL: &[u8] = b"__wstate_descriptor";
+
+/// A module that the host published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublishedModule {
+    /// Address of the first byte of code.
+    pub code_base: u64,
+    /// Bytes of code.
+    pub code_len: u64,
+    /// Address of the encoded `ModuleStateMap` (borsh).
+    pub map_bytes_address: u64,
+    /// Its length in bytes.
+    pub map_len: u64,
+    /// Name that the host gave, if readable.
+    pub name: Option<String>,
+    /// What was confirmed, in words; two facts at least.
+    pub checks: Vec<String>,
+}
+
+/// What the route found.
+#[derive(Clone, Debug, Default)]
+pub struct DescriptorFindings {
+    /// Modules, newest first.
+    pub modules: Vec<PublishedModule>,
+    /// What was looked at and did not serve, one line each.
+    pub notes: Vec<String>,
+}
+
+/// Looks for descriptors in every loaded file and reads their lists.
+pub fn find(target: &dyn Target, objects: &Objects) -> DescriptorFindings {
+    let mut out = DescriptorFindings::default();
+    let mut descriptors = Vec::new();
+    for object in objects.iter() {
+        descriptors.extend(by_symbol(object).filter(|&at| has_magic(target, at)));
+    }
+    if descriptors.is_empty() {
+        descriptors = by_magic(target, objects, &mut out.notes);
+    }
+    descriptors.sort_unstable();
+    descriptors.dedup();
+    if descriptors.is_empty() {
+        out.notes.push("no loaded file has a wstate descriptor".to_owned());
+    }
+    for at in descriptors {
+        read_list(target, at, &mut out);
+    }
+    out
+}
+
+fn by_symbol(object: &LoadedObject) -> impl Iterator<Item = u64> {
+    let files = [object.data.as_deref(), object.debug.as_ref().map(|(_, d)| &d[..])];
+    let mut found = Vec::new();
+    for data in files.into_iter().flatten() {
+        let Ok(file) = object::File::parse(data) else { continue };
+        for symbol in file.symbols().chain(file.dynamic_symbols()).take(limits::MAX_SYMBOLS) {
+            if symbol.is_definition() && symbol.name_bytes() == Ok(SYMBOL) {
+                found.push(object.bias.wrapping_add(symbol.address()));
+            }
+        }
+    }
+    found.into_iter()
+}
+
+fn has_magic(memory: &dyn Memory, address: u64) -> bool {
+    let mut bytes = [0; 16];
+    memory.read(address, &mut bytes).is_ok() && bytes == MAGIC
+}
+
+/// Every aligned copy of the magic in writable data of loaded files.
+fn by_magic(target: &dyn Target, objects: &Objects, notes: &mut Vec<String>) -> Vec<u64> {
+    let in_object = |m: &&Mapping| {
+        m.read
+            && m.write
+            && objects.iter().any(|o| m.path.as_deref() == Some(&*o.path) || o.range.0 <= m.start && m.end <= o.range.1)
+    };
+    let mut found = Vec::new();
+    let mut left = limits::MAX_DESCRIPTOR_SCAN_BYTES;
+    let mut chunk = vec![0; 1 << 16];
+    for mapping in target.mappings().iter().filter(in_object) {
+        let mut at = mapping.start;
+        while at < mapping.end {
+            if left < chunk.len() as u64 || found.len() >= 16 {
+                notes.push(format!("search for a wstate descriptor stopped at {at:#x}: limit reached"));
+                return found;
+            }
+            let want = (mapping.end - at).min(chunk.len() as u64);
+            let Some(buffer) = chunk.get_mut(..want as usize) else { break };
+            left -= want;
+            let got = target.read_some(at, buffer);
+            for (i, words) in buffer.get(..got).unwrap_or(&[]).chunks_exact(16).enumerate() {
+                if words == MAGIC {
+                    found.push(at + 16 * i as u64);
+                }
+            }
+            at += want;
+        }
+    }
+    found
+}
+
+fn read_list(target: &dyn Target, descriptor: u64, out: &mut DescriptorFindings) {
+    let header = (
+        target.read_u32(descriptor.wrapping_add(16)),
+        target.read_u32(descriptor.wrapping_add(20)),
+        target.read_u64(descriptor.wrapping_add(24)),
+    );
+    let (Ok(version), Ok(entry_bytes), Ok(first)) = header else {
+        out.notes.push(format!("the wstate descriptor at {descriptor:#x} is not readable"));
+        return;
+    };
+    if version != VERSION || entry_bytes < ENTRY_BYTES {
+        out.notes.push(format!(
+            "the wstate descriptor at {descriptor:#x} has version {version} with entries of {entry_bytes} bytes; this \
+             wstate reads version {VERSION}"
+        ));
+        return;
+    }
+    let mut seen = HashSet::new();
+    let mut next = first;
+    while next != 0 {
+        if seen.len() >= limits::MAX_PUBLISHED_MODULES || !seen.insert(next) {
+            out.notes.push(format!(
+                "the list of the wstate descriptor at {descriptor:#x} is circular or endless at {next:#x}"
+            ));
+            return;
+        }
+        let mut words = [0u64; 8];
+        for (i, word) in words.iter_mut().enumerate() {
+            match target.read_u64(next.wrapping_add(8 * i as u64)) {
+                Ok(value) => *word = value,
+                Err(why) => {
+                    out.notes.push(format!("entry of the wstate descriptor at {next:#x}: {why}"));
+                    return;
+                }
+            }
+        }
+        match read_entry(target, &words) {
+            Ok(module) => out.modules.extend(module),
+            Err(why) => out.notes.push(format!("entry of the wstate descriptor at {next:#x}: {why}")),
+        }
+        next = words[0];
+    }
+}
+
+fn read_entry(target: &dyn Target, words: &[u64; 8]) -> Result<Option<PublishedModule>, String> {
+    let [_, format, code_base, code_len, map, map_len, name, name_len] = *words;
+    match format {
+        0 => return Ok(None),
+        FORMAT_STATE_MAP => {}
+        other => return Err(format!("format {other} is not known")),
+    }
+    let mut checks = Vec::new();
+    let end = code_base.checked_add(code_len).filter(|_| code_len > 0);
+    match target.mapping_at(code_base) {
+        Some(m) if m.execute && end.is_some_and(|end| end <= m.end) => {
+            checks.push("the code lies in an executable mapping".to_owned());
+        }
+        _ => return Err(format!("code at {code_base:#x} ({code_len} bytes) is not executable memory")),
+    }
+    // ModuleStateMap in borsh: u32 count, then (u64 key, function) for each, then u64 total_size.
+    if !(12..=limits::MAX_IMAGE_BYTES).contains(&map_len) || map.checked_add(map_len).is_none() {
+        return Err(format!("a state map has not {map_len} bytes"));
+    }
+    let ends = (target.read_u32(map), target.read_u64(map + map_len - 8));
+    let (Ok(count), Ok(total_size)) = ends else { return Err(format!("the state map at {map:#x} is not readable")) };
+    if total_size > code_len || u64::from(count) > total_size || count as usize > limits::MAX_FUNCTIONS {
+        return Err(format!("the state map is of {count} functions in {total_size} bytes, the code has {code_len}"));
+    }
+    checks.push(format!("its map ends with a size that fits the code ({total_size} bytes)"));
+    if count > 0 {
+        match target.read_u64(map + 4) {
+            Ok(key) if key < total_size => {
+                if has_prologue(target, code_base.wrapping_add(key)) {
+                    checks.push("the first function of the map has the singlepass prologue".to_owned());
+                }
+            }
+            _ => return Err("the first function of the map lies outside of the code".to_owned()),
+        }
+    }
+    let name = usize::try_from(name_len)
+        .ok()
+        .filter(|len| *len <= 4096)
+        .and_then(|len| target.read_vec(name, len).ok())
+        .and_then(|bytes| String::from_utf8(bytes).ok())
+        .filter(|name| !name.is_empty());
+    Ok(Some(PublishedModule { code_base, code_len, map_bytes_address: map, map_len, name, checks }))
+}

@@ -1,0 +1,435 @@
+//! The thread-local route: `fault.rs`'s `CURRENT_CODE_VERSIONS`, the list that the runtime's own `read_stack` uses.
+//!
+//! A thread's list holds the versions of the instances *made* on that thread. Instances move, so the lists of all threads
+//! together are what may run anywhere. The variable is found by its symbol; in a stripped executable by trying each word of
+//! the thread-local block, which is small, and believing only what passes every check.
+
+use super::layouts::{LayoutError, Layouts};
+use super::rust_memory::{Budgeted, StructureError, View};
+use super::rust_msm;
+use crate::limits;
+use crate::target::objects::{LoadedObject, Objects};
+use crate::target::{Memory, Target, Thread, ThreadId};
+use object::{Object, ObjectSymbol, SymbolKind};
+
+/// One `CodeVersion` in a thread's list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsVersion {
+    /// The thread whose list it is in.
+    pub thread: ThreadId,
+    /// Address of the first byte of code.
+    pub base: u64,
+    /// Whether it is the baseline tier. `Instance::new` says so of every version, tiering or not.
+    pub baseline: bool,
+    /// Compiler or tier ("singlepass"), if readable.
+    pub backend: Option<String>,
+    /// Address of its `ModuleStateMap`.
+    pub msm_address: u64,
+    /// Bytes of code.
+    pub total_size: u64,
+    /// What was confirmed, in words; two facts at least.
+    pub checks: Vec<String>,
+}
+
+/// The caller's registers that a thread saved when it entered a tier without knowledge of its own
+/// (`fault.rs: BoundaryRegisterPreservation`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BoundaryRegisters {
+    /// The thread.
+    pub thread: ThreadId,
+    /// r15.
+    pub r15: u64,
+    /// r14.
+    pub r14: u64,
+    /// r13.
+    pub r13: u64,
+    /// r12.
+    pub r12: u64,
+    /// rbx.
+    pub rbx: u64,
+}
+
+/// What the route found.
+#[derive(Clone, Debug, Default)]
+pub struct TlsFindings {
+    /// Versions of all threads, each thread's in its own order (last is the newest).
+    pub versions: Vec<TlsVersion>,
+    /// Boundary registers of the threads that have any.
+    pub boundary: Vec<BoundaryRegisters>,
+    /// What was looked at and did not serve, one line each.
+    pub notes: Vec<String>,
+}
+
+const VERSIONS: &str = "CURRENT_CODE_VERSIONS";
+const BOUNDARY: &str = "BOUNDARY_REGISTER_PRESERVATION";
+
+/// Reads the lists of all threads. `layouts` are those of the host where the caller has them; otherwise they are looked
+/// up, but only after a variable to read was found.
+pub fn find(target: &dyn Target, objects: &Objects, layouts: Option<&Layouts>) -> TlsFindings {
+    let mut out = TlsFindings::default();
+    let mut sources = Vec::new();
+    for (index, object) in objects.iter().enumerate() {
+        if let Some(source) = Source::of(object, index == 0) {
+            sources.push(source);
+        }
+    }
+    if sources.is_empty() {
+        out.notes.push("no thread-local variables in the executable and none of the runtime's in a library".to_owned());
+        return out;
+    }
+    for source in &sources {
+        let own;
+        let layouts = match layouts {
+            Some(given) => given,
+            None => match layouts_for(source.object, objects) {
+                Ok(found) => {
+                    own = found;
+                    &own
+                }
+                Err(why) => {
+                    out.notes.push(format!("thread-local lists of {} not read: {why}", source.object.name()));
+                    continue;
+                }
+            },
+        };
+        source.read(target, layouts, &mut out);
+    }
+    out.notes.dedup();
+    out
+}
+
+fn layouts_for(object: &LoadedObject, objects: &Objects) -> Result<Layouts, LayoutError> {
+    Layouts::of_object(object).or_else(|why| Layouts::of_target(objects).map_err(|_| why))
+}
+
+/// A thread-local variable in an object: its offset in the object's block and its size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Variable {
+    offset: u64,
+    size: u64,
+}
+
+/// The `PT_TLS` segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Segment {
+    address: u64,
+    size: u64,
+    align: u64,
+}
+
+/// An object with variables to read.
+struct Source<'a> {
+    object: &'a LoadedObject,
+    segment: Segment,
+    main: bool,
+    versions: Vec<Variable>,
+    boundary: Vec<Variable>,
+}
+
+impl<'a> Source<'a> {
+    fn of(object: &'a LoadedObject, main: bool) -> Option<Source<'a>> {
+        let data = object.data.as_deref()?;
+        let file = object::File::parse(data).ok()?;
+        let segment = tls_segment(data)?;
+        let mut versions = variables(&file, VERSIONS);
+        let mut boundary = variables(&file, BOUNDARY);
+        if versions.is_empty()
+            && let Some((_, debug)) = &object.debug
+            && let Ok(debug) = object::File::parse(&debug[..])
+        {
+            versions = variables(&debug, VERSIONS);
+            boundary = variables(&debug, BOUNDARY);
+        }
+        // A library without symbols would have to be tried in every block of every thread: not worth it.
+        (main || !versions.is_empty()).then_some(Source { object, segment, main, versions, boundary })
+    }
+
+    fn read(&self, target: &dyn Target, layouts: &Layouts, out: &mut TlsFindings) {
+        let by_symbol = !self.versions.is_empty();
+        if !by_symbol {
+            out.notes.push(format!(
+                "{} has no symbol of the runtime's thread-local list: every word of its thread-local block was tried",
+                self.object.name()
+            ));
+        }
+        for thread in target.threads().iter().take(limits::MAX_THREADS) {
+            let Some(fs_base) = thread.fs_base else {
+                out.notes.push(format!("thread {}: its thread pointer is not known", thread.id.0));
+                continue;
+            };
+            for block in self.blocks(target, fs_base) {
+                if by_symbol {
+                    for variable in &self.versions {
+                        let at = block.wrapping_add(variable.offset);
+                        read_list(target, layouts, thread, at, variable.size, true, out);
+                    }
+                    for variable in &self.boundary {
+                        let at = block.wrapping_add(variable.offset);
+                        out.boundary.extend(read_boundary(target, thread.id, at, variable.size));
+                    }
+                } else {
+                    self.try_every_word(target, layouts, thread, block, out);
+                }
+            }
+        }
+    }
+
+    /// Where this object's thread-local block can be in a thread.
+    fn blocks(&self, target: &dyn Target, fs_base: u64) -> Vec<u64> {
+        if self.main {
+            // System V ABI, variant II: the executable's block ends at the thread pointer, aligned so that an address in
+            // it is congruent to the address in the file.
+            let Segment { address, size, align } = self.segment;
+            let padding = address.wrapping_add(size).wrapping_neg() & (align - 1);
+            return vec![fs_base.wrapping_sub(size).wrapping_sub(padding)];
+        }
+        // A library's block is an entry of the thread's DTV. Its number is known to the dynamic loader only, so all are
+        // candidates: what is read there is checked in full.
+        let mut blocks = Vec::new();
+        let Ok(dtv) = target.read_u64(fs_base.wrapping_add(8)) else { return blocks };
+        let Ok(slots) = target.read_u64(dtv.wrapping_sub(16)) else { return blocks };
+        for module in 1..=slots.min(limits::MAX_TLS_MODULES) {
+            match target.read_u64(dtv.wrapping_add(16 * module)) {
+                // `TLS_DTV_UNALLOCATED` is -1: this thread never touched the variable.
+                Ok(0 | u64::MAX) => {}
+                Ok(block) => blocks.push(block),
+                Err(_) => break,
+            }
+        }
+        blocks
+    }
+
+    fn try_every_word(
+        &self,
+        target: &dyn Target,
+        layouts: &Layouts,
+        thread: &Thread,
+        block: u64,
+        out: &mut TlsFindings,
+    ) {
+        let size = self.segment.size.min(limits::MAX_TLS_BLOCK_TRIED);
+        for offset in (0..size.saturating_sub(39)).step_by(8) {
+            if read_list(target, layouts, thread, block.wrapping_add(offset), 40, false, out) {
+                return;
+            }
+        }
+    }
+}
+
+fn tls_segment(elf: &[u8]) -> Option<Segment> {
+    use object::read::elf::{ElfFile64, ProgramHeader};
+    let file = ElfFile64::<object::Endianness>::parse(elf).ok()?;
+    let endian = file.endian();
+    let header = file.elf_program_headers().iter().find(|h| h.p_type(endian) == object::elf::PT_TLS)?;
+    let align = header.p_align(endian).max(1);
+    (align.is_power_of_two() && align <= 1 << 20).then(|| Segment {
+        address: header.p_vaddr(endian),
+        size: header.p_memsz(endian),
+        align,
+    })
+}
+
+/// Thread-local symbols whose mangled name contains `name`. Legacy and v0 mangling both keep identifiers as they are. Each
+/// closure of the `thread_local!` has a symbol of that name; the variable alone is of kind TLS.
+fn variables(file: &object::File<'_>, name: &str) -> Vec<Variable> {
+    let mut found: Vec<Variable> = Vec::new();
+    for symbol in file.symbols().chain(file.dynamic_symbols()).take(limits::MAX_SYMBOLS) {
+        if symbol.kind() != SymbolKind::Tls || symbol.is_undefined() {
+            continue;
+        }
+        let Ok(bytes) = symbol.name_bytes() else { continue };
+        let variable = Variable { offset: symbol.address(), size: symbol.size() };
+        if memmem(bytes, name.as_bytes()) && !found.contains(&variable) && found.len() < 16 {
+            found.push(variable);
+        }
+    }
+    found
+}
+
+fn memmem(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack.windows(needle.len()).any(|w| w == needle)
+}
+
+/// Reads the list whose storage is at `address`; returns whether versions were found there. `known`: a symbol says that
+/// it is one, so what does not fit is worth a note.
+fn read_list(
+    target: &dyn Target,
+    layouts: &Layouts,
+    thread: &Thread,
+    address: u64,
+    size: u64,
+    known: bool,
+    out: &mut TlsFindings,
+) -> bool {
+    let mut raw = [0; 56];
+    let take = size.clamp(40, 56) as usize;
+    let Some(raw) = raw.get_mut(..take) else { return false };
+    if let Err(why) = target.read(address, raw) {
+        if known {
+            out.notes.push(format!("thread {}: its list of code versions: {why}", thread.id.0));
+        }
+        return false;
+    }
+    let view = View::new("thread-local list of code versions", address, raw);
+    let vec = |at: u64| -> Option<(u64, u64, u64, u64)> {
+        let l = &layouts.state;
+        let (cap, ptr, len) = (
+            view.u64(at + 8 + l.vec_cap).ok()?,
+            view.u64(at + 8 + l.vec_ptr).ok()?,
+            view.u64(at + 8 + l.vec_len).ok()?,
+        );
+        let borrow = view.u64(at).ok()?;
+        let plausible = len <= cap
+            && cap <= limits::MAX_CODE_VERSIONS
+            && (borrow as i64).unsigned_abs() < 1 << 20
+            && (len == 0 || (ptr % 8 == 0 && target.mapping_at(ptr).is_some_and(|m| m.read && m.write)));
+        plausible.then_some((borrow, ptr, len, cap))
+    };
+    // rustc 1.95: value, then the state word (1 is alive). Before lazy storage had its state last, a tag came first.
+    let candidates = [(0, 32), (8, 0)];
+    let alive = candidates.iter().find_map(|&(value, state)| {
+        (view.u64(state).ok()? & 0xff == 1).then_some(())?;
+        vec(value)
+    });
+    let Some((borrow, ptr, len, _)) = alive else {
+        // Not initialized on this thread (or destroyed): no instance was made there.
+        return false;
+    };
+    if len == 0 {
+        return false;
+    }
+    if known && borrow as i64 != 0 {
+        out.notes.push(format!("thread {}: its list of code versions was in use when it stopped", thread.id.0));
+    }
+    let heap = Budgeted::new(target, limits::MAX_FUNCTION_MAP_BYTES);
+    let version_size = layouts.state.version_size;
+    let list = heap.slice("CodeVersion", address, ptr, len, version_size, limits::MAX_CODE_VERSIONS as usize);
+    let list = match list {
+        Ok(list) => list,
+        Err(why) => {
+            if known {
+                out.notes.push(format!("thread {}: {why}", thread.id.0));
+            }
+            return false;
+        }
+    };
+    let mut found = false;
+    for version in list.iter() {
+        match read_version(target, layouts, thread.id, version) {
+            Ok(version) => {
+                found = true;
+                out.versions.push(version);
+            }
+            Err(why) if known => out.notes.push(format!("thread {}: a code version is not usable: {why}", thread.id.0)),
+            Err(_) => return found,
+        }
+    }
+    found
+}
+
+fn read_version(
+    target: &dyn Target,
+    layouts: &Layouts,
+    thread: ThreadId,
+    version: View<'_>,
+) -> Result<TlsVersion, StructureError> {
+    let l = &layouts.state;
+    let base = version.u64(l.version_base)?;
+    let baseline = match version.u8(l.version_baseline)? {
+        0 => false,
+        1 => true,
+        other => return Err(version.bad("baseline", other.into())),
+    };
+    let msm_address = version.address.wrapping_add(l.version_msm);
+    let map = rust_msm::summary(target, l, msm_address)?;
+    let mut checks = Vec::new();
+
+    let end = base.checked_add(map.total_size).ok_or_else(|| version.bad("base", base))?;
+    match target.mapping_at(base) {
+        Some(m) if m.execute && m.is_anonymous() && end <= m.end => {
+            let start = if m.start == base { "is the start of" } else { "lies in" };
+            checks.push(format!("base {start} an executable anonymous mapping that holds all of the code"));
+        }
+        _ => return Err(version.bad("base", base)),
+    }
+    if let Some((first, _)) = map.keys {
+        checks.push(format!("keys of {} functions ascend and lie in the code", map.functions));
+        if has_prologue(target, base.wrapping_add(first)) {
+            checks.push("the first function has the singlepass prologue".to_owned());
+        }
+    }
+    let runnable = version.u64(l.version_runnable)?;
+    if let Some((code, size)) = code_of_runnable(target, layouts, runnable)
+        && code == base
+        && size >= map.total_size
+    {
+        checks.push("its RunnableModule names the same code".to_owned());
+    }
+    let backend = read_str(target, version.u64(l.version_backend)?, version.u64(l.version_backend_len)?);
+    if let Some(backend) = &backend {
+        checks.push(format!("backend reads \"{backend}\""));
+    }
+    // The mapping alone is one fact: a map without functions proves nothing by itself.
+    if checks.len() < 2 {
+        return Err(version.bad("checks passed", checks.len() as u64));
+    }
+    Ok(TlsVersion { thread, base, baseline, backend, msm_address, total_size: map.total_size, checks })
+}
+
+/// Code pointer and size that a singlepass `Arc<Box<dyn RunnableModule>>` leads to. Other backends have other contexts:
+/// the reference counts and the vtable say that it is such an Arc, the caller compares the rest.
+pub(super) fn code_of_runnable(target: &dyn Target, layouts: &Layouts, arc: u64) -> Option<(u64, u64)> {
+    let word = |address: u64| target.read_u64(address).ok();
+    if arc == 0 || arc % 8 != 0 {
+        return None;
+    }
+    let (strong, weak) = (word(arc)?, word(arc.checked_add(8)?)?);
+    if strong == 0 || weak == 0 || strong > 1 << 32 || weak > 1 << 32 {
+        return None;
+    }
+    let fat = arc.checked_add(layouts.module.arc_data)?;
+    let (data, vtable) = (word(fat)?, word(fat.checked_add(8)?)?);
+    // A vtable is constant data of the host: in a file's mapping that is not executable.
+    target.mapping_at(vtable).filter(|m| !m.execute && !m.is_anonymous())?;
+    let code = word(data.checked_add(layouts.context.context_code_ptr)?)?;
+    let size = word(data.checked_add(layouts.context.context_code_size)?)?;
+    Some((code, size))
+}
+
+/// Whether a function begins as singlepass begins them: `codegen_x64.rs` leaves room for a patch and then sets up rbp. The
+/// first 23 bytes change when a tier patches the function, the rest stays.
+pub(super) fn has_prologue(memory: &dyn Memory, function: u64) -> bool {
+    let mut bytes = [0; 48];
+    if memory.read(function, &mut bytes).is_err() {
+        return false;
+    }
+    let (room, body) = bytes.split_at(37);
+    room[24..].iter().all(|&b| b == 0x90) && frame_setup(body)
+}
+
+fn frame_setup(body: &[u8]) -> bool {
+    // dynasm encodes `push rbp` with a REX prefix.
+    let after_push = match body {
+        [0x40, 0x55, rest @ ..] | [0x55, rest @ ..] => rest,
+        _ => return false,
+    };
+    after_push.starts_with(&[0x48, 0x89, 0xe5]) || after_push.starts_with(&[0x48, 0x8b, 0xec])
+}
+
+fn read_str(memory: &dyn Memory, address: u64, len: u64) -> Option<String> {
+    let len = usize::try_from(len).ok().filter(|l| (1..=64).contains(l))?;
+    let text = String::from_utf8(memory.read_vec(address, len).ok()?).ok()?;
+    text.chars().all(|c| c.is_ascii_graphic() || c == ' ').then_some(text)
+}
+
+fn read_boundary(memory: &dyn Memory, thread: ThreadId, address: u64, size: u64) -> Option<BoundaryRegisters> {
+    let take = usize::try_from(size.clamp(41, 48)).ok()?;
+    let raw = memory.read_vec(address, take).ok()?;
+    let view = View::new("boundary registers", address, &raw);
+    // The structure is packed: the state follows it as one byte, or as a word where the storage is aligned.
+    if view.u8(40).ok()? != 1 {
+        return None;
+    }
+    let word = |i: u64| view.u64(8 * i).ok();
+    Some(BoundaryRegisters { thread, r15: word(0)?, r14: word(1)?, r13: word(2)?, r12: word(3)?, rbx: word(4)? })
+}

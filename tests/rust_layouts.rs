@@ -1,0 +1,413 @@
+//! Differential: what wstate reads out of the runtime's own Rust structures against what the runtime says of itself, in
+//! one process that is both host and target.
+#![allow(missing_docs)]
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use wasmer_runtime_core_near::backend::{CompilerConfig, RunnableModule};
+use wasmer_runtime_core_near::{Instance, compile_with, compile_with_config, func, imports};
+use wasmer_singlepass_backend_near::SinglePassCompiler;
+use wstate::arch::Registers;
+use wstate::runtime::ValType;
+use wstate::runtime::singlepass::layouts::{self, Layouts, Source};
+use wstate::runtime::singlepass::{module_memory, route_descriptor, route_tls, rust_msm};
+use wstate::target::objects::{LoadedObject, ObjectData, Objects};
+use wstate::target::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
+
+/// This process as a target. Only what a test leaves alone while it looks is looked at.
+struct ThisProcess {
+    mappings: Vec<Mapping>,
+    threads: Vec<Thread>,
+}
+
+impl Memory for ThisProcess {
+    fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
+        let len = buf.len();
+        let remote = nix::sys::uio::RemoteIoVec { base: address as usize, len };
+        let mut local = [std::io::IoSliceMut::new(buf)];
+        match nix::sys::uio::process_vm_readv(nix::unistd::Pid::this(), &mut local, &[remote]) {
+            Ok(n) if n == len => Ok(()),
+            _ => Err(MemoryError::Unmapped { address, len }),
+        }
+    }
+}
+
+impl Target for ThisProcess {
+    fn description(&self) -> String {
+        "this process".to_owned()
+    }
+    fn threads(&self) -> &[Thread] {
+        &self.threads
+    }
+    fn mappings(&self) -> &[Mapping] {
+        &self.mappings
+    }
+    fn executable(&self) -> Option<&Path> {
+        None
+    }
+    fn pid(&self) -> Option<u32> {
+        Some(std::process::id())
+    }
+    fn auxv(&self, _: u64) -> Option<u64> {
+        None
+    }
+    fn file_candidates(&self, _: &Mapping) -> Vec<PathBuf> {
+        Vec::new()
+    }
+    fn notes(&self) -> &[String] {
+        &[]
+    }
+    fn is_live(&self) -> bool {
+        true
+    }
+}
+
+/// The thread pointer: the first word of the thread control block is its own address (System V ABI, x86-64 TLS).
+#[allow(unsafe_code)]
+fn thread_pointer() -> u64 {
+    let fs_base;
+    // SAFETY: reads one word that the ABI guarantees to be there.
+    unsafe { std::arch::asm!("mov {}, fs:0", out(reg) fs_base, options(nostack, readonly)) };
+    fs_base
+}
+
+fn this_process(thread_pointers: &[u64]) -> ThisProcess {
+    use procfs::process::{MMPermissions, MMapPath};
+    let maps = procfs::process::Process::myself().unwrap().maps().unwrap();
+    let mappings = maps
+        .into_iter()
+        .map(|m| Mapping {
+            start: m.address.0,
+            end: m.address.1,
+            read: m.perms.contains(MMPermissions::READ),
+            write: m.perms.contains(MMPermissions::WRITE),
+            execute: m.perms.contains(MMPermissions::EXECUTE),
+            offset: m.offset,
+            path: match m.pathname {
+                MMapPath::Path(p) => Some(p),
+                MMapPath::Anonymous => None,
+                other => Some(PathBuf::from(format!("[{other:?}]"))),
+            },
+        })
+        .collect();
+    let threads = thread_pointers
+        .iter()
+        .enumerate()
+        .map(|(i, &fs_base)| Thread {
+            id: ThreadId(i as u32 + 1),
+            name: None,
+            registers: Registers::unknown(),
+            fs_base: Some(fs_base),
+            signal: None,
+            problem: None,
+        })
+        .collect();
+    ThisProcess { mappings, threads }
+}
+
+fn this_executable() -> Vec<u8> {
+    std::fs::read("/proc/self/exe").unwrap()
+}
+
+fn objects(elf: Vec<u8>) -> Objects {
+    let path = std::fs::read_link("/proc/self/exe").unwrap();
+    let maps = this_process(&[]).mappings;
+    // The first segment of an executable has the virtual address 0 (position independent) in the file.
+    let bias = maps.iter().find(|m| m.path.as_ref() == Some(&path)).unwrap().start;
+    Objects::from_parts(vec![LoadedObject {
+        path: path,
+        opened: None,
+        bias,
+        range: (0, 0),
+        build_id: None,
+        data: Some(ObjectData::Memory(elf)),
+        debug: None,
+        problem: None,
+    }])
+}
+
+/// Many functions (several levels of B-tree nodes), every kind of local and operand, loops, calls, imports, traps.
+fn program() -> Vec<u8> {
+    let mut wat = String::from(
+        r#"(module $program
+            (type $void (func))
+            (type $pair (func (param i32 i64) (result i64)))
+            (import "env" "tick" (func $tick (param i32) (result i32)))
+            (import "env" "tock" (func $tock))
+            (memory (export "memory") 1 2)
+            (table 2 funcref)
+            (elem (i32.const 0) $leaf)
+            (global $count (mut i32) (i32.const 5))
+            (global $pi f64 (f64.const 3.25))
+            (export "count" (global $count))
+            (func $leaf (export "leaf") (param i32 i64 f64 f32 i32 i32) (result i64) (local i64 i32)
+                (loop $again
+                    (local.set 7 (i32.add (local.get 7) (call $tick (i32.const 3))))
+                    (br_if $again (i32.lt_u (local.get 7) (i32.const 10))))
+                i64.const 7
+                f64.const 1.5
+                local.get 2
+                f64.add
+                i64.trunc_f64_s
+                (i64.div_s (local.get 1) (i64.const 3))
+                call $tock
+                i64.add
+                i64.add)
+            (func (export "start") (result i32)
+                (drop (call $tick (i32.const 1)))
+                (i32.store (i32.const 8) (i32.const 9))
+                (drop (call_indirect (type $pair) (i32.const 1) (i64.const 2) (i32.const 0)))
+                unreachable)
+        "#,
+    );
+    for i in 0..300 {
+        wat.push_str(&format!(
+            "(func $f{i} (export \"f{i}\") (param i32 i64) (result i64) (local f32)
+                local.get 1 i64.const {i} (drop (call $tick (local.get 0))) i64.add
+                (if (result i64) (local.get 0) (then (i64.const 1)) (else (i64.const 2))) i64.mul)"
+        ));
+    }
+    wat.push(')');
+    wat::parse_str(&wat).unwrap()
+}
+
+fn tick(x: i32) -> i32 {
+    x + 1
+}
+
+fn tock() {}
+
+fn symbols() -> HashMap<u32, String> {
+    (0..100).map(|i| (i, format!("symbol_{i}"))).collect()
+}
+
+fn instance(track_state: bool) -> Instance {
+    let config = CompilerConfig { track_state, symbol_map: Some(symbols()), ..CompilerConfig::default() };
+    let module = compile_with_config(&program(), &SinglePassCompiler::new(), config).unwrap();
+    module.instantiate(&imports! { "env" => { "tick" => func!(tick), "tock" => func!(tock) } }).unwrap()
+}
+
+fn runnable(instance: &Instance) -> &dyn RunnableModule {
+    &**instance.module.runnable_module
+}
+
+/// `table`: what stripped hosts get; `dwarf`: what hosts with debug info get.
+fn both_layouts() -> [Layouts; 2] {
+    let dwarf =
+        layouts::from_dwarf(&this_executable()).unwrap().expect("the test is built with debug = 2 for the runtime");
+    assert_eq!(dwarf.source, Source::Dwarf);
+    let table = Layouts::of_object(objects(without_debug_info()).iter().next().unwrap()).unwrap();
+    assert!(matches!(table.source, Source::Table(_)), "{:?}", table.source);
+    [dwarf, table]
+}
+
+/// This executable with its debug info and symbols hidden, as `strip` leaves it: `.comment` and program headers stay.
+fn without_debug_info() -> Vec<u8> {
+    let mut elf = this_executable();
+    let word = |elf: &[u8], at: usize, len: usize| {
+        let mut b = [0; 8];
+        b[..len].copy_from_slice(&elf[at..at + len]);
+        u64::from_le_bytes(b) as usize
+    };
+    let (table, size, count) = (word(&elf, 40, 8), word(&elf, 58, 2), word(&elf, 60, 2));
+    let names = word(&elf, table + size * word(&elf, 62, 2) + 24, 8);
+    for i in 0..count {
+        let header = table + size * i;
+        let name = names + word(&elf, header, 4);
+        let kind = word(&elf, header + 4, 4);
+        if elf[name..].starts_with(b".debug_") || kind == 2 {
+            // SHT_NULL, and nothing that a search by name would find.
+            elf[header..header + 8].fill(0);
+        }
+    }
+    elf
+}
+
+#[test]
+fn the_table_of_this_compiler_equals_its_debug_info() {
+    let [dwarf, table] = both_layouts();
+    assert_eq!(dwarf.state, table.state);
+    assert_eq!(dwarf.module, table.module);
+    assert_eq!(dwarf.context, table.context);
+    assert!(dwarf.state.rows().len() > 80);
+}
+
+#[test]
+fn state_maps_equal_the_runtimes_own() {
+    for track_state in [true, false] {
+        let instance = instance(track_state);
+        let target = this_process(&[thread_pointer()]);
+        let own = runnable(&instance).get_module_state_map().unwrap();
+        let code = runnable(&instance).get_code().unwrap();
+        let objects = objects(this_executable());
+        for layouts in both_layouts() {
+            let found = route_tls::find(&target, &objects, Some(&layouts));
+            let version = found.versions.iter().find(|v| v.base == code.as_ptr() as u64).expect("the version");
+            assert_eq!(version.total_size, own.total_size as u64);
+            let map = rust_msm::read_module_state_map(&target, &layouts.state, version.msm_address).unwrap();
+            assert_eq!(map.local_functions.len(), 302);
+            assert!(bincode::serialize(&map).unwrap() == bincode::serialize(&own).unwrap(), "{:?}", layouts.source);
+
+            let summary = rust_msm::summary(&target, &layouts.state, version.msm_address).unwrap();
+            let keys: Vec<u64> = own.local_functions.keys().map(|&k| k as u64).collect();
+            assert_eq!(summary.functions, 302);
+            assert_eq!(summary.keys, Some((keys[0], keys[301])));
+            let at = |offset| rust_msm::read_function_at(&target, &layouts.state, version.msm_address, offset).unwrap();
+            assert!(at(keys[0] - 1).is_none());
+            assert!(at(own.total_size as u64).is_none());
+            for (i, &key) in keys.iter().enumerate() {
+                let last = keys.get(i + 1).map_or(own.total_size as u64, |next| *next) - 1;
+                for offset in [key, last] {
+                    let (found, function) = at(offset).unwrap();
+                    assert_eq!(found, key);
+                    assert_eq!(function, map.local_functions[&(key as usize)]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn lists_of_all_threads_are_read_with_and_without_symbols() {
+    // A second thread makes an instance of its own and keeps it while we look.
+    let (ready, wait) = mpsc::channel();
+    let (done, finish) = mpsc::channel::<()>();
+    let other = std::thread::spawn(move || {
+        let instance = instance(true);
+        let code = runnable(&instance).get_code().unwrap();
+        ready.send((thread_pointer(), code.as_ptr() as u64)).unwrap();
+        let _ = finish.recv();
+    });
+    let instance = instance(true);
+    let code = runnable(&instance).get_code().unwrap().as_ptr() as u64;
+    let (other_pointer, other_code) = wait.recv().unwrap();
+    let target = this_process(&[thread_pointer(), other_pointer]);
+
+    for elf in [this_executable(), without_debug_info()] {
+        let found = route_tls::find(&target, &objects(elf), None);
+        let bases: Vec<(u32, u64)> = found.versions.iter().map(|v| (v.thread.0, v.base)).collect();
+        assert_eq!(bases, [(1, code), (2, other_code)], "{:?}", found.notes);
+        for version in &found.versions {
+            assert!(version.baseline);
+            assert_eq!(version.backend.as_deref(), Some("singlepass"));
+            // Mapping, keys, prologue, RunnableModule, backend.
+            assert_eq!(version.checks.len(), 5, "{:?}", version.checks);
+        }
+    }
+    done.send(()).unwrap();
+    other.join().unwrap();
+}
+
+#[test]
+fn a_thread_without_instances_and_one_without_thread_pointer_are_no_error() {
+    let mut target = this_process(&[thread_pointer()]);
+    let found = route_tls::find(&target, &objects(this_executable()), None);
+    assert!(found.versions.is_empty() && found.boundary.is_empty());
+    target.threads[0].fs_base = None;
+    let found = route_tls::find(&target, &objects(this_executable()), None);
+    assert_eq!(found.notes, ["thread 1: its thread pointer is not known"]);
+}
+
+fn val_type(t: &wasmer_runtime_core_near::types::Type) -> ValType {
+    use wasmer_runtime_core_near::types::Type;
+    match t {
+        Type::I32 => ValType::I32,
+        Type::I64 => ValType::I64,
+        Type::F32 => ValType::F32,
+        Type::F64 => ValType::F64,
+        Type::V128 => ValType::V128,
+    }
+}
+
+#[test]
+fn module_infos_equal_the_runtimes_own() {
+    use wasmer_runtime_core_near::module::ExportIndex;
+    use wasmer_runtime_core_near::structures::TypedIndex;
+    let imports = imports! { "env" => { "tick" => func!(tick), "tock" => func!(tock) } };
+    // `compile_with` keeps custom sections, `compile_with_config` takes a symbol map.
+    let with_sections = compile_with(&program(), &SinglePassCompiler::new()).unwrap().instantiate(&imports).unwrap();
+    for (instance, has_sections) in [(with_sections, true), (instance(true), false)] {
+        let target = this_process(&[thread_pointer()]);
+        let own = &instance.module.info;
+        for layouts in both_layouts() {
+            let address = std::ptr::from_ref(&*instance.module) as u64;
+            let info = module_memory::read_module_info(&target, &layouts, address).unwrap();
+            assert_eq!(info.problems(), Vec::<String>::new());
+
+            let imported: Vec<(String, String)> = own
+                .imported_functions
+                .values()
+                .map(|i| {
+                    let (namespace, name) = (i.namespace_index, i.name_index);
+                    (own.namespace_table.get(namespace).to_owned(), own.name_table.get(name).to_owned())
+                })
+                .collect();
+            assert_eq!(info.imported_functions, Ok(imported));
+            let exports: Vec<(String, u32)> = own
+                .exports
+                .map
+                .iter()
+                .filter_map(|(name, index)| match index {
+                    ExportIndex::Func(f) => Some((name.clone(), f.index() as u32)),
+                    _ => None,
+                })
+                .collect();
+            assert_eq!((exports.len(), own.exports.map.len()), (302, 304));
+            assert_eq!(info.function_exports, Ok(exports));
+            let signatures: Vec<_> = own
+                .signatures
+                .values()
+                .map(|s| {
+                    (s.params().iter().map(val_type).collect::<Vec<_>>(), s.returns().iter().map(val_type).collect())
+                })
+                .collect();
+            assert_eq!(info.signatures, Ok(signatures));
+            let assoc: Vec<u32> = own.func_assoc.values().map(|s| s.index() as u32).collect();
+            assert_eq!(info.func_assoc, Ok(assoc));
+            let globals: Vec<_> = own.globals.values().map(|g| (val_type(&g.desc.ty), g.desc.mutable)).collect();
+            assert_eq!(globals, [(ValType::I32, true), (ValType::F64, false)]);
+            assert_eq!(info.globals, Ok(globals));
+            assert_eq!(info.imported_globals, Ok(vec![]));
+            assert_eq!((&info.memories, &info.tables), (&Ok((0, 1)), &Ok((0, 1))));
+            assert_eq!(info.backend.as_deref(), Ok("singlepass"));
+            let names = own.custom_sections.get("name").map(|list| list[0].clone());
+            assert_eq!(names.is_some(), has_sections);
+            assert_eq!(info.name_section, Ok(names));
+            let mut expected: Vec<_> = if has_sections { vec![] } else { symbols().into_iter().collect() };
+            expected.sort();
+            assert_eq!(info.em_symbol_map, Ok(expected));
+            assert_eq!(info.signature(2).unwrap().0.len(), 6);
+        }
+    }
+}
+
+#[test]
+fn published_modules_are_found_by_symbol_and_by_magic() {
+    use borsh_of_the_runtime::BorshSerialize;
+    let instance = instance(true);
+    let own = runnable(&instance).get_module_state_map().unwrap();
+    let code = runnable(&instance).get_code().unwrap();
+    let encoded = own.try_to_vec().unwrap();
+    let kept = wstate::descriptor::publish(code.as_ptr(), code.len(), encoded.clone(), "kept");
+    let gone = wstate::descriptor::publish(code.as_ptr(), code.len(), encoded.clone(), "gone");
+    let data = [0u8; 64];
+    let not_code = wstate::descriptor::publish(data.as_ptr(), data.len(), encoded.clone(), "not code");
+    drop(gone);
+
+    let target = this_process(&[]);
+    for elf in [this_executable(), without_debug_info()] {
+        let found = route_descriptor::find(&target, &objects(elf));
+        assert_eq!(found.modules.len(), 1, "{:?}", found.notes);
+        assert!(found.notes.iter().any(|n| n.contains("is not executable memory")), "{:?}", found.notes);
+        let module = &found.modules[0];
+        assert_eq!((module.code_base, module.code_len), (code.as_ptr() as u64, code.len() as u64));
+        assert_eq!(module.name.as_deref(), Some("kept"));
+        assert_eq!(module.checks.len(), 3, "{:?}", module.checks);
+        let bytes = target.read_vec(module.map_bytes_address, module.map_len as usize).unwrap();
+        assert!(bytes == encoded);
+    }
+    drop((kept, not_code));
+    let found = route_descriptor::find(&target, &objects(this_executable()));
+    assert!(found.modules.is_empty() && found.notes.is_empty(), "{found:?}");
+}
