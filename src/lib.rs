@@ -2,13 +2,10 @@
 
 pub mod arch;
 pub mod bytes;
-<<<<<<< HEAD
 pub mod cli;
 pub mod doctor;
-=======
 #[cfg(feature = "descriptor")]
 pub mod descriptor;
->>>>>>> tls
 pub mod error;
 pub mod limits;
 pub mod progress;

@@ -384,7 +384,7 @@ fn module_infos_equal_the_runtimes_own() {
 
 #[test]
 fn published_modules_are_found_by_symbol_and_by_magic() {
-    use borsh_of_the_runtime::BorshSerialize;
+    use borsh09::BorshSerialize;
     let instance = instance(true);
     let own = runnable(&instance).get_module_state_map().unwrap();
     let code = runnable(&instance).get_code().unwrap();

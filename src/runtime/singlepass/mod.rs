@@ -9,10 +9,21 @@ pub mod ctx;
 pub mod find;
 pub mod frame;
 pub mod module;
+pub mod layouts;
 pub mod module_info;
+pub mod module_memory;
+pub mod route_descriptor;
 pub mod route_artifact;
 pub mod route_heap;
+pub mod route_tls;
 pub mod route_vmctx;
+mod rust_memory;
+pub mod rust_msm;
+
+#[cfg(test)]
+pub(crate) mod fake;
+
+pub use rust_memory::StructureError;
 
 use super::{GuestFrame, GuestModule, Reach, Runtime};
 use crate::target::Memory;
