@@ -190,10 +190,12 @@ fn one_vmctx_of_two_instances_on_a_stack() {
 #[test]
 fn the_heap_holds_an_image_of_every_module() {
     let tracked = CompilerConfig { track_state: true, ..Default::default() };
+    let preempted = CompilerConfig { full_preemption: true, enforce_stack_check: true, ..Default::default() };
     let instances = [
         (start(&compile(&wat(4, false))).0, 0),
         (start(&compile(&wat(5, true))).0, 2),
         (start(&compile_with_config(&wat(6, true), &SinglePassCompiler::new(), tracked).unwrap()).0, 2),
+        (start(&compile_with_config(&wat(11, true), &SinglePassCompiler::new(), preempted).unwrap()).0, 2),
     ];
     let me = Myself::with_registers(&[]);
     let (anchors, notes) = route_heap::find_heap(&me, &[], &quiet);
