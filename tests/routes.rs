@@ -190,10 +190,12 @@ fn one_vmctx_of_two_instances_on_a_stack() {
 #[test]
 fn the_heap_holds_an_image_of_every_module() {
     let tracked = CompilerConfig { track_state: true, ..Default::default() };
+    let preempted = CompilerConfig { full_preemption: true, enforce_stack_check: true, ..Default::default() };
     let instances = [
         (start(&compile(&wat(4, false))).0, 0),
         (start(&compile(&wat(5, true))).0, 2),
         (start(&compile_with_config(&wat(6, true), &SinglePassCompiler::new(), tracked).unwrap()).0, 2),
+        (start(&compile_with_config(&wat(11, true), &SinglePassCompiler::new(), preempted).unwrap()).0, 2),
     ];
     let me = Myself::with_registers(&[]);
     let (anchors, notes) = route_heap::find_heap(&me, &[], &quiet);
@@ -269,24 +271,38 @@ fn a_module_of_import_trampolines_only_is_found_by_comparing_code() {
     assert!(anchors.iter().any(|a| a.code_base == truth(&instance).0), "{notes:?}");
 }
 
-/// Throughput of the heap search: `cargo test --release --test routes -- --ignored --nocapture throughput`.
+/// Throughput of the heap search, and what each route costs for a module of 20,000 functions:
+/// `cargo test --release --test routes -- --ignored --nocapture cost`.
 #[test]
 #[ignore = "a measurement"]
-fn throughput() {
-    let (_instance, _) = start(&compile(&wat(10, true)));
-    // Pointers and small numbers, as heaps have them.
+fn cost_of_the_routes() {
+    use std::time::Instant;
+    let functions = "(func (param i64) (result i64) (i64.mul (local.get 0) (i64.add (local.get 0) (i64.const 5))))";
+    let wasm = wat::parse_str(format!("(module {})", functions.repeat(20_000))).unwrap();
+    let (instance, vmctx) = start(&compile(&wasm));
+    let bytes = instance.module.cache_gen.generate_cache().unwrap().1.size();
+    let me = Myself::with_registers(&[(Reg::R15, vmctx)]);
+    let begin = Instant::now();
+    let anchor = route_vmctx::from_vmctx(&me, vmctx).unwrap();
+    println!("vmctx: image of {bytes} bytes confirmed in {:?}", begin.elapsed());
+    check(&anchor, &instance, 0);
+    let begin = Instant::now();
+    let (found, notes) = route_heap::find_heap(&me, &[], &quiet);
+    println!("heap: {} found in {:?} {notes:?}", found.len(), begin.elapsed());
+
+    // Pointers and small numbers, as heaps have them. No image is in it, so all of it is searched.
     let ballast: Vec<u64> = (0..1u64 << 27).map(|i| if i % 3 == 0 { 0x7f00_0000_0000 + i * 16 } else { i }).collect();
     let mut me = Myself::with_registers(&[]);
     me.mappings.retain(|m| m.execute || m.contains(ballast.as_ptr() as u64));
+    // Time of this process too: on a busy machine only that means something.
     let ticks = || procfs::process::Process::myself().unwrap().stat().map(|s| (s.utime, s.stime)).unwrap();
     let (user, system) = ticks();
-    let begin = std::time::Instant::now();
-    let (found, notes) = route_heap::find_heap(&me, &[], &quiet);
+    let begin = Instant::now();
+    let (found, _) = route_heap::find_heap(&me, &[], &quiet);
     let time = begin.elapsed();
-    let bytes = (ballast.len() * 8) as f64;
-    // Time of this process too: on a busy machine only that means something.
     let (user, system) = (ticks().0 - user, ticks().1 - system);
+    let bytes = (ballast.len() * 8) as f64;
     let rate = bytes / time.as_secs_f64() / 1e9;
-    println!("{rate:.2} GB/s, {user} + {system} ticks of {time:?}, {} found, {notes:?}", found.len());
+    println!("heap: {bytes} bytes in {time:?} ({user} + {system} ticks), {rate:.2} GB/s, {} found", found.len());
     std::hint::black_box(ballast);
 }

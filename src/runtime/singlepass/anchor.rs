@@ -1,11 +1,12 @@
 //! Where a module's code and maps are in a target, and why that is believed.
 //!
 //! Every route ends here: it brings the bytes of a `CacheImage` (`codegen_x64.rs: CacheImage`) and perhaps the address of
-//! the code they describe; [`CacheImage::parse`] and [`confirm`] decide.
+//! the code they describe; `CacheImage::parse` and `confirm` decide.
 
 use super::{route_artifact, route_heap, route_vmctx};
 use crate::limits;
 use crate::target::{Memory, Target};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -73,6 +74,30 @@ pub enum MapSource {
         /// Its address.
         msm_address: u64,
     },
+}
+
+impl MapSource {
+    /// The borsh bytes of the state map, at most `max` of them; more than the map where the image's end is not known. What
+    /// cannot be read ends them early. `None` if the map is not borsh.
+    pub fn msm_bytes<'a>(&'a self, memory: &dyn Memory, max: u64) -> Option<Cow<'a, [u8]>> {
+        match self {
+            MapSource::CacheImage { address, len, msm_offset, .. } => {
+                let max = max.min(limits::MAX_IMAGE_BYTES).min(len.saturating_sub(*msm_offset));
+                let at = address.checked_add(*msm_offset)?;
+                let mut bytes = vec![0; usize::try_from(max).ok()?];
+                if memory.read(at, &mut bytes).is_err() {
+                    let got = memory.read_some(at, &mut bytes);
+                    bytes.truncate(got);
+                }
+                Some(Cow::Owned(bytes))
+            }
+            MapSource::Bytes { image, msm_offset } => {
+                let rest = image.get(usize::try_from(*msm_offset).ok()?..)?;
+                Some(Cow::Borrowed(&rest[..rest.len().min(usize::try_from(max).unwrap_or(usize::MAX))]))
+            }
+            MapSource::RustObjects { .. } => None,
+        }
+    }
 }
 
 /// A module found in a target.
@@ -700,6 +725,11 @@ mod tests {
         let (anchors, notes) = find_all(&f, Some(&artifact(&m.image)), &quiet);
         assert_eq!(notes, Vec::<String>::new());
         assert_eq!(anchors.len(), 2);
+        let msm = |a: &Anchor, max| a.map.msm_bytes(&f, max).unwrap().into_owned();
+        let rest = &m.image[m.image.len() - 4 - 2 * 58 - 8..];
+        assert_eq!((msm(&anchors[0], u64::MAX), msm(&anchors[0], 7)), (rest.to_vec(), rest[..7].to_vec()));
+        let (from_file, _) = route_artifact::from_artifact(&f, &artifact(&m.image), &quiet);
+        assert_eq!(msm(&from_file[0], rest.len() as u64), rest);
         assert_eq!((anchors[0].code_base, &anchors[0].routes[..]), (CODE, &[Route::Vmctx, Route::Artifact][..]));
         assert_eq!((anchors[0].module_inner, &anchors[0].vmctx[..]), (Some(b.module), &[b.vmctx][..]));
         assert_eq!((anchors[1].code_base, &anchors[1].routes[..]), (CODE + 0x1000, &[Route::Heap][..]));

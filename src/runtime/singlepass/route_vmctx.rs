@@ -306,7 +306,10 @@ fn cached_image<'a>(target: &'a dyn Target, [data, table]: [u64; 2]) -> Option<I
     if !is_object(target, arc) || len > limits::MAX_IMAGE_BYTES || !counts(target, arc) {
         return None;
     }
-    Some(ImageBytes::Target { memory: target, address: arc.checked_add(16)?, len, exact: true })
+    let address = arc.checked_add(16)?;
+    // A length that leaves mapped memory is not one to allocate for.
+    target.mapping_at(address.checked_add(len.checked_sub(1)?)?)?;
+    Some(ImageBytes::Target { memory: target, address, len, exact: true })
 }
 
 /// Whether an `Arc`'s payload can begin 16 bytes after `arc`.
@@ -446,6 +449,7 @@ mod tests {
         assert!(matches!(broken(&|f, b| f.words(b.arc, &[0])), E::NoImage { .. }));
         assert!(matches!(broken(&|f, b| f.words(b.arc, &[1 << 40])), E::NoImage { .. }));
         assert!(matches!(broken(&|f, b| f.words(b.cache + 8, &[u64::MAX])), E::NoImage { .. }));
+        assert!(matches!(broken(&|f, b| f.words(b.cache + 8, &[1 << 30])), E::NoImage { .. }));
         assert!(matches!(broken(&|f, b| f.words(b.cache + 8, &[4100])), E::NotImage { .. }));
         // A vtable whose drop function is data, and one that is of another type.
         assert!(matches!(broken(&|f, _| f.words(RODATA, &[HEAP])), E::NoImage { .. }));
