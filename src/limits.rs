@@ -75,7 +75,7 @@ pub const MAX_DEBUG_SECTION_BYTES: u64 = 4 << 30;
 pub const MAX_COMPRESSION_RATIO: u64 = 4096;
 /// Problems of a state map that are kept.
 pub const MAX_VALIDATION_PROBLEMS: usize = 1000;
-/// Function symbols of one file and its debug file.
+/// Symbols of one file and its debug file that are looked at.
 pub const MAX_SYMBOLS: usize = 8_000_000;
 /// Symbols before an address that are asked whether they cover it.
 pub const MAX_NESTED_SYMBOLS: usize = 64;
@@ -91,12 +91,10 @@ pub const MAX_TLS_MODULES: u64 = 1024;
 pub const MAX_TLS_BLOCK_TRIED: u64 = 64 << 10;
 /// Code versions in one thread's list.
 pub const MAX_CODE_VERSIONS: u64 = 1 << 16;
-/// Symbols of one file that are looked at.
-pub const MAX_SYMBOLS: usize = 50_000_000;
 /// Bytes read for one module's names, types and sections.
 pub const MAX_MODULE_INFO_BYTES: u64 = 512 << 20;
-/// Bytes of one name, or of all names of one kind where a host keeps them as one string.
-pub const MAX_NAME_BYTES: usize = 64 << 20;
+/// Bytes of one string in a runtime's memory; a host may keep all names of one kind as one.
+pub const MAX_STRING_BYTES: usize = 64 << 20;
 /// Bytes of a name section.
 pub const MAX_NAME_SECTION_BYTES: usize = 256 << 20;
 /// Buckets of a hash table in a host's memory.

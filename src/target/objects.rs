@@ -56,7 +56,7 @@ pub struct Tls {
 
 /// One loaded ELF file.
 pub struct LoadedObject {
-    /// Path as the target names it ("[vdso]" for the vdso).
+    /// Path as the target names it (`[vdso]` for the vdso).
     pub path: PathBuf,
     /// Where the bytes were read from.
     pub opened: Option<PathBuf>,
@@ -112,12 +112,6 @@ const MAX_INSTANCES: usize = 16;
 const MAX_IMAGE: u64 = 512 << 20;
 
 impl Objects {
-    /// Objects made by hand, the main executable first (tests).
-    #[doc(hidden)]
-    pub fn from_parts(objects: Vec<LoadedObject>) -> Objects {
-        Objects { objects }
-    }
-
     /// Finds every loaded file. Never fails as a whole: a file that cannot be had is listed with its problem.
     pub fn load(target: &dyn Target, search: &SearchPaths) -> Objects {
         let mut by_path: BTreeMap<&Path, Vec<&Mapping>> = BTreeMap::new();
@@ -155,7 +149,9 @@ impl Objects {
     /// From files that were found otherwise, the main executable first.
     #[doc(hidden)]
     pub fn from_parts(objects: Vec<LoadedObject>) -> Objects {
-        Objects { objects }
+        let mut index: Vec<_> = objects.iter().enumerate().map(|(i, o)| (o.range.0, o.range.1, i)).collect();
+        index.sort_unstable();
+        Objects { has_executable: !objects.is_empty(), objects, index }
     }
 
     /// The file that covers `address`.

@@ -88,6 +88,8 @@ pub enum UnwindError {
 }
 
 /// What a step found.
+// One lives at a time, on the stack of the walking loop: boxing the cursor would only cost an allocation per frame.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug)]
 pub enum Next {
     /// The caller, and how it was found.

@@ -137,7 +137,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn string(&self, what: &'static str, view: View<'_>, at: u64) -> Field<String> {
-        let bytes = self.heap.vec(what, view, at, self.vec, 1, limits::MAX_NAME_BYTES)?.bytes;
+        let bytes = self.heap.vec(what, view, at, self.vec, 1, limits::MAX_STRING_BYTES)?.bytes;
         String::from_utf8(bytes).map_err(|e| StructureError::Implausible {
             what,
             address: view.address.wrapping_add(at),
