@@ -163,7 +163,7 @@ impl Doctor {
                 format!("process {pid} ({}) is in an uninterruptible wait", status.name),
                 "an attach may have to wait until the kernel is done; see /proc/PID/wchan",
             ),
-            _ => self.ok(format!("process {pid} ({}) is there, {} threads", status.name, status.threads)),
+            _ => self.ok(format!("process {pid} ({}) is there, threads: {}", status.name, status.threads)),
         }
         if u32::try_from(status.tgid).is_ok_and(|tgid| tgid != pid) {
             self.warn(

@@ -6,6 +6,7 @@ pub mod cli;
 pub mod doctor;
 pub mod error;
 pub mod limits;
+pub mod output;
 pub mod progress;
 pub mod report;
 pub mod runtime;

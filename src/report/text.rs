@@ -273,13 +273,13 @@ impl Text<'_> {
         let mut backend = None;
         if let Some(wasm) = &frame.wasm {
             match (wasm.op_position, wasm.op_index) {
-                (OpPosition::At, Some(n)) => place.push(format!("op {n}")),
+                (OpPosition::At, Some(n)) => {
+                    let op = wasm.op.as_ref().map(|op| format!(" {}", clean(op))).unwrap_or_default();
+                    place.push(format!("op {n}{op}"));
+                }
                 (OpPosition::After, Some(n)) => place.push(format!("after op {n}")),
                 (OpPosition::Header, _) => place.push("header".to_string()),
                 _ => place.push("op not known".to_string()),
-            }
-            if let Some(op) = &wasm.op {
-                place.push(clean(op));
             }
             if let Some(offset) = wasm.offset {
                 place.push(format!("+{offset}"));
@@ -322,7 +322,7 @@ impl Text<'_> {
         match (&frame.module, frame.module_offset) {
             (Some(m), Some(o)) if name.is_none() => line += &format!(" in {}+{o}", clean(m)),
             (Some(m), _) => line += &format!(" in {}", clean(m)),
-            (None, _) if name.is_none() => line += " in no known module",
+            (None, _) if name.is_none() && frame.kind != FrameKind::Trampoline => line += " in no known module",
             (None, _) => {}
         }
         line
