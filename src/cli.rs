@@ -18,8 +18,8 @@ Exit codes: 0 every thread complete, 1 some thread incomplete, 2 nothing found o
 const ATTACH_HELP: &str = "\
 Prints the native and Wasm frames of every thread of a process, with Wasm locals and operand stacks.
 
-The process is stopped only while its registers and stacks are copied. No code runs in it and none of its memory is \
-written.";
+The process is stopped only while its registers and stacks are copied. None of its memory is written, and it runs no \
+code for this: --settle alone lets one thread run on, by a few instructions of its own.";
 
 const ATTACH_EXAMPLES: &str = "\
 Examples:

@@ -104,7 +104,9 @@ fn show(show: &Show, source: Source, settle: bool) -> Result<u8, Failure> {
         Some(path) => Output::file(path)?,
         None => Output::stdout(),
     };
-    let outcome = session::run(&options)?;
+    let mut outcome = session::run(&options)?;
+    // Of what was found, not of what is shown.
+    let completeness = outcome.report.completeness();
     let missing =
         |what: &str| Error::NotFound { what: format!("{what}: the thread has no Wasm frames that are known") };
     let bytes = match format {
@@ -118,15 +120,14 @@ fn show(show: &Show, source: Source, settle: bool) -> Result<u8, Failure> {
             text::render(&outcome.report, options).into_bytes()
         }
         Format::Json => {
-            let mut report = outcome.report.clone();
-            report.select(show.wasm_only, show.brief);
-            json::render(&report, show.pretty).into_bytes()
+            outcome.report.select(show.wasm_only, show.brief);
+            json::render(&outcome.report, show.pretty).into_bytes()
         }
         Format::Classic => outcome.classic.ok_or_else(|| missing("no classic text"))?.into_bytes(),
         Format::Image => outcome.image.ok_or_else(|| missing("no image"))?,
     };
     output.write(&bytes)?;
-    Ok(match outcome.report.completeness() {
+    Ok(match completeness {
         Completeness::All => 0,
         Completeness::Partial => PARTIAL,
         Completeness::Nothing => FATAL,
