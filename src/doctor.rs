@@ -1,6 +1,6 @@
 //! `wstate doctor`: what would stop an attach or make a core useless, one check a line, each with the next step.
 
-use crate::report::text::clean;
+use crate::report::text::clean_message;
 use anstyle::{AnsiColor, Style};
 use object::read::elf::{ElfFile64, FileHeader};
 use object::{Object, ObjectSection, ReadCache, ReadRef};
@@ -119,9 +119,9 @@ impl Doctor {
                 Status::Fail => (AnsiColor::Red.on_default(), "FAIL"),
             };
             let style: Style = if color { style } else { Style::new() };
-            out += &format!("{style}{word}{style:#}  {}\n", clean(&check.what));
+            out += &format!("{style}{word}{style:#}  {}\n", clean_message(&check.what));
             if let Some(next) = &check.next {
-                out += &format!("      next: {}\n", clean(next));
+                out += &format!("      next: {}\n", clean_message(next));
             }
         }
         let count = |status| self.checks.iter().filter(|c| c.status == status).count();

@@ -24,5 +24,7 @@ pub const MAX_HEAP_SEARCH_BYTES: u64 = 64 << 30;
 pub const MAX_HEAP_SEARCH_SECONDS: u64 = 30;
 /// Single steps of `--settle`.
 pub const MAX_SETTLE_STEPS: usize = 64;
-/// Characters of a name or message of the target in text output; JSON has it whole.
+/// Characters of a name of the target in text output; JSON has it whole.
 pub const MAX_TEXT_NAME: usize = 300;
+/// Characters of a note, an error or a reason in text output, which may quote names of the target.
+pub const MAX_TEXT_MESSAGE: usize = 2000;

@@ -46,9 +46,9 @@ fn main() -> ExitCode {
         Err(Failure::Error(e)) => {
             // Not eprintln: it panics if standard error is closed.
             let mut err = io::stderr().lock();
-            let _ = writeln!(err, "wstate: error: {}", text::clean(&e.to_string()));
+            let _ = writeln!(err, "wstate: error: {}", text::clean_message(&e.to_string()));
             if let Some(hint) = e.hint() {
-                let _ = writeln!(err, "hint: {}", text::clean(&hint));
+                let _ = writeln!(err, "hint: {}", text::clean_message(&hint));
             }
             ExitCode::from(FATAL)
         }
