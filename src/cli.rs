@@ -8,17 +8,18 @@ const EXAMPLES: &str = "\
 Examples:
   wstate attach 4711                         all threads of a process
   wstate attach 4711 --wasm app.wasm         with the names and types of app.wasm
-  wstate attach 4711 -t 4713 --settle        one thread, moved on to where its operand stack is known
+  wstate attach 4711 -t 4713 --settle        one thread, with its operand stack
   wstate core core.4711 ./near-host --json   a core, for a program to read
   wstate doctor 4711                         what would stop an attach, and what to do about it
 
-Exit codes: 0 every thread complete, 1 some thread incomplete, 2 nothing found or an error, 64 wrong usage.";
+Exit codes: 0 every thread complete, 1 some thread incomplete, 2 nothing found or an error,
+64 wrong usage.";
 
 const ATTACH_HELP: &str = "\
 Prints the native and Wasm frames of every thread of a process, with Wasm locals and operand stacks.
 
-The process is stopped only while its registers and stacks are copied. No code runs in it and none of its memory is \
-written.";
+The process is stopped only while its registers and stacks are copied. None of its memory is written, and it runs no \
+code for this: --settle alone lets one thread run on, by a few instructions of its own.";
 
 const ATTACH_EXAMPLES: &str = "\
 Examples:
@@ -51,6 +52,9 @@ Exit codes: 0 nothing in the way, 1 warnings, 2 an attach will fail, 64 wrong us
     version,
     about = "Mixed native and Wasm backtraces of live processes and cores, with Wasm locals and operand stacks",
     after_help = EXAMPLES,
+    override_usage = "wstate attach [OPTIONS] <PID>\n       wstate core [OPTIONS] <CORE> [EXE]\n       \
+        wstate [OPTIONS] --pid <PID>\n       wstate [OPTIONS] --core <CORE> [--executable <EXE>]\n       \
+        wstate doctor [PID]\n       wstate schema",
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     arg_required_else_help = true,
@@ -71,8 +75,8 @@ pub struct Cli {
     /// The executable that wrote the core
     #[arg(short, long, value_name = "EXE", requires = "core")]
     pub executable: Option<PathBuf>,
-    /// Move on to the next point where the operand stack is known (needs --pid)
-    #[arg(long, requires = "pid")]
+    /// With --pid: step one thread to the next point where its operand stack is known, at most 64 instructions
+    #[arg(long, requires = "pid", conflicts_with = "core")]
     pub settle: bool,
     /// What to show and how.
     #[command(flatten)]
@@ -83,10 +87,10 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Print the stacks of a process
-    #[command(long_about = ATTACH_HELP, after_help = ATTACH_EXAMPLES)]
+    #[command(override_usage = "wstate attach [OPTIONS] <PID>", long_about = ATTACH_HELP, after_help = ATTACH_EXAMPLES)]
     Attach(Attach),
     /// Print the stacks of a core
-    #[command(long_about = CORE_HELP, after_help = CORE_EXAMPLES)]
+    #[command(override_usage = "wstate core [OPTIONS] <CORE> [EXE]", long_about = CORE_HELP, after_help = CORE_EXAMPLES)]
     Core(Core),
     /// Say what would stop an attach, and the next step
     #[command(long_about = DOCTOR_HELP)]
@@ -124,7 +128,7 @@ pub struct Core {
     #[arg(value_name = "EXE")]
     pub executable: Option<PathBuf>,
     /// The same, for those who type it.
-    #[arg(short = 'c', long = "core", hide = true, value_name = "CORE", conflicts_with = "core")]
+    #[arg(short = 'c', long = "core", hide = true, value_name = "CORE")]
     pub core_flag: Option<PathBuf>,
     /// The same, for those who type it.
     #[arg(short = 'e', long = "executable", hide = true, value_name = "EXE", conflicts_with = "executable")]

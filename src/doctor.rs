@@ -1,6 +1,6 @@
 //! `wstate doctor`: what would stop an attach or make a core useless, one check a line, each with the next step.
 
-use crate::report::text::clean;
+use crate::report::text::clean_message;
 use anstyle::{AnsiColor, Style};
 use object::read::elf::{ElfFile64, FileHeader};
 use object::{Object, ObjectSection, ReadCache, ReadRef};
@@ -119,9 +119,9 @@ impl Doctor {
                 Status::Fail => (AnsiColor::Red.on_default(), "FAIL"),
             };
             let style: Style = if color { style } else { Style::new() };
-            out += &format!("{style}{word}{style:#}  {}\n", clean(&check.what));
+            out += &format!("{style}{word}{style:#}  {}\n", clean_message(&check.what));
             if let Some(next) = &check.next {
-                out += &format!("      next: {}\n", clean(next));
+                out += &format!("      next: {}\n", clean_message(next));
             }
         }
         let count = |status| self.checks.iter().filter(|c| c.status == status).count();
@@ -163,7 +163,7 @@ impl Doctor {
                 format!("process {pid} ({}) is in an uninterruptible wait", status.name),
                 "an attach may have to wait until the kernel is done; see /proc/PID/wchan",
             ),
-            _ => self.ok(format!("process {pid} ({}) is there, {} threads", status.name, status.threads)),
+            _ => self.ok(format!("process {pid} ({}) is there, threads: {}", status.name, status.threads)),
         }
         if u32::try_from(status.tgid).is_ok_and(|tgid| tgid != pid) {
             self.warn(

@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod descriptor;
 pub mod error;
 pub mod limits;
+pub mod output;
 pub mod progress;
 pub mod report;
 pub mod runtime;

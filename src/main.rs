@@ -1,13 +1,12 @@
 //! Command line entry: parse, run, write, exit code.
 
 use clap::{CommandFactory, Parser};
-use std::fs::File;
-use std::io::{self, BufWriter, IsTerminal, Write};
-use std::path::Path;
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use wstate::cli::{Cli, Command, Format, Show};
 use wstate::doctor::{self, Doctor};
 use wstate::error::Error;
+use wstate::output::Output;
 use wstate::report::{Completeness, json, text};
 use wstate::session::{self, Source};
 
@@ -47,9 +46,9 @@ fn main() -> ExitCode {
         Err(Failure::Error(e)) => {
             // Not eprintln: it panics if standard error is closed.
             let mut err = io::stderr().lock();
-            let _ = writeln!(err, "wstate: error: {}", text::clean(&e.to_string()));
+            let _ = writeln!(err, "wstate: error: {}", text::clean_message(&e.to_string()));
             if let Some(hint) = e.hint() {
-                let _ = writeln!(err, "hint: {}", text::clean(&hint));
+                let _ = writeln!(err, "hint: {}", text::clean_message(&hint));
             }
             ExitCode::from(FATAL)
         }
@@ -64,9 +63,11 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         }
         Some(Command::Core(c)) => {
             // `core -c FILE EXE`: the parser takes EXE for the first positional.
-            let (core, executable) = match c.core_flag {
-                Some(core) => (Some(core), c.executable_flag.or(c.core)),
-                None => (c.core, c.executable_flag.or(c.executable)),
+            let (core, executable) = match (c.core_flag, c.executable_flag) {
+                (Some(_), _) if c.executable.is_some() => return Err(Failure::Usage("two cores".to_string())),
+                (Some(_), Some(_)) if c.core.is_some() => return Err(Failure::Usage("two executables".to_string())),
+                (Some(core), flag) => (Some(core), flag.or(c.core)),
+                (None, flag) => (c.core, flag.or(c.executable)),
             };
             let core = core.ok_or_else(|| Failure::Usage("a CORE is needed".to_string()))?;
             show(&c.show, Source::Core { core, executable }, false)
@@ -74,7 +75,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Some(Command::Doctor(d)) => {
             let doctor = Doctor::examine(d.pid);
             let text = if d.json { json::document(&doctor, true) } else { doctor.text(color(d.no_color)) };
-            to_stdout(text.as_bytes())?;
+            Output::stdout().write(text.as_bytes())?;
             Ok(match doctor.worst() {
                 doctor::Status::Ok => 0,
                 doctor::Status::Warn => PARTIAL,
@@ -82,7 +83,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
             })
         }
         Some(Command::Schema) => {
-            to_stdout(json::schema().as_bytes())?;
+            Output::stdout().write(json::schema().as_bytes())?;
             Ok(0)
         }
         None => match (cli.pid, cli.core) {
@@ -99,7 +100,13 @@ fn show(show: &Show, source: Source, settle: bool) -> Result<u8, Failure> {
     if format == Format::Image && show.output.is_none() && io::stdout().is_terminal() {
         return Err(Failure::Usage("--format image writes binary data: use --output FILE or a pipe".to_string()));
     }
-    let outcome = session::run(&options)?;
+    let output = match &show.output {
+        Some(path) => Output::file(path)?,
+        None => Output::stdout(),
+    };
+    let mut outcome = session::run(&options)?;
+    // Of what was found, not of what is shown.
+    let completeness = outcome.report.completeness();
     let missing =
         |what: &str| Error::NotFound { what: format!("{what}: the thread has no Wasm frames that are known") };
     let bytes = match format {
@@ -113,18 +120,14 @@ fn show(show: &Show, source: Source, settle: bool) -> Result<u8, Failure> {
             text::render(&outcome.report, options).into_bytes()
         }
         Format::Json => {
-            let mut report = outcome.report.clone();
-            report.select(show.wasm_only, show.brief);
-            json::render(&report, show.pretty).into_bytes()
+            outcome.report.select(show.wasm_only, show.brief);
+            json::render(&outcome.report, show.pretty).into_bytes()
         }
         Format::Classic => outcome.classic.ok_or_else(|| missing("no classic text"))?.into_bytes(),
         Format::Image => outcome.image.ok_or_else(|| missing("no image"))?,
     };
-    match &show.output {
-        Some(path) => to_file(path, &bytes)?,
-        None => to_stdout(&bytes)?,
-    }
-    Ok(match outcome.report.completeness() {
+    output.write(&bytes)?;
+    Ok(match completeness {
         Completeness::All => 0,
         Completeness::Partial => PARTIAL,
         Completeness::Nothing => FATAL,
@@ -139,57 +142,4 @@ fn color(no_color: bool) -> bool {
         && set("CLICOLOR").is_none_or(|v| v != "0")
         && set("TERM").is_none_or(|v| v != "dumb")
         && io::stdout().is_terminal()
-}
-
-fn to_stdout(bytes: &[u8]) -> Result<(), Error> {
-    let mut out = io::stdout().lock();
-    match out.write_all(bytes).and_then(|()| out.flush()) {
-        // The reader has seen enough (`wstate ... | head`).
-        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        Err(source) => Err(Error::Output { to: "standard output".to_string(), source }),
-        Ok(()) => Ok(()),
-    }
-}
-
-/// Writes beside `path` and renames, so that nobody sees half a file. What is not a regular file (a device, a pipe) is
-/// written as it is.
-fn to_file(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let fail = |source: io::Error| Error::Output { to: path.display().to_string(), source };
-    // A link stays a link: the file that it names is replaced.
-    let real = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-    let old = std::fs::metadata(&real).ok();
-    if old.as_ref().is_some_and(|m| !m.is_file() && !m.is_dir()) {
-        let file = File::options().write(true).open(&real).map_err(fail)?;
-        let mut out = BufWriter::new(file);
-        return match out.write_all(bytes).and_then(|()| out.flush()) {
-            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            other => other.map_err(fail),
-        };
-    }
-    let dir = match real.parent() {
-        Some(d) if !d.as_os_str().is_empty() => d,
-        _ => Path::new("."),
-    };
-    // The mode that a plainly created file would get, or that of the file that is replaced.
-    let mode = match &old {
-        Some(m) => m.permissions(),
-        None => std::os::unix::fs::PermissionsExt::from_mode(0o666),
-    };
-    let mut file = tempfile::Builder::new()
-        .prefix(".wstate-")
-        .permissions(mode.clone())
-        .tempfile_in(dir)
-        .map_err(|e| fail(plain(e)))?;
-    file.write_all(bytes).map_err(fail)?;
-    if old.is_some() {
-        file.as_file().set_permissions(mode).map_err(fail)?;
-    }
-    file.persist(&real).map_err(|e| fail(e.error))?;
-    Ok(())
-}
-
-/// tempfile appends the temporary path, which the user did not choose.
-fn plain(e: io::Error) -> io::Error {
-    let text = e.to_string();
-    io::Error::new(e.kind(), text.split(" at path ").next().unwrap_or(&text).to_string())
 }

@@ -48,12 +48,21 @@ pub fn is_unprintable(c: char) -> bool {
             | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// A name or message from the target, safe on a terminal: unprintable characters as `\u{..}`, and cut off after
+/// A name from the target, safe on a terminal: unprintable characters as `\u{..}`, and cut off after
 /// [`limits::MAX_TEXT_NAME`] characters.
 pub fn clean(text: &str) -> String {
+    clean_within(text, limits::MAX_TEXT_NAME)
+}
+
+/// The same for sentences, which may be longer: [`limits::MAX_TEXT_MESSAGE`].
+pub fn clean_message(text: &str) -> String {
+    clean_within(text, limits::MAX_TEXT_MESSAGE)
+}
+
+fn clean_within(text: &str, max: usize) -> String {
     let mut out = String::new();
     let mut chars = text.chars();
-    for c in chars.by_ref().take(limits::MAX_TEXT_NAME) {
+    for c in chars.by_ref().take(max) {
         if is_unprintable(c) {
             out.extend(c.escape_unicode());
         } else {
@@ -113,10 +122,10 @@ impl Text<'_> {
             }
         }
         for note in &self.report.objects_problems {
-            writeln!(self.out, "note: {}", clean(note))?;
+            writeln!(self.out, "note: {}", clean_message(note))?;
         }
         for note in &self.report.notes {
-            writeln!(self.out, "note: {}", clean(note))?;
+            writeln!(self.out, "note: {}", clean_message(note))?;
         }
         Ok(())
     }
@@ -145,11 +154,11 @@ impl Text<'_> {
         writeln!(self.out, "{line}")?;
         if self.options.verbose {
             for check in &module.checks {
-                writeln!(self.out, "  confirmed: {}", clean(check))?;
+                writeln!(self.out, "  confirmed: {}", clean_message(check))?;
             }
         }
         if let Some(problem) = &module.problem {
-            writeln!(self.out, "  {}", self.paint(BAD, &clean(problem)))?;
+            writeln!(self.out, "  {}", self.paint(BAD, &clean_message(problem)))?;
         }
         Ok(())
     }
@@ -167,7 +176,7 @@ impl Text<'_> {
         }
         writeln!(self.out, "{}", self.paint(HEADER, &line))?;
         for note in &thread.notes {
-            writeln!(self.out, "  note: {}", clean(note))?;
+            writeln!(self.out, "  note: {}", clean_message(note))?;
         }
         let digits = thread.frames.iter().filter_map(|f| f.index).max().unwrap_or(0).to_string().len();
         let number_width = (digits + 1).max(3);
@@ -183,7 +192,7 @@ impl Text<'_> {
     }
 
     fn end(&mut self, thread: &Thread, hidden: usize, indent: usize) -> io::Result<()> {
-        let why = thread.end.as_ref().and_then(|e| e.why.as_deref()).map(clean);
+        let why = thread.end.as_ref().and_then(|e| e.why.as_deref()).map(clean_message);
         let with_why = |text: &str| match &why {
             Some(w) => format!("{text}: {w}"),
             None => text.to_string(),
@@ -220,7 +229,7 @@ impl Text<'_> {
         writeln!(self.out, "{line}")?;
         let indent = number_width + 4;
         for note in &frame.notes {
-            writeln!(self.out, "{:indent$}note: {}", "", clean(note))?;
+            writeln!(self.out, "{:indent$}note: {}", "", clean_message(note))?;
         }
         if self.options.brief {
             return Ok(());
@@ -273,13 +282,13 @@ impl Text<'_> {
         let mut backend = None;
         if let Some(wasm) = &frame.wasm {
             match (wasm.op_position, wasm.op_index) {
-                (OpPosition::At, Some(n)) => place.push(format!("op {n}")),
+                (OpPosition::At, Some(n)) => {
+                    let op = wasm.op.as_ref().map(|op| format!(" {}", clean(op))).unwrap_or_default();
+                    place.push(format!("op {n}{op}"));
+                }
                 (OpPosition::After, Some(n)) => place.push(format!("after op {n}")),
                 (OpPosition::Header, _) => place.push("header".to_string()),
                 _ => place.push("op not known".to_string()),
-            }
-            if let Some(op) = &wasm.op {
-                place.push(clean(op));
             }
             if let Some(offset) = wasm.offset {
                 place.push(format!("+{offset}"));
@@ -322,7 +331,7 @@ impl Text<'_> {
         match (&frame.module, frame.module_offset) {
             (Some(m), Some(o)) if name.is_none() => line += &format!(" in {}+{o}", clean(m)),
             (Some(m), _) => line += &format!(" in {}", clean(m)),
-            (None, _) if name.is_none() => line += " in no known module",
+            (None, _) if name.is_none() && frame.kind != FrameKind::Trampoline => line += " in no known module",
             (None, _) => {}
         }
         line

@@ -1,0 +1,153 @@
+//! Where results go: standard output, or a file that is never seen half written.
+
+use crate::error::Error;
+use std::fs::{File, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use tempfile::NamedTempFile;
+
+/// An opened destination. Opened before the work begins, so that a place that cannot be written is known before a
+/// process is stopped for nothing.
+#[derive(Debug)]
+pub struct Output {
+    name: String,
+    to: To,
+}
+
+#[derive(Debug)]
+enum To {
+    Stdout,
+    /// A device or a pipe: written as it is, renaming over it would replace it.
+    Special(File),
+    /// A temporary file beside `path`, with the mode of the file it will replace.
+    Beside {
+        temporary: NamedTempFile,
+        path: PathBuf,
+        mode: Option<Permissions>,
+    },
+}
+
+impl Output {
+    /// Standard output.
+    pub fn stdout() -> Output {
+        Output { name: "standard output".to_string(), to: To::Stdout }
+    }
+
+    /// A file. What it holds now stays until [`Output::write`] has succeeded.
+    pub fn file(path: &Path) -> Result<Output, Error> {
+        let name = path.display().to_string();
+        let to = open(path).map_err(|source| Error::Output { to: name.clone(), source })?;
+        Ok(Output { name, to })
+    }
+
+    /// Writes everything. A reader that has closed its end of a pipe has seen enough: that is no error.
+    pub fn write(self, bytes: &[u8]) -> Result<(), Error> {
+        let result = match self.to {
+            To::Stdout => {
+                let mut out = io::stdout().lock();
+                out.write_all(bytes).and_then(|()| out.flush())
+            }
+            To::Special(mut file) => file.write_all(bytes),
+            To::Beside { temporary, path, mode } => replace(temporary, &path, mode, bytes),
+        };
+        match result {
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            other => other.map_err(|source| Error::Output { to: self.name, source }),
+        }
+    }
+}
+
+fn open(path: &Path) -> io::Result<To> {
+    // A link stays a link: the file that it names is replaced.
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let old = std::fs::metadata(&path).ok();
+    match &old {
+        Some(m) if m.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
+        Some(m) if !m.is_file() => return Ok(To::Special(File::options().write(true).open(&path)?)),
+        // A file that may not be written must not be replaced because its directory may.
+        Some(_) => drop(File::options().append(true).open(&path)?),
+        None => {}
+    }
+    let dir = match path.parent() {
+        Some(d) if !d.as_os_str().is_empty() => d,
+        _ => Path::new("."),
+    };
+    let temporary = tempfile::Builder::new()
+        .prefix(".wstate-")
+        // What the umask leaves of it, as for any new file.
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(dir)
+        .map_err(without_temporary_path)?;
+    Ok(To::Beside { temporary, path, mode: old.map(|m| m.permissions()) })
+}
+
+fn replace(mut temporary: NamedTempFile, path: &Path, mode: Option<Permissions>, bytes: &[u8]) -> io::Result<()> {
+    temporary.as_file_mut().write_all(bytes)?;
+    if let Some(mode) = mode {
+        temporary.as_file().set_permissions(mode)?;
+    }
+    temporary.persist(path).map_err(|e| e.error)?;
+    Ok(())
+}
+
+/// tempfile appends the temporary path, which the user did not choose.
+fn without_temporary_path(e: io::Error) -> io::Error {
+    let text = e.to_string();
+    io::Error::new(e.kind(), text.split(" at path ").next().unwrap_or(&text).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(dir: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn the_old_content_stays_until_all_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("report.json");
+        std::fs::write(&path, "old").unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+        let out = Output::file(&path).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        drop(out);
+        assert_eq!(entries(dir.path()), ["report.json"]);
+        Output::file(&path).unwrap().write(b"new").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+        assert_eq!(entries(dir.path()), ["report.json"]);
+    }
+
+    #[test]
+    fn a_link_stays_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, link) = (dir.path().join("real"), dir.path().join("link"));
+        std::fs::write(&path, "old").unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        Output::file(&link).unwrap().write(b"new").unwrap();
+        assert!(link.symlink_metadata().unwrap().is_symlink());
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+    }
+
+    #[test]
+    fn a_full_device_is_told_and_stays_a_device() {
+        let full = Path::new("/dev/full");
+        let e = Output::file(full).unwrap().write(b"x").unwrap_err();
+        assert!(e.to_string().starts_with("cannot write /dev/full: No space left on device"), "{e}");
+        assert!(!full.metadata().unwrap().is_file());
+    }
+
+    #[test]
+    fn a_directory_or_a_missing_one_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Output::file(dir.path()).unwrap_err().to_string().contains("directory"));
+        let e = Output::file(&dir.path().join("no/report")).unwrap_err().to_string();
+        assert!(e.contains("No such file or directory") && !e.contains(".wstate-"), "{e}");
+    }
+}

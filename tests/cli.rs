@@ -1,0 +1,205 @@
+//! The binary from outside: help, exit codes, streams. Nothing here needs a target that runs Wasm.
+
+use std::io::Read;
+use std::process::{Command, Output, Stdio};
+
+fn wstate(args: &[&str]) -> Command {
+    let mut c = Command::new(env!("CARGO_BIN_EXE_wstate"));
+    c.args(args).stdin(Stdio::null()).env("COLUMNS", "100").env_remove("NO_COLOR").env_remove("CLICOLOR");
+    c
+}
+
+fn run(args: &[&str]) -> (Option<i32>, String, String) {
+    let Output { status, stdout, stderr } = wstate(args).output().unwrap();
+    (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+/// A process id beyond any `pid_max` (2^22).
+const NOBODY: &str = "4200000";
+
+fn help(args: &[&str]) -> String {
+    let (code, out, err) = run(args);
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    out
+}
+
+#[test]
+fn help_of_wstate() {
+    insta::assert_snapshot!(help(&["--help"]));
+}
+
+#[test]
+fn short_help_of_wstate() {
+    insta::assert_snapshot!(help(&["-h"]));
+}
+
+#[test]
+fn help_of_attach() {
+    insta::assert_snapshot!(help(&["attach", "--help"]));
+}
+
+#[test]
+fn help_of_core() {
+    insta::assert_snapshot!(help(&["core", "--help"]));
+}
+
+#[test]
+fn help_of_doctor() {
+    insta::assert_snapshot!(help(&["doctor", "--help"]));
+}
+
+#[test]
+fn help_of_schema() {
+    insta::assert_snapshot!(help(&["schema", "--help"]));
+}
+
+#[test]
+fn version_is_data() {
+    assert_eq!(run(&["--version"]), (Some(0), format!("wstate {}\n", env!("CARGO_PKG_VERSION")), String::new()));
+}
+
+#[test]
+fn wrong_usage_is_64_and_says_so_on_stderr_only() {
+    for args in [
+        &[][..],
+        &["attach"],
+        &["attach", "0"],
+        &["attach", "near-host"],
+        &["attach", "1", "2"],
+        &["attach", "1", "-p", "2"],
+        &["attach", "1", "--format", "xml"],
+        &["attach", "1", "-j", "--format", "text"],
+        &["attach", "1", "--pretty", "--format", "classic"],
+        &["attach", "1", "--brief", "-l"],
+        &["attach", "1", "-n", "-1"],
+        &["attach", "1", "--route", "artifact"],
+        &["core"],
+        &["core", "c", "e", "x"],
+        &["core", "-c", "c", "e", "x"],
+        &["core", "-c", "c", "-e", "e", "x"],
+        &["core", "c", "--settle"],
+        &["-p", "1", "-c", "c"],
+        &["-p", "1", "-e", "e"],
+        &["-e", "e"],
+        &["-c", "c", "--settle"],
+        &["--json"],
+        &["-p", "1", "doctor"],
+        &["doctor", "x"],
+        &["frobnicate"],
+    ] {
+        let (code, out, err) = run(args);
+        assert_eq!((code, out.as_str()), (Some(64), ""), "{args:?}");
+        assert!(err.contains("Usage:") || err.contains("error:"), "{args:?}: {err}");
+    }
+}
+
+#[test]
+fn every_spelling_of_a_target_is_taken() {
+    for args in [
+        &["attach", NOBODY][..],
+        &["attach", "-p", NOBODY],
+        &["-p", NOBODY],
+        &["--pid", NOBODY, "--settle", "-t", NOBODY, "--json", "--pretty"],
+        &["attach", NOBODY, "-1", "-n", "0", "--route", "vmctx", "--route", "heap", "-l", "--stack", "-v"],
+        &["core", "/nonexistent/core"],
+        &["core", "/nonexistent/core", "/nonexistent/exe", "--wasm", "a", "--wasm", "b", "--debug-dir", "d"],
+        &["core", "-c", "/nonexistent/core", "/nonexistent/exe"],
+        &["core", "/nonexistent/core", "-e", "/nonexistent/exe"],
+        &["-c", "/nonexistent/core", "-e", "/nonexistent/exe", "--sysroot", "/nonexistent"],
+    ] {
+        let (code, out, err) = run(args);
+        assert_eq!((code, out.as_str()), (Some(2), ""), "{args:?}: {err}");
+        assert!(err.starts_with("wstate: error: "), "{args:?}: {err}");
+        assert!(!err.contains("panicked"), "{args:?}: {err}");
+    }
+}
+
+#[test]
+fn a_place_that_cannot_be_written_is_told_before_anything_is_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("missing/report.json");
+    let (code, out, err) = run(&["attach", NOBODY, "--output", path.to_str().unwrap()]);
+    assert_eq!((code, out.as_str()), (Some(2), ""));
+    assert_eq!(
+        err,
+        format!("wstate: error: cannot write {}: No such file or directory (os error 2)\n", path.display())
+    );
+    let (code, _, err) = run(&["attach", NOBODY, "--output", dir.path().to_str().unwrap()]);
+    assert_eq!(code, Some(2));
+    assert!(err.contains("directory"), "{err}");
+}
+
+#[test]
+fn a_failed_run_leaves_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("report.json");
+    let (code, ..) = run(&["attach", NOBODY, "--output", path.to_str().unwrap()]);
+    assert_eq!(code, Some(2));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_full_disk_is_a_clear_error() {
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let out = wstate(&["schema"]).stdout(full).output().unwrap();
+    assert_eq!(out.status.code(), Some(2));
+    let err = String::from_utf8(out.stderr).unwrap();
+    assert_eq!(err, "wstate: error: cannot write standard output: No space left on device (os error 28)\n");
+}
+
+#[test]
+fn a_closed_pipe_is_quiet() {
+    for args in [&["schema"][..], &["--help"], &["--version"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let out = wstate(args).stdout(writer).output().unwrap();
+        assert_eq!((out.status.code(), out.stderr.as_slice()), (Some(0), &b""[..]), "{args:?}");
+    }
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let code = wstate(&["attach", NOBODY]).stderr(writer).output().unwrap().status.code();
+    assert_eq!(code, Some(2), "the error cannot be told, but the code can");
+}
+
+#[test]
+fn the_schema_is_json() {
+    let schema: serde_json::Value = serde_json::from_str(&help(&["schema"])).unwrap();
+    assert!(schema["properties"]["threads"].is_object());
+}
+
+#[test]
+fn doctor_finds_a_living_process() {
+    let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    // One byte through it: cat has replaced the forked image.
+    std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"x").unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    let pid = child.id().to_string();
+    let (_, text, err) = run(&["doctor", &pid]);
+    assert!(text.contains(&format!("ok    process {pid} (cat) is there")), "{text}{err}");
+    assert!(text.contains("no code was compiled at run time"), "{text}");
+    let (code, json, _) = run(&["doctor", &pid, "-j"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["pid"].to_string(), pid);
+    let worst = |s: &str| json["checks"].as_array().unwrap().iter().any(|c| c["status"] == s);
+    assert_eq!(code, Some(if worst("fail") { 2 } else { i32::from(worst("warn")) }));
+    drop(child.stdin.take());
+    child.wait().unwrap();
+}
+
+#[test]
+fn doctor_says_that_a_process_is_missing_or_dead() {
+    let (code, text, _) = run(&["doctor", NOBODY]);
+    assert_eq!(code, Some(2));
+    assert!(text.contains(&format!("FAIL  there is no process {NOBODY}\n      next: ")), "{text}");
+    let mut child = Command::new("true").stdout(Stdio::piped()).spawn().unwrap();
+    // The end of its output: it has exited or is about to; the zombie stays until wait.
+    child.stdout.as_mut().unwrap().read_to_end(&mut Vec::new()).unwrap();
+    let pid = child.id();
+    while !std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") Z ") {
+        std::thread::yield_now();
+    }
+    let (code, text, _) = run(&["doctor", &pid.to_string()]);
+    child.wait().unwrap();
+    assert_eq!(code, Some(2));
+    assert!(text.contains("has ended"), "{text}");
+}
