@@ -89,6 +89,7 @@ pub enum UnwindError {
 
 /// What a step found.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // nearly always the large one, once per frame
 pub enum Next {
     /// The caller, and how it was found.
     Caller(Cursor, Trust),
