@@ -1,7 +1,7 @@
 //! Unwinding the test's own stacks: compiled code, planted registers, a signal on an alternate stack.
 
 use super::cfi::CfiUnwinder;
-use super::testing::{Own, here, own_objects};
+use super::testing::{Own, has_tool, here, own_objects};
 use super::{Cursor, End, Frame, Stack, Trust, walk};
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::target::objects::Objects;
@@ -176,16 +176,6 @@ fn callee_saved_registers_come_back_through_compiled_frames() {
         assert_eq!(registers.get(reg), Some(value), "{reg}");
     }
     assert!(seen.names.iter().any(|n| n == "wstate_test_planted"), "{:?}", seen.names);
-}
-
-/// Whether a tool of the tests is there. In CI, all of them are.
-pub(crate) fn has_tool(name: &str) -> bool {
-    let there = Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success());
-    assert!(there || std::env::var_os("CI").is_none(), "{name} is missing");
-    if !there {
-        println!("not tested: {name} is missing");
-    }
-    there
 }
 
 /// Frames without frame pointer, with a variable-sized array, with many values across a call, and in a cold part.
