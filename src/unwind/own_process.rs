@@ -234,8 +234,11 @@ fn compiled_chain() -> Option<(Chain, tempfile::TempDir)> {
 
 const COMPARED: [Reg; 7] = [Reg::RSP, Reg::RBX, Reg::RBP, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
 
-/// gdb's frames of the calling thread: pc and [`COMPARED`] registers. Nothing if gdb may not attach.
-fn frames_by_gdb() -> Option<Vec<(u64, Vec<Option<u64>>)>> {
+/// A frame's pc and its [`COMPARED`] registers.
+type GdbFrame = (u64, Vec<Option<u64>>);
+
+/// gdb's frames of the calling thread. Nothing if gdb may not attach.
+fn frames_by_gdb() -> Option<Vec<GdbFrame>> {
     if !has_tool("gdb") {
         return None;
     }
@@ -283,7 +286,7 @@ for thread in gdb.selected_inferior().threads():
 thread_local! {
     static IN_HANDLER: std::cell::RefCell<Seen> = std::cell::RefCell::default();
     static CHAIN: std::cell::Cell<Option<Chain>> = const { std::cell::Cell::new(None) };
-    static BY_GDB: std::cell::RefCell<Option<Vec<(u64, Vec<Option<u64>>)>>> = std::cell::RefCell::default();
+    static BY_GDB: std::cell::RefCell<Option<Vec<GdbFrame>>> = std::cell::RefCell::default();
 }
 
 #[test]
@@ -359,7 +362,7 @@ fn a_signal_frame_on_an_alternate_stack_gives_every_register() {
 }
 
 /// gdb stood deeper in the handler, so the comparison begins at its caller, the signal frame.
-fn compare(ours: &[Frame], theirs: &[(u64, Vec<Option<u64>>)]) {
+fn compare(ours: &[Frame], theirs: &[GdbFrame]) {
     let ours = &ours[1..];
     let sp = ours[0].cursor.registers.sp();
     let first = theirs.iter().position(|(pc, words)| *pc == ours[0].cursor.address.raw() && words[0] == sp);
