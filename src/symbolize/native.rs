@@ -148,6 +148,10 @@ impl<'a> Symbols<'a> {
             return Some(covering);
         }
         let last = before.last().filter(|s| s.size == 0)?;
+        // A label in a function ends with it.
+        if near.clone().any(|s| last.start - s.start < s.size) {
+            return None;
+        }
         let same_section = |&&(start, end): &&(u64, u64)| start <= last.start && last.start < end && svma < end;
         self.code.iter().find(same_section).map(|_| last)
     }
@@ -248,5 +252,199 @@ impl Write for Bounded {
         }
         self.0.push_str(s);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::target::objects::ObjectData;
+    use crate::unwind::testing::{Section, elf, has_tool, here, object, own_objects};
+    use std::process::Command;
+
+    const BIAS: u64 = 0x7000_0000_0000;
+
+    /// `(name, value, size, type, binding)` as a symbol table and its names.
+    fn symtab(symbols: &[(&str, u64, u64, u8, u8)]) -> (Vec<u8>, Vec<u8>) {
+        let (mut table, mut names) = (vec![0u8; 24], vec![0u8]);
+        for (name, value, size, kind, binding) in symbols {
+            table.extend((names.len() as u32).to_le_bytes());
+            table.extend([binding << 4 | kind, 0]);
+            table.extend(1u16.to_le_bytes());
+            table.extend(value.to_le_bytes());
+            table.extend(size.to_le_bytes());
+            names.extend(name.bytes().chain([0]));
+        }
+        (table, names)
+    }
+
+    fn with_symbols(symbols: &[(&str, u64, u64, u8, u8)]) -> Vec<u8> {
+        let (table, names) = symtab(symbols);
+        elf(&[
+            Section { name: ".text", flags: 6, address: 0x1000, bytes: &[0x90; 0x1000] },
+            Section { name: ".symtab", flags: 0, address: 0, bytes: &table },
+            Section { name: ".strtab", flags: 0, address: 0, bytes: &names },
+        ])
+    }
+
+    fn name_at(objects: &Objects, svma: u64) -> Option<(String, u64)> {
+        let found = NativeSymbolizer::new(objects).symbolize(CodeAddress::Exact(BIAS + svma));
+        let [only] = found.as_slice() else {
+            assert!(found.is_empty());
+            return None;
+        };
+        Some((only.name.clone()?, only.offset?))
+    }
+
+    const FUNC: u8 = 2;
+    const NOTYPE: u8 = 0;
+
+    #[test]
+    fn symbols_cover_their_size_and_labels_reach_to_the_next() {
+        let file = with_symbols(&[
+            ("sized", 0x1000, 0x20, FUNC, 1),
+            ("inside", 0x1010, 0, NOTYPE, 0),
+            ("_ZN3foo3barEv", 0x1040, 0x10, FUNC, 1),
+            ("label", 0x1100, 0, NOTYPE, 0),
+            ("label.second", 0x1110, 0, NOTYPE, 0),
+            ("data", 0x9000, 0, NOTYPE, 1),
+        ]);
+        let objects = Objects::from_parts(vec![object("/lib/a.so", BIAS, (BIAS, BIAS + 0x10000), file)]);
+        let at = |svma| name_at(&objects, svma);
+        let some = |name: &str, offset| Some((name.to_string(), offset));
+        assert_eq!(at(0x1000), some("sized", 0));
+        assert_eq!(at(0x1018), some("sized", 0x18));
+        assert_eq!(at(0x1030), None);
+        assert_eq!(at(0x104f), some("foo::bar()", 0xf));
+        assert_eq!(at(0x1105), some("label", 5));
+        assert_eq!(at(0x1fff), some("label.second", 0xeef));
+        // Behind the section, and at data.
+        assert_eq!(at(0x2000), None);
+        assert_eq!(at(0x9000), None);
+        assert_eq!(at(0xfff), None);
+        // A call as the last instruction returns to behind the function.
+        let found = NativeSymbolizer::new(&objects).symbolize(CodeAddress::Return(BIAS + 0x1020));
+        assert_eq!((found[0].name.as_deref(), found[0].offset), (Some("sized"), Some(0x20)));
+    }
+
+    #[test]
+    fn of_several_names_one_is_preferred_and_versions_are_cut() {
+        let file = with_symbols(&[
+            ("__GI_read", 0x1000, 0x20, FUNC, 0),
+            ("__read@@GLIBC_2.2.5", 0x1000, 0x20, FUNC, 1),
+            ("read@@GLIBC_2.2.5", 0x1000, 0x20, FUNC, 2),
+            ("label", 0x1000, 0, NOTYPE, 1),
+        ]);
+        let objects = Objects::from_parts(vec![object("/lib/a.so", BIAS, (BIAS, BIAS + 0x10000), file)]);
+        assert_eq!(name_at(&objects, 0x1004), Some(("read".to_string(), 4)));
+    }
+
+    #[test]
+    fn a_stripped_file_takes_names_from_its_debug_file() {
+        let stripped = elf(&[Section { name: ".text", flags: 6, address: 0x1000, bytes: &[0x90; 0x100] }]);
+        let mut object = object("/lib/a.so", BIAS, (BIAS, BIAS + 0x10000), stripped);
+        let debug = with_symbols(&[("hidden", 0x1000, 0x20, FUNC, 0)]);
+        object.debug = Some(("/debug/a".into(), ObjectData::Memory(debug)));
+        let objects = Objects::from_parts(vec![object]);
+        assert_eq!(name_at(&objects, 0x1008), Some(("hidden".to_string(), 8)));
+    }
+
+    #[test]
+    fn names_are_demangled() {
+        assert_eq!(demangle("_RNvCs15kBYyAo9fc_7mycrate7example"), "mycrate::example");
+        assert_eq!(demangle("_ZN3std2io5stdio6_print17h0123456789abcdefE"), "std::io::stdio::_print");
+        assert_eq!(
+            demangle("_ZNSt6vectorIiSaIiEE9push_backERKi"),
+            "std::vector<int, std::allocator<int> >::push_back(int const&)"
+        );
+        assert_eq!(demangle("main"), "main");
+        assert_eq!(demangle("_Z"), "_Z");
+    }
+
+    #[test]
+    fn a_name_that_stands_for_gigabytes_stays_as_it_is() {
+        // f(a<int, int>, a<S0_, S0_>, a<S1_, S1_>, ...): each parameter is twice as long as the one before.
+        let mut bomb = String::from("_Z1f1aIiiE");
+        for i in 0..30 {
+            let before = char::from_digit(i, 36).unwrap().to_ascii_uppercase();
+            bomb += &format!("S_IS{before}_S{before}_E");
+        }
+        assert!(cpp_demangle::Symbol::new(&bomb).is_ok());
+        assert_eq!(demangle(&bomb), bomb);
+        let short = &bomb[..bomb.find("S_IS3_").unwrap()];
+        assert!(demangle(short).contains("a<a<a<a<int, int>, a<int, int> >"), "{}", demangle(short));
+    }
+
+    #[inline(always)]
+    fn inlined_here() -> crate::unwind::Cursor {
+        here!()
+    }
+
+    #[test]
+    fn inlined_functions_come_first_with_file_and_line() {
+        let at = inlined_here();
+        let line = line!() - 1;
+        let objects = own_objects();
+        let found = NativeSymbolizer::new(&objects).symbolize(at.address);
+        let [inner, outer] = found.as_slice() else { panic!("{found:#?}") };
+        assert!(inner.name.as_deref().is_some_and(|n| n.ends_with("inlined_here")), "{inner:?}");
+        assert!(inner.inlined && inner.offset.is_none());
+        let name = "wstate::symbolize::native::tests::inlined_functions_come_first_with_file_and_line";
+        assert_eq!(outer.name.as_deref(), Some(name));
+        assert!(!outer.inlined && outer.offset.is_some_and(|o| o > 0));
+        assert_eq!(outer.line, Some(line));
+        assert!(outer.file.as_deref().is_some_and(|f| f.ends_with("src/symbolize/native.rs")), "{outer:?}");
+    }
+
+    #[test]
+    fn compressed_and_separate_debug_information_say_the_same() {
+        if !(has_tool("gcc") && has_tool("objcopy")) {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let source = "static inline __attribute__((always_inline)) int in(volatile int *x) {\n return *x + 1;\n}\n\
+                      int outer(volatile int *x) {\n return in(x);\n}\n";
+        std::fs::write(path("a.c"), source).unwrap();
+        let run = |program: &str, arguments: &[&str]| {
+            let status = Command::new(program).args(arguments).current_dir(dir.path()).status().unwrap();
+            assert!(status.success(), "{program} {arguments:?}");
+        };
+        let gcc = |out: &str, gz: &str| run("gcc", &["-O2", "-g", gz, "-fPIC", "-shared", "-o", out, "a.c"]);
+        gcc("plain.so", "-gz=none");
+        gcc("packed.so", "-gz=zlib");
+        run("objcopy", &["--only-keep-debug", "packed.so", "a.debug"]);
+        run("objcopy", &["--strip-all", "packed.so", "stripped.so"]);
+        let read = |name: &str| std::fs::read(path(name)).unwrap();
+        let outer = {
+            let bytes = read("plain.so");
+            let file = object::File::parse(&*bytes).unwrap();
+            file.symbols().find(|s| s.name() == Ok("outer")).unwrap().address()
+        };
+        let loaded = |name: &str| object("/lib/a.so", BIAS, (BIAS, BIAS + 0x10000), read(name));
+        let mut separate = loaded("stripped.so");
+        separate.debug = Some((path("a.debug"), ObjectData::Memory(read("a.debug"))));
+        for object in [loaded("plain.so"), loaded("packed.so"), separate] {
+            let objects = Objects::from_parts(vec![object]);
+            // The load that `in` consists of; with CET the function begins with a 4-byte endbr64.
+            let symbols = NativeSymbolizer::new(&objects);
+            let found = (0..8).map(|i| symbols.symbolize(CodeAddress::Exact(BIAS + outer + i))).find(|f| f.len() == 2);
+            let found = found.unwrap_or_default();
+            let [inner, outer] = found.as_slice() else { panic!("{found:?}") };
+            assert_eq!((inner.name.as_deref(), inner.line, inner.inlined), (Some("in"), Some(2), true));
+            assert_eq!((outer.name.as_deref(), outer.line, outer.inlined), (Some("outer"), Some(5), false));
+            assert!(outer.file.as_deref().is_some_and(|f| f.ends_with("a.c")));
+            assert!(outer.offset.is_some_and(|o| o < 8));
+        }
+    }
+
+    #[test]
+    fn a_section_that_claims_too_much_is_not_unpacked() {
+        // ELFCOMPRESS_ZLIB, 3 GiB, alignment 1, and four bytes of input.
+        let mut bytes = vec![1, 0, 0, 0, 0, 0, 0, 0];
+        bytes.extend((3u64 << 30).to_le_bytes().into_iter().chain(1u64.to_le_bytes()).chain([0x78, 0x9c, 3, 0]));
+        let file = elf(&[Section { name: ".debug_frame", flags: 0x800, address: 0, bytes: &bytes }]);
+        let file = object::File::parse(&*file).unwrap();
+        assert!(section_bytes(&file.section_by_name(".debug_frame").unwrap()).is_none());
     }
 }

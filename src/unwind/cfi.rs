@@ -845,4 +845,112 @@ mod tests {
             assert_eq!(caller.registers.get(Reg::XMM15), Some(0x900 + 30));
         }
     }
+
+    #[test]
+    fn entries_without_a_search_table_are_found_by_scanning() {
+        let encoding = Encoding { format: Format::Dwarf32, version: 1, address_size: 8 };
+        let mut cie = CommonInformationEntry::new(encoding, 1, -8, X86_64::RA);
+        cie.add_instruction(Cfi::Cfa(X86_64::RSP, 8));
+        cie.add_instruction(Cfi::Offset(X86_64::RA, -8));
+        let mut table = FrameTable::default();
+        let cie = table.add_cie(cie);
+        // Not in order, as after `ld -r`; the function at 0 was dropped by a linker.
+        for (start, depth) in [(0x3000u64, 32), (0, 64), (FUNCTION, 16), (0x2000, 24)] {
+            let mut fde = gimli::write::FrameDescriptionEntry::new(Address::Constant(start), 0x800);
+            fde.add_instruction(0, Cfi::CfaOffset(depth));
+            table.add_fde(cie, fde);
+        }
+        let mut eh = gimli::write::EhFrame::from(gimli::write::EndianVec::new(LittleEndian));
+        table.write_eh_frame(&mut eh).unwrap();
+        let objects = objects(file(".eh_frame", &eh.0.into_vec()));
+        let unwinder = CfiUnwinder::new(&objects);
+        let memory = Pieces::default().words(SP, &[1, 2, 3, 4]);
+        let depth = |svma| match unwinder.step(&cursor(BIAS + svma, &[(Reg::RSP, SP)]), &memory) {
+            Some(Next::Caller(caller, _)) => caller.registers.sp().map(|sp| sp - SP),
+            _ => None,
+        };
+        assert_eq!([0x1000, 0x17ff, 0x2000, 0x3001].map(depth), [Some(16), Some(16), Some(24), Some(32)]);
+        assert_eq!([0x10, 0xfff, 0x1800, 0x3800].map(depth), [None; 4]);
+    }
+
+    #[test]
+    fn a_return_address_is_looked_up_before_it() {
+        // The last instruction of the function is a call that does not return.
+        let memory = Pieces::default().words(SP, &[0x11, 0x2222]);
+        let objects = objects(file(".eh_frame", &tables(false, vec![]).0));
+        let mut at = at();
+        at.address = CodeAddress::Return(BIAS + FUNCTION + 0x100);
+        at.registers.set(Reg::RIP, at.address.raw());
+        let unwinder = CfiUnwinder::new(&objects);
+        assert_eq!(caller(unwinder.step(&at, &memory)).registers.pc(), Some(0x2222));
+        at.address = CodeAddress::Exact(BIAS + FUNCTION + 0x100);
+        assert!(unwinder.step(&at, &memory).is_none());
+    }
+
+    #[test]
+    fn a_table_says_that_a_frame_is_a_signal_frame() {
+        let objects = objects(file(".eh_frame", &tables(true, vec![]).0));
+        let memory = Pieces::default().words(SP, &[0x11, 0x2222]);
+        let caller = caller(CfiUnwinder::new(&objects).step(&at(), &memory));
+        assert_eq!(caller.address, CodeAddress::Exact(0x2222));
+        // Nothing is preserved by a convention there: what the table does not name is not known.
+        assert_eq!((caller.registers.get(Reg::RBX), caller.registers.sp()), (None, Some(CFA)));
+    }
+
+    #[test]
+    fn deep_recursion_parses_its_row_once() {
+        let objects = objects(file(".eh_frame", &tables(false, vec![]).0));
+        let depth = 20_000u64;
+        let mut words: Vec<u64> = (0..2 * depth).map(|i| if i % 2 == 0 { i } else { PC }).collect();
+        words.push(0);
+        words.push(0);
+        let memory = Pieces::default().words(SP, &words);
+        let unwinder = CfiUnwinder::new(&objects);
+        let stack = crate::unwind::walk(cursor(PC, &[(Reg::RSP, SP)]), &[&unwinder], &memory, 100_000);
+        assert_eq!((stack.frames.len() as u64, stack.end), (depth + 1, crate::unwind::End::Bottom));
+        // One for the stop, one for the return address.
+        assert_eq!(unwinder.plans.borrow().len(), 2);
+    }
+
+    proptest::proptest! {
+        /// Whatever a file says, the answer is one of the answers.
+        #[test]
+        fn broken_tables_do_not_panic(
+            flips in proptest::collection::vec((0usize..4096, 0u8..=255), 1..8),
+            debug in proptest::bool::ANY,
+            offset in 0u64..0x200,
+        ) {
+            let deref = expression(|e| {
+                e.op_breg(X86_64::RSP, 32);
+                e.op_deref();
+            });
+            let all = vec![
+                Cfi::RememberState,
+                Cfi::Offset(X86_64::RBX, -16),
+                Cfi::CfaExpression(deref.clone()),
+                Cfi::ValExpression(X86_64::RDI, deref),
+                Cfi::RestoreState,
+            ];
+            let (eh_frame, debug_frame) = tables(false, all);
+            let mut header = vec![1, 0x1b, 0x03, 0x3b];
+            for word in [0x1000u32 - 4, 1, 0xffff_f000, 0x1018] {
+                header.extend(word.to_le_bytes());
+            }
+            let table = if debug { (".debug_frame", debug_frame) } else { (".eh_frame", eh_frame) };
+            let mut bytes = elf(&[
+                Section { name: ".eh_frame_hdr", flags: 2, address: 0x2000, bytes: &header },
+                Section { name: table.0, flags: 2, address: 0x3000, bytes: &table.1 },
+            ]);
+            let len = bytes.len();
+            for (at, value) in flips {
+                bytes[at % len] = value;
+            }
+            let objects = objects(bytes);
+            let memory = Pieces::default().words(SP, &[0x11, 0x2222, 0x33, 0x44, SP]);
+            let mut at = at();
+            at.address = CodeAddress::Exact(BIAS + FUNCTION + offset);
+            let _ = CfiUnwinder::new(&objects).step(&at, &memory);
+            let _ = crate::symbolize::native::NativeSymbolizer::new(&objects).symbolize(at.address);
+        }
+    }
 }

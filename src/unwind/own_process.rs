@@ -1,10 +1,13 @@
 //! Unwinding the test's own stacks: compiled code, planted registers, a signal on an alternate stack.
 
 use super::cfi::CfiUnwinder;
-use super::testing::{Own, here, own_objects};
-use super::{Cursor, End, Stack, Trust, walk};
+use super::testing::{Own, has_tool, here, own_objects};
+use super::{Cursor, End, Frame, Stack, Trust, walk};
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::target::objects::Objects;
+use std::ffi::{CString, c_void};
+use std::fmt::Write;
+use std::process::Command;
 
 fn names(stack: &Stack, objects: &Objects) -> Vec<String> {
     let symbols = crate::symbolize::native::NativeSymbolizer::new(objects);
@@ -117,7 +120,7 @@ std::arch::global_asm!(
 );
 
 unsafe extern "C" {
-    fn wstate_test_planted(argument: *mut Seen, callback: extern "C" fn(*mut Seen));
+    fn wstate_test_planted(argument: *mut c_void, callback: extern "C" fn(*mut c_void));
     fn wstate_test_planted_return();
     fn wstate_test_fault();
     fn wstate_test_fault_at();
@@ -125,9 +128,8 @@ unsafe extern "C" {
 
 /// What a callback found while its frames were alive.
 #[derive(Default)]
-#[repr(C)]
 struct Seen {
-    frames: Vec<crate::unwind::Frame>,
+    frames: Vec<Frame>,
     end: Option<End>,
     names: Vec<String>,
 }
@@ -158,16 +160,16 @@ const PLANTED: [(Reg, u64); 6] = [
 #[test]
 fn callee_saved_registers_come_back_through_compiled_frames() {
     #[inline(never)]
-    extern "C" fn callback(seen: *mut Seen) {
+    extern "C" fn callback(seen: *mut c_void) {
         // SAFETY: what the test handed to the assembly.
-        let seen = unsafe { &mut *seen };
+        let seen = unsafe { &mut *seen.cast::<Seen>() };
         // Work that needs registers, so that planted values have to be saved somewhere.
         let at = here!();
         seen.look(at);
     }
     let mut seen = Seen::default();
     // SAFETY: the callback takes what is handed on.
-    unsafe { wstate_test_planted(&mut seen, callback) };
+    unsafe { wstate_test_planted((&raw mut seen).cast(), callback) };
     assert_eq!(seen.end, Some(End::Bottom), "{:?}", seen.names);
     let registers = seen.registers_at(CodeAddress::Return(wstate_test_planted_return as *const () as u64));
     for (reg, value) in PLANTED {
@@ -176,20 +178,139 @@ fn callee_saved_registers_come_back_through_compiled_frames() {
     assert!(seen.names.iter().any(|n| n == "wstate_test_planted"), "{:?}", seen.names);
 }
 
-thread_local!(static IN_HANDLER: std::cell::RefCell<Seen> = std::cell::RefCell::default());
+/// Frames without frame pointer, with a variable-sized array, with many values across a call, and in a cold part.
+const C_SOURCE: &str = r#"
+typedef void (*callback)(void *);
+__attribute__((cold, noipa)) static void cold(void) { __asm__ volatile(""); }
+__attribute__((noipa)) static void sized(callback f, void *a, long n) {
+    volatile char array[n];
+    array[0] = 1;
+    f(a);
+    array[n - 1] = 2;
+}
+__attribute__((noipa)) static long wide(callback f, void *a, long p, long q, long r, long s, long t, long u) {
+    sized(f, a, p + q);
+    return p * q + r * s + t * u;
+}
+__attribute__((noipa)) static long parted(callback f, void *a, long rare) {
+    long x = rare * 3;
+    if (__builtin_expect(rare != 0, 0)) {
+        cold();
+        x += wide(f, a, rare, x, x + 1, x + 2, x + 3, x + 4);
+        __asm__ volatile("" : "+r"(x));
+    }
+    return x * 7;
+}
+__attribute__((noipa)) void chain(callback f, void *a, long depth) {
+    if (depth) chain(f, a, depth - 1);
+    else parted(f, a, 5);
+    __asm__ volatile("" ::: "memory");
+}
+"#;
+
+type Chain = unsafe extern "C" fn(extern "C" fn(*mut c_void), *mut c_void, i64);
+
+/// `chain` of [`C_SOURCE`], compiled without frame pointers, and the directory of its file, which the walk reads by its
+/// name. Nothing if there is no compiler.
+fn compiled_chain() -> Option<(Chain, tempfile::TempDir)> {
+    if !has_tool("gcc") {
+        return None;
+    }
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (source, library) = (dir.path().join("chain.c"), dir.path().join("chain.so"));
+    std::fs::write(&source, C_SOURCE).expect("source");
+    let mut gcc = Command::new("gcc");
+    gcc.args(["-O2", "-fomit-frame-pointer", "-fPIC", "-shared", "-o"]).arg(&library).arg(&source);
+    assert!(gcc.status().expect("gcc").success());
+    let path = CString::new(library.to_str().expect("utf-8")).expect("no zero");
+    // SAFETY: the library has no initializers; `chain` has this type and is never unloaded.
+    unsafe {
+        let library = libc::dlopen(path.as_ptr(), libc::RTLD_NOW);
+        let chain = libc::dlsym(library, c"chain".as_ptr());
+        assert!(!chain.is_null());
+        Some((std::mem::transmute::<*mut c_void, Chain>(chain), dir))
+    }
+}
+
+const COMPARED: [Reg; 7] = [Reg::RSP, Reg::RBX, Reg::RBP, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
+
+/// A frame's pc and its [`COMPARED`] registers.
+type GdbFrame = (u64, Vec<Option<u64>>);
+
+/// gdb's frames of the calling thread. Nothing if gdb may not attach.
+fn frames_by_gdb() -> Option<Vec<GdbFrame>> {
+    if !has_tool("gdb") {
+        return None;
+    }
+    let mut script = String::from("import gdb\n");
+    let (pid, tid) = (std::process::id(), nix::unistd::gettid());
+    let registers = COMPARED.map(|r| r.name()).join(" ");
+    write!(
+        script,
+        r#"
+def word(frame, name):
+    value = frame.read_register(name)
+    return '?' if value.is_optimized_out else format(int(value) & (2**64 - 1), 'x')
+for thread in gdb.selected_inferior().threads():
+    if thread.ptid[1] == {tid}:
+        thread.switch()
+        frame = gdb.newest_frame()
+        while frame:
+            print('frame', format(frame.pc(), 'x'), *[word(frame, r) for r in '{registers}'.split()])
+            frame = frame.older()
+"#
+    )
+    .expect("string");
+    let script = format!("python exec({script:?})");
+    // SAFETY: lets a child attach where the kernel restricts that.
+    unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY) };
+    let mut gdb = Command::new("gdb");
+    gdb.args(["-nx", "-q", "-batch", "-iex", "set debuginfod enabled off", "-iex", "set backtrace past-main on"]);
+    gdb.args(["-p", &pid.to_string(), "-ex", &script]);
+    let output = gdb.output().expect("gdb runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let hex = |s: &str| u64::from_str_radix(s, 16).ok();
+    let parse = |line: &str| {
+        let mut words = line.strip_prefix("frame ")?.split(' ');
+        Some((hex(words.next()?)?, words.map(hex).collect()))
+    };
+    let frames: Vec<_> = text.lines().filter_map(parse).collect();
+    if frames.is_empty() {
+        println!("not tested: gdb shows no frames: {text} {}", String::from_utf8_lossy(&output.stderr));
+        assert!(std::env::var_os("CI").is_none(), "gdb must be able to attach");
+        return None;
+    }
+    Some(frames)
+}
+
+thread_local! {
+    static IN_HANDLER: std::cell::RefCell<Seen> = std::cell::RefCell::default();
+    static CHAIN: std::cell::Cell<Option<Chain>> = const { std::cell::Cell::new(None) };
+    static BY_GDB: std::cell::RefCell<Option<Vec<GdbFrame>>> = std::cell::RefCell::default();
+}
 
 #[test]
 fn a_signal_frame_on_an_alternate_stack_gives_every_register() {
-    extern "C" fn handler(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    extern "C" fn handler(_: i32, _: *mut libc::siginfo_t, context: *mut c_void) {
         let at = here!();
         IN_HANDLER.with_borrow_mut(|seen| seen.look(at));
+        BY_GDB.set(frames_by_gdb());
         // SAFETY: the kernel handed this over; the faulting instruction is two bytes long.
         unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RIP as usize] += 2 };
     }
-    extern "C" fn fault(_: *mut Seen) {
+    extern "C" fn fault(_: *mut c_void) {
         // SAFETY: the handler skips the fault.
         unsafe { wstate_test_fault() };
     }
+    extern "C" fn through_c(argument: *mut c_void) {
+        match CHAIN.get() {
+            // SAFETY: it calls `fault` and returns.
+            Some(chain) => unsafe { chain(fault, argument, 5) },
+            None => fault(argument),
+        }
+    }
+    let compiled = compiled_chain();
+    CHAIN.set(compiled.as_ref().map(|(chain, _)| *chain));
     let mut stack = vec![0u8; 8 << 20];
     // SAFETY: the stack outlives the handler; the old stack and the old handler are put back.
     unsafe {
@@ -201,7 +322,7 @@ fn a_signal_frame_on_an_alternate_stack_gives_every_register() {
         action.sa_sigaction = handler as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
         assert_eq!(libc::sigaction(libc::SIGILL, &action, &mut old), 0);
-        wstate_test_planted(&mut Seen::default(), fault);
+        wstate_test_planted(std::ptr::null_mut(), through_c);
         libc::sigaction(libc::SIGILL, &old, std::ptr::null_mut());
         libc::sigaltstack(&old_stack, std::ptr::null_mut());
     }
@@ -227,7 +348,34 @@ fn a_signal_frame_on_an_alternate_stack_gives_every_register() {
     for (reg, value) in PLANTED {
         assert_eq!(planted.get(reg), Some(value), "{reg}");
     }
-    let order = ["wstate_test_fault", "wstate_test_planted"];
-    let found = order.map(|name| seen.names.iter().position(|n| n == name).expect(name));
-    assert!(found[0] < found[1]);
+    let mut expected = vec!["wstate_test_fault", "wstate_test_planted"];
+    if CHAIN.get().is_some() {
+        expected.splice(1..1, ["sized", "wide", "parted.cold", "chain", "chain", "chain", "chain", "chain", "chain"]);
+    }
+    let mut names = seen.names.iter();
+    for name in expected {
+        assert!(names.any(|n| n == name), "{name} in {:#?}", seen.names);
+    }
+    if let Some(theirs) = BY_GDB.take() {
+        compare(&seen.frames, &theirs);
+    }
+}
+
+/// gdb stood deeper in the handler, so the comparison begins at its caller, the signal frame.
+fn compare(ours: &[Frame], theirs: &[GdbFrame]) {
+    let ours = &ours[1..];
+    let sp = ours[0].cursor.registers.sp();
+    let first = theirs.iter().position(|(pc, words)| *pc == ours[0].cursor.address.raw() && words[0] == sp);
+    let theirs = &theirs[first.expect("gdb sees the signal frame")..];
+    // gdb shows inlined functions as frames of their own, with the registers of the frame they are in.
+    let mut physical = theirs.to_vec();
+    physical.dedup();
+    assert_eq!(ours.len(), physical.len());
+    println!("{} frames compared with gdb", ours.len());
+    for (frame, (pc, words)) in ours.iter().zip(&physical) {
+        assert_eq!(frame.cursor.address.raw(), *pc);
+        for (reg, word) in COMPARED.iter().zip(words) {
+            assert_eq!(frame.cursor.registers.get(*reg), *word, "{reg} at {pc:#x}");
+        }
+    }
 }

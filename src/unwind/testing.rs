@@ -182,6 +182,16 @@ pub fn own_objects() -> Objects {
     Objects::from_parts(objects)
 }
 
+/// Whether a tool of the tests is there. In CI, all of them are.
+pub fn has_tool(name: &str) -> bool {
+    let there = std::process::Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success());
+    assert!(there || std::env::var_os("CI").is_none(), "{name} is missing");
+    if !there {
+        println!("not tested: {name} is missing");
+    }
+    there
+}
+
 /// The registers at this very instruction, of the function that uses the macro: the function must not return while the
 /// cursor is used.
 macro_rules! here {
