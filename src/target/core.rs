@@ -211,12 +211,6 @@ enum Found {
     No,
 }
 
-impl Memory for Splice {
-    fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
-        Splice::read(self, address, buf)
-    }
-}
-
 impl Memory for CoreTarget {
     fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
         self.memory.read(address, buf)
