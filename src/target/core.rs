@@ -197,7 +197,7 @@ impl CoreTarget {
                 }
             };
             if same {
-                return Found::Yes(Arc::new(file), headers);
+                return Found::Yes(Arc::new(file), Box::new(headers));
             }
             result = Found::Other;
         }
@@ -206,7 +206,7 @@ impl CoreTarget {
 }
 
 enum Found {
-    Yes(Holder, Headers),
+    Yes(Holder, Box<Headers>),
     Other,
     No,
 }

@@ -4,6 +4,8 @@
 use super::elf::{self, HEADER_SIZE, Headers, pf, pt};
 use super::memory::map_file;
 use super::{Mapping, Target};
+use crate::limits;
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -104,26 +106,19 @@ pub struct Objects {
     has_executable: bool,
 }
 
-/// Files looked at; more are a broken list of mappings.
-const MAX_OBJECTS: usize = 20_000;
-/// Times that one file can be loaded (dlmopen).
-const MAX_INSTANCES: usize = 16;
-/// Bytes of an image that is put together from memory.
-const MAX_IMAGE: u64 = 512 << 20;
-
 impl Objects {
     /// Finds every loaded file. Never fails as a whole: a file that cannot be had is listed with its problem.
     pub fn load(target: &dyn Target, search: &SearchPaths) -> Objects {
         let mut by_path: BTreeMap<&Path, Vec<&Mapping>> = BTreeMap::new();
         for m in target.mappings().iter().filter(|m| !m.is_anonymous()) {
             if let Some(path) = &m.path
-                && (by_path.len() < MAX_OBJECTS || by_path.contains_key(path.as_path()))
+                && (by_path.len() < limits::MAX_OBJECTS || by_path.contains_key(path.as_path()))
             {
                 by_path.entry(path).or_default().push(m);
             }
         }
         let main = main_path(target);
-        let loader = Loader { target, search };
+        let loader = Loader { target, search, image_budget: Cell::new(limits::MAX_OBJECT_IMAGES) };
         let mut found: Vec<(LoadedObject, Vec<(u64, u64)>)> = Vec::new();
         for (path, mappings) in &by_path {
             found.extend(loader.file(path, mappings, main.as_deref() == Some(*path)));
@@ -183,6 +178,7 @@ fn main_path(target: &dyn Target) -> Option<PathBuf> {
 struct Loader<'a> {
     target: &'a dyn Target,
     search: &'a SearchPaths,
+    image_budget: Cell<u64>,
 }
 
 /// A file's headers as they lie in the target's memory.
@@ -322,15 +318,17 @@ impl Loader<'_> {
     /// there, section headers and debug information are not.
     fn image(&self, headers: &Headers, bias: u64) -> Option<Vec<u8>> {
         let size = headers.loads().map(|p| p.offset.saturating_add(p.filesz)).max()?;
-        if size > MAX_IMAGE || size < HEADER_SIZE {
+        if size < HEADER_SIZE {
             return None;
         }
+        let left = self.image_budget.get().checked_sub(size)?;
         // Ask for one byte of each part first: sizes in a hostile header cost nothing then.
         let constant = |p: &&elf::Phdr| p.flags & pf::W == 0 && p.filesz > 0;
         for p in headers.loads().filter(constant) {
             self.read(bias.wrapping_add(p.vaddr), 1)?;
             self.read(bias.wrapping_add(p.vaddr).wrapping_add(p.filesz - 1), 1)?;
         }
+        self.image_budget.set(left);
         let mut image = vec![0; usize::try_from(size).ok()?];
         for p in headers.loads() {
             let from = usize::try_from(p.offset).ok()?;
@@ -346,12 +344,11 @@ impl Loader<'_> {
     }
 
     fn vdso(&self) -> Option<Found> {
-        const MAX_VDSO: u64 = 1 << 20;
         let by_name = || self.target.mappings().iter().find(|m| m.path.as_deref() == Some(Path::new("[vdso]")));
         let start = self.target.auxv(libc::AT_SYSINFO_EHDR).or_else(|| by_name().map(|m| m.start))?;
         let m = self.target.mapping_at(start)?;
         let memory = self.in_memory(start)?;
-        let data = self.read(start, m.end.saturating_sub(start).min(MAX_VDSO) as usize);
+        let data = self.read(start, m.end.saturating_sub(start).min(limits::MAX_VDSO) as usize);
         let problem = data.is_none().then(|| "the vdso is not in the core".to_string());
         let data = data.map(ObjectData::Memory);
         Some(object(Path::new("[vdso]"), memory.bias, vec![(start, m.end)], None, memory.build_id, data, problem))
@@ -477,7 +474,7 @@ fn instances(headers: &Headers, mappings: &[&Mapping]) -> Vec<(u64, Vec<(u64, u6
     };
     let mut left: Vec<(&Mapping, Vec<u64>)> = mappings.iter().map(|&m| (m, biases(m))).collect();
     let mut out = Vec::new();
-    while out.len() < MAX_INSTANCES {
+    while out.len() < limits::MAX_OBJECT_INSTANCES {
         let mut votes: HashMap<u64, (usize, u64)> = HashMap::new();
         for (m, biases) in &left {
             for &b in biases {
