@@ -197,7 +197,7 @@ impl CoreTarget {
                 }
             };
             if same {
-                return Found::Yes(Arc::new(file), headers);
+                return Found::Yes(Arc::new(file), Box::new(headers));
             }
             result = Found::Other;
         }
@@ -206,15 +206,9 @@ impl CoreTarget {
 }
 
 enum Found {
-    Yes(Holder, Headers),
+    Yes(Holder, Box<Headers>),
     Other,
     No,
-}
-
-impl Memory for Splice {
-    fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
-        Splice::read(self, address, buf)
-    }
 }
 
 impl Memory for CoreTarget {

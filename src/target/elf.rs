@@ -3,6 +3,7 @@
 
 use super::{Mapping, Memory, notes};
 use crate::bytes::{Bytes, Short};
+use crate::limits;
 
 /// `p_type` values.
 #[allow(missing_docs)]
@@ -132,11 +133,6 @@ pub struct Headers {
     pub phdrs: Vec<Phdr>,
 }
 
-/// More program headers than any linker writes; a count above it is a lie.
-const MAX_PHDRS: u16 = 1024;
-/// Bytes of one note segment that are searched for a build id.
-const MAX_NOTE_BYTES: u64 = 64 << 10;
-
 impl Headers {
     /// Reads headers with `read(offset, len)`, which gives bytes by file offset or `None`.
     pub fn read(read: impl Fn(u64, usize) -> Option<Vec<u8>>) -> Option<Headers> {
@@ -144,7 +140,7 @@ impl Headers {
         let plausible = header.machine == 62
             && (header.kind == 2 || header.kind == 3)
             && u64::from(header.phentsize) == PHDR_SIZE
-            && header.phnum <= MAX_PHDRS;
+            && header.phnum <= limits::MAX_PROGRAM_HEADERS;
         if !plausible {
             return None;
         }
@@ -171,13 +167,13 @@ impl Headers {
 
     /// The build id in a file's bytes.
     pub fn build_id_of_file(&self, data: &[u8]) -> Option<Vec<u8>> {
-        self.build_id(|p| slice(data, p.offset, p.filesz.min(MAX_NOTE_BYTES)).map(<[u8]>::to_vec))
+        self.build_id(|p| slice(data, p.offset, p.filesz.min(limits::MAX_NOTE_BYTES)).map(<[u8]>::to_vec))
     }
 
     /// The build id; `contents` gives the bytes of a note segment.
     pub fn build_id(&self, contents: impl Fn(&Phdr) -> Option<Vec<u8>>) -> Option<Vec<u8>> {
         const NT_GNU_BUILD_ID: u32 = 3;
-        for p in self.phdrs.iter().filter(|p| p.kind == pt::NOTE && p.filesz <= MAX_NOTE_BYTES) {
+        for p in self.phdrs.iter().filter(|p| p.kind == pt::NOTE && p.filesz <= limits::MAX_NOTE_BYTES) {
             let Some(data) = contents(p) else { continue };
             let mut b = Bytes::new(&data);
             while let Some(Ok(note)) = notes::next_note(&mut b) {
@@ -197,10 +193,9 @@ impl Headers {
     /// that were written to. Sizes and addresses in it differ between any two builds of substance. `None`: it cannot be
     /// told.
     pub fn dynamic_agrees(&self, file: &[u8], mappings: &[&Mapping], memory: &dyn Memory) -> Option<bool> {
-        const MAX_DYNAMIC: u64 = 64 << 10;
         // Filled in by the dynamic linker.
         const DT_DEBUG: u64 = 21;
-        let p = self.find(pt::DYNAMIC).filter(|p| p.filesz <= MAX_DYNAMIC && p.filesz >= 64)?;
+        let p = self.find(pt::DYNAMIC).filter(|p| p.filesz <= limits::MAX_DYNAMIC_BYTES && p.filesz >= 64)?;
         let theirs = slice(file, p.offset, p.filesz)?;
         let mut result = None;
         for m in mappings {

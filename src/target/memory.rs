@@ -1,6 +1,6 @@
 //! Memory put together from pieces: regions where later ones win, bytes that are zero, bytes that are known to be missing.
 
-use super::MemoryError;
+use super::{Memory, MemoryError};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::Path;
@@ -164,6 +164,12 @@ impl Splice {
             .min(want - done);
         }
         done
+    }
+}
+
+impl Memory for Splice {
+    fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
+        Splice::read(self, address, buf)
     }
 }
 

@@ -235,7 +235,7 @@ impl Notes {
         let mut b = Bytes::new(data);
         let count = b.u64()?;
         let page_size = b.u64()?;
-        let mut table = Bytes::new(b.take(count.checked_mul(24).unwrap_or(u64::MAX))?);
+        let mut table = Bytes::new(b.take(count.saturating_mul(24))?);
         for i in 0..count {
             let (start, end, page) = (table.u64()?, table.u64()?, table.u64()?);
             let rest = data.get(b.offset()..).unwrap_or_default();
