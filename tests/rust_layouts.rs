@@ -411,3 +411,160 @@ fn published_modules_are_found_by_symbol_and_by_magic() {
     let found = route_descriptor::find(&target, &objects(this_executable()));
     assert!(found.modules.is_empty() && found.notes.is_empty(), "{found:?}");
 }
+
+/// A map with everything that singlepass itself never writes.
+fn map_made_by_hand() -> wasmer_runtime_core_near::state::ModuleStateMap {
+    use wasmer_runtime_core_near::state::*;
+    let halves = MachineValue::TwoHalves(Box::new((
+        MachineValue::WasmStack(3),
+        MachineValue::TwoHalves(Box::new((MachineValue::VmctxDeref(vec![8, 16]), MachineValue::Undefined))),
+    )));
+    let values = vec![
+        MachineValue::Undefined,
+        MachineValue::Vmctx,
+        MachineValue::VmctxDeref(vec![]),
+        MachineValue::VmctxDeref(vec![0x10, 0, 0x18]),
+        MachineValue::PreserveRegister(RegisterIndex(31)),
+        MachineValue::CopyStackBPRelative(-24),
+        MachineValue::ExplicitShadow,
+        MachineValue::WasmStack(7),
+        MachineValue::WasmLocal(usize::MAX),
+        halves.clone(),
+    ];
+    let initial = MachineState {
+        stack_values: values.clone(),
+        register_values: vec![MachineValue::Vmctx; 24],
+        prev_frame: (0..40).map(|i| (i, values[i % values.len()].clone())).collect(),
+        wasm_stack: vec![WasmAbstractValue::Const(u64::MAX), WasmAbstractValue::Runtime],
+        wasm_stack_private_depth: 1,
+        wasm_inst_offset: usize::MAX,
+    };
+    let diff = |last| MachineStateDiff {
+        last,
+        stack_push: values.clone(),
+        stack_pop: 2,
+        reg_diff: vec![(RegisterIndex(3), halves.clone())],
+        prev_frame_diff: (0..30).map(|i| (i, (i % 3 != 0).then(|| values[i % values.len()].clone()))).collect(),
+        wasm_stack_push: vec![WasmAbstractValue::Const(1)],
+        wasm_stack_pop: 1,
+        wasm_stack_private_depth: 4,
+        wasm_inst_offset: 5,
+    };
+    let suspend = |i| match i % 3 {
+        0 => SuspendOffset::Loop(i),
+        1 => SuspendOffset::Call(i),
+        _ => SuspendOffset::Trappable(i),
+    };
+    let info = |i| OffsetInfo { end_offset: i + 1, diff_id: i % 2, activate_offset: i + 7 };
+    let function = |id: usize| FunctionStateMap {
+        initial: initial.clone(),
+        local_function_id: id,
+        locals: vec![WasmAbstractValue::Runtime, WasmAbstractValue::Const(9)],
+        shadow_size: 32,
+        diffs: vec![diff(None), diff(Some(0)), diff(Some(usize::MAX))],
+        wasm_function_header_target_offset: (id % 4 != 3).then(|| suspend(id)),
+        wasm_offset_to_target_offset: (0..100).map(|i| (i, suspend(i))).collect(),
+        loop_offsets: (0..id).map(|i| (i, info(i))).collect(),
+        call_offsets: (0..200).map(|i| (2 * i, info(i))).collect(),
+        trappable_offsets: Default::default(),
+    };
+    ModuleStateMap { local_functions: (0..20).map(|i| (i * 100, function(i))).collect(), total_size: 2000 }
+}
+
+#[test]
+fn every_kind_of_value_and_previous_frames_are_read() {
+    let own = map_made_by_hand();
+    let target = this_process(&[]);
+    for layouts in both_layouts() {
+        let address = std::ptr::from_ref(&own) as u64;
+        let map = rust_msm::read_module_state_map(&target, &layouts.state, address).unwrap();
+        assert!(bincode::serialize(&map).unwrap() == bincode::serialize(&own).unwrap());
+    }
+    let empty = wasmer_runtime_core_near::state::ModuleStateMap { local_functions: Default::default(), total_size: 0 };
+    let l = Layouts::for_compiler("1.95.0").unwrap().state;
+    let map = rust_msm::read_module_state_map(&target, &l, std::ptr::from_ref(&empty) as u64).unwrap();
+    assert_eq!((map.local_functions.len(), map.total_size), (0, 0));
+}
+
+/// Memory in which some words are wrong: which ones depends on the address and a seed, so a word stays wrong.
+struct Corrupted<'a> {
+    inner: &'a ThisProcess,
+    seed: u64,
+}
+
+impl Memory for Corrupted<'_> {
+    fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
+        self.inner.read(address, buf)?;
+        for (i, byte) in buf.iter_mut().enumerate() {
+            let at = address + i as u64;
+            let hash = ((at / 8) ^ self.seed)
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                .rotate_left(29)
+                .wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            if hash >> 54 == 0 {
+                *byte ^= (hash >> (8 * (at % 8))) as u8;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn corrupted_maps_and_modules_end_without_panic() {
+    let own = map_made_by_hand();
+    let instance = instance(true);
+    let target = this_process(&[]);
+    let layouts = Layouts::for_compiler("1.95.0").unwrap();
+    let address = std::ptr::from_ref(&own) as u64;
+    let module = std::ptr::from_ref(&*instance.module) as u64;
+    let (mut errors, mut problems) = (0, 0);
+    for seed in 0..300 {
+        let memory = Corrupted { inner: &target, seed: seed * 0x1_0001 };
+        errors += usize::from(rust_msm::read_module_state_map(&memory, &layouts.state, address).is_err());
+        for offset in [0, 999, 1999] {
+            let _ = rust_msm::read_function_at(&memory, &layouts.state, address, offset);
+        }
+        let _ = rust_msm::summary(&memory, &layouts.state, address);
+        match module_memory::read_module_info(&memory, &layouts, module) {
+            Ok(info) => problems += usize::from(!info.problems().is_empty()),
+            Err(_) => problems += 1,
+        }
+    }
+    // The test would show nothing if nothing were ever corrupted.
+    assert!(errors > 100 && problems > 50, "{errors} {problems}");
+}
+
+/// A map that claims to hold itself: the root's children are the root.
+#[test]
+fn trees_that_go_in_circles_are_errors() {
+    struct Circle(Vec<u8>);
+    impl Memory for Circle {
+        fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
+            let bytes = address.checked_sub(0x1000).and_then(|at| self.0.get(at as usize..at as usize + buf.len()));
+            bytes.map(|b| buf.copy_from_slice(b)).ok_or(MemoryError::Unmapped { address, len: buf.len() })
+        }
+    }
+    let l = Layouts::for_compiler("1.95.0").unwrap().state;
+    for height in [1, 2, 16, u64::MAX] {
+        let mut bytes = vec![0u8; 0x2000];
+        let mut put = |at: u64, value: u64, len: usize| {
+            bytes[at as usize..at as usize + len].copy_from_slice(&value.to_le_bytes()[..len]);
+        };
+        let node = 0x100;
+        put(l.map_node, 0x1000 + node, 8);
+        put(l.map_height, height, 8);
+        put(l.map_len, 1 << 19, 8);
+        put(l.msm_total_size, 1 << 40, 8);
+        put(node + l.functions_leaf_len, 11, 2);
+        for i in 0..12 {
+            if i < 11 {
+                put(node + l.functions_leaf_keys + 8 * i, 1000 * (i + 1), 8);
+            }
+            put(node + l.functions_edges + 8 * i, 0x1000 + node, 8);
+        }
+        let memory = Circle(bytes);
+        assert!(rust_msm::read_module_state_map(&memory, &l, 0x1000).is_err());
+        assert!(rust_msm::read_function_at(&memory, &l, 0x1000, 5500).is_err());
+        assert!(rust_msm::summary(&memory, &l, 0x1000).is_err());
+    }
+}

@@ -81,7 +81,7 @@ pub fn read_module_info(
     let l = &layouts.module;
     let heap = Budgeted::new(memory, limits::MAX_MODULE_INFO_BYTES);
     let address = module.wrapping_add(l.inner_info);
-    if module % 8 != 0 {
+    if !module.is_multiple_of(8) {
         return Err(StructureError::Implausible {
             what: "ModuleInner",
             address: module,

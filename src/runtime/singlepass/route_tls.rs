@@ -282,7 +282,7 @@ fn read_list(
         let plausible = len <= cap
             && cap <= limits::MAX_CODE_VERSIONS
             && (borrow as i64).unsigned_abs() < 1 << 20
-            && (len == 0 || (ptr % 8 == 0 && target.mapping_at(ptr).is_some_and(|m| m.read && m.write)));
+            && (len == 0 || (ptr.is_multiple_of(8) && target.mapping_at(ptr).is_some_and(|m| m.read && m.write)));
         plausible.then_some((borrow, ptr, len, cap))
     };
     // rustc 1.95: value, then the state word (1 is alive). Before lazy storage had its state last, a tag came first.
@@ -380,7 +380,7 @@ fn read_version(
 /// the reference counts and the vtable say that it is such an Arc, the caller compares the rest.
 pub(super) fn code_of_runnable(target: &dyn Target, layouts: &Layouts, arc: u64) -> Option<(u64, u64)> {
     let word = |address: u64| target.read_u64(address).ok();
-    if arc == 0 || arc % 8 != 0 {
+    if arc == 0 || !arc.is_multiple_of(8) {
         return None;
     }
     let (strong, weak) = (word(arc)?, word(arc.checked_add(8)?)?);

@@ -213,7 +213,7 @@ impl<'a> Reader<'a> {
     /// Reads one node and checks its keys: ascending, within `low <= key <= high`.
     fn node(&self, node: &Node, address: u64, height: u64, low: u64, high: u64) -> Result<NodeBytes, StructureError> {
         let size = if height == 0 { node.size } else { node.edges + 8 * (NODE_CAPACITY + 1) };
-        if address % 8 != 0 {
+        if !address.is_multiple_of(8) {
             return Err(StructureError::Implausible { what: node.what, address, field: "address", value: address });
         }
         let bytes = self.heap.read(node.what, address, size)?;
