@@ -187,6 +187,12 @@ fn pop<T>(stack: &mut Vec<T>, pops: usize, diff: Option<usize>, what: &'static s
 #[derive(Clone, Copy, Debug)]
 pub struct Budget(pub u64);
 
+impl Default for Budget {
+    fn default() -> Budget {
+        Budget(MAX_STATE_WORK)
+    }
+}
+
 impl Budget {
     fn spend(&mut self, cost: usize) -> Result<(), StateError> {
         self.0 = self.0.checked_sub(cost as u64).ok_or(StateError::WorkLimit)?;
@@ -200,7 +206,7 @@ impl MachineStateDiff {
     /// # Errors
     /// Where the runtime panics (an index out of range, a pop from an empty stack) or never ends (a cyclic chain).
     pub fn build_state(&self, function: &FunctionStateMap) -> Result<MachineState, StateError> {
-        build(function, self, None, &mut Budget(MAX_STATE_WORK))
+        build(function, self, None, &mut Budget::default())
     }
 }
 

@@ -9,7 +9,7 @@
 //! - [`diff`]: from a point's diff to the machine state.
 //! - [`read`]: from a machine state and a stack to values: one frame, or the whole of `read_stack`.
 //! - [`codec`]: bincode 1 and borsh.
-//! - [`validate`]: what is wrong with a map, function by function.
+//! - [`mod@validate`]: what is wrong with a map, function by function.
 //! - [`x64`]: the register numbers that the maps use.
 //!
 //! A map is input: it may come from the memory of a broken process. Every function here is total: it ends, and returns
@@ -26,8 +26,11 @@ pub mod validate;
 pub mod x64;
 
 pub use codec::CodecError;
-pub use diff::StateError;
+pub use diff::{Budget, StateError};
 pub use map::{Point, PointKind};
 pub use model::*;
-pub use read::{FrameRead, KnownRegisters, ReadEnd, ReadError, ReadWord, ValuePlace, read_frame, read_stack};
+pub use read::{
+    BoundaryRegisters, FrameProblem, FrameRead, KnownRegisters, MissingReason, ReadEnd, ReadError, ReadWord,
+    ValuePlace, cross_tier_boundary, find_point, read_frame, read_stack,
+};
 pub use validate::{Validation, validate};

@@ -23,7 +23,7 @@ use super::model::{
     WasmFunctionStateDump,
 };
 use crate::arch::Reg;
-use crate::limits::{MAX_CACHED_SLOTS, MAX_IMAGE_FRAMES, MAX_IMAGE_VALUES, MAX_IMAGE_WORK, MAX_SLOTS, MAX_STATE_WORK};
+use crate::limits::{MAX_CACHED_SLOTS, MAX_IMAGE_FRAMES, MAX_IMAGE_VALUES, MAX_IMAGE_WORK, MAX_SLOTS};
 
 /// Reads words of the stack. Implemented by every closure `FnMut(u64) -> Option<u64>`.
 pub trait ReadWord {
@@ -489,8 +489,8 @@ pub enum ReadEnd {
 }
 
 /// The first version that has a state at `address`, and the point that `read_stack` takes there: for each version in
-/// turn call, trappable, loop.
-fn find<'a>(versions: &'a [CodeVersion], address: u64) -> Option<(usize, &'a CodeVersion, Point<'a>)> {
+/// turn call, trappable, loop. With the version's number in `versions`.
+pub fn find_point<'a>(versions: &'a [CodeVersion], address: u64) -> Option<(usize, &'a CodeVersion, Point<'a>)> {
     let address = usize::try_from(address).ok()?;
     versions.iter().enumerate().find_map(|(number, version)| {
         let point = version.msm.lookup(address.checked_sub(version.base)?)?;
@@ -522,7 +522,7 @@ pub fn read_stack(
     let mut registers = KnownRegisters(registers);
     let mut sp = sp;
     let mut was_baseline = true;
-    let mut budget = Budget(MAX_STATE_WORK);
+    let mut budget = Budget::default();
     let (mut values, mut work) = (0usize, 0usize);
     // Deep recursion returns to the same few places.
     let mut states: HashMap<(usize, usize, usize), Rc<MachineState>> = HashMap::new();
@@ -545,7 +545,7 @@ pub fn read_stack(
                 word
             }
         };
-        let Some((number, version, point)) = find(versions, address) else { break ReadEnd::NoState { address } };
+        let Some((number, version, point)) = find_point(versions, address) else { break ReadEnd::NoState { address } };
 
         let key = (number, point.function_start, point.info.diff_id);
         let state = match states.get(&key) {
