@@ -103,8 +103,6 @@ pub const MAX_HASH_BUCKETS: u64 = 1 << 24;
 pub const MAX_DESCRIPTOR_SCAN_BYTES: u64 = 256 << 20;
 /// Entries of a descriptor's list.
 pub const MAX_PUBLISHED_MODULES: usize = 1 << 16;
-/// Characters of a name of the target in text output; JSON has it whole.
-pub const MAX_TEXT_NAME: usize = 300;
 /// Characters of a note, an error or a reason in text output, which may quote names of the target.
 pub const MAX_TEXT_MESSAGE: usize = 2000;
 /// Loaded files looked at; more are a broken list of mappings.
