@@ -1,8 +1,11 @@
 //! Finding modules: the routes in order, most direct first, each asked only for what the ones before it left unexplained.
 
-use super::anchor::{self, Anchor, MapSource, Route};
+use super::anchor::{self, Anchor, MapSource, PAGE, Route};
+use super::layouts::Layouts;
 use super::module::{Module, Names};
-use super::{Singlepass, route_artifact, route_heap, route_vmctx};
+use super::module_info::{Artifact, Export, Import, ModuleInfo, Signature};
+use super::module_memory::{MemoryModuleInfo, read_module_info};
+use super::{Singlepass, route_artifact, route_descriptor, route_heap, route_tls, route_vmctx, rust_msm};
 use crate::arch::Reg;
 use crate::error::Error;
 use crate::limits;
@@ -10,6 +13,7 @@ use crate::runtime::{GuestModule, Provider, Runtime, Scene};
 use crate::state::{self, ModuleStateMap, SuspendOffset};
 use crate::symbolize::wasm::{FunctionFacts, ModuleFacts, PointKind, WasmModule};
 use crate::target::Memory;
+use crate::target::objects::Objects;
 use crate::unwind::Cursor;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -54,6 +58,7 @@ pub struct SinglepassProvider {
     refused: BTreeSet<u64>,
     /// Routes that look at the whole target are asked once.
     asked: BTreeSet<Route>,
+    layouts: HostLayouts,
 }
 
 impl SinglepassProvider {
@@ -65,6 +70,7 @@ impl SinglepassProvider {
             anchors: Vec::new(),
             refused: BTreeSet::new(),
             asked: BTreeSet::new(),
+            layouts: HostLayouts::default(),
         }
     }
 
@@ -86,6 +92,7 @@ impl SinglepassProvider {
             let both = anchor::merge(vec![self.anchors[i].clone(), anchor]);
             if let Some(both) = both.into_iter().next() {
                 self.anchors[i] = both;
+                self.name(scene, i);
                 self.list(i);
             }
             return false;
@@ -93,10 +100,11 @@ impl SinglepassProvider {
         if self.refused.contains(&anchor.code_base) {
             return false;
         }
-        match load(scene, &anchor) {
+        match load(scene, &mut self.layouts, &anchor) {
             Ok(module) => {
                 self.runtime.modules.push(module);
                 self.anchors.push(anchor);
+                self.name(scene, self.anchors.len() - 1);
                 self.list(self.anchors.len() - 1);
                 true
             }
@@ -110,6 +118,43 @@ impl SinglepassProvider {
                     self.refused.insert(anchor.code_base);
                 }
                 false
+            }
+        }
+    }
+
+    /// Reads names and signatures of module `i` from the runtime's `ModuleInfo`, if its address is known.
+    fn name(&mut self, scene: &Scene<'_>, i: usize) {
+        let (Some(module), Some(anchor)) = (self.runtime.modules.get_mut(i), self.anchors.get(i)) else { return };
+        let Some(inner) = anchor.module_inner.filter(|_| module.names == Names::default()) else { return };
+        let read = self
+            .layouts
+            .get(scene.objects)
+            .and_then(|layouts| read_module_info(scene.target, &layouts, inner).map_err(|e| e.to_string()));
+        match read {
+            Ok(info) => {
+                // The import count of the maps is checked; a description that disagrees is of something else.
+                let imports = info.imported_functions.as_ref().map(Vec::len);
+                let functions = info.func_assoc.as_ref().map(Vec::len);
+                let wanted = (module.import_count as usize, module.map.local_functions.len());
+                if imports.is_ok_and(|n| n != wanted.0) || functions.is_ok_and(|n| n != wanted.0 + wanted.1) {
+                    let note = format!("the description of the module at {:#x} is of another module", module.code.0);
+                    self.runtime.notes.push(format!("{note}: names and types are not shown"));
+                    return;
+                }
+                module.names = names(&described(&info));
+                if let Ok(backend) = &info.backend {
+                    module.backend = backend.clone();
+                }
+                let problems = info.problems();
+                if let Some(first) = problems.first() {
+                    self.runtime.notes.push(format!("the module at {:#x}: {first}", module.code.0));
+                }
+            }
+            Err(why) => {
+                let note = format!("names and types of the module at {:#x} are not known: {why}", module.code.0);
+                if !self.runtime.notes.contains(&note) {
+                    self.runtime.notes.push(note);
+                }
             }
         }
     }
@@ -144,6 +189,52 @@ impl SinglepassProvider {
         match self.runtime.listed.get_mut(i) {
             Some(slot) => *slot = guest,
             None => self.runtime.listed.push(guest),
+        }
+    }
+
+    /// Says what a route tried, where code is still unexplained after it.
+    fn note_if(&mut self, unexplained: bool, notes: Vec<String>, route: &str) {
+        if unexplained {
+            let prefix = format!("{route}: ");
+            self.runtime.notes.extend(notes.into_iter().map(|n| match n.starts_with(&prefix) {
+                true => n,
+                false => format!("{prefix}{n}"),
+            }));
+        }
+    }
+
+    /// The thread-local lists of code versions.
+    fn tls(&mut self, scene: &Scene<'_>) {
+        let layouts = self.layouts.get(scene.objects).ok();
+        let found = route_tls::find(scene.target, scene.objects, layouts.as_deref());
+        for version in &found.versions {
+            let table = version.table.clone().unwrap_or_default();
+            let anchor = Anchor {
+                routes: vec![Route::Tls],
+                code_base: version.base,
+                code_size: version.total_size.next_multiple_of(PAGE),
+                map: MapSource::RustObjects { msm_address: version.msm_address },
+                function_offsets: table.function_offsets,
+                import_count: table.import_count,
+                module_inner: None,
+                vmctx: Vec::new(),
+                patched: Vec::new(),
+                checks: version.checks.clone(),
+            };
+            self.take(scene, anchor);
+        }
+        self.note_if(found.versions.is_empty(), found.notes, "tls");
+        self.tiers(&found.versions);
+    }
+
+    /// Which modules are optimized tiers. Every instance's version says baseline, tiering or not, so one list that says
+    /// otherwise decides.
+    fn tiers(&mut self, versions: &[route_tls::TlsVersion]) {
+        for module in &mut self.runtime.modules {
+            let mut of = versions.iter().filter(|v| v.base == module.code.0).peekable();
+            if of.peek().is_some() {
+                module.baseline = Some(of.all(|v| v.baseline));
+            }
         }
     }
 
@@ -226,14 +317,54 @@ impl Provider for SinglepassProvider {
             }
             self.runtime.notes.extend(notes);
         }
-        let look_further = left(self) || self.runtime.modules.is_empty();
-        if look_further && self.once(Route::Artifact) {
+        // An idle process has modules too: the routes that need no frame are asked for them.
+        let look_further = |me: &SinglepassProvider| left(me) || me.runtime.modules.is_empty();
+        if look_further(self) && self.once(Route::Tls) {
+            self.tls(scene);
+        }
+        if look_further(self) && self.once(Route::Descriptor) {
+            let found = route_descriptor::find(target, scene.objects);
+            for published in found.modules {
+                let map = MapSource::StateMap { address: published.map_bytes_address, len: published.map_len };
+                let anchor = Anchor {
+                    routes: vec![Route::Descriptor],
+                    code_base: published.code_base,
+                    code_size: published.code_len,
+                    map,
+                    function_offsets: Vec::new(),
+                    import_count: 0,
+                    module_inner: None,
+                    vmctx: Vec::new(),
+                    patched: Vec::new(),
+                    checks: published.checks,
+                };
+                let base = anchor.code_base;
+                self.take(scene, anchor);
+                if let Some(i) = self.anchors.iter().position(|a| a.code_base == base)
+                    && let Some(module) = self.runtime.modules.get_mut(i)
+                {
+                    module.names.module = module.names.module.take().or(published.name);
+                    self.list(i);
+                }
+            }
+            self.note_if(left(self), found.notes, "descriptor");
+        }
+        if look_further(self) && self.once(Route::Artifact) {
             for (path, bytes) in std::mem::take(&mut self.options.artifacts) {
                 let (anchors, notes) = route_artifact::from_artifact(target, &bytes, &progress);
                 for anchor in anchors {
+                    let base = anchor.code_base;
                     self.take(scene, anchor);
+                    let Some(i) = self.anchors.iter().position(|a| a.code_base == base) else { continue };
+                    if let Some(module) = self.runtime.modules.get_mut(i)
+                        && module.names == Names::default()
+                        && let Ok(artifact) = Artifact::parse(&bytes)
+                    {
+                        module.names = names(&artifact.info);
+                        self.list(i);
+                    }
                 }
-                self.runtime.notes.extend(notes.into_iter().map(|n| format!("{}: {n}", path.display())));
+                self.note_if(left(self), notes, &path.display().to_string());
             }
         }
         self.runtime.modules.len() - before
@@ -245,18 +376,13 @@ impl Provider for SinglepassProvider {
 }
 
 /// Reads a module's maps.
-fn load(scene: &Scene<'_>, anchor: &Anchor) -> Result<Module, String> {
-    let (map, code) = match &anchor.map {
-        MapSource::CacheImage { address, len, exact, msm_offset } => {
-            read_image(scene.target, *address, *len, *exact, *msm_offset, anchor.code_size)?
+fn load(scene: &Scene<'_>, layouts: &mut HostLayouts, anchor: &Anchor) -> Result<Module, String> {
+    let map = match &anchor.map {
+        MapSource::RustObjects { msm_address } => {
+            let layouts = layouts.get(scene.objects)?;
+            rust_msm::read_module_state_map(scene.target, &layouts.state, *msm_address).map_err(|e| e.to_string())?
         }
-        MapSource::Bytes { image, msm_offset } => {
-            let at = usize::try_from(*msm_offset).map_err(|_| "its length is absurd")?;
-            let bytes = image.get(at..).ok_or("it is cut off before the state map")?;
-            let (map, _) = state::codec::decode_borsh_prefix(bytes).map_err(|e| e.to_string())?;
-            (map, image.get(4..4 + anchor.code_size as usize).map(Rc::from))
-        }
-        MapSource::RustObjects { .. } => return Err("not read yet".into()),
+        borsh => read_borsh(scene.target, borsh, anchor.code_size)?,
     };
     let code_size = anchor.code_size;
     if map.total_size as u64 > code_size {
@@ -275,38 +401,71 @@ fn load(scene: &Scene<'_>, anchor: &Anchor) -> Result<Module, String> {
         anchor.function_offsets.clone(),
         imports,
     );
-    module.image_code = code;
-    module.names = Names::default();
+    if let MapSource::Bytes { image, .. } = &anchor.map {
+        module.image_code = usize::try_from(code_size).ok().and_then(|n| image.get(4..4 + n)).map(Rc::from);
+    }
     Ok(module)
 }
 
-/// A state map, and the code if it was read along.
-type Loaded = (ModuleStateMap, Option<Rc<[u8]>>);
-
-/// Reads the borsh state map that lies `msm_offset` behind `address`. Its length is not written anywhere: if the owner's
-/// length is not known, more and more is read until it decodes.
-fn read_image(
-    memory: &dyn Memory,
-    address: u64,
-    len: u64,
-    exact: bool,
-    msm_offset: u64,
-    code_size: u64,
-) -> Result<Loaded, String> {
-    let len = len.saturating_sub(msm_offset).min(limits::MAX_IMAGE_BYTES);
-    let mut wanted = if exact { len } else { len.min((4 << 20).max(code_size.saturating_mul(8))) };
+/// Decodes a borsh state map. Its length is not written anywhere: where the image's end is not known, more and more is
+/// read until it decodes.
+fn read_borsh(memory: &dyn Memory, source: &MapSource, code_size: u64) -> Result<ModuleStateMap, String> {
+    let mut max = match source {
+        MapSource::CacheImage { exact: false, .. } => (4 << 20).max(code_size.saturating_mul(8)),
+        _ => limits::MAX_IMAGE_BYTES,
+    };
     loop {
-        let mut bytes = vec![0; usize::try_from(wanted).map_err(|_| "it is too large")?];
-        let got = memory.read_some(address.wrapping_add(msm_offset), &mut bytes);
-        bytes.truncate(got);
+        let bytes = source.msm_bytes(memory, max).ok_or("its state map cannot be reached")?;
         match state::codec::decode_borsh_prefix(&bytes) {
-            Ok((map, _)) => return Ok((map, None)),
-            Err(_) if got as u64 == wanted && wanted < len => wanted = wanted.saturating_mul(4).min(len),
-            Err(e) if (got as u64) < wanted => {
-                return Err(format!("{e}; only {got} bytes of the image can be read at {address:#x}"));
-            }
-            Err(e) => return Err(e.to_string()),
+            Ok((map, _)) => return Ok(map),
+            Err(_) if bytes.len() as u64 == max && max < limits::MAX_IMAGE_BYTES => max = max.saturating_mul(4),
+            Err(e) => return Err(format!("{e} ({} bytes of it can be read)", bytes.len())),
         }
+    }
+}
+
+/// The layouts of the host's Rust structures, looked up when first needed.
+#[derive(Default)]
+struct HostLayouts(Option<Result<Rc<Layouts>, String>>);
+
+impl HostLayouts {
+    fn get(&mut self, objects: &Objects) -> Result<Rc<Layouts>, String> {
+        self.0.get_or_insert_with(|| Layouts::of_target(objects).map(Rc::new).map_err(|e| e.to_string())).clone()
+    }
+}
+
+/// Names and signatures, from the runtime's description of the module.
+fn names(info: &ModuleInfo) -> Names {
+    let functions = 0..info.function_types.len() as u32;
+    Names {
+        functions: info.function_names().into_iter().collect(),
+        signatures: functions
+            .filter_map(|f| info.signature(f).map(|s| (f, (s.params.clone(), s.results.clone()))))
+            .collect(),
+        module: info.module_name(),
+    }
+}
+
+/// The same description, read field by field out of the host's memory. A field that could not be read is empty here.
+fn described(info: &MemoryModuleInfo) -> ModuleInfo {
+    let imports = info.imported_functions.iter().flatten();
+    let exports = info.function_exports.iter().flatten();
+    let section = info.name_section.as_ref().ok().cloned().flatten();
+    ModuleInfo {
+        imported_functions: imports
+            .map(|(module, name)| Import { module: module.clone(), name: name.clone(), ty: () })
+            .collect(),
+        exports: exports.map(|(name, index)| (name.clone(), Export::Function(*index))).collect(),
+        function_types: info.func_assoc.clone().unwrap_or_default(),
+        signatures: info
+            .signatures
+            .iter()
+            .flatten()
+            .map(|(params, results)| Signature { params: params.clone(), results: results.clone() })
+            .collect(),
+        symbol_map: info.em_symbol_map.as_ref().ok().map(|m| m.iter().cloned().collect()),
+        custom_sections: section.map(|s| ("name".to_string(), vec![s])).into_iter().collect(),
+        ..ModuleInfo::default()
     }
 }
 
