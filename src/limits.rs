@@ -70,3 +70,5 @@ pub const MAX_HASH_BUCKETS: u64 = 1 << 24;
 pub const MAX_DESCRIPTOR_SCAN_BYTES: u64 = 256 << 20;
 /// Entries of a descriptor's list.
 pub const MAX_PUBLISHED_MODULES: usize = 1 << 16;
+/// Notes of one route.
+pub const MAX_ROUTE_NOTES: usize = 100;

@@ -111,20 +111,24 @@ fn this_executable() -> Vec<u8> {
 }
 
 fn objects(elf: Vec<u8>) -> Objects {
+    Objects::from_parts(vec![loaded(Some(elf))])
+}
+
+fn loaded(elf: Option<Vec<u8>>) -> LoadedObject {
     let path = std::fs::read_link("/proc/self/exe").unwrap();
     let maps = this_process(&[]).mappings;
     // The first segment of an executable has the virtual address 0 (position independent) in the file.
     let bias = maps.iter().find(|m| m.path.as_ref() == Some(&path)).unwrap().start;
-    Objects::from_parts(vec![LoadedObject {
+    LoadedObject {
         path: path,
         opened: None,
         bias,
         range: (0, 0),
         build_id: None,
-        data: Some(ObjectData::Memory(elf)),
+        data: elf.map(ObjectData::Memory),
         debug: None,
         problem: None,
-    }])
+    }
 }
 
 /// Many functions (several levels of B-tree nodes), every kind of local and operand, loops, calls, imports, traps.
@@ -297,6 +301,34 @@ fn lists_of_all_threads_are_read_with_and_without_symbols() {
     }
     done.send(()).unwrap();
     other.join().unwrap();
+}
+
+/// The executable is module 1 of every thread's DTV: taken for a library, it is found there.
+#[test]
+fn lists_in_libraries_are_found_through_the_dtv() {
+    let instance = instance(true);
+    let code = runnable(&instance).get_code().unwrap().as_ptr() as u64;
+    let target = this_process(&[thread_pointer()]);
+    let objects = Objects::from_parts(vec![loaded(None), loaded(Some(this_executable()))]);
+    let found = route_tls::find(&target, &objects, None);
+    assert_eq!(found.versions.iter().map(|v| v.base).collect::<Vec<_>>(), [code], "{:?}", found.notes);
+}
+
+/// `get_boundary_register_preservation` is what the tiering trampoline calls before it writes there.
+#[test]
+#[allow(unsafe_code)]
+fn boundary_registers_are_those_of_the_thread() {
+    use wasmer_runtime_core_near::fault::{BoundaryRegisterPreservation, get_boundary_register_preservation};
+    let target = this_process(&[thread_pointer()]);
+    assert!(route_tls::find(&target, &objects(this_executable()), None).boundary.is_empty());
+    // SAFETY: the pointer is to this thread's own variable.
+    unsafe {
+        *get_boundary_register_preservation() =
+            BoundaryRegisterPreservation { r15: 15, r14: 14, r13: 13, r12: 12, rbx: 3 };
+    }
+    let found = route_tls::find(&target, &objects(this_executable()), None).boundary;
+    let expected = route_tls::BoundaryRegisters { thread: ThreadId(1), r15: 15, r14: 14, r13: 13, r12: 12, rbx: 3 };
+    assert_eq!(found, [expected]);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! 1. The host's DWARF, where it was built with `debug = 2` (`debug = 1` and line tables have no types).
 //! 2. A table keyed by the compiler version that the linker left in `.comment`, a section that `strip` keeps.
 //!
-//! [`offsets!`] holds both in one row per offset: the measured number and the path through the types that leads to it. So
+//! `offsets!` holds both in one row per offset: the measured number and the path through the types that leads to it. So
 //! the table can be checked against any host that has DWARF, and a new compiler needs one column of numbers.
 //!
 //! Neither source is trusted further than to say where to look: readers check pointers, lengths, tags and orders
@@ -616,7 +616,7 @@ impl<'a> Types<'a> {
         Some(part)
     }
 
-    /// Evaluates a path (see [`offsets!`]).
+    /// Evaluates a path (see `offsets!`).
     fn eval(&self, path: &str) -> Option<u64> {
         let mut steps = path.split('.');
         let mut ty = *self.roots.get(steps.next()?)?;
