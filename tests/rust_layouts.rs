@@ -600,3 +600,55 @@ fn trees_that_go_in_circles_are_errors() {
         assert!(rust_msm::summary(&memory, &l, 0x1000).is_err());
     }
 }
+
+#[test]
+fn unknown_compilers_are_named() {
+    let mut elf = without_debug_info();
+    assert_eq!(layouts::compilers(&elf).len(), 1);
+    let comment = {
+        use object::{Object, ObjectSection};
+        let file = object::File::parse(&*elf).unwrap();
+        file.section_by_name(".comment").unwrap().file_range().unwrap()
+    };
+    let text = &mut elf[comment.0 as usize..][..comment.1 as usize];
+    let needle = b"rustc version 1.";
+    let at = text.windows(needle.len()).position(|w| w == needle).unwrap() + needle.len();
+    text[at..at + 2].copy_from_slice(b"07");
+    let objects = objects(elf);
+    let why = Layouts::of_target(&objects).unwrap_err().to_string();
+    assert!(why.starts_with("unknown compiler: rustc 1.07.") && why.contains("layouts known for: 1.95.0"), "{why}");
+    let found = route_tls::find(&this_process(&[thread_pointer()]), &objects, None);
+    assert!(
+        found.versions.is_empty() && found.notes.iter().any(|n| n.contains("unknown compiler")),
+        "{:?}",
+        found.notes
+    );
+    let missing = Objects::from_parts(vec![loaded(None)]);
+    assert!(matches!(Layouts::of_target(&missing), Err(layouts::LayoutError::NoFile(_))));
+}
+
+#[test]
+fn corrupted_debug_info_ends_without_panic() {
+    use object::{Object, ObjectSection};
+    let elf = this_executable();
+    let file = object::File::parse(&*elf).unwrap();
+    let ranges: Vec<(u64, u64)> = [".debug_info", ".debug_abbrev", ".debug_str"]
+        .iter()
+        .filter_map(|name| file.section_by_name(name)?.file_range())
+        .collect();
+    let mut state = 1u64;
+    let mut random = |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    for round in 0..6 {
+        let mut damaged = elf.clone();
+        for _ in 0..1000 << round {
+            let (start, size) = ranges[random(ranges.len() as u64) as usize];
+            damaged[(start + random(size)) as usize] = random(256) as u8;
+        }
+        let _ = layouts::from_dwarf(&damaged);
+        damaged.truncate(random(elf.len() as u64) as usize);
+        let _ = layouts::from_dwarf(&damaged);
+    }
+}
