@@ -120,7 +120,7 @@ fn loaded(elf: Option<Vec<u8>>) -> LoadedObject {
     // The first segment of an executable has the virtual address 0 (position independent) in the file.
     let bias = maps.iter().find(|m| m.path.as_ref() == Some(&path)).unwrap().start;
     LoadedObject {
-        path: path,
+        path,
         opened: None,
         bias,
         range: (0, 0),

@@ -77,8 +77,10 @@ const BOUNDARY: &str = "BOUNDARY_REGISTER_PRESERVATION";
 pub fn find(target: &dyn Target, objects: &Objects, layouts: Option<&Layouts>) -> TlsFindings {
     let mut out = TlsFindings::default();
     let mut sources = Vec::new();
-    for (index, object) in objects.iter().enumerate() {
-        if let Some(source) = Source::of(object, index == 0) {
+    let executable = objects.executable();
+    for object in objects.iter() {
+        let main = executable.is_some_and(|e| std::ptr::eq(e, object));
+        if let Some(source) = Source::of(object, main) {
             sources.push(source);
         }
     }
