@@ -1154,7 +1154,7 @@ mod tests {
             let begin = Instant::now();
             loop {
                 let n = self.ask("count", "count ").parse().unwrap();
-                if n == want || begin.elapsed() > Duration::from_secs(10) {
+                if n == want || begin.elapsed() > Duration::from_secs(5) {
                     return n;
                 }
             }
@@ -1256,6 +1256,36 @@ mod tests {
         }
         sender.join().unwrap();
         assert_eq!(peer.counted(n), n, "{held} captures met a signal");
+    }
+
+    #[test]
+    fn a_signal_that_arrives_before_the_interrupt_is_delivered_in_any_case() {
+        // Between seize and interrupt the thread can stop for a signal. It must get it when it is let go, and also when
+        // the tracer ends without letting it go.
+        for let_go in [true, false] {
+            let mut peer = Peer::target();
+            let (pid, tid, signal) = (peer.pid(), peer.pid() as libc::pid_t, libc::SIGRTMIN() + 1);
+            let tracer = std::thread::spawn(move || {
+                let (threads, unstopped, notes) = (Vec::new(), Vec::new(), Vec::new());
+                let mut stopped = Stopped { pid, threads, unstopped, notes, since: Instant::now() };
+                ptrace(libc::PTRACE_SEIZE, tid, 0, 0).unwrap();
+                // SAFETY: tgkill touches no memory.
+                assert_eq!(unsafe { libc::syscall(libc::SYS_tgkill, tid, tid, signal) }, 0);
+                while thread_state(pid, tid) != Some(b't') {
+                    std::thread::yield_now();
+                }
+                ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0).unwrap();
+                assert_eq!(stopped.wait_for(vec![tid], Duration::from_secs(10)), 0);
+                assert_eq!(stopped.threads[0].held, signal);
+                assert_eq!(stopped.threads[0].registers(pid).signal, Some(signal));
+                if let_go {
+                    stopped.release();
+                }
+                std::mem::forget(stopped);
+            });
+            tracer.join().unwrap();
+            assert_eq!(peer.counted(1), 1, "let go: {let_go}");
+        }
     }
 
     #[test]
