@@ -38,3 +38,8 @@ pub const MAX_PROGRAM_HEADERS: u16 = 1024;
 pub const MAX_NOTE_BYTES: u64 = 64 << 10;
 /// Bytes of a dynamic section that are compared.
 pub const MAX_DYNAMIC_BYTES: u64 = 64 << 10;
+/// Bytes of a path that a core names (PATH_MAX, and the kernel's " (deleted)").
+pub const MAX_PATH: usize = 4096 + 16;
+/// Mappings that a core's list of files names, and pieces into which that list cuts its segments. A process has at most
+/// 65530 by default (vm.max_map_count).
+pub const MAX_MAPPINGS: usize = 1_000_000;

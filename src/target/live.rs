@@ -1349,6 +1349,30 @@ mod tests {
         assert_eq!(words, [0xed, 0x5e].repeat(16)[..]);
     }
 
+    #[test]
+    fn an_executable_that_was_deleted_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let copy = dir.path().join("copy");
+        std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+        let inner = Peer::command();
+        let mut command = Command::new(&copy);
+        command.args(inner.get_args());
+        let peer = Peer::target_of(&mut command);
+        std::fs::remove_file(&copy).unwrap();
+        let live = peer.capture();
+        let objects = Objects::load(&live, &SearchPaths::default());
+        let executable = objects.executable().unwrap();
+        assert!(executable.path.to_string_lossy().ends_with("/copy (deleted)"));
+        assert!(matches!(executable.data, Some(ObjectData::File(_))) && executable.problem.is_none());
+        // Another file of that name must not be taken for it.
+        std::fs::copy("/bin/true", &copy).unwrap();
+        let objects = Objects::load(&live, &SearchPaths { executable: Some(copy.clone()), ..SearchPaths::default() });
+        let executable = objects.executable().unwrap();
+        assert_ne!(executable.opened.as_ref(), Some(&copy));
+        assert!(executable.data.is_some());
+        assert!(executable.problem.as_deref().is_some_and(|p| p.contains("is not the file that was loaded")));
+    }
+
     fn refused(pid: u32) -> String {
         match LiveTarget::capture(pid, &CaptureOptions::default()) {
             Ok(_) => panic!("captured"),
