@@ -72,3 +72,22 @@ pub const MAX_DESCRIPTOR_SCAN_BYTES: u64 = 256 << 20;
 pub const MAX_PUBLISHED_MODULES: usize = 1 << 16;
 /// Notes of one route.
 pub const MAX_ROUTE_NOTES: usize = 100;
+/// Loaded files looked at; more are a broken list of mappings.
+pub const MAX_OBJECTS: usize = 20_000;
+/// Times that one file can be loaded (dlmopen).
+pub const MAX_OBJECT_INSTANCES: usize = 16;
+/// Bytes of all file images that are put together from memory, where the file is missing.
+pub const MAX_OBJECT_IMAGES: u64 = 1 << 30;
+/// Bytes of a vdso (two pages of code and a few of data are usual).
+pub const MAX_VDSO: u64 = 1 << 20;
+/// Program headers of an executable or library. A core's are limited by its size.
+pub const MAX_PROGRAM_HEADERS: u16 = 1024;
+/// Bytes of one note segment of an executable or library that are searched for a build id.
+pub const MAX_NOTE_BYTES: u64 = 64 << 10;
+/// Bytes of a dynamic section that are compared.
+pub const MAX_DYNAMIC_BYTES: u64 = 64 << 10;
+/// Bytes of a path that a core names (PATH_MAX, and the kernel's " (deleted)").
+pub const MAX_PATH: usize = 4096 + 16;
+/// Mappings that a core's list of files names, and pieces into which that list cuts its segments. A process has at most
+/// 65530 by default (vm.max_map_count).
+pub const MAX_MAPPINGS: usize = 1_000_000;

@@ -1,1 +1,1542 @@
-//! Placeholder.
+//! A live process: all its threads are stopped for a moment, registers and used stacks are copied, and it runs on. What
+//! else is read later comes from the running process.
+//!
+//! Nothing is ever written to the process, and it is seized, not attached: if this program dies at any instant, the
+//! kernel lets every thread go on as if nothing had been. Two details carry that promise. Stops are looked at with
+//! `WNOWAIT`: a consumed stop has lost the signal it was about (`wait_task_stopped` clears `exit_code`), and with it the
+//! signal would be lost if we died before the detach. And all of it happens on a thread of its own, whose end detaches
+//! what could not be detached, such as a thread in uninterruptible sleep that would otherwise stop much later and
+//! wait for us. [`LiveTarget::settle`] is the exception, see there.
+//!
+//! As with any debugger, a few system calls (epoll_wait, semtimedop, ...) see EINTR where they were interrupted:
+//! signal(7), "Interruption of system calls and library functions by stop signals".
+#![allow(unsafe_code)]
+
+use super::memory::{Content, Holder, PageCache, Piece, Splice};
+use super::notes::{parse_auxv, without_deleted};
+use super::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
+use crate::arch::x64::{USER_REGS_ORIG_RAX, USER_REGS_WORDS};
+use crate::arch::{Reg, Registers};
+use crate::error::Error;
+use crate::limits;
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// What a capture may cost.
+#[derive(Clone, Debug)]
+pub struct CaptureOptions {
+    /// Bytes of one thread's stack that are copied.
+    pub max_stack: u64,
+    /// Bytes of all stacks together.
+    pub max_total: u64,
+    /// How long to wait for threads that do not stop. Threads in uninterruptible sleep are given up earlier.
+    pub stop_timeout: Duration,
+}
+
+impl Default for CaptureOptions {
+    fn default() -> CaptureOptions {
+        CaptureOptions {
+            max_stack: limits::MAX_STACK_CAPTURE,
+            max_total: limits::MAX_CAPTURE_TOTAL,
+            stop_timeout: Duration::from_secs(2),
+        }
+    }
+}
+
+/// What the caller of [`LiveTarget::settle`] says about the instruction that would be executed next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// A point: stop here.
+    Point,
+    /// Code that can be stepped through.
+    Step,
+    /// Not the caller's code (a callee, the runtime): do not step any further.
+    Outside,
+}
+
+/// How [`LiveTarget::settle`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// At a point.
+    Point,
+    /// At an instruction that is outside.
+    Left,
+    /// After the given number of steps.
+    Limit,
+    /// At a signal, which is delivered when the thread runs on.
+    Signal(i32),
+    /// Stepping was not possible: the reason.
+    Refused(&'static str),
+}
+
+/// What [`LiveTarget::settle`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SettleReport {
+    /// Instructions executed.
+    pub steps: usize,
+    /// How it ended.
+    pub outcome: Settled,
+}
+
+impl SettleReport {
+    /// Whether the thread is at a point now.
+    pub fn reached(&self) -> bool {
+        self.outcome == Settled::Point
+    }
+}
+
+/// A process as it was at one moment.
+pub struct LiveTarget {
+    pid: u32,
+    threads: Vec<Thread>,
+    mappings: Vec<Mapping>,
+    executable: Option<PathBuf>,
+    auxv: Vec<(u64, u64)>,
+    notes: Vec<String>,
+    captured: Splice,
+    source: Source,
+    cache: Mutex<PageCache>,
+    pause: Duration,
+}
+
+/// The running process's memory.
+struct Source {
+    // A thread that was alive at the capture; the main thread may have ended.
+    tid: libc::pid_t,
+    // Bound to the address space at the capture: after an exec or the end it reads nothing, where `process_vm_readv`
+    // would read a stranger's memory through a reused id.
+    mem: Option<File>,
+}
+
+impl Source {
+    fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
+        let len = buf.len();
+        let os = |e: std::io::Error| match e.raw_os_error() {
+            Some(libc::EIO | libc::EFAULT) => MemoryError::Unmapped { address, len },
+            _ => MemoryError::Os { address, len, errno: e.to_string() },
+        };
+        match &self.mem {
+            Some(mem) if address <= i64::MAX as u64 => {
+                let mut done = 0;
+                while done < len {
+                    match mem.read_at(&mut buf[done..], address + done as u64) {
+                        Ok(0) => {
+                            let errno = "the process has ended or runs another program".to_string();
+                            return Err(MemoryError::Os { address, len, errno });
+                        }
+                        Ok(n) => done += n,
+                        Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                        Err(e) => return Err(os(e)),
+                    }
+                }
+                Ok(())
+            }
+            Some(_) => Err(MemoryError::Unmapped { address, len }),
+            None => match read_ranges(self.tid, &[(address, len)], buf) {
+                Ok(n) if n == len => Ok(()),
+                Ok(_) => Err(MemoryError::Unmapped { address, len }),
+                Err(e) => Err(os(e)),
+            },
+        }
+    }
+}
+
+impl Memory for Source {
+    fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
+        Source::read(self, address, buf)
+    }
+}
+
+/// Reads below this size go through the page cache.
+const SMALL_READ: usize = 1024;
+
+impl Memory for LiveTarget {
+    fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
+        let len = buf.len();
+        let mut done = 0;
+        while done < len {
+            let at = address.checked_add(done as u64).ok_or(MemoryError::Unmapped { address, len })?;
+            done += match self.captured.piece(at) {
+                Piece::Bytes(bytes) => {
+                    let n = bytes.len().min(len - done);
+                    buf[done..done + n].copy_from_slice(&bytes[..n]);
+                    n
+                }
+                Piece::Zero(n) | Piece::Absent(n, _) | Piece::Gap(n) => {
+                    let n = usize::try_from(n).unwrap_or(usize::MAX).min(len - done);
+                    self.read_running(at, &mut buf[done..done + n])?;
+                    n
+                }
+            };
+        }
+        Ok(())
+    }
+
+    fn read_some(&self, address: u64, buf: &mut [u8]) -> usize {
+        if self.read(address, buf).is_ok() {
+            return buf.len();
+        }
+        // Halves instead of pages: a search of the heap reads megabytes that are there as a whole.
+        let mut done = 0;
+        let mut step = (buf.len() / 2).max(1);
+        while done < buf.len() && step > 0 {
+            let n = step.min(buf.len() - done);
+            match address.checked_add(done as u64).map(|at| self.read(at, &mut buf[done..done + n])) {
+                Some(Ok(())) => done += n,
+                _ => step = if step > 1 { step.min(n) / 2 } else { 0 },
+            }
+        }
+        done
+    }
+}
+
+impl LiveTarget {
+    fn read_running(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
+        if buf.len() > SMALL_READ {
+            return self.source.read(address, buf);
+        }
+        match self.cache.lock() {
+            Ok(mut cache) => cache.read(address, buf, |page, into| self.source.read(page, into)),
+            Err(_) => self.source.read(address, buf),
+        }
+    }
+
+    /// Stops all threads of process `pid`, copies what a backtrace needs and lets them go.
+    pub fn capture(pid: u32, options: &CaptureOptions) -> Result<LiveTarget, Error> {
+        on_own_thread(pid, || {
+            let mut stopped = Stopped::all(pid, options)?;
+            LiveTarget::of(&mut stopped, options)
+        })
+    }
+
+    /// Like [`LiveTarget::capture`], but first single-steps thread `tid` until `verdict` says [`Verdict::Point`] or
+    /// [`Verdict::Outside`], a signal is about to be delivered to the thread, or `max_steps` instructions are done. The
+    /// other threads stand meanwhile. `verdict` gets the address of the next instruction and the memory.
+    ///
+    /// Unlike a capture this changes when things happen in the process, and it is not safe against being killed: the
+    /// kernel does not end single-step mode of a thread whose tracer dies (`exit_ptrace` does not call
+    /// `ptrace_disable`), so the next SIGTRAP would end the process. The window is `max_steps` instructions.
+    pub fn settle(
+        pid: u32,
+        tid: ThreadId,
+        max_steps: usize,
+        options: &CaptureOptions,
+        verdict: &mut (dyn FnMut(u64, &dyn Memory) -> Verdict + Send),
+    ) -> Result<(LiveTarget, SettleReport), Error> {
+        on_own_thread(pid, || {
+            let mut stopped = Stopped::all(pid, options)?;
+            let report = stopped.step(tid, max_steps.min(limits::MAX_SETTLE_STEPS), verdict)?;
+            Ok((LiveTarget::of(&mut stopped, options)?, report))
+        })
+    }
+
+    /// How long the threads stood.
+    pub fn pause(&self) -> Duration {
+        self.pause
+    }
+
+    fn of(stopped: &mut Stopped, options: &CaptureOptions) -> Result<LiveTarget, Error> {
+        let pid = stopped.pid;
+        let proc = PathBuf::from(format!("/proc/{pid}/task/{}", stopped.reader()));
+        let mappings = match std::fs::read(proc.join("maps")) {
+            Ok(text) => parse_maps(&text),
+            Err(source) => return Err(Error::File { path: proc.join("maps"), source }),
+        };
+        let source = Source { tid: stopped.reader(), mem: File::open(proc.join("mem")).ok() };
+        let auxv = std::fs::read(proc.join("auxv")).map(|b| parse_auxv(&b)).unwrap_or_default();
+        let executable = std::fs::read_link(proc.join("exe")).ok();
+        let mut threads: Vec<Thread> = stopped.threads.iter().map(|s| s.registers(pid)).collect();
+        let mut notes = std::mem::take(&mut stopped.notes);
+        let captured = copy_stacks(&threads, &mappings, &source, pid, options, &mut notes);
+        stopped.release();
+        let pause = stopped.since.elapsed();
+
+        for &(tid, why) in &stopped.unstopped {
+            threads.push(Thread {
+                id: ThreadId(tid as u32),
+                name: thread_name(pid, tid),
+                registers: Registers::unknown(),
+                fs_base: None,
+                signal: None,
+                problem: Some(why.to_string()),
+            });
+        }
+        threads.sort_by_key(|t| (t.id.0 != pid, t.id));
+        Ok(LiveTarget {
+            pid,
+            threads,
+            mappings,
+            executable,
+            auxv,
+            notes,
+            captured,
+            source,
+            cache: Mutex::default(),
+            pause,
+        })
+    }
+}
+
+impl Target for LiveTarget {
+    fn description(&self) -> String {
+        let name = self.executable.as_ref().and_then(|p| p.file_name()).map(|n| n.to_string_lossy().into_owned());
+        match name.or_else(|| self.threads.first().and_then(|t| t.name.clone())) {
+            Some(name) => format!("process {} ({name})", self.pid),
+            None => format!("process {}", self.pid),
+        }
+    }
+
+    fn threads(&self) -> &[Thread] {
+        &self.threads
+    }
+
+    fn mappings(&self) -> &[Mapping] {
+        &self.mappings
+    }
+
+    fn executable(&self) -> Option<&Path> {
+        self.executable.as_deref()
+    }
+
+    fn pid(&self) -> Option<u32> {
+        Some(self.pid)
+    }
+
+    fn auxv(&self, key: u64) -> Option<u64> {
+        self.auxv.iter().find(|(k, _)| *k == key).map(|(_, v)| *v)
+    }
+
+    fn file_candidates(&self, mapping: &Mapping) -> Vec<PathBuf> {
+        if mapping.is_anonymous() {
+            return Vec::new();
+        }
+        let Some((path, deleted)) = without_deleted(mapping) else { return Vec::new() };
+        let proc = PathBuf::from(format!("/proc/{}/task/{}", self.pid, self.source.tid));
+        let mut out = Vec::new();
+        // Through the mount namespace of the process. A file that was replaced since has another build id, which the
+        // loader checks; the links behind it lead to the very file that is mapped.
+        if !deleted && let Ok(inside) = path.strip_prefix("/") {
+            out.push(proc.join("root").join(inside));
+        }
+        if self.executable.is_some() && self.executable == mapping.path {
+            out.push(proc.join("exe"));
+        }
+        out.push(PathBuf::from(format!("/proc/{}/map_files/{:x}-{:x}", self.pid, mapping.start, mapping.end)));
+        out
+    }
+
+    fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    fn is_live(&self) -> bool {
+        true
+    }
+}
+
+/// Runs `work` on a thread that ends with it, so that the kernel detaches whatever is still seized.
+fn on_own_thread<T: Send>(pid: u32, work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("tracer".to_string()).spawn_scoped(scope, work);
+        match thread.map(|t| t.join()) {
+            Ok(Ok(result)) => result,
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            Err(e) => Err(Error::Attach { pid, why: format!("no thread for tracing could be started: {e}") }),
+        }
+    })
+}
+
+/// A thread that stands.
+struct Stop {
+    tid: libc::pid_t,
+    // A signal that was about to be delivered when the thread stopped; it goes on with the thread.
+    held: i32,
+    // Stopped by SIGSTOP or the like already; it stays so when we detach.
+    group_stop: bool,
+}
+
+impl Stop {
+    fn registers(&self, pid: u32) -> Thread {
+        let mut thread = Thread {
+            id: ThreadId(self.tid as u32),
+            name: thread_name(pid, self.tid),
+            registers: Registers::unknown(),
+            fs_base: None,
+            signal: (self.held != 0).then_some(self.held),
+            problem: None,
+        };
+        let mut regs = [0; USER_REGS_WORDS * 8];
+        match get_regset(self.tid, libc::NT_PRSTATUS, &mut regs) {
+            Ok(n) if n == regs.len() => thread.set_user_regs(&regs),
+            Ok(_) => thread.problem = Some("it is a 32-bit thread; only x86-64 is supported".to_string()),
+            Err(e) => thread.problem = Some(format!("its registers cannot be read: {e}")),
+        }
+        let mut fxsave = [0; 512];
+        if thread.problem.is_none() && matches!(get_regset(self.tid, libc::NT_PRFPREG, &mut fxsave), Ok(512)) {
+            thread.set_fxsave(&fxsave);
+        }
+        thread
+    }
+}
+
+/// All threads of a process, standing. Dropping it lets them go.
+struct Stopped {
+    pid: u32,
+    threads: Vec<Stop>,
+    // Seized, but they did not stop in time.
+    unstopped: Vec<(libc::pid_t, &'static str)>,
+    notes: Vec<String>,
+    since: Instant,
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+/// More rounds of new threads than this are a fork bomb.
+const MAX_ROUNDS: usize = 1000;
+
+impl Stopped {
+    /// Seizes and interrupts every thread.
+    fn all(pid: u32, options: &CaptureOptions) -> Result<Stopped, Error> {
+        let pid = attachable(pid)?;
+        let mut all =
+            Stopped { pid, threads: Vec::new(), unstopped: Vec::new(), notes: Vec::new(), since: Instant::now() };
+        let mut known = HashSet::new();
+        let mut refused = None;
+        let mut vanished = 0;
+        let mut complete = false;
+        // A thread that does not stand yet can start another behind our back.
+        for _ in 0..MAX_ROUNDS {
+            let mut pending = Vec::new();
+            for tid in list_threads(pid) {
+                if known.len() >= limits::MAX_THREADS || !known.insert(tid) {
+                    continue;
+                }
+                match ptrace(libc::PTRACE_SEIZE, tid, 0, 0).and_then(|()| ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0)) {
+                    Ok(()) => pending.push(tid),
+                    Err(_) if is_gone(pid, tid) => vanished += 1,
+                    Err(e) => {
+                        all.unstopped.push((tid, "it could not be traced"));
+                        refused = refused.or(Some((tid, e)));
+                    }
+                }
+            }
+            if pending.is_empty() {
+                complete = true;
+                break;
+            }
+            vanished += all.wait_for(pending, options.stop_timeout);
+        }
+        if all.threads.is_empty() {
+            let why = match refused {
+                Some((tid, e)) => refusal(pid, tid as u32, &e),
+                None if !all.unstopped.is_empty() => {
+                    "no thread stops: all are in uninterruptible sleep (state D); try again when the I/O is done".into()
+                }
+                None => "it has just ended".to_string(),
+            };
+            return Err(Error::Attach { pid, why });
+        }
+        if !complete {
+            all.notes.push("the process starts threads faster than they can be stopped; some are missing".to_string());
+        }
+        if vanished > 0 {
+            all.notes.push(format!("{vanished} thread(s) ended while the process was being stopped"));
+        }
+        if let Some((tid, e)) = refused {
+            all.notes.push(format!("thread {tid} could not be traced: {}", refusal(pid, tid as u32, &e)));
+        }
+        Ok(all)
+    }
+
+    /// Waits for interrupted threads and returns how many of them ended instead.
+    fn wait_for(&mut self, mut pending: Vec<libc::pid_t>, timeout: Duration) -> usize {
+        // A thread in uninterruptible sleep is given up early: every other thread waits with it.
+        const LOOK_AT_STATE: Duration = Duration::from_millis(200);
+        let begin = Instant::now();
+        let mut looks = 0u32;
+        let mut vanished = 0;
+        loop {
+            pending.retain(|&tid| match stop_of(tid, true) {
+                Wait::Running => true,
+                Wait::Gone => {
+                    vanished += 1;
+                    false
+                }
+                Wait::Stopped(stop) => {
+                    self.threads.push(stop);
+                    false
+                }
+            });
+            let waited = begin.elapsed();
+            if waited > LOOK_AT_STATE {
+                pending.retain(|&tid| {
+                    let state = thread_state(self.pid, tid);
+                    let why = match state {
+                        Some(b'D') => "it is in uninterruptible sleep (state D) and could not be stopped",
+                        _ if waited > timeout => "it did not stop in time",
+                        _ => return true,
+                    };
+                    self.unstopped.push((tid, why));
+                    false
+                });
+            }
+            if pending.is_empty() {
+                return vanished;
+            }
+            // Most threads stop within microseconds.
+            looks += 1;
+            match looks {
+                0..100 => std::thread::yield_now(),
+                100..300 => std::thread::sleep(Duration::from_micros(50)),
+                _ => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+
+    /// A thread through which `/proc` shows the process: an ended main thread has no memory any more.
+    fn reader(&self) -> libc::pid_t {
+        let main = self.pid as libc::pid_t;
+        match self.threads.iter().find(|t| t.tid == main).or_else(|| self.threads.first()) {
+            Some(thread) => thread.tid,
+            None => main,
+        }
+    }
+
+    /// Lets every thread go, with the signal it was about to get. A stopped process stays stopped: the kernel renews
+    /// the group stop on detach (`__ptrace_unlink`).
+    fn release(&mut self) {
+        for thread in self.threads.drain(..) {
+            let _ = ptrace(libc::PTRACE_DETACH, thread.tid, 0, thread.held as usize);
+        }
+        for (tid, _) in &self.unstopped {
+            if let Wait::Stopped(stop) = stop_of(*tid, true) {
+                let _ = ptrace(libc::PTRACE_DETACH, stop.tid, 0, stop.held as usize);
+            }
+        }
+    }
+
+    fn step(
+        &mut self,
+        tid: ThreadId,
+        max_steps: usize,
+        verdict: &mut (dyn FnMut(u64, &dyn Memory) -> Verdict + Send),
+    ) -> Result<SettleReport, Error> {
+        // A step that takes longer is a system call.
+        const STEP_TIMEOUT: Duration = Duration::from_millis(500);
+        let pid = self.pid;
+        let source = Source { tid: self.reader(), mem: File::open(format!("/proc/{pid}/task/{}/mem", tid.0)).ok() };
+        let Some(thread) = self.threads.iter_mut().find(|t| t.tid as u32 == tid.0) else {
+            return Err(Error::NotFound { what: format!("process {pid} has no thread {} that can be stepped", tid.0) });
+        };
+        let mut steps = 0;
+        let outcome = loop {
+            let mut regs = [0; USER_REGS_WORDS * 8];
+            let word = |regs: &[u8], i: usize| {
+                regs.get(i * 8..i * 8 + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
+            };
+            match get_regset(thread.tid, libc::NT_PRSTATUS, &mut regs) {
+                Ok(n) if n == regs.len() => {}
+                _ => break Settled::Refused("its registers cannot be read"),
+            }
+            let pc = Reg::RIP.info().user_regs.map_or(0, |i| word(&regs, i));
+            match verdict(pc, &source) {
+                Verdict::Point => break Settled::Point,
+                Verdict::Outside => break Settled::Left,
+                Verdict::Step => {}
+            }
+            if thread.held != 0 {
+                break Settled::Signal(thread.held);
+            }
+            if thread.group_stop {
+                break Settled::Refused("the process is stopped");
+            }
+            // Resuming would restart the system call and perhaps never come back.
+            if steps == 0 && word(&regs, USER_REGS_ORIG_RAX) as i64 >= 0 {
+                break Settled::Refused("the thread is in a system call");
+            }
+            if steps >= max_steps {
+                break Settled::Limit;
+            }
+            if ptrace(libc::PTRACE_SINGLESTEP, thread.tid, 0, 0).is_err() {
+                break Settled::Refused("the kernel refuses to step it");
+            }
+            let begin = Instant::now();
+            let mut interrupted = false;
+            // The stop after a step is consumed: it is a SIGTRAP that must not reach the process if we die now.
+            let next = loop {
+                match stop_of(thread.tid, false) {
+                    Wait::Running if begin.elapsed() > STEP_TIMEOUT && !interrupted => {
+                        interrupted = true;
+                        let _ = ptrace(libc::PTRACE_INTERRUPT, thread.tid, 0, 0);
+                    }
+                    Wait::Running if begin.elapsed() > STEP_TIMEOUT * 4 => break None,
+                    Wait::Running => std::thread::yield_now(),
+                    Wait::Gone => break None,
+                    Wait::Stopped(stop) => break Some(stop),
+                }
+            };
+            match next {
+                None => {
+                    self.threads.retain(|t| t.tid as u32 != tid.0);
+                    break Settled::Refused("the thread ended or did not stop again");
+                }
+                Some(stop) if stop.held == libc::SIGTRAP && is_step_trap(stop.tid) => steps += 1,
+                Some(stop) => {
+                    let (held, group_stop) = (stop.held, stop.group_stop);
+                    *thread = stop;
+                    break match held {
+                        0 if group_stop => Settled::Refused("the process is stopped"),
+                        0 => Settled::Refused("a step did not end"),
+                        signal => Settled::Signal(signal),
+                    };
+                }
+            }
+        };
+        Ok(SettleReport { steps, outcome })
+    }
+}
+
+enum Wait {
+    Running,
+    Gone,
+    Stopped(Stop),
+}
+
+/// Whether thread `tid` stands. With `keep`, the stop stays to be waited for, and its signal is not lost with us.
+fn stop_of(tid: libc::pid_t, keep: bool) -> Wait {
+    // SAFETY: siginfo_t is plain data for which zero is a value.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let flags = libc::WEXITED | libc::WSTOPPED | libc::WNOHANG | libc::__WALL | if keep { libc::WNOWAIT } else { 0 };
+    // SAFETY: `info` is valid for writes for the whole call.
+    let result = unsafe { libc::waitid(libc::P_PID, tid as libc::id_t, &mut info, flags) };
+    if result != 0 {
+        return if std::io::Error::last_os_error().raw_os_error() == Some(libc::EINTR) {
+            Wait::Running
+        } else {
+            Wait::Gone
+        };
+    }
+    // SAFETY: waitid fills the SIGCHLD fields, or leaves zero if there is nothing to report.
+    let (who, status) = unsafe { (info.si_pid(), info.si_status()) };
+    if who == 0 {
+        return Wait::Running;
+    }
+    if !matches!(info.si_code, libc::CLD_TRAPPED | libc::CLD_STOPPED) {
+        return Wait::Gone;
+    }
+    let (signal, event) = (status & 0x7f, status >> 8);
+    if event == libc::PTRACE_EVENT_STOP {
+        // SIGTRAP: our interrupt. Anything else is the signal of a group stop.
+        Wait::Stopped(Stop { tid, held: 0, group_stop: signal != libc::SIGTRAP })
+    } else {
+        Wait::Stopped(Stop { tid, held: signal, group_stop: false })
+    }
+}
+
+fn is_step_trap(tid: libc::pid_t) -> bool {
+    // Both mean "a single step ended": TRAP_TRACE, and TRAP_BRKPT behind an interrupted system call.
+    const SI_CODES: [i32; 2] = [libc::TRAP_TRACE, libc::TRAP_BRKPT];
+    // SAFETY: siginfo_t is plain data; the kernel writes one.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let at = &raw mut info;
+    ptrace(libc::PTRACE_GETSIGINFO, tid, 0, at as usize).is_ok() && SI_CODES.contains(&info.si_code)
+}
+
+/// A ptrace request without a result of its own. `address` and `data` are numbers, or `data` points to writable memory
+/// of the size that the request writes.
+fn ptrace(request: libc::c_uint, tid: libc::pid_t, address: usize, data: usize) -> std::io::Result<()> {
+    // SAFETY: no request used here reads or writes our memory except through `data`, which is as described above.
+    let result = unsafe { libc::ptrace(request, tid, address as *mut libc::c_void, data as *mut libc::c_void) };
+    if result == -1 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Reads a register set and returns how many bytes it has.
+fn get_regset(tid: libc::pid_t, set: libc::c_int, buf: &mut [u8]) -> std::io::Result<usize> {
+    let mut vector = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
+    ptrace(libc::PTRACE_GETREGSET, tid, set as usize, &raw mut vector as usize)?;
+    Ok(vector.iov_len)
+}
+
+/// Copies ranges of another process, one after the other, into `buf`; returns the bytes copied up to the first hole.
+fn read_ranges(tid: libc::pid_t, ranges: &[(u64, usize)], buf: &mut [u8]) -> std::io::Result<usize> {
+    const IOV_MAX: usize = 1024;
+    let mut done = 0;
+    for batch in ranges.chunks(IOV_MAX) {
+        let want: usize = batch.iter().map(|r| r.1).sum();
+        let Some(into) = buf.get_mut(done..done + want) else { break };
+        let local = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+        let remote: Vec<libc::iovec> =
+            batch.iter().map(|&(at, len)| libc::iovec { iov_base: at as *mut libc::c_void, iov_len: len }).collect();
+        // SAFETY: `local` is valid for writes of its length; the remote addresses are checked by the kernel.
+        let n = unsafe { libc::process_vm_readv(tid, &local, 1, remote.as_ptr(), remote.len() as libc::c_ulong, 0) };
+        if n < 0 {
+            return if done > 0 { Ok(done) } else { Err(std::io::Error::last_os_error()) };
+        }
+        done += n as usize;
+        if (n as usize) < want {
+            break;
+        }
+    }
+    Ok(done)
+}
+
+/// Bytes below the stack pointer that belong to a leaf function (psABI, "red zone").
+const RED_ZONE: u64 = 128;
+
+/// Copies the used part of every stack, and the stacks behind alternate and heap-allocated ones.
+fn copy_stacks(
+    threads: &[Thread],
+    mappings: &[Mapping],
+    source: &Source,
+    pid: u32,
+    options: &CaptureOptions,
+    notes: &mut Vec<String>,
+) -> Splice {
+    let at = |address: u64| {
+        let i = mappings.partition_point(|m| m.end <= address);
+        mappings.get(i).filter(|m| m.contains(address))
+    };
+    let main_stack = mappings.iter().find(|m| m.path.as_deref() == Some(Path::new("[stack]")));
+    let mut budget = options.max_total;
+    let mut capped = false;
+    let mut plan = Plan::default();
+    let mut elsewhere = Vec::new();
+    for thread in threads {
+        let Some(sp) = thread.registers.sp() else { continue };
+        let Some(stack) = at(sp).filter(|m| m.read) else { continue };
+        let own = if thread.id.0 == pid { main_stack } else { thread.fs_base.and_then(&at) };
+        let from = sp.saturating_sub(RED_ZONE).max(stack.start);
+        capped |= plan.add(from, stack.end, options.max_stack, &mut budget);
+        // glibc keeps the thread control block, where fs_base points, at the top of the stack it allocates.
+        if own.is_some_and(|own| own != stack) {
+            elsewhere.push((sp, own));
+        }
+    }
+    let mut captured = Splice::new();
+    plan.copy(source, &mut captured);
+
+    // A thread on another stack: most often a signal handler on an alternate stack, whose frame names the interrupted
+    // stack. That may be one that a coroutine library took from the heap, so words decide, not names.
+    const WORDS: usize = 4096;
+    const SMALL_MAPPING: u64 = 1 << 20;
+    const PER_THREAD: usize = 64;
+    let mut more = Plan::default();
+    let mut taken = HashSet::new();
+    for (sp, own) in elsewhere {
+        if let Some(own) = own.filter(|own| own.read && taken.insert(own.start)) {
+            capped |= more.add(own.start, own.end, options.max_stack, &mut budget);
+        }
+        let mut top = vec![0; captured.available(sp, WORDS * 8)];
+        if captured.read(sp, &mut top).is_err() {
+            continue;
+        }
+        let mut found = 0;
+        for word in top.chunks_exact(8) {
+            let Some(m) = word.try_into().ok().map(u64::from_le_bytes).and_then(&at) else { continue };
+            let fits = m.read && m.write && m.size() <= SMALL_MAPPING && !m.contains(sp);
+            if fits && found < PER_THREAD && taken.insert(m.start) {
+                found += 1;
+                capped |= more.add(m.start, m.end, SMALL_MAPPING, &mut budget);
+            }
+        }
+    }
+    more.copy(source, &mut captured);
+    if capped {
+        notes.push("large stacks were copied in part; the rest is read from the running process".to_string());
+    }
+    captured
+}
+
+/// Ranges that are copied in as few calls as possible.
+#[derive(Default)]
+struct Plan {
+    ranges: Vec<(u64, usize)>,
+}
+
+impl Plan {
+    /// Plans `from..to` and returns whether it had to be shortened.
+    fn add(&mut self, from: u64, to: u64, limit: u64, budget: &mut u64) -> bool {
+        let want = to.saturating_sub(from);
+        let len = want.min(limit).min(*budget);
+        *budget -= len;
+        if len > 0 {
+            self.ranges.push((from, len as usize));
+        }
+        len < want
+    }
+
+    fn copy(self, source: &Source, into: &mut Splice) {
+        let total = self.ranges.iter().map(|r| r.1).sum();
+        // Zeroed pages of the allocator are untouched memory: only what is copied costs anything.
+        let mut bytes: Vec<u8> = vec![0; total];
+        let mut copied = Vec::new();
+        let mut done = 0;
+        let mut ranges = self.ranges.as_slice();
+        while let Some(&(address, len)) = ranges.first() {
+            let got = read_ranges(source.tid, ranges, &mut bytes[done..]).unwrap_or(0);
+            let mut left = got;
+            while let Some(&(address, len)) = ranges.first()
+                && left >= len
+            {
+                copied.push((address, done, len));
+                (done, left, ranges) = (done + len, left - len, &ranges[1..]);
+            }
+            if got == 0 || left > 0 {
+                // A hole in this range, or the call is forbidden (seccomp): what is there page by page.
+                let (address, len) = ranges.first().copied().unwrap_or((address, len));
+                let n = source.read_some(address, &mut bytes[done..done + len]);
+                if n > 0 {
+                    copied.push((address, done, n));
+                }
+                (done, ranges) = (done + len, ranges.get(1..).unwrap_or_default());
+            }
+        }
+        let holder: Holder = Arc::new(bytes);
+        for (address, offset, len) in copied {
+            into.add(address, address.saturating_add(len as u64), Content::Bytes { holder: holder.clone(), offset });
+        }
+    }
+}
+
+/// The lines of `/proc/PID/maps`.
+pub fn parse_maps(text: &[u8]) -> Vec<Mapping> {
+    fn line(line: &[u8]) -> Option<Mapping> {
+        let mut fields = line.splitn(6, |&c| c == b' ');
+        let mut field = || fields.next().and_then(|f| std::str::from_utf8(f).ok());
+        let hex = |s: &str| u64::from_str_radix(s, 16).ok();
+        let (start, end) = field()?.split_once('-')?;
+        let flags = field()?.as_bytes();
+        let offset = hex(field()?)?;
+        let (_device, _inode) = (field()?, field()?);
+        let name = fields.next().unwrap_or_default().trim_ascii_start();
+        let flag = |i: usize, c: u8| flags.get(i) == Some(&c);
+        Some(Mapping {
+            start: hex(start)?,
+            end: hex(end)?,
+            read: flag(0, b'r'),
+            write: flag(1, b'w'),
+            execute: flag(2, b'x'),
+            offset,
+            path: (!name.is_empty()).then(|| PathBuf::from(OsStr::from_bytes(&unescaped(name)))),
+        })
+    }
+    text.split(|&c| c == b'\n').filter_map(line).filter(|m| m.start < m.end).collect()
+}
+
+// `seq_path(m, .., "\n")`: a line feed in a name is the only character that is escaped.
+fn unescaped(name: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(name.len());
+    let mut rest = name;
+    while let Some((&c, tail)) = rest.split_first() {
+        match rest.strip_prefix(b"\\012") {
+            Some(behind) => {
+                out.push(b'\n');
+                rest = behind;
+            }
+            None => {
+                out.push(c);
+                rest = tail;
+            }
+        }
+    }
+    out
+}
+
+fn list_threads(pid: u32) -> Vec<libc::pid_t> {
+    let Ok(dir) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let mut tids: Vec<libc::pid_t> = dir.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
+    // The main thread first: its refusal is the one that is explained.
+    tids.sort_by_key(|&tid| (tid as u32 != pid, tid));
+    tids
+}
+
+fn thread_name(pid: u32, tid: libc::pid_t) -> Option<String> {
+    let name = std::fs::read(format!("/proc/{pid}/task/{tid}/comm")).ok()?;
+    let name = String::from_utf8_lossy(name.strip_suffix(b"\n").unwrap_or(&name)).into_owned();
+    (!name.is_empty()).then_some(name)
+}
+
+/// The state letter and flags of `/proc/PID/task/TID/stat`. The name before them may hold anything, also brackets.
+fn stat(pid: u32, tid: libc::pid_t) -> Option<(u8, u64)> {
+    let text = std::fs::read(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
+    let behind = text.iter().rposition(|&c| c == b')')? + 1;
+    let fields: Vec<&str> = std::str::from_utf8(text.get(behind..)?).ok()?.split_ascii_whitespace().collect();
+    Some((*fields.first()?.as_bytes().first()?, fields.get(6)?.parse().ok()?))
+}
+
+fn thread_state(pid: u32, tid: libc::pid_t) -> Option<u8> {
+    stat(pid, tid).map(|s| s.0)
+}
+
+fn is_gone(pid: u32, tid: libc::pid_t) -> bool {
+    matches!(thread_state(pid, tid), None | Some(b'Z' | b'X'))
+}
+
+/// A field of a `/proc/PID/status`.
+fn status_field(path: &str, key: &str) -> Option<String> {
+    let text = std::fs::read(path).ok()?;
+    let text = String::from_utf8_lossy(&text);
+    text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':')).map(|v| v.trim().to_string())
+}
+
+/// Refuses what can never be captured, and gives the process id of what may be a thread id.
+fn attachable(pid: u32) -> Result<u32, Error> {
+    let refuse = |why: &str| Err(Error::Attach { pid, why: why.to_string() });
+    if pid == 0 || pid > i32::MAX as u32 {
+        return refuse("there is no such process id");
+    }
+    let status = format!("/proc/{pid}/status");
+    let Some(leader) = status_field(&status, "Tgid").and_then(|v| v.parse().ok()) else {
+        if !Path::new("/proc/self/stat").exists() {
+            return refuse("/proc is not mounted; mount it (mount -t proc proc /proc)");
+        }
+        return refuse("there is no such process; look for it with: ps -e (a container has process ids of its own)");
+    };
+    if leader == std::process::id() {
+        return refuse("this is wstate itself; a process cannot trace itself");
+    }
+    const PF_KTHREAD: u64 = 0x0020_0000;
+    let (state, flags) = stat(leader, leader as libc::pid_t).unwrap_or((b'X', 0));
+    if flags & PF_KTHREAD != 0 {
+        return refuse("it is a kernel thread, which has no user code");
+    }
+    // The main thread of a process whose others go on is listed as a zombie, too.
+    if matches!(state, b'Z' | b'X') && list_threads(leader).len() <= 1 {
+        return refuse("it has ended already (zombie); its parent has not waited for it yet");
+    }
+    Ok(leader)
+}
+
+/// Why the kernel refused to trace thread `tid` of process `pid`, and what to do: one line. `error` is what it said.
+pub fn refusal(pid: u32, tid: u32, error: &std::io::Error) -> String {
+    const CAP_SYS_PTRACE: u64 = 19;
+    let theirs = format!("/proc/{pid}/task/{tid}/status");
+    match error.raw_os_error() {
+        Some(libc::EPERM) => {}
+        Some(libc::ESRCH) => return "it has just ended".to_string(),
+        Some(libc::ENOSYS) => {
+            return "this system has no ptrace (an emulator or a sandbox); run wstate outside it".into();
+        }
+        _ => return format!("the kernel says: {error}"),
+    }
+    if let Some(tracer) = status_field(&theirs, "TracerPid").filter(|t| t != "0") {
+        // A thread traces; people know the process.
+        let tracer = status_field(&format!("/proc/{tracer}/status"), "Tgid").unwrap_or(tracer);
+        let name = std::fs::read_to_string(format!("/proc/{tracer}/comm")).unwrap_or_default();
+        let name = name.trim();
+        return format!(
+            "process {tracer} ({name}) traces it already, and only one can; let that one detach first, or take a core \
+             with it and use: wstate core"
+        );
+    }
+    let mine = |key| status_field("/proc/thread-self/status", key);
+    let capable = mine("CapEff")
+        .and_then(|v| u64::from_str_radix(&v, 16).ok())
+        .is_some_and(|caps| caps & (1 << CAP_SYS_PTRACE) != 0);
+    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
+    if scope.trim() == "3" {
+        return "Yama forbids tracing until the next boot (kernel.yama.ptrace_scope = 3); use a core instead".into();
+    }
+    if capable {
+        return "the kernel refuses although CAP_SYS_PTRACE is there: the process is in another user namespace, or a \
+                seccomp or LSM policy forbids it; run wstate on the host, outside the container"
+            .into();
+    }
+    let uids = |v: Option<String>| v.map(|v| v.split_ascii_whitespace().map(str::to_string).collect::<Vec<_>>());
+    // SAFETY: geteuid has no failure and touches no memory.
+    let me = unsafe { libc::geteuid() }.to_string();
+    if let Some(owner) = uids(status_field(&theirs, "Uid"))
+        && owner.iter().take(3).any(|u| *u != me)
+    {
+        let whose = owner.first().cloned().unwrap_or_default();
+        return format!("it belongs to user id {whose} and wstate runs as {me}; run wstate as that user or with sudo");
+    }
+    match scope.trim() {
+        "1" => {
+            return "Yama lets only a parent trace (kernel.yama.ptrace_scope = 1); use sudo, or: sudo sysctl -w \
+                    kernel.yama.ptrace_scope=0"
+                .into();
+        }
+        "2" => return "Yama lets only CAP_SYS_PTRACE trace (kernel.yama.ptrace_scope = 2); use sudo".into(),
+        _ => {}
+    }
+    if mine("Seccomp").is_some_and(|s| s == "2") {
+        return "a seccomp filter (a container's) may forbid ptrace; start the container with --cap-add=SYS_PTRACE"
+            .into();
+    }
+    "it does not let itself be traced (set-user-id, file capabilities or prctl(PR_SET_DUMPABLE)); use sudo".into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::core::CoreTarget;
+    use super::super::objects::{ObjectData, Objects, SearchPaths};
+    use super::*;
+    use std::io::{BufRead, BufReader, Write};
+    use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    const ROLE: &str = "WSTATE_TEST_ROLE";
+    static SIGNALS: AtomicU64 = AtomicU64::new(0);
+    static SPUN: AtomicU64 = AtomicU64::new(0);
+
+    extern "C" fn count(_: libc::c_int) {
+        SIGNALS.fetch_add(1, Ordering::SeqCst);
+    }
+
+    // A handler that never returns: the thread stays on its alternate stack, like one that reports a fault.
+    extern "C" fn park(_: libc::c_int) {
+        println!("\nparked");
+        loop {
+            // SAFETY: no arguments.
+            unsafe { libc::pause() };
+        }
+    }
+
+    fn handle(signal: libc::c_int, handler: extern "C" fn(libc::c_int), flags: libc::c_int) {
+        // SAFETY: a zeroed sigaction is valid, the handler has the plain signature.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = handler as *const () as usize;
+            action.sa_flags = flags | libc::SA_RESTART;
+            assert_eq!(libc::sigaction(signal, &action, std::ptr::null_mut()), 0);
+        }
+    }
+
+    #[inline(never)]
+    fn spin() {
+        loop {
+            SPUN.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// What the other tests look at, in a process of its own.
+    #[test]
+    #[ignore = "a role for other tests"]
+    fn child() {
+        match std::env::var(ROLE).as_deref() {
+            Ok("target") => target(),
+            Ok("tracer") => tracer(),
+            _ => {}
+        }
+    }
+
+    fn target() {
+        handle(libc::SIGRTMIN() + 1, count, 0);
+        handle(libc::SIGUSR1, park, libc::SA_ONSTACK);
+        let shared = Box::new(*b"0123456789abcdef");
+        let (ready, all_ready) = std::sync::mpsc::channel();
+        for name in ["one", "two", "spinner"] {
+            let ready = ready.clone();
+            let body = move || {
+                // SAFETY: gettid has no arguments.
+                ready.send((name, unsafe { libc::gettid() })).unwrap();
+                if name == "spinner" {
+                    spin();
+                }
+                loop {
+                    std::thread::park();
+                }
+            };
+            std::thread::Builder::new().name(name.into()).spawn(body).unwrap();
+        }
+        let ready: std::collections::BTreeMap<_, _> = (0..3).map(|_| all_ready.recv().unwrap()).collect();
+        println!("\nready {} {:x}", ready["spinner"], shared.as_ptr() as usize);
+        for line in std::io::stdin().lock().lines() {
+            match line.unwrap().as_str() {
+                "count" => println!("\ncount {}", SIGNALS.load(Ordering::SeqCst)),
+                "spun" => println!("\nspun {}", SPUN.load(Ordering::SeqCst)),
+                "alternate" => {
+                    let body = || {
+                        let mut stack = vec![0u8; 64 << 10];
+                        let local = [0x5eed_5eed_5eed_5eedu64; 4];
+                        println!("\nlocal {:x}", local.as_ptr() as usize);
+                        // SAFETY: the stack lives as long as the thread, which never leaves the handler.
+                        unsafe {
+                            let alternate =
+                                libc::stack_t { ss_sp: stack.as_mut_ptr().cast(), ss_flags: 0, ss_size: stack.len() };
+                            libc::sigaltstack(&alternate, std::ptr::null_mut());
+                            libc::raise(libc::SIGUSR1);
+                        }
+                        std::hint::black_box((&local, &stack));
+                    };
+                    std::thread::Builder::new().name("alternate".into()).spawn(body).unwrap();
+                }
+                other => println!("\n{other}"),
+            }
+        }
+        std::hint::black_box(&shared);
+    }
+
+    fn tracer() {
+        let pid = std::env::var("WSTATE_TEST_PID").unwrap().parse().unwrap();
+        loop {
+            LiveTarget::capture(pid, &CaptureOptions::default()).unwrap();
+            println!("\ncaptured");
+        }
+    }
+
+    struct Peer {
+        child: Child,
+        to: ChildStdin,
+        from: BufReader<ChildStdout>,
+        spinner: u32,
+        shared: u64,
+    }
+
+    impl Drop for Peer {
+        fn drop(&mut self) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+
+    impl Peer {
+        fn spawn(command: &mut Command, role: &str) -> Peer {
+            command.env(ROLE, role).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+            let mut child = command.spawn().unwrap();
+            let (to, from) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+            Peer { child, to, from, spinner: 0, shared: 0 }
+        }
+
+        fn command() -> Command {
+            let mut c = Command::new(std::env::current_exe().unwrap());
+            c.args(["target::live::tests::child", "--exact", "--ignored", "--nocapture"]);
+            c
+        }
+
+        fn target() -> Peer {
+            Peer::target_of(&mut Peer::command())
+        }
+
+        fn target_of(command: &mut Command) -> Peer {
+            let mut peer = Peer::spawn(command, "target");
+            let ready = peer.line("ready ");
+            let (spinner, shared) = ready.split_once(' ').unwrap();
+            peer.spinner = spinner.parse().unwrap();
+            peer.shared = u64::from_str_radix(shared, 16).unwrap();
+            peer
+        }
+
+        fn pid(&self) -> u32 {
+            self.child.id()
+        }
+
+        fn line(&mut self, prefix: &str) -> String {
+            let mut line = String::new();
+            loop {
+                line.clear();
+                assert_ne!(self.from.read_line(&mut line).unwrap(), 0, "the peer has ended");
+                if let Some(rest) = line.trim_end().strip_prefix(prefix) {
+                    return rest.to_string();
+                }
+            }
+        }
+
+        fn ask(&mut self, question: &str, prefix: &str) -> String {
+            writeln!(self.to, "{question}").unwrap();
+            self.line(prefix)
+        }
+
+        /// Signals that the peer has handled. Another of its threads may be on the way into the handler yet: asks again
+        /// until all are there or enough time has passed.
+        fn counted(&mut self, want: u64) -> u64 {
+            let begin = Instant::now();
+            loop {
+                let n = self.ask("count", "count ").parse().unwrap();
+                if n == want || begin.elapsed() > Duration::from_secs(5) {
+                    return n;
+                }
+            }
+        }
+
+        fn capture(&self) -> LiveTarget {
+            LiveTarget::capture(self.pid(), &CaptureOptions::default()).unwrap()
+        }
+
+        fn signal(&self, signal: libc::c_int) {
+            // SAFETY: kill touches no memory.
+            assert_eq!(unsafe { libc::kill(self.pid() as libc::pid_t, signal) }, 0);
+        }
+
+        fn stop(&self) {
+            self.signal(libc::SIGSTOP);
+            // SAFETY: siginfo_t is plain data, valid for writes.
+            let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+            // SAFETY: as above.
+            let r = unsafe { libc::waitid(libc::P_PID, self.pid(), &mut info, libc::WSTOPPED | libc::WNOWAIT) };
+            assert_eq!(r, 0);
+            for tid in list_threads(self.pid()) {
+                while thread_state(self.pid(), tid) != Some(b'T') {
+                    std::thread::yield_now();
+                }
+            }
+        }
+
+        fn states(&self) -> Vec<u8> {
+            list_threads(self.pid()).into_iter().filter_map(|tid| thread_state(self.pid(), tid)).collect()
+        }
+    }
+
+    #[test]
+    fn a_capture_has_all_threads_and_the_process_runs_on() {
+        let mut peer = Peer::target();
+        let live = peer.capture();
+        assert!(!peer.states().contains(&b't') && !peer.states().contains(&b'T'));
+        assert_eq!(peer.ask("ping 1", "ping"), " 1");
+
+        let tids: Vec<u32> = live.threads().iter().map(|t| t.id.0).collect();
+        let mut listed: Vec<u32> = list_threads(peer.pid()).into_iter().map(|t| t as u32).collect();
+        listed.sort_by_key(|&t| (t != peer.pid(), t));
+        assert_eq!(tids, listed);
+        let names: Vec<_> = live.threads().iter().filter_map(|t| t.name.as_deref()).collect();
+        assert!(["one", "two", "spinner"].iter().all(|n| names.contains(n)), "{names:?}");
+        for t in live.threads() {
+            assert!(t.problem.is_none() && t.fs_base.is_some() && t.registers.get(Reg::XMM15).is_some());
+            let (pc, sp) = (t.registers.pc().unwrap(), t.registers.sp().unwrap());
+            assert!(live.mapping_at(pc).is_some_and(|m| m.execute));
+            assert!(live.captured.available(sp, 64) == 64, "its stack was copied");
+            assert!(live.read_u64(sp).is_ok());
+        }
+        let spinner = live.threads().iter().find(|t| t.id.0 == peer.spinner).unwrap();
+        assert_eq!(live.mapping_at(spinner.registers.pc().unwrap()).unwrap().path.as_deref(), live.executable());
+
+        assert_eq!(live.read_vec(peer.shared, 16).unwrap(), b"0123456789abcdef");
+        let mut large = vec![0; 2048];
+        assert_eq!(live.read_some(peer.shared, &mut large), 2048);
+        assert_eq!(&large[..16], b"0123456789abcdef");
+        assert!(matches!(live.read_u64(8), Err(MemoryError::Unmapped { .. })));
+        let hole = live.mappings().windows(2).find(|w| w[0].read && w[0].end < w[1].start).map(|w| w[0].end).unwrap();
+        assert_eq!(live.read_some(hole - 100, &mut large), 100);
+        assert!(live.pause() > Duration::ZERO);
+
+        // A process that is gone answers nothing, rather than something of another.
+        drop(peer);
+        assert!(matches!(live.read_u64(spinner.registers.pc().unwrap() & !0xfff), Err(MemoryError::Os { .. })));
+    }
+
+    #[test]
+    fn a_stopped_process_stays_stopped() {
+        let mut peer = Peer::target();
+        peer.stop();
+        let live = peer.capture();
+        assert!(live.threads().len() >= 4 && live.threads().iter().all(|t| t.registers.pc().is_some()));
+        while peer.states().iter().any(|&s| s != b'T') {
+            std::thread::yield_now();
+        }
+        peer.signal(libc::SIGCONT);
+        assert_eq!(peer.ask("ping 2", "ping"), " 2");
+    }
+
+    #[test]
+    fn signals_that_arrive_during_captures_are_not_lost() {
+        let mut peer = Peer::target();
+        let real_time = libc::SIGRTMIN() + 1;
+        let (pid, n) = (peer.pid(), 3000u64);
+        let sender = std::thread::spawn(move || {
+            for _ in 0..n {
+                // SAFETY: kill touches no memory.
+                unsafe { libc::kill(pid as libc::pid_t, real_time) };
+                std::thread::yield_now();
+            }
+        });
+        let mut held = 0;
+        while !sender.is_finished() {
+            held += peer.capture().threads().iter().filter(|t| t.signal == Some(real_time)).count();
+        }
+        sender.join().unwrap();
+        assert_eq!(peer.counted(n), n, "{held} captures met a signal");
+    }
+
+    #[test]
+    fn a_signal_that_arrives_before_the_interrupt_is_delivered_in_any_case() {
+        // Between seize and interrupt the thread can stop for a signal. It must get it when it is let go, and also when
+        // the tracer ends without letting it go.
+        for let_go in [true, false] {
+            let mut peer = Peer::target();
+            let (pid, tid, signal) = (peer.pid(), peer.pid() as libc::pid_t, libc::SIGRTMIN() + 1);
+            let tracer = std::thread::spawn(move || {
+                let (threads, unstopped, notes) = (Vec::new(), Vec::new(), Vec::new());
+                let mut stopped = Stopped { pid, threads, unstopped, notes, since: Instant::now() };
+                ptrace(libc::PTRACE_SEIZE, tid, 0, 0).unwrap();
+                // SAFETY: tgkill touches no memory.
+                assert_eq!(unsafe { libc::syscall(libc::SYS_tgkill, tid, tid, signal) }, 0);
+                while thread_state(pid, tid) != Some(b't') {
+                    std::thread::yield_now();
+                }
+                ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0).unwrap();
+                assert_eq!(stopped.wait_for(vec![tid], Duration::from_secs(10)), 0);
+                assert_eq!(stopped.threads[0].held, signal);
+                assert_eq!(stopped.threads[0].registers(pid).signal, Some(signal));
+                if let_go {
+                    stopped.release();
+                }
+                std::mem::forget(stopped);
+            });
+            tracer.join().unwrap();
+            assert_eq!(peer.counted(1), 1, "let go: {let_go}");
+        }
+    }
+
+    #[test]
+    fn a_tracer_that_is_killed_leaves_the_process_and_its_signals_alone() {
+        let mut peer = Peer::target();
+        let mut sent = 0;
+        for round in 0..8 {
+            let mut tracer = Peer::spawn(Peer::command().env("WSTATE_TEST_PID", peer.pid().to_string()), "tracer");
+            for _ in 0..=round {
+                tracer.line("captured");
+                for _ in 0..20 {
+                    peer.signal(libc::SIGRTMIN() + 1);
+                    sent += 1;
+                }
+            }
+            drop(tracer);
+            assert_eq!(peer.counted(sent), sent);
+        }
+        assert!(!peer.states().contains(&b't'));
+    }
+
+    #[test]
+    fn stepping_ends_at_the_point_and_the_thread_goes_on() {
+        let mut peer = Peer::target();
+        let tid = ThreadId(peer.spinner);
+        let options = CaptureOptions::default();
+        let mut seen = Vec::new();
+        let mut verdict = |pc, memory: &dyn Memory| {
+            assert!(memory.read_u32(pc).is_ok());
+            seen.push(pc);
+            if seen.len() == 6 { Verdict::Point } else { Verdict::Step }
+        };
+        let (live, report) = LiveTarget::settle(peer.pid(), tid, 64, &options, &mut verdict).unwrap();
+        assert_eq!(report, SettleReport { steps: 5, outcome: Settled::Point });
+        let spinner = live.threads().iter().find(|t| t.id == tid).unwrap();
+        assert_eq!(spinner.registers.pc(), seen.last().copied());
+        assert!(seen.windows(2).any(|w| w[0] != w[1]), "{seen:x?}");
+
+        let mut never = |_: u64, _: &dyn Memory| Verdict::Step;
+        let (_, report) = LiveTarget::settle(peer.pid(), tid, 10, &options, &mut never).unwrap();
+        assert_eq!(report, SettleReport { steps: 10, outcome: Settled::Limit });
+        let mut outside = |_: u64, _: &dyn Memory| Verdict::Outside;
+        let (_, report) = LiveTarget::settle(peer.pid(), tid, 10, &options, &mut outside).unwrap();
+        assert_eq!(report, SettleReport { steps: 0, outcome: Settled::Left });
+        // The main thread waits in read(2).
+        let (_, report) = LiveTarget::settle(peer.pid(), ThreadId(peer.pid()), 10, &options, &mut never).unwrap();
+        assert!(matches!((report.steps, report.outcome), (0, Settled::Refused(_))), "{report:?}");
+
+        let before: u64 = peer.ask("spun", "spun ").parse().unwrap();
+        while peer.ask("spun", "spun ").parse::<u64>().unwrap() == before {}
+    }
+
+    #[test]
+    fn the_stack_behind_an_alternate_stack_is_copied() {
+        let mut peer = Peer::target();
+        let local = u64::from_str_radix(&peer.ask("alternate", "local "), 16).unwrap();
+        peer.line("parked");
+        let live = peer.capture();
+        let mut words = [0; 32];
+        live.captured.read(local, &mut words).unwrap();
+        assert_eq!(words, [0xed, 0x5e].repeat(16)[..]);
+    }
+
+    #[test]
+    fn an_executable_that_was_deleted_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let copy = dir.path().join("copy");
+        std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+        let inner = Peer::command();
+        let mut command = Command::new(&copy);
+        command.args(inner.get_args());
+        let peer = Peer::target_of(&mut command);
+        std::fs::remove_file(&copy).unwrap();
+        let live = peer.capture();
+        let objects = Objects::load(&live, &SearchPaths::default());
+        let executable = objects.executable().unwrap();
+        assert!(executable.path.to_string_lossy().ends_with("/copy (deleted)"));
+        assert!(matches!(executable.data, Some(ObjectData::File(_))) && executable.problem.is_none());
+        // Another file of that name must not be taken for it.
+        std::fs::copy("/bin/true", &copy).unwrap();
+        let objects = Objects::load(&live, &SearchPaths { executable: Some(copy.clone()), ..SearchPaths::default() });
+        let executable = objects.executable().unwrap();
+        assert_ne!(executable.opened.as_ref(), Some(&copy));
+        assert!(executable.data.is_some());
+        assert!(executable.problem.as_deref().is_some_and(|p| p.contains("is not the file that was loaded")));
+    }
+
+    fn refused(pid: u32) -> String {
+        match LiveTarget::capture(pid, &CaptureOptions::default()) {
+            Ok(_) => panic!("captured"),
+            Err(e) => e.to_string(),
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_captured_is_explained() {
+        assert!(refused(0).contains("no such process id"));
+        assert!(refused(std::process::id()).contains("itself"));
+        let mut peer = Peer::target();
+        let thread = LiveTarget::capture(peer.spinner, &CaptureOptions::default()).unwrap();
+        assert_eq!(thread.pid(), Some(peer.pid()), "a thread id means its process");
+
+        peer.signal(libc::SIGKILL);
+        while thread_state(peer.pid(), peer.pid() as libc::pid_t) != Some(b'Z') || list_threads(peer.pid()).len() > 1 {
+            std::thread::yield_now();
+        }
+        assert!(refused(peer.pid()).contains("zombie"));
+        peer.child.wait().unwrap();
+        assert!(refused(peer.pid()).contains("no such process"));
+    }
+
+    #[test]
+    fn another_tracer_is_named() {
+        let peer = Peer::target();
+        let stopped = Stopped::all(peer.pid(), &CaptureOptions::default()).unwrap();
+        let message = refused(peer.pid());
+        assert!(message.contains(&format!("process {} (", std::process::id())), "{message}");
+        drop(stopped);
+        peer.capture();
+    }
+
+    fn same_as_live(live: &LiveTarget, core: &CoreTarget) {
+        assert_eq!(core.pid(), Some(live.pid));
+        assert_eq!(core.executable(), live.executable());
+        let ids = |t: &dyn Target| t.threads().iter().map(|t| t.id).collect::<std::collections::BTreeSet<_>>();
+        assert_eq!(ids(core), ids(live));
+        for thread in live.threads() {
+            let other = core.threads().iter().find(|t| t.id == thread.id).unwrap();
+            assert_eq!(other.fs_base, thread.fs_base);
+            for reg in [Reg::RBX, Reg::RBP, Reg::R12, Reg::R13, Reg::R14, Reg::R15, Reg::XMM1, Reg::XMM15] {
+                assert_eq!(other.registers.get(reg), thread.registers.get(reg), "{reg} of {:?}", thread.id);
+            }
+            let sp = thread.registers.sp().unwrap();
+            assert_eq!(other.registers.sp(), Some(sp));
+            assert_eq!(core.read_vec(sp, 256).unwrap(), live.read_vec(sp, 256).unwrap());
+            let pc = thread.registers.pc().unwrap();
+            // Code: in the core if gdb wrote it, from the file on disk if the kernel did not.
+            assert_eq!(core.read_vec(pc, 8).unwrap(), live.read_vec(pc, 8).unwrap());
+        }
+        let search = SearchPaths::default();
+        let (ours, theirs) = (Objects::load(live, &search), Objects::load(core, &search));
+        let show = |objects: &Objects| -> Vec<String> {
+            objects
+                .iter()
+                .map(|o| format!("{} {:x} {:?} {:?} {:?}", o.name(), o.bias, o.build_id, o.data.is_some(), o.problem))
+                .collect()
+        };
+        assert_eq!(show(&ours), show(&theirs));
+        assert_eq!(ours.executable().map(|o| o.path.clone()), live.executable);
+        assert!(ours.iter().any(|o| o.name() == "[vdso]" && matches!(o.data, Some(ObjectData::Memory(_)))));
+        for object in ours.iter() {
+            assert!(object.problem.is_none(), "{:?}", object.problem);
+            assert!(object::File::parse(&**object.data.as_ref().unwrap()).is_ok());
+        }
+        let libc = ours.iter().find(|o| o.name().starts_with("libc.so")).unwrap();
+        assert!(libc.tls_block().is_some_and(|t| t.memsz > 0 && t.align > 0));
+    }
+
+    #[test]
+    fn a_debuggers_core_equals_the_live_view() {
+        let dir = tempfile::tempdir().unwrap();
+        let peer = Peer::target();
+        peer.stop();
+        let live = peer.capture();
+        let prefix = dir.path().join("core");
+        let made = Command::new("gcore").arg("-o").arg(&prefix).arg(peer.pid().to_string()).output();
+        let made = made.expect("this test needs gdb's gcore");
+        let path = dir.path().join(format!("core.{}", peer.pid()));
+        assert!(path.exists(), "gcore: {}", String::from_utf8_lossy(&made.stderr));
+        let core = CoreTarget::open(&path, &SearchPaths::default()).unwrap();
+        same_as_live(&live, &core);
+        assert_eq!(core.read_vec(peer.shared, 16).unwrap(), b"0123456789abcdef");
+    }
+
+    #[test]
+    fn a_kernel_core_equals_the_live_view() {
+        let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap();
+        if pattern.trim() != "core" {
+            println!("not tested: kernel cores go to {pattern}");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = Command::new("sh");
+        command.arg("-c").arg("ulimit -c unlimited && exec \"$0\" \"$@\"").current_dir(dir.path());
+        let inner = Peer::command();
+        command.arg(inner.get_program()).args(inner.get_args());
+        let mut peer = Peer::target_of(&mut command);
+        peer.stop();
+        let live = peer.capture();
+        let shared = live.read_vec(peer.shared, 16).unwrap();
+        let objects = Objects::load(&live, &SearchPaths::default());
+        assert!(objects.executable().is_some());
+        peer.signal(libc::SIGABRT);
+        // Reads what the dead process cannot answer any more.
+        let text: Vec<(u64, Vec<u8>)> = live
+            .threads()
+            .iter()
+            .filter_map(|t| t.registers.pc())
+            .map(|pc| (pc, live.read_vec(pc, 8).unwrap()))
+            .collect();
+        peer.signal(libc::SIGCONT);
+        peer.child.wait().unwrap();
+        let path = ["core".to_string(), format!("core.{}", peer.pid())].map(|n| dir.path().join(n));
+        let path = path.iter().find(|p| p.exists()).expect("the kernel wrote no core");
+        let core = CoreTarget::open(path, &SearchPaths::default()).unwrap();
+        assert_eq!(core.threads().iter().filter(|t| t.signal == Some(libc::SIGABRT)).count(), 1);
+        assert_eq!(core.threads()[0].signal, Some(libc::SIGABRT));
+        assert_eq!((core.pid(), core.executable()), (live.pid(), live.executable()));
+        for thread in live.threads().iter().filter(|t| t.id.0 != peer.spinner) {
+            let other = core.threads().iter().find(|t| t.id == thread.id).unwrap();
+            assert_eq!((other.fs_base, other.registers.sp()), (thread.fs_base, thread.registers.sp()));
+            let sp = thread.registers.sp().unwrap();
+            let mut copied = [0; 256];
+            live.captured.read(sp, &mut copied).unwrap();
+            assert_eq!(core.read_vec(sp, 256).unwrap(), copied);
+        }
+        for (pc, bytes) in text {
+            assert_eq!(core.read_vec(pc, 8).unwrap(), bytes);
+        }
+        assert_eq!(core.read_vec(peer.shared, 16).unwrap(), shared);
+        let theirs = Objects::load(&core, &SearchPaths::default());
+        let show = |objects: &Objects| -> Vec<String> {
+            objects
+                .iter()
+                .map(|o| format!("{} {:x} {:?} {:?} {:?}", o.name(), o.bias, o.build_id, o.data.is_some(), o.problem))
+                .collect()
+        };
+        assert_eq!(show(&objects), show(&theirs));
+    }
+
+    #[test]
+    fn lines_of_maps() {
+        let text = b"00400000-00401000 r-xp 00002000 08:02 17 /usr/bin/a b (deleted)\n\
+            7ffe0000-7fff0000 rw-p 00000000 00:00 0                          [stack]\n\
+            7fff1000-7fff2000 ---s 00000000 00:00 0 \nnonsense\n\
+            7fff3000-7fff4000 r--p 00000000 08:02 17                         /x\\012y\n";
+        let maps = parse_maps(text);
+        let show: Vec<String> = maps
+            .iter()
+            .map(|m| {
+                format!("{:x} {:x} {}{}{} {:x} {:?}", m.start, m.end, m.read, m.write, m.execute, m.offset, m.path)
+            })
+            .collect();
+        assert_eq!(
+            show,
+            [
+                "400000 401000 truefalsetrue 2000 Some(\"/usr/bin/a b (deleted)\")",
+                "7ffe0000 7fff0000 truetruefalse 0 Some(\"[stack]\")",
+                "7fff1000 7fff2000 falsefalsefalse 0 None",
+                "7fff3000 7fff4000 truefalsefalse 0 Some(\"/x\\ny\")",
+            ]
+        );
+    }
+}

@@ -1,10 +1,13 @@
 //! What is looked at: a live process or a core. Everything above this layer sees only [`Target`] and [`Memory`].
 
 pub mod core;
+pub mod elf;
 pub mod live;
 pub mod memory;
 pub mod notes;
 pub mod objects;
+#[doc(hidden)]
+pub mod testing;
 
 use crate::arch::Registers;
 use std::path::{Path, PathBuf};

@@ -1,1 +1,311 @@
-//! Placeholder.
+//! The notes of a core: threads, registers, file mappings, auxiliary vector. Kernel and gdb write the same records in
+//! different orders; both begin a thread with NT_PRSTATUS.
+
+use super::{Mapping, Thread, ThreadId};
+use crate::arch::x64::{TABLE, USER_REGS_FS_BASE, USER_REGS_WORDS};
+use crate::arch::{Reg, Registers};
+use crate::bytes::{Bytes, Short};
+use crate::limits;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+/// Note types (`linux/elf.h`), all of owner "CORE" except the extended state, which is of owner "LINUX".
+#[allow(missing_docs)]
+pub mod kind {
+    pub const PRSTATUS: u32 = 1;
+    pub const FPREGSET: u32 = 2;
+    pub const PRPSINFO: u32 = 3;
+    pub const AUXV: u32 = 6;
+    pub const SIGINFO: u32 = 0x5349_4749;
+    pub const FILE: u32 = 0x4649_4c45;
+    pub const X86_XSTATE: u32 = 0x202;
+}
+
+/// Bytes of `struct elf_prstatus` on x86-64.
+pub const PRSTATUS_SIZE: usize = 336;
+/// Offset of `pr_reg` in it.
+pub const PRSTATUS_REGS: u64 = 112;
+/// Offset of XMM0 in the FXSAVE area, which NT_FPREGSET is and NT_X86_XSTATE begins with.
+pub const FXSAVE_XMM: usize = 160;
+
+/// One file mapping of NT_FILE.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileMapping {
+    /// First address.
+    pub start: u64,
+    /// One past the last address.
+    pub end: u64,
+    /// Offset in the file, in bytes.
+    pub offset: u64,
+    /// The file's path.
+    pub path: PathBuf,
+}
+
+/// Everything that the notes say.
+#[derive(Clone, Debug, Default)]
+pub struct Notes {
+    /// Threads in the order of their NT_PRSTATUS: the one that crashed, or that the debugger was at, is first.
+    pub threads: Vec<Thread>,
+    /// Process id (NT_PRPSINFO).
+    pub pid: Option<u32>,
+    /// `comm` of the main thread (kernel) or the executable's name (gdb).
+    pub command: Option<String>,
+    /// Start of the command line.
+    pub arguments: Option<String>,
+    /// Auxiliary vector.
+    pub auxv: Vec<(u64, u64)>,
+    /// File mappings.
+    pub files: Vec<FileMapping>,
+    /// What could not be read, one line each.
+    pub problems: Vec<String>,
+}
+
+/// One note as it lies in the segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Note<'a> {
+    /// Owner, without its final zero byte.
+    pub owner: &'a [u8],
+    /// Type.
+    pub kind: u32,
+    /// Contents.
+    pub data: &'a [u8],
+}
+
+/// The next note; `None` at the end.
+pub fn next_note<'a>(bytes: &mut Bytes<'a>) -> Option<Result<Note<'a>, Short>> {
+    if bytes.remaining() == 0 {
+        return None;
+    }
+    Some(note(bytes))
+}
+
+fn note<'a>(bytes: &mut Bytes<'a>) -> Result<Note<'a>, Short> {
+    let name_size = bytes.u32()? as u64;
+    let data_size = bytes.u32()? as u64;
+    let kind = bytes.u32()?;
+    let name = bytes.take(name_size)?;
+    pad(bytes, name_size)?;
+    let data = bytes.take(data_size)?;
+    pad(bytes, data_size)?;
+    Ok(Note { owner: name.strip_suffix(&[0]).unwrap_or(name), kind, data })
+}
+
+// 4 bytes also where the segment says 8: neither kernel nor gdb write anything else into cores. Padding that is missing at
+// the very end is no loss.
+fn pad(bytes: &mut Bytes<'_>, size: u64) -> Result<(), Short> {
+    let padding = (4 - size % 4) % 4;
+    bytes.skip(padding.min(bytes.remaining() as u64))
+}
+
+/// What of the current thread has been seen besides NT_PRSTATUS.
+#[derive(Default)]
+struct Current {
+    has_xmm: bool,
+    has_siginfo: bool,
+}
+
+impl Notes {
+    /// Reads the segments' bytes in their order. Never fails: what cannot be read is in `problems`.
+    pub fn parse<'a>(segments: impl IntoIterator<Item = &'a [u8]>) -> Notes {
+        let mut notes = Notes::default();
+        let mut current = Current::default();
+        let mut other_signals = Vec::new();
+        for segment in segments {
+            let mut bytes = Bytes::new(segment);
+            while let Some(next) = next_note(&mut bytes) {
+                match next {
+                    Ok(note) => notes.take(&note, &mut current, &mut other_signals),
+                    Err(short) => {
+                        notes.problems.push(format!("notes end in the middle of one (note segment: {short})"));
+                        break;
+                    }
+                }
+            }
+        }
+        // The kernel writes the fatal signal into every thread's NT_PRSTATUS (`fill_prstatus(.., signr)`), but only one
+        // died of it. gdb writes NT_SIGINFO for each thread that has a signal of its own.
+        for (thread, own) in notes.threads.iter_mut().zip(other_signals).skip(1) {
+            if !own {
+                thread.signal = None;
+            }
+        }
+        if let (Some(pid), Some(command)) = (notes.pid, &notes.command)
+            && let Some(main) = notes.threads.iter_mut().find(|t| t.id.0 == pid)
+        {
+            main.name = Some(command.clone());
+        }
+        notes
+    }
+
+    fn take(&mut self, note: &Note<'_>, current: &mut Current, own_signal: &mut Vec<bool>) {
+        let problem = match (note.owner, note.kind) {
+            (b"CORE", kind::PRSTATUS) => {
+                if self.threads.len() >= limits::MAX_THREADS {
+                    return;
+                }
+                *current = Current::default();
+                self.prstatus(note.data).map(|thread| {
+                    self.threads.push(thread);
+                    own_signal.push(false);
+                })
+            }
+            (b"CORE", kind::FPREGSET) => self.xmm(note.data, current),
+            (b"LINUX", kind::X86_XSTATE) if !current.has_xmm => self.xmm(note.data, current),
+            (b"CORE", kind::PRPSINFO) => self.prpsinfo(note.data),
+            (b"CORE", kind::SIGINFO) if !current.has_siginfo => {
+                current.has_siginfo = true;
+                Bytes::new(note.data).u32().map(|signal| {
+                    if let (Some(thread), Some(own)) = (self.threads.last_mut(), own_signal.last_mut())
+                        && signal != 0
+                    {
+                        *own = true;
+                        thread.signal = thread.signal.or(Some(signal as i32));
+                    }
+                })
+            }
+            (b"CORE", kind::AUXV) => {
+                self.auxv = parse_auxv(note.data);
+                Ok(())
+            }
+            (b"CORE", kind::FILE) => self.file_mappings(note.data),
+            _ => Ok(()),
+        };
+        if let Err(short) = problem {
+            let what = match note.kind {
+                kind::PRSTATUS => "a thread's registers (NT_PRSTATUS)",
+                kind::FPREGSET | kind::X86_XSTATE => "a thread's vector registers",
+                kind::PRPSINFO => "the process's name (NT_PRPSINFO)",
+                kind::SIGINFO => "a signal (NT_SIGINFO)",
+                _ => "the list of mapped files (NT_FILE)",
+            };
+            if self.problems.len() < 64 {
+                self.problems.push(format!("{what} cannot be read: {short}"));
+            }
+        }
+    }
+
+    fn prstatus(&self, data: &[u8]) -> Result<Thread, Short> {
+        let mut b = Bytes::new(data);
+        b.skip(12)?;
+        let cursig = b.u16()?;
+        b.skip(18)?;
+        let id = ThreadId(b.u32()?);
+        // An i386 record is shorter (144 bytes); a thread of such a core is listed, without registers.
+        let mut thread = Thread {
+            id,
+            name: None,
+            registers: Registers::unknown(),
+            fs_base: None,
+            signal: (cursig != 0).then_some(i32::from(cursig)),
+            problem: None,
+        };
+        let mut b = Bytes::new(data);
+        match b.skip(PRSTATUS_REGS).and_then(|()| b.take(USER_REGS_WORDS as u64 * 8)) {
+            Ok(regs) => thread.set_user_regs(regs),
+            Err(_) => thread.problem = Some(format!("its NT_PRSTATUS has {} bytes, not {PRSTATUS_SIZE}", data.len())),
+        }
+        Ok(thread)
+    }
+
+    fn xmm(&mut self, data: &[u8], current: &mut Current) -> Result<(), Short> {
+        let end = FXSAVE_XMM + 16 * 16;
+        let area = Bytes::new(data).take(end as u64)?;
+        if let Some(thread) = self.threads.last_mut() {
+            thread.set_fxsave(area);
+            current.has_xmm = true;
+        }
+        Ok(())
+    }
+
+    fn prpsinfo(&mut self, data: &[u8]) -> Result<(), Short> {
+        let mut b = Bytes::new(data);
+        b.skip(24)?;
+        let pid = b.u32()?;
+        b.skip(12)?;
+        let name = text(b.take(16)?);
+        self.pid = (pid != 0).then_some(pid);
+        self.command = (!name.is_empty()).then_some(name);
+        let arguments = text(b.take(80)?);
+        self.arguments = (!arguments.is_empty()).then_some(arguments);
+        Ok(())
+    }
+
+    fn file_mappings(&mut self, data: &[u8]) -> Result<(), Short> {
+        let mut b = Bytes::new(data);
+        let count = b.u64()?;
+        let page_size = b.u64()?;
+        let mut table = Bytes::new(b.take(count.saturating_mul(24))?);
+        for i in 0..count {
+            let (start, end, page) = (table.u64()?, table.u64()?, table.u64()?);
+            let rest = data.get(b.offset()..).unwrap_or_default();
+            let Some(len) = rest.iter().position(|&c| c == 0) else {
+                self.problems.push(format!("the list of mapped files (NT_FILE) has {count} mappings and {i} names"));
+                return Ok(());
+            };
+            let path = PathBuf::from(OsStr::from_bytes(b.take(len as u64)?));
+            b.skip(1)?;
+            let Some(offset) = page.checked_mul(page_size) else { continue };
+            if start < end && len <= limits::MAX_PATH && self.files.len() < limits::MAX_MAPPINGS {
+                self.files.push(FileMapping { start, end, offset, path });
+            }
+        }
+        Ok(())
+    }
+
+    /// Value of an auxiliary vector entry.
+    pub fn auxv(&self, key: u64) -> Option<u64> {
+        self.auxv.iter().find(|(k, _)| *k == key).map(|(_, v)| *v)
+    }
+}
+
+impl Thread {
+    /// Sets all general purpose registers and `fs_base` from the bytes of a `struct user_regs_struct`.
+    pub(super) fn set_user_regs(&mut self, regs: &[u8]) {
+        let word = |i: usize| regs.get(i * 8..i * 8 + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
+        for row in &TABLE {
+            if let Some(value) = row.user_regs.and_then(word) {
+                self.registers.set(row.reg, value);
+            }
+        }
+        self.fs_base = word(USER_REGS_FS_BASE);
+    }
+
+    /// Sets the low halves of XMM0-15 from an FXSAVE area.
+    pub(super) fn set_fxsave(&mut self, area: &[u8]) {
+        for i in 0..16 {
+            let at = FXSAVE_XMM + i * 16;
+            if let Some(bytes) = area.get(at..at + 8).and_then(|b| b.try_into().ok()) {
+                self.registers.set(Reg(16 + i as u8), u64::from_le_bytes(bytes));
+            }
+        }
+    }
+}
+
+/// Key-value pairs up to AT_NULL or the end.
+pub fn parse_auxv(data: &[u8]) -> Vec<(u64, u64)> {
+    let mut b = Bytes::new(data);
+    let mut out = Vec::new();
+    while let (Ok(key), Ok(value)) = (b.u64(), b.u64()) {
+        if key == 0 || out.len() >= 256 {
+            break;
+        }
+        out.push((key, value));
+    }
+    out
+}
+
+fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|&c| c == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).trim_end().to_string()
+}
+
+/// A path of a mapping without the mark that the kernel appends to unlinked files.
+pub fn without_deleted(mapping: &Mapping) -> Option<(PathBuf, bool)> {
+    let path = mapping.path.as_ref()?;
+    let bytes = path.as_os_str().as_bytes();
+    Some(match bytes.strip_suffix(b" (deleted)") {
+        Some(p) => (PathBuf::from(OsStr::from_bytes(p)), true),
+        None => (path.clone(), false),
+    })
+}

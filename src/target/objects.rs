@@ -1,7 +1,14 @@
 //! The ELF files that are loaded in a target: which file covers an address, its unwind tables, symbols, separate debug file
 //! and thread-local block.
 
+use super::elf::{self, HEADER_SIZE, Headers, pf, pt};
+use super::memory::map_file;
 use super::{Mapping, Target};
+use crate::limits;
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// Where to look for files, besides where the target names them.
@@ -31,6 +38,22 @@ impl std::ops::Deref for ObjectData {
             ObjectData::Memory(v) => v,
         }
     }
+}
+
+/// A file's PT_TLS: a `STT_TLS` symbol's value is an offset in this block.
+///
+/// The main executable's block ends at the thread pointer (x86-64, TLS variant II): the variable is at
+/// `fs_base - round_up(memsz, align) + symbol value` when `svma` is a multiple of `align`, which linkers see to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tls {
+    /// Size in memory, in bytes.
+    pub memsz: u64,
+    /// Bytes of it that are initialised from the file.
+    pub filesz: u64,
+    /// Alignment, at least 1.
+    pub align: u64,
+    /// Virtual address of the initial contents in the file.
+    pub svma: u64,
 }
 
 /// One loaded ELF file.
@@ -66,11 +89,21 @@ impl LoadedObject {
     pub fn svma(&self, address: u64) -> u64 {
         address.wrapping_sub(self.bias)
     }
+
+    /// The file's block of thread-local variables, if it has one.
+    pub fn tls_block(&self) -> Option<Tls> {
+        let headers = Headers::of_file(self.data.as_deref()?)?;
+        let p = headers.find(pt::TLS)?;
+        Some(Tls { memsz: p.memsz, filesz: p.filesz, align: p.align.max(1), svma: p.vaddr })
+    }
 }
 
 /// All loaded ELF files of a target.
 pub struct Objects {
     objects: Vec<LoadedObject>,
+    // (start, end, index into `objects`) of every mapping, ascending.
+    index: Vec<(u64, u64, usize)>,
+    has_executable: bool,
 }
 
 impl Objects {
@@ -82,13 +115,46 @@ impl Objects {
 
     /// Finds every loaded file. Never fails as a whole: a file that cannot be had is listed with its problem.
     pub fn load(target: &dyn Target, search: &SearchPaths) -> Objects {
-        let _ = (target, search);
-        Objects { objects: Vec::new() }
+        let mut by_path: BTreeMap<&Path, Vec<&Mapping>> = BTreeMap::new();
+        for m in target.mappings().iter().filter(|m| !m.is_anonymous()) {
+            if let Some(path) = &m.path
+                && (by_path.len() < limits::MAX_OBJECTS || by_path.contains_key(path.as_path()))
+            {
+                by_path.entry(path).or_default().push(m);
+            }
+        }
+        let main = main_path(target);
+        let loader = Loader { target, search, image_budget: Cell::new(limits::MAX_OBJECT_IMAGES) };
+        let mut found: Vec<(LoadedObject, Vec<(u64, u64)>)> = Vec::new();
+        for (path, mappings) in &by_path {
+            found.extend(loader.file(path, mappings, main.as_deref() == Some(*path)));
+        }
+        found.extend(loader.vdso());
+        let has_main =
+            |found: &[(LoadedObject, _)]| main.as_ref().is_some_and(|p| found.iter().any(|(o, _)| o.path == *p));
+        if !has_main(&found) {
+            found.extend(loader.unnamed_executable());
+        }
+        let is_main = |o: &LoadedObject| match &main {
+            Some(path) => o.path == *path,
+            None => o.range.0 <= entry(target).unwrap_or(0) && entry(target).unwrap_or(0) < o.range.1,
+        };
+        found.sort_by_key(|(o, _)| (!is_main(o), o.range.0));
+        let has_executable = found.first().is_some_and(|(o, _)| is_main(o));
+        let mut index: Vec<(u64, u64, usize)> =
+            found.iter().enumerate().flat_map(|(i, (_, ranges))| ranges.iter().map(move |r| (r.0, r.1, i))).collect();
+        index.sort_unstable();
+        Objects { objects: found.into_iter().map(|(o, _)| o).collect(), index, has_executable }
     }
 
     /// The file that covers `address`.
     pub fn find(&self, address: u64) -> Option<&LoadedObject> {
-        self.objects.iter().find(|o| o.range.0 <= address && address < o.range.1)
+        let i = self.index.partition_point(|r| r.0 <= address);
+        let exact = i.checked_sub(1).and_then(|i| self.index.get(i)).filter(|r| address < r.1);
+        match exact {
+            Some(&(_, _, object)) => self.objects.get(object),
+            None => self.objects.iter().find(|o| o.range.0 <= address && address < o.range.1),
+        }
     }
 
     /// All files.
@@ -98,9 +164,572 @@ impl Objects {
 
     /// The main executable.
     pub fn executable(&self) -> Option<&LoadedObject> {
-        self.objects.first()
+        self.objects.first().filter(|_| self.has_executable)
     }
 }
 
-#[allow(unused)]
-fn _signatures(_: &Mapping, _: &Path) {}
+fn entry(target: &dyn Target) -> Option<u64> {
+    target.auxv(libc::AT_PHDR).or_else(|| target.auxv(libc::AT_ENTRY))
+}
+
+/// The path that mappings of the main executable carry.
+fn main_path(target: &dyn Target) -> Option<PathBuf> {
+    let by_address = [libc::AT_PHDR, libc::AT_ENTRY].iter().find_map(|&key| {
+        let m = target.mapping_at(target.auxv(key)?)?;
+        if m.is_anonymous() { None } else { m.path.clone() }
+    });
+    by_address.or_else(|| target.executable().map(Path::to_path_buf))
+}
+
+struct Loader<'a> {
+    target: &'a dyn Target,
+    search: &'a SearchPaths,
+    image_budget: Cell<u64>,
+}
+
+/// A file's headers as they lie in the target's memory.
+struct InMemory {
+    headers: Headers,
+    bias: u64,
+    build_id: Option<Vec<u8>>,
+}
+
+type Found = (LoadedObject, Vec<(u64, u64)>);
+
+impl Loader<'_> {
+    fn read(&self, address: u64, len: usize) -> Option<Vec<u8>> {
+        self.target.read_vec(address, len).ok()
+    }
+
+    fn in_memory(&self, start: u64) -> Option<InMemory> {
+        // A non-ELF file costs four bytes, not a page table of headers.
+        if self.read(start, 4)? != b"\x7fELF" {
+            return None;
+        }
+        let headers = Headers::read(|offset, len| self.read(start.checked_add(offset)?, len))?;
+        let first = headers.loads().find(|p| p.offset & !0xfff == 0)?;
+        let bias = start.wrapping_sub(first.vaddr & !0xfff);
+        let build_id = headers.build_id(|p| self.read(bias.wrapping_add(p.vaddr), p.filesz as usize));
+        Some(InMemory { headers, bias, build_id })
+    }
+
+    /// The load instances of one file.
+    fn file(&self, path: &Path, mappings: &[&Mapping], is_main: bool) -> Vec<Found> {
+        // A file that is only read (a locale archive, a backtracer that maps its own executable) has no code mapped.
+        if !is_main && !mappings.iter().any(|m| may_execute(m)) {
+            return Vec::new();
+        }
+        let Some(&lowest) = mappings.first() else { return Vec::new() };
+        let memory = mappings.iter().filter(|m| m.offset == 0 && m.read).find_map(|m| self.in_memory(m.start));
+        let (file, mut problem) = self.open(lowest, mappings, memory.as_ref(), is_main);
+        let headers = memory.as_ref().map(|m| m.headers.clone()).or_else(|| file.as_ref().map(|f| f.2.clone()));
+        let Some(headers) = headers else {
+            // JIT dumps, devices and other things that are mapped executable but are no ELF file.
+            let is_elf_name = is_main || path.to_string_lossy().contains(".so") || problem.is_some();
+            let special = path.starts_with("/dev") || path.starts_with("/memfd:") || path.starts_with("/SYSV");
+            if !is_elf_name || special || file.is_some() {
+                return Vec::new();
+            }
+            let problem = problem.or_else(|| Some(missing(path)));
+            let bias = lowest.start.wrapping_sub(lowest.offset);
+            let ranges = mappings.iter().map(|m| (m.start, m.end)).collect();
+            return vec![object(path, bias, ranges, None, None, None, problem)];
+        };
+        let mut instances = instances(&headers, mappings);
+        if instances.is_empty()
+            && let Some(m) = &memory
+        {
+            instances.push((m.bias, mappings.iter().map(|m| (m.start, m.end)).collect()));
+        }
+        let mut file = file.map(|(opened, map, _)| (opened, map));
+        let mut out = Vec::new();
+        for (bias, ranges) in instances {
+            let mut build_id = memory.as_ref().and_then(|m| m.build_id.clone());
+            // A second instance needs the file once more.
+            let again = file.as_ref().and_then(|(opened, _)| Some((opened.clone(), map_file(opened).ok()?)));
+            let (opened, data) = match std::mem::replace(&mut file, again) {
+                Some((opened, map)) => (Some(opened), Some(ObjectData::File(map))),
+                None => (None, self.image(&headers, bias).map(ObjectData::Memory)),
+            };
+            if opened.is_none() && problem.is_none() {
+                problem = Some(missing(path));
+            }
+            let debug = match (&opened, &data) {
+                (Some(opened), Some(data)) => {
+                    build_id = build_id.or_else(|| headers.build_id_of_file(data));
+                    self.debug_file(path, opened, data, build_id.as_deref())
+                }
+                _ => build_id.as_deref().and_then(|id| self.debug_by_build_id(id)),
+            };
+            let mut found = object(path, bias, ranges, opened, build_id, data, problem.clone());
+            found.0.debug = debug;
+            out.push(found);
+        }
+        out
+    }
+
+    /// The first candidate that is the file in memory, as far as that can be told, else why there is none.
+    fn open(
+        &self,
+        mapping: &Mapping,
+        mappings: &[&Mapping],
+        memory: Option<&InMemory>,
+        is_main: bool,
+    ) -> (Option<(PathBuf, memmap2::Mmap, Headers)>, Option<String>) {
+        let mut candidates = if is_main { Vec::from_iter(self.search.executable.clone()) } else { Vec::new() };
+        candidates.extend(self.target.file_candidates(mapping));
+        let mut seen = HashSet::new();
+        let mut wrong = None;
+        let mut refused = None;
+        for candidate in candidates.into_iter().filter(|c| seen.insert(c.clone())) {
+            let file = match map_file(&candidate) {
+                Ok(file) => file,
+                Err(e) => {
+                    if e.kind() == std::io::ErrorKind::PermissionDenied {
+                        refused =
+                            refused.or(Some(format!("{}: {e}; run as its owner or with sudo", candidate.display())));
+                    }
+                    continue;
+                }
+            };
+            let Some(headers) = Headers::of_file(&file) else {
+                if memory.is_some() {
+                    wrong = wrong.or(Some(format!("{} is no x86-64 ELF file", candidate.display())));
+                }
+                continue;
+            };
+            let id = headers.build_id_of_file(&file);
+            let why = match memory {
+                Some(m) => differs(m, &headers, id.as_deref()),
+                None => (headers.dynamic_agrees(&file, mappings, self.target) == Some(false))
+                    .then(|| "its dynamic section is another".to_string()),
+            };
+            match why {
+                None => {
+                    return (
+                        Some((candidate, file, headers)),
+                        wrong.filter(|_| is_main && self.search.executable.is_some()),
+                    );
+                }
+                Some(why) => {
+                    let what = format!("{} is not the file that was loaded: {why}", candidate.display());
+                    wrong = wrong.or(Some(format!("{what}; give the right one with {}", option_for(is_main))));
+                }
+            }
+        }
+        (None, wrong.or(refused))
+    }
+
+    /// The file put together from what is loaded of it: symbols that the dynamic linker needs and unwind tables are
+    /// there, section headers and debug information are not.
+    fn image(&self, headers: &Headers, bias: u64) -> Option<Vec<u8>> {
+        let size = headers.loads().map(|p| p.offset.saturating_add(p.filesz)).max()?;
+        if size < HEADER_SIZE {
+            return None;
+        }
+        let left = self.image_budget.get().checked_sub(size)?;
+        // Ask for one byte of each part first: sizes in a hostile header cost nothing then.
+        let constant = |p: &&elf::Phdr| p.flags & pf::W == 0 && p.filesz > 0;
+        for p in headers.loads().filter(constant) {
+            self.read(bias.wrapping_add(p.vaddr), 1)?;
+            self.read(bias.wrapping_add(p.vaddr).wrapping_add(p.filesz - 1), 1)?;
+        }
+        self.image_budget.set(left);
+        let mut image = vec![0; usize::try_from(size).ok()?];
+        for p in headers.loads() {
+            let from = usize::try_from(p.offset).ok()?;
+            let part = image.get_mut(from..from.checked_add(usize::try_from(p.filesz).ok()?)?)?;
+            let address = bias.wrapping_add(p.vaddr);
+            let whole = self.target.read(address, part).is_ok();
+            if !whole && p.flags & pf::W == 0 {
+                return None;
+            }
+        }
+        without_sections(&mut image);
+        Some(image)
+    }
+
+    fn vdso(&self) -> Option<Found> {
+        let by_name = || self.target.mappings().iter().find(|m| m.path.as_deref() == Some(Path::new("[vdso]")));
+        let start = self.target.auxv(libc::AT_SYSINFO_EHDR).or_else(|| by_name().map(|m| m.start))?;
+        let m = self.target.mapping_at(start)?;
+        let memory = self.in_memory(start)?;
+        let data = self.read(start, m.end.saturating_sub(start).min(limits::MAX_VDSO) as usize);
+        let problem = data.is_none().then(|| "the vdso is not in the core".to_string());
+        let data = data.map(ObjectData::Memory);
+        Some(object(Path::new("[vdso]"), memory.bias, vec![(start, m.end)], None, memory.build_id, data, problem))
+    }
+
+    /// The executable of a core that names no files, placed by AT_PHDR.
+    fn unnamed_executable(&self) -> Option<Found> {
+        let path = self.search.executable.as_deref().or_else(|| self.target.executable())?;
+        let file = map_file(path).ok()?;
+        let headers = Headers::of_file(&file)?;
+        let phdr = self.target.auxv(libc::AT_PHDR)?;
+        let vaddr = headers.find(pt::PHDR).map(|p| p.vaddr).or_else(|| {
+            let p = headers.loads().find(|p| p.offset == 0)?;
+            p.vaddr.checked_add(headers.header.phoff)
+        })?;
+        let bias = phdr.wrapping_sub(vaddr);
+        // It is this file only if its entry is the process's; without an id in memory there is no better test.
+        let entry = self.target.auxv(libc::AT_ENTRY)?;
+        if bias.wrapping_add(headers.header.entry) != entry {
+            return None;
+        }
+        let ranges = headers.loads().map(|p| {
+            let start = bias.wrapping_add(p.vaddr & !0xfff);
+            (start, start.saturating_add(p.memsz.saturating_add(p.vaddr & 0xfff)))
+        });
+        let ranges = ranges.filter(|r| r.0 < r.1).collect();
+        let id = headers.build_id_of_file(&file);
+        let data = ObjectData::File(file);
+        let debug = self.debug_file(path, path, &data, id.as_deref());
+        let mut found = object(path, bias, ranges, Some(path.to_path_buf()), id, Some(data), None);
+        found.0.debug = debug;
+        Some(found)
+    }
+
+    fn debug_dirs(&self) -> Vec<PathBuf> {
+        let mut dirs = self.search.debug_dirs.clone();
+        if let Some(root) = &self.search.sysroot {
+            dirs.push(root.join("usr/lib/debug"));
+        }
+        dirs.push(PathBuf::from("/usr/lib/debug"));
+        dirs
+    }
+
+    fn debug_by_build_id(&self, id: &[u8]) -> Option<(PathBuf, ObjectData)> {
+        let (first, rest) = id.split_first()?;
+        let name = format!(".build-id/{first:02x}/{}.debug", elf::hex(rest));
+        self.debug_dirs().into_iter().map(|d| d.join(&name)).find_map(|path| {
+            let file = map_file(&path).ok()?;
+            let same = Headers::of_file(&file)?.build_id_of_file(&file).as_deref() == Some(id);
+            same.then_some((path, ObjectData::File(file)))
+        })
+    }
+
+    fn debug_file(&self, path: &Path, opened: &Path, data: &[u8], id: Option<&[u8]>) -> Option<(PathBuf, ObjectData)> {
+        if let Some(found) = id.and_then(|id| self.debug_by_build_id(id)) {
+            return Some(found);
+        }
+        use object::Object;
+        let file = object::File::parse(data).ok()?;
+        let (name, crc) = file.gnu_debuglink().ok()??;
+        let name = Path::new(OsStr::from_bytes(name)).file_name()?.to_os_string();
+        let mut places = Vec::new();
+        for near in [opened.parent(), path.parent()].into_iter().flatten() {
+            places.push(near.join(&name));
+            places.push(near.join(".debug").join(&name));
+        }
+        if let Some(inside) = path.parent().and_then(|p| p.strip_prefix("/").ok()) {
+            places.extend(self.debug_dirs().into_iter().map(|d| d.join(inside).join(&name)));
+        }
+        places.extend(self.search.debug_dirs.iter().map(|d| d.join(&name)));
+        places.into_iter().find_map(|place| {
+            let file = map_file(&place).ok()?;
+            // The link may name the stripped file itself (same name, same directory).
+            (crc32fast::hash(&file) == crc).then_some((place, ObjectData::File(file)))
+        })
+    }
+}
+
+fn option_for(is_main: bool) -> &'static str {
+    if is_main { "-e FILE" } else { "--sysroot DIR" }
+}
+
+fn missing(path: &Path) -> String {
+    format!(
+        "{} cannot be opened; give a directory tree that holds it with --sysroot, or the executable with -e",
+        path.display()
+    )
+}
+
+/// Why a file's headers are not those in memory.
+fn differs(memory: &InMemory, file: &Headers, id: Option<&[u8]>) -> Option<String> {
+    match (&memory.build_id, id) {
+        (Some(loaded), Some(id)) if loaded == id => None,
+        (Some(loaded), Some(id)) => Some(format!("its build id is {}, loaded is {}", elf::hex(id), elf::hex(loaded))),
+        (Some(loaded), None) => Some(format!("it has no build id, loaded is {}", elf::hex(loaded))),
+        // strip(1) moves sections but not segments.
+        (None, _) => {
+            let key =
+                |h: &Headers| (h.header.entry, h.loads().map(|p| (p.vaddr, p.memsz, p.flags)).collect::<Vec<_>>());
+            (key(&memory.headers) != key(file)).then(|| "its segments are others".to_string())
+        }
+    }
+}
+
+/// Where a file is loaded: each bias with the mappings that agree on it. A page that two segments share is mapped twice
+/// and fits two biases by itself; the one that most mappings agree on wins.
+fn instances(headers: &Headers, mappings: &[&Mapping]) -> Vec<(u64, Vec<(u64, u64)>)> {
+    let biases = |m: &Mapping| -> Vec<u64> {
+        let fits = |p: &&elf::Phdr| {
+            let end = p.offset.saturating_add(p.filesz).saturating_add(0xfff) & !0xfff;
+            (p.offset & !0xfff) <= m.offset && m.offset < end && (!m.execute || p.flags & pf::X != 0)
+        };
+        let bias = |p: &elf::Phdr| {
+            let into = m.offset.wrapping_sub(p.offset & !0xfff);
+            m.start.wrapping_sub((p.vaddr & !0xfff).wrapping_add(into))
+        };
+        let mut out: Vec<u64> = headers.loads().filter(fits).map(bias).collect();
+        const ET_EXEC: u16 = 2;
+        out.retain(|&b| b & 0xfff == 0 && (headers.header.kind != ET_EXEC || b == 0));
+        out.sort_unstable();
+        out.dedup();
+        out
+    };
+    let mut left: Vec<(&Mapping, Vec<u64>)> = mappings.iter().map(|&m| (m, biases(m))).collect();
+    let mut out = Vec::new();
+    while out.len() < limits::MAX_OBJECT_INSTANCES {
+        let mut votes: HashMap<u64, (usize, u64)> = HashMap::new();
+        for (m, biases) in &left {
+            for &b in biases {
+                let vote = votes.entry(b).or_insert((0, m.start));
+                vote.0 += 1;
+            }
+        }
+        let best = votes.into_iter().max_by_key(|&(b, (n, first))| (n, std::cmp::Reverse(first), b));
+        let Some((bias, _)) = best else { break };
+        let (mine, rest): (Vec<_>, Vec<_>) = left.into_iter().partition(|(_, b)| b.contains(&bias));
+        left = rest;
+        // Without code it is a copy that someone maps to read the file.
+        if mine.iter().any(|(m, _)| may_execute(m)) {
+            out.push((bias, mine.iter().map(|(m, _)| (m.start, m.end)).collect()));
+        }
+    }
+    out
+}
+
+/// Code, or a range of which a core says nothing but the name.
+fn may_execute(m: &Mapping) -> bool {
+    m.execute || !(m.read || m.write)
+}
+
+/// Clears the section header fields of an image that has no sections; readers take them at their word otherwise.
+fn without_sections(image: &mut [u8]) {
+    const E_SHOFF: std::ops::Range<usize> = 40..48;
+    const E_SHNUM_SHSTRNDX: std::ops::Range<usize> = 60..64;
+    for range in [E_SHOFF, E_SHNUM_SHSTRNDX] {
+        if let Some(field) = image.get_mut(range) {
+            field.fill(0);
+        }
+    }
+}
+
+fn object(
+    path: &Path,
+    bias: u64,
+    ranges: Vec<(u64, u64)>,
+    opened: Option<PathBuf>,
+    build_id: Option<Vec<u8>>,
+    data: Option<ObjectData>,
+    problem: Option<String>,
+) -> Found {
+    let start = ranges.iter().map(|r| r.0).min().unwrap_or(0);
+    let end = ranges.iter().map(|r| r.1).max().unwrap_or(0);
+    let object = LoadedObject {
+        path: path.to_path_buf(),
+        opened,
+        bias,
+        range: (start, end),
+        build_id,
+        data,
+        debug: None,
+        problem,
+    };
+    (object, ranges)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::CoreBuilder;
+    use super::*;
+    use crate::arch::Registers;
+
+    /// Section of a name and contents.
+    type Section<'a> = (&'a str, Vec<u8>);
+
+    /// A shared object of one page of headers and one of code, with a build id and sections.
+    fn library(id: Option<u8>, code: u8, sections: &[Section<'_>]) -> Vec<u8> {
+        let mut out = Vec::new();
+        out.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+        out.extend([3u16, 62].into_iter().flat_map(u16::to_le_bytes));
+        out.extend(1u32.to_le_bytes());
+        out.extend([0u64, 64, 0].into_iter().flat_map(u64::to_le_bytes));
+        out.extend(0u32.to_le_bytes());
+        out.extend([64u16, 56, 4, 64, 0, 0].into_iter().flat_map(u16::to_le_bytes));
+        for (kind, flags, offset, vaddr, filesz, memsz, align) in [
+            (pt::LOAD, 4u32, 0u64, 0u64, 0x1000u64, 0x1000u64, 0x1000u64),
+            (pt::LOAD, 5, 0x1000, 0x3000, 0x1000, 0x1000, 0x1000),
+            (pt::NOTE, 4, 0x400, 0x400, if id.is_some() { 20 } else { 0 }, 20, 4),
+            (pt::TLS, 4, 0x800, 0x800, 8, 24, 16),
+        ] {
+            out.extend([kind, flags].into_iter().flat_map(u32::to_le_bytes));
+            out.extend([offset, vaddr, vaddr, filesz, memsz, align].into_iter().flat_map(u64::to_le_bytes));
+        }
+        out.resize(0x400, 0);
+        out.extend([4u32, 4, 3].into_iter().flat_map(u32::to_le_bytes));
+        out.extend(b"GNU\0");
+        out.extend([id.unwrap_or(0); 4]);
+        out.resize(0x1000, 0);
+        out.resize(0x2000, code);
+
+        let mut names = vec![0];
+        let mut table = vec![0; 64];
+        let mut section = |out: &mut Vec<u8>, name: &str, kind: u32, bytes: &[u8]| {
+            let at = names.len() as u32;
+            names.extend(name.bytes().chain([0]));
+            let bytes = if kind == 3 { names.clone() } else { bytes.to_vec() };
+            table.extend([at, kind].into_iter().flat_map(u32::to_le_bytes));
+            table.extend([0, 0, out.len() as u64, bytes.len() as u64, 0, 1, 0].into_iter().flat_map(u64::to_le_bytes));
+            table.resize(table.len().next_multiple_of(64), 0);
+            out.extend(bytes);
+        };
+        for (name, bytes) in sections {
+            section(&mut out, name, 1, bytes);
+        }
+        section(&mut out, ".shstrtab", 3, &[]);
+        let shoff = out.len() as u64;
+        out[40..48].copy_from_slice(&shoff.to_le_bytes());
+        let count = sections.len() as u16 + 2;
+        out[60..62].copy_from_slice(&count.to_le_bytes());
+        out[62..64].copy_from_slice(&(count - 1).to_le_bytes());
+        out.extend(table);
+        out
+    }
+
+    fn loaded_at(base: u64, name: &str, image: &[u8]) -> CoreBuilder {
+        CoreBuilder::new()
+            .thread(1, 0, &Registers::unknown(), 0)
+            .memory(base, 4, &image[..0x1000])
+            .memory(base + 0x3000, 5, &image[0x1000..0x2000])
+            .file(base, base + 0x1000, 0, name)
+            .file(base + 0x3000, base + 0x4000, 0x1000, name)
+    }
+
+    fn load(core: &CoreBuilder, search: &SearchPaths) -> Objects {
+        Objects::load(&core.open_with(search).unwrap(), search)
+    }
+
+    fn debuglink(name: &str, crc: u32) -> Vec<u8> {
+        let mut link: Vec<u8> = name.bytes().chain([0]).collect();
+        link.resize(link.len().next_multiple_of(4), 0);
+        link.extend(crc.to_le_bytes());
+        link
+    }
+
+    #[test]
+    fn a_missing_file_is_put_together_from_memory() {
+        let image = library(Some(7), 0xc3, &[]);
+        let core = loaded_at(0x10_0000, "/nowhere/libx.so", &image);
+        let objects = load(&core, &SearchPaths::default());
+        let lib = objects.find(0x10_3010).unwrap();
+        assert_eq!((lib.name().as_str(), lib.bias, lib.svma(0x10_3010)), ("libx.so", 0x10_0000, 0x3010));
+        assert_eq!(lib.build_id.as_deref(), Some(&[7; 4][..]));
+        let Some(ObjectData::Memory(data)) = &lib.data else { panic!("no image") };
+        assert_eq!(data[0x1000..], image[0x1000..0x2000]);
+        assert!(object::File::parse(&data[..]).is_ok(), "its section headers are gone, and not asked for");
+        assert!(lib.problem.as_deref().unwrap().contains("--sysroot"));
+        assert_eq!(lib.tls_block(), Some(Tls { memsz: 24, filesz: 8, align: 16, svma: 0x800 }));
+        assert!(objects.executable().is_none());
+        // Between the two mappings is nothing of it, but the range says that it is its.
+        assert_eq!(objects.find(0x10_4000).map(|o| o.name()), None);
+    }
+
+    #[test]
+    fn the_executable_is_first_and_a_wrong_one_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (right, wrong) = (dir.path().join("right"), dir.path().join("wrong"));
+        let image = library(Some(1), 0xc3, &[]);
+        std::fs::write(&right, &image).unwrap();
+        std::fs::write(&wrong, library(Some(2), 0xcc, &[])).unwrap();
+        let lib = library(Some(9), 0x90, &[]);
+        let core = loaded_at(0x10_0000, "/nowhere/lib.so", &lib);
+        let core = core
+            .auxv(libc::AT_PHDR, 0x20_0040)
+            .memory(0x20_0000, 4, &image[..0x1000])
+            .segment(0x20_3000, 0x1000, 5, &[])
+            .file(0x20_0000, 0x20_1000, 0, "/nowhere/app")
+            .file(0x20_3000, 0x20_4000, 0x1000, "/nowhere/app");
+
+        let search = SearchPaths { executable: Some(right.clone()), ..SearchPaths::default() };
+        let objects = load(&core, &search);
+        let app = objects.executable().unwrap();
+        assert_eq!((app.name().as_str(), app.opened.as_ref(), app.problem.as_ref()), ("app", Some(&right), None));
+        assert_eq!(objects.iter().count(), 2);
+
+        let search = SearchPaths { executable: Some(wrong), ..SearchPaths::default() };
+        let objects = load(&core, &search);
+        let app = objects.executable().unwrap();
+        assert!(app.data.is_none());
+        let problem = app.problem.as_deref().unwrap();
+        assert!(
+            problem.contains("its build id is 02020202, loaded is 01010101") && problem.contains("-e"),
+            "{problem}"
+        );
+    }
+
+    #[test]
+    fn a_file_loaded_twice_and_a_file_that_is_only_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lib.so");
+        let image = library(Some(1), 0xc3, &[]);
+        std::fs::write(&path, &image).unwrap();
+        let name = path.to_str().unwrap();
+        let core = loaded_at(0x10_0000, name, &image)
+            .memory(0x50_0000, 4, &image[..0x1000])
+            .memory(0x50_3000, 5, &image[0x1000..0x2000])
+            .file(0x50_0000, 0x50_1000, 0, name)
+            .file(0x50_3000, 0x50_4000, 0x1000, name)
+            // A backtracer's view of the whole file.
+            .memory(0x90_0000, 4, &image[..0x2000])
+            .file(0x90_0000, 0x90_2000, 0, name);
+        let objects = load(&core, &SearchPaths::default());
+        let mut biases: Vec<u64> = objects.iter().map(|o| o.bias).collect();
+        biases.sort();
+        assert_eq!(biases, [0x10_0000, 0x50_0000]);
+        assert!(objects.iter().all(|o| matches!(o.data, Some(ObjectData::File(_)))));
+        assert_eq!(objects.find(0x50_3000).map(|o| o.bias), Some(0x50_0000));
+    }
+
+    #[test]
+    fn debug_files_by_build_id_and_by_checked_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let debug = library(None, 0, &[(".debug_info", vec![1, 2, 3])]);
+        let crc = crc32fast::hash(&debug);
+        std::fs::create_dir_all(at(".debug")).unwrap();
+        let search = SearchPaths { debug_dirs: vec![at("dbg")], ..SearchPaths::default() };
+        let found = |id: Option<u8>, crc: u32| {
+            let image = library(id, 0xc3, &[(".gnu_debuglink", debuglink("x.debug", crc))]);
+            std::fs::write(at("lib.so"), &image).unwrap();
+            let objects = load(&loaded_at(0x10_0000, at("lib.so").to_str().unwrap(), &image), &search);
+            objects.find(0x10_3000).unwrap().debug.as_ref().map(|d| d.0.clone())
+        };
+        std::fs::write(at(".debug/x.debug"), &debug).unwrap();
+        assert_eq!(found(None, crc), Some(at(".debug/x.debug")));
+        assert_eq!(found(None, crc ^ 1), None, "another file of that name");
+
+        std::fs::create_dir_all(at("dbg/.build-id/05")).unwrap();
+        let by_id = at("dbg/.build-id/05/050505.debug");
+        std::fs::write(&by_id, library(Some(6), 0, &[])).unwrap();
+        assert_eq!(found(Some(5), crc ^ 1), None, "it has another id than its name says");
+        std::fs::write(&by_id, library(Some(5), 0, &[])).unwrap();
+        assert_eq!(found(Some(5), crc), Some(by_id));
+    }
+
+    #[test]
+    fn lying_headers_cost_nothing() {
+        let image = library(Some(1), 0xc3, &[]);
+        for at in (0..64 + 56 * 4).filter(|at| !(16..20).contains(at)) {
+            for value in [0, 0x7f, 0xff] {
+                let mut image = image.clone();
+                image[at] = value;
+                let objects = load(&loaded_at(0x10_0000, "/nowhere/lib.so", &image), &SearchPaths::default());
+                for o in objects.iter() {
+                    let _ = (o.tls_block(), o.svma(0x10_3000));
+                }
+            }
+        }
+    }
+}
