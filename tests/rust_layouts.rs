@@ -196,14 +196,24 @@ fn runnable(instance: &Instance) -> &dyn RunnableModule {
     &**instance.module.runnable_module
 }
 
-/// `table`: what stripped hosts get; `dwarf`: what hosts with debug info get.
-fn both_layouts() -> [Layouts; 2] {
-    let dwarf =
-        layouts::from_dwarf(&this_executable()).unwrap().expect("the test is built with debug = 2 for the runtime");
+/// What hosts with debug info get and what stripped hosts get; the latter only where the table has a column for the compiler
+/// of this test.
+fn all_layouts() -> Vec<Layouts> {
+    let dwarf = layouts::from_dwarf(&this_executable()).unwrap().expect("the runtime is built with debug = 2 here");
     assert_eq!(dwarf.source, Source::Dwarf);
-    let table = Layouts::of_object(objects(without_debug_info()).iter().next().unwrap()).unwrap();
-    assert!(matches!(table.source, Source::Table(_)), "{:?}", table.source);
-    [dwarf, table]
+    let mut all = vec![dwarf];
+    if table_knows_this_compiler() {
+        let table = Layouts::of_target(&objects(without_debug_info())).unwrap();
+        assert!(matches!(table.source, Source::Table(_)), "{:?}", table.source);
+        all.push(table);
+    }
+    all
+}
+
+fn table_knows_this_compiler() -> bool {
+    let compilers = layouts::compilers(&this_executable());
+    assert!(!compilers.is_empty());
+    compilers.iter().any(|c| layouts::KNOWN_COMPILERS.contains(&c.as_str()))
 }
 
 /// This executable with its debug info and symbols hidden, as `strip` leaves it: `.comment` and program headers stay.
@@ -230,11 +240,22 @@ fn without_debug_info() -> Vec<u8> {
 
 #[test]
 fn the_table_of_this_compiler_equals_its_debug_info() {
-    let [dwarf, table] = both_layouts();
-    assert_eq!(dwarf.state, table.state);
-    assert_eq!(dwarf.module, table.module);
-    assert_eq!(dwarf.context, table.context);
-    assert!(dwarf.state.rows().len() > 80);
+    let rows = |l: &Layouts| [l.state.rows(), l.module.rows(), l.context.rows()].concat();
+    let all = all_layouts();
+    assert!(rows(&all[0]).len() > 150);
+    match &all[..] {
+        [dwarf, table] => assert_eq!(rows(dwarf), rows(table)),
+        _ => {
+            // A new compiler is no failure of the code: hosts built with it need debug info until it has a column.
+            let known = rows(&Layouts::for_compiler(layouts::KNOWN_COMPILERS[0]).unwrap());
+            let differences: Vec<_> = rows(&all[0]).into_iter().zip(known).filter(|(a, b)| a != b).collect();
+            eprintln!(
+                "not compared: no column for {:?}; differences to {}: {differences:x?}",
+                layouts::compilers(&this_executable()),
+                layouts::KNOWN_COMPILERS[0]
+            );
+        }
+    }
 }
 
 #[test]
@@ -245,7 +266,7 @@ fn state_maps_equal_the_runtimes_own() {
         let own = runnable(&instance).get_module_state_map().unwrap();
         let code = runnable(&instance).get_code().unwrap();
         let objects = objects(this_executable());
-        for layouts in both_layouts() {
+        for layouts in all_layouts() {
             let found = route_tls::find(&target, &objects, Some(&layouts));
             let version = found.versions.iter().find(|v| v.base == code.as_ptr() as u64).expect("the version");
             assert_eq!(version.total_size, own.total_size as u64);
@@ -288,8 +309,9 @@ fn lists_of_all_threads_are_read_with_and_without_symbols() {
     let (other_pointer, other_code) = wait.recv().unwrap();
     let target = this_process(&[thread_pointer(), other_pointer]);
 
+    let layouts = all_layouts();
     for elf in [this_executable(), without_debug_info()] {
-        let found = route_tls::find(&target, &objects(elf), None);
+        let found = route_tls::find(&target, &objects(elf), layouts.last());
         let bases: Vec<(u32, u64)> = found.versions.iter().map(|v| (v.thread.0, v.base)).collect();
         assert_eq!(bases, [(1, code), (2, other_code)], "{:?}", found.notes);
         for version in &found.versions {
@@ -362,7 +384,7 @@ fn module_infos_equal_the_runtimes_own() {
     for (instance, has_sections) in [(with_sections, true), (instance(true), false)] {
         let target = this_process(&[thread_pointer()]);
         let own = &instance.module.info;
-        for layouts in both_layouts() {
+        for layouts in all_layouts() {
             let address = std::ptr::from_ref(&*instance.module) as u64;
             let info = module_memory::read_module_info(&target, &layouts, address).unwrap();
             assert_eq!(info.problems(), Vec::<String>::new());
@@ -507,7 +529,7 @@ fn map_made_by_hand() -> wasmer_runtime_core_near::state::ModuleStateMap {
 fn every_kind_of_value_and_previous_frames_are_read() {
     let own = map_made_by_hand();
     let target = this_process(&[]);
-    for layouts in both_layouts() {
+    for layouts in all_layouts() {
         let address = std::ptr::from_ref(&own) as u64;
         let map = rust_msm::read_module_state_map(&target, &layouts.state, address).unwrap();
         assert!(bincode::serialize(&map).unwrap() == bincode::serialize(&own).unwrap());

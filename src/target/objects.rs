@@ -58,7 +58,7 @@ pub struct Tls {
 
 /// One loaded ELF file.
 pub struct LoadedObject {
-    /// Path as the target names it ("[vdso]" for the vdso).
+    /// Path as the target names it (`[vdso]` for the vdso).
     pub path: PathBuf,
     /// Where the bytes were read from.
     pub opened: Option<PathBuf>,
@@ -107,12 +107,6 @@ pub struct Objects {
 }
 
 impl Objects {
-    /// Objects made by hand, the main executable first (tests).
-    #[doc(hidden)]
-    pub fn from_parts(objects: Vec<LoadedObject>) -> Objects {
-        Objects { objects }
-    }
-
     /// Finds every loaded file. Never fails as a whole: a file that cannot be had is listed with its problem.
     pub fn load(target: &dyn Target, search: &SearchPaths) -> Objects {
         let mut by_path: BTreeMap<&Path, Vec<&Mapping>> = BTreeMap::new();
@@ -145,6 +139,14 @@ impl Objects {
             found.iter().enumerate().flat_map(|(i, (_, ranges))| ranges.iter().map(move |r| (r.0, r.1, i))).collect();
         index.sort_unstable();
         Objects { objects: found.into_iter().map(|(o, _)| o).collect(), index, has_executable }
+    }
+
+    /// From files that were found otherwise, the main executable first.
+    #[doc(hidden)]
+    pub fn from_parts(objects: Vec<LoadedObject>) -> Objects {
+        let mut index: Vec<_> = objects.iter().enumerate().map(|(i, o)| (o.range.0, o.range.1, i)).collect();
+        index.sort_unstable();
+        Objects { has_executable: !objects.is_empty(), objects, index }
     }
 
     /// The file that covers `address`.
