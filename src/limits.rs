@@ -105,6 +105,8 @@ pub const MAX_DESCRIPTOR_SCAN_BYTES: u64 = 256 << 20;
 pub const MAX_PUBLISHED_MODULES: usize = 1 << 16;
 /// Characters of a note, an error or a reason in text output, which may quote names of the target.
 pub const MAX_TEXT_MESSAGE: usize = 2000;
+/// Notes of one route.
+pub const MAX_ROUTE_NOTES: usize = 100;
 /// Loaded files looked at; more are a broken list of mappings.
 pub const MAX_OBJECTS: usize = 20_000;
 /// Times that one file can be loaded (dlmopen).
@@ -119,3 +121,8 @@ pub const MAX_PROGRAM_HEADERS: u16 = 1024;
 pub const MAX_NOTE_BYTES: u64 = 64 << 10;
 /// Bytes of a dynamic section that are compared.
 pub const MAX_DYNAMIC_BYTES: u64 = 64 << 10;
+/// Bytes of a path that a core names (PATH_MAX, and the kernel's " (deleted)").
+pub const MAX_PATH: usize = 4096 + 16;
+/// Mappings that a core's list of files names, and pieces into which that list cuts its segments. A process has at most
+/// 65530 by default (vm.max_map_count).
+pub const MAX_MAPPINGS: usize = 1_000_000;

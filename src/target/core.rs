@@ -7,6 +7,7 @@ use super::objects::SearchPaths;
 use super::{Mapping, Memory, MemoryError, Target, Thread};
 use crate::bytes::Bytes;
 use crate::error::Error;
+use crate::limits;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -111,9 +112,9 @@ impl CoreTarget {
     fn fill_from_files(&mut self, unlisted: &[(u64, u64)]) {
         let mut by_path: HashMap<PathBuf, Vec<Mapping>> = HashMap::new();
         for m in &self.mappings {
-            // Private writable pages may differ from the file.
             if let Some(path) = &m.path
                 && !m.is_anonymous()
+                && (by_path.len() < limits::MAX_OBJECTS || by_path.contains_key(path))
             {
                 by_path.entry(path.clone()).or_default().push(m.clone());
             }
@@ -148,6 +149,7 @@ impl CoreTarget {
                     *m = listed.clone();
                 }
             }
+            // Writable pages may differ from the file.
             for m in mappings.iter().filter(|m| !m.write) {
                 // Relocated constants (.data.rel.ro) are read-only in memory but writable by the program headers, and
                 // differ from the file.
@@ -394,7 +396,12 @@ fn mappings(loads: &[Phdr], notes: &Notes) -> (Vec<Mapping>, Vec<(u64, u64)>) {
             },
         );
     }
+    let mut pieces = 0;
     for file in &notes.files {
+        // Ranges that overlap again and again would cost the square of their number.
+        if pieces > limits::MAX_MAPPINGS {
+            break;
+        }
         // Every segment, or part of one, that lies in the named range.
         let parts: Vec<Mapping> = overlapping(&map, file.start, file.end);
         let mut at = file.start;
@@ -421,6 +428,7 @@ fn mappings(loads: &[Phdr], notes: &Notes) -> (Vec<Mapping>, Vec<(u64, u64)>) {
             named.push(name(at, file.end, None));
             unlisted.push((at, file.end));
         }
+        pieces += named.len();
         for m in named {
             put(&mut map, m);
         }

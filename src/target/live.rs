@@ -1154,7 +1154,7 @@ mod tests {
             let begin = Instant::now();
             loop {
                 let n = self.ask("count", "count ").parse().unwrap();
-                if n == want || begin.elapsed() > Duration::from_secs(10) {
+                if n == want || begin.elapsed() > Duration::from_secs(5) {
                     return n;
                 }
             }
@@ -1259,6 +1259,36 @@ mod tests {
     }
 
     #[test]
+    fn a_signal_that_arrives_before_the_interrupt_is_delivered_in_any_case() {
+        // Between seize and interrupt the thread can stop for a signal. It must get it when it is let go, and also when
+        // the tracer ends without letting it go.
+        for let_go in [true, false] {
+            let mut peer = Peer::target();
+            let (pid, tid, signal) = (peer.pid(), peer.pid() as libc::pid_t, libc::SIGRTMIN() + 1);
+            let tracer = std::thread::spawn(move || {
+                let (threads, unstopped, notes) = (Vec::new(), Vec::new(), Vec::new());
+                let mut stopped = Stopped { pid, threads, unstopped, notes, since: Instant::now() };
+                ptrace(libc::PTRACE_SEIZE, tid, 0, 0).unwrap();
+                // SAFETY: tgkill touches no memory.
+                assert_eq!(unsafe { libc::syscall(libc::SYS_tgkill, tid, tid, signal) }, 0);
+                while thread_state(pid, tid) != Some(b't') {
+                    std::thread::yield_now();
+                }
+                ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0).unwrap();
+                assert_eq!(stopped.wait_for(vec![tid], Duration::from_secs(10)), 0);
+                assert_eq!(stopped.threads[0].held, signal);
+                assert_eq!(stopped.threads[0].registers(pid).signal, Some(signal));
+                if let_go {
+                    stopped.release();
+                }
+                std::mem::forget(stopped);
+            });
+            tracer.join().unwrap();
+            assert_eq!(peer.counted(1), 1, "let go: {let_go}");
+        }
+    }
+
+    #[test]
     fn a_tracer_that_is_killed_leaves_the_process_and_its_signals_alone() {
         let mut peer = Peer::target();
         let mut sent = 0;
@@ -1317,6 +1347,30 @@ mod tests {
         let mut words = [0; 32];
         live.captured.read(local, &mut words).unwrap();
         assert_eq!(words, [0xed, 0x5e].repeat(16)[..]);
+    }
+
+    #[test]
+    fn an_executable_that_was_deleted_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let copy = dir.path().join("copy");
+        std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+        let inner = Peer::command();
+        let mut command = Command::new(&copy);
+        command.args(inner.get_args());
+        let peer = Peer::target_of(&mut command);
+        std::fs::remove_file(&copy).unwrap();
+        let live = peer.capture();
+        let objects = Objects::load(&live, &SearchPaths::default());
+        let executable = objects.executable().unwrap();
+        assert!(executable.path.to_string_lossy().ends_with("/copy (deleted)"));
+        assert!(matches!(executable.data, Some(ObjectData::File(_))) && executable.problem.is_none());
+        // Another file of that name must not be taken for it.
+        std::fs::copy("/bin/true", &copy).unwrap();
+        let objects = Objects::load(&live, &SearchPaths { executable: Some(copy.clone()), ..SearchPaths::default() });
+        let executable = objects.executable().unwrap();
+        assert_ne!(executable.opened.as_ref(), Some(&copy));
+        assert!(executable.data.is_some());
+        assert!(executable.problem.as_deref().is_some_and(|p| p.contains("is not the file that was loaded")));
     }
 
     fn refused(pid: u32) -> String {

@@ -3,6 +3,7 @@
 use super::{Memory, MemoryError};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -235,10 +236,15 @@ impl PageCache {
 /// Maps a file for reading. An empty file is an error of kind `UnexpectedEof`, as it cannot be mapped.
 #[allow(unsafe_code)]
 pub fn map_file(path: &Path) -> std::io::Result<memmap2::Mmap> {
-    let file = File::open(path)?;
+    // A core can name anything: opening a device has effects, opening a FIFO waits for its writer.
+    let not_regular = || std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file");
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(not_regular());
+    }
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let meta = file.metadata()?;
     if !meta.is_file() {
-        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file"));
+        return Err(not_regular());
     }
     if meta.len() == 0 {
         return Err(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the file is empty"));
@@ -326,6 +332,16 @@ mod tests {
         let mut b = [1; 8];
         assert!(matches!(s.read(u64::MAX - 3, &mut b), Err(MemoryError::Unmapped { .. })));
         assert_eq!(s.piece(u64::MAX), Piece::Gap(1));
+    }
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        for path in [fifo.as_path(), dir.path(), Path::new("/dev/null")] {
+            assert_eq!(map_file(path).unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
+        }
     }
 
     #[test]

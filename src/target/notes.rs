@@ -246,7 +246,7 @@ impl Notes {
             let path = PathBuf::from(OsStr::from_bytes(b.take(len as u64)?));
             b.skip(1)?;
             let Some(offset) = page.checked_mul(page_size) else { continue };
-            if start < end {
+            if start < end && len <= limits::MAX_PATH && self.files.len() < limits::MAX_MAPPINGS {
                 self.files.push(FileMapping { start, end, offset, path });
             }
         }

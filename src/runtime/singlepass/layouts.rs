@@ -5,7 +5,7 @@
 //! 1. The host's DWARF, where it was built with `debug = 2` (`debug = 1` and line tables have no types).
 //! 2. A table keyed by the compiler version that the linker left in `.comment`, a section that `strip` keeps.
 //!
-//! [`offsets!`] holds both in one row per offset: the measured number and the path through the types that leads to it. So
+//! `offsets!` holds both in one row per offset: the measured number and the path through the types that leads to it. So
 //! the table can be checked against any host that has DWARF, and a new compiler needs one column of numbers.
 //!
 //! Neither source is trusted further than to say where to look: readers check pointers, lengths, tags and orders
@@ -80,7 +80,8 @@ macro_rules! offsets {
 
 // Path language: `Root.member.member` is an offset in bytes. A step may also be `*` (follow the pointer; offsets restart),
 // `<T>` (the type argument T; offsets restart), `!` (offsets restart here) or `:Variant` (into that variant). The last step
-// may be `#` (size of the type in bytes), `^` (offset of the discriminant), `^#` (its size) or `@Variant` (its value, `DATAFUL` if it has none).
+// may be `#` (size of the type in bytes), `^` (offset of the discriminant), `^#` (its size) or `@Variant` (its value, `DATAFUL` if it has none). `|` separates alternatives: field names of std
+// that changed.
 offsets! {
     /// `CodeVersion` and everything below it (`state.rs`).
     StateLayout {
@@ -101,8 +102,8 @@ offsets! {
         map_len 0x10 "ModuleStateMap.local_functions.!.length";
         map_size 0x18 "ModuleStateMap.local_functions.#";
 
-        vec_cap 0x0 "FunctionStateMap.locals.!.buf.inner.cap";
-        vec_ptr 0x8 "FunctionStateMap.locals.!.buf.inner.ptr";
+        vec_cap 0x0 "FunctionStateMap.locals.!.buf.inner.cap|FunctionStateMap.locals.!.buf.cap";
+        vec_ptr 0x8 "FunctionStateMap.locals.!.buf.inner.ptr|FunctionStateMap.locals.!.buf.ptr";
         vec_len 0x10 "FunctionStateMap.locals.!.len";
         vec_size 0x18 "FunctionStateMap.locals.#";
 
@@ -141,17 +142,20 @@ offsets! {
         register_diff_value 0x8 "FunctionStateMap.diffs.<T>.reg_diff.<T>.__1";
 
         option_usize_tag 0x0 "FunctionStateMap.diffs.<T>.last.!.^";
+        option_usize_tag_size 0x8 "FunctionStateMap.diffs.<T>.last.^#";
         option_usize_some 0x1 "FunctionStateMap.diffs.<T>.last.@Some";
         option_usize_value 0x8 "FunctionStateMap.diffs.<T>.last.!.:Some.__0";
 
         wasm_value_size 0x10 "FunctionStateMap.locals.<T>.#";
         wasm_value_tag 0x0 "FunctionStateMap.locals.<T>.^";
+        wasm_value_tag_size 0x8 "FunctionStateMap.locals.<T>.^#";
         wasm_value_runtime 0x0 "FunctionStateMap.locals.<T>.@Runtime";
         wasm_value_const 0x1 "FunctionStateMap.locals.<T>.@Const";
         wasm_value_const_bits 0x8 "FunctionStateMap.locals.<T>.:Const.__0";
 
         value_size 0x18 "FunctionStateMap.initial.stack_values.<T>.#";
         value_tag 0x0 "FunctionStateMap.initial.stack_values.<T>.^";
+        value_tag_size 0x8 "FunctionStateMap.initial.stack_values.<T>.^#";
         value_undefined 0x8000000000000000 "FunctionStateMap.initial.stack_values.<T>.@Undefined";
         value_vmctx 0x8000000000000001 "FunctionStateMap.initial.stack_values.<T>.@Vmctx";
         value_vmctx_deref 0xffffffffffffffff "FunctionStateMap.initial.stack_values.<T>.@VmctxDeref";
@@ -173,11 +177,13 @@ offsets! {
 
         suspend_size 0x10 "FunctionStateMap.wasm_offset_to_target_offset.<V>.#";
         suspend_tag 0x0 "FunctionStateMap.wasm_offset_to_target_offset.<V>.^";
+        suspend_tag_size 0x8 "FunctionStateMap.wasm_offset_to_target_offset.<V>.^#";
         suspend_loop 0x0 "FunctionStateMap.wasm_offset_to_target_offset.<V>.@Loop";
         suspend_call 0x1 "FunctionStateMap.wasm_offset_to_target_offset.<V>.@Call";
         suspend_trap 0x2 "FunctionStateMap.wasm_offset_to_target_offset.<V>.@Trappable";
         suspend_offset 0x8 "FunctionStateMap.wasm_offset_to_target_offset.<V>.:Loop.__0";
         option_suspend_tag 0x0 "FunctionStateMap.wasm_function_header_target_offset.!.^";
+        option_suspend_tag_size 0x8 "FunctionStateMap.wasm_function_header_target_offset.^#";
         option_suspend_none 0x3 "FunctionStateMap.wasm_function_header_target_offset.@None";
         option_suspend_value 0x0 "FunctionStateMap.wasm_function_header_target_offset.!.:Some.__0";
 
@@ -188,6 +194,7 @@ offsets! {
 
         option_value_size 0x18 "FunctionStateMap.diffs.<T>.prev_frame_diff.<V>.#";
         option_value_tag 0x0 "FunctionStateMap.diffs.<T>.prev_frame_diff.<V>.^";
+        option_value_tag_size 0x8 "FunctionStateMap.diffs.<T>.prev_frame_diff.<V>.^#";
         option_value_none 0x8000000000000009 "FunctionStateMap.diffs.<T>.prev_frame_diff.<V>.@None";
         option_value_some 0x0 "FunctionStateMap.diffs.<T>.prev_frame_diff.<V>.:Some.__0";
 
@@ -247,8 +254,8 @@ offsets! {
         info_em_symbols 0x200 "ModuleInfo.em_symbol_map.:Some.__0.base.table.table";
         info_custom_sections 0x1d0 "ModuleInfo.custom_sections.base.table.table";
 
-        vec_cap 0x0 "ModuleInfo.backend.vec.!.buf.inner.cap";
-        vec_ptr 0x8 "ModuleInfo.backend.vec.!.buf.inner.ptr";
+        vec_cap 0x0 "ModuleInfo.backend.vec.!.buf.inner.cap|ModuleInfo.backend.vec.!.buf.cap";
+        vec_ptr 0x8 "ModuleInfo.backend.vec.!.buf.inner.ptr|ModuleInfo.backend.vec.!.buf.ptr";
         vec_len 0x10 "ModuleInfo.backend.vec.!.len";
         vec_size 0x18 "ModuleInfo.backend.vec.#";
 
@@ -304,6 +311,16 @@ offsets! {
         context_msm 0x88 "X64ExecutionContext.msm";
         context_offsets 0x18 "X64ExecutionContext.function_offsets";
         context_import_count 0x80 "X64ExecutionContext.func_import_count";
+    }
+}
+
+impl StateLayout {
+    /// Readers take discriminants of state maps as words, which every compiler seen makes them: their payloads are words.
+    fn check_tags(&self) -> Result<(), String> {
+        match self.rows().into_iter().find(|(name, size)| name.ends_with("_tag_size") && *size != 8) {
+            Some((name, size)) => Err(format!("{name} is {size}, not 8")),
+            None => Ok(()),
+        }
     }
 }
 
@@ -404,8 +421,10 @@ pub fn from_dwarf(elf: &[u8]) -> Result<Option<Layouts>, String> {
     })?;
     let dwarf = sections.borrow(|s| EndianSlice::new(s, LittleEndian));
     let Some(types) = Types::find(&dwarf).map_err(|e| e.to_string())? else { return Ok(None) };
+    let state = StateLayout::from_types(&types)?;
+    state.check_tags()?;
     Ok(Some(Layouts {
-        state: StateLayout::from_types(&types)?,
+        state,
         module: ModuleLayout::from_types(&types)?,
         context: ContextLayout::from_types(&types)?,
         source: Source::Dwarf,
@@ -616,8 +635,12 @@ impl<'a> Types<'a> {
         Some(part)
     }
 
-    /// Evaluates a path (see [`offsets!`]).
-    fn eval(&self, path: &str) -> Option<u64> {
+    /// Evaluates a path (see `offsets!`), or the first of several that leads somewhere.
+    fn eval(&self, paths: &str) -> Option<u64> {
+        paths.split('|').find_map(|path| self.eval_one(path))
+    }
+
+    fn eval_one(&self, path: &str) -> Option<u64> {
         let mut steps = path.split('.');
         let mut ty = *self.roots.get(steps.next()?)?;
         let mut at = 0u64;

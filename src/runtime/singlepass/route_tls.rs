@@ -60,6 +60,15 @@ pub struct TlsFindings {
     pub notes: Vec<String>,
 }
 
+impl TlsFindings {
+    /// A hostile list could have a reason for each of its entries.
+    fn note(&mut self, text: String) {
+        if self.notes.len() < limits::MAX_ROUTE_NOTES && !self.notes.contains(&text) {
+            self.notes.push(text);
+        }
+    }
+}
+
 const VERSIONS: &str = "CURRENT_CODE_VERSIONS";
 const BOUNDARY: &str = "BOUNDARY_REGISTER_PRESERVATION";
 
@@ -68,13 +77,15 @@ const BOUNDARY: &str = "BOUNDARY_REGISTER_PRESERVATION";
 pub fn find(target: &dyn Target, objects: &Objects, layouts: Option<&Layouts>) -> TlsFindings {
     let mut out = TlsFindings::default();
     let mut sources = Vec::new();
-    for (index, object) in objects.iter().enumerate() {
-        if let Some(source) = Source::of(object, index == 0) {
+    let executable = objects.executable();
+    for object in objects.iter() {
+        let main = executable.is_some_and(|e| std::ptr::eq(e, object));
+        if let Some(source) = Source::of(object, main) {
             sources.push(source);
         }
     }
     if sources.is_empty() {
-        out.notes.push("no thread-local variables in the executable and none of the runtime's in a library".to_owned());
+        out.note("no thread-local variables in the executable and none of the runtime's in a library".to_owned());
         return out;
     }
     for source in &sources {
@@ -87,14 +98,13 @@ pub fn find(target: &dyn Target, objects: &Objects, layouts: Option<&Layouts>) -
                     &own
                 }
                 Err(why) => {
-                    out.notes.push(format!("thread-local lists of {} not read: {why}", source.object.name()));
+                    out.note(format!("thread-local lists of {} not read: {why}", source.object.name()));
                     continue;
                 }
             },
         };
         source.read(target, layouts, &mut out);
     }
-    out.notes.dedup();
     out
 }
 
@@ -147,14 +157,14 @@ impl<'a> Source<'a> {
     fn read(&self, target: &dyn Target, layouts: &Layouts, out: &mut TlsFindings) {
         let by_symbol = !self.versions.is_empty();
         if !by_symbol {
-            out.notes.push(format!(
+            out.note(format!(
                 "{} has no symbol of the runtime's thread-local list: every word of its thread-local block was tried",
                 self.object.name()
             ));
         }
         for thread in target.threads().iter().take(limits::MAX_THREADS) {
             let Some(fs_base) = thread.fs_base else {
-                out.notes.push(format!("thread {}: its thread pointer is not known", thread.id.0));
+                out.note(format!("thread {}: its thread pointer is not known", thread.id.0));
                 continue;
             };
             for block in self.blocks(target, fs_base) {
@@ -177,11 +187,7 @@ impl<'a> Source<'a> {
     /// Where this object's thread-local block can be in a thread.
     fn blocks(&self, target: &dyn Target, fs_base: u64) -> Vec<u64> {
         if self.main {
-            // System V ABI, variant II: the executable's block ends at the thread pointer, aligned so that an address in
-            // it is congruent to the address in the file.
-            let Segment { address, size, align } = self.segment;
-            let padding = address.wrapping_add(size).wrapping_neg() & (align - 1);
-            return vec![fs_base.wrapping_sub(size).wrapping_sub(padding)];
+            return vec![block_of_executable(self.segment, fs_base)];
         }
         // A library's block is an entry of the thread's DTV. Its number is known to the dynamic loader only, so all are
         // candidates: what is read there is checked in full.
@@ -207,13 +213,32 @@ impl<'a> Source<'a> {
         block: u64,
         out: &mut TlsFindings,
     ) {
-        let size = self.segment.size.min(limits::MAX_TLS_BLOCK_TRIED);
-        for offset in (0..size.saturating_sub(39)).step_by(8) {
-            if read_list(target, layouts, thread, block.wrapping_add(offset), 40, false, out) {
+        let size = self.segment.size.min(limits::MAX_TLS_BLOCK_TRIED) as usize;
+        let mut bytes = vec![0; size];
+        let got = target.read_some(block, &mut bytes);
+        let bytes = bytes.get(..got).unwrap_or(&[]);
+        let words: Vec<u64> =
+            bytes.chunks_exact(8).map(|w| w.try_into().map(u64::from_le_bytes).unwrap_or_default()).collect();
+        // Most words are ruled out without another read: the list is alive and not empty.
+        for (i, storage) in words.windows(5).enumerate() {
+            let &[_, a, b, c, state] = storage else { continue };
+            let filled = |v: u64| (1..=limits::MAX_CODE_VERSIONS).contains(&v);
+            if state & 0xff == 1
+                && [a, b, c].iter().filter(|v| filled(**v)).count() == 2
+                && read_list(target, layouts, thread, block.wrapping_add(8 * i as u64), 40, false, out)
+            {
                 return;
             }
         }
     }
+}
+
+/// System V ABI, variant II: the executable's block ends at the thread pointer, shifted down so that an address in it is
+/// congruent to the address in the file modulo the alignment.
+fn block_of_executable(segment: Segment, fs_base: u64) -> u64 {
+    let Segment { address, size, align } = segment;
+    let padding = address.wrapping_add(size).wrapping_neg() & (align - 1);
+    fs_base.wrapping_sub(size).wrapping_sub(padding)
 }
 
 fn tls_segment(elf: &[u8]) -> Option<Segment> {
@@ -266,7 +291,7 @@ fn read_list(
     let Some(raw) = raw.get_mut(..take) else { return false };
     if let Err(why) = target.read(address, raw) {
         if known {
-            out.notes.push(format!("thread {}: its list of code versions: {why}", thread.id.0));
+            out.note(format!("thread {}: its list of code versions: {why}", thread.id.0));
         }
         return false;
     }
@@ -299,7 +324,7 @@ fn read_list(
         return false;
     }
     if known && borrow as i64 != 0 {
-        out.notes.push(format!("thread {}: its list of code versions was in use when it stopped", thread.id.0));
+        out.note(format!("thread {}: its list of code versions was in use when it stopped", thread.id.0));
     }
     let heap = Budgeted::new(target, limits::MAX_FUNCTION_MAP_BYTES);
     let version_size = layouts.state.version_size;
@@ -308,7 +333,7 @@ fn read_list(
         Ok(list) => list,
         Err(why) => {
             if known {
-                out.notes.push(format!("thread {}: {why}", thread.id.0));
+                out.note(format!("thread {}: {why}", thread.id.0));
             }
             return false;
         }
@@ -318,9 +343,13 @@ fn read_list(
         match read_version(target, layouts, thread.id, version) {
             Ok(version) => {
                 found = true;
+                if out.versions.len() >= limits::MAX_CODE_VERSIONS as usize {
+                    out.note("too many code versions: the rest was not read".to_owned());
+                    return found;
+                }
                 out.versions.push(version);
             }
-            Err(why) if known => out.notes.push(format!("thread {}: a code version is not usable: {why}", thread.id.0)),
+            Err(why) if known => out.note(format!("thread {}: a code version is not usable: {why}", thread.id.0)),
             Err(_) => return found,
         }
     }
@@ -432,4 +461,42 @@ fn read_boundary(memory: &dyn Memory, thread: ThreadId, address: u64, size: u64)
     }
     let word = |i: u64| view.u64(8 * i).ok();
     Some(BoundaryRegisters { thread, r15: word(0)?, r14: word(1)?, r13: word(2)?, r12: word(3)?, rbx: word(4)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_end_at_the_thread_pointer_and_keep_their_alignment() {
+        let block = |address, size, align| block_of_executable(Segment { address, size, align }, 0x10000);
+        assert_eq!(block(0x1000, 0x350, 8), 0x10000 - 0x350);
+        assert_eq!(block(0x1000, 0x24, 0x20), 0x10000 - 0x40);
+        // Not aligned in the file: lld's and ld's rule, which glibc and musl follow.
+        assert_eq!(block(0x1010, 0x24, 0x20), 0x10000 - 0x30);
+        assert_eq!(block(0x1010, 0x10, 0x20), 0x10000 - 0x10);
+    }
+
+    #[test]
+    fn prologues_are_known_by_the_bytes_that_patching_leaves() {
+        struct At(Vec<u8>);
+        impl Memory for At {
+            fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), crate::target::MemoryError> {
+                let len = buf.len();
+                let bytes = self.0.get(address as usize..address as usize + len);
+                bytes.map(|b| buf.copy_from_slice(b)).ok_or(crate::target::MemoryError::Unmapped { address, len })
+            }
+        }
+        let mut code = vec![0xeb, 0x20];
+        code.resize(37, 0x90);
+        code.extend([0x40, 0x55, 0x48, 0x89, 0xe5]);
+        code.resize(64, 0xcc);
+        assert!(has_prologue(&At(code.clone()), 0));
+        // A tier wrote a jump over the first 23 bytes.
+        code[..23].fill(0xff);
+        assert!(has_prologue(&At(code.clone()), 0));
+        code[38] = 0;
+        assert!(!has_prologue(&At(code.clone()), 0));
+        assert!(!has_prologue(&At(vec![0x90; 20]), 0));
+    }
 }

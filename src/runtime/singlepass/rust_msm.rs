@@ -7,7 +7,7 @@
 //! stay between those of the parent, and the number of keys is the map's length. So a cycle or a wrong layout cannot last:
 //! each step either uses up a key or is an error.
 
-use super::layouts::StateLayout;
+use super::layouts::{DATAFUL, StateLayout};
 use super::rust_memory::{Budgeted, Elements, StructureError, VecLayout, View};
 use crate::limits;
 use crate::state::model::{
@@ -517,6 +517,8 @@ impl<'a> Reader<'a> {
                 self.machine_value(pair.inner("MachineValue", l.halves_first, l.value_size)?, depth + 1)?,
                 self.machine_value(pair.inner("MachineValue", l.halves_second, l.value_size)?, depth + 1)?,
             )))
+        } else if l.value_vmctx_deref != DATAFUL && tag != l.value_vmctx_deref {
+            return Err(v.bad("kind", tag));
         } else {
             // `VmctxDeref` owns the niche: its tag word is the capacity of its Vec, which is checked there.
             let steps = self.vec("VmctxDeref", v, l.value_vmctx_deref_vec, 8, limits::MAX_SLOTS)?;
