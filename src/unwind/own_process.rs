@@ -379,3 +379,19 @@ fn compare(ours: &[Frame], theirs: &[GdbFrame]) {
         }
     }
 }
+
+#[test]
+fn the_vdso_is_unwound_and_named() {
+    use object::{Object, ObjectSymbol};
+    let objects = own_objects();
+    let vdso = objects.iter().find(|o| o.name() == "[vdso]").expect("every process has one");
+    let file = object::File::parse(&**vdso.data.as_ref().expect("its memory")).expect("an ELF file");
+    let function = file.dynamic_symbols().find(|s| s.name() == Ok("__vdso_clock_gettime")).expect("symbol");
+    let at = super::testing::cursor(vdso.bias.wrapping_add(function.address()), &[(Reg::RSP, 0x8000), (Reg::RBX, 3)]);
+    let memory = super::testing::Pieces::default().word(0x8000, 0x1234);
+    let next = super::Unwinder::step(&CfiUnwinder::new(&objects), &at, &memory);
+    let Some(super::Next::Caller(caller, Trust::Cfi)) = next else { panic!("{next:?}") };
+    assert_eq!((caller.registers.pc(), caller.registers.get(Reg::RBX)), (Some(0x1234), Some(3)));
+    let symbols = crate::symbolize::native::NativeSymbolizer::new(&objects).symbolize(at.address);
+    assert!(symbols[0].name.as_deref().is_some_and(|n| n.ends_with("clock_gettime")), "{symbols:?}");
+}
