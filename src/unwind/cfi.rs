@@ -74,7 +74,7 @@ struct Source<'a> {
 #[derive(Clone)]
 enum Plan {
     Row(Rc<Row>),
-    /// The code of `__restore_rt` without a signal frame's CFI; rsp is this many bytes from where `ret` left it.
+    /// The code of `__restore_rt` without a signal frame's CFI.
     SignalReturn,
     Broken(String),
     None,
@@ -100,6 +100,15 @@ impl<'a> CfiUnwinder<'a> {
             objects: objects.iter().map(|object| Source { object, tables: OnceCell::new() }).collect(),
             plans: RefCell::default(),
             context: RefCell::new(UnwindContext::new()),
+        }
+    }
+
+    /// Whether the frame at `at` is the kernel's: what a signal handler returns to. The frame below it was interrupted.
+    pub fn is_signal_frame(&self, at: CodeAddress, memory: &dyn Memory) -> bool {
+        match self.plan(at, memory) {
+            Plan::Row(row) => row.signal,
+            Plan::SignalReturn => true,
+            Plan::Broken(_) | Plan::None => false,
         }
     }
 
@@ -442,15 +451,21 @@ impl Table<'_> {
         S: UnwindSection<Slice<'s>>,
         S::Offset: gimli::UnwindOffset<usize>,
     {
-        let searched = self.search.as_ref().and_then(|table| table.find(svma));
-        // A search table that names a wrong entry is no reason to give up: the section itself is the truth.
-        let through_search = searched.and_then(|offset| {
-            let fde = section.fde_from_offset(&self.bases, S::Offset::from(offset), S::cie_from_offset).ok()?;
-            fde.contains(svma).then_some(fde)
-        });
-        let fde = match through_search {
-            Some(fde) => fde,
-            None if self.search.is_some() && searched.is_none() => return Ok(None),
+        let searched = match &self.search {
+            Some(table) => match table.find(svma) {
+                Some((start, offset)) => section
+                    .fde_from_offset(&self.bases, S::Offset::from(offset), S::cie_from_offset)
+                    .ok()
+                    .filter(|fde| fde.initial_address() == start),
+                None => return Ok(None),
+            },
+            None => None,
+        };
+        let fde = match searched {
+            Some(fde) if fde.contains(svma) => fde,
+            // Between two functions: assembly without CFI.
+            Some(_) => return Ok(None),
+            // No search table, or one that names a wrong entry: the section itself is the truth.
             None => {
                 let index = self.index.get_or_init(|| self.build_index(section));
                 let i = index.partition_point(|e| e.start <= svma);
@@ -543,12 +558,12 @@ impl<'a> SearchTable<'a> {
         (at([a, b, c, d]), at([e, f, g, h]))
     }
 
-    /// Offset in `.eh_frame` of the last entry that begins at or before `svma`.
-    fn find(&self, svma: u64) -> Option<usize> {
+    /// The last function that begins at or before `svma`: its start, and its entry's offset in `.eh_frame`.
+    fn find(&self, svma: u64) -> Option<(u64, usize)> {
         let i = self.pairs.partition_point(|p| self.pair(p).0 <= svma);
-        let (_, entry) = self.pair(self.pairs.get(i.checked_sub(1)?)?);
+        let (start, entry) = self.pair(self.pairs.get(i.checked_sub(1)?)?);
         // A pointer before the section becomes an offset far behind its end.
-        usize::try_from(entry.wrapping_sub(self.eh_frame)).ok()
+        Some((start, usize::try_from(entry.wrapping_sub(self.eh_frame)).ok()?))
     }
 }
 
@@ -839,6 +854,8 @@ mod tests {
             at.address = stop;
             let next = unwinder.step(&at, &memory);
             let Some(Next::Caller(caller, Trust::Recognised)) = next else { panic!("{stop:?} {next:?}") };
+            assert!(unwinder.is_signal_frame(stop, &memory));
+            assert!(!unwinder.is_signal_frame(caller.address, &memory));
             assert_eq!(caller.address, CodeAddress::Exact(0x100 + 168 / 8));
             assert_eq!(caller.registers.get(Reg::RAX), Some(0x100 + 144 / 8));
             assert_eq!(caller.registers.saved_at(Reg::RAX), Some(SP + 144));

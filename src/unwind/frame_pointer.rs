@@ -4,6 +4,9 @@
 //! again) the caller's, so the *caller's* frame is skipped. It is wrong as well in code that uses rbp for other things;
 //! such a value rarely points at a pair of an address and a return address, and then the walk ends here. Frames found
 //! this way say so ([`Trust::FramePointer`]). Stacks are never scanned for what looks like a return address.
+//!
+//! One stop outside of code is understood: after a call through a bad pointer nothing has been executed, so the return
+//! address is the word at rsp, with a call instruction before it.
 
 use super::{Cursor, Next, Trust, UnwindError, Unwinder};
 use crate::arch::{CodeAddress, Reg, Registers};
@@ -21,6 +24,22 @@ impl<'a> FramePointerUnwinder<'a> {
         FramePointerUnwinder { mappings }
     }
 
+    /// The caller of a call to what is no code.
+    fn called_nowhere(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
+        if at.address.is_return() {
+            return None;
+        }
+        let sp = at.registers.sp()?;
+        let pc = memory.read_u64(sp).ok()?;
+        self.code_at(CodeAddress::Return(pc).lookup())?;
+        is_behind_call(pc, memory).then_some(())?;
+        let mut registers = at.registers.clone();
+        registers.forget_caller_saved();
+        registers.restore(Reg::RIP, pc, sp);
+        registers.set(Reg::RSP, sp.checked_add(8)?);
+        Some(Next::Caller(Cursor { address: CodeAddress::Return(pc), registers }, Trust::Recognised))
+    }
+
     fn code_at(&self, address: u64) -> Option<&'a Mapping> {
         let i = self.mappings.partition_point(|m| m.end <= address);
         self.mappings.get(i).filter(|m| m.contains(address) && m.execute)
@@ -31,7 +50,7 @@ impl Unwinder for FramePointerUnwinder<'_> {
     fn step(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
         let address = at.address.raw();
         let Some(mapping) = self.code_at(at.address.lookup()) else {
-            return Some(Next::Lost(UnwindError::NoCode { address }));
+            return Some(self.called_nowhere(at, memory).unwrap_or(Next::Lost(UnwindError::NoCode { address })));
         };
         let caller = caller(&at.registers, memory).filter(|c| {
             // A return address is behind a call, which is in the same mapping.
@@ -50,6 +69,22 @@ impl Unwinder for FramePointerUnwinder<'_> {
             }
         })
     }
+}
+
+/// Whether a near call ends right before `pc`. Calls are two to seven bytes long, eight with a prefix for an extended
+/// index.
+fn is_behind_call(pc: u64, memory: &dyn Memory) -> bool {
+    use iced_x86::{Decoder, DecoderOptions, FlowControl};
+    (2..=8).any(|len| {
+        let mut bytes = [0; 8];
+        let (Some(start), Some(bytes)) = (pc.checked_sub(len), bytes.get_mut(..len as usize)) else { return false };
+        if memory.read(start, bytes).is_err() {
+            return false;
+        }
+        let instruction = Decoder::with_ip(64, bytes, start, DecoderOptions::NONE).decode();
+        let is_call = matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall);
+        is_call && instruction.next_ip() == pc && !instruction.is_call_far_indirect()
+    })
 }
 
 fn caller(registers: &Registers, memory: &dyn Memory) -> Option<Registers> {
@@ -109,5 +144,36 @@ mod tests {
         }
         let next = FramePointerUnwinder::new(&[]).step(&cursor(0x1100, &[]), &Pieces::default());
         assert!(matches!(next, Some(Next::Lost(UnwindError::NoCode { address: 0x1100 }))));
+    }
+
+    #[test]
+    fn a_call_through_a_bad_pointer_has_a_caller() {
+        let mappings = [mapping(0x1000, 0x2000, true), mapping(0x8000, 0x9000, false)];
+        let unwinder = FramePointerUnwinder::new(&mappings);
+        // call rax; call [rax + 8]; call [rip + x]; call [r12 + r13 * 8 + x]; call x
+        let calls: [&[u8]; 5] = [
+            &[0xff, 0xd0],
+            &[0xff, 0x50, 0x08],
+            &[0xff, 0x15, 1, 2, 0, 0],
+            &[0x43, 0xff, 0x94, 0xec, 0, 1, 0, 0],
+            &[0xe8, 0, 1, 0, 0],
+        ];
+        let registers = [(Reg::RSP, 0x8100), (Reg::RBX, 3), (Reg::RAX, 0)];
+        let behind = |code: &[u8], pc| {
+            let mut page = vec![0x90; 0x1000];
+            page[0x100..0x100 + code.len()].copy_from_slice(code);
+            let memory = Pieces::default().bytes(0x1000, &page).word(0x8100, 0x1100 + code.len() as u64);
+            unwinder.step(&cursor(pc, &registers), &memory)
+        };
+        // To nowhere, and to data.
+        for (code, pc) in calls.iter().flat_map(|code| [(*code, 0), (*code, 0x8200)]) {
+            let Some(Next::Caller(caller, Trust::Recognised)) = behind(code, pc) else { panic!("{code:x?}") };
+            assert_eq!(caller.address, CodeAddress::Return(0x1100 + code.len() as u64));
+            let r = caller.registers;
+            assert_eq!((r.sp(), r.get(Reg::RBX), r.get(Reg::RAX)), (Some(0x8108), Some(3), None));
+        }
+        // What is at rsp is no return address.
+        let next = behind(&[0x90, 0x90], 0);
+        assert!(matches!(next, Some(Next::Lost(UnwindError::NoCode { address: 0 }))), "{next:?}");
     }
 }

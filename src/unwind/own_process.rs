@@ -344,6 +344,9 @@ fn a_signal_frame_on_an_alternate_stack_gives_every_register() {
         assert_eq!(faulted.get(reg), Some(value), "{reg}");
         assert!(faulted.saved_at(reg).is_some(), "{reg}");
     }
+    let objects = own_objects();
+    let signal_frame = seen.frames[1].cursor.address;
+    assert!(CfiUnwinder::new(&objects).is_signal_frame(signal_frame, &Own), "the handler's caller is the kernel");
     let planted = seen.registers_at(CodeAddress::Return(wstate_test_planted_return as *const () as u64));
     for (reg, value) in PLANTED {
         assert_eq!(planted.get(reg), Some(value), "{reg}");
@@ -378,4 +381,20 @@ fn compare(ours: &[Frame], theirs: &[GdbFrame]) {
             assert_eq!(frame.cursor.registers.get(*reg), *word, "{reg} at {pc:#x}");
         }
     }
+}
+
+#[test]
+fn the_vdso_is_unwound_and_named() {
+    use object::{Object, ObjectSymbol};
+    let objects = own_objects();
+    let vdso = objects.iter().find(|o| o.name() == "[vdso]").expect("every process has one");
+    let file = object::File::parse(&**vdso.data.as_ref().expect("its memory")).expect("an ELF file");
+    let function = file.dynamic_symbols().find(|s| s.name() == Ok("__vdso_clock_gettime")).expect("symbol");
+    let at = super::testing::cursor(vdso.bias.wrapping_add(function.address()), &[(Reg::RSP, 0x8000), (Reg::RBX, 3)]);
+    let memory = super::testing::Pieces::default().word(0x8000, 0x1234);
+    let next = super::Unwinder::step(&CfiUnwinder::new(&objects), &at, &memory);
+    let Some(super::Next::Caller(caller, Trust::Cfi)) = next else { panic!("{next:?}") };
+    assert_eq!((caller.registers.pc(), caller.registers.get(Reg::RBX)), (Some(0x1234), Some(3)));
+    let symbols = crate::symbolize::native::NativeSymbolizer::new(&objects).symbolize(at.address);
+    assert!(symbols[0].name.as_deref().is_some_and(|n| n.ends_with("clock_gettime")), "{symbols:?}");
 }
