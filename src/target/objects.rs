@@ -58,7 +58,7 @@ pub struct Tls {
 
 /// One loaded ELF file.
 pub struct LoadedObject {
-    /// Path as the target names it ("[vdso]" for the vdso).
+    /// Path as the target names it (`[vdso]` for the vdso).
     pub path: PathBuf,
     /// Where the bytes were read from.
     pub opened: Option<PathBuf>,
