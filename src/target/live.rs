@@ -1444,6 +1444,30 @@ mod tests {
         assert!(libc.tls_block().is_some_and(|t| t.memsz > 0 && t.align > 0));
     }
 
+    /// The front of a core.
+    struct Front(Arc<memmap2::Mmap>, usize);
+
+    impl AsRef<[u8]> for Front {
+        fn as_ref(&self) -> &[u8] {
+            &self.0[..self.1]
+        }
+    }
+
+    /// Cuts a core at many places; returns how many threads the one with most of them has.
+    fn most_threads_of_cut(path: &Path) -> usize {
+        let whole = Arc::new(super::super::memory::map_file(path).unwrap());
+        let mut most = 0;
+        for i in 1..64 {
+            let front = Front(whole.clone(), whole.len() * i / 64);
+            let core = CoreTarget::from_bytes(path, Arc::new(front), &SearchPaths::default()).unwrap();
+            assert!(core.notes().iter().any(|n| n.contains("cut off")), "{i}");
+            let objects = Objects::load(&core, &SearchPaths::default());
+            assert_eq!(objects.executable().is_some(), core.executable().is_some());
+            most = most.max(core.threads().len());
+        }
+        most
+    }
+
     #[test]
     fn a_debuggers_core_equals_the_live_view() {
         let dir = tempfile::tempdir().unwrap();
@@ -1458,6 +1482,9 @@ mod tests {
         let core = CoreTarget::open(&path, &SearchPaths::default()).unwrap();
         same_as_live(&live, &core);
         assert_eq!(core.read_vec(peer.shared, 16).unwrap(), b"0123456789abcdef");
+
+        // gdb writes its notes behind the memory.
+        assert_eq!(most_threads_of_cut(&path), 0);
     }
 
     #[test]
@@ -1514,6 +1541,7 @@ mod tests {
                 .collect()
         };
         assert_eq!(show(&objects), show(&theirs));
+        assert_eq!(most_threads_of_cut(path), core.threads().len());
     }
 
     #[test]
