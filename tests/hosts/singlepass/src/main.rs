@@ -449,6 +449,8 @@ fn main() {
     if !options.stay {
         report::end_with_parent();
     }
+    // Where Yama lets only parents attach, a host that exists to be looked at says that everyone may.
+    unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY) };
     if let Some(dir) = &options.cwd {
         std::env::set_current_dir(dir).unwrap_or_else(|e| fail(&format!("{}: {e}", dir.display())));
     }
