@@ -3,9 +3,9 @@
 pub mod arch;
 pub mod bytes;
 pub mod cli;
-pub mod doctor;
 #[cfg(feature = "descriptor")]
 pub mod descriptor;
+pub mod doctor;
 pub mod error;
 pub mod limits;
 pub mod output;

@@ -5,8 +5,8 @@ use crate::error::Error;
 use crate::limits;
 use crate::progress::{self, Progress};
 use crate::report::{self, Frame, FrameKind, Function, Hex, OpPosition, Report, WasmPlace};
-use crate::runtime::singlepass::find::{FindOptions, SinglepassProvider};
 pub use crate::runtime::singlepass::anchor::Route;
+use crate::runtime::singlepass::find::{FindOptions, SinglepassProvider};
 use crate::runtime::{GuestFrame, GuestKind, Position, Provider, Reach, Runtime, Scene};
 use crate::symbolize::native::NativeSymbolizer;
 use crate::target::core::CoreTarget;
@@ -107,7 +107,8 @@ pub fn run(options: &Options) -> Result<Outcome, Error> {
         debug_dirs: options.debug_dirs.clone(),
     };
     let progress = progress::stderr(options.verbose);
-    let mut provider = SinglepassProvider::new(FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
+    let mut provider =
+        SinglepassProvider::new(FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
     let outcome = match &options.source {
         Source::Pid(pid) => {
             let target = LiveTarget::capture(*pid, &CaptureOptions::default())?;
@@ -518,7 +519,9 @@ fn settle(
     let mut outcome = analyse(&target, options, search, provider, progress)?;
     let (steps, tid) = (settled.steps, tid.0);
     let note = match settled.outcome {
-        Settled::Point => format!("thread {tid} was stepped {steps} instructions to a point where its operand stack is known"),
+        Settled::Point => {
+            format!("thread {tid} was stepped {steps} instructions to a point where its operand stack is known")
+        }
         Settled::Left => format!("thread {tid} was stepped {steps} instructions; it then left the Wasm code"),
         Settled::Limit => format!("thread {tid} reached no point within {steps} instructions"),
         Settled::Signal(n) => format!("thread {tid} was stepped {steps} instructions; then signal {n} came"),

@@ -69,6 +69,13 @@ pub enum MapSource {
         /// Offset of the borsh `ModuleStateMap` in it.
         msm_offset: u64,
     },
+    /// The borsh `ModuleStateMap` alone, in the target.
+    StateMap {
+        /// Address of its first byte.
+        address: u64,
+        /// Its length.
+        len: u64,
+    },
     /// The `ModuleStateMap` as the runtime's own objects.
     RustObjects {
         /// Its address.
@@ -80,22 +87,28 @@ impl MapSource {
     /// The borsh bytes of the state map, at most `max` of them; more than the map where the image's end is not known. What
     /// cannot be read ends them early. `None` if the map is not borsh.
     pub fn msm_bytes<'a>(&'a self, memory: &dyn Memory, max: u64) -> Option<Cow<'a, [u8]>> {
-        match self {
+        let in_target = match self {
             MapSource::CacheImage { address, len, msm_offset, .. } => {
-                let max = max.min(limits::MAX_IMAGE_BYTES).min(len.saturating_sub(*msm_offset));
-                let at = address.checked_add(*msm_offset)?;
-                let mut bytes = vec![0; usize::try_from(max).ok()?];
-                if memory.read(at, &mut bytes).is_err() {
-                    let got = memory.read_some(at, &mut bytes);
-                    bytes.truncate(got);
-                }
-                Some(Cow::Owned(bytes))
+                Some((address.checked_add(*msm_offset)?, len.saturating_sub(*msm_offset)))
             }
+            MapSource::StateMap { address, len } => Some((*address, *len)),
+            _ => None,
+        };
+        if let Some((at, len)) = in_target {
+            let max = max.min(limits::MAX_IMAGE_BYTES).min(len);
+            let mut bytes = vec![0; usize::try_from(max).ok()?];
+            if memory.read(at, &mut bytes).is_err() {
+                let got = memory.read_some(at, &mut bytes);
+                bytes.truncate(got);
+            }
+            return Some(Cow::Owned(bytes));
+        }
+        match self {
             MapSource::Bytes { image, msm_offset } => {
                 let rest = image.get(usize::try_from(*msm_offset).ok()?..)?;
                 Some(Cow::Borrowed(&rest[..rest.len().min(usize::try_from(max).unwrap_or(usize::MAX))]))
             }
-            MapSource::RustObjects { .. } => None,
+            _ => None,
         }
     }
 }

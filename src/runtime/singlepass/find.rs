@@ -453,7 +453,7 @@ fn described(info: &MemoryModuleInfo) -> ModuleInfo {
     let section = info.name_section.as_ref().ok().cloned().flatten();
     ModuleInfo {
         imported_functions: imports
-            .map(|(module, name)| Import { module: module.clone(), name: name.clone(), ty: () })
+            .map(|(module, name)| Import { module: module.clone(), name: name.clone(), item: () })
             .collect(),
         exports: exports.map(|(name, index)| (name.clone(), Export::Function(*index))).collect(),
         function_types: info.func_assoc.clone().unwrap_or_default(),

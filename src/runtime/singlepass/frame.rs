@@ -3,14 +3,14 @@
 //! The two questions are answered apart. The caller follows from the function's shape ([`Shape`]) at *every* pc; the operand
 //! stack is known at the points of the state map only.
 
-use super::code::{self, Cfa, Here, Home, Shape, Source, Stretch};
 use super::Singlepass;
+use super::code::{self, Cfa, Here, Home, Shape, Source, Stretch};
 use super::module::Module;
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::runtime::{GuestFrame, GuestKind, OperatorPlace, Place, Position, Slot, ValType, Value, Why};
 use crate::state::{
-    CodeVersion, ExecutionStateImage, FUNCTION_HEADER, FunctionStateMap, KnownRegisters, MachineState, MachineValue, Point, PointKind, ValuePlace,
-    WasmAbstractValue, read_frame, read_stack,
+    CodeVersion, ExecutionStateImage, FUNCTION_HEADER, FunctionStateMap, KnownRegisters, MachineState, MachineValue,
+    Point, PointKind, ValuePlace, WasmAbstractValue, read_frame, read_stack,
 };
 use crate::symbolize::wasm::PointKind as WasmPoint;
 use crate::target::Memory;
@@ -54,7 +54,9 @@ fn frame_address(registers: &Registers, cfa: Cfa) -> Result<u64, UnwindError> {
 /// The caller of a frame in `module`.
 pub fn step(module: &Module, at: &Cursor, memory: &dyn Memory) -> Next {
     let result = match module.locate(at.address.raw()) {
-        None => return bad_frame(at, "the address is in the module's code mapping, but in no function of its state map"),
+        None => {
+            return bad_frame(at, "the address is in the module's code mapping, but in no function of its state map");
+        }
         Some(Location::Import(index)) => step_import(module, index, at, memory),
         Some(Location::Function { start, offset, map }) => step_function(module, start, offset, map, at, memory),
     };
@@ -384,19 +386,16 @@ fn point_values(
     let mut word = |address: u64| memory.read_u64(address).ok();
     let Ok(read) = read_frame(map, state, sp, known, &mut word) else { return (Vec::new(), Vec::new(), None) };
     let value = |bits: Option<u64>, place: &ValuePlace, ty: Option<ValType>| -> Value {
-        let at_address = |address: u64| Place::Memory {
-            base: Reg::RSP,
-            offset: address.wrapping_sub(sp) as i64,
-            address,
-        };
+        let at_address =
+            |address: u64| Place::Memory { base: Reg::RSP, offset: address.wrapping_sub(sp) as i64, address };
         let place = match place {
             ValuePlace::Register(index) => match Reg::from_index(*index) {
                 Some(reg) => Ok(Place::Register { reg, saved_at: registers.saved_at(reg) }),
                 None => Err("no such register".to_string()),
             },
-            ValuePlace::Stack { address } | ValuePlace::HalfStack { address, .. } | ValuePlace::PrevFrame { address } => {
-                Ok(at_address(*address))
-            }
+            ValuePlace::Stack { address }
+            | ValuePlace::HalfStack { address, .. }
+            | ValuePlace::PrevFrame { address } => Ok(at_address(*address)),
             ValuePlace::Constant => Ok(Place::Constant),
             ValuePlace::Missing(why) => Err(why.to_string()),
         };

@@ -183,7 +183,7 @@ pub struct Signature {
 }
 
 /// The runtime's `ModuleInfo`, initial data of memories and tables left out.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ModuleInfo {
     /// Memories that the module defines.
     pub memories: Vec<MemoryInfo>,
@@ -289,6 +289,17 @@ impl ModuleInfo {
     /// Signature of a function, imports first.
     pub fn signature(&self, func_index: u32) -> Option<&Signature> {
         self.signatures.get(*self.function_types.get(func_index as usize)? as usize)
+    }
+
+    /// Name that the module gives itself in its name section, where the runtime kept that.
+    pub fn module_name(&self) -> Option<String> {
+        let section = self.custom_sections.get("name")?.first()?;
+        let mut parts =
+            wasmparser::NameSectionReader::new(wasmparser::BinaryReader::new(section, 0)).map_while(Result::ok);
+        parts.find_map(|part| match part {
+            wasmparser::Name::Module { name, .. } if !name.is_empty() => Some(name.to_string()),
+            _ => None,
+        })
     }
 
     /// Names of functions and where they are from: "name section", "export", "import" (as `module.name`), "symbol map",

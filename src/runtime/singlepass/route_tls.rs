@@ -5,7 +5,7 @@
 //! the thread-local block, which is small, and believing only what passes every check.
 
 use super::layouts::{LayoutError, Layouts};
-use super::rust_memory::{Budgeted, StructureError, View};
+use super::rust_memory::{Budgeted, StructureError, VecLayout, View};
 use super::rust_msm;
 use crate::limits;
 use crate::target::objects::{LoadedObject, Objects};
@@ -27,8 +27,19 @@ pub struct TlsVersion {
     pub msm_address: u64,
     /// Bytes of code.
     pub total_size: u64,
+    /// The backend's table of functions, if its context is the one that names this code.
+    pub table: Option<FunctionTable>,
     /// What was confirmed, in words; two facts at least.
     pub checks: Vec<String>,
+}
+
+/// Offsets of a module's functions in its code, the import trampolines first (`X64ExecutionContext`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FunctionTable {
+    /// All functions, strictly ascending.
+    pub function_offsets: Vec<u64>,
+    /// How many of them are import trampolines.
+    pub import_count: u64,
 }
 
 /// The caller's registers that a thread saved when it entered a tier without knowledge of its own
@@ -388,11 +399,13 @@ fn read_version(
         }
     }
     let runnable = version.u64(l.version_runnable)?;
-    if let Some((code, size)) = code_of_runnable(target, layouts, runnable)
+    let mut table = None;
+    if let Some((context, code, size)) = code_of_runnable(target, layouts, runnable)
         && code == base
         && size >= map.total_size
     {
         checks.push("its RunnableModule names the same code".to_owned());
+        table = function_table(target, layouts, context, &map);
     }
     let backend = read_str(target, version.u64(l.version_backend)?, version.u64(l.version_backend_len)?);
     if let Some(backend) = &backend {
@@ -402,12 +415,12 @@ fn read_version(
     if checks.len() < 2 {
         return Err(version.bad("checks passed", checks.len() as u64));
     }
-    Ok(TlsVersion { thread, base, baseline, backend, msm_address, total_size: map.total_size, checks })
+    Ok(TlsVersion { thread, base, baseline, backend, msm_address, total_size: map.total_size, table, checks })
 }
 
 /// Code pointer and size that a singlepass `Arc<Box<dyn RunnableModule>>` leads to. Other backends have other contexts:
 /// the reference counts and the vtable say that it is such an Arc, the caller compares the rest.
-pub(super) fn code_of_runnable(target: &dyn Target, layouts: &Layouts, arc: u64) -> Option<(u64, u64)> {
+pub(super) fn code_of_runnable(target: &dyn Target, layouts: &Layouts, arc: u64) -> Option<(u64, u64, u64)> {
     let word = |address: u64| target.read_u64(address).ok();
     if arc == 0 || !arc.is_multiple_of(8) {
         return None;
@@ -422,7 +435,37 @@ pub(super) fn code_of_runnable(target: &dyn Target, layouts: &Layouts, arc: u64)
     target.mapping_at(vtable).filter(|m| !m.execute && !m.is_anonymous())?;
     let code = word(data.checked_add(layouts.context.context_code_ptr)?)?;
     let size = word(data.checked_add(layouts.context.context_code_size)?)?;
-    Some((code, size))
+    Some((data, code, size))
+}
+
+/// The table of the context at `context`; `None` unless it agrees with the state map: the functions behind the imports are
+/// the ones that the map has.
+fn function_table(
+    target: &dyn Target,
+    layouts: &Layouts,
+    context: u64,
+    map: &rust_msm::MapSummary,
+) -> Option<FunctionTable> {
+    let l = &layouts.context;
+    let import_count = target.read_u64(context.checked_add(l.context_import_count)?).ok()?;
+    let heap = Budgeted::new(target, limits::MAX_MODULE_INFO_BYTES);
+    let raw = heap.read("X64ExecutionContext", context, l.context_size).ok()?;
+    let view = View::new("X64ExecutionContext", context, &raw);
+    let offsets = heap.vec(
+        "function_offsets",
+        view,
+        l.context_offsets,
+        VecLayout::from(&layouts.module),
+        8,
+        limits::MAX_FUNCTIONS,
+    );
+    let function_offsets: Vec<u64> = offsets.ok()?.iter().map(|v| v.u64(0)).collect::<Result<_, _>>().ok()?;
+    let locals = function_offsets.get(usize::try_from(import_count).ok()?..)?;
+    let agrees = locals.len() as u64 == map.functions
+        && locals.first().copied() == map.keys.map(|k| k.0)
+        && locals.last().copied() == map.keys.map(|k| k.1)
+        && function_offsets.is_sorted_by(|a, b| a < b);
+    agrees.then_some(FunctionTable { function_offsets, import_count })
 }
 
 /// Whether a function begins as singlepass begins them: `codegen_x64.rs` leaves room for a patch and then sets up rbp. The
