@@ -294,7 +294,9 @@ fn image_of(
     let tid = tid.0;
     if image.frames.is_empty() {
         let why = frame.stack.as_ref().err().map_or("the runtime has no state here", |w| w.0.as_str());
-        return Err(Error::NotFound { what: format!("thread {tid} has no image at {:#x}: {why}", cursor.address.raw()) });
+        return Err(Error::NotFound {
+            what: format!("thread {tid} has no image at {:#x}: {why}", cursor.address.raw()),
+        });
     }
     let bytes = crate::state::codec::encode_bincode(&image)
         .map_err(|e| Error::NotFound { what: format!("the image of thread {tid} cannot be encoded: {e}") })?;
