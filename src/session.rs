@@ -274,7 +274,7 @@ fn image_of(
             (frame.kind == GuestKind::Wasm).then_some((c, frame))
         });
         if let Some((cursor, frame)) = first {
-            found.push((thread.id.0, cursor, frame));
+            found.push((thread.id, cursor, frame));
         }
     }
     let (tid, cursor, frame) = match found.as_slice() {
@@ -284,19 +284,17 @@ fn image_of(
         }
         [one] => one,
         more => {
-            let ids: Vec<String> = more.iter().map(|(tid, _, _)| tid.to_string()).collect();
+            let ids: Vec<String> = more.iter().map(|(tid, _, _)| tid.0.to_string()).collect();
             return Err(Error::NotFound {
                 what: format!("several threads run Wasm ({}); choose one with --thread TID", ids.join(", ")),
             });
         }
     };
-    let image = view.runtime.image(cursor, memory).unwrap_or_default();
+    let image = view.runtime.image(*tid, cursor, memory).unwrap_or_default();
+    let tid = tid.0;
     if image.frames.is_empty() {
         let why = frame.stack.as_ref().err().map_or("the runtime has no state here", |w| w.0.as_str());
-        let next = if frame.stack.is_err() && !cursor.address.is_return() { "; try --settle" } else { "" };
-        return Err(Error::NotFound {
-            what: format!("thread {tid} has no image at {:#x}: {why}{next}", cursor.address.raw()),
-        });
+        return Err(Error::NotFound { what: format!("thread {tid} has no image at {:#x}: {why}", cursor.address.raw()) });
     }
     let bytes = crate::state::codec::encode_bincode(&image)
         .map_err(|e| Error::NotFound { what: format!("the image of thread {tid} cannot be encoded: {e}") })?;

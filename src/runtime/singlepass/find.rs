@@ -224,17 +224,16 @@ impl SinglepassProvider {
             self.take(scene, anchor);
         }
         self.note_if(found.versions.is_empty(), found.notes, "tls");
+        self.runtime.boundary = found.boundary;
         self.tiers(&found.versions);
     }
 
-    /// Which modules are optimized tiers. Every instance's version says baseline, tiering or not, so one list that says
-    /// otherwise decides.
+    /// Which modules are optimized tiers: as the runtime decides it, by the first version in the list. `Instance::new`
+    /// calls every version baseline, so where the tier's own instance is in the list it passes for baseline.
     fn tiers(&mut self, versions: &[route_tls::TlsVersion]) {
         for module in &mut self.runtime.modules {
-            let mut of = versions.iter().filter(|v| v.base == module.code.0).peekable();
-            if of.peek().is_some() {
-                module.baseline = Some(of.all(|v| v.baseline));
-            }
+            let first = versions.iter().find(|v| v.base == module.code.0);
+            module.baseline = first.map(|v| v.baseline).or(module.baseline);
         }
     }
 
@@ -319,7 +318,9 @@ impl Provider for SinglepassProvider {
         }
         // An idle process has modules too: the routes that need no frame are asked for them.
         let look_further = |me: &SinglepassProvider| left(me) || me.runtime.modules.is_empty();
-        if look_further(self) && self.once(Route::Tls) {
+        // Where functions are redirected to another tier, only the lists say which is which.
+        let tiered = self.anchors.iter().any(|a| !a.patched.is_empty());
+        if (look_further(self) || tiered) && self.once(Route::Tls) {
             self.tls(scene);
         }
         if look_further(self) && self.once(Route::Descriptor) {
