@@ -69,9 +69,9 @@ pub fn host_singlepass(profile: Profile) -> PathBuf {
     static RELEASE: OnceLock<PathBuf> = OnceLock::new();
     static NO_DEBUG_INFO: OnceLock<PathBuf> = OnceLock::new();
     static STRIPPED: OnceLock<PathBuf> = OnceLock::new();
-    let release = || RELEASE.get_or_init(|| build("release", "release"));
+    let release = || RELEASE.get_or_init(|| build("release", "release", &[], target_dir()));
     match profile {
-        Profile::Debug => DEBUG.get_or_init(|| build("dev", "debug")),
+        Profile::Debug => DEBUG.get_or_init(|| build("dev", "debug", &[], target_dir())),
         Profile::ReleaseDebug => release(),
         Profile::Release => NO_DEBUG_INFO.get_or_init(|| derive(release(), "release", "--strip-debug")),
         Profile::Stripped => STRIPPED.get_or_init(|| derive(release(), "stripped", "--strip-all")),
@@ -79,7 +79,16 @@ pub fn host_singlepass(profile: Profile) -> PathBuf {
     .clone()
 }
 
-fn build(profile: &str, directory: &str) -> PathBuf {
+/// The debug host with the feature `publish`, for `--publish`.
+///
+/// In a target directory of its own: the same file under two sets of features would be replaced while tests run it.
+pub fn host_singlepass_publishing() -> PathBuf {
+    static PUBLISHING: OnceLock<PathBuf> = OnceLock::new();
+    let features = ["--features", "host-singlepass/publish"];
+    PUBLISHING.get_or_init(|| build("dev", "debug", &features, &target_dir().join("publish"))).clone()
+}
+
+fn build(profile: &str, directory: &str, features: &[&str], target_dir: &Path) -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     // The same packages as the demo builds, so that neither makes the other build again.
     let status = Command::new(cargo)
@@ -95,12 +104,13 @@ fn build(profile: &str, directory: &str) -> PathBuf {
             "host-singlepass",
             "--bins",
         ])
+        .args(features)
         .arg("--target-dir")
-        .arg(target_dir())
+        .arg(target_dir)
         .status()
         .expect("cargo starts");
     assert!(status.success(), "the {profile} build of the host failed: {status}");
-    target_dir().join(directory).join("host-singlepass")
+    target_dir.join(directory).join("host-singlepass")
 }
 
 /// A copy of `binary` through `objcopy`, kept for as long as `binary` is the same.
@@ -193,8 +203,12 @@ pub struct Host {
 impl Host {
     /// Starts the host and waits until it is at `stop`. Panics where it does not get there.
     pub fn start(stop: &str, flags: &[&str], profile: Profile) -> Host {
+        Host::start_exe(host_singlepass(profile), stop, flags)
+    }
+
+    /// The same for an executable that the caller chose or made.
+    pub fn start_exe(exe: PathBuf, stop: &str, flags: &[&str]) -> Host {
         let directory = work_directory();
-        let exe = host_singlepass(profile);
         let mut child = command(&exe, &directory, stop, flags).spawn().expect("the host starts");
         let stdout = child.stdout.take().expect("stdout is a pipe");
         let (ready, stopped) = match wait_ready(stdout) {
@@ -204,7 +218,7 @@ impl Host {
                 let mut stderr = String::new();
                 let _ = child.stderr.take().map(|mut pipe| pipe.read_to_string(&mut stderr));
                 let _ = child.wait();
-                panic!("host-singlepass {stop} {flags:?} ({profile}): {problem}\n{stderr}");
+                panic!("{} {stop} {flags:?}: {problem}\n{stderr}", exe.display());
             }
         };
         // The host must not block on a full pipe.
