@@ -60,6 +60,8 @@ pub struct Options {
     pub values: bool,
     /// Whether [`Outcome::classic`] and [`Outcome::image`] are wanted.
     pub image: bool,
+    /// Whether native frames get names, files and lines: reading debug information is most of the time of a report.
+    pub names: bool,
     /// Report registers too, and tell what is being done.
     pub verbose: bool,
 }
@@ -80,6 +82,7 @@ impl Options {
             debug_dirs: Vec::new(),
             values: true,
             image: false,
+            names: true,
             verbose: false,
         }
     }
@@ -404,7 +407,7 @@ impl View<'_> {
             out.push(base);
             return;
         }
-        let symbols = self.symbolizer.symbolize(at.address);
+        let symbols = if self.options.names { self.symbolizer.symbolize(at.address) } else { Vec::new() };
         if symbols.is_empty() {
             out.push(base);
             return;
