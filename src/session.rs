@@ -130,6 +130,19 @@ pub fn run(options: &Options) -> Result<Outcome, Error> {
     outcome
 }
 
+/// Answers a question about a target that is there already: a core in memory, or one that was cut and spliced by a test.
+/// `options.source` is only told, not opened; nothing is settled.
+pub fn run_on(target: &dyn Target, options: &Options) -> Result<Outcome, Error> {
+    let executable = match &options.source {
+        Source::Core { executable, .. } => executable.clone(),
+        Source::Pid(_) => None,
+    };
+    let search =
+        SearchPaths { executable, sysroot: options.sysroot.clone(), debug_dirs: options.debug_dirs.clone() };
+    let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?;
+    analyse(target, options, &search, &mut SinglepassProvider::new(found), &progress::Silent)
+}
+
 /// Rounds of "walk, look for modules that explain unknown frames, walk again". A stack of host and Wasm in turns needs one
 /// per module, and modules are few.
 const MAX_ROUNDS: usize = 64;
