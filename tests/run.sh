@@ -62,7 +62,7 @@ step 'lints'
 cargo clippy --workspace --all-targets --all-features -- -D warnings
 
 step 'documentation'
-RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --all-features
+RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --all-features
 
 step 'build of the tests'
 cargo test --workspace --no-run
