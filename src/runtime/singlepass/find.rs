@@ -363,6 +363,7 @@ impl Provider for SinglepassProvider {
                     if let Some(module) = self.runtime.modules.get_mut(i)
                         && module.names == Names::default()
                         && let Ok(artifact) = Artifact::parse(&bytes)
+                        && artifact.info.imported_functions.len() == module.import_count as usize
                     {
                         module.names = names(&artifact.info);
                         self.list(i);
