@@ -97,6 +97,8 @@ pub struct Outcome {
     pub classic: Option<String>,
     /// The selected thread's `ExecutionStateImage` in bincode, if asked for and there is one.
     pub image: Option<Vec<u8>>,
+    /// Whether a file that the user named was not used because it does not fit; `report.notes` has the reason.
+    pub refused: bool,
 }
 
 /// Answers a question.
@@ -137,8 +139,7 @@ pub fn run_on(target: &dyn Target, options: &Options) -> Result<Outcome, Error> 
         Source::Core { executable, .. } => executable.clone(),
         Source::Pid(_) => None,
     };
-    let search =
-        SearchPaths { executable, sysroot: options.sysroot.clone(), debug_dirs: options.debug_dirs.clone() };
+    let search = SearchPaths { executable, sysroot: options.sysroot.clone(), debug_dirs: options.debug_dirs.clone() };
     let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?;
     analyse(target, options, &search, &mut SinglepassProvider::new(found), &progress::Silent)
 }
@@ -192,6 +193,7 @@ fn walk_all(
 ) -> Vec<Option<Stack>> {
     let mut stacks: Vec<Option<Stack>> = vec![None; threads.len()];
     let mut again: Vec<usize> = (0..threads.len()).collect();
+    let compiled = target.mappings().iter().any(|m| m.execute && m.is_anonymous());
     for round in 0..MAX_ROUNDS {
         let runtime = provider.runtime();
         let mut unknown: Vec<Cursor> = Vec::new();
@@ -210,7 +212,7 @@ fn walk_all(
             stacks[i] = Some(stack);
         }
         // The first round looks even where no frame needs it: the modules of an idle process are worth a line.
-        if unknown.is_empty() && round > 0 {
+        if unknown.is_empty() && (round > 0 || !compiled) {
             break;
         }
         if provider.discover(scene, &unknown) == 0 {
@@ -261,7 +263,7 @@ fn analyse(
     let threads = choose(target, options)?;
     let limit = options.limit.unwrap_or(limits::MAX_FRAMES).min(limits::MAX_FRAMES);
     let stacks = walk_all(target, &threads, &native, &scene, provider, limit);
-    provider.match_files();
+    let refused = !provider.match_files();
     progress.finish();
 
     let runtime = provider.runtime();
@@ -272,7 +274,7 @@ fn analyse(
         report.threads.push(view.thread(thread, stack.as_ref()));
     }
     let (classic, image) = if options.image { image_of(&view, &threads, &stacks)? } else { (None, None) };
-    Ok(Outcome { report, classic, image })
+    Ok(Outcome { report, classic, image, refused })
 }
 
 /// The image of the chosen thread, or of the only thread that runs Wasm.
