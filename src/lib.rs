@@ -22,7 +22,7 @@
 //! pid | core -> Target -> Provider -> [runtime, cfi, recognised, frame pointer]
 //!    -> walk (registers of a thread) -> frames and an end -> symbolize -> Report -> text | json
 //! ```
-//! One loop walks ([`unwind::walk`]). Native tables, frame pointers and every Wasm runtime answer the same question
+//! One loop walks ([`mod@unwind::walk`]). Native tables, frame pointers and every Wasm runtime answer the same question
 //! ([`unwind::Unwinder::step`]: who called this?), so a mixed stack is a stack like any other. Only code that nobody
 //! explains makes a [`runtime::Provider`] look for modules.
 //!
