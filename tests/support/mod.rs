@@ -1,0 +1,406 @@
+//! Real hosts for integration tests: built once, started at a stop, ended when the test lets go of them.
+//!
+//! See `tests/hosts/singlepass/README.md` for the stops and flags.
+
+// Each test binary uses its own part of this module.
+#![allow(dead_code)]
+
+use std::{
+    fmt,
+    io::{BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::{OnceLock, mpsc},
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+use tempfile::TempDir;
+
+/// How long a host may take to its stop, or a tool to its end: generous, since it only bounds a failing test.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How the host was built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Profile {
+    /// `cargo build`: no optimization, full debug info.
+    Debug,
+    /// What `cargo build --release` gives a user: symbols without debug info.
+    Release,
+    /// Optimized, with `debug = 2`.
+    ReleaseDebug,
+    /// `strip --strip-all`: no symbol table.
+    Stripped,
+}
+
+impl Profile {
+    /// Every profile of the matrix.
+    pub const ALL: [Profile; 4] = [Profile::Debug, Profile::Release, Profile::ReleaseDebug, Profile::Stripped];
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Profile::Debug => "debug",
+            Profile::Release => "release",
+            Profile::ReleaseDebug => "release-debug",
+            Profile::Stripped => "stripped",
+        })
+    }
+}
+
+/// The repository's root.
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A file below `tests/fixtures`.
+pub fn fixture(path: &str) -> PathBuf {
+    repository().join("tests/fixtures").join(path)
+}
+
+/// `<target>` of this build; `CARGO_TARGET_TMPDIR` is `<target>/tmp`.
+fn target_dir() -> &'static Path {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the tmp directory is inside of the target directory")
+}
+
+/// The singlepass host of this profile. Builds it on first use; the optimized variants share one build.
+pub fn host_singlepass(profile: Profile) -> PathBuf {
+    static DEBUG: OnceLock<PathBuf> = OnceLock::new();
+    static RELEASE: OnceLock<PathBuf> = OnceLock::new();
+    static NO_DEBUG_INFO: OnceLock<PathBuf> = OnceLock::new();
+    static STRIPPED: OnceLock<PathBuf> = OnceLock::new();
+    let release = || RELEASE.get_or_init(|| build("release", "release", &[], target_dir()));
+    match profile {
+        Profile::Debug => DEBUG.get_or_init(|| build("dev", "debug", &[], target_dir())),
+        Profile::ReleaseDebug => release(),
+        Profile::Release => NO_DEBUG_INFO.get_or_init(|| derive(release(), "release", "--strip-debug")),
+        Profile::Stripped => STRIPPED.get_or_init(|| derive(release(), "stripped", "--strip-all")),
+    }
+    .clone()
+}
+
+/// The debug host with the feature `publish`, for `--publish`.
+///
+/// In a target directory of its own: the same file under two sets of features would be replaced while tests run it.
+pub fn host_singlepass_publishing() -> PathBuf {
+    static PUBLISHING: OnceLock<PathBuf> = OnceLock::new();
+    let features = ["--features", "host-singlepass/publish"];
+    PUBLISHING.get_or_init(|| build("dev", "debug", &features, &target_dir().join("publish"))).clone()
+}
+
+fn build(profile: &str, directory: &str, features: &[&str], target_dir: &Path) -> PathBuf {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    // The same packages as the demo builds, so that neither makes the other build again.
+    let status = Command::new(cargo)
+        .current_dir(repository())
+        .args([
+            "build",
+            "--quiet",
+            "--profile",
+            profile,
+            "--package",
+            "wstate",
+            "--package",
+            "host-singlepass",
+            "--bins",
+        ])
+        .args(features)
+        .arg("--target-dir")
+        .arg(target_dir)
+        .status()
+        .expect("cargo starts");
+    assert!(status.success(), "the {profile} build of the host failed: {status}");
+    target_dir.join(directory).join("host-singlepass")
+}
+
+/// A copy of `binary` through `objcopy`, kept for as long as `binary` is the same.
+///
+/// Test binaries may run side by side, so a copy that is there is never replaced: a process that runs it would
+/// lose its executable.
+fn derive(binary: &Path, name: &str, flag: &str) -> PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let built = binary.metadata().and_then(|m| m.modified()).expect("the host was just built");
+    let built = built.duration_since(SystemTime::UNIX_EPOCH).expect("the clock is past 1970").as_nanos();
+    let prefix = format!("host-singlepass-{name}-");
+    let copy = directory.join(format!("{prefix}{built}"));
+    if copy.exists() {
+        return copy;
+    }
+    for old in std::fs::read_dir(directory).expect("the tmp directory is readable").flatten() {
+        if old.file_name().to_string_lossy().starts_with(&prefix) {
+            let _ = std::fs::remove_file(old.path());
+        }
+    }
+    let fresh = tempfile::NamedTempFile::new_in(directory).expect("a file for the copy").into_temp_path();
+    let status = Command::new("objcopy").arg(flag).arg(binary).arg(&fresh).status();
+    let status = status.expect("objcopy starts; it is part of binutils");
+    assert!(status.success(), "objcopy {flag}: {status}");
+    match std::fs::hard_link(&fresh, &copy) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => panic!("{}: {error}", copy.display()),
+        _ => copy,
+    }
+}
+
+/// The runtime's own answer for a stop, where it has one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Truth {
+    /// bincode of the `ExecutionStateImage`.
+    pub image: Vec<u8>,
+    /// `InstanceImage::to_bytes`; absent for memories over 4 MiB.
+    pub instance: Option<Vec<u8>>,
+    /// `ExecutionStateImage::output`.
+    pub text: String,
+}
+
+impl Truth {
+    fn read(directory: &Path, suffix: &str) -> Option<Truth> {
+        let path = |extension: &str| directory.join(format!("truth{suffix}{extension}"));
+        Some(Truth {
+            image: std::fs::read(path("")).ok()?,
+            instance: std::fs::read(path(".instance")).ok(),
+            text: std::fs::read_to_string(path(".txt")).ok()?,
+        })
+    }
+}
+
+/// A thread that reached its stop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stopped {
+    /// Process id.
+    pub pid: i32,
+    /// Thread id.
+    pub tid: i32,
+    /// The stop's name, or `returned`.
+    pub stop: String,
+}
+
+impl Stopped {
+    /// Parses `READY pid=1 tid=2 stop=name` or `STOPPED ...`.
+    fn parse(line: &str, word: &str) -> Option<Stopped> {
+        let fields = line.strip_prefix(word)?.strip_prefix(' ')?;
+        let field = |name: &str| fields.split(' ').find_map(|f| f.strip_prefix(name)?.strip_prefix('='));
+        Some(Stopped {
+            pid: field("pid")?.parse().ok()?,
+            tid: field("tid")?.parse().ok()?,
+            stop: field("stop")?.into(),
+        })
+    }
+}
+
+/// A host at its stop. Dropping it ends the process and removes its files.
+pub struct Host {
+    child: Child,
+    /// The executable.
+    pub exe: PathBuf,
+    /// The thread that said READY.
+    pub ready: Stopped,
+    /// All threads that reached a stop: of `threads` several, else the one that said READY.
+    pub stopped: Vec<Stopped>,
+    /// Where the truth is, and where cores of this host may go.
+    pub directory: TempDir,
+}
+
+impl Host {
+    /// Starts the host and waits until it is at `stop`. Panics where it does not get there.
+    pub fn start(stop: &str, flags: &[&str], profile: Profile) -> Host {
+        Host::start_exe(host_singlepass(profile), stop, flags)
+    }
+
+    /// The same for an executable that the caller chose or made.
+    pub fn start_exe(exe: PathBuf, stop: &str, flags: &[&str]) -> Host {
+        let directory = work_directory();
+        let mut child = command(&exe, &directory, stop, flags).spawn().expect("the host starts");
+        let stdout = child.stdout.take().expect("stdout is a pipe");
+        let (ready, stopped) = match wait_ready(stdout) {
+            Ok(lines) => lines,
+            Err(problem) => {
+                let _ = child.kill();
+                let mut stderr = String::new();
+                let _ = child.stderr.take().map(|mut pipe| pipe.read_to_string(&mut stderr));
+                let _ = child.wait();
+                panic!("{} {stop} {flags:?}: {problem}\n{stderr}", exe.display());
+            }
+        };
+        // The host must not block on a full pipe.
+        let stderr = child.stderr.take();
+        thread::spawn(move || stderr.map(|mut pipe| std::io::copy(&mut pipe, &mut std::io::sink())));
+        Host { child, exe, ready, stopped, directory }
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> i32 {
+        self.ready.pid
+    }
+
+    /// The thread that is at the stop.
+    pub fn tid(&self) -> i32 {
+        self.ready.tid
+    }
+
+    /// The thread at the stop of this name.
+    pub fn tid_at(&self, stop: &str) -> Option<i32> {
+        self.stopped.iter().find(|s| s.stop == stop).map(|s| s.tid)
+    }
+
+    /// The runtime's own answer; `None` where it has none.
+    pub fn truth(&self) -> Option<Truth> {
+        Truth::read(self.directory.path(), "")
+    }
+
+    /// The answer with a name of its own: `outer` of `nested`, the threads' stops of `threads`.
+    pub fn truth_of(&self, name: &str) -> Option<Truth> {
+        Truth::read(self.directory.path(), &format!(".{name}"))
+    }
+
+    /// Whether the process is still there.
+    pub fn is_alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn work_directory() -> TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory for the host's files")
+}
+
+fn command(exe: &Path, directory: &TempDir, stop: &str, flags: &[&str]) -> Command {
+    let mut command = Command::new(exe);
+    command
+        .arg("--truth")
+        .arg(directory.path().join("truth"))
+        .arg("--cwd")
+        .arg(directory.path())
+        .args(flags)
+        .arg(stop)
+        .env_remove("RUST_BACKTRACE")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// Reads lines until READY.
+fn wait_ready(stdout: impl Read + Send + 'static) -> Result<(Stopped, Vec<Stopped>), String> {
+    let (lines, received) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            if lines.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    let deadline = Instant::now() + PATIENCE;
+    let mut stopped = Vec::new();
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let line = received.recv_timeout(left).map_err(|e| format!("no READY line: {e}"))?;
+        stopped.extend(Stopped::parse(&line, "STOPPED"));
+        if let Some(ready) = Stopped::parse(&line, "READY") {
+            if stopped.is_empty() {
+                stopped.push(ready.clone());
+            }
+            return Ok((ready, stopped));
+        }
+    }
+}
+
+/// A core file of a host at a stop.
+pub struct Core {
+    /// The core.
+    pub path: PathBuf,
+    /// The executable.
+    pub exe: PathBuf,
+    /// The thread that said READY.
+    pub ready: Stopped,
+    /// All threads that reached a stop.
+    pub stopped: Vec<Stopped>,
+    /// Where the core and the truth are; removed with this value.
+    pub directory: TempDir,
+}
+
+impl Core {
+    /// The runtime's own answer; `None` where it has none.
+    pub fn truth(&self) -> Option<Truth> {
+        Truth::read(self.directory.path(), "")
+    }
+
+    /// The answer with a name of its own.
+    pub fn truth_of(&self, name: &str) -> Option<Truth> {
+        Truth::read(self.directory.path(), &format!(".{name}"))
+    }
+}
+
+/// Why there is no core. To be printed and counted by the test, and a failure where `CI` is set.
+#[derive(Debug)]
+pub struct NoCore(pub String);
+
+/// A core that the kernel writes of a host at `stop` (`--core`); `flags` may say `--core-in-handler` instead.
+pub fn kernel_core(stop: &str, flags: &[&str], profile: Profile) -> Result<Core, NoCore> {
+    let directory = work_directory();
+    let exe = host_singlepass(profile);
+    let mut flags = flags.to_vec();
+    if !flags.contains(&"--core-in-handler") {
+        flags.push("--core");
+    }
+    let mut child = command(&exe, &directory, stop, &flags).stderr(Stdio::null()).spawn().expect("the host starts");
+    let lines = wait_ready(child.stdout.take().expect("stdout is a pipe"));
+    let status = wait(&mut child);
+    let (ready, stopped) = lines.unwrap_or_else(|problem| panic!("{stop} {flags:?} ({profile}): {problem}"));
+    let status = status.unwrap_or_else(|| panic!("{stop} {flags:?} ({profile}) is still running after READY"));
+    // core_pattern and core_uses_pid decide about the name.
+    let found = std::fs::read_dir(directory.path())
+        .expect("the directory is readable")
+        .filter_map(|entry| entry.ok().map(|e| e.path()))
+        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("core")));
+    match found {
+        Some(path) => Ok(Core { path, exe, ready, stopped, directory }),
+        None => {
+            let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
+            Err(NoCore(format!("the host ended with {status}, core_pattern is {:?}", pattern.trim_end())))
+        }
+    }
+}
+
+/// A core that gdb's `gcore` writes of a running host; the host goes on.
+pub fn gcore(host: &Host) -> Result<PathBuf, NoCore> {
+    let prefix = host.directory.path().join("gcore");
+    let mut child = Command::new("gcore")
+        .arg("-o")
+        .arg(&prefix)
+        .arg(host.pid().to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|e| NoCore(format!("gcore (part of gdb) does not start: {e}")))?;
+    let status = wait(&mut child);
+    let path = PathBuf::from(format!("{}.{}", prefix.display(), host.pid()));
+    if path.exists() { Ok(path) } else { Err(NoCore(format!("gcore wrote nothing: {status:?}"))) }
+}
+
+/// Waits for a process; ends it and returns `None` where it takes too long.
+fn wait(child: &mut Child) -> Option<ExitStatus> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) => return Some(status),
+            Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(5)),
+            _ => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return None;
+            }
+        }
+    }
+}
+
+/// Runs the `wstate` of this build.
+pub fn wstate(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_wstate")).args(args).stdin(Stdio::null()).output().expect("wstate starts")
+}
