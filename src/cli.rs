@@ -283,6 +283,8 @@ impl Show {
             debug_dirs: self.debug_dir.clone(),
             values: !self.brief,
             image: matches!(format, Format::Classic | Format::Image),
+            // These forms show no native frame.
+            names: !matches!(format, Format::Classic | Format::Image),
             verbose: self.verbose,
             ..session::Options::new(source)
         })

@@ -60,6 +60,8 @@ pub struct Options {
     pub values: bool,
     /// Whether [`Outcome::classic`] and [`Outcome::image`] are wanted.
     pub image: bool,
+    /// Whether native frames get names, files and lines: reading debug information is most of the time of a report.
+    pub names: bool,
     /// Report registers too, and tell what is being done.
     pub verbose: bool,
 }
@@ -80,6 +82,7 @@ impl Options {
             debug_dirs: Vec::new(),
             values: true,
             image: false,
+            names: true,
             verbose: false,
         }
     }
@@ -125,6 +128,19 @@ pub fn run(options: &Options) -> Result<Outcome, Error> {
     };
     progress.finish();
     outcome
+}
+
+/// Answers a question about a target that is there already: a core in memory, or one that was cut and spliced by a test.
+/// `options.source` is only told, not opened; nothing is settled.
+pub fn run_on(target: &dyn Target, options: &Options) -> Result<Outcome, Error> {
+    let executable = match &options.source {
+        Source::Core { executable, .. } => executable.clone(),
+        Source::Pid(_) => None,
+    };
+    let search =
+        SearchPaths { executable, sysroot: options.sysroot.clone(), debug_dirs: options.debug_dirs.clone() };
+    let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?;
+    analyse(target, options, &search, &mut SinglepassProvider::new(found), &progress::Silent)
 }
 
 /// Rounds of "walk, look for modules that explain unknown frames, walk again". A stack of host and Wasm in turns needs one
@@ -294,7 +310,9 @@ fn image_of(
     let tid = tid.0;
     if image.frames.is_empty() {
         let why = frame.stack.as_ref().err().map_or("the runtime has no state here", |w| w.0.as_str());
-        return Err(Error::NotFound { what: format!("thread {tid} has no image at {:#x}: {why}", cursor.address.raw()) });
+        return Err(Error::NotFound {
+            what: format!("thread {tid} has no image at {:#x}: {why}", cursor.address.raw()),
+        });
     }
     let bytes = crate::state::codec::encode_bincode(&image)
         .map_err(|e| Error::NotFound { what: format!("the image of thread {tid} cannot be encoded: {e}") })?;
@@ -402,7 +420,7 @@ impl View<'_> {
             out.push(base);
             return;
         }
-        let symbols = self.symbolizer.symbolize(at.address);
+        let symbols = if self.options.names { self.symbolizer.symbolize(at.address) } else { Vec::new() };
         if symbols.is_empty() {
             out.push(base);
             return;
