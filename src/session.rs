@@ -422,8 +422,21 @@ impl View<'_> {
             out.push(base);
             return;
         }
-        let symbols = if self.options.names { self.symbolizer.symbolize(at.address) } else { Vec::new() };
+        // A handler returns to the first byte of `__restore_rt`: it is not in the function before.
+        let signal_frame = self.native.cfi.is_signal_frame(at.address, self.target);
+        let address = if signal_frame { CodeAddress::Exact(pc) } else { at.address };
+        let symbols = if self.options.names { self.symbolizer.symbolize(address) } else { Vec::new() };
+        if signal_frame {
+            base.notes.push("a signal handler was called here".to_string());
+        }
         if symbols.is_empty() {
+            if signal_frame {
+                base.function = Some(Function {
+                    name: Some("<signal handler called>".to_string()),
+                    name_source: Some("recognised code".to_string()),
+                    ..Function::default()
+                });
+            }
             out.push(base);
             return;
         }
