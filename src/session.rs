@@ -568,6 +568,9 @@ fn settle(
         Settled::Point => {
             format!("thread {tid} was stepped {steps} instructions to a point where its operand stack is known")
         }
+        Settled::Left if steps == 0 => {
+            format!("thread {tid} is in native code now: at the call its operand stack is known")
+        }
         Settled::Left => format!("thread {tid} was stepped {steps} instructions; it then left the Wasm code"),
         Settled::Limit => format!("thread {tid} reached no point within {steps} instructions"),
         Settled::Signal(n) => format!("thread {tid} was stepped {steps} instructions; then signal {n} came"),
