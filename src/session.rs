@@ -117,11 +117,17 @@ pub fn run(options: &Options) -> Result<Outcome, Error> {
     let outcome = match &options.source {
         Source::Pid(pid) => {
             let target = LiveTarget::capture(*pid, &CaptureOptions::default())?;
-            if options.settle {
-                settle(target, options, &search, &mut provider, &progress)
+            let pause = target.pause();
+            let mut outcome = if options.settle {
+                settle(target, options, &search, &mut provider, &progress)?
             } else {
-                analyse(&target, options, &search, &mut provider, &progress)
+                analyse(&target, options, &search, &mut provider, &progress)?
+            };
+            if options.verbose {
+                let note = format!("the threads stood for {:.3} ms", pause.as_secs_f64() * 1e3);
+                outcome.report.notes.push(note);
             }
+            Ok(outcome)
         }
         Source::Core { core, .. } => {
             let target = CoreTarget::open(core, &search)?;
@@ -200,6 +206,9 @@ fn walk_all(
         let mut incomplete = Vec::new();
         for &i in &again {
             let Some(start) = start(threads[i]) else { continue };
+            // Every thread keeps its youngest frames, even where others have taken all there is.
+            let walked: usize = stacks.iter().flatten().map(|s: &Stack| s.frames.len()).sum();
+            let limit = limit.min(limits::MAX_FRAMES_TOTAL.saturating_sub(walked).max(64));
             let unwinders: [&dyn Unwinder; 4] =
                 [&AsUnwinder(runtime), &native.cfi, &native.recognised, &native.frame_pointer];
             let stack = walk(start, &unwinders, target, limit);
@@ -376,7 +385,13 @@ impl View<'_> {
         for frame in &stack.frames {
             self.frame(frame, &mut out.frames);
         }
-        out.end = Some((&stack.end).into());
+        out.end = Some(match stack.end {
+            // Nobody asked for this limit, so it is not "as many as were asked for".
+            End::Limit(n) if n < self.limit || self.options.limit.is_none() => {
+                report::End { kind: report::EndKind::Lost, why: Some(format!("wstate stops after {n} frames")) }
+            }
+            ref end => end.into(),
+        });
         if out.frames.len() > self.limit {
             out.frames.truncate(self.limit);
             out.end = Some((&End::Limit(self.limit)).into());
@@ -422,8 +437,21 @@ impl View<'_> {
             out.push(base);
             return;
         }
-        let symbols = if self.options.names { self.symbolizer.symbolize(at.address) } else { Vec::new() };
+        // A handler returns to the first byte of `__restore_rt`: it is not in the function before.
+        let signal_frame = self.native.cfi.is_signal_frame(at.address, self.target);
+        let address = if signal_frame { CodeAddress::Exact(pc) } else { at.address };
+        let symbols = if self.options.names { self.symbolizer.symbolize(address) } else { Vec::new() };
+        if signal_frame {
+            base.notes.push("a signal handler was called here".to_string());
+        }
         if symbols.is_empty() {
+            if signal_frame {
+                base.function = Some(Function {
+                    name: Some("<signal handler called>".to_string()),
+                    name_source: Some("recognised code".to_string()),
+                    ..Function::default()
+                });
+            }
             out.push(base);
             return;
         }
@@ -539,6 +567,9 @@ fn settle(
     let note = match settled.outcome {
         Settled::Point => {
             format!("thread {tid} was stepped {steps} instructions to a point where its operand stack is known")
+        }
+        Settled::Left if steps == 0 => {
+            format!("thread {tid} is in native code now: at the call its operand stack is known")
         }
         Settled::Left => format!("thread {tid} was stepped {steps} instructions; it then left the Wasm code"),
         Settled::Limit => format!("thread {tid} reached no point within {steps} instructions"),
