@@ -407,9 +407,12 @@ impl Traced {
         registers_of(self.threads[0].id.0)
     }
 
-    /// Lets the thread go.
-    pub fn release(self) {
-        nix::sys::ptrace::detach(self.id(), None).unwrap();
+}
+
+/// Lets the thread go. Without that the process could not end: its tracer has to wait for the thread.
+impl Drop for Traced {
+    fn drop(&mut self) {
+        let _ = nix::sys::ptrace::detach(self.id(), None);
     }
 }
 
