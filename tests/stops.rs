@@ -10,6 +10,7 @@ use wstate::report::{Frame, FrameKind, Value};
 use wstate::runtime::singlepass::find::{FindOptions, SinglepassProvider};
 use wstate::runtime::{GuestKind, Provider, Runtime, Scene, Slot};
 use wstate::session::{Options, Source};
+use wstate::target::live::{CaptureOptions, LiveTarget};
 use wstate::target::Target;
 use wstate::target::objects::{Objects, SearchPaths};
 use wstate::unwind::cfi::CfiUnwinder;
@@ -270,14 +271,42 @@ fn random_stops() {
         let host = Host::start(variant, stop, flags);
         let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ i as u64);
         let mut count = Count::default();
-        for _ in 0..*stops {
+        // The modules and files are looked for once; registers and stacks are captured at each stop.
+        let capture = || LiveTarget::capture(host.pid, &CaptureOptions::default()).unwrap();
+        let first = capture();
+        let objects = Objects::load(&first, &SearchPaths::default());
+        let (cfi, recognised) = (CfiUnwinder::new(&objects), RecognisedUnwinder);
+        let mut provider = SinglepassProvider::new(FindOptions::default());
+        for stop in 0..*stops {
             random.pause();
-            let report = ask(&question(Source::Pid(host.pid))).report;
-            let spinning = thread(&report, host.tid);
-            check(&from_report(&spinning.frames), *depth, tracked(flags), &mut count);
-            for t in &report.threads {
-                if t.end.as_ref().map(|e| e.kind) != Some(wstate::report::EndKind::Bottom) {
-                    count.wrong.push(format!("thread {:?} does not end at the bottom: {:?}", t.name, t.end));
+            if stop % 25 == 0 {
+                // The whole way.
+                let report = ask(&question(Source::Pid(host.pid))).report;
+                check(&from_report(&thread(&report, host.tid).frames), *depth, tracked(flags), &mut count);
+                continue;
+            }
+            let target = capture();
+            let frame_pointer = FramePointerUnwinder::new(target.mappings());
+            for t in target.threads() {
+                let start = Cursor { address: CodeAddress::Exact(t.registers.pc().unwrap()), registers: t.registers.clone() };
+                let mut stack = None;
+                for _ in 0..2 {
+                    let unwinder: &dyn Unwinder = provider.runtime();
+                    let walked = walk(start.clone(), &[unwinder, &cfi, &recognised, &frame_pointer], &target, 10_000);
+                    let lost = walked.end != End::Bottom;
+                    stack = Some(walked);
+                    if lost {
+                        let scene = Scene { target: &target, objects: &objects, progress: &wstate::progress::Silent };
+                        let unknown: Vec<Cursor> = stack.iter().flat_map(|s| &s.frames).map(|f| f.cursor.clone()).collect();
+                        provider.discover(&scene, &unknown);
+                    }
+                }
+                let stack = stack.unwrap();
+                if stack.end != End::Bottom {
+                    count.wrong.push(format!("thread {:?} does not end at the bottom: {:?}", t.name, stack.end));
+                }
+                if t.id.0 == host.tid {
+                    check(&from_stack(&stack, provider.runtime(), &target), *depth, tracked(flags), &mut count);
                 }
             }
         }
@@ -352,7 +381,7 @@ fn every_instruction() {
     assert!(sum.stops >= 2000 && sum.leaf > 500 && sum.spin > 500, "{sum:?}");
 }
 
-fn from_stack(stack: &wstate::unwind::Stack, runtime: &dyn Runtime, target: &Traced) -> Vec<Shown> {
+fn from_stack(stack: &wstate::unwind::Stack, runtime: &dyn Runtime, target: &dyn Target) -> Vec<Shown> {
     let bits = |v: &wstate::runtime::Value| match &v.slot {
         Slot::Known { bits, .. } => Ok(*bits),
         Slot::Unknown(why) => Err(why.0.clone()),
@@ -375,7 +404,7 @@ fn settling() {
         let mut count = Count::default();
         let host = Host::start(Variant::ALL[(i + 1) % 4], stop, flags);
         let mut random = Random(0x1234_5678_9abc_def1 ^ i as u64);
-        for _ in 0..12 {
+        for _ in 0..8 {
             random.pause();
             let options = Options { settle: true, threads: vec![host.tid], ..question(Source::Pid(host.pid)) };
             let report = ask(&options).report;
