@@ -407,7 +407,6 @@ impl Traced {
     pub fn registers(&self) -> Registers {
         registers_of(self.threads[0].id.0)
     }
-
 }
 
 /// Lets the thread go. Without that the process could not end: its tracer has to wait for the thread.
