@@ -386,6 +386,17 @@ fn module_infos_equal_the_runtimes_own() {
         let own = &instance.module.info;
         for layouts in all_layouts() {
             let address = std::ptr::from_ref(&*instance.module) as u64;
+            let code = module_memory::read_module_code(&target, &layouts, address).unwrap();
+            let own_code = runnable(&instance).get_code().unwrap();
+            assert_eq!((code.code_base, code.code_size), (own_code.as_ptr() as u64, own_code.len() as u64));
+            let map = rust_msm::read_module_state_map(&target, &layouts.state, code.msm_address).unwrap();
+            let own_map = runnable(&instance).get_module_state_map().unwrap();
+            assert!(bincode::serialize(&map).unwrap() == bincode::serialize(&own_map).unwrap());
+            // The runtime's own way there: `vm::Ctx` names the module.
+            let ctx = std::ptr::from_ref(instance.context()) as u64;
+            assert_eq!(target.read_u64(ctx + 0x88).unwrap(), address);
+            assert!(module_memory::read_module_code(&target, &layouts, ctx).is_err());
+
             let info = module_memory::read_module_info(&target, &layouts, address).unwrap();
             assert_eq!(info.problems(), Vec::<String>::new());
 

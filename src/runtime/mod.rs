@@ -5,7 +5,7 @@ pub mod singlepass;
 use crate::progress::Progress;
 use crate::state::ExecutionStateImage;
 use crate::target::objects::Objects;
-use crate::target::{Memory, Target};
+use crate::target::{Memory, Target, ThreadId};
 use crate::unwind::{Cursor, Unwinder};
 
 /// A Wasm value type, as far as these runtimes have them.
@@ -197,7 +197,7 @@ pub trait Runtime: Unwinder {
     /// Things the reader should know (routes that failed, caps reached).
     fn notes(&self) -> &[String];
     /// What the runtime itself would report for the frames from `at` on (`state.rs: read_stack`), if it has such a thing.
-    fn image(&self, at: &Cursor, memory: &dyn Memory) -> Option<ExecutionStateImage>;
+    fn image(&self, thread: ThreadId, at: &Cursor, memory: &dyn Memory) -> Option<ExecutionStateImage>;
     /// The module whose code covers `address`.
     fn module_of(&self, address: u64) -> Option<usize>;
     /// A function that says of a pc whether the operand stack is known there. It owns what it needs, since a target is

@@ -120,8 +120,11 @@ pub struct WasmModule {
     /// File offsets of a body's operators.
     operators: RefCell<HashMap<u32, Option<std::sync::Arc<[u64]>>>>,
     locals: Vec<OnceCell<Option<Vec<ValType>>>>,
-    stack_types: RefCell<HashMap<(u32, u64, PointKind), Option<Vec<ValType>>>>,
+    stack_types: RefCell<HashMap<(u32, u64, PointKind), Option<StackTypes>>>,
 }
+
+/// The types of the operands at one place.
+type StackTypes = Vec<ValType>;
 
 fn value_type(ty: wasmparser::ValType) -> Option<ValType> {
     Some(match ty {

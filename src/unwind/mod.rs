@@ -91,7 +91,6 @@ pub enum UnwindError {
 // One lives at a time, on the stack of the walking loop: boxing the cursor would only cost an allocation per frame.
 #[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug)]
-#[allow(clippy::large_enum_variant)] // nearly always the large one, once per frame
 pub enum Next {
     /// The caller, and how it was found.
     Caller(Cursor, Trust),

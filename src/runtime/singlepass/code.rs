@@ -451,8 +451,8 @@ mod tests {
         assert_eq!(row(at[20]), (Cfa::Rbp, true, Stretch::Prologue));
         assert_eq!(row(at[21]), (Cfa::Rbp, true, Stretch::Body));
         assert_eq!(row(at[22]), (Cfa::Rbp, true, Stretch::Body));
-        for pop in 23..=29 {
-            assert_eq!(row(at[pop]), (Cfa::Rbp, true, Stretch::Epilogue), "instruction {pop}");
+        for &pop in &at[23..=29] {
+            assert_eq!(row(pop), (Cfa::Rbp, true, Stretch::Epilogue), "at {pop:#x}");
         }
         assert_eq!(row(at[30]), (Cfa::Rsp(8), false, Stretch::Epilogue));
         assert_eq!(row(at[31]), (Cfa::Rsp(8), false, Stretch::Epilogue));

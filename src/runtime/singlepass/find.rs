@@ -224,23 +224,23 @@ impl SinglepassProvider {
             self.take(scene, anchor);
         }
         self.note_if(found.versions.is_empty(), found.notes, "tls");
+        self.runtime.boundary = found.boundary;
         self.tiers(&found.versions);
     }
 
-    /// Which modules are optimized tiers. Every instance's version says baseline, tiering or not, so one list that says
-    /// otherwise decides.
+    /// Which modules are optimized tiers: as the runtime decides it, by the first version in the list. `Instance::new`
+    /// calls every version baseline, so where the tier's own instance is in the list it passes for baseline.
     fn tiers(&mut self, versions: &[route_tls::TlsVersion]) {
         for module in &mut self.runtime.modules {
-            let mut of = versions.iter().filter(|v| v.base == module.code.0).peekable();
-            if of.peek().is_some() {
-                module.baseline = Some(of.all(|v| v.baseline));
-            }
+            let first = versions.iter().find(|v| v.base == module.code.0);
+            module.baseline = first.map(|v| v.baseline).or(module.baseline);
         }
     }
 
     /// Matches the user's `.wasm` files to the modules that were found. Each module takes the first file that fits; a
-    /// file that fits none is refused with the reason.
-    pub fn match_files(&mut self) {
+    /// file that fits none is refused with the reason. Returns whether every file was used.
+    pub fn match_files(&mut self) -> bool {
+        let mut all = true;
         for (path, wasm) in std::mem::take(&mut self.options.wasm) {
             let mut reasons = Vec::new();
             let mut used = false;
@@ -258,6 +258,7 @@ impl SinglepassProvider {
                     Err(why) => reasons.push((self.runtime.listed.get(i).map(|m| m.name.clone()), why)),
                 }
             }
+            all &= used;
             if !used {
                 let why = match reasons.as_slice() {
                     [] => "no module was found in the target that it could belong to".to_string(),
@@ -271,6 +272,7 @@ impl SinglepassProvider {
                 self.runtime.notes.push(format!("{} does not fit and is not used: {why}", path.display()));
             }
         }
+        all
     }
 }
 
@@ -319,7 +321,9 @@ impl Provider for SinglepassProvider {
         }
         // An idle process has modules too: the routes that need no frame are asked for them.
         let look_further = |me: &SinglepassProvider| left(me) || me.runtime.modules.is_empty();
-        if look_further(self) && self.once(Route::Tls) {
+        // Where functions are redirected to another tier, only the lists say which is which.
+        let tiered = self.anchors.iter().any(|a| !a.patched.is_empty());
+        if (look_further(self) || tiered) && self.once(Route::Tls) {
             self.tls(scene);
         }
         if look_further(self) && self.once(Route::Descriptor) {
@@ -359,6 +363,7 @@ impl Provider for SinglepassProvider {
                     if let Some(module) = self.runtime.modules.get_mut(i)
                         && module.names == Names::default()
                         && let Ok(artifact) = Artifact::parse(&bytes)
+                        && artifact.info.imported_functions.len() == module.import_count as usize
                     {
                         module.names = names(&artifact.info);
                         self.list(i);

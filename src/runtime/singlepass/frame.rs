@@ -8,6 +8,7 @@ use super::code::{self, Cfa, Here, Home, Shape, Source, Stretch};
 use super::module::Module;
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::runtime::{GuestFrame, GuestKind, OperatorPlace, Place, Position, Slot, ValType, Value, Why};
+use crate::state::read::BoundaryRegisters;
 use crate::state::{
     CodeVersion, ExecutionStateImage, FUNCTION_HEADER, FunctionStateMap, KnownRegisters, MachineState, MachineValue,
     Point, PointKind, ValuePlace, WasmAbstractValue, read_frame, read_stack,
@@ -422,22 +423,24 @@ fn point_values(
 
 /// What the runtime's own `read_stack` reports for the Wasm frames from `at` on.
 ///
-/// The runtime asks the versions of one thread; here all modules are asked. Where an optimized frame of another backend
-/// calls baseline code the boundary's registers are taken from the thread's `BOUNDARY_REGISTER_PRESERVATION`, if known.
-pub fn image(runtime: &Singlepass, at: &Cursor, memory: &dyn Memory) -> Option<ExecutionStateImage> {
+/// The runtime asks the versions of one thread; here all modules are asked. Where an optimized frame calls baseline code
+/// the runtime takes five registers from the thread's `BOUNDARY_REGISTER_PRESERVATION`; so does this.
+pub fn image(
+    runtime: &Singlepass,
+    boundary: Option<BoundaryRegisters>,
+    at: &Cursor,
+    memory: &dyn Memory,
+) -> Option<ExecutionStateImage> {
     let sp = at.registers.sp()?;
-    let versions: Vec<CodeVersion> = runtime
-        .code_modules()
-        .iter()
-        .map(|m| CodeVersion {
-            baseline: m.baseline.unwrap_or(true),
-            msm: m.map.clone(),
-            base: m.code.0 as usize,
-            backend: m.backend.clone(),
-        })
-        .collect();
+    let version = |m: &Module| CodeVersion {
+        baseline: m.baseline.unwrap_or(true),
+        msm: m.map.clone(),
+        base: m.code.0 as usize,
+        backend: m.backend.clone(),
+    };
+    let versions: Vec<CodeVersion> = runtime.code_modules().iter().map(version).collect();
     let mut word = |address: u64| memory.read_u64(address).ok();
     let registers = at.registers.state_map_values();
-    let (image, _) = read_stack(&versions, sp, registers, Some(at.address.raw()), None, None, &mut word);
+    let (image, _) = read_stack(&versions, sp, registers, Some(at.address.raw()), None, boundary, &mut word);
     Some(image)
 }

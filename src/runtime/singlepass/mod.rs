@@ -26,7 +26,9 @@ pub(crate) mod fake;
 pub use rust_memory::StructureError;
 
 use super::{GuestFrame, GuestModule, Reach, Runtime};
-use crate::target::Memory;
+use crate::state::ExecutionStateImage;
+use crate::state::read::BoundaryRegisters;
+use crate::target::{Memory, ThreadId};
 use crate::unwind::{Cursor, Next, Unwinder};
 use module::Module;
 use std::sync::Arc;
@@ -37,6 +39,7 @@ pub struct Singlepass {
     modules: Vec<Module>,
     listed: Vec<GuestModule>,
     notes: Vec<String>,
+    boundary: Vec<route_tls::BoundaryRegisters>,
 }
 
 impl Singlepass {
@@ -76,8 +79,11 @@ impl Runtime for Singlepass {
         &self.notes
     }
 
-    fn image(&self, at: &Cursor, memory: &dyn Memory) -> Option<crate::state::ExecutionStateImage> {
-        frame::image(self, at, memory)
+    fn image(&self, thread: ThreadId, at: &Cursor, memory: &dyn Memory) -> Option<ExecutionStateImage> {
+        let boundary = self.boundary.iter().find(|b| b.thread == thread);
+        let boundary =
+            boundary.map(|b| BoundaryRegisters { r15: b.r15, r14: b.r14, r13: b.r13, r12: b.r12, rbx: b.rbx });
+        frame::image(self, boundary, at, memory)
     }
 
     fn module_of(&self, address: u64) -> Option<usize> {

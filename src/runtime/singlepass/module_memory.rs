@@ -6,9 +6,10 @@
 
 use super::layouts::{Layouts, ModuleLayout};
 use super::rust_memory::{Budgeted, StructureError, VecLayout, View, vec_header};
+use super::rust_msm;
 use crate::limits;
 use crate::runtime::ValType;
-use crate::target::Memory;
+use crate::target::{Memory, Target};
 
 /// A field, or why it could not be read.
 pub type Field<T> = Result<T, StructureError>;
@@ -125,6 +126,73 @@ pub fn read_module_info(
         name_section: reader.name_section(),
         em_symbol_map: reader.em_symbol_map(),
         backend: reader.string("backend", reader.info, l.info_backend),
+    })
+}
+
+/// The code of a module, as its singlepass `RunnableModule` names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModuleCode {
+    /// Address of the first byte of code.
+    pub code_base: u64,
+    /// Bytes mapped for it.
+    pub code_size: u64,
+    /// Address of the `ModuleStateMap` (see `rust_msm`).
+    pub msm_address: u64,
+    /// Bytes of code, as the map says; 0 before the map was looked at.
+    pub total_size: u64,
+    /// What was confirmed, in words.
+    pub checks: Vec<String>,
+}
+
+/// The code and state map of the `ModuleInner` at `module`: how one gets from a `vmctx` to a map without the list of any
+/// thread and without decoding an image.
+///
+/// # Errors
+/// The module's context is not one of singlepass (another backend has another structure), or does not hold together.
+pub fn read_module_code(target: &dyn Target, layouts: &Layouts, module: u64) -> Result<ModuleCode, StructureError> {
+    let what = "ModuleInner";
+    let bad = |field, value| StructureError::Implausible { what, address: module, field, value };
+    if !module.is_multiple_of(8) {
+        return Err(bad("address", module));
+    }
+    let arc = target
+        .read_u64(module.wrapping_add(layouts.module.inner_runnable))
+        .map_err(|source| StructureError::Memory { what, source })?;
+    let mut code = context_of_runnable(target, layouts, arc).ok_or_else(|| bad("runnable module", arc))?;
+    let map = rust_msm::summary(target, &layouts.state, code.msm_address)?;
+    if map.total_size > code.code_size {
+        return Err(bad("size of the state map", map.total_size));
+    }
+    code.total_size = map.total_size;
+    code.checks.push(format!("its map of {} functions lies in the code", map.functions));
+    Ok(code)
+}
+
+/// The context that an `Arc<Box<dyn RunnableModule>>` leads to, if it looks like singlepass's: reference counts, a vtable
+/// that is data, and code that is executable anonymous memory.
+pub(super) fn context_of_runnable(target: &dyn Target, layouts: &Layouts, arc: u64) -> Option<ModuleCode> {
+    let word = |address: u64| target.read_u64(address).ok();
+    if arc == 0 || !arc.is_multiple_of(8) {
+        return None;
+    }
+    let (strong, weak) = (word(arc)?, word(arc.checked_add(8)?)?);
+    if strong == 0 || weak == 0 || strong > 1 << 32 || weak > 1 << 32 {
+        return None;
+    }
+    let fat = arc.checked_add(layouts.module.arc_data)?;
+    let (data, vtable) = (word(fat)?, word(fat.checked_add(8)?)?);
+    // Not "in a file": a core that does not name its files has anonymous mappings only.
+    target.mapping_at(vtable).filter(|m| !m.execute)?;
+    let code_base = word(data.checked_add(layouts.context.context_code_ptr)?)?;
+    let code_size = word(data.checked_add(layouts.context.context_code_size)?)?;
+    let end = code_base.checked_add(code_size).filter(|_| code_size > 0)?;
+    target.mapping_at(code_base).filter(|m| m.execute && m.is_anonymous() && end <= m.end)?;
+    Some(ModuleCode {
+        code_base,
+        code_size,
+        msm_address: data.checked_add(layouts.context.context_msm)?,
+        total_size: 0,
+        checks: vec!["its RunnableModule names an executable anonymous mapping".to_owned()],
     })
 }
 

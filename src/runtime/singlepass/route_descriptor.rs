@@ -207,3 +207,87 @@ fn read_entry(target: &dyn Target, words: &[u64; 8]) -> Result<Option<PublishedM
         .filter(|name| !name.is_empty());
     Ok(Some(PublishedModule { code_base, code_len, map_bytes_address: map, map_len, name, checks }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::target::testing::CoreBuilder;
+    use std::path::PathBuf;
+
+    const DATA: u64 = 0x40_0000;
+    const CODE: u64 = 0x70_0000;
+
+    fn host() -> Objects {
+        Objects::from_parts(vec![LoadedObject {
+            path: PathBuf::from("/host"),
+            opened: None,
+            bias: 0,
+            range: (DATA, DATA + 0x1000),
+            build_id: None,
+            data: None,
+            debug: None,
+            problem: Some("missing".to_owned()),
+        }])
+    }
+
+    /// Data of a host: the descriptor at +0x20, entries from +0x100 (64 bytes each), a map at +0x800.
+    fn find_in(version: u32, first: u64, entries: &[[u64; 8]], map: &[u8]) -> DescriptorFindings {
+        let mut data = vec![0; 0x1000];
+        data[0x20..0x30].copy_from_slice(&MAGIC);
+        data[0x30..0x34].copy_from_slice(&version.to_le_bytes());
+        data[0x34..0x38].copy_from_slice(&64u32.to_le_bytes());
+        data[0x38..0x40].copy_from_slice(&first.to_le_bytes());
+        for (entry, at) in entries.iter().zip((0x100..).step_by(64)) {
+            for (word, at) in entry.iter().zip((at..).step_by(8)) {
+                data[at..at + 8].copy_from_slice(&word.to_le_bytes());
+            }
+        }
+        data[0x800..0x800 + map.len()].copy_from_slice(map);
+        let core = CoreBuilder::new()
+            .memory(DATA, 6, &data)
+            .memory(CODE, 5, &[0xcc; 0x1000])
+            .file(DATA, DATA + 0x1000, 0, "/host")
+            .open()
+            .unwrap();
+        find(&core, &host())
+    }
+
+    /// A map of no functions in 0x100 bytes of code.
+    fn empty_map() -> Vec<u8> {
+        [&0u32.to_le_bytes()[..], &0x100u64.to_le_bytes()].concat()
+    }
+
+    #[test]
+    fn a_stripped_host_without_its_file_is_read_and_unused_entries_are_passed_over() {
+        let entry = [0, 1, CODE, 0x200, DATA + 0x800, 12, DATA + 0x810, 0];
+        let unused = [DATA + 0x140, 0, 1, 1, 1, 1, 1, 1];
+        let found = find_in(1, DATA + 0x100, &[unused, entry], &empty_map());
+        assert_eq!(found.modules.len(), 1, "{:?}", found.notes);
+        let module = &found.modules[0];
+        assert_eq!((module.code_base, module.code_len, module.map_len), (CODE, 0x200, 12));
+        assert_eq!((module.checks.len(), &module.name), (2, &None));
+        assert!(found.notes.is_empty());
+    }
+
+    #[test]
+    fn lists_and_entries_that_lie_are_notes() {
+        let next_is_self = [DATA + 0x100, 0, 0, 0, 0, 0, 0, 0];
+        let notes = |version, entry: [u64; 8]| {
+            let found = find_in(version, DATA + 0x100, &[entry], &empty_map());
+            assert!(found.modules.is_empty());
+            found.notes.join("\n")
+        };
+        assert!(notes(1, next_is_self).contains("circular"));
+        assert!(notes(2, next_is_self).contains("version 2"));
+        assert!(notes(1, [8, 0, 0, 0, 0, 0, 0, 0]).contains("no memory at 0x8"));
+        let with = |code, len, map, map_len| [0, 1, code, len, map, map_len, 0, u64::MAX];
+        let good = DATA + 0x800;
+        assert!(notes(1, with(CODE, 0x200, u64::MAX - 4, 12)).contains("has not 12 bytes"));
+        assert!(notes(1, with(CODE, 0x200, good, u64::MAX)).contains("has not"));
+        assert!(notes(1, with(CODE, 0x200, good, 0)).contains("has not 0 bytes"));
+        assert!(notes(1, with(CODE, u64::MAX, good, 12)).contains("not executable memory"));
+        assert!(notes(1, with(DATA, 0x200, good, 12)).contains("not executable memory"));
+        assert!(notes(1, with(CODE, 0x80, good, 12)).contains("0 functions in 256 bytes, the code has 128"));
+        assert!(notes(1, [0, 7, CODE, 0x200, good, 12, 0, 0]).contains("format 7"));
+    }
+}

@@ -5,6 +5,7 @@
 //! the thread-local block, which is small, and believing only what passes every check.
 
 use super::layouts::{LayoutError, Layouts};
+use super::module_memory::context_of_runnable;
 use super::rust_memory::{Budgeted, StructureError, VecLayout, View};
 use super::rust_msm;
 use crate::limits;
@@ -400,11 +401,12 @@ fn read_version(
     }
     let runnable = version.u64(l.version_runnable)?;
     let mut table = None;
-    if let Some((context, code, size)) = code_of_runnable(target, layouts, runnable)
-        && code == base
-        && size >= map.total_size
+    if let Some(context) = context_of_runnable(target, layouts, runnable)
+        && context.code_base == base
+        && context.code_size >= map.total_size
     {
         checks.push("its RunnableModule names the same code".to_owned());
+        let context = context.msm_address.wrapping_sub(layouts.context.context_msm);
         table = function_table(target, layouts, context, &map);
     }
     let backend = read_str(target, version.u64(l.version_backend)?, version.u64(l.version_backend_len)?);
@@ -416,26 +418,6 @@ fn read_version(
         return Err(version.bad("checks passed", checks.len() as u64));
     }
     Ok(TlsVersion { thread, base, baseline, backend, msm_address, total_size: map.total_size, table, checks })
-}
-
-/// Code pointer and size that a singlepass `Arc<Box<dyn RunnableModule>>` leads to. Other backends have other contexts:
-/// the reference counts and the vtable say that it is such an Arc, the caller compares the rest.
-pub(super) fn code_of_runnable(target: &dyn Target, layouts: &Layouts, arc: u64) -> Option<(u64, u64, u64)> {
-    let word = |address: u64| target.read_u64(address).ok();
-    if arc == 0 || !arc.is_multiple_of(8) {
-        return None;
-    }
-    let (strong, weak) = (word(arc)?, word(arc.checked_add(8)?)?);
-    if strong == 0 || weak == 0 || strong > 1 << 32 || weak > 1 << 32 {
-        return None;
-    }
-    let fat = arc.checked_add(layouts.module.arc_data)?;
-    let (data, vtable) = (word(fat)?, word(fat.checked_add(8)?)?);
-    // A vtable is constant data of the host: in a file's mapping that is not executable.
-    target.mapping_at(vtable).filter(|m| !m.execute && !m.is_anonymous())?;
-    let code = word(data.checked_add(layouts.context.context_code_ptr)?)?;
-    let size = word(data.checked_add(layouts.context.context_code_size)?)?;
-    Some((data, code, size))
 }
 
 /// The table of the context at `context`; `None` unless it agrees with the state map: the functions behind the imports are

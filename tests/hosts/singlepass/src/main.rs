@@ -232,7 +232,25 @@ fn imports_of(module: &Module) -> ImportObject {
 fn instantiate_with(module: &Module, imports: &ImportObject) -> Instance {
     let instance = module.instantiate(imports).unwrap_or_else(|e| fail(&format!("the module does not link: {e}")));
     truth::VERSIONS.lock().unwrap().push(truth::code_version(&instance.module, true));
+    if options().publish {
+        publish(&instance);
+    }
     instance
+}
+
+/// Publishes the module for as long as the host runs.
+#[cfg(feature = "publish")]
+fn publish(instance: &Instance) {
+    use borsh::BorshSerialize;
+    let runnable = &instance.module.runnable_module;
+    let map = runnable.get_module_state_map().and_then(|map| map.try_to_vec().ok()).expect("a state map encodes");
+    let code = runnable.get_code().expect("singlepass has code");
+    std::mem::forget(wstate::descriptor::publish(code.as_ptr(), code.len(), map, &options().stop));
+}
+
+#[cfg(not(feature = "publish"))]
+fn publish(_: &Instance) {
+    fail("--publish needs a host built with the feature publish");
 }
 
 fn instantiate(module: &Module) -> Instance {

@@ -35,9 +35,10 @@ pub fn note(text: &str) {
 /// Says that this thread reached its stop; the last expected thread says READY.
 pub fn reached(stop: &str) {
     let (pid, tid) = (std::process::id(), tid());
+    let mut out = std::io::stdout().lock();
+    // Counted under the lock: READY comes after every STOPPED.
     let reached = REACHED.fetch_add(1, Ordering::SeqCst) + 1;
     let expected = EXPECTED.load(Ordering::SeqCst);
-    let mut out = std::io::stdout().lock();
     if expected > 1 {
         let _ = writeln!(out, "STOPPED pid={pid} tid={tid} stop={stop}");
     }

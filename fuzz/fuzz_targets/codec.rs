@@ -1,0 +1,42 @@
+//! Decoders of state maps and images: what decodes encodes again, and to the same value.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use wstate::state::codec::{decode_bincode, decode_borsh, decode_borsh_prefix, encode_bincode, encode_borsh};
+use wstate::state::{ExecutionStateImage, InstanceImage, ModuleStateMap};
+
+fuzz_target!(|data: &[u8]| {
+    let Some((&which, data)) = data.split_first() else { return };
+    match which % 4 {
+        0 => {
+            if let Ok((map, used)) = decode_borsh_prefix(data) {
+                assert!(used <= data.len());
+                let bytes = encode_borsh(&map).expect("what was decoded has lengths that fit");
+                // Repeated keys make the new encoding shorter, never longer.
+                assert!(bytes.len() <= used);
+                assert_eq!(decode_borsh::<ModuleStateMap>(&bytes).expect("decodes"), map);
+            }
+        }
+        1 => {
+            if let Ok(map) = decode_bincode::<ModuleStateMap>(data) {
+                let bytes = encode_bincode(&map).expect("encodes");
+                assert_eq!(decode_bincode::<ModuleStateMap>(&bytes).expect("decodes"), map);
+                // Both formats hold the same.
+                let other = encode_borsh(&map).expect("encodes");
+                assert_eq!(decode_borsh::<ModuleStateMap>(&other).expect("decodes"), map);
+            }
+        }
+        2 => {
+            if let Ok(image) = ExecutionStateImage::from_bytes(data) {
+                assert_eq!(image.to_bytes().expect("encodes"), data);
+                assert!(image.output().len() < 64 + 1024 * data.len());
+                let _ = image.backtrace_text(Some("1"));
+            }
+        }
+        _ => {
+            if let Ok(image) = InstanceImage::from_bytes(data) {
+                assert_eq!(image.to_bytes().expect("encodes"), data);
+            }
+        }
+    }
+});

@@ -1,0 +1,84 @@
+#!/bin/sh
+# Everything that is checked about this repository:   sh tests/run.sh
+#
+# Needs Rust (rustup) and, on anything but Debian and Ubuntu, the commands that `need` names below; there they are
+# installed where they are missing. No test is left out because a tool is not there.
+#
+# Cheap checks come first. Most crates are compiled four times: checked (clippy, doc), for the tests, for the debug host
+# and optimized. Cargo unites features over the packages that are named, so name them alike, or there is a fifth.
+set -eu
+cd "$(dirname "$0")/.."
+. tests/need.sh
+
+began=$(date +%s)
+times=
+title=
+
+# step TITLE: ends the step before it.
+step() {
+    now=$(date +%s)
+    [ -z "$title" ] || times="$times$(printf '%6ds  %s' $((now - since)) "$title")
+"
+    since=$now
+    title=$1
+    [ -z "$title" ] || printf '\n== %s\n' "$title"
+}
+
+finish() {
+    status=$?
+    trap - EXIT
+    failed=$title
+    step ''
+    printf '\n%s%6ds  all\n' "$times" $((now - began))
+    [ $status -eq 0 ] || echo "FAILED: $failed" >&2
+    exit $status
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+step 'tools'
+need cc c++ objcopy gdb gcore eu-stack ps
+need_cargo
+for component in fmt clippy; do
+    cargo "$component" --version >/dev/null 2>&1 && continue
+    [ "$component" = fmt ] && component=rustfmt
+    rustup component add "$component"
+done
+# What a failure further down may have to do with.
+cargo --version
+rustc --version
+gdb --version | head -n 1
+uname -srm
+for setting in core_pattern core_uses_pid randomize_va_space yama/ptrace_scope; do
+    [ ! -r "/proc/sys/kernel/$setting" ] || printf '%s: %s\n' "$setting" "$(cat "/proc/sys/kernel/$setting")"
+done
+echo "ulimit -c: $(ulimit -c) (hard: $(ulimit -H -c))"
+
+step 'format'
+cargo fmt --all --check
+
+step 'lints'
+cargo clippy --workspace --all-targets --all-features -- -D warnings
+
+step 'documentation'
+RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --all-features
+
+step 'build of the tests'
+cargo test --workspace --no-run
+
+step 'build of the hosts'
+# As tests/support and the demo name them.
+cargo build --package host-singlepass --bins
+cargo build --release --package wstate --package host-singlepass --bins
+
+step 'tests'
+cargo test --workspace --no-fail-fast
+
+if [ -f fuzz/smoke.sh ]; then
+    step 'fuzz targets, some seconds each'
+    sh fuzz/smoke.sh
+fi
+
+step 'demo'
+cargo demo
