@@ -84,8 +84,7 @@ fn an_artifact_of_another_module_is_refused_with_the_reason() {
     let artifact = artifact.to_str().unwrap();
     drop(Host::start(Variant::Debug, "floats", &["--artifact", artifact]));
     let host = Host::start(Variant::Debug, "sleep", &[]);
-    let (code, report) =
-        wstate_json(&["attach", &host.pid.to_string(), "--route", "artifact", "--artifact", artifact]);
+    let (code, report) = wstate_json(&["attach", &host.pid.to_string(), "--route", "artifact", "--artifact", artifact]);
     assert!(wasm_frames(&report).is_empty());
     assert!(code <= 1, "{code}");
     assert!(report["notes"].as_array().unwrap().iter().any(|n| n.as_str().unwrap().contains("artifact")), "{report:#}");
@@ -171,7 +170,8 @@ fn threads_frames_and_numbers_are_selected() {
 
     // Numbers are those of the whole list.
     let (_, wasm) = wstate_json(&["attach", &pid, "-t", &deep, "--wasm-only"]);
-    let numbers = |frames: Vec<&Value>| frames.iter().map(|f| (f["index"].clone(), f["pc"].clone())).collect::<Vec<_>>();
+    let numbers =
+        |frames: Vec<&Value>| frames.iter().map(|f| (f["index"].clone(), f["pc"].clone())).collect::<Vec<_>>();
     assert_eq!(numbers(wasm["threads"][0]["frames"].as_array().unwrap().iter().collect()), numbers(wasm_frames(&one)));
     assert!(wasm_frames(&wasm)[0]["index"].as_u64().unwrap() > 0);
     let (_, text, _) = wstate_text(&["attach", &pid, "-t", &deep, "--wasm-only"]);

@@ -3,15 +3,15 @@
 
 mod harness;
 
-use std::sync::Mutex;
 use harness::{Host, Traced, Variant, ask, question, thread};
+use std::sync::Mutex;
 use wstate::arch::CodeAddress;
 use wstate::report::{Frame, FrameKind, Value};
 use wstate::runtime::singlepass::find::{FindOptions, SinglepassProvider};
 use wstate::runtime::{GuestKind, Provider, Runtime, Scene, Slot};
 use wstate::session::{Options, Source};
-use wstate::target::live::{CaptureOptions, LiveTarget};
 use wstate::target::Target;
+use wstate::target::live::{CaptureOptions, LiveTarget};
 use wstate::target::objects::{Objects, SearchPaths};
 use wstate::unwind::cfi::CfiUnwinder;
 use wstate::unwind::frame_pointer::FramePointerUnwinder;
@@ -113,7 +113,8 @@ fn check(frames: &[Shown], depth: u32, tracked: bool, count: &mut Count) {
         count.wrong.push(format!("spin has {} locals", spin.locals.len()));
         return;
     }
-    let constants = [(0, U32, 9), (1, U64, 0x1111_1111_1111_1111), (2, U64, 3.25f64.to_bits()), (6, U32, 1.5f32.to_bits().into())];
+    let constants =
+        [(0, U32, 9), (1, U64, 0x1111_1111_1111_1111), (2, U64, 3.25f64.to_bits()), (6, U32, 1.5f32.to_bits().into())];
     for (i, mask, value) in constants {
         count.value(&format!("spin local {i}"), &spin.locals[i], mask, &[value]);
     }
@@ -227,7 +228,9 @@ fn tracked(flags: &[&str]) -> bool {
 }
 
 /// Runs every row on a few threads and returns the counts by name, in order.
-fn each_run<T: Send>(run: impl Fn(usize, &'static (&'static str, u32, &'static [&'static str], usize)) -> T + Sync) -> Vec<(String, T)> {
+fn each_run<T: Send>(
+    run: impl Fn(usize, &'static (&'static str, u32, &'static [&'static str], usize)) -> T + Sync,
+) -> Vec<(String, T)> {
     Variant::Debug.executable();
     let next = std::sync::atomic::AtomicUsize::new(0);
     let done = Mutex::new(Vec::new());
@@ -288,7 +291,8 @@ fn random_stops() {
             let target = capture();
             let frame_pointer = FramePointerUnwinder::new(target.mappings());
             for t in target.threads() {
-                let start = Cursor { address: CodeAddress::Exact(t.registers.pc().unwrap()), registers: t.registers.clone() };
+                let start =
+                    Cursor { address: CodeAddress::Exact(t.registers.pc().unwrap()), registers: t.registers.clone() };
                 let mut stack = None;
                 for _ in 0..2 {
                     let unwinder: &dyn Unwinder = provider.runtime();
@@ -426,7 +430,8 @@ fn settling() {
             let steps = note.split(' ').skip_while(|w| *w != "stepped").nth(1).and_then(|w| w.parse::<usize>().ok());
             if !tracked(flags) {
                 // Only the headers of functions are points, and only where the stack is checked there.
-                let header = shown[0].function == LEAF && note.contains("to a point") && flags.contains(&"--stack-checks");
+                let header =
+                    shown[0].function == LEAF && note.contains("to a point") && flags.contains(&"--stack-checks");
                 if !header && (shown[0].stack.is_ok() || !note.contains("no point")) {
                     count.wrong.push(format!("settled without track_state: {note}"));
                 }
@@ -440,7 +445,9 @@ fn settling() {
             let i = shown[0].locals.get(3).and_then(|v| v.as_ref().ok()).copied().unwrap_or(0) as u32;
             match (shown[0].function, top.wasm.as_ref().and_then(|w| w.op_index)) {
                 // Behind the call of leaf the stack is as it was at the call, without the arguments.
-                (SPIN, Some(op)) if op > 15 => count.operands("spin behind its call", &shown[0], U64, &[u64::from(i) * 7]),
+                (SPIN, Some(op)) if op > 15 => {
+                    count.operands("spin behind its call", &shown[0], U64, &[u64::from(i) * 7])
+                }
                 (SPIN, _) => count.operands("spin at its loop", &shown[0], U64, &[]),
                 (LEAF, _) => count.operands("leaf", &shown[0], U64, &[]),
                 other => count.wrong.push(format!("settled in {other:?}")),
