@@ -309,6 +309,7 @@ impl Tally {
             *self.explained.entry(IN_CLONE).or_default() += 1;
             (ours, theirs) = (&ours[..1], &theirs[..1]);
         }
+        let mut below = false;
         for i in 0..ours.len().max(theirs.len()) {
             let (a, b) = (ours.get(i), theirs.get(i));
             let (Some(a), Some(b)) = (a, b) else {
