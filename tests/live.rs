@@ -577,11 +577,8 @@ fn eu_stack_sees_the_same_functions() {
         let (Some(number), Some(pc)) = (words.next(), words.next()) else { continue };
         let Some(index) = number.strip_prefix('#').and_then(|n| n.parse::<usize>().ok()) else { continue };
         let name = words.find(|w| !matches!(*w, "-" | "1")).map(|w| w.trim_end_matches(':'));
-        let thread = report["threads"]
-            .as_array()
-            .expect("threads")
-            .iter()
-            .find(|t| t["tid"].as_u64().is_some_and(|n| n.to_string() == tid));
+        let thread =
+            report["threads"].as_array().expect("threads").iter().find(|t| t["tid"].as_u64() == tid.parse().ok());
         let thread = thread.unwrap_or_else(|| panic!("wstate has no thread {tid}"));
         // Physical frames: eu-stack shows no inlined ones.
         let frames = thread["frames"].as_array().expect("frames").iter();
