@@ -552,8 +552,8 @@ fn a_real_core_without_its_executable_with_another_one_and_cut_off() {
     }
     let mut dice = Dice::new(3);
     sizes.extend((0..60).map(|_| dice.roll(real.bytes.len())));
-    // Each costs a look at a whole core: by default one of so many that some forty are left.
-    let every = if std::env::var_os("WSTATE_HOSTILE_ALL").is_some() { 1 } else { sizes.len().div_ceil(40) };
+    // Each costs a look at a whole core: by default one of so many that a dozen is left.
+    let every = if std::env::var_os("WSTATE_HOSTILE_ALL").is_some() { 1 } else { sizes.len().div_ceil(12) };
     let skip = dice.roll(every);
     let last = sizes.last().copied();
     let sizes: BTreeSet<usize> = sizes.into_iter().skip(skip).step_by(every).chain(last).collect();
@@ -565,7 +565,7 @@ fn a_real_core_without_its_executable_with_another_one_and_cut_off() {
         assert!(frames == WASM_FRAMES || !complete, "{what}: {frames} frames, and all of them with less of the core");
         complete = frames == WASM_FRAMES;
         // Now and then through the binary.
-        if i.is_multiple_of(8) {
+        if i.is_multiple_of(4) {
             let path = real.directory.path().join("cut");
             std::fs::write(&path, &real.bytes[..size]).unwrap();
             let ran = ask(&what, &path);
