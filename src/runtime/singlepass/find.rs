@@ -183,7 +183,7 @@ impl SinglepassProvider {
             functions: module.map.local_functions.len(),
             tracked: module.tracked,
             backend: module.backend.clone(),
-            wasm_file: module.wasm.as_ref().map(|w| w.name().to_string()),
+            wasm_file: module.wasm_path.as_ref().map(|p| p.display().to_string()),
             problem: (!problem.is_empty()).then(|| problem.join("; ")),
         };
         match self.runtime.listed.get_mut(i) {
@@ -252,6 +252,7 @@ impl SinglepassProvider {
                 match wasm.fits(&facts(module)) {
                     Ok(_) => {
                         module.wasm = Some(wasm.clone());
+                        module.wasm_path = Some(path.clone());
                         used = true;
                         self.list(i);
                     }

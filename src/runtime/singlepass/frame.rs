@@ -433,7 +433,9 @@ pub fn image(
 ) -> Option<ExecutionStateImage> {
     let sp = at.registers.sp()?;
     let version = |m: &Module| CodeVersion {
-        baseline: m.baseline.unwrap_or(true),
+        // Where the boundary's registers cannot be had (a stripped host), frames that save what they use still give the
+        // same values.
+        baseline: m.baseline.unwrap_or(true) || (boundary.is_none() && m.saves_registers()),
         msm: m.map.clone(),
         base: m.code.0 as usize,
         backend: m.backend.clone(),
