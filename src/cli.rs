@@ -45,6 +45,18 @@ Checks one by one what an attach or a core needs, and names the next step for ea
 
 Exit codes: 0 nothing in the way, 1 warnings, 2 an attach will fail, 64 wrong usage.";
 
+const PLUGIN_HELP: &str = "\
+Installs, removes or locates the plugins that bring wasm-bt and its family into gdb (13 or newer, with Python) and lldb \
+(16 or newer).
+
+Installing twice changes nothing. Without gdb or lldb, both.";
+
+const PLUGIN_EXAMPLES: &str = "\
+Examples:
+  wstate plugin install
+  wstate plugin uninstall lldb
+  gdb -x \"$(wstate plugin path gdb)\" -p 4711         without installing, after one install or from a checkout";
+
 /// Mixed native and Wasm backtraces of live processes and cores.
 #[derive(Debug, Parser)]
 #[command(
@@ -97,6 +109,41 @@ pub enum Command {
     Doctor(Doctor),
     /// Print the JSON schema of reports
     Schema,
+    /// Answer a debugger's plugin (see `wstate plugin`)
+    Serve(Serve),
+    /// Install, remove or locate the plugins for gdb and lldb
+    #[command(long_about = PLUGIN_HELP, after_help = PLUGIN_EXAMPLES)]
+    Plugin(Plugin),
+}
+
+/// `wstate serve`.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Speak on standard input and output, one JSON object a line
+    #[arg(long, required = true)]
+    pub stdio: bool,
+}
+
+/// `wstate plugin`.
+#[derive(Debug, Args)]
+pub struct Plugin {
+    /// What to do
+    #[arg(value_enum)]
+    pub action: PluginAction,
+    /// Only this debugger
+    #[arg(value_enum)]
+    pub debugger: Option<crate::plugin::Debugger>,
+}
+
+/// What `wstate plugin` does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PluginAction {
+    /// Write the plugin and one line in ~/.gdbinit or ~/.lldbinit that loads it
+    Install,
+    /// Remove the plugin and the line
+    Uninstall,
+    /// Print where the plugin is, or would be, for loading it by hand
+    Path,
 }
 
 /// `wstate attach`.

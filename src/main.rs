@@ -9,6 +9,7 @@ use wstate::error::Error;
 use wstate::output::Output;
 use wstate::report::{Completeness, json, text};
 use wstate::session::{self, Source};
+use wstate::{plugin, server};
 
 const PARTIAL: u8 = 1;
 const FATAL: u8 = 2;
@@ -81,6 +82,15 @@ fn run(cli: Cli) -> Result<u8, Failure> {
                 doctor::Status::Warn => PARTIAL,
                 doctor::Status::Fail => FATAL,
             })
+        }
+        Some(Command::Serve(_)) => {
+            server::serve(Box::new(io::stdin().lock()), Box::new(io::stdout().lock()));
+            Ok(0)
+        }
+        Some(Command::Plugin(p)) => {
+            let lines = plugin::run(p.action, p.debugger)?;
+            Output::stdout().write(lines.as_bytes())?;
+            Ok(0)
         }
         Some(Command::Schema) => {
             Output::stdout().write(json::schema().as_bytes())?;

@@ -88,6 +88,20 @@ impl Options {
     }
 }
 
+impl Options {
+    /// Where this question looks for files.
+    pub fn search_paths(&self) -> SearchPaths {
+        SearchPaths {
+            executable: match &self.source {
+                Source::Core { executable, .. } => executable.clone(),
+                Source::Pid(_) => None,
+            },
+            sysroot: self.sysroot.clone(),
+            debug_dirs: self.debug_dirs.clone(),
+        }
+    }
+}
+
 /// An answer.
 #[derive(Clone, Debug)]
 pub struct Outcome {
@@ -101,14 +115,7 @@ pub struct Outcome {
 
 /// Answers a question.
 pub fn run(options: &Options) -> Result<Outcome, Error> {
-    let search = SearchPaths {
-        executable: match &options.source {
-            Source::Core { executable, .. } => executable.clone(),
-            Source::Pid(_) => None,
-        },
-        sysroot: options.sysroot.clone(),
-        debug_dirs: options.debug_dirs.clone(),
-    };
+    let search = options.search_paths();
     let progress = progress::stderr(options.verbose);
     let mut provider =
         SinglepassProvider::new(FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
@@ -256,8 +263,20 @@ fn analyse(
     progress: &dyn Progress,
 ) -> Result<Outcome, Error> {
     let objects = Objects::load(target, search);
-    let native = Native::new(target, &objects);
-    let scene = Scene { target, objects: &objects, progress };
+    analyse_target(target, &objects, options, provider, progress)
+}
+
+/// Answers a question about a target whose files are loaded. `options.source` only says what the report calls it;
+/// what `provider` found before is not looked for again.
+pub fn analyse_target(
+    target: &dyn Target,
+    objects: &Objects,
+    options: &Options,
+    provider: &mut SinglepassProvider,
+    progress: &dyn Progress,
+) -> Result<Outcome, Error> {
+    let native = Native::new(target, objects);
+    let scene = Scene { target, objects, progress };
     let threads = choose(target, options)?;
     let limit = options.limit.unwrap_or(limits::MAX_FRAMES).min(limits::MAX_FRAMES);
     let stacks = walk_all(target, &threads, &native, &scene, provider, limit);
@@ -265,8 +284,8 @@ fn analyse(
     progress.finish();
 
     let runtime = provider.runtime();
-    let symbolizer = NativeSymbolizer::new(&objects);
-    let view = View { target, objects: &objects, native: &native, runtime, symbolizer: &symbolizer, options, limit };
+    let symbolizer = NativeSymbolizer::new(objects);
+    let view = View { target, objects, native: &native, runtime, symbolizer: &symbolizer, options, limit };
     let mut report = view.head();
     for (thread, stack) in threads.iter().zip(&stacks) {
         report.threads.push(view.thread(thread, stack.as_ref()));

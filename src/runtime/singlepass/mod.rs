@@ -8,6 +8,7 @@ pub mod code;
 pub mod ctx;
 pub mod find;
 pub mod frame;
+pub mod instance;
 pub mod layouts;
 pub mod module;
 pub mod module_info;
@@ -25,7 +26,7 @@ pub(crate) mod fake;
 
 pub use rust_memory::StructureError;
 
-use super::{GuestFrame, GuestModule, Reach, Runtime};
+use super::{GuestFrame, GuestModule, Reach, Runtime, Value, Why};
 use crate::state::ExecutionStateImage;
 use crate::state::read::BoundaryRegisters;
 use crate::target::{Memory, ThreadId};
@@ -88,6 +89,22 @@ impl Runtime for Singlepass {
 
     fn module_of(&self, address: u64) -> Option<usize> {
         self.module_at(address).map(|(index, _)| index)
+    }
+
+    fn linear_memory(
+        &self,
+        module: usize,
+        instance: u64,
+        index: u32,
+        memory: &dyn Memory,
+    ) -> Result<(u64, u64), Why> {
+        let module = self.modules.get(module).ok_or_else(|| Why("there is no such module".into()))?;
+        instance::linear_memory(module, instance, index, memory)
+    }
+
+    fn global(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<Value, Why> {
+        let module = self.modules.get(module).ok_or_else(|| Why("there is no such module".into()))?;
+        instance::global(module, instance, index, memory)
     }
 
     fn reach(&self) -> Box<dyn Fn(u64) -> Reach + Send> {
