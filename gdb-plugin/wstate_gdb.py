@@ -116,6 +116,10 @@ class Engine:
             pass
         self._log.close()
 
+    def set_timeout(self, seconds: float) -> None:
+        """How long the engine may be silent."""
+        self._timeout = seconds
+
     def is_alive(self) -> bool:
         """Whether the engine can be asked."""
         return self._process.poll() is None and self._process.stdin is not None and not self._process.stdin.closed
@@ -448,7 +452,7 @@ class Target:
             self.engine = Engine(settings.program(), settings.timeout, Lender(self.inferior), lambda: False, client)
             self.key, self.configured, self.ran = key, None, False
         engine = self.engine
-        engine._timeout = settings.timeout
+        engine.set_timeout(settings.timeout)
         if self.ran:
             engine.request("resumed")
             self.ran = False
