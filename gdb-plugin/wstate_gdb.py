@@ -261,7 +261,11 @@ def memory_request(arguments: str) -> Dict[str, Any]:
 
 def local_process(pid: int) -> bool:
     """Whether this process of our machine can be looked at by its number."""
-    return pid > 0 and os.access(f"/proc/{pid}/maps", os.R_OK)
+    try:
+        with open(f"/proc/{pid}/maps", "rb") as maps:
+            return bool(maps.readline())
+    except OSError:
+        return False
 
 
 def code_signature(pid: int) -> Optional[int]:

@@ -144,8 +144,7 @@ pub fn run_on(target: &dyn Target, options: &Options) -> Result<Outcome, Error> 
         Source::Core { executable, .. } => executable.clone(),
         Source::Pid(_) => None,
     };
-    let search =
-        SearchPaths { executable, sysroot: options.sysroot.clone(), debug_dirs: options.debug_dirs.clone() };
+    let search = SearchPaths { executable, sysroot: options.sysroot.clone(), debug_dirs: options.debug_dirs.clone() };
     let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?;
     analyse(target, options, &search, &mut SinglepassProvider::new(found), &progress::Silent)
 }

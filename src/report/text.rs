@@ -57,11 +57,7 @@ pub fn render_frame(report: &Report, frame: &Frame, options: TextOptions) -> Str
     in_memory(report, options, |text| text.frame(frame, (digits + 1).max(3)))
 }
 
-fn in_memory(
-    report: &Report,
-    options: TextOptions,
-    write: impl FnOnce(&mut Text<'_>) -> io::Result<()>,
-) -> String {
+fn in_memory(report: &Report, options: TextOptions, write: impl FnOnce(&mut Text<'_>) -> io::Result<()>) -> String {
     let mut out = Vec::new();
     // Writing to memory cannot fail.
     let _ = write(&mut Text { report, options, out: &mut out });

@@ -201,13 +201,7 @@ pub trait Runtime: Unwinder {
     /// The module whose code covers `address`.
     fn module_of(&self, address: u64) -> Option<usize>;
     /// Where linear memory `index` of an instance (see [`GuestFrame::instance`]) of module `module` is, and its size in bytes.
-    fn linear_memory(
-        &self,
-        module: usize,
-        instance: u64,
-        index: u32,
-        memory: &dyn Memory,
-    ) -> Result<(u64, u64), Why>;
+    fn linear_memory(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<(u64, u64), Why>;
     /// Global `index` of an instance, imported ones first.
     fn global(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<Value, Why>;
     /// A function that says of a pc whether the operand stack is known there. It owns what it needs, since a target is

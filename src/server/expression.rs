@@ -171,7 +171,8 @@ mod tests {
 
     #[test]
     fn everything_else_is_told() {
-        for text in ["", "x", "local", "local -1", "l", "i32", "i32[", "i33[0]", "i32[0x]", "i32[0]@", "é[0]", "l99999999999"]
+        for text in
+            ["", "x", "local", "local -1", "l", "i32", "i32[", "i33[0]", "i32[0x]", "i32[0]@", "é[0]", "l99999999999"]
         {
             assert!(parse(text).unwrap_err().contains("try: local 0"), "{text}");
         }

@@ -1,9 +1,9 @@
 //! What is asked of the server, answered from one target that is kept until it runs.
 
+use super::PROTOCOL;
 use super::error::Failure;
 use super::expression::{self, Expression};
 use super::wire::{Message, Wire, hex, number};
-use super::PROTOCOL;
 use crate::limits;
 use crate::progress::Progress;
 use crate::report::text::{self, TextOptions};
@@ -205,10 +205,8 @@ impl Requests {
         let theirs = wanted_number(m, "protocol")?;
         if theirs != Some(PROTOCOL.into()) {
             let theirs = theirs.map_or("none".to_string(), |n| n.to_string());
-            let what = format!(
-                "the plugin speaks protocol {theirs}, wstate {} speaks {PROTOCOL}",
-                env!("CARGO_PKG_VERSION")
-            );
+            let what =
+                format!("the plugin speaks protocol {theirs}, wstate {} speaks {PROTOCOL}", env!("CARGO_PKG_VERSION"));
             return Err(Failure::new("version", what).hint("run: wstate plugin install"));
         }
         Ok(message([
@@ -266,12 +264,8 @@ impl Requests {
         if let Some(report) = s.reports.get(&asked) {
             return Ok(Rc::clone(report));
         }
-        let options = Options {
-            threads: asked.threads.clone(),
-            limit: asked.limit,
-            verbose: asked.verbose,
-            ..s.options.clone()
-        };
+        let options =
+            Options { threads: asked.threads.clone(), limit: asked.limit, verbose: asked.verbose, ..s.options.clone() };
         let told = Told { wire: &wire, last: Cell::new(Instant::now()) };
         let outcome = session::analyse_target(&s.target, &s.objects, &options, &mut s.provider, &told)?;
         let report = Rc::new(outcome.report);
@@ -335,8 +329,9 @@ impl Requests {
             }
             None => {
                 let n = index.map_or("that frame".to_string(), |n| format!("frame #{n}"));
-                Err(Failure::not_found(format!("{n} is not among the {} frames of thread {tid}", frames.len()))
-                    .hint("the numbers are those of wasm-bt"))
+                let at = pc.map_or(String::new(), |pc| format!(" at {pc:#x}"));
+                let what = format!("{n}{at} is not among the {} frames of thread {tid}", frames.len());
+                Err(Failure::not_found(what).hint("the numbers are those of wasm-bt, where plain bt loses its way"))
             }
         }
     }
@@ -392,7 +387,8 @@ impl Requests {
         }
         let at = base.wrapping_add(address);
         let bytes = usize::try_from(len).ok().and_then(|len| self.stopped().ok()?.target.read_vec(at, len).ok());
-        let unreadable = || Failure::failed(format!("memory at {at:#x} ({address:#x} of memory {index}) cannot be read"));
+        let unreadable =
+            || Failure::failed(format!("memory at {at:#x} ({address:#x} of memory {index}) cannot be read"));
         Ok(Linear { bytes: bytes.ok_or_else(unreadable)?, base, size })
     }
 
@@ -464,7 +460,7 @@ impl Requests {
         let Some(wasm) = s.provider.wasm_file(module) else {
             let name = frame.module.as_deref().unwrap_or("the module").to_string();
             return Err(Failure::not_found(format!("the .wasm file of {name} is not known"))
-                .hint("in gdb: set wasm files FILE.wasm; in lldb: wasm set files FILE.wasm"));
+                .hint("name it with wasm files: set wasm files FILE.wasm in gdb, wasm set files FILE.wasm in lldb"));
         };
         let first = op.saturating_sub(count / 2);
         let mut text = String::new();

@@ -281,7 +281,10 @@ mod tests {
         // The input has ended.
         assert_eq!(wire.memory(&ranges), []);
         let lines = sent(&sink);
-        assert_eq!(lines[0], json!({"call": 1, "op": "memory", "ranges": [["0x1000", 3], ["0x2000", 1], ["0x3000", 1], ["0x4000", 1], ["0x5000", 1]]}));
+        assert_eq!(
+            lines[0],
+            json!({"call": 1, "op": "memory", "ranges": [["0x1000", 3], ["0x2000", 1], ["0x3000", 1], ["0x4000", 1], ["0x5000", 1]]})
+        );
         assert_eq!((&lines[1]["id"], &lines[1]["error"]["kind"]), (&json!(5), &json!("busy")));
     }
 

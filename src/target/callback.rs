@@ -82,6 +82,9 @@ struct Lent {
     pages: HashMap<u64, Box<[u8]>>,
 }
 
+/// Bytes of a stack by which a process is recognised.
+const COMPARED: usize = 64;
+
 /// Pages asked for at once around a small read: a walk reads a stack upwards.
 const AHEAD: u64 = 4;
 
@@ -89,6 +92,26 @@ impl CallbackTarget {
     /// Puts together what the debugger says and what this machine knows of the same target. Never fails: what is
     /// missing is a note.
     pub fn new(lender: Rc<dyn Lender>, what: Description, search: &SearchPaths) -> CallbackTarget {
+        let target = CallbackTarget::build(Rc::clone(&lender), what.clone(), search);
+        // A process of another machine, behind a server that the debugger is connected to, may have a number that we have.
+        if what.local && target.core.is_none() && !target.is_our_process() {
+            return CallbackTarget::build(lender, Description { local: false, ..what }, search);
+        }
+        target
+    }
+
+    /// Whether the process that we see under this number is the one that the debugger holds: its stack is.
+    fn is_our_process(&self) -> bool {
+        let Some(mem) = &self.mem else { return false };
+        for sp in self.threads.iter().filter_map(|t| t.registers.sp()).take(8) {
+            let Some(lent) = self.ask(&[(sp, COMPARED)]).pop().flatten() else { continue };
+            let mut own = [0; COMPARED];
+            return sp <= i64::MAX as u64 && mem.read_exact_at(&mut own, sp).is_ok() && own[..] == lent[..];
+        }
+        false
+    }
+
+    fn build(lender: Rc<dyn Lender>, what: Description, search: &SearchPaths) -> CallbackTarget {
         let mut notes = Vec::new();
         let core = what.core.as_deref().and_then(|path| match CoreTarget::open(path, search) {
             Ok(core) => Some(core),
@@ -114,7 +137,9 @@ impl CallbackTarget {
             apart
         });
         if mappings.is_empty() {
-            notes.push("the debugger does not know the target's mappings: Wasm code cannot be told from other code".into());
+            notes.push(
+                "the debugger does not know the target's mappings: Wasm code cannot be told from other code".into(),
+            );
         }
         let auxv = own("auxv").or(what.auxv).map(|bytes| parse_auxv(&bytes)).unwrap_or_default();
         let executable = proc("exe").and_then(|path| std::fs::read_link(path).ok()).or(what.executable);
@@ -286,9 +311,11 @@ impl CallbackTarget {
         let ahead = pages(end.saturating_add(PAGE - 1) & !(PAGE - 1), end.saturating_add(AHEAD * PAGE));
         if !self.mappings.is_empty() {
             let lent = self.lent.borrow();
-            wanted.extend(ahead.take_while(|page| {
-                self.mapping_at(*page).is_some_and(|m| m.read) && !lent.pages.contains_key(page)
-            }));
+            wanted.extend(
+                ahead.take_while(|page| {
+                    self.mapping_at(*page).is_some_and(|m| m.read) && !lent.pages.contains_key(page)
+                }),
+            );
         }
         wanted.truncate(limits::MAX_LENT_READS.min(limits::MAX_LENT_BYTES / PAGE as usize));
         let ranges: Vec<(u64, usize)> = wanted.iter().map(|page| (*page, PAGE as usize)).collect();
@@ -403,5 +430,172 @@ impl Target for CallbackTarget {
     fn is_live(&self) -> bool {
         // The debugger has stopped it.
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::target::testing::CoreBuilder;
+
+    /// A debugger that holds memory from 0x10000 on, and counts what it is asked.
+    #[derive(Default)]
+    struct Fake {
+        bytes: Vec<u8>,
+        holes: Vec<u64>,
+        asked: RefCell<Vec<Vec<(u64, usize)>>>,
+        lies: bool,
+    }
+
+    impl Lender for Fake {
+        fn memory(&self, ranges: &[(u64, usize)]) -> Vec<Option<Vec<u8>>> {
+            self.asked.borrow_mut().push(ranges.to_vec());
+            assert!(ranges.len() <= limits::MAX_LENT_READS);
+            assert!(ranges.iter().map(|r| r.1).sum::<usize>() <= limits::MAX_LENT_BYTES);
+            let one = |(at, len): &(u64, usize)| {
+                let from = usize::try_from(at.checked_sub(0x10000)?).ok()?;
+                let hole = self.holes.iter().any(|h| *h < at + *len as u64 && *at < h + PAGE);
+                let end = if self.lies { from + 1 } else { from + len };
+                self.bytes.get(from..end).filter(|_| !hole).map(<[u8]>::to_vec)
+            };
+            ranges.iter().map(one).collect()
+        }
+
+        fn registers(&self, threads: &[u32]) -> Vec<Option<LentRegisters>> {
+            let of = |tid: &u32| {
+                let values = [("rip", 0x11000), ("rsp", 0x12000 + u64::from(*tid)), ("eflags", 2)];
+                let values = values.iter().map(|(n, v)| (n.to_string(), *v)).collect();
+                (*tid != 9).then_some(LentRegisters { values, fs_base: Some(0x77) })
+            };
+            threads.iter().map(of).collect()
+        }
+    }
+
+    fn pattern(pages: usize) -> Vec<u8> {
+        (0..pages * PAGE as usize).map(|i| (i / 7) as u8).collect()
+    }
+
+    fn target(fake: Fake, maps: &str, threads: &[u32]) -> (CallbackTarget, Rc<Fake>) {
+        let fake = Rc::new(fake);
+        let lender: Rc<dyn Lender> = Rc::<Fake>::clone(&fake);
+        let what = Description {
+            pid: Some(7),
+            maps: Some(maps.into()),
+            threads: threads.iter().map(|t| (*t, Some(format!("t{t}")))).collect(),
+            ..Description::default()
+        };
+        (CallbackTarget::new(lender, what, &SearchPaths::default()), fake)
+    }
+
+    #[test]
+    fn pages_are_asked_for_once_and_some_ahead() {
+        let maps = "10000-20000 rw-p 0 00:00 0\n";
+        let (t, fake) = target(Fake { bytes: pattern(16), ..Fake::default() }, maps, &[]);
+        let mut word = [0; 8];
+        t.read(0x10ffc, &mut word).unwrap();
+        assert_eq!(word[..], pattern(16)[0xffc..0x1004]);
+        let asked = fake.asked.borrow().len();
+        assert_eq!(asked, 1);
+        t.read(0x12000, &mut word).unwrap();
+        t.read(0x10000, &mut word).unwrap();
+        assert_eq!(fake.asked.borrow().len(), asked, "{:x?}", fake.asked);
+        let mut all = vec![0; 16 * PAGE as usize];
+        t.read(0x10000, &mut all).unwrap();
+        assert_eq!(all, pattern(16));
+    }
+
+    #[test]
+    fn what_is_not_mapped_is_not_asked_for_and_what_is_not_lent_is_not_read() {
+        let maps = "10000-14000 rw-p 0 00:00 0\n";
+        let (t, fake) = target(Fake { bytes: pattern(4), holes: vec![0x12000], ..Fake::default() }, maps, &[]);
+        let mut word = [0; 8];
+        for address in [0, 0xfffc, 0x13ffc, 0x14000, u64::MAX - 3, u64::MAX] {
+            assert!(matches!(t.read(address, &mut word), Err(MemoryError::Unmapped { .. })), "{address:#x}");
+        }
+        assert!(fake.asked.borrow().is_empty());
+        assert!(t.read(0x11ffc, &mut word).is_err());
+        t.read(0x13000, &mut word).unwrap();
+        let mut all = vec![0; 4 * PAGE as usize];
+        assert_eq!(t.read_some(0x10000, &mut all), 2 * PAGE as usize);
+    }
+
+    #[test]
+    fn large_reads_come_in_pieces() {
+        let pages = 3 * limits::MAX_LENT_BYTES / PAGE as usize;
+        let maps = format!("10000-{:x} rw-p 0 00:00 0\n", 0x10000 + pages * PAGE as usize);
+        let (t, fake) = target(Fake { bytes: pattern(pages), ..Fake::default() }, &maps, &[]);
+        let mut all = vec![0; pages * PAGE as usize - 5];
+        t.read(0x10003, &mut all).unwrap();
+        assert!(all == pattern(pages)[3..pages * PAGE as usize - 2]);
+        assert_eq!(fake.asked.borrow().len(), 3);
+    }
+
+    #[test]
+    fn too_few_bytes_are_none() {
+        let maps = "10000-14000 rw-p 0 00:00 0\n";
+        let (t, _) = target(Fake { bytes: pattern(4), lies: true, ..Fake::default() }, maps, &[]);
+        assert!(t.read(0x10000, &mut [0; 8]).is_err());
+    }
+
+    #[test]
+    fn threads_stand_as_they_do_in_a_capture() {
+        let ids: Vec<u32> = (3..3 + 2 * limits::MAX_LENT_READS as u32).collect();
+        let (t, _) = target(Fake::default(), "10000-14000 r-xp 0 00:00 0\n", &ids);
+        assert_eq!(t.threads().len(), ids.len());
+        // The main thread first.
+        let order: Vec<u32> = t.threads().iter().take(4).map(|t| t.id.0).collect();
+        assert_eq!(order, [7, 3, 4, 5]);
+        for thread in t.threads() {
+            let id = u64::from(thread.id.0);
+            let sp = (id != 9).then_some(0x12000 + id);
+            assert_eq!((thread.registers.sp(), thread.problem.is_some()), (sp, id == 9), "{thread:?}");
+        }
+    }
+
+    #[test]
+    fn mappings_that_overlap_or_are_missing_do_no_harm() {
+        let (t, _) = target(Fake::default(), "20000-30000 rw-p 0 0 0\n10000-28000 r--p 0 0 0\nx\n", &[]);
+        assert_eq!(t.mappings().iter().map(|m| (m.start, m.end)).collect::<Vec<_>>(), [(0x10000, 0x28000)]);
+        let (t, _) = target(Fake { bytes: pattern(2), ..Fake::default() }, "", &[]);
+        assert!(t.notes().iter().any(|n| n.contains("mappings")), "{:?}", t.notes());
+        t.read(0x10ffc, &mut [0; 8]).unwrap();
+    }
+
+    #[test]
+    fn a_number_that_is_another_process_here_is_not_believed() {
+        let fake = Rc::new(Fake { bytes: pattern(4), ..Fake::default() });
+        let what = Description {
+            // Ourselves: the stack of the fake is not ours.
+            pid: Some(std::process::id()),
+            local: true,
+            maps: Some("10000-14000 rw-p 0 00:00 0\n".into()),
+            threads: vec![(1, None)],
+            ..Description::default()
+        };
+        let t = CallbackTarget::new(fake, what, &SearchPaths::default());
+        assert_eq!(t.mappings().len(), 1);
+        assert!(t.mem.is_none() && t.executable().is_none());
+    }
+
+    #[test]
+    fn a_core_gives_what_the_debugger_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("core.test");
+        let mut registers = Registers::unknown();
+        registers.set(Reg::RIP, 0x5000);
+        registers.set(Reg::RBX, 5);
+        let core =
+            CoreBuilder::new().thread(11, 6, &registers, 0x99).process(11, "host", "host").memory(0x30000, 6, b"core");
+        std::fs::write(&path, core.build()).unwrap();
+        let fake = Rc::new(Fake { bytes: pattern(4), ..Fake::default() });
+        let what = Description { core: Some(path), threads: vec![(11, None), (12, None)], ..Description::default() };
+        let t = CallbackTarget::new(fake, what, &SearchPaths::default());
+        let [thread] = t.threads() else { panic!("{:?}", t.threads()) };
+        // The debugger's registers win.
+        assert_eq!((thread.registers.pc(), thread.registers.get(Reg::RBX)), (Some(0x11000), Some(5)));
+        assert_eq!((thread.fs_base, thread.signal), (Some(0x77), Some(6)));
+        let mut bytes = [0; 4];
+        t.read(0x30000, &mut bytes).unwrap();
+        assert_eq!((&bytes, t.pid()), (b"core", Some(11)));
     }
 }

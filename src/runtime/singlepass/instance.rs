@@ -25,7 +25,10 @@ fn pointer(own: u64, imported: u64, counts: (u64, u64), index: u32, memory: &dyn
     match index.checked_sub(counts.0) {
         None => element(imported, index, memory),
         Some(i) if i < counts.1 => element(own, i, memory),
-        Some(_) => Err(Why(format!("the module has {}", counts.0.saturating_add(counts.1)))),
+        Some(_) => Err(Why(match counts.0.saturating_add(counts.1) {
+            0 => "the module has none".to_string(),
+            n => format!("the module has {n}"),
+        })),
     }
 }
 

@@ -91,13 +91,7 @@ impl Runtime for Singlepass {
         self.module_at(address).map(|(index, _)| index)
     }
 
-    fn linear_memory(
-        &self,
-        module: usize,
-        instance: u64,
-        index: u32,
-        memory: &dyn Memory,
-    ) -> Result<(u64, u64), Why> {
+    fn linear_memory(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<(u64, u64), Why> {
         let module = self.modules.get(module).ok_or_else(|| Why("there is no such module".into()))?;
         instance::linear_memory(module, instance, index, memory)
     }
