@@ -15,8 +15,11 @@ use wstate::session::{Options, Source};
 const NO_GCORE: bool = false;
 const GCORE: bool = true;
 
-/// (stop, options, whether gcore is tried). A stop comes once per build of the host.
-const STOPS: &[(&str, &[&str], bool)] = &[
+/// Stop, options, whether gcore is tried.
+type Stop = (&'static str, &'static [&'static str], bool);
+
+/// Each comes once per build of the host.
+const STOPS: &[Stop] = &[
     ("sleep", &[], GCORE),
     ("abort", &[], NO_GCORE), // It is gone after its stop.
     ("call-indirect", &[], GCORE),
@@ -45,7 +48,7 @@ const STOPS: &[(&str, &[&str], bool)] = &[
 ];
 
 /// What compiler and host flags add; on one build of the host, since the code that they change is the guest's.
-const FLAGS: &[(&str, &[&str], bool)] = &[
+const FLAGS: &[Stop] = &[
     ("deep", &["--depth", "10000"], NO_GCORE),
     ("sleep", &["--func"], GCORE),
     ("sleep", &["--thread"], GCORE),
@@ -286,7 +289,7 @@ fn check_truth(
     Ok(())
 }
 
-fn examine(variant: Variant, (stop, args, gcore): (&str, &[&str], bool), results: &Mutex<Results>) {
+fn examine(variant: Variant, (stop, args, gcore): Stop, results: &Mutex<Results>) {
     let name = [&[stop], args].concat().join(" ");
     if stop != "abort" {
         let host = Host::start(variant, stop, args);
@@ -318,7 +321,7 @@ fn core_of(core: &Path) -> Source {
 
 #[test]
 fn images_equal_the_runtimes_own() {
-    let mut work: Vec<(Variant, (&str, &[&str], bool))> = Vec::new();
+    let mut work: Vec<(Variant, Stop)> = Vec::new();
     work.extend(Variant::ALL.iter().flat_map(|v| STOPS.iter().map(|s| (*v, *s))));
     work.extend(FLAGS.iter().map(|s| (Variant::Release, *s)));
     work.extend(FLAGS.iter().filter(|s| s.0.starts_with("trap")).map(|s| (Variant::Debug, *s)));
