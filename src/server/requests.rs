@@ -338,18 +338,17 @@ impl Requests {
 
     fn step(&mut self, m: &Message) -> Answer {
         let by = m.get("by").and_then(Value::as_i64).unwrap_or(1);
-        let from = wanted_number(m, "from")?;
+        let from = wanted_number(m, "from")?.unwrap_or(0);
         let mut place = self.place(&message([("thread", m.get("thread").cloned().unwrap_or_default())]))?;
         let frames = place.thread().map(|t| t.frames.as_slice()).unwrap_or_default();
         let number = |i: usize| u64::from(frames.get(i).and_then(|f| f.index).unwrap_or_default());
         let wasm: Vec<usize> = (0..frames.len()).filter(|i| frames[*i].kind == FrameKind::Wasm).collect();
         let (older, edge) = (by > 0, if by > 0 { "oldest" } else { "youngest" });
         let count = usize::try_from(by.unsigned_abs()).unwrap_or(usize::MAX);
-        let reached = match from {
-            _ if by == 0 => None,
-            Some(from) if older => wasm.iter().filter(|i| number(**i) > from).take(count).last(),
-            Some(from) => wasm.iter().rev().filter(|i| number(**i) < from).take(count).last(),
-            None => wasm.first(),
+        let reached = match by {
+            0 => None,
+            _ if older => wasm.iter().filter(|i| number(**i) > from).take(count).last(),
+            _ => wasm.iter().rev().filter(|i| number(**i) < from).take(count).last(),
         };
         match reached {
             Some(at) => place.at = *at,
