@@ -225,9 +225,7 @@ impl Symbols {
     pub fn options(&self) -> Result<session::Options, String> {
         let source = match (self.pid, &self.core) {
             (Some(pid), _) => session::Source::Pid(pid),
-            (None, Some(core)) => {
-                session::Source::Core { core: core.clone(), executable: self.executable.clone() }
-            }
+            (None, Some(core)) => session::Source::Core { core: core.clone(), executable: self.executable.clone() },
             (None, None) => return Err("a PID or a CORE is needed".to_string()),
         };
         if self.route.contains(&Route::Artifact) && self.artifact.is_empty() {

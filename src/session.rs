@@ -5,9 +5,9 @@ use crate::error::Error;
 use crate::limits;
 use crate::progress::{self, Progress};
 use crate::report::{self, Frame, FrameKind, Function, Hex, OpPosition, Report, WasmPlace};
+use crate::runtime::code_map::{CodeMap, CompiledFunction, CompiledModule, Detail};
 pub use crate::runtime::singlepass::anchor::Route;
 use crate::runtime::singlepass::find::{FindOptions, SinglepassProvider};
-use crate::runtime::code_map::{CodeMap, CompiledFunction, CompiledModule, Detail};
 use crate::runtime::{GuestFrame, GuestKind, Position, Provider, Reach, Runtime, Scene};
 use crate::symbolize::native::NativeSymbolizer;
 use crate::target::core::CoreTarget;
@@ -139,8 +139,7 @@ pub fn run_on(target: &dyn Target, options: &Options) -> Result<Outcome, Error> 
         Source::Core { executable, .. } => executable.clone(),
         Source::Pid(_) => None,
     };
-    let search =
-        SearchPaths { executable, sysroot: options.sysroot.clone(), debug_dirs: options.debug_dirs.clone() };
+    let search = SearchPaths { executable, sysroot: options.sysroot.clone(), debug_dirs: options.debug_dirs.clone() };
     let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?;
     analyse(target, options, &search, &mut SinglepassProvider::new(found), &progress::Silent)
 }
@@ -152,8 +151,7 @@ pub fn code_map(options: &Options, all: bool) -> Result<CodeMap, Error> {
         Source::Core { executable, .. } => executable.clone(),
         Source::Pid(_) => None,
     };
-    let search =
-        SearchPaths { executable, sysroot: options.sysroot.clone(), debug_dirs: options.debug_dirs.clone() };
+    let search = SearchPaths { executable, sysroot: options.sysroot.clone(), debug_dirs: options.debug_dirs.clone() };
     match &options.source {
         Source::Pid(pid) => code_map_of(&LiveTarget::capture(*pid, &CaptureOptions::default())?, options, all),
         Source::Core { core, .. } => code_map_of(&CoreTarget::open(core, &search)?, options, all),
@@ -166,8 +164,7 @@ pub fn code_map_of(target: &dyn Target, options: &Options, all: bool) -> Result<
         Source::Core { executable, .. } => executable.clone(),
         Source::Pid(_) => None,
     };
-    let search =
-        SearchPaths { executable, sysroot: options.sysroot.clone(), debug_dirs: options.debug_dirs.clone() };
+    let search = SearchPaths { executable, sysroot: options.sysroot.clone(), debug_dirs: options.debug_dirs.clone() };
     let progress = progress::stderr(options.verbose);
     let mut provider =
         SinglepassProvider::new(FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
@@ -227,14 +224,10 @@ fn routines(
         let in_file = objects.find(stretch.start).is_some();
         let code = if in_file { Ok(Vec::new()) } else { target.read_vec(stretch.start, stretch.len as usize) };
         let Ok(code) = code else { continue };
-        let joined = out.last_mut().and_then(|m| Some((m.functions.last_mut()?, &mut m.code)));
-        if let Some((before, bytes)) = joined
-            && before.start.saturating_add(u64::from(before.len)) == stretch.start
-            && bytes.is_empty() == code.is_empty()
+        if let Some(before) = out.last_mut()
+            && before.code.is_empty() == code.is_empty()
+            && append(before, &stretch, &code)
         {
-            before.frame.extend(stretch.frame.iter().map(|&(offset, change)| (before.len + offset, change)));
-            before.len += stretch.len;
-            bytes.extend(code);
             continue;
         }
         let function = CompiledFunction {
@@ -253,6 +246,25 @@ fn routines(
         });
     }
     out
+}
+
+/// Makes `stretch` a part of the routine in `before`, if it begins in its last byte or right behind it.
+fn append(before: &mut CompiledModule, stretch: &Stretch, code: &[u8]) -> bool {
+    let Some(function) = before.functions.last_mut() else { return false };
+    let Some(at) = stretch.start.checked_sub(function.start).and_then(|at| u32::try_from(at).ok()) else {
+        return false;
+    };
+    if at == 0 || at > function.len || function.len - at > 1 {
+        return false;
+    }
+    function.frame.retain(|(offset, _)| *offset < at);
+    function.frame.extend(stretch.frame.iter().map(|&(offset, change)| (at + offset, change)));
+    function.len = at + stretch.len;
+    if !code.is_empty() {
+        before.code.truncate(at as usize);
+        before.code.extend(code);
+    }
+    true
 }
 
 /// Rounds of "walk, look for modules that explain unknown frames, walk again". A stack of host and Wasm in turns needs one

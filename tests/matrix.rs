@@ -3,11 +3,11 @@
 
 mod harness;
 
+use harness::{Host, Truth, Variant, ask, question, thread, wstate};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use harness::{Host, Truth, Variant, ask, question, thread, wstate};
 use wstate::report::{EndKind, Frame, FrameKind, Report};
 use wstate::session::{Options, Source};
 

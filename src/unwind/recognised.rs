@@ -370,8 +370,18 @@ pub struct Stretch {
 }
 
 impl Stretch {
+    /// Debuggers look a caller up one byte before the address it returns to. Where a routine begins with that address, the
+    /// byte before it belongs to the stretch. In `run_on_alternative_stack` that byte is the `ret` into the image, and a
+    /// thread stopped at that very instruction is described wrongly: the price for every stack that goes through it.
     fn new(routine: &Routine, start: u64) -> Stretch {
-        Stretch { name: routine.name, start, len: routine.code.len() as u32, frame: routine.changes() }
+        let lead = u32::from(routine.returns_to == Some(0));
+        let moved = |(offset, change): (u32, FrameChange)| (if offset == 0 { 0 } else { offset + lead }, change);
+        Stretch {
+            name: routine.name,
+            start: start.wrapping_sub(u64::from(lead)),
+            len: routine.code.len() as u32 + lead,
+            frame: routine.changes().into_iter().map(moved).collect(),
+        }
     }
 
     /// The routine at `at`, if it is one of those known here.

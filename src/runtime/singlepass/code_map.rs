@@ -172,8 +172,7 @@ fn frame_of(shape: &Shape, code: &[u8]) -> Vec<(u32, FrameChange)> {
     }
     if let Some((reset, popped, end)) = shape.epilogue() {
         // A popped word is below rsp: the next signal may overwrite it.
-        let mut decoder =
-            Decoder::with_ip(64, code.get(reset as usize..).unwrap_or(&[]), reset, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(64, code.get(reset as usize..).unwrap_or(&[]), reset, DecoderOptions::NONE);
         for &(reg, _) in shape.preserved().iter().rev() {
             let pop = decoder.decode();
             out.push((pop.next_ip() as u32, FrameChange::Same(reg)));
@@ -483,13 +482,7 @@ impl<'w> Sources<'w> {
         Some((file, line))
     }
 
-    fn lines(
-        &mut self,
-        here: &Here<'_>,
-        code: &[u8],
-        shape: Option<&Shape>,
-        files: &mut Vec<SourceFile>,
-    ) -> Vec<Line> {
+    fn lines(&mut self, here: &Here<'_>, code: &[u8], shape: Option<&Shape>, files: &mut Vec<SourceFile>) -> Vec<Line> {
         let (Some(operators), Some(shape)) = (self.wasm.operators(here.local), shape) else { return Vec::new() };
         let boundaries = boundaries(code, shape.body());
         let by_point = operators_of_points(here.map);
