@@ -279,6 +279,17 @@ def code_signature(pid: int) -> Optional[int]:
     return hash(tuple(jit)) if jit else None
 
 
+_directories: List[str] = []
+
+
+def symbol_directory() -> str:
+    """A directory of ours for symbol files, removed at the end."""
+    if not _directories:
+        _directories.append(tempfile.mkdtemp(prefix="wstate-"))
+        atexit.register(shutil.rmtree, _directories[0], True)
+    return _directories[0]
+
+
 # ---- end of the shared client ----
 
 
@@ -606,7 +617,7 @@ def load(target: Target, argument: str) -> None:
 
 def load_symbols(target: Target, everything: bool) -> int:
     """Loads what the engine makes, and drops what it no longer has."""
-    answer = target.ask("symbols", threads=[tid(current_thread())], all=everything)
+    answer = target.ask("symbols", directory=symbol_directory(), all=everything)
     wanted = {str(f["path"]): str(f["address"]) for f in answer.get("files") or []}
     for path in [p for p in target.loaded if p not in wanted]:
         try:

@@ -278,6 +278,17 @@ def code_signature(pid: int) -> Optional[int]:
     return hash(tuple(jit)) if jit else None
 
 
+_directories: List[str] = []
+
+
+def symbol_directory() -> str:
+    """A directory of ours for symbol files, removed at the end."""
+    if not _directories:
+        _directories.append(tempfile.mkdtemp(prefix="wstate-"))
+        atexit.register(shutil.rmtree, _directories[0], True)
+    return _directories[0]
+
+
 # ---- end of the shared client ----
 
 GENERAL = "rax rbx rcx rdx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip fs_base".split()
@@ -528,8 +539,7 @@ def load(target: Target, argument: str) -> str:
 
 def load_symbols(target: Target, everything: bool) -> int:
     """Loads what the engine makes, and drops what it no longer has."""
-    thread = current_thread(target.process).GetThreadID()
-    answer = target.ask("symbols", threads=[thread], all=everything)
+    answer = target.ask("symbols", directory=symbol_directory(), all=everything)
     wanted = [str(f["path"]) for f in answer.get("files") or []]
     program = target.process.GetTarget()
     for path in [p for p in target.loaded if p not in wanted]:

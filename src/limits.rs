@@ -140,3 +140,9 @@ pub const MAX_LENT_PAGES: usize = 64 << 10;
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// Bytes of linear memory that one request shows.
 pub const MAX_SHOWN_MEMORY: u64 = 1 << 20;
+/// Points of state maps whose operand stacks are described in one symbol file.
+pub const MAX_SYMBOL_POINTS: usize = 4_000_000;
+/// Functions of a module up to which a symbol file describes the locals of all of them unless the user asks for it.
+pub const MAX_DESCRIBED_FUNCTIONS: usize = 5_000;
+/// Bytes of anonymous executable memory that are searched for native routines.
+pub const MAX_ROUTINE_SEARCH: u64 = 64 << 20;

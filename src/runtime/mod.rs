@@ -1,5 +1,6 @@
 //! Wasm runtimes. Finding them in a target ([`Provider`]) and reading its frames ([`Runtime`]) are separate jobs.
 
+pub mod code_map;
 pub mod singlepass;
 
 use crate::progress::Progress;
@@ -207,6 +208,8 @@ pub trait Runtime: Unwinder {
     /// A function that says of a pc whether the operand stack is known there. It owns what it needs, since a target is
     /// stepped on a thread of its own.
     fn reach(&self) -> Box<dyn Fn(u64) -> Reach + Send>;
+    /// All compiled code, described for a debugger.
+    fn code_map(&self, detail: &code_map::Detail, memory: &dyn Memory) -> code_map::CodeMap;
 }
 
 /// What a provider may look at.

@@ -25,7 +25,7 @@
 //! | `memory` | `thread`, frame; `memory` (0), `address` (in the linear memory), `length` | `data`, `text`, `size`, `base` |
 //! | `print` | `thread`, frame; `expression` (see [`expression`]) | `text`, `value` |
 //! | `list` | `thread`, frame; `count` of lines around it | `text` |
-//! | `symbols` | `threads`, `all`, `directory` | `files`: what the debugger shall load |
+//! | `symbols` | `directory`: where to write; `all`: locals of all functions | `files`: list of `{"path", "address"}` that the debugger shall load, with an address inside each; the same path as before if nothing changed; `notes` |
 //!
 //! Which frame: `frame` is its number. With `pc` it must also be at that address, and if it is not, the first frame at
 //! that address is meant: debuggers that do not know Wasm may number frames otherwise. Without both: the youngest Wasm frame.

@@ -5,7 +5,9 @@ use super::error::Failure;
 use super::expression::{self, Expression};
 use super::wire::{Message, Wire, hex, number};
 use crate::limits;
+use crate::output::Output;
 use crate::progress::Progress;
+use crate::report::symbol_file::SymbolFile;
 use crate::report::text::{self, TextOptions};
 use crate::report::{Frame, FrameKind, Report, Thread};
 use crate::runtime::Provider;
@@ -17,6 +19,7 @@ use crate::target::{Memory, Target};
 use serde_json::Value;
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -24,14 +27,36 @@ use std::time::{Duration, Instant};
 type Answer = Result<Message, Failure>;
 
 /// Everything a server can be asked for.
-const OPS: [&str; 11] =
-    ["hello", "configure", "resumed", "walk", "report", "frame", "step", "modules", "memory", "print", "list"];
+const OPS: [&str; 12] = [
+    "hello",
+    "configure",
+    "resumed",
+    "walk",
+    "report",
+    "frame",
+    "step",
+    "modules",
+    "memory",
+    "print",
+    "list",
+    "symbols",
+];
 
 /// Answers requests.
 pub struct Requests {
     wire: Rc<Wire>,
     settings: Settings,
     stopped: Option<Stopped>,
+    symbols: Option<Written>,
+    /// Number of symbol files written: no name is used twice.
+    written: u32,
+}
+
+/// The symbol file that was written last. It outlives the stop: the debugger has it loaded.
+struct Written {
+    path: PathBuf,
+    content: u64,
+    answer: Message,
 }
 
 /// What the user told the debugger about files.
@@ -164,7 +189,7 @@ fn to_json(value: &impl serde::Serialize) -> Result<Value, Failure> {
 
 impl Requests {
     pub fn new(wire: Rc<Wire>) -> Requests {
-        Requests { wire, settings: Settings::default(), stopped: None }
+        Requests { wire, settings: Settings::default(), stopped: None, symbols: None, written: 0 }
     }
 
     /// Forgets the target.
@@ -196,7 +221,7 @@ impl Requests {
             "memory" => self.memory(m),
             "print" => self.print(m),
             "list" => self.list(m),
-            "symbols" => Err(Failure::new("unsupported", "this wstate cannot make symbol files")),
+            "symbols" => self.symbols(m),
             other => Err(Failure::new("unsupported", format!("there is no request {other:?}"))),
         }
     }
@@ -445,6 +470,41 @@ impl Requests {
         Ok(message([("text", format!("{ty}{text}{place}").into()), ("value", to_json(&value)?)]))
     }
 
+    /// Writes a symbol file, under a new name where its contents differ from the last one: gdb does not read a file again
+    /// that it has loaded.
+    fn symbols(&mut self, m: &Message) -> Answer {
+        let directory = path(m, "directory").filter(|d| d.is_absolute());
+        let directory = directory.ok_or_else(|| Failure::malformed("directory is an absolute path"))?;
+        let wire = Rc::clone(&self.wire);
+        let s = self.stopped()?;
+        let told = Told { wire: &wire, last: Cell::new(Instant::now()) };
+        let map = session::code_map_with(&s.target, &s.objects, &mut s.provider, &told, flag(m, "all"));
+        if map.modules.is_empty() {
+            self.symbols = None;
+            return Ok(message([("files", Value::Array(Vec::new())), ("notes", map.notes.into())]));
+        }
+        if let Some(before) = &self.symbols {
+            let same = content(&SymbolFile::of(&map, &before.path)?) == before.content;
+            if same && before.path.parent() == Some(&directory) && before.path.exists() {
+                return Ok(before.answer.clone());
+            }
+        }
+        self.written += 1;
+        let count = self.written;
+        let file = SymbolFile::of(&map, &directory.join(format!("wasm-{}-{count}.sym", std::process::id())))?;
+        for (path, text) in &file.texts {
+            Output::file(path)?.write(text.as_bytes())?;
+        }
+        Output::file(&file.path)?.write(&file.bytes)?;
+        // By an address inside it gdb finds the file again.
+        let inside = map.modules.iter().find(|m| !m.code.is_empty()).map(|m| format!("{:#x}", m.base));
+        let written = message([("path", file.path.to_string_lossy().into()), ("address", inside.into())]);
+        let answer = message([("files", vec![Value::Object(written)].into()), ("notes", map.notes.clone().into())]);
+        let content = content(&file);
+        self.symbols = Some(Written { path: file.path, content, answer: answer.clone() });
+        Ok(answer)
+    }
+
     fn list(&mut self, m: &Message) -> Answer {
         let count = wanted_number(m, "count")?.unwrap_or(10).clamp(1, 1000);
         let place = self.place(m)?;
@@ -474,6 +534,12 @@ impl Requests {
         }
         Ok(message([("text", text.into())]))
     }
+}
+
+fn content(file: &SymbolFile) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (&file.bytes, &file.texts).hash(&mut hasher);
+    hasher.finish()
 }
 
 struct Linear {

@@ -5,6 +5,7 @@
 
 pub mod anchor;
 pub mod code;
+pub mod code_map;
 pub mod ctx;
 pub mod find;
 pub mod frame;
@@ -26,6 +27,7 @@ pub(crate) mod fake;
 
 pub use rust_memory::StructureError;
 
+use super::code_map::{CodeMap, Detail};
 use super::{GuestFrame, GuestModule, Reach, Runtime, Value, Why};
 use crate::state::ExecutionStateImage;
 use crate::state::read::BoundaryRegisters;
@@ -110,5 +112,9 @@ impl Runtime for Singlepass {
             let point = usize::try_from(pc - code.0).ok().and_then(|offset| map.lookup(offset));
             if point.is_some_and(|p| p.diff().is_some()) { Reach::Point } else { Reach::Inside }
         })
+    }
+
+    fn code_map(&self, detail: &Detail, memory: &dyn Memory) -> CodeMap {
+        code_map::code_map(self, detail, memory)
     }
 }
