@@ -2,7 +2,7 @@
 
 mod support;
 
-use support::debuggers::{Debugger, arg, missing, same, text};
+use support::debuggers::{Debugger, arg, at_rest, missing, same, same_frames, text};
 use support::{Host, Profile, gcore, kernel_core, repository};
 
 fn gdb_is_here() -> bool {
@@ -16,29 +16,42 @@ fn gdb_is_here() -> bool {
 }
 
 #[test]
-fn a_stop_is_the_same_through_every_door() {
+fn debug_stops_are_the_same_through_every_door() {
+    doors(Profile::Debug);
+}
+
+#[test]
+fn release_stops_are_the_same_through_every_door() {
+    doors(Profile::Release);
+}
+
+#[test]
+fn stripped_stops_are_the_same_through_every_door() {
+    doors(Profile::Stripped);
+}
+
+fn doors(profile: Profile) {
     if !gdb_is_here() {
         return;
     }
-    for profile in [Profile::Debug, Profile::Release, Profile::Stripped] {
-        for stop in ["sleep", "trap-div", "nested"] {
-            let what = format!("{stop} {profile}");
-            let host = Host::start(stop, &[], profile);
-            let pid = host.pid().to_string();
-            let attached = text(&["attach", &pid, "--no-color"]);
-            assert!(attached.contains(" * ") && attached.contains("bottom of the stack"), "{attached}");
-            let live = Debugger::Gdb.run(&["-p", &pid], &["wasm-bt full all"]);
-            same(&format!("{what}: gdb, attach"), &live.texts[0], &attached);
-            let core = match gcore(&host) {
-                Ok(core) => core,
-                Err(why) => return missing(&why),
-            };
-            let (core, exe) = (arg(&core), arg(&host.exe));
-            let of_core = text(&["core", core, exe, "--no-color"]);
-            same(&format!("{what}: core, attach"), &of_core, &attached);
-            let in_gdb = Debugger::Gdb.run(&[exe, core], &["wasm-bt full all"]);
-            same(&format!("{what}: gdb on the core, core"), &in_gdb.texts[0], &of_core);
-        }
+    for stop in ["sleep", "trap-div", "nested"] {
+        let what = format!("{stop} {profile}");
+        let host = Host::start(stop, &[], profile);
+        let pid = host.pid().to_string();
+        at_rest(&host);
+        let attached = text(&["attach", &pid, "--no-color"]);
+        assert!(attached.contains(" * ") && attached.contains("bottom of the stack"), "{attached}");
+        let live = Debugger::Gdb.run(&["-p", &pid], &["wasm-bt full all"]);
+        same(&format!("{what}: gdb, attach"), &live.texts[0], &attached);
+        let core = match gcore(&host) {
+            Ok(core) => core,
+            Err(why) => return missing(&why),
+        };
+        let (core, exe) = (arg(&core), arg(&host.exe));
+        let of_core = text(&["core", core, exe, "--no-color"]);
+        same_frames(&format!("{what}: core, attach"), &of_core, &attached);
+        let in_gdb = Debugger::Gdb.run(&[exe, core], &["wasm-bt full all"]);
+        same(&format!("{what}: gdb on the core, core"), &in_gdb.texts[0], &of_core);
     }
 }
 
@@ -74,6 +87,7 @@ fn every_command_has_its_say() {
         return;
     }
     let host = Host::start("sleep", &[], Profile::Debug);
+    at_rest(&host);
     let pid = host.pid().to_string();
     let commands = [
         "wasm-locals",
@@ -144,6 +158,7 @@ fn numbers_are_gdbs() {
         return;
     }
     let host = Host::start("sleep", &[], Profile::Debug);
+    at_rest(&host);
     let pid = host.pid().to_string();
     let session = Debugger::Gdb.run(
         &["-p", &pid],
@@ -179,6 +194,7 @@ fn bad_days_are_one_line() {
         return;
     }
     let host = Host::start("sleep", &[], Profile::Debug);
+    at_rest(&host);
     let pid = host.pid().to_string();
     // Not an engine, an engine that ends, one that is silent, one of another version.
     let bin = tempfile::tempdir().unwrap();

@@ -2,7 +2,7 @@
 
 mod support;
 
-use support::debuggers::{Debugger, arg, missing, same, text};
+use support::debuggers::{Debugger, arg, at_rest, missing, same, text};
 use support::{Host, Profile, gcore, kernel_core};
 
 fn lldb_is_here() -> bool {
@@ -16,27 +16,40 @@ fn lldb_is_here() -> bool {
 }
 
 #[test]
-fn a_stop_is_the_same_through_every_door() {
+fn debug_stops_are_the_same_through_every_door() {
+    doors(Profile::Debug);
+}
+
+#[test]
+fn release_stops_are_the_same_through_every_door() {
+    doors(Profile::Release);
+}
+
+#[test]
+fn stripped_stops_are_the_same_through_every_door() {
+    doors(Profile::Stripped);
+}
+
+fn doors(profile: Profile) {
     if !lldb_is_here() {
         return;
     }
-    for profile in [Profile::Debug, Profile::Release, Profile::Stripped] {
-        for stop in ["sleep", "trap-div", "nested"] {
-            let what = format!("{stop} {profile}");
-            let host = Host::start(stop, &[], profile);
-            let pid = host.pid().to_string();
-            let attached = text(&["attach", &pid, "--no-color"]);
-            let live = Debugger::Lldb.run(&["-p", &pid], &["wasm bt full all", "detach"]);
-            same(&format!("{what}: lldb, attach"), &live.texts[0], &attached);
-            let core = match gcore(&host) {
-                Ok(core) => core,
-                Err(why) => return missing(&why),
-            };
-            let (core, exe) = (arg(&core), arg(&host.exe));
-            let of_core = text(&["core", core, exe, "--no-color"]);
-            let in_lldb = Debugger::Lldb.run(&[exe, "-c", core], &["wasm bt full all"]);
-            same(&format!("{what}: lldb on the core, core"), &in_lldb.texts[0], &of_core);
-        }
+    for stop in ["sleep", "trap-div", "nested"] {
+        let what = format!("{stop} {profile}");
+        let host = Host::start(stop, &[], profile);
+        let pid = host.pid().to_string();
+        at_rest(&host);
+        let attached = text(&["attach", &pid, "--no-color"]);
+        let live = Debugger::Lldb.run(&["-p", &pid], &["wasm bt full all", "detach"]);
+        same(&format!("{what}: lldb, attach"), &live.texts[0], &attached);
+        let core = match gcore(&host) {
+            Ok(core) => core,
+            Err(why) => return missing(&why),
+        };
+        let (core, exe) = (arg(&core), arg(&host.exe));
+        let of_core = text(&["core", core, exe, "--no-color"]);
+        let in_lldb = Debugger::Lldb.run(&[exe, "-c", core], &["wasm bt full all"]);
+        same(&format!("{what}: lldb on the core, core"), &in_lldb.texts[0], &of_core);
     }
 }
 
@@ -62,6 +75,7 @@ fn every_command_has_its_say() {
         return;
     }
     let host = Host::start("sleep", &[], Profile::Debug);
+    at_rest(&host);
     let pid = host.pid().to_string();
     let commands = [
         "wasm locals",
@@ -118,6 +132,7 @@ fn a_running_process_is_told() {
         return;
     }
     let host = Host::start("sleep", &[], Profile::Debug);
+    at_rest(&host);
     let commands = ["script lldb.debugger.SetAsync(True)", "process continue", "wasm bt", "process interrupt"];
     let session = Debugger::Lldb.run(&["-p", &host.pid().to_string()], &commands);
     assert!(session.texts[2].contains("error: wstate: the process is running"), "{:?}\n{}", session.texts, session.log);

@@ -8,6 +8,7 @@ use nix::unistd::Pid;
 use serde_json::{Map, Value, json};
 use std::io::{BufRead, BufReader, IoSliceMut, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use support::debuggers::at_rest;
 use support::{Host, Profile, wstate};
 use wstate::arch::x64::TABLE;
 use wstate::target::Target;
@@ -25,6 +26,7 @@ struct Lent {
 
 impl Lent {
     fn of(host: &Host) -> Lent {
+        at_rest(host);
         let target =
             LiveTarget::capture(host.pid() as u32, &CaptureOptions::default()).expect("the host can be captured");
         Lent { pid: host.pid(), target, local: false, memory: true }
@@ -154,19 +156,29 @@ fn attach(host: &Host) -> Value {
 
 #[test]
 fn a_lent_process_is_reported_as_an_attached_one() {
-    let stops: [(&str, &[&str], Profile); 9] = [
+    lent_is_attached(&[
         ("sleep", &[], Profile::Debug),
-        ("sleep", &[], Profile::Stripped),
-        ("trap-div", &[], Profile::Release),
         ("nested", &[], Profile::Debug),
         ("modules", &[], Profile::Debug),
         ("moved", &[], Profile::Debug),
+        ("deep", &["--depth", "1000"], Profile::Debug),
+    ]);
+}
+
+#[test]
+fn a_lent_process_without_debug_info_is_reported_as_an_attached_one() {
+    lent_is_attached(&[
+        ("sleep", &[], Profile::Stripped),
+        ("trap-div", &[], Profile::Release),
         ("floats", &[], Profile::Release),
-        ("deep", &["--depth", "3000"], Profile::Debug),
         ("call-indirect", &["--thread"], Profile::Stripped),
-    ];
-    for (stop, flags, profile) in stops {
+    ]);
+}
+
+fn lent_is_attached(stops: &[(&str, &[&str], Profile)]) {
+    for &(stop, flags, profile) in stops {
         let host = Host::start(stop, flags, profile);
+        at_rest(&host);
         let expected = attach(&host);
         assert!(expected["threads"].to_string().contains("\"wasm\""), "{stop} {profile}");
         for local in [false, true] {

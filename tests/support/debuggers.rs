@@ -1,6 +1,6 @@
 //! gdb and lldb without a user: commands in, what they print out.
 
-use super::{NoCore, repository};
+use super::{Host, NoCore, repository};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -177,6 +177,16 @@ pub fn normalized(report: &str) -> String {
     out.join("\n")
 }
 
+/// The same for a process and a core of it. What a core lacks (constants that were relocated, say) may leave one route to
+/// a module without result, so that another one finds it.
+pub fn same_frames(what: &str, a: &str, b: &str) {
+    let without_routes = |report: &str| {
+        let lines = report.lines().filter(|line| !line.starts_with("note: "));
+        lines.map(|line| line.split(", found by ").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+    };
+    same(what, &without_routes(a), &without_routes(b));
+}
+
 /// Fails with the first lines that differ.
 pub fn same(what: &str, a: &str, b: &str) {
     let (a, b) = (normalized(a), normalized(b));
@@ -198,4 +208,25 @@ pub fn text(args: &[&str]) -> String {
 /// A path as an argument.
 pub fn arg(path: &Path) -> &str {
     path.to_str().expect("a path of ours")
+}
+
+/// Waits until every thread of a host waits in a system call. READY comes before the last steps to the stop, and two
+/// looks at a stop see the same only if nothing moves.
+pub fn at_rest(host: &Host) {
+    let deadline = Instant::now() + PATIENCE;
+    let waits = |task: std::fs::DirEntry| {
+        // "running", or the number of the system call.
+        std::fs::read_to_string(task.path().join("syscall")).is_ok_and(|s| s.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    let rest = || {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", host.pid())).expect("the host is there");
+        tasks.flatten().all(waits)
+    };
+    let mut seen = 0;
+    // Twice: a system call on the way to the stop ends soon.
+    while seen < 2 {
+        seen = if rest() { seen + 1 } else { 0 };
+        assert!(Instant::now() < deadline, "the host does not come to rest");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
