@@ -45,6 +45,38 @@ Checks one by one what an attach or a core needs, and names the next step for ea
 
 Exit codes: 0 nothing in the way, 1 warnings, 2 an attach will fail, 64 wrong usage.";
 
+const PLUGIN_HELP: &str = "\
+Installs, removes or locates the plugins that bring wasm-bt and its family into gdb (13 or newer, with Python) and lldb \
+(16 or newer).
+
+Installing twice changes nothing. Without gdb or lldb, both.";
+
+const PLUGIN_EXAMPLES: &str = "\
+Examples:
+  wstate plugin install
+  wstate plugin uninstall lldb
+  gdb -x \"$(wstate plugin path gdb)\" -p 4711         without installing, after one install or from a checkout";
+
+const SYMBOLS_HELP: &str = "\
+Writes an ELF file with symbols, unwind rules and debug information for the Wasm code of a process or core. With it \
+loaded, plain `bt`, `up`, `info locals`, `frame variable` and breakpoints of gdb and lldb know that code. The commands \
+that load it are printed.
+
+Names and unwind rules cover all Wasm code. Locals and operand stacks cover it too in modules of up to 5000 functions; in \
+larger ones only those of the functions on the stacks, unless --all asks for everything, since the debugger has to read it. \
+With --wasm the file also has names of locals, types, and lines: of the original source if the .wasm has debug \
+information, else of its text form, which is written to FILE.N.wat.
+
+The file is right for as long as the code stays where it is: make a new one when modules were loaded since.
+
+Exit codes: 0 written, 1 written but something is missing, 2 no Wasm code found or an error, 64 wrong usage.";
+
+const SYMBOLS_EXAMPLES: &str = "\
+Examples:
+  wstate symbols -p 4711 -o wasm.sym
+  wstate symbols -c core.4711 -e ./near-host --wasm app.wasm -o wasm.sym
+  gdb ./near-host core.4711 -ex 'add-symbol-file wasm.sym' -ex bt";
+
 /// Mixed native and Wasm backtraces of live processes and cores.
 #[derive(Debug, Parser)]
 #[command(
@@ -54,7 +86,7 @@ Exit codes: 0 nothing in the way, 1 warnings, 2 an attach will fail, 64 wrong us
     after_help = EXAMPLES,
     override_usage = "wstate attach [OPTIONS] <PID>\n       wstate core [OPTIONS] <CORE> [EXE]\n       \
         wstate [OPTIONS] --pid <PID>\n       wstate [OPTIONS] --core <CORE> [--executable <EXE>]\n       \
-        wstate doctor [PID]\n       wstate schema",
+        wstate symbols [OPTIONS] --pid <PID> -o <FILE>\n       wstate doctor [PID]\n       wstate schema",
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     arg_required_else_help = true,
@@ -92,11 +124,54 @@ pub enum Command {
     /// Print the stacks of a core
     #[command(override_usage = "wstate core [OPTIONS] <CORE> [EXE]", long_about = CORE_HELP, after_help = CORE_EXAMPLES)]
     Core(Core),
+    /// Write a symbol file of the Wasm code for gdb and lldb
+    #[command(
+        override_usage = "wstate symbols [OPTIONS] --pid <PID> -o <FILE>\n       \
+            wstate symbols [OPTIONS] --core <CORE> [--executable <EXE>] -o <FILE>",
+        long_about = SYMBOLS_HELP,
+        after_help = SYMBOLS_EXAMPLES
+    )]
+    Symbols(Symbols),
     /// Say what would stop an attach, and the next step
     #[command(long_about = DOCTOR_HELP)]
     Doctor(Doctor),
     /// Print the JSON schema of reports
     Schema,
+    /// Answer a debugger's plugin (see `wstate plugin`)
+    Serve(Serve),
+    /// Install, remove or locate the plugins for gdb and lldb
+    #[command(long_about = PLUGIN_HELP, after_help = PLUGIN_EXAMPLES)]
+    Plugin(Plugin),
+}
+
+/// `wstate serve`.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Speak on standard input and output, one JSON object a line
+    #[arg(long, required = true)]
+    pub stdio: bool,
+}
+
+/// `wstate plugin`.
+#[derive(Debug, Args)]
+pub struct Plugin {
+    /// What to do
+    #[arg(value_enum)]
+    pub action: PluginAction,
+    /// Only this debugger
+    #[arg(value_enum)]
+    pub debugger: Option<crate::plugin::Debugger>,
+}
+
+/// What `wstate plugin` does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PluginAction {
+    /// Write the plugin and one line in ~/.gdbinit or ~/.lldbinit that loads it
+    Install,
+    /// Remove the plugin and the line
+    Uninstall,
+    /// Print where the plugin is, or would be, for loading it by hand
+    Path,
 }
 
 /// `wstate attach`.
@@ -150,6 +225,69 @@ pub struct Doctor {
     /// Never use colour
     #[arg(long)]
     pub no_color: bool,
+}
+
+/// `wstate symbols`.
+#[derive(Debug, Args)]
+pub struct Symbols {
+    /// The process
+    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..),
+        required_unless_present = "core", conflicts_with_all = ["core", "executable"])]
+    pub pid: Option<u32>,
+    /// The core file
+    #[arg(short, long, value_name = "CORE")]
+    pub core: Option<PathBuf>,
+    /// The executable that wrote the core
+    #[arg(short, long, value_name = "EXE", requires = "core")]
+    pub executable: Option<PathBuf>,
+    /// Write to FILE, which is replaced only when everything is written
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Locals and operand stacks of all functions, however many there are
+    #[arg(long)]
+    pub all: bool,
+    /// Tell what is being done
+    #[arg(short, long)]
+    pub verbose: bool,
+
+    /// A .wasm file that runs in the target, for names, types and lines (repeatable)
+    #[arg(long, value_name = "FILE", help_heading = "Finding things")]
+    pub wasm: Vec<PathBuf>,
+    /// A cached artifact file of a module in the target (repeatable)
+    #[arg(long, value_name = "FILE", help_heading = "Finding things")]
+    pub artifact: Vec<PathBuf>,
+    /// Look for modules only this way (repeatable)
+    #[arg(long, value_enum, value_name = "ROUTE", help_heading = "Finding things")]
+    pub route: Vec<Route>,
+    /// Look for the target's files under DIR first
+    #[arg(long, value_name = "DIR", help_heading = "Finding things")]
+    pub sysroot: Option<PathBuf>,
+    /// Look for separate debug files in DIR (repeatable)
+    #[arg(long, value_name = "DIR", help_heading = "Finding things")]
+    pub debug_dir: Vec<PathBuf>,
+}
+
+impl Symbols {
+    /// The question to ask, or a usage error.
+    pub fn options(&self) -> Result<session::Options, String> {
+        let source = match (self.pid, &self.core) {
+            (Some(pid), _) => session::Source::Pid(pid),
+            (None, Some(core)) => session::Source::Core { core: core.clone(), executable: self.executable.clone() },
+            (None, None) => return Err("a PID or a CORE is needed".to_string()),
+        };
+        if self.route.contains(&Route::Artifact) && self.artifact.is_empty() {
+            return Err("--route artifact needs --artifact FILE".to_string());
+        }
+        Ok(session::Options {
+            wasm: self.wasm.clone(),
+            artifacts: self.artifact.clone(),
+            routes: self.route.iter().map(|&r| r.into()).collect(),
+            sysroot: self.sysroot.clone(),
+            debug_dirs: self.debug_dir.clone(),
+            verbose: self.verbose,
+            ..session::Options::new(source)
+        })
+    }
 }
 
 /// Options that `attach` and `core` share.

@@ -45,6 +45,14 @@ pub enum Error {
         /// Why.
         why: String,
     },
+    /// A symbol file could not be made.
+    #[error("symbols for {path} cannot be written down: {why}")]
+    Symbols {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
     /// What was asked for is not there.
     #[error("{what}")]
     NotFound {

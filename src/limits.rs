@@ -129,3 +129,20 @@ pub const MAX_PATH: usize = 4096 + 16;
 /// Mappings that a core's list of files names, and pieces into which that list cuts its segments. A process has at most
 /// 65530 by default (vm.max_map_count).
 pub const MAX_MAPPINGS: usize = 1_000_000;
+/// Memory ranges, and threads, that a debugger is asked for at once.
+pub const MAX_LENT_READS: usize = 256;
+/// Bytes of memory that a debugger is asked for at once.
+pub const MAX_LENT_BYTES: usize = 4 << 20;
+/// Pages of lent memory that are kept (256 MiB).
+pub const MAX_LENT_PAGES: usize = 64 << 10;
+/// Bytes of one message of the protocol between debugger and server: twice [`MAX_LENT_BYTES`] in hexadecimal, a list of
+/// mappings, a report.
+pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
+/// Bytes of linear memory that one request shows.
+pub const MAX_SHOWN_MEMORY: u64 = 1 << 20;
+/// Points of state maps whose operand stacks are described in one symbol file.
+pub const MAX_SYMBOL_POINTS: usize = 4_000_000;
+/// Functions of a module up to which a symbol file describes the locals of all of them unless the user asks for it.
+pub const MAX_DESCRIBED_FUNCTIONS: usize = 5_000;
+/// Bytes of anonymous executable memory that are searched for native routines.
+pub const MAX_ROUTINE_SEARCH: u64 = 64 << 20;

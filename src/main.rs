@@ -3,12 +3,14 @@
 use clap::{CommandFactory, Parser};
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
-use wstate::cli::{Cli, Command, Format, Show};
+use wstate::cli::{Cli, Command, Format, Show, Symbols};
 use wstate::doctor::{self, Doctor};
 use wstate::error::Error;
 use wstate::output::Output;
+use wstate::report::symbol_file::SymbolFile;
 use wstate::report::{Completeness, json, text};
 use wstate::session::{self, Source};
+use wstate::{plugin, server};
 
 const PARTIAL: u8 = 1;
 const FATAL: u8 = 2;
@@ -72,6 +74,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
             let core = core.ok_or_else(|| Failure::Usage("a CORE is needed".to_string()))?;
             show(&c.show, Source::Core { core, executable }, false)
         }
+        Some(Command::Symbols(s)) => symbols(&s),
         Some(Command::Doctor(d)) => {
             let mut doctor = Doctor::examine(d.pid);
             if let Some(pid) = d.pid
@@ -93,6 +96,15 @@ fn run(cli: Cli) -> Result<u8, Failure> {
                 doctor::Status::Fail => FATAL,
             })
         }
+        Some(Command::Serve(_)) => {
+            server::serve(Box::new(io::stdin().lock()), Box::new(io::stdout().lock()));
+            Ok(0)
+        }
+        Some(Command::Plugin(p)) => {
+            let lines = plugin::run(p.action, p.debugger)?;
+            Output::stdout().write(lines.as_bytes())?;
+            Ok(0)
+        }
         Some(Command::Schema) => {
             Output::stdout().write(json::schema().as_bytes())?;
             Ok(0)
@@ -103,6 +115,23 @@ fn run(cli: Cli) -> Result<u8, Failure> {
             (None, None) => Err(Failure::Usage("a PID or a CORE is needed".to_string())),
         },
     }
+}
+
+fn symbols(command: &Symbols) -> Result<u8, Failure> {
+    let options = command.options().map_err(Failure::Usage)?;
+    let output = Output::file(&command.output)?;
+    let map = session::code_map(&options, command.all)?;
+    let file = SymbolFile::of(&map, &command.output)?;
+    // The texts first: a symbol file that is there is whole.
+    for (path, text) in &file.texts {
+        Output::file(path)?.write(text.as_bytes())?;
+    }
+    output.write(&file.bytes)?;
+    for note in &map.notes {
+        let _ = writeln!(io::stderr().lock(), "wstate: note: {}", text::clean_message(note));
+    }
+    Output::stdout().write(file.commands().as_bytes())?;
+    Ok(if map.notes.is_empty() { 0 } else { PARTIAL })
 }
 
 fn show(show: &Show, source: Source, settle: bool) -> Result<u8, Failure> {

@@ -5,6 +5,7 @@ use crate::error::Error;
 use crate::limits;
 use crate::progress::{self, Progress};
 use crate::report::{self, Frame, FrameKind, Function, Hex, OpPosition, Report, WasmPlace};
+use crate::runtime::code_map::{CodeMap, CompiledFunction, CompiledModule, Detail};
 pub use crate::runtime::singlepass::anchor::Route;
 use crate::runtime::singlepass::find::{FindOptions, SinglepassProvider};
 use crate::runtime::{GuestFrame, GuestKind, Position, Provider, Reach, Runtime, Scene};
@@ -15,8 +16,9 @@ use crate::target::objects::{Objects, SearchPaths};
 use crate::target::{Memory, Target, Thread};
 use crate::unwind::cfi::CfiUnwinder;
 use crate::unwind::frame_pointer::FramePointerUnwinder;
-use crate::unwind::recognised::RecognisedUnwinder;
+use crate::unwind::recognised::{RecognisedUnwinder, Stretch};
 use crate::unwind::{Cursor, End, Stack, Unwinder, walk};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 /// What to look at.
@@ -88,6 +90,20 @@ impl Options {
     }
 }
 
+impl Options {
+    /// Where this question looks for files.
+    pub fn search_paths(&self) -> SearchPaths {
+        SearchPaths {
+            executable: match &self.source {
+                Source::Core { executable, .. } => executable.clone(),
+                Source::Pid(_) => None,
+            },
+            sysroot: self.sysroot.clone(),
+            debug_dirs: self.debug_dirs.clone(),
+        }
+    }
+}
+
 /// An answer.
 #[derive(Clone, Debug)]
 pub struct Outcome {
@@ -103,14 +119,7 @@ pub struct Outcome {
 
 /// Answers a question.
 pub fn run(options: &Options) -> Result<Outcome, Error> {
-    let search = SearchPaths {
-        executable: match &options.source {
-            Source::Core { executable, .. } => executable.clone(),
-            Source::Pid(_) => None,
-        },
-        sysroot: options.sysroot.clone(),
-        debug_dirs: options.debug_dirs.clone(),
-    };
+    let search = options.search_paths();
     let progress = progress::stderr(options.verbose);
     let mut provider =
         SinglepassProvider::new(FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
@@ -141,13 +150,135 @@ pub fn run(options: &Options) -> Result<Outcome, Error> {
 /// Answers a question about a target that is there already: a core in memory, or one that was cut and spliced by a test.
 /// `options.source` is only told, not opened; nothing is settled.
 pub fn run_on(target: &dyn Target, options: &Options) -> Result<Outcome, Error> {
-    let executable = match &options.source {
-        Source::Core { executable, .. } => executable.clone(),
-        Source::Pid(_) => None,
-    };
-    let search = SearchPaths { executable, sysroot: options.sysroot.clone(), debug_dirs: options.debug_dirs.clone() };
+    let search = options.search_paths();
     let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?;
     analyse(target, options, &search, &mut SinglepassProvider::new(found), &progress::Silent)
+}
+
+/// The compiled code of a target, described for a debugger. `all`: locals and operands of every function, however many
+/// there are. Of `options` only what tells where to look counts.
+pub fn code_map(options: &Options, all: bool) -> Result<CodeMap, Error> {
+    let search = options.search_paths();
+    match &options.source {
+        Source::Pid(pid) => code_map_of(&LiveTarget::capture(*pid, &CaptureOptions::default())?, options, all),
+        Source::Core { core, .. } => code_map_of(&CoreTarget::open(core, &search)?, options, all),
+    }
+}
+
+/// The same of a target that is there already.
+pub fn code_map_of(target: &dyn Target, options: &Options, all: bool) -> Result<CodeMap, Error> {
+    let search = options.search_paths();
+    let progress = progress::stderr(options.verbose);
+    let mut provider =
+        SinglepassProvider::new(FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
+    let objects = Objects::load(target, &search);
+    Ok(code_map_with(target, &objects, &mut provider, &progress, all))
+}
+
+/// The same with the target's files loaded; what `provider` found before is not looked for again.
+pub fn code_map_with(
+    target: &dyn Target,
+    objects: &Objects,
+    provider: &mut SinglepassProvider,
+    progress: &dyn Progress,
+    all: bool,
+) -> CodeMap {
+    let native = Native::new(target, objects);
+    let scene = Scene { target, objects, progress };
+    let threads: Vec<&Thread> = target.threads().iter().take(limits::MAX_THREADS).collect();
+    let stacks = walk_all(target, &threads, &native, &scene, provider, limits::MAX_FRAMES);
+    provider.match_files();
+    progress.finish();
+    let runtime = provider.runtime();
+    let places: BTreeSet<CodeAddress> =
+        stacks.iter().flatten().flat_map(|s| &s.frames).map(|f| f.cursor.address).collect();
+    let detail = if all {
+        Detail::All
+    } else {
+        let addresses: BTreeSet<u64> =
+            places.iter().map(|a| a.lookup()).filter(|a| runtime.module_of(*a).is_some()).collect();
+        Detail::Some { up_to: limits::MAX_DESCRIBED_FUNCTIONS, addresses: addresses.into_iter().collect() }
+    };
+    let mut map = runtime.code_map(&detail, target);
+    map.notes.extend(runtime.notes().iter().cloned());
+    if !map.modules.is_empty() {
+        map.modules.extend(routines(target, objects, runtime, &places));
+    }
+    map
+}
+
+/// The native routines without call frame information: those on the stacks, and those in anonymous memory, where every
+/// call into Wasm goes through them.
+fn routines(
+    target: &dyn Target,
+    objects: &Objects,
+    runtime: &dyn Runtime,
+    places: &BTreeSet<CodeAddress>,
+) -> Vec<CompiledModule> {
+    let mut found: BTreeMap<u64, Stretch> = BTreeMap::new();
+    let mut left = limits::MAX_ROUTINE_SEARCH;
+    for mapping in target.mappings().iter().filter(|m| m.execute && m.is_anonymous()) {
+        if runtime.module_of(mapping.start).is_some() || objects.find(mapping.start).is_some() || left == 0 {
+            continue;
+        }
+        let mut code = vec![0; mapping.size().min(left) as usize];
+        left -= code.len() as u64;
+        let read = target.read_some(mapping.start, &mut code);
+        code.truncate(read);
+        found.extend(Stretch::all(&code, mapping.start).into_iter().map(|s| (s.start, s)));
+    }
+    for place in places.iter().filter(|p| runtime.module_of(p.lookup()).is_none()) {
+        if let Some(stretch) = Stretch::at(*place, target) {
+            found.insert(stretch.start, stretch);
+        }
+    }
+    let mut out: Vec<CompiledModule> = Vec::new();
+    for stretch in found.into_values() {
+        // A file has names for its own code, and it may be called something else there.
+        let in_file = objects.find(stretch.start).is_some();
+        let code = if in_file { Ok(Vec::new()) } else { target.read_vec(stretch.start, stretch.len as usize) };
+        let Ok(code) = code else { continue };
+        if let Some(before) = out.last_mut()
+            && before.code.is_empty() == code.is_empty()
+            && append(before, &stretch, &code)
+        {
+            continue;
+        }
+        let function = CompiledFunction {
+            name: (!in_file).then(|| stretch.name.split(" (").next().unwrap_or(stretch.name).replace(' ', "_")),
+            start: stretch.start,
+            len: stretch.len,
+            frame: stretch.frame,
+            ..CompiledFunction::default()
+        };
+        out.push(CompiledModule {
+            name: stretch.name.to_string(),
+            base: stretch.start,
+            code,
+            functions: vec![function],
+            ..CompiledModule::default()
+        });
+    }
+    out
+}
+
+/// Makes `stretch` a part of the routine in `before`, if it begins in its last byte or right behind it.
+fn append(before: &mut CompiledModule, stretch: &Stretch, code: &[u8]) -> bool {
+    let Some(function) = before.functions.last_mut() else { return false };
+    let Some(at) = stretch.start.checked_sub(function.start).and_then(|at| u32::try_from(at).ok()) else {
+        return false;
+    };
+    if at == 0 || at > function.len || function.len - at > 1 {
+        return false;
+    }
+    function.frame.retain(|(offset, _)| *offset < at);
+    function.frame.extend(stretch.frame.iter().map(|&(offset, change)| (at + offset, change)));
+    function.len = at + stretch.len;
+    if !code.is_empty() {
+        before.code.truncate(at as usize);
+        before.code.extend(code);
+    }
+    true
 }
 
 /// Rounds of "walk, look for modules that explain unknown frames, walk again". A stack of host and Wasm in turns needs one
@@ -267,8 +398,20 @@ fn analyse(
     progress: &dyn Progress,
 ) -> Result<Outcome, Error> {
     let objects = Objects::load(target, search);
-    let native = Native::new(target, &objects);
-    let scene = Scene { target, objects: &objects, progress };
+    analyse_target(target, &objects, options, provider, progress)
+}
+
+/// Answers a question about a target whose files are loaded. `options.source` only says what the report calls it;
+/// what `provider` found before is not looked for again.
+pub fn analyse_target(
+    target: &dyn Target,
+    objects: &Objects,
+    options: &Options,
+    provider: &mut SinglepassProvider,
+    progress: &dyn Progress,
+) -> Result<Outcome, Error> {
+    let native = Native::new(target, objects);
+    let scene = Scene { target, objects, progress };
     let threads = choose(target, options)?;
     let limit = options.limit.unwrap_or(limits::MAX_FRAMES).min(limits::MAX_FRAMES);
     let stacks = walk_all(target, &threads, &native, &scene, provider, limit);
@@ -276,8 +419,8 @@ fn analyse(
     progress.finish();
 
     let runtime = provider.runtime();
-    let symbolizer = NativeSymbolizer::new(&objects);
-    let view = View { target, objects: &objects, native: &native, runtime, symbolizer: &symbolizer, options, limit };
+    let symbolizer = NativeSymbolizer::new(objects);
+    let view = View { target, objects, native: &native, runtime, symbolizer: &symbolizer, options, limit };
     let mut report = view.head();
     for (thread, stack) in threads.iter().zip(&stacks) {
         report.threads.push(view.thread(thread, stack.as_ref()));

@@ -14,7 +14,7 @@ pub use x64::{Reg, Registers};
 /// A caller's frame is known by its *return* address. CFI and line tables describe instructions, so they are searched at
 /// `ret - 1`; the runtime's state maps list return addresses themselves, so they are searched at `ret`. The innermost
 /// frame, and the frame below a signal handler, are stopped *at* an instruction: there both are the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum CodeAddress {
     /// The instruction that would be executed next (innermost frame, or interrupted by a signal).
     Exact(u64),

@@ -2,7 +2,9 @@
 //!
 //! The doc comments of these types are also the text of the JSON schema (`wstate schema`).
 
+pub mod elf_symbols;
 pub mod json;
+pub mod symbol_file;
 pub mod text;
 pub mod values;
 

@@ -41,6 +41,29 @@ pub fn render(report: &Report, options: TextOptions) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
+/// What stands above the threads: modules and notes.
+pub fn render_head(report: &Report, options: TextOptions) -> String {
+    in_memory(report, options, |text| text.head())
+}
+
+/// One thread of `report`, as it stands there.
+pub fn render_thread(report: &Report, thread: &Thread, options: TextOptions) -> String {
+    in_memory(report, options, |text| text.thread(thread))
+}
+
+/// One frame of `report`.
+pub fn render_frame(report: &Report, frame: &Frame, options: TextOptions) -> String {
+    let digits = frame.index.unwrap_or(0).to_string().len();
+    in_memory(report, options, |text| text.frame(frame, (digits + 1).max(3)))
+}
+
+fn in_memory(report: &Report, options: TextOptions, write: impl FnOnce(&mut Text<'_>) -> io::Result<()>) -> String {
+    let mut out = Vec::new();
+    // Writing to memory cannot fail.
+    let _ = write(&mut Text { report, options, out: &mut out });
+    String::from_utf8_lossy(&out).into_owned()
+}
+
 /// Whether a terminal might obey `c` instead of showing it: controls, and marks that reorder or hide text.
 pub fn is_unprintable(c: char) -> bool {
     c.is_control()

@@ -1,5 +1,6 @@
 //! Wasm runtimes. Finding them in a target ([`Provider`]) and reading its frames ([`Runtime`]) are separate jobs.
 
+pub mod code_map;
 pub mod singlepass;
 
 use crate::progress::Progress;
@@ -200,9 +201,15 @@ pub trait Runtime: Unwinder {
     fn image(&self, thread: ThreadId, at: &Cursor, memory: &dyn Memory) -> Option<ExecutionStateImage>;
     /// The module whose code covers `address`.
     fn module_of(&self, address: u64) -> Option<usize>;
+    /// Where linear memory `index` of an instance (see [`GuestFrame::instance`]) of module `module` is, and its size in bytes.
+    fn linear_memory(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<(u64, u64), Why>;
+    /// Global `index` of an instance, imported ones first.
+    fn global(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<Value, Why>;
     /// A function that says of a pc whether the operand stack is known there. It owns what it needs, since a target is
     /// stepped on a thread of its own.
     fn reach(&self) -> Box<dyn Fn(u64) -> Reach + Send>;
+    /// All compiled code, described for a debugger.
+    fn code_map(&self, detail: &code_map::Detail, memory: &dyn Memory) -> code_map::CodeMap;
 }
 
 /// What a provider may look at.

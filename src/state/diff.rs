@@ -223,6 +223,83 @@ impl FunctionStateMap {
     }
 }
 
+/// States of one function, one after the other. The states of a function build on each other, so each is made from the
+/// nearest one that is still here instead of from the beginning.
+pub struct StateCursor<'f> {
+    function: &'f FunctionStateMap,
+    /// Diff numbers and their states; each but the first builds on the one before it.
+    built: Vec<(usize, MachineState)>,
+}
+
+impl<'f> StateCursor<'f> {
+    /// How many states are kept: blocks nest, and after an inner block the outer one goes on from where it was.
+    const KEPT: usize = 64;
+
+    /// Nothing built yet.
+    pub fn new(function: &'f FunctionStateMap) -> StateCursor<'f> {
+        StateCursor { function, built: Vec::new() }
+    }
+
+    /// The state that diff number `diff` describes.
+    ///
+    /// # Errors
+    /// As [`FunctionStateMap::state`].
+    pub fn state(&mut self, diff: usize, budget: &mut Budget) -> Result<&MachineState, StateError> {
+        let count = self.function.diffs.len();
+        let mut chain = Vec::new();
+        let mut next = Some(diff);
+        let mut from = None;
+        while let Some(number) = next {
+            from = self.built.iter().rposition(|(n, _)| *n == number);
+            if from.is_some() {
+                break;
+            }
+            let before = chain.last().copied();
+            let own =
+                self.function.diffs.get(number).ok_or(StateError::NoSuchDiff { diff: before, last: number, count })?;
+            if chain.len() > count {
+                return Err(StateError::Cycle { diff: Some(diff) });
+            }
+            if chain.len() >= MAX_DIFF_CHAIN {
+                return Err(StateError::ChainTooLong);
+            }
+            budget.spend(1)?;
+            chain.push(number);
+            next = own.last;
+        }
+        self.built.truncate(from.map_or(0, |i| i + 1));
+        if !chain.is_empty() {
+            let start = self.built.last().map_or(&self.function.initial, |(_, state)| state);
+            start.check_size(None)?;
+            budget.spend(
+                start.stack_values.len()
+                    + start.register_values.len()
+                    + start.wasm_stack.len()
+                    + start.prev_frame.len(),
+            )?;
+            let mut state = start.clone();
+            for &number in chain.iter().rev() {
+                // In `diffs`: the loop above has seen it.
+                let Some(own) = self.function.diffs.get(number) else { continue };
+                budget.spend(
+                    own.stack_push.len() + own.reg_diff.len() + own.prev_frame_diff.len() + own.wasm_stack_push.len(),
+                )?;
+                state.apply(own, Some(number))?;
+                state.wasm_stack_private_depth = own.wasm_stack_private_depth;
+                state.wasm_inst_offset = own.wasm_inst_offset;
+            }
+            if self.built.len() >= Self::KEPT {
+                self.built.remove(0);
+            }
+            self.built.push((diff, state));
+        }
+        match self.built.last() {
+            Some((_, state)) => Ok(state),
+            None => Err(StateError::NoSuchDiff { diff: None, last: diff, count }),
+        }
+    }
+}
+
 fn build(
     function: &FunctionStateMap,
     own: &MachineStateDiff,

@@ -474,6 +474,26 @@ impl WasmModule {
         offsets
     }
 
+    /// File offsets of the operators of a defined function's body, in order.
+    pub fn operators(&self, local_func: u32) -> Option<std::sync::Arc<[u64]>> {
+        self.operator_offsets(local_func)
+    }
+
+    /// The whole file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Whether the file has debug information of a source language.
+    pub fn has_sources(&self) -> bool {
+        self.debug_sections.contains_key(".debug_line") && self.debug_sections.contains_key(".debug_info")
+    }
+
+    /// File offset of a defined function's body.
+    pub fn body_offset(&self, local_func: u32) -> Option<u64> {
+        self.bodies.get(local_func as usize).map(|range| range.start as u64)
+    }
+
     /// The operator with this index in the body of a defined function.
     pub fn operator(&self, local_func: u32, op_index: u64) -> Option<Operator> {
         let offsets = self.operator_offsets(local_func)?;
@@ -507,6 +527,32 @@ impl WasmModule {
     }
 
     fn compute_stack_types(&self, local_func: u32, op_index: u64, point: PointKind) -> Option<Vec<ValType>> {
+        let mut found = None;
+        self.each_stack_types(local_func, |index, kind, types| {
+            if index != op_index {
+                return index < op_index;
+            }
+            found = types().filter(|_| kind == point);
+            false
+        });
+        found
+    }
+
+    /// Calls `visit` for every operator of a body that has a point, in order, with a function that computes what
+    /// [`WasmModule::stack_types_at`] says of it, until it returns false. One pass over the body.
+    pub fn each_stack_types(
+        &self,
+        local_func: u32,
+        mut visit: impl FnMut(u64, PointKind, &dyn Fn() -> Option<Vec<ValType>>) -> bool,
+    ) {
+        let _ = self.visit_stack_types(local_func, &mut visit);
+    }
+
+    fn visit_stack_types(
+        &self,
+        local_func: u32,
+        visit: &mut dyn FnMut(u64, PointKind, &dyn Fn() -> Option<Vec<ValType>>) -> bool,
+    ) -> Option<()> {
         let resources = self.resources.as_ref().ok()?.clone();
         let index = self.imported_functions().checked_add(local_func)?;
         let ty = *self.functions.get(index as usize)?;
@@ -522,24 +568,29 @@ impl WasmModule {
             let offset = reader.original_position();
             let op = reader.read().ok()?;
             let alive = reach.step(&op);
-            if next == op_index {
-                if !alive || point_of(&op) != Some(point) {
-                    return None;
-                }
+            if let Some(kind) = point_of(&op).filter(|_| alive) {
                 let popped = match op {
-                    wasmparser::Operator::Call { function_index } => self.signature(function_index)?.0.len(),
-                    wasmparser::Operator::CallIndirect { type_index, .. } => {
-                        self.types.get(type_index as usize)?.as_ref()?.params.len() + 1
+                    wasmparser::Operator::Call { function_index } => {
+                        self.signature(function_index).map(|(params, _)| params.len())
                     }
-                    _ if is_division(&op) => 2,
-                    _ => 0,
+                    wasmparser::Operator::CallIndirect { type_index, .. } => {
+                        self.types.get(type_index as usize).and_then(|t| Some(t.as_ref()?.params.len() + 1))
+                    }
+                    _ if is_division(&op) => Some(2),
+                    _ => Some(0),
                 };
-                let height = validator.operand_stack_height() as usize;
-                if height.checked_sub(popped)? > MAX_SLOTS {
+                let types = || -> Option<Vec<ValType>> {
+                    let popped = popped?;
+                    let height = validator.operand_stack_height() as usize;
+                    if height.checked_sub(popped)? > MAX_SLOTS {
+                        return None;
+                    }
+                    // Depth 0 is the top of the stack.
+                    (popped..height).rev().map(|depth| value_type(validator.get_operand_type(depth)??)).collect()
+                };
+                if !visit(next, kind, &types) {
                     return None;
                 }
-                // Depth 0 is the top of the stack.
-                return (popped..height).rev().map(|depth| value_type(validator.get_operand_type(depth)??)).collect();
             }
             validator.op(offset, &op).ok()?;
             next += 1;

@@ -1,5 +1,6 @@
 //! What is looked at: a live process or a core. Everything above this layer sees only [`Target`] and [`Memory`].
 
+pub mod callback;
 pub mod core;
 pub mod elf;
 pub mod live;

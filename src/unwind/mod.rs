@@ -12,7 +12,7 @@ pub mod walk;
 
 pub use walk::{End, Frame, Stack, walk};
 
-use crate::arch::{CodeAddress, Registers};
+use crate::arch::{CodeAddress, Reg, Registers};
 use crate::target::{Memory, MemoryError};
 
 /// A place on a stack: an address in code and the registers as they are in that frame.
@@ -104,4 +104,21 @@ pub enum Next {
 pub trait Unwinder {
     /// One step from `at` to its caller; `None`: not my code.
     fn step(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next>;
+}
+
+/// How the caller of a frame is found: one change that holds from an offset on. At a function's start the CFA is `rsp + 8`,
+/// the return address is in the word below it, callee-saved registers have the caller's values, and the others are not
+/// known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameChange {
+    /// The CFA is this register plus this many bytes.
+    Cfa(Reg, i32),
+    /// The CFA is the word that this register points to, plus this many bytes.
+    CfaDeref(Reg, u32),
+    /// The caller's value of a register is in the word at this byte offset from the CFA (a multiple of 8).
+    Saved(Reg, i32),
+    /// The register still, or again, has the caller's value.
+    Same(Reg),
+    /// The caller's value is lost or nobody knows where it is. Of [`Reg::RIP`]: the caller itself is not known.
+    Undefined(Reg),
 }

@@ -12,7 +12,7 @@
 //! Each is cut where a call returns into it, so that a changed first part does not hide the second, which is where frames
 //! are nearly always found.
 
-use super::{Cursor, Next, Trust, UnwindError, Unwinder};
+use super::{Cursor, FrameChange, Next, Trust, UnwindError, Unwinder};
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::target::Memory;
 use std::sync::LazyLock;
@@ -331,8 +331,8 @@ static BOUNDARIES: LazyLock<Vec<Vec<usize>>> = LazyLock::new(|| {
     ROUTINES.iter().map(starts).collect()
 });
 
-/// The routine at `at`, and the layout there.
-fn recognise(at: CodeAddress, memory: &dyn Memory) -> Option<(&'static Routine, Layout)> {
+/// The routine at `at`, the layout there, and the offset of `at` in it.
+fn recognise(at: CodeAddress, memory: &dyn Memory) -> Option<(&'static Routine, Layout, usize)> {
     let pc = at.raw();
     let mut window = vec![0; WINDOW as usize];
     // A mapping may begin right before the routine: dynasm's code begins on a page.
@@ -353,11 +353,89 @@ fn recognise(at: CodeAddress, memory: &dyn Memory) -> Option<(&'static Routine, 
                 continue;
             }
             if before.checked_sub(offset).is_some_and(|start| routine.is_at(&window, start)) {
-                return Some((routine, routine.layout(offset)?));
+                return Some((routine, routine.layout(offset)?, offset));
             }
         }
     }
     None
+}
+
+/// A stretch of native code that is known here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stretch {
+    /// Name of the routine that it is a part of.
+    pub name: &'static str,
+    /// Address of its first byte.
+    pub start: u64,
+    /// Bytes.
+    pub len: u32,
+    /// How callers are found, by offsets from `start`.
+    pub frame: Vec<(u32, FrameChange)>,
+}
+
+impl Stretch {
+    /// Debuggers look a caller up one byte before the address it returns to. Where a routine begins with that address, the
+    /// byte before it belongs to the stretch. In `run_on_alternative_stack` that byte is the `ret` into the image, and a
+    /// thread stopped at that very instruction is described wrongly: the price for every stack that goes through it.
+    fn new(routine: &Routine, start: u64) -> Stretch {
+        let lead = u32::from(routine.returns_to == Some(0));
+        let moved = |(offset, change): (u32, FrameChange)| (if offset == 0 { 0 } else { offset + lead }, change);
+        Stretch {
+            name: routine.name,
+            start: start.wrapping_sub(u64::from(lead)),
+            len: routine.code.len() as u32 + lead,
+            frame: routine.changes().into_iter().map(moved).collect(),
+        }
+    }
+
+    /// The routine at `at`, if it is one of those known here.
+    pub fn at(at: CodeAddress, memory: &dyn Memory) -> Option<Stretch> {
+        let (routine, _, offset) = recognise(at, memory)?;
+        Some(Stretch::new(routine, at.raw().wrapping_sub(offset as u64)))
+    }
+
+    /// All known routines in `code`, which is at `base`, ascending.
+    pub fn all(code: &[u8], base: u64) -> Vec<Stretch> {
+        let mut found = Vec::new();
+        for (start, window) in code.windows(4).enumerate() {
+            for routine in ROUTINES {
+                // The holes are further in.
+                if routine.code.starts_with(window) && routine.is_at(code, start) {
+                    found.push(Stretch::new(routine, base.wrapping_add(start as u64)));
+                }
+            }
+        }
+        found
+    }
+}
+
+impl Routine {
+    /// The layouts as changes. Each says everything, so that routines that follow each other can be joined.
+    fn changes(&self) -> Vec<(u32, FrameChange)> {
+        const CALLEE_SAVED: [Reg; 6] = [Reg::RBX, Reg::RBP, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
+        let mut out = Vec::new();
+        for &(offset, layout) in self.layouts {
+            let mut change = |c| out.push((offset as u32, c));
+            let Layout::Frame { base, skip, saved } = layout else {
+                // The next frame is not a caller: another routine's registers are being loaded.
+                change(FrameChange::Undefined(Reg::RIP));
+                continue;
+            };
+            let above = skip as i32 + 8 * (saved.len() as i32 + 1);
+            change(match base {
+                Base::In(reg) => FrameChange::Cfa(reg, above),
+                Base::At(reg) => FrameChange::CfaDeref(reg, above as u32),
+            });
+            change(FrameChange::Saved(Reg::RIP, -8));
+            for reg in CALLEE_SAVED.iter().filter(|r| !saved.contains(r)) {
+                change(FrameChange::Same(*reg));
+            }
+            for (i, &reg) in saved.iter().enumerate() {
+                change(FrameChange::Saved(reg, 8 * i as i32 - 8 * (saved.len() as i32 + 1)));
+            }
+        }
+        out
+    }
 }
 
 /// Unwinds the runtime's native code that has no call frame information.
@@ -367,13 +445,13 @@ pub struct RecognisedUnwinder;
 impl RecognisedUnwinder {
     /// Name of the routine at `at`, if it is one of those known here.
     pub fn stub_name(&self, at: CodeAddress, memory: &dyn Memory) -> Option<&'static str> {
-        recognise(at, memory).map(|(routine, _)| routine.name)
+        recognise(at, memory).map(|(routine, ..)| routine.name)
     }
 }
 
 impl Unwinder for RecognisedUnwinder {
     fn step(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
-        let Some((_, layout)) = recognise(at.address, memory) else { return clone(at, memory) };
+        let Some((_, layout, _)) = recognise(at.address, memory) else { return clone(at, memory) };
         let next = match layout {
             Layout::Frame { base, skip, saved } => frame(at, base, skip, saved, memory),
             Layout::Image(words) => image(at, words, memory),

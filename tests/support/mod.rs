@@ -5,6 +5,8 @@
 // Each test binary uses its own part of this module.
 #![allow(dead_code)]
 
+pub mod debuggers;
+
 use std::{
     fmt,
     io::{BufRead, BufReader, Read},

@@ -112,6 +112,8 @@ pub struct Shape {
     epilogue: Option<(u64, u64, u64)>,
     /// Preserved registers in the order pushed, each with its byte offset from `rbp`.
     preserved: Vec<(Reg, i64)>,
+    /// End offsets of these pushes.
+    pushes: Vec<u64>,
 }
 
 fn gpr(r: Register) -> Option<Reg> {
@@ -226,6 +228,7 @@ impl Shape {
             i = next()?;
         }
         let mut preserved = Vec::new();
+        let mut pushes = Vec::new();
         let mut slot = -memory_locals * 8;
         for reg in REGISTER_HOMES.iter().take(locals).chain([&Reg::R15]) {
             let pushed = i.mnemonic() == Mnemonic::Push
@@ -236,6 +239,7 @@ impl Shape {
             }
             slot -= 8;
             preserved.push((*reg, slot));
+            pushes.push(i.next_ip());
             i = next()?;
         }
 
@@ -293,7 +297,7 @@ impl Shape {
         }
         let body = i.next_ip();
         let epilogue = find_epilogue(code, &preserved);
-        Ok(Shape { pushed, framed, moves, vmctx: vmctx.unwrap_or(body), body, epilogue, preserved })
+        Ok(Shape { pushed, framed, moves, vmctx: vmctx.unwrap_or(body), body, epilogue, preserved, pushes })
     }
 
     /// What is true at `offset` from the function's start.
@@ -331,6 +335,26 @@ impl Shape {
     /// Preserved registers and their byte offsets from `rbp`.
     pub fn preserved(&self) -> &[(Reg, i64)] {
         &self.preserved
+    }
+
+    /// End offsets of `push rbp` and `mov rbp, rsp`.
+    pub fn entry(&self) -> (u64, u64) {
+        (self.pushed, self.framed)
+    }
+
+    /// End offsets of the pushes of [`Shape::preserved`].
+    pub fn pushes(&self) -> &[u64] {
+        &self.pushes
+    }
+
+    /// Per local: end offset of the instruction that brings it home, and where it comes from.
+    pub fn moves(&self) -> &[(u64, Source)] {
+        &self.moves
+    }
+
+    /// Offset after `lea rsp, [rbp - save area]`, after `pop rbp`, and of the end of `ret`.
+    pub fn epilogue(&self) -> Option<(u64, u64, u64)> {
+        self.epilogue
     }
 
     /// Offset of the first instruction of the body.

@@ -86,6 +86,11 @@ impl SinglepassProvider {
         self.runtime.module_at(address).is_some()
     }
 
+    /// The user's `.wasm` file of a module, if one was matched to it.
+    pub fn wasm_file(&self, module: usize) -> Option<&WasmModule> {
+        self.runtime.modules.get(module)?.wasm.as_deref()
+    }
+
     /// Turns an anchor into a module; returns whether it is a new one.
     fn take(&mut self, scene: &Scene<'_>, anchor: Anchor) -> bool {
         if let Some(i) = self.anchors.iter().position(|a| a.code_base == anchor.code_base) {
@@ -142,6 +147,11 @@ impl SinglepassProvider {
                     return;
                 }
                 module.names = names(&described(&info));
+                let types = |globals: &[(_, bool)]| globals.iter().map(|(ty, _)| *ty).collect::<Vec<_>>();
+                if let (Ok(imported), Ok(own)) = (&info.imported_globals, &info.globals) {
+                    module.names.globals = Some((types(imported), types(own)));
+                }
+                module.names.memories = info.memories.as_ref().ok().copied();
                 if let Ok(backend) = &info.backend {
                     module.backend = backend.clone();
                 }
@@ -451,6 +461,7 @@ fn names(info: &ModuleInfo) -> Names {
             .filter_map(|f| info.signature(f).map(|s| (f, (s.params.clone(), s.results.clone()))))
             .collect(),
         module: info.module_name(),
+        ..Names::default()
     }
 }
 

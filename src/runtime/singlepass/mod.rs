@@ -5,9 +5,11 @@
 
 pub mod anchor;
 pub mod code;
+pub mod code_map;
 pub mod ctx;
 pub mod find;
 pub mod frame;
+pub mod instance;
 pub mod layouts;
 pub mod module;
 pub mod module_info;
@@ -25,7 +27,8 @@ pub(crate) mod fake;
 
 pub use rust_memory::StructureError;
 
-use super::{GuestFrame, GuestModule, Reach, Runtime};
+use super::code_map::{CodeMap, Detail};
+use super::{GuestFrame, GuestModule, Reach, Runtime, Value, Why};
 use crate::state::ExecutionStateImage;
 use crate::state::read::BoundaryRegisters;
 use crate::target::{Memory, ThreadId};
@@ -90,6 +93,16 @@ impl Runtime for Singlepass {
         self.module_at(address).map(|(index, _)| index)
     }
 
+    fn linear_memory(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<(u64, u64), Why> {
+        let module = self.modules.get(module).ok_or_else(|| Why("there is no such module".into()))?;
+        instance::linear_memory(module, instance, index, memory)
+    }
+
+    fn global(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<Value, Why> {
+        let module = self.modules.get(module).ok_or_else(|| Why("there is no such module".into()))?;
+        instance::global(module, instance, index, memory)
+    }
+
     fn reach(&self) -> Box<dyn Fn(u64) -> Reach + Send> {
         let modules: Vec<_> = self.modules.iter().map(|m| (m.code, Arc::clone(&m.map))).collect();
         Box::new(move |pc| {
@@ -99,5 +112,9 @@ impl Runtime for Singlepass {
             let point = usize::try_from(pc - code.0).ok().and_then(|offset| map.lookup(offset));
             if point.is_some_and(|p| p.diff().is_some()) { Reach::Point } else { Reach::Inside }
         })
+    }
+
+    fn code_map(&self, detail: &Detail, memory: &dyn Memory) -> CodeMap {
+        code_map::code_map(self, detail, memory)
     }
 }

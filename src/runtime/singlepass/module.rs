@@ -23,6 +23,10 @@ pub struct Names {
     pub signatures: BTreeMap<u32, (Vec<ValType>, Vec<ValType>)>,
     /// Name of the module.
     pub module: Option<String>,
+    /// Types of the globals: imported ones, own ones.
+    pub globals: Option<(Vec<ValType>, Vec<ValType>)>,
+    /// Number of memories: imported, own.
+    pub memories: Option<(u64, u64)>,
 }
 
 /// A module.

@@ -1,0 +1,819 @@
+"""Wasm backtraces in gdb: wasm-bt and its family.
+
+Load it with `source wstate_gdb.py`, or let `wstate plugin install gdb` do that. It knows nothing about Wasm: it starts
+`wstate serve --stdio`, lends it memory and registers, and prints what it says. Needs gdb 13 or newer.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import re
+import select
+import shlex
+import shutil
+import struct
+import subprocess
+import tempfile
+import time
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import gdb
+
+# ---- shared client: the same text in gdb-plugin and lldb-plugin ----
+
+PROTOCOL = 1
+DEFAULT_TIMEOUT = 60
+MAX_LINE = 1 << 28
+
+
+class WstateError(Exception):
+    """One line for the user."""
+
+
+class Settings:
+    """What the user may set. Lists are lists of paths."""
+
+    def __init__(self) -> None:
+        self.server = ""
+        self.files: List[str] = []
+        self.artifacts: List[str] = []
+        self.debug_dirs: List[str] = []
+        self.sysroot = ""
+        self.auto_load = True
+        self.timeout = DEFAULT_TIMEOUT
+
+    def program(self) -> str:
+        """The engine: as set, else from PATH, else where cargo installs."""
+        if self.server:
+            return os.path.expanduser(self.server)
+        home = os.path.expanduser("~/.cargo/bin/wstate")
+        return shutil.which("wstate") or (home if os.access(home, os.X_OK) else "wstate")
+
+    def request(self, executable: Optional[str]) -> Dict[str, Any]:
+        absolute = [os.path.abspath(os.path.expanduser(f)) for f in self.files]
+        return {
+            "wasm": absolute,
+            "artifacts": [os.path.abspath(os.path.expanduser(f)) for f in self.artifacts],
+            "debug_dirs": self.debug_dirs,
+            "sysroot": self.sysroot or None,
+            "executable": executable,
+        }
+
+
+class Engine:
+    """A running `wstate serve --stdio`. `lend` answers its calls; `interrupted` says whether the user gave up."""
+
+    def __init__(
+        self,
+        program: str,
+        timeout: float,
+        lend: Callable[[str, Dict[str, Any]], Dict[str, Any]],
+        interrupted: Callable[[], bool],
+        client: str,
+    ) -> None:
+        self.program = program
+        self._timeout = timeout
+        self._lend = lend
+        self._interrupted = interrupted
+        self._buffer = bytearray()
+        self._last_id = 0
+        self._log = tempfile.TemporaryFile()
+        try:
+            # A session of its own: Ctrl-C at the debugger's terminal is the debugger's.
+            self._process = subprocess.Popen(
+                [program, "serve", "--stdio"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                start_new_session=True,
+            )
+        except OSError as e:
+            self._log.close()
+            raise WstateError(f"cannot start {program}: {e.strerror}; install wstate, or set wasm server PATH") from None
+        try:
+            hello = self.request("hello", {"protocol": PROTOCOL, "client": client})
+        except WstateError:
+            self.close()
+            raise
+        self.ops: List[str] = hello.get("ops") or []
+        self.version: str = hello.get("version") or "?"
+
+    def close(self) -> None:
+        """Ends the engine; safe to call again."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            try:
+                if pipe is not None:
+                    pipe.close()
+            except OSError:
+                pass
+        try:
+            self._process.kill()
+            # The debugger may reap children of its own accord; then there is nothing to wait for.
+            self._process.wait(timeout=1)
+        except (OSError, subprocess.SubprocessError):
+            pass
+        self._log.close()
+
+    def set_timeout(self, seconds: float) -> None:
+        """How long the engine may be silent."""
+        self._timeout = seconds
+
+    def is_alive(self) -> bool:
+        """Whether the engine can be asked."""
+        return self._process.poll() is None and self._process.stdin is not None and not self._process.stdin.closed
+
+    def request(self, op: str, keys: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
+        """Asks, lends what is needed, and returns the answer. Whatever goes wrong is a WstateError, and an engine that
+        cannot be relied on is ended."""
+        self._last_id += 1
+        wanted = self._last_id
+        try:
+            self._send({**(keys or {}), "id": wanted, "op": op})
+            while True:
+                message = self._receive()
+                if "call" in message:
+                    self._send({**self._answer(message), "reply": message["call"]})
+                elif message.get("id") == wanted:
+                    break
+        except WstateError:
+            self.close()
+            raise
+        except KeyboardInterrupt:
+            self.close()
+            raise WstateError("interrupted; the next command starts wstate anew") from None
+        except (OSError, ValueError) as e:
+            why = self._last_words() or str(e)
+            self.close()
+            raise WstateError(f"{self.program} has ended: {why}; the next command starts it anew") from None
+        if not message.get("ok"):
+            error = message.get("error") or {}
+            hint = error.get("hint")
+            text = error.get("message") or "wstate failed without a reason"
+            raise WstateError(f"{text} ({hint})" if hint else text)
+        return message
+
+    def _answer(self, call: Dict[str, Any]) -> Dict[str, Any]:
+        if self._interrupted():
+            raise KeyboardInterrupt
+        return self._lend(str(call.get("op")), call)
+
+    def _send(self, message: Dict[str, Any]) -> None:
+        stdin = self._process.stdin
+        if stdin is None:
+            raise OSError("no pipe")
+        stdin.write(json.dumps(message).encode() + b"\n")
+        stdin.flush()
+
+    def _receive(self) -> Dict[str, Any]:
+        stdout = self._process.stdout
+        if stdout is None:
+            raise OSError("no pipe")
+        deadline = time.monotonic() + self._timeout
+        searched = 0
+        while True:
+            end = self._buffer.find(b"\n", searched)
+            if end >= 0:
+                line = bytes(self._buffer[:end])
+                del self._buffer[: end + 1]
+                message = json.loads(line)
+                if not isinstance(message, dict):
+                    raise ValueError("it does not speak the protocol")
+                return message
+            searched = len(self._buffer)
+            if searched > MAX_LINE:
+                raise ValueError("its answer has no end")
+            # In short turns: a debugger's Ctrl-C need not interrupt a system call.
+            ready, _, _ = select.select([stdout], [], [], 0.2)
+            if self._interrupted():
+                raise KeyboardInterrupt
+            if ready:
+                data = os.read(stdout.fileno(), 1 << 20)
+                if not data:
+                    raise OSError("it closed its output")
+                self._buffer += data
+            elif time.monotonic() > deadline:
+                raise WstateError(f"wstate did not answer within {self._timeout:g} s; set wasm timeout SECONDS waits longer")
+
+    def _last_words(self) -> str:
+        try:
+            self._log.seek(0)
+            lines = self._log.read(1 << 16).decode(errors="replace").strip().splitlines()
+        except (OSError, ValueError):
+            return ""
+        return lines[0][:200] if lines else ""
+
+
+def words(arguments: str) -> List[str]:
+    """The words of a command line, as a shell splits them."""
+    try:
+        return shlex.split(arguments or "")
+    except ValueError as e:
+        raise WstateError(f"{arguments!r}: {e}") from None
+
+
+def integer(text: str, what: str) -> int:
+    """A number as C writes it."""
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise WstateError(f"{what} is a number, not {text!r}") from None
+
+
+BT_WORDS = ["full", "all", "wasm", "verbose"]
+
+
+def bt_request(arguments: str, thread: int) -> Dict[str, Any]:
+    """`[full] [all] [wasm] [verbose] [COUNT]` of wasm-bt."""
+    request: Dict[str, Any] = {"threads": [thread], "brief": True}
+    for word in words(arguments):
+        plain = word.lstrip("-")
+        if plain == "full":
+            request["brief"] = False
+        elif plain == "all":
+            request["threads"] = None
+            request["head"] = True
+        elif plain == "wasm":
+            request["wasm_only"] = True
+        elif plain == "verbose":
+            request["verbose"] = True
+            request["brief"] = False
+        elif word.isdigit():
+            request["limit"] = int(word)
+        else:
+            raise WstateError(f"wasm-bt does not know {word!r}; it takes {', '.join(BT_WORDS)} and a count")
+    return request
+
+
+def memory_request(arguments: str) -> Dict[str, Any]:
+    """`ADDR LEN [MEMORY]` of wasm-memory."""
+    given = words(arguments)
+    if not 1 <= len(given) <= 3:
+        raise WstateError("wasm-memory needs an address in the linear memory, and takes a length and a memory's index")
+    request = {"address": integer(given[0], "the address"), "length": 64, "memory": 0}
+    for name, word in zip(("length", "memory"), given[1:]):
+        request[name] = integer(word, f"the {name}")
+    if min(request.values()) < 0:
+        raise WstateError("wasm-memory takes no negative numbers")
+    return request
+
+
+def local_process(pid: int) -> bool:
+    """Whether this process of our machine can be looked at by its number."""
+    try:
+        with open(f"/proc/{pid}/maps", "rb") as maps:
+            return bool(maps.readline())
+    except OSError:
+        return False
+
+
+def code_signature(pid: int) -> Optional[int]:
+    """Changes when code that belongs to no file comes or goes; None if there is none, or nobody can say."""
+    try:
+        with open(f"/proc/{pid}/maps", "rb") as maps:
+            lines = [line for line in maps if line[line.find(b" ") + 3 : line.find(b" ") + 4] == b"x"]
+    except OSError:
+        return None
+    jit = [line for line in lines if len(line.split(None, 5)) < 6 or line.split(None, 5)[5].startswith(b"[anon")]
+    return hash(tuple(jit)) if jit else None
+
+
+_directories: List[str] = []
+
+
+def symbol_directory() -> str:
+    """A directory of ours for symbol files, removed at the end."""
+    if not _directories:
+        _directories.append(tempfile.mkdtemp(prefix="wstate-"))
+        atexit.register(shutil.rmtree, _directories[0], True)
+    return _directories[0]
+
+
+# ---- end of the shared client ----
+
+
+GENERAL = "rax rbx rcx rdx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip fs_base".split()
+VECTORS = [f"xmm{i}" for i in range(16)]
+MASK = (1 << 64) - 1
+
+settings = Settings()
+
+
+def core_path() -> Optional[str]:
+    """The core that gdb has open."""
+    found = re.search(r"Local core dump file:\n\s*`(.*)', file type", gdb.execute("info files", to_string=True) or "")
+    return found.group(1) if found else None
+
+
+def connection_type(inferior: gdb.Inferior) -> str:
+    """`native`, `core`, `remote`, ...; empty without a target."""
+    connection = getattr(inferior, "connection", None)
+    return connection.type if connection is not None else ""
+
+
+def mappings_text() -> Optional[str]:
+    """What gdb knows of the mappings, as /proc/PID/maps writes it."""
+    try:
+        text = gdb.execute("info proc mappings", to_string=True) or ""
+    except gdb.error:
+        return None
+    lines = []
+    for line in text.splitlines():
+        m = re.match(r"\s*0x([0-9a-f]+)\s+0x([0-9a-f]+)\s+0x[0-9a-f]+\s+0x([0-9a-f]+)\s+([-rwxsp]{4})\s*(.*)$", line)
+        if m:
+            start, end, offset, flags, name = m.groups()
+            lines.append(f"{start}-{end} {flags} {offset} 00:00 0 {name.strip()}\n")
+    return "".join(lines) or None
+
+
+def auxv_hex() -> Optional[str]:
+    """The auxiliary vector as bytes in hexadecimal."""
+    try:
+        text = gdb.execute("info auxv", to_string=True) or ""
+    except gdb.error:
+        return None
+    out = b""
+    for line in text.splitlines():
+        m = re.match(r"(\d+)\s+\S+\s.*?\s?(0x[0-9a-f]+|\d+)(?:\s+\".*\")?$", line)
+        if m:
+            out += struct.pack("<QQ", int(m.group(1)), int(m.group(2), 0) & MASK)
+    return out.hex() or None
+
+
+class Lender:
+    """Lends one inferior."""
+
+    def __init__(self, inferior: gdb.Inferior) -> None:
+        self.inferior = inferior
+
+    def __call__(self, op: str, call: Dict[str, Any]) -> Dict[str, Any]:
+        try:
+            if op == "describe":
+                return self.describe()
+            if op == "registers":
+                return {"registers": self.registers([int(t) for t in call["threads"]])}
+            if op == "memory":
+                return {"data": [self.memory(int(a, 16), int(n)) for a, n in call["ranges"]]}
+        except gdb.error as e:
+            return {"error": str(e)}
+        return {"error": f"gdb cannot lend {op}"}
+
+    def describe(self) -> Dict[str, Any]:
+        kind = connection_type(self.inferior)
+        local = kind == "native" and local_process(self.inferior.pid)
+        # Lists of a remote target take a round trip per page.
+        return {
+            "pid": self.inferior.pid,
+            "local": local,
+            "core": core_path() if kind == "core" else None,
+            "executable": executable(self.inferior),
+            "maps": None if local or kind == "core" else mappings_text(),
+            "auxv": None if local or kind == "core" else auxv_hex(),
+            "threads": [{"tid": tid(t), "name": t.name} for t in self.inferior.threads()],
+        }
+
+    def memory(self, address: int, length: int) -> Optional[str]:
+        try:
+            return bytes(self.inferior.read_memory(address, length)).hex()
+        except (gdb.error, OverflowError):
+            return None
+
+    def registers(self, wanted: List[int]) -> List[Optional[Dict[str, str]]]:
+        by_id = {tid(t): t for t in self.inferior.threads()}
+        thread = gdb.selected_thread()
+        frame = selected_frame()
+        try:
+            return [one_thread(by_id.get(t)) for t in wanted]
+        finally:
+            if thread is not None and thread.is_valid():
+                thread.switch()
+                if frame is not None and frame.is_valid():
+                    frame.select()
+
+
+def one_thread(thread: Optional[gdb.InferiorThread]) -> Optional[Dict[str, str]]:
+    if thread is None or not thread.is_stopped():
+        return None
+    thread.switch()
+    try:
+        frame = gdb.newest_frame()
+    except gdb.error:
+        return None
+    out = {}
+    for name in GENERAL:
+        try:
+            out[name] = hex(int(frame.read_register(name)) & MASK)
+        except (gdb.error, ValueError):
+            pass
+    for name in VECTORS:
+        try:
+            out[name] = hex(int(frame.read_register(name)["v2_int64"][0]) & MASK)
+        except (gdb.error, ValueError):
+            pass
+    return out
+
+
+def tid(thread: gdb.InferiorThread) -> int:
+    """Kernel thread id; a core's only thread may have none."""
+    return thread.ptid[1] or thread.ptid[2] or thread.ptid[0]
+
+
+def selected_frame() -> Optional[gdb.Frame]:
+    try:
+        return gdb.selected_frame()
+    except gdb.error:
+        return None
+
+
+def executable(inferior: gdb.Inferior) -> Optional[str]:
+    space = inferior.progspace
+    return space.filename if space is not None else None
+
+
+class Target:
+    """What is known about one inferior: its engine, and what the user looks at."""
+
+    def __init__(self, inferior: gdb.Inferior) -> None:
+        self.inferior = inferior
+        self.engine: Optional[Engine] = None
+        self.key: Optional[Tuple[Any, ...]] = None
+        self.ran = False
+        self.configured: Optional[Dict[str, Any]] = None
+        # Thread, our frame number, and gdb's level when that was chosen.
+        self.chosen: Optional[Tuple[int, int, int]] = None
+        self.loaded: Dict[str, str] = {}
+        self.signature: Optional[int] = None
+
+    def close(self) -> None:
+        if self.engine is not None:
+            self.engine.close()
+        self.engine = None
+        self.chosen = None
+
+    def identity(self) -> Tuple[Any, ...]:
+        kind = connection_type(self.inferior)
+        return (self.inferior.pid, kind, core_path() if kind == "core" else None)
+
+    def ask(self, op: str, **keys: Any) -> Dict[str, Any]:
+        """A request to the engine, which is started and told of changes as needed."""
+        key = self.identity()
+        if self.engine is not None and not self.engine.is_alive():
+            self.close()
+        if self.engine is not None and (key != self.key or self.engine.program != settings.program()):
+            self.close()
+        if self.engine is None:
+            client = f"gdb {gdb.VERSION}"
+            self.engine = Engine(settings.program(), settings.timeout, Lender(self.inferior), lambda: False, client)
+            self.key, self.configured, self.ran = key, None, False
+        engine = self.engine
+        engine.set_timeout(settings.timeout)
+        if self.ran:
+            engine.request("resumed")
+            self.ran = False
+        # gdb's executable is the user's choice only where it does not follow from the process.
+        configuration = settings.request(executable(self.inferior) if key[1] == "core" else None)
+        if configuration != self.configured:
+            engine.request("configure", configuration)
+            self.configured = configuration
+        return engine.request(op, keys)
+
+    def place(self) -> Dict[str, Any]:
+        """The frame that the user looks at: the one that wasm-up chose, or gdb's. At gdb's innermost frame nothing was
+        chosen: the youngest Wasm frame."""
+        thread = current_thread()
+        frame = selected_frame()
+        level = frame.level() if frame is not None else 0
+        if self.chosen is not None and self.chosen[0] == tid(thread) and self.chosen[2] == level:
+            return {"thread": tid(thread), "frame": self.chosen[1]}
+        if frame is None or level == 0:
+            return {"thread": tid(thread)}
+        return {"thread": tid(thread), "frame": level, "pc": hex(frame.pc())}
+
+    def choose(self, index: int, pc: Optional[str]) -> None:
+        """Remembers our frame, and selects gdb's if gdb sees the same one there."""
+        try:
+            frame: Optional[gdb.Frame] = gdb.newest_frame()
+            while frame is not None and frame.level() < index:
+                frame = frame.older()
+            if frame is not None and pc is not None and frame.pc() == int(pc, 16):
+                frame.select()
+        except gdb.error:
+            pass
+        now = selected_frame()
+        self.chosen = (tid(current_thread()), index, now.level() if now is not None else 0)
+
+
+targets: Dict[int, Target] = {}
+
+
+def current_target() -> Target:
+    inferior = gdb.selected_inferior()
+    if not inferior.threads():
+        raise WstateError("there is no process and no core: run, attach or core-file first")
+    return targets.setdefault(inferior.num, Target(inferior))
+
+
+def current_thread() -> gdb.InferiorThread:
+    thread = gdb.selected_thread()
+    if thread is None:
+        raise WstateError("no thread is selected")
+    if thread.is_running():
+        raise WstateError("the selected thread is running: interrupt it first")
+    return thread
+
+
+def forget_what_ran(*_: Any) -> None:
+    # One flag for all inferiors: a stop of one is rarely a stop of one alone.
+    for target in targets.values():
+        target.ran = True
+        target.chosen = None
+
+
+def on_inferior_gone(event: Any) -> None:
+    inferior = event.inferior
+    target = targets.pop(inferior.num, None)
+    if target is not None:
+        target.close()
+
+
+def close_all() -> None:
+    for target in targets.values():
+        target.close()
+    targets.clear()
+
+
+def color() -> bool:
+    return bool(gdb.parameter("style enabled")) and os.isatty(1) and os.environ.get("TERM", "dumb") != "dumb"
+
+
+class Command(gdb.Command):
+    """A command under both of its names."""
+
+    def __init__(self, name: str, run: Callable[[Target, str], None], doc: str, complete: Optional[List[str]]) -> None:
+        self.run = run
+        self.choices = complete or []
+        self.__doc__ = doc
+        super().__init__(name, gdb.COMMAND_STACK)
+
+    def invoke(self, argument: str, from_tty: bool) -> None:
+        try:
+            self.run(current_target(), argument)
+        except WstateError as e:
+            raise gdb.GdbError(f"wstate: {e}") from None
+        except KeyboardInterrupt:
+            raise gdb.GdbError("wstate: interrupted") from None
+
+    def complete(self, text: str, word: str) -> List[str]:
+        return [c for c in self.choices if c.startswith(word)]
+
+
+def bt(target: Target, argument: str) -> None:
+    request = bt_request(argument, tid(current_thread()))
+    gdb.write(target.ask("walk", color=color(), **request)["text"])
+
+
+def show_frame(target: Target, argument: str, locals: bool, stack: bool) -> None:
+    place = target.place()
+    if argument.strip():
+        place = {"thread": place["thread"], "frame": integer(argument.strip(), "a frame")}
+    gdb.write(target.ask("frame", locals=locals, stack=stack, color=color(), **place)["text"])
+
+
+def step(target: Target, argument: str, sign: int) -> None:
+    count = integer(argument.strip(), "a count") if argument.strip() else 1
+    place = target.place()
+    answer = target.ask("step", **{"thread": place["thread"], "from": place.get("frame"), "by": sign * count, "color": color()})
+    target.choose(int(answer["index"]), answer.get("pc"))
+    gdb.write(answer["text"])
+
+
+def list_code(target: Target, argument: str) -> None:
+    count = integer(argument.strip(), "a count") if argument.strip() else 10
+    gdb.write(target.ask("list", count=count, **target.place())["text"])
+
+
+def print_value(target: Target, argument: str) -> None:
+    if not argument.strip():
+        raise WstateError("wasm-print needs an expression: local 0, stack 0, global 0, i32[0x400], f64[l1]")
+    gdb.write(target.ask("print", expression=argument, **target.place())["text"] + "\n")
+
+
+def modules(target: Target, argument: str) -> None:
+    current_thread()
+    gdb.write(target.ask("modules", verbose="verbose" in argument, color=color())["text"])
+
+
+def memory(target: Target, argument: str) -> None:
+    gdb.write(target.ask("memory", **memory_request(argument), **target.place())["text"])
+
+
+def load(target: Target, argument: str) -> None:
+    everything = "all" in words(argument)
+    current_thread()
+    files = load_symbols(target, everything)
+    gdb.write(f"{files} symbol file{'' if files == 1 else 's'} of Wasm code loaded\n")
+
+
+def load_symbols(target: Target, everything: bool) -> int:
+    """Loads what the engine makes, and drops what it no longer has."""
+    answer = target.ask("symbols", directory=symbol_directory(), all=everything)
+    wanted = {str(f["path"]): str(f["address"]) for f in answer.get("files") or []}
+    for path in [p for p in target.loaded if p not in wanted]:
+        try:
+            gdb.execute(f"remove-symbol-file -a {target.loaded[path]}", to_string=True)
+        except gdb.error:
+            pass
+        del target.loaded[path]
+    for path, address in wanted.items():
+        if path not in target.loaded:
+            gdb.execute(f"add-symbol-file {shlex.quote(path)}", to_string=True)
+            target.loaded[path] = address
+    return len(wanted)
+
+
+def auto_load(event: Any = None) -> None:
+    """After a stop: loads symbols where code of no file came or went, and costs one read of the list of mappings where
+    not."""
+    if not settings.auto_load or isinstance(event, getattr(gdb, "ExitedEvent", ())):
+        return
+    try:
+        inferior = gdb.selected_inferior()
+        if connection_type(inferior) != "native":
+            return
+        signature = code_signature(inferior.pid)
+        known = targets.get(inferior.num)
+        if signature is None or (known is not None and known.signature == signature):
+            return
+        target = current_target()
+        target.signature = signature
+        target.ask("configure", **settings.request(None))
+        if target.engine is None or "symbols" not in target.engine.ops:
+            return
+        load_symbols(target, False)
+    except (WstateError, gdb.error, KeyboardInterrupt) as e:
+        gdb.write(f"wstate: symbols of Wasm code were not loaded: {e}\n")
+
+
+COMMANDS: List[Tuple[str, Callable[[Target, str], None], List[str], str]] = [
+    (
+        "bt",
+        bt,
+        BT_WORDS,
+        """Print native and Wasm frames of this thread.
+Usage: {0} [full] [all] [wasm] [verbose] [COUNT]
+
+full: with Wasm locals and operand stacks.  all: of all threads.
+wasm: only Wasm frames.  verbose: also registers, and how each frame was found.
+COUNT: the youngest COUNT frames.""",
+    ),
+    (
+        "up",
+        lambda t, a: step(t, a, 1),
+        [],
+        """Go to the next older Wasm frame.
+Usage: {0} [COUNT]
+
+gdb's own frame goes along where gdb sees the same frame.""",
+    ),
+    (
+        "down",
+        lambda t, a: step(t, a, -1),
+        [],
+        """Go to the next younger Wasm frame.
+Usage: {0} [COUNT]""",
+    ),
+    (
+        "locals",
+        lambda t, a: show_frame(t, a, True, False),
+        [],
+        """Print parameters and locals of a Wasm frame.
+Usage: {0} [FRAME]""",
+    ),
+    (
+        "stack",
+        lambda t, a: show_frame(t, a, False, True),
+        [],
+        """Print the operand stack of a Wasm frame, and where each operand was found.
+Usage: {0} [FRAME]""",
+    ),
+    (
+        "list",
+        list_code,
+        [],
+        """List the Wasm operators around the frame's place.
+Usage: {0} [COUNT]
+
+Needs the module's .wasm file: set wasm files FILE.wasm""",
+    ),
+    (
+        "print",
+        print_value,
+        ["local", "stack", "global", "memory"],
+        """Print a value of a Wasm frame.
+Usage: {0} EXPRESSION
+
+local 3 or l3     a local             stack 0 or s0   an operand, 0 is the lowest
+global 2 or g2    a global            i32[0x400]      a value in the linear memory:
+                                      i8 u8 i16 u16 i32 u32 i64 u64 f32 f64
+f64[l1]           at an address that is in a local""",
+    ),
+    (
+        "modules",
+        modules,
+        ["verbose"],
+        """List the Wasm modules of the process.
+Usage: {0} [verbose]""",
+    ),
+    (
+        "memory",
+        memory,
+        [],
+        """Print bytes of the linear memory of a Wasm frame's instance.
+Usage: {0} ADDRESS [LENGTH [MEMORY]]
+
+ADDRESS is an address in the linear memory, which starts at 0.""",
+    ),
+    (
+        "load",
+        load,
+        ["all"],
+        """Make a symbol file of the Wasm code and load it, so that gdb's own bt, up and info locals know Wasm.
+Usage: {0} [all]
+
+all: every function, not only those of the current stacks.""",
+    ),
+]
+
+
+class Prefix(gdb.Command):
+    """Wasm frames, values and memories (wstate)."""
+
+    def __init__(self, name: str, doc: str) -> None:
+        self.__doc__ = doc
+        self.name = name
+        super().__init__(name, gdb.COMMAND_STACK, gdb.COMPLETE_COMMAND, True)
+
+    def invoke(self, argument: str, from_tty: bool) -> None:
+        gdb.execute(f"help {self.name}")
+
+
+class Setting(gdb.Parameter):
+    """A parameter that writes itself into `settings`."""
+
+    def __init__(self, name: str, kind: int, initial: Any, store: Callable[[Any], None], doc: str) -> None:
+        self.name = name
+        self.store = store
+        self.set_doc = f"Set {doc}."
+        self.show_doc = f"Show {doc}."
+        self.__doc__ = ""
+        super().__init__(f"wasm {name}", gdb.COMMAND_SUPPORT, kind)
+        self.value = initial
+
+    def get_set_string(self) -> str:
+        try:
+            self.store(self.value)
+        except WstateError as e:
+            raise gdb.GdbError(f"wstate: {e}") from None
+        return ""
+
+    def get_show_string(self, value: str) -> str:
+        return f"wasm {self.name}: {value or 'not set'}"
+
+
+def set_attribute(name: str, convert: Callable[[Any], Any]) -> Callable[[Any], None]:
+    return lambda value: setattr(settings, name, convert(value))
+
+
+def register() -> None:
+    Prefix("wasm", "Wasm frames, values and memories (wstate).\n\nEach command is there as wasm-NAME too.")
+    Prefix("set wasm", "Set variables of the Wasm commands.")
+    Prefix("show wasm", "Show variables of the Wasm commands.")
+    for name, run, complete, doc in COMMANDS:
+        for full in (f"wasm {name}", f"wasm-{name}"):
+            Command(full, run, doc.format(full), complete)
+    text = lambda value: value or ""
+    paths = lambda value: words(value or "")
+    Setting("server", gdb.PARAM_OPTIONAL_FILENAME, "", set_attribute("server", text), "the wstate program (empty: from PATH)")
+    Setting("files", gdb.PARAM_STRING_NOESCAPE, "", set_attribute("files", paths), "the .wasm files that run in the process, as a list of words")
+    Setting("artifacts", gdb.PARAM_STRING_NOESCAPE, "", set_attribute("artifacts", paths), "cached artifact files of modules, as a list of words")
+    Setting("debug-dirs", gdb.PARAM_STRING_NOESCAPE, "", set_attribute("debug_dirs", paths), "directories of separate debug files, as a list of words")
+    Setting("sysroot", gdb.PARAM_OPTIONAL_FILENAME, "", set_attribute("sysroot", text), "the directory under which files are looked for first")
+    Setting("auto-load", gdb.PARAM_BOOLEAN, True, set_attribute("auto_load", bool), "whether symbols of Wasm code are loaded at stops")
+    Setting("timeout", gdb.PARAM_ZUINTEGER, DEFAULT_TIMEOUT, set_attribute("timeout", lambda n: n or 1 << 30), "how many seconds wstate may be silent (0: any number)")
+    for name in ("cont", "memory_changed", "register_changed", "inferior_call"):
+        getattr(gdb.events, name).connect(forget_what_ran)
+    gdb.events.stop.connect(auto_load)
+    gdb.events.exited.connect(on_inferior_gone)
+    gdb.events.inferior_deleted.connect(on_inferior_gone)
+    atexit.register(close_all)
+
+
+def version() -> Tuple[int, ...]:
+    return tuple(int(n) for n in re.findall(r"\d+", gdb.VERSION)[:2])
+
+
+if version() < (13,):
+    gdb.write(f"wstate: the Wasm commands need gdb 13 or newer, this is {gdb.VERSION}; wstate attach and wstate core work without gdb\n")
+else:
+    register()

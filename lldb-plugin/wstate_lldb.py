@@ -1,0 +1,767 @@
+"""Wasm backtraces in lldb: `wasm bt` and its family.
+
+Load it with `command script import wstate_lldb.py`, or let `wstate plugin install lldb` do that. It knows nothing about
+Wasm: it starts `wstate serve --stdio`, lends it memory and registers, and prints what it says. Needs lldb 16 or newer.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import re
+import select
+import shlex
+import shutil
+import subprocess
+import tempfile
+import time
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import lldb
+
+# ---- shared client: the same text in gdb-plugin and lldb-plugin ----
+
+PROTOCOL = 1
+DEFAULT_TIMEOUT = 60
+MAX_LINE = 1 << 28
+
+
+class WstateError(Exception):
+    """One line for the user."""
+
+
+class Settings:
+    """What the user may set. Lists are lists of paths."""
+
+    def __init__(self) -> None:
+        self.server = ""
+        self.files: List[str] = []
+        self.artifacts: List[str] = []
+        self.debug_dirs: List[str] = []
+        self.sysroot = ""
+        self.auto_load = True
+        self.timeout = DEFAULT_TIMEOUT
+
+    def program(self) -> str:
+        """The engine: as set, else from PATH, else where cargo installs."""
+        if self.server:
+            return os.path.expanduser(self.server)
+        home = os.path.expanduser("~/.cargo/bin/wstate")
+        return shutil.which("wstate") or (home if os.access(home, os.X_OK) else "wstate")
+
+    def request(self, executable: Optional[str]) -> Dict[str, Any]:
+        absolute = [os.path.abspath(os.path.expanduser(f)) for f in self.files]
+        return {
+            "wasm": absolute,
+            "artifacts": [os.path.abspath(os.path.expanduser(f)) for f in self.artifacts],
+            "debug_dirs": self.debug_dirs,
+            "sysroot": self.sysroot or None,
+            "executable": executable,
+        }
+
+
+class Engine:
+    """A running `wstate serve --stdio`. `lend` answers its calls; `interrupted` says whether the user gave up."""
+
+    def __init__(
+        self,
+        program: str,
+        timeout: float,
+        lend: Callable[[str, Dict[str, Any]], Dict[str, Any]],
+        interrupted: Callable[[], bool],
+        client: str,
+    ) -> None:
+        self.program = program
+        self._timeout = timeout
+        self._lend = lend
+        self._interrupted = interrupted
+        self._buffer = bytearray()
+        self._last_id = 0
+        self._log = tempfile.TemporaryFile()
+        try:
+            # A session of its own: Ctrl-C at the debugger's terminal is the debugger's.
+            self._process = subprocess.Popen(
+                [program, "serve", "--stdio"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                start_new_session=True,
+            )
+        except OSError as e:
+            self._log.close()
+            raise WstateError(f"cannot start {program}: {e.strerror}; install wstate, or set wasm server PATH") from None
+        try:
+            hello = self.request("hello", {"protocol": PROTOCOL, "client": client})
+        except WstateError:
+            self.close()
+            raise
+        self.ops: List[str] = hello.get("ops") or []
+        self.version: str = hello.get("version") or "?"
+
+    def close(self) -> None:
+        """Ends the engine; safe to call again."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            try:
+                if pipe is not None:
+                    pipe.close()
+            except OSError:
+                pass
+        try:
+            self._process.kill()
+            # The debugger may reap children of its own accord; then there is nothing to wait for.
+            self._process.wait(timeout=1)
+        except (OSError, subprocess.SubprocessError):
+            pass
+        self._log.close()
+
+    def set_timeout(self, seconds: float) -> None:
+        """How long the engine may be silent."""
+        self._timeout = seconds
+
+    def is_alive(self) -> bool:
+        """Whether the engine can be asked."""
+        return self._process.poll() is None and self._process.stdin is not None and not self._process.stdin.closed
+
+    def request(self, op: str, keys: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
+        """Asks, lends what is needed, and returns the answer. Whatever goes wrong is a WstateError, and an engine that
+        cannot be relied on is ended."""
+        self._last_id += 1
+        wanted = self._last_id
+        try:
+            self._send({**(keys or {}), "id": wanted, "op": op})
+            while True:
+                message = self._receive()
+                if "call" in message:
+                    self._send({**self._answer(message), "reply": message["call"]})
+                elif message.get("id") == wanted:
+                    break
+        except WstateError:
+            self.close()
+            raise
+        except KeyboardInterrupt:
+            self.close()
+            raise WstateError("interrupted; the next command starts wstate anew") from None
+        except (OSError, ValueError) as e:
+            why = self._last_words() or str(e)
+            self.close()
+            raise WstateError(f"{self.program} has ended: {why}; the next command starts it anew") from None
+        if not message.get("ok"):
+            error = message.get("error") or {}
+            hint = error.get("hint")
+            text = error.get("message") or "wstate failed without a reason"
+            raise WstateError(f"{text} ({hint})" if hint else text)
+        return message
+
+    def _answer(self, call: Dict[str, Any]) -> Dict[str, Any]:
+        if self._interrupted():
+            raise KeyboardInterrupt
+        return self._lend(str(call.get("op")), call)
+
+    def _send(self, message: Dict[str, Any]) -> None:
+        stdin = self._process.stdin
+        if stdin is None:
+            raise OSError("no pipe")
+        stdin.write(json.dumps(message).encode() + b"\n")
+        stdin.flush()
+
+    def _receive(self) -> Dict[str, Any]:
+        stdout = self._process.stdout
+        if stdout is None:
+            raise OSError("no pipe")
+        deadline = time.monotonic() + self._timeout
+        searched = 0
+        while True:
+            end = self._buffer.find(b"\n", searched)
+            if end >= 0:
+                line = bytes(self._buffer[:end])
+                del self._buffer[: end + 1]
+                message = json.loads(line)
+                if not isinstance(message, dict):
+                    raise ValueError("it does not speak the protocol")
+                return message
+            searched = len(self._buffer)
+            if searched > MAX_LINE:
+                raise ValueError("its answer has no end")
+            # In short turns: a debugger's Ctrl-C need not interrupt a system call.
+            ready, _, _ = select.select([stdout], [], [], 0.2)
+            if self._interrupted():
+                raise KeyboardInterrupt
+            if ready:
+                data = os.read(stdout.fileno(), 1 << 20)
+                if not data:
+                    raise OSError("it closed its output")
+                self._buffer += data
+            elif time.monotonic() > deadline:
+                raise WstateError(f"wstate did not answer within {self._timeout:g} s; set wasm timeout SECONDS waits longer")
+
+    def _last_words(self) -> str:
+        try:
+            self._log.seek(0)
+            lines = self._log.read(1 << 16).decode(errors="replace").strip().splitlines()
+        except (OSError, ValueError):
+            return ""
+        return lines[0][:200] if lines else ""
+
+
+def words(arguments: str) -> List[str]:
+    """The words of a command line, as a shell splits them."""
+    try:
+        return shlex.split(arguments or "")
+    except ValueError as e:
+        raise WstateError(f"{arguments!r}: {e}") from None
+
+
+def integer(text: str, what: str) -> int:
+    """A number as C writes it."""
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise WstateError(f"{what} is a number, not {text!r}") from None
+
+
+BT_WORDS = ["full", "all", "wasm", "verbose"]
+
+
+def bt_request(arguments: str, thread: int) -> Dict[str, Any]:
+    """`[full] [all] [wasm] [verbose] [COUNT]` of wasm-bt."""
+    request: Dict[str, Any] = {"threads": [thread], "brief": True}
+    for word in words(arguments):
+        plain = word.lstrip("-")
+        if plain == "full":
+            request["brief"] = False
+        elif plain == "all":
+            request["threads"] = None
+            request["head"] = True
+        elif plain == "wasm":
+            request["wasm_only"] = True
+        elif plain == "verbose":
+            request["verbose"] = True
+            request["brief"] = False
+        elif word.isdigit():
+            request["limit"] = int(word)
+        else:
+            raise WstateError(f"wasm-bt does not know {word!r}; it takes {', '.join(BT_WORDS)} and a count")
+    return request
+
+
+def memory_request(arguments: str) -> Dict[str, Any]:
+    """`ADDR LEN [MEMORY]` of wasm-memory."""
+    given = words(arguments)
+    if not 1 <= len(given) <= 3:
+        raise WstateError("wasm-memory needs an address in the linear memory, and takes a length and a memory's index")
+    request = {"address": integer(given[0], "the address"), "length": 64, "memory": 0}
+    for name, word in zip(("length", "memory"), given[1:]):
+        request[name] = integer(word, f"the {name}")
+    if min(request.values()) < 0:
+        raise WstateError("wasm-memory takes no negative numbers")
+    return request
+
+
+def local_process(pid: int) -> bool:
+    """Whether this process of our machine can be looked at by its number."""
+    try:
+        with open(f"/proc/{pid}/maps", "rb") as maps:
+            return bool(maps.readline())
+    except OSError:
+        return False
+
+
+def code_signature(pid: int) -> Optional[int]:
+    """Changes when code that belongs to no file comes or goes; None if there is none, or nobody can say."""
+    try:
+        with open(f"/proc/{pid}/maps", "rb") as maps:
+            lines = [line for line in maps if line[line.find(b" ") + 3 : line.find(b" ") + 4] == b"x"]
+    except OSError:
+        return None
+    jit = [line for line in lines if len(line.split(None, 5)) < 6 or line.split(None, 5)[5].startswith(b"[anon")]
+    return hash(tuple(jit)) if jit else None
+
+
+_directories: List[str] = []
+
+
+def symbol_directory() -> str:
+    """A directory of ours for symbol files, removed at the end."""
+    if not _directories:
+        _directories.append(tempfile.mkdtemp(prefix="wstate-"))
+        atexit.register(shutil.rmtree, _directories[0], True)
+    return _directories[0]
+
+
+# ---- end of the shared client ----
+
+GENERAL = "rax rbx rcx rdx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip fs_base".split()
+VECTORS = [f"xmm{i}" for i in range(16)]
+
+settings = Settings()
+
+
+def thread_by_id(process: lldb.SBProcess, tid: int) -> Optional[lldb.SBThread]:
+    thread = process.GetThreadByID(tid)
+    return thread if thread.IsValid() else None
+
+
+def registers_of(thread: Optional[lldb.SBThread]) -> Optional[Dict[str, str]]:
+    if thread is None:
+        return None
+    frame = thread.GetFrameAtIndex(0)
+    if not frame.IsValid():
+        return None
+    out = {}
+    for name in GENERAL + VECTORS:
+        value = frame.FindRegister(name)
+        if not value.IsValid():
+            continue
+        error = lldb.SBError()
+        data = value.GetData()
+        # The low 64 bits; all of a general register.
+        bits = data.GetUnsignedInt64(error, 0) if data.GetByteSize() >= 8 else 0
+        if data.GetByteSize() >= 8 and error.Success():
+            out[name] = hex(bits)
+    return out or None
+
+
+def core_path(process: lldb.SBProcess) -> Optional[str]:
+    if "core" not in process.GetPluginName():
+        return None
+    file = process.GetCoreFile() if hasattr(process, "GetCoreFile") else None
+    return file.fullpath if file is not None and file.IsValid() else None
+
+
+def mappings_text(process: lldb.SBProcess) -> Optional[str]:
+    """What lldb knows of the mappings, as /proc/PID/maps writes it."""
+    target = process.GetTarget()
+    regions = process.GetMemoryRegions()
+    region = lldb.SBMemoryRegionInfo()
+    lines = []
+    for i in range(regions.GetSize()):
+        if not regions.GetMemoryRegionAtIndex(i, region) or not region.IsMapped():
+            continue
+        start, end = region.GetRegionBase(), region.GetRegionEnd()
+        address = target.ResolveLoadAddress(start)
+        section, module = address.GetSection(), address.GetModule()
+        name, offset = region.GetName() or "", 0
+        if section.IsValid():
+            offset = section.GetFileOffset() + address.GetOffset()
+            name = name or module.GetFileSpec().fullpath or ""
+        flags = [
+            "r" if region.IsReadable() else "-",
+            "w" if region.IsWritable() else "-",
+            "x" if region.IsExecutable() else "-",
+        ]
+        lines.append(f"{start:x}-{end:x} {''.join(flags)}p {offset & ~0xFFF:x} 00:00 0 {name}\n")
+    return "".join(lines) or None
+
+
+def executable(target: lldb.SBTarget) -> Optional[str]:
+    file = target.GetExecutable()
+    return file.fullpath if file.IsValid() else None
+
+
+class Lender:
+    """Lends one process."""
+
+    def __init__(self, process: lldb.SBProcess) -> None:
+        self.process = process
+
+    def __call__(self, op: str, call: Dict[str, Any]) -> Dict[str, Any]:
+        process = self.process
+        if op == "describe":
+            core = core_path(process)
+            pid = process.GetProcessID()
+            names = [(process.GetThreadAtIndex(i)) for i in range(process.GetNumThreads())]
+            return {
+                "pid": pid,
+                # The engine makes sure that it is the same process.
+                "local": "core" not in process.GetPluginName() and local_process(pid),
+                "core": core,
+                "executable": executable(process.GetTarget()),
+                "maps": None if core else mappings_text(process),
+                "threads": [{"tid": t.GetThreadID(), "name": t.GetName()} for t in names],
+            }
+        if op == "registers":
+            return {"registers": [registers_of(thread_by_id(process, int(t))) for t in call["threads"]]}
+        if op == "memory":
+            return {"data": [self.memory(int(a, 16), int(n)) for a, n in call["ranges"]]}
+        return {"error": f"lldb cannot lend {op}"}
+
+    def memory(self, address: int, length: int) -> Optional[str]:
+        error = lldb.SBError()
+        data = self.process.ReadMemory(address, length, error)
+        return data.hex() if error.Success() and data is not None and len(data) == length else None
+
+
+class Target:
+    """What is known about one process: its engine, and what the user looks at."""
+
+    def __init__(self, debugger: lldb.SBDebugger, process: lldb.SBProcess) -> None:
+        self.debugger = debugger
+        self.process = process
+        self.engine: Optional[Engine] = None
+        self.stop = 0
+        self.configured: Optional[Dict[str, Any]] = None
+        # Thread, our frame number, and lldb's when that was chosen.
+        self.chosen: Optional[Tuple[int, int, int]] = None
+        self.loaded: List[str] = []
+        self.signature: Optional[int] = None
+
+    def close(self) -> None:
+        if self.engine is not None:
+            self.engine.close()
+        self.engine = None
+
+    def interrupted(self) -> bool:
+        return hasattr(self.debugger, "InterruptRequested") and bool(self.debugger.InterruptRequested())
+
+    def ask(self, op: str, **keys: Any) -> Dict[str, Any]:
+        """A request to the engine, which is started and told of changes as needed."""
+        if self.engine is not None and (not self.engine.is_alive() or self.engine.program != settings.program()):
+            self.close()
+        # Counts stops, those after expressions too.
+        stop = self.process.GetStopID(True)
+        if self.engine is None:
+            client = self.debugger.GetVersionString().splitlines()[0]
+            self.engine = Engine(settings.program(), settings.timeout, Lender(self.process), self.interrupted, client)
+            self.configured, self.stop = None, stop
+        engine = self.engine
+        engine.set_timeout(settings.timeout)
+        if self.stop != stop:
+            engine.request("resumed")
+            self.stop, self.chosen = stop, None
+        configuration = settings.request(executable(self.process.GetTarget()) if core_path(self.process) else None)
+        if configuration != self.configured:
+            engine.request("configure", configuration)
+            self.configured = configuration
+        return engine.request(op, keys)
+
+    def place(self) -> Dict[str, Any]:
+        """The frame that the user looks at: the one that `wasm up` chose, or lldb's. At lldb's innermost frame nothing
+        was chosen: the youngest Wasm frame."""
+        thread = current_thread(self.process)
+        frame = thread.GetSelectedFrame()
+        tid, level = thread.GetThreadID(), frame.idx if frame.IsValid() else 0
+        if self.chosen is not None and self.chosen[0] == tid and self.chosen[2] == level:
+            return {"thread": tid, "frame": self.chosen[1]}
+        if level == 0:
+            return {"thread": tid}
+        return {"thread": tid, "frame": level, "pc": hex(frame.pc)}
+
+    def choose(self, index: int, pc: Optional[str]) -> None:
+        """Remembers our frame, and selects lldb's if lldb sees the same one there."""
+        thread = current_thread(self.process)
+        frame = thread.GetFrameAtIndex(index)
+        if frame.IsValid() and pc is not None and frame.pc == int(pc, 16):
+            thread.SetSelectedFrame(index)
+        self.chosen = (thread.GetThreadID(), index, thread.GetSelectedFrame().idx)
+
+
+targets: Dict[Tuple[int, int], Target] = {}
+
+
+def current_target(debugger: lldb.SBDebugger) -> Target:
+    process = debugger.GetSelectedTarget().GetProcess()
+    state = process.GetState() if process.IsValid() else lldb.eStateInvalid
+    if state in (lldb.eStateRunning, lldb.eStateStepping):
+        raise WstateError("the process is running: process interrupt first")
+    if state not in (lldb.eStateStopped, lldb.eStateCrashed, lldb.eStateSuspended):
+        raise WstateError("there is no process and no core: run, attach or target create --core first")
+    for key in [k for k, t in targets.items() if not t.process.IsValid() or t.process.GetState() in GONE]:
+        targets.pop(key).close()
+    key = (debugger.GetID(), process.GetUniqueID())
+    return targets.setdefault(key, Target(debugger, process))
+
+
+GONE = (lldb.eStateExited, lldb.eStateDetached, lldb.eStateUnloaded, lldb.eStateInvalid)
+
+
+def current_thread(process: lldb.SBProcess) -> lldb.SBThread:
+    thread = process.GetSelectedThread()
+    if not thread.IsValid():
+        raise WstateError("no thread is selected")
+    return thread
+
+
+def close_all() -> None:
+    for target in targets.values():
+        target.close()
+    targets.clear()
+
+
+def color(debugger: lldb.SBDebugger) -> bool:
+    return debugger.GetUseColor() and os.isatty(1)
+
+
+def bt(target: Target, argument: str) -> str:
+    request = bt_request(argument, current_thread(target.process).GetThreadID())
+    return target.ask("walk", color=color(target.debugger), **request)["text"]
+
+
+def show_frame(target: Target, argument: str, locals: bool, stack: bool) -> str:
+    place = target.place()
+    if argument.strip():
+        place = {"thread": place["thread"], "frame": integer(argument.strip(), "a frame")}
+    return target.ask("frame", locals=locals, stack=stack, color=color(target.debugger), **place)["text"]
+
+
+def step(target: Target, argument: str, sign: int) -> str:
+    count = integer(argument.strip(), "a count") if argument.strip() else 1
+    place = target.place()
+    request = {"thread": place["thread"], "from": place.get("frame"), "by": sign * count}
+    answer = target.ask("step", color=color(target.debugger), **request)
+    target.choose(int(answer["index"]), answer.get("pc"))
+    return answer["text"]
+
+
+def list_code(target: Target, argument: str) -> str:
+    count = integer(argument.strip(), "a count") if argument.strip() else 10
+    return target.ask("list", count=count, **target.place())["text"]
+
+
+def print_value(target: Target, argument: str) -> str:
+    if not argument.strip():
+        raise WstateError("wasm print needs an expression: local 0, stack 0, global 0, i32[0x400], f64[l1]")
+    return target.ask("print", expression=argument, **target.place())["text"]
+
+
+def modules(target: Target, argument: str) -> str:
+    return target.ask("modules", verbose="verbose" in argument, color=color(target.debugger))["text"]
+
+
+def memory(target: Target, argument: str) -> str:
+    return target.ask("memory", **memory_request(argument), **target.place())["text"]
+
+
+def load(target: Target, argument: str) -> str:
+    count = load_symbols(target, "all" in words(argument))
+    return f"{count} symbol file{'' if count == 1 else 's'} of Wasm code loaded"
+
+
+def load_symbols(target: Target, everything: bool) -> int:
+    """Loads what the engine makes, and drops what it no longer has."""
+    answer = target.ask("symbols", directory=symbol_directory(), all=everything)
+    wanted = [str(f["path"]) for f in answer.get("files") or []]
+    program = target.process.GetTarget()
+    for path in [p for p in target.loaded if p not in wanted]:
+        module = program.FindModule(lldb.SBFileSpec(path))
+        if module.IsValid():
+            program.RemoveModule(module)
+        target.loaded.remove(path)
+    for path in wanted:
+        if path in target.loaded:
+            continue
+        module = program.AddModule(path, None, None)
+        if not module.IsValid():
+            raise WstateError(f"lldb does not take {path}")
+        error = program.SetModuleLoadAddress(module, 0)
+        if error.Fail():
+            raise WstateError(f"lldb does not load {path}: {error.GetCString()}")
+        target.loaded.append(path)
+    return len(wanted)
+
+
+class AutoLoad:
+    """After a stop: loads symbols where code of no file came or went, and costs one read of the list of mappings where
+    not."""
+
+    def __init__(self, target: lldb.SBTarget, extra: lldb.SBStructuredData, internal: Dict[str, Any]) -> None:
+        self.debugger = target.GetDebugger()
+
+    def handle_stop(self, context: lldb.SBExecutionContext, stream: lldb.SBStream) -> bool:
+        process = context.GetProcess()
+        try:
+            if not settings.auto_load or "core" in process.GetPluginName():
+                return True
+            signature = code_signature(process.GetProcessID())
+            if signature is None:
+                return True
+            target = targets.setdefault(
+                (self.debugger.GetID(), process.GetUniqueID()), Target(self.debugger, process)
+            )
+            if target.signature == signature:
+                return True
+            target.signature = signature
+            target.ask("configure", **settings.request(None))
+            if target.engine is not None and "symbols" in target.engine.ops:
+                load_symbols(target, False)
+        except (WstateError, KeyboardInterrupt) as e:
+            stream.Print(f"wstate: symbols of Wasm code were not loaded: {e}\n")
+        return True
+
+
+def change(debugger: lldb.SBDebugger, argument: str) -> str:
+    """`wasm set NAME [VALUE...]`."""
+    given = words(argument)
+    name, values = (given[0], given[1:]) if given else ("", [])
+    attribute = name.replace("-", "_")
+    if attribute not in vars(settings):
+        raise WstateError(f"wasm set takes one of {', '.join(sorted(vars(settings))).replace('_', '-')}")
+    before = getattr(settings, attribute)
+    if isinstance(before, list):
+        setattr(settings, attribute, values)
+    elif len(values) > 1:
+        raise WstateError(f"{name} takes one value")
+    elif isinstance(before, bool):
+        if values[:1] not in (["on"], ["off"], ["true"], ["false"]):
+            raise WstateError(f"{name} is on or off")
+        setattr(settings, attribute, values[0] in ("on", "true"))
+    elif isinstance(before, int):
+        setattr(settings, attribute, integer(values[0] if values else "0", name) or 1 << 30)
+    else:
+        setattr(settings, attribute, values[0] if values else "")
+    return ""
+
+
+def show(debugger: lldb.SBDebugger, argument: str) -> str:
+    return "".join(f"{k.replace('_', '-'):<12} {v if v != '' else 'not set'}\n" for k, v in sorted(vars(settings).items()))
+
+
+COMMANDS: Dict[str, Tuple[Callable[[Target, str], str], str, str]] = {
+    "bt": (
+        bt,
+        "Print native and Wasm frames of this thread.",
+        """Usage: wasm bt [full] [all] [wasm] [verbose] [COUNT]
+
+full: with Wasm locals and operand stacks.  all: of all threads.
+wasm: only Wasm frames.  verbose: also registers, and how each frame was found.
+COUNT: the youngest COUNT frames.""",
+    ),
+    "up": (
+        lambda t, a: step(t, a, 1),
+        "Go to the next older Wasm frame.",
+        "Usage: wasm up [COUNT]\n\nlldb's own frame goes along where lldb sees the same frame.",
+    ),
+    "down": (
+        lambda t, a: step(t, a, -1),
+        "Go to the next younger Wasm frame.",
+        "Usage: wasm down [COUNT]",
+    ),
+    "locals": (
+        lambda t, a: show_frame(t, a, True, False),
+        "Print parameters and locals of a Wasm frame.",
+        "Usage: wasm locals [FRAME]",
+    ),
+    "stack": (
+        lambda t, a: show_frame(t, a, False, True),
+        "Print the operand stack of a Wasm frame, and where each operand was found.",
+        "Usage: wasm stack [FRAME]",
+    ),
+    "list": (
+        list_code,
+        "List the Wasm operators around the frame's place.",
+        "Usage: wasm list [COUNT]\n\nNeeds the module's .wasm file: wasm set files FILE.wasm",
+    ),
+    "print": (
+        print_value,
+        "Print a value of a Wasm frame.",
+        """Usage: wasm print EXPRESSION
+
+local 3 or l3     a local             stack 0 or s0   an operand, 0 is the lowest
+global 2 or g2    a global            i32[0x400]      a value in the linear memory:
+                                      i8 u8 i16 u16 i32 u32 i64 u64 f32 f64
+f64[l1]           at an address that is in a local""",
+    ),
+    "modules": (
+        modules,
+        "List the Wasm modules of the process.",
+        "Usage: wasm modules [verbose]",
+    ),
+    "memory": (
+        memory,
+        "Print bytes of the linear memory of a Wasm frame's instance.",
+        """Usage: wasm memory ADDRESS [LENGTH [MEMORY]]
+
+ADDRESS is an address in the linear memory, which starts at 0.""",
+    ),
+    "load": (
+        load,
+        "Make a symbol file of the Wasm code and load it, so that lldb's own bt and frame variable know Wasm.",
+        "Usage: wasm load [all]\n\nall: every function, not only those of the current stacks.",
+    ),
+}
+
+PLAIN: Dict[str, Tuple[Callable[[lldb.SBDebugger, str], str], str, str]] = {
+    "set": (
+        change,
+        "Set what the Wasm commands use.",
+        """Usage: wasm set NAME [VALUE...]
+
+server      the wstate program (nothing: from PATH)
+files       the .wasm files that run in the process
+artifacts   cached artifact files of modules
+debug-dirs  directories of separate debug files
+sysroot     the directory under which files are looked for first
+auto-load   on or off: whether symbols of Wasm code are loaded at stops
+timeout     how many seconds wstate may be silent (0: any number)""",
+    ),
+    "show": (show, "Show what the Wasm commands use.", "Usage: wasm show"),
+    "help": (
+        lambda d, a: "".join(f"wasm {n:<8} {c[1]}\n" for n, c in sorted({**COMMANDS, **PLAIN}.items())),
+        "List the Wasm commands.",
+        "Usage: wasm help",
+    ),
+}
+
+
+def command_class(name: str, short: str, long: str, run: Callable[[lldb.SBDebugger, str], str]) -> type:
+    """A class as `command script add -c` wants it."""
+
+    class Command:
+        def __init__(self, debugger: lldb.SBDebugger, internal: Dict[str, Any]) -> None:
+            pass
+
+        def __call__(self, debugger: lldb.SBDebugger, argument: str, context: Any, result: Any) -> None:
+            try:
+                text = run(debugger, argument)
+                if text:
+                    result.AppendMessage(text.rstrip("\n"))
+                result.SetStatus(lldb.eReturnStatusSuccessFinishResult)
+            except WstateError as e:
+                # An exception alone would leave the command's status a success.
+                result.SetError(f"wstate: {e}")
+            except KeyboardInterrupt:
+                result.SetError("wstate: interrupted")
+
+        def get_short_help(self) -> str:
+            return short
+
+        def get_long_help(self) -> str:
+            return f"{short}\n{long}"
+
+    Command.__name__ = Command.__qualname__ = name
+    return Command
+
+
+def on_target(run: Callable[[Target, str], str]) -> Callable[[lldb.SBDebugger, str], str]:
+    return lambda debugger, argument: run(current_target(debugger), argument)
+
+
+def version(debugger: lldb.SBDebugger) -> int:
+    found = re.search(r"\d+", debugger.GetVersionString())
+    return int(found.group()) if found else 0
+
+
+def __lldb_init_module(debugger: lldb.SBDebugger, internal: Dict[str, Any]) -> None:
+    if version(debugger) < 16:
+        found = debugger.GetVersionString().splitlines()[0]
+        print(f"wstate: the Wasm commands need lldb 16 or newer, this is {found}; wstate attach and wstate core work without lldb")
+        return
+    interpreter = debugger.GetCommandInterpreter()
+
+    def run(line: str) -> None:
+        result = lldb.SBCommandReturnObject()
+        interpreter.HandleCommand(line, result)
+        if not result.Succeeded():
+            print(f"wstate: {line}: {(result.GetError() or '').strip()}")
+
+    run('command container add -o -h "Wasm frames, values and memories (wstate)." wasm')
+    every = {name: (on_target(c[0]), c[1], c[2]) for name, c in COMMANDS.items()}
+    for name, (function, short, long) in {**every, **PLAIN}.items():
+        kind = f"Wasm{name.capitalize()}"
+        globals()[kind] = command_class(kind, short, long, function)
+        run(f"command script add -o -c {__name__}.{kind} wasm {name}")
+    run(f"command script add -o -c {__name__}.WasmBt wasm-bt")
+    run(f"target stop-hook add -P {__name__}.AutoLoad")
+
+
+atexit.register(close_all)

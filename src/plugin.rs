@@ -1,0 +1,212 @@
+//! The debuggers' plugins: they come with this program and are written where the debuggers find them.
+
+use crate::cli::PluginAction;
+use crate::error::Error;
+use crate::output::Output;
+use clap::ValueEnum;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A debugger that has a plugin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Debugger {
+    /// gdb
+    Gdb,
+    /// lldb
+    Lldb,
+}
+
+impl Debugger {
+    /// File name and text of the plugin.
+    pub fn plugin(self) -> (&'static str, &'static str) {
+        match self {
+            Debugger::Gdb => ("wstate_gdb.py", include_str!("../gdb-plugin/wstate_gdb.py")),
+            Debugger::Lldb => ("wstate_lldb.py", include_str!("../lldb-plugin/wstate_lldb.py")),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Debugger::Gdb => "gdb",
+            Debugger::Lldb => "lldb",
+        }
+    }
+
+    fn init_file(self, home: &Path) -> PathBuf {
+        home.join(match self {
+            Debugger::Gdb => ".gdbinit",
+            Debugger::Lldb => ".lldbinit",
+        })
+    }
+
+    /// The line of the init file, marked so that it is found again.
+    fn line(self, plugin: &Path) -> String {
+        let path = plugin.display();
+        match self {
+            // gdb takes the rest of the line for the file's name: a comment behind it would belong to it.
+            Debugger::Gdb => format!("source {path}"),
+            Debugger::Lldb => format!("command script import \"{path}\""),
+        }
+    }
+
+    /// Whether a line of an init file is one that we wrote: it may be of another version, at another place.
+    fn is_ours(self, line: &str) -> bool {
+        let (file, _) = self.plugin();
+        let line = line.trim();
+        let command = match self {
+            Debugger::Gdb => line.strip_prefix("source "),
+            Debugger::Lldb => line.strip_prefix("command script import "),
+        };
+        command.is_some_and(|path| path.trim().trim_matches('"').ends_with(&format!("/wstate/{file}")))
+    }
+}
+
+/// Where things are for this user.
+struct Places {
+    home: PathBuf,
+    data: PathBuf,
+}
+
+impl Places {
+    fn of_user() -> Result<Places, Error> {
+        let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let home = set("HOME").filter(|p| p.is_absolute()).ok_or_else(|| Error::NotFound {
+            what: "HOME is not set, so there is no init file to write; set HOME or load the plugin by hand".into(),
+        })?;
+        // XDG Base Directory Specification: a relative path is to be ignored.
+        let data = set("XDG_DATA_HOME").filter(|p| p.is_absolute()).unwrap_or_else(|| home.join(".local/share"));
+        Ok(Places { data: data.join("wstate"), home })
+    }
+
+    fn plugin(&self, debugger: Debugger) -> PathBuf {
+        self.data.join(debugger.plugin().0)
+    }
+}
+
+/// Does `action` for one debugger or for both, and returns what to tell the user.
+pub fn run(action: PluginAction, only: Option<Debugger>) -> Result<String, Error> {
+    let places = Places::of_user()?;
+    let all = [Debugger::Gdb, Debugger::Lldb];
+    let mut out = String::new();
+    for debugger in all.into_iter().filter(|d| only.is_none_or(|o| o == *d)) {
+        out += &match action {
+            PluginAction::Install => install(&places, debugger)?,
+            PluginAction::Uninstall => uninstall(&places, debugger)?,
+            PluginAction::Path => format!("{}\n", places.plugin(debugger).display()),
+        };
+    }
+    Ok(out)
+}
+
+fn read(path: &Path) -> Result<String, Error> {
+    match std::fs::read(path) {
+        Ok(bytes) => String::from_utf8(bytes).map_err(|_| Error::File {
+            path: path.into(),
+            source: io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8, so it is left alone"),
+        }),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Err(source) => Err(Error::File { path: path.into(), source }),
+    }
+}
+
+fn install(places: &Places, debugger: Debugger) -> Result<String, Error> {
+    let plugin = places.plugin(debugger);
+    if plugin.to_string_lossy().contains(['\n', '"']) {
+        let what = format!("{} cannot stand in an init file", plugin.display());
+        return Err(Error::NotFound { what });
+    }
+    let init = debugger.init_file(&places.home);
+    let before = read(&init)?;
+    let line = debugger.line(&plugin);
+    std::fs::create_dir_all(&places.data)
+        .map_err(|source| Error::Output { to: places.data.display().to_string(), source })?;
+    Output::file(&plugin)?.write(debugger.plugin().1.as_bytes())?;
+    let mut after: String = before.split_inclusive('\n').filter(|l| !debugger.is_ours(l) || l.trim() == line).collect();
+    if !after.lines().any(|l| l.trim() == line) {
+        if !after.is_empty() && !after.ends_with('\n') {
+            after.push('\n');
+        }
+        after += &format!("{line}\n");
+    }
+    let (name, shown) = (debugger.name(), plugin.display());
+    if after == before {
+        return Ok(format!("{name}: {shown}, loaded by {} (as before)\n", init.display()));
+    }
+    Output::file(&init)?.write(after.as_bytes())?;
+    Ok(format!("{name}: {shown}, loaded by {}\n", init.display()))
+}
+
+fn uninstall(places: &Places, debugger: Debugger) -> Result<String, Error> {
+    let plugin = places.plugin(debugger);
+    let init = debugger.init_file(&places.home);
+    let before = read(&init)?;
+    let after: String = before.split_inclusive('\n').filter(|l| !debugger.is_ours(l)).collect();
+    let mut done = Vec::new();
+    if after != before {
+        match after.is_empty() {
+            true => std::fs::remove_file(&init)
+                .map_err(|source| Error::Output { to: init.display().to_string(), source })?,
+            false => Output::file(&init)?.write(after.as_bytes())?,
+        }
+        done.push(format!("line removed from {}", init.display()));
+    }
+    match std::fs::remove_file(&plugin) {
+        Ok(()) => done.push(format!("{} removed", plugin.display())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(source) => return Err(Error::Output { to: plugin.display().to_string(), source }),
+    }
+    // Only if it is empty.
+    let _ = std::fs::remove_dir(&places.data);
+    let done = if done.is_empty() { "nothing to remove".to_string() } else { done.join(", ") };
+    Ok(format!("{}: {done}\n", debugger.name()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places(dir: &Path) -> Places {
+        Places { home: dir.into(), data: dir.join("data/wstate") }
+    }
+
+    #[test]
+    fn installing_twice_is_installing_once_and_uninstalling_leaves_nothing() {
+        for debugger in [Debugger::Gdb, Debugger::Lldb] {
+            let dir = tempfile::tempdir().unwrap();
+            let places = places(dir.path());
+            let init = debugger.init_file(dir.path());
+            install(&places, debugger).unwrap();
+            let once = std::fs::read_to_string(&init).unwrap();
+            assert_eq!(once.lines().count(), 1);
+            assert_eq!(std::fs::read_to_string(places.plugin(debugger)).unwrap(), debugger.plugin().1);
+            assert!(install(&places, debugger).unwrap().contains("as before"));
+            assert_eq!(std::fs::read_to_string(&init).unwrap(), once);
+            uninstall(&places, debugger).unwrap();
+            assert!(!init.exists() && !places.data.exists());
+            assert!(uninstall(&places, debugger).unwrap().contains("nothing to remove"));
+        }
+    }
+
+    #[test]
+    fn the_rest_of_the_init_file_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = places(dir.path());
+        let init = Debugger::Gdb.init_file(dir.path());
+        let own = "set print pretty on\nsource /other/wstate_gdb.py";
+        std::fs::write(&init, format!("source /old/place/wstate/wstate_gdb.py\n{own}")).unwrap();
+        install(&places, Debugger::Gdb).unwrap();
+        let line = Debugger::Gdb.line(&places.plugin(Debugger::Gdb));
+        assert_eq!(std::fs::read_to_string(&init).unwrap(), format!("{own}\n{line}\n"));
+        uninstall(&places, Debugger::Gdb).unwrap();
+        assert_eq!(std::fs::read_to_string(&init).unwrap(), format!("{own}\n"));
+    }
+
+    #[test]
+    fn an_init_file_that_is_not_text_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let init = Debugger::Lldb.init_file(dir.path());
+        std::fs::write(&init, b"\xff").unwrap();
+        assert!(install(&places(dir.path()), Debugger::Lldb).is_err());
+        assert_eq!(std::fs::read(&init).unwrap(), b"\xff");
+    }
+}

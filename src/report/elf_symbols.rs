@@ -1,0 +1,548 @@
+//! A symbol file for compiled code that no file of the target describes: a [`CodeMap`] in, the bytes of an ELF file out.
+//!
+//! gdb and lldb load it beside the target's own files, and then print the frames of this code, and the native frames above
+//! it, as if a compiler had described it:
+//!
+//! - It is `ET_DYN` with absolute addresses: no address has to be given in gdb, `--slide 0` in lldb. lldb takes an
+//!   `ET_EXEC` for the program itself, gdb loses the DWARF of an `ET_REL`.
+//! - `.text` holds the code, since a core may lack it.
+//! - `.eh_frame` says `undefined` where a caller's register is not known. Without a rule gdb takes the register for
+//!   unchanged and shows wrong locals, in native frames too.
+//! - The frame base is `DW_OP_call_frame_cfa`: through a register, lldb 14 to 19 lose the locals behind `leave`.
+//! - Operand stacks are variables named `wasm_stack` in a lexical block of their own for each point, so that elsewhere
+//!   there is no such variable instead of one without a value, and each has the depth and the types of its point.
+
+use crate::arch::{Reg, x64};
+use crate::limits::MAX_NAME_BYTES;
+use crate::runtime::ValType;
+use crate::runtime::code_map::{
+    CodeMap, CompiledFunction, CompiledModule, FrameChange, Location, Operands, SourceFile, Variable,
+};
+use gimli::write::{
+    Address, AttributeValue, CallFrameInstruction, CommonInformationEntry, Dwarf, EhFrame, EndianVec, Expression,
+    FileId, FrameDescriptionEntry, FrameTable, LineProgram, LineString, LocationList, Sections, Unit, UnitEntryId,
+    Writer as _,
+};
+use gimli::{Encoding, Format, LineEncoding, LittleEndian, Register, constants as dw};
+use object::elf;
+use object::write::elf::{FileHeader, ProgramHeader, SectionHeader, Sym, Writer};
+use std::collections::HashMap;
+
+/// Functions per compilation unit. A debugger reads a unit whole when it meets one of its addresses.
+const UNIT_FUNCTIONS: usize = 512;
+
+/// Why there is no file. None of these is expected: the description is too large for the format, or contradicts itself.
+#[derive(Debug, thiserror::Error)]
+pub enum SymbolFileError {
+    /// Debug information cannot be encoded.
+    #[error("debug information: {0}")]
+    Dwarf(#[from] gimli::write::Error),
+    /// The file cannot be laid out.
+    #[error("ELF: {0}")]
+    Elf(#[from] object::write::Error),
+}
+
+/// Writes the file. `directory` is where it will be; `text_names` has the file name of each module's text form there, as
+/// far as the module has one.
+pub fn write(map: &CodeMap, directory: &str, text_names: &[Option<String>]) -> Result<Vec<u8>, SymbolFileError> {
+    let modules = disjoint(map);
+    let mut frames = frame_table(&modules)?;
+    // A length of zero ends the section; the writer leaves that to a linker.
+    frames.extend_from_slice(&[0; 4]);
+    let mut dwarf = Dwarf::new();
+    for (index, module) in &modules {
+        let text_name = text_names.get(*index).and_then(Option::as_deref);
+        let described: Vec<&CompiledFunction> = module.functions.iter().filter(|f| f.described && f.len > 0).collect();
+        for functions in described.chunks(UNIT_FUNCTIONS) {
+            add_unit(&mut dwarf, module, functions, directory, text_name);
+        }
+    }
+    let mut sections = Sections::new(EndianVec::new(LittleEndian));
+    dwarf.write(&mut sections)?;
+    let mut named: Vec<(&'static str, Vec<u8>)> = vec![(".eh_frame", frames)];
+    sections.for_each_mut(|id, data| {
+        if data.len() > 0 {
+            named.push((id.name(), data.take()));
+        }
+        Ok::<_, SymbolFileError>(())
+    })?;
+    elf_file(&modules, &named)
+}
+
+/// The modules in the order of their addresses. One that lies over another is left out: a debugger would choose between
+/// them as it likes.
+fn disjoint(map: &CodeMap) -> Vec<(usize, &CompiledModule)> {
+    let end = |m: &CompiledModule| {
+        let last = m.functions.iter().map(|f| f.start.saturating_add(u64::from(f.len))).max().unwrap_or(m.base);
+        last.max(m.base.saturating_add(m.code.len() as u64))
+    };
+    let mut modules: Vec<(usize, &CompiledModule)> = map.modules.iter().enumerate().collect();
+    modules.sort_by_key(|(_, m)| m.base);
+    let mut reached = 0;
+    modules.retain(|(_, m)| {
+        let free = m.base >= reached;
+        if free {
+            reached = end(m);
+        }
+        free
+    });
+    modules
+}
+
+fn number(reg: Reg) -> Register {
+    Register(reg.info().dwarf)
+}
+
+fn instruction(change: FrameChange) -> CallFrameInstruction {
+    match change {
+        FrameChange::Cfa(reg, offset) => CallFrameInstruction::Cfa(number(reg), offset),
+        FrameChange::CfaDeref(reg, offset) => {
+            let mut e = Expression::new();
+            e.op_breg(number(reg), 0);
+            e.op_deref();
+            e.op_plus_uconst(u64::from(offset));
+            CallFrameInstruction::CfaExpression(e)
+        }
+        FrameChange::Saved(reg, offset) => CallFrameInstruction::Offset(number(reg), offset),
+        FrameChange::Same(reg) => CallFrameInstruction::SameValue(number(reg)),
+        FrameChange::Undefined(reg) => CallFrameInstruction::Undefined(number(reg)),
+    }
+}
+
+fn frame_table(modules: &[(usize, &CompiledModule)]) -> Result<Vec<u8>, gimli::write::Error> {
+    let encoding = Encoding { format: Format::Dwarf32, version: 1, address_size: 8 };
+    let mut entry = CommonInformationEntry::new(encoding, 1, -8, number(Reg::RIP));
+    entry.add_instruction(CallFrameInstruction::Cfa(number(Reg::RSP), 8));
+    entry.add_instruction(CallFrameInstruction::Offset(number(Reg::RIP), -8));
+    for row in x64::TABLE.iter().filter(|row| ![Reg::RSP, Reg::RIP].contains(&row.reg)) {
+        entry.add_instruction(match row.callee_saved {
+            true => CallFrameInstruction::SameValue(Register(row.dwarf)),
+            false => CallFrameInstruction::Undefined(Register(row.dwarf)),
+        });
+    }
+    let mut table = FrameTable::default();
+    let cie = table.add_cie(entry);
+    for function in modules.iter().flat_map(|(_, m)| &m.functions).filter(|f| f.len > 0) {
+        let mut fde = FrameDescriptionEntry::new(Address::Constant(function.start), function.len);
+        let mut at = 0;
+        for &(offset, change) in &function.frame {
+            // Behind the end nothing is asked; a change that goes back would hold at the wrong place.
+            if offset >= function.len || offset < at {
+                continue;
+            }
+            at = offset;
+            fde.add_instruction(offset, instruction(change));
+        }
+        table.add_fde(cie, fde);
+    }
+    let mut out = EhFrame::from(EndianVec::new(LittleEndian));
+    table.write_eh_frame(&mut out)?;
+    Ok(out.0.into_vec())
+}
+
+/// A name that a debugger can show: no control characters, which would end a string or a line.
+fn clean(name: &str) -> String {
+    let mut out: String = name.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    if out.len() > MAX_NAME_BYTES {
+        let mut end = MAX_NAME_BYTES;
+        while !out.is_char_boundary(end) {
+            end -= 1;
+        }
+        out.truncate(end);
+    }
+    if out.is_empty() {
+        out.push('?');
+    }
+    out
+}
+
+/// Operations that say where a value is.
+fn operations(place: Location) -> Vec<u8> {
+    let mut out = EndianVec::new(LittleEndian);
+    // Writing to a vector cannot fail.
+    let _ = match place {
+        Location::Register(reg) => match number(reg).0 {
+            n @ 0..32 => out.write_u8(dw::DW_OP_reg0.0 + n as u8),
+            n => out.write_u8(dw::DW_OP_regx.0).and_then(|()| out.write_uleb128(u64::from(n))),
+        },
+        Location::Frame(offset) => out.write_u8(dw::DW_OP_fbreg.0).and_then(|()| out.write_sleb128(offset)),
+        Location::Constant(bits) => out
+            .write_u8(dw::DW_OP_constu.0)
+            .and_then(|()| out.write_uleb128(bits))
+            .and_then(|()| out.write_u8(dw::DW_OP_stack_value.0)),
+    };
+    out.into_vec()
+}
+
+/// Types of one unit, made when they are first needed.
+#[derive(Default)]
+struct Types {
+    values: HashMap<Option<ValType>, UnitEntryId>,
+    stacks: HashMap<Vec<Option<ValType>>, UnitEntryId>,
+}
+
+impl Types {
+    /// The type of a value; of one whose type is not known, its 64 raw bits.
+    fn value(&mut self, dwarf: &mut Strings<'_>, unit: &mut Unit, ty: Option<ValType>) -> UnitEntryId {
+        if let Some(id) = self.values.get(&ty) {
+            return *id;
+        }
+        let (base, encoding, size) = match ty {
+            Some(ValType::I32) => ("int", dw::DW_ATE_signed, 4),
+            Some(ValType::I64) => ("long", dw::DW_ATE_signed, 8),
+            Some(ValType::F32) => ("float", dw::DW_ATE_float, 4),
+            Some(ValType::F64) => ("double", dw::DW_ATE_float, 8),
+            // No place of a whole vector is known: its low half.
+            Some(ValType::V128) | None => ("unsigned long", dw::DW_ATE_unsigned, 8),
+        };
+        let root = unit.root();
+        let id = unit.add(root, dw::DW_TAG_base_type);
+        let entry = unit.get_mut(id);
+        entry.set(dw::DW_AT_name, dwarf.string(base));
+        entry.set(dw::DW_AT_encoding, AttributeValue::Encoding(encoding));
+        entry.set(dw::DW_AT_byte_size, AttributeValue::Data1(size));
+        let named = unit.add(root, dw::DW_TAG_typedef);
+        let entry = unit.get_mut(named);
+        entry.set(dw::DW_AT_name, dwarf.string(ty.map_or("raw", ValType::name)));
+        entry.set(dw::DW_AT_type, AttributeValue::UnitRef(id));
+        self.values.insert(ty, named);
+        named
+    }
+
+    /// The type of an operand stack: a word for each operand, `s0` at the bottom.
+    fn stack(&mut self, dwarf: &mut Strings<'_>, unit: &mut Unit, operands: &Operands) -> UnitEntryId {
+        let types: Vec<Option<ValType>> = operands.operands.iter().map(|(ty, _)| *ty).collect();
+        if let Some(id) = self.stacks.get(&types) {
+            return *id;
+        }
+        let members: Vec<UnitEntryId> = types.iter().map(|ty| self.value(dwarf, unit, *ty)).collect();
+        let root = unit.root();
+        let id = unit.add(root, dw::DW_TAG_structure_type);
+        unit.get_mut(id).set(dw::DW_AT_byte_size, AttributeValue::Udata(8 * members.len() as u64));
+        for (i, ty) in members.into_iter().enumerate() {
+            let member = unit.add(id, dw::DW_TAG_member);
+            let entry = unit.get_mut(member);
+            entry.set(dw::DW_AT_name, dwarf.string(&format!("s{i}")));
+            entry.set(dw::DW_AT_type, AttributeValue::UnitRef(ty));
+            entry.set(dw::DW_AT_data_member_location, AttributeValue::Udata(8 * i as u64));
+        }
+        self.stacks.insert(types, id);
+        id
+    }
+}
+
+/// The strings of all units.
+struct Strings<'a>(&'a mut gimli::write::StringTable);
+
+impl Strings<'_> {
+    fn string(&mut self, text: &str) -> AttributeValue {
+        AttributeValue::StringRef(self.0.add(text))
+    }
+}
+
+fn add_unit(
+    dwarf: &mut Dwarf,
+    module: &CompiledModule,
+    functions: &[&CompiledFunction],
+    directory: &str,
+    text_name: Option<&str>,
+) {
+    let (Some(first), Some(last)) = (functions.first(), functions.last()) else { return };
+    let base = first.start;
+    let end = last.start.saturating_add(u64::from(last.len));
+    let encoding = Encoding { format: Format::Dwarf32, version: 5, address_size: 8 };
+    let (program, files) = lines(encoding, module, functions, base, directory, text_name);
+    let has_lines = !program.is_none();
+    let mut unit = Unit::new(encoding, program);
+    let mut strings = Strings(&mut dwarf.strings);
+    let root = unit.root();
+    let entry = unit.get_mut(root);
+    entry.set(dw::DW_AT_producer, strings.string(concat!("wstate ", env!("CARGO_PKG_VERSION"))));
+    // C has no names that are made up of other names, and no runtime of its own.
+    entry.set(dw::DW_AT_language, AttributeValue::Language(dw::DW_LANG_C11));
+    entry.set(dw::DW_AT_name, strings.string(&clean(text_name.unwrap_or(&module.name))));
+    entry.set(dw::DW_AT_comp_dir, strings.string(&clean(directory)));
+    entry.set(dw::DW_AT_low_pc, AttributeValue::Address(Address::Constant(base)));
+    entry.set(dw::DW_AT_high_pc, AttributeValue::Udata(end.saturating_sub(base)));
+    if has_lines {
+        entry.set(dw::DW_AT_stmt_list, AttributeValue::LineProgramRef);
+    }
+    let mut types = Types::default();
+    for function in functions {
+        add_function(&mut unit, &mut strings, &mut types, function, base, &files);
+    }
+    dwarf.units.add(unit);
+}
+
+fn add_function(
+    unit: &mut Unit,
+    strings: &mut Strings<'_>,
+    types: &mut Types,
+    function: &CompiledFunction,
+    base: u64,
+    files: &[Option<FileId>],
+) {
+    let root = unit.root();
+    let id = unit.add(root, dw::DW_TAG_subprogram);
+    let name = clean(function.name.as_deref().unwrap_or("?"));
+    let mut frame_base = Expression::new();
+    frame_base.op(dw::DW_OP_call_frame_cfa);
+    let entry = unit.get_mut(id);
+    entry.set(dw::DW_AT_name, strings.string(&name));
+    entry.set(dw::DW_AT_external, AttributeValue::FlagPresent);
+    entry.set(dw::DW_AT_prototyped, AttributeValue::FlagPresent);
+    entry.set(dw::DW_AT_low_pc, AttributeValue::Address(Address::Constant(function.start)));
+    entry.set(dw::DW_AT_high_pc, AttributeValue::Udata(u64::from(function.len)));
+    entry.set(dw::DW_AT_frame_base, AttributeValue::Exprloc(frame_base));
+    if let Some(line) = function.lines.first()
+        && let Some(file @ Some(_)) = files.get(line.file as usize).copied()
+    {
+        entry.set(dw::DW_AT_decl_file, AttributeValue::FileIndex(file));
+        entry.set(dw::DW_AT_decl_line, AttributeValue::Udata(u64::from(line.line)));
+    }
+    let start = function.start.saturating_sub(base);
+    for variable in &function.variables {
+        let ty = types.value(strings, unit, variable.ty);
+        let places = place_list(variable, function.len, start);
+        let list = (!places.0.is_empty()).then(|| unit.locations.add(places));
+        let tag = if variable.parameter { dw::DW_TAG_formal_parameter } else { dw::DW_TAG_variable };
+        let child = unit.add(id, tag);
+        let entry = unit.get_mut(child);
+        entry.set(dw::DW_AT_name, strings.string(&clean(&variable.name)));
+        entry.set(dw::DW_AT_type, AttributeValue::UnitRef(ty));
+        if let Some(list) = list {
+            entry.set(dw::DW_AT_location, AttributeValue::LocationListRef(list));
+        }
+    }
+    let mut free_from = 0;
+    for operands in &function.operands {
+        let (from, to) = (operands.range.0.max(free_from), operands.range.1.min(function.len));
+        if from >= to {
+            continue;
+        }
+        free_from = to;
+        let ty = types.stack(strings, unit, operands);
+        let block = unit.add(id, dw::DW_TAG_lexical_block);
+        let entry = unit.get_mut(block);
+        let low = function.start.saturating_add(u64::from(from));
+        entry.set(dw::DW_AT_low_pc, AttributeValue::Address(Address::Constant(low)));
+        entry.set(dw::DW_AT_high_pc, AttributeValue::Udata(u64::from(to - from)));
+        let child = unit.add(block, dw::DW_TAG_variable);
+        let entry = unit.get_mut(child);
+        entry.set(dw::DW_AT_name, strings.string("wasm_stack"));
+        entry.set(dw::DW_AT_type, AttributeValue::UnitRef(ty));
+        entry.set(dw::DW_AT_location, AttributeValue::Exprloc(pieces(operands)));
+    }
+}
+
+/// The places of a variable, relative to the unit's base.
+fn place_list(variable: &Variable, len: u32, start: u64) -> LocationList {
+    let ranges = variable.places.iter().map(|&(from, to, place)| (from, to.min(len), place));
+    LocationList(
+        ranges
+            .filter(|(from, to, _)| from < to)
+            .map(|(from, to, place)| gimli::write::Location::OffsetPair {
+                begin: start + u64::from(from),
+                end: start + u64::from(to),
+                data: Expression::raw(operations(place)),
+            })
+            .collect(),
+    )
+}
+
+/// A structure put together from the operands' places; a piece without a place has no value.
+fn pieces(operands: &Operands) -> Expression {
+    let mut out = Vec::new();
+    for (_, place) in &operands.operands {
+        out.extend(place.map(operations).unwrap_or_default());
+        out.extend([dw::DW_OP_piece.0, 8]);
+    }
+    Expression::raw(out)
+}
+
+/// The line table of some functions, and the numbers of the module's files in it.
+fn lines(
+    encoding: Encoding,
+    module: &CompiledModule,
+    functions: &[&CompiledFunction],
+    base: u64,
+    directory: &str,
+    text_name: Option<&str>,
+) -> (LineProgram, Vec<Option<FileId>>) {
+    if functions.iter().all(|f| f.lines.is_empty()) {
+        return (LineProgram::none(), Vec::new());
+    }
+    let string = |text: &str| LineString::String(clean(text).into_bytes());
+    let primary = text_name.unwrap_or(&module.name);
+    let mut program = LineProgram::new(
+        encoding,
+        LineEncoding { line_base: -5, line_range: 14, ..LineEncoding::default() },
+        string(directory),
+        None,
+        string(primary),
+        None,
+    );
+    let place = program.default_directory();
+    let mut used = vec![false; module.files.len()];
+    for line in functions.iter().flat_map(|f| &f.lines) {
+        if let Some(slot) = used.get_mut(line.file as usize) {
+            *slot = true;
+        }
+    }
+    let files: Vec<Option<FileId>> = module
+        .files
+        .iter()
+        .zip(used)
+        .map(|(file, used)| match file {
+            _ if !used => None,
+            SourceFile::Text => Some(program.add_file(string(text_name?), place, None)),
+            SourceFile::Path(path) => Some(program.add_file(string(path), place, None)),
+        })
+        .collect();
+    for function in functions.iter().filter(|f| !f.lines.is_empty()) {
+        program.begin_sequence(Some(Address::Constant(function.start)));
+        let mut at = 0;
+        for line in &function.lines {
+            let Some(Some(file)) = files.get(line.file as usize).copied() else { continue };
+            if line.offset < at || line.offset >= function.len {
+                continue;
+            }
+            at = line.offset;
+            let row = program.row();
+            row.address_offset = u64::from(line.offset);
+            row.file = file;
+            row.line = u64::from(line.line);
+            row.prologue_end = line.prologue_end;
+            program.generate_row();
+        }
+        program.end_sequence(u64::from(function.len));
+    }
+    let _ = base;
+    (program, files)
+}
+
+fn elf_file(
+    modules: &[(usize, &CompiledModule)],
+    sections: &[(&'static str, Vec<u8>)],
+) -> Result<Vec<u8>, SymbolFileError> {
+    let texts: Vec<&CompiledModule> = modules.iter().map(|(_, m)| *m).filter(|m| !m.code.is_empty()).collect();
+    let text_names: Vec<Vec<u8>> =
+        (0..texts.len()).map(|i| if i == 0 { b".text".to_vec() } else { format!(".text.{i}").into_bytes() }).collect();
+    let symbols: Vec<(String, usize, &CompiledFunction)> = texts
+        .iter()
+        .enumerate()
+        .flat_map(|(i, m)| m.functions.iter().map(move |f| (i, f)))
+        .filter_map(|(i, f)| Some((clean(f.name.as_deref()?), i, f)))
+        .collect();
+
+    let mut out = Vec::new();
+    let mut w = Writer::new(object::Endianness::Little, true, &mut out);
+    w.reserve_file_header();
+    w.reserve_program_headers(texts.len() as u32);
+    w.reserve_null_section_index();
+    let mut text_sections = Vec::new();
+    for (module, name) in texts.iter().zip(&text_names) {
+        let name = w.add_section_name(name);
+        let index = w.reserve_section_index();
+        let offset = w.reserve(module.code.len() as u64, 16);
+        text_sections.push((name, index, offset));
+    }
+    let mut data_sections = Vec::new();
+    for (name, data) in sections {
+        let name = w.add_section_name(name.as_bytes());
+        w.reserve_section_index();
+        let offset = w.reserve(data.len() as u64, 8);
+        data_sections.push((name, offset));
+    }
+    w.reserve_null_symbol_index();
+    let mut names = Vec::new();
+    for (name, module, _) in &symbols {
+        names.push(w.add_string(name.as_bytes()));
+        w.reserve_symbol_index(text_sections.get(*module).map(|(_, index, _)| *index));
+    }
+    w.reserve_symtab_section_index();
+    w.reserve_symtab();
+    w.reserve_strtab_section_index();
+    w.reserve_strtab()?;
+    w.reserve_shstrtab_section_index();
+    w.reserve_shstrtab()?;
+    w.reserve_section_headers();
+
+    w.write_file_header(&FileHeader {
+        os_abi: elf::ELFOSABI_NONE,
+        abi_version: 0,
+        e_type: elf::ET_DYN,
+        e_machine: elf::EM_X86_64,
+        e_entry: 0,
+        ..FileHeader::default()
+    })?;
+    w.write_align_program_headers();
+    for (module, (_, _, offset)) in texts.iter().zip(&text_sections) {
+        let size = module.code.len() as u64;
+        w.write_program_header(&ProgramHeader {
+            p_type: elf::PT_LOAD,
+            p_flags: elf::PF_R | elf::PF_X,
+            p_offset: *offset,
+            p_vaddr: module.base,
+            p_paddr: module.base,
+            p_filesz: size,
+            p_memsz: size,
+            p_align: 1,
+        });
+    }
+    for (module, (_, _, offset)) in texts.iter().zip(&text_sections) {
+        w.pad_until(*offset);
+        w.write(&module.code);
+    }
+    for ((_, data), (_, offset)) in sections.iter().zip(&data_sections) {
+        w.pad_until(*offset);
+        w.write(data);
+    }
+    w.write_null_symbol();
+    for ((_, module, function), name) in symbols.iter().zip(&names) {
+        w.write_symbol(&Sym {
+            st_name: w.string_offset(Some(*name)),
+            section: text_sections.get(*module).map(|(_, index, _)| index.0),
+            st_info: elf::SymbolInfo::new(elf::STB_GLOBAL, elf::STT_FUNC),
+            st_other: Default::default(),
+            st_shndx: Default::default(),
+            st_value: function.start,
+            st_size: u64::from(function.len),
+        });
+    }
+    w.write_strtab();
+    w.write_shstrtab();
+    w.write_null_section_header();
+    for (module, (name, _, offset)) in texts.iter().zip(&text_sections) {
+        w.write_section_header(&SectionHeader {
+            sh_name: w.section_name_offset(Some(*name)),
+            sh_type: elf::SHT_PROGBITS,
+            sh_flags: elf::SHF_ALLOC | elf::SHF_EXECINSTR,
+            sh_addr: module.base,
+            sh_offset: *offset,
+            sh_size: module.code.len() as u64,
+            sh_link: 0,
+            sh_info: 0,
+            sh_addralign: 1,
+            sh_entsize: 0,
+        });
+    }
+    for ((_, data), (name, offset)) in sections.iter().zip(&data_sections) {
+        w.write_section_header(&SectionHeader {
+            sh_name: w.section_name_offset(Some(*name)),
+            sh_type: elf::SHT_PROGBITS,
+            sh_flags: Default::default(),
+            sh_addr: 0,
+            sh_offset: *offset,
+            sh_size: data.len() as u64,
+            sh_link: 0,
+            sh_info: 0,
+            sh_addralign: 8,
+            sh_entsize: 0,
+        });
+    }
+    w.write_symtab_section_header(1);
+    w.write_strtab_section_header();
+    w.write_shstrtab_section_header();
+    Ok(out)
+}

@@ -1,0 +1,58 @@
+//! `wstate symbols`: a symbol file, the texts that its lines are in, and the commands that load it.
+
+use super::elf_symbols;
+use crate::error::Error;
+use crate::runtime::code_map::CodeMap;
+use std::path::{Path, PathBuf};
+
+/// What is written for one target.
+#[derive(Clone, Debug)]
+pub struct SymbolFile {
+    /// Absolute path of the file.
+    pub path: PathBuf,
+    /// The ELF file.
+    pub bytes: Vec<u8>,
+    /// Text forms of modules, with their paths.
+    pub texts: Vec<(PathBuf, String)>,
+}
+
+impl SymbolFile {
+    /// The files for `map`, the symbol file at `path`.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no code to describe, [`Error::Symbols`] if it cannot be written down.
+    pub fn of(map: &CodeMap, path: &Path) -> Result<SymbolFile, Error> {
+        if map.modules.is_empty() {
+            let why = map.notes.first().map(|n| format!(" ({n})")).unwrap_or_default();
+            return Err(Error::NotFound { what: format!("no Wasm code was found, so there is nothing to write{why}") });
+        }
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+        let directory = path.parent().unwrap_or(Path::new("/")).to_string_lossy().into_owned();
+        let file_name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+        let names: Vec<Option<String>> = map
+            .modules
+            .iter()
+            .enumerate()
+            .map(|(i, module)| module.text.as_ref().map(|_| format!("{file_name}.{i}.wat")))
+            .collect();
+        let bytes = elf_symbols::write(map, &directory, &names)
+            .map_err(|e| Error::Symbols { path: path.clone(), why: e.to_string() })?;
+        let texts = map
+            .modules
+            .iter()
+            .zip(names)
+            .filter_map(|(module, name)| Some((path.with_file_name(name?), module.text.clone()?)))
+            .collect();
+        Ok(SymbolFile { path, bytes, texts })
+    }
+
+    /// What to type to load it.
+    pub fn commands(&self) -> String {
+        // Both debuggers split words as a shell does.
+        let path = format!("\"{}\"", self.path.display().to_string().replace('\\', "\\\\").replace('"', "\\\""));
+        format!(
+            "gdb:   add-symbol-file {path}\nlldb:  target modules add {path}\n       \
+             target modules load --file {path} --slide 0\n"
+        )
+    }
+}

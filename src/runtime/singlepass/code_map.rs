@@ -1,0 +1,562 @@
+//! singlepass code described for a debugger: the same facts that [`super::frame`] uses at one pc, for all of them.
+//!
+//! - The caller follows from the [`Shape`] at every pc.
+//! - Locals are in their fixed homes from the end of the prologue to the epilogue; before that where they come from.
+//! - Operands are known at the points of the state map and nowhere else.
+//!
+//! A function that is not laid out by this backend is described at its points only: elsewhere its caller is not known,
+//! and a debugger that has nothing would guess.
+
+use super::Singlepass;
+use super::code::{self, Home, Shape, Source};
+use super::module::Module;
+use crate::arch::{Reg, x64};
+use crate::limits::{MAX_IMAGE_BYTES, MAX_SLOTS, MAX_SYMBOL_POINTS};
+use crate::runtime::ValType;
+use crate::runtime::code_map::{
+    CodeMap, CompiledFunction, CompiledModule, Detail, FrameChange, Line, Location, Operand, Operands, SourceFile,
+    Variable,
+};
+use crate::state::diff::{Budget, StateCursor};
+use crate::state::{
+    FUNCTION_HEADER, FunctionStateMap, MachineState, MachineValue, PointKind, SuspendOffset, WasmAbstractValue,
+};
+use crate::symbolize::wasm::{PointKind as WasmPoint, WasmModule};
+use crate::target::Memory;
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
+use std::collections::{BTreeMap, HashMap};
+
+/// Describes all modules.
+pub fn code_map(runtime: &Singlepass, detail: &Detail, memory: &dyn Memory) -> CodeMap {
+    let mut map = CodeMap::default();
+    let mut points_left = MAX_SYMBOL_POINTS;
+    for (index, module) in runtime.code_modules().iter().enumerate() {
+        let name = runtime.listed.get(index).map_or_else(|| format!("module{index}"), |m| m.name.clone());
+        match describe(module, name.clone(), detail, &mut points_left, memory) {
+            Ok(compiled) => map.modules.push(compiled),
+            Err(why) => map.notes.push(format!("the code of {name} cannot be described: {why}")),
+        }
+    }
+    if points_left == 0 {
+        map.notes.push(format!("operand stacks are described at the first {MAX_SYMBOL_POINTS} points only"));
+    }
+    map
+}
+
+fn describe(
+    module: &Module,
+    name: String,
+    detail: &Detail,
+    points_left: &mut usize,
+    memory: &dyn Memory,
+) -> Result<CompiledModule, String> {
+    let base = module.code.0;
+    let size = (module.map.total_size as u64).min(module.code.1.saturating_sub(base)).min(MAX_IMAGE_BYTES);
+    // The image is what the runtime wrote there; a debugger's breakpoints are not in it.
+    let code = match memory.read_vec(base, size as usize) {
+        Ok(code) => code,
+        Err(e) => match module.image_code.as_ref().and_then(|c| c.get(..size as usize)) {
+            Some(code) => code.to_vec(),
+            None => return Err(e.to_string()),
+        },
+    };
+    let mut out = CompiledModule { name, base, code: Vec::new(), ..CompiledModule::default() };
+    trampolines(module, &code, &mut out);
+    let count = module.map.local_functions.len();
+    let mut sources = module.wasm.as_deref().map(|wasm| Sources::new(wasm, &mut out));
+    let mut budget = Budget::default();
+    for (&start, map) in &module.map.local_functions {
+        let end = module.map.function_end(start).min(code.len());
+        let Some(bytes) = code.get(start..end).filter(|b| !b.is_empty()) else { continue };
+        let Ok(len) = u32::try_from(bytes.len()) else { continue };
+        let local = map.local_function_id as u32;
+        let function = module.import_count.checked_add(local);
+        let address = base.wrapping_add(start as u64);
+        let named = function.and_then(|f| module.function_name(f)).map(|(name, _)| name);
+        let mut one = CompiledFunction {
+            name: Some(named.unwrap_or_else(|| match function {
+                Some(f) => format!("wasm_function_{f}"),
+                None => format!("wasm_local_function_{local}"),
+            })),
+            start: address,
+            len,
+            described: detail.covers((address, address.saturating_add(u64::from(len))), count),
+            ..CompiledFunction::default()
+        };
+        let shape = Shape::decode(bytes, map.locals.len());
+        match &shape {
+            Ok(shape) => one.frame = frame_of(shape, bytes),
+            Err(_) => one.frame.push((0, FrameChange::Undefined(Reg::RIP))),
+        }
+        if one.described && module.problem(start as u64).is_none() {
+            let types = module.local_types(function, local);
+            let params = params(module, function);
+            if let Ok(shape) = &shape {
+                one.variables = variables(module, shape, function, map, &types, params);
+            }
+            let here = Here { module, map, start, len, local };
+            let states = points(&here, points_left, &mut budget);
+            if shape.is_err() {
+                frame_at_points(&here, &states, &mut one.frame);
+            }
+            one.operands = operands(&here, &states);
+            if let Some(sources) = &mut sources {
+                one.lines = sources.lines(&here, bytes, shape.as_ref().ok(), &mut out.files);
+            }
+        }
+        out.functions.push(one);
+    }
+    out.text = sources.and_then(|s| s.text);
+    out.code = code;
+    Ok(out)
+}
+
+/// Trampolines of the imports: they load the target and jump; some make room on the stack meanwhile.
+fn trampolines(module: &Module, code: &[u8], out: &mut CompiledModule) {
+    let first = module.map.local_functions.keys().next().copied().unwrap_or(code.len());
+    let imports = module.function_offsets.get(..module.import_count as usize).unwrap_or(&[]);
+    for (i, &start) in imports.iter().enumerate() {
+        let next = imports.get(i + 1).copied().unwrap_or(first as u64).min(first as u64);
+        let Some(bytes) = usize::try_from(start).ok().and_then(|s| code.get(s..usize::try_from(next).ok()?)) else {
+            continue;
+        };
+        if bytes.is_empty() || bytes.len() > 0x10000 {
+            continue;
+        }
+        let mut frame = Vec::new();
+        let mut depth = 0i32;
+        let mut decoder = Decoder::with_ip(64, bytes, 0, DecoderOptions::NONE);
+        while decoder.can_decode() {
+            let i = decoder.decode();
+            let by = match (i.mnemonic(), i.op0_kind() == OpKind::Register && i.op0_register() == Register::RSP) {
+                (Mnemonic::Sub, true) => i.try_immediate(1).ok().and_then(|n| i32::try_from(n).ok()),
+                (Mnemonic::Add, true) => i.try_immediate(1).ok().and_then(|n| i32::try_from(n).ok()).map(|n| -n),
+                (Mnemonic::Push | Mnemonic::Pop | Mnemonic::Call, _) | (_, true) => None,
+                _ => Some(0),
+            };
+            // Nothing that this backend writes moves rsp further or otherwise.
+            let moved = by.and_then(|by| depth.checked_add(by)).filter(|d| (0..=0x28).contains(d));
+            match moved {
+                Some(d) if d == depth => {}
+                Some(d) => {
+                    depth = d;
+                    frame.push((i.next_ip() as u32, FrameChange::Cfa(Reg::RSP, 8 + d)));
+                }
+                None => {
+                    frame.push((i.ip() as u32, FrameChange::Undefined(Reg::RIP)));
+                    break;
+                }
+            }
+        }
+        let name = module.function_name(i as u32).map_or_else(|| format!("import_{i}"), |(name, _)| name);
+        out.functions.push(CompiledFunction {
+            name: Some(format!("{name}.trampoline")),
+            start: out.base.wrapping_add(start),
+            len: bytes.len() as u32,
+            frame,
+            ..CompiledFunction::default()
+        });
+    }
+}
+
+/// How callers are found in a function of this shape.
+fn frame_of(shape: &Shape, code: &[u8]) -> Vec<(u32, FrameChange)> {
+    let (pushed, framed) = shape.entry();
+    let mut out = vec![
+        (pushed as u32, FrameChange::Cfa(Reg::RSP, 16)),
+        (pushed as u32, FrameChange::Saved(Reg::RBP, -16)),
+        (framed as u32, FrameChange::Cfa(Reg::RBP, 16)),
+    ];
+    for (&(reg, offset), &end) in shape.preserved().iter().zip(shape.pushes()) {
+        out.push((end as u32, FrameChange::Saved(reg, (offset - 16) as i32)));
+    }
+    if let Some((reset, popped, end)) = shape.epilogue() {
+        // A popped word is below rsp: the next signal may overwrite it.
+        let mut decoder = Decoder::with_ip(64, code.get(reset as usize..).unwrap_or(&[]), reset, DecoderOptions::NONE);
+        for &(reg, _) in shape.preserved().iter().rev() {
+            let pop = decoder.decode();
+            out.push((pop.next_ip() as u32, FrameChange::Same(reg)));
+        }
+        out.push((popped as u32, FrameChange::Cfa(Reg::RSP, 8)));
+        out.push((popped as u32, FrameChange::Same(Reg::RBP)));
+        // What stands behind the return is of no function that is known.
+        if (end as usize) < code.len() {
+            out.push((end as u32, FrameChange::Undefined(Reg::RIP)));
+        }
+    }
+    out
+}
+
+fn params(module: &Module, function: Option<u32>) -> Option<usize> {
+    let function = function?;
+    let from_wasm = module.wasm.as_ref().and_then(|w| w.signature(function)).map(|(params, _)| params.len());
+    from_wasm.or_else(|| module.names.signatures.get(&function).map(|(params, _)| params.len()))
+}
+
+fn variables(
+    module: &Module,
+    shape: &Shape,
+    function: Option<u32>,
+    map: &FunctionStateMap,
+    types: &[ValType],
+    params: Option<usize>,
+) -> Vec<Variable> {
+    // In the epilogue the homes are given up one by one.
+    let end = shape.epilogue().map_or(u32::MAX, |(reset, ..)| reset as u32);
+    shape
+        .moves()
+        .iter()
+        .enumerate()
+        .take(MAX_SLOTS)
+        .map(|(index, &(moved, source))| {
+            let home = match code::home(index) {
+                Home::Register(reg) => Location::Register(reg),
+                // [rbp + d] is [CFA - 16 + d].
+                Home::Frame(d) => Location::Frame(d - 16),
+            };
+            let before = match source {
+                Source::Register(reg) => Location::Register(reg),
+                Source::Argument(d) => Location::Frame(d),
+                Source::Zero => Location::Constant(0),
+            };
+            let places = match map.locals.get(index) {
+                Some(WasmAbstractValue::Const(bits)) => vec![(0, end, Location::Constant(*bits))],
+                _ => vec![(0, moved as u32, before), (moved as u32, end, home)],
+            };
+            let named = function.and_then(|f| module.wasm.as_ref()?.local_name(f, index as u32));
+            Variable {
+                name: named.filter(|n| !n.is_empty()).map_or_else(|| format!("local{index}"), str::to_string),
+                ty: types.get(index).copied(),
+                parameter: match params {
+                    Some(count) => index < count,
+                    None => !matches!(source, Source::Zero),
+                },
+                places: places.into_iter().filter(|(from, to, _)| from < to).collect(),
+            }
+        })
+        .collect()
+}
+
+/// A function that is being described.
+struct Here<'m> {
+    module: &'m Module,
+    map: &'m FunctionStateMap,
+    /// Code offset of its start.
+    start: usize,
+    len: u32,
+    local: u32,
+}
+
+/// A point with a state, by the offset of its address in the function.
+struct State {
+    offset: u32,
+    kind: PointKind,
+    operator: usize,
+    state: MachineState,
+}
+
+/// The points of a function that have a state, as [`crate::state::ModuleStateMap::lookup`] chooses where several are at
+/// one place, ascending.
+fn points(here: &Here<'_>, left: &mut usize, budget: &mut Budget) -> Vec<State> {
+    let mut chosen: BTreeMap<u32, (PointKind, usize)> = BTreeMap::new();
+    for kind in PointKind::ORDER {
+        for (&at, info) in here.map.table(kind) {
+            let offset = at.checked_sub(here.start).and_then(|o| u32::try_from(o).ok()).filter(|o| *o < here.len);
+            // Return addresses of calls and starts of instructions: what holds longer than that is not of this backend.
+            let (Some(offset), true) = (offset, info.end_offset == at.saturating_add(1)) else { continue };
+            if info.diff_id != usize::MAX {
+                chosen.entry(offset).or_insert((kind, info.diff_id));
+            }
+        }
+    }
+    let mut wanted: Vec<(usize, u32, PointKind)> = chosen.iter().map(|(&o, &(k, diff))| (diff, o, k)).collect();
+    wanted.sort_unstable_by_key(|(diff, offset, _)| (*diff, *offset));
+    let mut cursor = StateCursor::new(here.map);
+    let mut out = Vec::new();
+    for (diff, offset, kind) in wanted {
+        if *left == 0 {
+            break;
+        }
+        *left -= 1;
+        if let Ok(state) = cursor.state(diff, budget) {
+            out.push(State { offset, kind, operator: state.wasm_inst_offset, state: state.clone() });
+        }
+    }
+    out.sort_unstable_by_key(|s| s.offset);
+    out
+}
+
+/// The range of a point: an instruction's first byte; for a call also the byte before, where debuggers look a caller up.
+fn range(offset: u32, kind: PointKind) -> (u32, u32) {
+    (if kind == PointKind::Call { offset.saturating_sub(1) } else { offset }, offset.saturating_add(1))
+}
+
+/// What the state maps of a function that is not laid out as expected say about its caller.
+fn frame_at_points(here: &Here<'_>, states: &[State], out: &mut Vec<(u32, FrameChange)>) {
+    let mut done = 0;
+    for State { offset, kind, state, .. } in states {
+        let (from, to) = range(*offset, *kind);
+        let from = from.max(done);
+        done = to;
+        out.push((from, FrameChange::Cfa(Reg::RBP, 16)));
+        out.push((from, FrameChange::Saved(Reg::RIP, -8)));
+        out.push((from, FrameChange::Saved(Reg::RBP, -16)));
+        let mut saved = Vec::new();
+        for_each_word(here.map, state, |value, offset| {
+            if let (MachineValue::PreserveRegister(index), Ok(offset)) = (value, i32::try_from(offset))
+                && let Some(reg) = Reg::from_index(index.0).filter(|r| r.index() < 16)
+            {
+                saved.push((reg, offset));
+            }
+        });
+        for &(reg, offset) in saved.iter().filter(|(_, offset)| offset % 8 == 0) {
+            out.push((from, FrameChange::Saved(reg, offset)));
+        }
+        // Nothing of this holds one byte further.
+        out.push((to, FrameChange::Undefined(Reg::RIP)));
+        for (reg, _) in saved {
+            out.push((to, FrameChange::Undefined(reg)));
+        }
+    }
+    out.sort_by_key(|(offset, _)| *offset);
+}
+
+/// The words of a frame, innermost first as the runtime reads them, with their byte offsets from the CFA.
+fn for_each_word(map: &FunctionStateMap, state: &MachineState, mut visit: impl FnMut(&MachineValue, i64)) {
+    let shadow = (map.shadow_size / 8).min(MAX_SLOTS) as i64 * 8;
+    let mut offset = -16i64;
+    let mut words = Vec::with_capacity(state.stack_values.len());
+    for value in &state.stack_values {
+        offset -= if *value == MachineValue::ExplicitShadow { shadow } else { 8 };
+        words.push((value, offset));
+    }
+    for (value, offset) in words.into_iter().rev() {
+        visit(value, offset);
+    }
+}
+
+fn operands(here: &Here<'_>, states: &[State]) -> Vec<Operands> {
+    let mut types: HashMap<(usize, PointKind), Vec<ValType>> = HashMap::new();
+    if let Some(wasm) = &here.module.wasm {
+        let mut wanted: Vec<(u64, PointKind)> = states
+            .iter()
+            .filter(|s| s.operator != FUNCTION_HEADER && !s.state.wasm_stack.is_empty())
+            .map(|s| (s.operator as u64, s.kind))
+            .collect();
+        wanted.sort_unstable();
+        if let Some(&(last, _)) = wanted.last() {
+            wasm.each_stack_types(here.local, |index, kind, compute| {
+                let kind = match kind {
+                    WasmPoint::Call => PointKind::Call,
+                    WasmPoint::Trappable => PointKind::Trappable,
+                    WasmPoint::Loop => PointKind::Loop,
+                };
+                if wanted.binary_search(&(index, kind)).is_ok()
+                    && let Some(found) = compute()
+                {
+                    types.insert((index as usize, kind), found);
+                }
+                index < last
+            });
+        }
+    }
+    let mut out: Vec<Operands> = Vec::new();
+    for State { offset, kind, operator, state } in states {
+        let places = places(here.map, state, *kind);
+        let types = types.get(&(*operator, *kind)).filter(|t| t.len() == places.len());
+        if places.is_empty() {
+            continue;
+        }
+        let (from, to) = range(*offset, *kind);
+        let from = out.last().map_or(from, |o| from.max(o.range.1));
+        let operands: Vec<Operand> =
+            places.into_iter().enumerate().map(|(i, p)| (types.and_then(|t| t.get(i).copied()), p)).collect();
+        if from < to {
+            out.push(Operands { range: (from, to), operands });
+        }
+    }
+    out
+}
+
+/// Where each operand is (`state.rs: read_stack`, in its order: later places win).
+fn places(map: &FunctionStateMap, state: &MachineState, kind: PointKind) -> Vec<Option<Location>> {
+    let mut out: Vec<Option<Location>> = state
+        .wasm_stack
+        .iter()
+        .map(|v| match v {
+            WasmAbstractValue::Const(bits) => Some(Location::Constant(*bits)),
+            WasmAbstractValue::Runtime => None,
+        })
+        .collect();
+    for (i, value) in state.register_values.iter().enumerate() {
+        let MachineValue::WasmStack(index) = value else { continue };
+        let Some(reg) = Reg::from_index(i) else { continue };
+        // A callee does not keep it. What is kept is written to the stack too.
+        if kind == PointKind::Call && !x64::TABLE.get(i).is_some_and(|row| row.callee_saved) {
+            continue;
+        }
+        if let Some(place) = out.get_mut(*index) {
+            *place = Some(Location::Register(reg));
+        }
+    }
+    for_each_word(map, state, |value, offset| match value {
+        MachineValue::WasmStack(index) => {
+            if let Some(place) = out.get_mut(*index) {
+                *place = Some(Location::Frame(offset));
+            }
+        }
+        // Half a word is no place that is described here; this backend never writes one.
+        MachineValue::TwoHalves(halves) => {
+            for half in [&halves.0, &halves.1] {
+                if let MachineValue::WasmStack(index) = half
+                    && let Some(place) = out.get_mut(*index)
+                {
+                    *place = None;
+                }
+            }
+        }
+        _ => {}
+    });
+    for (&word, value) in &state.prev_frame {
+        if let MachineValue::WasmStack(index) = value
+            && let Some(place) = out.get_mut(*index)
+        {
+            *place = i64::try_from(word).ok().and_then(|w| w.checked_mul(8)).map(Location::Frame);
+        }
+    }
+    out.truncate(out.len().saturating_sub(state.wasm_stack_private_depth));
+    out
+}
+
+/// Lines for code of one module.
+struct Sources<'w> {
+    wasm: &'w WasmModule,
+    /// Text and, by file offset, the line of each operator and function.
+    text: Option<String>,
+    lines: Vec<(u64, u32)>,
+    files: HashMap<String, u32>,
+}
+
+impl<'w> Sources<'w> {
+    fn new(wasm: &'w WasmModule, out: &mut CompiledModule) -> Sources<'w> {
+        let mut sources = Sources { wasm, text: None, lines: Vec::new(), files: HashMap::new() };
+        if wasm.has_sources() {
+            return sources;
+        }
+        let mut storage = String::new();
+        let mut lines = Vec::new();
+        match wasmprinter::Config::new().offsets_and_lines(wasm.bytes(), &mut storage) {
+            Ok(found) => {
+                let mut number = 0u32;
+                for (offset, text) in found {
+                    // The printer's lines may hold line ends themselves (data, comments).
+                    number = number.saturating_add(1);
+                    if let Some(offset) = offset {
+                        lines.push((offset, number));
+                    }
+                    number = number.saturating_add(text.trim_end_matches('\n').matches('\n').count() as u32);
+                }
+            }
+            Err(_) => return sources,
+        }
+        lines.sort_by_key(|(offset, _)| *offset);
+        sources.lines = lines;
+        sources.text = Some(storage);
+        out.files.push(SourceFile::Text);
+        sources
+    }
+
+    /// File and line of what is at a file offset.
+    fn place(&mut self, offset: u64, files: &mut Vec<SourceFile>) -> Option<(u32, u32)> {
+        if self.text.is_some() {
+            let i = self.lines.binary_search_by_key(&offset, |(o, _)| *o).ok()?;
+            return Some((0, self.lines.get(i)?.1));
+        }
+        let frame = self.wasm.source(offset).into_iter().next()?;
+        let (path, line) = (frame.file?, frame.line?);
+        let next = files.len() as u32;
+        let file = *self.files.entry(path).or_insert_with_key(|path| {
+            files.push(SourceFile::Path(path.clone()));
+            next
+        });
+        Some((file, line))
+    }
+
+    fn lines(&mut self, here: &Here<'_>, code: &[u8], shape: Option<&Shape>, files: &mut Vec<SourceFile>) -> Vec<Line> {
+        let (Some(operators), Some(shape)) = (self.wasm.operators(here.local), shape) else { return Vec::new() };
+        let boundaries = boundaries(code, shape.body());
+        let by_point = operators_of_points(here.map);
+        // Offset in the code and operator: behind a point comes the next operator.
+        let mut marks: BTreeMap<u32, u64> = BTreeMap::new();
+        marks.insert(shape.body() as u32, 0);
+        for kind in PointKind::ORDER {
+            for &at in here.map.table(kind).keys() {
+                let Some(offset) = at.checked_sub(here.start).and_then(|o| u32::try_from(o).ok()) else { continue };
+                let Some(&operator) = by_point.get(&(kind, at)) else { continue };
+                let operator = operator as u64;
+                let Ok(i) = boundaries.binary_search(&offset) else { continue };
+                if kind == PointKind::Call {
+                    if let Some(&call) = i.checked_sub(1).and_then(|i| boundaries.get(i)) {
+                        marks.insert(call, operator);
+                    }
+                    marks.entry(offset).or_insert(operator.saturating_add(1));
+                } else {
+                    marks.insert(offset, operator);
+                    if let Some(&next) = boundaries.get(i + 1) {
+                        marks.entry(next).or_insert(operator.saturating_add(1));
+                    }
+                }
+            }
+        }
+        let mut out: Vec<Line> = Vec::new();
+        let first = self.wasm.body_offset(here.local).and_then(|o| self.place(o, files));
+        let first = first.or_else(|| operators.first().and_then(|o| self.place(*o, files)));
+        if let Some((file, line)) = first {
+            out.push(Line { offset: 0, file, line, prologue_end: false });
+        }
+        for (offset, operator) in marks {
+            let place = operators.get(operator as usize).and_then(|o| self.place(*o, files));
+            let Some((file, line)) = place else { continue };
+            let prologue_end = u64::from(offset) == shape.body();
+            out.push(Line { offset, file, line, prologue_end });
+        }
+        out
+    }
+}
+
+/// The operator of each point (not of the function header's).
+fn operators_of_points(map: &FunctionStateMap) -> HashMap<(PointKind, usize), usize> {
+    let mut out = HashMap::new();
+    for (&operator, suspend) in &map.wasm_offset_to_target_offset {
+        let key = match *suspend {
+            SuspendOffset::Call(at) => (PointKind::Call, at),
+            SuspendOffset::Trappable(at) => (PointKind::Trappable, at),
+            SuspendOffset::Loop(at) => (PointKind::Loop, at),
+        };
+        out.insert(key, operator);
+    }
+    for kind in PointKind::ORDER {
+        for (&at, info) in map.table(kind) {
+            if let Some(diff) = map.diffs.get(info.diff_id).filter(|d| d.wasm_inst_offset != FUNCTION_HEADER) {
+                out.insert((kind, at), diff.wasm_inst_offset);
+            }
+        }
+    }
+    out
+}
+
+/// Offsets at which instructions of the body begin, as far as they decode.
+fn boundaries(code: &[u8], body: u64) -> Vec<u32> {
+    let mut out = Vec::new();
+    let Some(bytes) = code.get(body as usize..) else { return out };
+    let mut decoder = Decoder::with_ip(64, bytes, body, DecoderOptions::NONE);
+    let mut i = Instruction::default();
+    while decoder.can_decode() {
+        decoder.decode_out(&mut i);
+        if i.is_invalid() {
+            break;
+        }
+        out.push(i.ip() as u32);
+    }
+    out
+}

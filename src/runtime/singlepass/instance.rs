@@ -1,0 +1,68 @@
+//! Linear memories and globals of an instance, through its `vm::Ctx`.
+
+use super::ctx::Ctx;
+use super::module::Module;
+use crate::arch::Reg;
+use crate::runtime::{Place, Slot, Value, Why};
+use crate::target::Memory;
+
+/// Memories and globals of one kind that are looked at: more are a broken description.
+const MAX_ITEMS: u64 = 1 << 20;
+
+fn why(e: impl ToString) -> Why {
+    Why(e.to_string())
+}
+
+/// Element `index` of an array of pointers.
+fn element(array: u64, index: u64, memory: &dyn Memory) -> Result<u64, Why> {
+    let at = index.checked_mul(8).and_then(|o| array.checked_add(o)).filter(|_| index < MAX_ITEMS && array != 0);
+    memory.read_u64(at.ok_or_else(|| Why("the instance has no such thing".into()))?).map_err(why)
+}
+
+/// Imported ones come first in the index space; an instance has an array of pointers for each kind.
+fn pointer(own: u64, imported: u64, counts: (u64, u64), index: u32, memory: &dyn Memory) -> Result<u64, Why> {
+    let index = u64::from(index);
+    match index.checked_sub(counts.0) {
+        None => element(imported, index, memory),
+        Some(i) if i < counts.1 => element(own, i, memory),
+        Some(_) => Err(Why(match counts.0.saturating_add(counts.1) {
+            0 => "the module has none".to_string(),
+            n => format!("the module has {n}"),
+        })),
+    }
+}
+
+/// First address and size in bytes (`vm.rs: LocalMemory`: base, bound).
+pub fn linear_memory(module: &Module, instance: u64, index: u32, memory: &dyn Memory) -> Result<(u64, u64), Why> {
+    let ctx = Ctx::read(memory, instance).map_err(why)?;
+    let Some(counts) = module.names.memories else {
+        // Compiled code reads the first memory's base and size from the context itself.
+        return match (index, ctx.memory_base) {
+            (0, 0) => Err(Why("the module has no memory".into())),
+            (0, base) => Ok((base, ctx.memory_bound)),
+            _ => Err(Why("how many memories the module has is not known".into())),
+        };
+    };
+    let at = pointer(ctx.memories, ctx.imported_memories, counts, index, memory)?;
+    let base = memory.read_u64(at).map_err(why)?;
+    let bound = memory.read_u64(at.wrapping_add(8)).map_err(why)?;
+    match base.checked_add(bound) {
+        Some(_) if base != 0 => Ok((base, bound)),
+        _ => Err(Why(format!("its description at {at:#x} is damaged"))),
+    }
+}
+
+/// A global's value (`vm.rs: LocalGlobal`: 16 bytes of data).
+pub fn global(module: &Module, instance: u64, index: u32, memory: &dyn Memory) -> Result<Value, Why> {
+    let ctx = Ctx::read(memory, instance).map_err(why)?;
+    let (imported, own) = module.names.globals.as_ref().ok_or_else(|| {
+        Why("the module's description was not found in the target, so its globals are not known".into())
+    })?;
+    let counts = (imported.len() as u64, own.len() as u64);
+    let at = pointer(ctx.globals, ctx.imported_globals, counts, index, memory)?;
+    let bits = memory.read_u64(at).map_err(why)?;
+    let ty = imported.iter().chain(own).nth(index as usize).copied();
+    // Reached through the context register: the address is what a reader can use.
+    let offset = at.wrapping_sub(instance) as i64;
+    Ok(Value { ty, slot: Slot::Known { bits, place: Place::Memory { base: Reg::R15, offset, address: at } } })
+}

@@ -1,0 +1,51 @@
+//! Why a request has no result.
+
+use crate::error::Error;
+use crate::report::text::clean_message;
+use serde_json::{Value, json};
+
+/// An answer's `error`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    kind: &'static str,
+    message: String,
+    hint: Option<String>,
+}
+
+impl Failure {
+    pub fn new(kind: &'static str, message: impl Into<String>) -> Failure {
+        Failure { kind, message: message.into(), hint: None }
+    }
+
+    pub fn malformed(message: impl Into<String>) -> Failure {
+        Failure::new("malformed", message)
+    }
+
+    pub fn not_found(message: impl Into<String>) -> Failure {
+        Failure::new("not_found", message)
+    }
+
+    pub fn failed(message: impl Into<String>) -> Failure {
+        Failure::new("failed", message)
+    }
+
+    pub fn hint(mut self, hint: impl Into<String>) -> Failure {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    pub fn json(&self) -> Value {
+        json!({
+            "kind": self.kind,
+            "message": clean_message(&self.message),
+            "hint": self.hint.as_deref().map(clean_message),
+        })
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(e: Error) -> Failure {
+        let kind = if matches!(e, Error::NotFound { .. }) { "not_found" } else { "failed" };
+        Failure { kind, message: e.to_string(), hint: e.hint() }
+    }
+}

@@ -1,0 +1,615 @@
+//! What is asked of the server, answered from one target that is kept until it runs.
+
+use super::PROTOCOL;
+use super::error::Failure;
+use super::expression::{self, Expression};
+use super::wire::{Message, Wire, hex, number};
+use crate::limits;
+use crate::output::Output;
+use crate::progress::Progress;
+use crate::report::symbol_file::SymbolFile;
+use crate::report::text::{self, TextOptions};
+use crate::report::{Frame, FrameKind, Report, Thread};
+use crate::runtime::Provider;
+use crate::runtime::singlepass::find::{FindOptions, SinglepassProvider};
+use crate::session::{self, Options, Source};
+use crate::target::callback::CallbackTarget;
+use crate::target::objects::Objects;
+use crate::target::{Memory, Target};
+use serde_json::Value;
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+type Answer = Result<Message, Failure>;
+
+/// Everything a server can be asked for.
+const OPS: [&str; 12] = [
+    "hello",
+    "configure",
+    "resumed",
+    "walk",
+    "report",
+    "frame",
+    "step",
+    "modules",
+    "memory",
+    "print",
+    "list",
+    "symbols",
+];
+
+/// Answers requests.
+pub struct Requests {
+    wire: Rc<Wire>,
+    settings: Settings,
+    stopped: Option<Stopped>,
+    symbols: Option<Written>,
+    /// Number of symbol files written: no name is used twice.
+    written: u32,
+}
+
+/// The symbol file that was written last. It outlives the stop: the debugger has it loaded.
+struct Written {
+    path: PathBuf,
+    content: u64,
+    answer: Message,
+}
+
+/// What the user told the debugger about files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Settings {
+    wasm: Vec<PathBuf>,
+    artifacts: Vec<PathBuf>,
+    debug_dirs: Vec<PathBuf>,
+    sysroot: Option<PathBuf>,
+    executable: Option<PathBuf>,
+}
+
+/// The target while it stands.
+struct Stopped {
+    target: CallbackTarget,
+    objects: Objects,
+    provider: SinglepassProvider,
+    options: Options,
+    reports: HashMap<Asked, Rc<Report>>,
+}
+
+/// What decides about a report.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Asked {
+    threads: Vec<u32>,
+    limit: Option<usize>,
+    verbose: bool,
+}
+
+/// Reports kept of one stop.
+const MAX_REPORTS: usize = 64;
+
+/// Which frame a request is about.
+struct Place {
+    tid: u32,
+    report: Rc<Report>,
+    /// Position among the thread's frames.
+    at: usize,
+}
+
+impl Place {
+    fn thread(&self) -> Option<&Thread> {
+        self.report.threads.first()
+    }
+
+    fn frame(&self) -> Result<&Frame, Failure> {
+        self.thread()
+            .and_then(|t| t.frames.get(self.at))
+            .ok_or_else(|| Failure::not_found(format!("thread {} has no such frame", self.tid)))
+    }
+
+    /// The frame, if it is of a Wasm function.
+    fn wasm(&self) -> Result<&Frame, Failure> {
+        let frame = self.frame()?;
+        match frame.kind {
+            FrameKind::Wasm => Ok(frame),
+            _ => {
+                let n = frame.index.unwrap_or_default();
+                Err(Failure::not_found(format!("frame #{n} is not a Wasm frame"))
+                    .hint("wasm-up and wasm-down go to the next one"))
+            }
+        }
+    }
+}
+
+struct Told<'a> {
+    wire: &'a Wire,
+    last: Cell<Instant>,
+}
+
+impl Progress for Told<'_> {
+    fn tick(&self, what: &str, done: u64, total: u64) {
+        let now = Instant::now();
+        if now.saturating_duration_since(self.last.get()) < Duration::from_millis(500) {
+            return;
+        }
+        self.last.set(now);
+        self.wire.progress(&match total {
+            0 => format!("{what}: {} MiB", done >> 20),
+            _ => format!("{what}: {} of {} MiB", done >> 20, total >> 20),
+        });
+    }
+
+    fn finish(&self) {}
+}
+
+fn flag(m: &Message, key: &str) -> bool {
+    m.get(key).and_then(Value::as_bool).unwrap_or(false)
+}
+
+fn wanted_number(m: &Message, key: &str) -> Result<Option<u64>, Failure> {
+    match m.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(v) => number(v).map(Some).ok_or_else(|| Failure::malformed(format!("{key} is not a number"))),
+    }
+}
+
+fn paths(m: &Message, key: &str) -> Result<Vec<PathBuf>, Failure> {
+    match m.get(key) {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(list)) => list
+            .iter()
+            .map(|p| p.as_str().map(PathBuf::from))
+            .collect::<Option<_>>()
+            .ok_or_else(|| Failure::malformed(format!("{key} is a list of paths"))),
+        Some(_) => Err(Failure::malformed(format!("{key} is a list of paths"))),
+    }
+}
+
+fn path(m: &Message, key: &str) -> Option<PathBuf> {
+    m.get(key).and_then(Value::as_str).filter(|s| !s.is_empty()).map(PathBuf::from)
+}
+
+fn text_options(m: &Message) -> TextOptions {
+    TextOptions {
+        brief: flag(m, "brief"),
+        wasm_only: flag(m, "wasm_only"),
+        color: flag(m, "color"),
+        verbose: flag(m, "verbose"),
+    }
+}
+
+fn message<const N: usize>(pairs: [(&str, Value); N]) -> Message {
+    pairs.into_iter().map(|(k, v)| (k.to_string(), v)).collect()
+}
+
+fn to_json(value: &impl serde::Serialize) -> Result<Value, Failure> {
+    serde_json::to_value(value).map_err(|e| Failure::failed(e.to_string()))
+}
+
+impl Requests {
+    pub fn new(wire: Rc<Wire>) -> Requests {
+        Requests { wire, settings: Settings::default(), stopped: None, symbols: None, written: 0 }
+    }
+
+    /// Forgets the target.
+    pub fn forget(&mut self) {
+        self.stopped = None;
+    }
+
+    pub fn answer(&mut self, m: &Message) -> Answer {
+        match m.get("op").and_then(Value::as_str).unwrap_or_default() {
+            "hello" => self.hello(m),
+            "configure" => self.configure(m),
+            "resumed" => {
+                self.forget();
+                Ok(Message::new())
+            }
+            "walk" => self.walk(m),
+            "report" => {
+                let mut m = m.clone();
+                m.remove("threads");
+                m.insert("head".into(), true.into());
+                self.walk(&m)
+            }
+            "frame" => {
+                let place = self.place(m)?;
+                frame_answer(&place, m)
+            }
+            "step" => self.step(m),
+            "modules" => self.modules(m),
+            "memory" => self.memory(m),
+            "print" => self.print(m),
+            "list" => self.list(m),
+            "symbols" => self.symbols(m),
+            other => Err(Failure::new("unsupported", format!("there is no request {other:?}"))),
+        }
+    }
+
+    fn hello(&mut self, m: &Message) -> Answer {
+        let theirs = wanted_number(m, "protocol")?;
+        if theirs != Some(PROTOCOL.into()) {
+            let theirs = theirs.map_or("none".to_string(), |n| n.to_string());
+            let what =
+                format!("the plugin speaks protocol {theirs}, wstate {} speaks {PROTOCOL}", env!("CARGO_PKG_VERSION"));
+            return Err(Failure::new("version", what).hint("run: wstate plugin install"));
+        }
+        Ok(message([
+            ("protocol", PROTOCOL.into()),
+            ("version", env!("CARGO_PKG_VERSION").into()),
+            ("ops", OPS.as_slice().into()),
+        ]))
+    }
+
+    fn configure(&mut self, m: &Message) -> Answer {
+        let settings = Settings {
+            wasm: paths(m, "wasm")?,
+            artifacts: paths(m, "artifacts")?,
+            debug_dirs: paths(m, "debug_dirs")?,
+            sysroot: path(m, "sysroot"),
+            executable: path(m, "executable"),
+        };
+        if settings != self.settings {
+            self.settings = settings;
+            self.forget();
+        }
+        Ok(Message::new())
+    }
+
+    fn stopped(&mut self) -> Result<&mut Stopped, Failure> {
+        if self.stopped.is_none() {
+            // A file that cannot be read is told before the target is looked at.
+            let find = FindOptions::read(Vec::new(), &self.settings.artifacts, &self.settings.wasm)?;
+            let what = self.wire.describe()?;
+            let source = match &what.core {
+                Some(core) => Source::Core { core: core.clone(), executable: self.settings.executable.clone() },
+                None => Source::Pid(what.pid.unwrap_or_default()),
+            };
+            let options = Options {
+                sysroot: self.settings.sysroot.clone(),
+                debug_dirs: self.settings.debug_dirs.clone(),
+                ..Options::new(source)
+            };
+            let search = options.search_paths();
+            let lender: Rc<dyn crate::target::callback::Lender> = Rc::<Wire>::clone(&self.wire);
+            let target = CallbackTarget::new(lender, what, &search);
+            if target.threads().is_empty() {
+                return Err(Failure::not_found("the debugger's target has no thread: is it running, or has it ended?"));
+            }
+            let objects = Objects::load(&target, &search);
+            let provider = SinglepassProvider::new(find);
+            self.stopped = Some(Stopped { target, objects, provider, options, reports: HashMap::new() });
+        }
+        self.stopped.as_mut().ok_or_else(|| Failure::failed("the target is not known"))
+    }
+
+    fn report(&mut self, asked: Asked) -> Result<Rc<Report>, Failure> {
+        let wire = Rc::clone(&self.wire);
+        let s = self.stopped()?;
+        if let Some(report) = s.reports.get(&asked) {
+            return Ok(Rc::clone(report));
+        }
+        let options =
+            Options { threads: asked.threads.clone(), limit: asked.limit, verbose: asked.verbose, ..s.options.clone() };
+        let told = Told { wire: &wire, last: Cell::new(Instant::now()) };
+        let outcome = session::analyse_target(&s.target, &s.objects, &options, &mut s.provider, &told)?;
+        let report = Rc::new(outcome.report);
+        if s.reports.len() >= MAX_REPORTS {
+            s.reports.clear();
+        }
+        s.reports.insert(asked, Rc::clone(&report));
+        Ok(report)
+    }
+
+    fn walk(&mut self, m: &Message) -> Answer {
+        let threads = match m.get("threads") {
+            None | Some(Value::Null) => Vec::new(),
+            Some(Value::Array(list)) => {
+                let ids = list.iter().map(|v| number(v).and_then(|n| u32::try_from(n).ok()));
+                let ids = ids.collect::<Option<Vec<u32>>>();
+                ids.filter(|ids| !ids.is_empty()).ok_or_else(|| Failure::malformed("threads is a list of ids"))?
+            }
+            Some(_) => return Err(Failure::malformed("threads is a list of ids")),
+        };
+        let limit = wanted_number(m, "limit")?.filter(|n| *n != 0).map(|n| usize::try_from(n).unwrap_or(usize::MAX));
+        let options = text_options(m);
+        let report = self.report(Asked { threads, limit, verbose: options.verbose })?;
+        let text = match flag(m, "head") {
+            true => text::render(&report, options),
+            false => {
+                let mut text = String::new();
+                if report.runtimes.iter().all(|r| r.modules.is_empty()) {
+                    text += &text::render_head(&report, options);
+                }
+                for (i, thread) in report.threads.iter().enumerate() {
+                    text += if i > 0 { "\n" } else { "" };
+                    text += &text::render_thread(&report, thread, options);
+                }
+                text
+            }
+        };
+        let mut shown = (*report).clone();
+        shown.select(options.wasm_only, options.brief);
+        Ok(message([("report", to_json(&shown)?), ("text", text.into())]))
+    }
+
+    /// The frame that a request names.
+    fn place(&mut self, m: &Message) -> Result<Place, Failure> {
+        let tid = wanted_number(m, "thread")?.and_then(|n| u32::try_from(n).ok());
+        let tid = tid.ok_or_else(|| Failure::malformed("a request about a frame needs a \"thread\""))?;
+        let (index, pc) = (wanted_number(m, "frame")?, wanted_number(m, "pc")?);
+        let report = self.report(Asked { threads: vec![tid], limit: None, verbose: flag(m, "verbose") })?;
+        let frames = report.threads.first().map(|t| t.frames.as_slice()).unwrap_or_default();
+        let has_pc = |f: &Frame| pc.is_none() || f.pc.is_some_and(|at| Some(at.0) == pc);
+        let numbered = index.and_then(|n| frames.iter().position(|f| f.index.map(u64::from) == Some(n)));
+        let at = match (index, pc) {
+            (None, None) => frames.iter().position(|f| f.kind == FrameKind::Wasm),
+            (_, None) => numbered,
+            (_, Some(_)) => numbered.filter(|i| has_pc(&frames[*i])).or_else(|| frames.iter().position(has_pc)),
+        };
+        match at {
+            Some(at) => Ok(Place { tid, report, at }),
+            None if index.is_none() && pc.is_none() => {
+                Err(Failure::not_found(format!("thread {tid} has no Wasm frame")))
+            }
+            None => {
+                let n = index.map_or("that frame".to_string(), |n| format!("frame #{n}"));
+                let at = pc.map_or(String::new(), |pc| format!(" at {pc:#x}"));
+                let what = format!("{n}{at} is not among the {} frames of thread {tid}", frames.len());
+                Err(Failure::not_found(what).hint("the numbers are those of wasm-bt, where plain bt loses its way"))
+            }
+        }
+    }
+
+    fn step(&mut self, m: &Message) -> Answer {
+        let by = m.get("by").and_then(Value::as_i64).unwrap_or(1);
+        let from = wanted_number(m, "from")?.unwrap_or(0);
+        let mut place = self.place(&message([("thread", m.get("thread").cloned().unwrap_or_default())]))?;
+        let frames = place.thread().map(|t| t.frames.as_slice()).unwrap_or_default();
+        let number = |i: usize| u64::from(frames.get(i).and_then(|f| f.index).unwrap_or_default());
+        let wasm: Vec<usize> = (0..frames.len()).filter(|i| frames[*i].kind == FrameKind::Wasm).collect();
+        let (older, edge) = (by > 0, if by > 0 { "oldest" } else { "youngest" });
+        let count = usize::try_from(by.unsigned_abs()).unwrap_or(usize::MAX);
+        let reached = match by {
+            0 => None,
+            _ if older => wasm.iter().filter(|i| number(**i) > from).take(count).last(),
+            _ => wasm.iter().rev().filter(|i| number(**i) < from).take(count).last(),
+        };
+        match reached {
+            Some(at) => place.at = *at,
+            None => return Err(Failure::not_found(format!("this is the {edge} Wasm frame"))),
+        }
+        frame_answer(&place, m)
+    }
+
+    fn modules(&mut self, m: &Message) -> Answer {
+        let options = text_options(m);
+        // Modules are found on the way through the stacks of all threads.
+        let report = self.report(Asked { threads: Vec::new(), limit: None, verbose: false })?;
+        let modules: Vec<_> = report.runtimes.iter().flat_map(|r| &r.modules).collect();
+        let text = text::render_head(&report, options);
+        Ok(message([("modules", to_json(&modules)?), ("text", text.into())]))
+    }
+
+    /// Where memory `index` of the frame's instance is, and its size in bytes.
+    fn linear_memory(&mut self, place: &Place, index: u32) -> Result<(u64, u64), Failure> {
+        let (module, instance) = instance(place)?;
+        let s = self.stopped()?;
+        s.provider
+            .runtime()
+            .linear_memory(module, instance, index, &s.target)
+            .map_err(|why| Failure::not_found(format!("memory {index} is not known: {}", why.0)))
+    }
+
+    fn linear_bytes(&mut self, place: &Place, index: u32, address: u64, len: u64) -> Result<Linear, Failure> {
+        let (base, size) = self.linear_memory(place, index)?;
+        let end = address.checked_add(len).filter(|end| *end <= size);
+        if end.is_none() {
+            return Err(Failure::not_found(format!(
+                "memory {index} has {size:#x} bytes; {len} bytes at {address:#x} are not inside"
+            )));
+        }
+        let at = base.wrapping_add(address);
+        let bytes = usize::try_from(len).ok().and_then(|len| self.stopped().ok()?.target.read_vec(at, len).ok());
+        let unreadable =
+            || Failure::failed(format!("memory at {at:#x} ({address:#x} of memory {index}) cannot be read"));
+        Ok(Linear { bytes: bytes.ok_or_else(unreadable)?, base, size })
+    }
+
+    fn memory(&mut self, m: &Message) -> Answer {
+        let needed = |key: &str| wanted_number(m, key)?.ok_or_else(|| Failure::malformed(format!("{key} is missing")));
+        let (address, length) = (needed("address")?, needed("length")?);
+        let index = wanted_number(m, "memory")?.unwrap_or(0);
+        let index = u32::try_from(index).map_err(|_| Failure::malformed("memory is an index"))?;
+        if length > limits::MAX_SHOWN_MEMORY {
+            let most = limits::MAX_SHOWN_MEMORY;
+            return Err(Failure::malformed(format!("{length} bytes are too many, at most {most} at once")));
+        }
+        let place = self.place(m)?;
+        let linear = self.linear_bytes(&place, index, address, length)?;
+        Ok(message([
+            ("data", hex(&linear.bytes).into()),
+            ("text", dump(address, &linear.bytes).into()),
+            ("size", format!("{:#x}", linear.size).into()),
+            ("base", format!("{:#x}", linear.base).into()),
+        ]))
+    }
+
+    fn print(&mut self, m: &Message) -> Answer {
+        let given = m.get("expression").and_then(Value::as_str).unwrap_or_default();
+        let wanted = expression::parse(given).map_err(Failure::malformed)?;
+        let place = self.place(m)?;
+        let frame = place.wasm()?;
+        let value = match wanted {
+            Expression::Local(n) => slot(&frame.locals, &frame.locals_why, n, "local")?,
+            Expression::Stack(n) => slot(&frame.stack, &frame.stack_why, n, "operand")?,
+            Expression::Global(n) => {
+                let (module, instance) = instance(&place)?;
+                let s = self.stopped()?;
+                let value = s.provider.runtime().global(module, instance, n, &s.target);
+                let value = value.map_err(|why| Failure::not_found(format!("global {n} is not known: {}", why.0)))?;
+                crate::report::Value::new(n, &value)
+            }
+            Expression::Load { memory, address, ty } => {
+                let address = match address {
+                    expression::Address::Number(n) => n,
+                    expression::Address::Local(n) => bits(&slot(&frame.locals, &frame.locals_why, n, "local")?)?,
+                    expression::Address::Stack(n) => bits(&slot(&frame.stack, &frame.stack_why, n, "operand")?)?,
+                };
+                let bytes = self.linear_bytes(&place, memory, address, ty.size())?.bytes;
+                let text = ty.print(&bytes);
+                return Ok(message([("text", text.as_str().into()), ("value", text.as_str().into())]));
+            }
+        };
+        let Some(text) = &value.value else {
+            let why = value.why.clone().unwrap_or_else(|| "its place is not known".to_string());
+            return Err(Failure::not_found(format!("{given} is not known here: {why}")));
+        };
+        let ty = value.ty.as_deref().map(|ty| format!("({ty}) ")).unwrap_or_default();
+        let place = value.place.as_deref().map(|p| format!("   {p}")).unwrap_or_default();
+        Ok(message([("text", format!("{ty}{text}{place}").into()), ("value", to_json(&value)?)]))
+    }
+
+    /// Writes a symbol file, under a new name where its contents differ from the last one: gdb does not read a file again
+    /// that it has loaded.
+    fn symbols(&mut self, m: &Message) -> Answer {
+        let directory = path(m, "directory").filter(|d| d.is_absolute());
+        let directory = directory.ok_or_else(|| Failure::malformed("directory is an absolute path"))?;
+        let wire = Rc::clone(&self.wire);
+        let s = self.stopped()?;
+        let told = Told { wire: &wire, last: Cell::new(Instant::now()) };
+        let map = session::code_map_with(&s.target, &s.objects, &mut s.provider, &told, flag(m, "all"));
+        if map.modules.is_empty() {
+            self.symbols = None;
+            return Ok(message([("files", Value::Array(Vec::new())), ("notes", map.notes.into())]));
+        }
+        if let Some(before) = &self.symbols {
+            let same = content(&SymbolFile::of(&map, &before.path)?) == before.content;
+            if same && before.path.parent() == Some(&directory) && before.path.exists() {
+                return Ok(before.answer.clone());
+            }
+        }
+        self.written += 1;
+        let count = self.written;
+        let file = SymbolFile::of(&map, &directory.join(format!("wasm-{}-{count}.sym", std::process::id())))?;
+        for (path, text) in &file.texts {
+            Output::file(path)?.write(text.as_bytes())?;
+        }
+        Output::file(&file.path)?.write(&file.bytes)?;
+        // By an address inside it gdb finds the file again.
+        let inside = map.modules.iter().find(|m| !m.code.is_empty()).map(|m| format!("{:#x}", m.base));
+        let written = message([("path", file.path.to_string_lossy().into()), ("address", inside.into())]);
+        let answer = message([("files", vec![Value::Object(written)].into()), ("notes", map.notes.clone().into())]);
+        let content = content(&file);
+        self.symbols = Some(Written { path: file.path, content, answer: answer.clone() });
+        Ok(answer)
+    }
+
+    fn list(&mut self, m: &Message) -> Answer {
+        let count = wanted_number(m, "count")?.unwrap_or(10).clamp(1, 1000);
+        let place = self.place(m)?;
+        let frame = place.wasm()?.clone();
+        let module = frame.wasm.as_ref().and_then(|w| w.module_index).and_then(|i| usize::try_from(i).ok());
+        let function = frame.function.as_ref().and_then(|f| f.local_index);
+        let op = frame.wasm.as_ref().and_then(|w| w.op_index);
+        let (Some(module), Some(function), Some(op)) = (module, function, op) else {
+            return Err(Failure::not_found("the place in the Wasm function is not known"));
+        };
+        let s = self.stopped()?;
+        let Some(wasm) = s.provider.wasm_file(module) else {
+            let name = frame.module.as_deref().unwrap_or("the module").to_string();
+            return Err(Failure::not_found(format!("the .wasm file of {name} is not known"))
+                .hint("name it with wasm files: set wasm files FILE.wasm in gdb, wasm set files FILE.wasm in lldb"));
+        };
+        let first = op.saturating_sub(count / 2);
+        let mut text = String::new();
+        if let Some(f) = frame.wasm.as_ref().filter(|w| w.file.is_some()) {
+            let line = f.line.map(|n| format!(":{n}")).unwrap_or_default();
+            text += &format!("{}{line}\n", text::clean(f.file.as_deref().unwrap_or_default()));
+        }
+        for n in first..first.saturating_add(count) {
+            let Some(operator) = wasm.operator(function, n) else { break };
+            let mark = if n == op { "=>" } else { "  " };
+            text += &format!("{mark} {n:>6}  +{:#x}  {}\n", operator.offset, text::clean(&operator.text));
+        }
+        Ok(message([("text", text.into())]))
+    }
+}
+
+fn content(file: &SymbolFile) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (&file.bytes, &file.texts).hash(&mut hasher);
+    hasher.finish()
+}
+
+struct Linear {
+    bytes: Vec<u8>,
+    base: u64,
+    size: u64,
+}
+
+fn instance(place: &Place) -> Result<(usize, u64), Failure> {
+    let frame = place.wasm()?;
+    let module = frame.wasm.as_ref().and_then(|w| w.module_index).and_then(|i| usize::try_from(i).ok());
+    match (module, frame.instance) {
+        (Some(module), Some(instance)) => Ok((module, instance.0)),
+        _ => Err(Failure::not_found("the instance of this frame is not known")),
+    }
+}
+
+fn slot(
+    values: &Option<Vec<crate::report::Value>>,
+    why: &Option<String>,
+    n: u32,
+    what: &str,
+) -> Result<crate::report::Value, Failure> {
+    let Some(values) = values else {
+        let why = why.as_deref().unwrap_or("not known");
+        return Err(Failure::not_found(format!("the {what}s are not known here: {why}")));
+    };
+    let missing = || Failure::not_found(format!("there is no {what} {n}: this frame has {}", values.len()));
+    values.get(n as usize).cloned().ok_or_else(missing)
+}
+
+/// An address in a linear memory that is in a local or operand.
+fn bits(value: &crate::report::Value) -> Result<u64, Failure> {
+    let bits = value.bits.ok_or_else(|| {
+        Failure::not_found(format!("the address is not known: {}", value.why.as_deref().unwrap_or("no value")))
+    })?;
+    // 32-bit memories: the upper half is junk.
+    Ok(bits.0 & u64::from(u32::MAX))
+}
+
+fn frame_answer(place: &Place, m: &Message) -> Answer {
+    let mut frame = place.frame()?.clone();
+    let (locals, stack) = (flag(m, "locals"), flag(m, "stack"));
+    if !locals {
+        (frame.locals, frame.locals_why) = (None, None);
+    }
+    if !stack {
+        (frame.stack, frame.stack_why) = (None, None);
+    }
+    if (locals || stack) && frame.kind != FrameKind::Wasm {
+        place.wasm()?;
+    }
+    let options = TextOptions { brief: !(locals || stack), ..text_options(m) };
+    let text = text::render_frame(&place.report, &frame, options);
+    Ok(message([
+        ("index", frame.index.into()),
+        ("pc", to_json(&frame.pc)?),
+        ("frame", to_json(&frame)?),
+        ("text", text.into()),
+    ]))
+}
+
+/// Sixteen bytes a line, as addresses of the linear memory.
+fn dump(address: u64, bytes: &[u8]) -> String {
+    let mut out = String::new();
+    for (i, line) in bytes.chunks(16).enumerate() {
+        let digits: Vec<String> = line.iter().map(|b| format!("{b:02x}")).collect();
+        let letters: String =
+            line.iter().map(|&b| if (0x20..0x7f).contains(&b) { char::from(b) } else { '.' }).collect();
+        out += &format!("{:#010x}  {:<47}  {letters}\n", address + 16 * i as u64, digits.join(" "));
+    }
+    out
+}

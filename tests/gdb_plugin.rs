@@ -1,0 +1,322 @@
+//! The gdb plugin in gdb, on live hosts and cores: what it prints is what `wstate` prints of the same stop.
+
+mod support;
+
+use support::debuggers::{Debugger, arg, at_rest, missing, same, same_frames, text};
+use support::{Host, Profile, gcore, kernel_core, repository};
+
+fn gdb_is_here() -> bool {
+    match Debugger::Gdb.program() {
+        Ok(_) => true,
+        Err(why) => {
+            missing(&why);
+            false
+        }
+    }
+}
+
+#[test]
+fn debug_stops_are_the_same_through_every_door() {
+    doors(Profile::Debug);
+}
+
+#[test]
+fn release_stops_are_the_same_through_every_door() {
+    doors(Profile::Release);
+}
+
+#[test]
+fn stripped_stops_are_the_same_through_every_door() {
+    doors(Profile::Stripped);
+}
+
+fn doors(profile: Profile) {
+    if !gdb_is_here() {
+        return;
+    }
+    for stop in ["sleep", "trap-div", "nested"] {
+        let what = format!("{stop} {profile}");
+        let host = Host::start(stop, &[], profile);
+        let pid = host.pid().to_string();
+        at_rest(&host);
+        let attached = text(&["attach", &pid, "--no-color"]);
+        assert!(attached.contains(" * ") && attached.contains("bottom of the stack"), "{attached}");
+        let live = Debugger::Gdb.run(&["-p", &pid], &["wasm-bt full all"]);
+        same(&format!("{what}: gdb, attach"), &live.texts[0], &attached);
+        let core = match gcore(&host) {
+            Ok(core) => core,
+            Err(why) => return missing(&why),
+        };
+        let (core, exe) = (arg(&core), arg(&host.exe));
+        let of_core = text(&["core", core, exe, "--no-color"]);
+        same_frames(&format!("{what}: core, attach"), &of_core, &attached);
+        let in_gdb = Debugger::Gdb.run(&[exe, core], &["wasm-bt full all"]);
+        same(&format!("{what}: gdb on the core, core"), &in_gdb.texts[0], &of_core);
+    }
+}
+
+#[test]
+fn a_stop_that_cannot_be_visited_twice_is_the_same_in_its_core() {
+    if !gdb_is_here() {
+        return;
+    }
+    let host = Host::start("spin", &[], Profile::Release);
+    let core = host.directory.path().join("core.spin");
+    let write = format!("generate-core-file {}", core.display());
+    let live = Debugger::Gdb.run(&["-p", &host.pid().to_string()], &["wasm-bt full all", &write]);
+    let of_core = text(&["core", arg(&core), arg(&host.exe), "--no-color"]);
+    same("spin: gdb, core", &live.texts[0], &of_core);
+    let in_gdb = Debugger::Gdb.run(&[arg(&host.exe), arg(&core)], &["wasm-bt full all"]);
+    same("spin: gdb on the core, core", &in_gdb.texts[0], &of_core);
+
+    for stop in ["abort", "trap-div"] {
+        let core = match kernel_core(stop, &[], Profile::Debug) {
+            Ok(core) => core,
+            Err(why) => return missing(&why),
+        };
+        let of_core = text(&["core", arg(&core.path), arg(&core.exe), "--no-color"]);
+        assert!(of_core.contains(" * leaf"), "{of_core}");
+        let in_gdb = Debugger::Gdb.run(&[arg(&core.exe), arg(&core.path)], &["wasm-bt full all"]);
+        same(&format!("{stop}: gdb on the kernel's core, core"), &in_gdb.texts[0], &of_core);
+    }
+}
+
+#[test]
+fn every_command_has_its_say() {
+    if !gdb_is_here() {
+        return;
+    }
+    let host = Host::start("sleep", &[], Profile::Debug);
+    at_rest(&host);
+    let pid = host.pid().to_string();
+    let commands = [
+        "wasm-locals",
+        "wasm-stack",
+        "wasm-up",
+        "wasm-up 2",
+        "wasm locals",
+        "wasm-down",
+        "wasm-down 9",
+        "wasm-down",
+        "wasm-print l0",
+        "wasm-print g0",
+        "wasm-memory 0 4",
+        "wasm-modules",
+        "wasm-list",
+        "wasm-bt wasm",
+        "wasm bt 2",
+        "wasm-bt sideways",
+        "wasm-locals 0",
+        "help wasm-print",
+        "help wasm",
+        "complete wasm-bt f",
+        "complete wasm-",
+        "show wasm timeout",
+        "set wasm files 'a",
+        "show wasm server",
+    ];
+    let session = Debugger::Gdb.run(&["-p", &pid], &commands);
+    let said = |command: &str| &session.texts[commands.iter().position(|c| *c == command).unwrap()];
+    let has = |command: &str, parts: &[&str]| {
+        for part in parts {
+            assert!(said(command).contains(part), "{command}: {}\n{}", said(command), session.log);
+        }
+    };
+    has("wasm-locals", &["* leaf", "locals  0 i32 9 (r12)"]);
+    has("wasm-stack", &["* leaf", "stack   0 0x154 [rsp+0x8]"]);
+    assert!(!said("wasm-stack").contains("locals"));
+    has("wasm-up", &["* leaf"]);
+    has("wasm-up 2", &["* fact"]);
+    has("wasm locals", &["* fact", "locals  0 i32 1 (r12)"]);
+    has("wasm-down", &["* fact"]);
+    has("wasm-down 9", &["* leaf"]);
+    has("wasm-print l0", &["(i32) 9 "]);
+    has("wasm-print g0", &["error: wstate: global 0 is not known"]);
+    has("wasm-memory 0 4", &["error: wstate: memory 0 is not known"]);
+    has("wasm-modules", &["module0", "3 functions"]);
+    has("wasm-list", &["error: wstate: the .wasm file of module0 is not known (name it"]);
+    has("wasm-bt wasm", &["other frames not shown"]);
+    has("wasm bt 2", &["#0", "more frames not asked for (after 2 frames)"]);
+    has("wasm-bt sideways", &["error: wstate: wasm-bt does not know 'sideways'"]);
+    has("wasm-locals 0", &["error: wstate: frame #0 is not a Wasm frame"]);
+    has("help wasm-print", &["Usage: wasm-print EXPRESSION"]);
+    has(
+        "help wasm",
+        &["wasm bt", "wasm memory", "each command is there as wasm-NAME too"].map(|s| s.trim_start_matches("each ")),
+    );
+    has("complete wasm-bt f", &["wasm-bt full"]);
+    has("complete wasm-", &["wasm-bt", "wasm-down", "wasm-load", "wasm-up"]);
+    has("show wasm timeout", &["wasm timeout: 60"]);
+    has("set wasm files 'a", &["error: wstate: \"'a\": No closing quotation"].map(|s| &s[..14]));
+    // Nothing is printed twice or beside.
+    assert!(!session.log.contains("Traceback"), "{}", session.log);
+}
+
+#[test]
+fn numbers_are_gdbs() {
+    if !gdb_is_here() {
+        return;
+    }
+    let host = Host::start("sleep", &[], Profile::Debug);
+    at_rest(&host);
+    let pid = host.pid().to_string();
+    let session = Debugger::Gdb.run(
+        &["-p", &pid],
+        &["bt 8", "wasm-bt 8", "frame 4", "wasm-locals", "frame 8", "wasm-locals", "wasm-up", "frame"],
+    );
+    let numbered = |text: &str| -> Vec<(u32, String)> {
+        let one = |line: &str| {
+            let (n, rest) = line.trim_start().strip_prefix('#')?.split_once(' ')?;
+            // The last part of the name: gdb and wstate print paths and generics each in its own way.
+            let name = rest.trim_start().trim_start_matches("0x").trim_start_matches(|c: char| c.is_ascii_hexdigit());
+            let name = name.trim_start().trim_start_matches("in ").split([' ', '(', '+']).next()?;
+            Some((n.parse().ok()?, name.rsplit("::").next()?.to_string()))
+        };
+        text.lines().filter_map(one).collect()
+    };
+    let (theirs, ours) = (numbered(&session.texts[0]), numbered(&session.texts[1]));
+    assert_eq!(theirs.len(), 8, "{}", session.texts[0]);
+    let numbers = |list: &[(u32, String)]| list.iter().map(|(n, _)| *n).collect::<Vec<_>>();
+    assert_eq!(numbers(&theirs), numbers(&ours));
+    for ((n, a), (_, b)) in theirs.iter().zip(&ours) {
+        // Of two names for one address each has its own favourite.
+        assert!(a == b || *n == 0 || *n == 6, "{theirs:?} {ours:?}");
+    }
+    // gdb's choice counts, until it lost its way, which is told.
+    assert!(session.texts[3].contains("error: wstate: frame #4 is not a Wasm frame"), "{}", session.texts[3]);
+    assert!(session.texts[5].contains("* leaf"), "{}", session.texts[5]);
+    assert!(session.texts[6].contains("* fact"), "{}", session.texts[6]);
+}
+
+#[test]
+fn bad_days_are_one_line() {
+    if !gdb_is_here() {
+        return;
+    }
+    let host = Host::start("sleep", &[], Profile::Debug);
+    at_rest(&host);
+    let pid = host.pid().to_string();
+    // Not an engine, an engine that ends, one that is silent, one of another version.
+    let bin = tempfile::tempdir().unwrap();
+    let engine = |name: &str, text: &str| {
+        use std::os::unix::fs::PermissionsExt;
+        let path = bin.path().join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        format!("set wasm server {}", path.display())
+    };
+    let ends = engine("ends", "read line; echo 'out of memory' >&2; exit 1");
+    let silent = engine("silent", "sleep 600");
+    let babbles = engine("babbles", "while read line; do echo hello; done");
+    let other = engine(
+        "other",
+        r#"read line; echo '{"id": 1, "ok": false, "error": {"kind": "version", "message": "speaks 99", "hint": "run: wstate plugin install"}}'; cat >/dev/null"#,
+    );
+    let good = format!("set wasm server {}", env!("CARGO_BIN_EXE_wstate"));
+    let commands = [
+        "set wasm server /no/such/wstate",
+        "wasm-bt",
+        &ends,
+        "wasm-bt",
+        "set wasm timeout 1",
+        &silent,
+        "wasm-bt",
+        "set wasm timeout 60",
+        &babbles,
+        "wasm-bt",
+        &other,
+        "wasm-bt",
+        &good,
+        "wasm-bt wasm",
+        // Killed between two commands.
+        "python import os, signal; os.kill(targets[1].engine._process.pid, signal.SIGKILL); targets[1].engine._process.wait()",
+        "wasm-bt wasm",
+        "set wasm files /no/such.wasm",
+        "wasm-bt",
+        "set wasm files",
+        "wasm-load",
+        "detach",
+        "wasm-bt",
+        "info threads",
+    ];
+    let session = Debugger::Gdb.run(&["-p", &pid], &commands);
+    let expected = [
+        (1, "error: wstate: cannot start /no/such/wstate: No such file or directory"),
+        (3, "has ended: out of memory"),
+        (6, "error: wstate: wstate did not answer within 1 s"),
+        (9, "has ended: "),
+        (11, "error: wstate: speaks 99 (run: wstate plugin install)"),
+        (13, "* leaf"),
+        (15, "* leaf"),
+        (17, "error: wstate: cannot read /no/such.wasm"),
+        (21, "error: wstate: there is no process and no core"),
+        (22, "No threads."),
+    ];
+    for (n, part) in expected {
+        let text = &session.texts[n];
+        assert!(text.contains(part), "{}: {text}\n{}", commands[n], session.log);
+        if text.starts_with("error") {
+            assert_eq!(text.lines().count(), 1, "{text}");
+        }
+    }
+    assert!(!session.log.contains("Traceback"), "{}", session.log);
+    let without = Debugger::Gdb.run(&[], &["wasm-bt", "wasm-locals"]);
+    assert!(without.texts.iter().all(|t| t.contains("there is no process and no core")), "{:?}", without.texts);
+    // No Wasm anywhere.
+    let session = Debugger::Gdb.run(&["/bin/true"], &["starti", "wasm-bt", "wasm-locals"]);
+    assert!(session.texts[1].contains("no Wasm module found"), "{}\n{}", session.texts[1], session.log);
+    assert!(session.texts[2].contains("has no Wasm frame"), "{}", session.texts[2]);
+}
+
+#[test]
+fn two_inferiors_have_an_engine_each() {
+    if !gdb_is_here() {
+        return;
+    }
+    let (sleep, floats) = (Host::start("sleep", &[], Profile::Debug), Host::start("floats", &[], Profile::Debug));
+    let attach = format!("attach {}", floats.pid());
+    let commands =
+        ["wasm-bt wasm", "add-inferior", "inferior 2", &attach, "wasm-bt wasm", "inferior 1", "wasm-bt wasm"];
+    let session = Debugger::Gdb.run(&["-p", &sleep.pid().to_string()], &commands);
+    assert!(session.texts[0].contains("* leaf"), "{}", session.log);
+    assert!(session.texts[4].contains(" * ") && !session.texts[4].contains("* fact"), "{}", session.texts[4]);
+    assert_eq!(session.texts[6], session.texts[0]);
+}
+
+#[test]
+fn a_process_that_ran_is_looked_at_again() {
+    if !gdb_is_here() {
+        return;
+    }
+    let exe = support::host_singlepass(Profile::Debug);
+    let commands = [
+        "break host_stop",
+        "run sleep < /dev/null > /dev/null 2>&1",
+        "wasm-bt wasm",
+        "up",
+        "wasm-bt wasm",
+        "kill",
+        "wasm-bt",
+    ];
+    let session = Debugger::Gdb.run(&["-ex", "set breakpoint pending on", arg(&exe)], &commands);
+    assert!(
+        session.texts[2].contains("* leaf") && session.texts[2].contains("* run"),
+        "{}\n{}",
+        session.texts[2],
+        session.log
+    );
+    assert_eq!(session.texts[2], session.texts[4]);
+    assert!(session.texts[6].contains("there is no process"), "{}", session.texts[6]);
+}
+
+#[test]
+fn both_plugins_have_the_same_client() {
+    let client = |file: &str| {
+        let text = std::fs::read_to_string(repository().join(file)).unwrap();
+        let (_, rest) = text.split_once("# ---- shared client").expect("the client begins");
+        let (client, _) = rest.split_once("# ---- end of the shared client").expect("the client ends");
+        client.to_string()
+    };
+    let gdb = client("gdb-plugin/wstate_gdb.py");
+    assert!(gdb.len() > 5000 && gdb == client("lldb-plugin/wstate_lldb.py"));
+}

@@ -1,0 +1,232 @@
+//! gdb and lldb without a user: commands in, what they print out.
+
+use super::{Host, NoCore, repository};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// How long a debugger may take: generous, since it only bounds a failing test.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// A debugger with the plugin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Debugger {
+    /// gdb
+    Gdb,
+    /// lldb
+    Lldb,
+}
+
+/// Runs each command and writes what it prints to a file of its own. A failure is a text `error: ...` there.
+const GDB: &str = "
+import os
+def out(n, command):
+    try:
+        text = gdb.execute(command, to_string=True) or ''
+    except gdb.error as e:
+        text = 'error: ' + str(e) + '\\n'
+    open(os.path.join(DIRECTORY, str(n)), 'w').write(text)
+";
+const LLDB: &str = "
+import lldb, os
+def __lldb_init_module(debugger, internal):
+    interpreter = debugger.GetCommandInterpreter()
+    for n, command in enumerate(COMMANDS):
+        result = lldb.SBCommandReturnObject()
+        interpreter.HandleCommand(command, result)
+        text = (result.GetOutput() or '') if result.Succeeded() else (result.GetError() or '')
+        open(os.path.join(DIRECTORY, str(n)), 'w').write(text)
+";
+
+impl Debugger {
+    /// The program, or why it cannot be used.
+    pub fn program(self) -> Result<PathBuf, NoCore> {
+        let names: &[&str] = match self {
+            Debugger::Gdb => &["gdb"],
+            Debugger::Lldb => &["lldb-22", "lldb-21", "lldb-20", "lldb-19", "lldb-18", "lldb-17", "lldb-16", "lldb"],
+        };
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let found =
+            names.iter().find_map(|name| std::env::split_paths(&path).map(|d| d.join(name)).find(|p| p.exists()));
+        found.ok_or_else(|| NoCore(format!("{} is not installed", names[0])))
+    }
+
+    /// The plugin in the repository.
+    pub fn plugin(self) -> PathBuf {
+        repository().join(match self {
+            Debugger::Gdb => "gdb-plugin/wstate_gdb.py",
+            Debugger::Lldb => "lldb-plugin/wstate_lldb.py",
+        })
+    }
+
+    /// The commands that load the plugin with this build's engine.
+    pub fn load(self) -> Vec<String> {
+        let (plugin, engine) = (self.plugin(), env!("CARGO_BIN_EXE_wstate"));
+        match self {
+            Debugger::Gdb => {
+                vec![format!("source {}", plugin.display()), format!("set wasm server {engine}")]
+            }
+            Debugger::Lldb => {
+                vec![format!("command script import {}", plugin.display()), format!("wasm set server {engine}")]
+            }
+        }
+    }
+
+    /// Runs `commands` with the plugin loaded and returns what each printed, and the debugger's whole output.
+    pub fn run(self, arguments: &[&str], commands: &[&str]) -> Session {
+        let mut all = self.load();
+        let plugin = all.len();
+        all.extend(commands.iter().map(|c| c.to_string()));
+        let mut session = self.run_plain(arguments, &all.iter().map(String::as_str).collect::<Vec<_>>());
+        session.texts.drain(..plugin);
+        session
+    }
+
+    /// The same without the plugin.
+    pub fn run_plain(self, arguments: &[&str], commands: &[&str]) -> Session {
+        let program = self.program().unwrap_or_else(|why| panic!("{}", why.0));
+        let directory = super::work_directory();
+        let script = directory.path().join("script.py");
+        let quoted = |text: &str| serde_json::to_string(text).expect("a string");
+        let here = quoted(directory.path().to_str().expect("a path of ours"));
+        let mut run = Command::new(program);
+        match self {
+            Debugger::Gdb => {
+                let mut text = format!("DIRECTORY = {here}\n{GDB}");
+                for (n, command) in commands.iter().enumerate() {
+                    text += &format!("out({n}, {})\n", quoted(command));
+                }
+                std::fs::write(&script, text).expect("a script");
+                run.args(["-nx", "-batch", "-ex", "set width 0", "-ex", "set debuginfod enabled off"]);
+                run.args(arguments).arg("-x").arg(&script);
+            }
+            Debugger::Lldb => {
+                let list: Vec<String> = commands.iter().map(|c| quoted(c)).collect();
+                let text = format!("DIRECTORY = {here}\nCOMMANDS = [{}]\n{LLDB}", list.join(", "));
+                std::fs::write(&script, text).expect("a script");
+                run.args(["-x", "-b"]).args(arguments);
+                run.arg("-o").arg(format!("command script import {}", script.display()));
+            }
+        }
+        let log = directory.path().join("log");
+        let file = std::fs::File::create(&log).expect("a log");
+        let child = run
+            .env_remove("DEBUGINFOD_URLS")
+            .env("HOME", directory.path())
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().expect("a log"))
+            .stderr(file)
+            .spawn()
+            .expect("the debugger starts");
+        let ended = end(child);
+        let log = String::from_utf8_lossy(&std::fs::read(&log).expect("a log")).into_owned();
+        assert!(ended, "the debugger does not end: {log}");
+        let text = |n: usize| {
+            let file = directory.path().join(n.to_string());
+            std::fs::read_to_string(file).unwrap_or_else(|e| panic!("{}: {e}\n{log}", commands[n]))
+        };
+        Session { texts: (0..commands.len()).map(text).collect(), log, directory }
+    }
+}
+
+/// What a debugger said.
+pub struct Session {
+    /// Of each command.
+    pub texts: Vec<String>,
+    /// All of it.
+    pub log: String,
+    /// Where it worked.
+    pub directory: TempDir,
+}
+
+fn end(mut child: Child) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match child.try_wait() {
+            Ok(Some(_)) => return true,
+            Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
+            _ => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return false;
+            }
+        }
+    }
+}
+
+/// A tool of the machine is missing: said aloud, and a failure in CI.
+pub fn missing(reason: &NoCore) {
+    assert!(std::env::var_os("CI").is_none(), "{}", reason.0);
+    eprintln!("not tested: {}", reason.0);
+}
+
+/// What differs between two looks at one stop: what the target is called, how a module was found first, and which signal
+/// ended it.
+pub fn normalized(report: &str) -> String {
+    let mut lines = report.lines();
+    let head = lines.next().unwrap_or_default();
+    // `process 1 (host), executable /x` or `core gcore.1 of host, executable /x`.
+    let executable = head.split(", ").find(|part| part.starts_with("executable ")).unwrap_or(head);
+    let mut out = vec![executable.to_string()];
+    for line in lines {
+        let thread = line.strip_prefix("Thread ").map(|rest| rest.split(", ").next().unwrap_or_default());
+        out.push(thread.map_or(line.to_string(), |rest| format!("Thread {rest}")));
+    }
+    out.join("\n")
+}
+
+/// The same for a process and a core of it. What a core lacks (constants that were relocated, say) may leave one route to
+/// a module without result, so that another one finds it.
+pub fn same_frames(what: &str, a: &str, b: &str) {
+    let without_routes = |report: &str| {
+        let lines = report.lines().filter(|line| !line.starts_with("note: "));
+        lines.map(|line| line.split(", found by ").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+    };
+    same(what, &without_routes(a), &without_routes(b));
+}
+
+/// Fails with the first lines that differ.
+pub fn same(what: &str, a: &str, b: &str) {
+    let (a, b) = (normalized(a), normalized(b));
+    if a == b {
+        return;
+    }
+    let differ = a.lines().zip(b.lines()).filter(|(a, b)| a != b).take(6).map(|(a, b)| format!("- {a}\n+ {b}\n"));
+    let differ: String = differ.collect();
+    panic!("{what}: {} and {} lines\n{differ}", a.lines().count(), b.lines().count());
+}
+
+/// The text of `wstate` with these arguments.
+pub fn text(args: &[&str]) -> String {
+    let out = super::wstate(args);
+    assert!(out.status.code() != Some(2) || !out.stdout.is_empty(), "{}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).expect("text")
+}
+
+/// A path as an argument.
+pub fn arg(path: &Path) -> &str {
+    path.to_str().expect("a path of ours")
+}
+
+/// Waits until every thread of a host waits in a system call. READY comes before the last steps to the stop, and two
+/// looks at a stop see the same only if nothing moves.
+pub fn at_rest(host: &Host) {
+    let deadline = Instant::now() + PATIENCE;
+    let waits = |task: std::fs::DirEntry| {
+        // "running", or the number of the system call.
+        std::fs::read_to_string(task.path().join("syscall")).is_ok_and(|s| s.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    let rest = || {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", host.pid())).expect("the host is there");
+        tasks.flatten().all(waits)
+    };
+    let mut seen = 0;
+    // Twice: a system call on the way to the stop ends soon.
+    while seen < 2 {
+        seen = if rest() { seen + 1 } else { 0 };
+        assert!(Instant::now() < deadline, "the host does not come to rest");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

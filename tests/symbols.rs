@@ -1,0 +1,423 @@
+//! Symbol files in the debuggers that they are for: gdb, and lldb where there is one with that name.
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use support::{Core, Host, NoCore, Profile, gcore, kernel_core, wstate};
+
+/// The first of these commands that is there. None: a reason is printed, and in CI that is a failure.
+fn tool(names: &[&str]) -> Option<String> {
+    let there = |name: &&str| {
+        let status = Command::new(name).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        status.is_ok_and(|s| s.success())
+    };
+    let found = names.iter().copied().find(|name| there(name));
+    if found.is_none() {
+        assert!(std::env::var_os("CI").is_none(), "none of {names:?} is installed");
+        eprintln!("NOT TESTED: none of {names:?} is installed");
+    }
+    found.map(str::to_string)
+}
+
+fn gdb() -> Option<String> {
+    tool(&["gdb"])
+}
+
+fn lldb() -> Option<String> {
+    tool(&["lldb-19", "lldb-16", "lldb"])
+}
+
+fn text(output: std::process::Output) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    format!("{}{}", text(&output.stdout), text(&output.stderr))
+}
+
+/// Runs gdb; `target` are the arguments that choose what to debug. A failing command ends it.
+fn run_gdb(gdb: &str, target: &[&str], symbols: Option<&Path>, commands: &[&str], directory: &Path) -> String {
+    let script = directory.join("script.gdb");
+    let mut lines = vec!["set confirm off".to_string(), "set print frame-arguments all".to_string()];
+    if let Some(path) = symbols {
+        lines.push(format!("add-symbol-file {}", path.display()));
+    }
+    lines.extend(commands.iter().map(|c| c.to_string()));
+    std::fs::write(&script, lines.join("\n") + "\n").unwrap();
+    let output = Command::new(gdb)
+        .args(["-nx", "-batch", "-iex", "set width 0", "-iex", "set debuginfod enabled off"])
+        .args(target)
+        .arg("-x")
+        .arg(&script)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = text(output.clone());
+    assert!(output.status.success(), "{text}");
+    text
+}
+
+fn run_lldb(lldb: &str, target: &[&str], symbols: &Path, commands: &[&str]) -> String {
+    let load = [
+        format!("target modules add \"{}\"", symbols.display()),
+        format!("target modules load --file \"{}\" --slide 0", symbols.display()),
+    ];
+    let mut command = Command::new(lldb);
+    command.args(["-x", "-b"]).args(target);
+    for line in load.iter().map(String::as_str).chain(commands.iter().copied()) {
+        command.args(["-o", line]);
+    }
+    text(command.stdin(Stdio::null()).output().unwrap())
+}
+
+/// `wstate symbols` of a target.
+fn symbols(target: &[&str], wasm: Option<&Path>, directory: &Path) -> PathBuf {
+    let out = directory.join("wasm.sym");
+    let mut args = vec!["symbols", "-o", out.to_str().unwrap()];
+    args.extend(target);
+    if let Some(wasm) = wasm {
+        args.extend(["--wasm", wasm.to_str().unwrap()]);
+    }
+    let output = wstate(&args);
+    assert!(output.status.success(), "{args:?}: {}", text(output));
+    let commands = text(output);
+    assert!(commands.contains(&format!("add-symbol-file \"{}\"", out.display())), "{commands}");
+    assert!(commands.contains("--slide 0"), "{commands}");
+    out
+}
+
+/// A host whose guest is written beside its other files.
+fn host(stop: &str, profile: Profile) -> (Host, PathBuf) {
+    let wasm = tempfile::Builder::new().suffix(".wasm").tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let dump = wasm.path().to_str().unwrap().to_string();
+    let host = Host::start(stop, &["--dump-wasm", &dump], profile);
+    let kept = host.directory.path().join("guest.wasm");
+    std::fs::copy(&dump, &kept).unwrap();
+    (host, kept)
+}
+
+/// The frames of a backtrace, without numbers and addresses. `frame` prints the like behind it.
+fn frames(text: &str) -> Vec<String> {
+    let mut out = Vec::new();
+    for line in text.lines().filter_map(|line| line.strip_prefix('#')) {
+        let Some((number, rest)) = line.split_once(' ') else { continue };
+        if number != out.len().to_string() {
+            continue;
+        }
+        let rest = rest.trim_start();
+        out.push(match rest.split_once(" in ") {
+            Some((address, rest)) if address.starts_with("0x") => rest.to_string(),
+            _ => rest.to_string(),
+        });
+    }
+    out
+}
+
+/// Whether the frames of `wanted` follow each other in `frames`, each by how it begins.
+fn assert_in_row(frames: &[String], wanted: &[&str]) {
+    let fits = |from: usize| wanted.iter().zip(&frames[from..]).all(|(w, f)| f.starts_with(w));
+    let found = (0..frames.len()).any(|from| frames.len() - from >= wanted.len() && fits(from));
+    assert!(found, "not in the stack: {wanted:#?}\nthe stack: {frames:#?}");
+}
+
+/// The nest of Wasm frames with the arguments that the guest gave: `names` are those of leaf's parameters and fact's.
+fn nest(leaf: [&str; 3], fact: [&str; 2]) -> Vec<String> {
+    let mut out = vec![format!("leaf ({}=9, {}=1229782938247303441, {}=3.25)", leaf[0], leaf[1], leaf[2])];
+    for n in 0..=5u64 {
+        out.push(format!("fact ({}={n}, {}={})", fact[0], fact[1], n * 0x0101_0101_0101_0101));
+    }
+    out.extend(["run ()".to_string(), "call_wasm_trampoline ()".to_string()]);
+    out
+}
+
+fn assert_nest(text: &str, leaf: [&str; 3], fact: [&str; 2]) {
+    let wanted = nest(leaf, fact);
+    assert_in_row(&frames(text), &wanted.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+/// The values that `info locals` and `info args` show.
+fn values(text: &str) -> HashMap<&str, &str> {
+    text.lines().filter_map(|line| line.split_once(" = ")).map(|(n, v)| (n.trim(), v.trim())).collect()
+}
+
+/// The part of `text` after the line `@@ name`.
+fn part<'t>(text: &'t str, name: &str) -> &'t str {
+    let start = text.split_once(&format!("@@ {name}\n")).unwrap_or_else(|| panic!("no part {name} in\n{text}")).1;
+    start.split_once("@@ ").map_or(start, |(part, _)| part)
+}
+
+const LOOK: &[&str] = &[
+    "printf \"@@ stack\\n\"",
+    "bt",
+    "frame function leaf",
+    "printf \"@@ leaf\\n\"",
+    "info args",
+    "info locals",
+    "up 3",
+    "printf \"@@ fact\\n\"",
+    "info args",
+    "info locals",
+    "frame function host_singlepass::run",
+    "printf \"@@ native\\n\"",
+    "info args",
+];
+
+/// What gdb must show at `sleep` and at `trap-unreachable`, whose operands are the same. At the trap the second operand is
+/// in a vector register: frames of a handler do not keep it, and a core may lack it.
+fn assert_shown(shown: &str, with_wasm: bool, trap: bool) {
+    let stack = part(shown, "stack");
+    let (leaf, fact) =
+        if with_wasm { (["n", "s", "d"], ["n", "m"]) } else { (["local0", "local1", "local2"], ["local0", "local1"]) };
+    assert_nest(stack, leaf, fact);
+    let all = frames(stack);
+    assert!(all.iter().any(|f| f.starts_with("main (")), "{all:#?}");
+    assert!(all.last().unwrap().starts_with("_start ("), "{all:#?}");
+
+    let in_leaf = values(part(shown, "leaf"));
+    assert_eq!((in_leaf[leaf[0]], in_leaf[leaf[1]], in_leaf[leaf[2]]), ("9", "1229782938247303441", "3.25"));
+    let (x, y) = if with_wasm { ("x", "y") } else { ("local3", "local4") };
+    // Without the types these are raw bits.
+    let second = if with_wasm { "4.25".to_string() } else { 4.25f64.to_bits().to_string() };
+    let operands = |second: &str| format!("{{s0 = 340, s1 = {second}, s2 = 99}}");
+    let mut right = vec![operands(&second)];
+    if trap {
+        right.extend([operands("<optimized out>"), operands("<unavailable>")]);
+    }
+    assert_eq!((in_leaf[x], in_leaf[y]), ("333", "444"));
+    assert!(right.iter().any(|r| r == in_leaf["wasm_stack"]), "{}", in_leaf["wasm_stack"]);
+
+    let in_fact = values(part(shown, "fact"));
+    assert_eq!((in_fact[fact[0]], in_fact[fact[1]]), ("2", "144680345676153346"));
+    assert_eq!(in_fact["wasm_stack"], "{s0 = 1002}");
+
+    // A native frame above the Wasm frames: its values are found through registers that Wasm frames have saved.
+    assert!(part(shown, "native").contains("name = \"run\""), "{}", part(shown, "native"));
+}
+
+#[test]
+fn gdb_shows_a_live_process() {
+    let Some(gdb) = gdb() else { return };
+    let (host, wasm) = host("sleep", Profile::Debug);
+    let pid = host.pid().to_string();
+    let directory = host.directory.path();
+    for with in [None, Some(wasm.as_path())] {
+        let file = symbols(&["-p", &pid], with, directory);
+        let shown = run_gdb(&gdb, &["-p", &pid], Some(&file), LOOK, directory);
+        assert_shown(&shown, with.is_some(), false);
+    }
+    // Without the file gdb gets no further than the first Wasm frame.
+    let shown = run_gdb(&gdb, &["-p", &pid], None, &["bt"], directory);
+    assert!(!frames(&shown).iter().any(|f| f.starts_with("main (")), "{shown}");
+}
+
+#[test]
+fn gdb_shows_lines_of_the_text_form() {
+    let Some(gdb) = gdb() else { return };
+    let (host, wasm) = host("sleep", Profile::Debug);
+    let pid = host.pid().to_string();
+    let directory = host.directory.path();
+    let file = symbols(&["-p", &pid], Some(&wasm), directory);
+    let shown = run_gdb(
+        &gdb,
+        &["-p", &pid],
+        Some(&file),
+        &["frame function leaf", "printf \"@@ list\\n\"", "list", "break leaf", "info breakpoints"],
+        directory,
+    );
+    let (line, source) =
+        shown.lines().filter_map(|l| l.split_once('\t')).find(|(_, l)| l.contains("call $stop")).unwrap_or_default();
+    let texts: Vec<PathBuf> = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.extension().is_some_and(|e| e == "wat"))
+        .collect();
+    let [wat] = texts.as_slice() else { panic!("{texts:?}") };
+    let wat = std::fs::read_to_string(wat).unwrap();
+    assert_eq!(wat.lines().nth(line.parse::<usize>().unwrap() - 1), Some(source), "{shown}");
+    assert!(part(&shown, "list").contains("f64.const 0x1p+0"), "{shown}");
+    assert!(shown.contains("Breakpoint 1 at"), "{shown}");
+}
+
+#[test]
+fn gdb_shows_a_trap_in_the_handler_of_the_host() {
+    let Some(gdb) = gdb() else { return };
+    let (host, wasm) = host("trap-unreachable", Profile::Debug);
+    let pid = host.pid().to_string();
+    let directory = host.directory.path();
+    let file = symbols(&["-p", &pid], Some(&wasm), directory);
+    let shown = run_gdb(&gdb, &["-p", &pid], Some(&file), LOOK, directory);
+    assert!(shown.contains("<signal handler called>"), "{shown}");
+    assert_shown(&shown, true, true);
+}
+
+/// A core of the kernel where it writes one here, else one of gdb.
+fn core(stop: &str, profile: Profile) -> Option<(PathBuf, PathBuf, Box<dyn std::any::Any>)> {
+    let missing = match kernel_core(stop, &[], profile) {
+        Ok(core) => {
+            let Core { path, exe, .. } = &core;
+            return Some((path.clone(), exe.clone(), Box::new(core)));
+        }
+        Err(NoCore(why)) => why,
+    };
+    let host = Host::start(stop, &[], profile);
+    match gcore(&host) {
+        Ok(path) => Some((path, host.exe.clone(), Box::new(host))),
+        Err(NoCore(why)) => {
+            assert!(std::env::var_os("CI").is_none(), "no core: {missing}; {why}");
+            eprintln!("NOT TESTED: no core: {missing}; {why}");
+            None
+        }
+    }
+}
+
+#[test]
+fn gdb_shows_cores() {
+    let Some(gdb) = gdb() else { return };
+    for stop in ["sleep", "trap-unreachable"] {
+        let Some((path, exe, _kept)) = core(stop, Profile::Debug) else { continue };
+        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let (path, exe) = (path.to_str().unwrap(), exe.to_str().unwrap());
+        let file = symbols(&["-c", path, "-e", exe], None, directory.path());
+        let shown = run_gdb(&gdb, &[exe, path], Some(&file), LOOK, directory.path());
+        assert_shown(&shown, false, stop != "sleep");
+    }
+}
+
+#[test]
+fn gdb_shows_a_stripped_host() {
+    let Some(gdb) = gdb() else { return };
+    for stop in ["sleep", "trap-unreachable"] {
+        let (host, wasm) = host(stop, Profile::Stripped);
+        let pid = host.pid().to_string();
+        let file = symbols(&["-p", &pid], Some(&wasm), host.directory.path());
+        let shown = run_gdb(&gdb, &["-p", &pid], Some(&file), &["bt"], host.directory.path());
+        assert_nest(&shown, ["n", "s", "d"], ["n", "m"]);
+        assert!(shown.contains("__libc_start_main"), "{shown}");
+    }
+}
+
+/// Every instruction of a loop, through a function's prologue, body and epilogue: what is shown is right, and the stack
+/// reaches its end.
+#[test]
+fn gdb_shows_nothing_wrong_at_any_instruction() {
+    let Some(gdb) = gdb() else { return };
+    let (host, wasm) = host("spin", Profile::Debug);
+    let pid = host.pid().to_string();
+    let directory = host.directory.path();
+    let file = symbols(&["-p", &pid], Some(&wasm), directory);
+    let steps = [
+        "set $i = 0",
+        "while $i < 250",
+        "printf \"@@ step\\n\"",
+        "bt",
+        "frame function spin",
+        "printf \"@@ spin\\n\"",
+        "info args",
+        "info locals",
+        "frame 0",
+        "printf \"@@ inner\\n\"",
+        "info args",
+        "info locals",
+        "stepi",
+        "set $i = $i + 1",
+        "end",
+    ];
+    let shown = run_gdb(&gdb, &["-p", &pid], Some(&file), &steps, directory);
+    let (mut seen, mut in_leaf, mut stacks, mut whole) = (0, 0, 0, 0);
+    for step in shown.split("@@ step\n").skip(1) {
+        let (stack, rest) = step.split_once("@@ spin\n").unwrap();
+        let (spin, inner) = rest.split_once("@@ inner\n").unwrap();
+        let stack = frames(stack);
+        assert!(stack.iter().any(|f| f.starts_with("main (")), "{step}");
+        assert!(stack.last().unwrap().starts_with("_start ("), "{step}");
+        let locals = values(spin);
+        let known = |name: &str| locals.get(name).copied().filter(|v| *v != "<optimized out>");
+        for (name, value) in [("c0", "9"), ("c1", "1229782938247303441"), ("c2", "3.25"), ("c6", "1.5")] {
+            assert!(known(name).is_none_or(|v| v == value), "{name}: {step}");
+        }
+        if let Some(i) = known("i").map(|i| i.parse::<i32>().unwrap() as u32) {
+            whole += 1;
+            let k = known("k").unwrap().parse::<i32>().unwrap() as u32;
+            let m = known("m").unwrap().parse::<i64>().unwrap() as u64;
+            let of = |i: u32| 3u32.wrapping_mul(i).wrapping_add(7);
+            assert!(k == of(i) || k == of(i.wrapping_sub(1)), "{step}");
+            let of = |i: u32| 12 * u64::from(i) + 12;
+            assert!(m == of(i) || m == of(i.wrapping_sub(1)), "{step}");
+            if stack[0].starts_with("leaf (") {
+                let stack = locals["wasm_stack"].strip_prefix("{s0 = ").and_then(|s| s.strip_suffix('}')).unwrap();
+                assert_eq!(stack.parse::<i32>().unwrap() as u32, i.wrapping_mul(7), "{step}");
+                stacks += 1;
+                let values = values(inner);
+                in_leaf += 1;
+                assert!(["2.5", "<optimized out>"].contains(&values["q"]), "{step}");
+                assert!([i.to_string().as_str(), "<optimized out>"].contains(&values["p"]), "{step}");
+            }
+        }
+        seen += 1;
+    }
+    assert_eq!(seen, 250);
+    assert!(in_leaf > 20 && stacks > 20 && whole > 200, "{in_leaf} in leaf, {stacks} stacks, {whole} with locals");
+}
+
+#[test]
+fn gdb_stops_at_a_function_by_its_name() {
+    let Some(gdb) = gdb() else { return };
+    let (host, wasm) = host("spin", Profile::Debug);
+    let pid = host.pid().to_string();
+    let directory = host.directory.path();
+    let file = symbols(&["-p", &pid], Some(&wasm), directory);
+    let commands = ["break leaf", "continue", "printf \"@@ in\\n\"", "bt 2", "finish", "printf \"@@ out\\n\"", "bt 1"];
+    let shown = run_gdb(&gdb, &["-p", &pid], Some(&file), &commands, directory);
+    let inside = frames(part(&shown, "in"));
+    assert!(inside[0].starts_with("leaf (") && inside[0].contains("q=2.5"), "{shown}");
+    assert!(inside[1].starts_with("spin (c0=9, c1=1229782938247303441, c2=3.25)"), "{shown}");
+    assert!(frames(part(&shown, "out"))[0].starts_with("spin (c0=9,"), "{shown}");
+}
+
+fn assert_lldb_shows(shown: &str) {
+    let frames: Vec<&str> = shown.lines().filter(|l| l.contains("frame #")).collect();
+    let has = |wanted: &str| assert!(frames.iter().any(|f| f.contains(wanted)), "no {wanted} in\n{shown}");
+    has("`leaf(n=9, s=1229782938247303441, d=3.25)");
+    for n in 0..=5u64 {
+        has(&format!("`fact(n={n}, m={})", n * 0x0101_0101_0101_0101));
+    }
+    has("`run");
+    has("`call_wasm_trampoline");
+    has("`main");
+    has("`_start");
+}
+
+#[test]
+fn lldb_shows_a_live_process_and_a_core() {
+    let Some(lldb) = lldb() else { return };
+    let (host, wasm) = host("sleep", Profile::Debug);
+    let pid = host.pid().to_string();
+    let directory = host.directory.path();
+    let file = symbols(&["-p", &pid], Some(&wasm), directory);
+    let shown = run_lldb(&lldb, &["-p", &pid], &file, &["bt"]);
+    assert_lldb_shows(&shown);
+    let number = shown.lines().find(|l| l.contains("`leaf(")).and_then(|l| l.split_once('#')?.1.split(':').next());
+    let select = format!("frame select {}", number.unwrap());
+    let shown = run_lldb(&lldb, &["-p", &pid], &file, &[&select, "frame variable"]);
+    for value in ["(i32) n = 9", "(i64) s = 1229782938247303441", "(f64) d = 3.25", "(i32) x = 333", "(i32) y = 444"] {
+        assert!(shown.contains(value), "no {value} in\n{shown}");
+    }
+    assert!(shown.contains("wasm_stack = (s0 = 340, s1 = 4.25, s2 = 99)"), "{shown}");
+
+    let Some((path, exe, _kept)) = core("sleep", Profile::Debug) else { return };
+    let (path, exe) = (path.to_str().unwrap(), exe.to_str().unwrap());
+    let file = symbols(&["-c", path, "-e", exe], Some(&wasm), directory);
+    assert_lldb_shows(&run_lldb(&lldb, &[exe, "-c", path], &file, &["bt"]));
+}
+
+#[test]
+fn what_cannot_be_written_is_told() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let out = directory.path().join("none.sym");
+    let output = wstate(&["symbols", "-p", &std::process::id().to_string(), "-o", out.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(output).contains("no Wasm code was found"));
+    assert!(!out.exists());
+    let output = wstate(&["symbols", "-p", "1"]);
+    assert_eq!(output.status.code(), Some(64));
+}
