@@ -508,6 +508,11 @@ impl<'w> Sources<'w> {
                 }
             }
         }
+        // The epilogue is the final `end`.
+        let reset = shape.epilogue().and_then(|(reset, ..)| boundaries.binary_search(&(reset as u32)).ok());
+        if let Some(&lea) = reset.and_then(|i| boundaries.get(i.checked_sub(1)?)) {
+            marks.insert(lea, operators.len().saturating_sub(1) as u64);
+        }
         let mut out: Vec<Line> = Vec::new();
         let first = self.wasm.body_offset(here.local).and_then(|o| self.place(o, files));
         let first = first.or_else(|| operators.first().and_then(|o| self.place(*o, files)));
