@@ -19,13 +19,14 @@ use crate::runtime::code_map::{
     CodeMap, CompiledFunction, CompiledModule, FrameChange, Location, Operands, SourceFile, Variable,
 };
 use gimli::write::{
-    Address, AttributeValue, CallFrameInstruction, CommonInformationEntry, Dwarf, EhFrame, EndianVec, Expression,
-    FileId, FrameDescriptionEntry, FrameTable, LineProgram, LineString, LocationList, Sections, Unit, UnitEntryId,
-    Writer as _,
+    Address, AttributeValue, CallFrameInstruction, CommonInformationEntry, EhFrame, EndianVec, Expression, FileId,
+    FrameDescriptionEntry, FrameTable, LineProgram, LineString, LineStringTable, LocationList, Sections, StringTable,
+    Unit, UnitEntryId, UnitTable, Writer as _,
 };
 use gimli::{Encoding, Format, LineEncoding, LittleEndian, Register, constants as dw};
 use object::elf;
 use object::write::elf::{FileHeader, ProgramHeader, SectionHeader, Sym, Writer};
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// Functions per compilation unit. A debugger reads a unit whole when it meets one of its addresses.
@@ -49,16 +50,21 @@ pub fn write(map: &CodeMap, directory: &str, text_names: &[Option<String>]) -> R
     let mut frames = frame_table(&modules)?;
     // A length of zero ends the section; the writer leaves that to a linker.
     frames.extend_from_slice(&[0; 4]);
-    let mut dwarf = Dwarf::new();
+    let mut sections = Sections::new(EndianVec::new(LittleEndian));
+    let mut strings = Strings::default();
     for (index, module) in &modules {
         let text_name = text_names.get(*index).and_then(Option::as_deref);
         let described: Vec<&CompiledFunction> = module.functions.iter().filter(|f| f.described && f.len > 0).collect();
         for functions in described.chunks(UNIT_FUNCTIONS) {
-            add_unit(&mut dwarf, module, functions, directory, text_name);
+            let Some(unit) = unit(&mut strings, module, functions, directory, text_name) else { continue };
+            // Unit by unit: the entries of all of them would need many times the memory of what is written.
+            let mut units = UnitTable::default();
+            units.add(unit);
+            units.write(&mut sections, &mut strings.lines, &mut strings.table)?;
         }
     }
-    let mut sections = Sections::new(EndianVec::new(LittleEndian));
-    dwarf.write(&mut sections)?;
+    strings.lines.write(&mut sections.debug_line_str)?;
+    strings.table.write(&mut sections.debug_str)?;
     let mut named: Vec<(&'static str, Vec<u8>)> = vec![(".eh_frame", frames)];
     sections.for_each_mut(|id, data| {
         if data.len() > 0 {
@@ -141,7 +147,10 @@ fn frame_table(modules: &[(usize, &CompiledModule)]) -> Result<Vec<u8>, gimli::w
 }
 
 /// A name that a debugger can show: no control characters, which would end a string or a line.
-fn clean(name: &str) -> String {
+fn clean(name: &str) -> Cow<'_, str> {
+    if !name.is_empty() && name.len() <= MAX_NAME_BYTES && !name.chars().any(char::is_control) {
+        return Cow::Borrowed(name);
+    }
     let mut out: String = name.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
     if out.len() > MAX_NAME_BYTES {
         let mut end = MAX_NAME_BYTES;
@@ -153,7 +162,7 @@ fn clean(name: &str) -> String {
     if out.is_empty() {
         out.push('?');
     }
-    out
+    Cow::Owned(out)
 }
 
 /// Operations that say where a value is.
@@ -183,7 +192,7 @@ struct Types {
 
 impl Types {
     /// The type of a value; of one whose type is not known, its 64 raw bits.
-    fn value(&mut self, dwarf: &mut Strings<'_>, unit: &mut Unit, ty: Option<ValType>) -> UnitEntryId {
+    fn value(&mut self, strings: &mut Strings, unit: &mut Unit, ty: Option<ValType>) -> UnitEntryId {
         if let Some(id) = self.values.get(&ty) {
             return *id;
         }
@@ -198,31 +207,31 @@ impl Types {
         let root = unit.root();
         let id = unit.add(root, dw::DW_TAG_base_type);
         let entry = unit.get_mut(id);
-        entry.set(dw::DW_AT_name, dwarf.string(base));
+        entry.set(dw::DW_AT_name, strings.string(base));
         entry.set(dw::DW_AT_encoding, AttributeValue::Encoding(encoding));
         entry.set(dw::DW_AT_byte_size, AttributeValue::Data1(size));
         let named = unit.add(root, dw::DW_TAG_typedef);
         let entry = unit.get_mut(named);
-        entry.set(dw::DW_AT_name, dwarf.string(ty.map_or("raw", ValType::name)));
+        entry.set(dw::DW_AT_name, strings.string(ty.map_or("raw", ValType::name)));
         entry.set(dw::DW_AT_type, AttributeValue::UnitRef(id));
         self.values.insert(ty, named);
         named
     }
 
     /// The type of an operand stack: a word for each operand, `s0` at the bottom.
-    fn stack(&mut self, dwarf: &mut Strings<'_>, unit: &mut Unit, operands: &Operands) -> UnitEntryId {
+    fn stack(&mut self, strings: &mut Strings, unit: &mut Unit, operands: &Operands) -> UnitEntryId {
         let types: Vec<Option<ValType>> = operands.operands.iter().map(|(ty, _)| *ty).collect();
         if let Some(id) = self.stacks.get(&types) {
             return *id;
         }
-        let members: Vec<UnitEntryId> = types.iter().map(|ty| self.value(dwarf, unit, *ty)).collect();
+        let members: Vec<UnitEntryId> = types.iter().map(|ty| self.value(strings, unit, *ty)).collect();
         let root = unit.root();
         let id = unit.add(root, dw::DW_TAG_structure_type);
         unit.get_mut(id).set(dw::DW_AT_byte_size, AttributeValue::Udata(8 * members.len() as u64));
         for (i, ty) in members.into_iter().enumerate() {
             let member = unit.add(id, dw::DW_TAG_member);
             let entry = unit.get_mut(member);
-            entry.set(dw::DW_AT_name, dwarf.string(&format!("s{i}")));
+            entry.set(dw::DW_AT_name, strings.string(&format!("s{i}")));
             entry.set(dw::DW_AT_type, AttributeValue::UnitRef(ty));
             entry.set(dw::DW_AT_data_member_location, AttributeValue::Udata(8 * i as u64));
         }
@@ -232,29 +241,32 @@ impl Types {
 }
 
 /// The strings of all units.
-struct Strings<'a>(&'a mut gimli::write::StringTable);
+#[derive(Default)]
+struct Strings {
+    table: StringTable,
+    lines: LineStringTable,
+}
 
-impl Strings<'_> {
+impl Strings {
     fn string(&mut self, text: &str) -> AttributeValue {
-        AttributeValue::StringRef(self.0.add(text))
+        AttributeValue::StringRef(self.table.add(text))
     }
 }
 
-fn add_unit(
-    dwarf: &mut Dwarf,
+fn unit(
+    strings: &mut Strings,
     module: &CompiledModule,
     functions: &[&CompiledFunction],
     directory: &str,
     text_name: Option<&str>,
-) {
-    let (Some(first), Some(last)) = (functions.first(), functions.last()) else { return };
+) -> Option<Unit> {
+    let (first, last) = (functions.first()?, functions.last()?);
     let base = first.start;
     let end = last.start.saturating_add(u64::from(last.len));
     let encoding = Encoding { format: Format::Dwarf32, version: 5, address_size: 8 };
-    let (program, files) = lines(encoding, module, functions, base, directory, text_name);
+    let (program, files) = lines(encoding, module, functions, directory, text_name);
     let has_lines = !program.is_none();
     let mut unit = Unit::new(encoding, program);
-    let mut strings = Strings(&mut dwarf.strings);
     let root = unit.root();
     let entry = unit.get_mut(root);
     entry.set(dw::DW_AT_producer, strings.string(concat!("wstate ", env!("CARGO_PKG_VERSION"))));
@@ -269,14 +281,14 @@ fn add_unit(
     }
     let mut types = Types::default();
     for function in functions {
-        add_function(&mut unit, &mut strings, &mut types, function, base, &files);
+        add_function(&mut unit, strings, &mut types, function, base, &files);
     }
-    dwarf.units.add(unit);
+    Some(unit)
 }
 
 fn add_function(
     unit: &mut Unit,
-    strings: &mut Strings<'_>,
+    strings: &mut Strings,
     types: &mut Types,
     function: &CompiledFunction,
     base: u64,
@@ -365,14 +377,13 @@ fn lines(
     encoding: Encoding,
     module: &CompiledModule,
     functions: &[&CompiledFunction],
-    base: u64,
     directory: &str,
     text_name: Option<&str>,
 ) -> (LineProgram, Vec<Option<FileId>>) {
     if functions.iter().all(|f| f.lines.is_empty()) {
         return (LineProgram::none(), Vec::new());
     }
-    let string = |text: &str| LineString::String(clean(text).into_bytes());
+    let string = |text: &str| LineString::String(clean(text).into_owned().into_bytes());
     let primary = text_name.unwrap_or(&module.name);
     let mut program = LineProgram::new(
         encoding,
@@ -417,7 +428,6 @@ fn lines(
         }
         program.end_sequence(u64::from(function.len));
     }
-    let _ = base;
     (program, files)
 }
 
@@ -428,7 +438,7 @@ fn elf_file(
     let texts: Vec<&CompiledModule> = modules.iter().map(|(_, m)| *m).filter(|m| !m.code.is_empty()).collect();
     let text_names: Vec<Vec<u8>> =
         (0..texts.len()).map(|i| if i == 0 { b".text".to_vec() } else { format!(".text.{i}").into_bytes() }).collect();
-    let symbols: Vec<(String, usize, &CompiledFunction)> = texts
+    let symbols: Vec<(Cow<'_, str>, usize, &CompiledFunction)> = texts
         .iter()
         .enumerate()
         .flat_map(|(i, m)| m.functions.iter().map(move |f| (i, f)))

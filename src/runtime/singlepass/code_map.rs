@@ -17,7 +17,7 @@ use crate::runtime::code_map::{
     CodeMap, CompiledFunction, CompiledModule, Detail, FrameChange, Line, Location, Operand, Operands, SourceFile,
     Variable,
 };
-use crate::state::diff::{Budget, StateCursor};
+use crate::state::diff::{Budget, StateCursor, StateError};
 use crate::state::{
     FUNCTION_HEADER, FunctionStateMap, MachineState, MachineValue, PointKind, SuspendOffset, WasmAbstractValue,
 };
@@ -38,7 +38,7 @@ pub fn code_map(runtime: &Singlepass, detail: &Detail, memory: &dyn Memory) -> C
         }
     }
     if points_left == 0 {
-        map.notes.push(format!("operand stacks are described at the first {MAX_SYMBOL_POINTS} points only"));
+        map.notes.push("the operand stacks are too many to describe: those of the last functions are left out".into());
     }
     map
 }
@@ -278,8 +278,14 @@ fn points(here: &Here<'_>, left: &mut usize, budget: &mut Budget) -> Vec<State> 
             break;
         }
         *left -= 1;
-        if let Ok(state) = cursor.state(diff, budget) {
-            out.push(State { offset, kind, operator: state.wasm_inst_offset, state: state.clone() });
+        match cursor.state(diff, budget) {
+            Ok(state) => out.push(State { offset, kind, operator: state.wasm_inst_offset, state: state.clone() }),
+            Err(StateError::WorkLimit) => {
+                *left = 0;
+                break;
+            }
+            // Nothing is known at this point.
+            Err(_) => {}
         }
     }
     out.sort_unstable_by_key(|s| s.offset);
