@@ -1,6 +1,7 @@
 //! `wstate doctor`: what would stop an attach or make a core useless, one check a line, each with the next step.
 
 use crate::report::text::clean_message;
+use crate::report::{EndKind, Report};
 use anstyle::{AnsiColor, Style};
 use object::read::elf::{ElfFile64, FileHeader};
 use object::{Object, ObjectSection, ReadCache, ReadRef};
@@ -102,6 +103,44 @@ impl Doctor {
     /// A check after which an attach will not work.
     pub fn fail(&mut self, what: impl Into<String>, next: impl Into<String>) {
         self.checks.push(Check { status: Status::Fail, what: what.into(), next: Some(next.into()) });
+    }
+
+    /// What an attach found: modules by route, what was looked for and not found, files that are missing.
+    pub fn findings(&mut self, report: &Report) {
+        let mut modules = 0;
+        for (runtime, module) in report.runtimes.iter().flat_map(|r| r.modules.iter().map(move |m| (r, m))) {
+            modules += 1;
+            let name = module.name.as_deref().unwrap_or("a module");
+            let what = format!("{}: {name}, found by {}", runtime.name, module.routes.join(", "));
+            match &module.problem {
+                Some(problem) => {
+                    self.warn(format!("{what}; {problem}"), "nothing, unless more is needed than is shown")
+                }
+                None => self.ok(what),
+            }
+        }
+        if modules == 0 {
+            self.warn(
+                "no Wasm module of a runtime that wstate knows was found",
+                "if there must be one: --artifact FILE with the host's cached artifact, or publish it from the host \
+                 (feature `descriptor`)",
+            );
+            for note in &report.notes {
+                self.warn(format!("looked for: {note}"), "this says why that route did not help");
+            }
+        }
+        for problem in &report.objects_problems {
+            self.warn(problem.clone(), "its frames have no names or are walked by frame pointer");
+        }
+        let lost = report
+            .threads
+            .iter()
+            .filter(|t| !matches!(&t.end, Some(e) if matches!(e.kind, EndKind::Bottom | EndKind::Limit)));
+        for thread in lost {
+            let why = thread.end.as_ref().and_then(|e| e.why.clone()).unwrap_or_default();
+            let tid = thread.tid.unwrap_or_default();
+            self.warn(format!("the stack of thread {tid} cannot be walked to its end: {why}"), "see the lines above");
+        }
     }
 
     /// The worst status.

@@ -1,7 +1,10 @@
 //! Every cap on work or memory that input could drive up, in one place.
 
-/// Frames walked per thread unless the user asks for another number.
-pub const MAX_FRAMES: usize = 100_000;
+/// Frames walked per thread. A frame costs about a kilobyte until it is printed; the runtime itself overflows its stack
+/// reader at 200,000 (`state.rs:895`).
+pub const MAX_FRAMES: usize = 300_000;
+/// Frames walked in all threads together.
+pub const MAX_FRAMES_TOTAL: usize = 1_000_000;
 /// Threads analysed.
 pub const MAX_THREADS: usize = 65_536;
 /// Bytes of one thread's stack that a live capture copies.

@@ -75,7 +75,18 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         }
         Some(Command::Symbols(s)) => symbols(&s),
         Some(Command::Doctor(d)) => {
-            let doctor = Doctor::examine(d.pid);
+            let mut doctor = Doctor::examine(d.pid);
+            if let Some(pid) = d.pid
+                && doctor.worst() != doctor::Status::Fail
+            {
+                // The only way to know what an attach finds is to do it.
+                let options =
+                    session::Options { values: false, limit: Some(200), ..session::Options::new(Source::Pid(pid)) };
+                match session::run(&options) {
+                    Ok(outcome) => doctor.findings(&outcome.report),
+                    Err(e) => doctor.fail(e.to_string(), e.hint().unwrap_or_else(|| "see above".to_string())),
+                }
+            }
             let text = if d.json { json::document(&doctor, true) } else { doctor.text(color(d.no_color)) };
             Output::stdout().write(text.as_bytes())?;
             Ok(match doctor.worst() {
@@ -126,6 +137,7 @@ fn show(show: &Show, source: Source, settle: bool) -> Result<u8, Failure> {
     let mut outcome = session::run(&options)?;
     // Of what was found, not of what is shown.
     let completeness = outcome.report.completeness();
+    let refused = outcome.refused;
     let missing =
         |what: &str| Error::NotFound { what: format!("{what}: the thread has no Wasm frames that are known") };
     let bytes = match format {
@@ -147,6 +159,8 @@ fn show(show: &Show, source: Source, settle: bool) -> Result<u8, Failure> {
     };
     output.write(&bytes)?;
     Ok(match completeness {
+        // What the user lent and could not be used is not a whole answer.
+        Completeness::All if refused => PARTIAL,
         Completeness::All => 0,
         Completeness::Partial => PARTIAL,
         Completeness::Nothing => FATAL,

@@ -99,6 +99,8 @@ pub struct Outcome {
     pub classic: Option<String>,
     /// The selected thread's `ExecutionStateImage` in bincode, if asked for and there is one.
     pub image: Option<Vec<u8>>,
+    /// Whether a file that the user named was not used because it does not fit; `report.notes` has the reason.
+    pub refused: bool,
 }
 
 /// Answers a question.
@@ -117,11 +119,17 @@ pub fn run(options: &Options) -> Result<Outcome, Error> {
     let outcome = match &options.source {
         Source::Pid(pid) => {
             let target = LiveTarget::capture(*pid, &CaptureOptions::default())?;
-            if options.settle {
-                settle(target, options, &search, &mut provider, &progress)
+            let pause = target.pause();
+            let mut outcome = if options.settle {
+                settle(target, options, &search, &mut provider, &progress)?
             } else {
-                analyse(&target, options, &search, &mut provider, &progress)
+                analyse(&target, options, &search, &mut provider, &progress)?
+            };
+            if options.verbose {
+                let note = format!("the threads stood for {:.3} ms", pause.as_secs_f64() * 1e3);
+                outcome.report.notes.push(note);
             }
+            Ok(outcome)
         }
         Source::Core { core, .. } => {
             let target = CoreTarget::open(core, &search)?;
@@ -316,12 +324,16 @@ fn walk_all(
 ) -> Vec<Option<Stack>> {
     let mut stacks: Vec<Option<Stack>> = vec![None; threads.len()];
     let mut again: Vec<usize> = (0..threads.len()).collect();
+    let compiled = target.mappings().iter().any(|m| m.execute && m.is_anonymous());
     for round in 0..MAX_ROUNDS {
         let runtime = provider.runtime();
         let mut unknown: Vec<Cursor> = Vec::new();
         let mut incomplete = Vec::new();
         for &i in &again {
             let Some(start) = start(threads[i]) else { continue };
+            // Every thread keeps its youngest frames, even where others have taken all there is.
+            let walked: usize = stacks.iter().flatten().map(|s: &Stack| s.frames.len()).sum();
+            let limit = limit.min(limits::MAX_FRAMES_TOTAL.saturating_sub(walked).max(64));
             let unwinders: [&dyn Unwinder; 4] =
                 [&AsUnwinder(runtime), &native.cfi, &native.recognised, &native.frame_pointer];
             let stack = walk(start, &unwinders, target, limit);
@@ -334,7 +346,7 @@ fn walk_all(
             stacks[i] = Some(stack);
         }
         // The first round looks even where no frame needs it: the modules of an idle process are worth a line.
-        if unknown.is_empty() && round > 0 {
+        if unknown.is_empty() && (round > 0 || !compiled) {
             break;
         }
         if provider.discover(scene, &unknown) == 0 {
@@ -385,7 +397,7 @@ fn analyse(
     let threads = choose(target, options)?;
     let limit = options.limit.unwrap_or(limits::MAX_FRAMES).min(limits::MAX_FRAMES);
     let stacks = walk_all(target, &threads, &native, &scene, provider, limit);
-    provider.match_files();
+    let refused = !provider.match_files();
     progress.finish();
 
     let runtime = provider.runtime();
@@ -396,7 +408,7 @@ fn analyse(
         report.threads.push(view.thread(thread, stack.as_ref()));
     }
     let (classic, image) = if options.image { image_of(&view, &threads, &stacks)? } else { (None, None) };
-    Ok(Outcome { report, classic, image })
+    Ok(Outcome { report, classic, image, refused })
 }
 
 /// The image of the chosen thread, or of the only thread that runs Wasm.
@@ -498,7 +510,13 @@ impl View<'_> {
         for frame in &stack.frames {
             self.frame(frame, &mut out.frames);
         }
-        out.end = Some((&stack.end).into());
+        out.end = Some(match stack.end {
+            // Nobody asked for this limit, so it is not "as many as were asked for".
+            End::Limit(n) if n < self.limit || self.options.limit.is_none() => {
+                report::End { kind: report::EndKind::Lost, why: Some(format!("wstate stops after {n} frames")) }
+            }
+            ref end => end.into(),
+        });
         if out.frames.len() > self.limit {
             out.frames.truncate(self.limit);
             out.end = Some((&End::Limit(self.limit)).into());
@@ -544,8 +562,21 @@ impl View<'_> {
             out.push(base);
             return;
         }
-        let symbols = if self.options.names { self.symbolizer.symbolize(at.address) } else { Vec::new() };
+        // A handler returns to the first byte of `__restore_rt`: it is not in the function before.
+        let signal_frame = self.native.cfi.is_signal_frame(at.address, self.target);
+        let address = if signal_frame { CodeAddress::Exact(pc) } else { at.address };
+        let symbols = if self.options.names { self.symbolizer.symbolize(address) } else { Vec::new() };
+        if signal_frame {
+            base.notes.push("a signal handler was called here".to_string());
+        }
         if symbols.is_empty() {
+            if signal_frame {
+                base.function = Some(Function {
+                    name: Some("<signal handler called>".to_string()),
+                    name_source: Some("recognised code".to_string()),
+                    ..Function::default()
+                });
+            }
             out.push(base);
             return;
         }
@@ -661,6 +692,9 @@ fn settle(
     let note = match settled.outcome {
         Settled::Point => {
             format!("thread {tid} was stepped {steps} instructions to a point where its operand stack is known")
+        }
+        Settled::Left if steps == 0 => {
+            format!("thread {tid} is in native code now: at the call its operand stack is known")
         }
         Settled::Left => format!("thread {tid} was stepped {steps} instructions; it then left the Wasm code"),
         Settled::Limit => format!("thread {tid} reached no point within {steps} instructions"),

@@ -10,6 +10,7 @@ use wasmer_runtime_core::types::{GlobalDescriptor, MemoryDescriptor, TableDescri
 use wasmer_runtime_core_near as wasmer_runtime_core;
 use wasmer_singlepass_backend_near::SinglePassCompiler;
 use wstate::runtime::ValType;
+use wstate::runtime::singlepass::anchor::CacheImage;
 use wstate::runtime::singlepass::module_info::{
     Artifact, Export, GlobalInfo, MemoryInfo, MemoryKind, ModuleInfo, TableInfo,
 };
@@ -153,12 +154,14 @@ fn the_layout_is_that_of_the_code() {
     };
     let file = serialize(&module);
     let artifact = Artifact::parse(&file).unwrap();
-    assert_eq!(file[artifact.code()], own_code.0);
-    assert_eq!(artifact.layout.local_function_offsets(), own_code.1);
-    assert_eq!(artifact.layout.func_import_count, 0);
+    let file = &file[artifact.image.clone()];
+    let image = CacheImage::of_bytes(file).unwrap();
+    assert_eq!(file[4..4 + image.code_size as usize], own_code.0);
+    assert_eq!(image.function_offsets, own_code.1);
+    assert_eq!(image.import_count, 0);
     assert!(artifact.metadata.is_empty());
     // The state map begins with its count of functions, then the first one's offset.
-    let msm = artifact.msm();
+    let msm = image.msm_offset as usize;
     assert_eq!(file[msm..msm + 4], 2u32.to_le_bytes());
     assert_eq!(file[msm + 4..msm + 12], own_code.1[0].to_le_bytes());
 }

@@ -110,7 +110,7 @@ fn sqlite_stops_deep_inside_of_a_query() {
     let wasm = fixture("sqljs/sql-wasm-debug.wasm");
     let wasm = wasm.to_str().expect("a path of ours");
     let host = Host::start("sqlite", &["--wasm", wasm], Profile::Debug);
-    assert_eq!(host.truth().map(|t| frames(&t.image)), Some(14));
+    assert_eq!(host.truth().map(|t| frames(&t.image)), Some(12));
     assert_eq!(Host::start("sqlite-busy", &["--wasm", wasm], Profile::Debug).ready.stop, "sqlite-busy");
 }
 

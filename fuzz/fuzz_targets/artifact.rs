@@ -3,18 +3,19 @@
 
 use libfuzzer_sys::fuzz_target;
 use wstate::bytes::Bytes;
-use wstate::runtime::singlepass::module_info::{Artifact, CacheImageLayout, ModuleInfo};
+use wstate::runtime::singlepass::anchor::CacheImage;
+use wstate::runtime::singlepass::module_info::{Artifact, ModuleInfo};
 use wstate::runtime::singlepass::route_artifact::image_of_artifact;
 
 fuzz_target!(|data: &[u8]| {
     if let Ok(artifact) = Artifact::parse(data) {
-        assert!(artifact.code().end <= data.len() && artifact.msm() <= data.len());
+        assert!(artifact.image.end <= data.len() && artifact.metadata.end <= data.len());
     }
     for image in [Some(data), image_of_artifact(data).ok()].into_iter().flatten() {
-        if let Ok(layout) = CacheImageLayout::parse(image) {
-            assert!(layout.code.end <= image.len() && layout.msm <= image.len());
-            assert!(layout.function_offsets.iter().all(|&o| o < layout.code.len() as u64));
-            let _ = layout.local_function_offsets();
+        if let Ok(parts) = CacheImage::of_bytes(image) {
+            assert!(4 + parts.code_size <= image.len() as u64 && parts.msm_offset <= image.len() as u64);
+            assert!(parts.function_offsets.iter().all(|&o| o < parts.code_size));
+            let _ = parts.first_local();
         }
     }
     if let Ok(info) = ModuleInfo::read(&mut Bytes::new(data)) {

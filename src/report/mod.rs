@@ -384,7 +384,7 @@ pub struct Value {
 pub enum Completeness {
     /// Every thread has all its frames, or as many as were asked for.
     All,
-    /// At least one thread's walk was lost.
+    /// At least one thread's walk was lost, or went through code that nothing explains.
     Partial,
     /// There is no frame at all.
     Nothing,
@@ -409,7 +409,11 @@ impl Report {
         if self.threads.iter().all(|t| t.frames.is_empty()) {
             return Completeness::Nothing;
         }
-        let whole = |t: &Thread| matches!(&t.end, Some(End { kind: EndKind::Bottom | EndKind::Limit, .. }));
+        let whole = |t: &Thread| {
+            let ended = matches!(&t.end, Some(End { kind: EndKind::Bottom | EndKind::Limit, .. }));
+            // A frame pointer leads through code that nobody can explain, and may have left frames out.
+            ended && t.frames.iter().all(|f| f.kind != FrameKind::Unknown)
+        };
         if self.threads.iter().all(whole) { Completeness::All } else { Completeness::Partial }
     }
 

@@ -9,7 +9,6 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use wstate::arch::{Reg, Registers};
@@ -61,7 +60,8 @@ fn command_succeeds(command: &mut Command) {
 }
 
 fn build() -> BTreeMap<Variant, PathBuf> {
-    for profile in [&[][..], &["--release"]] {
+    // The packages that tests/support names, so that neither builds the runtime again after the other.
+    for profile in [&[][..], &["--release", "-p", "wstate", "--bins"]] {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "-q", "-p", "host-singlepass", "--target-dir"]);
         command_succeeds(cargo.arg(target_dir()).args(profile));
@@ -86,6 +86,19 @@ fn build() -> BTreeMap<Variant, PathBuf> {
         (Variant::ReleaseDebuginfo, release.clone()),
         derive(Variant::Stripped, "--strip-all"),
     ])
+}
+
+/// The debug host with the feature `publish`, in a target directory of its own: see `tests/support`.
+fn publishing() -> &'static Path {
+    static PUBLISHING: OnceLock<PathBuf> = OnceLock::new();
+    PUBLISHING.get_or_init(|| {
+        let dir = target_dir().join("publish");
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "-q", "-p", "host-singlepass", "--bins"]);
+        cargo.args(["--features", "host-singlepass/publish", "--target-dir"]).arg(&dir);
+        command_succeeds(&mut cargo);
+        dir.join("debug/host-singlepass")
+    })
 }
 
 /// A directory that is removed with the test.
@@ -114,8 +127,9 @@ impl Host {
     ///
     /// The kernel ends it with the *thread* that calls this (`PR_SET_PDEATHSIG`).
     pub fn start(variant: Variant, stop: &str, args: &[&str]) -> Host {
+        let executable = if args.contains(&"--publish") { publishing() } else { variant.executable() };
         let dir = scratch();
-        let mut command = Command::new(variant.executable());
+        let mut command = Command::new(executable);
         command.arg(stop).args(args).arg("--truth").arg(dir.path().join("truth")).arg("--cwd").arg(dir.path());
         // The runtime prints "BUG: Register ..." for every register that it does not know.
         let log = fs::File::create(dir.path().join("stderr")).unwrap();
@@ -339,4 +353,128 @@ pub fn registers_of(tid: u32) -> Registers {
         out.set(reg, value);
     }
     out
+}
+
+/// A stopped thread of a process that this thread traces: what a debugger sees. `LiveTarget` cannot be used there, since
+/// a thread has one tracer.
+pub struct Traced {
+    pid: u32,
+    memory: fs::File,
+    mappings: Vec<wstate::target::Mapping>,
+    executable: PathBuf,
+    threads: Vec<wstate::target::Thread>,
+}
+
+impl Traced {
+    /// Stops thread `tid` of process `pid`.
+    pub fn seize(pid: u32, tid: u32) -> Traced {
+        use nix::sys::ptrace;
+        let id = nix::unistd::Pid::from_raw(tid as i32);
+        ptrace::seize(id, ptrace::Options::empty()).unwrap();
+        ptrace::interrupt(id).unwrap();
+        wait_for_stop(id);
+        let maps = procfs::process::Process::new(pid as i32).and_then(|p| p.maps()).unwrap();
+        use procfs::process::{MMPermissions, MMapPath};
+        let mappings = maps.into_iter().map(|m| wstate::target::Mapping {
+            start: m.address.0,
+            end: m.address.1,
+            read: m.perms.contains(MMPermissions::READ),
+            write: m.perms.contains(MMPermissions::WRITE),
+            execute: m.perms.contains(MMPermissions::EXECUTE),
+            offset: m.offset,
+            path: match m.pathname {
+                MMapPath::Path(p) => Some(p),
+                MMapPath::Anonymous => None,
+                MMapPath::Stack => Some("[stack]".into()),
+                MMapPath::Vdso => Some("[vdso]".into()),
+                _ => Some("[heap]".into()),
+            },
+        });
+        let thread = wstate::target::Thread {
+            id: wstate::target::ThreadId(tid),
+            name: None,
+            registers: registers_of(tid),
+            fs_base: None,
+            signal: None,
+            problem: None,
+        };
+        Traced {
+            pid,
+            memory: fs::File::open(format!("/proc/{pid}/mem")).unwrap(),
+            mappings: mappings.collect(),
+            executable: fs::read_link(format!("/proc/{pid}/exe")).unwrap(),
+            threads: vec![thread],
+        }
+    }
+
+    fn id(&self) -> nix::unistd::Pid {
+        nix::unistd::Pid::from_raw(self.threads[0].id.0 as i32)
+    }
+
+    /// Executes one instruction.
+    pub fn step(&self) {
+        nix::sys::ptrace::step(self.id(), None).unwrap();
+        wait_for_stop(self.id());
+    }
+
+    /// The registers as they are now.
+    pub fn registers(&self) -> Registers {
+        registers_of(self.threads[0].id.0)
+    }
+}
+
+/// Lets the thread go. Without that the process could not end: its tracer has to wait for the thread.
+impl Drop for Traced {
+    fn drop(&mut self) {
+        let _ = nix::sys::ptrace::detach(self.id(), None);
+    }
+}
+
+fn wait_for_stop(id: nix::unistd::Pid) {
+    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+    match waitpid(id, Some(WaitPidFlag::__WALL)).unwrap() {
+        WaitStatus::Stopped(_, nix::sys::signal::SIGTRAP) | WaitStatus::PtraceEvent(..) => {}
+        other => panic!("thread {id} does not stand: {other:?}"),
+    }
+}
+
+impl wstate::target::Memory for Traced {
+    fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), wstate::target::MemoryError> {
+        use std::os::unix::fs::FileExt;
+        let unmapped = wstate::target::MemoryError::Unmapped { address, len: buf.len() };
+        if address > i64::MAX as u64 {
+            return Err(unmapped);
+        }
+        self.memory.read_exact_at(buf, address).map_err(|_| unmapped)
+    }
+}
+
+impl wstate::target::Target for Traced {
+    fn description(&self) -> String {
+        format!("stepped process {}", self.pid)
+    }
+    fn threads(&self) -> &[wstate::target::Thread] {
+        &self.threads
+    }
+    fn mappings(&self) -> &[wstate::target::Mapping] {
+        &self.mappings
+    }
+    fn executable(&self) -> Option<&Path> {
+        Some(&self.executable)
+    }
+    fn pid(&self) -> Option<u32> {
+        Some(self.pid)
+    }
+    fn auxv(&self, _: u64) -> Option<u64> {
+        None
+    }
+    fn file_candidates(&self, mapping: &wstate::target::Mapping) -> Vec<PathBuf> {
+        mapping.path.iter().filter(|_| !mapping.is_anonymous()).cloned().collect()
+    }
+    fn notes(&self) -> &[String] {
+        &[]
+    }
+    fn is_live(&self) -> bool {
+        true
+    }
 }

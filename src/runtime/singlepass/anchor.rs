@@ -271,19 +271,27 @@ impl ImageBytes<'_> {
 
 /// What stands before the state map in a borsh `CacheImage`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct CacheImage {
+pub struct CacheImage {
     /// Size of the code in bytes. The code itself begins at offset 4.
     pub code_size: u64,
+    /// Offsets of all functions in the code, import trampolines first.
     pub function_offsets: Vec<u64>,
+    /// How many of them are import trampolines.
     pub import_count: u64,
+    /// Offset of the borsh state map in the image.
     pub msm_offset: u64,
     /// `ModuleStateMap.total_size`: bytes of code before rounding. Only where the end of the image is known.
     pub total_size: Option<u64>,
 }
 
 impl CacheImage {
+    /// The image at the start of `bytes`.
+    pub fn of_bytes(bytes: &[u8]) -> Result<CacheImage, AnchorError> {
+        CacheImage::parse(&ImageBytes::Owned(Arc::from(bytes)))
+    }
+
     /// Walks to the state map and checks what the walk passes. Reads none of the code.
-    pub fn parse(image: &ImageBytes<'_>) -> Result<CacheImage, AnchorError> {
+    pub(super) fn parse(image: &ImageBytes<'_>) -> Result<CacheImage, AnchorError> {
         let code_size = u64::from(image.u32(0)?);
         if code_size == 0 || !code_size.is_multiple_of(PAGE) || code_size > limits::MAX_IMAGE_BYTES {
             return Err(image.wrong(0, "the code is no whole number of pages"));

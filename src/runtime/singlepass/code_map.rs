@@ -307,6 +307,9 @@ fn frame_at_points(here: &Here<'_>, states: &[State], out: &mut Vec<(u32, FrameC
         out.push((from, FrameChange::Cfa(Reg::RBP, 16)));
         out.push((from, FrameChange::Saved(Reg::RIP, -8)));
         out.push((from, FrameChange::Saved(Reg::RBP, -16)));
+        // Another backend may use registers without saving them (as in `frame.rs`).
+        let homes = code::REGISTER_HOMES.into_iter().chain([Reg::R15]);
+        out.extend(homes.map(|reg| (from, FrameChange::Undefined(reg))));
         let mut saved = Vec::new();
         for_each_word(here.map, state, |value, offset| {
             if let (MachineValue::PreserveRegister(index), Ok(offset)) = (value, i32::try_from(offset))

@@ -183,7 +183,7 @@ impl SinglepassProvider {
             functions: module.map.local_functions.len(),
             tracked: module.tracked,
             backend: module.backend.clone(),
-            wasm_file: module.wasm.as_ref().map(|w| w.name().to_string()),
+            wasm_file: module.wasm_path.as_ref().map(|p| p.display().to_string()),
             problem: (!problem.is_empty()).then(|| problem.join("; ")),
         };
         match self.runtime.listed.get_mut(i) {
@@ -238,8 +238,9 @@ impl SinglepassProvider {
     }
 
     /// Matches the user's `.wasm` files to the modules that were found. Each module takes the first file that fits; a
-    /// file that fits none is refused with the reason.
-    pub fn match_files(&mut self) {
+    /// file that fits none is refused with the reason. Returns whether every file was used.
+    pub fn match_files(&mut self) -> bool {
+        let mut all = true;
         for (path, wasm) in std::mem::take(&mut self.options.wasm) {
             let mut reasons = Vec::new();
             let mut used = false;
@@ -251,12 +252,14 @@ impl SinglepassProvider {
                 match wasm.fits(&facts(module)) {
                     Ok(_) => {
                         module.wasm = Some(wasm.clone());
+                        module.wasm_path = Some(path.clone());
                         used = true;
                         self.list(i);
                     }
                     Err(why) => reasons.push((self.runtime.listed.get(i).map(|m| m.name.clone()), why)),
                 }
             }
+            all &= used;
             if !used {
                 let why = match reasons.as_slice() {
                     [] => "no module was found in the target that it could belong to".to_string(),
@@ -270,6 +273,7 @@ impl SinglepassProvider {
                 self.runtime.notes.push(format!("{} does not fit and is not used: {why}", path.display()));
             }
         }
+        all
     }
 }
 
@@ -360,6 +364,7 @@ impl Provider for SinglepassProvider {
                     if let Some(module) = self.runtime.modules.get_mut(i)
                         && module.names == Names::default()
                         && let Ok(artifact) = Artifact::parse(&bytes)
+                        && artifact.info.imported_functions.len() == module.import_count as usize
                     {
                         module.names = names(&artifact.info);
                         self.list(i);

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use crate::bytes::{Bytes, Short};
-use crate::limits::{MAX_FUNCTIONS, MAX_IMAGE_BYTES};
+use crate::limits::MAX_IMAGE_BYTES;
 use crate::runtime::ValType;
 
 /// First bytes of an artifact file (`cache.rs: WASMER_CACHE_MAGIC`).
@@ -440,81 +440,6 @@ impl Names {
     }
 }
 
-/// Where the parts of an encoded `CacheImage` are. The code is not copied.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CacheImageLayout {
-    /// The code's place in the bytes that were read.
-    pub code: Range<usize>,
-    /// Offset in the code of each function's entry, imports' trampolines first.
-    pub function_pointers: Vec<u64>,
-    /// On x86-64 the same as `function_pointers`.
-    pub function_offsets: Vec<u64>,
-    /// Number of imported functions.
-    pub func_import_count: u64,
-    /// Where the encoded state map begins. Where it ends only its decoder knows, and bytes may follow: the image is
-    /// kept in whole pages (`codegen_x64.rs: generate_cache`).
-    pub msm: usize,
-}
-
-impl CacheImageLayout {
-    /// Reads an image that begins at the start of `bytes`. All ranges and offsets are relative to it.
-    ///
-    /// Besides the encoding it checks what holds for every image: as many offsets as pointers, each inside the code and
-    /// not below the one before, and no more imports than functions.
-    pub fn parse(bytes: &[u8]) -> Result<CacheImageLayout, Malformed> {
-        let mut b = Bytes::new(bytes);
-        let len = b.u32()?;
-        let start = b.offset();
-        b.skip(len.into())?;
-        let code = start..b.offset();
-        let function_pointers = offsets(&mut b, code.len())?;
-        let function_offsets = offsets(&mut b, code.len())?;
-        let func_import_count = b.u64()?;
-        if function_pointers.len() != function_offsets.len() {
-            return Err(Malformed::Contradiction(format!(
-                "{} function pointers and {} function offsets",
-                function_pointers.len(),
-                function_offsets.len()
-            )));
-        }
-        if func_import_count > function_offsets.len() as u64 {
-            return Err(Malformed::Contradiction(format!(
-                "{func_import_count} of {} functions are imported",
-                function_offsets.len()
-            )));
-        }
-        Ok(CacheImageLayout { code, function_pointers, function_offsets, func_import_count, msm: b.offset() })
-    }
-
-    /// Offsets in the code of the functions that the module defines.
-    pub fn local_function_offsets(&self) -> &[u64] {
-        usize::try_from(self.func_import_count).ok().and_then(|n| self.function_offsets.get(n..)).unwrap_or(&[])
-    }
-}
-
-fn offsets(b: &mut Bytes<'_>, code_len: usize) -> Read<Vec<u64>> {
-    let n = count(b, 8)?;
-    if n as usize > MAX_FUNCTIONS {
-        return Err(Malformed::TooMany {
-            what: "functions",
-            count: n.into(),
-            cap: MAX_FUNCTIONS as u64,
-            offset: b.offset(),
-        });
-    }
-    let mut last = 0;
-    (0..n)
-        .map(|_| {
-            let at = b.u64()?;
-            if at < last || at >= code_len as u64 {
-                return wrong("function offset", at, b);
-            }
-            last = at;
-            Ok(at)
-        })
-        .collect()
-}
-
 /// An artifact file: what `Artifact::serialize` of the runtime writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Artifact {
@@ -522,10 +447,8 @@ pub struct Artifact {
     pub info: ModuleInfo,
     /// The backend's metadata, in the file. Singlepass has none.
     pub metadata: Range<usize>,
-    /// The cache image, in the file, with the padding behind it.
+    /// The cache image, in the file, with the padding behind it (see `anchor::CacheImage`).
     pub image: Range<usize>,
-    /// The image's parts, relative to the start of `image`.
-    pub layout: CacheImageLayout,
 }
 
 impl Artifact {
@@ -558,26 +481,7 @@ impl Artifact {
             Err(e) => return Err(broken(e.into())),
         }
         let image = blob_range(&mut b).map_err(broken)?;
-        let bytes = file.get(image.clone()).unwrap_or(&[]);
-        let layout = CacheImageLayout::parse(bytes).map_err(|e| format!("its cache image is broken: {e}"))?;
-        if layout.func_import_count != info.imported_functions.len() as u64 {
-            return Err(format!(
-                "its code has {} imported functions, its module description {}",
-                layout.func_import_count,
-                info.imported_functions.len()
-            ));
-        }
-        Ok(Artifact { info, metadata, image, layout })
-    }
-
-    /// Where the code is in the file.
-    pub fn code(&self) -> Range<usize> {
-        self.image.start + self.layout.code.start..self.image.start + self.layout.code.end
-    }
-
-    /// Where the encoded state map begins in the file; it ends at or before the end of `image`.
-    pub fn msm(&self) -> usize {
-        self.image.start + self.layout.msm
+        Ok(Artifact { info, metadata, image })
     }
 }
 

@@ -55,6 +55,8 @@ macro_rules! shim {
             ".cfi_def_cfa_register rbp",
             "and rsp, -16",
             concat!("call ", $target),
+            // A float is returned in XMM0.
+            "xorps xmm0, xmm0",
             "mov rsp, rbp",
             ".cfi_def_cfa_register rsp",
             "add rsp, 48",
