@@ -17,7 +17,7 @@ use crate::runtime::code_map::{
     CodeMap, CompiledFunction, CompiledModule, Detail, FrameChange, Line, Location, Operand, Operands, SourceFile,
     Variable,
 };
-use crate::state::diff::{Budget, StateCursor};
+use crate::state::diff::{Budget, StateCursor, StateError};
 use crate::state::{
     FUNCTION_HEADER, FunctionStateMap, MachineState, MachineValue, PointKind, SuspendOffset, WasmAbstractValue,
 };
@@ -38,7 +38,7 @@ pub fn code_map(runtime: &Singlepass, detail: &Detail, memory: &dyn Memory) -> C
         }
     }
     if points_left == 0 {
-        map.notes.push(format!("operand stacks are described at the first {MAX_SYMBOL_POINTS} points only"));
+        map.notes.push("the operand stacks are too many to describe: those of the last functions are left out".into());
     }
     map
 }
@@ -278,8 +278,14 @@ fn points(here: &Here<'_>, left: &mut usize, budget: &mut Budget) -> Vec<State> 
             break;
         }
         *left -= 1;
-        if let Ok(state) = cursor.state(diff, budget) {
-            out.push(State { offset, kind, operator: state.wasm_inst_offset, state: state.clone() });
+        match cursor.state(diff, budget) {
+            Ok(state) => out.push(State { offset, kind, operator: state.wasm_inst_offset, state: state.clone() }),
+            Err(StateError::WorkLimit) => {
+                *left = 0;
+                break;
+            }
+            // Nothing is known at this point.
+            Err(_) => {}
         }
     }
     out.sort_unstable_by_key(|s| s.offset);
@@ -301,6 +307,9 @@ fn frame_at_points(here: &Here<'_>, states: &[State], out: &mut Vec<(u32, FrameC
         out.push((from, FrameChange::Cfa(Reg::RBP, 16)));
         out.push((from, FrameChange::Saved(Reg::RIP, -8)));
         out.push((from, FrameChange::Saved(Reg::RBP, -16)));
+        // Another backend may use registers without saving them (as in `frame.rs`).
+        let homes = code::REGISTER_HOMES.into_iter().chain([Reg::R15]);
+        out.extend(homes.map(|reg| (from, FrameChange::Undefined(reg))));
         let mut saved = Vec::new();
         for_each_word(here.map, state, |value, offset| {
             if let (MachineValue::PreserveRegister(index), Ok(offset)) = (value, i32::try_from(offset))
@@ -507,6 +516,11 @@ impl<'w> Sources<'w> {
                     }
                 }
             }
+        }
+        // The epilogue is the final `end`.
+        let reset = shape.epilogue().and_then(|(reset, ..)| boundaries.binary_search(&(reset as u32)).ok());
+        if let Some(&lea) = reset.and_then(|i| boundaries.get(i.checked_sub(1)?)) {
+            marks.insert(lea, operators.len().saturating_sub(1) as u64);
         }
         let mut out: Vec<Line> = Vec::new();
         let first = self.wasm.body_offset(here.local).and_then(|o| self.place(o, files));
