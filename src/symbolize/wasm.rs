@@ -92,6 +92,9 @@ pub struct FunctionFacts {
     pub params: Option<Vec<ValType>>,
 }
 
+/// Told of a point: operator index, kind, and a function that gives the operand types there. Returns whether to go on.
+type VisitPoint<'a> = dyn FnMut(u64, PointKind, &dyn Fn() -> Option<Vec<ValType>>) -> bool + 'a;
+
 struct Signature {
     params: Vec<ValType>,
     results: Vec<ValType>,
@@ -551,7 +554,7 @@ impl WasmModule {
     fn visit_stack_types(
         &self,
         local_func: u32,
-        visit: &mut dyn FnMut(u64, PointKind, &dyn Fn() -> Option<Vec<ValType>>) -> bool,
+        visit: &mut VisitPoint<'_>,
     ) -> Option<()> {
         let resources = self.resources.as_ref().ok()?.clone();
         let index = self.imported_functions().checked_add(local_func)?;
