@@ -660,7 +660,8 @@ fn write_fuzz_seeds() {
 mod seeds {
     use wasmer_runtime_core_near::{compile_with, module::Module};
     use wasmer_singlepass_backend_near::SinglePassCompiler;
-    use wstate::runtime::singlepass::module_info::{Artifact, CacheImageLayout};
+    use wstate::runtime::singlepass::anchor::CacheImage;
+    use wstate::runtime::singlepass::module_info::Artifact;
     use wstate::state::codec::{decode_borsh_prefix, encode_bincode, encode_borsh};
     use wstate::state::{ExecutionStateImage, InstanceImage, WasmFunctionStateDump};
 
@@ -699,14 +700,14 @@ mod seeds {
             let file = module.cache().unwrap().serialize().unwrap();
             put("artifact", name, &file);
             let artifact = Artifact::parse(&file).unwrap();
-            let image = &file[artifact.code().start - 4..];
+            let image = &file[artifact.image.clone()];
             put("artifact", &format!("{name}-image"), image);
-            let layout = CacheImageLayout::parse(image).unwrap();
+            let parts = CacheImage::of_bytes(image).unwrap();
             // In memory an image is the payload of an `Arc`: two counts before it.
             let counts = [1u64, 1].iter().flat_map(|c| c.to_le_bytes()).collect::<Vec<u8>>();
             put("heap_image", name, &[&counts[..], image].concat());
-            let code = &image[layout.code.clone()];
-            for (i, &start) in layout.local_function_offsets().iter().enumerate() {
+            let code = &image[4..4 + parts.code_size as usize];
+            for (i, &start) in parts.function_offsets[parts.import_count as usize..].iter().enumerate() {
                 for locals in [1u8, 2, 9] {
                     let body = &code[start as usize..(start as usize + 200).min(code.len())];
                     put("prologue", &format!("{name}-{i}-{locals}"), &prefixed(locals, body));
