@@ -129,8 +129,8 @@ pub const MAX_PATH: usize = 4096 + 16;
 /// Mappings that a core's list of files names, and pieces into which that list cuts its segments. A process has at most
 /// 65530 by default (vm.max_map_count).
 pub const MAX_MAPPINGS: usize = 1_000_000;
-/// Points of state maps whose operand stacks are described in one symbol file.
-pub const MAX_SYMBOL_POINTS: usize = 4_000_000;
+/// Places of all states that are described in one symbol file. esbuild's half a million points have some ten each.
+pub const MAX_SYMBOL_PLACES: usize = 50_000_000;
 /// Functions of a module up to which a symbol file describes the locals of all of them without being asked: writing
 /// 20,000 takes 0.4 s, gdb 13 loads them in 0.2 s.
 pub const MAX_DESCRIBED_FUNCTIONS: usize = 20_000;

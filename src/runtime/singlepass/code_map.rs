@@ -11,7 +11,7 @@ use super::Singlepass;
 use super::code::{self, Home, Shape, Source};
 use super::module::Module;
 use crate::arch::{Reg, x64};
-use crate::limits::{MAX_IMAGE_BYTES, MAX_SLOTS, MAX_SYMBOL_POINTS};
+use crate::limits::{MAX_IMAGE_BYTES, MAX_SLOTS, MAX_SYMBOL_PLACES};
 use crate::runtime::ValType;
 use crate::runtime::code_map::{
     CodeMap, CompiledFunction, CompiledModule, Detail, FrameChange, Line, Location, Operand, Operands, SourceFile,
@@ -29,15 +29,15 @@ use std::collections::{BTreeMap, HashMap};
 /// Describes all modules.
 pub fn code_map(runtime: &Singlepass, detail: &Detail, memory: &dyn Memory) -> CodeMap {
     let mut map = CodeMap::default();
-    let mut points_left = MAX_SYMBOL_POINTS;
+    let mut places_left = MAX_SYMBOL_PLACES;
     for (index, module) in runtime.code_modules().iter().enumerate() {
         let name = runtime.listed.get(index).map_or_else(|| format!("module{index}"), |m| m.name.clone());
-        match describe(module, name.clone(), detail, &mut points_left, memory) {
+        match describe(module, name.clone(), detail, &mut places_left, memory) {
             Ok(compiled) => map.modules.push(compiled),
             Err(why) => map.notes.push(format!("the code of {name} cannot be described: {why}")),
         }
     }
-    if points_left == 0 {
+    if places_left == 0 {
         map.notes.push("the operand stacks are too many to describe: those of the last functions are left out".into());
     }
     map
@@ -47,7 +47,7 @@ fn describe(
     module: &Module,
     name: String,
     detail: &Detail,
-    points_left: &mut usize,
+    places_left: &mut usize,
     memory: &dyn Memory,
 ) -> Result<CompiledModule, String> {
     let base = module.code.0;
@@ -95,7 +95,7 @@ fn describe(
                 one.variables = variables(module, shape, function, map, &types, params);
             }
             let here = Here { module, map, start, len, local };
-            let states = points(&here, points_left, &mut budget);
+            let states = points(&here, places_left, &mut budget);
             if shape.is_err() {
                 frame_at_points(&here, &states, &mut one.frame);
             }
@@ -277,9 +277,12 @@ fn points(here: &Here<'_>, left: &mut usize, budget: &mut Budget) -> Vec<State> 
         if *left == 0 {
             break;
         }
-        *left -= 1;
         match cursor.state(diff, budget) {
-            Ok(state) => out.push(State { offset, kind, operator: state.wasm_inst_offset, state: state.clone() }),
+            Ok(state) => {
+                // Many points may share one large state.
+                *left = left.saturating_sub(1 + state.stack_values.len() + state.wasm_stack.len());
+                out.push(State { offset, kind, operator: state.wasm_inst_offset, state: state.clone() });
+            }
             Err(StateError::WorkLimit) => {
                 *left = 0;
                 break;
@@ -737,6 +740,19 @@ mod tests {
             // Saved by nobody, perhaps used.
             assert_eq!(rules[&Reg::RBX], FrameChange::Undefined(Reg::RBX));
         }
+    }
+
+    #[test]
+    fn many_points_of_one_large_state_are_not_all_described() {
+        let (mut map, code, _) = nine();
+        let large = state(100, vec![MachineValue::Undefined; 100]);
+        let mut built = synthetic::Module::new(9).point(PointKind::Trappable, START + 100, &large);
+        for at in 0..40 {
+            built = built.entry(PointKind::Trappable, START + 101 + at, 0);
+        }
+        map.local_functions = built.build().local_functions;
+        // The limit of these tests is 1000 places.
+        assert_eq!(described(map, &code, &Detail::All).functions[0].operands.len(), 5);
     }
 
     #[test]
