@@ -29,8 +29,9 @@ use object::write::elf::{FileHeader, ProgramHeader, SectionHeader, Sym, Writer};
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-/// Functions per compilation unit. A debugger reads a unit whole when it meets one of its addresses.
-const UNIT_FUNCTIONS: usize = 512;
+/// Functions per compilation unit. A debugger reads a unit whole when it meets one of its addresses, and what is built
+/// of a unit before it is written should fit into the processor's cache.
+const UNIT_FUNCTIONS: usize = 64;
 
 /// Why there is no file. None of these is expected: the description is too large for the format, or contradicts itself.
 #[derive(Debug, thiserror::Error)]
@@ -47,12 +48,34 @@ pub enum SymbolFileError {
 /// far as the module has one.
 pub fn write(map: &CodeMap, directory: &str, text_names: &[Option<String>]) -> Result<Vec<u8>, SymbolFileError> {
     let modules = disjoint(map);
-    let mut frames = frame_table(&modules)?;
+    // Half as much work as the rest, and of its own.
+    let (frames, sections) = std::thread::scope(|scope| {
+        let frames = scope.spawn(|| frame_table(&modules));
+        let sections = debug_sections(&modules, directory, text_names);
+        (frames.join(), sections)
+    });
+    let mut frames = frames.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    let mut sections = sections?;
     // A length of zero ends the section; the writer leaves that to a linker.
     frames.extend_from_slice(&[0; 4]);
+    let mut named: Vec<(&'static str, Vec<u8>)> = vec![(".eh_frame", frames)];
+    sections.for_each_mut(|id, data| {
+        if data.len() > 0 {
+            named.push((id.name(), data.take()));
+        }
+        Ok::<_, SymbolFileError>(())
+    })?;
+    elf_file(&modules, &named)
+}
+
+fn debug_sections(
+    modules: &[(usize, &CompiledModule)],
+    directory: &str,
+    text_names: &[Option<String>],
+) -> Result<Sections<EndianVec<LittleEndian>>, gimli::write::Error> {
     let mut sections = Sections::new(EndianVec::new(LittleEndian));
     let mut strings = Strings::default();
-    for (index, module) in &modules {
+    for (index, module) in modules {
         let text_name = text_names.get(*index).and_then(Option::as_deref);
         let described: Vec<&CompiledFunction> = module.functions.iter().filter(|f| f.described && f.len > 0).collect();
         for functions in described.chunks(UNIT_FUNCTIONS) {
@@ -65,14 +88,7 @@ pub fn write(map: &CodeMap, directory: &str, text_names: &[Option<String>]) -> R
     }
     strings.lines.write(&mut sections.debug_line_str)?;
     strings.table.write(&mut sections.debug_str)?;
-    let mut named: Vec<(&'static str, Vec<u8>)> = vec![(".eh_frame", frames)];
-    sections.for_each_mut(|id, data| {
-        if data.len() > 0 {
-            named.push((id.name(), data.take()));
-        }
-        Ok::<_, SymbolFileError>(())
-    })?;
-    elf_file(&modules, &named)
+    Ok(sections)
 }
 
 /// The modules in the order of their addresses. One that lies over another is left out: a debugger would choose between

@@ -92,9 +92,6 @@ pub struct FunctionFacts {
     pub params: Option<Vec<ValType>>,
 }
 
-/// Told of a point: operator index, kind, and a function that gives the operand types there. Returns whether to go on.
-type VisitPoint<'a> = dyn FnMut(u64, PointKind, &dyn Fn() -> Option<Vec<ValType>>) -> bool + 'a;
-
 struct Signature {
     params: Vec<ValType>,
     results: Vec<ValType>,
@@ -128,6 +125,9 @@ pub struct WasmModule {
 
 /// The types of the operands at one place.
 type StackTypes = Vec<ValType>;
+
+/// Is shown each operator that has a point, and a function that computes its operands' types; says whether to go on.
+type Visit<'v> = dyn FnMut(u64, PointKind, &dyn Fn() -> Option<StackTypes>) -> bool + 'v;
 
 fn value_type(ty: wasmparser::ValType) -> Option<ValType> {
     Some(match ty {
@@ -551,11 +551,7 @@ impl WasmModule {
         let _ = self.visit_stack_types(local_func, &mut visit);
     }
 
-    fn visit_stack_types(
-        &self,
-        local_func: u32,
-        visit: &mut VisitPoint<'_>,
-    ) -> Option<()> {
+    fn visit_stack_types(&self, local_func: u32, visit: &mut Visit<'_>) -> Option<()> {
         let resources = self.resources.as_ref().ok()?.clone();
         let index = self.imported_functions().checked_add(local_func)?;
         let ty = *self.functions.get(index as usize)?;
