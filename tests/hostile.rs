@@ -713,8 +713,9 @@ mod seeds {
                     put("prologue", &format!("{name}-{i}-{locals}"), &prefixed(locals, body));
                 }
             }
-            let (map, used) = decode_borsh_prefix(&image[layout.msm..]).unwrap();
-            let borsh = &image[layout.msm..layout.msm + used];
+            let msm = parts.msm_offset as usize;
+            let (map, used) = decode_borsh_prefix(&image[msm..]).unwrap();
+            let borsh = &image[msm..msm + used];
             assert_eq!(encode_borsh(&map).unwrap(), borsh);
             put("codec", &format!("{name}-borsh"), &prefixed(0, borsh));
             put("codec", &format!("{name}-bincode"), &prefixed(1, &encode_bincode(&map).unwrap()));
