@@ -320,3 +320,51 @@ fn both_plugins_have_the_same_client() {
     let gdb = client("gdb-plugin/wstate_gdb.py");
     assert!(gdb.len() > 5000 && gdb == client("lldb-plugin/wstate_lldb.py"));
 }
+
+#[test]
+fn symbols_come_by_themselves_and_only_where_code_came() {
+    if !gdb_is_here() {
+        return;
+    }
+    let exe = support::host_singlepass(Profile::Debug);
+    let count = "python print('requests', targets[1].engine._last_id if 1 in targets else 0)";
+    let commands = [
+        "break host_stop",
+        "run sleep < /dev/null > /dev/null 2>&1",
+        "bt",
+        "frame function leaf",
+        "info locals",
+        count,
+        "stepi",
+        "next",
+        count,
+        "wasm-load",
+        "info files",
+    ];
+    let session = Debugger::Gdb.run(&["-ex", "set breakpoint pending on", arg(&exe)], &commands);
+    let bt = &session.texts[2];
+    for part in ["in leaf (local0=9", "in fact (local0=5", "in run", "host_singlepass::main", " main ("] {
+        assert!(bt.contains(part), "{part}: {bt}\n{}", session.log);
+    }
+    assert!(session.texts[4].contains("local3 = 333"), "{}", session.texts[4]);
+    assert!(session.texts[5] != "requests 0\n" && session.texts[5] == session.texts[8], "{:?}", session.texts);
+    assert!(session.texts[9].contains("1 symbol file of Wasm code loaded"), "{}", session.texts[9]);
+    let loaded = session.texts[10].lines().filter(|l| l.contains("is .text in ") && l.contains("/wasm-")).count();
+    assert_eq!(loaded, 1, "{}", session.texts[10]);
+}
+
+#[test]
+fn symbols_of_old_code_go_away() {
+    if !gdb_is_here() {
+        return;
+    }
+    let (sleep, nested) = (Host::start("sleep", &[], Profile::Debug), Host::start("nested", &[], Profile::Debug));
+    at_rest(&sleep);
+    at_rest(&nested);
+    let attach = format!("attach {}", nested.pid());
+    let commands = ["wasm-load", "info symbol leaf", "detach", &attach, "wasm-load", "bt", "wasm-bt wasm"];
+    let session = Debugger::Gdb.run(&["-p", &sleep.pid().to_string()], &commands);
+    assert!(session.texts[1].contains("leaf in section"), "{}\n{}", session.texts[1], session.log);
+    let wasm = session.texts[6].lines().filter(|l| l.contains(" * ")).count();
+    assert!(wasm > 1 && session.texts[5].contains("main"), "{}\n{}", session.texts[5], session.texts[6]);
+}
