@@ -552,7 +552,17 @@ impl View<'_> {
             base.registers = Some(report::values::registers(&at.registers));
         }
         if let Some(guest) = self.runtime.describe(at, self.target) {
-            out.push(self.guest(base, &guest));
+            let mut frame = self.guest(base, &guest);
+            // rbp still held the frame of the Wasm function that called the host, so that function was passed over:
+            // seen in cores of hosts without frame pointers whose executable is missing.
+            let after_native = out.last().is_some_and(|f| f.kind != FrameKind::Wasm);
+            if frame.kind == FrameKind::Wasm && frame.trust == Some(report::Trust::FramePointer) && after_native {
+                frame.notes.push(
+                    "found past native code without unwind information: Wasm frames called from here may be missing"
+                        .to_string(),
+                );
+            }
+            out.push(frame);
             return;
         }
         if let Some(object) = self.objects.find(at.address.lookup()) {
@@ -677,7 +687,9 @@ fn settle(
     let native = Native::new(&first, &objects);
     let scene = Scene { target: &first, objects: &objects, progress };
     let threads = choose(&first, options)?;
-    let stacks = walk_all(&first, &threads, &native, &scene, provider, 1);
+    // Whole stacks, though only their first frames are asked for: without the Wasm frames below an import the modules are
+    // found by a lesser route, without their names and signatures, and that is what the report would then show.
+    let stacks = walk_all(&first, &threads, &native, &scene, provider, limits::MAX_FRAMES);
     let in_wasm: Vec<&Thread> = threads
         .iter()
         .zip(&stacks)

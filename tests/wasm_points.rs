@@ -222,6 +222,16 @@ fn every_module_refuses_every_other() {
     }
 }
 
+/// In one line: the parser's own message for a wrong magic spreads over a dozen.
+#[test]
+fn what_is_no_wasm_binary_is_called_so() {
+    for bytes in [&b""[..], b"(module)", b"root:x:0:0\n"] {
+        let message = WasmModule::parse("a.wat".to_string(), bytes.to_vec()).err().unwrap().to_string();
+        assert!(message.contains("it is not a Wasm binary"), "{message}");
+        assert!(!message.contains('\n'), "{message}");
+    }
+}
+
 /// Small edits of one module: each must be noticed, with the reason that names it.
 #[test]
 fn edits_are_refused_with_the_reason() {

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use wstate::state::codec::decode_borsh_prefix;
 use wstate::state::map::PointKind;
 use wstate::state::read::{KnownRegisters, ValuePlace, read_frame, read_stack};
-use wstate::state::{CodeVersion, ModuleStateMap, validate};
+use wstate::state::{CodeVersion, ModuleStateMap, Validation, validate};
 
 const CODE: usize = 0x10_0000;
 const STACK: u64 = 0x7ff0_0000;
 
-fn look(map: &ModuleStateMap, offset: usize) {
+fn look(map: &ModuleStateMap, validation: &Validation, offset: usize) {
     for point in [map.lookup(offset), map.point_before(offset), map.point_after(offset)].into_iter().flatten() {
-        assert!(point.function_start <= point.offset);
+        assert!(point.function_start <= point.offset || validation.is_bad(point.function_start));
         let _ = point.wasm_inst_offset();
         let _ = point.function.operator_of(point.kind, point.offset);
     }
@@ -40,16 +40,16 @@ fuzz_target!(|data: &[u8]| {
     };
 
     for offset in [0, 1, map.total_size.wrapping_sub(1), map.total_size, usize::MAX] {
-        look(&map, offset);
+        look(&map, &validation, offset);
     }
     let mut points = Vec::new();
     for (&start, function) in map.local_functions.iter().take(64) {
-        look(&map, start);
+        look(&map, &validation, start);
         let bad = validation.is_bad(start);
         for kind in PointKind::ORDER {
             for (&offset, info) in function.table(kind).iter().take(64) {
-                look(&map, offset);
-                look(&map, offset.wrapping_add(1));
+                look(&map, &validation, offset);
+                look(&map, &validation, offset.wrapping_add(1));
                 let Some(diff) = function.diffs.get(info.diff_id) else { continue };
                 let state = diff.build_state(function);
                 // A long chain costs more than the budget without being wrong.
@@ -60,7 +60,8 @@ fuzz_target!(|data: &[u8]| {
                     assert_eq!(frame.dump.locals.len(), frame.locals.len());
                     assert_eq!(frame.dump.locals.len(), function.locals.len());
                     assert_eq!(frame.dump.stack.len(), frame.stack.len());
-                    let pairs = frame.dump.locals.iter().zip(&frame.locals).chain(frame.dump.stack.iter().zip(&frame.stack));
+                    let pairs =
+                        frame.dump.locals.iter().zip(&frame.locals).chain(frame.dump.stack.iter().zip(&frame.stack));
                     for (value, place) in pairs {
                         assert_eq!(value.is_none(), matches!(place, ValuePlace::Missing(_)), "{place:?}");
                     }
@@ -68,7 +69,8 @@ fuzz_target!(|data: &[u8]| {
             }
         }
     }
-    let version = CodeVersion { baseline: words.len() % 2 == 0, msm: Arc::new(map), base: CODE, backend: "singlepass".into() };
+    let version =
+        CodeVersion { baseline: words.len() % 2 == 0, msm: Arc::new(map), base: CODE, backend: "singlepass".into() };
     for initial in points.iter().take(8).map(|p| Some(CODE.wrapping_add(*p) as u64)).chain([None]) {
         let (image, _) = read_stack(std::slice::from_ref(&version), STACK, registers, initial, None, None, &mut word);
         // Each frame is a return address at least.

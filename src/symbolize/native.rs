@@ -57,7 +57,7 @@ impl<'a> NativeSymbolizer<'a> {
             outermost.offset = source.object.svma(address.raw()).checked_sub(symbol.start);
             // With line tables only, DWARF has `{closure#0}` where the symbol has the whole path.
             match (&outermost.name, mangled(symbol.name)) {
-                (Some(name), Some(demangled)) if demangled.ends_with(name.as_str()) => outermost.name = Some(demangled),
+                (Some(name), Some(demangled)) if is_last_part(name, &demangled) => outermost.name = Some(demangled),
                 (Some(_), _) => {}
                 (None, demangled) => outermost.name = Some(demangled.unwrap_or_else(|| symbol.name.to_string())),
             }
@@ -65,6 +65,34 @@ impl<'a> NativeSymbolizer<'a> {
         frames.retain(|f| f.name.is_some() || f.file.is_some());
         frames
     }
+}
+
+/// Whether `name`, as DWARF has it without linkage names, is how the path `demangled` ends: `do_call<F, R>` and
+/// `std::panicking::catch_unwind::do_call`, `{closure#0}<()>` and `std::rt::lang_start::{{closure}}`.
+fn is_last_part(name: &str, demangled: &str) -> bool {
+    let plain = name.split_once('<').map_or(name, |(plain, _)| plain);
+    if plain.is_empty() {
+        return false;
+    }
+    // The v0 mangling has generic arguments, too: `do_call::<F, R>`.
+    let mut end = demangled.len();
+    let mut depth = 0usize;
+    if demangled.ends_with('>') {
+        for (i, c) in demangled.char_indices().rev() {
+            match c {
+                // Not the arrow of `fn() -> T`.
+                '>' if !demangled[..i].ends_with('-') => depth += 1,
+                '<' => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            if depth == 0 {
+                end = i;
+                break;
+            }
+        }
+    }
+    let path = demangled[..end].trim_end_matches("::");
+    demangled.ends_with(name) || path.ends_with(plain) || plain.starts_with("{closure") && path.ends_with("{{closure}}")
 }
 
 struct Source<'a> {
@@ -298,6 +326,23 @@ mod tests {
 
     const FUNC: u8 = 2;
     const NOTYPE: u8 = 0;
+
+    #[test]
+    fn names_without_a_path_are_known_in_the_symbol() {
+        for (name, symbol) in [
+            ("do_call<core::panic::A<fn() -> u8>, ()>", "std::panicking::catch_unwind::do_call"),
+            ("do_call<F, R>", "std::panicking::catch_unwind::do_call::<F, fn() -> R>"),
+            ("{closure#0}<()>", "std::rt::lang_start::{{closure}}"),
+            ("{closure#1}", "std::rt::lang_start::{closure#1}"),
+            ("call_once", "<alloc::boxed::Box<F> as core::ops::function::FnOnce<()>>::call_once"),
+        ] {
+            assert!(is_last_part(name, symbol), "{name} {symbol}");
+        }
+        // Identical functions share their code: the symbol may be another one's.
+        for (name, symbol) in [("do_call<F>", "a::do_other"), ("<F>", "a::b"), ("b", "a::c::<b>"), ("", "a")] {
+            assert!(!is_last_part(name, symbol), "{name} {symbol}");
+        }
+    }
 
     #[test]
     fn symbols_cover_their_size_and_labels_reach_to_the_next() {

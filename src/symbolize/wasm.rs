@@ -264,6 +264,10 @@ impl WasmModule {
     }
 
     fn read(&mut self, bytes: &[u8]) -> Result<(), Unusable> {
+        // The parser's own message for this prints both arrays over a dozen lines.
+        if !bytes.starts_with(b"\0asm") {
+            return Err(Unusable("it is not a Wasm binary (.wat text must be compiled to .wasm first)".to_string()));
+        }
         let mut validator = Some(Validator::new_with_features(WasmFeatures::all()));
         for payload in Parser::new(0).parse_all(bytes) {
             let payload = payload?;

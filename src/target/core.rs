@@ -136,10 +136,13 @@ impl CoreTarget {
             let bytes: &[u8] = (*file).as_ref();
             let size = bytes.len() as u64;
             for m in mappings.iter_mut().filter(|m| unlisted.binary_search(&(m.start, m.end)).is_ok()) {
-                let part = headers.loads().find(|p| {
+                // Linkers without padding (LLD) let the end of one segment and the start of the next share a page of the
+                // file: the mapping is the later one's.
+                let part = headers.loads().filter(|p| {
                     let end = p.offset.saturating_add(p.filesz);
                     (p.offset & !(PAGE - 1)) <= m.offset && m.offset < end
                 });
+                let part = part.max_by_key(|p| p.offset);
                 if let (Some(part), Ok(i)) = (part, self.mappings.binary_search_by_key(&m.start, |m| m.start))
                     && let Some(listed) = self.mappings.get_mut(i)
                 {

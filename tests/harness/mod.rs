@@ -88,6 +88,19 @@ fn build() -> BTreeMap<Variant, PathBuf> {
     ])
 }
 
+/// The debug host with the feature `publish`, in a target directory of its own: see `tests/support`.
+fn publishing() -> &'static Path {
+    static PUBLISHING: OnceLock<PathBuf> = OnceLock::new();
+    PUBLISHING.get_or_init(|| {
+        let dir = target_dir().join("publish");
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "-q", "-p", "host-singlepass", "--bins"]);
+        cargo.args(["--features", "host-singlepass/publish", "--target-dir"]).arg(&dir);
+        command_succeeds(&mut cargo);
+        dir.join("debug/host-singlepass")
+    })
+}
+
 /// A directory that is removed with the test.
 pub fn scratch() -> tempfile::TempDir {
     tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
@@ -114,8 +127,9 @@ impl Host {
     ///
     /// The kernel ends it with the *thread* that calls this (`PR_SET_PDEATHSIG`).
     pub fn start(variant: Variant, stop: &str, args: &[&str]) -> Host {
+        let executable = if args.contains(&"--publish") { publishing() } else { variant.executable() };
         let dir = scratch();
-        let mut command = Command::new(variant.executable());
+        let mut command = Command::new(executable);
         command.arg(stop).args(args).arg("--truth").arg(dir.path().join("truth")).arg("--cwd").arg(dir.path());
         // The runtime prints "BUG: Register ..." for every register that it does not know.
         let log = fs::File::create(dir.path().join("stderr")).unwrap();

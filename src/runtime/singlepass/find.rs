@@ -172,7 +172,9 @@ impl SinglepassProvider {
     /// Writes what readers see of module `i`.
     fn list(&mut self, i: usize) {
         let (Some(module), Some(anchor)) = (self.runtime.modules.get(i), self.anchors.get(i)) else { return };
-        let own = module.wasm.as_ref().map(|w| w.name().to_string()).or_else(|| module.names.module.clone());
+        // The file that the user named is the name the user knows.
+        let file = module.wasm_path.as_ref().and_then(|p| p.file_name()).map(|n| n.to_string_lossy().into_owned());
+        let own = file.or_else(|| module.names.module.clone());
         let mut problem = Vec::new();
         if !module.tracked {
             problem.push("compiled without track_state: locals are known, operand stacks are not".to_string());
@@ -193,7 +195,7 @@ impl SinglepassProvider {
             functions: module.map.local_functions.len(),
             tracked: module.tracked,
             backend: module.backend.clone(),
-            wasm_file: module.wasm.as_ref().map(|w| w.name().to_string()),
+            wasm_file: module.wasm_path.as_ref().map(|p| p.display().to_string()),
             problem: (!problem.is_empty()).then(|| problem.join("; ")),
         };
         match self.runtime.listed.get_mut(i) {
@@ -262,6 +264,7 @@ impl SinglepassProvider {
                 match wasm.fits(&facts(module)) {
                     Ok(_) => {
                         module.wasm = Some(wasm.clone());
+                        module.wasm_path = Some(path.clone());
                         used = true;
                         self.list(i);
                     }

@@ -113,6 +113,12 @@ fn step_function(
     };
     let cfa = frame_address(&at.registers, here.cfa)?;
     let mut registers = at.registers.clone();
+    if shape.is_err() {
+        // Another backend may use registers without saving them; only singlepass's code is known not to.
+        for reg in code::REGISTER_HOMES.into_iter().chain([Reg::R15]) {
+            registers.forget(reg);
+        }
+    }
     if here.cfa == Cfa::Rbp {
         let rbp = cfa.wrapping_sub(16);
         let sp = register(&at.registers, Reg::RSP)?;
@@ -433,7 +439,9 @@ pub fn image(
 ) -> Option<ExecutionStateImage> {
     let sp = at.registers.sp()?;
     let version = |m: &Module| CodeVersion {
-        baseline: m.baseline.unwrap_or(true),
+        // Where the boundary's registers cannot be had (a stripped host), frames that save what they use still give the
+        // same values.
+        baseline: m.baseline.unwrap_or(true) || (boundary.is_none() && m.saves_registers()),
         msm: m.map.clone(),
         base: m.code.0 as usize,
         backend: m.backend.clone(),

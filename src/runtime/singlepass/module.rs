@@ -4,12 +4,13 @@ use super::code::{PATCHED_ENTRY, Shape};
 use super::frame::Location;
 use crate::runtime::ValType;
 use crate::state::map::{Point, PointKind};
-use crate::state::model::{MachineState, ModuleStateMap};
+use crate::state::model::{FunctionStateMap, MachineState, MachineValue, ModuleStateMap};
 use crate::symbolize::wasm::WasmModule;
 use crate::target::Memory;
 use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -50,6 +51,8 @@ pub struct Module {
     pub names: Names,
     /// The user's `.wasm`, checked against the map.
     pub wasm: Option<Rc<WasmModule>>,
+    /// Its path.
+    pub wasm_path: Option<PathBuf>,
     /// The code as the cached image has it, for cores that lack the mapping.
     pub image_code: Option<Rc<[u8]>>,
     shapes: RefCell<HashMap<u64, Rc<Result<Shape, String>>>>,
@@ -90,6 +93,7 @@ impl Module {
             backend: "singlepass".into(),
             names: Names::default(),
             wasm: None,
+            wasm_path: None,
             image_code: None,
             shapes: RefCell::default(),
             states: RefCell::default(),
@@ -99,6 +103,16 @@ impl Module {
     /// Whether `address` is in the module's code.
     pub fn contains(&self, address: u64) -> bool {
         self.code.0 <= address && address < self.code.1
+    }
+
+    /// Whether its functions save the registers that they use (singlepass's do; an optimizing backend's may not, and its
+    /// callers then keep them at the boundary).
+    pub fn saves_registers(&self) -> bool {
+        let saves = |f: &FunctionStateMap| {
+            let pushed = f.diffs.first().map_or(&[][..], |d| &d.stack_push);
+            pushed.iter().any(|v| matches!(v, MachineValue::PreserveRegister(_)))
+        };
+        self.map.local_functions.values().all(saves)
     }
 
     /// What is at `address`.

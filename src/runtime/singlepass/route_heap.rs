@@ -153,6 +153,7 @@ impl Walk<'_> {
         for m in &self.mappings {
             // Mappings are page-aligned; a source that says otherwise must not shift the words.
             let Some(mut at) = m.start.checked_next_multiple_of(8) else { continue };
+            let mut missing = 0u32;
             while at < m.end {
                 if self.done >= limits::MAX_HEAP_SEARCH_BYTES {
                     return Some("stopped at the limit of bytes");
@@ -170,9 +171,12 @@ impl Walk<'_> {
                 if !visit(at, m.end, &buf[..got]) {
                     return None;
                 }
-                // What stopped a short read is one page; the next may be there again.
+                // What stopped a short read is one page; the next may be there again. Where a MiB in a row is missing (the
+                // undumped tail of a mapping in a core may be tens of GiB) the strides double.
+                missing = if got == 0 { missing + 1 } else { 0 };
+                let stride = 1u64 << missing.saturating_sub(256).min(18);
                 let next = match got < want {
-                    true => ((at + got as u64) | (PAGE - 1)).checked_add(1),
+                    true => ((at + got as u64) | (PAGE - 1)).checked_add(1 + (stride - 1) * PAGE),
                     false => at.checked_add(got as u64),
                 };
                 let Some(next) = next else { break };

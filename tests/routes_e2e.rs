@@ -1,0 +1,221 @@
+//! The binary on real hosts: each route by itself, what a `.wasm` adds, selection, exit codes.
+
+mod harness;
+
+use harness::{Host, Variant, scratch, wstate_json, wstate_text};
+use serde_json::Value;
+
+fn wasm_frames(report: &Value) -> Vec<&Value> {
+    let threads = report["threads"].as_array().unwrap();
+    let frames = threads.iter().flat_map(|t| t["frames"].as_array().unwrap());
+    frames.filter(|f| f["kind"] == "wasm").collect()
+}
+
+/// What does not depend on how the module was found: addresses, functions, values.
+fn essence(report: &Value) -> Vec<String> {
+    let one = |f: &Value| {
+        let bits = |key: &str| f[key].as_array().map(|l| l.iter().map(|v| v["bits"].clone()).collect::<Vec<_>>());
+        let (function, wasm) = (&f["function"], &f["wasm"]);
+        let place = format!("{} {} {}", f["pc"], function["local_index"], wasm["op_index"]);
+        format!("{place} {:?} {:?}", bits("locals"), bits("stack"))
+    };
+    wasm_frames(report).into_iter().map(one).collect()
+}
+
+fn routes(report: &Value) -> Vec<String> {
+    let modules = report["runtimes"].as_array().unwrap().iter().flat_map(|r| r["modules"].as_array().unwrap());
+    let names = modules.flat_map(|m| m["routes"].as_array().unwrap()).map(|r| r.as_str().unwrap().to_string());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+#[test]
+fn each_route_alone_gives_the_same_frames() {
+    let dir = scratch();
+    let artifact = dir.path().join("artifact");
+    let artifact = artifact.to_str().unwrap();
+    // The thread-local list needs the runtime's symbol; what else a stripped host allows is not promised.
+    for (variant, routes_here) in [
+        (Variant::Debug, &["vmctx", "heap", "tls", "artifact"][..]),
+        (Variant::Release, &["vmctx", "heap", "tls", "artifact"]),
+        (Variant::ReleaseDebuginfo, &["vmctx", "heap", "tls", "artifact"]),
+        (Variant::Stripped, &["vmctx", "heap", "artifact"]),
+    ] {
+        let host = Host::start(variant, "sleep", &["--artifact", artifact]);
+        let pid = host.pid.to_string();
+        let (code, all) = wstate_json(&["attach", &pid]);
+        assert_eq!((code, wasm_frames(&all).len()), (0, 8), "{variant:?}");
+        for route in routes_here {
+            let mut args = vec!["attach", &pid, "--route", route];
+            if *route == "artifact" {
+                args.extend(["--artifact", artifact]);
+            }
+            let (code, report) = wstate_json(&args);
+            assert_eq!(code, 0, "{variant:?} {route}");
+            assert_eq!(routes(&report), [*route], "{variant:?}");
+            assert_eq!(essence(&report), essence(&all), "{variant:?} {route}");
+        }
+        host.assert_unharmed();
+        assert!(host.finish());
+    }
+}
+
+#[test]
+fn a_published_module_is_found() {
+    let host = Host::start(Variant::Debug, "sleep", &["--publish"]);
+    let pid = host.pid.to_string();
+    let (_, all) = wstate_json(&["attach", &pid]);
+    let (code, report) = wstate_json(&["attach", &pid, "--route", "descriptor"]);
+    assert_eq!((code, routes(&report)), (0, vec!["descriptor".to_string()]));
+    assert_eq!(essence(&report), essence(&all));
+    assert_eq!(essence(&report).len(), 8);
+    // A host that publishes nothing.
+    let host = Host::start(Variant::Debug, "sleep", &[]);
+    let (_, report) = wstate_json(&["attach", &host.pid.to_string(), "--route", "descriptor"]);
+    assert!(wasm_frames(&report).is_empty());
+}
+
+#[test]
+fn an_artifact_of_another_module_is_refused_with_the_reason() {
+    let dir = scratch();
+    let artifact = dir.path().join("artifact");
+    let artifact = artifact.to_str().unwrap();
+    drop(Host::start(Variant::Debug, "floats", &["--artifact", artifact]));
+    let host = Host::start(Variant::Debug, "sleep", &[]);
+    let (code, report) = wstate_json(&["attach", &host.pid.to_string(), "--route", "artifact", "--artifact", artifact]);
+    assert!(wasm_frames(&report).is_empty());
+    assert!(code <= 1, "{code}");
+    assert!(report["notes"].as_array().unwrap().iter().any(|n| n.as_str().unwrap().contains("artifact")), "{report:#}");
+}
+
+#[test]
+fn several_modules_and_a_moved_instance() {
+    for route in ["vmctx", "heap", "tls"] {
+        let host = Host::start(Variant::Release, "modules", &[]);
+        let (code, report) = wstate_json(&["attach", &host.pid.to_string(), "--route", route]);
+        assert_eq!(code, 0, "{route}");
+        let frames = wasm_frames(&report);
+        assert_eq!(frames.len(), 3, "{route}");
+        let modules: std::collections::BTreeSet<String> =
+            frames.iter().map(|f| f["wasm"]["module_index"].to_string()).collect();
+        assert_eq!(modules.len(), 3, "{route}: three instances of three modules");
+
+        // Made by the main thread, runs on another.
+        let host = Host::start(Variant::Release, "moved", &[]);
+        assert_ne!(host.pid, host.tid);
+        let tid = host.tid.to_string();
+        let (code, report) = wstate_json(&["attach", &host.pid.to_string(), "--route", route, "-t", &tid]);
+        assert_eq!((code, wasm_frames(&report).len()), (0, 8), "{route}");
+        assert_eq!(report["threads"][0]["name"], "mover");
+    }
+}
+
+#[test]
+fn a_wasm_file_gives_types_names_and_offsets_or_is_refused() {
+    let dir = scratch();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    let (right, wrong) = (path("right.wasm"), path("wrong.wasm"));
+    drop(Host::start(Variant::Debug, "floats", &["--dump-wasm", &wrong]));
+    let host = Host::start(Variant::Debug, "sleep", &["--dump-wasm", &right]);
+    let pid = host.pid.to_string();
+
+    let (code, report) = wstate_json(&["attach", &pid, "--wasm", &right]);
+    assert_eq!(code, 0);
+    let bytes = std::fs::read(&right).unwrap();
+    let frames = wasm_frames(&report);
+    for frame in &frames {
+        assert_eq!(frame["module"], "right.wasm");
+        let offset = frame["wasm"]["offset"].as_str().and_then(|o| u64::from_str_radix(&o[2..], 16).ok()).unwrap();
+        // `call`: every frame stands at one.
+        assert_eq!(bytes[offset as usize], 0x10, "{frame:#}");
+    }
+    let leaf = frames[0];
+    assert_eq!(leaf["function"]["name"], "leaf");
+    let types = |key: &str| leaf[key].as_array().unwrap().iter().map(|v| v["type"].clone()).collect::<Vec<_>>();
+    assert_eq!(types("locals"), ["i32", "i64", "f64", "i32", "i32"]);
+    assert_eq!(types("stack"), ["i32", "f64", "i64"]);
+    assert_eq!(leaf["stack"][1]["value"], "4.25");
+
+    let (code, report) = wstate_json(&["attach", &pid, "--wasm", &wrong]);
+    assert_eq!((code, wasm_frames(&report).len()), (1, 8), "the frames are there without it");
+    assert!(wasm_frames(&report).iter().all(|f| f["wasm"]["offset"].is_null()));
+    let refused = |n: &Value| n.as_str().is_some_and(|n| n.contains("wrong.wasm does not fit and is not used: "));
+    assert!(report["notes"].as_array().unwrap().iter().any(refused), "{:#}", report["notes"]);
+
+    let (code, _, err) = wstate_text(&["attach", &pid, "--wasm", "/dev/null"]);
+    assert_eq!(code, 2, "{err}");
+}
+
+#[test]
+fn threads_frames_and_numbers_are_selected() {
+    let host = Host::start(Variant::Release, "threads", &[]);
+    let pid = host.pid.to_string();
+    let (code, all) = wstate_json(&["attach", &pid]);
+    assert_eq!(code, 0);
+    assert!(all["threads"].as_array().unwrap().len() > host.threads.len());
+    let deep = host.threads.iter().find(|(name, _)| name == "deep").unwrap().1.to_string();
+    let (_, one) = wstate_json(&["attach", &pid, "-t", &deep]);
+    let threads = one["threads"].as_array().unwrap();
+    assert_eq!((threads.len(), threads[0]["tid"].to_string()), (1, deep.clone()));
+
+    let (_, first) = wstate_json(&["attach", &pid, "-1"]);
+    assert_eq!(first["threads"].as_array().unwrap().len(), 1);
+    assert_eq!(first["threads"][0]["tid"], all["threads"][0]["tid"]);
+
+    let (code, short) = wstate_json(&["attach", &pid, "-t", &deep, "-n", "5"]);
+    assert_eq!((code, short["threads"][0]["end"]["kind"].as_str()), (0, Some("limit")));
+    assert_eq!(short["threads"][0]["frames"].as_array().unwrap().len(), 5);
+
+    // Numbers are those of the whole list.
+    let (_, wasm) = wstate_json(&["attach", &pid, "-t", &deep, "--wasm-only"]);
+    let numbers =
+        |frames: Vec<&Value>| frames.iter().map(|f| (f["index"].clone(), f["pc"].clone())).collect::<Vec<_>>();
+    assert_eq!(numbers(wasm["threads"][0]["frames"].as_array().unwrap().iter().collect()), numbers(wasm_frames(&one)));
+    assert!(wasm_frames(&wasm)[0]["index"].as_u64().unwrap() > 0);
+    let (_, text, _) = wstate_text(&["attach", &pid, "-t", &deep, "--wasm-only"]);
+    let printed = text.lines().filter_map(|l| l.trim_start().strip_prefix('#')?.split(' ').next()?.parse::<u64>().ok());
+    let expected: Vec<u64> = wasm_frames(&one).iter().map(|f| f["index"].as_u64().unwrap()).collect();
+    assert_eq!(printed.collect::<Vec<_>>(), expected);
+
+    // Several threads run Wasm: an image is of one.
+    let (code, out, err) = wstate_text(&["attach", &pid, "--format", "image"]);
+    assert_eq!((code, out.as_str()), (2, ""));
+    assert!(err.contains("--thread TID"), "{err}");
+    let (code, _, err) = wstate_text(&["attach", &pid, "-t", "1"]);
+    assert_eq!(code, 2);
+    assert!(err.contains(&deep), "the error lists the threads: {err}");
+}
+
+#[test]
+fn exit_codes_and_output() {
+    let host = Host::start(Variant::Release, "sleep", &[]);
+    let pid = host.pid.to_string();
+    let dir = scratch();
+    let file = dir.path().join("report.json");
+    let (code, out, err) = wstate_text(&["attach", &pid, "--json", "--output", file.to_str().unwrap()]);
+    assert_eq!((code, out.as_str(), err.as_str()), (0, "", ""));
+    let report: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    assert_eq!(wasm_frames(&report).len(), 8);
+
+    // Without any route to the module the walk is lost in its code, or goes on by frame pointers.
+    let core = host.gcore();
+    let (code, _, err) = wstate_text(&["core", core.to_str().unwrap()]);
+    assert_eq!(code, 0, "{err}");
+    // The stack is cut off: frames are there, the bottom is not.
+    let bytes = std::fs::read(&core).unwrap();
+    let cut = dir.path().join("cut");
+    std::fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
+    let (code, out, _) = wstate_text(&["core", cut.to_str().unwrap(), "--json"]);
+    assert!(code == 1 || code == 2, "{code}");
+    assert!(serde_json::from_str::<Value>(&out).is_ok() || code == 2);
+    let (code, _, err) = wstate_text(&["core", "/dev/null"]);
+    assert_eq!(code, 2, "{err}");
+
+    let dead = host.pid.to_string();
+    drop(host);
+    let (code, out, err) = wstate_text(&["attach", &dead]);
+    assert_eq!((code, out.as_str()), (2, ""));
+    assert!(err.contains("no such process"), "{err}");
+}
