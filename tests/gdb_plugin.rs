@@ -2,7 +2,7 @@
 
 mod support;
 
-use support::debuggers::{Debugger, arg, at_rest, missing, same, same_frames, text};
+use support::debuggers::{Debugger, arg, at_rest, missing, same, text};
 use support::{Host, Profile, gcore, kernel_core, repository};
 
 fn gdb_is_here() -> bool {
@@ -49,7 +49,7 @@ fn doors(profile: Profile) {
         };
         let (core, exe) = (arg(&core), arg(&host.exe));
         let of_core = text(&["core", core, exe, "--no-color"]);
-        same_frames(&format!("{what}: core, attach"), &of_core, &attached);
+        same(&format!("{what}: core, attach"), &of_core, &attached);
         let in_gdb = Debugger::Gdb.run(&[exe, core], &["wasm-bt full all"]);
         same(&format!("{what}: gdb on the core, core"), &in_gdb.texts[0], &of_core);
     }
@@ -367,4 +367,55 @@ fn symbols_of_old_code_go_away() {
     assert!(session.texts[1].contains("leaf in section"), "{}\n{}", session.texts[1], session.log);
     let wasm = session.texts[6].lines().filter(|l| l.contains(" * ")).count();
     assert!(wasm > 1 && session.texts[5].contains("main"), "{}\n{}", session.texts[5], session.texts[6]);
+}
+
+#[test]
+fn a_remote_target_is_lent_page_by_page() {
+    if !gdb_is_here() {
+        return;
+    }
+    if std::process::Command::new("gdbserver").arg("--version").output().is_err() {
+        return missing(&support::NoCore("gdbserver is not installed".into()));
+    }
+    let host = Host::start("sleep", &[], Profile::Debug);
+    at_rest(&host);
+    let pid = host.pid().to_string();
+    let attached = text(&["attach", &pid, "--no-color"]);
+    // Through its own standard input and output: no port.
+    let connect = format!("target remote | gdbserver --once --attach stdio {pid}");
+    let session = Debugger::Gdb.run(&[arg(&host.exe)], &[&connect, "wasm-bt full all", "wasm-locals", "disconnect"]);
+    same("gdbserver, attach", &session.texts[1], &attached);
+    assert!(session.texts[2].contains("0 i32 9 (r12)"), "{}", session.texts[2]);
+}
+
+#[test]
+fn control_c_leaves_gdb_usable() {
+    if !gdb_is_here() {
+        return;
+    }
+    let host = Host::start("sleep", &[], Profile::Debug);
+    at_rest(&host);
+    let bin = tempfile::tempdir().unwrap();
+    let path = bin.path().join("silent");
+    // Says when it was asked, so that the signal comes while gdb waits for the answer; then never answers.
+    let asked = bin.path().join("asked");
+    std::fs::write(&path, format!("#!/bin/sh\nread line\ntouch {}\nexec sleep 600\n", asked.display())).unwrap();
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let interrupt = format!(
+        "python import threading, os, time, signal\n\
+         def interrupt():\n    \
+             while not os.path.exists({asked:?}): time.sleep(0.01)\n    \
+             os.kill(os.getpid(), signal.SIGINT)\n\
+         threading.Thread(target=interrupt, daemon=True).start()"
+    );
+    let script = bin.path().join("interrupt.py");
+    std::fs::write(&script, interrupt.strip_prefix("python ").unwrap()).unwrap();
+    let source = format!("source {}", script.display());
+    let silent = format!("set wasm server {}", path.display());
+    let good = format!("set wasm server {}", env!("CARGO_BIN_EXE_wstate"));
+    let commands = [&silent, &source, "wasm-bt", &good, "wasm-bt wasm"];
+    let session = Debugger::Gdb.run(&["-p", &host.pid().to_string()], &commands);
+    assert!(session.texts[2].contains("error: wstate: interrupted"), "{}\n{}", session.texts[2], session.log);
+    assert!(session.texts[4].contains("* leaf"), "{}\n{}", session.texts[4], session.log);
 }
