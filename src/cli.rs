@@ -62,7 +62,7 @@ Writes an ELF file with symbols, unwind rules and debug information for the Wasm
 loaded, plain `bt`, `up`, `info locals`, `frame variable` and breakpoints of gdb and lldb know that code. The commands \
 that load it are printed.
 
-Names and unwind rules cover all Wasm code. Locals and operand stacks cover it too in modules of up to 5000 functions; in \
+Names and unwind rules cover all Wasm code. Locals and operand stacks cover it too in modules of up to 20,000 functions; in \
 larger ones only those of the functions on the stacks, unless --all asks for everything, since the debugger has to read it. \
 With --wasm the file also has names of locals, types, and lines: of the original source if the .wasm has debug \
 information, else of its text form, which is written to FILE.N.wat.

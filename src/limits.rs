@@ -142,7 +142,8 @@ pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 pub const MAX_SHOWN_MEMORY: u64 = 1 << 20;
 /// Points of state maps whose operand stacks are described in one symbol file.
 pub const MAX_SYMBOL_POINTS: usize = 4_000_000;
-/// Functions of a module up to which a symbol file describes the locals of all of them unless the user asks for it.
-pub const MAX_DESCRIBED_FUNCTIONS: usize = 5_000;
+/// Functions of a module up to which a symbol file describes the locals of all of them without being asked: writing
+/// 20,000 takes 0.4 s, gdb 13 loads them in 0.2 s.
+pub const MAX_DESCRIBED_FUNCTIONS: usize = 20_000;
 /// Bytes of anonymous executable memory that are searched for native routines.
 pub const MAX_ROUTINE_SEARCH: u64 = 64 << 20;

@@ -44,6 +44,11 @@ fn help_of_core() {
 }
 
 #[test]
+fn help_of_symbols() {
+    insta::assert_snapshot!(help(&["symbols", "--help"]));
+}
+
+#[test]
 fn help_of_doctor() {
     insta::assert_snapshot!(help(&["doctor", "--help"]));
 }

@@ -374,6 +374,33 @@ fn gdb_stops_at_a_function_by_its_name() {
     assert!(frames(part(&shown, "out"))[0].starts_with("spin (c0=9,"), "{shown}");
 }
 
+#[test]
+fn the_machine_interface_shows_frames_and_variables() {
+    let Some(gdb) = gdb() else { return };
+    let (host, wasm) = host("sleep", Profile::Debug);
+    let pid = host.pid().to_string();
+    let directory = host.directory.path();
+    let file = symbols(&["-p", &pid], Some(&wasm), directory);
+    let commands = [
+        "frame function leaf",
+        "interpreter-exec mi3 \"-stack-list-frames\"",
+        "interpreter-exec mi3 \"-stack-list-variables --all-values\"",
+    ];
+    let shown = run_gdb(&gdb, &["-p", &pid], Some(&file), &commands, directory);
+    for wanted in [
+        "func=\"leaf\",file=\"wasm.sym.0.wat\"",
+        "func=\"run\",file=\"wasm.sym.0.wat\"",
+        "func=\"call_wasm_trampoline\"",
+        "func=\"main\"",
+        "{name=\"n\",arg=\"1\",value=\"9\"}",
+        "{name=\"d\",arg=\"1\",value=\"3.25\"}",
+        "{name=\"y\",value=\"444\"}",
+        "{name=\"wasm_stack\",value=\"{s0 = 340, s1 = 4.25, s2 = 99}\"}",
+    ] {
+        assert!(shown.contains(wanted), "no {wanted} in\n{shown}");
+    }
+}
+
 fn assert_lldb_shows(shown: &str) {
     let frames: Vec<&str> = shown.lines().filter(|l| l.contains("frame #")).collect();
     let has = |wanted: &str| assert!(frames.iter().any(|f| f.contains(wanted)), "no {wanted} in\n{shown}");
@@ -408,6 +435,25 @@ fn lldb_shows_a_live_process_and_a_core() {
     let (path, exe) = (path.to_str().unwrap(), exe.to_str().unwrap());
     let file = symbols(&["-c", path, "-e", exe], Some(&wasm), directory);
     assert_lldb_shows(&run_lldb(&lldb, &[exe, "-c", path], &file, &["bt"]));
+}
+
+#[test]
+fn lldb_shows_a_core_of_a_trap() {
+    let Some(lldb) = lldb() else { return };
+    let core = match kernel_core("trap-unreachable", &[], Profile::Debug) {
+        Ok(core) => core,
+        Err(NoCore(why)) => return eprintln!("NOT TESTED: no core: {why}"),
+    };
+    let (path, exe) = (core.path.to_str().unwrap(), core.exe.to_str().unwrap());
+    let file = symbols(&["-c", path, "-e", exe], None, core.directory.path());
+    let shown = run_lldb(&lldb, &[exe, "-c", path], &file, &["bt", "frame variable"]);
+    let has = |wanted: &str| assert!(shown.contains(wanted), "no {wanted} in\n{shown}");
+    has("`leaf(local0=9, local1=1229782938247303441, local2=3.25)");
+    has("`fact(local0=5, local1=361700864190383365)");
+    has("`call_wasm_trampoline");
+    has("`main");
+    has("(raw) local3 = 333");
+    has("wasm_stack = (s0 = 340, s1 = ");
 }
 
 #[test]

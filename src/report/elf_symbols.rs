@@ -19,17 +19,19 @@ use crate::runtime::code_map::{
     CodeMap, CompiledFunction, CompiledModule, FrameChange, Location, Operands, SourceFile, Variable,
 };
 use gimli::write::{
-    Address, AttributeValue, CallFrameInstruction, CommonInformationEntry, Dwarf, EhFrame, EndianVec, Expression,
-    FileId, FrameDescriptionEntry, FrameTable, LineProgram, LineString, LocationList, Sections, Unit, UnitEntryId,
-    Writer as _,
+    Address, AttributeValue, CallFrameInstruction, CommonInformationEntry, EhFrame, EndianVec, Expression, FileId,
+    FrameDescriptionEntry, FrameTable, LineProgram, LineString, LineStringTable, LocationList, Sections, StringTable,
+    Unit, UnitEntryId, UnitTable, Writer as _,
 };
 use gimli::{Encoding, Format, LineEncoding, LittleEndian, Register, constants as dw};
 use object::elf;
 use object::write::elf::{FileHeader, ProgramHeader, SectionHeader, Sym, Writer};
+use std::borrow::Cow;
 use std::collections::HashMap;
 
-/// Functions per compilation unit. A debugger reads a unit whole when it meets one of its addresses.
-const UNIT_FUNCTIONS: usize = 512;
+/// Functions per compilation unit. A debugger reads a unit whole when it meets one of its addresses, and what is built
+/// of a unit before it is written should fit into the processor's cache.
+const UNIT_FUNCTIONS: usize = 64;
 
 /// Why there is no file. None of these is expected: the description is too large for the format, or contradicts itself.
 #[derive(Debug, thiserror::Error)]
@@ -46,19 +48,16 @@ pub enum SymbolFileError {
 /// far as the module has one.
 pub fn write(map: &CodeMap, directory: &str, text_names: &[Option<String>]) -> Result<Vec<u8>, SymbolFileError> {
     let modules = disjoint(map);
-    let mut frames = frame_table(&modules)?;
+    // Half as much work as the rest, and of its own.
+    let (frames, sections) = std::thread::scope(|scope| {
+        let frames = scope.spawn(|| frame_table(&modules));
+        let sections = debug_sections(&modules, directory, text_names);
+        (frames.join(), sections)
+    });
+    let mut frames = frames.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    let mut sections = sections?;
     // A length of zero ends the section; the writer leaves that to a linker.
     frames.extend_from_slice(&[0; 4]);
-    let mut dwarf = Dwarf::new();
-    for (index, module) in &modules {
-        let text_name = text_names.get(*index).and_then(Option::as_deref);
-        let described: Vec<&CompiledFunction> = module.functions.iter().filter(|f| f.described && f.len > 0).collect();
-        for functions in described.chunks(UNIT_FUNCTIONS) {
-            add_unit(&mut dwarf, module, functions, directory, text_name);
-        }
-    }
-    let mut sections = Sections::new(EndianVec::new(LittleEndian));
-    dwarf.write(&mut sections)?;
     let mut named: Vec<(&'static str, Vec<u8>)> = vec![(".eh_frame", frames)];
     sections.for_each_mut(|id, data| {
         if data.len() > 0 {
@@ -67,6 +66,29 @@ pub fn write(map: &CodeMap, directory: &str, text_names: &[Option<String>]) -> R
         Ok::<_, SymbolFileError>(())
     })?;
     elf_file(&modules, &named)
+}
+
+fn debug_sections(
+    modules: &[(usize, &CompiledModule)],
+    directory: &str,
+    text_names: &[Option<String>],
+) -> Result<Sections<EndianVec<LittleEndian>>, gimli::write::Error> {
+    let mut sections = Sections::new(EndianVec::new(LittleEndian));
+    let mut strings = Strings::default();
+    for (index, module) in modules {
+        let text_name = text_names.get(*index).and_then(Option::as_deref);
+        let described: Vec<&CompiledFunction> = module.functions.iter().filter(|f| f.described && f.len > 0).collect();
+        for functions in described.chunks(UNIT_FUNCTIONS) {
+            let Some(unit) = unit(&mut strings, module, functions, directory, text_name) else { continue };
+            // Unit by unit: the entries of all of them would need many times the memory of what is written.
+            let mut units = UnitTable::default();
+            units.add(unit);
+            units.write(&mut sections, &mut strings.lines, &mut strings.table)?;
+        }
+    }
+    strings.lines.write(&mut sections.debug_line_str)?;
+    strings.table.write(&mut sections.debug_str)?;
+    Ok(sections)
 }
 
 /// The modules in the order of their addresses. One that lies over another is left out: a debugger would choose between
@@ -141,7 +163,10 @@ fn frame_table(modules: &[(usize, &CompiledModule)]) -> Result<Vec<u8>, gimli::w
 }
 
 /// A name that a debugger can show: no control characters, which would end a string or a line.
-fn clean(name: &str) -> String {
+fn clean(name: &str) -> Cow<'_, str> {
+    if !name.is_empty() && name.len() <= MAX_NAME_BYTES && !name.chars().any(char::is_control) {
+        return Cow::Borrowed(name);
+    }
     let mut out: String = name.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
     if out.len() > MAX_NAME_BYTES {
         let mut end = MAX_NAME_BYTES;
@@ -153,7 +178,7 @@ fn clean(name: &str) -> String {
     if out.is_empty() {
         out.push('?');
     }
-    out
+    Cow::Owned(out)
 }
 
 /// Operations that say where a value is.
@@ -183,7 +208,7 @@ struct Types {
 
 impl Types {
     /// The type of a value; of one whose type is not known, its 64 raw bits.
-    fn value(&mut self, dwarf: &mut Strings<'_>, unit: &mut Unit, ty: Option<ValType>) -> UnitEntryId {
+    fn value(&mut self, strings: &mut Strings, unit: &mut Unit, ty: Option<ValType>) -> UnitEntryId {
         if let Some(id) = self.values.get(&ty) {
             return *id;
         }
@@ -198,31 +223,31 @@ impl Types {
         let root = unit.root();
         let id = unit.add(root, dw::DW_TAG_base_type);
         let entry = unit.get_mut(id);
-        entry.set(dw::DW_AT_name, dwarf.string(base));
+        entry.set(dw::DW_AT_name, strings.string(base));
         entry.set(dw::DW_AT_encoding, AttributeValue::Encoding(encoding));
         entry.set(dw::DW_AT_byte_size, AttributeValue::Data1(size));
         let named = unit.add(root, dw::DW_TAG_typedef);
         let entry = unit.get_mut(named);
-        entry.set(dw::DW_AT_name, dwarf.string(ty.map_or("raw", ValType::name)));
+        entry.set(dw::DW_AT_name, strings.string(ty.map_or("raw", ValType::name)));
         entry.set(dw::DW_AT_type, AttributeValue::UnitRef(id));
         self.values.insert(ty, named);
         named
     }
 
     /// The type of an operand stack: a word for each operand, `s0` at the bottom.
-    fn stack(&mut self, dwarf: &mut Strings<'_>, unit: &mut Unit, operands: &Operands) -> UnitEntryId {
+    fn stack(&mut self, strings: &mut Strings, unit: &mut Unit, operands: &Operands) -> UnitEntryId {
         let types: Vec<Option<ValType>> = operands.operands.iter().map(|(ty, _)| *ty).collect();
         if let Some(id) = self.stacks.get(&types) {
             return *id;
         }
-        let members: Vec<UnitEntryId> = types.iter().map(|ty| self.value(dwarf, unit, *ty)).collect();
+        let members: Vec<UnitEntryId> = types.iter().map(|ty| self.value(strings, unit, *ty)).collect();
         let root = unit.root();
         let id = unit.add(root, dw::DW_TAG_structure_type);
         unit.get_mut(id).set(dw::DW_AT_byte_size, AttributeValue::Udata(8 * members.len() as u64));
         for (i, ty) in members.into_iter().enumerate() {
             let member = unit.add(id, dw::DW_TAG_member);
             let entry = unit.get_mut(member);
-            entry.set(dw::DW_AT_name, dwarf.string(&format!("s{i}")));
+            entry.set(dw::DW_AT_name, strings.string(&format!("s{i}")));
             entry.set(dw::DW_AT_type, AttributeValue::UnitRef(ty));
             entry.set(dw::DW_AT_data_member_location, AttributeValue::Udata(8 * i as u64));
         }
@@ -232,29 +257,32 @@ impl Types {
 }
 
 /// The strings of all units.
-struct Strings<'a>(&'a mut gimli::write::StringTable);
+#[derive(Default)]
+struct Strings {
+    table: StringTable,
+    lines: LineStringTable,
+}
 
-impl Strings<'_> {
+impl Strings {
     fn string(&mut self, text: &str) -> AttributeValue {
-        AttributeValue::StringRef(self.0.add(text))
+        AttributeValue::StringRef(self.table.add(text))
     }
 }
 
-fn add_unit(
-    dwarf: &mut Dwarf,
+fn unit(
+    strings: &mut Strings,
     module: &CompiledModule,
     functions: &[&CompiledFunction],
     directory: &str,
     text_name: Option<&str>,
-) {
-    let (Some(first), Some(last)) = (functions.first(), functions.last()) else { return };
+) -> Option<Unit> {
+    let (first, last) = (functions.first()?, functions.last()?);
     let base = first.start;
     let end = last.start.saturating_add(u64::from(last.len));
     let encoding = Encoding { format: Format::Dwarf32, version: 5, address_size: 8 };
-    let (program, files) = lines(encoding, module, functions, base, directory, text_name);
+    let (program, files) = lines(encoding, module, functions, directory, text_name);
     let has_lines = !program.is_none();
     let mut unit = Unit::new(encoding, program);
-    let mut strings = Strings(&mut dwarf.strings);
     let root = unit.root();
     let entry = unit.get_mut(root);
     entry.set(dw::DW_AT_producer, strings.string(concat!("wstate ", env!("CARGO_PKG_VERSION"))));
@@ -269,14 +297,14 @@ fn add_unit(
     }
     let mut types = Types::default();
     for function in functions {
-        add_function(&mut unit, &mut strings, &mut types, function, base, &files);
+        add_function(&mut unit, strings, &mut types, function, base, &files);
     }
-    dwarf.units.add(unit);
+    Some(unit)
 }
 
 fn add_function(
     unit: &mut Unit,
-    strings: &mut Strings<'_>,
+    strings: &mut Strings,
     types: &mut Types,
     function: &CompiledFunction,
     base: u64,
@@ -365,14 +393,13 @@ fn lines(
     encoding: Encoding,
     module: &CompiledModule,
     functions: &[&CompiledFunction],
-    base: u64,
     directory: &str,
     text_name: Option<&str>,
 ) -> (LineProgram, Vec<Option<FileId>>) {
     if functions.iter().all(|f| f.lines.is_empty()) {
         return (LineProgram::none(), Vec::new());
     }
-    let string = |text: &str| LineString::String(clean(text).into_bytes());
+    let string = |text: &str| LineString::String(clean(text).into_owned().into_bytes());
     let primary = text_name.unwrap_or(&module.name);
     let mut program = LineProgram::new(
         encoding,
@@ -417,7 +444,6 @@ fn lines(
         }
         program.end_sequence(u64::from(function.len));
     }
-    let _ = base;
     (program, files)
 }
 
@@ -428,7 +454,7 @@ fn elf_file(
     let texts: Vec<&CompiledModule> = modules.iter().map(|(_, m)| *m).filter(|m| !m.code.is_empty()).collect();
     let text_names: Vec<Vec<u8>> =
         (0..texts.len()).map(|i| if i == 0 { b".text".to_vec() } else { format!(".text.{i}").into_bytes() }).collect();
-    let symbols: Vec<(String, usize, &CompiledFunction)> = texts
+    let symbols: Vec<(Cow<'_, str>, usize, &CompiledFunction)> = texts
         .iter()
         .enumerate()
         .flat_map(|(i, m)| m.functions.iter().map(move |f| (i, f)))
@@ -545,4 +571,230 @@ fn elf_file(
     w.write_strtab_section_header();
     w.write_shstrtab_section_header();
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::code_map::{Line, Operand};
+    use gimli::read::{AttributeValue as Read, EhFrame as ReadEhFrame, UnwindSection};
+    use gimli::{BaseAddresses, CfaRule, EndianSlice, RegisterRule, UnwindContext};
+    use object::{Object, ObjectSection, ObjectSegment, ObjectSymbol};
+
+    const BASE: u64 = 0x7f12_3456_7000;
+
+    fn function(name: &str, at: u64) -> CompiledFunction {
+        let operand = |ty, place| -> Operand { (ty, place) };
+        CompiledFunction {
+            name: Some(name.to_string()),
+            start: BASE + at,
+            len: 0x100,
+            frame: vec![
+                (38, FrameChange::Cfa(Reg::RSP, 16)),
+                (38, FrameChange::Saved(Reg::RBP, -16)),
+                (41, FrameChange::Cfa(Reg::RBP, 16)),
+                (43, FrameChange::Saved(Reg::R12, -24)),
+                (0xf0, FrameChange::Undefined(Reg::RBX)),
+                // Behind the end, and back.
+                (0x100, FrameChange::Same(Reg::RBX)),
+                (5, FrameChange::Undefined(Reg::RIP)),
+            ],
+            described: true,
+            variables: vec![
+                Variable {
+                    name: "n".to_string(),
+                    ty: Some(ValType::I32),
+                    parameter: true,
+                    places: vec![(0, 50, Location::Register(Reg::RSI)), (50, u32::MAX, Location::Register(Reg::R12))],
+                },
+                Variable { name: "lost\0\n".to_string(), ty: None, parameter: false, places: Vec::new() },
+            ],
+            operands: vec![
+                Operands {
+                    range: (0x80, 0x82),
+                    operands: vec![
+                        operand(Some(ValType::F64), Some(Location::Constant(7))),
+                        operand(None, None),
+                        operand(None, Some(Location::Frame(-40))),
+                    ],
+                },
+                // Within the one before: left out.
+                Operands { range: (0x81, 0x82), operands: vec![operand(None, None)] },
+            ],
+            lines: vec![
+                Line { offset: 0, file: 0, line: 10, prologue_end: false },
+                Line { offset: 0x60, file: 0, line: 12, prologue_end: true },
+            ],
+        }
+    }
+
+    fn map() -> CodeMap {
+        let routine = CompiledFunction {
+            name: None,
+            start: 0x1000,
+            len: 16,
+            frame: vec![(0, FrameChange::CfaDeref(Reg::RSP, 56)), (0, FrameChange::Saved(Reg::RBP, -56))],
+            ..CompiledFunction::default()
+        };
+        CodeMap {
+            modules: vec![
+                CompiledModule {
+                    name: "app".to_string(),
+                    base: BASE,
+                    code: vec![0x90; 0x200],
+                    functions: vec![function("first", 0), function("second", 0x100)],
+                    files: vec![SourceFile::Text],
+                    text: Some("(module)".to_string()),
+                },
+                CompiledModule { base: 0x1000, functions: vec![routine], ..CompiledModule::default() },
+                // Over the first.
+                CompiledModule { base: BASE + 0x10, code: vec![0; 16], ..CompiledModule::default() },
+            ],
+            notes: Vec::new(),
+        }
+    }
+
+    fn written() -> Vec<u8> {
+        write(&map(), "/work", &[Some("app.wat".to_string()), None, None]).unwrap()
+    }
+
+    #[test]
+    fn the_file_has_absolute_addresses_and_the_code() {
+        let bytes = written();
+        let file = object::File::parse(&*bytes).unwrap();
+        assert_eq!(file.kind(), object::ObjectKind::Dynamic);
+        let segments: Vec<_> = file.segments().map(|s| (s.address(), s.size())).collect();
+        assert_eq!(segments, [(BASE, 0x200)]);
+        let text = file.section_by_name(".text").unwrap();
+        assert_eq!((text.address(), text.data().unwrap()), (BASE, &[0x90; 0x200][..]));
+        let symbols: Vec<_> = file.symbols().map(|s| (s.name().unwrap(), s.address(), s.size())).collect();
+        assert_eq!(symbols, [("first", BASE, 0x100), ("second", BASE + 0x100, 0x100)]);
+        let frames = file.section_by_name(".eh_frame").unwrap();
+        assert!(frames.data().unwrap().ends_with(&[0; 4]));
+    }
+
+    #[test]
+    fn frames_are_found_at_every_place() {
+        let bytes = written();
+        let file = object::File::parse(&*bytes).unwrap();
+        let data = file.section_by_name(".eh_frame").unwrap().data().unwrap();
+        let frames = ReadEhFrame::new(data, LittleEndian);
+        let bases = BaseAddresses::default().set_eh_frame(0);
+        let row = |address: u64| {
+            let mut context = UnwindContext::new();
+            let row = frames
+                .unwind_info_for_address(&bases, &mut context, address, ReadEhFrame::cie_from_offset)
+                .unwrap()
+                .clone();
+            let rule = |reg: Reg| row.register(number(reg)).unwrap_or(RegisterRule::Architectural);
+            (row.cfa().clone(), rule(Reg::RBP), rule(Reg::R12), rule(Reg::RBX), rule(Reg::RIP), rule(Reg::RSI))
+        };
+        let cfa = |reg: Reg, offset| CfaRule::RegisterAndOffset { register: number(reg), offset };
+        use RegisterRule::{Offset, SameValue, Undefined};
+        for base in [BASE, BASE + 0x100] {
+            let entry = (cfa(Reg::RSP, 8), SameValue, SameValue, SameValue, Offset(-8), Undefined);
+            assert_eq!(row(base), entry);
+            assert_eq!(row(base + 37), entry);
+            assert_eq!(row(base + 38).0, cfa(Reg::RSP, 16));
+            let body = (cfa(Reg::RBP, 16), Offset(-16), Offset(-24), SameValue, Offset(-8), Undefined);
+            assert_eq!(row(base + 43), body);
+            assert_eq!(row(base + 0xef), body);
+            assert_eq!(row(base + 0xff).3, Undefined);
+        }
+        let routine = row(0x1008);
+        assert!(matches!(routine.0, CfaRule::Expression(_)), "{routine:?}");
+        assert_eq!(routine.1, Offset(-56));
+    }
+
+    fn sections(bytes: &[u8]) -> gimli::Dwarf<EndianSlice<'_, LittleEndian>> {
+        let file = object::File::parse(bytes).unwrap();
+        gimli::Dwarf::load(|id| {
+            let data = file.section_by_name(id.name()).and_then(|s| s.data().ok()).unwrap_or(&[]);
+            Ok::<_, gimli::Error>(EndianSlice::new(data, LittleEndian))
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn functions_variables_and_operands_can_be_read_back() {
+        let bytes = written();
+        let dwarf = sections(&bytes);
+        let header = dwarf.units().next().unwrap().unwrap();
+        let unit = dwarf.unit(header).unwrap();
+        assert_eq!(unit.low_pc, BASE);
+        let name = |entry: &gimli::read::DebuggingInformationEntry<EndianSlice<'_, LittleEndian>>| {
+            let value = entry.attr_value(dw::DW_AT_name)?;
+            Some(dwarf.attr_string(&unit, value).unwrap().to_string_lossy().into_owned())
+        };
+        let mut entries = unit.entries();
+        let (mut functions, mut parameters, mut locals, mut blocks) = (Vec::new(), 0, Vec::new(), Vec::new());
+        while let Some(entry) = entries.next_dfs().unwrap() {
+            match entry.tag() {
+                dw::DW_TAG_subprogram => {
+                    let Some(Read::Exprloc(base)) = entry.attr_value(dw::DW_AT_frame_base) else { panic!() };
+                    assert_eq!(base.0.slice(), [dw::DW_OP_call_frame_cfa.0]);
+                    functions.push(name(entry).unwrap());
+                }
+                dw::DW_TAG_formal_parameter => {
+                    parameters += 1;
+                    let value = entry.attr_value(dw::DW_AT_location).unwrap();
+                    let mut list = dwarf.attr_locations(&unit, value).unwrap().unwrap();
+                    let mut found = Vec::new();
+                    while let Some(one) = list.next().unwrap() {
+                        found.push((one.range.begin, one.range.end, one.data.0.slice().to_vec()));
+                    }
+                    let base = BASE + if functions.len() == 1 { 0 } else { 0x100 };
+                    // rsi is 4 and r12 is 12.
+                    assert_eq!(found, [(base, base + 50, vec![0x54]), (base + 50, base + 0x100, vec![0x5c])]);
+                }
+                dw::DW_TAG_variable => locals.push((name(entry).unwrap(), entry.attr_value(dw::DW_AT_location))),
+                dw::DW_TAG_lexical_block => {
+                    let Some(Read::Addr(low)) = entry.attr_value(dw::DW_AT_low_pc) else { panic!() };
+                    blocks.push((low, entry.attr_value(dw::DW_AT_high_pc).unwrap().udata_value().unwrap()));
+                }
+                _ => {}
+            }
+        }
+        assert_eq!((functions.as_slice(), parameters), (&["first".to_string(), "second".to_string()][..], 2));
+        assert_eq!(blocks, [(BASE + 0x80, 2), (BASE + 0x180, 2)]);
+        let names: Vec<&str> = locals.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["lost??", "wasm_stack", "lost??", "wasm_stack"]);
+        assert_eq!(locals[0].1, None);
+        let Some(Read::Exprloc(stack)) = &locals[1].1 else { panic!() };
+        let (constant, piece) = (dw::DW_OP_constu.0, dw::DW_OP_piece.0);
+        let expected = [constant, 7, dw::DW_OP_stack_value.0, piece, 8, piece, 8, dw::DW_OP_fbreg.0, 0x58, piece, 8];
+        assert_eq!(stack.0.slice(), expected);
+    }
+
+    #[test]
+    fn lines_can_be_read_back() {
+        let bytes = written();
+        let context = addr2line::Context::from_dwarf(sections(&bytes)).unwrap();
+        let at =
+            |address| context.find_location(address).unwrap().map(|l| (l.file.unwrap().to_string(), l.line.unwrap()));
+        assert_eq!(at(BASE), Some(("/work/app.wat".to_string(), 10)));
+        assert_eq!(at(BASE + 0x15f), Some(("/work/app.wat".to_string(), 10)));
+        assert_eq!(at(BASE + 0x160), Some(("/work/app.wat".to_string(), 12)));
+        assert_eq!(at(BASE + 0x200), None);
+    }
+
+    #[test]
+    fn odd_descriptions_make_a_file_too() {
+        assert!(object::File::parse(&*write(&CodeMap::default(), "", &[]).unwrap()).is_ok());
+        let mut map = map();
+        for module in &mut map.modules {
+            module.name = String::new();
+            module.files.clear();
+            for function in &mut module.functions {
+                function.name = Some("\0".repeat(3));
+                function.start = u64::MAX - 3;
+                function.len = u32::MAX;
+                for variable in &mut function.variables {
+                    variable.places =
+                        vec![(u32::MAX, 0, Location::Constant(u64::MAX)), (5, 5, Location::Frame(i64::MIN))];
+                }
+            }
+        }
+        let _ = write(&map, "\0", &[]);
+    }
 }

@@ -358,6 +358,29 @@ mod tests {
         MachineStateDiff { last: Some(last), ..MachineStateDiff::default() }
     }
 
+    #[test]
+    fn a_cursor_gives_the_same_states_in_any_order_and_the_same_errors() {
+        let push = |last: Option<usize>, n: usize| MachineStateDiff {
+            last,
+            stack_push: vec![MachineValue::WasmStack(n)],
+            wasm_stack_push: vec![WasmAbstractValue::Const(n as u64)],
+            wasm_inst_offset: n,
+            wasm_stack_private_depth: n % 2,
+            ..MachineStateDiff::default()
+        };
+        // An outer block, an inner one, the outer one again; a cycle and a diff that does not exist.
+        let mut diffs = vec![push(None, 0), push(Some(0), 1), push(Some(1), 2), push(Some(2), 3), push(Some(1), 4)];
+        diffs.extend([push(Some(6), 5), push(Some(5), 6), push(Some(99), 7)]);
+        diffs.extend((8..300).map(|n| push(Some(if n == 8 { 4 } else { n - 1 }), n)));
+        let function = function(diffs);
+        let mut cursor = StateCursor::new(&function);
+        for diff in (0..300).chain([3, 1, 299, 0, 5, 2, 7, 4, 150, 1000]) {
+            let one = cursor.state(diff, &mut Budget::default()).cloned();
+            let whole = function.state(diff, &mut Budget::default());
+            assert_eq!(one.as_ref().ok(), whole.as_ref().ok(), "{diff}");
+        }
+    }
+
     // The runtime: `build_state` follows `last` for ever and takes memory until there is none.
     #[test]
     fn a_cyclic_chain_is_an_error() {

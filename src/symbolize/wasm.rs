@@ -126,6 +126,9 @@ pub struct WasmModule {
 /// The types of the operands at one place.
 type StackTypes = Vec<ValType>;
 
+/// Is shown each operator that has a point, and a function that computes its operands' types; says whether to go on.
+type Visit<'v> = dyn FnMut(u64, PointKind, &dyn Fn() -> Option<StackTypes>) -> bool + 'v;
+
 fn value_type(ty: wasmparser::ValType) -> Option<ValType> {
     Some(match ty {
         wasmparser::ValType::I32 => ValType::I32,
@@ -548,11 +551,7 @@ impl WasmModule {
         let _ = self.visit_stack_types(local_func, &mut visit);
     }
 
-    fn visit_stack_types(
-        &self,
-        local_func: u32,
-        visit: &mut dyn FnMut(u64, PointKind, &dyn Fn() -> Option<Vec<ValType>>) -> bool,
-    ) -> Option<()> {
+    fn visit_stack_types(&self, local_func: u32, visit: &mut Visit<'_>) -> Option<()> {
         let resources = self.resources.as_ref().ok()?.clone();
         let index = self.imported_functions().checked_add(local_func)?;
         let ty = *self.functions.get(index as usize)?;

@@ -646,10 +646,47 @@ mod tests {
             let next = RecognisedUnwinder.step(&at, &memory);
             let Some(Next::Caller(caller, Trust::Recognised)) = next else { panic!("{:#x}: {next:?}", i.ip() - CODE) };
             check(i.ip() - CODE, &caller);
+            described(&at, &memory, &caller);
             asked += 1;
             machine.run(&i);
         }
         assert!(asked >= 8);
+    }
+
+    /// What a debugger makes of the description of a stretch, compared with the caller found by the same layouts.
+    fn described(at: &Cursor, memory: &Pieces, caller: &Cursor) {
+        let stretch = Stretch::at(at.address, memory).unwrap();
+        let offset = (at.address.raw() - stretch.start) as u32;
+        assert!(offset < stretch.len);
+        let (mut cfa, mut rules) = (FrameChange::Cfa(Reg::RSP, 8), HashMap::new());
+        for &(_, change) in stretch.frame.iter().filter(|(from, _)| *from <= offset) {
+            match change {
+                FrameChange::Cfa(..) | FrameChange::CfaDeref(..) => cfa = change,
+                FrameChange::Saved(reg, _) | FrameChange::Same(reg) | FrameChange::Undefined(reg) => {
+                    rules.insert(reg, change);
+                }
+            }
+        }
+        if rules.get(&Reg::RIP) == Some(&FrameChange::Undefined(Reg::RIP)) {
+            assert!(!caller.address.is_return());
+            return;
+        }
+        let word = |address: u64| memory.read_u64(address).unwrap();
+        let cfa = match cfa {
+            FrameChange::Cfa(reg, n) => at.registers.get(reg).unwrap().wrapping_add_signed(i64::from(n)),
+            FrameChange::CfaDeref(reg, n) => word(at.registers.get(reg).unwrap()) + u64::from(n),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(caller.registers.sp(), Some(cfa), "+{offset:#x}");
+        assert_eq!(word(cfa - 8), caller.address.raw(), "+{offset:#x}");
+        for reg in CALLEE_SAVED {
+            let value = match rules.get(&reg) {
+                Some(FrameChange::Saved(_, n)) => word(cfa.wrapping_add_signed(i64::from(*n))),
+                None | Some(FrameChange::Same(_)) => at.registers.get(reg).unwrap(),
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(Some(value), caller.registers.get(reg), "+{offset:#x} {reg}");
+        }
     }
 
     fn entered() -> Machine {
@@ -729,6 +766,21 @@ mod tests {
         let alternative = code_memory(ALTERNATIVE_STACK_LEAVE);
         let at = CodeAddress::Return(CODE);
         assert_eq!(RecognisedUnwinder.stub_name(at, &alternative), Some("run_on_alternative_stack"));
+    }
+
+    #[test]
+    fn all_routines_are_found_and_begin_where_their_callers_are_looked_up() {
+        let mut code = vec![0xcc; 5];
+        code.extend([CALL_WASM_ENTER, CALL_WASM_LEAVE].concat());
+        code.extend([0xcc; 3]);
+        let found: Vec<(u64, u64)> = Stretch::all(&code, CODE)
+            .into_iter()
+            .map(|s| (s.start - CODE, s.start + u64::from(s.len) - CODE))
+            .collect();
+        let behind = 5 + CALL_WASM_ENTER.len() as u64;
+        // The second begins in the last byte of the call.
+        assert_eq!(found, [(5, behind), (behind - 1, code.len() as u64 - 3)]);
+        assert!(Stretch::all(&[], 0).is_empty());
     }
 
     #[test]

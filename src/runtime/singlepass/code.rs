@@ -408,11 +408,11 @@ fn find_epilogue(code: &[u8], preserved: &[(Reg, i64)]) -> Option<(u64, u64, u64
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// Seven parameters and two declared locals: every kind of move. Bytes as the backend emits them.
-    fn nine_locals() -> (Vec<u8>, Vec<u64>) {
+    pub(in crate::runtime::singlepass) fn nine_locals() -> (Vec<u8>, Vec<u64>) {
         let instructions: &[&[u8]] = &[
             &[0x40, 0x55],                         // push rbp
             &[0x48, 0x89, 0xe5],                   // mov rbp, rsp

@@ -17,7 +17,7 @@ use crate::runtime::code_map::{
     CodeMap, CompiledFunction, CompiledModule, Detail, FrameChange, Line, Location, Operand, Operands, SourceFile,
     Variable,
 };
-use crate::state::diff::{Budget, StateCursor};
+use crate::state::diff::{Budget, StateCursor, StateError};
 use crate::state::{
     FUNCTION_HEADER, FunctionStateMap, MachineState, MachineValue, PointKind, SuspendOffset, WasmAbstractValue,
 };
@@ -38,7 +38,7 @@ pub fn code_map(runtime: &Singlepass, detail: &Detail, memory: &dyn Memory) -> C
         }
     }
     if points_left == 0 {
-        map.notes.push(format!("operand stacks are described at the first {MAX_SYMBOL_POINTS} points only"));
+        map.notes.push("the operand stacks are too many to describe: those of the last functions are left out".into());
     }
     map
 }
@@ -278,8 +278,14 @@ fn points(here: &Here<'_>, left: &mut usize, budget: &mut Budget) -> Vec<State> 
             break;
         }
         *left -= 1;
-        if let Ok(state) = cursor.state(diff, budget) {
-            out.push(State { offset, kind, operator: state.wasm_inst_offset, state: state.clone() });
+        match cursor.state(diff, budget) {
+            Ok(state) => out.push(State { offset, kind, operator: state.wasm_inst_offset, state: state.clone() }),
+            Err(StateError::WorkLimit) => {
+                *left = 0;
+                break;
+            }
+            // Nothing is known at this point.
+            Err(_) => {}
         }
     }
     out.sort_unstable_by_key(|s| s.offset);
@@ -301,6 +307,9 @@ fn frame_at_points(here: &Here<'_>, states: &[State], out: &mut Vec<(u32, FrameC
         out.push((from, FrameChange::Cfa(Reg::RBP, 16)));
         out.push((from, FrameChange::Saved(Reg::RIP, -8)));
         out.push((from, FrameChange::Saved(Reg::RBP, -16)));
+        // Another backend may use registers without saving them (as in `frame.rs`).
+        let homes = code::REGISTER_HOMES.into_iter().chain([Reg::R15]);
+        out.extend(homes.map(|reg| (from, FrameChange::Undefined(reg))));
         let mut saved = Vec::new();
         for_each_word(here.map, state, |value, offset| {
             if let (MachineValue::PreserveRegister(index), Ok(offset)) = (value, i32::try_from(offset))
@@ -508,6 +517,11 @@ impl<'w> Sources<'w> {
                 }
             }
         }
+        // The epilogue is the final `end`.
+        let reset = shape.epilogue().and_then(|(reset, ..)| boundaries.binary_search(&(reset as u32)).ok());
+        if let Some(&lea) = reset.and_then(|i| boundaries.get(i.checked_sub(1)?)) {
+            marks.insert(lea, operators.len().saturating_sub(1) as u64);
+        }
         let mut out: Vec<Line> = Vec::new();
         let first = self.wasm.body_offset(here.local).and_then(|o| self.place(o, files));
         let first = first.or_else(|| operators.first().and_then(|o| self.place(*o, files)));
@@ -559,4 +573,181 @@ fn boundaries(code: &[u8], body: u64) -> Vec<u32> {
         out.push(i.ip() as u32);
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::code::tests::nine_locals;
+    use super::super::code::{Cfa, Stretch};
+    use super::*;
+    use crate::state::synthetic::{self, END, START, state};
+    use crate::state::{ModuleStateMap, RegisterIndex};
+    use crate::target::MemoryError;
+    use std::collections::BTreeMap;
+    use std::rc::Rc;
+    use std::sync::Arc;
+
+    const BASE: u64 = 0x7000_0000;
+
+    struct NoMemory;
+
+    impl Memory for NoMemory {
+        fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
+            Err(MemoryError::Unmapped { address, len: buf.len() })
+        }
+    }
+
+    /// The module whose code is nops up to its only function, and that function's code.
+    fn described(map: ModuleStateMap, code: &[u8], detail: &Detail) -> CompiledModule {
+        let size = map.total_size as u64;
+        let mut module = Module::new((BASE, BASE + size), Arc::new(map), BTreeMap::new(), Vec::new(), 0);
+        let mut bytes = vec![0x90; START];
+        bytes.extend(code);
+        bytes.resize(size as usize, 0xcc);
+        module.image_code = Some(Rc::from(bytes));
+        describe(&module, "m".to_string(), detail, &mut 1000, &NoMemory).unwrap()
+    }
+
+    /// What the changes say at an offset: the CFA and the rule of each register.
+    fn row(function: &CompiledFunction, offset: u64) -> (FrameChange, HashMap<Reg, FrameChange>) {
+        let (mut cfa, mut rules) = (FrameChange::Cfa(Reg::RSP, 8), HashMap::new());
+        for &(_, change) in function.frame.iter().filter(|(from, _)| u64::from(*from) <= offset) {
+            match change {
+                FrameChange::Cfa(..) | FrameChange::CfaDeref(..) => cfa = change,
+                FrameChange::Saved(reg, _) | FrameChange::Same(reg) | FrameChange::Undefined(reg) => {
+                    rules.insert(reg, change);
+                }
+            }
+        }
+        (cfa, rules)
+    }
+
+    fn nine() -> (ModuleStateMap, Vec<u8>, Vec<u64>) {
+        let (code, at) = nine_locals();
+        let mut map = synthetic::Module::new(9).build();
+        map.total_size = START + code.len();
+        (map, code, at)
+    }
+
+    #[test]
+    fn frames_are_those_of_the_shape_at_every_instruction() {
+        let (map, code, at) = nine();
+        let module = described(map, &code, &Detail::All);
+        let [function] = module.functions.as_slice() else { panic!("{module:?}") };
+        assert_eq!((function.start, function.len as usize), (BASE + START as u64, code.len()));
+        assert!(function.frame.is_sorted_by_key(|(offset, _)| *offset));
+        let shape = Shape::decode(&code, 9).unwrap();
+        let end = shape.epilogue().unwrap().2;
+        for &offset in at.iter().filter(|o| **o < end) {
+            let here = shape.at(offset);
+            let (cfa, rules) = row(function, offset);
+            let wanted = match here.cfa {
+                Cfa::Rsp(n) => FrameChange::Cfa(Reg::RSP, n as i32),
+                Cfa::Rbp => FrameChange::Cfa(Reg::RBP, 16),
+            };
+            assert_eq!(cfa, wanted, "+{offset:#x}");
+            let saved = matches!(rules.get(&Reg::RBP), Some(FrameChange::Saved(_, -16)));
+            assert_eq!(saved, here.rbp_saved, "+{offset:#x}");
+            assert_eq!(rules.get(&Reg::RIP), None);
+            if here.stretch == Stretch::Body || (here.stretch == Stretch::Prologue && offset >= at[8]) {
+                for (reg, slot) in shape.preserved() {
+                    assert_eq!(rules[reg], FrameChange::Saved(*reg, *slot as i32 - 16), "+{offset:#x}");
+                }
+            }
+        }
+        // The first push is behind, the second is not; then the pops one by one.
+        assert!(matches!(row(function, at[4]).1.get(&Reg::R12), Some(FrameChange::Saved(..))));
+        assert_eq!(row(function, at[4]).1.get(&Reg::R13), None);
+        let pop_rbx = row(function, at[24]).1;
+        assert_eq!(pop_rbx[&Reg::R15], FrameChange::Same(Reg::R15));
+        assert!(matches!(pop_rbx[&Reg::RBX], FrameChange::Saved(..)));
+        assert_eq!(row(function, end).1[&Reg::RIP], FrameChange::Undefined(Reg::RIP));
+    }
+
+    #[test]
+    fn locals_are_followed_from_their_source_to_their_home_and_no_further() {
+        let (map, code, at) = nine();
+        let module = described(map, &code, &Detail::All);
+        let function = &module.functions[0];
+        let place = |index: usize, offset: u64| {
+            let places = &function.variables[index].places;
+            places.iter().find(|(from, to, _)| (u64::from(*from)..u64::from(*to)).contains(&offset)).map(|p| p.2)
+        };
+        let lea = at[22];
+        for (index, moved, source, home) in [
+            (0, at[9], Location::Register(Reg::RSI), Location::Register(Reg::R12)),
+            (4, at[13], Location::Register(Reg::R9), Location::Frame(-24)),
+            (5, at[15], Location::Frame(0), Location::Frame(-32)),
+            (6, at[17], Location::Frame(8), Location::Frame(-40)),
+            (7, at[19], Location::Constant(0), Location::Frame(-48)),
+        ] {
+            assert_eq!((place(index, 0), place(index, moved - 1)), (Some(source), Some(source)), "{index}");
+            assert_eq!((place(index, moved), place(index, lea)), (Some(home), Some(home)), "{index}");
+            assert_eq!(place(index, at[23]), None, "{index}");
+        }
+        let parameters: Vec<bool> = function.variables.iter().map(|v| v.parameter).collect();
+        assert_eq!(parameters, [true, true, true, true, true, true, true, false, false]);
+    }
+
+    #[test]
+    fn operands_are_where_the_states_say_and_nowhere_else() {
+        let (mut map, code, at) = nine();
+        let call = START + at[21] as usize;
+        let mut at_call = state(3, vec![MachineValue::Undefined, MachineValue::WasmStack(1)]);
+        at_call.wasm_stack[0] = WasmAbstractValue::Const(340);
+        // Lost in the callee.
+        at_call.register_values[6] = MachineValue::WasmStack(2);
+        at_call.register_values[7] = MachineValue::WasmStack(0);
+        let mut at_trap = at_call.clone();
+        at_trap.wasm_stack_private_depth = 1;
+        let built = synthetic::Module::new(9)
+            .point(PointKind::Call, call, &at_call)
+            .point(PointKind::Trappable, call, &at_trap)
+            .point(PointKind::Trappable, call + 8, &at_trap)
+            .build();
+        map.local_functions = built.local_functions;
+        let module = described(map, &code, &Detail::All);
+        let found: Vec<_> = module.functions[0].operands.iter().map(|o| (o.range, o.operands.clone())).collect();
+        let offset = at[21] as u32;
+        let slot = (None, Some(Location::Frame(-32)));
+        let at_call = vec![(None, Some(Location::Constant(340))), slot, (None, None)];
+        let at_trap = vec![(None, Some(Location::Register(Reg::RDI))), slot];
+        // The call comes first where both are; a caller is looked up one byte before.
+        assert_eq!(found, [((offset - 1, offset + 1), at_call), ((offset + 8, offset + 9), at_trap)]);
+    }
+
+    #[test]
+    fn other_code_is_described_at_its_points_only() {
+        let point = 0x80;
+        let words = vec![MachineValue::Undefined, MachineValue::PreserveRegister(RegisterIndex(Reg::R12.index()))];
+        let map = synthetic::Module::new(1).point(PointKind::Call, point, &state(1, words)).build();
+        let module = described(map, &vec![0x90; END - START], &Detail::All);
+        let function = &module.functions[0];
+        assert_eq!(function.variables, []);
+        let offset = (point - START) as u64;
+        for away in [0, offset - 2, offset + 1, offset + 50] {
+            assert_eq!(row(function, away).1[&Reg::RIP], FrameChange::Undefined(Reg::RIP), "{away:#x}");
+        }
+        for here in [offset - 1, offset] {
+            let (cfa, rules) = row(function, here);
+            assert_eq!(cfa, FrameChange::Cfa(Reg::RBP, 16));
+            assert_eq!(rules[&Reg::RIP], FrameChange::Saved(Reg::RIP, -8));
+            assert_eq!(rules[&Reg::RBP], FrameChange::Saved(Reg::RBP, -16));
+            assert_eq!(rules[&Reg::R12], FrameChange::Saved(Reg::R12, -32));
+            // Saved by nobody, perhaps used.
+            assert_eq!(rules[&Reg::RBX], FrameChange::Undefined(Reg::RBX));
+        }
+    }
+
+    #[test]
+    fn functions_that_are_too_many_keep_name_and_frame() {
+        let (map, code, _) = nine();
+        let detail = Detail::Some { up_to: 0, addresses: vec![1] };
+        let module = described(map.clone(), &code, &detail);
+        let function = &module.functions[0];
+        assert!(!function.described && function.variables.is_empty());
+        assert!(function.name.is_some() && !function.frame.is_empty());
+        let detail = Detail::Some { up_to: 0, addresses: vec![BASE + START as u64] };
+        assert!(described(map, &code, &detail).functions[0].described);
+    }
 }
