@@ -51,7 +51,7 @@ impl Lent {
             }
             "registers" => {
                 let one = |tid: &Value| {
-                    let thread = self.target.threads().iter().find(|t| Value::from(t.id.0) == *tid)?;
+                    let thread = self.target.threads().iter().find(|t| Some(u64::from(t.id.0)) == tid.as_u64())?;
                     let known = TABLE.iter().filter_map(|row| Some((row.name, thread.registers.get(row.reg)?)));
                     let fs_base = thread.fs_base.map(|base| ("fs_base", base));
                     Some(known.chain(fs_base).map(|(name, v)| (name.to_string(), format!("{v:#x}").into())).collect())
@@ -279,7 +279,7 @@ fn memories_and_globals_are_the_guests() {
         |address: u64, length: u64| json!({"op": "memory", "thread": tid, "address": address, "length": length});
     let first = server.get(&lent, memory(0, 64));
     let size = u64::from_str_radix(&first["size"].as_str().unwrap()[2..], 16).unwrap();
-    assert!(size >= 65536 && size % 65536 == 0, "{size}");
+    assert!(size >= 65536 && size.is_multiple_of(65536), "{size}");
     assert_eq!(first["data"].as_str().unwrap().len(), 128);
     // The same bytes as the process has there.
     let base = u64::from_str_radix(&first["base"].as_str().unwrap()[2..], 16).unwrap();

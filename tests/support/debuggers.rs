@@ -31,10 +31,18 @@ def out(n, command):
 const LLDB: &str = "
 import lldb, os
 def __lldb_init_module(debugger, internal):
+    debugger.SetAsync(False)
+    launched = not debugger.GetSelectedTarget().GetProcess().IsValid()
     interpreter = debugger.GetCommandInterpreter()
     for n, command in enumerate(COMMANDS):
         result = lldb.SBCommandReturnObject()
-        interpreter.HandleCommand(command, result)
+        process = debugger.GetSelectedTarget().GetProcess()
+        if launched and process.IsValid():
+            # What runs this script began without a process, and would know of none to its end.
+            frame = process.GetSelectedThread().GetSelectedFrame()
+            interpreter.HandleCommand(command, lldb.SBExecutionContext(frame), result, False)
+        else:
+            interpreter.HandleCommand(command, result)
         text = (result.GetOutput() or '') if result.Succeeded() else (result.GetError() or '')
         open(os.path.join(DIRECTORY, str(n)), 'w').write(text)
 ";
