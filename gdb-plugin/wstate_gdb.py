@@ -297,6 +297,8 @@ GENERAL = "rax rbx rcx rdx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip fs_
 VECTORS = [f"xmm{i}" for i in range(16)]
 MASK = (1 << 64) - 1
 
+ATTEMPTS = 3
+
 settings = Settings()
 
 
@@ -444,6 +446,7 @@ class Target:
         self.chosen: Optional[Tuple[int, int, int]] = None
         self.loaded: Dict[str, str] = {}
         self.signature: Optional[int] = None
+        self.attempts = 0
 
     def close(self) -> None:
         if self.engine is not None:
@@ -646,14 +649,31 @@ def auto_load(event: Any = None) -> None:
         if signature is None or (known is not None and known.signature == signature):
             return
         target = current_target()
-        target.signature = signature
-        target.ask("configure", **settings.request(None))
-        if target.engine is None or "symbols" not in target.engine.ops:
-            return
-        load_symbols(target, False)
+        # Memory that is about to become a module has no code yet: a few more stops may tell.
+        target.attempts += 1
+        if load_symbols(target, False) or target.attempts >= ATTEMPTS:
+            target.signature, target.attempts = signature, 0
     except (WstateError, gdb.error, KeyboardInterrupt) as e:
         gdb.write(f"wstate: symbols of Wasm code were not loaded: {e}\n")
 
+
+def auto_load_core() -> None:
+    """A core makes no stop: its symbols are loaded before the prompt that follows."""
+    try:
+        inferior = gdb.selected_inferior()
+        if not settings.auto_load or connection_type(inferior) != "core":
+            return
+        # Every core-file makes a connection of its own.
+        connection = inferior.connection.num
+        if cores_seen.get(inferior.num) == connection:
+            return
+        cores_seen[inferior.num] = connection
+        load_symbols(current_target(), False)
+    except (WstateError, gdb.error, KeyboardInterrupt) as e:
+        gdb.write(f"wstate: symbols of Wasm code were not loaded: {e}\n")
+
+
+cores_seen: Dict[int, int] = {}
 
 COMMANDS: List[Tuple[str, Callable[[Target, str], None], List[str], str]] = [
     (
@@ -804,6 +824,7 @@ def register() -> None:
     for name in ("cont", "memory_changed", "register_changed", "inferior_call"):
         getattr(gdb.events, name).connect(forget_what_ran)
     gdb.events.stop.connect(auto_load)
+    gdb.events.before_prompt.connect(auto_load_core)
     gdb.events.exited.connect(on_inferior_gone)
     gdb.events.inferior_deleted.connect(on_inferior_gone)
     atexit.register(close_all)

@@ -294,6 +294,8 @@ def symbol_directory() -> str:
 GENERAL = "rax rbx rcx rdx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip fs_base".split()
 VECTORS = [f"xmm{i}" for i in range(16)]
 
+ATTEMPTS = 3
+
 settings = Settings()
 
 
@@ -405,6 +407,7 @@ class Target:
         self.chosen: Optional[Tuple[int, int, int]] = None
         self.loaded: List[str] = []
         self.signature: Optional[int] = None
+        self.attempts = 0
 
     def close(self) -> None:
         if self.engine is not None:
@@ -580,10 +583,10 @@ class AutoLoad:
             )
             if target.signature == signature:
                 return True
-            target.signature = signature
-            target.ask("configure", **settings.request(None))
-            if target.engine is not None and "symbols" in target.engine.ops:
-                load_symbols(target, False)
+            # Memory that is about to become a module has no code yet: a few more stops may tell.
+            target.attempts += 1
+            if load_symbols(target, False) or target.attempts >= ATTEMPTS:
+                target.signature, target.attempts = signature, 0
         except (WstateError, KeyboardInterrupt) as e:
             stream.Print(f"wstate: symbols of Wasm code were not loaded: {e}\n")
         return True

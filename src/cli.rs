@@ -86,7 +86,7 @@ Examples:
     after_help = EXAMPLES,
     override_usage = "wstate attach [OPTIONS] <PID>\n       wstate core [OPTIONS] <CORE> [EXE]\n       \
         wstate [OPTIONS] --pid <PID>\n       wstate [OPTIONS] --core <CORE> [--executable <EXE>]\n       \
-        wstate symbols [OPTIONS] --pid <PID> -o <FILE>\n       wstate doctor [PID]\n       wstate schema",
+        wstate symbols [OPTIONS] --pid <PID> -o <FILE>\n       wstate doctor [PID]\n       wstate plugin <install|uninstall|path> [gdb|lldb]\n       wstate schema",
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     arg_required_else_help = true,

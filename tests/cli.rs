@@ -59,6 +59,34 @@ fn help_of_schema() {
 }
 
 #[test]
+fn help_of_plugin() {
+    insta::assert_snapshot!(help(&["plugin", "--help"]));
+}
+
+#[test]
+fn plugins_come_and_go() {
+    let home = tempfile::tempdir().unwrap();
+    let plugin = |args: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_wstate"));
+        let command = command.arg("plugin").args(args).env("HOME", home.path()).env_remove("XDG_DATA_HOME");
+        let out = command.output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    };
+    plugin(&["install"]);
+    plugin(&["install", "gdb"]);
+    let path = plugin(&["path", "gdb"]);
+    assert!(std::path::Path::new(path.trim()).starts_with(home.path()));
+    let init = std::fs::read_to_string(home.path().join(".gdbinit")).unwrap();
+    assert_eq!(init, format!("source {}\n", path.trim()));
+    assert!(home.path().join(".lldbinit").exists());
+    plugin(&["uninstall"]);
+    let left: Vec<_> = std::fs::read_dir(home.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, [".local"]);
+    assert!(!std::path::Path::new(path.trim()).exists());
+}
+
+#[test]
 fn version_is_data() {
     assert_eq!(run(&["--version"]), (Some(0), format!("wstate {}\n", env!("CARGO_PKG_VERSION")), String::new()));
 }

@@ -2,7 +2,7 @@
 
 mod support;
 
-use support::debuggers::{Debugger, arg, at_rest, missing, same, same_frames, text};
+use support::debuggers::{Debugger, arg, at_rest, missing, same, text};
 use support::{Host, Profile, gcore, kernel_core, repository};
 
 fn gdb_is_here() -> bool {
@@ -49,7 +49,7 @@ fn doors(profile: Profile) {
         };
         let (core, exe) = (arg(&core), arg(&host.exe));
         let of_core = text(&["core", core, exe, "--no-color"]);
-        same_frames(&format!("{what}: core, attach"), &of_core, &attached);
+        same(&format!("{what}: core, attach"), &of_core, &attached);
         let in_gdb = Debugger::Gdb.run(&[exe, core], &["wasm-bt full all"]);
         same(&format!("{what}: gdb on the core, core"), &in_gdb.texts[0], &of_core);
     }
@@ -319,4 +319,103 @@ fn both_plugins_have_the_same_client() {
     };
     let gdb = client("gdb-plugin/wstate_gdb.py");
     assert!(gdb.len() > 5000 && gdb == client("lldb-plugin/wstate_lldb.py"));
+}
+
+#[test]
+fn symbols_come_by_themselves_and_only_where_code_came() {
+    if !gdb_is_here() {
+        return;
+    }
+    let exe = support::host_singlepass(Profile::Debug);
+    let count = "python print('requests', targets[1].engine._last_id if 1 in targets else 0)";
+    let commands = [
+        "break host_stop",
+        "run sleep < /dev/null > /dev/null 2>&1",
+        "bt",
+        "frame function leaf",
+        "info locals",
+        count,
+        "stepi",
+        "next",
+        count,
+        "wasm-load",
+        "info files",
+    ];
+    let session = Debugger::Gdb.run(&["-ex", "set breakpoint pending on", arg(&exe)], &commands);
+    let bt = &session.texts[2];
+    for part in ["in leaf (local0=9", "in fact (local0=5", "in run", "host_singlepass::main", " main ("] {
+        assert!(bt.contains(part), "{part}: {bt}\n{}", session.log);
+    }
+    assert!(session.texts[4].contains("local3 = 333"), "{}", session.texts[4]);
+    assert!(session.texts[5] != "requests 0\n" && session.texts[5] == session.texts[8], "{:?}", session.texts);
+    assert!(session.texts[9].contains("1 symbol file of Wasm code loaded"), "{}", session.texts[9]);
+    let loaded = session.texts[10].lines().filter(|l| l.contains("is .text in ") && l.contains("/wasm-")).count();
+    assert_eq!(loaded, 1, "{}", session.texts[10]);
+}
+
+#[test]
+fn symbols_of_old_code_go_away() {
+    if !gdb_is_here() {
+        return;
+    }
+    let (sleep, nested) = (Host::start("sleep", &[], Profile::Debug), Host::start("nested", &[], Profile::Debug));
+    at_rest(&sleep);
+    at_rest(&nested);
+    let attach = format!("attach {}", nested.pid());
+    let commands = ["wasm-load", "info symbol leaf", "detach", &attach, "wasm-load", "bt", "wasm-bt wasm"];
+    let session = Debugger::Gdb.run(&["-p", &sleep.pid().to_string()], &commands);
+    assert!(session.texts[1].contains("leaf in section"), "{}\n{}", session.texts[1], session.log);
+    let wasm = session.texts[6].lines().filter(|l| l.contains(" * ")).count();
+    assert!(wasm > 1 && session.texts[5].contains("main"), "{}\n{}", session.texts[5], session.texts[6]);
+}
+
+#[test]
+fn a_remote_target_is_lent_page_by_page() {
+    if !gdb_is_here() {
+        return;
+    }
+    if std::process::Command::new("gdbserver").arg("--version").output().is_err() {
+        return missing(&support::NoCore("gdbserver is not installed".into()));
+    }
+    let host = Host::start("sleep", &[], Profile::Debug);
+    at_rest(&host);
+    let pid = host.pid().to_string();
+    let attached = text(&["attach", &pid, "--no-color"]);
+    // Through its own standard input and output: no port.
+    let connect = format!("target remote | gdbserver --once --attach stdio {pid}");
+    let session = Debugger::Gdb.run(&[arg(&host.exe)], &[&connect, "wasm-bt full all", "wasm-locals", "disconnect"]);
+    same("gdbserver, attach", &session.texts[1], &attached);
+    assert!(session.texts[2].contains("0 i32 9 (r12)"), "{}", session.texts[2]);
+}
+
+#[test]
+fn control_c_leaves_gdb_usable() {
+    if !gdb_is_here() {
+        return;
+    }
+    let host = Host::start("sleep", &[], Profile::Debug);
+    at_rest(&host);
+    let bin = tempfile::tempdir().unwrap();
+    let path = bin.path().join("silent");
+    // Says when it was asked, so that the signal comes while gdb waits for the answer; then never answers.
+    let asked = bin.path().join("asked");
+    std::fs::write(&path, format!("#!/bin/sh\nread line\ntouch {}\nexec sleep 600\n", asked.display())).unwrap();
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let interrupt = format!(
+        "python import threading, os, time, signal\n\
+         def interrupt():\n    \
+             while not os.path.exists({asked:?}): time.sleep(0.01)\n    \
+             os.kill(os.getpid(), signal.SIGINT)\n\
+         threading.Thread(target=interrupt, daemon=True).start()"
+    );
+    let script = bin.path().join("interrupt.py");
+    std::fs::write(&script, interrupt.strip_prefix("python ").unwrap()).unwrap();
+    let source = format!("source {}", script.display());
+    let silent = format!("set wasm server {}", path.display());
+    let good = format!("set wasm server {}", env!("CARGO_BIN_EXE_wstate"));
+    let commands = [&silent, &source, "wasm-bt", &good, "wasm-bt wasm"];
+    let session = Debugger::Gdb.run(&["-p", &host.pid().to_string()], &commands);
+    assert!(session.texts[2].contains("error: wstate: interrupted"), "{}\n{}", session.texts[2], session.log);
+    assert!(session.texts[4].contains("* leaf"), "{}\n{}", session.texts[4], session.log);
 }

@@ -137,3 +137,52 @@ fn a_running_process_is_told() {
     let session = Debugger::Lldb.run(&["-p", &host.pid().to_string()], &commands);
     assert!(session.texts[2].contains("error: wstate: the process is running"), "{:?}\n{}", session.texts, session.log);
 }
+
+#[test]
+fn symbols_come_by_themselves() {
+    if !lldb_is_here() {
+        return;
+    }
+    let exe = support::host_singlepass(Profile::Debug);
+    let commands = [
+        "breakpoint set -n host_stop",
+        "process launch -i /dev/null -o /dev/null -e /dev/null -- sleep",
+        "bt",
+        "wasm-bt wasm",
+        "thread step-inst",
+        "wasm load",
+        "image list",
+        "process kill",
+        "wasm bt",
+    ];
+    let session = Debugger::Lldb.run(&[arg(&exe)], &commands);
+    let bt = &session.texts[2];
+    for part in ["leaf(local0=9", "fact(local0=5", "host_singlepass::main"] {
+        assert!(bt.contains(part), "{part}: {bt}\n{:?}\n{}", session.texts.get(1), session.log);
+    }
+    assert!(session.texts[3].contains("* leaf"), "{}", session.texts[3]);
+    assert_eq!(session.texts[6].lines().filter(|l| l.contains("/wasm-")).count(), 1, "{}", session.texts[6]);
+    assert!(session.texts[8].contains("error: wstate: there is no process"), "{}", session.texts[8]);
+}
+
+#[test]
+fn a_process_that_is_stopped_already_is_the_same_in_lldb() {
+    if !lldb_is_here() {
+        return;
+    }
+    // Between two points: held by a signal, the loop is where it is for everyone.
+    let host = Host::start("spin", &[], Profile::Release);
+    let pid = host.pid().to_string();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(host.pid()), nix::sys::signal::SIGSTOP).unwrap();
+    let stopped = || {
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+        let state = |t: std::fs::DirEntry| std::fs::read_to_string(t.path().join("stat")).unwrap();
+        tasks.map(state).all(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T")))
+    };
+    while !stopped() {
+        std::thread::yield_now();
+    }
+    let attached = text(&["attach", &pid, "--no-color"]);
+    let live = Debugger::Lldb.run(&["-p", &pid], &["wasm bt full all"]);
+    same("spin: lldb, attach", &live.texts[0], &attached);
+}

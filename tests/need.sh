@@ -9,6 +9,8 @@ packages_of() {
     c++) echo g++ ;; # libFuzzer
     objcopy) echo binutils ;;
     gdb | gcore) echo gdb ;;
+    gdbserver) echo gdbserver ;;
+    lldb-19) echo lldb-19 python3-lldb-19 ;;
     eu-stack) echo elfutils ;;
     ps) echo procps ;;
     esac

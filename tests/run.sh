@@ -38,7 +38,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 step 'tools'
-need cc c++ objcopy gdb gcore eu-stack ps
+need cc c++ objcopy gdb gcore gdbserver lldb-19 eu-stack ps
 need_cargo
 for component in fmt clippy; do
     cargo "$component" --version >/dev/null 2>&1 && continue
@@ -49,6 +49,7 @@ done
 cargo --version
 rustc --version
 gdb --version | head -n 1
+lldb-19 --version
 uname -srm
 for setting in core_pattern core_uses_pid randomize_va_space yama/ptrace_scope; do
     [ ! -r "/proc/sys/kernel/$setting" ] || printf '%s: %s\n' "$setting" "$(cat "/proc/sys/kernel/$setting")"

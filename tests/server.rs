@@ -51,7 +51,7 @@ impl Lent {
             }
             "registers" => {
                 let one = |tid: &Value| {
-                    let thread = self.target.threads().iter().find(|t| Value::from(t.id.0) == *tid)?;
+                    let thread = self.target.threads().iter().find(|t| Some(u64::from(t.id.0)) == tid.as_u64())?;
                     let known = TABLE.iter().filter_map(|row| Some((row.name, thread.registers.get(row.reg)?)));
                     let fs_base = thread.fs_base.map(|base| ("fs_base", base));
                     Some(known.chain(fs_base).map(|(name, v)| (name.to_string(), format!("{v:#x}").into())).collect())
@@ -279,7 +279,7 @@ fn memories_and_globals_are_the_guests() {
         |address: u64, length: u64| json!({"op": "memory", "thread": tid, "address": address, "length": length});
     let first = server.get(&lent, memory(0, 64));
     let size = u64::from_str_radix(&first["size"].as_str().unwrap()[2..], 16).unwrap();
-    assert!(size >= 65536 && size % 65536 == 0, "{size}");
+    assert!(size >= 65536 && size.is_multiple_of(65536), "{size}");
     assert_eq!(first["data"].as_str().unwrap().len(), 128);
     // The same bytes as the process has there.
     let base = u64::from_str_radix(&first["base"].as_str().unwrap()[2..], 16).unwrap();
@@ -379,5 +379,31 @@ fn a_debugger_that_answers_nonsense_or_goes_away_ends_nothing_but_the_request() 
     server.receive();
     server.send(br#"{"id": 54, "op": "walk"}"#);
     // In the middle of a call the debugger is gone.
+    server.end();
+}
+
+#[test]
+fn a_symbol_file_is_written_again_only_where_the_code_changed() {
+    let host = Host::start("sleep", &[], Profile::Debug);
+    let lent = Lent::of(&host);
+    let mut server = Server::start();
+    let directory = tempfile::tempdir().unwrap();
+    let symbols = json!({"op": "symbols", "directory": directory.path()});
+    let first = server.get(&lent, symbols.clone())["files"].clone();
+    let path = first[0]["path"].as_str().unwrap().to_string();
+    assert!(std::fs::read(&path).unwrap().starts_with(b"\x7fELF"));
+    let address = first[0]["address"].as_str().unwrap();
+    let address = u64::from_str_radix(address.strip_prefix("0x").unwrap(), 16).unwrap();
+    assert!(lent.target.mapping_at(address).is_some_and(|m| m.execute && m.is_anonymous()), "{address:#x}");
+    server.get(&lent, json!({"op": "resumed"}));
+    assert_eq!(server.get(&lent, symbols.clone())["files"], first);
+    // Another process: other code, another name.
+    let other = Host::start("nested", &[], Profile::Debug);
+    let lent = Lent::of(&other);
+    server.get(&lent, json!({"op": "resumed"}));
+    let second = server.get(&lent, symbols)["files"].clone();
+    assert_ne!(second[0]["path"], first[0]["path"]);
+    assert_eq!(error(&server.ask(Some(&lent), json!({"op": "symbols"}))).0, "malformed");
+    assert_eq!(error(&server.ask(Some(&lent), json!({"op": "symbols", "directory": "relative"}))).0, "malformed");
     server.end();
 }

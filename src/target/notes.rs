@@ -223,7 +223,8 @@ impl Notes {
         b.skip(24)?;
         let pid = b.u32()?;
         b.skip(12)?;
-        let name = text(b.take(16)?);
+        // The kernel ends it with a zero at most here (TASK_COMM_LEN); gdb's gcore fills all 16 bytes with the file's name.
+        let name = text(&b.take(16)?[..15]);
         self.pid = (pid != 0).then_some(pid);
         self.command = (!name.is_empty()).then_some(name);
         let arguments = text(b.take(80)?);

@@ -31,10 +31,18 @@ def out(n, command):
 const LLDB: &str = "
 import lldb, os
 def __lldb_init_module(debugger, internal):
+    debugger.SetAsync(False)
+    launched = not debugger.GetSelectedTarget().GetProcess().IsValid()
     interpreter = debugger.GetCommandInterpreter()
     for n, command in enumerate(COMMANDS):
         result = lldb.SBCommandReturnObject()
-        interpreter.HandleCommand(command, result)
+        process = debugger.GetSelectedTarget().GetProcess()
+        if launched and process.IsValid():
+            # What runs this script began without a process, and would know of none to its end.
+            frame = process.GetSelectedThread().GetSelectedFrame()
+            interpreter.HandleCommand(command, lldb.SBExecutionContext(frame), result, False)
+        else:
+            interpreter.HandleCommand(command, result)
         text = (result.GetOutput() or '') if result.Succeeded() else (result.GetError() or '')
         open(os.path.join(DIRECTORY, str(n)), 'w').write(text)
 ";
@@ -162,29 +170,20 @@ pub fn missing(reason: &NoCore) {
     eprintln!("not tested: {}", reason.0);
 }
 
-/// What differs between two looks at one stop: what the target is called, how a module was found first, and which signal
-/// ended it.
+/// A report without what differs between two looks at one stop: what the target is called, the threads' names (a core has
+/// the process's only) and their signals.
 pub fn normalized(report: &str) -> String {
-    let mut lines = report.lines();
+    // What gdb itself thinks of a core.
+    let mut lines = report.lines().filter(|line| !line.starts_with("warning: "));
     let head = lines.next().unwrap_or_default();
     // `process 1 (host), executable /x` or `core gcore.1 of host, executable /x`.
     let executable = head.split(", ").find(|part| part.starts_with("executable ")).unwrap_or(head);
     let mut out = vec![executable.to_string()];
     for line in lines {
-        let thread = line.strip_prefix("Thread ").map(|rest| rest.split(", ").next().unwrap_or_default());
+        let thread = line.strip_prefix("Thread ").map(|rest| rest.split([' ', ',']).next().unwrap_or_default());
         out.push(thread.map_or(line.to_string(), |rest| format!("Thread {rest}")));
     }
     out.join("\n")
-}
-
-/// The same for a process and a core of it. What a core lacks (constants that were relocated, say) may leave one route to
-/// a module without result, so that another one finds it.
-pub fn same_frames(what: &str, a: &str, b: &str) {
-    let without_routes = |report: &str| {
-        let lines = report.lines().filter(|line| !line.starts_with("note: "));
-        lines.map(|line| line.split(", found by ").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
-    };
-    same(what, &without_routes(a), &without_routes(b));
 }
 
 /// Fails with the first lines that differ.
