@@ -481,7 +481,8 @@ GONE = (lldb.eStateExited, lldb.eStateDetached, lldb.eStateUnloaded, lldb.eState
 def current_thread(process: lldb.SBProcess) -> lldb.SBThread:
     thread = process.GetSelectedThread()
     if not thread.IsValid():
-        raise WstateError("no thread is selected")
+        # lldb says for a moment that a process stands which it has just let go.
+        raise WstateError("no thread can be looked at: the process is running (process interrupt first)")
     return thread
 
 
@@ -585,7 +586,12 @@ class AutoLoad:
                 return True
             # Memory that is about to become a module has no code yet: a few more stops may tell.
             target.attempts += 1
-            if load_symbols(target, False) or target.attempts >= ATTEMPTS:
+            # Inside of a stop hook lldb may not give registers yet: what is lent now is good for this only.
+            try:
+                found = load_symbols(target, False)
+            finally:
+                target.stop = -1
+            if found or target.attempts >= ATTEMPTS:
                 target.signature, target.attempts = signature, 0
         except (WstateError, KeyboardInterrupt) as e:
             stream.Print(f"wstate: symbols of Wasm code were not loaded: {e}\n")
