@@ -3,6 +3,8 @@
 /// Frames walked per thread. A frame costs about a kilobyte until it is printed; the runtime itself overflows its stack
 /// reader at 200,000 (`state.rs:895`).
 pub const MAX_FRAMES: usize = 300_000;
+/// Frames walked per thread, however few are shown.
+pub const MIN_WALK: usize = 2_000;
 /// Frames walked in all threads together.
 pub const MAX_FRAMES_TOTAL: usize = 1_000_000;
 /// Threads analysed.
@@ -25,6 +27,10 @@ pub const MAX_SLOTS: usize = 100_000;
 pub const MAX_HEAP_SEARCH_BYTES: u64 = 64 << 30;
 /// Seconds the heap search may take.
 pub const MAX_HEAP_SEARCH_SECONDS: u64 = 30;
+/// Bytes above rsp that are searched for a Wasm frame below native code without unwind information.
+pub const MAX_RECOVERY_BYTES: usize = 1 << 20;
+/// Frames of one chain that such a search follows, and rivals it compares.
+pub const MAX_RECOVERY_CHAIN: usize = 4096;
 /// Single steps of `--settle`.
 pub const MAX_SETTLE_STEPS: usize = 64;
 /// Lines of `.comment` that are looked at for compiler versions.

@@ -17,7 +17,7 @@ use crate::target::{Memory, Target, Thread};
 use crate::unwind::cfi::CfiUnwinder;
 use crate::unwind::frame_pointer::FramePointerUnwinder;
 use crate::unwind::recognised::{RecognisedUnwinder, Stretch};
-use crate::unwind::{Cursor, End, Stack, Unwinder, walk};
+use crate::unwind::{Cursor, End, Stack, Trust, Unwinder, walk};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
@@ -329,27 +329,31 @@ fn walk_all(
         let runtime = provider.runtime();
         let mut unknown: Vec<Cursor> = Vec::new();
         let mut incomplete = Vec::new();
+        // A stack that is lost in native code may have led to Wasm: its modules are looked for all the same.
+        let mut lost = false;
         for &i in &again {
             let Some(start) = start(threads[i]) else { continue };
             // Every thread keeps its youngest frames, even where others have taken all there is.
             let walked: usize = stacks.iter().flatten().map(|s: &Stack| s.frames.len()).sum();
             let limit = limit.min(limits::MAX_FRAMES_TOTAL.saturating_sub(walked).max(64));
-            let unwinders: [&dyn Unwinder; 4] =
-                [&AsUnwinder(runtime), &native.cfi, &native.recognised, &native.frame_pointer];
+            let unwinders: [&dyn Unwinder; 5] =
+                [&AsUnwinder(runtime), &native.cfi, &native.recognised, &Recovery(runtime), &native.frame_pointer];
             let stack = walk(start, &unwinders, target, limit);
             let before = unknown.len();
             let candidates = stack.frames.iter().map(|f| &f.cursor);
             unknown.extend(candidates.filter(|c| is_unknown(c, target, native, runtime)).take(MAX_ROUNDS).cloned());
-            if unknown.len() > before {
+            let cut_short = matches!(stack.end, End::Lost(_));
+            lost |= cut_short;
+            if unknown.len() > before || cut_short {
                 incomplete.push(i);
             }
             stacks[i] = Some(stack);
         }
         // The first round looks even where no frame needs it: the modules of an idle process are worth a line.
-        if unknown.is_empty() && (round > 0 || !compiled) {
+        if unknown.is_empty() && ((round > 0 && !lost) || !compiled) {
             break;
         }
-        if provider.discover(scene, &unknown) == 0 {
+        if provider.discover(scene, &unknown, lost) == 0 {
             break;
         }
         again = incomplete;
@@ -366,6 +370,15 @@ struct AsUnwinder<'a>(&'a dyn Runtime);
 impl Unwinder for AsUnwinder<'_> {
     fn step(&self, at: &Cursor, memory: &dyn Memory) -> Option<crate::unwind::Next> {
         self.0.step(at, memory)
+    }
+}
+
+/// A runtime's last means before the frame pointer.
+struct Recovery<'a>(&'a dyn Runtime);
+
+impl Unwinder for Recovery<'_> {
+    fn step(&self, at: &Cursor, memory: &dyn Memory) -> Option<crate::unwind::Next> {
+        self.0.recover(at, memory)
     }
 }
 
@@ -396,14 +409,21 @@ fn analyse(
     let scene = Scene { target, objects: &objects, progress };
     let threads = choose(target, options)?;
     let limit = options.limit.unwrap_or(limits::MAX_FRAMES).min(limits::MAX_FRAMES);
-    let stacks = walk_all(target, &threads, &native, &scene, provider, limit);
-    let refused = !provider.match_files();
+    // Modules are found along stacks, so a short list of frames still takes a long walk.
+    let stacks = walk_all(target, &threads, &native, &scene, provider, limit.max(limits::MIN_WALK));
+    let mut refused = !provider.match_files();
     progress.finish();
 
     let runtime = provider.runtime();
     let symbolizer = NativeSymbolizer::new(&objects);
     let view = View { target, objects: &objects, native: &native, runtime, symbolizer: &symbolizer, options, limit };
     let mut report = view.head();
+    if let Some(path) = &search.executable
+        && let Err(e) = std::fs::File::open(path)
+    {
+        refused = true;
+        report.notes.push(format!("the executable {} cannot be opened ({e}) and is not used", path.display()));
+    }
     for (thread, stack) in threads.iter().zip(&stacks) {
         report.threads.push(view.thread(thread, stack.as_ref()));
     }
@@ -426,22 +446,34 @@ fn image_of(
             (frame.kind == GuestKind::Wasm).then_some((c, frame))
         });
         if let Some((cursor, frame)) = first {
-            found.push((thread.id, cursor, frame));
+            let above = stack.iter().flat_map(|s| &s.frames).take_while(|f| !std::ptr::eq(&f.cursor, cursor));
+            let guessed = above.chain(stack.iter().flat_map(|s| &s.frames).find(|f| std::ptr::eq(&f.cursor, cursor)));
+            let guessed = guessed.into_iter().any(|f| f.trust == Trust::FramePointer);
+            found.push((thread.id, cursor, frame, guessed));
         }
     }
-    let (tid, cursor, frame) = match found.as_slice() {
+    let (tid, cursor, frame, guessed) = match found.as_slice() {
         [] => {
             let what = "no thread that was looked at has a Wasm frame, so there is no image; try: wstate doctor PID";
             return Err(Error::NotFound { what: what.into() });
         }
         [one] => one,
         more => {
-            let ids: Vec<String> = more.iter().map(|(tid, _, _)| tid.0.to_string()).collect();
+            let ids: Vec<String> = more.iter().take(20).map(|(tid, ..)| tid.0.to_string()).collect();
             return Err(Error::NotFound {
                 what: format!("several threads run Wasm ({}); choose one with --thread TID", ids.join(", ")),
             });
         }
     };
+    if *guessed {
+        return Err(Error::NotFound {
+            what: format!(
+                "thread {}: the native frames above its Wasm frames have no unwind information, so younger Wasm frames \
+                 may be missing and an image might lie; give the executable (core CORE EXE) or --sysroot",
+                tid.0
+            ),
+        });
+    }
     let image = view.runtime.image(*tid, cursor, memory).unwrap_or_default();
     let tid = tid.0;
     if image.frames.is_empty() {
@@ -543,6 +575,9 @@ impl View<'_> {
                     "found past native code without unwind information: Wasm frames called from here may be missing"
                         .to_string(),
                 );
+            }
+            if frame.trust == Some(report::Trust::Scan) {
+                frame.notes.push("native frames before this one may be missing: they could not be unwound".to_string());
             }
             out.push(frame);
             return;

@@ -219,3 +219,45 @@ fn exit_codes_and_output() {
     assert_eq!((code, out.as_str()), (2, ""));
     assert!(err.contains("no such process"), "{err}");
 }
+
+/// Without the executable there is no CFI for the host's frames, and without frame pointers rbp leads past the Wasm function
+/// that called the host: it must be found all the same, and no value may be another one.
+#[test]
+fn a_core_without_its_executable_keeps_all_wasm_frames() {
+    for variant in [Variant::Debug, Variant::Release] {
+        let dir = scratch();
+        let (exe, kept) = (dir.path().join("host"), dir.path().join("kept"));
+        std::fs::copy(variant.executable(), &exe).unwrap();
+        let ended = std::process::Command::new(&exe)
+            .args(["--core", "--cwd"])
+            .arg(dir.path())
+            .arg("abort")
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .status();
+        assert!(!ended.unwrap().success());
+        let entries = std::fs::read_dir(dir.path()).unwrap().flatten().map(|e| e.path());
+        let core = entries.into_iter().find(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("core")));
+        let core = core.expect("a core: is kernel.core_pattern `core`?");
+        let core = core.to_str().unwrap();
+        let (code, with) = wstate_json(&["core", core]);
+        assert_eq!(code, 0, "{variant:?}");
+        std::fs::rename(&exe, &kept).unwrap();
+        let (code, without) = wstate_json(&["core", core]);
+        assert_eq!(code, 1, "{variant:?}");
+        let (code, _) = wstate_json(&["core", core, kept.to_str().unwrap()]);
+        assert_eq!(code, 0, "{variant:?}: the executable where the user says it is");
+        let (with, without) = (wasm_frames(&with), wasm_frames(&without));
+        let functions = |frames: &[&Value]| frames.iter().map(|f| f["function"]["index"].clone()).collect::<Vec<_>>();
+        assert_eq!(functions(&with), functions(&without), "{variant:?}");
+        for (a, b) in with.iter().zip(&without) {
+            for key in ["locals", "stack"] {
+                let pairs = a[key].as_array().into_iter().flatten().zip(b[key].as_array().into_iter().flatten());
+                for (a, b) in pairs {
+                    assert!(b["bits"].is_null() || a["bits"] == b["bits"], "{variant:?}: {a} became {b}");
+                }
+            }
+        }
+    }
+}

@@ -310,7 +310,7 @@ fn random_stops() {
                         break;
                     }
                     let scene = Scene { target: &target, objects: &objects, progress: &wstate::progress::Silent };
-                    provider.discover(&scene, &unknown);
+                    provider.discover(&scene, &unknown, false);
                 }
                 let stack = stack.unwrap();
                 if stack.end != End::Bottom {
@@ -364,7 +364,7 @@ fn every_instruction() {
             let start = Cursor { address: CodeAddress::Exact(pc), registers };
             if provider.runtime().module_of(pc).is_none() {
                 let scene = Scene { target: &target, objects: &objects, progress: &wstate::progress::Silent };
-                assert_eq!(provider.discover(&scene, std::slice::from_ref(&start)), 1, "no module at {pc:#x}");
+                assert_eq!(provider.discover(&scene, std::slice::from_ref(&start), false), 1, "no module at {pc:#x}");
             }
             seen.insert(pc);
             let runtime = provider.runtime();

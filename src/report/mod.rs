@@ -128,6 +128,8 @@ open_enum! {
         Recognised = "recognised",
         /// The callee's frame pointer; no table says that it has one.
         FramePointer = "frame_pointer",
+        /// A search of the stack, confirmed by the runtime's tables; native frames before it may be missing.
+        Scan = "scan",
     }
 }
 
@@ -411,8 +413,10 @@ impl Report {
         }
         let whole = |t: &Thread| {
             let ended = matches!(&t.end, Some(End { kind: EndKind::Bottom | EndKind::Limit, .. }));
-            // A frame pointer leads through code that nobody can explain, and may have left frames out.
-            ended && t.frames.iter().all(|f| f.kind != FrameKind::Unknown)
+            // Through code that nobody can explain, or without unwind information, frames may have been left out.
+            let sure =
+                |f: &Frame| f.kind != FrameKind::Unknown && !matches!(f.trust, Some(Trust::FramePointer | Trust::Scan));
+            ended && t.frames.iter().all(sure)
         };
         if self.threads.iter().all(whole) { Completeness::All } else { Completeness::Partial }
     }

@@ -377,9 +377,11 @@ fn completeness_is_that_of_the_worst_thread() {
     let mut report = rich();
     assert_eq!(report.completeness(), Completeness::Partial);
     report.threads.truncate(1);
-    // Code that nothing explains: frames may be missing around it.
+    // Code that nothing explains, or that was walked by frame pointer or search: frames may be missing around it.
     assert_eq!(report.completeness(), Completeness::Partial);
     report.threads[0].frames.retain(|f| f.kind != FrameKind::Unknown);
+    assert_eq!(report.completeness(), Completeness::Partial);
+    report.threads[0].frames.retain(|f| f.trust != Some(Trust::FramePointer));
     assert_eq!(report.completeness(), Completeness::All);
     report.threads[0].end = Some(End { kind: EndKind::Limit, why: None });
     assert_eq!(report.completeness(), Completeness::All);

@@ -225,6 +225,8 @@ impl Text<'_> {
             }
         } else if frame.trust == Some(Trust::FramePointer) {
             line += "  (found by frame pointer)";
+        } else if frame.trust == Some(Trust::Scan) {
+            line += "  (found by search)";
         }
         writeln!(self.out, "{line}")?;
         let indent = number_width + 4;

@@ -114,6 +114,7 @@ impl From<unwind::Trust> for Trust {
             unwind::Trust::Runtime => Trust::Runtime,
             unwind::Trust::Recognised => Trust::Recognised,
             unwind::Trust::FramePointer => Trust::FramePointer,
+            unwind::Trust::Scan => Trust::Scan,
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::progress::Progress;
 use crate::state::ExecutionStateImage;
 use crate::target::objects::Objects;
 use crate::target::{Memory, Target, ThreadId};
-use crate::unwind::{Cursor, Unwinder};
+use crate::unwind::{Cursor, Next, Unwinder};
 
 /// A Wasm value type, as far as these runtimes have them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -199,6 +199,11 @@ pub trait Runtime: Unwinder {
     fn notes(&self) -> &[String];
     /// What the runtime itself would report for the frames from `at` on (`state.rs: read_stack`), if it has such a thing.
     fn image(&self, thread: ThreadId, at: &Cursor, memory: &dyn Memory) -> Option<ExecutionStateImage>;
+    /// The runtime's frame below a native frame that nothing can unwind, if the runtime's own tables lead to it.
+    fn recover(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
+        let _ = (at, memory);
+        None
+    }
     /// The module whose code covers `address`.
     fn module_of(&self, address: u64) -> Option<usize>;
     /// A function that says of a pc whether the operand stack is known there. It owns what it needs, since a target is
@@ -222,8 +227,9 @@ pub struct Scene<'a> {
 /// its modules: behind one module's frames lies the next host frame, and perhaps the next module.
 pub trait Provider {
     /// Looks for modules, in particular for the ones that explain `unknown`: frames in executable memory of no file.
+    /// `lost`: some stack could not be walked to its end, so there may be more of them.
     /// Returns how many were found that were not known before.
-    fn discover(&mut self, scene: &Scene<'_>, unknown: &[Cursor]) -> usize;
+    fn discover(&mut self, scene: &Scene<'_>, unknown: &[Cursor], lost: bool) -> usize;
     /// What has been found so far.
     fn runtime(&self) -> &dyn Runtime;
 }

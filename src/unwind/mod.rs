@@ -37,6 +37,8 @@ pub enum Trust {
     Recognised,
     /// The callee's frame pointer, no table says that it has one.
     FramePointer,
+    /// A search of the stack, confirmed by the runtime's tables: native frames before it may be missing.
+    Scan,
 }
 
 /// Why a walk could not go on.

@@ -275,16 +275,25 @@ impl SinglepassProvider {
                 self.runtime.notes.push(format!("{} does not fit and is not used: {why}", path.display()));
             }
         }
+        if self.runtime.modules.is_empty() {
+            for (path, _) in std::mem::take(&mut self.options.artifacts) {
+                all = false;
+                let why = "there is no compiled code in the target that it could belong to";
+                self.runtime.notes.push(format!("{} is not used: {why}", path.display()));
+            }
+        }
         all
     }
 }
 
 impl Provider for SinglepassProvider {
-    fn discover(&mut self, scene: &Scene<'_>, unknown: &[Cursor]) -> usize {
+    fn discover(&mut self, scene: &Scene<'_>, unknown: &[Cursor], lost: bool) -> usize {
         let before = self.runtime.modules.len();
         let target = scene.target;
         let progress = |what: &str, done: u64, total: u64| scene.progress.tick(what, done, total);
-        let left = |me: &SinglepassProvider| unknown.iter().any(|c| !me.is_known(c.address.lookup()));
+        let left = |me: &SinglepassProvider| {
+            unknown.iter().any(|c| !me.is_known(c.address.lookup())) || (lost && me.runtime.modules.is_empty())
+        };
 
         if self.may(Route::Vmctx) {
             let mut failures = BTreeMap::new();

@@ -13,6 +13,7 @@ pub mod layouts;
 pub mod module;
 pub mod module_info;
 pub mod module_memory;
+mod recover;
 pub mod route_artifact;
 pub mod route_descriptor;
 pub mod route_heap;
@@ -86,6 +87,10 @@ impl Runtime for Singlepass {
         let boundary =
             boundary.map(|b| BoundaryRegisters { r15: b.r15, r14: b.r14, r13: b.r13, r12: b.r12, rbx: b.rbx });
         frame::image(self, boundary, at, memory)
+    }
+
+    fn recover(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
+        recover::recover(self, at, memory)
     }
 
     fn module_of(&self, address: u64) -> Option<usize> {
