@@ -655,7 +655,7 @@ mod tests {
     }
 
     fn written() -> Vec<u8> {
-        write(&map(), "/work", &[Some("app.wat".to_string()), None, None]).unwrap()
+        write(&map(), "/src", &[Some("app.wat".to_string()), None, None]).unwrap()
     }
 
     #[test]
@@ -772,9 +772,9 @@ mod tests {
         let context = addr2line::Context::from_dwarf(sections(&bytes)).unwrap();
         let at =
             |address| context.find_location(address).unwrap().map(|l| (l.file.unwrap().to_string(), l.line.unwrap()));
-        assert_eq!(at(BASE), Some(("/work/app.wat".to_string(), 10)));
-        assert_eq!(at(BASE + 0x15f), Some(("/work/app.wat".to_string(), 10)));
-        assert_eq!(at(BASE + 0x160), Some(("/work/app.wat".to_string(), 12)));
+        assert_eq!(at(BASE), Some(("/src/app.wat".to_string(), 10)));
+        assert_eq!(at(BASE + 0x15f), Some(("/src/app.wat".to_string(), 10)));
+        assert_eq!(at(BASE + 0x160), Some(("/src/app.wat".to_string(), 12)));
         assert_eq!(at(BASE + 0x200), None);
     }
 
