@@ -42,7 +42,7 @@ struct Real {
 fn real() -> Option<Real> {
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let exe = directory.path().join("host-copy");
-    std::fs::copy(host_singlepass(Profile::Debug), &exe).unwrap();
+    support::copy_program(&host_singlepass(Profile::Debug), &exe);
     let status = Command::new(&exe)
         .args(["--thread", "--core", "--cwd"])
         .arg(directory.path())

@@ -406,7 +406,7 @@ fn threads_that_come_and_go_never_make_an_attach_fail() {
 fn copied_host() -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
     let copy = directory.path().join("host-copy");
-    std::fs::copy(host_singlepass(Profile::Debug), &copy).expect("a copy");
+    support::copy_program(&host_singlepass(Profile::Debug), &copy);
     (directory, copy)
 }
 

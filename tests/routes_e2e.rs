@@ -227,7 +227,9 @@ fn a_core_without_its_executable_keeps_all_wasm_frames() {
     for variant in [Variant::Debug, Variant::Release] {
         let dir = scratch();
         let (exe, kept) = (dir.path().join("host"), dir.path().join("kept"));
-        std::fs::copy(variant.executable(), &exe).unwrap();
+        // Not by this process: a child of another test would inherit the open file and keep the copy from being run.
+        let copied = std::process::Command::new("cp").arg(variant.executable()).arg(&exe).status();
+        assert!(copied.unwrap().success());
         let ended = std::process::Command::new(&exe)
             .args(["--core", "--cwd"])
             .arg(dir.path())

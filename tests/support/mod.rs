@@ -198,6 +198,13 @@ pub struct Host {
     pub directory: TempDir,
 }
 
+/// Copies a program that is going to be run. `cp` does it, not this process: while a descriptor is open for writing here,
+/// a child that another test starts at that moment inherits it, and running the copy fails with "text file busy".
+pub fn copy_program(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg(from).arg(to).status().expect("cp runs");
+    assert!(status.success(), "{} is copied", from.display());
+}
+
 impl Host {
     /// Starts the host and waits until it is at `stop`. Panics where it does not get there.
     pub fn start(stop: &str, flags: &[&str], profile: Profile) -> Host {
