@@ -55,7 +55,7 @@ const PLUGIN_EXAMPLES: &str = "\
 Examples:
   wstate plugin install
   wstate plugin uninstall lldb
-  gdb -x \"$(wstate plugin path gdb)\" -p 4711         without installing, after one install or from a checkout";
+  gdb -x \"$(wstate plugin path gdb)\" -p 4711         without the line in ~/.gdbinit";
 
 const SYMBOLS_HELP: &str = "\
 Writes an ELF file with symbols, unwind rules and debug information for the Wasm code of a process or core. With it \

@@ -10,7 +10,7 @@ packages_of() {
     objcopy) echo binutils ;;
     gdb | gcore) echo gdb ;;
     gdbserver) echo gdbserver ;;
-    lldb-19) echo lldb-19 python3-lldb-19 ;;
+    lldb-19 | lldb-dap-19) echo lldb-19 python3-lldb-19 ;;
     eu-stack) echo elfutils ;;
     ps) echo procps ;;
     esac

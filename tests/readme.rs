@@ -31,6 +31,12 @@ fn commands(document: &str) -> Vec<Vec<String>> {
 }
 
 fn accepted(words: &[String]) -> Result<(), String> {
+    // A command that is only named.
+    if let [_, name] = words
+        && Cli::command().find_subcommand(name).is_some()
+    {
+        return Ok(());
+    }
     let cli = Cli::try_parse_from(words).map_err(|e| e.to_string())?;
     let (show, settle) = match &cli.command {
         Some(Command::Attach(a)) => (&a.show, a.settle),
@@ -65,6 +71,10 @@ fn every_command_in_the_help_is_accepted() {
         for line in examples.skip(1) {
             // Two spaces part a command from what it does.
             let line = line.trim().split("  ").next().unwrap_or_default();
+            // What to do next, in a debugger.
+            if line.starts_with("gdb ") || line.starts_with("lldb ") {
+                continue;
+            }
             let words = words(line).unwrap_or_else(|| panic!("no command: {line}"));
             accepted(&words).unwrap_or_else(|why| panic!("{line}: {why}"));
             checked += 1;
@@ -83,7 +93,7 @@ fn flags_in_the_readme_exist() {
         known.extend(arg.get_long().map(|l| format!("--{l}")));
     }
     // Of other programs.
-    known.extend(["--path", "--cap-add", "--example"].map(String::from));
+    known.extend(["--path", "--cap-add", "--example", "--file", "--slide"].map(String::from));
     let readme = read("README.md");
     for word in readme.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-')) {
         let flag = word.strip_prefix("--").is_some_and(|name| name.starts_with(|c: char| c.is_ascii_lowercase()));
@@ -110,6 +120,12 @@ fn files_that_the_documents_name_are_there() {
         let links = document.split("](").skip(1).filter_map(|rest| rest.split(')').next());
         let scripts = document.lines().filter_map(|l| l.trim().strip_prefix("sh ")?.split_whitespace().next());
         for name in links.chain(scripts).filter(|l| !l.starts_with("http")) {
+            if let Some(anchor) = name.strip_prefix('#') {
+                let headings = document.lines().filter(|l| l.starts_with('#'));
+                let mut anchors = headings.map(|h| h.trim_start_matches('#').trim().to_lowercase().replace(' ', "-"));
+                assert!(anchors.any(|a| a == anchor), "{path} has no heading {name}");
+                continue;
+            }
             assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(name).exists(), "{path} names {name}");
             checked += 1;
         }

@@ -401,6 +401,56 @@ fn the_machine_interface_shows_frames_and_variables() {
     }
 }
 
+/// The commands of an editor, which loads the file before it attaches (VS Code's `setupCommands`).
+#[test]
+fn a_session_of_the_machine_interface_shows_frames_and_variables() {
+    let Some(gdb) = gdb() else { return };
+    let (host, wasm) = host("sleep", Profile::Debug);
+    let pid = host.pid().to_string();
+    let directory = host.directory.path();
+    let file = symbols(&["-p", &pid], Some(&wasm), directory);
+    let session = |commands: &[String]| {
+        let script = directory.join("script.mi");
+        std::fs::write(&script, commands.join("\n") + "\n-gdb-exit\n").unwrap();
+        let output = Command::new(&gdb)
+            .args(["-nx", "--interpreter=mi3", "-iex", "set debuginfod enabled off"])
+            .stdin(std::fs::File::open(&script).unwrap())
+            .output()
+            .unwrap();
+        let shown = text(output);
+        assert!(!shown.contains("^error"), "{shown}");
+        shown
+    };
+    let mut commands = vec![
+        format!("-interpreter-exec console \"add-symbol-file {}\"", file.display()),
+        format!("-file-exec-and-symbols {}", host.exe.display()),
+        format!("-target-attach {pid}"),
+        "-stack-list-frames --thread 1".to_string(),
+    ];
+    let shown = session(&commands);
+    let list = shown.lines().find(|l| l.starts_with("^done,stack=[")).unwrap_or_else(|| panic!("{shown}"));
+    let functions: Vec<&str> = list.split("func=\"").skip(1).filter_map(|f| f.split('"').next()).collect();
+    let leaf = functions.iter().position(|f| *f == "leaf").unwrap_or_else(|| panic!("{functions:?}"));
+    let wasm = ["leaf", "fact", "fact", "fact", "fact", "fact", "fact", "run", "call_wasm_trampoline"];
+    assert_eq!(functions[leaf..leaf + wasm.len()], wasm);
+    assert_eq!(functions[leaf - 1], "host_stop_import");
+    assert!(functions[leaf..].contains(&"main"), "{functions:?}");
+    assert_eq!(functions.last(), Some(&"_start"));
+
+    commands.push(format!("-stack-list-variables --thread 1 --frame {leaf} --all-values"));
+    let shown = session(&commands);
+    let list = shown.lines().find(|l| l.starts_with("^done,variables=[")).unwrap_or_else(|| panic!("{shown}"));
+    for wanted in [
+        "{name=\"n\",arg=\"1\",value=\"9\"}",
+        "{name=\"s\",arg=\"1\",value=\"1229782938247303441\"}",
+        "{name=\"d\",arg=\"1\",value=\"3.25\"}",
+        "{name=\"x\",value=\"333\"}",
+        "{name=\"y\",value=\"444\"}",
+    ] {
+        assert!(list.contains(wanted), "no {wanted} in\n{list}");
+    }
+}
+
 fn assert_lldb_shows(shown: &str) {
     let frames: Vec<&str> = shown.lines().filter(|l| l.contains("frame #")).collect();
     let has = |wanted: &str| assert!(frames.iter().any(|f| f.contains(wanted)), "no {wanted} in\n{shown}");
