@@ -40,7 +40,8 @@ class Settings:
         self.artifacts: List[str] = []
         self.debug_dirs: List[str] = []
         self.sysroot = ""
-        self.auto_load = True
+        # lldb 19 lends no registers or mappings inside of some stop hooks, and for a moment after them: `wasm load` is sure.
+        self.auto_load = False
         self.timeout = DEFAULT_TIMEOUT
 
     def program(self) -> str:

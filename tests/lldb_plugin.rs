@@ -139,7 +139,7 @@ fn a_running_process_is_told() {
 }
 
 #[test]
-fn symbols_come_by_themselves() {
+fn symbols_come_when_asked_for() {
     if !lldb_is_here() {
         return;
     }
@@ -147,6 +147,7 @@ fn symbols_come_by_themselves() {
     let commands = [
         "breakpoint set -n host_stop",
         "process launch -i /dev/null -o /dev/null -e /dev/null -- sleep",
+        "wasm load",
         "bt",
         "wasm-bt wasm",
         "thread step-inst",
@@ -156,13 +157,13 @@ fn symbols_come_by_themselves() {
         "wasm bt",
     ];
     let session = Debugger::Lldb.run(&[arg(&exe)], &commands);
-    let bt = &session.texts[2];
+    let bt = &session.texts[3];
     for part in ["leaf(local0=9", "fact(local0=5", "host_singlepass::main"] {
         assert!(bt.contains(part), "{part}: {bt}\n{:?}\n{}", session.texts.get(1), session.log);
     }
-    assert!(session.texts[3].contains("* leaf"), "{}", session.texts[3]);
-    assert_eq!(session.texts[6].lines().filter(|l| l.contains("/wasm-")).count(), 1, "{}", session.texts[6]);
-    assert!(session.texts[8].contains("error: wstate: there is no process"), "{}", session.texts[8]);
+    assert!(session.texts[4].contains("* leaf"), "{}", session.texts[4]);
+    assert_eq!(session.texts[7].lines().filter(|l| l.contains("/wasm-")).count(), 1, "{}", session.texts[7]);
+    assert!(session.texts[9].contains("error: wstate: there is no process"), "{}", session.texts[9]);
 }
 
 #[test]
