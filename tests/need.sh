@@ -8,11 +8,12 @@ packages_of() {
     cc) echo gcc libc6-dev ;;
     c++) echo g++ ;; # libFuzzer
     objcopy) echo binutils ;;
-    gdb | gcore) echo gdb ;;
+    gdb | gcore) echo gdb libc6-dbg ;; # names inside of libc are compared with gdb's
     gdbserver) echo gdbserver ;;
     lldb-19 | lldb-dap-19) echo lldb-19 python3-lldb-19 ;;
     eu-stack) echo elfutils ;;
     ps) echo procps ;;
+    strace) echo strace ;;
     esac
 }
 

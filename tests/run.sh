@@ -38,7 +38,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 step 'tools'
-need cc c++ objcopy gdb gcore gdbserver lldb-19 lldb-dap-19 eu-stack ps
+need cc c++ objcopy gdb gcore gdbserver lldb-19 lldb-dap-19 eu-stack ps strace
 need_cargo
 for component in fmt clippy; do
     cargo "$component" --version >/dev/null 2>&1 && continue
