@@ -40,8 +40,7 @@ class Settings:
         self.artifacts: List[str] = []
         self.debug_dirs: List[str] = []
         self.sysroot = ""
-        # lldb 19 lends no registers or mappings inside of some stop hooks, and for a moment after them: `wasm load` is sure.
-        self.auto_load = False
+        self.auto_load = True
         self.timeout = DEFAULT_TIMEOUT
 
     def program(self) -> str:
@@ -298,6 +297,8 @@ VECTORS = [f"xmm{i}" for i in range(16)]
 ATTEMPTS = 3
 
 settings = Settings()
+# lldb 19 lends no registers or mappings inside of some stop hooks, and for a moment after them: `wasm load` is sure.
+settings.auto_load = False
 
 
 def thread_by_id(process: lldb.SBProcess, tid: int) -> Optional[lldb.SBThread]:
