@@ -363,6 +363,17 @@ def executable(target: lldb.SBTarget) -> Optional[str]:
     return file.fullpath if file.IsValid() else None
 
 
+def patiently(ask: Callable[[], Any]) -> Any:
+    """Asks again for two seconds where lldb answers nothing: on a busy machine it counts a process as running for a moment
+    after its stop was told, and then has neither registers nor mappings."""
+    until = time.monotonic() + 2
+    while True:
+        answer = ask()
+        if answer is not None or time.monotonic() >= until:
+            return answer
+        time.sleep(0.02)
+
+
 class Lender:
     """Lends one process."""
 
@@ -381,11 +392,12 @@ class Lender:
                 "local": "core" not in process.GetPluginName() and local_process(pid),
                 "core": core,
                 "executable": executable(process.GetTarget()),
-                "maps": None if core else mappings_text(process),
+                "maps": None if core else patiently(lambda: mappings_text(process)),
                 "threads": [{"tid": t.GetThreadID(), "name": t.GetName()} for t in names],
             }
         if op == "registers":
-            return {"registers": [registers_of(thread_by_id(process, int(t))) for t in call["threads"]]}
+            ids = [int(t) for t in call["threads"]]
+            return {"registers": [patiently(lambda t=t: registers_of(thread_by_id(process, t))) for t in ids]}
         if op == "memory":
             return {"data": [self.memory(int(a, 16), int(n)) for a, n in call["ranges"]]}
         return {"error": f"lldb cannot lend {op}"}
