@@ -461,7 +461,11 @@ fn settling() {
             let spin = shown.iter().find(|f| f.function == SPIN).unwrap();
             spin.locals[3].clone().unwrap() as u32
         };
-        assert_ne!(counter(), counter(), "the loop runs on");
+        // On a busy machine two captures may come before the host's next turn.
+        let (first, until) = (counter(), std::time::Instant::now() + std::time::Duration::from_secs(30));
+        while counter() == first {
+            assert!(std::time::Instant::now() < until, "the loop runs on");
+        }
         assert!(host.finish(), "the host ended by itself");
         count
     });
