@@ -110,8 +110,13 @@ impl Search<'_> {
         };
         match call.size {
             Some(size) => fits(behind.checked_add(size)?),
-            // Not tracked: the first place from where the locals, saved registers and shadow end that fits.
-            None => (0..MAX_ENTRY_FRAME / 8).find_map(|i| fits(behind.checked_add(call.least + 8 * i)?)),
+            // Not tracked: the only place behind the locals, saved registers and shadow that fits.
+            None => {
+                let places = (0..MAX_ENTRY_FRAME / 8).filter_map(|i| fits(behind.checked_add(call.least + 8 * i)?));
+                let mut places = places.take(2);
+                let only = places.next()?;
+                places.next().is_none().then_some(only)
+            }
         }
     }
 
@@ -123,7 +128,8 @@ impl Search<'_> {
         let behind = slot.checked_add(8)?;
         if let Some((_, upper)) = self.call(above) {
             let start = module.code.0.wrapping_add(call.start);
-            let calls_it = self.call_target(above).is_none_or(|target| target == start);
+            // Without a frame size the call itself must prove that it goes to this function.
+            let calls_it = self.call_target(above).map_or(call.size.is_some(), |target| target == start);
             let ends = match upper.size {
                 Some(size) => behind.checked_add(size)? == saved,
                 None => behind.checked_add(upper.least)? <= saved && saved - behind < MAX_ENTRY_FRAME,
