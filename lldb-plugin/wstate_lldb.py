@@ -297,8 +297,6 @@ VECTORS = [f"xmm{i}" for i in range(16)]
 ATTEMPTS = 3
 
 settings = Settings()
-# lldb 19 lends no registers or mappings inside of some stop hooks, and for a moment after them: `wasm load` is sure.
-settings.auto_load = False
 
 
 def thread_by_id(process: lldb.SBProcess, tid: int) -> Optional[lldb.SBThread]:
@@ -417,6 +415,8 @@ class Target:
         self.engine: Optional[Engine] = None
         self.stop = 0
         self.configured: Optional[Dict[str, Any]] = None
+        # Whether the user may have written memory or registers since the engine looked.
+        self.stale = False
         # Thread, our frame number, and lldb's when that was chosen.
         self.chosen: Optional[Tuple[int, int, int]] = None
         self.loaded: List[str] = []
@@ -446,6 +446,10 @@ class Target:
         if self.stop != stop:
             engine.request("resumed")
             self.stop, self.chosen = stop, None
+        elif self.stale and "changed" in engine.ops:
+            # lldb tells nobody of `memory write` and `register write`.
+            engine.request("changed")
+        self.stale = False
         configuration = settings.request(executable(self.process.GetTarget()) if core_path(self.process) else None)
         if configuration != self.configured:
             engine.request("configure", configuration)
@@ -552,6 +556,8 @@ def memory(target: Target, argument: str) -> str:
 
 def load(target: Target, argument: str) -> str:
     count = load_symbols(target, "all" in words(argument))
+    # What was asked for stays, until there is other code.
+    target.signature, target.attempts = signature_of(target.process), 0
     return f"{count} symbol file{'' if count == 1 else 's'} of Wasm code loaded"
 
 
@@ -578,9 +584,28 @@ def load_symbols(target: Target, everything: bool) -> int:
     return len(wanted)
 
 
+def signature_of(process: lldb.SBProcess) -> Optional[int]:
+    """Changes when there may be other Wasm code than before; None if there can be none, or nobody can say."""
+    if "core" in process.GetPluginName():
+        return process.GetUniqueID()
+    return code_signature(process.GetProcessID())
+
+
+def load_what_is_new(target: Target) -> None:
+    """Loads symbols where code of no file came or went, and costs one read of the list of mappings where not."""
+    signature = signature_of(target.process)
+    if not settings.auto_load or signature is None or target.signature == signature:
+        return
+    # Memory that is about to become a module has no code yet: a few more stops may tell.
+    target.attempts += 1
+    found = load_symbols(target, False)
+    if found or target.attempts >= ATTEMPTS:
+        target.signature, target.attempts = signature, 0
+
+
 class AutoLoad:
-    """After a stop: loads symbols where code of no file came or went, and costs one read of the list of mappings where
-    not."""
+    """Symbols at stops. lldb before 21 runs no stop hook when it attaches or opens a core: there the first of our
+    commands does this (see `on_target`)."""
 
     def __init__(self, target: lldb.SBTarget, extra: lldb.SBStructuredData, internal: Dict[str, Any]) -> None:
         self.debugger = target.GetDebugger()
@@ -588,28 +613,19 @@ class AutoLoad:
     def handle_stop(self, context: lldb.SBExecutionContext, stream: lldb.SBStream) -> bool:
         process = context.GetProcess()
         try:
-            if not settings.auto_load or "core" in process.GetPluginName():
-                return True
-            signature = code_signature(process.GetProcessID())
-            if signature is None:
-                return True
-            target = targets.setdefault(
-                (self.debugger.GetID(), process.GetUniqueID()), Target(self.debugger, process)
-            )
-            if target.signature == signature:
-                return True
-            # Memory that is about to become a module has no code yet: a few more stops may tell.
-            target.attempts += 1
-            # Inside of a stop hook lldb may not give registers yet: what is lent now is good for this only.
-            try:
-                found = load_symbols(target, False)
-            finally:
-                target.stop = -1
-            if found or target.attempts >= ATTEMPTS:
-                target.signature, target.attempts = signature, 0
+            if settings.auto_load and lends(process):
+                key = (self.debugger.GetID(), process.GetUniqueID())
+                load_what_is_new(targets.setdefault(key, Target(self.debugger, process)))
         except (WstateError, KeyboardInterrupt) as e:
             stream.Print(f"wstate: symbols of Wasm code were not loaded: {e}\n")
         return True
+
+
+def lends(process: lldb.SBProcess) -> bool:
+    """Whether lldb gives registers now. A hook that runs while lldb still counts the process as running has none, and
+    what the engine made of that would be wrong for the whole stop."""
+    thread = process.GetSelectedThread()
+    return thread.IsValid() and registers_of(thread) is not None
 
 
 def change(debugger: lldb.SBDebugger, argument: str) -> str:
@@ -756,7 +772,18 @@ def command_class(name: str, short: str, long: str, run: Callable[[lldb.SBDebugg
 
 
 def on_target(run: Callable[[Target, str], str]) -> Callable[[lldb.SBDebugger, str], str]:
-    return lambda debugger, argument: run(current_target(debugger), argument)
+    def command(debugger: lldb.SBDebugger, argument: str) -> str:
+        target = current_target(debugger)
+        target.stale = True
+        text = run(target, argument)
+        try:
+            load_what_is_new(target)
+        except WstateError:
+            # The command has its answer; what is wrong with symbols is told at a stop, or by wasm load.
+            pass
+        return text
+
+    return command
 
 
 def version(debugger: lldb.SBDebugger) -> int:

@@ -225,6 +225,28 @@ fn nothing_is_asked_twice_until_the_target_runs() {
 }
 
 #[test]
+fn what_may_have_been_written_is_lent_again_and_modules_are_kept() {
+    let host = Host::start("sleep", &[], Profile::Debug);
+    let mut lent = Lent::of(&host);
+    let mut server = Server::start();
+    let walk = json!({"op": "walk", "threads": [host.tid()]});
+    let first = server.get(&lent, walk.clone());
+    let calls = server.calls;
+    // Nothing is lent that was not asked for, and the answer is the same.
+    server.get(&lent, json!({"op": "changed"}));
+    assert_eq!(server.calls, calls);
+    assert_eq!(server.get(&lent, walk.clone())["text"], first["text"]);
+    let again = server.calls - calls;
+    assert!(0 < again && again < calls, "{again} of {calls}");
+    // Without memory there is nothing to walk: what was lent before is not used.
+    lent.memory = false;
+    server.get(&lent, json!({"op": "changed"}));
+    let without = server.get(&lent, walk);
+    assert!(without["text"].as_str().unwrap().contains("lost"), "{without:?}");
+    server.end();
+}
+
+#[test]
 fn frames_and_values_are_found_one_by_one() {
     let host = Host::start("sleep", &[], Profile::Debug);
     let (lent, tid) = (Lent::of(&host), host.tid());

@@ -27,10 +27,11 @@ use std::time::{Duration, Instant};
 type Answer = Result<Message, Failure>;
 
 /// Everything a server can be asked for.
-const OPS: [&str; 12] = [
+const OPS: [&str; 13] = [
     "hello",
     "configure",
     "resumed",
+    "changed",
     "walk",
     "report",
     "frame",
@@ -76,6 +77,8 @@ struct Stopped {
     provider: SinglepassProvider,
     options: Options,
     reports: HashMap<Asked, Rc<Report>>,
+    /// Memory or registers may be others than those that were lent.
+    stale: bool,
 }
 
 /// What decides about a report.
@@ -205,6 +208,12 @@ impl Requests {
                 self.forget();
                 Ok(Message::new())
             }
+            "changed" => {
+                if let Some(s) = &mut self.stopped {
+                    s.stale = true;
+                }
+                Ok(Message::new())
+            }
             "walk" => self.walk(m),
             "report" => {
                 let mut m = m.clone();
@@ -257,6 +266,9 @@ impl Requests {
     }
 
     fn stopped(&mut self) -> Result<&mut Stopped, Failure> {
+        if self.stopped.as_ref().is_some_and(|s| s.stale) {
+            self.borrow_again()?;
+        }
         if self.stopped.is_none() {
             // A file that cannot be read is told before the target is looked at.
             let find = FindOptions::read(Vec::new(), &self.settings.artifacts, &self.settings.wasm)?;
@@ -278,9 +290,26 @@ impl Requests {
             }
             let objects = Objects::load(&target, &search);
             let provider = SinglepassProvider::new(find);
-            self.stopped = Some(Stopped { target, objects, provider, options, reports: HashMap::new() });
+            self.stopped = Some(Stopped { target, objects, provider, options, reports: HashMap::new(), stale: false });
         }
         self.stopped.as_mut().ok_or_else(|| Failure::failed("the target is not known"))
+    }
+
+    /// Lends anew what a user can have written to at a stop. The loaded files and the modules stay, if the mappings do.
+    fn borrow_again(&mut self) -> Result<(), Failure> {
+        let what = self.wire.describe()?;
+        let Some(s) = &mut self.stopped else { return Ok(()) };
+        let lender: Rc<dyn crate::target::callback::Lender> = Rc::<Wire>::clone(&self.wire);
+        let target = CallbackTarget::new(lender, what, &s.options.search_paths());
+        let same = target.mappings() == s.target.mappings() && !target.threads().is_empty();
+        if same {
+            s.target = target;
+            s.reports.clear();
+            s.stale = false;
+        } else {
+            self.forget();
+        }
+        Ok(())
     }
 
     fn report(&mut self, asked: Asked) -> Result<Rc<Report>, Failure> {

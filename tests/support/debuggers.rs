@@ -28,23 +28,15 @@ def out(n, command):
         text = 'error: ' + str(e) + '\\n'
     open(os.path.join(DIRECTORY, str(n)), 'w').write(text)
 ";
+/// Each command is one of lldb's own command line, as a user's are: commands that a script runs in turn share the state
+/// that the process had when the script began, and then lldb may lend a process that it has just stopped no registers.
 const LLDB: &str = "
 import lldb, os
-def __lldb_init_module(debugger, internal):
-    debugger.SetAsync(False)
-    launched = not debugger.GetSelectedTarget().GetProcess().IsValid()
-    interpreter = debugger.GetCommandInterpreter()
-    for n, command in enumerate(COMMANDS):
-        result = lldb.SBCommandReturnObject()
-        process = debugger.GetSelectedTarget().GetProcess()
-        if launched and process.IsValid():
-            # What runs this script began without a process, and would know of none to its end.
-            frame = process.GetSelectedThread().GetSelectedFrame()
-            interpreter.HandleCommand(command, lldb.SBExecutionContext(frame), result, False)
-        else:
-            interpreter.HandleCommand(command, result)
-        text = (result.GetOutput() or '') if result.Succeeded() else (result.GetError() or '')
-        open(os.path.join(DIRECTORY, str(n)), 'w').write(text)
+def out(debugger, n, command):
+    result = lldb.SBCommandReturnObject()
+    debugger.GetCommandInterpreter().HandleCommand(command, result)
+    text = (result.GetOutput() or '') if result.Succeeded() else (result.GetError() or '')
+    open(os.path.join(DIRECTORY, str(n)), 'w').write(text)
 ";
 
 impl Debugger {
@@ -110,11 +102,12 @@ impl Debugger {
                 run.args(arguments).arg("-x").arg(&script);
             }
             Debugger::Lldb => {
-                let list: Vec<String> = commands.iter().map(|c| quoted(c)).collect();
-                let text = format!("DIRECTORY = {here}\nCOMMANDS = [{}]\n{LLDB}", list.join(", "));
-                std::fs::write(&script, text).expect("a script");
+                std::fs::write(&script, format!("DIRECTORY = {here}\n{LLDB}")).expect("a script");
                 run.args(["-x", "-b"]).args(arguments);
                 run.arg("-o").arg(format!("command script import {}", script.display()));
+                for (n, command) in commands.iter().enumerate() {
+                    run.arg("-o").arg(format!("script script.out(lldb.debugger, {n}, {})", quoted(command)));
+                }
             }
         }
         let log = directory.path().join("log");
