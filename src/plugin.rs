@@ -25,6 +25,21 @@ impl Debugger {
         }
     }
 
+    /// What the init file loads, where that is not the plugin itself: a gdb without Python answers a Python file with an
+    /// error that names no way on, and reads nothing behind it.
+    fn loader(self, plugin: &Path) -> Option<(&'static str, String)> {
+        // Convenience functions such as $_strlen are written in Python: without it they are void.
+        let text = format!(
+            "# Written by wstate plugin install.\n\
+             if $_isvoid($_strlen)\n  \
+             echo wstate: this gdb has no Python, so there is no wasm-bt; \\\n\
+             write symbols with wstate symbols -p PID -o FILE and load them with add-symbol-file FILE\\n\n\
+             else\n  source {}\nend\n",
+            plugin.display()
+        );
+        (self == Debugger::Gdb).then_some(("wstate.gdb", text))
+    }
+
     fn name(self) -> &'static str {
         match self {
             Debugger::Gdb => "gdb",
@@ -40,8 +55,8 @@ impl Debugger {
     }
 
     /// The line of the init file, marked so that it is found again.
-    fn line(self, plugin: &Path) -> String {
-        let path = plugin.display();
+    fn line(self, loaded: &Path) -> String {
+        let path = loaded.display();
         match self {
             // gdb takes the rest of the line for the file's name: a comment behind it would belong to it.
             Debugger::Gdb => format!("source {path}"),
@@ -51,13 +66,14 @@ impl Debugger {
 
     /// Whether a line of an init file is one that we wrote: it may be of another version, at another place.
     fn is_ours(self, line: &str) -> bool {
-        let (file, _) = self.plugin();
         let line = line.trim();
         let command = match self {
             Debugger::Gdb => line.strip_prefix("source "),
             Debugger::Lldb => line.strip_prefix("command script import "),
         };
-        command.is_some_and(|path| path.trim().trim_matches('"').ends_with(&format!("/wstate/{file}")))
+        let files = [Some(self.plugin().0), self.loader(Path::new("")).map(|(name, _)| name)];
+        let is = |path: &str| files.iter().flatten().any(|file| path.ends_with(&format!("/wstate/{file}")));
+        command.is_some_and(|path| is(path.trim().trim_matches('"')))
     }
 }
 
@@ -80,6 +96,15 @@ impl Places {
 
     fn plugin(&self, debugger: Debugger) -> PathBuf {
         self.data.join(debugger.plugin().0)
+    }
+
+    /// The file that the init file loads, and its text if that is not the plugin.
+    fn loaded(&self, debugger: Debugger) -> (PathBuf, Option<String>) {
+        let plugin = self.plugin(debugger);
+        match debugger.loader(&plugin) {
+            Some((name, text)) => (self.data.join(name), Some(text)),
+            None => (plugin, None),
+        }
     }
 }
 
@@ -117,10 +142,14 @@ fn install(places: &Places, debugger: Debugger) -> Result<String, Error> {
     }
     let init = debugger.init_file(&places.home);
     let before = read(&init)?;
-    let line = debugger.line(&plugin);
+    let (loaded, loader) = places.loaded(debugger);
+    let line = debugger.line(&loaded);
     std::fs::create_dir_all(&places.data)
         .map_err(|source| Error::Output { to: places.data.display().to_string(), source })?;
     Output::file(&plugin)?.write(debugger.plugin().1.as_bytes())?;
+    if let Some(text) = loader {
+        Output::file(&loaded)?.write(text.as_bytes())?;
+    }
     let mut after: String = before.split_inclusive('\n').filter(|l| !debugger.is_ours(l) || l.trim() == line).collect();
     if !after.lines().any(|l| l.trim() == line) {
         if !after.is_empty() && !after.ends_with('\n') {
@@ -150,10 +179,13 @@ fn uninstall(places: &Places, debugger: Debugger) -> Result<String, Error> {
         }
         done.push(format!("line removed from {}", init.display()));
     }
-    match std::fs::remove_file(&plugin) {
-        Ok(()) => done.push(format!("{} removed", plugin.display())),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(source) => return Err(Error::Output { to: plugin.display().to_string(), source }),
+    let (loaded, loader) = places.loaded(debugger);
+    for file in [Some(&plugin), loader.is_some().then_some(&loaded)].into_iter().flatten() {
+        match std::fs::remove_file(file) {
+            Ok(()) => done.push(format!("{} removed", file.display())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(Error::Output { to: file.display().to_string(), source }),
+        }
     }
     // Only if it is empty.
     let _ = std::fs::remove_dir(&places.data);
@@ -188,6 +220,21 @@ mod tests {
     }
 
     #[test]
+    fn a_gdb_without_python_is_told_and_reads_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = places(dir.path());
+        install(&places, Debugger::Gdb).unwrap();
+        let (loaded, text) = places.loaded(Debugger::Gdb);
+        let line = std::fs::read_to_string(dir.path().join(".gdbinit")).unwrap();
+        assert_eq!(line, format!("source {}\n", loaded.display()));
+        let text = text.unwrap();
+        assert_eq!(std::fs::read_to_string(&loaded).unwrap(), text);
+        let (without, with) = text.split_once("else\n").unwrap();
+        assert!(without.contains("if $_isvoid($_strlen)\n  echo wstate: this gdb has no Python"), "{text}");
+        assert!(with.contains(&format!("source {}\n", places.plugin(Debugger::Gdb).display())), "{text}");
+    }
+
+    #[test]
     fn the_rest_of_the_init_file_stays() {
         let dir = tempfile::tempdir().unwrap();
         let places = places(dir.path());
@@ -195,7 +242,7 @@ mod tests {
         let own = "set print pretty on\nsource /other/wstate_gdb.py";
         std::fs::write(&init, format!("source /old/place/wstate/wstate_gdb.py\n{own}")).unwrap();
         install(&places, Debugger::Gdb).unwrap();
-        let line = Debugger::Gdb.line(&places.plugin(Debugger::Gdb));
+        let line = Debugger::Gdb.line(&places.loaded(Debugger::Gdb).0);
         assert_eq!(std::fs::read_to_string(&init).unwrap(), format!("{own}\n{line}\n"));
         uninstall(&places, Debugger::Gdb).unwrap();
         assert_eq!(std::fs::read_to_string(&init).unwrap(), format!("{own}\n"));
