@@ -11,7 +11,7 @@ use crate::report::symbol_file::SymbolFile;
 use crate::report::text::{self, TextOptions};
 use crate::report::{Frame, FrameKind, Report, Thread};
 use crate::runtime::Provider;
-use crate::runtime::singlepass::find::{FindOptions, SinglepassProvider};
+use crate::runtime::all::{FindOptions, Runtimes};
 use crate::session::{self, Options, Source};
 use crate::target::callback::CallbackTarget;
 use crate::target::objects::Objects;
@@ -73,7 +73,7 @@ struct Settings {
 struct Stopped {
     target: CallbackTarget,
     objects: Objects,
-    provider: SinglepassProvider,
+    provider: Runtimes,
     options: Options,
     reports: HashMap<Asked, Rc<Report>>,
 }
@@ -277,7 +277,7 @@ impl Requests {
                 return Err(Failure::not_found("the debugger's target has no thread: is it running, or has it ended?"));
             }
             let objects = Objects::load(&target, &search);
-            let provider = SinglepassProvider::new(find);
+            let provider = Runtimes::new(&find);
             self.stopped = Some(Stopped { target, objects, provider, options, reports: HashMap::new() });
         }
         self.stopped.as_mut().ok_or_else(|| Failure::failed("the target is not known"))
@@ -516,7 +516,7 @@ impl Requests {
             return Err(Failure::not_found("the place in the Wasm function is not known"));
         };
         let s = self.stopped()?;
-        let Some(wasm) = s.provider.wasm_file(module) else {
+        let Some(wasm) = s.provider.runtime().wasm_file(module) else {
             let name = frame.module.as_deref().unwrap_or("the module").to_string();
             return Err(Failure::not_found(format!("the .wasm file of {name} is not known"))
                 .hint("name it with wasm files: set wasm files FILE.wasm in gdb, wasm set files FILE.wasm in lldb"));
@@ -577,7 +577,7 @@ fn bits(value: &crate::report::Value) -> Result<u64, Failure> {
         Failure::not_found(format!("the address is not known: {}", value.why.as_deref().unwrap_or("no value")))
     })?;
     // 32-bit memories: the upper half is junk.
-    Ok(bits.0 & u64::from(u32::MAX))
+    Ok(u64::from(bits.0 as u32))
 }
 
 fn frame_answer(place: &Place, m: &Message) -> Answer {

@@ -64,5 +64,8 @@ pub fn global(module: &Module, instance: u64, index: u32, memory: &dyn Memory) -
     let ty = imported.iter().chain(own).nth(index as usize).copied();
     // Reached through the context register: the address is what a reader can use.
     let offset = at.wrapping_sub(instance) as i64;
-    Ok(Value { ty, slot: Slot::Known { bits, place: Place::Memory { base: Reg::R15, offset, address: at } } })
+    Ok(Value {
+        ty,
+        slot: Slot::Known { bits: bits.into(), place: Place::Memory { base: Reg::R15, offset, address: at } },
+    })
 }

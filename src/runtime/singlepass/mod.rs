@@ -32,6 +32,7 @@ use super::code_map::{CodeMap, Detail};
 use super::{GuestFrame, GuestModule, Reach, Runtime, Value, Why};
 use crate::state::ExecutionStateImage;
 use crate::state::read::BoundaryRegisters;
+use crate::symbolize::wasm::WasmModule;
 use crate::target::{Memory, ThreadId};
 use crate::unwind::{Cursor, Next, Unwinder};
 use module::Module;
@@ -74,9 +75,9 @@ impl Runtime for Singlepass {
         &self.listed
     }
 
-    fn describe(&self, at: &Cursor, memory: &dyn Memory) -> Option<GuestFrame> {
-        let (index, module) = self.module_at(at.address.lookup())?;
-        frame::describe(module, index, at, memory)
+    fn describe(&self, at: &Cursor, memory: &dyn Memory) -> Vec<GuestFrame> {
+        let found = self.module_at(at.address.lookup());
+        found.map(|(index, module)| frame::describe(module, index, at, memory)).into_iter().collect()
     }
 
     fn notes(&self) -> &[String] {
@@ -96,6 +97,10 @@ impl Runtime for Singlepass {
 
     fn module_of(&self, address: u64) -> Option<usize> {
         self.module_at(address).map(|(index, _)| index)
+    }
+
+    fn wasm_file(&self, module: usize) -> Option<&WasmModule> {
+        self.modules.get(module)?.wasm.as_deref()
     }
 
     fn linear_memory(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<(u64, u64), Why> {
