@@ -249,6 +249,11 @@ impl Runtime for Runtimes {
         out
     }
 
+    fn check_instance(&self, instance: GuestInstance, memory: &dyn Memory) -> Result<(), Why> {
+        let (runtime, module) = self.place(instance.module)?;
+        runtime.check_instance(GuestInstance { module, ..instance }, memory)
+    }
+
     fn declared(&self, module: usize, memory: &dyn Memory) -> Declared {
         match self.place(module) {
             Ok((runtime, module)) => runtime.declared(module, memory),

@@ -377,6 +377,11 @@ pub trait Runtime: Unwinder {
         let _ = memory;
         Vec::new()
     }
+    /// Whether there is such an instance: a damaged frame may name any address.
+    fn check_instance(&self, instance: GuestInstance, memory: &dyn Memory) -> Result<(), Why> {
+        let _ = (instance, memory);
+        Ok(())
+    }
     /// What a module declares.
     fn declared(&self, module: usize, memory: &dyn Memory) -> Declared {
         let _ = (module, memory);

@@ -9,7 +9,7 @@ use super::{Singlepass, route_artifact, route_descriptor, route_heap, route_tls,
 use crate::arch::Reg;
 use crate::limits;
 use crate::runtime::all::FindOptions;
-use crate::runtime::{GuestModule, Provider, Runtime, Scene};
+use crate::runtime::{ExternKind, GlobalDecl, GuestExport, GuestModule, Provider, Runtime, Scene, ValType};
 use crate::state::{self, ModuleStateMap, SuspendOffset};
 use crate::symbolize::wasm::{FunctionFacts, ModuleFacts, PointKind, WasmModule};
 use crate::target::Memory;
@@ -112,11 +112,15 @@ impl SinglepassProvider {
                     return;
                 }
                 module.names = names(&described(&info));
-                let types = |globals: &[(_, bool)]| globals.iter().map(|(ty, _)| *ty).collect::<Vec<_>>();
-                if let (Ok(imported), Ok(own)) = (&info.imported_globals, &info.globals) {
-                    module.names.globals = Some((types(imported), types(own)));
-                }
+                module.names.globals = match (&info.imported_globals, &info.globals) {
+                    (Ok(imported), Ok(own)) => {
+                        Some((imported.iter().chain(own).map(global).collect(), imported.len() as u64))
+                    }
+                    _ => None,
+                };
                 module.names.memories = info.memories.as_ref().ok().copied();
+                module.names.tables = info.tables.as_ref().ok().copied();
+                module.names.exports = info.exports.as_ref().ok().map(|all| all.iter().map(exported).collect());
                 if let Ok(backend) = &info.backend {
                     module.backend = backend.clone();
                 }
@@ -136,7 +140,9 @@ impl SinglepassProvider {
 
     /// Writes what readers see of module `i`.
     fn list(&mut self, i: usize) {
-        let (Some(module), Some(anchor)) = (self.runtime.modules.get(i), self.anchors.get(i)) else { return };
+        let (Some(module), Some(anchor)) = (self.runtime.modules.get_mut(i), self.anchors.get(i)) else { return };
+        module.inner = anchor.module_inner;
+        module.instances.clone_from(&anchor.vmctx);
         // The file that the user named is the name the user knows.
         let file = module.wasm_path.as_ref().and_then(|p| p.file_name()).map(|n| n.to_string_lossy().into_owned());
         let own = file.or_else(|| module.names.module.clone());
@@ -411,29 +417,48 @@ impl HostLayouts {
     }
 }
 
-/// Names and signatures, from the runtime's description of the module.
+fn global(&(ty, mutable): &(ValType, bool)) -> GlobalDecl {
+    GlobalDecl { ty: Some(ty), mutable: Some(mutable) }
+}
+
+fn exported((name, export): &(String, Export)) -> GuestExport {
+    let (kind, index) = match *export {
+        Export::Function(index) => (ExternKind::Function, index),
+        Export::Memory(index) => (ExternKind::Memory, index),
+        Export::Global(index) => (ExternKind::Global, index),
+        Export::Table(index) => (ExternKind::Table, index),
+    };
+    GuestExport { name: name.clone(), kind, index }
+}
+
+/// Names, signatures and declarations, from the runtime's description of the module.
 fn names(info: &ModuleInfo) -> Names {
     let functions = 0..info.function_types.len() as u32;
+    let globals = info.imported_globals.iter().map(|g| g.item).chain(info.globals.iter().copied());
+    let count = |imported: usize, own: usize| Some((imported as u64, own as u64));
     Names {
+        globals: Some((globals.map(|g| global(&(g.ty, g.mutable))).collect(), info.imported_globals.len() as u64)),
+        memories: count(info.imported_memories.len(), info.memories.len()),
+        tables: count(info.imported_tables.len(), info.tables.len()),
+        exports: Some(info.exports.iter().map(exported).collect()),
         functions: info.function_names().into_iter().collect(),
         signatures: functions
             .filter_map(|f| info.signature(f).map(|s| (f, (s.params.clone(), s.results.clone()))))
             .collect(),
         module: info.module_name(),
-        ..Names::default()
     }
 }
 
 /// The same description, read field by field out of the host's memory. A field that could not be read is empty here.
 fn described(info: &MemoryModuleInfo) -> ModuleInfo {
     let imports = info.imported_functions.iter().flatten();
-    let exports = info.function_exports.iter().flatten();
+    let exports = info.exports.iter().flatten();
     let section = info.name_section.as_ref().ok().cloned().flatten();
     ModuleInfo {
         imported_functions: imports
             .map(|(module, name)| Import { module: module.clone(), name: name.clone(), item: () })
             .collect(),
-        exports: exports.map(|(name, index)| (name.clone(), Export::Function(*index))).collect(),
+        exports: exports.cloned().collect(),
         function_types: info.func_assoc.clone().unwrap_or_default(),
         signatures: info
             .signatures
@@ -465,9 +490,4 @@ fn facts(module: &Module) -> ModuleFacts {
     }
     // Indices are dense (`finalize` numbers every function); a map with holes belongs to no file.
     ModuleFacts { imported_functions: Some(module.import_count), functions: by_index.into_values().collect() }
-}
-
-/// Instances of a module seen so far.
-pub fn instances(provider: &SinglepassProvider, module: usize) -> &[u64] {
-    provider.anchors.get(module).map_or(&[], |a| &a.vmctx)
 }
