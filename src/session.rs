@@ -1,5 +1,9 @@
 //! One question answered: a target in, a [`Report`] out.
 
+mod contents;
+
+pub use contents::{InstanceChoice, MemoryRange, Sink, contents, contents_of, export_coredump, linear_memory};
+
 use crate::arch::CodeAddress;
 use crate::error::Error;
 use crate::limits;

@@ -2,11 +2,14 @@
 //!
 //! The doc comments of these types are also the text of the JSON schema (`wstate schema`).
 
+pub mod contents;
 pub mod elf_symbols;
+pub mod hexdump;
 pub mod json;
 pub mod symbol_file;
 pub mod text;
 pub mod values;
+pub mod wasm_coredump;
 
 #[cfg(test)]
 mod tests;

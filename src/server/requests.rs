@@ -7,6 +7,7 @@ use super::wire::{Message, Wire, hex, number};
 use crate::limits;
 use crate::output::Output;
 use crate::progress::Progress;
+use crate::report::hexdump;
 use crate::report::symbol_file::SymbolFile;
 use crate::report::text::{self, TextOptions};
 use crate::report::{Frame, FrameKind, Report, Thread};
@@ -429,7 +430,7 @@ impl Requests {
         let linear = self.linear_bytes(&place, index, address, length)?;
         Ok(message([
             ("data", hex(&linear.bytes).into()),
-            ("text", dump(address, &linear.bytes).into()),
+            ("text", hexdump::lines(address, &linear.bytes).into()),
             ("size", format!("{:#x}", linear.size).into()),
             ("base", format!("{:#x}", linear.base).into()),
         ]))
@@ -600,16 +601,4 @@ fn frame_answer(place: &Place, m: &Message) -> Answer {
         ("frame", to_json(&frame)?),
         ("text", text.into()),
     ]))
-}
-
-/// Sixteen bytes a line, as addresses of the linear memory.
-fn dump(address: u64, bytes: &[u8]) -> String {
-    let mut out = String::new();
-    for (i, line) in bytes.chunks(16).enumerate() {
-        let digits: Vec<String> = line.iter().map(|b| format!("{b:02x}")).collect();
-        let letters: String =
-            line.iter().map(|&b| if (0x20..0x7f).contains(&b) { char::from(b) } else { '.' }).collect();
-        out += &format!("{:#010x}  {:<47}  {letters}\n", address + 16 * i as u64, digits.join(" "));
-    }
-    out
 }
