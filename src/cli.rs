@@ -77,6 +77,57 @@ Examples:
   wstate symbols -c core.4711 -e ./near-host --wasm app.wasm -o wasm.sym
   gdb ./near-host core.4711 -ex 'add-symbol-file wasm.sym' -ex bt";
 
+const MODULES_HELP: &str = "\
+Lists the Wasm modules of a process or core with their instances, linear memories, globals and tables; with --functions and \
+--exports these too. What is not known says why.
+
+Instances are found along the stacks and through the runtime's own structures; one that no thread runs in may be missing. \
+Their numbers are for `wstate memory --instance`. They are the same each time for a core; for a process they are those of \
+the moment, while addresses stay.
+
+Exit codes: 0 everything that was asked for is there, 1 something is not known, 2 no Wasm module found or an error, 64 wrong \
+usage.";
+
+const MODULES_EXAMPLES: &str = "\
+Examples:
+  wstate modules -p 4711
+  wstate modules -c core.4711 -e ./near-host --exports
+  wstate modules -c core.4711 --wasm app.wasm --functions --json";
+
+const MEMORY_HELP: &str = "\
+Prints bytes of a linear memory by their address in it, sixteen a line, or with --raw as they are. ADDR and LEN are decimal, or \
+hexadecimal with 0x.
+
+Without --instance the only instance with that memory is meant; `wstate modules` lists them. Of a process the bytes are \
+copied while it runs.
+
+Exit codes: 0 printed, 2 not inside of the memory, not readable or an error, 64 wrong usage.";
+
+const MEMORY_EXAMPLES: &str = "\
+Examples:
+  wstate memory -p 4711 0x400 64
+  wstate memory -c core.4711 --instance 1 --memory 0 1024 256
+  wstate memory -c core.4711 --instance 0x558d2b001000 0 0x10000 --raw --output page.bin";
+
+const EXPORT_HELP: &str = "\
+Writes the Wasm state of a process or core in another program's format.
+
+--wasm-coredump: the coredump format of the WebAssembly tool conventions, with modules, instances, memories, globals and one \
+stack for each thread that has Wasm frames. Locals and operands need types (--wasm FILE), and so do code offsets. Values that \
+are not known, vectors and references are written as missing; what else is missing is told. Of a process the memory is copied \
+while it runs.
+
+--compat wasmgdb: as wasmgdb 0.2.2 reads it, which is not as the conventions have it: no operand stacks, one memory as one \
+segment, no globals.
+
+Exit codes: 0 written, 1 written but something is missing, 2 no Wasm module found or an error, 64 wrong usage.";
+
+const EXPORT_EXAMPLES: &str = "\
+Examples:
+  wstate export -p 4711 --wasm-coredump app.coredump
+  wstate export -c core.4711 -e ./near-host --wasm app.wasm --wasm-coredump app.coredump
+  wstate export -c core.4711 --wasm app.wasm --compat wasmgdb --wasm-coredump app.coredump";
+
 /// Mixed native and Wasm backtraces of live processes and cores.
 #[derive(Debug, Parser)]
 #[command(
@@ -86,7 +137,9 @@ Examples:
     after_help = EXAMPLES,
     override_usage = "wstate attach [OPTIONS] <PID>\n       wstate core [OPTIONS] <CORE> [EXE]\n       \
         wstate [OPTIONS] --pid <PID>\n       wstate [OPTIONS] --core <CORE> [--executable <EXE>]\n       \
-        wstate symbols [OPTIONS] --pid <PID> -o <FILE>\n       wstate doctor [PID]\n       wstate plugin <install|uninstall|path> [gdb|lldb]\n       wstate schema",
+        wstate symbols [OPTIONS] --pid <PID> -o <FILE>\n       \
+        wstate modules [OPTIONS] --pid <PID>\n       wstate memory [OPTIONS] --pid <PID> <ADDR> <LEN>\n       \
+        wstate export [OPTIONS] --pid <PID> --wasm-coredump <FILE>\n       wstate doctor [PID]\n       wstate plugin <install|uninstall|path> [gdb|lldb]\n       wstate schema",
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     arg_required_else_help = true,
@@ -132,16 +185,57 @@ pub enum Command {
         after_help = SYMBOLS_EXAMPLES
     )]
     Symbols(Symbols),
+    /// List modules, instances, memories, globals and tables
+    #[command(
+        override_usage = "wstate modules [OPTIONS] --pid <PID>\n       \
+            wstate modules [OPTIONS] --core <CORE> [--executable <EXE>]",
+        long_about = MODULES_HELP,
+        after_help = MODULES_EXAMPLES
+    )]
+    Modules(Modules),
+    /// Print bytes of a linear memory
+    #[command(
+        override_usage = "wstate memory [OPTIONS] --pid <PID> <ADDR> <LEN>\n       \
+            wstate memory [OPTIONS] --core <CORE> [--executable <EXE>] <ADDR> <LEN>",
+        long_about = MEMORY_HELP,
+        after_help = MEMORY_EXAMPLES
+    )]
+    Memory(Memory),
+    /// Write a Wasm coredump
+    #[command(
+        override_usage = "wstate export [OPTIONS] --pid <PID> --wasm-coredump <FILE>\n       \
+            wstate export [OPTIONS] --core <CORE> [--executable <EXE>] --wasm-coredump <FILE>",
+        long_about = EXPORT_HELP,
+        after_help = EXPORT_EXAMPLES
+    )]
+    Export(Export),
     /// Say what would stop an attach, and the next step
     #[command(long_about = DOCTOR_HELP)]
     Doctor(Doctor),
     /// Print the JSON schema of reports
-    Schema,
+    Schema(Schema),
     /// Answer a debugger's plugin (see `wstate plugin`)
     Serve(Serve),
     /// Install, remove or locate the plugins for gdb and lldb
     #[command(long_about = PLUGIN_HELP, after_help = PLUGIN_EXAMPLES)]
     Plugin(Plugin),
+}
+
+/// `wstate schema`.
+#[derive(Debug, Args)]
+pub struct Schema {
+    /// Which document
+    #[arg(value_enum, default_value_t = Document::Report)]
+    pub document: Document,
+}
+
+/// A JSON document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Document {
+    /// What attach and core print
+    Report,
+    /// What modules prints
+    Modules,
 }
 
 /// `wstate serve`.
@@ -288,6 +382,160 @@ impl Symbols {
             ..session::Options::new(source)
         })
     }
+}
+
+/// The target and where to look for things, for commands that print no stacks.
+#[derive(Clone, Debug, Args)]
+pub struct Where {
+    /// The process
+    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..),
+        required_unless_present = "core", conflicts_with_all = ["core", "executable"])]
+    pub pid: Option<u32>,
+    /// The core file
+    #[arg(short, long, value_name = "CORE")]
+    pub core: Option<PathBuf>,
+    /// The executable that wrote the core
+    #[arg(short, long, value_name = "EXE", requires = "core")]
+    pub executable: Option<PathBuf>,
+    /// Tell what is being done
+    #[arg(short, long)]
+    pub verbose: bool,
+
+    /// A .wasm file that runs in the target, for names and types (repeatable)
+    #[arg(long, value_name = "FILE", help_heading = "Finding things")]
+    pub wasm: Vec<PathBuf>,
+    /// A cached artifact file of a module in the target (repeatable)
+    #[arg(long, value_name = "FILE", help_heading = "Finding things")]
+    pub artifact: Vec<PathBuf>,
+    /// Look for modules only this way (repeatable)
+    #[arg(long, value_enum, value_name = "ROUTE", help_heading = "Finding things")]
+    pub route: Vec<Route>,
+    /// Look for the target's files under DIR first
+    #[arg(long, value_name = "DIR", help_heading = "Finding things")]
+    pub sysroot: Option<PathBuf>,
+    /// Look for separate debug files in DIR (repeatable)
+    #[arg(long, value_name = "DIR", help_heading = "Finding things")]
+    pub debug_dir: Vec<PathBuf>,
+}
+
+impl Where {
+    /// The question to ask, or a usage error. `values`: with locals and operand stacks.
+    pub fn options(&self, values: bool) -> Result<session::Options, String> {
+        let source = match (self.pid, &self.core) {
+            (Some(pid), _) => session::Source::Pid(pid),
+            (None, Some(core)) => session::Source::Core { core: core.clone(), executable: self.executable.clone() },
+            (None, None) => return Err("a PID or a CORE is needed".to_string()),
+        };
+        if self.route.contains(&Route::Artifact) && self.artifact.is_empty() {
+            return Err("--route artifact needs --artifact FILE".to_string());
+        }
+        Ok(session::Options {
+            wasm: self.wasm.clone(),
+            artifacts: self.artifact.clone(),
+            routes: self.route.iter().map(|&r| r.into()).collect(),
+            sysroot: self.sysroot.clone(),
+            debug_dirs: self.debug_dir.clone(),
+            values,
+            names: false,
+            verbose: self.verbose,
+            ..session::Options::new(source)
+        })
+    }
+}
+
+/// `wstate modules`.
+#[derive(Debug, Args)]
+pub struct Modules {
+    /// List the functions of each module
+    #[arg(long)]
+    pub functions: bool,
+    /// List the exports of each module
+    #[arg(long)]
+    pub exports: bool,
+    /// JSON instead of text; `wstate schema modules` describes it
+    #[arg(short, long)]
+    pub json: bool,
+    /// Never use colour
+    #[arg(long)]
+    pub no_color: bool,
+    /// The target.
+    #[command(flatten)]
+    pub place: Where,
+}
+
+/// `wstate memory`.
+#[derive(Debug, Args)]
+pub struct Memory {
+    /// First address in the linear memory
+    #[arg(value_name = "ADDR", value_parser = number)]
+    pub address: u64,
+    /// Number of bytes
+    #[arg(value_name = "LEN", value_parser = number)]
+    pub len: u64,
+    /// Of this instance: its number in `wstate modules`, or its address (0x...)
+    #[arg(long, value_name = "N", value_parser = instance)]
+    pub instance: Option<session::InstanceChoice>,
+    /// Of this memory of the instance
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub memory: u32,
+    /// The bytes as they are
+    #[arg(long)]
+    pub raw: bool,
+    /// Write to FILE, which is replaced only when everything is written
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// The target.
+    #[command(flatten)]
+    pub place: Where,
+}
+
+impl Memory {
+    /// What is asked for.
+    pub fn range(&self) -> session::MemoryRange {
+        session::MemoryRange {
+            instance: self.instance.unwrap_or(session::InstanceChoice::Only),
+            memory: self.memory,
+            address: self.address,
+            len: self.len,
+        }
+    }
+}
+
+/// `wstate export`.
+#[derive(Debug, Args)]
+pub struct Export {
+    /// Write a Wasm coredump to FILE, which is replaced only when everything is written
+    #[arg(long, value_name = "FILE", required = true)]
+    pub wasm_coredump: PathBuf,
+    /// In the shape that this reader wants
+    #[arg(long, value_enum, value_name = "READER")]
+    pub compat: Option<Compat>,
+    /// The target.
+    #[command(flatten)]
+    pub place: Where,
+}
+
+/// A reader of coredumps that wants another shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Compat {
+    /// wasmgdb 0.2.2
+    Wasmgdb,
+}
+
+fn number(text: &str) -> Result<u64, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|e| e.to_string())
+}
+
+fn instance(text: &str) -> Result<session::InstanceChoice, String> {
+    let n = number(text)?;
+    if text.starts_with("0x") {
+        return Ok(session::InstanceChoice::Address(n));
+    }
+    u32::try_from(n).map(session::InstanceChoice::Number).map_err(|e| e.to_string())
 }
 
 /// Options that `attach` and `core` share.

@@ -155,3 +155,5 @@ pub const MAX_SYMBOL_PLACES: usize = 50_000_000;
 pub const MAX_DESCRIBED_FUNCTIONS: usize = 20_000;
 /// Bytes of anonymous executable memory that are searched for native routines.
 pub const MAX_ROUTINE_SEARCH: u64 = 64 << 20;
+/// Bytes of a linear memory that is written into a coredump. Only a memory with 64-bit addresses can have more than 4 GiB.
+pub const MAX_EXPORTED_MEMORY: u64 = 64 << 30;

@@ -3,12 +3,14 @@
 use clap::{CommandFactory, Parser};
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
-use wstate::cli::{Cli, Command, Format, Show, Symbols};
+use wstate::cli::{self, Cli, Command, Format, Show, Symbols};
 use wstate::doctor::{self, Doctor};
 use wstate::error::Error;
 use wstate::output::Output;
+use wstate::report::contents::{self, Lists};
 use wstate::report::symbol_file::SymbolFile;
-use wstate::report::{Completeness, json, text};
+use wstate::report::wasm_coredump::Compat;
+use wstate::report::{Completeness, hexdump, json, text};
 use wstate::session::{self, Source};
 use wstate::{plugin, server};
 
@@ -75,6 +77,9 @@ fn run(cli: Cli) -> Result<u8, Failure> {
             show(&c.show, Source::Core { core, executable }, false)
         }
         Some(Command::Symbols(s)) => symbols(&s),
+        Some(Command::Modules(m)) => modules(&m),
+        Some(Command::Memory(m)) => memory(&m),
+        Some(Command::Export(e)) => export(&e),
         Some(Command::Doctor(d)) => {
             let mut doctor = Doctor::examine(d.pid);
             if let Some(pid) = d.pid
@@ -105,8 +110,12 @@ fn run(cli: Cli) -> Result<u8, Failure> {
             Output::stdout().write(lines.as_bytes())?;
             Ok(0)
         }
-        Some(Command::Schema) => {
-            Output::stdout().write(json::schema().as_bytes())?;
+        Some(Command::Schema(s)) => {
+            let schema = match s.document {
+                cli::Document::Report => json::schema(),
+                cli::Document::Modules => json::contents_schema(),
+            };
+            Output::stdout().write(schema.as_bytes())?;
             Ok(0)
         }
         None => match (cli.pid, cli.core) {
@@ -132,6 +141,59 @@ fn symbols(command: &Symbols) -> Result<u8, Failure> {
     }
     Output::stdout().write(file.commands().as_bytes())?;
     Ok(if map.notes.is_empty() { 0 } else { PARTIAL })
+}
+
+fn modules(command: &cli::Modules) -> Result<u8, Failure> {
+    let options = command.place.options(false).map_err(Failure::Usage)?;
+    let lists = Lists { functions: command.functions, exports: command.exports };
+    let contents = session::contents(&options, lists)?;
+    let text = if command.json {
+        json::document(&contents, false)
+    } else {
+        let verbose = command.place.verbose;
+        contents::render(
+            &contents,
+            text::TextOptions { color: color(command.no_color), verbose, ..text::TextOptions::default() },
+        )
+    };
+    Output::stdout().write(text.as_bytes())?;
+    Ok(match contents.contents.is_empty() {
+        true => FATAL,
+        false if contents.refused || !contents.is_complete() => PARTIAL,
+        false => 0,
+    })
+}
+
+fn memory(command: &cli::Memory) -> Result<u8, Failure> {
+    let options = command.place.options(false).map_err(Failure::Usage)?;
+    if command.raw && command.output.is_none() && io::stdout().is_terminal() {
+        return Err(Failure::Usage("--raw writes binary data: use --output FILE or a pipe".to_string()));
+    }
+    let output = match &command.output {
+        Some(path) => Output::file(path)?,
+        None => Output::stdout(),
+    };
+    output.write_with(|out| {
+        session::linear_memory(&options, command.range(), &mut |address, bytes| {
+            let written = match command.raw {
+                true => out.write_all(bytes),
+                false => out.write_all(hexdump::lines(address, bytes).as_bytes()),
+            };
+            written.map_err(|source| Error::Output { to: String::new(), source })
+        })
+    })?;
+    Ok(0)
+}
+
+fn export(command: &cli::Export) -> Result<u8, Failure> {
+    let options = command.place.options(true).map_err(Failure::Usage)?;
+    let compat = command.compat.map(|cli::Compat::Wasmgdb| Compat::Wasmgdb);
+    let output = Output::file(&command.wasm_coredump)?;
+    let notes = output.write_with(|out| session::export_coredump(&options, compat, out))?;
+    for note in &notes {
+        let _ = writeln!(io::stderr().lock(), "wstate: note: {}", text::clean_message(note));
+    }
+    Ok(if notes.is_empty() { 0 } else { PARTIAL })
 }
 
 fn show(show: &Show, source: Source, settle: bool) -> Result<u8, Failure> {

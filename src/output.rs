@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use std::fs::{File, Permissions};
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
@@ -56,6 +56,33 @@ impl Output {
             other => other.map_err(|source| Error::Output { to: self.name, source }),
         }
     }
+
+    /// Lets `work` write piece by piece. If it fails, a file keeps what it holds.
+    pub fn write_with<T: Default>(self, work: impl FnOnce(&mut dyn Write) -> Result<T, Error>) -> Result<T, Error> {
+        let name = self.name;
+        let failed = |source| Error::Output { to: name.clone(), source };
+        let result = match self.to {
+            To::Stdout => {
+                let mut out = BufWriter::new(io::stdout().lock());
+                work(&mut out).and_then(|done| out.flush().map(|()| done).map_err(failed))
+            }
+            To::Special(file) => {
+                let mut out = BufWriter::new(file);
+                work(&mut out).and_then(|done| out.flush().map(|()| done).map_err(failed))
+            }
+            To::Beside { mut temporary, path, mode } => {
+                let mut out = BufWriter::new(temporary.as_file_mut());
+                let done = work(&mut out).and_then(|done| out.flush().map(|()| done).map_err(failed));
+                drop(out);
+                done.and_then(|done| persist(temporary, &path, mode).map(|()| done).map_err(failed))
+            }
+        };
+        match result {
+            Err(Error::Output { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => Ok(T::default()),
+            Err(Error::Output { source, .. }) => Err(Error::Output { to: name, source }),
+            other => other,
+        }
+    }
 }
 
 fn open(path: &Path) -> io::Result<To> {
@@ -84,6 +111,10 @@ fn open(path: &Path) -> io::Result<To> {
 
 fn replace(mut temporary: NamedTempFile, path: &Path, mode: Option<Permissions>, bytes: &[u8]) -> io::Result<()> {
     temporary.as_file_mut().write_all(bytes)?;
+    persist(temporary, path, mode)
+}
+
+fn persist(temporary: NamedTempFile, path: &Path, mode: Option<Permissions>) -> io::Result<()> {
     if let Some(mode) = mode {
         temporary.as_file().set_permissions(mode)?;
     }
@@ -122,6 +153,25 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
         assert_eq!(entries(dir.path()), ["report.json"]);
+    }
+
+    #[test]
+    fn a_failure_half_way_leaves_the_old_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("dump");
+        std::fs::write(&path, "old").unwrap();
+        let failed = Output::file(&path).unwrap().write_with(|out| -> Result<(), Error> {
+            out.write_all(b"half").unwrap();
+            Err(Error::NotFound { what: "the rest".to_string() })
+        });
+        assert_eq!(failed.unwrap_err().to_string(), "the rest");
+        assert_eq!((std::fs::read(&path).unwrap(), entries(dir.path())), (b"old".to_vec(), vec!["dump".to_string()]));
+        let write =
+            |out: &mut dyn Write| out.write_all(b"new").map_err(|source| Error::Output { to: "?".into(), source });
+        Output::file(&path).unwrap().write_with(write).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+        let e = Output::file(Path::new("/dev/full")).unwrap().write_with(write).unwrap_err();
+        assert!(e.to_string().starts_with("cannot write /dev/full: No space left"), "{e}");
     }
 
     #[test]

@@ -1,13 +1,17 @@
 //! One question answered: a target in, a [`Report`] out.
 
+mod contents;
+
+pub use contents::{InstanceChoice, MemoryRange, Sink, contents, contents_of, export_coredump, linear_memory};
+
 use crate::arch::CodeAddress;
 use crate::error::Error;
 use crate::limits;
 use crate::progress::{self, Progress};
 use crate::report::{self, Frame, FrameKind, Function, Hex, OpPosition, Report, WasmPlace};
+use crate::runtime::all::{FindOptions, Runtimes};
 use crate::runtime::code_map::{CodeMap, CompiledFunction, CompiledModule, Detail};
 pub use crate::runtime::singlepass::anchor::Route;
-use crate::runtime::singlepass::find::{FindOptions, SinglepassProvider};
 use crate::runtime::{GuestFrame, GuestKind, Position, Provider, Reach, Runtime, Scene};
 use crate::symbolize::native::NativeSymbolizer;
 use crate::target::core::CoreTarget;
@@ -121,8 +125,7 @@ pub struct Outcome {
 pub fn run(options: &Options) -> Result<Outcome, Error> {
     let search = options.search_paths();
     let progress = progress::stderr(options.verbose);
-    let mut provider =
-        SinglepassProvider::new(FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
+    let mut provider = Runtimes::new(&FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
     let outcome = match &options.source {
         Source::Pid(pid) => {
             let target = LiveTarget::capture(*pid, &CaptureOptions::default())?;
@@ -152,7 +155,7 @@ pub fn run(options: &Options) -> Result<Outcome, Error> {
 pub fn run_on(target: &dyn Target, options: &Options) -> Result<Outcome, Error> {
     let search = options.search_paths();
     let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?;
-    analyse(target, options, &search, &mut SinglepassProvider::new(found), &progress::Silent)
+    analyse(target, options, &search, &mut Runtimes::new(&found), &progress::Silent)
 }
 
 /// The compiled code of a target, described for a debugger. `all`: locals and operands of every function, however many
@@ -169,8 +172,7 @@ pub fn code_map(options: &Options, all: bool) -> Result<CodeMap, Error> {
 pub fn code_map_of(target: &dyn Target, options: &Options, all: bool) -> Result<CodeMap, Error> {
     let search = options.search_paths();
     let progress = progress::stderr(options.verbose);
-    let mut provider =
-        SinglepassProvider::new(FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
+    let mut provider = Runtimes::new(&FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
     let objects = Objects::load(target, &search);
     Ok(code_map_with(target, &objects, &mut provider, &progress, all))
 }
@@ -179,7 +181,7 @@ pub fn code_map_of(target: &dyn Target, options: &Options, all: bool) -> Result<
 pub fn code_map_with(
     target: &dyn Target,
     objects: &Objects,
-    provider: &mut SinglepassProvider,
+    provider: &mut Runtimes,
     progress: &dyn Progress,
     all: bool,
 ) -> CodeMap {
@@ -330,7 +332,6 @@ fn walk_all(
 ) -> Vec<Option<Stack>> {
     let mut stacks: Vec<Option<Stack>> = vec![None; threads.len()];
     let mut again: Vec<usize> = (0..threads.len()).collect();
-    let compiled = target.mappings().iter().any(|m| m.execute && m.is_anonymous());
     for round in 0..MAX_ROUNDS {
         let runtime = provider.runtime();
         let mut unknown: Vec<Cursor> = Vec::new();
@@ -356,7 +357,7 @@ fn walk_all(
             stacks[i] = Some(stack);
         }
         // The first round looks even where no frame needs it: the modules of an idle process are worth a line.
-        if unknown.is_empty() && ((round > 0 && !lost) || !compiled) {
+        if unknown.is_empty() && round > 0 && !lost {
             break;
         }
         if provider.discover(scene, &unknown, lost) == 0 {
@@ -407,7 +408,7 @@ fn analyse(
     target: &dyn Target,
     options: &Options,
     search: &SearchPaths,
-    provider: &mut SinglepassProvider,
+    provider: &mut Runtimes,
     progress: &dyn Progress,
 ) -> Result<Outcome, Error> {
     let objects = Objects::load(target, search);
@@ -428,7 +429,7 @@ pub fn analyse_target(
     target: &dyn Target,
     objects: &Objects,
     options: &Options,
-    provider: &mut SinglepassProvider,
+    provider: &mut Runtimes,
     progress: &dyn Progress,
 ) -> Result<Outcome, Error> {
     let native = Native::new(target, objects);
@@ -462,8 +463,8 @@ fn image_of(
     for (thread, stack) in threads.iter().zip(stacks) {
         let frames = stack.iter().flat_map(|s| &s.frames).map(|f| &f.cursor);
         let first = frames.into_iter().find_map(|c| {
-            let frame = view.runtime.describe(c, memory)?;
-            (frame.kind == GuestKind::Wasm).then_some((c, frame))
+            let frame = view.runtime.describe(c, memory).into_iter().find(|f| f.kind == GuestKind::Wasm)?;
+            Some((c, frame))
         });
         if let Some((cursor, frame)) = first {
             let above = stack.iter().flat_map(|s| &s.frames).take_while(|f| !std::ptr::eq(&f.cursor, cursor));
@@ -536,12 +537,14 @@ impl View<'_> {
             path,
             signal: target.threads().first().and_then(|t| t.signal),
         });
-        if !self.runtime.modules().is_empty() {
-            let modules = self.runtime.modules().iter().enumerate();
-            report.runtimes.push(report::Runtime {
-                name: self.runtime.name().to_string(),
-                modules: modules.map(|(i, m)| report::Module::new(i as u32, m)).collect(),
-            });
+        for (i, module) in self.runtime.modules().iter().enumerate() {
+            let row = report::Module::new(i as u32, module);
+            match report.runtimes.iter_mut().find(|r| r.name == module.runtime) {
+                Some(runtime) => runtime.modules.push(row),
+                None => {
+                    report.runtimes.push(report::Runtime { name: module.runtime.to_string(), modules: vec![row] });
+                }
+            }
         }
         report.objects_problems = self.objects.iter().filter_map(|o| o.problem.clone()).collect();
         report.notes = target.notes().to_vec();
@@ -585,21 +588,30 @@ impl View<'_> {
         if self.options.verbose {
             base.registers = Some(report::values::registers(&at.registers));
         }
-        if let Some(guest) = self.runtime.describe(at, self.target) {
-            let mut frame = self.guest(base, &guest);
+        let guests = self.runtime.describe(at, self.target);
+        if !guests.is_empty() {
             // rbp still held the frame of the Wasm function that called the host, so that function was passed over:
             // seen in cores of hosts without frame pointers whose executable is missing.
             let after_native = out.last().is_some_and(|f| f.kind != FrameKind::Wasm);
-            if frame.kind == FrameKind::Wasm && frame.trust == Some(report::Trust::FramePointer) && after_native {
-                frame.notes.push(
-                    "found past native code without unwind information: Wasm frames called from here may be missing"
-                        .to_string(),
-                );
+            let trust = base.trust;
+            for (i, guest) in guests.iter().enumerate() {
+                let mut one = base.clone();
+                one.index = Some(out.len() as u32);
+                let mut frame = self.guest(one, guest);
+                if i == 0 && frame.kind == FrameKind::Wasm && trust == Some(report::Trust::FramePointer) && after_native
+                {
+                    frame.notes.push(
+                        "found past native code without unwind information: Wasm frames called from here may be missing"
+                            .to_string(),
+                    );
+                }
+                if i == 0 && trust == Some(report::Trust::Scan) {
+                    frame
+                        .notes
+                        .push("native frames before this one may be missing: they could not be unwound".to_string());
+                }
+                out.push(frame);
             }
-            if frame.trust == Some(report::Trust::Scan) {
-                frame.notes.push("native frames before this one may be missing: they could not be unwound".to_string());
-            }
-            out.push(frame);
             return;
         }
         if let Some(object) = self.objects.find(at.address.lookup()) {
@@ -678,6 +690,7 @@ impl View<'_> {
             index: guest.function,
             local_index: guest.local_function,
             offset: guest.function_offset.map(Hex),
+            inlined: guest.inlined.then_some(true),
             ..Function::default()
         });
         base.instance = guest.instance.map(Hex);
@@ -695,10 +708,14 @@ impl View<'_> {
             file: None,
             line: None,
         };
+        if let Position::Offset(offset) = guest.position {
+            place.offset = Some(Hex(offset));
+        }
         if let Some(operator) = &guest.operator {
             place.offset = Some(Hex(operator.offset));
             // Behind a point the pc may be at any later operator.
-            place.op = matches!(guest.position, Position::Operator(_)).then(|| operator.text.clone());
+            let exact = matches!(guest.position, Position::Operator(_) | Position::Offset(_));
+            place.op = operator.text.clone().filter(|_| exact);
             place.file = operator.file.clone();
             place.line = operator.line;
         }
@@ -706,6 +723,7 @@ impl View<'_> {
         if self.options.values {
             (base.locals, base.locals_why) = report::Value::list(&guest.locals);
             (base.stack, base.stack_why) = report::Value::list(&guest.stack);
+            base.variables = guest.variables.iter().map(report::Variable::new).collect();
         }
         base
     }
@@ -716,7 +734,7 @@ fn settle(
     first: LiveTarget,
     options: &Options,
     search: &SearchPaths,
-    provider: &mut SinglepassProvider,
+    provider: &mut Runtimes,
     progress: &dyn Progress,
 ) -> Result<Outcome, Error> {
     // The modules must be known before stepping: the points are theirs.

@@ -49,6 +49,21 @@ fn help_of_symbols() {
 }
 
 #[test]
+fn help_of_modules() {
+    insta::assert_snapshot!(help(&["modules", "--help"]));
+}
+
+#[test]
+fn help_of_memory() {
+    insta::assert_snapshot!(help(&["memory", "--help"]));
+}
+
+#[test]
+fn help_of_export() {
+    insta::assert_snapshot!(help(&["export", "--help"]));
+}
+
+#[test]
 fn help_of_doctor() {
     insta::assert_snapshot!(help(&["doctor", "--help"]));
 }
@@ -119,6 +134,16 @@ fn wrong_usage_is_64_and_says_so_on_stderr_only() {
         &["--json"],
         &["-p", "1", "doctor"],
         &["doctor", "x"],
+        &["modules"],
+        &["modules", "-p", "1", "-c", "c"],
+        &["modules", "-p", "1", "--route", "artifact"],
+        &["memory", "-p", "1", "0"],
+        &["memory", "-p", "1", "0", "-1"],
+        &["memory", "-p", "1", "0x", "1"],
+        &["memory", "-p", "1", "--instance", "x", "0", "1"],
+        &["export", "-p", "1"],
+        &["export", "-p", "1", "--wasm-coredump", "/tmp/x", "--compat", "gdb"],
+        &["schema", "frames"],
         &["frobnicate"],
     ] {
         let (code, out, err) = run(args);

@@ -129,7 +129,7 @@ fn compare_display(frames: &[&Frame], image: &wstate::state::ExecutionStateImage
                 return Err(format!("frame {i}: {} {what} are displayed, it has {}", list.len(), truth.len()));
             }
             for (j, (value, truth)) in list.iter().zip(truth).enumerate() {
-                let bits = value.bits.map(|b| b.0);
+                let bits = value.bits.and_then(|b| u64::try_from(b.0).ok());
                 // The runtime may know less than we do, but never another value.
                 if truth.is_some() && bits != *truth {
                     let why = &value.why;
@@ -170,7 +170,7 @@ fn compare_program(stop: &str, frames: &[&Frame]) -> Result<usize, String> {
         (444, u32::MAX.into()),
     ];
     for (i, (value, mask)) in expected.iter().enumerate() {
-        let bits = locals.get(i).and_then(|v| v.bits).map(|b| b.0 & mask);
+        let bits = locals.get(i).and_then(|v| v.bits).and_then(|b| u64::try_from(b.0).ok()).map(|b| b & mask);
         if bits != Some(*value) {
             return Err(format!("local {i} of leaf is {bits:x?}, the program says {value:x}"));
         }

@@ -11,6 +11,7 @@ use wasmer_singlepass_backend_near::SinglePassCompiler;
 use wstate::arch::Registers;
 use wstate::runtime::ValType;
 use wstate::runtime::singlepass::layouts::{self, Layouts, Source};
+use wstate::runtime::singlepass::module_info::Export;
 use wstate::runtime::singlepass::{module_memory, route_descriptor, route_tls, rust_msm};
 use wstate::target::objects::{LoadedObject, ObjectData, Objects};
 use wstate::target::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
@@ -409,17 +410,22 @@ fn module_infos_equal_the_runtimes_own() {
                 })
                 .collect();
             assert_eq!(info.imported_functions, Ok(imported));
-            let exports: Vec<(String, u32)> = own
+            let exports: Vec<(String, Export)> = own
                 .exports
                 .map
                 .iter()
-                .filter_map(|(name, index)| match index {
-                    ExportIndex::Func(f) => Some((name.clone(), f.index() as u32)),
-                    _ => None,
+                .map(|(name, index)| {
+                    let export = match index {
+                        ExportIndex::Func(i) => Export::Function(i.index() as u32),
+                        ExportIndex::Memory(i) => Export::Memory(i.index() as u32),
+                        ExportIndex::Global(i) => Export::Global(i.index() as u32),
+                        ExportIndex::Table(i) => Export::Table(i.index() as u32),
+                    };
+                    (name.clone(), export)
                 })
                 .collect();
-            assert_eq!((exports.len(), own.exports.map.len()), (302, 304));
-            assert_eq!(info.function_exports, Ok(exports));
+            assert_eq!(exports.len(), 304);
+            assert_eq!(info.exports, Ok(exports));
             let signatures: Vec<_> = own
                 .signatures
                 .values()

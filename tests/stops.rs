@@ -7,7 +7,8 @@ use harness::{Host, Traced, Variant, ask, question, thread};
 use std::sync::Mutex;
 use wstate::arch::CodeAddress;
 use wstate::report::{Frame, FrameKind, Value};
-use wstate::runtime::singlepass::find::{FindOptions, SinglepassProvider};
+use wstate::runtime::all::FindOptions;
+use wstate::runtime::singlepass::find::SinglepassProvider;
 use wstate::runtime::{GuestKind, Provider, Runtime, Scene, Slot};
 use wstate::session::{Options, Source};
 use wstate::target::Target;
@@ -177,7 +178,7 @@ fn check(frames: &[Shown], depth: u32, tracked: bool, count: &mut Count) {
 
 fn from_report(frames: &[Frame]) -> Vec<Shown> {
     let value = |v: &Value| match v.bits {
-        Some(bits) => Ok(bits.0),
+        Some(bits) => Ok(bits.0 as u64),
         None => Err(v.why.clone().unwrap_or_default()),
     };
     let list = |values: &[Value]| values.iter().map(value).collect::<Vec<_>>();
@@ -375,7 +376,8 @@ fn every_instruction() {
                 count.wrong.push(format!("the walk does not end at the bottom: {:?}", stack.end));
             }
             check(&from_stack(&stack, runtime, &target), depth, tracked(flags), &mut count);
-            let function_offset = runtime.describe(&stack.frames[0].cursor, &target).and_then(|f| f.function_offset);
+            let function_offset =
+                runtime.describe(&stack.frames[0].cursor, &target).first().and_then(|f| f.function_offset);
             for wrong in &mut count.wrong[before..] {
                 *wrong = format!("{wrong} (at {function_offset:x?} of the function)");
             }
@@ -394,11 +396,11 @@ fn every_instruction() {
 
 fn from_stack(stack: &wstate::unwind::Stack, runtime: &dyn Runtime, target: &dyn Target) -> Vec<Shown> {
     let bits = |v: &wstate::runtime::Value| match &v.slot {
-        Slot::Known { bits, .. } => Ok(*bits),
+        Slot::Known { bits, .. } => Ok(*bits as u64),
         Slot::Unknown(why) => Err(why.0.clone()),
     };
     let list = |values: &[wstate::runtime::Value]| values.iter().map(bits).collect::<Vec<_>>();
-    let frames = stack.frames.iter().filter_map(|f| runtime.describe(&f.cursor, target));
+    let frames = stack.frames.iter().flat_map(|f| runtime.describe(&f.cursor, target));
     frames
         .filter(|f| f.kind == GuestKind::Wasm)
         .map(|f| Shown {

@@ -218,7 +218,9 @@ impl Types {
             Some(ValType::F32) => ("float", dw::DW_ATE_float, 4),
             Some(ValType::F64) => ("double", dw::DW_ATE_float, 8),
             // No place of a whole vector is known: its low half.
-            Some(ValType::V128) | None => ("unsigned long", dw::DW_ATE_unsigned, 8),
+            Some(ValType::V128 | ValType::FuncRef | ValType::ExternRef | ValType::Ref) | None => {
+                ("unsigned long", dw::DW_ATE_unsigned, 8)
+            }
         };
         let root = unit.root();
         let id = unit.add(root, dw::DW_TAG_base_type);

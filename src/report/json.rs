@@ -10,11 +10,17 @@ pub fn render(report: &Report, pretty: bool) -> String {
 
 /// The JSON schema of a report.
 pub fn schema() -> String {
-    let schema = schemars::generate::SchemaSettings::draft2020_12()
-        .for_serialize()
-        .into_generator()
-        .into_root_schema_for::<Report>();
-    document(&schema, true)
+    schema_of::<Report>()
+}
+
+/// The JSON schema of what `wstate modules` prints.
+pub fn contents_schema() -> String {
+    schema_of::<super::contents::Contents>()
+}
+
+fn schema_of<T: schemars::JsonSchema>() -> String {
+    let settings = schemars::generate::SchemaSettings::draft2020_12().for_serialize();
+    document(&settings.into_generator().into_root_schema_for::<T>(), true)
 }
 
 /// Any of this crate's documents as JSON text with a newline at its end.

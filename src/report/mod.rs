@@ -2,11 +2,14 @@
 //!
 //! The doc comments of these types are also the text of the JSON schema (`wstate schema`).
 
+pub mod contents;
 pub mod elf_symbols;
+pub mod hexdump;
 pub mod json;
 pub mod symbol_file;
 pub mod text;
 pub mod values;
+pub mod wasm_coredump;
 
 #[cfg(test)]
 mod tests;
@@ -52,6 +55,35 @@ impl JsonSchema for Hex {
             "description": "An address, an offset or raw bits: lower-case hexadecimal with 0x and without leading zeros.",
             "type": "string",
             "pattern": "^0x[0-9a-f]{1,16}$",
+        })
+    }
+}
+
+/// Raw bits of a value, written as [`Hex`] is: a vector has twice as many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Bits(pub u128);
+
+impl fmt::Display for Bits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+impl Serialize for Bits {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl JsonSchema for Bits {
+    fn schema_name() -> Cow<'static, str> {
+        "Bits".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "Raw bits of a value: lower-case hexadecimal with 0x and without leading zeros.",
+            "type": "string",
+            "pattern": "^0x[0-9a-f]{1,32}$",
         })
     }
 }
@@ -152,7 +184,7 @@ open_enum! {
 open_enum! {
     /// How the place in a Wasm function relates to `op_index`.
     OpPosition {
-        /// At this operator.
+        /// At this operator; without `op_index`: at the one at `offset`.
         At = "at",
         /// Behind this operator and before the next one that is known.
         After = "after",
@@ -294,6 +326,9 @@ pub struct Frame {
     pub stack: Option<Vec<Value>>,
     /// Why `stack` is null.
     pub stack_why: Option<String>,
+    /// Variables of the source language; missing where the code image describes none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub variables: Vec<Variable>,
     /// What a reader should know about this frame.
     pub notes: Vec<String>,
 }
@@ -316,6 +351,7 @@ impl Frame {
             locals_why: None,
             stack: None,
             stack_why: None,
+            variables: Vec::new(),
             notes: Vec::new(),
         }
     }
@@ -369,14 +405,30 @@ pub struct Value {
     /// Wasm type.
     #[serde(rename = "type")]
     pub ty: Option<String>,
-    /// Raw 64 bits as found. The upper half of an i32 or f32 is junk.
-    pub bits: Option<Hex>,
+    /// Raw bits as found: 64, of a v128 128. The upper half of an i32 or f32 is junk.
+    pub bits: Option<Bits>,
     /// The value as its type prints it, raw hexadecimal if the type is not known.
     pub value: Option<String>,
-    /// Where it was found: `r12`, `r12, saved at 0x7ffd...`, `[rbp-0x28]`, `constant`.
+    /// Where it was found: `r12`, `r12, saved at 0x7ffd...`, `[rbp-0x28]`, `[0x7f...]`, `constant`.
     pub place: Option<String>,
     /// Address it was read from, if it was read from memory.
     pub address: Option<Hex>,
+    /// Why there is no value.
+    pub why: Option<String>,
+}
+
+/// A variable of the source language.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct Variable {
+    /// Its name.
+    pub name: Option<String>,
+    /// Name of its type.
+    #[serde(rename = "type")]
+    pub ty: Option<String>,
+    /// The value as its type prints it.
+    pub value: Option<String>,
+    /// Where it was found: `[fp-0x10]`.
+    pub place: Option<String>,
     /// Why there is no value.
     pub why: Option<String>,
 }
@@ -430,6 +482,7 @@ impl Report {
             if brief {
                 for frame in &mut thread.frames {
                     (frame.locals, frame.locals_why, frame.stack, frame.stack_why) = (None, None, None, None);
+                    frame.variables.clear();
                 }
             }
         }

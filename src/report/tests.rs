@@ -6,7 +6,7 @@ use crate::arch::Reg;
 use crate::runtime::{self, Place, Slot, ValType, Why};
 
 fn known(ty: Option<ValType>, bits: u64, place: Place) -> runtime::Value {
-    runtime::Value { ty, slot: Slot::Known { bits, place } }
+    runtime::Value { ty, slot: Slot::Known { bits: bits.into(), place } }
 }
 
 fn reg(reg: Reg) -> Place {
@@ -282,6 +282,51 @@ fn the_keys_that_others_rely_on() {
     }
     assert_eq!(leaf["pc"], "0x7f3ab0d60a31");
     assert_eq!(leaf["locals"][0]["bits"], "0xffffffff00000009");
+}
+
+#[test]
+fn a_place_without_an_operator_number_is_its_offset() {
+    let report = rich();
+    let mut frame = wasm(4, 0x7f3a_b0d6_0a31, Some("leaf"), 1, OpPosition::At);
+    let place = frame.wasm.as_mut().unwrap();
+    (place.op_index, place.op, place.offset) = (None, None, Some(Hex(0x72)));
+    frame.function.as_mut().unwrap().inlined = Some(true);
+    let line = text::render_frame(&report, &frame, PLAIN);
+    assert_eq!(line, " #4  0x00007f3ab0d60a31 * leaf (inlined)  [app.wasm func 1 +0x72]  singlepass\n");
+    frame.wasm.as_mut().unwrap().op = Some("call 0".to_string());
+    assert!(text::render_frame(&report, &frame, PLAIN).contains("[app.wasm func 1, call 0, +0x72]"));
+}
+
+#[test]
+fn variables_of_the_source_stand_below_the_locals() {
+    let variable = |name: &str, value: Result<&str, &str>| {
+        let value = value.map(str::to_string).map_err(|why| Why(why.to_string()));
+        let place = value.is_ok().then(|| "[fp-0x10]".to_string());
+        Variable::new(&runtime::SourceVariable { name: name.to_string(), ty: Some("int".to_string()), value, place })
+    };
+    let mut frame = wasm(0, 0x7f3a_b0d6_0a31, Some("leaf"), 1, OpPosition::Unknown);
+    let json = |frame: &Frame| serde_json::to_value(frame).unwrap();
+    assert!(json(&frame).get("variables").is_none());
+    let vector = known(Some(ValType::V128), 1, Place::Address(0x7f00));
+    let vector = match vector.slot {
+        Slot::Known { bits, place } => runtime::Value { slot: Slot::Known { bits: bits << 127, place }, ..vector },
+        other => runtime::Value { slot: other, ..vector },
+    };
+    frame.locals = Some(vec![Value::new(0, &vector)]);
+    frame.stack_why = Some("not recorded".to_string());
+    frame.variables = vec![variable("n", Ok("5")), variable("gone", Err("optimized out"))];
+    let text = text::render_frame(&rich(), &frame, PLAIN);
+    let lines: Vec<&str> = text.lines().skip(1).map(str::trim).collect();
+    assert_eq!(
+        lines,
+        [
+            "locals  0 v128 0x80000000000000000000000000000000 [0x7f00]",
+            "vars    n int 5 [fp-0x10]   gone int ? (optimized out)",
+            "stack   not known: not recorded"
+        ]
+    );
+    assert_eq!(json(&frame)["variables"][1]["why"], "optimized out");
+    assert_eq!(json(&frame)["locals"][0]["bits"], "0x80000000000000000000000000000000");
 }
 
 #[test]

@@ -277,6 +277,10 @@ impl Text<'_> {
             }
         }
         self.values(indent, "locals", &frame.locals, &frame.locals_why)?;
+        if !frame.variables.is_empty() {
+            let items: Vec<String> = frame.variables.iter().map(variable_text).collect();
+            self.list(indent, "vars", &items)?;
+        }
         self.values(indent, "stack", &frame.stack, &frame.stack_why)
     }
 
@@ -288,6 +292,9 @@ impl Text<'_> {
             _ => "a Wasm function".to_string(),
         };
         let mut line = format!(" {} {}", self.paint(WASM, "*"), self.paint(WASM, &name));
+        if function.is_some_and(|f| f.inlined == Some(true)) {
+            line += " (inlined)";
+        }
         let (file, line_number) = match (&frame.wasm, function) {
             (Some(WasmPlace { file: Some(f), line, .. }), _) => (Some(f), *line),
             (_, Some(Function { file: Some(f), line, .. })) => (Some(f), *line),
@@ -305,23 +312,27 @@ impl Text<'_> {
             (None, None) => clean(frame.module.as_deref().unwrap_or("module not known")),
         }];
         let mut backend = None;
+        let mut bare_offset = String::new();
         if let Some(wasm) = &frame.wasm {
             match (wasm.op_position, wasm.op_index) {
                 (OpPosition::At, Some(n)) => {
                     let op = wasm.op.as_ref().map(|op| format!(" {}", clean(op))).unwrap_or_default();
                     place.push(format!("op {n}{op}"));
                 }
+                (OpPosition::At, None) => place.extend(wasm.op.as_deref().map(clean)),
                 (OpPosition::After, Some(n)) => place.push(format!("after op {n}")),
                 (OpPosition::Header, _) => place.push("header".to_string()),
                 _ => place.push("op not known".to_string()),
             }
-            if let Some(offset) = wasm.offset {
-                place.push(format!("+{offset}"));
+            match wasm.offset {
+                Some(offset) if place.len() == 1 => bare_offset = format!(" +{offset}"),
+                Some(offset) => place.push(format!("+{offset}")),
+                None => {}
             }
             let module = wasm.module_index.and_then(|i| self.report.module(i));
             backend = module.and_then(|(_, m)| m.backend.as_deref());
         }
-        line += &format!("  [{}]", place.join(", "));
+        line += &format!("  [{}{bare_offset}]", place.join(", "));
         if let Some(backend) = backend {
             line += &format!("  {}", self.paint(DIM, &clean(backend)));
         }
@@ -448,6 +459,21 @@ fn value_text(v: &Value) -> String {
     if let Some(place) = &v.place {
         let short = place.split(',').next().unwrap_or(place);
         text += &if short.starts_with('[') { format!(" {}", clean(short)) } else { format!(" ({})", clean(short)) };
+    }
+    if let Some(why) = &v.why {
+        text += &format!(" ({})", clean(why));
+    }
+    text
+}
+
+fn variable_text(v: &Variable) -> String {
+    let mut text = clean(v.name.as_deref().unwrap_or("?"));
+    if let Some(ty) = &v.ty {
+        text += &format!(" {}", clean(ty));
+    }
+    text += &format!(" {}", v.value.as_deref().map_or("?".to_string(), clean));
+    if let Some(place) = &v.place {
+        text += &if place.starts_with('[') { format!(" {}", clean(place)) } else { format!(" ({})", clean(place)) };
     }
     if let Some(why) = &v.why {
         text += &format!(" ({})", clean(why));

@@ -1,6 +1,6 @@
 //! Engine types to report types.
 
-use super::{End, EndKind, Hex, Module, OpPosition, Trust, Value};
+use super::{Bits, End, EndKind, Hex, Module, OpPosition, Trust, Value, Variable};
 use crate::arch::Registers;
 use crate::arch::x64::TABLE;
 use crate::runtime::{self, Place, Position, Slot, ValType, Why};
@@ -16,12 +16,12 @@ impl Value {
             Slot::Known { bits, place } => Value {
                 index,
                 ty,
-                bits: Some(Hex(*bits)),
+                bits: Some(Bits(*bits)),
                 value: Some(print(value.ty, *bits)),
                 place: Some(place_text(place)),
                 address: match place {
                     Place::Register { saved_at, .. } => saved_at.map(Hex),
-                    Place::Memory { address, .. } => Some(Hex(*address)),
+                    Place::Memory { address, .. } | Place::Address(address) => Some(Hex(*address)),
                     Place::Constant => None,
                 },
                 why: None,
@@ -43,24 +43,25 @@ impl Value {
 }
 
 /// A value as its type prints it. Integers are signed decimals; an i64 of 2^31 or more in magnitude is hexadecimal,
-/// because it is more often an address or a pattern than a count. Without a type: raw hexadecimal.
-pub fn print(ty: Option<ValType>, bits: u64) -> String {
+/// because it is more often an address or a pattern than a count. References are the runtime's own bits, or null. Without
+/// a type: raw hexadecimal.
+pub fn print(ty: Option<ValType>, bits: u128) -> String {
     match ty {
         Some(ValType::I32) => (bits as u32 as i32).to_string(),
         Some(ValType::I64) => {
             let v = bits as i64;
-            if v.unsigned_abs() < 1 << 31 { v.to_string() } else { format!("{bits:#x}") }
+            if v.unsigned_abs() < 1 << 31 { v.to_string() } else { format!("{v:#x}") }
         }
         Some(ValType::F32) => {
             let v = f32::from_bits(bits as u32);
             if v.is_nan() { nan(v.is_sign_negative(), u64::from(v.to_bits() & 0x7f_ffff)) } else { format!("{v:?}") }
         }
         Some(ValType::F64) => {
-            let v = f64::from_bits(bits);
-            if v.is_nan() { nan(v.is_sign_negative(), bits & 0xf_ffff_ffff_ffff) } else { format!("{v:?}") }
+            let v = f64::from_bits(bits as u64);
+            if v.is_nan() { nan(v.is_sign_negative(), v.to_bits() & 0xf_ffff_ffff_ffff) } else { format!("{v:?}") }
         }
-        // Only the low half of a vector is ever known here.
-        Some(ValType::V128) | None => format!("{bits:#x}"),
+        Some(ty) if ty.is_reference() && bits == 0 => "null".to_string(),
+        Some(ValType::V128 | ValType::FuncRef | ValType::ExternRef | ValType::Ref) | None => format!("{bits:#x}"),
     }
 }
 
@@ -78,6 +79,7 @@ pub fn place_text(place: &Place) -> String {
             let sign = if *offset < 0 { '-' } else { '+' };
             format!("[{base}{sign}{:#x}]", offset.unsigned_abs())
         }
+        Place::Address(address) => format!("[{address:#x}]"),
         Place::Constant => "constant".to_string(),
     }
 }
@@ -85,6 +87,18 @@ pub fn place_text(place: &Place) -> String {
 /// Known registers by name.
 pub fn registers(registers: &Registers) -> BTreeMap<String, Hex> {
     TABLE.iter().filter_map(|row| Some((row.name.to_string(), Hex(registers.get(row.reg)?)))).collect()
+}
+
+impl Variable {
+    /// The report's form of a variable of the source language.
+    pub fn new(variable: &runtime::SourceVariable) -> Variable {
+        let (value, why) = match &variable.value {
+            Ok(value) => (Some(value.clone()), None),
+            Err(Why(why)) => (None, Some(why.clone())),
+        };
+        let (name, ty, place) = (Some(variable.name.clone()), variable.ty.clone(), variable.place.clone());
+        Variable { name, ty, value, place, why }
+    }
 }
 
 impl Module {
@@ -144,6 +158,7 @@ impl OpPosition {
             Position::Header => (None, OpPosition::Header),
             Position::Operator(n) => (Some(n), OpPosition::At),
             Position::After(n) => (Some(n), OpPosition::After),
+            Position::Offset(_) => (None, OpPosition::At),
             Position::Unknown => (None, OpPosition::Unknown),
         }
     }
@@ -156,26 +171,30 @@ mod tests {
 
     #[test]
     fn values_print_by_type() {
-        let rows: &[(Option<ValType>, u64, &str)] = &[
+        let rows: &[(Option<ValType>, u128, &str)] = &[
             (Some(ValType::I32), 9, "9"),
             (Some(ValType::I32), 0xdead_beef_ffff_ffff, "-1"),
             (Some(ValType::I32), 0x8000_0000, "-2147483648"),
             (Some(ValType::I64), 99, "99"),
-            (Some(ValType::I64), -5i64 as u64, "-5"),
+            (Some(ValType::I64), u128::from(-5i64 as u64), "-5"),
             (Some(ValType::I64), 0x7fff_ffff, "2147483647"),
             (Some(ValType::I64), 0x8000_0000, "0x80000000"),
             (Some(ValType::I64), 0x1111_1111_1111_1111, "0x1111111111111111"),
-            (Some(ValType::I64), i64::MIN as u64, "0x8000000000000000"),
-            (Some(ValType::F32), 0xdead_beef_0000_0000 | u64::from(1.5f32.to_bits()), "1.5"),
+            (Some(ValType::I64), u128::from(i64::MIN as u64), "0x8000000000000000"),
+            (Some(ValType::F32), 0xdead_beef_0000_0000 | u128::from(1.5f32.to_bits()), "1.5"),
             (Some(ValType::F32), 0x7fc0_0000, "nan:0x400000"),
             (Some(ValType::F32), 0xff80_0001, "-nan:0x1"),
-            (Some(ValType::F64), 3.25f64.to_bits(), "3.25"),
-            (Some(ValType::F64), 3f64.to_bits(), "3.0"),
-            (Some(ValType::F64), (-0.0f64).to_bits(), "-0.0"),
-            (Some(ValType::F64), f64::NEG_INFINITY.to_bits(), "-inf"),
+            (Some(ValType::F64), u128::from(3.25f64.to_bits()), "3.25"),
+            (Some(ValType::F64), u128::from(3f64.to_bits()), "3.0"),
+            (Some(ValType::F64), u128::from((-0.0f64).to_bits()), "-0.0"),
+            (Some(ValType::F64), u128::from(f64::NEG_INFINITY.to_bits()), "-inf"),
             (Some(ValType::F64), 0x7ff8_0000_0000_0000, "nan:0x8000000000000"),
-            (Some(ValType::F64), 1e300f64.to_bits(), "1e300"),
+            (Some(ValType::F64), u128::from(1e300f64.to_bits()), "1e300"),
             (Some(ValType::V128), 7, "0x7"),
+            (Some(ValType::V128), u128::MAX, "0xffffffffffffffffffffffffffffffff"),
+            (Some(ValType::I64), u128::from(u64::MAX) << 64 | 3, "3"),
+            (Some(ValType::FuncRef), 0, "null"),
+            (Some(ValType::ExternRef), 0x7f00_0010, "0x7f000010"),
             (None, 0x1_0000_0009, "0x100000009"),
         ];
         for (ty, bits, text) in rows {
@@ -193,7 +212,7 @@ mod tests {
             },
         };
         let v = Value::new(3, &v);
-        assert_eq!((v.index, v.value.as_deref(), v.bits), (Some(3), Some("9"), Some(Hex(0xaaaa_aaaa_0000_0009))));
+        assert_eq!((v.index, v.value.as_deref(), v.bits), (Some(3), Some("9"), Some(Bits(0xaaaa_aaaa_0000_0009))));
         assert_eq!((v.place.as_deref(), v.address), (Some("rbx, saved at 0x7ffd0010"), Some(Hex(0x7ffd_0010))));
     }
 

@@ -1,13 +1,17 @@
 //! Wasm runtimes. Finding them in a target ([`Provider`]) and reading its frames ([`Runtime`]) are separate jobs.
 
+pub mod all;
 pub mod code_map;
 pub mod singlepass;
 
 use crate::progress::Progress;
 use crate::state::ExecutionStateImage;
+use crate::symbolize::wasm::WasmModule;
 use crate::target::objects::Objects;
 use crate::target::{Memory, Target, ThreadId};
 use crate::unwind::{Cursor, Next, Unwinder};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 /// A Wasm value type, as far as these runtimes have them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,6 +26,12 @@ pub enum ValType {
     F64,
     /// 128-bit vector.
     V128,
+    /// Reference to a function.
+    FuncRef,
+    /// Reference to something of the host.
+    ExternRef,
+    /// Any other reference.
+    Ref,
 }
 
 impl ValType {
@@ -33,7 +43,15 @@ impl ValType {
             ValType::F32 => "f32",
             ValType::F64 => "f64",
             ValType::V128 => "v128",
+            ValType::FuncRef => "funcref",
+            ValType::ExternRef => "externref",
+            ValType::Ref => "ref",
         }
+    }
+
+    /// Whether it is a reference: its bits are the runtime's own, zero is null.
+    pub fn is_reference(self) -> bool {
+        matches!(self, ValType::FuncRef | ValType::ExternRef | ValType::Ref)
     }
 }
 
@@ -56,6 +74,8 @@ pub enum Place {
         /// The address.
         address: u64,
     },
+    /// In memory that no register of this frame leads to.
+    Address(u64),
     /// The compiler knew it.
     Constant,
 }
@@ -69,7 +89,7 @@ pub struct Why(pub String);
 pub struct Value {
     /// Its type, if known.
     pub ty: Option<ValType>,
-    /// Raw 64 bits and where they were found, or why not.
+    /// Raw bits and where they were found, or why not.
     pub slot: Slot,
 }
 
@@ -78,8 +98,8 @@ pub struct Value {
 pub enum Slot {
     /// Found. `bits` are raw: an i32 may carry junk in its upper half, which display truncates by type.
     Known {
-        /// Raw bits.
-        bits: u64,
+        /// Raw bits: 64, of a vector 128.
+        bits: u128,
         /// Where.
         place: Place,
     },
@@ -96,8 +116,23 @@ pub enum Position {
     Operator(u64),
     /// After the point of this operator and before the next known point.
     After(u64),
+    /// At the operator at this byte offset in the `.wasm` file: of runtimes that keep offsets and no operator numbers.
+    Offset(u64),
     /// Not known.
     Unknown,
+}
+
+/// A variable of the source language, from debug information in a code image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceVariable {
+    /// Name.
+    pub name: String,
+    /// Name of its type.
+    pub ty: Option<String>,
+    /// The value as its type prints it, or why it is not shown.
+    pub value: Result<String, Why>,
+    /// Where it was found: `[fp-0x10]`.
+    pub place: Option<String>,
 }
 
 /// An operator of a `.wasm` file.
@@ -105,8 +140,8 @@ pub enum Position {
 pub struct OperatorPlace {
     /// Byte offset in the file.
     pub offset: u64,
-    /// Text form.
-    pub text: String,
+    /// Text form, if the `.wasm` is known.
+    pub text: Option<String>,
     /// Source file, from DWARF in the `.wasm`.
     pub file: Option<String>,
     /// Line in it.
@@ -122,7 +157,7 @@ pub enum GuestKind {
     Trampoline,
 }
 
-/// A frame of a runtime's code.
+/// A frame of a runtime's code. One pc is several of them where functions were inlined.
 #[derive(Clone, Debug)]
 pub struct GuestFrame {
     /// Kind.
@@ -147,6 +182,10 @@ pub struct GuestFrame {
     pub locals: Result<Vec<Value>, Why>,
     /// Operand stack, bottom first, or why it is not known here.
     pub stack: Result<Vec<Value>, Why>,
+    /// Variables of the source language, if the code image describes them.
+    pub variables: Vec<SourceVariable>,
+    /// Whether the function was inlined into the next frame's.
+    pub inlined: bool,
     /// Instance (its `vmctx` address), if known.
     pub instance: Option<u64>,
     /// Things to tell about this frame.
@@ -156,6 +195,8 @@ pub struct GuestFrame {
 /// A compiled module found in the target.
 #[derive(Clone, Debug)]
 pub struct GuestModule {
+    /// Name of its runtime.
+    pub runtime: &'static str,
     /// Display name ("app.wasm" from `--wasm`, the name section, or "module0").
     pub name: String,
     /// Address range of its code.
@@ -176,6 +217,115 @@ pub struct GuestModule {
     pub problem: Option<String>,
 }
 
+/// An instance of a module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GuestInstance {
+    /// Index into [`Runtime::modules`].
+    pub module: usize,
+    /// Its address (see [`GuestFrame::instance`]).
+    pub address: u64,
+}
+
+/// A linear memory, as the module declares it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryDecl {
+    /// Whether its addresses have 64 bits.
+    pub memory64: bool,
+    /// Whether threads share it.
+    pub shared: bool,
+    /// Pages at most, if it says and that is known.
+    pub maximum: Option<u64>,
+}
+
+/// A global, as the module declares it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GlobalDecl {
+    /// Type, if known.
+    pub ty: Option<ValType>,
+    /// Whether code may write it, if known.
+    pub mutable: Option<bool>,
+}
+
+/// What a module declares, imported things first; each list by itself, or why it is not known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Declared {
+    /// Linear memories.
+    pub memories: Result<Vec<MemoryDecl>, Why>,
+    /// Globals.
+    pub globals: Result<Vec<GlobalDecl>, Why>,
+    /// Number of tables.
+    pub tables: Result<u32, Why>,
+    /// Functions.
+    pub functions: Result<Vec<GuestFunction>, Why>,
+    /// Exports, in the module's order.
+    pub exports: Result<Vec<GuestExport>, Why>,
+}
+
+impl Declared {
+    /// Nothing is known, for one reason.
+    pub fn unknown(why: Why) -> Declared {
+        Declared {
+            memories: Err(why.clone()),
+            globals: Err(why.clone()),
+            tables: Err(why.clone()),
+            functions: Err(why.clone()),
+            exports: Err(why),
+        }
+    }
+}
+
+/// A function of a module, in the order of indices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestFunction {
+    /// Name and where it comes from.
+    pub name: Option<(String, &'static str)>,
+    /// Types of parameters and results, if known.
+    pub signature: Option<(Vec<ValType>, Vec<ValType>)>,
+    /// Whether it is imported.
+    pub imported: bool,
+    /// Its machine code: first address, one past the last.
+    pub code: Option<(u64, u64)>,
+}
+
+/// What an export is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ExternKind {
+    /// Function.
+    Function,
+    /// Linear memory.
+    Memory,
+    /// Global.
+    Global,
+    /// Table.
+    Table,
+    /// Exception tag.
+    Tag,
+}
+
+impl ExternKind {
+    /// The text format's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            ExternKind::Function => "func",
+            ExternKind::Memory => "memory",
+            ExternKind::Global => "global",
+            ExternKind::Table => "table",
+            ExternKind::Tag => "tag",
+        }
+    }
+}
+
+/// An export of a module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestExport {
+    /// Name.
+    pub name: String,
+    /// What it is.
+    pub kind: ExternKind,
+    /// Index in that index space.
+    pub index: u32,
+}
+
 /// What stepping to a pc reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
@@ -193,8 +343,9 @@ pub trait Runtime: Unwinder {
     fn name(&self) -> &'static str;
     /// Its modules.
     fn modules(&self) -> &[GuestModule];
-    /// What is here: independent of whether the caller can be found.
-    fn describe(&self, at: &Cursor, memory: &dyn Memory) -> Option<GuestFrame>;
+    /// What is here: independent of whether the caller can be found. Youngest first: what was inlined comes before what it
+    /// was inlined into. Empty: not this runtime's code.
+    fn describe(&self, at: &Cursor, memory: &dyn Memory) -> Vec<GuestFrame>;
     /// Things the reader should know (routes that failed, caps reached).
     fn notes(&self) -> &[String];
     /// What the runtime itself would report for the frames from `at` on (`state.rs: read_stack`), if it has such a thing.
@@ -206,10 +357,41 @@ pub trait Runtime: Unwinder {
     }
     /// The module whose code covers `address`.
     fn module_of(&self, address: u64) -> Option<usize>;
+    /// The user's `.wasm` file of a module, if one was matched to it.
+    fn wasm_file(&self, module: usize) -> Option<&WasmModule> {
+        let _ = module;
+        None
+    }
     /// Where linear memory `index` of an instance (see [`GuestFrame::instance`]) of module `module` is, and its size in bytes.
     fn linear_memory(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<(u64, u64), Why>;
     /// Global `index` of an instance, imported ones first.
     fn global(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<Value, Why>;
+    /// Number of elements of table `index` of an instance, imported ones first.
+    fn table(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {
+        let _ = (module, instance, index, memory);
+        Err(Why(format!("how {} keeps tables is not known", self.name())))
+    }
+    /// The instances that were met on the way to the modules: those that code runs in are in the frames, whether they are
+    /// here or not.
+    fn instances(&self, memory: &dyn Memory) -> Vec<GuestInstance> {
+        let _ = memory;
+        Vec::new()
+    }
+    /// Whether there is such an instance: a damaged frame may name any address.
+    fn check_instance(&self, instance: GuestInstance, memory: &dyn Memory) -> Result<(), Why> {
+        let _ = (instance, memory);
+        Ok(())
+    }
+    /// What a module declares.
+    fn declared(&self, module: usize, memory: &dyn Memory) -> Declared {
+        let _ = (module, memory);
+        Declared::unknown(Why(format!("what {} knows of its modules is not read", self.name())))
+    }
+    /// Byte offset in the `.wasm` file at which the body of a function begins, local declarations included: what
+    /// [`OperatorPlace::offset`] is counted from where an offset in the function is wanted.
+    fn body_offset(&self, module: usize, local_function: u32) -> Option<u64> {
+        self.wasm_file(module)?.body_offset(local_function)
+    }
     /// A function that says of a pc whether the operand stack is known there. It owns what it needs, since a target is
     /// stepped on a thread of its own.
     fn reach(&self) -> Box<dyn Fn(u64) -> Reach + Send>;
@@ -233,7 +415,15 @@ pub trait Provider {
     /// Looks for modules, in particular for the ones that explain `unknown`: frames in executable memory of no file.
     /// `lost`: some stack could not be walked to its end, so there may be more of them.
     /// Returns how many were found that were not known before.
+    /// The first call may come without unknown frames: modules of an idle process are worth a line too.
     fn discover(&mut self, scene: &Scene<'_>, unknown: &[Cursor], lost: bool) -> usize;
+    /// Offers a `.wasm` file of the user's to the modules that have none yet. An error has, for each module that was
+    /// compared, its name and why the file does not fit.
+    fn match_file(&mut self, path: &Path, wasm: &Rc<WasmModule>) -> Result<(), Vec<(String, String)>>;
+    /// Artifacts of the user's that were not looked at, and why. Asked only if no runtime has found a module.
+    fn unused_artifacts(&mut self) -> Vec<(PathBuf, String)> {
+        Vec::new()
+    }
     /// What has been found so far.
     fn runtime(&self) -> &dyn Runtime;
 }

@@ -95,8 +95,8 @@ impl Load {
     pub fn print(self, bytes: &[u8]) -> String {
         let bits = bytes.iter().take(8).rev().fold(0u64, |n, &b| n << 8 | u64::from(b));
         match self {
-            Load::F32 => print(Some(ValType::F32), bits),
-            Load::F64 => print(Some(ValType::F64), bits),
+            Load::F32 => print(Some(ValType::F32), bits.into()),
+            Load::F64 => print(Some(ValType::F64), bits.into()),
             Load::Integer { signed: false, .. } => format!("{bits} ({bits:#x})"),
             Load::Integer { size, signed: true } => {
                 let shift = 64 - 8 * size.clamp(1, 8) as u32;

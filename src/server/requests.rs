@@ -7,11 +7,12 @@ use super::wire::{Message, Wire, hex, number};
 use crate::limits;
 use crate::output::Output;
 use crate::progress::Progress;
+use crate::report::hexdump;
 use crate::report::symbol_file::SymbolFile;
 use crate::report::text::{self, TextOptions};
 use crate::report::{Frame, FrameKind, Report, Thread};
 use crate::runtime::Provider;
-use crate::runtime::singlepass::find::{FindOptions, SinglepassProvider};
+use crate::runtime::all::{FindOptions, Runtimes};
 use crate::session::{self, Options, Source};
 use crate::target::callback::CallbackTarget;
 use crate::target::objects::Objects;
@@ -74,7 +75,7 @@ struct Settings {
 struct Stopped {
     target: CallbackTarget,
     objects: Objects,
-    provider: SinglepassProvider,
+    provider: Runtimes,
     options: Options,
     reports: HashMap<Asked, Rc<Report>>,
     /// Memory or registers may be others than those that were lent.
@@ -289,7 +290,7 @@ impl Requests {
                 return Err(Failure::not_found("the debugger's target has no thread: is it running, or has it ended?"));
             }
             let objects = Objects::load(&target, &search);
-            let provider = SinglepassProvider::new(find);
+            let provider = Runtimes::new(&find);
             self.stopped = Some(Stopped { target, objects, provider, options, reports: HashMap::new(), stale: false });
         }
         self.stopped.as_mut().ok_or_else(|| Failure::failed("the target is not known"))
@@ -458,7 +459,7 @@ impl Requests {
         let linear = self.linear_bytes(&place, index, address, length)?;
         Ok(message([
             ("data", hex(&linear.bytes).into()),
-            ("text", dump(address, &linear.bytes).into()),
+            ("text", hexdump::lines(address, &linear.bytes).into()),
             ("size", format!("{:#x}", linear.size).into()),
             ("base", format!("{:#x}", linear.base).into()),
         ]))
@@ -545,7 +546,7 @@ impl Requests {
             return Err(Failure::not_found("the place in the Wasm function is not known"));
         };
         let s = self.stopped()?;
-        let Some(wasm) = s.provider.wasm_file(module) else {
+        let Some(wasm) = s.provider.runtime().wasm_file(module) else {
             let name = frame.module.as_deref().unwrap_or("the module").to_string();
             return Err(Failure::not_found(format!("the .wasm file of {name} is not known"))
                 .hint("name it with wasm files: set wasm files FILE.wasm in gdb, wasm set files FILE.wasm in lldb"));
@@ -606,7 +607,7 @@ fn bits(value: &crate::report::Value) -> Result<u64, Failure> {
         Failure::not_found(format!("the address is not known: {}", value.why.as_deref().unwrap_or("no value")))
     })?;
     // 32-bit memories: the upper half is junk.
-    Ok(bits.0 & u64::from(u32::MAX))
+    Ok(u64::from(bits.0 as u32))
 }
 
 fn frame_answer(place: &Place, m: &Message) -> Answer {
@@ -629,16 +630,4 @@ fn frame_answer(place: &Place, m: &Message) -> Answer {
         ("frame", to_json(&frame)?),
         ("text", text.into()),
     ]))
-}
-
-/// Sixteen bytes a line, as addresses of the linear memory.
-fn dump(address: u64, bytes: &[u8]) -> String {
-    let mut out = String::new();
-    for (i, line) in bytes.chunks(16).enumerate() {
-        let digits: Vec<String> = line.iter().map(|b| format!("{b:02x}")).collect();
-        let letters: String =
-            line.iter().map(|&b| if (0x20..0x7f).contains(&b) { char::from(b) } else { '.' }).collect();
-        out += &format!("{:#010x}  {:<47}  {letters}\n", address + 16 * i as u64, digits.join(" "));
-    }
-    out
 }

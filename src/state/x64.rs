@@ -69,7 +69,7 @@ impl ArgumentRegisterAllocator {
         let (sequence, used): (&[Reg], _) = match ty {
             ValType::I32 | ValType::I64 => (&GENERAL, &mut self.general),
             ValType::F32 | ValType::F64 => (&VECTOR, &mut self.vector),
-            ValType::V128 => return None,
+            ValType::V128 | ValType::FuncRef | ValType::ExternRef | ValType::Ref => return None,
         };
         let reg = sequence.get(*used).copied()?;
         *used += 1;

@@ -19,7 +19,7 @@ use wasmparser::{
 
 use crate::error::Error;
 use crate::limits::{MAX_FUNCTIONS, MAX_SLOTS, MAX_WASM_BYTES};
-use crate::runtime::ValType;
+use crate::runtime::{ExternKind, GlobalDecl, GuestExport, MemoryDecl, ValType};
 
 pub use dwarf::SourceFrame;
 
@@ -97,6 +97,64 @@ struct Signature {
     results: Vec<ValType>,
 }
 
+/// What a file declares besides functions, imported things first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Declarations {
+    /// Number of imported memories.
+    pub imported_memories: usize,
+    /// Memories.
+    pub memories: Vec<MemoryDecl>,
+    /// Number of imported globals.
+    pub imported_globals: usize,
+    /// Globals.
+    pub globals: Vec<GlobalDecl>,
+    /// Number of imported tables.
+    pub imported_tables: usize,
+    /// Number of tables.
+    pub tables: usize,
+    /// Exports, in the file's order.
+    pub exports: Vec<GuestExport>,
+}
+
+impl Declarations {
+    fn import(&mut self, ty: &TypeRef) {
+        match ty {
+            TypeRef::Memory(ty) => {
+                self.imported_memories += 1;
+                self.memory(ty);
+            }
+            TypeRef::Global(ty) => {
+                self.imported_globals += 1;
+                self.global(ty);
+            }
+            TypeRef::Table(_) => {
+                self.imported_tables += 1;
+                self.tables += 1;
+            }
+            _ => {}
+        }
+    }
+
+    fn memory(&mut self, ty: &wasmparser::MemoryType) {
+        self.memories.push(MemoryDecl { memory64: ty.memory64, shared: ty.shared, maximum: ty.maximum });
+    }
+
+    fn global(&mut self, ty: &wasmparser::GlobalType) {
+        self.globals.push(GlobalDecl { ty: Some(any_type(ty.content_type)), mutable: Some(ty.mutable) });
+    }
+
+    fn export(&mut self, export: &wasmparser::Export<'_>) {
+        let kind = match export.kind {
+            ExternalKind::Func | ExternalKind::FuncExact => ExternKind::Function,
+            ExternalKind::Memory => ExternKind::Memory,
+            ExternalKind::Global => ExternKind::Global,
+            ExternalKind::Table => ExternKind::Table,
+            ExternalKind::Tag => ExternKind::Tag,
+        };
+        self.exports.push(GuestExport { name: export.name.to_string(), kind, index: export.index });
+    }
+}
+
 /// A parsed `.wasm` file. Bodies are decoded when asked for.
 pub struct WasmModule {
     file: String,
@@ -111,6 +169,7 @@ pub struct WasmModule {
     names: HashMap<u32, String>,
     name_section: Option<Range<usize>>,
     local_names: OnceCell<HashMap<(u32, u32), String>>,
+    declarations: Declarations,
     bodies: Vec<Range<usize>>,
     code_start: u64,
     debug_sections: HashMap<String, Range<usize>>,
@@ -137,6 +196,15 @@ fn value_type(ty: wasmparser::ValType) -> Option<ValType> {
         wasmparser::ValType::F64 => ValType::F64,
         wasmparser::ValType::V128 => ValType::V128,
         wasmparser::ValType::Ref(_) => return None,
+    })
+}
+
+/// The same with references, for which nothing is computed.
+fn any_type(ty: wasmparser::ValType) -> ValType {
+    value_type(ty).unwrap_or(match ty {
+        wasmparser::ValType::Ref(r) if r.is_func_ref() => ValType::FuncRef,
+        wasmparser::ValType::Ref(r) if r.is_extern_ref() => ValType::ExternRef,
+        _ => ValType::Ref,
     })
 }
 
@@ -247,6 +315,7 @@ impl WasmModule {
             names: HashMap::new(),
             name_section: None,
             local_names: OnceCell::new(),
+            declarations: Declarations::default(),
             bodies: Vec::new(),
             code_start: 0,
             debug_sections: HashMap::new(),
@@ -306,6 +375,7 @@ impl WasmModule {
                 Payload::ImportSection(reader) => {
                     for import in reader.into_imports() {
                         let import = import?;
+                        self.declarations.import(&import.ty);
                         if let TypeRef::Func(ty) | TypeRef::FuncExact(ty) = import.ty {
                             self.add_function(ty)?;
                             self.imports.push((import.module.to_string(), import.name.to_string()));
@@ -317,9 +387,26 @@ impl WasmModule {
                         self.add_function(ty?)?;
                     }
                 }
+                Payload::MemorySection(reader) => {
+                    for ty in reader {
+                        self.declarations.memory(&ty?);
+                    }
+                }
+                Payload::GlobalSection(reader) => {
+                    for global in reader {
+                        self.declarations.global(&global?.ty);
+                    }
+                }
+                Payload::TableSection(reader) => {
+                    for table in reader {
+                        table?;
+                        self.declarations.tables += 1;
+                    }
+                }
                 Payload::ExportSection(reader) => {
                     for export in reader {
                         let export = export?;
+                        self.declarations.export(&export);
                         if matches!(export.kind, ExternalKind::Func | ExternalKind::FuncExact) {
                             self.exports.entry(export.index).or_insert_with(|| export.name.to_string());
                         }
@@ -377,6 +464,11 @@ impl WasmModule {
     /// Name from the name section, else the file's.
     pub fn name(&self) -> &str {
         self.module_name.as_deref().filter(|name| !name.is_empty()).unwrap_or(&self.file)
+    }
+
+    /// What it declares besides functions.
+    pub fn declarations(&self) -> &Declarations {
+        &self.declarations
     }
 
     /// Number of imported functions; the first defined function has this index.

@@ -7,48 +7,18 @@ use super::module_info::{Artifact, Export, Import, ModuleInfo, Signature};
 use super::module_memory::{MemoryModuleInfo, read_module_info};
 use super::{Singlepass, route_artifact, route_descriptor, route_heap, route_tls, route_vmctx, rust_msm};
 use crate::arch::Reg;
-use crate::error::Error;
 use crate::limits;
-use crate::runtime::{GuestModule, Provider, Runtime, Scene};
+use crate::runtime::all::FindOptions;
+use crate::runtime::{ExternKind, GlobalDecl, GuestExport, GuestModule, Provider, Runtime, Scene, ValType};
 use crate::state::{self, ModuleStateMap, SuspendOffset};
 use crate::symbolize::wasm::{FunctionFacts, ModuleFacts, PointKind, WasmModule};
 use crate::target::Memory;
 use crate::target::objects::Objects;
 use crate::unwind::Cursor;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-
-/// What the user lends to the search.
-#[derive(Default)]
-pub struct FindOptions {
-    /// Only these routes; empty: all.
-    pub routes: Vec<Route>,
-    /// Artifact files: path and bytes.
-    pub artifacts: Vec<(PathBuf, Vec<u8>)>,
-    /// `.wasm` files.
-    pub wasm: Vec<(PathBuf, Rc<WasmModule>)>,
-}
-
-impl FindOptions {
-    /// Reads the files that the user named.
-    ///
-    /// # Errors
-    /// A file that cannot be read, or is no `.wasm`.
-    pub fn read(routes: Vec<Route>, artifacts: &[PathBuf], wasm: &[PathBuf]) -> Result<FindOptions, Error> {
-        let artifacts = artifacts.iter().map(|path| match std::fs::read(path) {
-            Ok(bytes) => Ok((path.clone(), bytes)),
-            Err(source) => Err(Error::File { path: path.clone(), source }),
-        });
-        let wasm = wasm.iter().map(|path| Ok((path.clone(), Rc::new(WasmModule::open(path)?))));
-        Ok(FindOptions {
-            routes,
-            artifacts: artifacts.collect::<Result<_, _>>()?,
-            wasm: wasm.collect::<Result<_, Error>>()?,
-        })
-    }
-}
 
 /// Finds this runtime's modules.
 pub struct SinglepassProvider {
@@ -84,11 +54,6 @@ impl SinglepassProvider {
 
     fn is_known(&self, address: u64) -> bool {
         self.runtime.module_at(address).is_some()
-    }
-
-    /// The user's `.wasm` file of a module, if one was matched to it.
-    pub fn wasm_file(&self, module: usize) -> Option<&WasmModule> {
-        self.runtime.modules.get(module)?.wasm.as_deref()
     }
 
     /// Turns an anchor into a module; returns whether it is a new one.
@@ -147,11 +112,15 @@ impl SinglepassProvider {
                     return;
                 }
                 module.names = names(&described(&info));
-                let types = |globals: &[(_, bool)]| globals.iter().map(|(ty, _)| *ty).collect::<Vec<_>>();
-                if let (Ok(imported), Ok(own)) = (&info.imported_globals, &info.globals) {
-                    module.names.globals = Some((types(imported), types(own)));
-                }
+                module.names.globals = match (&info.imported_globals, &info.globals) {
+                    (Ok(imported), Ok(own)) => {
+                        Some((imported.iter().chain(own).map(global).collect(), imported.len() as u64))
+                    }
+                    _ => None,
+                };
                 module.names.memories = info.memories.as_ref().ok().copied();
+                module.names.tables = info.tables.as_ref().ok().copied();
+                module.names.exports = info.exports.as_ref().ok().map(|all| all.iter().map(exported).collect());
                 if let Ok(backend) = &info.backend {
                     module.backend = backend.clone();
                 }
@@ -171,7 +140,9 @@ impl SinglepassProvider {
 
     /// Writes what readers see of module `i`.
     fn list(&mut self, i: usize) {
-        let (Some(module), Some(anchor)) = (self.runtime.modules.get(i), self.anchors.get(i)) else { return };
+        let (Some(module), Some(anchor)) = (self.runtime.modules.get_mut(i), self.anchors.get(i)) else { return };
+        module.inner = anchor.module_inner;
+        module.instances.clone_from(&anchor.vmctx);
         // The file that the user named is the name the user knows.
         let file = module.wasm_path.as_ref().and_then(|p| p.file_name()).map(|n| n.to_string_lossy().into_owned());
         let own = file.or_else(|| module.names.module.clone());
@@ -188,6 +159,7 @@ impl SinglepassProvider {
             problem.push(format!("{} functions are redirected to another tier", anchor.patched.len()));
         }
         let guest = GuestModule {
+            runtime: super::frame::RUNTIME,
             name: own.unwrap_or_else(|| format!("module{i}")),
             code: module.code,
             routes: anchor.routes.iter().map(|r| r.name()).collect(),
@@ -248,56 +220,14 @@ impl SinglepassProvider {
             module.baseline = first.map(|v| v.baseline).or(module.baseline);
         }
     }
-
-    /// Matches the user's `.wasm` files to the modules that were found. Each module takes the first file that fits; a
-    /// file that fits none is refused with the reason. Returns whether every file was used.
-    pub fn match_files(&mut self) -> bool {
-        let mut all = true;
-        for (path, wasm) in std::mem::take(&mut self.options.wasm) {
-            let mut reasons = Vec::new();
-            let mut used = false;
-            for i in 0..self.runtime.modules.len() {
-                let module = &mut self.runtime.modules[i];
-                if module.wasm.is_some() {
-                    continue;
-                }
-                match wasm.fits(&facts(module)) {
-                    Ok(_) => {
-                        module.wasm = Some(wasm.clone());
-                        module.wasm_path = Some(path.clone());
-                        used = true;
-                        self.list(i);
-                    }
-                    Err(why) => reasons.push((self.runtime.listed.get(i).map(|m| m.name.clone()), why)),
-                }
-            }
-            all &= used;
-            if !used {
-                let why = match reasons.as_slice() {
-                    [] => "no module was found in the target that it could belong to".to_string(),
-                    [(_, one)] => one.clone(),
-                    more => more
-                        .iter()
-                        .map(|(name, why)| format!("{}: {why}", name.as_deref().unwrap_or("?")))
-                        .collect::<Vec<_>>()
-                        .join("; "),
-                };
-                self.runtime.notes.push(format!("{} does not fit and is not used: {why}", path.display()));
-            }
-        }
-        if self.runtime.modules.is_empty() {
-            for (path, _) in std::mem::take(&mut self.options.artifacts) {
-                all = false;
-                let why = "there is no compiled code in the target that it could belong to";
-                self.runtime.notes.push(format!("{} is not used: {why}", path.display()));
-            }
-        }
-        all
-    }
 }
 
 impl Provider for SinglepassProvider {
     fn discover(&mut self, scene: &Scene<'_>, unknown: &[Cursor], lost: bool) -> usize {
+        // This runtime's code is in no file.
+        if unknown.is_empty() && !scene.target.mappings().iter().any(|m| m.execute && m.is_anonymous()) {
+            return 0;
+        }
         let before = self.runtime.modules.len();
         let target = scene.target;
         let progress = |what: &str, done: u64, total: u64| scene.progress.tick(what, done, total);
@@ -397,6 +327,32 @@ impl Provider for SinglepassProvider {
         self.runtime.modules.len() - before
     }
 
+    fn match_file(&mut self, path: &Path, wasm: &Rc<WasmModule>) -> Result<(), Vec<(String, String)>> {
+        let mut reasons = Vec::new();
+        let mut used = false;
+        for i in 0..self.runtime.modules.len() {
+            let module = &mut self.runtime.modules[i];
+            if module.wasm.is_some() {
+                continue;
+            }
+            match wasm.fits(&facts(module)) {
+                Ok(_) => {
+                    module.wasm = Some(wasm.clone());
+                    module.wasm_path = Some(path.to_path_buf());
+                    used = true;
+                    self.list(i);
+                }
+                Err(why) => reasons.push((self.runtime.listed.get(i).map_or("?".to_string(), |m| m.name.clone()), why)),
+            }
+        }
+        if used { Ok(()) } else { Err(reasons) }
+    }
+
+    fn unused_artifacts(&mut self) -> Vec<(PathBuf, String)> {
+        let why = "there is no compiled code in the target that it could belong to";
+        std::mem::take(&mut self.options.artifacts).into_iter().map(|(path, _)| (path, why.to_string())).collect()
+    }
+
     fn runtime(&self) -> &dyn Runtime {
         &self.runtime
     }
@@ -461,29 +417,48 @@ impl HostLayouts {
     }
 }
 
-/// Names and signatures, from the runtime's description of the module.
+fn global(&(ty, mutable): &(ValType, bool)) -> GlobalDecl {
+    GlobalDecl { ty: Some(ty), mutable: Some(mutable) }
+}
+
+fn exported((name, export): &(String, Export)) -> GuestExport {
+    let (kind, index) = match *export {
+        Export::Function(index) => (ExternKind::Function, index),
+        Export::Memory(index) => (ExternKind::Memory, index),
+        Export::Global(index) => (ExternKind::Global, index),
+        Export::Table(index) => (ExternKind::Table, index),
+    };
+    GuestExport { name: name.clone(), kind, index }
+}
+
+/// Names, signatures and declarations, from the runtime's description of the module.
 fn names(info: &ModuleInfo) -> Names {
     let functions = 0..info.function_types.len() as u32;
+    let globals = info.imported_globals.iter().map(|g| g.item).chain(info.globals.iter().copied());
+    let count = |imported: usize, own: usize| Some((imported as u64, own as u64));
     Names {
+        globals: Some((globals.map(|g| global(&(g.ty, g.mutable))).collect(), info.imported_globals.len() as u64)),
+        memories: count(info.imported_memories.len(), info.memories.len()),
+        tables: count(info.imported_tables.len(), info.tables.len()),
+        exports: Some(info.exports.iter().map(exported).collect()),
         functions: info.function_names().into_iter().collect(),
         signatures: functions
             .filter_map(|f| info.signature(f).map(|s| (f, (s.params.clone(), s.results.clone()))))
             .collect(),
         module: info.module_name(),
-        ..Names::default()
     }
 }
 
 /// The same description, read field by field out of the host's memory. A field that could not be read is empty here.
 fn described(info: &MemoryModuleInfo) -> ModuleInfo {
     let imports = info.imported_functions.iter().flatten();
-    let exports = info.function_exports.iter().flatten();
+    let exports = info.exports.iter().flatten();
     let section = info.name_section.as_ref().ok().cloned().flatten();
     ModuleInfo {
         imported_functions: imports
             .map(|(module, name)| Import { module: module.clone(), name: name.clone(), item: () })
             .collect(),
-        exports: exports.map(|(name, index)| (name.clone(), Export::Function(*index))).collect(),
+        exports: exports.cloned().collect(),
         function_types: info.func_assoc.clone().unwrap_or_default(),
         signatures: info
             .signatures
@@ -515,9 +490,4 @@ fn facts(module: &Module) -> ModuleFacts {
     }
     // Indices are dense (`finalize` numbers every function); a map with holes belongs to no file.
     ModuleFacts { imported_functions: Some(module.import_count), functions: by_index.into_values().collect() }
-}
-
-/// Instances of a module seen so far.
-pub fn instances(provider: &SinglepassProvider, module: usize) -> &[u64] {
-    provider.anchors.get(module).map_or(&[], |a| &a.vmctx)
 }

@@ -165,7 +165,7 @@ fn preserved_by(state: &MachineState, map: &FunctionStateMap) -> Vec<(Reg, i64)>
 }
 
 /// What is in the frame at `at`.
-pub fn describe(module: &Module, module_index: usize, at: &Cursor, memory: &dyn Memory) -> Option<GuestFrame> {
+pub fn describe(module: &Module, module_index: usize, at: &Cursor, memory: &dyn Memory) -> GuestFrame {
     let code_offset = at.address.raw().wrapping_sub(module.code.0);
     let mut frame = GuestFrame {
         kind: GuestKind::Wasm,
@@ -179,6 +179,8 @@ pub fn describe(module: &Module, module_index: usize, at: &Cursor, memory: &dyn 
         operator: None,
         locals: Err(Why("not a Wasm function".into())),
         stack: Err(Why("not a Wasm function".into())),
+        variables: Vec::new(),
+        inlined: false,
         instance: None,
         notes: Vec::new(),
     };
@@ -222,7 +224,7 @@ pub fn describe(module: &Module, module_index: usize, at: &Cursor, memory: &dyn 
             }
         }
     }
-    Some(frame)
+    frame
 }
 
 /// What the state map records at an address.
@@ -275,7 +277,7 @@ fn operator_place(module: &Module, local_function: u32, position: Position) -> O
     let source = wasm.source(operator.offset).into_iter().next();
     Some(OperatorPlace {
         offset: operator.offset,
-        text: operator.text,
+        text: Some(operator.text),
         file: source.as_ref().and_then(|s| s.file.clone()),
         line: source.as_ref().and_then(|s| s.line),
     })
@@ -283,7 +285,9 @@ fn operator_place(module: &Module, local_function: u32, position: Position) -> O
 
 fn in_register(registers: &Registers, reg: Reg) -> Slot {
     match registers.get(reg) {
-        Some(bits) => Slot::Known { bits, place: Place::Register { reg, saved_at: registers.saved_at(reg) } },
+        Some(bits) => {
+            Slot::Known { bits: bits.into(), place: Place::Register { reg, saved_at: registers.saved_at(reg) } }
+        }
         None => Slot::Unknown(Why(format!("{reg} was not preserved by the frames above"))),
     }
 }
@@ -291,7 +295,7 @@ fn in_register(registers: &Registers, reg: Reg) -> Slot {
 fn in_memory(memory: &dyn Memory, base: Reg, base_value: u64, offset: i64) -> Slot {
     let address = base_value.wrapping_add(offset as u64);
     match memory.read_u64(address) {
-        Ok(bits) => Slot::Known { bits, place: Place::Memory { base, offset, address } },
+        Ok(bits) => Slot::Known { bits: bits.into(), place: Place::Memory { base, offset, address } },
         Err(e) => Slot::Unknown(Why(e.to_string())),
     }
 }
@@ -310,7 +314,7 @@ fn locals(
     let cfa = frame_address(registers, here.cfa);
     let slot = |index: usize| -> Slot {
         if let Some(WasmAbstractValue::Const(bits)) = map.locals.get(index) {
-            return Slot::Known { bits: *bits, place: Place::Constant };
+            return Slot::Known { bits: (*bits).into(), place: Place::Constant };
         }
         let cfa = match &cfa {
             Ok(cfa) => *cfa,
@@ -407,7 +411,7 @@ fn point_values(
             ValuePlace::Missing(why) => Err(why.to_string()),
         };
         let slot = match (bits, place) {
-            (Some(bits), Ok(place)) => Slot::Known { bits, place },
+            (Some(bits), Ok(place)) => Slot::Known { bits: bits.into(), place },
             (_, Err(why)) => Slot::Unknown(Why(why)),
             (None, Ok(_)) => Slot::Unknown(Why("not readable".into())),
         };

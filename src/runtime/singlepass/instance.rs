@@ -35,7 +35,7 @@ fn pointer(own: u64, imported: u64, counts: (u64, u64), index: u32, memory: &dyn
 /// First address and size in bytes (`vm.rs: LocalMemory`: base, bound).
 pub fn linear_memory(module: &Module, instance: u64, index: u32, memory: &dyn Memory) -> Result<(u64, u64), Why> {
     let ctx = Ctx::read(memory, instance).map_err(why)?;
-    let Some(counts) = module.names.memories else {
+    let Some(counts) = module.memories() else {
         // Compiled code reads the first memory's base and size from the context itself.
         return match (index, ctx.memory_base) {
             (0, 0) => Err(Why("the module has no memory".into())),
@@ -52,17 +52,43 @@ pub fn linear_memory(module: &Module, instance: u64, index: u32, memory: &dyn Me
     }
 }
 
+/// Number of elements (`vm.rs: LocalTable`: base, count).
+pub fn table(module: &Module, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {
+    let ctx = Ctx::read(memory, instance).map_err(why)?;
+    let counts = module.tables().ok_or_else(|| {
+        Why("the module's description was not found in the target, so its tables are not known".into())
+    })?;
+    let at = pointer(ctx.tables, ctx.imported_tables, counts, index, memory)?;
+    let count = memory.read_u64(at.wrapping_add(8)).map_err(why)?;
+    match u32::try_from(count) {
+        Ok(_) => Ok(count),
+        Err(_) => Err(Why(format!("its description at {at:#x} is damaged"))),
+    }
+}
+
+/// Whether there is an instance of `module` at `instance`, as far as can be said.
+pub fn check(module: &Module, instance: u64, memory: &dyn Memory) -> Result<(), Why> {
+    let ctx = Ctx::read(memory, instance).map_err(why)?;
+    match module.inner {
+        Some(inner) if inner != ctx.module => Err(Why("what is there is no instance of this module".into())),
+        _ => Ok(()),
+    }
+}
+
 /// A global's value (`vm.rs: LocalGlobal`: 16 bytes of data).
 pub fn global(module: &Module, instance: u64, index: u32, memory: &dyn Memory) -> Result<Value, Why> {
     let ctx = Ctx::read(memory, instance).map_err(why)?;
-    let (imported, own) = module.names.globals.as_ref().ok_or_else(|| {
+    let (all, imported) = module.globals().ok_or_else(|| {
         Why("the module's description was not found in the target, so its globals are not known".into())
     })?;
-    let counts = (imported.len() as u64, own.len() as u64);
+    let counts = (imported, (all.len() as u64).saturating_sub(imported));
     let at = pointer(ctx.globals, ctx.imported_globals, counts, index, memory)?;
     let bits = memory.read_u64(at).map_err(why)?;
-    let ty = imported.iter().chain(own).nth(index as usize).copied();
+    let ty = all.get(index as usize).and_then(|g| g.ty);
     // Reached through the context register: the address is what a reader can use.
     let offset = at.wrapping_sub(instance) as i64;
-    Ok(Value { ty, slot: Slot::Known { bits, place: Place::Memory { base: Reg::R15, offset, address: at } } })
+    Ok(Value {
+        ty,
+        slot: Slot::Known { bits: bits.into(), place: Place::Memory { base: Reg::R15, offset, address: at } },
+    })
 }

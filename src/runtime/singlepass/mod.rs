@@ -29,9 +29,10 @@ pub(crate) mod fake;
 pub use rust_memory::StructureError;
 
 use super::code_map::{CodeMap, Detail};
-use super::{GuestFrame, GuestModule, Reach, Runtime, Value, Why};
+use super::{Declared, GuestFrame, GuestInstance, GuestModule, Reach, Runtime, Value, Why};
 use crate::state::ExecutionStateImage;
 use crate::state::read::BoundaryRegisters;
+use crate::symbolize::wasm::WasmModule;
 use crate::target::{Memory, ThreadId};
 use crate::unwind::{Cursor, Next, Unwinder};
 use module::Module;
@@ -74,9 +75,9 @@ impl Runtime for Singlepass {
         &self.listed
     }
 
-    fn describe(&self, at: &Cursor, memory: &dyn Memory) -> Option<GuestFrame> {
-        let (index, module) = self.module_at(at.address.lookup())?;
-        frame::describe(module, index, at, memory)
+    fn describe(&self, at: &Cursor, memory: &dyn Memory) -> Vec<GuestFrame> {
+        let found = self.module_at(at.address.lookup());
+        found.map(|(index, module)| frame::describe(module, index, at, memory)).into_iter().collect()
     }
 
     fn notes(&self) -> &[String] {
@@ -98,6 +99,10 @@ impl Runtime for Singlepass {
         self.module_at(address).map(|(index, _)| index)
     }
 
+    fn wasm_file(&self, module: usize) -> Option<&WasmModule> {
+        self.modules.get(module)?.wasm.as_deref()
+    }
+
     fn linear_memory(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<(u64, u64), Why> {
         let module = self.modules.get(module).ok_or_else(|| Why("there is no such module".into()))?;
         instance::linear_memory(module, instance, index, memory)
@@ -106,6 +111,28 @@ impl Runtime for Singlepass {
     fn global(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<Value, Why> {
         let module = self.modules.get(module).ok_or_else(|| Why("there is no such module".into()))?;
         instance::global(module, instance, index, memory)
+    }
+
+    fn table(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {
+        let module = self.modules.get(module).ok_or_else(|| Why("there is no such module".into()))?;
+        instance::table(module, instance, index, memory)
+    }
+
+    fn instances(&self, _: &dyn Memory) -> Vec<GuestInstance> {
+        let all = self.modules.iter().enumerate();
+        all.flat_map(|(module, m)| m.instances.iter().map(move |&address| GuestInstance { module, address })).collect()
+    }
+
+    fn check_instance(&self, instance: GuestInstance, memory: &dyn Memory) -> Result<(), Why> {
+        let module = self.modules.get(instance.module).ok_or_else(|| Why("there is no such module".into()))?;
+        instance::check(module, instance.address, memory)
+    }
+
+    fn declared(&self, module: usize, _: &dyn Memory) -> Declared {
+        match self.modules.get(module) {
+            Some(module) => module.declared(),
+            None => Declared::unknown(Why("there is no such module".into())),
+        }
     }
 
     fn reach(&self) -> Box<dyn Fn(u64) -> Reach + Send> {

@@ -2,7 +2,7 @@
 
 use super::code::{PATCHED_ENTRY, Shape};
 use super::frame::Location;
-use crate::runtime::ValType;
+use crate::runtime::{Declared, GlobalDecl, GuestExport, GuestFunction, MemoryDecl, ValType, Why};
 use crate::state::map::{Point, PointKind};
 use crate::state::model::{FunctionStateMap, MachineState, MachineValue, ModuleStateMap};
 use crate::symbolize::wasm::WasmModule;
@@ -23,10 +23,14 @@ pub struct Names {
     pub signatures: BTreeMap<u32, (Vec<ValType>, Vec<ValType>)>,
     /// Name of the module.
     pub module: Option<String>,
-    /// Types of the globals: imported ones, own ones.
-    pub globals: Option<(Vec<ValType>, Vec<ValType>)>,
+    /// Globals, imported ones first, and how many are imported.
+    pub globals: Option<(Vec<GlobalDecl>, u64)>,
     /// Number of memories: imported, own.
     pub memories: Option<(u64, u64)>,
+    /// Number of tables: imported, own.
+    pub tables: Option<(u64, u64)>,
+    /// Exports.
+    pub exports: Option<Vec<GuestExport>>,
 }
 
 /// A module.
@@ -47,6 +51,10 @@ pub struct Module {
     pub baseline: Option<bool>,
     /// Compiler or tier, as the runtime calls it.
     pub backend: String,
+    /// Address of its `ModuleInner`, if known.
+    pub inner: Option<u64>,
+    /// Its instances, as far as they were met.
+    pub instances: Vec<u64>,
     /// Names and signatures found in the target.
     pub names: Names,
     /// The user's `.wasm`, checked against the map.
@@ -91,6 +99,8 @@ impl Module {
             tracked,
             baseline: None,
             backend: "singlepass".into(),
+            inner: None,
+            instances: Vec::new(),
             names: Names::default(),
             wasm: None,
             wasm_path: None,
@@ -199,6 +209,91 @@ impl Module {
             return types.to_vec();
         }
         function.and_then(|f| self.names.signatures.get(&f)).map(|(params, _)| params.clone()).unwrap_or_default()
+    }
+
+    /// Number of memories: imported, own.
+    pub fn memories(&self) -> Option<(u64, u64)> {
+        let from_wasm = self.wasm.as_ref().map(|w| {
+            let d = w.declarations();
+            (d.imported_memories as u64, (d.memories.len() - d.imported_memories) as u64)
+        });
+        self.names.memories.or(from_wasm)
+    }
+
+    /// Number of tables: imported, own.
+    pub fn tables(&self) -> Option<(u64, u64)> {
+        let from_wasm = self.wasm.as_ref().map(|w| {
+            let d = w.declarations();
+            (d.imported_tables as u64, (d.tables - d.imported_tables) as u64)
+        });
+        self.names.tables.or(from_wasm)
+    }
+
+    /// Globals, imported ones first, and how many are imported.
+    pub fn globals(&self) -> Option<(&[GlobalDecl], u64)> {
+        let from_wasm = self.wasm.as_ref().map(|w| w.declarations());
+        let known = self.names.globals.as_ref().map(|(all, imported)| (all.as_slice(), *imported));
+        known.or(from_wasm.map(|d| (d.globals.as_slice(), d.imported_globals as u64)))
+    }
+
+    /// What the module declares.
+    pub fn declared(&self) -> Declared {
+        let unknown = |what: &str| {
+            Why(format!(
+                "the module's description was not found in the target, so its {what} are not known (--wasm FILE)"
+            ))
+        };
+        let from_wasm = self.wasm.as_ref().map(|w| w.declarations());
+        let memories = self.memories().map(|(imported, own)| {
+            let count = imported.saturating_add(own).min(crate::limits::MAX_SLOTS as u64) as usize;
+            let known = from_wasm.map(|d| d.memories.clone()).filter(|m| m.len() == count);
+            known.unwrap_or_else(|| vec![MemoryDecl::default(); count])
+        });
+        let tables = self.tables().map(|(imported, own)| u32::try_from(imported.saturating_add(own)));
+        Declared {
+            memories: memories.ok_or_else(|| unknown("memories")),
+            globals: self.globals().map(|(all, _)| all.to_vec()).ok_or_else(|| unknown("globals")),
+            tables: tables.and_then(Result::ok).ok_or_else(|| unknown("tables")),
+            functions: Ok(self.functions()),
+            exports: from_wasm
+                .map(|d| d.exports.clone())
+                .or_else(|| self.names.exports.clone())
+                .ok_or_else(|| unknown("exports")),
+        }
+    }
+
+    fn functions(&self) -> Vec<GuestFunction> {
+        let at = |offset: u64| self.code.0.saturating_add(offset);
+        let import_code = |i: u32| {
+            let start = *self.function_offsets.get(i as usize)?;
+            let end = *self.function_offsets.get(i as usize + 1)?;
+            (start <= end).then(|| (at(start), at(end)))
+        };
+        let mut code: BTreeMap<usize, (u64, u64)> = BTreeMap::new();
+        for (start, map) in &self.map.local_functions {
+            let end = self.map.function_end(*start);
+            code.insert(map.local_function_id, (at(*start as u64), at(end as u64)));
+        }
+        let imports = self.import_count.min(crate::limits::MAX_FUNCTIONS as u32);
+        let imports = (0..imports).map(|i| (i, true, import_code(i)));
+        // Indices are dense (`finalize` numbers every function).
+        let own = code.into_iter().filter_map(|(local, range)| {
+            let index = self.import_count.checked_add(u32::try_from(local).ok()?)?;
+            Some((index, false, Some(range)))
+        });
+        let function = |(index, imported, code)| GuestFunction {
+            name: self.function_name(index),
+            signature: self.signature(index),
+            imported,
+            code,
+        };
+        imports.chain(own).map(function).collect()
+    }
+
+    fn signature(&self, function: u32) -> Option<(Vec<ValType>, Vec<ValType>)> {
+        let from_wasm = self.wasm.as_ref().and_then(|w| w.signature(function));
+        let from_wasm = from_wasm.map(|(params, results)| (params.to_vec(), results.to_vec()));
+        from_wasm.or_else(|| self.names.signatures.get(&function).cloned())
     }
 
     /// The error of the state map of the function at code offset `start`.

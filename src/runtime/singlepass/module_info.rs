@@ -373,6 +373,8 @@ fn initializer(b: &mut Bytes<'_>) -> Read<()> {
             ValType::I32 | ValType::F32 => 4,
             ValType::I64 | ValType::F64 => 8,
             ValType::V128 => 16,
+            // The runtime has no such type: `value_type` gives none.
+            ValType::FuncRef | ValType::ExternRef | ValType::Ref => return wrong("initializer's type", 0, b),
         },
         1 => 4,
         other => return wrong("initializer", other.into(), b),

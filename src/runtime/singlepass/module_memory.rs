@@ -5,6 +5,7 @@
 //! `generate-debug-information` adds a field, for example).
 
 use super::layouts::{Layouts, ModuleLayout};
+use super::module_info::Export;
 use super::rust_memory::{Budgeted, StructureError, VecLayout, View, vec_header};
 use super::rust_msm;
 use crate::limits;
@@ -22,8 +23,8 @@ pub type Signature = (Vec<ValType>, Vec<ValType>);
 pub struct MemoryModuleInfo {
     /// Namespace and name of each imported function, in index order.
     pub imported_functions: Field<Vec<(String, String)>>,
-    /// Name and function index of each exported function, in the module's order.
-    pub function_exports: Field<Vec<(String, u32)>>,
+    /// Exports, in the module's order.
+    pub exports: Field<Vec<(String, Export)>>,
     /// Signatures.
     pub signatures: Field<Vec<Signature>>,
     /// Index into `signatures` of each function, imports first.
@@ -56,7 +57,7 @@ impl MemoryModuleInfo {
         let mut out = Vec::new();
         let mut push = |name: &str, why: Option<&StructureError>| out.extend(why.map(|w| format!("{name}: {w}")));
         push("imported functions", self.imported_functions.as_ref().err());
-        push("exports", self.function_exports.as_ref().err());
+        push("exports", self.exports.as_ref().err());
         push("signatures", self.signatures.as_ref().err());
         push("function types", self.func_assoc.as_ref().err());
         push("imported globals", self.imported_globals.as_ref().err());
@@ -97,12 +98,16 @@ pub fn read_module_info(
         (Ok(known), Some(&max)) if max as usize >= known.len() => Err(reader.info.bad("signature index", max.into())),
         _ => Ok(assoc),
     });
-    let function_exports = reader.function_exports().and_then(|exports| match &func_assoc {
-        Ok(functions) => match exports.iter().find(|(_, index)| *index as usize >= functions.len()) {
-            Some((_, index)) => Err(reader.info.bad("exported function", (*index).into())),
+    let exports = reader.exports().and_then(|exports| {
+        let functions = func_assoc.as_ref().map_or(usize::MAX, Vec::len);
+        let wrong = exports.iter().find_map(|(_, export)| match *export {
+            Export::Function(index) if index as usize >= functions => Some(index),
+            _ => None,
+        });
+        match wrong {
+            Some(index) => Err(reader.info.bad("exported function", index.into())),
             None => Ok(exports),
-        },
-        Err(_) => Ok(exports),
+        }
     });
     let imported_functions = reader.imported_functions().and_then(|imports| match &func_assoc {
         Ok(functions) if imports.len() > functions.len() => {
@@ -112,7 +117,7 @@ pub fn read_module_info(
     });
     Ok(MemoryModuleInfo {
         imported_functions,
-        function_exports,
+        exports,
         signatures,
         func_assoc,
         imported_globals: reader.globals(
@@ -288,7 +293,8 @@ impl Reader<'_> {
             .collect()
     }
 
-    fn function_exports(&self) -> Field<Vec<(String, u32)>> {
+    /// The kinds are numbered as they are declared (`module.rs: ExportIndex`), and each holds one index.
+    fn exports(&self) -> Field<Vec<(String, Export)>> {
         let l = self.l;
         let list =
             self.heap.vec("exports", self.info, l.info_exports, self.vec, l.export_size, limits::MAX_FUNCTIONS)?;
@@ -299,12 +305,15 @@ impl Reader<'_> {
                 4 => export.u32(l.export_tag)?.into(),
                 _ => export.u64(l.export_tag)?,
             };
-            if tag > l.export_table {
-                return Err(export.bad("kind", tag));
-            }
-            if tag == l.export_func {
-                out.push((self.string("export name", export, l.export_key)?, export.u32(l.export_func_index)?));
-            }
+            let index = export.u32(l.export_func_index)?;
+            let kind = match tag.wrapping_sub(l.export_func) {
+                0 => Export::Function(index),
+                1 => Export::Memory(index),
+                2 => Export::Global(index),
+                3 if tag == l.export_table => Export::Table(index),
+                _ => return Err(export.bad("kind", tag)),
+            };
+            out.push((self.string("export name", export, l.export_key)?, kind));
         }
         Ok(out)
     }

@@ -1,0 +1,299 @@
+//! What modules and instances hold: the view model of `wstate modules`, and its text.
+
+use super::text::{self, TextOptions, clean, clean_message};
+use super::{Hex, Report, Runtime, SCHEMA_VERSION, Target, Value};
+use schemars::JsonSchema;
+use serde::Serialize;
+use std::fmt::Write;
+
+/// Modules of a process or core with their instances, memories, globals and tables. Readers must accept null for every
+/// field and keys they do not know.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct Contents {
+    /// Version of this document's form. Grows when a key changes its meaning or goes away, not when one is added.
+    pub schema_version: u32,
+    /// Version of the program that wrote this.
+    pub wstate_version: String,
+    /// What was looked at.
+    pub target: Target,
+    /// Wasm runtimes that were found, and their modules.
+    pub runtimes: Vec<Runtime>,
+    /// Executables and libraries that are missing, stripped or not the ones that the target runs.
+    pub objects_problems: Vec<String>,
+    /// What a reader should know about the whole.
+    pub notes: Vec<String>,
+    /// What the modules hold, in the order of their numbers.
+    pub contents: Vec<ModuleContents>,
+    /// Whether a file that the user named was not used because it does not fit; `notes` has the reason.
+    #[serde(skip)]
+    pub refused: bool,
+}
+
+/// What one module declares, and its instances.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct ModuleContents {
+    /// `index` of the module in `runtimes[].modules[]`.
+    pub module_index: u32,
+    /// Its functions, imported ones first; null if not known or not asked for.
+    pub functions: Option<Vec<FunctionRow>>,
+    /// Why `functions` is null.
+    pub functions_why: Option<String>,
+    /// Its exports, in its order; null if not known or not asked for.
+    pub exports: Option<Vec<ExportRow>>,
+    /// Why `exports` is null.
+    pub exports_why: Option<String>,
+    /// Its instances, as far as frames or the runtime's structures led to them.
+    pub instances: Vec<Instance>,
+}
+
+/// A function of a module.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct FunctionRow {
+    /// Index in the module's function space.
+    pub index: u32,
+    /// Its name.
+    pub name: Option<String>,
+    /// Where the name comes from.
+    pub name_source: Option<String>,
+    /// Types of its parameters.
+    pub params: Option<Vec<String>>,
+    /// Types of its results.
+    pub results: Option<Vec<String>>,
+    /// Whether it is imported.
+    pub imported: bool,
+    /// First address of its machine code.
+    pub code_start: Option<Hex>,
+    /// Address one past its machine code.
+    pub code_end: Option<Hex>,
+}
+
+/// An export of a module.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct ExportRow {
+    /// Its name.
+    pub name: String,
+    /// What it is: "func", "memory", "global", "table", "tag".
+    pub kind: String,
+    /// Index in that index space.
+    pub index: u32,
+}
+
+/// An instance of a module.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct Instance {
+    /// Its number over all modules: what `--instance` takes.
+    pub number: u32,
+    /// Its address (its `vmctx`).
+    pub address: Hex,
+    /// Threads with frames of this instance, by kernel thread id.
+    pub threads: Vec<u32>,
+    /// Its memories, imported ones first.
+    pub memories: Vec<MemoryRow>,
+    /// Why there may be more memories than are listed.
+    pub memories_why: Option<String>,
+    /// Its globals, imported ones first.
+    pub globals: Vec<GlobalRow>,
+    /// Why globals are missing.
+    pub globals_why: Option<String>,
+    /// Its tables, imported ones first.
+    pub tables: Vec<TableRow>,
+    /// Why tables are missing.
+    pub tables_why: Option<String>,
+}
+
+/// A linear memory.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct MemoryRow {
+    /// Index in the instance's memory space.
+    pub index: u32,
+    /// Address of its first byte in the target.
+    pub base: Option<Hex>,
+    /// Its size in bytes.
+    pub size: Option<u64>,
+    /// Whether its addresses have 64 bits.
+    pub memory64: bool,
+    /// Whether threads share it.
+    pub shared: bool,
+    /// Pages at most, if it says and that is known.
+    pub maximum: Option<u64>,
+    /// Why base and size are not known.
+    pub why: Option<String>,
+}
+
+/// A global.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct GlobalRow {
+    /// Its index, type and value.
+    #[serde(flatten)]
+    pub value: Value,
+    /// Whether code may write it.
+    pub mutable: Option<bool>,
+}
+
+/// A table.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct TableRow {
+    /// Index in the instance's table space.
+    pub index: u32,
+    /// Number of its elements.
+    pub elements: Option<u64>,
+    /// Why that is not known.
+    pub why: Option<String>,
+}
+
+/// What to list besides instances.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lists {
+    /// Functions of each module.
+    pub functions: bool,
+    /// Exports of each module.
+    pub exports: bool,
+}
+
+impl Contents {
+    /// The document of `report`'s target, without contents yet.
+    pub fn of(report: &Report) -> Contents {
+        Contents {
+            schema_version: SCHEMA_VERSION,
+            wstate_version: report.wstate_version.clone(),
+            target: report.target.clone(),
+            runtimes: report.runtimes.clone(),
+            objects_problems: report.objects_problems.clone(),
+            notes: report.notes.clone(),
+            contents: Vec::new(),
+            refused: false,
+        }
+    }
+
+    /// All instances with the numbers of their modules.
+    pub fn instances(&self) -> impl Iterator<Item = (u32, &Instance)> {
+        self.contents.iter().flat_map(|m| m.instances.iter().map(|i| (m.module_index, i)))
+    }
+
+    /// Name of a module.
+    pub fn module_name(&self, index: u32) -> &str {
+        let mut modules = self.runtimes.iter().flat_map(|r| &r.modules);
+        modules.find(|m| m.index == Some(index)).and_then(|m| m.name.as_deref()).unwrap_or("?")
+    }
+
+    /// Whether everything that was asked for is here.
+    pub fn is_complete(&self) -> bool {
+        let known = |i: &Instance| {
+            let lists = i.memories_why.is_none() && i.globals_why.is_none() && i.tables_why.is_none();
+            let rows = i.memories.iter().all(|m| m.why.is_none()) && i.tables.iter().all(|t| t.why.is_none());
+            lists && rows && i.globals.iter().all(|g| g.value.why.is_none())
+        };
+        self.instances().all(|(_, i)| known(i))
+            && self.contents.iter().all(|m| m.functions_why.is_none() && m.exports_why.is_none())
+    }
+}
+
+/// The text of `contents`.
+pub fn render(contents: &Contents, options: TextOptions) -> String {
+    let report = Report {
+        schema_version: contents.schema_version,
+        wstate_version: contents.wstate_version.clone(),
+        target: contents.target.clone(),
+        runtimes: contents.runtimes.clone(),
+        objects_problems: contents.objects_problems.clone(),
+        notes: contents.notes.clone(),
+        threads: Vec::new(),
+    };
+    let mut out = text::render_head(&report, options);
+    // Writing to a string cannot fail.
+    for module in &contents.contents {
+        let _ = module_text(contents, module, &mut out);
+    }
+    out
+}
+
+fn module_text(contents: &Contents, module: &ModuleContents, out: &mut String) -> std::fmt::Result {
+    writeln!(out, "\nmodule {} {}", module.module_index, clean(contents.module_name(module.module_index)))?;
+    if module.instances.is_empty() {
+        writeln!(out, "  no instance was found: no frame leads to one")?;
+    }
+    for instance in &module.instances {
+        instance_text(instance, out)?;
+    }
+    let reason = |what: &str, why: &Option<String>, out: &mut String| match why {
+        Some(why) => writeln!(out, "  {what} not known: {}", clean_message(why)),
+        None => Ok(()),
+    };
+    if let Some(exports) = &module.exports {
+        writeln!(out, "  exports{}", none_if(exports.is_empty()))?;
+        for e in exports {
+            writeln!(out, "    {} {} \"{}\"", e.kind, e.index, clean(&e.name))?;
+        }
+    }
+    reason("exports", &module.exports_why, out)?;
+    if let Some(functions) = &module.functions {
+        writeln!(out, "  functions{}", none_if(functions.is_empty()))?;
+        for f in functions {
+            let mut line = format!("    {} {}", f.index, clean(f.name.as_deref().unwrap_or("without a name")));
+            if let (Some(params), Some(results)) = (&f.params, &f.results) {
+                line += &format!(" ({}) -> ({})", clean(&params.join(" ")), clean(&results.join(" ")));
+            }
+            if let (Some(start), Some(end)) = (f.code_start, f.code_end) {
+                line += &format!(" at {start}-{end}");
+            }
+            writeln!(out, "{line}{}", if f.imported { ", imported" } else { "" })?;
+        }
+    }
+    reason("functions", &module.functions_why, out)
+}
+
+fn none_if(empty: bool) -> &'static str {
+    if empty { ": none" } else { "" }
+}
+
+fn instance_text(instance: &Instance, out: &mut String) -> std::fmt::Result {
+    write!(out, "  instance {} at {}", instance.number, instance.address)?;
+    if !instance.threads.is_empty() {
+        let ids: Vec<String> = instance.threads.iter().take(20).map(u32::to_string).collect();
+        let more = if instance.threads.len() > ids.len() { ", …" } else { "" };
+        write!(out, ", on thread {}{more}", ids.join(", "))?;
+    }
+    writeln!(out)?;
+    let reason = |why: &Option<String>| why.as_ref().map(|w| format!(" ({})", clean_message(w))).unwrap_or_default();
+    for m in &instance.memories {
+        let mut line = format!("    memory {}", m.index);
+        match (m.base, m.size) {
+            (Some(base), Some(size)) => line += &format!(" at {base}, {size:#x} bytes"),
+            _ => line += " ?",
+        }
+        if let Some(maximum) = m.maximum {
+            line += &format!(", at most {maximum} pages");
+        }
+        line += if m.memory64 { ", 64-bit addresses" } else { "" };
+        line += if m.shared { ", shared" } else { "" };
+        writeln!(out, "{line}{}", reason(&m.why))?;
+    }
+    for g in &instance.globals {
+        let mutable = match g.mutable {
+            Some(true) => " mut",
+            _ => "",
+        };
+        let v = &g.value;
+        let mut line = format!("    global {}{mutable}", v.index.unwrap_or_default());
+        if let Some(ty) = &v.ty {
+            line += &format!(" {}", clean(ty));
+        }
+        line += &format!(" {}", v.value.as_deref().map_or("?".to_string(), clean));
+        if let Some(address) = v.address {
+            line += &format!(" [{address}]");
+        }
+        writeln!(out, "{line}{}", reason(&v.why))?;
+    }
+    for t in &instance.tables {
+        let elements = t.elements.map_or("?".to_string(), |n| format!("{n} elements"));
+        writeln!(out, "    table {} {elements}{}", t.index, reason(&t.why))?;
+    }
+    for (what, why) in
+        [("memories", &instance.memories_why), ("globals", &instance.globals_why), ("tables", &instance.tables_why)]
+    {
+        if let Some(why) = why {
+            writeln!(out, "    {what} not known: {}", clean_message(why))?;
+        }
+    }
+    Ok(())
+}
