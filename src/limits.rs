@@ -155,3 +155,7 @@ pub const MAX_SYMBOL_PLACES: usize = 50_000_000;
 pub const MAX_DESCRIBED_FUNCTIONS: usize = 20_000;
 /// Bytes of anonymous executable memory that are searched for native routines.
 pub const MAX_ROUTINE_SEARCH: u64 = 64 << 20;
+/// Sections of a Wasmtime code image (some twenty are usual, forty with debug information).
+pub const MAX_IMAGE_SECTIONS: u16 = 256;
+/// Bytes of all section names of a Wasmtime code image.
+pub const MAX_SECTION_NAMES: u64 = 64 << 10;

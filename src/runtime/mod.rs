@@ -2,6 +2,7 @@
 
 pub mod code_map;
 pub mod singlepass;
+pub mod wasmtime;
 
 use crate::progress::Progress;
 use crate::state::ExecutionStateImage;
