@@ -302,12 +302,15 @@ mod tests {
 
     #[test]
     fn the_structure_tells_the_form_and_the_version_helps_where_both_fit() {
-        // One entry at offset 1 is also a list of one block, whose body has one entry.
-        let both = encode_flat(&vec![(1, Some(FilePos(0)))]);
-        assert!(flat(&both).is_some());
-        let one = AddressMap::parse(&encode_flat(&vec![(7, Some(FilePos(9)))]), None).unwrap();
+        // Three entries whose offsets are 1, 0x1000 and 0 (a broken list) look like one block too.
+        let both: Vec<u8> = [3, 1, 0x1000, 0, 7, 8, 9].iter().flat_map(|w: &u32| w.to_le_bytes()).collect();
+        assert!(super::flat(&both).is_some() && super::blocks(&both).is_some());
+        let as_version = |v| AddressMap::parse(&both, Some(Version(v))).unwrap().lookup(1);
+        assert_eq!((as_version(46), as_version(47)), (Some(FilePos(7)), None));
+        let flat = encode_flat(&vec![(7, Some(FilePos(9)))]);
+        let one = AddressMap::parse(&flat, None).unwrap();
         assert_eq!((one.lookup(7), one.lookup(6)), (Some(FilePos(9)), None));
-        let wrong_version = AddressMap::parse(&encode_flat(&vec![(7, Some(FilePos(9)))]), Some(Version(48)));
+        let wrong_version = AddressMap::parse(&flat, Some(Version(48)));
         assert_eq!(wrong_version.unwrap().lookup(8), Some(FilePos(9)));
         assert_eq!(AddressMap::parse(&[1, 2, 3], None).unwrap_err(), UnknownForm { bytes: 3 });
         assert!(AddressMap::parse(&[0; 8], Some(Version(48))).unwrap().is_empty());

@@ -383,7 +383,7 @@ impl<'a> FrameTable<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::image::{FRAMES, FunctionKind, Image, SliceMemory};
+    use super::super::image::{FRAMES, Function, FunctionKind, Image, SliceMemory};
     use super::super::info::FuncKind;
     use super::super::testing;
     use super::*;
@@ -510,17 +510,18 @@ mod tests {
                 for position in [InstPos::Post, InstPos::Pre] {
                     let at = (probe, position);
                     let expected = points.iter().rev().find(|p| (p.text_offset, p.position) <= at);
-                    prop_assert_eq!(t.find_program_point(probe, position).unwrap().as_ref(), expected);
+                    let found = t.find_program_point(probe, position).unwrap();
+                    prop_assert_eq!(found.as_ref(), expected);
                 }
                 prop_assert_eq!(t.breakpoints().count(), if breakpoints { builder.stops.len() } else { 0 });
             }
         }
 
         #[test]
-        fn broken_tables((builder, _, _) in table(), at: prop::sample::Index, bit in 0..8, probe: u32, new: bool) {
+        fn broken_tables((builder, _, _) in table(), at: prop::sample::Index, bit in 0u32..8, probe: u32, new: bool) {
             let mut bytes = builder.encode(new);
             let at = at.index(bytes.len());
-            bytes[at] ^= 1 << bit;
+            bytes[at] ^= 1u8 << bit;
             everything(&bytes, probe);
         }
 
@@ -607,6 +608,36 @@ mod tests {
             let some_breakpoints = version.is_some_and(|v| v >= FIRST_WITH_BREAKPOINTS);
             assert_eq!(table.breakpoints().count() > 0, some_breakpoints, "{name}");
         }
+    }
+
+    /// The outermost frame of each point is of the function whose code it is in.
+    #[test]
+    fn inlined_functions_come_first() {
+        let mut inlined = 0;
+        for name in testing::fixtures().into_iter().filter(|n| n.ends_with("-inline") || n.ends_with("-guest-debug")) {
+            let bytes = testing::fixture(&name);
+            let memory = SliceMemory::new(0, &bytes);
+            let image = Image::from_bytes(&bytes).unwrap();
+            let section = image.contents(FRAMES, &memory).unwrap();
+            let table = FrameTable::parse(&section, image.engine(&memory).unwrap().version()).unwrap();
+            let symbols = image.symbols(&memory).unwrap();
+            for i in 0..table.points() {
+                let p = table.point(i).unwrap().unwrap();
+                // A point behind a function's last instruction belongs to it.
+                let at = p.text_offset - u32::from(p.position == InstPos::Post);
+                let Some(Function { kind: FunctionKind::Wasm { function, .. }, .. }) = symbols.at(at) else {
+                    panic!("{name}: {p:?}")
+                };
+                let defined = |f: &ProgramFrame| table.descriptor(f.descriptor).unwrap().function.index;
+                // One function is imported.
+                assert_eq!(p.frames.last().map(|f| defined(f) + 1), Some(*function), "{name}: {p:?}");
+                if let [inner, .., outer] = &p.frames[..] {
+                    assert_ne!(defined(inner), defined(outer), "{name}: {p:?}");
+                    inlined += 1;
+                }
+            }
+        }
+        assert!(inlined > 0);
     }
 
     #[test]

@@ -367,7 +367,7 @@ impl Image {
     }
 
     /// The functions that `.symtab` names, sorted by place. Empty with `debug_symbols(false)` (from version 47 on); then
-    /// the functions in [`super::info`] say the same.
+    /// the functions in [`super::info`] say the same, but for the names of the runtime's routines.
     ///
     /// # Errors
     /// If the symbols cannot be read.

@@ -22,6 +22,8 @@ pub(super) enum Shape {
     Opt(&'static Shape),
     /// A sequence, or a map of pairs.
     Seq(&'static Shape),
+    /// A sequence whose first element has another shape than the rest.
+    Headed(&'static Shape, &'static Shape),
     /// As many as the version has unsafe intrinsics, without a length.
     Intrinsics(&'static Shape),
     /// Fields, one behind the other.
@@ -57,6 +59,12 @@ impl Shape {
             Seq(inner) => {
                 for _ in 0..r.count()? {
                     inner.skip(r, version)?;
+                }
+                Ok(())
+            }
+            Headed(first, rest) => {
+                for i in 0..r.count()? {
+                    if i == 0 { first } else { rest }.skip(r, version)?;
                 }
                 Ok(())
             }
@@ -160,8 +168,8 @@ const TABLE: Shape = Fields(&[N, LIMITS, REF_TYPE]);
 const ENTITY_TYPE: Shape = Enum(&[GLOBAL, MEMORY, TAG, TABLE, TYPE_INDEX]);
 const ENTITY_INDEX: Shape = Enum(&[N, N, N, N, N]);
 
-// `SecondaryMap` begins with its default and has `None` for each entry that is equal to it.
-pub(super) const TRAMPOLINE_TYPES: Shape = Seq(&Opt(&N));
+// `SecondaryMap` begins with its default, up to 42 as an `Option`, and has `None` for each entry that is equal to it.
+pub(super) const TRAMPOLINE_TYPES: Shape = Headed(&Fields(&[Until(42, &Opt(&N)), Since(43, &N)]), &Opt(&N));
 
 // ---- components ----
 

@@ -17,11 +17,25 @@ pub(super) fn facts(name: &str) -> Option<String> {
     std::fs::read_to_string(directory().join(format!("{name}.txt"))).ok()
 }
 
+/// `.wasmtime.info` of an image of which only that is kept: "43-default".
+pub(super) fn section(name: &str) -> Option<Vec<u8>> {
+    std::fs::read(directory().join(format!("{name}.info"))).ok()
+}
+
 /// All images.
 pub(super) fn fixtures() -> Vec<String> {
+    named(".cwasm")
+}
+
+/// All for [`section`].
+pub(super) fn sections() -> Vec<String> {
+    named(".info")
+}
+
+fn named(extension: &str) -> Vec<String> {
     let files = std::fs::read_dir(directory()).unwrap();
     let names = files.map(|f| f.unwrap().file_name().into_string().unwrap());
-    let mut names: Vec<_> = names.filter_map(|n| n.strip_suffix(".cwasm").map(str::to_string)).collect();
+    let mut names: Vec<_> = names.filter_map(|n| n.strip_suffix(extension).map(str::to_string)).collect();
     names.sort();
     assert!(!names.is_empty());
     names
