@@ -4,3 +4,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 WSTATE_FUZZ_SEEDS=$PWD/fuzz/seeds cargo test --test hostile -- --ignored --exact write_fuzz_seeds
+mkdir -p fuzz/seeds/wasmtime_image
+for name in 36-default 36-two 48-debug-info 48-guest-debug 48-inline 48-two; do
+    cp "tests/fixtures/wasmtime/$name.cwasm" "fuzz/seeds/wasmtime_image/$name"
+done

@@ -157,3 +157,7 @@ pub const MAX_DESCRIBED_FUNCTIONS: usize = 20_000;
 pub const MAX_ROUTINE_SEARCH: u64 = 64 << 20;
 /// Bytes of a linear memory that is written into a coredump. Only a memory with 64-bit addresses can have more than 4 GiB.
 pub const MAX_EXPORTED_MEMORY: u64 = 64 << 30;
+/// Sections of a Wasmtime code image (some twenty are usual, forty with debug information).
+pub const MAX_IMAGE_SECTIONS: u16 = 256;
+/// Bytes of all section names of a Wasmtime code image.
+pub const MAX_SECTION_NAMES: u64 = 64 << 10;

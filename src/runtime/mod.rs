@@ -3,6 +3,7 @@
 pub mod all;
 pub mod code_map;
 pub mod singlepass;
+pub mod wasmtime;
 
 use crate::progress::Progress;
 use crate::state::ExecutionStateImage;

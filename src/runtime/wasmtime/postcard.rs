@@ -1,0 +1,155 @@
+//! The wire format `postcard`, as far as it is used here: numbers are LEB128, signed ones zigzag, a byte and a bool are one
+//! byte, strings and sequences have their length in front, an option has one byte, an enum its variant's number.
+//!
+//! It is not self-describing: who reads must know the types. `.wasmtime.info` and the configuration behind the version in
+//! `.wasmtime.engine` are written in it.
+
+use super::leb;
+use crate::bytes::Bytes;
+use crate::limits::MAX_NAME_BYTES;
+
+/// Why bytes do not have the expected shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("offset {offset}: {what}")]
+pub struct Malformed {
+    /// Offset of what is wrong.
+    pub offset: usize,
+    /// What is wrong.
+    pub what: &'static str,
+}
+
+/// A reading position.
+#[derive(Clone, Debug)]
+pub struct Reader<'a> {
+    bytes: Bytes<'a>,
+}
+
+type Result<T> = std::result::Result<T, Malformed>;
+
+impl<'a> Reader<'a> {
+    /// At the start of `data`.
+    pub fn new(data: &'a [u8]) -> Reader<'a> {
+        Reader { bytes: Bytes::new(data) }
+    }
+
+    /// Offset from the start.
+    pub fn offset(&self) -> usize {
+        self.bytes.offset()
+    }
+
+    /// Bytes left.
+    pub fn remaining(&self) -> usize {
+        self.bytes.remaining()
+    }
+
+    /// That something is wrong with what was just read, or is read next.
+    pub fn wrong(&self, what: &'static str) -> Malformed {
+        Malformed { offset: self.offset(), what }
+    }
+
+    /// An unsigned number.
+    pub fn u64(&mut self) -> Result<u64> {
+        let at = self.wrong("no number");
+        leb::unsigned(&mut self.bytes).ok_or(at)
+    }
+
+    /// An unsigned number of 32 bits.
+    pub fn u32(&mut self) -> Result<u32> {
+        let at = self.wrong("the number does not fit into 32 bits");
+        self.u64()?.try_into().map_err(|_| at)
+    }
+
+    /// Skips a number of up to 128 bits.
+    pub fn skip_number(&mut self) -> Result<()> {
+        let at = self.wrong("no number");
+        for _ in 0..19 {
+            if self.byte()? & 0x80 == 0 {
+                return Ok(());
+            }
+        }
+        Err(at)
+    }
+
+    /// One byte.
+    pub fn byte(&mut self) -> Result<u8> {
+        let at = self.wrong("the input ends");
+        self.bytes.u8().map_err(|_| at)
+    }
+
+    /// A truth value.
+    pub fn bool(&mut self) -> Result<bool> {
+        let at = self.wrong("no truth value");
+        match self.byte()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(at),
+        }
+    }
+
+    /// Bytes without a length.
+    pub fn raw(&mut self, len: usize) -> Result<&'a [u8]> {
+        let at = self.wrong("the input ends");
+        self.bytes.take(len as u64).map_err(|_| at)
+    }
+
+    /// A string.
+    pub fn str(&mut self) -> Result<&'a str> {
+        let at = self.wrong("no string");
+        let len = self.u64()?;
+        if len > MAX_NAME_BYTES as u64 {
+            return Err(at);
+        }
+        let bytes = self.bytes.take(len).map_err(|_| at)?;
+        std::str::from_utf8(bytes).map_err(|_| at)
+    }
+
+    /// The number of elements that follow. Each takes a byte at least, so more than there are bytes left is a lie.
+    pub fn count(&mut self) -> Result<usize> {
+        let at = self.wrong("more elements than bytes");
+        let n = self.u64()?;
+        if n > self.remaining() as u64 { Err(at) } else { Ok(n as usize) }
+    }
+
+    /// A sequence.
+    pub fn seq<T>(&mut self, mut element: impl FnMut(&mut Self) -> Result<T>) -> Result<Vec<T>> {
+        let n = self.count()?;
+        // Not with_capacity(n): a large element type would turn one byte of input into many of memory.
+        let mut out = Vec::new();
+        for _ in 0..n {
+            out.push(element(self)?);
+        }
+        Ok(out)
+    }
+
+    /// A value that may be missing.
+    pub fn option<T>(&mut self, value: impl FnOnce(&mut Self) -> Result<T>) -> Result<Option<T>> {
+        if self.bool()? { value(self).map(Some) } else { Ok(None) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_are_not_believed() {
+        let mut r = Reader::new(&[0xff, 0xff, 0xff, 0x7f, 1, 2]);
+        assert_eq!(r.count(), Err(Malformed { offset: 0, what: "more elements than bytes" }));
+        let mut r = Reader::new(&[3, b'a', b'b']);
+        assert_eq!(r.str().map_err(|e| e.offset), Err(0));
+        let mut r = Reader::new(&[2, 0xc3, 0x28]);
+        assert_eq!(r.str().map_err(|e| e.what), Err("no string"), "not UTF-8");
+        let mut r = Reader::new(&[2, 1, 7, 0]);
+        assert_eq!(r.seq(|r| r.option(|r| r.byte())), Ok(vec![Some(7), None]));
+        assert_eq!((r.remaining(), r.byte().is_err()), (0, true));
+    }
+
+    #[test]
+    fn a_large_number_is_skipped_whole() {
+        let mut bytes = [0xff; 20];
+        bytes[18] = 3;
+        let mut r = Reader::new(&bytes);
+        assert_eq!((r.skip_number(), r.offset()), (Ok(()), 19));
+        assert!(Reader::new(&[0xff; 19]).skip_number().is_err());
+    }
+}
