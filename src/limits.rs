@@ -161,3 +161,13 @@ pub const MAX_EXPORTED_MEMORY: u64 = 64 << 30;
 pub const MAX_IMAGE_SECTIONS: u16 = 256;
 /// Bytes of all section names of a Wasmtime code image.
 pub const MAX_SECTION_NAMES: u64 = 64 << 10;
+/// Changes of how a caller is found within one function of a Wasmtime code image.
+pub const MAX_FRAME_CHANGES: usize = 10_000;
+/// Pages that are searched before an executable mapping for the header of a Wasmtime code image.
+pub const MAX_HEADER_PAGES: u64 = 4096;
+/// Code images of one target: with `guest_debug` each store has its own.
+pub const MAX_IMAGES: usize = 10_000;
+/// Callers whose instance is kept in mind during a walk.
+pub const MAX_KNOWN_INSTANCES: usize = 100_000;
+/// Places of an address map that are compared with a `.wasm` file of the user.
+pub const MAX_COMPARED_PLACES: usize = 20_000;

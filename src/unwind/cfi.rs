@@ -3,7 +3,7 @@
 //! Every register rule is applied to every register of [`crate::arch::x64::TABLE`], because what lies above native code
 //! may keep its values in any callee-saved register (facts: locals 0-3 of a singlepass function).
 
-use super::{Cursor, Next, Trust, UnwindError, Unwinder};
+use super::{Cursor, FrameChange, Next, Trust, UnwindError, Unwinder};
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::limits;
 use crate::target::objects::{LoadedObject, Objects};
@@ -66,7 +66,11 @@ pub struct CfiUnwinder<'a> {
 }
 
 struct Source<'a> {
-    object: &'a LoadedObject,
+    range: (u64, u64),
+    bias: u64,
+    /// Parsed for tables when first asked; without it they are there from the start.
+    object: Option<&'a LoadedObject>,
+    name: String,
     tables: OnceCell<Vec<Table<'a>>>,
 }
 
@@ -96,11 +100,39 @@ struct Row {
 impl<'a> CfiUnwinder<'a> {
     /// An unwinder over `objects`. Parses nothing until asked.
     pub fn new(objects: &'a Objects) -> CfiUnwinder<'a> {
-        CfiUnwinder {
-            objects: objects.iter().map(|object| Source { object, tables: OnceCell::new() }).collect(),
-            plans: RefCell::default(),
-            context: RefCell::new(UnwindContext::new()),
-        }
+        let source = |object: &'a LoadedObject| Source {
+            range: object.range,
+            bias: object.bias,
+            object: Some(object),
+            name: object.name(),
+            tables: OnceCell::new(),
+        };
+        CfiUnwinder::of(objects.iter().map(source).collect())
+    }
+
+    /// An unwinder over the code at `code` (first address, one past the last) with the `.eh_frame` section `bytes` that is
+    /// loaded at `address`: a code image that no loader knows.
+    pub fn of_eh_frame(name: String, code: (u64, u64), bytes: Vec<u8>, address: u64) -> CfiUnwinder<'static> {
+        let table = Table {
+            bytes: Cow::Owned(bytes),
+            kind: Kind::EhFrame,
+            bases: BaseAddresses::default().set_eh_frame(address),
+            search: None,
+            index: OnceCell::new(),
+        };
+        let tables = OnceCell::from(vec![table]);
+        CfiUnwinder::of(vec![Source { range: code, bias: 0, object: None, name, tables }])
+    }
+
+    fn of(objects: Vec<Source<'a>>) -> CfiUnwinder<'a> {
+        CfiUnwinder { objects, plans: RefCell::default(), context: RefCell::new(UnwindContext::new()) }
+    }
+
+    /// How callers are found from each place in the code at `start` on, as the table of [`CfiUnwinder::of_eh_frame`] says
+    /// it: offsets and changes, ascending. `None`: it has no entry for this code, or uses rules that have no such form.
+    pub fn changes(&self, start: u64) -> Option<Vec<(u32, FrameChange)>> {
+        let source = self.objects.first()?;
+        source.tables.get()?.first()?.changes(start, &mut self.context.borrow_mut())
     }
 
     /// Whether the frame at `at` is the kernel's: what a signal handler returns to. The frame below it was interrupted.
@@ -127,7 +159,7 @@ impl<'a> CfiUnwinder<'a> {
 
     fn make_plan(&self, at: CodeAddress, memory: &dyn Memory) -> Plan {
         let sigreturn = is_sigreturn(at.raw(), memory);
-        let covering = |s: &Source<'a>| s.object.range.0 <= at.lookup() && at.lookup() < s.object.range.1;
+        let covering = |s: &Source<'a>| s.range.0 <= at.lookup() && at.lookup() < s.range.1;
         let found = match self.objects.iter().position(covering) {
             Some(source) => self.row(source, at.lookup(), sigreturn),
             None => Ok(None),
@@ -145,9 +177,10 @@ impl<'a> CfiUnwinder<'a> {
 
     fn row(&self, source: usize, pc: u64, sigreturn: bool) -> Result<Option<Row>, String> {
         let Some(s) = self.objects.get(source) else { return Ok(None) };
-        let svma = s.object.svma(pc);
+        let svma = pc.wrapping_sub(s.bias);
         let mut problem = None;
-        for (index, table) in s.tables.get_or_init(|| tables(s.object)).iter().enumerate() {
+        let all = s.tables.get_or_init(|| s.object.map(tables).unwrap_or_default());
+        for (index, table) in all.iter().enumerate() {
             match table.row(svma, &mut self.context.borrow_mut()) {
                 Ok(Some(mut row)) => {
                     (row.source, row.table, row.sigreturn) = (source, index, sigreturn);
@@ -167,7 +200,7 @@ impl<'a> CfiUnwinder<'a> {
             memory,
             bytes: source.and_then(|s| s.tables.get()?.get(row.table)).map_or(&[], |t| &t.bytes),
             encoding: row.encoding,
-            bias: source.map_or(0, |s| s.object.bias),
+            bias: source.map_or(0, |s| s.bias),
         };
         let cfa = match &row.cfa {
             CfaRule::RegisterAndOffset { register, offset } => {
@@ -238,9 +271,8 @@ impl Unwinder for CfiUnwinder<'_> {
                 Failure::Memory(e) => UnwindError::Memory(e),
                 Failure::Broken(why) => {
                     let address = at.address.raw();
-                    let object = self.objects.iter().map(|s| s.object);
-                    let name = object.filter(|o| o.range.0 <= at.address.lookup() && at.address.lookup() < o.range.1);
-                    let object = name.map(|o| o.name()).next().unwrap_or_default();
+                    let covers = |s: &&Source<'_>| s.range.0 <= at.address.lookup() && at.address.lookup() < s.range.1;
+                    let object = self.objects.iter().find(covers).map(|s| s.name.clone()).unwrap_or_default();
                     UnwindError::BadCfi { address, object, why }
                 }
             })
@@ -495,6 +527,51 @@ impl Table<'_> {
             signal: fde.is_signal_trampoline(),
             sigreturn: false,
         }))
+    }
+
+    /// See [`CfiUnwinder::changes`].
+    fn changes(&self, start: u64, context: &mut UnwindContext<usize>) -> Option<Vec<(u32, FrameChange)>> {
+        let section = EhFrame::new(&self.bytes, LittleEndian);
+        let index = self.index.get_or_init(|| self.build_index(&section));
+        let at = index.binary_search_by_key(&start, |e| e.start).ok()?;
+        let fde = section.fde_from_offset(&self.bases, index.get(at)?.offset.into(), EhFrame::cie_from_offset).ok()?;
+        let mut rows = fde.rows(&section, &self.bases, context).ok()?;
+        let mut out = Vec::new();
+        let mut before: (Option<FrameChange>, Vec<FrameChange>) = (None, Vec::new());
+        while let Some(row) = rows.next_row().ok()? {
+            let offset = u32::try_from(row.start_address().checked_sub(start)?).ok()?;
+            let cfa = match *row.cfa() {
+                CfaRule::RegisterAndOffset { register, offset } => {
+                    FrameChange::Cfa(Reg::from_dwarf(register.0)?, i32::try_from(offset).ok()?)
+                }
+                CfaRule::Expression(_) => return None,
+            };
+            let mut saved = Vec::new();
+            for (register, rule) in row.registers() {
+                let reg = Reg::from_dwarf(register.0)?;
+                match *rule {
+                    // The place of the return address is the same everywhere, and is understood.
+                    RegisterRule::Offset(-8) if reg == Reg::RIP => {}
+                    RegisterRule::Offset(offset) => saved.push(FrameChange::Saved(reg, i32::try_from(offset).ok()?)),
+                    RegisterRule::SameValue => saved.push(FrameChange::Same(reg)),
+                    _ => saved.push(FrameChange::Undefined(reg)),
+                }
+            }
+            let register = |change: &FrameChange| match *change {
+                FrameChange::Saved(reg, _) | FrameChange::Same(reg) | FrameChange::Undefined(reg) => Some(reg),
+                FrameChange::Cfa(..) | FrameChange::CfaDeref(..) => None,
+            };
+            out.extend((before.0 != Some(cfa)).then_some((offset, cfa)));
+            out.extend(saved.iter().filter(|c| !before.1.contains(c)).map(|c| (offset, *c)));
+            // A rule that is gone is the one of the entry.
+            let gone = before.1.iter().filter_map(register).filter(|r| !saved.iter().any(|c| register(c) == Some(*r)));
+            out.extend(gone.map(|r| (offset, FrameChange::Same(r))));
+            before = (Some(cfa), saved);
+            if out.len() > limits::MAX_FRAME_CHANGES {
+                return None;
+            }
+        }
+        Some(out)
     }
 
     fn build_index<'s, S>(&self, section: &S) -> Vec<Entry>

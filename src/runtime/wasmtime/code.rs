@@ -1,0 +1,297 @@
+//! One code image of a target: what its sections say, read once.
+
+use super::addrmap::{AddressMap, FilePos};
+use super::frame_table::FrameTable;
+use super::image::{ADDRMAP, BYTECODE, BYTECODE_ENDS, Contents, FRAMES, Function, FunctionKind, FunctionTable, INFO};
+use super::image::{Image, Kind, NAMES, SliceMemory};
+use super::info::{FuncKind, ImageInfo, ModuleInfo};
+use super::version::Version;
+use crate::runtime::Why;
+use crate::symbolize::wasm::WasmModule;
+use crate::target::{Memory, MemoryError};
+use crate::unwind::cfi::CfiUnwinder;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+/// A `.cwasm` file that an image was mapped from.
+pub(super) struct CodeFile {
+    /// Where it was opened.
+    pub path: PathBuf,
+    /// Address of its first byte in the target.
+    pub base: u64,
+    /// Its bytes.
+    pub bytes: memmap2::Mmap,
+}
+
+/// The target's memory, and behind it the file that an image was mapped from: a core leaves out what a file has.
+pub(super) struct WithFile<'a> {
+    pub memory: &'a dyn Memory,
+    pub file: Option<&'a CodeFile>,
+}
+
+impl Memory for WithFile<'_> {
+    fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
+        let error = match self.memory.read(address, buf) {
+            Ok(()) => return Ok(()),
+            Err(e) => e,
+        };
+        let Some(file) = self.file else { return Err(error) };
+        SliceMemory::new(file.base, &file.bytes).read(address, buf).map_err(|_| error)
+    }
+}
+
+/// A code image and what is known of it.
+pub(super) struct Code {
+    pub image: Image,
+    /// As the image writes it.
+    pub version_text: Option<String>,
+    /// Whose layouts are used: the written one, or one that fits if it is hidden.
+    pub version: Option<Version>,
+    /// Pieces of code.
+    pub functions: FunctionTable,
+    /// Where their names come from.
+    pub name_source: &'static str,
+    /// What `.wasmtime.info` says, or why that is not known.
+    pub info: Result<ImageInfo, Why>,
+    /// Number of core modules.
+    pub modules: usize,
+    /// Number of its first module in the runtime.
+    pub first: usize,
+    /// The `.wasm` of each module: from the image, or the user's.
+    pub wasm: Vec<Option<Rc<WasmModule>>>,
+    /// Path of the user's file of each module.
+    pub wasm_path: Vec<Option<PathBuf>>,
+    pub file: Option<CodeFile>,
+    pub cfi: Option<CfiUnwinder<'static>>,
+    /// What is missing or wrong.
+    pub problems: Vec<String>,
+    names: Option<Contents>,
+    addrmap: Option<Contents>,
+    frames: Option<Contents>,
+    /// Where function bodies begin in the file that was compiled: position, module, function. Ascending.
+    bodies: Vec<(u32, u32, u32)>,
+}
+
+impl Code {
+    /// Reads what is needed of an image. Sections that are missing cost what they would tell.
+    pub fn load(image: Image, file: Option<CodeFile>, memory: &dyn Memory) -> Code {
+        let memory = &WithFile { memory, file: file.as_ref() };
+        let mut problems = Vec::new();
+        let section = |name: &'static str, problems: &mut Vec<String>| {
+            image.has(name).then(|| match image.contents(name, memory) {
+                Ok(bytes) => Some(bytes),
+                Err(e) => {
+                    problems.push(format!("section {name}: {e}"));
+                    None
+                }
+            })?
+        };
+        let version_text = match image.engine(memory) {
+            Ok(engine) => engine.version,
+            Err(e) => {
+                problems.push(e.to_string());
+                None
+            }
+        };
+        let written = version_text.as_deref().and_then(Version::parse);
+        let kind = image.header().kind;
+        let info = match section(INFO, &mut problems) {
+            None => Err(Why("the section .wasmtime.info is not there".into())),
+            Some(bytes) => decode(&bytes, kind, written, version_text.as_deref()),
+        };
+        if let Err(why) = &info {
+            problems.push(why.0.clone());
+        }
+        let names = section(NAMES, &mut problems);
+        let symbols = image.symbols(memory).unwrap_or_else(|e| {
+            problems.push(e.to_string());
+            FunctionTable::default()
+        });
+        let (functions, name_source) = match &info {
+            Ok(info) if symbols.functions().is_empty() => {
+                (info.function_table(names.as_deref().unwrap_or_default()), "name section")
+            }
+            _ => (symbols, "symbol"),
+        };
+        let version = written.or(info.as_ref().ok().map(|i| i.version));
+        let named = functions.functions().iter().filter_map(|f| match f.kind {
+            FunctionKind::Wasm { module, .. } => Some(module as usize + 1),
+            _ => None,
+        });
+        let modules = info.as_ref().map_or(0, |i| i.modules.len()).max(named.max().unwrap_or(0)).max(1);
+        let text = image.text();
+        let cfi = section(".eh_frame", &mut problems).and_then(|bytes| {
+            let address = image.base().wrapping_add(image.section(".eh_frame")?.offset);
+            let name = format!("the code image at {:#x}", image.base());
+            Some(CfiUnwinder::of_eh_frame(name, (text.start, text.end), bytes.to_vec(), address))
+        });
+        let wasm = bytecode(&image, memory, modules, &mut problems);
+        let mut bodies: Vec<(u32, u32, u32)> = match &info {
+            Ok(info) => info.functions.iter().filter_map(|f| body(info, f)).collect(),
+            Err(_) => Vec::new(),
+        };
+        bodies.sort_unstable();
+        let addrmap = section(ADDRMAP, &mut problems);
+        let frames = section(FRAMES, &mut problems);
+        Code {
+            version_text,
+            version,
+            functions,
+            name_source,
+            info,
+            modules,
+            first: 0,
+            wasm,
+            wasm_path: vec![None; modules],
+            cfi,
+            problems,
+            names,
+            addrmap,
+            frames,
+            bodies,
+            image,
+            file,
+        }
+    }
+
+    /// Whether code of this image is at `address`.
+    pub fn contains(&self, address: u64) -> bool {
+        self.image.text().contains(&address)
+    }
+
+    /// The piece of code at `address`.
+    pub fn function(&self, address: u64) -> Option<&Function> {
+        self.functions.at(self.image.text_offset(address)?)
+    }
+
+    /// Index of the core module that the code at `address` belongs to. Glue that is of none counts to the first.
+    pub fn module_at(&self, address: u64) -> usize {
+        match self.function(address).map(|f| &f.kind) {
+            Some(
+                FunctionKind::Wasm { module, .. }
+                | FunctionKind::ArrayToWasm { module, .. }
+                | FunctionKind::ModuleStart { module },
+            ) => (*module as usize).min(self.modules - 1),
+            _ => 0,
+        }
+    }
+
+    /// What is known of module `module`.
+    pub fn module(&self, module: usize) -> Option<&ModuleInfo> {
+        self.info.as_ref().ok()?.modules.get(module)
+    }
+
+    /// Number of functions that module `module` imports.
+    pub fn imports(&self, module: usize) -> Option<u32> {
+        let of_wasm = || self.wasm.get(module)?.as_ref().map(|w| w.imported_functions());
+        self.module(module).map(|m| m.imported.functions).or_else(of_wasm)
+    }
+
+    /// The best name of a Wasm function and where it is from.
+    pub fn function_name(&self, module: usize, function: u32, symbol: Option<&str>) -> Option<(String, &'static str)> {
+        if let Some(Some(wasm)) = self.wasm.get(module)
+            && let Some(name) = wasm.function_name(function)
+        {
+            return Some(name);
+        }
+        if let Some(info) = self.module(module) {
+            let whole = self.names.as_deref().and_then(|names| info.function_name(function, names));
+            if let Some(name) = whole.filter(|n| !n.is_empty()) {
+                return Some((name.to_string(), "name section"));
+            }
+        }
+        if let Some(name) = symbol.filter(|n| !n.is_empty()) {
+            return Some((name.to_string(), self.name_source));
+        }
+        let export = self.module(module)?.export_of(super::info::Entity::Function(function))?;
+        Some((export.to_string(), "export"))
+    }
+
+    /// Whether the compiler kept the places of operators.
+    pub fn has_places(&self) -> bool {
+        self.addrmap.is_some()
+    }
+
+    /// The address map.
+    pub fn address_map(&self) -> Option<AddressMap<'_>> {
+        AddressMap::parse(self.addrmap.as_deref()?, self.version).ok()
+    }
+
+    /// Offset in the compiled file of the operator at `text_offset` (of a caller: one byte before the return address).
+    pub fn place(&self, text_offset: u32) -> Option<FilePos> {
+        self.address_map()?.lookup(text_offset)
+    }
+
+    /// Whether locals and operand stacks are recorded (`guest_debug`).
+    pub fn has_frames(&self) -> bool {
+        self.frames.is_some()
+    }
+
+    /// Locals and operand stacks, or why they are not known.
+    pub fn frame_table(&self) -> Result<FrameTable<'_>, Why> {
+        match self.frames.as_deref() {
+            Some(bytes) => FrameTable::parse(bytes, self.version).map_err(|e| Why(e.to_string())),
+            None => Err(Why("not recorded by this build (enable guest_debug)".into())),
+        }
+    }
+
+    /// The function whose body holds a place in the compiled file: module and function index.
+    pub fn owner(&self, place: FilePos) -> Option<(u32, u32)> {
+        let i = self.bodies.partition_point(|b| b.0 <= place.0);
+        self.bodies.get(i.checked_sub(1)?).map(|&(_, module, function)| (module, function))
+    }
+
+    /// Where the body of a function begins in the compiled file.
+    pub fn body_offset(&self, module: u32, function: u32) -> Option<u32> {
+        self.bodies.iter().find(|b| (b.1, b.2) == (module, function)).map(|b| b.0)
+    }
+}
+
+fn body(info: &ImageInfo, f: &super::info::CompiledFunction) -> Option<(u32, u32, u32)> {
+    let module = (f.key.kind == FuncKind::Wasm).then_some(f.key.namespace)?;
+    let imported = info.modules.get(module as usize)?.imported.functions;
+    Some((f.body?, module, imported.checked_add(f.key.index)?))
+}
+
+fn decode(bytes: &[u8], kind: Kind, written: Option<Version>, text: Option<&str>) -> Result<ImageInfo, Why> {
+    let result = match (written, text) {
+        (Some(version), _) => ImageInfo::decode(bytes, kind, version),
+        // Hidden, or a name of the embedder's own: whatever fits in every byte is believed.
+        (None, _) => ImageInfo::guess(bytes, kind),
+    };
+    result.map_err(|e| {
+        let which = text.map_or("of a hidden version".to_string(), |v| format!("{v:?}"));
+        Why(format!(
+            "what Wasmtime {which} knows of its modules cannot be read ({e}): names, frames and offsets are shown, \
+             instances, memories and globals are not"
+        ))
+    })
+}
+
+/// The `.wasm` files that an image carries (`guest_debug`): one after the other, and where each ends.
+fn bytecode(
+    image: &Image,
+    memory: &dyn Memory,
+    modules: usize,
+    problems: &mut Vec<String>,
+) -> Vec<Option<Rc<WasmModule>>> {
+    let mut out = vec![None; modules];
+    if !image.has(BYTECODE) {
+        return out;
+    }
+    let (Ok(bytes), Ok(ends)) = (image.contents(BYTECODE, memory), image.contents(BYTECODE_ENDS, memory)) else {
+        problems.push("the Wasm that the image carries cannot be read".into());
+        return out;
+    };
+    let mut start = 0;
+    for (slot, end) in out.iter_mut().zip(ends.as_chunks::<4>().0) {
+        let end = u32::from_le_bytes(*end) as usize;
+        let Some(one) = bytes.get(start..end) else { break };
+        start = end;
+        match WasmModule::parse(String::new(), one.to_vec()) {
+            Ok(module) => *slot = Some(Rc::new(module)),
+            Err(e) => problems.push(format!("the Wasm that the image carries: {e}")),
+        }
+    }
+    out
+}

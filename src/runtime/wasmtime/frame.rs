@@ -1,0 +1,376 @@
+//! Frames of Wasmtime's code: who called, and what is there.
+//!
+//! Every function and trampoline keeps a frame pointer (the compiler forces it), so the chain is known with `.eh_frame` or
+//! without. The tables say where callee-saved registers are, but nothing about epilogues, which are recognised.
+
+use super::Wasmtime;
+use super::code::Code;
+use super::frame_table::{FrameDescriptor, FrameValType, InstPos, ProgramFrame, SlotValue};
+use super::image::{Function, FunctionKind};
+use super::info::FuncKind;
+use super::offsets::{StoreLayout, VMCONTEXT_MAGIC, VMCONTEXT_STORE};
+use crate::arch::{CodeAddress, Reg, Registers};
+use crate::limits;
+use crate::runtime::{GuestFrame, GuestKind, OperatorPlace, Place, Position, Slot, ValType, Value, Why};
+use crate::symbolize::wasm::WasmModule;
+use crate::target::{Memory, MemoryError};
+use crate::unwind::{Cursor, Next, Trust, UnwindError, Unwinder};
+
+/// The runtime's name in reports.
+pub const RUNTIME: &str = "wasmtime";
+
+/// `mov rsp, rbp; pop rbp`: the end of a frame in every epilogue.
+const EPILOGUE: [u8; 4] = [0x48, 0x89, 0xec, 0x5d];
+/// `push rbp; mov rbp, rsp`: the start of every function and trampoline.
+const PROLOGUE: [u8; 4] = [0x55, 0x48, 0x89, 0xe5];
+
+/// Registers that a callee keeps, and that may hold an instance in a caller.
+const KEPT: [Reg; 5] = [Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
+
+/// The caller of a frame in `code`.
+pub(super) fn step(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) -> Next {
+    let next = match frame_edge(code, at, memory) {
+        Some(next) => next,
+        None => code.cfi.as_ref().and_then(|cfi| cfi.step(at, memory)),
+    }
+    .unwrap_or_else(|| by_frame_pointer(at, memory));
+    if let Next::Caller(caller, _) = &next {
+        runtime.remember(code, at, caller, memory);
+    }
+    next
+}
+
+/// Where the frame is not there yet, or not any more: what the tables do not say, or say wrongly. `None`: inside of it.
+fn frame_edge(code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<Option<Next>> {
+    let CodeAddress::Exact(pc) = at.address else { return None };
+    let mut before = [0; EPILOGUE.len()];
+    let popped = pc
+        .checked_sub(EPILOGUE.len() as u64)
+        .is_some_and(|start| code.contains(start) && memory.read(start, &mut before).is_ok() && before == EPILOGUE);
+    let start = code.function(pc).map(|f| code.image.text().start + u64::from(f.start));
+    let mut first = [0; PROLOGUE.len()];
+    let framed = start.is_some_and(|s| memory.read(s, &mut first).is_ok() && first == PROLOGUE);
+    let depth = match start {
+        _ if popped => 0,
+        Some(start) if framed && pc == start => 0,
+        Some(start) if framed && pc == start + 1 => 8,
+        _ => return None,
+    };
+    let found = || -> Result<Next, UnwindError> {
+        let sp = at.registers.sp().ok_or(UnwindError::UnknownRegister { register: "rsp" })?;
+        let slot = sp.wrapping_add(depth);
+        let mut caller = at.registers.clone();
+        caller.forget_caller_saved();
+        if depth == 8 {
+            caller.restore(Reg::RBP, memory.read_u64(sp)?, sp);
+        }
+        let pc = memory.read_u64(slot)?;
+        caller.restore(Reg::RIP, pc, slot);
+        caller.set(Reg::RSP, slot.wrapping_add(8));
+        Ok(Next::Caller(Cursor { address: CodeAddress::Return(pc), registers: caller }, Trust::Runtime))
+    };
+    Some(Some(found().unwrap_or_else(Next::Lost)))
+}
+
+/// By the frame pointer that the compiler forces. What the function did with the other registers is not known.
+fn by_frame_pointer(at: &Cursor, memory: &dyn Memory) -> Next {
+    let found = || -> Result<Next, UnwindError> {
+        let frame = at.registers.get(Reg::RBP).ok_or(UnwindError::UnknownRegister { register: "rbp" })?;
+        let broken = |why: &str| UnwindError::BadFrame {
+            address: at.address.raw(),
+            runtime: RUNTIME,
+            why: format!("{why} ({frame:#x})"),
+        };
+        if !frame.is_multiple_of(8) || at.registers.sp().is_some_and(|sp| frame < sp) {
+            return Err(broken("rbp is no frame pointer here"));
+        }
+        let above = frame.checked_add(8).ok_or_else(|| broken("rbp is no frame pointer here"))?;
+        let mut caller = Registers::unknown();
+        caller.restore(Reg::RBP, memory.read_u64(frame)?, frame);
+        let pc = memory.read_u64(above)?;
+        caller.restore(Reg::RIP, pc, above);
+        caller.set(Reg::RSP, above.wrapping_add(8));
+        Ok(Next::Caller(Cursor { address: CodeAddress::Return(pc), registers: caller }, Trust::Runtime))
+    };
+    found().unwrap_or_else(Next::Lost)
+}
+
+/// Whether a `VMContext` of a core module is at `address`.
+pub(super) fn is_vmctx(address: u64, memory: &dyn Memory) -> bool {
+    let mut magic = [0; 4];
+    address != 0 && address.is_multiple_of(16) && memory.read(address, &mut magic).is_ok() && magic == VMCONTEXT_MAGIC
+}
+
+/// The instance that called out through an exit trampoline: the trampoline keeps it in a register of its own choice, and
+/// the store knows the last call.
+pub(super) fn exit_instance(code: &Code, at: &Cursor, caller: &Cursor, memory: &dyn Memory) -> Option<u64> {
+    let mut found = Vec::new();
+    for vmctx in KEPT.iter().filter_map(|r| at.registers.get(*r)).filter(|v| is_vmctx(*v, memory)) {
+        if !found.contains(&vmctx) {
+            found.push(vmctx);
+        }
+    }
+    let layout = code.version.and_then(StoreLayout::new);
+    let last_exit = |vmctx: &u64| -> Option<bool> {
+        let store = memory.read_u64(vmctx.checked_add(VMCONTEXT_STORE)?).ok()?;
+        let pc = memory.read_u64(store.checked_add(layout?.last_exit_pc)?).ok()?;
+        Some(pc == caller.address.raw())
+    };
+    // Of an outer activation the store knows nothing any more: then it must be the only one.
+    match found.as_slice() {
+        [one] => Some(*one),
+        more => {
+            let mut proven = more.iter().filter(|v| last_exit(v) == Some(true));
+            proven.next().copied().filter(|_| proven.next().is_none())
+        }
+    }
+}
+
+/// The function that the call before a return address names, if it names one directly: as offset in the code.
+pub(super) fn called(code: &Code, return_address: u64, memory: &dyn Memory) -> Option<u32> {
+    let mut bytes = [0; 5];
+    memory.read(return_address.checked_sub(5)?, &mut bytes).ok()?;
+    let [0xe8, a, b, c, d] = bytes else { return None };
+    let target = return_address.checked_add_signed(i32::from_le_bytes([a, b, c, d]).into())?;
+    code.image.text_offset(target)
+}
+
+/// What is at `at`, the innermost function first.
+pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) -> Vec<GuestFrame> {
+    let address = at.address.lookup();
+    let (Some(offset), Some(raw)) = (code.image.text_offset(address), at.address.raw().checked_sub(code.image.text().start))
+    else {
+        return Vec::new();
+    };
+    let function = code.functions.at(offset);
+    let mut base = GuestFrame {
+        kind: GuestKind::Trampoline,
+        module: code.first + code.module_at(address),
+        function: None,
+        local_function: None,
+        name: None,
+        code_offset: raw,
+        function_offset: function.map(|f| raw.saturating_sub(u64::from(f.start))),
+        position: Position::Unknown,
+        operator: None,
+        locals: Ok(Vec::new()),
+        stack: Ok(Vec::new()),
+        variables: Vec::new(),
+        inlined: false,
+        instance: None,
+        notes: Vec::new(),
+    };
+    let Some(function) = function else {
+        base.name = Some(("code that the image does not name (wasmtime)".into(), "code image"));
+        return vec![base];
+    };
+    let FunctionKind::Wasm { module, function: index, name } = &function.kind else {
+        base.name = Some((trampoline_name(code, function), "symbol"));
+        return vec![base];
+    };
+    base.kind = GuestKind::Wasm;
+    base.instance = runtime.known_instance(at);
+    let here = Here { code, at, memory, offset };
+    let recorded = here.recorded(function);
+    match &recorded {
+        Ok(point) if !point.frames.is_empty() => return here.frames_of(&base, function, point),
+        _ => {}
+    }
+    let why = recorded.err().unwrap_or_else(|| Why("not recorded at this place".into()));
+    base.locals = Err(why.clone());
+    base.stack = Err(why);
+    here.name(&mut base, *module, *index, name.as_deref());
+    let place = code.place(offset).map(|p| p.0);
+    if let Some(place) = place {
+        let owner = code.owner(super::addrmap::FilePos(place));
+        if let Some((other_module, other)) = owner.filter(|o| *o != (*module, *index)) {
+            // The operator belongs to another function: it was inlined here.
+            let mut inner = base.clone();
+            inner.inlined = true;
+            inner.instance = base.instance.filter(|_| other_module == *module);
+            here.name(&mut inner, other_module, other, None);
+            here.position(&mut inner, other_module, other, u64::from(place));
+            inner.notes.push("inlined: functions between this one and the next may be missing".into());
+            return vec![inner, base];
+        }
+        here.position(&mut base, *module, *index, u64::from(place));
+    } else if !code.has_places() {
+        base.notes.push("places in the Wasm code are not recorded by this build (generate_address_map is off)".into());
+    }
+    vec![base]
+}
+
+fn trampoline_name(code: &Code, function: &Function) -> String {
+    let wasm = |module: u32, f: u32| {
+        code.function_name(module as usize, f, None).map_or_else(|| format!("func {f}"), |(name, _)| name)
+    };
+    match &function.kind {
+        FunctionKind::ArrayToWasm { module, function } => {
+            format!("entry trampoline of {} (wasmtime)", wasm(*module, *function))
+        }
+        FunctionKind::WasmToArray { signature } => format!("exit trampoline of signature {signature} (wasmtime)"),
+        FunctionKind::Builtin(name) => format!("call of the runtime's {name} (wasmtime)"),
+        FunctionKind::ModuleStart { module } => format!("start of module {module} (wasmtime)"),
+        FunctionKind::Component(name) => format!("{name} (wasmtime)"),
+        FunctionKind::Wasm { .. } => "wasm (wasmtime)".to_string(),
+        FunctionKind::Other(name) => name.clone(),
+    }
+}
+
+/// A point of the frame table that is good for a pc.
+pub(super) struct Recorded {
+    pub frames: Vec<ProgramFrame>,
+    /// Whether it is the point of this very pc; else of the last one before, and operands may have moved since.
+    pub exact: bool,
+}
+
+struct Here<'a> {
+    code: &'a Code,
+    at: &'a Cursor,
+    memory: &'a dyn Memory,
+    offset: u32,
+}
+
+impl Here<'_> {
+    /// The frames that the compiler recorded here.
+    fn recorded(&self, function: &Function) -> Result<Recorded, Why> {
+        let table = self.code.frame_table()?;
+        let raw = self.offset + u32::from(self.at.address.is_return());
+        let post = if self.at.address.is_return() { InstPos::Post } else { InstPos::Pre };
+        let point = table.find_program_point(raw, post).map_err(|e| Why(e.to_string()))?;
+        let inside = point.filter(|p| function.start <= p.text_offset && p.text_offset <= function.end());
+        let Some(point) = inside else { return Err(Why("before the first place that is recorded".into())) };
+        Ok(Recorded { exact: point.text_offset == raw, frames: point.frames })
+    }
+
+    fn frames_of(&self, base: &GuestFrame, function: &Function, point: &Recorded) -> Vec<GuestFrame> {
+        let mut out = Vec::new();
+        let outermost = point.frames.len().saturating_sub(1);
+        for (depth, program) in point.frames.iter().enumerate() {
+            let mut frame = base.clone();
+            frame.inlined = depth < outermost;
+            let table = self.code.frame_table();
+            let descriptor =
+                table.and_then(|t| t.descriptor(program.descriptor).map_err(|e| Why(e.to_string())));
+            match descriptor {
+                Ok(d) if d.function.kind == FuncKind::Wasm => {
+                    let module = d.function.namespace;
+                    let index = self.code.imports(module as usize).map(|n| n.saturating_add(d.function.index));
+                    if let Some(index) = index {
+                        frame.module = self.code.first + (module as usize).min(self.code.modules - 1);
+                        self.name(&mut frame, module, index, symbol_name(function, module, index));
+                        self.position(&mut frame, module, index, u64::from(program.wasm_pc));
+                    }
+                    self.values(&mut frame, &d, program, point.exact);
+                }
+                Ok(_) => frame.locals = Err(Why("the descriptor here is of no Wasm function".into())),
+                Err(why) => (frame.locals, frame.stack) = (Err(why.clone()), Err(why)),
+            }
+            out.push(frame);
+        }
+        out
+    }
+
+    fn values(&self, frame: &mut GuestFrame, d: &FrameDescriptor, program: &ProgramFrame, exact: bool) {
+        let Some(fp) = self.frame_pointer() else {
+            let why = Why("register rbp is not known in this frame".into());
+            (frame.locals, frame.stack) = (Err(why.clone()), Err(why));
+            return;
+        };
+        frame.instance = match d.vmctx(fp, self.memory) {
+            Ok(vmctx) if is_vmctx(vmctx, self.memory) => Some(vmctx),
+            // Without its instance the frame's slot is not what it is taken for.
+            _ => {
+                let why = Why("the frame's slot does not begin with an instance".into());
+                (frame.locals, frame.stack) = (Err(why.clone()), Err(why));
+                return;
+            }
+        };
+        let value = |slot: &SlotValue| self.value(d, slot, fp);
+        frame.locals = Ok(d.locals.iter().map(value).collect());
+        frame.stack = match (exact, d.stack(program.shape)) {
+            (true, Some(slots)) => Ok(slots.iter().map(value).collect()),
+            (true, None) => Err(Why("the operand stack that is recorded here is broken".into())),
+            (false, _) => Err(Why("not recorded between two operators".into())),
+        };
+        if !exact {
+            frame.notes.push("between two operators: locals are those of the last recorded place".into());
+        }
+    }
+
+    fn value(&self, d: &FrameDescriptor, slot: &SlotValue, fp: u64) -> Value {
+        let address = slot.address(d, fp);
+        let ty = Some(val_type(slot.ty));
+        let slot = match slot.read(d, fp, self.memory) {
+            Ok(bits) => {
+                let offset = address.wrapping_sub(fp).cast_signed();
+                Slot::Known { bits, place: Place::Memory { base: Reg::RBP, offset, address } }
+            }
+            Err(MemoryError::Unmapped { .. }) => Slot::Unknown(Why(format!("no memory at {address:#x}"))),
+            Err(e) => Slot::Unknown(Why(e.to_string())),
+        };
+        Value { ty, slot }
+    }
+
+    /// rbp of this frame, where it is one.
+    fn frame_pointer(&self) -> Option<u64> {
+        let fp = self.at.registers.get(Reg::RBP)?;
+        let below = self.at.registers.sp().is_none_or(|sp| sp <= fp);
+        (fp.is_multiple_of(8) && below).then_some(fp)
+    }
+
+    fn name(&self, frame: &mut GuestFrame, module: u32, function: u32, symbol: Option<&str>) {
+        frame.function = Some(function);
+        frame.local_function = self.code.imports(module as usize).and_then(|n| function.checked_sub(n));
+        let symbol = symbol.map(str::to_string).or_else(|| self.symbol_of(module, function));
+        frame.name = self.code.function_name(module as usize, function, symbol.as_deref());
+        frame.module = self.code.first + (module as usize).min(self.code.modules - 1);
+    }
+
+    fn symbol_of(&self, module: u32, function: u32) -> Option<String> {
+        self.code.functions.functions().iter().find_map(|f| symbol_name(f, module, function).map(str::to_string))
+    }
+
+    fn position(&self, frame: &mut GuestFrame, module: u32, function: u32, place: u64) {
+        frame.position = Position::Offset(place);
+        let mut operator = OperatorPlace { offset: place, text: None, file: None, line: None };
+        if let Some(Some(wasm)) = self.code.wasm.get(module as usize)
+            && let Some(index) = operator_index(wasm, frame.local_function, place)
+            && let Some(found) = frame.local_function.and_then(|f| wasm.operator(f, index))
+        {
+            operator.text = Some(found.text);
+            (operator.file, operator.line) = (found.file, found.line);
+        }
+        let _ = function;
+        frame.operator = Some(operator);
+    }
+}
+
+fn symbol_name(f: &Function, module: u32, function: u32) -> Option<&str> {
+    match &f.kind {
+        FunctionKind::Wasm { module: m, function: i, name } if (*m, *i) == (module, function) => name.as_deref(),
+        _ => None,
+    }
+}
+
+/// Number of the operator at a place in the file.
+pub(super) fn operator_index(wasm: &WasmModule, local: Option<u32>, place: u64) -> Option<u64> {
+    wasm.operators(local?)?.binary_search(&place).ok().map(|i| i as u64)
+}
+
+/// The report's type of a recorded value.
+pub(super) fn val_type(ty: FrameValType) -> ValType {
+    match ty {
+        FrameValType::I32 => ValType::I32,
+        FrameValType::I64 => ValType::I64,
+        FrameValType::F32 => ValType::F32,
+        FrameValType::F64 => ValType::F64,
+        FrameValType::V128 => ValType::V128,
+        FrameValType::FuncRef => ValType::FuncRef,
+        FrameValType::ExternRef => ValType::ExternRef,
+        _ => ValType::Ref,
+    }
+}
+
+/// Bound of what is remembered during walks.
+pub(super) const KNOWN: usize = limits::MAX_KNOWN_INSTANCES;
