@@ -161,3 +161,7 @@ pub const MAX_EXPORTED_MEMORY: u64 = 64 << 30;
 pub const MAX_IMAGE_SECTIONS: u16 = 256;
 /// Bytes of all section names of a Wasmtime code image.
 pub const MAX_SECTION_NAMES: u64 = 64 << 10;
+/// Items of one kind (imports, function references, types) of a Wasmtime instance that are looked at.
+pub const MAX_INSTANCE_ITEMS: u32 = 1 << 16;
+/// Value types of all signatures of one module that are listed.
+pub const MAX_SIGNATURE_TYPES: usize = 16 << 20;
