@@ -80,8 +80,9 @@ pub struct Neighbour {
 pub struct Checked {
     /// Independent facts, two at least.
     pub facts: Vec<String>,
-    /// Whether one of them ties it to this module. Else it is an instance of a module that declares the same things as far
-    /// as they show: of an instance from a frame the frame's code tells the rest.
+    /// Whether one of them ties it to this module. Else it is an instance of some module that declares the same things as far
+    /// as they show, and another for which it is tied is the right one. Of an instance that a frame led to, the frame's code
+    /// tells as much.
     pub tied: bool,
 }
 
@@ -197,7 +198,7 @@ impl<'a> Described<'a> {
     pub fn store(&self, vmctx: u64, memory: &dyn Memory) -> Result<StoreContext, Why> {
         self.begin(vmctx, memory)?;
         let address = memory.read_u64(vmctx + offsets::VMCONTEXT_STORE).map_err(unreadable)?;
-        if address < LOWEST || address % 8 != 0 {
+        if address < LOWEST || !address.is_multiple_of(8) {
             return Err(Why(format!("{vmctx:#x} belongs to no store")));
         }
         let word = |offset: u64| memory.read_u64(address.saturating_add(offset)).map_err(unreadable);
@@ -246,7 +247,7 @@ impl<'a> Described<'a> {
         }
         let pages = |n: u64| u128::from(n).checked_shl(ty.page_size_log2.into()).filter(|_| ty.page_size_log2 < 64);
         let page = pages(1).ok_or_else(|| damaged("no page has such a size"))?;
-        if u128::from(bytes) % page != 0 {
+        if !u128::from(bytes).is_multiple_of(page) {
             return Err(damaged("its size is not a whole number of pages"));
         }
         let too_small = pages(ty.limits.min).is_none_or(|min| u128::from(bytes) < min);
@@ -294,8 +295,8 @@ impl<'a> Described<'a> {
     pub fn imports_of(&self, vmctx: u64, memory: &dyn Memory) -> Result<Vec<Neighbour>, Why> {
         self.begin(vmctx, memory)?;
         let l = &self.layout;
-        let kinds: [(Array, u64, fn(u32) -> Entity); 5] = [
-            (l.imported_functions, self.function_import.vmctx, Entity::Function),
+        let kinds = [
+            (l.imported_functions, self.function_import.vmctx, Entity::Function as fn(u32) -> Entity),
             (l.imported_memories, offsets::MEMORY_IMPORT_VMCTX, Entity::Memory),
             (l.imported_tables, offsets::TABLE_IMPORT_VMCTX, Entity::Table),
             (l.imported_globals, offsets::GLOBAL_IMPORT_VMCTX, Entity::Global),
@@ -320,7 +321,7 @@ impl<'a> Described<'a> {
 
     fn begin(&self, vmctx: u64, memory: &dyn Memory) -> Result<(), Why> {
         // So that every offset in the layout can be added.
-        if vmctx % 16 != 0 || vmctx < LOWEST || vmctx.checked_add(self.layout.size).is_none() {
+        if !vmctx.is_multiple_of(16) || vmctx < LOWEST || vmctx.checked_add(self.layout.size).is_none() {
             return Err(Why(format!("no instance can be at {vmctx:#x}")));
         }
         match Context::read(vmctx, memory).map_err(unreadable)? {
@@ -343,7 +344,7 @@ impl<'a> Described<'a> {
                 vmctx + offset.ok_or_else(|| none("global", "globals", self.module.globals.len()))?
             }
         };
-        if address < LOWEST || address % 16 != 0 {
+        if address < LOWEST || !address.is_multiple_of(16) {
             return Err(Why(format!("global {index} of {vmctx:#x} is damaged: no global can be at {address:#x}")));
         }
         Ok(address)
@@ -481,7 +482,7 @@ impl Candidate<'_> {
             return Ok(None);
         }
         let array = self.memory.read_u64(self.vmctx + offsets::VMCONTEXT_TYPE_IDS).map_err(unreadable)?;
-        if array < LOWEST || array % 4 != 0 {
+        if array < LOWEST || !array.is_multiple_of(4) {
             return Err(self.wrong("it has no types, like the instance that each store makes for itself".into()));
         }
         let bytes = self.memory.read_vec(array, count * 4).map_err(unreadable)?;
