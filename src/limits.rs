@@ -171,3 +171,7 @@ pub const MAX_IMAGES: usize = 10_000;
 pub const MAX_KNOWN_INSTANCES: usize = 100_000;
 /// Places of an address map that are compared with a `.wasm` file of the user.
 pub const MAX_COMPARED_PLACES: usize = 20_000;
+/// Items of one kind (imports, function references, types) of a Wasmtime instance that are looked at.
+pub const MAX_INSTANCE_ITEMS: u32 = 1 << 16;
+/// Value types of all signatures of one module that are listed.
+pub const MAX_SIGNATURE_TYPES: usize = 16 << 20;

@@ -11,6 +11,7 @@
 //! | [`frame_table`] | `.wasmtime.frames`: code offset -> locals and operand stack (`guest_debug`) | two formats, told apart by structure |
 //! | [`info`] | `.wasmtime.info`: modules, types, functions, names | with nearly every major |
 //! | [`offsets`] | where an instance (`VMContext`) and a store keep what | at 37, 38, 39, 43, 45, 46, 47, 48 |
+//! | [`instance`] | an instance's memories, globals, tables, imports; what a module declares | through [`info`] and [`offsets`] |
 //!
 //! What does not depend on the version works for any; the rest is for the versions of [`version`], and an unknown one is
 //! an error that says so.
@@ -19,6 +20,7 @@ pub mod addrmap;
 pub mod frame_table;
 pub mod image;
 pub mod info;
+pub mod instance;
 mod leb;
 pub mod offsets;
 pub mod postcard;

@@ -77,6 +77,8 @@ pub const GLOBAL_IMPORT_SIZE: u64 = 24;
 
 /// Bytes of a `VMTagDefinition`.
 pub const TAG_SIZE: u64 = 4;
+/// `VMTagImport`: the instance that owns it.
+pub const TAG_IMPORT_VMCTX: u64 = 8;
 /// Bytes of a `VMTagImport`.
 pub const TAG_IMPORT_SIZE: u64 = 24;
 
@@ -269,6 +271,12 @@ pub struct VmLayout {
     pub tags: Array,
     /// `VMFuncRef`s. One for a function that was not referred to yet has any content.
     pub func_refs: Array,
+    /// `VMFuncRef` of the initializer, if there is one (from version 46 on). Until it runs it has any content.
+    pub startup_func_ref: Array,
+    /// Pointers to the data segments (from version 46 on).
+    pub data_bases: Array,
+    /// Bytes of each data segment, 32 bits; zero for one that is not needed any more.
+    pub data_lengths: Array,
     /// Bytes of the whole.
     pub size: u64,
 }
@@ -293,11 +301,10 @@ impl VmLayout {
         let tags = array(globals.end(), defined.tags, TAG_SIZE);
         let aligned = if since(48) { tags.end().next_multiple_of(8) } else { tags.end() };
         let func_refs = array(aligned, counts.escaped_functions, FUNC_REF_SIZE);
-        let mut size = func_refs.end();
-        if since(46) {
-            size += if counts.has_startup { FUNC_REF_SIZE } else { 0 };
-            size += u64::from(counts.runtime_data) * (8 + 4);
-        }
+        let (startup, data) = if since(46) { (counts.has_startup.into(), counts.runtime_data) } else { (0, 0) };
+        let startup_func_ref = array(func_refs.end(), startup, FUNC_REF_SIZE);
+        let data_bases = array(startup_func_ref.end(), data, 8);
+        let data_lengths = array(data_bases.end(), data, 4);
         Some(VmLayout {
             imported_memories,
             memories,
@@ -310,7 +317,10 @@ impl VmLayout {
             globals,
             tags,
             func_refs,
-            size,
+            startup_func_ref,
+            data_bases,
+            data_lengths,
+            size: data_lengths.end(),
         })
     }
 }
@@ -339,7 +349,7 @@ mod tests {
     }
 
     macro_rules! upstream {
-        ($name:ident, $environ:ident, $version:literal, {$($more:ident: $value:expr),*}) => {
+        ($name:ident, $environ:ident, $version:literal, {$($more:ident: $value:expr),*}, [$($begin:ident => $array:ident),*]) => {
             proptest! {
                 /// The runtime's own computation.
                 #[test]
@@ -391,15 +401,19 @@ mod tests {
                         ours.func_refs.begin,
                         ours.size,
                     ]);
+                    $(prop_assert_eq!(u64::from(theirs.$begin()), ours.$array.begin);)*
                 }
             }
         };
     }
-    upstream!(as_version_36_computes_it, environ36, 36, {});
+    upstream!(as_version_36_computes_it, environ36, 36, {}, []);
     upstream!(as_version_48_computes_it, environ48, 48, {
         num_runtime_data: |c: &VmCounts| c.runtime_data,
         has_startup_func: |c: &VmCounts| c.has_startup
-    });
+    }, [
+        vmctx_runtime_data_bases_begin => data_bases,
+        vmctx_runtime_data_lengths_begin => data_lengths
+    ]);
 
     #[test]
     fn store_context_of_36() {

@@ -1,5 +1,8 @@
 //! Real images for tests: `tests/fixtures/wasmtime`.
 
+use super::image::{INFO, Image, Kind, SliceMemory};
+use super::info::ImageInfo;
+use super::version::Version;
 use std::path::PathBuf;
 
 fn directory() -> PathBuf {
@@ -39,4 +42,16 @@ fn named(extension: &str) -> Vec<String> {
     names.sort();
     assert!(!names.is_empty());
     names
+}
+
+/// What `.wasmtime.info` says: "36-default", "43-two".
+pub(super) fn info(name: &str) -> ImageInfo {
+    let (major, mode) = name.split_once('-').unwrap();
+    let kind = if mode == "two" { Kind::Component } else { Kind::Module };
+    let bytes = section(name).unwrap_or_else(|| {
+        let bytes = fixture(name);
+        let image = Image::from_bytes(&bytes).unwrap();
+        image.contents(INFO, &SliceMemory::new(0, &bytes)).unwrap().to_vec()
+    });
+    ImageInfo::decode(&bytes, kind, Version(major.parse().unwrap())).unwrap()
 }
