@@ -314,8 +314,8 @@ fn start(thread: &Thread) -> Option<Cursor> {
 
 /// Whether nobody can say what the code at `at` is: executable, of no file, of no known module, not recognised.
 fn is_unknown(at: &Cursor, target: &dyn Target, native: &Native<'_>, runtime: &dyn Runtime) -> bool {
-    let anonymous = |address: u64| target.mapping_at(address).is_some_and(|m| m.execute && m.is_anonymous());
-    anonymous(at.address.lookup())
+    // A mapped file that is no loaded object may be compiled code that a runtime keeps on disk.
+    target.mapping_at(at.address.lookup()).is_some_and(|m| m.execute)
         && native.objects.find(at.address.lookup()).is_none()
         && runtime.module_of(at.address.lookup()).is_none()
         && native.recognised.stub_name(at.address, target).is_none()

@@ -13,6 +13,7 @@ packages_of() {
     lldb-19 | lldb-dap-19) echo lldb-19 python3-lldb-19 ;;
     eu-stack) echo elfutils ;;
     ps) echo procps ;;
+    pip3) echo python3-pip ;;
     strace) echo strace ;;
     esac
 }

@@ -38,7 +38,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 step 'tools'
-need cc c++ objcopy gdb gcore gdbserver lldb-19 lldb-dap-19 eu-stack ps strace
+need cc c++ objcopy gdb gcore gdbserver lldb-19 lldb-dap-19 eu-stack pip3 ps strace
 need_cargo
 for component in fmt clippy; do
     cargo "$component" --version >/dev/null 2>&1 && continue
@@ -72,6 +72,7 @@ step 'build of the hosts'
 # As tests/support and the demo name them.
 cargo build --package host-singlepass --bins
 cargo build --release --package wstate --package host-singlepass --bins
+cargo build --release --package host-wasmtime-36 --package host-wasmtime --bins
 
 step 'tests'
 cargo test --workspace --no-fail-fast

@@ -5,6 +5,7 @@
 use super::code_map::{CodeMap, Detail};
 use super::singlepass::anchor::Route;
 use super::singlepass::find::SinglepassProvider;
+use super::wasmtime::find::WasmtimeProvider;
 use super::{Declared, GuestFrame, GuestInstance, GuestModule, Provider, Reach, Runtime, Scene, Value, Why};
 use crate::error::Error;
 use crate::state::ExecutionStateImage;
@@ -61,7 +62,9 @@ pub struct Runtimes {
 impl Runtimes {
     /// All known runtimes, none of which has looked yet. One line for each.
     pub fn new(options: &FindOptions) -> Runtimes {
-        Runtimes::of(vec![Box::new(SinglepassProvider::new(options.clone()))], options)
+        let providers: Vec<Box<dyn Provider>> =
+            vec![Box::new(WasmtimeProvider::new()), Box::new(SinglepassProvider::new(options.clone()))];
+        Runtimes::of(providers, options)
     }
 
     /// These runtimes. Those that look at less come first: what they explain is not looked for by the others.

@@ -1,12 +1,13 @@
 //! Real hosts for integration tests: built once, started at a stop, ended when the test lets go of them.
 //!
-//! See `tests/hosts/singlepass/README.md` for the stops and flags.
+//! See `tests/hosts/singlepass/README.md` and `tests/hosts/wasmtime/README.md` for the stops and flags.
 
 // Each test binary uses its own part of this module.
 #![allow(dead_code)]
 
 pub mod debuggers;
 
+use serde_json::Value;
 use std::{
     fmt,
     io::{BufRead, BufReader, Read},
@@ -71,14 +72,75 @@ pub fn host_singlepass(profile: Profile) -> PathBuf {
     static RELEASE: OnceLock<PathBuf> = OnceLock::new();
     static NO_DEBUG_INFO: OnceLock<PathBuf> = OnceLock::new();
     static STRIPPED: OnceLock<PathBuf> = OnceLock::new();
-    let release = || RELEASE.get_or_init(|| build("release", "release", &[], target_dir()));
+    // Cargo unites the features of the packages that are named: other names, and the runtime is compiled once more. The
+    // release build names what the demo does. The debug build leaves wstate out: it is the very file that tests run.
+    let debug = || build("dev", "debug", &["host-singlepass"], &[], target_dir()).join("host-singlepass");
+    let optimized =
+        || build("release", "release", &["wstate", "host-singlepass"], &[], target_dir()).join("host-singlepass");
+    let release = || RELEASE.get_or_init(optimized);
     match profile {
-        Profile::Debug => DEBUG.get_or_init(|| build("dev", "debug", &[], target_dir())),
+        Profile::Debug => DEBUG.get_or_init(debug),
         Profile::ReleaseDebug => release(),
         Profile::Release => NO_DEBUG_INFO.get_or_init(|| derive(release(), "release", "--strip-debug")),
         Profile::Stripped => STRIPPED.get_or_init(|| derive(release(), "stripped", "--strip-all")),
     }
     .clone()
+}
+
+/// Which Wasmtime a host is built on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Version {
+    /// 36.0.20, the older line with long support.
+    V36,
+    /// 48.0.8.
+    V48,
+}
+
+impl Version {
+    /// Both hosts.
+    pub const ALL: [Version; 2] = [Version::V36, Version::V48];
+
+    /// The executable's name.
+    pub fn binary(self) -> &'static str {
+        match self {
+            Version::V36 => "host-wasmtime-36",
+            Version::V48 => "host-wasmtime",
+        }
+    }
+}
+
+/// The Wasmtime host of this version and profile. Both versions are built on first use, in one build.
+///
+/// Optimized only: Cranelift without optimization needs seconds for what takes milliseconds.
+pub fn host_wasmtime(version: Version, profile: Profile) -> PathBuf {
+    static RELEASE: OnceLock<PathBuf> = OnceLock::new();
+    static DERIVED: [OnceLock<PathBuf>; 4] = [const { OnceLock::new() }; 4];
+    let packages = Version::ALL.map(Version::binary);
+    let release = RELEASE.get_or_init(|| build("release", "release", &packages, &[], target_dir()));
+    let release = release.join(version.binary());
+    let (at, name, flag) = match profile {
+        Profile::Debug => panic!("there is no debug build of the Wasmtime hosts"),
+        Profile::ReleaseDebug => return release,
+        Profile::Release => (0, "release", "--strip-debug"),
+        Profile::Stripped => (1, "stripped", "--strip-all"),
+    };
+    DERIVED[at * 2 + version as usize].get_or_init(|| derive(&release, name, flag)).clone()
+}
+
+/// A module of other people of more than a megabyte, or why it could not be fetched.
+pub fn third_party_module() -> Result<PathBuf, String> {
+    static MODULE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let fetch = || {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("boolector.wasm");
+        let script = repository().join("tests/hosts/wasmtime/fetch.sh");
+        let output = Command::new("sh").arg(script).arg(&path).stdin(Stdio::null()).output();
+        let output = output.map_err(|e| format!("sh does not start: {e}"))?;
+        match output.status.success() {
+            true => Ok(path),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    };
+    MODULE.get_or_init(fetch).clone()
 }
 
 /// The debug host with the feature `publish`, for `--publish`.
@@ -87,28 +149,24 @@ pub fn host_singlepass(profile: Profile) -> PathBuf {
 pub fn host_singlepass_publishing() -> PathBuf {
     static PUBLISHING: OnceLock<PathBuf> = OnceLock::new();
     let features = ["--features", "host-singlepass/publish"];
-    PUBLISHING.get_or_init(|| build("dev", "debug", &features, &target_dir().join("publish"))).clone()
+    let publishing = || build("dev", "debug", &["host-singlepass"], &features, &target_dir().join("publish"));
+    PUBLISHING.get_or_init(|| publishing().join("host-singlepass")).clone()
 }
 
-fn build(profile: &str, directory: &str, features: &[&str], target_dir: &Path) -> PathBuf {
+/// Builds the binaries of these packages; where they are then.
+fn build(profile: &str, directory: &str, packages: &[&str], features: &[&str], target_dir: &Path) -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    // Cargo unites the features of the packages that are named: other names, and the runtime is compiled once more. The
-    // release build names what the demo does. The debug build leaves wstate out: it is the very file that tests run.
-    let packages: &[&str] = match profile {
-        "release" => &["--package", "wstate", "--package", "host-singlepass"],
-        _ => &["--package", "host-singlepass"],
-    };
     let status = Command::new(cargo)
         .current_dir(repository())
         .args(["build", "--quiet", "--bins", "--profile", profile])
-        .args(packages)
+        .args(packages.iter().flat_map(|package| ["--package", package]))
         .args(features)
         .arg("--target-dir")
         .arg(target_dir)
         .status()
         .expect("cargo starts");
-    assert!(status.success(), "the {profile} build of the host failed: {status}");
-    target_dir.join(directory).join("host-singlepass")
+    assert!(status.success(), "the {profile} build of {packages:?} failed: {status}");
+    target_dir.join(directory)
 }
 
 /// A copy of `binary` through `objcopy`, kept for as long as `binary` is the same.
@@ -119,7 +177,9 @@ fn derive(binary: &Path, name: &str, flag: &str) -> PathBuf {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let built = binary.metadata().and_then(|m| m.modified()).expect("the host was just built");
     let built = built.duration_since(SystemTime::UNIX_EPOCH).expect("the clock is past 1970").as_nanos();
-    let prefix = format!("host-singlepass-{name}-");
+    // Not `-`: the name of one host begins with the name of another.
+    let binary_name = binary.file_name().expect("a file").to_string_lossy();
+    let prefix = format!("{binary_name}.{name}-");
     let copy = directory.join(format!("{prefix}{built}"));
     if copy.exists() {
         return copy;
@@ -257,6 +317,16 @@ impl Host {
         Truth::read(self.directory.path(), &format!(".{name}"))
     }
 
+    /// The answer of a Wasmtime host.
+    pub fn truth_json(&self) -> Value {
+        read_json(&self.directory, "")
+    }
+
+    /// The same of one of `threads`.
+    pub fn truth_json_of(&self, name: &str) -> Value {
+        read_json(&self.directory, &format!(".{name}"))
+    }
+
     /// Whether the process is still there.
     pub fn is_alive(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
@@ -268,6 +338,12 @@ impl Drop for Host {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn read_json(directory: &TempDir, suffix: &str) -> Value {
+    let path = directory.path().join(format!("truth{suffix}"));
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
 fn work_directory() -> TempDir {
@@ -339,6 +415,11 @@ impl Core {
     pub fn truth_of(&self, name: &str) -> Option<Truth> {
         Truth::read(self.directory.path(), &format!(".{name}"))
     }
+
+    /// The answer of a Wasmtime host.
+    pub fn truth_json(&self) -> Value {
+        read_json(&self.directory, "")
+    }
 }
 
 /// Why there is no core. To be printed and counted by the test, and a failure where `CI` is set.
@@ -347,8 +428,13 @@ pub struct NoCore(pub String);
 
 /// A core that the kernel writes of a host at `stop` (`--core`); `flags` may say `--core-in-handler` instead.
 pub fn kernel_core(stop: &str, flags: &[&str], profile: Profile) -> Result<Core, NoCore> {
+    kernel_core_exe(host_singlepass(profile), stop, flags)
+}
+
+/// The same for an executable that the caller chose or made.
+pub fn kernel_core_exe(exe: PathBuf, stop: &str, flags: &[&str]) -> Result<Core, NoCore> {
     let directory = work_directory();
-    let exe = host_singlepass(profile);
+    let name = exe.file_name().expect("a file").to_string_lossy().into_owned();
     let mut flags = flags.to_vec();
     if !flags.contains(&"--core-in-handler") {
         flags.push("--core");
@@ -356,8 +442,8 @@ pub fn kernel_core(stop: &str, flags: &[&str], profile: Profile) -> Result<Core,
     let mut child = command(&exe, &directory, stop, &flags).stderr(Stdio::null()).spawn().expect("the host starts");
     let lines = wait_ready(child.stdout.take().expect("stdout is a pipe"));
     let status = wait(&mut child);
-    let (ready, stopped) = lines.unwrap_or_else(|problem| panic!("{stop} {flags:?} ({profile}): {problem}"));
-    let status = status.unwrap_or_else(|| panic!("{stop} {flags:?} ({profile}) is still running after READY"));
+    let (ready, stopped) = lines.unwrap_or_else(|problem| panic!("{name} {stop} {flags:?}: {problem}"));
+    let status = status.unwrap_or_else(|| panic!("{name} {stop} {flags:?} is still running after READY"));
     // core_pattern and core_uses_pid decide about the name.
     let found = std::fs::read_dir(directory.path())
         .expect("the directory is readable")

@@ -207,6 +207,11 @@ impl Code {
         Some((export.to_string(), "export"))
     }
 
+    /// The contents of `.name.wasm`.
+    pub fn names(&self) -> Option<&[u8]> {
+        self.names.as_deref()
+    }
+
     /// Whether the compiler kept the places of operators.
     pub fn has_places(&self) -> bool {
         self.addrmap.is_some()

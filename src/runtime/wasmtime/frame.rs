@@ -189,11 +189,11 @@ pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dy
             inner.inlined = true;
             inner.instance = base.instance.filter(|_| other_module == *module);
             here.name(&mut inner, other_module, other, None);
-            here.position(&mut inner, other_module, other, u64::from(place));
+            here.position(&mut inner, other_module, u64::from(place));
             inner.notes.push("inlined: functions between this one and the next may be missing".into());
             return vec![inner, base];
         }
-        here.position(&mut base, *module, *index, u64::from(place));
+        here.position(&mut base, *module, u64::from(place));
     } else if !code.has_places() {
         base.notes.push("places in the Wasm code are not recorded by this build (generate_address_map is off)".into());
     }
@@ -259,7 +259,7 @@ impl Here<'_> {
                     if let Some(index) = index {
                         frame.module = self.code.first + (module as usize).min(self.code.modules - 1);
                         self.name(&mut frame, module, index, symbol_name(function, module, index));
-                        self.position(&mut frame, module, index, u64::from(program.wasm_pc));
+                        self.position(&mut frame, module, u64::from(program.wasm_pc));
                     }
                     self.values(&mut frame, &d, program, point.exact);
                 }
@@ -331,7 +331,7 @@ impl Here<'_> {
         self.code.functions.functions().iter().find_map(|f| symbol_name(f, module, function).map(str::to_string))
     }
 
-    fn position(&self, frame: &mut GuestFrame, module: u32, function: u32, place: u64) {
+    fn position(&self, frame: &mut GuestFrame, module: u32, place: u64) {
         frame.position = Position::Offset(place);
         let mut operator = OperatorPlace { offset: place, text: None, file: None, line: None };
         if let Some(Some(wasm)) = self.code.wasm.get(module as usize)
@@ -339,9 +339,10 @@ impl Here<'_> {
             && let Some(found) = frame.local_function.and_then(|f| wasm.operator(f, index))
         {
             operator.text = Some(found.text);
-            (operator.file, operator.line) = (found.file, found.line);
+            if let Some(source) = wasm.source(place).into_iter().next() {
+                (operator.file, operator.line) = (source.file, source.line);
+            }
         }
-        let _ = function;
         frame.operator = Some(operator);
     }
 }

@@ -1,0 +1,217 @@
+//! Wasmtime's code described for a debugger.
+
+use super::Wasmtime;
+use super::code::{Code, WithFile};
+use super::frame::val_type;
+use super::frame_table::InstPos;
+use super::image::{Function, FunctionKind};
+use crate::arch::Reg;
+use crate::limits::{MAX_IMAGE_BYTES, MAX_SYMBOL_PLACES};
+use crate::runtime::ValType;
+use crate::runtime::code_map::{
+    CodeMap, CompiledFunction, CompiledModule, Detail, FrameChange, Location, Operands, Variable,
+};
+use crate::target::Memory;
+
+/// Describes all images.
+pub(super) fn code_map(runtime: &Wasmtime, detail: &Detail, memory: &dyn Memory) -> CodeMap {
+    let mut map = CodeMap::default();
+    let mut places_left = MAX_SYMBOL_PLACES;
+    for code in &runtime.codes {
+        let name = runtime.listed.get(code.first).map_or_else(|| "wasm".to_string(), |m| m.name.clone());
+        match describe(code, &name, detail, &mut places_left, memory) {
+            Ok(module) => map.modules.push(module),
+            Err(why) => map.notes.push(format!("the code of {name} cannot be described: {why}")),
+        }
+    }
+    map
+}
+
+fn describe(
+    code: &Code,
+    name: &str,
+    detail: &Detail,
+    places_left: &mut usize,
+    memory: &dyn Memory,
+) -> Result<CompiledModule, String> {
+    let text = code.image.text();
+    let size = (text.end - text.start).min(MAX_IMAGE_BYTES);
+    let with_file = WithFile { memory, file: code.file.as_ref() };
+    let bytes = with_file.read_vec(text.start, size as usize).map_err(|e| e.to_string())?;
+    let mut out = CompiledModule { name: name.to_string(), base: text.start, code: bytes, ..CompiledModule::default() };
+    let count = code.functions.functions().len();
+    let mut end = 0;
+    for function in code.functions.functions() {
+        // Pieces do not overlap in what the compiler writes; what does is not believed.
+        if function.len == 0 || function.start < end {
+            continue;
+        }
+        end = function.end();
+        let start = text.start + u64::from(function.start);
+        let range = (start, start + u64::from(function.len));
+        let mut one = CompiledFunction {
+            name: Some(function_name(code, function)),
+            start,
+            len: function.len,
+            frame: frame_of(code, start, function.len, &out.code, text.start),
+            described: function.kind.is_wasm() && detail.covers(range, count),
+            ..CompiledFunction::default()
+        };
+        if one.described {
+            values(code, function, &mut one, places_left);
+        }
+        out.functions.push(one);
+    }
+    Ok(out)
+}
+
+fn function_name(code: &Code, function: &Function) -> String {
+    let wasm = |module: u32, index: u32, symbol: Option<&str>| {
+        let name = code.function_name(module as usize, index, symbol).map(|(name, _)| name);
+        name.unwrap_or_else(|| format!("wasm_function_{index}"))
+    };
+    match &function.kind {
+        FunctionKind::Wasm { module, function, name } => wasm(*module, *function, name.as_deref()),
+        FunctionKind::ArrayToWasm { module, function } => format!("entry_trampoline_of_{}", wasm(*module, *function, None)),
+        FunctionKind::WasmToArray { signature } => format!("exit_trampoline_of_signature_{signature}"),
+        FunctionKind::Builtin(name) => format!("wasmtime_builtin_{name}"),
+        FunctionKind::ModuleStart { module } => format!("start_of_module_{module}"),
+        FunctionKind::Component(name) | FunctionKind::Other(name) => name.clone(),
+    }
+}
+
+/// How callers are found: what the table says, and behind `mov rsp, rbp; pop rbp`, of which it says nothing. Without a
+/// table the frame pointer, from where it is set up.
+fn frame_of(code: &Code, start: u64, len: u32, bytes: &[u8], text: u64) -> Vec<(u32, FrameChange)> {
+    let from = (start - text) as usize;
+    let body = bytes.get(from..from + len as usize).unwrap_or_default();
+    let mut changes = match code.cfi.as_ref().and_then(|cfi| cfi.changes(start)) {
+        Some(changes) => changes,
+        None if body.starts_with(&[0x55, 0x48, 0x89, 0xe5]) => {
+            let mut changes = vec![
+                (0, FrameChange::Cfa(Reg::RSP, 8)),
+                (1, FrameChange::Cfa(Reg::RSP, 16)),
+                (1, FrameChange::Saved(Reg::RBP, -16)),
+                (4, FrameChange::Cfa(Reg::RBP, 16)),
+            ];
+            let kept = [Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
+            changes.extend(kept.map(|reg| (4, FrameChange::Undefined(reg))));
+            changes
+        }
+        None => return vec![(0, FrameChange::Undefined(Reg::RIP))],
+    };
+    let epilogues = body.windows(4).enumerate().filter(|(_, w)| *w == [0x48, 0x89, 0xec, 0x5d]);
+    for (at, _) in epilogues {
+        let after = at as u32 + 4;
+        // The instruction behind it leaves: `ret`, `ret n`, or a jump of a tail call.
+        let length = match body.get(after as usize..) {
+            Some([0xc3, ..]) => 1,
+            Some([0xc2, ..]) => 3,
+            Some([0xe9, ..]) => 5,
+            Some([0xff, ..]) => 2,
+            Some([0x41, 0xff, ..]) => 3,
+            _ => continue,
+        };
+        let in_force = |register: bool| {
+            changes.iter().rev().filter(|(o, _)| *o <= after).map(|(_, c)| *c).find(|c| match c {
+                FrameChange::Cfa(..) | FrameChange::CfaDeref(..) => !register,
+                FrameChange::Saved(reg, _) | FrameChange::Same(reg) | FrameChange::Undefined(reg) => {
+                    register && *reg == Reg::RBP
+                }
+            })
+        };
+        let (cfa, rbp) = (in_force(false), in_force(true));
+        let position = changes.partition_point(|(o, _)| *o <= after);
+        changes.insert(position, (after, FrameChange::Same(Reg::RBP)));
+        changes.insert(position, (after, FrameChange::Cfa(Reg::RSP, 8)));
+        let back = after + length;
+        if back < len {
+            let position = changes.partition_point(|(o, _)| *o <= back);
+            for change in [rbp, cfa].into_iter().flatten() {
+                changes.insert(position, (back, change));
+            }
+        }
+    }
+    changes
+}
+
+/// Locals and operand stacks, where the compiler recorded them. CFA is the frame pointer plus 16.
+fn values(code: &Code, function: &Function, one: &mut CompiledFunction, places_left: &mut usize) {
+    let Ok(table) = code.frame_table() else { return };
+    let FunctionKind::Wasm { module, function: index, .. } = &function.kind else { return };
+    let Ok(Some(first)) = table.find_program_point(function.end(), InstPos::Pre) else { return };
+    let own = |key: &super::info::FuncKey| {
+        key.namespace == *module
+            && code.imports(*module as usize).is_some_and(|n| n.saturating_add(key.index) == *index)
+    };
+    let Some(outer) = first.frames.last().filter(|_| first.text_offset >= function.start) else { return };
+    let Ok(descriptor) = table.descriptor(outer.descriptor) else { return };
+    if !own(&descriptor.function) {
+        return;
+    }
+    let place = |offset: u32| i64::from(offset) - i64::from(descriptor.slot_to_fp_offset) - 16;
+    let params = code.info.as_ref().ok().and_then(|i| i.signature(*module, *index)).map_or(0, |s| s.params.len());
+    // The slot is filled in the prologue: from the first recorded place on it is right.
+    let mut points = Vec::new();
+    let mut at = table.points();
+    while at > 0 {
+        at -= 1;
+        let Ok(Some(point)) = table.point(at) else { break };
+        if point.text_offset < function.start {
+            break;
+        }
+        if point.text_offset <= function.end() {
+            points.push(point);
+        }
+        if points.len() > *places_left {
+            return;
+        }
+    }
+    points.reverse();
+    *places_left -= points.len();
+    let Some(begin) = points.first().map(|p| p.text_offset.saturating_sub(function.start).saturating_sub(1)) else {
+        return;
+    };
+    let wasm = code.wasm.get(*module as usize).and_then(Option::as_ref);
+    for (i, local) in descriptor.locals.iter().enumerate() {
+        let named = wasm.and_then(|w| w.local_name(*index, i as u32)).map(str::to_string);
+        let ty = plain(val_type(local.ty));
+        let places = match ty {
+            Some(_) => vec![(begin, function.len, Location::Frame(place(local.offset)))],
+            None => Vec::new(),
+        };
+        one.variables.push(Variable {
+            name: named.unwrap_or_else(|| format!("local{i}")),
+            ty,
+            parameter: i < params,
+            places,
+        });
+    }
+    let mut last = 0;
+    for point in &points {
+        let Some(frame) = point.frames.last().filter(|_| point.position == InstPos::Post && point.frames.len() == 1)
+        else {
+            continue;
+        };
+        let Some(stack) = descriptor.stack(frame.shape).filter(|s| !s.is_empty() && frame.descriptor == outer.descriptor)
+        else {
+            continue;
+        };
+        let at = point.text_offset - function.start;
+        let range = (at.saturating_sub(1), at + 1);
+        if range.0 < last {
+            continue;
+        }
+        last = range.1;
+        let operands = stack.iter().map(|slot| {
+            let ty = plain(val_type(slot.ty));
+            (ty, ty.map(|_| Location::Frame(place(slot.offset))))
+        });
+        one.operands.push(Operands { range, operands: operands.collect() });
+    }
+}
+
+/// Types that a symbol file has.
+fn plain(ty: ValType) -> Option<ValType> {
+    matches!(ty, ValType::I32 | ValType::I64 | ValType::F32 | ValType::F64).then_some(ty)
+}

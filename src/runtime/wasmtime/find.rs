@@ -1,0 +1,243 @@
+//! Finding code images: each executable mapping that no loader explains has an image's header before it.
+
+use super::code::{Code, CodeFile};
+use super::frame::RUNTIME;
+use super::image::{Header, Image};
+use super::{Wasmtime, addrmap::FilePos};
+use crate::limits::{MAX_COMPARED_PLACES, MAX_HEADER_PAGES, MAX_IMAGES};
+use crate::runtime::{GuestModule, Provider, Runtime, Scene};
+use crate::symbolize::wasm::WasmModule;
+use crate::target::memory::map_file;
+use crate::target::Mapping;
+use crate::unwind::Cursor;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+const PAGE: u64 = 0x1000;
+
+/// Finds the code images of this runtime.
+#[derive(Default)]
+pub struct WasmtimeProvider {
+    runtime: Wasmtime,
+    /// Whether the mappings were looked through. They do not change while a target is looked at.
+    looked: bool,
+}
+
+impl WasmtimeProvider {
+    /// A provider that has not looked yet.
+    pub fn new() -> WasmtimeProvider {
+        WasmtimeProvider::default()
+    }
+
+    fn take(&mut self, scene: &Scene<'_>, address: u64) -> bool {
+        let file = file_of(scene, address);
+        let with_file = super::code::WithFile { memory: scene.target, file: file.as_ref() };
+        let image = match Image::read(&with_file, address) {
+            Ok(image) => image,
+            Err(e) => {
+                let hint = match file {
+                    None if scene.target.mapping_at(address).is_some_and(|m| !m.is_anonymous()) => {
+                        "; it was mapped from a file that is not here (--sysroot DIR)"
+                    }
+                    _ => "",
+                };
+                self.runtime.notes.push(format!("wasmtime: the code image at {address:#x} cannot be read: {e}{hint}"));
+                return false;
+            }
+        };
+        if image.header().pulley.is_some() {
+            self.runtime.notes.push(format!(
+                "wasmtime: the code at {address:#x} is Pulley bytecode, which runs in an interpreter: its frames are not shown"
+            ));
+            return false;
+        }
+        if let Err(why) = self.runtime.add(Code::load(image, file, scene.target)) {
+            self.runtime.notes.push(format!("wasmtime: {why}"));
+            return false;
+        }
+        true
+    }
+}
+
+/// The file that the image at `address` was mapped from, if it is that file: what the target has of its first page is
+/// compared.
+fn file_of(scene: &Scene<'_>, address: u64) -> Option<CodeFile> {
+    let mapping = scene.target.mapping_at(address).filter(|m| !m.is_anonymous())?;
+    let base = mapping.start.checked_sub(mapping.offset)?;
+    let mut first = vec![0; PAGE as usize];
+    let there = scene.target.read_some(base, &mut first);
+    scene.target.file_candidates(mapping).into_iter().find_map(|path| {
+        let bytes = map_file(&path).ok()?;
+        let same = there >= super::image::HEADER_BYTES && bytes.get(..there)? == first.get(..there)?;
+        same.then_some(CodeFile { path, base, bytes })
+    })
+}
+
+/// Address of the image whose code is in `mapping`: the nearest header before it.
+fn header_before(scene: &Scene<'_>, mapping: &Mapping) -> Option<u64> {
+    let mut ident = [0; 16];
+    let mut at = mapping.start;
+    let mut inside = mapping;
+    for _ in 0..MAX_HEADER_PAGES {
+        at = at.checked_sub(PAGE)?;
+        if !inside.contains(at) {
+            // An image has no holes.
+            inside = scene.target.mapping_at(at)?;
+        }
+        if scene.target.read(at, &mut ident).is_ok()
+            && Header::probe(&ident)
+            && Header::read(scene.target, at).is_ok()
+        {
+            return Some(at);
+        }
+    }
+    None
+}
+
+impl Provider for WasmtimeProvider {
+    fn discover(&mut self, scene: &Scene<'_>, _: &[Cursor], _: bool) -> usize {
+        if std::mem::replace(&mut self.looked, true) {
+            return 0;
+        }
+        self.runtime.mappings = scene.target.mappings().to_vec();
+        let before = self.runtime.listed.len();
+        let mut images = 0;
+        for mapping in scene.target.mappings().iter().filter(|m| m.execute) {
+            let known = self.runtime.code_at(mapping.start).is_some();
+            if known || scene.objects.find(mapping.start).is_some() {
+                continue;
+            }
+            let Some(address) = header_before(scene, mapping) else { continue };
+            if images == MAX_IMAGES {
+                self.runtime.notes.push(format!("wasmtime: only the first {MAX_IMAGES} code images are looked at"));
+                break;
+            }
+            images += 1;
+            if !self.runtime.codes.iter().any(|c| c.image.base() == address) {
+                self.take(scene, address);
+            }
+        }
+        self.runtime.listed.len() - before
+    }
+
+    fn match_file(&mut self, path: &Path, wasm: &Rc<WasmModule>) -> Result<(), Vec<(String, String)>> {
+        let mut reasons = Vec::new();
+        let mut used = false;
+        for code in &mut self.runtime.codes {
+            for module in 0..code.modules {
+                if code.wasm_path.get(module).is_none_or(Option::is_some) {
+                    continue;
+                }
+                let index = code.first + module;
+                match fits(code, module, wasm) {
+                    Ok(()) => {
+                        code.wasm[module] = Some(Rc::clone(wasm));
+                        code.wasm_path[module] = Some(path.to_path_buf());
+                        used = true;
+                        if let Some(listed) = self.runtime.listed.get_mut(index) {
+                            *listed = guest_module(code, module);
+                        }
+                    }
+                    Err(why) => reasons
+                        .push((self.runtime.listed.get(index).map_or("?".to_string(), |m| m.name.clone()), why)),
+                }
+            }
+        }
+        if used { Ok(()) } else { Err(reasons) }
+    }
+
+    fn unused_artifacts(&mut self) -> Vec<(PathBuf, String)> {
+        Vec::new()
+    }
+
+    fn runtime(&self) -> &dyn Runtime {
+        &self.runtime
+    }
+}
+
+/// Whether a module was compiled from this file: its functions, their types, and that the places that the compiler kept
+/// are operators of those very functions.
+fn fits(code: &Code, module: usize, wasm: &WasmModule) -> Result<(), String> {
+    if let Some(info) = code.module(module) {
+        let counts = (info.imported.functions, info.defined().functions);
+        let theirs = (wasm.imported_functions(), wasm.defined_functions());
+        if counts != theirs {
+            return Err(format!(
+                "it has {} imported and {} own functions, the module has {} and {}",
+                theirs.0, theirs.1, counts.0, counts.1
+            ));
+        }
+    }
+    let text = code.image.text().start;
+    let mut compared = 0;
+    if let Some(map) = code.address_map() {
+        let step = map.len().div_ceil(MAX_COMPARED_PLACES).max(1);
+        let places = map.iter().step_by(step).filter_map(|(offset, place)| Some((offset, place?)));
+        for (offset, place) in places {
+            let Some(FilePos(place)) = Some(place) else { continue };
+            let Some((owner, function)) = code.owner(FilePos(place)) else { continue };
+            if owner as usize != module {
+                continue;
+            }
+            let local = function.checked_sub(wasm.imported_functions());
+            let is_operator = super::frame::operator_index(wasm, local, u64::from(place)).is_some();
+            // A function's own code (stack checks) is given the place of its body.
+            let is_start = local.and_then(|l| wasm.body_offset(l)) == Some(u64::from(place));
+            if !is_operator && !is_start {
+                return Err(format!(
+                    "the code at {:#x} was made from offset {place:#x}, where it has no operator",
+                    text + u64::from(offset)
+                ));
+            }
+            compared += 1;
+        }
+    }
+    if compared == 0 && code.info.is_err() {
+        return Err("the image keeps neither places nor a description that it could be compared with".into());
+    }
+    Ok(())
+}
+
+/// What readers see of a module.
+pub(super) fn guest_module(code: &Code, module: usize) -> GuestModule {
+    let text = code.image.text();
+    let file = |path: &PathBuf| path.file_name().map(|n| n.to_string_lossy().into_owned());
+    let info = code.module(module);
+    let user = code.wasm_path.get(module).and_then(Option::as_ref);
+    let own = info.and_then(|i| i.name.as_deref()).filter(|n| !n.is_empty()).map(str::to_string);
+    let cwasm = code.file.as_ref().and_then(|f| file(&f.path)).filter(|_| code.modules == 1);
+    let name = user.and_then(file).or(own).or(cwasm);
+    let mut checks = vec!["an ELF header of Wasmtime's own kind (OSABI 200) before executable memory".to_string()];
+    let functions = code.functions.functions().iter().filter(|f| match f.kind {
+        super::image::FunctionKind::Wasm { module: m, .. } => m as usize == module,
+        _ => false,
+    });
+    let functions = functions.count();
+    if !code.functions.functions().is_empty() {
+        checks.push(format!("{} pieces of code that its tables name", code.functions.functions().len()));
+    }
+    if let Ok(info) = &code.info {
+        let decoded = format!("its description fits the layout of Wasmtime {} to the last byte", info.version.0);
+        checks.push(decoded);
+    }
+    if let Some(file) = &code.file {
+        checks.push(format!("{} begins with the same page", file.path.display()));
+    }
+    let version = code.version_text.as_deref().unwrap_or("of a hidden version");
+    let mut problems = code.problems.clone();
+    if !code.has_frames() {
+        problems.push("locals and operand stacks are not recorded (guest_debug is off)".into());
+    }
+    GuestModule {
+        runtime: RUNTIME,
+        name: name.unwrap_or_else(|| format!("module{}", code.first + module)),
+        code: (text.start, text.end),
+        routes: vec!["image"],
+        checks,
+        functions,
+        tracked: code.has_frames(),
+        backend: format!("cranelift (wasmtime {version})"),
+        wasm_file: user.map(|p| p.display().to_string()),
+        problem: (!problems.is_empty()).then(|| problems.join("; ")),
+    }
+}
