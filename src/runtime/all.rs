@@ -109,6 +109,12 @@ impl Runtimes {
         self.notes.extend(self.refusals.iter().cloned());
     }
 
+    /// Whether every piece of executable memory that belongs to no loaded file is a module's.
+    fn explains_all(&self, scene: &Scene<'_>) -> bool {
+        let mut code = scene.target.mappings().iter().filter(|m| m.execute && scene.objects.find(m.start).is_none());
+        code.all(|m| self.runtimes().any(|r| r.module_of(m.start).is_some()))
+    }
+
     /// Matches the user's `.wasm` files to the modules that were found. Each module takes the first file that fits; a
     /// file that fits none is refused with the reason. Returns whether every file was used.
     pub fn match_files(&mut self) -> bool {
@@ -153,7 +159,12 @@ impl Provider for Runtimes {
     fn discover(&mut self, scene: &Scene<'_>, unknown: &[Cursor], lost: bool) -> usize {
         let mut left = unknown.to_vec();
         let mut found = 0;
-        for provider in &mut self.providers {
+        for i in 0..self.providers.len() {
+            // Where one runtime explains all compiled code, the others have nothing to look for, and nothing to tell.
+            if i > 0 && left.is_empty() && (found > 0 || !lost) && self.explains_all(scene) {
+                break;
+            }
+            let Some(provider) = self.providers.get_mut(i) else { break };
             // What was found so far may be what the walk was lost for: it is walked again before others search for it.
             found += provider.discover(scene, &left, lost && found == 0);
             let runtime = provider.runtime();

@@ -259,7 +259,7 @@ impl Here<'_> {
                     if let Some(index) = index {
                         frame.module = self.code.first + (module as usize).min(self.code.modules - 1);
                         self.name(&mut frame, module, index, symbol_name(function, module, index));
-                        self.position(&mut frame, module, u64::from(program.wasm_pc));
+                        self.position(&mut frame, module, self.place_of(depth, module, program));
                     }
                     self.values(&mut frame, &d, program, point.exact);
                 }
@@ -269,6 +269,14 @@ impl Here<'_> {
             out.push(frame);
         }
         out
+    }
+
+    /// The operator that a recorded frame is at. At a call the recorded place is the operator behind it, as the frame will
+    /// go on there; the address map has the call itself.
+    fn place_of(&self, depth: usize, module: u32, program: &ProgramFrame) -> u64 {
+        let at_call = self.at.address.is_return() && depth == 0;
+        let place = self.code.place(self.offset).filter(|_| at_call && self.code.modules == 1 && module == 0);
+        u64::from(place.map_or(program.wasm_pc, |p| p.0))
     }
 
     fn values(&self, frame: &mut GuestFrame, d: &FrameDescriptor, program: &ProgramFrame, exact: bool) {

@@ -1,0 +1,248 @@
+//! Wasmtime in unmodified hosts, live and in cores, against what the runtime itself says of the same stop.
+
+mod support;
+
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+use support::debuggers::missing;
+use support::{Host, Profile, Version, gcore, host_wasmtime, kernel_core_exe, wstate};
+
+/// What is compared: how often it was right, not known, wrong.
+#[derive(Default)]
+struct Counts(BTreeMap<&'static str, [usize; 3]>);
+
+impl Counts {
+    fn add(&mut self, what: &'static str, verdict: usize) {
+        self.0.entry(what).or_default()[verdict] += 1;
+    }
+
+    /// `None` is not known.
+    fn compare<T: PartialEq + std::fmt::Debug>(&mut self, case: &str, what: &'static str, ours: Option<T>, theirs: T) {
+        let verdict = match &ours {
+            None => 1,
+            Some(ours) if *ours == theirs => 0,
+            Some(ours) => {
+                eprintln!("wrong: {case}: {what}: {ours:?}, the runtime says {theirs:?}");
+                2
+            }
+        };
+        self.add(what, verdict);
+    }
+}
+
+fn number(v: &Value) -> Option<u128> {
+    let text = v.as_str()?;
+    u128::from_str_radix(text.strip_prefix("0x")?, 16).ok()
+}
+
+fn json(args: &[&str]) -> Value {
+    let out = wstate(args);
+    serde_json::from_slice(&out.stdout)
+        .unwrap_or_else(|e| panic!("{args:?}: {e}: {}", String::from_utf8_lossy(&out.stderr)))
+}
+
+/// Values of one list against the runtime's: bits by type. References are numbers of the runtime's own.
+fn values(case: &str, counts: &mut Counts, what: &'static str, ours: &Value, theirs: &Value) {
+    let theirs = theirs.as_array().expect("a list");
+    let Some(ours) = ours.as_array() else {
+        theirs.iter().for_each(|_| counts.add(what, 1));
+        return;
+    };
+    if ours.len() != theirs.len() {
+        eprintln!("wrong: {case}: {} {what}, the runtime has {}", ours.len(), theirs.len());
+        return counts.add(what, 2);
+    }
+    for (our, their) in ours.iter().zip(theirs) {
+        let width = match their["type"].as_str() {
+            Some("i32" | "f32") => u128::from(u32::MAX),
+            Some("i64" | "f64") => u128::from(u64::MAX),
+            _ => u128::MAX,
+        };
+        let expected = match their["bits"].as_str() {
+            Some("null") => 0,
+            _ => number(&their["bits"]).expect("bits"),
+        };
+        counts.compare(case, what, number(&our["bits"]).map(|b| b & width), expected & width);
+    }
+}
+
+fn frames_of<'r>(report: &'r Value, tid: i32) -> Vec<&'r Value> {
+    let threads = report["threads"].as_array().expect("threads");
+    let thread = threads.iter().find(|t| t["tid"] == tid).unwrap_or_else(|| panic!("no thread {tid}"));
+    thread["frames"].as_array().expect("frames").iter().filter(|f| f["kind"] == "wasm").collect()
+}
+
+/// One stop, as an attach or a core shows it, against the truth.
+fn check(case: &str, counts: &mut Counts, target: &[&str], modules: &[&str], truth: &Value) {
+    let report = json(&[target, &["--json"]].concat());
+    let tid = truth["tid"].as_i64().expect("a thread") as i32;
+    let thread = report["threads"].as_array().expect("threads").iter().find(|t| t["tid"] == tid).expect("the thread");
+    let end = thread["end"]["kind"].as_str().map(str::to_string);
+    counts.compare(case, "walk to main", end, "bottom".to_string());
+    let ours = frames_of(&report, tid);
+    let theirs = truth["frames"].as_array().expect("frames");
+    let shown: Vec<&&Value> = ours.iter().filter(|f| f["function"]["inlined"] != true).collect();
+    counts.compare(case, "frames", Some(shown.len()), theirs.len());
+    for (our, their) in shown.iter().zip(theirs) {
+        counts.compare(case, "functions", our["function"]["index"].as_u64(), their["func_index"].as_u64().unwrap());
+        if let Some(name) = their["func_name"].as_str().filter(|n| !n.is_empty()) {
+            counts.compare(case, "names", our["function"]["name"].as_str(), name);
+        }
+        // The position of an inlined function is that of its own frame.
+        let inlined = ours.iter().any(|f| f["function"]["inlined"] == true);
+        if let Some(offset) = their["module_offset"].as_u64().filter(|_| !inlined) {
+            let our = number(&our["wasm"]["offset"]).map(|o| o as u64);
+            if truth["stop"] != "spin" {
+                counts.compare(case, "offsets", our, offset);
+            }
+        }
+    }
+    if let Some(debug) = truth["debug"].as_array() {
+        let all: Vec<&Value> = debug.iter().flat_map(|a| a.as_array().expect("frames")).collect();
+        for (our, their) in ours.iter().zip(all) {
+            counts.compare(case, "instances", number(&our["instance"]), number(&their["vmctx"]).expect("an address"));
+            values(case, counts, "locals", &our["locals"], &their["locals"]);
+            values(case, counts, "operands", &our["stack"], &their["stack"]);
+        }
+    } else if let Some([one]) = truth["stores"][0]["instances"].as_array().map(Vec::as_slice) {
+        // One instance: every frame runs in it.
+        for our in &ours {
+            counts.compare(case, "instances", number(&our["instance"]), number(&one["vmctx"]).expect("an address"));
+        }
+    }
+    contents(case, counts, modules, truth);
+}
+
+/// Memories, globals and tables of the instances that frames run in.
+fn contents(case: &str, counts: &mut Counts, modules: &[&str], truth: &Value) {
+    let listed = json(&[modules, &["--json"]].concat());
+    let instances = listed["modules"].as_array().expect("modules").iter();
+    let instances: Vec<&Value> = instances.flat_map(|m| m["instances"].as_array().expect("instances")).collect();
+    let stores = truth["stores"].as_array().expect("stores");
+    for their in stores.iter().take(1).flat_map(|s| s["instances"].as_array().expect("instances")) {
+        let Some(our) = instances.iter().find(|i| number(&i["address"]) == number(&their["vmctx"])) else {
+            continue;
+        };
+        let by_index = |kind: &str, index: &Value| {
+            our[kind].as_array().and_then(|list| list.iter().find(|x| x["index"] == *index)).cloned().unwrap_or_default()
+        };
+        for memory in their["memories"].as_array().expect("memories") {
+            let our = by_index("memories", &memory["index"]);
+            counts.compare(case, "memories", number(&our["base"]), number(&memory["base"]).expect("a base"));
+            let size = number(&our["size"]).or(our["size"].as_u64().map(u128::from));
+            counts.compare(case, "memories", size, memory["bytes"].as_u64().expect("a size").into());
+        }
+        for global in their["globals"].as_array().expect("globals") {
+            // Counts on while the host is looked at.
+            if global["export"] == "count" {
+                continue;
+            }
+            let our = by_index("globals", &global["index"]);
+            let our = our.get("value").filter(|v| v.is_object()).unwrap_or(&our);
+            values(case, counts, "globals", &Value::from(vec![our.clone()]), &Value::from(vec![global.clone()]));
+        }
+        for table in their["tables"].as_array().expect("tables") {
+            let our = by_index("tables", &table["index"]);
+            let size = number(&our["size"]).map(|n| n as u64).or(our["size"].as_u64());
+            counts.compare(case, "tables", size, table["size"].as_u64().expect("a size"));
+        }
+    }
+}
+
+const MODES: [&[&str]; 8] = [
+    &[],
+    &["--unwind-info", "off"],
+    &["--address-map", "off"],
+    &["--debug-info", "--opt", "none"],
+    &["--pooling"],
+    &["--load", "deserialize"],
+    &["--load", "deserialize-file"],
+    &["--stores", "2", "--engines", "2", "--thread"],
+];
+/// Of 48 only.
+const MODES_48: [&[&str]; 3] =
+    [&["--guest-debug"], &["--symbols", "off"], &["--guest-debug", "--pooling", "--load", "deserialize"]];
+const STOPS: [&str; 8] =
+    ["async", "memories", "nested", "modules", "component", "trap-div", "trap-memory", "threads"];
+
+fn live(version: Version, profile: Profile, stop: &str, flags: &[&str], counts: &mut Counts) {
+    let case = format!("{version:?} {profile} {stop} {flags:?}");
+    let host = Host::start_exe(host_wasmtime(version, profile), stop, flags);
+    let pid = host.pid().to_string();
+    let truth = if stop == "threads" { host.truth_json_of("sleep") } else { host.truth_json() };
+    check(&case, counts, &["attach", &pid], &["modules", "-p", &pid], &truth);
+}
+
+fn core(version: Version, profile: Profile, stop: &str, flags: &[&str], counts: &mut Counts) {
+    let case = format!("{version:?} {profile} {stop} {flags:?} core");
+    let core = match kernel_core_exe(host_wasmtime(version, profile), stop, flags) {
+        Ok(core) => core,
+        Err(why) => return missing(&why),
+    };
+    let (path, exe) = (arg(&core.path), arg(&core.exe));
+    check(&case, counts, &["core", path, exe], &["modules", "-c", path, "-e", exe], &core.truth_json());
+}
+
+fn arg(path: &Path) -> &str {
+    path.to_str().expect("a path of ours")
+}
+
+/// Prints the table, and fails on anything wrong; `sure` must be known too.
+fn conclude(what: &str, counts: &Counts, sure: &[&str]) {
+    eprintln!("{what:<28} {:>8} {:>8} {:>8}", "right", "unknown", "wrong");
+    for (name, [right, unknown, wrong]) in &counts.0 {
+        eprintln!("{name:<28} {right:>8} {unknown:>8} {wrong:>8}");
+    }
+    for (name, [right, unknown, wrong]) in &counts.0 {
+        assert!(*right > 0 && *wrong == 0, "{what}: {name}: {right} right, {wrong} wrong");
+        assert!(*unknown == 0 || !sure.contains(name), "{what}: {name}: {unknown} not known");
+    }
+}
+
+const SURE: [&str; 9] =
+    ["walk to main", "frames", "functions", "names", "locals", "operands", "memories", "globals", "tables"];
+
+#[test]
+fn every_mode_live_and_in_a_core() {
+    let mut counts = Counts::default();
+    for version in Version::ALL {
+        let more: &[&[&str]] = if version == Version::V48 { &MODES_48 } else { &[] };
+        for flags in MODES.iter().chain(more) {
+            live(version, Profile::Release, "sleep", flags, &mut counts);
+            core(version, Profile::Release, "abort", flags, &mut counts);
+        }
+    }
+    conclude("modes", &counts, &SURE);
+}
+
+#[test]
+fn every_stop() {
+    let mut counts = Counts::default();
+    for version in Version::ALL {
+        for stop in STOPS {
+            live(version, Profile::Release, stop, &[], &mut counts);
+            if version == Version::V48 && stop != "threads" {
+                live(version, Profile::Stripped, stop, &["--guest-debug"], &mut counts);
+            }
+        }
+    }
+    conclude("stops", &counts, &["walk to main", "frames", "functions", "names", "locals", "operands"]);
+}
+
+#[test]
+fn gcore_is_as_good() {
+    let mut counts = Counts::default();
+    for version in Version::ALL {
+        let host = Host::start_exe(host_wasmtime(version, Profile::Stripped), "sleep", &[]);
+        match gcore(&host) {
+            Ok(path) => {
+                let (path, exe) = (arg(&path), arg(&host.exe));
+                let modules = ["modules", "-c", path, "-e", exe];
+                check("gcore", &mut counts, &["core", path, exe], &modules, &host.truth_json());
+            }
+            Err(why) => return missing(&why),
+        }
+    }
+    conclude("gcore", &counts, &SURE);
+}
