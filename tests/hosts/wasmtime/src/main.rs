@@ -21,10 +21,11 @@ use std::{
     thread,
     time::Duration,
 };
-use truth::{Named, State};
+use truth::{Frames, Named, State};
 use wasmtime::{
     AsContextMut, Caller, Engine, Extern, ExternRef, ExternType, Func, FuncType, Global, GlobalType, Instance, Memory,
-    Module, Mutability, Ref, Result, Store, Table, Val, ValType, WasmBacktrace, component, unix::StoreExt,
+    Module, Mutability, Ref, Result, Store, StoreContextMut, Table, Val, ValType, WasmBacktrace, component,
+    unix::StoreExt,
 };
 
 static OPTIONS: OnceLock<&'static Options> = OnceLock::new();
@@ -58,22 +59,33 @@ fn block_on<F: Future>(future: F) -> F::Output {
 
 // ---- What the guests import.
 
+/// In a rehearsal the frames at the stop are noted, and an error takes the guest back to the host.
+fn note_rehearsal(store: &mut StoreContextMut<'_, State>) -> Result<()> {
+    let Some(frames) = store.data().rehearsal.clone() else { return Ok(()) };
+    *frames.lock().unwrap() = truth::frames(&WasmBacktrace::force_capture(store));
+    Err(wasmtime::Error::msg("end of the rehearsal"))
+}
+
 /// `env.stop`: the stop itself.
-fn at_stop(caller: &mut Caller<'_, State>) {
-    truth::write(options(), caller.as_context_mut());
+fn at_stop(mut store: StoreContextMut<'_, State>) -> Result<()> {
+    note_rehearsal(&mut store)?;
+    truth::write(options(), store);
     stopped(&report::label(&options().stop).0)
 }
 
 /// `env.ready`: the guest is about to spin.
-fn ready(caller: &mut Caller<'_, State>) {
+fn ready(caller: &mut Caller<'_, State>) -> Result<()> {
+    note_rehearsal(&mut caller.as_context_mut())?;
     truth::write(options(), caller.as_context_mut());
     let name = report::label(&options().stop).0;
     if options().end == End::Sleep || name != options().stop {
-        return report::reached(&name);
+        report::reached(&name);
+        return Ok(());
     }
     let tid = report::tid();
     report::reached(&name);
     end_from_outside(tid);
+    Ok(())
 }
 
 /// Ends the process by a signal to the guest's own thread, which is then in the middle of Wasm.
@@ -96,6 +108,8 @@ fn nested(caller: &mut Caller<'_, State>) -> Result<()> {
     truth::OUTER.with_borrow_mut(|outer| outer.push(frames.len()));
     if let Some(mut guest) = NESTED.take() {
         truth::OTHER_STORE.set(frames);
+        #[cfg(feature = "v48")]
+        truth::OTHER_DEBUG.set(truth::debug_frames(caller.as_context_mut()));
         guest.run("run", &[]);
         return Ok(());
     }
@@ -134,15 +148,9 @@ fn import_for(store: &mut Store<State>, namespace: &str, name: &str, ty: ExternT
             let zeros = zeros(&ty);
             let func = match full.as_str() {
                 _ if is_stop && options.stop == "async-suspended" => suspending(store, ty),
-                _ if is_stop => Func::new(store, ty, |mut caller, _, _| {
-                    at_stop(&mut caller);
-                    Ok(())
-                }),
+                _ if is_stop => Func::new(store, ty, |mut caller, _, _| at_stop(caller.as_context_mut())),
                 "env.nested" => Func::new(store, ty, |mut caller, _, _| nested(&mut caller)),
-                "env.ready" => Func::new(store, ty, |mut caller, _, _| {
-                    ready(&mut caller);
-                    Ok(())
-                }),
+                "env.ready" => Func::new(store, ty, |mut caller, _, _| ready(&mut caller)),
                 _ => Func::new(store, ty, move |_, _, results| {
                     results.clone_from_slice(&zeros);
                     Ok(())
@@ -163,6 +171,9 @@ fn import_for(store: &mut Store<State>, namespace: &str, name: &str, ty: ExternT
                 "host.g0" => Val::I32(4242),
                 "host.g1" => Val::I64(1),
                 "host.g2" => Val::V128(0xfeed_face_cafe_beef_0011_2233_4455_6677u128.into()),
+                "host.g3" if options.is_async() => {
+                    Val::ExternRef(Some(block_on(ExternRef::new_async(&mut *store, 4242u32))?))
+                }
                 "host.g3" => Val::ExternRef(Some(ExternRef::new(&mut *store, 4242u32)?)),
                 _ => zero(ty.content()),
             };
@@ -176,6 +187,7 @@ fn import_for(store: &mut Store<State>, namespace: &str, name: &str, ty: ExternT
 fn suspending(store: &mut Store<State>, ty: FuncType) -> Func {
     Func::new_async(store, ty, |mut caller, _, _| {
         Box::new(async move {
+            note_rehearsal(&mut caller.as_context_mut())?;
             truth::write(options(), caller.as_context_mut());
             std::future::pending().await
         })
@@ -216,6 +228,7 @@ fn compile(engine: &Engine, wasm: &[u8]) -> Module {
             std::fs::write(&path, bytes)?;
             unsafe { Module::deserialize_file(engine, path) }
         }),
+        Load::Existing => unsafe { Module::deserialize_file(engine, cwasm()) },
     };
     let module = module.unwrap_or_else(|e| fail(&format!("the module does not compile: {e:?}")));
     truth::image("module", module.name(), module.image_range(), Some(module.text()));
@@ -313,7 +326,7 @@ impl wasmtime::DebugHandler for OnTrap {
 
     fn handle(
         &self,
-        mut store: wasmtime::StoreContextMut<'_, State>,
+        mut store: StoreContextMut<'_, State>,
         event: wasmtime::DebugEvent<'_>,
     ) -> impl Future<Output = ()> + Send {
         if matches!(event, wasmtime::DebugEvent::Trap(_)) {
@@ -369,6 +382,9 @@ fn is_trap(stop: &str) -> bool {
 
 fn run_text(engine: &Engine, text: &str) {
     let wasm = parse(text);
+    if options().inlining {
+        truth::LOGICAL.set(Some(rehearse_inlined(&wasm)));
+    }
     let name = text.split(['$', '\n']).nth(1).unwrap_or("guest").to_owned();
     run_wasm(engine, &name, &wasm, "run", |_| Vec::new())
 }
@@ -384,26 +400,27 @@ fn rehearse_trap(wasm: &[u8]) -> Vec<serde_json::Value> {
     truth::frames(error.downcast_ref().expect("a trap has a backtrace"))
 }
 
-/// The frames of `inlined` as they are without inlining.
+/// An engine without inlining, for the frames as they are in the guest's text.
+fn plain_engine() -> Engine {
+    new_engine(&Options { inlining: false, ..Options::parse() })
+}
+
+/// The frames at the stop as they are without inlining.
 fn rehearse_inlined(wasm: &[u8]) -> Vec<serde_json::Value> {
-    let plain = Options { inlining: false, ..Options::parse() };
-    let engine = new_engine(&plain);
+    let engine = plain_engine();
     let module = Module::new(&engine, wasm).unwrap_or_else(|e| fail(&format!("the module does not compile: {e:?}")));
-    let mut store = Store::new(&engine, State::default());
-    let frames: Arc<std::sync::Mutex<Vec<serde_json::Value>>> = Arc::default();
-    let seen = frames.clone();
-    let ty = FuncType::new(&engine, [ValType::I32], []);
-    let stop = Func::new(&mut store, ty, move |caller, _, _| {
-        *seen.lock().unwrap() = truth::frames(&WasmBacktrace::force_capture(&caller));
-        Ok(())
-    });
-    let instance = match options().is_async() {
-        true => block_on(Instance::new_async(&mut store, &module, &[stop.into()])),
-        false => Instance::new(&mut store, &module, &[stop.into()]),
-    };
-    let run = instance.expect("a guest of ours").get_func(&mut store, "run").expect("a guest of ours");
-    call(&mut store, run, &[]).expect("this guest returns");
-    std::mem::take(&mut frames.lock().unwrap())
+    let mut guest = Guest::new(&engine);
+    let frames: Frames = Frames::default();
+    guest.store.data_mut().rehearsal = Some(frames.clone());
+    let instance = guest.add("rehearsal", &module, wasm, &[]);
+    let run = instance.get_func(&mut guest.store, "run").expect("a guest of ours");
+    // It ends at the stop, or in its trap.
+    let error = call(&mut guest.store, run, &[]).expect_err("the guest does not return");
+    let frames = std::mem::take(&mut *frames.lock().unwrap());
+    match frames.is_empty() {
+        true => truth::frames(error.downcast_ref().expect("a trap has a backtrace")),
+        false => frames,
+    }
 }
 
 /// Four instances of three modules, each of which calls the next, and an idle one.
@@ -491,6 +508,14 @@ fn threads(engine: &Engine) {
 fn component(engine: &Engine, text: &str) {
     let wasm = parse(text);
     dump(&wasm);
+    if options().inlining {
+        let engine = plain_engine();
+        let component = component::Component::new(&engine, &wasm).expect("it compiles with inlining too");
+        let frames = Frames::default();
+        let mut store = Store::new(&engine, State { rehearsal: Some(frames.clone()), ..State::default() });
+        run_component(&mut store, &component).expect_err("it ends at the stop");
+        truth::LOGICAL.set(Some(std::mem::take(&mut *frames.lock().unwrap())));
+    }
     let component = match options().load {
         Load::New => component::Component::new(engine, &wasm),
         Load::Deserialize => engine
@@ -501,33 +526,38 @@ fn component(engine: &Engine, text: &str) {
             std::fs::write(&path, bytes)?;
             unsafe { component::Component::deserialize_file(engine, path) }
         }),
+        Load::Existing => unsafe { component::Component::deserialize_file(engine, cwasm()) },
     };
     let component = component.unwrap_or_else(|e| fail(&format!("the component does not compile: {e:?}")));
     truth::image("component", None, component.image_range(), None);
-    let mut linker = component::Linker::<State>::new(engine);
-    let stop = |mut store: wasmtime::StoreContextMut<'_, State>, _: (u32,)| -> Result<()> {
-        truth::write(options(), store.as_context_mut());
-        stopped(&options().stop)
-    };
-    linker.root().func_wrap("stop", stop).expect("a new name");
-    let mut stores: Vec<Store<State>> =
-        (0..options().stores.max(1)).map(|_| Store::new(engine, State::default())).collect();
-    let mut instance = None;
-    for store in &mut stores {
-        instance = Some(match options().is_async() {
-            true => block_on(linker.instantiate_async(store, &component)),
-            false => linker.instantiate(store, &component),
-        });
+    for _ in 1..options().stores {
+        let mut store = Store::new(engine, State::default());
+        instantiate_component(&mut store, &component).unwrap_or_else(|e| fail(&format!("{e:?}")));
+        let seen = truth::store(&mut store);
+        truth::IDLE_STORES.lock().unwrap().push(seen);
+        std::mem::forget(store);
     }
-    let store = stores.last_mut().expect("one store at least");
-    let instance =
-        instance.expect("one store").unwrap_or_else(|e| fail(&format!("the component does not link: {e:?}")));
-    let run = instance.get_typed_func::<(), (u32,)>(&mut *store, "run").expect("a component of ours");
-    let returned = match options().is_async() {
+    let mut store = Store::new(engine, State::default());
+    let returned = run_component(&mut store, &component);
+    fail(&format!("run returned {returned:?}"))
+}
+
+fn instantiate_component(store: &mut Store<State>, component: &component::Component) -> Result<component::Instance> {
+    let mut linker = component::Linker::<State>::new(store.engine());
+    linker.root().func_wrap("stop", |store: StoreContextMut<'_, State>, _: (u32,)| at_stop(store))?;
+    match options().is_async() {
+        true => block_on(linker.instantiate_async(store, component)),
+        false => linker.instantiate(store, component),
+    }
+}
+
+fn run_component(store: &mut Store<State>, component: &component::Component) -> Result<(u32,)> {
+    let instance = instantiate_component(store, component)?;
+    let run = instance.get_typed_func::<(), (u32,)>(&mut *store, "run")?;
+    match options().is_async() {
         true => block_on(run.call_async(store, ())),
         false => run.call(store, ()),
-    };
-    fail(&format!("run returned {returned:?}"))
+    }
 }
 
 fn wasm_file() -> Cow<'static, [u8]> {
@@ -603,16 +633,13 @@ fn stop_here() {
         "deep" => run_text(engine, &guests::deep(options.depth.unwrap_or(10_000))),
         "spin" => run_text(engine, &guests::spin(options.depth.unwrap_or(0))),
         "memories" => run_text(engine, &guests::memories()),
-        "inlined" => {
-            truth::LOGICAL.set(Some(rehearse_inlined(&parse(&guests::inlined()))));
-            run_text(engine, &guests::inlined())
-        }
+        "inlined" => run_text(engine, &guests::inlined()),
         "nested" => nested_stop(engine, false),
         "nested-stores" => nested_stop(engine, true),
         "modules" => modules(engine),
         "threads" => threads(engine),
         "component" => component(engine, &guests::component()),
-        "component-adapter" => component(engine, &guests::component_adapter()),
+        "component-adapter" | "component-inlined" => component(engine, &guests::component_adapter()),
         "dwarf" | "wasm" => foreign(engine),
         other => fail(&format!("no stop {other}; see --help")),
     }
@@ -620,7 +647,7 @@ fn stop_here() {
 
 fn main() {
     let mut options = Options::parse();
-    options.inlining |= options.stop == "inlined";
+    options.inlining |= options.stop.ends_with("inlined");
     let options: &'static Options = Box::leak(Box::new(options));
     let _ = OPTIONS.set(options);
     if !options.stay {

@@ -22,6 +22,8 @@ pub enum Load {
     New,
     Deserialize,
     DeserializeFile,
+    /// The file of an earlier run.
+    Existing,
 }
 
 pub struct Options {
@@ -131,7 +133,10 @@ impl Options {
                         "new" => Load::New,
                         "deserialize" => Load::Deserialize,
                         "deserialize-file" => Load::DeserializeFile,
-                        other => usage(&format!("--load is new, deserialize or deserialize-file, not {other}")),
+                        "existing" => Load::Existing,
+                        other => {
+                            usage(&format!("--load is new, deserialize, deserialize-file or existing, not {other}"))
+                        }
                     }
                 }
                 "--cwasm" => options.cwasm = Some(value(&mut words, &word).into()),
@@ -238,9 +243,8 @@ impl Options {
     fn version_specific(&self, config: &mut Config) {
         config.async_support(self.is_async());
         if self.inlining {
+            // Between modules only: `wasmtime_inlining_intra_module` sets a copy of the tunables that nobody asks.
             config.compiler_inlining(true);
-            // A setting of Wasmtime in spite of the function's name; without it only calls between modules are inlined.
-            unsafe { config.cranelift_flag_set("wasmtime_inlining_intra_module", "yes") };
         }
     }
 }

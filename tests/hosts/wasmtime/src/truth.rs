@@ -38,7 +38,12 @@ pub struct State {
     pub frame_instances: Option<Vec<&'static str>>,
     /// What `env.nested` calls.
     pub nested: Option<Func>,
+    /// Where the frames of a run go that is made only to learn them.
+    pub rehearsal: Option<Frames>,
 }
+
+/// Frames as JSON, youngest first.
+pub type Frames = Arc<Mutex<Vec<Value>>>;
 
 /// The stores that are there beside the running one.
 pub static IDLE_STORES: Mutex<Vec<Value>> = Mutex::new(Vec::new());
@@ -48,6 +53,9 @@ pub static IMAGES: Mutex<Vec<Value>> = Mutex::new(Vec::new());
 thread_local! {
     /// Wasm frames of this thread that are not of the running store, as JSON, youngest first.
     pub static OTHER_STORE: RefCell<Vec<Value>> = const { RefCell::new(Vec::new()) };
+    /// The same by the debug API: a list of activations.
+    #[cfg(feature = "v48")]
+    pub static OTHER_DEBUG: RefCell<Value> = const { RefCell::new(Value::Null) };
     /// How many frames each outer activation has, oldest first.
     pub static OUTER: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
     /// Frames that were learned before the stop: where the stop itself has no way to ask.
@@ -222,14 +230,21 @@ fn context_of(store: &mut impl AsContextMut<Data = State>, instance: &Instance) 
 
 /// Every activation's frames with locals and operand stacks, by the debug API.
 #[cfg(feature = "v48")]
-fn debug_frames(mut store: StoreContextMut<'_, State>) -> Value {
+pub fn debug_frames(mut store: StoreContextMut<'_, State>) -> Value {
     let exits: Vec<_> = store.debug_exit_frames().collect();
     let activations = exits.into_iter().map(|exit| {
         let mut rows = Vec::new();
         let mut next = Some(exit);
         while let Some(frame) = next {
+            // The runtime panics at a function that ran out of stack: its frame holds nothing yet.
+            let instance = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| frame.instance(&mut store)));
+            let Ok(instance) = instance else {
+                rows.push(Value::Null);
+                next = frame.parent(&mut store).expect("the frame is current");
+                continue;
+            };
+            let instance = instance.expect("the frame is current");
             let at = frame.wasm_function_index_and_pc(&mut store).expect("the frame is current");
-            let instance = frame.instance(&mut store).expect("the frame is current");
             let imported = imported_functions(&mut store, &instance);
             let module = instance.module(store.as_context()).name().map(str::to_owned);
             let locals = frame.num_locals(&mut store).expect("the frame is current");
@@ -299,7 +314,13 @@ pub fn write(options: &Options, mut context: StoreContextMut<'_, State>) {
         }
     }
     #[cfg(feature = "v48")]
-    let debug = options.guest_debug.then(|| debug_frames(context.as_context_mut()));
+    let debug = options.guest_debug.then(|| {
+        let mut activations = debug_frames(context.as_context_mut());
+        if let (Value::Array(activations), Value::Array(others)) = (&mut activations, OTHER_DEBUG.take()) {
+            activations.extend(others);
+        }
+        activations
+    });
     #[cfg(not(feature = "v48"))]
     let debug = Value::Null;
     let mut stores = vec![store(&mut context)];
