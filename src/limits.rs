@@ -175,3 +175,31 @@ pub const MAX_COMPARED_PLACES: usize = 20_000;
 pub const MAX_INSTANCE_ITEMS: u32 = 1 << 16;
 /// Value types of all signatures of one module that are listed.
 pub const MAX_SIGNATURE_TYPES: usize = 16 << 20;
+/// Bytes of a Wasmtime code image's debug sections with their relocations.
+pub const MAX_IMAGE_DEBUG_BYTES: u64 = 1 << 30;
+/// Units of debug information in a code image.
+pub const MAX_UNITS: usize = 1_000_000;
+/// Units of a code image that are kept parsed.
+pub const MAX_CACHED_UNITS: usize = 256;
+/// Entries and attributes of a code image's debug information that are looked at for functions.
+pub const MAX_DEBUG_INDEX_WORK: u64 = 500_000_000;
+/// Seconds that looking for functions may take.
+pub const MAX_DEBUG_INDEX_SECONDS: u64 = 30;
+/// Rows of one unit's line table.
+pub const MAX_LINE_ROWS: usize = 16_000_000;
+/// Address ranges of one function or block.
+pub const MAX_SCOPE_RANGES: usize = 4096;
+/// Entries and attributes of one function, or of one type, that are looked at for variables, or for members.
+pub const MAX_SCOPE_WORK: u64 = 1_000_000;
+/// Variables of one function and of what is inlined into it at one address.
+pub const MAX_SOURCE_VARIABLES: usize = 1000;
+/// Entries of one location list.
+pub const MAX_LOCATIONS: usize = 100_000;
+/// References followed from one entry of debug information, and types within types.
+pub const MAX_REFERENCE_DEPTH: usize = 16;
+/// Bytes read of one source variable.
+pub const MAX_SOURCE_VALUE_BYTES: u64 = 4096;
+/// Members or elements shown of one source variable.
+pub const MAX_SHOWN_MEMBERS: usize = 16;
+/// Characters shown of a string in one source variable.
+pub const MAX_SHOWN_CHARS: usize = 200;

@@ -10,6 +10,7 @@
 //! | [`image`] | ELF header, sections, version, symbols | no |
 //! | [`addrmap`] | `.wasmtime.addrmap`: code offset -> offset in the Wasm file | two formats, told apart by structure |
 //! | [`frame_table`] | `.wasmtime.frames`: code offset -> locals and operand stack (`guest_debug`) | two formats, told apart by structure |
+//! | [`dwarf`] | `.debug_*`: code offset -> source functions, lines, variables (`debug_info`) | no |
 //! | [`info`] | `.wasmtime.info`: modules, types, functions, names | with nearly every major |
 //! | [`offsets`] | where an instance (`VMContext`) and a store keep what | at 37, 38, 39, 43, 45, 46, 47, 48 |
 //! | [`instance`] | an instance's memories, globals, tables, imports; what a module declares | through [`info`] and [`offsets`] |
@@ -22,6 +23,7 @@ mod code;
 pub mod code_map;
 pub mod find;
 mod frame;
+pub mod dwarf;
 pub mod frame_table;
 pub mod image;
 pub mod info;
