@@ -125,7 +125,11 @@ fn contents(case: &str, counts: &mut Counts, modules: &[&str], truth: &Value) {
             continue;
         };
         let by_index = |kind: &str, index: &Value| {
-            our[kind].as_array().and_then(|list| list.iter().find(|x| x["index"] == *index)).cloned().unwrap_or_default()
+            our[kind]
+                .as_array()
+                .and_then(|list| list.iter().find(|x| x["index"] == *index))
+                .cloned()
+                .unwrap_or_default()
         };
         for memory in their["memories"].as_array().expect("memories") {
             let our = by_index("memories", &memory["index"]);
@@ -163,8 +167,7 @@ const MODES: [&[&str]; 8] = [
 /// Of 48 only.
 const MODES_48: [&[&str]; 3] =
     [&["--guest-debug"], &["--symbols", "off"], &["--guest-debug", "--pooling", "--load", "deserialize"]];
-const STOPS: [&str; 8] =
-    ["async", "memories", "nested", "modules", "component", "trap-div", "trap-memory", "threads"];
+const STOPS: [&str; 8] = ["async", "memories", "nested", "modules", "component", "trap-div", "trap-memory", "threads"];
 
 fn live(version: Version, profile: Profile, stop: &str, flags: &[&str], counts: &mut Counts) {
     let case = format!("{version:?} {profile} {stop} {flags:?}");

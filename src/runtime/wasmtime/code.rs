@@ -1,6 +1,7 @@
 //! One code image of a target: what its sections say, read once.
 
 use super::addrmap::{AddressMap, FilePos};
+use super::dwarf::ImageDwarf;
 use super::frame_table::FrameTable;
 use super::image::{ADDRMAP, BYTECODE, BYTECODE_ENDS, Contents, FRAMES, Function, FunctionKind, FunctionTable, INFO};
 use super::image::{Image, Kind, NAMES, SliceMemory};
@@ -63,6 +64,8 @@ pub(super) struct Code {
     pub wasm_path: Vec<Option<PathBuf>>,
     pub file: Option<CodeFile>,
     pub cfi: Option<CfiUnwinder<'static>>,
+    /// Debug information of the source language (`debug_info`).
+    pub dwarf: Option<ImageDwarf>,
     /// What is missing or wrong.
     pub problems: Vec<String>,
     names: Option<Contents>,
@@ -133,6 +136,10 @@ impl Code {
         bodies.sort_unstable();
         let addrmap = section(ADDRMAP, &mut problems);
         let frames = section(FRAMES, &mut problems);
+        let dwarf = ImageDwarf::load(&image, memory).unwrap_or_else(|why| {
+            problems.push(format!("its debug information cannot be used: {why}"));
+            None
+        });
         Code {
             version_text,
             version,
@@ -144,6 +151,7 @@ impl Code {
             wasm,
             wasm_path: vec![None; modules],
             cfi,
+            dwarf,
             problems,
             names,
             addrmap,

@@ -72,7 +72,9 @@ fn function_name(code: &Code, function: &Function) -> String {
     };
     match &function.kind {
         FunctionKind::Wasm { module, function, name } => wasm(*module, *function, name.as_deref()),
-        FunctionKind::ArrayToWasm { module, function } => format!("entry_trampoline_of_{}", wasm(*module, *function, None)),
+        FunctionKind::ArrayToWasm { module, function } => {
+            format!("entry_trampoline_of_{}", wasm(*module, *function, None))
+        }
         FunctionKind::WasmToArray { signature } => format!("exit_trampoline_of_signature_{signature}"),
         FunctionKind::Builtin(name) => format!("wasmtime_builtin_{name}"),
         FunctionKind::ModuleStart { module } => format!("start_of_module_{module}"),
@@ -193,7 +195,8 @@ fn values(code: &Code, function: &Function, one: &mut CompiledFunction, places_l
         else {
             continue;
         };
-        let Some(stack) = descriptor.stack(frame.shape).filter(|s| !s.is_empty() && frame.descriptor == outer.descriptor)
+        let Some(stack) =
+            descriptor.stack(frame.shape).filter(|s| !s.is_empty() && frame.descriptor == outer.descriptor)
         else {
             continue;
         };

@@ -7,8 +7,8 @@ use super::{Wasmtime, addrmap::FilePos};
 use crate::limits::{MAX_COMPARED_PLACES, MAX_HEADER_PAGES, MAX_IMAGES};
 use crate::runtime::{GuestModule, Provider, Runtime, Scene};
 use crate::symbolize::wasm::WasmModule;
-use crate::target::memory::map_file;
 use crate::target::Mapping;
+use crate::target::memory::map_file;
 use crate::unwind::Cursor;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -84,9 +84,7 @@ fn header_before(scene: &Scene<'_>, mapping: &Mapping) -> Option<u64> {
             // An image has no holes.
             inside = scene.target.mapping_at(at)?;
         }
-        if scene.target.read(at, &mut ident).is_ok()
-            && Header::probe(&ident)
-            && Header::read(scene.target, at).is_ok()
+        if scene.target.read(at, &mut ident).is_ok() && Header::probe(&ident) && Header::read(scene.target, at).is_ok()
         {
             return Some(at);
         }
@@ -138,8 +136,9 @@ impl Provider for WasmtimeProvider {
                             *listed = guest_module(code, module);
                         }
                     }
-                    Err(why) => reasons
-                        .push((self.runtime.listed.get(index).map_or("?".to_string(), |m| m.name.clone()), why)),
+                    Err(why) => {
+                        reasons.push((self.runtime.listed.get(index).map_or("?".to_string(), |m| m.name.clone()), why))
+                    }
                 }
             }
         }

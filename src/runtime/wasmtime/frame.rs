@@ -138,7 +138,8 @@ pub(super) fn called(code: &Code, return_address: u64, memory: &dyn Memory) -> O
 /// What is at `at`, the innermost function first.
 pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) -> Vec<GuestFrame> {
     let address = at.address.lookup();
-    let (Some(offset), Some(raw)) = (code.image.text_offset(address), at.address.raw().checked_sub(code.image.text().start))
+    let (Some(offset), Some(raw)) =
+        (code.image.text_offset(address), at.address.raw().checked_sub(code.image.text().start))
     else {
         return Vec::new();
     };
@@ -173,7 +174,11 @@ pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dy
     let here = Here { code, at, memory, offset };
     let recorded = here.recorded(function);
     match &recorded {
-        Ok(point) if !point.frames.is_empty() => return here.frames_of(&base, function, point),
+        Ok(point) if !point.frames.is_empty() => {
+            let mut frames = here.frames_of(&base, function, point);
+            here.sources(&mut frames);
+            return frames;
+        }
         _ => {}
     }
     let why = recorded.err().unwrap_or_else(|| Why("not recorded at this place".into()));
@@ -191,13 +196,17 @@ pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dy
             here.name(&mut inner, other_module, other, None);
             here.position(&mut inner, other_module, u64::from(place));
             inner.notes.push("inlined: functions between this one and the next may be missing".into());
-            return vec![inner, base];
+            let mut frames = vec![inner, base];
+            here.sources(&mut frames);
+            return frames;
         }
         here.position(&mut base, *module, u64::from(place));
     } else if !code.has_places() {
         base.notes.push("places in the Wasm code are not recorded by this build (generate_address_map is off)".into());
     }
-    vec![base]
+    let mut frames = vec![base];
+    here.sources(&mut frames);
+    frames
 }
 
 fn trampoline_name(code: &Code, function: &Function) -> String {
@@ -250,8 +259,7 @@ impl Here<'_> {
             let mut frame = base.clone();
             frame.inlined = depth < outermost;
             let table = self.code.frame_table();
-            let descriptor =
-                table.and_then(|t| t.descriptor(program.descriptor).map_err(|e| Why(e.to_string())));
+            let descriptor = table.and_then(|t| t.descriptor(program.descriptor).map_err(|e| Why(e.to_string())));
             match descriptor {
                 Ok(d) if d.function.kind == FuncKind::Wasm => {
                     let module = d.function.namespace;
@@ -325,6 +333,47 @@ impl Here<'_> {
         let fp = self.at.registers.get(Reg::RBP)?;
         let below = self.at.registers.sp().is_none_or(|sp| sp <= fp);
         (fp.is_multiple_of(8) && below).then_some(fp)
+    }
+
+    /// Source lines, variables and functions that the source's compiler inlined, where the image has debug information. A
+    /// Wasm function that is several frames already keeps them: which of the source's belong to which is not known.
+    fn sources(&self, frames: &mut Vec<GuestFrame>) {
+        let Some(dwarf) = &self.code.dwarf else { return };
+        let [frame] = frames.as_mut_slice() else { return };
+        let cfa = self.frame_pointer().and_then(|fp| fp.checked_add(16));
+        let registers = &self.at.registers;
+        if frame.instance.is_none() {
+            let found = dwarf.vmctx(self.offset, registers, cfa, self.memory);
+            frame.instance = found.filter(|v| is_vmctx(*v, self.memory));
+        }
+        let found = dwarf.frames(self.offset);
+        // Of functions without sources of their own the runtime writes a description, whose variables are Wasm's locals.
+        if found.is_empty() || found.iter().any(|f| f.generated) {
+            return;
+        }
+        let mut scopes = dwarf.scoped_variables(self.offset, registers, cfa, self.memory).into_iter();
+        let outer = frame.clone();
+        let last = found.len() - 1;
+        let mut out = Vec::new();
+        for (i, source) in found.into_iter().enumerate() {
+            let mut one = outer.clone();
+            one.inlined = i < last;
+            if one.inlined {
+                one.name = source.function.map(|name| (name, "dwarf"));
+                (one.function, one.local_function) = (None, None);
+                one.locals = Ok(Vec::new());
+                one.stack = Ok(Vec::new());
+            }
+            one.variables = scopes.next().unwrap_or_default();
+            if let Some(operator) = &mut one.operator {
+                if i > 0 {
+                    operator.text = None;
+                }
+                (operator.file, operator.line) = (source.file, source.line);
+            }
+            out.push(one);
+        }
+        *frames = out;
     }
 
     fn name(&self, frame: &mut GuestFrame, module: u32, function: u32, symbol: Option<&str>) {

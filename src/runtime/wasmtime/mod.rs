@@ -21,9 +21,9 @@
 pub mod addrmap;
 mod code;
 pub mod code_map;
+pub mod dwarf;
 pub mod find;
 mod frame;
-pub mod dwarf;
 pub mod frame_table;
 pub mod image;
 pub mod info;
