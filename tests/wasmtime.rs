@@ -117,7 +117,7 @@ fn check(case: &str, counts: &mut Counts, target: &[&str], modules: &[&str], tru
 /// Memories, globals and tables of the instances that frames run in.
 fn contents(case: &str, counts: &mut Counts, modules: &[&str], truth: &Value) {
     let listed = json(&[modules, &["--json"]].concat());
-    let instances = listed["modules"].as_array().expect("modules").iter();
+    let instances = listed["contents"].as_array().expect("contents").iter();
     let instances: Vec<&Value> = instances.flat_map(|m| m["instances"].as_array().expect("instances")).collect();
     let stores = truth["stores"].as_array().expect("stores");
     for their in stores.iter().take(1).flat_map(|s| s["instances"].as_array().expect("instances")) {
@@ -134,8 +134,12 @@ fn contents(case: &str, counts: &mut Counts, modules: &[&str], truth: &Value) {
         for memory in their["memories"].as_array().expect("memories") {
             let our = by_index("memories", &memory["index"]);
             counts.compare(case, "memories", number(&our["base"]), number(&memory["base"]).expect("a base"));
-            let size = number(&our["size"]).or(our["size"].as_u64().map(u128::from));
-            counts.compare(case, "memories", size, memory["bytes"].as_u64().expect("a size").into());
+            counts.compare(
+                case,
+                "memories",
+                our["size"].as_u64().map(u128::from),
+                memory["bytes"].as_u64().unwrap().into(),
+            );
         }
         for global in their["globals"].as_array().expect("globals") {
             // Counts on while the host is looked at.
@@ -143,13 +147,11 @@ fn contents(case: &str, counts: &mut Counts, modules: &[&str], truth: &Value) {
                 continue;
             }
             let our = by_index("globals", &global["index"]);
-            let our = our.get("value").filter(|v| v.is_object()).unwrap_or(&our);
-            values(case, counts, "globals", &Value::from(vec![our.clone()]), &Value::from(vec![global.clone()]));
+            values(case, counts, "globals", &Value::from(vec![our]), &Value::from(vec![global.clone()]));
         }
         for table in their["tables"].as_array().expect("tables") {
             let our = by_index("tables", &table["index"]);
-            let size = number(&our["size"]).map(|n| n as u64).or(our["size"].as_u64());
-            counts.compare(case, "tables", size, table["size"].as_u64().expect("a size"));
+            counts.compare(case, "tables", our["elements"].as_u64(), table["size"].as_u64().expect("a size"));
         }
     }
 }

@@ -111,8 +111,10 @@ impl Runtimes {
 
     /// Whether every piece of executable memory that belongs to no loaded file is a module's.
     fn explains_all(&self, scene: &Scene<'_>) -> bool {
-        let mut code = scene.target.mappings().iter().filter(|m| m.execute && scene.objects.find(m.start).is_none());
-        code.all(|m| self.runtimes().any(|r| r.module_of(m.start).is_some()))
+        // What cannot be read is the kernel's `[vsyscall]`.
+        let code = scene.target.mappings().iter().filter(|m| m.execute && m.read);
+        let mut left = code.filter(|m| scene.objects.find(m.start).is_none());
+        left.all(|m| self.runtimes().any(|r| r.module_of(m.start).is_some()))
     }
 
     /// Matches the user's `.wasm` files to the modules that were found. Each module takes the first file that fits; a

@@ -6,7 +6,7 @@
 use super::Wasmtime;
 use super::code::Code;
 use super::frame_table::{FrameDescriptor, FrameValType, InstPos, ProgramFrame, SlotValue};
-use super::image::{Function, FunctionKind};
+use super::image::{Function, FunctionKind, Kind};
 use super::info::FuncKind;
 use super::offsets::{StoreLayout, VMCONTEXT_MAGIC, VMCONTEXT_STORE};
 use crate::arch::{CodeAddress, Reg, Registers};
@@ -101,9 +101,9 @@ pub(super) fn is_vmctx(address: u64, memory: &dyn Memory) -> bool {
     address != 0 && address.is_multiple_of(16) && memory.read(address, &mut magic).is_ok() && magic == VMCONTEXT_MAGIC
 }
 
-/// The instance that called out through an exit trampoline: the trampoline keeps it in a register of its own choice, and
-/// the store knows the last call.
-pub(super) fn exit_instance(code: &Code, at: &Cursor, caller: &Cursor, memory: &dyn Memory) -> Option<u64> {
+/// The instances that may have called out through an exit trampoline: it keeps its caller's in a register of its own
+/// choice. Of the last call the store knows the place. Other registers may hold the store's own instance, or others of it.
+pub(super) fn exit_instances(code: &Code, at: &Cursor, caller: &Cursor, memory: &dyn Memory) -> Vec<u64> {
     let mut found = Vec::new();
     for vmctx in KEPT.iter().filter_map(|r| at.registers.get(*r)).filter(|v| is_vmctx(*v, memory)) {
         if !found.contains(&vmctx) {
@@ -116,14 +116,11 @@ pub(super) fn exit_instance(code: &Code, at: &Cursor, caller: &Cursor, memory: &
         let pc = memory.read_u64(store.checked_add(layout?.last_exit_pc)?).ok()?;
         Some(pc == caller.address.raw())
     };
-    // Of an outer activation the store knows nothing any more: then it must be the only one.
-    match found.as_slice() {
-        [one] => Some(*one),
-        more => {
-            let mut proven = more.iter().filter(|v| last_exit(v) == Some(true));
-            proven.next().copied().filter(|_| proven.next().is_none())
-        }
+    // Of an outer activation the store knows nothing any more.
+    if found.iter().any(|v| last_exit(v) == Some(true)) {
+        found.retain(|v| last_exit(v) == Some(true));
     }
+    found
 }
 
 /// The function that the call before a return address names, if it names one directly: as offset in the code.
@@ -267,7 +264,7 @@ impl Here<'_> {
                     if let Some(index) = index {
                         frame.module = self.code.first + (module as usize).min(self.code.modules - 1);
                         self.name(&mut frame, module, index, symbol_name(function, module, index));
-                        self.position(&mut frame, module, self.place_of(depth, module, program));
+                        self.position(&mut frame, module, self.place_of(depth, program));
                     }
                     self.values(&mut frame, &d, program, point.exact);
                 }
@@ -281,9 +278,9 @@ impl Here<'_> {
 
     /// The operator that a recorded frame is at. At a call the recorded place is the operator behind it, as the frame will
     /// go on there; the address map has the call itself.
-    fn place_of(&self, depth: usize, module: u32, program: &ProgramFrame) -> u64 {
+    fn place_of(&self, depth: usize, program: &ProgramFrame) -> u64 {
         let at_call = self.at.address.is_return() && depth == 0;
-        let place = self.code.place(self.offset).filter(|_| at_call && self.code.modules == 1 && module == 0);
+        let place = self.code.place(self.offset).filter(|_| at_call);
         u64::from(place.map_or(program.wasm_pc, |p| p.0))
     }
 
@@ -391,7 +388,9 @@ impl Here<'_> {
     fn position(&self, frame: &mut GuestFrame, module: u32, place: u64) {
         frame.position = Position::Offset(place);
         let mut operator = OperatorPlace { offset: place, text: None, file: None, line: None };
-        if let Some(Some(wasm)) = self.code.wasm.get(module as usize)
+        // In a component the place counts from the component's start, which is not at hand.
+        if self.code.image.header().kind == Kind::Module
+            && let Some(Some(wasm)) = self.code.wasm.get(module as usize)
             && let Some(index) = operator_index(wasm, frame.local_function, place)
             && let Some(found) = frame.local_function.and_then(|f| wasm.operator(f, index))
         {

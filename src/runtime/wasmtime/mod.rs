@@ -117,9 +117,13 @@ impl Wasmtime {
             }
             _ => {
                 let number = calling.first + caller_module as usize;
-                let found = frame::exit_instance(calling, at, caller, memory);
-                // Where the layout is not known nothing can be compared: the store's word is enough then.
-                found.filter(|v| calling.info.is_err() || self.is_instance(number, *v, memory))
+                let mut found = frame::exit_instances(calling, at, caller, memory);
+                // Where the layout is not known nothing can be compared.
+                if calling.info.is_ok() {
+                    found.retain(|v| self.is_instance(number, *v, memory));
+                }
+                // Two that fit are none.
+                found.pop().filter(|_| found.is_empty())
             }
         };
         let mut known = self.known.borrow_mut();
