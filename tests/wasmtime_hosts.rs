@@ -8,8 +8,11 @@ use support::{Host, Profile, Version, gcore, host_wasmtime, kernel_core_exe, thi
 const NEST: &[&str] = &["leaf", "fact", "fact", "fact", "fact", "fact", "fact", "", "run"];
 const OUTER: &[&str] = &["middle", "run"];
 
-/// Stop, flags, and the activations' frames by the runtime itself, youngest first; `""` is a function without a name.
-const STOPS: [(&str, &[&str], &[&[&str]]); 21] = [
+/// The functions of each activation by the runtime itself, youngest first; `""` is a function without a name.
+type Activations = [&'static [&'static str]];
+
+/// Stop, flags, frames.
+const STOPS: [(&str, &[&str], &Activations); 21] = [
     ("sleep", &[], &[NEST]),
     ("sleep", &["--thread"], &[NEST]),
     ("sleep", &["--stores", "2", "--engines", "2"], &[NEST]),
@@ -42,7 +45,7 @@ fn names(frames: &Value) -> Vec<&str> {
     frames.iter().map(|frame| frame["func_name"].as_str().unwrap_or("")).collect()
 }
 
-fn reaches(version: Version, stop: &str, flags: &[&str], profile: Profile, activations: &[&[&str]]) -> Value {
+fn reaches(version: Version, stop: &str, flags: &[&str], profile: Profile, activations: &Activations) -> Value {
     let mut host = start(version, stop, flags, profile);
     let case = format!("{version:?} {stop} {flags:?} {profile}");
     assert_eq!(host.ready.stop, stop, "{case}");
