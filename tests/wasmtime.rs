@@ -67,7 +67,7 @@ fn values(case: &str, counts: &mut Counts, what: &'static str, ours: &Value, the
     }
 }
 
-fn frames_of<'r>(report: &'r Value, tid: i32) -> Vec<&'r Value> {
+fn frames_of(report: &Value, tid: i32) -> Vec<&Value> {
     let threads = report["threads"].as_array().expect("threads");
     let thread = threads.iter().find(|t| t["tid"] == tid).unwrap_or_else(|| panic!("no thread {tid}"));
     thread["frames"].as_array().expect("frames").iter().filter(|f| f["kind"] == "wasm").collect()
