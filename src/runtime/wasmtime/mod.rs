@@ -3,7 +3,7 @@
 //! Compiled code lies in one contiguous *image*, an ELF file that is mapped as it is (a `.cwasm` file is the same bytes).
 //! [`find`] finds images in a target, `code` puts together what one says, `frame` reads frames. The other modules read
 //! one section each: they touch nothing but the bytes they are given, from a file or through
-//! [`Memory`](crate::target::Memory).
+//! [`Memory`].
 //!
 //! | module | reads | layout depends on the version |
 //! |---|---|---|
