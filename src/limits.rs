@@ -163,8 +163,9 @@ pub const MAX_IMAGE_SECTIONS: u16 = 256;
 pub const MAX_SECTION_NAMES: u64 = 64 << 10;
 /// Changes of how a caller is found within one function of a Wasmtime code image.
 pub const MAX_FRAME_CHANGES: usize = 10_000;
-/// Pages that are searched before an executable mapping for the header of a Wasmtime code image.
-pub const MAX_HEADER_PAGES: u64 = 4096;
+/// Pages that are searched before an executable mapping for the header of a Wasmtime code image: what stands between them
+/// is the name of the version and the configuration, less than a page in every version that was seen.
+pub const MAX_HEADER_PAGES: u64 = 16;
 /// Code images of one target: with `guest_debug` each store has its own.
 pub const MAX_IMAGES: usize = 10_000;
 /// Callers whose instance is kept in mind during a walk.
