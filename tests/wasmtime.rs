@@ -5,7 +5,7 @@ mod support;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
-use support::debuggers::missing;
+use support::debuggers::{Debugger, missing};
 use support::{Host, Profile, Version, gcore, host_wasmtime, kernel_core_exe, wstate};
 
 /// What is compared: how often it was right, not known, wrong.
@@ -250,4 +250,95 @@ fn gcore_is_as_good() {
         }
     }
     conclude("gcore", &counts, &SURE);
+}
+
+/// A busy loop, stopped anywhere: what is shown of its locals is what the host's README says of them at every instruction.
+#[test]
+fn a_busy_loop_stopped_anywhere() {
+    let host =
+        Host::start_exe(host_wasmtime(Version::V48, Profile::Release), "spin", &["--guest-debug", "--depth", "2"]);
+    let (mut right, mut unknown) = (0, 0);
+    for _ in 0..60 {
+        let report = json(&["attach", &host.pid().to_string(), "--json"]);
+        let frames = frames_of(&report, host.tid());
+        let end = report["threads"].as_array().unwrap().iter().find(|t| t["tid"] == host.tid()).unwrap();
+        assert_eq!(end["end"]["kind"], "bottom", "{end}");
+        for frame in frames {
+            let local = |i: usize| number(&frame["locals"][i]["bits"]);
+            match (frame["function"]["name"].as_str(), frame["locals"].is_array()) {
+                (Some("spin"), true) => {
+                    let fixed = [local(0), local(1), local(2), local(6)].map(|v| v.expect("a value"));
+                    let [a, b, c, d] = fixed;
+                    assert_eq!((a as u32, b as u64), (9, 0x1111_1111_1111_1111), "{frame}");
+                    assert_eq!((c as u64, d as u32), (3.25f64.to_bits(), 1.5f32.to_bits()), "{frame}");
+                    let i = local(3).unwrap() as u32;
+                    let of = |i: u32| i.wrapping_mul(3).wrapping_add(7);
+                    let now = local(4).unwrap() as u32;
+                    assert!(now == of(i) || now == of(i.wrapping_sub(1)), "{frame}");
+                    right += 1;
+                }
+                (Some("down"), true) => {
+                    let n = local(0).unwrap();
+                    assert_eq!(local(1), Some(7 * n + 1), "{frame}");
+                    assert_eq!(number(&frame["stack"][0]["bits"]), Some(n + 500), "{frame}");
+                    right += 1;
+                }
+                (_, false) => unknown += 1,
+                _ => {}
+            }
+        }
+    }
+    eprintln!("frames of a busy loop: {right} right, {unknown} without values");
+    assert!(right > 120);
+}
+
+/// Plain `bt` of a gdb that has nothing but the symbol file. Of a whole fiber gdb 13 shows nothing: it takes the rule of the
+/// fiber's bottom (`DW_OP_reg7` in an expression) for an error of the command.
+fn gdb_bt(stop: &str, flags: &[&str]) -> String {
+    let host = Host::start_exe(host_wasmtime(Version::V48, Profile::Stripped), stop, flags);
+    let pid = host.pid().to_string();
+    let file = host.directory.path().join("wasm.sym");
+    let made = wstate(&["symbols", "-p", &pid, "-o", arg(&file)]);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let load = format!("add-symbol-file {}", file.display());
+    let session = Debugger::Gdb
+        .run_plain(&["-p", &pid], &["set confirm off", &load, "bt 100", "frame function leaf", "info locals"]);
+    format!("{}{}", session.texts[2], session.texts[4])
+}
+
+#[test]
+fn plain_bt_of_gdb_goes_through_to_the_host() {
+    if let Err(why) = Debugger::Gdb.program() {
+        return missing(&why);
+    }
+    let bt = gdb_bt("sleep", &["--guest-debug"]);
+    for part in [
+        "in leaf (n=9, s=1229782938247303441, d=3.25)",
+        "in fact (n=5, m=361700864190383365)",
+        "in wasm_function_3 (local0=5)",
+        "in entry_trampoline_of_run ()",
+        "__libc_start_main",
+        "wasm_stack = {s0 = 340, s1 = 4.25, s2 = <optimized out>, s3 = 99, s4 = 42}",
+        "x = 333",
+        "f = 1.5",
+    ] {
+        assert!(bt.contains(part), "{part}: {bt}");
+    }
+    // Without recorded locals there are names, and no values.
+    let plain = gdb_bt("sleep", &["--unwind-info", "off"]);
+    for part in ["in leaf ()", "in fact ()", "in entry_trampoline_of_run ()", "__libc_start_main"] {
+        assert!(plain.contains(part), "{part}: {plain}");
+    }
+}
+
+#[test]
+fn a_frame_that_was_never_filled_has_no_values() {
+    if let Err(why) = Debugger::Gdb.program() {
+        return missing(&why);
+    }
+    let bt = gdb_bt("stack-overflow", &["--guest-debug"]);
+    let mut down = bt.lines().filter(|line| line.contains(" in down ("));
+    let (first, second) = (down.next().unwrap_or_else(|| panic!("{bt}")), down.next().expect("two frames"));
+    assert!(first.contains("(n=<optimized out>, t=<optimized out>)"), "{first}");
+    assert!(!second.contains("optimized out"), "{second}");
 }

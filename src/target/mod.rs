@@ -4,6 +4,7 @@ pub mod callback;
 pub mod core;
 pub mod elf;
 pub mod live;
+pub mod mapped_file;
 pub mod memory;
 pub mod notes;
 pub mod objects;

@@ -4,42 +4,16 @@ use super::addrmap::{AddressMap, FilePos};
 use super::dwarf::ImageDwarf;
 use super::frame_table::FrameTable;
 use super::image::{ADDRMAP, BYTECODE, BYTECODE_ENDS, Contents, FRAMES, Function, FunctionKind, FunctionTable, INFO};
-use super::image::{Image, Kind, NAMES, SliceMemory};
+use super::image::{Image, Kind, NAMES};
 use super::info::{FuncKind, ImageInfo, ModuleInfo};
 use super::version::Version;
 use crate::runtime::Why;
 use crate::symbolize::wasm::WasmModule;
-use crate::target::{Memory, MemoryError};
+use crate::target::Memory;
+use crate::target::mapped_file::{MappedFile, WithFile};
 use crate::unwind::cfi::CfiUnwinder;
 use std::path::PathBuf;
 use std::rc::Rc;
-
-/// A `.cwasm` file that an image was mapped from.
-pub(super) struct CodeFile {
-    /// Where it was opened.
-    pub path: PathBuf,
-    /// Address of its first byte in the target.
-    pub base: u64,
-    /// Its bytes.
-    pub bytes: memmap2::Mmap,
-}
-
-/// The target's memory, and behind it the file that an image was mapped from: a core leaves out what a file has.
-pub(super) struct WithFile<'a> {
-    pub memory: &'a dyn Memory,
-    pub file: Option<&'a CodeFile>,
-}
-
-impl Memory for WithFile<'_> {
-    fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
-        let error = match self.memory.read(address, buf) {
-            Ok(()) => return Ok(()),
-            Err(e) => e,
-        };
-        let Some(file) = self.file else { return Err(error) };
-        SliceMemory::new(file.base, &file.bytes).read(address, buf).map_err(|_| error)
-    }
-}
 
 /// A code image and what is known of it.
 pub(super) struct Code {
@@ -62,7 +36,7 @@ pub(super) struct Code {
     pub wasm: Vec<Option<Rc<WasmModule>>>,
     /// Path of the user's file of each module.
     pub wasm_path: Vec<Option<PathBuf>>,
-    pub file: Option<CodeFile>,
+    pub file: Option<MappedFile>,
     pub cfi: Option<CfiUnwinder<'static>>,
     /// Debug information of the source language (`debug_info`).
     pub dwarf: Option<ImageDwarf>,
@@ -77,7 +51,7 @@ pub(super) struct Code {
 
 impl Code {
     /// Reads what is needed of an image. Sections that are missing cost what they would tell.
-    pub fn load(image: Image, file: Option<CodeFile>, memory: &dyn Memory) -> Code {
+    pub fn load(image: Image, file: Option<MappedFile>, memory: &dyn Memory) -> Code {
         let memory = &WithFile { memory, file: file.as_ref() };
         let mut problems = Vec::new();
         let section = |name: &'static str, problems: &mut Vec<String>| {

@@ -1,9 +1,9 @@
 //! Wasmtime's code described for a debugger.
 
 use super::Wasmtime;
-use super::code::{Code, WithFile};
-use super::frame::val_type;
-use super::frame_table::InstPos;
+use super::code::Code;
+use super::frame::{EPILOGUE, PROLOGUE, val_type};
+use super::frame_table::{FrameTable, InstPos, ProgramPoint};
 use super::image::{Function, FunctionKind};
 use crate::arch::Reg;
 use crate::limits::{MAX_IMAGE_BYTES, MAX_SYMBOL_PLACES};
@@ -12,6 +12,7 @@ use crate::runtime::code_map::{
     CodeMap, CompiledFunction, CompiledModule, Detail, FrameChange, Location, Operands, Variable,
 };
 use crate::target::Memory;
+use crate::target::mapped_file::WithFile;
 
 /// Describes all images.
 pub(super) fn code_map(runtime: &Wasmtime, detail: &Detail, memory: &dyn Memory) -> CodeMap {
@@ -58,7 +59,8 @@ fn describe(
             ..CompiledFunction::default()
         };
         if one.described {
-            values(code, function, &mut one, places_left);
+            let body = out.code.get(function.start as usize..function.end() as usize).unwrap_or_default();
+            values(code, function, body, &mut one, places_left);
         }
         out.functions.push(one);
     }
@@ -89,7 +91,7 @@ fn frame_of(code: &Code, start: u64, len: u32, bytes: &[u8], text: u64) -> Vec<(
     let body = bytes.get(from..from + len as usize).unwrap_or_default();
     let mut changes = match code.cfi.as_ref().and_then(|cfi| cfi.changes(start)) {
         Some(changes) => changes,
-        None if body.starts_with(&[0x55, 0x48, 0x89, 0xe5]) => {
+        None if body.starts_with(&PROLOGUE) => {
             let mut changes = vec![
                 (0, FrameChange::Cfa(Reg::RSP, 8)),
                 (1, FrameChange::Cfa(Reg::RSP, 16)),
@@ -102,7 +104,7 @@ fn frame_of(code: &Code, start: u64, len: u32, bytes: &[u8], text: u64) -> Vec<(
         }
         None => return vec![(0, FrameChange::Undefined(Reg::RIP))],
     };
-    let epilogues = body.windows(4).enumerate().filter(|(_, w)| *w == [0x48, 0x89, 0xec, 0x5d]);
+    let epilogues = body.windows(EPILOGUE.len()).enumerate().filter(|(_, w)| *w == EPILOGUE);
     for (at, _) in epilogues {
         let after = at as u32 + 4;
         // The instruction behind it leaves: `ret`, `ret n`, or a jump of a tail call.
@@ -138,7 +140,7 @@ fn frame_of(code: &Code, start: u64, len: u32, bytes: &[u8], text: u64) -> Vec<(
 }
 
 /// Locals and operand stacks, where the compiler recorded them. CFA is the frame pointer plus 16.
-fn values(code: &Code, function: &Function, one: &mut CompiledFunction, places_left: &mut usize) {
+fn values(code: &Code, function: &Function, body: &[u8], one: &mut CompiledFunction, places_left: &mut usize) {
     let Ok(table) = code.frame_table() else { return };
     let FunctionKind::Wasm { module, function: index, .. } = &function.kind else { return };
     let Ok(Some(first)) = table.find_program_point(function.end(), InstPos::Pre) else { return };
@@ -153,33 +155,22 @@ fn values(code: &Code, function: &Function, one: &mut CompiledFunction, places_l
     }
     let place = |offset: u32| i64::from(offset) - i64::from(descriptor.slot_to_fp_offset) - 16;
     let params = code.info.as_ref().ok().and_then(|i| i.signature(*module, *index)).map_or(0, |s| s.params.len());
-    // The slot is filled in the prologue: from the first recorded place on it is right.
     let mut points = Vec::new();
-    let mut at = table.points();
-    while at > 0 {
-        at -= 1;
+    for at in table.first_at(function.start).. {
         let Ok(Some(point)) = table.point(at) else { break };
-        if point.text_offset < function.start {
+        if point.text_offset > function.end() || points.len() >= *places_left {
             break;
         }
-        if point.text_offset <= function.end() {
-            points.push(point);
-        }
-        if points.len() > *places_left {
-            return;
-        }
+        points.push(point);
     }
-    points.reverse();
     *places_left -= points.len();
-    let Some(begin) = points.first().map(|p| p.text_offset.saturating_sub(function.start).saturating_sub(1)) else {
-        return;
-    };
+    let filled = filled(&table, function, body, &points);
     let wasm = code.wasm.get(*module as usize).and_then(Option::as_ref);
     for (i, local) in descriptor.locals.iter().enumerate() {
         let named = wasm.and_then(|w| w.local_name(*index, i as u32)).map(str::to_string);
         let ty = plain(val_type(local.ty));
         let places = match ty {
-            Some(_) => vec![(begin, function.len, Location::Frame(place(local.offset)))],
+            Some(_) => filled.iter().map(|&(from, to)| (from, to, Location::Frame(place(local.offset)))).collect(),
             None => Vec::new(),
         };
         one.variables.push(Variable {
@@ -212,6 +203,33 @@ fn values(code: &Code, function: &Function, one: &mut CompiledFunction, places_l
         });
         one.operands.push(Operands { range, operands: operands.collect() });
     }
+}
+
+/// Where the frame's slot holds the locals: from each point on to the next, but for the end of the frame and what lies
+/// behind it, which is code that was moved out of the way. There a point counts from the call before it on.
+fn filled(table: &FrameTable<'_>, function: &Function, body: &[u8], points: &[ProgramPoint]) -> Vec<(u32, u32)> {
+    let mut out: Vec<(u32, u32)> = Vec::new();
+    for (i, point) in points.iter().enumerate() {
+        let from = point.text_offset - function.start;
+        let next = points.get(i + 1).map_or(function.len, |p| p.text_offset - function.start);
+        if !table.is_filled(function.start, point) || next <= from {
+            continue;
+        }
+        let rest = body.get(from as usize..next as usize).unwrap_or_default();
+        let end = rest.windows(EPILOGUE.len()).position(|w| w == EPILOGUE).map(|at| from + at as u32);
+        let emptied = points.get(i + 1).is_some_and(|p| !table.is_filled(function.start, p));
+        let to = end.unwrap_or(if emptied { from + 1 } else { next });
+        match out.last_mut() {
+            Some(last) if last.1 == from => last.1 = to,
+            last => {
+                let after = last.map_or(0, |l| l.1);
+                let call = if point.position == InstPos::Post { from.saturating_sub(1) } else { from };
+                out.push((call.max(after), to));
+            }
+        }
+    }
+    out.retain(|(from, to)| from < to);
+    out
 }
 
 /// Types that a symbol file has.

@@ -1,14 +1,14 @@
 //! Finding code images: each executable mapping that no loader explains has an image's header before it.
 
-use super::code::{Code, CodeFile};
+use super::code::Code;
 use super::frame::RUNTIME;
-use super::image::{Header, Image};
+use super::image::{HEADER_BYTES, Header, Image};
 use super::{Wasmtime, addrmap::FilePos};
 use crate::limits::{MAX_COMPARED_PLACES, MAX_HEADER_PAGES, MAX_IMAGES};
 use crate::runtime::{GuestModule, Provider, Runtime, Scene};
 use crate::symbolize::wasm::WasmModule;
 use crate::target::Mapping;
-use crate::target::memory::map_file;
+use crate::target::mapped_file::{MappedFile, WithFile};
 use crate::unwind::Cursor;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -29,9 +29,9 @@ impl WasmtimeProvider {
         WasmtimeProvider::default()
     }
 
-    fn take(&mut self, scene: &Scene<'_>, address: u64) -> bool {
+    fn take(&mut self, scene: &Scene<'_>, address: u64) {
         let file = file_of(scene, address);
-        let with_file = super::code::WithFile { memory: scene.target, file: file.as_ref() };
+        let with_file = WithFile { memory: scene.target, file: file.as_ref() };
         let image = match Image::read(&with_file, address) {
             Ok(image) => image,
             Err(e) => {
@@ -42,35 +42,22 @@ impl WasmtimeProvider {
                     _ => "",
                 };
                 self.runtime.notes.push(format!("wasmtime: the code image at {address:#x} cannot be read: {e}{hint}"));
-                return false;
+                return;
             }
         };
         if image.header().pulley.is_some() {
             self.runtime.notes.push(format!(
                 "wasmtime: the code at {address:#x} is Pulley bytecode, which runs in an interpreter: its frames are not shown"
             ));
-            return false;
+            return;
         }
-        if let Err(why) = self.runtime.add(Code::load(image, file, scene.target)) {
-            self.runtime.notes.push(format!("wasmtime: {why}"));
-            return false;
-        }
-        true
+        self.runtime.add(Code::load(image, file, scene.target));
     }
 }
 
-/// The file that the image at `address` was mapped from, if it is that file: what the target has of its first page is
-/// compared.
-fn file_of(scene: &Scene<'_>, address: u64) -> Option<CodeFile> {
-    let mapping = scene.target.mapping_at(address).filter(|m| !m.is_anonymous())?;
-    let base = mapping.start.checked_sub(mapping.offset)?;
-    let mut first = vec![0; PAGE as usize];
-    let there = scene.target.read_some(base, &mut first);
-    scene.target.file_candidates(mapping).into_iter().find_map(|path| {
-        let bytes = map_file(&path).ok()?;
-        let same = there >= super::image::HEADER_BYTES && bytes.get(..there)? == first.get(..there)?;
-        same.then_some(CodeFile { path, base, bytes })
-    })
+/// The file that the image at `address` was mapped from, if it is that file.
+fn file_of(scene: &Scene<'_>, address: u64) -> Option<MappedFile> {
+    MappedFile::find(scene.target, scene.target.mapping_at(address)?, HEADER_BYTES)
 }
 
 /// Address of the image whose code is in `mapping`: the nearest header before it.
@@ -145,10 +132,6 @@ impl Provider for WasmtimeProvider {
         if used { Ok(()) } else { Err(reasons) }
     }
 
-    fn unused_artifacts(&mut self) -> Vec<(PathBuf, String)> {
-        Vec::new()
-    }
-
     fn runtime(&self) -> &dyn Runtime {
         &self.runtime
     }
@@ -173,8 +156,8 @@ fn fits(code: &Code, module: usize, wasm: &WasmModule) -> Result<(), String> {
         let step = map.len().div_ceil(MAX_COMPARED_PLACES).max(1);
         let places = map.iter().step_by(step).filter_map(|(offset, place)| Some((offset, place?)));
         for (offset, place) in places {
-            let Some(FilePos(place)) = Some(place) else { continue };
-            let Some((owner, function)) = code.owner(FilePos(place)) else { continue };
+            let Some((owner, function)) = code.owner(place) else { continue };
+            let FilePos(place) = place;
             if owner as usize != module {
                 continue;
             }

@@ -10,7 +10,6 @@ use super::image::{Function, FunctionKind, Kind};
 use super::info::FuncKind;
 use super::offsets::{StoreLayout, VMCONTEXT_MAGIC, VMCONTEXT_STORE};
 use crate::arch::{CodeAddress, Reg, Registers};
-use crate::limits;
 use crate::runtime::{GuestFrame, GuestKind, OperatorPlace, Place, Position, Slot, ValType, Value, Why};
 use crate::symbolize::wasm::WasmModule;
 use crate::target::{Memory, MemoryError};
@@ -20,42 +19,47 @@ use crate::unwind::{Cursor, Next, Trust, UnwindError, Unwinder};
 pub const RUNTIME: &str = "wasmtime";
 
 /// `mov rsp, rbp; pop rbp`: the end of a frame in every epilogue.
-const EPILOGUE: [u8; 4] = [0x48, 0x89, 0xec, 0x5d];
+pub(super) const EPILOGUE: [u8; 4] = [0x48, 0x89, 0xec, 0x5d];
 /// `push rbp; mov rbp, rsp`: the start of every function and trampoline.
-const PROLOGUE: [u8; 4] = [0x55, 0x48, 0x89, 0xe5];
+pub(super) const PROLOGUE: [u8; 4] = [0x55, 0x48, 0x89, 0xe5];
 
 /// Registers that a callee keeps, and that may hold an instance in a caller.
 const KEPT: [Reg; 5] = [Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
 
 /// The caller of a frame in `code`.
 pub(super) fn step(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) -> Next {
-    let next = match frame_edge(code, at, memory) {
-        Some(next) => next,
-        None => code.cfi.as_ref().and_then(|cfi| cfi.step(at, memory)),
-    }
-    .unwrap_or_else(|| by_frame_pointer(at, memory));
+    let next = frame_edge(code, at, memory)
+        .or_else(|| code.cfi.as_ref()?.step(at, memory))
+        .unwrap_or_else(|| by_frame_pointer(at, memory));
     if let Next::Caller(caller, _) = &next {
         runtime.remember(code, at, caller, memory);
     }
     next
 }
 
-/// Where the frame is not there yet, or not any more: what the tables do not say, or say wrongly. `None`: inside of it.
-fn frame_edge(code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<Option<Next>> {
+/// Whether the frame is on its way: the distance of the return address from rsp before rbp is set up and after it was
+/// given back. `None`: rbp is this frame's.
+fn edge(code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<u64> {
     let CodeAddress::Exact(pc) = at.address else { return None };
-    let mut before = [0; EPILOGUE.len()];
-    let popped = pc
-        .checked_sub(EPILOGUE.len() as u64)
-        .is_some_and(|start| code.contains(start) && memory.read(start, &mut before).is_ok() && before == EPILOGUE);
-    let start = code.function(pc).map(|f| code.image.text().start + u64::from(f.start));
-    let mut first = [0; PROLOGUE.len()];
-    let framed = start.is_some_and(|s| memory.read(s, &mut first).is_ok() && first == PROLOGUE);
-    let depth = match start {
-        _ if popped => 0,
-        Some(start) if framed && pc == start => 0,
-        Some(start) if framed && pc == start + 1 => 8,
+    let is = |address: Option<u64>, bytes: [u8; 4]| {
+        let mut there = [0; 4];
+        address.is_some_and(|a| code.contains(a) && memory.read(a, &mut there).is_ok() && there == bytes)
+    };
+    if is(pc.checked_sub(EPILOGUE.len() as u64), EPILOGUE) {
+        return Some(0);
+    }
+    let start = code.image.text().start + u64::from(code.function(pc)?.start);
+    let depth = match pc - start {
+        0 => 0,
+        1 => 8,
         _ => return None,
     };
+    is(Some(start), PROLOGUE).then_some(depth)
+}
+
+/// What the tables do not say, or say wrongly.
+fn frame_edge(code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
+    let depth = edge(code, at, memory)?;
     let found = || -> Result<Next, UnwindError> {
         let sp = at.registers.sp().ok_or(UnwindError::UnknownRegister { register: "rsp" })?;
         let slot = sp.wrapping_add(depth);
@@ -69,7 +73,7 @@ fn frame_edge(code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<Option<Ne
         caller.set(Reg::RSP, slot.wrapping_add(8));
         Ok(Next::Caller(Cursor { address: CodeAddress::Return(pc), registers: caller }, Trust::Runtime))
     };
-    Some(Some(found().unwrap_or_else(Next::Lost)))
+    Some(found().unwrap_or_else(Next::Lost))
 }
 
 /// By the frame pointer that the compiler forces. What the function did with the other registers is not known.
@@ -246,7 +250,25 @@ impl Here<'_> {
         let point = table.find_program_point(raw, post).map_err(|e| Why(e.to_string()))?;
         let inside = point.filter(|p| function.start <= p.text_offset && p.text_offset <= function.end());
         let Some(point) = inside else { return Err(Why("before the first place that is recorded".into())) };
-        Ok(Recorded { exact: point.text_offset == raw, frames: point.frames })
+        if !table.is_filled(function.start, &point) {
+            return Err(Why("the function had not stored them yet".into()));
+        }
+        let exact = point.text_offset == raw;
+        if !exact {
+            // Since then the code may have entered or left what was inlined, or the frame.
+            if self.frame_pointer().is_none() || self.in_epilogue() {
+                return Err(Why("between the frames: rbp is the caller's or about to be".into()));
+            }
+            let recorded = point.frames.as_slice();
+            let owner = self.code.place(self.offset).and_then(|place| self.code.owner(place));
+            let FunctionKind::Wasm { module, function: index, .. } = &function.kind else {
+                return Err(Why("not recorded at this place".into()));
+            };
+            if recorded.len() != 1 || owner.is_some_and(|o| o != (*module, *index)) {
+                return Err(Why("not recorded between two operators of inlined code".into()));
+            }
+        }
+        Ok(Recorded { exact, frames: point.frames })
     }
 
     fn frames_of(&self, base: &GuestFrame, function: &Function, point: &Recorded) -> Vec<GuestFrame> {
@@ -264,7 +286,7 @@ impl Here<'_> {
                     if let Some(index) = index {
                         frame.module = self.code.first + (module as usize).min(self.code.modules - 1);
                         self.name(&mut frame, module, index, symbol_name(function, module, index));
-                        self.position(&mut frame, module, self.place_of(depth, program));
+                        self.position(&mut frame, module, self.place_of(depth, program, point.exact));
                     }
                     self.values(&mut frame, &d, program, point.exact);
                 }
@@ -278,9 +300,9 @@ impl Here<'_> {
 
     /// The operator that a recorded frame is at. At a call the recorded place is the operator behind it, as the frame will
     /// go on there; the address map has the call itself.
-    fn place_of(&self, depth: usize, program: &ProgramFrame) -> u64 {
-        let at_call = self.at.address.is_return() && depth == 0;
-        let place = self.code.place(self.offset).filter(|_| at_call);
+    fn place_of(&self, depth: usize, program: &ProgramFrame, exact: bool) -> u64 {
+        let elsewhere = depth == 0 && (self.at.address.is_return() || !exact);
+        let place = self.code.place(self.offset).filter(|_| elsewhere);
         u64::from(place.map_or(program.wasm_pc, |p| p.0))
     }
 
@@ -325,8 +347,19 @@ impl Here<'_> {
         Value { ty, slot }
     }
 
+    /// Whether the frame is being taken down: what lies in it may be overwritten any moment.
+    fn in_epilogue(&self) -> bool {
+        let CodeAddress::Exact(pc) = self.at.address else { return false };
+        let mut around = [0; 2 * EPILOGUE.len() - 1];
+        let before = pc.wrapping_sub(EPILOGUE.len() as u64 - 1);
+        self.memory.read(before, &mut around).is_ok() && around.windows(EPILOGUE.len()).any(|w| w == EPILOGUE)
+    }
+
     /// rbp of this frame, where it is one.
     fn frame_pointer(&self) -> Option<u64> {
+        if edge(self.code, self.at, self.memory).is_some() {
+            return None;
+        }
         let fp = self.at.registers.get(Reg::RBP)?;
         let below = self.at.registers.sp().is_none_or(|sp| sp <= fp);
         (fp.is_multiple_of(8) && below).then_some(fp)
@@ -338,7 +371,10 @@ impl Here<'_> {
         let Some(dwarf) = &self.code.dwarf else { return };
         let [frame] = frames.as_mut_slice() else { return };
         let cfa = self.frame_pointer().and_then(|fp| fp.checked_add(16));
-        let registers = &self.at.registers;
+        // Descriptions hold inside of the frame; at its edges registers are no longer, or not yet, what they say.
+        let unsettled = cfa.is_none() || self.in_epilogue();
+        let nothing = Registers::unknown();
+        let registers = if unsettled { &nothing } else { &self.at.registers };
         if frame.instance.is_none() {
             let found = dwarf.vmctx(self.offset, registers, cfa, self.memory);
             frame.instance = found.filter(|v| is_vmctx(*v, self.memory));
@@ -428,6 +464,3 @@ pub(super) fn val_type(ty: FrameValType) -> ValType {
         _ => ValType::Ref,
     }
 }
-
-/// Bound of what is remembered during walks.
-pub(super) const KNOWN: usize = limits::MAX_KNOWN_INSTANCES;

@@ -337,6 +337,20 @@ impl<'a> FrameTable<'a> {
         }
     }
 
+    /// Index of the first point at or behind a code offset.
+    pub fn first_at(&self, text_offset: u32) -> usize {
+        self.keys.partition_point(|k| u32::from_le_bytes(*k) >> 1 < text_offset)
+    }
+
+    /// Whether the frame's slot is filled at a point of the function that begins at `start`. The call that reports a
+    /// stack overflow has a point too, in front of the first operator's: nothing was stored by then, and what lies there is
+    /// an earlier call's.
+    pub fn is_filled(&self, start: u32, point: &ProgramPoint) -> bool {
+        let first = self.point(self.first_at(start)).ok().flatten();
+        let pc = |p: &ProgramPoint| p.frames.last().map(|f| f.wasm_pc);
+        first.is_some_and(|first| pc(point).is_some() && pc(&first) <= pc(point))
+    }
+
     /// The point with index `index`. `None`: there are not so many.
     ///
     /// # Errors

@@ -40,6 +40,7 @@ pub use version::Version;
 
 use super::code_map::{CodeMap, Detail};
 use super::{Declared, GuestFrame, GuestInstance, GuestModule, Reach, Runtime, Value, Why};
+use crate::limits::MAX_KNOWN_INSTANCES;
 use crate::state::ExecutionStateImage;
 use crate::symbolize::wasm::WasmModule;
 use crate::target::{Mapping, Memory, ThreadId};
@@ -64,14 +65,13 @@ pub struct Wasmtime {
 }
 
 impl Wasmtime {
-    fn add(&mut self, mut code: Code) -> Result<(), String> {
+    fn add(&mut self, mut code: Code) {
         code.first = self.listed.len();
         for module in 0..code.modules {
             self.listed.push(find::guest_module(&code, module));
             self.owner.push(self.codes.len());
         }
         self.codes.push(code);
-        Ok(())
     }
 
     fn code_at(&self, address: u64) -> Option<&Code> {
@@ -128,7 +128,7 @@ impl Wasmtime {
         };
         let mut known = self.known.borrow_mut();
         if let Some(instance) = instance
-            && known.len() < frame::KNOWN
+            && known.len() < MAX_KNOWN_INSTANCES
         {
             known.insert((caller.address.raw(), sp), instance);
         }
@@ -199,7 +199,7 @@ impl Runtime for Wasmtime {
         let mut open: Vec<u64> = self.known.borrow().values().copied().collect();
         let mut out = BTreeSet::new();
         while let Some(vmctx) = open.pop() {
-            if seen.len() >= frame::KNOWN || !seen.insert(vmctx) {
+            if seen.len() >= MAX_KNOWN_INSTANCES || !seen.insert(vmctx) {
                 continue;
             }
             // A module that the instance's own pointers name wins over one that it merely does not contradict.
