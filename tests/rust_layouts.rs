@@ -128,6 +128,7 @@ fn loaded(elf: Option<Vec<u8>>) -> LoadedObject {
         build_id: None,
         data: elf.map(ObjectData::Memory),
         debug: None,
+        unpacked: Default::default(),
         problem: None,
     }
 }

@@ -43,6 +43,7 @@ fuzz_target!(|data: &[u8]| {
         build_id: None,
         data: Some(ObjectData::Memory(file.to_vec())),
         debug: None,
+        unpacked: Default::default(),
         problem: None,
     };
     let memory = Flat(vec![(STACK, stack.to_vec()), (BIAS, file.to_vec())]);

@@ -7,10 +7,11 @@ use crate::arch::CodeAddress;
 use crate::limits;
 use crate::target::objects::{LoadedObject, Objects};
 use crate::unwind::cfi::section_bytes;
-use gimli::{EndianRcSlice, EndianSlice, LittleEndian, Reader};
+use gimli::{EndianSlice, LittleEndian, Reader, Section as _};
 use object::{Object, ObjectSection, ObjectSymbol, SectionFlags, SymbolKind};
 use std::borrow::Cow;
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashMap;
 use std::fmt::{self, Write};
 use std::rc::Rc;
 
@@ -48,7 +49,8 @@ impl<'a> NativeSymbolizer<'a> {
             return Vec::new();
         };
         let svma = source.object.svma(pc);
-        let mut frames = source.dwarf.get_or_init(|| Dwarf::load(source.object)).frames(svma);
+        let mut frames =
+            source.dwarf.get_or_init(|| Dwarf::load(source.object)).as_ref().map_or_else(Vec::new, |d| d.frames(svma));
         let symbol = source.symbols.get_or_init(|| Symbols::load(source.object)).find(svma);
         if frames.is_empty() && symbol.is_some() {
             frames.push(NativeSymbol::default());
@@ -98,7 +100,7 @@ fn is_last_part(name: &str, demangled: &str) -> bool {
 struct Source<'a> {
     object: &'a LoadedObject,
     symbols: OnceCell<Symbols<'a>>,
-    dwarf: OnceCell<Dwarf<'a>>,
+    dwarf: OnceCell<Option<Dwarf<'a>>>,
 }
 
 /// The file and its debug file, as far as they are there.
@@ -185,51 +187,214 @@ impl<'a> Symbols<'a> {
     }
 }
 
+type Slice<'a> = EndianSlice<'a, LittleEndian>;
+type Context<'a> = addr2line::Context<Slice<'a>>;
+
 /// Debug information of one file.
-enum Dwarf<'a> {
-    None,
-    /// Read in place.
-    InPlace(Box<addr2line::Context<EndianSlice<'a, LittleEndian>>>),
-    /// Sections were compressed.
-    Unpacked(Box<addr2line::Context<EndianRcSlice<LittleEndian>>>),
+///
+/// `addr2line::Context` keeps the abbreviations of every unit for good, which is most of the memory and half of the time
+/// that a distribution's libc costs. Here only the units are parsed in which an address lies, each as a context of its own.
+struct Dwarf<'a> {
+    sections: gimli::DwarfSections<Slice<'a>>,
+    units: Units,
+    /// By the unit's offset in `.debug_info`.
+    contexts: RefCell<HashMap<usize, Rc<Option<Context<'a>>>>>,
+    /// All units, for those that refer to others.
+    whole: OnceCell<Option<Context<'a>>>,
 }
 
+/// Which units cover which addresses.
+#[derive(Default)]
+struct Units {
+    /// Ascending by start.
+    ranges: Vec<UnitRange>,
+    /// The highest end of the ranges up to this one.
+    reach: Vec<u64>,
+}
+
+struct UnitRange {
+    start: u64,
+    end: u64,
+    /// Where the unit lies in `.debug_info`: offset and length in bytes.
+    unit: (usize, usize),
+}
+
+impl Units {
+    /// From `.debug_aranges`, and for units that are not there from their own entries.
+    fn of(dwarf: &gimli::Dwarf<Slice<'_>>) -> Units {
+        let mut listed: HashMap<usize, Vec<(u64, u64)>> = HashMap::new();
+        let mut headers = dwarf.debug_aranges.headers();
+        while let Ok(Some(header)) = headers.next() {
+            let ranges = listed.entry(header.debug_info_offset().0).or_default();
+            let mut entries = header.entries();
+            while let Ok(Some(entry)) = entries.next() {
+                ranges.push((entry.address(), entry.address().saturating_add(entry.length())));
+            }
+        }
+        let mut ranges = Vec::new();
+        let mut units = dwarf.units();
+        while let Ok(Some(header)) = units.next() {
+            let Some(offset) = header.debug_info_offset().map(|o| o.0) else { continue };
+            let unit = (offset, header.length_including_self());
+            let mut add = |start: u64, end: u64| {
+                // Zero is what linkers leave of functions that they threw away.
+                if start < end && start != 0 && ranges.len() < limits::MAX_SYMBOLS {
+                    ranges.push(UnitRange { start, end, unit });
+                }
+            };
+            match listed.get(&offset).filter(|ranges| !ranges.is_empty()) {
+                Some(listed) => listed.iter().for_each(|&(start, end)| add(start, end)),
+                None => {
+                    let Ok(unit) = dwarf.unit(header) else { continue };
+                    let Ok(mut own) = dwarf.unit_ranges(&unit) else { continue };
+                    while let Ok(Some(range)) = own.next() {
+                        add(range.begin, range.end);
+                    }
+                }
+            }
+        }
+        ranges.sort_by_key(|r| r.start);
+        let highest = |reach: &mut u64, r: &UnitRange| {
+            *reach = r.end.max(*reach);
+            Some(*reach)
+        };
+        Units { reach: ranges.iter().scan(0, highest).collect(), ranges }
+    }
+
+    /// The units around `svma`, the one that begins last first.
+    fn around(&self, svma: u64) -> impl Iterator<Item = (usize, usize)> {
+        let before = self.ranges.partition_point(|r| r.start <= svma);
+        let reaches = self.ranges[..before].iter().zip(&self.reach).rev().take_while(move |&(_, &reach)| svma < reach);
+        reaches.filter(move |(r, _)| svma < r.end).map(|(r, _)| r.unit).take(limits::MAX_NESTED_SYMBOLS)
+    }
+}
+
+/// Whether entries of a unit with the abbreviations at `offset` may refer to places outside of it.
+fn refers_outside(abbreviations: &Slice<'_>, offset: usize) -> bool {
+    fn scan(mut input: Slice<'_>, offset: usize) -> gimli::Result<bool> {
+        input.skip(offset)?;
+        while input.read_uleb128()? != 0 {
+            input.read_uleb128()?;
+            input.read_u8()?;
+            loop {
+                let (name, form) = (input.read_uleb128()?, input.read_uleb128()?);
+                match (name, gimli::DwForm(u16::try_from(form).unwrap_or(0))) {
+                    (0, gimli::DwForm(0)) => break,
+                    (_, gimli::DW_FORM_implicit_const) => _ = input.read_sleb128()?,
+                    (
+                        _,
+                        gimli::DW_FORM_ref_addr
+                        | gimli::DW_FORM_indirect
+                        | gimli::DW_FORM_ref_sup4
+                        | gimli::DW_FORM_ref_sup8
+                        | gimli::DW_FORM_GNU_ref_alt,
+                    ) => return Ok(true),
+                    _ => {}
+                }
+            }
+        }
+        Ok(false)
+    }
+    scan(*abbreviations, offset).unwrap_or(true)
+}
+
+/// Sections that names, lines and inlined functions come from. Places of variables and macros, which are as large, are
+/// left packed.
+const SECTIONS: [gimli::SectionId; 10] = {
+    use gimli::SectionId as Id;
+    [
+        Id::DebugAbbrev,
+        Id::DebugAddr,
+        Id::DebugAranges,
+        Id::DebugInfo,
+        Id::DebugLine,
+        Id::DebugLineStr,
+        Id::DebugRanges,
+        Id::DebugRngLists,
+        Id::DebugStr,
+        Id::DebugStrOffsets,
+    ]
+};
+
 impl<'a> Dwarf<'a> {
-    fn load(object: &'a LoadedObject) -> Dwarf<'a> {
-        let with_dwarf = files(object).find(|file| {
+    fn load(object: &'a LoadedObject) -> Option<Dwarf<'a>> {
+        let file = files(object).find(|file| {
             let sections = [".debug_info", ".zdebug_info"];
             sections
                 .iter()
                 .any(|name| file.section_by_name(name).is_some_and(|s| s.size() > 0 && s.file_range().is_some()))
-        });
-        with_dwarf.and_then(Dwarf::of_file).unwrap_or(Dwarf::None)
-    }
-
-    fn of_file(file: object::File<'a>) -> Option<Dwarf<'a>> {
+        })?;
         if !file.is_little_endian() {
             return None;
         }
-        let bytes = |id: gimli::SectionId| -> Cow<'a, [u8]> {
-            file.section_by_name(id.name()).and_then(|s| section_bytes(&s)).unwrap_or_default()
+        let bytes = |id: gimli::SectionId| file.section_by_name(id.name()).and_then(|s| section_bytes(&s));
+        let unpack = || {
+            let owned = |id: gimli::SectionId| match bytes(id) {
+                Some(Cow::Owned(bytes)) => Some((id.name(), bytes)),
+                _ => None,
+            };
+            SECTIONS.into_iter().filter_map(owned).collect()
         };
-        let in_place = gimli::Dwarf::load(|id| match bytes(id) {
-            Cow::Borrowed(bytes) => Ok(EndianSlice::new(bytes, LittleEndian)),
-            Cow::Owned(_) => Err(()),
-        });
-        if let Ok(dwarf) = in_place {
-            return Some(Dwarf::InPlace(Box::new(addr2line::Context::from_dwarf(dwarf).ok()?)));
-        }
-        let unpacked = |id| Ok::<_, ()>(EndianRcSlice::new(Rc::from(bytes(id)), LittleEndian));
-        let context = addr2line::Context::from_dwarf(gimli::Dwarf::load(unpacked).ok()?).ok()?;
-        Some(Dwarf::Unpacked(Box::new(context)))
+        let is_packed = |id: gimli::SectionId| {
+            let section = file.section_by_name(id.name())?;
+            Some(section.compressed_file_range().ok()?.format != object::CompressionFormat::None)
+        };
+        let section = |id: gimli::SectionId| -> &'a [u8] {
+            if !SECTIONS.contains(&id) {
+                return &[];
+            }
+            match is_packed(id) {
+                Some(true) => object.unpacked.get(id.name(), unpack).unwrap_or_default(),
+                Some(false) => match bytes(id) {
+                    Some(Cow::Borrowed(bytes)) => bytes,
+                    _ => &[],
+                },
+                None => &[],
+            }
+        };
+        let load = |id| Ok::<_, ()>(EndianSlice::new(section(id), LittleEndian));
+        let sections = gimli::DwarfSections::load(load).ok()?;
+        let units = Units::of(&sections.borrow(|section| *section));
+        Some(Dwarf { sections, units, contexts: RefCell::default(), whole: OnceCell::new() })
     }
 
     fn frames(&self, svma: u64) -> Vec<NativeSymbol> {
-        match self {
-            Dwarf::None => Vec::new(),
-            Dwarf::InPlace(context) => frames(context, svma),
-            Dwarf::Unpacked(context) => frames(context, svma),
+        for (offset, length) in self.units.around(svma) {
+            let context = self.contexts.borrow().get(&offset).cloned();
+            let context = context.unwrap_or_else(|| {
+                let made = Rc::new(self.unit(offset, length));
+                self.contexts.borrow_mut().insert(offset, Rc::clone(&made));
+                made
+            });
+            let found = match &*context {
+                Some(context) => frames(context, svma),
+                None => {
+                    let whole =
+                        self.whole.get_or_init(|| Context::from_dwarf(self.sections.borrow(|section| *section)).ok());
+                    whole.as_ref().map_or_else(Vec::new, |context| frames(context, svma))
+                }
+            };
+            if !found.is_empty() {
+                return found;
+            }
         }
+        Vec::new()
+    }
+
+    /// One unit by itself; `None` if it cannot be understood without the others.
+    fn unit(&self, offset: usize, length: usize) -> Option<Context<'a>> {
+        let mut dwarf = self.sections.borrow(|section| *section);
+        let mut info = *dwarf.debug_info.reader();
+        info.skip(offset).ok()?;
+        info.truncate(length).ok()?;
+        // Its offsets count from the start of the whole section.
+        dwarf.debug_aranges = gimli::DebugAranges::new(&[], LittleEndian);
+        dwarf.debug_info = gimli::DebugInfo::from(info);
+        let header = dwarf.units().next().ok()??;
+        if refers_outside(dwarf.debug_abbrev.reader(), header.debug_abbrev_offset().0) {
+            return None;
+        }
+        Context::from_dwarf(dwarf).ok()
     }
 }
 
@@ -481,6 +646,44 @@ mod tests {
             assert!(outer.file.as_deref().is_some_and(|f| f.ends_with("a.c")));
             assert!(outer.offset.is_some_and(|o| o < 8));
         }
+    }
+
+    /// This test's own executable (Rust, no `.debug_aranges`) and the C library's debug file or a C file with them.
+    #[test]
+    fn units_by_themselves_say_what_all_together_say() {
+        let objects = own_objects();
+        let mut compared = 0;
+        for object in objects.iter() {
+            let Some(dwarf) = Dwarf::load(object) else { continue };
+            let whole = Context::from_dwarf(dwarf.sections.borrow(|section| *section)).unwrap();
+            let symbols = Symbols::load(object);
+            let step = (symbols.symbols.len() / 1500).max(1);
+            for symbol in symbols.symbols.iter().step_by(step) {
+                for svma in [symbol.start, symbol.start + symbol.size / 2, symbol.start + symbol.size] {
+                    assert_eq!(dwarf.frames(svma), frames(&whole, svma), "{:?} {svma:#x}", object.path);
+                    compared += 1;
+                }
+            }
+            assert!(dwarf.contexts.borrow().len() > 1, "{:?}: no unit was read by itself", object.path);
+        }
+        assert!(compared > 1000, "{compared}");
+        println!("{compared} addresses");
+    }
+
+    #[test]
+    fn units_that_refer_to_others_are_told() {
+        // Code 1: a unit without children, DW_AT_name as DW_FORM_strp; code 2: DW_AT_high_pc as DW_FORM_implicit_const -1.
+        let plain = [1, 0x11, 0, 3, 0x0e, 0, 0, 2, 0x2e, 0, 0x12, 0x21, 0x7f, 0, 0, 0];
+        let told = |bytes: &[u8], offset| refers_outside(&EndianSlice::new(bytes, LittleEndian), offset);
+        assert!(!told(&plain, 0));
+        assert!(!told(&plain, 7));
+        // The second refers by its place in the whole section: DW_AT_abstract_origin, DW_FORM_ref_addr.
+        let mut outside = plain;
+        outside[10..13].copy_from_slice(&[0x31, 0x10, 0]);
+        outside[13] = 0;
+        assert!(told(&outside, 0));
+        assert!(told(&plain[..9], 0), "cut short");
+        assert!(told(&plain, 99), "not in the section");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// Where to look for files, besides where the target names them.
 #[derive(Clone, Debug, Default)]
@@ -74,6 +75,19 @@ pub struct LoadedObject {
     pub debug: Option<(PathBuf, ObjectData)>,
     /// What is missing or wrong, as one line with what to try.
     pub problem: Option<String>,
+    /// Sections of debug information that are compressed in the file, once somebody asked for them.
+    pub unpacked: Unpacked,
+}
+
+/// Decompressed sections of one file, by name. They live as long as the file, so that readers borrow from both alike.
+#[derive(Default)]
+pub struct Unpacked(OnceLock<Vec<(&'static str, Vec<u8>)>>);
+
+impl Unpacked {
+    /// The decompressed section called `name`, out of those that the first caller's `unpack` made.
+    pub fn get(&self, name: &str, unpack: impl FnOnce() -> Vec<(&'static str, Vec<u8>)>) -> Option<&[u8]> {
+        self.0.get_or_init(unpack).iter().find(|(n, _)| *n == name).map(|(_, bytes)| bytes.as_slice())
+    }
 }
 
 impl LoadedObject {
@@ -537,6 +551,7 @@ fn object(
         build_id,
         data,
         debug: None,
+        unpacked: Unpacked::default(),
         problem,
     };
     (object, ranges)

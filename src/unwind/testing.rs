@@ -104,6 +104,7 @@ pub fn object(name: &str, bias: u64, range: (u64, u64), bytes: Vec<u8>) -> Loade
         build_id: None,
         data: Some(ObjectData::Memory(bytes)),
         debug: None,
+        unpacked: Default::default(),
         problem: None,
     }
 }

@@ -226,6 +226,7 @@ mod tests {
             build_id: None,
             data: None,
             debug: None,
+            unpacked: Default::default(),
             problem: Some("missing".to_owned()),
         }])
     }
