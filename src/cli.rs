@@ -576,6 +576,9 @@ pub struct Show {
     /// Only Wasm frames; their numbers stay the same
     #[arg(long, help_heading = "Selection")]
     pub wasm_only: bool,
+    /// Native frames by name alone: no files, lines and inlined functions (faster, in less memory)
+    #[arg(long, help_heading = "Selection")]
+    pub no_lines: bool,
     /// Show locals (the default)
     #[arg(short, long, help_heading = "Selection")]
     pub locals: bool,
@@ -671,6 +674,7 @@ impl Show {
             image: matches!(format, Format::Classic | Format::Image),
             // These forms show no native frame.
             names: !matches!(format, Format::Classic | Format::Image),
+            lines: !self.no_lines,
             verbose: self.verbose,
             ..session::Options::new(source)
         })

@@ -68,6 +68,8 @@ pub struct Options {
     pub image: bool,
     /// Whether native frames get names, files and lines: reading debug information is most of the time of a report.
     pub names: bool,
+    /// Whether native frames get files, lines and inlined functions, where they get names.
+    pub lines: bool,
     /// Report registers too, and tell what is being done.
     pub verbose: bool,
 }
@@ -89,6 +91,7 @@ impl Options {
             values: true,
             image: false,
             names: true,
+            lines: true,
             verbose: false,
         }
     }
@@ -442,7 +445,7 @@ pub fn analyse_target(
     progress.finish();
 
     let runtime = provider.runtime();
-    let symbolizer = NativeSymbolizer::new(objects);
+    let symbolizer = NativeSymbolizer::new(objects).with_lines(options.lines);
     let view = View { target, objects, native: &native, runtime, symbolizer: &symbolizer, options, limit };
     let mut report = view.head();
     for (thread, stack) in threads.iter().zip(&stacks) {

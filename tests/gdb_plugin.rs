@@ -20,16 +20,6 @@ fn debug_stops_are_the_same_through_every_door() {
     doors(Profile::Debug);
 }
 
-#[test]
-fn release_stops_are_the_same_through_every_door() {
-    doors(Profile::Release);
-}
-
-#[test]
-fn stripped_stops_are_the_same_through_every_door() {
-    doors(Profile::Stripped);
-}
-
 fn doors(profile: Profile) {
     if !gdb_is_here() {
         return;

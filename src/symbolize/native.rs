@@ -33,13 +33,21 @@ pub struct NativeSymbol {
 /// Names addresses of a target's native code.
 pub struct NativeSymbolizer<'a> {
     objects: Vec<Source<'a>>,
+    lines: bool,
 }
 
 impl<'a> NativeSymbolizer<'a> {
     /// A symbolizer over `objects`. Parses nothing until asked.
     pub fn new(objects: &'a Objects) -> Self {
         let source = |object| Source { object, symbols: OnceCell::new(), dwarf: OnceCell::new() };
-        NativeSymbolizer { objects: objects.iter().map(source).collect() }
+        NativeSymbolizer { objects: objects.iter().map(source).collect(), lines: true }
+    }
+
+    /// The same from symbol tables alone, if not `lines`: no files, lines and inlined functions, and no debug information
+    /// read.
+    pub fn with_lines(mut self, lines: bool) -> Self {
+        self.lines = lines;
+        self
     }
 
     /// The source-level frames at `address`, innermost first; empty if nothing is known.
@@ -49,8 +57,8 @@ impl<'a> NativeSymbolizer<'a> {
             return Vec::new();
         };
         let svma = source.object.svma(pc);
-        let mut frames =
-            source.dwarf.get_or_init(|| Dwarf::load(source.object)).as_ref().map_or_else(Vec::new, |d| d.frames(svma));
+        let dwarf = || source.dwarf.get_or_init(|| Dwarf::load(source.object)).as_ref();
+        let mut frames = self.lines.then(dwarf).flatten().map_or_else(Vec::new, |dwarf| dwarf.frames(svma));
         let symbol = source.symbols.get_or_init(|| Symbols::load(source.object)).find(svma);
         if frames.is_empty() && symbol.is_some() {
             frames.push(NativeSymbol::default());

@@ -292,6 +292,38 @@ impl Host {
         Host { child, exe, ready, stopped, directory }
     }
 
+    /// A host that dies of SIGABRT, held by SIGSTOP at the moment at which the signal would have been delivered: the stop
+    /// of a debugger under which it runs, for several visitors in turn.
+    pub fn start_aborting(profile: Profile) -> Host {
+        use nix::sys::ptrace;
+        use nix::sys::signal::Signal;
+        use nix::sys::wait::{WaitStatus, waitpid};
+        use std::io::Write;
+        let (exe, directory) = (host_singlepass(profile), work_directory());
+        // It waits until it is traced. `exec` keeps the pid. The pipe stays open: the host ends with its input.
+        let own = command(&exe, &directory, "abort", &[]);
+        let mut held = Command::new("sh");
+        held.args(["-c", "read _; exec \"$0\" \"$@\""]).arg(&exe).args(own.get_args()).env_remove("RUST_BACKTRACE");
+        held.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = held.spawn().expect("sh starts");
+        let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+        ptrace::seize(pid, ptrace::Options::empty()).expect("a child may be traced");
+        child.stdin.as_mut().expect("a pipe").write_all(b"\n").expect("sh reads");
+        loop {
+            match waitpid(pid, None).expect("a child") {
+                WaitStatus::Stopped(_, Signal::SIGABRT) => {
+                    break ptrace::detach(pid, Signal::SIGSTOP).expect("it stands");
+                }
+                WaitStatus::Stopped(_, signal) => ptrace::cont(pid, signal).expect("it stands"),
+                WaitStatus::PtraceEvent(..) => ptrace::cont(pid, None).expect("it stands"),
+                other => panic!("the host ended before its abort: {other:?}"),
+            }
+        }
+        let stdout = child.stdout.take().expect("stdout is a pipe");
+        let (ready, stopped) = wait_ready(stdout).expect("it said READY before");
+        Host { child, exe, ready, stopped, directory }
+    }
+
     /// Process id.
     pub fn pid(&self) -> i32 {
         self.ready.pid
