@@ -59,15 +59,16 @@ fn a_stop_that_cannot_be_visited_twice_is_the_same_in_its_core() {
     let in_gdb = Debugger::Gdb.run(&[arg(&host.exe), arg(&core)], &["wasm-bt full all"]);
     same("spin: gdb on the core, core", &in_gdb.texts[0], &of_core);
 
-    for stop in ["abort", "trap-div"] {
-        let core = match kernel_core(stop, &[], Profile::Debug) {
+    let profiles = [Profile::Debug, Profile::Release, Profile::Stripped];
+    for (stop, profile) in profiles.into_iter().flat_map(|p| [("abort", p), ("trap-div", p)]) {
+        let core = match kernel_core(stop, &[], profile) {
             Ok(core) => core,
             Err(why) => return missing(&why),
         };
         let of_core = text(&["core", arg(&core.path), arg(&core.exe), "--no-color"]);
         assert!(of_core.contains(" * leaf"), "{of_core}");
         let in_gdb = Debugger::Gdb.run(&[arg(&core.exe), arg(&core.path)], &["wasm-bt full all"]);
-        same(&format!("{stop}: gdb on the kernel's core, core"), &in_gdb.texts[0], &of_core);
+        same(&format!("{stop} {profile}: gdb on the kernel's core, core"), &in_gdb.texts[0], &of_core);
     }
 }
 
