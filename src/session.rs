@@ -1,6 +1,7 @@
 //! One question answered: a target in, a [`Report`] out.
 
 mod contents;
+mod own_names;
 
 pub use contents::{InstanceChoice, MemoryRange, Sink, contents, contents_of, export_coredump, linear_memory};
 
@@ -206,6 +207,7 @@ pub fn code_map_with(
     };
     let mut map = runtime.code_map(&detail, target);
     map.notes.extend(runtime.notes().iter().cloned());
+    own_names::distinguish(&mut map, objects);
     if !map.modules.is_empty() {
         map.modules.extend(routines(target, objects, runtime, &places));
     }

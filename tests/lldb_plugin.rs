@@ -48,14 +48,17 @@ fn a_kernel_core_is_the_same_in_lldb() {
     if !lldb_is_here() {
         return;
     }
-    for stop in ["abort", "trap-div"] {
-        let core = match kernel_core(stop, &[], Profile::Debug) {
-            Ok(core) => core,
-            Err(why) => return missing(&why),
-        };
-        let of_core = text(&["core", arg(&core.path), arg(&core.exe), "--no-color"]);
-        let in_lldb = Debugger::Lldb.run(&[arg(&core.exe), "-c", arg(&core.path)], &["wasm bt full all"]);
-        same(&format!("{stop}: lldb on the kernel's core, core"), &in_lldb.texts[0], &of_core);
+    for profile in [Profile::Debug, Profile::Release, Profile::Stripped] {
+        for stop in ["abort", "trap-div"] {
+            let core = match kernel_core(stop, &[], profile) {
+                Ok(core) => core,
+                Err(why) => return missing(&why),
+            };
+            let of_core = text(&["core", arg(&core.path), arg(&core.exe), "--no-color"]);
+            assert!(of_core.contains(" * "), "{of_core}");
+            let in_lldb = Debugger::Lldb.run(&[arg(&core.exe), "-c", arg(&core.path)], &["wasm bt full all"]);
+            same(&format!("{stop} {profile}: lldb on the kernel's core, core"), &in_lldb.texts[0], &of_core);
+        }
     }
 }
 

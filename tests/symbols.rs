@@ -506,6 +506,249 @@ fn lldb_shows_a_core_of_a_trap() {
     has("wasm_stack = (s0 = 340, s1 = ");
 }
 
+/// A guest with what the hosts' own do not have: twelve parameters of all types, `call_indirect`, blocks that leave values
+/// on the operand stack, and functions named as the process's own.
+const ORDERS: &str = r#"
+(module $orders
+  (import "env" "stop" (func $stop (param i32)))
+  (type $op (func (param $left i32) (param $price i64) (param $a f32) (param $b f64) (result i64)))
+  (memory (export "memory") 1)
+  (table 4 funcref)
+  (elem (i32.const 1) $discount $total)
+  (func $malloc (export "malloc") (param $size i32) (result i32)
+    (i32.store (i32.const 64) (local.get $size))
+    (i32.const 1024))
+  (func $wide (param $a i32) (param $b i64) (param $c f32) (param $d f64) (param $e i32) (param $f i64)
+              (param $g f32) (param $h f64) (param $i i32) (param $j i64) (param $k f32) (param $l f64) (result i64)
+    (local $sum i64) (local $mean f64) (local $ratio f32) (local $flag i32)
+    (local.set $sum (i64.add (local.get $b) (i64.add (local.get $f) (local.get $j))))
+    (local.set $mean (f64.div (f64.add (local.get $d) (local.get $h)) (f64.const 2)))
+    (local.set $ratio (f32.mul (local.get $c) (local.get $k)))
+    (local.set $flag (i32.const -7))
+    i64.const 1000
+    local.get $mean
+    (block (result f32)
+      local.get $ratio
+      (call $stop (i32.const 77)))
+    drop
+    drop
+    local.get $sum
+    i64.add)
+  (func $discount (type $op) (param $left i32) (param $price i64) (param $a f32) (param $b f64) (result i64)
+    (local $x i64)
+    (local.set $x (i64.mul (local.get $price) (i64.const 3)))
+    i64.const -5
+    (if (result i64) (i32.gt_s (local.get $left) (i32.const 0))
+      (then
+        (call_indirect (type $op)
+          (i32.sub (local.get $left) (i32.const 1))
+          (i64.add (local.get $x) (i64.const 1))
+          (f32.mul (local.get $a) (f32.const 2))
+          (f64.add (local.get $b) (f64.const 0.5))
+          (i32.const 1)))
+      (else
+        (call_indirect (type $op) (local.get $left) (local.get $x) (local.get $a) (local.get $b) (i32.const 2))))
+    i64.sub)
+  (func $total (type $op) (param $left i32) (param $price i64) (param $a f32) (param $b f64) (result i64)
+    (local $acc f64)
+    (local.set $acc (f64.mul (local.get $b) (f64.promote_f32 (local.get $a))))
+    i64.const 0x7fffffffffffffff
+    local.get $a
+    (call $wide (i32.const -1) (local.get $price) (local.get $a) (local.get $b) (i32.const 0x80000000) (i64.const -2)
+      (f32.const -0.5) (f64.const 3.5) (i32.const 9) (i64.const 0x8000000000000000) (f32.const 0.25) (f64.const -inf))
+    drop
+    drop)
+  (func $main (export "main") (param $n i32) (result i64)
+    (i64.mul
+      (block (result i64)
+        i64.const 77
+        (call $discount (local.get $n) (i64.const 11) (f32.const 1.5) (f64.const 100.25))
+        i64.add)
+      (i64.const 2))))
+"#;
+
+/// The frames of [`ORDERS`] and their arguments, computed from its text, and what `wide` has beside its arguments.
+const ORDERS_FRAMES: [&str; 6] = [
+    "wide (a=-1, b=309, c=6, d=101.25, e=-2147483648, f=-2, g=-0.5, h=3.5, i=9, j=-9223372036854775808, k=0.25, l=-inf)",
+    "total (left=0, price=309, a=6, b=101.25)",
+    "discount (left=0, price=103, a=6, b=101.25)",
+    "discount (left=1, price=34, a=3, b=100.75)",
+    "discount (left=2, price=11, a=1.5, b=100.25)",
+    "main.wasm (n=2)",
+];
+const ORDERS_WIDE: [(&str, &str); 5] = [
+    ("sum", "-9223372036854775501"),
+    ("mean", "52.375"),
+    ("ratio", "1.5"),
+    ("flag", "-7"),
+    ("wasm_stack", "{s0 = 1000, s1 = 52.375, s2 = 1.5}"),
+];
+
+fn orders(profile: Profile) -> (Host, PathBuf) {
+    let wasm = tempfile::Builder::new().suffix(".wasm").tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    std::fs::write(wasm.path(), wat::parse_str(ORDERS).unwrap()).unwrap();
+    let path = wasm.path().to_str().unwrap();
+    let flags = ["--wasm", path, "--call", "main", "2", "--stop-at", "env.stop"];
+    let host = Host::start("wasm", &flags, profile);
+    let kept = host.directory.path().join("orders.wasm");
+    std::fs::copy(path, &kept).unwrap();
+    (host, kept)
+}
+
+/// The values are those that the guest's text gives. The guest's `main` is not where gdb ends the stack of a stripped host,
+/// and its `malloc` is not what gdb calls to have room for a string.
+#[test]
+fn gdb_does_not_take_a_guest_for_the_process() {
+    let Some(gdb) = gdb() else { return };
+    let (host, wasm) = orders(Profile::Stripped);
+    let pid = host.pid().to_string();
+    let directory = host.directory.path();
+    let file = symbols(&["-p", &pid], Some(&wasm), directory);
+    let commands = [
+        "printf \"@@ stack\\n\"",
+        "bt",
+        "frame function wide",
+        "printf \"@@ wide\\n\"",
+        "info locals",
+        "up",
+        "printf \"@@ total\\n\"",
+        "info locals",
+        "up 4",
+        "printf \"@@ main\\n\"",
+        "info locals",
+        "printf \"@@ call\\n\"",
+        "frame 0",
+        "set language c",
+        "print (unsigned long)strlen(\"abcde\")",
+        "break malloc.wasm",
+    ];
+    let shown = run_gdb(&gdb, &["-p", &pid], Some(&file), &commands, directory);
+    let stack = frames(part(&shown, "stack"));
+    assert_in_row(&stack, &ORDERS_FRAMES);
+    assert!(stack.iter().any(|f| f.starts_with("__libc_start_main")), "{stack:#?}");
+    let wide = values(part(&shown, "wide"));
+    for (name, value) in ORDERS_WIDE {
+        assert_eq!(wide[name], value, "{name}");
+    }
+    let total = values(part(&shown, "total"));
+    assert_eq!((total["acc"], total["wasm_stack"]), ("607.5", "{s0 = 9223372036854775807, s1 = 6}"));
+    assert_eq!(values(part(&shown, "main"))["wasm_stack"], "{s0 = 77}");
+    let call = part(&shown, "call");
+    assert!(call.contains("$1 = 5\n") && call.contains("Breakpoint 1 at"), "{call}");
+}
+
+#[test]
+fn lldb_shows_a_guest_of_its_own() {
+    let Some(lldb) = lldb() else { return };
+    let (host, wasm) = orders(Profile::Debug);
+    let pid = host.pid().to_string();
+    let file = symbols(&["-p", &pid], Some(&wasm), host.directory.path());
+    let shown = run_lldb(&lldb, &["-p", &pid], &file, &["bt", "frame select 8", "frame variable"]);
+    for frame in ORDERS_FRAMES {
+        let wanted = format!("`{}", frame.replacen(" (", "(", 1).replace("-inf", "-Inf"));
+        assert!(shown.contains(&wanted), "no {wanted} in\n{shown}");
+    }
+    for (name, value) in ORDERS_WIDE {
+        let wanted = format!("{name} = {}", value.replace('{', "(").replace('}', ")"));
+        assert!(shown.contains(&wanted), "no {wanted} in\n{shown}");
+    }
+    assert!(shown.contains("`main") && shown.contains("`_start"), "{shown}");
+}
+
+/// A debugger that was killed, or lldb at a stop, leaves `int3` in the code: no value becomes wrong by that, wherever it is.
+#[test]
+fn breakpoints_that_were_left_make_nothing_wrong() {
+    use std::os::unix::fs::FileExt;
+    let Some(gdb) = gdb() else { return };
+    let (host, wasm) = host("sleep", Profile::Debug);
+    let pid = host.pid().to_string();
+    let directory = host.directory.path();
+    let memory = std::fs::File::options().write(true).open(format!("/proc/{pid}/mem")).unwrap();
+    let file = symbols(&["-p", &pid], Some(&wasm), directory);
+    let commands = ["print (long)&leaf", "frame function leaf", "print (long)$pc"];
+    let shown = run_gdb(&gdb, &["-p", &pid], Some(&file), &commands, directory);
+    let number = |name: &str| values(&shown)[name].parse::<u64>().unwrap_or_else(|e| panic!("{name}: {e}\n{shown}"));
+    let (start, pc) = (number("$1"), number("$2"));
+    // The return address, the body, the moves of locals, the frame's set-up, the entry: one after the other, all kept.
+    for at in [pc, pc - 20, start + 0x50, start + 38, start] {
+        memory.write_all_at(&[0xcc], at).unwrap();
+        let shown = wstate(&["symbols", "-p", &pid, "--wasm", wasm.to_str().unwrap(), "-o", file.to_str().unwrap()]);
+        // The runtime's own copy of the code is another one now, which is told.
+        assert!(text(shown).contains("differs from its image"));
+        let commands = ["bt", "frame function leaf", "printf \"@@ leaf\\n\"", "info locals", "printf \"@@ end\\n\""];
+        let shown = run_gdb(&gdb, &["-p", &pid], Some(&file), &commands, directory);
+        let stack = frames(&shown);
+        let facts = nest(["n", "s", "d"], ["n", "m"]);
+        assert_in_row(&stack, &facts[1..].iter().map(String::as_str).collect::<Vec<_>>());
+        let leaf = stack.iter().find(|f| f.starts_with("leaf (")).unwrap();
+        assert!(leaf.starts_with(&facts[0]) || leaf.starts_with("leaf ()"), "{at:#x}: {leaf}");
+        let locals = values(part(&shown, "leaf"));
+        for (name, right) in [("x", "333"), ("y", "444"), ("wasm_stack", "{s0 = 340, s1 = 4.25, s2 = 99}")] {
+            assert!(locals.get(name).is_none_or(|v| *v == right), "{at:#x}: {name}: {shown}");
+        }
+    }
+}
+
+/// The same in lldb as [`gdb_shows_nothing_wrong_at_any_instruction`].
+#[test]
+fn lldb_shows_nothing_wrong_at_any_instruction() {
+    let Some(lldb) = lldb() else { return };
+    let (host, wasm) = host("spin", Profile::Debug);
+    let pid = host.pid().to_string();
+    let directory = host.directory.path();
+    let file = symbols(&["-p", &pid], Some(&wasm), directory);
+    let script = directory.join("steps.py");
+    std::fs::write(
+        &script,
+        r#"
+import lldb
+def value(frame, name):
+    v = frame.FindVariable(name)
+    return v.GetValue() if v.IsValid() and v.GetError().Success() else None
+def u32(n): return int(n) & 0xffffffff
+def steps(debugger, command, result, internal):
+    thread = debugger.GetSelectedTarget().process.GetSelectedThread()
+    wrong, known, in_leaf, stacks = [], 0, 0, 0
+    for step in range(250):
+        frames = [thread.GetFrameAtIndex(i) for i in range(thread.GetNumFrames())]
+        names = [f.GetFunctionName() for f in frames]
+        at = "step %d, %#x: " % (step, frames[0].pc)
+        if "main" not in names or names[-1] != "_start" or "spin" not in names[:2]:
+            wrong.append(at + repr(names))
+        else:
+            spin = frames[names.index("spin")]
+            for name, right in (("c0", "9"), ("c1", "1229782938247303441"), ("c2", "3.25"), ("c6", "1.5")):
+                if value(spin, name) not in (None, right): wrong.append(at + name)
+            i = value(spin, "i")
+            if i is not None:
+                i, known = u32(i), known + 1
+                if u32(value(spin, "k")) not in (u32(3 * i + 7), u32(3 * (i - 1) + 7)): wrong.append(at + "k")
+                if int(value(spin, "m")) not in (12 * i + 12, 12 * u32(i - 1) + 12): wrong.append(at + "m")
+            if names[0] == "leaf":
+                in_leaf += 1
+                p, q = value(frames[0], "p"), value(frames[0], "q")
+                if q not in (None, "2.5") or p is not None and u32(p) != i: wrong.append(at + "leaf")
+                stack = spin.FindVariable("wasm_stack")
+                if stack.IsValid():
+                    stacks += 1
+                    if u32(stack.GetChildAtIndex(0).GetValue()) != u32(7 * i): wrong.append(at + "wasm_stack")
+        thread.StepInstruction(False)
+    result.Print("@@ known %d, in leaf %d, stacks %d, wrong %s @@" % (known, in_leaf, stacks, wrong))
+"#,
+    )
+    .unwrap();
+    let import = format!("command script import {}", script.display());
+    let shown =
+        run_lldb(&lldb, &["-p", &pid], &file, &[&import, "command script add -f steps.steps wasm-steps", "wasm-steps"]);
+    let found = shown.split("@@ ").nth(1).unwrap_or_else(|| panic!("{shown}"));
+    let count = |name: &str| -> u32 {
+        let text = found.split_once(&format!("{name} ")).unwrap().1.split(',').next().unwrap();
+        text.parse().unwrap()
+    };
+    assert!(found.contains("wrong []"), "{found}");
+    assert!(count("known") > 200 && count("in leaf") > 20 && count("stacks") > 20, "{found}");
+}
+
 #[test]
 fn what_cannot_be_written_is_told() {
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();

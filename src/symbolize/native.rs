@@ -117,6 +117,23 @@ fn files(object: &LoadedObject) -> impl Iterator<Item = object::File<'_>> {
     data.filter_map(|data| object::File::parse(&**data).ok())
 }
 
+/// Calls `each` with the names that a file and its debug file define, until it says that this is enough.
+pub fn symbol_names(object: &LoadedObject, mut each: impl FnMut(&str) -> bool) {
+    for file in files(object) {
+        for symbol in file.symbols().chain(file.dynamic_symbols()).filter(|s| !s.is_undefined()) {
+            let Ok(name) = symbol.name() else { continue };
+            if !each(plain_name(name)) {
+                return;
+            }
+        }
+    }
+}
+
+/// Without the version: `read@@GLIBC_2.2.5` in the `.symtab` of a library.
+fn plain_name(name: &str) -> &str {
+    name.split_once('@').map_or(name, |(plain, _)| plain)
+}
+
 /// Function symbols of a file and its debug file. All addresses are svmas.
 struct Symbols<'a> {
     /// Ascending by start, the preferred name for a start only.
@@ -166,9 +183,7 @@ impl<'a> Symbols<'a> {
                 if !kind || symbol.is_undefined() || symbols.len() >= limits::MAX_SYMBOLS {
                     continue;
                 }
-                // `read@@GLIBC_2.2.5` in the `.symtab` of a library.
-                let name = name.split_once('@').map_or(name, |(plain, _)| plain);
-                symbols.push(Symbol { start, size: symbol.size(), local: symbol.is_local(), name });
+                symbols.push(Symbol { start, size: symbol.size(), local: symbol.is_local(), name: plain_name(name) });
             }
         }
         symbols.sort_by(|a, b| a.preference().cmp(&b.preference()));
