@@ -170,6 +170,16 @@ pub const MAX_HEADER_PAGES: u64 = 16;
 pub const MAX_IMAGES: usize = 10_000;
 /// Callers whose instance is kept in mind during a walk.
 pub const MAX_KNOWN_INSTANCES: usize = 100_000;
+/// Bytes of one compiled function whose registers are followed (SQLite's largest has 100 KiB).
+pub const MAX_FLOW_BYTES: usize = 1 << 20;
+/// Instructions of one function that are followed, each time that a way leads to it.
+pub const MAX_FLOW_STEPS: usize = 2_000_000;
+/// Functions whose registers are followed: some milliseconds each at most.
+pub const MAX_FLOW_FUNCTIONS: usize = 4_096;
+/// Instances of one store that are looked at.
+pub const MAX_STORE_INSTANCES: usize = 10_000;
+/// Comparisons of frames with the instances of their store.
+pub const MAX_INSTANCE_CHECKS: usize = 10_000_000;
 /// Places of an address map that are compared with a `.wasm` file of the user.
 pub const MAX_COMPARED_PLACES: usize = 20_000;
 /// Items of one kind (imports, function references, types) of a Wasmtime instance that are looked at.

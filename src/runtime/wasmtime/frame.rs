@@ -5,6 +5,7 @@
 
 use super::Wasmtime;
 use super::code::Code;
+use super::flow::Held;
 use super::frame_table::{FrameDescriptor, FrameValType, InstPos, ProgramFrame, SlotValue};
 use super::image::{Function, FunctionKind, Kind};
 use super::info::FuncKind;
@@ -30,10 +31,13 @@ const KEPT: [Reg; 5] = [Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
 pub(super) fn step(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) -> Next {
     let next = frame_edge(code, at, memory)
         .or_else(|| code.cfi.as_ref()?.step(at, memory))
+        .or_else(|| by_code(runtime, code, at, memory))
         .unwrap_or_else(|| by_frame_pointer(at, memory));
-    if let Next::Caller(caller, _) = &next {
-        runtime.remember(code, at, caller, memory);
-    }
+    let caller = match &next {
+        Next::Caller(caller, _) => Some(caller),
+        _ => None,
+    };
+    runtime.remember(code, at, caller, memory);
     next
 }
 
@@ -74,6 +78,26 @@ fn frame_edge(code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
         Ok(Next::Caller(Cursor { address: CodeAddress::Return(pc), registers: caller }, Trust::Runtime))
     };
     Some(found().unwrap_or_else(Next::Lost))
+}
+
+/// Without tables: the code itself says where it saved its caller's registers.
+fn by_code(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
+    let facts = runtime.facts(code, at.address, memory)?;
+    let sp = facts.state.entry_sp(&at.registers).filter(|sp| sp.is_multiple_of(8))?;
+    let pc = memory.read_u64(sp).ok()?;
+    let mut caller = Registers::unknown();
+    for reg in KEPT.into_iter().chain([Reg::RBP]) {
+        match facts.state.places(Held::Entry(reg), &at.registers, memory) {
+            Some((value, Some(slot))) => caller.restore(reg, value, slot),
+            Some((value, None)) => caller.set(reg, value),
+            None => {}
+        }
+    }
+    // Every frame keeps its caller's; without it this is another stack than the code made.
+    caller.get(Reg::RBP)?;
+    caller.restore(Reg::RIP, pc, sp);
+    caller.set(Reg::RSP, sp.checked_add(8)?);
+    Some(Next::Caller(Cursor { address: CodeAddress::Return(pc), registers: caller }, Trust::Runtime))
 }
 
 /// By the frame pointer that the compiler forces. What the function did with the other registers is not known.
@@ -127,15 +151,6 @@ pub(super) fn exit_instances(code: &Code, at: &Cursor, caller: &Cursor, memory: 
     found
 }
 
-/// The function that the call before a return address names, if it names one directly: as offset in the code.
-pub(super) fn called(code: &Code, return_address: u64, memory: &dyn Memory) -> Option<u32> {
-    let mut bytes = [0; 5];
-    memory.read(return_address.checked_sub(5)?, &mut bytes).ok()?;
-    let [0xe8, a, b, c, d] = bytes else { return None };
-    let target = return_address.checked_add_signed(i32::from_le_bytes([a, b, c, d]).into())?;
-    code.image.text_offset(target)
-}
-
 /// What is at `at`, the innermost function first.
 pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) -> Vec<GuestFrame> {
     let address = at.address.lookup();
@@ -171,7 +186,9 @@ pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dy
         return vec![base];
     };
     base.kind = GuestKind::Wasm;
-    base.instance = runtime.known_instance(at);
+    let solved = runtime.solved(memory);
+    let key = super::key(at);
+    base.instance = key.and_then(|key| solved.instance(key));
     let here = Here { code, at, memory, offset };
     let recorded = here.recorded(function);
     match &recorded {
@@ -193,7 +210,10 @@ pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dy
             // The operator belongs to another function: it was inlined here.
             let mut inner = base.clone();
             inner.inlined = true;
-            inner.instance = base.instance.filter(|_| other_module == *module);
+            if other_module != *module {
+                let number = code.first + other_module as usize;
+                inner.instance = key.and_then(|key| solved.only(key, number));
+            }
             here.name(&mut inner, other_module, other, None);
             here.position(&mut inner, other_module, u64::from(place));
             inner.notes.push("inlined: functions between this one and the next may be missing".into());

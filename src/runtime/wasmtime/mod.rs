@@ -19,10 +19,12 @@
 //! an error that says so.
 
 pub mod addrmap;
+mod chain;
 mod code;
 pub mod code_map;
 pub mod dwarf;
 pub mod find;
+mod flow;
 mod frame;
 pub mod frame_table;
 pub mod image;
@@ -32,6 +34,7 @@ mod leb;
 pub mod offsets;
 pub mod postcard;
 mod shape;
+mod store;
 #[cfg(test)]
 mod testing;
 pub mod version;
@@ -40,16 +43,21 @@ pub use version::Version;
 
 use super::code_map::{CodeMap, Detail};
 use super::{Declared, GuestFrame, GuestInstance, GuestModule, Reach, Runtime, Value, Why};
-use crate::limits::MAX_KNOWN_INSTANCES;
+use crate::arch::{CodeAddress, Reg};
+use crate::limits::{MAX_FLOW_BYTES, MAX_FLOW_FUNCTIONS, MAX_KNOWN_INSTANCES};
 use crate::state::ExecutionStateImage;
 use crate::symbolize::wasm::WasmModule;
+use crate::target::mapped_file::WithFile;
 use crate::target::{Mapping, Memory, ThreadId};
 use crate::unwind::{Cursor, Next, Unwinder};
+use chain::{Chain, Solved};
 use code::Code;
+use flow::{Facts, Flow, Held};
 use image::FunctionKind;
 use instance::{Context, Described};
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
+use std::rc::Rc;
 
 /// The code images of this runtime in one target.
 #[derive(Default)]
@@ -60,8 +68,12 @@ pub struct Wasmtime {
     owner: Vec<usize>,
     notes: Vec<String>,
     mappings: Vec<Mapping>,
-    /// Instances by the place of the frame that runs in them: pc and stack pointer. Only callees know them.
-    known: RefCell<HashMap<(u64, u64), u64>>,
+    /// The frames that were walked through, and in which instance each runs.
+    chain: RefCell<Chain>,
+    /// Functions that were followed, by where they begin.
+    flows: RefCell<HashMap<u64, Option<Rc<Flow>>>>,
+    /// What that says of places.
+    facts: RefCell<HashMap<CodeAddress, Option<Rc<Facts>>>>,
 }
 
 impl Wasmtime {
@@ -91,53 +103,115 @@ impl Wasmtime {
         Described::new(info, module as u32, code.version.unwrap_or(info.version), code.image.text())
     }
 
-    /// Whether an instance of `module` is at `vmctx`.
-    fn is_instance(&self, module: usize, vmctx: u64, memory: &dyn Memory) -> bool {
-        self.described(module).is_ok_and(|d| d.validate(vmctx, &self.mappings, memory).is_ok())
-    }
-
-    fn known_instance(&self, at: &Cursor) -> Option<u64> {
-        let sp = at.registers.sp()?;
-        self.known.borrow().get(&(at.address.raw(), sp)).copied()
-    }
-
-    /// Keeps what `at` tells of its caller's instance: an exit trampoline has it, and a function that is called directly
-    /// runs in its caller's.
-    fn remember(&self, code: &Code, at: &Cursor, caller: &Cursor, memory: &dyn Memory) {
-        let Some(sp) = caller.registers.sp() else { return };
-        let Some(function) = code.function(at.address.lookup()) else { return };
-        let called_by = |c: &Code| c.function(caller.address.lookup()).map(|f| f.kind.clone());
-        let Some(calling) = self.code_at(caller.address.lookup()) else { return };
-        let Some(FunctionKind::Wasm { module: caller_module, .. }) = called_by(calling) else { return };
-        let instance = match &function.kind {
-            FunctionKind::Wasm { module, .. } => {
-                let direct = frame::called(code, caller.address.raw(), memory) == Some(function.start);
-                let same = std::ptr::eq(code, calling) && *module == caller_module;
-                self.instance_of(code, at, memory).filter(|_| direct && same)
-            }
-            _ => {
-                let number = calling.first + caller_module as usize;
-                let mut found = frame::exit_instances(calling, at, caller, memory);
-                // Where the layout is not known nothing can be compared.
-                if calling.info.is_ok() {
-                    found.retain(|v| self.is_instance(number, *v, memory));
-                }
-                // Two that fit are none.
-                found.pop().filter(|_| found.is_empty())
-            }
-        };
-        let mut known = self.known.borrow_mut();
-        if let Some(instance) = instance
-            && known.len() < MAX_KNOWN_INSTANCES
-        {
-            known.insert((caller.address.raw(), sp), instance);
+    /// Whether an instance of `module` is at `vmctx`, as far as it can be told: where the layout is not known nothing can be
+    /// compared.
+    fn can_be_instance(&self, module: usize, vmctx: u64, memory: &dyn Memory) -> bool {
+        match self.described(module) {
+            Ok(d) => d.validate(vmctx, &self.mappings, memory).is_ok(),
+            Err(_) => frame::is_vmctx(vmctx, memory),
         }
     }
 
-    /// The instance of a frame: what its callee said, or what the frame itself records.
-    fn instance_of(&self, code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<u64> {
-        self.known_instance(at).or_else(|| frame::describe(self, code, at, memory).pop()?.instance)
+    /// The modules that the instance at `vmctx` can be one of. One that its own pointers name wins over those that it merely
+    /// does not contradict.
+    fn modules_of_instance(&self, vmctx: u64, memory: &dyn Memory) -> Vec<usize> {
+        let (mut tied, mut untied) = (Vec::new(), Vec::new());
+        for module in 0..self.listed.len() {
+            let checked = self.described(module).and_then(|d| d.validate(vmctx, &self.mappings, memory));
+            match checked {
+                Ok(checked) if checked.tied => tied.push(module),
+                Ok(_) => untied.push(module),
+                Err(_) => {}
+            }
+        }
+        if tied.is_empty() { untied } else { tied }
     }
+
+    /// What the code at `at` does with the registers that it was called with.
+    fn facts(&self, code: &Code, at: CodeAddress, memory: &dyn Memory) -> Option<Rc<Facts>> {
+        if let Some(known) = self.facts.borrow().get(&at) {
+            return known.clone();
+        }
+        let follow = || -> Option<Rc<Facts>> {
+            let function = code.function(at.lookup())?;
+            let start = code.image.text().start + u64::from(function.start);
+            let mut flows = self.flows.borrow_mut();
+            if !flows.contains_key(&start) {
+                if flows.len() >= MAX_FLOW_FUNCTIONS {
+                    return None;
+                }
+                let len = (function.len as usize).min(MAX_FLOW_BYTES + 1);
+                let memory = WithFile { memory, file: code.file.as_ref() };
+                let flow = memory.read_vec(start, len).ok().and_then(|bytes| Flow::new(start, bytes));
+                flows.insert(start, flow.map(Rc::new));
+            }
+            flows.get(&start)?.as_ref()?.at(at).map(Rc::new)
+        };
+        let found = follow();
+        let mut facts = self.facts.borrow_mut();
+        if facts.len() < MAX_KNOWN_INSTANCES {
+            facts.insert(at, found.clone());
+        }
+        found
+    }
+
+    /// Keeps what a step from `at` tells of the instances that frames run in.
+    fn remember(&self, code: &Code, at: &Cursor, caller: Option<&Cursor>, memory: &dyn Memory) {
+        let Some(function) = code.function(at.address.lookup()) else { return };
+        let facts = self.facts(code, at.address, memory);
+        let held = |reg| facts.as_ref()?.state.find(Held::Entry(reg), &at.registers, memory);
+        let module = |code: &Code, at: &Cursor| code.first + code.module_at(at.address.lookup());
+        let runs_wasm = |kind: &FunctionKind| {
+            matches!(
+                kind,
+                FunctionKind::Wasm { .. } | FunctionKind::ArrayToWasm { .. } | FunctionKind::ModuleStart { .. }
+            )
+        };
+        // Who called, if it is code of this runtime.
+        let calling = caller.and_then(|caller| {
+            let its = self.code_at(caller.address.lookup())?;
+            let kind = &its.function(caller.address.lookup())?.kind;
+            Some((its, caller, key(caller)?)).filter(|_| runs_wasm(kind))
+        });
+        if runs_wasm(&function.kind) {
+            let Some(here) = key(at) else { return };
+            let module = module(code, at);
+            let own = held(Reg::RDI).filter(|v| self.can_be_instance(module, *v, memory));
+            let start = code.image.text().start + u64::from(function.start);
+            let called_by = calling.map(|(its, caller, key)| {
+                let call = self.facts(its, caller.address, memory).and_then(|f| f.call(start));
+                (key, call)
+            });
+            let mut chain = self.chain.borrow_mut();
+            chain.add(here, module, start, own);
+            chain.called_by(here, called_by);
+            return;
+        }
+        // A trampoline to the host keeps its caller's instance: the store has to be told of the exit.
+        let Some((its, caller, key)) = calling else { return };
+        let module = module(its, caller);
+        let found = match function.kind {
+            FunctionKind::Builtin(_) => held(Reg::RDI),
+            _ => held(Reg::RSI),
+        };
+        let found = found.filter(|v| self.can_be_instance(module, *v, memory)).or_else(|| {
+            let mut found = frame::exit_instances(its, at, caller, memory);
+            found.retain(|v| self.can_be_instance(module, *v, memory));
+            // Two that fit are none.
+            found.pop().filter(|_| found.is_empty())
+        });
+        self.chain.borrow_mut().told(key, found);
+    }
+
+    /// What follows from all that was walked through.
+    fn solved(&self, memory: &dyn Memory) -> Rc<Solved> {
+        self.chain.borrow_mut().solve(self, memory)
+    }
+}
+
+/// A frame's place in the chain.
+fn key(at: &Cursor) -> Option<(u64, u64)> {
+    Some((at.address.raw(), at.registers.sp()?))
 }
 
 impl Unwinder for Wasmtime {
@@ -194,25 +268,18 @@ impl Runtime for Wasmtime {
     }
 
     fn instances(&self, memory: &dyn Memory) -> Vec<GuestInstance> {
-        // From the ones that frames run in to those that they import from.
+        // From the ones that frames run in, and the others of their stores, to those that they import from.
+        let solved = self.solved(memory);
         let mut seen: BTreeSet<u64> = BTreeSet::new();
-        let mut open: Vec<u64> = self.known.borrow().values().copied().collect();
+        let mut open: Vec<u64> = solved.instances().into_iter().collect();
+        open.extend(solved.lists.values().flatten().map(|(vmctx, _)| *vmctx));
         let mut out = BTreeSet::new();
         while let Some(vmctx) = open.pop() {
             if seen.len() >= MAX_KNOWN_INSTANCES || !seen.insert(vmctx) {
                 continue;
             }
-            // A module that the instance's own pointers name wins over one that it merely does not contradict.
-            let mut best: Option<(bool, usize)> = None;
-            for module in 0..self.listed.len() {
-                let checked = self.described(module).and_then(|d| d.validate(vmctx, &self.mappings, memory));
-                if let Ok(checked) = checked
-                    && best.is_none_or(|(tied, _)| checked.tied && !tied)
-                {
-                    best = Some((checked.tied, module));
-                }
-            }
-            let Some((_, module)) = best else { continue };
+            // Of two modules that declare the same things either may be meant. A frame knows which, and is listed by itself.
+            let [module] = self.modules_of_instance(vmctx, memory)[..] else { continue };
             out.insert(GuestInstance { module, address: vmctx });
             let imports = self.described(module).and_then(|d| d.imports_of(vmctx, memory)).unwrap_or_default();
             open.extend(imports.iter().filter(|n| n.context == Context::Instance).map(|n| n.address));

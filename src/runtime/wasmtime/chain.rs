@@ -1,0 +1,331 @@
+//! Which instance each frame runs in.
+//!
+//! A function gets its instance as its first argument and need not keep it: where the compiler did not, the frame itself
+//! no longer has it. But its caller passed it, its callee was passed one, and its store has a list. So frames are kept as
+//! a chain while a stack is walked, and what is known of one decides the next:
+//!
+//! - the frame's own code says where the instance is ([`super::flow`]), or its callee, a trampoline, kept its caller's;
+//! - a function that passes on what it was passed runs in the same instance as its callee;
+//! - one that passes a word of its instance (an import's) calls into the instance which that word names;
+//! - all frames between an entry from the host and the next exit are of one store, and where that store has only one
+//!   instance that can be meant, it is that one.
+
+use super::flow::Held;
+use super::offsets::VMCONTEXT_STORE;
+use super::{Wasmtime, store};
+use crate::arch::Reg;
+use crate::limits::{MAX_INSTANCE_CHECKS, MAX_KNOWN_INSTANCES};
+use crate::target::Memory;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::rc::Rc;
+
+/// Turns in which frames decide others: chains of imports are short.
+const MAX_ELIMINATIONS: usize = 64;
+
+/// A frame: its pc and its stack pointer.
+pub(super) type Key = (u64, u64);
+
+/// What a frame passed to its callee as the instance to run in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Passed {
+    /// Its own.
+    Own,
+    /// The word at this offset in its own.
+    Word(i64),
+}
+
+/// A call, as the caller's code says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Call {
+    /// The instance that is passed.
+    pub passed: Passed,
+    /// The code that is called is named by the word at this offset in the caller's instance; else the call itself names it,
+    /// and it is the callee's. A callee that was called otherwise, by a tail call of the one that was called, has nothing
+    /// from this caller.
+    pub target: Option<i64>,
+}
+
+impl Call {
+    /// From what the first argument and the called address hold. `direct`: the call names its callee.
+    pub fn new(argument: Option<Held>, target: Option<Held>, direct: bool) -> Option<Call> {
+        let passed = match argument? {
+            Held::Entry(Reg::RDI) => Passed::Own,
+            Held::Loaded(offset) => Passed::Word(offset),
+            _ => return None,
+        };
+        let target = match target {
+            _ if direct => None,
+            Some(Held::Loaded(offset)) => Some(offset),
+            _ => return None,
+        };
+        Some(Call { passed, target })
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Node {
+    /// The module, as the runtime counts.
+    module: usize,
+    /// Where the function begins.
+    start: u64,
+    /// What the frame itself says.
+    own: Option<u64>,
+    /// What a trampoline says that the frame called.
+    told: Option<u64>,
+    /// The Wasm frame or entry trampoline that called it, and how.
+    caller: Option<(Key, Option<Call>)>,
+}
+
+impl Node {
+    fn instance(&self) -> Option<u64> {
+        match (self.own, self.told) {
+            // One of them is wrong.
+            (Some(own), Some(told)) if own != told => None,
+            (own, told) => own.or(told),
+        }
+    }
+}
+
+/// The frames of all walks.
+#[derive(Default)]
+pub(super) struct Chain {
+    nodes: HashMap<Key, Node>,
+    /// What follows, until the next frame.
+    solved: Option<Rc<Solved>>,
+}
+
+/// What follows from the frames.
+#[derive(Default)]
+pub(super) struct Solved {
+    frames: HashMap<Key, u64>,
+    /// The store of each frame, by its context's address.
+    stores: HashMap<Key, u64>,
+    /// The instances of each store, and the modules that each can be of.
+    pub lists: BTreeMap<u64, Vec<(u64, Vec<usize>)>>,
+}
+
+impl Solved {
+    /// The instance that a frame runs in.
+    pub fn instance(&self, frame: Key) -> Option<u64> {
+        self.frames.get(&frame).copied()
+    }
+
+    /// The only instance of a module in a frame's store.
+    pub fn only(&self, frame: Key, module: usize) -> Option<u64> {
+        let list = self.lists.get(self.stores.get(&frame)?)?;
+        let mut fit = list.iter().filter(|(_, modules)| modules.contains(&module)).map(|(v, _)| *v);
+        fit.next().filter(|_| fit.next().is_none())
+    }
+
+    /// All instances that frames run in.
+    pub fn instances(&self) -> BTreeSet<u64> {
+        self.frames.values().copied().collect()
+    }
+}
+
+impl Chain {
+    /// Takes a frame: its module, where its function begins, and its instance as the frame itself says.
+    pub fn add(&mut self, key: Key, module: usize, start: u64, own: Option<u64>) {
+        self.change(key, |node| (node.module, node.start, node.own) = (module, start, own));
+    }
+
+    /// Takes who called a frame. `None`: the host did.
+    pub fn called_by(&mut self, key: Key, caller: Option<(Key, Option<Call>)>) {
+        self.change(key, |node| node.caller = caller);
+    }
+
+    /// Takes a frame's instance as a trampoline that it called says.
+    pub fn told(&mut self, key: Key, told: Option<u64>) {
+        self.change(key, |node| node.told = told);
+    }
+
+    fn change(&mut self, key: Key, change: impl FnOnce(&mut Node)) {
+        let before = self.nodes.get(&key);
+        if before.is_none() && self.nodes.len() >= MAX_KNOWN_INSTANCES {
+            return;
+        }
+        let mut node = before.cloned().unwrap_or_default();
+        change(&mut node);
+        if before != Some(&node) {
+            self.nodes.insert(key, node);
+            self.solved = None;
+        }
+    }
+
+    /// What follows.
+    pub fn solve(&mut self, runtime: &Wasmtime, memory: &dyn Memory) -> Rc<Solved> {
+        if let Some(solved) = &self.solved {
+            return Rc::clone(solved);
+        }
+        let mut solver = Solver {
+            runtime,
+            memory,
+            nodes: &self.nodes,
+            fits: HashMap::new(),
+            work: MAX_INSTANCE_CHECKS,
+            out: Solved::default(),
+        };
+        solver.run();
+        let solved = Rc::new(solver.out);
+        self.solved = Some(Rc::clone(&solved));
+        solved
+    }
+}
+
+struct Solver<'a> {
+    runtime: &'a Wasmtime,
+    memory: &'a dyn Memory,
+    nodes: &'a HashMap<Key, Node>,
+    /// Whether an instance is one of a module.
+    fits: HashMap<(usize, u64), bool>,
+    /// Comparisons that are left.
+    work: usize,
+    out: Solved,
+}
+
+impl Solver<'_> {
+    fn run(&mut self) {
+        let mut callees: HashMap<Key, Key> = HashMap::new();
+        for (key, node) in self.nodes {
+            if let Some((caller, _)) = node.caller.filter(|(caller, _)| self.nodes.contains_key(caller)) {
+                callees.insert(caller, *key);
+            }
+        }
+        // Each chain from its youngest frame on. In a damaged stack a chain may be a circle, which has none.
+        let mut youngest: Vec<Key> = self.nodes.keys().copied().filter(|k| !callees.contains_key(k)).collect();
+        youngest.sort_unstable();
+        for first in youngest {
+            let mut chain = vec![first];
+            let mut links = Vec::new();
+            let mut at = first;
+            while let Some((caller, passed)) = self.nodes.get(&at).and_then(|n| n.caller)
+                && callees.get(&caller) == Some(&at)
+                && self.nodes.contains_key(&caller)
+            {
+                chain.push(caller);
+                links.push(passed);
+                at = caller;
+            }
+            self.chain(&chain, &links);
+        }
+    }
+
+    fn module(&self, key: &Key) -> Option<usize> {
+        self.nodes.get(key).map(|n| n.module)
+    }
+
+    fn fits(&mut self, module: usize, vmctx: u64) -> bool {
+        let (runtime, memory) = (self.runtime, self.memory);
+        *self.fits.entry((module, vmctx)).or_insert_with(|| runtime.can_be_instance(module, vmctx, memory))
+    }
+
+    fn store_of(&self, vmctx: u64) -> Option<u64> {
+        self.memory.read_u64(vmctx.checked_add(VMCONTEXT_STORE)?).ok()
+    }
+
+    /// The frames of one stay in Wasm, youngest first; `links[i]` is how `chain[i + 1]` called `chain[i]`.
+    fn chain(&mut self, chain: &[Key], links: &[Option<Call>]) {
+        let mut known: Vec<Option<u64>> = chain.iter().map(|k| self.nodes.get(k)?.instance()).collect();
+        self.spread(chain, links, &mut known);
+        // All frames of a stay are of one store. Of a damaged stack they need not be, and then nothing more follows.
+        let stores: BTreeSet<u64> = known.iter().flatten().filter_map(|v| self.store_of(*v)).collect();
+        if let (Some(store), 1) = (stores.first().copied(), stores.len()) {
+            self.out.stores.extend(chain.iter().map(|key| (*key, store)));
+            if let Some(any) = known.iter().flatten().next().copied() {
+                self.list(store, any);
+            }
+            // A frame more that is known can decide the next.
+            for _ in 0..MAX_ELIMINATIONS {
+                if !self.eliminate(store, chain, links, &mut known) {
+                    break;
+                }
+                self.spread(chain, links, &mut known);
+            }
+        }
+        for (key, instance) in chain.iter().zip(known) {
+            if let Some(instance) = instance {
+                self.out.frames.insert(*key, instance);
+            }
+        }
+    }
+
+    /// From frame to frame, in both directions.
+    fn spread(&mut self, chain: &[Key], links: &[Option<Call>], known: &mut [Option<u64>]) {
+        // Towards the oldest frame: only what was passed on unchanged.
+        for i in 0..links.len() {
+            if known[i + 1].is_none()
+                && let Some(callee) = known[i]
+                && links[i].is_some_and(|l| l.passed == Passed::Own)
+                && self.fits_call(callee, &chain[i], links[i], callee)
+                && let Some(module) = self.module(&chain[i + 1])
+                && self.fits(module, callee)
+            {
+                known[i + 1] = Some(callee);
+            }
+        }
+        for i in (0..links.len()).rev() {
+            let (None, Some(caller), Some(link)) = (known[i], known[i + 1], links[i]) else { continue };
+            let found = match link.passed {
+                Passed::Own => Some(caller),
+                Passed::Word(offset) => self.word(caller, offset),
+            };
+            if let (Some(found), Some(module)) = (found, self.module(&chain[i]))
+                && self.fits_call(caller, &chain[i], links[i], found)
+                && self.fits(module, found)
+            {
+                known[i] = Some(found);
+            }
+        }
+    }
+
+    /// Whether a frame that runs in `caller` can have called `callee`, a frame that runs in `instance`.
+    fn fits_call(&self, caller: u64, callee: &Key, link: Option<Call>, instance: u64) -> bool {
+        let (Some(link), Some(node)) = (link, self.nodes.get(callee)) else { return false };
+        let passed = match link.passed {
+            Passed::Own => caller == instance,
+            Passed::Word(offset) => self.word(caller, offset) == Some(instance),
+        };
+        passed && link.target.is_none_or(|offset| self.word(caller, offset) == Some(node.start))
+    }
+
+    fn word(&self, vmctx: u64, offset: i64) -> Option<u64> {
+        self.memory.read_u64(vmctx.checked_add_signed(offset)?).ok()
+    }
+
+    fn list(&mut self, store: u64, known: u64) {
+        if self.out.lists.contains_key(&store) {
+            return;
+        }
+        let list = store::instances(store, known, self.memory).unwrap_or_default();
+        let of = |v: u64| (v, self.runtime.modules_of_instance(v, self.memory));
+        let list = list.into_iter().map(of).collect();
+        self.out.lists.insert(store, list);
+    }
+
+    /// Decides frames that can only run in one of the store's instances.
+    fn eliminate(&mut self, store: u64, chain: &[Key], links: &[Option<Call>], known: &mut [Option<u64>]) -> bool {
+        let Some(list) = self.out.lists.get(&store) else { return false };
+        let mut more = false;
+        for i in 0..chain.len() {
+            let (None, Some(module)) = (known[i], self.module(&chain[i])) else { continue };
+            let Some(left) = self.work.checked_sub(list.len()) else { return more };
+            self.work = left;
+            let fits = |v: &u64| {
+                // Where it is known how the callee was called, this must be what it would have been passed.
+                let below = i.checked_sub(1).and_then(|below| Some((&chain[below], links[below]?, known[below]?)));
+                // A tail call leaves a callee that was called otherwise.
+                below.is_none_or(|(callee, link, instance)| {
+                    link.target.is_some_and(|offset| self.word(*v, offset) != self.nodes.get(callee).map(|n| n.start))
+                        || self.fits_call(*v, callee, Some(link), instance)
+                })
+            };
+            let mut candidates =
+                list.iter().filter(|(_, modules)| modules.contains(&module)).map(|(v, _)| *v).filter(fits);
+            if let (Some(only), None) = (candidates.next(), candidates.next()) {
+                known[i] = Some(only);
+                more = true;
+            }
+        }
+        more
+    }
+}
