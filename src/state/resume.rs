@@ -585,10 +585,9 @@ fn build(
                     None => return Err(ResumeError::NoSuchRegister { frame, register: register.0 }),
                 },
                 MachineValue::CopyStackBPRelative(offset) => {
-                    // Downwards is a higher index.
-                    let index = (offset % 8 == 0).then(|| rbp_index as i64 - i64::from(offset / 8));
-                    // The words of `place.outer` are not there yet when the runtime copies.
-                    let index = index.and_then(|i| usize::try_from(i).ok()).filter(|&i| i >= place.outer.len());
+                    // Downwards is a higher index. The words of `place.outer` are not there yet when the runtime copies.
+                    let index = rbp_index as i64 - i64::from(offset / 8);
+                    let index = usize::try_from(index).ok().filter(|&i| i >= place.outer.len() && offset % 8 == 0);
                     let word = index.and_then(|i| stack.words.get(i));
                     *word.ok_or(ResumeError::Copy { frame, offset: *offset })?
                 }
