@@ -53,6 +53,8 @@ pub const MAX_STATE_WORK: u64 = 50_000_000;
 pub const MAX_IMAGE_FRAMES: usize = (MAX_STACK_CAPTURE / 16) as usize;
 /// Locals and operands of one `ExecutionStateImage`.
 pub const MAX_IMAGE_VALUES: usize = 16 << 20;
+/// Bytes of a stack that is built from an image; the runtime's own has 8 MiB.
+pub const MAX_RESUME_BYTES: u64 = 1 << 30;
 /// Slots (places of a machine state) read for one `ExecutionStateImage`.
 pub const MAX_IMAGE_WORK: usize = 1 << 30;
 /// Slots of built states that are kept while one stack is read.

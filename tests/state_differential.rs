@@ -12,6 +12,9 @@ use wasmer_runtime_core_near::state as theirs;
 use wstate::state as ours;
 use wstate::state::codec;
 
+#[path = "state_differential/resume.rs"]
+mod resume;
+
 // ---- ours -> theirs, field by field ----
 
 trait Original {

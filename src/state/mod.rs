@@ -8,6 +8,7 @@
 //! - [`map`]: from a code offset to the function and the point there.
 //! - [`diff`]: from a point's diff to the machine state.
 //! - [`read`]: from a machine state and a stack to values: one frame, or the whole of `read_stack`.
+//! - [`resume`]: from an image to a stack on which its frames go on.
 //! - [`codec`]: bincode 1 and borsh.
 //! - [`mod@validate`]: what is wrong with a map, function by function.
 //! - [`x64`]: the register numbers that the maps use.
@@ -20,6 +21,7 @@ pub mod diff;
 pub mod map;
 pub mod model;
 pub mod read;
+pub mod resume;
 #[cfg(test)]
 pub(crate) mod synthetic;
 pub mod validate;
@@ -33,4 +35,5 @@ pub use read::{
     BoundaryRegisters, FrameProblem, FrameRead, KnownRegisters, MissingReason, ReadEnd, ReadError, ReadWord,
     ValuePlace, cross_tier_boundary, find_point, read_frame, read_stack,
 };
+pub use resume::{ResumeError, ResumeStack, resume_stack};
 pub use validate::{Validation, validate};
