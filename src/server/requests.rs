@@ -431,6 +431,14 @@ impl Requests {
             .map_err(|why| Failure::not_found(format!("memory {index} is not known: {}", why.0)))
     }
 
+    /// Whether addresses of memory `index` of the frame's module have 64 bits.
+    fn is_memory64(&mut self, place: &Place, index: u32) -> Result<bool, Failure> {
+        let (module, _) = instance(place)?;
+        let s = self.stopped()?;
+        let declared = s.provider.runtime().declared(module, &s.target).memories;
+        Ok(declared.is_ok_and(|m| m.get(index as usize).is_some_and(|m| m.memory64)))
+    }
+
     fn linear_bytes(&mut self, place: &Place, index: u32, address: u64, len: u64) -> Result<Linear, Failure> {
         let (base, size) = self.linear_memory(place, index)?;
         let end = address.checked_add(len).filter(|end| *end <= size);
@@ -481,10 +489,17 @@ impl Requests {
                 crate::report::Value::new(n, &value)
             }
             Expression::Load { memory, address, ty } => {
-                let address = match address {
-                    expression::Address::Number(n) => n,
-                    expression::Address::Local(n) => bits(&slot(&frame.locals, &frame.locals_why, n, "local")?)?,
-                    expression::Address::Stack(n) => bits(&slot(&frame.stack, &frame.stack_why, n, "operand")?)?,
+                let held = match address {
+                    expression::Address::Number(n) => Err(n),
+                    expression::Address::Local(n) => Ok(slot(&frame.locals, &frame.locals_why, n, "local")?),
+                    expression::Address::Stack(n) => Ok(slot(&frame.stack, &frame.stack_why, n, "operand")?),
+                };
+                let address = match held {
+                    Err(given) => given,
+                    Ok(value) => {
+                        let wide = value.ty.is_none() && self.is_memory64(&place, memory)?;
+                        address_in(&value, wide)?
+                    }
                 };
                 let bytes = self.linear_bytes(&place, memory, address, ty.size())?.bytes;
                 let text = ty.print(&bytes);
@@ -541,8 +556,7 @@ impl Requests {
         let frame = place.wasm()?.clone();
         let module = frame.wasm.as_ref().and_then(|w| w.module_index).and_then(|i| usize::try_from(i).ok());
         let function = frame.function.as_ref().and_then(|f| f.local_index);
-        let op = frame.wasm.as_ref().and_then(|w| w.op_index);
-        let (Some(module), Some(function), Some(op)) = (module, function, op) else {
+        let (Some(module), Some(function)) = (module, function) else {
             return Err(Failure::not_found("the place in the Wasm function is not known"));
         };
         let s = self.stopped()?;
@@ -550,6 +564,15 @@ impl Requests {
             let name = frame.module.as_deref().unwrap_or("the module").to_string();
             return Err(Failure::not_found(format!("the .wasm file of {name} is not known"))
                 .hint("name it with wasm files: set wasm files FILE.wasm in gdb, wasm set files FILE.wasm in lldb"));
+        };
+        // Some runtimes keep offsets and no numbers of operators. `op` is there only if the offset is one of this
+        // file: in a component it counts from the component's start.
+        let of_offset = || {
+            let at = frame.wasm.as_ref().filter(|w| w.op.is_some())?.offset?;
+            Some(wasm.operators(function)?.binary_search(&at.0).ok()? as u64)
+        };
+        let Some(op) = frame.wasm.as_ref().and_then(|w| w.op_index).or_else(of_offset) else {
+            return Err(Failure::not_found("the place in the Wasm function is not known"));
         };
         let first = op.saturating_sub(count / 2);
         let mut text = String::new();
@@ -601,13 +624,19 @@ fn slot(
     values.get(n as usize).cloned().ok_or_else(missing)
 }
 
-/// An address in a linear memory that is in a local or operand.
-fn bits(value: &crate::report::Value) -> Result<u64, Failure> {
+/// An address in a linear memory that is in a local or operand; where its type is not known, one of 64 bits if `wide`.
+fn address_in(value: &crate::report::Value, wide: bool) -> Result<u64, Failure> {
+    let wide = match value.ty.as_deref() {
+        Some("i64") => true,
+        Some("i32") => false,
+        None => wide,
+        Some(other) => return Err(Failure::not_found(format!("the address is no integer, it is of type {other}"))),
+    };
     let bits = value.bits.ok_or_else(|| {
         Failure::not_found(format!("the address is not known: {}", value.why.as_deref().unwrap_or("no value")))
     })?;
-    // 32-bit memories: the upper half is junk.
-    Ok(u64::from(bits.0 as u32))
+    // The upper half of an i32 is junk.
+    Ok(if wide { bits.0 as u64 } else { u64::from(bits.0 as u32) })
 }
 
 fn frame_answer(place: &Place, m: &Message) -> Answer {
