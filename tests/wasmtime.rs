@@ -105,6 +105,13 @@ fn check(case: &str, counts: &mut Counts, target: &[&str], modules: &[&str], tru
             values(case, counts, "locals", &our["locals"], &their["locals"]);
             values(case, counts, "operands", &our["stack"], &their["stack"]);
         }
+    } else if theirs.iter().any(|f| f["instance"].is_string()) {
+        // The host knows the name of each frame's.
+        let named = truth["stores"][0]["instances"].as_array().expect("instances");
+        for (our, their) in shown.iter().zip(theirs) {
+            let one = named.iter().find(|i| i["name"] == their["instance"]).expect("an instance");
+            counts.compare(case, "instances", number(&our["instance"]), number(&one["vmctx"]).expect("an address"));
+        }
     } else if let Some([one]) = truth["stores"][0]["instances"].as_array().map(Vec::as_slice) {
         // One instance: every frame runs in it.
         for our in &ours {
@@ -169,7 +176,21 @@ const MODES: [&[&str]; 8] = [
 /// Of 48 only.
 const MODES_48: [&[&str]; 3] =
     [&["--guest-debug"], &["--symbols", "off"], &["--guest-debug", "--pooling", "--load", "deserialize"]];
-const STOPS: [&str; 8] = ["async", "memories", "nested", "modules", "component", "trap-div", "trap-memory", "threads"];
+const STOPS: [&str; 13] = [
+    "async",
+    "memories",
+    "nested",
+    "nested-stores",
+    "modules",
+    "component",
+    "trap-unreachable",
+    "trap-div",
+    "trap-memory",
+    "stack-overflow",
+    "dwarf",
+    "deep",
+    "threads",
+];
 
 fn live(version: Version, profile: Profile, stop: &str, flags: &[&str], counts: &mut Counts) {
     let case = format!("{version:?} {profile} {stop} {flags:?}");
@@ -227,9 +248,12 @@ fn every_stop() {
     for version in Version::ALL {
         for stop in STOPS {
             live(version, Profile::Release, stop, &[], &mut counts);
-            if version == Version::V48 && stop != "threads" {
+            if version == Version::V48 && !["threads", "deep", "stack-overflow"].contains(&stop) {
                 live(version, Profile::Stripped, stop, &["--guest-debug"], &mut counts);
             }
+        }
+        for stop in ["trap-unreachable", "trap-div", "trap-memory"] {
+            live(version, Profile::Release, stop, &["--async"], &mut counts);
         }
     }
     conclude("stops", &counts, &["walk to main", "frames", "functions", "names", "locals", "operands"]);
