@@ -195,25 +195,3 @@ fn what_the_user_writes_is_seen() {
     assert!(session.texts[0].contains("0x1bc "), "{:?}", session.texts);
     assert!(session.texts[3].contains("0x7b "), "{:?}\n{}", session.texts, session.log);
 }
-
-#[test]
-fn a_process_that_is_stopped_already_is_the_same_in_lldb() {
-    if !lldb_is_here() {
-        return;
-    }
-    // Between two points: held by a signal, the loop is where it is for everyone.
-    let host = Host::start("spin", &[], Profile::Release);
-    let pid = host.pid().to_string();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(host.pid()), nix::sys::signal::SIGSTOP).unwrap();
-    let stopped = || {
-        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
-        let state = |t: std::fs::DirEntry| std::fs::read_to_string(t.path().join("stat")).unwrap();
-        tasks.map(state).all(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T")))
-    };
-    while !stopped() {
-        std::thread::yield_now();
-    }
-    let attached = text(&["attach", &pid, "--no-color"]);
-    let live = Debugger::Lldb.run(&["-p", &pid], &["wasm bt full all"]);
-    same("spin: lldb, attach", &live.texts[0], &attached);
-}

@@ -207,6 +207,42 @@ impl fmt::Debug for Registers {
     }
 }
 
+/// Registers in the block that the singlepass runtime's switch to another stack loads, lowest address first
+/// (`image-loading-linux-x86-64.s: run_on_alternative_stack`; `state.rs: invoke_call_return_on_stack` writes it).
+pub(crate) const SWITCH_BLOCK: [Reg; 31] = [
+    Reg::XMM0,
+    Reg::XMM1,
+    Reg::XMM2,
+    Reg::XMM3,
+    Reg::XMM4,
+    Reg::XMM5,
+    Reg::XMM6,
+    Reg::XMM7,
+    Reg::XMM8,
+    Reg::XMM9,
+    Reg::XMM10,
+    Reg::XMM11,
+    Reg::XMM12,
+    Reg::XMM13,
+    Reg::XMM14,
+    Reg::XMM15,
+    Reg::RBP,
+    Reg::RAX,
+    Reg::RBX,
+    Reg::RCX,
+    Reg::RDX,
+    Reg::RDI,
+    Reg::RSI,
+    Reg::R8,
+    Reg::R9,
+    Reg::R10,
+    Reg::R11,
+    Reg::R12,
+    Reg::R13,
+    Reg::R14,
+    Reg::R15,
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -28,6 +28,7 @@ use super::model::{
 };
 use super::read::{KnownRegisters, ReadError, ReadWord, read_frame};
 use crate::arch::Reg;
+use crate::arch::x64::SWITCH_BLOCK;
 use crate::limits::{MAX_CACHED_SLOTS, MAX_IMAGE_FRAMES, MAX_IMAGE_WORK, MAX_RESUME_BYTES, MAX_SLOTS};
 
 /// Where the stack will be, and what the code there needs to know.
@@ -61,42 +62,6 @@ pub struct ResumeStack {
     pub kind: PointKind,
 }
 
-/// The order in which the runtime's switch loads registers from the stack
-/// (`image-loading-linux-x86-64.s: run_on_alternative_stack`), lowest address first.
-const BLOCK: [Reg; 31] = [
-    Reg::XMM0,
-    Reg::XMM1,
-    Reg::XMM2,
-    Reg::XMM3,
-    Reg::XMM4,
-    Reg::XMM5,
-    Reg::XMM6,
-    Reg::XMM7,
-    Reg::XMM8,
-    Reg::XMM9,
-    Reg::XMM10,
-    Reg::XMM11,
-    Reg::XMM12,
-    Reg::XMM13,
-    Reg::XMM14,
-    Reg::XMM15,
-    Reg::RBP,
-    Reg::RAX,
-    Reg::RBX,
-    Reg::RCX,
-    Reg::RDX,
-    Reg::RDI,
-    Reg::RSI,
-    Reg::R8,
-    Reg::R9,
-    Reg::R10,
-    Reg::R11,
-    Reg::R12,
-    Reg::R13,
-    Reg::R14,
-    Reg::R15,
-];
-
 impl ResumeStack {
     /// The address to go on at.
     pub fn pc(&self) -> u64 {
@@ -111,7 +76,7 @@ impl ResumeStack {
     /// The registers in the order in which the runtime's own switch loads them from below [`ResumeStack::start`], lowest
     /// address first: XMM0-15, rbp, rax, rbx, rcx, rdx, rdi, rsi, r8-r15.
     pub fn register_block(&self) -> [u64; 31] {
-        BLOCK.map(|reg| self.registers.get(reg.index()).unwrap_or(0))
+        SWITCH_BLOCK.map(|reg| self.registers.get(reg.index()).unwrap_or(0))
     }
 }
 

@@ -244,7 +244,9 @@ struct UnitRange {
 
 impl Units {
     /// From `.debug_aranges`, and for units that are not there from their own entries.
-    fn of(dwarf: &gimli::Dwarf<Slice<'_>>) -> Units {
+    fn of(mut dwarf: gimli::Dwarf<Slice<'_>>) -> Units {
+        // Many units with one large table of abbreviations would have it parsed as many times.
+        dwarf.populate_abbreviations_cache(gimli::AbbreviationsCacheStrategy::Duplicates);
         let mut listed: HashMap<usize, Vec<(u64, u64)>> = HashMap::new();
         let mut headers = dwarf.debug_aranges.headers();
         while let Ok(Some(header)) = headers.next() {
@@ -377,7 +379,7 @@ impl<'a> Dwarf<'a> {
         };
         let load = |id| Ok::<_, ()>(EndianSlice::new(section(id), LittleEndian));
         let sections = gimli::DwarfSections::load(load).ok()?;
-        let units = Units::of(&sections.borrow(|section| *section));
+        let units = Units::of(sections.borrow(|section| *section));
         Some(Dwarf { sections, units, contexts: RefCell::default(), whole: OnceCell::new() })
     }
 

@@ -13,6 +13,7 @@
 //! are nearly always found.
 
 use super::{Cursor, FrameChange, Next, Trust, UnwindError, Unwinder};
+use crate::arch::x64::SWITCH_BLOCK;
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::target::Memory;
 use std::sync::LazyLock;
@@ -32,7 +33,7 @@ enum Layout {
     /// From `base`: `skip` bytes, the saved registers upwards, the return address.
     Frame { base: Base, skip: u64, saved: &'static [Reg] },
     /// rsp is in an image of a stack that is being entered, this many words after its start: registers in the order
-    /// of `IMAGE`, then the address to go on at.
+    /// of `SWITCH_BLOCK`, then the address to go on at.
     Image(usize),
 }
 
@@ -125,41 +126,6 @@ const PRESERVATION_CODE: &[u8] = &[
     0x41, 0x5a, 0x41, 0x59, 0x41, 0x58, 0x5e, 0x5f, 0x5a, 0x59, 0x58, // pop them
     0x48, 0x83, 0xc4, 0x08, // add rsp, 8
     0xff, 0xe0, // jmp rax
-];
-
-/// Registers in the image, upwards (`state.rs: invoke_call_return_on_stack` writes them).
-const IMAGE: [Reg; 31] = [
-    Reg::XMM0,
-    Reg::XMM1,
-    Reg::XMM2,
-    Reg::XMM3,
-    Reg::XMM4,
-    Reg::XMM5,
-    Reg::XMM6,
-    Reg::XMM7,
-    Reg::XMM8,
-    Reg::XMM9,
-    Reg::XMM10,
-    Reg::XMM11,
-    Reg::XMM12,
-    Reg::XMM13,
-    Reg::XMM14,
-    Reg::XMM15,
-    Reg::RBP,
-    Reg::RAX,
-    Reg::RBX,
-    Reg::RCX,
-    Reg::RDX,
-    Reg::RDI,
-    Reg::RSI,
-    Reg::R8,
-    Reg::R9,
-    Reg::R10,
-    Reg::R11,
-    Reg::R12,
-    Reg::R13,
-    Reg::R14,
-    Reg::R15,
 ];
 
 const fn rsp(saved: &'static [Reg]) -> Layout {
@@ -524,7 +490,7 @@ fn frame(at: &Cursor, base: Base, skip: u64, saved: &[Reg], memory: &dyn Memory)
 fn image(at: &Cursor, words: usize, memory: &dyn Memory) -> Result<Next, UnwindError> {
     let mut slot = known(&at.registers, Reg::RSP)?;
     let mut caller = at.registers.clone();
-    for &reg in IMAGE.get(words..).unwrap_or(&[]) {
+    for &reg in SWITCH_BLOCK.get(words..).unwrap_or(&[]) {
         caller.restore(reg, memory.read_u64(slot)?, slot);
         slot = slot.wrapping_add(8);
     }
@@ -728,7 +694,7 @@ mod tests {
     #[test]
     fn the_alternative_stack_is_right_at_every_instruction() {
         let mut machine = entered();
-        for (i, r) in (0..).zip(IMAGE) {
+        for (i, r) in (0..).zip(SWITCH_BLOCK) {
             machine.stack.insert(IMAGE_START + 8 * i, 0x2000 + u64::from(r.0));
         }
         const GUEST: u64 = 0x50_0000;
@@ -739,7 +705,7 @@ mod tests {
             }
             assert_eq!(caller.address, CodeAddress::Exact(GUEST), "{offset:#x}");
             assert_eq!(caller.registers.sp(), Some(IMAGE_START + 8 * 32), "{offset:#x}");
-            for r in IMAGE {
+            for r in SWITCH_BLOCK {
                 assert_eq!(caller.registers.get(r), Some(0x2000 + u64::from(r.0)), "{offset:#x} {r}");
             }
         });
