@@ -23,7 +23,7 @@ use gimli::write::{
     FrameDescriptionEntry, FrameTable, LineProgram, LineString, LineStringTable, LocationList, Sections, StringTable,
     Unit, UnitEntryId, UnitTable, Writer as _,
 };
-use gimli::{Encoding, Format, LineEncoding, LittleEndian, Register, constants as dw};
+use gimli::{Encoding, Format, LineEncoding, LittleEndian, Register, SectionId, constants as dw};
 use object::elf;
 use object::write::elf::{FileHeader, ProgramHeader, SectionHeader, Sym, Writer};
 use std::borrow::Cow;
@@ -32,6 +32,9 @@ use std::collections::HashMap;
 /// Functions per compilation unit. A debugger reads a unit whole when it meets one of its addresses, and what is built
 /// of a unit before it is written should fit into the processor's cache.
 const UNIT_FUNCTIONS: usize = 64;
+
+/// From this many units on two threads write half of them each.
+const WORTH_TWO_PARTS: usize = 16;
 
 /// Why there is no file. None of these is expected: the description is too large for the format, or contradicts itself.
 #[derive(Debug, thiserror::Error)]
@@ -48,43 +51,120 @@ pub enum SymbolFileError {
 /// far as the module has one.
 pub fn write(map: &CodeMap, directory: &str, text_names: &[Option<String>]) -> Result<Vec<u8>, SymbolFileError> {
     let modules = disjoint(map);
-    // Half as much work as the rest, and of its own.
-    let (frames, sections) = std::thread::scope(|scope| {
+    let units = units(&modules, text_names);
+    let (first, second) = units.split_at(if units.len() < WORTH_TWO_PARTS { units.len() } else { units.len() / 2 });
+    let (frames, second, first) = std::thread::scope(|scope| {
         let frames = scope.spawn(|| frame_table(&modules));
-        let sections = debug_sections(&modules, directory, text_names);
-        (frames.join(), sections)
+        let second = scope.spawn(|| debug_sections(second, directory));
+        let first = debug_sections(first, directory);
+        (frames.join(), second.join(), first)
     });
     let mut frames = frames.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-    let mut sections = sections?;
+    let second = second.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
     // A length of zero ends the section; the writer leaves that to a linker.
     frames.extend_from_slice(&[0; 4]);
     let mut named: Vec<(&'static str, Vec<u8>)> = vec![(".eh_frame", frames)];
-    sections.for_each_mut(|id, data| {
-        if data.len() > 0 {
-            named.push((id.name(), data.take()));
-        }
-        Ok::<_, SymbolFileError>(())
-    })?;
+    named.extend(joined(first?, second)?);
     elf_file(&modules, &named)
 }
 
-fn debug_sections(
-    modules: &[(usize, &CompiledModule)],
-    directory: &str,
-    text_names: &[Option<String>],
-) -> Result<Sections<EndianVec<LittleEndian>>, gimli::write::Error> {
-    let mut sections = Sections::new(EndianVec::new(LittleEndian));
-    let mut strings = Strings::default();
+/// What becomes a compilation unit.
+struct UnitPlan<'a> {
+    module: &'a CompiledModule,
+    functions: Vec<&'a CompiledFunction>,
+    text_name: Option<&'a str>,
+}
+
+fn units<'a>(modules: &[(usize, &'a CompiledModule)], text_names: &'a [Option<String>]) -> Vec<UnitPlan<'a>> {
+    let mut out = Vec::new();
     for (index, module) in modules {
         let text_name = text_names.get(*index).and_then(Option::as_deref);
         let described: Vec<&CompiledFunction> = module.functions.iter().filter(|f| f.described && f.len > 0).collect();
-        for functions in described.chunks(UNIT_FUNCTIONS) {
-            let Some(unit) = unit(&mut strings, module, functions, directory, text_name) else { continue };
-            // Unit by unit: the entries of all of them would need many times the memory of what is written.
-            let mut units = UnitTable::default();
-            units.add(unit);
-            units.write(&mut sections, &mut strings.lines, &mut strings.table)?;
+        out.extend(described.chunks(UNIT_FUNCTIONS).map(|f| UnitPlan { module, functions: f.to_vec(), text_name }));
+    }
+    out
+}
+
+/// A section in the making, with the places in it that hold an offset into a section: they move with it.
+#[derive(Clone)]
+struct Part {
+    data: EndianVec<LittleEndian>,
+    offsets: Vec<(usize, SectionId)>,
+}
+
+/// Bytes of an offset in 32-bit DWARF.
+const OFFSET_BYTES: u8 = 4;
+
+impl gimli::write::Writer for Part {
+    type Endian = LittleEndian;
+
+    fn endian(&self) -> LittleEndian {
+        LittleEndian
+    }
+
+    fn len(&self) -> usize {
+        self.data.len()
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> gimli::write::Result<()> {
+        self.data.write(bytes)
+    }
+
+    fn write_at(&mut self, offset: usize, bytes: &[u8]) -> gimli::write::Result<()> {
+        self.data.write_at(offset, bytes)
+    }
+
+    fn write_offset(&mut self, value: usize, section: SectionId, size: u8) -> gimli::write::Result<()> {
+        debug_assert_eq!(size, OFFSET_BYTES, "the units are of 32-bit DWARF");
+        self.offsets.push((self.data.len(), section));
+        self.data.write_udata(value as u64, size)
+    }
+
+    fn write_offset_at(
+        &mut self,
+        offset: usize,
+        value: usize,
+        section: SectionId,
+        size: u8,
+    ) -> gimli::write::Result<()> {
+        debug_assert_eq!(size, OFFSET_BYTES, "the units are of 32-bit DWARF");
+        self.offsets.push((offset, section));
+        self.data.write_udata_at(offset, value as u64, size)
+    }
+}
+
+/// The sections of the first part with those of the second behind them, as a linker would put them together.
+fn joined(mut first: Sections<Part>, mut second: Sections<Part>) -> gimli::write::Result<Vec<(&'static str, Vec<u8>)>> {
+    let mut out: Vec<(SectionId, Vec<u8>)> = Vec::new();
+    first.for_each_mut(|id, part| {
+        out.push((id, part.data.take()));
+        Ok::<_, gimli::write::Error>(())
+    })?;
+    let lengths: HashMap<SectionId, usize> = out.iter().map(|(id, data)| (*id, data.len())).collect();
+    second.for_each_mut(|id, part| {
+        for (at, target) in part.offsets.drain(..) {
+            let moved_by = lengths.get(&target).copied().unwrap_or(0);
+            let field = part.data.slice().get(at..).and_then(|rest| rest.first_chunk()).copied();
+            let offset = u64::from(u32::from_le_bytes(field.ok_or(gimli::write::Error::OffsetOutOfBounds)?));
+            part.data.write_udata_at(at, offset + moved_by as u64, OFFSET_BYTES)?;
         }
+        if let Some((_, data)) = out.iter_mut().find(|(other, _)| *other == id) {
+            data.extend_from_slice(part.data.slice());
+        }
+        Ok::<_, gimli::write::Error>(())
+    })?;
+    Ok(out.into_iter().filter(|(_, data)| !data.is_empty()).map(|(id, data)| (id.name(), data)).collect())
+}
+
+fn debug_sections(units: &[UnitPlan], directory: &str) -> gimli::write::Result<Sections<Part>> {
+    let mut sections = Sections::new(Part { data: EndianVec::new(LittleEndian), offsets: Vec::new() });
+    let mut strings = Strings::default();
+    for plan in units {
+        let Some(unit) = unit(&mut strings, plan.module, &plan.functions, directory, plan.text_name) else { continue };
+        // Unit by unit: the entries of all of them would need many times the memory of what is written.
+        let mut units = UnitTable::default();
+        units.add(unit);
+        units.write(&mut sections, &mut strings.lines, &mut strings.table)?;
     }
     strings.lines.write(&mut sections.debug_line_str)?;
     strings.table.write(&mut sections.debug_str)?;
@@ -715,6 +795,63 @@ mod tests {
             Ok::<_, gimli::Error>(EndianSlice::new(data, LittleEndian))
         })
         .unwrap()
+    }
+
+    /// A file that two threads have written says of every function what one of a single function says: the name, the
+    /// place of its parameter and its line, all of which lie behind offsets that had to be moved.
+    #[test]
+    fn both_parts_of_a_large_file_are_right() {
+        let count = 2 * (WORTH_TWO_PARTS * UNIT_FUNCTIONS) as u64 + 1;
+        let functions = (0..count).map(|i| {
+            let mut f = function(&format!("f{i}"), i * 0x100);
+            f.variables[0].name = format!("v{i}");
+            f.variables[0].places = vec![(0, 0x90, Location::Frame(-(i as i64) * 8))];
+            f.lines[0].line = i as u32 + 1;
+            f
+        });
+        let module = CompiledModule {
+            name: "large".to_string(),
+            base: BASE,
+            functions: functions.collect(),
+            files: vec![SourceFile::Text],
+            ..CompiledModule::default()
+        };
+        let map = CodeMap { modules: vec![module], notes: Vec::new() };
+        let bytes = write(&map, "/src", &[Some("large.wat".to_string())]).unwrap();
+        let dwarf = sections(&bytes);
+        let mut seen = 0;
+        let mut headers = dwarf.units();
+        while let Some(header) = headers.next().unwrap() {
+            let unit = dwarf.unit(header).unwrap();
+            let rows: Vec<(u64, u64)> = {
+                let mut rows = unit.line_program.clone().unwrap().rows();
+                std::iter::from_fn(|| rows.next_row().unwrap().map(|(_, r)| *r))
+                    .filter(|r| !r.end_sequence())
+                    .map(|r| (r.address(), r.line().unwrap().get()))
+                    .collect()
+            };
+            let mut entries = unit.entries();
+            while let Some(entry) = entries.next_dfs().unwrap() {
+                let text = |at| {
+                    let value = entry.attr_value(at).unwrap();
+                    dwarf.attr_string(&unit, value).unwrap().to_string().unwrap().to_string()
+                };
+                if entry.tag() == dw::DW_TAG_subprogram {
+                    assert_eq!(text(dw::DW_AT_name), format!("f{seen}"));
+                    assert!(rows.contains(&(BASE + seen * 0x100, seen + 1)));
+                    seen += 1;
+                } else if entry.tag() == dw::DW_TAG_formal_parameter {
+                    assert_eq!(text(dw::DW_AT_name), format!("v{}", seen - 1));
+                    let at = entry.attr_value(dw::DW_AT_location).unwrap();
+                    let mut list = dwarf.attr_locations(&unit, at).unwrap().unwrap();
+                    let place = list.next().unwrap().unwrap();
+                    assert_eq!(place.range.begin, BASE + (seen - 1) * 0x100);
+                    let expected = operations(Location::Frame(-(seen as i64 - 1) * 8));
+                    assert_eq!(place.data.0.slice(), expected);
+                }
+            }
+        }
+        assert_eq!(seen, count);
     }
 
     #[test]
