@@ -29,6 +29,8 @@ pub const MAX_HEAP_SEARCH_BYTES: u64 = 64 << 30;
 pub const MAX_HEAP_SEARCH_SECONDS: u64 = 30;
 /// Bytes above rsp that are searched for a Wasm frame below native code without unwind information.
 pub const MAX_RECOVERY_BYTES: usize = 1 << 20;
+/// Bytes of native stack below an exit from Wasm in which its store is looked for.
+pub const MAX_EXIT_BYTES: usize = 16 << 10;
 /// Frames of one chain that such a search follows, and rivals it compares.
 pub const MAX_RECOVERY_CHAIN: usize = 4096;
 /// Single steps of `--settle`.

@@ -7,6 +7,7 @@
 //! - the frame's own code says where the instance is ([`super::flow`]), or its callee, a trampoline, kept its caller's;
 //! - a function that passes on what it was passed runs in the same instance as its callee;
 //! - one that passes a word of its instance (an import's) calls into the instance which that word names;
+//! - where the trampoline's registers are lost, its store still knows the place of its last exit ([`super::exit`]);
 //! - all frames between an entry from the host and the next exit are of one store, and where that store has only one
 //!   instance that can be meant, it is that one.
 
@@ -72,6 +73,8 @@ struct Node {
     own: Option<u64>,
     /// What a trampoline says that the frame called.
     told: Option<u64>,
+    /// An instance of the store that the frame belongs to, where no more is known.
+    of_store: Option<u64>,
     /// The Wasm frame or entry trampoline that called it, and how.
     caller: Option<(Key, Option<Call>)>,
 }
@@ -137,6 +140,11 @@ impl Chain {
     /// Takes a frame's instance as a trampoline that it called says.
     pub fn told(&mut self, key: Key, told: Option<u64>) {
         self.change(key, |node| node.told = told);
+    }
+
+    /// Takes an instance of the store that a frame belongs to; the frame may run in another.
+    pub fn of_store(&mut self, key: Key, instance: Option<u64>) {
+        self.change(key, |node| node.of_store = instance);
     }
 
     fn change(&mut self, key: Key, change: impl FnOnce(&mut Node)) {
@@ -228,11 +236,13 @@ impl Solver<'_> {
         let mut known: Vec<Option<u64>> = chain.iter().map(|k| self.nodes.get(k)?.instance()).collect();
         self.spread(chain, links, &mut known);
         // All frames of a stay are of one store. Of a damaged stack they need not be, and then nothing more follows.
-        let stores: BTreeSet<u64> = known.iter().flatten().filter_map(|v| self.store_of(*v)).collect();
+        let members: Vec<u64> =
+            known.iter().copied().chain(chain.iter().map(|k| self.nodes.get(k)?.of_store)).flatten().collect();
+        let stores: BTreeSet<u64> = members.iter().filter_map(|v| self.store_of(*v)).collect();
         if let (Some(store), 1) = (stores.first().copied(), stores.len()) {
             self.out.stores.extend(chain.iter().map(|key| (*key, store)));
-            if let Some(any) = known.iter().flatten().next().copied() {
-                self.list(store, any);
+            if let Some(any) = members.first() {
+                self.list(store, *any);
             }
             // A frame more that is known can decide the next.
             for _ in 0..MAX_ELIMINATIONS {
@@ -327,5 +337,57 @@ impl Solver<'_> {
             }
         }
         more
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::unwind::testing::Pieces;
+
+    fn key(n: u64) -> Key {
+        (0x1000 + n, 0x7ffd_0000_0000 + 16 * n)
+    }
+
+    /// A damaged stack may lead back to where it came from, or to a frame that two others say they called.
+    #[test]
+    fn chains_that_are_none_end() {
+        let passed = Some(Call { passed: Passed::Own, target: None });
+        let (runtime, memory) = (Wasmtime::default(), Pieces::default());
+        for links in [vec![(0, 1), (1, 2), (2, 0)], vec![(0, 0)], vec![(0, 2), (1, 2), (2, 3)], vec![(0, 9)]] {
+            let mut chain = Chain::default();
+            for (callee, caller) in links {
+                chain.add(key(callee), 7, 0x1000, None);
+                chain.called_by(key(callee), Some((key(caller), passed)));
+                chain.told(key(callee), Some(u64::MAX));
+                chain.of_store(key(callee), Some(u64::MAX - 3));
+            }
+            let solved = chain.solve(&runtime, &memory);
+            assert!(solved.lists.is_empty());
+            assert_eq!(solved.only(key(0), 7), None);
+        }
+    }
+
+    /// What a frame says of itself and what its callee says of it have to agree.
+    #[test]
+    fn two_that_disagree_are_none() {
+        let mut chain = Chain::default();
+        chain.add(key(0), 0, 0x1000, Some(0x10));
+        chain.told(key(0), Some(0x20));
+        chain.add(key(1), 0, 0x1000, Some(0x30));
+        let solved = chain.solve(&Wasmtime::default(), &Pieces::default());
+        assert_eq!((solved.instance(key(0)), solved.instance(key(1))), (None, Some(0x30)));
+        chain.told(key(0), Some(0x10));
+        let solved = chain.solve(&Wasmtime::default(), &Pieces::default());
+        assert_eq!(solved.instance(key(0)), Some(0x10));
+    }
+
+    #[test]
+    fn frames_are_counted() {
+        let mut chain = Chain::default();
+        for n in 0..MAX_KNOWN_INSTANCES as u64 + 10 {
+            chain.add(key(n), 0, 0x1000, Some(0x10));
+        }
+        assert_eq!(chain.nodes.len(), MAX_KNOWN_INSTANCES);
     }
 }

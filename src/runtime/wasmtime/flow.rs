@@ -271,6 +271,11 @@ pub(super) struct Facts {
 }
 
 impl Facts {
+    /// Whether this is the place behind a call.
+    pub fn is_call(&self) -> bool {
+        self.calling.is_some()
+    }
+
     /// How the function that begins at `start` was called from here, if this is the caller.
     pub fn call(&self, start: u64) -> Option<Call> {
         let (state, instruction) = self.calling.as_ref()?;
@@ -448,4 +453,115 @@ impl Flow {
 
 fn is_call(i: &Instruction) -> bool {
     matches!(i.flow_control(), FlowControl::Call | FlowControl::IndirectCall)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::unwind::testing::Pieces;
+    use proptest::prelude::*;
+
+    const START: u64 = 0x40_0000;
+
+    fn registers(values: &[(Reg, u64)]) -> Registers {
+        let mut out = Registers::unknown();
+        for (reg, value) in values {
+            out.set(*reg, *value);
+        }
+        out
+    }
+
+    /// `push rbp; mov rbp, rsp; sub rsp, 0x20; mov [rsp + 8], rdi; mov rbx, rsi`
+    const ENTRY: [u8; 16] =
+        [0x55, 0x48, 0x89, 0xe5, 0x48, 0x83, 0xec, 0x20, 0x48, 0x89, 0x7c, 0x24, 0x08, 0x48, 0x89, 0xf3];
+
+    fn code(parts: &[&[u8]]) -> Flow {
+        Flow::new(START, parts.concat()).unwrap()
+    }
+
+    #[test]
+    fn spills_and_moves_are_followed_over_a_call() {
+        // call r11; then xor ebx, ebx; ret
+        let flow = code(&[&ENTRY, &[0x41, 0xff, 0xd3], &[0x31, 0xdb], &[0xc3]]);
+        let behind = flow.at(CodeAddress::Return(START + 19)).unwrap();
+        assert!(behind.is_call());
+        let sp = 0x7ffd_0000_1000;
+        let memory = Pieces::default().word(sp + 8, 0x1234).word(sp + 0x20, 0x7ffd_0000_2000);
+        let r = registers(&[(Reg::RSP, sp), (Reg::RBP, sp + 0x20), (Reg::RBX, 0x5678)]);
+        let find = |facts: &Facts, reg| facts.state.places(Held::Entry(reg), &r, &memory);
+        assert_eq!(behind.state.entry_sp(&r), Some(sp + 0x28));
+        assert_eq!(find(&behind, Reg::RDI), Some((0x1234, Some(sp + 8))));
+        assert_eq!(find(&behind, Reg::RSI), Some((0x5678, None)));
+        assert_eq!(find(&behind, Reg::RBP), Some((0x7ffd_0000_2000, Some(sp + 0x20))));
+        // rbx is not kept for the caller: it was overwritten.
+        assert_eq!(find(&behind, Reg::RBX), None);
+        let later = flow.at(CodeAddress::Exact(START + 21)).unwrap();
+        assert_eq!(find(&later, Reg::RSI), None);
+        // A stack that cannot be read says nothing.
+        assert_eq!(behind.state.find(Held::Entry(Reg::RDI), &r, &Pieces::default()), None);
+        // Between instructions, and outside.
+        assert!(flow.at(CodeAddress::Exact(START + 2)).is_none());
+        assert!(flow.at(CodeAddress::Exact(START - 1)).is_none());
+        assert!(flow.at(CodeAddress::Return(START + 1000)).is_none());
+    }
+
+    #[test]
+    fn what_only_one_way_leaves_in_place_is_not_known_where_ways_meet() {
+        // test eax, eax; je +3; mov rbx, rcx; nop
+        let flow = code(&[&ENTRY, &[0x85, 0xc0], &[0x74, 0x03], &[0x48, 0x89, 0xcb], &[0x90, 0xc3]]);
+        let sp = 0x7ffd_0000_1000;
+        let r = registers(&[(Reg::RSP, sp), (Reg::RBP, sp + 0x20), (Reg::RBX, 7)]);
+        let rsi = |at: u64| {
+            flow.at(CodeAddress::Exact(START + at)).unwrap().state.find(Held::Entry(Reg::RSI), &r, &Pieces::default())
+        };
+        assert_eq!(rsi(18), Some(7));
+        assert_eq!(rsi(20), Some(7));
+        assert_eq!(rsi(23), None);
+    }
+
+    #[test]
+    fn places_that_differ_are_none() {
+        // mov [rsp + 0x10], rdi as well.
+        let flow = code(&[&ENTRY, &[0x48, 0x89, 0x7c, 0x24, 0x10], &[0x90, 0xc3]]);
+        let facts = flow.at(CodeAddress::Exact(START + 22)).unwrap();
+        let sp = 0x7ffd_0000_1000;
+        let r = registers(&[(Reg::RSP, sp), (Reg::RBP, sp + 0x20)]);
+        let with = |a, b| Pieces::default().words(sp + 8, &[a, b]);
+        assert_eq!(facts.state.find(Held::Entry(Reg::RDI), &r, &with(5, 5)), Some(5));
+        assert_eq!(facts.state.find(Held::Entry(Reg::RDI), &r, &with(5, 6)), None);
+    }
+
+    #[test]
+    fn too_much_code_is_refused() {
+        assert!(Flow::new(START, Vec::new()).is_none());
+        assert!(Flow::new(START, vec![0x90; MAX_FLOW_BYTES + 1]).is_none());
+        assert!(Flow::new(START, vec![0x90; MAX_FLOW_BYTES]).is_some());
+    }
+
+    proptest! {
+        /// Any bytes, at any address, with any registers: an end, and no panic.
+        #[test]
+        fn any_code_ends(
+            bytes in proptest::collection::vec(any::<u8>(), 1..300),
+            tail in any::<bool>(),
+            start in prop_oneof![Just(START), any::<u64>(), Just(u64::MAX - 10)],
+            sp in any::<u64>(),
+        ) {
+            let bytes = if tail { [&ENTRY[..], &bytes].concat() } else { bytes };
+            let len = bytes.len() as u64;
+            if let Some(flow) = Flow::new(start, bytes) {
+                let r = registers(&[(Reg::RSP, sp), (Reg::RBP, sp.wrapping_add(0x20)), (Reg::RBX, 3)]);
+                for at in 0..len + 2 {
+                    for address in [CodeAddress::Exact(start.wrapping_add(at)), CodeAddress::Return(start.wrapping_add(at))] {
+                        let Some(facts) = flow.at(address) else { continue };
+                        facts.call(start);
+                        facts.state.entry_sp(&r);
+                        for reg in [Reg::RDI, Reg::RSI, Reg::RBX, Reg::RBP] {
+                            facts.state.places(Held::Entry(reg), &r, &Pieces::default());
+                        }
+                    }
+                }
+            }
+        }
+    }
 }

@@ -5,11 +5,11 @@
 
 use super::Wasmtime;
 use super::code::Code;
+use super::exit::is_vmctx;
 use super::flow::Held;
 use super::frame_table::{FrameDescriptor, FrameValType, InstPos, ProgramFrame, SlotValue};
 use super::image::{Function, FunctionKind, Kind};
 use super::info::FuncKind;
-use super::offsets::{StoreLayout, VMCONTEXT_MAGIC, VMCONTEXT_STORE};
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::runtime::{GuestFrame, GuestKind, OperatorPlace, Place, Position, Slot, ValType, Value, Why};
 use crate::symbolize::wasm::WasmModule;
@@ -25,7 +25,7 @@ pub(super) const EPILOGUE: [u8; 4] = [0x48, 0x89, 0xec, 0x5d];
 pub(super) const PROLOGUE: [u8; 4] = [0x55, 0x48, 0x89, 0xe5];
 
 /// Registers that a callee keeps, and that may hold an instance in a caller.
-const KEPT: [Reg; 5] = [Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
+pub(super) const KEPT: [Reg; 5] = [Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
 
 /// The caller of a frame in `code`.
 pub(super) fn step(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) -> Next {
@@ -121,34 +121,6 @@ fn by_frame_pointer(at: &Cursor, memory: &dyn Memory) -> Next {
         Ok(Next::Caller(Cursor { address: CodeAddress::Return(pc), registers: caller }, Trust::Runtime))
     };
     found().unwrap_or_else(Next::Lost)
-}
-
-/// Whether a `VMContext` of a core module is at `address`.
-pub(super) fn is_vmctx(address: u64, memory: &dyn Memory) -> bool {
-    let mut magic = [0; 4];
-    address != 0 && address.is_multiple_of(16) && memory.read(address, &mut magic).is_ok() && magic == VMCONTEXT_MAGIC
-}
-
-/// The instances that may have called out through an exit trampoline: it keeps its caller's in a register of its own
-/// choice. Of the last call the store knows the place. Other registers may hold the store's own instance, or others of it.
-pub(super) fn exit_instances(code: &Code, at: &Cursor, caller: &Cursor, memory: &dyn Memory) -> Vec<u64> {
-    let mut found = Vec::new();
-    for vmctx in KEPT.iter().filter_map(|r| at.registers.get(*r)).filter(|v| is_vmctx(*v, memory)) {
-        if !found.contains(&vmctx) {
-            found.push(vmctx);
-        }
-    }
-    let layout = code.version.and_then(StoreLayout::new);
-    let last_exit = |vmctx: &u64| -> Option<bool> {
-        let store = memory.read_u64(vmctx.checked_add(VMCONTEXT_STORE)?).ok()?;
-        let pc = memory.read_u64(store.checked_add(layout?.last_exit_pc)?).ok()?;
-        Some(pc == caller.address.raw())
-    };
-    // Of an outer activation the store knows nothing any more.
-    if found.iter().any(|v| last_exit(v) == Some(true)) {
-        found.retain(|v| last_exit(v) == Some(true));
-    }
-    found
 }
 
 /// What is at `at`, the innermost function first.

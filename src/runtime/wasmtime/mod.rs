@@ -23,6 +23,7 @@ mod chain;
 mod code;
 pub mod code_map;
 pub mod dwarf;
+mod exit;
 pub mod find;
 mod flow;
 mod frame;
@@ -33,6 +34,7 @@ pub mod instance;
 mod leb;
 pub mod offsets;
 pub mod postcard;
+mod recover;
 mod shape;
 mod store;
 #[cfg(test)]
@@ -108,7 +110,7 @@ impl Wasmtime {
     fn can_be_instance(&self, module: usize, vmctx: u64, memory: &dyn Memory) -> bool {
         match self.described(module) {
             Ok(d) => d.validate(vmctx, &self.mappings, memory).is_ok(),
-            Err(_) => frame::is_vmctx(vmctx, memory),
+            Err(_) => exit::is_vmctx(vmctx, memory),
         }
     }
 
@@ -195,12 +197,15 @@ impl Wasmtime {
             _ => held(Reg::RSI),
         };
         let found = found.filter(|v| self.can_be_instance(module, *v, memory)).or_else(|| {
-            let mut found = frame::exit_instances(its, at, caller, memory);
+            let mut found = exit::instances(its, at, caller, memory);
             found.retain(|v| self.can_be_instance(module, *v, memory));
             // Two that fit are none.
             found.pop().filter(|_| found.is_empty())
         });
-        self.chain.borrow_mut().told(key, found);
+        let member = if found.is_none() { exit::store_member(its, at, caller, memory) } else { None };
+        let mut chain = self.chain.borrow_mut();
+        chain.told(key, found);
+        chain.of_store(key, member);
     }
 
     /// What follows from all that was walked through.
@@ -243,6 +248,10 @@ impl Runtime for Wasmtime {
 
     fn image(&self, _: ThreadId, _: &Cursor, _: &dyn Memory) -> Option<ExecutionStateImage> {
         None
+    }
+
+    fn recover(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
+        recover::recover(self, at, memory)
     }
 
     fn module_of(&self, address: u64) -> Option<usize> {

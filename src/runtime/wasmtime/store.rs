@@ -23,7 +23,8 @@ pub(super) fn instances(store: u64, known: u64, memory: &dyn Memory) -> Option<V
     let mut bytes = vec![0; 2 * REACH as usize];
     // What is not mapped stays zero, which is no vector.
     for (i, page) in bytes.chunks_mut(512).enumerate() {
-        if memory.read(begin + i as u64 * 512, page).is_err() {
+        let address = begin.checked_add(i as u64 * 512);
+        if address.is_none_or(|a| a.checked_add(512).is_none() || memory.read(a, page).is_err()) {
             page.fill(0);
         }
     }
@@ -85,4 +86,74 @@ fn is_of(vmctx: u64, store: u64, memory: &dyn Memory) -> bool {
         && memory.read(vmctx, &mut head).is_ok()
         && head[..4] == VMCONTEXT_MAGIC
         && head[VMCONTEXT_STORE as usize..] == store.to_le_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::unwind::testing::Pieces;
+
+    const STORE: u64 = 0x5000_0000;
+    const VECTOR: u64 = 0x6000_0000;
+    const FIRST: u64 = 0x6100_0000;
+    const SIZE: u64 = 0x400;
+    const DISTANCE: u64 = 0xa0;
+
+    /// A store whose vector of `count` instances is 0x80 bytes before its context; elements are of three words.
+    fn store(count: u64) -> Pieces {
+        let mut memory = Pieces::default().bytes(STORE - REACH, &[0; 2 * REACH as usize]);
+        let mut elements = Vec::new();
+        for i in 0..count {
+            let instance = FIRST + i * SIZE;
+            elements.extend([1, instance, 0]);
+            let head = [u64::from(u32::from_le_bytes(VMCONTEXT_MAGIC)), STORE];
+            memory = memory.words(instance + DISTANCE, &head);
+        }
+        memory.words(VECTOR, &elements).words(STORE - 0x80, &[count + 1, VECTOR, count]).words(STORE - 0x68, &[0; 64])
+    }
+
+    fn known(i: u64) -> u64 {
+        FIRST + i * SIZE + DISTANCE
+    }
+
+    #[test]
+    fn a_vector_that_holds_nothing_but_instances_of_the_store_is_the_list() {
+        for count in [1, 2, 7, 100] {
+            let expected: Vec<u64> = (0..count).map(known).collect();
+            for i in [0, count - 1] {
+                assert_eq!(instances(STORE, known(i), &store(count)), Some(expected.clone()), "{count}");
+            }
+        }
+    }
+
+    #[test]
+    fn another_store_a_damaged_element_or_a_lying_length_is_none() {
+        let whole = || store(5);
+        assert!(instances(STORE, known(2), &whole()).is_some());
+        // One instance says that it is of another store.
+        assert_eq!(instances(STORE, known(2), &whole().word(known(3) + 8, STORE + 8)), None);
+        // The known one is not in it.
+        assert_eq!(instances(STORE, known(2) + 16, &whole()), None);
+        // One of the list leads nowhere.
+        let elements: Vec<u64> = (0..5).flat_map(|i| [1, if i == 4 { 0x10 } else { FIRST + i * SIZE }, 0]).collect();
+        assert_eq!(instances(STORE, known(2), &whole().words(VECTOR, &elements)), None);
+        for (len, capacity) in [(6, 6), (u64::MAX, u64::MAX), (1 << 40, 1 << 41), (0, 5)] {
+            let memory = whole().words(STORE - 0x80, &[capacity, VECTOR, len]);
+            assert_eq!(instances(STORE, known(2), &memory), None, "{len}");
+        }
+        // The same twice is not twice an instance.
+        let twice: Vec<u64> = (0..5).flat_map(|i| [1, FIRST + i / 2 * SIZE, 0]).collect();
+        assert_eq!(instances(STORE, known(1), &whole().words(VECTOR, &twice)), None);
+        for store in [0, 8, u64::MAX] {
+            assert_eq!(instances(store, known(2), &whole()), None);
+        }
+    }
+
+    #[test]
+    fn two_lists_that_differ_are_none() {
+        // A second vector, with the first three only.
+        let elements: Vec<u64> = (0..3).flat_map(|i| [1, FIRST + i * SIZE, 0]).collect();
+        let memory = store(5).words(VECTOR + 0x1000, &elements).words(STORE - 0x400, &[3, VECTOR + 0x1000, 3, 0, 0]);
+        assert_eq!(instances(STORE, known(1), &memory), None);
+    }
 }

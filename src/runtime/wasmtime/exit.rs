@@ -1,0 +1,68 @@
+//! Who called out to the host: what is left of it in registers, on the stack and in the store.
+
+use super::code::Code;
+use super::frame::KEPT;
+use super::offsets::{StoreLayout, VMCONTEXT_MAGIC, VMCONTEXT_STORE};
+use crate::arch::Reg;
+use crate::limits::MAX_EXIT_BYTES;
+use crate::target::Memory;
+use crate::unwind::Cursor;
+
+/// Whether a `VMContext` of a core module is at `address`.
+pub(super) fn is_vmctx(address: u64, memory: &dyn Memory) -> bool {
+    let mut magic = [0; 4];
+    address != 0 && address.is_multiple_of(16) && memory.read(address, &mut magic).is_ok() && magic == VMCONTEXT_MAGIC
+}
+
+/// Whether the last exit from Wasm of the store of the instance at `vmctx` was the call from `caller` to the exit
+/// trampoline `at`. `None`: not known.
+fn is_last_exit(vmctx: u64, code: &Code, at: &Cursor, caller: &Cursor, memory: &dyn Memory) -> Option<bool> {
+    let layout = StoreLayout::new(code.version?)?;
+    let store = memory.read_u64(vmctx.checked_add(VMCONTEXT_STORE)?).ok()?;
+    let word = |offset| memory.read_u64(store.checked_add(offset)?).ok();
+    let frame = if layout.exit_fp_is_trampolines { at } else { caller }.registers.get(Reg::RBP);
+    // Recursion exits again from the same place, with another frame.
+    let same_frame = frame.is_none_or(|frame| word(layout.last_exit_fp) == Some(frame));
+    Some(word(layout.last_exit_pc)? == caller.address.raw() && same_frame)
+}
+
+/// The instances that may have called out through an exit trampoline: it keeps its caller's in a register of its own
+/// choice. Of the last call the store knows the place. Other registers may hold the store's own instance, or others of it.
+pub(super) fn instances(code: &Code, at: &Cursor, caller: &Cursor, memory: &dyn Memory) -> Vec<u64> {
+    let mut found = Vec::new();
+    for vmctx in KEPT.iter().filter_map(|r| at.registers.get(*r)).filter(|v| is_vmctx(*v, memory)) {
+        if !found.contains(&vmctx) {
+            found.push(vmctx);
+        }
+    }
+    // Of an outer activation the store knows nothing any more.
+    let last_exit = |v: &u64| is_last_exit(*v, code, at, caller, memory) == Some(true);
+    if found.iter().any(last_exit) {
+        found.retain(last_exit);
+    }
+    found
+}
+
+/// An instance of the store that a call from `caller` left through the exit trampoline `at`: any that native code below
+/// the trampoline, or the trampoline itself, still has on the stack. That it is of this store is what the store says of
+/// its last exit; in which of its instances the caller ran is another question.
+pub(super) fn store_member(code: &Code, at: &Cursor, caller: &Cursor, memory: &dyn Memory) -> Option<u64> {
+    let (frame, sp) = (at.registers.get(Reg::RBP)?, at.registers.sp()?);
+    // Only if both places are there to be compared: one alone is not proof enough for what lies about on a stack.
+    caller.registers.get(Reg::RBP)?;
+    let begin = sp.checked_sub(MAX_EXIT_BYTES as u64)?.checked_next_multiple_of(8)?;
+    let len = usize::try_from(frame.checked_sub(begin)?).ok().filter(|len| *len <= 2 * MAX_EXIT_BYTES)?;
+    let mut bytes = vec![0; len & !7];
+    // What is nearest is the likeliest, and what is below the stack's end is not readable in a core.
+    let words = |bytes: &[u8]| bytes.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w)).collect::<Vec<_>>();
+    for (i, piece) in bytes.chunks_mut(512).enumerate() {
+        if memory.read(begin.checked_add(i as u64 * 512)?, piece).is_err() {
+            piece.fill(0);
+        }
+    }
+    words(&bytes)
+        .into_iter()
+        .rev()
+        .filter(|v| *v > 0x1000 && is_vmctx(*v, memory))
+        .find(|v| is_last_exit(*v, code, at, caller, memory) == Some(true))
+}

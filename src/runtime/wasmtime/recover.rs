@@ -1,0 +1,144 @@
+//! The frame of compiled code below native code that has neither unwind information nor a frame pointer.
+//!
+//! A host that was built to abort on panic has no CFI for much of its own code, and its optimized code leaves in rbp what
+//! the last trampoline put there. A frame pointer step then passes that trampoline over, and with it the one frame that
+//! knows its caller's instance.
+//!
+//! The code itself says how large the frame of each call is ([`Flow`](super::flow::Flow)): so a word on the stack is the
+//! return address into that frame if the distance between it and rbp is the one that the code makes. Two such words are
+//! none. Other frames than the one that rbp belongs to cannot lie between: their rbp would be another.
+
+use super::Wasmtime;
+use super::flow::Held;
+use crate::arch::{CodeAddress, Reg, Registers};
+use crate::limits::MAX_RECOVERY_BYTES;
+use crate::target::Memory;
+use crate::unwind::{Cursor, Next, Trust};
+
+/// The frame that rbp belongs to, if code of this runtime made it and native code left rbp alone since.
+pub(super) fn recover(runtime: &Wasmtime, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
+    let sp = at.registers.sp()?.checked_next_multiple_of(8)?;
+    let frame = at.registers.get(Reg::RBP).filter(|rbp| rbp.is_multiple_of(8))?;
+    let len = usize::try_from(frame.checked_sub(sp)?).ok().filter(|len| *len <= MAX_RECOVERY_BYTES)?;
+    if runtime.codes.is_empty() {
+        return None;
+    }
+    let bytes = memory.read_vec(sp, len).ok()?;
+    let words = bytes.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w));
+    let mut found =
+        words.zip((sp..).step_by(8)).filter(|&(word, slot)| frame_of(runtime, word, slot, memory) == Some(frame));
+    let (pc, slot) = found.next()?;
+    if found.next().is_some() {
+        return None;
+    }
+    let mut caller = Registers::unknown();
+    caller.restore(Reg::RIP, pc, slot);
+    caller.set(Reg::RSP, slot.checked_add(8)?);
+    match at.registers.saved_at(Reg::RBP) {
+        Some(saved) => caller.restore(Reg::RBP, frame, saved),
+        None => caller.set(Reg::RBP, frame),
+    }
+    Some(Next::Caller(Cursor { address: CodeAddress::Return(pc), registers: caller }, Trust::Scan))
+}
+
+/// What rbp is in a frame that `pc`, in `slot`, returns to. `None`: it is behind no call of compiled code.
+fn frame_of(runtime: &Wasmtime, pc: u64, slot: u64, memory: &dyn Memory) -> Option<u64> {
+    let at = CodeAddress::Return(pc);
+    let code = runtime.code_at(at.lookup())?;
+    let facts = runtime.facts(code, at, memory).filter(|f| f.is_call())?;
+    let (Held::Frame(sp), Held::Frame(frame)) = (facts.state.register(Reg::RSP)?, facts.state.register(Reg::RBP)?)
+    else {
+        return None;
+    };
+    slot.checked_add(8)?.checked_add_signed(frame.checked_sub(sp)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::code::Code;
+    use super::super::image::Image;
+    use super::super::testing::fixture;
+    use super::*;
+    use crate::unwind::testing::{Pieces, cursor};
+
+    const BASE: u64 = 0x7f00_0000_0000;
+    const NATIVE: u64 = 0x5555_0000_1000;
+    /// Where the return address of the frame that is looked for stands.
+    const SLOT: u64 = 0x7ffd_0000_0800;
+    /// The native frame's stack pointer.
+    const SP: u64 = 0x7ffd_0000_0400;
+
+    /// Every call in an image: return address, and how far above its slot rbp is.
+    fn calls(runtime: &Wasmtime, memory: &dyn Memory) -> Vec<(u64, u64)> {
+        let code = &runtime.codes[0];
+        let text = code.image.text();
+        let behind = text.clone().filter(|pc| frame_of(runtime, *pc, SLOT, memory).is_some());
+        behind.map(|pc| (pc, frame_of(runtime, pc, SLOT, memory).unwrap() - SLOT)).collect()
+    }
+
+    fn loaded(name: &str) -> (Wasmtime, Pieces) {
+        let memory = Pieces::default().bytes(BASE, &fixture(name));
+        let mut runtime = Wasmtime::default();
+        let image = Image::read(&memory, BASE).unwrap();
+        runtime.add(Code::load(image, None, &memory));
+        (runtime, memory)
+    }
+
+    fn recovered(runtime: &Wasmtime, memory: &Pieces, stack: &[(u64, u64)], rbp: u64) -> Option<(u64, u64)> {
+        let mut words = vec![0; ((0x4000 - 0x400) / 8) as usize];
+        for (address, word) in stack {
+            words[((address - SP) / 8) as usize] = *word;
+        }
+        let memory = Pieces(memory.0.clone()).words(SP, &words);
+        let at = cursor(NATIVE, &[(Reg::RSP, SP), (Reg::RBP, rbp)]);
+        match recover(runtime, &at, &memory)? {
+            Next::Caller(caller, Trust::Scan) => {
+                assert_eq!(caller.registers.get(Reg::RBP), Some(rbp));
+                assert_eq!(caller.registers.get(Reg::RBX), None);
+                Some((caller.address.raw(), caller.registers.sp()?))
+            }
+            next => panic!("{next:?}"),
+        }
+    }
+
+    #[test]
+    fn the_frame_that_rbp_belongs_to_is_found_behind_native_code() {
+        for name in ["36-default", "48-default"] {
+            let (runtime, memory) = loaded(name);
+            let calls = calls(&runtime, &memory);
+            assert!(calls.len() > 10, "{name}: {}", calls.len());
+            for (pc, distance) in calls {
+                let rbp = SLOT + distance;
+                assert_eq!(recovered(&runtime, &memory, &[(SLOT, pc)], rbp), Some((pc, SLOT + 8)));
+                // A word further or nearer is another frame than the code makes.
+                assert_eq!(recovered(&runtime, &memory, &[(SLOT, pc)], rbp + 8), None);
+                assert_eq!(recovered(&runtime, &memory, &[(SLOT - 8, pc)], rbp), None);
+                // What is behind no call is no return address.
+                assert_eq!(recovered(&runtime, &memory, &[(SLOT, pc + 1)], rbp), None);
+            }
+        }
+    }
+
+    #[test]
+    fn of_two_that_fit_neither_is_believed() {
+        let (runtime, memory) = loaded("48-default");
+        let calls = calls(&runtime, &memory);
+        let (pc, distance) = calls[0];
+        let rbp = SLOT + distance;
+        let (other, smaller) = *calls.iter().find(|(_, d)| *d != distance).unwrap();
+        let stack = [(SLOT, pc), (rbp - smaller, other)];
+        assert_eq!(recovered(&runtime, &memory, &stack, rbp), None);
+    }
+
+    #[test]
+    fn registers_that_lead_nowhere_find_nothing() {
+        let (runtime, memory) = loaded("48-default");
+        let (pc, distance) = calls(&runtime, &memory)[0];
+        for rbp in [0, SP - 8, SLOT + distance + 1, u64::MAX, u64::MAX & !7, SP + (1 << 30)] {
+            let at = cursor(NATIVE, &[(Reg::RSP, SP), (Reg::RBP, rbp)]);
+            let memory = Pieces(memory.0.clone()).word(SLOT, pc);
+            assert!(recover(&runtime, &at, &memory).is_none(), "{rbp:#x}");
+        }
+        assert!(recover(&runtime, &cursor(NATIVE, &[(Reg::RSP, u64::MAX)]), &memory).is_none());
+    }
+}
