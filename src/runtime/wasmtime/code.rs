@@ -54,6 +54,12 @@ impl Code {
     pub fn load(image: Image, file: Option<MappedFile>, memory: &dyn Memory) -> Code {
         let memory = &WithFile { memory, file: file.as_ref() };
         let mut problems = Vec::new();
+        if let Some(file) = file.as_ref().filter(|f| f.compared == 0) {
+            problems.push(format!(
+                "nothing of its code is in the core: {} is taken as it is here now, make sure that it is the file of that run",
+                file.path.display()
+            ));
+        }
         let section = |name: &'static str, problems: &mut Vec<String>| {
             image.has(name).then(|| match image.contents(name, memory) {
                 Ok(bytes) => Some(bytes),
@@ -134,6 +140,16 @@ impl Code {
             image,
             file,
         }
+    }
+
+    /// Whether nothing but its name says that the file is the one that was mapped.
+    pub fn is_unproven(&self) -> bool {
+        self.file.as_ref().is_some_and(|f| f.compared == 0)
+    }
+
+    /// A target's memory, and this image's file where the target leaves it out.
+    pub fn memory<'a>(&'a self, memory: &'a dyn Memory) -> WithFile<'a> {
+        WithFile { memory, file: self.file.as_ref() }
     }
 
     /// Whether code of this image is at `address`.

@@ -29,6 +29,10 @@ pub(super) const KEPT: [Reg; 5] = [Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::
 
 /// The caller of a frame in `code`.
 pub(super) fn step(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) -> Next {
+    let memory = &code.memory(memory);
+    if let Some(why) = is_another_file(runtime, code, at, memory) {
+        return Next::Lost(UnwindError::BadFrame { address: at.address.raw(), runtime: RUNTIME, why });
+    }
     let next = frame_edge(code, at, memory)
         .or_else(|| code.cfi.as_ref()?.step(at, memory))
         .or_else(|| by_code(runtime, code, at, memory))
@@ -39,6 +43,14 @@ pub(super) fn step(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Me
     };
     runtime.remember(code, at, caller, memory);
     next
+}
+
+/// Why the frame cannot be of the code that was read from a file, which nothing but its name says is the right one.
+fn is_another_file(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<String> {
+    let file = code.file.as_ref().filter(|_| code.is_unproven() && at.address.is_return())?;
+    let path = file.path.display();
+    (!runtime.follows_call(code, at.address, memory))
+        .then(|| format!("{path} is not the file that was mapped: it has no call before this address"))
 }
 
 /// Whether the frame is on its way: the distance of the return address from rsp before rbp is set up and after it was
@@ -125,6 +137,7 @@ fn by_frame_pointer(at: &Cursor, memory: &dyn Memory) -> Next {
 
 /// What is at `at`, the innermost function first.
 pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) -> Vec<GuestFrame> {
+    let memory = &code.memory(memory);
     let address = at.address.lookup();
     let (Some(offset), Some(raw)) =
         (code.image.text_offset(address), at.address.raw().checked_sub(code.image.text().start))
@@ -149,6 +162,11 @@ pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dy
         instance: None,
         notes: Vec::new(),
     };
+    if let Some(why) = is_another_file(runtime, code, at, memory) {
+        base.name = Some(("code that is not here (wasmtime)".into(), "code image"));
+        base.notes.push(why);
+        return vec![base];
+    }
     let Some(function) = function else {
         base.name = Some(("code that the image does not name (wasmtime)".into(), "code image"));
         return vec![base];
