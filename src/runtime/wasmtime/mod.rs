@@ -32,6 +32,7 @@ pub mod image;
 pub mod info;
 pub mod instance;
 mod leb;
+mod lines;
 pub mod offsets;
 pub mod postcard;
 mod recover;
