@@ -9,6 +9,7 @@ pub mod sources;
 use super::ValType;
 use crate::arch::Reg;
 pub use crate::unwind::FrameChange;
+use std::sync::Arc;
 
 /// Where a value is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -126,7 +127,7 @@ pub struct CompiledModule {
     /// Files that lines are in.
     pub files: Vec<SourceFile>,
     /// Text form, if lines are in it.
-    pub text: Option<String>,
+    pub text: Option<Arc<str>>,
 }
 
 /// All compiled code of a target.

@@ -70,7 +70,7 @@ fn map() -> CodeMap {
                 code: vec![0x90; 0x200],
                 functions: vec![function("first", 0), function("second", 0x100)],
                 files: vec![SourceFile::Text],
-                text: Some("(module)".to_string()),
+                text: Some("(module)".into()),
             },
             CompiledModule { base: 0x1000, functions: vec![routine], ..CompiledModule::default() },
             // Over the first.

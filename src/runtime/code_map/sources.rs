@@ -17,17 +17,9 @@ pub struct Scope {
     pub line: Option<SourceLine>,
 }
 
-/// The text of a module, and of each operator and function its file offset and line.
-struct Text {
-    text: String,
-    lines: Vec<(u64, u32)>,
-}
-
 /// Files and lines of one module.
 pub struct Sources<'w> {
     wasm: Option<&'w WasmModule>,
-    /// `None`: not printed yet.
-    text: Option<Option<Text>>,
     files: Vec<SourceFile>,
     numbers: HashMap<SourceFile, u32>,
 }
@@ -35,7 +27,7 @@ pub struct Sources<'w> {
 impl<'w> Sources<'w> {
     /// Those of a `.wasm` file, as far as it is known: its DWARF, or else its text.
     pub fn new(wasm: Option<&'w WasmModule>) -> Sources<'w> {
-        Sources { wasm, text: None, files: Vec::new(), numbers: HashMap::new() }
+        Sources { wasm, files: Vec::new(), numbers: HashMap::new() }
     }
 
     /// Number of a file.
@@ -51,8 +43,12 @@ impl<'w> Sources<'w> {
     pub fn scopes(&mut self, offset: u64) -> Vec<Scope> {
         let Some(wasm) = self.wasm else { return Vec::new() };
         if !wasm.has_sources() {
-            let line = self.text_line(wasm, offset);
-            return line.map(|line| Scope { name: String::new(), line: Some(line) }).into_iter().collect();
+            let line = wasm.printed().and_then(|printed| printed.line(offset));
+            let scope = |line| {
+                let line = SourceLine { file: self.file(SourceFile::Text), line };
+                Scope { name: String::new(), line: Some(line) }
+            };
+            return line.map(scope).into_iter().collect();
         }
         let frames = wasm.source(offset).into_iter().rev();
         frames
@@ -73,34 +69,12 @@ impl<'w> Sources<'w> {
         (line != 0).then(|| SourceLine { file: self.file(SourceFile::Path(path)), line })
     }
 
-    fn text_line(&mut self, wasm: &WasmModule, offset: u64) -> Option<SourceLine> {
-        let text = self.text.get_or_insert_with(|| print(wasm)).as_ref()?;
-        let i = text.lines.binary_search_by_key(&offset, |(o, _)| *o).ok()?;
-        let line = text.lines.get(i)?.1;
-        Some(SourceLine { file: self.file(SourceFile::Text), line })
-    }
-
     /// Hands files and text over to the module.
     pub fn finish(self, out: &mut CompiledModule) {
+        let printed = self.wasm.filter(|_| self.files.contains(&SourceFile::Text)).and_then(WasmModule::printed);
+        out.text = printed.map(|printed| printed.text.clone());
         out.files = self.files;
-        out.text = self.text.flatten().map(|t| t.text);
     }
-}
-
-fn print(wasm: &WasmModule) -> Option<Text> {
-    let mut text = String::new();
-    let mut lines = Vec::new();
-    let mut number = 0u32;
-    for (offset, line) in wasmprinter::Config::new().offsets_and_lines(wasm.bytes(), &mut text).ok()? {
-        // The printer's lines may hold line ends themselves (data, comments).
-        number = number.saturating_add(1);
-        if let Some(offset) = offset {
-            lines.push((offset, number));
-        }
-        number = number.saturating_add(line.trim_end_matches('\n').matches('\n').count() as u32);
-    }
-    lines.sort_by_key(|(offset, _)| *offset);
-    Some(Text { text, lines })
 }
 
 /// Lines and inlined functions of code whose pieces begin at these offsets, ascending, and end where the next begins or
