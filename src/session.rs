@@ -19,7 +19,7 @@ use crate::symbolize::native::NativeSymbolizer;
 use crate::target::core::CoreTarget;
 use crate::target::live::{CaptureOptions, LiveTarget, Settled, Verdict};
 use crate::target::objects::{Objects, SearchPaths};
-use crate::target::{Memory, Target, Thread};
+use crate::target::{Mapping, Memory, Target, Thread};
 use crate::unwind::cfi::CfiUnwinder;
 use crate::unwind::frame_pointer::FramePointerUnwinder;
 use crate::unwind::recognised::{RecognisedUnwinder, Stretch};
@@ -336,7 +336,7 @@ fn start(thread: &Thread) -> Option<Cursor> {
 /// Whether nobody can say what the code at `at` is: executable, of no file, of no known module, not recognised.
 fn is_unknown(at: &Cursor, target: &dyn Target, native: &Native<'_>, runtime: &dyn Runtime) -> bool {
     // A mapped file that is no loaded object may be compiled code that a runtime keeps on disk.
-    target.mapping_at(at.address.lookup()).is_some_and(|m| m.execute)
+    target.mapping_at(at.address.lookup()).is_some_and(Mapping::may_execute)
         && native.objects.find(at.address.lookup()).is_none()
         && runtime.module_of(at.address.lookup()).is_none()
         && native.recognised.stub_name(at.address, target).is_none()
@@ -655,6 +655,8 @@ impl View<'_> {
             base.module = mapping.path.as_ref().map(|p| p.display().to_string());
             base.notes.push(if mapping.execute {
                 "executable memory of no file, and of no runtime that wstate knows".to_string()
+            } else if mapping.may_execute() {
+                "of a file that the core says nothing of but its name".to_string()
             } else {
                 "not executable memory: the stack is damaged, or the frame before is wrong".to_string()
             });

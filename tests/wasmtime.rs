@@ -185,13 +185,16 @@ const MODES: [&[&str]; 8] = [
 /// Of 48 only.
 const MODES_48: [&[&str]; 3] =
     [&["--guest-debug"], &["--symbols", "off"], &["--guest-debug", "--pooling", "--load", "deserialize"]];
-const STOPS: [&str; 11] = [
+const STOPS: [&str; 14] = [
     "async",
     "memories",
     "nested",
     "nested-stores",
     "modules",
     "component",
+    "component-adapter",
+    "component-inlined",
+    "inlined",
     "trap-unreachable",
     "trap-div",
     "trap-memory",
@@ -255,7 +258,8 @@ fn every_stop() {
     for version in Version::ALL {
         for stop in STOPS {
             live(version, Profile::Release, stop, &[], &mut counts);
-            if version == Version::V48 && stop != "threads" {
+            // Of code that was inlined between two places the runtime records no more than the place before.
+            if version == Version::V48 && !["threads", "component-inlined"].contains(&stop) {
                 live(version, Profile::Stripped, stop, &["--guest-debug"], &mut counts);
             }
         }
@@ -281,6 +285,89 @@ fn gcore_is_as_good() {
         }
     }
     conclude("gcore", &counts, &SURE);
+}
+
+/// A core that holds nothing of a mapped image, not even its first page: the file is read, and said to be. A file of
+/// another compilation under that name shows no frame, and without one it is said what is missing.
+#[test]
+fn an_image_that_the_core_leaves_out() {
+    let mut counts = Counts::default();
+    for version in Version::ALL {
+        let flags = ["--load", "deserialize-file"];
+        let host = Host::start_exe(host_wasmtime(version, Profile::Release), "sleep", &flags);
+        let filter = format!("/proc/{}/coredump_filter", host.pid());
+        std::fs::write(filter, "0x23").expect("the host is ours");
+        let path = match gcore(&host) {
+            Ok(path) => path,
+            Err(why) => return missing(&why),
+        };
+        let (path, exe) = (arg(&path), arg(&host.exe));
+        let target = ["core", path, exe];
+        check("left out", &mut counts, &target, &["modules", "-c", path, "-e", exe], &host.truth_json());
+        let text = |args: &[&str]| String::from_utf8_lossy(&wstate(args).stdout).into_owned();
+        assert!(text(&target).contains("make sure that it is the file of that run"), "{}", text(&target));
+
+        let mapped = host.directory.path().join("guest.cwasm");
+        let other = Host::start_exe(
+            host_wasmtime(version, Profile::Release),
+            "sleep",
+            &[&flags[..], &["--opt", "none", "--debug-info"]].concat(),
+        );
+        // The mapping keeps the old one.
+        std::fs::rename(other.directory.path().join("guest.cwasm"), &mapped).expect("it was written");
+        let report = text(&target);
+        assert!(report.contains("is not the file that was mapped"), "{report}");
+        assert!(!report.contains("leaf"), "{report}");
+
+        std::fs::remove_file(&mapped).expect("it is there");
+        let report = text(&target);
+        assert!(report.contains("neither in the core nor here"), "{report}");
+    }
+    conclude("left out", &counts, &SURE);
+}
+
+/// A core whose code images say that a version made them that nobody has heard of: what no version changes is shown, what
+/// it may change is not, and why.
+#[test]
+fn a_version_that_is_not_known() {
+    let mut counts = Counts::default();
+    for version in Version::ALL {
+        let core = match kernel_core_exe(host_wasmtime(version, Profile::Stripped), "abort", &[]) {
+            Ok(core) => core,
+            Err(why) => return missing(&why),
+        };
+        let mut bytes = std::fs::read(&core.path).expect("the core is there");
+        // The header's kind of system, and the version in one of the sections that lie before the code.
+        let header = *b"\x7fELF\x02\x01\x01\xc8";
+        // Since 37 it is the number of the line alone, behind its length.
+        let written: &[u8] = if version == Version::V36 { b"\x0736.0.20" } else { b"\x0248" };
+        let mut changed = 0;
+        for image in (0..bytes.len()).step_by(0x1000).filter(|at| bytes[*at..].starts_with(&header)).collect::<Vec<_>>()
+        {
+            let end = bytes.len().min(image + 0x10000);
+            if let Some(at) = bytes[image..end].windows(written.len()).position(|w| w == written) {
+                bytes[image + at + 1..][..2].copy_from_slice(b"99");
+                changed += 1;
+            }
+        }
+        assert!(changed > 0, "{version:?}");
+        std::fs::write(&core.path, &bytes).expect("the core is ours");
+
+        let (path, exe) = (arg(&core.path), arg(&core.exe));
+        let (target, modules) = (["core", path, exe], ["modules", "-c", path, "-e", exe]);
+        // Of an instance nothing is compared that it does not have.
+        let mut truth = core.truth_json();
+        truth["stores"] = serde_json::json!([]);
+        check(&format!("{version:?} as 99"), &mut counts, &target, &modules, &truth);
+        let listed = json(&[&modules[..], &["--json"]].concat());
+        for module in listed["contents"].as_array().expect("a list") {
+            assert_eq!(module["instances"], serde_json::json!([]), "{listed:#}");
+        }
+        let report = wstate(&[&target[..], &["--verbose"]].concat());
+        let text = String::from_utf8_lossy(&report.stdout);
+        assert!(text.contains("\"99") && text.contains("instances, memories and globals are not"), "{text}");
+    }
+    conclude("a version that is not known", &counts, &["walk to main", "frames", "functions", "names", "offsets"]);
 }
 
 /// A busy loop, stopped anywhere: what is shown of its locals is what the host's README says of them at every instruction.

@@ -733,16 +733,22 @@ fn copy_stacks(
     let mut more = Plan::default();
     let mut taken = HashSet::new();
     for (sp, own) in elsewhere {
-        if let Some(own) = own.filter(|own| own.read && taken.insert(own.start)) {
-            capped |= more.add(own.start, own.end, options.max_stack, &mut budget);
+        let mut words = vec![0; captured.available(sp, usize::MAX)];
+        if captured.read(sp, &mut words).is_err() {
+            words.clear();
         }
-        let mut top = vec![0; captured.available(sp, WORDS * 8)];
-        if captured.read(sp, &mut top).is_err() {
-            continue;
+        let words = words.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w));
+        if let Some(own) = own.filter(|own| own.read && taken.insert(own.start)) {
+            // What left it keeps where it was: the kernel the interrupted stack pointer, a coroutine its caller's.
+            let lowest = words.clone().filter(|w| own.contains(*w)).min();
+            let used = lowest.map_or(own.start, |w| w.saturating_sub(RED_ZONE));
+            let limit = own.end.saturating_sub(options.max_stack);
+            capped |= limit > used;
+            capped |= more.add(used.max(limit).max(own.start), own.end, options.max_stack, &mut budget);
         }
         let mut found = 0;
-        for word in top.chunks_exact(8) {
-            let Some(m) = word.try_into().ok().map(u64::from_le_bytes).and_then(&at) else { continue };
+        for word in words.take(WORDS) {
+            let Some(m) = at(word) else { continue };
             let fits = m.read && m.write && m.size() <= SMALL_MAPPING && !m.contains(sp);
             if fits && found < PER_THREAD && taken.insert(m.start) {
                 found += 1;
@@ -1343,10 +1349,14 @@ mod tests {
         let mut peer = Peer::target();
         let local = u64::from_str_radix(&peer.ask("alternate", "local "), 16).unwrap();
         peer.line("parked");
-        let live = peer.capture();
-        let mut words = [0; 32];
-        live.captured.read(local, &mut words).unwrap();
-        assert_eq!(words, [0xed, 0x5e].repeat(16)[..]);
+        // Its used end, however little of a stack is copied.
+        for max_stack in [CaptureOptions::default().max_stack, 0x8000] {
+            let options = CaptureOptions { max_stack, ..CaptureOptions::default() };
+            let live = LiveTarget::capture(peer.pid(), &options).unwrap();
+            let mut words = [0; 32];
+            live.captured.read(local, &mut words).unwrap();
+            assert_eq!(words, [0xed, 0x5e].repeat(16)[..], "{max_stack:#x}");
+        }
     }
 
     #[test]

@@ -5,7 +5,8 @@ use super::{Mapping, Memory, MemoryError, Target};
 use std::path::PathBuf;
 
 /// Bytes of the file's start that are compared with the target's.
-const COMPARED: usize = 0x1000;
+const COMPARED: usize = PAGE as usize;
+const PAGE: u64 = 0x1000;
 
 /// A mapped file as it is here.
 pub struct MappedFile {
@@ -15,20 +16,44 @@ pub struct MappedFile {
     pub base: u64,
     /// Its bytes.
     pub bytes: memmap2::Mmap,
+    /// Bytes of its start that the target has too, and that are the same there.
+    pub compared: usize,
 }
 
 impl MappedFile {
     /// The file behind `mapping`, if it is that file: what the target has of its first page, at least `header` bytes, must
     /// be the same. `None`: it is not here, or another one.
     pub fn find(target: &dyn Target, mapping: &Mapping, header: usize) -> Option<MappedFile> {
-        let base = mapping.start.checked_sub(mapping.offset).filter(|_| !mapping.is_anonymous())?;
-        let mut first = vec![0; COMPARED];
-        let there = target.read_some(base, &mut first);
-        first.truncate(there);
-        target.file_candidates(mapping).into_iter().find_map(|path| {
-            let bytes = map_file(&path).ok()?;
-            let same = there >= header && bytes.get(..there)? == first;
-            same.then_some(MappedFile { path, base, bytes })
+        MappedFile::opened(target, mapping).find(|file| file.compared >= header)
+    }
+
+    /// The file that `mapping` names and `is_it` takes, if the target has nothing of its first page: nothing proves that it
+    /// is the one that was mapped. It is long enough for every mapping of it.
+    pub fn unproven(target: &dyn Target, mapping: &Mapping, is_it: impl Fn(&MappedFile) -> bool) -> Option<MappedFile> {
+        let fits = |file: &MappedFile| {
+            let of_it = target.mappings().iter().filter(|m| m.path == mapping.path && m.end > file.base);
+            let end =
+                (file.bytes.len() as u64).checked_next_multiple_of(PAGE).and_then(|len| file.base.checked_add(len));
+            end.is_some_and(|end| of_it.map(|m| m.end).all(|mapped| mapped <= end))
+        };
+        MappedFile::opened(target, mapping).find(|file| file.compared == 0 && fits(file) && is_it(file))
+    }
+
+    /// The files that `mapping` may be of and that do not begin otherwise.
+    fn opened<'a>(target: &'a dyn Target, mapping: &'a Mapping) -> impl Iterator<Item = MappedFile> + 'a {
+        let base = mapping.start.checked_sub(mapping.offset).filter(|_| !mapping.is_anonymous());
+        let known = base.map(|base| {
+            let mut first = vec![0; COMPARED];
+            let there = target.read_some(base, &mut first);
+            first.truncate(there);
+            (base, first)
+        });
+        known.into_iter().flat_map(move |(base, first)| {
+            target.file_candidates(mapping).into_iter().filter_map(move |path| {
+                let bytes = map_file(&path).ok()?;
+                let same = bytes.get(..first.len())? == first;
+                same.then_some(MappedFile { path, base, bytes, compared: first.len() })
+            })
         })
     }
 }

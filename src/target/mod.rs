@@ -126,6 +126,11 @@ impl Mapping {
         self.end.saturating_sub(self.start)
     }
 
+    /// Whether code may lie here: a core may say no more of a mapped file than its name.
+    pub fn may_execute(&self) -> bool {
+        self.execute || !(self.read || self.write || self.is_anonymous())
+    }
+
     /// Whether this maps no file: anonymous, `[heap]`, `[stack]`, `[anon:...]`.
     pub fn is_anonymous(&self) -> bool {
         match &self.path {

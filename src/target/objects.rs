@@ -232,7 +232,7 @@ impl Loader<'_> {
     /// The load instances of one file.
     fn file(&self, path: &Path, mappings: &[&Mapping], is_main: bool) -> Vec<Found> {
         // A file that is only read (a locale archive, a backtracer that maps its own executable) has no code mapped.
-        if !is_main && !mappings.iter().any(|m| may_execute(m)) {
+        if !is_main && !mappings.iter().any(|m| m.may_execute()) {
             return Vec::new();
         }
         let Some(&lowest) = mappings.first() else { return Vec::new() };
@@ -509,16 +509,11 @@ fn instances(headers: &Headers, mappings: &[&Mapping]) -> Vec<(u64, Vec<(u64, u6
         let (mine, rest): (Vec<_>, Vec<_>) = left.into_iter().partition(|(_, b)| b.contains(&bias));
         left = rest;
         // Without code it is a copy that someone maps to read the file.
-        if mine.iter().any(|(m, _)| may_execute(m)) {
+        if mine.iter().any(|(m, _)| m.may_execute()) {
             out.push((bias, mine.iter().map(|(m, _)| (m.start, m.end)).collect()));
         }
     }
     out
-}
-
-/// Code, or a range of which a core says nothing but the name.
-fn may_execute(m: &Mapping) -> bool {
-    m.execute || !(m.read || m.write)
 }
 
 /// Clears the section header fields of an image that has no sections; readers take them at their word otherwise.

@@ -42,7 +42,7 @@ impl<'a> FramePointerUnwinder<'a> {
 
     fn code_at(&self, address: u64) -> Option<&'a Mapping> {
         let i = self.mappings.partition_point(|m| m.end <= address);
-        self.mappings.get(i).filter(|m| m.contains(address) && m.execute)
+        self.mappings.get(i).filter(|m| m.contains(address) && m.may_execute())
     }
 }
 

@@ -1,4 +1,4 @@
-//! Finding code images: each executable mapping that no loader explains has an image's header before it.
+//! Finding code images: each mapping with code that no loader explains has an image's header before it.
 
 use super::code::Code;
 use super::frame::RUNTIME;
@@ -10,6 +10,7 @@ use crate::symbolize::wasm::WasmModule;
 use crate::target::Mapping;
 use crate::target::mapped_file::{MappedFile, WithFile};
 use crate::unwind::Cursor;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -29,19 +30,22 @@ impl WasmtimeProvider {
         WasmtimeProvider::default()
     }
 
-    fn take(&mut self, scene: &Scene<'_>, address: u64) {
-        let file = file_of(scene, address);
+    fn take(&mut self, scene: &Scene<'_>, address: u64, file: Option<MappedFile>) {
         let with_file = WithFile { memory: scene.target, file: file.as_ref() };
         let image = match Image::read(&with_file, address) {
             Ok(image) => image,
             Err(e) => {
-                let hint = match file {
-                    None if scene.target.mapping_at(address).is_some_and(|m| !m.is_anonymous()) => {
-                        "; it was mapped from a file that is not here (--sysroot DIR)"
+                let from_file = scene.target.mapping_at(address).is_some_and(|m| !m.is_anonymous());
+                self.runtime.notes.push(match file {
+                    Some(file) if file.compared == 0 => {
+                        format!("wasmtime: {} is not the file that was mapped at {address:#x}: {e}", file.path.display())
                     }
-                    _ => "",
-                };
-                self.runtime.notes.push(format!("wasmtime: the code image at {address:#x} cannot be read: {e}{hint}"));
+                    None if from_file => format!(
+                        "wasmtime: the code image at {address:#x} cannot be read: {e}; it was mapped from a file that is not \
+                         here (--sysroot DIR)"
+                    ),
+                    _ => format!("wasmtime: the code image at {address:#x} cannot be read: {e}"),
+                });
                 return;
             }
         };
@@ -55,9 +59,39 @@ impl WasmtimeProvider {
     }
 }
 
+/// The image whose code is in `mapping`, and the file that it was mapped from.
+fn image_of(scene: &Scene<'_>, mapping: &Mapping) -> Option<(u64, Option<MappedFile>)> {
+    if let Some(address) = header_before(scene, mapping) {
+        return Some((address, file_of(scene, address)));
+    }
+    // A core may hold nothing of a mapped file: then only the name leads to it.
+    let is_image = |file: &MappedFile| {
+        let header = file.bytes.first_chunk::<HEADER_BYTES>();
+        header.is_some_and(|header| Header::parse(header).is_ok())
+    };
+    let file = MappedFile::unproven(scene.target, mapping, is_image)?;
+    Some((file.base, Some(file)))
+}
+
 /// The file that the image at `address` was mapped from, if it is that file.
 fn file_of(scene: &Scene<'_>, address: u64) -> Option<MappedFile> {
     MappedFile::find(scene.target, scene.target.mapping_at(address)?, HEADER_BYTES)
+}
+
+/// What to say of executable memory that may have been an image: nothing of it is there, and its file is not here.
+fn absent(scene: &Scene<'_>, mapping: &Mapping) -> Option<String> {
+    let path = mapping.path.as_ref().filter(|_| !mapping.is_anonymous())?;
+    let base = mapping.start.checked_sub(mapping.offset)?;
+    let none_is_there = |address| scene.target.read(address, &mut [0; HEADER_BYTES]).is_err();
+    let is_cwasm = path.extension().is_some_and(|e| e == "cwasm");
+    (is_cwasm && none_is_there(base)).then(|| {
+        format!(
+            "wasmtime: code at {:#x} was mapped from {}, which is neither in the core nor here: put the file of that very \
+             run beside the core or under --sysroot DIR",
+            mapping.start,
+            path.display()
+        )
+    })
 }
 
 /// Address of the image whose code is in `mapping`: the nearest header before it.
@@ -86,20 +120,22 @@ impl Provider for WasmtimeProvider {
         }
         self.runtime.mappings = scene.target.mappings().to_vec();
         let before = self.runtime.listed.len();
-        let mut images = 0;
-        for mapping in scene.target.mappings().iter().filter(|m| m.execute) {
+        let mut images = BTreeSet::new();
+        for mapping in scene.target.mappings().iter().filter(|m| m.may_execute()) {
             let known = self.runtime.code_at(mapping.start).is_some();
             if known || scene.objects.find(mapping.start).is_some() {
                 continue;
             }
-            let Some(address) = header_before(scene, mapping) else { continue };
-            if images == MAX_IMAGES {
+            let Some((address, file)) = image_of(scene, mapping) else {
+                self.runtime.notes.extend(absent(scene, mapping));
+                continue;
+            };
+            if images.len() == MAX_IMAGES {
                 self.runtime.notes.push(format!("wasmtime: only the first {MAX_IMAGES} code images are looked at"));
                 break;
             }
-            images += 1;
-            if !self.runtime.codes.iter().any(|c| c.image.base() == address) {
-                self.take(scene, address);
+            if images.insert(address) {
+                self.take(scene, address, file);
             }
         }
         self.runtime.listed.len() - before
@@ -156,7 +192,7 @@ fn fits(code: &Code, module: usize, wasm: &WasmModule) -> Result<(), String> {
         let step = map.len().div_ceil(MAX_COMPARED_PLACES).max(1);
         let places = map.iter().step_by(step).filter_map(|(offset, place)| Some((offset, place?)));
         for (offset, place) in places {
-            let Some((owner, function)) = code.owner(place) else { continue };
+            let [(owner, function)] = code.owners(offset)[..] else { continue };
             let FilePos(place) = place;
             if owner as usize != module {
                 continue;
@@ -202,8 +238,13 @@ pub(super) fn guest_module(code: &Code, module: usize) -> GuestModule {
         let decoded = format!("its description fits the layout of Wasmtime {} to the last byte", info.version.0);
         checks.push(decoded);
     }
-    if let Some(file) = &code.file {
-        checks.push(format!("{} begins with the same page", file.path.display()));
+    match &code.file {
+        Some(file) if code.is_unproven() => checks.push(format!(
+            "{} is named there and long enough; no return address into it is followed that is behind no call of it",
+            file.path.display()
+        )),
+        Some(file) => checks.push(format!("{} begins with the same page", file.path.display())),
+        None => {}
     }
     let version = code.version_text.as_deref().unwrap_or("of a hidden version");
     let mut problems = code.problems.clone();

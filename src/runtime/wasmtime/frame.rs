@@ -29,6 +29,10 @@ pub(super) const KEPT: [Reg; 5] = [Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::
 
 /// The caller of a frame in `code`.
 pub(super) fn step(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) -> Next {
+    let memory = &code.memory(memory);
+    if let Some(why) = is_another_file(runtime, code, at, memory) {
+        return Next::Lost(UnwindError::BadFrame { address: at.address.raw(), runtime: RUNTIME, why });
+    }
     let next = frame_edge(code, at, memory)
         .or_else(|| code.cfi.as_ref()?.step(at, memory))
         .or_else(|| by_code(runtime, code, at, memory))
@@ -39,6 +43,14 @@ pub(super) fn step(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Me
     };
     runtime.remember(code, at, caller, memory);
     next
+}
+
+/// Why the frame cannot be of the code that was read from a file, which nothing but its name says is the right one.
+fn is_another_file(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<String> {
+    let file = code.file.as_ref().filter(|_| code.is_unproven() && at.address.is_return())?;
+    let path = file.path.display();
+    (!runtime.follows_call(code, at.address, memory))
+        .then(|| format!("{path} is not the file that was mapped: it has no call before this address"))
 }
 
 /// Whether the frame is on its way: the distance of the return address from rsp before rbp is set up and after it was
@@ -125,6 +137,7 @@ fn by_frame_pointer(at: &Cursor, memory: &dyn Memory) -> Next {
 
 /// What is at `at`, the innermost function first.
 pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) -> Vec<GuestFrame> {
+    let memory = &code.memory(memory);
     let address = at.address.lookup();
     let (Some(offset), Some(raw)) =
         (code.image.text_offset(address), at.address.raw().checked_sub(code.image.text().start))
@@ -149,6 +162,11 @@ pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dy
         instance: None,
         notes: Vec::new(),
     };
+    if let Some(why) = is_another_file(runtime, code, at, memory) {
+        base.name = Some(("code that is not here (wasmtime)".into(), "code image"));
+        base.notes.push(why);
+        return vec![base];
+    }
     let Some(function) = function else {
         base.name = Some(("code that the image does not name (wasmtime)".into(), "code image"));
         return vec![base];
@@ -177,17 +195,29 @@ pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dy
     here.name(&mut base, *module, *index, name.as_deref());
     let place = code.place(offset).map(|p| p.0);
     if let Some(place) = place {
-        let owner = code.owner(super::addrmap::FilePos(place));
-        if let Some((other_module, other)) = owner.filter(|o| *o != (*module, *index)) {
+        let owners = code.owners(offset);
+        if !owners.is_empty() && owners != [(*module, *index)] {
             // The operator belongs to another function: it was inlined here.
             let mut inner = base.clone();
             inner.inlined = true;
-            if other_module != *module {
-                let number = code.first + other_module as usize;
-                inner.instance = key.and_then(|key| solved.only(key, number));
+            if let [(other_module, other)] = owners[..] {
+                if other_module != *module {
+                    let number = code.first + other_module as usize;
+                    inner.instance = key.and_then(|key| solved.only(key, number));
+                }
+                here.name(&mut inner, other_module, other, None);
+                here.position(&mut inner, other_module, u64::from(place));
+            } else {
+                let name = |(m, f): &(u32, u32)| {
+                    let name = code.function_name(*m as usize, *f, None);
+                    name.map_or_else(|| format!("func {f}"), |(name, _)| name)
+                };
+                let names: Vec<String> = owners.iter().map(name).collect();
+                inner.instance = None;
+                inner
+                    .notes
+                    .push(format!("a function that was inlined: {}, it cannot be told which", names.join(" or ")));
             }
-            here.name(&mut inner, other_module, other, None);
-            here.position(&mut inner, other_module, u64::from(place));
             inner.notes.push("inlined: functions between this one and the next may be missing".into());
             let mut frames = vec![inner, base];
             here.sources(&mut frames);
@@ -245,18 +275,25 @@ impl Here<'_> {
         if !table.is_filled(function.start, &point) {
             return Err(Why("the function had not stored them yet".into()));
         }
-        let exact = point.text_offset == raw;
+        // The calls of adapters have no point behind them. The one before is the call's own if it is of the operator that
+        // the address map has for the call.
+        let is_of_this_call =
+            || match (self.at.address.is_return(), point.frames.as_slice(), self.code.place(self.offset)) {
+                (true, [one], Some(place)) => one.wasm_pc == place.0,
+                _ => false,
+            };
+        let exact = point.text_offset == raw || is_of_this_call();
         if !exact {
             // Since then the code may have entered or left what was inlined, or the frame.
             if self.frame_pointer().is_none() || self.in_epilogue() {
                 return Err(Why("between the frames: rbp is the caller's or about to be".into()));
             }
             let recorded = point.frames.as_slice();
-            let owner = self.code.place(self.offset).and_then(|place| self.code.owner(place));
+            let owners = self.code.owners(self.offset);
             let FunctionKind::Wasm { module, function: index, .. } = &function.kind else {
                 return Err(Why("not recorded at this place".into()));
             };
-            if recorded.len() != 1 || owner.is_some_and(|o| o != (*module, *index)) {
+            if recorded.len() != 1 || owners.iter().any(|o| *o != (*module, *index)) {
                 return Err(Why("not recorded between two operators of inlined code".into()));
             }
         }

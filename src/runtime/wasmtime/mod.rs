@@ -49,7 +49,6 @@ use crate::arch::{CodeAddress, Reg};
 use crate::limits::{MAX_FLOW_BYTES, MAX_FLOW_FUNCTIONS, MAX_KNOWN_INSTANCES};
 use crate::state::ExecutionStateImage;
 use crate::symbolize::wasm::WasmModule;
-use crate::target::mapped_file::WithFile;
 use crate::target::{Mapping, Memory, ThreadId};
 use crate::unwind::{Cursor, Next, Unwinder};
 use chain::{Chain, Solved};
@@ -143,8 +142,7 @@ impl Wasmtime {
                     return None;
                 }
                 let len = (function.len as usize).min(MAX_FLOW_BYTES + 1);
-                let memory = WithFile { memory, file: code.file.as_ref() };
-                let flow = memory.read_vec(start, len).ok().and_then(|bytes| Flow::new(start, bytes));
+                let flow = code.memory(memory).read_vec(start, len).ok().and_then(|bytes| Flow::new(start, bytes));
                 flows.insert(start, flow.map(Rc::new));
             }
             flows.get(&start)?.as_ref()?.at(at).map(Rc::new)
@@ -155,6 +153,15 @@ impl Wasmtime {
             facts.insert(at, found.clone());
         }
         found
+    }
+
+    /// Whether a call returns to `at`. A function that is too large to be followed has the benefit of the doubt.
+    fn follows_call(&self, code: &Code, at: CodeAddress, memory: &dyn Memory) -> bool {
+        if let Some(facts) = self.facts(code, at, memory) {
+            return facts.is_call();
+        }
+        let start = code.function(at.lookup()).map(|f| code.image.text().start + u64::from(f.start));
+        start.is_some_and(|start| !matches!(self.flows.borrow().get(&start), Some(Some(_))))
     }
 
     /// Keeps what a step from `at` tells of the instances that frames run in.

@@ -134,7 +134,7 @@ mod tests {
     fn registers_that_lead_nowhere_find_nothing() {
         let (runtime, memory) = loaded("48-default");
         let (pc, distance) = calls(&runtime, &memory)[0];
-        for rbp in [0, SP - 8, SLOT + distance + 1, u64::MAX, u64::MAX & !7, SP + (1 << 30)] {
+        for rbp in [0, SP - 8, SLOT + distance + 1, u64::MAX, !7, SP + (1 << 30)] {
             let at = cursor(NATIVE, &[(Reg::RSP, SP), (Reg::RBP, rbp)]);
             let memory = Pieces(memory.0.clone()).word(SLOT, pc);
             assert!(recover(&runtime, &at, &memory).is_none(), "{rbp:#x}");
