@@ -559,6 +559,9 @@ pub struct Show {
     /// Show registers and how each frame was found, tell what is being done
     #[arg(short, long, help_heading = "Output")]
     pub verbose: bool,
+    /// Tell on standard error how long the target was stopped and what took how long; in JSON too
+    #[arg(long, help_heading = "Output")]
+    pub timing: bool,
 
     /// Only this thread, by kernel thread id (repeatable)
     #[arg(short, long = "thread", value_name = "TID", help_heading = "Selection",
@@ -676,6 +679,7 @@ impl Show {
             names: !matches!(format, Format::Classic | Format::Image),
             lines: !self.no_lines,
             verbose: self.verbose,
+            timing: self.timing,
             ..session::Options::new(source)
         })
     }

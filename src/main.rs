@@ -3,12 +3,14 @@
 use clap::{CommandFactory, Parser};
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::Instant;
 use wstate::cli::{self, Cli, Command, Format, Show, Symbols};
 use wstate::doctor::{self, Doctor};
 use wstate::error::Error;
 use wstate::output::Output;
 use wstate::report::contents::{self, Lists};
 use wstate::report::symbol_file::SymbolFile;
+use wstate::report::timing::{Timing, milliseconds};
 use wstate::report::wasm_coredump::Compat;
 use wstate::report::{Completeness, hexdump, json, text};
 use wstate::session::{self, Source};
@@ -207,6 +209,8 @@ fn show(show: &Show, source: Source, settle: bool) -> Result<u8, Failure> {
         None => Output::stdout(),
     };
     let mut outcome = session::run(&options)?;
+    let found = Instant::now();
+    let timing = outcome.report.timing;
     // Of what was found, not of what is shown.
     let completeness = outcome.report.completeness();
     let refused = outcome.refused;
@@ -230,6 +234,10 @@ fn show(show: &Show, source: Source, settle: bool) -> Result<u8, Failure> {
         Format::Image => outcome.image.ok_or_else(|| missing("no image"))?,
     };
     output.write(&bytes)?;
+    if let Some(timing) = timing {
+        let timing = Timing { printing_ms: Some(milliseconds(found.elapsed())), ..timing };
+        let _ = writeln!(io::stderr().lock(), "wstate: timing: {timing}");
+    }
     Ok(match completeness {
         // What the user lent and could not be used is not a whole answer.
         Completeness::All if refused => PARTIAL,

@@ -556,6 +556,46 @@ fn an_attach_changes_nothing_in_the_process() {
     assert!(requests.contains("PTRACE_SEIZE") && requests.contains("PTRACE_GETREGSET"), "{requests:?}");
 }
 
+/// The line of `--timing`, by part: milliseconds.
+fn timing_line(output: &Output) -> Vec<(String, f64)> {
+    let text = String::from_utf8_lossy(&output.stderr);
+    let line = text.lines().find_map(|l| l.strip_prefix("wstate: timing: ")).unwrap_or_else(|| panic!("{text}"));
+    let part = |p: &str| {
+        let (name, time) = p.strip_suffix(" ms").expect("a time").rsplit_once(' ').expect("a name");
+        (name.to_string(), time.parse().expect("a number"))
+    };
+    line.split(", ").map(part).collect()
+}
+
+#[test]
+fn timing_tells_how_long_the_target_was_stopped_and_what_took_how_long() {
+    let host = Host::start("sleep", &[], Profile::Debug);
+    let pid = host.pid().to_string();
+    let began = Instant::now();
+    let output = wstate(&["attach", &pid, "--json", "--timing"]);
+    let wall = began.elapsed().as_secs_f64() * 1e3;
+    let line = timing_line(&output);
+    let names: Vec<&str> = line.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["stopped", "reading", "walking", "symbolizing", "printing"]);
+    assert!(line.iter().all(|(_, time)| *time > 0.0), "{line:?}");
+    assert!(
+        line[0].1 < line[1].1 && line[1..].iter().map(|(_, t)| t).sum::<f64>() < wall,
+        "{line:?}, {wall} ms in all"
+    );
+    let timing = report(&output)["timing"].clone();
+    for (name, time) in &line[..4] {
+        let same = timing[format!("{name}_ms")].as_f64().expect("a number");
+        assert!((same - time).abs() < 0.001, "{name}: {same} in JSON, {time} in the line");
+    }
+    assert_eq!(timing["printing_ms"], Value::Null);
+    assert!(report(&wstate(&["attach", &pid, "--json"])).get("timing").is_none());
+
+    let core = support::gcore(&host).expect("gcore writes a core");
+    let output = wstate(&["core", core.to_str().expect("a path of ours"), "--timing"]);
+    let names: Vec<String> = timing_line(&output).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["reading", "walking", "symbolizing", "printing"], "a core is not stopped");
+}
+
 /// A second opinion on a process without Wasm.
 #[test]
 fn eu_stack_sees_the_same_functions() {

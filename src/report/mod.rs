@@ -8,6 +8,7 @@ pub mod hexdump;
 pub mod json;
 pub mod symbol_file;
 pub mod text;
+pub mod timing;
 pub mod values;
 pub mod wasm_coredump;
 
@@ -19,6 +20,7 @@ use serde::{Serialize, Serializer};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+pub use timing::Timing;
 
 /// Version of the JSON document. Grows when a key changes its meaning or goes away, not when one is added.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -211,6 +213,9 @@ pub struct Report {
     pub objects_problems: Vec<String>,
     /// What a reader should know about the whole (truncated core, routes that failed, caps that were reached).
     pub notes: Vec<String>,
+    /// How long this took; only with `--timing`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timing: Option<Timing>,
     /// Threads, the main one or the one that crashed first.
     pub threads: Vec<Thread>,
 }
@@ -454,6 +459,7 @@ impl Report {
             runtimes: Vec::new(),
             objects_problems: Vec::new(),
             notes: Vec::new(),
+            timing: None,
             threads: Vec::new(),
         }
     }

@@ -1,0 +1,22 @@
+//! wstate beside its peers, as far as they are installed, on the same processes in the same run:
+//!
+//!     cargo bench --bench peers              # all of it
+//!     cargo bench --bench peers -- pause     # only this part
+//!
+//! Figures are of this machine and this moment: run it where nothing else runs.
+
+mod pause;
+mod target;
+
+fn main() {
+    if target::role() {
+        return;
+    }
+    let asked: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let parts: [(&str, fn()); 1] = [("pause", pause::run)];
+    for (name, run) in parts {
+        if asked.is_empty() || asked.iter().any(|a| a == name) {
+            run();
+        }
+    }
+}
