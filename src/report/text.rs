@@ -251,6 +251,9 @@ impl Text<'_> {
         } else if frame.trust == Some(Trust::Scan) {
             line += "  (found by search)";
         }
+        if frame.unstopped {
+            line += "  (not stopped)";
+        }
         writeln!(self.out, "{line}")?;
         let indent = number_width + 4;
         for note in &frame.notes {
