@@ -3,12 +3,14 @@
 use clap::{CommandFactory, Parser};
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
-use wstate::cli::{self, Cli, Command, Format, Show, Symbols};
+use std::time::Instant;
+use wstate::cli::{self, Cli, Command, Format, Live, Show, Symbols};
 use wstate::doctor::{self, Doctor};
 use wstate::error::Error;
 use wstate::output::Output;
 use wstate::report::contents::{self, Lists};
 use wstate::report::symbol_file::SymbolFile;
+use wstate::report::timing::{Timing, milliseconds};
 use wstate::report::wasm_coredump::Compat;
 use wstate::report::{Completeness, hexdump, json, text};
 use wstate::session::{self, Source};
@@ -63,7 +65,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
     match cli.command {
         Some(Command::Attach(a)) => {
             let pid = a.pid.or(a.pid_flag).ok_or_else(|| Failure::Usage("a PID is needed".to_string()))?;
-            show(&a.show, Source::Pid(pid), a.settle)
+            show(&a.show, Source::Pid(pid), Live { settle: a.settle, nonblocking: a.nonblocking })
         }
         Some(Command::Core(c)) => {
             // `core -c FILE EXE`: the parser takes EXE for the first positional.
@@ -74,7 +76,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
                 (None, flag) => (c.core, flag.or(c.executable)),
             };
             let core = core.ok_or_else(|| Failure::Usage("a CORE is needed".to_string()))?;
-            show(&c.show, Source::Core { core, executable }, false)
+            show(&c.show, Source::Core { core, executable }, Live::default())
         }
         Some(Command::Symbols(s)) => symbols(&s),
         Some(Command::Modules(m)) => modules(&m),
@@ -119,8 +121,10 @@ fn run(cli: Cli) -> Result<u8, Failure> {
             Ok(0)
         }
         None => match (cli.pid, cli.core) {
-            (Some(pid), _) => show(&cli.show, Source::Pid(pid), cli.settle),
-            (None, Some(core)) => show(&cli.show, Source::Core { core, executable: cli.executable }, false),
+            (Some(pid), _) => {
+                show(&cli.show, Source::Pid(pid), Live { settle: cli.settle, nonblocking: cli.nonblocking })
+            }
+            (None, Some(core)) => show(&cli.show, Source::Core { core, executable: cli.executable }, Live::default()),
             (None, None) => Err(Failure::Usage("a PID or a CORE is needed".to_string())),
         },
     }
@@ -196,8 +200,8 @@ fn export(command: &cli::Export) -> Result<u8, Failure> {
     Ok(if notes.is_empty() { 0 } else { PARTIAL })
 }
 
-fn show(show: &Show, source: Source, settle: bool) -> Result<u8, Failure> {
-    let options = show.options(source, settle).map_err(Failure::Usage)?;
+fn show(show: &Show, source: Source, live: Live) -> Result<u8, Failure> {
+    let options = show.options(source, live).map_err(Failure::Usage)?;
     let format = show.format().map_err(Failure::Usage)?;
     if format == Format::Image && show.output.is_none() && io::stdout().is_terminal() {
         return Err(Failure::Usage("--format image writes binary data: use --output FILE or a pipe".to_string()));
@@ -207,6 +211,8 @@ fn show(show: &Show, source: Source, settle: bool) -> Result<u8, Failure> {
         None => Output::stdout(),
     };
     let mut outcome = session::run(&options)?;
+    let found = Instant::now();
+    let timing = outcome.report.timing;
     // Of what was found, not of what is shown.
     let completeness = outcome.report.completeness();
     let refused = outcome.refused;
@@ -230,6 +236,10 @@ fn show(show: &Show, source: Source, settle: bool) -> Result<u8, Failure> {
         Format::Image => outcome.image.ok_or_else(|| missing("no image"))?,
     };
     output.write(&bytes)?;
+    if let Some(timing) = timing {
+        let timing = Timing { printing_ms: Some(milliseconds(found.elapsed())), ..timing };
+        let _ = writeln!(io::stderr().lock(), "wstate: timing: {timing}");
+    }
     Ok(match completeness {
         // What the user lent and could not be used is not a whole answer.
         Completeness::All if refused => PARTIAL,

@@ -9,6 +9,7 @@ use crate::arch::CodeAddress;
 use crate::error::Error;
 use crate::limits;
 use crate::progress::{self, Progress};
+use crate::report::timing::{Timing, milliseconds};
 use crate::report::{self, Frame, FrameKind, Function, Hex, OpPosition, Report, WasmPlace};
 use crate::runtime::all::{FindOptions, Runtimes};
 use crate::runtime::code_map::{CodeMap, CompiledFunction, CompiledModule, Detail};
@@ -25,6 +26,7 @@ use crate::unwind::recognised::{RecognisedUnwinder, Stretch};
 use crate::unwind::{Cursor, End, Stack, Trust, Unwinder, walk};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::time::Instant;
 
 /// What to look at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +59,8 @@ pub struct Options {
     pub artifacts: Vec<PathBuf>,
     /// Only these routes; empty: all.
     pub routes: Vec<Route>,
+    /// Do not stop a live process: only threads that sleep have frames, see [`LiveTarget::observe`]. Nothing is settled.
+    pub nonblocking: bool,
     /// Step the selected thread of a live process to the next point at which the operand stack is known.
     pub settle: bool,
     /// Directory under which the target's files are looked for first.
@@ -73,6 +77,8 @@ pub struct Options {
     pub lines: bool,
     /// Report registers too, and tell what is being done.
     pub verbose: bool,
+    /// Report how long this took.
+    pub timing: bool,
 }
 
 impl Options {
@@ -86,6 +92,7 @@ impl Options {
             wasm: Vec::new(),
             artifacts: Vec::new(),
             routes: Vec::new(),
+            nonblocking: false,
             settle: false,
             sysroot: None,
             debug_dirs: Vec::new(),
@@ -94,6 +101,7 @@ impl Options {
             names: true,
             lines: true,
             verbose: false,
+            timing: false,
         }
     }
 }
@@ -127,27 +135,41 @@ pub struct Outcome {
 
 /// Answers a question.
 pub fn run(options: &Options) -> Result<Outcome, Error> {
+    let began = Instant::now();
     let search = options.search_paths();
     let progress = progress::stderr(options.verbose);
     let mut provider = Runtimes::new(&FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
     let outcome = match &options.source {
         Source::Pid(pid) => {
-            let target = LiveTarget::capture(*pid, &CaptureOptions::default())?;
+            let capture = if options.nonblocking { LiveTarget::observe } else { LiveTarget::capture };
+            let target = capture(*pid, &CaptureOptions::default())?;
+            let opened = began.elapsed();
             let pause = target.pause();
-            let mut outcome = if options.settle {
+            let mut outcome = if options.settle && !options.nonblocking {
                 settle(target, options, &search, &mut provider, &progress)?
             } else {
                 analyse(&target, options, &search, &mut provider, &progress)?
             };
-            if options.verbose {
-                let note = format!("the threads stood for {:.3} ms", pause.as_secs_f64() * 1e3);
+            if let Some(timing) = &mut outcome.report.timing {
+                timing.reading_ms += milliseconds(opened);
+                if !options.nonblocking {
+                    timing.add_stop(pause);
+                }
+            }
+            if options.verbose && !options.nonblocking {
+                let note = format!("the threads stood for {:.3} ms", milliseconds(pause));
                 outcome.report.notes.push(note);
             }
             Ok(outcome)
         }
         Source::Core { core, .. } => {
             let target = CoreTarget::open(core, &search)?;
-            analyse(&target, options, &search, &mut provider, &progress)
+            let opened = began.elapsed();
+            let mut outcome = analyse(&target, options, &search, &mut provider, &progress)?;
+            if let Some(timing) = &mut outcome.report.timing {
+                timing.reading_ms += milliseconds(opened);
+            }
+            Ok(outcome)
         }
     };
     progress.finish();
@@ -416,8 +438,13 @@ fn analyse(
     provider: &mut Runtimes,
     progress: &dyn Progress,
 ) -> Result<Outcome, Error> {
+    let began = Instant::now();
     let objects = Objects::load(target, search);
+    let loaded = began.elapsed();
     let mut outcome = analyse_target(target, &objects, options, provider, progress)?;
+    if let Some(timing) = &mut outcome.report.timing {
+        timing.reading_ms += milliseconds(loaded);
+    }
     if let Some(path) = &search.executable
         && let Err(e) = std::fs::File::open(path)
     {
@@ -437,6 +464,7 @@ pub fn analyse_target(
     provider: &mut Runtimes,
     progress: &dyn Progress,
 ) -> Result<Outcome, Error> {
+    let began = Instant::now();
     let native = Native::new(target, objects);
     let scene = Scene { target, objects, progress };
     let threads = choose(target, options)?;
@@ -445,6 +473,7 @@ pub fn analyse_target(
     let stacks = walk_all(target, &threads, &native, &scene, provider, limit.max(limits::MIN_WALK));
     let refused = !provider.match_files();
     progress.finish();
+    let walked = began.elapsed();
 
     let runtime = provider.runtime();
     let symbolizer = NativeSymbolizer::new(objects).with_lines(options.lines);
@@ -454,6 +483,11 @@ pub fn analyse_target(
         report.threads.push(view.thread(thread, stack.as_ref()));
     }
     let (classic, image) = if options.image { image_of(&view, &threads, &stacks)? } else { (None, None) };
+    report.timing = options.timing.then(|| Timing {
+        walking_ms: milliseconds(walked),
+        symbolizing_ms: milliseconds(began.elapsed() - walked),
+        ..Timing::default()
+    });
     Ok(Outcome { report, classic, image, refused })
 }
 
@@ -590,6 +624,7 @@ impl View<'_> {
         let pc = at.address.raw();
         let mut base = Frame::new(out.len() as u32, pc, FrameKind::Unknown);
         base.trust = Some(frame.trust.into());
+        base.unstopped = self.options.nonblocking;
         if self.options.verbose {
             base.registers = Some(report::values::registers(&at.registers));
         }
@@ -744,6 +779,7 @@ fn settle(
     provider: &mut Runtimes,
     progress: &dyn Progress,
 ) -> Result<Outcome, Error> {
+    let began = Instant::now();
     // The modules must be known before stepping: the points are theirs.
     let objects = Objects::load(&first, search);
     let native = Native::new(&first, &objects);
@@ -779,7 +815,12 @@ fn settle(
     };
     let (target, settled) =
         LiveTarget::settle(pid, tid, limits::MAX_SETTLE_STEPS, &CaptureOptions::default(), &mut verdict)?;
+    let stepped = began.elapsed();
     let mut outcome = analyse(&target, options, search, provider, progress)?;
+    if let Some(timing) = &mut outcome.report.timing {
+        timing.reading_ms += milliseconds(stepped);
+        timing.add_stop(target.pause());
+    }
     let (steps, tid) = (settled.steps, tid.0);
     let note = match settled.outcome {
         Settled::Point => {

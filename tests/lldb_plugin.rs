@@ -158,7 +158,9 @@ fn symbols_come_by_themselves() {
     }
     assert!(session.texts[4].contains("* leaf"), "{}", session.texts[4]);
     assert_eq!(session.texts[8].lines().filter(|l| l.contains("/wasm-")).count(), 1, "{}", session.texts[8]);
-    assert!(session.texts[10].contains("error: wstate: "), "{}", session.texts[10]);
+    // A killed process may be on its way out yet.
+    let gone = ["error: wstate: ", "no registers: the debugger has no registers of it"];
+    assert!(gone.iter().any(|part| session.texts[10].contains(part)), "{}", session.texts[10]);
 }
 
 #[test]

@@ -616,10 +616,7 @@ fn gdb_does_not_take_a_guest_for_the_process() {
         "up 4",
         "printf \"@@ main\\n\"",
         "info locals",
-        "printf \"@@ call\\n\"",
-        "frame 0",
-        "set language c",
-        "print (unsigned long)strlen(\"abcde\")",
+        "printf \"@@ break\\n\"",
         "break malloc.wasm",
     ];
     let shown = run_gdb(&gdb, &["-p", &pid], Some(&file), &commands, directory);
@@ -633,8 +630,24 @@ fn gdb_does_not_take_a_guest_for_the_process() {
     let total = values(part(&shown, "total"));
     assert_eq!((total["acc"], total["wasm_stack"]), ("607.5", "{s0 = 9223372036854775807, s1 = 6}"));
     assert_eq!(values(part(&shown, "main"))["wasm_stack"], "{s0 = 77}");
-    let call = part(&shown, "call");
-    assert!(call.contains("$1 = 5\n") && call.contains("Breakpoint 1 at"), "{call}");
+    assert!(part(&shown, "break").contains("Breakpoint 1 at"), "{shown}");
+    // gdb calls the process's strlen and malloc, not the guest's. Where it cannot call at all (gdb 13 does not know the
+    // larger register sets of some processors) the file changes nothing about it.
+    let call = |with: bool| {
+        let (host, wasm) = orders(Profile::Stripped);
+        let pid = host.pid().to_string();
+        let mut command = Command::new(&gdb);
+        command.args(["-nx", "-batch", "-iex", "set debuginfod enabled off", "-p", &pid]);
+        if with {
+            let file = symbols(&["-p", &pid], Some(&wasm), host.directory.path());
+            command.args(["-ex".to_string(), format!("add-symbol-file {}", file.display())]);
+        }
+        command.args(["-ex", "set language c", "-ex", "print (unsigned long)strlen(\"abcde\")"]);
+        let shown = text(command.stdin(Stdio::null()).output().unwrap());
+        (shown.contains("$1 = 5\n"), shown.contains("Couldn't write extended state"), shown)
+    };
+    let ((with, _, shown), (without, cannot, plain)) = (call(true), call(false));
+    assert!(with == without && (without || cannot), "{shown}\n{plain}");
 }
 
 #[test]

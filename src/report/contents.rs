@@ -197,6 +197,7 @@ pub fn render(contents: &Contents, options: TextOptions) -> String {
         runtimes: contents.runtimes.clone(),
         objects_problems: contents.objects_problems.clone(),
         notes: contents.notes.clone(),
+        timing: None,
         threads: Vec::new(),
     };
     let mut out = text::render_head(&report, options);

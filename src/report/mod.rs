@@ -8,6 +8,7 @@ pub mod hexdump;
 pub mod json;
 pub mod symbol_file;
 pub mod text;
+pub mod timing;
 pub mod values;
 pub mod wasm_coredump;
 
@@ -19,6 +20,7 @@ use serde::{Serialize, Serializer};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+pub use timing::Timing;
 
 /// Version of the JSON document. Grows when a key changes its meaning or goes away, not when one is added.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -211,6 +213,9 @@ pub struct Report {
     pub objects_problems: Vec<String>,
     /// What a reader should know about the whole (truncated core, routes that failed, caps that were reached).
     pub notes: Vec<String>,
+    /// How long this took; only with `--timing`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timing: Option<Timing>,
     /// Threads, the main one or the one that crashed first.
     pub threads: Vec<Thread>,
 }
@@ -305,6 +310,10 @@ pub struct Frame {
     pub kind: FrameKind,
     /// How it was found.
     pub trust: Option<Trust>,
+    /// Whether it was read without stopping the thread (`--nonblocking`), which slept meanwhile; missing where it was
+    /// stopped, and in cores.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub unstopped: bool,
     /// Executable, library or Wasm module.
     pub module: Option<String>,
     /// Byte offset of `pc` in the module: from the load address of a native module, from the start of the machine code
@@ -341,6 +350,7 @@ impl Frame {
             pc: Some(Hex(pc)),
             kind,
             trust: None,
+            unstopped: false,
             module: None,
             module_offset: None,
             function: None,
@@ -454,6 +464,7 @@ impl Report {
             runtimes: Vec::new(),
             objects_problems: Vec::new(),
             notes: Vec::new(),
+            timing: None,
             threads: Vec::new(),
         }
     }

@@ -45,8 +45,8 @@ pub(super) struct Code {
     names: Option<Contents>,
     addrmap: Option<Contents>,
     frames: Option<Contents>,
-    /// Where function bodies begin in the file that was compiled: position, module, function. Ascending.
-    bodies: Vec<(u32, u32, u32)>,
+    /// Where function bodies begin in the file that was compiled, and then in each module that the runtime made itself.
+    bodies: Vec<Bodies>,
 }
 
 impl Code {
@@ -109,11 +109,7 @@ impl Code {
             Some(CfiUnwinder::of_eh_frame(name, (text.start, text.end), bytes.to_vec(), address))
         });
         let wasm = bytecode(&image, memory, modules, &mut problems);
-        let mut bodies: Vec<(u32, u32, u32)> = match &info {
-            Ok(info) => info.functions.iter().filter_map(|f| body(info, f)).collect(),
-            Err(_) => Vec::new(),
-        };
-        bodies.sort_unstable();
+        let bodies = info.as_ref().map(|info| bodies(info, kind)).unwrap_or_default();
         let addrmap = section(ADDRMAP, &mut problems);
         let frames = section(FRAMES, &mut problems);
         let dwarf = ImageDwarf::load(&image, memory).unwrap_or_else(|why| {
@@ -238,22 +234,64 @@ impl Code {
         }
     }
 
-    /// The function whose body holds a place in the compiled file: module and function index.
-    pub fn owner(&self, place: FilePos) -> Option<(u32, u32)> {
-        let i = self.bodies.partition_point(|b| b.0 <= place.0);
-        self.bodies.get(i.checked_sub(1)?).map(|&(_, module, function)| (module, function))
+    /// The function whose operator was compiled to the code at `text_offset` (of a caller: one byte before the return
+    /// address), module and function index: the one that the code is of, or one that was inlined there. Several if it
+    /// cannot be told which of them, none if nothing is known.
+    pub fn owners(&self, text_offset: u32) -> Vec<(u32, u32)> {
+        let Some(FilePos(place)) = self.place(text_offset) else { return Vec::new() };
+        let mut found: Vec<(u32, u32)> = self.bodies.iter().filter_map(|bodies| bodies.at(place)).collect();
+        if let Some(FunctionKind::Wasm { module, function, .. }) = self.functions.at(text_offset).map(|f| &f.kind)
+            && found.contains(&(*module, *function))
+        {
+            found = vec![(*module, *function)];
+        }
+        found
     }
 
     /// Where the body of a function begins in the compiled file.
     pub fn body_offset(&self, module: u32, function: u32) -> Option<u32> {
-        self.bodies.iter().find(|b| (b.1, b.2) == (module, function)).map(|b| b.0)
+        let mut all = self.bodies.iter().flat_map(|bodies| &bodies.0);
+        all.find(|b| (b.1, b.2) == (module, function)).map(|b| b.0)
     }
 }
 
-fn body(info: &ImageInfo, f: &super::info::CompiledFunction) -> Option<(u32, u32, u32)> {
-    let module = (f.key.kind == FuncKind::Wasm).then_some(f.key.namespace)?;
-    let imported = info.modules.get(module as usize)?.imported.functions;
-    Some((f.body?, module, imported.checked_add(f.key.index)?))
+/// Function bodies by position: position, module, function. Ascending.
+struct Bodies(Vec<(u32, u32, u32)>);
+
+impl Bodies {
+    fn at(&self, place: u32) -> Option<(u32, u32)> {
+        let i = self.0.partition_point(|b| b.0 <= place);
+        self.0.get(i.checked_sub(1)?).map(|&(_, module, function)| (module, function))
+    }
+}
+
+/// The bodies of the file that was compiled, and those of each module that the runtime made: the places there count from
+/// that module's own start.
+fn bodies(info: &ImageInfo, kind: Kind) -> Vec<Bodies> {
+    let mut made = info.modules.iter().rev().take_while(|m| kind == Kind::Component && is_adapter(m)).count();
+    // There is a component around them.
+    made = made.min(info.modules.len().saturating_sub(1));
+    let first_made = info.modules.len() - made;
+    let mut out: Vec<Bodies> = (0..=made).map(|_| Bodies(Vec::new())).collect();
+    for f in info.functions.iter().filter(|f| f.key.kind == FuncKind::Wasm) {
+        let module = f.key.namespace as usize;
+        let function = info.modules.get(module).and_then(|m| m.imported.functions.checked_add(f.key.index));
+        let (Some(position), Some(function)) = (f.body, function) else { continue };
+        let file = (module + 1).saturating_sub(first_made);
+        if let Some(bodies) = out.get_mut(file) {
+            bodies.0.push((position, module as u32, function));
+        }
+    }
+    out.iter_mut().for_each(|bodies| bodies.0.sort_unstable());
+    out
+}
+
+/// Whether the runtime made this module, to call from one component of a file into another (`fact.rs`).
+fn is_adapter(module: &ModuleInfo) -> bool {
+    module.name.is_none()
+        && module.imports.iter().any(|i| &*i.module == "callee")
+        && !module.exports.is_empty()
+        && module.exports.iter().all(|e| e.name.starts_with("adapter"))
 }
 
 fn decode(bytes: &[u8], kind: Kind, written: Option<Version>, text: Option<&str>) -> Result<ImageInfo, Why> {

@@ -192,7 +192,7 @@ fn fits(code: &Code, module: usize, wasm: &WasmModule) -> Result<(), String> {
         let step = map.len().div_ceil(MAX_COMPARED_PLACES).max(1);
         let places = map.iter().step_by(step).filter_map(|(offset, place)| Some((offset, place?)));
         for (offset, place) in places {
-            let Some((owner, function)) = code.owner(place) else { continue };
+            let [(owner, function)] = code.owners(offset)[..] else { continue };
             let FilePos(place) = place;
             if owner as usize != module {
                 continue;
@@ -259,7 +259,8 @@ pub(super) fn guest_module(code: &Code, module: usize) -> GuestModule {
         checks,
         functions,
         tracked: code.has_frames(),
-        backend: format!("cranelift (wasmtime {version})"),
+        // Which of its compilers it was the image does not say in so many words.
+        backend: format!("wasmtime {version}"),
         wasm_file: user.map(|p| p.display().to_string()),
         problem: (!problems.is_empty()).then(|| problems.join("; ")),
     }

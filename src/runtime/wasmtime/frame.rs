@@ -195,17 +195,29 @@ pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dy
     here.name(&mut base, *module, *index, name.as_deref());
     let place = code.place(offset).map(|p| p.0);
     if let Some(place) = place {
-        let owner = code.owner(super::addrmap::FilePos(place));
-        if let Some((other_module, other)) = owner.filter(|o| *o != (*module, *index)) {
+        let owners = code.owners(offset);
+        if !owners.is_empty() && owners != [(*module, *index)] {
             // The operator belongs to another function: it was inlined here.
             let mut inner = base.clone();
             inner.inlined = true;
-            if other_module != *module {
-                let number = code.first + other_module as usize;
-                inner.instance = key.and_then(|key| solved.only(key, number));
+            if let [(other_module, other)] = owners[..] {
+                if other_module != *module {
+                    let number = code.first + other_module as usize;
+                    inner.instance = key.and_then(|key| solved.only(key, number));
+                }
+                here.name(&mut inner, other_module, other, None);
+                here.position(&mut inner, other_module, u64::from(place));
+            } else {
+                let name = |(m, f): &(u32, u32)| {
+                    let name = code.function_name(*m as usize, *f, None);
+                    name.map_or_else(|| format!("func {f}"), |(name, _)| name)
+                };
+                let names: Vec<String> = owners.iter().map(name).collect();
+                inner.instance = None;
+                inner
+                    .notes
+                    .push(format!("a function that was inlined: {}, it cannot be told which", names.join(" or ")));
             }
-            here.name(&mut inner, other_module, other, None);
-            here.position(&mut inner, other_module, u64::from(place));
             inner.notes.push("inlined: functions between this one and the next may be missing".into());
             let mut frames = vec![inner, base];
             here.sources(&mut frames);
@@ -263,18 +275,25 @@ impl Here<'_> {
         if !table.is_filled(function.start, &point) {
             return Err(Why("the function had not stored them yet".into()));
         }
-        let exact = point.text_offset == raw;
+        // The calls of adapters have no point behind them. The one before is the call's own if it is of the operator that
+        // the address map has for the call.
+        let is_of_this_call =
+            || match (self.at.address.is_return(), point.frames.as_slice(), self.code.place(self.offset)) {
+                (true, [one], Some(place)) => one.wasm_pc == place.0,
+                _ => false,
+            };
+        let exact = point.text_offset == raw || is_of_this_call();
         if !exact {
             // Since then the code may have entered or left what was inlined, or the frame.
             if self.frame_pointer().is_none() || self.in_epilogue() {
                 return Err(Why("between the frames: rbp is the caller's or about to be".into()));
             }
             let recorded = point.frames.as_slice();
-            let owner = self.code.place(self.offset).and_then(|place| self.code.owner(place));
+            let owners = self.code.owners(self.offset);
             let FunctionKind::Wasm { module, function: index, .. } = &function.kind else {
                 return Err(Why("not recorded at this place".into()));
             };
-            if recorded.len() != 1 || owner.is_some_and(|o| o != (*module, *index)) {
+            if recorded.len() != 1 || owners.iter().any(|o| *o != (*module, *index)) {
                 return Err(Why("not recorded between two operators of inlined code".into()));
             }
         }

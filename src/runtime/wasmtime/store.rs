@@ -3,7 +3,8 @@
 //! A store keeps its instances in a vector (`store.rs: StoreOpaque::instances`) beside the context that compiled code
 //! reads, and nothing says where: neither layout is promised (`repr(Rust)`). But what it must hold is known: words that
 //! lead to instances, all at one distance before their `VMContext`s, all of this store, one of them known already. A vector
-//! of which every element is so is the list. Two that differ are none.
+//! of which every element is so is the list: of several the one that holds the others. Two that each hold what the other
+//! does not are none.
 
 use super::offsets::{VMCONTEXT_MAGIC, VMCONTEXT_STORE};
 use crate::limits::MAX_STORE_INSTANCES;
@@ -39,13 +40,20 @@ pub(super) fn instances(store: u64, known: u64, memory: &dyn Memory) -> Option<V
                 continue;
             }
             let Some(list) = list(pointer, len as usize, store, known, memory) else { continue };
-            match &found {
-                Some(other) if *other != list => return None,
-                _ => found = Some(list),
-            }
+            // What else counts some of them (a stack's old words do) says no less than that they are there.
+            found = match found {
+                Some(other) if is_part(&list, &other) => Some(other),
+                Some(other) if !is_part(&other, &list) => return None,
+                _ => Some(list),
+            };
         }
     }
     found
+}
+
+/// Whether every element of `part` is one of `whole`, which is sorted.
+fn is_part(part: &[u64], whole: &[u64]) -> bool {
+    part.iter().all(|v| whole.binary_search(v).is_ok())
 }
 
 /// The instances in a vector, if it is one of them.
@@ -99,17 +107,27 @@ mod tests {
     const SIZE: u64 = 0x400;
     const DISTANCE: u64 = 0xa0;
 
-    /// A store whose vector of `count` instances is 0x80 bytes before its context; elements are of three words.
-    fn store(count: u64) -> Pieces {
-        let mut memory = Pieces::default().bytes(STORE - REACH, &[0; 2 * REACH as usize]);
-        let mut elements = Vec::new();
-        for i in 0..count {
-            let instance = FIRST + i * SIZE;
-            elements.extend([1, instance, 0]);
-            let head = [u64::from(u32::from_le_bytes(VMCONTEXT_MAGIC)), STORE];
-            memory = memory.words(instance + DISTANCE, &head);
+    /// A store of `count` instances with these vectors beside its context: offset, address, length. Elements are of three
+    /// words.
+    fn store_of(count: u64, vectors: &[(i64, u64, &[u64])]) -> Pieces {
+        let mut region = vec![0; 2 * REACH as usize / 8];
+        let mut memory = Pieces::default();
+        for (offset, address, elements) in vectors {
+            let at = ((REACH as i64 + offset) / 8) as usize;
+            region[at..at + 3].copy_from_slice(&[elements.len() as u64 + 1, *address, elements.len() as u64]);
+            let words: Vec<u64> = elements.iter().flat_map(|i| [1, FIRST + i * SIZE, 0]).collect();
+            memory = memory.words(*address, &words);
         }
-        memory.words(VECTOR, &elements).words(STORE - 0x80, &[count + 1, VECTOR, count]).words(STORE - 0x68, &[0; 64])
+        for i in 0..count {
+            let head = [u64::from(u32::from_le_bytes(VMCONTEXT_MAGIC)), STORE];
+            memory = memory.words(FIRST + i * SIZE + DISTANCE, &head);
+        }
+        memory.words(STORE - REACH, &region)
+    }
+
+    /// A store with one vector that holds all of its instances.
+    fn store(count: u64) -> Pieces {
+        store_of(count, &[(-0x80, VECTOR, &(0..count).collect::<Vec<_>>())])
     }
 
     fn known(i: u64) -> u64 {
@@ -138,7 +156,11 @@ mod tests {
         let elements: Vec<u64> = (0..5).flat_map(|i| [1, if i == 4 { 0x10 } else { FIRST + i * SIZE }, 0]).collect();
         assert_eq!(instances(STORE, known(2), &whole().words(VECTOR, &elements)), None);
         for (len, capacity) in [(6, 6), (u64::MAX, u64::MAX), (1 << 40, 1 << 41), (0, 5)] {
-            let memory = whole().words(STORE - 0x80, &[capacity, VECTOR, len]);
+            let mut memory = whole();
+            let region = memory.0.get_mut(&(STORE - REACH)).unwrap();
+            for (i, word) in [capacity, VECTOR, len].into_iter().enumerate() {
+                region[REACH as usize - 0x80 + 8 * i..][..8].copy_from_slice(&word.to_le_bytes());
+            }
             assert_eq!(instances(STORE, known(2), &memory), None, "{len}");
         }
         // The same twice is not twice an instance.
@@ -150,10 +172,17 @@ mod tests {
     }
 
     #[test]
-    fn two_lists_that_differ_are_none() {
-        // A second vector, with the first three only.
-        let elements: Vec<u64> = (0..3).flat_map(|i| [1, FIRST + i * SIZE, 0]).collect();
-        let memory = store(5).words(VECTOR + 0x1000, &elements).words(STORE - 0x400, &[3, VECTOR + 0x1000, 3, 0, 0]);
-        assert_eq!(instances(STORE, known(1), &memory), None);
+    fn of_two_lists_one_has_to_hold_the_other() {
+        let list = |some: &[u64]| {
+            let five: &[u64] = &[0, 1, 2, 3, 4];
+            let memory = store_of(6, &[(-0x80, VECTOR, five), (0x300, VECTOR + 0x1000, some)]);
+            let before = store_of(6, &[(-0x400, VECTOR + 0x1000, some), (-0x80, VECTOR, five)]);
+            let found = instances(STORE, known(1), &memory);
+            assert_eq!(instances(STORE, known(1), &before), found);
+            found
+        };
+        assert_eq!(list(&[0, 1, 2]), Some((0..5).map(known).collect()));
+        assert_eq!(list(&[0, 1, 2, 3, 4, 5]), Some((0..6).map(known).collect()));
+        assert_eq!(list(&[1, 2, 5]), None);
     }
 }
