@@ -46,14 +46,14 @@ impl<'c> Origins<'c> {
         let behind = self.places.partition_point(|p| p.0 < function.end());
         for i in first..behind {
             let Some(&(offset, place)) = self.places.get(i) else { break };
-            pieces.insert(offset.saturating_sub(function.start), self.at(key, place));
+            pieces.insert(offset.saturating_sub(function.start), self.at(key, offset, place));
         }
         // Setting up the frame is the function's own.
         let own = || self.wasm?.body_offset(key.1.checked_sub(self.wasm?.imported_functions())?);
         if let Some(body) = own()
             && pieces.get(&0).is_none_or(Vec::is_empty)
         {
-            pieces.insert(0, self.at(key, u32::try_from(body).ok().map(FilePos)));
+            pieces.insert(0, self.at(key, function.start, u32::try_from(body).ok().map(FilePos)));
         }
         // Where the compiler recorded what was inlined, all of it is known.
         for point in points.iter().filter(|p| p.frames.len() > 1) {
@@ -88,15 +88,17 @@ impl<'c> Origins<'c> {
 
     /// The functions at a place in the file, as far as they can be told from it: if it is in another function's body, that
     /// one was inlined, and what is between the two is not known.
-    fn at(&mut self, key: (u32, u32), place: Option<FilePos>) -> Vec<Scope> {
+    fn at(&mut self, key: (u32, u32), text_offset: u32, place: Option<FilePos>) -> Vec<Scope> {
         let Some(place) = place else { return Vec::new() };
         let mut scopes = self.sources.scopes(u64::from(place.0));
-        if let Some((module, function)) = self.code.owner(place).filter(|owner| *owner != key) {
+        let owners = self.code.owners(text_offset);
+        if !owners.is_empty() && owners != [key] {
             if scopes.is_empty() {
                 scopes.push(Scope::default());
             }
             if let Some(outermost) = scopes.first_mut() {
-                outermost.name = wasm_name(self.code, module, function, None);
+                let names = owners.iter().map(|(module, function)| wasm_name(self.code, *module, *function, None));
+                outermost.name = names.collect::<Vec<_>>().join(" or ");
             }
             scopes.insert(0, Scope::default());
         }
