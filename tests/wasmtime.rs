@@ -436,7 +436,7 @@ fn plain_bt_of_gdb_goes_through_to_the_host() {
         "in wasm_function_3 (local0=5)",
         "in entry_trampoline_of_run ()",
         "__libc_start_main",
-        "wasm_stack = {s0 = 340, s1 = 4.25, s2 = <optimized out>, s3 = 99, s4 = 42}",
+        "wasm_stack = {s0 = 340, s1 = 4.25, s2 = 171653549535673402679019659085567242768, s3 = 99, s4 = 42}",
         "x = 333",
         "f = 1.5",
     ] {

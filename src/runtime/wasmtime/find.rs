@@ -199,9 +199,13 @@ fn fits(code: &Code, module: usize, wasm: &WasmModule) -> Result<(), String> {
             }
             let local = function.checked_sub(wasm.imported_functions());
             let is_operator = super::frame::operator_index(wasm, local, u64::from(place)).is_some();
-            // A function's own code (stack checks) is given the place of its body.
-            let is_start = local.and_then(|l| wasm.body_offset(l)) == Some(u64::from(place));
-            if !is_operator && !is_start {
+            // A function's own code (stack checks) is given the place of its body, the zeros of its locals those of their
+            // declarations.
+            let is_before_operators = || {
+                let (body, first) = (wasm.body_offset(local?)?, *wasm.operators(local?)?.first()?);
+                Some((body..first).contains(&u64::from(place)))
+            };
+            if !is_operator && is_before_operators() != Some(true) {
                 return Err(format!(
                     "the code at {:#x} was made from offset {place:#x}, where it has no operator",
                     text + u64::from(offset)
