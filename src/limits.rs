@@ -86,6 +86,10 @@ pub const MAX_DEBUG_SECTION_BYTES: u64 = 4 << 30;
 /// Output bytes per input byte that a compressed section may claim (deflate's own bound is 1032; zstd's is higher, but
 /// debug sections stay far below).
 pub const MAX_COMPRESSION_RATIO: u64 = 4096;
+/// Bytes of a state map that is decoded as a whole; of a larger one single functions are looked up.
+pub const MAX_WHOLE_MAP_BYTES: u64 = 1 << 20;
+/// Bytes of one function's record in an encoded state map.
+pub const MAX_RECORD_BYTES: u64 = 64 << 20;
 /// Problems of a state map that are kept.
 pub const MAX_VALIDATION_PROBLEMS: usize = 1000;
 /// Symbols of one file and its debug file that are looked at.
