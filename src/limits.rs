@@ -210,6 +210,8 @@ pub const MAX_LINE_ROWS: usize = 16_000_000;
 pub const MAX_SCOPE_RANGES: usize = 4096;
 /// Entries and attributes of one function, or of one type, that are looked at for variables, or for members.
 pub const MAX_SCOPE_WORK: u64 = 1_000_000;
+/// Scopes that are compared with the places of one function whose source is laid out.
+pub const MAX_LAYOUT_WORK: u64 = 50_000_000;
 /// Variables of one function and of what is inlined into it at one address.
 pub const MAX_SOURCE_VARIABLES: usize = 1000;
 /// Entries of one location list.

@@ -54,6 +54,8 @@ pub struct Runtimes {
     numbers: Vec<Vec<usize>>,
     modules: Vec<GuestModule>,
     notes: Vec<String>,
+    /// Whether a stack holds what no runtime explains.
+    unexplained: bool,
     /// What was told about the user's files.
     refusals: Vec<String>,
     files: Vec<(PathBuf, Rc<WasmModule>)>,
@@ -75,6 +77,7 @@ impl Runtimes {
             places: Vec::new(),
             modules: Vec::new(),
             notes: Vec::new(),
+            unexplained: false,
             refusals: Vec::new(),
             files: options.wasm.clone(),
         }
@@ -105,7 +108,9 @@ impl Runtimes {
         }
         let find = |&(p, local): &(usize, usize)| self.providers.get(p)?.runtime().modules().get(local).cloned();
         self.modules = self.places.iter().filter_map(find).collect();
-        self.notes = self.runtimes().flat_map(|r| r.notes().to_vec()).collect();
+        // Why nothing was found of a runtime is of no use where another one was found and explains every stack.
+        let told = |r: &&dyn Runtime| self.unexplained || self.modules.is_empty() || !r.modules().is_empty();
+        self.notes = self.runtimes().filter(told).flat_map(|r| r.notes().to_vec()).collect();
         self.notes.extend(self.refusals.iter().cloned());
     }
 
@@ -172,6 +177,7 @@ impl Provider for Runtimes {
             let runtime = provider.runtime();
             left.retain(|c| runtime.module_of(c.address.lookup()).is_none());
         }
+        self.unexplained = !left.is_empty() || (lost && found == 0);
         self.list();
         found
     }
@@ -461,5 +467,24 @@ mod tests {
         let refused = "x.wasm does not fit and is not used: one module0: no; two module0: no; two module1: no";
         assert_eq!(all.notes().last().map(String::as_str), Some(refused));
         assert!(all.match_files(&target), "a file is refused once");
+    }
+
+    #[test]
+    fn a_runtime_that_is_not_there_has_nothing_to_tell_where_all_is_explained() {
+        let both: Vec<Box<dyn Provider>> =
+            vec![Box::new(Pages::at("one", 0x1_0000)), Box::new(Pages::at("two", 0x2_0000))];
+        let mut all = Runtimes::of(both, &FindOptions::default());
+        // Code that is in no module, on no stack.
+        let target = CoreBuilder::new().memory(0x1000, 5, &[0; 16]).open().unwrap();
+        let objects = Objects::from_parts(Vec::new());
+        let scene = Scene { target: &target, objects: &objects, progress: &Silent };
+        all.discover(&scene, &[], false);
+        assert_eq!(all.notes().len(), 2, "nothing was found: both say why");
+        all.discover(&scene, &[frame(0x1_0010)], true);
+        assert_eq!(all.notes(), ["one was asked [(0, false), (1, true)]"]);
+        all.discover(&scene, &[frame(0x9_0000)], false);
+        assert_eq!(all.notes().len(), 2, "a frame is left");
+        all.discover(&scene, &[], true);
+        assert_eq!(all.notes().len(), 2, "a stack is not whole");
     }
 }
