@@ -68,18 +68,17 @@ fn nonblocking_says_which_threads_ran_while_they_were_read() {
 #[test]
 fn nonblocking_lists_running_threads_without_frames() {
     let busy = Role::start("busy");
-    let output = wstate(&["attach", &busy.pid().to_string(), "--nonblocking", "--json"]);
-    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
-    let report = report(&output);
-    let threads = report["threads"].as_array().expect("threads");
-    assert!(threads.len() >= 10, "{report}");
-    let mut running = 0;
-    for thread in threads.iter().filter(|t| t["frames"].as_array().expect("frames").is_empty()) {
-        let why = thread["end"]["why"].as_str().expect("a reason");
-        assert!(why.starts_with("it is running, and was not") || why.starts_with("it ran while its stack"), "{why}");
-        running += 1;
-    }
-    // Eight work and one sends, all the time.
-    assert!(running >= 9, "{report}");
+    // Eight work and one sends all the time, once all have begun; the kernel shows one that waits for a page as asleep.
+    until("nine threads run", || {
+        let output = wstate(&["attach", &busy.pid().to_string(), "--nonblocking", "--json"]);
+        assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+        let report = report(&output);
+        let threads = report["threads"].as_array().expect("threads").iter();
+        let without = threads.filter(|t| t["frames"].as_array().expect("frames").is_empty());
+        let why: Vec<&str> = without.map(|t| t["end"]["why"].as_str().expect("a reason")).collect();
+        let allowed = ["it is running, and was not stopped", "it ran while its stack was read"];
+        assert!(why.iter().all(|w| allowed.iter().any(|a| w.starts_with(a))), "{why:?}");
+        why.iter().filter(|w| w.starts_with(allowed[0])).count() >= 9
+    });
     refused_with(&["attach", "4194305", "--nonblocking"], "there is no such process");
 }
