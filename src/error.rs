@@ -53,6 +53,12 @@ pub enum Error {
         /// Why.
         why: String,
     },
+    /// The process that analyses ([`crate::sandbox`]) died.
+    #[error("the analysis broke off: {why}; this is a bug, and what was printed is not whole")]
+    Analysis {
+        /// How it died.
+        why: String,
+    },
     /// What was asked for is not there.
     #[error("{what}")]
     NotFound {
@@ -74,6 +80,7 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Error::Attach { pid, .. } => Some(format!("try: wstate doctor {pid}")),
+            Error::Analysis { .. } => Some("please report it, if you may with the core and its executable".to_string()),
             _ => None,
         }
     }

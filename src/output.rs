@@ -41,19 +41,36 @@ impl Output {
         Ok(Output { name, to })
     }
 
-    /// Writes everything. A reader that has closed its end of a pipe has seen enough: that is no error.
-    pub fn write(self, bytes: &[u8]) -> Result<(), Error> {
-        let result = match self.to {
+    /// Writes everything, to where it belongs.
+    pub fn write(mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.put(bytes)?;
+        self.commit()
+    }
+
+    /// Writes everything; a file still holds what it held. A reader that has closed its end of a pipe has seen enough: that
+    /// is no error.
+    pub fn put(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let result = match &mut self.to {
             To::Stdout => {
                 let mut out = io::stdout().lock();
                 out.write_all(bytes).and_then(|()| out.flush())
             }
-            To::Special(mut file) => file.write_all(bytes),
-            To::Beside { temporary, path, mode } => replace(temporary, &path, mode, bytes),
+            To::Special(file) => file.write_all(bytes),
+            To::Beside { temporary, .. } => temporary.as_file_mut().write_all(bytes),
         };
         match result {
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            other => other.map_err(|source| Error::Output { to: self.name, source }),
+            other => other.map_err(|source| Error::Output { to: self.name.clone(), source }),
+        }
+    }
+
+    /// Gives the file what [`Output::put`] has written, in this process or in a child of it.
+    pub fn commit(self) -> Result<(), Error> {
+        match self.to {
+            To::Beside { temporary, path, mode } => {
+                persist(temporary, &path, mode).map_err(|source| Error::Output { to: self.name, source })
+            }
+            To::Stdout | To::Special(_) => Ok(()),
         }
     }
 
@@ -107,11 +124,6 @@ fn open(path: &Path) -> io::Result<To> {
         .tempfile_in(dir)
         .map_err(without_temporary_path)?;
     Ok(To::Beside { temporary, path, mode: old.map(|m| m.permissions()) })
-}
-
-fn replace(mut temporary: NamedTempFile, path: &Path, mode: Option<Permissions>, bytes: &[u8]) -> io::Result<()> {
-    temporary.as_file_mut().write_all(bytes)?;
-    persist(temporary, path, mode)
 }
 
 fn persist(temporary: NamedTempFile, path: &Path, mode: Option<Permissions>) -> io::Result<()> {
