@@ -1,5 +1,6 @@
 //! Errors shown to a user: what was done, to what, and what to try next.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 /// A fatal error of a command.
@@ -74,6 +75,12 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Error::Attach { pid, .. } => Some(format!("try: wstate doctor {pid}")),
+            Error::Output { source, .. } => match source.kind() {
+                ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+                    Some("make room or name a place that has some; a file that was there is as it was".to_string())
+                }
+                _ => None,
+            },
             _ => None,
         }
     }

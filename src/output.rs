@@ -20,12 +20,37 @@ enum To {
     Stdout,
     /// A device or a pipe: written as it is, renaming over it would replace it.
     Special(File),
-    /// A temporary file beside `path`, with the mode of the file it will replace.
-    Beside {
-        temporary: NamedTempFile,
-        path: PathBuf,
-        mode: Option<Permissions>,
-    },
+    Beside(Beside),
+}
+
+/// A temporary file beside `path`, with the mode of the file it will replace.
+#[derive(Debug)]
+struct Beside {
+    temporary: NamedTempFile,
+    path: PathBuf,
+    mode: Option<Permissions>,
+}
+
+impl Beside {
+    fn persist(self) -> io::Result<()> {
+        if let Some(mode) = self.mode {
+            self.temporary.as_file().set_permissions(mode)?;
+        }
+        self.temporary.persist(self.path).map_err(|e| e.error)?;
+        Ok(())
+    }
+}
+
+/// A destination to which everything was written, but for a file's name.
+struct Written {
+    name: String,
+    beside: Option<Beside>,
+}
+
+impl Written {
+    fn finish(self) -> Result<(), Error> {
+        self.beside.map_or(Ok(()), Beside::persist).map_err(|source| Error::Output { to: self.name, source })
+    }
 }
 
 impl Output {
@@ -43,17 +68,28 @@ impl Output {
 
     /// Writes everything. A reader that has closed its end of a pipe has seen enough: that is no error.
     pub fn write(self, bytes: &[u8]) -> Result<(), Error> {
-        let result = match self.to {
+        self.fill(bytes)?.finish()
+    }
+
+    /// Writes several files, in this order: none of them if there is no room for all.
+    pub fn write_files<'a>(files: impl IntoIterator<Item = (&'a Path, &'a [u8])>) -> Result<(), Error> {
+        let written = files.into_iter().map(|(path, bytes)| Output::file(path)?.fill(bytes));
+        written.collect::<Result<Vec<Written>, Error>>()?.into_iter().try_for_each(Written::finish)
+    }
+
+    fn fill(self, bytes: &[u8]) -> Result<Written, Error> {
+        let name = self.name;
+        let (result, beside) = match self.to {
             To::Stdout => {
                 let mut out = io::stdout().lock();
-                out.write_all(bytes).and_then(|()| out.flush())
+                (out.write_all(bytes).and_then(|()| out.flush()), None)
             }
-            To::Special(mut file) => file.write_all(bytes),
-            To::Beside { temporary, path, mode } => replace(temporary, &path, mode, bytes),
+            To::Special(mut file) => (file.write_all(bytes), None),
+            To::Beside(mut beside) => (beside.temporary.write_all(bytes), Some(beside)),
         };
         match result {
-            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            other => other.map_err(|source| Error::Output { to: self.name, source }),
+            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Error::Output { to: name, source: e }),
+            _ => Ok(Written { name, beside }),
         }
     }
 
@@ -70,11 +106,11 @@ impl Output {
                 let mut out = BufWriter::new(file);
                 work(&mut out).and_then(|done| out.flush().map(|()| done).map_err(failed))
             }
-            To::Beside { mut temporary, path, mode } => {
-                let mut out = BufWriter::new(temporary.as_file_mut());
+            To::Beside(mut beside) => {
+                let mut out = BufWriter::new(beside.temporary.as_file_mut());
                 let done = work(&mut out).and_then(|done| out.flush().map(|()| done).map_err(failed));
                 drop(out);
-                done.and_then(|done| persist(temporary, &path, mode).map(|()| done).map_err(failed))
+                done.and_then(|done| beside.persist().map(|()| done).map_err(failed))
             }
         };
         match result {
@@ -106,20 +142,7 @@ fn open(path: &Path) -> io::Result<To> {
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(dir)
         .map_err(without_temporary_path)?;
-    Ok(To::Beside { temporary, path, mode: old.map(|m| m.permissions()) })
-}
-
-fn replace(mut temporary: NamedTempFile, path: &Path, mode: Option<Permissions>, bytes: &[u8]) -> io::Result<()> {
-    temporary.as_file_mut().write_all(bytes)?;
-    persist(temporary, path, mode)
-}
-
-fn persist(temporary: NamedTempFile, path: &Path, mode: Option<Permissions>) -> io::Result<()> {
-    if let Some(mode) = mode {
-        temporary.as_file().set_permissions(mode)?;
-    }
-    temporary.persist(path).map_err(|e| e.error)?;
-    Ok(())
+    Ok(To::Beside(Beside { temporary, path, mode: old.map(|m| m.permissions()) }))
 }
 
 /// tempfile appends the temporary path, which the user did not choose.
