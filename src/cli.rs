@@ -19,13 +19,17 @@ const ATTACH_HELP: &str = "\
 Prints the native and Wasm frames of every thread of a process, with Wasm locals and operand stacks.
 
 The process is stopped only while its registers and stacks are copied. None of its memory is written, and it runs no \
-code for this: --settle alone lets one thread run on, by a few instructions of its own.";
+code for this: --settle alone lets one thread run on, by a few instructions of its own.
+
+With --nonblocking it is not stopped at all. Of a thread that sleeps in a system call the kernel tells where it is and where \
+its stack is; of one that runs it tells nothing, so that one is listed with this reason and without frames.";
 
 const ATTACH_EXAMPLES: &str = "\
 Examples:
   wstate attach 4711
   wstate attach 4711 --brief --wasm-only
   wstate attach 4711 -t 4713 --settle
+  wstate attach 4711 --nonblocking
   wstate attach 4711 -t 4711 --format image --output state.bin";
 
 const CORE_HELP: &str = "\
@@ -163,6 +167,9 @@ pub struct Cli {
     /// With --pid: step one thread to the next point where its operand stack is known, at most 64 instructions
     #[arg(long, requires = "pid", conflicts_with = "core")]
     pub settle: bool,
+    /// With --pid: do not stop the process; only threads that sleep have frames
+    #[arg(long, requires = "pid", conflicts_with_all = ["core", "settle"])]
+    pub nonblocking: bool,
     /// What to show and how.
     #[command(flatten)]
     pub show: Show,
@@ -282,6 +289,9 @@ pub struct Attach {
     /// from there
     #[arg(long)]
     pub settle: bool,
+    /// Do not stop the process; only threads that sleep have frames
+    #[arg(long, conflicts_with = "settle")]
+    pub nonblocking: bool,
     /// What to show and how.
     #[command(flatten)]
     pub show: Show,
@@ -538,6 +548,15 @@ fn instance(text: &str) -> Result<session::InstanceChoice, String> {
     u32::try_from(n).map(session::InstanceChoice::Number).map_err(|e| e.to_string())
 }
 
+/// How a live process is looked at.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Live {
+    /// Step one thread.
+    pub settle: bool,
+    /// Do not stop it.
+    pub nonblocking: bool,
+}
+
 /// Options that `attach` and `core` share.
 #[derive(Clone, Debug, Args)]
 pub struct Show {
@@ -658,7 +677,7 @@ impl Show {
     }
 
     /// The question to ask about `source`, or a usage error.
-    pub fn options(&self, source: session::Source, settle: bool) -> Result<session::Options, String> {
+    pub fn options(&self, source: session::Source, live: Live) -> Result<session::Options, String> {
         let format = self.format()?;
         if self.route.contains(&Route::Artifact) && self.artifact.is_empty() {
             return Err("--route artifact needs --artifact FILE".to_string());
@@ -670,7 +689,8 @@ impl Show {
             wasm: self.wasm.clone(),
             artifacts: self.artifact.clone(),
             routes: self.route.iter().map(|&r| r.into()).collect(),
-            settle,
+            settle: live.settle,
+            nonblocking: live.nonblocking,
             sysroot: self.sysroot.clone(),
             debug_dirs: self.debug_dir.clone(),
             values: !self.brief,

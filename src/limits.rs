@@ -90,7 +90,7 @@ pub const MAX_COMPRESSION_RATIO: u64 = 4096;
 pub const MAX_VALIDATION_PROBLEMS: usize = 1000;
 /// Symbols of one file and its debug file that are looked at.
 pub const MAX_SYMBOLS: usize = 8_000_000;
-/// Symbols before an address that are asked whether they cover it.
+/// Starts of symbols before an address that are asked whether one covers it, and names of one start.
 pub const MAX_NESTED_SYMBOLS: usize = 64;
 /// Functions inlined into each other at one address.
 pub const MAX_INLINE_DEPTH: usize = 256;

@@ -5,7 +5,7 @@ use nix::sys::signal::{SigSet, Signal};
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Instant;
-use wstate::cli::{self, Cli, Command, Format, Show, Symbols};
+use wstate::cli::{self, Cli, Command, Format, Live, Show, Symbols};
 use wstate::doctor::{self, Doctor};
 use wstate::error::Error;
 use wstate::output::Output;
@@ -70,7 +70,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
     match cli.command {
         Some(Command::Attach(a)) => {
             let pid = a.pid.or(a.pid_flag).ok_or_else(|| Failure::Usage("a PID is needed".to_string()))?;
-            show(&a.show, Source::Pid(pid), a.settle)
+            show(&a.show, Source::Pid(pid), Live { settle: a.settle, nonblocking: a.nonblocking })
         }
         Some(Command::Core(c)) => {
             // `core -c FILE EXE`: the parser takes EXE for the first positional.
@@ -81,7 +81,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
                 (None, flag) => (c.core, flag.or(c.executable)),
             };
             let core = core.ok_or_else(|| Failure::Usage("a CORE is needed".to_string()))?;
-            show(&c.show, Source::Core { core, executable }, false)
+            show(&c.show, Source::Core { core, executable }, Live::default())
         }
         Some(Command::Symbols(s)) => symbols(&s),
         Some(Command::Modules(m)) => modules(&m),
@@ -126,8 +126,10 @@ fn run(cli: Cli) -> Result<u8, Failure> {
             Ok(0)
         }
         None => match (cli.pid, cli.core) {
-            (Some(pid), _) => show(&cli.show, Source::Pid(pid), cli.settle),
-            (None, Some(core)) => show(&cli.show, Source::Core { core, executable: cli.executable }, false),
+            (Some(pid), _) => {
+                show(&cli.show, Source::Pid(pid), Live { settle: cli.settle, nonblocking: cli.nonblocking })
+            }
+            (None, Some(core)) => show(&cli.show, Source::Core { core, executable: cli.executable }, Live::default()),
             (None, None) => Err(Failure::Usage("a PID or a CORE is needed".to_string())),
         },
     }
@@ -200,8 +202,8 @@ fn export(command: &cli::Export) -> Result<u8, Failure> {
     Ok(if notes.is_empty() { 0 } else { PARTIAL })
 }
 
-fn show(show: &Show, source: Source, settle: bool) -> Result<u8, Failure> {
-    let options = show.options(source, settle).map_err(Failure::Usage)?;
+fn show(show: &Show, source: Source, live: Live) -> Result<u8, Failure> {
+    let options = show.options(source, live).map_err(Failure::Usage)?;
     let format = show.format().map_err(Failure::Usage)?;
     if format == Format::Image && show.output.is_none() && io::stdout().is_terminal() {
         return Err(Failure::Usage("--format image writes binary data: use --output FILE or a pipe".to_string()));

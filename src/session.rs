@@ -59,6 +59,8 @@ pub struct Options {
     pub artifacts: Vec<PathBuf>,
     /// Only these routes; empty: all.
     pub routes: Vec<Route>,
+    /// Do not stop a live process: only threads that sleep have frames, see [`LiveTarget::observe`]. Nothing is settled.
+    pub nonblocking: bool,
     /// Step the selected thread of a live process to the next point at which the operand stack is known.
     pub settle: bool,
     /// Directory under which the target's files are looked for first.
@@ -90,6 +92,7 @@ impl Options {
             wasm: Vec::new(),
             artifacts: Vec::new(),
             routes: Vec::new(),
+            nonblocking: false,
             settle: false,
             sysroot: None,
             debug_dirs: Vec::new(),
@@ -138,19 +141,22 @@ pub fn run(options: &Options) -> Result<Outcome, Error> {
     let mut provider = Runtimes::new(&FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
     let outcome = match &options.source {
         Source::Pid(pid) => {
-            let target = LiveTarget::capture(*pid, &CaptureOptions::default())?;
+            let capture = if options.nonblocking { LiveTarget::observe } else { LiveTarget::capture };
+            let target = capture(*pid, &CaptureOptions::default())?;
             let opened = began.elapsed();
             let pause = target.pause();
-            let mut outcome = if options.settle {
+            let mut outcome = if options.settle && !options.nonblocking {
                 settle(target, options, &search, &mut provider, &progress)?
             } else {
                 analyse(&target, options, &search, &mut provider, &progress)?
             };
             if let Some(timing) = &mut outcome.report.timing {
                 timing.reading_ms += milliseconds(opened);
-                timing.add_stop(pause);
+                if !options.nonblocking {
+                    timing.add_stop(pause);
+                }
             }
-            if options.verbose {
+            if options.verbose && !options.nonblocking {
                 let note = format!("the threads stood for {:.3} ms", milliseconds(pause));
                 outcome.report.notes.push(note);
             }
@@ -618,6 +624,7 @@ impl View<'_> {
         let pc = at.address.raw();
         let mut base = Frame::new(out.len() as u32, pc, FrameKind::Unknown);
         base.trust = Some(frame.trust.into());
+        base.unstopped = self.options.nonblocking;
         if self.options.verbose {
             base.registers = Some(report::values::registers(&at.registers));
         }

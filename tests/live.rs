@@ -105,6 +105,16 @@ fn role() {
                 });
             }
         }
+        // Threads that sleep, but never for long.
+        "naps" => {
+            for _ in 0..8 {
+                std::thread::spawn(|| {
+                    loop {
+                        std::thread::sleep(Duration::from_micros(100));
+                    }
+                });
+            }
+        }
         // Several threads at the same known place, and no Wasm.
         "threads" => {
             for n in 0..4 {
@@ -251,7 +261,11 @@ fn assert_sleep_host(report: &Value) {
 
 /// An attach that must fail with one line that says why.
 fn refused(pid: u32, why: &str) {
-    let output = wstate(&["attach", &pid.to_string()]);
+    refused_with(&["attach", &pid.to_string()], why);
+}
+
+fn refused_with(arguments: &[&str], why: &str) {
+    let output = wstate(arguments);
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{text}");
     assert!(output.stdout.is_empty());
@@ -525,16 +539,31 @@ fn a_process_in_a_pid_namespace_is_attached_to_by_its_id_here() {
 #[test]
 fn an_attach_changes_nothing_in_the_process() {
     let host = Host::start("threads", &[], Profile::Debug);
+    let Some((output, requests)) = ptrace_requests(&host, &[]) else { return };
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    println!("ptrace requests: {requests:?}");
+    let allowed = ["PTRACE_SEIZE", "PTRACE_INTERRUPT", "PTRACE_GETREGSET", "PTRACE_GETSIGINFO", "PTRACE_DETACH"];
+    let others: Vec<&String> = requests.iter().filter(|r| !allowed.contains(&r.as_str())).collect();
+    assert!(others.is_empty(), "{others:?}");
+    assert!(requests.contains("PTRACE_SEIZE") && requests.contains("PTRACE_GETREGSET"), "{requests:?}");
+}
+
+/// What an attach with these options writes, and the ptrace requests that it makes as strace sees them; that it only reads
+/// the process' files and sends no signal. `None` if strace cannot be used here.
+fn ptrace_requests(host: &Host, options: &[&str]) -> Option<(Output, BTreeSet<String>)> {
     let log = host.directory.path().join("strace");
     let mut strace = Command::new("strace");
     strace.args(["-f", "-qq", "-e", "trace=ptrace,process_vm_writev,pwrite64,pwritev,openat,kill,tgkill", "-o"]);
-    strace.arg(&log).arg(env!("CARGO_BIN_EXE_wstate")).args(["attach", &host.pid().to_string()]);
-    let Ok(output) = strace.stdin(Stdio::null()).output() else { return not_tested("strace is not installed", false) };
+    strace.arg(&log).arg(env!("CARGO_BIN_EXE_wstate")).args(["attach", &host.pid().to_string()]).args(options);
+    let Ok(output) = strace.stdin(Stdio::null()).output() else {
+        not_tested("strace is not installed", false);
+        return None;
+    };
     let text = String::from_utf8_lossy(&output.stderr);
     if text.contains("PTRACE_TRACEME") || text.contains("ptrace(") {
-        return not_tested(&format!("strace: {}", text.trim()), true);
+        not_tested(&format!("strace: {}", text.trim()), true);
+        return None;
     }
-    assert_eq!(output.status.code(), Some(0), "{text}");
     let log = std::fs::read_to_string(log).expect("strace writes its log");
     let mut requests = BTreeSet::new();
     for line in log.lines() {
@@ -549,11 +578,87 @@ fn an_attach_changes_nothing_in_the_process() {
             assert!(call.starts_with("<...") || call.starts_with("+++") || call.starts_with("---"), "{line}");
         }
     }
-    println!("ptrace requests: {requests:?}");
-    let allowed = ["PTRACE_SEIZE", "PTRACE_INTERRUPT", "PTRACE_GETREGSET", "PTRACE_GETSIGINFO", "PTRACE_DETACH"];
-    let others: Vec<&String> = requests.iter().filter(|r| !allowed.contains(&r.as_str())).collect();
-    assert!(others.is_empty(), "{others:?}");
-    assert!(requests.contains("PTRACE_SEIZE") && requests.contains("PTRACE_GETREGSET"), "{requests:?}");
+    Some((output, requests))
+}
+
+/// What a frame is, whichever way its thread was read.
+fn frame_without_the_way(frame: &Value) -> Value {
+    let mut frame = frame.clone();
+    let keys = frame.as_object_mut().expect("a frame");
+    // Values in registers that nothing saved are known only where the thread was stopped.
+    for key in ["unstopped", "locals", "locals_why", "stack", "stack_why", "instance"] {
+        keys.remove(key);
+    }
+    frame
+}
+
+#[test]
+fn nonblocking_stops_nothing_and_shows_the_same_frames_of_what_sleeps() {
+    let host = Host::start("sleep", &[], Profile::Debug);
+    until("the host sleeps", || states(host.pid() as u32).iter().all(|&s| s == 'S'));
+    let Some((output, requests)) = ptrace_requests(&host, &["--nonblocking", "--json", "--timing"]) else { return };
+    assert!(requests.is_empty(), "{requests:?}");
+    let unstopped = report(&output);
+    assert_eq!(unstopped["timing"]["stopped_ms"], Value::Null);
+    let stopped = attach(host.pid() as u32);
+    let threads = |report: &Value| report["threads"].as_array().expect("threads").clone();
+    assert_eq!(threads(&unstopped).len(), threads(&stopped).len());
+    let mut whole = true;
+    for (thread, same) in threads(&unstopped).iter().zip(threads(&stopped)) {
+        let frames = |thread: &Value| thread["frames"].as_array().expect("frames").clone();
+        let (ours, all) = (frames(thread), frames(&same));
+        assert!(ours.len() > 1 && ours.iter().all(|f| f["unstopped"] == true), "{thread}");
+        assert!(all.iter().all(|f| f.get("unstopped").is_none()), "{same}");
+        let without_the_way = |frames: &[Value]| frames.iter().map(frame_without_the_way).collect::<Vec<_>>();
+        // Never another frame, and a reason where one is missing.
+        assert_eq!(without_the_way(&ours), without_the_way(&all[..ours.len()]));
+        if ours.len() < all.len() {
+            whole = false;
+            let why = thread["end"]["why"].as_str().expect("a reason");
+            assert!(why.starts_with("register ") && why.ends_with(" of this frame is not known"), "{why}");
+        }
+    }
+    assert_eq!(output.status.code(), Some(if whole { 0 } else { 1 }), "{unstopped}");
+    let text = wstate(&["attach", &host.pid().to_string(), "--nonblocking", "--brief"]).stdout;
+    let text = String::from_utf8(text).expect("text");
+    let lines: Vec<&str> = text.lines().filter(|l| l.trim_start().starts_with('#')).collect();
+    assert!(!lines.is_empty() && lines.iter().all(|l| l.ends_with("  (not stopped)")), "{text}");
+}
+
+#[test]
+fn nonblocking_says_which_threads_ran_while_they_were_read() {
+    let naps = Role::start("naps");
+    let mut why = BTreeSet::new();
+    until("no thread is seen to wake up", || {
+        let report = report(&wstate(&["attach", &naps.pid().to_string(), "--nonblocking", "--json"]));
+        for thread in report["threads"].as_array().expect("threads") {
+            let frames = thread["frames"].as_array().expect("frames");
+            let reason = thread["end"]["why"].as_str().unwrap_or_default();
+            // Nothing is shown of a stack that may have changed.
+            assert!(frames.is_empty() || !reason.contains("it ran while"), "{thread}");
+            why.insert(reason.split(',').next().unwrap_or_default().to_string());
+        }
+        why.contains("it ran while its stack was read")
+    });
+}
+
+#[test]
+fn nonblocking_lists_running_threads_without_frames() {
+    let busy = Role::start("busy");
+    let output = wstate(&["attach", &busy.pid().to_string(), "--nonblocking", "--json"]);
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    let report = report(&output);
+    let threads = report["threads"].as_array().expect("threads");
+    assert!(threads.len() >= 10, "{report}");
+    let mut running = 0;
+    for thread in threads.iter().filter(|t| t["frames"].as_array().expect("frames").is_empty()) {
+        let why = thread["end"]["why"].as_str().expect("a reason");
+        assert!(why.starts_with("it is running, and was not") || why.starts_with("it ran while its stack"), "{why}");
+        running += 1;
+    }
+    // Eight work and one sends, all the time.
+    assert!(running >= 9, "{report}");
+    refused_with(&["attach", "4194305", "--nonblocking"], "there is no such process");
 }
 
 /// The line of `--timing`, by part: milliseconds.

@@ -3,7 +3,7 @@
 use clap::{CommandFactory, Parser};
 use std::fs;
 use std::path::Path;
-use wstate::cli::{Cli, Command};
+use wstate::cli::{Cli, Command, Live};
 use wstate::limits;
 use wstate::session::Source;
 
@@ -38,14 +38,14 @@ fn accepted(words: &[String]) -> Result<(), String> {
         return Ok(());
     }
     let cli = Cli::try_parse_from(words).map_err(|e| e.to_string())?;
-    let (show, settle) = match &cli.command {
-        Some(Command::Attach(a)) => (&a.show, a.settle),
-        Some(Command::Core(c)) => (&c.show, false),
+    let (show, live) = match &cli.command {
+        Some(Command::Attach(a)) => (&a.show, Live { settle: a.settle, nonblocking: a.nonblocking }),
+        Some(Command::Core(c)) => (&c.show, Live::default()),
         Some(_) => return Ok(()),
-        None => (&cli.show, cli.settle),
+        None => (&cli.show, Live { settle: cli.settle, nonblocking: cli.nonblocking }),
     };
     show.format()?;
-    show.options(Source::Pid(4711), settle).map(|_| ())
+    show.options(Source::Pid(4711), live).map(|_| ())
 }
 
 #[test]

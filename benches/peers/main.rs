@@ -5,15 +5,21 @@
 //!
 //! Figures are of this machine and this moment: run it where nothing else runs.
 
+mod attach;
+mod measure;
 mod pause;
 mod target;
+
+#[path = "../../tests/support/mod.rs"]
+mod support;
 
 fn main() {
     if target::role() {
         return;
     }
     let asked: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let parts: [(&str, fn()); 1] = [("pause", pause::run)];
+    let parts: [(&str, fn()); 3] =
+        [("pause", pause::run), ("native", attach::native), ("third-party", attach::third_party)];
     for (name, run) in parts {
         if asked.is_empty() || asked.iter().any(|a| a == name) {
             run();

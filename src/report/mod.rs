@@ -310,6 +310,10 @@ pub struct Frame {
     pub kind: FrameKind,
     /// How it was found.
     pub trust: Option<Trust>,
+    /// Whether it was read without stopping the thread (`--nonblocking`), which slept meanwhile; missing where it was
+    /// stopped, and in cores.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub unstopped: bool,
     /// Executable, library or Wasm module.
     pub module: Option<String>,
     /// Byte offset of `pc` in the module: from the load address of a native module, from the start of the machine code
@@ -346,6 +350,7 @@ impl Frame {
             pc: Some(Hex(pc)),
             kind,
             trust: None,
+            unstopped: false,
             module: None,
             module_offset: None,
             function: None,

@@ -156,7 +156,11 @@ impl Text<'_> {
     fn module(&mut self, runtime: &Runtime, module: &Module) -> io::Result<()> {
         let mut line = clean(&runtime.name);
         if let Some(backend) = module.backend.as_deref().filter(|b| !runtime.name.contains(b)) {
-            line += &format!(" {}", clean(backend));
+            // A backend that names the runtime with its version stands for both.
+            match backend.starts_with(&runtime.name) {
+                true => line = clean(backend),
+                false => line += &format!(" {}", clean(backend)),
+            }
         }
         line += &format!(" module {}", self.paint(WASM, &clean(module.name.as_deref().unwrap_or("without a name"))));
         if let (Some(start), Some(end)) = (module.code_start, module.code_end) {
@@ -250,6 +254,9 @@ impl Text<'_> {
             line += "  (found by frame pointer)";
         } else if frame.trust == Some(Trust::Scan) {
             line += "  (found by search)";
+        }
+        if frame.unstopped {
+            line += "  (not stopped)";
         }
         writeln!(self.out, "{line}")?;
         let indent = number_width + 4;

@@ -8,7 +8,7 @@ use crate::limits;
 use crate::target::objects::{LoadedObject, Objects};
 use crate::unwind::cfi::section_bytes;
 use gimli::{EndianSlice, LittleEndian, Reader, Section as _};
-use object::{Object, ObjectSection, ObjectSymbol, SectionFlags, SymbolKind};
+use object::{Object, ObjectSection, ObjectSymbol, ObjectSymbolTable, SectionFlags, SymbolIndex, SymbolKind};
 use std::borrow::Cow;
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
@@ -135,34 +135,40 @@ fn plain_name(name: &str) -> &str {
 }
 
 /// Function symbols of a file and its debug file. All addresses are svmas.
+///
+/// Names are looked up when they are asked for: a table of a hundred thousand has as much text again, ten times over.
 struct Symbols<'a> {
-    /// Ascending by start, the preferred name for a start only.
-    symbols: Vec<Symbol<'a>>,
+    files: Vec<object::File<'a>>,
+    /// Ascending by start.
+    symbols: Vec<Symbol>,
     /// Ranges of executable sections.
     code: Vec<(u64, u64)>,
 }
 
 #[derive(Clone, Copy)]
-struct Symbol<'a> {
+struct Symbol {
     start: u64,
     size: u64,
+    /// Position in its table.
+    index: SymbolIndex,
+    /// Position of its file.
+    file: u8,
+    dynamic: bool,
     local: bool,
-    name: &'a str,
 }
 
-impl Symbol<'_> {
-    /// Of several names for one start, the smallest is shown: functions before labels, exported before local, `read`
-    /// before `__read`.
-    fn preference(&self) -> (u64, bool, bool, usize, &str) {
-        let underscores = self.name.bytes().take_while(|&b| b == b'_').count();
-        (self.start, self.size == 0, self.local, underscores, self.name)
-    }
+/// A symbol with its name.
+struct Named<'a> {
+    start: u64,
+    size: u64,
+    name: &'a str,
 }
 
 impl<'a> Symbols<'a> {
     fn load(object: &'a LoadedObject) -> Symbols<'a> {
         let (mut symbols, mut code) = (Vec::new(), Vec::new());
-        for file in files(object) {
+        let files: Vec<_> = files(object).collect();
+        for (number, file) in (0..).zip(&files) {
             for section in file.sections() {
                 if let SectionFlags::Elf { sh_flags, .. } = section.flags()
                     && sh_flags.0 & object::elf::SHF_EXECINSTR.0 != 0
@@ -171,7 +177,8 @@ impl<'a> Symbols<'a> {
                 }
             }
             let is_code = |address| code.iter().any(|&(start, end)| start <= address && address < end);
-            for symbol in file.symbols().chain(file.dynamic_symbols()) {
+            let all = file.symbols().map(|s| (s, false)).chain(file.dynamic_symbols().map(|s| (s, true)));
+            for (symbol, dynamic) in all {
                 let start = symbol.address();
                 let kind = match symbol.kind() {
                     SymbolKind::Text => true,
@@ -179,30 +186,49 @@ impl<'a> Symbols<'a> {
                     SymbolKind::Unknown | SymbolKind::Label => is_code(start),
                     _ => false,
                 };
-                let Some(name) = symbol.name().ok().filter(|n| !n.is_empty() && !n.starts_with('$')) else { continue };
                 if !kind || symbol.is_undefined() || symbols.len() >= limits::MAX_SYMBOLS {
                     continue;
                 }
-                symbols.push(Symbol { start, size: symbol.size(), local: symbol.is_local(), name: plain_name(name) });
+                let (size, local) = (symbol.size(), symbol.is_local());
+                symbols.push(Symbol { start, size, index: symbol.index(), file: number, dynamic, local });
             }
         }
-        symbols.sort_by(|a, b| a.preference().cmp(&b.preference()));
-        symbols.dedup_by_key(|s| s.start);
-        Symbols { symbols, code }
+        symbols.sort_unstable_by_key(|s| s.start);
+        Symbols { files, symbols, code }
+    }
+
+    fn name(&self, symbol: &Symbol) -> Option<&'a str> {
+        let file = self.files.get(usize::from(symbol.file))?;
+        let table = if symbol.dynamic { file.dynamic_symbol_table() } else { file.symbol_table() };
+        let name = table?.symbol_by_index(symbol.index).ok()?.name().ok()?;
+        // What begins with `$` marks code and data.
+        Some(plain_name(name)).filter(|n| !n.is_empty() && !n.starts_with('$'))
+    }
+
+    /// What is shown of several names for one start: functions before labels, exported before local, `read` before
+    /// `__read`.
+    fn preferred(&self, same_start: &[Symbol]) -> Option<Named<'a>> {
+        let some = same_start.iter().take(limits::MAX_NESTED_SYMBOLS);
+        let named = some.filter_map(|s| Some((s, self.name(s)?)));
+        let best = named.min_by_key(|(s, name)| {
+            let underscores = name.bytes().take_while(|&b| b == b'_').count();
+            (s.size == 0, s.local, underscores, *name)
+        });
+        best.map(|(s, name)| Named { start: s.start, size: s.size, name })
     }
 
     /// The function around `svma`: one whose size covers it, else the label before it in the same section.
-    fn find(&self, svma: u64) -> Option<&Symbol<'a>> {
+    fn find(&self, svma: u64) -> Option<Named<'a>> {
         let i = self.symbols.partition_point(|s| s.start <= svma);
-        let before = self.symbols.get(..i)?;
+        let starts = self.symbols.get(..i)?.chunk_by(|a, b| a.start == b.start).rev();
         // Labels and nested parts (`.cold` never is one) may stand between a function's start and the address.
-        let near = before.iter().rev().take(limits::MAX_NESTED_SYMBOLS);
-        if let Some(covering) = near.clone().find(|s| svma - s.start < s.size) {
+        let near = || starts.clone().take(limits::MAX_NESTED_SYMBOLS).filter_map(|same| self.preferred(same));
+        if let Some(covering) = near().find(|s| svma - s.start < s.size) {
             return Some(covering);
         }
-        let last = before.last().filter(|s| s.size == 0)?;
+        let last = near().next().filter(|s| s.size == 0)?;
         // A label in a function ends with it.
-        if near.clone().any(|s| last.start - s.start < s.size) {
+        if near().any(|s| last.start - s.start < s.size) {
             return None;
         }
         let same_section = |&&(start, end): &&(u64, u64)| start <= last.start && last.start < end && svma < end;

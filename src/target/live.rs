@@ -12,6 +12,8 @@
 //! signal(7), "Interruption of system calls and library functions by stop signals".
 #![allow(unsafe_code)]
 
+mod unstopped;
+
 use super::memory::{Content, Holder, PageCache, Piece, Splice};
 use super::notes::{parse_auxv, without_deleted};
 use super::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
@@ -236,50 +238,74 @@ impl LiveTarget {
         })
     }
 
-    /// How long the threads stood.
+    /// How long the threads stood; nothing after [`LiveTarget::observe`].
     pub fn pause(&self) -> Duration {
         self.pause
     }
 
     fn of(stopped: &mut Stopped, options: &CaptureOptions) -> Result<LiveTarget, Error> {
         let pid = stopped.pid;
-        let proc = PathBuf::from(format!("/proc/{pid}/task/{}", stopped.reader()));
-        let mappings = match std::fs::read(proc.join("maps")) {
-            Ok(text) => parse_maps(&text),
-            Err(source) => return Err(Error::File { path: proc.join("maps"), source }),
-        };
-        let source = Source { tid: stopped.reader(), mem: File::open(proc.join("mem")).ok() };
-        let auxv = std::fs::read(proc.join("auxv")).map(|b| parse_auxv(&b)).unwrap_or_default();
-        let executable = std::fs::read_link(proc.join("exe")).ok();
+        let process = Process::open(pid, stopped.reader())?;
         let mut threads: Vec<Thread> = stopped.threads.iter().map(|s| s.registers(pid)).collect();
         let mut notes = std::mem::take(&mut stopped.notes);
-        let captured = copy_stacks(&threads, &mappings, &source, pid, options, &mut notes);
+        let captured = copy_stacks(&threads, &process.mappings, &process.source, pid, options, &mut notes);
         stopped.release();
         let pause = stopped.since.elapsed();
 
         for &(tid, why) in &stopped.unstopped {
-            threads.push(Thread {
-                id: ThreadId(tid as u32),
-                name: thread_name(pid, tid),
-                registers: Registers::unknown(),
-                fs_base: None,
-                signal: None,
-                problem: Some(why.to_string()),
-            });
+            threads.push(Thread { problem: Some(why.to_string()), ..thread_of(pid, tid) });
         }
         threads.sort_by_key(|t| (t.id.0 != pid, t.id));
-        Ok(LiveTarget {
-            pid,
-            threads,
+        Ok(process.target(pid, threads, notes, captured, pause))
+    }
+}
+
+/// What `/proc` tells about a process as a whole.
+struct Process {
+    mappings: Vec<Mapping>,
+    executable: Option<PathBuf>,
+    auxv: Vec<(u64, u64)>,
+    source: Source,
+}
+
+impl Process {
+    /// Process `pid` as its thread `tid` shows it: an ended main thread has no memory any more.
+    fn open(pid: u32, tid: libc::pid_t) -> Result<Process, Error> {
+        let proc = PathBuf::from(format!("/proc/{pid}/task/{tid}"));
+        let mappings = match std::fs::read(proc.join("maps")) {
+            Ok(text) => parse_maps(&text),
+            Err(source) => return Err(Error::File { path: proc.join("maps"), source }),
+        };
+        Ok(Process {
             mappings,
-            executable,
-            auxv,
-            notes,
-            captured,
-            source,
-            cache: Mutex::default(),
-            pause,
+            executable: std::fs::read_link(proc.join("exe")).ok(),
+            auxv: std::fs::read(proc.join("auxv")).map(|b| parse_auxv(&b)).unwrap_or_default(),
+            source: Source { tid, mem: File::open(proc.join("mem")).ok() },
         })
+    }
+
+    fn target(
+        self,
+        pid: u32,
+        threads: Vec<Thread>,
+        notes: Vec<String>,
+        captured: Splice,
+        pause: Duration,
+    ) -> LiveTarget {
+        let Process { mappings, executable, auxv, source } = self;
+        LiveTarget { pid, threads, mappings, executable, auxv, notes, captured, source, cache: Mutex::default(), pause }
+    }
+}
+
+/// A thread of which nothing but its name is known yet.
+fn thread_of(pid: u32, tid: libc::pid_t) -> Thread {
+    Thread {
+        id: ThreadId(tid as u32),
+        name: thread_name(pid, tid),
+        registers: Registers::unknown(),
+        fs_base: None,
+        signal: None,
+        problem: None,
     }
 }
 
@@ -363,14 +389,7 @@ struct Stop {
 
 impl Stop {
     fn registers(&self, pid: u32) -> Thread {
-        let mut thread = Thread {
-            id: ThreadId(self.tid as u32),
-            name: thread_name(pid, self.tid),
-            registers: Registers::unknown(),
-            fs_base: None,
-            signal: (self.held != 0).then_some(self.held),
-            problem: None,
-        };
+        let mut thread = Thread { signal: (self.held != 0).then_some(self.held), ..thread_of(pid, self.tid) };
         let mut regs = [0; USER_REGS_WORDS * 8];
         match get_regset(self.tid, libc::NT_PRSTATUS, &mut regs) {
             Ok(n) if n == regs.len() => thread.set_user_regs(&regs),

@@ -260,7 +260,8 @@ pub(super) fn guest_module(code: &Code, module: usize) -> GuestModule {
         checks,
         functions,
         tracked: code.has_frames(),
-        backend: format!("cranelift (wasmtime {version})"),
+        // Which of its compilers it was the image does not say in so many words.
+        backend: format!("wasmtime {version}"),
         wasm_file: user.map(|p| p.display().to_string()),
         problem: (!problems.is_empty()).then(|| problems.join("; ")),
     }

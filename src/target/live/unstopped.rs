@@ -1,0 +1,108 @@
+//! A live process that is not stopped at all (`--nonblocking`).
+//!
+//! The kernel tells the stack pointer and the program counter of a thread that is not running
+//! (`/proc/PID/task/TID/syscall`), and nothing else: registers that callees keep are unknown until a younger frame is
+//! found to have saved them. A stack is believed only if its thread cannot have run while it was copied: before and
+//! after, it was off its processor, at the same place, and it had left a processor as often.
+
+use super::*;
+
+/// Why a running thread has no frames.
+const RUNNING: &str = "it is running, and was not stopped: registers of running threads cannot be read";
+/// Why the frames of a thread that woke up are not shown.
+const WOKEN: &str = "it ran while its stack was read, and was not stopped: try again, or without --nonblocking";
+
+/// Where a thread is that does not run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    sp: u64,
+    pc: u64,
+    // How often it left a processor.
+    switches: u64,
+}
+
+impl LiveTarget {
+    /// Copies the stacks of those threads that sleep, without stopping anything and without ptrace. The others are
+    /// listed with the reason. Needs the same rights as [`LiveTarget::capture`].
+    pub fn observe(pid: u32, options: &CaptureOptions) -> Result<LiveTarget, Error> {
+        let pid = attachable(pid)?;
+        let mut refused = None;
+        let mut seen: Vec<(libc::pid_t, Option<Place>)> = Vec::new();
+        for tid in list_threads(pid).into_iter().take(limits::MAX_THREADS) {
+            match place(pid, tid) {
+                _ if is_gone(pid, tid) => {}
+                Ok(place) => seen.push((tid, place)),
+                Err(e) => refused = refused.or(Some((tid, e))),
+            }
+        }
+        let Some(&(reader, _)) = seen.first() else {
+            let why = match refused {
+                Some((_, e)) if e.kind() == std::io::ErrorKind::NotFound => {
+                    "this kernel does not tell where threads sleep (/proc/PID/syscall); attach without --nonblocking"
+                        .into()
+                }
+                Some((tid, e)) => refusal(pid, tid as u32, &e),
+                None => "it has just ended".to_string(),
+            };
+            return Err(Error::Attach { pid, why });
+        };
+        let process = Process::open(pid, reader)?;
+        let mut threads: Vec<Thread> = seen.iter().map(|&(tid, place)| thread_at(pid, tid, place)).collect();
+        let mut notes = Vec::new();
+        let captured = copy_stacks(&threads, &process.mappings, &process.source, pid, options, &mut notes);
+        for (thread, (tid, before)) in threads.iter_mut().zip(seen) {
+            if before.is_some() && place(pid, tid).ok().flatten() != before {
+                *thread = Thread { problem: Some(WOKEN.to_string()), ..thread_of(pid, tid) };
+            }
+        }
+        Ok(process.target(pid, threads, notes, captured, Duration::ZERO))
+    }
+}
+
+fn thread_at(pid: u32, tid: libc::pid_t, place: Option<Place>) -> Thread {
+    let mut thread = thread_of(pid, tid);
+    match place {
+        Some(place) => {
+            thread.registers.set(Reg::RSP, place.sp);
+            thread.registers.set(Reg::RIP, place.pc);
+        }
+        None => thread.problem = Some(RUNNING.to_string()),
+    }
+    thread
+}
+
+/// Where thread `tid` is; `None`: it runs, or waits for a processor.
+fn place(pid: u32, tid: libc::pid_t) -> std::io::Result<Option<Place>> {
+    let directory = format!("/proc/{pid}/task/{tid}");
+    let Some((sp, pc)) = sleeping(&std::fs::read_to_string(format!("{directory}/syscall"))?) else { return Ok(None) };
+    // In this order: a thread that wakes up behind the line above has not left a processor yet.
+    let count = |key| status_field(&format!("{directory}/status"), key)?.parse::<u64>().ok();
+    let switches = count("voluntary_ctxt_switches").zip(count("nonvoluntary_ctxt_switches"));
+    Ok(switches.map(|(voluntary, forced)| Place { sp, pc, switches: voluntary.saturating_add(forced) }))
+}
+
+/// Stack pointer and program counter of a line of `/proc/PID/syscall`: `running`, `-1 SP PC` of a thread that is blocked
+/// outside of system calls, or a number, six arguments, SP and PC.
+fn sleeping(line: &str) -> Option<(u64, u64)> {
+    let words: Vec<&str> = line.split_ascii_whitespace().collect();
+    let hex = |word: &str| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok();
+    match words.as_slice() {
+        ["-1", sp, pc] | [_, _, _, _, _, _, _, sp, pc] => Some((hex(sp)?, hex(pc)?)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_syscall() {
+        assert_eq!(sleeping("running\n"), None);
+        assert_eq!(sleeping("-1 0x7ffd1000 0x401000\n"), Some((0x7ffd_1000, 0x40_1000)));
+        let line = "230 0x0 0x1 0x2 0x3 0x4 0x5 0x7fff337122e8 0x7f803135f503\n";
+        assert_eq!(sleeping(line), Some((0x7fff_3371_22e8, 0x7f80_3135_f503)));
+        assert_eq!(sleeping(""), None);
+        assert_eq!(sleeping("-1 0x7ffd1000"), None);
+    }
+}
