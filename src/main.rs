@@ -227,6 +227,7 @@ fn show(show: &Show, source: Source, live: Live) -> Result<u8, Failure> {
                 wasm_only: show.wasm_only,
                 color: show.output.is_none() && color(show.no_color),
                 verbose: show.verbose,
+                fold: show.fold,
             };
             text::render(&outcome.report, options).into_bytes()
         }
