@@ -102,6 +102,8 @@ pub const MAX_INLINE_DEPTH: usize = 256;
 pub const MAX_NAME_BYTES: usize = 64 << 10;
 /// Characters of a name or message of the target in text output; JSON has it whole.
 pub const MAX_TEXT_NAME: usize = 300;
+/// Frames of the longest cycle of repeated frames that is folded.
+pub const MAX_FOLD_CYCLE: usize = 16;
 /// Slots of a thread's DTV that are looked at.
 pub const MAX_TLS_MODULES: u64 = 1024;
 /// Bytes of an executable's thread-local block that are tried word by word where there is no symbol.

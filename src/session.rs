@@ -719,6 +719,7 @@ impl View<'_> {
         base.kind = match guest.kind {
             GuestKind::Wasm => FrameKind::Wasm,
             GuestKind::Trampoline => FrameKind::Trampoline,
+            GuestKind::Unknown => FrameKind::Unknown,
         };
         base.module = self.runtime.modules().get(guest.module).map(|m| m.name.clone());
         base.module_offset = Some(Hex(guest.code_offset));
@@ -737,7 +738,7 @@ impl View<'_> {
         });
         base.instance = guest.instance.map(Hex);
         base.notes.extend(guest.notes.iter().cloned());
-        if guest.kind == GuestKind::Trampoline {
+        if guest.kind != GuestKind::Wasm {
             return base;
         }
         let (op_index, op_position) = OpPosition::of(guest.position);

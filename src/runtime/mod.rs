@@ -156,6 +156,8 @@ pub enum GuestKind {
     Wasm,
     /// Glue between host and Wasm.
     Trampoline,
+    /// One of these: what would tell cannot be read.
+    Unknown,
 }
 
 /// A frame of a runtime's code. One pc is several of them where functions were inlined.
@@ -206,10 +208,10 @@ pub struct GuestModule {
     pub routes: Vec<&'static str>,
     /// What confirmed it; at least two independent facts.
     pub checks: Vec<String>,
-    /// Number of defined functions.
-    pub functions: usize,
-    /// Whether operand stacks were tracked by the compiler.
-    pub tracked: bool,
+    /// Number of defined functions, if it is known.
+    pub functions: Option<usize>,
+    /// Whether operand stacks were tracked by the compiler, if that is known.
+    pub tracked: Option<bool>,
     /// Compiler or tier ("singlepass").
     pub backend: String,
     /// The user's `.wasm` that was matched to it.
