@@ -50,6 +50,12 @@ impl SymbolFile {
         Ok(SymbolFile { path, bytes, texts })
     }
 
+    /// What to write where. The symbol file is last: one that is there has its texts.
+    pub fn files(&self) -> impl Iterator<Item = (&Path, &[u8])> {
+        let texts = self.texts.iter().map(|(path, text)| (path.as_path(), text.as_bytes()));
+        texts.chain([(self.path.as_path(), self.bytes.as_slice())])
+    }
+
     /// What to type to load it.
     pub fn commands(&self) -> String {
         // Both debuggers split words as a shell does.

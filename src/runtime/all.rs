@@ -124,13 +124,13 @@ impl Runtimes {
 
     /// Matches the user's `.wasm` files to the modules that were found. Each module takes the first file that fits; a
     /// file that fits none is refused with the reason. Returns whether every file was used.
-    pub fn match_files(&mut self) -> bool {
+    pub fn match_files(&mut self, memory: &dyn Memory) -> bool {
         let mut all = true;
         for (path, wasm) in std::mem::take(&mut self.files) {
             let mut reasons = Vec::new();
             let mut used = false;
             for provider in &mut self.providers {
-                match provider.match_file(&path, &wasm) {
+                match provider.match_file(&path, &wasm, memory) {
                     Ok(()) => used = true,
                     Err(more) => reasons.extend(more),
                 }
@@ -182,8 +182,13 @@ impl Provider for Runtimes {
         found
     }
 
-    fn match_file(&mut self, path: &Path, wasm: &Rc<WasmModule>) -> Result<(), Vec<(String, String)>> {
-        let results: Vec<_> = self.providers.iter_mut().map(|p| p.match_file(path, wasm)).collect();
+    fn match_file(
+        &mut self,
+        path: &Path,
+        wasm: &Rc<WasmModule>,
+        memory: &dyn Memory,
+    ) -> Result<(), Vec<(String, String)>> {
+        let results: Vec<_> = self.providers.iter_mut().map(|p| p.match_file(path, wasm, memory)).collect();
         self.list();
         match results.iter().any(Result::is_ok) {
             true => Ok(()),
@@ -288,8 +293,8 @@ impl Runtime for Runtimes {
         runtime.body_offset(module, local_function)
     }
 
-    fn reach(&self) -> Box<dyn Fn(u64) -> Reach + Send> {
-        let all: Vec<_> = self.runtimes().map(|r| r.reach()).collect();
+    fn reach(&self, memory: &dyn Memory) -> Box<dyn Fn(u64) -> Reach + Send> {
+        let all: Vec<_> = self.runtimes().map(|r| r.reach(memory)).collect();
         Box::new(move |pc| all.iter().map(|reach| reach(pc)).find(|r| *r != Reach::Outside).unwrap_or(Reach::Outside))
     }
 
@@ -384,7 +389,7 @@ mod tests {
         fn instances(&self, _: &dyn Memory) -> Vec<GuestInstance> {
             (0..self.found.len()).map(|module| GuestInstance { module, address: self.base }).collect()
         }
-        fn reach(&self) -> Box<dyn Fn(u64) -> Reach + Send> {
+        fn reach(&self, _: &dyn Memory) -> Box<dyn Fn(u64) -> Reach + Send> {
             let base = self.base;
             Box::new(move |pc| if pc >> 12 == base >> 12 { Reach::Point } else { Reach::Outside })
         }
@@ -407,8 +412,8 @@ mod tests {
                         code: (start, start + 0x1000),
                         routes: Vec::new(),
                         checks: Vec::new(),
-                        functions: 0,
-                        tracked: false,
+                        functions: None,
+                        tracked: None,
                         backend: String::new(),
                         wasm_file: None,
                         problem: None,
@@ -417,7 +422,7 @@ mod tests {
             }
             self.found.len() - before
         }
-        fn match_file(&mut self, _: &Path, _: &Rc<WasmModule>) -> Result<(), Vec<(String, String)>> {
+        fn match_file(&mut self, _: &Path, _: &Rc<WasmModule>, _: &dyn Memory) -> Result<(), Vec<(String, String)>> {
             Err(self.found.iter().map(|m| (format!("{} {}", self.name, m.name), "no".to_string())).collect())
         }
         fn runtime(&self) -> &dyn Runtime {
@@ -454,14 +459,14 @@ mod tests {
         assert_eq!(all.global(1, 0, 0, &target), Err(Why("one".into())));
         assert_eq!(all.global(3, 0, 0, &target), Err(Why("there is no such module".into())));
         assert_eq!(all.instances(&target).iter().map(|i| i.module).collect::<Vec<_>>(), [1, 0, 2]);
-        let reach = all.reach();
+        let reach = all.reach(&target);
         assert_eq!([reach(0x1_0000), reach(0x2_0fff), reach(0)], [Reach::Point, Reach::Point, Reach::Outside]);
         assert_eq!(all.code_map(&Detail::All, &target).notes, ["one", "two"]);
 
-        assert!(!all.match_files());
+        assert!(!all.match_files(&target));
         let refused = "x.wasm does not fit and is not used: one module0: no; two module0: no; two module1: no";
         assert_eq!(all.notes().last().map(String::as_str), Some(refused));
-        assert!(all.match_files(), "a file is refused once");
+        assert!(all.match_files(&target), "a file is refused once");
     }
 
     #[test]

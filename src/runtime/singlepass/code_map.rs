@@ -51,7 +51,7 @@ fn describe(
     memory: &dyn Memory,
 ) -> Result<CompiledModule, String> {
     let base = module.code.0;
-    let size = (module.map.total_size as u64).min(module.code.1.saturating_sub(base)).min(MAX_IMAGE_BYTES);
+    let size = (module.map.total_size() as u64).min(module.code.1.saturating_sub(base)).min(MAX_IMAGE_BYTES);
     // The image is what the runtime wrote there; a debugger's breakpoints are not in it.
     let code = match memory.read_vec(base, size as usize) {
         Ok(code) => code,
@@ -62,11 +62,12 @@ fn describe(
     };
     let mut out = CompiledModule { name, base, code: Vec::new(), ..CompiledModule::default() };
     trampolines(module, &code, &mut out);
-    let count = module.map.local_functions.len();
+    let maps = module.map.all(memory)?;
+    let count = maps.local_functions.len();
     let wasm = module.wasm.as_deref();
     let mut sources = Sources::new(wasm);
     let mut budget = Budget::default();
-    for (&start, map) in &module.map.local_functions {
+    for (&start, map) in &maps.local_functions {
         let end = module.map.function_end(start).min(code.len());
         let Some(bytes) = code.get(start..end).filter(|b| !b.is_empty()) else { continue };
         let Ok(len) = u32::try_from(bytes.len()) else { continue };
@@ -114,7 +115,7 @@ fn describe(
 
 /// Trampolines of the imports: they load the target and jump; some make room on the stack meanwhile.
 fn trampolines(module: &Module, code: &[u8], out: &mut CompiledModule) {
-    let first = module.map.local_functions.keys().next().copied().unwrap_or(code.len());
+    let first = module.map.starts().first().copied().unwrap_or(code.len());
     let imports = module.function_offsets.get(..module.import_count as usize).unwrap_or(&[]);
     for (i, &start) in imports.iter().enumerate() {
         let next = imports.get(i + 1).copied().unwrap_or(first as u64).min(first as u64);
@@ -531,7 +532,6 @@ mod tests {
     use crate::state::synthetic::{self, END, START, state};
     use crate::state::{ModuleStateMap, RegisterIndex};
     use crate::target::MemoryError;
-    use std::collections::BTreeMap;
     use std::rc::Rc;
     use std::sync::Arc;
 
@@ -548,7 +548,8 @@ mod tests {
     /// The module whose code is nops up to its only function, and that function's code.
     fn described(map: ModuleStateMap, code: &[u8], detail: &Detail) -> CompiledModule {
         let size = map.total_size as u64;
-        let mut module = Module::new((BASE, BASE + size), Arc::new(map), BTreeMap::new(), Vec::new(), 0);
+        let map = super::super::maps::Maps::whole(Arc::new(map));
+        let mut module = Module::new((BASE, BASE + size), map, Vec::new(), 0, &NoMemory);
         let mut bytes = vec![0x90; START];
         bytes.extend(code);
         bytes.resize(size as usize, 0xcc);

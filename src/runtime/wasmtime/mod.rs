@@ -332,7 +332,7 @@ impl Runtime for Wasmtime {
         known.or_else(|| code.wasm.get(number)?.as_ref()?.body_offset(local_function))
     }
 
-    fn reach(&self) -> Box<dyn Fn(u64) -> Reach + Send> {
+    fn reach(&self, _: &dyn Memory) -> Box<dyn Fn(u64) -> Reach + Send> {
         let texts: Vec<_> = self.codes.iter().map(|c| c.image.text()).collect();
         Box::new(move |pc| if texts.iter().any(|t| t.contains(&pc)) { Reach::Inside } else { Reach::Outside })
     }
