@@ -171,6 +171,8 @@ pub const MAX_EXPORTED_MEMORY: u64 = 64 << 30;
 pub const MAX_IMAGE_SECTIONS: u16 = 256;
 /// Bytes of all section names of a Wasmtime code image.
 pub const MAX_SECTION_NAMES: u64 = 64 << 10;
+/// Modules that the runtime made for a component, with which a symbol file has lines: each place may be in any of them.
+pub const MAX_PLACED_FILES: usize = 256;
 /// Changes of how a caller is found within one function of a Wasmtime code image.
 pub const MAX_FRAME_CHANGES: usize = 10_000;
 /// Pages that are searched before an executable mapping for the header of a Wasmtime code image: what stands between them

@@ -243,14 +243,26 @@ impl Code {
     /// address), module and function index: the one that the code is of, or one that was inlined there. Several if it
     /// cannot be told which of them, none if nothing is known.
     pub fn owners(&self, text_offset: u32) -> Vec<(u32, u32)> {
-        let Some(FilePos(place)) = self.place(text_offset) else { return Vec::new() };
-        let mut found: Vec<(u32, u32)> = self.bodies.iter().filter_map(|bodies| bodies.at(place)).collect();
-        if let Some(FunctionKind::Wasm { module, function, .. }) = self.functions.at(text_offset).map(|f| &f.kind)
-            && found.contains(&(*module, *function))
-        {
-            found = vec![(*module, *function)];
+        let Some(place) = self.place(text_offset) else { return Vec::new() };
+        let own = self.functions.at(text_offset).and_then(|f| match &f.kind {
+            FunctionKind::Wasm { module, function, .. } => Some((*module, *function)),
+            _ => None,
+        });
+        self.owners_of(place, own)
+    }
+
+    /// The same of a known place, in the code of function `own`.
+    pub fn owners_of(&self, FilePos(place): FilePos, own: Option<(u32, u32)>) -> Vec<(u32, u32)> {
+        let found: Vec<(u32, u32)> = self.bodies.iter().filter_map(|bodies| bodies.at(place)).collect();
+        match own.filter(|own| found.contains(own)) {
+            Some(own) => vec![own],
+            None => found,
         }
-        found
+    }
+
+    /// How many modules' starts places count from: the compiled file's, and those of the modules that the runtime made.
+    pub fn files(&self) -> usize {
+        self.bodies.len()
     }
 
     /// Where the body of a function begins in the compiled file.

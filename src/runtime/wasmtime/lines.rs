@@ -6,6 +6,7 @@ use super::code_map::wasm_name;
 use super::frame_table::{FrameTable, InstPos, ProgramFrame, ProgramPoint};
 use super::image::{Function, Kind};
 use super::info::FuncKind;
+use crate::limits::MAX_PLACED_FILES;
 use crate::runtime::code_map::sources::{Scope, Sources};
 use crate::runtime::code_map::{CompiledModule, SourceLine};
 use crate::symbolize::wasm::WasmModule;
@@ -24,7 +25,8 @@ pub(super) struct Origins<'c> {
 impl<'c> Origins<'c> {
     pub fn of(code: &'c Code) -> Origins<'c> {
         let wasm = code.wasm.first().and_then(Option::as_deref).filter(|_| code.image.header().kind == Kind::Module);
-        let places = code.address_map().map(|map| map.iter().collect()).unwrap_or_default();
+        let map = code.address_map().filter(|_| code.files() <= MAX_PLACED_FILES);
+        let places = map.map(|map| map.iter().collect()).unwrap_or_default();
         Origins { code, wasm, sources: Sources::new(wasm), places }
     }
 
@@ -46,14 +48,14 @@ impl<'c> Origins<'c> {
         let behind = self.places.partition_point(|p| p.0 < function.end());
         for i in first..behind {
             let Some(&(offset, place)) = self.places.get(i) else { break };
-            pieces.insert(offset.saturating_sub(function.start), self.at(key, offset, place));
+            pieces.insert(offset.saturating_sub(function.start), self.at(key, place));
         }
         // Setting up the frame is the function's own.
         let own = || self.wasm?.body_offset(key.1.checked_sub(self.wasm?.imported_functions())?);
         if let Some(body) = own()
             && pieces.get(&0).is_none_or(Vec::is_empty)
         {
-            pieces.insert(0, self.at(key, function.start, u32::try_from(body).ok().map(FilePos)));
+            pieces.insert(0, self.at(key, u32::try_from(body).ok().map(FilePos)));
         }
         // Where the compiler recorded what was inlined, all of it is known.
         for point in points.iter().filter(|p| p.frames.len() > 1) {
@@ -88,10 +90,10 @@ impl<'c> Origins<'c> {
 
     /// The functions at a place in the file, as far as they can be told from it: if it is in another function's body, that
     /// one was inlined, and what is between the two is not known.
-    fn at(&mut self, key: (u32, u32), text_offset: u32, place: Option<FilePos>) -> Vec<Scope> {
+    fn at(&mut self, key: (u32, u32), place: Option<FilePos>) -> Vec<Scope> {
         let Some(place) = place else { return Vec::new() };
         let mut scopes = self.sources.scopes(u64::from(place.0));
-        let owners = self.code.owners(text_offset);
+        let owners = self.code.owners_of(place, Some(key));
         if !owners.is_empty() && owners != [key] {
             if scopes.is_empty() {
                 scopes.push(Scope::default());
