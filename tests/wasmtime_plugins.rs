@@ -28,8 +28,8 @@ fn command(debugger: Debugger, rest: &str) -> String {
     }
 }
 
-/// What each command prints on the live host, and on this core of its stop. Symbols are loaded: where a user sees it by a stop or
-/// by the first command, by that; gdb has no prompt here, before which it would load those of a core.
+/// What each command prints on the live host, and on this core of its stop. Symbols are loaded by a stop or by the first
+/// command, as for a user; those of a core gdb would load before a prompt, which is not there.
 fn in_both(
     debugger: Debugger,
     host: &Host,
@@ -94,7 +94,7 @@ fn assert_bt(what: &str, bt: &str, frames: &[Value]) {
 /// Locals and operands that the debugger printed of a frame, in its order: by gdb's `info args` and `info locals` or
 /// lldb's `frame variable`.
 fn variables(printed: &str) -> (Vec<&str>, Vec<&str>) {
-    let parts = printed.split(['{', '}', ',', '\n']).filter_map(|part| part.trim().split_once(" = "));
+    let parts = printed.split(['{', '}', '(', ')', ',', '\n']).filter_map(|part| part.trim().split_once(" = "));
     let (operands, locals): (Vec<_>, Vec<_>) = parts.partition(|(name, _)| {
         let number = name.strip_prefix('s');
         number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
@@ -147,17 +147,14 @@ fn doors(debugger: Debugger) {
         let attached = text(&["attach", &host.pid().to_string(), "--no-color"]);
         let frames = frames(&host);
         assert_eq!(frames.len(), 9, "{attached}");
+        let (select, show): (_, &[&str]) = match debugger {
+            Debugger::Gdb => ("frame", &["info args", "info locals"]),
+            Debugger::Lldb => ("frame select", &["frame variable"]),
+        };
         let mut commands = vec![command(debugger, "bt full all"), "bt".to_string()];
         for frame in &frames {
-            let n = &frame["index"];
-            commands.push(match debugger {
-                Debugger::Gdb => format!("frame {n}"),
-                Debugger::Lldb => format!("frame select {n}"),
-            });
-            commands.extend(match debugger {
-                Debugger::Gdb => ["info args".to_string(), "info locals".to_string()],
-                Debugger::Lldb => ["frame variable".to_string(), command(debugger, "locals")],
-            });
+            commands.push(format!("{select} {}", frame["index"]));
+            commands.extend(show.iter().map(|command| command.to_string()));
         }
         let core = gcore(&host);
         let (mut known, mut unknown) = (0, 0);
@@ -165,11 +162,8 @@ fn doors(debugger: Debugger) {
             let what = format!("{version:?} {flags:?} {debugger:?} {door}");
             same(&what, &session.texts[0], &attached);
             assert_bt(&what, &session.texts[1], &frames);
-            for (frame, texts) in frames.iter().zip(session.texts[2..].chunks(3)) {
-                let printed = match debugger {
-                    Debugger::Gdb => texts[1..].concat(),
-                    Debugger::Lldb => texts[1].clone(),
-                };
+            for (frame, texts) in frames.iter().zip(session.texts[2..].chunks(1 + show.len())) {
+                let printed = texts[1..].concat();
                 let (locals, operands) = variables(&printed);
                 let what = format!("{what} #{}: {printed}", frame["index"]);
                 for (list, printed) in [("locals", &locals), ("stack", &operands)] {
