@@ -55,6 +55,7 @@ pub mod plugin;
 pub mod progress;
 pub mod report;
 pub mod runtime;
+pub mod sandbox;
 pub mod server;
 pub mod session;
 pub mod state;

@@ -86,6 +86,10 @@ pub const MAX_DEBUG_SECTION_BYTES: u64 = 4 << 30;
 /// Output bytes per input byte that a compressed section may claim (deflate's own bound is 1032; zstd's is higher, but
 /// debug sections stay far below).
 pub const MAX_COMPRESSION_RATIO: u64 = 4096;
+/// Bytes of a state map that is decoded as a whole; of a larger one single functions are looked up.
+pub const MAX_WHOLE_MAP_BYTES: u64 = 1 << 20;
+/// Bytes of one function's record in an encoded state map.
+pub const MAX_RECORD_BYTES: u64 = 64 << 20;
 /// Problems of a state map that are kept.
 pub const MAX_VALIDATION_PROBLEMS: usize = 1000;
 /// Symbols of one file and its debug file that are looked at.
@@ -206,6 +210,8 @@ pub const MAX_LINE_ROWS: usize = 16_000_000;
 pub const MAX_SCOPE_RANGES: usize = 4096;
 /// Entries and attributes of one function, or of one type, that are looked at for variables, or for members.
 pub const MAX_SCOPE_WORK: u64 = 1_000_000;
+/// Scopes that are compared with the places of one function whose source is laid out.
+pub const MAX_LAYOUT_WORK: u64 = 50_000_000;
 /// Variables of one function and of what is inlined into it at one address.
 pub const MAX_SOURCE_VARIABLES: usize = 1000;
 /// Entries of one location list.

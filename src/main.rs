@@ -15,7 +15,7 @@ use wstate::report::timing::{Timing, milliseconds};
 use wstate::report::wasm_coredump::Compat;
 use wstate::report::{Completeness, hexdump, json, text};
 use wstate::session::{self, Source};
-use wstate::{plugin, server};
+use wstate::{plugin, sandbox, server};
 
 const PARTIAL: u8 = 1;
 const FATAL: u8 = 2;
@@ -50,18 +50,25 @@ fn main() -> ExitCode {
     };
     match run(cli) {
         Ok(code) => ExitCode::from(code),
-        Err(Failure::Usage(why)) => {
+        Err(failure) => ExitCode::from(tell(failure)),
+    }
+}
+
+/// Prints why there is no result and returns the exit code.
+fn tell(failure: Failure) -> u8 {
+    match failure {
+        Failure::Usage(why) => {
             let _ = Cli::command().error(clap::error::ErrorKind::ArgumentConflict, why).print();
-            ExitCode::from(USAGE)
+            USAGE
         }
-        Err(Failure::Error(e)) => {
+        Failure::Error(e) => {
             // Not eprintln: it panics if standard error is closed.
             let mut err = io::stderr().lock();
             let _ = writeln!(err, "wstate: error: {}", text::clean_message(&e.to_string()));
             if let Some(hint) = e.hint() {
                 let _ = writeln!(err, "hint: {}", text::clean_message(&hint));
             }
-            ExitCode::from(FATAL)
+            FATAL
         }
     }
 }
@@ -70,7 +77,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
     match cli.command {
         Some(Command::Attach(a)) => {
             let pid = a.pid.or(a.pid_flag).ok_or_else(|| Failure::Usage("a PID is needed".to_string()))?;
-            show(&a.show, Source::Pid(pid), Live { settle: a.settle, nonblocking: a.nonblocking })
+            show(&a.show, Source::Pid(pid), Live { settle: a.settle, nonblocking: a.nonblocking }, false)
         }
         Some(Command::Core(c)) => {
             // `core -c FILE EXE`: the parser takes EXE for the first positional.
@@ -81,7 +88,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
                 (None, flag) => (c.core, flag.or(c.executable)),
             };
             let core = core.ok_or_else(|| Failure::Usage("a CORE is needed".to_string()))?;
-            show(&c.show, Source::Core { core, executable }, Live::default())
+            show(&c.show, Source::Core { core, executable }, Live::default(), !c.no_sandbox)
         }
         Some(Command::Symbols(s)) => symbols(&s),
         Some(Command::Modules(m)) => modules(&m),
@@ -127,9 +134,12 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         }
         None => match (cli.pid, cli.core) {
             (Some(pid), _) => {
-                show(&cli.show, Source::Pid(pid), Live { settle: cli.settle, nonblocking: cli.nonblocking })
+                show(&cli.show, Source::Pid(pid), Live { settle: cli.settle, nonblocking: cli.nonblocking }, false)
             }
-            (None, Some(core)) => show(&cli.show, Source::Core { core, executable: cli.executable }, Live::default()),
+            (None, Some(core)) => {
+                let source = Source::Core { core, executable: cli.executable };
+                show(&cli.show, source, Live::default(), !cli.no_sandbox)
+            }
             (None, None) => Err(Failure::Usage("a PID or a CORE is needed".to_string())),
         },
     }
@@ -202,17 +212,44 @@ fn export(command: &cli::Export) -> Result<u8, Failure> {
     Ok(if notes.is_empty() { 0 } else { PARTIAL })
 }
 
-fn show(show: &Show, source: Source, live: Live) -> Result<u8, Failure> {
+/// Prints the stacks of `source`; with `confine`, in a process that has given up its rights.
+fn show(show: &Show, source: Source, live: Live, confine: bool) -> Result<u8, Failure> {
     let options = show.options(source, live).map_err(Failure::Usage)?;
     let format = show.format().map_err(Failure::Usage)?;
     if format == Format::Image && show.output.is_none() && io::stdout().is_terminal() {
         return Err(Failure::Usage("--format image writes binary data: use --output FILE or a pipe".to_string()));
     }
-    let output = match &show.output {
+    let mut output = match &show.output {
         Some(path) => Output::file(path)?,
         None => Output::stdout(),
     };
-    let mut outcome = session::run(&options)?;
+    if !confine {
+        let code = print(show, &options, format, &mut output, None)?;
+        output.commit()?;
+        return Ok(code);
+    }
+    let ended = sandbox::run(|unconfined| match print(show, &options, format, &mut output, unconfined) {
+        Ok(code) => sandbox::Ended { code, whole: true },
+        Err(failure) => sandbox::Ended { code: tell(failure), whole: false },
+    })?;
+    if ended.whole {
+        output.commit()?;
+    }
+    Ok(ended.code)
+}
+
+/// Analyses and writes. `unconfined` is why that is done with all rights although it should not.
+fn print(
+    show: &Show,
+    options: &session::Options,
+    format: Format,
+    output: &mut Output,
+    unconfined: Option<String>,
+) -> Result<u8, Failure> {
+    let mut outcome = session::run(options)?;
+    if show.verbose {
+        outcome.report.notes.extend(unconfined.map(|why| format!("the core was analysed without a sandbox: {why}")));
+    }
     let found = Instant::now();
     let timing = outcome.report.timing;
     // Of what was found, not of what is shown.
@@ -238,7 +275,7 @@ fn show(show: &Show, source: Source, live: Live) -> Result<u8, Failure> {
         Format::Classic => outcome.classic.ok_or_else(|| missing("no classic text"))?.into_bytes(),
         Format::Image => outcome.image.ok_or_else(|| missing("no image"))?,
     };
-    output.write(&bytes)?;
+    output.put(&bytes)?;
     if let Some(timing) = timing {
         let timing = Timing { printing_ms: Some(milliseconds(found.elapsed())), ..timing };
         let _ = writeln!(io::stderr().lock(), "wstate: timing: {timing}");

@@ -41,18 +41,6 @@ impl Beside {
     }
 }
 
-/// A destination to which everything was written, but for a file's name.
-struct Written {
-    name: String,
-    beside: Option<Beside>,
-}
-
-impl Written {
-    fn finish(self) -> Result<(), Error> {
-        self.beside.map_or(Ok(()), Beside::persist).map_err(|source| Error::Output { to: self.name, source })
-    }
-}
-
 impl Output {
     /// Standard output.
     pub fn stdout() -> Output {
@@ -66,31 +54,45 @@ impl Output {
         Ok(Output { name, to })
     }
 
-    /// Writes everything. A reader that has closed its end of a pipe has seen enough: that is no error.
-    pub fn write(self, bytes: &[u8]) -> Result<(), Error> {
-        self.fill(bytes)?.finish()
+    /// Writes everything, to where it belongs.
+    pub fn write(mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.put(bytes)?;
+        self.commit()
+    }
+
+    /// Writes everything; a file still holds what it held. A reader that has closed its end of a pipe has seen enough: that
+    /// is no error.
+    pub fn put(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let result = match &mut self.to {
+            To::Stdout => {
+                let mut out = io::stdout().lock();
+                out.write_all(bytes).and_then(|()| out.flush())
+            }
+            To::Special(file) => file.write_all(bytes),
+            To::Beside(beside) => beside.temporary.as_file_mut().write_all(bytes),
+        };
+        match result {
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            other => other.map_err(|source| Error::Output { to: self.name.clone(), source }),
+        }
+    }
+
+    /// Gives the file what [`Output::put`] has written, in this process or in a child of it.
+    pub fn commit(self) -> Result<(), Error> {
+        match self.to {
+            To::Beside(beside) => beside.persist().map_err(|source| Error::Output { to: self.name, source }),
+            To::Stdout | To::Special(_) => Ok(()),
+        }
     }
 
     /// Writes several files, in this order: none of them if there is no room for all.
     pub fn write_files<'a>(files: impl IntoIterator<Item = (&'a Path, &'a [u8])>) -> Result<(), Error> {
-        let written = files.into_iter().map(|(path, bytes)| Output::file(path)?.fill(bytes));
-        written.collect::<Result<Vec<Written>, Error>>()?.into_iter().try_for_each(Written::finish)
-    }
-
-    fn fill(self, bytes: &[u8]) -> Result<Written, Error> {
-        let name = self.name;
-        let (result, beside) = match self.to {
-            To::Stdout => {
-                let mut out = io::stdout().lock();
-                (out.write_all(bytes).and_then(|()| out.flush()), None)
-            }
-            To::Special(mut file) => (file.write_all(bytes), None),
-            To::Beside(mut beside) => (beside.temporary.write_all(bytes), Some(beside)),
-        };
-        match result {
-            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Error::Output { to: name, source: e }),
-            _ => Ok(Written { name, beside }),
-        }
+        let put = files.into_iter().map(|(path, bytes)| {
+            let mut output = Output::file(path)?;
+            output.put(bytes)?;
+            Ok(output)
+        });
+        put.collect::<Result<Vec<Output>, Error>>()?.into_iter().try_for_each(Output::commit)
     }
 
     /// Lets `work` write piece by piece. If it fails, a file keeps what it holds.

@@ -397,7 +397,7 @@ pub trait Runtime: Unwinder {
     }
     /// A function that says of a pc whether the operand stack is known there. It owns what it needs, since a target is
     /// stepped on a thread of its own.
-    fn reach(&self) -> Box<dyn Fn(u64) -> Reach + Send>;
+    fn reach(&self, memory: &dyn Memory) -> Box<dyn Fn(u64) -> Reach + Send>;
     /// All compiled code, described for a debugger.
     fn code_map(&self, detail: &code_map::Detail, memory: &dyn Memory) -> code_map::CodeMap;
 }
@@ -422,7 +422,12 @@ pub trait Provider {
     fn discover(&mut self, scene: &Scene<'_>, unknown: &[Cursor], lost: bool) -> usize;
     /// Offers a `.wasm` file of the user's to the modules that have none yet. An error has, for each module that was
     /// compared, its name and why the file does not fit.
-    fn match_file(&mut self, path: &Path, wasm: &Rc<WasmModule>) -> Result<(), Vec<(String, String)>>;
+    fn match_file(
+        &mut self,
+        path: &Path,
+        wasm: &Rc<WasmModule>,
+        memory: &dyn Memory,
+    ) -> Result<(), Vec<(String, String)>>;
     /// Artifacts of the user's that were not looked at, and why. Asked only if no runtime has found a module.
     fn unused_artifacts(&mut self) -> Vec<(PathBuf, String)> {
         Vec::new()

@@ -141,7 +141,12 @@ impl Provider for WasmtimeProvider {
         self.runtime.listed.len() - before
     }
 
-    fn match_file(&mut self, path: &Path, wasm: &Rc<WasmModule>) -> Result<(), Vec<(String, String)>> {
+    fn match_file(
+        &mut self,
+        path: &Path,
+        wasm: &Rc<WasmModule>,
+        _: &dyn crate::target::Memory,
+    ) -> Result<(), Vec<(String, String)>> {
         let mut reasons = Vec::new();
         let mut used = false;
         for code in &mut self.runtime.codes {
