@@ -1,11 +1,12 @@
 //! Caps of `src/limits.rs` are reached: what is beyond them is left out, and the answer says so or is the same.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use wstate::arch::{Reg, Registers};
 use wstate::limits;
 use wstate::report::EndKind;
 use wstate::report::text::{clean, clean_message};
+use wstate::runtime::all::FindOptions;
 use wstate::session::{self, Options, Source};
 use wstate::target::core::CoreTarget;
 use wstate::target::elf::Headers;
@@ -137,6 +138,28 @@ fn frames_of_one_thread_and_of_all() {
             assert!(end.kind == EndKind::Lost && why.starts_with("wstate stops after"), "{why}");
         }
     });
+}
+
+#[test]
+fn files_that_the_user_names() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("large");
+    let read = |artifacts: &[PathBuf], wasm: &[PathBuf]| match FindOptions::read(Vec::new(), artifacts, wasm) {
+        Ok(_) => panic!("read"),
+        Err(e) => e.to_string(),
+    };
+    for (is_wasm, most) in [(false, limits::MAX_IMAGE_BYTES), (true, limits::MAX_WASM_BYTES)] {
+        let ask = |path: &Path| match is_wasm {
+            true => read(&[], &[path.into()]),
+            false => read(&[path.into()], &[]),
+        };
+        // Sparse: neither written nor read.
+        std::fs::File::create(&path).unwrap().set_len(most + 1).unwrap();
+        assert!(ask(&path).ends_with(&format!("it has {} bytes, more than the {most} that are read", most + 1)));
+        for endless in ["/dev/zero", "/"] {
+            assert!(ask(Path::new(endless)).ends_with("not a regular file"), "{endless}");
+        }
+    }
 }
 
 #[test]
