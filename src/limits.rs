@@ -156,8 +156,6 @@ pub const MAX_LENT_PAGES: usize = 64 << 10;
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// Bytes of linear memory that one request shows.
 pub const MAX_SHOWN_MEMORY: u64 = 1 << 20;
-/// Points of state maps whose operand stacks are described in one symbol file.
-pub const MAX_SYMBOL_POINTS: usize = 4_000_000;
 /// Places of all states that are described in one symbol file. esbuild's half a million points have some ten each.
 pub const MAX_SYMBOL_PLACES: usize = 50_000_000;
 /// Functions of a module up to which a symbol file describes the locals of all of them without being asked: writing

@@ -359,6 +359,7 @@ fn walk_all(
 ) -> Vec<Option<Stack>> {
     let mut stacks: Vec<Option<Stack>> = vec![None; threads.len()];
     let mut again: Vec<usize> = (0..threads.len()).collect();
+    let mut walked = 0;
     for round in 0..MAX_ROUNDS {
         let runtime = provider.runtime();
         let mut unknown: Vec<Cursor> = Vec::new();
@@ -368,7 +369,7 @@ fn walk_all(
         for &i in &again {
             let Some(start) = start(threads[i]) else { continue };
             // Every thread keeps its youngest frames, even where others have taken all there is.
-            let walked: usize = stacks.iter().flatten().map(|s: &Stack| s.frames.len()).sum();
+            walked -= stacks[i].as_ref().map_or(0, |before| before.frames.len());
             let limit = limit.min(limits::MAX_FRAMES_TOTAL.saturating_sub(walked).max(64));
             let unwinders: [&dyn Unwinder; 5] =
                 [&AsUnwinder(runtime), &native.cfi, &native.recognised, &Recovery(runtime), &native.frame_pointer];
@@ -381,6 +382,7 @@ fn walk_all(
             if unknown.len() > before || cut_short {
                 incomplete.push(i);
             }
+            walked += stack.frames.len();
             stacks[i] = Some(stack);
         }
         // The first round looks even where no frame needs it: the modules of an idle process are worth a line.

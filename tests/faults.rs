@@ -5,15 +5,17 @@
 
 mod support;
 
+use proptest::prelude::*;
 use serde_json::Value;
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use support::small_core::{Overheard, PAGE, SmallCore, question, wasm_frames};
 use support::{Profile, Version, host_singlepass, host_wasmtime, kernel_core_exe};
-use wstate::report::Report;
+use wstate::arch::{Reg, Registers};
+use wstate::report::{Report, json, text};
 use wstate::session;
 use wstate::target::Target;
 use wstate::target::core::CoreTarget;
@@ -24,7 +26,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The core of `trap-div` of each runtime, and of how many cases one is tried: looking at native code takes a tenth of a
 /// second. A kernel that writes no cores is a failure in CI.
-fn small_cores() -> Vec<(&'static str, SmallCore, usize)> {
+fn small_cores() -> &'static [(&'static str, SmallCore, usize)] {
+    static CORES: OnceLock<Vec<(&str, SmallCore, usize)>> = OnceLock::new();
+    CORES.get_or_init(make_small_cores)
+}
+
+fn make_small_cores() -> Vec<(&'static str, SmallCore, usize)> {
     let wasmtime = || host_wasmtime(Version::V48, Profile::Release);
     let hosts = [
         ("singlepass", host_singlepass(Profile::Debug), &["--thread"][..]),
@@ -147,7 +154,7 @@ fn value(report: &Report) -> Value {
 
 #[test]
 fn a_core_cut_off_at_any_page_shows_a_part_of_the_whole() {
-    for (name, small, step) in small_cores() {
+    for &(name, ref small, step) in small_cores() {
         let bytes = small.builder().build();
         let whole = analyse(&open(bytes.clone()).unwrap());
         let all = wasm_frames(&whole);
@@ -184,7 +191,7 @@ enum Failing {
 
 #[test]
 fn any_reading_may_fail() {
-    for (name, small, step) in small_cores() {
+    for &(name, ref small, step) in small_cores() {
         let core = small.builder().open().unwrap();
         let count = Cell::new(0usize);
         let run = |allows: &dyn Fn(u64, usize, bool) -> bool| {
@@ -218,5 +225,64 @@ fn any_reading_may_fail() {
         }
         assert!(fewer > 0 && fewer < 2 * total.div_ceil(step), "{name}: {fewer} of {total}");
         println!("{name}: {total} readings, {fewer} reports with fewer frames, {:?}", began.elapsed());
+    }
+}
+
+/// A word out of any number: mostly near something that exists.
+fn word(small: &SmallCore, n: u64) -> u64 {
+    let (start, _, content) = &small.segments[(n >> 32) as usize % small.segments.len()];
+    let size = content.as_ref().map_or_else(|size| *size, |bytes| bytes.len() as u64);
+    match n % 8 {
+        0 => n,
+        1 => n % 0x1000,
+        2 => u64::MAX,
+        3 | 4 => start + (n >> 3) % size,
+        _ => start + (((n >> 3) % size) & !7),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+    /// The whole line over real code and maps with any words in any place: it ends, within bounds.
+    #[test]
+    fn any_registers_and_any_memory(
+        which in any::<prop::sample::Index>(),
+        registers in prop::option::of(prop::collection::vec(any::<u64>(), 17)),
+        stack in prop::collection::vec((0..500u64, any::<u64>()), 0..60),
+        writes in prop::collection::vec((any::<u64>(), any::<u64>()), 0..60),
+    ) {
+        let cores = small_cores();
+        prop_assume!(!cores.is_empty());
+        let (name, small, _) = &cores[which.index(cores.len())];
+        let mut changed = small.clone();
+        let sp = small.threads[0].registers.sp().unwrap();
+        if let Some(values) = registers {
+            let mut all = Registers::unknown();
+            for (reg, n) in (0..).map_while(Reg::from_index).zip(values) {
+                all.set(reg, word(small, n));
+            }
+            changed.threads[0].registers = all;
+        }
+        let on_stack = stack.iter().map(|(i, value)| (sp + 8 * i, value));
+        for (at, value) in on_stack.chain(writes.iter().map(|(at, value)| (word(small, *at), value))) {
+            let held = changed.segments.iter_mut().find_map(|(start, _, content)| {
+                let at = usize::try_from(at.checked_sub(*start)?).ok()?;
+                content.as_mut().ok()?.get_mut(at..at.checked_add(8)?)
+            });
+            if let Some(slot) = held {
+                slot.copy_from_slice(&word(small, *value).to_le_bytes());
+            }
+        }
+        let began = Instant::now();
+        let mut options = question();
+        options.limit = Some(500);
+        let core = changed.builder().open().unwrap();
+        let report = session::run_on(&core, &options).unwrap().report;
+        prop_assert!(report.threads.iter().all(|t| t.frames.len() <= 500));
+        let shown = text::render(&report, text::TextOptions { verbose: true, fold: true, ..Default::default() });
+        let bound = 4 << 20;
+        prop_assert!(shown.len() + json::render(&report, true).len() < bound, "{}: {} bytes", name, shown.len());
+        prop_assert!(began.elapsed() < PATIENCE, "{}: {:?}", name, began.elapsed());
     }
 }

@@ -21,6 +21,7 @@ use wstate::session::{self, Route};
 use wstate::target::core::CoreTarget;
 use wstate::target::objects::SearchPaths;
 use wstate::target::testing::CoreBuilder;
+use wstate::target::{Memory, Target};
 
 /// Longest time that one case may take; what is read is small, so this is a hang.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -464,6 +465,24 @@ fn what_is_no_core_is_refused() {
     std::fs::write(path("xnum"), many).unwrap();
     let ran = ask("xnum", &path("xnum"));
     assert!(ran.out.contains("number of segments"), "{}{}", ran.out, ran.err);
+    // No notes: no thread is known, and that is said.
+    let mut silent = small.clone();
+    silent[64..68].copy_from_slice(&0u32.to_le_bytes());
+    std::fs::write(path("silent"), silent).unwrap();
+    let ran = ask("silent", &path("silent"));
+    assert_eq!(ran.code, Some(2), "{}{}", ran.out, ran.err);
+    assert!(ran.out.contains("the core lists no thread") && ran.out.contains("no threads"), "{}", ran.out);
+    // Segments over each other: the later one is what the process had last, as for every reader of cores.
+    let overlapping = CoreBuilder::new().thread(1, 0, &Registers::unknown(), 0).memory(0x1000, 6, &[1; 0x3000]).memory(
+        0x2000,
+        5,
+        &[2; 0x1000],
+    );
+    let core = open(overlapping.build()).unwrap();
+    let bytes: Vec<u8> = [0x1fff, 0x2000, 0x2fff, 0x3000].map(|at| core.read_vec(at, 1).unwrap()[0]).to_vec();
+    assert_eq!((bytes.as_slice(), core.mappings().len()), (&[1, 2, 2, 1][..], 3));
+    std::fs::write(path("overlapping"), overlapping.build()).unwrap();
+    ask("overlapping", &path("overlapping"));
     // Segments of the whole address space cost nothing.
     let huge = CoreBuilder::new().thread(1, 0, &Registers::unknown(), 0).segment(0, u64::MAX, 7, &[1]).segment(
         0x1000,

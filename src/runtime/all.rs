@@ -8,8 +8,10 @@ use super::singlepass::find::SinglepassProvider;
 use super::wasmtime::find::WasmtimeProvider;
 use super::{Declared, GuestFrame, GuestInstance, GuestModule, Provider, Reach, Runtime, Scene, Value, Why};
 use crate::error::Error;
+use crate::limits::MAX_IMAGE_BYTES;
 use crate::state::ExecutionStateImage;
 use crate::symbolize::wasm::WasmModule;
+use crate::target::memory::read_file;
 use crate::target::{Memory, ThreadId};
 use crate::unwind::{Cursor, Next, Unwinder};
 use std::path::{Path, PathBuf};
@@ -32,7 +34,7 @@ impl FindOptions {
     /// # Errors
     /// A file that cannot be read, or is no `.wasm`.
     pub fn read(routes: Vec<Route>, artifacts: &[PathBuf], wasm: &[PathBuf]) -> Result<FindOptions, Error> {
-        let artifacts = artifacts.iter().map(|path| match std::fs::read(path) {
+        let artifacts = artifacts.iter().map(|path| match read_file(path, MAX_IMAGE_BYTES) {
             Ok(bytes) => Ok((path.clone(), bytes.into())),
             Err(source) => Err(Error::File { path: path.clone(), source }),
         });

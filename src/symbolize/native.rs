@@ -674,6 +674,10 @@ mod tests {
         let gcc = |out: &str, gz: &str| run("gcc", &["-O2", "-g", gz, "-fPIC", "-shared", "-o", out, "a.c"]);
         gcc("plain.so", "-gz=none");
         gcc("packed.so", "-gz=zlib");
+        // ELFCOMPRESS_ZSTD, and the sections called .zdebug_* of tools older than SHF_COMPRESSED.
+        for form in ["zstd", "zlib-gnu"] {
+            run("objcopy", &[&format!("--compress-debug-sections={form}"), "plain.so", &format!("{form}.so")]);
+        }
         run("objcopy", &["--only-keep-debug", "packed.so", "a.debug"]);
         run("objcopy", &["--strip-all", "packed.so", "stripped.so"]);
         let read = |name: &str| std::fs::read(path(name)).unwrap();
@@ -685,7 +689,8 @@ mod tests {
         let loaded = |name: &str| object("/lib/a.so", BIAS, (BIAS, BIAS + 0x10000), read(name));
         let mut separate = loaded("stripped.so");
         separate.debug = Some((path("a.debug"), ObjectData::Memory(read("a.debug"))));
-        for object in [loaded("plain.so"), loaded("packed.so"), separate] {
+        assert!(read("zstd.so").len() < read("plain.so").len());
+        for object in [loaded("plain.so"), loaded("packed.so"), loaded("zstd.so"), loaded("zlib-gnu.so"), separate] {
             let objects = Objects::from_parts(vec![object]);
             // The load that `in` consists of; with CET the function begins with a 4-byte endbr64.
             let symbols = NativeSymbolizer::new(&objects);

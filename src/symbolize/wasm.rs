@@ -21,6 +21,7 @@ use wasmparser::{
 use crate::error::Error;
 use crate::limits::{MAX_FUNCTIONS, MAX_SLOTS, MAX_WASM_BYTES};
 use crate::runtime::{ExternKind, GlobalDecl, GuestExport, MemoryDecl, ValType};
+use crate::target::memory::read_file;
 
 pub use dwarf::SourceFrame;
 pub use printed::Printed;
@@ -287,15 +288,7 @@ impl WasmModule {
         let path = path.as_ref();
         let failed = |source| Error::File { path: path.to_path_buf(), source };
         let refused = |why: String| Error::Wasm { path: path.to_path_buf(), why };
-        // Opening a fifo would block until somebody writes to it.
-        let meta = std::fs::metadata(path).map_err(failed)?;
-        if !meta.is_file() {
-            return Err(refused("it is not a regular file".to_string()));
-        }
-        if meta.len() > MAX_WASM_BYTES {
-            return Err(refused(format!("it has {} bytes, more than the {MAX_WASM_BYTES} that are read", meta.len())));
-        }
-        let bytes = std::fs::read(path).map_err(failed)?;
+        let bytes = read_file(path, MAX_WASM_BYTES).map_err(failed)?;
         let file = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         Self::build(file, bytes).map_err(refused)
     }

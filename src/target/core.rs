@@ -16,6 +16,11 @@ use std::sync::Arc;
 const NOT_DUMPED: &str = "not dumped";
 const OTHER_FILE: &str = "not dumped, and the file on disk is another build";
 
+/// `e_phnum` of a file with more program headers than the field can hold: the number is `sh_info` of its first section.
+pub(super) const PN_XNUM: u16 = 0xffff;
+/// Where `sh_info` lies in a section header.
+pub(super) const SH_INFO: usize = 44;
+
 /// A core file.
 pub struct CoreTarget {
     path: PathBuf,
@@ -332,14 +337,12 @@ fn program_headers(data: &[u8], lines: &mut Vec<String>) -> Result<Vec<Phdr>, St
         let mut b = Bytes::new(table);
         std::iter::from_fn(|| Phdr::parse(&mut b).ok()).collect()
     };
-    const PN_XNUM: u16 = 0xffff;
     let count = if header.phnum != PN_XNUM {
         u64::from(header.phnum)
     } else {
         // More than 65534: the number stands in the first section header, which the kernel writes at the very end, so a
         // cut core has lost it. Then the first segment's contents end the table.
-        const SH_INFO: u64 = 44;
-        match header.shoff.checked_add(SH_INFO).and_then(|at| elf::slice(data, at, 4)) {
+        match header.shoff.checked_add(SH_INFO as u64).and_then(|at| elf::slice(data, at, 4)) {
             Some(b) => b.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b)),
             None => {
                 lines.push("the number of segments is cut off; it was found from the first segment's place".into());

@@ -3,6 +3,7 @@
 use super::{Memory, MemoryError};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
+use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -233,10 +234,9 @@ impl PageCache {
     }
 }
 
-/// Maps a file for reading. An empty file is an error of kind `UnexpectedEof`, as it cannot be mapped.
-#[allow(unsafe_code)]
-pub fn map_file(path: &Path) -> std::io::Result<memmap2::Mmap> {
-    // A core can name anything: opening a device has effects, opening a FIFO waits for its writer.
+/// Opens a regular file; its size in bytes.
+fn open_regular(path: &Path) -> std::io::Result<(File, u64)> {
+    // A core or a user can name anything: opening a device has effects, opening a FIFO waits for its writer.
     let not_regular = || std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file");
     if !std::fs::metadata(path)?.is_file() {
         return Err(not_regular());
@@ -246,7 +246,26 @@ pub fn map_file(path: &Path) -> std::io::Result<memmap2::Mmap> {
     if !meta.is_file() {
         return Err(not_regular());
     }
-    if meta.len() == 0 {
+    Ok((file, meta.len()))
+}
+
+/// Reads a regular file of at most `most` bytes.
+pub fn read_file(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
+    let (file, size) = open_regular(path)?;
+    let mut bytes = Vec::new();
+    // It may grow.
+    if size > most || file.take(most + 1).read_to_end(&mut bytes)? as u64 > most {
+        let why = format!("it has {size} bytes, more than the {most} that are read");
+        return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, why));
+    }
+    Ok(bytes)
+}
+
+/// Maps a file for reading. An empty file is an error of kind `UnexpectedEof`, as it cannot be mapped.
+#[allow(unsafe_code)]
+pub fn map_file(path: &Path) -> std::io::Result<memmap2::Mmap> {
+    let (file, size) = open_regular(path)?;
+    if size == 0 {
         return Err(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the file is empty"));
     }
     // SAFETY: private and read-only. Someone who shortens the file while it is mapped makes us die of SIGBUS, as with

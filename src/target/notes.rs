@@ -10,6 +10,11 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
+/// Said of a core with more than [`limits::MAX_THREADS`].
+const MORE_THREADS: &str = "the core lists more threads than wstate looks at: the others are left out";
+/// Said of a core with more than [`limits::MAX_MAPPINGS`] in NT_FILE.
+const MORE_FILES: &str = "the core lists more mapped files than wstate looks at: the others are left out";
+
 /// Note types (`linux/elf.h`), all of owner "CORE" except the extended state, which is of owner "LINUX".
 #[allow(missing_docs)]
 pub mod kind {
@@ -142,6 +147,10 @@ impl Notes {
         let problem = match (note.owner, note.kind) {
             (b"CORE", kind::PRSTATUS) => {
                 if self.threads.len() >= limits::MAX_THREADS {
+                    // Once, not for each.
+                    if !self.problems.iter().any(|p| p == MORE_THREADS) {
+                        self.problems.push(MORE_THREADS.to_string());
+                    }
                     return;
                 }
                 *current = Current::default();
@@ -247,7 +256,11 @@ impl Notes {
             let path = PathBuf::from(OsStr::from_bytes(b.take(len as u64)?));
             b.skip(1)?;
             let Some(offset) = page.checked_mul(page_size) else { continue };
-            if start < end && len <= limits::MAX_PATH && self.files.len() < limits::MAX_MAPPINGS {
+            if self.files.len() >= limits::MAX_MAPPINGS {
+                self.problems.push(MORE_FILES.to_string());
+                return Ok(());
+            }
+            if start < end && len <= limits::MAX_PATH {
                 self.files.push(FileMapping { start, end, offset, path });
             }
         }

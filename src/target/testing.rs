@@ -1,6 +1,6 @@
 //! Cores that are built piece by piece, for the tests of everything that reads one. Not part of the public interface.
 
-use super::core::CoreTarget;
+use super::core::{CoreTarget, PN_XNUM, SH_INFO};
 use super::elf::{HEADER_SIZE, PHDR_SIZE, pt};
 use super::notes::{FXSAVE_XMM, PRSTATUS_REGS, PRSTATUS_SIZE, kind};
 use super::objects::SearchPaths;
@@ -100,7 +100,8 @@ impl CoreBuilder {
         self
     }
 
-    /// The core's bytes: ELF header, program headers, notes, segments at multiples of 16.
+    /// The core's bytes: ELF header, program headers, notes, segments at multiples of 16; behind them a section header, if
+    /// it takes one to say how many program headers there are (PN_XNUM).
     pub fn build(&self) -> Vec<u8> {
         let mut with_tables = self.clone();
         if !self.auxv.is_empty() {
@@ -126,7 +127,8 @@ impl CoreBuilder {
         out.extend(1u32.to_le_bytes());
         out.extend([0, HEADER_SIZE, 0].into_iter().flat_map(u64::to_le_bytes));
         out.extend(0u32.to_le_bytes());
-        out.extend([64, 56, count as u16, 0, 0, 0].into_iter().flat_map(u16::to_le_bytes));
+        let phnum = u16::try_from(count).unwrap_or(PN_XNUM);
+        out.extend([64, 56, phnum, 64, u16::from(phnum == PN_XNUM), 0].into_iter().flat_map(u16::to_le_bytes));
         let mut contents = Vec::new();
         let base = HEADER_SIZE + PHDR_SIZE * count as u64;
         let mut put = |out: &mut Vec<u8>, kind: u32, flags: u32, address: u64, size: u64, bytes: &[u8]| {
@@ -142,6 +144,12 @@ impl CoreBuilder {
             put(&mut out, pt::LOAD, s.flags, s.address, s.size, &s.bytes);
         }
         out.extend(contents);
+        if phnum == PN_XNUM {
+            let shoff = out.len();
+            out[40..48].copy_from_slice(&(shoff as u64).to_le_bytes());
+            out.resize(shoff + 64, 0);
+            out[shoff + SH_INFO..shoff + SH_INFO + 4].copy_from_slice(&(count as u32).to_le_bytes());
+        }
         out
     }
 
