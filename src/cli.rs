@@ -28,6 +28,7 @@ const ATTACH_EXAMPLES: &str = "\
 Examples:
   wstate attach 4711
   wstate attach 4711 --brief --wasm-only
+  wstate attach 4711 --fold                   deep recursion in a few lines
   wstate attach 4711 -t 4713 --settle
   wstate attach 4711 --nonblocking
   wstate attach 4711 -t 4711 --format image --output state.bin";
@@ -45,6 +46,7 @@ const CORE_EXAMPLES: &str = "\
 Examples:
   wstate core core.4711
   wstate core core.4711 ./near-host --wasm app.wasm
+  wstate core core.4711 --fold                deep recursion in a few lines
   wstate core core.4711 --sysroot /srv/container-root --json --output report.json
   wstate core core.4711 --no-sandbox";
 
@@ -616,6 +618,9 @@ pub struct Show {
     /// Only Wasm frames; their numbers stay the same
     #[arg(long, help_heading = "Selection")]
     pub wasm_only: bool,
+    /// Text: frames that come again and again once, with how often; numbers stay the same, JSON has all frames
+    #[arg(long, help_heading = "Selection")]
+    pub fold: bool,
     /// Native frames by name alone: no files, lines and inlined functions (faster, in less memory)
     #[arg(long, help_heading = "Selection")]
     pub no_lines: bool,

@@ -1,5 +1,6 @@
 //! Errors shown to a user: what was done, to what, and what to try next.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 /// A fatal error of a command.
@@ -81,6 +82,12 @@ impl Error {
         match self {
             Error::Attach { pid, .. } => Some(format!("try: wstate doctor {pid}")),
             Error::Analysis { .. } => Some("please report it, if you may with the core and its executable".to_string()),
+            Error::Output { source, .. } => match source.kind() {
+                ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+                    Some("make room or name a place that has some; a file that was there is as it was".to_string())
+                }
+                _ => None,
+            },
             _ => None,
         }
     }

@@ -1,6 +1,7 @@
 //! Command line entry: parse, run, write, exit code.
 
 use clap::{CommandFactory, Parser};
+use nix::sys::signal::{SigSet, Signal};
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -35,6 +36,10 @@ impl From<Error> for Failure {
 }
 
 fn main() -> ExitCode {
+    // A limit of file sizes (`ulimit -f`) is an error of the write then, and not the end in the middle of it.
+    let mut file_size = SigSet::empty();
+    file_size.add(Signal::SIGXFSZ);
+    let _ = file_size.thread_block();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
@@ -142,14 +147,11 @@ fn run(cli: Cli) -> Result<u8, Failure> {
 
 fn symbols(command: &Symbols) -> Result<u8, Failure> {
     let options = command.options().map_err(Failure::Usage)?;
-    let output = Output::file(&command.output)?;
+    // A place that cannot be written is told before a process is stopped for nothing.
+    drop(Output::file(&command.output)?);
     let map = session::code_map(&options, command.all)?;
     let file = SymbolFile::of(&map, &command.output)?;
-    // The texts first: a symbol file that is there is whole.
-    for (path, text) in &file.texts {
-        Output::file(path)?.write(text.as_bytes())?;
-    }
-    output.write(&file.bytes)?;
+    Output::write_files(file.files())?;
     for note in &map.notes {
         let _ = writeln!(io::stderr().lock(), "wstate: note: {}", text::clean_message(note));
     }
@@ -267,6 +269,7 @@ fn print(show: &Show, options: &session::Options, format: Format, output: &mut O
                 wasm_only: show.wasm_only,
                 color: show.output.is_none() && color(show.no_color),
                 verbose: show.verbose,
+                fold: show.fold,
             };
             text::render(&outcome.report, options).into_bytes()
         }

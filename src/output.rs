@@ -20,12 +20,25 @@ enum To {
     Stdout,
     /// A device or a pipe: written as it is, renaming over it would replace it.
     Special(File),
-    /// A temporary file beside `path`, with the mode of the file it will replace.
-    Beside {
-        temporary: NamedTempFile,
-        path: PathBuf,
-        mode: Option<Permissions>,
-    },
+    Beside(Beside),
+}
+
+/// A temporary file beside `path`, with the mode of the file it will replace.
+#[derive(Debug)]
+struct Beside {
+    temporary: NamedTempFile,
+    path: PathBuf,
+    mode: Option<Permissions>,
+}
+
+impl Beside {
+    fn persist(self) -> io::Result<()> {
+        if let Some(mode) = self.mode {
+            self.temporary.as_file().set_permissions(mode)?;
+        }
+        self.temporary.persist(self.path).map_err(|e| e.error)?;
+        Ok(())
+    }
 }
 
 impl Output {
@@ -61,7 +74,7 @@ impl Output {
                 out.write_all(bytes).and_then(|()| out.flush())
             }
             To::Special(file) => file.write_all(bytes),
-            To::Beside { temporary, .. } => temporary.as_file_mut().write_all(bytes),
+            To::Beside(beside) => beside.temporary.as_file_mut().write_all(bytes),
         };
         match result {
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -72,11 +85,19 @@ impl Output {
     /// Gives the file what [`Output::put`] has written, in this process or in a child of it.
     pub fn commit(self) -> Result<(), Error> {
         match self.to {
-            To::Beside { temporary, path, mode } => {
-                persist(temporary, &path, mode).map_err(|source| Error::Output { to: self.name, source })
-            }
+            To::Beside(beside) => beside.persist().map_err(|source| Error::Output { to: self.name, source }),
             To::Stdout | To::Special(_) => Ok(()),
         }
+    }
+
+    /// Writes several files, in this order: none of them if there is no room for all.
+    pub fn write_files<'a>(files: impl IntoIterator<Item = (&'a Path, &'a [u8])>) -> Result<(), Error> {
+        let put = files.into_iter().map(|(path, bytes)| {
+            let mut output = Output::file(path)?;
+            output.put(bytes)?;
+            Ok(output)
+        });
+        put.collect::<Result<Vec<Output>, Error>>()?.into_iter().try_for_each(Output::commit)
     }
 
     /// Lets `work` write piece by piece, as [`Output::put`] does. If it fails, there is nothing to [`Output::commit`].
@@ -88,7 +109,7 @@ impl Output {
                 &mut stdout
             }
             To::Special(file) => file,
-            To::Beside { temporary, .. } => temporary.as_file_mut(),
+            To::Beside(beside) => beside.temporary.as_file_mut(),
         };
         let mut out = BufWriter::new(to);
         let flush = |mut out: BufWriter<_>| out.flush().map_err(|source| Error::Output { to: String::new(), source });
@@ -122,15 +143,7 @@ fn open(path: &Path) -> io::Result<To> {
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(dir)
         .map_err(without_temporary_path)?;
-    Ok(To::Beside { temporary, path, mode: old.map(|m| m.permissions()) })
-}
-
-fn persist(temporary: NamedTempFile, path: &Path, mode: Option<Permissions>) -> io::Result<()> {
-    if let Some(mode) = mode {
-        temporary.as_file().set_permissions(mode)?;
-    }
-    temporary.persist(path).map_err(|e| e.error)?;
-    Ok(())
+    Ok(To::Beside(Beside { temporary, path, mode: old.map(|m| m.permissions()) }))
 }
 
 /// tempfile appends the temporary path, which the user did not choose.

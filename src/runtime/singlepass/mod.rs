@@ -11,6 +11,7 @@ pub mod find;
 pub mod frame;
 pub mod instance;
 pub mod layouts;
+pub mod maps;
 pub mod module;
 pub mod module_info;
 pub mod module_memory;
@@ -36,7 +37,6 @@ use crate::symbolize::wasm::WasmModule;
 use crate::target::{Memory, ThreadId};
 use crate::unwind::{Cursor, Next, Unwinder};
 use module::Module;
-use std::sync::Arc;
 
 /// The modules of this runtime in one target.
 #[derive(Default)]
@@ -135,13 +135,14 @@ impl Runtime for Singlepass {
         }
     }
 
-    fn reach(&self) -> Box<dyn Fn(u64) -> Reach + Send> {
-        let modules: Vec<_> = self.modules.iter().map(|m| (m.code, Arc::clone(&m.map))).collect();
+    fn reach(&self, memory: &dyn Memory) -> Box<dyn Fn(u64) -> Reach + Send> {
+        let modules: Vec<_> = self.modules.iter().map(|m| (m.code, m.map.all(memory).ok().cloned())).collect();
         Box::new(move |pc| {
             let Some((code, map)) = modules.iter().find(|(code, _)| code.0 <= pc && pc < code.1) else {
                 return Reach::Outside;
             };
-            let point = usize::try_from(pc - code.0).ok().and_then(|offset| map.lookup(offset));
+            let offset = usize::try_from(pc - code.0).ok();
+            let point = map.as_ref().zip(offset).and_then(|(map, offset)| map.lookup(offset));
             if point.is_some_and(|p| p.diff().is_some()) { Reach::Point } else { Reach::Inside }
         })
     }
