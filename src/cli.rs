@@ -419,6 +419,9 @@ pub struct Where {
     /// The executable that wrote the core
     #[arg(short, long, value_name = "EXE", requires = "core")]
     pub executable: Option<PathBuf>,
+    /// Analyse the core with all rights of this user
+    #[arg(long, requires = "core", conflicts_with = "pid")]
+    pub no_sandbox: bool,
     /// Tell what is being done
     #[arg(short, long)]
     pub verbose: bool,
@@ -441,6 +444,11 @@ pub struct Where {
 }
 
 impl Where {
+    /// Whether the analysis gives up its rights.
+    pub fn confine(&self) -> bool {
+        self.core.is_some() && !self.no_sandbox
+    }
+
     /// The question to ask, or a usage error. `values`: with locals and operand stacks.
     pub fn options(&self, values: bool) -> Result<session::Options, String> {
         let source = match (self.pid, &self.core) {

@@ -162,21 +162,23 @@ fn symbols(command: &Symbols) -> Result<u8, Failure> {
 fn modules(command: &cli::Modules) -> Result<u8, Failure> {
     let options = command.place.options(false).map_err(Failure::Usage)?;
     let lists = Lists { functions: command.functions, exports: command.exports };
-    let contents = session::contents(&options, lists)?;
-    let text = if command.json {
-        json::document(&contents, false)
-    } else {
-        let verbose = command.place.verbose;
-        contents::render(
-            &contents,
-            text::TextOptions { color: color(command.no_color), verbose, ..text::TextOptions::default() },
-        )
-    };
-    Output::stdout().write(text.as_bytes())?;
-    Ok(match contents.contents.is_empty() {
-        true => FATAL,
-        false if contents.refused || !contents.is_complete() => PARTIAL,
-        false => 0,
+    answer(Output::stdout(), command.place.confine(), options.verbose, |output| {
+        let contents = session::contents(&options, lists)?;
+        let text = if command.json {
+            json::document(&contents, false)
+        } else {
+            let verbose = command.place.verbose;
+            contents::render(
+                &contents,
+                text::TextOptions { color: color(command.no_color), verbose, ..text::TextOptions::default() },
+            )
+        };
+        output.put(text.as_bytes())?;
+        Ok(match contents.contents.is_empty() {
+            true => FATAL,
+            false if contents.refused || !contents.is_complete() => PARTIAL,
+            false => 0,
+        })
     })
 }
 
@@ -185,31 +187,59 @@ fn memory(command: &cli::Memory) -> Result<u8, Failure> {
     if command.raw && command.output.is_none() && io::stdout().is_terminal() {
         return Err(Failure::Usage("--raw writes binary data: use --output FILE or a pipe".to_string()));
     }
-    let output = match &command.output {
-        Some(path) => Output::file(path)?,
-        None => Output::stdout(),
-    };
-    output.write_with(|out| {
-        session::linear_memory(&options, command.range(), &mut |address, bytes| {
-            let written = match command.raw {
-                true => out.write_all(bytes),
-                false => out.write_all(hexdump::lines(address, bytes).as_bytes()),
-            };
-            written.map_err(|source| Error::Output { to: String::new(), source })
-        })
-    })?;
-    Ok(0)
+    let output = Output::file_or_stdout(command.output.as_deref())?;
+    answer(output, command.place.confine(), options.verbose, |output| {
+        output.put_with(|out| {
+            session::linear_memory(&options, command.range(), &mut |address, bytes| {
+                let written = match command.raw {
+                    true => out.write_all(bytes),
+                    false => out.write_all(hexdump::lines(address, bytes).as_bytes()),
+                };
+                written.map_err(|source| Error::Output { to: String::new(), source })
+            })
+        })?;
+        Ok(0)
+    })
 }
 
 fn export(command: &cli::Export) -> Result<u8, Failure> {
     let options = command.place.options(true).map_err(Failure::Usage)?;
     let compat = command.compat.map(|cli::Compat::Wasmgdb| Compat::Wasmgdb);
     let output = Output::file(&command.wasm_coredump)?;
-    let notes = output.write_with(|out| session::export_coredump(&options, compat, out))?;
-    for note in &notes {
-        let _ = writeln!(io::stderr().lock(), "wstate: note: {}", text::clean_message(note));
+    answer(output, command.place.confine(), options.verbose, |output| {
+        let notes = output.put_with(|out| session::export_coredump(&options, compat, out))?;
+        for note in &notes {
+            let _ = writeln!(io::stderr().lock(), "wstate: note: {}", text::clean_message(note));
+        }
+        Ok(if notes.is_empty() { 0 } else { PARTIAL })
+    })
+}
+
+/// Lets `work` fill `output`, which gets its name only when that has succeeded; with `confine`, in a process that has given
+/// up its rights.
+fn answer(
+    mut output: Output,
+    confine: bool,
+    verbose: bool,
+    work: impl FnOnce(&mut Output) -> Result<u8, Failure>,
+) -> Result<u8, Failure> {
+    let ended = if confine {
+        sandbox::run(|unconfined| {
+            if let Some(why) = unconfined.filter(|_| verbose) {
+                let _ = writeln!(io::stderr().lock(), "wstate: note: the core is analysed without a sandbox: {why}");
+            }
+            match work(&mut output) {
+                Ok(code) => sandbox::Ended { code, whole: true },
+                Err(failure) => sandbox::Ended { code: tell(failure), whole: false },
+            }
+        })?
+    } else {
+        sandbox::Ended { code: work(&mut output)?, whole: true }
+    };
+    if ended.whole {
+        output.commit()?;
     }
-    Ok(if notes.is_empty() { 0 } else { PARTIAL })
+    Ok(ended.code)
 }
 
 /// Prints the stacks of `source`; with `confine`, in a process that has given up its rights.
@@ -219,37 +249,12 @@ fn show(show: &Show, source: Source, live: Live, confine: bool) -> Result<u8, Fa
     if format == Format::Image && show.output.is_none() && io::stdout().is_terminal() {
         return Err(Failure::Usage("--format image writes binary data: use --output FILE or a pipe".to_string()));
     }
-    let mut output = match &show.output {
-        Some(path) => Output::file(path)?,
-        None => Output::stdout(),
-    };
-    if !confine {
-        let code = print(show, &options, format, &mut output, None)?;
-        output.commit()?;
-        return Ok(code);
-    }
-    let ended = sandbox::run(|unconfined| match print(show, &options, format, &mut output, unconfined) {
-        Ok(code) => sandbox::Ended { code, whole: true },
-        Err(failure) => sandbox::Ended { code: tell(failure), whole: false },
-    })?;
-    if ended.whole {
-        output.commit()?;
-    }
-    Ok(ended.code)
+    let output = Output::file_or_stdout(show.output.as_deref())?;
+    answer(output, confine, show.verbose, |output| print(show, &options, format, output))
 }
 
-/// Analyses and writes. `unconfined` is why that is done with all rights although it should not.
-fn print(
-    show: &Show,
-    options: &session::Options,
-    format: Format,
-    output: &mut Output,
-    unconfined: Option<String>,
-) -> Result<u8, Failure> {
+fn print(show: &Show, options: &session::Options, format: Format, output: &mut Output) -> Result<u8, Failure> {
     let mut outcome = session::run(options)?;
-    if show.verbose {
-        outcome.report.notes.extend(unconfined.map(|why| format!("the core was analysed without a sandbox: {why}")));
-    }
     let found = Instant::now();
     let timing = outcome.report.timing;
     // Of what was found, not of what is shown.

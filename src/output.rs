@@ -54,6 +54,11 @@ impl Output {
         Ok(Output { name, to })
     }
 
+    /// A file if there is a name, else standard output.
+    pub fn file_or_stdout(path: Option<&Path>) -> Result<Output, Error> {
+        path.map_or(Ok(Output::stdout()), Output::file)
+    }
+
     /// Writes everything, to where it belongs.
     pub fn write(mut self, bytes: &[u8]) -> Result<(), Error> {
         self.put(bytes)?;
@@ -95,29 +100,23 @@ impl Output {
         put.collect::<Result<Vec<Output>, Error>>()?.into_iter().try_for_each(Output::commit)
     }
 
-    /// Lets `work` write piece by piece. If it fails, a file keeps what it holds.
-    pub fn write_with<T: Default>(self, work: impl FnOnce(&mut dyn Write) -> Result<T, Error>) -> Result<T, Error> {
-        let name = self.name;
-        let failed = |source| Error::Output { to: name.clone(), source };
-        let result = match self.to {
+    /// Lets `work` write piece by piece, as [`Output::put`] does. If it fails, there is nothing to [`Output::commit`].
+    pub fn put_with<T: Default>(&mut self, work: impl FnOnce(&mut dyn Write) -> Result<T, Error>) -> Result<T, Error> {
+        let mut stdout;
+        let to: &mut dyn Write = match &mut self.to {
             To::Stdout => {
-                let mut out = BufWriter::new(io::stdout().lock());
-                work(&mut out).and_then(|done| out.flush().map(|()| done).map_err(failed))
+                stdout = io::stdout().lock();
+                &mut stdout
             }
-            To::Special(file) => {
-                let mut out = BufWriter::new(file);
-                work(&mut out).and_then(|done| out.flush().map(|()| done).map_err(failed))
-            }
-            To::Beside(mut beside) => {
-                let mut out = BufWriter::new(beside.temporary.as_file_mut());
-                let done = work(&mut out).and_then(|done| out.flush().map(|()| done).map_err(failed));
-                drop(out);
-                done.and_then(|done| beside.persist().map(|()| done).map_err(failed))
-            }
+            To::Special(file) => file,
+            To::Beside(beside) => beside.temporary.as_file_mut(),
         };
+        let mut out = BufWriter::new(to);
+        let flush = |mut out: BufWriter<_>| out.flush().map_err(|source| Error::Output { to: String::new(), source });
+        let result = work(&mut out).and_then(|done| flush(out).map(|()| done));
         match result {
             Err(Error::Output { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => Ok(T::default()),
-            Err(Error::Output { source, .. }) => Err(Error::Output { to: name, source }),
+            Err(Error::Output { source, .. }) => Err(Error::Output { to: self.name.clone(), source }),
             other => other,
         }
     }
@@ -185,17 +184,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("dump");
         std::fs::write(&path, "old").unwrap();
-        let failed = Output::file(&path).unwrap().write_with(|out| -> Result<(), Error> {
+        let mut output = Output::file(&path).unwrap();
+        let failed = output.put_with(|out| -> Result<(), Error> {
             out.write_all(b"half").unwrap();
             Err(Error::NotFound { what: "the rest".to_string() })
         });
         assert_eq!(failed.unwrap_err().to_string(), "the rest");
+        drop(output);
         assert_eq!((std::fs::read(&path).unwrap(), entries(dir.path())), (b"old".to_vec(), vec!["dump".to_string()]));
         let write =
             |out: &mut dyn Write| out.write_all(b"new").map_err(|source| Error::Output { to: "?".into(), source });
-        Output::file(&path).unwrap().write_with(write).unwrap();
+        let mut output = Output::file(&path).unwrap();
+        output.put_with(write).unwrap();
+        output.commit().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
-        let e = Output::file(Path::new("/dev/full")).unwrap().write_with(write).unwrap_err();
+        let e = Output::file(Path::new("/dev/full")).unwrap().put_with(write).unwrap_err();
         assert!(e.to_string().starts_with("cannot write /dev/full: No space left"), "{e}");
     }
 

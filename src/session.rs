@@ -6,6 +6,7 @@ mod own_names;
 pub use contents::{InstanceChoice, MemoryRange, Sink, contents, contents_of, export_coredump, linear_memory};
 
 use crate::arch::CodeAddress;
+use crate::arch::Reg;
 use crate::error::Error;
 use crate::limits;
 use crate::progress::{self, Progress};
@@ -324,9 +325,10 @@ struct Native<'a> {
 
 impl<'a> Native<'a> {
     fn new(target: &'a dyn Target, objects: &'a Objects) -> Native<'a> {
+        let no_frame_pointer = |t: &Thread| t.registers.sp().is_some() && t.registers.get(Reg::RBP).is_none();
         Native {
             objects,
-            cfi: CfiUnwinder::new(objects),
+            cfi: CfiUnwinder::new(objects).reading_prologues(target.threads().iter().any(no_frame_pointer)),
             recognised: RecognisedUnwinder,
             frame_pointer: FramePointerUnwinder::new(target.mappings()),
         }

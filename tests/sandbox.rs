@@ -157,19 +157,22 @@ fn a_core_is_analysed_inside_and_the_same_is_found() {
     let core = core.to_str().expect("a path of ours");
     let directory = host.directory.path();
     let same = |arguments: &[&str]| {
-        let run = |more: &[&str]| -> Output { wstate(&[&["core", core], arguments, more].concat()) };
+        let run = |more: &[&str]| -> Output { wstate(&[arguments, more].concat()) };
         let (inside, outside) = (run(&[]), run(&["--no-sandbox"]));
         assert_eq!(inside.status, outside.status);
         assert_eq!(String::from_utf8_lossy(&inside.stderr), String::from_utf8_lossy(&outside.stderr));
         assert_eq!(String::from_utf8_lossy(&inside.stdout), String::from_utf8_lossy(&outside.stdout));
         inside
     };
-    let text = same(&[]);
+    let text = same(&["core", core]);
     assert!(String::from_utf8_lossy(&text.stdout).contains(" * fact "), "{text:?}");
-    same(&["--json", "--verbose"]);
-    same(&["--debug-dir", "/usr/lib/debug", "--sysroot", directory.to_str().expect("a path of ours")]);
-    assert_eq!(same(&["/dev/null"]).status.code(), wstate(&["core", core, "/dev/null"]).status.code());
-    same(&["--wasm", "/there/is/none"]);
+    same(&["core", core, "--json", "--verbose"]);
+    same(&["core", core, "--debug-dir", "/usr/lib/debug", "--sysroot", directory.to_str().expect("a path of ours")]);
+    assert_eq!(same(&["core", core, "/dev/null"]).status.code(), wstate(&["core", core, "/dev/null"]).status.code());
+    same(&["core", core, "--wasm", "/there/is/none"]);
+    same(&["modules", "-c", core, "--functions", "--exports"]);
+    same(&["memory", "-c", core, "0", "64"]);
+    same(&["export", "-c", core, "--wasm-coredump", "/dev/null"]);
 
     let file = directory.join("report");
     std::fs::write(&file, "old").expect("a file");
@@ -203,5 +206,8 @@ fn a_core_is_analysed_behind_a_filter_unless_told_otherwise() {
     assert_eq!(filters(&["--core", core]), 1);
     assert_eq!(filters(&["core", core, "--no-sandbox"]), 0);
     assert_eq!(filters(&["--core", core, "--no-sandbox"]), 0);
+    assert_eq!(filters(&["modules", "-c", core]), 1);
+    assert_eq!(filters(&["memory", "-c", core, "0", "64"]), 1);
+    assert_eq!(filters(&["export", "-c", core, "--wasm-coredump", "/dev/null"]), 1);
     assert_eq!(filters(&["attach", &host.pid().to_string()]), 0);
 }

@@ -3,7 +3,7 @@
 //! Every register rule is applied to every register of [`crate::arch::x64::TABLE`], because what lies above native code
 //! may keep its values in any callee-saved register (facts: locals 0-3 of a singlepass function).
 
-use super::{Cursor, FrameChange, Next, Trust, UnwindError, Unwinder};
+use super::{Cursor, FrameChange, Next, Trust, UnwindError, Unwinder, prologue};
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::limits;
 use crate::target::objects::{LoadedObject, Objects};
@@ -63,6 +63,7 @@ pub struct CfiUnwinder<'a> {
     objects: Vec<Source<'a>>,
     plans: RefCell<HashMap<CodeAddress, Plan>>,
     context: RefCell<UnwindContext<usize>>,
+    prologues: bool,
 }
 
 struct Source<'a> {
@@ -88,6 +89,8 @@ enum Plan {
 struct Row {
     source: usize,
     table: usize,
+    /// Where the function begins, before it was loaded.
+    start: u64,
     cfa: CfaRule<usize>,
     rules: Vec<(Reg, RegisterRule<usize>)>,
     return_address: Reg,
@@ -125,7 +128,30 @@ impl<'a> CfiUnwinder<'a> {
     }
 
     fn of(objects: Vec<Source<'a>>) -> CfiUnwinder<'a> {
-        CfiUnwinder { objects, plans: RefCell::default(), context: RefCell::new(UnwindContext::new()) }
+        CfiUnwinder {
+            objects,
+            plans: RefCell::default(),
+            context: RefCell::new(UnwindContext::new()),
+            prologues: false,
+        }
+    }
+
+    /// With `yes`, a frame pointer that a table needs and that is not known is computed from the function's code, see
+    /// [`super::prologue`]. Frames found with it count as found by frame pointer.
+    pub fn reading_prologues(self, yes: bool) -> CfiUnwinder<'a> {
+        CfiUnwinder { prologues: yes, ..self }
+    }
+
+    /// As [`CfiUnwinder::apply`], with a frame pointer from the function's code.
+    fn apply_with_prologue(&self, row: &Row, at: &Cursor, memory: &dyn Memory) -> Option<Result<Next, Failure>> {
+        let start = row.start.wrapping_add(self.objects.get(row.source)?.bias);
+        let pointer = prologue::frame_pointer(start, at.address.raw(), at.registers.sp()?, memory)?;
+        let mut at = at.clone();
+        at.registers.set(Reg::RBP, pointer);
+        Some(self.apply(row, &at, memory).map(|next| match next {
+            Next::Caller(caller, Trust::Cfi) => Next::Caller(caller, Trust::FramePointer),
+            other => other,
+        }))
     }
 
     /// How callers are found from each place in the code at `start` on, as the table of [`CfiUnwinder::of_eh_frame`] says
@@ -260,7 +286,12 @@ impl<'a> CfiUnwinder<'a> {
 impl Unwinder for CfiUnwinder<'_> {
     fn step(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
         let result = match self.plan(at.address, memory) {
-            Plan::Row(row) => self.apply(&row, at, memory),
+            Plan::Row(row) => match self.apply(&row, at, memory) {
+                Err(Failure::Unknown(Reg::RBP)) if self.prologues => {
+                    self.apply_with_prologue(&row, at, memory).unwrap_or(Err(Failure::Unknown(Reg::RBP)))
+                }
+                result => result,
+            },
             Plan::SignalReturn => return_from_signal(at, memory),
             Plan::Broken(why) => Err(Failure::Broken(why)),
             Plan::None => return None,
@@ -519,6 +550,7 @@ impl Table<'_> {
         Ok(Some(Row {
             source: 0,
             table: 0,
+            start: fde.initial_address(),
             cfa: row.cfa().clone(),
             rules,
             return_address: Reg::from_dwarf(return_address.0)

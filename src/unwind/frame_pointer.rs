@@ -73,7 +73,7 @@ impl Unwinder for FramePointerUnwinder<'_> {
 
 /// Whether a near call ends right before `pc`. Calls are two to seven bytes long, eight with a prefix for an extended
 /// index.
-fn is_behind_call(pc: u64, memory: &dyn Memory) -> bool {
+pub(super) fn is_behind_call(pc: u64, memory: &dyn Memory) -> bool {
     use iced_x86::{Decoder, DecoderOptions, FlowControl};
     (2..=8).any(|len| {
         let mut bytes = [0; 8];
