@@ -49,6 +49,7 @@ pub mod cli;
 pub mod descriptor;
 pub mod doctor;
 pub mod error;
+pub mod images;
 pub mod limits;
 pub mod output;
 pub mod plugin;

@@ -13,8 +13,8 @@ use wstate::report::symbol_file::SymbolFile;
 use wstate::report::timing::{Timing, milliseconds};
 use wstate::report::wasm_coredump::Compat;
 use wstate::report::{Completeness, hexdump, json, text};
-use wstate::session::{self, Source};
-use wstate::{plugin, server};
+use wstate::session::{self, Resumable, Source};
+use wstate::{images, plugin, server};
 
 const PARTIAL: u8 = 1;
 const FATAL: u8 = 2;
@@ -82,6 +82,8 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Some(Command::Modules(m)) => modules(&m),
         Some(Command::Memory(m)) => memory(&m),
         Some(Command::Export(e)) => export(&e),
+        Some(Command::Snapshot(s)) => snapshot(&s),
+        Some(Command::Image(i)) => image(&i),
         Some(Command::Doctor(d)) => {
             let mut doctor = Doctor::examine(d.pid);
             if let Some(pid) = d.pid
@@ -198,6 +200,24 @@ fn export(command: &cli::Export) -> Result<u8, Failure> {
         let _ = writeln!(io::stderr().lock(), "wstate: note: {}", text::clean_message(note));
     }
     Ok(if notes.is_empty() { 0 } else { PARTIAL })
+}
+
+fn snapshot(command: &cli::Snapshot) -> Result<u8, Failure> {
+    let (options, wanted) = command.options().map_err(Failure::Usage)?;
+    let output = Output::file(&command.output)?;
+    let imports = command.imports_path().map(|path| Output::file(&path)).transpose()?;
+    let done = output.write_sparse_with(|out| session::snapshot(&options, wanted, out))?;
+    if let Some(imports) = imports {
+        imports.write(json::document(&done.imported_globals, true).as_bytes())?;
+    }
+    Output::stdout().write(images::snapshot_text(&done).as_bytes())?;
+    Ok(if matches!(done.resumable, Some(Resumable::No(_)) | None) { PARTIAL } else { 0 })
+}
+
+fn image(command: &cli::Image) -> Result<u8, Failure> {
+    let (text, same) = images::show(command)?;
+    Output::stdout().write(text.as_bytes())?;
+    Ok(if same { 0 } else { PARTIAL })
 }
 
 fn show(show: &Show, source: Source, live: Live) -> Result<u8, Failure> {
