@@ -2,11 +2,11 @@
 
 mod images;
 
-pub use images::{Image, Snapshot};
+pub use images::{Image, Restore, Snapshot};
 
 use crate::session::{self, InstanceChoice};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use images::{IMAGE_EXAMPLES, IMAGE_HELP, SNAPSHOT_EXAMPLES, SNAPSHOT_HELP};
+use images::{IMAGE_EXAMPLES, IMAGE_HELP, RESTORE_EXAMPLES, RESTORE_HELP, SNAPSHOT_EXAMPLES, SNAPSHOT_HELP};
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
@@ -149,7 +149,7 @@ Examples:
         wstate symbols [OPTIONS] --pid <PID> -o <FILE>\n       \
         wstate modules [OPTIONS] --pid <PID>\n       wstate memory [OPTIONS] --pid <PID> <ADDR> <LEN>\n       \
         wstate export [OPTIONS] --pid <PID> --wasm-coredump <FILE>\n       \
-        wstate snapshot [OPTIONS] --pid <PID> -o <FILE>\n       wstate image [OPTIONS] <FILE>\n       wstate doctor [PID]\n       wstate plugin <install|uninstall|path> [gdb|lldb]\n       wstate schema",
+        wstate snapshot [OPTIONS] --pid <PID> -o <FILE>\n       wstate image [OPTIONS] <FILE>\n       wstate restore [OPTIONS] <PID> <IMAGE>\n       wstate doctor [PID]\n       wstate plugin <install|uninstall|path> [gdb|lldb]\n       wstate schema",
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     arg_required_else_help = true,
@@ -237,6 +237,13 @@ pub enum Command {
         after_help = IMAGE_EXAMPLES
     )]
     Image(Image),
+    /// Let a process go on from an image
+    #[command(
+        override_usage = "wstate restore [OPTIONS] <PID> <IMAGE>",
+        long_about = RESTORE_HELP,
+        after_help = RESTORE_EXAMPLES
+    )]
+    Restore(Restore),
     /// Say what would stop an attach, and the next step
     #[command(long_about = DOCTOR_HELP)]
     Doctor(Doctor),

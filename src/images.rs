@@ -3,7 +3,7 @@
 use crate::cli::Image;
 use crate::error::Error;
 use crate::report::{hexdump, json};
-use crate::session::{Resumable, Snapshot};
+use crate::session::{Restored, Resumable, Snapshot};
 use crate::state::{AnyImage, ImageError, WasmFunctionStateDump};
 use crate::target::memory::map_file;
 use serde::Serialize;
@@ -43,6 +43,24 @@ pub fn snapshot_text(done: &Snapshot) -> String {
             let _ = writeln!(out, "resumable: no: {why}");
         }
         None => {}
+    }
+    out
+}
+
+/// What a restore says about itself.
+pub fn restored_text(pid: u32, done: &Restored) -> String {
+    let Restored { thread, frames, memory, grown, .. } = done;
+    let what = format!("{frames} frames, {memory} bytes of memory (grown by {grown} pages)");
+    let mut out = match done.steps {
+        0 => format!("process {pid} could go on in thread {thread} with {what}; nothing was changed, --yes does it\n"),
+        _ => format!(
+            "process {pid} goes on in thread {thread} with {what}; it stood for {:.3} ms\n",
+            done.pause.as_secs_f64() * 1e3
+        ),
+    };
+    for note in &done.notes {
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "note: {note}");
     }
     out
 }

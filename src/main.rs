@@ -84,6 +84,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Some(Command::Export(e)) => export(&e),
         Some(Command::Snapshot(s)) => snapshot(&s),
         Some(Command::Image(i)) => image(&i),
+        Some(Command::Restore(r)) => restore(&r),
         Some(Command::Doctor(d)) => {
             let mut doctor = Doctor::examine(d.pid);
             if let Some(pid) = d.pid
@@ -212,6 +213,13 @@ fn snapshot(command: &cli::Snapshot) -> Result<u8, Failure> {
     }
     Output::stdout().write(images::snapshot_text(&done).as_bytes())?;
     Ok(if matches!(done.resumable, Some(Resumable::No(_)) | None) { PARTIAL } else { 0 })
+}
+
+fn restore(command: &cli::Restore) -> Result<u8, Failure> {
+    let (options, wanted) = command.options();
+    let done = session::restore(&options, &wanted)?;
+    Output::stdout().write(images::restored_text(command.pid, &done).as_bytes())?;
+    Ok(if done.steps > 0 { 0 } else { PARTIAL })
 }
 
 fn image(command: &cli::Image) -> Result<u8, Failure> {

@@ -59,6 +59,11 @@ fn help_of_snapshot() {
 }
 
 #[test]
+fn help_of_restore() {
+    insta::assert_snapshot!(help(&["restore", "--help"]));
+}
+
+#[test]
 fn help_of_image() {
     insta::assert_snapshot!(help(&["image", "--help"]));
 }

@@ -1,7 +1,7 @@
 //! Commands that make, show and use images of instances.
 
 use super::{InstanceChoice, Where, instance, number};
-use crate::session::{Options, SnapshotOptions};
+use crate::session::{Options, RestoreOptions, SnapshotOptions, Source};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -97,4 +97,70 @@ pub struct Image {
     /// JSON instead of text
     #[arg(short, long, conflicts_with = "hexdump")]
     pub json: bool,
+}
+
+pub(super) const RESTORE_HELP: &str = "\
+Lets a process go on from an image: its memory, globals and the Wasm frames of one thread become those of the image, and what \
+the oldest frame returns goes to whoever called into Wasm there. The process must have the same module, and a thread that is \
+in its code, called from the host. Nothing else of it changes: what the host itself keeps about its instance stays as it is.
+
+Without --yes nothing is changed, only told whether it could be. If a step fails the process is put back as it was. The \
+frames are on a stack of their own, which stays mapped when they are gone (8 MiB, used as far as it is needed).
+
+What is checked: functions, points, locals and operands of all frames, the number of globals, the memory's size. A module \
+that differs in nothing of this cannot be told from the right one.
+
+Do not end wstate while it restores: the thread would go on with registers that are not its own.
+
+Exit codes: 0 restored, 1 it could be (without --yes), 2 refused or failed, 64 wrong usage.";
+
+pub(super) const RESTORE_EXAMPLES: &str = "\
+Examples:
+  wstate restore 4711 app.image
+  wstate restore 4711 app.image --yes
+  wstate restore 4711 app.image --yes --return 0";
+
+/// `wstate restore`.
+#[derive(Debug, Args)]
+pub struct Restore {
+    /// The process
+    #[arg(value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+    pub pid: u32,
+    /// The image
+    #[arg(value_name = "IMAGE")]
+    pub image: PathBuf,
+    /// Do it
+    #[arg(long)]
+    pub yes: bool,
+    /// Result of the call that the image's youngest frame is behind, as raw bits: decimal, negative, or hexadecimal with 0x
+    #[arg(long = "return", value_name = "VALUE", value_parser = bits, allow_hyphen_values = true)]
+    pub result: Option<u64>,
+    /// In this thread, by kernel thread id; without it, in the only one that runs Wasm
+    #[arg(short, long, value_name = "TID", value_parser = clap::value_parser!(u32).range(1..))]
+    pub thread: Option<u32>,
+    /// Tell what is being done
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+impl Restore {
+    /// The question to ask.
+    pub fn options(&self) -> (Options, RestoreOptions) {
+        let options = Options {
+            threads: self.thread.into_iter().collect(),
+            values: false,
+            names: false,
+            verbose: self.verbose,
+            ..Options::new(Source::Pid(self.pid))
+        };
+        let wanted = RestoreOptions { image: self.image.clone(), really: self.yes, result: self.result, fail_at: None };
+        (options, wanted)
+    }
+}
+
+fn bits(text: &str) -> Result<u64, String> {
+    match text.strip_prefix('-') {
+        Some(digits) => digits.parse::<i64>().map(|n| n.wrapping_neg() as u64).map_err(|e| e.to_string()),
+        None => number(text),
+    }
 }
