@@ -6,7 +6,7 @@ use wstate::arch::Reg;
 use wstate::report::elf_symbols;
 use wstate::runtime::ValType;
 use wstate::runtime::code_map::{
-    CodeMap, CompiledFunction, CompiledModule, FrameChange, Line, Location, Operands, SourceFile, Variable,
+    CodeMap, CompiledFunction, CompiledModule, FrameChange, Line, Location, Operands, SourceFile, SourceLine, Variable,
 };
 
 const FUNCTIONS: u64 = 20_000;
@@ -53,8 +53,12 @@ fn function(i: u64) -> CompiledFunction {
             })
             .collect(),
         lines: (0..25)
-            .map(|n| Line { offset: 50 * n, file: 0, line: (i * 30) as u32 + n + 1, prologue_end: n == 1 })
+            .map(|n| {
+                let at = SourceLine { file: 0, line: (i * 30) as u32 + n + 1 };
+                Line { offset: 50 * n, at, prologue_end: n == 1 }
+            })
             .collect(),
+        inlined: Vec::new(),
     }
 }
 

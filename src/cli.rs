@@ -33,6 +33,7 @@ const ATTACH_EXAMPLES: &str = "\
 Examples:
   wstate attach 4711
   wstate attach 4711 --brief --wasm-only
+  wstate attach 4711 --fold                   deep recursion in a few lines
   wstate attach 4711 -t 4713 --settle
   wstate attach 4711 --nonblocking
   wstate attach 4711 -t 4711 --format image --output state.bin";
@@ -41,13 +42,18 @@ const CORE_HELP: &str = "\
 Prints the native and Wasm frames of every thread of a core, with Wasm locals and operand stacks.
 
 Without EXE the executable is looked for under the name that the core gives. A missing or wrong executable costs native \
-names and perhaps native frames; Wasm frames need only the core.";
+names and perhaps native frames; Wasm frames need only the core.
+
+A core may come from a stranger. It is analysed in a process that can read files and write its output, and nothing else: no \
+network, no programs, no other processes, no other files. --no-sandbox does it without.";
 
 const CORE_EXAMPLES: &str = "\
 Examples:
   wstate core core.4711
   wstate core core.4711 ./near-host --wasm app.wasm
-  wstate core core.4711 --sysroot /srv/container-root --json --output report.json";
+  wstate core core.4711 --fold                deep recursion in a few lines
+  wstate core core.4711 --sysroot /srv/container-root --json --output report.json
+  wstate core core.4711 --no-sandbox";
 
 const DOCTOR_HELP: &str = "\
 Checks one by one what an attach or a core needs, and names the next step for each check that fails.
@@ -176,6 +182,9 @@ pub struct Cli {
     /// With --pid: do not stop the process; only threads that sleep have frames
     #[arg(long, requires = "pid", conflicts_with_all = ["core", "settle"])]
     pub nonblocking: bool,
+    /// With --core: analyse it with all rights of this user
+    #[arg(long, requires = "core", conflicts_with = "pid")]
+    pub no_sandbox: bool,
     /// What to show and how.
     #[command(flatten)]
     pub show: Show,
@@ -340,6 +349,9 @@ pub struct Core {
     /// The same, for those who type it.
     #[arg(short = 'e', long = "executable", hide = true, value_name = "EXE", conflicts_with = "executable")]
     pub executable_flag: Option<PathBuf>,
+    /// Analyse it with all rights of this user
+    #[arg(long)]
+    pub no_sandbox: bool,
     /// What to show and how.
     #[command(flatten)]
     pub show: Show,
@@ -626,6 +638,9 @@ pub struct Show {
     /// Only Wasm frames; their numbers stay the same
     #[arg(long, help_heading = "Selection")]
     pub wasm_only: bool,
+    /// Text: frames that come again and again once, with how often; numbers stay the same, JSON has all frames
+    #[arg(long, help_heading = "Selection")]
+    pub fold: bool,
     /// Native frames by name alone: no files, lines and inlined functions (faster, in less memory)
     #[arg(long, help_heading = "Selection")]
     pub no_lines: bool,

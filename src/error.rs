@@ -1,5 +1,6 @@
 //! Errors shown to a user: what was done, to what, and what to try next.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 /// A fatal error of a command.
@@ -53,6 +54,12 @@ pub enum Error {
         /// Why.
         why: String,
     },
+    /// The process that analyses ([`crate::sandbox`]) died.
+    #[error("the analysis broke off: {why}; this is a bug, and what was printed is not whole")]
+    Analysis {
+        /// How it died.
+        why: String,
+    },
     /// What was asked for is not there.
     #[error("{what}")]
     NotFound {
@@ -74,6 +81,13 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Error::Attach { pid, .. } => Some(format!("try: wstate doctor {pid}")),
+            Error::Analysis { .. } => Some("please report it, if you may with the core and its executable".to_string()),
+            Error::Output { source, .. } => match source.kind() {
+                ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+                    Some("make room or name a place that has some; a file that was there is as it was".to_string())
+                }
+                _ => None,
+            },
             _ => None,
         }
     }

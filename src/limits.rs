@@ -88,6 +88,10 @@ pub const MAX_DEBUG_SECTION_BYTES: u64 = 4 << 30;
 /// Output bytes per input byte that a compressed section may claim (deflate's own bound is 1032; zstd's is higher, but
 /// debug sections stay far below).
 pub const MAX_COMPRESSION_RATIO: u64 = 4096;
+/// Bytes of a state map that is decoded as a whole; of a larger one single functions are looked up.
+pub const MAX_WHOLE_MAP_BYTES: u64 = 1 << 20;
+/// Bytes of one function's record in an encoded state map.
+pub const MAX_RECORD_BYTES: u64 = 64 << 20;
 /// Problems of a state map that are kept.
 pub const MAX_VALIDATION_PROBLEMS: usize = 1000;
 /// Symbols of one file and its debug file that are looked at.
@@ -100,6 +104,8 @@ pub const MAX_INLINE_DEPTH: usize = 256;
 pub const MAX_NAME_BYTES: usize = 64 << 10;
 /// Characters of a name or message of the target in text output; JSON has it whole.
 pub const MAX_TEXT_NAME: usize = 300;
+/// Frames of the longest cycle of repeated frames that is folded.
+pub const MAX_FOLD_CYCLE: usize = 16;
 /// Slots of a thread's DTV that are looked at.
 pub const MAX_TLS_MODULES: u64 = 1024;
 /// Bytes of an executable's thread-local block that are tried word by word where there is no symbol.
@@ -208,6 +214,8 @@ pub const MAX_LINE_ROWS: usize = 16_000_000;
 pub const MAX_SCOPE_RANGES: usize = 4096;
 /// Entries and attributes of one function, or of one type, that are looked at for variables, or for members.
 pub const MAX_SCOPE_WORK: u64 = 1_000_000;
+/// Scopes that are compared with the places of one function whose source is laid out.
+pub const MAX_LAYOUT_WORK: u64 = 50_000_000;
 /// Variables of one function and of what is inlined into it at one address.
 pub const MAX_SOURCE_VARIABLES: usize = 1000;
 /// Entries of one location list.

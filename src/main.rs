@@ -1,6 +1,7 @@
 //! Command line entry: parse, run, write, exit code.
 
 use clap::{CommandFactory, Parser};
+use nix::sys::signal::{SigSet, Signal};
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -14,7 +15,7 @@ use wstate::report::timing::{Timing, milliseconds};
 use wstate::report::wasm_coredump::Compat;
 use wstate::report::{Completeness, hexdump, json, text};
 use wstate::session::{self, Resumable, Source};
-use wstate::{images, plugin, server};
+use wstate::{images, plugin, sandbox, server};
 
 const PARTIAL: u8 = 1;
 const FATAL: u8 = 2;
@@ -35,6 +36,10 @@ impl From<Error> for Failure {
 }
 
 fn main() -> ExitCode {
+    // A limit of file sizes (`ulimit -f`) is an error of the write then, and not the end in the middle of it.
+    let mut file_size = SigSet::empty();
+    file_size.add(Signal::SIGXFSZ);
+    let _ = file_size.thread_block();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
@@ -45,18 +50,25 @@ fn main() -> ExitCode {
     };
     match run(cli) {
         Ok(code) => ExitCode::from(code),
-        Err(Failure::Usage(why)) => {
+        Err(failure) => ExitCode::from(tell(failure)),
+    }
+}
+
+/// Prints why there is no result and returns the exit code.
+fn tell(failure: Failure) -> u8 {
+    match failure {
+        Failure::Usage(why) => {
             let _ = Cli::command().error(clap::error::ErrorKind::ArgumentConflict, why).print();
-            ExitCode::from(USAGE)
+            USAGE
         }
-        Err(Failure::Error(e)) => {
+        Failure::Error(e) => {
             // Not eprintln: it panics if standard error is closed.
             let mut err = io::stderr().lock();
             let _ = writeln!(err, "wstate: error: {}", text::clean_message(&e.to_string()));
             if let Some(hint) = e.hint() {
                 let _ = writeln!(err, "hint: {}", text::clean_message(&hint));
             }
-            ExitCode::from(FATAL)
+            FATAL
         }
     }
 }
@@ -65,7 +77,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
     match cli.command {
         Some(Command::Attach(a)) => {
             let pid = a.pid.or(a.pid_flag).ok_or_else(|| Failure::Usage("a PID is needed".to_string()))?;
-            show(&a.show, Source::Pid(pid), Live { settle: a.settle, nonblocking: a.nonblocking })
+            show(&a.show, Source::Pid(pid), Live { settle: a.settle, nonblocking: a.nonblocking }, false)
         }
         Some(Command::Core(c)) => {
             // `core -c FILE EXE`: the parser takes EXE for the first positional.
@@ -76,7 +88,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
                 (None, flag) => (c.core, flag.or(c.executable)),
             };
             let core = core.ok_or_else(|| Failure::Usage("a CORE is needed".to_string()))?;
-            show(&c.show, Source::Core { core, executable }, Live::default())
+            show(&c.show, Source::Core { core, executable }, Live::default(), !c.no_sandbox)
         }
         Some(Command::Symbols(s)) => symbols(&s),
         Some(Command::Modules(m)) => modules(&m),
@@ -125,9 +137,12 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         }
         None => match (cli.pid, cli.core) {
             (Some(pid), _) => {
-                show(&cli.show, Source::Pid(pid), Live { settle: cli.settle, nonblocking: cli.nonblocking })
+                show(&cli.show, Source::Pid(pid), Live { settle: cli.settle, nonblocking: cli.nonblocking }, false)
             }
-            (None, Some(core)) => show(&cli.show, Source::Core { core, executable: cli.executable }, Live::default()),
+            (None, Some(core)) => {
+                let source = Source::Core { core, executable: cli.executable };
+                show(&cli.show, source, Live::default(), !cli.no_sandbox)
+            }
             (None, None) => Err(Failure::Usage("a PID or a CORE is needed".to_string())),
         },
     }
@@ -135,14 +150,11 @@ fn run(cli: Cli) -> Result<u8, Failure> {
 
 fn symbols(command: &Symbols) -> Result<u8, Failure> {
     let options = command.options().map_err(Failure::Usage)?;
-    let output = Output::file(&command.output)?;
+    // A place that cannot be written is told before a process is stopped for nothing.
+    drop(Output::file(&command.output)?);
     let map = session::code_map(&options, command.all)?;
     let file = SymbolFile::of(&map, &command.output)?;
-    // The texts first: a symbol file that is there is whole.
-    for (path, text) in &file.texts {
-        Output::file(path)?.write(text.as_bytes())?;
-    }
-    output.write(&file.bytes)?;
+    Output::write_files(file.files())?;
     for note in &map.notes {
         let _ = writeln!(io::stderr().lock(), "wstate: note: {}", text::clean_message(note));
     }
@@ -228,17 +240,44 @@ fn image(command: &cli::Image) -> Result<u8, Failure> {
     Ok(if same { 0 } else { PARTIAL })
 }
 
-fn show(show: &Show, source: Source, live: Live) -> Result<u8, Failure> {
+/// Prints the stacks of `source`; with `confine`, in a process that has given up its rights.
+fn show(show: &Show, source: Source, live: Live, confine: bool) -> Result<u8, Failure> {
     let options = show.options(source, live).map_err(Failure::Usage)?;
     let format = show.format().map_err(Failure::Usage)?;
     if format == Format::Image && show.output.is_none() && io::stdout().is_terminal() {
         return Err(Failure::Usage("--format image writes binary data: use --output FILE or a pipe".to_string()));
     }
-    let output = match &show.output {
+    let mut output = match &show.output {
         Some(path) => Output::file(path)?,
         None => Output::stdout(),
     };
-    let mut outcome = session::run(&options)?;
+    if !confine {
+        let code = print(show, &options, format, &mut output, None)?;
+        output.commit()?;
+        return Ok(code);
+    }
+    let ended = sandbox::run(|unconfined| match print(show, &options, format, &mut output, unconfined) {
+        Ok(code) => sandbox::Ended { code, whole: true },
+        Err(failure) => sandbox::Ended { code: tell(failure), whole: false },
+    })?;
+    if ended.whole {
+        output.commit()?;
+    }
+    Ok(ended.code)
+}
+
+/// Analyses and writes. `unconfined` is why that is done with all rights although it should not.
+fn print(
+    show: &Show,
+    options: &session::Options,
+    format: Format,
+    output: &mut Output,
+    unconfined: Option<String>,
+) -> Result<u8, Failure> {
+    let mut outcome = session::run(options)?;
+    if show.verbose {
+        outcome.report.notes.extend(unconfined.map(|why| format!("the core was analysed without a sandbox: {why}")));
+    }
     let found = Instant::now();
     let timing = outcome.report.timing;
     // Of what was found, not of what is shown.
@@ -253,6 +292,7 @@ fn show(show: &Show, source: Source, live: Live) -> Result<u8, Failure> {
                 wasm_only: show.wasm_only,
                 color: show.output.is_none() && color(show.no_color),
                 verbose: show.verbose,
+                fold: show.fold,
             };
             text::render(&outcome.report, options).into_bytes()
         }
@@ -263,7 +303,7 @@ fn show(show: &Show, source: Source, live: Live) -> Result<u8, Failure> {
         Format::Classic => outcome.classic.ok_or_else(|| missing("no classic text"))?.into_bytes(),
         Format::Image => outcome.image.ok_or_else(|| missing("no image"))?,
     };
-    output.write(&bytes)?;
+    output.put(&bytes)?;
     if let Some(timing) = timing {
         let timing = Timing { printing_ms: Some(milliseconds(found.elapsed())), ..timing };
         let _ = writeln!(io::stderr().lock(), "wstate: timing: {timing}");

@@ -20,12 +20,25 @@ enum To {
     Stdout,
     /// A device or a pipe: written as it is, renaming over it would replace it.
     Special(File),
-    /// A temporary file beside `path`, with the mode of the file it will replace.
-    Beside {
-        temporary: NamedTempFile,
-        path: PathBuf,
-        mode: Option<Permissions>,
-    },
+    Beside(Beside),
+}
+
+/// A temporary file beside `path`, with the mode of the file it will replace.
+#[derive(Debug)]
+struct Beside {
+    temporary: NamedTempFile,
+    path: PathBuf,
+    mode: Option<Permissions>,
+}
+
+impl Beside {
+    fn persist(self) -> io::Result<()> {
+        if let Some(mode) = self.mode {
+            self.temporary.as_file().set_permissions(mode)?;
+        }
+        self.temporary.persist(self.path).map_err(|e| e.error)?;
+        Ok(())
+    }
 }
 
 impl Output {
@@ -41,19 +54,26 @@ impl Output {
         Ok(Output { name, to })
     }
 
-    /// Writes everything. A reader that has closed its end of a pipe has seen enough: that is no error.
-    pub fn write(self, bytes: &[u8]) -> Result<(), Error> {
-        let result = match self.to {
+    /// Writes everything, to where it belongs.
+    pub fn write(mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.put(bytes)?;
+        self.commit()
+    }
+
+    /// Writes everything; a file still holds what it held. A reader that has closed its end of a pipe has seen enough: that
+    /// is no error.
+    pub fn put(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let result = match &mut self.to {
             To::Stdout => {
                 let mut out = io::stdout().lock();
                 out.write_all(bytes).and_then(|()| out.flush())
             }
-            To::Special(mut file) => file.write_all(bytes),
-            To::Beside { temporary, path, mode } => replace(temporary, &path, mode, bytes),
+            To::Special(file) => file.write_all(bytes),
+            To::Beside(beside) => beside.temporary.as_file_mut().write_all(bytes),
         };
         match result {
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            other => other.map_err(|source| Error::Output { to: self.name, source }),
+            other => other.map_err(|source| Error::Output { to: self.name.clone(), source }),
         }
     }
 
@@ -64,18 +84,36 @@ impl Output {
         work: impl FnOnce(&mut dyn SparseWrite) -> Result<T, Error>,
     ) -> Result<T, Error> {
         match self.to {
-            To::Beside { mut temporary, path, mode } => {
+            To::Beside(mut beside) => {
                 let failed = |source| Error::Output { to: self.name.clone(), source };
-                let mut out = Holes { file: temporary.as_file_mut(), end: 0 };
+                let mut out = Holes { file: beside.temporary.as_file_mut(), end: 0 };
                 let done = match work(&mut out) {
                     Err(Error::Output { source, .. }) => Err(failed(source)),
                     other => other,
                 }?;
                 out.finish().map_err(failed)?;
-                persist(temporary, &path, mode).map(|()| done).map_err(failed)
+                beside.persist().map(|()| done).map_err(failed)
             }
             to => Output { name: self.name, to }.write_with(|out| work(&mut Dense(out))),
         }
+    }
+
+    /// Gives the file what [`Output::put`] has written, in this process or in a child of it.
+    pub fn commit(self) -> Result<(), Error> {
+        match self.to {
+            To::Beside(beside) => beside.persist().map_err(|source| Error::Output { to: self.name, source }),
+            To::Stdout | To::Special(_) => Ok(()),
+        }
+    }
+
+    /// Writes several files, in this order: none of them if there is no room for all.
+    pub fn write_files<'a>(files: impl IntoIterator<Item = (&'a Path, &'a [u8])>) -> Result<(), Error> {
+        let put = files.into_iter().map(|(path, bytes)| {
+            let mut output = Output::file(path)?;
+            output.put(bytes)?;
+            Ok(output)
+        });
+        put.collect::<Result<Vec<Output>, Error>>()?.into_iter().try_for_each(Output::commit)
     }
 
     /// Lets `work` write piece by piece. If it fails, a file keeps what it holds.
@@ -91,11 +129,11 @@ impl Output {
                 let mut out = BufWriter::new(file);
                 work(&mut out).and_then(|done| out.flush().map(|()| done).map_err(failed))
             }
-            To::Beside { mut temporary, path, mode } => {
-                let mut out = BufWriter::new(temporary.as_file_mut());
+            To::Beside(mut beside) => {
+                let mut out = BufWriter::new(beside.temporary.as_file_mut());
                 let done = work(&mut out).and_then(|done| out.flush().map(|()| done).map_err(failed));
                 drop(out);
-                done.and_then(|done| persist(temporary, &path, mode).map(|()| done).map_err(failed))
+                done.and_then(|done| beside.persist().map(|()| done).map_err(failed))
             }
         };
         match result {
@@ -200,20 +238,7 @@ fn open(path: &Path) -> io::Result<To> {
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(dir)
         .map_err(without_temporary_path)?;
-    Ok(To::Beside { temporary, path, mode: old.map(|m| m.permissions()) })
-}
-
-fn replace(mut temporary: NamedTempFile, path: &Path, mode: Option<Permissions>, bytes: &[u8]) -> io::Result<()> {
-    temporary.as_file_mut().write_all(bytes)?;
-    persist(temporary, path, mode)
-}
-
-fn persist(temporary: NamedTempFile, path: &Path, mode: Option<Permissions>) -> io::Result<()> {
-    if let Some(mode) = mode {
-        temporary.as_file().set_permissions(mode)?;
-    }
-    temporary.persist(path).map_err(|e| e.error)?;
-    Ok(())
+    Ok(To::Beside(Beside { temporary, path, mode: old.map(|m| m.permissions()) }))
 }
 
 /// tempfile appends the temporary path, which the user did not choose.

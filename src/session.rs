@@ -220,7 +220,7 @@ pub fn code_map_with(
     let scene = Scene { target, objects, progress };
     let threads: Vec<&Thread> = target.threads().iter().take(limits::MAX_THREADS).collect();
     let stacks = walk_all(target, &threads, &native, &scene, provider, limits::MAX_FRAMES);
-    provider.match_files();
+    provider.match_files(target);
     progress.finish();
     let runtime = provider.runtime();
     let places: BTreeSet<CodeAddress> =
@@ -476,7 +476,7 @@ pub fn analyse_target(
     let limit = options.limit.unwrap_or(limits::MAX_FRAMES).min(limits::MAX_FRAMES);
     // Modules are found along stacks, so a short list of frames still takes a long walk.
     let stacks = walk_all(target, &threads, &native, &scene, provider, limit.max(limits::MIN_WALK));
-    let refused = !provider.match_files();
+    let refused = !provider.match_files(target);
     progress.finish();
     let walked = began.elapsed();
 
@@ -750,6 +750,7 @@ impl View<'_> {
         base.kind = match guest.kind {
             GuestKind::Wasm => FrameKind::Wasm,
             GuestKind::Trampoline => FrameKind::Trampoline,
+            GuestKind::Unknown => FrameKind::Unknown,
         };
         base.module = self.runtime.modules().get(guest.module).map(|m| m.name.clone());
         base.module_offset = Some(Hex(guest.code_offset));
@@ -768,7 +769,7 @@ impl View<'_> {
         });
         base.instance = guest.instance.map(Hex);
         base.notes.extend(guest.notes.iter().cloned());
-        if guest.kind == GuestKind::Trampoline {
+        if guest.kind != GuestKind::Wasm {
             return base;
         }
         let (op_index, op_position) = OpPosition::of(guest.position);
@@ -838,7 +839,7 @@ fn settle(
         return Ok(outcome);
     };
     let (pid, tid) = (first.pid().unwrap_or_default(), thread.id);
-    let reach = provider.runtime().reach();
+    let reach = provider.runtime().reach(&first);
     let mut verdict = move |pc: u64, _: &dyn Memory| match reach(pc) {
         Reach::Point | Reach::Returned => Verdict::Point,
         Reach::Inside => Verdict::Step,

@@ -218,7 +218,11 @@ fn a_full_disk_is_a_clear_error() {
     let out = wstate(&["schema"]).stdout(full).output().unwrap();
     assert_eq!(out.status.code(), Some(2));
     let err = String::from_utf8(out.stderr).unwrap();
-    assert_eq!(err, "wstate: error: cannot write standard output: No space left on device (os error 28)\n");
+    assert_eq!(
+        err,
+        "wstate: error: cannot write standard output: No space left on device (os error 28)\n\
+         hint: make room or name a place that has some; a file that was there is as it was\n"
+    );
 }
 
 #[test]

@@ -7,25 +7,23 @@
 mod support;
 
 use proptest::prelude::*;
-use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+use support::small_core::{PAGE, SmallCore, question, wasm_frames};
 use support::{Profile, host_singlepass};
 use wstate::arch::{Reg, Registers};
-use wstate::report::{FrameKind, Report, json, text};
-use wstate::session::{self, Options, Route, Source};
+use wstate::report::{Report, json, text};
+use wstate::session::{self, Route};
 use wstate::target::core::CoreTarget;
 use wstate::target::objects::SearchPaths;
 use wstate::target::testing::CoreBuilder;
-use wstate::target::{Mapping, Memory, MemoryError, Target, Thread};
 
 /// Longest time that one case may take; what is read is small, so this is a hang.
 const PATIENCE: Duration = Duration::from_secs(20);
-const PAGE: u64 = 0x1000;
 /// `leaf`, `fact(0)` to `fact(5)`, `run`.
 const WASM_FRAMES: usize = 8;
 
@@ -68,14 +66,6 @@ fn open(bytes: Vec<u8>) -> Result<CoreTarget, wstate::error::Error> {
     CoreTarget::from_bytes(Path::new("core.test"), Arc::new(bytes), &SearchPaths::default())
 }
 
-fn question() -> Options {
-    Options::new(Source::Core { core: "core.test".into(), executable: None })
-}
-
-fn wasm_frames(report: &Report) -> usize {
-    report.threads.iter().flat_map(|t| &t.frames).filter(|f| f.kind == FrameKind::Wasm).count()
-}
-
 /// Asks for everything and looks at the answer. `None`: refused.
 fn survive(what: &str, bytes: Vec<u8>) -> Option<Report> {
     let size = bytes.len();
@@ -98,159 +88,13 @@ fn survive(what: &str, bytes: Vec<u8>) -> Option<Report> {
     Some(report)
 }
 
-/// A target that remembers which of its pages were read.
-struct Recorder<'a> {
-    core: &'a CoreTarget,
-    pages: RefCell<BTreeSet<u64>>,
-}
-
-impl Recorder<'_> {
-    fn record(&self, address: u64, len: usize) {
-        let last = address.saturating_add(len.max(1) as u64 - 1) / PAGE;
-        self.pages.borrow_mut().extend((address / PAGE..=last).take(1 << 16));
-    }
-}
-
-impl Memory for Recorder<'_> {
-    fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
-        self.core.read(address, buf)?;
-        self.record(address, buf.len());
-        Ok(())
-    }
-
-    fn read_some(&self, address: u64, buf: &mut [u8]) -> usize {
-        let n = self.core.read_some(address, buf);
-        self.record(address, n.min(16 << 10));
-        n
-    }
-}
-
-impl Target for Recorder<'_> {
-    fn description(&self) -> String {
-        self.core.description()
-    }
-    fn threads(&self) -> &[Thread] {
-        // The thread in the trap; the others only wait for it.
-        &self.core.threads()[..1]
-    }
-    fn mappings(&self) -> &[Mapping] {
-        self.core.mappings()
-    }
-    fn executable(&self) -> Option<&Path> {
-        self.core.executable()
-    }
-    fn pid(&self) -> Option<u32> {
-        self.core.pid()
-    }
-    fn auxv(&self, key: u64) -> Option<u64> {
-        self.core.auxv(key)
-    }
-    fn file_candidates(&self, mapping: &Mapping) -> Vec<PathBuf> {
-        // Without the files their images would be put together from memory.
-        self.core.file_candidates(mapping)
-    }
-    fn notes(&self) -> &[String] {
-        &[]
-    }
-    fn is_live(&self) -> bool {
-        false
-    }
-}
-
-/// What an analysis reads of a core, and nothing else: no native code, no names of files, no environment.
-#[derive(Clone)]
-struct Cut {
-    threads: Vec<Thread>,
-    /// Address, `p_flags`, bytes; `None` is a hole of that many bytes.
-    segments: Vec<(u64, u32, Result<Vec<u8>, u64>)>,
-    files: Vec<(u64, u64, u64)>,
-}
-
-impl Cut {
-    fn of(core: &CoreTarget) -> Cut {
-        let recorder = Recorder { core, pages: RefCell::default() };
-        let mut options = question();
-        // The other routes search the whole heap.
-        options.routes = vec![Route::Vmctx];
-        let report = session::run_on(&recorder, &options).unwrap().report;
-        assert_eq!(wasm_frames(&report), WASM_FRAMES, "{report:?}");
-        let pages = recorder.pages.into_inner();
-        let mut cut = Cut { threads: core.threads()[..1].to_vec(), segments: Vec::new(), files: Vec::new() };
-        cut.threads[0].name = None;
-        // The vdso is code, too, and the kernel's build is in it.
-        for m in core.mappings().iter().filter(|m| m.path.as_deref() != Some(Path::new("[vdso]"))) {
-            let of_file = !m.is_anonymous();
-            let wanted: Vec<u64> = pages.range(m.start / PAGE..m.end.div_ceil(PAGE)).copied().collect();
-            if wanted.is_empty() {
-                continue;
-            }
-            let flags = u32::from(m.execute) | u32::from(m.write) << 1 | u32::from(m.read) << 2;
-            let mut at = m.start;
-            let mut run: Vec<u8> = Vec::new();
-            let mut runs = Vec::new();
-            for page in wanted.iter().map(|p| p * PAGE) {
-                if page != at {
-                    if !run.is_empty() {
-                        runs.push((at - run.len() as u64, flags, Ok(std::mem::take(&mut run))));
-                    }
-                    runs.push((at, flags, Err(page - at)));
-                    at = page;
-                }
-                let mut bytes = vec![0; PAGE as usize];
-                // Native code is not needed: no frame of it can be explained without its file.
-                if !(of_file && m.execute) && core.read(page, &mut bytes).is_ok() {
-                    run.extend(bytes);
-                    at += PAGE;
-                }
-            }
-            if !run.is_empty() {
-                runs.push((at - run.len() as u64, flags, Ok(run)));
-            }
-            if at < m.end {
-                runs.push((at, flags, Err(m.end - at)));
-            }
-            cut.segments.extend(runs.into_iter().filter(|r| !matches!(r.2, Err(0))));
-            if of_file {
-                cut.files.push((m.start, m.end, m.offset));
-            }
-        }
-        cut
-    }
-
-    fn builder(&self) -> CoreBuilder {
-        let mut builder = CoreBuilder::new();
-        for t in &self.threads {
-            builder = builder.thread(t.id.0, 8, &t.registers, t.fs_base.unwrap_or(0));
-        }
-        for (address, flags, content) in &self.segments {
-            builder = match content {
-                Ok(bytes) => builder.memory(*address, *flags, bytes),
-                Err(size) => builder.segment(*address, *size, *flags, &[]),
-            };
-        }
-        for &(start, end, offset) in &self.files {
-            builder = builder.file(start, end, offset, "/srv/host");
-        }
-        builder
-    }
-
-    /// The stack of the thread in the trap, from its red zone on.
-    fn stack(&self) -> usize {
-        let sp = self.threads[0].registers.sp().unwrap();
-        let here = |(start, _, content): &(u64, u32, Result<Vec<u8>, u64>)| {
-            content.as_ref().is_ok_and(|bytes| (*start..*start + bytes.len() as u64).contains(&sp))
-        };
-        self.segments.iter().position(here).unwrap()
-    }
-}
-
 /// Made once for all tests of this process.
-fn cut() -> Option<&'static Cut> {
-    static CUT: OnceLock<Option<Cut>> = OnceLock::new();
+fn cut() -> Option<&'static SmallCore> {
+    static CUT: OnceLock<Option<SmallCore>> = OnceLock::new();
     CUT.get_or_init(|| {
         let real = real()?;
         let core = CoreTarget::open(&real.core, &SearchPaths::default()).unwrap();
-        Some(Cut::of(&core))
+        Some(SmallCore::of(&core, &[Route::Vmctx], &|_| "/srv/host".to_string()))
     })
     .as_ref()
 }
@@ -400,7 +244,7 @@ fn every_page_of_it_filled_with_something_else() {
 }
 
 /// A word as damaged stacks and registers have them: near something that exists, or anything.
-fn word(cut: &'static Cut) -> impl Strategy<Value = u64> {
+fn word(cut: &'static SmallCore) -> impl Strategy<Value = u64> {
     let starts: Vec<(u64, u64)> = cut
         .segments
         .iter()

@@ -189,6 +189,30 @@ fn threads_frames_and_numbers_are_selected() {
 }
 
 #[test]
+fn recursion_is_folded_in_text_alone() {
+    let host = Host::start(Variant::Release, "deep", &["--depth", "1000"]);
+    let pid = host.pid.to_string();
+    let (code, report) = wstate_json(&["attach", &pid, "-1", "--fold"]);
+    let frames = report["threads"][0]["frames"].as_array().unwrap();
+    assert!(code == 0 && frames.len() > 1000, "{} frames", frames.len());
+    let (_, text, _) = wstate_text(&["attach", &pid, "-1", "--fold"]);
+    // Each frame is on its own line or in one for many, in order.
+    let mut next = 0;
+    for line in text.lines() {
+        let Some((number, rest)) = line.trim_start().strip_prefix('#').and_then(|l| l.split_once("  ")) else {
+            continue;
+        };
+        assert_eq!(number.parse(), Ok(next), "{line}");
+        let last = rest.strip_prefix("to #").and_then(|l| l.split_once(": the frame above ")?.0.parse::<usize>().ok());
+        let count = last.map_or(1, |last| last + 1 - next);
+        assert!(last.is_none() || line.ends_with(&format!(" {count} times more")), "{line}");
+        next += count;
+    }
+    assert_eq!(next, frames.len());
+    assert!(text.lines().count() < 100, "{text}");
+}
+
+#[test]
 fn exit_codes_and_output() {
     let host = Host::start(Variant::Release, "sleep", &[]);
     let pid = host.pid.to_string();

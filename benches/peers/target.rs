@@ -4,13 +4,17 @@
 use std::hint::black_box;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 const ROLE: &str = "WSTATE_BENCH_TARGET";
 const DEPTH: u32 = 30;
 /// Nanoseconds of the longest time in which the spinning thread did not see the clock.
 static LONGEST: AtomicU64 = AtomicU64::new(0);
+/// Nanoseconds in which it neither ran nor waited for a processor, since it began.
+static STOPPED: AtomicU64 = AtomicU64::new(0);
+/// It is to say so again.
+static ASKED: AtomicBool = AtomicBool::new(false);
 
 /// Whether this is the process that is looked at; does not come back before its input is closed.
 pub fn role() -> bool {
@@ -50,20 +54,54 @@ fn sleep() {
 
 /// Looks at the clock all the time and keeps the longest time between two looks.
 fn spin() {
-    let mut last = Instant::now();
+    let begin = Instant::now();
+    let scheduled = scheduled();
+    let mut last = begin;
     loop {
         let now = Instant::now();
         LONGEST.fetch_max((now - last).as_nanos() as u64, Ordering::Relaxed);
         last = now;
+        if ASKED.load(Ordering::Relaxed) {
+            let wall = begin.elapsed().as_nanos() as u64;
+            STOPPED.store(wall.saturating_sub(self::scheduled() - scheduled), Ordering::Relaxed);
+            ASKED.store(false, Ordering::Release);
+            last = Instant::now();
+        }
     }
 }
 
-/// Prints the longest gap since the last question, once for each line of input.
+/// Nanoseconds that this thread ran or waited for a processor that others had. What else passes it stood.
+fn scheduled() -> u64 {
+    let mut ran = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `ran` is valid for writes.
+    assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut ran) }, 0);
+    let line = std::fs::read_to_string("/proc/thread-self/schedstat").expect("a kernel with CONFIG_SCHED_INFO");
+    let waited: u64 = line.split(' ').nth(1).and_then(|n| n.parse().ok()).expect("three numbers");
+    ran.tv_sec as u64 * 1_000_000_000 + ran.tv_nsec as u64 + waited
+}
+
+/// Prints, once for each line of input, how long the spinning thread stood and its longest gap since the last question.
 fn answer() {
     println!("ready");
+    let mut before = 0;
     for _ in std::io::stdin().lines().map_while(Result::ok) {
-        println!("{}", LONGEST.swap(0, Ordering::Relaxed));
+        ASKED.store(true, Ordering::Release);
+        while ASKED.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        let stopped = STOPPED.load(Ordering::Relaxed);
+        println!("{} {}", stopped.saturating_sub(before), LONGEST.swap(0, Ordering::Relaxed));
+        before = stopped;
     }
+}
+
+/// What a process saw of being looked at.
+#[derive(Clone, Copy)]
+pub struct Seen {
+    /// How long its spinning thread stood: neither ran nor waited for a processor.
+    pub stopped: Duration,
+    /// The longest time between two looks at the clock: with the waits for a processor.
+    pub gap: Duration,
 }
 
 /// The process, from outside; ends with this value.
@@ -95,10 +133,13 @@ impl Target {
         line.trim_end().to_string()
     }
 
-    /// The longest time in which the spinning thread did not run since the last question.
-    pub fn longest_gap(&mut self) -> Duration {
+    /// What happened since the last question.
+    pub fn seen(&mut self) -> Seen {
         self.stdin.write_all(b"\n").expect("the process reads");
-        Duration::from_nanos(self.line().parse().expect("a number"))
+        let line = self.line();
+        let mut numbers = line.split(' ').map(|n| Duration::from_nanos(n.parse().expect("a number")));
+        let mut number = || numbers.next().expect("two numbers");
+        Seen { stopped: number(), gap: number() }
     }
 }
 

@@ -9,6 +9,9 @@
 //! - `.eh_frame` says `undefined` where a caller's register is not known. Without a rule gdb takes the register for
 //!   unchanged and shows wrong locals, in native frames too.
 //! - The frame base is `DW_OP_call_frame_cfa`: through a register, lldb 14 to 19 lose the locals behind `leave`.
+//! - Inlined functions have a description without code, to which each place where they are refers; that place also says
+//!   from where it is called, if that is known. A line 0 ends the lines before it.
+//! - A vector is an integer of 16 bytes: it has no lanes until somebody looks at it.
 //! - Operand stacks are variables named `wasm_stack` in a lexical block of their own for each point, so that elsewhere
 //!   there is no such variable instead of one without a value, and each has the depth and the types of its point.
 
@@ -16,12 +19,13 @@ use crate::arch::{Reg, x64};
 use crate::limits::MAX_NAME_BYTES;
 use crate::runtime::ValType;
 use crate::runtime::code_map::{
-    CodeMap, CompiledFunction, CompiledModule, FrameChange, Location, Operands, SourceFile, Variable,
+    CodeMap, CompiledFunction, CompiledModule, FrameChange, Inlined, Location, Operands, SourceFile, SourceLine,
+    Variable,
 };
 use gimli::write::{
-    Address, AttributeValue, CallFrameInstruction, CommonInformationEntry, EhFrame, EndianVec, Expression, FileId,
-    FrameDescriptionEntry, FrameTable, LineProgram, LineString, LineStringTable, LocationList, Sections, StringTable,
-    Unit, UnitEntryId, UnitTable, Writer as _,
+    Address, AttributeValue, CallFrameInstruction, CommonInformationEntry, DebuggingInformationEntry, EhFrame,
+    EndianVec, Expression, FileId, FrameDescriptionEntry, FrameTable, LineProgram, LineString, LineStringTable,
+    LocationList, Range, RangeList, Sections, StringTable, Unit, UnitEntryId, UnitTable, Writer as _,
 };
 use gimli::{Encoding, Format, LineEncoding, LittleEndian, Register, SectionId, constants as dw};
 use object::elf;
@@ -279,9 +283,10 @@ fn operations(place: Location) -> Vec<u8> {
     out.into_vec()
 }
 
-/// Types of one unit, made when they are first needed.
+/// Types of one unit, and functions that are inlined in it, made when they are first needed.
 #[derive(Default)]
 struct Types {
+    inlined: HashMap<String, UnitEntryId>,
     values: HashMap<Option<ValType>, UnitEntryId>,
     stacks: HashMap<Vec<Option<ValType>>, UnitEntryId>,
 }
@@ -297,10 +302,9 @@ impl Types {
             Some(ValType::I64) => ("long", dw::DW_ATE_signed, 8),
             Some(ValType::F32) => ("float", dw::DW_ATE_float, 4),
             Some(ValType::F64) => ("double", dw::DW_ATE_float, 8),
-            // No place of a whole vector is known: its low half.
-            Some(ValType::V128 | ValType::FuncRef | ValType::ExternRef | ValType::Ref) | None => {
-                ("unsigned long", dw::DW_ATE_unsigned, 8)
-            }
+            Some(ValType::V128) => ("unsigned __int128", dw::DW_ATE_unsigned, 16),
+            Some(ValType::ExternRef) => ("unsigned int", dw::DW_ATE_unsigned, 4),
+            Some(ValType::FuncRef | ValType::Ref) | None => ("unsigned long", dw::DW_ATE_unsigned, 8),
         };
         let root = unit.root();
         let id = unit.add(root, dw::DW_TAG_base_type);
@@ -316,7 +320,7 @@ impl Types {
         named
     }
 
-    /// The type of an operand stack: a word for each operand, `s0` at the bottom.
+    /// The type of an operand stack: one or two words for each operand, `s0` at the bottom.
     fn stack(&mut self, strings: &mut Strings, unit: &mut Unit, operands: &Operands) -> UnitEntryId {
         let types: Vec<Option<ValType>> = operands.operands.iter().map(|(ty, _)| *ty).collect();
         if let Some(id) = self.stacks.get(&types) {
@@ -325,17 +329,40 @@ impl Types {
         let members: Vec<UnitEntryId> = types.iter().map(|ty| self.value(strings, unit, *ty)).collect();
         let root = unit.root();
         let id = unit.add(root, dw::DW_TAG_structure_type);
-        unit.get_mut(id).set(dw::DW_AT_byte_size, AttributeValue::Udata(8 * members.len() as u64));
-        for (i, ty) in members.into_iter().enumerate() {
+        let mut size = 0;
+        for (i, (member_type, ty)) in members.into_iter().zip(&types).enumerate() {
             let member = unit.add(id, dw::DW_TAG_member);
             let entry = unit.get_mut(member);
             entry.set(dw::DW_AT_name, strings.string(&format!("s{i}")));
-            entry.set(dw::DW_AT_type, AttributeValue::UnitRef(ty));
-            entry.set(dw::DW_AT_data_member_location, AttributeValue::Udata(8 * i as u64));
+            entry.set(dw::DW_AT_type, AttributeValue::UnitRef(member_type));
+            entry.set(dw::DW_AT_data_member_location, AttributeValue::Udata(size));
+            size += u64::from(operand_bytes(*ty));
         }
+        unit.get_mut(id).set(dw::DW_AT_byte_size, AttributeValue::Udata(size));
         self.stacks.insert(types, id);
         id
     }
+
+    /// The description of a function that is inlined somewhere.
+    fn inlined(&mut self, strings: &mut Strings, unit: &mut Unit, name: &str) -> UnitEntryId {
+        let name = clean(name);
+        if let Some(id) = self.inlined.get(&*name) {
+            return *id;
+        }
+        let root = unit.root();
+        let id = unit.add(root, dw::DW_TAG_subprogram);
+        let entry = unit.get_mut(id);
+        entry.set(dw::DW_AT_name, strings.string(&name));
+        entry.set(dw::DW_AT_prototyped, AttributeValue::FlagPresent);
+        entry.set(dw::DW_AT_inline, AttributeValue::Inline(dw::DW_INL_inlined));
+        self.inlined.insert(name.into_owned(), id);
+        id
+    }
+}
+
+/// Bytes of an operand in the description of a stack.
+fn operand_bytes(ty: Option<ValType>) -> u8 {
+    if ty == Some(ValType::V128) { 16 } else { 8 }
 }
 
 /// The strings of all units.
@@ -404,11 +431,8 @@ fn add_function(
     entry.set(dw::DW_AT_low_pc, AttributeValue::Address(Address::Constant(function.start)));
     entry.set(dw::DW_AT_high_pc, AttributeValue::Udata(u64::from(function.len)));
     entry.set(dw::DW_AT_frame_base, AttributeValue::Exprloc(frame_base));
-    if let Some(line) = function.lines.first()
-        && let Some(file @ Some(_)) = files.get(line.file as usize).copied()
-    {
-        entry.set(dw::DW_AT_decl_file, AttributeValue::FileIndex(file));
-        entry.set(dw::DW_AT_decl_line, AttributeValue::Udata(u64::from(line.line)));
+    if let Some(line) = function.lines.first() {
+        set_line(entry, (dw::DW_AT_decl_file, dw::DW_AT_decl_line), line.at, files);
     }
     let start = function.start.saturating_sub(base);
     for variable in &function.variables {
@@ -443,6 +467,57 @@ fn add_function(
         entry.set(dw::DW_AT_type, AttributeValue::UnitRef(ty));
         entry.set(dw::DW_AT_location, AttributeValue::Exprloc(pieces(operands)));
     }
+    add_inlined(unit, strings, types, function, base, files, (id, &function.inlined));
+}
+
+/// File and line of an entry, if they are known.
+fn set_line(
+    entry: &mut DebuggingInformationEntry,
+    names: (dw::DwAt, dw::DwAt),
+    at: SourceLine,
+    files: &[Option<FileId>],
+) {
+    let Some(file @ Some(_)) = files.get(at.file as usize).copied().filter(|_| at.line != 0) else { return };
+    entry.set(names.0, AttributeValue::FileIndex(file));
+    entry.set(names.1, AttributeValue::Udata(u64::from(at.line)));
+}
+
+/// The functions that are inlined into `around`.
+fn add_inlined(
+    unit: &mut Unit,
+    strings: &mut Strings,
+    types: &mut Types,
+    function: &CompiledFunction,
+    base: u64,
+    files: &[Option<FileId>],
+    around: (UnitEntryId, &[Inlined]),
+) {
+    for inlined in around.1 {
+        let ranges = inlined.ranges.iter().map(|&(from, to)| (u64::from(from), u64::from(to.min(function.len))));
+        let ranges: Vec<(u64, u64)> = ranges.filter(|(from, to)| from < to).collect();
+        let Some(&(from, to)) = ranges.first() else { continue };
+        let origin = types.inlined(strings, unit, &inlined.name);
+        let id = unit.add(around.0, dw::DW_TAG_inlined_subroutine);
+        let start = function.start.saturating_sub(base);
+        let list = (ranges.len() > 1).then(|| {
+            let pair = |&(from, to): &(u64, u64)| Range::OffsetPair { begin: start + from, end: start + to };
+            unit.ranges.add(RangeList(ranges.iter().map(pair).collect()))
+        });
+        let entry = unit.get_mut(id);
+        entry.set(dw::DW_AT_abstract_origin, AttributeValue::UnitRef(origin));
+        match list {
+            Some(list) => entry.set(dw::DW_AT_ranges, AttributeValue::RangeListRef(list)),
+            None => {
+                let low = function.start.saturating_add(from);
+                entry.set(dw::DW_AT_low_pc, AttributeValue::Address(Address::Constant(low)));
+                entry.set(dw::DW_AT_high_pc, AttributeValue::Udata(to - from));
+            }
+        }
+        if let Some(call) = inlined.call {
+            set_line(entry, (dw::DW_AT_call_file, dw::DW_AT_call_line), call, files);
+        }
+        add_inlined(unit, strings, types, function, base, files, (id, &inlined.inner));
+    }
 }
 
 /// The places of a variable, relative to the unit's base.
@@ -463,9 +538,9 @@ fn place_list(variable: &Variable, len: u32, start: u64) -> LocationList {
 /// A structure put together from the operands' places; a piece without a place has no value.
 fn pieces(operands: &Operands) -> Expression {
     let mut out = Vec::new();
-    for (_, place) in &operands.operands {
+    for (ty, place) in &operands.operands {
         out.extend(place.map(operations).unwrap_or_default());
-        out.extend([dw::DW_OP_piece.0, 8]);
+        out.extend([dw::DW_OP_piece.0, operand_bytes(*ty)]);
     }
     Expression::raw(out)
 }
@@ -493,8 +568,16 @@ fn lines(
     );
     let place = program.default_directory();
     let mut used = vec![false; module.files.len()];
+    let calls = functions.iter().flat_map(|f| &f.inlined);
+    let mut open: Vec<&Inlined> = calls.collect();
+    while let Some(inlined) = open.pop() {
+        open.extend(&inlined.inner);
+        if let Some(slot) = inlined.call.and_then(|call| used.get_mut(call.file as usize)) {
+            *slot = true;
+        }
+    }
     for line in functions.iter().flat_map(|f| &f.lines) {
-        if let Some(slot) = used.get_mut(line.file as usize) {
+        if let Some(slot) = used.get_mut(line.at.file as usize) {
             *slot = true;
         }
     }
@@ -512,7 +595,7 @@ fn lines(
         program.begin_sequence(Some(Address::Constant(function.start)));
         let mut at = 0;
         for line in &function.lines {
-            let Some(Some(file)) = files.get(line.file as usize).copied() else { continue };
+            let Some(Some(file)) = files.get(line.at.file as usize).copied() else { continue };
             if line.offset < at || line.offset >= function.len {
                 continue;
             }
@@ -520,7 +603,7 @@ fn lines(
             let row = program.row();
             row.address_offset = u64::from(line.offset);
             row.file = file;
-            row.line = u64::from(line.line);
+            row.line = u64::from(line.at.line);
             row.prologue_end = line.prologue_end;
             program.generate_row();
         }
@@ -656,284 +739,4 @@ fn elf_file(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::runtime::code_map::{Line, Operand};
-    use gimli::read::{AttributeValue as Read, EhFrame as ReadEhFrame, UnwindSection};
-    use gimli::{BaseAddresses, CfaRule, EndianSlice, RegisterRule, UnwindContext};
-    use object::{Object, ObjectSection, ObjectSegment, ObjectSymbol};
-
-    const BASE: u64 = 0x7f12_3456_7000;
-
-    fn function(name: &str, at: u64) -> CompiledFunction {
-        let operand = |ty, place| -> Operand { (ty, place) };
-        CompiledFunction {
-            name: Some(name.to_string()),
-            start: BASE + at,
-            len: 0x100,
-            frame: vec![
-                (38, FrameChange::Cfa(Reg::RSP, 16)),
-                (38, FrameChange::Saved(Reg::RBP, -16)),
-                (41, FrameChange::Cfa(Reg::RBP, 16)),
-                (43, FrameChange::Saved(Reg::R12, -24)),
-                (0xf0, FrameChange::Undefined(Reg::RBX)),
-                // Behind the end, and back.
-                (0x100, FrameChange::Same(Reg::RBX)),
-                (5, FrameChange::Undefined(Reg::RIP)),
-            ],
-            described: true,
-            variables: vec![
-                Variable {
-                    name: "n".to_string(),
-                    ty: Some(ValType::I32),
-                    parameter: true,
-                    places: vec![(0, 50, Location::Register(Reg::RSI)), (50, u32::MAX, Location::Register(Reg::R12))],
-                },
-                Variable { name: "lost\0\n".to_string(), ty: None, parameter: false, places: Vec::new() },
-            ],
-            operands: vec![
-                Operands {
-                    range: (0x80, 0x82),
-                    operands: vec![
-                        operand(Some(ValType::F64), Some(Location::Constant(7))),
-                        operand(None, None),
-                        operand(None, Some(Location::Frame(-40))),
-                    ],
-                },
-                // Within the one before: left out.
-                Operands { range: (0x81, 0x82), operands: vec![operand(None, None)] },
-            ],
-            lines: vec![
-                Line { offset: 0, file: 0, line: 10, prologue_end: false },
-                Line { offset: 0x60, file: 0, line: 12, prologue_end: true },
-            ],
-        }
-    }
-
-    fn map() -> CodeMap {
-        let routine = CompiledFunction {
-            name: None,
-            start: 0x1000,
-            len: 16,
-            frame: vec![(0, FrameChange::CfaDeref(Reg::RSP, 56)), (0, FrameChange::Saved(Reg::RBP, -56))],
-            ..CompiledFunction::default()
-        };
-        CodeMap {
-            modules: vec![
-                CompiledModule {
-                    name: "app".to_string(),
-                    base: BASE,
-                    code: vec![0x90; 0x200],
-                    functions: vec![function("first", 0), function("second", 0x100)],
-                    files: vec![SourceFile::Text],
-                    text: Some("(module)".to_string()),
-                },
-                CompiledModule { base: 0x1000, functions: vec![routine], ..CompiledModule::default() },
-                // Over the first.
-                CompiledModule { base: BASE + 0x10, code: vec![0; 16], ..CompiledModule::default() },
-            ],
-            notes: Vec::new(),
-        }
-    }
-
-    fn written() -> Vec<u8> {
-        write(&map(), "/src", &[Some("app.wat".to_string()), None, None]).unwrap()
-    }
-
-    #[test]
-    fn the_file_has_absolute_addresses_and_the_code() {
-        let bytes = written();
-        let file = object::File::parse(&*bytes).unwrap();
-        assert_eq!(file.kind(), object::ObjectKind::Dynamic);
-        let segments: Vec<_> = file.segments().map(|s| (s.address(), s.size())).collect();
-        assert_eq!(segments, [(BASE, 0x200)]);
-        let text = file.section_by_name(".text").unwrap();
-        assert_eq!((text.address(), text.data().unwrap()), (BASE, &[0x90; 0x200][..]));
-        let symbols: Vec<_> = file.symbols().map(|s| (s.name().unwrap(), s.address(), s.size())).collect();
-        assert_eq!(symbols, [("first", BASE, 0x100), ("second", BASE + 0x100, 0x100)]);
-        let frames = file.section_by_name(".eh_frame").unwrap();
-        assert!(frames.data().unwrap().ends_with(&[0; 4]));
-    }
-
-    #[test]
-    fn frames_are_found_at_every_place() {
-        let bytes = written();
-        let file = object::File::parse(&*bytes).unwrap();
-        let data = file.section_by_name(".eh_frame").unwrap().data().unwrap();
-        let frames = ReadEhFrame::new(data, LittleEndian);
-        let bases = BaseAddresses::default().set_eh_frame(0);
-        let row = |address: u64| {
-            let mut context = UnwindContext::new();
-            let row = frames
-                .unwind_info_for_address(&bases, &mut context, address, ReadEhFrame::cie_from_offset)
-                .unwrap()
-                .clone();
-            let rule = |reg: Reg| row.register(number(reg)).unwrap_or(RegisterRule::Architectural);
-            (row.cfa().clone(), rule(Reg::RBP), rule(Reg::R12), rule(Reg::RBX), rule(Reg::RIP), rule(Reg::RSI))
-        };
-        let cfa = |reg: Reg, offset| CfaRule::RegisterAndOffset { register: number(reg), offset };
-        use RegisterRule::{Offset, SameValue, Undefined};
-        for base in [BASE, BASE + 0x100] {
-            let entry = (cfa(Reg::RSP, 8), SameValue, SameValue, SameValue, Offset(-8), Undefined);
-            assert_eq!(row(base), entry);
-            assert_eq!(row(base + 37), entry);
-            assert_eq!(row(base + 38).0, cfa(Reg::RSP, 16));
-            let body = (cfa(Reg::RBP, 16), Offset(-16), Offset(-24), SameValue, Offset(-8), Undefined);
-            assert_eq!(row(base + 43), body);
-            assert_eq!(row(base + 0xef), body);
-            assert_eq!(row(base + 0xff).3, Undefined);
-        }
-        let routine = row(0x1008);
-        assert!(matches!(routine.0, CfaRule::Expression(_)), "{routine:?}");
-        assert_eq!(routine.1, Offset(-56));
-    }
-
-    fn sections(bytes: &[u8]) -> gimli::Dwarf<EndianSlice<'_, LittleEndian>> {
-        let file = object::File::parse(bytes).unwrap();
-        gimli::Dwarf::load(|id| {
-            let data = file.section_by_name(id.name()).and_then(|s| s.data().ok()).unwrap_or(&[]);
-            Ok::<_, gimli::Error>(EndianSlice::new(data, LittleEndian))
-        })
-        .unwrap()
-    }
-
-    /// A file that two threads have written says of every function what one of a single function says: the name, the
-    /// place of its parameter and its line, all of which lie behind offsets that had to be moved.
-    #[test]
-    fn both_parts_of_a_large_file_are_right() {
-        let count = 2 * (WORTH_TWO_PARTS * UNIT_FUNCTIONS) as u64 + 1;
-        let functions = (0..count).map(|i| {
-            let mut f = function(&format!("f{i}"), i * 0x100);
-            f.variables[0].name = format!("v{i}");
-            f.variables[0].places = vec![(0, 0x90, Location::Frame(-(i as i64) * 8))];
-            f.lines[0].line = i as u32 + 1;
-            f
-        });
-        let module = CompiledModule {
-            name: "large".to_string(),
-            base: BASE,
-            functions: functions.collect(),
-            files: vec![SourceFile::Text],
-            ..CompiledModule::default()
-        };
-        let map = CodeMap { modules: vec![module], notes: Vec::new() };
-        let bytes = write(&map, "/src", &[Some("large.wat".to_string())]).unwrap();
-        let dwarf = sections(&bytes);
-        let mut seen = 0;
-        let mut headers = dwarf.units();
-        while let Some(header) = headers.next().unwrap() {
-            let unit = dwarf.unit(header).unwrap();
-            let rows: Vec<(u64, u64)> = {
-                let mut rows = unit.line_program.clone().unwrap().rows();
-                std::iter::from_fn(|| rows.next_row().unwrap().map(|(_, r)| *r))
-                    .filter(|r| !r.end_sequence())
-                    .map(|r| (r.address(), r.line().unwrap().get()))
-                    .collect()
-            };
-            let mut entries = unit.entries();
-            while let Some(entry) = entries.next_dfs().unwrap() {
-                let text = |at| {
-                    let value = entry.attr_value(at).unwrap();
-                    dwarf.attr_string(&unit, value).unwrap().to_string().unwrap().to_string()
-                };
-                if entry.tag() == dw::DW_TAG_subprogram {
-                    assert_eq!(text(dw::DW_AT_name), format!("f{seen}"));
-                    assert!(rows.contains(&(BASE + seen * 0x100, seen + 1)));
-                    seen += 1;
-                } else if entry.tag() == dw::DW_TAG_formal_parameter {
-                    assert_eq!(text(dw::DW_AT_name), format!("v{}", seen - 1));
-                    let at = entry.attr_value(dw::DW_AT_location).unwrap();
-                    let mut list = dwarf.attr_locations(&unit, at).unwrap().unwrap();
-                    let place = list.next().unwrap().unwrap();
-                    assert_eq!(place.range.begin, BASE + (seen - 1) * 0x100);
-                    let expected = operations(Location::Frame(-(seen as i64 - 1) * 8));
-                    assert_eq!(place.data.0.slice(), expected);
-                }
-            }
-        }
-        assert_eq!(seen, count);
-    }
-
-    #[test]
-    fn functions_variables_and_operands_can_be_read_back() {
-        let bytes = written();
-        let dwarf = sections(&bytes);
-        let header = dwarf.units().next().unwrap().unwrap();
-        let unit = dwarf.unit(header).unwrap();
-        assert_eq!(unit.low_pc, BASE);
-        let name = |entry: &gimli::read::DebuggingInformationEntry<EndianSlice<'_, LittleEndian>>| {
-            let value = entry.attr_value(dw::DW_AT_name)?;
-            Some(dwarf.attr_string(&unit, value).unwrap().to_string_lossy().into_owned())
-        };
-        let mut entries = unit.entries();
-        let (mut functions, mut parameters, mut locals, mut blocks) = (Vec::new(), 0, Vec::new(), Vec::new());
-        while let Some(entry) = entries.next_dfs().unwrap() {
-            match entry.tag() {
-                dw::DW_TAG_subprogram => {
-                    let Some(Read::Exprloc(base)) = entry.attr_value(dw::DW_AT_frame_base) else { panic!() };
-                    assert_eq!(base.0.slice(), [dw::DW_OP_call_frame_cfa.0]);
-                    functions.push(name(entry).unwrap());
-                }
-                dw::DW_TAG_formal_parameter => {
-                    parameters += 1;
-                    let value = entry.attr_value(dw::DW_AT_location).unwrap();
-                    let mut list = dwarf.attr_locations(&unit, value).unwrap().unwrap();
-                    let mut found = Vec::new();
-                    while let Some(one) = list.next().unwrap() {
-                        found.push((one.range.begin, one.range.end, one.data.0.slice().to_vec()));
-                    }
-                    let base = BASE + if functions.len() == 1 { 0 } else { 0x100 };
-                    // rsi is 4 and r12 is 12.
-                    assert_eq!(found, [(base, base + 50, vec![0x54]), (base + 50, base + 0x100, vec![0x5c])]);
-                }
-                dw::DW_TAG_variable => locals.push((name(entry).unwrap(), entry.attr_value(dw::DW_AT_location))),
-                dw::DW_TAG_lexical_block => {
-                    let Some(Read::Addr(low)) = entry.attr_value(dw::DW_AT_low_pc) else { panic!() };
-                    blocks.push((low, entry.attr_value(dw::DW_AT_high_pc).unwrap().udata_value().unwrap()));
-                }
-                _ => {}
-            }
-        }
-        assert_eq!((functions.as_slice(), parameters), (&["first".to_string(), "second".to_string()][..], 2));
-        assert_eq!(blocks, [(BASE + 0x80, 2), (BASE + 0x180, 2)]);
-        let names: Vec<&str> = locals.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["lost??", "wasm_stack", "lost??", "wasm_stack"]);
-        assert_eq!(locals[0].1, None);
-        let Some(Read::Exprloc(stack)) = &locals[1].1 else { panic!() };
-        let (constant, piece) = (dw::DW_OP_constu.0, dw::DW_OP_piece.0);
-        let expected = [constant, 7, dw::DW_OP_stack_value.0, piece, 8, piece, 8, dw::DW_OP_fbreg.0, 0x58, piece, 8];
-        assert_eq!(stack.0.slice(), expected);
-    }
-
-    #[test]
-    fn lines_can_be_read_back() {
-        let bytes = written();
-        let context = addr2line::Context::from_dwarf(sections(&bytes)).unwrap();
-        let at =
-            |address| context.find_location(address).unwrap().map(|l| (l.file.unwrap().to_string(), l.line.unwrap()));
-        assert_eq!(at(BASE), Some(("/src/app.wat".to_string(), 10)));
-        assert_eq!(at(BASE + 0x15f), Some(("/src/app.wat".to_string(), 10)));
-        assert_eq!(at(BASE + 0x160), Some(("/src/app.wat".to_string(), 12)));
-        assert_eq!(at(BASE + 0x200), None);
-    }
-
-    #[test]
-    fn odd_descriptions_make_a_file_too() {
-        assert!(object::File::parse(&*write(&CodeMap::default(), "", &[]).unwrap()).is_ok());
-        let mut map = map();
-        for module in &mut map.modules {
-            module.name = String::new();
-            module.files.clear();
-            for function in &mut module.functions {
-                function.name = Some("\0".repeat(3));
-                function.start = u64::MAX - 3;
-                function.len = u32::MAX;
-                for variable in &mut function.variables {
-                    variable.places =
-                        vec![(u32::MAX, 0, Location::Constant(u64::MAX)), (5, 5, Location::Frame(i64::MIN))];
-                }
-            }
-        }
-        let _ = write(&map, "\0", &[]);
-    }
-}
+mod tests;

@@ -4,6 +4,7 @@
 
 pub mod contents;
 pub mod elf_symbols;
+pub mod fold;
 pub mod hexdump;
 pub mod json;
 pub mod symbol_file;

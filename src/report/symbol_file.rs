@@ -2,8 +2,9 @@
 
 use super::elf_symbols;
 use crate::error::Error;
-use crate::runtime::code_map::CodeMap;
+use crate::runtime::code_map::{CodeMap, CompiledModule};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What is written for one target.
 #[derive(Clone, Debug)]
@@ -13,7 +14,7 @@ pub struct SymbolFile {
     /// The ELF file.
     pub bytes: Vec<u8>,
     /// Text forms of modules, with their paths.
-    pub texts: Vec<(PathBuf, String)>,
+    pub texts: Vec<(PathBuf, Arc<str>)>,
 }
 
 impl SymbolFile {
@@ -29,21 +30,30 @@ impl SymbolFile {
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
         let directory = path.parent().unwrap_or(Path::new("/")).to_string_lossy().into_owned();
         let file_name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        let names: Vec<Option<String>> = map
-            .modules
-            .iter()
-            .enumerate()
-            .map(|(i, module)| module.text.as_ref().map(|_| format!("{file_name}.{i}.wat")))
-            .collect();
+        let mut texts: Vec<(PathBuf, Arc<str>)> = Vec::new();
+        let mut names: Vec<Option<String>> = Vec::new();
+        for (i, module) in map.modules.iter().enumerate() {
+            // Code that is there more than once has one text.
+            let same = |before: &CompiledModule| before.text == module.text;
+            let name = module.text.as_ref().map(|text| {
+                let known = map.modules.iter().zip(&names).find(|(before, _)| same(before));
+                known.and_then(|(_, name)| name.clone()).unwrap_or_else(|| {
+                    let name = format!("{file_name}.{i}.wat");
+                    texts.push((path.with_file_name(&name), Arc::clone(text)));
+                    name
+                })
+            });
+            names.push(name);
+        }
         let bytes = elf_symbols::write(map, &directory, &names)
             .map_err(|e| Error::Symbols { path: path.clone(), why: e.to_string() })?;
-        let texts = map
-            .modules
-            .iter()
-            .zip(names)
-            .filter_map(|(module, name)| Some((path.with_file_name(name?), module.text.clone()?)))
-            .collect();
         Ok(SymbolFile { path, bytes, texts })
+    }
+
+    /// What to write where. The symbol file is last: one that is there has its texts.
+    pub fn files(&self) -> impl Iterator<Item = (&Path, &[u8])> {
+        let texts = self.texts.iter().map(|(path, text)| (path.as_path(), text.as_bytes()));
+        texts.chain([(self.path.as_path(), self.bytes.as_slice())])
     }
 
     /// What to type to load it.

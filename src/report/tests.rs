@@ -184,7 +184,7 @@ fn rich() -> Report {
     report
 }
 
-const PLAIN: TextOptions = TextOptions { brief: false, wasm_only: false, color: false, verbose: false };
+const PLAIN: TextOptions = TextOptions { brief: false, wasm_only: false, color: false, verbose: false, fold: false };
 
 #[test]
 fn text() {

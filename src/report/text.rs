@@ -20,6 +20,8 @@ pub struct TextOptions {
     pub color: bool,
     /// How each frame was found, instances, checks.
     pub verbose: bool,
+    /// Frames that come again and again once, with how often.
+    pub fold: bool,
 }
 
 const HEADER: Style = Style::new().bold();
@@ -156,7 +158,11 @@ impl Text<'_> {
     fn module(&mut self, runtime: &Runtime, module: &Module) -> io::Result<()> {
         let mut line = clean(&runtime.name);
         if let Some(backend) = module.backend.as_deref().filter(|b| !runtime.name.contains(b)) {
-            line += &format!(" {}", clean(backend));
+            // A backend that names the runtime with its version stands for both.
+            match backend.starts_with(&runtime.name) {
+                true => line = clean(backend),
+                false => line += &format!(" {}", clean(backend)),
+            }
         }
         line += &format!(" module {}", self.paint(WASM, &clean(module.name.as_deref().unwrap_or("without a name"))));
         if let (Some(start), Some(end)) = (module.code_start, module.code_end) {
@@ -203,15 +209,33 @@ impl Text<'_> {
         }
         let digits = thread.frames.iter().filter_map(|f| f.index).max().unwrap_or(0).to_string().len();
         let number_width = (digits + 1).max(3);
-        let mut hidden = 0;
-        for frame in &thread.frames {
-            if self.options.wasm_only && frame.kind != FrameKind::Wasm {
-                hidden += 1;
-                continue;
+        let is_shown = |frame: &&Frame| !self.options.wasm_only || frame.kind == FrameKind::Wasm;
+        let shown: Vec<&Frame> = thread.frames.iter().filter(is_shown).collect();
+        let mut at = 0;
+        for run in if self.options.fold { fold::runs(&shown) } else { Vec::new() } {
+            let folded = run.at + run.cycle;
+            for frame in &shown[at..folded] {
+                self.frame(frame, number_width)?;
             }
+            self.folded(&run, &shown[folded..run.end()], number_width)?;
+            at = run.end();
+        }
+        for frame in &shown[at..] {
             self.frame(frame, number_width)?;
         }
-        self.end(thread, hidden, number_width + 2)
+        self.end(thread, thread.frames.len() - shown.len(), number_width + 2)
+    }
+
+    /// The line for `frames`, which are the cycle that was just printed, again and again.
+    fn folded(&mut self, run: &fold::Run, frames: &[&Frame], number_width: usize) -> io::Result<()> {
+        let number = |frame: Option<&&Frame>| frame.and_then(|f| f.index).map_or("#?".into(), |i| format!("#{i}"));
+        let (first, last) = (number(frames.first()), number(frames.last()));
+        let above = match run.cycle {
+            1 => "the frame above".to_string(),
+            n => format!("the {n} frames above"),
+        };
+        let text = format!("to {last}: {above} {} times more", run.times - 1);
+        writeln!(self.out, "{first:>number_width$}  {}", self.paint(DIM, &text))
     }
 
     fn end(&mut self, thread: &Thread, hidden: usize, indent: usize) -> io::Result<()> {

@@ -56,6 +56,8 @@ pub struct Runtimes {
     numbers: Vec<Vec<usize>>,
     modules: Vec<GuestModule>,
     notes: Vec<String>,
+    /// Whether a stack holds what no runtime explains.
+    unexplained: bool,
     /// What was told about the user's files.
     refusals: Vec<String>,
     files: Vec<(PathBuf, Rc<WasmModule>)>,
@@ -77,6 +79,7 @@ impl Runtimes {
             places: Vec::new(),
             modules: Vec::new(),
             notes: Vec::new(),
+            unexplained: false,
             refusals: Vec::new(),
             files: options.wasm.clone(),
         }
@@ -107,7 +110,9 @@ impl Runtimes {
         }
         let find = |&(p, local): &(usize, usize)| self.providers.get(p)?.runtime().modules().get(local).cloned();
         self.modules = self.places.iter().filter_map(find).collect();
-        self.notes = self.runtimes().flat_map(|r| r.notes().to_vec()).collect();
+        // Why nothing was found of a runtime is of no use where another one was found and explains every stack.
+        let told = |r: &&dyn Runtime| self.unexplained || self.modules.is_empty() || !r.modules().is_empty();
+        self.notes = self.runtimes().filter(told).flat_map(|r| r.notes().to_vec()).collect();
         self.notes.extend(self.refusals.iter().cloned());
     }
 
@@ -121,13 +126,13 @@ impl Runtimes {
 
     /// Matches the user's `.wasm` files to the modules that were found. Each module takes the first file that fits; a
     /// file that fits none is refused with the reason. Returns whether every file was used.
-    pub fn match_files(&mut self) -> bool {
+    pub fn match_files(&mut self, memory: &dyn Memory) -> bool {
         let mut all = true;
         for (path, wasm) in std::mem::take(&mut self.files) {
             let mut reasons = Vec::new();
             let mut used = false;
             for provider in &mut self.providers {
-                match provider.match_file(&path, &wasm) {
+                match provider.match_file(&path, &wasm, memory) {
                     Ok(()) => used = true,
                     Err(more) => reasons.extend(more),
                 }
@@ -174,12 +179,18 @@ impl Provider for Runtimes {
             let runtime = provider.runtime();
             left.retain(|c| runtime.module_of(c.address.lookup()).is_none());
         }
+        self.unexplained = !left.is_empty() || (lost && found == 0);
         self.list();
         found
     }
 
-    fn match_file(&mut self, path: &Path, wasm: &Rc<WasmModule>) -> Result<(), Vec<(String, String)>> {
-        let results: Vec<_> = self.providers.iter_mut().map(|p| p.match_file(path, wasm)).collect();
+    fn match_file(
+        &mut self,
+        path: &Path,
+        wasm: &Rc<WasmModule>,
+        memory: &dyn Memory,
+    ) -> Result<(), Vec<(String, String)>> {
+        let results: Vec<_> = self.providers.iter_mut().map(|p| p.match_file(path, wasm, memory)).collect();
         self.list();
         match results.iter().any(Result::is_ok) {
             true => Ok(()),
@@ -258,8 +269,8 @@ impl Runtime for Runtimes {
         runtime.instance_parts(module, instance, memory)
     }
 
-    fn goes_on_at(&self, address: u64) -> Option<PointKind> {
-        self.runtimes().find_map(|r| r.goes_on_at(address))
+    fn goes_on_at(&self, address: u64, memory: &dyn Memory) -> Option<PointKind> {
+        self.runtimes().find_map(|r| r.goes_on_at(address, memory))
     }
 
     fn table(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {
@@ -293,8 +304,8 @@ impl Runtime for Runtimes {
         runtime.body_offset(module, local_function)
     }
 
-    fn reach(&self) -> Box<dyn Fn(u64) -> Reach + Send> {
-        let all: Vec<_> = self.runtimes().map(|r| r.reach()).collect();
+    fn reach(&self, memory: &dyn Memory) -> Box<dyn Fn(u64) -> Reach + Send> {
+        let all: Vec<_> = self.runtimes().map(|r| r.reach(memory)).collect();
         Box::new(move |pc| all.iter().map(|reach| reach(pc)).find(|r| *r != Reach::Outside).unwrap_or(Reach::Outside))
     }
 
@@ -389,7 +400,7 @@ mod tests {
         fn instances(&self, _: &dyn Memory) -> Vec<GuestInstance> {
             (0..self.found.len()).map(|module| GuestInstance { module, address: self.base }).collect()
         }
-        fn reach(&self) -> Box<dyn Fn(u64) -> Reach + Send> {
+        fn reach(&self, _: &dyn Memory) -> Box<dyn Fn(u64) -> Reach + Send> {
             let base = self.base;
             Box::new(move |pc| if pc >> 12 == base >> 12 { Reach::Point } else { Reach::Outside })
         }
@@ -412,8 +423,8 @@ mod tests {
                         code: (start, start + 0x1000),
                         routes: Vec::new(),
                         checks: Vec::new(),
-                        functions: 0,
-                        tracked: false,
+                        functions: None,
+                        tracked: None,
                         backend: String::new(),
                         wasm_file: None,
                         problem: None,
@@ -422,7 +433,7 @@ mod tests {
             }
             self.found.len() - before
         }
-        fn match_file(&mut self, _: &Path, _: &Rc<WasmModule>) -> Result<(), Vec<(String, String)>> {
+        fn match_file(&mut self, _: &Path, _: &Rc<WasmModule>, _: &dyn Memory) -> Result<(), Vec<(String, String)>> {
             Err(self.found.iter().map(|m| (format!("{} {}", self.name, m.name), "no".to_string())).collect())
         }
         fn runtime(&self) -> &dyn Runtime {
@@ -459,13 +470,32 @@ mod tests {
         assert_eq!(all.global(1, 0, 0, &target), Err(Why("one".into())));
         assert_eq!(all.global(3, 0, 0, &target), Err(Why("there is no such module".into())));
         assert_eq!(all.instances(&target).iter().map(|i| i.module).collect::<Vec<_>>(), [1, 0, 2]);
-        let reach = all.reach();
+        let reach = all.reach(&target);
         assert_eq!([reach(0x1_0000), reach(0x2_0fff), reach(0)], [Reach::Point, Reach::Point, Reach::Outside]);
         assert_eq!(all.code_map(&Detail::All, &target).notes, ["one", "two"]);
 
-        assert!(!all.match_files());
+        assert!(!all.match_files(&target));
         let refused = "x.wasm does not fit and is not used: one module0: no; two module0: no; two module1: no";
         assert_eq!(all.notes().last().map(String::as_str), Some(refused));
-        assert!(all.match_files(), "a file is refused once");
+        assert!(all.match_files(&target), "a file is refused once");
+    }
+
+    #[test]
+    fn a_runtime_that_is_not_there_has_nothing_to_tell_where_all_is_explained() {
+        let both: Vec<Box<dyn Provider>> =
+            vec![Box::new(Pages::at("one", 0x1_0000)), Box::new(Pages::at("two", 0x2_0000))];
+        let mut all = Runtimes::of(both, &FindOptions::default());
+        // Code that is in no module, on no stack.
+        let target = CoreBuilder::new().memory(0x1000, 5, &[0; 16]).open().unwrap();
+        let objects = Objects::from_parts(Vec::new());
+        let scene = Scene { target: &target, objects: &objects, progress: &Silent };
+        all.discover(&scene, &[], false);
+        assert_eq!(all.notes().len(), 2, "nothing was found: both say why");
+        all.discover(&scene, &[frame(0x1_0010)], true);
+        assert_eq!(all.notes(), ["one was asked [(0, false), (1, true)]"]);
+        all.discover(&scene, &[frame(0x9_0000)], false);
+        assert_eq!(all.notes().len(), 2, "a frame is left");
+        all.discover(&scene, &[], true);
+        assert_eq!(all.notes().len(), 2, "a stack is not whole");
     }
 }

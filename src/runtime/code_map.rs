@@ -4,9 +4,12 @@
 //! Everything here is a promise that holds at *every* pc of its range: a debugger asks about places that nobody walked.
 //! What is not known has no entry.
 
+pub mod sources;
+
 use super::ValType;
 use crate::arch::Reg;
 pub use crate::unwind::FrameChange;
+use std::sync::Arc;
 
 /// Where a value is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,21 +48,41 @@ pub struct Operands {
     pub operands: Vec<Operand>,
 }
 
+/// A line of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceLine {
+    /// Index into [`CompiledModule::files`].
+    pub file: u32,
+    /// Line, 1-based.
+    pub line: u32,
+}
+
 /// A row of the line table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Line {
     /// The row holds from here on. Always the start of an instruction: a debugger puts breakpoints here.
     pub offset: u32,
-    /// Index into [`CompiledModule::files`].
-    pub file: u32,
-    /// Line, 1-based.
-    pub line: u32,
+    /// What is there. Line 0: from here on no line is known.
+    pub at: SourceLine,
     /// Whether every local is in the place that it has in the body.
     pub prologue_end: bool,
 }
 
+/// A function that was inlined.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inlined {
+    /// Name.
+    pub name: String,
+    /// Offsets of its code, ascending and disjoint, within those of the function around it.
+    pub ranges: Vec<(u32, u32)>,
+    /// Where the function around it calls it, if known.
+    pub call: Option<SourceLine>,
+    /// What was inlined into it.
+    pub inner: Vec<Inlined>,
+}
+
 /// A file that lines are in.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum SourceFile {
     /// The module's own text, [`CompiledModule::text`].
     Text,
@@ -86,6 +109,8 @@ pub struct CompiledFunction {
     pub operands: Vec<Operands>,
     /// Lines, ascending.
     pub lines: Vec<Line>,
+    /// Functions that were inlined into it.
+    pub inlined: Vec<Inlined>,
 }
 
 /// A stretch of memory with code.
@@ -102,7 +127,7 @@ pub struct CompiledModule {
     /// Files that lines are in.
     pub files: Vec<SourceFile>,
     /// Text form, if lines are in it.
-    pub text: Option<String>,
+    pub text: Option<Arc<str>>,
 }
 
 /// All compiled code of a target.

@@ -157,6 +157,8 @@ pub enum GuestKind {
     Wasm,
     /// Glue between host and Wasm.
     Trampoline,
+    /// One of these: what would tell cannot be read.
+    Unknown,
 }
 
 /// A frame of a runtime's code. One pc is several of them where functions were inlined.
@@ -207,10 +209,10 @@ pub struct GuestModule {
     pub routes: Vec<&'static str>,
     /// What confirmed it; at least two independent facts.
     pub checks: Vec<String>,
-    /// Number of defined functions.
-    pub functions: usize,
-    /// Whether operand stacks were tracked by the compiler.
-    pub tracked: bool,
+    /// Number of defined functions, if it is known.
+    pub functions: Option<usize>,
+    /// Whether operand stacks were tracked by the compiler, if that is known.
+    pub tracked: Option<bool>,
     /// Compiler or tier ("singlepass").
     pub backend: String,
     /// The user's `.wasm` that was matched to it.
@@ -409,8 +411,8 @@ pub trait Runtime: Unwinder {
         Err(Why(format!("{} has no images of instances", self.name())))
     }
     /// The kind of point at `address`, if an image of a frame there goes on there (see [`crate::state::goes_on_at`]).
-    fn goes_on_at(&self, address: u64) -> Option<PointKind> {
-        let _ = address;
+    fn goes_on_at(&self, address: u64, memory: &dyn Memory) -> Option<PointKind> {
+        let _ = (address, memory);
         None
     }
     /// Number of elements of table `index` of an instance, imported ones first.
@@ -441,7 +443,7 @@ pub trait Runtime: Unwinder {
     }
     /// A function that says of a pc whether the operand stack is known there. It owns what it needs, since a target is
     /// stepped on a thread of its own.
-    fn reach(&self) -> Box<dyn Fn(u64) -> Reach + Send>;
+    fn reach(&self, memory: &dyn Memory) -> Box<dyn Fn(u64) -> Reach + Send>;
     /// All compiled code, described for a debugger.
     fn code_map(&self, detail: &code_map::Detail, memory: &dyn Memory) -> code_map::CodeMap;
 }
@@ -466,7 +468,12 @@ pub trait Provider {
     fn discover(&mut self, scene: &Scene<'_>, unknown: &[Cursor], lost: bool) -> usize;
     /// Offers a `.wasm` file of the user's to the modules that have none yet. An error has, for each module that was
     /// compared, its name and why the file does not fit.
-    fn match_file(&mut self, path: &Path, wasm: &Rc<WasmModule>) -> Result<(), Vec<(String, String)>>;
+    fn match_file(
+        &mut self,
+        path: &Path,
+        wasm: &Rc<WasmModule>,
+        memory: &dyn Memory,
+    ) -> Result<(), Vec<(String, String)>>;
     /// Artifacts of the user's that were not looked at, and why. Asked only if no runtime has found a module.
     fn unused_artifacts(&mut self) -> Vec<(PathBuf, String)> {
         Vec::new()

@@ -180,6 +180,7 @@ fn text_options(m: &Message) -> TextOptions {
         wasm_only: flag(m, "wasm_only"),
         color: flag(m, "color"),
         verbose: flag(m, "verbose"),
+        fold: false,
     }
 }
 
@@ -537,10 +538,7 @@ impl Requests {
         self.written += 1;
         let count = self.written;
         let file = SymbolFile::of(&map, &directory.join(format!("wasm-{}-{count}.sym", std::process::id())))?;
-        for (path, text) in &file.texts {
-            Output::file(path)?.write(text.as_bytes())?;
-        }
-        Output::file(&file.path)?.write(&file.bytes)?;
+        Output::write_files(file.files())?;
         // By an address inside it gdb finds the file again.
         let inside = map.modules.iter().find(|m| !m.code.is_empty()).map(|m| format!("{:#x}", m.base));
         let written = message([("path", file.path.to_string_lossy().into()), ("address", inside.into())]);

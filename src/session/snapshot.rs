@@ -109,11 +109,12 @@ pub(super) fn look_around(
     let scene = Scene { target, objects, progress };
     let threads = choose(target, options)?;
     let stacks = walk_all(target, &threads, &native, &scene, provider, limits::MAX_FRAMES);
+    // Reads whole state maps, so that this is not left for the time in which the process stands.
+    let reach = provider.runtime().reach(target);
     if !options.settle {
         return Ok(None);
     }
     let thread = wasm_thread(provider.runtime(), target, &threads, &stacks)?.tid;
-    let reach = provider.runtime().reach();
     let verdict = move |pc: u64, _: &dyn Memory| match reach(pc) {
         Reach::Point => Verdict::Point,
         // Through short native functions too, such as memory.size, for whose calls there is no state.
@@ -264,7 +265,7 @@ fn frames_go_on(
         }
         let pc = thread.frames.get(number).map_or(0, |f| f.cursor.address.raw());
         let no_point = || format!("frame {number} is at {pc:#x}, which is no point to go on from");
-        runtime.goes_on_at(pc).ok_or_else(no_point)?;
+        runtime.goes_on_at(pc, target).ok_or_else(no_point)?;
     }
     let older = thread.frames.iter().skip(run.len()).flat_map(|f| runtime.describe(&f.cursor, target));
     if older.into_iter().any(|f| f.kind == GuestKind::Wasm) {

@@ -6,6 +6,7 @@
 //!
 //! - [`model`]: the data, with the runtime's names, fields and field order, because both encodings follow them.
 //! - [`map`]: from a code offset to the function and the point there.
+//! - [`lookup`]: one function out of an encoded map.
 //! - [`diff`]: from a point's diff to the machine state.
 //! - [`read`]: from a machine state and a stack to values: one frame, or the whole of `read_stack`.
 //! - [`resume`]: from an image to a stack on which its frames go on.
@@ -20,6 +21,7 @@
 pub mod codec;
 pub mod diff;
 pub mod image;
+pub mod lookup;
 pub mod map;
 pub mod model;
 pub mod read;

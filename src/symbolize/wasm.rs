@@ -5,6 +5,7 @@
 //! that injects operators shifts the numbers; [`WasmModule::fits`] then refuses the file.
 
 mod dwarf;
+mod printed;
 mod text;
 
 use std::cell::{OnceCell, RefCell};
@@ -22,6 +23,7 @@ use crate::limits::{MAX_FUNCTIONS, MAX_SLOTS, MAX_WASM_BYTES};
 use crate::runtime::{ExternKind, GlobalDecl, GuestExport, MemoryDecl, ValType};
 
 pub use dwarf::SourceFrame;
+pub use printed::Printed;
 
 /// What a point of a state map is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -174,6 +176,7 @@ pub struct WasmModule {
     code_start: u64,
     debug_sections: HashMap<String, Range<usize>>,
     dwarf: OnceCell<Option<dwarf::Dwarf>>,
+    printed: OnceCell<Option<Printed>>,
     /// What types need, or why the module does not validate.
     resources: Result<ValidatorResources, String>,
     /// File offsets of a body's operators.
@@ -320,6 +323,7 @@ impl WasmModule {
             code_start: 0,
             debug_sections: HashMap::new(),
             dwarf: OnceCell::new(),
+            printed: OnceCell::new(),
             resources: Err("it has no function bodies".to_string()),
             operators: RefCell::default(),
             locals: Vec::new(),
@@ -577,6 +581,11 @@ impl WasmModule {
     /// The whole file.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// The module in the text format.
+    pub fn printed(&self) -> Option<&Printed> {
+        self.printed.get_or_init(|| Printed::of(&self.bytes)).as_ref()
     }
 
     /// Whether the file has debug information of a source language.

@@ -9,7 +9,8 @@
 //! wait for us. [`LiveTarget::settle`] is the exception, see there.
 //!
 //! As with any debugger, a few system calls (epoll_wait, semtimedop, ...) see EINTR where they were interrupted:
-//! signal(7), "Interruption of system calls and library functions by stop signals".
+//! signal(7), "Interruption of system calls and library functions by stop signals". A blocking write that has written a
+//! part returns with it. All others go on as if nothing had been, sleeps with the time that was left.
 #![allow(unsafe_code)]
 
 pub mod held;
@@ -27,7 +28,7 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -421,6 +422,17 @@ fn on_own_thread<T: Send>(pid: u32, work: impl FnOnce() -> Result<T, Error> + Se
     })
 }
 
+/// Why a thread does not stop that waits in vfork or posix_spawn.
+const VFORK: &str =
+    "it waits until the child that it has started (vfork) executes a program or ends, and cannot be stopped";
+
+/// Whether the thread is in a system call that starts a process.
+fn starts_child(pid: u32, tid: libc::pid_t) -> bool {
+    let calls = [libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3];
+    let line = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).unwrap_or_default();
+    line.split(' ').next().and_then(|n| n.parse().ok()).is_some_and(|n| calls.contains(&n))
+}
+
 /// A thread that stands.
 struct Stop {
     tid: libc::pid_t,
@@ -501,10 +513,10 @@ impl Stopped {
         if all.threads.is_empty() {
             let why = match refused {
                 Some((tid, e)) => refusal(pid, tid as u32, &e),
-                None if !all.unstopped.is_empty() => {
-                    "no thread stops: all are in uninterruptible sleep (state D); try again when the I/O is done".into()
-                }
-                None => "it has just ended".to_string(),
+                None => match all.unstopped.first() {
+                    Some((_, why)) => format!("no thread stops: {why}; try again later, or with --nonblocking"),
+                    None => "it has just ended".to_string(),
+                },
             };
             return Err(Error::Attach { pid, why });
         }
@@ -544,6 +556,7 @@ impl Stopped {
                 pending.retain(|&tid| {
                     let state = thread_state(self.pid, tid);
                     let why = match state {
+                        Some(b'D') if starts_child(self.pid, tid) => VFORK,
                         Some(b'D') => "it is in uninterruptible sleep (state D) and could not be stopped",
                         _ if waited > timeout => "it did not stop in time",
                         _ => return true,
@@ -992,7 +1005,8 @@ pub fn refusal(pid: u32, tid: u32, error: &std::io::Error) -> String {
     const CAP_SYS_PTRACE: u64 = 19;
     let theirs = format!("/proc/{pid}/task/{tid}/status");
     match error.raw_os_error() {
-        Some(libc::EPERM) => {}
+        // ptrace says the one, the files in /proc say the other.
+        Some(libc::EPERM | libc::EACCES) => {}
         Some(libc::ESRCH) => return "it has just ended".to_string(),
         Some(libc::ENOSYS) => {
             return "this system has no ptrace (an emulator or a sandbox); run wstate outside it".into();
@@ -1026,10 +1040,18 @@ pub fn refusal(pid: u32, tid: u32, error: &std::io::Error) -> String {
     // SAFETY: geteuid has no failure and touches no memory.
     let me = unsafe { libc::geteuid() }.to_string();
     if let Some(owner) = uids(status_field(&theirs, "Uid"))
-        && owner.iter().take(3).any(|u| *u != me)
+        && let Some(whose) = owner.iter().take(3).find(|u| **u != me)
     {
-        let whose = owner.first().cloned().unwrap_or_default();
+        if owner.first() == Some(&me) {
+            return format!("it is a set-user-id program, which runs with the rights of user id {whose}; use sudo");
+        }
         return format!("it belongs to user id {whose} and wstate runs as {me}; run wstate as that user or with sudo");
+    }
+    // With a user of its own, /proc shows a process as root's only for this reason (proc(5)).
+    let undumpable = "it does not let itself be traced (set-user-id, file capabilities, an unreadable executable or \
+         prctl(PR_SET_DUMPABLE)); use sudo";
+    if std::fs::metadata(format!("/proc/{pid}")).is_ok_and(|m| m.uid().to_string() != me) {
+        return undumpable.into();
     }
     match scope.trim() {
         "1" => {
@@ -1044,7 +1066,7 @@ pub fn refusal(pid: u32, tid: u32, error: &std::io::Error) -> String {
         return "a seccomp filter (a container's) may forbid ptrace; start the container with --cap-add=SYS_PTRACE"
             .into();
     }
-    "it does not let itself be traced (set-user-id, file capabilities or prctl(PR_SET_DUMPABLE)); use sudo".into()
+    undumpable.into()
 }
 
 #[cfg(test)]

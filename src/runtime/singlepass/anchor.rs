@@ -84,17 +84,52 @@ pub enum MapSource {
 }
 
 impl MapSource {
-    /// The borsh bytes of the state map, at most `max` of them; more than the map where the image's end is not known. What
-    /// cannot be read ends them early. `None` if the map is not borsh.
-    pub fn msm_bytes<'a>(&'a self, memory: &dyn Memory, max: u64) -> Option<Cow<'a, [u8]>> {
-        let in_target = match self {
+    /// Address and length of the borsh bytes, where they are in the target.
+    fn in_target(&self) -> Option<(u64, u64)> {
+        match self {
             MapSource::CacheImage { address, len, msm_offset, .. } => {
                 Some((address.checked_add(*msm_offset)?, len.saturating_sub(*msm_offset)))
             }
             MapSource::StateMap { address, len } => Some((*address, *len)),
             _ => None,
+        }
+    }
+
+    /// Bytes that may belong to the borsh state map. `None` if the map is not borsh.
+    pub fn encoded_len(&self) -> Option<u64> {
+        match self {
+            MapSource::Bytes { image, msm_offset } => Some((image.len() as u64).saturating_sub(*msm_offset)),
+            _ => self.in_target().map(|(_, len)| len),
+        }
+    }
+
+    /// Reads borsh bytes of the state map from `offset` on; returns how many.
+    pub fn read_some(&self, memory: &dyn Memory, offset: u64, buf: &mut [u8]) -> usize {
+        let mut read = || match self {
+            MapSource::Bytes { image, msm_offset } => {
+                let from = usize::try_from(msm_offset.checked_add(offset)?).ok()?;
+                let rest = image.get(from..)?;
+                let len = rest.len().min(buf.len());
+                buf[..len].copy_from_slice(&rest[..len]);
+                Some(len)
+            }
+            _ => {
+                let (at, len) = self.in_target()?;
+                let len = usize::try_from(len.checked_sub(offset)?).ok()?.min(buf.len());
+                let (at, buf) = (at.checked_add(offset)?, &mut buf[..len]);
+                Some(match memory.read(at, buf) {
+                    Ok(()) => len,
+                    Err(_) => memory.read_some(at, buf),
+                })
+            }
         };
-        if let Some((at, len)) = in_target {
+        read().unwrap_or(0)
+    }
+
+    /// The borsh bytes of the state map, at most `max` of them; more than the map where the image's end is not known. What
+    /// cannot be read ends them early. `None` if the map is not borsh.
+    pub fn msm_bytes<'a>(&'a self, memory: &dyn Memory, max: u64) -> Option<Cow<'a, [u8]>> {
+        if let Some((at, len)) = self.in_target() {
             let max = max.min(limits::MAX_IMAGE_BYTES).min(len);
             let mut bytes = vec![0; usize::try_from(max).ok()?];
             if memory.read(at, &mut bytes).is_err() {

@@ -13,9 +13,9 @@ use super::module::Module;
 use crate::arch::{Reg, x64};
 use crate::limits::{MAX_IMAGE_BYTES, MAX_SLOTS, MAX_SYMBOL_PLACES};
 use crate::runtime::ValType;
+use crate::runtime::code_map::sources::{Scope, Sources, end_prologue, lay_out};
 use crate::runtime::code_map::{
-    CodeMap, CompiledFunction, CompiledModule, Detail, FrameChange, Line, Location, Operand, Operands, SourceFile,
-    Variable,
+    CodeMap, CompiledFunction, CompiledModule, Detail, FrameChange, Line, Location, Operand, Operands, Variable,
 };
 use crate::state::diff::{Budget, StateCursor, StateError};
 use crate::state::{
@@ -51,7 +51,7 @@ fn describe(
     memory: &dyn Memory,
 ) -> Result<CompiledModule, String> {
     let base = module.code.0;
-    let size = (module.map.total_size as u64).min(module.code.1.saturating_sub(base)).min(MAX_IMAGE_BYTES);
+    let size = (module.map.total_size() as u64).min(module.code.1.saturating_sub(base)).min(MAX_IMAGE_BYTES);
     // The image is what the runtime wrote there; a debugger's breakpoints are not in it.
     let code = match memory.read_vec(base, size as usize) {
         Ok(code) => code,
@@ -62,10 +62,12 @@ fn describe(
     };
     let mut out = CompiledModule { name, base, code: Vec::new(), ..CompiledModule::default() };
     trampolines(module, &code, &mut out);
-    let count = module.map.local_functions.len();
-    let mut sources = module.wasm.as_deref().map(|wasm| Sources::new(wasm, &mut out));
+    let maps = module.map.all(memory)?;
+    let count = maps.local_functions.len();
+    let wasm = module.wasm.as_deref();
+    let mut sources = Sources::new(wasm);
     let mut budget = Budget::default();
-    for (&start, map) in &module.map.local_functions {
+    for (&start, map) in &maps.local_functions {
         let end = module.map.function_end(start).min(code.len());
         let Some(bytes) = code.get(start..end).filter(|b| !b.is_empty()) else { continue };
         let Ok(len) = u32::try_from(bytes.len()) else { continue };
@@ -100,20 +102,20 @@ fn describe(
                 frame_at_points(&here, &states, &mut one.frame);
             }
             one.operands = operands(&here, &states);
-            if let Some(sources) = &mut sources {
-                one.lines = sources.lines(&here, bytes, shape.as_ref().ok(), &mut out.files);
+            if let (Some(wasm), Ok(shape)) = (wasm, &shape) {
+                one.lines = lines(wasm, &mut sources, &here, bytes, shape);
             }
         }
         out.functions.push(one);
     }
-    out.text = sources.and_then(|s| s.text);
+    sources.finish(&mut out);
     out.code = code;
     Ok(out)
 }
 
 /// Trampolines of the imports: they load the target and jump; some make room on the stack meanwhile.
 fn trampolines(module: &Module, code: &[u8], out: &mut CompiledModule) {
-    let first = module.map.local_functions.keys().next().copied().unwrap_or(code.len());
+    let first = module.map.starts().first().copied().unwrap_or(code.len());
     let imports = module.function_offsets.get(..module.import_count as usize).unwrap_or(&[]);
     for (i, &start) in imports.iter().enumerate() {
         let next = imports.get(i + 1).copied().unwrap_or(first as u64).min(first as u64);
@@ -440,105 +442,49 @@ fn places(map: &FunctionStateMap, state: &MachineState, kind: PointKind) -> Vec<
     out
 }
 
-/// Lines for code of one module.
-struct Sources<'w> {
-    wasm: &'w WasmModule,
-    /// Text and, by file offset, the line of each operator and function.
-    text: Option<String>,
-    lines: Vec<(u64, u32)>,
-    files: HashMap<String, u32>,
-}
-
-impl<'w> Sources<'w> {
-    fn new(wasm: &'w WasmModule, out: &mut CompiledModule) -> Sources<'w> {
-        let mut sources = Sources { wasm, text: None, lines: Vec::new(), files: HashMap::new() };
-        if wasm.has_sources() {
-            return sources;
-        }
-        let mut storage = String::new();
-        let mut lines = Vec::new();
-        match wasmprinter::Config::new().offsets_and_lines(wasm.bytes(), &mut storage) {
-            Ok(found) => {
-                let mut number = 0u32;
-                for (offset, text) in found {
-                    // The printer's lines may hold line ends themselves (data, comments).
-                    number = number.saturating_add(1);
-                    if let Some(offset) = offset {
-                        lines.push((offset, number));
-                    }
-                    number = number.saturating_add(text.trim_end_matches('\n').matches('\n').count() as u32);
+/// Lines of a function. Behind a point the line is that of the next operator.
+fn lines(wasm: &WasmModule, sources: &mut Sources<'_>, here: &Here<'_>, code: &[u8], shape: &Shape) -> Vec<Line> {
+    let Some(operators) = wasm.operators(here.local) else { return Vec::new() };
+    let boundaries = boundaries(code, shape.body());
+    let by_point = operators_of_points(here.map);
+    // Offset in the code and operator: behind a point comes the next operator.
+    let mut marks: BTreeMap<u32, u64> = BTreeMap::new();
+    marks.insert(shape.body() as u32, 0);
+    for kind in PointKind::ORDER {
+        for &at in here.map.table(kind).keys() {
+            let Some(offset) = at.checked_sub(here.start).and_then(|o| u32::try_from(o).ok()) else { continue };
+            let Some(&operator) = by_point.get(&(kind, at)) else { continue };
+            let operator = operator as u64;
+            let Ok(i) = boundaries.binary_search(&offset) else { continue };
+            if kind == PointKind::Call {
+                if let Some(&call) = i.checked_sub(1).and_then(|i| boundaries.get(i)) {
+                    marks.insert(call, operator);
                 }
-            }
-            Err(_) => return sources,
-        }
-        lines.sort_by_key(|(offset, _)| *offset);
-        sources.lines = lines;
-        sources.text = Some(storage);
-        out.files.push(SourceFile::Text);
-        sources
-    }
-
-    /// File and line of what is at a file offset.
-    fn place(&mut self, offset: u64, files: &mut Vec<SourceFile>) -> Option<(u32, u32)> {
-        if self.text.is_some() {
-            let i = self.lines.binary_search_by_key(&offset, |(o, _)| *o).ok()?;
-            return Some((0, self.lines.get(i)?.1));
-        }
-        let frame = self.wasm.source(offset).into_iter().next()?;
-        let (path, line) = (frame.file?, frame.line?);
-        let next = files.len() as u32;
-        let file = *self.files.entry(path).or_insert_with_key(|path| {
-            files.push(SourceFile::Path(path.clone()));
-            next
-        });
-        Some((file, line))
-    }
-
-    fn lines(&mut self, here: &Here<'_>, code: &[u8], shape: Option<&Shape>, files: &mut Vec<SourceFile>) -> Vec<Line> {
-        let (Some(operators), Some(shape)) = (self.wasm.operators(here.local), shape) else { return Vec::new() };
-        let boundaries = boundaries(code, shape.body());
-        let by_point = operators_of_points(here.map);
-        // Offset in the code and operator: behind a point comes the next operator.
-        let mut marks: BTreeMap<u32, u64> = BTreeMap::new();
-        marks.insert(shape.body() as u32, 0);
-        for kind in PointKind::ORDER {
-            for &at in here.map.table(kind).keys() {
-                let Some(offset) = at.checked_sub(here.start).and_then(|o| u32::try_from(o).ok()) else { continue };
-                let Some(&operator) = by_point.get(&(kind, at)) else { continue };
-                let operator = operator as u64;
-                let Ok(i) = boundaries.binary_search(&offset) else { continue };
-                if kind == PointKind::Call {
-                    if let Some(&call) = i.checked_sub(1).and_then(|i| boundaries.get(i)) {
-                        marks.insert(call, operator);
-                    }
-                    marks.entry(offset).or_insert(operator.saturating_add(1));
-                } else {
-                    marks.insert(offset, operator);
-                    if let Some(&next) = boundaries.get(i + 1) {
-                        marks.entry(next).or_insert(operator.saturating_add(1));
-                    }
+                marks.entry(offset).or_insert(operator.saturating_add(1));
+            } else {
+                marks.insert(offset, operator);
+                if let Some(&next) = boundaries.get(i + 1) {
+                    marks.entry(next).or_insert(operator.saturating_add(1));
                 }
             }
         }
-        // The epilogue is the final `end`.
-        let reset = shape.epilogue().and_then(|(reset, ..)| boundaries.binary_search(&(reset as u32)).ok());
-        if let Some(&lea) = reset.and_then(|i| boundaries.get(i.checked_sub(1)?)) {
-            marks.insert(lea, operators.len().saturating_sub(1) as u64);
-        }
-        let mut out: Vec<Line> = Vec::new();
-        let first = self.wasm.body_offset(here.local).and_then(|o| self.place(o, files));
-        let first = first.or_else(|| operators.first().and_then(|o| self.place(*o, files)));
-        if let Some((file, line)) = first {
-            out.push(Line { offset: 0, file, line, prologue_end: false });
-        }
-        for (offset, operator) in marks {
-            let place = operators.get(operator as usize).and_then(|o| self.place(*o, files));
-            let Some((file, line)) = place else { continue };
-            let prologue_end = u64::from(offset) == shape.body();
-            out.push(Line { offset, file, line, prologue_end });
-        }
-        out
     }
+    // The epilogue is the final `end`.
+    let reset = shape.epilogue().and_then(|(reset, ..)| boundaries.binary_search(&(reset as u32)).ok());
+    if let Some(&lea) = reset.and_then(|i| boundaries.get(i.checked_sub(1)?)) {
+        marks.insert(lea, operators.len().saturating_sub(1) as u64);
+    }
+    let mut piece = |place: Option<u64>| -> Vec<Scope> {
+        // Between points the place is not exact, so that what is inlined there is not told.
+        place.and_then(|offset| sources.scopes(offset).pop()).into_iter().collect()
+    };
+    let first = piece(wasm.body_offset(here.local));
+    let first = if first.is_empty() { piece(operators.first().copied()) } else { first };
+    let marks = marks.into_iter().map(|(offset, operator)| (offset, piece(operators.get(operator as usize).copied())));
+    let pieces: Vec<(u32, Vec<Scope>)> = std::iter::once((0, first)).chain(marks).collect();
+    let (mut lines, _) = lay_out(&pieces, here.len);
+    end_prologue(&mut lines, shape.body() as u32);
+    lines
 }
 
 /// The operator of each point (not of the function header's).
@@ -586,7 +532,6 @@ mod tests {
     use crate::state::synthetic::{self, END, START, state};
     use crate::state::{ModuleStateMap, RegisterIndex};
     use crate::target::MemoryError;
-    use std::collections::BTreeMap;
     use std::rc::Rc;
     use std::sync::Arc;
 
@@ -603,7 +548,8 @@ mod tests {
     /// The module whose code is nops up to its only function, and that function's code.
     fn described(map: ModuleStateMap, code: &[u8], detail: &Detail) -> CompiledModule {
         let size = map.total_size as u64;
-        let mut module = Module::new((BASE, BASE + size), Arc::new(map), BTreeMap::new(), Vec::new(), 0);
+        let map = super::super::maps::Maps::whole(Arc::new(map));
+        let mut module = Module::new((BASE, BASE + size), map, Vec::new(), 0, &NoMemory);
         let mut bytes = vec![0x90; START];
         bytes.extend(code);
         bytes.resize(size as usize, 0xcc);

@@ -2,15 +2,15 @@
 
 use super::anchor::{self, Anchor, MapSource, PAGE, Route};
 use super::layouts::Layouts;
+use super::maps::Maps;
 use super::module::{Module, Names};
 use super::module_info::{Artifact, Export, Import, ModuleInfo, Signature};
 use super::module_memory::{MemoryModuleInfo, read_module_info};
 use super::{Singlepass, route_artifact, route_descriptor, route_heap, route_tls, route_vmctx, rust_msm};
 use crate::arch::Reg;
-use crate::limits;
 use crate::runtime::all::FindOptions;
 use crate::runtime::{ExternKind, GlobalDecl, GuestExport, GuestModule, Provider, Runtime, Scene, ValType};
-use crate::state::{self, ModuleStateMap, SuspendOffset};
+use crate::state::SuspendOffset;
 use crate::symbolize::wasm::{FunctionFacts, ModuleFacts, PointKind, WasmModule};
 use crate::target::Memory;
 use crate::target::objects::Objects;
@@ -105,7 +105,7 @@ impl SinglepassProvider {
                 // The import count of the maps is checked; a description that disagrees is of something else.
                 let imports = info.imported_functions.as_ref().map(Vec::len);
                 let functions = info.func_assoc.as_ref().map(Vec::len);
-                let wanted = (module.import_count as usize, module.map.local_functions.len());
+                let wanted = (module.import_count as usize, module.map.starts().len());
                 if imports.is_ok_and(|n| n != wanted.0) || functions.is_ok_and(|n| n != wanted.0 + wanted.1) {
                     let note = format!("the description of the module at {:#x} is of another module", module.code.0);
                     self.runtime.notes.push(format!("{note}: names and types are not shown"));
@@ -150,10 +150,10 @@ impl SinglepassProvider {
         if !module.tracked {
             problem.push("compiled without track_state: locals are known, operand stacks are not".to_string());
         }
-        if !module.problems.is_empty() {
-            let mut first = module.problems.iter().take(3).map(|(at, why)| format!("+{at:#x}: {why}"));
+        if let Some(problems) = module.map.problems().filter(|problems| !problems.is_empty()) {
+            let mut first = problems.iter().take(3).map(|(at, why)| format!("+{at:#x}: {why}"));
             let first: Vec<String> = first.by_ref().collect();
-            problem.push(format!("{} functions have broken maps ({})", module.problems.len(), first.join("; ")));
+            problem.push(format!("{} functions have broken maps ({})", problems.len(), first.join("; ")));
         }
         if !anchor.patched.is_empty() {
             problem.push(format!("{} functions are redirected to another tier", anchor.patched.len()));
@@ -164,8 +164,8 @@ impl SinglepassProvider {
             code: module.code,
             routes: anchor.routes.iter().map(|r| r.name()).collect(),
             checks: anchor.checks.clone(),
-            functions: module.map.local_functions.len(),
-            tracked: module.tracked,
+            functions: Some(module.map.starts().len()),
+            tracked: Some(module.tracked),
             backend: module.backend.clone(),
             wasm_file: module.wasm_path.as_ref().map(|p| p.display().to_string()),
             problem: (!problem.is_empty()).then(|| problem.join("; ")),
@@ -327,7 +327,12 @@ impl Provider for SinglepassProvider {
         self.runtime.modules.len() - before
     }
 
-    fn match_file(&mut self, path: &Path, wasm: &Rc<WasmModule>) -> Result<(), Vec<(String, String)>> {
+    fn match_file(
+        &mut self,
+        path: &Path,
+        wasm: &Rc<WasmModule>,
+        memory: &dyn Memory,
+    ) -> Result<(), Vec<(String, String)>> {
         let mut reasons = Vec::new();
         let mut used = false;
         for i in 0..self.runtime.modules.len() {
@@ -335,7 +340,7 @@ impl Provider for SinglepassProvider {
             if module.wasm.is_some() {
                 continue;
             }
-            match wasm.fits(&facts(module)) {
+            match facts(module, memory).and_then(|facts| wasm.fits(&facts)) {
                 Ok(_) => {
                     module.wasm = Some(wasm.clone());
                     module.wasm_path = Some(path.to_path_buf());
@@ -360,51 +365,31 @@ impl Provider for SinglepassProvider {
 
 /// Reads a module's maps.
 fn load(scene: &Scene<'_>, layouts: &mut HostLayouts, anchor: &Anchor) -> Result<Module, String> {
+    let code_size = anchor.code_size;
+    let own = usize::try_from(anchor.import_count).ok().and_then(|n| anchor.function_offsets.get(n..));
     let map = match &anchor.map {
         MapSource::RustObjects { msm_address } => {
             let layouts = layouts.get(scene.objects)?;
-            rust_msm::read_module_state_map(scene.target, &layouts.state, *msm_address).map_err(|e| e.to_string())?
+            let map = rust_msm::read_module_state_map(scene.target, &layouts.state, *msm_address);
+            Maps::whole(Arc::new(map.map_err(|e| e.to_string())?))
         }
-        borsh => read_borsh(scene.target, borsh, anchor.code_size)?,
+        borsh => Maps::read(borsh, own.unwrap_or(&[]), code_size, scene.target)?,
     };
-    let code_size = anchor.code_size;
-    if map.total_size as u64 > code_size {
-        return Err(format!("its state map is for {} bytes of code, there are {code_size}", map.total_size));
-    }
-    let mut problems: BTreeMap<usize, String> = BTreeMap::new();
-    for problem in state::validate(&map, Some(map.total_size)).problems {
-        let why = format!("{}: {}", problem.place, problem.fault);
-        problems.entry(problem.function).or_insert(why);
+    if map.total_size() as u64 > code_size {
+        return Err(format!("its state map is for {} bytes of code, there are {code_size}", map.total_size()));
     }
     let imports = u32::try_from(anchor.import_count).map_err(|_| "its number of imports is absurd")?;
     let mut module = Module::new(
         (anchor.code_base, anchor.code_base.saturating_add(code_size)),
-        Arc::new(map),
-        problems,
+        map,
         anchor.function_offsets.clone(),
         imports,
+        scene.target,
     );
     if let MapSource::Bytes { image, .. } = &anchor.map {
         module.image_code = usize::try_from(code_size).ok().and_then(|n| image.get(4..4 + n)).map(Rc::from);
     }
     Ok(module)
-}
-
-/// Decodes a borsh state map. Its length is not written anywhere: where the image's end is not known, more and more is
-/// read until it decodes.
-fn read_borsh(memory: &dyn Memory, source: &MapSource, code_size: u64) -> Result<ModuleStateMap, String> {
-    let mut max = match source {
-        MapSource::CacheImage { exact: false, .. } => (4 << 20).max(code_size.saturating_mul(8)),
-        _ => limits::MAX_IMAGE_BYTES,
-    };
-    loop {
-        let bytes = source.msm_bytes(memory, max).ok_or("its state map cannot be reached")?;
-        match state::codec::decode_borsh_prefix(&bytes) {
-            Ok((map, _)) => return Ok(map),
-            Err(_) if bytes.len() as u64 == max && max < limits::MAX_IMAGE_BYTES => max = max.saturating_mul(4),
-            Err(e) => return Err(format!("{e} ({} bytes of it can be read)", bytes.len())),
-        }
-    }
 }
 
 /// The layouts of the host's Rust structures, looked up when first needed.
@@ -473,9 +458,9 @@ fn described(info: &MemoryModuleInfo) -> ModuleInfo {
 }
 
 /// What the target knows about a module, for the comparison with a `.wasm`.
-fn facts(module: &Module) -> ModuleFacts {
+fn facts(module: &Module, memory: &dyn Memory) -> Result<ModuleFacts, String> {
     let mut by_index: BTreeMap<usize, FunctionFacts> = BTreeMap::new();
-    for map in module.map.local_functions.values() {
+    for map in module.map.all(memory)?.local_functions.values() {
         let header = map.wasm_function_header_target_offset.iter().map(|o| (u64::MAX, o));
         let operators = map.wasm_offset_to_target_offset.iter().map(|(index, o)| (*index as u64, o));
         let points = header.chain(operators).map(|(index, suspend)| match suspend {
@@ -489,5 +474,5 @@ fn facts(module: &Module) -> ModuleFacts {
         by_index.insert(map.local_function_id, facts);
     }
     // Indices are dense (`finalize` numbers every function); a map with holes belongs to no file.
-    ModuleFacts { imported_functions: Some(module.import_count), functions: by_index.into_values().collect() }
+    Ok(ModuleFacts { imported_functions: Some(module.import_count), functions: by_index.into_values().collect() })
 }

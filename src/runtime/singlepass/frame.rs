@@ -11,12 +11,13 @@ use crate::runtime::{GuestFrame, GuestKind, OperatorPlace, Place, Position, Slot
 use crate::state::read::BoundaryRegisters;
 use crate::state::{
     CodeVersion, ExecutionStateImage, FUNCTION_HEADER, FunctionStateMap, KnownRegisters, MachineState, MachineValue,
-    Point, PointKind, ValuePlace, WasmAbstractValue, read_frame, read_stack,
+    ModuleStateMap, Point, PointKind, ValuePlace, WasmAbstractValue, read_frame, read_stack,
 };
 use crate::symbolize::wasm::PointKind as WasmPoint;
 use crate::target::Memory;
 use crate::unwind::{Cursor, Next, Trust, UnwindError};
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// The runtime's name in errors and reports.
 pub const RUNTIME: &str = "wasmer-singlepass";
@@ -31,9 +32,13 @@ pub enum Location<'m> {
         start: u64,
         /// Byte offset of the address from that start.
         offset: u64,
-        /// The function's maps.
+        /// A map that has the function.
+        maps: &'m ModuleStateMap,
+        /// The function's own map.
         map: &'m FunctionStateMap,
     },
+    /// In a function whose map cannot be read, and why.
+    Unreadable(String),
 }
 
 fn bad_frame(at: &Cursor, why: impl Into<String>) -> Next {
@@ -54,12 +59,15 @@ fn frame_address(registers: &Registers, cfa: Cfa) -> Result<u64, UnwindError> {
 
 /// The caller of a frame in `module`.
 pub fn step(module: &Module, at: &Cursor, memory: &dyn Memory) -> Next {
-    let result = match module.locate(at.address.raw()) {
+    let result = match module.locate(at.address.raw(), memory) {
         None => {
             return bad_frame(at, "the address is in the module's code mapping, but in no function of its state map");
         }
         Some(Location::Import(index)) => step_import(module, index, at, memory),
-        Some(Location::Function { start, offset, map }) => step_function(module, start, offset, map, at, memory),
+        Some(Location::Unreadable(why)) => return bad_frame(at, why),
+        Some(Location::Function { start, offset, maps, map }) => {
+            step_function(module, (maps, map), start, offset, at, memory)
+        }
     };
     match result {
         Ok(next) => next,
@@ -92,9 +100,9 @@ fn caller(at: &Cursor, memory: &dyn Memory, cfa: u64, mut registers: Registers) 
 
 fn step_function(
     module: &Module,
+    (maps, map): (&ModuleStateMap, &FunctionStateMap),
     start: u64,
     offset: u64,
-    map: &FunctionStateMap,
     at: &Cursor,
     memory: &dyn Memory,
 ) -> Result<Next, UnwindError> {
@@ -103,7 +111,7 @@ fn step_function(
         Ok(shape) => (shape.at(offset), shape.preserved().to_vec()),
         // Not laid out by this backend (another tier, another version). At a point the state map itself says where the
         // preserved registers are; anywhere else nothing is known.
-        Err(why) => match Recorded::at(module, start.wrapping_add(offset)).state() {
+        Err(why) => match Recorded::at(module, maps, start.wrapping_add(offset)).state() {
             Some(state) => {
                 let here = Here { cfa: Cfa::Rbp, rbp_saved: true, stretch: Stretch::Body };
                 (here, preserved_by(state, map))
@@ -184,10 +192,16 @@ pub fn describe(module: &Module, module_index: usize, at: &Cursor, memory: &dyn 
         instance: None,
         notes: Vec::new(),
     };
-    match module.locate(at.address.raw()) {
+    match module.locate(at.address.raw(), memory) {
         None => {
             frame.kind = GuestKind::Trampoline;
             frame.notes.push("in the module's code, but in no function of its state map".into());
+        }
+        Some(Location::Unreadable(why)) => {
+            frame.notes.push(format!("the state map of this function cannot be read: {why}"));
+            let why = Why("the function's state map cannot be read".into());
+            frame.locals = Err(why.clone());
+            frame.stack = Err(why);
         }
         Some(Location::Import(index)) => {
             frame.kind = GuestKind::Trampoline;
@@ -195,16 +209,16 @@ pub fn describe(module: &Module, module_index: usize, at: &Cursor, memory: &dyn 
             frame.name = module.function_name(index);
             frame.instance = at.registers.get(Reg::R15);
         }
-        Some(Location::Function { start, offset, map }) => {
+        Some(Location::Function { start, offset, maps, map }) => {
             let local = map.local_function_id as u32;
             let function = module.import_count.checked_add(local);
             frame.local_function = Some(local);
             frame.function = function;
             frame.name = function.and_then(|f| module.function_name(f));
             let shape = module.shape(start, map.locals.len(), memory);
-            let recorded = Recorded::at(module, code_offset);
+            let recorded = Recorded::at(module, maps, code_offset);
             frame.function_offset = Some(offset);
-            frame.position = recorded.position(module, code_offset);
+            frame.position = recorded.position(maps, code_offset);
             frame.operator = operator_place(module, local, frame.position);
             let types = module.local_types(function, local);
             frame.locals = match &*shape {
@@ -234,8 +248,8 @@ struct Recorded<'m> {
 }
 
 impl<'m> Recorded<'m> {
-    fn at(module: &'m Module, code_offset: u64) -> Recorded<'m> {
-        let point = usize::try_from(code_offset).ok().and_then(|o| module.map.lookup(o));
+    fn at(module: &Module, maps: &'m ModuleStateMap, code_offset: u64) -> Recorded<'m> {
+        let point = usize::try_from(code_offset).ok().and_then(|o| maps.lookup(o));
         let state = point.as_ref().and_then(|p| module.state(p));
         Recorded { point, state }
     }
@@ -244,12 +258,12 @@ impl<'m> Recorded<'m> {
         self.state.as_deref().and_then(|s| s.as_ref().ok())
     }
 
-    fn position(&self, module: &Module, code_offset: u64) -> Position {
+    fn position(&self, maps: &ModuleStateMap, code_offset: u64) -> Position {
         if let Some(index) = self.point.as_ref().and_then(Point::wasm_inst_offset) {
             return if index == FUNCTION_HEADER { Position::Header } else { Position::Operator(index as u64) };
         }
         // Code is in the order of the operators.
-        let before = usize::try_from(code_offset).ok().and_then(|o| module.map.point_before(o));
+        let before = usize::try_from(code_offset).ok().and_then(|o| maps.point_before(o));
         match before.as_ref().and_then(Point::wasm_inst_offset) {
             Some(index) if index != FUNCTION_HEADER => Position::After(index as u64),
             _ => Position::Unknown,
@@ -442,15 +456,18 @@ pub fn image(
     memory: &dyn Memory,
 ) -> Option<ExecutionStateImage> {
     let sp = at.registers.sp()?;
-    let version = |m: &Module| CodeVersion {
-        // Where the boundary's registers cannot be had (a stripped host), frames that save what they use still give the
-        // same values.
-        baseline: m.baseline.unwrap_or(true) || (boundary.is_none() && m.saves_registers()),
-        msm: m.map.clone(),
-        base: m.code.0 as usize,
-        backend: m.backend.clone(),
+    let version = |m: &Module| {
+        let map = m.map.all(memory).ok()?;
+        Some(CodeVersion {
+            // Where the boundary's registers cannot be had (a stripped host), frames that save what they use still give
+            // the same values.
+            baseline: m.baseline.unwrap_or(true) || (boundary.is_none() && Module::saves_registers(map)),
+            msm: Arc::clone(map),
+            base: m.code.0 as usize,
+            backend: m.backend.clone(),
+        })
     };
-    let versions: Vec<CodeVersion> = runtime.code_modules().iter().map(version).collect();
+    let versions: Vec<CodeVersion> = runtime.code_modules().iter().map(version).collect::<Option<_>>()?;
     let mut word = |address: u64| memory.read_u64(address).ok();
     let registers = at.registers.state_map_values();
     let (image, _) = read_stack(&versions, sp, registers, Some(at.address.raw()), None, boundary, &mut word);

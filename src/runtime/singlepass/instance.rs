@@ -113,7 +113,7 @@ pub fn parts(module: &Module, instance: u64, memory: &dyn Memory) -> Result<Inst
     let own_memory = module.memories().is_some_and(|(imported, own)| imported == 0 && own > 0);
     let globals = cells.split_off(usize::try_from(imported).unwrap_or(usize::MAX).min(cells.len()));
     Ok(InstanceParts {
-        map: Arc::clone(&module.map),
+        map: Arc::clone(module.map.all(memory).map_err(why)?),
         code_base: module.code.0,
         vmctx: instance,
         memory: (ctx.memory_base != 0).then_some((ctx.memory_base, ctx.memory_bound)),

@@ -11,6 +11,7 @@ pub mod find;
 pub mod frame;
 pub mod instance;
 pub mod layouts;
+pub mod maps;
 pub mod module;
 pub mod module_info;
 pub mod module_memory;
@@ -36,7 +37,6 @@ use crate::symbolize::wasm::WasmModule;
 use crate::target::{Memory, ThreadId};
 use crate::unwind::{Cursor, Next, Unwinder};
 use module::Module;
-use std::sync::Arc;
 
 /// The modules of this runtime in one target.
 #[derive(Default)]
@@ -121,9 +121,10 @@ impl Runtime for Singlepass {
         instance::parts(instantiated.unwrap_or(module), instance, memory)
     }
 
-    fn goes_on_at(&self, address: u64) -> Option<PointKind> {
+    fn goes_on_at(&self, address: u64, memory: &dyn Memory) -> Option<PointKind> {
         let (_, module) = self.module_at(address)?;
-        goes_on_at(&module.map, usize::try_from(address.checked_sub(module.code.0)?).ok()?)
+        let offset = usize::try_from(address.checked_sub(module.code.0)?).ok()?;
+        goes_on_at(module.map.around(offset, memory).ok()??, offset)
     }
 
     fn table(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {
@@ -148,13 +149,13 @@ impl Runtime for Singlepass {
         }
     }
 
-    fn reach(&self) -> Box<dyn Fn(u64) -> Reach + Send> {
-        let modules: Vec<_> = self.modules.iter().map(|m| (m.code, Arc::clone(&m.map))).collect();
+    fn reach(&self, memory: &dyn Memory) -> Box<dyn Fn(u64) -> Reach + Send> {
+        let modules: Vec<_> = self.modules.iter().map(|m| (m.code, m.map.all(memory).ok().cloned())).collect();
         Box::new(move |pc| {
             let Some((code, map)) = modules.iter().find(|(code, _)| code.0 <= pc && pc < code.1) else {
                 return Reach::Outside;
             };
-            let Ok(offset) = usize::try_from(pc - code.0) else { return Reach::Outside };
+            let (Ok(offset), Some(map)) = (usize::try_from(pc - code.0), map) else { return Reach::Inside };
             match (map.lookup(offset).and_then(|p| p.diff()), goes_on_at(map, offset)) {
                 (None, _) => Reach::Inside,
                 (Some(_), Some(PointKind::Loop | PointKind::Trappable)) => Reach::Point,

@@ -1,7 +1,8 @@
 //! A compiled module found in a target: its code, its maps and what is known about its functions.
 
-use super::code::{PATCHED_ENTRY, Shape};
+use super::code::Shape;
 use super::frame::Location;
+use super::maps::Maps;
 use crate::runtime::{Declared, GlobalDecl, GuestExport, GuestFunction, MemoryDecl, ValType, Why};
 use crate::state::map::{Point, PointKind};
 use crate::state::model::{FunctionStateMap, MachineState, MachineValue, ModuleStateMap};
@@ -12,7 +13,6 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Arc;
 
 /// What is known about a module's functions without the user's `.wasm`: from `ModuleInfo` in memory or in an artifact.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -38,9 +38,7 @@ pub struct Module {
     /// Its code: first address, one past the last.
     pub code: (u64, u64),
     /// Its state map.
-    pub map: Arc<ModuleStateMap>,
-    /// Errors of functions' maps, by code offset.
-    pub problems: BTreeMap<usize, String>,
+    pub map: Maps,
     /// Code offsets of all functions, imports' trampolines first.
     pub function_offsets: Vec<u64>,
     /// Number of imported functions.
@@ -67,33 +65,31 @@ pub struct Module {
     states: RefCell<HashMap<usize, Rc<Result<MachineState, String>>>>,
 }
 
-/// A module's function whose entry was redirected to another tier.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Patched {
-    /// Function index among the defined ones.
-    pub local_function: u32,
-    /// Where its entry jumps to.
-    pub target: u64,
-}
+/// Functions that are asked whether the compiler recorded states: some have no points at all.
+const ASKED_FOR_POINTS: usize = 64;
 
 impl Module {
-    /// A module with this map at this place.
+    /// A module with this map at this place, in `memory`.
     pub fn new(
         code: (u64, u64),
-        map: Arc<ModuleStateMap>,
-        problems: BTreeMap<usize, String>,
+        map: Maps,
         function_offsets: Vec<u64>,
         import_count: u32,
+        memory: &dyn Memory,
     ) -> Module {
         // begin_body records diff 0 even without track_state, but the points then name no diff (`get_state_diff`).
-        let points = map.local_functions.values().flat_map(|f| {
-            PointKind::ORDER.into_iter().flat_map(move |kind| f.table(kind).values().map(|info| info.diff_id))
+        let first_point = |f: &FunctionStateMap| {
+            PointKind::ORDER.iter().find_map(|&kind| f.table(kind).values().next().map(|info| info.diff_id))
+        };
+        let some = map.starts().iter().take(ASKED_FOR_POINTS);
+        let mut points = some.filter_map(|&start| {
+            let map = map.around(start, memory).ok().flatten()?;
+            first_point(map.local_functions.get(&start)?)
         });
-        let tracked = points.take(1).all(|diff| diff != usize::MAX);
+        let tracked = points.next() != Some(usize::MAX);
         Module {
             code,
             map,
-            problems,
             function_offsets,
             import_count,
             tracked,
@@ -117,27 +113,33 @@ impl Module {
 
     /// Whether its functions save the registers that they use (singlepass's do; an optimizing backend's may not, and its
     /// callers then keep them at the boundary).
-    pub fn saves_registers(&self) -> bool {
+    pub fn saves_registers(map: &ModuleStateMap) -> bool {
         let saves = |f: &FunctionStateMap| {
             let pushed = f.diffs.first().map_or(&[][..], |d| &d.stack_push);
             pushed.iter().any(|v| matches!(v, MachineValue::PreserveRegister(_)))
         };
-        self.map.local_functions.values().all(saves)
+        map.local_functions.values().all(saves)
     }
 
     /// What is at `address`.
-    pub fn locate(&self, address: u64) -> Option<Location<'_>> {
+    pub fn locate(&self, address: u64, memory: &dyn Memory) -> Option<Location<'_>> {
         let offset = address.checked_sub(self.code.0)?;
-        if offset >= self.map.total_size as u64 {
+        if offset >= self.map.total_size() as u64 {
             return None;
         }
-        if let Some((start, map)) = self.map.function_at(offset as usize) {
-            let start = *start as u64;
-            return Some(Location::Function { start, offset: offset - start, map });
+        match self.map.around(offset as usize, memory) {
+            Ok(Some(maps)) => {
+                let (start, map) = maps.function_at(offset as usize)?;
+                let start = *start as u64;
+                Some(Location::Function { start, offset: offset - start, maps, map })
+            }
+            Ok(None) => {
+                let imports = self.function_offsets.get(..self.import_count as usize)?;
+                let index = imports.iter().rposition(|&o| o <= offset)?;
+                Some(Location::Import(index as u32))
+            }
+            Err(why) => Some(Location::Unreadable(why)),
         }
-        let imports = self.function_offsets.get(..self.import_count as usize)?;
-        let index = imports.iter().rposition(|&o| o <= offset)?;
-        Some(Location::Import(index as u32))
     }
 
     fn code_bytes(&self, start: u64, end: u64, memory: &dyn Memory) -> Result<Vec<u8>, String> {
@@ -270,13 +272,12 @@ impl Module {
             (start <= end).then(|| (at(start), at(end)))
         };
         let mut code: BTreeMap<usize, (u64, u64)> = BTreeMap::new();
-        for (start, map) in &self.map.local_functions {
-            let end = self.map.function_end(*start);
-            code.insert(map.local_function_id, (at(*start as u64), at(end as u64)));
+        for (number, &start) in self.map.starts().iter().enumerate() {
+            code.insert(number, (at(start as u64), at(self.map.function_end(start) as u64)));
         }
         let imports = self.import_count.min(crate::limits::MAX_FUNCTIONS as u32);
         let imports = (0..imports).map(|i| (i, true, import_code(i)));
-        // Indices are dense (`finalize` numbers every function).
+        // `finalize` numbers every function, in the order of their code.
         let own = code.into_iter().filter_map(|(local, range)| {
             let index = self.import_count.checked_add(u32::try_from(local).ok()?)?;
             Some((index, false, Some(range)))
@@ -298,25 +299,6 @@ impl Module {
 
     /// The error of the state map of the function at code offset `start`.
     pub fn problem(&self, start: u64) -> Option<&str> {
-        self.problems.get(&(start as usize)).map(String::as_str)
-    }
-
-    /// Functions whose entry has been redirected (`patch_local_function`).
-    pub fn patched(&self, memory: &dyn Memory) -> Vec<Patched> {
-        let entry = |start: u64| -> Option<u64> {
-            let mut b = [0; PATCHED_ENTRY];
-            memory.read(self.code.0 + start, &mut b).ok()?;
-            let shaped = b[..2] == [0x48, 0xb8] && b[10..12] == [0x49, 0xbb] && b[20..] == [0x41, 0xff, 0xe3];
-            let target = b[2..10].try_into().ok().map(u64::from_le_bytes)?;
-            shaped.then_some(target)
-        };
-        self.map
-            .local_functions
-            .iter()
-            .filter_map(|(start, map)| {
-                let target = entry(*start as u64)?;
-                Some(Patched { local_function: map.local_function_id as u32, target })
-            })
-            .collect()
+        self.map.problem(start as usize)
     }
 }

@@ -94,7 +94,7 @@ impl Search<'_> {
     fn youngest(&self, slot: u64, word: u64) -> Option<Found> {
         let (module, _) = self.call(word)?;
         let goes_out = match self.call_target(word) {
-            Some(target) => matches!(module.locate(target), Some(Location::Import(_))),
+            Some(target) => matches!(module.locate(target, self.memory), Some(Location::Import(_))),
             None => true,
         };
         goes_out.then(|| self.frame(slot, word)).flatten()
@@ -162,8 +162,9 @@ impl Search<'_> {
     /// The call that returns to `address`.
     fn call(&self, address: u64) -> Option<(&Module, Call)> {
         let (_, module) = self.runtime.module_at(address)?;
-        let Some(Location::Function { start, offset, map }) = module.locate(address) else { return None };
-        let point = module.map.lookup(usize::try_from(start + offset).ok()?)?;
+        let location = module.locate(address, self.memory)?;
+        let Location::Function { start, offset, maps, map } = location else { return None };
+        let point = maps.lookup(usize::try_from(start + offset).ok()?)?;
         if point.kind != PointKind::Call || point.offset as u64 != start + offset {
             return None;
         }

@@ -221,15 +221,20 @@ impl Code {
         self.address_map()?.lookup(text_offset)
     }
 
-    /// Whether locals and operand stacks are recorded (`guest_debug`).
-    pub fn has_frames(&self) -> bool {
-        self.frames.is_some()
+    /// Whether locals and operand stacks are recorded (`guest_debug`); `None` if their table cannot be read.
+    pub fn has_frames(&self) -> Option<bool> {
+        match self.frames {
+            Some(_) => Some(true),
+            None if self.image.has(FRAMES) => None,
+            None => Some(false),
+        }
     }
 
     /// Locals and operand stacks, or why they are not known.
     pub fn frame_table(&self) -> Result<FrameTable<'_>, Why> {
         match self.frames.as_deref() {
             Some(bytes) => FrameTable::parse(bytes, self.version).map_err(|e| Why(e.to_string())),
+            None if self.has_frames().is_none() => Err(Why("the table of frames cannot be read".into())),
             None => Err(Why("not recorded by this build (enable guest_debug)".into())),
         }
     }
@@ -301,7 +306,7 @@ fn decode(bytes: &[u8], kind: Kind, written: Option<Version>, text: Option<&str>
         (None, _) => ImageInfo::guess(bytes, kind),
     };
     result.map_err(|e| {
-        let which = text.map_or("of a hidden version".to_string(), |v| format!("{v:?}"));
+        let which = text.map_or("of an unknown version".to_string(), |v| format!("{v:?}"));
         Why(format!(
             "what Wasmtime {which} knows of its modules cannot be read ({e}): names, frames and offsets are shown, \
              instances, memories and globals are not"

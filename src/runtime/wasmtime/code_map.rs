@@ -5,9 +5,11 @@ use super::code::Code;
 use super::frame::{EPILOGUE, PROLOGUE, val_type};
 use super::frame_table::{FrameTable, InstPos, ProgramPoint};
 use super::image::{Function, FunctionKind};
+use super::lines::Origins;
 use crate::arch::Reg;
 use crate::limits::{MAX_IMAGE_BYTES, MAX_SYMBOL_PLACES};
 use crate::runtime::ValType;
+use crate::runtime::code_map::sources::{end_prologue, lay_out};
 use crate::runtime::code_map::{
     CodeMap, CompiledFunction, CompiledModule, Detail, FrameChange, Location, Operands, Variable,
 };
@@ -40,6 +42,7 @@ fn describe(
     let with_file = WithFile { memory, file: code.file.as_ref() };
     let bytes = with_file.read_vec(text.start, size as usize).map_err(|e| e.to_string())?;
     let mut out = CompiledModule { name: name.to_string(), base: text.start, code: bytes, ..CompiledModule::default() };
+    let mut origins = Origins::of(code);
     let count = code.functions.functions().len();
     let mut end = 0;
     for function in code.functions.functions() {
@@ -60,22 +63,37 @@ fn describe(
         };
         if one.described {
             let body = out.code.get(function.start as usize..function.end() as usize).unwrap_or_default();
-            values(code, function, body, &mut one, places_left);
+            let table = code.frame_table().ok();
+            let points = table.as_ref().map(|t| points(t, function, places_left)).unwrap_or_default();
+            if let Some(table) = &table {
+                values(code, table, &points, function, body, &mut one);
+            }
+            if let FunctionKind::Wasm { module, function: index, .. } = &function.kind {
+                let pieces = origins.pieces(function, (*module, *index), table.as_ref(), &points);
+                (one.lines, one.inlined) = lay_out(&pieces, one.len);
+                let filled = one.variables.iter().find_map(|v| v.places.first()).map(|place| place.0);
+                if let Some(body) = filled.or_else(|| one.lines.get(1).map(|line| line.offset)) {
+                    end_prologue(&mut one.lines, body);
+                }
+            }
         }
         out.functions.push(one);
     }
+    origins.finish(&mut out);
     Ok(out)
 }
 
+/// The name of a Wasm function.
+pub(super) fn wasm_name(code: &Code, module: u32, index: u32, symbol: Option<&str>) -> String {
+    let name = code.function_name(module as usize, index, symbol).map(|(name, _)| name);
+    name.unwrap_or_else(|| format!("wasm_function_{index}"))
+}
+
 fn function_name(code: &Code, function: &Function) -> String {
-    let wasm = |module: u32, index: u32, symbol: Option<&str>| {
-        let name = code.function_name(module as usize, index, symbol).map(|(name, _)| name);
-        name.unwrap_or_else(|| format!("wasm_function_{index}"))
-    };
     match &function.kind {
-        FunctionKind::Wasm { module, function, name } => wasm(*module, *function, name.as_deref()),
+        FunctionKind::Wasm { module, function, name } => wasm_name(code, *module, *function, name.as_deref()),
         FunctionKind::ArrayToWasm { module, function } => {
-            format!("entry_trampoline_of_{}", wasm(*module, *function, None))
+            format!("entry_trampoline_of_{}", wasm_name(code, *module, *function, None))
         }
         FunctionKind::WasmToArray { signature } => format!("exit_trampoline_of_signature_{signature}"),
         FunctionKind::Builtin(name) => format!("wasmtime_builtin_{name}"),
@@ -139,22 +157,8 @@ fn frame_of(code: &Code, start: u64, len: u32, bytes: &[u8], text: u64) -> Vec<(
     changes
 }
 
-/// Locals and operand stacks, where the compiler recorded them. CFA is the frame pointer plus 16.
-fn values(code: &Code, function: &Function, body: &[u8], one: &mut CompiledFunction, places_left: &mut usize) {
-    let Ok(table) = code.frame_table() else { return };
-    let FunctionKind::Wasm { module, function: index, .. } = &function.kind else { return };
-    let Ok(Some(first)) = table.find_program_point(function.end(), InstPos::Pre) else { return };
-    let own = |key: &super::info::FuncKey| {
-        key.namespace == *module
-            && code.imports(*module as usize).is_some_and(|n| n.saturating_add(key.index) == *index)
-    };
-    let Some(outer) = first.frames.last().filter(|_| first.text_offset >= function.start) else { return };
-    let Ok(descriptor) = table.descriptor(outer.descriptor) else { return };
-    if !own(&descriptor.function) {
-        return;
-    }
-    let place = |offset: u32| i64::from(offset) - i64::from(descriptor.slot_to_fp_offset) - 16;
-    let params = code.info.as_ref().ok().and_then(|i| i.signature(*module, *index)).map_or(0, |s| s.params.len());
+/// The points of a function in the frame table.
+fn points(table: &FrameTable<'_>, function: &Function, places_left: &mut usize) -> Vec<ProgramPoint> {
     let mut points = Vec::new();
     for at in table.first_at(function.start).. {
         let Ok(Some(point)) = table.point(at) else { break };
@@ -164,7 +168,31 @@ fn values(code: &Code, function: &Function, body: &[u8], one: &mut CompiledFunct
         points.push(point);
     }
     *places_left -= points.len();
-    let filled = filled(&table, function, body, &points);
+    points
+}
+
+/// Locals and operand stacks, where the compiler recorded them. CFA is the frame pointer plus 16.
+fn values(
+    code: &Code,
+    table: &FrameTable<'_>,
+    points: &[ProgramPoint],
+    function: &Function,
+    body: &[u8],
+    one: &mut CompiledFunction,
+) {
+    let FunctionKind::Wasm { module, function: index, .. } = &function.kind else { return };
+    let own = |key: &super::info::FuncKey| {
+        key.namespace == *module
+            && code.imports(*module as usize).is_some_and(|n| n.saturating_add(key.index) == *index)
+    };
+    let Some(outer) = points.last().and_then(|last| last.frames.last()) else { return };
+    let Ok(descriptor) = table.descriptor(outer.descriptor) else { return };
+    if !own(&descriptor.function) {
+        return;
+    }
+    let place = |offset: u32| i64::from(offset) - i64::from(descriptor.slot_to_fp_offset) - 16;
+    let params = code.info.as_ref().ok().and_then(|i| i.signature(*module, *index)).map_or(0, |s| s.params.len());
+    let filled = filled(table, function, body, points);
     let wasm = code.wasm.get(*module as usize).and_then(Option::as_ref);
     for (i, local) in descriptor.locals.iter().enumerate() {
         let named = wasm.and_then(|w| w.local_name(*index, i as u32)).map(str::to_string);
@@ -181,7 +209,7 @@ fn values(code: &Code, function: &Function, body: &[u8], one: &mut CompiledFunct
         });
     }
     let mut last = 0;
-    for point in &points {
+    for point in points {
         let Some(frame) = point.frames.last().filter(|_| point.position == InstPos::Post && point.frames.len() == 1)
         else {
             continue;
@@ -232,7 +260,7 @@ fn filled(table: &FrameTable<'_>, function: &Function, body: &[u8], points: &[Pr
     out
 }
 
-/// Types that a symbol file has.
+/// Types that a symbol file has: references of other types have more than one size.
 fn plain(ty: ValType) -> Option<ValType> {
-    matches!(ty, ValType::I32 | ValType::I64 | ValType::F32 | ValType::F64).then_some(ty)
+    (ty != ValType::Ref).then_some(ty)
 }

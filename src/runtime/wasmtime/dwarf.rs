@@ -15,6 +15,7 @@
 //! through the `vmctx` (`expression.rs: append_memory_deref`), so nothing else has to be known of the instance. Static
 //! variables are not described at all: they have fixed guest addresses, which Wasmtime does not translate.
 
+mod layout;
 mod location;
 mod sections;
 #[cfg(test)]
@@ -72,6 +73,8 @@ impl fmt::Debug for ImageDwarf {
 struct Scope {
     /// The entry: a subprogram or an inlined subroutine.
     entry: Entry,
+    /// Index of the scope around it; of the function itself its own.
+    parent: usize,
     /// Of what is inlined: where it was called.
     call: Place,
     /// Entries of its parameters and variables, in the source's order.
@@ -91,10 +94,14 @@ impl ImageDwarf {
     /// The source-level functions at an offset in the code, innermost first. Empty: none is described.
     pub fn frames(&self, text_offset: u32) -> Vec<SourceFrame> {
         let address = BIAS + u64::from(text_offset);
-        let mut out = Vec::new();
-        let scopes = self.scopes(address);
-        let Some(innermost) = scopes.last() else { return out };
+        self.source_frames(&self.scopes(address).iter().collect::<Vec<_>>(), address)
+    }
+
+    /// What the scopes at an address, outermost first, are called and where they are in the source.
+    fn source_frames(&self, scopes: &[&Scope], address: u64) -> Vec<SourceFrame> {
+        let Some(innermost) = scopes.last() else { return Vec::new() };
         let mut at = self.units.line_at(&innermost.entry.unit, address);
+        let mut out = Vec::new();
         for (depth, scope) in scopes.iter().enumerate().rev() {
             let linkage = self.units.linkage_name(&scope.entry).map(|name| demangle(&name));
             out.push(SourceFrame {
@@ -170,20 +177,35 @@ impl ImageDwarf {
     /// The function and what is inlined into it at an address, outermost first.
     fn scopes(&self, address: u64) -> Vec<Scope> {
         let Some(function) = self.units.function_at(address) else { return Vec::new() };
+        let unit = function.unit.clone();
+        let mut found = 1;
+        self.scopes_of(function, &mut |die, depth, work| {
+            let inlined = die.tag() == gimli::DW_TAG_inlined_subroutine;
+            let is_next = !inlined || (depth == found && found < MAX_INLINE_DEPTH);
+            let covers = is_next && self.units.covers(&unit.unit, die, address, work);
+            found += usize::from(covers && inlined);
+            covers
+        })
+    }
+
+    /// A function and what is inlined into it, a scope before those in it. `enter` is shown each block and each inlined
+    /// function with the number of functions around it, and says whether it is gone into.
+    fn scopes_of(&self, function: Entry, enter: &mut dyn FnMut(&units::Die, usize, &mut u64) -> bool) -> Vec<Scope> {
         let (unit, root) = (function.unit.clone(), function.die.offset());
-        let mut scopes = vec![Scope { entry: function, call: Place::default(), variables: Vec::new() }];
-        // Depths of the inlined functions that the walk is in.
-        let mut inside: Vec<isize> = Vec::new();
+        let mut scopes = vec![Scope { entry: function, parent: 0, call: Place::default(), variables: Vec::new() }];
+        // The inlined functions that the walk is in: their depths and scopes.
+        let mut inside: Vec<(isize, usize)> = Vec::new();
         let mut variables = 0;
         let mut work = MAX_SCOPE_WORK;
         let mut visit = |die: units::Die, depth: isize, work: &mut u64| {
-            while inside.last().is_some_and(|&above| depth <= above) {
+            while inside.last().is_some_and(|&(above, _)| depth <= above) {
                 inside.pop();
             }
+            // What stands behind an inlined function belongs to the one around it.
+            let parent = inside.last().map_or(0, |&(_, scope)| scope);
             match die.tag() {
                 gimli::DW_TAG_formal_parameter | gimli::DW_TAG_variable => {
-                    // What stands behind an inlined function belongs to the one around it.
-                    let scope = scopes.get_mut(inside.len());
+                    let scope = scopes.get_mut(parent);
                     if let Some(scope) = scope.filter(|_| variables < MAX_SOURCE_VARIABLES) {
                         scope.variables.push(die.offset());
                         variables += 1;
@@ -191,11 +213,10 @@ impl ImageDwarf {
                     Visit::Skip
                 }
                 gimli::DW_TAG_lexical_block | gimli::DW_TAG_try_block | gimli::DW_TAG_catch_block => {
-                    if self.units.covers(&unit.unit, &die, address, work) { Visit::Enter } else { Visit::Skip }
+                    if enter(&die, inside.len() + 1, work) { Visit::Enter } else { Visit::Skip }
                 }
                 gimli::DW_TAG_inlined_subroutine => {
-                    let is_next = inside.len() + 1 == scopes.len() && scopes.len() < MAX_INLINE_DEPTH;
-                    if !is_next || !self.units.covers(&unit.unit, &die, address, work) {
+                    if !enter(&die, inside.len() + 1, work) {
                         return Visit::Skip;
                     }
                     let number = |name| die.attr_value(name).and_then(|v| v.udata_value()).filter(|&n| n != 0);
@@ -206,8 +227,8 @@ impl ImageDwarf {
                         _ => None,
                     };
                     let entry = Entry { unit: unit.clone(), die };
-                    scopes.push(Scope { entry, call: Place { file, line, column }, variables: Vec::new() });
-                    inside.push(depth);
+                    inside.push((depth, scopes.len()));
+                    scopes.push(Scope { entry, parent, call: Place { file, line, column }, variables: Vec::new() });
                     Visit::Enter
                 }
                 _ => Visit::Skip,

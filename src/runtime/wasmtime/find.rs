@@ -141,7 +141,12 @@ impl Provider for WasmtimeProvider {
         self.runtime.listed.len() - before
     }
 
-    fn match_file(&mut self, path: &Path, wasm: &Rc<WasmModule>) -> Result<(), Vec<(String, String)>> {
+    fn match_file(
+        &mut self,
+        path: &Path,
+        wasm: &Rc<WasmModule>,
+        _: &dyn crate::target::Memory,
+    ) -> Result<(), Vec<(String, String)>> {
         let mut reasons = Vec::new();
         let mut used = false;
         for code in &mut self.runtime.codes {
@@ -230,8 +235,9 @@ pub(super) fn guest_module(code: &Code, module: usize) -> GuestModule {
         super::image::FunctionKind::Wasm { module: m, .. } => m as usize == module,
         _ => false,
     });
-    let functions = functions.count();
-    if !code.functions.functions().is_empty() {
+    // An image without functions is one whose tables cannot be read.
+    let functions = (!code.functions.functions().is_empty()).then(|| functions.count());
+    if functions.is_some() {
         checks.push(format!("{} pieces of code that its tables name", code.functions.functions().len()));
     }
     if let Ok(info) = &code.info {
@@ -246,9 +252,9 @@ pub(super) fn guest_module(code: &Code, module: usize) -> GuestModule {
         Some(file) => checks.push(format!("{} begins with the same page", file.path.display())),
         None => {}
     }
-    let version = code.version_text.as_deref().unwrap_or("of a hidden version");
+    let version = code.version_text.as_deref().unwrap_or("of an unknown version");
     let mut problems = code.problems.clone();
-    if !code.has_frames() {
+    if code.has_frames() == Some(false) {
         problems.push("locals and operand stacks are not recorded (guest_debug is off)".into());
     }
     GuestModule {
@@ -259,7 +265,8 @@ pub(super) fn guest_module(code: &Code, module: usize) -> GuestModule {
         checks,
         functions,
         tracked: code.has_frames(),
-        backend: format!("cranelift (wasmtime {version})"),
+        // Which of its compilers it was the image does not say in so many words.
+        backend: format!("wasmtime {version}"),
         wasm_file: user.map(|p| p.display().to_string()),
         problem: (!problems.is_empty()).then(|| problems.join("; ")),
     }

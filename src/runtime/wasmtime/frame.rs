@@ -168,7 +168,14 @@ pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dy
         return vec![base];
     }
     let Some(function) = function else {
-        base.name = Some(("code that the image does not name (wasmtime)".into(), "code image"));
+        let what = match code.functions.functions().is_empty() {
+            true => {
+                base.kind = GuestKind::Unknown;
+                "code of an image whose tables cannot be read (wasmtime)"
+            }
+            false => "code that the image does not name (wasmtime)",
+        };
+        base.name = Some((what.into(), "code image"));
         return vec![base];
     };
     let FunctionKind::Wasm { module, function: index, name } = &function.kind else {

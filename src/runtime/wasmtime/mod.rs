@@ -32,6 +32,7 @@ pub mod image;
 pub mod info;
 pub mod instance;
 mod leb;
+mod lines;
 pub mod offsets;
 pub mod postcard;
 mod recover;
@@ -80,6 +81,13 @@ pub struct Wasmtime {
 impl Wasmtime {
     fn add(&mut self, mut code: Code) {
         code.first = self.listed.len();
+        // Each store runs a copy of its own of what was compiled for a debugger.
+        let known = self.codes.iter().flat_map(|c| &c.wasm).flatten();
+        for own in code.wasm.iter_mut().flatten() {
+            if let Some(same) = known.clone().find(|known| known.bytes() == own.bytes()) {
+                *own = Rc::clone(same);
+            }
+        }
         for module in 0..code.modules {
             self.listed.push(find::guest_module(&code, module));
             self.owner.push(self.codes.len());
@@ -324,7 +332,7 @@ impl Runtime for Wasmtime {
         known.or_else(|| code.wasm.get(number)?.as_ref()?.body_offset(local_function))
     }
 
-    fn reach(&self) -> Box<dyn Fn(u64) -> Reach + Send> {
+    fn reach(&self, _: &dyn Memory) -> Box<dyn Fn(u64) -> Reach + Send> {
         let texts: Vec<_> = self.codes.iter().map(|c| c.image.text()).collect();
         Box::new(move |pc| if texts.iter().any(|t| t.contains(&pc)) { Reach::Inside } else { Reach::Outside })
     }

@@ -15,6 +15,9 @@ use crate::limits::{
     MAX_REFERENCE_DEPTH, MAX_SCOPE_RANGES, MAX_UNITS,
 };
 
+/// Sequences of a line table that may overlap: looking at a few is enough.
+const NEAR_SEQUENCES: usize = 64;
+
 /// An entry's attributes.
 pub(super) type Die = DebuggingInformationEntry<Slice>;
 /// An attribute's value.
@@ -181,7 +184,7 @@ impl Units {
     }
 
     /// The addresses that an entry covers. Not gimli's own, which adds length to address without a check.
-    fn ranges(&self, unit: &gimli::Unit<Slice>, die: &Die, work: &mut u64) -> Vec<(u64, u64)> {
+    pub(super) fn ranges(&self, unit: &gimli::Unit<Slice>, die: &Die, work: &mut u64) -> Vec<(u64, u64)> {
         if let Some(value) = die.attr_value(gimli::DW_AT_ranges) {
             let mut out = Vec::new();
             let Ok(Some(mut list)) = self.dwarf.attr_ranges(unit, value) else { return out };
@@ -312,6 +315,23 @@ impl Units {
         }
     }
 
+    /// The addresses in a range at which a row of the line table begins or the last one ends.
+    pub(super) fn row_addresses(&self, unit: &Unit, range: &std::ops::Range<u64>) -> Vec<u64> {
+        let lines = unit.lines.get_or_init(|| Lines::read(&unit.unit));
+        let (first, behind) = (
+            lines.sequences.partition_point(|s| s.0 <= range.start).saturating_sub(NEAR_SEQUENCES),
+            lines.sequences.partition_point(|s| s.0 < range.end),
+        );
+        let mut out = Vec::new();
+        for (_, end, rows) in lines.sequences.get(first..behind).unwrap_or_default() {
+            let rows = lines.rows.get(rows.clone()).unwrap_or_default();
+            let part = |limit| rows.partition_point(|r| r.address < limit);
+            let inside = rows.get(part(range.start)..part(range.end)).unwrap_or_default();
+            out.extend(inside.iter().map(|r| r.address).chain([*end]).filter(|address| range.contains(address)));
+        }
+        out
+    }
+
     /// The path of a file of the unit's line table.
     pub(super) fn file(&self, unit: &Unit, index: u64) -> Option<String> {
         let header = unit.unit.line_program.as_ref()?.header();
@@ -378,7 +398,7 @@ impl Lines {
 
     fn at(&self, address: u64) -> Option<Row> {
         let behind = self.sequences.partition_point(|s| s.0 <= address);
-        let (_, _, rows) = self.sequences[..behind].iter().rev().take(64).find(|s| address < s.1)?;
+        let (_, _, rows) = self.sequences[..behind].iter().rev().take(NEAR_SEQUENCES).find(|s| address < s.1)?;
         let rows = self.rows.get(rows.clone())?;
         let behind = rows.partition_point(|r| r.address <= address);
         rows[..behind].last().copied()

@@ -1,0 +1,188 @@
+//! Where compiled code comes from: files and lines of its `.wasm`, and the functions that were inlined.
+
+use super::{CompiledModule, Inlined, Line, SourceFile, SourceLine};
+use crate::limits::MAX_INLINE_DEPTH;
+use crate::symbolize::wasm::WasmModule;
+use std::collections::HashMap;
+
+/// Functions at one place whose neighbours may be the same inlined function: in code they are near.
+const NEAR: usize = 64;
+
+/// A function at a piece of code.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scope {
+    /// Its name. That of the outermost is the code's own and not used.
+    pub name: String,
+    /// Where in it the piece comes from; if another function is inlined there, where that one is called.
+    pub line: Option<SourceLine>,
+}
+
+/// Files and lines of one module.
+pub struct Sources<'w> {
+    wasm: Option<&'w WasmModule>,
+    files: Vec<SourceFile>,
+    numbers: HashMap<SourceFile, u32>,
+}
+
+impl<'w> Sources<'w> {
+    /// Those of a `.wasm` file, as far as it is known: its DWARF, or else its text.
+    pub fn new(wasm: Option<&'w WasmModule>) -> Sources<'w> {
+        Sources { wasm, files: Vec::new(), numbers: HashMap::new() }
+    }
+
+    /// Number of a file.
+    pub fn file(&mut self, file: SourceFile) -> u32 {
+        let next = self.files.len() as u32;
+        *self.numbers.entry(file).or_insert_with_key(|file| {
+            self.files.push(file.clone());
+            next
+        })
+    }
+
+    /// The functions at an offset in the `.wasm` file, outermost first. Empty: no line is known there.
+    pub fn scopes(&mut self, offset: u64) -> Vec<Scope> {
+        let Some(wasm) = self.wasm else { return Vec::new() };
+        if !wasm.has_sources() {
+            let line = wasm.printed().and_then(|printed| printed.line(offset));
+            let scope = |line| {
+                let line = SourceLine { file: self.file(SourceFile::Text), line };
+                Scope { name: String::new(), line: Some(line) }
+            };
+            return line.map(scope).into_iter().collect();
+        }
+        let frames = wasm.source(offset).into_iter().rev();
+        frames
+            .map(|frame| Scope {
+                name: frame.function.unwrap_or_default(),
+                line: frame.file.zip(frame.line).and_then(|(path, line)| self.line(path, line)),
+            })
+            .collect()
+    }
+
+    /// File and line of the innermost function at an offset in the `.wasm` file.
+    pub fn line_at(&mut self, offset: u64) -> Option<SourceLine> {
+        self.scopes(offset).pop()?.line
+    }
+
+    /// A line of a source file. `None`: line 0 stands for one that is not known.
+    pub fn line(&mut self, path: String, line: u32) -> Option<SourceLine> {
+        (line != 0).then(|| SourceLine { file: self.file(SourceFile::Path(path)), line })
+    }
+
+    /// Hands files and text over to the module.
+    pub fn finish(self, out: &mut CompiledModule) {
+        let printed = self.wasm.filter(|_| self.files.contains(&SourceFile::Text)).and_then(WasmModule::printed);
+        out.text = printed.map(|printed| printed.text.clone());
+        out.files = self.files;
+    }
+}
+
+/// Lines and inlined functions of code whose pieces begin at these offsets, ascending, and end where the next begins or
+/// at `len`. Each has its functions, outermost first; none if nothing is known.
+pub fn lay_out(pieces: &[(u32, Vec<Scope>)], len: u32) -> (Vec<Line>, Vec<Inlined>) {
+    let (mut lines, mut inlined) = (Vec::<Line>::new(), Vec::new());
+    for (i, (from, scopes)) in pieces.iter().enumerate() {
+        let to = pieces.get(i + 1).map_or(len, |p| p.0).min(len);
+        if *from >= to {
+            continue;
+        }
+        let known = scopes.last().and_then(|s| s.line);
+        // A piece without a line ends the one before.
+        let line = known.or_else(|| lines.last().map(|l| SourceLine { file: l.at.file, line: 0 }));
+        if let Some(at) = line.filter(|at| lines.last().is_none_or(|l| l.at != *at)) {
+            lines.push(Line { offset: *from, at, prologue_end: false });
+        }
+        if let Some((own, rest)) = scopes.split_first() {
+            insert(&mut inlined, own.line, rest, (*from, to), MAX_INLINE_DEPTH);
+        }
+    }
+    (lines, inlined)
+}
+
+/// Marks the place from which on every local is where it is in the body.
+pub fn end_prologue(lines: &mut Vec<Line>, offset: u32) {
+    let Some(before) = lines.partition_point(|l| l.offset <= offset).checked_sub(1) else { return };
+    match lines.get_mut(before) {
+        Some(line) if line.offset == offset => line.prologue_end = true,
+        Some(line) => {
+            let row = Line { offset, prologue_end: true, ..*line };
+            lines.insert(before + 1, row);
+        }
+        None => {}
+    }
+}
+
+fn insert(level: &mut Vec<Inlined>, call: Option<SourceLine>, scopes: &[Scope], range: (u32, u32), left: usize) {
+    let (Some((scope, rest)), Some(left)) = (scopes.split_first(), left.checked_sub(1)) else { return };
+    let near = level.len().saturating_sub(NEAR);
+    let known = level[near..].iter().position(|i| i.name == scope.name && i.call == call);
+    let at = known.map_or(level.len(), |i| near + i);
+    if known.is_none() {
+        level.push(Inlined { name: scope.name.clone(), call, ..Inlined::default() });
+    }
+    let Some(one) = level.get_mut(at) else { return };
+    match one.ranges.last_mut() {
+        Some(last) if last.1 == range.0 => last.1 = range.1,
+        _ => one.ranges.push(range),
+    }
+    insert(&mut one.inner, scope.line, rest, range, left);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scope(name: &str, line: u32) -> Scope {
+        Scope { name: name.into(), line: (line != 0).then_some(SourceLine { file: 0, line }) }
+    }
+
+    #[test]
+    fn pieces_become_lines_and_a_tree() {
+        let run = |line| scope("run", line);
+        let pieces = [
+            (0, Vec::new()),
+            (2, vec![run(1)]),
+            (4, vec![run(2), scope("mid", 10)]),
+            (6, vec![run(2), scope("mid", 11), scope("leaf", 20)]),
+            // The same call of the same function, one more instruction of it.
+            (8, vec![run(2), scope("mid", 11), scope("leaf", 20)]),
+            (9, Vec::new()),
+            (10, vec![run(2), scope("mid", 10)]),
+            // Another call.
+            (12, vec![run(3), scope("mid", 0)]),
+            (14, vec![run(4)]),
+        ];
+        let (lines, inlined) = lay_out(&pieces, 20);
+        let lines: Vec<(u32, u32)> = lines.iter().map(|l| (l.offset, l.at.line)).collect();
+        assert_eq!(lines, [(2, 1), (4, 10), (6, 20), (9, 0), (10, 10), (12, 0), (14, 4)]);
+        let call = |line| Some(SourceLine { file: 0, line });
+        let leaf = Inlined { name: "leaf".into(), ranges: vec![(6, 9)], call: call(11), inner: Vec::new() };
+        let first = Inlined { name: "mid".into(), ranges: vec![(4, 9), (10, 12)], call: call(2), inner: vec![leaf] };
+        let second = Inlined { name: "mid".into(), ranges: vec![(12, 14)], call: call(3), inner: Vec::new() };
+        assert_eq!(inlined, [first, second]);
+    }
+
+    #[test]
+    fn the_end_of_the_prologue_is_a_row() {
+        let at = SourceLine { file: 0, line: 7 };
+        let row = |offset, prologue_end| Line { offset, at, prologue_end };
+        for (offset, expected) in [
+            (1, vec![row(2, false), row(9, false)]),
+            (2, vec![row(2, true), row(9, false)]),
+            (5, vec![row(2, false), row(5, true), row(9, false)]),
+        ] {
+            let mut lines = vec![row(2, false), row(9, false)];
+            end_prologue(&mut lines, offset);
+            assert_eq!(lines, expected);
+        }
+    }
+
+    #[test]
+    fn nothing_is_laid_out_behind_the_end_or_without_a_line() {
+        assert_eq!(lay_out(&[(0, Vec::new()), (3, vec![scope("run", 0)])], 9), (Vec::new(), Vec::new()));
+        let (lines, inlined) = lay_out(&[(9, vec![scope("run", 1), scope("f", 2)])], 9);
+        assert!(lines.is_empty() && inlined.is_empty());
+        let deep = vec![scope("f", 1); 100_000];
+        assert_eq!(lay_out(&[(0, deep)], 1).1.len(), 1);
+    }
+}

@@ -1,0 +1,186 @@
+//! A module's state map: whole, or of a large one the functions that were asked for.
+
+use super::anchor::{ImageBytes, MapSource, total_size};
+use crate::limits;
+use crate::state::lookup::{EncodedMap, Known};
+use crate::state::{self, ModuleStateMap};
+use crate::target::Memory;
+use std::cell::{OnceCell, RefCell};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// The maps of a module's functions.
+pub struct Maps {
+    /// Code offsets of the functions' first bytes, increasing.
+    starts: Vec<usize>,
+    /// Bytes of code.
+    total_size: usize,
+    whole: OnceCell<Result<Whole, String>>,
+    parts: Option<Parts>,
+}
+
+struct Whole {
+    map: Arc<ModuleStateMap>,
+    /// Errors of functions' maps, by code offset.
+    problems: BTreeMap<usize, String>,
+}
+
+/// What is looked up of a large map.
+struct Parts {
+    encoded: EncodedMap,
+    source: MapSource,
+    known: RefCell<Known>,
+    /// By number; `None` where the lookup failed.
+    functions: Vec<OnceCell<Option<Box<Part>>>>,
+}
+
+/// A map of one function.
+struct Part {
+    map: ModuleStateMap,
+    problem: Option<String>,
+}
+
+impl Maps {
+    /// A map that is there.
+    pub fn whole(map: Arc<ModuleStateMap>) -> Maps {
+        let starts = map.local_functions.keys().copied().collect();
+        let total_size = map.total_size;
+        Maps { starts, total_size, whole: OnceCell::from(Ok(Whole::new(map))), parts: None }
+    }
+
+    /// The map at `source`. `starts` are the code offsets of its functions, as the image that it is in has them; without
+    /// any the map is read as a whole, and so is a small one.
+    ///
+    /// # Errors
+    /// Why the map cannot be read.
+    pub fn read(source: &MapSource, starts: &[u64], code_size: u64, memory: &dyn Memory) -> Result<Maps, String> {
+        let encoded = encoded(source, starts, code_size, memory);
+        let Some(encoded) = encoded else {
+            return Ok(Maps::whole(Arc::new(read_borsh(memory, source, code_size)?)));
+        };
+        let functions = (0..encoded.starts().len()).map(|_| OnceCell::new()).collect();
+        let (starts, total_size) = (encoded.starts().to_vec(), encoded.total_size());
+        let parts = Parts { encoded, source: source.clone(), known: RefCell::default(), functions };
+        let maps = Maps { starts, total_size, whole: OnceCell::new(), parts: Some(parts) };
+        // The lookup rests on what it finds at the beginning, too.
+        if maps.part(0, memory).is_none() {
+            maps.all(memory)?;
+        }
+        Ok(maps)
+    }
+
+    /// Code offsets of the functions' first bytes, increasing.
+    pub fn starts(&self) -> &[usize] {
+        &self.starts
+    }
+
+    /// Bytes of code, import trampolines included.
+    pub fn total_size(&self) -> usize {
+        self.total_size
+    }
+
+    /// Where the function that begins at `start` ends: at the next one or the end of the code.
+    pub fn function_end(&self, start: usize) -> usize {
+        let next = self.starts.get(self.starts.partition_point(|&s| s <= start));
+        next.map_or(self.total_size, |&next| next.min(self.total_size))
+    }
+
+    /// A map that has the function around `code_offset`, and perhaps others. `None` where there is no function.
+    ///
+    /// # Errors
+    /// Why its map cannot be read.
+    pub fn around(&self, code_offset: usize, memory: &dyn Memory) -> Result<Option<&ModuleStateMap>, String> {
+        let before = self.starts.partition_point(|&s| s <= code_offset);
+        if code_offset >= self.total_size || before == 0 {
+            return Ok(None);
+        }
+        match self.part(before - 1, memory) {
+            Some(part) => Ok(Some(&part.map)),
+            None => Ok(Some(&self.whole_of(memory)?.map)),
+        }
+    }
+
+    /// The map of all functions.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    pub fn all(&self, memory: &dyn Memory) -> Result<&Arc<ModuleStateMap>, String> {
+        Ok(&self.whole_of(memory)?.map)
+    }
+
+    /// What is wrong with the map of the function that begins at `start`, as far as it was looked at.
+    pub fn problem(&self, start: usize) -> Option<&str> {
+        if let Some(Ok(whole)) = self.whole.get() {
+            return whole.problems.get(&start).map(String::as_str);
+        }
+        let number = self.starts.binary_search(&start).ok()?;
+        self.parts.as_ref()?.functions.get(number)?.get()?.as_ref()?.problem.as_deref()
+    }
+
+    /// All problems that are known, by code offset.
+    pub fn problems(&self) -> Option<&BTreeMap<usize, String>> {
+        self.whole.get()?.as_ref().ok().map(|whole| &whole.problems)
+    }
+
+    fn whole_of(&self, memory: &dyn Memory) -> Result<&Whole, String> {
+        let read = || {
+            let parts = self.parts.as_ref().ok_or("there is no map")?;
+            let map = read_borsh(memory, &parts.source, self.total_size as u64)?;
+            Ok(Whole::new(Arc::new(map)))
+        };
+        self.whole.get_or_init(read).as_ref().map_err(Clone::clone)
+    }
+
+    fn part(&self, number: usize, memory: &dyn Memory) -> Option<&Part> {
+        let parts = self.parts.as_ref()?;
+        let look_up = || {
+            let read = |at: u64, buf: &mut [u8]| parts.source.read_some(memory, at, buf);
+            let map = parts.encoded.function(number, &mut parts.known.borrow_mut(), &read).ok()?;
+            let problem = state::validate(&map, None).problems.into_iter().next();
+            Some(Box::new(Part { map, problem: problem.map(|p| format!("{}: {}", p.place, p.fault)) }))
+        };
+        parts.functions.get(number)?.get_or_init(look_up).as_deref()
+    }
+}
+
+impl Whole {
+    fn new(map: Arc<ModuleStateMap>) -> Whole {
+        let mut problems = BTreeMap::new();
+        for problem in state::validate(&map, Some(map.total_size)).problems {
+            problems.entry(problem.function).or_insert_with(|| format!("{}: {}", problem.place, problem.fault));
+        }
+        Whole { map, problems }
+    }
+}
+
+/// A large map in which functions can be looked up.
+fn encoded(source: &MapSource, starts: &[u64], code_size: u64, memory: &dyn Memory) -> Option<EncodedMap> {
+    let image = match source {
+        MapSource::CacheImage { address, len, exact: true, .. } => {
+            ImageBytes::Target { memory, address: *address, len: *len, exact: true }
+        }
+        MapSource::Bytes { image, .. } => ImageBytes::Owned(image.clone()),
+        _ => return None,
+    };
+    let len = source.encoded_len().filter(|&len| len > limits::MAX_WHOLE_MAP_BYTES)?;
+    let total = usize::try_from(total_size(&image, code_size)?).ok()?;
+    let starts = starts.iter().map(|&s| usize::try_from(s)).collect::<Result<_, _>>().ok()?;
+    EncodedMap::new(starts, total, len)
+}
+
+/// Decodes a borsh state map. Its length is not written anywhere: where the image's end is not known, more and more is
+/// read until it decodes.
+fn read_borsh(memory: &dyn Memory, source: &MapSource, code_size: u64) -> Result<ModuleStateMap, String> {
+    let mut max = match source {
+        MapSource::CacheImage { exact: false, .. } => (4 << 20).max(code_size.saturating_mul(8)),
+        _ => limits::MAX_IMAGE_BYTES,
+    };
+    loop {
+        let bytes = source.msm_bytes(memory, max).ok_or("its state map cannot be reached")?;
+        match state::codec::decode_borsh_prefix(&bytes) {
+            Ok((map, _)) => return Ok(map),
+            Err(_) if bytes.len() as u64 == max && max < limits::MAX_IMAGE_BYTES => max = max.saturating_mul(4),
+            Err(e) => return Err(format!("{e} ({} bytes of it can be read)", bytes.len())),
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Analysis of what strangers made, in a process that can do no harm.
+//!
+//! A core, and the files that it names, may have been made to exploit a bug in a parser. So they are read by a child that has
+//! given up all but what reading and computing need: a seccomp filter lets it open files for reading, map them, allocate,
+//! start threads and write to what was open before. Sockets, programs, other processes, files opened for writing, renamed,
+//! removed or changed, and executable memory are not among the calls that are let through. The parent reads nothing of the
+//! core; it puts the output in its place when the child says that it is whole, and tells if the child crashed.
+//!
+//! There is no Landlock beside it: of the calls that Landlock would rule on, the filter lets only those for reading through,
+//! and any file may be one that the user wants read (`--debug-dir`, executables named in the core).
+#![allow(unsafe_code)] // fork, prctl and _exit.
+
+use crate::error::Error;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork, getpid, getppid};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// How work went, as an exit status tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// The exit code of the command.
+    pub code: u8,
+    /// Whether all output was written.
+    pub whole: bool,
+}
+
+/// Bit of the exit status of the child: the output is not whole. The commands' own codes are smaller.
+const NOT_WHOLE: u8 = 0x80;
+/// What a Rust program ends with after a panic.
+const PANICKED: u8 = 101;
+
+/// Does `work` in a child without rights. Must be called while the process has one thread. `work` is told why the system
+/// does not let the rights be given up, if it does not; without a child to be had, it is done right here. An error says how
+/// the child died.
+pub fn run(work: impl FnOnce(Option<String>) -> Ended) -> Result<Ended, Error> {
+    let parent = getpid();
+    // SAFETY: there is one thread, so the child may do whatever this process may.
+    match unsafe { fork() } {
+        Err(e) => Ok(work(Some(format!("no process can be started: {e}")))),
+        Ok(ForkResult::Parent { child }) => wait(child),
+        Ok(ForkResult::Child) => {
+            let ended = catch_unwind(AssertUnwindSafe(|| work(enter(parent).err())))
+                .unwrap_or(Ended { code: PANICKED, whole: false });
+            // SAFETY: ends the process at once. What this process has yet to do at its end, its parent does.
+            unsafe { libc::_exit(i32::from(ended.code | if ended.whole { 0 } else { NOT_WHOLE })) }
+        }
+    }
+}
+
+fn wait(child: Pid) -> Result<Ended, Error> {
+    let why = loop {
+        match waitpid(child, None) {
+            Ok(WaitStatus::Exited(_, status)) => {
+                let status = status as u8;
+                return Ok(Ended { code: status & !NOT_WHOLE, whole: status & NOT_WHOLE == 0 });
+            }
+            Ok(WaitStatus::Signaled(_, signal, _)) => break format!("it was ended by {signal}"),
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(e) => break format!("its end cannot be waited for: {e}"),
+        }
+    };
+    Err(Error::Analysis { why })
+}
+
+/// Gives up rights, for good. The error says what the system does not support.
+fn enter(parent: Pid) -> Result<(), String> {
+    // SAFETY: prctl with these arguments touches no memory.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    if getppid() != parent {
+        // SAFETY: as in `run`. Nobody waits for a result any more.
+        unsafe { libc::_exit(i32::from(PANICKED | NOT_WHOLE)) }
+    }
+    let failed = |e: &dyn std::fmt::Display| format!("no seccomp filter: {e}");
+    let filter = filter().map_err(|e| failed(&e))?;
+    seccompiler::apply_filter(&filter).map_err(|e| failed(&e))
+}
+
+/// Calls that are let through whatever their arguments are.
+const ALWAYS: &[i64] = &[
+    // What is open already.
+    libc::SYS_read,
+    libc::SYS_pread64,
+    libc::SYS_readv,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_lseek,
+    libc::SYS_close,
+    libc::SYS_fstat,
+    libc::SYS_getdents64,
+    libc::SYS_fadvise64,
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    // What files are.
+    libc::SYS_stat,
+    libc::SYS_lstat,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_statfs,
+    libc::SYS_fstatfs,
+    libc::SYS_access,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_readlink,
+    libc::SYS_readlinkat,
+    libc::SYS_getcwd,
+    // Memory.
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_brk,
+    // Threads and their signals.
+    libc::SYS_futex,
+    libc::SYS_set_robust_list,
+    libc::SYS_rseq,
+    libc::SYS_set_tid_address,
+    libc::SYS_membarrier,
+    libc::SYS_sched_yield,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_sigaltstack,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_restart_syscall,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    // The time, chance, and who we are.
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_getres,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_nanosleep,
+    libc::SYS_gettimeofday,
+    libc::SYS_getrandom,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_getuid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getegid,
+    libc::SYS_uname,
+    libc::SYS_sysinfo,
+    libc::SYS_getrlimit,
+];
+
+/// The filter. All that is not named gets ENOSYS, on which C libraries fall back to what older kernels have: clone3, whose
+/// flags a filter cannot see, to clone.
+fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
+    // The bits of `mask` of an argument are `value`.
+    let bits = |argument: u8, mask: i64, value: i64| {
+        let compare = SeccompCmpOp::MaskedEq(mask as u64);
+        SeccompCondition::new(argument, SeccompCmpArgLen::Qword, compare, value as u64)
+    };
+    let all = |conditions: Vec<SeccompCondition>| SeccompRule::new(conditions);
+    let is = |argument: u8, value: i64| bits(argument, -1, value).and_then(|c| all(vec![c]));
+    let int_is = |argument: u8, value: i64| {
+        bits(argument, u32::MAX.into(), value & i64::from(u32::MAX)).and_then(|c| all(vec![c]))
+    };
+    let without = |argument: u8, flags: i32| bits(argument, flags.into(), 0).and_then(|c| all(vec![c]));
+
+    let writing = libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC;
+    let thread = libc::CLONE_THREAD | libc::CLONE_VM | libc::CLONE_SIGHAND;
+    let me = i64::from(std::process::id());
+    let some = [
+        (libc::SYS_open, vec![without(1, writing)?]),
+        (libc::SYS_openat, vec![without(2, writing)?]),
+        (libc::SYS_mmap, vec![without(2, libc::PROT_EXEC)?]),
+        (libc::SYS_mprotect, vec![without(2, libc::PROT_EXEC)?]),
+        (libc::SYS_clone, vec![all(vec![bits(0, thread.into(), thread.into())?])?]),
+        (libc::SYS_prlimit64, vec![all(vec![bits(0, u32::MAX.into(), 0)?, bits(2, -1, 0)?])?]),
+        // To itself: abort.
+        (libc::SYS_tgkill, vec![int_is(0, me)?]),
+        (libc::SYS_prctl, vec![is(0, libc::PR_SET_NAME.into())?, is(0, libc::PR_SET_VMA.into())?]),
+        (
+            libc::SYS_fcntl,
+            vec![
+                int_is(1, libc::F_GETFD.into())?,
+                int_is(1, libc::F_SETFD.into())?,
+                int_is(1, libc::F_GETFL.into())?,
+                int_is(1, libc::F_DUPFD_CLOEXEC.into())?,
+            ],
+        ),
+        // Whether it is a terminal, and how wide. Others put characters into its input.
+        (
+            libc::SYS_ioctl,
+            vec![
+                int_is(1, libc::TCGETS as i64)?,
+                int_is(1, libc::TCGETS2 as i64)?,
+                int_is(1, libc::TIOCGWINSZ as i64)?,
+            ],
+        ),
+    ];
+    let rules = ALWAYS.iter().map(|&call| (call, Vec::new())).chain(some).collect();
+    let refused = SeccompAction::Errno(libc::ENOSYS as u32);
+    SeccompFilter::new(rules, refused, SeccompAction::Allow, std::env::consts::ARCH.try_into()?)?.try_into()
+}

@@ -1,0 +1,277 @@
+//! Single functions out of an encoded `ModuleStateMap` (borsh), without decoding what is before them.
+//!
+//! The encoding is a sequence of records of unequal length, each a key (the code offset of the function's first byte) and
+//! the function's map. Where the records are is written nowhere; what their keys are is known, since the cached image has
+//! all functions' offsets. So a record is looked for where it should be by its number, and recognised by its neighbours:
+//! the key, a map that decodes to its end, the function's number in it, and the next key behind it.
+
+use super::codec::decode_borsh_prefix_of;
+use super::model::{FunctionStateMap, ModuleStateMap};
+use crate::limits;
+use std::collections::BTreeMap;
+
+/// Reads up to `buf.len()` bytes of the encoding from an offset; returns how many.
+pub type ReadEncoded<'a> = dyn Fn(u64, &mut [u8]) -> usize + 'a;
+
+/// Bytes of the number of functions, of a key, of the size behind all functions.
+const COUNT: u64 = 4;
+const KEY: u64 = 8;
+/// Bytes in which a record is looked for at first, and of a record that are decoded at first.
+const WINDOW: u64 = 64 << 10;
+/// Records that are decoded one after the other rather than looked for.
+const NEAR: usize = 4;
+/// Windows for one function. Each halves what is left, or better.
+const MAX_WINDOWS: usize = 64;
+
+/// An encoded state map whose functions are known by where they begin.
+pub struct EncodedMap {
+    /// Code offsets of the functions' first bytes, increasing.
+    starts: Vec<usize>,
+    /// Bytes of code: the word behind the last function.
+    total_size: usize,
+    /// No record begins here or further.
+    end: u64,
+}
+
+/// Where records begin, as far as that is known: by the function's number.
+pub type Known = BTreeMap<usize, u64>;
+
+impl EncodedMap {
+    /// The map of functions that begin at `starts`, in code of `total_size` bytes, encoded in at most `len` bytes.
+    /// `None` if these contradict each other.
+    pub fn new(starts: Vec<usize>, total_size: usize, len: u64) -> Option<EncodedMap> {
+        let increase = starts.is_sorted_by(|a, b| a < b) && starts.last().is_some_and(|&last| last < total_size);
+        increase.then_some(EncodedMap { starts, total_size, end: len })
+    }
+
+    /// Code offsets of the functions' first bytes.
+    pub fn starts(&self) -> &[usize] {
+        &self.starts
+    }
+
+    /// Bytes of code.
+    pub fn total_size(&self) -> usize {
+        self.total_size
+    }
+
+    /// A map of the one function with this number, in which it reaches to the next one's first byte. `known` gains what
+    /// was seen on the way.
+    ///
+    /// # Errors
+    /// Why its record was not found.
+    pub fn function(&self, number: usize, known: &mut Known, read: &ReadEncoded<'_>) -> Result<ModuleStateMap, String> {
+        let &start = self.starts.get(number).ok_or("there is no such function")?;
+        let end = self.starts.get(number + 1).copied().unwrap_or(self.total_size);
+        let function = self.find(number, known, read)?;
+        Ok(ModuleStateMap { local_functions: BTreeMap::from([(start, function)]), total_size: end })
+    }
+
+    fn find(&self, number: usize, known: &mut Known, read: &ReadEncoded<'_>) -> Result<FunctionStateMap, String> {
+        known.insert(0, COUNT);
+        let mut window = WINDOW;
+        for _ in 0..MAX_WINDOWS {
+            let Some((&below, &from)) = known.range(..=number).next_back() else { break };
+            if number - below <= NEAR || window > limits::MAX_RECORD_BYTES {
+                return self.forward(below, from, number, known, read);
+            }
+            let above = known.range(number + 1..).next();
+            let (above, to) = above.map_or((self.starts.len(), self.end), |(&n, &at)| (n, at));
+            // Where it is if all are equally long; a little before, so that the window has one to begin with.
+            let share = (number - below) as u128 * u128::from(to.saturating_sub(from)) / (above - below).max(1) as u128;
+            let guess = from + share as u64;
+            let at = guess.saturating_sub(window / 2).max(from + 1);
+            let mut bytes = vec![0; window.min(to.saturating_sub(at)) as usize];
+            let got = read(at, &mut bytes);
+            let bytes = &bytes[..got];
+            // One that is not whole in the window is not read on for: it may be none.
+            let found = self.records(bytes).find_map(|(offset, candidate)| {
+                let inside = below < candidate && candidate < above;
+                let whole = inside && self.decode(candidate, &bytes[offset..]).is_ok();
+                whole.then_some((candidate, at + offset as u64))
+            });
+            match found {
+                Some((candidate, at)) => {
+                    known.insert(candidate, at);
+                    window = WINDOW;
+                }
+                None => window *= 4,
+            }
+        }
+        Err("its record was not found in the encoded state map".into())
+    }
+
+    /// Places in `bytes` where a record's key may be, with the function's number.
+    fn records<'b>(&'b self, bytes: &'b [u8]) -> impl Iterator<Item = (usize, usize)> + 'b {
+        let keys = bytes.windows(KEY as usize).enumerate();
+        // Small numbers are everywhere in a map; the first function is known anyway.
+        let keys = keys.filter(|(_, key)| key[4..] == [0; 4] && key[..4] != [0; 4]);
+        keys.filter_map(|(offset, key)| {
+            let key = u64::from_le_bytes(key.try_into().ok()?);
+            let number = self.starts.binary_search(&usize::try_from(key).ok()?).ok()?;
+            Some((offset, number))
+        })
+    }
+
+    /// Decodes from a known record on until `number`.
+    fn forward(
+        &self,
+        from: usize,
+        mut at: u64,
+        number: usize,
+        known: &mut Known,
+        read: &ReadEncoded<'_>,
+    ) -> Result<FunctionStateMap, String> {
+        for current in from.. {
+            let (function, next) = self.record(current, at, read)?;
+            if current + 1 < self.starts.len() {
+                known.insert(current + 1, next);
+            }
+            if current == number {
+                return Ok(function);
+            }
+            at = next;
+        }
+        Err("there is no such function".into())
+    }
+
+    /// The function whose record begins at `at`, and where the next one begins. Everything that a record has to do with its
+    /// neighbours is checked.
+    fn record(&self, number: usize, at: u64, read: &ReadEncoded<'_>) -> Result<(FunctionStateMap, u64), String> {
+        let mut len = WINDOW;
+        loop {
+            let mut bytes = vec![0; len.min(self.end.saturating_sub(at)) as usize];
+            let got = read(at, &mut bytes);
+            bytes.truncate(got);
+            let all = got < len as usize || len >= limits::MAX_RECORD_BYTES;
+            match self.decode(number, &bytes) {
+                Ok((function, used)) => return Ok((function, at + used)),
+                Err(why) if all => return Err(format!("function {number} at offset {at:#x} of the state map: {why}")),
+                Err(_) => len *= 4,
+            }
+        }
+    }
+
+    fn decode(&self, number: usize, bytes: &[u8]) -> Result<(FunctionStateMap, u64), String> {
+        let word = |at: usize| {
+            let bytes = at.checked_add(KEY as usize).and_then(|end| bytes.get(at..end));
+            bytes.and_then(|b| b.try_into().ok()).map(u64::from_le_bytes).ok_or("it is cut short")
+        };
+        if Some(word(0)?) != self.starts.get(number).map(|&s| s as u64) {
+            return Err("it is of another function".into());
+        }
+        let (function, used) = decode_borsh_prefix_of::<FunctionStateMap>(bytes.get(KEY as usize..).unwrap_or(&[]))
+            .map_err(|e| e.to_string())?;
+        // `codegen_x64.rs` numbers functions in the order of their code.
+        if function.local_function_id != number {
+            return Err("it has another number".into());
+        }
+        let next = KEY as usize + used;
+        if word(next)? != self.starts.get(number + 1).copied().unwrap_or(self.total_size) as u64 {
+            return Err("what follows is not the next function".into());
+        }
+        Ok((function, next as u64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::codec::encode_borsh;
+    use super::super::synthetic::{self, state};
+    use super::*;
+    use crate::state::PointKind;
+    use std::cell::RefCell;
+
+    /// `count` functions of lengths that differ much, and their encoding.
+    fn module(count: usize) -> (ModuleStateMap, Vec<u8>) {
+        let mut local_functions = BTreeMap::new();
+        let mut start = 0x40;
+        for id in 0..count {
+            let mut function =
+                synthetic::Module::new(id % 7).point(PointKind::Call, start + 9, &state(0, vec![])).function;
+            for n in 0..(id * id * 31) % 400 {
+                function.wasm_offset_to_target_offset.insert(n, crate::state::SuspendOffset::Call(start + n));
+            }
+            function.local_function_id = id;
+            local_functions.insert(start, function);
+            start += 0x30 + id % 5;
+        }
+        let map = ModuleStateMap { local_functions, total_size: start };
+        let bytes = encode_borsh(&map).unwrap();
+        (map, bytes)
+    }
+
+    fn reader(bytes: &[u8]) -> impl Fn(u64, &mut [u8]) -> usize {
+        |at, buf| {
+            let rest = bytes.get(at as usize..).unwrap_or(&[]);
+            let len = rest.len().min(buf.len());
+            buf[..len].copy_from_slice(&rest[..len]);
+            len
+        }
+    }
+
+    fn encoded(map: &ModuleStateMap, len: usize) -> EncodedMap {
+        EncodedMap::new(map.local_functions.keys().copied().collect(), map.total_size, len as u64).unwrap()
+    }
+
+    #[test]
+    fn every_function_is_what_the_whole_map_has() {
+        for count in [1, 2, 5, 3000] {
+            let (map, mut bytes) = module(count);
+            // What follows an image in memory.
+            bytes.extend([0; 4096]);
+            let all = encoded(&map, bytes.len());
+            let step = (count / 300).max(1);
+            for number in (0..count).step_by(step).chain([count - 1]) {
+                let one = all.function(number, &mut Known::new(), &reader(&bytes)).unwrap();
+                let (start, function) = one.local_functions.first_key_value().unwrap();
+                assert_eq!(map.local_functions.get(start), Some(function), "{number} of {count}");
+                assert_eq!(one.total_size, map.function_end(*start));
+            }
+            assert!(all.function(count, &mut Known::new(), &reader(&bytes)).is_err());
+        }
+    }
+
+    #[test]
+    fn a_few_windows_are_read_and_not_the_whole() {
+        let (map, bytes) = module(20_000);
+        let all = encoded(&map, bytes.len());
+        let total = RefCell::new(0);
+        let read = |at, buf: &mut [u8]| {
+            let got = reader(&bytes)(at, buf);
+            *total.borrow_mut() += got;
+            got
+        };
+        let mut known = Known::new();
+        for number in [19_999, 3, 12_345, 12_346, 777] {
+            all.function(number, &mut known, &read).unwrap();
+        }
+        assert!(bytes.len() > 10 << 20 && *total.borrow() < 4 << 20, "{} of {}", total.borrow(), bytes.len());
+    }
+
+    #[test]
+    fn a_record_that_does_not_fit_its_neighbours_is_not_taken() {
+        let (map, bytes) = module(3000);
+        let all = encoded(&map, bytes.len());
+        let mut known = Known::new();
+        all.function(1500, &mut known, &reader(&bytes)).unwrap();
+        let at = known[&1500] as usize;
+        // The function's number, behind the initial state and the key.
+        let initial = encode_borsh(&map.local_functions.values().nth(1500).unwrap().initial).unwrap().len();
+        for (offset, what) in [(0, "key"), (8 + initial, "number")] {
+            let mut broken = bytes.clone();
+            broken[at + offset] ^= 1;
+            let found = all.function(1500, &mut Known::new(), &reader(&broken));
+            assert!(found.is_err(), "{what}: {found:?}");
+            // The others are still found.
+            all.function(1400, &mut Known::new(), &reader(&broken)).unwrap();
+            all.function(2900, &mut Known::new(), &reader(&broken)).unwrap();
+        }
+        for cut in [0, 3, 4, 100, bytes.len() / 2, bytes.len() - 1] {
+            let _ = all.function(1500, &mut Known::new(), &reader(&bytes[..cut]));
+            assert!(all.function(2999, &mut Known::new(), &reader(&bytes[..cut])).is_err());
+        }
+        let zeros = vec![0; 1 << 20];
+        assert!(all.function(1500, &mut Known::new(), &reader(&zeros)).is_err());
+        assert!(EncodedMap::new(vec![4, 4], 10, 100).is_none() && EncodedMap::new(vec![4, 12], 10, 100).is_none());
+    }
+}
