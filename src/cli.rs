@@ -1,7 +1,12 @@
 //! Command line definitions only: what is parsed here is done in `main.rs`.
 
-use crate::session;
+mod images;
+
+pub use images::{Image, Restore, Snapshot};
+
+use crate::session::{self, InstanceChoice};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use images::{IMAGE_EXAMPLES, IMAGE_HELP, RESTORE_EXAMPLES, RESTORE_HELP, SNAPSHOT_EXAMPLES, SNAPSHOT_HELP};
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
@@ -149,7 +154,8 @@ Examples:
         wstate [OPTIONS] --pid <PID>\n       wstate [OPTIONS] --core <CORE> [--executable <EXE>]\n       \
         wstate symbols [OPTIONS] --pid <PID> -o <FILE>\n       \
         wstate modules [OPTIONS] --pid <PID>\n       wstate memory [OPTIONS] --pid <PID> <ADDR> <LEN>\n       \
-        wstate export [OPTIONS] --pid <PID> --wasm-coredump <FILE>\n       wstate doctor [PID]\n       wstate plugin <install|uninstall|path> [gdb|lldb]\n       wstate schema",
+        wstate export [OPTIONS] --pid <PID> --wasm-coredump <FILE>\n       \
+        wstate snapshot [OPTIONS] --pid <PID> -o <FILE>\n       wstate image [OPTIONS] <FILE>\n       wstate restore [OPTIONS] <PID> <IMAGE>\n       wstate doctor [PID]\n       wstate plugin <install|uninstall|path> [gdb|lldb]\n       wstate schema",
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     arg_required_else_help = true,
@@ -225,6 +231,28 @@ pub enum Command {
         after_help = EXPORT_EXAMPLES
     )]
     Export(Export),
+    /// Write an InstanceImage of the wasmer 0.x runtime
+    #[command(
+        override_usage = "wstate snapshot [OPTIONS] --pid <PID> -o <FILE>\n       \
+            wstate snapshot [OPTIONS] --core <CORE> [--executable <EXE>] -o <FILE>",
+        long_about = SNAPSHOT_HELP,
+        after_help = SNAPSHOT_EXAMPLES
+    )]
+    Snapshot(Snapshot),
+    /// Print or compare images
+    #[command(
+        override_usage = "wstate image [OPTIONS] <FILE>",
+        long_about = IMAGE_HELP,
+        after_help = IMAGE_EXAMPLES
+    )]
+    Image(Image),
+    /// Let a process go on from an image
+    #[command(
+        override_usage = "wstate restore [OPTIONS] <PID> <IMAGE>",
+        long_about = RESTORE_HELP,
+        after_help = RESTORE_EXAMPLES
+    )]
+    Restore(Restore),
     /// Say what would stop an attach, and the next step
     #[command(long_about = DOCTOR_HELP)]
     Doctor(Doctor),

@@ -37,8 +37,9 @@
 //!   the reason.
 //! - All that is read from a target or a file is hostile: each count, depth and size has a cap in [`limits`], nothing
 //!   panics, and what is broken costs the frame or function it belongs to, not the rest.
-//! - Nothing is written to a target. Its threads stand only while registers and stacks are copied, and if wstate dies
-//!   meanwhile the kernel lets them go ([`target::live`] has the details, and the one exception).
+//! - Nothing is written to a target but by [`session::restore`], which exists for that. Its threads stand only while
+//!   registers and stacks are copied (for an image, the memory too), and if wstate dies meanwhile the kernel lets them go
+//!   ([`target::live`] has the details, and the exceptions).
 //!
 //! How to add a runtime or an architecture is in `CONTRIBUTING.md`.
 
@@ -49,6 +50,7 @@ pub mod cli;
 pub mod descriptor;
 pub mod doctor;
 pub mod error;
+pub mod images;
 pub mod limits;
 pub mod output;
 pub mod plugin;

@@ -35,6 +35,8 @@ pub const MAX_EXIT_BYTES: usize = 16 << 10;
 pub const MAX_RECOVERY_CHAIN: usize = 4096;
 /// Single steps of `--settle`.
 pub const MAX_SETTLE_STEPS: usize = 64;
+/// Single steps to a place that an image can be taken at for going on: about a second.
+pub const MAX_SNAPSHOT_STEPS: usize = 100_000;
 /// Lines of `.comment` that are looked at for compiler versions.
 pub const MAX_COMMENT_LINES: usize = 4096;
 /// Bytes of debug sections that are opened for struct layouts.

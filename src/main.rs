@@ -14,8 +14,8 @@ use wstate::report::symbol_file::SymbolFile;
 use wstate::report::timing::{Timing, milliseconds};
 use wstate::report::wasm_coredump::Compat;
 use wstate::report::{Completeness, hexdump, json, text};
-use wstate::session::{self, Source};
-use wstate::{plugin, sandbox, server};
+use wstate::session::{self, Resumable, Source};
+use wstate::{images, plugin, sandbox, server};
 
 const PARTIAL: u8 = 1;
 const FATAL: u8 = 2;
@@ -94,6 +94,9 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Some(Command::Modules(m)) => modules(&m),
         Some(Command::Memory(m)) => memory(&m),
         Some(Command::Export(e)) => export(&e),
+        Some(Command::Snapshot(s)) => snapshot(&s),
+        Some(Command::Image(i)) => image(&i),
+        Some(Command::Restore(r)) => restore(&r),
         Some(Command::Doctor(d)) => {
             let mut doctor = Doctor::examine(d.pid);
             if let Some(pid) = d.pid
@@ -240,6 +243,31 @@ fn answer(
         output.commit()?;
     }
     Ok(ended.code)
+}
+
+fn snapshot(command: &cli::Snapshot) -> Result<u8, Failure> {
+    let (options, wanted) = command.options().map_err(Failure::Usage)?;
+    let output = Output::file(&command.output)?;
+    let imports = command.imports_path().map(|path| Output::file(&path)).transpose()?;
+    let done = output.write_sparse_with(|out| session::snapshot(&options, wanted, out))?;
+    if let Some(imports) = imports {
+        imports.write(json::document(&done.imported_globals, true).as_bytes())?;
+    }
+    Output::stdout().write(images::snapshot_text(&done).as_bytes())?;
+    Ok(if matches!(done.resumable, Some(Resumable::No(_)) | None) { PARTIAL } else { 0 })
+}
+
+fn restore(command: &cli::Restore) -> Result<u8, Failure> {
+    let (options, wanted) = command.options();
+    let done = session::restore(&options, &wanted)?;
+    Output::stdout().write(images::restored_text(command.pid, &done).as_bytes())?;
+    Ok(if done.steps > 0 { 0 } else { PARTIAL })
+}
+
+fn image(command: &cli::Image) -> Result<u8, Failure> {
+    let (text, same) = images::show(command)?;
+    Output::stdout().write(text.as_bytes())?;
+    Ok(if same { 0 } else { PARTIAL })
 }
 
 /// Prints the stacks of `source`; with `confine`, in a process that has given up its rights.

@@ -2,8 +2,8 @@
 
 use crate::error::Error;
 use std::fs::{File, Permissions};
-use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
@@ -82,6 +82,27 @@ impl Output {
         }
     }
 
+    /// Lets `work` write piece by piece with holes for zeros, where there is a file. If it fails, a file keeps what it
+    /// holds.
+    pub fn write_sparse_with<T: Default>(
+        self,
+        work: impl FnOnce(&mut dyn SparseWrite) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        match self.to {
+            To::Beside(mut beside) => {
+                let failed = |source| Error::Output { to: self.name.clone(), source };
+                let mut out = Holes { file: beside.temporary.as_file_mut(), end: 0 };
+                let done = match work(&mut out) {
+                    Err(Error::Output { source, .. }) => Err(failed(source)),
+                    other => other,
+                }?;
+                out.finish().map_err(failed)?;
+                beside.persist().map(|()| done).map_err(failed)
+            }
+            to => Output { name: self.name, to }.put_with(|out| work(&mut Dense(out))),
+        }
+    }
+
     /// Gives the file what [`Output::put`] has written, in this process or in a child of it.
     pub fn commit(self) -> Result<(), Error> {
         match self.to {
@@ -120,6 +141,79 @@ impl Output {
             other => other,
         }
     }
+}
+
+/// Where long runs of zeros need not be written.
+pub trait SparseWrite: Write {
+    /// `count` zeros.
+    ///
+    /// # Errors
+    /// As [`Write::write_all`].
+    fn zeros(&mut self, count: u64) -> io::Result<()>;
+}
+
+/// Zeros are written.
+struct Dense<'a>(&'a mut dyn Write);
+
+impl Write for Dense<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl SparseWrite for Dense<'_> {
+    fn zeros(&mut self, count: u64) -> io::Result<()> {
+        io::copy(&mut io::repeat(0).take(count), self).map(|_| ())
+    }
+}
+
+/// A new file, in which blocks of zeros are left out.
+struct Holes<'a> {
+    file: &'a mut File,
+    /// Bytes so far, with the zeros at the end that are not there yet.
+    end: u64,
+}
+
+/// Bytes that are worth a hole.
+const HOLE: usize = 4096;
+
+impl Holes<'_> {
+    fn finish(self) -> io::Result<()> {
+        self.file.set_len(self.end)
+    }
+}
+
+impl Write for Holes<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let blocks: Vec<&[u8]> = bytes.chunks(HOLE).collect();
+        let mut at = 0;
+        for run in blocks.chunk_by(|a, b| is_hole(a) == is_hole(b)) {
+            let len: usize = run.iter().map(|block| block.len()).sum();
+            if run.iter().any(|block| !is_hole(block)) {
+                self.file.write_all_at(&bytes[at..at + len], self.end + at as u64)?;
+            }
+            at += len;
+        }
+        self.end += at as u64;
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl SparseWrite for Holes<'_> {
+    fn zeros(&mut self, count: u64) -> io::Result<()> {
+        self.end += count;
+        Ok(())
+    }
+}
+
+fn is_hole(block: &[u8]) -> bool {
+    block.len() == HOLE && block.iter().all(|&b| b == 0)
 }
 
 fn open(path: &Path) -> io::Result<To> {

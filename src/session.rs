@@ -2,8 +2,12 @@
 
 mod contents;
 mod own_names;
+mod restore;
+mod snapshot;
 
 pub use contents::{InstanceChoice, MemoryRange, Sink, contents, contents_of, export_coredump, linear_memory};
+pub use restore::{RestoreOptions, Restored, restore};
+pub use snapshot::{ImportedGlobal, Resumable, Snapshot, SnapshotOptions, snapshot};
 
 use crate::arch::CodeAddress;
 use crate::arch::Reg;
@@ -16,11 +20,12 @@ use crate::runtime::all::{FindOptions, Runtimes};
 use crate::runtime::code_map::{CodeMap, CompiledFunction, CompiledModule, Detail};
 pub use crate::runtime::singlepass::anchor::Route;
 use crate::runtime::{GuestFrame, GuestKind, Position, Provider, Reach, Runtime, Scene};
+use crate::state::ExecutionStateImage;
 use crate::symbolize::native::NativeSymbolizer;
 use crate::target::core::CoreTarget;
-use crate::target::live::{CaptureOptions, LiveTarget, Settled, Verdict};
+use crate::target::live::{CaptureOptions, LiveTarget, SettleReport, Settled, Verdict};
 use crate::target::objects::{Objects, SearchPaths};
-use crate::target::{Mapping, Memory, Target, Thread};
+use crate::target::{Mapping, Memory, Target, Thread, ThreadId};
 use crate::unwind::cfi::CfiUnwinder;
 use crate::unwind::frame_pointer::FramePointerUnwinder;
 use crate::unwind::recognised::{RecognisedUnwinder, Stretch};
@@ -501,54 +506,80 @@ fn image_of(
     threads: &[&Thread],
     stacks: &[Option<Stack>],
 ) -> Result<(Option<String>, Option<Vec<u8>>), Error> {
-    let memory = view.target;
+    let chosen = wasm_thread(view.runtime, view.target, threads, stacks)?;
+    let image = chosen.image(view.runtime, view.target)?;
+    let bytes = image.to_bytes().map_err(|e| Error::NotFound {
+        what: format!("the image of thread {} cannot be encoded: {e}", chosen.tid.0),
+    })?;
+    Ok((Some(image.output()), Some(bytes)))
+}
+
+/// A thread that runs Wasm.
+struct WasmThread<'a> {
+    tid: ThreadId,
+    /// Its frames from the youngest Wasm frame on.
+    frames: &'a [crate::unwind::Frame],
+    /// That frame.
+    youngest: GuestFrame,
+    /// Whether that frame is the thread's youngest of all.
+    on_top: bool,
+    /// Whether frames above may be missing.
+    guessed: bool,
+}
+
+/// The only one of these threads that has Wasm frames.
+fn wasm_thread<'a>(
+    runtime: &dyn Runtime,
+    memory: &dyn Memory,
+    threads: &[&Thread],
+    stacks: &'a [Option<Stack>],
+) -> Result<WasmThread<'a>, Error> {
     let mut found = Vec::new();
     for (thread, stack) in threads.iter().zip(stacks) {
-        let frames = stack.iter().flat_map(|s| &s.frames).map(|f| &f.cursor);
-        let first = frames.into_iter().find_map(|c| {
-            let frame = view.runtime.describe(c, memory).into_iter().find(|f| f.kind == GuestKind::Wasm)?;
-            Some((c, frame))
-        });
-        if let Some((cursor, frame)) = first {
-            let above = stack.iter().flat_map(|s| &s.frames).take_while(|f| !std::ptr::eq(&f.cursor, cursor));
-            let guessed = above.chain(stack.iter().flat_map(|s| &s.frames).find(|f| std::ptr::eq(&f.cursor, cursor)));
-            let guessed = guessed.into_iter().any(|f| f.trust == Trust::FramePointer);
-            found.push((thread.id, cursor, frame, guessed));
+        let all = stack.as_ref().map_or(&[][..], |s| &s.frames);
+        let is_wasm = |f: &crate::unwind::Frame| {
+            runtime.describe(&f.cursor, memory).into_iter().find(|f| f.kind == GuestKind::Wasm)
+        };
+        if let Some((at, youngest)) = all.iter().enumerate().find_map(|(i, f)| Some((i, is_wasm(f)?))) {
+            let guessed = all.iter().take(at + 1).any(|f| f.trust == Trust::FramePointer);
+            found.push(WasmThread { tid: thread.id, frames: &all[at..], youngest, on_top: at == 0, guessed });
         }
     }
-    let (tid, cursor, frame, guessed) = match found.as_slice() {
-        [] => {
+    match found.len() {
+        1 => Ok(found.remove(0)),
+        0 => {
             let what = "no thread that was looked at has a Wasm frame, so there is no image; try: wstate doctor PID";
-            return Err(Error::NotFound { what: what.into() });
+            Err(Error::NotFound { what: what.into() })
         }
-        [one] => one,
-        more => {
-            let ids: Vec<String> = more.iter().take(20).map(|(tid, ..)| tid.0.to_string()).collect();
-            return Err(Error::NotFound {
+        _ => {
+            let ids: Vec<String> = found.iter().take(20).map(|t| t.tid.0.to_string()).collect();
+            Err(Error::NotFound {
                 what: format!("several threads run Wasm ({}); choose one with --thread TID", ids.join(", ")),
+            })
+        }
+    }
+}
+
+impl WasmThread<'_> {
+    /// What the runtime itself would report, or why that is not known.
+    fn image(&self, runtime: &dyn Runtime, memory: &dyn Memory) -> Result<ExecutionStateImage, Error> {
+        let tid = self.tid.0;
+        if self.guessed {
+            return Err(Error::NotFound {
+                what: format!(
+                    "thread {tid}: the native frames above its Wasm frames have no unwind information, so younger Wasm \
+                     frames may be missing and an image might lie; give the executable (core CORE EXE) or --sysroot"
+                ),
             });
         }
-    };
-    if *guessed {
-        return Err(Error::NotFound {
-            what: format!(
-                "thread {}: the native frames above its Wasm frames have no unwind information, so younger Wasm frames \
-                 may be missing and an image might lie; give the executable (core CORE EXE) or --sysroot",
-                tid.0
-            ),
-        });
+        let image = self.frames.first().and_then(|f| runtime.image(self.tid, &f.cursor, memory)).unwrap_or_default();
+        if image.frames.is_empty() {
+            let why = self.youngest.stack.as_ref().err().map_or("the runtime has no state here", |w| w.0.as_str());
+            let pc = self.frames.first().map_or(0, |f| f.cursor.address.raw());
+            return Err(Error::NotFound { what: format!("thread {tid} has no image at {pc:#x}: {why}") });
+        }
+        Ok(image)
     }
-    let image = view.runtime.image(*tid, cursor, memory).unwrap_or_default();
-    let tid = tid.0;
-    if image.frames.is_empty() {
-        let why = frame.stack.as_ref().err().map_or("the runtime has no state here", |w| w.0.as_str());
-        return Err(Error::NotFound {
-            what: format!("thread {tid} has no image at {:#x}: {why}", cursor.address.raw()),
-        });
-    }
-    let bytes = crate::state::codec::encode_bincode(&image)
-        .map_err(|e| Error::NotFound { what: format!("the image of thread {tid} cannot be encoded: {e}") })?;
-    Ok((Some(image.output()), Some(bytes)))
 }
 
 /// Turns stacks into the report.
@@ -814,7 +845,7 @@ fn settle(
     let (pid, tid) = (first.pid().unwrap_or_default(), thread.id);
     let reach = provider.runtime().reach(&first);
     let mut verdict = move |pc: u64, _: &dyn Memory| match reach(pc) {
-        Reach::Point => Verdict::Point,
+        Reach::Point | Reach::Returned => Verdict::Point,
         Reach::Inside => Verdict::Step,
         Reach::Outside => Verdict::Outside,
     };
@@ -826,11 +857,15 @@ fn settle(
         timing.reading_ms += milliseconds(stepped);
         timing.add_stop(target.pause());
     }
+    outcome.report.notes.push(settled_note(tid, settled, "a point where its operand stack is known"));
+    Ok(outcome)
+}
+
+/// What `--settle` did.
+fn settled_note(tid: ThreadId, settled: SettleReport, point: &str) -> String {
     let (steps, tid) = (settled.steps, tid.0);
     let note = match settled.outcome {
-        Settled::Point => {
-            format!("thread {tid} was stepped {steps} instructions to a point where its operand stack is known")
-        }
+        Settled::Point => format!("thread {tid} was stepped {steps} instructions to {point}"),
         Settled::Left if steps == 0 => {
             format!("thread {tid} is in native code now: at the call its operand stack is known")
         }
@@ -839,7 +874,5 @@ fn settle(
         Settled::Signal(n) => format!("thread {tid} was stepped {steps} instructions; then signal {n} came"),
         Settled::Refused(why) => format!("thread {tid} could not be stepped: {why}"),
     };
-    let note = format!("--settle: {note}");
-    outcome.report.notes.push(note);
-    Ok(outcome)
+    format!("--settle: {note}")
 }

@@ -54,6 +54,21 @@ fn help_of_modules() {
 }
 
 #[test]
+fn help_of_snapshot() {
+    insta::assert_snapshot!(help(&["snapshot", "--help"]));
+}
+
+#[test]
+fn help_of_restore() {
+    insta::assert_snapshot!(help(&["restore", "--help"]));
+}
+
+#[test]
+fn help_of_image() {
+    insta::assert_snapshot!(help(&["image", "--help"]));
+}
+
+#[test]
 fn help_of_memory() {
     insta::assert_snapshot!(help(&["memory", "--help"]));
 }

@@ -6,10 +6,12 @@ use super::code_map::{CodeMap, Detail};
 use super::singlepass::anchor::Route;
 use super::singlepass::find::SinglepassProvider;
 use super::wasmtime::find::WasmtimeProvider;
-use super::{Declared, GuestFrame, GuestInstance, GuestModule, Provider, Reach, Runtime, Scene, Value, Why};
+use super::{
+    Declared, GuestFrame, GuestInstance, GuestModule, InstanceParts, Provider, Reach, Runtime, Scene, Value, Why,
+};
 use crate::error::Error;
 use crate::limits::MAX_IMAGE_BYTES;
-use crate::state::ExecutionStateImage;
+use crate::state::{ExecutionStateImage, PointKind};
 use crate::symbolize::wasm::WasmModule;
 use crate::target::memory::read_file;
 use crate::target::{Memory, ThreadId};
@@ -262,6 +264,15 @@ impl Runtime for Runtimes {
     fn global(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<Value, Why> {
         let (runtime, module) = self.place(module)?;
         runtime.global(module, instance, index, memory)
+    }
+
+    fn instance_parts(&self, module: usize, instance: u64, memory: &dyn Memory) -> Result<InstanceParts, Why> {
+        let (runtime, module) = self.place(module)?;
+        runtime.instance_parts(module, instance, memory)
+    }
+
+    fn goes_on_at(&self, address: u64, memory: &dyn Memory) -> Option<PointKind> {
+        self.runtimes().find_map(|r| r.goes_on_at(address, memory))
     }
 
     fn table(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {

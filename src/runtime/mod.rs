@@ -6,13 +6,14 @@ pub mod singlepass;
 pub mod wasmtime;
 
 use crate::progress::Progress;
-use crate::state::ExecutionStateImage;
+use crate::state::{ExecutionStateImage, ModuleStateMap, PointKind};
 use crate::symbolize::wasm::WasmModule;
 use crate::target::objects::Objects;
 use crate::target::{Memory, Target, ThreadId};
 use crate::unwind::{Cursor, Next, Unwinder};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// A Wasm value type, as far as these runtimes have them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -334,10 +335,45 @@ pub struct GuestExport {
 pub enum Reach {
     /// A point: the operand stack is known here.
     Point,
+    /// A point at which an image cannot be taken for going on: a call has just returned, and its result is in no place that
+    /// an image keeps, or the operator goes on somewhere else.
+    Returned,
     /// The runtime's code between points.
     Inside,
     /// Other code.
     Outside,
+}
+
+/// What an `InstanceImage` needs of an instance, and what going on from one needs.
+#[derive(Clone, Debug)]
+pub struct InstanceParts {
+    /// The module's state map.
+    pub map: Arc<ModuleStateMap>,
+    /// Address of its first byte of code.
+    pub code_base: u64,
+    /// The instance's context.
+    pub vmctx: u64,
+    /// Linear memory 0: first address, bytes.
+    pub memory: Option<(u64, u64)>,
+    /// Where memory 0 is described (`vm.rs: LocalMemory`), if it is the instance's own.
+    pub memory_at: Option<u64>,
+    /// The runtime's function that grows it.
+    pub grow: Option<u64>,
+    /// Globals that the module defines.
+    pub globals: Vec<GlobalCell>,
+    /// Globals that it imports.
+    pub imported_globals: Vec<GlobalCell>,
+}
+
+/// A global as an image keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GlobalCell {
+    /// Type.
+    pub ty: ValType,
+    /// Where its 16 bytes are.
+    pub address: u64,
+    /// The value: integers sign-extended, floats as their bits.
+    pub bits: u128,
 }
 
 /// A runtime found in a target.
@@ -369,6 +405,16 @@ pub trait Runtime: Unwinder {
     fn linear_memory(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<(u64, u64), Why>;
     /// Global `index` of an instance, imported ones first.
     fn global(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<Value, Why>;
+    /// What an image of an instance is made from, of runtimes that have such images.
+    fn instance_parts(&self, module: usize, instance: u64, memory: &dyn Memory) -> Result<InstanceParts, Why> {
+        let _ = (module, instance, memory);
+        Err(Why(format!("{} has no images of instances", self.name())))
+    }
+    /// The kind of point at `address`, if an image of a frame there goes on there (see [`crate::state::goes_on_at`]).
+    fn goes_on_at(&self, address: u64, memory: &dyn Memory) -> Option<PointKind> {
+        let _ = (address, memory);
+        None
+    }
     /// Number of elements of table `index` of an instance, imported ones first.
     fn table(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {
         let _ = (module, instance, index, memory);

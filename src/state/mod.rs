@@ -11,6 +11,7 @@
 //! - [`read`]: from a machine state and a stack to values: one frame, or the whole of `read_stack`.
 //! - [`resume`]: from an image to a stack on which its frames go on.
 //! - [`codec`]: bincode 1 and borsh.
+//! - [`image`]: the parts of an encoded `InstanceImage`, whose memory nobody wants to hold twice.
 //! - [`mod@validate`]: what is wrong with a map, function by function.
 //! - [`x64`]: the register numbers that the maps use.
 //!
@@ -19,6 +20,7 @@
 
 pub mod codec;
 pub mod diff;
+pub mod image;
 pub mod lookup;
 pub mod map;
 pub mod model;
@@ -31,11 +33,12 @@ pub mod x64;
 
 pub use codec::CodecError;
 pub use diff::{Budget, StateError};
+pub use image::{AnyImage, ImageError, ImageView};
 pub use map::{Point, PointKind};
 pub use model::*;
 pub use read::{
     BoundaryRegisters, FrameProblem, FrameRead, KnownRegisters, MissingReason, ReadEnd, ReadError, ReadWord,
     ValuePlace, cross_tier_boundary, find_point, read_frame, read_stack,
 };
-pub use resume::{ResumeError, ResumeStack, resume_stack};
+pub use resume::{ResumeError, ResumeStack, goes_on_at, resume_stack};
 pub use validate::{Validation, validate};

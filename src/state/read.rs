@@ -42,6 +42,9 @@ impl<F: FnMut(u64) -> Option<u64>> ReadWord for F {
 pub struct KnownRegisters(pub [Option<u64>; 32]);
 
 impl KnownRegisters {
+    /// Nothing is known.
+    pub const UNKNOWN: KnownRegisters = KnownRegisters([None; 32]);
+
     /// The register with this number; `None` also where there is no such register.
     pub fn get(&self, index: usize) -> Option<u64> {
         self.0.get(index).copied().flatten()

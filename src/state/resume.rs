@@ -46,6 +46,8 @@ pub struct Place {
     pub code_base: u64,
     /// Address of the instance's context.
     pub vmctx: u64,
+    /// Registers of the code that the oldest frame returns to, as it expects to find them again. The runtime knows none.
+    pub registers: KnownRegisters,
 }
 
 /// A stack to go on with.
@@ -293,6 +295,31 @@ fn operator_name(number: usize) -> String {
     }
 }
 
+/// The kind of the point at code offset `offset`, if a frame of an image that was taken there goes on there. An image names
+/// an operator, and a map has one point to go on at for each: an operator that may trap and calls has two places where
+/// it can stop, of which one is lost.
+pub fn goes_on_at(map: &ModuleStateMap, offset: usize) -> Option<PointKind> {
+    let point = map.lookup(offset)?;
+    let suspend = suspend_of(point.function, point.diff()?.wasm_inst_offset)?;
+    (place_of(suspend) == (point.kind, point.offset)).then_some(point.kind)
+}
+
+/// Where an operator goes on.
+fn suspend_of(function: &FunctionStateMap, operator: usize) -> Option<SuspendOffset> {
+    match operator {
+        FUNCTION_HEADER => function.wasm_function_header_target_offset,
+        n => function.wasm_offset_to_target_offset.get(&n).copied(),
+    }
+}
+
+fn place_of(suspend: SuspendOffset) -> (PointKind, usize) {
+    match suspend {
+        SuspendOffset::Loop(offset) => (PointKind::Loop, offset),
+        SuspendOffset::Call(offset) => (PointKind::Call, offset),
+        SuspendOffset::Trappable(offset) => (PointKind::Trappable, offset),
+    }
+}
+
 /// A frame's function and state.
 struct Planned<'a> {
     function: &'a FunctionStateMap,
@@ -322,16 +349,8 @@ fn plan<'a>(map: &'a ModuleStateMap, image: &ExecutionStateImage) -> Result<Vec<
     for (frame, dump) in image.frames.iter().enumerate() {
         let (id, operator) = (dump.local_function_id, dump.wasm_inst_offset);
         let function = *functions.get(&id).ok_or(ResumeError::NoSuchFunction { frame, function: id })?;
-        let suspend = match operator {
-            FUNCTION_HEADER => function.wasm_function_header_target_offset,
-            n => function.wasm_offset_to_target_offset.get(&n).copied(),
-        };
-        let suspend = suspend.ok_or(ResumeError::NoPoint { frame, function: id, operator })?;
-        let (kind, offset) = match suspend {
-            SuspendOffset::Loop(offset) => (PointKind::Loop, offset),
-            SuspendOffset::Call(offset) => (PointKind::Call, offset),
-            SuspendOffset::Trappable(offset) => (PointKind::Trappable, offset),
-        };
+        let suspend = suspend_of(function, operator).ok_or(ResumeError::NoPoint { frame, function: id, operator })?;
+        let (kind, offset) = place_of(suspend);
         let info = function.table(kind).get(&offset).ok_or(ResumeError::NotInTable { frame, offset })?;
         if info.diff_id >= function.diffs.len() {
             return Err(ResumeError::Untracked { frame });
@@ -506,7 +525,7 @@ fn build(
     // One word stays free below, so that no address wraps.
     let limit = MAX_RESUME_BYTES.min(place.top - 8);
     let mut stack = Growing { top: place.top, words: Vec::new(), limit };
-    let mut registers = KnownRegisters([None; 32]);
+    let mut registers = place.registers;
     let mut rbp = place.outer_rbp;
     for word in place.outer.iter().rev() {
         stack.push(image.frames.len() - 1, *word)?;

@@ -13,6 +13,8 @@
 //! part returns with it. All others go on as if nothing had been, sleeps with the time that was left.
 #![allow(unsafe_code)]
 
+pub mod held;
+pub mod inject;
 mod unstopped;
 
 use super::memory::{Content, Holder, PageCache, Piece, Splice};
@@ -150,6 +152,35 @@ impl Source {
     }
 }
 
+impl Source {
+    /// The ranges of anonymous memory from `start` to `end` that have pages, in memory or swapped out.
+    fn page_table(&self, start: u64, end: u64) -> Option<Vec<(u64, u64)>> {
+        const PAGE: u64 = 0x1000;
+        // proc(5): present, swapped.
+        const HAS_PAGE: u64 = 1 << 63 | 1 << 62;
+        let table = File::open(format!("/proc/{}/pagemap", self.tid)).ok()?;
+        let (first, last) = (start / PAGE, end.div_ceil(PAGE));
+        let mut entries = vec![0u8; 1 << 16];
+        let mut out: Vec<(u64, u64)> = Vec::new();
+        let mut page = first;
+        while page < last {
+            let wanted = (last - page).min(entries.len() as u64 / 8) as usize * 8;
+            table.read_exact_at(&mut entries[..wanted], page * 8).ok()?;
+            for entry in entries[..wanted].chunks_exact(8) {
+                if entry.try_into().map_or(u64::MAX, u64::from_le_bytes) & HAS_PAGE != 0 {
+                    let (from, to) = ((page * PAGE).max(start), ((page + 1) * PAGE).min(end));
+                    match out.last_mut() {
+                        Some(range) if range.1 == from => range.1 = to,
+                        _ => out.push((from, to)),
+                    }
+                }
+                page += 1;
+            }
+        }
+        Some(out)
+    }
+}
+
 impl Memory for Source {
     fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
         Source::read(self, address, buf)
@@ -245,19 +276,24 @@ impl LiveTarget {
     }
 
     fn of(stopped: &mut Stopped, options: &CaptureOptions) -> Result<LiveTarget, Error> {
+        let mut target = LiveTarget::look(stopped, options)?;
+        stopped.release();
+        target.pause = stopped.since.elapsed();
+        Ok(target)
+    }
+
+    /// What is copied of a process that stands.
+    fn look(stopped: &mut Stopped, options: &CaptureOptions) -> Result<LiveTarget, Error> {
         let pid = stopped.pid;
         let process = Process::open(pid, stopped.reader())?;
         let mut threads: Vec<Thread> = stopped.threads.iter().map(|s| s.registers(pid)).collect();
         let mut notes = std::mem::take(&mut stopped.notes);
         let captured = copy_stacks(&threads, &process.mappings, &process.source, pid, options, &mut notes);
-        stopped.release();
-        let pause = stopped.since.elapsed();
-
         for &(tid, why) in &stopped.unstopped {
             threads.push(Thread { problem: Some(why.to_string()), ..thread_of(pid, tid) });
         }
         threads.sort_by_key(|t| (t.id.0 != pid, t.id));
-        Ok(process.target(pid, threads, notes, captured, pause))
+        Ok(process.target(pid, threads, notes, captured, Duration::ZERO))
     }
 }
 
@@ -360,6 +396,13 @@ impl Target for LiveTarget {
 
     fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    fn touched(&self, start: u64, end: u64) -> Vec<(u64, u64)> {
+        // Of a file's pages only some are mapped.
+        let private = |m: &Mapping| m.is_anonymous() && m.start <= start && end <= m.end;
+        let table = self.mapping_at(start).is_some_and(private).then(|| self.source.page_table(start, end)).flatten();
+        table.unwrap_or_else(|| vec![(start, end)])
     }
 
     fn is_live(&self) -> bool {
@@ -573,9 +616,6 @@ impl Stopped {
         let mut steps = 0;
         let outcome = loop {
             let mut regs = [0; USER_REGS_WORDS * 8];
-            let word = |regs: &[u8], i: usize| {
-                regs.get(i * 8..i * 8 + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
-            };
             match get_regset(thread.tid, libc::NT_PRSTATUS, &mut regs) {
                 Ok(n) if n == regs.len() => {}
                 _ => break Settled::Refused("its registers cannot be read"),
@@ -690,6 +730,11 @@ fn ptrace(request: libc::c_uint, tid: libc::pid_t, address: usize, data: usize) 
     // SAFETY: no request used here reads or writes our memory except through `data`, which is as described above.
     let result = unsafe { libc::ptrace(request, tid, address as *mut libc::c_void, data as *mut libc::c_void) };
     if result == -1 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Word `i` of a register set.
+fn word(regs: &[u8], i: usize) -> u64 {
+    regs.get(i * 8..i * 8 + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
 
 /// Reads a register set and returns how many bytes it has.

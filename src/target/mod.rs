@@ -179,6 +179,11 @@ pub trait Target: Memory {
     /// Whether memory may have changed since the registers were captured (a live process that runs on).
     fn is_live(&self) -> bool;
 
+    /// The parts of `start..end` that can hold anything but zeros, as far as that is known without reading them.
+    fn touched(&self, start: u64, end: u64) -> Vec<(u64, u64)> {
+        vec![(start, end)]
+    }
+
     /// The mapping that covers `address`.
     fn mapping_at(&self, address: u64) -> Option<&Mapping> {
         let maps = self.mappings();

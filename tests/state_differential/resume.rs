@@ -137,6 +137,7 @@ fn ours_like(
         outer_rbp: top - STACK_WORDS as u64 * 8,
         code_base: built.code_base as u64,
         vmctx: built.vmctx,
+        registers: ours::KnownRegisters::UNKNOWN,
     };
     resume_stack_unverified(map, image, &place, &mut |address| built.memory(address))
 }
@@ -287,7 +288,14 @@ fn random_images_have_the_runtimes_words() {
                     Err(e) => panic!("the runtime can, we cannot: {e}"),
                 },
                 None => {
-                    let place = Place { top: 0x7fff_0000_0000, outer: [1, 2, 3], outer_rbp: 4, code_base: 5, vmctx: 6 };
+                    let place = Place {
+                        top: 0x7fff_0000_0000,
+                        outer: [1, 2, 3],
+                        outer_rbp: 4,
+                        code_base: 5,
+                        vmctx: 6,
+                        registers: ours::KnownRegisters::UNKNOWN,
+                    };
                     match resume_stack_unverified(&map, &image, &place, &mut |_| None) {
                         Err(_) => drop(count("both refuse")),
                         Ok(_) => panic!("the runtime cannot, we can"),
@@ -547,7 +555,14 @@ fn what_is_resumed_is_read_again() {
         let fits = |r: &Result<ours::ResumeStack, ResumeError>| !matches!(r, Err(ResumeError::Half { .. }));
         let top = 0x7fff_1234_0000u64;
         let outer = [0xdead_0000, 0xdead_0001, 0xdead_0002];
-        let place = Place { top, outer, outer_rbp: 0xb9, code_base: BASE as u64, vmctx: 0xc0_0000 };
+        let place = Place {
+            top,
+            outer,
+            outer_rbp: 0xb9,
+            code_base: BASE as u64,
+            vmctx: 0xc0_0000,
+            registers: ours::KnownRegisters::UNKNOWN,
+        };
         let resumed = resume_stack(&map, &image, &place, &mut |address| Some(address ^ 0x5555_0000));
         if !fits(&resumed) {
             *words.entry("a constant too large for half a word").or_default() += 1;
@@ -628,8 +643,14 @@ fn compiled_code_is_resumed_at_every_point() {
                         .collect(),
                 });
             }
-            let place =
-                Place { top: 0x7fff_0000, outer: [1, 2, 3], outer_rbp: 4, code_base: BASE as u64, vmctx: 0xc0_0000 };
+            let place = Place {
+                top: 0x7fff_0000,
+                outer: [1, 2, 3],
+                outer_rbp: 4,
+                code_base: BASE as u64,
+                vmctx: 0xc0_0000,
+                registers: ours::KnownRegisters::UNKNOWN,
+            };
             let (_, offset, info) = suspend(function, operator).unwrap();
             let resumed = match resume_stack(&map, &image, &place, &mut |_| None) {
                 Ok(resumed) => resumed,
@@ -700,7 +721,14 @@ fn deep_stacks_are_built_and_broken_images_refused() {
         stack: state.wasm_stack.iter().take(operands).map(value).collect(),
         locals: function.locals.iter().map(value).collect(),
     };
-    let place = Place { top: 0x7fff_0000_0000, outer: [1, 2, 3], outer_rbp: 4, code_base: BASE as u64, vmctx: 0xc0 };
+    let place = Place {
+        top: 0x7fff_0000_0000,
+        outer: [1, 2, 3],
+        outer_rbp: 4,
+        code_base: BASE as u64,
+        vmctx: 0xc0,
+        registers: ours::KnownRegisters::UNKNOWN,
+    };
     let build = |image: &ours::ExecutionStateImage, place: &Place| {
         resume_stack_unverified(&map, image, place, &mut |address| Some(address))
     };

@@ -11,6 +11,10 @@ pub const GLOBALS: u64 = 0x10;
 pub const IMPORTED_GLOBALS: u64 = 0x28;
 /// Offset of `internal.imported_funcs`.
 pub const IMPORTED_FUNCS: u64 = 0x30;
+/// Offset of `internal.stack_lower_bound`.
+pub const STACK_LOWER_BOUND: u64 = 0x48;
+/// Offset of `internal.memory_base`; `memory_bound` follows.
+pub const MEMORY_BASE: u64 = 0x50;
 /// Offset of `local_functions`.
 pub const LOCAL_FUNCTIONS: u64 = 0x70;
 /// Offset of `module`.
@@ -90,6 +94,7 @@ mod tests {
         assert_eq!(bytes.len(), CTX_SIZE);
         let c = Ctx::parse(&bytes).unwrap();
         assert_eq!((c.globals, c.imported_globals, c.imported_funcs), (GLOBALS, IMPORTED_GLOBALS, IMPORTED_FUNCS));
+        assert_eq!((c.stack_lower_bound, c.memory_base), (STACK_LOWER_BOUND, MEMORY_BASE));
         assert_eq!((c.local_functions, c.module, c.data_finalizer), (LOCAL_FUNCTIONS, MODULE, 0x98));
         assert!(Ctx::parse(&bytes[..159]).is_err());
     }

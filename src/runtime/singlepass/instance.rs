@@ -3,8 +3,9 @@
 use super::ctx::Ctx;
 use super::module::Module;
 use crate::arch::Reg;
-use crate::runtime::{Place, Slot, Value, Why};
+use crate::runtime::{GlobalCell, InstanceParts, Place, Slot, ValType, Value, Why};
 use crate::target::Memory;
+use std::sync::Arc;
 
 /// Memories and globals of one kind that are looked at: more are a broken description.
 const MAX_ITEMS: u64 = 1 << 20;
@@ -90,5 +91,49 @@ pub fn global(module: &Module, instance: u64, index: u32, memory: &dyn Memory) -
     Ok(Value {
         ty,
         slot: Slot::Known { bits: bits.into(), place: Place::Memory { base: Reg::R15, offset, address: at } },
+    })
+}
+
+/// What `state.rs: build_instance_image` reads, and what it leaves out.
+pub fn parts(module: &Module, instance: u64, memory: &dyn Memory) -> Result<InstanceParts, Why> {
+    let ctx = Ctx::read(memory, instance).map_err(why)?;
+    let (all, imported) = module.globals().ok_or_else(|| {
+        Why("the module's description was not found in the target, so its globals are not known".into())
+    })?;
+    if ctx.memory_base.checked_add(ctx.memory_bound).is_none() {
+        return Err(Why("the instance's context is damaged".into()));
+    }
+    let counts = (imported, (all.len() as u64).saturating_sub(imported));
+    let mut cells = Vec::new();
+    for (index, global) in all.iter().enumerate() {
+        let ty = global.ty.ok_or_else(|| Why(format!("the type of global {index} is not known")))?;
+        let address = pointer(ctx.globals, ctx.imported_globals, counts, index as u32, memory)?;
+        cells.push(GlobalCell { ty, address, bits: global_bits(ty, address, memory)? });
+    }
+    let own_memory = module.memories().is_some_and(|(imported, own)| imported == 0 && own > 0);
+    let globals = cells.split_off(usize::try_from(imported).unwrap_or(usize::MAX).min(cells.len()));
+    Ok(InstanceParts {
+        map: Arc::clone(module.map.all(memory).map_err(why)?),
+        code_base: module.code.0,
+        vmctx: instance,
+        memory: (ctx.memory_base != 0).then_some((ctx.memory_base, ctx.memory_bound)),
+        memory_at: if own_memory { Some(element(ctx.memories, 0, memory)?) } else { None },
+        grow: memory.read_u64(ctx.intrinsics).ok().filter(|&f| f != 0),
+        globals,
+        imported_globals: cells,
+    })
+}
+
+/// As `Value::to_u128` has it: above its type a cell holds what was there before.
+fn global_bits(ty: ValType, address: u64, memory: &dyn Memory) -> Result<u128, Why> {
+    let mut bytes = [0; 16];
+    memory.read(address, &mut bytes).map_err(why)?;
+    let bits = u128::from_le_bytes(bytes);
+    Ok(match ty {
+        ValType::I32 => bits as i32 as u128,
+        ValType::I64 => bits as i64 as u128,
+        ValType::F32 => u128::from(bits as u32),
+        ValType::F64 => u128::from(bits as u64),
+        _ => bits,
     })
 }

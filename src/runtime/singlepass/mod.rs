@@ -30,9 +30,9 @@ pub(crate) mod fake;
 pub use rust_memory::StructureError;
 
 use super::code_map::{CodeMap, Detail};
-use super::{Declared, GuestFrame, GuestInstance, GuestModule, Reach, Runtime, Value, Why};
-use crate::state::ExecutionStateImage;
+use super::{Declared, GuestFrame, GuestInstance, GuestModule, InstanceParts, Reach, Runtime, Value, Why};
 use crate::state::read::BoundaryRegisters;
+use crate::state::{ExecutionStateImage, PointKind, goes_on_at};
 use crate::symbolize::wasm::WasmModule;
 use crate::target::{Memory, ThreadId};
 use crate::unwind::{Cursor, Next, Unwinder};
@@ -113,6 +113,20 @@ impl Runtime for Singlepass {
         instance::global(module, instance, index, memory)
     }
 
+    fn instance_parts(&self, module: usize, instance: u64, memory: &dyn Memory) -> Result<InstanceParts, Why> {
+        let module = self.modules.get(module).ok_or_else(|| Why("there is no such module".into()))?;
+        // Code of another tier may run; the instance's own module is the one that was instantiated.
+        let own = memory.read_u64(instance.wrapping_add(ctx::MODULE)).ok();
+        let instantiated = self.modules.iter().find(|m| m.inner.is_some() && m.inner == own);
+        instance::parts(instantiated.unwrap_or(module), instance, memory)
+    }
+
+    fn goes_on_at(&self, address: u64, memory: &dyn Memory) -> Option<PointKind> {
+        let (_, module) = self.module_at(address)?;
+        let offset = usize::try_from(address.checked_sub(module.code.0)?).ok()?;
+        goes_on_at(module.map.around(offset, memory).ok()??, offset)
+    }
+
     fn table(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {
         let module = self.modules.get(module).ok_or_else(|| Why("there is no such module".into()))?;
         instance::table(module, instance, index, memory)
@@ -141,9 +155,12 @@ impl Runtime for Singlepass {
             let Some((code, map)) = modules.iter().find(|(code, _)| code.0 <= pc && pc < code.1) else {
                 return Reach::Outside;
             };
-            let offset = usize::try_from(pc - code.0).ok();
-            let point = map.as_ref().zip(offset).and_then(|(map, offset)| map.lookup(offset));
-            if point.is_some_and(|p| p.diff().is_some()) { Reach::Point } else { Reach::Inside }
+            let (Ok(offset), Some(map)) = (usize::try_from(pc - code.0), map) else { return Reach::Inside };
+            match (map.lookup(offset).and_then(|p| p.diff()), goes_on_at(map, offset)) {
+                (None, _) => Reach::Inside,
+                (Some(_), Some(PointKind::Loop | PointKind::Trappable)) => Reach::Point,
+                (Some(_), _) => Reach::Returned,
+            }
         })
     }
 

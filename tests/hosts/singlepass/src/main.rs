@@ -31,6 +31,7 @@ use wasmer_runtime_core::{
     load_cache_with,
     memory::Memory,
     module::ModuleInner,
+    state::{InstanceImage, x64::invoke_call_return_on_stack},
     table::Table,
     types::{ExternDescriptor, FuncSig, ImportDescriptor, Type, Value},
     vm,
@@ -280,6 +281,20 @@ fn run(instance: &Instance, name: &str, args: &[Value]) -> Vec<Value> {
     }
 }
 
+/// Goes on from an image as `tiering.rs` does; returns the raw result of the oldest frame.
+fn resume(mut instance: Instance, path: &std::path::Path) -> u64 {
+    let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let image = InstanceImage::from_bytes(&bytes).unwrap_or_else(|| fail("no image"));
+    fault::ensure_sighandler();
+    let version = truth::code_version(&instance.module, true);
+    let vmctx: *mut vm::Ctx = instance.context_mut();
+    let go = || unsafe { invoke_call_return_on_stack(&version.msm, version.base, image, &mut *vmctx, None) };
+    match unsafe { fault::with_ctx(vmctx, go) } {
+        Ok(value) => value,
+        Err(error) => fail(&format!("going on failed: {error:?}")),
+    }
+}
+
 fn run_text(text: &str) {
     let instance = instantiate(&compile_text(text));
     run(&instance, "run", &[]);
@@ -354,8 +369,15 @@ fn stop_here(stop: &str) {
         "wasm" => {
             let instance = instantiate(&compile(&wasm_file()));
             let name = options.call.as_deref().unwrap_or_else(|| fail("--wasm needs --call NAME [ARGS]"));
-            let values = run(&instance, name, &arguments(&instance, name));
-            report::note(&format!("{name} returned {values:?}"));
+            let bits = match &options.resume {
+                Some(image) => resume(instance, image),
+                None => {
+                    let values = run(&instance, name, &arguments(&instance, name));
+                    report::note(&format!("{name} returned {values:?}"));
+                    values.first().map_or(0, |value| value.to_u128() as u64)
+                }
+            };
+            truth::result(options, bits);
         }
         "call-indirect" => run_text(&guests::call_indirect()),
         "deep" => run_text(&guests::deep(options.depth.unwrap_or(10_000))),

@@ -71,7 +71,7 @@ pub unsafe fn read(address: u64, rsp: u64, mut known: Known) -> Option<Execution
     .ok()
 }
 
-/// Linear memories above this are left out of the truth: encoding them byte by byte takes seconds in a debug build.
+/// Linear memories above this are left out of the truth unless `--truth-memory` asks for them: encoding them byte by byte takes seconds in a debug build.
 const INSTANCE_BYTES: usize = 4 << 20;
 
 /// Writes `<truth>` (bincode of the image), `<truth>.instance` and `<truth>.txt`, with `suffix` after `<truth>`.
@@ -93,9 +93,19 @@ pub unsafe fn write(options: &Options, suffix: &str, image: Option<ExecutionStat
     };
     save(with(""), &bincode::serialize(&image).expect("an image encodes"));
     save(with(".txt"), image.output().as_bytes());
-    if !vmctx.is_null() && unsafe { (*vmctx).internal.memory_bound } <= INSTANCE_BYTES {
+    let small = || unsafe { (*vmctx).internal.memory_bound } <= INSTANCE_BYTES;
+    if !vmctx.is_null() && (options.truth_memory || small()) {
         save(with(".instance"), &build_instance_image(unsafe { &mut *vmctx }, image).to_bytes());
     }
+}
+
+/// Writes `<truth>.result`: what the guest returned, as decimal digits of its raw bits.
+pub fn result(options: &Options, bits: u64) {
+    let Some(path) = &options.truth else { return };
+    let path = PathBuf::from(format!("{}.result", path.display()));
+    let fresh = path.with_extension("new");
+    let written = std::fs::write(&fresh, bits.to_string()).and_then(|()| std::fs::rename(&fresh, &path));
+    written.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
 }
 
 /// Writes the artifact of a module (`Module::cache`) where `--artifact` asks for it.

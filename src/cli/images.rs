@@ -1,0 +1,166 @@
+//! Commands that make, show and use images of instances.
+
+use super::{InstanceChoice, Where, instance, number};
+use crate::session::{Options, RestoreOptions, SnapshotOptions, Source};
+use clap::Args;
+use std::path::PathBuf;
+
+pub(super) const SNAPSHOT_HELP: &str = "\
+Writes an InstanceImage of the wasmer 0.x runtime: linear memory, globals and frames of an instance, in the runtime's own \
+encoding. The process need not cooperate; it stands while it is copied.
+
+An image can be gone on from where its youngest frame is at a loop or at an instruction that may trap, or behind a call \
+whose result is known. --settle steps the thread to such a place first; modules compiled with full preemption have one in \
+every loop and function. The command says whether the image can be gone on from, and why not.
+
+Pages that are zero become holes in FILE. Imported globals, which an image does not have, are written to \
+FILE.imports.json with --with-imports: a list of {index, type, bits}.
+
+Exit codes: 0 written and can be gone on from, 1 written, 2 no image or an error, 64 wrong usage.";
+
+pub(super) const SNAPSHOT_EXAMPLES: &str = "\
+Examples:
+  wstate snapshot -p 4711 --settle -o app.image
+  wstate snapshot -p 4711 --thread 4713 --instance 1 -o app.image
+  wstate snapshot -c core.4711 -e ./near-host -o app.image --with-imports
+  wstate snapshot -c core.4711 --execution-state -o frames.image";
+
+/// `wstate snapshot`.
+#[derive(Debug, Args)]
+pub struct Snapshot {
+    /// Write to FILE, which is replaced only when everything is written
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Of this thread, by kernel thread id; without it, of the only one that runs Wasm
+    #[arg(short, long, value_name = "TID", value_parser = clap::value_parser!(u32).range(1..))]
+    pub thread: Option<u32>,
+    /// Memory and globals of this instance: its number in `wstate modules`, or its address (0x...); without it, of the one
+    /// that the thread runs in
+    #[arg(long, value_name = "N", value_parser = instance)]
+    pub instance: Option<InstanceChoice>,
+    /// With --pid: step the thread to a place from which it can go on, at most 100,000 instructions
+    #[arg(long, requires = "pid", conflicts_with = "core")]
+    pub settle: bool,
+    /// Frames only (an ExecutionStateImage)
+    #[arg(long, conflicts_with = "with_imports")]
+    pub execution_state: bool,
+    /// Write imported globals to FILE.imports.json
+    #[arg(long)]
+    pub with_imports: bool,
+    /// The target.
+    #[command(flatten)]
+    pub place: Where,
+}
+
+impl Snapshot {
+    /// The question to ask, or a usage error.
+    pub fn options(&self) -> Result<(Options, SnapshotOptions), String> {
+        let options =
+            Options { threads: self.thread.into_iter().collect(), settle: self.settle, ..self.place.options(true)? };
+        let instance = self.instance.unwrap_or(InstanceChoice::Only);
+        Ok((options, SnapshotOptions { instance, execution_state: self.execution_state }))
+    }
+
+    /// Where imported globals go.
+    pub fn imports_path(&self) -> Option<PathBuf> {
+        let mut name = self.output.clone().into_os_string();
+        name.push(".imports.json");
+        self.with_imports.then(|| name.into())
+    }
+}
+
+pub(super) const IMAGE_HELP: &str = "\
+Prints an image: its frames as the runtime itself prints them, its globals and the size of its memory, or bytes of the \
+memory. With --diff, what is different in another image.
+
+Exit codes: 0 printed and, with --diff, equal; 1 different; 2 no image or an error, 64 wrong usage.";
+
+pub(super) const IMAGE_EXAMPLES: &str = "\
+Examples:
+  wstate image app.image
+  wstate image app.image --hexdump 0x400 64
+  wstate image before.image --diff after.image
+  wstate image app.image --json";
+
+/// `wstate image`.
+#[derive(Debug, Args)]
+pub struct Image {
+    /// The image: an InstanceImage, or an ExecutionStateImage
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Bytes of its memory, sixteen a line
+    #[arg(long, num_args = 2, value_names = ["ADDR", "LEN"], value_parser = number, conflicts_with = "diff")]
+    pub hexdump: Vec<u64>,
+    /// What is different in B
+    #[arg(long, value_name = "B")]
+    pub diff: Option<PathBuf>,
+    /// JSON instead of text
+    #[arg(short, long, conflicts_with = "hexdump")]
+    pub json: bool,
+}
+
+pub(super) const RESTORE_HELP: &str = "\
+Lets a process go on from an image: its memory, globals and the Wasm frames of one thread become those of the image, and what \
+the oldest frame returns goes to whoever called into Wasm there. The process must have the same module, and a thread that is \
+in its code, called from the host. Nothing else of it changes: what the host itself keeps about its instance stays as it is.
+
+Without --yes nothing is changed, only told whether it could be. If a step fails the process is put back as it was. The \
+frames are on a stack of their own, which stays mapped when they are gone (8 MiB, used as far as it is needed).
+
+What is checked: functions, points, locals and operands of all frames, the number of globals, the memory's size. A module \
+that differs in nothing of this cannot be told from the right one.
+
+Do not end wstate while it restores: the thread would go on with registers that are not its own.
+
+Exit codes: 0 restored, 1 it could be (without --yes), 2 refused or failed, 64 wrong usage.";
+
+pub(super) const RESTORE_EXAMPLES: &str = "\
+Examples:
+  wstate restore 4711 app.image
+  wstate restore 4711 app.image --yes
+  wstate restore 4711 app.image --yes --return 0";
+
+/// `wstate restore`.
+#[derive(Debug, Args)]
+pub struct Restore {
+    /// The process
+    #[arg(value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+    pub pid: u32,
+    /// The image
+    #[arg(value_name = "IMAGE")]
+    pub image: PathBuf,
+    /// Do it
+    #[arg(long)]
+    pub yes: bool,
+    /// Result of the call that the image's youngest frame is behind, as raw bits: decimal, negative, or hexadecimal with 0x
+    #[arg(long = "return", value_name = "VALUE", value_parser = bits, allow_hyphen_values = true)]
+    pub result: Option<u64>,
+    /// In this thread, by kernel thread id; without it, in the only one that runs Wasm
+    #[arg(short, long, value_name = "TID", value_parser = clap::value_parser!(u32).range(1..))]
+    pub thread: Option<u32>,
+    /// Tell what is being done
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+impl Restore {
+    /// The question to ask.
+    pub fn options(&self) -> (Options, RestoreOptions) {
+        let options = Options {
+            threads: self.thread.into_iter().collect(),
+            values: false,
+            names: false,
+            verbose: self.verbose,
+            ..Options::new(Source::Pid(self.pid))
+        };
+        let wanted = RestoreOptions { image: self.image.clone(), really: self.yes, result: self.result, fail_at: None };
+        (options, wanted)
+    }
+}
+
+fn bits(text: &str) -> Result<u64, String> {
+    match text.strip_prefix('-') {
+        Some(digits) => digits.parse::<i64>().map(|n| n.wrapping_neg() as u64).map_err(|e| e.to_string()),
+        None => number(text),
+    }
+}

@@ -1,0 +1,349 @@
+//! Images as text and JSON: what `wstate snapshot` and `wstate image` print.
+
+use crate::cli::Image;
+use crate::error::Error;
+use crate::report::{hexdump, json};
+use crate::session::{Restored, Resumable, Snapshot};
+use crate::state::{AnyImage, ImageError, WasmFunctionStateDump};
+use crate::target::memory::map_file;
+use serde::Serialize;
+use std::fmt::Write;
+use std::path::Path;
+
+/// What a snapshot says about itself.
+pub fn snapshot_text(done: &Snapshot) -> String {
+    let mut out = format!("thread {}: {} frames", done.thread, done.frames);
+    // Writing to a String cannot fail.
+    if let Some(memory) = done.memory {
+        let _ = write!(out, ", {memory} bytes of memory");
+    }
+    let _ = write!(out, ", {} globals", done.globals);
+    if let Some(pause) = done.pause {
+        let _ = write!(out, "; the process stood for {:.3} ms", pause.as_secs_f64() * 1e3);
+    }
+    out.push('\n');
+    for note in &done.notes {
+        let _ = writeln!(out, "note: {note}");
+    }
+    match &done.resumable {
+        Some(Resumable::Yes(kind)) => {
+            let _ = writeln!(out, "resumable: yes, at a {} point", kind.name());
+        }
+        Some(Resumable::AfterCall(Some(result))) => {
+            let _ = writeln!(
+                out,
+                "resumable: behind a call that has returned {result:#x} (if it returns anything), which the image does not \
+                 have: wstate restore --return {result:#x}"
+            );
+        }
+        Some(Resumable::AfterCall(None)) => {
+            out += "resumable: behind a call whose result the image does not have: wstate restore --return VALUE\n";
+        }
+        Some(Resumable::No(why)) => {
+            let _ = writeln!(out, "resumable: no: {why}");
+        }
+        None => {}
+    }
+    out
+}
+
+/// What a restore says about itself.
+pub fn restored_text(pid: u32, done: &Restored) -> String {
+    let Restored { thread, frames, memory, grown, .. } = done;
+    let what = format!("{frames} frames, {memory} bytes of memory (grown by {grown} pages)");
+    let mut out = match done.steps {
+        0 => format!("process {pid} could go on in thread {thread} with {what}; nothing was changed, --yes does it\n"),
+        _ => format!(
+            "process {pid} goes on in thread {thread} with {what}; it stood for {:.3} ms\n",
+            done.pause.as_secs_f64() * 1e3
+        ),
+    };
+    for note in &done.notes {
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "note: {note}");
+    }
+    out
+}
+
+/// An image in a file that stays on disk.
+pub struct ImageFile {
+    bytes: memmap2::Mmap,
+    /// Its parts.
+    pub image: AnyImage,
+}
+
+impl ImageFile {
+    /// Opens an image.
+    ///
+    /// # Errors
+    /// No such file, or no image in it.
+    pub fn open(path: &Path) -> Result<ImageFile, Error> {
+        let bytes = map_file(path).map_err(|source| Error::File { path: path.to_path_buf(), source })?;
+        let image = AnyImage::parse(&bytes)
+            .map_err(|why: ImageError| Error::NotFound { what: format!("{} is no image: {why}", path.display()) })?;
+        Ok(ImageFile { bytes, image })
+    }
+
+    /// Its linear memory.
+    pub fn memory(&self) -> Option<&[u8]> {
+        match &self.image {
+            AnyImage::Instance(view) => view.memory(&self.bytes),
+            AnyImage::ExecutionState(_) => None,
+        }
+    }
+
+    /// Its globals.
+    pub fn globals(&self) -> &[u128] {
+        match &self.image {
+            AnyImage::Instance(view) => &view.globals,
+            AnyImage::ExecutionState(_) => &[],
+        }
+    }
+}
+
+/// What `wstate image` prints, and whether two images that were compared are equal.
+///
+/// # Errors
+/// A file that is no image, or bytes that are not in its memory.
+pub fn show(command: &Image) -> Result<(String, bool), Error> {
+    let file = ImageFile::open(&command.file)?;
+    if let Some(other) = &command.diff {
+        let difference = Difference::of(&file, &ImageFile::open(other)?);
+        let text = if command.json { json::document(&difference, false) } else { difference.text() };
+        return Ok((text, difference.is_empty()));
+    }
+    let text = match command.hexdump.as_slice() {
+        [address, len] => hexdump_of(&file, *address, *len)?,
+        _ if command.json => json::document(&Document::of(&file), false),
+        _ => text_of(&file),
+    };
+    Ok((text, true))
+}
+
+fn hexdump_of(file: &ImageFile, address: u64, len: u64) -> Result<String, Error> {
+    let memory = file.memory().ok_or_else(|| Error::NotFound { what: "the image has no memory".to_string() })?;
+    let range = usize::try_from(address).ok().zip(usize::try_from(address.saturating_add(len)).ok());
+    let bytes = range.and_then(|(from, to)| memory.get(from..to)).ok_or_else(|| Error::NotFound {
+        what: format!("the memory has {:#x} bytes; {len:#x} bytes at {address:#x} are not inside", memory.len()),
+    })?;
+    Ok(hexdump::lines(address, bytes))
+}
+
+fn text_of(file: &ImageFile) -> String {
+    let mut out = file.image.execution_state().output();
+    if let AnyImage::ExecutionState(_) = file.image {
+        return out;
+    }
+    // Writing to a String cannot fail.
+    let _ = match file.memory() {
+        Some(memory) => writeln!(out, "Memory: {} bytes ({} pages)", memory.len(), memory.len() / 65536),
+        None => writeln!(out, "Memory: (none)"),
+    };
+    if file.globals().is_empty() {
+        out += "Globals: (none)\n";
+    } else {
+        out += "Globals:\n";
+        for (index, bits) in file.globals().iter().enumerate() {
+            let _ = writeln!(out, "  [{index}] = {bits:#x} ({})", *bits as i128);
+        }
+    }
+    out
+}
+
+/// An image as JSON. Raw bits are hexadecimal strings, since JSON's numbers end at 2^53.
+#[derive(Serialize)]
+struct Document {
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    globals: Option<Vec<String>>,
+    frames: Vec<FrameRow>,
+}
+
+#[derive(PartialEq, Eq, Serialize)]
+struct FrameRow {
+    local_function: u64,
+    /// Absent in the function's header.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    operator: Option<u64>,
+    locals: Vec<Option<String>>,
+    stack: Vec<Option<String>>,
+}
+
+impl FrameRow {
+    fn of(frame: &WasmFunctionStateDump) -> FrameRow {
+        let bits = |values: &[Option<u64>]| values.iter().map(|v| v.map(|v| format!("{v:#x}"))).collect();
+        FrameRow {
+            local_function: frame.local_function_id as u64,
+            operator: (frame.wasm_inst_offset != crate::state::FUNCTION_HEADER)
+                .then_some(frame.wasm_inst_offset as u64),
+            locals: bits(&frame.locals),
+            stack: bits(&frame.stack),
+        }
+    }
+}
+
+impl Document {
+    fn of(file: &ImageFile) -> Document {
+        let instance = matches!(file.image, AnyImage::Instance(_));
+        Document {
+            kind: if instance { "instance" } else { "execution state" },
+            memory_bytes: file.memory().map(|m| m.len() as u64),
+            globals: instance.then(|| file.globals().iter().map(|bits| format!("{bits:#x}")).collect()),
+            frames: file.image.execution_state().frames.iter().map(FrameRow::of).collect(),
+        }
+    }
+}
+
+/// What is different between two images.
+#[derive(Serialize)]
+struct Difference {
+    /// Sizes of the memories, if they differ.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_bytes: Option<(Option<u64>, Option<u64>)>,
+    /// First address and number of bytes of each stretch that differs; what only one memory has is not compared.
+    memory: Vec<(u64, u64)>,
+    /// Whether there are more stretches than are listed.
+    memory_more: bool,
+    globals: Vec<GlobalDifference>,
+    frames: Vec<FrameDifference>,
+}
+
+#[derive(Serialize)]
+struct GlobalDifference {
+    index: usize,
+    from: Option<String>,
+    to: Option<String>,
+}
+
+/// Frames are counted from the oldest here: the youngest come and go.
+#[derive(Serialize)]
+struct FrameDifference {
+    from_oldest: usize,
+    from: Option<FrameRow>,
+    to: Option<FrameRow>,
+}
+
+/// Stretches of memory that are listed.
+const MAX_RANGES: usize = 10_000;
+/// Equal bytes that do not part two stretches.
+const GAP: usize = 16;
+
+impl Difference {
+    fn of(a: &ImageFile, b: &ImageFile) -> Difference {
+        let (left, right) = (a.memory().unwrap_or_default(), b.memory().unwrap_or_default());
+        let sizes = (a.memory().map(|m| m.len() as u64), b.memory().map(|m| m.len() as u64));
+        let (memory, memory_more) = changed(left, right);
+        Difference {
+            memory_bytes: (sizes.0 != sizes.1).then_some(sizes),
+            memory,
+            memory_more,
+            globals: pairs(a.globals(), b.globals())
+                .map(|(index, from, to)| {
+                    let bits = |v: Option<&u128>| v.map(|v| format!("{v:#x}"));
+                    GlobalDifference { index, from: bits(from), to: bits(to) }
+                })
+                .collect(),
+            frames: {
+                let oldest_first = |file: &ImageFile| -> Vec<WasmFunctionStateDump> {
+                    file.image.execution_state().frames.iter().rev().cloned().collect()
+                };
+                pairs(&oldest_first(a), &oldest_first(b))
+                    .map(|(from_oldest, from, to)| FrameDifference {
+                        from_oldest,
+                        from: from.map(FrameRow::of),
+                        to: to.map(FrameRow::of),
+                    })
+                    .collect()
+            },
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.memory_bytes.is_none() && self.memory.is_empty() && self.globals.is_empty() && self.frames.is_empty()
+    }
+
+    fn text(&self) -> String {
+        if self.is_empty() {
+            return "no difference\n".to_string();
+        }
+        let mut out = String::new();
+        // Writing to a String cannot fail.
+        if let Some((from, to)) = self.memory_bytes {
+            let size = |s: Option<u64>| s.map_or("none".to_string(), |s| format!("{s} bytes"));
+            let _ = writeln!(out, "memory: {} -> {}", size(from), size(to));
+        }
+        for (address, len) in &self.memory {
+            let _ = writeln!(out, "memory {address:#010x}: {len} bytes");
+        }
+        if self.memory_more {
+            out += "memory: more differences are not listed\n";
+        }
+        let none = || "none".to_string();
+        for g in &self.globals {
+            let (from, to) = (g.from.clone().unwrap_or_else(none), g.to.clone().unwrap_or_else(none));
+            let _ = writeln!(out, "global {}: {from} -> {to}", g.index);
+        }
+        for f in &self.frames {
+            let _ = writeln!(out, "frame {} from the oldest: {} -> {}", f.from_oldest, row(&f.from), row(&f.to));
+        }
+        out
+    }
+}
+
+fn row(frame: &Option<FrameRow>) -> String {
+    let Some(frame) = frame else { return "none".to_string() };
+    let values =
+        |values: &[Option<String>]| values.iter().map(|v| v.as_deref().unwrap_or("?")).collect::<Vec<_>>().join(" ");
+    let operator = frame.operator.map_or("header".to_string(), |n| n.to_string());
+    let (locals, stack) = (values(&frame.locals), values(&frame.stack));
+    format!("function {} at {operator}, locals [{locals}], stack [{stack}]", frame.local_function)
+}
+
+/// Elements that are not the same in both lists.
+fn pairs<'a, T: PartialEq>(a: &'a [T], b: &'a [T]) -> impl Iterator<Item = (usize, Option<&'a T>, Option<&'a T>)> {
+    (0..a.len().max(b.len())).map(|i| (i, a.get(i), b.get(i))).filter(|(_, a, b)| a != b)
+}
+
+/// Stretches in which two memories differ, as far as both go.
+fn changed(a: &[u8], b: &[u8]) -> (Vec<(u64, u64)>, bool) {
+    const BLOCK: usize = 4096;
+    let mut out: Vec<(u64, u64)> = Vec::new();
+    for (block, (a, b)) in a.chunks(BLOCK).zip(b.chunks(BLOCK)).enumerate() {
+        let len = a.len().min(b.len());
+        if a[..len] == b[..len] {
+            continue;
+        }
+        for i in (0..len).filter(|&i| a[i] != b[i]) {
+            let at = (block * BLOCK + i) as u64;
+            let full = out.len() == MAX_RANGES;
+            match out.last_mut() {
+                Some((start, len)) if at - (*start + *len) < GAP as u64 => *len = at + 1 - *start,
+                _ if full => return (out, true),
+                _ => out.push((at, 1)),
+            }
+        }
+    }
+    (out, false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stretches_that_differ() {
+        let a = vec![0; 10_000];
+        let mut b = a.clone();
+        for i in [0, 5, 4095, 4096, 9_000] {
+            b[i] = 1;
+        }
+        assert_eq!(changed(&a, &b), (vec![(0, 6), (4095, 2), (9_000, 1)], false));
+        assert_eq!(changed(&a, &b[..4096]), (vec![(0, 6), (4095, 1)], false));
+        assert_eq!(changed(&a, &a), (vec![], false));
+        let apart: Vec<u8> = (0..MAX_RANGES * 64 + 1).map(|i| u8::from(i % 64 == 0)).collect();
+        let (ranges, more) = changed(&vec![0; apart.len()], &apart);
+        assert_eq!((ranges.len(), more), (MAX_RANGES, true));
+    }
+}

@@ -1,0 +1,474 @@
+//! Life from an image: a process of the same module goes on where another one was.
+//!
+//! ```text
+//! stack    a new mapping, on which the image's frames return to where the oldest Wasm frame of the thread would have
+//! memory   grown by the runtime's own function, then moved aside for a new mapping with the image's bytes
+//! globals  written
+//! thread   registers of the youngest frame
+//! ```
+//! Each step has its way back, and they are taken in reverse order if a later step fails. What is there for good begins
+//! when the thread has its registers.
+
+use super::snapshot::{look_around, wasm_run};
+use super::*;
+use crate::arch::Reg;
+use crate::images::ImageFile;
+use crate::runtime::singlepass::ctx;
+use crate::runtime::{InstanceParts, Why};
+use crate::state::resume::Place;
+use crate::state::{AnyImage, ImageView, KnownRegisters, PointKind, ResumeStack, resume_stack};
+use crate::target::live::held::Held;
+use crate::target::live::inject::Borrowed;
+use std::cell::Cell;
+
+/// What is to be restored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RestoreOptions {
+    /// The image.
+    pub image: PathBuf,
+    /// Do it; else only say whether it can be done.
+    pub really: bool,
+    /// Result of the call that the youngest frame is behind.
+    pub result: Option<u64>,
+    /// Fails before this step, counted from 0: for tests of the way back.
+    #[doc(hidden)]
+    pub fail_at: Option<usize>,
+}
+
+/// What was done.
+#[derive(Clone, Debug)]
+pub struct Restored {
+    /// The thread that goes on.
+    pub thread: u32,
+    /// Frames that it has now.
+    pub frames: usize,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Pages by which the memory was grown.
+    pub grown: u64,
+    /// How many steps it took; zero if nothing was to be done.
+    pub steps: usize,
+    /// How long the process stood.
+    pub pause: std::time::Duration,
+    /// What the reader should know.
+    pub notes: Vec<String>,
+}
+
+/// Bytes of stack below the image's frames: as much as the runtime's own has.
+const STACK: u64 = 8 << 20;
+const PAGE: u64 = 0x1000;
+/// A page of Wasm.
+const WASM_PAGE: u64 = 0x1_0000;
+/// Bytes of a `LocalMemory`: base, bound, and where the object is that keeps the memory.
+const DESCRIPTION: usize = 24;
+/// Bytes of the object that keeps a memory (`memory/static_.rs`, `memory/dynamic.rs`: 48).
+const MEMORY_OBJECT: usize = 48;
+
+/// Puts the image into the process, or says why not; the process is as it was then.
+pub fn restore(options: &Options, wanted: &RestoreOptions) -> Result<Restored, Error> {
+    let refused = |what: String| Error::NotFound { what };
+    let Source::Pid(pid) = options.source else {
+        return Err(refused("only a process can go on from an image".to_string()));
+    };
+    let file = ImageFile::open(&wanted.image)?;
+    let AnyImage::Instance(image) = &file.image else {
+        return Err(refused("the image has frames only; an InstanceImage is needed".to_string()));
+    };
+    let search = options.search_paths();
+    let progress = progress::stderr(options.verbose);
+    let mut provider = Runtimes::new(&FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
+    let first = LiveTarget::capture(pid, &CaptureOptions::default())?;
+    let objects = Objects::load(&first, &search);
+    look_around(&first, &objects, options, &mut provider, &progress)?;
+    let held = Held::hold(pid, &CaptureOptions::default(), None)?;
+    let why = |why: String| refused(format!("process {pid} is as it was: {why}"));
+    let plan = plan(&held, &objects, options, &mut provider, &progress)?;
+    let memory = file.memory().unwrap_or_default();
+    plan.check(image, memory, wanted.result).map_err(why)?;
+    let mut done = Restored {
+        thread: plan.thread.0,
+        frames: image.execution_state.frames.len(),
+        memory: memory.len() as u64,
+        grown: plan.grow_by(memory) / WASM_PAGE,
+        steps: 0,
+        pause: std::time::Duration::ZERO,
+        notes: Vec::new(),
+    };
+    if wanted.really {
+        let thread = held.borrow(plan.thread).map_err(|e| why(format!("thread {}: {e}", plan.thread.0)))?;
+        let work = Work {
+            plan: &plan,
+            thread,
+            image,
+            memory,
+            result: wanted.result,
+            count: Cell::new(0),
+            fail_at: wanted.fail_at,
+        };
+        let (steps, notes) = work.run().map_err(|e| match e {
+            Failed::AsItWas(e) => why(e),
+            Failed::Broken(e) => refused(format!("process {pid} is broken and should be ended: {e}")),
+        })?;
+        done.steps = steps;
+        done.notes = notes;
+    }
+    done.pause = held.release();
+    Ok(done)
+}
+
+/// What is known of the thread before anything is changed.
+struct Plan {
+    thread: ThreadId,
+    parts: InstanceParts,
+    place: Place,
+}
+
+fn plan(
+    held: &Held,
+    objects: &Objects,
+    options: &Options,
+    provider: &mut Runtimes,
+    progress: &dyn Progress,
+) -> Result<Plan, Error> {
+    let target = held.target();
+    let refused = |what: String| Error::NotFound { what };
+    let native = Native::new(target, objects);
+    let scene = Scene { target, objects, progress };
+    let threads = choose(target, options)?;
+    let stacks = walk_all(target, &threads, &native, &scene, provider, limits::MAX_FRAMES);
+    let runtime = provider.runtime();
+    let thread = wasm_thread(runtime, target, &threads, &stacks)?;
+    let tid = thread.tid;
+    if !thread.on_top {
+        return Err(refused(format!(
+            "thread {} is in native code that Wasm has called; it must be in Wasm code itself, since nobody can take back \
+             what native code is in the middle of",
+            tid.0
+        )));
+    }
+    let instance = thread.youngest.instance.ok_or_else(|| refused("the thread's instance is not known".to_string()))?;
+    let run = wasm_run(runtime, target, thread.frames);
+    if run.iter().any(|f| f.instance != Some(instance)) {
+        return Err(refused("the thread's Wasm frames belong to several instances".to_string()));
+    }
+    let parts = runtime.instance_parts(thread.youngest.module, instance, target);
+    let parts = parts.map_err(|Why(why)| refused(why))?;
+    let caller = thread.frames.get(run.len()).map(|f| &f.cursor);
+    let caller = caller.filter(|c| native.recognised.stub_name(c.address, target).is_some()).ok_or_else(|| {
+        refused("the oldest Wasm frame was not called through one of the runtime's entries".to_string())
+    })?;
+    let (Some(sp), Some(rbp)) = (caller.registers.sp(), caller.registers.get(Reg::RBP)) else {
+        return Err(refused("the registers of the oldest Wasm frame's caller are not known".to_string()));
+    };
+    let word = |at: u64| target.read_u64(at).map_err(|e| refused(e.to_string()));
+    let mut registers = KnownRegisters::UNKNOWN;
+    for reg in [Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::R15] {
+        let value = caller.registers.get(reg);
+        registers.0[reg.index()] =
+            Some(value.ok_or_else(|| refused(format!("{reg} of the oldest Wasm frame's caller is not known")))?);
+    }
+    let place = Place {
+        top: 0,
+        outer: [caller.address.raw(), word(sp)?, word(sp.wrapping_add(8))?],
+        outer_rbp: rbp,
+        code_base: parts.code_base,
+        vmctx: parts.vmctx,
+        registers,
+    };
+    Ok(Plan { thread: tid, parts, place })
+}
+
+impl Plan {
+    /// The image's frames on a stack that ends at `top`.
+    fn stack(&self, image: &ImageView, top: u64, memory: &dyn Memory) -> Result<ResumeStack, String> {
+        let place = Place { top, ..self.place };
+        resume_stack(&self.parts.map, &image.execution_state, &place, &mut |at| memory.read_u64(at).ok())
+            .map_err(|e| format!("the image does not fit the module: {e}"))
+    }
+
+    fn grow_by(&self, memory: &[u8]) -> u64 {
+        (memory.len() as u64).saturating_sub(self.parts.memory.map_or(0, |(_, size)| size))
+    }
+
+    /// Everything that can be known before.
+    fn check(&self, image: &ImageView, memory: &[u8], result: Option<u64>) -> Result<(), String> {
+        // Where the stack will be makes no difference to whether there can be one, and values behind the context are the
+        // target's own.
+        let stack = self.stack(image, 1 << 46, &Nothing)?;
+        if stack.kind == PointKind::Call && result.is_none() {
+            return Err(
+                "the youngest frame is behind a call, whose result the image does not have: give it with --return \
+                        VALUE (0 if there is none)"
+                    .to_string(),
+            );
+        }
+        let (has, wants) = (self.parts.globals.len(), image.globals.len());
+        if has != wants {
+            return Err(format!("the module has {has} globals, the image {wants}"));
+        }
+        match (self.parts.memory, &image.memory) {
+            (None, None) => Ok(()),
+            (None, Some(_)) => Err("the image has a memory, the module none".to_string()),
+            (Some(_), None) => Err("the module has a memory, the image none".to_string()),
+            (Some((_, size)), Some(_)) if (memory.len() as u64) < size => Err(format!(
+                "the memory has {size} bytes, more than the image's {}; a memory cannot shrink",
+                memory.len()
+            )),
+            (Some((base, size)), Some(_)) => {
+                if !(memory.len() as u64).is_multiple_of(WASM_PAGE)
+                    || !size.is_multiple_of(WASM_PAGE)
+                    || base % PAGE != 0
+                {
+                    return Err("the memory is no whole number of pages".to_string());
+                }
+                let can_grow = self.parts.memory_at.is_some() && self.parts.grow.is_some();
+                if self.grow_by(memory) > 0 && !can_grow {
+                    return Err(
+                        "the memory must grow, but it is imported or the runtime's function is not known".to_string()
+                    );
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Reads nothing.
+struct Nothing;
+
+impl Memory for Nothing {
+    fn read(&self, _: u64, buf: &mut [u8]) -> Result<(), crate::target::MemoryError> {
+        buf.fill(0);
+        Ok(())
+    }
+}
+
+enum Failed {
+    AsItWas(String),
+    Broken(String),
+}
+
+/// The changes.
+struct Work<'a> {
+    plan: &'a Plan,
+    thread: Borrowed<'a>,
+    image: &'a ImageView,
+    memory: &'a [u8],
+    result: Option<u64>,
+    count: Cell<usize>,
+    fail_at: Option<usize>,
+}
+
+/// The way back of one step.
+enum Undo {
+    Unmap {
+        address: u64,
+        len: u64,
+    },
+    Move {
+        from: u64,
+        to: u64,
+        len: u64,
+    },
+    Write {
+        address: u64,
+        bytes: Vec<u8>,
+    },
+    /// A memory that was grown: where it was and how large, and the words that said so.
+    Shrink {
+        base: u64,
+        size: u64,
+        words: Vec<(u64, Vec<u8>)>,
+    },
+}
+
+/// What the thread goes on with.
+struct Ready {
+    pc: u64,
+    registers: KnownRegisters,
+    /// The old memory.
+    aside: Option<(u64, u64)>,
+}
+
+const READ_WRITE: u64 = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+const PRIVATE: u64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
+const NO_FILE: u64 = u64::MAX;
+
+impl Work<'_> {
+    fn run(self) -> Result<(usize, Vec<String>), Failed> {
+        let mut undo = Vec::new();
+        let ready = match self.steps(&mut undo) {
+            Ok(ready) => ready,
+            Err(why) => {
+                for step in undo.into_iter().rev() {
+                    self.undo(step).map_err(|e| Failed::Broken(format!("{why}; on the way back: {e}")))?;
+                }
+                self.thread.give_back().map_err(|e| Failed::Broken(format!("{why}; {e}")))?;
+                return Err(Failed::AsItWas(why));
+            }
+        };
+        let mut notes = Vec::new();
+        if let Some((address, len)) = ready.aside
+            && let Err(e) = self.unmap(address, len)
+        {
+            notes.push(format!("the old memory is still mapped at {address:#x}: {e}"));
+        }
+        // The call that unmapped has used the thread's registers.
+        self.thread.set_registers(ready.pc, &ready.registers).map_err(Failed::Broken)?;
+        let count = self.count.get();
+        self.thread.keep().map_err(Failed::Broken)?;
+        Ok((count, notes))
+    }
+
+    /// Every change that has a way back.
+    fn steps(&self, undo: &mut Vec<Undo>) -> Result<Ready, String> {
+        let parts = &self.plan.parts;
+        let needed = self.plan.stack(self.image, 1 << 46, &self.thread)?.words.len() as u64 * 8;
+        let size = (needed + STACK).next_multiple_of(PAGE);
+        let stack = self.map(size, undo)?;
+        self.step()?;
+        self.thread.system_call(libc::SYS_mprotect, [stack, PAGE, 0, 0, 0, 0])?;
+        let top = stack + size - 64;
+
+        let aside = match parts.memory {
+            Some(memory) => self.replace_memory(memory, top, undo)?,
+            None => None,
+        };
+        for (cell, bits) in parts.globals.iter().zip(&self.image.globals) {
+            self.write(cell.address, &bits.to_le_bytes(), undo)?;
+        }
+        let limit_at = parts.vmctx + ctx::STACK_LOWER_BOUND;
+        if self.word(limit_at)? != 0 {
+            self.write(limit_at, &(stack + WASM_PAGE).to_le_bytes(), undo)?;
+        }
+        let built = self.plan.stack(self.image, top, &self.thread)?;
+        let words: Vec<u8> = built.words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        self.step()?;
+        self.thread.write(built.start, &words)?;
+
+        let mut registers = built.registers;
+        if built.kind == PointKind::Call {
+            for reg in [Reg::RAX, Reg::XMM0] {
+                registers.0[reg.index()] = self.result;
+            }
+        }
+        self.step()?;
+        self.thread.set_registers(built.pc(), &registers)?;
+        self.step()?;
+        Ok(Ready { pc: built.pc(), registers, aside })
+    }
+
+    /// Grows the memory to the image's size and puts the image's bytes there; returns where the old ones are.
+    fn replace_memory(
+        &self,
+        (base, size): (u64, u64),
+        stack_top: u64,
+        undo: &mut Vec<Undo>,
+    ) -> Result<Option<(u64, u64)>, String> {
+        let parts = &self.plan.parts;
+        let wanted = self.memory.len() as u64;
+        let mut base = base;
+        if let (true, Some(grow), Some(description)) = (wanted > size, parts.grow, parts.memory_at) {
+            let object = self.word(description + 16)?;
+            let context = (parts.vmctx + ctx::MEMORY_BASE, 16);
+            let mut words = Vec::new();
+            for (address, len) in [(object, MEMORY_OBJECT), (description, DESCRIPTION), context] {
+                words.push((address, self.thread.read_vec(address, len).map_err(|e| e.to_string())?));
+            }
+            self.step()?;
+            undo.push(Undo::Shrink { base, size, words });
+            let pages = (wanted - size) / WASM_PAGE;
+            let old = self.thread.call(grow, [parts.vmctx, 0, pages], stack_top & !15)?;
+            if old as i32 == -1 {
+                return Err(format!("the runtime does not grow the memory by {pages} pages"));
+            }
+            base = self.word(context.0)?;
+            let now = self.word(context.0 + 8)?;
+            if now != wanted {
+                return Err(format!("the memory has {now} bytes after it was grown, not {wanted}"));
+            }
+            self.step()?;
+        }
+        if wanted == 0 {
+            return Ok(None);
+        }
+        let fresh = self.map(wanted, undo)?;
+        self.step()?;
+        for (n, page) in self.memory.chunks(PAGE as usize).enumerate() {
+            if page.iter().any(|&b| b != 0) {
+                self.thread.write(fresh + n as u64 * PAGE, page)?;
+            }
+        }
+        let aside = self.map(wanted, undo)?;
+        self.step()?;
+        self.relocate(base, aside, wanted)?;
+        undo.push(Undo::Move { from: aside, to: base, len: wanted });
+        self.step()?;
+        self.relocate(fresh, base, wanted)?;
+        undo.push(Undo::Move { from: base, to: fresh, len: wanted });
+        self.step()?;
+        Ok(Some((aside, wanted)))
+    }
+
+    fn step(&self) -> Result<(), String> {
+        let count = self.count.replace(self.count.get() + 1);
+        if self.fail_at == Some(count) { Err(format!("step {count} was made to fail")) } else { Ok(()) }
+    }
+
+    fn word(&self, address: u64) -> Result<u64, String> {
+        self.thread.read_u64(address).map_err(|e| e.to_string())
+    }
+
+    fn map(&self, len: u64, undo: &mut Vec<Undo>) -> Result<u64, String> {
+        self.step()?;
+        let address = self.thread.system_call(libc::SYS_mmap, [0, len, READ_WRITE, PRIVATE, NO_FILE, 0]);
+        let address = address.map_err(|e| format!("{len} bytes cannot be mapped: {e}"))?;
+        undo.push(Undo::Unmap { address, len });
+        Ok(address)
+    }
+
+    fn unmap(&self, address: u64, len: u64) -> Result<(), String> {
+        self.thread.system_call(libc::SYS_munmap, [address, len, 0, 0, 0, 0]).map(|_| ())
+    }
+
+    /// Moves pages to where others may be.
+    fn relocate(&self, from: u64, to: u64, len: u64) -> Result<(), String> {
+        let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+        let moved = self.thread.system_call(libc::SYS_mremap, [from, len, len, flags, to, 0]);
+        moved.map(|_| ()).map_err(|e| format!("{len} bytes at {from:#x} cannot be moved to {to:#x}: {e}"))
+    }
+
+    /// Takes access and content from pages.
+    fn reserve(&self, address: u64, len: u64) -> Result<(), String> {
+        let flags = PRIVATE | libc::MAP_FIXED as u64;
+        self.thread.system_call(libc::SYS_mmap, [address, len, 0, flags, NO_FILE, 0]).map(|_| ())
+    }
+
+    fn write(&self, address: u64, bytes: &[u8], undo: &mut Vec<Undo>) -> Result<(), String> {
+        let old = self.thread.read_vec(address, bytes.len()).map_err(|e| e.to_string())?;
+        self.step()?;
+        undo.push(Undo::Write { address, bytes: old });
+        self.thread.write(address, bytes)
+    }
+
+    fn undo(&self, step: Undo) -> Result<(), String> {
+        match step {
+            Undo::Unmap { address, len } => self.unmap(address, len),
+            Undo::Move { from, to, len } => self.relocate(from, to, len),
+            Undo::Write { address, bytes } => self.thread.write(address, &bytes),
+            Undo::Shrink { base, size, words } => {
+                let context = self.plan.parts.vmctx + ctx::MEMORY_BASE;
+                let (now, bound) = (self.word(context)?, self.word(context + 8)?);
+                if now != base {
+                    // A dynamic memory: the old mapping, with its guard page, was given up for a larger one.
+                    self.relocate(now, base, size + PAGE)?;
+                    self.reserve(base + size, PAGE)?;
+                    self.unmap(now + size + PAGE, bound - size)?;
+                } else if bound > size {
+                    self.reserve(base + size, bound - size)?;
+                }
+                words.iter().try_for_each(|(address, bytes)| self.thread.write(*address, bytes))
+            }
+        }
+    }
+}

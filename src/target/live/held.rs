@@ -1,0 +1,116 @@
+//! A process that stands for as long as it is held: what is read meanwhile belongs to one moment.
+
+use super::*;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+/// Which thread is stepped before it is looked at, and how far.
+pub struct Steps {
+    /// The thread.
+    pub thread: ThreadId,
+    /// Instructions at most.
+    pub max: usize,
+    /// As for [`LiveTarget::settle`].
+    pub verdict: Box<Judge>,
+}
+
+/// Says what to do at an address.
+pub type Judge = dyn FnMut(u64, &dyn Memory) -> Verdict + Send;
+
+/// Work for the only thread that may trace.
+type Job = Box<dyn FnOnce(&mut Stopped) + Send>;
+
+/// A process whose threads all stand. Dropping it lets them go, and so does the end of this program.
+pub struct Held {
+    target: LiveTarget,
+    settled: Option<SettleReport>,
+    jobs: Option<Sender<Job>>,
+    tracer: Option<JoinHandle<Duration>>,
+}
+
+impl Held {
+    /// Stops all threads of process `pid`, steps one of them if that is asked for, and keeps them.
+    ///
+    /// # Errors
+    /// As [`LiveTarget::capture`] and [`LiveTarget::settle`]; the threads have been let go then.
+    pub fn hold(pid: u32, options: &CaptureOptions, steps: Option<Steps>) -> Result<Held, Error> {
+        let ended = |why: &str| Error::Attach { pid, why: why.to_string() };
+        let (tell, told) = channel();
+        let (jobs, work) = channel::<Job>();
+        let options = options.clone();
+        let trace = move || match stand(pid, &options, steps) {
+            Err(e) => {
+                let _ = tell.send(Err(e));
+                Duration::ZERO
+            }
+            Ok((mut stopped, target, settled)) => {
+                if tell.send(Ok((target, settled))).is_ok() {
+                    serve(&mut stopped, work);
+                }
+                stopped.release();
+                stopped.since.elapsed()
+            }
+        };
+        let tracer = std::thread::Builder::new().name("tracer".to_string()).spawn(trace);
+        let tracer = tracer.map_err(|e| ended(&format!("no thread for tracing could be started: {e}")))?;
+        let (target, settled) = told.recv().map_err(|_| ended("the tracing thread has ended"))??;
+        Ok(Held { target, settled, jobs: Some(jobs), tracer: Some(tracer) })
+    }
+
+    /// The process as it stands.
+    pub fn target(&self) -> &LiveTarget {
+        &self.target
+    }
+
+    /// What the steps did.
+    pub fn settled(&self) -> Option<SettleReport> {
+        self.settled
+    }
+
+    /// Does `work` on the thread that may trace.
+    pub(super) fn on_tracer<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Stopped) -> T + Send + 'static,
+    ) -> Result<T, String> {
+        let (tell, told) = channel();
+        let job: Job = Box::new(move |stopped| {
+            let _ = tell.send(work(stopped));
+        });
+        let sent = self.jobs.as_ref().and_then(|jobs| jobs.send(job).ok());
+        sent.and_then(|()| told.recv().ok()).ok_or_else(|| "the tracing thread has ended".to_string())
+    }
+
+    /// Lets the process go on; returns how long it stood.
+    pub fn release(mut self) -> Duration {
+        self.finish()
+    }
+
+    fn finish(&mut self) -> Duration {
+        drop(self.jobs.take());
+        self.tracer.take().and_then(|t| t.join().ok()).unwrap_or_default()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+fn stand(
+    pid: u32,
+    options: &CaptureOptions,
+    steps: Option<Steps>,
+) -> Result<(Stopped, LiveTarget, Option<SettleReport>), Error> {
+    let mut stopped = Stopped::all(pid, options)?;
+    let step = |mut s: Steps| stopped.step(s.thread, s.max, &mut *s.verdict);
+    let settled = steps.map(step).transpose()?;
+    let target = LiveTarget::look(&mut stopped, options)?;
+    Ok((stopped, target, settled))
+}
+
+fn serve(stopped: &mut Stopped, work: Receiver<Job>) {
+    for job in work {
+        job(stopped);
+    }
+}

@@ -1,0 +1,293 @@
+//! Changes to a process that stands, made through one of its threads: system calls and calls of functions that the thread
+//! would not have made, and at the end other registers or the old ones.
+//!
+//! Meanwhile the thread has borrowed registers and blocked signals: if this program is killed in these milliseconds, the
+//! process goes on with them, and breaks.
+
+use super::held::Held;
+use super::*;
+use crate::arch::x64::TABLE;
+use crate::state::KnownRegisters;
+
+/// A thread that does what it is told.
+pub struct Borrowed<'h> {
+    held: &'h Held,
+    tid: libc::pid_t,
+    memory: Source,
+    saved: Saved,
+    syscall_at: u64,
+    given_back: bool,
+}
+
+/// What a thread gets back.
+#[derive(Clone)]
+struct Saved {
+    registers: [u8; USER_REGS_WORDS * 8],
+    // FPU and vector registers in the processor's own format.
+    extended: Vec<u8>,
+    blocked: u64,
+}
+
+const GETSIGMASK: libc::c_uint = 0x420a;
+const SETSIGMASK: libc::c_uint = 0x420b;
+const NT_X86_XSTATE: libc::c_int = 0x202;
+/// Offset of XMM0 in an FXSAVE area, and the area's size.
+const XMM: usize = 160;
+const FXSAVE: usize = 512;
+/// Nothing is mapped here, so a function that returns to it stops the thread.
+const RETURN: u64 = 8;
+/// A system call or function that takes longer has failed.
+const PATIENCE: Duration = Duration::from_secs(10);
+const SYSCALL: [u8; 2] = [0x0f, 0x05];
+
+impl Held {
+    /// Borrows a thread that is in code of its own, not in a system call and with no signal about to come.
+    ///
+    /// # Errors
+    /// Why it cannot be borrowed; nothing has changed then.
+    pub fn borrow(&self, tid: ThreadId) -> Result<Borrowed<'_>, String> {
+        let pid = self.target().pid;
+        let id = tid.0 as libc::pid_t;
+        let vdso = self.target().mappings.iter().find(|m| m.path.as_deref() == Some(Path::new("[vdso]")));
+        let syscall_at = vdso.and_then(|m| {
+            let code = self.target().read_vec(m.start, m.size().min(limits::MAX_VDSO) as usize).ok()?;
+            Some(m.start + code.windows(2).position(|w| w == SYSCALL)? as u64)
+        });
+        let syscall_at = syscall_at.ok_or("the process has no vdso with a system call in it")?;
+        let mem = File::options().read(true).write(true).open(format!("/proc/{pid}/task/{}/mem", tid.0));
+        let mem = mem.map_err(|e| format!("the memory of the process cannot be opened for writing: {e}"))?;
+        let saved = self.on_tracer(move |stopped| -> Result<Saved, String> {
+            let thread = stopped.threads.iter().find(|t| t.tid == id).ok_or("the thread is not stopped")?;
+            if thread.held != 0 {
+                return Err(format!("signal {} is about to come", thread.held));
+            }
+            if thread.group_stop {
+                return Err("the process is stopped; let it go on first (kill -CONT)".to_string());
+            }
+            let saved = Saved::of(id).map_err(|e| format!("its registers cannot be read: {e}"))?;
+            if word(&saved.registers, USER_REGS_ORIG_RAX) as i64 >= 0 {
+                return Err("it is in a system call".to_string());
+            }
+            // Not those by which faults and steps are told.
+            let own = [libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE];
+            let blocked = !own.iter().fold(0, |mask, s| mask | 1u64 << (s - 1));
+            sigmask(SETSIGMASK, id, blocked).map_err(|e| format!("its signals cannot be blocked: {e}"))?;
+            Ok(saved)
+        })??;
+        let memory = Source { tid: id, mem: Some(mem) };
+        Ok(Borrowed { held: self, tid: id, memory, saved, syscall_at, given_back: false })
+    }
+}
+
+impl Borrowed<'_> {
+    /// Makes the thread do a system call.
+    ///
+    /// # Errors
+    /// The call's, or that the thread could not do it.
+    pub fn system_call(&self, number: libc::c_long, arguments: [u64; 6]) -> Result<u64, String> {
+        let [rdi, rsi, rdx, r10, r8, r9] = arguments;
+        let (tid, at) = (self.tid, self.syscall_at);
+        let registers = self.with(&[
+            (Reg::RAX, number as u64),
+            (Reg::RDI, rdi),
+            (Reg::RSI, rsi),
+            (Reg::RDX, rdx),
+            (Reg::R10, r10),
+            (Reg::R8, r8),
+            (Reg::R9, r9),
+            (Reg::RIP, at),
+        ]);
+        let result = self.held.on_tracer(move |_| {
+            set_regset(tid, libc::NT_PRSTATUS, &registers).map_err(|e| e.to_string())?;
+            let stop = go(tid, libc::PTRACE_SINGLESTEP, PATIENCE).map_err(|e| e.to_string())?;
+            let now = Saved::words(tid).map_err(|e| e.to_string())?;
+            let done = stop.held == libc::SIGTRAP && pc_of(&now) == at + SYSCALL.len() as u64;
+            if done { Ok(now) } else { Err(format!("the thread stopped elsewhere (signal {})", stop.held)) }
+        })??;
+        let result = register(&result, Reg::RAX);
+        match result as i64 {
+            -4095..0 => Err(std::io::Error::from_raw_os_error(-(result as i64) as i32).to_string()),
+            _ => Ok(result),
+        }
+    }
+
+    /// Makes the thread call a function, with its stack from `stack` (a multiple of 16) down.
+    ///
+    /// # Errors
+    /// A fault or an endless call.
+    pub fn call(&self, function: u64, arguments: [u64; 3], stack: u64) -> Result<u64, String> {
+        let sp = stack.wrapping_sub(8);
+        self.write(sp, &RETURN.to_le_bytes())?;
+        let [rdi, rsi, rdx] = arguments;
+        let tid = self.tid;
+        let registers = self.with(&[
+            (Reg::RDI, rdi),
+            (Reg::RSI, rsi),
+            (Reg::RDX, rdx),
+            (Reg::RAX, 0),
+            (Reg::RSP, sp),
+            (Reg::RIP, function),
+        ]);
+        let now = self.held.on_tracer(move |_| {
+            set_regset(tid, libc::NT_PRSTATUS, &registers).map_err(|e| e.to_string())?;
+            let stop = go(tid, libc::PTRACE_CONT, PATIENCE).map_err(|e| e.to_string())?;
+            let now = Saved::words(tid).map_err(|e| e.to_string())?;
+            let done = stop.held == libc::SIGSEGV && pc_of(&now) == RETURN;
+            if done { Ok(now) } else { Err(format!("it did not return (signal {} at {:#x})", stop.held, pc_of(&now))) }
+        })??;
+        Ok(register(&now, Reg::RAX))
+    }
+
+    /// Writes memory of the process.
+    ///
+    /// # Errors
+    /// Where it cannot be written; a part may be.
+    pub fn write(&self, address: u64, bytes: &[u8]) -> Result<(), String> {
+        let mem = self.memory.mem.as_ref().ok_or("the memory is not open")?;
+        mem.write_all_at(bytes, address).map_err(|e| format!("{} bytes at {address:#x}: {e}", bytes.len()))
+    }
+
+    /// Gives the thread these general purpose registers and low halves of vector registers to go on with; unknown ones are
+    /// zero.
+    ///
+    /// # Errors
+    /// The kernel's; the thread then still has to be given back.
+    pub fn set_registers(&self, pc: u64, known: &KnownRegisters) -> Result<(), String> {
+        let low: Vec<(Reg, u64)> = TABLE.iter().map(|row| (row.reg, known.get(row.reg.index()).unwrap_or(0))).collect();
+        let mut general: Vec<(Reg, u64)> =
+            low.iter().copied().filter(|(reg, _)| reg.info().user_regs.is_some() && *reg != Reg::RIP).collect();
+        general.push((Reg::RIP, pc));
+        let registers = self.with(&general);
+        let tid = self.tid;
+        let known = *known;
+        self.held
+            .on_tracer(move |_| -> std::io::Result<()> {
+                let mut area = [0; FXSAVE];
+                get_regset(tid, libc::NT_PRFPREG, &mut area)?;
+                for n in 0..16 {
+                    let value = known.get(Reg::XMM0.index() + n).unwrap_or(0);
+                    area[XMM + 16 * n..][..16].copy_from_slice(&u128::from(value).to_le_bytes());
+                }
+                set_regset(tid, libc::NT_PRFPREG, &area)?;
+                set_regset(tid, libc::NT_PRSTATUS, &registers)
+            })?
+            .map_err(|e| format!("the registers cannot be set: {e}"))
+    }
+
+    /// Lets the thread have the registers it was given; only its signal mask comes back.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn keep(mut self) -> Result<(), String> {
+        let (tid, blocked) = (self.tid, self.saved.blocked);
+        let done = self.held.on_tracer(move |_| sigmask(SETSIGMASK, tid, blocked))?;
+        self.given_back = done.is_ok();
+        done.map(|_| ()).map_err(|e| format!("the signal mask cannot be set: {e}"))
+    }
+
+    /// Gives the thread back as it was.
+    ///
+    /// # Errors
+    /// The kernel's: the thread is broken then.
+    pub fn give_back(mut self) -> Result<(), String> {
+        self.restore()
+    }
+
+    fn restore(&mut self) -> Result<(), String> {
+        self.given_back = true;
+        let (tid, saved) = (self.tid, self.saved.clone());
+        let done = self.held.on_tracer(move |_| -> std::io::Result<()> {
+            set_regset(tid, NT_X86_XSTATE, &saved.extended)?;
+            set_regset(tid, libc::NT_PRSTATUS, &saved.registers)?;
+            sigmask(SETSIGMASK, tid, saved.blocked).map(|_| ())
+        })?;
+        done.map_err(|e| format!("the thread's registers could not be given back: {e}"))
+    }
+
+    fn with(&self, changes: &[(Reg, u64)]) -> [u8; USER_REGS_WORDS * 8] {
+        let mut out = self.saved.registers;
+        // No system call is going to be restarted.
+        let changes = changes.iter().filter_map(|(reg, value)| Some((reg.info().user_regs?, *value)));
+        for (index, value) in changes.chain([(USER_REGS_ORIG_RAX, u64::MAX)]) {
+            if let Some(slot) = out.get_mut(index * 8..index * 8 + 8) {
+                slot.copy_from_slice(&value.to_le_bytes());
+            }
+        }
+        out
+    }
+}
+
+impl Memory for Borrowed<'_> {
+    fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
+        self.memory.read(address, buf)
+    }
+}
+
+impl Drop for Borrowed<'_> {
+    fn drop(&mut self) {
+        if !self.given_back {
+            let _ = self.restore();
+        }
+    }
+}
+
+impl Saved {
+    fn of(tid: libc::pid_t) -> std::io::Result<Saved> {
+        // The largest extended state so far, with tile registers, has 11 KiB.
+        let mut extended = vec![0; 64 << 10];
+        let used = get_regset(tid, NT_X86_XSTATE, &mut extended)?;
+        extended.truncate(used);
+        Ok(Saved { registers: Saved::words(tid)?, extended, blocked: sigmask(GETSIGMASK, tid, 0)? })
+    }
+
+    fn words(tid: libc::pid_t) -> std::io::Result<[u8; USER_REGS_WORDS * 8]> {
+        let mut registers = [0; USER_REGS_WORDS * 8];
+        match get_regset(tid, libc::NT_PRSTATUS, &mut registers)? {
+            n if n == registers.len() => Ok(registers),
+            _ => Err(std::io::Error::other("it is a 32-bit thread")),
+        }
+    }
+}
+
+fn register(registers: &[u8], reg: Reg) -> u64 {
+    reg.info().user_regs.map_or(0, |i| word(registers, i))
+}
+
+fn pc_of(registers: &[u8]) -> u64 {
+    register(registers, Reg::RIP)
+}
+
+/// Reads or sets the mask of blocked signals; returns it.
+fn sigmask(request: libc::c_uint, tid: libc::pid_t, mask: u64) -> std::io::Result<u64> {
+    let mut mask = mask;
+    ptrace(request, tid, size_of::<u64>(), &raw mut mask as usize)?;
+    Ok(mask)
+}
+
+/// Sets a register set.
+fn set_regset(tid: libc::pid_t, set: libc::c_int, bytes: &[u8]) -> std::io::Result<()> {
+    // The kernel only reads it.
+    let mut vector = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    ptrace(libc::PTRACE_SETREGSET, tid, set as usize, &raw mut vector as usize)
+}
+
+/// Lets a thread go on until it stops again, which it is made to do when `patience` is over.
+fn go(tid: libc::pid_t, request: libc::c_uint, patience: Duration) -> std::io::Result<Stop> {
+    ptrace(request, tid, 0, 0)?;
+    let begin = Instant::now();
+    let mut interrupted = false;
+    loop {
+        match stop_of(tid, false) {
+            Wait::Stopped(stop) => return Ok(stop),
+            Wait::Gone => return Err(std::io::Error::other("the thread has ended")),
+            Wait::Running if begin.elapsed() > patience * 2 => {
+                return Err(std::io::Error::other("the thread does not stop again"));
+            }
+            Wait::Running if begin.elapsed() > patience && !interrupted => {
+                interrupted = true;
+                let _ = ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0);
+            }
+            Wait::Running => std::thread::yield_now(),
+        }
+    }
+}

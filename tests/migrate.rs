@@ -1,0 +1,263 @@
+//! A computation goes on in another process than the one in which it began: through the runtime's own resume, and through
+//! `wstate restore`; and a restore that fails leaves the process as it was.
+
+mod support;
+
+use std::hash::{BuildHasher, RandomState};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use support::{Host, Profile, wstate};
+use wstate::session::{Options, RestoreOptions, Source, restore};
+
+/// Bounds only a failing test.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// `run` computes with everything that an image has: locals and operands of several frames, floats, globals, memory that
+/// was grown. `watch` goes on until the byte at 0 is set, and tells (1) whether all that it wrote is still there.
+fn guest(maximum: &str) -> String {
+    format!(
+        r#"(module
+  (import "env" "ready" (func $ready))
+  (import "env" "stop" (func $stop (param i32) (result i64)))
+  (memory 1 {maximum})
+  (global $sum (mut i64) (i64.const 0))
+  (global $part (mut f64) (f64.const 0.5))
+  (func $mix (param $x i64) (param $n i32) (result i64) (local $f f64)
+    (local.set $f (f64.mul (f64.convert_i32_u (local.get $n)) (f64.const 1.25)))
+    (global.set $part (f64.add (f64.mul (global.get $part) (f64.const 0.75)) (local.get $f)))
+    (i64.add
+      (i64.rotl (local.get $x) (i64.const 7))
+      (if (result i64) (i32.eqz (local.get $n))
+        (then (i64.reinterpret_f64 (global.get $part)))
+        (else (i64.mul (i64.const 0x9e3779b97f4a7c15)
+          (call $mix (i64.xor (local.get $x) (i64.extend_i32_u (local.get $n)))
+            (i32.sub (local.get $n) (i32.const 1))))))))
+  (func (export "run") (param $x i64) (param $rounds i64) (param $pages i32) (result i64) (local $at i32)
+    (drop (memory.grow (local.get $pages)))
+    (call $ready)
+    (loop $again
+      (local.set $x (call $mix (local.get $x) (i32.const 5)))
+      (local.set $at
+        (i32.and (i32.wrap_i64 (local.get $x)) (i32.sub (i32.mul (memory.size) (i32.const 65536)) (i32.const 8))))
+      (i64.store (local.get $at) (i64.add (i64.load (local.get $at)) (local.get $x)))
+      (global.set $sum (i64.xor (global.get $sum) (i64.load (local.get $at))))
+      (local.set $rounds (i64.sub (local.get $rounds) (i64.const 1)))
+      (br_if $again (i64.ne (local.get $rounds) (i64.const 0))))
+    (i64.add (i64.add (local.get $x) (global.get $sum)) (i64.extend_i32_u (memory.size))))
+  (func (export "ask") (param $x i64) (result i64)
+    (i64.sub (i64.mul (local.get $x) (i64.const 1000)) (call $stop (i32.const 1))))
+  (func $fill (param $check i32) (result i32) (local $at i32) (local $bad i32)
+    (local.set $at (i32.const 8))
+    (loop $again
+      (if (local.get $check)
+        (then (if (i32.ne (i32.load (local.get $at)) (i32.mul (local.get $at) (i32.const 77)))
+          (then (local.set $bad (i32.const 1)))))
+        (else (i32.store (local.get $at) (i32.mul (local.get $at) (i32.const 77)))))
+      (local.set $at (i32.add (local.get $at) (i32.const 4)))
+      (br_if $again (i32.lt_u (local.get $at) (i32.const 65536))))
+    (i32.eqz (local.get $bad)))
+  (func (export "watch") (result i64) (local $a i64) (local $b i64)
+    (drop (call $fill (i32.const 0)))
+    (global.set $sum (i64.const 1234567))
+    (local.set $b (i64.const 7))
+    (call $ready)
+    (loop $again
+      (local.set $a (i64.add (local.get $a) (i64.const 1)))
+      (local.set $b (i64.add (local.get $b) (i64.const 3)))
+      (br_if $again (i32.eqz (i32.load8_u (i32.const 0)))))
+    (i64.extend_i32_u (i32.and
+      (i32.and (call $fill (i32.const 1)) (i64.eq (global.get $sum) (i64.const 1234567)))
+      (i32.and (i32.eq (memory.size) (i32.const 1))
+        (i64.eq (local.get $b) (i64.add (i64.mul (local.get $a) (i64.const 3)) (i64.const 7))))))))"#
+    )
+}
+
+const ROUNDS: &str = "100000000";
+
+struct Setting {
+    directory: tempfile::TempDir,
+    wasm: String,
+}
+
+impl Setting {
+    fn new(maximum: &str) -> Setting {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("guest.wasm");
+        std::fs::write(&path, wat::parse_str(guest(maximum)).expect("a module")).expect("a file");
+        Setting { wasm: path.to_str().expect("text").to_string(), directory }
+    }
+
+    fn start(&self, call: &[&str], flags: &[&str]) -> Host {
+        // What follows the arguments of the call ends them.
+        let fixed = ["--wasm", &self.wasm, "--call"];
+        Host::start("wasm", &[&fixed[..], call, &["--full-preemption"], flags].concat(), Profile::Debug)
+    }
+
+    fn run(&self) -> Host {
+        self.start(&["run", "42", ROUNDS, "3"], &[])
+    }
+
+    /// An image of `run` after `pause`.
+    fn image(&self, pause: Duration) -> PathBuf {
+        let host = self.run();
+        std::thread::sleep(pause);
+        let path = self.directory.path().join("image");
+        let pid = host.pid().to_string();
+        let done = wstate(&["snapshot", "-p", &pid, "--settle", "-o", path.to_str().expect("text")]);
+        let said = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.code(), Some(0), "after {pause:?}: {said}");
+        assert!(said.contains("resumable: yes"), "after {pause:?}: {said}");
+        assert!(result_now(&host).is_none(), "the computation is too short for {pause:?}");
+        path
+    }
+}
+
+fn result_now(host: &Host) -> Option<u64> {
+    std::fs::read_to_string(host.directory.path().join("truth.result")).ok()?.parse().ok()
+}
+
+fn result(host: &Host) -> u64 {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(bits) = result_now(host) {
+            return bits;
+        }
+        assert!(Instant::now() < deadline, "no result within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// How many random moments: some in a test, `WSTATE_MIGRATIONS` for more.
+fn moments() -> usize {
+    std::env::var("WSTATE_MIGRATIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(2)
+}
+
+/// Less than so many milliseconds.
+fn random(below: u64) -> Duration {
+    Duration::from_micros(RandomState::new().hash_one(0) % (below * 1000).max(1))
+}
+
+fn migrate(maximum: &str) {
+    let setting = Setting::new(maximum);
+    let began = Instant::now();
+    let undisturbed = result(&setting.run());
+    let took = began.elapsed().as_millis() as u64;
+    for moment in 0..moments() {
+        let pause = random(took / 3);
+        let path = setting.image(pause);
+        let image = path.to_str().expect("text");
+
+        let theirs = setting.start(&["run", "42", ROUNDS, "3"], &["--resume", image]);
+        assert_eq!(result(&theirs), undisturbed, "the runtime's own resume, moment {moment}, after {pause:?}");
+
+        let ours = setting.start(&["watch"], &[]);
+        std::thread::sleep(random(50));
+        let (code, said) = restore_into(&ours, &path, &["--yes"]);
+        assert_eq!(code, Some(0), "{said}");
+        assert!(said.contains("grown by 3 pages"), "{said}");
+        assert_eq!(result(&ours), undisturbed, "wstate restore, moment {moment}, after {pause:?}");
+        println!("moment {moment}, after {pause:?}: equal");
+    }
+}
+
+#[test]
+fn a_computation_goes_on_elsewhere_with_a_memory_that_moves_when_it_grows() {
+    migrate("");
+}
+
+#[test]
+fn a_computation_goes_on_elsewhere_with_a_memory_that_grows_in_place() {
+    migrate("64");
+}
+
+/// Exit code and output of `wstate restore`.
+fn restore_into(host: &Host, image: &Path, more: &[&str]) -> (Option<i32>, String) {
+    let pid = host.pid().to_string();
+    let done = wstate(&[&["restore", &pid, image.to_str().expect("text")], more].concat());
+    let said = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
+    (done.status.code(), said.into_owned())
+}
+
+#[test]
+fn behind_a_call_its_result_is_given_and_refusals_are_explained() {
+    let setting = Setting::new("");
+    let asking = setting.start(&["ask", "9"], &[]);
+    let image = setting.directory.path().join("image");
+    let pid = asking.pid().to_string();
+    let taken = wstate(&["snapshot", "-p", &pid, "-o", image.to_str().expect("text")]);
+    assert!(String::from_utf8_lossy(&taken.stdout).contains("behind a call whose result"), "{taken:?}");
+
+    let host = setting.start(&["watch"], &[]);
+    let before = maps(&host);
+    let refused = |host: &Host, image: &Path, more: &[&str], why: &str| {
+        let (code, said) = restore_into(host, image, more);
+        assert!(code == Some(2) && said.contains(why), "{why}: {said}");
+    };
+    refused(&host, &image, &["--yes"], "give it with --return");
+    refused(&asking, &image, &["--yes", "--return", "0"], "is in native code that Wasm has called");
+    let frames = setting.directory.path().join("frames");
+    wstate(&["snapshot", "-p", &pid, "--execution-state", "-o", frames.to_str().expect("text")]);
+    refused(&host, &frames, &["--yes"], "an InstanceImage is needed");
+    refused(&host, Path::new("/bin/true"), &["--yes"], "is no image");
+    let mut other = std::fs::read(&image).expect("the image");
+    let length = other.len();
+    // The number of locals of its only frame, behind which there is one of 8 bytes and a tag.
+    other[length - 17] = 0;
+    other.truncate(length - 9);
+    let changed = setting.directory.path().join("changed");
+    std::fs::write(&changed, other).expect("a file");
+    refused(&host, &changed, &["--yes", "--return", "0"], "does not fit the module: frame 0 has 0 locals");
+
+    let (code, said) = restore_into(&host, &image, &["--return", "-77"]);
+    assert!(code == Some(1) && said.contains("nothing was changed"), "{said}");
+    assert_eq!(maps(&host), before);
+    let (code, said) = restore_into(&host, &image, &["--yes", "--return", "-77"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(result(&host), 9077);
+}
+
+fn maps(host: &Host) -> String {
+    std::fs::read_to_string(format!("/proc/{}/maps", host.pid())).expect("maps")
+}
+
+/// Sets the byte that `watch` looks at.
+fn end_watch(host: &Host) {
+    use std::os::unix::fs::FileExt;
+    let found = wstate(&["modules", "--json", "-p", &host.pid().to_string()]);
+    let found: serde_json::Value = serde_json::from_slice(&found.stdout).expect("JSON");
+    let base = found["contents"][0]["instances"][0]["memories"][0]["base"].as_str().expect("a memory").to_string();
+    let base = u64::from_str_radix(base.trim_start_matches("0x"), 16).expect("an address");
+    let mem = std::fs::File::options().write(true).open(format!("/proc/{}/mem", host.pid())).expect("the memory");
+    mem.write_all_at(&[1], base).expect("a byte is written");
+}
+
+fn failing(maximum: &str) {
+    let setting = Setting::new(maximum);
+    let image = setting.image(Duration::from_millis(100));
+    let attempt = |host: &Host, image: &Path, fail_at: Option<usize>| {
+        let options = Options::new(Source::Pid(host.pid() as u32));
+        restore(&options, &RestoreOptions { image: image.to_path_buf(), really: true, result: None, fail_at })
+    };
+    let steps = attempt(&setting.start(&["watch"], &[]), &image, None).expect("it goes on").steps;
+    assert!(steps > 10, "{steps} steps");
+
+    let host = setting.start(&["watch"], &[]);
+    let before = maps(&host);
+    for step in 0..steps {
+        let error = attempt(&host, &image, Some(step)).expect_err("it was made to fail").to_string();
+        assert!(error.contains("is as it was") && error.ends_with("was made to fail"), "step {step}: {error}");
+        assert_eq!(maps(&host), before, "step {step}");
+    }
+    end_watch(&host);
+    assert_eq!(result(&host), 1, "what the guest wrote is there");
+}
+
+#[test]
+fn a_restore_that_fails_leaves_the_process_as_it_was_with_a_memory_that_moves() {
+    failing("");
+}
+
+#[test]
+fn a_restore_that_fails_leaves_the_process_as_it_was_with_a_memory_in_place() {
+    failing("64");
+}
