@@ -136,8 +136,8 @@ impl<'a> CfiUnwinder<'a> {
         }
     }
 
-    /// With `yes`, a frame pointer that a table needs and that is not known is computed from the function's code, see
-    /// [`super::prologue`]. Frames found with it count as found by frame pointer.
+    /// With `yes`, a frame pointer that a table needs and that is not known is computed from the function's own code.
+    /// Frames found with it count as found by frame pointer.
     pub fn reading_prologues(self, yes: bool) -> CfiUnwinder<'a> {
         CfiUnwinder { prologues: yes, ..self }
     }
