@@ -6,8 +6,12 @@
 //! Figures are of this machine and this moment: run it where nothing else runs.
 
 mod attach;
+mod cores;
+mod deep;
 mod measure;
+mod modules;
 mod pause;
+mod read_stack;
 mod target;
 
 #[path = "../../tests/support/mod.rs"]
@@ -18,8 +22,15 @@ fn main() {
         return;
     }
     let asked: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let parts: [(&str, fn()); 3] =
-        [("pause", pause::run), ("native", attach::native), ("third-party", attach::third_party)];
+    let parts: [(&str, fn()); 7] = [
+        ("pause", pause::run),
+        ("native", attach::native),
+        ("third-party", attach::third_party),
+        ("cores", cores::run),
+        ("modules", modules::run),
+        ("deep", deep::run),
+        ("read-stack", read_stack::run),
+    ];
     for (name, run) in parts {
         if asked.is_empty() || asked.iter().any(|a| a == name) {
             run();

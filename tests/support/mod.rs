@@ -6,6 +6,7 @@
 #![allow(dead_code)]
 
 pub mod debuggers;
+pub mod large_module;
 pub mod small_core;
 
 use serde_json::Value;

@@ -300,8 +300,19 @@ fn run_text(text: &str) {
     run(&instance, "run", &[]);
 }
 
+/// Memory that is allocated and not used, but for a page here and there, so that cores have it.
+fn carry(bytes: usize) {
+    let mut memory = Vec::<u8>::with_capacity(bytes);
+    for at in (0..bytes).step_by(256 << 20) {
+        // SAFETY: within the allocation.
+        unsafe { memory.as_mut_ptr().add(at).write_volatile(1) };
+    }
+    std::mem::forget(memory);
+}
+
 fn stop_here(stop: &str) {
     let options = options();
+    carry(options.ballast);
     match stop {
         "sleep" | "abort" if options.func => {
             let module = compile_text(&guests::sleep());

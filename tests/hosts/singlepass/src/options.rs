@@ -38,6 +38,7 @@ pub struct Options {
     pub artifact: Option<PathBuf>,
     pub dump_wasm: Option<PathBuf>,
     pub cwd: Option<PathBuf>,
+    pub ballast: usize,
     pub publish: bool,
     pub stay: bool,
 }
@@ -71,6 +72,7 @@ impl Options {
             artifact: None,
             dump_wasm: None,
             cwd: None,
+            ballast: 0,
             publish: false,
             stay: false,
         };
@@ -119,6 +121,10 @@ impl Options {
                 "--artifact" => options.artifact = Some(value(&mut words, &word).into()),
                 "--dump-wasm" => options.dump_wasm = Some(value(&mut words, &word).into()),
                 "--cwd" => options.cwd = Some(value(&mut words, &word).into()),
+                "--ballast" => {
+                    let bytes = value(&mut words, &word);
+                    options.ballast = bytes.parse().unwrap_or_else(|_| usage("--ballast needs a number"));
+                }
                 "--publish" => options.publish = true,
                 "--stay" => options.stay = true,
                 flag if flag.starts_with('-') => usage(&format!("unknown flag {flag}")),
