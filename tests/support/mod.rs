@@ -278,19 +278,23 @@ impl Host {
         let directory = work_directory();
         let mut child = command(&exe, &directory, stop, flags).spawn().expect("the host starts");
         let stdout = child.stdout.take().expect("stdout is a pipe");
+        let mut stderr = child.stderr.take().expect("stderr is a pipe");
+        // The host must not block on a full pipe: its runtime complains of every frame of some stacks.
+        let said = thread::spawn(move || {
+            let mut said = String::new();
+            let _ = stderr.by_ref().take(0x1_0000).read_to_string(&mut said);
+            let _ = std::io::copy(&mut stderr, &mut std::io::sink());
+            said
+        });
         let (ready, stopped) = match wait_ready(stdout) {
             Ok(lines) => lines,
             Err(problem) => {
                 let _ = child.kill();
-                let mut stderr = String::new();
-                let _ = child.stderr.take().map(|mut pipe| pipe.read_to_string(&mut stderr));
                 let _ = child.wait();
-                panic!("{} {stop} {flags:?}: {problem}\n{stderr}", exe.display());
+                let said = said.join().unwrap_or_default();
+                panic!("{} {stop} {flags:?}: {problem}\n{said}", exe.display());
             }
         };
-        // The host must not block on a full pipe.
-        let stderr = child.stderr.take();
-        thread::spawn(move || stderr.map(|mut pipe| std::io::copy(&mut pipe, &mut std::io::sink())));
         Host { child, exe, ready, stopped, directory }
     }
 
