@@ -78,8 +78,10 @@ fn nonblocking_lists_running_threads_without_frames() {
     // Eight work and one sends all the time, once all have begun; the kernel shows one that waits for a page as asleep.
     until("nine threads run", || {
         let output = wstate(&["attach", &busy.pid().to_string(), "--nonblocking", "--json"]);
-        assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
         let report = report(&output);
+        // The thread that waits for the others may have been on its way to sleep.
+        let some = frames_of(&report).next().is_some();
+        assert_eq!(output.status.code(), Some(if some { 1 } else { 2 }), "{}", String::from_utf8_lossy(&output.stderr));
         let threads = report["threads"].as_array().expect("threads").iter();
         let without = threads.filter(|t| t["frames"].as_array().expect("frames").is_empty());
         let why: Vec<&str> = without.map(|t| t["end"]["why"].as_str().expect("a reason")).collect();
