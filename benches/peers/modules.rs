@@ -5,7 +5,7 @@ use crate::measure::{bar, table};
 use crate::support::{Host, Profile, Version, host_wasmtime, large_module, repository};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const WSTATE: &str = env!("CARGO_BIN_EXE_wstate");
 const FUNCTIONS: [u32; 3] = [100, 10_000, 100_000];
@@ -56,7 +56,9 @@ pub fn run() {
     drop(on_singlepass);
     let wasmtime = host_wasmtime(Version::V48, Profile::Release);
     let on_wasmtime = |wasm: &str| {
-        Host::start_exe(wasmtime.clone(), "wasm", &["--wasm", wasm, "--call", "run", "--stop-at", "env.stop"])
+        let flags = ["--wasm", wasm, "--call", "run", "--stop-at", "env.stop"];
+        // The hosts' compiler is not optimized.
+        Host::start_within(Duration::from_secs(900), wasmtime.clone(), "wasm", &flags)
     };
     compare("wstate attach, Wasmtime 48, the same modules", &hosts(&on_wasmtime), 2.0);
     third_party();

@@ -275,6 +275,11 @@ impl Host {
 
     /// The same for an executable that the caller chose or made.
     pub fn start_exe(exe: PathBuf, stop: &str, flags: &[&str]) -> Host {
+        Host::start_within(PATIENCE, exe, stop, flags)
+    }
+
+    /// The same for a host that takes long to its stop.
+    pub fn start_within(patience: Duration, exe: PathBuf, stop: &str, flags: &[&str]) -> Host {
         let directory = work_directory();
         let mut child = command(&exe, &directory, stop, flags).spawn().expect("the host starts");
         let stdout = child.stdout.take().expect("stdout is a pipe");
@@ -286,7 +291,7 @@ impl Host {
             let _ = std::io::copy(&mut stderr, &mut std::io::sink());
             said
         });
-        let (ready, stopped) = match wait_ready(stdout) {
+        let (ready, stopped) = match wait_ready(stdout, patience) {
             Ok(lines) => lines,
             Err(problem) => {
                 let _ = child.kill();
@@ -326,7 +331,7 @@ impl Host {
             }
         }
         let stdout = child.stdout.take().expect("stdout is a pipe");
-        let (ready, stopped) = wait_ready(stdout).expect("it said READY before");
+        let (ready, stopped) = wait_ready(stdout, PATIENCE).expect("it said READY before");
         Host { child, exe, ready, stopped, directory }
     }
 
@@ -404,8 +409,8 @@ fn command(exe: &Path, directory: &TempDir, stop: &str, flags: &[&str]) -> Comma
     command
 }
 
-/// Reads lines until READY.
-fn wait_ready(stdout: impl Read + Send + 'static) -> Result<(Stopped, Vec<Stopped>), String> {
+/// Reads lines until READY, for so long.
+fn wait_ready(stdout: impl Read + Send + 'static, patience: Duration) -> Result<(Stopped, Vec<Stopped>), String> {
     let (lines, received) = mpsc::channel();
     thread::spawn(move || {
         for line in BufReader::new(stdout).lines().map_while(Result::ok) {
@@ -414,7 +419,7 @@ fn wait_ready(stdout: impl Read + Send + 'static) -> Result<(Stopped, Vec<Stoppe
             }
         }
     });
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience;
     let mut stopped = Vec::new();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -478,7 +483,7 @@ pub fn kernel_core_exe(exe: PathBuf, stop: &str, flags: &[&str]) -> Result<Core,
         flags.push("--core");
     }
     let mut child = command(&exe, &directory, stop, &flags).stderr(Stdio::null()).spawn().expect("the host starts");
-    let lines = wait_ready(child.stdout.take().expect("stdout is a pipe"));
+    let lines = wait_ready(child.stdout.take().expect("stdout is a pipe"), PATIENCE);
     let status = wait(&mut child);
     let (ready, stopped) = lines.unwrap_or_else(|problem| panic!("{name} {stop} {flags:?}: {problem}"));
     let status = status.unwrap_or_else(|| panic!("{name} {stop} {flags:?} is still running after READY"));
