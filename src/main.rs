@@ -165,7 +165,7 @@ fn symbols(command: &Symbols) -> Result<u8, Failure> {
 fn modules(command: &cli::Modules) -> Result<u8, Failure> {
     let options = command.place.options(false).map_err(Failure::Usage)?;
     let lists = Lists { functions: command.functions, exports: command.exports };
-    answer(Output::stdout(), command.place.confine(), options.verbose, |output| {
+    answer([Output::stdout()], command.place.confine(), options.verbose, |[output]| {
         let contents = session::contents(&options, lists)?;
         let text = if command.json {
             json::document(&contents, false)
@@ -191,7 +191,7 @@ fn memory(command: &cli::Memory) -> Result<u8, Failure> {
         return Err(Failure::Usage("--raw writes binary data: use --output FILE or a pipe".to_string()));
     }
     let output = Output::file_or_stdout(command.output.as_deref())?;
-    answer(output, command.place.confine(), options.verbose, |output| {
+    answer([output], command.place.confine(), options.verbose, |[output]| {
         output.put_with(|out| {
             session::linear_memory(&options, command.range(), &mut |address, bytes| {
                 let written = match command.raw {
@@ -209,7 +209,7 @@ fn export(command: &cli::Export) -> Result<u8, Failure> {
     let options = command.place.options(true).map_err(Failure::Usage)?;
     let compat = command.compat.map(|cli::Compat::Wasmgdb| Compat::Wasmgdb);
     let output = Output::file(&command.wasm_coredump)?;
-    answer(output, command.place.confine(), options.verbose, |output| {
+    answer([output], command.place.confine(), options.verbose, |[output]| {
         let notes = output.put_with(|out| session::export_coredump(&options, compat, out))?;
         for note in &notes {
             let _ = writeln!(io::stderr().lock(), "wstate: note: {}", text::clean_message(note));
@@ -218,43 +218,50 @@ fn export(command: &cli::Export) -> Result<u8, Failure> {
     })
 }
 
-/// Lets `work` fill `output`, which gets its name only when that has succeeded; with `confine`, in a process that has given
-/// up its rights.
-fn answer(
-    mut output: Output,
+/// Lets `work` fill the outputs, which get their names only when that has succeeded; with `confine`, in a process that has
+/// given up its rights.
+fn answer<const N: usize>(
+    mut outputs: [Output; N],
     confine: bool,
     verbose: bool,
-    work: impl FnOnce(&mut Output) -> Result<u8, Failure>,
+    work: impl FnOnce(&mut [Output; N]) -> Result<u8, Failure>,
 ) -> Result<u8, Failure> {
     let ended = if confine {
         sandbox::run(|unconfined| {
             if let Some(why) = unconfined.filter(|_| verbose) {
-                let _ = writeln!(io::stderr().lock(), "wstate: note: the core is analysed without a sandbox: {why}");
+                let _ = writeln!(io::stderr().lock(), "wstate: note: the file is analysed without a sandbox: {why}");
             }
-            match work(&mut output) {
+            match work(&mut outputs) {
                 Ok(code) => sandbox::Ended { code, whole: true },
                 Err(failure) => sandbox::Ended { code: tell(failure), whole: false },
             }
         })?
     } else {
-        sandbox::Ended { code: work(&mut output)?, whole: true }
+        sandbox::Ended { code: work(&mut outputs)?, whole: true }
     };
     if ended.whole {
-        output.commit()?;
+        outputs.into_iter().try_for_each(Output::commit)?;
     }
     Ok(ended.code)
 }
 
 fn snapshot(command: &cli::Snapshot) -> Result<u8, Failure> {
     let (options, wanted) = command.options().map_err(Failure::Usage)?;
-    let output = Output::file(&command.output)?;
+    let image = Output::file(&command.output)?;
     let imports = command.imports_path().map(|path| Output::file(&path)).transpose()?;
-    let done = output.write_sparse_with(|out| session::snapshot(&options, wanted, out))?;
-    if let Some(imports) = imports {
-        imports.write(json::document(&done.imported_globals, true).as_bytes())?;
+    let work = |image: &mut Output, imports: Option<&mut Output>| {
+        let done = image.put_sparse_with(|out| session::snapshot(&options, wanted, out))?;
+        if let Some(imports) = imports {
+            imports.put(json::document(&done.imported_globals, true).as_bytes())?;
+        }
+        Output::stdout().put(images::snapshot_text(&done).as_bytes())?;
+        Ok(if matches!(done.resumable, Some(Resumable::No(_)) | None) { PARTIAL } else { 0 })
+    };
+    let (confine, verbose) = (command.place.confine(), options.verbose);
+    match imports {
+        Some(imports) => answer([imports, image], confine, verbose, |[imports, image]| work(image, Some(imports))),
+        None => answer([image], confine, verbose, |[image]| work(image, None)),
     }
-    Output::stdout().write(images::snapshot_text(&done).as_bytes())?;
-    Ok(if matches!(done.resumable, Some(Resumable::No(_)) | None) { PARTIAL } else { 0 })
 }
 
 fn restore(command: &cli::Restore) -> Result<u8, Failure> {
@@ -265,9 +272,11 @@ fn restore(command: &cli::Restore) -> Result<u8, Failure> {
 }
 
 fn image(command: &cli::Image) -> Result<u8, Failure> {
-    let (text, same) = images::show(command)?;
-    Output::stdout().write(text.as_bytes())?;
-    Ok(if same { 0 } else { PARTIAL })
+    answer([Output::stdout()], !command.no_sandbox, command.verbose, |[output]| {
+        let (text, same) = images::show(command)?;
+        output.put(text.as_bytes())?;
+        Ok(if same { 0 } else { PARTIAL })
+    })
 }
 
 /// Prints the stacks of `source`; with `confine`, in a process that has given up its rights.
@@ -278,7 +287,7 @@ fn show(show: &Show, source: Source, live: Live, confine: bool) -> Result<u8, Fa
         return Err(Failure::Usage("--format image writes binary data: use --output FILE or a pipe".to_string()));
     }
     let output = Output::file_or_stdout(show.output.as_deref())?;
-    answer(output, confine, show.verbose, |output| print(show, &options, format, output))
+    answer([output], confine, show.verbose, |[output]| print(show, &options, format, output))
 }
 
 fn print(show: &Show, options: &session::Options, format: Format, output: &mut Output) -> Result<u8, Failure> {

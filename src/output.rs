@@ -2,8 +2,8 @@
 
 use crate::error::Error;
 use std::fs::{File, Permissions};
-use std::io::{self, BufWriter, Read, Write};
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
@@ -82,25 +82,29 @@ impl Output {
         }
     }
 
-    /// Lets `work` write piece by piece with holes for zeros, where there is a file. If it fails, a file keeps what it
-    /// holds.
-    pub fn write_sparse_with<T: Default>(
-        self,
+    /// As [`Output::put_with`], with holes for zeros where there is a file. What is written is of no use in part: a reader
+    /// that goes away before the end is an error.
+    pub fn put_sparse_with<T>(
+        &mut self,
         work: impl FnOnce(&mut dyn SparseWrite) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        match self.to {
-            To::Beside(mut beside) => {
-                let failed = |source| Error::Output { to: self.name.clone(), source };
-                let mut out = Holes { file: beside.temporary.as_file_mut(), end: 0 };
-                let done = match work(&mut out) {
-                    Err(Error::Output { source, .. }) => Err(failed(source)),
-                    other => other,
-                }?;
-                out.finish().map_err(failed)?;
-                beside.persist().map(|()| done).map_err(failed)
+        let output = |source| Error::Output { to: String::new(), source };
+        let mut stdout;
+        let to: &mut dyn Write = match &mut self.to {
+            To::Beside(beside) => {
+                let mut out = Holes { file: beside.temporary.as_file_mut(), at: 0, end: 0 };
+                let result = work(&mut out).and_then(|done| out.finish().map(|()| done).map_err(output));
+                return result.map_err(|e| named(e, &self.name));
             }
-            to => Output { name: self.name, to }.put_with(|out| work(&mut Dense(out))),
-        }
+            To::Stdout => {
+                stdout = io::stdout().lock();
+                &mut stdout
+            }
+            To::Special(file) => file,
+        };
+        let mut out = BufWriter::new(to);
+        let result = work(&mut Dense(&mut out)).and_then(|done| out.flush().map(|()| done).map_err(output));
+        result.map_err(|e| named(e, &self.name))
     }
 
     /// Gives the file what [`Output::put`] has written, in this process or in a child of it.
@@ -137,9 +141,16 @@ impl Output {
         let result = work(&mut out).and_then(|done| flush(out).map(|()| done));
         match result {
             Err(Error::Output { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => Ok(T::default()),
-            Err(Error::Output { source, .. }) => Err(Error::Output { to: self.name.clone(), source }),
-            other => other,
+            other => other.map_err(|e| named(e, &self.name)),
         }
+    }
+}
+
+/// An error of writing with the name of what could not be written.
+fn named(error: Error, to: &str) -> Error {
+    match error {
+        Error::Output { source, .. } => Error::Output { to: to.to_string(), source },
+        other => other,
     }
 }
 
@@ -173,6 +184,8 @@ impl SparseWrite for Dense<'_> {
 /// A new file, in which blocks of zeros are left out.
 struct Holes<'a> {
     file: &'a mut File,
+    /// Bytes that are there: where the file's position is.
+    at: u64,
     /// Bytes so far, with the zeros at the end that are not there yet.
     end: u64,
 }
@@ -180,9 +193,22 @@ struct Holes<'a> {
 /// Bytes that are worth a hole.
 const HOLE: usize = 4096;
 
+// With plain writes and seeks only: in the sandbox there is nothing else.
 impl Holes<'_> {
-    fn finish(self) -> io::Result<()> {
-        self.file.set_len(self.end)
+    fn write_at(&mut self, bytes: &[u8], at: u64) -> io::Result<()> {
+        if at != self.at {
+            self.file.seek(SeekFrom::Start(at))?;
+        }
+        self.file.write_all(bytes)?;
+        self.at = at + bytes.len() as u64;
+        Ok(())
+    }
+
+    fn finish(mut self) -> io::Result<()> {
+        match self.end.checked_sub(1) {
+            Some(last) if self.at <= last => self.write_at(&[0], last),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -193,7 +219,7 @@ impl Write for Holes<'_> {
         for run in blocks.chunk_by(|a, b| is_hole(a) == is_hole(b)) {
             let len: usize = run.iter().map(|block| block.len()).sum();
             if run.iter().any(|block| !is_hole(block)) {
-                self.file.write_all_at(&bytes[at..at + len], self.end + at as u64)?;
+                self.write_at(&bytes[at..at + len], self.end + at as u64)?;
             }
             at += len;
         }
@@ -249,6 +275,8 @@ fn without_temporary_path(e: io::Error) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::fs::MetadataExt;
 
     fn entries(dir: &Path) -> Vec<String> {
         let mut names: Vec<String> =
@@ -294,6 +322,46 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
         let e = Output::file(Path::new("/dev/full")).unwrap().put_with(write).unwrap_err();
         assert!(e.to_string().starts_with("cannot write /dev/full: No space left"), "{e}");
+    }
+
+    #[test]
+    fn zeros_become_holes_and_come_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        let block = |byte: u8| vec![byte; HOLE];
+        // Zeros at the start, between and at the end; blocks that are none because something is in them.
+        let mut odd = block(0);
+        odd[HOLE - 1] = 1;
+        let parts = [block(0), block(7), block(0), odd, block(3), vec![1, 2], block(0), block(0), vec![0; 3]];
+        for last in 0..=parts.len() {
+            let mut output = Output::file(&path).unwrap();
+            let wrote = output.put_sparse_with(|out| {
+                let failed = |source| Error::Output { to: String::new(), source };
+                out.zeros(5 * HOLE as u64).map_err(failed)?;
+                parts[..last].iter().try_for_each(|part| out.write_all(part).map_err(failed))?;
+                out.zeros(1 << 30).map_err(failed)?;
+                Ok(last)
+            });
+            assert_eq!(wrote.unwrap(), last);
+            output.commit().unwrap();
+            let wanted = [vec![0; 5 * HOLE], parts[..last].concat()].concat();
+            let mut found = vec![1; wanted.len()];
+            File::open(&path).unwrap().read_exact(&mut found).unwrap();
+            assert_eq!(found, wanted);
+            let metadata = path.metadata().unwrap();
+            assert_eq!(metadata.len(), wanted.len() as u64 + (1 << 30));
+            assert!(metadata.blocks() * 512 < 1 << 20, "{} blocks", metadata.blocks());
+        }
+    }
+
+    #[test]
+    fn half_of_what_is_of_use_as_a_whole_is_an_error() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut output = Output { name: "a pipe".to_string(), to: To::Special(File::from(OwnedFd::from(writer))) };
+        let wrote = output
+            .put_sparse_with(|out| out.zeros(1 << 20).map_err(|source| Error::Output { to: String::new(), source }));
+        assert!(wrote.unwrap_err().to_string().starts_with("cannot write a pipe: Broken pipe"));
     }
 
     #[test]

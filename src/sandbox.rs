@@ -1,10 +1,10 @@
 //! Analysis of what strangers made, in a process that can do no harm.
 //!
-//! A core, and the files that it names, may have been made to exploit a bug in a parser. So they are read by a child that has
+//! A core, the files that it names, or an image may have been made to exploit a bug in a parser. So they are read by a child that has
 //! given up all but what reading and computing need: a seccomp filter lets it open files for reading, map them, allocate,
 //! start threads and write to what was open before. Sockets, programs, other processes, files opened for writing, renamed,
 //! removed or changed, and executable memory are not among the calls that are let through. The parent reads nothing of the
-//! core; it puts the output in its place when the child says that it is whole, and tells if the child crashed.
+//! input; it puts the output in its place when the child says that it is whole, and tells if the child crashed.
 //!
 //! There is no Landlock beside it: of the calls that Landlock would rule on, the filter lets only those for reading through,
 //! and any file may be one that the user wants read (`--debug-dir`, executables named in the core).

@@ -5,7 +5,7 @@ mod support;
 use support::{Host, Profile, fixture, gcore, kernel_core};
 
 /// Stop, flags, and how many frames the runtime itself finds; `None` where it has no answer.
-const STOPS: [(&str, &[&str], Option<u64>); 34] = [
+const STOPS: [(&str, &[&str], Option<u64>); 36] = [
     ("sleep", &[], Some(8)),
     ("sleep", &["--thread"], Some(8)),
     ("sleep", &["--func"], Some(8)),
@@ -27,6 +27,8 @@ const STOPS: [(&str, &[&str], Option<u64>); 34] = [
     ("cache-loaded", &[], Some(8)),
     ("tiering", &[], Some(8)),
     ("tiering-boundary", &[], Some(8)),
+    ("tiering-alternating", &[], Some(8)),
+    ("tiering-alternating-boundary", &[], Some(8)),
     ("trap-unreachable", &[], Some(8)),
     ("trap-div", &[], Some(8)),
     // No state is recorded where these trap.

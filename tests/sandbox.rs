@@ -189,6 +189,46 @@ fn a_core_is_analysed_inside_and_the_same_is_found() {
 }
 
 #[test]
+fn images_are_made_and_read_inside_and_are_the_same() {
+    let host = Host::start("globals", &[], Profile::Debug);
+    let core = support::gcore(&host).expect("gcore writes a core");
+    let core = core.to_str().expect("a path of ours");
+    let make = |name: &str, more: &[&str]| {
+        let image = host.directory.path().join(name);
+        let path = image.to_str().expect("a path of ours").to_string();
+        let output = wstate(&[&["snapshot", "-c", core, "--with-imports", "-o", &path], more].concat());
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let files = [image.clone(), image.with_extension("imports.json")];
+        let files = files.map(|f| (std::fs::read(&f).expect("a file"), f.metadata().expect("a file").permissions()));
+        (path, output.stdout, files)
+    };
+    let (image, said, files) = make("inside", &[]);
+    let (other, said_outside, files_outside) = make("outside", &["--no-sandbox"]);
+    assert_eq!((said, &files), (said_outside, &files_outside));
+    assert!(files[0].0 == host.truth().expect("a truth").instance.expect("an image"));
+    assert!(String::from_utf8_lossy(&files[1].0).contains("\"i32\""), "{files:?}");
+
+    let mut changed = files[0].0.clone();
+    changed[9 + 18] ^= 1;
+    std::fs::write(&other, changed).expect("a file");
+    for (arguments, code) in [
+        (&[&image[..]][..], 0),
+        (&[&image, "--json"], 0),
+        (&[&image, "--hexdump", "0", "16"], 0),
+        (&[&image, "--hexdump", "65536", "16"], 2),
+        (&[&image, "--diff", &image], 0),
+        (&[&image, "--diff", &other], 1),
+        (&[&image, "--diff", "/dev/null"], 2),
+        (&["/bin/true"], 2),
+    ] {
+        let run = |more: &[&str]| wstate(&[&["image"], arguments, more].concat());
+        let (inside, outside) = (run(&[]), run(&["--no-sandbox"]));
+        assert_eq!(inside, outside);
+        assert_eq!(inside.status.code(), Some(code), "{arguments:?}: {inside:?}");
+    }
+}
+
+#[test]
 fn a_core_is_analysed_behind_a_filter_unless_told_otherwise() {
     let (host, core) = core_of_host();
     let log = host.directory.path().join("strace");
@@ -209,5 +249,13 @@ fn a_core_is_analysed_behind_a_filter_unless_told_otherwise() {
     assert_eq!(filters(&["modules", "-c", core]), 1);
     assert_eq!(filters(&["memory", "-c", core, "0", "64"]), 1);
     assert_eq!(filters(&["export", "-c", core, "--wasm-coredump", "/dev/null"]), 1);
+    let image = host.directory.path().join("image");
+    let image = image.to_str().expect("a path of ours");
+    assert_eq!(filters(&["snapshot", "-c", core, "--with-imports", "-o", image]), 1);
+    assert_eq!(filters(&["snapshot", "-c", core, "--with-imports", "-o", image, "--no-sandbox"]), 0);
+    assert_eq!(filters(&["image", image]), 1);
+    assert_eq!(filters(&["image", image, "--diff", image]), 1);
+    assert_eq!(filters(&["image", image, "--no-sandbox"]), 0);
+    assert_eq!(filters(&["snapshot", "-p", &host.pid().to_string(), "-o", image]), 0);
     assert_eq!(filters(&["attach", &host.pid().to_string()]), 0);
 }

@@ -845,6 +845,121 @@ proptest! {
     }
 }
 
+// ---- tiers ----
+
+/// A module of one function with one call, at which its frame is `state`.
+fn hand_made(state: &ours::MachineState, locals: usize, shadow: usize) -> ours::ModuleStateMap {
+    let locals = vec![ours::WasmAbstractValue::Runtime; locals];
+    let mut function = ours::FunctionStateMap::new(ours::MachineState::new(), 0, shadow, locals);
+    function.diffs.push(state.diff(&function.initial).unwrap());
+    let offset = TRAMPOLINES + 0x20;
+    let info = ours::OffsetInfo { end_offset: offset + 1, diff_id: 0, activate_offset: offset };
+    function.call_offsets.insert(offset, info);
+    function.wasm_offset_to_target_offset.insert(7, ours::SuspendOffset::Call(offset));
+    let local_functions = [(TRAMPOLINES, function)].into();
+    ours::ModuleStateMap { local_functions, total_size: TRAMPOLINES + FUNCTION_SIZE }
+}
+
+/// A baseline frame: what it uses it saves. An optimized one: nothing is saved, values are in halves of words, in registers
+/// and in its caller's frame, which no tier that can be had emits.
+fn tiers() -> [ours::ModuleStateMap; 2] {
+    use ours::MachineValue::*;
+    let saved = [12, 13, 14, 3, 15].map(|r| PreserveRegister(ours::RegisterIndex(r)));
+    let mut baseline = ours::MachineState::new();
+    for (local, register) in [12, 13, 14, 3].into_iter().enumerate() {
+        baseline.register_values[register] = WasmLocal(local);
+    }
+    baseline.register_values[15] = Vmctx;
+    baseline.stack_values = [&[WasmLocal(4)], &saved[..], &[ExplicitShadow, WasmStack(0)]].concat();
+    baseline.wasm_stack = vec![ours::WasmAbstractValue::Runtime];
+    baseline.wasm_inst_offset = 7;
+    let mut optimized = ours::MachineState::new();
+    optimized.register_values[12] = WasmLocal(0);
+    optimized.register_values[14] = WasmStack(2);
+    optimized.stack_values = vec![Vmctx, TwoHalves(Box::new((WasmLocal(1), WasmStack(0)))), VmctxDeref(vec![8])];
+    optimized.prev_frame = [(0, WasmStack(1)), (3, WasmLocal(2))].into();
+    optimized.wasm_stack = vec![ours::WasmAbstractValue::Runtime; 3];
+    optimized.wasm_inst_offset = 7;
+    [hand_made(&baseline, 5, 16), hand_made(&optimized, 3, 0)]
+}
+
+/// Every order of up to seven frames of two tiers, the boundary's registers known and not.
+#[test]
+fn tiers_in_any_order_are_read_as_the_runtime_reads_them() {
+    let maps = tiers();
+    let originals: Vec<theirs::CodeVersion> = (maps.iter().zip(BASES).zip([true, false]))
+        .map(|((map, base), baseline)| theirs::CodeVersion {
+            baseline,
+            msm: map.original(),
+            base,
+            backend: if baseline { "singlepass" } else { "llvm" },
+            runnable_module: Arc::new(Box::new(NoCode)),
+        })
+        .collect();
+    let versions: Vec<ours::CodeVersion> = (maps.iter().zip(BASES).zip([true, false]))
+        .map(|((map, base), baseline)| ours::CodeVersion {
+            baseline,
+            msm: Arc::new(map.clone()),
+            base,
+            backend: if baseline { "singlepass" } else { "llvm" }.into(),
+        })
+        .collect();
+    // r15, r14, r13, r12, rbx
+    let boundary = [0xb15, 0xb14, 0xb13, 0xb12, 0xb3];
+    // Words of a frame without its saved rbp and return address.
+    const WORDS: [u64; 2] = [5 + 1 + 2 + 1, 3];
+    let (mut orders, mut crossings, mut most) = (0, 0, 0);
+    for length in 1..=7_usize {
+        for order in 0..1_usize << length {
+            let tiers: Vec<usize> = (0..length).map(|i| order >> i & 1).collect();
+            // A word is its own number, so that it can be told where a value came from.
+            let mut stack = Vec::new();
+            for &tier in &tiers {
+                stack.push((BASES[tier] + TRAMPOLINES + 0x20) as u64);
+                let next = stack.len() as u64;
+                stack.extend((next..=next + WORDS[tier]).map(|number| 1 << 40 | number << 4 | 7));
+            }
+            stack.extend([1 << 63; 16]);
+            let registers: [Option<u64>; 32] = std::array::from_fn(|i| Some(0xa00 + i as u64));
+            #[allow(unsafe_code)]
+            // SAFETY: as in `read_stack_has_the_runtimes_answer`.
+            let expected = unsafe {
+                let kept = rt::fault::get_boundary_register_preservation();
+                let [r15, r14, r13, r12, rbx] = boundary;
+                *kept = rt::fault::BoundaryRegisterPreservation { r15, r14, r13, r12, rbx };
+                theirs::x64::read_stack(|| originals.iter(), stack.as_ptr(), registers, None, None)
+            };
+            let sp = 0x7fff_0000_0000u64;
+            let read = |boundary| {
+                let mut word = |address: u64| stack.get(((address - sp) / 8) as usize).copied();
+                let (image, end) = ours::read_stack(&versions, sp, registers, None, None, boundary, &mut word);
+                assert!(matches!(end, ours::ReadEnd::NoState { .. }), "{end:?}");
+                image
+            };
+            let known = read(Some(ours::read::BoundaryRegisters::from_words(boundary)));
+            assert_same(&known, &expected);
+            assert_eq!(known.frames.len(), length);
+            let unknown = read(None);
+            let mut here = 0;
+            for (i, &tier) in tiers.iter().enumerate() {
+                let crossed = tier == 0 && i > 0 && tiers[i - 1] == 1;
+                let (known, unknown) = (&known.frames[i], &unknown.frames[i]);
+                if crossed {
+                    here += 1;
+                    assert_eq!(known.locals[..4], [Some(0xb12), Some(0xb13), Some(0xb14), Some(0xb3)]);
+                    assert_eq!(unknown.locals[..4], [None; 4]);
+                    assert_eq!((known.locals[4], &known.stack), (unknown.locals[4], &unknown.stack));
+                } else {
+                    assert_eq!(known, unknown, "{tiers:?}, frame {i}");
+                }
+            }
+            (orders, crossings, most) = (orders + 1, crossings + here, most.max(here));
+        }
+    }
+    println!("{orders} orders of frames with {crossings} boundaries, at most {most} on a stack: all as the runtime's");
+    assert_eq!((orders, most), (254, 3));
+}
+
 // ---- register tables ----
 
 #[test]

@@ -73,6 +73,8 @@ pub(super) const IMAGE_HELP: &str = "\
 Prints an image: its frames as the runtime itself prints them, its globals and the size of its memory, or bytes of the \
 memory. With --diff, what is different in another image.
 
+An image may come from a stranger: it is read in a process that can do nothing but that, unless --no-sandbox is given.
+
 Exit codes: 0 printed and, with --diff, equal; 1 different; 2 no image or an error, 64 wrong usage.";
 
 pub(super) const IMAGE_EXAMPLES: &str = "\
@@ -97,6 +99,12 @@ pub struct Image {
     /// JSON instead of text
     #[arg(short, long, conflicts_with = "hexdump")]
     pub json: bool,
+    /// Read the files with all rights of this user
+    #[arg(long)]
+    pub no_sandbox: bool,
+    /// Tell what is being done
+    #[arg(short, long)]
+    pub verbose: bool,
 }
 
 pub(super) const RESTORE_HELP: &str = "\

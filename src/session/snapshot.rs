@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::output::SparseWrite;
-use crate::runtime::{GuestInstance, InstanceParts, Why};
+use crate::runtime::{GuestInstance, InstanceParts, Slot, Value, Why};
 use crate::state::resume::Place;
 use crate::state::{KnownRegisters, PointKind, image, resume_stack};
 use crate::target::live::held::{Held, Steps};
@@ -274,6 +274,17 @@ fn frames_go_on(
     if run.len() != state.frames.len() {
         return Err(format!("the thread has {} Wasm frames, the image {}", run.len(), state.frames.len()));
     }
+    for (number, (frame, dump)) in run.iter().zip(&state.frames).enumerate() {
+        for (what, found, said) in [("local", &frame.locals, &dump.locals), ("operand", &frame.stack, &dump.stack)] {
+            let found = found.as_deref().unwrap_or_default();
+            if let Some((index, found, said)) = other_value(found, said) {
+                return Err(format!(
+                    "{what} {index} of frame {number} is {found:#x}, but {said:#x} in the image, as in the runtime's own: \
+                     of several switches between tiers it keeps the registers of the last"
+                ));
+            }
+        }
+    }
     // Where the stack will be makes no difference here.
     let place = Place {
         top: 1 << 46,
@@ -285,6 +296,16 @@ fn frames_go_on(
     };
     let stack = resume_stack(&parts.map, state, &place, &mut |at| target.read_u64(at).ok());
     stack.map(|s| s.kind).map_err(|e| e.to_string())
+}
+
+/// The first value that a frame's fixed homes and the runtime's walk do not agree about.
+fn other_value(found: &[Value], said: &[Option<u64>]) -> Option<(usize, u128, u64)> {
+    let known = |value: &Value| match value.slot {
+        Slot::Known { bits, .. } => Some(bits),
+        Slot::Unknown(_) => None,
+    };
+    let both = found.iter().zip(said).enumerate().filter_map(|(i, (f, s))| Some((i, known(f)?, (*s)?)));
+    both.into_iter().find(|(_, found, said)| *found != u128::from(*said))
 }
 
 /// The Wasm frames at the start of `frames`, up to the first that is not Wasm.

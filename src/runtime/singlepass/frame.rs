@@ -473,3 +473,153 @@ pub fn image(
     let (image, _) = read_stack(&versions, sp, registers, Some(at.address.raw()), None, boundary, &mut word);
     Some(image)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::code::tests::nine_locals;
+    use super::super::fake::{CODE, Fake, STACK};
+    use super::super::maps::Maps;
+    use super::super::route_tls;
+    use super::*;
+    use crate::runtime::Runtime;
+    use crate::state::model::RegisterIndex;
+    use crate::state::synthetic::{self, START, state};
+    use crate::target::ThreadId;
+    use crate::unwind::Unwinder;
+
+    /// Code of a tier that saves nothing.
+    const OPTIMIZED: u64 = CODE + 0x1000;
+    /// Registers that this backend keeps locals in.
+    const HOMES: [Reg; 4] = [Reg::R12, Reg::R13, Reg::R14, Reg::RBX];
+
+    fn module(memory: &Fake, code: u64, mut made: synthetic::Module, at: usize, state: &MachineState) -> Module {
+        made = made.point(PointKind::Call, at, state);
+        let map = ModuleStateMap { total_size: 0x100, ..made.build() };
+        let map = Maps::whole(Arc::new(map));
+        Module::new((code, code + 0x1000), map, vec![START as u64], 0, memory)
+    }
+
+    /// Where the call of a module's frames returns to, and how many words its frame has without saved rbp.
+    struct Tier {
+        address: u64,
+        words: u64,
+    }
+
+    /// A tier like singlepass, and one by hand: no prologue that is known, no saved registers, values in halves of words,
+    /// in a register and in the caller's frame.
+    fn two_tiers(memory: &mut Fake) -> (Singlepass, [Tier; 2]) {
+        let (code, at) = nine_locals();
+        memory.code(CODE, &[&[0xcc; START][..], &code, &[0xcc; 0x1000]].concat()[..0x1000]);
+        memory.code(OPTIMIZED, &[0x90; 0x1000]);
+        let call = START + at[22] as usize;
+
+        let preserved = [12, 13, 14, 3, 15].map(|r| MachineValue::PreserveRegister(RegisterIndex(r)));
+        let frame = (4..9).map(MachineValue::WasmLocal).chain(preserved).chain([MachineValue::ExplicitShadow]);
+        let mut baseline = state(0, frame.collect());
+        for (local, reg) in HOMES.into_iter().enumerate() {
+            baseline.register_values[reg.index()] = MachineValue::WasmLocal(local);
+        }
+        let mut made = synthetic::Module::new(9);
+        made.function.shadow_size = 32;
+        let mut baseline = module(memory, CODE, made, call, &baseline);
+        baseline.baseline = Some(true);
+
+        let halves = MachineValue::TwoHalves(Box::new((MachineValue::WasmLocal(1), MachineValue::WasmStack(0))));
+        let mut optimized = state(1, vec![MachineValue::Vmctx, halves, MachineValue::Undefined]);
+        optimized.register_values[Reg::R12.index()] = MachineValue::WasmLocal(0);
+        optimized.prev_frame = [(1, MachineValue::WasmLocal(2))].into();
+        let mut optimized = module(memory, OPTIMIZED, synthetic::Module::new(3), call, &optimized);
+        optimized.baseline = Some(false);
+        optimized.backend = "llvm".into();
+
+        let tiers = [(CODE, 14), (OPTIMIZED, 3)].map(|(code, words)| Tier { address: code + call as u64, words });
+        (Singlepass { modules: vec![baseline, optimized], ..Singlepass::default() }, tiers)
+    }
+
+    /// `order[0]` is the youngest frame's tier. A word's value is its own address.
+    fn stack(memory: &mut Fake, tiers: &[Tier; 2], order: &[usize]) -> Cursor {
+        let mut at = STACK + 0x100;
+        let word = |memory: &mut Fake, at: u64, value: u64| memory.words(at, &[value]);
+        let mut registers = Registers::unknown();
+        registers.set(Reg::RSP, at);
+        registers.set(Reg::RBP, at + 8 * tiers[order[0]].words);
+        for (n, reg) in HOMES.into_iter().chain([Reg::R15]).enumerate() {
+            registers.set(reg, 0xa00 + n as u64);
+        }
+        for (i, &tier) in order.iter().enumerate() {
+            for _ in 0..tiers[tier].words {
+                word(memory, at, at);
+                at += 8;
+            }
+            let caller = order.get(i + 1).map(|&tier| &tiers[tier]);
+            word(memory, at, caller.map_or(0, |caller| at + 16 + 8 * caller.words));
+            word(memory, at + 8, caller.map_or(0x10, |caller| caller.address));
+            at += 16;
+        }
+        Cursor { address: CodeAddress::Return(tiers[order[0]].address), registers }
+    }
+
+    fn bits(values: &Result<Vec<Value>, Why>) -> Vec<Option<u64>> {
+        let known = |v: &Value| match v.slot {
+            Slot::Known { bits, .. } => u64::try_from(bits).ok(),
+            Slot::Unknown(_) => None,
+        };
+        values.as_ref().unwrap_or_else(|Why(why)| panic!("{why}")).iter().map(known).collect()
+    }
+
+    /// Another backend may have used registers without saving them: below its frames they are unknown, whatever the runtime
+    /// keeps of its last boundary. An image has what the runtime reports: the registers of that boundary.
+    #[test]
+    fn below_a_tier_that_saves_nothing_registers_are_unknown_and_an_image_has_the_boundarys() {
+        let mut memory = Fake::new();
+        let (mut runtime, tiers) = two_tiers(&mut memory);
+        let order = [1, 0, 0, 1, 0];
+        let mut at = stack(&mut memory, &tiers, &order);
+        let start = at.clone();
+        let mut shown = Vec::new();
+        for &tier in &order {
+            let frame = runtime.describe(&at, &memory).remove(0);
+            assert_eq!((frame.module, frame.kind), (tier, GuestKind::Wasm));
+            shown.push((bits(&frame.locals), frame.instance));
+            let Some(Next::Caller(caller, Trust::Runtime)) = runtime.step(&at, &memory) else { panic!("no caller") };
+            at = caller;
+        }
+        assert_eq!(at.address, CodeAddress::Return(0x10));
+        let words = |locals: &[Option<u64>]| locals.iter().filter(|v| v.is_some()).count();
+        // The youngest has its own registers; its halves are of one word, its third local is in the frame of its caller.
+        let (locals, _) = &shown[0];
+        let own = STACK + 0x100;
+        assert_eq!(*locals, [Some(0xa00), Some((own + 8) & 0xffff_ffff), Some(own + 8 * 6)]);
+        // Its baseline caller: five locals in the frame, four in registers that nobody has saved.
+        let (locals, instance) = &shown[1];
+        assert_eq!((&locals[..4], words(&locals[4..]), *instance), (&[None; 4][..], 5, None));
+        // That one has saved what its caller had, and so on.
+        let (locals, instance) = &shown[2];
+        assert!(words(locals) == 9 && instance.is_some(), "{locals:x?}");
+        let (locals, _) = &shown[3];
+        assert_eq!(words(locals), 3);
+        let (locals, instance) = &shown[4];
+        assert_eq!((&locals[..4], words(&locals[4..]), *instance), (&[None; 4][..], 5, None));
+
+        let image = |runtime: &Singlepass| {
+            let image = runtime.image(ThreadId(1), &start, &memory).expect("an image");
+            assert_eq!(image.frames.len(), 5);
+            image.frames.into_iter().map(|f| f.locals).collect::<Vec<_>>()
+        };
+        // Where the boundary's registers cannot be had, an image has what is known.
+        let without = image(&runtime);
+        for (frame, ((locals, _), locals_of_image)) in shown.iter().zip(&without).enumerate() {
+            assert_eq!(locals, locals_of_image, "frame {frame}");
+        }
+        runtime.boundary =
+            vec![route_tls::BoundaryRegisters { thread: ThreadId(1), r15: 15, r14: 14, r13: 13, r12: 12, rbx: 3 }];
+        let with = image(&runtime);
+        for frame in 0..5 {
+            let crossed = frame == 1 || frame == 4;
+            let first =
+                if crossed { vec![Some(12), Some(13), Some(14), Some(3)] } else { without[frame][..3].to_vec() };
+            assert_eq!(with[frame][..first.len()], first, "frame {frame}");
+            assert_eq!(with[frame][first.len()..], without[frame][first.len()..], "frame {frame}");
+        }
+    }
+}

@@ -148,6 +148,43 @@ pub fn floats() -> String {
     )
 }
 
+/// `high(6)` -> `low(5)` -> `high(4)` -> ... -> `high(0)` -> `env.stop`; `high` calls `low` through the table, so that a
+/// second version of `high` calls the first version of `low`.
+///
+/// With n the depth, the locals of `high` are n, n * 0x0101010101010101, 3 * n + 7, n + 0.5, local 1 * 5, and its operand is
+/// n + 2000; those of `low` are n, n * 0x0101010101010101, 5 * n + 11, n + 0.25, local 1 * 9, and its operand is n + 3000.
+pub fn alternating() -> String {
+    let body = |factor: u32, add: u32, part: f64, wide: u32, operand: u32, call: &str| {
+        format!(
+            r#"(local $x i32) (local $f f64) (local $w i64)
+    (local.set $x (i32.add (i32.mul (local.get $n) (i32.const {factor})) (i32.const {add})))
+    (local.set $f (f64.add (f64.convert_i32_u (local.get $n)) (f64.const {part})))
+    (local.set $w (i64.mul (local.get $m) (i64.const {wide})))
+    (i32.add (local.get $n) (i32.const {operand}))
+    {call}
+    (i32.add)"#
+        )
+    };
+    let less = "(i32.sub (local.get $n) (i32.const 1)) (i64.sub (local.get $m) (i64.const 0x0101010101010101))";
+    let high = format!(
+        "(if (result i32) (i32.eqz (local.get $n))
+      (then (call $stop (i32.const 49)) (i32.const 0))
+      (else (call_indirect (type $t) {less} (i32.const 0))))"
+    );
+    format!(
+        r#"(module $alternating
+  (import "env" "stop" (func $stop (param i32)))
+  (type $t (func (param i32 i64) (result i32)))
+  (table 1 funcref) (elem (i32.const 0) $low)
+  (func $high (export "high") (param $n i32) (param $m i64) (result i32) {high})
+  (func $low (export "low") (param $n i32) (param $m i64) (result i32) {low})
+  (func $run (export "run") (result i32)
+    (call $high (i32.const 6) (i64.const 0x0606060606060606))))"#,
+        high = body(3, 7, 0.5, 5, 2000, &high),
+        low = body(5, 11, 0.25, 9, 3000, &format!("(call $high {less})")),
+    )
+}
+
 /// Globals of all four types, one of them imported, changed before the stop.
 pub fn globals() -> String {
     r#"(module $globals

@@ -359,8 +359,10 @@ fn stop_here(stop: &str) {
             moved.expect("a thread").join().expect("the mover panicked");
         }
         "threads" => threads(),
-        "tiering" => tiering(true),
-        "tiering-boundary" => tiering(false),
+        "tiering" => tiering(&guests::sleep(), true),
+        "tiering-boundary" => tiering(&guests::sleep(), false),
+        "tiering-alternating" => tiering(&guests::alternating(), true),
+        "tiering-alternating-boundary" => tiering(&guests::alternating(), false),
         "cache-loaded" => {
             let bytes = compile_text(&guests::sleep()).cache().and_then(|a| a.serialize()).expect("an artifact");
             let artifact = Artifact::deserialize(&bytes).expect("it was just written");
@@ -469,14 +471,13 @@ fn threads() {
     }
 }
 
-/// `leaf` of the first version is patched to jump to the second version's, as tiering.rs does it.
+/// The first function of the first version is patched to jump to the second version's, as tiering.rs does it.
 ///
 /// With `instantiate_second`, `Instance::new` pushes the second version as a baseline first, as in `run_tiering`;
 /// without, it is known as an optimized version only, so that the runtime uses the registers kept at the boundary.
-fn tiering(instantiate_second: bool) {
-    let text = guests::sleep();
-    let first = instantiate(&compile_text(&text));
-    let module = compile_text(&text);
+fn tiering(text: &str, instantiate_second: bool) {
+    let first = instantiate(&compile_text(text));
+    let module = compile_text(text);
     let second = instantiate(&module);
     let inner = second.module.clone();
     if instantiate_second {
