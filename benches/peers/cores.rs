@@ -9,12 +9,14 @@ const WSTATE: &str = env!("CARGO_BIN_EXE_wstate");
 
 pub fn run() {
     let mut of_smallest = None;
-    for (name, bytes) in [("100 MB", 100 << 20), ("1 GB", 1 << 30), ("10 GB", 10 << 30u64)] {
+    for (name, bytes) in [("100 MB", 100u64 << 20), ("1 GB", 1 << 30), ("10 GB", 10 << 30)] {
         let core = match kernel_core("sleep", &["--ballast", &bytes.to_string()], Profile::ReleaseDebug) {
             Ok(core) => core,
             Err(why) => return println!("the kernel writes no cores here: {}\n", why.0),
         };
-        let file = core.path.metadata().expect("a core");
+        let file = std::fs::File::open(&core.path).expect("a core");
+        file.sync_all().expect("it is on the disk");
+        let file = file.metadata().expect("a core");
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         let sizes = format!("{:.0} MiB, {:.0} of them on disk", mib(file.len()), mib(file.blocks() * 512));
         let (path, exe) = (core.path.to_str().expect("text"), core.exe.to_str().expect("text"));
