@@ -1,12 +1,24 @@
-//! Every cap on work or memory that input could drive up, in one place.
+//! Every cap on work or memory that input could drive up, in one place. `tests/limits.rs` sees to it that each has a test.
+
+/// A cap that takes too much to reach: the unit tests of this crate have a smaller one in its place.
+const fn cap<T: Copy>(real: T, in_unit_tests: T) -> T {
+    if cfg!(test) { in_unit_tests } else { real }
+}
 
 /// Frames walked per thread. A frame costs about a kilobyte until it is printed; the runtime itself overflows its stack
 /// reader at 200,000 (`state.rs:895`).
 pub const MAX_FRAMES: usize = 300_000;
 /// Frames walked per thread, however few are shown.
 pub const MIN_WALK: usize = 2_000;
+/// Frames walked of each thread, even where others have taken all there is.
+pub const MIN_FRAMES: usize = 64;
+/// Rounds of "walk, look for modules that explain unknown frames, walk again", and frames of one stack that are looked at
+/// in a round. A stack of host and Wasm in turns needs a round per module, and modules are few.
+pub const MAX_WALK_ROUNDS: usize = 64;
 /// Frames walked in all threads together.
 pub const MAX_FRAMES_TOTAL: usize = 1_000_000;
+/// Rounds in which new threads of a process that is being stopped are looked for: more are a fork bomb.
+pub const MAX_STOP_ROUNDS: usize = 1000;
 /// Threads analysed.
 pub const MAX_THREADS: usize = 65_536;
 /// Bytes of one thread's stack that a live capture copies.
@@ -18,9 +30,9 @@ pub const MAX_VALUE_DEPTH: usize = 16;
 /// Bytes of an encoded state map or cache image (esbuild's is 61 MiB).
 pub const MAX_IMAGE_BYTES: u64 = 2 << 30;
 /// Functions in a state map.
-pub const MAX_FUNCTIONS: usize = 1_000_000;
+pub const MAX_FUNCTIONS: usize = cap(1_000_000, 50_000);
 /// Length of a diff chain.
-pub const MAX_DIFF_CHAIN: usize = 1_000_000;
+pub const MAX_DIFF_CHAIN: usize = cap(1_000_000, 10_000);
 /// Locals, stack slots, operands of one state.
 pub const MAX_SLOTS: usize = 100_000;
 /// Bytes the heap search reads.
@@ -36,7 +48,7 @@ pub const MAX_RECOVERY_CHAIN: usize = 4096;
 /// Single steps of `--settle`.
 pub const MAX_SETTLE_STEPS: usize = 64;
 /// Single steps to a place that an image can be taken at for going on: about a second.
-pub const MAX_SNAPSHOT_STEPS: usize = 100_000;
+pub const MAX_SNAPSHOT_STEPS: usize = cap(100_000, 1000);
 /// Lines of `.comment` that are looked at for compiler versions.
 pub const MAX_COMMENT_LINES: usize = 4096;
 /// Bytes of debug sections that are opened for struct layouts.
@@ -51,18 +63,23 @@ pub const MAX_STATE_MAP_BYTES: u64 = 1 << 30;
 pub const MAX_FUNCTION_MAP_BYTES: u64 = 256 << 20;
 /// Values copied while the states of one thread's frames are built from diffs (real chains of 10,000 diffs, 5,000
 /// different places: some seconds).
-pub const MAX_STATE_WORK: u64 = 50_000_000;
+pub const MAX_STATE_WORK: u64 = cap(50_000_000, 5_000_000);
 /// Frames of one `ExecutionStateImage` unless the caller asks for another number: a frame is two words at least, so this
 /// is every frame that fits into [`MAX_STACK_CAPTURE`].
-pub const MAX_IMAGE_FRAMES: usize = (MAX_STACK_CAPTURE / 16) as usize;
+pub const MAX_IMAGE_FRAMES: usize = cap((MAX_STACK_CAPTURE / 16) as usize, 250_000);
 /// Locals and operands of one `ExecutionStateImage`.
-pub const MAX_IMAGE_VALUES: usize = 16 << 20;
+pub const MAX_IMAGE_VALUES: usize = cap(16 << 20, 1 << 20);
 /// Bytes of a stack that is built from an image; the runtime's own has 8 MiB.
-pub const MAX_RESUME_BYTES: u64 = 1 << 30;
+pub const MAX_RESUME_BYTES: u64 = cap(1 << 30, 128 << 20);
 /// Slots (places of a machine state) read for one `ExecutionStateImage`.
-pub const MAX_IMAGE_WORK: usize = 1 << 30;
+pub const MAX_IMAGE_WORK: usize = cap(1 << 30, 8 << 20);
 /// Slots of built states that are kept while one stack is read.
 pub const MAX_CACHED_SLOTS: usize = 1 << 20;
+/// States of one function that are kept to build the next one from: blocks nest, and after an inner block the outer one
+/// goes on from where it was.
+pub const MAX_KEPT_STATES: usize = 64;
+/// Bytes of the shadow space in a frame. The singlepass compiler writes 32 for some conventions and 0 here.
+pub const MAX_SHADOW_BYTES: usize = 1 << 20;
 /// Pages of executable memory that are looked at for the start of a module's code (4 GiB).
 pub const MAX_CODE_PAGES: u64 = 1 << 20;
 /// Reference counts above this are taken for something else.
@@ -80,9 +97,11 @@ pub const MAX_INLINE_FRAMES: usize = 1_000;
 /// Rows of unwind tables kept for addresses that were seen.
 pub const MAX_CACHED_ROWS: usize = 65_536;
 /// Functions indexed from one section of unwind tables that has no search table.
-pub const MAX_UNWIND_ENTRIES: usize = 4_000_000;
+pub const MAX_UNWIND_ENTRIES: usize = cap(4_000_000, 10_000);
 /// Operations evaluated of one unwind expression.
 pub const MAX_EXPRESSION_STEPS: u32 = 1_000;
+/// Bytes of a function's code that are followed for its frame pointer.
+pub const MAX_FRAME_POINTER_CODE: u64 = 64 << 10;
 /// Bytes of one decompressed debug section.
 pub const MAX_DEBUG_SECTION_BYTES: u64 = 4 << 30;
 /// Output bytes per input byte that a compressed section may claim (deflate's own bound is 1032; zstd's is higher, but
@@ -90,8 +109,10 @@ pub const MAX_DEBUG_SECTION_BYTES: u64 = 4 << 30;
 pub const MAX_COMPRESSION_RATIO: u64 = 4096;
 /// Bytes of a state map that is decoded as a whole; of a larger one single functions are looked up.
 pub const MAX_WHOLE_MAP_BYTES: u64 = 1 << 20;
+/// Places in an encoded state map that are looked at for one function's record. Each halves what is left, or better.
+pub const MAX_RECORD_WINDOWS: usize = 64;
 /// Bytes of one function's record in an encoded state map.
-pub const MAX_RECORD_BYTES: u64 = 64 << 20;
+pub const MAX_RECORD_BYTES: u64 = cap(64 << 20, 4 << 20);
 /// Problems of a state map that are kept.
 pub const MAX_VALIDATION_PROBLEMS: usize = 1000;
 /// Symbols of one file and its debug file that are looked at.
@@ -140,6 +161,10 @@ pub const MAX_VDSO: u64 = 1 << 20;
 pub const MAX_PROGRAM_HEADERS: u16 = 1024;
 /// Bytes of one note segment of an executable or library that are searched for a build id.
 pub const MAX_NOTE_BYTES: u64 = 64 << 10;
+/// Bytes of a build id (20 are usual).
+pub const MAX_BUILD_ID_BYTES: usize = 64;
+/// Entries of an auxiliary vector (some twenty are usual).
+pub const MAX_AUXV: usize = 256;
 /// Bytes of a dynamic section that are compared.
 pub const MAX_DYNAMIC_BYTES: u64 = 64 << 10;
 /// Bytes of a path that a core names (PATH_MAX, and the kernel's " (deleted)").
@@ -151,8 +176,10 @@ pub const MAX_MAPPINGS: usize = 1_000_000;
 pub const MAX_LENT_READS: usize = 256;
 /// Bytes of memory that a debugger is asked for at once.
 pub const MAX_LENT_BYTES: usize = 4 << 20;
+/// Pages of a running process that are kept while its stacks are read.
+pub const MAX_CACHED_PAGES: usize = 4096;
 /// Pages of lent memory that are kept (256 MiB).
-pub const MAX_LENT_PAGES: usize = 64 << 10;
+pub const MAX_LENT_PAGES: usize = cap(64 << 10, 1024);
 /// Bytes of one message of the protocol between debugger and server: twice [`MAX_LENT_BYTES`] in hexadecimal, a list of
 /// mappings, a report.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
@@ -164,7 +191,7 @@ pub const MAX_SYMBOL_PLACES: usize = 50_000_000;
 /// 20,000 takes 0.4 s, gdb 13 loads them in 0.2 s.
 pub const MAX_DESCRIBED_FUNCTIONS: usize = 20_000;
 /// Bytes of anonymous executable memory that are searched for native routines.
-pub const MAX_ROUTINE_SEARCH: u64 = 64 << 20;
+pub const MAX_ROUTINE_SEARCH: u64 = cap(64 << 20, 1 << 20);
 /// Bytes of a linear memory that is written into a coredump. Only a memory with 64-bit addresses can have more than 4 GiB.
 pub const MAX_EXPORTED_MEMORY: u64 = 64 << 30;
 /// Sections of a Wasmtime code image (some twenty are usual, forty with debug information).
