@@ -836,7 +836,7 @@ mod tests {
             (0, 8192 - 24, MAX_IMAGE_WORK / 8192 + 1),
         ] {
             let mut endless = |address: u64| {
-                let at_return = (address - SP) % (8 * (words as u64 + 2)) == 0;
+                let at_return = (address - SP).is_multiple_of(8 * (words as u64 + 2));
                 Some(if at_return { BASE as u64 + 0x20 } else { 0xb9 })
             };
             let versions = [version(module(locals, words))];
