@@ -231,7 +231,7 @@ pub fn code_map_with(
     } else {
         let addresses: BTreeSet<u64> =
             places.iter().map(|a| a.lookup()).filter(|a| runtime.module_of(*a).is_some()).collect();
-        Detail::Some { up_to: limits::MAX_DESCRIBED_FUNCTIONS, addresses: addresses.into_iter().collect() }
+        Detail::usual(addresses.into_iter().collect())
     };
     let mut map = runtime.code_map(&detail, target);
     map.notes.extend(runtime.notes().iter().cloned());
