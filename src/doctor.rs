@@ -1,5 +1,6 @@
 //! `wstate doctor`: what would stop an attach or make a core useless, one check a line, each with the next step.
 
+use crate::limits;
 use crate::report::text::clean_message;
 use crate::report::{EndKind, Report};
 use anstyle::{AnsiColor, Style};
@@ -15,8 +16,6 @@ use std::os::unix::fs::MetadataExt;
 const CAP_SYS_PTRACE: u64 = 1 << 19;
 /// `PF_KTHREAD` of `flags` in `/proc/PID/stat` (sched.h).
 const PF_KTHREAD: u32 = 0x0020_0000;
-/// Bytes of an executable that are looked at.
-const MAX_EXECUTABLE: u64 = 4 << 30;
 
 /// How a check went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
@@ -452,7 +451,7 @@ struct ExecutableFacts {
 
 impl ExecutableFacts {
     fn read<'a>(bytes: impl ReadRef<'a>) -> Result<ExecutableFacts, String> {
-        if bytes.len().is_ok_and(|len| len > MAX_EXECUTABLE) {
+        if bytes.len().is_ok_and(|len| len > limits::MAX_EXECUTABLE_BYTES) {
             return Err("too large for an executable".to_string());
         }
         let file =
@@ -555,5 +554,25 @@ mod tests {
             "ok    process 1 (\\u{1b}[2Jx) is there\nFAIL  no\n      next: do this\n1 in the way, 0 to know about\n"
         );
         assert!(d.text(true).contains("\u{1b}[31mFAIL\u{1b}[0m"));
+    }
+
+    #[test]
+    fn a_huge_file_is_no_executable() {
+        #[derive(Clone, Copy)]
+        struct Zeros(u64);
+        impl ReadRef<'static> for Zeros {
+            fn len(self) -> Result<u64, ()> {
+                Ok(self.0)
+            }
+            fn read_bytes_at(self, _: u64, size: u64) -> Result<&'static [u8], ()> {
+                [0; 64].get(..size as usize).map(|b| &*Box::leak(b.to_vec().into_boxed_slice())).ok_or(())
+            }
+            fn read_bytes_at_until(self, _: std::ops::Range<u64>, _: u8) -> Result<&'static [u8], ()> {
+                Err(())
+            }
+        }
+        let why = |len| ExecutableFacts::read(Zeros(len)).unwrap_err();
+        assert!(why(limits::MAX_EXECUTABLE_BYTES).starts_with("not a 64-bit ELF file"));
+        assert_eq!(why(limits::MAX_EXECUTABLE_BYTES + 1), "too large for an executable");
     }
 }

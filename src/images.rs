@@ -2,6 +2,7 @@
 
 use crate::cli::Image;
 use crate::error::Error;
+use crate::limits::MAX_LISTED_RANGES;
 use crate::report::{hexdump, json};
 use crate::session::{Restored, Resumable, Snapshot};
 use crate::state::{AnyImage, ImageError, WasmFunctionStateDump};
@@ -225,8 +226,6 @@ struct FrameDifference {
     to: Option<FrameRow>,
 }
 
-/// Stretches of memory that are listed.
-const MAX_RANGES: usize = 10_000;
 /// Equal bytes that do not part two stretches.
 const GAP: usize = 16;
 
@@ -317,7 +316,7 @@ fn changed(a: &[u8], b: &[u8]) -> (Vec<(u64, u64)>, bool) {
         }
         for i in (0..len).filter(|&i| a[i] != b[i]) {
             let at = (block * BLOCK + i) as u64;
-            let full = out.len() == MAX_RANGES;
+            let full = out.len() == MAX_LISTED_RANGES;
             match out.last_mut() {
                 Some((start, len)) if at - (*start + *len) < GAP as u64 => *len = at + 1 - *start,
                 _ if full => return (out, true),
@@ -342,8 +341,8 @@ mod tests {
         assert_eq!(changed(&a, &b), (vec![(0, 6), (4095, 2), (9_000, 1)], false));
         assert_eq!(changed(&a, &b[..4096]), (vec![(0, 6), (4095, 1)], false));
         assert_eq!(changed(&a, &a), (vec![], false));
-        let apart: Vec<u8> = (0..MAX_RANGES * 64 + 1).map(|i| u8::from(i % 64 == 0)).collect();
+        let apart: Vec<u8> = (0..MAX_LISTED_RANGES * 64 + 1).map(|i| u8::from(i % 64 == 0)).collect();
         let (ranges, more) = changed(&vec![0; apart.len()], &apart);
-        assert_eq!((ranges.len(), more), (MAX_RANGES, true));
+        assert_eq!((ranges.len(), more), (MAX_LISTED_RANGES, true));
     }
 }

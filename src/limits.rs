@@ -1,12 +1,24 @@
-//! Every cap on work or memory that input could drive up, in one place.
+//! Every cap on work or memory that input could drive up, in one place. `tests/limits.rs` sees to it that each has a test.
+
+/// A cap that takes too much to reach: the unit tests of this crate have a smaller one in its place.
+const fn cap<T: Copy>(real: T, in_unit_tests: T) -> T {
+    if cfg!(test) { in_unit_tests } else { real }
+}
 
 /// Frames walked per thread. A frame costs about a kilobyte until it is printed; the runtime itself overflows its stack
 /// reader at 200,000 (`state.rs:895`).
 pub const MAX_FRAMES: usize = 300_000;
 /// Frames walked per thread, however few are shown.
 pub const MIN_WALK: usize = 2_000;
+/// Frames walked of each thread, even where others have taken all there is.
+pub const MIN_FRAMES: usize = 64;
+/// Rounds of "walk, look for modules that explain unknown frames, walk again", and frames of one stack that are looked at
+/// in a round. A stack of host and Wasm in turns needs a round per module, and modules are few.
+pub const MAX_WALK_ROUNDS: usize = 64;
 /// Frames walked in all threads together.
 pub const MAX_FRAMES_TOTAL: usize = 1_000_000;
+/// Rounds in which new threads of a process that is being stopped are looked for: more are a fork bomb.
+pub const MAX_STOP_ROUNDS: usize = 1000;
 /// Threads analysed.
 pub const MAX_THREADS: usize = 65_536;
 /// Bytes of one thread's stack that a live capture copies.
@@ -17,10 +29,12 @@ pub const MAX_CAPTURE_TOTAL: u64 = 1 << 30;
 pub const MAX_VALUE_DEPTH: usize = 16;
 /// Bytes of an encoded state map or cache image (esbuild's is 61 MiB).
 pub const MAX_IMAGE_BYTES: u64 = 2 << 30;
+/// Bytes of a function's prologue: enough for the locals.
+pub const MAX_PROLOGUE_BYTES: usize = 64 + 16 * MAX_SLOTS;
 /// Functions in a state map.
-pub const MAX_FUNCTIONS: usize = 1_000_000;
+pub const MAX_FUNCTIONS: usize = cap(1_000_000, 50_000);
 /// Length of a diff chain.
-pub const MAX_DIFF_CHAIN: usize = 1_000_000;
+pub const MAX_DIFF_CHAIN: usize = cap(1_000_000, 10_000);
 /// Locals, stack slots, operands of one state.
 pub const MAX_SLOTS: usize = 100_000;
 /// Bytes the heap search reads.
@@ -33,16 +47,18 @@ pub const MAX_RECOVERY_BYTES: usize = 1 << 20;
 pub const MAX_EXIT_BYTES: usize = 16 << 10;
 /// Frames of one chain that such a search follows, and rivals it compares.
 pub const MAX_RECOVERY_CHAIN: usize = 4096;
+/// Bytes of the entry trampoline's own frame: arguments on the stack.
+pub const MAX_ENTRY_FRAME: u64 = 64 << 10;
 /// Single steps of `--settle`.
 pub const MAX_SETTLE_STEPS: usize = 64;
 /// Single steps to a place that an image can be taken at for going on: about a second.
-pub const MAX_SNAPSHOT_STEPS: usize = 100_000;
+pub const MAX_SNAPSHOT_STEPS: usize = cap(100_000, 1000);
 /// Lines of `.comment` that are looked at for compiler versions.
 pub const MAX_COMMENT_LINES: usize = 4096;
 /// Bytes of debug sections that are opened for struct layouts.
-pub const MAX_DEBUG_INFO_BYTES: u64 = 8 << 30;
+pub const MAX_DEBUG_INFO_BYTES: u64 = cap(8 << 30, 64 << 10);
 /// Debug info entries visited in search of the runtime's types.
-pub const MAX_DEBUG_ENTRIES: u64 = 200_000_000;
+pub const MAX_DEBUG_ENTRIES: u64 = cap(200_000_000, 50_000);
 /// Members or variants of one type in debug info.
 pub const MAX_MEMBERS: usize = 4096;
 /// Bytes read for a whole state map that lies in a host's memory as Rust structures.
@@ -51,38 +67,49 @@ pub const MAX_STATE_MAP_BYTES: u64 = 1 << 30;
 pub const MAX_FUNCTION_MAP_BYTES: u64 = 256 << 20;
 /// Values copied while the states of one thread's frames are built from diffs (real chains of 10,000 diffs, 5,000
 /// different places: some seconds).
-pub const MAX_STATE_WORK: u64 = 50_000_000;
+pub const MAX_STATE_WORK: u64 = cap(50_000_000, 5_000_000);
 /// Frames of one `ExecutionStateImage` unless the caller asks for another number: a frame is two words at least, so this
 /// is every frame that fits into [`MAX_STACK_CAPTURE`].
-pub const MAX_IMAGE_FRAMES: usize = (MAX_STACK_CAPTURE / 16) as usize;
+pub const MAX_IMAGE_FRAMES: usize = cap((MAX_STACK_CAPTURE / 16) as usize, 250_000);
 /// Locals and operands of one `ExecutionStateImage`.
-pub const MAX_IMAGE_VALUES: usize = 16 << 20;
+pub const MAX_IMAGE_VALUES: usize = cap(16 << 20, 1 << 20);
 /// Bytes of a stack that is built from an image; the runtime's own has 8 MiB.
-pub const MAX_RESUME_BYTES: u64 = 1 << 30;
+pub const MAX_RESUME_BYTES: u64 = cap(1 << 30, 128 << 20);
 /// Slots (places of a machine state) read for one `ExecutionStateImage`.
-pub const MAX_IMAGE_WORK: usize = 1 << 30;
+pub const MAX_IMAGE_WORK: usize = cap(1 << 30, 8 << 20);
 /// Slots of built states that are kept while one stack is read.
 pub const MAX_CACHED_SLOTS: usize = 1 << 20;
+/// States of one function that are kept to build the next one from: blocks nest, and after an inner block the outer one
+/// goes on from where it was.
+pub const MAX_KEPT_STATES: usize = 64;
+/// Bytes of the shadow space in a frame. The singlepass compiler writes 32 for some conventions and 0 here.
+pub const MAX_SHADOW_BYTES: usize = 1 << 20;
 /// Pages of executable memory that are looked at for the start of a module's code (4 GiB).
-pub const MAX_CODE_PAGES: u64 = 1 << 20;
+pub const MAX_CODE_PAGES: u64 = cap(1 << 20, 1000);
+/// Places that looked like a cached image and were none which are explained one by one.
+pub const MAX_EXPLAINED_FAILURES: usize = 8;
+/// Bytes of a 32-bit linear memory.
+pub const MAX_LINEAR_MEMORY: u64 = 1 << 32;
+/// Bytes of an `X64ExecutionContext` that are searched.
+pub const MAX_CONTEXT_BYTES: u64 = 0x400;
 /// Reference counts above this are taken for something else.
 pub const MAX_REFERENCES: u64 = 1 << 20;
 /// Bytes from the top of one thread's stack that are searched for instances.
 pub const MAX_STACK_SCAN: u64 = 64 << 10;
 /// Bytes of all stacks that are searched for instances.
-pub const MAX_STACK_SCAN_TOTAL: u64 = 256 << 20;
+pub const MAX_STACK_SCAN_TOTAL: u64 = cap(256 << 20, 4 << 20);
 /// Instances and modules that one search for them examines.
-pub const MAX_INSTANCES: usize = 65_536;
+pub const MAX_INSTANCES: usize = cap(65_536, 100);
 /// Bytes of a `.wasm` file.
 pub const MAX_WASM_BYTES: u64 = 1 << 30;
-/// Source frames shown for one Wasm operator (inlining depth).
-pub const MAX_INLINE_FRAMES: usize = 1_000;
 /// Rows of unwind tables kept for addresses that were seen.
 pub const MAX_CACHED_ROWS: usize = 65_536;
 /// Functions indexed from one section of unwind tables that has no search table.
-pub const MAX_UNWIND_ENTRIES: usize = 4_000_000;
+pub const MAX_UNWIND_ENTRIES: usize = cap(4_000_000, 10_000);
 /// Operations evaluated of one unwind expression.
 pub const MAX_EXPRESSION_STEPS: u32 = 1_000;
+/// Bytes of a function's code that are followed for its frame pointer.
+pub const MAX_FRAME_POINTER_CODE: u64 = 64 << 10;
 /// Bytes of one decompressed debug section.
 pub const MAX_DEBUG_SECTION_BYTES: u64 = 4 << 30;
 /// Output bytes per input byte that a compressed section may claim (deflate's own bound is 1032; zstd's is higher, but
@@ -90,12 +117,14 @@ pub const MAX_DEBUG_SECTION_BYTES: u64 = 4 << 30;
 pub const MAX_COMPRESSION_RATIO: u64 = 4096;
 /// Bytes of a state map that is decoded as a whole; of a larger one single functions are looked up.
 pub const MAX_WHOLE_MAP_BYTES: u64 = 1 << 20;
+/// Places in an encoded state map that are looked at for one function's record. Each halves what is left, or better.
+pub const MAX_RECORD_WINDOWS: usize = 64;
 /// Bytes of one function's record in an encoded state map.
-pub const MAX_RECORD_BYTES: u64 = 64 << 20;
+pub const MAX_RECORD_BYTES: u64 = cap(64 << 20, 4 << 20);
 /// Problems of a state map that are kept.
 pub const MAX_VALIDATION_PROBLEMS: usize = 1000;
 /// Symbols of one file and its debug file that are looked at.
-pub const MAX_SYMBOLS: usize = 8_000_000;
+pub const MAX_SYMBOLS: usize = cap(8_000_000, 500_000);
 /// Starts of symbols before an address that are asked whether one covers it, and names of one start.
 pub const MAX_NESTED_SYMBOLS: usize = 64;
 /// Functions inlined into each other at one address.
@@ -110,6 +139,8 @@ pub const MAX_FOLD_CYCLE: usize = 16;
 pub const MAX_TLS_MODULES: u64 = 1024;
 /// Bytes of an executable's thread-local block that are tried word by word where there is no symbol.
 pub const MAX_TLS_BLOCK_TRIED: u64 = 64 << 10;
+/// Thread-local variables of one name in one file.
+pub const MAX_TLS_VARIABLES: usize = 16;
 /// Code versions in one thread's list.
 pub const MAX_CODE_VERSIONS: u64 = 1 << 16;
 /// Bytes read for one module's names, types and sections.
@@ -118,12 +149,20 @@ pub const MAX_MODULE_INFO_BYTES: u64 = 512 << 20;
 pub const MAX_STRING_BYTES: usize = 64 << 20;
 /// Bytes of a name section.
 pub const MAX_NAME_SECTION_BYTES: usize = 256 << 20;
+/// Bytes of all names of an artifact's imports, which may share text.
+pub const MAX_IMPORT_NAME_BYTES: usize = cap(64 << 20, 64 << 10);
+/// Memories and globals of one kind of an instance: more are a broken description.
+pub const MAX_INSTANCE_ARRAY: u64 = 1 << 20;
+/// Levels of a B-tree in a host's memory. A node but the root has 5 keys at least, so 6^16 keys fit below this.
+pub const MAX_TREE_HEIGHT: u64 = 16;
 /// Buckets of a hash table in a host's memory.
 pub const MAX_HASH_BUCKETS: u64 = 1 << 24;
 /// Bytes of writable file data searched for a descriptor in a host without symbols.
 pub const MAX_DESCRIPTOR_SCAN_BYTES: u64 = 256 << 20;
+/// Descriptors in the memory of a host without symbols.
+pub const MAX_DESCRIPTORS: usize = 16;
 /// Entries of a descriptor's list.
-pub const MAX_PUBLISHED_MODULES: usize = 1 << 16;
+pub const MAX_PUBLISHED_MODULES: usize = cap(1 << 16, 1000);
 /// Characters of a note, an error or a reason in text output, which may quote names of the target.
 pub const MAX_TEXT_MESSAGE: usize = 2000;
 /// Notes of one route.
@@ -140,6 +179,10 @@ pub const MAX_VDSO: u64 = 1 << 20;
 pub const MAX_PROGRAM_HEADERS: u16 = 1024;
 /// Bytes of one note segment of an executable or library that are searched for a build id.
 pub const MAX_NOTE_BYTES: u64 = 64 << 10;
+/// Bytes of a build id (20 are usual).
+pub const MAX_BUILD_ID_BYTES: usize = 64;
+/// Entries of an auxiliary vector (some twenty are usual).
+pub const MAX_AUXV: usize = 256;
 /// Bytes of a dynamic section that are compared.
 pub const MAX_DYNAMIC_BYTES: u64 = 64 << 10;
 /// Bytes of a path that a core names (PATH_MAX, and the kernel's " (deleted)").
@@ -151,20 +194,26 @@ pub const MAX_MAPPINGS: usize = 1_000_000;
 pub const MAX_LENT_READS: usize = 256;
 /// Bytes of memory that a debugger is asked for at once.
 pub const MAX_LENT_BYTES: usize = 4 << 20;
+/// Pages of a running process that are kept while its stacks are read.
+pub const MAX_CACHED_PAGES: usize = 4096;
 /// Pages of lent memory that are kept (256 MiB).
-pub const MAX_LENT_PAGES: usize = 64 << 10;
+pub const MAX_LENT_PAGES: usize = cap(64 << 10, 1024);
 /// Bytes of one message of the protocol between debugger and server: twice [`MAX_LENT_BYTES`] in hexadecimal, a list of
 /// mappings, a report.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
+/// Registers of a thread that a debugger lends.
+pub const MAX_LENT_REGISTERS: usize = 100;
+/// Reports that a server keeps of one stop.
+pub const MAX_REPORTS: usize = 64;
 /// Bytes of linear memory that one request shows.
 pub const MAX_SHOWN_MEMORY: u64 = 1 << 20;
 /// Places of all states that are described in one symbol file. esbuild's half a million points have some ten each.
-pub const MAX_SYMBOL_PLACES: usize = 50_000_000;
+pub const MAX_SYMBOL_PLACES: usize = cap(50_000_000, 500);
 /// Functions of a module up to which a symbol file describes the locals of all of them without being asked: writing
 /// 20,000 takes 0.4 s, gdb 13 loads them in 0.2 s.
 pub const MAX_DESCRIBED_FUNCTIONS: usize = 20_000;
 /// Bytes of anonymous executable memory that are searched for native routines.
-pub const MAX_ROUTINE_SEARCH: u64 = 64 << 20;
+pub const MAX_ROUTINE_SEARCH: u64 = cap(64 << 20, 1 << 20);
 /// Bytes of a linear memory that is written into a coredump. Only a memory with 64-bit addresses can have more than 4 GiB.
 pub const MAX_EXPORTED_MEMORY: u64 = 64 << 30;
 /// Sections of a Wasmtime code image (some twenty are usual, forty with debug information).
@@ -179,19 +228,21 @@ pub const MAX_FRAME_CHANGES: usize = 10_000;
 /// is the name of the version and the configuration, less than a page in every version that was seen.
 pub const MAX_HEADER_PAGES: u64 = 16;
 /// Code images of one target: with `guest_debug` each store has its own.
-pub const MAX_IMAGES: usize = 10_000;
+pub const MAX_IMAGES: usize = cap(10_000, 20);
 /// Callers whose instance is kept in mind during a walk.
 pub const MAX_KNOWN_INSTANCES: usize = 100_000;
 /// Bytes of one compiled function whose registers are followed (SQLite's largest has 100 KiB).
-pub const MAX_FLOW_BYTES: usize = 1 << 20;
+pub const MAX_FLOW_BYTES: usize = cap(1 << 20, 64 << 10);
 /// Instructions of one function that are followed, each time that a way leads to it.
-pub const MAX_FLOW_STEPS: usize = 2_000_000;
+pub const MAX_FLOW_STEPS: usize = cap(2_000_000, 100_000);
 /// Functions whose registers are followed: some milliseconds each at most.
 pub const MAX_FLOW_FUNCTIONS: usize = 4_096;
 /// Instances of one store that are looked at.
-pub const MAX_STORE_INSTANCES: usize = 10_000;
+pub const MAX_STORE_INSTANCES: usize = cap(10_000, 200);
 /// Comparisons of frames with the instances of their store.
-pub const MAX_INSTANCE_CHECKS: usize = 10_000_000;
+pub const MAX_INSTANCE_CHECKS: usize = cap(10_000_000, 10_000);
+/// Rounds in which frames are decided that can only run in one of their store's instances.
+pub const MAX_ELIMINATION_ROUNDS: usize = 64;
 /// Places of an address map that are compared with a `.wasm` file of the user.
 pub const MAX_COMPARED_PLACES: usize = 20_000;
 /// Items of one kind (imports, function references, types) of a Wasmtime instance that are looked at.
@@ -201,25 +252,25 @@ pub const MAX_SIGNATURE_TYPES: usize = 16 << 20;
 /// Bytes of a Wasmtime code image's debug sections with their relocations.
 pub const MAX_IMAGE_DEBUG_BYTES: u64 = 1 << 30;
 /// Units of debug information in a code image.
-pub const MAX_UNITS: usize = 1_000_000;
+pub const MAX_UNITS: usize = cap(1_000_000, 1_000);
 /// Units of a code image that are kept parsed.
 pub const MAX_CACHED_UNITS: usize = 256;
 /// Entries and attributes of a code image's debug information that are looked at for functions.
-pub const MAX_DEBUG_INDEX_WORK: u64 = 500_000_000;
+pub const MAX_DEBUG_INDEX_WORK: u64 = cap(500_000_000, 100_000);
 /// Seconds that looking for functions may take.
 pub const MAX_DEBUG_INDEX_SECONDS: u64 = 30;
 /// Rows of one unit's line table.
-pub const MAX_LINE_ROWS: usize = 16_000_000;
+pub const MAX_LINE_ROWS: usize = cap(16_000_000, 10_000);
 /// Address ranges of one function or block.
 pub const MAX_SCOPE_RANGES: usize = 4096;
 /// Entries and attributes of one function, or of one type, that are looked at for variables, or for members.
-pub const MAX_SCOPE_WORK: u64 = 1_000_000;
+pub const MAX_SCOPE_WORK: u64 = cap(1_000_000, 20_000);
 /// Scopes that are compared with the places of one function whose source is laid out.
-pub const MAX_LAYOUT_WORK: u64 = 50_000_000;
+pub const MAX_LAYOUT_WORK: u64 = cap(50_000_000, 100_000);
 /// Variables of one function and of what is inlined into it at one address.
 pub const MAX_SOURCE_VARIABLES: usize = 1000;
 /// Entries of one location list.
-pub const MAX_LOCATIONS: usize = 100_000;
+pub const MAX_LOCATIONS: usize = cap(100_000, 2_000);
 /// References followed from one entry of debug information, and types within types.
 pub const MAX_REFERENCE_DEPTH: usize = 16;
 /// Bytes read of one source variable.
@@ -228,3 +279,13 @@ pub const MAX_SOURCE_VALUE_BYTES: u64 = 4096;
 pub const MAX_SHOWN_MEMBERS: usize = 16;
 /// Characters shown of a string in one source variable.
 pub const MAX_SHOWN_CHARS: usize = 200;
+/// Targets of a `br_table` that are spelled out.
+pub const MAX_SHOWN_TARGETS: usize = 8;
+/// Stretches of memory that are listed where two images are compared.
+pub const MAX_LISTED_RANGES: usize = 10_000;
+/// Bytes of an executable that `doctor` looks at.
+pub const MAX_EXECUTABLE_BYTES: u64 = 4 << 30;
+/// Data segments of a coredump (wasmparser reads 100,000: MAX_WASM_DATA_SEGMENTS).
+pub const MAX_DATA_SEGMENTS: usize = cap(90_000, 1_000);
+/// Bytes of all data segments of a coredump: the length of their section is a u32.
+pub const MAX_DATA_BYTES: u64 = cap(u32::MAX as u64 - (8 << 20), 16 << 20);

@@ -231,7 +231,7 @@ pub fn code_map_with(
     } else {
         let addresses: BTreeSet<u64> =
             places.iter().map(|a| a.lookup()).filter(|a| runtime.module_of(*a).is_some()).collect();
-        Detail::Some { up_to: limits::MAX_DESCRIBED_FUNCTIONS, addresses: addresses.into_iter().collect() }
+        Detail::usual(addresses.into_iter().collect())
     };
     let mut map = runtime.code_map(&detail, target);
     map.notes.extend(runtime.notes().iter().cloned());
@@ -316,10 +316,6 @@ fn append(before: &mut CompiledModule, stretch: &Stretch, code: &[u8]) -> bool {
     true
 }
 
-/// Rounds of "walk, look for modules that explain unknown frames, walk again". A stack of host and Wasm in turns needs one
-/// per module, and modules are few.
-const MAX_ROUNDS: usize = 64;
-
 /// Everything that unwinds native code.
 struct Native<'a> {
     objects: &'a Objects,
@@ -367,7 +363,7 @@ fn walk_all(
     let mut stacks: Vec<Option<Stack>> = vec![None; threads.len()];
     let mut again: Vec<usize> = (0..threads.len()).collect();
     let mut walked = 0;
-    for round in 0..MAX_ROUNDS {
+    for round in 0..limits::MAX_WALK_ROUNDS {
         let runtime = provider.runtime();
         let mut unknown: Vec<Cursor> = Vec::new();
         let mut incomplete = Vec::new();
@@ -377,13 +373,15 @@ fn walk_all(
             let Some(start) = start(threads[i]) else { continue };
             // Every thread keeps its youngest frames, even where others have taken all there is.
             walked -= stacks[i].as_ref().map_or(0, |before| before.frames.len());
-            let limit = limit.min(limits::MAX_FRAMES_TOTAL.saturating_sub(walked).max(64));
+            let limit = limit.min(limits::MAX_FRAMES_TOTAL.saturating_sub(walked).max(limits::MIN_FRAMES));
             let unwinders: [&dyn Unwinder; 5] =
                 [&AsUnwinder(runtime), &native.cfi, &native.recognised, &Recovery(runtime), &native.frame_pointer];
             let stack = walk(start, &unwinders, target, limit);
             let before = unknown.len();
             let candidates = stack.frames.iter().map(|f| &f.cursor);
-            unknown.extend(candidates.filter(|c| is_unknown(c, target, native, runtime)).take(MAX_ROUNDS).cloned());
+            unknown.extend(
+                candidates.filter(|c| is_unknown(c, target, native, runtime)).take(limits::MAX_WALK_ROUNDS).cloned(),
+            );
             let cut_short = matches!(stack.end, End::Lost(_));
             lost |= cut_short;
             if unknown.len() > before || cut_short {
@@ -464,6 +462,12 @@ fn analyse(
     Ok(outcome)
 }
 
+/// Frames of one thread that are shown and walked. Modules are found along stacks, so a short list still takes a long walk.
+fn frames_of(limit: Option<usize>) -> (usize, usize) {
+    let shown = limit.unwrap_or(limits::MAX_FRAMES).min(limits::MAX_FRAMES);
+    (shown, shown.max(limits::MIN_WALK))
+}
+
 /// Answers a question about a target whose files are loaded. `options.source` only says what the report calls it;
 /// what `provider` found before is not looked for again.
 pub fn analyse_target(
@@ -477,9 +481,8 @@ pub fn analyse_target(
     let native = Native::new(target, objects);
     let scene = Scene { target, objects, progress };
     let threads = choose(target, options)?;
-    let limit = options.limit.unwrap_or(limits::MAX_FRAMES).min(limits::MAX_FRAMES);
-    // Modules are found along stacks, so a short list of frames still takes a long walk.
-    let stacks = walk_all(target, &threads, &native, &scene, provider, limit.max(limits::MIN_WALK));
+    let (limit, walked) = frames_of(options.limit);
+    let stacks = walk_all(target, &threads, &native, &scene, provider, walked);
     let refused = !provider.match_files(target);
     progress.finish();
     let walked = began.elapsed();
@@ -875,4 +878,82 @@ fn settled_note(tid: ThreadId, settled: SettleReport, point: &str) -> String {
         Settled::Refused(why) => format!("thread {tid} could not be stepped: {why}"),
     };
     format!("--settle: {note}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::symbolize::wasm::WasmModule;
+    use crate::target::testing::CoreBuilder;
+    use crate::unwind::recognised::CALL_WASM_LEAVE;
+    use std::path::Path;
+
+    /// Finds something each time and explains nothing.
+    struct Endless {
+        none: Runtimes,
+        rounds: Vec<usize>,
+    }
+
+    impl Provider for Endless {
+        fn discover(&mut self, _: &Scene<'_>, unknown: &[Cursor], _: bool) -> usize {
+            self.rounds.push(unknown.len());
+            1
+        }
+
+        fn match_file(
+            &mut self,
+            _: &Path,
+            _: &std::rc::Rc<WasmModule>,
+            _: &dyn Memory,
+        ) -> Result<(), Vec<(String, String)>> {
+            Ok(())
+        }
+
+        fn runtime(&self) -> &dyn Runtime {
+            self.none.runtime()
+        }
+    }
+
+    #[test]
+    fn a_walk_has_an_end() {
+        assert_eq!(frames_of(None), (limits::MAX_FRAMES, limits::MAX_FRAMES));
+        assert_eq!(frames_of(Some(usize::MAX)), (limits::MAX_FRAMES, limits::MAX_FRAMES));
+        assert_eq!(frames_of(Some(1)), (1, limits::MIN_WALK));
+
+        // Frame records that lead to each other, in code that nobody knows.
+        let (code, stack) = (0x10_0000, 0x2000_0000);
+        let records = (0..200u64).flat_map(|i| [stack + (i + 1) * 16, code + 0x10]);
+        let bytes: Vec<u8> = records.flat_map(u64::to_le_bytes).collect();
+        let mut registers = crate::arch::Registers::unknown();
+        for (reg, value) in [(Reg::RIP, code), (Reg::RSP, stack), (Reg::RBP, stack)] {
+            registers.set(reg, value);
+        }
+        let core = CoreBuilder::new().memory(code, 5, &[0x90; 0x1000]).memory(stack, 6, &bytes);
+        let core = core.thread(1, 0, &registers, 0).open().unwrap();
+        let objects = Objects::load(&core, &SearchPaths::default());
+        let native = Native::new(&core, &objects);
+        let progress = progress::stderr(false);
+        let scene = Scene { target: &core, objects: &objects, progress: &progress };
+        let mut endless = Endless { none: Runtimes::new(&FindOptions::default()), rounds: Vec::new() };
+        let threads: Vec<&Thread> = core.threads().iter().collect();
+        let stacks = walk_all(&core, &threads, &native, &scene, &mut endless, 150);
+        assert_eq!(stacks[0].as_ref().map(|s| s.frames.len()), Some(150));
+        assert_eq!(endless.rounds, [limits::MAX_WALK_ROUNDS; limits::MAX_WALK_ROUNDS]);
+    }
+
+    #[test]
+    fn routines_are_looked_for_in_so_much_code() {
+        let most = limits::MAX_ROUTINE_SEARCH as usize;
+        let len = CALL_WASM_LEAVE.len();
+        let mut code = vec![0xcc; most + 2 * len];
+        for at in [most - len, most] {
+            code[at..at + len].copy_from_slice(CALL_WASM_LEAVE);
+        }
+        let core = CoreBuilder::new().memory(0x10_0000, 5, &code).open().unwrap();
+        let objects = Objects::load(&core, &SearchPaths::default());
+        let none = Runtimes::new(&FindOptions::default());
+        let found = routines(&core, &objects, none.runtime(), &BTreeSet::new());
+        // The other one is behind the end.
+        assert_eq!(found.len(), 1);
+    }
 }

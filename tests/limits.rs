@@ -131,7 +131,7 @@ fn frames_of_one_thread_and_of_all() {
         let report = analyse(&builder.open().unwrap(), false);
         let frames: Vec<usize> = report.threads.iter().map(|t| t.frames.len()).collect();
         let last = limits::MAX_FRAMES_TOTAL - 3 * limits::MAX_FRAMES;
-        assert_eq!(frames, [limits::MAX_FRAMES, limits::MAX_FRAMES, limits::MAX_FRAMES, last, 64]);
+        assert_eq!(frames, [limits::MAX_FRAMES, limits::MAX_FRAMES, limits::MAX_FRAMES, last, limits::MIN_FRAMES]);
         for thread in &report.threads {
             let end = thread.end.as_ref().unwrap();
             let why = end.why.as_deref().unwrap_or_default();
@@ -193,13 +193,67 @@ fn program_headers_and_notes_of_a_file() {
     let most = usize::from(limits::MAX_PROGRAM_HEADERS);
     assert!(Headers::of_file(&elf(&vec![(1, 0, 0); most], 0)).is_some());
     assert!(Headers::of_file(&elf(&vec![(1, 0, 0); most + 1], 0)).is_none());
-    // A build id is looked for in notes of a usual size.
+    // A build id of a usual size is looked for in notes of a usual size.
     let first = 64 + 56;
-    for (len, found) in [(limits::MAX_NOTE_BYTES, true), (limits::MAX_NOTE_BYTES + 1, false)] {
+    for (len, id, found) in [
+        (limits::MAX_NOTE_BYTES, 4, true),
+        (limits::MAX_NOTE_BYTES + 1, 4, false),
+        (limits::MAX_NOTE_BYTES, limits::MAX_BUILD_ID_BYTES, true),
+        (limits::MAX_NOTE_BYTES, limits::MAX_BUILD_ID_BYTES + 1, false),
+    ] {
         let mut file = elf(&[(4, first, len)], len as usize);
-        let note = [&4u32.to_le_bytes()[..], &4u32.to_le_bytes(), &3u32.to_le_bytes(), b"GNU\0", &[7; 4]].concat();
+        let sizes = [4, id as u32, 3].map(u32::to_le_bytes).concat();
+        let note = [&sizes[..], b"GNU\0", &vec![7; id]].concat();
         file[first as usize..first as usize + note.len()].copy_from_slice(&note);
         let headers = Headers::of_file(&file).unwrap();
-        assert_eq!(headers.build_id_of_file(&file).is_some(), found, "{len}");
+        assert_eq!(headers.build_id_of_file(&file).is_some(), found, "{len} {id}");
     }
+    // And so is a dynamic section that tells whether the file is the one in memory.
+    for (len, expected) in [(limits::MAX_DYNAMIC_BYTES, Some(true)), (limits::MAX_DYNAMIC_BYTES + 16, None)] {
+        let file = elf(&[(2, first, len)], len as usize);
+        let core = CoreBuilder::new().memory(0x10_0000, 6, &file).file(0x10_0000, 0x20_0000, 0, "/x").open().unwrap();
+        let mapping = core.mapping_at(0x10_0000).unwrap();
+        let headers = Headers::of_file(&file).unwrap();
+        assert_eq!(headers.dynamic_agrees(&file, &[mapping], &core), expected);
+    }
+}
+
+#[test]
+fn auxiliary_vectors() {
+    let most = limits::MAX_AUXV as u64;
+    let builder = (1..=most + 1).fold(CoreBuilder::new(), |core, key| core.auxv(key, key));
+    let core = builder.open().unwrap();
+    assert_eq!((core.auxv(most), core.auxv(most + 1)), (Some(most), None));
+}
+
+/// A cap that no test names is one that nobody has seen work.
+#[test]
+fn every_cap_has_a_test() {
+    fn rust_files(directory: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                rust_files(&path, found);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut own, mut tests) = (Vec::new(), Vec::new());
+    rust_files(&root.join("src"), &mut own);
+    rust_files(&root.join("tests"), &mut tests);
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let mut named = std::collections::HashSet::new();
+    for path in own.iter().chain(&tests) {
+        let text = std::fs::read_to_string(path).unwrap();
+        // In src/ what stands behind the head of the tests, or a file of tests.
+        let is_test = tests.contains(path) || path.ends_with("tests.rs");
+        let text = if is_test { &text } else { text.split_once("mod tests {\n").map_or("", |t| t.1) };
+        named.extend(text.split(|c| !is_word(c)).filter(|w| w.starts_with("M")).map(String::from));
+    }
+    let constants = std::fs::read_to_string(root.join("src/limits.rs")).unwrap();
+    let names = constants.lines().filter_map(|l| l.strip_prefix("pub const ")?.split(':').next());
+    let without: Vec<&str> = names.filter(|n| !named.contains(*n)).collect();
+    assert!(without.is_empty(), "caps that no test names: {without:?}");
 }

@@ -46,10 +46,6 @@ const WASM_PAGE: u64 = 64 << 10;
 const UNIT: u64 = 4096;
 /// Bytes that are read at once.
 const PIECE: u64 = 256 << 10;
-/// Data segments that readers accept (wasmparser: MAX_WASM_DATA_SEGMENTS is 100,000).
-const MAX_SEGMENTS: usize = 90_000;
-/// Bytes of all segments: a section's length is a u32.
-const MAX_DATA: u64 = u32::MAX as u64 - (8 << 20);
 
 /// Bytes of a memory that are not all zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -245,7 +241,7 @@ fn segments(read: &mut dyn FnMut(u64, &mut [u8]) -> bool, memories: &[Memory], n
                     return;
                 }
             };
-            if total + len > MAX_DATA {
+            if total + len > limits::MAX_DATA_BYTES {
                 left_out = true;
                 return;
             }
@@ -262,7 +258,7 @@ fn segments(read: &mut dyn FnMut(u64, &mut [u8]) -> bool, memories: &[Memory], n
             notes.add(format!("parts of the memory at {:#x} are left out: a data section ends at 4 GiB", m.base));
         }
     }
-    thin(&mut out, MAX_SEGMENTS);
+    thin(&mut out, limits::MAX_DATA_SEGMENTS);
     out
 }
 
@@ -323,10 +319,10 @@ fn one_segment(read: &mut dyn FnMut(u64, &mut [u8]) -> bool, memories: &[Memory]
     if unreadable > 0 {
         notes.add(format!("{unreadable:#x} bytes of the memory at {:#x} cannot be read and stand as zeros", m.base));
     }
-    if end > MAX_DATA {
+    if end > limits::MAX_DATA_BYTES {
         notes.add(format!("parts of the memory at {:#x} are left out: a data section ends at 4 GiB", m.base));
     }
-    vec![Segment { memory: 0, start: 0, len: end.min(MAX_DATA) }]
+    vec![Segment { memory: 0, start: 0, len: end.min(limits::MAX_DATA_BYTES) }]
 }
 
 /// What stands before a segment's bytes.
@@ -342,7 +338,7 @@ fn segment_head(s: &Segment, memories: &[Memory]) -> Vec<u8> {
     let offset =
         if memory64 { ConstExpr::i64_const(s.start as i64) } else { ConstExpr::i32_const(s.start as u32 as i32) };
     offset.encode(&mut head);
-    // At most MAX_DATA.
+    // At most limits::MAX_DATA_BYTES.
     (s.len as u32).encode(&mut head);
     head
 }

@@ -8,6 +8,7 @@ pub mod sources;
 
 use super::ValType;
 use crate::arch::Reg;
+use crate::limits::MAX_DESCRIBED_FUNCTIONS;
 pub use crate::unwind::FrameChange;
 use std::sync::Arc;
 
@@ -154,6 +155,11 @@ pub enum Detail {
 }
 
 impl Detail {
+    /// What a symbol file describes without being asked for more.
+    pub fn usual(addresses: Vec<u64>) -> Detail {
+        Detail::Some { up_to: MAX_DESCRIBED_FUNCTIONS, addresses }
+    }
+
     /// Whether the function at `range`, one of `count`, is to be described.
     pub fn covers(&self, range: (u64, u64), count: usize) -> bool {
         match self {
@@ -161,6 +167,24 @@ impl Detail {
             Detail::Some { up_to, addresses } => {
                 count <= *up_to || addresses.iter().any(|a| range.0 <= *a && *a < range.1)
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_large_modules_only_what_is_asked_for_is_described() {
+        let detail = Detail::usual(vec![0x10]);
+        for (range, count, covered) in [
+            ((0x20, 0x30), MAX_DESCRIBED_FUNCTIONS, true),
+            ((0x20, 0x30), MAX_DESCRIBED_FUNCTIONS + 1, false),
+            ((0x10, 0x20), MAX_DESCRIBED_FUNCTIONS + 1, true),
+            ((0, 0x10), MAX_DESCRIBED_FUNCTIONS + 1, false),
+        ] {
+            assert_eq!(detail.covers(range, count), covered);
         }
     }
 }

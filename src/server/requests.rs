@@ -90,9 +90,6 @@ struct Asked {
     verbose: bool,
 }
 
-/// Reports kept of one stop.
-const MAX_REPORTS: usize = 64;
-
 /// Which frame a request is about.
 struct Place {
     tid: u32,
@@ -325,7 +322,7 @@ impl Requests {
         let told = Told { wire: &wire, last: Cell::new(Instant::now()) };
         let outcome = session::analyse_target(&s.target, &s.objects, &options, &mut s.provider, &told)?;
         let report = Rc::new(outcome.report);
-        if s.reports.len() >= MAX_REPORTS {
+        if s.reports.len() >= limits::MAX_REPORTS {
             s.reports.clear();
         }
         s.reports.insert(asked, Rc::clone(&report));
@@ -657,4 +654,31 @@ fn frame_answer(place: &Place, m: &Message) -> Answer {
         ("frame", to_json(&frame)?),
         ("text", text.into()),
     ]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn reports_and_memory_have_an_end() {
+        let lent = [
+            json!({"reply": 1, "maps": "10000-11000 r--p 0 0 0\n", "threads": [{"tid": 7}]}),
+            json!({"reply": 2, "registers": [{"rip": 16, "rsp": 16}]}),
+        ];
+        let input = lent.map(|reply| reply.to_string() + "\n").concat();
+        let wire = Wire::new(Box::new(std::io::Cursor::new(input)), Box::new(std::io::sink()));
+        let mut requests = Requests::new(Rc::new(wire));
+        for limit in 0..=limits::MAX_REPORTS {
+            let asked = Asked { threads: Vec::new(), limit: Some(limit), verbose: false };
+            assert_eq!(requests.report(asked).unwrap().threads.len(), 1);
+            assert!(requests.stopped().unwrap().reports.len() <= limits::MAX_REPORTS);
+        }
+        for (length, too_many) in [(limits::MAX_SHOWN_MEMORY, false), (limits::MAX_SHOWN_MEMORY + 1, true)] {
+            let asked = message([("op", "memory".into()), ("address", 0.into()), ("length", length.into())]);
+            let why = requests.answer(&asked).unwrap_err().json()["message"].to_string();
+            assert_eq!(why.contains("are too many"), too_many, "{why}");
+        }
+    }
 }

@@ -177,8 +177,12 @@ impl Lender for Wire {
         let answer = self.call("registers", Map::from_iter([("threads".to_string(), threads.into())]));
         let lent = answer.as_ref().and_then(|m| m.get("registers")?.as_array());
         let one = |v: &Value| {
-            let values: Vec<(String, u64)> =
-                v.as_object()?.iter().take(100).filter_map(|(name, v)| Some((name.clone(), number(v)?))).collect();
+            let values: Vec<(String, u64)> = v
+                .as_object()?
+                .iter()
+                .take(limits::MAX_LENT_REGISTERS)
+                .filter_map(|(name, v)| Some((name.clone(), number(v)?)))
+                .collect();
             let fs_base = values.iter().find(|(name, _)| name == "fs_base").map(|(_, v)| *v);
             Some(LentRegisters { values, fs_base })
         };
@@ -303,5 +307,13 @@ mod tests {
         assert_eq!((what.pid, what.local, what.core, what.auxv), (Some(7), false, None, Some(vec![6])));
         assert_eq!(what.threads, [(7, Some("a".to_string()))]);
         assert!(wire.describe().is_err());
+    }
+
+    #[test]
+    fn so_many_registers_are_lent() {
+        let all: Message = (0..=limits::MAX_LENT_REGISTERS).map(|i| (format!("r{i}"), i.into())).collect();
+        let (wire, _) = wire(json!({"reply": 1, "registers": [all]}).to_string() + "\n");
+        let lent = wire.registers(&[1]);
+        assert_eq!(lent[0].as_ref().map(|l| l.values.len()), Some(limits::MAX_LENT_REGISTERS));
     }
 }

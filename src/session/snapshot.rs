@@ -120,7 +120,7 @@ pub(super) fn look_around(
         // Through short native functions too, such as memory.size, for whose calls there is no state.
         Reach::Inside | Reach::Returned | Reach::Outside => Verdict::Step,
     };
-    Ok(Some(Steps { thread, max: limits::MAX_SNAPSHOT_STEPS, verdict: Box::new(verdict) }))
+    Ok(Some(Steps { thread, verdict: Box::new(verdict) }))
 }
 
 fn take(

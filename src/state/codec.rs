@@ -646,4 +646,18 @@ mod tests {
         assert!((0..bincode.len()).all(|cut| decode_bincode::<ModuleStateMap>(&bincode[..cut]).is_err()));
         assert_eq!(decode_borsh_prefix(&borsh).unwrap(), (map, borsh.len()));
     }
+
+    #[test]
+    fn what_is_too_large_is_refused_before_it_is_decoded() {
+        for (count, refused) in [(MAX_FUNCTIONS as u32, false), (MAX_FUNCTIONS as u32 + 1, true)] {
+            let error = decode_borsh::<ModuleStateMap>(&count.to_le_bytes()).unwrap_err();
+            assert_eq!(matches!(error, CodecError::Functions { .. }), refused, "{error}");
+        }
+        // Zeros that were never touched.
+        let bytes = vec![0; MAX_IMAGE_BYTES as usize + 1];
+        assert!(matches!(decode_borsh_prefix(&bytes), Err(CodecError::TooLarge { .. })));
+        assert!(matches!(decode_bincode::<u64>(&bytes), Err(CodecError::TooLarge { .. })));
+        assert_eq!(decode_bincode::<u64>(&bytes[1..]).unwrap(), 0);
+        decode_borsh_prefix(&bytes[1..]).unwrap();
+    }
 }

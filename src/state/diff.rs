@@ -1,9 +1,11 @@
 //! From a diff to the state it describes, and back (`state.rs: MachineState::diff`, `MachineStateDiff::build_state`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
+use std::rc::Rc;
 
 use super::model::{FunctionStateMap, MachineState, MachineStateDiff, MachineValue, RegisterIndex};
-use crate::limits::{MAX_DIFF_CHAIN, MAX_SLOTS, MAX_STATE_WORK};
+use crate::limits::{MAX_CACHED_SLOTS, MAX_DIFF_CHAIN, MAX_KEPT_STATES, MAX_SLOTS, MAX_STATE_WORK};
 
 /// Why a state cannot be built. `diff` is a number in the function's `diffs`, or `None` for a diff that is not in it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -133,6 +135,11 @@ impl MachineState {
         })
     }
 
+    /// Values that it has places for.
+    pub(super) fn slots(&self) -> usize {
+        self.stack_values.len() + self.register_values.len() + self.prev_frame.len() + self.wasm_stack.len()
+    }
+
     fn check_size(&self, diff: Option<usize>) -> Result<(), StateError> {
         let parts = [
             ("stack words", self.stack_values.len()),
@@ -232,9 +239,6 @@ pub struct StateCursor<'f> {
 }
 
 impl<'f> StateCursor<'f> {
-    /// How many states are kept: blocks nest, and after an inner block the outer one goes on from where it was.
-    const KEPT: usize = 64;
-
     /// Nothing built yet.
     pub fn new(function: &'f FunctionStateMap) -> StateCursor<'f> {
         StateCursor { function, built: Vec::new() }
@@ -271,12 +275,7 @@ impl<'f> StateCursor<'f> {
         if !chain.is_empty() {
             let start = self.built.last().map_or(&self.function.initial, |(_, state)| state);
             start.check_size(None)?;
-            budget.spend(
-                start.stack_values.len()
-                    + start.register_values.len()
-                    + start.wasm_stack.len()
-                    + start.prev_frame.len(),
-            )?;
+            budget.spend(start.slots())?;
             let mut state = start.clone();
             for &number in chain.iter().rev() {
                 // In `diffs`: the loop above has seen it.
@@ -288,7 +287,7 @@ impl<'f> StateCursor<'f> {
                 state.wasm_stack_private_depth = own.wasm_stack_private_depth;
                 state.wasm_inst_offset = own.wasm_inst_offset;
             }
-            if self.built.len() >= Self::KEPT {
+            if self.built.len() >= MAX_KEPT_STATES {
                 self.built.remove(0);
             }
             self.built.push((diff, state));
@@ -297,6 +296,39 @@ impl<'f> StateCursor<'f> {
             Some((_, state)) => Ok(state),
             None => Err(StateError::NoSuchDiff { diff: None, last: diff, count }),
         }
+    }
+}
+
+/// States that were built while a stack is read: deep recursion returns to the same few places.
+pub(super) struct BuiltStates<K> {
+    states: HashMap<K, Rc<MachineState>>,
+    slots: usize,
+}
+
+impl<K> Default for BuiltStates<K> {
+    fn default() -> BuiltStates<K> {
+        BuiltStates { states: HashMap::new(), slots: 0 }
+    }
+}
+
+impl<K: Eq + Hash> BuiltStates<K> {
+    /// The state of `key`, made by `build` if it is not here.
+    pub fn get(
+        &mut self,
+        key: K,
+        build: impl FnOnce() -> Result<MachineState, StateError>,
+    ) -> Result<Rc<MachineState>, StateError> {
+        if let Some(state) = self.states.get(&key) {
+            return Ok(Rc::clone(state));
+        }
+        let state = Rc::new(build()?);
+        self.slots = self.slots.saturating_add(state.slots());
+        if self.slots > MAX_CACHED_SLOTS {
+            self.states.clear();
+            self.slots = state.slots();
+        }
+        self.states.insert(key, Rc::clone(&state));
+        Ok(state)
     }
 }
 
@@ -324,12 +356,7 @@ fn build(
     }
     let initial = &function.initial;
     initial.check_size(None)?;
-    budget.spend(
-        initial.stack_values.len()
-            + initial.register_values.len()
-            + initial.wasm_stack.len()
-            + initial.prev_frame.len(),
-    )?;
+    budget.spend(initial.slots())?;
     let mut state = initial.clone();
     for (number, diff) in chain.into_iter().rev() {
         budget.spend(
@@ -462,5 +489,43 @@ mod tests {
         assert_eq!(function.diffs[0].build_state(&function).unwrap(), first);
         assert_eq!(function.diffs[1].build_state(&function).unwrap(), second);
         assert_eq!((function.diffs[1].stack_pop, function.diffs[1].wasm_stack_pop), (0, 1));
+    }
+
+    #[test]
+    fn chains_and_work_have_an_end() {
+        let chain = |len: usize| {
+            function((0..len).map(|i| MachineStateDiff { last: i.checked_sub(1), ..Default::default() }).collect())
+        };
+        for (len, expected) in [(MAX_DIFF_CHAIN, None), (MAX_DIFF_CHAIN + 1, Some(StateError::ChainTooLong))] {
+            let function = chain(len);
+            let mut cursor = StateCursor::new(&function);
+            assert_eq!(function.state(len - 1, &mut Budget::default()).err(), expected);
+            assert_eq!(cursor.state(len - 1, &mut Budget::default()).err(), expected);
+            for diff in 0..2 * MAX_KEPT_STATES {
+                cursor.state(diff, &mut Budget::default()).unwrap();
+                assert!(cursor.built.len() <= MAX_KEPT_STATES);
+            }
+            assert_eq!(cursor.built.len(), MAX_KEPT_STATES);
+        }
+        // One budget for all frames of a thread.
+        let function = function(vec![MachineStateDiff {
+            wasm_stack_push: vec![WasmAbstractValue::Runtime; MAX_SLOTS],
+            ..Default::default()
+        }]);
+        let mut budget = Budget::default();
+        let built = (0..).take_while(|_| function.state(0, &mut budget).is_ok()).count() as u64;
+        assert_eq!(built, MAX_STATE_WORK / (MAX_SLOTS as u64 + 24));
+    }
+
+    #[test]
+    fn states_are_kept_as_far_as_they_fit() {
+        let half = Rc::new(state(MAX_CACHED_SLOTS / 2 - 24, vec![]));
+        let mut kept = BuiltStates::default();
+        for (key, expected) in [(1, 1), (2, 2), (1, 2), (3, 1), (1, 2)] {
+            kept.get(key, || Ok(MachineState::clone(&half))).unwrap();
+            assert_eq!(kept.states.len(), expected, "{key}");
+            assert_eq!(kept.slots, expected * MAX_CACHED_SLOTS / 2);
+        }
+        assert!(kept.get(4, || Err(StateError::WorkLimit)).is_err());
     }
 }

@@ -20,8 +20,6 @@ const KEY: u64 = 8;
 const WINDOW: u64 = 64 << 10;
 /// Records that are decoded one after the other rather than looked for.
 const NEAR: usize = 4;
-/// Windows for one function. Each halves what is left, or better.
-const MAX_WINDOWS: usize = 64;
 
 /// An encoded state map whose functions are known by where they begin.
 pub struct EncodedMap {
@@ -69,7 +67,7 @@ impl EncodedMap {
     fn find(&self, number: usize, known: &mut Known, read: &ReadEncoded<'_>) -> Result<FunctionStateMap, String> {
         known.insert(0, COUNT);
         let mut window = WINDOW;
-        for _ in 0..MAX_WINDOWS {
+        for _ in 0..limits::MAX_RECORD_WINDOWS {
             let Some((&below, &from)) = known.range(..=number).next_back() else { break };
             if number - below <= NEAR || window > limits::MAX_RECORD_BYTES {
                 return self.forward(below, from, number, known, read);
@@ -273,5 +271,32 @@ mod tests {
         let zeros = vec![0; 1 << 20];
         assert!(all.function(1500, &mut Known::new(), &reader(&zeros)).is_err());
         assert!(EncodedMap::new(vec![4, 4], 10, 100).is_none() && EncodedMap::new(vec![4, 12], 10, 100).is_none());
+    }
+
+    #[test]
+    fn a_record_is_looked_for_in_so_many_places_and_in_so_many_bytes() {
+        let (map, bytes) = module(1000);
+        // Memory that shows the next function wherever it is looked at, and which is so small that each step is a byte.
+        let all = encoded(&map, 32 << 10);
+        let mut offsets = vec![COUNT as usize];
+        for number in 0..limits::MAX_RECORD_WINDOWS {
+            let (_, used) = all.decode(number, &bytes[offsets[number]..]).unwrap();
+            offsets.push(offsets[number] + used as usize);
+        }
+        let asked = std::cell::Cell::new(0);
+        let read = |_, buf: &mut [u8]| {
+            asked.set(asked.get() + 1);
+            reader(&bytes)(offsets[asked.get()] as u64, buf)
+        };
+        assert!(all.function(500, &mut Known::new(), &read).unwrap_err().contains("was not found"));
+        assert_eq!(asked.get(), limits::MAX_RECORD_WINDOWS);
+
+        let largest = std::cell::Cell::new(0);
+        let endless = |_, buf: &mut [u8]| {
+            largest.set(buf.len().max(largest.get()));
+            buf.len()
+        };
+        assert!(encoded(&map, 1 << 40).function(500, &mut Known::new(), &endless).is_err());
+        assert_eq!(largest.get() as u64, limits::MAX_RECORD_BYTES);
     }
 }

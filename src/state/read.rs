@@ -13,17 +13,14 @@
 //! Every answer equals the runtime's. Where the runtime panics or reads beyond its tables, the value is missing here and
 //! [`FrameRead::problems`] tells why; the frame and its caller stay.
 
-use std::collections::HashMap;
-use std::rc::Rc;
-
-use super::diff::{Budget, StateError};
+use super::diff::{Budget, BuiltStates, StateError};
 use super::map::Point;
 use super::model::{
     CodeVersion, ExecutionStateImage, FunctionStateMap, MachineState, MachineValue, WasmAbstractValue,
     WasmFunctionStateDump,
 };
 use crate::arch::Reg;
-use crate::limits::{MAX_CACHED_SLOTS, MAX_IMAGE_FRAMES, MAX_IMAGE_VALUES, MAX_IMAGE_WORK, MAX_SLOTS};
+use crate::limits::{MAX_IMAGE_FRAMES, MAX_IMAGE_VALUES, MAX_IMAGE_WORK, MAX_SLOTS};
 
 /// Reads words of the stack. Implemented by every closure `FnMut(u64) -> Option<u64>`.
 pub trait ReadWord {
@@ -501,10 +498,6 @@ pub fn find_point<'a>(versions: &'a [CodeVersion], address: u64) -> Option<(usiz
     })
 }
 
-fn slots(state: &MachineState) -> usize {
-    state.stack_values.len() + state.register_values.len() + state.prev_frame.len() + state.wasm_stack.len()
-}
-
 /// All Wasm frames from `sp` on, as the runtime's `read_stack` reports them, and why there are no more.
 ///
 /// - `sp`: at a return address, or with `initial_address` (the pc of the youngest frame) the youngest frame's own.
@@ -527,9 +520,7 @@ pub fn read_stack(
     let mut was_baseline = true;
     let mut budget = Budget::default();
     let (mut values, mut work) = (0usize, 0usize);
-    // Deep recursion returns to the same few places.
-    let mut states: HashMap<(usize, usize, usize), Rc<MachineState>> = HashMap::new();
-    let mut cached = 0usize;
+    let mut states = BuiltStates::default();
 
     let end = loop {
         let frames = image.frames.len();
@@ -551,27 +542,15 @@ pub fn read_stack(
         let Some((number, version, point)) = find_point(versions, address) else { break ReadEnd::NoState { address } };
 
         let key = (number, point.function_start, point.info.diff_id);
-        let state = match states.get(&key) {
-            Some(state) => Rc::clone(state),
-            None => match point.function.state(point.info.diff_id, &mut budget) {
-                Ok(state) => {
-                    let state = Rc::new(state);
-                    cached += slots(&state);
-                    if cached > MAX_CACHED_SLOTS {
-                        states.clear();
-                        cached = slots(&state);
-                    }
-                    states.insert(key, Rc::clone(&state));
-                    state
-                }
-                Err(error) => break ReadEnd::BadState { address, error },
-            },
+        let state = match states.get(key, || point.function.state(point.info.diff_id, &mut budget)) {
+            Ok(state) => state,
+            Err(error) => break ReadEnd::BadState { address, error },
         };
         if version.baseline && !was_baseline {
             cross_tier_boundary(&mut registers, boundary);
         }
         was_baseline = version.baseline;
-        work = work.saturating_add(slots(&state));
+        work = work.saturating_add(state.slots());
 
         match read_frame(point.function, &state, sp, registers, reader) {
             Ok(frame) => {
@@ -842,6 +821,30 @@ mod tests {
             let (image, end) = read_stack(&versions, SP, NONE, pc, max, None, &mut words(&stack));
             assert_eq!(image.frames.len(), frames);
             assert_eq!(end == ReadEnd::MaxDepth, max.is_some());
+        }
+    }
+
+    #[test]
+    fn an_image_has_an_end() {
+        let module = |locals, words| {
+            Module::new(locals).point(PointKind::Call, 0x20, &state(0, vec![MachineValue::Undefined; words])).build()
+        };
+        // Locals and stack words of each frame; 24 registers are among the places of each.
+        for (locals, words, frames) in [
+            (0, 0, MAX_IMAGE_FRAMES),
+            (1024, 0, MAX_IMAGE_VALUES / 1024 + 1),
+            (0, 8192 - 24, MAX_IMAGE_WORK / 8192 + 1),
+        ] {
+            let mut endless = |address: u64| {
+                let at_return = (address - SP).is_multiple_of(8 * (words as u64 + 2));
+                Some(if at_return { BASE as u64 + 0x20 } else { 0xb9 })
+            };
+            let versions = [version(module(locals, words))];
+            let (image, end) = read_stack(&versions, SP, NONE, None, None, None, &mut endless);
+            assert_eq!((image.frames.len(), end), (frames, ReadEnd::Limit { frames }));
+            let few = Some(3);
+            let (image, end) = read_stack(&versions, SP, NONE, None, few, None, &mut endless);
+            assert_eq!((image.frames.len(), end), (3, ReadEnd::MaxDepth));
         }
     }
 }

@@ -20,7 +20,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use super::diff::{Budget, StateError};
+use super::diff::{Budget, BuiltStates, StateError};
 use super::map::PointKind;
 use super::model::{
     ExecutionStateImage, FUNCTION_HEADER, FunctionStateMap, MachineState, MachineValue, ModuleStateMap, SuspendOffset,
@@ -29,7 +29,7 @@ use super::model::{
 use super::read::{KnownRegisters, ReadError, ReadWord, read_frame};
 use crate::arch::Reg;
 use crate::arch::x64::SWITCH_BLOCK;
-use crate::limits::{MAX_CACHED_SLOTS, MAX_IMAGE_FRAMES, MAX_IMAGE_WORK, MAX_RESUME_BYTES, MAX_SLOTS};
+use crate::limits::{MAX_IMAGE_FRAMES, MAX_IMAGE_WORK, MAX_RESUME_BYTES, MAX_SLOTS};
 
 /// Where the stack will be, and what the code there needs to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -342,8 +342,8 @@ fn plan<'a>(map: &'a ModuleStateMap, image: &ExecutionStateImage) -> Result<Vec<
     for function in map.local_functions.values() {
         functions.entry(function.local_function_id).or_insert(function);
     }
-    let mut states: HashMap<(usize, usize), Rc<MachineState>> = HashMap::new();
-    let (mut cached, mut work) = (0usize, 0usize);
+    let mut states = BuiltStates::default();
+    let mut work = 0usize;
     let mut budget = Budget::default();
     let mut out = Vec::new();
     for (frame, dump) in image.frames.iter().enumerate() {
@@ -355,20 +355,9 @@ fn plan<'a>(map: &'a ModuleStateMap, image: &ExecutionStateImage) -> Result<Vec<
         if info.diff_id >= function.diffs.len() {
             return Err(ResumeError::Untracked { frame });
         }
-        let state = match states.get(&(id, info.diff_id)) {
-            Some(state) => Rc::clone(state),
-            None => {
-                let state = function.state(info.diff_id, &mut budget);
-                let state = Rc::new(state.map_err(|error| ResumeError::State { frame, error })?);
-                cached = cached.saturating_add(slots(&state));
-                if cached > MAX_CACHED_SLOTS {
-                    states.clear();
-                    cached = slots(&state);
-                }
-                states.insert((id, info.diff_id), Rc::clone(&state));
-                state
-            }
-        };
+        let state = states
+            .get((id, info.diff_id), || function.state(info.diff_id, &mut budget))
+            .map_err(|error| ResumeError::State { frame, error })?;
         for slots in [
             state.stack_values.len(),
             state.register_values.len(),
@@ -380,7 +369,7 @@ fn plan<'a>(map: &'a ModuleStateMap, image: &ExecutionStateImage) -> Result<Vec<
                 return Err(ResumeError::TooLarge { frame, slots });
             }
         }
-        work = work.saturating_add(slots(&state)).saturating_add(function.locals.len());
+        work = work.saturating_add(state.slots()).saturating_add(function.locals.len());
         if work > MAX_IMAGE_WORK {
             return Err(ResumeError::State { frame, error: StateError::WorkLimit });
         }
@@ -396,11 +385,6 @@ fn plan<'a>(map: &'a ModuleStateMap, image: &ExecutionStateImage) -> Result<Vec<
     }
     Ok(out)
 }
-
-fn slots(state: &MachineState) -> usize {
-    state.stack_values.len() + state.register_values.len() + state.prev_frame.len() + state.wasm_stack.len()
-}
-
 /// The stack while it grows downwards: `words[0]` is the highest word.
 struct Growing {
     top: u64,
@@ -644,4 +628,42 @@ fn verify(
         sp = read.caller_sp;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::synthetic::{Module, state};
+    use super::*;
+
+    // What images can be resumed is in tests/state_differential.rs.
+    #[test]
+    fn images_and_stacks_have_an_end() {
+        let frame = WasmFunctionStateDump { local_function_id: 7, wasm_inst_offset: 5, stack: vec![], locals: vec![] };
+        let place = Place {
+            top: 0x7fff_0000_0000,
+            outer: [0; 3],
+            outer_rbp: 0,
+            code_base: 0,
+            vmctx: 0,
+            registers: KnownRegisters::UNKNOWN,
+        };
+        let resume = |frames: usize, words: usize, shadow_size: usize| {
+            let mut module =
+                Module::new(0).point(PointKind::Call, 0x20, &state(0, vec![MachineValue::Undefined; words]));
+            module.function.wasm_offset_to_target_offset.insert(5, SuspendOffset::Call(0x20));
+            module.function.shadow_size = shadow_size;
+            let image = ExecutionStateImage { frames: vec![frame.clone(); frames] };
+            resume_stack(&module.build(), &image, &place, &mut |_| None).map(|_| ())
+        };
+        assert_eq!(resume(MAX_IMAGE_FRAMES, 0, 0), Ok(()));
+        assert_eq!(resume(MAX_IMAGE_FRAMES + 1, 0, 0), Err(ResumeError::TooMany { frames: MAX_IMAGE_FRAMES + 1 }));
+        // Each frame has 24 registers besides its words.
+        let frames = MAX_IMAGE_WORK / 8192;
+        let error = Err(ResumeError::State { frame: frames, error: StateError::WorkLimit });
+        assert_eq!((resume(frames, 8192 - 24, 0), resume(frames + 1, 8192 - 24, 0)), (Ok(()), error));
+        // Besides the shadow there are three words of the caller, the frame pointer and the address to go on at.
+        let most = MAX_RESUME_BYTES as usize - 5 * 8;
+        let error = Err(ResumeError::Full { frame: 0, limit: MAX_RESUME_BYTES });
+        assert_eq!((resume(1, 0, most), resume(1, 0, most + 8)), (Ok(()), error));
+    }
 }

@@ -11,10 +11,7 @@ use super::map::PointKind;
 use super::model::{
     FunctionStateMap, MachineState, MachineStateDiff, MachineValue, ModuleStateMap, OffsetInfo, SuspendOffset,
 };
-use crate::limits::{MAX_FUNCTIONS, MAX_SLOTS, MAX_VALIDATION_PROBLEMS};
-
-/// Bytes below a frame that are believed. The singlepass compiler writes 32 for some conventions and 0 here.
-const MAX_SHADOW: usize = 1 << 20;
+use crate::limits::{MAX_FUNCTIONS, MAX_SHADOW_BYTES, MAX_SLOTS, MAX_VALIDATION_PROBLEMS};
 
 /// Where in a state map a value stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
@@ -258,7 +255,7 @@ impl Checker<'_> {
 
     fn run(mut self) {
         let function = self.function;
-        if !function.shadow_size.is_multiple_of(8) || function.shadow_size > MAX_SHADOW {
+        if !function.shadow_size.is_multiple_of(8) || function.shadow_size > MAX_SHADOW_BYTES {
             self.push(Where::Function, Fault::Shadow(function.shadow_size));
         }
         if function.locals.len() > MAX_SLOTS {
@@ -576,7 +573,11 @@ mod tests {
         );
         let mut module = Module::new(0);
         module.function.initial.register_values.resize(32, MachineValue::Undefined);
+        module.function.shadow_size = MAX_SHADOW_BYTES;
         assert_eq!(problems(module), []);
+        let mut module = Module::new(0);
+        module.function.shadow_size = MAX_SHADOW_BYTES + 8;
+        assert_eq!(problems(module), [(Where::Function, Fault::Shadow(MAX_SHADOW_BYTES + 8))]);
         let map = Module::new(0).build();
         assert_eq!(validate(&map, Some(END + 1)).map, [MapProblem::CodeLength { map: END, code: END + 1 }]);
         assert!(validate(&map, None).is_clean());
@@ -606,5 +607,17 @@ mod tests {
         let diffs = (0..2000).map(|_| on(usize::MAX)).collect();
         let validation = validate(&with_diffs(diffs).build(), None);
         assert_eq!((validation.problems.len(), validation.dropped), (MAX_VALIDATION_PROBLEMS, 1000));
+    }
+
+    #[test]
+    fn a_map_of_too_many_functions_is_not_looked_at() {
+        let function = FunctionStateMap::new(MachineState::new(), 0, 0, vec![]);
+        let mut map = ModuleStateMap { local_functions: BTreeMap::new(), total_size: usize::MAX };
+        map.local_functions.extend((0..=MAX_FUNCTIONS).map(|start| (start, function.clone())));
+        let validation = validate(&map, None);
+        assert_eq!(validation.map, [MapProblem::TooManyFunctions(MAX_FUNCTIONS + 1)]);
+        assert_eq!(validation.functions, 0);
+        map.local_functions.pop_last();
+        assert_eq!(validate(&map, None).functions, MAX_FUNCTIONS);
     }
 }

@@ -480,7 +480,9 @@ fn mangled(name: &str) -> Option<String> {
     if let Ok(rust) = rustc_demangle::try_demangle(name) {
         write!(out, "{rust:#}").ok()?;
     } else {
-        let cpp = cpp_demangle::Symbol::new(name).ok()?;
+        // The crate also takes types: `f`, a C function, for `float`.
+        let is_symbol = ["_Z", "__Z", "_GLOBAL_"].iter().any(|start| name.starts_with(start));
+        let cpp = cpp_demangle::Symbol::new(name).ok().filter(|_| is_symbol)?;
         cpp.structured_demangle(&mut out, &cpp_demangle::DemangleOptions::new()).ok()?;
     }
     Some(out.0)
@@ -618,7 +620,9 @@ mod tests {
             demangle("_ZNSt6vectorIiSaIiEE9push_backERKi"),
             "std::vector<int, std::allocator<int> >::push_back(int const&)"
         );
-        assert_eq!(demangle("main"), "main");
+        for plain in ["main", "f", "l", "Pc", "v"] {
+            assert_eq!(demangle(plain), plain);
+        }
         assert_eq!(demangle("_Z"), "_Z");
     }
 
@@ -750,5 +754,59 @@ mod tests {
         let file = elf(&[Section { name: ".debug_frame", flags: 0x800, address: 0, bytes: &bytes }]);
         let file = object::File::parse(&*file).unwrap();
         assert!(section_bytes(&file.section_by_name(".debug_frame").unwrap()).is_none());
+    }
+
+    #[test]
+    fn names_have_an_end() {
+        let (short, long) = ("x".repeat(limits::MAX_NAME_BYTES - 10), "x".repeat(limits::MAX_NAME_BYTES));
+        assert_eq!(demangle(&format!("_Z{}{short}v", short.len())), format!("{short}()"));
+        let mangled = format!("_Z{}{long}v", long.len());
+        assert_eq!(demangle(&mangled), mangled);
+        // Each argument is a pair of the one before, which takes eleven bytes.
+        let pairs = |count| {
+            (1..count).fold("_Z1f1A1BIS_S_E".to_string(), |name, i| {
+                let last = char::from_digit(i, 36).unwrap().to_ascii_uppercase();
+                format!("{name}S0_IS{last}_S{last}_E")
+            })
+        };
+        assert_eq!(demangle(&pairs(2)), "f(A, B<A, A>, B<B<A, A>, B<A, A> >)");
+        assert_eq!(demangle(&pairs(30)), pairs(30));
+    }
+
+    #[test]
+    fn so_many_symbols_are_looked_at() {
+        let function = |name, value, size| (name, value, size, FUNC, 1);
+        let at = |symbols: &[_], svma| {
+            let range = (BIAS, BIAS + 0x1000_0000);
+            name_at(&Objects::from_parts(vec![object("/lib/x", BIAS, range, with_symbols(symbols))]), svma).map(|f| f.0)
+        };
+        let most = limits::MAX_SYMBOLS as u64;
+        let all: Vec<_> = (0..=most).map(|i| function("f", 0x1000 + i * 16, 16)).collect();
+        assert_eq!(at(&all, 0x1000 + (most - 1) * 16), Some("f".into()));
+        assert_eq!(at(&all, 0x1000 + most * 16), None);
+
+        // Labels between the start of a function and what is asked for.
+        for (labels, found) in
+            [(limits::MAX_NESTED_SYMBOLS as u64 - 1, true), (limits::MAX_NESTED_SYMBOLS as u64, false)]
+        {
+            let mut all = vec![function("f", 0x1000, 0x1000)];
+            all.extend((1..=labels).map(|i| ("l", 0x1000 + i, 0, NOTYPE, 1)));
+            assert_eq!(at(&all, 0x1800) == Some("f".into()), found);
+        }
+        // Names of one start: the best of the first ones.
+        let names: Vec<String> = (0..=limits::MAX_NESTED_SYMBOLS).rev().map(|i| format!("f{i:03}")).collect();
+        let all: Vec<_> = names.iter().map(|name| function(name.as_str(), 0x1000, 0x1000)).collect();
+        assert_ne!(at(&all, 0x1800), Some("f000".into()));
+        assert_eq!(at(&all[1..], 0x1800), Some("f000".into()));
+    }
+
+    #[test]
+    fn so_many_inlined_functions_are_shown() {
+        let sections = crate::unwind::testing::inlined(0x1000, limits::MAX_INLINE_DEPTH);
+        let sections: Vec<_> =
+            sections.iter().map(|(name, bytes)| Section { name, flags: 0, address: 0, bytes }).collect();
+        let objects = Objects::from_parts(vec![object("/lib/x", BIAS, (BIAS, BIAS + 0x2000), elf(&sections))]);
+        let found = NativeSymbolizer::new(&objects).with_lines(true).symbolize(CodeAddress::Exact(BIAS + 0x1000));
+        assert_eq!(found.len(), limits::MAX_INLINE_DEPTH);
     }
 }

@@ -88,6 +88,9 @@ const COMPARED: usize = 64;
 /// Pages asked for at once around a small read: a walk reads a stack upwards.
 const AHEAD: u64 = 4;
 
+/// Bytes of a read that is not kept as pages.
+const LARGE: usize = limits::MAX_LENT_READS / 2 * PAGE as usize;
+
 impl CallbackTarget {
     /// Puts together what the debugger says and what this machine knows of the same target. Never fails: what is
     /// missing is a note.
@@ -352,7 +355,8 @@ impl Memory for CallbackTarget {
         if address.checked_add(len as u64).is_none() || !self.is_mapped(address, len) {
             return unmapped;
         }
-        let large = len > limits::MAX_LENT_BYTES / 4;
+        // The pages of a small one are asked for at once, wherever it begins.
+        let large = len > LARGE;
         match if large { self.read_large(address, buf) } else { self.read_pages(address, buf) } {
             true => Ok(()),
             false => unmapped,
@@ -462,6 +466,7 @@ mod tests {
         }
 
         fn registers(&self, threads: &[u32]) -> Vec<Option<LentRegisters>> {
+            assert!(threads.len() <= limits::MAX_LENT_READS);
             let of = |tid: &u32| {
                 let values = [("rip", 0x11000), ("rsp", 0x12000 + u64::from(*tid)), ("eflags", 2)];
                 let values = values.iter().map(|(n, v)| (n.to_string(), *v)).collect();
@@ -528,6 +533,22 @@ mod tests {
         t.read(0x10003, &mut all).unwrap();
         assert!(all == pattern(pages)[3..pages * PAGE as usize - 2]);
         assert_eq!(fake.asked.borrow().len(), 3);
+    }
+
+    #[test]
+    fn so_many_pages_are_asked_for_and_kept() {
+        let pages = limits::MAX_LENT_PAGES + 2 * limits::MAX_LENT_READS;
+        let maps = format!("10000-{:x} rw-p 0 00:00 0\n", 0x10000 + pages * PAGE as usize);
+        let (t, _) = target(Fake { bytes: pattern(pages), ..Fake::default() }, &maps, &[]);
+        for len in [LARGE - 1, LARGE, LARGE + 1, 2 * LARGE] {
+            let mut all = vec![0; len];
+            t.read(0x10fff, &mut all).unwrap();
+            assert!(all == pattern(pages)[0xfff..][..len], "{len:#x}");
+        }
+        for page in 0..pages as u64 {
+            t.read(0x10000 + page * PAGE, &mut [0; 8]).unwrap();
+            assert!(t.lent.borrow().pages.len() <= limits::MAX_LENT_PAGES);
+        }
     }
 
     #[test]

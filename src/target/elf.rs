@@ -180,7 +180,7 @@ impl Headers {
                 if note.owner == b"GNU"
                     && note.kind == NT_GNU_BUILD_ID
                     && !note.data.is_empty()
-                    && note.data.len() <= 64
+                    && note.data.len() <= limits::MAX_BUILD_ID_BYTES
                 {
                     return Some(note.data.to_vec());
                 }

@@ -475,8 +475,10 @@ impl Drop for Stopped {
     }
 }
 
-/// More rounds of new threads than this are a fork bomb.
-const MAX_ROUNDS: usize = 1000;
+/// Repeats `round` until it says that there was nothing to do. `false`: there always was.
+fn until_quiet(mut round: impl FnMut() -> bool) -> bool {
+    (0..limits::MAX_STOP_ROUNDS).any(|_| round())
+}
 
 impl Stopped {
     /// Seizes and interrupts every thread.
@@ -487,9 +489,8 @@ impl Stopped {
         let mut known = HashSet::new();
         let mut refused = None;
         let mut vanished = 0;
-        let mut complete = false;
         // A thread that does not stand yet can start another behind our back.
-        for _ in 0..MAX_ROUNDS {
+        let complete = until_quiet(|| {
             let mut pending = Vec::new();
             for tid in list_threads(pid) {
                 if known.len() >= limits::MAX_THREADS || !known.insert(tid) {
@@ -500,16 +501,16 @@ impl Stopped {
                     Err(_) if is_gone(pid, tid) => vanished += 1,
                     Err(e) => {
                         all.unstopped.push((tid, "it could not be traced"));
-                        refused = refused.or(Some((tid, e)));
+                        refused.get_or_insert((tid, e));
                     }
                 }
             }
             if pending.is_empty() {
-                complete = true;
-                break;
+                return true;
             }
             vanished += all.wait_for(pending, options.stop_timeout);
-        }
+            false
+        });
         if all.threads.is_empty() {
             let why = match refused {
                 Some((tid, e)) => refusal(pid, tid as u32, &e),
@@ -1073,6 +1074,7 @@ pub fn refusal(pid: u32, tid: u32, error: &std::io::Error) -> String {
 mod tests {
     use super::super::core::CoreTarget;
     use super::super::objects::{ObjectData, Objects, SearchPaths};
+    use super::held::{Held, Steps};
     use super::*;
     use std::io::{BufRead, BufReader, Write};
     use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -1419,6 +1421,13 @@ mod tests {
         let mut never = |_: u64, _: &dyn Memory| Verdict::Step;
         let (_, report) = LiveTarget::settle(peer.pid(), tid, 10, &options, &mut never).unwrap();
         assert_eq!(report, SettleReport { steps: 10, outcome: Settled::Limit });
+        let (_, report) = LiveTarget::settle(peer.pid(), tid, usize::MAX, &options, &mut never).unwrap();
+        assert_eq!(report, SettleReport { steps: limits::MAX_SETTLE_STEPS, outcome: Settled::Limit });
+        let steps = Steps { thread: tid, verdict: Box::new(|_, _| Verdict::Step) };
+        let held = Held::hold(peer.pid(), &options, Some(steps)).unwrap();
+        let report = SettleReport { steps: limits::MAX_SNAPSHOT_STEPS, outcome: Settled::Limit };
+        assert_eq!(held.settled(), Some(report));
+        drop(held);
         let mut outside = |_: u64, _: &dyn Memory| Verdict::Outside;
         let (_, report) = LiveTarget::settle(peer.pid(), tid, 10, &options, &mut outside).unwrap();
         assert_eq!(report, SettleReport { steps: 0, outcome: Settled::Left });
@@ -1428,6 +1437,26 @@ mod tests {
 
         let before: u64 = peer.ask("spun", "spun ").parse().unwrap();
         while peer.ask("spun", "spun ").parse::<u64>().unwrap() == before {}
+    }
+
+    #[test]
+    fn rounds_and_copies_have_an_end() {
+        let mut rounds = 0;
+        let quiet = until_quiet(|| {
+            rounds += 1;
+            false
+        });
+        assert_eq!((quiet, rounds), (false, limits::MAX_STOP_ROUNDS));
+        assert!(until_quiet(|| true));
+
+        let CaptureOptions { max_stack, max_total, .. } = CaptureOptions::default();
+        let (mut plan, mut budget) = (Plan::default(), max_total);
+        let stacks = (limits::MAX_CAPTURE_TOTAL / limits::MAX_STACK_CAPTURE) as usize + 1;
+        for _ in 0..stacks {
+            assert!(plan.add(0x1000, u64::MAX, max_stack, &mut budget));
+        }
+        assert!(plan.ranges.iter().all(|r| r.1 as u64 <= limits::MAX_STACK_CAPTURE));
+        assert_eq!(plan.ranges.iter().map(|r| r.1 as u64).sum::<u64>(), limits::MAX_CAPTURE_TOTAL);
     }
 
     #[test]

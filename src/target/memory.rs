@@ -1,6 +1,7 @@
 //! Memory put together from pieces: regions where later ones win, bytes that are zero, bytes that are known to be missing.
 
 use super::{Memory, MemoryError};
+use crate::limits;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Read;
@@ -201,8 +202,6 @@ pub struct PageCache {
 }
 
 impl PageCache {
-    const MAX_PAGES: usize = 4096;
-
     /// Fills `buf` from pages; `fetch` reads a whole page that is not there yet.
     pub fn read(
         &mut self,
@@ -219,7 +218,7 @@ impl PageCache {
             if !self.pages.contains_key(&page) {
                 let mut bytes = vec![0; PAGE as usize].into_boxed_slice();
                 fetch(page, &mut bytes)?;
-                if self.pages.len() >= Self::MAX_PAGES {
+                if self.pages.len() >= limits::MAX_CACHED_PAGES {
                     self.pages.clear();
                 }
                 self.pages.insert(page, bytes);
@@ -380,5 +379,14 @@ mod tests {
             assert_eq!(b, if at == 0xffc { split } else { [(at >> 12) as u8 + 1; 8] });
         }
         assert_eq!(fetched, [0, 0x1000]);
+    }
+
+    #[test]
+    fn so_many_pages_are_kept() {
+        let mut cache = PageCache::default();
+        for page in 0..=limits::MAX_CACHED_PAGES as u64 {
+            cache.read(page * PAGE, &mut [0; 8], |_, _| Ok(())).unwrap();
+            assert!(cache.pages.len() <= limits::MAX_CACHED_PAGES);
+        }
     }
 }

@@ -301,7 +301,7 @@ pub fn parse_auxv(data: &[u8]) -> Vec<(u64, u64)> {
     let mut b = Bytes::new(data);
     let mut out = Vec::new();
     while let (Ok(key), Ok(value)) = (b.u64(), b.u64()) {
-        if key == 0 || out.len() >= 256 {
+        if key == 0 || out.len() >= limits::MAX_AUXV {
             break;
         }
         out.push((key, value));

@@ -744,4 +744,46 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn a_file_is_loaded_so_often() {
+        let image = library(Some(1), 0xc3, &[]);
+        let often = 0..=limits::MAX_OBJECT_INSTANCES as u64;
+        let core = often.fold(CoreBuilder::new(), |core, i| {
+            let base = 0x10_0000 * (i + 1);
+            core.memory(base, 4, &image[..0x1000])
+                .memory(base + 0x3000, 5, &image[0x1000..0x2000])
+                .file(base, base + 0x1000, 0, "/nowhere/lib.so")
+                .file(base + 0x3000, base + 0x4000, 0x1000, "/nowhere/lib.so")
+        });
+        assert_eq!(load(&core, &SearchPaths::default()).iter().count(), limits::MAX_OBJECT_INSTANCES);
+    }
+
+    #[test]
+    fn images_are_put_together_up_to_a_size() {
+        // A file in which the code is so far behind that the image takes half of what all may take.
+        let offset = limits::MAX_OBJECT_IMAGES / 2 - 0x1000;
+        let mut image = library(Some(1), 0xc3, &[]);
+        image[64 + 56 + 8..][..8].copy_from_slice(&offset.to_le_bytes());
+        let core = (1..=3).fold(CoreBuilder::new(), |core, i| {
+            let (base, name) = (0x10_0000 * i, format!("/nowhere/lib{i}.so"));
+            core.memory(base, 4, &image[..0x1000])
+                .memory(base + 0x3000, 5, &image[0x1000..0x2000])
+                .file(base, base + 0x1000, 0, &name)
+                .file(base + 0x3000, base + 0x4000, offset, &name)
+        });
+        let objects = load(&core, &SearchPaths::default());
+        let has_data: Vec<bool> = objects.iter().map(|o| o.data.is_some()).collect();
+        assert_eq!(has_data, [true, true, false]);
+    }
+
+    #[test]
+    fn so_much_of_a_vdso_is_read() {
+        let mut image = library(Some(1), 0xc3, &[]);
+        image.resize(limits::MAX_VDSO as usize + 0x1000, 0);
+        let core = CoreBuilder::new().memory(0x10_0000, 5, &image).auxv(libc::AT_SYSINFO_EHDR, 0x10_0000);
+        let objects = load(&core, &SearchPaths::default());
+        let data = objects.find(0x10_0000).and_then(|o| o.data.as_deref()).unwrap();
+        assert_eq!(data.len() as u64, limits::MAX_VDSO);
+    }
 }

@@ -738,12 +738,17 @@ fn debug_frame<'a>(file: &Elf<'a>, bases: &BaseAddresses) -> Option<Table<'a>> {
 pub(crate) fn section_bytes<'a>(section: &impl ObjectSection<'a>) -> Option<Cow<'a, [u8]>> {
     let range = section.compressed_file_range().ok()?;
     if range.format != object::CompressionFormat::None {
-        let plausible = range.compressed_size.saturating_mul(limits::MAX_COMPRESSION_RATIO);
-        if range.uncompressed_size > plausible.min(limits::MAX_DEBUG_SECTION_BYTES) {
+        let believed = believed_size(range.compressed_size);
+        if range.uncompressed_size > believed {
             return None;
         }
     }
     section.uncompressed_data().ok()
+}
+
+/// Bytes that so many compressed ones may claim to be.
+fn believed_size(compressed: u64) -> u64 {
+    compressed.saturating_mul(limits::MAX_COMPRESSION_RATIO).min(limits::MAX_DEBUG_SECTION_BYTES)
 }
 
 fn header_segment<'a>(file: &Elf<'a>) -> Option<(u64, &'a [u8])> {
@@ -794,6 +799,26 @@ mod tests {
         let mut debug = gimli::write::DebugFrame::from(gimli::write::EndianVec::new(LittleEndian));
         table.write_debug_frame(&mut debug).unwrap();
         (eh.0.into_vec(), debug.0.into_vec())
+    }
+
+    /// Functions: where they begin, their size, and the distance of their CFA at the first byte, the second and so on.
+    fn eh_frame(functions: &[(u64, u32, Vec<i32>)]) -> Vec<u8> {
+        let encoding = Encoding { format: Format::Dwarf32, version: 1, address_size: 8 };
+        let mut cie = CommonInformationEntry::new(encoding, 1, -8, X86_64::RA);
+        cie.add_instruction(Cfi::Cfa(X86_64::RSP, 8));
+        cie.add_instruction(Cfi::Offset(X86_64::RA, -8));
+        let mut table = FrameTable::default();
+        let cie = table.add_cie(cie);
+        for (start, len, depths) in functions {
+            let mut fde = gimli::write::FrameDescriptionEntry::new(Address::Constant(*start), *len);
+            for (at, depth) in depths.iter().enumerate() {
+                fde.add_instruction(at as u32, Cfi::CfaOffset(*depth));
+            }
+            table.add_fde(cie, fde);
+        }
+        let mut eh = gimli::write::EhFrame::from(gimli::write::EndianVec::new(LittleEndian));
+        table.write_eh_frame(&mut eh).unwrap();
+        eh.0.into_vec()
     }
 
     fn file(name: &str, bytes: &[u8]) -> Vec<u8> {
@@ -974,21 +999,10 @@ mod tests {
 
     #[test]
     fn entries_without_a_search_table_are_found_by_scanning() {
-        let encoding = Encoding { format: Format::Dwarf32, version: 1, address_size: 8 };
-        let mut cie = CommonInformationEntry::new(encoding, 1, -8, X86_64::RA);
-        cie.add_instruction(Cfi::Cfa(X86_64::RSP, 8));
-        cie.add_instruction(Cfi::Offset(X86_64::RA, -8));
-        let mut table = FrameTable::default();
-        let cie = table.add_cie(cie);
         // Not in order, as after `ld -r`; the function at 0 was dropped by a linker.
-        for (start, depth) in [(0x3000u64, 32), (0, 64), (FUNCTION, 16), (0x2000, 24)] {
-            let mut fde = gimli::write::FrameDescriptionEntry::new(Address::Constant(start), 0x800);
-            fde.add_instruction(0, Cfi::CfaOffset(depth));
-            table.add_fde(cie, fde);
-        }
-        let mut eh = gimli::write::EhFrame::from(gimli::write::EndianVec::new(LittleEndian));
-        table.write_eh_frame(&mut eh).unwrap();
-        let objects = objects(file(".eh_frame", &eh.0.into_vec()));
+        let functions = [(0x3000u64, 32), (0, 64), (FUNCTION, 16), (0x2000, 24)];
+        let objects =
+            objects(file(".eh_frame", &eh_frame(&functions.map(|(start, depth)| (start, 0x800, vec![depth])))));
         let unwinder = CfiUnwinder::new(&objects);
         let memory = Pieces::default().words(SP, &[1, 2, 3, 4]);
         let depth = |svma| match unwinder.step(&cursor(BIAS + svma, &[(Reg::RSP, SP)]), &memory) {
@@ -1036,6 +1050,45 @@ mod tests {
         assert_eq!((stack.frames.len() as u64, stack.end), (depth + 1, crate::unwind::End::Bottom));
         // One for the stop, one for the return address.
         assert_eq!(unwinder.plans.borrow().len(), 2);
+    }
+
+    #[test]
+    fn tables_expressions_and_what_is_kept_of_them_have_an_end() {
+        let count = limits::MAX_UNWIND_ENTRIES as u64;
+        let functions: Vec<_> = (1..=count + 1).map(|i| (i * 0x10, 0x10, vec![16])).collect();
+        let objects = Objects::from_parts(vec![object(
+            "/lib/x",
+            BIAS,
+            (BIAS, BIAS << 1),
+            file(".eh_frame", &eh_frame(&functions)),
+        )]);
+        let unwinder = CfiUnwinder::new(&objects);
+        let memory = Pieces::default().words(SP, &[0, 0x2222]);
+        let step = |svma| unwinder.step(&cursor(BIAS + svma, &[(Reg::RSP, SP)]), &memory).is_some();
+        assert!(step(count * 0x10) && !step((count + 1) * 0x10));
+        for i in 0..=limits::MAX_CACHED_ROWS as u64 {
+            step(count * 0x20 + i);
+            assert!(unwinder.plans.borrow().len() <= limits::MAX_CACHED_ROWS);
+        }
+
+        for (count, whole) in [(limits::MAX_FRAME_CHANGES, true), (limits::MAX_FRAME_CHANGES + 1, false)] {
+            let depths = (0..count as i32).map(|i| 16 + i * 8).collect();
+            let bytes = eh_frame(&[(FUNCTION, 0x10_0000, depths)]);
+            let unwinder = CfiUnwinder::of_eh_frame("x".into(), (0, u64::MAX), bytes, 0x3000);
+            let changes = unwinder.changes(FUNCTION);
+            assert_eq!(changes.map(|c| c.len()), whole.then_some(count));
+        }
+
+        for (operations, found) in [(limits::MAX_EXPRESSION_STEPS, true), (limits::MAX_EXPRESSION_STEPS + 1, false)] {
+            // DW_OP_nop, and DW_OP_breg7 16 in the end.
+            let mut bytes = vec![0x96; operations as usize - 1];
+            bytes.extend([0x77, 16]);
+            let next = self::step(vec![Cfi::CfaExpression(Expression::raw(bytes))], &at(), &memory);
+            assert_eq!(matches!(next, Some(Next::Caller(..))), found, "{operations}: {next:?}");
+        }
+
+        assert_eq!(believed_size(100), 100 * limits::MAX_COMPRESSION_RATIO);
+        assert_eq!(believed_size(u64::MAX / 2), limits::MAX_DEBUG_SECTION_BYTES);
     }
 
     proptest::proptest! {

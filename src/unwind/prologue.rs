@@ -5,19 +5,17 @@
 //! `push rbp; mov rbp, rsp`, followed along its branches to where it stands.
 
 use super::frame_pointer::is_behind_call;
+use crate::limits;
 use crate::target::Memory;
 use iced_x86::{
     Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
 };
 use std::collections::HashMap;
 
-/// Bytes of a function that are looked at.
-const MAX_CODE: u64 = 64 << 10;
-
 /// rbp in the function that begins at `start`, stands at `pc` and has the stack pointer `sp`; only with a return address
 /// where that means one is.
 pub fn frame_pointer(start: u64, pc: u64, sp: u64, memory: &dyn Memory) -> Option<u64> {
-    let len = pc.checked_sub(start).filter(|&len| len <= MAX_CODE)?;
+    let len = pc.checked_sub(start).filter(|&len| len <= limits::MAX_FRAME_POINTER_CODE)?;
     let code = memory.read_vec(start, len as usize).ok()?;
     let pointer = sp.checked_add(distance(&code, start)?)?;
     let caller = memory.read_u64(pointer.checked_add(8)?).ok()?;
@@ -144,6 +142,7 @@ impl Flow {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::unwind::testing::Pieces;
 
     const START: u64 = 0x40_1000;
     /// push rbp; mov rbp, rsp; push r15; push rbx; sub rsp, 0x20; test rdi, rdi
@@ -186,6 +185,19 @@ mod tests {
         assert_eq!(behind(&[&BEGIN[4..], CALL]), None, "no frame pointer");
         assert_eq!(behind(&[BEGIN, &CALL[..4]]), None, "the middle of an instruction");
         assert_eq!(behind(&[]), None);
+    }
+
+    #[test]
+    fn a_long_function_is_not_followed() {
+        // Behind its caller's call, which is in front of it.
+        let mut code = [CALL, BEGIN].concat();
+        code.resize(limits::MAX_FRAME_POINTER_CODE as usize + 0x10, 0x90);
+        let memory = Pieces::default().bytes(START - 5, &code).words(0x8030, &[0, START]);
+        for (len, expected) in
+            [(limits::MAX_FRAME_POINTER_CODE, Some(0x8030)), (limits::MAX_FRAME_POINTER_CODE + 1, None)]
+        {
+            assert_eq!(frame_pointer(START, START + len, 0x8000, &memory), expected);
+        }
     }
 
     proptest::proptest! {

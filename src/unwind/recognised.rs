@@ -82,7 +82,7 @@ const CALL_WASM_ENTER: &[u8] = &[
 ];
 
 /// What follows that call.
-const CALL_WASM_LEAVE: &[u8] =
+pub(crate) const CALL_WASM_LEAVE: &[u8] =
     &[0x48, 0x89, 0xec, 0x5d, 0x41, 0x5b, 0x41, 0x5c, 0x41, 0x5d, 0x41, 0x5e, 0x41, 0x5f, 0xc3];
 
 /// `run_on_alternative_stack` up to the `ret` into the image.

@@ -94,6 +94,35 @@ pub fn elf(sections: &[Section]) -> Vec<u8> {
     file
 }
 
+/// Sections with debug information of a function at `start`, into which so many are inlined, each into the one before.
+pub fn inlined(start: u64, count: usize) -> Vec<(&'static str, Vec<u8>)> {
+    use gimli::write::{Address, AttributeValue, DwarfUnit, EndianVec, Sections};
+    let encoding = gimli::Encoding { format: gimli::Format::Dwarf32, version: 4, address_size: 8 };
+    let mut dwarf = DwarfUnit::new(encoding);
+    let mut parent = dwarf.unit.root();
+    let covers = |id, dwarf: &mut DwarfUnit| {
+        let entry = dwarf.unit.get_mut(id);
+        entry.set(gimli::DW_AT_name, AttributeValue::String(b"f".to_vec()));
+        entry.set(gimli::DW_AT_low_pc, AttributeValue::Address(Address::Constant(start)));
+        entry.set(gimli::DW_AT_high_pc, AttributeValue::Udata(0x100));
+    };
+    covers(parent, &mut dwarf);
+    for n in 0..=count {
+        let tag = if n == 0 { gimli::DW_TAG_subprogram } else { gimli::DW_TAG_inlined_subroutine };
+        parent = dwarf.unit.add(parent, tag);
+        covers(parent, &mut dwarf);
+    }
+    let mut sections = Sections::new(EndianVec::new(gimli::LittleEndian));
+    dwarf.write(&mut sections).expect("it can be written");
+    let mut out = Vec::new();
+    let copied = sections.for_each(|id, data| {
+        out.push((id.name(), data.slice().to_vec()));
+        Ok::<_, gimli::write::Error>(())
+    });
+    copied.expect("nothing fails");
+    out
+}
+
 /// `bytes` loaded at `bias`, covering `range`.
 pub fn object(name: &str, bias: u64, range: (u64, u64), bytes: Vec<u8>) -> LoadedObject {
     LoadedObject {

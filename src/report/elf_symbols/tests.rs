@@ -368,3 +368,15 @@ fn vectors_have_sixteen_bytes() {
     let piece = |size| [dw::DW_OP_fbreg.0, 0x40, dw::DW_OP_piece.0, size];
     assert_eq!(stacks[0], [piece(8), piece(16), piece(8)].concat());
 }
+
+#[test]
+fn long_names_are_cut() {
+    for (name, len) in [
+        ("x".repeat(MAX_NAME_BYTES), MAX_NAME_BYTES),
+        ("x".repeat(MAX_NAME_BYTES + 1), MAX_NAME_BYTES),
+        // Not inside of a character.
+        (format!("x{}", "ä".repeat(MAX_NAME_BYTES)), MAX_NAME_BYTES - 1),
+    ] {
+        assert_eq!(clean(&name).len(), len);
+    }
+}

@@ -312,3 +312,48 @@ fn damaged_descriptions_do_no_harm() {
     let r = read(&out);
     assert!(r.data.is_empty() && r.instances.len() == 2);
 }
+
+#[test]
+fn notes_memories_and_data_have_an_end() {
+    let mut notes = Notes::default();
+    (0..=limits::MAX_ROUTE_NOTES).for_each(|n| notes.add(n.to_string()));
+    assert_eq!(notes.finish().len(), limits::MAX_ROUTE_NOTES);
+
+    let (_, mut contents) = example();
+    for (memory64, size, known) in [
+        (true, limits::MAX_EXPORTED_MEMORY, true),
+        (true, limits::MAX_EXPORTED_MEMORY + 1, false),
+        (false, 1 << 32, true),
+        (false, (1 << 32) + 1, false),
+    ] {
+        let row = MemoryRow { memory64, ..memory(0, 0x10_0000, size) };
+        contents.contents = vec![ModuleContents {
+            instances: vec![instance(0, 0x100, vec![row], Vec::new())],
+            ..contents.contents.remove(0)
+        }];
+        let (memories, _) = memories(&contents, None, None, &mut Notes::default());
+        assert_eq!(memories[0].size, if known { size } else { 0 });
+    }
+
+    let of = |size| vec![Memory { base: 0, size, memory64: true, row: memory(0, 0, size) }];
+    // Every eighth unit.
+    let mut sparse = |at: u64, buf: &mut [u8]| {
+        buf.iter_mut().zip(at..).for_each(|(b, at)| *b = u8::from((at / UNIT).is_multiple_of(8)));
+        true
+    };
+    let size = (limits::MAX_DATA_SEGMENTS as u64 + 1) * 8 * UNIT;
+    let few = segments(&mut sparse, &of(size - 8 * UNIT), &mut Notes::default());
+    assert_eq!(few.len(), limits::MAX_DATA_SEGMENTS);
+    assert_eq!(segments(&mut sparse, &of(size), &mut Notes::default()).len(), 1);
+
+    let mut full = |_, buf: &mut [u8]| {
+        buf.fill(1);
+        true
+    };
+    for most in [segments, one_segment] {
+        let mut notes = Notes::default();
+        let all = most(&mut full, &of(limits::MAX_DATA_BYTES + UNIT), &mut notes);
+        assert_eq!(all.iter().map(|s| s.len).collect::<Vec<_>>(), [limits::MAX_DATA_BYTES]);
+        assert!(notes.finish()[0].contains("are left out"));
+    }
+}

@@ -704,8 +704,9 @@ mod tests {
         assert_eq!(why(&with(0, &[0, 0xf0, 0xff, 0xff])), "the code is no whole number of pages");
         assert_eq!(why(&with(0, &[0, 0, 0, 0x40])), "it ends here");
         let table = 4 + m.code.len();
-        assert_eq!(why(&with(table, &[0xff; 4])), "too many functions");
-        assert_eq!(why(&with(table, &[0xff, 0xff, 0, 0])), "a function table is longer than the image");
+        let most = limits::MAX_FUNCTIONS as u32;
+        assert_eq!(why(&with(table, &(most + 1).to_le_bytes())), "too many functions");
+        assert_eq!(why(&with(table, &most.to_le_bytes())), "a function table is longer than the image");
         assert_eq!(why(&with(table + 4, &[1])), "its two function tables differ");
         assert_eq!(why(&with(table + 28, &[4])), "its two function tables differ in length");
         let imports = table + 28 + 28;
@@ -832,5 +833,16 @@ mod tests {
             }
         }
         assert!(found > 100, "{found}");
+    }
+
+    #[test]
+    fn so_many_pages_of_code_are_looked_at() {
+        for (pages, notes) in [(limits::MAX_CODE_PAGES, 0), (limits::MAX_CODE_PAGES + 1, 1)] {
+            let mut f = Fake::new();
+            f.map(CODE, pages * PAGE, "r-x", None);
+            let mut found = Vec::new();
+            code_starts(&f, &mut found);
+            assert_eq!(found.len(), notes, "{found:?}");
+        }
     }
 }

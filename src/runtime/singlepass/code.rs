@@ -24,6 +24,7 @@
 //! decoded; a function that does not decode to this shape is refused instead of guessed.
 
 use crate::arch::Reg;
+use crate::limits::MAX_PROLOGUE_BYTES;
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 
 /// Bytes of the patch point: a 5 byte jump over 32 one-byte nops (`begin_body`).
@@ -32,8 +33,6 @@ pub const PATCH_POINT: u64 = 37;
 pub const PATCHED_ENTRY: usize = 23;
 /// Homes of the first four locals, integer or float (`machine.rs: get_local_location`).
 pub const REGISTER_HOMES: [Reg; 4] = [Reg::R12, Reg::R13, Reg::R14, Reg::RBX];
-/// Longest prologue that is decoded, in bytes: enough for the locals cap at 8 bytes of code each.
-const MAX_PROLOGUE: usize = 64 + 16 * crate::limits::MAX_SLOTS;
 
 /// Where a local lives in the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,7 +180,7 @@ impl Shape {
     ///
     /// Errors say which instruction is not as expected.
     pub fn decode(code: &[u8], locals: usize) -> Result<Shape, String> {
-        let limit = code.len().min(MAX_PROLOGUE);
+        let limit = code.len().min(MAX_PROLOGUE_BYTES);
         let start = PATCH_POINT as usize;
         if limit <= start {
             return Err(format!("the function has only {} bytes", code.len()));
@@ -410,6 +409,7 @@ fn find_epilogue(code: &[u8], preserved: &[(Reg, i64)]) -> Option<(u64, u64, u64
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::limits::MAX_SLOTS;
 
     /// Seven parameters and two declared locals: every kind of move. Bytes as the backend emits them.
     pub(in crate::runtime::singlepass) fn nine_locals() -> (Vec<u8>, Vec<u64>) {
@@ -526,5 +526,30 @@ pub(super) mod tests {
                 Home::Frame(-16),
             ]
         );
+    }
+
+    #[test]
+    fn a_prologue_has_an_end() {
+        // Locals that are all zero: so many as there may be, and more than fit.
+        for (locals, whole) in [(MAX_SLOTS, true), (MAX_PROLOGUE_BYTES / 11, false)] {
+            let mut code = vec![0x90; PATCH_POINT as usize];
+            // push rbp; mov rbp, rsp; sub rsp, n
+            code.extend([0x40, 0x55, 0x48, 0x89, 0xe5, 0x48, 0x81, 0xec]);
+            code.extend(((locals as i32 - 4) * 8).to_le_bytes());
+            // push r12, r13, r14, rbx, r15; mov r15, rdi
+            code.extend([0x41, 0x54, 0x41, 0x55, 0x41, 0x56, 0x40, 0x53, 0x41, 0x57, 0x49, 0x89, 0xff]);
+            for register in [[0x49, 0xc7, 0xc4], [0x49, 0xc7, 0xc5], [0x49, 0xc7, 0xc6], [0x48, 0xc7, 0xc3]] {
+                code.extend([&register[..], &[0; 4]].concat());
+            }
+            for local in 4..locals as i32 {
+                code.extend([0x48, 0xc7, 0x85]);
+                code.extend([(3 - local) * 8, 0].map(i32::to_le_bytes).concat());
+            }
+            code.extend([0x48, 0x81, 0xec, 0x20, 0, 0, 0, 0x90]);
+            match Shape::decode(&code, locals) {
+                Ok(shape) => assert!(whole && shape.moves.len() == locals),
+                Err(why) => assert!(!whole && why.contains("no instruction"), "{why}"),
+            }
+        }
     }
 }

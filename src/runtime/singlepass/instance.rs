@@ -3,12 +3,10 @@
 use super::ctx::Ctx;
 use super::module::Module;
 use crate::arch::Reg;
+use crate::limits::MAX_INSTANCE_ARRAY;
 use crate::runtime::{GlobalCell, InstanceParts, Place, Slot, ValType, Value, Why};
 use crate::target::Memory;
 use std::sync::Arc;
-
-/// Memories and globals of one kind that are looked at: more are a broken description.
-const MAX_ITEMS: u64 = 1 << 20;
 
 fn why(e: impl ToString) -> Why {
     Why(e.to_string())
@@ -16,7 +14,8 @@ fn why(e: impl ToString) -> Why {
 
 /// Element `index` of an array of pointers.
 fn element(array: u64, index: u64, memory: &dyn Memory) -> Result<u64, Why> {
-    let at = index.checked_mul(8).and_then(|o| array.checked_add(o)).filter(|_| index < MAX_ITEMS && array != 0);
+    let at =
+        index.checked_mul(8).and_then(|o| array.checked_add(o)).filter(|_| index < MAX_INSTANCE_ARRAY && array != 0);
     memory.read_u64(at.ok_or_else(|| Why("the instance has no such thing".into()))?).map_err(why)
 }
 
@@ -136,4 +135,17 @@ fn global_bits(ty: ValType, address: u64, memory: &dyn Memory) -> Result<u128, W
         ValType::F64 => u128::from(bits as u64),
         _ => bits,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::unwind::testing::Pieces;
+
+    #[test]
+    fn an_array_has_an_end() {
+        let memory = Pieces::default().words(0x1000 + 8 * (MAX_INSTANCE_ARRAY - 1), &[7, 8]);
+        assert_eq!(element(0x1000, MAX_INSTANCE_ARRAY - 1, &memory), Ok(7));
+        assert!(element(0x1000, MAX_INSTANCE_ARRAY, &memory).is_err());
+    }
 }

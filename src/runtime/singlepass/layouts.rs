@@ -13,6 +13,7 @@
 
 use crate::limits;
 use crate::target::objects::{LoadedObject, Objects};
+use crate::unwind::cfi::section_bytes;
 use gimli::{EndianSlice, LittleEndian, UnitOffset};
 use object::{Object, ObjectSection};
 use std::borrow::Cow;
@@ -390,7 +391,7 @@ pub fn compilers(elf: &[u8]) -> Vec<String> {
     let mut out: Vec<String> = Vec::new();
     let Ok(file) = object::File::parse(elf) else { return out };
     let Some(section) = file.section_by_name(".comment") else { return out };
-    let Ok(data) = section.uncompressed_data() else { return out };
+    let Some(data) = section_bytes(&section) else { return out };
     for line in data.split(|&b| b == 0).take(limits::MAX_COMMENT_LINES) {
         let Some(rest) = line.strip_prefix(b"rustc version ") else { continue };
         let version = rest.split(|&b| b == b' ').next().unwrap_or(rest);
@@ -414,11 +415,12 @@ pub fn from_dwarf(elf: &[u8]) -> Result<Option<Layouts>, String> {
     let mut total = 0u64;
     let sections = gimli::DwarfSections::load(|id| -> Result<Cow<'_, [u8]>, String> {
         let Some(section) = file.section_by_name(id.name()) else { return Ok(Cow::Borrowed(&[][..])) };
-        total = total.saturating_add(section.size());
+        let size = section.compressed_file_range().map_or(u64::MAX, |range| range.uncompressed_size);
+        total = total.saturating_add(size);
         if total > limits::MAX_DEBUG_INFO_BYTES {
             return Err(format!("{} is too large", id.name()));
         }
-        section.uncompressed_data().map_err(|e| format!("{}: {e}", id.name()))
+        section_bytes(&section).ok_or_else(|| format!("{} cannot be read", id.name()))
     })?;
     let dwarf = sections.borrow(|s| EndianSlice::new(s, LittleEndian));
     let Some(types) = Types::find(&dwarf).map_err(|e| e.to_string())? else { return Ok(None) };
@@ -682,5 +684,65 @@ impl<'a> Types<'a> {
             ty = next;
         }
         Some(at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::unwind::testing::{Section, elf};
+    use gimli::write::{AttributeValue, DwarfUnit, EndianVec, Sections};
+
+    #[test]
+    fn comments_and_debug_information_have_an_end() {
+        let line = b"rustc version 1.95.0 (x)\0";
+        for (lines, found) in [(limits::MAX_COMMENT_LINES - 1, 1), (limits::MAX_COMMENT_LINES, 0)] {
+            let bytes = [&b"x\0".repeat(lines), &line[..]].concat();
+            let file = elf(&[Section { name: ".comment", flags: 0, address: 0, bytes: &bytes }]);
+            assert_eq!(compilers(&file).len(), found);
+        }
+        for (more, too_large) in [(0, false), (1, true)] {
+            let bytes = vec![0; limits::MAX_DEBUG_INFO_BYTES as usize + more];
+            let file = elf(&[Section { name: ".debug_info", flags: 0, address: 0, bytes: &bytes }]);
+            let found = from_dwarf(&file).err().unwrap_or_default();
+            assert_eq!(found.contains("is too large"), too_large, "{found}");
+        }
+    }
+
+    #[test]
+    fn entries_and_members_have_an_end() {
+        for (labels, members) in [
+            (limits::MAX_DEBUG_ENTRIES as usize - 100, 1),
+            (limits::MAX_DEBUG_ENTRIES as usize, 1),
+            (0, limits::MAX_MEMBERS),
+            (0, limits::MAX_MEMBERS + 1),
+        ] {
+            let encoding = gimli::Encoding { format: gimli::Format::Dwarf32, version: 4, address_size: 8 };
+            let mut unit = DwarfUnit::new(encoding);
+            let top = unit.unit.root();
+            for _ in 0..labels {
+                unit.unit.add(top, gimli::DW_TAG_label);
+            }
+            for name in ROOTS {
+                let id = unit.unit.add(top, gimli::DW_TAG_structure_type);
+                let entry = unit.unit.get_mut(id);
+                entry.set(gimli::DW_AT_name, AttributeValue::String(name.into()));
+                entry.set(gimli::DW_AT_byte_size, AttributeValue::Udata(8));
+                (0..members).for_each(|_| _ = unit.unit.add(id, gimli::DW_TAG_member));
+            }
+            let mut sections = Sections::new(EndianVec::new(LittleEndian));
+            unit.write(&mut sections).unwrap();
+            let load = |id| {
+                let data = sections.get(id).map(|s| s.slice()).unwrap_or_default();
+                Ok::<_, gimli::Error>(EndianSlice::new(data, LittleEndian))
+            };
+            let dwarf = gimli::Dwarf::load(load).unwrap();
+            let types = Types::find(&dwarf).unwrap();
+            assert_eq!(types.is_some(), labels < limits::MAX_DEBUG_ENTRIES as usize);
+            if let Some(types) = types {
+                let found = types.roots.values().all(|root| types.entry(*root).is_some());
+                assert_eq!(found, members <= limits::MAX_MEMBERS);
+            }
+        }
     }
 }

@@ -184,3 +184,20 @@ fn read_borsh(memory: &dyn Memory, source: &MapSource, code_size: u64) -> Result
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::unwind::testing::Pieces;
+
+    #[test]
+    fn a_small_map_is_read_as_a_whole() {
+        for (len, in_parts) in [(limits::MAX_WHOLE_MAP_BYTES, false), (limits::MAX_WHOLE_MAP_BYTES + 8, true)] {
+            // The size of the code is what an image ends with.
+            let mut image = vec![0; len as usize];
+            image[len as usize - 8..].copy_from_slice(&0x800u64.to_le_bytes());
+            let source = MapSource::Bytes { image: image.into(), msm_offset: 0 };
+            assert_eq!(encoded(&source, &[0x10, 0x20], 0x1000, &Pieces::default()).is_some(), in_parts);
+        }
+    }
+}

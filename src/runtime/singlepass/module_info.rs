@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use crate::bytes::{Bytes, Short};
-use crate::limits::MAX_IMAGE_BYTES;
+use crate::limits::{MAX_IMAGE_BYTES, MAX_IMPORT_NAME_BYTES};
 use crate::runtime::ValType;
 
 /// First bytes of an artifact file (`cache.rs: WASMER_CACHE_MAGIC`).
@@ -426,16 +426,15 @@ impl Names {
     /// Entries may share text, so what they name together can be far larger than the input; one input's length is
     /// more than any real module's names need.
     fn resolve<T>(&self, items: Vec<(NamePair, T)>) -> Read<Vec<Import<T>>> {
-        const CAP: usize = 64 << 20;
-        let mut left = CAP;
+        let mut left = MAX_IMPORT_NAME_BYTES;
         let mut out = Vec::with_capacity(items.len());
         for ((module, name), item) in items {
             let (Some(module), Some(name)) = (self.modules.get(module), self.names.get(name)) else {
                 return Err(Malformed::Contradiction(format!("import {module}.{name} is not in the string tables")));
             };
-            left = left
-                .checked_sub(module.len() + name.len())
-                .ok_or_else(|| Malformed::Contradiction(format!("names of imports have more than {CAP} bytes")))?;
+            left = left.checked_sub(module.len() + name.len()).ok_or_else(|| {
+                Malformed::Contradiction(format!("names of imports have more than {MAX_IMPORT_NAME_BYTES} bytes"))
+            })?;
             out.push(Import { module: module.to_string(), name: name.to_string(), item });
         }
         Ok(out)
@@ -492,4 +491,19 @@ fn blob_range(b: &mut Bytes<'_>) -> Read<Range<usize>> {
     let start = b.offset();
     b.skip(n.into())?;
     Ok(start..b.offset())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_imports_have_an_end() {
+        let table = |len: usize| StringTable { entries: vec![(0, len as u32)], buffer: "x".repeat(len) };
+        let names = Names { modules: table(0), names: table(1024) };
+        let resolve = |count| names.resolve(vec![((0, 0), ()); count]).map(|imports| imports.len());
+        let most = MAX_IMPORT_NAME_BYTES / 1024;
+        assert!(matches!(resolve(most), Ok(count) if count == most));
+        assert!(resolve(most + 1).is_err());
+    }
 }

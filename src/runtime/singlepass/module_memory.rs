@@ -420,3 +420,48 @@ fn val_type(view: View<'_>, at: u64) -> Field<ValType> {
         other => Err(view.bad("type", other.into())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::unwind::testing::Pieces;
+
+    #[test]
+    fn strings_tables_and_all_of_it_have_an_end() {
+        let layouts = Layouts::for_compiler("1.95.0").unwrap();
+        let none = Pieces::default();
+        for (more, expected) in [(0, false), (1, true)] {
+            let mut layouts = layouts.clone();
+            (layouts.module.inner_info, layouts.module.info_size) = (0, limits::MAX_MODULE_INFO_BYTES + more);
+            let found = read_module_info(&none, &layouts, 0x1000).err();
+            assert_eq!(matches!(found, Some(StructureError::TooLarge { .. })), expected);
+        }
+
+        let l = &layouts.module;
+        // A structure in which these words stand.
+        let with = |words: &[(u64, u64)]| {
+            let mut bytes = vec![0; l.info_size as usize];
+            for (at, word) in words {
+                bytes[*at as usize..][..8].copy_from_slice(&word.to_le_bytes());
+            }
+            bytes
+        };
+        // What is too much is seen before memory is.
+        let refused = |found: StructureError| matches!(found, StructureError::Implausible { .. });
+        let heap = || Budgeted::new(&none, limits::MAX_MODULE_INFO_BYTES);
+        for (more, expected) in [(0, false), (1, true)] {
+            let len = limits::MAX_STRING_BYTES as u64 + more;
+            let bytes = with(&[(l.vec_ptr, 0x1000), (l.vec_cap, len), (l.vec_len, len)]);
+            let info = View::new("ModuleInfo", 0x1000, &bytes);
+            let reader = Reader { heap: heap(), l, vec: VecLayout::from(l), info };
+            assert_eq!(refused(reader.string("name", info, 0).unwrap_err()), expected);
+
+            let mask = limits::MAX_HASH_BUCKETS * (1 + more) - 1;
+            let at = l.info_custom_sections;
+            let bytes = with(&[(at + l.table_ctrl, 0x1000), (at + l.table_mask, mask), (at + l.table_items, 1)]);
+            let info = View::new("ModuleInfo", 0x1000, &bytes);
+            let reader = Reader { heap: heap(), l, vec: VecLayout::from(l), info };
+            assert_eq!(refused(reader.name_section().unwrap_err()), expected);
+        }
+    }
+}

@@ -18,15 +18,13 @@ use super::code;
 use super::frame::Location;
 use super::{Module, Singlepass};
 use crate::arch::{CodeAddress, Reg, Registers};
-use crate::limits::{MAX_RECOVERY_BYTES, MAX_RECOVERY_CHAIN};
+use crate::limits::{MAX_ENTRY_FRAME, MAX_RECOVERY_BYTES, MAX_RECOVERY_CHAIN};
 use crate::state::{MachineState, MachineValue, PointKind};
 use crate::target::Memory;
 use crate::unwind::{Cursor, Next, Trust};
 
 /// After the call in `CONSTRUCT_STACK_AND_CALL_WASM`: `mov rsp, rbp; pop rbp; pop r11`.
 const ENTRY_RETURN: [u8; 6] = [0x48, 0x89, 0xec, 0x5d, 0x41, 0x5b];
-/// The entry trampoline's own frame: arguments on the stack, at most.
-const MAX_ENTRY_FRAME: u64 = 64 << 10;
 
 /// A Wasm frame on the stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,4 +199,47 @@ struct Call {
 fn frame_size(state: &MachineState, shadow: usize) -> u64 {
     let slots = state.stack_values.iter().filter(|v| **v != MachineValue::ExplicitShadow).count();
     slots as u64 * 8 + shadow as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::maps::Maps;
+    use super::*;
+    use crate::state::synthetic::{self, END, state};
+    use crate::unwind::testing::Pieces;
+    use std::sync::Arc;
+
+    const BASE: u64 = 0x7000_0000;
+    const STACK: u64 = 0x7a00_0000;
+    /// Behind a call in the module's only function, which has no words in its frame there.
+    const RETURN: u64 = BASE + 0x20;
+
+    fn runtime() -> Singlepass {
+        let map = synthetic::Module::new(0).point(PointKind::Call, 0x20, &state(0, vec![])).build();
+        let code = (BASE, BASE + END as u64);
+        let module = Module::new(code, Maps::whole(Arc::new(map)), Vec::new(), 0, &Pieces::default());
+        Singlepass { modules: vec![module], ..Singlepass::default() }
+    }
+
+    #[test]
+    fn chains_have_an_end() {
+        // Frames that call each other: return address and saved frame pointer in turns.
+        let words: Vec<u64> =
+            (0..MAX_RECOVERY_CHAIN as u64 + 10).flat_map(|i| [RETURN, STACK + 8 + (i + 1) * 16]).collect();
+        let (runtime, memory) = (runtime(), Pieces::default().words(STACK, &words));
+        let search = Search { runtime: &runtime, memory: &memory };
+        let first = search.frame(STACK, RETURN).unwrap();
+        assert_eq!(search.chain(first).len(), MAX_RECOVERY_CHAIN);
+    }
+
+    #[test]
+    fn an_entry_has_a_frame_of_some_size() {
+        let runtime = runtime();
+        for (size, found) in [(MAX_ENTRY_FRAME - 8, true), (MAX_ENTRY_FRAME, false)] {
+            let (slot, entry) = (STACK + 16, BASE + 0x1000);
+            let memory = Pieces::default().words(STACK, &[RETURN, slot + size, entry]).bytes(entry, &ENTRY_RETURN);
+            let search = Search { runtime: &runtime, memory: &memory };
+            assert_eq!(search.frame(STACK, RETURN).is_some(), found);
+        }
+    }
 }

@@ -101,7 +101,7 @@ fn by_magic(target: &dyn Target, objects: &Objects, notes: &mut Vec<String>) -> 
     for mapping in target.mappings().iter().filter(in_object) {
         let mut at = mapping.start;
         while at < mapping.end {
-            if left < chunk.len() as u64 || found.len() >= 16 {
+            if left < chunk.len() as u64 || found.len() >= limits::MAX_DESCRIPTORS {
                 notes.push(format!("search for a wstate descriptor stopped at {at:#x}: limit reached"));
                 return found;
             }
@@ -217,12 +217,12 @@ mod tests {
     const DATA: u64 = 0x40_0000;
     const CODE: u64 = 0x70_0000;
 
-    fn host() -> Objects {
+    fn host(range: (u64, u64)) -> Objects {
         Objects::from_parts(vec![LoadedObject {
             path: PathBuf::from("/host"),
             opened: None,
             bias: 0,
-            range: (DATA, DATA + 0x1000),
+            range,
             build_id: None,
             data: None,
             debug: None,
@@ -250,7 +250,7 @@ mod tests {
             .file(DATA, DATA + 0x1000, 0, "/host")
             .open()
             .unwrap();
-        find(&core, &host())
+        find(&core, &host((DATA, DATA + 0x1000)))
     }
 
     /// A map of no functions in 0x100 bytes of code.
@@ -290,5 +290,37 @@ mod tests {
         assert!(notes(1, with(DATA, 0x200, good, 12)).contains("not executable memory"));
         assert!(notes(1, with(CODE, 0x80, good, 12)).contains("0 functions in 256 bytes, the code has 128"));
         assert!(notes(1, [0, 7, CODE, 0x200, good, 12, 0, 0]).contains("format 7"));
+    }
+
+    #[test]
+    fn so_much_is_searched_and_so_many_are_read() {
+        for (bytes, limited) in
+            [(limits::MAX_DESCRIPTOR_SCAN_BYTES, false), (limits::MAX_DESCRIPTOR_SCAN_BYTES + 0x1000, true)]
+        {
+            // Nothing of it is there.
+            let core = CoreBuilder::new().segment(DATA, bytes, 6, &[]).open().unwrap();
+            let found = find(&core, &host((DATA, DATA + bytes)));
+            assert_eq!(found.notes.iter().any(|n| n.contains("limit reached")), limited, "{:?}", found.notes);
+        }
+        for (count, limited) in [(limits::MAX_DESCRIPTORS - 1, false), (limits::MAX_DESCRIPTORS, true)] {
+            // In one piece that is searched, and another behind it.
+            let mut data = MAGIC.repeat(count);
+            data.resize(0x1_1000, 0);
+            let core = CoreBuilder::new().memory(DATA, 6, &data).open().unwrap();
+            let found = find(&core, &host((DATA, DATA + data.len() as u64)));
+            assert_eq!(found.notes.iter().any(|n| n.contains("limit reached")), limited, "{:?}", found.notes);
+        }
+        for (count, endless) in [(limits::MAX_PUBLISHED_MODULES, false), (limits::MAX_PUBLISHED_MODULES + 1, true)] {
+            let mut data = [&MAGIC[..], &VERSION.to_le_bytes(), &ENTRY_BYTES.to_le_bytes()].concat();
+            data.extend((DATA + 0x40).to_le_bytes());
+            data.resize(0x40, 0);
+            for i in 1..=count as u64 {
+                let next = if i == count as u64 { 0 } else { DATA + 0x40 * (i + 1) };
+                data.extend([next, 0, 0, 0, 0, 0, 0, 0].map(u64::to_le_bytes).concat());
+            }
+            let core = CoreBuilder::new().memory(DATA, 6, &data).open().unwrap();
+            let found = find(&core, &host((DATA, DATA + data.len() as u64)));
+            assert_eq!(found.notes.iter().any(|n| n.contains("endless")), endless, "{:?}", found.notes);
+        }
     }
 }

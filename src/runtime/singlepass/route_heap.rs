@@ -15,8 +15,6 @@ use std::time::{Duration, Instant};
 
 /// Bytes read at a time: large enough that the cost of a read call vanishes, small enough to stay in a core's cache.
 const CHUNK: usize = 256 << 10;
-/// Failed candidates that are explained one by one.
-const MAX_EXPLAINED: usize = 8;
 
 /// Searches writable memory for the cached images of all code that `known` does not explain, then for the pointers that own
 /// these images and know their length. The second result says what was searched and why it was not enough.
@@ -36,7 +34,7 @@ pub fn find_heap(
         }
         return (Vec::new(), notes);
     }
-    let until = Instant::now() + Duration::from_secs(limits::MAX_HEAP_SEARCH_SECONDS);
+    let until = deadline();
     let mut walk = Walk { target, mappings: likely_first(target), done: 0, until, progress };
     let mut search = Search { target, starts, anchors: Vec::new(), failures: Vec::new(), failed: 0, copies: 0, until };
     let mut hits = Vec::new();
@@ -66,6 +64,11 @@ pub fn find_heap(
     }
     find_owners(&mut walk, &mut anchors);
     (anchors, notes)
+}
+
+/// When a search that begins now has to end.
+pub(super) fn deadline() -> Instant {
+    Instant::now() + Duration::from_secs(limits::MAX_HEAP_SEARCH_SECONDS)
 }
 
 /// Finds the `Arc<[u8]>` that owns each image, that is the address of its counts followed by its length
@@ -256,7 +259,7 @@ impl Search<'_> {
 
     fn fail(&mut self, e: AnchorError) {
         self.failed += 1;
-        if self.failures.len() < MAX_EXPLAINED {
+        if self.failures.len() < limits::MAX_EXPLAINED_FAILURES {
             self.failures.push(e);
         }
     }
@@ -483,5 +486,42 @@ mod tests {
         let mut hits = Vec::new();
         scan(&bytes, &[0x20e9], &mut hits);
         assert_eq!(hits, [8, 40]);
+    }
+
+    #[test]
+    fn a_search_has_an_end() {
+        let f = Fake::new();
+        let mapping = |size| Mapping { start: 0x1000, end: 0x1000 + size, ..f.mappings()[0].clone() };
+        let run = |mapping: &Mapping, until| {
+            Walk { target: &f, mappings: vec![mapping], done: 0, until, progress: &quiet }.run("", &mut |_, _, _| true)
+        };
+        // Nothing of it is there, so that it is passed in strides.
+        let far = Instant::now() + Duration::from_secs(1 << 20);
+        let stopped = run(&mapping(limits::MAX_HEAP_SEARCH_BYTES + (1 << 40)), far);
+        assert_eq!(stopped, Some("stopped at the limit of bytes"));
+        assert_eq!(run(&mapping(limits::MAX_HEAP_SEARCH_BYTES - (4 << 30)), far), None);
+        assert_eq!(run(&mapping(0x1000), Instant::now()), Some("stopped at the limit of time"));
+        assert!(deadline() <= Instant::now() + Duration::from_secs(limits::MAX_HEAP_SEARCH_SECONDS));
+
+        let (starts, anchors, failures) = (Vec::new(), Vec::new(), Vec::new());
+        let mut search = Search { target: &f, starts, anchors, failures, failed: 0, copies: 0, until: far };
+        let count = limits::MAX_EXPLAINED_FAILURES + 1;
+        (0..count).for_each(|_| search.fail(AnchorError::NoCode { code_size: 0 }));
+        assert_eq!((search.failures.len(), search.failed), (limits::MAX_EXPLAINED_FAILURES, count));
+    }
+
+    #[test]
+    fn so_many_references_are_believed() {
+        let mut f = Fake::new();
+        for (counts, live) in [
+            ([1, 1], true),
+            ([limits::MAX_REFERENCES, limits::MAX_REFERENCES], true),
+            ([limits::MAX_REFERENCES + 1, 1], false),
+            ([1, limits::MAX_REFERENCES + 1], false),
+            ([0, 1], false),
+        ] {
+            f.words(HEAP, &counts);
+            assert_eq!(arc_counts(&f, HEAP + 16).is_some(), live, "{counts:?}");
+        }
     }
 }

@@ -217,6 +217,11 @@ impl<'a> Source<'a> {
         blocks
     }
 
+    /// Bytes of a block that are tried.
+    fn tried(&self) -> u64 {
+        self.segment.size.min(limits::MAX_TLS_BLOCK_TRIED)
+    }
+
     fn try_every_word(
         &self,
         target: &dyn Target,
@@ -225,8 +230,7 @@ impl<'a> Source<'a> {
         block: u64,
         out: &mut TlsFindings,
     ) {
-        let size = self.segment.size.min(limits::MAX_TLS_BLOCK_TRIED) as usize;
-        let mut bytes = vec![0; size];
+        let mut bytes = vec![0; self.tried() as usize];
         let got = target.read_some(block, &mut bytes);
         let bytes = bytes.get(..got).unwrap_or(&[]);
         let words: Vec<u64> =
@@ -276,7 +280,7 @@ fn variables(file: &object::File<'_>, name: &str) -> Vec<Variable> {
         }
         let Ok(bytes) = symbol.name_bytes() else { continue };
         let variable = Variable { offset: symbol.address(), size: symbol.size() };
-        if memmem(bytes, name.as_bytes()) && !found.contains(&variable) && found.len() < 16 {
+        if memmem(bytes, name.as_bytes()) && !found.contains(&variable) && found.len() < limits::MAX_TLS_VARIABLES {
             found.push(variable);
         }
     }
@@ -490,7 +494,9 @@ fn read_boundary(memory: &dyn Memory, thread: ThreadId, address: u64, size: u64)
 
 #[cfg(test)]
 mod tests {
+    use super::super::fake::{Fake, HEAP};
     use super::*;
+    use crate::unwind::testing::{Section, elf, object};
 
     #[test]
     fn blocks_end_at_the_thread_pointer_and_keep_their_alignment() {
@@ -523,5 +529,54 @@ mod tests {
         code[38] = 0;
         assert!(!has_prologue(&At(code.clone()), 0));
         assert!(!has_prologue(&At(vec![0x90; 20]), 0));
+    }
+
+    #[test]
+    fn blocks_and_lists_have_an_end() {
+        let object = object("/lib/x", 0, (0, 0), Vec::new());
+        let source = |size| Source {
+            object: &object,
+            segment: Segment { address: 0, size, align: 8 },
+            main: false,
+            versions: Vec::new(),
+            boundary: Vec::new(),
+        };
+        let mut f = Fake::new();
+        // The thread's vector of blocks, which claims one more than are looked at.
+        f.words(HEAP + 8, &[HEAP + 0x1000]);
+        f.words(HEAP + 0x1000 - 16, &[limits::MAX_TLS_MODULES + 1]);
+        f.words(HEAP + 0x1000, &vec![HEAP; 2 * (limits::MAX_TLS_MODULES as usize + 2)]);
+        assert_eq!(source(8).blocks(&f, HEAP).len() as u64, limits::MAX_TLS_MODULES);
+        let sizes = [limits::MAX_TLS_BLOCK_TRIED, limits::MAX_TLS_BLOCK_TRIED + 8];
+        assert_eq!(sizes.map(|size| source(size).tried()), [limits::MAX_TLS_BLOCK_TRIED; 2]);
+
+        // A list that is longer than any is no list. One as long as it may be is looked at, and not all there.
+        let layouts = Layouts::for_compiler("1.95.0").unwrap();
+        let l = &layouts.state;
+        f.thread(&[]);
+        for (len, looked_at) in [(limits::MAX_CODE_VERSIONS, 1), (limits::MAX_CODE_VERSIONS + 1, 0)] {
+            f.words(HEAP, &[0; 7]);
+            for (at, word) in [(8 + l.vec_cap, len), (8 + l.vec_ptr, HEAP), (8 + l.vec_len, len), (32, 1)] {
+                f.words(HEAP + at, &[word]);
+            }
+            let mut out = TlsFindings::default();
+            assert!(!read_list(&f, &layouts, &f.threads()[0], HEAP, 40, true, &mut out));
+            assert_eq!(out.notes.len(), looked_at, "{:?}", out.notes);
+        }
+    }
+
+    #[test]
+    fn so_many_variables_of_one_name_are_taken() {
+        let (mut table, mut names) = (vec![0u8; 24], vec![0u8]);
+        names.extend(VERSIONS.bytes().chain([0]));
+        for value in 0..=limits::MAX_TLS_VARIABLES as u64 {
+            // A thread-local object of section 1.
+            table.extend([1, 0, 0, 0, 6, 0, 1, 0]);
+            table.extend([value * 8, 8].map(u64::to_le_bytes).concat());
+        }
+        let section = |name, bytes| Section { name, flags: 0, address: 0, bytes };
+        let file = elf(&[section(".tdata", &[0; 8]), section(".symtab", &table), section(".strtab", &names)]);
+        let file = object::File::parse(&*file).unwrap();
+        assert_eq!(variables(&file, VERSIONS).len(), limits::MAX_TLS_VARIABLES);
     }
 }

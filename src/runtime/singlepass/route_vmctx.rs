@@ -7,11 +7,12 @@
 
 use super::anchor::{Anchor, AnchorError, CacheImage, ImageBytes, PAGE, Route, believe, code_starts, confirm, merge};
 use super::ctx::Ctx;
+use super::route_heap::deadline;
 use crate::arch::Reg;
 use crate::limits;
 use crate::target::{Mapping, Target};
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Where rustc 1.95 puts `ModuleInner.runnable_module`; the first place that is tried.
 const RUNNABLE_MODULE: u64 = 0x238;
@@ -22,10 +23,6 @@ const MODULE_INNER_SEARCHED: usize = 0x400;
 /// `LocalBacking` holds the 2 KiB of `internals` itself and is boxed together with `ImportBacking`
 /// (`instance.rs: InstanceInner`), so these three are this close.
 const BACKING_SPAN: u64 = 0x2000;
-/// Largest linear memory in bytes.
-const MAX_LINEAR_MEMORY: u64 = 1 << 32;
-/// Bytes of an `X64ExecutionContext` that are searched.
-const MAX_CONTEXT: u64 = 0x400;
 
 /// Registers that may hold a vmctx, the likeliest first.
 const REGISTERS: [Reg; 8] = [Reg::R15, Reg::RDI, Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::RBP, Reg::RSI];
@@ -96,10 +93,6 @@ pub fn instances(target: &dyn Target, progress: &dyn Fn(&str, u64, u64), notes: 
         notes.push(format!("vmctx: no instance in the registers or on the stacks of {taken} thread(s)"));
     }
     found
-}
-
-fn deadline() -> Instant {
-    Instant::now() + Duration::from_secs(limits::MAX_HEAP_SEARCH_SECONDS)
 }
 
 /// The modules of `instances`. `notes` is told which instances lead nowhere and why.
@@ -214,7 +207,7 @@ fn check_ctx(target: &dyn Target, address: u64) -> Result<Ctx, AnchorError> {
     {
         return no("an array is null or misaligned");
     }
-    if ctx.memory_bound > MAX_LINEAR_MEMORY || (ctx.memory_base == 0 && ctx.memory_bound != 0) {
+    if ctx.memory_bound > limits::MAX_LINEAR_MEMORY || (ctx.memory_base == 0 && ctx.memory_bound != 0) {
         return no("no linear memory is like this");
     }
     if ctx.memory_bound != 0
@@ -358,7 +351,7 @@ fn execution_context(target: &dyn Target, words: &[u64], anchor: &Anchor) -> Opt
         if !is_object(target, data) {
             return None;
         }
-        let mut bytes = vec![0; size.min(MAX_CONTEXT) as usize];
+        let mut bytes = vec![0; size.min(limits::MAX_CONTEXT_BYTES) as usize];
         target.read(data, &mut bytes).ok()?;
         let words: Vec<u64> = bytes.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w)).collect();
         let (base, size) = (anchor.code_base, anchor.code_size);
@@ -405,7 +398,7 @@ mod tests {
             (0x40, 0x1234_0000_0000),
             (0x50, 0),
             (0x50, 0x1234_0000_0000),
-            (0x58, 1 << 33),
+            (0x58, limits::MAX_LINEAR_MEMORY + 1),
             (0x60, HEAP),
             (0x68, HEAP + 8),
             (0x68, 0x1234_0000_0000),
@@ -482,5 +475,45 @@ mod tests {
         assert!(notes[0].contains("its functions are elsewhere"), "{notes:?}");
         let (none, notes) = find_vmctx(&Fake::new(), &quiet);
         assert!(none.is_empty() && notes[0].contains("no instance in the registers"), "{notes:?}");
+    }
+
+    #[test]
+    fn instances_are_looked_for_within_limits() {
+        let m = make(0, 1, 1);
+        let mut f = Fake::new();
+        f.code(CODE, &m.code);
+        let b = f.module(&m, CODE, 0);
+        let all: Vec<u64> = (0..=limits::MAX_INSTANCES).map(|_| f.instance(&m, CODE, b).vmctx).collect();
+        f.words(STACK, &all);
+        f.thread(&[(Reg::RSP, STACK)]);
+        let mut notes = Vec::new();
+        assert_eq!(instances(&f, &quiet, &mut notes).len(), limits::MAX_INSTANCES);
+        assert!(notes[0].contains("limit of their number"), "{notes:?}");
+
+        // Of each stack a part, and of all stacks together.
+        let most = limits::MAX_STACK_SCAN_TOTAL / limits::MAX_STACK_SCAN;
+        for (threads, capped) in [(most - 1, false), (most, true), (most + 1, true)] {
+            let mut f = Fake::new();
+            f.map(CODE, limits::MAX_STACK_SCAN + 0x1000, "rw-", None);
+            assert_eq!(stack_words(&f, CODE, |_| ()), limits::MAX_STACK_SCAN);
+            (0..threads).for_each(|_| f.thread(&[(Reg::RSP, CODE)]));
+            let mut notes = Vec::new();
+            instances(&f, &quiet, &mut notes);
+            assert_eq!(notes.iter().any(|n| n.contains("limit of bytes of stack")), capped);
+        }
+    }
+
+    #[test]
+    fn so_much_of_a_context_is_searched() {
+        let m = make(0, 1, 1);
+        for (at, found) in [(limits::MAX_CONTEXT_BYTES - 16, true), (limits::MAX_CONTEXT_BYTES - 8, false)] {
+            let mut f = Fake::new();
+            let b = f.load(&m, CODE);
+            f.words(RODATA + 0x40, &[TEXT + 0x20, 2 * limits::MAX_CONTEXT_BYTES, 8]);
+            f.words(b.context + 0x70, &[0, 0]);
+            f.words(b.context + at, &[CODE, m.code.len() as u64]);
+            let checks = from_vmctx(&f, b.vmctx).unwrap().checks;
+            assert_eq!(checks.iter().any(|c| c.contains("RunnableModule")), found, "{checks:?}");
+        }
     }
 }

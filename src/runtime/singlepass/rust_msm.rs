@@ -19,8 +19,6 @@ use std::collections::BTreeMap;
 
 /// Keys of one B-tree node (`alloc::collections::btree::node::CAPACITY`).
 const NODE_CAPACITY: u64 = 11;
-/// Levels of a B-tree. A node but the root has 5 keys at least, so 6^16 keys fit below this.
-const MAX_HEIGHT: u64 = 16;
 
 /// What a `ModuleStateMap` says about itself, before anything is read of its functions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,7 +199,7 @@ impl<'a> Reader<'a> {
             return Ok(None);
         }
         let height = map.u64(self.l.map_height)?;
-        if height > MAX_HEIGHT {
+        if height > limits::MAX_TREE_HEIGHT {
             return Err(map.bad("height", height));
         }
         if node == 0 {
@@ -524,5 +522,55 @@ impl<'a> Reader<'a> {
             let steps = self.vec("VmctxDeref", v, l.value_vmctx_deref_vec, 8, limits::MAX_SLOTS)?;
             MachineValue::VmctxDeref(steps.iter().map(|s| s.usize(0)).collect::<Result<_, _>>()?)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::layouts::Layouts;
+    use super::*;
+    use crate::unwind::testing::Pieces;
+
+    const MAP: u64 = 0x1000;
+
+    fn layout() -> StateLayout {
+        Layouts::for_compiler("1.95.0").unwrap().state
+    }
+
+    #[test]
+    fn so_many_bytes_are_read() {
+        // The first structure would take all of them.
+        let too_large = |found: Option<StructureError>| matches!(found, Some(StructureError::TooLarge { .. }));
+        let none = Pieces::default();
+        for (more, expected) in [(0, false), (1, true)] {
+            let whole = StateLayout { msm_size: limits::MAX_STATE_MAP_BYTES + more, ..layout() };
+            assert_eq!(too_large(read_module_state_map(&none, &whole, MAP).err()), expected);
+            let one = StateLayout { msm_size: limits::MAX_FUNCTION_MAP_BYTES + more, ..layout() };
+            assert_eq!(too_large(read_function_at(&none, &one, MAP, 0).err()), expected);
+            assert_eq!(too_large(summary(&none, &one, MAP).err()), expected);
+        }
+    }
+
+    #[test]
+    fn trees_have_so_many_levels() {
+        let l = layout();
+        for (height, field) in [(limits::MAX_TREE_HEIGHT, None), (limits::MAX_TREE_HEIGHT + 1, Some("height"))] {
+            let mut words = vec![0; l.msm_size as usize / 8];
+            for (at, value) in [
+                (l.msm_functions + l.map_len, 1),
+                (l.msm_functions + l.map_node, 0x9000),
+                (l.msm_functions + l.map_height, height),
+                (l.msm_total_size, 0x1000),
+            ] {
+                words[at as usize / 8] = value;
+            }
+            let found = summary(&Pieces::default().words(MAP, &words), &l, MAP).unwrap_err();
+            let wrong = match found {
+                StructureError::Implausible { field, .. } => Some(field),
+                StructureError::Memory { .. } => None,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(wrong, field);
+        }
     }
 }

@@ -15,13 +15,10 @@ use super::flow::Held;
 use super::offsets::VMCONTEXT_STORE;
 use super::{Wasmtime, store};
 use crate::arch::Reg;
-use crate::limits::{MAX_INSTANCE_CHECKS, MAX_KNOWN_INSTANCES};
+use crate::limits::{MAX_ELIMINATION_ROUNDS, MAX_INSTANCE_CHECKS, MAX_KNOWN_INSTANCES};
 use crate::target::Memory;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
-
-/// Turns in which frames decide others: chains of imports are short.
-const MAX_ELIMINATIONS: usize = 64;
 
 /// A frame: its pc and its stack pointer.
 pub(super) type Key = (u64, u64);
@@ -191,6 +188,11 @@ struct Solver<'a> {
     out: Solved,
 }
 
+/// Repeats `round` while it has decided something; returns how often it has.
+fn rounds(mut round: impl FnMut() -> bool) -> usize {
+    (0..MAX_ELIMINATION_ROUNDS).take_while(|_| round()).count()
+}
+
 impl Solver<'_> {
     fn run(&mut self) {
         let mut callees: HashMap<Key, Key> = HashMap::new();
@@ -245,12 +247,13 @@ impl Solver<'_> {
                 self.list(store, *any);
             }
             // A frame more that is known can decide the next.
-            for _ in 0..MAX_ELIMINATIONS {
-                if !self.eliminate(store, chain, links, &mut known) {
-                    break;
+            rounds(|| {
+                let more = self.eliminate(store, chain, links, &mut known);
+                if more {
+                    self.spread(chain, links, &mut known);
                 }
-                self.spread(chain, links, &mut known);
-            }
+                more
+            });
         }
         for (key, instance) in chain.iter().zip(known) {
             if let Some(instance) = instance {
@@ -389,5 +392,30 @@ mod tests {
             chain.add(key(n), 0, 0x1000, Some(0x10));
         }
         assert_eq!(chain.nodes.len(), MAX_KNOWN_INSTANCES);
+    }
+
+    #[test]
+    fn deciding_has_an_end() {
+        assert_eq!(rounds(|| true), MAX_ELIMINATION_ROUNDS);
+        // Two frames that can only run in the first of so many instances that looking at all of them twice is too much.
+        let (mut chain, runtime, memory) = (Chain::default(), Wasmtime::default(), Pieces::default());
+        let keys = [key(0), key(1)];
+        keys.iter().for_each(|key| chain.add(*key, 7, 0x1000, None));
+        for (others, expected) in
+            [(MAX_INSTANCE_CHECKS / 2 - 1, [Some(1), Some(1)]), (MAX_INSTANCE_CHECKS / 2, [Some(1), None])]
+        {
+            let list = std::iter::once((1, vec![7])).chain(vec![(2, vec![]); others]).collect();
+            let mut solver = Solver {
+                runtime: &runtime,
+                memory: &memory,
+                nodes: &chain.nodes,
+                fits: HashMap::new(),
+                work: MAX_INSTANCE_CHECKS,
+                out: Solved { lists: [(0x10, list)].into(), ..Solved::default() },
+            };
+            let mut known = [None; 2];
+            solver.eliminate(0x10, &keys, &[None], &mut known);
+            assert_eq!(known, expected);
+        }
     }
 }

@@ -46,7 +46,7 @@ pub(super) struct Code {
     addrmap: Option<Contents>,
     frames: Option<Contents>,
     /// Where function bodies begin in the file that was compiled, and then in each module that the runtime made itself.
-    bodies: Vec<Bodies>,
+    pub(super) bodies: Vec<Bodies>,
 }
 
 impl Code {
@@ -273,7 +273,8 @@ impl Code {
 }
 
 /// Function bodies by position: position, module, function. Ascending.
-struct Bodies(Vec<(u32, u32, u32)>);
+#[derive(Default)]
+pub(super) struct Bodies(Vec<(u32, u32, u32)>);
 
 impl Bodies {
     fn at(&self, place: u32) -> Option<(u32, u32)> {

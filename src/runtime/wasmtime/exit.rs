@@ -66,3 +66,38 @@ pub(super) fn store_member(code: &Code, at: &Cursor, caller: &Cursor, memory: &d
         .filter(|v| *v > 0x1000 && is_vmctx(*v, memory))
         .find(|v| is_last_exit(*v, code, at, caller, memory) == Some(true))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::image::Image;
+    use super::super::testing::fixture;
+    use super::super::version::Version;
+    use super::*;
+    use crate::unwind::testing::{Pieces, cursor};
+
+    #[test]
+    fn so_much_of_the_stack_below_an_exit_is_searched() {
+        let (base, pc) = (0x7f00_0000_0000, 0x7f00_0000_1234);
+        let (vmctx, store, sp) = (0x5000_0010, 0x5100_0000, 0x7ffd_0010_0000);
+        let memory = Pieces::default().bytes(base, &fixture("48-default"));
+        let code = Code::load(Image::read(&memory, base).unwrap(), None, &memory);
+        let layout = StoreLayout::new(Version(48)).unwrap();
+        let most = MAX_EXIT_BYTES as u64;
+        // Where an instance stands below the stack pointer, and the frame above it.
+        for (below, above, found) in
+            [(8, most, true), (most, 0x100, true), (most + 8, 0x100, false), (8, most + 8, false)]
+        {
+            let frame = sp + above;
+            let mut stack = vec![0; 4 * most as usize / 8];
+            stack[((2 * most - below) / 8) as usize] = vmctx;
+            let memory = Pieces(memory.0.clone())
+                .words(vmctx, &[u32::from_le_bytes(VMCONTEXT_MAGIC).into(), store])
+                .word(store + layout.last_exit_fp, frame)
+                .word(store + layout.last_exit_pc, pc)
+                .words(sp - 2 * most, &stack);
+            let at = cursor(base, &[(Reg::RSP, sp), (Reg::RBP, frame)]);
+            let caller = cursor(pc, &[(Reg::RBP, frame)]);
+            assert_eq!(store_member(&code, &at, &caller, &memory), found.then_some(vmctx), "{below:#x} {above:#x}");
+        }
+    }
+}

@@ -178,6 +178,11 @@ impl Provider for WasmtimeProvider {
     }
 }
 
+/// Every how many places one is compared.
+fn step(places: usize) -> usize {
+    places.div_ceil(MAX_COMPARED_PLACES).max(1)
+}
+
 /// Whether a module was compiled from this file: its functions, their types, and that the places that the compiler kept
 /// are operators of those very functions.
 fn fits(code: &Code, module: usize, wasm: &WasmModule) -> Result<(), String> {
@@ -194,8 +199,7 @@ fn fits(code: &Code, module: usize, wasm: &WasmModule) -> Result<(), String> {
     let text = code.image.text().start;
     let mut compared = 0;
     if let Some(map) = code.address_map() {
-        let step = map.len().div_ceil(MAX_COMPARED_PLACES).max(1);
-        let places = map.iter().step_by(step).filter_map(|(offset, place)| Some((offset, place?)));
+        let places = map.iter().step_by(step(map.len())).filter_map(|(offset, place)| Some((offset, place?)));
         for (offset, place) in places {
             let [(owner, function)] = code.owners(offset)[..] else { continue };
             let FilePos(place) = place;
@@ -273,5 +277,48 @@ pub(super) fn guest_module(code: &Code, module: usize) -> GuestModule {
         backend: format!("wasmtime {version}"),
         wasm_file: user.map(|p| p.display().to_string()),
         problem: (!problems.is_empty()).then(|| problems.join("; ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::fixture;
+    use super::*;
+    use crate::progress::Silent;
+    use crate::target::Target;
+    use crate::target::objects::Objects;
+    use crate::target::testing::CoreBuilder;
+
+    /// Discovers images whose headers are so many pages before their code.
+    fn discover(distances: &[u64]) -> (usize, Vec<String>) {
+        let header = &fixture("48-default")[..PAGE as usize];
+        let core = (1..).zip(distances).fold(CoreBuilder::new(), |core, (i, pages)| {
+            let code = 0x10_0000 * i;
+            core.memory(code - pages * PAGE, 4, header)
+                .segment(code - (pages - 1) * PAGE, (pages - 1) * PAGE, 4, &[])
+                .memory(code, 5, &[0x90; 16])
+        });
+        let core = core.open().unwrap();
+        let objects = Objects::from_parts(Vec::new());
+        let scene = Scene { target: &core, objects: &objects, progress: &Silent };
+        let found = core.mappings().iter().filter(|m| m.execute && header_before(&scene, m).is_some()).count();
+        let mut provider = WasmtimeProvider::default();
+        provider.discover(&scene, &[], false);
+        (found, provider.runtime.notes.clone())
+    }
+
+    #[test]
+    fn headers_are_looked_for_in_so_many_pages_and_so_many_images_are_looked_at() {
+        assert_eq!(discover(&[1, 2, MAX_HEADER_PAGES, MAX_HEADER_PAGES + 1]).0, 3);
+        let is_cut = |count| discover(&vec![1; count]).1.iter().any(|n| n.contains("only the first"));
+        assert!(!is_cut(MAX_IMAGES) && is_cut(MAX_IMAGES + 1));
+    }
+
+    #[test]
+    fn so_many_places_are_compared() {
+        for len in [0, 1, MAX_COMPARED_PLACES, MAX_COMPARED_PLACES + 1, 10 * MAX_COMPARED_PLACES + 7] {
+            let compared = (0..len).step_by(step(len)).count();
+            assert!(compared <= MAX_COMPARED_PLACES && compared >= len.min(MAX_COMPARED_PLACES / 2), "{compared}");
+        }
     }
 }

@@ -538,6 +538,19 @@ mod tests {
         assert!(Flow::new(START, vec![0x90; MAX_FLOW_BYTES]).is_some());
     }
 
+    #[test]
+    fn a_way_that_is_followed_again_counts_again() {
+        // Most of a function; then `jne` back behind its entry, before that `nop; nop` or `xor ebx, ebx`: the latter makes
+        // another state of it, and a second pass.
+        let body = vec![0x90; MAX_FLOW_STEPS * 6 / 10];
+        let back = (-(body.len() as i32 + 2 + 6)).to_le_bytes();
+        for (change, found) in [([0x90, 0x90], true), ([0x31, 0xdb], false)] {
+            let code = [&ENTRY, &body[..], &change, &[0x0f, 0x85], &back, &[0xc3]].concat();
+            assert!(code.len() <= MAX_FLOW_BYTES);
+            assert_eq!(Flow::new(START, code).is_some(), found);
+        }
+    }
+
     proptest! {
         /// Any bytes, at any address, with any registers: an end, and no panic.
         #[test]

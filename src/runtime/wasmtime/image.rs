@@ -589,7 +589,9 @@ impl FunctionTable {
 
 #[cfg(test)]
 mod tests {
+    use super::super::dwarf::ImageDwarf;
     use super::*;
+    use crate::limits::MAX_IMAGE_DEBUG_BYTES;
 
     fn fixture(name: &str) -> Vec<u8> {
         super::super::testing::fixture(name)
@@ -666,5 +668,33 @@ mod tests {
         assert_eq!(Engine::parse(&[1, 0]), None);
         assert_eq!(Engine::parse(&[0, 9, b'4']), None);
         assert_eq!(Engine::parse(b"\x00\x02me\x03a-b").unwrap().version(), None);
+    }
+
+    #[test]
+    fn sections_and_their_names_have_an_end() {
+        let bytes = fixture("48-debug-info");
+        let patched = |at: usize, with: &[u8]| {
+            let mut bytes = bytes.clone();
+            bytes[at..at + with.len()].copy_from_slice(with);
+            bytes
+        };
+        let why = |bytes: &[u8]| Image::from_bytes(bytes).unwrap_err().to_string();
+        for (sections, plausible) in [(MAX_IMAGE_SECTIONS, true), (MAX_IMAGE_SECTIONS + 1, false)] {
+            let why = why(&patched(60, &sections.to_le_bytes()));
+            assert_eq!(!why.contains("no plausible section table"), plausible, "{why}");
+        }
+        let header = Image::from_bytes(&bytes).unwrap().header();
+        let entry = |section: usize| header.sections_offset as usize + 64 * section;
+        for (size, plausible) in [(MAX_SECTION_NAMES, true), (MAX_SECTION_NAMES + 1, false)] {
+            // In an image that has so many bytes behind them.
+            let mut bytes = patched(entry(header.names.into()) + 32, &size.to_le_bytes());
+            bytes.resize(bytes.len() + MAX_SECTION_NAMES as usize + 1, 0);
+            assert_eq!(Image::from_bytes(&bytes).is_ok(), plausible);
+        }
+        let debug = Image::from_bytes(&bytes).unwrap().sections().iter().position(|s| s.name == ".debug_info").unwrap();
+        let bytes = patched(entry(debug) + 32, &MAX_IMAGE_DEBUG_BYTES.to_le_bytes());
+        let (image, memory) = (Image::from_bytes(&bytes).unwrap(), SliceMemory::new(0, &bytes));
+        let why = ImageDwarf::load(&image, &memory).err().unwrap().to_string();
+        assert!(why.contains("has more than"), "{why}");
     }
 }

@@ -154,6 +154,7 @@ mod tests {
     use super::super::image::{FunctionKind, Image, SliceMemory};
     use super::super::testing::fixture;
     use super::*;
+    use crate::limits::MAX_SYMBOL_PLACES;
     use crate::runtime::Runtime;
     use crate::runtime::code_map::{CompiledFunction, Detail, Inlined, SourceFile};
     use std::rc::Rc;
@@ -278,5 +279,24 @@ mod tests {
             }
         }
         assert!(inlined > 10, "{inlined}");
+    }
+
+    #[test]
+    fn places_of_many_files_or_of_much_code_are_left_out() {
+        let (mut code, _) = load("48-default");
+        for (files, placed) in [(MAX_PLACED_FILES, true), (MAX_PLACED_FILES + 1, false)] {
+            code.bodies.resize_with(files, Default::default);
+            assert_eq!(!Origins::of(&code).places.is_empty(), placed);
+        }
+        let (code, bytes) = load("48-guest-debug");
+        let often = MAX_SYMBOL_PLACES / code.frame_table().unwrap().points();
+        assert!(often > 1);
+        let mut runtime = Wasmtime::default();
+        (0..often + 2).for_each(|_| runtime.add(load("48-guest-debug").0));
+        let map = runtime.code_map(&Detail::All, &SliceMemory::new(0, &bytes));
+        let has_places =
+            |m: &CompiledModule| m.functions.iter().flat_map(|f| &f.variables).any(|v| !v.places.is_empty());
+        let with: Vec<bool> = map.modules.iter().map(has_places).collect();
+        assert!(with[..often].iter().all(|w| *w) && !with[often + 1], "{with:?}");
     }
 }

@@ -152,4 +152,13 @@ mod tests {
         assert_eq!((r.skip_number(), r.offset()), (Ok(()), 19));
         assert!(Reader::new(&[0xff; 19]).skip_number().is_err());
     }
+
+    #[test]
+    fn a_string_has_an_end() {
+        for (len, found) in [(MAX_NAME_BYTES, true), (MAX_NAME_BYTES + 1, false)] {
+            let number = [len as u8 & 0x7f | 0x80, (len >> 7) as u8 & 0x7f | 0x80, (len >> 14) as u8];
+            let bytes = [&number[..], &vec![b'x'; len]].concat();
+            assert_eq!(Reader::new(&bytes).str().is_ok(), found);
+        }
+    }
 }

@@ -59,6 +59,7 @@ mod tests {
     use super::super::image::Image;
     use super::super::testing::fixture;
     use super::*;
+    use crate::limits::MAX_FLOW_FUNCTIONS;
     use crate::unwind::testing::{Pieces, cursor};
 
     const BASE: u64 = 0x7f00_0000_0000;
@@ -140,5 +141,32 @@ mod tests {
             assert!(recover(&runtime, &at, &memory).is_none(), "{rbp:#x}");
         }
         assert!(recover(&runtime, &cursor(NATIVE, &[(Reg::RSP, u64::MAX)]), &memory).is_none());
+    }
+
+    #[test]
+    fn so_much_of_a_stack_is_searched() {
+        let (runtime, memory) = loaded("48-default");
+        let (pc, distance) = calls(&runtime, &memory)[0];
+        let rbp = SLOT + distance;
+        for (len, found) in [(MAX_RECOVERY_BYTES as u64, true), (MAX_RECOVERY_BYTES as u64 + 8, false)] {
+            let mut words = vec![0; len as usize / 8];
+            words[((SLOT + len - rbp) / 8) as usize] = pc;
+            let memory = Pieces(memory.0.clone()).words(rbp - len, &words);
+            let at = cursor(NATIVE, &[(Reg::RSP, rbp - len), (Reg::RBP, rbp)]);
+            assert_eq!(recover(&runtime, &at, &memory).is_some(), found);
+        }
+    }
+
+    #[test]
+    fn so_many_functions_are_followed() {
+        let (pc, _) = {
+            let (runtime, memory) = loaded("48-default");
+            calls(&runtime, &memory)[0]
+        };
+        for (others, found) in [(MAX_FLOW_FUNCTIONS - 1, true), (MAX_FLOW_FUNCTIONS, false)] {
+            let (runtime, memory) = loaded("48-default");
+            runtime.flows.borrow_mut().extend((0..others as u64).map(|start| (start, None)));
+            assert_eq!(frame_of(&runtime, pc, SLOT, &memory).is_some(), found);
+        }
     }
 }

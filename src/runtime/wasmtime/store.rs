@@ -172,6 +172,14 @@ mod tests {
     }
 
     #[test]
+    fn a_list_has_an_end() {
+        // The capacity is one more than the length.
+        let most = MAX_STORE_INSTANCES as u64 - 1;
+        assert_eq!(instances(STORE, known(0), &store(most)).map(|l| l.len() as u64), Some(most));
+        assert_eq!(instances(STORE, known(0), &store(most + 1)), None);
+    }
+
+    #[test]
     fn of_two_lists_one_has_to_hold_the_other() {
         let list = |some: &[u64]| {
             let five: &[u64] = &[0, 1, 2, 3, 4];

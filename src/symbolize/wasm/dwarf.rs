@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use gimli::{EndianArcSlice, LittleEndian};
 
-use crate::limits::MAX_INLINE_FRAMES;
+use crate::limits::MAX_INLINE_DEPTH;
+use crate::symbolize::native::demangle;
 
 /// One source-level frame at an operator. Several where functions were inlined, innermost first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,10 +47,10 @@ impl Dwarf {
         let mut out: Vec<SourceFrame> = Vec::new();
         let Ok(mut frames) = self.context.find_frames(address).skip_all_loads() else { return out };
         while let Ok(Some(frame)) = frames.next() {
-            if out.len() == MAX_INLINE_FRAMES {
+            if out.len() >= MAX_INLINE_DEPTH {
                 break;
             }
-            let function = frame.function.as_ref().and_then(|f| f.demangle().ok()).map(|name| name.into_owned());
+            let function = frame.function.as_ref().and_then(|f| Some(demangle(&f.raw_name().ok()?)));
             let file = frame.location.as_ref().and_then(|l| l.file).map(str::to_string);
             let line = frame.location.as_ref().and_then(|l| l.line);
             if let Some(previous) = out.last_mut() {
@@ -59,5 +60,23 @@ impl Dwarf {
         }
         out.retain(|f| f.function.is_some() || f.file.is_some());
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::unwind::testing::inlined;
+
+    #[test]
+    fn so_many_inlined_functions_are_shown() {
+        let (mut bytes, mut sections) = (Vec::new(), HashMap::new());
+        for (name, contents) in inlined(0x1000, MAX_INLINE_DEPTH + 1) {
+            sections.insert(name.to_string(), bytes.len()..bytes.len() + contents.len());
+            bytes.extend(contents);
+        }
+        let frames = Dwarf::load(&bytes, &sections).unwrap().frames(0x1000);
+        assert_eq!(frames.len(), MAX_INLINE_DEPTH);
+        assert!(frames.iter().all(|f| f.function.as_deref() == Some("f")));
     }
 }

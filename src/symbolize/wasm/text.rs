@@ -5,9 +5,7 @@ use std::fmt::Write;
 use wasmparser::{BlockType, MemArg, Operator};
 
 use super::value_type;
-
-/// Targets of a `br_table` that are spelled out.
-const MAX_TARGETS_SHOWN: usize = 8;
+use crate::limits::MAX_SHOWN_TARGETS;
 
 /// First parts of mnemonics that end in a dot.
 const PREFIXES: [&str; 17] = [
@@ -76,10 +74,10 @@ pub(super) fn operator(op: &Operator<'_>) -> String {
         }
         Operator::Br { relative_depth } | Operator::BrIf { relative_depth } => write!(out, " {relative_depth}"),
         Operator::BrTable { targets } => {
-            for target in targets.targets().take(MAX_TARGETS_SHOWN).flatten() {
+            for target in targets.targets().take(MAX_SHOWN_TARGETS).flatten() {
                 let _ = write!(out, " {target}");
             }
-            if targets.len() as usize > MAX_TARGETS_SHOWN {
+            if targets.len() as usize > MAX_SHOWN_TARGETS {
                 out.push_str(" ...");
             }
             write!(out, " {}", targets.default())
@@ -126,4 +124,26 @@ pub(super) fn operator(op: &Operator<'_>) -> String {
         _ => Ok(()),
     };
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wasmparser::{Parser, Payload};
+
+    #[test]
+    fn of_many_targets_the_first_are_shown() {
+        for (count, more) in [(MAX_SHOWN_TARGETS, ""), (MAX_SHOWN_TARGETS + 1, " ...")] {
+            let text = format!("(module (func (br_table {} 0 (i32.const 0))))", "0 ".repeat(count));
+            let wasm = wat::parse_str(text).unwrap();
+            let bodies = Parser::new(0).parse_all(&wasm).filter_map(|payload| match payload.unwrap() {
+                Payload::CodeSectionEntry(body) => Some(body),
+                _ => None,
+            });
+            let all = bodies
+                .flat_map(|body| body.get_operators_reader().unwrap().into_iter().map(|op| operator(&op.unwrap())));
+            let expected = format!("br_table{}{more} 0", " 0".repeat(MAX_SHOWN_TARGETS));
+            assert_eq!(all.filter(|op| op.starts_with("br_table")).collect::<Vec<_>>(), [expected]);
+        }
+    }
 }

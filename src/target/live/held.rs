@@ -8,8 +8,6 @@ use std::thread::JoinHandle;
 pub struct Steps {
     /// The thread.
     pub thread: ThreadId,
-    /// Instructions at most.
-    pub max: usize,
     /// As for [`LiveTarget::settle`].
     pub verdict: Box<Judge>,
 }
@@ -103,7 +101,7 @@ fn stand(
     steps: Option<Steps>,
 ) -> Result<(Stopped, LiveTarget, Option<SettleReport>), Error> {
     let mut stopped = Stopped::all(pid, options)?;
-    let step = |mut s: Steps| stopped.step(s.thread, s.max, &mut *s.verdict);
+    let step = |mut s: Steps| stopped.step(s.thread, limits::MAX_SNAPSHOT_STEPS, &mut *s.verdict);
     let settled = steps.map(step).transpose()?;
     let target = LiveTarget::look(&mut stopped, options)?;
     Ok((stopped, target, settled))

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use gimli::write::{Address, AttributeValue as Write, DwarfUnit, EndianVec, Expression, Location, LocationList};
 use gimli::write::{Range, RangeList, Sections, UnitEntryId};
@@ -7,6 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::arch::{Reg, x64::TABLE};
+use crate::limits;
 use crate::runtime::wasmtime::image::SliceMemory;
 use crate::runtime::wasmtime::testing::fixture;
 use crate::target::memory::{Content, Piece, Splice};
@@ -521,10 +523,6 @@ fn blocks_and_inlined_functions() {
     let (function, int) = (it.function, it.int);
     let root = it.dwarf.unit.root();
     let one = |n| (gimli::DW_AT_const_value, Write::Udata(n));
-    let covers = |from: u64, len| {
-        let low = (gimli::DW_AT_low_pc, Write::Address(Address::Constant(BIAS + from)));
-        vec![low, (gimli::DW_AT_high_pc, Write::Udata(len))]
-    };
     let origin = it.entry(root, gimli::DW_TAG_subprogram, vec![named("inner")]);
     let parameter = it.entry(origin, gimli::DW_TAG_formal_parameter, vec![named("p"), of_type(int)]);
     let of = |id| (gimli::DW_AT_abstract_origin, Write::UnitRef(id));
@@ -671,7 +669,7 @@ fn kinds_of_types() {
     it.constant("endless", endless, &[0; 8]);
     let declared = it.ty(gimli::DW_TAG_structure_type, vec![named("declared")], None);
     it.constant("declared", declared, &[0; 8]);
-    let qualifiers = "const ".repeat(crate::limits::MAX_REFERENCE_DEPTH + 1);
+    let qualifiers = "const ".repeat(limits::MAX_REFERENCE_DEPTH + 1);
     assert_eq!(
         stopped(&it.finish(), 0x150),
         [
@@ -779,5 +777,207 @@ proptest! {
         let start = std::time::Instant::now();
         ask(&bytes);
         prop_assert!(start.elapsed() < std::time::Duration::from_secs(20));
+    }
+}
+
+fn covers(from: u64, len: u64) -> Vec<(gimli::DwAt, Write)> {
+    let low = (gimli::DW_AT_low_pc, Write::Address(Address::Constant(BIAS + from)));
+    vec![low, (gimli::DW_AT_high_pc, Write::Udata(len))]
+}
+
+#[test]
+fn what_is_shown_of_a_value_has_an_end() {
+    let mut it = Synthetic::new("clang", None);
+    let root = it.dwarf.unit.root();
+    let array = |it: &mut Synthetic, of, count: usize| {
+        let array = it.ty(gimli::DW_TAG_array_type, vec![], Some(of));
+        it.entry(array, gimli::DW_TAG_subrange_type, vec![(gimli::DW_AT_count, Write::Udata(count as u64))]);
+        array
+    };
+    let char = it.base("char", 1, gimli::DW_ATE_signed_char);
+    for count in [limits::MAX_SHOWN_CHARS, limits::MAX_SHOWN_CHARS + 1] {
+        let text = array(&mut it, char, count);
+        it.constant("text", text, &vec![b'x'; count]);
+    }
+    let byte = it.base("byte", 1, gimli::DW_ATE_unsigned);
+    for count in [limits::MAX_SHOWN_MEMBERS, limits::MAX_SHOWN_MEMBERS + 1] {
+        let bytes = array(&mut it, byte, count);
+        it.constant("bytes", bytes, &vec![1; count]);
+        let fields = it.entry(root, gimli::DW_TAG_structure_type, vec![named("s"), sized(1)]);
+        for _ in 0..count {
+            it.entry(fields, gimli::DW_TAG_member, vec![named("m"), of_type(byte)]);
+        }
+        it.constant("fields", fields, &[1]);
+    }
+    // What is behind is not even read.
+    let large = array(&mut it, byte, limits::MAX_SOURCE_VALUE_BYTES as usize + 1);
+    let mut place = Expression::new();
+    place.op_breg(RAX, 0);
+    it.variable("large", large, Write::Exprloc(place));
+    let long = it.base(&"n".repeat(limits::MAX_TEXT_NAME + 1), 1, gimli::DW_ATE_unsigned);
+    it.constant("long", long, &[1]);
+    let too_long = it.base(&"n".repeat(limits::MAX_NAME_BYTES + 1), 1, gimli::DW_ATE_unsigned);
+    it.constant("too_long", too_long, &[1]);
+    let dwarf = it.finish();
+    let memory = Bytes::new(&[(0x1000, &[1; limits::MAX_SOURCE_VALUE_BYTES as usize])]);
+    let all = dwarf.variables(0x150, &registers(&[(Reg::RAX, 0x1000)]), None, &memory);
+    let values: Vec<&str> = all.iter().map(|v| v.value.as_deref().unwrap()).collect();
+    let text = "x".repeat(limits::MAX_SHOWN_CHARS);
+    let list = |part: &str, more: &str| format!("{{{}{more}}}", vec![part; limits::MAX_SHOWN_MEMBERS].join(", "));
+    let expected = [
+        format!("\"{text}\""),
+        format!("\"{text}\".."),
+        list("1", ""),
+        list("m = 1", ""),
+        list("1", ", ..."),
+        list("m = 1", ", ..."),
+        list("1", ", ..."),
+        "1".to_string(),
+        "1".to_string(),
+    ];
+    assert_eq!(values, expected);
+    let types: Vec<&str> = all[7..].iter().map(|v| v.ty.as_deref().unwrap()).collect();
+    assert_eq!(types, [format!("{}..", "n".repeat(limits::MAX_TEXT_NAME)), "?".to_string()]);
+}
+
+#[test]
+fn variables_and_places_have_an_end() {
+    let mut it = Synthetic::new("clang", None);
+    for _ in 0..=limits::MAX_SOURCE_VARIABLES {
+        it.at("x", |e| e.op_reg(RBX));
+    }
+    assert_eq!(stopped(&it.finish(), 0x150).len(), limits::MAX_SOURCE_VARIABLES);
+
+    // What covers the address stands behind so many places elsewhere.
+    for (others, expected) in [
+        (limits::MAX_LOCATIONS - 1, "int x = -7 @ rbx"),
+        (limits::MAX_LOCATIONS, "int x: its places are too many to look at"),
+    ] {
+        let mut it = Synthetic::new("clang", None);
+        let mut data = Expression::new();
+        data.op_reg(RBX);
+        let place = |at| Location::StartLength { begin: Address::Constant(BIAS + at), length: 1, data: data.clone() };
+        let list = (0..others).map(|_| place(0x10)).chain([place(0x150)]).collect();
+        let list = it.dwarf.unit.locations.add(LocationList(list));
+        it.variable("x", it.int, Write::LocationListRef(list));
+        assert_eq!(stopped(&it.finish(), 0x150), [expected]);
+    }
+    for (operations, expected) in [
+        (limits::MAX_EXPRESSION_STEPS, "int x = -7 @ rbx"),
+        (
+            limits::MAX_EXPRESSION_STEPS + 1,
+            "int x: the debug information is broken: exceeded maximum expression iterations",
+        ),
+    ] {
+        let mut it = Synthetic::new("clang", None);
+        it.at("x", |e| {
+            (1..operations).for_each(|_| e.op(gimli::DW_OP_nop));
+            e.op_reg(RBX);
+        });
+        assert_eq!(stopped(&it.finish(), 0x150), [expected]);
+    }
+}
+
+#[test]
+fn scopes_have_an_end() {
+    let mut it = Synthetic::new("clang", None);
+    let function = it.function;
+    (0..limits::MAX_INLINE_DEPTH)
+        .fold(function, |parent, _| it.entry(parent, gimli::DW_TAG_inlined_subroutine, covers(0x100, 0x100)));
+    assert_eq!(it.finish().frames(0x150).len(), limits::MAX_INLINE_DEPTH);
+
+    // The range that covers the address stands behind so many others.
+    for (others, found) in [(limits::MAX_SCOPE_RANGES - 1, 2), (limits::MAX_SCOPE_RANGES, 1)] {
+        let mut it = Synthetic::new("clang", None);
+        let range = |at| Range::StartLength { begin: Address::Constant(BIAS + at), length: 1 };
+        let ranges = (0..others).map(|_| range(0x10)).chain([range(0x150)]).collect();
+        let ranges = (gimli::DW_AT_ranges, Write::RangeListRef(it.dwarf.unit.ranges.add(RangeList(ranges))));
+        it.entry(it.function, gimli::DW_TAG_inlined_subroutine, vec![ranges]);
+        assert_eq!(it.finish().frames(0x150).len(), found);
+    }
+
+    // Entries that mean nothing, before what does.
+    for (labels, found) in [(limits::MAX_SCOPE_WORK as usize - 10, 1), (limits::MAX_SCOPE_WORK as usize, 0)] {
+        let mut it = Synthetic::new("clang", None);
+        for _ in 0..labels {
+            it.entry(it.function, gimli::DW_TAG_label, vec![]);
+        }
+        it.at("x", |e| e.op_reg(RBX));
+        assert_eq!(stopped(&it.finish(), 0x150).len(), found);
+    }
+
+    // Each of the functions is compared with the two places of each, at the cost of one for it and one for its range.
+    for (functions, whole) in [(100, true), (400, false)] {
+        let mut it = Synthetic::new("clang", None);
+        let function = it.function;
+        it.dwarf.unit.get_mut(function).set(gimli::DW_AT_high_pc, Write::Udata(0x1000));
+        for n in 0..functions {
+            it.entry(function, gimli::DW_TAG_inlined_subroutine, covers(0x100 + n * 4, 2));
+        }
+        const { assert!(limits::MAX_LAYOUT_WORK > 2 * 200 * 100 && limits::MAX_LAYOUT_WORK < 2 * 800 * 400) };
+        let layout = it.finish().layout(0x100..0x1100).unwrap();
+        assert_eq!(layout.iter().all(|(_, frames)| !frames.is_empty()), whole);
+    }
+}
+
+#[test]
+fn units_and_functions_have_an_end() {
+    // Version 4, no abbreviations, addresses of eight bytes.
+    let unit = [7, 0, 0, 0, 4, 0, 0, 0, 0, 0, 8];
+    let units = of_sections([(".debug_info".to_string(), unit.repeat(limits::MAX_UNITS + 1))].into()).units;
+    assert_eq!(units.count(), limits::MAX_UNITS);
+
+    let mut sections = Synthetic::new("clang", None).sections();
+    let one = sections[".debug_info"].clone();
+    sections.insert(".debug_info".to_string(), one.repeat(limits::MAX_CACHED_UNITS + 1));
+    let units = of_sections(sections).units;
+    for index in 0..=limits::MAX_CACHED_UNITS {
+        assert!(units.unit(index).is_some());
+        assert!(units.parsed.lock().unwrap().len() <= limits::MAX_CACHED_UNITS);
+    }
+    assert!(units.index(Duration::ZERO).is_empty());
+    let all = units.index(Duration::from_secs(limits::MAX_DEBUG_INDEX_SECONDS));
+    assert_eq!(all.len(), limits::MAX_CACHED_UNITS + 1);
+    // As many functions begin behind the one that covers the address.
+    assert!(units.function_at(BIAS + 0x150).is_some());
+
+    // Entries that mean nothing, before the only function.
+    for (labels, found) in [(limits::MAX_DEBUG_INDEX_WORK - 100, true), (limits::MAX_DEBUG_INDEX_WORK, false)] {
+        let mut it = Synthetic::new("clang", None);
+        let root = it.dwarf.unit.root();
+        for _ in 0..labels {
+            it.entry(root, gimli::DW_TAG_label, vec![]);
+        }
+        it.entry(root, gimli::DW_TAG_subprogram, covers(0x1000, 1));
+        assert_eq!(it.finish().units.function_at(BIAS + 0x1000).is_some(), found);
+    }
+}
+
+#[test]
+fn line_tables_have_an_end() {
+    for (rows, found) in [(limits::MAX_LINE_ROWS - 1, true), (limits::MAX_LINE_ROWS + 1, false)] {
+        let mut it = Synthetic::new("clang", None);
+        let encoding = it.dwarf.unit.encoding();
+        let string = |text: &str| gimli::write::LineString::String(text.into());
+        let mut program = gimli::write::LineProgram::new(
+            encoding,
+            gimli::LineEncoding::default(),
+            string("/src"),
+            None,
+            string("a.c"),
+            None,
+        );
+        let directory = program.default_directory();
+        let file = program.add_file(string("a.c"), directory, None);
+        program.begin_sequence(Some(Address::Constant(BIAS + 0x100)));
+        for row in 0..rows as u64 {
+            program.row().file = file;
+            program.row().line = 7;
+            program.row().address_offset = row * 0x100 / rows as u64;
+            program.generate_row();
+        }
+        program.end_sequence(0x100);
+        it.dwarf.unit.line_program = program;
+        assert_eq!(it.finish().frames(0x150)[0].line, found.then_some(7));
     }
 }

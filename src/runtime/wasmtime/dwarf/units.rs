@@ -12,7 +12,7 @@ use gimli::{AttributeValue, ColumnType, DebuggingInformationEntry, Reader, UnitH
 use super::sections::Slice;
 use crate::limits::{
     MAX_CACHED_UNITS, MAX_DEBUG_INDEX_SECONDS, MAX_DEBUG_INDEX_WORK, MAX_FUNCTIONS, MAX_LINE_ROWS, MAX_NAME_BYTES,
-    MAX_REFERENCE_DEPTH, MAX_SCOPE_RANGES, MAX_UNITS,
+    MAX_NESTED_SYMBOLS, MAX_REFERENCE_DEPTH, MAX_SCOPE_RANGES, MAX_UNITS,
 };
 
 /// Sequences of a line table that may overlap: looking at a few is enough.
@@ -57,7 +57,7 @@ pub(super) struct Place {
     pub(super) column: Option<u32>,
 }
 
-struct FunctionRange {
+pub(super) struct FunctionRange {
     begin: u64,
     end: u64,
     unit: usize,
@@ -83,7 +83,7 @@ struct Row {
 pub(super) struct Units {
     pub(super) dwarf: gimli::Dwarf<Slice>,
     headers: Vec<UnitHeader<Slice>>,
-    parsed: Mutex<HashMap<usize, Arc<Unit>>>,
+    pub(super) parsed: Mutex<HashMap<usize, Arc<Unit>>>,
     functions: OnceLock<Vec<FunctionRange>>,
 }
 
@@ -104,7 +104,7 @@ impl Units {
         self.headers.len()
     }
 
-    fn unit(&self, index: usize) -> Option<Arc<Unit>> {
+    pub(super) fn unit(&self, index: usize) -> Option<Arc<Unit>> {
         // A poisoned lock only means that a reader panicked between whole insertions.
         let mut parsed = self.parsed.lock().unwrap_or_else(|e| e.into_inner());
         if let Some(unit) = parsed.get(&index) {
@@ -124,23 +124,24 @@ impl Units {
 
     /// The subprogram that covers an address: of several the one with the smallest range.
     pub(super) fn function_at(&self, address: u64) -> Option<Entry> {
-        let functions = self.functions.get_or_init(|| self.index());
+        let functions = self.functions.get_or_init(|| self.index(Duration::from_secs(MAX_DEBUG_INDEX_SECONDS)));
         let behind = functions.partition_point(|f| f.begin <= address);
         // Ranges of different functions overlap only by accident, so that looking at a few is enough.
-        let near = functions[..behind].iter().rev().take(64).filter(|f| address < f.end);
+        let near = functions[..behind].iter().rev().take(MAX_NESTED_SYMBOLS).filter(|f| address < f.end);
         let found = near.min_by_key(|f| f.end - f.begin)?;
         let unit = self.unit(found.unit)?;
         let die = unit.unit.entry(found.offset).ok()?;
         Some(Entry { unit, die })
     }
 
-    fn index(&self) -> Vec<FunctionRange> {
+    /// The functions that are found within a time.
+    pub(super) fn index(&self, most: Duration) -> Vec<FunctionRange> {
         let mut found = Vec::new();
         let mut work = MAX_DEBUG_INDEX_WORK;
         // Units may share one large table of abbreviations or files, each read anew.
-        let deadline = Instant::now() + Duration::from_secs(MAX_DEBUG_INDEX_SECONDS);
+        let deadline = Instant::now() + most;
         for (index, header) in self.headers.iter().enumerate() {
-            if work == 0 || Instant::now() > deadline {
+            if work == 0 || Instant::now() >= deadline {
                 break;
             }
             let Ok(unit) = self.dwarf.unit(header.clone()) else { continue };

@@ -514,9 +514,11 @@ fn repeated_names_and_signatures_are_bounded() {
     let d = declared(&image(m, vec![Some(ty)]), 0, text(), &FunctionTable::default(), &[]);
     assert!(d.exports.unwrap_err().0.contains("names of the exports"));
     let functions = d.functions.unwrap();
-    assert_eq!(functions.iter().filter(|f| f.signature.is_some()).count(), 16);
-    // The first is also exported.
-    assert_eq!(functions.iter().filter(|f| f.name.is_some()).count(), 1 + 127);
+    assert_eq!(functions.iter().filter(|f| f.signature.is_some()).count(), MAX_SIGNATURE_TYPES >> 20);
+    // The first is also exported, which takes one name and not two.
+    let names = MAX_NAME_SECTION_BYTES >> 20;
+    assert_eq!(functions.iter().filter(|f| f.name.is_some()).count(), 1 + (names - 1) / 2);
+    assert_eq!(items(Array { begin: 0, stride: 8, count: u32::MAX }).len() as u32, MAX_INSTANCE_ITEMS);
 }
 
 // No word of an instance may make a reader panic, whatever it is.
