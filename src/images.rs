@@ -68,9 +68,23 @@ pub fn restored_text(pid: u32, done: &Restored) -> String {
 
 /// An image in a file that stays on disk.
 pub struct ImageFile {
-    bytes: memmap2::Mmap,
+    bytes: Holder,
     /// Its parts.
     pub image: AnyImage,
+}
+
+enum Holder {
+    Mapped(memmap2::Mmap),
+    Given(Vec<u8>),
+}
+
+impl Holder {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Holder::Mapped(map) => map,
+            Holder::Given(bytes) => bytes,
+        }
+    }
 }
 
 impl ImageFile {
@@ -82,13 +96,22 @@ impl ImageFile {
         let bytes = map_file(path).map_err(|source| Error::File { path: path.to_path_buf(), source })?;
         let image = AnyImage::parse(&bytes)
             .map_err(|why: ImageError| Error::NotFound { what: format!("{} is no image: {why}", path.display()) })?;
-        Ok(ImageFile { bytes, image })
+        Ok(ImageFile { bytes: Holder::Mapped(bytes), image })
+    }
+
+    /// The same of what such a file holds.
+    ///
+    /// # Errors
+    /// It is no image.
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<ImageFile, ImageError> {
+        let image = AnyImage::parse(&bytes)?;
+        Ok(ImageFile { bytes: Holder::Given(bytes), image })
     }
 
     /// Its linear memory.
     pub fn memory(&self) -> Option<&[u8]> {
         match &self.image {
-            AnyImage::Instance(view) => view.memory(&self.bytes),
+            AnyImage::Instance(view) => view.memory(self.bytes.bytes()),
             AnyImage::ExecutionState(_) => None,
         }
     }
@@ -100,6 +123,28 @@ impl ImageFile {
             AnyImage::ExecutionState(_) => &[],
         }
     }
+
+    fn kind(&self) -> &'static str {
+        match self.image {
+            AnyImage::Instance(_) => "instance",
+            AnyImage::ExecutionState(_) => "execution state",
+        }
+    }
+
+    /// The image as text.
+    pub fn text(&self) -> String {
+        text_of(self)
+    }
+
+    /// The image as JSON.
+    pub fn json(&self) -> String {
+        json::document(&Document::of(self), false)
+    }
+
+    /// What is different in another image.
+    pub fn difference(&self, other: &ImageFile) -> Difference {
+        Difference::of(self, other)
+    }
 }
 
 /// What `wstate image` prints, and whether two images that were compared are equal.
@@ -109,14 +154,14 @@ impl ImageFile {
 pub fn show(command: &Image) -> Result<(String, bool), Error> {
     let file = ImageFile::open(&command.file)?;
     if let Some(other) = &command.diff {
-        let difference = Difference::of(&file, &ImageFile::open(other)?);
-        let text = if command.json { json::document(&difference, false) } else { difference.text() };
+        let difference = file.difference(&ImageFile::open(other)?);
+        let text = if command.json { difference.json() } else { difference.text() };
         return Ok((text, difference.is_empty()));
     }
     let text = match command.hexdump.as_slice() {
         [address, len] => hexdump_of(&file, *address, *len)?,
-        _ if command.json => json::document(&Document::of(&file), false),
-        _ => text_of(&file),
+        _ if command.json => file.json(),
+        _ => file.text(),
     };
     Ok((text, true))
 }
@@ -189,7 +234,7 @@ impl Document {
     fn of(file: &ImageFile) -> Document {
         let instance = matches!(file.image, AnyImage::Instance(_));
         Document {
-            kind: if instance { "instance" } else { "execution state" },
+            kind: file.kind(),
             memory_bytes: file.memory().map(|m| m.len() as u64),
             globals: instance.then(|| file.globals().iter().map(|bits| format!("{bits:#x}")).collect()),
             frames: file.image.execution_state().frames.iter().map(FrameRow::of).collect(),
@@ -199,7 +244,10 @@ impl Document {
 
 /// What is different between two images.
 #[derive(Serialize)]
-struct Difference {
+pub struct Difference {
+    /// What the files hold, if that differs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<(&'static str, &'static str)>,
     /// Sizes of the memories, if they differ.
     #[serde(skip_serializing_if = "Option::is_none")]
     memory_bytes: Option<(Option<u64>, Option<u64>)>,
@@ -235,6 +283,7 @@ impl Difference {
         let sizes = (a.memory().map(|m| m.len() as u64), b.memory().map(|m| m.len() as u64));
         let (memory, memory_more) = changed(left, right);
         Difference {
+            kind: (a.kind() != b.kind()).then(|| (a.kind(), b.kind())),
             memory_bytes: (sizes.0 != sizes.1).then_some(sizes),
             memory,
             memory_more,
@@ -259,16 +308,27 @@ impl Difference {
         }
     }
 
-    fn is_empty(&self) -> bool {
-        self.memory_bytes.is_none() && self.memory.is_empty() && self.globals.is_empty() && self.frames.is_empty()
+    /// Whether the images are equal.
+    pub fn is_empty(&self) -> bool {
+        let Difference { kind, memory_bytes, memory, memory_more: _, globals, frames } = self;
+        kind.is_none() && memory_bytes.is_none() && memory.is_empty() && globals.is_empty() && frames.is_empty()
     }
 
-    fn text(&self) -> String {
+    /// The differences as JSON.
+    pub fn json(&self) -> String {
+        json::document(self, false)
+    }
+
+    /// The differences as text.
+    pub fn text(&self) -> String {
         if self.is_empty() {
             return "no difference\n".to_string();
         }
         let mut out = String::new();
         // Writing to a String cannot fail.
+        if let Some((from, to)) = self.kind {
+            let _ = writeln!(out, "kind: {from} -> {to}");
+        }
         if let Some((from, to)) = self.memory_bytes {
             let size = |s: Option<u64>| s.map_or("none".to_string(), |s| format!("{s} bytes"));
             let _ = writeln!(out, "memory: {} -> {}", size(from), size(to));
@@ -330,6 +390,19 @@ fn changed(a: &[u8], b: &[u8]) -> (Vec<(u64, u64)>, bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::{ExecutionStateImage, InstanceImage};
+
+    #[test]
+    fn images_of_two_kinds_are_not_equal() {
+        let execution_state = ExecutionStateImage::default();
+        let frames = ImageFile::from_bytes(execution_state.to_bytes().unwrap()).unwrap();
+        let instance = InstanceImage { memory: None, globals: vec![], execution_state };
+        let instance = ImageFile::from_bytes(instance.to_bytes().unwrap()).unwrap();
+        assert!(frames.difference(&frames).is_empty() && instance.difference(&instance).is_empty());
+        let difference = frames.difference(&instance);
+        assert!(!difference.is_empty());
+        assert_eq!(difference.text(), "kind: execution state -> instance\n");
+    }
 
     #[test]
     fn stretches_that_differ() {

@@ -598,6 +598,15 @@ mod seeds {
         put("codec", "frames", &prefixed(2, &execution_state.to_bytes().unwrap()));
         let instance = InstanceImage { memory: Some(vec![1, 2, 3]), globals: vec![4, u128::MAX], execution_state };
         put("codec", "instance", &prefixed(3, &instance.to_bytes().unwrap()));
+        let mut later = instance.clone();
+        later.memory = Some(vec![1, 2, 4, 0]);
+        later.globals[0] = 5;
+        let frames = instance.execution_state.to_bytes().unwrap();
+        let instance = instance.to_bytes().unwrap();
+        let two = |a: &[u8], b: &[u8]| prefixed(4, &[&(a.len() as u16).to_le_bytes()[..], a, b].concat());
+        put("codec", "files-changed", &two(&instance, &later.to_bytes().unwrap()));
+        put("codec", "files-equal", &two(&instance, &instance));
+        put("codec", "files-frames", &two(&frames, &instance));
         // Unwind tables as any compiler writes them: this very file's, cut to what the target's length field can name.
         put("cfi", "empty", &[0, 0, 1, 2, 3, 4, 5, 6, 7, 8]);
     }

@@ -216,6 +216,26 @@ fn behind_a_call_its_result_is_given_and_refusals_are_explained() {
     assert_eq!(result(&host), 9077);
 }
 
+/// At random moments, of which some are in the prologue or epilogue of a function: there the thread has an instance too.
+#[test]
+fn a_thread_is_taken_wherever_it_is_in_wasm_code() {
+    let setting = Setting::new("");
+    let image = setting.image(Duration::from_millis(100));
+    // More rounds than can be computed meanwhile.
+    let host = setting.start(&["run", "42", "1000000000000", "3"], &[]);
+    let options = Options::new(Source::Pid(host.pid() as u32));
+    let mut taken = 0;
+    for _ in 0..60 {
+        let wanted = RestoreOptions { image: image.clone(), really: false, result: None, fail_at: None };
+        match restore(&options, &wanted) {
+            Ok(_) => taken += 1,
+            Err(e) => assert!(e.to_string().contains("is in native code that Wasm has called"), "{e}"),
+        }
+    }
+    println!("{taken} of 60 moments are in Wasm code");
+    assert!(taken > 0 && result_now(&host).is_none());
+}
+
 fn maps(host: &Host) -> String {
     std::fs::read_to_string(format!("/proc/{}/maps", host.pid())).expect("maps")
 }

@@ -474,6 +474,7 @@ proptest! {
         let bytes = image.to_bytes().unwrap();
         prop_assert_eq!(&bytes, &bincode::serialize(&original).unwrap());
         prop_assert_eq!(&ours::ExecutionStateImage::from_bytes(&bytes).unwrap(), &image);
+        prop_assert_eq!(ours::AnyImage::parse(&bytes).unwrap(), ours::AnyImage::ExecutionState(image.clone()));
 
         let original = theirs::InstanceImage {
             memory: memory.clone(), globals: globals.clone(), execution_state: original,
@@ -482,7 +483,16 @@ proptest! {
         let mut bytes = image.to_bytes().unwrap();
         prop_assert_eq!(&bytes, &original.to_bytes());
         assert_same(&image, &theirs::InstanceImage::from_bytes(&bytes).unwrap());
+        // As snapshots are written and read: by their parts.
+        let head = ours::image::head(image.memory.as_ref().map(|m| m.len() as u64));
+        let tail = ours::image::tail(&image.globals, &image.execution_state).unwrap();
+        prop_assert_eq!(&[&head[..], image.memory.as_deref().unwrap_or_default(), &tail].concat(), &bytes);
+        match ours::AnyImage::parse(&bytes).unwrap() {
+            ours::AnyImage::Instance(view) => prop_assert_eq!(&view.to_image(&bytes), &image),
+            other => prop_assert!(false, "{other:?}"),
+        }
         bytes.push(7); // accepted by the runtime too
+        prop_assert!(ours::AnyImage::parse(&bytes).is_err());
         prop_assert!(theirs::InstanceImage::from_bytes(&bytes).is_some());
         prop_assert_eq!(ours::InstanceImage::from_bytes(&bytes).unwrap(), image);
     }

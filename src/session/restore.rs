@@ -142,13 +142,16 @@ fn plan(
     if !thread.on_top {
         return Err(refused(format!(
             "thread {} is in native code that Wasm has called; it must be in Wasm code itself, since nobody can take back \
-             what native code is in the middle of",
+             what native code is in the middle of; if it does not stay there, try again",
             tid.0
         )));
     }
-    let instance = thread.youngest.instance.ok_or_else(|| refused("the thread's instance is not known".to_string()))?;
     let run = wasm_run(runtime, target, thread.frames);
-    if run.iter().any(|f| f.instance != Some(instance)) {
+    // A function that returns has lost its own already. None of these frames stays, and the oldest has the one that was
+    // called into.
+    let instance = run.iter().rev().find_map(|f| f.instance);
+    let instance = instance.ok_or_else(|| refused("the thread's instance is not known; try again".to_string()))?;
+    if run.iter().filter_map(|f| f.instance).any(|other| other != instance) {
         return Err(refused("the thread's Wasm frames belong to several instances".to_string()));
     }
     let parts = runtime.instance_parts(thread.youngest.module, instance, target);

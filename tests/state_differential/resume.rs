@@ -590,8 +590,20 @@ fn what_is_resumed_is_read_again() {
     println!(
         "{images} images, {frames_in_all} frames: {words:?}; {same_as_the_runtime} also have the runtime's own words"
     );
-    for kind in ["TwoHalves", "prev_frame", "ExplicitShadow", "CopyStackBPRelative", "VmctxDeref", "PreserveRegister"] {
-        assert!(words[kind] > 10, "{words:?}");
+    let kinds = [
+        "Undefined",
+        "Vmctx",
+        "VmctxDeref",
+        "PreserveRegister",
+        "CopyStackBPRelative",
+        "ExplicitShadow",
+        "WasmStack",
+        "WasmLocal",
+        "TwoHalves",
+        "prev_frame",
+    ];
+    for kind in kinds {
+        assert!(words.get(kind).is_some_and(|n| *n > 10), "{kind}: {words:?}");
     }
     assert!(same_as_the_runtime > 0);
 }
