@@ -221,11 +221,11 @@ def integer(text: str, what: str) -> int:
         raise WstateError(f"{what} is a number, not {text!r}") from None
 
 
-BT_WORDS = ["full", "all", "wasm", "verbose"]
+BT_WORDS = ["full", "all", "wasm", "fold", "verbose"]
 
 
 def bt_request(arguments: str, thread: int) -> Dict[str, Any]:
-    """`[full] [all] [wasm] [verbose] [COUNT]` of wasm-bt."""
+    """`[full] [all] [wasm] [fold] [verbose] [COUNT]` of wasm-bt."""
     request: Dict[str, Any] = {"threads": [thread], "brief": True}
     for word in words(arguments):
         plain = word.lstrip("-")
@@ -236,6 +236,8 @@ def bt_request(arguments: str, thread: int) -> Dict[str, Any]:
             request["head"] = True
         elif plain == "wasm":
             request["wasm_only"] = True
+        elif plain == "fold":
+            request["fold"] = True
         elif plain == "verbose":
             request["verbose"] = True
             request["brief"] = False
@@ -681,10 +683,11 @@ COMMANDS: List[Tuple[str, Callable[[Target, str], None], List[str], str]] = [
         bt,
         BT_WORDS,
         """Print native and Wasm frames of this thread.
-Usage: {0} [full] [all] [wasm] [verbose] [COUNT]
+Usage: {0} [full] [all] [wasm] [fold] [verbose] [COUNT]
 
 full: with Wasm locals and operand stacks.  all: of all threads.
-wasm: only Wasm frames.  verbose: also registers, and how each frame was found.
+wasm: only Wasm frames.  fold: frames that come again and again, in one line.
+verbose: also registers, and how each frame was found.
 COUNT: the youngest COUNT frames.""",
     ),
     (

@@ -220,11 +220,11 @@ def integer(text: str, what: str) -> int:
         raise WstateError(f"{what} is a number, not {text!r}") from None
 
 
-BT_WORDS = ["full", "all", "wasm", "verbose"]
+BT_WORDS = ["full", "all", "wasm", "fold", "verbose"]
 
 
 def bt_request(arguments: str, thread: int) -> Dict[str, Any]:
-    """`[full] [all] [wasm] [verbose] [COUNT]` of wasm-bt."""
+    """`[full] [all] [wasm] [fold] [verbose] [COUNT]` of wasm-bt."""
     request: Dict[str, Any] = {"threads": [thread], "brief": True}
     for word in words(arguments):
         plain = word.lstrip("-")
@@ -235,6 +235,8 @@ def bt_request(arguments: str, thread: int) -> Dict[str, Any]:
             request["head"] = True
         elif plain == "wasm":
             request["wasm_only"] = True
+        elif plain == "fold":
+            request["fold"] = True
         elif plain == "verbose":
             request["verbose"] = True
             request["brief"] = False
@@ -659,10 +661,11 @@ COMMANDS: Dict[str, Tuple[Callable[[Target, str], str], str, str]] = {
     "bt": (
         bt,
         "Print native and Wasm frames of this thread.",
-        """Usage: wasm bt [full] [all] [wasm] [verbose] [COUNT]
+        """Usage: wasm bt [full] [all] [wasm] [fold] [verbose] [COUNT]
 
 full: with Wasm locals and operand stacks.  all: of all threads.
-wasm: only Wasm frames.  verbose: also registers, and how each frame was found.
+wasm: only Wasm frames.  fold: frames that come again and again, in one line.
+verbose: also registers, and how each frame was found.
 COUNT: the youngest COUNT frames.""",
     ),
     "up": (

@@ -144,6 +144,25 @@ fn every_command_has_its_say() {
 }
 
 #[test]
+fn deep_recursion_is_folded() {
+    if !gdb_is_here() {
+        return;
+    }
+    let host = Host::start("deep", &["--depth", "1000"], Profile::Debug);
+    at_rest(&host);
+    let pid = host.pid().to_string();
+    let attached = text(&["attach", &pid, "--no-color", "--fold"]);
+    assert!(attached.contains(": the frame above ") && attached.lines().count() < 300, "{attached}");
+    let commands = ["wasm-bt full all --fold", "wasm-bt fold", "wasm-bt", "help wasm-bt"];
+    let session = Debugger::Gdb.run(&["-p", &pid], &commands);
+    same("gdb, attach", &session.texts[0], &attached);
+    let times = |text: &str| text.lines().filter(|l| l.ends_with(" times more")).count();
+    assert_eq!((times(&session.texts[1]), times(&session.texts[2])), (1, 0), "{}", session.texts[1]);
+    assert!(session.texts[2].lines().count() > 1000);
+    assert!(session.texts[3].contains("[fold]"), "{}", session.texts[3]);
+}
+
+#[test]
 fn numbers_are_gdbs() {
     if !gdb_is_here() {
         return;

@@ -120,6 +120,23 @@ fn every_command_has_its_say() {
 }
 
 #[test]
+fn deep_recursion_is_folded() {
+    if !lldb_is_here() {
+        return;
+    }
+    let host = Host::start("deep", &["--depth", "1000"], Profile::Debug);
+    at_rest(&host);
+    let pid = host.pid().to_string();
+    let attached = text(&["attach", &pid, "--no-color", "--fold"]);
+    let commands = ["wasm bt full all --fold", "wasm-bt fold", "wasm bt", "help wasm bt", "detach"];
+    let session = Debugger::Lldb.run(&["-p", &pid], &commands);
+    same("lldb, attach", &session.texts[0], &attached);
+    let times = |text: &str| text.lines().filter(|l| l.ends_with(" times more")).count();
+    assert_eq!((times(&session.texts[1]), times(&session.texts[2])), (1, 0), "{}", session.texts[1]);
+    assert!(session.texts[3].contains("[fold]"), "{}", session.texts[3]);
+}
+
+#[test]
 fn a_running_process_is_told() {
     if !lldb_is_here() {
         return;

@@ -18,7 +18,7 @@
 //! | `configure` | `wasm`, `artifacts`, `debug_dirs`: lists of paths; `sysroot`, `executable`: a path or null | |
 //! | `resumed` | | everything that was lent is forgotten: send it when the target ran, or its memory was written |
 //! | `changed` | | memory and registers are lent again before the next answer; files and modules are kept while the mappings are the same. For a debugger that does not tell of writes: send it before each command of the user |
-//! | `walk` | `threads`: list of ids, missing: all; `limit`; `brief`, `wasm_only`, `verbose`, `color`: booleans; `head`: whether `text` has more than threads | `report` (as `wstate schema` describes it), `text` |
+//! | `walk` | `threads`: list of ids, missing: all; `limit`; `brief`, `wasm_only`, `fold`, `verbose`, `color`: booleans; `head`: whether `text` has more than threads | `report` (as `wstate schema` describes it), `text` |
 //! | `report` | as `walk`, of all threads | `report`, `text` |
 //! | `frame` | `thread`; which frame (see below); `locals`, `stack`: what to show | `index`, `pc`, `frame`, `text` |
 //! | `step` | `thread`, `from`: frame number, `by`: number of Wasm frames, negative: younger | as `frame` |

@@ -177,7 +177,7 @@ fn text_options(m: &Message) -> TextOptions {
         wasm_only: flag(m, "wasm_only"),
         color: flag(m, "color"),
         verbose: flag(m, "verbose"),
-        fold: false,
+        fold: flag(m, "fold"),
     }
 }
 
