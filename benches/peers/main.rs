@@ -8,6 +8,7 @@
 mod attach;
 mod measure;
 mod pause;
+mod snapshot;
 mod target;
 
 #[path = "../../tests/support/mod.rs"]
@@ -18,8 +19,12 @@ fn main() {
         return;
     }
     let asked: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let parts: [(&str, fn()); 3] =
-        [("pause", pause::run), ("native", attach::native), ("third-party", attach::third_party)];
+    let parts: [(&str, fn()); 4] = [
+        ("pause", pause::run),
+        ("native", attach::native),
+        ("third-party", attach::third_party),
+        ("snapshot", snapshot::run),
+    ];
     for (name, run) in parts {
         if asked.is_empty() || asked.iter().any(|a| a == name) {
             run();

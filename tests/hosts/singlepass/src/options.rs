@@ -40,6 +40,7 @@ pub struct Options {
     pub cwd: Option<PathBuf>,
     pub publish: bool,
     pub stay: bool,
+    pub spin: bool,
 }
 
 fn usage(problem: &str) -> ! {
@@ -73,6 +74,7 @@ impl Options {
             cwd: None,
             publish: false,
             stay: false,
+            spin: false,
         };
         let mut words = std::env::args().skip(1).peekable();
         fn value(words: &mut impl Iterator<Item = String>, flag: &str) -> String {
@@ -121,6 +123,7 @@ impl Options {
                 "--cwd" => options.cwd = Some(value(&mut words, &word).into()),
                 "--publish" => options.publish = true,
                 "--stay" => options.stay = true,
+                "--spin" => options.spin = true,
                 flag if flag.starts_with('-') => usage(&format!("unknown flag {flag}")),
                 stop if options.stop.is_empty() => options.stop = stop.into(),
                 extra => usage(&format!("more than one stop: {extra}")),
