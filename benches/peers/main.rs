@@ -12,6 +12,7 @@ mod measure;
 mod modules;
 mod pause;
 mod read_stack;
+mod snapshot;
 mod target;
 
 #[path = "../../tests/support/mod.rs"]
@@ -22,7 +23,7 @@ fn main() {
         return;
     }
     let asked: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let parts: [(&str, fn()); 7] = [
+    let parts: [(&str, fn()); 8] = [
         ("pause", pause::run),
         ("native", attach::native),
         ("third-party", attach::third_party),
@@ -30,6 +31,7 @@ fn main() {
         ("modules", modules::run),
         ("deep", deep::run),
         ("read-stack", read_stack::run),
+        ("snapshot", snapshot::run),
     ];
     for (name, run) in parts {
         if asked.is_empty() || asked.iter().any(|a| a == name) {

@@ -503,6 +503,14 @@ fn main() {
     }
     // Where Yama lets only parents attach, a host that exists to be looked at says that everyone may.
     unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY) };
+    if options.spin {
+        let spin = || {
+            loop {
+                std::hint::spin_loop();
+            }
+        };
+        thread::Builder::new().name("spinner".into()).spawn(spin).expect("a thread");
+    }
     if let Some(dir) = &options.cwd {
         std::env::set_current_dir(dir).unwrap_or_else(|e| fail(&format!("{}: {e}", dir.display())));
     }

@@ -41,6 +41,7 @@ pub struct Options {
     pub ballast: usize,
     pub publish: bool,
     pub stay: bool,
+    pub spin: bool,
 }
 
 fn usage(problem: &str) -> ! {
@@ -75,6 +76,7 @@ impl Options {
             ballast: 0,
             publish: false,
             stay: false,
+            spin: false,
         };
         let mut words = std::env::args().skip(1).peekable();
         fn value(words: &mut impl Iterator<Item = String>, flag: &str) -> String {
@@ -127,6 +129,7 @@ impl Options {
                 }
                 "--publish" => options.publish = true,
                 "--stay" => options.stay = true,
+                "--spin" => options.spin = true,
                 flag if flag.starts_with('-') => usage(&format!("unknown flag {flag}")),
                 stop if options.stop.is_empty() => options.stop = stop.into(),
                 extra => usage(&format!("more than one stop: {extra}")),
