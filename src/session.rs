@@ -162,6 +162,11 @@ pub fn run(options: &Options) -> Result<Outcome, Error> {
                     timing.add_stop(pause);
                 }
             }
+            if options.nonblocking && outcome.report.threads.iter().all(|t| t.frames.is_empty()) {
+                let note = "modules are looked for where stacks lead to code that nothing explains: of threads that run there \
+                            is no stack, so none was looked for (without --nonblocking there is)";
+                outcome.report.notes.push(note.to_string());
+            }
             if options.verbose && !options.nonblocking {
                 let note = format!("the threads stood for {:.3} ms", milliseconds(pause));
                 outcome.report.notes.push(note);
@@ -573,6 +578,12 @@ impl WasmThread<'_> {
                     "thread {tid}: the native frames above its Wasm frames have no unwind information, so younger Wasm \
                      frames may be missing and an image might lie; give the executable (core CORE EXE) or --sysroot"
                 ),
+            });
+        }
+        let made_by = runtime.modules().get(self.youngest.module).map(|m| m.runtime);
+        if let Some(other) = made_by.filter(|name| !name.contains("singlepass")) {
+            return Err(Error::NotFound {
+                what: format!("thread {tid} runs {other}, which has no such images: only wasmer singlepass has"),
             });
         }
         let image = self.frames.first().and_then(|f| runtime.image(self.tid, &f.cursor, memory)).unwrap_or_default();

@@ -44,6 +44,8 @@ pub struct ModuleContents {
     pub exports_why: Option<String>,
     /// Its instances, as far as frames or the runtime's structures led to them.
     pub instances: Vec<Instance>,
+    /// Why instances could not be told, if they could not be; that none was found is no reason.
+    pub instances_why: Option<String>,
 }
 
 /// A function of a module.
@@ -184,7 +186,10 @@ impl Contents {
             lists && rows && i.globals.iter().all(|g| g.value.why.is_none())
         };
         self.instances().all(|(_, i)| known(i))
-            && self.contents.iter().all(|m| m.functions_why.is_none() && m.exports_why.is_none())
+            && self
+                .contents
+                .iter()
+                .all(|m| [&m.functions_why, &m.exports_why, &m.instances_why].iter().all(|w| w.is_none()))
     }
 }
 
@@ -210,8 +215,10 @@ pub fn render(contents: &Contents, options: TextOptions) -> String {
 
 fn module_text(contents: &Contents, module: &ModuleContents, out: &mut String) -> std::fmt::Result {
     writeln!(out, "\nmodule {} {}", module.module_index, clean(contents.module_name(module.module_index)))?;
-    if module.instances.is_empty() {
-        writeln!(out, "  no instance was found: no frame leads to one")?;
+    match &module.instances_why {
+        Some(why) => writeln!(out, "  instances not known: {}", clean_message(why))?,
+        None if module.instances.is_empty() => writeln!(out, "  no instance was found: no frame leads to one")?,
+        None => {}
     }
     for instance in &module.instances {
         instance_text(instance, out)?;

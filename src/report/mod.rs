@@ -344,6 +344,12 @@ pub struct Frame {
 }
 
 impl Frame {
+    /// Whether no frame can be missing before this one. Through code that nobody can explain, or without unwind information,
+    /// some may have been left out.
+    pub fn is_sure(&self) -> bool {
+        self.kind != FrameKind::Unknown && !matches!(self.trust, Some(Trust::FramePointer | Trust::Scan))
+    }
+
     /// A frame of which only this is known.
     pub fn new(index: u32, pc: u64, kind: FrameKind) -> Frame {
         Frame {
@@ -477,10 +483,7 @@ impl Report {
         }
         let whole = |t: &Thread| {
             let ended = matches!(&t.end, Some(End { kind: EndKind::Bottom | EndKind::Limit, .. }));
-            // Through code that nobody can explain, or without unwind information, frames may have been left out.
-            let sure =
-                |f: &Frame| f.kind != FrameKind::Unknown && !matches!(f.trust, Some(Trust::FramePointer | Trust::Scan));
-            ended && t.frames.iter().all(sure)
+            ended && t.frames.iter().all(Frame::is_sure)
         };
         if self.threads.iter().all(whole) { Completeness::All } else { Completeness::Partial }
     }

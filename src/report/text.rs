@@ -134,8 +134,10 @@ impl Text<'_> {
         if let Some(e) = &target.executable {
             line += &format!(", executable {}", clean(e));
         }
+        // gdb's gcore writes the signal with which it stopped the process, which ends none.
+        let stopped = |s: i32| [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU].contains(&s);
         if let Some(s) = target.signal {
-            line += &format!(", ended by {}", signal_name(s));
+            line += &format!(", {} {}", if stopped(s) { "stopped by" } else { "ended by" }, signal_name(s));
         }
         writeln!(self.out, "{}", self.paint(HEADER, &line))?;
         if self.report.runtimes.iter().all(|r| r.modules.is_empty()) {
@@ -209,7 +211,8 @@ impl Text<'_> {
         }
         let digits = thread.frames.iter().filter_map(|f| f.index).max().unwrap_or(0).to_string().len();
         let number_width = (digits + 1).max(3);
-        let is_shown = |frame: &&Frame| !self.options.wasm_only || frame.kind == FrameKind::Wasm;
+        let wasm_only = self.options.wasm_only;
+        let is_shown = |frame: &&Frame| !wasm_only || frame.kind == FrameKind::Wasm;
         let shown: Vec<&Frame> = thread.frames.iter().filter(is_shown).collect();
         let mut at = 0;
         for run in if self.options.fold { fold::runs(&shown) } else { Vec::new() } {
@@ -223,7 +226,8 @@ impl Text<'_> {
         for frame in &shown[at..] {
             self.frame(frame, number_width)?;
         }
-        self.end(thread, thread.frames.len() - shown.len(), number_width + 2)
+        let unsure = thread.frames.iter().filter(|f| !is_shown(f) && !f.is_sure()).count();
+        self.end(thread, thread.frames.len() - shown.len(), unsure, number_width + 2)
     }
 
     /// The line for `frames`, which are the cycle that was just printed, again and again.
@@ -238,7 +242,8 @@ impl Text<'_> {
         writeln!(self.out, "{first:>number_width$}  {}", self.paint(DIM, &text))
     }
 
-    fn end(&mut self, thread: &Thread, hidden: usize, indent: usize) -> io::Result<()> {
+    /// `unsure`: how many of the frames that are not shown make the thread incomplete.
+    fn end(&mut self, thread: &Thread, hidden: usize, unsure: usize, indent: usize) -> io::Result<()> {
         let why = thread.end.as_ref().and_then(|e| e.why.as_deref()).map(clean_message);
         let with_why = |text: &str| match &why {
             Some(w) => format!("{text}: {w}"),
@@ -254,6 +259,9 @@ impl Text<'_> {
         };
         if hidden != 0 {
             text += &format!("; {hidden} other frame{} not shown", if hidden == 1 { "" } else { "s" });
+        }
+        if unsure != 0 {
+            text += &format!(", {unsure} of them found without unwind information: others may be missing");
         }
         writeln!(self.out, "{:indent$}-- {}", "", self.paint(style, &text))
     }

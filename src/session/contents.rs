@@ -61,6 +61,7 @@ pub fn contents_of(report: &Report, runtime: &dyn Runtime, memory: &dyn Memory, 
             exports: None,
             exports_why: None,
             instances: Vec::new(),
+            instances_why: None,
         };
         if lists.functions {
             match &declared.functions {
@@ -83,6 +84,9 @@ pub fn contents_of(report: &Report, runtime: &dyn Runtime, memory: &dyn Memory, 
             let mut one = instance_row(number as u32, *instance, &declared, runtime, memory);
             one.threads = threads.iter().copied().collect();
             row.instances.push(one);
+        }
+        if row.instances.is_empty() {
+            row.instances_why = declared.memories.as_ref().err().map(|Why(why)| why.clone());
         }
         out.contents.push(row);
     }
@@ -254,7 +258,9 @@ fn choose_memory(contents: &Contents, wanted: MemoryRange) -> Result<(u64, u64),
     };
     match (chosen.as_slice(), wanted.instance) {
         ([], _) if all.is_empty() => {
-            return not_found("no instance was found in the target; try: wstate modules".to_string());
+            let why = contents.contents.iter().find_map(|m| m.instances_why.as_ref());
+            let why = why.map_or("try: wstate modules".to_string(), |why| why.clone());
+            return not_found(format!("no instance was found in the target; {why}"));
         }
         ([], _) => return not_found(format!("there is no such instance; there are: {}", list())),
         ([_], _) => {}

@@ -124,6 +124,7 @@ fn example() -> (Report, Contents) {
         functions_why: None,
         exports: None,
         exports_why: None,
+        instances_why: None,
         instances,
     };
     let own = vec![
