@@ -5,7 +5,7 @@ mod support;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
-use support::debuggers::{Debugger, missing};
+use support::debuggers::{Debugger, at_rest, missing};
 use support::{Host, Profile, Version, gcore, host_wasmtime, kernel_core_exe, wstate};
 
 /// What is compared: how often it was right, not known, wrong.
@@ -414,6 +414,8 @@ fn a_busy_loop_stopped_anywhere() {
 /// fiber's bottom (`DW_OP_reg7` in an expression) for an error of the command.
 fn gdb_bt(stop: &str, flags: &[&str]) -> String {
     let host = Host::start_exe(host_wasmtime(Version::V48, Profile::Stripped), stop, flags);
+    // The symbols and the stack are two looks at one stop.
+    at_rest(&host);
     let pid = host.pid().to_string();
     let file = host.directory.path().join("wasm.sym");
     let made = wstate(&["symbols", "-p", &pid, "-o", arg(&file)]);
@@ -421,6 +423,8 @@ fn gdb_bt(stop: &str, flags: &[&str]) -> String {
     let load = format!("add-symbol-file {}", file.display());
     let session = Debugger::Gdb
         .run_plain(&["-p", &pid], &["set confirm off", &load, "bt 100", "frame function leaf", "info locals"]);
+    // Shown if the test fails.
+    eprintln!("{}", session.log);
     format!("{}{}", session.texts[2], session.texts[4])
 }
 
