@@ -1,10 +1,12 @@
 //! A snapshot beside gcore, which writes down the same memory: on a process whose Wasm thread waits in an import, with a
 //! linear memory of which a part is touched. How long the process stands is told by a thread of it that computes all the
 //! time: what that neither ran nor waited for a processor, by the kernel's count, it stood.
-#![allow(unsafe_code)] // clock_gettime of another process.
+#![allow(unsafe_code)] // clock_gettime of another process, syncfs.
 
 use crate::measure::bar;
 use crate::support::{Host, Profile};
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -87,6 +89,10 @@ fn once(host: &Host, command: &[&str], file: &Path) -> Option<Run> {
     let mut tool = Command::new(command[0]);
     tool.args(&command[1..]).env("DEBUGINFOD_URLS", "");
     tool.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // Who writes while the last one's file is still on its way to the disk is made to wait for it.
+    let directory = File::open(file.parent().expect("a directory")).expect("a directory of ours");
+    // SAFETY: a system call on a file of ours.
+    assert_eq!(unsafe { libc::syncfs(directory.as_raw_fd()) }, 0);
     let (begin, before) = (Instant::now(), scheduled(host));
     let status = tool.status().ok()?;
     let wall = begin.elapsed();
