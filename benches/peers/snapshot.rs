@@ -50,19 +50,19 @@ pub fn run() {
         let wasm = directory.path().join("guest.wasm");
         std::fs::write(&wasm, wat::parse_str(guest(size, touched)).expect("a module")).expect("a file");
         let wasm = wasm.to_str().expect("a path of ours");
-        let host = Host::start("wasm", &["--wasm", wasm, "--call", "run", "--spin"], Profile::Release);
         println!("a process with {size} MiB of linear memory, {touched} MiB of them touched, medians of {rounds}:");
         println!("{:36} {:>10} {:>10} {:>12} {:>12}", "", "all ms", "pause ms", "file MiB", "on disk MiB");
-        let (pid, image) = (host.pid().to_string(), directory.path().join("image"));
-        let prefix = directory.path().join("core");
-        let core = PathBuf::from(format!("{}.{pid}", prefix.display()));
-        let snapshot: Vec<&str> = vec![WSTATE, "snapshot", "-p", &pid, "-o", image.to_str().expect("a path of ours")];
-        let gcore: Vec<&str> = vec!["gcore", "-o", prefix.to_str().expect("a path of ours"), &pid];
-        // In turns, so that both meet the same machine.
+        let (image, prefix) = (directory.path().join("image"), directory.path().join("core"));
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
+            // A process each time, and gcore second: it reads every page, and the kernel then has an entry for each, so that
+            // nobody can tell any more which were touched.
+            let host = Host::start("wasm", &["--wasm", wasm, "--call", "run", "--spin"], Profile::Release);
+            let pid = host.pid().to_string();
+            let core = PathBuf::from(format!("{}.{pid}", prefix.display()));
+            let snapshot = [WSTATE, "snapshot", "-p", &pid, "-o", image.to_str().expect("a path of ours")];
             ours.extend(once(&host, &snapshot, &image));
-            theirs.extend(once(&host, &gcore, &core));
+            theirs.extend(once(&host, &["gcore", "-o", prefix.to_str().expect("a path of ours"), &pid], &core));
         }
         let (ours, theirs) = (row("wstate snapshot", ours), row("gcore", theirs));
         for (what, part) in [("time", wall as fn(&Run) -> f64), ("pause", stood), ("file on disk", on_disk)] {
