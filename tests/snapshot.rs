@@ -269,6 +269,23 @@ fn a_memory_of_a_gibibyte() {
     memory_of(16384, false);
 }
 
+/// A division that may trap is a point at which there is an image, but what it divides is in no image.
+#[test]
+fn settling_does_not_end_at_a_division() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let divisions = "(local.set $x (i64.rem_u (i64.const 1000003) (i64.add (local.get $x) (i64.const 3))))\n".repeat(9);
+    let text = format!(
+        r#"(module (import "env" "ready" (func $ready))
+  (func (export "run") (local $x i64) (call $ready) (loop $again {divisions} (br $again))))"#
+    );
+    let wasm = wasm(&directory, &text);
+    let host = Host::start("wasm", &["--wasm", &wasm, "--call", "run", "--full-preemption"], Profile::Debug);
+    for _ in 0..10 {
+        let (_, said) = snapshot(&directory, &["-p", &host.pid().to_string(), "--settle"], 0);
+        assert!(said.contains("resumable: yes, at a loop point"), "{said}");
+    }
+}
+
 #[test]
 fn a_file_that_is_there_stays_where_there_is_no_image() {
     let directory = tempfile::tempdir().expect("a directory");

@@ -1,10 +1,12 @@
 //! A snapshot beside gcore, which writes down the same memory: on a process whose Wasm thread waits in an import, with a
 //! linear memory of which a part is touched. How long the process stands is told by a thread of it that computes all the
 //! time: what that neither ran nor waited for a processor, by the kernel's count, it stood.
-#![allow(unsafe_code)] // clock_gettime of another process.
+#![allow(unsafe_code)] // clock_gettime of another process, syncfs.
 
 use crate::measure::bar;
 use crate::support::{Host, Profile};
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -48,19 +50,19 @@ pub fn run() {
         let wasm = directory.path().join("guest.wasm");
         std::fs::write(&wasm, wat::parse_str(guest(size, touched)).expect("a module")).expect("a file");
         let wasm = wasm.to_str().expect("a path of ours");
-        let host = Host::start("wasm", &["--wasm", wasm, "--call", "run", "--spin"], Profile::Release);
         println!("a process with {size} MiB of linear memory, {touched} MiB of them touched, medians of {rounds}:");
         println!("{:36} {:>10} {:>10} {:>12} {:>12}", "", "all ms", "pause ms", "file MiB", "on disk MiB");
-        let (pid, image) = (host.pid().to_string(), directory.path().join("image"));
-        let prefix = directory.path().join("core");
-        let core = PathBuf::from(format!("{}.{pid}", prefix.display()));
-        let snapshot: Vec<&str> = vec![WSTATE, "snapshot", "-p", &pid, "-o", image.to_str().expect("a path of ours")];
-        let gcore: Vec<&str> = vec!["gcore", "-o", prefix.to_str().expect("a path of ours"), &pid];
-        // In turns, so that both meet the same machine.
+        let (image, prefix) = (directory.path().join("image"), directory.path().join("core"));
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
+            // A process each time, and gcore second: it reads every page, and the kernel then has an entry for each, so that
+            // nobody can tell any more which were touched.
+            let host = Host::start("wasm", &["--wasm", wasm, "--call", "run", "--spin"], Profile::Release);
+            let pid = host.pid().to_string();
+            let core = PathBuf::from(format!("{}.{pid}", prefix.display()));
+            let snapshot = [WSTATE, "snapshot", "-p", &pid, "-o", image.to_str().expect("a path of ours")];
             ours.extend(once(&host, &snapshot, &image));
-            theirs.extend(once(&host, &gcore, &core));
+            theirs.extend(once(&host, &["gcore", "-o", prefix.to_str().expect("a path of ours"), &pid], &core));
         }
         let (ours, theirs) = (row("wstate snapshot", ours), row("gcore", theirs));
         for (what, part) in [("time", wall as fn(&Run) -> f64), ("pause", stood), ("file on disk", on_disk)] {
@@ -87,6 +89,10 @@ fn once(host: &Host, command: &[&str], file: &Path) -> Option<Run> {
     let mut tool = Command::new(command[0]);
     tool.args(&command[1..]).env("DEBUGINFOD_URLS", "");
     tool.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // Who writes while the last one's file is still on its way to the disk is made to wait for it.
+    let directory = File::open(file.parent().expect("a directory")).expect("a directory of ours");
+    // SAFETY: a system call on a file of ours.
+    assert_eq!(unsafe { libc::syncfs(directory.as_raw_fd()) }, 0);
     let (begin, before) = (Instant::now(), scheduled(host));
     let status = tool.status().ok()?;
     let wall = begin.elapsed();

@@ -9,9 +9,9 @@ pub(super) const SNAPSHOT_HELP: &str = "\
 Writes an InstanceImage of the wasmer 0.x runtime: linear memory, globals and frames of an instance, in the runtime's own \
 encoding. The process need not cooperate; it stands while it is copied.
 
-An image can be gone on from where its youngest frame is at a loop or at an instruction that may trap, or behind a call \
-whose result is known. --settle steps the thread to such a place first; modules compiled with full preemption have one in \
-every loop and function. The command says whether the image can be gone on from, and why not.
+An image can be gone on from where its youngest frame is at a loop or a function's start, which modules compiled with full \
+preemption have as points, at `unreachable`, or behind a call whose result is known. --settle steps the thread to such a \
+place first. The command says whether the image can be gone on from, and why not.
 
 Pages that are zero become holes in FILE. Imported globals, which an image does not have, are written to \
 FILE.imports.json with --with-imports: a list of {index, type, bits}.

@@ -297,10 +297,16 @@ fn operator_name(number: usize) -> String {
 
 /// The kind of the point at code offset `offset`, if a frame of an image that was taken there goes on there. An image names
 /// an operator, and a map has one point to go on at for each: an operator that may trap and calls has two places where
-/// it can stop, of which one is lost.
+/// it can stop, of which one is lost. So is a division that may trap: what it divides is in registers that no state names,
+/// and the place that its result has already is an operand of the compiler's own, which no image has
+/// (`codegen_x64.rs: emit_relaxed_xdiv`).
 pub fn goes_on_at(map: &ModuleStateMap, offset: usize) -> Option<PointKind> {
     let point = map.lookup(offset)?;
-    let suspend = suspend_of(point.function, point.diff()?.wasm_inst_offset)?;
+    let diff = point.diff()?;
+    if point.kind == PointKind::Trappable && diff.wasm_stack_private_depth > 0 {
+        return None;
+    }
+    let suspend = suspend_of(point.function, diff.wasm_inst_offset)?;
     (place_of(suspend) == (point.kind, point.offset)).then_some(point.kind)
 }
 
