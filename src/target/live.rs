@@ -1145,6 +1145,10 @@ mod tests {
             std::thread::Builder::new().name(name.into()).spawn(body).unwrap();
         }
         let ready: std::collections::BTreeMap<_, _> = (0..3).map(|_| all_ready.recv().unwrap()).collect();
+        // Telling its id took the spinner a system call, which it cannot be stepped in.
+        while SPUN.load(Ordering::SeqCst) == 0 {
+            std::thread::yield_now();
+        }
         println!("\nready {} {:x}", ready["spinner"], shared.as_ptr() as usize);
         for line in std::io::stdin().lock().lines() {
             match line.unwrap().as_str() {
