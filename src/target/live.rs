@@ -255,7 +255,8 @@ impl LiveTarget {
     ///
     /// Unlike a capture this changes when things happen in the process, and it is not safe against being killed: the
     /// kernel does not end single-step mode of a thread whose tracer dies (`exit_ptrace` does not call
-    /// `ptrace_disable`), so the next SIGTRAP would end the process. The window is `max_steps` instructions.
+    /// `ptrace_disable`), so the next SIGTRAP would end the process. The window is `max_steps` instructions: the mode is
+    /// ended before anything is read.
     pub fn settle(
         pid: u32,
         tid: ThreadId,
@@ -615,6 +616,7 @@ impl Stopped {
             return Err(Error::NotFound { what: format!("process {pid} has no thread {} that can be stepped", tid.0) });
         };
         let mut steps = 0;
+        let (mut stepping, mut asked_for) = (false, false);
         let outcome = loop {
             let mut regs = [0; USER_REGS_WORDS * 8];
             match get_regset(thread.tid, libc::NT_PRSTATUS, &mut regs) {
@@ -643,6 +645,7 @@ impl Stopped {
             if ptrace(libc::PTRACE_SINGLESTEP, thread.tid, 0, 0).is_err() {
                 break Settled::Refused("the kernel refuses to step it");
             }
+            stepping = true;
             let begin = Instant::now();
             let mut interrupted = false;
             // The stop after a step is consumed: it is a SIGTRAP that must not reach the process if we die now.
@@ -666,6 +669,8 @@ impl Stopped {
                 Some(stop) if stop.held == libc::SIGTRAP && is_step_trap(stop.tid) => steps += 1,
                 Some(stop) => {
                     let (held, group_stop) = (stop.held, stop.group_stop);
+                    // This stop is consumed, too: the signal goes back to the kernel, and comes again.
+                    asked_for = held != 0 && !recurs(stop.tid);
                     *thread = stop;
                     break match held {
                         0 if group_stop => Settled::Refused("the process is stopped"),
@@ -675,7 +680,71 @@ impl Stopped {
                 }
             }
         };
+        if let Some(thread) = self.threads.iter_mut().find(|t| t.tid as u32 == tid.0 && stepping) {
+            let info = asked_for.then(|| siginfo(thread.tid)).and_then(Result::ok);
+            // Reported as about to come, whoever keeps it: a stop like this one has no use for it.
+            let held = thread.held;
+            match end_stepping(thread.tid, 0) {
+                Ok(stop) => *thread = Stop { held: if stop.held == 0 { held } else { stop.held }, ..stop },
+                Err(e) => return Err(Error::Attach { pid, why: format!("thread {} after its steps: {e}", tid.0) }),
+            }
+            if let Some(info) = info {
+                send_again(pid, thread.tid, &info);
+            }
+        }
         Ok(SettleReport { steps, outcome })
+    }
+}
+
+/// Ends the single-step mode of a thread that stands. The mode outlives us, and only `PTRACE_CONT` and a detach end it; the
+/// interrupt that is there already stops the thread before its next instruction. `signal` is what the thread gets.
+fn end_stepping(tid: libc::pid_t, signal: i32) -> std::io::Result<Stop> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let before = pc(tid)?;
+    ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0)?;
+    ptrace(libc::PTRACE_CONT, tid, 0, signal as usize)?;
+    let begin = Instant::now();
+    loop {
+        match stop_of(tid, true) {
+            Wait::Stopped(stop) if pc(tid)? == before => return Ok(stop),
+            Wait::Stopped(_) => return Err(std::io::Error::other("it has gone on")),
+            Wait::Gone => return Err(std::io::Error::other("it has ended")),
+            Wait::Running if begin.elapsed() > PATIENCE => return Err(std::io::Error::other("it does not stop")),
+            Wait::Running => std::thread::yield_now(),
+        }
+    }
+}
+
+fn pc(tid: libc::pid_t) -> std::io::Result<u64> {
+    let mut regs = [0; USER_REGS_WORDS * 8];
+    get_regset(tid, libc::NT_PRSTATUS, &mut regs)?;
+    Ok(Reg::RIP.info().user_regs.map_or(0, |i| word(&regs, i)))
+}
+
+/// The signal that a thread stands for.
+fn siginfo(tid: libc::pid_t) -> std::io::Result<libc::siginfo_t> {
+    // SAFETY: siginfo_t is plain data; the kernel writes one.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let at = &raw mut info;
+    ptrace(libc::PTRACE_GETSIGINFO, tid, 0, at as usize)?;
+    Ok(info)
+}
+
+/// Whether the signal that a thread stands for comes from its own next instruction, and so comes again.
+fn recurs(tid: libc::pid_t) -> bool {
+    const FAULTS: [libc::c_int; 4] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE];
+    siginfo(tid).is_ok_and(|info| FAULTS.contains(&info.si_signo) && info.si_code > 0)
+}
+
+/// Sends a thread a signal that it was about to get, with what came with it as far as the kernel allows: it does not let
+/// anybody speak in its own or in kill(2)'s name.
+fn send_again(pid: u32, tid: libc::pid_t, info: &libc::siginfo_t) {
+    let signal = info.si_signo;
+    // SAFETY: `info` is valid for reads for the whole call.
+    let sent = unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, pid, tid, signal, info as *const libc::siginfo_t) };
+    if sent != 0 {
+        // SAFETY: tgkill touches no memory.
+        unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, signal) };
     }
 }
 
@@ -719,10 +788,7 @@ fn stop_of(tid: libc::pid_t, keep: bool) -> Wait {
 fn is_step_trap(tid: libc::pid_t) -> bool {
     // Both mean "a single step ended": TRAP_TRACE, and TRAP_BRKPT behind an interrupted system call.
     const SI_CODES: [i32; 2] = [libc::TRAP_TRACE, libc::TRAP_BRKPT];
-    // SAFETY: siginfo_t is plain data; the kernel writes one.
-    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    let at = &raw mut info;
-    ptrace(libc::PTRACE_GETSIGINFO, tid, 0, at as usize).is_ok() && SI_CODES.contains(&info.si_code)
+    siginfo(tid).is_ok_and(|info| SI_CODES.contains(&info.si_code))
 }
 
 /// A ptrace request without a result of its own. `address` and `data` are numbers, or `data` points to writable memory
@@ -1121,6 +1187,7 @@ mod tests {
         match std::env::var(ROLE).as_deref() {
             Ok("target") => target(),
             Ok("tracer") => tracer(),
+            Ok("stepper") => stepper(),
             _ => {}
         }
     }
@@ -1178,6 +1245,25 @@ mod tests {
             LiveTarget::capture(pid, &CaptureOptions::default()).unwrap();
             println!("\ncaptured");
         }
+    }
+
+    /// Steps a thread, which gets a signal meanwhile if that is wanted, and holds the process until the end.
+    fn stepper() {
+        let number = |name| std::env::var(name).unwrap().parse::<u32>().unwrap();
+        let (pid, tid, at) = (number("WSTATE_TEST_PID"), number("WSTATE_TEST_TID"), number("WSTATE_TEST_SIGNAL_AT"));
+        let mut seen = 0;
+        let verdict = move |_: u64, _: &dyn Memory| {
+            seen += 1;
+            if seen == at {
+                // SAFETY: tgkill touches no memory.
+                unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, libc::SIGRTMIN() + 1) };
+            }
+            if seen == 9 { Verdict::Point } else { Verdict::Step }
+        };
+        let steps = Steps { thread: ThreadId(tid), verdict: Box::new(verdict) };
+        let held = Held::hold(pid, &CaptureOptions::default(), Some(steps)).unwrap();
+        println!("\nheld {:?}", held.settled().unwrap().outcome);
+        for _ in std::io::stdin().lock().lines() {}
     }
 
     struct Peer {
@@ -1437,6 +1523,27 @@ mod tests {
 
         let before: u64 = peer.ask("spun", "spun ").parse().unwrap();
         while peer.ask("spun", "spun ").parse::<u64>().unwrap() == before {}
+    }
+
+    #[test]
+    fn a_stepper_that_is_killed_while_it_holds_leaves_the_process_and_its_signals_alone() {
+        for signal_at in [0, 4] {
+            let mut peer = Peer::target();
+            let mut command = Peer::command();
+            command.env("WSTATE_TEST_PID", peer.pid().to_string()).env("WSTATE_TEST_TID", peer.spinner.to_string());
+            command.env("WSTATE_TEST_SIGNAL_AT", signal_at.to_string());
+            let mut stepper = Peer::spawn(&mut command, "stepper");
+            let outcome = stepper.line("held ");
+            let (wanted, signals) = match signal_at {
+                0 => ("Point".to_string(), 0),
+                _ => (format!("Signal({})", libc::SIGRTMIN() + 1), 1),
+            };
+            assert_eq!(outcome, wanted);
+            drop(stepper);
+            let before: u64 = peer.ask("spun", "spun ").parse().unwrap();
+            while peer.ask("spun", "spun ").parse::<u64>().unwrap() == before {}
+            assert_eq!(peer.counted(signals), signals);
+        }
     }
 
     #[test]
