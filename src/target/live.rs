@@ -616,7 +616,7 @@ impl Stopped {
             return Err(Error::NotFound { what: format!("process {pid} has no thread {} that can be stepped", tid.0) });
         };
         let mut steps = 0;
-        let (mut stepping, mut asked_for) = (false, false);
+        let (mut stepping, mut again) = (false, None);
         let outcome = loop {
             let mut regs = [0; USER_REGS_WORDS * 8];
             match get_regset(thread.tid, libc::NT_PRSTATUS, &mut regs) {
@@ -670,7 +670,7 @@ impl Stopped {
                 Some(stop) => {
                     let (held, group_stop) = (stop.held, stop.group_stop);
                     // This stop is consumed, too: the signal goes back to the kernel, and comes again.
-                    asked_for = held != 0 && !recurs(stop.tid);
+                    again = SignalInfo::of(stop.tid).ok().filter(|info| held != 0 && !info.recurs());
                     *thread = stop;
                     break match held {
                         0 if group_stop => Settled::Refused("the process is stopped"),
@@ -681,15 +681,14 @@ impl Stopped {
             }
         };
         if let Some(thread) = self.threads.iter_mut().find(|t| t.tid as u32 == tid.0 && stepping) {
-            let info = asked_for.then(|| siginfo(thread.tid)).and_then(Result::ok);
             // Reported as about to come, whoever keeps it: a stop like this one has no use for it.
             let held = thread.held;
             match end_stepping(thread.tid, 0) {
                 Ok(stop) => *thread = Stop { held: if stop.held == 0 { held } else { stop.held }, ..stop },
                 Err(e) => return Err(Error::Attach { pid, why: format!("thread {} after its steps: {e}", tid.0) }),
             }
-            if let Some(info) = info {
-                send_again(pid, thread.tid, &info);
+            if let Some(info) = again {
+                info.send_again(pid, thread.tid);
             }
         }
         Ok(SettleReport { steps, outcome })
@@ -721,30 +720,42 @@ fn pc(tid: libc::pid_t) -> std::io::Result<u64> {
     Ok(Reg::RIP.info().user_regs.map_or(0, |i| word(&regs, i)))
 }
 
-/// The signal that a thread stands for.
-fn siginfo(tid: libc::pid_t) -> std::io::Result<libc::siginfo_t> {
-    // SAFETY: siginfo_t is plain data; the kernel writes one.
-    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    let at = &raw mut info;
-    ptrace(libc::PTRACE_GETSIGINFO, tid, 0, at as usize)?;
-    Ok(info)
-}
+/// A `siginfo_t`, which itself holds pointers of the other process and cannot go from thread to thread.
+struct SignalInfo([u64; 16]);
 
-/// Whether the signal that a thread stands for comes from its own next instruction, and so comes again.
-fn recurs(tid: libc::pid_t) -> bool {
-    const FAULTS: [libc::c_int; 4] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE];
-    siginfo(tid).is_ok_and(|info| FAULTS.contains(&info.si_signo) && info.si_code > 0)
-}
+impl SignalInfo {
+    /// Of the signal that a thread stands for.
+    fn of(tid: libc::pid_t) -> std::io::Result<SignalInfo> {
+        const { assert!(size_of::<SignalInfo>() == size_of::<libc::siginfo_t>()) };
+        let mut info = SignalInfo([0; 16]);
+        ptrace(libc::PTRACE_GETSIGINFO, tid, 0, info.0.as_mut_ptr() as usize)?;
+        Ok(info)
+    }
 
-/// Sends a thread a signal that it was about to get, with what came with it as far as the kernel allows: it does not let
-/// anybody speak in its own or in kill(2)'s name.
-fn send_again(pid: u32, tid: libc::pid_t, info: &libc::siginfo_t) {
-    let signal = info.si_signo;
-    // SAFETY: `info` is valid for reads for the whole call.
-    let sent = unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, pid, tid, signal, info as *const libc::siginfo_t) };
-    if sent != 0 {
-        // SAFETY: tgkill touches no memory.
-        unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, signal) };
+    // `si_signo`, `si_errno`, `si_code` come first, 4 bytes each.
+    fn signal(&self) -> i32 {
+        self.0[0] as i32
+    }
+
+    fn code(&self) -> i32 {
+        self.0[1] as i32
+    }
+
+    /// Whether the signal comes from the thread's next instruction, and so comes again.
+    fn recurs(&self) -> bool {
+        [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE].contains(&self.signal()) && self.code() > 0
+    }
+
+    /// Sends a thread the signal that it was about to get, with what came with it as far as the kernel allows: it does not
+    /// let anybody speak in its own or in kill(2)'s name.
+    fn send_again(&self, pid: u32, tid: libc::pid_t) {
+        let signal = self.signal();
+        // SAFETY: the kernel reads a siginfo_t, which has this size, and nothing else.
+        let sent = unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, pid, tid, signal, self.0.as_ptr()) };
+        if sent != 0 {
+            // SAFETY: tgkill touches no memory.
+            unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, signal) };
+        }
     }
 }
 
@@ -788,7 +799,7 @@ fn stop_of(tid: libc::pid_t, keep: bool) -> Wait {
 fn is_step_trap(tid: libc::pid_t) -> bool {
     // Both mean "a single step ended": TRAP_TRACE, and TRAP_BRKPT behind an interrupted system call.
     const SI_CODES: [i32; 2] = [libc::TRAP_TRACE, libc::TRAP_BRKPT];
-    siginfo(tid).is_ok_and(|info| SI_CODES.contains(&info.si_code))
+    SignalInfo::of(tid).is_ok_and(|info| SI_CODES.contains(&info.code()))
 }
 
 /// A ptrace request without a result of its own. `address` and `data` are numbers, or `data` points to writable memory
@@ -1142,6 +1153,7 @@ mod tests {
     use super::super::objects::{ObjectData, Objects, SearchPaths};
     use super::held::{Held, Steps};
     use super::*;
+    use crate::state::KnownRegisters;
     use std::io::{BufRead, BufReader, Write};
     use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
     use std::sync::atomic::{AtomicU64, Ordering};
@@ -1173,6 +1185,10 @@ mod tests {
         }
     }
 
+    extern "C" fn double(n: u64) -> u64 {
+        2 * n
+    }
+
     #[inline(never)]
     fn spin() {
         loop {
@@ -1195,6 +1211,7 @@ mod tests {
     fn target() {
         handle(libc::SIGRTMIN() + 1, count, 0);
         handle(libc::SIGUSR1, park, libc::SA_ONSTACK);
+        [libc::SIGFPE, libc::SIGSEGV, libc::SIGTRAP].map(|signal| handle(signal, count, 0));
         let shared = Box::new(*b"0123456789abcdef");
         let (ready, all_ready) = std::sync::mpsc::channel();
         for name in ["one", "two", "spinner"] {
@@ -1216,6 +1233,7 @@ mod tests {
         for line in std::io::stdin().lock().lines() {
             match line.unwrap().as_str() {
                 "count" => println!("\ncount {}", SIGNALS.load(Ordering::SeqCst)),
+                "double" => println!("\ndouble {:x}", double as *const () as usize),
                 "spun" => println!("\nspun {}", SPUN.load(Ordering::SeqCst)),
                 "alternate" => {
                     let body = || {
@@ -1543,6 +1561,57 @@ mod tests {
             let before: u64 = peer.ask("spun", "spun ").parse().unwrap();
             while peer.ask("spun", "spun ").parse::<u64>().unwrap() == before {}
             assert_eq!(peer.counted(signals), signals);
+        }
+    }
+
+    #[test]
+    fn signals_that_come_while_a_thread_is_borrowed_are_not_lost_and_disturb_nothing() {
+        let send = |pid: u32, tid: u32, signal: libc::c_int| {
+            // SAFETY: tgkill touches no memory.
+            assert_eq!(unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, signal) }, 0);
+        };
+        for keep in [false, true] {
+            let mut peer = Peer::target();
+            let (pid, tid) = (peer.pid(), peer.spinner);
+            let double = u64::from_str_radix(&peer.ask("double", "double "), 16).unwrap();
+            let held = Held::hold(pid, &CaptureOptions::default(), None).unwrap();
+            let thread = held.borrow(ThreadId(tid)).unwrap();
+            let sp = held.target().threads().iter().find(|t| t.id.0 == tid).unwrap().registers.sp().unwrap();
+            let who = || thread.system_call(libc::SYS_getpid, [0; 6]);
+            let call = || thread.call(double, [21, 0, 0], (sp - 4096) & !15);
+            // SIGSEGV and SIGTRAP are those by which the end of a call and of a step is told.
+            for signal in [libc::SIGFPE, libc::SIGSEGV, libc::SIGTRAP, libc::SIGSTOP] {
+                send(pid, tid, signal);
+                assert_eq!(who(), Ok(u64::from(pid)), "signal {signal}");
+                send(pid, tid, signal);
+                assert_eq!(call(), Ok(42), "signal {signal}");
+            }
+            send(pid, tid, libc::SIGCONT);
+            assert_eq!((who(), call()), (Ok(u64::from(pid)), Ok(42)));
+            send(pid, tid, libc::SIGSTOP);
+            assert_eq!((who(), call()), (Ok(u64::from(pid)), Ok(42)));
+            if keep {
+                let now = held.target().threads().iter().find(|t| t.id.0 == tid).unwrap().registers.clone();
+                let mut known = KnownRegisters::UNKNOWN;
+                for row in crate::arch::x64::TABLE.iter() {
+                    if let Some(slot) = known.0.get_mut(row.reg.index()) {
+                        *slot = now.get(row.reg);
+                    }
+                }
+                thread.set_registers(now.pc().unwrap(), &known).unwrap();
+                thread.keep().unwrap();
+            } else {
+                thread.give_back().unwrap();
+            }
+            held.release();
+            // The last SIGSTOP was not taken back.
+            while peer.states().iter().any(|&s| s != b'T') {
+                std::thread::yield_now();
+            }
+            peer.signal(libc::SIGCONT);
+            assert_eq!(peer.counted(3), 3);
+            let before: u64 = peer.ask("spun", "spun ").parse().unwrap();
+            while peer.ask("spun", "spun ").parse::<u64>().unwrap() == before {}
         }
     }
 
