@@ -1189,6 +1189,17 @@ mod tests {
         2 * n
     }
 
+    /// A seccomp filter for this thread, which allows everything.
+    fn filter() {
+        let all = libc::sock_filter { code: libc::BPF_RET as u16, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW };
+        let program = libc::sock_fprog { len: 1, filter: (&raw const all).cast_mut() };
+        // SAFETY: the program is read during the call.
+        unsafe {
+            assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+            assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program), 0);
+        }
+    }
+
     #[inline(never)]
     fn spin() {
         loop {
@@ -1218,7 +1229,11 @@ mod tests {
             let ready = ready.clone();
             let body = move || {
                 // SAFETY: gettid has no arguments.
-                ready.send((name, unsafe { libc::gettid() })).unwrap();
+                let tid = unsafe { libc::gettid() };
+                if name == "spinner" && std::env::var_os("WSTATE_TEST_SECCOMP").is_some() {
+                    filter();
+                }
+                ready.send((name, tid)).unwrap();
                 if name == "spinner" {
                     spin();
                 }
@@ -1613,6 +1628,14 @@ mod tests {
             let before: u64 = peer.ask("spun", "spun ").parse().unwrap();
             while peer.ask("spun", "spun ").parse::<u64>().unwrap() == before {}
         }
+    }
+
+    #[test]
+    fn a_thread_with_a_seccomp_filter_is_not_borrowed() {
+        let peer = Peer::target_of(Peer::command().env("WSTATE_TEST_SECCOMP", "1"));
+        let held = Held::hold(peer.pid(), &CaptureOptions::default(), None).unwrap();
+        let why = held.borrow(ThreadId(peer.spinner)).err().unwrap();
+        assert!(why.starts_with("a seccomp filter decides"), "{why}");
     }
 
     #[test]

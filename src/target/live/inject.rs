@@ -54,6 +54,16 @@ impl Held {
     pub fn borrow(&self, tid: ThreadId) -> Result<Borrowed<'_>, String> {
         let pid = self.target().pid;
         let id = tid.0 as libc::pid_t;
+        // A filter may end the process for a system call that the thread would not have made itself.
+        match status_field(&format!("/proc/{pid}/task/{}/status", tid.0), "Seccomp").as_deref() {
+            None | Some("0") => {}
+            Some("1") => return Err("it is in seccomp's strict mode, which allows no system calls".to_string()),
+            Some(_) => {
+                let why =
+                    "a seccomp filter decides about its system calls, and may end the process for one of wstate's";
+                return Err(why.to_string());
+            }
+        }
         let vdso = self.target().mappings.iter().find(|m| m.path.as_deref() == Some(Path::new("[vdso]")));
         let syscall_at = vdso.and_then(|m| {
             let code = self.target().read_vec(m.start, m.size().min(limits::MAX_VDSO) as usize).ok()?;
@@ -75,7 +85,7 @@ impl Held {
                 return Err("it is in a system call".to_string());
             }
             // Not those by which faults and steps are told.
-            let own = [libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE];
+            let own = [libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGSYS];
             let blocked = !own.iter().fold(0, |mask, s| mask | 1u64 << (s - 1));
             sigmask(SETSIGMASK, id, blocked).map_err(|e| format!("its signals cannot be blocked: {e}"))?;
             Ok(saved)
