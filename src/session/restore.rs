@@ -57,6 +57,8 @@ pub struct Restored {
 /// Bytes of stack below the image's frames: as much as the runtime's own has.
 const STACK: u64 = 8 << 20;
 const PAGE: u64 = 0x1000;
+/// How often a step back is tried.
+const UNDO_ATTEMPTS: usize = 3;
 /// A page of Wasm.
 const WASM_PAGE: u64 = 0x1_0000;
 /// Bytes of a `LocalMemory`: base, bound, and where the object is that keeps the memory.
@@ -303,11 +305,14 @@ impl Work<'_> {
         let ready = match self.steps(&mut undo) {
             Ok(ready) => ready,
             Err(why) => {
-                for step in undo.into_iter().rev() {
-                    self.undo(step).map_err(|e| Failed::Broken(format!("{why}; on the way back: {e}")))?;
-                }
-                self.thread.give_back().map_err(|e| Failed::Broken(format!("{why}; {e}")))?;
-                return Err(Failed::AsItWas(why));
+                // What can be put back is, whatever else cannot.
+                let mut errors: Vec<String> =
+                    undo.iter().rev().filter_map(|step| self.undo_surely(step).err()).collect();
+                errors.extend(self.thread.give_back().err());
+                return Err(match errors.is_empty() {
+                    true => Failed::AsItWas(why),
+                    false => Failed::Broken(format!("{why}; on the way back: {}", errors.join("; "))),
+                });
             }
         };
         let mut notes = Vec::new();
@@ -454,12 +459,17 @@ impl Work<'_> {
         self.thread.write(address, bytes)
     }
 
-    fn undo(&self, step: Undo) -> Result<(), String> {
-        match step {
+    /// Tries more than once: for an instant there may be no memory for it.
+    fn undo_surely(&self, step: &Undo) -> Result<(), String> {
+        (1..UNDO_ATTEMPTS).find_map(|_| self.undo(step).ok()).map_or_else(|| self.undo(step), Ok)
+    }
+
+    fn undo(&self, step: &Undo) -> Result<(), String> {
+        match *step {
             Undo::Unmap { address, len } => self.unmap(address, len),
             Undo::Move { from, to, len } => self.relocate(from, to, len),
-            Undo::Write { address, bytes } => self.thread.write(address, &bytes),
-            Undo::Shrink { base, size, words } => {
+            Undo::Write { address, ref bytes } => self.thread.write(address, bytes),
+            Undo::Shrink { base, size, ref words } => {
                 let context = self.plan.parts.vmctx + ctx::MEMORY_BASE;
                 let (now, bound) = (self.word(context)?, self.word(context + 8)?);
                 if now != base {

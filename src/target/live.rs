@@ -255,7 +255,8 @@ impl LiveTarget {
     ///
     /// Unlike a capture this changes when things happen in the process, and it is not safe against being killed: the
     /// kernel does not end single-step mode of a thread whose tracer dies (`exit_ptrace` does not call
-    /// `ptrace_disable`), so the next SIGTRAP would end the process. The window is `max_steps` instructions.
+    /// `ptrace_disable`), so the next SIGTRAP would end the process. The window is `max_steps` instructions: the mode is
+    /// ended before anything is read.
     pub fn settle(
         pid: u32,
         tid: ThreadId,
@@ -615,6 +616,7 @@ impl Stopped {
             return Err(Error::NotFound { what: format!("process {pid} has no thread {} that can be stepped", tid.0) });
         };
         let mut steps = 0;
+        let (mut stepping, mut again) = (false, None);
         let outcome = loop {
             let mut regs = [0; USER_REGS_WORDS * 8];
             match get_regset(thread.tid, libc::NT_PRSTATUS, &mut regs) {
@@ -643,6 +645,7 @@ impl Stopped {
             if ptrace(libc::PTRACE_SINGLESTEP, thread.tid, 0, 0).is_err() {
                 break Settled::Refused("the kernel refuses to step it");
             }
+            stepping = true;
             let begin = Instant::now();
             let mut interrupted = false;
             // The stop after a step is consumed: it is a SIGTRAP that must not reach the process if we die now.
@@ -666,6 +669,8 @@ impl Stopped {
                 Some(stop) if stop.held == libc::SIGTRAP && is_step_trap(stop.tid) => steps += 1,
                 Some(stop) => {
                     let (held, group_stop) = (stop.held, stop.group_stop);
+                    // This stop is consumed, too: the signal goes back to the kernel, and comes again.
+                    again = SignalInfo::of(stop.tid).ok().filter(|info| held != 0 && !info.recurs());
                     *thread = stop;
                     break match held {
                         0 if group_stop => Settled::Refused("the process is stopped"),
@@ -675,7 +680,82 @@ impl Stopped {
                 }
             }
         };
+        if let Some(thread) = self.threads.iter_mut().find(|t| t.tid as u32 == tid.0 && stepping) {
+            // Reported as about to come, whoever keeps it: a stop like this one has no use for it.
+            let held = thread.held;
+            match end_stepping(thread.tid, 0) {
+                Ok(stop) => *thread = Stop { held: if stop.held == 0 { held } else { stop.held }, ..stop },
+                Err(e) => return Err(Error::Attach { pid, why: format!("thread {} after its steps: {e}", tid.0) }),
+            }
+            if let Some(info) = again {
+                info.send_again(pid, thread.tid);
+            }
+        }
         Ok(SettleReport { steps, outcome })
+    }
+}
+
+/// Ends the single-step mode of a thread that stands. The mode outlives us, and only `PTRACE_CONT` and a detach end it; the
+/// interrupt that is there already stops the thread before its next instruction. `signal` is what the thread gets.
+fn end_stepping(tid: libc::pid_t, signal: i32) -> std::io::Result<Stop> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let before = pc(tid)?;
+    ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0)?;
+    ptrace(libc::PTRACE_CONT, tid, 0, signal as usize)?;
+    let begin = Instant::now();
+    loop {
+        match stop_of(tid, true) {
+            Wait::Stopped(stop) if pc(tid)? == before => return Ok(stop),
+            Wait::Stopped(_) => return Err(std::io::Error::other("it has gone on")),
+            Wait::Gone => return Err(std::io::Error::other("it has ended")),
+            Wait::Running if begin.elapsed() > PATIENCE => return Err(std::io::Error::other("it does not stop")),
+            Wait::Running => std::thread::yield_now(),
+        }
+    }
+}
+
+fn pc(tid: libc::pid_t) -> std::io::Result<u64> {
+    let mut regs = [0; USER_REGS_WORDS * 8];
+    get_regset(tid, libc::NT_PRSTATUS, &mut regs)?;
+    Ok(Reg::RIP.info().user_regs.map_or(0, |i| word(&regs, i)))
+}
+
+/// A `siginfo_t`, which itself holds pointers of the other process and cannot go from thread to thread.
+struct SignalInfo([u64; 16]);
+
+impl SignalInfo {
+    /// Of the signal that a thread stands for.
+    fn of(tid: libc::pid_t) -> std::io::Result<SignalInfo> {
+        const { assert!(size_of::<SignalInfo>() == size_of::<libc::siginfo_t>()) };
+        let mut info = SignalInfo([0; 16]);
+        ptrace(libc::PTRACE_GETSIGINFO, tid, 0, info.0.as_mut_ptr() as usize)?;
+        Ok(info)
+    }
+
+    // `si_signo`, `si_errno`, `si_code` come first, 4 bytes each.
+    fn signal(&self) -> i32 {
+        self.0[0] as i32
+    }
+
+    fn code(&self) -> i32 {
+        self.0[1] as i32
+    }
+
+    /// Whether the signal comes from the thread's next instruction, and so comes again.
+    fn recurs(&self) -> bool {
+        [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE].contains(&self.signal()) && self.code() > 0
+    }
+
+    /// Sends a thread the signal that it was about to get, with what came with it as far as the kernel allows: it does not
+    /// let anybody speak in its own or in kill(2)'s name.
+    fn send_again(&self, pid: u32, tid: libc::pid_t) {
+        let signal = self.signal();
+        // SAFETY: the kernel reads a siginfo_t, which has this size, and nothing else.
+        let sent = unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, pid, tid, signal, self.0.as_ptr()) };
+        if sent != 0 {
+            // SAFETY: tgkill touches no memory.
+            unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, signal) };
+        }
     }
 }
 
@@ -719,10 +799,7 @@ fn stop_of(tid: libc::pid_t, keep: bool) -> Wait {
 fn is_step_trap(tid: libc::pid_t) -> bool {
     // Both mean "a single step ended": TRAP_TRACE, and TRAP_BRKPT behind an interrupted system call.
     const SI_CODES: [i32; 2] = [libc::TRAP_TRACE, libc::TRAP_BRKPT];
-    // SAFETY: siginfo_t is plain data; the kernel writes one.
-    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    let at = &raw mut info;
-    ptrace(libc::PTRACE_GETSIGINFO, tid, 0, at as usize).is_ok() && SI_CODES.contains(&info.si_code)
+    SignalInfo::of(tid).is_ok_and(|info| SI_CODES.contains(&info.code()))
 }
 
 /// A ptrace request without a result of its own. `address` and `data` are numbers, or `data` points to writable memory
@@ -1076,6 +1153,7 @@ mod tests {
     use super::super::objects::{ObjectData, Objects, SearchPaths};
     use super::held::{Held, Steps};
     use super::*;
+    use crate::state::KnownRegisters;
     use std::io::{BufRead, BufReader, Write};
     use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
     use std::sync::atomic::{AtomicU64, Ordering};
@@ -1107,6 +1185,21 @@ mod tests {
         }
     }
 
+    extern "C" fn double(n: u64) -> u64 {
+        2 * n
+    }
+
+    /// A seccomp filter for this thread, which allows everything.
+    fn filter() {
+        let all = libc::sock_filter { code: libc::BPF_RET as u16, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW };
+        let program = libc::sock_fprog { len: 1, filter: (&raw const all).cast_mut() };
+        // SAFETY: the program is read during the call.
+        unsafe {
+            assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+            assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program), 0);
+        }
+    }
+
     #[inline(never)]
     fn spin() {
         loop {
@@ -1121,6 +1214,7 @@ mod tests {
         match std::env::var(ROLE).as_deref() {
             Ok("target") => target(),
             Ok("tracer") => tracer(),
+            Ok("stepper") => stepper(),
             _ => {}
         }
     }
@@ -1128,13 +1222,20 @@ mod tests {
     fn target() {
         handle(libc::SIGRTMIN() + 1, count, 0);
         handle(libc::SIGUSR1, park, libc::SA_ONSTACK);
+        for signal in [libc::SIGFPE, libc::SIGSEGV, libc::SIGTRAP] {
+            handle(signal, count, 0);
+        }
         let shared = Box::new(*b"0123456789abcdef");
         let (ready, all_ready) = std::sync::mpsc::channel();
         for name in ["one", "two", "spinner"] {
             let ready = ready.clone();
             let body = move || {
                 // SAFETY: gettid has no arguments.
-                ready.send((name, unsafe { libc::gettid() })).unwrap();
+                let tid = unsafe { libc::gettid() };
+                if name == "spinner" && std::env::var_os("WSTATE_TEST_SECCOMP").is_some() {
+                    filter();
+                }
+                ready.send((name, tid)).unwrap();
                 if name == "spinner" {
                     spin();
                 }
@@ -1153,6 +1254,7 @@ mod tests {
         for line in std::io::stdin().lock().lines() {
             match line.unwrap().as_str() {
                 "count" => println!("\ncount {}", SIGNALS.load(Ordering::SeqCst)),
+                "double" => println!("\ndouble {:x}", double as *const () as usize),
                 "spun" => println!("\nspun {}", SPUN.load(Ordering::SeqCst)),
                 "alternate" => {
                     let body = || {
@@ -1182,6 +1284,25 @@ mod tests {
             LiveTarget::capture(pid, &CaptureOptions::default()).unwrap();
             println!("\ncaptured");
         }
+    }
+
+    /// Steps a thread, which gets a signal meanwhile if that is wanted, and holds the process until the end.
+    fn stepper() {
+        let number = |name| std::env::var(name).unwrap().parse::<u32>().unwrap();
+        let (pid, tid, at) = (number("WSTATE_TEST_PID"), number("WSTATE_TEST_TID"), number("WSTATE_TEST_SIGNAL_AT"));
+        let mut seen = 0;
+        let verdict = move |_: u64, _: &dyn Memory| {
+            seen += 1;
+            if seen == at {
+                // SAFETY: tgkill touches no memory.
+                unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, libc::SIGRTMIN() + 1) };
+            }
+            if seen == 9 { Verdict::Point } else { Verdict::Step }
+        };
+        let steps = Steps { thread: ThreadId(tid), verdict: Box::new(verdict) };
+        let held = Held::hold(pid, &CaptureOptions::default(), Some(steps)).unwrap();
+        println!("\nheld {:?}", held.settled().unwrap().outcome);
+        for _ in std::io::stdin().lock().lines() {}
     }
 
     struct Peer {
@@ -1441,6 +1562,86 @@ mod tests {
 
         let before: u64 = peer.ask("spun", "spun ").parse().unwrap();
         while peer.ask("spun", "spun ").parse::<u64>().unwrap() == before {}
+    }
+
+    #[test]
+    fn a_stepper_that_is_killed_while_it_holds_leaves_the_process_and_its_signals_alone() {
+        for signal_at in [0, 4] {
+            let mut peer = Peer::target();
+            let mut command = Peer::command();
+            command.env("WSTATE_TEST_PID", peer.pid().to_string()).env("WSTATE_TEST_TID", peer.spinner.to_string());
+            command.env("WSTATE_TEST_SIGNAL_AT", signal_at.to_string());
+            let mut stepper = Peer::spawn(&mut command, "stepper");
+            let outcome = stepper.line("held ");
+            let (wanted, signals) = match signal_at {
+                0 => ("Point".to_string(), 0),
+                _ => (format!("Signal({})", libc::SIGRTMIN() + 1), 1),
+            };
+            assert_eq!(outcome, wanted);
+            drop(stepper);
+            let before: u64 = peer.ask("spun", "spun ").parse().unwrap();
+            while peer.ask("spun", "spun ").parse::<u64>().unwrap() == before {}
+            assert_eq!(peer.counted(signals), signals);
+        }
+    }
+
+    #[test]
+    fn signals_that_come_while_a_thread_is_borrowed_are_not_lost_and_disturb_nothing() {
+        let send = |pid: u32, tid: u32, signal: libc::c_int| {
+            // SAFETY: tgkill touches no memory.
+            assert_eq!(unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, signal) }, 0);
+        };
+        for keep in [false, true] {
+            let mut peer = Peer::target();
+            let (pid, tid) = (peer.pid(), peer.spinner);
+            let double = u64::from_str_radix(&peer.ask("double", "double "), 16).unwrap();
+            let held = Held::hold(pid, &CaptureOptions::default(), None).unwrap();
+            let thread = held.borrow(ThreadId(tid)).unwrap();
+            let sp = held.target().threads().iter().find(|t| t.id.0 == tid).unwrap().registers.sp().unwrap();
+            let who = || thread.system_call(libc::SYS_getpid, [0; 6]);
+            let call = || thread.call(double, [21, 0, 0], (sp - 4096) & !15);
+            // SIGSEGV and SIGTRAP are those by which the end of a call and of a step is told.
+            for signal in [libc::SIGFPE, libc::SIGSEGV, libc::SIGTRAP, libc::SIGSTOP] {
+                send(pid, tid, signal);
+                assert_eq!(who(), Ok(u64::from(pid)), "signal {signal}");
+                send(pid, tid, signal);
+                assert_eq!(call(), Ok(42), "signal {signal}");
+            }
+            send(pid, tid, libc::SIGCONT);
+            assert_eq!((who(), call()), (Ok(u64::from(pid)), Ok(42)));
+            send(pid, tid, libc::SIGSTOP);
+            assert_eq!((who(), call()), (Ok(u64::from(pid)), Ok(42)));
+            if keep {
+                let now = held.target().threads().iter().find(|t| t.id.0 == tid).unwrap().registers.clone();
+                let mut known = KnownRegisters::UNKNOWN;
+                for row in crate::arch::x64::TABLE.iter() {
+                    if let Some(slot) = known.0.get_mut(row.reg.index()) {
+                        *slot = now.get(row.reg);
+                    }
+                }
+                thread.set_registers(now.pc().unwrap(), &known).unwrap();
+                thread.keep().unwrap();
+            } else {
+                thread.give_back().unwrap();
+            }
+            held.release();
+            // The last SIGSTOP was not taken back.
+            while peer.states().iter().any(|&s| s != b'T') {
+                std::thread::yield_now();
+            }
+            peer.signal(libc::SIGCONT);
+            assert_eq!(peer.counted(3), 3);
+            let before: u64 = peer.ask("spun", "spun ").parse().unwrap();
+            while peer.ask("spun", "spun ").parse::<u64>().unwrap() == before {}
+        }
+    }
+
+    #[test]
+    fn a_thread_with_a_seccomp_filter_is_not_borrowed() {
+        let peer = Peer::target_of(Peer::command().env("WSTATE_TEST_SECCOMP", "1"));
+        let held = Held::hold(peer.pid(), &CaptureOptions::default(), None).unwrap();
+        let why = held.borrow(ThreadId(peer.spinner)).err().unwrap();
+        assert!(why.starts_with("a seccomp filter decides"), "{why}");
     }
 
     #[test]

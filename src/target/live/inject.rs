@@ -1,6 +1,9 @@
 //! Changes to a process that stands, made through one of its threads: system calls and calls of functions that the thread
 //! would not have made, and at the end other registers or the old ones.
 //!
+//! Signals that come meanwhile are kept and sent again when the thread is its own; a stop (SIGSTOP) is made known to the
+//! kernel at once, which renews it when the thread is let go.
+//!
 //! Meanwhile the thread has borrowed registers and blocked signals: if this program is killed in these milliseconds, the
 //! process goes on with them, and breaks.
 
@@ -8,6 +11,7 @@ use super::held::Held;
 use super::*;
 use crate::arch::x64::TABLE;
 use crate::state::KnownRegisters;
+use std::cell::RefCell;
 
 /// A thread that does what it is told.
 pub struct Borrowed<'h> {
@@ -17,6 +21,8 @@ pub struct Borrowed<'h> {
     saved: Saved,
     syscall_at: u64,
     given_back: bool,
+    // Signals that came meanwhile.
+    others: RefCell<Vec<SignalInfo>>,
 }
 
 /// What a thread gets back.
@@ -48,6 +54,16 @@ impl Held {
     pub fn borrow(&self, tid: ThreadId) -> Result<Borrowed<'_>, String> {
         let pid = self.target().pid;
         let id = tid.0 as libc::pid_t;
+        // A filter may end the process for a system call that the thread would not have made itself.
+        match status_field(&format!("/proc/{pid}/task/{}/status", tid.0), "Seccomp").as_deref() {
+            None | Some("0") => {}
+            Some("1") => return Err("it is in seccomp's strict mode, which allows no system calls".to_string()),
+            Some(_) => {
+                let why =
+                    "a seccomp filter decides about its system calls, and may end the process for one of wstate's";
+                return Err(why.to_string());
+            }
+        }
         let vdso = self.target().mappings.iter().find(|m| m.path.as_deref() == Some(Path::new("[vdso]")));
         let syscall_at = vdso.and_then(|m| {
             let code = self.target().read_vec(m.start, m.size().min(limits::MAX_VDSO) as usize).ok()?;
@@ -69,13 +85,13 @@ impl Held {
                 return Err("it is in a system call".to_string());
             }
             // Not those by which faults and steps are told.
-            let own = [libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE];
+            let own = [libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGSYS];
             let blocked = !own.iter().fold(0, |mask, s| mask | 1u64 << (s - 1));
             sigmask(SETSIGMASK, id, blocked).map_err(|e| format!("its signals cannot be blocked: {e}"))?;
             Ok(saved)
         })??;
         let memory = Source { tid: id, mem: Some(mem) };
-        Ok(Borrowed { held: self, tid: id, memory, saved, syscall_at, given_back: false })
+        Ok(Borrowed { held: self, tid: id, memory, saved, syscall_at, given_back: false, others: RefCell::default() })
     }
 }
 
@@ -86,7 +102,7 @@ impl Borrowed<'_> {
     /// The call's, or that the thread could not do it.
     pub fn system_call(&self, number: libc::c_long, arguments: [u64; 6]) -> Result<u64, String> {
         let [rdi, rsi, rdx, r10, r8, r9] = arguments;
-        let (tid, at) = (self.tid, self.syscall_at);
+        let at = self.syscall_at;
         let registers = self.with(&[
             (Reg::RAX, number as u64),
             (Reg::RDI, rdi),
@@ -97,14 +113,7 @@ impl Borrowed<'_> {
             (Reg::R9, r9),
             (Reg::RIP, at),
         ]);
-        let result = self.held.on_tracer(move |_| {
-            set_regset(tid, libc::NT_PRSTATUS, &registers).map_err(|e| e.to_string())?;
-            let stop = go(tid, libc::PTRACE_SINGLESTEP, PATIENCE).map_err(|e| e.to_string())?;
-            let now = Saved::words(tid).map_err(|e| e.to_string())?;
-            let done = stop.held == libc::SIGTRAP && pc_of(&now) == at + SYSCALL.len() as u64;
-            if done { Ok(now) } else { Err(format!("the thread stopped elsewhere (signal {})", stop.held)) }
-        })??;
-        let result = register(&result, Reg::RAX);
+        let result = self.go(registers, libc::PTRACE_SINGLESTEP, at + SYSCALL.len() as u64)?;
         match result as i64 {
             -4095..0 => Err(std::io::Error::from_raw_os_error(-(result as i64) as i32).to_string()),
             _ => Ok(result),
@@ -119,7 +128,6 @@ impl Borrowed<'_> {
         let sp = stack.wrapping_sub(8);
         self.write(sp, &RETURN.to_le_bytes())?;
         let [rdi, rsi, rdx] = arguments;
-        let tid = self.tid;
         let registers = self.with(&[
             (Reg::RDI, rdi),
             (Reg::RSI, rsi),
@@ -128,14 +136,23 @@ impl Borrowed<'_> {
             (Reg::RSP, sp),
             (Reg::RIP, function),
         ]);
-        let now = self.held.on_tracer(move |_| {
-            set_regset(tid, libc::NT_PRSTATUS, &registers).map_err(|e| e.to_string())?;
-            let stop = go(tid, libc::PTRACE_CONT, PATIENCE).map_err(|e| e.to_string())?;
-            let now = Saved::words(tid).map_err(|e| e.to_string())?;
-            let done = stop.held == libc::SIGSEGV && pc_of(&now) == RETURN;
-            if done { Ok(now) } else { Err(format!("it did not return (signal {} at {:#x})", stop.held, pc_of(&now))) }
-        })??;
-        Ok(register(&now, Reg::RAX))
+        self.go(registers, libc::PTRACE_CONT, RETURN)
+    }
+
+    /// Lets the thread go on from `registers` until it is at `goal`; returns what is in RAX then.
+    fn go(&self, registers: [u8; USER_REGS_WORDS * 8], request: libc::c_uint, goal: u64) -> Result<u64, String> {
+        let tid = self.tid;
+        let (ended, others) = self.held.on_tracer(move |_| {
+            let mut others = Vec::new();
+            let set = set_regset(tid, libc::NT_PRSTATUS, &registers).map_err(|e| e.to_string());
+            let ended = set.and_then(|()| go(tid, request, goal, &mut others));
+            // Whatever happened: the mode would end the process if we died.
+            let stepping = request == libc::PTRACE_SINGLESTEP;
+            let normal = if stepping { end_stepping(tid, 0).map(|_| ()).map_err(|e| e.to_string()) } else { Ok(()) };
+            (ended.and_then(|now| normal.map(|()| now)), others)
+        })?;
+        self.others.borrow_mut().extend(others);
+        ended.map(|now| register(&now, Reg::RAX))
     }
 
     /// Writes memory of the process.
@@ -179,8 +196,12 @@ impl Borrowed<'_> {
     /// # Errors
     /// The kernel's.
     pub fn keep(mut self) -> Result<(), String> {
-        let (tid, blocked) = (self.tid, self.saved.blocked);
-        let done = self.held.on_tracer(move |_| sigmask(SETSIGMASK, tid, blocked))?;
+        let (tid, pid, blocked) = (self.tid, self.held.target().pid, self.saved.blocked);
+        let others = self.others.take();
+        let done = self.held.on_tracer(move |_| {
+            others.iter().for_each(|info| info.send_again(pid, tid));
+            sigmask(SETSIGMASK, tid, blocked)
+        })?;
         self.given_back = done.is_ok();
         done.map(|_| ()).map_err(|e| format!("the signal mask cannot be set: {e}"))
     }
@@ -195,8 +216,10 @@ impl Borrowed<'_> {
 
     fn restore(&mut self) -> Result<(), String> {
         self.given_back = true;
-        let (tid, saved) = (self.tid, self.saved.clone());
+        let (tid, pid, saved) = (self.tid, self.held.target().pid, self.saved.clone());
+        let others = self.others.take();
         let done = self.held.on_tracer(move |_| -> std::io::Result<()> {
+            others.iter().for_each(|info| info.send_again(pid, tid));
             set_regset(tid, NT_X86_XSTATE, &saved.extended)?;
             set_regset(tid, libc::NT_PRSTATUS, &saved.registers)?;
             sigmask(SETSIGMASK, tid, saved.blocked).map(|_| ())
@@ -271,23 +294,51 @@ fn set_regset(tid: libc::pid_t, set: libc::c_int, bytes: &[u8]) -> std::io::Resu
     ptrace(libc::PTRACE_SETREGSET, tid, set as usize, &raw mut vector as usize)
 }
 
-/// Lets a thread go on until it stops again, which it is made to do when `patience` is over.
-fn go(tid: libc::pid_t, request: libc::c_uint, patience: Duration) -> std::io::Result<Stop> {
-    ptrace(request, tid, 0, 0)?;
+/// Lets a thread go on until it is at `goal`. It is made to stop when [`PATIENCE`] is over.
+fn go(
+    tid: libc::pid_t,
+    request: libc::c_uint,
+    goal: u64,
+    others: &mut Vec<SignalInfo>,
+) -> Result<[u8; USER_REGS_WORDS * 8], String> {
+    let resume = |request, signal| ptrace(request, tid, 0, signal).map_err(|e| e.to_string());
+    resume(request, 0)?;
     let begin = Instant::now();
     let mut interrupted = false;
     loop {
-        match stop_of(tid, false) {
-            Wait::Stopped(stop) => return Ok(stop),
-            Wait::Gone => return Err(std::io::Error::other("the thread has ended")),
-            Wait::Running if begin.elapsed() > patience * 2 => {
-                return Err(std::io::Error::other("the thread does not stop again"));
+        let stop = match stop_of(tid, false) {
+            Wait::Stopped(stop) => stop,
+            Wait::Gone => return Err("the thread has ended".to_string()),
+            Wait::Running if begin.elapsed() > PATIENCE * 2 => {
+                return Err("the thread does not stop again".to_string());
             }
-            Wait::Running if begin.elapsed() > patience && !interrupted => {
-                interrupted = true;
-                let _ = ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0);
+            Wait::Running => {
+                if begin.elapsed() > PATIENCE && !interrupted {
+                    interrupted = true;
+                    resume(libc::PTRACE_INTERRUPT, 0)?;
+                }
+                std::thread::yield_now();
+                continue;
             }
-            Wait::Running => std::thread::yield_now(),
+        };
+        let info = if stop.held == 0 { None } else { Some(SignalInfo::of(tid).map_err(|e| e.to_string())?) };
+        // The kernel tells of faults and steps with a positive code, people send signals with others.
+        let own = info.as_ref().is_some_and(|info| info.code() > 0);
+        if stop.held == libc::SIGSTOP {
+            // The thread cannot block it. The kernel must know that the process is to stand, and whether SIGCONT comes.
+            resume(libc::PTRACE_INTERRUPT, 0)?;
+            resume(libc::PTRACE_CONT, libc::SIGSTOP as usize)?;
+            continue;
         }
+        others.extend(info.filter(|_| !own));
+        let now = Saved::words(tid).map_err(|e| e.to_string())?;
+        // However it was told: a signal that is there already takes the place of the one by which a fault is told.
+        if pc_of(&now) == goal {
+            return Ok(now);
+        }
+        if own || interrupted {
+            return Err(format!("the thread stopped elsewhere (signal {} at {:#x})", stop.held, pc_of(&now)));
+        }
+        resume(request, 0)?;
     }
 }
