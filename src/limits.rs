@@ -37,6 +37,8 @@ pub const MAX_FUNCTIONS: usize = cap(1_000_000, 50_000);
 pub const MAX_DIFF_CHAIN: usize = cap(1_000_000, 10_000);
 /// Locals, stack slots, operands of one state.
 pub const MAX_SLOTS: usize = 100_000;
+/// Operands at points that are compared with a `.wasm` file, in all functions together.
+pub const MAX_COMPARED_OPERANDS: usize = cap(4_000_000, 10_000);
 /// Bytes the heap search reads.
 pub const MAX_HEAP_SEARCH_BYTES: u64 = 64 << 30;
 /// Seconds the heap search may take.

@@ -31,7 +31,7 @@ use crate::unwind::frame_pointer::FramePointerUnwinder;
 use crate::unwind::recognised::{RecognisedUnwinder, Stretch};
 use crate::unwind::{Cursor, End, Stack, Trust, Unwinder, walk};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// What to look at.
@@ -457,14 +457,24 @@ fn analyse(
     if let Some(timing) = &mut outcome.report.timing {
         timing.reading_ms += milliseconds(loaded);
     }
-    if let Some(path) = &search.executable
-        && let Err(e) = std::fs::File::open(path)
-    {
-        outcome.refused = true;
-        let note = format!("the executable {} cannot be opened ({e}) and is not used", path.display());
-        outcome.report.notes.push(note);
-    }
     Ok(outcome)
+}
+
+/// `Some` if the executable that the user named is not used, with a note of why where `objects` have none.
+fn executable_refused(path: &Path, objects: &Objects) -> Option<Option<String>> {
+    if objects.iter().any(|o| o.opened.as_deref() == Some(path)) {
+        return None;
+    }
+    let what = format!("the executable {}", path.display());
+    Some(match std::fs::File::open(path).and_then(|file| file.metadata()) {
+        Err(e) => Some(format!("{what} cannot be opened ({e}) and is not used")),
+        Ok(file) if !file.is_file() => Some(format!("{what} is no file and is not used")),
+        Ok(_) => {
+            let name = path.display().to_string();
+            let told = objects.iter().filter_map(|o| o.problem.as_ref()).any(|p| p.starts_with(&name));
+            (!told).then(|| format!("{what} does not fit and is not used: it is not the file that was loaded"))
+        }
+    })
 }
 
 /// Frames of one thread that are shown and walked. Modules are found along stacks, so a short list still takes a long walk.
@@ -488,7 +498,7 @@ pub fn analyse_target(
     let threads = choose(target, options)?;
     let (limit, walked) = frames_of(options.limit);
     let stacks = walk_all(target, &threads, &native, &scene, provider, walked);
-    let refused = !provider.match_files(target);
+    let mut refused = !provider.match_files(target);
     progress.finish();
     let walked = began.elapsed();
 
@@ -500,6 +510,12 @@ pub fn analyse_target(
         report.threads.push(view.thread(thread, stack.as_ref()));
     }
     let (classic, image) = if options.image { image_of(&view, &threads, &stacks)? } else { (None, None) };
+    if let Source::Core { executable: Some(path), .. } = &options.source
+        && let Some(note) = executable_refused(path, objects)
+    {
+        refused = true;
+        report.notes.extend(note);
+    }
     report.timing = options.timing.then(|| Timing {
         walking_ms: milliseconds(walked),
         symbolizing_ms: milliseconds(began.elapsed() - walked),

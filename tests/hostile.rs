@@ -367,6 +367,14 @@ fn a_real_core_without_its_executable_with_another_one_and_cut_off() {
     assert_eq!(shown(&nowhere), WASM_FRAMES, "{}{}", nowhere.out, nowhere.err);
     let other = wstate("-e other", &["core".as_ref(), core, "-e".as_ref(), env!("CARGO_BIN_EXE_wstate").as_ref()]);
     assert_eq!(shown(&other), WASM_FRAMES, "{}{}", other.out, other.err);
+    let directory = wstate("-e /", &["core".as_ref(), core, "-e".as_ref(), "/".as_ref()]);
+    assert!(directory.out.contains("the executable / is no file and is not used"), "{}", directory.out);
+    let text = wstate("-e text", &["core".as_ref(), core, "-e".as_ref(), "/proc/self/maps".as_ref()]);
+    assert!(text.out.contains("/proc/self/maps"), "{}", text.out);
+    assert_eq!(whole.code, Some(0), "{}", whole.out);
+    for refused in [&nowhere, &other, &directory, &text] {
+        assert_eq!(refused.code, Some(1), "{}", refused.out);
+    }
 
     let moved = real.directory.path().join("moved");
     std::fs::rename(&real.exe, &moved).unwrap();
@@ -374,7 +382,7 @@ fn a_real_core_without_its_executable_with_another_one_and_cut_off() {
     assert_eq!(shown(&without), WASM_FRAMES, "{}", without.out);
     assert!(without.out.contains("host-copy"), "the missing file is named: {}", without.out);
     let named = wstate("-e moved", &["core".as_ref(), core, "-e".as_ref(), moved.as_os_str()]);
-    assert_eq!(shown(&named), WASM_FRAMES, "{}", named.out);
+    assert_eq!((named.code, shown(&named)), (Some(0), WASM_FRAMES), "{}", named.out);
     assert!(named.out.contains("host_singlepass::"), "native frames come from the file named with -e: {}", named.out);
 
     // Another build where the executable was.

@@ -148,6 +148,94 @@ fn a_wasm_file_gives_types_names_and_offsets_or_is_refused() {
     assert_eq!(code, 2, "{err}");
 }
 
+const FULL: &str = r#"(module $full
+  (type $t (func (param i32 i64)))
+  (import "env" "stop" (func $stop (param i32)))
+  (memory (export "memory") 2 5)
+  (table (export "table") 4 funcref)
+  (global $g (mut i64) (i64.const 7))
+  (global $h f32 (f32.const 1))
+  (elem (i32.const 0) $spun)
+  (data (i32.const 16) "hello")
+  (func $spun (export "spun") (param i32) (result i32) (local i64 f64)
+    (i32.const 5)
+    (i64.const 9)
+    (call $stop (local.get 0))
+    (drop)))"#;
+
+/// Of a file that is nearly the module's, the process's own description tells what is different.
+#[test]
+fn a_wasm_file_is_compared_with_the_modules_description() {
+    let edits = [
+        (
+            "(export \"spun\")",
+            "(export \"spin\")",
+            "the module in the process exports func 1 as \"spun\", edited.wasm does not",
+        ),
+        ("(export \"spun\")", "", "the module in the process exports func 1 as \"spun\", edited.wasm does not"),
+        ("(export \"spun\")", "(export \"spun\") (export \"more\")", "edited.wasm exports func 1 as \"more\""),
+        ("\"env\" \"stop\"", "\"enw\" \"stop\"", "imported func 0 is env.stop in the process, enw.stop in edited.wasm"),
+        ("\"stop\"", "\"stopp\"", "imported func 0 is env.stop in the process, env.stopp in edited.wasm"),
+        ("2 5)", "9 50)", "memory 0 is 2..5 pages in the process, 9..50 pages in edited.wasm"),
+        ("4 funcref", "400 funcref", "table 0 is 4.. elements of funcref in the process, 400.. elements of funcref in"),
+        (
+            "(global $h f32 (f32.const 1))",
+            "(global $h i32 (i32.const 1))",
+            "global 1 is f32 in the process, i32 in edited",
+        ),
+        ("(global $h f32 (f32.const 1))", "", "global 1 is f32 in the process, not there in edited.wasm"),
+        ("(mut i64)", "i64", "global 0 is mut i64 in the process, i64 in edited.wasm"),
+        ("\"hello\"", "\"hell\"", "data segment 0 is 5 bytes in the process, 4 bytes in edited.wasm"),
+        ("(elem (i32.const 0) $spun)", "", "the module in the process has 1 element segments, edited.wasm has 0"),
+        ("(data", "(start 0) (data", "the start function in the process is none, in edited.wasm function 0"),
+        (
+            "(i64.const 9)",
+            "(f64.const 9)",
+            "operand 1 is the constant 0x9 in the process, the constant 0x4022000000000000",
+        ),
+        (
+            "(result i32)",
+            "(result f32)",
+            "function 1 of all is (i32) -> (i32) in the process, (i32) -> (f32) in edited.wasm",
+        ),
+    ];
+    let dir = scratch();
+    let put = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_string()
+    };
+    let bytes = wat::parse_str(FULL).unwrap();
+    let full = put("full.wasm", &bytes);
+    for variant in [Variant::Debug, Variant::Stripped] {
+        let host = Host::start(variant, "wasm", &["--wasm", &full, "--call", "spun", "42"]);
+        let pid = host.pid.to_string();
+        // Custom sections are not part of the module: one more, and no names.
+        let more = put("more.wasm", &[&bytes[..8], &[0, 2, 1, b'x'], &bytes[8..]].concat());
+        let bare = FULL.replace("$full", "").replace("(func $spun (export", "(func (export").replace("$spun", "1");
+        let bare = put("bare.wasm", &wat::parse_str(bare).unwrap());
+        for file in [&full, &more, &bare] {
+            let (code, text, err) = wstate_text(&["attach", &pid, "--wasm", file, "--verbose"]);
+            assert_eq!(code, 0, "{text}{err}");
+            assert!(text.contains(&format!(", fits {file} (positions, description)")), "{text}");
+            assert!(text.contains("types of declared locals are on its word"), "{text}");
+        }
+        // The same file twice is one.
+        let (code, text, _) = wstate_text(&["attach", &pid, "--wasm", &full, "--wasm", &full]);
+        assert_eq!(code, 0, "{text}");
+        for (from, to, reason) in edits {
+            let text = FULL.replacen(from, to, 1);
+            assert_ne!(text, FULL);
+            let edited = put("edited.wasm", &wat::parse_str(text).unwrap());
+            let (code, text, _) = wstate_text(&["attach", &pid, "--wasm", &edited]);
+            assert!(text.contains(reason), "{reason}: {text}");
+            assert_eq!(code, 1, "{text}");
+            let (_, modules, _) = wstate_text(&["modules", "-p", &pid, "--wasm", &edited, "--exports"]);
+            assert!(modules.contains("spun"), "{modules}");
+        }
+    }
+}
+
 #[test]
 fn threads_frames_and_numbers_are_selected() {
     let host = Host::start(Variant::Release, "threads", &[]);

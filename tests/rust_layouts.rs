@@ -9,10 +9,11 @@ use wasmer_runtime_core_near::backend::{CompilerConfig, RunnableModule};
 use wasmer_runtime_core_near::{Instance, compile_with, compile_with_config, func, imports};
 use wasmer_singlepass_backend_near::SinglePassCompiler;
 use wstate::arch::Registers;
-use wstate::runtime::ValType;
 use wstate::runtime::singlepass::layouts::{self, Layouts, Source};
 use wstate::runtime::singlepass::module_info::Export;
 use wstate::runtime::singlepass::{module_memory, route_descriptor, route_tls, rust_msm};
+use wstate::runtime::{ExternKind, ValType};
+use wstate::symbolize::wasm::{MemoryLimits, TableLimits};
 use wstate::target::objects::{LoadedObject, ObjectData, Objects};
 use wstate::target::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
 
@@ -144,6 +145,7 @@ fn program() -> Vec<u8> {
             (memory (export "memory") 1 2)
             (table 2 funcref)
             (elem (i32.const 0) $leaf)
+            (data (i32.const 16) "hello") (data (i32.const 32) "hi")
             (global $count (mut i32) (i32.const 5))
             (global $pi f64 (f64.const 3.25))
             (export "count" (global $count))
@@ -442,6 +444,29 @@ fn module_infos_equal_the_runtimes_own() {
             assert_eq!(info.globals, Ok(globals));
             assert_eq!(info.imported_globals, Ok(vec![]));
             assert_eq!((&info.memories, &info.tables), (&Ok((0, 1)), &Ok((0, 1))));
+            let memory = |m: &wasmer_runtime_core_near::types::MemoryDescriptor| MemoryLimits {
+                minimum: m.minimum.0.into(),
+                maximum: m.maximum.map(|max| max.0.into()),
+                memory64: false,
+                shared: m.shared,
+                page_size_log2: 16,
+            };
+            let table = |t: &wasmer_runtime_core_near::types::TableDescriptor| TableLimits {
+                minimum: t.minimum.into(),
+                maximum: t.maximum.map(u64::from),
+                table64: false,
+                element: ValType::FuncRef,
+            };
+            let description = &info.description;
+            assert_eq!(description.memories, Some(own.memories.values().map(memory).collect()));
+            assert_eq!(description.tables, Some(own.tables.values().map(table).collect()));
+            assert_eq!(description.start, Some(own.start_func.map(|f| f.index() as u32)));
+            let data: Vec<u64> = own.data_initializers.iter().map(|d| d.data.len() as u64).collect();
+            assert_eq!(data, [5, 2]);
+            assert_eq!(description.data, Some(data));
+            assert_eq!(description.elements, Some(own.elem_initializers.len() as u64));
+            let kinds = [ExternKind::Memory, ExternKind::Table, ExternKind::Global].map(|kind| (kind, vec![]));
+            assert_eq!(description.imports, kinds);
             assert_eq!(info.backend.as_deref(), Ok("singlepass"));
             let names = own.custom_sections.get("name").map(|list| list[0].clone());
             assert_eq!(names.is_some(), has_sections);
@@ -451,6 +476,35 @@ fn module_infos_equal_the_runtimes_own() {
             assert_eq!(info.em_symbol_map, Ok(expected));
             assert_eq!(info.signature(2).unwrap().0.len(), 6);
         }
+    }
+}
+
+/// Imported memories, tables and globals, a start function.
+#[test]
+fn what_is_imported_is_described_as_the_runtime_does() {
+    let text = r#"(module
+        (import "a" "m" (memory 1 7)) (import "b" "t" (table 3 9 funcref)) (import "c" "g" (global f64))
+        (import "d" "h" (global i32))
+        (func) (func $start) (start $start))"#;
+    let module = compile_with(&wat::parse_str(text).unwrap(), &SinglePassCompiler::new()).unwrap();
+    let info = module.info();
+    let target = this_process(&[thread_pointer()]);
+    for layouts in all_layouts() {
+        let address = std::ptr::from_ref(info) as u64 - layouts.module.inner_info;
+        let info = module_memory::read_module_info(&target, &layouts, address).unwrap();
+        let names = |module: &str, name: &str| (module.to_string(), name.to_string());
+        let d = &info.description;
+        let expected = [
+            (ExternKind::Memory, vec![names("a", "m")]),
+            (ExternKind::Table, vec![names("b", "t")]),
+            (ExternKind::Global, vec![names("c", "g"), names("d", "h")]),
+        ];
+        assert_eq!(d.imports, expected);
+        let memory = d.memories.as_ref().unwrap()[0];
+        assert_eq!((memory.minimum, memory.maximum), (1, Some(7)));
+        let table = d.tables.as_ref().unwrap()[0];
+        assert_eq!((table.minimum, table.maximum), (3, Some(9)));
+        assert_eq!((d.start, &d.data, d.elements), (Some(Some(1)), &Some(vec![]), Some(0)));
     }
 }
 

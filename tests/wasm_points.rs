@@ -1,5 +1,6 @@
 //! `WasmModule` against the state maps that the real compiler makes of the same modules.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use wasmer_runtime_core::backend::CompilerConfig;
@@ -133,10 +134,35 @@ impl Compiled {
                 };
                 points.push((index as u64, kind));
             }
-            functions.push(FunctionFacts { locals: Some(map.locals.len()), points, params: None });
+            functions.push(FunctionFacts {
+                locals: Some(map.locals.len()),
+                points,
+                operands: operands(map),
+                params: None,
+            });
         }
-        ModuleFacts { imported_functions: Some(self.imports), functions }
+        ModuleFacts { imported_functions: Some(self.imports), functions, ..ModuleFacts::default() }
     }
+}
+
+/// The operands at all points: of each the bits of those that are constants.
+fn operands(map: &wasmer_runtime_core::state::FunctionStateMap) -> HashMap<(u64, PointKind), Vec<Option<u64>>> {
+    use wasmer_runtime_core::state::WasmAbstractValue as V;
+    let mut out = HashMap::new();
+    let tables = [
+        (&map.call_offsets, PointKind::Call),
+        (&map.trappable_offsets, PointKind::Trappable),
+        (&map.loop_offsets, PointKind::Loop),
+    ];
+    for (infos, kind) in tables {
+        for info in infos.values().filter(|info| info.diff_id != usize::MAX) {
+            let state = map.diffs[info.diff_id].build_state(map);
+            let shared = &state.wasm_stack[..state.wasm_stack.len() - state.wasm_stack_private_depth];
+            let constant = |v: &V| if let V::Const(bits) = v { Some(*bits) } else { None };
+            out.insert((state.wasm_inst_offset as u64, kind), shared.iter().map(constant).collect());
+        }
+    }
+    out
 }
 
 /// All points: operator index, kind, operands that are not private.
@@ -167,6 +193,10 @@ fn compare(bytes: &[u8]) -> usize {
     let compiled = compile(bytes, true, true);
     let checked = module.fits(&compiled.facts()).unwrap();
     assert!(checked.iter().all(|c| !c.contains("not compared")), "{checked:?}");
+    let all: usize = compiled.map.local_functions.values().map(|map| points(map).len()).sum();
+    if all > 2 * compiled.map.local_functions.len() {
+        assert!(checked.iter().any(|c| c.starts_with("constants and numbers of operands")), "{checked:?}");
+    }
     module.fits(&compile(bytes, false, false).facts()).unwrap();
     let mut seen = 0;
     for map in compiled.map.local_functions.values() {
@@ -252,6 +282,16 @@ fn edits_are_refused_with_the_reason() {
             "(import \"env\" \"note\" (func $note (param i32)))",
             "(func $note (param i32))",
             "imports 2 functions, test.wasm imports 1",
+        ),
+        (
+            "(i32.const 7) (f64.const 2.5) (i64.const 9)",
+            "(i32.const 7) (f64.const 2.5) (f64.const 9)",
+            "operand 2 is the constant 0x9 in the process, the constant 0x4022000000000000 in test.wasm",
+        ),
+        (
+            "(i32.const 7) (f64.const 2.5) (i64.const 9)",
+            "(local.get 0) (f64.const 2.5) (i64.const 9)",
+            "operand 0 is the constant 0x7 in the process, no constant in test.wasm",
         ),
     ];
     let facts = compile(&module(CALLS).1, true, true).facts();

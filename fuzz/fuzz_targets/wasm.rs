@@ -8,7 +8,7 @@ fuzz_target!(|data: &[u8]| {
     let Ok(module) = WasmModule::parse("fuzz.wasm".into(), data.to_vec()) else { return };
     let _ = (module.name(), module.invalid());
     let imports = module.imported_functions();
-    let mut facts = ModuleFacts { imported_functions: Some(imports), functions: Vec::new() };
+    let mut facts = ModuleFacts { imported_functions: Some(imports), functions: Vec::new(), ..ModuleFacts::default() };
     for f in (0..imports.saturating_add(module.defined_functions()).saturating_add(1)).take(64) {
         let _ = (module.function_name(f), module.signature(f), module.local_name(f, 0), module.local_name(f, 7));
     }
@@ -25,7 +25,7 @@ fuzz_target!(|data: &[u8]| {
             }
         }
         let params = imports.checked_add(f).and_then(|i| module.signature(i)).map(|(params, _)| params.to_vec());
-        facts.functions.push(FunctionFacts { locals: module.local_types(f).map(<[_]>::len), points, params });
+        facts.functions.push(FunctionFacts { locals: module.local_types(f).map(<[_]>::len), points, params, ..FunctionFacts::default() });
     }
     let _ = module.fits(&facts);
     facts.functions.truncate(1);

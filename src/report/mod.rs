@@ -270,6 +270,8 @@ pub struct Module {
     pub checks: Vec<String>,
     /// The `.wasm` file that was matched to it.
     pub wasm_file: Option<String>,
+    /// In what that file was compared with the process, in a word; `checks` has each thing.
+    pub wasm_compared: Option<String>,
     /// What is wrong with it or missing.
     pub problem: Option<String>,
 }

@@ -85,6 +85,7 @@ fn rich() -> Report {
                 routes: vec!["vmctx".to_string(), "heap".to_string()],
                 checks: vec!["code equals the mapping".to_string(), "12 of 12 functions lie in it".to_string()],
                 wasm_file: Some("/srv/app.wasm".to_string()),
+                wasm_compared: Some("positions, description".to_string()),
                 problem: None,
             },
             Module {
@@ -98,6 +99,7 @@ fn rich() -> Report {
                 routes: vec![],
                 checks: vec![],
                 wasm_file: None,
+                wasm_compared: None,
                 problem: Some("/srv/other.wasm does not fit: 3 functions, the module has 1".to_string()),
             },
         ],

@@ -180,7 +180,10 @@ impl Text<'_> {
             line += &format!(", found by {}", clean(&module.routes.join(", ")));
         }
         if let Some(file) = &module.wasm_file {
-            line += &format!(", matches {}", clean(file));
+            line += &format!(", fits {}", clean(file));
+            if let Some(compared) = &module.wasm_compared {
+                line += &format!(" ({})", clean(compared));
+            }
         }
         writeln!(self.out, "{line}")?;
         if self.options.verbose {

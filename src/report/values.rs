@@ -115,6 +115,7 @@ impl Module {
             routes: module.routes.iter().map(|r| r.to_string()).collect(),
             checks: module.checks.clone(),
             wasm_file: module.wasm_file.clone(),
+            wasm_compared: module.wasm_compared.clone(),
             problem: module.problem.clone(),
         }
     }

@@ -40,12 +40,15 @@ impl FindOptions {
             Ok(bytes) => Ok((path.clone(), bytes.into())),
             Err(source) => Err(Error::File { path: path.clone(), source }),
         });
-        let wasm = wasm.iter().map(|path| Ok((path.clone(), Rc::new(WasmModule::open(path)?))));
-        Ok(FindOptions {
-            routes,
-            artifacts: artifacts.collect::<Result<_, _>>()?,
-            wasm: wasm.collect::<Result<_, Error>>()?,
-        })
+        let mut files: Vec<(PathBuf, Rc<WasmModule>)> = Vec::new();
+        for path in wasm {
+            let module = WasmModule::open(path)?;
+            // The second of two equal files would find every module taken.
+            if files.iter().all(|(_, known)| known.bytes() != module.bytes()) {
+                files.push((path.clone(), Rc::new(module)));
+            }
+        }
+        Ok(FindOptions { routes, artifacts: artifacts.collect::<Result<_, _>>()?, wasm: files })
     }
 }
 
@@ -429,6 +432,7 @@ mod tests {
                         tracked: None,
                         backend: String::new(),
                         wasm_file: None,
+                        wasm_compared: None,
                         problem: None,
                     });
                 }
@@ -480,6 +484,20 @@ mod tests {
         let refused = "x.wasm does not fit and is not used: one module0: no; two module0: no; two module1: no";
         assert_eq!(all.notes().last().map(String::as_str), Some(refused));
         assert!(all.match_files(&target), "a file is refused once");
+    }
+
+    #[test]
+    fn the_same_file_twice_is_one_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str, bytes: &[u8]| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            path
+        };
+        let empty = b"\0asm\x01\0\0\0";
+        let (a, b, c) = (file("a", empty), file("b", empty), file("c", &[&empty[..], &[0, 2, 1, b'x']].concat()));
+        let found = FindOptions::read(Vec::new(), &[], &[a.clone(), a.clone(), b, c.clone()]).unwrap();
+        assert_eq!(found.wasm.iter().map(|(path, _)| path).collect::<Vec<_>>(), [&a, &c]);
     }
 
     #[test]

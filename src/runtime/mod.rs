@@ -217,6 +217,8 @@ pub struct GuestModule {
     pub backend: String,
     /// The user's `.wasm` that was matched to it.
     pub wasm_file: Option<String>,
+    /// In what that file was compared with the process, in a word.
+    pub wasm_compared: Option<String>,
     /// What is wrong with it or missing.
     pub problem: Option<String>,
 }

@@ -9,7 +9,8 @@ mod printed;
 mod text;
 
 use std::cell::{OnceCell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -82,6 +83,80 @@ pub struct ModuleFacts {
     pub imported_functions: Option<u32>,
     /// The functions the module defines, in order.
     pub functions: Vec<FunctionFacts>,
+    /// What it declares.
+    pub description: Description,
+}
+
+/// What a module declares, as far as its runtime keeps it. `None`: not known, and not compared.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Description {
+    /// Module and field name of each import, by kind, in the order of indices. A kind that is missing is not known.
+    pub imports: Vec<(ExternKind, Vec<(String, String)>)>,
+    /// Parameters and results of functions, by function index.
+    pub signatures: BTreeMap<u32, (Vec<ValType>, Vec<ValType>)>,
+    /// Exports, in any order.
+    pub exports: Option<Vec<GuestExport>>,
+    /// Memories, imported ones first.
+    pub memories: Option<Vec<MemoryLimits>>,
+    /// Tables, imported ones first.
+    pub tables: Option<Vec<TableLimits>>,
+    /// Globals, imported ones first.
+    pub globals: Option<Vec<GlobalDecl>>,
+    /// Start function, if there is one.
+    pub start: Option<Option<u32>>,
+    /// Bytes of each data segment.
+    pub data: Option<Vec<u64>>,
+    /// Number of element segments.
+    pub elements: Option<u64>,
+}
+
+/// A memory as it is declared, in its own pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryLimits {
+    /// Pages at least.
+    pub minimum: u64,
+    /// Pages at most.
+    pub maximum: Option<u64>,
+    /// Whether its addresses have 64 bits.
+    pub memory64: bool,
+    /// Whether threads share it.
+    pub shared: bool,
+    /// Binary logarithm of the page size.
+    pub page_size_log2: u32,
+}
+
+impl fmt::Display for MemoryLimits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{} pages", if self.memory64 { "i64 " } else { "" }, limits(self.minimum, self.maximum))?;
+        if self.page_size_log2 != 16 {
+            write!(f, " of 2^{} bytes", self.page_size_log2)?;
+        }
+        f.write_str(if self.shared { ", shared" } else { "" })
+    }
+}
+
+/// A table as it is declared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableLimits {
+    /// Elements at least.
+    pub minimum: u64,
+    /// Elements at most.
+    pub maximum: Option<u64>,
+    /// Whether its indices have 64 bits.
+    pub table64: bool,
+    /// Type of its elements.
+    pub element: ValType,
+}
+
+impl fmt::Display for TableLimits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = if self.table64 { "i64 " } else { "" };
+        write!(f, "{width}{} elements of {}", limits(self.minimum, self.maximum), self.element.name())
+    }
+}
+
+fn limits(minimum: u64, maximum: Option<u64>) -> String {
+    maximum.map_or(format!("{minimum}.."), |max| format!("{minimum}..{max}"))
 }
 
 /// What a process knows about one function.
@@ -93,6 +168,8 @@ pub struct FunctionFacts {
     pub points: Vec<(u64, PointKind)>,
     /// Types of the parameters, if known.
     pub params: Option<Vec<ValType>>,
+    /// Of points, the operands that the compiler recorded, bottom first: the bits of those that it knew to be constant.
+    pub operands: HashMap<(u64, PointKind), Vec<Option<u64>>>,
 }
 
 struct Signature {
@@ -158,6 +235,161 @@ impl Declarations {
     }
 }
 
+impl Description {
+    /// Imports of a kind, where they are known.
+    fn imports_of(&self, kind: ExternKind) -> Option<&[(String, String)]> {
+        self.imports.iter().find(|(of, _)| *of == kind).map(|(_, names)| names.as_slice())
+    }
+
+    /// Adds an import's names.
+    pub fn add_import(&mut self, kind: ExternKind, module: &str, name: &str) {
+        let names = (module.to_string(), name.to_string());
+        match self.imports.iter_mut().find(|(of, _)| *of == kind) {
+            Some((_, list)) => list.push(names),
+            None => self.imports.push((kind, vec![names])),
+        }
+    }
+
+    fn import(&mut self, import: &wasmparser::Import<'_>) {
+        let kind = match &import.ty {
+            TypeRef::Func(_) | TypeRef::FuncExact(_) => ExternKind::Function,
+            TypeRef::Memory(ty) => {
+                self.memory(ty);
+                ExternKind::Memory
+            }
+            TypeRef::Table(ty) => {
+                self.table(ty);
+                ExternKind::Table
+            }
+            TypeRef::Global(_) => ExternKind::Global,
+            TypeRef::Tag(_) => ExternKind::Tag,
+        };
+        self.add_import(kind, import.module, import.name);
+    }
+
+    fn memory(&mut self, ty: &wasmparser::MemoryType) {
+        self.memories.get_or_insert_default().push(MemoryLimits {
+            minimum: ty.initial,
+            maximum: ty.maximum,
+            memory64: ty.memory64,
+            shared: ty.shared,
+            page_size_log2: ty.page_size_log2.unwrap_or(16),
+        });
+    }
+
+    fn table(&mut self, ty: &wasmparser::TableType) {
+        self.tables.get_or_insert_default().push(TableLimits {
+            minimum: ty.initial,
+            maximum: ty.maximum,
+            table64: ty.table64,
+            element: any_type(wasmparser::ValType::Ref(ty.element_type)),
+        });
+    }
+
+    /// Compares what both know; `self` is the file's. `Ok`: what was compared.
+    fn compare(&self, theirs: &Description, file: &str) -> Result<Vec<String>, String> {
+        let mut checked = Vec::new();
+        let mut imports = 0;
+        for (kind, theirs) in &theirs.imports {
+            let own = self.imports_of(*kind).unwrap_or_default();
+            let show = |(module, name): &(String, String)| format!("{module}.{name}");
+            lists(&format!("imported {}", kind.name()), theirs, own, file, PartialEq::eq, show)?;
+            imports += own.len();
+        }
+        if !theirs.imports.is_empty() {
+            checked.push(format!("names of {imports} imports"));
+        }
+        if let Some(theirs) = &theirs.exports {
+            let sorted = |list: &[GuestExport]| {
+                let mut list = list.to_vec();
+                list.sort_by(|a, b| a.name.cmp(&b.name));
+                list
+            };
+            let (theirs, own) = (sorted(theirs), sorted(self.exports.as_deref().unwrap_or_default()));
+            let show = |e: &GuestExport| format!("{} {} as {:?}", e.kind.name(), e.index, e.name);
+            if let Some(more) = theirs.iter().find(|e| !own.contains(e)) {
+                return Err(format!("the module in the process exports {}, {file} does not", show(more)));
+            }
+            if let Some(more) = own.iter().find(|e| !theirs.contains(e)) {
+                return Err(format!("{file} exports {}, the module in the process does not", show(more)));
+            }
+            checked.push(format!("{} exports", own.len()));
+        }
+        if let Some(theirs) = &theirs.memories {
+            let own = self.memories.as_deref().unwrap_or_default();
+            lists("memory", theirs, own, file, PartialEq::eq, ToString::to_string)?;
+            checked.push(format!("limits of {} memories", own.len()));
+        }
+        if let Some(theirs) = &theirs.tables {
+            let own = self.tables.as_deref().unwrap_or_default();
+            let same = |a: &TableLimits, b: &TableLimits| {
+                TableLimits { element: b.element, ..*a } == *b && same_type(a.element, b.element)
+            };
+            lists("table", theirs, own, file, same, ToString::to_string)?;
+            checked.push(format!("limits of {} tables", own.len()));
+        }
+        if let Some(theirs) = &theirs.globals {
+            let own = self.globals.as_deref().unwrap_or_default();
+            let same = |a: &GlobalDecl, b: &GlobalDecl| {
+                a.ty.zip(b.ty).is_none_or(|(a, b)| same_type(a, b))
+                    && a.mutable.zip(b.mutable).is_none_or(|(a, b)| a == b)
+            };
+            let show = |g: &GlobalDecl| {
+                let ty = g.ty.map_or("of an unknown type", ValType::name);
+                if g.mutable == Some(true) { format!("mut {ty}") } else { ty.to_string() }
+            };
+            lists("global", theirs, own, file, same, show)?;
+            checked.push(format!("types of {} globals", own.len()));
+        }
+        if let Some(theirs) = theirs.start {
+            let own = self.start.flatten();
+            if theirs != own {
+                let show = |start: Option<u32>| start.map_or("none".to_string(), |f| format!("function {f}"));
+                return Err(format!("the start function in the process is {}, in {file} {}", show(theirs), show(own)));
+            }
+            checked.push("the start function".to_string());
+        }
+        if let Some(theirs) = &theirs.data {
+            let own = self.data.as_deref().unwrap_or_default();
+            lists("data segment", theirs, own, file, PartialEq::eq, |n| format!("{n} bytes"))?;
+            checked.push(format!("sizes of {} data segments", own.len()));
+        }
+        if let Some(theirs) = theirs.elements {
+            let own = self.elements.unwrap_or_default();
+            if theirs != own {
+                return Err(format!("the module in the process has {theirs} element segments, {file} has {own}"));
+            }
+            checked.push(format!("{own} element segments"));
+        }
+        Ok(checked)
+    }
+}
+
+/// Whether two types can be the same. Not every runtime keeps what a reference refers to.
+fn same_type(a: ValType, b: ValType) -> bool {
+    use ValType::{ExternRef, FuncRef, Ref};
+    match (a, b) {
+        (Ref, FuncRef | ExternRef) | (FuncRef | ExternRef, Ref) => true,
+        _ => a == b,
+    }
+}
+
+fn lists<T>(
+    what: &str,
+    theirs: &[T],
+    own: &[T],
+    file: &str,
+    same: impl Fn(&T, &T) -> bool,
+    show: impl Fn(&T) -> String,
+) -> Result<(), String> {
+    let longest = theirs.len().max(own.len());
+    let Some(i) = (0..longest).find(|&i| !theirs.get(i).zip(own.get(i)).is_some_and(|(a, b)| same(a, b))) else {
+        return Ok(());
+    };
+    let shown = |list: &[T]| list.get(i).map_or("not there".to_string(), &show);
+    Err(format!("{what} {i} is {} in the process, {} in {file}", shown(theirs), shown(own)))
+}
+
 /// A parsed `.wasm` file. Bodies are decoded when asked for.
 pub struct WasmModule {
     file: String,
@@ -173,6 +405,7 @@ pub struct WasmModule {
     name_section: Option<Range<usize>>,
     local_names: OnceCell<HashMap<(u32, u32), String>>,
     declarations: Declarations,
+    description: Description,
     bodies: Vec<Range<usize>>,
     code_start: u64,
     debug_sections: HashMap<String, Range<usize>>,
@@ -190,7 +423,8 @@ pub struct WasmModule {
 type StackTypes = Vec<ValType>;
 
 /// Is shown each operator that has a point, and a function that computes its operands' types; says whether to go on.
-type Visit<'v> = dyn FnMut(u64, PointKind, &dyn Fn() -> Option<StackTypes>) -> bool + 'v;
+/// Gets the operands' constants too.
+type Visit<'v> = dyn FnMut(u64, PointKind, &dyn Fn() -> Option<StackTypes>, Option<&[Option<u64>]>) -> bool + 'v;
 
 fn value_type(ty: wasmparser::ValType) -> Option<ValType> {
     Some(match ty {
@@ -282,6 +516,43 @@ impl Reach {
     }
 }
 
+/// The operand stack as singlepass records it: the bits of what a `const` operator pushed, `None` for all else. What a
+/// `local.get` copies is no constant for it, and a block's results are none either.
+#[derive(Default)]
+struct Constants {
+    stack: Vec<Option<u64>>,
+    /// An operator was met of which it is not known what it pops, or there are too many operands.
+    lost: bool,
+}
+
+impl Constants {
+    /// The operands below the topmost `popped`.
+    fn below(&self, popped: usize) -> Option<&[Option<u64>]> {
+        self.stack.get(..self.stack.len().checked_sub(popped)?).filter(|_| !self.lost)
+    }
+
+    /// Goes over `op`, behind which there are `height` operands.
+    fn step(&mut self, op: &wasmparser::Operator<'_>, arity: Option<(u32, u32)>, height: usize) {
+        use wasmparser::Operator as O;
+        self.lost |= height > MAX_SLOTS || arity.is_none();
+        let (false, Some((_, pushed))) = (self.lost, arity) else { return };
+        if !matches!(op, O::LocalTee { .. } if self.stack.len() == height) {
+            self.stack.truncate(height.saturating_sub(pushed as usize));
+        }
+        self.stack.resize(height, None);
+        let bits = match *op {
+            O::I32Const { value } => u64::from(value as u32),
+            O::I64Const { value } => value as u64,
+            O::F32Const { value } => value.bits().into(),
+            O::F64Const { value } => value.bits(),
+            _ => return,
+        };
+        if let Some(top) = self.stack.last_mut() {
+            *top = Some(bits);
+        }
+    }
+}
+
 impl WasmModule {
     /// Reads and parses a file. [`Error::File`] if it cannot be read, [`Error::Wasm`] if it is no module.
     pub fn open(path: impl AsRef<Path>) -> Result<WasmModule, Error> {
@@ -312,6 +583,7 @@ impl WasmModule {
             name_section: None,
             local_names: OnceCell::new(),
             declarations: Declarations::default(),
+            description: Description::default(),
             bodies: Vec::new(),
             code_start: 0,
             debug_sections: HashMap::new(),
@@ -329,6 +601,8 @@ impl WasmModule {
         }
         module.locals.resize_with(module.bodies.len(), OnceCell::new);
         module.bytes = bytes;
+        module.description.exports = Some(module.declarations.exports.clone());
+        module.description.globals = Some(module.declarations.globals.clone());
         Ok(module)
     }
 
@@ -373,6 +647,7 @@ impl WasmModule {
                     for import in reader.into_imports() {
                         let import = import?;
                         self.declarations.import(&import.ty);
+                        self.description.import(&import);
                         if let TypeRef::Func(ty) | TypeRef::FuncExact(ty) = import.ty {
                             self.add_function(ty)?;
                             self.imports.push((import.module.to_string(), import.name.to_string()));
@@ -386,7 +661,9 @@ impl WasmModule {
                 }
                 Payload::MemorySection(reader) => {
                     for ty in reader {
-                        self.declarations.memory(&ty?);
+                        let ty = ty?;
+                        self.declarations.memory(&ty);
+                        self.description.memory(&ty);
                     }
                 }
                 Payload::GlobalSection(reader) => {
@@ -396,7 +673,7 @@ impl WasmModule {
                 }
                 Payload::TableSection(reader) => {
                     for table in reader {
-                        table?;
+                        self.description.table(&table?.ty);
                         self.declarations.tables += 1;
                     }
                 }
@@ -408,6 +685,12 @@ impl WasmModule {
                             self.exports.entry(export.index).or_insert_with(|| export.name.to_string());
                         }
                     }
+                }
+                Payload::StartSection { func, .. } => self.description.start = Some(Some(func)),
+                Payload::ElementSection(reader) => self.description.elements = Some(reader.count().into()),
+                Payload::DataSection(reader) => {
+                    let lengths = reader.into_iter().map(|data| Ok(data?.data.len() as u64));
+                    self.description.data = Some(lengths.collect::<Result<_, Unusable>>()?);
                 }
                 Payload::CodeSectionStart { unchecked_range, .. } => self.code_start = unchecked_range.start,
                 Payload::CodeSectionEntry(body) => {
@@ -581,6 +864,50 @@ impl WasmModule {
         self.printed.get_or_init(|| Printed::of(&self.bytes)).as_ref()
     }
 
+    /// Whether the file has a name section.
+    pub fn has_names(&self) -> bool {
+        self.name_section.is_some()
+    }
+
+    /// Whether only custom sections are different in `theirs`, the module that runs.
+    ///
+    /// # Errors
+    /// The first difference, by its offset in this file.
+    pub fn same_but_custom_sections(&self, theirs: &WasmModule) -> Result<(), String> {
+        let sections = |bytes: &[u8]| {
+            let payloads = Parser::new(0).parse_all(bytes).map_while(Result::ok);
+            let sections = payloads.filter_map(|payload| payload.as_section().filter(|(id, _)| *id != 0));
+            sections.collect::<Vec<_>>()
+        };
+        let (own, other) = (sections(&self.bytes), sections(&theirs.bytes));
+        let part = |bytes: &'_ [u8], range: &Range<u64>| -> Option<Vec<u8>> {
+            Some(bytes.get(usize::try_from(range.start).ok()?..usize::try_from(range.end).ok()?)?.to_vec())
+        };
+        let different = |offset: u64| {
+            Err(format!(
+                "the Wasm that the module was made from is another one: {} differs first at offset {offset:#x}",
+                self.file
+            ))
+        };
+        for (i, (id, range)) in own.iter().enumerate() {
+            let Some((other_id, other_range)) = other.get(i) else { return different(range.start) };
+            if id != other_id {
+                return different(range.start);
+            }
+            let (Some(a), Some(b)) = (part(&self.bytes, range), part(&theirs.bytes, other_range)) else {
+                return different(range.start);
+            };
+            if a != b {
+                let same = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
+                return different(range.start + same as u64);
+            }
+        }
+        if other.len() > own.len() {
+            return different(self.bytes.len() as u64);
+        }
+        Ok(())
+    }
+
     /// Whether the file has debug information of a source language.
     pub fn has_sources(&self) -> bool {
         self.debug_sections.contains_key(".debug_line") && self.debug_sections.contains_key(".debug_info")
@@ -642,10 +969,15 @@ impl WasmModule {
         local_func: u32,
         mut visit: impl FnMut(u64, PointKind, &dyn Fn() -> Option<Vec<ValType>>) -> bool,
     ) {
-        let _ = self.visit_stack_types(local_func, &mut visit);
+        let _ = self.visit_stack(local_func, &mut |index, kind, types, _| visit(index, kind, types));
     }
 
-    fn visit_stack_types(&self, local_func: u32, visit: &mut Visit<'_>) -> Option<()> {
+    /// The same with the operands themselves: the bits of those that are constants.
+    fn each_operands(&self, local_func: u32, mut visit: impl FnMut(u64, PointKind, Option<&[Option<u64>]>) -> bool) {
+        let _ = self.visit_stack(local_func, &mut |index, kind, _, constants| visit(index, kind, constants));
+    }
+
+    fn visit_stack(&self, local_func: u32, visit: &mut Visit<'_>) -> Option<()> {
         let resources = self.resources.as_ref().ok()?.clone();
         let index = self.imported_functions().checked_add(local_func)?;
         let ty = *self.functions.get(index as usize)?;
@@ -657,6 +989,7 @@ impl WasmModule {
         let mut reader = wasmparser::OperatorsReader::new(reader);
         let mut reach = Reach::default();
         let mut next = 0;
+        let mut constants = Constants::default();
         while !reader.eof() {
             let offset = reader.original_position();
             let op = reader.read().ok()?;
@@ -681,11 +1014,14 @@ impl WasmModule {
                     // Depth 0 is the top of the stack.
                     (popped..height).rev().map(|depth| value_type(validator.get_operand_type(depth)??)).collect()
                 };
-                if !visit(next, kind, &types) {
+                let below = popped.and_then(|popped| constants.below(popped));
+                if !visit(next, kind, &types, below) {
                     return None;
                 }
             }
+            let arity = op.operator_arity(&validator);
             validator.op(offset, &op).ok()?;
+            constants.step(&op, arity, validator.operand_stack_height() as usize);
             next += 1;
         }
         None
@@ -708,6 +1044,7 @@ impl WasmModule {
             }
             checked.push(format!("{imports} imported functions"));
         }
+        let described = self.describes(&facts.description)?;
         if facts.functions.len() != self.bodies.len() {
             return Err(format!(
                 "the module in the process defines {} functions, {file} defines {}",
@@ -741,6 +1078,7 @@ impl WasmModule {
                 }
                 with_locals += 1;
             }
+            self.compare_operands(local, function, &mut tally)?;
             if let Err(reason) = self.compare_points(local, &function.points, &mut tally)? {
                 skipped.push(format!("points of function {local} not compared: {reason}"));
             }
@@ -755,8 +1093,61 @@ impl WasmModule {
             checked.push(format!("locals of {with_locals} functions"));
         }
         checked.push(format!("{} call, {} trap and {} loop points", tally.calls, tally.traps, tally.loops));
+        if tally.operands > 0 {
+            checked.push(format!("constants and numbers of operands at {} points", tally.operands));
+        }
+        checked.extend(described);
         checked.extend(skipped);
         Ok(checked)
+    }
+
+    /// Compares what the file declares with what a runtime keeps of that. `Ok`: what was compared.
+    pub fn describes(&self, theirs: &Description) -> Result<Vec<String>, String> {
+        let mut compared = 0;
+        for (&function, (params, results)) in &theirs.signatures {
+            let Some((own_params, own_results)) = self.signature(function) else { continue };
+            if (params.as_slice(), results.as_slice()) != (own_params, own_results) {
+                let show = |params: &[ValType], results: &[ValType]| {
+                    format!("{} -> {}", type_list(params), type_list(results))
+                };
+                return Err(format!(
+                    "function {function} of all is {} in the process, {} in {}",
+                    show(params, results),
+                    show(own_params, own_results),
+                    self.file
+                ));
+            }
+            compared += 1;
+        }
+        let mut checked = self.description.compare(theirs, &self.file)?;
+        if compared > 0 {
+            checked.push(format!("types of {compared} functions"));
+        }
+        Ok(checked)
+    }
+
+    /// Compares the operands that a state map has at the points of a function with those of the file there: how many there
+    /// are, and which of them are constants, with their bits.
+    fn compare_operands(&self, local: u32, facts: &FunctionFacts, tally: &mut Tally) -> Result<(), String> {
+        if facts.operands.is_empty() {
+            return Ok(());
+        }
+        let mut different = None;
+        self.each_operands(local, |index, kind, own| {
+            let (Some(theirs), Some(own)) = (facts.operands.get(&(index, kind)), own) else { return true };
+            let at = format!("at operator {index} of function {local}");
+            let show = |v: &Option<u64>| v.map_or("no constant".to_string(), |bits| format!("the constant {bits:#x}"));
+            if theirs.len() != own.len() {
+                let (theirs, own) = (theirs.len(), own.len());
+                different = Some(format!("{at} the process has {theirs} operands, {} has {own}", self.file));
+            } else if let Some((i, (theirs, own))) = theirs.iter().zip(own).enumerate().find(|(_, (a, b))| a != b) {
+                let (theirs, own) = (show(theirs), show(own));
+                different = Some(format!("{at} operand {i} is {theirs} in the process, {own} in {}", self.file));
+            }
+            tally.operands += 1;
+            different.is_none()
+        });
+        different.map_or(Ok(()), Err)
     }
 
     /// The inner `Err` says why this function could not be compared, the outer one why the module does not fit.
@@ -845,6 +1236,7 @@ struct Tally {
     calls: usize,
     traps: usize,
     loops: usize,
+    operands: usize,
     loop_with_point: Option<String>,
     loop_without_point: Option<String>,
 }
@@ -877,8 +1269,8 @@ fn too_many_functions() -> Unusable {
 /// Why bytes are no usable module.
 struct Unusable(String);
 
-impl std::fmt::Display for Unusable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }

@@ -85,6 +85,7 @@ fn example() -> (Report, Contents) {
         routes: Vec::new(),
         checks: Vec::new(),
         wasm_file: None,
+        wasm_compared: None,
         problem: None,
     };
     let modules = vec![module(0, "one"), module(1, "two")];

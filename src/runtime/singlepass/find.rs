@@ -4,18 +4,22 @@ use super::anchor::{self, Anchor, MapSource, PAGE, Route};
 use super::layouts::Layouts;
 use super::maps::Maps;
 use super::module::{Module, Names};
-use super::module_info::{Artifact, Export, Import, ModuleInfo, Signature};
+use super::module_info::{Artifact, Export, Import, MemoryInfo, ModuleInfo, Signature, TableInfo};
 use super::module_memory::{MemoryModuleInfo, read_module_info};
 use super::{Singlepass, route_artifact, route_descriptor, route_heap, route_tls, route_vmctx, rust_msm};
 use crate::arch::Reg;
+use crate::limits::MAX_COMPARED_OPERANDS;
 use crate::runtime::all::FindOptions;
 use crate::runtime::{ExternKind, GlobalDecl, GuestExport, GuestModule, Provider, Runtime, Scene, ValType};
 use crate::state::SuspendOffset;
-use crate::symbolize::wasm::{FunctionFacts, ModuleFacts, PointKind, WasmModule};
+use crate::state::model::{FunctionStateMap, WasmAbstractValue};
+use crate::symbolize::wasm::{
+    Description, FunctionFacts, MemoryLimits, ModuleFacts, PointKind, TableLimits, WasmModule,
+};
 use crate::target::Memory;
 use crate::target::objects::Objects;
 use crate::unwind::Cursor;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -118,6 +122,10 @@ impl SinglepassProvider {
                     }
                     _ => None,
                 };
+                module.names.description = info.description.clone();
+                if let Ok(imports) = &info.imported_functions {
+                    module.names.description.imports.push((ExternKind::Function, imports.clone()));
+                }
                 module.names.memories = info.memories.as_ref().ok().copied();
                 module.names.tables = info.tables.as_ref().ok().copied();
                 module.names.exports = info.exports.as_ref().ok().map(|all| all.iter().map(exported).collect());
@@ -158,16 +166,27 @@ impl SinglepassProvider {
         if !anchor.patched.is_empty() {
             problem.push(format!("{} functions are redirected to another tier", anchor.patched.len()));
         }
+        let mut checks = anchor.checks.clone();
+        let compared = module.wasm_path.as_ref().map(|path| {
+            let (compared, summary) = &module.wasm_checks;
+            let compared = compared.join(", ");
+            checks.push(format!(
+                "{} agrees with the process in {compared}; types of declared locals are on its word",
+                path.display()
+            ));
+            summary.to_string()
+        });
         let guest = GuestModule {
             runtime: super::frame::RUNTIME,
             name: own.unwrap_or_else(|| format!("module{i}")),
             code: module.code,
             routes: anchor.routes.iter().map(|r| r.name()).collect(),
-            checks: anchor.checks.clone(),
+            checks,
             functions: Some(module.map.starts().len()),
             tracked: Some(module.tracked),
             backend: module.backend.clone(),
             wasm_file: module.wasm_path.as_ref().map(|p| p.display().to_string()),
+            wasm_compared: compared,
             problem: (!problem.is_empty()).then(|| problem.join("; ")),
         };
         match self.runtime.listed.get_mut(i) {
@@ -341,7 +360,9 @@ impl Provider for SinglepassProvider {
                 continue;
             }
             match facts(module, memory).and_then(|facts| wasm.fits(&facts)) {
-                Ok(_) => {
+                Ok(checked) => {
+                    let described = module.names.exports.is_some();
+                    module.wasm_checks = (checked, if described { "positions, description" } else { "positions" });
                     module.wasm = Some(wasm.clone());
                     module.wasm_path = Some(path.to_path_buf());
                     used = true;
@@ -431,6 +452,41 @@ fn names(info: &ModuleInfo) -> Names {
             .filter_map(|f| info.signature(f).map(|s| (f, (s.params.clone(), s.results.clone()))))
             .collect(),
         module: info.module_name(),
+        description: description(info),
+    }
+}
+
+/// What a runtime's description says that is compared with a file only.
+fn description(info: &ModuleInfo) -> Description {
+    fn names<T>(imports: &[Import<T>]) -> Vec<(String, String)> {
+        imports.iter().map(|i| (i.module.clone(), i.name.clone())).collect()
+    }
+    let memory = |m: &MemoryInfo| MemoryLimits {
+        minimum: m.minimum.into(),
+        maximum: m.maximum.map(u64::from),
+        memory64: false,
+        shared: m.shared,
+        page_size_log2: 16,
+    };
+    let table = |t: &TableInfo| TableLimits {
+        minimum: t.minimum.into(),
+        maximum: t.maximum.map(u64::from),
+        table64: false,
+        element: ValType::FuncRef,
+    };
+    Description {
+        imports: vec![
+            (ExternKind::Memory, names(&info.imported_memories)),
+            (ExternKind::Table, names(&info.imported_tables)),
+            (ExternKind::Global, names(&info.imported_globals)),
+            (ExternKind::Function, names(&info.imported_functions)),
+        ],
+        memories: Some(info.imported_memories.iter().map(|m| &m.item).chain(&info.memories).map(memory).collect()),
+        tables: Some(info.imported_tables.iter().map(|t| &t.item).chain(&info.tables).map(table).collect()),
+        start: Some(info.start),
+        data: Some(info.data.clone()),
+        elements: Some(info.elements),
+        ..Description::default()
     }
 }
 
@@ -460,7 +516,11 @@ fn described(info: &MemoryModuleInfo) -> ModuleInfo {
 /// What the target knows about a module, for the comparison with a `.wasm`.
 fn facts(module: &Module, memory: &dyn Memory) -> Result<ModuleFacts, String> {
     let mut by_index: BTreeMap<usize, FunctionFacts> = BTreeMap::new();
-    for map in module.map.all(memory)?.local_functions.values() {
+    let mut budget = MAX_COMPARED_OPERANDS;
+    let maps = module.map.all(memory)?;
+    // What another backend calls a constant is its own affair.
+    let exact = module.backend == "singlepass" && Module::saves_registers(maps);
+    for map in maps.local_functions.values() {
         let header = map.wasm_function_header_target_offset.iter().map(|o| (u64::MAX, o));
         let operators = map.wasm_offset_to_target_offset.iter().map(|(index, o)| (*index as u64, o));
         let points = header.chain(operators).map(|(index, suspend)| match suspend {
@@ -470,9 +530,118 @@ fn facts(module: &Module, memory: &dyn Memory) -> Result<ModuleFacts, String> {
         });
         let function = module.import_count.checked_add(map.local_function_id as u32);
         let params = function.and_then(|f| module.names.signatures.get(&f)).map(|(params, _)| params.clone());
-        let facts = FunctionFacts { locals: Some(map.locals.len()), points: points.collect(), params };
+        let operands = if exact { operands(map, &mut budget) } else { HashMap::new() };
+        let facts = FunctionFacts { locals: Some(map.locals.len()), points: points.collect(), params, operands };
         by_index.insert(map.local_function_id, facts);
     }
     // Indices are dense (`finalize` numbers every function); a map with holes belongs to no file.
-    Ok(ModuleFacts { imported_functions: Some(module.import_count), functions: by_index.into_values().collect() })
+    let description = Description {
+        signatures: module.names.signatures.clone(),
+        exports: module.names.exports.clone(),
+        globals: module.names.globals.as_ref().map(|(all, _)| all.clone()),
+        ..module.names.description.clone()
+    };
+    let functions = by_index.into_values().collect();
+    Ok(ModuleFacts { imported_functions: Some(module.import_count), functions, description })
+}
+
+/// The operands at a function's points, as far as `budget` goes: of each those that are constants. The stacks of all diffs
+/// are one tree, in which popping is going up, so that a chain is not replayed for each of its points.
+fn operands(map: &FunctionStateMap, budget: &mut usize) -> HashMap<(u64, PointKind), Vec<Option<u64>>> {
+    let constant = |value: &WasmAbstractValue| match value {
+        WasmAbstractValue::Const(bits) => Some(*bits),
+        WasmAbstractValue::Runtime => None,
+    };
+    let mut out = HashMap::new();
+    // Below, and the value; the heads are one more than the index, 0 is the empty stack.
+    let mut nodes: Vec<(usize, Option<u64>)> = Vec::new();
+    let push = |nodes: &mut Vec<_>, mut head: usize, values: &[WasmAbstractValue]| {
+        for value in values {
+            nodes.push((head, constant(value)));
+            head = nodes.len();
+        }
+        head
+    };
+    let initial = push(&mut nodes, 0, &map.initial.wasm_stack);
+    let mut heads: Vec<usize> = Vec::with_capacity(map.diffs.len());
+    for diff in &map.diffs {
+        let Some(mut head) = diff.last.map_or(Some(initial), |last| heads.get(last).copied()) else { return out };
+        for _ in 0..diff.wasm_stack_pop {
+            let (Some(left), Some((below, _))) =
+                (budget.checked_sub(1), head.checked_sub(1).and_then(|h| nodes.get(h)))
+            else {
+                return out;
+            };
+            (*budget, head) = (left, *below);
+        }
+        heads.push(push(&mut nodes, head, &diff.wasm_stack_push));
+    }
+    let infos = [
+        (PointKind::Call, &map.call_offsets),
+        (PointKind::Trappable, &map.trappable_offsets),
+        (PointKind::Loop, &map.loop_offsets),
+    ];
+    for (kind, info) in infos.into_iter().flat_map(|(kind, infos)| infos.values().map(move |info| (kind, info))) {
+        let Some((diff, &head)) = map.diffs.get(info.diff_id).zip(heads.get(info.diff_id)) else { continue };
+        let (mut stack, mut head) = (Vec::new(), head);
+        while let Some((below, value)) = head.checked_sub(1).and_then(|h| nodes.get(h)) {
+            let Some(left) = budget.checked_sub(1) else { return out };
+            (*budget, head) = (left, *below);
+            stack.push(*value);
+        }
+        stack.reverse();
+        let Some(shared) = stack.len().checked_sub(diff.wasm_stack_private_depth) else { continue };
+        stack.truncate(shared);
+        let Some(left) = budget.checked_sub(1) else { return out };
+        *budget = left;
+        out.insert((diff.wasm_inst_offset as u64, kind), stack);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::MachineState;
+    use crate::state::synthetic::{Module as Synthetic, START, state};
+
+    fn function(points: &[(usize, usize)]) -> FunctionStateMap {
+        let mut module = Synthetic::new(0);
+        for (i, (operator, operands)) in points.iter().enumerate() {
+            let state = MachineState { wasm_inst_offset: *operator, ..state(*operands, Vec::new()) };
+            module = module.point(crate::state::PointKind::Call, 0x20 + 2 * i, &state);
+        }
+        module.build().local_functions.remove(&START).unwrap()
+    }
+
+    #[test]
+    fn operands_are_those_of_the_replayed_states() {
+        let mut map = function(&[(1, 2), (2, 0)]);
+        map.initial.wasm_stack = vec![WasmAbstractValue::Const(1), WasmAbstractValue::Runtime];
+        map.diffs[0].wasm_stack_pop = 1;
+        map.diffs[0].wasm_stack_push = vec![WasmAbstractValue::Const(7), WasmAbstractValue::Runtime];
+        map.diffs[0].wasm_stack_private_depth = 1;
+        // Builds on the other one.
+        map.diffs[1].last = Some(0);
+        (map.diffs[1].wasm_stack_pop, map.diffs[1].wasm_stack_push) = (2, vec![WasmAbstractValue::Const(8)]);
+        let found = operands(&map, &mut 100);
+        assert_eq!(found[&(1, PointKind::Call)], [Some(1), Some(7)]);
+        assert_eq!(found[&(2, PointKind::Call)], [Some(1), Some(8)]);
+        let replayed = map.diffs[1].build_state(&map).unwrap().wasm_stack;
+        assert_eq!(replayed, [WasmAbstractValue::Const(1), WasmAbstractValue::Const(8)]);
+        // No diff builds on itself or on a later one, and nothing is popped that is not there.
+        map.diffs[0].last = Some(0);
+        assert!(operands(&map, &mut 100).is_empty());
+        (map.diffs[0].last, map.diffs[0].wasm_stack_pop) = (None, 3);
+        assert!(operands(&map, &mut 100).is_empty());
+    }
+
+    #[test]
+    fn operands_that_are_compared_have_an_end() {
+        // A point is one more.
+        let most = MAX_COMPARED_OPERANDS - 1;
+        for (count, points) in [(most, 1), (most + 1, 0)] {
+            assert_eq!(operands(&function(&[(1, count)]), &mut { MAX_COMPARED_OPERANDS }).len(), points);
+        }
+    }
 }

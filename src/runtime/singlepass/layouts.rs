@@ -275,6 +275,29 @@ offsets! {
         global_type 0x21 "ModuleInfo.globals.elems.<T>.desc.ty";
         global_mutable 0x20 "ModuleInfo.globals.elems.<T>.desc.mutable";
 
+        memory_size 0x10 "ModuleInfo.memories.elems.<T>.#";
+        memory_minimum 0x8 "ModuleInfo.memories.elems.<T>.minimum";
+        memory_has_maximum 0x0 "ModuleInfo.memories.elems.<T>.maximum.^";
+        memory_maximum 0x4 "ModuleInfo.memories.elems.<T>.maximum.:Some.__0";
+        memory_shared 0xc "ModuleInfo.memories.elems.<T>.shared";
+        imported_memory_size 0x18 "ModuleInfo.imported_memories.elems.<T>.#";
+        imported_memory_name 0x0 "ModuleInfo.imported_memories.elems.<T>.__0";
+        imported_memory_desc 0x8 "ModuleInfo.imported_memories.elems.<T>.__1";
+        table_size 0xc "ModuleInfo.tables.elems.<T>.#";
+        table_minimum 0x8 "ModuleInfo.tables.elems.<T>.minimum";
+        table_has_maximum 0x0 "ModuleInfo.tables.elems.<T>.maximum.^";
+        table_maximum 0x4 "ModuleInfo.tables.elems.<T>.maximum.:Some.__0";
+        imported_table_size 0x14 "ModuleInfo.imported_tables.elems.<T>.#";
+        imported_table_name 0x0 "ModuleInfo.imported_tables.elems.<T>.__0";
+        imported_table_desc 0x8 "ModuleInfo.imported_tables.elems.<T>.__1";
+        imported_global_name 0x0 "ModuleInfo.imported_globals.elems.<T>.__0";
+        info_data 0xf0 "ModuleInfo.data_initializers";
+        info_elements 0x108 "ModuleInfo.elem_initializers";
+        data_size 0x40 "ModuleInfo.data_initializers.<T>.#";
+        data_bytes 0x20 "ModuleInfo.data_initializers.<T>.data";
+        info_has_start 0x1c8 "ModuleInfo.start_func.^";
+        info_start 0x1cc "ModuleInfo.start_func.:Some.__0";
+
         export_size 0x28 "ModuleInfo.exports.map.core.entries.<T>.#";
         export_key 0x0 "ModuleInfo.exports.map.core.entries.<T>.key.vec";
         export_tag 0x18 "ModuleInfo.exports.map.core.entries.<T>.value.^";

@@ -6,7 +6,7 @@ use super::maps::Maps;
 use crate::runtime::{Declared, GlobalDecl, GuestExport, GuestFunction, MemoryDecl, ValType, Why};
 use crate::state::map::{Point, PointKind};
 use crate::state::model::{FunctionStateMap, MachineState, MachineValue, ModuleStateMap};
-use crate::symbolize::wasm::WasmModule;
+use crate::symbolize::wasm::{Description, WasmModule};
 use crate::target::Memory;
 use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register};
 use std::cell::RefCell;
@@ -31,6 +31,8 @@ pub struct Names {
     pub tables: Option<(u64, u64)>,
     /// Exports.
     pub exports: Option<Vec<GuestExport>>,
+    /// What a `.wasm` file is compared with besides.
+    pub description: Description,
 }
 
 /// A module.
@@ -55,6 +57,8 @@ pub struct Module {
     pub instances: Vec<u64>,
     /// Names and signatures found in the target.
     pub names: Names,
+    /// What the `.wasm` was compared in: each thing, and in a word.
+    pub wasm_checks: (Vec<String>, &'static str),
     /// The user's `.wasm`, checked against the map.
     pub wasm: Option<Rc<WasmModule>>,
     /// Its path.
@@ -98,6 +102,7 @@ impl Module {
             inner: None,
             instances: Vec::new(),
             names: Names::default(),
+            wasm_checks: (Vec::new(), ""),
             wasm: None,
             wasm_path: None,
             image_code: None,
@@ -199,10 +204,15 @@ impl Module {
         Some(state)
     }
 
-    /// Best name of a function and where it comes from.
+    /// Best name of a function and where it comes from. A name section of the process's own wins over the file's, which is
+    /// not compared; the exports and imports of both are the same.
     pub fn function_name(&self, function: u32) -> Option<(String, &'static str)> {
+        let own = self.names.functions.get(&function);
+        if let Some(name) = own.filter(|(_, source)| *source == "name section") {
+            return Some(name.clone());
+        }
         let from_wasm = self.wasm.as_ref().and_then(|w| w.function_name(function));
-        from_wasm.or_else(|| self.names.functions.get(&function).cloned())
+        from_wasm.or_else(|| own.cloned())
     }
 
     /// Types of the locals as far as they are known: all of them from the `.wasm`, the parameters from the signature.
@@ -257,9 +267,8 @@ impl Module {
             globals: self.globals().map(|(all, _)| all.to_vec()).ok_or_else(|| unknown("globals")),
             tables: tables.and_then(Result::ok).ok_or_else(|| unknown("tables")),
             functions: Ok(self.functions()),
-            exports: from_wasm
-                .map(|d| d.exports.clone())
-                .or_else(|| self.names.exports.clone())
+            exports: (self.names.exports.clone())
+                .or_else(|| from_wasm.map(|d| d.exports.clone()))
                 .ok_or_else(|| unknown("exports")),
         }
     }
@@ -292,9 +301,11 @@ impl Module {
     }
 
     fn signature(&self, function: u32) -> Option<(Vec<ValType>, Vec<ValType>)> {
-        let from_wasm = self.wasm.as_ref().and_then(|w| w.signature(function));
-        let from_wasm = from_wasm.map(|(params, results)| (params.to_vec(), results.to_vec()));
-        from_wasm.or_else(|| self.names.signatures.get(&function).cloned())
+        let from_wasm = || {
+            let (params, results) = self.wasm.as_ref()?.signature(function)?;
+            Some((params.to_vec(), results.to_vec()))
+        };
+        self.names.signatures.get(&function).cloned().or_else(from_wasm)
     }
 
     /// The error of the state map of the function at code offset `start`.

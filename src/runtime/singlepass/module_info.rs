@@ -201,6 +201,10 @@ pub struct ModuleInfo {
     pub imported_globals: Vec<Import<GlobalInfo>>,
     /// Exports in the module's order.
     pub exports: Vec<(String, Export)>,
+    /// Bytes of each data segment.
+    pub data: Vec<u64>,
+    /// Number of element segments.
+    pub elements: u64,
     /// Start function.
     pub start: Option<u32>,
     /// Index into `signatures` of every function, imports first (`func_assoc`).
@@ -232,17 +236,18 @@ impl ModuleInfo {
         let imported_tables = list(b, 14, |b| Ok((import_name(b)?, table(b)?)))?;
         let imported_globals = list(b, 10, |b| Ok((import_name(b)?, global(b)?)))?;
         let exports = list(b, 9, |b| Ok((text(b)?, export(b)?)))?;
-        skip_list(b, 13, |b| {
+        let data = list(b, 13, |b| {
             b.skip(4)?;
             initializer(b)?;
-            blob(b).map(drop)
+            Ok(blob(b)?.len() as u64)
         })?;
-        skip_list(b, 13, |b| {
+        let elements = list(b, 13, |b| {
             b.skip(4)?;
             initializer(b)?;
             let n = count(b, 4)?;
             Ok(b.skip(u64::from(n) * 4)?)
         })?;
+        let elements = elements.len() as u64;
         let start = option(b, "start function's presence", |b| Ok(b.u32()?))?;
         let function_types = list(b, 4, |b| Ok(b.u32()?))?;
         let signatures =
@@ -276,6 +281,8 @@ impl ModuleInfo {
             imported_tables: named.resolve(imported_tables)?,
             imported_globals: named.resolve(imported_globals)?,
             exports,
+            data,
+            elements,
             start,
             function_types,
             signatures,
@@ -333,11 +340,6 @@ impl ModuleInfo {
         }
         out
     }
-}
-
-fn skip_list(b: &mut Bytes<'_>, size: u64, mut skip: impl FnMut(&mut Bytes<'_>) -> Read<()>) -> Read<()> {
-    let n = count(b, size)?;
-    (0..n).try_for_each(|_| skip(b))
 }
 
 fn memory(b: &mut Bytes<'_>) -> Read<MemoryInfo> {

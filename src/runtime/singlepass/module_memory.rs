@@ -6,10 +6,11 @@
 
 use super::layouts::{Layouts, ModuleLayout};
 use super::module_info::Export;
-use super::rust_memory::{Budgeted, StructureError, VecLayout, View, vec_header};
+use super::rust_memory::{Budgeted, Elements, StructureError, VecLayout, View, vec_header};
 use super::rust_msm;
 use crate::limits;
-use crate::runtime::ValType;
+use crate::runtime::{ExternKind, ValType};
+use crate::symbolize::wasm::{Description, MemoryLimits, TableLimits};
 use crate::target::{Memory, Target};
 
 /// A field, or why it could not be read.
@@ -37,6 +38,8 @@ pub struct MemoryModuleInfo {
     pub memories: Field<(u64, u64)>,
     /// Tables: imported, defined.
     pub tables: Field<(u64, u64)>,
+    /// What else it declares, as far as it could be read.
+    pub description: Description,
     /// Content of the custom section "name"; `None` where the host kept none (`compile_with_config` keeps none).
     pub name_section: Field<Option<Vec<u8>>>,
     /// Function names that the host gave (`CompilerConfig::symbol_map`), by function index.
@@ -128,6 +131,7 @@ pub fn read_module_info(
         globals: reader.globals("globals", l.info_globals, (l.global_size, l.global_type, l.global_mutable)),
         memories: reader.counts("memories", l.info_imported_memories, l.info_memories),
         tables: reader.counts("tables", l.info_imported_tables, l.info_tables),
+        description: reader.description(),
         name_section: reader.name_section(),
         em_symbol_map: reader.em_symbol_map(),
         backend: reader.string("backend", reader.info, l.info_backend),
@@ -339,6 +343,102 @@ impl Reader<'_> {
             (_, len) => Ok(len),
         };
         Ok((count(imported)?, count(defined)?))
+    }
+
+    /// `Option<u32>`, told by a word before it.
+    fn option(&self, view: View<'_>, tag: u64, value: u64) -> Field<Option<u32>> {
+        match view.u32(tag)? {
+            0 => Ok(None),
+            1 => Ok(Some(view.u32(value)?)),
+            other => Err(view.bad("presence", other.into())),
+        }
+    }
+
+    fn memory(&self, view: View<'_>) -> Field<MemoryLimits> {
+        let l = self.l;
+        Ok(MemoryLimits {
+            minimum: view.u32(l.memory_minimum)?.into(),
+            maximum: self.option(view, l.memory_has_maximum, l.memory_maximum)?.map(u64::from),
+            memory64: false,
+            shared: match view.u8(l.memory_shared)? {
+                flag @ 0..=1 => flag == 1,
+                other => return Err(view.bad("shared flag", other.into())),
+            },
+            page_size_log2: 16,
+        })
+    }
+
+    fn table(&self, view: View<'_>) -> Field<TableLimits> {
+        let l = self.l;
+        Ok(TableLimits {
+            minimum: view.u32(l.table_minimum)?.into(),
+            maximum: self.option(view, l.table_has_maximum, l.table_maximum)?.map(u64::from),
+            table64: false,
+            // The runtime has no others (`types.rs: ElementType`).
+            element: ValType::FuncRef,
+        })
+    }
+
+    /// What is compared with a file and shown nowhere: a field that cannot be read is not compared.
+    fn description(&self) -> Description {
+        let l = self.l;
+        let mut out = Description::default();
+        let names = self
+            .string_table("namespaces", l.info_namespace_table, l.info_namespace_buffer)
+            .and_then(|modules| {
+                Ok((modules, self.string_table("import names", l.info_name_table, l.info_name_buffer)?))
+            })
+            .ok();
+        let each = |what, at, size| self.heap.vec(what, self.info, at, self.vec, size, limits::MAX_SLOTS);
+        let memories = || -> Field<(Vec<MemoryLimits>, Elements)> {
+            let imported = each("imported memories", l.info_imported_memories, l.imported_memory_size)?;
+            let own = each("memories", l.info_memories, l.memory_size)?;
+            let described = imported
+                .iter()
+                .map(|m| self.memory(m.inner("memory", l.imported_memory_desc, l.memory_size)?))
+                .chain(own.iter().map(|m| self.memory(m)));
+            Ok((described.collect::<Field<_>>()?, imported))
+        };
+        let tables = || -> Field<(Vec<TableLimits>, Elements)> {
+            let imported = each("imported tables", l.info_imported_tables, l.imported_table_size)?;
+            let own = each("tables", l.info_tables, l.table_size)?;
+            let described = imported
+                .iter()
+                .map(|t| self.table(t.inner("table", l.imported_table_desc, l.table_size)?))
+                .chain(own.iter().map(|t| self.table(t)));
+            Ok((described.collect::<Field<_>>()?, imported))
+        };
+        let mut copied = 0;
+        let mut import = |out: &mut Description, kind, imports: &Elements, at| {
+            let Some((modules, fields)) = &names else { return };
+            let name = |import: View<'_>| -> Option<(String, String)> {
+                let module = modules.get(import.u32(at + l.import_name_namespace).ok()? as usize)?;
+                let field = fields.get(import.u32(at + l.import_name_name).ok()? as usize)?;
+                copied += (module.len() + field.len()) as u64;
+                (copied <= limits::MAX_MODULE_INFO_BYTES).then(|| (module.clone(), field.clone()))
+            };
+            if let Some(list) = imports.iter().map(name).collect() {
+                out.imports.push((kind, list));
+            }
+        };
+        if let Ok((described, imported)) = memories() {
+            out.memories = Some(described);
+            import(&mut out, ExternKind::Memory, &imported, l.imported_memory_name);
+        }
+        if let Ok((described, imported)) = tables() {
+            out.tables = Some(described);
+            import(&mut out, ExternKind::Table, &imported, l.imported_table_name);
+        }
+        if let Ok(imported) = each("imported globals", l.info_imported_globals, l.imported_global_size) {
+            import(&mut out, ExternKind::Global, &imported, l.imported_global_name);
+        }
+        out.start = self.option(self.info, l.info_has_start, l.info_start).ok();
+        let data = each("data segments", l.info_data, l.data_size);
+        out.data = data
+            .and_then(|data| data.iter().map(|d| Ok(vec_header("data", d, l.data_bytes, self.vec)?.1)).collect())
+            .ok();
+        out.elements = vec_header("element segments", self.info, l.info_elements, self.vec).map(|(_, len)| len).ok();
+        out
     }
 
     /// Full buckets of the hash table at offset `at`, each `size` bytes.

@@ -162,7 +162,8 @@ impl<'a> Budgeted<'a> {
         }
         let size = usize::try_from(element_size).map_err(|_| bad("element size", element_size))?;
         let align = if element_size == 0 { 1 } else { 1 << element_size.trailing_zeros().min(3) };
-        if ptr == 0 || !ptr.is_multiple_of(align) {
+        // The size tells no more than a bound of the alignment, and an empty `Vec`'s pointer is the alignment itself.
+        if ptr == 0 || (len > 0 && !ptr.is_multiple_of(align)) {
             return Err(bad("pointer", ptr));
         }
         let bytes = match len.checked_mul(element_size) {

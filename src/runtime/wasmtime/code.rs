@@ -34,6 +34,8 @@ pub(super) struct Code {
     pub first: usize,
     /// The `.wasm` of each module: from the image, or the user's.
     pub wasm: Vec<Option<Rc<WasmModule>>>,
+    /// In what that file was compared.
+    pub wasm_compared: Vec<Option<&'static str>>,
     /// Path of the user's file of each module.
     pub wasm_path: Vec<Option<PathBuf>>,
     pub file: Option<MappedFile>,
@@ -126,6 +128,7 @@ impl Code {
             first: 0,
             wasm,
             wasm_path: vec![None; modules],
+            wasm_compared: vec![None; modules],
             cfi,
             dwarf,
             problems,

@@ -3,10 +3,11 @@
 use super::code::Code;
 use super::frame::RUNTIME;
 use super::image::{HEADER_BYTES, Header, Image};
+use super::info::{Entity, ImageInfo, ModuleInfo, WasmType};
 use super::{Wasmtime, addrmap::FilePos};
 use crate::limits::{MAX_COMPARED_PLACES, MAX_HEADER_PAGES, MAX_IMAGES};
-use crate::runtime::{GuestModule, Provider, Runtime, Scene};
-use crate::symbolize::wasm::WasmModule;
+use crate::runtime::{ExternKind, GlobalDecl, GuestExport, GuestModule, Provider, Runtime, Scene, ValType};
+use crate::symbolize::wasm::{Description, MemoryLimits, TableLimits, WasmModule};
 use crate::target::Mapping;
 use crate::target::mapped_file::{MappedFile, WithFile};
 use crate::unwind::Cursor;
@@ -156,8 +157,17 @@ impl Provider for WasmtimeProvider {
                 }
                 let index = code.first + module;
                 match fits(code, module, wasm) {
-                    Ok(()) => {
-                        code.wasm[module] = Some(Rc::clone(wasm));
+                    Ok(compared) => {
+                        // What the image carries wins, where the file has no more names or lines than that.
+                        let adds = |own: &WasmModule| {
+                            wasm.body_offset(0) == own.body_offset(0)
+                                && ((wasm.has_sources() && !own.has_sources())
+                                    || (wasm.has_names() && !own.has_names()))
+                        };
+                        if code.wasm[module].as_deref().is_none_or(adds) {
+                            code.wasm[module] = Some(Rc::clone(wasm));
+                        }
+                        code.wasm_compared[module] = Some(compared);
                         code.wasm_path[module] = Some(path.to_path_buf());
                         used = true;
                         if let Some(listed) = self.runtime.listed.get_mut(index) {
@@ -184,8 +194,16 @@ fn step(places: usize) -> usize {
 }
 
 /// Whether a module was compiled from this file: its functions, their types, and that the places that the compiler kept
-/// are operators of those very functions.
-fn fits(code: &Code, module: usize, wasm: &WasmModule) -> Result<(), String> {
+/// are operators of those very functions. Where the image carries its Wasm, that it is this. `Ok`: what was compared.
+fn fits(code: &Code, module: usize, wasm: &WasmModule) -> Result<&'static str, String> {
+    let own = code.wasm.get(module).and_then(Option::as_deref);
+    if let Some(own) = own {
+        if own.bytes() == wasm.bytes() {
+            return Ok("every byte");
+        }
+        wasm.same_but_custom_sections(own)?;
+        return Ok("all but custom sections");
+    }
     if let Some(info) = code.module(module) {
         let counts = (info.imported.functions, info.defined().functions);
         let theirs = (wasm.imported_functions(), wasm.defined_functions());
@@ -195,6 +213,9 @@ fn fits(code: &Code, module: usize, wasm: &WasmModule) -> Result<(), String> {
                 theirs.0, theirs.1, counts.0, counts.1
             ));
         }
+    }
+    if let (Ok(image), Some(info)) = (&code.info, code.module(module)) {
+        wasm.describes(&description(image, info))?;
     }
     let text = code.image.text().start;
     let mut compared = 0;
@@ -226,7 +247,63 @@ fn fits(code: &Code, module: usize, wasm: &WasmModule) -> Result<(), String> {
     if compared == 0 && code.info.is_err() {
         return Err("the image keeps neither places nor a description that it could be compared with".into());
     }
-    Ok(())
+    Ok(match (compared > 0, code.info.is_ok()) {
+        (true, true) => "positions, description",
+        (true, false) => "positions",
+        (false, _) => "description",
+    })
+}
+
+/// What the image keeps of a module's declarations.
+fn description(image: &ImageInfo, info: &ModuleInfo) -> Description {
+    let kind = |entity: Entity| match entity {
+        Entity::Function(i) => (ExternKind::Function, i),
+        Entity::Table(i) => (ExternKind::Table, i),
+        Entity::Memory(i) => (ExternKind::Memory, i),
+        Entity::Global(i) => (ExternKind::Global, i),
+        Entity::Tag(i) => (ExternKind::Tag, i),
+    };
+    let kinds = [ExternKind::Function, ExternKind::Table, ExternKind::Memory, ExternKind::Global, ExternKind::Tag];
+    let mut out = Description { imports: kinds.map(|kind| (kind, Vec::new())).into(), ..Description::default() };
+    for import in &info.imports {
+        out.add_import(kind(import.entity).0, &import.module, &import.field);
+    }
+    let plain = |types: &[WasmType]| -> Option<Vec<ValType>> {
+        let numeric = |ty: &WasmType| (!matches!(ty, WasmType::Ref { .. })).then(|| ValType::from(*ty));
+        types.iter().map(numeric).collect()
+    };
+    for (index, function) in (0..).zip(&info.functions) {
+        let signature = || {
+            let ty = image.types.get(function.signature? as usize)?.as_ref()?;
+            Some((plain(&ty.params)?, plain(&ty.results)?))
+        };
+        out.signatures.extend(signature().map(|signature| (index, signature)));
+    }
+    let exports = info.exports.iter().map(|export| {
+        let (kind, index) = kind(export.entity);
+        GuestExport { name: export.name.to_string(), kind, index }
+    });
+    out.exports = Some(exports.collect());
+    let memories = info.memories.iter().map(|m| MemoryLimits {
+        minimum: m.limits.min,
+        maximum: m.limits.max,
+        memory64: m.memory64,
+        shared: m.shared,
+        page_size_log2: m.page_size_log2.into(),
+    });
+    out.memories = Some(memories.collect());
+    let tables = info.tables.iter().map(|t| TableLimits {
+        minimum: t.limits.min,
+        maximum: t.limits.max,
+        table64: t.table64,
+        element: t.element.into(),
+    });
+    out.tables = Some(tables.collect());
+    let globals = info.globals.iter().map(|g| GlobalDecl { ty: Some(g.ty.into()), mutable: Some(g.mutable) });
+    out.globals = Some(globals.collect());
+    // From then on the compiled initializer calls it, and it is not recorded.
+    out.start = (image.version.0 < 46).then_some(info.start);
+    out
 }
 
 /// What readers see of a module.
@@ -260,6 +337,10 @@ pub(super) fn guest_module(code: &Code, module: usize) -> GuestModule {
         Some(file) => checks.push(format!("{} begins with the same page", file.path.display())),
         None => {}
     }
+    let compared = user.and_then(|_| code.wasm_compared.get(module).copied().flatten());
+    if let (Some(path), Some(compared)) = (user, compared) {
+        checks.push(format!("{} agrees with the image in {compared}", path.display()));
+    }
     let version = code.version_text.as_deref().unwrap_or("of an unknown version");
     let mut problems = code.problems.clone();
     if code.has_frames() == Some(false) {
@@ -276,13 +357,15 @@ pub(super) fn guest_module(code: &Code, module: usize) -> GuestModule {
         // Which of its compilers it was the image does not say in so many words.
         backend: format!("wasmtime {version}"),
         wasm_file: user.map(|p| p.display().to_string()),
+        wasm_compared: compared.map(str::to_string),
         problem: (!problems.is_empty()).then(|| problems.join("; ")),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::fixture;
+    use super::super::image::SliceMemory;
+    use super::super::testing::{fixture, fixtures, sections};
     use super::*;
     use crate::progress::Silent;
     use crate::target::Target;
@@ -312,6 +395,80 @@ mod tests {
         assert_eq!(discover(&[1, 2, MAX_HEADER_PAGES, MAX_HEADER_PAGES + 1]).0, 3);
         let is_cut = |count| discover(&vec![1; count]).1.iter().any(|n| n.contains("only the first"));
         assert!(!is_cut(MAX_IMAGES) && is_cut(MAX_IMAGES + 1));
+    }
+
+    fn edited(from: &str, to: &str) -> WasmModule {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/wasmtime/make/values.wat");
+        let text = std::fs::read_to_string(path).unwrap();
+        assert!(from.is_empty() || text.contains(from), "{from}");
+        WasmModule::parse("values.wasm".into(), wat::parse_str(text.replacen(from, to, 1)).unwrap()).unwrap()
+    }
+
+    /// Of every version that is known.
+    #[test]
+    fn descriptions_are_compared() {
+        let edits = [
+            ("\"stop\"", "\"stopp\"", "imported func 0 is env.stop in the process, env.stopp in values.wasm"),
+            ("\"env\" \"base\"", "\"enw\" \"base\"", "imported global 0 is env.base in the process, enw.base"),
+            ("(global $base i32)", "(global $base f32)", "global 0 is i32 in the process, f32 in values.wasm"),
+            ("1 3)", "9 50)", "memory 0 is 1..3 pages in the process, 9..50 pages in values.wasm"),
+            ("2 4 funcref", "400 funcref", "table 0 is 2..4 elements of funcref in the process, 400.. elements"),
+            ("2 4 funcref", "2 4 externref", "table 0 is 2..4 elements of funcref"),
+            (
+                "\"middle\"",
+                "\"muddle\"",
+                "the module in the process exports func 2 as \"middle\", values.wasm does not",
+            ),
+            ("(export \"leaf\")", "", "exports func 1 as \"leaf\", values.wasm does not"),
+            (
+                "(func (export \"run\")",
+                "(func (export \"ran\") (export \"run\")",
+                "values.wasm exports func 3 as \"ran\"",
+            ),
+            ("(global $vec (mut v128) (v128.const i64x2 1 2))", "", "global 3 is mut v128 in the process, not there"),
+            ("(func $indirect (param i32)", "(func $indirect (param i32 i32)", "function 4 of all is (i32) -> (i32)"),
+        ];
+        let wanted = |name: &String| name.ends_with("-default");
+        let names: Vec<_> = fixtures().into_iter().chain(sections()).filter(wanted).collect();
+        assert!(names.len() >= 15, "{names:?}");
+        for name in names {
+            let info = super::super::testing::info(&name);
+            let theirs = description(&info, &info.modules[0]);
+            let checked = edited("", "").describes(&theirs).unwrap();
+            assert!(checked.len() >= 6, "{name}: {checked:?}");
+            for (from, to, reason) in edits {
+                let why = edited(from, to).describes(&theirs).unwrap_err();
+                assert!(why.contains(reason), "{name}: {why}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_wasm_that_an_image_carries_is_compared_byte_for_byte() {
+        let bytes = fixture("48-guest-debug");
+        let code = Code::load(Image::from_bytes(&bytes).unwrap(), None, &SliceMemory::new(0, &bytes));
+        let own = code.wasm[0].as_ref().unwrap().bytes().to_vec();
+        let parse = |bytes: Vec<u8>| WasmModule::parse("x.wasm".into(), bytes).unwrap();
+        assert_eq!(fits(&code, 0, &parse(own.clone())), Ok("every byte"));
+        // A custom section more, and all of them less.
+        let more = [&own[..8], &[0, 2, 1, b'x'], &own[8..]].concat();
+        assert_eq!(fits(&code, 0, &parse(more)), Ok("all but custom sections"));
+        let mut bare = own[..8].to_vec();
+        for payload in wasmparser::Parser::new(0).parse_all(&own).map(Result::unwrap) {
+            if let Some((id, range)) = payload.as_section().filter(|(id, _)| *id != 0) {
+                let data = &own[range.start as usize..range.end as usize];
+                bare.push(id);
+                bare.extend([data.len() as u8 & 0x7f | 0x80, (data.len() >> 7) as u8]);
+                bare.extend(data);
+            }
+        }
+        assert_eq!(fits(&code, 0, &parse(bare)), Ok("all but custom sections"));
+        // A constant alone.
+        let at = own.windows(8).position(|w| w == 2.5f64.to_le_bytes()).unwrap();
+        let mut other = own.clone();
+        other[at + 6] ^= 1;
+        let why = fits(&code, 0, &parse(other)).unwrap_err();
+        assert!(why.ends_with(&format!("x.wasm differs first at offset {:#x}", at + 6)), "{why}");
     }
 
     #[test]
