@@ -19,7 +19,7 @@ use crate::report::{self, Frame, FrameKind, Function, Hex, OpPosition, Report, W
 use crate::runtime::all::{FindOptions, Runtimes};
 use crate::runtime::code_map::{CodeMap, CompiledFunction, CompiledModule, Detail};
 pub use crate::runtime::singlepass::anchor::Route;
-use crate::runtime::{GuestFrame, GuestKind, Position, Provider, Reach, Runtime, Scene};
+use crate::runtime::{GuestFrame, GuestKind, Position, Provider, Reach, Runtime, Scene, Why};
 use crate::state::ExecutionStateImage;
 use crate::symbolize::native::NativeSymbolizer;
 use crate::target::core::CoreTarget;
@@ -162,9 +162,10 @@ pub fn run(options: &Options) -> Result<Outcome, Error> {
                     timing.add_stop(pause);
                 }
             }
-            if options.nonblocking && outcome.report.threads.iter().all(|t| t.frames.is_empty()) {
+            let report = &outcome.report;
+            if options.nonblocking && report.runtimes.is_empty() && report.threads.iter().all(|t| t.frames.is_empty()) {
                 let note = "modules are looked for where stacks lead to code that nothing explains: of threads that run there \
-                            is no stack, so none was looked for (without --nonblocking there is)";
+                            is no stack (without --nonblocking there is), so there may be some that were not found";
                 outcome.report.notes.push(note.to_string());
             }
             if options.verbose && !options.nonblocking {
@@ -596,13 +597,9 @@ impl WasmThread<'_> {
                 ),
             });
         }
-        let made_by = runtime.modules().get(self.youngest.module).map(|m| m.runtime);
-        if let Some(other) = made_by.filter(|name| !name.contains("singlepass")) {
-            return Err(Error::NotFound {
-                what: format!("thread {tid} runs {other}, which has no such images: only wasmer singlepass has"),
-            });
-        }
-        let image = self.frames.first().and_then(|f| runtime.image(self.tid, &f.cursor, memory)).unwrap_or_default();
+        let image = self.frames.first().map(|f| runtime.image(self.tid, &f.cursor, memory)).transpose();
+        let image =
+            image.map_err(|Why(why)| Error::NotFound { what: format!("thread {tid}: {why}") })?.unwrap_or_default();
         if image.frames.is_empty() {
             let why = self.youngest.stack.as_ref().err().map_or("the runtime has no state here", |w| w.0.as_str());
             let pc = self.frames.first().map_or(0, |f| f.cursor.address.raw());

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use support::{Host, Profile, Stopped, Truth, fixture, gcore, host_singlepass, kernel_core, wstate};
+use support::{
+    Host, Profile, Stopped, Truth, Version, fixture, gcore, host_singlepass, host_wasmtime, kernel_core, wstate,
+};
 use tempfile::TempDir;
 use wstate::state::ImageView;
 
@@ -295,6 +297,17 @@ fn a_file_that_is_there_stays_where_there_is_no_image() {
     let (_, _) = snapshot(&directory, &["-p", &host.pid().to_string()], 2);
     assert_eq!(std::fs::read(&path).expect("the file"), b"old");
     assert_eq!(std::fs::read_dir(directory.path()).expect("the directory").count(), 1);
+}
+
+#[test]
+fn a_runtime_without_images_is_named() {
+    let host = Host::start_exe(host_wasmtime(Version::V48, Profile::Release), "sleep", &[]);
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("image");
+    let done = wstate(&["snapshot", "-p", &host.pid().to_string(), "-o", path.to_str().expect("text")]);
+    let said = text(&done.stderr);
+    assert!(done.status.code() == Some(2) && said.contains("wasmtime has no images of frames"), "{said}");
+    assert!(!path.exists());
 }
 
 /// Output and exit code of `wstate image`.

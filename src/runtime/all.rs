@@ -242,8 +242,9 @@ impl Runtime for Runtimes {
         &self.notes
     }
 
-    fn image(&self, thread: ThreadId, at: &Cursor, memory: &dyn Memory) -> Option<ExecutionStateImage> {
-        self.runtimes().filter(|r| r.module_of(at.address.lookup()).is_some()).find_map(|r| r.image(thread, at, memory))
+    fn image(&self, thread: ThreadId, at: &Cursor, memory: &dyn Memory) -> Result<ExecutionStateImage, Why> {
+        let owner = self.runtimes().find(|r| r.module_of(at.address.lookup()).is_some());
+        owner.map_or_else(|| Ok(ExecutionStateImage::default()), |r| r.image(thread, at, memory))
     }
 
     fn recover(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
@@ -389,9 +390,6 @@ mod tests {
         }
         fn notes(&self) -> &[String] {
             &self.notes
-        }
-        fn image(&self, _: ThreadId, _: &Cursor, _: &dyn Memory) -> Option<ExecutionStateImage> {
-            None
         }
         fn module_of(&self, address: u64) -> Option<usize> {
             self.covers(address)

@@ -389,8 +389,12 @@ pub trait Runtime: Unwinder {
     fn describe(&self, at: &Cursor, memory: &dyn Memory) -> Vec<GuestFrame>;
     /// Things the reader should know (routes that failed, caps reached).
     fn notes(&self) -> &[String];
-    /// What the runtime itself would report for the frames from `at` on (`state.rs: read_stack`), if it has such a thing.
-    fn image(&self, thread: ThreadId, at: &Cursor, memory: &dyn Memory) -> Option<ExecutionStateImage>;
+    /// What the runtime itself would report for the frames from `at` on (`state.rs: read_stack`), of runtimes that have such
+    /// images; without frames where it has no state.
+    fn image(&self, thread: ThreadId, at: &Cursor, memory: &dyn Memory) -> Result<ExecutionStateImage, Why> {
+        let _ = (thread, at, memory);
+        Err(Why(format!("{} has no images of frames", self.name())))
+    }
     /// The runtime's frame below a native frame that nothing can unwind, if the runtime's own tables lead to it.
     fn recover(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
         let _ = (at, memory);

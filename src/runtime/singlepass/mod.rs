@@ -84,11 +84,11 @@ impl Runtime for Singlepass {
         &self.notes
     }
 
-    fn image(&self, thread: ThreadId, at: &Cursor, memory: &dyn Memory) -> Option<ExecutionStateImage> {
+    fn image(&self, thread: ThreadId, at: &Cursor, memory: &dyn Memory) -> Result<ExecutionStateImage, Why> {
         let boundary = self.boundary.iter().find(|b| b.thread == thread);
         let boundary =
             boundary.map(|b| BoundaryRegisters { r15: b.r15, r14: b.r14, r13: b.r13, r12: b.r12, rbx: b.rbx });
-        frame::image(self, boundary, at, memory)
+        Ok(frame::image(self, boundary, at, memory).unwrap_or_default())
     }
 
     fn recover(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {

@@ -48,9 +48,8 @@ use super::code_map::{CodeMap, Detail};
 use super::{Declared, GuestFrame, GuestInstance, GuestModule, Reach, Runtime, Value, Why};
 use crate::arch::{CodeAddress, Reg};
 use crate::limits::{MAX_FLOW_BYTES, MAX_FLOW_FUNCTIONS, MAX_KNOWN_INSTANCES};
-use crate::state::ExecutionStateImage;
 use crate::symbolize::wasm::WasmModule;
-use crate::target::{Mapping, Memory, ThreadId};
+use crate::target::{Mapping, Memory};
 use crate::unwind::{Cursor, Next, Unwinder};
 use chain::{Chain, Solved};
 use code::Code;
@@ -259,10 +258,6 @@ impl Runtime for Wasmtime {
 
     fn notes(&self) -> &[String] {
         &self.notes
-    }
-
-    fn image(&self, _: ThreadId, _: &Cursor, _: &dyn Memory) -> Option<ExecutionStateImage> {
-        None
     }
 
     fn recover(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
