@@ -245,8 +245,21 @@ fn a_thread_is_taken_wherever_it_is_in_wasm_code() {
     assert!(taken > 0 && result_now(&host).is_none());
 }
 
+/// What is mapped, once the host's own thread waits for its input: until then it maps what it needs itself.
 fn maps(host: &Host) -> String {
-    std::fs::read_to_string(format!("/proc/{}/maps", host.pid())).expect("maps")
+    let process = PathBuf::from(format!("/proc/{}", host.pid()));
+    let waits = || {
+        let tasks = std::fs::read_dir(process.join("task")).expect("threads").flatten();
+        let read = |path: &Path, name: &str| std::fs::read_to_string(path.join(name)).unwrap_or_default();
+        // It is in `read` of descriptor 0.
+        tasks.map(|t| t.path()).any(|t| read(&t, "comm") == "stdin\n" && read(&t, "syscall").starts_with("0 0x0 "))
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while !waits() {
+        assert!(Instant::now() < deadline, "the host's thread does not wait within {PATIENCE:?}");
+        std::thread::yield_now();
+    }
+    std::fs::read_to_string(process.join("maps")).expect("maps")
 }
 
 /// Sets the byte that `watch` looks at.
