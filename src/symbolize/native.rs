@@ -420,8 +420,11 @@ impl<'a> Dwarf<'a> {
             let found = match &*context {
                 Some(context) => frames(context, svma),
                 None => {
-                    let whole =
-                        self.whole.get_or_init(|| Context::from_dwarf(self.sections.borrow(|section| *section)).ok());
+                    let whole = self.whole.get_or_init(|| {
+                        let mut dwarf = self.sections.borrow(|section| *section);
+                        dwarf.populate_abbreviations_cache(gimli::AbbreviationsCacheStrategy::Duplicates);
+                        Context::from_dwarf(dwarf).ok()
+                    });
                     whole.as_ref().map_or_else(Vec::new, |context| frames(context, svma))
                 }
             };
