@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
 use wasmer_runtime_core_near::backend::CompilerConfig;
 use wasmer_runtime_core_near::cache::Artifact;
 use wasmer_runtime_core_near::{
@@ -86,6 +87,12 @@ impl Target for Myself {
 
 fn quiet(_: &str, _: u64, _: u64) {}
 
+/// A target is read while it stands. Here that means: while no other test's thread makes and drops modules.
+fn standing() -> MutexGuard<'static, ()> {
+    static STANDING: Mutex<()> = Mutex::new(());
+    STANDING.lock().unwrap_or_else(|e| e.into_inner())
+}
+
 /// `salt` makes modules differ.
 fn wat(salt: u32, imports: bool) -> Vec<u8> {
     let import =
@@ -135,6 +142,7 @@ fn compile(wasm: &[u8]) -> Module {
 
 #[test]
 fn ctx_offsets_are_the_runtimes() {
+    let _standing = standing();
     assert_eq!(ctx::CTX_SIZE, std::mem::size_of::<vm::Ctx>());
     assert_eq!(ctx::GLOBALS, u64::from(vm::Ctx::offset_globals()));
     assert_eq!(ctx::IMPORTED_GLOBALS, u64::from(vm::Ctx::offset_imported_globals()));
@@ -156,6 +164,7 @@ fn ctx_offsets_are_the_runtimes() {
 
 #[test]
 fn a_vmctx_leads_to_its_module() {
+    let _standing = standing();
     for imports in [false, true] {
         let (instance, vmctx) = start(&compile(&wat(2, imports)));
         let me = Myself::with_registers(&[(Reg::R15, vmctx)]);
@@ -174,6 +183,7 @@ fn a_vmctx_leads_to_its_module() {
 
 #[test]
 fn one_vmctx_of_two_instances_on_a_stack() {
+    let _standing = standing();
     let module = compile(&wat(3, true));
     let ((a, ctx_a), (_b, ctx_b)) = (start(&module), start(&module));
     // Our own stack: `sp` points at these words.
@@ -189,6 +199,7 @@ fn one_vmctx_of_two_instances_on_a_stack() {
 
 #[test]
 fn the_heap_holds_an_image_of_every_module() {
+    let _standing = standing();
     let tracked = CompilerConfig { track_state: true, ..Default::default() };
     let preempted = CompilerConfig { full_preemption: true, enforce_stack_check: true, ..Default::default() };
     let instances = [
@@ -216,6 +227,7 @@ fn the_heap_holds_an_image_of_every_module() {
 
 #[test]
 fn an_artifact_names_the_code_and_a_loaded_cache_is_found_by_every_route() {
+    let _standing = standing();
     let module = compile(&wat(7, true));
     let bytes = module.cache().unwrap().serialize().unwrap();
     drop(module);
@@ -247,6 +259,7 @@ fn an_artifact_names_the_code_and_a_loaded_cache_is_found_by_every_route() {
 
 #[test]
 fn patched_functions_are_reported_and_not_held_against_the_module() {
+    let _standing = standing();
     let (instance, vmctx) = start(&compile(&wat(9, false)));
     let target = truth(&instance).0 + 1;
     assert!(unsafe { instance.module.runnable_module.patch_local_function(0, target as usize) });
@@ -261,6 +274,7 @@ fn patched_functions_are_reported_and_not_held_against_the_module() {
 
 #[test]
 fn a_module_of_import_trampolines_only_is_found_by_comparing_code() {
+    let _standing = standing();
     let wasm = wat::parse_str(r#"(module (import "env" "a" (func (param i32))) (export "b" (func 0)))"#).unwrap();
     let (instance, vmctx) = start(&compile(&wasm));
     let me = Myself::with_registers(&[]);
@@ -276,6 +290,7 @@ fn a_module_of_import_trampolines_only_is_found_by_comparing_code() {
 #[test]
 #[ignore = "a measurement"]
 fn cost_of_the_routes() {
+    let _standing = standing();
     use std::time::Instant;
     let functions = "(func (param i64) (result i64) (i64.mul (local.get 0) (i64.add (local.get 0) (i64.const 5))))";
     let wasm = wat::parse_str(format!("(module {})", functions.repeat(20_000))).unwrap();

@@ -376,7 +376,7 @@ impl CacheImage {
 
 /// The last word of an image whose end is known: the size of the code before it was rounded up to pages. An image that was
 /// loaded from a cache is followed by zeros up to the end of a page; the word's own zeros cannot be told from those, so each
-/// possible end is tried.
+/// possible end is tried there.
 pub(super) fn total_size(image: &ImageBytes<'_>, code_size: u64) -> Option<u64> {
     if let ImageBytes::Target { exact: false, .. } = image {
         return None;
@@ -385,7 +385,12 @@ pub(super) fn total_size(image: &ImageBytes<'_>, code_size: u64) -> Option<u64> 
     let mut tail = vec![0; tail_len as usize];
     image.read(image.len() - tail_len, &mut tail).ok()?;
     let last = tail.iter().rposition(|&b| b != 0)? + 1;
-    (last.max(8)..=(last + 7).min(tail.len())).find_map(|end| {
+    // Elsewhere nothing follows. Heaps are full of small words and zeros, so that an end which is none must not be believed.
+    let ends = match image.len().is_multiple_of(PAGE) {
+        true => last.max(8)..=(last + 7).min(tail.len()),
+        false => tail.len().max(8)..=tail.len(),
+    };
+    ends.into_iter().find_map(|end| {
         let word = tail.get(end - 8..end)?.try_into().map(u64::from_le_bytes).ok()?;
         (word <= code_size && code_size - word < PAGE).then_some(word)
     })

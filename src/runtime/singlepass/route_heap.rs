@@ -86,9 +86,12 @@ fn find_owners(walk: &mut Walk<'_>, anchors: &mut [Anchor]) {
     walk.run("searching memory for the owners of images", &mut |at, _, bytes| {
         hits.clear();
         scan_for(bytes, &wanted, &mut hits);
-        for &(offset, arc) in &hits {
+        for &offset in &hits {
             let owner = at + offset as u64;
             let Some(Ok(claimed)) = owner.checked_add(8).map(|a| target.read_u64(a)) else { continue };
+            let Some(arc) = bytes.get(offset..).and_then(|b| Some(u64::from_le_bytes(*b.first_chunk()?))) else {
+                continue;
+            };
             for anchor in anchors.iter_mut().filter(|a| address(a) == Some(arc)) {
                 if own(target, anchor, claimed, owner) {
                     wanted.retain(|&w| w != arc);
@@ -294,8 +297,8 @@ fn scan(bytes: &[u8], firsts: &[u32], hits: &mut Vec<usize>) {
     }
 }
 
-/// Offsets of aligned words that are one of `wanted` (sorted), and the words.
-fn scan_for(bytes: &[u8], wanted: &[u64], hits: &mut Vec<(usize, u64)>) {
+/// Offsets of aligned words that are one of `wanted` (sorted).
+fn scan_for(bytes: &[u8], wanted: &[u64], hits: &mut Vec<usize>) {
     const BLOCK: usize = 512;
     let (Some(&low), Some(&high)) = (wanted.first(), wanted.last()) else { return };
     for (i, block) in bytes.chunks(BLOCK).enumerate() {
@@ -307,7 +310,7 @@ fn scan_for(bytes: &[u8], wanted: &[u64], hits: &mut Vec<(usize, u64)>) {
         for (j, w) in words.iter().enumerate() {
             let w = u64::from_le_bytes(*w);
             if wanted.binary_search(&w).is_ok() {
-                hits.push((i * BLOCK + j * 8, w));
+                hits.push(i * BLOCK + j * 8);
             }
         }
     }
@@ -473,7 +476,7 @@ mod tests {
         let (_, exact, checks) = run(&[]);
         assert!(!exact);
         // Other words may stand behind a copy of the pointer; only the length at which an image ends is believed.
-        let lies = [0, 1, len - 8, u64::MAX, 0x1_0000];
+        let lies = [0, 1, len - 8, len + 8, u64::MAX, 0x1_0000];
         assert_eq!((run(&lies).1, run(&lies).2), (false, checks));
         assert_eq!(run(&[&lies[..], &[len]].concat()), (len, true, checks + 1));
     }
