@@ -17,7 +17,9 @@ use object::{Endianness, Object, ObjectSection};
 use std::borrow::Cow;
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::rc::Rc;
+use std::sync::Arc;
 
 type Slice<'a> = EndianSlice<'a, LittleEndian>;
 
@@ -115,9 +117,9 @@ impl<'a> CfiUnwinder<'a> {
 
     /// An unwinder over the code at `code` (first address, one past the last) with the `.eh_frame` section `bytes` that is
     /// loaded at `address`: a code image that no loader knows.
-    pub fn of_eh_frame(name: String, code: (u64, u64), bytes: Vec<u8>, address: u64) -> CfiUnwinder<'static> {
+    pub fn of_eh_frame(name: String, code: (u64, u64), bytes: Arc<[u8]>, address: u64) -> CfiUnwinder<'static> {
         let table = Table {
-            bytes: Cow::Owned(bytes),
+            bytes: TableBytes::Shared(bytes),
             kind: Kind::EhFrame,
             bases: BaseAddresses::default().set_eh_frame(address),
             search: None,
@@ -475,8 +477,25 @@ fn restore_vectors(context: u64, memory: &dyn Memory, caller: &mut Registers) {
 }
 
 /// One section of unwind tables. All addresses in here are svmas.
+/// A section of a file, unpacked if it was packed, or one that others read, too.
+enum TableBytes<'a> {
+    OfFile(Cow<'a, [u8]>),
+    Shared(Arc<[u8]>),
+}
+
+impl Deref for TableBytes<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            TableBytes::OfFile(bytes) => bytes,
+            TableBytes::Shared(bytes) => bytes,
+        }
+    }
+}
+
 struct Table<'a> {
-    bytes: Cow<'a, [u8]>,
+    bytes: TableBytes<'a>,
     kind: Kind,
     bases: BaseAddresses,
     search: Option<SearchTable<'a>>,
@@ -703,7 +722,13 @@ fn tables(object: &LoadedObject) -> Vec<Table<'_>> {
             }
             let bases = bases.clone().set_eh_frame(svma);
             let kind = Kind::EhFrame;
-            tables.push(Table { bytes: Cow::Borrowed(bytes), kind, bases, search, index: OnceCell::new() });
+            tables.push(Table {
+                bytes: TableBytes::OfFile(Cow::Borrowed(bytes)),
+                kind,
+                bases,
+                search,
+                index: OnceCell::new(),
+            });
         }
         tables.extend(debug_frame(&file, &bases));
     }
@@ -725,7 +750,7 @@ fn parse_x64(data: &[u8]) -> Option<Elf<'_>> {
 fn debug_frame<'a>(file: &Elf<'a>, bases: &BaseAddresses) -> Option<Table<'a>> {
     let bytes = section_bytes(&file.section_by_name(".debug_frame")?)?;
     (!bytes.is_empty()).then(|| Table {
-        bytes,
+        bytes: TableBytes::OfFile(bytes),
         kind: Kind::DebugFrame,
         bases: bases.clone(),
         search: None,
@@ -1074,7 +1099,7 @@ mod tests {
         for (count, whole) in [(limits::MAX_FRAME_CHANGES, true), (limits::MAX_FRAME_CHANGES + 1, false)] {
             let depths = (0..count as i32).map(|i| 16 + i * 8).collect();
             let bytes = eh_frame(&[(FUNCTION, 0x10_0000, depths)]);
-            let unwinder = CfiUnwinder::of_eh_frame("x".into(), (0, u64::MAX), bytes, 0x3000);
+            let unwinder = CfiUnwinder::of_eh_frame("x".into(), (0, u64::MAX), bytes.into(), 0x3000);
             let changes = unwinder.changes(FUNCTION);
             assert_eq!(changes.map(|c| c.len()), whole.then_some(count));
         }

@@ -12,6 +12,8 @@ use crate::symbolize::wasm::WasmModule;
 use crate::target::Memory;
 use crate::target::mapped_file::{MappedFile, WithFile};
 use crate::unwind::cfi::CfiUnwinder;
+use std::cell::OnceCell;
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -44,6 +46,8 @@ pub(super) struct Code {
     pub dwarf: Option<ImageDwarf>,
     /// What is missing or wrong.
     pub problems: Vec<String>,
+    /// Positions in `functions` of the Wasm functions that have a name there, by module and function.
+    named: OnceCell<HashMap<(u32, u32), usize>>,
     names: Option<Contents>,
     addrmap: Option<Contents>,
     frames: Option<Contents>,
@@ -108,7 +112,7 @@ impl Code {
         let cfi = section(".eh_frame", &mut problems).and_then(|bytes| {
             let address = image.base().wrapping_add(image.section(".eh_frame")?.offset);
             let name = format!("the code image at {:#x}", image.base());
-            Some(CfiUnwinder::of_eh_frame(name, (text.start, text.end), bytes.to_vec(), address))
+            Some(CfiUnwinder::of_eh_frame(name, (text.start, text.end), bytes, address))
         });
         let wasm = bytecode(&image, memory, modules, &mut problems);
         let bodies = info.as_ref().map(|info| bodies(info, kind)).unwrap_or_default();
@@ -132,6 +136,7 @@ impl Code {
             cfi,
             dwarf,
             problems,
+            named: OnceCell::new(),
             names,
             addrmap,
             frames,
@@ -182,6 +187,23 @@ impl Code {
     pub fn imports(&self, module: usize) -> Option<u32> {
         let of_wasm = || self.wasm.get(module)?.as_ref().map(|w| w.imported_functions());
         self.module(module).map(|m| m.imported.functions).or_else(of_wasm)
+    }
+
+    /// What the symbols call a Wasm function.
+    pub fn symbol_of(&self, module: u32, function: u32) -> Option<&str> {
+        let all = self.functions.functions();
+        let named = self.named.get_or_init(|| {
+            let named = |(at, f): (usize, &Function)| match f.kind {
+                FunctionKind::Wasm { module, function, name: Some(_) } => Some(((module, function), at)),
+                _ => None,
+            };
+            // Of several the first.
+            all.iter().enumerate().rev().filter_map(named).collect()
+        });
+        match &all.get(*named.get(&(module, function))?)?.kind {
+            FunctionKind::Wasm { name, .. } => name.as_deref(),
+            _ => None,
+        }
     }
 
     /// The best name of a Wasm function and where it is from.

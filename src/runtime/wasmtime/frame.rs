@@ -448,13 +448,9 @@ impl Here<'_> {
     fn name(&self, frame: &mut GuestFrame, module: u32, function: u32, symbol: Option<&str>) {
         frame.function = Some(function);
         frame.local_function = self.code.imports(module as usize).and_then(|n| function.checked_sub(n));
-        let symbol = symbol.map(str::to_string).or_else(|| self.symbol_of(module, function));
-        frame.name = self.code.function_name(module as usize, function, symbol.as_deref());
+        let symbol = symbol.or_else(|| self.code.symbol_of(module, function));
+        frame.name = self.code.function_name(module as usize, function, symbol);
         frame.module = self.code.first + (module as usize).min(self.code.modules - 1);
-    }
-
-    fn symbol_of(&self, module: u32, function: u32) -> Option<String> {
-        self.code.functions.functions().iter().find_map(|f| symbol_name(f, module, function).map(str::to_string))
     }
 
     fn position(&self, frame: &mut GuestFrame, module: u32, place: u64) {

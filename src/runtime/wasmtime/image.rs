@@ -344,6 +344,13 @@ impl Image {
         if let Some(kept) = cache.get(&index) {
             return Ok(kept.clone());
         }
+        let bytes: Contents = self.read_section(index, memory)?.into();
+        cache.insert(index, bytes.clone());
+        Ok(bytes)
+    }
+
+    // The same, for who needs the bytes once.
+    fn read_section(&self, index: usize, memory: &dyn Memory) -> Result<Vec<u8>, ImageError> {
         let section =
             self.sections.get(index).ok_or(ImageError::Broken { address: self.base, what: "no such section" })?;
         let from = self.base + section.offset;
@@ -351,9 +358,7 @@ impl Image {
             // Before so much is allocated: the end must be there.
             memory.read(from + last, &mut [0])?;
         }
-        let bytes: Contents = memory.read_vec(from, section.size as usize)?.into();
-        cache.insert(index, bytes.clone());
-        Ok(bytes)
+        Ok(memory.read_vec(from, section.size as usize)?)
     }
 
     /// What `.wasmtime.engine` tells.
@@ -377,10 +382,10 @@ impl Image {
         let Some(index) = self.sections.iter().position(|s| s.kind == 2) else {
             return Ok(FunctionTable::default());
         };
-        let table = self.contents_at(index, memory)?;
-        let strings = self.contents_at(self.sections[index].link as usize, memory)?;
+        let table = self.read_section(index, memory)?;
+        let strings = self.read_section(self.sections[index].link as usize, memory)?;
         let text_size = self.sections[self.text].size;
-        let mut functions = Vec::new();
+        let mut functions = Vec::with_capacity((table.len() / 24).min(MAX_SYMBOLS));
         // Names that share bytes are an exception.
         let mut name_bytes = strings.len().saturating_mul(2);
         let mut b = Bytes::new(&table);

@@ -374,12 +374,16 @@ impl<'a> Described<'a> {
         Ok((ty, base, elements))
     }
 
-    // Offset in the code at which a compiled function begins.
-    fn compiled(&self) -> HashMap<FuncKey, u64> {
+    // Offset in the code at which those of `functions`, which are defined functions in ascending order, and the initializer
+    // begin.
+    fn compiled(&self, functions: &[u32]) -> HashMap<FuncKey, u64> {
         let mut out = HashMap::new();
         for f in &self.info.functions {
             let key = f.key;
-            let wanted = matches!(key.kind, FuncKind::Wasm | FuncKind::ArrayToWasm | FuncKind::ModuleStartup);
+            let wanted = match key.kind {
+                FuncKind::Wasm | FuncKind::ArrayToWasm => functions.binary_search(&key.index).is_ok(),
+                kind => kind == FuncKind::ModuleStartup,
+            };
             if wanted && key.namespace == self.number {
                 out.insert(key, u64::from(f.start));
             }
@@ -602,7 +606,10 @@ impl Candidate<'_> {
         if of.layout.func_refs.count == 0 && of.layout.startup_func_ref.count == 0 {
             return Ok(None);
         }
-        let compiled = of.compiled();
+        let defined = of.module.functions.iter().skip(of.module.imported.functions as usize);
+        let referred = (0u32..).zip(defined).filter_map(|(own, f)| Some((own, f.signature, f.func_ref?)));
+        let referred: Vec<_> = referred.take(MAX_INSTANCE_ITEMS as usize).collect();
+        let compiled = of.compiled(&referred.iter().map(|(own, ..)| *own).collect::<Vec<_>>());
         let key = |kind, index| FuncKey { kind, namespace: of.number, index };
         let start = |kind, index| compiled.get(&key(kind, index)).map(|offset| of.text.start.saturating_add(*offset));
         let (mut right, mut wrong) = (0u32, 0u32);
@@ -618,9 +625,7 @@ impl Candidate<'_> {
             *(if good { &mut right } else { &mut wrong }) += 1;
             Ok(())
         };
-        let defined = of.module.functions.iter().skip(of.module.imported.functions as usize);
-        let referred = (0u32..).zip(defined).filter_map(|(own, f)| Some((own, f.signature, f.func_ref?)));
-        for (own, signature, func_ref) in referred.take(MAX_INSTANCE_ITEMS as usize) {
+        for (own, signature, func_ref) in referred {
             let ty = signature.and_then(|s| types?.get(s as usize).copied());
             let calls = (start(FuncKind::Wasm, own), start(FuncKind::ArrayToWasm, own));
             count(of.layout.func_refs, func_ref, calls.0, calls.1, ty)?;

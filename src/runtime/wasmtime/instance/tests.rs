@@ -98,7 +98,7 @@ impl World {
     fn refer(&mut self, of: &Described<'_>, vmctx: u64, function: u32) {
         let f = of.module.functions[function as usize];
         let own = function - of.module.imported.functions;
-        let compiled = of.compiled();
+        let compiled = of.compiled(&[own]);
         let code = |kind| of.text.start + compiled[&FuncKey { kind, namespace: of.number, index: own }];
         let at = vmctx + of.layout.func_refs.at(f.func_ref.unwrap()).unwrap();
         let ty = 100 + u64::from(f.signature.unwrap());
