@@ -663,6 +663,10 @@ impl View<'_> {
             notes: thread.problem.clone().filter(|_| stack.is_some()).into_iter().collect(),
         };
         let Some(stack) = stack else { return out };
+        if self.options.names {
+            let addresses: Vec<CodeAddress> = stack.frames.iter().map(|f| f.cursor.address).collect();
+            self.symbolizer.prepare(&addresses);
+        }
         for frame in &stack.frames {
             self.frame(frame, &mut out.frames);
         }

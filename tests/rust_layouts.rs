@@ -130,6 +130,7 @@ fn loaded(elf: Option<Vec<u8>>) -> LoadedObject {
         data: elf.map(ObjectData::Memory),
         debug: None,
         unpacked: Default::default(),
+        excerpts: Default::default(),
         problem: None,
     }
 }

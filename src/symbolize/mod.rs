@@ -1,4 +1,5 @@
 //! Names and source positions.
 
+mod excerpt;
 pub mod native;
 pub mod wasm;

@@ -3,15 +3,16 @@
 //! Not read: `.gnu_debugdata` (xz-packed symbol tables), split DWARF (`.dwo`, `.dwp`) and `.gnu_debugaltlink`. Addresses
 //! in such files get what the plain symbol tables give.
 
+use super::excerpt::{Extent, excerpt};
 use crate::arch::CodeAddress;
 use crate::limits;
-use crate::target::objects::{LoadedObject, Objects};
+use crate::target::objects::{Excerpts, LoadedObject, Objects};
 use crate::unwind::cfi::section_bytes;
 use gimli::{EndianSlice, LittleEndian, Reader, Section as _};
 use object::{Object, ObjectSection, ObjectSymbol, ObjectSymbolTable, SectionFlags, SymbolIndex, SymbolKind};
 use std::borrow::Cow;
 use std::cell::{OnceCell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::{self, Write};
 use std::rc::Rc;
 
@@ -50,6 +51,22 @@ impl<'a> NativeSymbolizer<'a> {
         self
     }
 
+    /// Reads what will be asked for. Debug information of many addresses at once takes less than of each by itself.
+    pub fn prepare(&self, addresses: &[CodeAddress]) {
+        if !self.lines {
+            return;
+        }
+        for source in &self.objects {
+            let (start, end) = source.object.range;
+            let mut svmas = addresses.iter().map(|a| a.lookup()).filter(|pc| (start..end).contains(pc)).peekable();
+            if svmas.peek().is_some()
+                && let Some(dwarf) = source.dwarf()
+            {
+                dwarf.prepare(svmas.map(|pc| source.object.svma(pc)));
+            }
+        }
+    }
+
     /// The source-level frames at `address`, innermost first; empty if nothing is known.
     pub fn symbolize(&self, address: CodeAddress) -> Vec<NativeSymbol> {
         let pc = address.lookup();
@@ -57,8 +74,7 @@ impl<'a> NativeSymbolizer<'a> {
             return Vec::new();
         };
         let svma = source.object.svma(pc);
-        let dwarf = || source.dwarf.get_or_init(|| Dwarf::load(source.object)).as_ref();
-        let mut frames = self.lines.then(dwarf).flatten().map_or_else(Vec::new, |dwarf| dwarf.frames(svma));
+        let mut frames = self.lines.then(|| source.dwarf()).flatten().map_or_else(Vec::new, |dwarf| dwarf.frames(svma));
         let symbol = source.symbols.get_or_init(|| Symbols::load(source.object)).find(svma);
         if frames.is_empty() && symbol.is_some() {
             frames.push(NativeSymbol::default());
@@ -109,6 +125,12 @@ struct Source<'a> {
     object: &'a LoadedObject,
     symbols: OnceCell<Symbols<'a>>,
     dwarf: OnceCell<Option<Dwarf<'a>>>,
+}
+
+impl<'a> Source<'a> {
+    fn dwarf(&self) -> Option<&Dwarf<'a>> {
+        self.dwarf.get_or_init(|| Dwarf::load(self.object)).as_ref()
+    }
 }
 
 /// The file and its debug file, as far as they are there.
@@ -236,25 +258,29 @@ impl<'a> Symbols<'a> {
     }
 }
 
-type Slice<'a> = EndianSlice<'a, LittleEndian>;
+pub(super) type Slice<'a> = EndianSlice<'a, LittleEndian>;
 type Context<'a> = addr2line::Context<Slice<'a>>;
 
 /// Debug information of one file.
 ///
 /// `addr2line::Context` keeps the abbreviations of every unit for good, which is most of the memory and half of the time
-/// that a distribution's libc costs. Here only the units are parsed in which an address lies, each as a context of its own.
+/// that a distribution's libc costs. Here only the units are parsed in which an address lies: each as a context of its own,
+/// or, where units refer to others, those that are needed together as one ([`super::excerpt`]).
 struct Dwarf<'a> {
     sections: gimli::DwarfSections<Slice<'a>>,
     units: Units,
     /// By the unit's offset in `.debug_info`.
     contexts: RefCell<HashMap<usize, Rc<Option<Context<'a>>>>>,
-    /// All units, for those that refer to others.
+    excerpts: &'a Excerpts,
+    /// All units, should there be no excerpt.
     whole: OnceCell<Option<Context<'a>>>,
 }
 
 /// Which units cover which addresses.
 #[derive(Default)]
 struct Units {
+    /// All of them, ascending.
+    all: Vec<Extent>,
     /// Ascending by start.
     ranges: Vec<UnitRange>,
     /// The highest end of the ranges up to this one.
@@ -264,8 +290,7 @@ struct Units {
 struct UnitRange {
     start: u64,
     end: u64,
-    /// Where the unit lies in `.debug_info`: offset and length in bytes.
-    unit: (usize, usize),
+    unit: Extent,
 }
 
 impl Units {
@@ -282,11 +307,12 @@ impl Units {
                 ranges.push((entry.address(), entry.address().saturating_add(entry.length())));
             }
         }
-        let mut ranges = Vec::new();
+        let (mut all, mut ranges) = (Vec::new(), Vec::new());
         let mut units = dwarf.units();
         while let Ok(Some(header)) = units.next() {
             let Some(offset) = header.debug_info_offset().map(|o| o.0) else { continue };
             let unit = (offset, header.length_including_self());
+            all.push(unit);
             let mut add = |start: u64, end: u64| {
                 // Zero is what linkers leave of functions that they threw away.
                 if start < end && start != 0 && ranges.len() < limits::MAX_SYMBOLS {
@@ -309,11 +335,11 @@ impl Units {
             *reach = r.end.max(*reach);
             Some(*reach)
         };
-        Units { reach: ranges.iter().scan(0, highest).collect(), ranges }
+        Units { all, reach: ranges.iter().scan(0, highest).collect(), ranges }
     }
 
     /// The units around `svma`, the one that begins last first.
-    fn around(&self, svma: u64) -> impl Iterator<Item = (usize, usize)> {
+    fn around(&self, svma: u64) -> impl Iterator<Item = Extent> {
         let before = self.ranges.partition_point(|r| r.start <= svma);
         let reaches = self.ranges[..before].iter().zip(&self.reach).rev().take_while(move |&(_, &reach)| svma < reach);
         reaches.filter(move |(r, _)| svma < r.end).map(|(r, _)| r.unit).take(limits::MAX_NESTED_SYMBOLS)
@@ -406,17 +432,40 @@ impl<'a> Dwarf<'a> {
         let load = |id| Ok::<_, ()>(EndianSlice::new(section(id), LittleEndian));
         let sections = gimli::DwarfSections::load(load).ok()?;
         let units = Units::of(sections.borrow(|section| *section));
-        Some(Dwarf { sections, units, contexts: RefCell::default(), whole: OnceCell::new() })
+        let excerpts = &object.excerpts;
+        Some(Dwarf { sections, units, contexts: RefCell::default(), excerpts, whole: OnceCell::new() })
+    }
+
+    /// Parses the units around some addresses.
+    fn prepare(&self, svmas: impl Iterator<Item = u64>) {
+        let mut together = BTreeSet::new();
+        for unit in svmas.flat_map(|svma| self.units.around(svma)) {
+            if self.contexts.borrow().contains_key(&unit.0) || together.contains(&unit) {
+                continue;
+            }
+            match self.unit(unit) {
+                Alone::Complete(context) => {
+                    self.contexts.borrow_mut().insert(unit.0, Rc::new(Some(context)));
+                }
+                Alone::NeedsOthers => {
+                    together.insert(unit);
+                }
+                Alone::Broken => {
+                    self.contexts.borrow_mut().insert(unit.0, Rc::new(None));
+                }
+            }
+        }
+        let together: Vec<Extent> = together.into_iter().collect();
+        if !together.is_empty() {
+            let context = Rc::new(self.excerpt(&together));
+            self.contexts.borrow_mut().extend(together.iter().map(|unit| (unit.0, Rc::clone(&context))));
+        }
     }
 
     fn frames(&self, svma: u64) -> Vec<NativeSymbol> {
-        for (offset, length) in self.units.around(svma) {
-            let context = self.contexts.borrow().get(&offset).cloned();
-            let context = context.unwrap_or_else(|| {
-                let made = Rc::new(self.unit(offset, length));
-                self.contexts.borrow_mut().insert(offset, Rc::clone(&made));
-                made
-            });
+        self.prepare(std::iter::once(svma));
+        for (offset, _) in self.units.around(svma) {
+            let Some(context) = self.contexts.borrow().get(&offset).cloned() else { continue };
             let found = match &*context {
                 Some(context) => frames(context, svma),
                 None => {
@@ -435,21 +484,43 @@ impl<'a> Dwarf<'a> {
         Vec::new()
     }
 
-    /// One unit by itself; `None` if it cannot be understood without the others.
-    fn unit(&self, offset: usize, length: usize) -> Option<Context<'a>> {
-        let mut dwarf = self.sections.borrow(|section| *section);
+    fn unit(&self, (offset, length): Extent) -> Alone<'a> {
+        let mut dwarf = self.without_ranges();
         let mut info = *dwarf.debug_info.reader();
-        info.skip(offset).ok()?;
-        info.truncate(length).ok()?;
-        // Its offsets count from the start of the whole section.
-        dwarf.debug_aranges = gimli::DebugAranges::new(&[], LittleEndian);
-        dwarf.debug_info = gimli::DebugInfo::from(info);
-        let header = dwarf.units().next().ok()??;
-        if refers_outside(dwarf.debug_abbrev.reader(), header.debug_abbrev_offset().0) {
-            return None;
+        if info.skip(offset).and_then(|()| info.truncate(length)).is_err() {
+            return Alone::Broken;
         }
+        // Its offsets count from the start of the whole section.
+        dwarf.debug_info = gimli::DebugInfo::from(info);
+        let Ok(Some(header)) = dwarf.units().next() else { return Alone::Broken };
+        if refers_outside(dwarf.debug_abbrev.reader(), header.debug_abbrev_offset().0) {
+            return Alone::NeedsOthers;
+        }
+        Context::from_dwarf(dwarf).map_or(Alone::Broken, Alone::Complete)
+    }
+
+    /// Several units and what they need of others.
+    fn excerpt(&self, units: &[Extent]) -> Option<Context<'a>> {
+        let mut dwarf = self.without_ranges();
+        let info = self.excerpts.keep(excerpt(&dwarf, &self.units.all, units)?)?;
+        dwarf.debug_info = gimli::DebugInfo::from(EndianSlice::new(info, LittleEndian));
+        dwarf.populate_abbreviations_cache(gimli::AbbreviationsCacheStrategy::Duplicates);
         Context::from_dwarf(dwarf).ok()
     }
+
+    fn without_ranges(&self) -> gimli::Dwarf<Slice<'a>> {
+        let mut dwarf = self.sections.borrow(|section| *section);
+        dwarf.debug_aranges = gimli::DebugAranges::new(&[], LittleEndian);
+        dwarf
+    }
+}
+
+/// One unit by itself.
+enum Alone<'a> {
+    Complete(Context<'a>),
+    /// It has names in other units.
+    NeedsOthers,
+    Broken,
 }
 
 fn frames<R: Reader>(context: &addr2line::Context<R>, svma: u64) -> Vec<NativeSymbol> {
@@ -509,6 +580,7 @@ mod tests {
     use super::*;
     use crate::target::objects::ObjectData;
     use crate::unwind::testing::{Section, elf, has_tool, here, object, own_objects};
+    use proptest::prelude::any;
     use std::process::Command;
 
     const BIAS: u64 = 0x7000_0000_0000;
@@ -721,16 +793,57 @@ mod tests {
             let whole = Context::from_dwarf(dwarf.sections.borrow(|section| *section)).unwrap();
             let symbols = Symbols::load(object);
             let step = (symbols.symbols.len() / 1500).max(1);
-            for symbol in symbols.symbols.iter().step_by(step) {
-                for svma in [symbol.start, symbol.start + symbol.size / 2, symbol.start + symbol.size] {
-                    assert_eq!(dwarf.frames(svma), frames(&whole, svma), "{:?} {svma:#x}", object.path);
-                    compared += 1;
+            let places = |s: &Symbol| [s.start, s.start + s.size / 2, s.start + s.size];
+            let svmas: Vec<u64> = symbols.symbols.iter().step_by(step).flat_map(places).collect();
+            // Alone and together, each by what is made for it.
+            for (at, &svma) in svmas.iter().enumerate() {
+                if at % 60 == 30 {
+                    dwarf.prepare(svmas[at..].iter().take(30).copied());
                 }
+                assert_eq!(dwarf.frames(svma), frames(&whole, svma), "{:?} {svma:#x}", object.path);
+                compared += 1;
             }
+            assert!(dwarf.whole.get().is_none(), "{:?}: something was read as a whole", object.path);
             assert!(dwarf.contexts.borrow().len() > 1, "{:?}: no unit was read by itself", object.path);
         }
         assert!(compared > 1000, "{compared}");
         println!("{compared} addresses");
+    }
+
+    /// Debug information of this test's own executable with some bytes changed: no panic, whatever is found.
+    #[test]
+    fn damaged_units_are_put_together_or_not() {
+        let objects = own_objects();
+        let object = objects.iter().find(|o| Dwarf::load(o).is_some()).unwrap();
+        let dwarf = Dwarf::load(object).unwrap();
+        let needy = |unit: &&Extent| matches!(dwarf.unit(**unit), Alone::NeedsOthers) && unit.1 < 1 << 20;
+        let wanted: Vec<Extent> = dwarf.units.all.iter().filter(needy).take(3).copied().collect();
+        assert!(wanted.len() > 1);
+        let plain = dwarf.sections.borrow(|section| *section);
+        let info = plain.debug_info.reader().slice().to_vec();
+        let range = |unit: &Extent| dwarf.units.ranges.iter().find(|r| r.unit == *unit).map(|r| r.start);
+        let svmas: Vec<u64> = wanted.iter().filter_map(range).collect();
+        let mut runner = proptest::test_runner::TestRunner::new(proptest::test_runner::Config::with_cases(200));
+        let changes = proptest::collection::vec((0..wanted.len(), any::<usize>(), any::<u8>()), 0..6);
+        let made = std::cell::Cell::new(0);
+        runner
+            .run(&changes, |changes| {
+                let mut info = info.clone();
+                for (unit, at, byte) in changes {
+                    info[wanted[unit].0 + at % wanted[unit].1] = byte;
+                }
+                let mut damaged = dwarf.sections.borrow(|section| *section);
+                damaged.debug_info = gimli::DebugInfo::from(EndianSlice::new(&info, LittleEndian));
+                let Some(part) = excerpt(&damaged, &dwarf.units.all, &wanted) else { return Ok(()) };
+                damaged.debug_info = gimli::DebugInfo::from(EndianSlice::new(&part, LittleEndian));
+                if let Ok(context) = Context::from_dwarf(damaged) {
+                    svmas.iter().for_each(|&svma| drop(frames(&context, svma)));
+                }
+                made.set(made.get() + 1);
+                Ok(())
+            })
+            .unwrap();
+        assert!(made.get() > 10, "{made:?}");
     }
 
     #[test]

@@ -77,6 +77,8 @@ pub struct LoadedObject {
     pub problem: Option<String>,
     /// Sections of debug information that are compressed in the file, once somebody asked for them.
     pub unpacked: Unpacked,
+    /// Parts of its debug information that were put together.
+    pub excerpts: Excerpts,
 }
 
 /// Decompressed sections of one file, by name. They live as long as the file, so that readers borrow from both alike.
@@ -87,6 +89,21 @@ impl Unpacked {
     /// The decompressed section called `name`, out of those that the first caller's `unpack` made.
     pub fn get(&self, name: &str, unpack: impl FnOnce() -> Vec<(&'static str, Vec<u8>)>) -> Option<&[u8]> {
         self.0.get_or_init(unpack).iter().find(|(n, _)| *n == name).map(|(_, bytes)| bytes.as_slice())
+    }
+}
+
+/// Pieces of memory that live as long as the file, so that readers borrow from both alike.
+#[derive(Default)]
+pub struct Excerpts(OnceLock<Box<(memmap2::Mmap, Excerpts)>>);
+
+impl Excerpts {
+    /// The bytes, for as long as the file is there.
+    pub fn keep(&self, bytes: memmap2::Mmap) -> Option<&[u8]> {
+        let (mut last, mut kept) = (self, Box::new((bytes, Excerpts::default())));
+        while let Err(back) = last.0.set(kept) {
+            (last, kept) = (&last.0.get()?.1, back);
+        }
+        last.0.get().map(|kept| &*kept.0)
     }
 }
 
@@ -547,6 +564,7 @@ fn object(
         data,
         debug: None,
         unpacked: Unpacked::default(),
+        excerpts: Excerpts::default(),
         problem,
     };
     (object, ranges)

@@ -134,6 +134,7 @@ pub fn object(name: &str, bias: u64, range: (u64, u64), bytes: Vec<u8>) -> Loade
         data: Some(ObjectData::Memory(bytes)),
         debug: None,
         unpacked: Default::default(),
+        excerpts: Default::default(),
         problem: None,
     }
 }

@@ -227,6 +227,7 @@ mod tests {
             data: None,
             debug: None,
             unpacked: Default::default(),
+            excerpts: Default::default(),
             problem: Some("missing".to_owned()),
         }])
     }

@@ -1,0 +1,178 @@
+//! The part of a file's debug information that some of its units need.
+//!
+//! `addr2line` parses the head of every unit that it is given, with the names of its source files, which is most of what a
+//! large program costs. Units that need no other are given alone. Those of a Rust program do need others: what was inlined
+//! over the border of a unit has its name there. For them `.debug_info` is rebuilt with everything at its place, in memory
+//! that costs nothing where it is empty:
+//!
+//! ```text
+//! a unit that is asked for      all of it
+//! one that has a needed name    its head, its first entry, and the entries on the way to the name
+//! all others                    runs of them become one unit of types, which readers of addresses pass over
+//! ```
+
+use super::native::Slice;
+use gimli::{
+    Abbreviation, AttributeSpecification, AttributeValue, DebugInfoOffset, Section as _, UnitHeader, UnitOffset,
+};
+use memmap2::{Mmap, MmapOptions};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+/// Where a unit lies in `.debug_info`: offset and length in bytes.
+pub(super) type Extent = (usize, usize);
+
+/// Bytes of the smallest unit of types: length, version, kind, size of addresses, abbreviations, signature, type.
+const TYPE_UNIT: usize = 24;
+/// No unit that is put in place of others is larger: lengths from 0xffff_fff0 on have another meaning.
+const MOST: usize = 1 << 30;
+
+/// `.debug_info` with what `wanted` need, of all the units `all` (ascending, each begins where the one before ends). `None`
+/// if it is damaged, or there is no memory.
+pub(super) fn excerpt(dwarf: &gimli::Dwarf<Slice<'_>>, all: &[Extent], wanted: &[Extent]) -> Option<Mmap> {
+    let mut needs = Needs { dwarf, all, entries: BTreeMap::new(), tables: HashMap::new(), units: HashMap::new() };
+    let mut open = Vec::new();
+    for &(offset, length) in wanted {
+        needs.entries.insert(offset, offset + length);
+        needs.references(offset, &mut open).ok()?;
+    }
+    let whole: BTreeSet<usize> = wanted.iter().map(|w| w.0).collect();
+    while let Some(offset) = open.pop() {
+        let (unit, length) = needs.unit_around(offset)?;
+        if whole.contains(&unit) || needs.entries.contains_key(&offset) || offset >= unit + length {
+            continue;
+        }
+        needs.entry(unit, offset, &mut open).ok()?;
+    }
+    needs.build()
+}
+
+struct Needs<'a, 'd> {
+    dwarf: &'a gimli::Dwarf<Slice<'d>>,
+    all: &'a [Extent],
+    /// Starts and ends of what is copied.
+    entries: BTreeMap<usize, usize>,
+    /// By offset in `.debug_abbrev`.
+    tables: HashMap<usize, Arc<gimli::Abbreviations>>,
+    units: HashMap<usize, UnitHeader<Slice<'d>>>,
+}
+
+/// Whether an attribute leads to the entry that has the name.
+fn leads_to_name(spec: &AttributeSpecification) -> bool {
+    matches!(spec.name(), gimli::DW_AT_abstract_origin | gimli::DW_AT_specification)
+}
+
+impl<'d> Needs<'_, 'd> {
+    fn unit_around(&self, offset: usize) -> Option<Extent> {
+        self.all.get(self.all.partition_point(|u| u.0 <= offset).checked_sub(1)?).copied()
+    }
+
+    fn unit(&mut self, offset: usize) -> gimli::Result<(UnitHeader<Slice<'d>>, Arc<gimli::Abbreviations>)> {
+        let header = match self.units.get(&offset) {
+            Some(header) => *header,
+            None => self.dwarf.debug_info.header_from_offset(DebugInfoOffset(offset))?,
+        };
+        self.units.insert(offset, header);
+        let at = header.debug_abbrev_offset();
+        let table = match self.tables.get(&at.0) {
+            Some(table) => table.clone(),
+            None => self.dwarf.abbreviations(&header)?,
+        };
+        self.tables.insert(at.0, table.clone());
+        Ok((header, table))
+    }
+
+    /// The entries of other units that those of a whole unit lead to.
+    fn references(&mut self, unit: usize, open: &mut Vec<usize>) -> gimli::Result<()> {
+        let (header, table) = self.unit(unit)?;
+        let mut entries = header.entries_raw(&table, None)?;
+        let outside = |spec: &AttributeSpecification| {
+            leads_to_name(spec) && matches!(spec.form(), gimli::DW_FORM_ref_addr | gimli::DW_FORM_indirect)
+        };
+        while !entries.is_empty() {
+            let Some(kind) = entries.read_abbreviation()? else { continue };
+            if !kind.attributes().iter().any(outside) {
+                entries.skip_attributes(kind.attributes())?;
+                continue;
+            }
+            for spec in kind.attributes() {
+                if let AttributeValue::DebugInfoRef(there) = entries.read_attribute(*spec)?.value()
+                    && leads_to_name(spec)
+                {
+                    open.push(there.0);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the entry at `offset` of `unit`, and the unit's head.
+    fn entry(&mut self, unit: usize, offset: usize, open: &mut Vec<usize>) -> gimli::Result<()> {
+        let (header, table) = self.unit(unit)?;
+        for start in [None, Some(UnitOffset(offset - unit))] {
+            let mut entries = header.entries_raw(&table, start)?;
+            let Some(kind): Option<&Abbreviation> = entries.read_abbreviation()? else { continue };
+            for spec in kind.attributes() {
+                let value = entries.read_attribute(*spec)?.value();
+                match value {
+                    _ if start.is_none() || !leads_to_name(spec) => {}
+                    AttributeValue::UnitRef(there) => open.push(unit.saturating_add(there.0)),
+                    AttributeValue::DebugInfoRef(there) => open.push(there.0),
+                    _ => {}
+                }
+            }
+            let end = unit + entries.next_offset().0;
+            self.entries.insert(start.map_or(unit, |_| offset), end);
+        }
+        Ok(())
+    }
+
+    fn build(&self) -> Option<Mmap> {
+        let info = self.dwarf.debug_info.reader().slice();
+        let end = self.entries.keys().filter_map(|&offset| self.unit_around(offset)).map(|(at, len)| at + len).max()?;
+        let mut out = MmapOptions::new().len(end).map_anon().ok()?;
+        for (&start, &end) in &self.entries {
+            out.get_mut(start..end)?.copy_from_slice(info.get(start..end)?);
+        }
+        let needed: BTreeSet<usize> = self.entries.keys().filter_map(|&o| Some(self.unit_around(o)?.0)).collect();
+        let mut passed = None;
+        for &(at, length) in self.all.iter().take_while(|u| u.0 < end) {
+            let is_needed = needed.contains(&at);
+            match passed {
+                Some(first) if is_needed => {
+                    pass_over(&mut out, info, first, at)?;
+                    passed = None;
+                }
+                None if !is_needed => passed = Some(at),
+                _ => {}
+            }
+            // Each must be where it is said to be.
+            if at.checked_add(length)? > info.len() {
+                return None;
+            }
+        }
+        out.make_read_only().ok()
+    }
+}
+
+/// Puts units of types in place of those from `start` to `end`.
+fn pass_over(out: &mut [u8], info: &[u8], mut start: usize, end: usize) -> Option<()> {
+    while start < end {
+        let length = match end - start {
+            // Too short to be anything else than what it is.
+            short if short < TYPE_UNIT => {
+                out.get_mut(start..end)?.copy_from_slice(info.get(start..end)?);
+                return Some(());
+            }
+            long if long > MOST => MOST - TYPE_UNIT,
+            length => length,
+        };
+        let head = out.get_mut(start..start + 8)?;
+        head[..4].copy_from_slice(&u32::try_from(length - 4).ok()?.to_le_bytes());
+        head[4..6].copy_from_slice(&5u16.to_le_bytes());
+        head[6] = gimli::DW_UT_type.0;
+        head[7] = 8;
+        start += length;
+    }
+    Some(())
+}
