@@ -7,7 +7,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use support::{Host, Profile, wstate};
-use wstate::session::{Options, RestoreOptions, Source, restore};
+use wstate::session::{Options, RestoreOptions, SignalsLater, Source, restore};
 
 /// Bounds only a failing test.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -99,7 +99,10 @@ impl Setting {
 
     /// An image of `run` after `pause`; `None` if it was over by then: how fast the machine is changes.
     fn image(&self, pause: Duration) -> Option<PathBuf> {
-        let host = self.run();
+        self.image_of(&self.run(), pause)
+    }
+
+    fn image_of(&self, host: &Host, pause: Duration) -> Option<PathBuf> {
         std::thread::sleep(pause);
         let path = self.directory.path().join("image");
         let pid = host.pid().to_string();
@@ -107,7 +110,7 @@ impl Setting {
         let said = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
         if said.contains("no thread that was looked at has a Wasm frame") {
             // It ends with a result, or what was said is wrong.
-            result(&host);
+            result(host);
             return None;
         }
         assert_eq!(done.status.code(), Some(0), "after {pause:?}: {said}");
@@ -236,13 +239,54 @@ fn a_thread_is_taken_wherever_it_is_in_wasm_code() {
     let mut taken = 0;
     for _ in 0..60 {
         let wanted = RestoreOptions { image: image.clone(), really: false, result: None, fail_at: None };
-        match restore(&options, &wanted) {
+        match restore(&options, &wanted, &SignalsLater::default()) {
             Ok(_) => taken += 1,
             Err(e) => assert!(e.to_string().contains("is in native code that Wasm has called"), "{e}"),
         }
     }
     println!("{taken} of 60 moments are in Wasm code");
     assert!(taken > 0 && result_now(&host).is_none());
+}
+
+/// Whoever ends wstate in the middle of it ends it when it is done, and has been told.
+#[test]
+fn a_signal_to_wstate_waits_until_the_process_is_whole() {
+    use nix::sys::signal::{Signal, kill};
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Stdio;
+    let setting = Setting::new("");
+    // A memory that takes a while to be copied.
+    let host = setting.start(&["run", "42", "10000000", "1023"], &[]);
+    let image = setting.image_of(&host, Duration::from_millis(100)).expect("it takes seconds");
+    let undisturbed = result(&host);
+    drop(host);
+    let mask = |host: &Host| {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", host.pid())).expect("a status");
+        status.lines().find(|l| l.starts_with("SigBlk")).map(str::to_string)
+    };
+    let mut attempts = 0;
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        loop {
+            attempts += 1;
+            assert!(attempts < 60, "no signal comes in time");
+            let host = setting.start(&["watch"], &[]);
+            let before = mask(&host);
+            let pid = host.pid().to_string();
+            let mut command = support::wstate_command(&["restore", &pid, image.to_str().expect("text"), "--yes"]);
+            let mut restoring = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("wstate starts");
+            // The thread's signals are blocked while it is borrowed.
+            while mask(&host) == before && restoring.try_wait().expect("a child").is_none() {}
+            let _ = kill(nix::unistd::Pid::from_raw(restoring.id() as i32), signal);
+            let done = restoring.wait_with_output().expect("it ends");
+            if done.status.signal() == Some(signal as i32) {
+                let said = String::from_utf8_lossy(&done.stdout);
+                assert!(said.contains(&format!("process {pid} goes on in thread")), "{done:?}");
+                assert_eq!(result(&host), undisturbed);
+                break;
+            }
+            assert_eq!(done.status.code(), Some(0), "{done:?}");
+        }
+    }
 }
 
 /// What is mapped, once the host's own thread waits for its input: until then it maps what it needs itself.
@@ -278,7 +322,8 @@ fn failing(maximum: &str) {
     let image = setting.image(Duration::from_millis(100)).expect("it takes seconds");
     let attempt = |host: &Host, image: &Path, fail_at: Option<usize>| {
         let options = Options::new(Source::Pid(host.pid() as u32));
-        restore(&options, &RestoreOptions { image: image.to_path_buf(), really: true, result: None, fail_at })
+        let wanted = RestoreOptions { image: image.to_path_buf(), really: true, result: None, fail_at };
+        restore(&options, &wanted, &SignalsLater::default())
     };
     let steps = attempt(&setting.start(&["watch"], &[]), &image, None).expect("it goes on").steps;
     assert!(steps > 10, "{steps} steps");

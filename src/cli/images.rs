@@ -118,7 +118,8 @@ frames are on a stack of their own, which stays mapped when they are gone (8 MiB
 What is checked: functions, points, locals and operands of all frames, the number of globals, the memory's size. A module \
 that differs in nothing of this cannot be told from the right one.
 
-Do not end wstate while it restores: the thread would go on with registers that are not its own.
+Signals that would end or stop wstate wait until the process is whole and what was done is told. kill -9 cannot wait: the \
+process goes on with a part of the changes then, and must be ended.
 
 Exit codes: 0 restored, 1 it could be (without --yes), 2 refused or failed, 64 wrong usage.";
 

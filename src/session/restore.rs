@@ -19,7 +19,10 @@ use crate::state::resume::Place;
 use crate::state::{AnyImage, ImageView, KnownRegisters, PointKind, ResumeStack, resume_stack};
 use crate::target::live::held::Held;
 use crate::target::live::inject::Borrowed;
-use std::cell::Cell;
+use nix::sys::signal::{SigSet, SigmaskHow};
+use std::cell::{Cell, OnceCell};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 /// What is to be restored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,9 +57,61 @@ pub struct Restored {
     pub notes: Vec<String>,
 }
 
+/// Signals that end or stop this program, kept back: its end in the middle of a change would leave the process with registers
+/// that are not its own. Those that have come are delivered when this is dropped.
+#[derive(Debug, Default)]
+pub struct SignalsLater {
+    before: OnceCell<SigSet>,
+}
+
+impl SignalsLater {
+    /// From now on, on this thread and on those that it starts.
+    fn begin(&self) {
+        if let Ok(before) = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK) {
+            // Not the mask that is there the second time.
+            let _ = self.before.set(before);
+        }
+    }
+}
+
+impl Drop for SignalsLater {
+    fn drop(&mut self) {
+        let _ = self.before.get().map(SigSet::thread_set_mask);
+    }
+}
+
+/// A linear memory in a file.
+struct Linear {
+    file: File,
+    start: u64,
+    len: u64,
+}
+
+impl Linear {
+    /// Calls `put` with the offset and the bytes of each page that is not zero.
+    fn pages(&self, mut put: impl FnMut(u64, &[u8]) -> Result<(), String>) -> Result<(), String> {
+        let mut chunk = vec![0; self.len.min(CHUNK) as usize];
+        let mut at = 0;
+        while at < self.len {
+            let part = &mut chunk[..(self.len - at).min(CHUNK) as usize];
+            let read = self.file.read_exact_at(part, self.start + at);
+            read.map_err(|e| format!("the image cannot be read any more: {e}"))?;
+            for (n, page) in part.chunks(PAGE as usize).enumerate() {
+                if page.iter().any(|&b| b != 0) {
+                    put(at + n as u64 * PAGE, page)?;
+                }
+            }
+            at += part.len() as u64;
+        }
+        Ok(())
+    }
+}
+
 /// Bytes of stack below the image's frames: as much as the runtime's own has.
 const STACK: u64 = 8 << 20;
 const PAGE: u64 = 0x1000;
+/// Bytes of the image's memory that are in ours at once.
+const CHUNK: u64 = 1 << 20;
 /// How often a step back is tried.
 const UNDO_ATTEMPTS: usize = 3;
 /// A page of Wasm.
@@ -66,14 +121,15 @@ const DESCRIPTION: usize = 24;
 /// Bytes of the object that keeps a memory (`memory/static_.rs`, `memory/dynamic.rs`: 48).
 const MEMORY_OBJECT: usize = 48;
 
-/// Puts the image into the process, or says why not; the process is as it was then.
-pub fn restore(options: &Options, wanted: &RestoreOptions) -> Result<Restored, Error> {
+/// Puts the image into the process, or says why not; the process is as it was then. Signals are kept back while it is changed,
+/// and until the caller, who knows then what was done, drops `signals` on this thread.
+pub fn restore(options: &Options, wanted: &RestoreOptions, signals: &SignalsLater) -> Result<Restored, Error> {
     let refused = |what: String| Error::NotFound { what };
     let Source::Pid(pid) = options.source else {
         return Err(refused("only a process can go on from an image".to_string()));
     };
-    let file = ImageFile::open(&wanted.image)?;
-    let AnyImage::Instance(image) = &file.image else {
+    let (image, file) = ImageFile::open_unmapped(&wanted.image)?;
+    let AnyImage::Instance(image) = &image else {
         return Err(refused("the image has frames only; an InstanceImage is needed".to_string()));
     };
     let search = options.search_paths();
@@ -82,16 +138,20 @@ pub fn restore(options: &Options, wanted: &RestoreOptions) -> Result<Restored, E
     let first = LiveTarget::capture(pid, &CaptureOptions::default())?;
     let objects = Objects::load(&first, &search);
     look_around(&first, &objects, options, &mut provider, &progress)?;
+    if wanted.really {
+        signals.begin();
+    }
     let held = Held::hold(pid, &CaptureOptions::default(), None)?;
     let why = |why: String| refused(format!("process {pid} is as it was: {why}"));
     let plan = plan(&held, &objects, options, &mut provider, &progress)?;
-    let memory = file.memory().unwrap_or_default();
-    plan.check(image, memory, wanted.result).map_err(why)?;
+    let range = image.memory.clone().unwrap_or_default();
+    let memory = Linear { file, start: range.start as u64, len: range.len() as u64 };
+    plan.check(image, memory.len, wanted.result).map_err(why)?;
     let mut done = Restored {
         thread: plan.thread.0,
         frames: image.execution_state.frames.len(),
-        memory: memory.len() as u64,
-        grown: plan.grow_by(memory) / WASM_PAGE,
+        memory: memory.len,
+        grown: plan.grow_by(memory.len) / WASM_PAGE,
         steps: 0,
         pause: std::time::Duration::ZERO,
         notes: Vec::new(),
@@ -102,7 +162,7 @@ pub fn restore(options: &Options, wanted: &RestoreOptions) -> Result<Restored, E
             plan: &plan,
             thread,
             image,
-            memory,
+            memory: &memory,
             result: wanted.result,
             count: Cell::new(0),
             fail_at: wanted.fail_at,
@@ -191,12 +251,12 @@ impl Plan {
             .map_err(|e| format!("the image does not fit the module: {e}"))
     }
 
-    fn grow_by(&self, memory: &[u8]) -> u64 {
-        (memory.len() as u64).saturating_sub(self.parts.memory.map_or(0, |(_, size)| size))
+    fn grow_by(&self, memory: u64) -> u64 {
+        memory.saturating_sub(self.parts.memory.map_or(0, |(_, size)| size))
     }
 
     /// Everything that can be known before.
-    fn check(&self, image: &ImageView, memory: &[u8], result: Option<u64>) -> Result<(), String> {
+    fn check(&self, image: &ImageView, memory: u64, result: Option<u64>) -> Result<(), String> {
         // Where the stack will be makes no difference to whether there can be one, and values behind the context are the
         // target's own.
         let stack = self.stack(image, 1 << 46, &Nothing)?;
@@ -215,15 +275,11 @@ impl Plan {
             (None, None) => Ok(()),
             (None, Some(_)) => Err("the image has a memory, the module none".to_string()),
             (Some(_), None) => Err("the module has a memory, the image none".to_string()),
-            (Some((_, size)), Some(_)) if (memory.len() as u64) < size => Err(format!(
-                "the memory has {size} bytes, more than the image's {}; a memory cannot shrink",
-                memory.len()
-            )),
+            (Some((_, size)), Some(_)) if memory < size => {
+                Err(format!("the memory has {size} bytes, more than the image's {memory}; a memory cannot shrink",))
+            }
             (Some((base, size)), Some(_)) => {
-                if !(memory.len() as u64).is_multiple_of(WASM_PAGE)
-                    || !size.is_multiple_of(WASM_PAGE)
-                    || base % PAGE != 0
-                {
+                if !memory.is_multiple_of(WASM_PAGE) || !size.is_multiple_of(WASM_PAGE) || base % PAGE != 0 {
                     return Err("the memory is no whole number of pages".to_string());
                 }
                 let can_grow = self.parts.memory_at.is_some() && self.parts.grow.is_some();
@@ -258,7 +314,7 @@ struct Work<'a> {
     plan: &'a Plan,
     thread: Borrowed<'a>,
     image: &'a ImageView,
-    memory: &'a [u8],
+    memory: &'a Linear,
     result: Option<u64>,
     count: Cell<usize>,
     fail_at: Option<usize>,
@@ -374,7 +430,7 @@ impl Work<'_> {
         undo: &mut Vec<Undo>,
     ) -> Result<Option<(u64, u64)>, String> {
         let parts = &self.plan.parts;
-        let wanted = self.memory.len() as u64;
+        let wanted = self.memory.len;
         let mut base = base;
         if let (true, Some(grow), Some(description)) = (wanted > size, parts.grow, parts.memory_at) {
             let object = self.word(description + 16)?;
@@ -402,11 +458,7 @@ impl Work<'_> {
         }
         let fresh = self.map(wanted, undo)?;
         self.step()?;
-        for (n, page) in self.memory.chunks(PAGE as usize).enumerate() {
-            if page.iter().any(|&b| b != 0) {
-                self.thread.write(fresh + n as u64 * PAGE, page)?;
-            }
-        }
+        self.memory.pages(|at, page| self.thread.write(fresh + at, page))?;
         let aside = self.map(wanted, undo)?;
         self.step()?;
         self.relocate(base, aside, wanted)?;
@@ -483,5 +535,25 @@ impl Work<'_> {
                 words.iter().try_for_each(|(address, bytes)| self.thread.write(*address, bytes))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_that_becomes_shorter_is_an_error() {
+        let file = tempfile::tempfile().unwrap();
+        let (start, len) = (9, CHUNK + 2 * PAGE);
+        file.set_len(start + len).unwrap();
+        file.write_all_at(&[7], start + CHUNK + PAGE).unwrap();
+        let memory = Linear { file, start, len };
+        let mut pages = Vec::new();
+        let mut copy = || memory.pages(|at, page| Ok(pages.push((at, page[0], page.len()))));
+        copy().unwrap();
+        memory.file.set_len(start + CHUNK).unwrap();
+        assert!(copy().unwrap_err().starts_with("the image cannot be read any more"));
+        assert_eq!(pages, [(CHUNK + PAGE, 7, PAGE as usize)]);
     }
 }
