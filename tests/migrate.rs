@@ -14,12 +14,13 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// `run` computes with everything that an image has: locals and operands of several frames, floats, globals, memory that
 /// was grown. `watch` goes on until the byte at 0 is set, and tells (1) whether all that it wrote is still there.
-fn guest(maximum: &str) -> String {
+fn guest(memory: &str) -> String {
     format!(
         r#"(module
   (import "env" "ready" (func $ready))
   (import "env" "stop" (func $stop (param i32) (result i64)))
-  (memory 1 {maximum})
+  (import "env" "again" (func $again (result i64)))
+  {memory}
   (global $sum (mut i64) (i64.const 0))
   (global $part (mut f64) (f64.const 0.5))
   (func $mix (param $x i64) (param $n i32) (result i64) (local $f f64)
@@ -56,7 +57,8 @@ fn guest(maximum: &str) -> String {
       (local.set $at (i32.add (local.get $at) (i32.const 4)))
       (br_if $again (i32.lt_u (local.get $at) (i32.const 65536))))
     (i32.eqz (local.get $bad)))
-  (func (export "watch") (result i64) (local $a i64) (local $b i64)
+  (func (export "outer") (result i64) (call $again))
+  (func (export "watch") (export "again") (result i64) (local $a i64) (local $b i64)
     (drop (call $fill (i32.const 0)))
     (global.set $sum (i64.const 1234567))
     (local.set $b (i64.const 7))
@@ -81,9 +83,13 @@ struct Setting {
 
 impl Setting {
     fn new(maximum: &str) -> Setting {
+        Setting::with_memory(&format!("(memory 1 {maximum})"))
+    }
+
+    fn with_memory(memory: &str) -> Setting {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("guest.wasm");
-        std::fs::write(&path, wat::parse_str(guest(maximum)).expect("a module")).expect("a file");
+        std::fs::write(&path, wat::parse_str(guest(memory)).expect("a module")).expect("a file");
         Setting { wasm: path.to_str().expect("text").to_string(), directory }
     }
 
@@ -226,6 +232,75 @@ fn behind_a_call_its_result_is_given_and_refusals_are_explained() {
     let (code, said) = restore_into(&host, &image, &["--yes", "--return", "-77"]);
     assert_eq!(code, Some(0), "{said}");
     assert_eq!(result(&host), 9077);
+}
+
+/// Whoever else is in the instance would go on with what is not its own.
+#[test]
+fn what_others_are_in_the_middle_of_is_not_replaced() {
+    let setting = Setting::new("");
+    let image = setting.image(Duration::from_millis(100)).expect("it takes seconds");
+    let refused = |host: &Host, more: &[&str], why: &str| {
+        let before = maps(host);
+        let (code, said) = restore_into(host, &image, &[&["--yes"], more].concat());
+        assert!(code == Some(2) && said.contains(why), "{why}: {said}");
+        assert_eq!(maps(host), before);
+    };
+    // Wasm, the host, and Wasm again.
+    let nested = setting.start(&["outer"], &[]);
+    refused(&nested, &[], "an older Wasm frame of the thread");
+
+    let both = setting.start(&["watch"], &["--also", "same"]);
+    let also = both.tid_at("also").expect("a second thread").to_string();
+    refused(&both, &[], "choose one with --thread");
+    for (tid, other) in [(both.pid().to_string(), &also), (also.clone(), &both.pid().to_string())] {
+        refused(&both, &["--thread", &tid], &format!("thread {other} is in the same instance"));
+    }
+
+    let apart = setting.start(&["watch"], &["--also", "other"]);
+    let (code, said) = restore_into(&apart, &image, &["--thread", &apart.pid().to_string()]);
+    assert!(code == Some(1) && said.contains("could go on"), "{said}");
+
+    // A thread that somebody else traces.
+    let host = setting.start(&["watch"], &[]);
+    maps(&host);
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", host.pid())).expect("threads").flatten();
+    let name = |task: &std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+    let stdin = tasks.into_iter().find(|t| name(t) == "stdin\n").expect("a thread that reads").file_name();
+    let stdin = nix::unistd::Pid::from_raw(stdin.to_str().and_then(|n| n.parse().ok()).expect("a number"));
+    let (seized, is_seized) = std::sync::mpsc::channel();
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    // Its end lets the thread go.
+    let tracer = std::thread::spawn(move || {
+        let done = nix::sys::ptrace::seize(stdin, nix::sys::ptrace::Options::empty());
+        seized.send(done).expect("somebody waits");
+        let _ = ended.recv();
+    });
+    is_seized.recv().expect("an answer").expect("it may be traced");
+    let (code, said) = restore_into(&host, &image, &["--yes"]);
+    drop(end);
+    tracer.join().expect("it ends");
+    assert!(
+        code == Some(2) && said.contains(&format!("traced, so thread {stdin} may be in the same instance")),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_memory_that_another_instance_has_is_not_replaced() {
+    let setting = Setting::with_memory("(import \"env\" \"memory\" (memory 1))");
+    // Imported, it cannot be made to grow.
+    let asking = setting.start(&["ask", "9"], &[]);
+    let image = setting.directory.path().join("image");
+    wstate(&["snapshot", "-p", &asking.pid().to_string(), "-o", image.to_str().expect("text")]);
+    let both = setting.start(&["watch"], &["--also", "memory"]);
+    let tid = both.pid().to_string();
+    let (code, said) = restore_into(&both, &image, &["--yes", "--return", "7", "--thread", &tid]);
+    assert!(code == Some(2) && said.contains("has the same memory"), "{said}");
+
+    let host = setting.start(&["watch"], &[]);
+    let (code, said) = restore_into(&host, &image, &["--yes", "--return", "7"]);
+    assert!(code == Some(0) && said.contains("note: the memory is imported"), "{said}");
+    assert_eq!(result(&host), 8993);
 }
 
 /// At random moments, of which some are in the prologue or epilogue of a function: there the thread has an instance too.

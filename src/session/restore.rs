@@ -14,7 +14,7 @@ use super::*;
 use crate::arch::Reg;
 use crate::images::ImageFile;
 use crate::runtime::singlepass::ctx;
-use crate::runtime::{InstanceParts, Why};
+use crate::runtime::{GuestInstance, InstanceParts, Why};
 use crate::state::resume::Place;
 use crate::state::{AnyImage, ImageView, KnownRegisters, PointKind, ResumeStack, resume_stack};
 use crate::target::live::held::Held;
@@ -132,12 +132,14 @@ pub fn restore(options: &Options, wanted: &RestoreOptions, signals: &SignalsLate
     let AnyImage::Instance(image) = &image else {
         return Err(refused("the image has frames only; an InstanceImage is needed".to_string()));
     };
+    let everyone = Options { threads: Vec::new(), ..options.clone() };
     let search = options.search_paths();
     let progress = progress::stderr(options.verbose);
     let mut provider = Runtimes::new(&FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
     let first = LiveTarget::capture(pid, &CaptureOptions::default())?;
     let objects = Objects::load(&first, &search);
-    look_around(&first, &objects, options, &mut provider, &progress)?;
+    choose(&first, options)?;
+    look_around(&first, &objects, &everyone, &mut provider, &progress)?;
     if wanted.really {
         signals.begin();
     }
@@ -154,7 +156,7 @@ pub fn restore(options: &Options, wanted: &RestoreOptions, signals: &SignalsLate
         grown: plan.grow_by(memory.len) / WASM_PAGE,
         steps: 0,
         pause: std::time::Duration::ZERO,
-        notes: Vec::new(),
+        notes: plan.notes.clone(),
     };
     if wanted.really {
         let thread = held.borrow(plan.thread).map_err(|e| why(format!("thread {}: {e}", plan.thread.0)))?;
@@ -172,7 +174,7 @@ pub fn restore(options: &Options, wanted: &RestoreOptions, signals: &SignalsLate
             Failed::Broken(e) => refused(format!("process {pid} is broken and should be ended: {e}")),
         })?;
         done.steps = steps;
-        done.notes = notes;
+        done.notes.extend(notes);
     }
     done.pause = held.release();
     Ok(done)
@@ -183,6 +185,7 @@ struct Plan {
     thread: ThreadId,
     parts: InstanceParts,
     place: Place,
+    notes: Vec<String>,
 }
 
 fn plan(
@@ -196,10 +199,14 @@ fn plan(
     let refused = |what: String| Error::NotFound { what };
     let native = Native::new(target, objects);
     let scene = Scene { target, objects, progress };
-    let threads = choose(target, options)?;
-    let stacks = walk_all(target, &threads, &native, &scene, provider, limits::MAX_FRAMES);
+    let chosen = choose(target, options)?;
+    // Whichever thread is meant: who else is in its instance must be known.
+    let all: Vec<&Thread> = target.threads().iter().collect();
+    let stacks = walk_all(target, &all, &native, &scene, provider, limits::MAX_FRAMES);
     let runtime = provider.runtime();
-    let thread = wasm_thread(runtime, target, &threads, &stacks)?;
+    let of_chosen: Vec<Option<Stack>> =
+        all.iter().zip(&stacks).filter(|(t, _)| chosen.iter().any(|c| c.id == t.id)).map(|(_, s)| s.clone()).collect();
+    let thread = wasm_thread(runtime, target, &chosen, &of_chosen)?;
     let tid = thread.tid;
     if !thread.on_top {
         return Err(refused(format!(
@@ -218,6 +225,13 @@ fn plan(
     }
     let parts = runtime.instance_parts(thread.youngest.module, instance, target);
     let parts = parts.map_err(|Why(why)| refused(why))?;
+    let own = Own {
+        thread: tid,
+        run: run.len(),
+        instance: GuestInstance { module: thread.youngest.module, address: instance },
+    };
+    own.alone(held, runtime, &all, &stacks).map_err(refused)?;
+    own.memory_alone(runtime, target, &stacks, &parts).map_err(refused)?;
     let caller = thread.frames.get(run.len()).map(|f| &f.cursor);
     let caller = caller.filter(|c| native.recognised.stub_name(c.address, target).is_some()).ok_or_else(|| {
         refused("the oldest Wasm frame was not called through one of the runtime's entries".to_string())
@@ -240,7 +254,99 @@ fn plan(
         vmctx: parts.vmctx,
         registers,
     };
-    Ok(Plan { thread: tid, parts, place })
+    let mut notes = Vec::new();
+    if parts.memory.is_some() && parts.memory_at.is_none() {
+        notes.push(
+            "the memory is imported: the host, and whoever else has it, finds the image's bytes there".to_string(),
+        );
+    }
+    if !parts.imported_globals.is_empty() {
+        let count = parts.imported_globals.len();
+        notes.push(format!("imported globals ({count}) are not in an image: they keep their values"));
+    }
+    Ok(Plan { thread: tid, parts, place, notes })
+}
+
+/// What is replaced: the youngest `run` frames of a thread, and an instance.
+struct Own {
+    thread: ThreadId,
+    run: usize,
+    instance: GuestInstance,
+}
+
+impl Own {
+    /// Whether nobody else is in the middle of something in the instance. Who cannot be looked at may be.
+    fn alone(
+        &self,
+        held: &Held,
+        runtime: &dyn Runtime,
+        threads: &[&Thread],
+        stacks: &[Option<Stack>],
+    ) -> Result<(), String> {
+        if let Some(tid) = held.unknown_threads().first() {
+            return Err(format!("thread {tid} is not stopped, and may be in the same instance; try again"));
+        }
+        for (thread, stack) in threads.iter().zip(stacks) {
+            let tid = thread.id.0;
+            let may_be = |why: &str| format!("{why}, so thread {tid} may be in the same instance");
+            if let Some(why) = &thread.problem {
+                return Err(may_be(why));
+            }
+            let Some(stack) = stack else { return Err(may_be("its registers are not known")) };
+            let replaced = if thread.id == self.thread { self.run } else { 0 };
+            for frame in stack.frames.iter().skip(replaced) {
+                let guests = runtime.describe(&frame.cursor, held.target());
+                if guests.iter().filter(|g| g.kind == GuestKind::Wasm).any(|g| self.is_in(g)) {
+                    return Err(match thread.id == self.thread {
+                        true => "an older Wasm frame of the thread, whose call into the host has called back, is in the same \
+                                 instance; it would go on with what the image's frames have made of it"
+                            .to_string(),
+                        false => format!(
+                            "thread {tid} is in the same instance; it would go on with a memory and globals that are not its own"
+                        ),
+                    });
+                }
+                if matches!(frame.trust, Trust::FramePointer | Trust::Scan) {
+                    return Err(may_be("frames before native code without unwind information may be missing"));
+                }
+            }
+            match &stack.end {
+                End::Bottom => {}
+                End::Lost(why) => return Err(may_be(&format!("its stack cannot be followed to its end ({why})"))),
+                End::Cycle | End::Limit(_) => return Err(may_be("its stack has no end that can be found")),
+            }
+        }
+        Ok(())
+    }
+
+    fn is_in(&self, frame: &GuestFrame) -> bool {
+        match frame.instance {
+            Some(address) => address == self.instance.address,
+            None => frame.module == self.instance.module,
+        }
+    }
+
+    /// Whether no other instance that is known has the same memory, which one of the two imports then.
+    fn memory_alone(
+        &self,
+        runtime: &dyn Runtime,
+        memory: &dyn Memory,
+        stacks: &[Option<Stack>],
+        parts: &InstanceParts,
+    ) -> Result<(), String> {
+        let Some((base, _)) = parts.memory else { return Ok(()) };
+        let frames = stacks.iter().flatten().flat_map(|s| &s.frames).flat_map(|f| runtime.describe(&f.cursor, memory));
+        let of_frames = frames.filter_map(|f| Some(GuestInstance { module: f.module, address: f.instance? }));
+        let mut others: BTreeSet<GuestInstance> = of_frames.chain(runtime.instances(memory)).collect();
+        others.retain(|i| i.address != self.instance.address && runtime.check_instance(*i, memory).is_ok());
+        let has_it = |other: &&GuestInstance| {
+            runtime.linear_memory(other.module, other.address, 0, memory).is_ok_and(|(theirs, _)| theirs == base)
+        };
+        match others.iter().find(has_it) {
+            Some(other) => Err(format!("the instance at {:#x} has the same memory", other.address)),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Plan {
@@ -550,7 +656,12 @@ mod tests {
         file.write_all_at(&[7], start + CHUNK + PAGE).unwrap();
         let memory = Linear { file, start, len };
         let mut pages = Vec::new();
-        let mut copy = || memory.pages(|at, page| Ok(pages.push((at, page[0], page.len()))));
+        let mut copy = || {
+            memory.pages(|at, page| {
+                pages.push((at, page[0], page.len()));
+                Ok(())
+            })
+        };
         copy().unwrap();
         memory.file.set_len(start + CHUNK).unwrap();
         assert!(copy().unwrap_err().starts_with("the image cannot be read any more"));

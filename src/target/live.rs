@@ -1189,8 +1189,13 @@ mod tests {
         2 * n
     }
 
-    /// A seccomp filter for this thread, which allows everything.
-    fn filter() {
+    /// Seccomp for this thread: a filter that allows everything, or the mode that allows hardly anything.
+    fn restrict(mode: &std::ffi::OsStr) {
+        if mode == "strict" {
+            // SAFETY: prctl touches no memory here.
+            assert_eq!(unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_STRICT) }, 0);
+            return;
+        }
         let all = libc::sock_filter { code: libc::BPF_RET as u16, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW };
         let program = libc::sock_fprog { len: 1, filter: (&raw const all).cast_mut() };
         // SAFETY: the program is read during the call.
@@ -1232,11 +1237,11 @@ mod tests {
             let body = move || {
                 // SAFETY: gettid has no arguments.
                 let tid = unsafe { libc::gettid() };
-                if name == "spinner" && std::env::var_os("WSTATE_TEST_SECCOMP").is_some() {
-                    filter();
-                }
                 ready.send((name, tid)).unwrap();
                 if name == "spinner" {
+                    if let Some(mode) = std::env::var_os("WSTATE_TEST_SECCOMP") {
+                        restrict(&mode);
+                    }
                     spin();
                 }
                 loop {
@@ -1637,11 +1642,13 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_with_a_seccomp_filter_is_not_borrowed() {
-        let peer = Peer::target_of(Peer::command().env("WSTATE_TEST_SECCOMP", "1"));
-        let held = Held::hold(peer.pid(), &CaptureOptions::default(), None).unwrap();
-        let why = held.borrow(ThreadId(peer.spinner)).err().unwrap();
-        assert!(why.starts_with("a seccomp filter decides"), "{why}");
+    fn a_thread_with_seccomp_is_not_borrowed() {
+        for (mode, what) in [("filter", "a seccomp filter decides"), ("strict", "it is in seccomp's strict mode")] {
+            let peer = Peer::target_of(Peer::command().env("WSTATE_TEST_SECCOMP", mode));
+            let held = Held::hold(peer.pid(), &CaptureOptions::default(), None).unwrap();
+            let why = held.borrow(ThreadId(peer.spinner)).err().unwrap();
+            assert!(why.starts_with(what), "{why}");
+        }
     }
 
     #[test]
