@@ -7,7 +7,8 @@ use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use support::{Host, Profile, wstate};
-use wstate::session::{Options, RestoreOptions, SignalsLater, Source, restore};
+use wstate::error::Error;
+use wstate::session::{Options, RestoreOptions, Restored, SignalsLater, Source, restore};
 
 /// Bounds only a failing test.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -313,7 +314,7 @@ fn a_thread_is_taken_wherever_it_is_in_wasm_code() {
     let options = Options::new(Source::Pid(host.pid() as u32));
     let mut taken = 0;
     for _ in 0..60 {
-        let wanted = RestoreOptions { image: image.clone(), really: false, result: None, fail_at: None };
+        let wanted = RestoreOptions { image: image.clone(), really: false, result: None, fail_at: None, fail_back: 0 };
         match restore(&options, &wanted, &SignalsLater::default()) {
             Ok(_) => taken += 1,
             Err(e) => assert!(e.to_string().contains("is in native code that Wasm has called"), "{e}"),
@@ -392,21 +393,23 @@ fn end_watch(host: &Host) {
     mem.write_all_at(&[1], base).expect("a byte is written");
 }
 
+fn attempt(host: &Host, image: &Path, fail_at: Option<usize>, fail_back: usize) -> Result<Restored, Error> {
+    let options = Options::new(Source::Pid(host.pid() as u32));
+    let wanted = RestoreOptions { image: image.to_path_buf(), really: true, result: None, fail_at, fail_back };
+    restore(&options, &wanted, &SignalsLater::default())
+}
+
 fn failing(maximum: &str) {
     let setting = Setting::new(maximum);
     let image = setting.image(Duration::from_millis(100)).expect("it takes seconds");
-    let attempt = |host: &Host, image: &Path, fail_at: Option<usize>| {
-        let options = Options::new(Source::Pid(host.pid() as u32));
-        let wanted = RestoreOptions { image: image.to_path_buf(), really: true, result: None, fail_at };
-        restore(&options, &wanted, &SignalsLater::default())
-    };
-    let steps = attempt(&setting.start(&["watch"], &[]), &image, None).expect("it goes on").steps;
+    let steps = attempt(&setting.start(&["watch"], &[]), &image, None, 0).expect("it goes on").steps;
     assert!(steps > 10, "{steps} steps");
 
     let host = setting.start(&["watch"], &[]);
     let before = maps(&host);
     for step in 0..steps {
-        let error = attempt(&host, &image, Some(step)).expect_err("it was made to fail").to_string();
+        // Each step back is tried three times.
+        let error = attempt(&host, &image, Some(step), 2).expect_err("it was made to fail").to_string();
         assert!(error.contains("is as it was") && error.ends_with("was made to fail"), "step {step}: {error}");
         assert_eq!(maps(&host), before, "step {step}");
     }
@@ -422,4 +425,82 @@ fn a_restore_that_fails_leaves_the_process_as_it_was_with_a_memory_that_moves() 
 #[test]
 fn a_restore_that_fails_leaves_the_process_as_it_was_with_a_memory_in_place() {
     failing("64");
+}
+
+/// What cannot be taken back is told, and everything else is taken back.
+#[test]
+fn a_step_that_cannot_be_taken_back_is_the_only_one() {
+    let setting = Setting::new("");
+    let image = setting.image(Duration::from_millis(100)).expect("it takes seconds");
+    let steps = attempt(&setting.start(&["watch"], &[]), &image, None, 0).expect("it goes on").steps;
+    let host = setting.start(&["watch"], &[]);
+    let before = maps(&host);
+    // Behind the first step is the stack, and nothing else.
+    let error = attempt(&host, &image, Some(1), 3).expect_err("it was made to fail").to_string();
+    assert!(
+        error.contains("is broken and should be ended") && error.contains("on the way back: a way back"),
+        "{error}"
+    );
+    let after = maps(&host);
+    // Mappings side by side may be one.
+    let mapped = |maps: &str| -> u64 {
+        let range = |line: &str| {
+            let (from, to) = line.split_once(' ')?.0.split_once('-')?;
+            Some(u64::from_str_radix(to, 16).ok()? - u64::from_str_radix(from, 16).ok()?)
+        };
+        maps.lines().filter_map(range).sum()
+    };
+    let more = mapped(&after) - mapped(&before);
+    assert!((8 << 20..9 << 20).contains(&more), "{more:#x}");
+    // The first step back fails, of a global that `watch` does not look at.
+    let error = attempt(&host, &image, Some(steps - 1), 3).expect_err("it was made to fail").to_string();
+    assert!(error.contains("is broken"), "{error}");
+    assert_eq!(mapped(&maps(&host)), mapped(&after));
+    end_watch(&host);
+    assert_eq!(result(&host), 1, "all the rest was taken back");
+}
+
+fn twice(maximum: &str) {
+    let setting = Setting::new(maximum);
+    let small = setting.image(Duration::from_millis(100)).expect("it takes seconds");
+    let kept = setting.directory.path().join("small");
+    std::fs::rename(&small, &kept).expect("an image");
+    // The same, with more memory.
+    let longer = setting.start(&["run", "43", ROUNDS, "40"], &[]);
+    let large = setting.image_of(&longer, Duration::from_millis(100)).expect("it takes seconds");
+    let undisturbed = result(&longer);
+    let host = setting.start(&["watch"], &[]);
+    for (image, grown) in [(&kept, 3), (&large, 37), (&large, 0)] {
+        let (code, said) = restore_into(&host, image, &["--yes"]);
+        assert!(code == Some(0) && said.contains(&format!("grown by {grown} pages")), "{said}");
+    }
+    assert_eq!(result(&host), undisturbed);
+}
+
+#[test]
+fn one_restore_follows_another_with_a_memory_that_moves() {
+    twice("");
+}
+
+#[test]
+fn one_restore_follows_another_with_a_memory_in_place() {
+    twice("64");
+}
+
+/// The place that the old memory is moved to costs none.
+#[test]
+fn a_limit_of_data_counts_the_image_once() {
+    let setting = Setting::new("");
+    let computing = setting.start(&["run", "42", ROUNDS, "1023"], &[]);
+    let image = setting.image_of(&computing, Duration::ZERO).expect("it takes seconds");
+    let host = setting.start(&["watch"], &[]);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", host.pid())).expect("a status");
+    let data = status.lines().find_map(|l| l.strip_prefix("VmData:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    // The memory grown, the image, the stack (8 MiB), and half of the image.
+    let limit = data.expect("a number") * 1024 + ((64 + 64 + 8 + 32) << 20);
+    let (pid, data) = (format!("--pid={}", host.pid()), format!("--data={limit}"));
+    let set = std::process::Command::new("prlimit").args([pid, data]).status().expect("prlimit, of util-linux");
+    assert!(set.success());
+    let (code, said) = restore_into(&host, &image, &["--yes"]);
+    assert!(code == Some(0) && said.contains("grown by 1023 pages"), "{said}");
 }

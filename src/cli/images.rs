@@ -163,7 +163,13 @@ impl Restore {
             verbose: self.verbose,
             ..Options::new(Source::Pid(self.pid))
         };
-        let wanted = RestoreOptions { image: self.image.clone(), really: self.yes, result: self.result, fail_at: None };
+        let wanted = RestoreOptions {
+            image: self.image.clone(),
+            really: self.yes,
+            result: self.result,
+            fail_at: None,
+            fail_back: 0,
+        };
         (options, wanted)
     }
 }

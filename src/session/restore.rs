@@ -36,6 +36,9 @@ pub struct RestoreOptions {
     /// Fails before this step, counted from 0: for tests of the way back.
     #[doc(hidden)]
     pub fail_at: Option<usize>,
+    /// So often a way back fails: for tests of what is done then.
+    #[doc(hidden)]
+    pub fail_back: usize,
 }
 
 /// What was done.
@@ -168,6 +171,7 @@ pub fn restore(options: &Options, wanted: &RestoreOptions, signals: &SignalsLate
             result: wanted.result,
             count: Cell::new(0),
             fail_at: wanted.fail_at,
+            fail_back: Cell::new(wanted.fail_back),
         };
         let (steps, notes) = work.run().map_err(|e| match e {
             Failed::AsItWas(e) => why(e),
@@ -410,6 +414,20 @@ impl Memory for Nothing {
     }
 }
 
+/// The parts of `from .. from + len`, which must be mapped, as the mappings divide it: first address, bytes.
+fn pieces(mappings: &[Mapping], from: u64, len: u64) -> Result<Vec<(u64, u64)>, String> {
+    let (mut at, end) = (from, from.saturating_add(len));
+    let mut out = Vec::new();
+    for mapping in mappings.iter().skip_while(|m| m.end <= from) {
+        if at < end && mapping.contains(at) {
+            let piece = mapping.end.min(end) - at;
+            out.push((at, piece));
+            at += piece;
+        }
+    }
+    if at == end { Ok(out) } else { Err(format!("nothing is mapped at {at:#x}")) }
+}
+
 enum Failed {
     AsItWas(String),
     Broken(String),
@@ -424,6 +442,7 @@ struct Work<'a> {
     result: Option<u64>,
     count: Cell<usize>,
     fail_at: Option<usize>,
+    fail_back: Cell<usize>,
 }
 
 /// The way back of one step.
@@ -495,7 +514,7 @@ impl Work<'_> {
         let parts = &self.plan.parts;
         let needed = self.plan.stack(self.image, 1 << 46, &self.thread)?.words.len() as u64 * 8;
         let size = (needed + STACK).next_multiple_of(PAGE);
-        let stack = self.map(size, undo)?;
+        let stack = self.map(size, READ_WRITE, undo)?;
         self.step()?;
         self.thread.system_call(libc::SYS_mprotect, [stack, PAGE, 0, 0, 0, 0])?;
         let top = stack + size - 64;
@@ -562,16 +581,13 @@ impl Work<'_> {
         if wanted == 0 {
             return Ok(None);
         }
-        let fresh = self.map(wanted, undo)?;
+        let fresh = self.map(wanted, READ_WRITE, undo)?;
         self.step()?;
         self.memory.pages(|at, page| self.thread.write(fresh + at, page))?;
-        let aside = self.map(wanted, undo)?;
-        self.step()?;
-        self.relocate(base, aside, wanted)?;
-        undo.push(Undo::Move { from: aside, to: base, len: wanted });
-        self.step()?;
-        self.relocate(fresh, base, wanted)?;
-        undo.push(Undo::Move { from: base, to: fresh, len: wanted });
+        // A place and no memory.
+        let aside = self.map(wanted, 0, undo)?;
+        self.relocate(base, aside, wanted, undo)?;
+        self.relocate(fresh, base, wanted, undo)?;
         self.step()?;
         Ok(Some((aside, wanted)))
     }
@@ -585,9 +601,10 @@ impl Work<'_> {
         self.thread.read_u64(address).map_err(|e| e.to_string())
     }
 
-    fn map(&self, len: u64, undo: &mut Vec<Undo>) -> Result<u64, String> {
+    fn map(&self, len: u64, access: u64, undo: &mut Vec<Undo>) -> Result<u64, String> {
         self.step()?;
-        let address = self.thread.system_call(libc::SYS_mmap, [0, len, READ_WRITE, PRIVATE, NO_FILE, 0]);
+        let flags = if access == 0 { PRIVATE | libc::MAP_NORESERVE as u64 } else { PRIVATE };
+        let address = self.thread.system_call(libc::SYS_mmap, [0, len, access, flags, NO_FILE, 0]);
         let address = address.map_err(|e| format!("{len} bytes cannot be mapped: {e}"))?;
         undo.push(Undo::Unmap { address, len });
         Ok(address)
@@ -597,8 +614,23 @@ impl Work<'_> {
         self.thread.system_call(libc::SYS_munmap, [address, len, 0, 0, 0, 0]).map(|_| ())
     }
 
-    /// Moves pages to where others may be.
-    fn relocate(&self, from: u64, to: u64, len: u64) -> Result<(), String> {
+    /// Moves pages to where others may be, with the way back.
+    fn relocate(&self, from: u64, to: u64, len: u64, undo: &mut Vec<Undo>) -> Result<(), String> {
+        for (piece, len) in self.pieces(from, len)? {
+            let there = to.wrapping_add(piece.wrapping_sub(from));
+            self.step()?;
+            self.remap(piece, there, len)?;
+            undo.push(Undo::Move { from: there, to: piece, len });
+        }
+        Ok(())
+    }
+
+    /// What is mapped from `from` on, each mapping by itself: before Linux 6.17 no call moves more than one.
+    fn pieces(&self, from: u64, len: u64) -> Result<Vec<(u64, u64)>, String> {
+        pieces(&self.thread.mappings().map_err(|e| format!("its mappings cannot be read: {e}"))?, from, len)
+    }
+
+    fn remap(&self, from: u64, to: u64, len: u64) -> Result<(), String> {
         let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
         let moved = self.thread.system_call(libc::SYS_mremap, [from, len, len, flags, to, 0]);
         moved.map(|_| ()).map_err(|e| format!("{len} bytes at {from:#x} cannot be moved to {to:#x}: {e}"))
@@ -623,16 +655,22 @@ impl Work<'_> {
     }
 
     fn undo(&self, step: &Undo) -> Result<(), String> {
+        if let Some(left) = self.fail_back.get().checked_sub(1) {
+            self.fail_back.set(left);
+            return Err("a way back was made to fail".to_string());
+        }
         match *step {
             Undo::Unmap { address, len } => self.unmap(address, len),
-            Undo::Move { from, to, len } => self.relocate(from, to, len),
+            Undo::Move { from, to, len } => self.remap(from, to, len),
             Undo::Write { address, ref bytes } => self.thread.write(address, bytes),
             Undo::Shrink { base, size, ref words } => {
                 let context = self.plan.parts.vmctx + ctx::MEMORY_BASE;
                 let (now, bound) = (self.word(context)?, self.word(context + 8)?);
                 if now != base {
                     // A dynamic memory: the old mapping, with its guard page, was given up for a larger one.
-                    self.relocate(now, base, size + PAGE)?;
+                    for (piece, len) in self.pieces(now, size + PAGE)? {
+                        self.remap(piece, base.wrapping_add(piece - now), len)?;
+                    }
                     self.reserve(base + size, PAGE)?;
                     self.unmap(now + size + PAGE, bound - size)?;
                 } else if bound > size {
@@ -647,6 +685,17 @@ impl Work<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_mapping_is_a_piece() {
+        let text = b"1000-3000 rw-p 0 0:0 0\n3000-4000 rw-p 0 0:0 0\n4000-9000 ---p 0 0:0 0\na000-b000 rw-p 0 0:0 0\n";
+        let maps = crate::target::live::parse_maps(text);
+        assert_eq!(maps.len(), 4);
+        assert_eq!(pieces(&maps, 0x2000, 0x4000).unwrap(), [(0x2000, 0x1000), (0x3000, 0x1000), (0x4000, 0x2000)]);
+        assert_eq!(pieces(&maps, 0x3000, 0x1000).unwrap(), [(0x3000, 0x1000)]);
+        assert!(pieces(&maps, 0x8000, 0x3000).unwrap_err().ends_with("at 0x9000"));
+        assert!(pieces(&maps, 0, 0x2000).is_err() && pieces(&maps, 0xa000, 0x2000).is_err());
+    }
 
     #[test]
     fn an_image_that_becomes_shorter_is_an_error() {

@@ -155,6 +155,14 @@ impl Borrowed<'_> {
         ended.map(|now| register(&now, Reg::RAX))
     }
 
+    /// What is mapped now.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn mappings(&self) -> std::io::Result<Vec<Mapping>> {
+        std::fs::read(format!("/proc/{}/task/{}/maps", self.held.target().pid, self.tid)).map(|text| parse_maps(&text))
+    }
+
     /// Writes memory of the process.
     ///
     /// # Errors
