@@ -1306,6 +1306,11 @@ mod tests {
         };
         let steps = Steps { thread: ThreadId(tid), verdict: Box::new(verdict) };
         let held = Held::hold(pid, &CaptureOptions::default(), Some(steps)).unwrap();
+        if std::env::var_os("WSTATE_TEST_BORROW").is_some() {
+            let thread = held.borrow(ThreadId(tid)).unwrap();
+            assert_eq!(thread.system_call(libc::SYS_getpid, [0; 6]), Ok(u64::from(pid)));
+            thread.give_back().unwrap();
+        }
         println!("\nheld {:?}", held.settled().unwrap().outcome);
         for _ in std::io::stdin().lock().lines() {}
     }
@@ -1571,11 +1576,12 @@ mod tests {
 
     #[test]
     fn a_stepper_that_is_killed_while_it_holds_leaves_the_process_and_its_signals_alone() {
-        for signal_at in [0, 4] {
+        for (signal_at, borrow) in [(0, false), (4, false), (0, true)] {
             let mut peer = Peer::target();
             let mut command = Peer::command();
             command.env("WSTATE_TEST_PID", peer.pid().to_string()).env("WSTATE_TEST_TID", peer.spinner.to_string());
             command.env("WSTATE_TEST_SIGNAL_AT", signal_at.to_string());
+            command.envs(borrow.then_some(("WSTATE_TEST_BORROW", "1")));
             let mut stepper = Peer::spawn(&mut command, "stepper");
             let outcome = stepper.line("held ");
             let (wanted, signals) = match signal_at {
@@ -1612,6 +1618,8 @@ mod tests {
                 send(pid, tid, signal);
                 assert_eq!(call(), Ok(42), "signal {signal}");
             }
+            // SIGCONT takes a stop back that the kernel knows of, and no other.
+            assert!(thread.others.borrow().iter().all(|info| info.signal() != libc::SIGSTOP));
             send(pid, tid, libc::SIGCONT);
             assert_eq!((who(), call()), (Ok(u64::from(pid)), Ok(42)));
             send(pid, tid, libc::SIGSTOP);

@@ -22,7 +22,7 @@ pub struct Borrowed<'h> {
     syscall_at: u64,
     given_back: bool,
     // Signals that came meanwhile.
-    others: RefCell<Vec<SignalInfo>>,
+    pub(super) others: RefCell<Vec<SignalInfo>>,
 }
 
 /// What a thread gets back.
