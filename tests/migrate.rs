@@ -4,6 +4,7 @@
 mod support;
 
 use std::hash::{BuildHasher, RandomState};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use support::{Host, Profile, wstate};
@@ -58,6 +59,15 @@ fn guest(memory: &str) -> String {
       (local.set $at (i32.add (local.get $at) (i32.const 4)))
       (br_if $again (i32.lt_u (local.get $at) (i32.const 65536))))
     (i32.eqz (local.get $bad)))
+  (func $down (param $n i32) (result i32)
+    (i32.store (i32.const 1024) (local.get $n))
+    (i32.add (local.get $n) (call $down (i32.add (local.get $n) (i32.const 1)))))
+  (func (export "dive") (param $rounds i64) (result i64)
+    (call $ready)
+    (loop $again
+      (local.set $rounds (i64.sub (local.get $rounds) (i64.const 1)))
+      (br_if $again (i64.ne (local.get $rounds) (i64.const 0))))
+    (i64.extend_i32_u (call $down (i32.const 0))))
   (func (export "outer") (result i64) (call $again))
   (func (export "watch") (export "again") (result i64) (local $a i64) (local $b i64)
     (drop (call $fill (i32.const 0)))
@@ -304,6 +314,41 @@ fn a_memory_that_another_instance_has_is_not_replaced() {
     assert_eq!(result(&host), 8993);
 }
 
+/// Where `internal.stack_lower_bound` is in an instance's context.
+const STACK_LIMIT: u64 = 0x48;
+
+/// A module with stack checks fails at the depth at which it would have failed, and a host's stack is not below the new one.
+#[test]
+fn a_stack_limit_is_as_far_from_the_frames_as_it_was() {
+    let setting = Setting::new("");
+    for flags in [&["--stack-checks"][..], &["--stack-checks", "--thread"]] {
+        let undisturbed = setting.start(&["dive", "1000000000"], flags);
+        let depth_at = places(&undisturbed)[0] + 1024;
+        let image = setting.image_of(&undisturbed, Duration::ZERO).expect("it takes seconds");
+        assert_eq!(result(&undisturbed), u64::MAX, "a trap");
+        let depth = word_at(&undisturbed, depth_at);
+        assert!(depth > 10_000, "{depth}");
+
+        let host = setting.start(&["dive", "1000000000000"], flags);
+        let [base, instance] = places(&host);
+        let before = word_at(&host, instance + STACK_LIMIT);
+        let mut failed = 0;
+        let done = loop {
+            match attempt(&host, &image, Some(failed), 0) {
+                Ok(done) => break done,
+                Err(e) => assert!(e.to_string().contains("is as it was"), "{e}"),
+            }
+            assert_eq!(word_at(&host, instance + STACK_LIMIT), before, "step {failed}");
+            failed += 1;
+        };
+        assert!(done.notes.iter().any(|n| n.contains(&format!("{before:#x}"))), "{done:?}");
+        let now = word_at(&host, instance + STACK_LIMIT);
+        assert!(now < before, "{now:#x} {before:#x}");
+        assert_eq!(result(&host), u64::MAX, "a trap");
+        assert_eq!(word_at(&host, base + 1024), depth);
+    }
+}
+
 /// At random moments, of which some are in the prologue or epilogue of a function: there the thread has an instance too.
 #[test]
 fn a_thread_is_taken_wherever_it_is_in_wasm_code() {
@@ -382,15 +427,31 @@ fn maps(host: &Host) -> String {
     std::fs::read_to_string(process.join("maps")).expect("maps")
 }
 
-/// Sets the byte that `watch` looks at.
-fn end_watch(host: &Host) {
-    use std::os::unix::fs::FileExt;
+/// The first address of the memory, and of the instance: while the guest runs.
+fn places(host: &Host) -> [u64; 2] {
     let found = wstate(&["modules", "--json", "-p", &host.pid().to_string()]);
     let found: serde_json::Value = serde_json::from_slice(&found.stdout).expect("JSON");
-    let base = found["contents"][0]["instances"][0]["memories"][0]["base"].as_str().expect("a memory").to_string();
-    let base = u64::from_str_radix(base.trim_start_matches("0x"), 16).expect("an address");
-    let mem = std::fs::File::options().write(true).open(format!("/proc/{}/mem", host.pid())).expect("the memory");
-    mem.write_all_at(&[1], base).expect("a byte is written");
+    let instance = &found["contents"][0]["instances"][0];
+    [&instance["memories"][0]["base"], &instance["address"]].map(|address| {
+        let address = address.as_str().expect("an instance with a memory");
+        u64::from_str_radix(address.trim_start_matches("0x"), 16).expect("an address")
+    })
+}
+
+fn memory_of(host: &Host) -> std::fs::File {
+    let path = format!("/proc/{}/mem", host.pid());
+    std::fs::File::options().read(true).write(true).open(path).expect("the memory")
+}
+
+fn word_at(host: &Host, address: u64) -> u64 {
+    let mut word = [0; 8];
+    memory_of(host).read_exact_at(&mut word, address).expect("a word is read");
+    u64::from_le_bytes(word)
+}
+
+/// Sets the byte that `watch` looks at.
+fn end_watch(host: &Host) {
+    memory_of(host).write_all_at(&[1], places(host)[0]).expect("a byte is written");
 }
 
 fn attempt(host: &Host, image: &Path, fail_at: Option<usize>, fail_back: usize) -> Result<Restored, Error> {

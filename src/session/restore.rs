@@ -115,6 +115,12 @@ const STACK: u64 = 8 << 20;
 const PAGE: u64 = 0x1000;
 /// Bytes of the image's memory that are in ours at once.
 const CHUNK: u64 = 1 << 20;
+/// More stack than this below a limit is as if there were no limit.
+const MAX_ROOM: u64 = 1 << 30;
+/// Bytes below the words that the oldest frame returns to, of which it takes the first.
+const OUTER: u64 = 16;
+/// Nothing is mapped below: `vm.mmap_min_addr`.
+const LOWEST: u64 = 0x1_0000;
 /// How often a step back is tried.
 const UNDO_ATTEMPTS: usize = 3;
 /// A page of Wasm.
@@ -189,7 +195,28 @@ struct Plan {
     thread: ThreadId,
     parts: InstanceParts,
     place: Place,
+    limit: Option<StackLimit>,
     notes: Vec<String>,
+}
+
+/// The lowest address at which a function of a module with stack checks may begin (`vm.rs: InternalCtx::stack_lower_bound`),
+/// if the host has set it: the runtime itself never does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct StackLimit {
+    /// The host's own.
+    address: u64,
+    /// Bytes above it, up to where the oldest Wasm frame was called; if there are so many that they are no limit, `None`.
+    room: Option<u64>,
+}
+
+impl StackLimit {
+    fn of(address: u64, called_at: u64) -> Result<Option<StackLimit>, String> {
+        match called_at.checked_sub(address) {
+            _ if address == 0 => Ok(None),
+            Some(room) => Ok(Some(StackLimit { address, room: Some(room).filter(|&r| r <= MAX_ROOM) })),
+            None => Err(format!("the instance's stack limit, {address:#x}, is not below the thread's stack")),
+        }
+    }
 }
 
 fn plan(
@@ -258,7 +285,15 @@ fn plan(
         vmctx: parts.vmctx,
         registers,
     };
+    let limit = StackLimit::of(word(parts.vmctx.wrapping_add(ctx::STACK_LOWER_BOUND))?, sp).map_err(refused)?;
     let mut notes = Vec::new();
+    if let Some(limit) = limit {
+        notes.push(format!(
+            "the instance's stack limit becomes that of the new stack, and stays so when the frames are gone: a host that does \
+             not set it before each call has to set its own again, {:#x}",
+            limit.address
+        ));
+    }
     if parts.memory.is_some() && parts.memory_at.is_none() {
         notes.push(
             "the memory is imported: the host, and whoever else has it, finds the image's bytes there".to_string(),
@@ -268,7 +303,7 @@ fn plan(
         let count = parts.imported_globals.len();
         notes.push(format!("imported globals ({count}) are not in an image: they keep their values"));
     }
-    Ok(Plan { thread: tid, parts, place, notes })
+    Ok(Plan { thread: tid, parts, place, limit, notes })
 }
 
 /// What is replaced: the youngest `run` frames of a thread, and an instance.
@@ -377,6 +412,10 @@ impl Plan {
                     .to_string(),
             );
         }
+        let needed = stack.words.len() as u64 * 8;
+        if let Some(room) = self.limit.and_then(|limit| limit.room).filter(|&room| room < needed) {
+            return Err(format!("the image's frames need {needed} bytes of stack, the instance's limit leaves {room}"));
+        }
         let (has, wants) = (self.parts.globals.len(), image.globals.len());
         if has != wants {
             return Err(format!("the module has {has} globals, the image {wants}"));
@@ -426,6 +465,15 @@ fn pieces(mappings: &[Mapping], from: u64, len: u64) -> Result<Vec<(u64, u64)>, 
         }
     }
     if at == end { Ok(out) } else { Err(format!("nothing is mapped at {at:#x}")) }
+}
+
+/// The highest place for `len` bytes below `limit` that is right below a mapping, but not below a stack that grows.
+fn gap_below(mappings: &[Mapping], limit: u64, len: u64) -> Option<u64> {
+    let before = std::iter::once(0).chain(mappings.iter().map(|m| m.end));
+    let grows = |m: &Mapping| m.path.as_deref() == Some(Path::new("[stack]"));
+    let gaps = before.zip(mappings).filter(|(_, m)| m.start <= limit && !grows(m));
+    let fits = |(end, m): (u64, &Mapping)| m.start.checked_sub(len).filter(|&start| start >= end.max(LOWEST));
+    gaps.filter_map(fits).last()
 }
 
 enum Failed {
@@ -513,8 +561,13 @@ impl Work<'_> {
     fn steps(&self, undo: &mut Vec<Undo>) -> Result<Ready, String> {
         let parts = &self.plan.parts;
         let needed = self.plan.stack(self.image, 1 << 46, &self.thread)?.words.len() as u64 * 8;
-        let size = (needed + STACK).next_multiple_of(PAGE);
-        let stack = self.map(size, READ_WRITE, undo)?;
+        let room = self.plan.limit.and_then(|limit| limit.room);
+        let size = (needed.max(room.unwrap_or(0)) + STACK).next_multiple_of(PAGE);
+        let stack = match self.plan.limit {
+            None => self.map(size, READ_WRITE, undo)?,
+            // Later calls on the thread's own stack must not be below the new one's limit.
+            Some(limit) => self.map_below(limit.address, size, undo)?,
+        };
         self.step()?;
         self.thread.system_call(libc::SYS_mprotect, [stack, PAGE, 0, 0, 0, 0])?;
         let top = stack + size - 64;
@@ -526,9 +579,10 @@ impl Work<'_> {
         for (cell, bits) in parts.globals.iter().zip(&self.image.globals) {
             self.write(cell.address, &bits.to_le_bytes(), undo)?;
         }
-        let limit_at = parts.vmctx + ctx::STACK_LOWER_BOUND;
-        if self.word(limit_at)? != 0 {
-            self.write(limit_at, &(stack + WASM_PAGE).to_le_bytes(), undo)?;
+        if self.plan.limit.is_some() {
+            // The same depth of calls as on the thread's own stack.
+            let lowest = room.map_or(stack + WASM_PAGE, |room| top - OUTER - room);
+            self.write(parts.vmctx + ctx::STACK_LOWER_BOUND, &lowest.to_le_bytes(), undo)?;
         }
         let built = self.plan.stack(self.image, top, &self.thread)?;
         let words: Vec<u8> = built.words.iter().flat_map(|w| w.to_le_bytes()).collect();
@@ -610,6 +664,20 @@ impl Work<'_> {
         Ok(address)
     }
 
+    /// As [`Work::map`], at addresses below `limit`.
+    fn map_below(&self, limit: u64, len: u64, undo: &mut Vec<Undo>) -> Result<u64, String> {
+        let mappings = self.thread.mappings().map_err(|e| format!("its mappings cannot be read: {e}"))?;
+        let wanted = gap_below(&mappings, limit, len);
+        let wanted = wanted.ok_or_else(|| format!("there is no place for {len} bytes of stack below {limit:#x}"))?;
+        self.step()?;
+        let flags = PRIVATE | libc::MAP_FIXED_NOREPLACE as u64;
+        let address = self.thread.system_call(libc::SYS_mmap, [wanted, len, READ_WRITE, flags, NO_FILE, 0]);
+        let address = address.map_err(|e| format!("{len} bytes cannot be mapped at {wanted:#x}: {e}"))?;
+        undo.push(Undo::Unmap { address, len });
+        // Before Linux 4.17 it is a wish.
+        if address == wanted { Ok(address) } else { Err(format!("{len} bytes cannot be mapped at {wanted:#x}")) }
+    }
+
     fn unmap(&self, address: u64, len: u64) -> Result<(), String> {
         self.thread.system_call(libc::SYS_munmap, [address, len, 0, 0, 0, 0]).map(|_| ())
     }
@@ -685,6 +753,27 @@ impl Work<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stack_limit_leaves_room() {
+        let limit = |address, called_at| StackLimit::of(address, called_at);
+        assert_eq!(limit(0, 0x5000).unwrap(), None);
+        assert_eq!(limit(0x1000, 0x5000).unwrap(), Some(StackLimit { address: 0x1000, room: Some(0x4000) }));
+        assert_eq!(limit(1, 0x7000_0000_0000).unwrap(), Some(StackLimit { address: 1, room: None }));
+        assert!(limit(0x5001, 0x5000).unwrap_err().contains("0x5001"));
+    }
+
+    #[test]
+    fn a_stack_goes_below_a_limit_and_not_below_a_stack_that_grows() {
+        let text = b"40000-50000 rw-p 0 0:0 0\n90000-a0000 rw-p 0 0:0 0\nc0000-d0000 rw-p 0 0:0 0\n\
+            f0000-100000 rw-p 0 0:0 0 [stack]\n";
+        let maps = crate::target::live::parse_maps(text);
+        assert_eq!(gap_below(&maps, 0xf8000, 0x10000), Some(0xb0000));
+        assert_eq!(gap_below(&maps, 0xbffff, 0x10000), Some(0x80000));
+        assert_eq!(gap_below(&maps, 0xf8000, 0x30000), Some(0x60000));
+        assert_eq!(gap_below(&maps, 0x45000, 0x30000), Some(0x10000));
+        assert_eq!((gap_below(&maps, 0xf8000, 0x50000), gap_below(&maps, 0x100, 0x1000)), (None, None));
+    }
 
     #[test]
     fn each_mapping_is_a_piece() {

@@ -272,8 +272,9 @@ fn instantiate(module: &Module) -> Instance {
 fn run(instance: &Instance, name: &str, args: &[Value]) -> Vec<Value> {
     if options().stack_checks {
         let here = 0u8;
-        // Four megabytes below this frame; the guest checks its stack pointer against this.
-        let bound = (&raw const here as usize).saturating_sub(4 << 20) as *mut u8;
+        // Four megabytes below this frame, of a thread's two one; the guest checks its stack pointer against this.
+        let room = if options().thread { 1 << 20 } else { 4 << 20 };
+        let bound = (&raw const here as usize).saturating_sub(room) as *mut u8;
         let context: *const vm::Ctx = instance.context();
         unsafe { (*context.cast_mut()).internal.stack_lower_bound = bound };
     }
