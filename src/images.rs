@@ -6,9 +6,10 @@ use crate::limits::MAX_LISTED_RANGES;
 use crate::report::{hexdump, json};
 use crate::session::{Restored, Resumable, Snapshot};
 use crate::state::{AnyImage, ImageError, WasmFunctionStateDump};
-use crate::target::memory::map_file;
+use crate::target::memory::{map, map_file, open_regular};
 use serde::Serialize;
 use std::fmt::Write;
+use std::fs::File;
 use std::path::Path;
 
 /// What a snapshot says about itself.
@@ -94,9 +95,20 @@ impl ImageFile {
     /// No such file, or no image in it.
     pub fn open(path: &Path) -> Result<ImageFile, Error> {
         let bytes = map_file(path).map_err(|source| Error::File { path: path.to_path_buf(), source })?;
-        let image = AnyImage::parse(&bytes)
-            .map_err(|why: ImageError| Error::NotFound { what: format!("{} is no image: {why}", path.display()) })?;
+        let image = parse(path, &bytes)?;
         Ok(ImageFile { bytes: Holder::Mapped(bytes), image })
+    }
+
+    /// The image in a file, and the file, from which the memory is to be read: a map ends this program by SIGBUS when
+    /// somebody shortens the file, which must not be in the middle of a change.
+    ///
+    /// # Errors
+    /// As [`ImageFile::open`].
+    pub fn open_unmapped(path: &Path) -> Result<(AnyImage, File), Error> {
+        let failed = |source| Error::File { path: path.to_path_buf(), source };
+        let (file, _) = open_regular(path).map_err(failed)?;
+        let image = parse(path, &map(&file).map_err(failed)?)?;
+        Ok((image, file))
     }
 
     /// The same of what such a file holds.
@@ -145,6 +157,11 @@ impl ImageFile {
     pub fn difference(&self, other: &ImageFile) -> Difference {
         Difference::of(self, other)
     }
+}
+
+fn parse(path: &Path, bytes: &[u8]) -> Result<AnyImage, Error> {
+    let what = |why: ImageError| Error::NotFound { what: format!("{} is no image: {why}", path.display()) };
+    AnyImage::parse(bytes).map_err(what)
 }
 
 /// What `wstate image` prints, and whether two images that were compared are equal.

@@ -266,9 +266,17 @@ fn snapshot(command: &cli::Snapshot) -> Result<u8, Failure> {
 
 fn restore(command: &cli::Restore) -> Result<u8, Failure> {
     let (options, wanted) = command.options();
-    let done = session::restore(&options, &wanted)?;
-    Output::stdout().write(images::restored_text(command.pid, &done).as_bytes())?;
-    Ok(if done.steps > 0 { 0 } else { PARTIAL })
+    let signals = session::SignalsLater::default();
+    let told = match session::restore(&options, &wanted, &signals) {
+        Ok(done) => {
+            Output::stdout().write(images::restored_text(command.pid, &done).as_bytes())?;
+            if done.steps > 0 { 0 } else { PARTIAL }
+        }
+        Err(e) => tell(Failure::Error(e)),
+    };
+    // A signal that has come meanwhile ends wstate here, when everything is said.
+    drop(signals);
+    Ok(told)
 }
 
 fn image(command: &cli::Image) -> Result<u8, Failure> {

@@ -6,7 +6,7 @@ mod restore;
 mod snapshot;
 
 pub use contents::{InstanceChoice, MemoryRange, Sink, contents, contents_of, export_coredump, linear_memory};
-pub use restore::{RestoreOptions, Restored, restore};
+pub use restore::{RestoreOptions, Restored, SignalsLater, restore};
 pub use snapshot::{ImportedGlobal, Resumable, Snapshot, SnapshotOptions, snapshot};
 
 use crate::arch::CodeAddress;

@@ -4,22 +4,25 @@
 mod support;
 
 use std::hash::{BuildHasher, RandomState};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use support::{Host, Profile, wstate};
-use wstate::session::{Options, RestoreOptions, Source, restore};
+use wstate::error::Error;
+use wstate::session::{Options, RestoreOptions, Restored, SignalsLater, Source, restore};
 
 /// Bounds only a failing test.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// `run` computes with everything that an image has: locals and operands of several frames, floats, globals, memory that
 /// was grown. `watch` goes on until the byte at 0 is set, and tells (1) whether all that it wrote is still there.
-fn guest(maximum: &str) -> String {
+fn guest(memory: &str) -> String {
     format!(
         r#"(module
   (import "env" "ready" (func $ready))
   (import "env" "stop" (func $stop (param i32) (result i64)))
-  (memory 1 {maximum})
+  (import "env" "again" (func $again (result i64)))
+  {memory}
   (global $sum (mut i64) (i64.const 0))
   (global $part (mut f64) (f64.const 0.5))
   (func $mix (param $x i64) (param $n i32) (result i64) (local $f f64)
@@ -56,7 +59,17 @@ fn guest(maximum: &str) -> String {
       (local.set $at (i32.add (local.get $at) (i32.const 4)))
       (br_if $again (i32.lt_u (local.get $at) (i32.const 65536))))
     (i32.eqz (local.get $bad)))
-  (func (export "watch") (result i64) (local $a i64) (local $b i64)
+  (func $down (param $n i32) (result i32)
+    (i32.store (i32.const 1024) (local.get $n))
+    (i32.add (local.get $n) (call $down (i32.add (local.get $n) (i32.const 1)))))
+  (func (export "dive") (param $rounds i64) (result i64)
+    (call $ready)
+    (loop $again
+      (local.set $rounds (i64.sub (local.get $rounds) (i64.const 1)))
+      (br_if $again (i64.ne (local.get $rounds) (i64.const 0))))
+    (i64.extend_i32_u (call $down (i32.const 0))))
+  (func (export "outer") (result i64) (call $again))
+  (func (export "watch") (export "again") (result i64) (local $a i64) (local $b i64)
     (drop (call $fill (i32.const 0)))
     (global.set $sum (i64.const 1234567))
     (local.set $b (i64.const 7))
@@ -81,9 +94,13 @@ struct Setting {
 
 impl Setting {
     fn new(maximum: &str) -> Setting {
+        Setting::with_memory(&format!("(memory 1 {maximum})"))
+    }
+
+    fn with_memory(memory: &str) -> Setting {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("guest.wasm");
-        std::fs::write(&path, wat::parse_str(guest(maximum)).expect("a module")).expect("a file");
+        std::fs::write(&path, wat::parse_str(guest(memory)).expect("a module")).expect("a file");
         Setting { wasm: path.to_str().expect("text").to_string(), directory }
     }
 
@@ -99,7 +116,10 @@ impl Setting {
 
     /// An image of `run` after `pause`; `None` if it was over by then: how fast the machine is changes.
     fn image(&self, pause: Duration) -> Option<PathBuf> {
-        let host = self.run();
+        self.image_of(&self.run(), pause)
+    }
+
+    fn image_of(&self, host: &Host, pause: Duration) -> Option<PathBuf> {
         std::thread::sleep(pause);
         let path = self.directory.path().join("image");
         let pid = host.pid().to_string();
@@ -107,7 +127,7 @@ impl Setting {
         let said = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
         if said.contains("no thread that was looked at has a Wasm frame") {
             // It ends with a result, or what was said is wrong.
-            result(&host);
+            result(host);
             return None;
         }
         assert_eq!(done.status.code(), Some(0), "after {pause:?}: {said}");
@@ -225,6 +245,110 @@ fn behind_a_call_its_result_is_given_and_refusals_are_explained() {
     assert_eq!(result(&host), 9077);
 }
 
+/// Whoever else is in the instance would go on with what is not its own.
+#[test]
+fn what_others_are_in_the_middle_of_is_not_replaced() {
+    let setting = Setting::new("");
+    let image = setting.image(Duration::from_millis(100)).expect("it takes seconds");
+    let refused = |host: &Host, more: &[&str], why: &str| {
+        let before = maps(host);
+        let (code, said) = restore_into(host, &image, &[&["--yes"], more].concat());
+        assert!(code == Some(2) && said.contains(why), "{why}: {said}");
+        assert_eq!(maps(host), before);
+    };
+    // Wasm, the host, and Wasm again.
+    let nested = setting.start(&["outer"], &[]);
+    refused(&nested, &[], "an older Wasm frame of the thread");
+
+    let both = setting.start(&["watch"], &["--also", "same"]);
+    let also = both.tid_at("also").expect("a second thread").to_string();
+    refused(&both, &[], "choose one with --thread");
+    for (tid, other) in [(both.pid().to_string(), &also), (also.clone(), &both.pid().to_string())] {
+        refused(&both, &["--thread", &tid], &format!("thread {other} is in the same instance"));
+    }
+
+    let apart = setting.start(&["watch"], &["--also", "other"]);
+    let (code, said) = restore_into(&apart, &image, &["--thread", &apart.pid().to_string()]);
+    assert!(code == Some(1) && said.contains("could go on"), "{said}");
+
+    // A thread that somebody else traces.
+    let host = setting.start(&["watch"], &[]);
+    maps(&host);
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", host.pid())).expect("threads").flatten();
+    let name = |task: &std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+    let stdin = tasks.into_iter().find(|t| name(t) == "stdin\n").expect("a thread that reads").file_name();
+    let stdin = nix::unistd::Pid::from_raw(stdin.to_str().and_then(|n| n.parse().ok()).expect("a number"));
+    let (seized, is_seized) = std::sync::mpsc::channel();
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    // Its end lets the thread go.
+    let tracer = std::thread::spawn(move || {
+        let done = nix::sys::ptrace::seize(stdin, nix::sys::ptrace::Options::empty());
+        seized.send(done).expect("somebody waits");
+        let _ = ended.recv();
+    });
+    is_seized.recv().expect("an answer").expect("it may be traced");
+    let (code, said) = restore_into(&host, &image, &["--yes"]);
+    drop(end);
+    tracer.join().expect("it ends");
+    assert!(
+        code == Some(2) && said.contains(&format!("traced, so thread {stdin} may be in the same instance")),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_memory_that_another_instance_has_is_not_replaced() {
+    let setting = Setting::with_memory("(import \"env\" \"memory\" (memory 1))");
+    // Imported, it cannot be made to grow.
+    let asking = setting.start(&["ask", "9"], &[]);
+    let image = setting.directory.path().join("image");
+    wstate(&["snapshot", "-p", &asking.pid().to_string(), "-o", image.to_str().expect("text")]);
+    let both = setting.start(&["watch"], &["--also", "memory"]);
+    let tid = both.pid().to_string();
+    let (code, said) = restore_into(&both, &image, &["--yes", "--return", "7", "--thread", &tid]);
+    assert!(code == Some(2) && said.contains("has the same memory"), "{said}");
+
+    let host = setting.start(&["watch"], &[]);
+    let (code, said) = restore_into(&host, &image, &["--yes", "--return", "7"]);
+    assert!(code == Some(0) && said.contains("note: the memory is imported"), "{said}");
+    assert_eq!(result(&host), 8993);
+}
+
+/// Where `internal.stack_lower_bound` is in an instance's context.
+const STACK_LIMIT: u64 = 0x48;
+
+/// A module with stack checks fails at the depth at which it would have failed, and a host's stack is not below the new one.
+#[test]
+fn a_stack_limit_is_as_far_from_the_frames_as_it_was() {
+    let setting = Setting::new("");
+    for flags in [&["--stack-checks"][..], &["--stack-checks", "--thread"]] {
+        let undisturbed = setting.start(&["dive", "1000000000"], flags);
+        let depth_at = places(&undisturbed)[0] + 1024;
+        let image = setting.image_of(&undisturbed, Duration::ZERO).expect("it takes seconds");
+        assert_eq!(result(&undisturbed), u64::MAX, "a trap");
+        let depth = word_at(&undisturbed, depth_at);
+        assert!(depth > 10_000, "{depth}");
+
+        let host = setting.start(&["dive", "1000000000000"], flags);
+        let [base, instance] = places(&host);
+        let before = word_at(&host, instance + STACK_LIMIT);
+        let mut failed = 0;
+        let done = loop {
+            match attempt(&host, &image, Some(failed), 0) {
+                Ok(done) => break done,
+                Err(e) => assert!(e.to_string().contains("is as it was"), "{e}"),
+            }
+            assert_eq!(word_at(&host, instance + STACK_LIMIT), before, "step {failed}");
+            failed += 1;
+        };
+        assert!(done.notes.iter().any(|n| n.contains(&format!("{before:#x}"))), "{done:?}");
+        let now = word_at(&host, instance + STACK_LIMIT);
+        assert!(now < before, "{now:#x} {before:#x}");
+        assert_eq!(result(&host), u64::MAX, "a trap");
+        assert_eq!(word_at(&host, base + 1024), depth);
+    }
+}
+
 /// At random moments, of which some are in the prologue or epilogue of a function: there the thread has an instance too.
 #[test]
 fn a_thread_is_taken_wherever_it_is_in_wasm_code() {
@@ -235,14 +359,55 @@ fn a_thread_is_taken_wherever_it_is_in_wasm_code() {
     let options = Options::new(Source::Pid(host.pid() as u32));
     let mut taken = 0;
     for _ in 0..60 {
-        let wanted = RestoreOptions { image: image.clone(), really: false, result: None, fail_at: None };
-        match restore(&options, &wanted) {
+        let wanted = RestoreOptions { image: image.clone(), really: false, result: None, fail_at: None, fail_back: 0 };
+        match restore(&options, &wanted, &SignalsLater::default()) {
             Ok(_) => taken += 1,
             Err(e) => assert!(e.to_string().contains("is in native code that Wasm has called"), "{e}"),
         }
     }
     println!("{taken} of 60 moments are in Wasm code");
     assert!(taken > 0 && result_now(&host).is_none());
+}
+
+/// Whoever ends wstate in the middle of it ends it when it is done, and has been told.
+#[test]
+fn a_signal_to_wstate_waits_until_the_process_is_whole() {
+    use nix::sys::signal::{Signal, kill};
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Stdio;
+    let setting = Setting::new("");
+    // A memory that takes a while to be copied.
+    let host = setting.start(&["run", "42", "10000000", "1023"], &[]);
+    let image = setting.image_of(&host, Duration::from_millis(100)).expect("it takes seconds");
+    let undisturbed = result(&host);
+    drop(host);
+    let mask = |host: &Host| {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", host.pid())).expect("a status");
+        status.lines().find(|l| l.starts_with("SigBlk")).map(str::to_string)
+    };
+    let mut attempts = 0;
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        loop {
+            attempts += 1;
+            assert!(attempts < 60, "no signal comes in time");
+            let host = setting.start(&["watch"], &[]);
+            let before = mask(&host);
+            let pid = host.pid().to_string();
+            let mut command = support::wstate_command(&["restore", &pid, image.to_str().expect("text"), "--yes"]);
+            let mut restoring = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("wstate starts");
+            // The thread's signals are blocked while it is borrowed.
+            while mask(&host) == before && restoring.try_wait().expect("a child").is_none() {}
+            let _ = kill(nix::unistd::Pid::from_raw(restoring.id() as i32), signal);
+            let done = restoring.wait_with_output().expect("it ends");
+            if done.status.signal() == Some(signal as i32) {
+                let said = String::from_utf8_lossy(&done.stdout);
+                assert!(said.contains(&format!("process {pid} goes on in thread")), "{done:?}");
+                assert_eq!(result(&host), undisturbed);
+                break;
+            }
+            assert_eq!(done.status.code(), Some(0), "{done:?}");
+        }
+    }
 }
 
 /// What is mapped, once the host's own thread waits for its input: until then it maps what it needs itself.
@@ -262,31 +427,50 @@ fn maps(host: &Host) -> String {
     std::fs::read_to_string(process.join("maps")).expect("maps")
 }
 
-/// Sets the byte that `watch` looks at.
-fn end_watch(host: &Host) {
-    use std::os::unix::fs::FileExt;
+/// The first address of the memory, and of the instance: while the guest runs.
+fn places(host: &Host) -> [u64; 2] {
     let found = wstate(&["modules", "--json", "-p", &host.pid().to_string()]);
     let found: serde_json::Value = serde_json::from_slice(&found.stdout).expect("JSON");
-    let base = found["contents"][0]["instances"][0]["memories"][0]["base"].as_str().expect("a memory").to_string();
-    let base = u64::from_str_radix(base.trim_start_matches("0x"), 16).expect("an address");
-    let mem = std::fs::File::options().write(true).open(format!("/proc/{}/mem", host.pid())).expect("the memory");
-    mem.write_all_at(&[1], base).expect("a byte is written");
+    let instance = &found["contents"][0]["instances"][0];
+    [&instance["memories"][0]["base"], &instance["address"]].map(|address| {
+        let address = address.as_str().expect("an instance with a memory");
+        u64::from_str_radix(address.trim_start_matches("0x"), 16).expect("an address")
+    })
+}
+
+fn memory_of(host: &Host) -> std::fs::File {
+    let path = format!("/proc/{}/mem", host.pid());
+    std::fs::File::options().read(true).write(true).open(path).expect("the memory")
+}
+
+fn word_at(host: &Host, address: u64) -> u64 {
+    let mut word = [0; 8];
+    memory_of(host).read_exact_at(&mut word, address).expect("a word is read");
+    u64::from_le_bytes(word)
+}
+
+/// Sets the byte that `watch` looks at.
+fn end_watch(host: &Host) {
+    memory_of(host).write_all_at(&[1], places(host)[0]).expect("a byte is written");
+}
+
+fn attempt(host: &Host, image: &Path, fail_at: Option<usize>, fail_back: usize) -> Result<Restored, Error> {
+    let options = Options::new(Source::Pid(host.pid() as u32));
+    let wanted = RestoreOptions { image: image.to_path_buf(), really: true, result: None, fail_at, fail_back };
+    restore(&options, &wanted, &SignalsLater::default())
 }
 
 fn failing(maximum: &str) {
     let setting = Setting::new(maximum);
     let image = setting.image(Duration::from_millis(100)).expect("it takes seconds");
-    let attempt = |host: &Host, image: &Path, fail_at: Option<usize>| {
-        let options = Options::new(Source::Pid(host.pid() as u32));
-        restore(&options, &RestoreOptions { image: image.to_path_buf(), really: true, result: None, fail_at })
-    };
-    let steps = attempt(&setting.start(&["watch"], &[]), &image, None).expect("it goes on").steps;
+    let steps = attempt(&setting.start(&["watch"], &[]), &image, None, 0).expect("it goes on").steps;
     assert!(steps > 10, "{steps} steps");
 
     let host = setting.start(&["watch"], &[]);
     let before = maps(&host);
     for step in 0..steps {
-        let error = attempt(&host, &image, Some(step)).expect_err("it was made to fail").to_string();
+        // Each step back is tried three times.
+        let error = attempt(&host, &image, Some(step), 2).expect_err("it was made to fail").to_string();
         assert!(error.contains("is as it was") && error.ends_with("was made to fail"), "step {step}: {error}");
         assert_eq!(maps(&host), before, "step {step}");
     }
@@ -302,4 +486,82 @@ fn a_restore_that_fails_leaves_the_process_as_it_was_with_a_memory_that_moves() 
 #[test]
 fn a_restore_that_fails_leaves_the_process_as_it_was_with_a_memory_in_place() {
     failing("64");
+}
+
+/// What cannot be taken back is told, and everything else is taken back.
+#[test]
+fn a_step_that_cannot_be_taken_back_is_the_only_one() {
+    let setting = Setting::new("");
+    let image = setting.image(Duration::from_millis(100)).expect("it takes seconds");
+    let steps = attempt(&setting.start(&["watch"], &[]), &image, None, 0).expect("it goes on").steps;
+    let host = setting.start(&["watch"], &[]);
+    let before = maps(&host);
+    // Behind the first step is the stack, and nothing else.
+    let error = attempt(&host, &image, Some(1), 3).expect_err("it was made to fail").to_string();
+    assert!(
+        error.contains("is broken and should be ended") && error.contains("on the way back: a way back"),
+        "{error}"
+    );
+    let after = maps(&host);
+    // Mappings side by side may be one.
+    let mapped = |maps: &str| -> u64 {
+        let range = |line: &str| {
+            let (from, to) = line.split_once(' ')?.0.split_once('-')?;
+            Some(u64::from_str_radix(to, 16).ok()? - u64::from_str_radix(from, 16).ok()?)
+        };
+        maps.lines().filter_map(range).sum()
+    };
+    let more = mapped(&after) - mapped(&before);
+    assert!((8 << 20..9 << 20).contains(&more), "{more:#x}");
+    // The first step back fails, of a global that `watch` does not look at.
+    let error = attempt(&host, &image, Some(steps - 1), 3).expect_err("it was made to fail").to_string();
+    assert!(error.contains("is broken"), "{error}");
+    assert_eq!(mapped(&maps(&host)), mapped(&after));
+    end_watch(&host);
+    assert_eq!(result(&host), 1, "all the rest was taken back");
+}
+
+fn twice(maximum: &str) {
+    let setting = Setting::new(maximum);
+    let small = setting.image(Duration::from_millis(100)).expect("it takes seconds");
+    let kept = setting.directory.path().join("small");
+    std::fs::rename(&small, &kept).expect("an image");
+    // The same, with more memory.
+    let longer = setting.start(&["run", "43", ROUNDS, "40"], &[]);
+    let large = setting.image_of(&longer, Duration::from_millis(100)).expect("it takes seconds");
+    let undisturbed = result(&longer);
+    let host = setting.start(&["watch"], &[]);
+    for (image, grown) in [(&kept, 3), (&large, 37), (&large, 0)] {
+        let (code, said) = restore_into(&host, image, &["--yes"]);
+        assert!(code == Some(0) && said.contains(&format!("grown by {grown} pages")), "{said}");
+    }
+    assert_eq!(result(&host), undisturbed);
+}
+
+#[test]
+fn one_restore_follows_another_with_a_memory_that_moves() {
+    twice("");
+}
+
+#[test]
+fn one_restore_follows_another_with_a_memory_in_place() {
+    twice("64");
+}
+
+/// The place that the old memory is moved to costs none.
+#[test]
+fn a_limit_of_data_counts_the_image_once() {
+    let setting = Setting::new("");
+    let computing = setting.start(&["run", "42", ROUNDS, "1023"], &[]);
+    let image = setting.image_of(&computing, Duration::ZERO).expect("it takes seconds");
+    let host = setting.start(&["watch"], &[]);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", host.pid())).expect("a status");
+    let data = status.lines().find_map(|l| l.strip_prefix("VmData:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    // The memory grown, the image, the stack (8 MiB), and half of the image.
+    let limit = data.expect("a number") * 1024 + ((64 + 64 + 8 + 32) << 20);
+    let (pid, data) = (format!("--pid={}", host.pid()), format!("--data={limit}"));
+    let set = std::process::Command::new("prlimit").args([pid, data]).status().expect("prlimit, of util-linux");
+    assert!(set.success());
+    let (code, said) = restore_into(&host, &image, &["--yes"]);
+    assert!(code == Some(0) && said.contains("grown by 1023 pages"), "{said}");
 }

@@ -110,7 +110,8 @@ pub struct Image {
 pub(super) const RESTORE_HELP: &str = "\
 Lets a process go on from an image: its memory, globals and the Wasm frames of one thread become those of the image, and what \
 the oldest frame returns goes to whoever called into Wasm there. The process must have the same module, and a thread that is \
-in its code, called from the host. Nothing else of it changes: what the host itself keeps about its instance stays as it is.
+in its code, called from the host. Nothing else of it changes: what the host itself keeps about its instance stays as it is. \
+Nobody else may be in the instance: neither another thread, nor an older frame of the same one.
 
 Without --yes nothing is changed, only told whether it could be. If a step fails the process is put back as it was. The \
 frames are on a stack of their own, which stays mapped when they are gone (8 MiB, used as far as it is needed).
@@ -118,7 +119,8 @@ frames are on a stack of their own, which stays mapped when they are gone (8 MiB
 What is checked: functions, points, locals and operands of all frames, the number of globals, the memory's size. A module \
 that differs in nothing of this cannot be told from the right one.
 
-Do not end wstate while it restores: the thread would go on with registers that are not its own.
+Signals that would end or stop wstate wait until the process is whole and what was done is told. kill -9 cannot wait: the \
+process goes on with a part of the changes then, and must be ended.
 
 Exit codes: 0 restored, 1 it could be (without --yes), 2 refused or failed, 64 wrong usage.";
 
@@ -161,7 +163,13 @@ impl Restore {
             verbose: self.verbose,
             ..Options::new(Source::Pid(self.pid))
         };
-        let wanted = RestoreOptions { image: self.image.clone(), really: self.yes, result: self.result, fail_at: None };
+        let wanted = RestoreOptions {
+            image: self.image.clone(),
+            really: self.yes,
+            result: self.result,
+            fail_at: None,
+            fail_back: 0,
+        };
         (options, wanted)
     }
 }

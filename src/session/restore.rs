@@ -14,12 +14,15 @@ use super::*;
 use crate::arch::Reg;
 use crate::images::ImageFile;
 use crate::runtime::singlepass::ctx;
-use crate::runtime::{InstanceParts, Why};
+use crate::runtime::{GuestInstance, InstanceParts, Why};
 use crate::state::resume::Place;
 use crate::state::{AnyImage, ImageView, KnownRegisters, PointKind, ResumeStack, resume_stack};
 use crate::target::live::held::Held;
 use crate::target::live::inject::Borrowed;
-use std::cell::Cell;
+use nix::sys::signal::{SigSet, SigmaskHow};
+use std::cell::{Cell, OnceCell};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 /// What is to be restored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +36,9 @@ pub struct RestoreOptions {
     /// Fails before this step, counted from 0: for tests of the way back.
     #[doc(hidden)]
     pub fail_at: Option<usize>,
+    /// So often a way back fails: for tests of what is done then.
+    #[doc(hidden)]
+    pub fail_back: usize,
 }
 
 /// What was done.
@@ -54,9 +60,67 @@ pub struct Restored {
     pub notes: Vec<String>,
 }
 
+/// Signals that end or stop this program, kept back: its end in the middle of a change would leave the process with registers
+/// that are not its own. Those that have come are delivered when this is dropped.
+#[derive(Debug, Default)]
+pub struct SignalsLater {
+    before: OnceCell<SigSet>,
+}
+
+impl SignalsLater {
+    /// From now on, on this thread and on those that it starts.
+    fn begin(&self) {
+        if let Ok(before) = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK) {
+            // Not the mask that is there the second time.
+            let _ = self.before.set(before);
+        }
+    }
+}
+
+impl Drop for SignalsLater {
+    fn drop(&mut self) {
+        let _ = self.before.get().map(SigSet::thread_set_mask);
+    }
+}
+
+/// A linear memory in a file.
+struct Linear {
+    file: File,
+    start: u64,
+    len: u64,
+}
+
+impl Linear {
+    /// Calls `put` with the offset and the bytes of each page that is not zero.
+    fn pages(&self, mut put: impl FnMut(u64, &[u8]) -> Result<(), String>) -> Result<(), String> {
+        let mut chunk = vec![0; self.len.min(CHUNK) as usize];
+        let mut at = 0;
+        while at < self.len {
+            let part = &mut chunk[..(self.len - at).min(CHUNK) as usize];
+            let read = self.file.read_exact_at(part, self.start + at);
+            read.map_err(|e| format!("the image cannot be read any more: {e}"))?;
+            for (n, page) in part.chunks(PAGE as usize).enumerate() {
+                if page.iter().any(|&b| b != 0) {
+                    put(at + n as u64 * PAGE, page)?;
+                }
+            }
+            at += part.len() as u64;
+        }
+        Ok(())
+    }
+}
+
 /// Bytes of stack below the image's frames: as much as the runtime's own has.
 const STACK: u64 = 8 << 20;
 const PAGE: u64 = 0x1000;
+/// Bytes of the image's memory that are in ours at once.
+const CHUNK: u64 = 1 << 20;
+/// More stack than this below a limit is as if there were no limit.
+const MAX_ROOM: u64 = 1 << 30;
+/// Bytes below the words that the oldest frame returns to, of which it takes the first.
+const OUTER: u64 = 16;
+/// Nothing is mapped below: `vm.mmap_min_addr`.
+const LOWEST: u64 = 0x1_0000;
 /// How often a step back is tried.
 const UNDO_ATTEMPTS: usize = 3;
 /// A page of Wasm.
@@ -66,35 +130,42 @@ const DESCRIPTION: usize = 24;
 /// Bytes of the object that keeps a memory (`memory/static_.rs`, `memory/dynamic.rs`: 48).
 const MEMORY_OBJECT: usize = 48;
 
-/// Puts the image into the process, or says why not; the process is as it was then.
-pub fn restore(options: &Options, wanted: &RestoreOptions) -> Result<Restored, Error> {
+/// Puts the image into the process, or says why not; the process is as it was then. Signals are kept back while it is changed,
+/// and until the caller, who knows then what was done, drops `signals` on this thread.
+pub fn restore(options: &Options, wanted: &RestoreOptions, signals: &SignalsLater) -> Result<Restored, Error> {
     let refused = |what: String| Error::NotFound { what };
     let Source::Pid(pid) = options.source else {
         return Err(refused("only a process can go on from an image".to_string()));
     };
-    let file = ImageFile::open(&wanted.image)?;
-    let AnyImage::Instance(image) = &file.image else {
+    let (image, file) = ImageFile::open_unmapped(&wanted.image)?;
+    let AnyImage::Instance(image) = &image else {
         return Err(refused("the image has frames only; an InstanceImage is needed".to_string()));
     };
+    let everyone = Options { threads: Vec::new(), ..options.clone() };
     let search = options.search_paths();
     let progress = progress::stderr(options.verbose);
     let mut provider = Runtimes::new(&FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
     let first = LiveTarget::capture(pid, &CaptureOptions::default())?;
     let objects = Objects::load(&first, &search);
-    look_around(&first, &objects, options, &mut provider, &progress)?;
+    choose(&first, options)?;
+    look_around(&first, &objects, &everyone, &mut provider, &progress)?;
+    if wanted.really {
+        signals.begin();
+    }
     let held = Held::hold(pid, &CaptureOptions::default(), None)?;
     let why = |why: String| refused(format!("process {pid} is as it was: {why}"));
     let plan = plan(&held, &objects, options, &mut provider, &progress)?;
-    let memory = file.memory().unwrap_or_default();
-    plan.check(image, memory, wanted.result).map_err(why)?;
+    let range = image.memory.clone().unwrap_or_default();
+    let memory = Linear { file, start: range.start as u64, len: range.len() as u64 };
+    plan.check(image, memory.len, wanted.result).map_err(why)?;
     let mut done = Restored {
         thread: plan.thread.0,
         frames: image.execution_state.frames.len(),
-        memory: memory.len() as u64,
-        grown: plan.grow_by(memory) / WASM_PAGE,
+        memory: memory.len,
+        grown: plan.grow_by(memory.len) / WASM_PAGE,
         steps: 0,
         pause: std::time::Duration::ZERO,
-        notes: Vec::new(),
+        notes: plan.notes.clone(),
     };
     if wanted.really {
         let thread = held.borrow(plan.thread).map_err(|e| why(format!("thread {}: {e}", plan.thread.0)))?;
@@ -102,17 +173,18 @@ pub fn restore(options: &Options, wanted: &RestoreOptions) -> Result<Restored, E
             plan: &plan,
             thread,
             image,
-            memory,
+            memory: &memory,
             result: wanted.result,
             count: Cell::new(0),
             fail_at: wanted.fail_at,
+            fail_back: Cell::new(wanted.fail_back),
         };
         let (steps, notes) = work.run().map_err(|e| match e {
             Failed::AsItWas(e) => why(e),
             Failed::Broken(e) => refused(format!("process {pid} is broken and should be ended: {e}")),
         })?;
         done.steps = steps;
-        done.notes = notes;
+        done.notes.extend(notes);
     }
     done.pause = held.release();
     Ok(done)
@@ -123,6 +195,28 @@ struct Plan {
     thread: ThreadId,
     parts: InstanceParts,
     place: Place,
+    limit: Option<StackLimit>,
+    notes: Vec<String>,
+}
+
+/// The lowest address at which a function of a module with stack checks may begin (`vm.rs: InternalCtx::stack_lower_bound`),
+/// if the host has set it: the runtime itself never does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct StackLimit {
+    /// The host's own.
+    address: u64,
+    /// Bytes above it, up to where the oldest Wasm frame was called; if there are so many that they are no limit, `None`.
+    room: Option<u64>,
+}
+
+impl StackLimit {
+    fn of(address: u64, called_at: u64) -> Result<Option<StackLimit>, String> {
+        match called_at.checked_sub(address) {
+            _ if address == 0 => Ok(None),
+            Some(room) => Ok(Some(StackLimit { address, room: Some(room).filter(|&r| r <= MAX_ROOM) })),
+            None => Err(format!("the instance's stack limit, {address:#x}, is not below the thread's stack")),
+        }
+    }
 }
 
 fn plan(
@@ -136,10 +230,14 @@ fn plan(
     let refused = |what: String| Error::NotFound { what };
     let native = Native::new(target, objects);
     let scene = Scene { target, objects, progress };
-    let threads = choose(target, options)?;
-    let stacks = walk_all(target, &threads, &native, &scene, provider, limits::MAX_FRAMES);
+    let chosen = choose(target, options)?;
+    // Whichever thread is meant: who else is in its instance must be known.
+    let all: Vec<&Thread> = target.threads().iter().collect();
+    let stacks = walk_all(target, &all, &native, &scene, provider, limits::MAX_FRAMES);
     let runtime = provider.runtime();
-    let thread = wasm_thread(runtime, target, &threads, &stacks)?;
+    let of_chosen: Vec<Option<Stack>> =
+        all.iter().zip(&stacks).filter(|(t, _)| chosen.iter().any(|c| c.id == t.id)).map(|(_, s)| s.clone()).collect();
+    let thread = wasm_thread(runtime, target, &chosen, &of_chosen)?;
     let tid = thread.tid;
     if !thread.on_top {
         return Err(refused(format!(
@@ -158,6 +256,13 @@ fn plan(
     }
     let parts = runtime.instance_parts(thread.youngest.module, instance, target);
     let parts = parts.map_err(|Why(why)| refused(why))?;
+    let own = Own {
+        thread: tid,
+        run: run.len(),
+        instance: GuestInstance { module: thread.youngest.module, address: instance },
+    };
+    own.alone(held, runtime, &all, &stacks).map_err(refused)?;
+    own.memory_alone(runtime, target, &stacks, &parts).map_err(refused)?;
     let caller = thread.frames.get(run.len()).map(|f| &f.cursor);
     let caller = caller.filter(|c| native.recognised.stub_name(c.address, target).is_some()).ok_or_else(|| {
         refused("the oldest Wasm frame was not called through one of the runtime's entries".to_string())
@@ -180,7 +285,107 @@ fn plan(
         vmctx: parts.vmctx,
         registers,
     };
-    Ok(Plan { thread: tid, parts, place })
+    let limit = StackLimit::of(word(parts.vmctx.wrapping_add(ctx::STACK_LOWER_BOUND))?, sp).map_err(refused)?;
+    let mut notes = Vec::new();
+    if let Some(limit) = limit {
+        notes.push(format!(
+            "the instance's stack limit becomes that of the new stack, and stays so when the frames are gone: a host that does \
+             not set it before each call has to set its own again, {:#x}",
+            limit.address
+        ));
+    }
+    if parts.memory.is_some() && parts.memory_at.is_none() {
+        notes.push(
+            "the memory is imported: the host, and whoever else has it, finds the image's bytes there".to_string(),
+        );
+    }
+    if !parts.imported_globals.is_empty() {
+        let count = parts.imported_globals.len();
+        notes.push(format!("imported globals ({count}) are not in an image: they keep their values"));
+    }
+    Ok(Plan { thread: tid, parts, place, limit, notes })
+}
+
+/// What is replaced: the youngest `run` frames of a thread, and an instance.
+struct Own {
+    thread: ThreadId,
+    run: usize,
+    instance: GuestInstance,
+}
+
+impl Own {
+    /// Whether nobody else is in the middle of something in the instance. Who cannot be looked at may be.
+    fn alone(
+        &self,
+        held: &Held,
+        runtime: &dyn Runtime,
+        threads: &[&Thread],
+        stacks: &[Option<Stack>],
+    ) -> Result<(), String> {
+        if let Some(tid) = held.unknown_threads().first() {
+            return Err(format!("thread {tid} is not stopped, and may be in the same instance; try again"));
+        }
+        for (thread, stack) in threads.iter().zip(stacks) {
+            let tid = thread.id.0;
+            let may_be = |why: &str| format!("{why}, so thread {tid} may be in the same instance");
+            if let Some(why) = &thread.problem {
+                return Err(may_be(why));
+            }
+            let Some(stack) = stack else { return Err(may_be("its registers are not known")) };
+            let replaced = if thread.id == self.thread { self.run } else { 0 };
+            for frame in stack.frames.iter().skip(replaced) {
+                let guests = runtime.describe(&frame.cursor, held.target());
+                if guests.iter().filter(|g| g.kind == GuestKind::Wasm).any(|g| self.is_in(g)) {
+                    return Err(match thread.id == self.thread {
+                        true => "an older Wasm frame of the thread, whose call into the host has called back, is in the same \
+                                 instance; it would go on with what the image's frames have made of it"
+                            .to_string(),
+                        false => format!(
+                            "thread {tid} is in the same instance; it would go on with a memory and globals that are not its own"
+                        ),
+                    });
+                }
+                if matches!(frame.trust, Trust::FramePointer | Trust::Scan) {
+                    return Err(may_be("frames before native code without unwind information may be missing"));
+                }
+            }
+            match &stack.end {
+                End::Bottom => {}
+                End::Lost(why) => return Err(may_be(&format!("its stack cannot be followed to its end ({why})"))),
+                End::Cycle | End::Limit(_) => return Err(may_be("its stack has no end that can be found")),
+            }
+        }
+        Ok(())
+    }
+
+    fn is_in(&self, frame: &GuestFrame) -> bool {
+        match frame.instance {
+            Some(address) => address == self.instance.address,
+            None => frame.module == self.instance.module,
+        }
+    }
+
+    /// Whether no other instance that is known has the same memory, which one of the two imports then.
+    fn memory_alone(
+        &self,
+        runtime: &dyn Runtime,
+        memory: &dyn Memory,
+        stacks: &[Option<Stack>],
+        parts: &InstanceParts,
+    ) -> Result<(), String> {
+        let Some((base, _)) = parts.memory else { return Ok(()) };
+        let frames = stacks.iter().flatten().flat_map(|s| &s.frames).flat_map(|f| runtime.describe(&f.cursor, memory));
+        let of_frames = frames.filter_map(|f| Some(GuestInstance { module: f.module, address: f.instance? }));
+        let mut others: BTreeSet<GuestInstance> = of_frames.chain(runtime.instances(memory)).collect();
+        others.retain(|i| i.address != self.instance.address && runtime.check_instance(*i, memory).is_ok());
+        let has_it = |other: &&GuestInstance| {
+            runtime.linear_memory(other.module, other.address, 0, memory).is_ok_and(|(theirs, _)| theirs == base)
+        };
+        match others.iter().find(has_it) {
+            Some(other) => Err(format!("the instance at {:#x} has the same memory", other.address)),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Plan {
@@ -191,12 +396,12 @@ impl Plan {
             .map_err(|e| format!("the image does not fit the module: {e}"))
     }
 
-    fn grow_by(&self, memory: &[u8]) -> u64 {
-        (memory.len() as u64).saturating_sub(self.parts.memory.map_or(0, |(_, size)| size))
+    fn grow_by(&self, memory: u64) -> u64 {
+        memory.saturating_sub(self.parts.memory.map_or(0, |(_, size)| size))
     }
 
     /// Everything that can be known before.
-    fn check(&self, image: &ImageView, memory: &[u8], result: Option<u64>) -> Result<(), String> {
+    fn check(&self, image: &ImageView, memory: u64, result: Option<u64>) -> Result<(), String> {
         // Where the stack will be makes no difference to whether there can be one, and values behind the context are the
         // target's own.
         let stack = self.stack(image, 1 << 46, &Nothing)?;
@@ -207,6 +412,10 @@ impl Plan {
                     .to_string(),
             );
         }
+        let needed = stack.words.len() as u64 * 8;
+        if let Some(room) = self.limit.and_then(|limit| limit.room).filter(|&room| room < needed) {
+            return Err(format!("the image's frames need {needed} bytes of stack, the instance's limit leaves {room}"));
+        }
         let (has, wants) = (self.parts.globals.len(), image.globals.len());
         if has != wants {
             return Err(format!("the module has {has} globals, the image {wants}"));
@@ -215,15 +424,11 @@ impl Plan {
             (None, None) => Ok(()),
             (None, Some(_)) => Err("the image has a memory, the module none".to_string()),
             (Some(_), None) => Err("the module has a memory, the image none".to_string()),
-            (Some((_, size)), Some(_)) if (memory.len() as u64) < size => Err(format!(
-                "the memory has {size} bytes, more than the image's {}; a memory cannot shrink",
-                memory.len()
-            )),
+            (Some((_, size)), Some(_)) if memory < size => {
+                Err(format!("the memory has {size} bytes, more than the image's {memory}; a memory cannot shrink",))
+            }
             (Some((base, size)), Some(_)) => {
-                if !(memory.len() as u64).is_multiple_of(WASM_PAGE)
-                    || !size.is_multiple_of(WASM_PAGE)
-                    || base % PAGE != 0
-                {
+                if !memory.is_multiple_of(WASM_PAGE) || !size.is_multiple_of(WASM_PAGE) || base % PAGE != 0 {
                     return Err("the memory is no whole number of pages".to_string());
                 }
                 let can_grow = self.parts.memory_at.is_some() && self.parts.grow.is_some();
@@ -248,6 +453,29 @@ impl Memory for Nothing {
     }
 }
 
+/// The parts of `from .. from + len`, which must be mapped, as the mappings divide it: first address, bytes.
+fn pieces(mappings: &[Mapping], from: u64, len: u64) -> Result<Vec<(u64, u64)>, String> {
+    let (mut at, end) = (from, from.saturating_add(len));
+    let mut out = Vec::new();
+    for mapping in mappings.iter().skip_while(|m| m.end <= from) {
+        if at < end && mapping.contains(at) {
+            let piece = mapping.end.min(end) - at;
+            out.push((at, piece));
+            at += piece;
+        }
+    }
+    if at == end { Ok(out) } else { Err(format!("nothing is mapped at {at:#x}")) }
+}
+
+/// The highest place for `len` bytes below `limit` that is right below a mapping, but not below a stack that grows.
+fn gap_below(mappings: &[Mapping], limit: u64, len: u64) -> Option<u64> {
+    let before = std::iter::once(0).chain(mappings.iter().map(|m| m.end));
+    let grows = |m: &Mapping| m.path.as_deref() == Some(Path::new("[stack]"));
+    let gaps = before.zip(mappings).filter(|(_, m)| m.start <= limit && !grows(m));
+    let fits = |(end, m): (u64, &Mapping)| m.start.checked_sub(len).filter(|&start| start >= end.max(LOWEST));
+    gaps.filter_map(fits).last()
+}
+
 enum Failed {
     AsItWas(String),
     Broken(String),
@@ -258,10 +486,11 @@ struct Work<'a> {
     plan: &'a Plan,
     thread: Borrowed<'a>,
     image: &'a ImageView,
-    memory: &'a [u8],
+    memory: &'a Linear,
     result: Option<u64>,
     count: Cell<usize>,
     fail_at: Option<usize>,
+    fail_back: Cell<usize>,
 }
 
 /// The way back of one step.
@@ -332,8 +561,13 @@ impl Work<'_> {
     fn steps(&self, undo: &mut Vec<Undo>) -> Result<Ready, String> {
         let parts = &self.plan.parts;
         let needed = self.plan.stack(self.image, 1 << 46, &self.thread)?.words.len() as u64 * 8;
-        let size = (needed + STACK).next_multiple_of(PAGE);
-        let stack = self.map(size, undo)?;
+        let room = self.plan.limit.and_then(|limit| limit.room);
+        let size = (needed.max(room.unwrap_or(0)) + STACK).next_multiple_of(PAGE);
+        let stack = match self.plan.limit {
+            None => self.map(size, READ_WRITE, undo)?,
+            // Later calls on the thread's own stack must not be below the new one's limit.
+            Some(limit) => self.map_below(limit.address, size, undo)?,
+        };
         self.step()?;
         self.thread.system_call(libc::SYS_mprotect, [stack, PAGE, 0, 0, 0, 0])?;
         let top = stack + size - 64;
@@ -345,9 +579,10 @@ impl Work<'_> {
         for (cell, bits) in parts.globals.iter().zip(&self.image.globals) {
             self.write(cell.address, &bits.to_le_bytes(), undo)?;
         }
-        let limit_at = parts.vmctx + ctx::STACK_LOWER_BOUND;
-        if self.word(limit_at)? != 0 {
-            self.write(limit_at, &(stack + WASM_PAGE).to_le_bytes(), undo)?;
+        if self.plan.limit.is_some() {
+            // The same depth of calls as on the thread's own stack.
+            let lowest = room.map_or(stack + WASM_PAGE, |room| top - OUTER - room);
+            self.write(parts.vmctx + ctx::STACK_LOWER_BOUND, &lowest.to_le_bytes(), undo)?;
         }
         let built = self.plan.stack(self.image, top, &self.thread)?;
         let words: Vec<u8> = built.words.iter().flat_map(|w| w.to_le_bytes()).collect();
@@ -374,7 +609,7 @@ impl Work<'_> {
         undo: &mut Vec<Undo>,
     ) -> Result<Option<(u64, u64)>, String> {
         let parts = &self.plan.parts;
-        let wanted = self.memory.len() as u64;
+        let wanted = self.memory.len;
         let mut base = base;
         if let (true, Some(grow), Some(description)) = (wanted > size, parts.grow, parts.memory_at) {
             let object = self.word(description + 16)?;
@@ -400,20 +635,13 @@ impl Work<'_> {
         if wanted == 0 {
             return Ok(None);
         }
-        let fresh = self.map(wanted, undo)?;
+        let fresh = self.map(wanted, READ_WRITE, undo)?;
         self.step()?;
-        for (n, page) in self.memory.chunks(PAGE as usize).enumerate() {
-            if page.iter().any(|&b| b != 0) {
-                self.thread.write(fresh + n as u64 * PAGE, page)?;
-            }
-        }
-        let aside = self.map(wanted, undo)?;
-        self.step()?;
-        self.relocate(base, aside, wanted)?;
-        undo.push(Undo::Move { from: aside, to: base, len: wanted });
-        self.step()?;
-        self.relocate(fresh, base, wanted)?;
-        undo.push(Undo::Move { from: base, to: fresh, len: wanted });
+        self.memory.pages(|at, page| self.thread.write(fresh + at, page))?;
+        // A place and no memory.
+        let aside = self.map(wanted, 0, undo)?;
+        self.relocate(base, aside, wanted, undo)?;
+        self.relocate(fresh, base, wanted, undo)?;
         self.step()?;
         Ok(Some((aside, wanted)))
     }
@@ -427,20 +655,50 @@ impl Work<'_> {
         self.thread.read_u64(address).map_err(|e| e.to_string())
     }
 
-    fn map(&self, len: u64, undo: &mut Vec<Undo>) -> Result<u64, String> {
+    fn map(&self, len: u64, access: u64, undo: &mut Vec<Undo>) -> Result<u64, String> {
         self.step()?;
-        let address = self.thread.system_call(libc::SYS_mmap, [0, len, READ_WRITE, PRIVATE, NO_FILE, 0]);
+        let flags = if access == 0 { PRIVATE | libc::MAP_NORESERVE as u64 } else { PRIVATE };
+        let address = self.thread.system_call(libc::SYS_mmap, [0, len, access, flags, NO_FILE, 0]);
         let address = address.map_err(|e| format!("{len} bytes cannot be mapped: {e}"))?;
         undo.push(Undo::Unmap { address, len });
         Ok(address)
+    }
+
+    /// As [`Work::map`], at addresses below `limit`.
+    fn map_below(&self, limit: u64, len: u64, undo: &mut Vec<Undo>) -> Result<u64, String> {
+        let mappings = self.thread.mappings().map_err(|e| format!("its mappings cannot be read: {e}"))?;
+        let wanted = gap_below(&mappings, limit, len);
+        let wanted = wanted.ok_or_else(|| format!("there is no place for {len} bytes of stack below {limit:#x}"))?;
+        self.step()?;
+        let flags = PRIVATE | libc::MAP_FIXED_NOREPLACE as u64;
+        let address = self.thread.system_call(libc::SYS_mmap, [wanted, len, READ_WRITE, flags, NO_FILE, 0]);
+        let address = address.map_err(|e| format!("{len} bytes cannot be mapped at {wanted:#x}: {e}"))?;
+        undo.push(Undo::Unmap { address, len });
+        // Before Linux 4.17 it is a wish.
+        if address == wanted { Ok(address) } else { Err(format!("{len} bytes cannot be mapped at {wanted:#x}")) }
     }
 
     fn unmap(&self, address: u64, len: u64) -> Result<(), String> {
         self.thread.system_call(libc::SYS_munmap, [address, len, 0, 0, 0, 0]).map(|_| ())
     }
 
-    /// Moves pages to where others may be.
-    fn relocate(&self, from: u64, to: u64, len: u64) -> Result<(), String> {
+    /// Moves pages to where others may be, with the way back.
+    fn relocate(&self, from: u64, to: u64, len: u64, undo: &mut Vec<Undo>) -> Result<(), String> {
+        for (piece, len) in self.pieces(from, len)? {
+            let there = to.wrapping_add(piece.wrapping_sub(from));
+            self.step()?;
+            self.remap(piece, there, len)?;
+            undo.push(Undo::Move { from: there, to: piece, len });
+        }
+        Ok(())
+    }
+
+    /// What is mapped from `from` on, each mapping by itself: before Linux 6.17 no call moves more than one.
+    fn pieces(&self, from: u64, len: u64) -> Result<Vec<(u64, u64)>, String> {
+        pieces(&self.thread.mappings().map_err(|e| format!("its mappings cannot be read: {e}"))?, from, len)
+    }
+
+    fn remap(&self, from: u64, to: u64, len: u64) -> Result<(), String> {
         let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
         let moved = self.thread.system_call(libc::SYS_mremap, [from, len, len, flags, to, 0]);
         moved.map(|_| ()).map_err(|e| format!("{len} bytes at {from:#x} cannot be moved to {to:#x}: {e}"))
@@ -465,16 +723,22 @@ impl Work<'_> {
     }
 
     fn undo(&self, step: &Undo) -> Result<(), String> {
+        if let Some(left) = self.fail_back.get().checked_sub(1) {
+            self.fail_back.set(left);
+            return Err("a way back was made to fail".to_string());
+        }
         match *step {
             Undo::Unmap { address, len } => self.unmap(address, len),
-            Undo::Move { from, to, len } => self.relocate(from, to, len),
+            Undo::Move { from, to, len } => self.remap(from, to, len),
             Undo::Write { address, ref bytes } => self.thread.write(address, bytes),
             Undo::Shrink { base, size, ref words } => {
                 let context = self.plan.parts.vmctx + ctx::MEMORY_BASE;
                 let (now, bound) = (self.word(context)?, self.word(context + 8)?);
                 if now != base {
                     // A dynamic memory: the old mapping, with its guard page, was given up for a larger one.
-                    self.relocate(now, base, size + PAGE)?;
+                    for (piece, len) in self.pieces(now, size + PAGE)? {
+                        self.remap(piece, base.wrapping_add(piece - now), len)?;
+                    }
                     self.reserve(base + size, PAGE)?;
                     self.unmap(now + size + PAGE, bound - size)?;
                 } else if bound > size {
@@ -483,5 +747,62 @@ impl Work<'_> {
                 words.iter().try_for_each(|(address, bytes)| self.thread.write(*address, bytes))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stack_limit_leaves_room() {
+        let limit = |address, called_at| StackLimit::of(address, called_at);
+        assert_eq!(limit(0, 0x5000).unwrap(), None);
+        assert_eq!(limit(0x1000, 0x5000).unwrap(), Some(StackLimit { address: 0x1000, room: Some(0x4000) }));
+        assert_eq!(limit(1, 0x7000_0000_0000).unwrap(), Some(StackLimit { address: 1, room: None }));
+        assert!(limit(0x5001, 0x5000).unwrap_err().contains("0x5001"));
+    }
+
+    #[test]
+    fn a_stack_goes_below_a_limit_and_not_below_a_stack_that_grows() {
+        let text = b"40000-50000 rw-p 0 0:0 0\n90000-a0000 rw-p 0 0:0 0\nc0000-d0000 rw-p 0 0:0 0\n\
+            f0000-100000 rw-p 0 0:0 0 [stack]\n";
+        let maps = crate::target::live::parse_maps(text);
+        assert_eq!(gap_below(&maps, 0xf8000, 0x10000), Some(0xb0000));
+        assert_eq!(gap_below(&maps, 0xbffff, 0x10000), Some(0x80000));
+        assert_eq!(gap_below(&maps, 0xf8000, 0x30000), Some(0x60000));
+        assert_eq!(gap_below(&maps, 0x45000, 0x30000), Some(0x10000));
+        assert_eq!((gap_below(&maps, 0xf8000, 0x50000), gap_below(&maps, 0x100, 0x1000)), (None, None));
+    }
+
+    #[test]
+    fn each_mapping_is_a_piece() {
+        let text = b"1000-3000 rw-p 0 0:0 0\n3000-4000 rw-p 0 0:0 0\n4000-9000 ---p 0 0:0 0\na000-b000 rw-p 0 0:0 0\n";
+        let maps = crate::target::live::parse_maps(text);
+        assert_eq!(maps.len(), 4);
+        assert_eq!(pieces(&maps, 0x2000, 0x4000).unwrap(), [(0x2000, 0x1000), (0x3000, 0x1000), (0x4000, 0x2000)]);
+        assert_eq!(pieces(&maps, 0x3000, 0x1000).unwrap(), [(0x3000, 0x1000)]);
+        assert!(pieces(&maps, 0x8000, 0x3000).unwrap_err().ends_with("at 0x9000"));
+        assert!(pieces(&maps, 0, 0x2000).is_err() && pieces(&maps, 0xa000, 0x2000).is_err());
+    }
+
+    #[test]
+    fn an_image_that_becomes_shorter_is_an_error() {
+        let file = tempfile::tempfile().unwrap();
+        let (start, len) = (9, CHUNK + 2 * PAGE);
+        file.set_len(start + len).unwrap();
+        file.write_all_at(&[7], start + CHUNK + PAGE).unwrap();
+        let memory = Linear { file, start, len };
+        let mut pages = Vec::new();
+        let mut copy = || {
+            memory.pages(|at, page| {
+                pages.push((at, page[0], page.len()));
+                Ok(())
+            })
+        };
+        copy().unwrap();
+        memory.file.set_len(start + CHUNK).unwrap();
+        assert!(copy().unwrap_err().starts_with("the image cannot be read any more"));
+        assert_eq!(pages, [(CHUNK + PAGE, 7, PAGE as usize)]);
     }
 }

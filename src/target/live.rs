@@ -1189,8 +1189,13 @@ mod tests {
         2 * n
     }
 
-    /// A seccomp filter for this thread, which allows everything.
-    fn filter() {
+    /// Seccomp for this thread: a filter that allows everything, or the mode that allows hardly anything.
+    fn restrict(mode: &std::ffi::OsStr) {
+        if mode == "strict" {
+            // SAFETY: prctl touches no memory here.
+            assert_eq!(unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_STRICT) }, 0);
+            return;
+        }
         let all = libc::sock_filter { code: libc::BPF_RET as u16, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW };
         let program = libc::sock_fprog { len: 1, filter: (&raw const all).cast_mut() };
         // SAFETY: the program is read during the call.
@@ -1232,11 +1237,11 @@ mod tests {
             let body = move || {
                 // SAFETY: gettid has no arguments.
                 let tid = unsafe { libc::gettid() };
-                if name == "spinner" && std::env::var_os("WSTATE_TEST_SECCOMP").is_some() {
-                    filter();
-                }
                 ready.send((name, tid)).unwrap();
                 if name == "spinner" {
+                    if let Some(mode) = std::env::var_os("WSTATE_TEST_SECCOMP") {
+                        restrict(&mode);
+                    }
                     spin();
                 }
                 loop {
@@ -1301,6 +1306,11 @@ mod tests {
         };
         let steps = Steps { thread: ThreadId(tid), verdict: Box::new(verdict) };
         let held = Held::hold(pid, &CaptureOptions::default(), Some(steps)).unwrap();
+        if std::env::var_os("WSTATE_TEST_BORROW").is_some() {
+            let thread = held.borrow(ThreadId(tid)).unwrap();
+            assert_eq!(thread.system_call(libc::SYS_getpid, [0; 6]), Ok(u64::from(pid)));
+            thread.give_back().unwrap();
+        }
         println!("\nheld {:?}", held.settled().unwrap().outcome);
         for _ in std::io::stdin().lock().lines() {}
     }
@@ -1566,11 +1576,12 @@ mod tests {
 
     #[test]
     fn a_stepper_that_is_killed_while_it_holds_leaves_the_process_and_its_signals_alone() {
-        for signal_at in [0, 4] {
+        for (signal_at, borrow) in [(0, false), (4, false), (0, true)] {
             let mut peer = Peer::target();
             let mut command = Peer::command();
             command.env("WSTATE_TEST_PID", peer.pid().to_string()).env("WSTATE_TEST_TID", peer.spinner.to_string());
             command.env("WSTATE_TEST_SIGNAL_AT", signal_at.to_string());
+            command.envs(borrow.then_some(("WSTATE_TEST_BORROW", "1")));
             let mut stepper = Peer::spawn(&mut command, "stepper");
             let outcome = stepper.line("held ");
             let (wanted, signals) = match signal_at {
@@ -1607,6 +1618,8 @@ mod tests {
                 send(pid, tid, signal);
                 assert_eq!(call(), Ok(42), "signal {signal}");
             }
+            // SIGCONT takes a stop back that the kernel knows of, and no other.
+            assert!(thread.others.borrow().iter().all(|info| info.signal() != libc::SIGSTOP));
             send(pid, tid, libc::SIGCONT);
             assert_eq!((who(), call()), (Ok(u64::from(pid)), Ok(42)));
             send(pid, tid, libc::SIGSTOP);
@@ -1637,11 +1650,13 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_with_a_seccomp_filter_is_not_borrowed() {
-        let peer = Peer::target_of(Peer::command().env("WSTATE_TEST_SECCOMP", "1"));
-        let held = Held::hold(peer.pid(), &CaptureOptions::default(), None).unwrap();
-        let why = held.borrow(ThreadId(peer.spinner)).err().unwrap();
-        assert!(why.starts_with("a seccomp filter decides"), "{why}");
+    fn a_thread_with_seccomp_is_not_borrowed() {
+        for (mode, what) in [("filter", "a seccomp filter decides"), ("strict", "it is in seccomp's strict mode")] {
+            let peer = Peer::target_of(Peer::command().env("WSTATE_TEST_SECCOMP", mode));
+            let held = Held::hold(peer.pid(), &CaptureOptions::default(), None).unwrap();
+            let why = held.borrow(ThreadId(peer.spinner)).err().unwrap();
+            assert!(why.starts_with(what), "{why}");
+        }
     }
 
     #[test]

@@ -233,8 +233,8 @@ impl PageCache {
     }
 }
 
-/// Opens a regular file; its size in bytes.
-fn open_regular(path: &Path) -> std::io::Result<(File, u64)> {
+/// Opens a regular file, for reading; its size in bytes.
+pub fn open_regular(path: &Path) -> std::io::Result<(File, u64)> {
     // A core or a user can name anything: opening a device has effects, opening a FIFO waits for its writer.
     let not_regular = || std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file");
     if !std::fs::metadata(path)?.is_file() {
@@ -261,15 +261,19 @@ pub fn read_file(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
 }
 
 /// Maps a file for reading. An empty file is an error of kind `UnexpectedEof`, as it cannot be mapped.
-#[allow(unsafe_code)]
 pub fn map_file(path: &Path) -> std::io::Result<memmap2::Mmap> {
-    let (file, size) = open_regular(path)?;
-    if size == 0 {
+    map(&open_regular(path)?.0)
+}
+
+/// As [`map_file`], of a regular file that is open already.
+#[allow(unsafe_code)]
+pub fn map(file: &File) -> std::io::Result<memmap2::Mmap> {
+    if file.metadata()?.len() == 0 {
         return Err(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the file is empty"));
     }
     // SAFETY: private and read-only. Someone who shortens the file while it is mapped makes us die of SIGBUS, as with
     // every tool that maps its input; executables and cores are replaced by rename, not written in place.
-    unsafe { memmap2::Mmap::map(&file) }
+    unsafe { memmap2::Mmap::map(file) }
 }
 
 #[cfg(test)]

@@ -534,7 +534,14 @@ fn wait(child: &mut Child) -> Option<ExitStatus> {
     }
 }
 
+/// The `wstate` of this build, to be started.
+pub fn wstate_command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wstate"));
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
 /// Runs the `wstate` of this build.
 pub fn wstate(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_wstate")).args(args).stdin(Stdio::null()).output().expect("wstate starts")
+    wstate_command(args).output().expect("wstate starts")
 }

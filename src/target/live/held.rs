@@ -60,6 +60,14 @@ impl Held {
         &self.target
     }
 
+    /// Threads that there are, and that are not among the target's.
+    pub fn unknown_threads(&self) -> Vec<u32> {
+        let pid = self.target.pid;
+        let known = |tid: u32| self.target.threads.iter().any(|t| t.id.0 == tid);
+        let unknown = list_threads(pid).into_iter().filter(|&tid| !known(tid as u32) && !is_gone(pid, tid));
+        unknown.map(|tid| tid as u32).collect()
+    }
+
     /// What the steps did.
     pub fn settled(&self) -> Option<SettleReport> {
         self.settled

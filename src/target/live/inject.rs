@@ -22,7 +22,7 @@ pub struct Borrowed<'h> {
     syscall_at: u64,
     given_back: bool,
     // Signals that came meanwhile.
-    others: RefCell<Vec<SignalInfo>>,
+    pub(super) others: RefCell<Vec<SignalInfo>>,
 }
 
 /// What a thread gets back.
@@ -153,6 +153,14 @@ impl Borrowed<'_> {
         })?;
         self.others.borrow_mut().extend(others);
         ended.map(|now| register(&now, Reg::RAX))
+    }
+
+    /// What is mapped now.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn mappings(&self) -> std::io::Result<Vec<Mapping>> {
+        std::fs::read(format!("/proc/{}/task/{}/maps", self.held.target().pid, self.tid)).map(|text| parse_maps(&text))
     }
 
     /// Writes memory of the process.

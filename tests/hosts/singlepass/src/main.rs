@@ -8,13 +8,13 @@ mod sqlite;
 mod trap;
 mod truth;
 
-use options::{End, Options};
+use options::{Also, End, Options};
 use shim::{Entry, host_nested_import, host_stop_import, nothing, nothing_float};
 use std::{
     ffi::{c_int, c_void},
     sync::{
         Arc, Mutex, OnceLock,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering},
     },
     thread,
 };
@@ -121,6 +121,15 @@ extern "C" fn host_nested(vmctx: *mut vm::Ctx, entry: &Entry) -> u64 {
     0
 }
 
+/// The instance of `wasm`.
+static INSTANCE: AtomicPtr<Instance> = AtomicPtr::new(std::ptr::null_mut());
+
+/// `env.again`: calls back into the instance that has called.
+extern "C" fn again(_: *mut vm::Ctx) -> u64 {
+    let instance = unsafe { &*INSTANCE.load(Ordering::SeqCst) };
+    run(instance, "again", &[]).first().map_or(0, |value| value.to_u128() as u64)
+}
+
 /// Whether the stop is one yet; only SQLite reaches it before its time.
 static ARMED: AtomicBool = AtomicBool::new(true);
 
@@ -198,6 +207,7 @@ fn import_for(wanted: &ImportDescriptor) -> Export {
                 _ if is_stop => host_stop_import as *const () as usize,
                 "env.nested" => host_nested_import as *const () as usize,
                 "env.ready" => ready as *const () as usize,
+                "env.again" => again as *const () as usize,
                 name => match sqlite::import(name) {
                     Some(address) => address,
                     None if matches!(signature.returns(), [Type::F32 | Type::F64]) => {
@@ -262,8 +272,9 @@ fn instantiate(module: &Module) -> Instance {
 fn run(instance: &Instance, name: &str, args: &[Value]) -> Vec<Value> {
     if options().stack_checks {
         let here = 0u8;
-        // Four megabytes below this frame; the guest checks its stack pointer against this.
-        let bound = (&raw const here as usize).saturating_sub(4 << 20) as *mut u8;
+        // Four megabytes below this frame, of a thread's two one; the guest checks its stack pointer against this.
+        let room = if options().thread { 1 << 20 } else { 4 << 20 };
+        let bound = (&raw const here as usize).saturating_sub(room) as *mut u8;
         let context: *const vm::Ctx = instance.context();
         unsafe { (*context.cast_mut()).internal.stack_lower_bound = bound };
     }
@@ -282,7 +293,7 @@ fn run(instance: &Instance, name: &str, args: &[Value]) -> Vec<Value> {
 }
 
 /// Goes on from an image as `tiering.rs` does; returns the raw result of the oldest frame.
-fn resume(mut instance: Instance, path: &std::path::Path) -> u64 {
+fn resume(instance: &mut Instance, path: &std::path::Path) -> u64 {
     let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let image = InstanceImage::from_bytes(&bytes).unwrap_or_else(|| fail("no image"));
     fault::ensure_sighandler();
@@ -380,12 +391,19 @@ fn stop_here(stop: &str) {
             });
         }
         "wasm" => {
-            let instance = instantiate(&compile(&wasm_file()));
+            let module = compile(&wasm_file());
+            let imports = imports_of(&module);
+            let instance = instantiate_with(&module, &imports);
             let name = options.call.as_deref().unwrap_or_else(|| fail("--wasm needs --call NAME [ARGS]"));
+            let instance = Box::leak(Box::new(instance));
+            INSTANCE.store(instance, Ordering::SeqCst);
+            if let Some(also) = options.also {
+                call_also(also, &module, &imports, instance, name);
+            }
             let bits = match &options.resume {
                 Some(image) => resume(instance, image),
                 None => {
-                    let values = run(&instance, name, &arguments(&instance, name));
+                    let values = run(instance, name, &arguments(instance, name));
                     report::note(&format!("{name} returned {values:?}"));
                     values.first().map_or(0, |value| value.to_u128() as u64)
                 }
@@ -402,6 +420,24 @@ fn stop_here(stop: &str) {
     report::note(&format!("the guest of {stop} returned"));
     report::reached("returned");
     report::sleep_forever()
+}
+
+/// Lets a second thread make the same call.
+fn call_also(also: Also, module: &Module, imports: &ImportObject, instance: &Instance, name: &'static str) {
+    let other: *const Instance = match also {
+        Also::Same => instance,
+        Also::Other => Box::leak(Box::new(instantiate(module))),
+        Also::Memory => Box::leak(Box::new(instantiate_with(module, imports))),
+    };
+    let other = other as usize;
+    report::EXPECTED.store(2, Ordering::SeqCst);
+    let body = move || {
+        report::LABEL.set(Some("also".into()));
+        // SAFETY: it is never freed.
+        let instance = unsafe { &*(other as *const Instance) };
+        run(instance, name, &arguments(instance, name));
+    };
+    thread::Builder::new().name("also".into()).spawn(body).expect("a thread");
 }
 
 fn wasm_file() -> Vec<u8> {

@@ -16,6 +16,17 @@ pub enum End {
     CoreInHandler,
 }
 
+/// What a second thread, which makes the same call, runs in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Also {
+    /// The same instance.
+    Same,
+    /// An instance of its own.
+    Other,
+    /// An instance of its own with the same imported memory.
+    Memory,
+}
+
 pub struct Options {
     pub stop: String,
     pub track_state: bool,
@@ -42,6 +53,7 @@ pub struct Options {
     pub publish: bool,
     pub stay: bool,
     pub spin: bool,
+    pub also: Option<Also>,
 }
 
 fn usage(problem: &str) -> ! {
@@ -77,6 +89,7 @@ impl Options {
             publish: false,
             stay: false,
             spin: false,
+            also: None,
         };
         let mut words = std::env::args().skip(1).peekable();
         fn value(words: &mut impl Iterator<Item = String>, flag: &str) -> String {
@@ -130,6 +143,14 @@ impl Options {
                 "--publish" => options.publish = true,
                 "--stay" => options.stay = true,
                 "--spin" => options.spin = true,
+                "--also" => {
+                    options.also = Some(match value(&mut words, &word).as_str() {
+                        "same" => Also::Same,
+                        "other" => Also::Other,
+                        "memory" => Also::Memory,
+                        other => usage(&format!("--also is same, other or memory, not {other}")),
+                    });
+                }
                 flag if flag.starts_with('-') => usage(&format!("unknown flag {flag}")),
                 stop if options.stop.is_empty() => options.stop = stop.into(),
                 extra => usage(&format!("more than one stop: {extra}")),

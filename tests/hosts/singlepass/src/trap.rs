@@ -37,6 +37,9 @@ extern "C" fn on_trap(_signal: libc::c_int, info: *mut libc::siginfo_t, context:
             let image = truth::read(fault.ip.get() as u64, register(GPR::RSP), fault.known_registers);
             let (name, suffix) = report::label(&options.stop);
             truth::write(options, &suffix, image, register(GPR::R15) as *mut vm::Ctx);
+            if options.wasm.is_some() {
+                truth::result(options, u64::MAX);
+            }
             report::reached(&name);
             match options.end {
                 End::Sleep => report::sleep_forever(),
