@@ -247,14 +247,30 @@ fn answer<const N: usize>(
 
 fn snapshot(command: &cli::Snapshot) -> Result<u8, Failure> {
     let (options, wanted) = command.options().map_err(Failure::Usage)?;
-    let image = Output::file(&command.output)?;
+    let mut image = Output::file(&command.output)?;
+    if image.is_terminal() {
+        return Err(Failure::Usage("an image is binary data: --output must be a file or a pipe".to_string()));
+    }
+    if command.with_imports && !image.is_file() {
+        let why = "--with-imports writes a second file beside --output, which is no file here: name one";
+        return Err(Failure::Usage(why.to_string()));
+    }
+    if let Source::Pid(_) = options.source {
+        // The process stands until all is copied, which must not take as long as somebody needs to read it.
+        image.spool()?;
+    }
     let imports = command.imports_path().map(|path| Output::file(&path)).transpose()?;
+    let beside_image = !image.is_standard_output();
     let work = |image: &mut Output, imports: Option<&mut Output>| {
         let done = image.put_sparse_with(|out| session::snapshot(&options, wanted, out))?;
         if let Some(imports) = imports {
             imports.put(json::document(&done.imported_globals, true).as_bytes())?;
         }
-        Output::stdout().put(images::snapshot_text(&done).as_bytes())?;
+        let text = images::snapshot_text(&done);
+        match beside_image {
+            true => Output::stdout().put(text.as_bytes())?,
+            false => drop(io::stderr().lock().write_all(text.as_bytes())),
+        }
         Ok(if matches!(done.resumable, Some(Resumable::No(_)) | None) { PARTIAL } else { 0 })
     };
     let (confine, verbose) = (command.place.confine(), options.verbose);

@@ -2,9 +2,10 @@
 
 mod support;
 
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use support::{
@@ -269,6 +270,58 @@ fn a_memory_of_a_mebibyte() {
 #[test]
 fn a_memory_of_a_gibibyte() {
     memory_of(16384, false);
+}
+
+/// Whoever reads an image may take as long as they like: the process has been let go before the first byte comes.
+#[test]
+fn a_slow_reader_does_not_hold_the_process() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let wasm = wasm(&directory, &guest(16));
+    let host = Host::start("wasm", &["--wasm", &wasm, "--call", "run", "--truth-memory"], Profile::Debug);
+    let (pid, truth) = (host.pid().to_string(), host.truth().expect("a truth").instance.expect("an image"));
+    let fifo = directory.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().expect("mkfifo starts").success());
+    let temporary = directory.path().join("temporary");
+    std::fs::create_dir(&temporary).expect("a directory");
+    let traced = || {
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("the host's threads");
+        let status = |task: std::io::Result<std::fs::DirEntry>| std::fs::read_to_string(task?.path().join("status"));
+        let statuses: Vec<String> = tasks.map(status).collect::<Result<_, _>>().expect("their status");
+        assert!(!statuses.is_empty() && statuses.iter().all(|s| s.contains("\nTracerPid:")), "{statuses:?}");
+        statuses.iter().any(|s| !s.contains("\nTracerPid:\t0\n"))
+    };
+    for output in ["/dev/stdout", fifo.to_str().expect("text")] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wstate"));
+        command.args(["snapshot", "-p", &pid, "-o", output]).env("TMPDIR", &temporary);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("wstate starts");
+        let mut out: Box<dyn Read> = match output {
+            "/dev/stdout" => Box::new(child.stdout.take().expect("a pipe")),
+            _ => Box::new(std::fs::File::open(&fifo).expect("the pipe")),
+        };
+        // A pipe holds less than a mebibyte: what is not read cannot be written.
+        let mut bytes = vec![0];
+        out.read_exact(&mut bytes).expect("an image");
+        assert!(!traced(), "{output}: the process is held while its image waits for a reader");
+        assert!(std::fs::read_dir(&temporary).expect("the directory").next().is_none(), "something would be left");
+        out.read_to_end(&mut bytes).expect("an image");
+        let done = child.wait_with_output().expect("wstate ends");
+        let (said, complained) = (text(&done.stdout), text(&done.stderr));
+        assert!(done.status.code() == Some(0) && bytes == truth, "{output}: {said}{complained}");
+        // What is said about it is not in it.
+        let summary = if output == "/dev/stdout" { &complained } else { &said };
+        assert!(summary.contains("resumable: behind a call"), "{output}: {said} / {complained}");
+    }
+    // Led into a file, /dev/stdout is that file.
+    let file = directory.path().join("led");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wstate"));
+    command.args(["snapshot", "-p", &pid, "-o", "/dev/stdout"]).stdin(Stdio::null());
+    let done = command.stdout(std::fs::File::create(&file).expect("a file")).output().expect("wstate starts");
+    assert!(text(&done.stderr).contains("resumable: behind a call"), "{}", text(&done.stderr));
+    assert!(std::fs::read(&file).expect("the image") == truth);
+    // There is no second file beside a pipe.
+    let done = wstate(&["snapshot", "-p", &pid, "-o", "/dev/null", "--with-imports"]);
+    assert_eq!(done.status.code(), Some(64), "{}", text(&done.stderr));
 }
 
 /// A division that may trap is a point at which there is an image, but what it divides is in no image.
