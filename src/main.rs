@@ -271,7 +271,7 @@ fn snapshot(command: &cli::Snapshot) -> Result<u8, Failure> {
             true => Output::stdout().put(text.as_bytes())?,
             false => drop(io::stderr().lock().write_all(text.as_bytes())),
         }
-        Ok(if matches!(done.resumable, Some(Resumable::No(_)) | None) { PARTIAL } else { 0 })
+        Ok(if matches!(done.resumable, Some(Resumable::No { .. }) | None) { PARTIAL } else { 0 })
     };
     let (confine, verbose) = (command.place.confine(), options.verbose);
     match imports {
@@ -289,9 +289,12 @@ fn restore(command: &cli::Restore) -> Result<u8, Failure> {
 
 fn image(command: &cli::Image) -> Result<u8, Failure> {
     answer([Output::stdout()], !command.no_sandbox, command.verbose, |[output]| {
-        let (text, same) = images::show(command)?;
-        output.put(text.as_bytes())?;
-        Ok(if same { 0 } else { PARTIAL })
+        let shown = images::show(command)?;
+        output.put(shown.text.as_bytes())?;
+        if let Some(hint) = shown.hint {
+            let _ = writeln!(io::stderr().lock(), "hint: {hint}");
+        }
+        Ok(if shown.same { 0 } else { PARTIAL })
     })
 }
 

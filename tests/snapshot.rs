@@ -12,7 +12,7 @@ use support::{
     Host, Profile, Stopped, Truth, Version, fixture, gcore, host_singlepass, host_wasmtime, kernel_core, wstate,
 };
 use tempfile::TempDir;
-use wstate::state::ImageView;
+use wstate::state::{ExecutionStateImage, ImageView};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).expect("text")
@@ -90,6 +90,9 @@ impl Tally {
         let said = format!("{name}: {}{}", text(&done.stdout), text(&done.stderr));
         let frames = ImageView::parse(truth).expect("the runtime's image").execution_state.frames.len();
         self.compared += 1;
+        if said.contains("resumable: no") && !said.contains("\nhint: ") {
+            self.different.push(format!("no next step: {said}"));
+        }
         match (frames, done.status.code()) {
             (0, Some(2)) if !path.exists() && said.contains("has no image at") => self.empty += 1,
             // Whether it can be gone on from is another question.
@@ -341,6 +344,128 @@ fn settling_does_not_end_at_a_division() {
     }
 }
 
+/// Runs `wstate snapshot`, and what is said on both ways out.
+fn said(directory: &TempDir, target: &[&str], code: i32) -> String {
+    let path = directory.path().join("image");
+    let done = wstate(&[&["snapshot", "-o", path.to_str().expect("text")], target].concat());
+    let said = text(&done.stdout) + &text(&done.stderr);
+    assert_eq!(done.status.code(), Some(code), "{target:?}: {said}");
+    said
+}
+
+/// `wstate attach --settle` says what it did in a note.
+fn attach_note(pid: &str) -> String {
+    let done = wstate(&["attach", pid, "--settle"]);
+    let said = text(&done.stdout);
+    said.lines().find(|l| l.starts_with("note: ") && l.contains("settle")).unwrap_or(&said).to_string()
+}
+
+#[test]
+fn without_track_state_nothing_is_stepped() {
+    let directory = tempfile::tempdir().expect("a directory");
+    // With full preemption the headers of functions have states even so.
+    for more in [&[][..], &["--full-preemption", "--stack-checks"]] {
+        let host = Host::start("spin", &[&["--track-state", "off"], more].concat(), Profile::Debug);
+        let pid = host.pid().to_string();
+        for settle in [&[][..], &["--settle"]] {
+            let said = said(&directory, &[&["-p", &pid], settle].concat(), 2);
+            let why = "compiled without track_state; have the host compile it with track_state\n";
+            assert!(said.ends_with(why) && !said.contains("stepped"), "{said}");
+        }
+        let note = attach_note(&pid);
+        assert!(note.contains("was not stepped: the module was compiled without track_state"), "{note}");
+    }
+    let host = Host::start_exe(host_wasmtime(Version::V48, Profile::Release), "spin", &[]);
+    let note = attach_note(&host.pid().to_string());
+    assert!(note.contains("was not stepped: wasmtime has no points"), "{note}");
+}
+
+#[test]
+fn a_bound_that_was_reached_is_told() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let wasm = wasm(
+        &directory,
+        r#"(module (import "env" "ready" (func $ready))
+  (func (export "run") (local $x i64) (call $ready)
+    ;; The loop must not begin behind the call.
+    (local.set $x (i64.const 5))
+    (loop $again (local.set $x (i64.add (local.get $x) (i64.const 3))) (br $again))))"#,
+    );
+    let host = Host::start("wasm", &["--wasm", &wasm, "--call", "run", "--track-state", "on"], Profile::Debug);
+    let pid = host.pid().to_string();
+    // It may still be in the import that says READY, from where it comes back to the loop and stays there.
+    let before = loop {
+        let done = wstate(&["snapshot", "-p", &pid, "-o", directory.path().join("before").to_str().expect("text")]);
+        if done.status.code() == Some(2) {
+            break text(&done.stderr);
+        }
+    };
+    assert!(
+        before.contains("no state is recorded at this instruction; --settle steps it to where there is one"),
+        "{before}"
+    );
+    let most = wstate::limits::MAX_SNAPSHOT_STEPS;
+    let said = said(&directory, &["-p", &pid, "--settle"], 2);
+    let steps = format!("was stepped {most} instructions, which is the most that snapshot takes, and reached no point");
+    assert!(said.contains("has no image at 0x") && said.contains(&steps) && said.contains("; try again"), "{said}");
+    assert!(!said.contains("--settle steps"), "{said}");
+    let note = attach_note(&pid);
+    let most = wstate::limits::MAX_SETTLE_STEPS;
+    assert!(note.contains(&format!("was stepped {most} instructions, which is the most that attach takes")), "{note}");
+    let frames = text(&wstate(&["attach", &pid, "--settle", "--wasm-only"]).stdout);
+    assert!(frames.contains("not known: no state is recorded at this instruction\n"), "{frames}");
+    let frames = text(&wstate(&["attach", &pid, "--wasm-only"]).stdout);
+    assert!(frames.contains("(--settle steps to the next one)"), "{frames}");
+    // A core stays where it is.
+    let core = gcore(&host).expect("gcore writes a core");
+    let core = core.to_str().expect("text");
+    let said = self::said(&directory, &["-c", core], 2);
+    assert!(said.contains("; take the image at another moment"), "{said}");
+    assert!(!text(&wstate(&["core", core, "--wasm-only"]).stdout).contains("--settle"));
+}
+
+/// Without full preemption there is no better place than behind a call, and its result is where its type has it.
+#[test]
+fn settling_without_full_preemption_ends_behind_a_call() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let wasm = wasm(
+        &directory,
+        r#"(module (import "env" "ready" (func $ready))
+  (func $ratio (param $n i64) (result f64) (f64.const 3.25))
+  (func (export "run") (local $x i64) (local $f f64) (call $ready)
+    (loop $again
+      (local.set $f (call $ratio (local.get $x)))
+      (local.set $x (i64.add (local.get $x) (i64.const 3)))
+      (br $again))))"#,
+    );
+    let host = Host::start("wasm", &["--wasm", &wasm, "--call", "run", "--track-state", "on"], Profile::Debug);
+    for _ in 0..5 {
+        let said = said(&directory, &["-p", &host.pid().to_string(), "--settle"], 0);
+        if said.contains("in a system call; try again when that is over") {
+            // The import that says READY.
+            continue;
+        }
+        assert!(said.contains(" to the place behind a call: "), "{said}");
+        let result = format!(", {:#x} if it is a float\nhint: ", 3.25f64.to_bits());
+        assert!(said.contains("resumable: behind a call that has returned 0x") && said.contains(&result), "{said}");
+    }
+}
+
+#[test]
+fn a_thread_that_cannot_be_stepped_is_told() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let host = Host::start("sleep", &[], Profile::Debug);
+    let pid = host.pid().to_string();
+    let said = said(&directory, &["-p", &pid, "--settle"], 0);
+    assert!(
+        said.contains("could not be stepped: the thread is in a system call; try again when that is over"),
+        "{said}"
+    );
+    assert!(said.contains("\nhint: wstate restore PID IMAGE --return VALUE"), "{said}");
+    let note = attach_note(&pid);
+    assert!(note.contains("nothing to settle"), "{note}");
+}
+
 #[test]
 fn a_file_that_is_there_stays_where_there_is_no_image() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -402,4 +527,24 @@ fn images_are_printed_and_compared() {
     assert_eq!(difference, format!("memory 0x00000012: 1 bytes\n{global}\n"));
     let (error, code) = image(&["/bin/true"]);
     assert_eq!((code, error.contains("is no image")), (Some(2), true), "{error}");
+    assert!(error.contains("; it is an ELF file; of a core: wstate snapshot -c CORE"), "{error}");
+
+    // What nothing goes on from is told, beside what is printed.
+    let (frames, whole) = (wstate(&["image", file]), directory.path().join("frames"));
+    assert!(frames.stderr.is_empty(), "{}", text(&frames.stderr));
+    let path = whole.to_str().expect("text");
+    let done = wstate(&["snapshot", "-p", &host.pid().to_string(), "--execution-state", "-o", path]);
+    assert!(text(&done.stdout).starts_with(&format!("thread {}: 1 frame, nothing else; ", host.ready.tid)), "{done:?}");
+    let shown = wstate(&["image", path]);
+    assert_eq!(text(&shown.stdout), host.truth().expect("a truth").text);
+    for said in [&done.stdout, &shown.stderr] {
+        assert!(
+            text(said).contains("hint: the runtime itself takes frames alone; wstate restore needs"),
+            "{}",
+            text(said)
+        );
+    }
+    std::fs::write(&whole, ExecutionStateImage::default().to_bytes().expect("bytes")).expect("a file");
+    let shown = text(&wstate(&["image", path]).stderr);
+    assert!(shown.starts_with("hint: nothing goes on from an image without frames"), "{shown}");
 }

@@ -11,7 +11,8 @@ encoding. The process need not cooperate; it stands while it is copied.
 
 An image can be gone on from where its youngest frame is at a loop or a function's start, which modules compiled with full \
 preemption have as points, at `unreachable`, or behind a call whose result is known. --settle steps the thread to such a \
-place first. The command says whether the image can be gone on from, and why not.
+place first: in other modules to behind its next call. The command says whether the image can be gone on from, or why not and \
+what to try. There are images of modules that were compiled with track_state only.
 
 Pages that are zero become holes in FILE. If FILE is a pipe, the process stands only until an unnamed file in $TMPDIR has \
 everything; with /dev/stdout, what the command says goes to standard error.

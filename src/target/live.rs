@@ -77,7 +77,30 @@ pub enum Settled {
     /// At a signal, which is delivered when the thread runs on.
     Signal(i32),
     /// Stepping was not possible: the reason.
-    Refused(&'static str),
+    Refused(Refusal),
+}
+
+/// Why a thread could not be stepped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Nothing is known of where it is.
+    #[error("its registers cannot be read")]
+    Registers,
+    /// By job control.
+    #[error("the process is stopped")]
+    Stopped,
+    /// Where it may stay for ever.
+    #[error("the thread is in a system call")]
+    SystemCall,
+    /// `PTRACE_SINGLESTEP` failed.
+    #[error("the kernel refuses to step it")]
+    Kernel,
+    /// It has ended, or does not answer.
+    #[error("the thread ended or did not stop again")]
+    Gone,
+    /// A step had to be interrupted.
+    #[error("a step did not end")]
+    NoEnd,
 }
 
 /// What [`LiveTarget::settle`] did.
@@ -621,7 +644,7 @@ impl Stopped {
             let mut regs = [0; USER_REGS_WORDS * 8];
             match get_regset(thread.tid, libc::NT_PRSTATUS, &mut regs) {
                 Ok(n) if n == regs.len() => {}
-                _ => break Settled::Refused("its registers cannot be read"),
+                _ => break Settled::Refused(Refusal::Registers),
             }
             let pc = Reg::RIP.info().user_regs.map_or(0, |i| word(&regs, i));
             match verdict(pc, &source) {
@@ -633,17 +656,17 @@ impl Stopped {
                 break Settled::Signal(thread.held);
             }
             if thread.group_stop {
-                break Settled::Refused("the process is stopped");
+                break Settled::Refused(Refusal::Stopped);
             }
             // Resuming would restart the system call and perhaps never come back.
             if steps == 0 && word(&regs, USER_REGS_ORIG_RAX) as i64 >= 0 {
-                break Settled::Refused("the thread is in a system call");
+                break Settled::Refused(Refusal::SystemCall);
             }
             if steps >= max_steps {
                 break Settled::Limit;
             }
             if ptrace(libc::PTRACE_SINGLESTEP, thread.tid, 0, 0).is_err() {
-                break Settled::Refused("the kernel refuses to step it");
+                break Settled::Refused(Refusal::Kernel);
             }
             stepping = true;
             let begin = Instant::now();
@@ -664,7 +687,7 @@ impl Stopped {
             match next {
                 None => {
                     self.threads.retain(|t| t.tid as u32 != tid.0);
-                    break Settled::Refused("the thread ended or did not stop again");
+                    break Settled::Refused(Refusal::Gone);
                 }
                 Some(stop) if stop.held == libc::SIGTRAP && is_step_trap(stop.tid) => steps += 1,
                 Some(stop) => {
@@ -673,8 +696,8 @@ impl Stopped {
                     again = SignalInfo::of(stop.tid).ok().filter(|info| held != 0 && !info.recurs());
                     *thread = stop;
                     break match held {
-                        0 if group_stop => Settled::Refused("the process is stopped"),
-                        0 => Settled::Refused("a step did not end"),
+                        0 if group_stop => Settled::Refused(Refusal::Stopped),
+                        0 => Settled::Refused(Refusal::NoEnd),
                         signal => Settled::Signal(signal),
                     };
                 }
