@@ -358,6 +358,25 @@ impl Process {
     }
 }
 
+/// Whether nobody but the process itself gives the pages of a range their contents, so that one without a page is zero: of a
+/// file's pages, and of memory that is shared, only some are mapped. A memory that has grown may be several mappings.
+fn are_private(mappings: &[Mapping], start: u64, end: u64) -> bool {
+    let first = mappings.partition_point(|m| m.end <= start);
+    let mut at = start;
+    for mapping in &mappings[first..] {
+        if at >= end {
+            break;
+        }
+        // A name that prctl(PR_SET_VMA_ANON_NAME) gave to shared memory, which has no file either.
+        let shared = mapping.path.as_ref().is_some_and(|p| p.as_os_str().as_bytes().starts_with(b"[anon_shmem:"));
+        if mapping.start > at || !mapping.read || !mapping.is_anonymous() || shared {
+            return false;
+        }
+        at = mapping.end;
+    }
+    at >= end
+}
+
 /// A thread of which nothing but its name is known yet.
 fn thread_of(pid: u32, tid: libc::pid_t) -> Thread {
     Thread {
@@ -423,9 +442,7 @@ impl Target for LiveTarget {
     }
 
     fn touched(&self, start: u64, end: u64) -> Vec<(u64, u64)> {
-        // Of a file's pages only some are mapped.
-        let private = |m: &Mapping| m.is_anonymous() && m.start <= start && end <= m.end;
-        let table = self.mapping_at(start).is_some_and(private).then(|| self.source.page_table(start, end)).flatten();
+        let table = are_private(&self.mappings, start, end).then(|| self.source.page_table(start, end)).flatten();
         table.unwrap_or_else(|| vec![(start, end)])
     }
 
@@ -1231,6 +1248,35 @@ mod tests {
     }
 
     /// What the other tests look at, in a process of its own.
+    #[test]
+    fn pages_that_are_not_there_are_zero_in_private_memory_alone() {
+        let maps = "\
+10000-20000 rw-p 00000000 00:00 0
+20000-30000 rw-p 00000000 00:00 0                        [anon:heap]
+30000-40000 ---p 00000000 00:00 0
+50000-60000 rw-s 00000000 00:01 153                      /dev/zero (deleted)
+60000-70000 rw-s 00000000 00:01 154                      [anon_shmem:pool]
+70000-80000 rw-p 00000000 fe:00 77                       /srv/data
+80000-90000 rw-p 00000000 00:00 0                        [heap]
+";
+        let maps = parse_maps(maps.as_bytes());
+        for (start, end, private) in [
+            (0x10000, 0x20000, true),
+            (0x18000, 0x30000, true),
+            (0x10000, 0x30001, false),
+            (0x30000, 0x40000, false),
+            (0x0f000, 0x11000, false),
+            (0x50000, 0x51000, false),
+            (0x60000, 0x61000, false),
+            (0x70000, 0x71000, false),
+            (0x88000, 0x90000, true),
+            (0x88000, 0x90001, false),
+            (0xa0000, 0xb0000, false),
+        ] {
+            assert_eq!(are_private(&maps, start, end), private, "{start:#x}-{end:#x}");
+        }
+    }
+
     #[test]
     #[ignore = "a role for other tests"]
     fn child() {
