@@ -3,6 +3,8 @@
 use clap::{CommandFactory, Parser};
 use nix::sys::signal::{SigSet, Signal};
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 use wstate::cli::{self, Cli, Command, Format, Live, Show, Symbols};
@@ -247,6 +249,10 @@ fn answer<const N: usize>(
 
 fn snapshot(command: &cli::Snapshot) -> Result<u8, Failure> {
     let (options, wanted) = command.options().map_err(Failure::Usage)?;
+    let inputs = [&command.place.core, &command.place.executable].into_iter().flatten().chain(&command.place.wasm);
+    if let Some(input) = inputs.into_iter().find(|input| is_same_file(input, &command.output)) {
+        return Err(Failure::Usage(format!("--output would replace {}, which is read", input.display())));
+    }
     let mut image = Output::file(&command.output)?;
     if image.is_terminal() {
         return Err(Failure::Usage("an image is binary data: --output must be a file or a pipe".to_string()));
@@ -278,6 +284,11 @@ fn snapshot(command: &cli::Snapshot) -> Result<u8, Failure> {
         Some(imports) => answer([imports, image], confine, verbose, |[imports, image]| work(image, Some(imports))),
         None => answer([image], confine, verbose, |[image]| work(image, None)),
     }
+}
+
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    let of = |path: &Path| path.metadata().ok().filter(|m| m.is_file()).map(|m| (m.dev(), m.ino()));
+    of(a).is_some_and(|a| of(b) == Some(a))
 }
 
 fn restore(command: &cli::Restore) -> Result<u8, Failure> {

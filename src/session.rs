@@ -626,26 +626,26 @@ impl WasmThread<'_> {
         if image.frames.is_empty() {
             let why = self.youngest.stack.as_ref().err().map_or("the runtime has no state here", |w| w.0.as_str());
             let pc = self.frames.first().map_or(0, |f| f.cursor.address.raw());
-            let next = self.next_step(runtime, why, stepping);
-            return Err(Error::NotFound { what: format!("thread {tid} has no image at {pc:#x}: {why}; {next}") });
+            let next = self.next_step(runtime, why, stepping).map_or(String::new(), |next| format!("; {next}"));
+            return Err(Error::NotFound { what: format!("thread {tid} has no image at {pc:#x}: {why}{next}") });
         }
         Ok(image)
     }
 
-    /// What leads to an image where there is none.
-    fn next_step(&self, runtime: &dyn Runtime, why: &str, stepping: Stepping) -> &'static str {
+    /// What leads to an image where there is none. Where steps were made, what is said about them has it.
+    fn next_step(&self, runtime: &dyn Runtime, why: &str, stepping: Stepping) -> Option<&'static str> {
         let between = why == BETWEEN_POINTS;
-        match stepping {
+        Some(match stepping {
             _ if runtime.settles(self.youngest.module).is_err() => "have the host compile it with track_state",
             _ if between && !self.on_top => INTERRUPTED,
             Stepping::Possible if between => "--settle steps it to where there is one",
-            Stepping::Asked => "try again",
+            Stepping::Asked => return None,
             Stepping::Possible => "try again, or --settle",
             Stepping::Impossible => {
                 "take the image at another moment, such as while the thread is in an import, or of the live process with \
                  --settle"
             }
-        }
+        })
     }
 }
 

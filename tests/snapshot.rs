@@ -2,8 +2,8 @@
 
 mod support;
 
-use std::io::Read;
-use std::os::unix::fs::MetadataExt;
+use std::io::{Read, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Mutex;
@@ -12,6 +12,8 @@ use support::{
     Host, Profile, Stopped, Truth, Version, fixture, gcore, host_singlepass, host_wasmtime, kernel_core, wstate,
 };
 use tempfile::TempDir;
+use wstate::output::SparseWrite;
+use wstate::session::{InstanceChoice, Options, SnapshotOptions, Source};
 use wstate::state::{ExecutionStateImage, ImageView};
 
 fn text(bytes: &[u8]) -> String {
@@ -422,6 +424,11 @@ fn a_bound_that_was_reached_is_told() {
     let said = self::said(&directory, &["-c", core], 2);
     assert!(said.contains("; take the image at another moment"), "{said}");
     assert!(!text(&wstate(&["core", core, "--wasm-only"]).stdout).contains("--settle"));
+    // Nor is it replaced by its own image.
+    let size = std::fs::metadata(core).expect("the core").len();
+    let done = wstate(&["snapshot", "-c", core, "-o", core]);
+    assert_eq!(done.status.code(), Some(64), "{}", text(&done.stderr));
+    assert_eq!(std::fs::metadata(core).expect("the core").len(), size);
 }
 
 /// Without full preemption there is no better place than behind a call, and its result is where its type has it.
@@ -449,6 +456,46 @@ fn settling_without_full_preemption_ends_behind_a_call() {
         let result = format!(", {:#x} if it is a float\nhint: ", 3.25f64.to_bits());
         assert!(said.contains("resumable: behind a call that has returned 0x") && said.contains(&result), "{said}");
     }
+}
+
+/// Ends a process when its image has begun.
+struct Killer(i32, Vec<u8>);
+
+impl Write for Killer {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let memory = std::fs::File::open(format!("/proc/{}/mem", self.0)).expect("its memory");
+        let pid = nix::unistd::Pid::from_raw(self.0);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("it is there");
+        // An error of an address without memory, until there is none at all. (It cannot be waited for: its threads are traced.)
+        while !matches!(memory.read_at(&mut [0], 0), Ok(0)) {
+            std::thread::yield_now();
+        }
+        self.1.extend(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl SparseWrite for Killer {
+    fn zeros(&mut self, _: u64) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_process_that_ends_in_the_middle_is_an_error() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let wasm = wasm(&directory, &guest(16));
+    let host = Host::start("wasm", &["--wasm", &wasm, "--call", "run", "--truth-memory"], Profile::Debug);
+    let (mut out, source) = (Killer(host.pid(), Vec::new()), Source::Pid(host.pid() as u32));
+    let wanted = SnapshotOptions { instance: InstanceChoice::Only, execution_state: false };
+    let done = wstate::session::snapshot(&Options::new(source), wanted, &mut out);
+    let said = done.expect_err("half an image").to_string();
+    assert!(said.contains("the linear memory cannot be read from") && said.contains("the process has ended"), "{said}");
+    // Nothing but what comes before the memory: no byte of it was made up.
+    assert_eq!(out.1.len(), 9);
 }
 
 #[test]

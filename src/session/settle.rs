@@ -94,13 +94,23 @@ pub(super) fn settle(
     let (target, settled) =
         LiveTarget::settle(pid, tid, limits::MAX_SETTLE_STEPS, &CaptureOptions::default(), &mut verdict)?;
     let stepped = began.elapsed();
-    let mut outcome = analyse(&target, options, search, provider, progress)?;
+    let note = attach_note(tid, settled);
+    let outcome = analyse(&target, options, search, provider, progress);
+    let mut outcome = outcome.map_err(|e| if settled.reached() { e } else { explained(e, &note) })?;
     if let Some(timing) = &mut outcome.report.timing {
         timing.reading_ms += milliseconds(stepped);
         timing.add_stop(target.pause());
     }
-    outcome.report.notes.push(attach_note(tid, settled));
+    outcome.report.notes.push(note);
     Ok(outcome)
+}
+
+/// Why there is no image, with how it came that no point was reached.
+pub(super) fn explained(error: Error, note: &str) -> Error {
+    match error {
+        Error::NotFound { what } => Error::NotFound { what: format!("{what}; {note}") },
+        other => other,
+    }
 }
 
 /// What `attach --settle` did, and what to try where that was not enough.

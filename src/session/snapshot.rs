@@ -1,13 +1,13 @@
 //! Images of instances: what `state.rs: build_instance_image` makes in process, from outside.
 
-use super::settle::{settles, snapshot_note};
+use super::settle::{explained, settles, snapshot_note};
 use super::*;
 use crate::output::SparseWrite;
 use crate::runtime::{GuestInstance, InstanceParts, Slot, Value, Why};
 use crate::state::resume::Place;
 use crate::state::{KnownRegisters, PointKind, image, resume_stack};
+use crate::target::live::Verdict;
 use crate::target::live::held::{Held, Steps};
-use crate::target::live::{Settled, Verdict};
 use std::io;
 use std::time::Duration;
 
@@ -102,14 +102,10 @@ pub fn snapshot(options: &Options, wanted: SnapshotOptions, out: &mut dyn Sparse
             let held = Held::hold(*pid, &CaptureOptions::default(), steps)?;
             let done = take(held.target(), &objects, options, wanted, &mut provider, &progress, out);
             let settled = tid.zip(held.settled());
-            let mut done = match (done, settled) {
-                // Why there is no image: the point was not reached.
-                (Err(Error::NotFound { what }), Some((tid, settled))) if settled.outcome != Settled::Point => {
-                    let note = snapshot_note(tid, settled, false);
-                    return Err(Error::NotFound { what: format!("{what} ({note})") });
-                }
-                (done, _) => done?,
-            };
+            let mut done = done.map_err(|e| match settled {
+                Some((tid, settled)) if !settled.reached() => explained(e, &snapshot_note(tid, settled, false)),
+                _ => e,
+            })?;
             if let Some((tid, settled)) = settled {
                 let behind_call = matches!(done.resumable, Some(Resumable::AfterCall(_)));
                 done.notes.push(snapshot_note(tid, settled, behind_call));
