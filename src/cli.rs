@@ -589,7 +589,7 @@ fn number(text: &str) -> Result<u64, String> {
 }
 
 fn instance(text: &str) -> Result<session::InstanceChoice, String> {
-    let n = number(text)?;
+    let n = number(text).map_err(|e| format!("{e}: a number of wstate modules, or an address (0x...)"))?;
     if text.starts_with("0x") {
         return Ok(session::InstanceChoice::Address(n));
     }

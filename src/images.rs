@@ -4,7 +4,7 @@ use crate::cli::Image;
 use crate::error::Error;
 use crate::limits::MAX_LISTED_RANGES;
 use crate::report::{hexdump, json};
-use crate::session::{Restored, Resumable, Snapshot};
+use crate::session::{Restored, Resumable, Returned, Snapshot};
 use crate::state::{AnyImage, ImageError, WasmFunctionStateDump};
 use crate::target::memory::{map, map_file, open_regular};
 use serde::Serialize;
@@ -14,12 +14,15 @@ use std::path::Path;
 
 /// What a snapshot says about itself.
 pub fn snapshot_text(done: &Snapshot) -> String {
-    let mut out = format!("thread {}: {} frames", done.thread, done.frames);
+    let mut out = format!("thread {}: {}", done.thread, counted(done.frames, "frame"));
     // Writing to a String cannot fail.
     if let Some(memory) = done.memory {
         let _ = write!(out, ", {memory} bytes of memory");
     }
-    let _ = write!(out, ", {} globals", done.globals);
+    let _ = match done.frames_only {
+        true => write!(out, ", nothing else"),
+        false => write!(out, ", {}", counted(done.globals, "global")),
+    };
     if let Some(pause) = done.pause {
         let _ = write!(out, "; the process stood for {:.3} ms", pause.as_secs_f64() * 1e3);
     }
@@ -32,22 +35,37 @@ pub fn snapshot_text(done: &Snapshot) -> String {
             let _ = writeln!(out, "resumable: yes, at a {} point", kind.name());
         }
         Some(Resumable::AfterCall(Some(result))) => {
+            let Returned { integer, float } = result;
+            let float = float.map_or(String::new(), |bits| format!(", {bits:#x} if it is a float"));
             let _ = writeln!(
                 out,
-                "resumable: behind a call that has returned {result:#x} (if it returns anything), which the image does not \
-                 have: wstate restore --return {result:#x}"
+                "resumable: behind a call that has returned {integer:#x} if its result is an integer{float}\n\
+                 hint: the image does not have it: wstate restore PID IMAGE --return {integer:#x}, or what it is (0 if \
+                 there is none)"
             );
         }
         Some(Resumable::AfterCall(None)) => {
-            out += "resumable: behind a call whose result the image does not have: wstate restore --return VALUE\n";
+            out += "resumable: behind a call whose result the image does not have\n\
+                    hint: wstate restore PID IMAGE --return VALUE, the result as raw bits (0 if there is none)\n";
         }
-        Some(Resumable::No(why)) => {
-            let _ = writeln!(out, "resumable: no: {why}");
+        Some(Resumable::No { why, next }) => {
+            let _ = writeln!(out, "resumable: no: {why}\nhint: {next}");
         }
         None => {}
     }
+    if done.frames_only {
+        let _ = writeln!(out, "hint: {FRAMES_ONLY}");
+    }
     out
 }
+
+fn counted(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+/// What frames without memory and globals are good for.
+const FRAMES_ONLY: &str = "the runtime itself takes frames alone; wstate restore needs an image with memory and globals (wstate \
+                           snapshot without --execution-state)";
 
 /// What a restore says about itself.
 pub fn restored_text(pid: u32, done: &Restored) -> String {
@@ -160,27 +178,65 @@ impl ImageFile {
 }
 
 fn parse(path: &Path, bytes: &[u8]) -> Result<AnyImage, Error> {
-    let what = |why: ImageError| Error::NotFound { what: format!("{} is no image: {why}", path.display()) };
-    AnyImage::parse(bytes).map_err(what)
+    AnyImage::parse(bytes).map_err(|why: ImageError| not_an_image(path, bytes, &why))
 }
 
-/// What `wstate image` prints, and whether two images that were compared are equal.
+/// What `wstate image` prints.
+pub struct Shown {
+    /// The image, or what is different.
+    pub text: String,
+    /// Whether two images that were compared are equal.
+    pub same: bool,
+    /// Why nothing goes on from an image, as far as it tells itself, and what to do.
+    pub hint: Option<String>,
+}
+
+/// Answers `wstate image`.
 ///
 /// # Errors
 /// A file that is no image, or bytes that are not in its memory.
-pub fn show(command: &Image) -> Result<(String, bool), Error> {
+pub fn show(command: &Image) -> Result<Shown, Error> {
     let file = ImageFile::open(&command.file)?;
     if let Some(other) = &command.diff {
         let difference = file.difference(&ImageFile::open(other)?);
         let text = if command.json { difference.json() } else { difference.text() };
-        return Ok((text, difference.is_empty()));
+        return Ok(Shown { text, same: difference.is_empty(), hint: None });
     }
     let text = match command.hexdump.as_slice() {
         [address, len] => hexdump_of(&file, *address, *len)?,
         _ if command.json => file.json(),
         _ => file.text(),
     };
-    Ok((text, true))
+    let whole = command.hexdump.is_empty() && !command.json;
+    Ok(Shown { text, same: true, hint: whole.then(|| no_way_on(&file)).flatten() })
+}
+
+/// Why nothing goes on from an image, as far as it tells itself. The module's map may say more: `wstate restore` asks it.
+fn no_way_on(file: &ImageFile) -> Option<String> {
+    let frames = &file.image.execution_state().frames;
+    if frames.is_empty() {
+        return Some(
+            "nothing goes on from an image without frames; take one while a thread runs Wasm code".to_string(),
+        );
+    }
+    let lost = |f: &WasmFunctionStateDump| f.locals.iter().chain(&f.stack).any(|v| v.is_none());
+    if let Some(number) = frames.iter().position(lost) {
+        return Some(format!(
+            "frame {number} has values (?) that were not known: only where the module has no need of them something goes on \
+             from it (wstate restore PID IMAGE says); --settle steps to where more is known"
+        ));
+    }
+    matches!(file.image, AnyImage::ExecutionState(_)).then(|| FRAMES_ONLY.to_string())
+}
+
+/// What else the file may be, and what to do with it.
+fn not_an_image(path: &Path, bytes: &[u8], why: &ImageError) -> Error {
+    let next = match bytes {
+        [0x7f, b'E', b'L', b'F', ..] => "it is an ELF file; of a core: wstate snapshot -c CORE -o FILE makes one",
+        [b'{' | b'[', ..] => "it is text; the image is the file beside it",
+        _ => "wstate snapshot -o FILE makes one; if this was one, it is cut off or changed, or was compressed",
+    };
+    Error::NotFound { what: format!("{} is no image: {why}; {next}", path.display()) }
 }
 
 fn hexdump_of(file: &ImageFile, address: u64, len: u64) -> Result<String, Error> {

@@ -3,6 +3,8 @@
 use clap::{CommandFactory, Parser};
 use nix::sys::signal::{SigSet, Signal};
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 use wstate::cli::{self, Cli, Command, Format, Live, Show, Symbols};
@@ -247,21 +249,46 @@ fn answer<const N: usize>(
 
 fn snapshot(command: &cli::Snapshot) -> Result<u8, Failure> {
     let (options, wanted) = command.options().map_err(Failure::Usage)?;
-    let image = Output::file(&command.output)?;
+    let inputs = [&command.place.core, &command.place.executable].into_iter().flatten().chain(&command.place.wasm);
+    if let Some(input) = inputs.into_iter().find(|input| is_same_file(input, &command.output)) {
+        return Err(Failure::Usage(format!("--output would replace {}, which is read", input.display())));
+    }
+    let mut image = Output::file(&command.output)?;
+    if image.is_terminal() {
+        return Err(Failure::Usage("an image is binary data: --output must be a file or a pipe".to_string()));
+    }
+    if command.with_imports && !image.is_file() {
+        let why = "--with-imports writes a second file beside --output, which is no file here: name one";
+        return Err(Failure::Usage(why.to_string()));
+    }
+    if let Source::Pid(_) = options.source {
+        // The process stands until all is copied, which must not take as long as somebody needs to read it.
+        image.spool()?;
+    }
     let imports = command.imports_path().map(|path| Output::file(&path)).transpose()?;
+    let beside_image = !image.is_standard_output();
     let work = |image: &mut Output, imports: Option<&mut Output>| {
         let done = image.put_sparse_with(|out| session::snapshot(&options, wanted, out))?;
         if let Some(imports) = imports {
             imports.put(json::document(&done.imported_globals, true).as_bytes())?;
         }
-        Output::stdout().put(images::snapshot_text(&done).as_bytes())?;
-        Ok(if matches!(done.resumable, Some(Resumable::No(_)) | None) { PARTIAL } else { 0 })
+        let text = images::snapshot_text(&done);
+        match beside_image {
+            true => Output::stdout().put(text.as_bytes())?,
+            false => drop(io::stderr().lock().write_all(text.as_bytes())),
+        }
+        Ok(if matches!(done.resumable, Some(Resumable::No { .. }) | None) { PARTIAL } else { 0 })
     };
     let (confine, verbose) = (command.place.confine(), options.verbose);
     match imports {
         Some(imports) => answer([imports, image], confine, verbose, |[imports, image]| work(image, Some(imports))),
         None => answer([image], confine, verbose, |[image]| work(image, None)),
     }
+}
+
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    let of = |path: &Path| path.metadata().ok().filter(|m| m.is_file()).map(|m| (m.dev(), m.ino()));
+    of(a).is_some_and(|a| of(b) == Some(a))
 }
 
 fn restore(command: &cli::Restore) -> Result<u8, Failure> {
@@ -281,9 +308,12 @@ fn restore(command: &cli::Restore) -> Result<u8, Failure> {
 
 fn image(command: &cli::Image) -> Result<u8, Failure> {
     answer([Output::stdout()], !command.no_sandbox, command.verbose, |[output]| {
-        let (text, same) = images::show(command)?;
-        output.put(text.as_bytes())?;
-        Ok(if same { 0 } else { PARTIAL })
+        let shown = images::show(command)?;
+        output.put(shown.text.as_bytes())?;
+        if let Some(hint) = shown.hint {
+            let _ = writeln!(io::stderr().lock(), "hint: {hint}");
+        }
+        Ok(if shown.same { 0 } else { PARTIAL })
     })
 }
 

@@ -2,8 +2,9 @@
 
 use crate::error::Error;
 use std::fs::{File, Permissions};
-use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::io::{self, BufWriter, IsTerminal, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
@@ -13,6 +14,7 @@ use tempfile::NamedTempFile;
 pub struct Output {
     name: String,
     to: To,
+    spool: Option<File>,
 }
 
 #[derive(Debug)]
@@ -44,19 +46,59 @@ impl Beside {
 impl Output {
     /// Standard output.
     pub fn stdout() -> Output {
-        Output { name: "standard output".to_string(), to: To::Stdout }
+        Output { name: "standard output".to_string(), to: To::Stdout, spool: None }
     }
 
     /// A file. What it holds now stays until [`Output::write`] has succeeded.
     pub fn file(path: &Path) -> Result<Output, Error> {
         let name = path.display().to_string();
         let to = open(path).map_err(|source| Error::Output { to: name.clone(), source })?;
-        Ok(Output { name, to })
+        Ok(Output { name, to, spool: None })
     }
 
     /// A file if there is a name, else standard output.
     pub fn file_or_stdout(path: Option<&Path>) -> Result<Output, Error> {
         path.map_or(Ok(Output::stdout()), Output::file)
+    }
+
+    /// Whether it is a file that gets its name in [`Output::commit`].
+    pub fn is_file(&self) -> bool {
+        matches!(self.to, To::Beside(_))
+    }
+
+    /// Whether it is a terminal, which binary data would confuse.
+    pub fn is_terminal(&self) -> bool {
+        match &self.to {
+            To::Stdout => io::stdout().is_terminal(),
+            To::Special(file) => file.is_terminal(),
+            To::Beside(_) => false,
+        }
+    }
+
+    /// Whether what is printed on standard output would get into it: `/dev/stdout`, or the file that a shell led it to.
+    pub fn is_standard_output(&self) -> bool {
+        let ours = match &self.to {
+            To::Stdout => return true,
+            To::Special(file) => file.metadata().ok(),
+            To::Beside(beside) => beside.path.metadata().ok(),
+        };
+        let stdout = io::stdout().as_fd().try_clone_to_owned().and_then(|fd| File::from(fd).metadata());
+        let same = ours.zip(stdout.ok()).filter(|(a, b)| (a.dev(), a.ino()) == (b.dev(), b.ino()));
+        // Nothing gets into /dev/null.
+        same.is_some_and(|(file, _)| !file.file_type().is_char_device())
+    }
+
+    /// Has what [`Output::put_sparse_with`] writes go to a temporary file first, if its reader may be slow: what must not
+    /// wait for a reader is over then.
+    ///
+    /// # Errors
+    /// There can be no temporary file.
+    pub fn spool(&mut self) -> Result<(), Error> {
+        if !self.is_file() {
+            let opened = tempfile::tempfile().map_err(without_temporary_path);
+            self.spool = Some(opened.map_err(|source| Error::Output { to: spool_name(), source })?);
+        }
+        Ok(())
     }
 
     /// Writes everything, to where it belongs.
@@ -92,9 +134,7 @@ impl Output {
         let mut stdout;
         let to: &mut dyn Write = match &mut self.to {
             To::Beside(beside) => {
-                let mut out = Holes { file: beside.temporary.as_file_mut(), at: 0, end: 0 };
-                let result = work(&mut out).and_then(|done| out.finish().map(|()| done).map_err(output));
-                return result.map_err(|e| named(e, &self.name));
+                return sparse(beside.temporary.as_file_mut(), work).map_err(|e| named(e, &self.name));
             }
             To::Stdout => {
                 stdout = io::stdout().lock();
@@ -102,6 +142,12 @@ impl Output {
             }
             To::Special(file) => file,
         };
+        if let Some(mut file) = self.spool.take() {
+            let done = sparse(&mut file, work).map_err(|e| named(e, &spool_name()))?;
+            let mut out = BufWriter::with_capacity(1 << 20, to);
+            let copied = file.rewind().and_then(|()| io::copy(&mut file, &mut out)).and_then(|_| out.flush());
+            return copied.map(|()| done).map_err(|source| Error::Output { to: self.name.clone(), source });
+        }
         let mut out = BufWriter::new(to);
         let result = work(&mut Dense(&mut out)).and_then(|done| out.flush().map(|()| done).map_err(output));
         result.map_err(|e| named(e, &self.name))
@@ -144,6 +190,17 @@ impl Output {
             other => other.map_err(|e| named(e, &self.name)),
         }
     }
+}
+
+/// Lets `work` write a file with holes.
+fn sparse<T>(file: &mut File, work: impl FnOnce(&mut dyn SparseWrite) -> Result<T, Error>) -> Result<T, Error> {
+    let mut out = Holes { file, at: 0, end: 0 };
+    let done = work(&mut out)?;
+    out.finish().map(|()| done).map_err(|source| Error::Output { to: String::new(), source })
+}
+
+fn spool_name() -> String {
+    format!("a temporary file in {} (TMPDIR names another place)", std::env::temp_dir().display())
 }
 
 /// An error of writing with the name of what could not be written.
@@ -276,7 +333,6 @@ fn without_temporary_path(e: io::Error) -> io::Error {
 mod tests {
     use super::*;
     use std::os::fd::OwnedFd;
-    use std::os::unix::fs::MetadataExt;
 
     fn entries(dir: &Path) -> Vec<String> {
         let mut names: Vec<String> =
@@ -358,7 +414,8 @@ mod tests {
     fn half_of_what_is_of_use_as_a_whole_is_an_error() {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let mut output = Output { name: "a pipe".to_string(), to: To::Special(File::from(OwnedFd::from(writer))) };
+        let mut output =
+            Output { name: "a pipe".to_string(), to: To::Special(File::from(OwnedFd::from(writer))), spool: None };
         let wrote = output
             .put_sparse_with(|out| out.zeros(1 << 20).map_err(|source| Error::Output { to: String::new(), source }));
         assert!(wrote.unwrap_err().to_string().starts_with("cannot write a pipe: Broken pipe"));

@@ -3,12 +3,14 @@
 mod contents;
 mod own_names;
 mod restore;
+mod settle;
 mod snapshot;
 
 pub use contents::{InstanceChoice, MemoryRange, Sink, contents, contents_of, export_coredump, linear_memory};
 pub use restore::{RestoreOptions, Restored, SignalsLater, restore};
-pub use snapshot::{ImportedGlobal, Resumable, Snapshot, SnapshotOptions, snapshot};
+pub use snapshot::{ImportedGlobal, Resumable, Returned, Snapshot, SnapshotOptions, snapshot};
 
+use self::settle::{Stepping, settle};
 use crate::arch::CodeAddress;
 use crate::arch::Reg;
 use crate::error::Error;
@@ -19,11 +21,11 @@ use crate::report::{self, Frame, FrameKind, Function, Hex, OpPosition, Report, W
 use crate::runtime::all::{FindOptions, Runtimes};
 use crate::runtime::code_map::{CodeMap, CompiledFunction, CompiledModule, Detail};
 pub use crate::runtime::singlepass::anchor::Route;
-use crate::runtime::{GuestFrame, GuestKind, Position, Provider, Reach, Runtime, Scene, Why};
+use crate::runtime::{BETWEEN_POINTS, GuestFrame, GuestKind, Position, Provider, Reach, Runtime, Scene, Why};
 use crate::state::ExecutionStateImage;
 use crate::symbolize::native::NativeSymbolizer;
 use crate::target::core::CoreTarget;
-use crate::target::live::{CaptureOptions, LiveTarget, SettleReport, Settled, Verdict};
+use crate::target::live::{CaptureOptions, LiveTarget};
 use crate::target::objects::{Objects, SearchPaths};
 use crate::target::{Mapping, Memory, Target, Thread, ThreadId};
 use crate::unwind::cfi::CfiUnwinder;
@@ -532,7 +534,7 @@ fn image_of(
     stacks: &[Option<Stack>],
 ) -> Result<(Option<String>, Option<Vec<u8>>), Error> {
     let chosen = wasm_thread(view.runtime, view.target, threads, stacks)?;
-    let image = chosen.image(view.runtime, view.target)?;
+    let image = chosen.image(view.runtime, view.target, Stepping::of(view.target, view.options))?;
     let bytes = image.to_bytes().map_err(|e| Error::NotFound {
         what: format!("the image of thread {} cannot be encoded: {e}", chosen.tid.0),
     })?;
@@ -555,7 +557,7 @@ struct WasmThread<'a> {
 /// The only one of these threads that has Wasm frames.
 fn wasm_thread<'a>(
     runtime: &dyn Runtime,
-    memory: &dyn Memory,
+    target: &dyn Target,
     threads: &[&Thread],
     stacks: &'a [Option<Stack>],
 ) -> Result<WasmThread<'a>, Error> {
@@ -563,7 +565,7 @@ fn wasm_thread<'a>(
     for (thread, stack) in threads.iter().zip(stacks) {
         let all = stack.as_ref().map_or(&[][..], |s| &s.frames);
         let is_wasm = |f: &crate::unwind::Frame| {
-            runtime.describe(&f.cursor, memory).into_iter().find(|f| f.kind == GuestKind::Wasm)
+            runtime.describe(&f.cursor, target).into_iter().find(|f| f.kind == GuestKind::Wasm)
         };
         if let Some((at, youngest)) = all.iter().enumerate().find_map(|(i, f)| Some((i, is_wasm(f)?))) {
             let guessed = all.iter().take(at + 1).any(|f| f.trust == Trust::FramePointer);
@@ -573,8 +575,12 @@ fn wasm_thread<'a>(
     match found.len() {
         1 => Ok(found.remove(0)),
         0 => {
-            let what = "no thread that was looked at has a Wasm frame, so there is no image; try: wstate doctor PID";
-            Err(Error::NotFound { what: what.into() })
+            let next = match target.pid().filter(|_| target.is_live()) {
+                Some(pid) => format!("; try again when one runs Wasm code, or: wstate doctor {pid}"),
+                None => "; wstate core shows what its threads do".to_string(),
+            };
+            let what = format!("no thread that was looked at has a Wasm frame, so there is no image{next}");
+            Err(Error::NotFound { what })
         }
         _ => {
             let ids: Vec<String> = found.iter().take(20).map(|t| t.tid.0.to_string()).collect();
@@ -585,27 +591,61 @@ fn wasm_thread<'a>(
     }
 }
 
+/// What to do about a Wasm frame that native code follows without a call.
+const INTERRUPTED: &str = "it was interrupted there: by a trap, behind which nothing goes on, or by a signal; then try again when \
+                           its handler has returned";
+
+/// What there is for runtimes without images.
+const EXPORT: &str = "wstate export --wasm-coredump FILE writes memories, globals and stacks";
+
 impl WasmThread<'_> {
-    /// What the runtime itself would report, or why that is not known.
-    fn image(&self, runtime: &dyn Runtime, memory: &dyn Memory) -> Result<ExecutionStateImage, Error> {
+    /// What the runtime itself would report, or why that is not known and what to do.
+    fn image(
+        &self,
+        runtime: &dyn Runtime,
+        memory: &dyn Memory,
+        stepping: Stepping,
+    ) -> Result<ExecutionStateImage, Error> {
         let tid = self.tid.0;
         if self.guessed {
+            let next = match stepping {
+                Stepping::Impossible => "give the executable (core CORE EXE) or --sysroot",
+                Stepping::Possible | Stepping::Asked => "try again when it is in Wasm code, or in other native code",
+            };
             return Err(Error::NotFound {
                 what: format!(
                     "thread {tid}: the native frames above its Wasm frames have no unwind information, so younger Wasm \
-                     frames may be missing and an image might lie; give the executable (core CORE EXE) or --sysroot"
+                     frames may be missing and an image might lie; {next}"
                 ),
             });
         }
         let image = self.frames.first().map(|f| runtime.image(self.tid, &f.cursor, memory)).transpose();
-        let image =
-            image.map_err(|Why(why)| Error::NotFound { what: format!("thread {tid}: {why}") })?.unwrap_or_default();
+        let image = image
+            .map_err(|Why(why)| Error::NotFound { what: format!("thread {tid}: {why}; {EXPORT}") })?
+            .unwrap_or_default();
         if image.frames.is_empty() {
             let why = self.youngest.stack.as_ref().err().map_or("the runtime has no state here", |w| w.0.as_str());
             let pc = self.frames.first().map_or(0, |f| f.cursor.address.raw());
-            return Err(Error::NotFound { what: format!("thread {tid} has no image at {pc:#x}: {why}") });
+            let next = self.next_step(runtime, why, stepping).map_or(String::new(), |next| format!("; {next}"));
+            return Err(Error::NotFound { what: format!("thread {tid} has no image at {pc:#x}: {why}{next}") });
         }
         Ok(image)
+    }
+
+    /// What leads to an image where there is none. Where steps were made, what is said about them has it.
+    fn next_step(&self, runtime: &dyn Runtime, why: &str, stepping: Stepping) -> Option<&'static str> {
+        let between = why == BETWEEN_POINTS;
+        Some(match stepping {
+            _ if runtime.settles(self.youngest.module).is_err() => "have the host compile it with track_state",
+            _ if between && !self.on_top => INTERRUPTED,
+            Stepping::Possible if between => "--settle steps it to where there is one",
+            Stepping::Asked => return None,
+            Stepping::Possible => "try again, or --settle",
+            Stepping::Impossible => {
+                "take the image at another moment, such as while the thread is in an import, or of the live process with \
+                 --settle"
+            }
+        })
     }
 }
 
@@ -832,80 +872,14 @@ impl View<'_> {
         if self.options.values {
             (base.locals, base.locals_why) = report::Value::list(&guest.locals);
             (base.stack, base.stack_why) = report::Value::list(&guest.stack);
+            let between = base.stack_why.as_ref().filter(|why| *why == BETWEEN_POINTS && base.index == Some(0));
+            if let (Some(why), Stepping::Possible) = (between, Stepping::of(self.target, self.options)) {
+                base.stack_why = Some(format!("{why} (--settle steps to the next one)"));
+            }
             base.variables = guest.variables.iter().map(report::Variable::new).collect();
         }
         base
     }
-}
-
-/// Steps the chosen thread to the next point at which its operand stack is known, then looks again.
-fn settle(
-    first: LiveTarget,
-    options: &Options,
-    search: &SearchPaths,
-    provider: &mut Runtimes,
-    progress: &dyn Progress,
-) -> Result<Outcome, Error> {
-    let began = Instant::now();
-    // The modules must be known before stepping: the points are theirs.
-    let objects = Objects::load(&first, search);
-    let native = Native::new(&first, &objects);
-    let scene = Scene { target: &first, objects: &objects, progress };
-    let threads = choose(&first, options)?;
-    // Whole stacks, though only their first frames are asked for: without the Wasm frames below an import the modules are
-    // found by a lesser route, without their names and signatures, and that is what the report would then show.
-    let stacks = walk_all(&first, &threads, &native, &scene, provider, limits::MAX_FRAMES);
-    let in_wasm: Vec<&Thread> = threads
-        .iter()
-        .zip(&stacks)
-        .filter(|(_, s)| {
-            let top = s.as_ref().and_then(|s| s.frames.first());
-            top.is_some_and(|f| provider.runtime().module_of(f.cursor.address.raw()).is_some())
-        })
-        .map(|(t, _)| *t)
-        .collect();
-    let [thread] = in_wasm.as_slice() else {
-        let note = match in_wasm.len() {
-            0 => "no thread that was looked at is stopped in Wasm code: nothing to settle".to_string(),
-            n => format!("{n} threads are stopped in Wasm code: choose the one to settle with --thread TID"),
-        };
-        let mut outcome = analyse(&first, options, search, provider, progress)?;
-        outcome.report.notes.push(note);
-        return Ok(outcome);
-    };
-    let (pid, tid) = (first.pid().unwrap_or_default(), thread.id);
-    let reach = provider.runtime().reach(&first);
-    let mut verdict = move |pc: u64, _: &dyn Memory| match reach(pc) {
-        Reach::Point | Reach::Returned => Verdict::Point,
-        Reach::Inside => Verdict::Step,
-        Reach::Outside => Verdict::Outside,
-    };
-    let (target, settled) =
-        LiveTarget::settle(pid, tid, limits::MAX_SETTLE_STEPS, &CaptureOptions::default(), &mut verdict)?;
-    let stepped = began.elapsed();
-    let mut outcome = analyse(&target, options, search, provider, progress)?;
-    if let Some(timing) = &mut outcome.report.timing {
-        timing.reading_ms += milliseconds(stepped);
-        timing.add_stop(target.pause());
-    }
-    outcome.report.notes.push(settled_note(tid, settled, "a point where its operand stack is known"));
-    Ok(outcome)
-}
-
-/// What `--settle` did.
-fn settled_note(tid: ThreadId, settled: SettleReport, point: &str) -> String {
-    let (steps, tid) = (settled.steps, tid.0);
-    let note = match settled.outcome {
-        Settled::Point => format!("thread {tid} was stepped {steps} instructions to {point}"),
-        Settled::Left if steps == 0 => {
-            format!("thread {tid} is in native code now: at the call its operand stack is known")
-        }
-        Settled::Left => format!("thread {tid} was stepped {steps} instructions; it then left the Wasm code"),
-        Settled::Limit => format!("thread {tid} reached no point within {steps} instructions"),
-        Settled::Signal(n) => format!("thread {tid} was stepped {steps} instructions; then signal {n} came"),
-        Settled::Refused(why) => format!("thread {tid} could not be stepped: {why}"),
-    };
-    format!("--settle: {note}")
 }
 
 #[cfg(test)]

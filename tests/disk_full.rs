@@ -208,6 +208,36 @@ fn an_image_is_not_there_without_its_imports_or_what_is_said_of_it() {
     }
 }
 
+/// What a pipe gets is in a temporary file first, which needs room, too.
+#[test]
+fn no_room_for_an_image_that_goes_into_a_pipe() {
+    let (core, flags) = image_core();
+    let host = Host::start_exe(core.exe.clone(), "wasm", &flags.iter().map(String::as_str).collect::<Vec<_>>());
+    let directory = core.directory.path().join("temporary");
+    std::fs::create_dir(&directory).unwrap();
+    let snapshot = |temporary: &Path| {
+        Command::new("sh")
+            .args(["-c", "ulimit -f 1; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_wstate")])
+            .args(["snapshot", "-p", &host.pid().to_string(), "-o", "/dev/null"])
+            .env("TMPDIR", temporary)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    };
+    for (temporary, why, hint) in
+        [(&directory, "File too large", "hint: make room"), (&directory.join("none"), "No such file or directory", "")]
+    {
+        let output = snapshot(temporary);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && output.stdout.is_empty(), "{said}");
+        let temporary = temporary.display();
+        let error =
+            format!("wstate: error: cannot write a temporary file in {temporary} (TMPDIR names another place): {why}");
+        assert!(said.starts_with(&error) && said.contains(hint), "{said}");
+        assert!(names(&directory).is_empty(), "{:?}", names(&directory));
+    }
+}
+
 #[test]
 fn a_full_file_system_is_an_error_and_leaves_what_was_there() {
     let (core, wasm) = core();

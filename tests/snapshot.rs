@@ -2,16 +2,19 @@
 
 mod support;
 
-use std::os::unix::fs::MetadataExt;
+use std::io::{Read, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use support::{
     Host, Profile, Stopped, Truth, Version, fixture, gcore, host_singlepass, host_wasmtime, kernel_core, wstate,
 };
 use tempfile::TempDir;
-use wstate::state::ImageView;
+use wstate::output::SparseWrite;
+use wstate::session::{InstanceChoice, Options, SnapshotOptions, Source};
+use wstate::state::{ExecutionStateImage, ImageView};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).expect("text")
@@ -89,6 +92,9 @@ impl Tally {
         let said = format!("{name}: {}{}", text(&done.stdout), text(&done.stderr));
         let frames = ImageView::parse(truth).expect("the runtime's image").execution_state.frames.len();
         self.compared += 1;
+        if said.contains("resumable: no") && !said.contains("\nhint: ") {
+            self.different.push(format!("no next step: {said}"));
+        }
         match (frames, done.status.code()) {
             (0, Some(2)) if !path.exists() && said.contains("has no image at") => self.empty += 1,
             // Whether it can be gone on from is another question.
@@ -271,6 +277,58 @@ fn a_memory_of_a_gibibyte() {
     memory_of(16384, false);
 }
 
+/// Whoever reads an image may take as long as they like: the process has been let go before the first byte comes.
+#[test]
+fn a_slow_reader_does_not_hold_the_process() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let wasm = wasm(&directory, &guest(16));
+    let host = Host::start("wasm", &["--wasm", &wasm, "--call", "run", "--truth-memory"], Profile::Debug);
+    let (pid, truth) = (host.pid().to_string(), host.truth().expect("a truth").instance.expect("an image"));
+    let fifo = directory.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().expect("mkfifo starts").success());
+    let temporary = directory.path().join("temporary");
+    std::fs::create_dir(&temporary).expect("a directory");
+    let traced = || {
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("the host's threads");
+        let status = |task: std::io::Result<std::fs::DirEntry>| std::fs::read_to_string(task?.path().join("status"));
+        let statuses: Vec<String> = tasks.map(status).collect::<Result<_, _>>().expect("their status");
+        assert!(!statuses.is_empty() && statuses.iter().all(|s| s.contains("\nTracerPid:")), "{statuses:?}");
+        statuses.iter().any(|s| !s.contains("\nTracerPid:\t0\n"))
+    };
+    for output in ["/dev/stdout", fifo.to_str().expect("text")] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wstate"));
+        command.args(["snapshot", "-p", &pid, "-o", output]).env("TMPDIR", &temporary);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("wstate starts");
+        let mut out: Box<dyn Read> = match output {
+            "/dev/stdout" => Box::new(child.stdout.take().expect("a pipe")),
+            _ => Box::new(std::fs::File::open(&fifo).expect("the pipe")),
+        };
+        // A pipe holds less than a mebibyte: what is not read cannot be written.
+        let mut bytes = vec![0];
+        out.read_exact(&mut bytes).expect("an image");
+        assert!(!traced(), "{output}: the process is held while its image waits for a reader");
+        assert!(std::fs::read_dir(&temporary).expect("the directory").next().is_none(), "something would be left");
+        out.read_to_end(&mut bytes).expect("an image");
+        let done = child.wait_with_output().expect("wstate ends");
+        let (said, complained) = (text(&done.stdout), text(&done.stderr));
+        assert!(done.status.code() == Some(0) && bytes == truth, "{output}: {said}{complained}");
+        // What is said about it is not in it.
+        let summary = if output == "/dev/stdout" { &complained } else { &said };
+        assert!(summary.contains("resumable: behind a call"), "{output}: {said} / {complained}");
+    }
+    // Led into a file, /dev/stdout is that file.
+    let file = directory.path().join("led");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wstate"));
+    command.args(["snapshot", "-p", &pid, "-o", "/dev/stdout"]).stdin(Stdio::null());
+    let done = command.stdout(std::fs::File::create(&file).expect("a file")).output().expect("wstate starts");
+    assert!(text(&done.stderr).contains("resumable: behind a call"), "{}", text(&done.stderr));
+    assert!(std::fs::read(&file).expect("the image") == truth);
+    // There is no second file beside a pipe.
+    let done = wstate(&["snapshot", "-p", &pid, "-o", "/dev/null", "--with-imports"]);
+    assert_eq!(done.status.code(), Some(64), "{}", text(&done.stderr));
+}
+
 /// A division that may trap is a point at which there is an image, but what it divides is in no image.
 #[test]
 fn settling_does_not_end_at_a_division() {
@@ -286,6 +344,173 @@ fn settling_does_not_end_at_a_division() {
         let (_, said) = snapshot(&directory, &["-p", &host.pid().to_string(), "--settle"], 0);
         assert!(said.contains("resumable: yes, at a loop point"), "{said}");
     }
+}
+
+/// Runs `wstate snapshot`, and what is said on both ways out.
+fn said(directory: &TempDir, target: &[&str], code: i32) -> String {
+    let path = directory.path().join("image");
+    let done = wstate(&[&["snapshot", "-o", path.to_str().expect("text")], target].concat());
+    let said = text(&done.stdout) + &text(&done.stderr);
+    assert_eq!(done.status.code(), Some(code), "{target:?}: {said}");
+    said
+}
+
+/// `wstate attach --settle` says what it did in a note.
+fn attach_note(pid: &str) -> String {
+    let done = wstate(&["attach", pid, "--settle"]);
+    let said = text(&done.stdout);
+    said.lines().find(|l| l.starts_with("note: ") && l.contains("settle")).unwrap_or(&said).to_string()
+}
+
+#[test]
+fn without_track_state_nothing_is_stepped() {
+    let directory = tempfile::tempdir().expect("a directory");
+    // With full preemption the headers of functions have states even so.
+    for more in [&[][..], &["--full-preemption", "--stack-checks"]] {
+        let host = Host::start("spin", &[&["--track-state", "off"], more].concat(), Profile::Debug);
+        let pid = host.pid().to_string();
+        for settle in [&[][..], &["--settle"]] {
+            let said = said(&directory, &[&["-p", &pid], settle].concat(), 2);
+            let why = "compiled without track_state; have the host compile it with track_state\n";
+            assert!(said.ends_with(why) && !said.contains("stepped"), "{said}");
+        }
+        let note = attach_note(&pid);
+        assert!(note.contains("was not stepped: the module was compiled without track_state"), "{note}");
+    }
+    let host = Host::start_exe(host_wasmtime(Version::V48, Profile::Release), "spin", &[]);
+    let note = attach_note(&host.pid().to_string());
+    assert!(note.contains("was not stepped: wasmtime has no points"), "{note}");
+}
+
+#[test]
+fn a_bound_that_was_reached_is_told() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let wasm = wasm(
+        &directory,
+        r#"(module (import "env" "ready" (func $ready))
+  (func (export "run") (local $x i64) (call $ready)
+    ;; The loop must not begin behind the call.
+    (local.set $x (i64.const 5))
+    (loop $again (local.set $x (i64.add (local.get $x) (i64.const 3))) (br $again))))"#,
+    );
+    let host = Host::start("wasm", &["--wasm", &wasm, "--call", "run", "--track-state", "on"], Profile::Debug);
+    let pid = host.pid().to_string();
+    // It may still be in the import that says READY, from where it comes back to the loop and stays there.
+    let before = loop {
+        let done = wstate(&["snapshot", "-p", &pid, "-o", directory.path().join("before").to_str().expect("text")]);
+        if done.status.code() == Some(2) {
+            break text(&done.stderr);
+        }
+    };
+    assert!(
+        before.contains("no state is recorded at this instruction; --settle steps it to where there is one"),
+        "{before}"
+    );
+    let most = wstate::limits::MAX_SNAPSHOT_STEPS;
+    let said = said(&directory, &["-p", &pid, "--settle"], 2);
+    let steps = format!("was stepped {most} instructions, which is the most that snapshot takes, and reached no point");
+    assert!(said.contains("has no image at 0x") && said.contains(&steps) && said.contains("; try again"), "{said}");
+    assert!(!said.contains("--settle steps"), "{said}");
+    let note = attach_note(&pid);
+    let most = wstate::limits::MAX_SETTLE_STEPS;
+    assert!(note.contains(&format!("was stepped {most} instructions, which is the most that attach takes")), "{note}");
+    let frames = text(&wstate(&["attach", &pid, "--settle", "--wasm-only"]).stdout);
+    assert!(frames.contains("not known: no state is recorded at this instruction\n"), "{frames}");
+    let frames = text(&wstate(&["attach", &pid, "--wasm-only"]).stdout);
+    assert!(frames.contains("(--settle steps to the next one)"), "{frames}");
+    // A core stays where it is.
+    let core = gcore(&host).expect("gcore writes a core");
+    let core = core.to_str().expect("text");
+    let said = self::said(&directory, &["-c", core], 2);
+    assert!(said.contains("; take the image at another moment"), "{said}");
+    assert!(!text(&wstate(&["core", core, "--wasm-only"]).stdout).contains("--settle"));
+    // Nor is it replaced by its own image.
+    let size = std::fs::metadata(core).expect("the core").len();
+    let done = wstate(&["snapshot", "-c", core, "-o", core]);
+    assert_eq!(done.status.code(), Some(64), "{}", text(&done.stderr));
+    assert_eq!(std::fs::metadata(core).expect("the core").len(), size);
+}
+
+/// Without full preemption there is no better place than behind a call, and its result is where its type has it.
+#[test]
+fn settling_without_full_preemption_ends_behind_a_call() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let wasm = wasm(
+        &directory,
+        r#"(module (import "env" "ready" (func $ready))
+  (func $ratio (param $n i64) (result f64) (f64.const 3.25))
+  (func (export "run") (local $x i64) (local $f f64) (call $ready)
+    (loop $again
+      (local.set $f (call $ratio (local.get $x)))
+      (local.set $x (i64.add (local.get $x) (i64.const 3)))
+      (br $again))))"#,
+    );
+    let host = Host::start("wasm", &["--wasm", &wasm, "--call", "run", "--track-state", "on"], Profile::Debug);
+    for _ in 0..5 {
+        let said = said(&directory, &["-p", &host.pid().to_string(), "--settle"], 0);
+        if said.contains("in a system call; try again when that is over") {
+            // The import that says READY.
+            continue;
+        }
+        assert!(said.contains(" to the place behind a call: "), "{said}");
+        let result = format!(", {:#x} if it is a float\nhint: ", 3.25f64.to_bits());
+        assert!(said.contains("resumable: behind a call that has returned 0x") && said.contains(&result), "{said}");
+    }
+}
+
+/// Ends a process when its image has begun.
+struct Killer(i32, Vec<u8>);
+
+impl Write for Killer {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let memory = std::fs::File::open(format!("/proc/{}/mem", self.0)).expect("its memory");
+        let pid = nix::unistd::Pid::from_raw(self.0);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("it is there");
+        // An error of an address without memory, until there is none at all. (It cannot be waited for: its threads are traced.)
+        while !matches!(memory.read_at(&mut [0], 0), Ok(0)) {
+            std::thread::yield_now();
+        }
+        self.1.extend(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl SparseWrite for Killer {
+    fn zeros(&mut self, _: u64) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_process_that_ends_in_the_middle_is_an_error() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let wasm = wasm(&directory, &guest(16));
+    let host = Host::start("wasm", &["--wasm", &wasm, "--call", "run", "--truth-memory"], Profile::Debug);
+    let (mut out, source) = (Killer(host.pid(), Vec::new()), Source::Pid(host.pid() as u32));
+    let wanted = SnapshotOptions { instance: InstanceChoice::Only, execution_state: false };
+    let done = wstate::session::snapshot(&Options::new(source), wanted, &mut out);
+    let said = done.expect_err("half an image").to_string();
+    assert!(said.contains("the linear memory cannot be read from") && said.contains("the process has ended"), "{said}");
+    // Nothing but what comes before the memory: no byte of it was made up.
+    assert_eq!(out.1.len(), 9);
+}
+
+#[test]
+fn a_thread_that_cannot_be_stepped_is_told() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let host = Host::start("sleep", &[], Profile::Debug);
+    let pid = host.pid().to_string();
+    let said = said(&directory, &["-p", &pid, "--settle"], 0);
+    assert!(
+        said.contains("could not be stepped: the thread is in a system call; try again when that is over"),
+        "{said}"
+    );
+    assert!(said.contains("\nhint: wstate restore PID IMAGE --return VALUE"), "{said}");
+    let note = attach_note(&pid);
+    assert!(note.contains("nothing to settle"), "{note}");
 }
 
 #[test]
@@ -349,4 +574,24 @@ fn images_are_printed_and_compared() {
     assert_eq!(difference, format!("memory 0x00000012: 1 bytes\n{global}\n"));
     let (error, code) = image(&["/bin/true"]);
     assert_eq!((code, error.contains("is no image")), (Some(2), true), "{error}");
+    assert!(error.contains("; it is an ELF file; of a core: wstate snapshot -c CORE"), "{error}");
+
+    // What nothing goes on from is told, beside what is printed.
+    let (frames, whole) = (wstate(&["image", file]), directory.path().join("frames"));
+    assert!(frames.stderr.is_empty(), "{}", text(&frames.stderr));
+    let path = whole.to_str().expect("text");
+    let done = wstate(&["snapshot", "-p", &host.pid().to_string(), "--execution-state", "-o", path]);
+    assert!(text(&done.stdout).starts_with(&format!("thread {}: 1 frame, nothing else; ", host.ready.tid)), "{done:?}");
+    let shown = wstate(&["image", path]);
+    assert_eq!(text(&shown.stdout), host.truth().expect("a truth").text);
+    for said in [&done.stdout, &shown.stderr] {
+        assert!(
+            text(said).contains("hint: the runtime itself takes frames alone; wstate restore needs"),
+            "{}",
+            text(said)
+        );
+    }
+    std::fs::write(&whole, ExecutionStateImage::default().to_bytes().expect("bytes")).expect("a file");
+    let shown = text(&wstate(&["image", path]).stderr);
+    assert!(shown.starts_with("hint: nothing goes on from an image without frames"), "{shown}");
 }

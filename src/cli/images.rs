@@ -11,9 +11,13 @@ encoding. The process need not cooperate; it stands while it is copied.
 
 An image can be gone on from where its youngest frame is at a loop or a function's start, which modules compiled with full \
 preemption have as points, at `unreachable`, or behind a call whose result is known. --settle steps the thread to such a \
-place first. The command says whether the image can be gone on from, and why not.
+place first: in other modules to behind its next call. The command says whether the image can be gone on from, or why not and \
+what to try. There are images of modules that were compiled with track_state only.
 
-Pages that are zero become holes in FILE. Imported globals, which an image does not have, are written to \
+Pages that are zero become holes in FILE. If FILE is a pipe, the process stands only until an unnamed file in $TMPDIR has \
+everything; with /dev/stdout, what the command says goes to standard error.
+
+Imported globals, which an image does not have, are written to \
 FILE.imports.json with --with-imports: a list of {index, type, bits}.
 
 Exit codes: 0 written and can be gone on from, 1 written, 2 no image or an error, 64 wrong usage.";
@@ -23,7 +27,8 @@ Examples:
   wstate snapshot -p 4711 --settle -o app.image
   wstate snapshot -p 4711 --thread 4713 --instance 1 -o app.image
   wstate snapshot -c core.4711 -e ./near-host -o app.image --with-imports
-  wstate snapshot -c core.4711 --execution-state -o frames.image";
+  wstate snapshot -c core.4711 --execution-state -o frames.image
+  wstate snapshot -p 4711 -o /dev/stdout | zstd > app.image.zst";
 
 /// `wstate snapshot`.
 #[derive(Debug, Args)]

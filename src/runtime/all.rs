@@ -310,6 +310,11 @@ impl Runtime for Runtimes {
         runtime.body_offset(module, local_function)
     }
 
+    fn settles(&self, module: usize) -> Result<(), Why> {
+        let (runtime, module) = self.place(module)?;
+        runtime.settles(module)
+    }
+
     fn reach(&self, memory: &dyn Memory) -> Box<dyn Fn(u64) -> Reach + Send> {
         let all: Vec<_> = self.runtimes().map(|r| r.reach(memory)).collect();
         Box::new(move |pc| all.iter().map(|reach| reach(pc)).find(|r| *r != Reach::Outside).unwrap_or(Reach::Outside))

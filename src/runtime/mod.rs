@@ -332,14 +332,21 @@ pub struct GuestExport {
     pub index: u32,
 }
 
+/// Why an operand stack is not known that would be some instructions further on.
+pub const BETWEEN_POINTS: &str = "no state is recorded at this instruction";
+
 /// What stepping to a pc reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// A point: the operand stack is known here.
+    /// A point: the operand stack is known here, and an image that is taken here can be gone on from.
     Point,
-    /// A point at which an image cannot be taken for going on: a call has just returned, and its result is in no place that
-    /// an image keeps, or the operator goes on somewhere else.
-    Returned,
+    /// A point behind a call that has just returned, and its result is in no place that an image keeps.
+    Returned {
+        /// Whether this is what the module has: it has no points in its loops and functions' headers.
+        only: bool,
+    },
+    /// A point whose operator goes on somewhere else.
+    Shown,
     /// The runtime's code between points.
     Inside,
     /// Other code.
@@ -446,6 +453,11 @@ pub trait Runtime: Unwinder {
     /// [`OperatorPlace::offset`] is counted from where an offset in the function is wanted.
     fn body_offset(&self, module: usize, local_function: u32) -> Option<u64> {
         self.wasm_file(module)?.body_offset(local_function)
+    }
+    /// Whether stepping can bring a frame of the module to a point at which more is known of it, or why it cannot.
+    fn settles(&self, module: usize) -> Result<(), Why> {
+        let _ = module;
+        Err(Why(format!("{} has no points to which a thread could be stepped", self.name())))
     }
     /// A function that says of a pc whether the operand stack is known there. It owns what it needs, since a target is
     /// stepped on a thread of its own.

@@ -1,10 +1,12 @@
 //! Images of instances: what `state.rs: build_instance_image` makes in process, from outside.
 
+use super::settle::{explained, settles, snapshot_note};
 use super::*;
 use crate::output::SparseWrite;
 use crate::runtime::{GuestInstance, InstanceParts, Slot, Value, Why};
 use crate::state::resume::Place;
 use crate::state::{KnownRegisters, PointKind, image, resume_stack};
+use crate::target::live::Verdict;
 use crate::target::live::held::{Held, Steps};
 use std::io;
 use std::time::Duration;
@@ -29,6 +31,8 @@ pub struct Snapshot {
     pub memory: Option<u64>,
     /// Number of globals.
     pub globals: usize,
+    /// Whether memory and globals were left out.
+    pub frames_only: bool,
     /// The imported globals, which an image does not have.
     pub imported_globals: Vec<ImportedGlobal>,
     /// Whether the frames can go on from it, or why not.
@@ -45,9 +49,23 @@ pub enum Resumable {
     /// They go on at the operator.
     Yes(PointKind),
     /// They go on behind a call, whose result must be given; it is this, if the call has returned.
-    AfterCall(Option<u64>),
-    /// They cannot: the reason.
-    No(String),
+    AfterCall(Option<Returned>),
+    /// They cannot.
+    No {
+        /// The reason.
+        why: String,
+        /// What leads to an image that they can go on from.
+        next: &'static str,
+    },
+}
+
+/// What a call has returned, if it returns anything: where that is depends on its type, which is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Returned {
+    /// An integer.
+    pub integer: u64,
+    /// A float, as its bits.
+    pub float: Option<u64>,
 }
 
 /// A global that an instance imports, as the file beside an image has it.
@@ -82,9 +100,15 @@ pub fn snapshot(options: &Options, wanted: SnapshotOptions, out: &mut dyn Sparse
             let steps = look_around(&first, &objects, options, &mut provider, &progress)?;
             let tid = steps.as_ref().map(|s| s.thread);
             let held = Held::hold(*pid, &CaptureOptions::default(), steps)?;
-            let mut done = take(held.target(), &objects, options, wanted, &mut provider, &progress, out)?;
-            if let (Some(tid), Some(settled)) = (tid, held.settled()) {
-                done.notes.push(settled_note(tid, settled, "a point from which it can go on"));
+            let done = take(held.target(), &objects, options, wanted, &mut provider, &progress, out);
+            let settled = tid.zip(held.settled());
+            let mut done = done.map_err(|e| match settled {
+                Some((tid, settled)) if !settled.reached() => explained(e, &snapshot_note(tid, settled, false)),
+                _ => e,
+            })?;
+            if let Some((tid, settled)) = settled {
+                let behind_call = matches!(done.resumable, Some(Resumable::AfterCall(_)));
+                done.notes.push(snapshot_note(tid, settled, behind_call));
             }
             done.notes.extend(held.target().notes().iter().cloned());
             for thread in held.target().threads().iter().filter(|t| t.problem.is_some()) {
@@ -114,13 +138,19 @@ pub(super) fn look_around(
     if !options.settle {
         return Ok(None);
     }
-    let thread = wasm_thread(provider.runtime(), target, &threads, &stacks)?.tid;
+    let thread = wasm_thread(provider.runtime(), target, &threads, &stacks)?;
+    if settles(provider.runtime(), thread.frames).is_err() {
+        // There is no image further on if there is none here.
+        thread.image(provider.runtime(), target, Stepping::Asked)?;
+        return Ok(None);
+    }
     let verdict = move |pc: u64, _: &dyn Memory| match reach(pc) {
-        Reach::Point => Verdict::Point,
+        // Behind a call its result must be given by hand, but there may be nothing better.
+        Reach::Point | Reach::Returned { only: true } => Verdict::Point,
         // Through short native functions too, such as memory.size, for whose calls there is no state.
-        Reach::Inside | Reach::Returned | Reach::Outside => Verdict::Step,
+        Reach::Inside | Reach::Returned { only: false } | Reach::Shown | Reach::Outside => Verdict::Step,
     };
-    Ok(Some(Steps { thread, verdict: Box::new(verdict) }))
+    Ok(Some(Steps { thread: thread.tid, verdict: Box::new(verdict) }))
 }
 
 fn take(
@@ -138,26 +168,37 @@ fn take(
     let stacks = walk_all(target, &threads, &native, &scene, provider, limits::MAX_FRAMES);
     let runtime = provider.runtime();
     let thread = wasm_thread(runtime, target, &threads, &stacks)?;
-    let state = thread.image(runtime, target)?;
+    let stepping = Stepping::of(target, options);
+    let state = thread.image(runtime, target, stepping)?;
     let not_found = |what: String| Error::NotFound { what };
     let own = instance_of(&thread.youngest);
     let instance = choose_instance(runtime, target, &stacks, own, wanted.instance)?;
     let parts = runtime.instance_parts(instance.module, instance.address, target);
-    let mut done = Snapshot { thread: thread.tid.0, frames: state.frames.len(), ..Snapshot::default() };
+    let mut done = Snapshot {
+        thread: thread.tid.0,
+        frames: state.frames.len(),
+        frames_only: wanted.execution_state,
+        ..Snapshot::default()
+    };
     let failed = |source: io::Error| Error::Output { to: "the image".to_string(), source };
     if wanted.execution_state {
         let bytes = state.to_bytes().map_err(|e| not_found(e.to_string()))?;
         out.write_all(&bytes).map_err(failed)?;
     } else {
-        let parts = parts.as_ref().map_err(|Why(why)| not_found(format!("no image of the instance: {why}")))?;
+        let parts = parts.as_ref().map_err(|Why(why)| {
+            not_found(format!("no image of the instance: {why}; --execution-state writes the frames alone"))
+        })?;
         done.memory = parts.memory.map(|(_, size)| size);
         done.globals = parts.globals.len();
         write(target, parts, &state, out)?;
         done.imported_globals = parts.imported_globals.iter().enumerate().map(imported).collect();
     }
     done.resumable = Some(match &parts {
-        Ok(parts) => resumable(runtime, target, &thread, instance, parts, &state),
-        Err(Why(why)) => Resumable::No(why.clone()),
+        Ok(parts) => resumable(runtime, target, &thread, instance, parts, &state, stepping),
+        Err(Why(why)) => Resumable::No {
+            why: why.clone(),
+            next: "it takes memory and globals, too; wstate modules shows what is known of them",
+        },
     });
     Ok(done)
 }
@@ -220,6 +261,10 @@ pub(super) fn choose_instance(
         InstanceChoice::Address(a) => all.iter().find(|i| i.address == a).copied(),
     };
     found.ok_or_else(|| {
+        if all.is_empty() {
+            let what = "no instance was found; --verbose says what was looked for".to_string();
+            return Error::NotFound { what };
+        }
         let list: Vec<String> =
             all.iter().take(20).enumerate().map(|(n, i)| format!("{n} at {:#x}", i.address)).collect();
         let what = match choice {
@@ -238,17 +283,29 @@ fn resumable(
     instance: GuestInstance,
     parts: &InstanceParts,
     state: &ExecutionStateImage,
+    stepping: Stepping,
 ) -> Resumable {
-    match frames_go_on(runtime, target, thread, instance, parts, state) {
-        Err(why) => Resumable::No(why),
+    match frames_go_on(runtime, target, thread, instance, parts, state, stepping) {
+        Err(Stuck { why, next }) => Resumable::No { why, next },
         Ok(PointKind::Call) if thread.on_top => {
-            let returned = thread.frames.first().and_then(|f| f.cursor.registers.get(crate::arch::Reg::RAX));
+            let register = |reg| thread.frames.first().and_then(|f| f.cursor.registers.get(reg));
+            // codegen_x64.rs, behind emit_call: a float from XMM0, all else from RAX.
+            let returned = register(Reg::RAX).map(|integer| Returned { integer, float: register(Reg::XMM0) });
             Resumable::AfterCall(returned)
         }
         Ok(PointKind::Call) => Resumable::AfterCall(None),
         Ok(kind) => Resumable::Yes(kind),
     }
 }
+
+/// Why frames cannot go on from an image, and what leads to one.
+struct Stuck {
+    why: String,
+    next: &'static str,
+}
+
+/// Where the frames change, sooner or later.
+const LATER: &str = "try again later, when other frames are on the stack";
 
 fn frames_go_on(
     runtime: &dyn Runtime,
@@ -257,31 +314,48 @@ fn frames_go_on(
     instance: GuestInstance,
     parts: &InstanceParts,
     state: &ExecutionStateImage,
-) -> Result<PointKind, String> {
+    stepping: Stepping,
+) -> Result<PointKind, Stuck> {
+    let stuck = |why: String, next| Err(Stuck { why, next });
     let run = wasm_run(runtime, target, thread.frames);
     for (number, frame) in run.iter().enumerate() {
         if frame.instance != Some(instance.address) {
-            return Err(format!("frame {number} runs in another instance, whose memory is not in the image"));
+            let next = "take it when frames of one instance alone are on the stack; where that instance is not the youngest \
+                        frame's, --instance names it";
+            return stuck(format!("frame {number} runs in another instance, whose memory is not in the image"), next);
         }
         let pc = thread.frames.get(number).map_or(0, |f| f.cursor.address.raw());
-        let no_point = || format!("frame {number} is at {pc:#x}, which is no point to go on from");
-        runtime.goes_on_at(pc, target).ok_or_else(no_point)?;
+        if runtime.goes_on_at(pc, target).is_none() {
+            let next = match stepping {
+                _ if number > 0 => LATER,
+                _ if !thread.on_top => INTERRUPTED,
+                Stepping::Possible => "--settle steps the thread on to such a point",
+                Stepping::Asked => "try again",
+                Stepping::Impossible => "take one of the live process with --settle",
+            };
+            return stuck(format!("frame {number} is at {pc:#x}, which is no point to go on from"), next);
+        }
     }
     let older = thread.frames.iter().skip(run.len()).flat_map(|f| runtime.describe(&f.cursor, target));
     if older.into_iter().any(|f| f.kind == GuestKind::Wasm) {
-        return Err("the host called back into Wasm: native frames between Wasm frames cannot go on".to_string());
+        let next = "take it when the host has not been called, or has returned";
+        return stuck(
+            "the host called back into Wasm: native frames between Wasm frames cannot go on".to_string(),
+            next,
+        );
     }
     if run.len() != state.frames.len() {
-        return Err(format!("the thread has {} Wasm frames, the image {}", run.len(), state.frames.len()));
+        return stuck(format!("the thread has {} Wasm frames, the image {}", run.len(), state.frames.len()), LATER);
     }
     for (number, (frame, dump)) in run.iter().zip(&state.frames).enumerate() {
         for (what, found, said) in [("local", &frame.locals, &dump.locals), ("operand", &frame.stack, &dump.stack)] {
             let found = found.as_deref().unwrap_or_default();
             if let Some((index, found, said)) = other_value(found, said) {
-                return Err(format!(
+                let why = format!(
                     "{what} {index} of frame {number} is {found:#x}, but {said:#x} in the image, as in the runtime's own: \
                      of several switches between tiers it keeps the registers of the last"
-                ));
+                );
+                return stuck(why, "take it when frames of one tier alone are on the stack");
             }
         }
     }
@@ -295,7 +369,7 @@ fn frames_go_on(
         registers: KnownRegisters::UNKNOWN,
     };
     let stack = resume_stack(&parts.map, state, &place, &mut |at| target.read_u64(at).ok());
-    stack.map(|s| s.kind).map_err(|e| e.to_string())
+    stack.map(|s| s.kind).map_err(|e| Stuck { why: e.to_string(), next: LATER })
 }
 
 /// The first value that a frame's fixed homes and the runtime's walk do not agree about.

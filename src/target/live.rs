@@ -77,7 +77,30 @@ pub enum Settled {
     /// At a signal, which is delivered when the thread runs on.
     Signal(i32),
     /// Stepping was not possible: the reason.
-    Refused(&'static str),
+    Refused(Refusal),
+}
+
+/// Why a thread could not be stepped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Nothing is known of where it is.
+    #[error("its registers cannot be read")]
+    Registers,
+    /// By job control.
+    #[error("the process is stopped")]
+    Stopped,
+    /// Where it may stay for ever.
+    #[error("the thread is in a system call")]
+    SystemCall,
+    /// `PTRACE_SINGLESTEP` failed.
+    #[error("the kernel refuses to step it")]
+    Kernel,
+    /// It has ended, or does not answer.
+    #[error("the thread ended or did not stop again")]
+    Gone,
+    /// A step had to be interrupted.
+    #[error("a step did not end")]
+    NoEnd,
 }
 
 /// What [`LiveTarget::settle`] did.
@@ -335,6 +358,25 @@ impl Process {
     }
 }
 
+/// Whether nobody but the process itself gives the pages of a range their contents, so that one without a page is zero: of a
+/// file's pages, and of memory that is shared, only some are mapped. A memory that has grown may be several mappings.
+fn are_private(mappings: &[Mapping], start: u64, end: u64) -> bool {
+    let first = mappings.partition_point(|m| m.end <= start);
+    let mut at = start;
+    for mapping in &mappings[first..] {
+        if at >= end {
+            break;
+        }
+        // A name that prctl(PR_SET_VMA_ANON_NAME) gave to shared memory, which has no file either.
+        let shared = mapping.path.as_ref().is_some_and(|p| p.as_os_str().as_bytes().starts_with(b"[anon_shmem:"));
+        if mapping.start > at || !mapping.read || !mapping.is_anonymous() || shared {
+            return false;
+        }
+        at = mapping.end;
+    }
+    at >= end
+}
+
 /// A thread of which nothing but its name is known yet.
 fn thread_of(pid: u32, tid: libc::pid_t) -> Thread {
     Thread {
@@ -400,9 +442,7 @@ impl Target for LiveTarget {
     }
 
     fn touched(&self, start: u64, end: u64) -> Vec<(u64, u64)> {
-        // Of a file's pages only some are mapped.
-        let private = |m: &Mapping| m.is_anonymous() && m.start <= start && end <= m.end;
-        let table = self.mapping_at(start).is_some_and(private).then(|| self.source.page_table(start, end)).flatten();
+        let table = are_private(&self.mappings, start, end).then(|| self.source.page_table(start, end)).flatten();
         table.unwrap_or_else(|| vec![(start, end)])
     }
 
@@ -621,7 +661,7 @@ impl Stopped {
             let mut regs = [0; USER_REGS_WORDS * 8];
             match get_regset(thread.tid, libc::NT_PRSTATUS, &mut regs) {
                 Ok(n) if n == regs.len() => {}
-                _ => break Settled::Refused("its registers cannot be read"),
+                _ => break Settled::Refused(Refusal::Registers),
             }
             let pc = Reg::RIP.info().user_regs.map_or(0, |i| word(&regs, i));
             match verdict(pc, &source) {
@@ -633,17 +673,17 @@ impl Stopped {
                 break Settled::Signal(thread.held);
             }
             if thread.group_stop {
-                break Settled::Refused("the process is stopped");
+                break Settled::Refused(Refusal::Stopped);
             }
             // Resuming would restart the system call and perhaps never come back.
             if steps == 0 && word(&regs, USER_REGS_ORIG_RAX) as i64 >= 0 {
-                break Settled::Refused("the thread is in a system call");
+                break Settled::Refused(Refusal::SystemCall);
             }
             if steps >= max_steps {
                 break Settled::Limit;
             }
             if ptrace(libc::PTRACE_SINGLESTEP, thread.tid, 0, 0).is_err() {
-                break Settled::Refused("the kernel refuses to step it");
+                break Settled::Refused(Refusal::Kernel);
             }
             stepping = true;
             let begin = Instant::now();
@@ -664,7 +704,7 @@ impl Stopped {
             match next {
                 None => {
                     self.threads.retain(|t| t.tid as u32 != tid.0);
-                    break Settled::Refused("the thread ended or did not stop again");
+                    break Settled::Refused(Refusal::Gone);
                 }
                 Some(stop) if stop.held == libc::SIGTRAP && is_step_trap(stop.tid) => steps += 1,
                 Some(stop) => {
@@ -673,8 +713,8 @@ impl Stopped {
                     again = SignalInfo::of(stop.tid).ok().filter(|info| held != 0 && !info.recurs());
                     *thread = stop;
                     break match held {
-                        0 if group_stop => Settled::Refused("the process is stopped"),
-                        0 => Settled::Refused("a step did not end"),
+                        0 if group_stop => Settled::Refused(Refusal::Stopped),
+                        0 => Settled::Refused(Refusal::NoEnd),
                         signal => Settled::Signal(signal),
                     };
                 }
@@ -1213,6 +1253,35 @@ mod tests {
     }
 
     /// What the other tests look at, in a process of its own.
+    #[test]
+    fn pages_that_are_not_there_are_zero_in_private_memory_alone() {
+        let maps = "\
+10000-20000 rw-p 00000000 00:00 0
+20000-30000 rw-p 00000000 00:00 0                        [anon:heap]
+30000-40000 ---p 00000000 00:00 0
+50000-60000 rw-s 00000000 00:01 153                      /dev/zero (deleted)
+60000-70000 rw-s 00000000 00:01 154                      [anon_shmem:pool]
+70000-80000 rw-p 00000000 fe:00 77                       /srv/data
+80000-90000 rw-p 00000000 00:00 0                        [heap]
+";
+        let maps = parse_maps(maps.as_bytes());
+        for (start, end, private) in [
+            (0x10000, 0x20000, true),
+            (0x18000, 0x30000, true),
+            (0x10000, 0x30001, false),
+            (0x30000, 0x40000, false),
+            (0x0f000, 0x11000, false),
+            (0x50000, 0x51000, false),
+            (0x60000, 0x61000, false),
+            (0x70000, 0x71000, false),
+            (0x88000, 0x90000, true),
+            (0x88000, 0x90001, false),
+            (0xa0000, 0xb0000, false),
+        ] {
+            assert_eq!(are_private(&maps, start, end), private, "{start:#x}-{end:#x}");
+        }
+    }
+
     #[test]
     #[ignore = "a role for other tests"]
     fn child() {

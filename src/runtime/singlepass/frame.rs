@@ -7,7 +7,9 @@ use super::Singlepass;
 use super::code::{self, Cfa, Here, Home, Shape, Source, Stretch};
 use super::module::Module;
 use crate::arch::{CodeAddress, Reg, Registers};
-use crate::runtime::{GuestFrame, GuestKind, OperatorPlace, Place, Position, Slot, ValType, Value, Why};
+use crate::runtime::{
+    BETWEEN_POINTS, GuestFrame, GuestKind, OperatorPlace, Place, Position, Slot, ValType, Value, Why,
+};
 use crate::state::read::BoundaryRegisters;
 use crate::state::{
     CodeVersion, ExecutionStateImage, FUNCTION_HEADER, FunctionStateMap, KnownRegisters, MachineState, MachineValue,
@@ -392,7 +394,7 @@ fn operands(
         Some(Err(e)) => Err(Why(format!("the recorded state is broken: {e}"))),
         None if !module.tracked => why("the module was compiled without track_state"),
         None if at.address.is_return() => why("no state is recorded for this call"),
-        None => why("no state is recorded at this instruction (--settle steps to the next one)"),
+        None => why(BETWEEN_POINTS),
     }
 }
 

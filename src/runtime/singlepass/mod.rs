@@ -32,7 +32,7 @@ pub use rust_memory::StructureError;
 use super::code_map::{CodeMap, Detail};
 use super::{Declared, GuestFrame, GuestInstance, GuestModule, InstanceParts, Reach, Runtime, Value, Why};
 use crate::state::read::BoundaryRegisters;
-use crate::state::{ExecutionStateImage, PointKind, goes_on_at};
+use crate::state::{ExecutionStateImage, ModuleStateMap, PointKind, goes_on_at};
 use crate::symbolize::wasm::WasmModule;
 use crate::target::{Memory, ThreadId};
 use crate::unwind::{Cursor, Next, Unwinder};
@@ -149,17 +149,41 @@ impl Runtime for Singlepass {
         }
     }
 
+    fn settles(&self, module: usize) -> Result<(), Why> {
+        match self.modules.get(module) {
+            None => Err(Why("there is no such module".into())),
+            // With full preemption the headers of functions have states even so, of which nothing is learnt: the locals
+            // have fixed places, and the operand stack is empty there.
+            Some(module) if !module.tracked => {
+                let why = "the module was compiled without track_state: its operand stacks are recorded nowhere, and its \
+                           locals are known without a step";
+                Err(Why(why.into()))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
     fn reach(&self, memory: &dyn Memory) -> Box<dyn Fn(u64) -> Reach + Send> {
         let modules: Vec<_> = self.modules.iter().map(|m| (m.code, m.map.all(memory).ok().cloned())).collect();
+        // With full preemption there is one in each function's header at least.
+        let preempted = |map: &ModuleStateMap| map.local_functions.values().any(|f| !f.loop_offsets.is_empty());
+        let modules: Vec<_> = modules
+            .into_iter()
+            .map(|(code, map)| {
+                let only = !map.as_deref().is_some_and(preempted);
+                (code, map, only)
+            })
+            .collect();
         Box::new(move |pc| {
-            let Some((code, map)) = modules.iter().find(|(code, _)| code.0 <= pc && pc < code.1) else {
+            let Some((code, map, only)) = modules.iter().find(|(code, ..)| code.0 <= pc && pc < code.1) else {
                 return Reach::Outside;
             };
             let (Ok(offset), Some(map)) = (usize::try_from(pc - code.0), map) else { return Reach::Inside };
             match (map.lookup(offset).and_then(|p| p.diff()), goes_on_at(map, offset)) {
                 (None, _) => Reach::Inside,
                 (Some(_), Some(PointKind::Loop | PointKind::Trappable)) => Reach::Point,
-                (Some(_), _) => Reach::Returned,
+                (Some(_), Some(PointKind::Call)) => Reach::Returned { only: *only },
+                (Some(_), None) => Reach::Shown,
             }
         })
     }

@@ -81,9 +81,11 @@ impl Module {
         import_count: u32,
         memory: &dyn Memory,
     ) -> Module {
-        // begin_body records diff 0 even without track_state, but the points then name no diff (`get_state_diff`).
+        // begin_body records diff 0 even without track_state, and with full preemption has a point for it, but the other
+        // points then name no diff (`get_state_diff`).
         let first_point = |f: &FunctionStateMap| {
-            PointKind::ORDER.iter().find_map(|&kind| f.table(kind).values().next().map(|info| info.diff_id))
+            let ids = |kind| f.table(kind).values().map(|info| info.diff_id);
+            PointKind::ORDER.iter().find_map(|&kind| ids(kind).find(|&id| id != 0))
         };
         let some = map.starts().iter().take(ASKED_FOR_POINTS);
         let mut points = some.filter_map(|&start| {

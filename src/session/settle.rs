@@ -1,0 +1,180 @@
+//! `--settle`: one thread is stepped to where more is known of it.
+
+use super::*;
+use crate::target::live::{Refusal, SettleReport, Settled, Verdict};
+
+/// What could be done about a thread that is between two points.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stepping {
+    /// Nothing: it is in a core, or was not stopped.
+    Impossible,
+    /// It was not asked for.
+    Possible,
+    /// It was asked for.
+    Asked,
+}
+
+impl Stepping {
+    pub(super) fn of(target: &dyn Target, options: &Options) -> Stepping {
+        match options.settle {
+            _ if !target.is_live() || options.nonblocking => Stepping::Impossible,
+            true => Stepping::Asked,
+            false => Stepping::Possible,
+        }
+    }
+}
+
+/// Whether stepping can bring one of these frames to a point, or why not: the youngest's reason.
+pub(super) fn settles(runtime: &dyn Runtime, frames: &[crate::unwind::Frame]) -> Result<(), Why> {
+    let modules = frames.iter().filter_map(|f| runtime.module_of(f.cursor.address.lookup()));
+    let mut answers = modules.map(|module| runtime.settles(module));
+    // A function without points comes back to its caller, which may have some.
+    match answers.next() {
+        Some(Err(why)) => answers.find(Result::is_ok).unwrap_or(Err(why)),
+        _ => Ok(()),
+    }
+}
+
+/// Steps the chosen thread to the next point at which its operand stack is known, then looks again.
+pub(super) fn settle(
+    first: LiveTarget,
+    options: &Options,
+    search: &SearchPaths,
+    provider: &mut Runtimes,
+    progress: &dyn Progress,
+) -> Result<Outcome, Error> {
+    let began = Instant::now();
+    // The modules must be known before stepping: the points are theirs.
+    let objects = Objects::load(&first, search);
+    let native = Native::new(&first, &objects);
+    let scene = Scene { target: &first, objects: &objects, progress };
+    let threads = choose(&first, options)?;
+    // Whole stacks, though only their first frames are asked for: without the Wasm frames below an import the modules are
+    // found by a lesser route, without their names and signatures, and that is what the report would then show.
+    let stacks = walk_all(&first, &threads, &native, &scene, provider, limits::MAX_FRAMES);
+    let in_wasm: Vec<(&Thread, &Stack)> = threads
+        .iter()
+        .zip(&stacks)
+        .filter_map(|(t, s)| Some((*t, s.as_ref()?)))
+        .filter(|(_, s)| {
+            s.frames.first().is_some_and(|f| provider.runtime().module_of(f.cursor.address.raw()).is_some())
+        })
+        .collect();
+    let one = match in_wasm.as_slice() {
+        [(thread, stack)] => match settles(provider.runtime(), &stack.frames) {
+            Ok(()) => Ok(thread.id),
+            Err(Why(why)) => Err(format!("--settle: thread {} was not stepped: {why}", thread.id.0)),
+        },
+        [] => {
+            Err("no thread that was looked at is stopped in Wasm code: nothing to settle (where one is in native code \
+                   that Wasm has called, its operand stack at the call is known without)"
+                .to_string())
+        }
+        several => {
+            let ids: Vec<String> = several.iter().take(20).map(|(t, _)| t.id.0.to_string()).collect();
+            let (count, ids) = (several.len(), ids.join(", "));
+            Err(format!("{count} threads are stopped in Wasm code ({ids}): choose the one to settle with --thread TID"))
+        }
+    };
+    let tid = match one {
+        Ok(tid) => tid,
+        Err(note) => {
+            let mut outcome = analyse(&first, options, search, provider, progress)?;
+            outcome.report.notes.push(note);
+            return Ok(outcome);
+        }
+    };
+    let pid = first.pid().unwrap_or_default();
+    let reach = provider.runtime().reach(&first);
+    let mut verdict = move |pc: u64, _: &dyn Memory| match reach(pc) {
+        Reach::Point | Reach::Returned { .. } | Reach::Shown => Verdict::Point,
+        Reach::Inside => Verdict::Step,
+        Reach::Outside => Verdict::Outside,
+    };
+    let (target, settled) =
+        LiveTarget::settle(pid, tid, limits::MAX_SETTLE_STEPS, &CaptureOptions::default(), &mut verdict)?;
+    let stepped = began.elapsed();
+    let note = attach_note(tid, settled);
+    let outcome = analyse(&target, options, search, provider, progress);
+    let mut outcome = outcome.map_err(|e| if settled.reached() { e } else { explained(e, &note) })?;
+    if let Some(timing) = &mut outcome.report.timing {
+        timing.reading_ms += milliseconds(stepped);
+        timing.add_stop(target.pause());
+    }
+    outcome.report.notes.push(note);
+    Ok(outcome)
+}
+
+/// Why there is no image, with how it came that no point was reached.
+pub(super) fn explained(error: Error, note: &str) -> Error {
+    match error {
+        Error::NotFound { what } => Error::NotFound { what: format!("{what}; {note}") },
+        other => other,
+    }
+}
+
+/// What `attach --settle` did, and what to try where that was not enough.
+fn attach_note(tid: ThreadId, settled: SettleReport) -> String {
+    let done = stepped(tid, settled.steps);
+    let what = match settled.outcome {
+        Settled::Point => format!("{done} to a point where its operand stack is known"),
+        Settled::Left if settled.steps == 0 => format!(
+            "thread {} is in native code now: its operand stack is that at the call, if a state is recorded for it",
+            tid.0
+        ),
+        Settled::Left => format!(
+            "{done}; it then left the Wasm code for native code: its operand stack is that at the call, if a state is \
+             recorded for it"
+        ),
+        Settled::Limit => format!(
+            "{done}, which is the most that attach takes, and reached no point; try again, since it is somewhere else \
+             every time (a loop without calls has no points unless it was compiled with full preemption)"
+        ),
+        Settled::Signal(number) => broken_off(&done, number),
+        Settled::Refused(why) => not_stepped(tid, settled.steps, why),
+    };
+    format!("--settle: {what}")
+}
+
+/// What `snapshot --settle` did, and what to try where that was not enough. `behind_call`: the point is behind a call.
+pub(super) fn snapshot_note(tid: ThreadId, settled: SettleReport, behind_call: bool) -> String {
+    let done = stepped(tid, settled.steps);
+    let what = match settled.outcome {
+        Settled::Point if behind_call => format!(
+            "{done} to the place behind a call: its module was not compiled with full preemption, so that there is none \
+             in between from which it can go on"
+        ),
+        Settled::Point => format!("{done} to a point from which it can go on"),
+        // Native code is stepped through.
+        Settled::Left => format!("{done}; it then left the Wasm code"),
+        Settled::Limit => format!(
+            "{done}, which is the most that snapshot takes, and reached no point from which it can go on; try again, since \
+             it is somewhere else every time (a loop without calls has no such point unless it was compiled with full \
+             preemption, and native code that Wasm has called may take long)"
+        ),
+        Settled::Signal(number) => broken_off(&done, number),
+        Settled::Refused(why) => not_stepped(tid, settled.steps, why),
+    };
+    format!("--settle: {what}")
+}
+
+fn stepped(tid: ThreadId, steps: usize) -> String {
+    let plural = if steps == 1 { "" } else { "s" };
+    format!("thread {} was stepped {steps} instruction{plural}", tid.0)
+}
+
+fn broken_off(done: &str, signal: i32) -> String {
+    format!("{done}; then signal {signal} came, which it must handle first: try again")
+}
+
+fn not_stepped(tid: ThreadId, steps: usize, why: Refusal) -> String {
+    let next = match why {
+        Refusal::SystemCall => "try again when that is over",
+        Refusal::Stopped => "let it go on (SIGCONT) and try again",
+        Refusal::Registers | Refusal::Kernel | Refusal::Gone | Refusal::NoEnd => "try again",
+    };
+    match steps {
+        0 => format!("thread {} could not be stepped: {why}; {next}", tid.0),
+        _ => format!("{}, then no further: {why}; {next}", stepped(tid, steps)),
+    }
+}
