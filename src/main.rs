@@ -253,13 +253,16 @@ fn snapshot(command: &cli::Snapshot) -> Result<u8, Failure> {
     if let Some(input) = inputs.into_iter().find(|input| is_same_file(input, &command.output)) {
         return Err(Failure::Usage(format!("--output would replace {}, which is read", input.display())));
     }
+    // Before it is opened: a pipe with a name waits for its reader.
+    if command.with_imports && command.output.metadata().is_ok_and(|m| !m.is_file() && !m.is_dir()) {
+        return Err(beside_nothing());
+    }
     let mut image = Output::file(&command.output)?;
     if image.is_terminal() {
         return Err(Failure::Usage("an image is binary data: --output must be a file or a pipe".to_string()));
     }
-    if command.with_imports && !image.is_file() {
-        let why = "--with-imports writes a second file beside --output, which is no file here: name one";
-        return Err(Failure::Usage(why.to_string()));
+    if command.with_imports && image.is_standard_output() {
+        return Err(beside_nothing());
     }
     if let Source::Pid(_) = options.source {
         // The process stands until all is copied, which must not take as long as somebody needs to read it.
@@ -284,6 +287,10 @@ fn snapshot(command: &cli::Snapshot) -> Result<u8, Failure> {
         Some(imports) => answer([imports, image], confine, verbose, |[imports, image]| work(image, Some(imports))),
         None => answer([image], confine, verbose, |[image]| work(image, None)),
     }
+}
+
+fn beside_nothing() -> Failure {
+    Failure::Usage("--with-imports writes a second file beside --output, which is no file here: name one".to_string())
 }
 
 fn is_same_file(a: &Path, b: &Path) -> bool {

@@ -325,7 +325,13 @@ fn a_slow_reader_does_not_hold_the_process() {
     assert!(text(&done.stderr).contains("resumable: behind a call"), "{}", text(&done.stderr));
     assert!(std::fs::read(&file).expect("the image") == truth);
     // There is no second file beside a pipe.
-    let done = wstate(&["snapshot", "-p", &pid, "-o", "/dev/null", "--with-imports"]);
+    for output in ["/dev/null", fifo.to_str().expect("text")] {
+        let done = wstate(&["snapshot", "-p", &pid, "-o", output, "--with-imports"]);
+        assert_eq!(done.status.code(), Some(64), "{}", text(&done.stderr));
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wstate"));
+    command.args(["snapshot", "-p", &pid, "-o", "/dev/stdout", "--with-imports"]).stdin(Stdio::null());
+    let done = command.stdout(std::fs::File::create(&file).expect("a file")).output().expect("wstate starts");
     assert_eq!(done.status.code(), Some(64), "{}", text(&done.stderr));
 }
 
