@@ -152,6 +152,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
 
 fn symbols(command: &Symbols) -> Result<u8, Failure> {
     let options = command.options().map_err(Failure::Usage)?;
+    keep_inputs(&options, Some(&command.output))?;
     // A place that cannot be written is told before a process is stopped for nothing.
     drop(Output::file(&command.output)?);
     let map = session::code_map(&options, command.all)?;
@@ -192,6 +193,7 @@ fn memory(command: &cli::Memory) -> Result<u8, Failure> {
     if command.raw && command.output.is_none() && io::stdout().is_terminal() {
         return Err(Failure::Usage("--raw writes binary data: use --output FILE or a pipe".to_string()));
     }
+    keep_inputs(&options, command.output.as_deref())?;
     let output = Output::file_or_stdout(command.output.as_deref())?;
     answer([output], command.place.confine(), options.verbose, |[output]| {
         output.put_with(|out| {
@@ -210,6 +212,7 @@ fn memory(command: &cli::Memory) -> Result<u8, Failure> {
 fn export(command: &cli::Export) -> Result<u8, Failure> {
     let options = command.place.options(true).map_err(Failure::Usage)?;
     let compat = command.compat.map(|cli::Compat::Wasmgdb| Compat::Wasmgdb);
+    keep_inputs(&options, Some(&command.wasm_coredump))?;
     let output = Output::file(&command.wasm_coredump)?;
     answer([output], command.place.confine(), options.verbose, |[output]| {
         let notes = output.put_with(|out| session::export_coredump(&options, compat, out))?;
@@ -249,10 +252,7 @@ fn answer<const N: usize>(
 
 fn snapshot(command: &cli::Snapshot) -> Result<u8, Failure> {
     let (options, wanted) = command.options().map_err(Failure::Usage)?;
-    let inputs = [&command.place.core, &command.place.executable].into_iter().flatten().chain(&command.place.wasm);
-    if let Some(input) = inputs.into_iter().find(|input| is_same_file(input, &command.output)) {
-        return Err(Failure::Usage(format!("--output would replace {}, which is read", input.display())));
-    }
+    keep_inputs(&options, Some(&command.output))?;
     // Before it is opened: a pipe with a name waits for its reader.
     if command.with_imports && command.output.metadata().is_ok_and(|m| !m.is_file() && !m.is_dir()) {
         return Err(beside_nothing());
@@ -293,9 +293,19 @@ fn beside_nothing() -> Failure {
     Failure::Usage("--with-imports writes a second file beside --output, which is no file here: name one".to_string())
 }
 
-fn is_same_file(a: &Path, b: &Path) -> bool {
+/// Refuses an output that would take the place of a file that is read: a customer's core may be the only one.
+fn keep_inputs(options: &session::Options, output: Option<&Path>) -> Result<(), Failure> {
     let of = |path: &Path| path.metadata().ok().filter(|m| m.is_file()).map(|m| (m.dev(), m.ino()));
-    of(a).is_some_and(|a| of(b) == Some(a))
+    let Some(place) = output.and_then(of) else { return Ok(()) };
+    let source = match &options.source {
+        Source::Core { core, executable } => [Some(core), executable.as_ref()],
+        Source::Pid(_) => [None, None],
+    };
+    let mut inputs = source.into_iter().flatten().chain(&options.wasm).chain(&options.artifacts);
+    match inputs.find(|input| of(input) == Some(place)) {
+        Some(input) => Err(Failure::Usage(format!("the output would replace {}, which is read", input.display()))),
+        None => Ok(()),
+    }
 }
 
 fn restore(command: &cli::Restore) -> Result<u8, Failure> {
@@ -331,6 +341,7 @@ fn show(show: &Show, source: Source, live: Live, confine: bool) -> Result<u8, Fa
     if format == Format::Image && show.output.is_none() && io::stdout().is_terminal() {
         return Err(Failure::Usage("--format image writes binary data: use --output FILE or a pipe".to_string()));
     }
+    keep_inputs(&options, show.output.as_deref())?;
     let output = Output::file_or_stdout(show.output.as_deref())?;
     answer([output], confine, show.verbose, |[output]| print(show, &options, format, output))
 }

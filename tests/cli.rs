@@ -204,6 +204,34 @@ fn a_place_that_cannot_be_written_is_told_before_anything_is_stopped() {
 }
 
 #[test]
+fn an_output_does_not_replace_what_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    let (core, link, exe, wasm) = (path("core"), path("link"), path("exe"), path("a.wasm"));
+    for file in [&core, &exe, &wasm] {
+        std::fs::write(file, file).unwrap();
+    }
+    std::os::unix::fs::symlink(&core, &link).unwrap();
+    let all: [&[&str]; 7] = [
+        &["core", &core, "--output", &link],
+        &["core", &core, &exe, "--output", &exe],
+        &["core", &core, "--wasm", &wasm, "--output", &wasm],
+        &["memory", "-c", &core, "0", "8", "--output", &core],
+        &["export", "-c", &core, "--wasm-coredump", &core],
+        &["snapshot", "-c", &core, "--output", &core],
+        &["symbols", "-c", &core, "--output", &core],
+    ];
+    for args in all {
+        let (code, out, err) = run(args);
+        assert_eq!((code, out.as_str()), (Some(64), ""), "{args:?}: {err}");
+        assert!(err.contains("which is read"), "{args:?}: {err}");
+    }
+    for file in [core, exe, wasm] {
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), file);
+    }
+}
+
+#[test]
 fn a_failed_run_leaves_no_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("report.json");
