@@ -261,7 +261,10 @@ fn plan(
         run: run.len(),
         instance: GuestInstance { module: thread.youngest.module, address: instance },
     };
-    own.alone(held, runtime, &all, &stacks).map_err(refused)?;
+    if let Some(tid) = held.unknown_threads().first() {
+        return Err(refused(format!("thread {tid} is not stopped, and may be in the same instance; try again")));
+    }
+    own.alone(&all, &stacks, &|at| runtime.describe(at, target)).map_err(refused)?;
     own.memory_alone(runtime, target, &stacks, &parts).map_err(refused)?;
     let caller = thread.frames.get(run.len()).map(|f| &f.cursor);
     let caller = caller.filter(|c| native.recognised.stub_name(c.address, target).is_some()).ok_or_else(|| {
@@ -317,14 +320,10 @@ impl Own {
     /// Whether nobody else is in the middle of something in the instance. Who cannot be looked at may be.
     fn alone(
         &self,
-        held: &Held,
-        runtime: &dyn Runtime,
         threads: &[&Thread],
         stacks: &[Option<Stack>],
+        describe: &dyn Fn(&Cursor) -> Vec<GuestFrame>,
     ) -> Result<(), String> {
-        if let Some(tid) = held.unknown_threads().first() {
-            return Err(format!("thread {tid} is not stopped, and may be in the same instance; try again"));
-        }
         for (thread, stack) in threads.iter().zip(stacks) {
             let tid = thread.id.0;
             let may_be = |why: &str| format!("{why}, so thread {tid} may be in the same instance");
@@ -334,7 +333,7 @@ impl Own {
             let Some(stack) = stack else { return Err(may_be("its registers are not known")) };
             let replaced = if thread.id == self.thread { self.run } else { 0 };
             for frame in stack.frames.iter().skip(replaced) {
-                let guests = runtime.describe(&frame.cursor, held.target());
+                let guests = describe(&frame.cursor);
                 if guests.iter().filter(|g| g.kind == GuestKind::Wasm).any(|g| self.is_in(g)) {
                     return Err(match thread.id == self.thread {
                         true => "an older Wasm frame of the thread, whose call into the host has called back, is in the same \
@@ -753,6 +752,77 @@ impl Work<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_may_be_in_the_instance_is_a_reason_to_refuse() {
+        use crate::unwind::Frame;
+        // By address: native code, Wasm in the instance, in another one, in an unknown one of this module and of another.
+        let describe = |at: &Cursor| {
+            let (module, instance) = match at.address.raw() {
+                1 => (7, Some(0x1000)),
+                2 => (7, Some(0x2000)),
+                3 => (7, None),
+                4 => (8, None),
+                _ => return Vec::new(),
+            };
+            vec![GuestFrame {
+                kind: GuestKind::Wasm,
+                module,
+                function: None,
+                local_function: None,
+                name: None,
+                code_offset: 0,
+                function_offset: None,
+                position: Position::Unknown,
+                operator: None,
+                locals: Ok(Vec::new()),
+                stack: Ok(Vec::new()),
+                variables: Vec::new(),
+                inlined: false,
+                instance,
+                notes: Vec::new(),
+            }]
+        };
+        let stack = |frames: &[(u64, Trust)], end: End| {
+            let frame = |&(pc, trust): &(u64, Trust)| Frame { cursor: crate::unwind::testing::cursor(pc, &[]), trust };
+            Some(Stack { frames: frames.iter().map(frame).collect(), end })
+        };
+        let thread = |id, problem: Option<&str>| Thread {
+            id: ThreadId(id),
+            name: None,
+            registers: crate::arch::Registers::unknown(),
+            fs_base: None,
+            signal: None,
+            problem: problem.map(str::to_string),
+        };
+        let own = Own { thread: ThreadId(5), run: 2, instance: GuestInstance { module: 7, address: 0x1000 } };
+        let alone = |mine: &[u64], other: Option<Stack>, problem: Option<&str>| {
+            let mine: Vec<_> = mine.iter().map(|&pc| (pc, Trust::Runtime)).collect();
+            let (me, them) = (thread(5, None), thread(6, problem));
+            own.alone(&[&me, &them], &[stack(&mine, End::Bottom), other], &describe)
+        };
+        use Trust::{Cfi, FramePointer, Scan};
+        assert_eq!(alone(&[3, 1, 9, 2, 4], stack(&[(9, Cfi), (2, Cfi), (4, Cfi)], End::Bottom), None), Ok(()));
+        for mine in [[1, 1, 9, 1], [1, 1, 9, 3]] {
+            assert!(alone(&mine, stack(&[], End::Bottom), None).unwrap_err().starts_with("an older Wasm frame"));
+        }
+        let lost = || End::Lost(crate::unwind::UnwindError::NoCode { address: 9 });
+        let rows = [
+            (stack(&[(9, Cfi), (1, Cfi)], End::Bottom), None, "thread 6 is in the same instance"),
+            (stack(&[(9, Cfi), (3, Cfi)], End::Bottom), None, "thread 6 is in the same instance"),
+            (stack(&[], End::Bottom), Some("it sleeps"), "it sleeps, so thread 6 may be"),
+            (None, None, "its registers are not known, so thread 6 may be"),
+            (stack(&[(9, FramePointer)], End::Bottom), None, "frames before native code"),
+            (stack(&[(9, Scan)], End::Bottom), None, "frames before native code"),
+            (stack(&[(9, Cfi)], lost()), None, "its stack cannot be followed to its end (0x9 is in no code"),
+            (stack(&[(9, Cfi)], End::Cycle), None, "its stack has no end"),
+            (stack(&[(9, Cfi)], End::Limit(1)), None, "its stack has no end"),
+        ];
+        for (other, problem, why) in rows {
+            let said = alone(&[1, 1], other, problem).unwrap_err();
+            assert!(said.starts_with(why), "{said}");
+        }
+    }
 
     #[test]
     fn a_stack_limit_leaves_room() {

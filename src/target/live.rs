@@ -1061,6 +1061,13 @@ fn list_threads(pid: u32) -> Vec<libc::pid_t> {
     tids
 }
 
+/// Threads of the process, living ones, that are not among the known.
+fn strangers(pid: u32, known: &[Thread]) -> Vec<u32> {
+    let is_known = |tid: libc::pid_t| known.iter().any(|t| t.id.0 == tid as u32);
+    let unknown = list_threads(pid).into_iter().filter(|&tid| !is_known(tid) && !is_gone(pid, tid));
+    unknown.map(|tid| tid as u32).collect()
+}
+
 fn thread_name(pid: u32, tid: libc::pid_t) -> Option<String> {
     let name = std::fs::read(format!("/proc/{pid}/task/{tid}/comm")).ok()?;
     let name = String::from_utf8_lossy(name.strip_suffix(b"\n").unwrap_or(&name)).into_owned();
@@ -1792,6 +1799,15 @@ mod tests {
             Ok(_) => panic!("captured"),
             Err(e) => e.to_string(),
         }
+    }
+
+    #[test]
+    fn threads_that_were_not_seen_are_told() {
+        let peer = Peer::target();
+        let live = peer.capture();
+        assert!(strangers(peer.pid(), live.threads()).is_empty());
+        let (last, rest) = live.threads().split_last().unwrap();
+        assert_eq!(strangers(peer.pid(), rest), [last.id.0]);
     }
 
     #[test]

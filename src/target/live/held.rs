@@ -62,10 +62,7 @@ impl Held {
 
     /// Threads that there are, and that are not among the target's.
     pub fn unknown_threads(&self) -> Vec<u32> {
-        let pid = self.target.pid;
-        let known = |tid: u32| self.target.threads.iter().any(|t| t.id.0 == tid);
-        let unknown = list_threads(pid).into_iter().filter(|&tid| !known(tid as u32) && !is_gone(pid, tid));
-        unknown.map(|tid| tid as u32).collect()
+        strangers(self.target.pid, &self.target.threads)
     }
 
     /// What the steps did.
