@@ -84,7 +84,7 @@ impl Error {
             Error::Analysis { .. } => Some("please report it, if you may with the core and its executable".to_string()),
             Error::Output { source, .. } => match source.kind() {
                 ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
-                    Some("make room or name a place that has some; a file that was there is as it was".to_string())
+                    Some("make room, or name a place that has some; no file was replaced by half of one".to_string())
                 }
                 _ => None,
             },

@@ -154,7 +154,10 @@ fn symbols(command: &Symbols) -> Result<u8, Failure> {
     let options = command.options().map_err(Failure::Usage)?;
     keep_inputs(&options, Some(&command.output))?;
     // A place that cannot be written is told before a process is stopped for nothing.
-    drop(Output::file(&command.output)?);
+    if !Output::file(&command.output)?.is_file() {
+        let why = "debuggers read the symbols from a file, and their sources beside it: --output must name a file";
+        return Err(Failure::Usage(why.to_string()));
+    }
     let map = session::code_map(&options, command.all)?;
     let file = SymbolFile::of(&map, &command.output)?;
     Output::write_files(file.files())?;
@@ -313,7 +316,11 @@ fn restore(command: &cli::Restore) -> Result<u8, Failure> {
     let signals = session::SignalsLater::default();
     let told = match session::restore(&options, &wanted, &signals) {
         Ok(done) => {
-            Output::stdout().write(images::restored_text(command.pid, &done).as_bytes())?;
+            let text = images::restored_text(command.pid, &done);
+            // The process goes on from the image, whether this can be told or not.
+            if let Err(e) = Output::stdout().write(text.as_bytes()) {
+                let _ = write!(io::stderr().lock(), "wstate: error: {e}\n{text}");
+            }
             if done.steps > 0 { 0 } else { PARTIAL }
         }
         Err(e) => tell(Failure::Error(e)),

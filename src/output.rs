@@ -300,16 +300,30 @@ fn is_hole(block: &[u8]) -> bool {
 }
 
 fn open(path: &Path) -> io::Result<To> {
-    // A link stays a link: the file that it names is replaced.
-    let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-    let old = std::fs::metadata(&path).ok();
+    // What is open already is written where it is: replaced, a file that is appended to would lose what it has.
+    let stream = if path == Path::new("-") { Some(1) } else { descriptor(path) };
+    match stream {
+        Some(1) => return Ok(To::Special(io::stdout().as_fd().try_clone_to_owned()?.into())),
+        Some(2) => return Ok(To::Special(io::stderr().as_fd().try_clone_to_owned()?.into())),
+        _ => {}
+    }
+    let old = std::fs::metadata(path).ok();
     match &old {
         Some(m) if m.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
-        Some(m) if !m.is_file() => return Ok(To::Special(File::options().write(true).open(&path)?)),
+        Some(m) if !m.is_file() => return Ok(To::Special(File::options().write(true).open(path)?)),
+        Some(_) if stream.is_some() => {
+            let why = "of files that are open already only standard output and standard error are written";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
         // A file that may not be written must not be replaced because its directory may.
-        Some(_) => drop(File::options().append(true).open(&path)?),
+        Some(_) => drop(File::options().append(true).open(path)?),
+        None if path.is_symlink() => {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "it is a link to nothing"));
+        }
         None => {}
     }
+    // A link stays a link: the file that it names is replaced.
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     let dir = match path.parent() {
         Some(d) if !d.as_os_str().is_empty() => d,
         _ => Path::new("."),
@@ -321,6 +335,24 @@ fn open(path: &Path) -> io::Result<To> {
         .tempfile_in(dir)
         .map_err(without_temporary_path)?;
     Ok(To::Beside(Beside { temporary, path, mode: old.map(|m| m.permissions()) }))
+}
+
+/// The descriptor of this process that a path leads to: `/dev/stdout`, `/dev/fd/1`, `/proc/self/fd/1`.
+fn descriptor(path: &Path) -> Option<u32> {
+    let own = Path::new("/proc/self/fd").canonicalize().ok()?;
+    let mut path = path.to_path_buf();
+    // The kernel follows no more links than these.
+    for _ in 0..40 {
+        let directory = match path.parent()? {
+            here if here.as_os_str().is_empty() => Path::new(".").canonicalize().ok()?,
+            directory => directory.canonicalize().ok()?,
+        };
+        if directory == own {
+            return path.file_name()?.to_str()?.parse().ok();
+        }
+        path = directory.join(path.read_link().ok()?);
+    }
+    None
 }
 
 /// tempfile appends the temporary path, which the user did not choose.
@@ -430,6 +462,36 @@ mod tests {
         Output::file(&link).unwrap().write(b"new").unwrap();
         assert!(link.symlink_metadata().unwrap().is_symlink());
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
+    }
+
+    #[test]
+    fn a_link_to_nothing_is_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(dir.path().join("gone"), &link).unwrap();
+        assert!(Output::file(&link).unwrap_err().to_string().ends_with("it is a link to nothing"));
+        assert!(link.is_symlink());
+    }
+
+    #[test]
+    fn what_is_open_already_is_told_by_its_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("/dev/stderr", &link).unwrap();
+        let of = |path: &str| descriptor(Path::new(path));
+        assert_eq!((of("/dev/stdout"), of("/dev/fd/2"), of("/proc/self/fd/7")), (Some(1), Some(2), Some(7)));
+        assert_eq!(
+            (of(link.to_str().unwrap()), of("/dev/null"), of("stdout"), of("/dev/fd")),
+            (Some(2), None, None, None)
+        );
+        // Several in one process may have it open, at different places.
+        let file = File::create(dir.path().join("file")).unwrap();
+        let path = format!("/dev/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        let said = Output::file(Path::new(&path)).unwrap_err().to_string();
+        assert!(said.contains("only standard output and standard error"), "{said}");
+        let (_reader, writer) = std::io::pipe().unwrap();
+        let path = format!("/dev/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&writer));
+        assert!(!Output::file(Path::new(&path)).unwrap().is_file());
     }
 
     #[test]

@@ -231,6 +231,33 @@ fn an_output_does_not_replace_what_is_read() {
     }
 }
 
+/// A log that a shell appends to keeps what it has, and gets what comes later behind it; nothing is made in `/dev`.
+#[test]
+fn standard_output_by_its_path_is_written_and_not_replaced() {
+    use std::io::Write;
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let me = std::process::id().to_string();
+    for name in ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "-"] {
+        let args = ["attach", &me, "--output", name, "--no-lines"];
+        std::fs::write(&log, "before\n").unwrap();
+        let mut file = std::fs::File::options().append(true).open(&log).unwrap();
+        let done = wstate(&args).stdout(file.try_clone().unwrap()).output().unwrap();
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(said.is_empty() && matches!(done.status.code(), Some(0 | 1)), "{name}: {said}");
+        file.write_all(b"after\n").unwrap();
+        let text = std::fs::read_to_string(&log).unwrap();
+        assert!(text.starts_with("before\nprocess ") && text.ends_with("\nafter\n"), "{name}: {text}");
+        // A file without a name is one, too.
+        std::fs::remove_file(&log).unwrap();
+        let done = wstate(&args).stdout(file).output().unwrap();
+        assert!(done.stderr.is_empty() && !log.exists(), "{name}: {}", String::from_utf8_lossy(&done.stderr));
+    }
+    assert!(std::fs::symlink_metadata("/dev/stdout").unwrap().is_symlink());
+    let (code, _, err) = run(&["symbols", "-p", &me, "-o", "-"]);
+    assert_eq!(code, Some(64), "{err}");
+}
+
 #[test]
 fn a_failed_run_leaves_no_file() {
     let dir = tempfile::tempdir().unwrap();
@@ -249,7 +276,7 @@ fn a_full_disk_is_a_clear_error() {
     assert_eq!(
         err,
         "wstate: error: cannot write standard output: No space left on device (os error 28)\n\
-         hint: make room or name a place that has some; a file that was there is as it was\n"
+         hint: make room, or name a place that has some; no file was replaced by half of one\n"
     );
 }
 

@@ -452,12 +452,17 @@ fn settling_without_full_preemption_ends_behind_a_call() {
       (br $again))))"#,
     );
     let host = Host::start("wasm", &["--wasm", &wasm, "--call", "run", "--track-state", "on"], Profile::Debug);
-    for _ in 0..5 {
-        let said = said(&directory, &["-p", &host.pid().to_string(), "--settle"], 0);
-        if said.contains("in a system call; try again when that is over") {
-            // The import that says READY.
+    let mut settled = 0;
+    // The host is in the import that says READY for a while.
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while settled < 5 {
+        assert!(std::time::Instant::now() < until, "it does not come back from the import");
+        let seen = text(&wstate(&["attach", &host.pid().to_string(), "--no-lines"]).stdout);
+        if !seen.lines().any(|l| l.trim_start().starts_with("#0 ") && l.contains(" * ")) {
             continue;
         }
+        let said = said(&directory, &["-p", &host.pid().to_string(), "--settle"], 0);
+        settled += 1;
         assert!(said.contains(" to the place behind a call: "), "{said}");
         let result = format!(", {:#x} if it is a float\nhint: ", 3.25f64.to_bits());
         assert!(said.contains("resumable: behind a call that has returned 0x") && said.contains(&result), "{said}");

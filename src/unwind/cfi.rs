@@ -476,7 +476,6 @@ fn restore_vectors(context: u64, memory: &dyn Memory, caller: &mut Registers) {
     }
 }
 
-/// One section of unwind tables. All addresses in here are svmas.
 /// A section of a file, unpacked if it was packed, or one that others read, too.
 enum TableBytes<'a> {
     OfFile(Cow<'a, [u8]>),
@@ -494,6 +493,7 @@ impl Deref for TableBytes<'_> {
     }
 }
 
+/// One section of unwind tables. All addresses in here are svmas.
 struct Table<'a> {
     bytes: TableBytes<'a>,
     kind: Kind,
