@@ -13,3 +13,11 @@ cp tests/fixtures/wasmtime/48-debug-info.cwasm fuzz/seeds/wasmtime_dwarf/values
 for name in 36 48 48-optimized; do
     cp "tests/fixtures/wasmtime/c/$name.cwasm" "fuzz/seeds/wasmtime_dwarf/c-$name"
 done
+# Units that have names in others: gcc and rustc refer to them by their place in the whole section.
+mkdir -p fuzz/seeds/native
+cd tests/fixtures/units
+link="-O2 -g -flto -ffile-prefix-map=$PWD=. -fPIC -shared -nostdlib -Wl,--build-id=none"
+gcc $link -o ../../../fuzz/seeds/native/c a.c b.c
+gcc $link -gdwarf-4 -gz=zlib -o ../../../fuzz/seeds/native/c-packed a.c b.c
+rustc -g -O -C panic=abort -C codegen-units=4 -C link-arg=-nostdlib --crate-type cdylib --edition 2024 \
+    --remap-path-prefix="$PWD=." --remap-path-prefix="$HOME=." -o ../../../fuzz/seeds/native/rust units.rs

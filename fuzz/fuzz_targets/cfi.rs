@@ -44,6 +44,7 @@ fuzz_target!(|data: &[u8]| {
         data: Some(ObjectData::Memory(file.to_vec())),
         debug: None,
         unpacked: Default::default(),
+        excerpts: Default::default(),
         problem: None,
     };
     let memory = Flat(vec![(STACK, stack.to_vec()), (BIAS, file.to_vec())]);
