@@ -323,10 +323,8 @@ impl Units {
                 Some(listed) => listed.iter().for_each(|&(start, end)| add(start, end)),
                 None => {
                     let Ok(unit) = dwarf.unit(header) else { continue };
-                    let Ok(mut own) = dwarf.unit_ranges(&unit) else { continue };
-                    while let Ok(Some(range)) = own.next() {
-                        add(range.begin, range.end);
-                    }
+                    // What is there before an error counts.
+                    let _ = unit_ranges(&dwarf, &unit, &mut add);
                 }
             }
         }
@@ -344,6 +342,38 @@ impl Units {
         let reaches = self.ranges[..before].iter().zip(&self.reach).rev().take_while(move |&(_, &reach)| svma < reach);
         reaches.filter(move |(r, _)| svma < r.end).map(|(r, _)| r.unit).take(limits::MAX_NESTED_SYMBOLS)
     }
+}
+
+/// Calls `add` with the ranges of a unit's own entry. `gimli::Dwarf::unit_ranges` adds up what linkers leave of functions
+/// that they threw away, the highest address and a size.
+fn unit_ranges<'a>(
+    dwarf: &gimli::Dwarf<Slice<'a>>,
+    unit: &gimli::Unit<Slice<'a>>,
+    add: &mut impl FnMut(u64, u64),
+) -> gimli::Result<()> {
+    let mut entries = unit.entries_raw(None)?;
+    let (mut low, mut high, mut size) = (None, None, None);
+    for spec in entries.read_abbreviation()?.map_or(&[][..], |kind| kind.attributes()) {
+        let attribute = entries.read_attribute(*spec)?;
+        match (attribute.name(), attribute.value()) {
+            (gimli::DW_AT_low_pc, value) => low = dwarf.attr_address(unit, value)?,
+            (gimli::DW_AT_high_pc, gimli::AttributeValue::Udata(bytes)) => size = Some(bytes),
+            (gimli::DW_AT_high_pc, value) => high = dwarf.attr_address(unit, value)?,
+            (gimli::DW_AT_ranges, value) => {
+                let Some(mut list) = dwarf.attr_ranges(unit, value)? else { continue };
+                while let Some(range) = list.next()? {
+                    add(range.begin, range.end);
+                }
+                return Ok(());
+            }
+            _ => {}
+        }
+    }
+    let end = |low: u64| size.and_then(|size| low.checked_add(size)).or(high);
+    if let Some((low, high)) = low.and_then(|low| Some((low, end(low)?))) {
+        add(low, high);
+    }
+    Ok(())
 }
 
 /// Whether entries of a unit with the abbreviations at `offset` may refer to places outside of it.
@@ -844,6 +874,26 @@ mod tests {
             })
             .unwrap();
         assert!(made.get() > 10, "{made:?}");
+    }
+
+    #[test]
+    fn a_unit_at_the_highest_address_is_nowhere() {
+        // DW_TAG_compile_unit without children: DW_AT_low_pc as DW_FORM_addr, DW_AT_high_pc as DW_FORM_data8.
+        let abbreviations = [1, 0x11, 0, 0x11, 0x01, 0x12, 0x07, 0, 0, 0];
+        for (low, ranges) in [(0x1000, &[(0x1000, 0x1010)][..]), (u64::MAX, &[])] {
+            // Length, version 4, abbreviations at 0, addresses of 8 bytes, code 1.
+            let mut info =
+                [&[24, 0, 0, 0, 4, 0, 0, 0, 0, 0, 8, 1][..], &low.to_le_bytes(), &0x10u64.to_le_bytes()].concat();
+            info[0] = info.len() as u8 - 4;
+            let section = |id| match id {
+                gimli::SectionId::DebugInfo => &info[..],
+                gimli::SectionId::DebugAbbrev => &abbreviations,
+                _ => &[],
+            };
+            let dwarf = gimli::Dwarf::load(|id| Ok::<_, ()>(EndianSlice::new(section(id), LittleEndian))).unwrap();
+            let found: Vec<_> = Units::of(dwarf).ranges.iter().map(|r| (r.start, r.end)).collect();
+            assert_eq!(found, ranges);
+        }
     }
 
     #[test]
