@@ -74,7 +74,7 @@ pub enum Settled {
     Left,
     /// After the given number of steps.
     Limit,
-    /// At a signal, which is delivered when the thread runs on.
+    /// At a signal that the process does not ignore, which is delivered when the thread runs on.
     Signal(i32),
     /// Stepping was not possible: the reason.
     Refused(Refusal),
@@ -484,6 +484,21 @@ struct Stop {
 }
 
 impl Stop {
+    /// Whether it tells that a single step has ended.
+    fn is_step(&self) -> bool {
+        self.held == libc::SIGTRAP && SignalInfo::of(self.tid).is_ok_and(|info| info.is_step())
+    }
+
+    /// Whether a step that was begun can go on behind this stop: one of the kernel's own, which SIGCONT makes and which
+    /// comes before any signal, or at a signal without effect. A process that is stopped makes no step, but ends one.
+    fn is_passing(&self, pid: u32) -> bool {
+        match self.held {
+            0 => !self.group_stop || is_queued(self.tid, SignalInfo::is_step),
+            libc::SIGTRAP => false,
+            signal => is_ignored(pid, signal),
+        }
+    }
+
     fn registers(&self, pid: u32) -> Thread {
         let mut thread = Thread { signal: (self.held != 0).then_some(self.held), ..thread_of(pid, self.tid) };
         let mut regs = [0; USER_REGS_WORDS * 8];
@@ -698,6 +713,14 @@ impl Stopped {
                     Wait::Running if begin.elapsed() > STEP_TIMEOUT * 4 => break None,
                     Wait::Running => std::thread::yield_now(),
                     Wait::Gone => break None,
+                    // What is told before the step's own stop and is no end of it: if the instruction is done already,
+                    // its SIGTRAP comes next, without another one.
+                    Wait::Stopped(stop) if !interrupted && begin.elapsed() <= STEP_TIMEOUT && stop.is_passing(pid) => {
+                        thread.group_stop = stop.group_stop;
+                        if ptrace(libc::PTRACE_SINGLESTEP, stop.tid, 0, 0).is_err() {
+                            break Some(stop);
+                        }
+                    }
                     Wait::Stopped(stop) => break Some(stop),
                 }
             };
@@ -706,7 +729,8 @@ impl Stopped {
                     self.threads.retain(|t| t.tid as u32 != tid.0);
                     break Settled::Refused(Refusal::Gone);
                 }
-                Some(stop) if stop.held == libc::SIGTRAP && is_step_trap(stop.tid) => steps += 1,
+                Some(stop) if stop.is_step() && is_to_restart(stop.tid) => break Settled::Refused(Refusal::NoEnd),
+                Some(stop) if stop.is_step() => steps += 1,
                 Some(stop) => {
                     let (held, group_stop) = (stop.held, stop.group_stop);
                     // This stop is consumed, too: the signal goes back to the kernel, and comes again.
@@ -723,7 +747,7 @@ impl Stopped {
         if let Some(thread) = self.threads.iter_mut().find(|t| t.tid as u32 == tid.0 && stepping) {
             // Reported as about to come, whoever keeps it: a stop like this one has no use for it.
             let held = thread.held;
-            match end_stepping(thread.tid, 0) {
+            match end_stepping(thread.tid) {
                 Ok(stop) => *thread = Stop { held: if stop.held == 0 { held } else { stop.held }, ..stop },
                 Err(e) => return Err(Error::Attach { pid, why: format!("thread {} after its steps: {e}", tid.0) }),
             }
@@ -736,22 +760,83 @@ impl Stopped {
 }
 
 /// Ends the single-step mode of a thread that stands. The mode outlives us, and only `PTRACE_CONT` and a detach end it; the
-/// interrupt that is there already stops the thread before its next instruction. `signal` is what the thread gets.
-fn end_stepping(tid: libc::pid_t, signal: i32) -> std::io::Result<Stop> {
+/// interrupt that is there already stops the thread before its next instruction. The signal that it stands for is dropped,
+/// and so is a last step's SIGTRAP that has not been told yet: nobody but a tracer has a use for it.
+fn end_stepping(tid: libc::pid_t) -> std::io::Result<Stop> {
     const PATIENCE: Duration = Duration::from_secs(2);
     let before = pc(tid)?;
-    ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0)?;
-    ptrace(libc::PTRACE_CONT, tid, 0, signal as usize)?;
     let begin = Instant::now();
     loop {
-        match stop_of(tid, true) {
-            Wait::Stopped(stop) if pc(tid)? == before => return Ok(stop),
-            Wait::Stopped(_) => return Err(std::io::Error::other("it has gone on")),
-            Wait::Gone => return Err(std::io::Error::other("it has ended")),
-            Wait::Running if begin.elapsed() > PATIENCE => return Err(std::io::Error::other("it does not stop")),
-            Wait::Running => std::thread::yield_now(),
+        // An interrupt would be told first. A step, in case that what is queued does not stop it.
+        let queued = is_queued(tid, SignalInfo::is_step);
+        if queued {
+            ptrace(libc::PTRACE_SINGLESTEP, tid, 0, 0)?;
+        } else {
+            ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0)?;
+            ptrace(libc::PTRACE_CONT, tid, 0, 0)?;
+        }
+        let stop = loop {
+            match stop_of(tid, !queued) {
+                Wait::Stopped(stop) if pc(tid)? == before => break stop,
+                Wait::Stopped(_) => return Err(std::io::Error::other("it has gone on")),
+                Wait::Gone => return Err(std::io::Error::other("it has ended")),
+                Wait::Running if begin.elapsed() > PATIENCE => return Err(std::io::Error::other("it does not stop")),
+                Wait::Running => std::thread::yield_now(),
+            }
+        };
+        if !stop.is_step() && (!queued || stop.held != 0) {
+            return Ok(stop);
         }
     }
+}
+
+/// Whether a signal of which `is` holds waits for this very thread, which stands.
+fn is_queued(tid: libc::pid_t, is: impl Fn(&SignalInfo) -> bool) -> bool {
+    const BATCH: usize = 16;
+    // The kernel counts its queue from the start for each signal that it shows.
+    let pending = status_mask(&format!("/proc/{tid}/status"), "SigPnd");
+    if pending.is_some_and(|mask| SYNCHRONOUS.iter().all(|s| mask >> (s - 1) & 1 == 0)) {
+        return false;
+    }
+    let mut off = 0;
+    loop {
+        let mut infos = [[0u64; 16]; BATCH];
+        let args = libc::ptrace_peeksiginfo_args { off, flags: 0, nr: BATCH as i32 };
+        let shown =
+            ptrace(libc::PTRACE_PEEKSIGINFO, tid, &raw const args as usize, infos.as_mut_ptr() as usize).is_ok();
+        let infos = infos.map(SignalInfo);
+        if shown && infos.iter().any(&is) {
+            return true;
+        }
+        // Signal 0 is none: the end.
+        if !shown || infos.iter().any(|info| info.signal() == 0) {
+            return false;
+        }
+        off += BATCH as u64;
+    }
+}
+
+/// Whether the thread stands in a system call that was interrupted and that it makes anew when it goes on.
+fn is_to_restart(tid: libc::pid_t) -> bool {
+    // ERESTARTSYS to ERESTART_RESTARTBLOCK, which only tracers see.
+    const RESTARTS: std::ops::RangeInclusive<i64> = -516..=-512;
+    let mut regs = [0; USER_REGS_WORDS * 8];
+    let read = get_regset(tid, libc::NT_PRSTATUS, &mut regs).is_ok();
+    let result = Reg::RAX.info().user_regs.map_or(0, |i| word(&regs, i) as i64);
+    read && word(&regs, USER_REGS_ORIG_RAX) as i64 >= 0 && RESTARTS.contains(&result)
+}
+
+/// Whether a signal does nothing to the process: by default, or because the process ignores it. The kernel does not even
+/// send these, but for a tracer.
+fn is_ignored(pid: u32, signal: i32) -> bool {
+    const BY_DEFAULT: [i32; 4] = [libc::SIGCONT, libc::SIGCHLD, libc::SIGWINCH, libc::SIGURG];
+    let status = format!("/proc/{pid}/status");
+    let has = |key| status_mask(&status, key).map(|mask| mask >> (signal - 1) & 1 != 0);
+    has("SigCgt") == Some(false) && (BY_DEFAULT.contains(&signal) || has("SigIgn") == Some(true))
+}
+
+fn status_mask(path: &str, key: &str) -> Option<u64> {
+    u64::from_str_radix(&status_field(path, key)?, 16).ok()
 }
 
 fn pc(tid: libc::pid_t) -> std::io::Result<u64> {
@@ -759,6 +844,9 @@ fn pc(tid: libc::pid_t) -> std::io::Result<u64> {
     get_regset(tid, libc::NT_PRSTATUS, &mut regs)?;
     Ok(Reg::RIP.info().user_regs.map_or(0, |i| word(&regs, i)))
 }
+
+/// Signals by which faults and steps are told.
+const SYNCHRONOUS: [i32; 6] = [libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGSYS];
 
 /// A `siginfo_t`, which itself holds pointers of the other process and cannot go from thread to thread.
 struct SignalInfo([u64; 16]);
@@ -779,6 +867,17 @@ impl SignalInfo {
 
     fn code(&self) -> i32 {
         self.0[1] as i32
+    }
+
+    /// Whether it says that a single step has ended: TRAP_TRACE, and TRAP_BRKPT behind a system call.
+    fn is_step(&self) -> bool {
+        self.signal() == libc::SIGTRAP && [libc::TRAP_TRACE, libc::TRAP_BRKPT].contains(&self.code())
+    }
+
+    /// Whether the kernel tells of what the thread itself did, which it does with a positive code: people send signals with
+    /// others.
+    fn is_own(&self) -> bool {
+        SYNCHRONOUS.contains(&self.signal()) && self.code() > 0
     }
 
     /// Whether the signal comes from the thread's next instruction, and so comes again.
@@ -836,16 +935,10 @@ fn stop_of(tid: libc::pid_t, keep: bool) -> Wait {
     }
 }
 
-fn is_step_trap(tid: libc::pid_t) -> bool {
-    // Both mean "a single step ended": TRAP_TRACE, and TRAP_BRKPT behind an interrupted system call.
-    const SI_CODES: [i32; 2] = [libc::TRAP_TRACE, libc::TRAP_BRKPT];
-    SignalInfo::of(tid).is_ok_and(|info| SI_CODES.contains(&info.code()))
-}
-
-/// A ptrace request without a result of its own. `address` and `data` are numbers, or `data` points to writable memory
-/// of the size that the request writes.
+/// A ptrace request without a result of its own. `address` and `data` are numbers, or point to what the request reads and
+/// to writable memory of the size that it writes.
 fn ptrace(request: libc::c_uint, tid: libc::pid_t, address: usize, data: usize) -> std::io::Result<()> {
-    // SAFETY: no request used here reads or writes our memory except through `data`, which is as described above.
+    // SAFETY: no request used here reads or writes our memory except through these two, which are as described.
     let result = unsafe { libc::ptrace(request, tid, address as *mut libc::c_void, data as *mut libc::c_void) };
     if result == -1 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }
@@ -1303,6 +1396,9 @@ mod tests {
     fn target() {
         handle(libc::SIGRTMIN() + 1, count, 0);
         handle(libc::SIGUSR1, park, libc::SA_ONSTACK);
+        if std::env::var_os("WSTATE_TEST_HANDLES_CONT").is_some() {
+            handle(libc::SIGCONT, count, 0);
+        }
         for signal in [libc::SIGFPE, libc::SIGSEGV, libc::SIGTRAP] {
             handle(signal, count, 0);
         }
@@ -1723,6 +1819,168 @@ mod tests {
             let before: u64 = peer.ask("spun", "spun ").parse().unwrap();
             while peer.ask("spun", "spun ").parse::<u64>().unwrap() == before {}
         }
+    }
+
+    /// Sends SIGCONT to a process when its thread `tid` sleeps.
+    fn wake_up_asleep(pid: u32, tid: u32) -> std::thread::JoinHandle<()> {
+        std::thread::spawn(move || {
+            while thread_state(pid, tid as libc::pid_t) != Some(b'S') {
+                std::thread::yield_now();
+            }
+            // SAFETY: kill touches no memory.
+            assert_eq!(unsafe { libc::kill(pid as libc::pid_t, libc::SIGCONT) }, 0);
+        })
+    }
+
+    /// No step's SIGTRAP has come, and the spinner, which it would have come to, goes on.
+    fn is_unharmed(peer: &mut Peer) {
+        let before: u64 = peer.ask("spun", "spun ").parse().unwrap();
+        while peer.ask("spun", "spun ").parse::<u64>().unwrap() == before {}
+        assert_eq!(peer.counted(0), 0);
+    }
+
+    #[test]
+    fn a_step_whose_end_is_told_late_leaves_no_signal_behind() {
+        // The step over a system call that is interrupted ends with a SIGTRAP that is queued behind the stop by which the
+        // interruption is told. pause would be made again, rt_sigtimedwait returns EINTR.
+        let restarts = SettleReport { steps: 0, outcome: Settled::Refused(Refusal::NoEnd) };
+        let returns = SettleReport { steps: 1, outcome: Settled::Point };
+        for (number, wake_up, report) in [
+            (libc::SYS_pause, true, restarts),
+            (libc::SYS_rt_sigtimedwait, true, returns),
+            (libc::SYS_rt_sigtimedwait, false, restarts),
+        ] {
+            let mut peer = Peer::target();
+            let (pid, tid) = (peer.pid(), peer.spinner);
+            let stepped = on_own_thread(pid, || {
+                let mut stopped = Stopped::all(pid, &CaptureOptions::default())?;
+                let maps = parse_maps(&std::fs::read(format!("/proc/{pid}/maps")).unwrap());
+                let vdso = maps.iter().find(|m| m.path.as_deref() == Some(Path::new("[vdso]"))).unwrap().start;
+                let mem = File::open(format!("/proc/{pid}/mem")).unwrap();
+                let mut code = [0; 0x1000];
+                mem.read_exact_at(&mut code, vdso).unwrap();
+                let call = vdso + code.windows(2).position(|w| w == [0x0f, 0x05]).unwrap() as u64;
+                let id = tid as libc::pid_t;
+                let mut saved = [0; USER_REGS_WORDS * 8];
+                get_regset(id, libc::NT_PRSTATUS, &mut saved).unwrap();
+                let mut registers = saved;
+                // No signals are waited for: eight bytes of an ELF header are zero.
+                assert_eq!(code[8..16], [0; 8]);
+                for (reg, value) in [
+                    (Reg::RIP, call),
+                    (Reg::RAX, number as u64),
+                    (Reg::RDI, vdso + 8),
+                    (Reg::RSI, 0),
+                    (Reg::RDX, 0),
+                    (Reg::R10, 8),
+                ] {
+                    let at = reg.info().user_regs.unwrap() * 8;
+                    registers[at..at + 8].copy_from_slice(&u64::to_le_bytes(value));
+                }
+                inject::set_regset(id, libc::NT_PRSTATUS, &registers).unwrap();
+                let waker = wake_up.then(|| wake_up_asleep(pid, tid));
+                let mut verdict = |pc: u64, _: &dyn Memory| if pc == call { Verdict::Step } else { Verdict::Point };
+                let report = stopped.step(ThreadId(tid), 10, &mut verdict);
+                waker.into_iter().for_each(|w| w.join().unwrap());
+                assert!(stopped.threads.iter().all(|t| t.held == 0));
+                inject::set_regset(id, libc::NT_PRSTATUS, &saved).unwrap();
+                report
+            });
+            assert_eq!(stepped.unwrap(), report, "{number} {wake_up}");
+            is_unharmed(&mut peer);
+        }
+    }
+
+    #[test]
+    fn an_injected_system_call_that_is_interrupted_leaves_no_signal_behind() {
+        let mut peer = Peer::target();
+        let (pid, tid) = (peer.pid(), peer.spinner);
+        let held = Held::hold(pid, &CaptureOptions::default(), None).unwrap();
+        let thread = held.borrow(ThreadId(tid)).unwrap();
+        let waker = wake_up_asleep(pid, tid);
+        assert!(thread.system_call(libc::SYS_pause, [0; 6]).is_err());
+        waker.join().unwrap();
+        assert_eq!(thread.system_call(libc::SYS_getpid, [0; 6]), Ok(u64::from(pid)));
+        thread.give_back().unwrap();
+        held.release();
+        is_unharmed(&mut peer);
+    }
+
+    #[test]
+    fn a_signal_ends_steps_if_the_process_handles_it() {
+        for handles in [false, true] {
+            let mut command = Peer::command();
+            command.envs(handles.then_some(("WSTATE_TEST_HANDLES_CONT", "1")));
+            let mut peer = Peer::target_of(&mut command);
+            let (pid, tid, options) = (peer.pid(), ThreadId(peer.spinner), CaptureOptions::default());
+            let mut seen = 0;
+            let mut verdict = |_: u64, _: &dyn Memory| {
+                seen += 1;
+                if seen == 4 {
+                    peer.signal(libc::SIGCONT);
+                }
+                Verdict::Step
+            };
+            let (_, report) = LiveTarget::settle(pid, tid, 10, &options, &mut verdict).unwrap();
+            let (steps, outcome) = if handles { (3, Settled::Signal(libc::SIGCONT)) } else { (10, Settled::Limit) };
+            assert_eq!(report, SettleReport { steps, outcome });
+            assert_eq!(peer.counted(u64::from(handles)), u64::from(handles));
+        }
+    }
+
+    #[test]
+    fn a_flood_of_sigcont_neither_ends_steps_nor_makes_signals_of_them() {
+        let mut peer = Peer::target();
+        let (pid, tid, options) = (peer.pid(), ThreadId(peer.spinner), CaptureOptions::default());
+        let double = u64::from_str_radix(&peer.ask("double", "double "), 16).unwrap();
+        let (done, progress) = (std::sync::atomic::AtomicBool::new(false), AtomicU64::new(0));
+        let go_on = || {
+            // SAFETY: kill touches no memory.
+            assert_eq!(unsafe { libc::kill(pid as libc::pid_t, libc::SIGCONT) }, 0);
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // As many without a pause would never let the thread make a step.
+                while !done.load(Ordering::Relaxed) {
+                    let before = progress.load(Ordering::Relaxed);
+                    (0..20).for_each(|_| go_on());
+                    while progress.load(Ordering::Relaxed) == before && !done.load(Ordering::Relaxed) {
+                        std::thread::yield_now();
+                    }
+                }
+            });
+            // However this ends, so does the flood.
+            struct Done<'a>(&'a std::sync::atomic::AtomicBool);
+            impl Drop for Done<'_> {
+                fn drop(&mut self) {
+                    self.0.store(true, Ordering::Relaxed);
+                }
+            }
+            let _done = Done(&done);
+            for _ in 0..100 {
+                // At least one comes before every step.
+                let mut verdict = |_: u64, _: &dyn Memory| {
+                    go_on();
+                    progress.fetch_add(1, Ordering::Relaxed);
+                    Verdict::Step
+                };
+                let (_, report) = LiveTarget::settle(pid, tid, 20, &options, &mut verdict).unwrap();
+                assert_eq!(report, SettleReport { steps: 20, outcome: Settled::Limit });
+            }
+            for _ in 0..20 {
+                let held = Held::hold(pid, &options, None).unwrap();
+                let sp = held.target().threads().iter().find(|t| t.id == tid).unwrap().registers.sp().unwrap();
+                let thread = held.borrow(tid).unwrap();
+                for _ in 0..100 {
+                    progress.fetch_add(1, Ordering::Relaxed);
+                    assert_eq!(thread.system_call(libc::SYS_getpid, [0; 6]), Ok(u64::from(pid)));
+                    progress.fetch_add(1, Ordering::Relaxed);
+                    assert_eq!(thread.call(double, [21, 0, 0], (sp - 4096) & !15), Ok(42));
+                }
+                thread.give_back().unwrap();
+            }
+        });
+        is_unharmed(&mut peer);
     }
 
     #[test]

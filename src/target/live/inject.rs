@@ -85,8 +85,7 @@ impl Held {
                 return Err("it is in a system call".to_string());
             }
             // Not those by which faults and steps are told.
-            let own = [libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGSYS];
-            let blocked = !own.iter().fold(0, |mask, s| mask | 1u64 << (s - 1));
+            let blocked = !SYNCHRONOUS.iter().fold(0, |mask, s| mask | 1u64 << (s - 1));
             sigmask(SETSIGMASK, id, blocked).map_err(|e| format!("its signals cannot be blocked: {e}"))?;
             Ok(saved)
         })??;
@@ -148,7 +147,7 @@ impl Borrowed<'_> {
             let ended = set.and_then(|()| go(tid, request, goal, &mut others));
             // Whatever happened: the mode would end the process if we died.
             let stepping = request == libc::PTRACE_SINGLESTEP;
-            let normal = if stepping { end_stepping(tid, 0).map(|_| ()).map_err(|e| e.to_string()) } else { Ok(()) };
+            let normal = if stepping { end_stepping(tid).map(|_| ()).map_err(|e| e.to_string()) } else { Ok(()) };
             (ended.and_then(|now| normal.map(|()| now)), others)
         })?;
         self.others.borrow_mut().extend(others);
@@ -296,7 +295,7 @@ fn sigmask(request: libc::c_uint, tid: libc::pid_t, mask: u64) -> std::io::Resul
 }
 
 /// Sets a register set.
-fn set_regset(tid: libc::pid_t, set: libc::c_int, bytes: &[u8]) -> std::io::Result<()> {
+pub(super) fn set_regset(tid: libc::pid_t, set: libc::c_int, bytes: &[u8]) -> std::io::Result<()> {
     // The kernel only reads it.
     let mut vector = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     ptrace(libc::PTRACE_SETREGSET, tid, set as usize, &raw mut vector as usize)
@@ -329,9 +328,13 @@ fn go(
                 continue;
             }
         };
+        // SIGCONT makes a stop that is told before any signal. The one by which the end is told must not stay for the process.
+        if stop.held == 0 && is_queued(tid, SignalInfo::is_own) {
+            resume(request, 0)?;
+            continue;
+        }
         let info = if stop.held == 0 { None } else { Some(SignalInfo::of(tid).map_err(|e| e.to_string())?) };
-        // The kernel tells of faults and steps with a positive code, people send signals with others.
-        let own = info.as_ref().is_some_and(|info| info.code() > 0);
+        let own = info.as_ref().is_some_and(SignalInfo::is_own);
         if stop.held == libc::SIGSTOP {
             // The thread cannot block it. The kernel must know that the process is to stand, and whether SIGCONT comes.
             resume(libc::PTRACE_INTERRUPT, 0)?;
