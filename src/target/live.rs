@@ -1352,7 +1352,6 @@ mod tests {
         }
     }
 
-    /// What the other tests look at, in a process of its own.
     #[test]
     fn pages_that_are_not_there_are_zero_in_private_memory_alone() {
         let maps = "\
@@ -1382,6 +1381,7 @@ mod tests {
         }
     }
 
+    /// What the other tests look at, in a process of its own.
     #[test]
     #[ignore = "a role for other tests"]
     fn child() {
