@@ -59,7 +59,7 @@ pub fn snapshot_text(done: &Snapshot) -> String {
     out
 }
 
-fn counted(number: usize, what: &str) -> String {
+pub(crate) fn counted(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
@@ -69,8 +69,9 @@ const FRAMES_ONLY: &str = "the runtime itself takes frames alone; wstate restore
 
 /// What a restore says about itself.
 pub fn restored_text(pid: u32, done: &Restored) -> String {
-    let Restored { thread, frames, memory, grown, .. } = done;
-    let what = format!("{frames} frames, {memory} bytes of memory (grown by {grown} pages)");
+    let Restored { thread, memory, .. } = done;
+    let (frames, grown) = (counted(done.frames, "frame"), counted(done.grown as usize, "page"));
+    let what = format!("{frames}, {memory} bytes of memory (grown by {grown})");
     let mut out = match done.steps {
         0 => format!("process {pid} could go on in thread {thread} with {what}; nothing was changed, --yes does it\n"),
         _ => format!(
@@ -475,6 +476,17 @@ mod tests {
         let difference = frames.difference(&instance);
         assert!(!difference.is_empty());
         assert_eq!(difference.text(), "kind: execution state -> instance\n");
+    }
+
+    #[test]
+    fn one_frame_and_one_page_are_no_more() {
+        let text = |frames, grown| {
+            let pause = std::time::Duration::ZERO;
+            let done = Restored { thread: 7, frames, memory: 65536, grown, steps: 0, pause, notes: Vec::new() };
+            restored_text(5, &done)
+        };
+        assert!(text(1, 1).contains(" with 1 frame, 65536 bytes of memory (grown by 1 page);"), "{}", text(1, 1));
+        assert!(text(2, 0).contains(" with 2 frames, 65536 bytes of memory (grown by 0 pages);"), "{}", text(2, 0));
     }
 
     #[test]

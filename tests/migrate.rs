@@ -15,7 +15,8 @@ use wstate::session::{Options, RestoreOptions, Restored, SignalsLater, Source, r
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// `run` computes with everything that an image has: locals and operands of several frames, floats, globals, memory that
-/// was grown. `watch` goes on until the byte at 0 is set, and tells (1) whether all that it wrote is still there.
+/// was grown. `watch` goes on until the byte at 0 is set, and tells (1) whether all that it wrote is still there. So long `dive`
+/// waits before it calls itself until it traps, and `climb` calls `mix` and nothing else.
 fn guest(memory: &str) -> String {
     format!(
         r#"(module
@@ -70,11 +71,17 @@ fn guest(memory: &str) -> String {
           (local.tee $i (i64.add (local.get $i) (i64.const 1))) (i64.const 1000000000000)))))
       (else (local.set $i (call $sink (i32.sub (local.get $n) (i32.const 1))))))
     (i64.add (local.get $i) (i64.const 1)))
-  (func (export "dive") (param $rounds i64) (result i64)
+  (func (export "climb") (param $x i64) (result i64)
     (call $ready)
     (loop $again
-      (local.set $rounds (i64.sub (local.get $rounds) (i64.const 1)))
-      (br_if $again (i64.ne (local.get $rounds) (i64.const 0))))
+      (local.set $x (call $mix (local.get $x) (i32.const 5)))
+      (br_if $again (i32.eqz (i32.load8_u (i32.const 0)))))
+    (local.get $x))
+  (func (export "dive") (result i64) (local $rounds i64)
+    (call $ready)
+    (loop $again
+      (local.set $rounds (i64.add (local.get $rounds) (i64.const 1)))
+      (br_if $again (i32.eqz (i32.load8_u (i32.const 0)))))
     (i64.extend_i32_u (call $down (i32.const 0))))
   (func (export "outer") (result i64) (call $again))
   (func (export "watch") (export "again") (result i64) (local $a i64) (local $b i64)
@@ -207,8 +214,30 @@ fn a_computation_goes_on_elsewhere_with_a_memory_that_grows_in_place() {
     migrate("64");
 }
 
-/// Exit code and output of `wstate restore`.
+/// A thread is told to be ready by a function of the host, and `run` asks the runtime for the memory's size in each round:
+/// another moment is another place.
+const NATIVE: &str = "is in native code that Wasm has called";
+
+/// Does it again for as long as the thread is in native code.
+fn in_wasm<T>(host: &Host, mut once: impl FnMut() -> T, said: impl Fn(&T) -> bool) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let done = once();
+        if !said(&done) {
+            return done;
+        }
+        assert!(result_now(host).is_none(), "the computation is too short");
+        assert!(Instant::now() < deadline, "the thread is in native code for {PATIENCE:?}");
+    }
+}
+
+/// Exit code and output of `wstate restore` into a thread in Wasm code.
 fn restore_into(host: &Host, image: &Path, more: &[&str]) -> (Option<i32>, String) {
+    in_wasm(host, || restore_once_into(host, image, more), |(_, said)| said.contains(NATIVE))
+}
+
+/// The same, wherever the thread is.
+fn restore_once_into(host: &Host, image: &Path, more: &[&str]) -> (Option<i32>, String) {
     let pid = host.pid().to_string();
     let done = wstate(&[&["restore", &pid, image.to_str().expect("text")], more].concat());
     let said = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
@@ -231,7 +260,8 @@ fn behind_a_call_its_result_is_given_and_refusals_are_explained() {
         assert!(code == Some(2) && said.contains(why), "{why}: {said}");
     };
     refused(&host, &image, &["--yes"], "give it with --return");
-    refused(&asking, &image, &["--yes", "--return", "0"], "is in native code that Wasm has called");
+    let (code, said) = restore_once_into(&asking, &image, &["--yes", "--return", "0"]);
+    assert!(code == Some(2) && said.contains(NATIVE), "{said}");
     let frames = setting.directory.path().join("frames");
     wstate(&["snapshot", "-p", &pid, "--execution-state", "-o", frames.to_str().expect("text")]);
     refused(&host, &frames, &["--yes"], "an InstanceImage is needed");
@@ -330,14 +360,15 @@ const STACK_LIMIT: u64 = 0x48;
 fn a_stack_limit_is_as_far_from_the_frames_as_it_was() {
     let setting = Setting::new("");
     for flags in [&["--stack-checks"][..], &["--stack-checks", "--thread"]] {
-        let undisturbed = setting.start(&["dive", "1000000000"], flags);
-        let depth_at = places(&undisturbed)[0] + 1024;
-        let image = setting.image_of(&undisturbed, Duration::ZERO).expect("it takes seconds");
+        let undisturbed = setting.start(&["dive"], flags);
+        let base = places(&undisturbed)[0];
+        let image = setting.image_of(&undisturbed, Duration::ZERO).expect("it waits");
+        set_byte(&undisturbed, base);
         assert_eq!(result(&undisturbed), u64::MAX, "a trap");
-        let depth = word_at(&undisturbed, depth_at);
+        let depth = word_at(&undisturbed, base + 1024);
         assert!(depth > 10_000, "{depth}");
 
-        let host = setting.start(&["dive", "1000000000000"], flags);
+        let host = setting.start(&["dive"], flags);
         let [base, instance] = places(&host);
         let before = word_at(&host, instance + STACK_LIMIT);
         let mut failed = 0;
@@ -352,6 +383,12 @@ fn a_stack_limit_is_as_far_from_the_frames_as_it_was() {
         assert!(done.notes.iter().any(|n| n.contains(&format!("{before:#x}"))), "{done:?}");
         let now = word_at(&host, instance + STACK_LIMIT);
         assert!(now < before, "{now:#x} {before:#x}");
+        // What is there now is not the host's own.
+        let again = attempt(&host, &image, None, 0).expect("it goes on");
+        let told = again.notes.join("\n");
+        assert!(told.contains("its own again, which is not known any more") && !told.contains("0x"), "{told}");
+        assert!(word_at(&host, instance + STACK_LIMIT) < now);
+        set_byte(&host, base);
         assert_eq!(result(&host), u64::MAX, "a trap");
         assert_eq!(word_at(&host, base + 1024), depth);
     }
@@ -375,19 +412,18 @@ fn frames_that_a_stack_limit_has_no_room_for_are_refused() {
 fn a_thread_is_taken_wherever_it_is_in_wasm_code() {
     let setting = Setting::new("");
     let image = setting.image(Duration::from_millis(100)).expect("it takes seconds");
-    // More rounds than can be computed meanwhile.
-    let host = setting.start(&["run", "42", "1000000000000", "3"], &[]);
-    let options = Options::new(Source::Pid(host.pid() as u32));
-    let mut taken = 0;
-    for _ in 0..60 {
+    let host = setting.start(&["climb", "42"], &[]);
+    let dry = || {
+        let options = Options::new(Source::Pid(host.pid() as u32));
         let wanted = RestoreOptions { image: image.clone(), really: false, result: None, fail_at: None, fail_back: 0 };
-        match restore(&options, &wanted, &SignalsLater::default()) {
-            Ok(_) => taken += 1,
-            Err(e) => assert!(e.to_string().contains("is in native code that Wasm has called"), "{e}"),
-        }
+        restore(&options, &wanted, &SignalsLater::default()).map_err(|e| e.to_string())
+    };
+    in_wasm(&host, dry, |done| done.as_ref().is_err_and(|e| e.contains(NATIVE))).expect("it could go on");
+    // It is in native code no more.
+    for moment in 0..55 {
+        let done = dry();
+        assert!(done.is_ok(), "moment {moment}: {done:?}");
     }
-    println!("{taken} of 60 moments are in Wasm code");
-    assert!(taken > 0 && result_now(&host).is_none());
 }
 
 /// Whoever ends wstate in the middle of it ends it when it is done, and has been told.
@@ -398,7 +434,7 @@ fn a_signal_to_wstate_waits_until_the_process_is_whole() {
     use std::process::Stdio;
     let setting = Setting::new("");
     // A memory that takes a while to be copied.
-    let host = setting.start(&["run", "42", "10000000", "1023"], &[]);
+    let host = setting.start(&["run", "42", "10000000", "255"], &[]);
     let image = setting.image_of(&host, Duration::from_millis(100)).expect("it takes seconds");
     let undisturbed = result(&host);
     drop(host);
@@ -426,9 +462,56 @@ fn a_signal_to_wstate_waits_until_the_process_is_whole() {
                 assert_eq!(result(&host), undisturbed);
                 break;
             }
-            assert_eq!(done.status.code(), Some(0), "{done:?}");
+            let in_native = done.status.code() == Some(2) && String::from_utf8_lossy(&done.stderr).contains(NATIVE);
+            assert!(in_native || done.status.code() == Some(0), "{done:?}");
         }
     }
+}
+
+/// What cannot be done is told by a dry run too.
+#[test]
+fn a_dry_run_says_what_would_be_refused() {
+    use nix::sys::signal::{Signal, kill};
+    // Both in place, so that the code is the same.
+    let (small, large) = (Setting::new("2"), Setting::new("64"));
+    let image = large.image(Duration::from_millis(100)).expect("it takes seconds");
+    let host = small.start(&["watch"], &[]);
+    let (code, said) = restore_into(&host, &image, &[]);
+    assert!(
+        code == Some(1) && said.contains("note: the runtime decides whether the memory grows by 3 pages"),
+        "{said}"
+    );
+    let before = maps(&host);
+    let (code, said) = restore_into(&host, &image, &["--yes"]);
+    assert!(
+        code == Some(2) && said.contains("is as it was: the runtime does not grow the memory by 3 pages"),
+        "{said}"
+    );
+    for really in [false, true] {
+        let mut options = Options::new(Source::Pid(host.pid() as u32));
+        options.wasm = vec![PathBuf::from(&small.wasm)];
+        let wanted = RestoreOptions { image: image.clone(), really, result: None, fail_at: None, fail_back: 0 };
+        let error = restore(&options, &wanted, &SignalsLater::default()).expect_err("it is too large").to_string();
+        assert!(error.ends_with("the image's memory has 4 pages, the module's at most 2 pages"), "{really}: {error}");
+    }
+
+    let signal = |signal| kill(nix::unistd::Pid::from_raw(host.pid()), signal).expect("a signal is sent");
+    let stopped = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", host.pid())).expect("a state");
+        stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" T"))
+    };
+    signal(Signal::SIGSTOP);
+    while !stopped() {
+        std::thread::yield_now();
+    }
+    for more in [&[][..], &["--yes"]] {
+        let (code, said) = restore_into(&host, &image, more);
+        assert!(code == Some(2) && said.contains("the process is stopped; let it go on first"), "{more:?}: {said}");
+    }
+    assert_eq!(maps(&host), before);
+    signal(Signal::SIGCONT);
+    end_watch(&host);
+    assert_eq!(result(&host), 1, "what the guest wrote is there");
 }
 
 /// What is mapped, once the host's own thread waits for its input: until then it maps what it needs itself.
@@ -470,15 +553,20 @@ fn word_at(host: &Host, address: u64) -> u64 {
     u64::from_le_bytes(word)
 }
 
-/// Sets the byte that `watch` looks at.
+/// Sets the byte that `watch` and `dive` look at.
 fn end_watch(host: &Host) {
-    memory_of(host).write_all_at(&[1], places(host)[0]).expect("a byte is written");
+    set_byte(host, places(host)[0]);
+}
+
+fn set_byte(host: &Host, address: u64) {
+    memory_of(host).write_all_at(&[1], address).expect("a byte is written");
 }
 
 fn attempt(host: &Host, image: &Path, fail_at: Option<usize>, fail_back: usize) -> Result<Restored, Error> {
     let options = Options::new(Source::Pid(host.pid() as u32));
     let wanted = RestoreOptions { image: image.to_path_buf(), really: true, result: None, fail_at, fail_back };
-    restore(&options, &wanted, &SignalsLater::default())
+    let once = || restore(&options, &wanted, &SignalsLater::default());
+    in_wasm(host, once, |done| done.as_ref().is_err_and(|e| e.to_string().contains(NATIVE)))
 }
 
 fn failing(maximum: &str) {
@@ -553,14 +641,7 @@ fn twice(maximum: &str) {
     let undisturbed = result(&longer);
     let host = setting.start(&["watch"], &[]);
     for (image, grown) in [(&kept, 3), (&large, 37), (&large, 0)] {
-        let (code, said) = loop {
-            let (code, said) = restore_into(&host, image, &["--yes"]);
-            // `run` asks the runtime for the memory's size in each round: another moment is another place.
-            if !said.contains("is in native code that Wasm has called") {
-                break (code, said);
-            }
-            assert!(result_now(&host).is_none(), "the computation is too short");
-        };
+        let (code, said) = restore_into(&host, image, &["--yes"]);
         assert!(code == Some(0) && said.contains(&format!("grown by {grown} pages")), "{said}");
     }
     assert_eq!(result(&host), undisturbed);

@@ -116,7 +116,8 @@ pub(super) const RESTORE_HELP: &str = "\
 Lets a process go on from an image: its memory, globals and the Wasm frames of one thread become those of the image, and what \
 the oldest frame returns goes to whoever called into Wasm there. The process must have the same module, and a thread that is \
 in its code, called from the host. Nothing else of it changes: what the host itself keeps about its instance stays as it is. \
-Nobody else may be in the instance: neither another thread, nor an older frame of the same one.
+Nobody else may be in the instance: neither another thread, nor an older frame of the same one. A parked fiber or coroutine, \
+and another process that shares the memory, cannot be seen.
 
 Without --yes nothing is changed, only told whether it could be. If a step fails the process is put back as it was. The \
 frames are on a stack of their own, which stays mapped when they are gone (8 MiB, used as far as it is needed).

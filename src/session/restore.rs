@@ -12,7 +12,7 @@
 use super::snapshot::{look_around, wasm_run};
 use super::*;
 use crate::arch::Reg;
-use crate::images::ImageFile;
+use crate::images::{ImageFile, counted};
 use crate::runtime::singlepass::ctx;
 use crate::runtime::{GuestInstance, InstanceParts, Why};
 use crate::state::resume::Place;
@@ -125,6 +125,8 @@ const LOWEST: u64 = 0x1_0000;
 const UNDO_ATTEMPTS: usize = 3;
 /// A page of Wasm.
 const WASM_PAGE: u64 = 0x1_0000;
+/// As many as 32 bits address.
+const MAX_WASM_PAGES: u64 = 0x1_0000;
 /// Bytes of a `LocalMemory`: base, bound, and where the object is that keeps the memory.
 const DESCRIPTION: usize = 24;
 /// Bytes of the object that keeps a memory (`memory/static_.rs`, `memory/dynamic.rs`: 48).
@@ -167,8 +169,17 @@ pub fn restore(options: &Options, wanted: &RestoreOptions, signals: &SignalsLate
         pause: std::time::Duration::ZERO,
         notes: plan.notes.clone(),
     };
-    if wanted.really {
-        let thread = held.borrow(plan.thread).map_err(|e| why(format!("thread {}: {e}", plan.thread.0)))?;
+    if done.grown > 0 && !wanted.really && plan.maximum.is_none() {
+        done.notes.push(format!(
+            "the runtime decides whether the memory grows by {}: what its maximum is, if it has one, is not known before",
+            counted(done.grown as usize, "page")
+        ));
+    }
+    let of_thread = |e: String| why(format!("thread {}: {e}", plan.thread.0));
+    if !wanted.really {
+        held.can_be_borrowed(plan.thread).map_err(of_thread)?;
+    } else {
+        let thread = held.borrow(plan.thread).map_err(of_thread)?;
         let work = Work {
             plan: &plan,
             thread,
@@ -196,6 +207,8 @@ struct Plan {
     parts: InstanceParts,
     place: Place,
     limit: Option<StackLimit>,
+    /// Pages that the memory may have, if it is known that there is such a limit.
+    maximum: Option<u64>,
     notes: Vec<String>,
 }
 
@@ -203,7 +216,7 @@ struct Plan {
 /// if the host has set it: the runtime itself never does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct StackLimit {
-    /// The host's own.
+    /// The host's own, or that of an earlier restore.
     address: u64,
     /// Bytes above it, up to where the oldest Wasm frame was called; if there are so many that they are no limit, `None`.
     room: Option<u64>,
@@ -216,6 +229,12 @@ impl StackLimit {
             Some(room) => Ok(Some(StackLimit { address, room: Some(room).filter(|&r| r <= MAX_ROOM) })),
             None => Err(format!("the instance's stack limit, {address:#x}, is not below the thread's stack")),
         }
+    }
+
+    /// Whether the host has set it, whose stack `in_stack` is in: that of an earlier restore, which stays when its frames are
+    /// gone, is in the mapping that was made then. A host may also set one that is nowhere, as below a stack that grows.
+    fn is_own(&self, mappings: &[Mapping], in_stack: u64) -> bool {
+        mappings.iter().find(|m| m.contains(self.address)).is_none_or(|m| m.contains(in_stack))
     }
 }
 
@@ -234,6 +253,10 @@ fn plan(
     // Whichever thread is meant: who else is in its instance must be known.
     let all: Vec<&Thread> = target.threads().iter().collect();
     let stacks = walk_all(target, &all, &native, &scene, provider, limits::MAX_FRAMES);
+    // What they declare is wanted below.
+    if !options.wasm.is_empty() {
+        provider.match_files(target);
+    }
     let runtime = provider.runtime();
     let of_chosen: Vec<Option<Stack>> =
         all.iter().zip(&stacks).filter(|(t, _)| chosen.iter().any(|c| c.id == t.id)).map(|(_, s)| s.clone()).collect();
@@ -291,10 +314,13 @@ fn plan(
     let limit = StackLimit::of(word(parts.vmctx.wrapping_add(ctx::STACK_LOWER_BOUND))?, sp).map_err(refused)?;
     let mut notes = Vec::new();
     if let Some(limit) = limit {
+        let own = match limit.is_own(target.mappings(), rbp) {
+            true => format!("{:#x}", limit.address),
+            false => "which is not known any more: an earlier restore has replaced it".to_string(),
+        };
         notes.push(format!(
             "the instance's stack limit becomes that of the new stack, and stays so when the frames are gone: a host that does \
-             not set it before each call has to set its own again, {:#x}",
-            limit.address
+             not set it before each call has to set its own again, {own}"
         ));
     }
     if parts.memory.is_some() && parts.memory_at.is_none() {
@@ -306,7 +332,10 @@ fn plan(
         let count = parts.imported_globals.len();
         notes.push(format!("imported globals ({count}) are not in an image: they keep their values"));
     }
-    Ok(Plan { thread: tid, parts, place, limit, notes })
+    // Of the first of those that the module defines; of an imported one the exporter decides.
+    let declared = parts.memory_at.and_then(|_| runtime.declared(thread.youngest.module, target).memories.ok());
+    let maximum = declared.and_then(|memories| memories.first()?.maximum);
+    Ok(Plan { thread: tid, parts, place, limit, maximum, notes })
 }
 
 /// What is replaced: the youngest `run` frames of a thread, and an instance.
@@ -429,6 +458,12 @@ impl Plan {
             (Some((base, size)), Some(_)) => {
                 if !memory.is_multiple_of(WASM_PAGE) || !size.is_multiple_of(WASM_PAGE) || base % PAGE != 0 {
                     return Err("the memory is no whole number of pages".to_string());
+                }
+                let most = self.maximum.unwrap_or(MAX_WASM_PAGES).min(MAX_WASM_PAGES);
+                if self.grow_by(memory) > 0 && memory / WASM_PAGE > most {
+                    let (wants, most) =
+                        (counted((memory / WASM_PAGE) as usize, "page"), counted(most as usize, "page"));
+                    return Err(format!("the image's memory has {wants}, the module's at most {most}"));
                 }
                 let can_grow = self.parts.memory_at.is_some() && self.parts.grow.is_some();
                 if self.grow_by(memory) > 0 && !can_grow {
@@ -622,7 +657,8 @@ impl Work<'_> {
             let pages = (wanted - size) / WASM_PAGE;
             let old = self.thread.call(grow, [parts.vmctx, 0, pages], stack_top & !15)?;
             if old as i32 == -1 {
-                return Err(format!("the runtime does not grow the memory by {pages} pages"));
+                let pages = counted(pages as usize, "page");
+                return Err(format!("the runtime does not grow the memory by {pages}"));
             }
             base = self.word(context.0)?;
             let now = self.word(context.0 + 8)?;
@@ -831,6 +867,17 @@ mod tests {
         assert_eq!(limit(0x1000, 0x5000).unwrap(), Some(StackLimit { address: 0x1000, room: Some(0x4000) }));
         assert_eq!(limit(1, 0x7000_0000_0000).unwrap(), Some(StackLimit { address: 1, room: None }));
         assert!(limit(0x5001, 0x5000).unwrap_err().contains("0x5001"));
+    }
+
+    #[test]
+    fn a_stack_limit_is_the_hosts_own_in_its_stack_or_nowhere() {
+        let text = b"40000-50000 rw-p 0 0:0 0\n90000-a0000 rw-p 0 0:0 0\nf0000-100000 rw-p 0 0:0 0 [stack]\n";
+        let maps = crate::target::live::parse_maps(text);
+        let own = |address, in_stack| StackLimit { address, room: None }.is_own(&maps, in_stack);
+        // In the stack, and in the gap into which the main thread's may grow.
+        assert!(own(0xf0000, 0xff000) && own(0xe0000, 0xff000) && own(0x90000, 0x9ff00) && own(1, 0x9ff00));
+        // In an earlier restore's, and in another one.
+        assert!(!own(0x48000, 0xff000) && !own(0x9ffff, 0xff000) && !own(0x48000, 0x9ff00));
     }
 
     #[test]

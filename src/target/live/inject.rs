@@ -47,15 +47,21 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
 
 impl Held {
-    /// Borrows a thread that is in code of its own, not in a system call and with no signal about to come.
+    /// Whether [`Held::borrow`] would be refused, as far as that can be told without a change.
     ///
     /// # Errors
-    /// Why it cannot be borrowed; nothing has changed then.
-    pub fn borrow(&self, tid: ThreadId) -> Result<Borrowed<'_>, String> {
+    /// Why it cannot be borrowed.
+    pub fn can_be_borrowed(&self, tid: ThreadId) -> Result<(), String> {
+        self.before_borrowing(tid).map(|_| ())
+    }
+
+    /// What can be known of a thread before it is borrowed: what it gets back, and where a system call is. Nothing changes.
+    fn before_borrowing(&self, tid: ThreadId) -> Result<(Saved, u64), String> {
         let pid = self.target().pid;
         let id = tid.0 as libc::pid_t;
+        let status = format!("/proc/{pid}/task/{}/status", tid.0);
         // A filter may end the process for a system call that the thread would not have made itself.
-        match status_field(&format!("/proc/{pid}/task/{}/status", tid.0), "Seccomp").as_deref() {
+        match status_field(&status, "Seccomp").as_deref() {
             None | Some("0") => {}
             Some("1") => return Err("it is in seccomp's strict mode, which allows no system calls".to_string()),
             Some(_) => {
@@ -64,14 +70,16 @@ impl Held {
                 return Err(why.to_string());
             }
         }
+        if status_field(&status, "x86_Thread_features").is_some_and(|features| has_shadow_stack(&features)) {
+            return Err("it has a shadow stack, by which it faults where it returns from frames that were not called"
+                .to_string());
+        }
         let vdso = self.target().mappings.iter().find(|m| m.path.as_deref() == Some(Path::new("[vdso]")));
         let syscall_at = vdso.and_then(|m| {
             let code = self.target().read_vec(m.start, m.size().min(limits::MAX_VDSO) as usize).ok()?;
             Some(m.start + code.windows(2).position(|w| w == SYSCALL)? as u64)
         });
         let syscall_at = syscall_at.ok_or("the process has no vdso with a system call in it")?;
-        let mem = File::options().read(true).write(true).open(format!("/proc/{pid}/task/{}/mem", tid.0));
-        let mem = mem.map_err(|e| format!("the memory of the process cannot be opened for writing: {e}"))?;
         let saved = self.on_tracer(move |stopped| -> Result<Saved, String> {
             let thread = stopped.threads.iter().find(|t| t.tid == id).ok_or("the thread is not stopped")?;
             if thread.held != 0 {
@@ -84,10 +92,25 @@ impl Held {
             if word(&saved.registers, USER_REGS_ORIG_RAX) as i64 >= 0 {
                 return Err("it is in a system call".to_string());
             }
+            Ok(saved)
+        })??;
+        Ok((saved, syscall_at))
+    }
+
+    /// Borrows a thread that is in code of its own, not in a system call and with no signal about to come.
+    ///
+    /// # Errors
+    /// Why it cannot be borrowed; nothing has changed then.
+    pub fn borrow(&self, tid: ThreadId) -> Result<Borrowed<'_>, String> {
+        let pid = self.target().pid;
+        let id = tid.0 as libc::pid_t;
+        let (saved, syscall_at) = self.before_borrowing(tid)?;
+        let mem = File::options().read(true).write(true).open(format!("/proc/{pid}/task/{}/mem", tid.0));
+        let mem = mem.map_err(|e| format!("the memory of the process cannot be opened for writing: {e}"))?;
+        self.on_tracer(move |_| {
             // Not those by which faults and steps are told.
             let blocked = !SYNCHRONOUS.iter().fold(0, |mask, s| mask | 1u64 << (s - 1));
-            sigmask(SETSIGMASK, id, blocked).map_err(|e| format!("its signals cannot be blocked: {e}"))?;
-            Ok(saved)
+            sigmask(SETSIGMASK, id, blocked).map_err(|e| format!("its signals cannot be blocked: {e}"))
         })??;
         let memory = Source { tid: id, mem: Some(mem) };
         Ok(Borrowed { held: self, tid: id, memory, saved, syscall_at, given_back: false, others: RefCell::default() })
@@ -279,6 +302,11 @@ impl Saved {
     }
 }
 
+/// Whether the thread's features in `/proc/PID/task/TID/status` name a user shadow stack (Linux 6.6, `CONFIG_X86_USER_SHADOW_STACK`).
+fn has_shadow_stack(features: &str) -> bool {
+    features.split_ascii_whitespace().any(|feature| feature == "shstk")
+}
+
 fn register(registers: &[u8], reg: Reg) -> u64 {
     reg.info().user_regs.map_or(0, |i| word(registers, i))
 }
@@ -351,5 +379,25 @@ fn go(
             return Err(format!("the thread stopped elsewhere (signal {} at {:#x})", stop.held, pc_of(&now)));
         }
         resume(request, 0)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shadow_stack_is_among_the_features() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let has = |status: &str| {
+            std::fs::write(file.path(), status).unwrap();
+            let features = status_field(file.path().to_str().unwrap(), "x86_Thread_features");
+            features.is_some_and(|features| has_shadow_stack(&features))
+        };
+        assert!(has("Seccomp:\t0\nx86_Thread_features:\tshstk \nx86_Thread_features_locked:\t\n"));
+        assert!(has("x86_Thread_features:\tshstk wrss \n") && has("x86_Thread_features:\twrss shstk\n"));
+        // Locked is what cannot be changed, not what is on.
+        assert!(!has("x86_Thread_features:\t\nx86_Thread_features_locked:\tshstk wrss \n"));
+        assert!(!has("x86_Thread_features:\twrss\n") && !has("Seccomp:\t0\n") && !has(""));
     }
 }
