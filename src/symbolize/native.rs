@@ -88,7 +88,12 @@ impl<'a> NativeSymbolizer<'a> {
                 (None, demangled) => outermost.name = Some(demangled.unwrap_or_else(|| symbol.name.to_string())),
             }
         }
-        frames.retain(|f| f.name.is_some() || f.file.is_some());
+        // What was inlined into a function of which nothing is known is not that function.
+        let is_known = |f: &NativeSymbol| f.name.is_some() || f.file.is_some();
+        let outermost = frames.pop();
+        frames.retain(is_known);
+        let none_inlined = frames.is_empty();
+        frames.extend(outermost.filter(|f| !none_inlined || is_known(f)));
         frames
     }
 }
