@@ -3,25 +3,24 @@
 use crate::cli::Image;
 use crate::error::Error;
 use crate::limits::MAX_LISTED_RANGES;
-use crate::report::{hexdump, json};
-use crate::session::{Restored, Resumable, Returned, Snapshot};
+use crate::report::{counted, hexdump, json};
+use crate::session::{Restored, Resumable, Returned, Snapshot, parse_image};
 use crate::state::{AnyImage, ImageError, WasmFunctionStateDump};
-use crate::target::memory::{map, map_file, open_regular};
+use crate::target::memory::map_file;
 use serde::Serialize;
 use std::fmt::Write;
-use std::fs::File;
 use std::path::Path;
 
 /// What a snapshot says about itself.
 pub fn snapshot_text(done: &Snapshot) -> String {
-    let mut out = format!("thread {}: {}", done.thread, counted(done.frames, "frame"));
+    let mut out = format!("thread {}: {}", done.thread, counted(done.frames as u64, "frame"));
     // Writing to a String cannot fail.
     if let Some(memory) = done.memory {
         let _ = write!(out, ", {memory} bytes of memory");
     }
     let _ = match done.frames_only {
         true => write!(out, ", nothing else"),
-        false => write!(out, ", {}", counted(done.globals, "global")),
+        false => write!(out, ", {}", counted(done.globals as u64, "global")),
     };
     if let Some(pause) = done.pause {
         let _ = write!(out, "; the process stood for {:.3} ms", pause.as_secs_f64() * 1e3);
@@ -59,10 +58,6 @@ pub fn snapshot_text(done: &Snapshot) -> String {
     out
 }
 
-pub(crate) fn counted(number: usize, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
-}
-
 /// What frames without memory and globals are good for.
 const FRAMES_ONLY: &str = "the runtime itself takes frames alone; wstate restore needs an image with memory and globals (wstate \
                            snapshot without --execution-state)";
@@ -70,7 +65,7 @@ const FRAMES_ONLY: &str = "the runtime itself takes frames alone; wstate restore
 /// What a restore says about itself.
 pub fn restored_text(pid: u32, done: &Restored) -> String {
     let Restored { thread, memory, .. } = done;
-    let (frames, grown) = (counted(done.frames, "frame"), counted(done.grown as usize, "page"));
+    let (frames, grown) = (counted(done.frames as u64, "frame"), counted(done.grown, "page"));
     let what = format!("{frames}, {memory} bytes of memory (grown by {grown})");
     let mut out = match done.steps {
         0 => format!("process {pid} could go on in thread {thread} with {what}; nothing was changed, --yes does it\n"),
@@ -114,20 +109,8 @@ impl ImageFile {
     /// No such file, or no image in it.
     pub fn open(path: &Path) -> Result<ImageFile, Error> {
         let bytes = map_file(path).map_err(|source| Error::File { path: path.to_path_buf(), source })?;
-        let image = parse(path, &bytes)?;
+        let image = parse_image(path, &bytes)?;
         Ok(ImageFile { bytes: Holder::Mapped(bytes), image })
-    }
-
-    /// The image in a file, and the file, from which the memory is to be read: a map ends this program by SIGBUS when
-    /// somebody shortens the file, which must not be in the middle of a change.
-    ///
-    /// # Errors
-    /// As [`ImageFile::open`].
-    pub fn open_unmapped(path: &Path) -> Result<(AnyImage, File), Error> {
-        let failed = |source| Error::File { path: path.to_path_buf(), source };
-        let (file, _) = open_regular(path).map_err(failed)?;
-        let image = parse(path, &map(&file).map_err(failed)?)?;
-        Ok((image, file))
     }
 
     /// The same of what such a file holds.
@@ -178,10 +161,6 @@ impl ImageFile {
     }
 }
 
-fn parse(path: &Path, bytes: &[u8]) -> Result<AnyImage, Error> {
-    AnyImage::parse(bytes).map_err(|why: ImageError| not_an_image(path, bytes, &why))
-}
-
 /// What `wstate image` prints.
 pub struct Shown {
     /// The image, or what is different.
@@ -228,16 +207,6 @@ fn no_way_on(file: &ImageFile) -> Option<String> {
         ));
     }
     matches!(file.image, AnyImage::ExecutionState(_)).then(|| FRAMES_ONLY.to_string())
-}
-
-/// What else the file may be, and what to do with it.
-fn not_an_image(path: &Path, bytes: &[u8], why: &ImageError) -> Error {
-    let next = match bytes {
-        [0x7f, b'E', b'L', b'F', ..] => "it is an ELF file; of a core: wstate snapshot -c CORE -o FILE makes one",
-        [b'{' | b'[', ..] => "it is text; the image is the file beside it",
-        _ => "wstate snapshot -o FILE makes one; if this was one, it is cut off or changed, or was compressed",
-    };
-    Error::NotFound { what: format!("{} is no image: {why}; {next}", path.display()) }
 }
 
 fn hexdump_of(file: &ImageFile, address: u64, len: u64) -> Result<String, Error> {

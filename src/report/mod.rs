@@ -23,6 +23,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 pub use timing::Timing;
 
+/// A number of things that are called `what`, in words: `1 frame`, `2 frames`.
+pub fn counted(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 /// Version of the JSON document. Grows when a key changes its meaning or goes away, not when one is added.
 pub const SCHEMA_VERSION: u32 = 1;
 

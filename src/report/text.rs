@@ -171,7 +171,7 @@ impl Text<'_> {
             line += &format!(" at {start}-{end}");
         }
         if let Some(n) = module.functions {
-            line += &format!(", {n} function{}", if n == 1 { "" } else { "s" });
+            line += &format!(", {}", super::counted(n, "function"));
         }
         if module.tracked == Some(false) {
             line += ", operand stacks not tracked";
@@ -261,7 +261,7 @@ impl Text<'_> {
             None => (BAD, "end of the stack not known".to_string()),
         };
         if hidden != 0 {
-            text += &format!("; {hidden} other frame{} not shown", if hidden == 1 { "" } else { "s" });
+            text += &format!("; {} not shown", super::counted(hidden as u64, "other frame"));
         }
         if unsure != 0 {
             text += &format!(", {unsure} of them found without unwind information: others may be missing");

@@ -335,7 +335,7 @@ mod tests {
     use super::*;
     use crate::arch::Reg;
     use crate::progress::Silent;
-    use crate::runtime::{GuestKind, Position};
+    use crate::runtime::GuestKind;
     use crate::target::objects::Objects;
     use crate::target::testing::CoreBuilder;
     use crate::unwind::testing::cursor;
@@ -374,23 +374,7 @@ mod tests {
         }
         fn describe(&self, at: &Cursor, _: &dyn Memory) -> Vec<GuestFrame> {
             let Some(module) = self.covers(at.address.lookup()) else { return Vec::new() };
-            let frame = GuestFrame {
-                kind: GuestKind::Wasm,
-                module,
-                function: None,
-                local_function: None,
-                name: None,
-                code_offset: 0,
-                function_offset: None,
-                position: Position::Unknown,
-                operator: None,
-                locals: Ok(Vec::new()),
-                stack: Ok(Vec::new()),
-                variables: Vec::new(),
-                inlined: false,
-                instance: None,
-                notes: Vec::new(),
-            };
+            let frame = GuestFrame::unknown(GuestKind::Wasm, module);
             vec![GuestFrame { inlined: true, ..frame.clone() }, frame]
         }
         fn notes(&self) -> &[String] {

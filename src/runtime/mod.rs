@@ -196,6 +196,29 @@ pub struct GuestFrame {
     pub notes: Vec<String>,
 }
 
+impl GuestFrame {
+    /// A frame in code of `module`, of which nothing else is known.
+    pub fn unknown(kind: GuestKind, module: usize) -> GuestFrame {
+        GuestFrame {
+            kind,
+            module,
+            function: None,
+            local_function: None,
+            name: None,
+            code_offset: 0,
+            function_offset: None,
+            position: Position::Unknown,
+            operator: None,
+            locals: Ok(Vec::new()),
+            stack: Ok(Vec::new()),
+            variables: Vec::new(),
+            inlined: false,
+            instance: None,
+            notes: Vec::new(),
+        }
+    }
+}
+
 /// A compiled module found in the target.
 #[derive(Clone, Debug)]
 pub struct GuestModule {

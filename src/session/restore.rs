@@ -9,18 +9,22 @@
 //! Each step has its way back, and they are taken in reverse order if a later step fails. What is there for good begins
 //! when the thread has its registers.
 
+mod alone;
+mod work;
+
+use self::alone::Own;
+use self::work::{Failed, Work};
 use super::snapshot::{look_around, wasm_run};
 use super::*;
 use crate::arch::Reg;
-use crate::images::{ImageFile, counted};
+use crate::report::counted;
 use crate::runtime::singlepass::ctx;
 use crate::runtime::{GuestInstance, InstanceParts, Why};
 use crate::state::resume::Place;
 use crate::state::{AnyImage, ImageView, KnownRegisters, PointKind, ResumeStack, resume_stack};
 use crate::target::live::held::Held;
-use crate::target::live::inject::Borrowed;
 use nix::sys::signal::{SigSet, SigmaskHow};
-use std::cell::{Cell, OnceCell};
+use std::cell::OnceCell;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -110,27 +114,15 @@ impl Linear {
     }
 }
 
-/// Bytes of stack below the image's frames: as much as the runtime's own has.
-const STACK: u64 = 8 << 20;
 const PAGE: u64 = 0x1000;
 /// Bytes of the image's memory that are in ours at once.
 const CHUNK: u64 = 1 << 20;
 /// More stack than this below a limit is as if there were no limit.
 const MAX_ROOM: u64 = 1 << 30;
-/// Bytes below the words that the oldest frame returns to, of which it takes the first.
-const OUTER: u64 = 16;
-/// Nothing is mapped below: `vm.mmap_min_addr`.
-const LOWEST: u64 = 0x1_0000;
-/// How often a step back is tried.
-const UNDO_ATTEMPTS: usize = 3;
 /// A page of Wasm.
 const WASM_PAGE: u64 = 0x1_0000;
 /// As many as 32 bits address.
 const MAX_WASM_PAGES: u64 = 0x1_0000;
-/// Bytes of a `LocalMemory`: base, bound, and where the object is that keeps the memory.
-const DESCRIPTION: usize = 24;
-/// Bytes of the object that keeps a memory (`memory/static_.rs`, `memory/dynamic.rs`: 48).
-const MEMORY_OBJECT: usize = 48;
 
 /// Puts the image into the process, or says why not; the process is as it was then. Signals are kept back while it is changed,
 /// and until the caller, who knows then what was done, drops `signals` on this thread.
@@ -139,7 +131,7 @@ pub fn restore(options: &Options, wanted: &RestoreOptions, signals: &SignalsLate
     let Source::Pid(pid) = options.source else {
         return Err(refused("only a process can go on from an image".to_string()));
     };
-    let (image, file) = ImageFile::open_unmapped(&wanted.image)?;
+    let (image, file) = image_file::open(&wanted.image)?;
     let AnyImage::Instance(image) = &image else {
         return Err(refused("the image has frames only; an InstanceImage is needed".to_string()));
     };
@@ -172,7 +164,7 @@ pub fn restore(options: &Options, wanted: &RestoreOptions, signals: &SignalsLate
     if done.grown > 0 && !wanted.really && plan.maximum.is_none() {
         done.notes.push(format!(
             "the runtime decides whether the memory grows by {}: what its maximum is, if it has one, is not known before",
-            counted(done.grown as usize, "page")
+            counted(done.grown, "page")
         ));
     }
     let of_thread = |e: String| why(format!("thread {}: {e}", plan.thread.0));
@@ -180,16 +172,7 @@ pub fn restore(options: &Options, wanted: &RestoreOptions, signals: &SignalsLate
         held.can_be_borrowed(plan.thread).map_err(of_thread)?;
     } else {
         let thread = held.borrow(plan.thread).map_err(of_thread)?;
-        let work = Work {
-            plan: &plan,
-            thread,
-            image,
-            memory: &memory,
-            result: wanted.result,
-            count: Cell::new(0),
-            fail_at: wanted.fail_at,
-            fail_back: Cell::new(wanted.fail_back),
-        };
+        let work = Work::new(&plan, thread, image, &memory, wanted);
         let (steps, notes) = work.run().map_err(|e| match e {
             Failed::AsItWas(e) => why(e),
             Failed::Broken(e) => refused(format!("process {pid} is broken and should be ended: {e}")),
@@ -338,84 +321,6 @@ fn plan(
     Ok(Plan { thread: tid, parts, place, limit, maximum, notes })
 }
 
-/// What is replaced: the youngest `run` frames of a thread, and an instance.
-struct Own {
-    thread: ThreadId,
-    run: usize,
-    instance: GuestInstance,
-}
-
-impl Own {
-    /// Whether nobody else is in the middle of something in the instance. Who cannot be looked at may be.
-    fn alone(
-        &self,
-        threads: &[&Thread],
-        stacks: &[Option<Stack>],
-        describe: &dyn Fn(&Cursor) -> Vec<GuestFrame>,
-    ) -> Result<(), String> {
-        for (thread, stack) in threads.iter().zip(stacks) {
-            let tid = thread.id.0;
-            let may_be = |why: &str| format!("{why}, so thread {tid} may be in the same instance");
-            if let Some(why) = &thread.problem {
-                return Err(may_be(why));
-            }
-            let Some(stack) = stack else { return Err(may_be("its registers are not known")) };
-            let replaced = if thread.id == self.thread { self.run } else { 0 };
-            for frame in stack.frames.iter().skip(replaced) {
-                let guests = describe(&frame.cursor);
-                if guests.iter().filter(|g| g.kind == GuestKind::Wasm).any(|g| self.is_in(g)) {
-                    return Err(match thread.id == self.thread {
-                        true => "an older Wasm frame of the thread, whose call into the host has called back, is in the same \
-                                 instance; it would go on with what the image's frames have made of it"
-                            .to_string(),
-                        false => format!(
-                            "thread {tid} is in the same instance; it would go on with a memory and globals that are not its own"
-                        ),
-                    });
-                }
-                if matches!(frame.trust, Trust::FramePointer | Trust::Scan) {
-                    return Err(may_be("frames before native code without unwind information may be missing"));
-                }
-            }
-            match &stack.end {
-                End::Bottom => {}
-                End::Lost(why) => return Err(may_be(&format!("its stack cannot be followed to its end ({why})"))),
-                End::Cycle | End::Limit(_) => return Err(may_be("its stack has no end that can be found")),
-            }
-        }
-        Ok(())
-    }
-
-    fn is_in(&self, frame: &GuestFrame) -> bool {
-        match frame.instance {
-            Some(address) => address == self.instance.address,
-            None => frame.module == self.instance.module,
-        }
-    }
-
-    /// Whether no other instance that is known has the same memory, which one of the two imports then.
-    fn memory_alone(
-        &self,
-        runtime: &dyn Runtime,
-        memory: &dyn Memory,
-        stacks: &[Option<Stack>],
-        parts: &InstanceParts,
-    ) -> Result<(), String> {
-        let Some((base, _)) = parts.memory else { return Ok(()) };
-        let frames = stacks.iter().flatten().flat_map(|s| &s.frames).flat_map(|f| runtime.describe(&f.cursor, memory));
-        let of_frames = frames.filter_map(|f| Some(GuestInstance { module: f.module, address: f.instance? }));
-        let mut others: BTreeSet<GuestInstance> = of_frames.chain(runtime.instances(memory)).collect();
-        others.retain(|i| i.address != self.instance.address && runtime.check_instance(*i, memory).is_ok());
-        let has_it = |other: &&GuestInstance| {
-            runtime.linear_memory(other.module, other.address, 0, memory).is_ok_and(|(theirs, _)| theirs == base)
-        };
-        match others.iter().find(has_it) {
-            Some(other) => Err(format!("the instance at {:#x} has the same memory", other.address)),
-            None => Ok(()),
-        }
-    }
-}
-
 impl Plan {
     /// The image's frames on a stack that ends at `top`.
     fn stack(&self, image: &ImageView, top: u64, memory: &dyn Memory) -> Result<ResumeStack, String> {
@@ -461,8 +366,7 @@ impl Plan {
                 }
                 let most = self.maximum.unwrap_or(MAX_WASM_PAGES).min(MAX_WASM_PAGES);
                 if self.grow_by(memory) > 0 && memory / WASM_PAGE > most {
-                    let (wants, most) =
-                        (counted((memory / WASM_PAGE) as usize, "page"), counted(most as usize, "page"));
+                    let (wants, most) = (counted(memory / WASM_PAGE, "page"), counted(most, "page"));
                     return Err(format!("the image's memory has {wants}, the module's at most {most}"));
                 }
                 let can_grow = self.parts.memory_at.is_some() && self.parts.grow.is_some();
@@ -487,378 +391,9 @@ impl Memory for Nothing {
     }
 }
 
-/// The parts of `from .. from + len`, which must be mapped, as the mappings divide it: first address, bytes.
-fn pieces(mappings: &[Mapping], from: u64, len: u64) -> Result<Vec<(u64, u64)>, String> {
-    let (mut at, end) = (from, from.saturating_add(len));
-    let mut out = Vec::new();
-    for mapping in mappings.iter().skip_while(|m| m.end <= from) {
-        if at < end && mapping.contains(at) {
-            let piece = mapping.end.min(end) - at;
-            out.push((at, piece));
-            at += piece;
-        }
-    }
-    if at == end { Ok(out) } else { Err(format!("nothing is mapped at {at:#x}")) }
-}
-
-/// The highest place for `len` bytes below `limit` that is right below a mapping, but not below a stack that grows.
-fn gap_below(mappings: &[Mapping], limit: u64, len: u64) -> Option<u64> {
-    let before = std::iter::once(0).chain(mappings.iter().map(|m| m.end));
-    let grows = |m: &Mapping| m.path.as_deref() == Some(Path::new("[stack]"));
-    let gaps = before.zip(mappings).filter(|(_, m)| m.start <= limit && !grows(m));
-    let fits = |(end, m): (u64, &Mapping)| m.start.checked_sub(len).filter(|&start| start >= end.max(LOWEST));
-    gaps.filter_map(fits).last()
-}
-
-enum Failed {
-    AsItWas(String),
-    Broken(String),
-}
-
-/// The changes.
-struct Work<'a> {
-    plan: &'a Plan,
-    thread: Borrowed<'a>,
-    image: &'a ImageView,
-    memory: &'a Linear,
-    result: Option<u64>,
-    count: Cell<usize>,
-    fail_at: Option<usize>,
-    fail_back: Cell<usize>,
-}
-
-/// The way back of one step.
-enum Undo {
-    Unmap {
-        address: u64,
-        len: u64,
-    },
-    Move {
-        from: u64,
-        to: u64,
-        len: u64,
-    },
-    Write {
-        address: u64,
-        bytes: Vec<u8>,
-    },
-    /// A memory that was grown: where it was and how large, and the words that said so.
-    Shrink {
-        base: u64,
-        size: u64,
-        words: Vec<(u64, Vec<u8>)>,
-    },
-}
-
-/// What the thread goes on with.
-struct Ready {
-    pc: u64,
-    registers: KnownRegisters,
-    /// The old memory.
-    aside: Option<(u64, u64)>,
-}
-
-const READ_WRITE: u64 = (libc::PROT_READ | libc::PROT_WRITE) as u64;
-const PRIVATE: u64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
-const NO_FILE: u64 = u64::MAX;
-
-impl Work<'_> {
-    fn run(self) -> Result<(usize, Vec<String>), Failed> {
-        let mut undo = Vec::new();
-        let ready = match self.steps(&mut undo) {
-            Ok(ready) => ready,
-            Err(why) => {
-                // What can be put back is, whatever else cannot.
-                let mut errors: Vec<String> =
-                    undo.iter().rev().filter_map(|step| self.undo_surely(step).err()).collect();
-                errors.extend(self.thread.give_back().err());
-                return Err(match errors.is_empty() {
-                    true => Failed::AsItWas(why),
-                    false => Failed::Broken(format!("{why}; on the way back: {}", errors.join("; "))),
-                });
-            }
-        };
-        let mut notes = Vec::new();
-        if let Some((address, len)) = ready.aside
-            && let Err(e) = self.unmap(address, len)
-        {
-            notes.push(format!("the old memory is still mapped at {address:#x}: {e}"));
-        }
-        // The call that unmapped has used the thread's registers.
-        self.thread.set_registers(ready.pc, &ready.registers).map_err(Failed::Broken)?;
-        let count = self.count.get();
-        self.thread.keep().map_err(Failed::Broken)?;
-        Ok((count, notes))
-    }
-
-    /// Every change that has a way back.
-    fn steps(&self, undo: &mut Vec<Undo>) -> Result<Ready, String> {
-        let parts = &self.plan.parts;
-        let needed = self.plan.stack(self.image, 1 << 46, &self.thread)?.words.len() as u64 * 8;
-        let room = self.plan.limit.and_then(|limit| limit.room);
-        let size = (needed.max(room.unwrap_or(0)) + STACK).next_multiple_of(PAGE);
-        let stack = match self.plan.limit {
-            None => self.map(size, READ_WRITE, undo)?,
-            // Later calls on the thread's own stack must not be below the new one's limit.
-            Some(limit) => self.map_below(limit.address, size, undo)?,
-        };
-        self.step()?;
-        self.thread.system_call(libc::SYS_mprotect, [stack, PAGE, 0, 0, 0, 0])?;
-        let top = stack + size - 64;
-
-        let aside = match parts.memory {
-            Some(memory) => self.replace_memory(memory, top, undo)?,
-            None => None,
-        };
-        for (cell, bits) in parts.globals.iter().zip(&self.image.globals) {
-            self.write(cell.address, &bits.to_le_bytes(), undo)?;
-        }
-        if self.plan.limit.is_some() {
-            // The same depth of calls as on the thread's own stack.
-            let lowest = room.map_or(stack + WASM_PAGE, |room| top - OUTER - room);
-            self.write(parts.vmctx + ctx::STACK_LOWER_BOUND, &lowest.to_le_bytes(), undo)?;
-        }
-        let built = self.plan.stack(self.image, top, &self.thread)?;
-        let words: Vec<u8> = built.words.iter().flat_map(|w| w.to_le_bytes()).collect();
-        self.step()?;
-        self.thread.write(built.start, &words)?;
-
-        let mut registers = built.registers;
-        if built.kind == PointKind::Call {
-            for reg in [Reg::RAX, Reg::XMM0] {
-                registers.0[reg.index()] = self.result;
-            }
-        }
-        self.step()?;
-        self.thread.set_registers(built.pc(), &registers)?;
-        self.step()?;
-        Ok(Ready { pc: built.pc(), registers, aside })
-    }
-
-    /// Grows the memory to the image's size and puts the image's bytes there; returns where the old ones are.
-    fn replace_memory(
-        &self,
-        (base, size): (u64, u64),
-        stack_top: u64,
-        undo: &mut Vec<Undo>,
-    ) -> Result<Option<(u64, u64)>, String> {
-        let parts = &self.plan.parts;
-        let wanted = self.memory.len;
-        let mut base = base;
-        if let (true, Some(grow), Some(description)) = (wanted > size, parts.grow, parts.memory_at) {
-            let object = self.word(description + 16)?;
-            let context = (parts.vmctx + ctx::MEMORY_BASE, 16);
-            let mut words = Vec::new();
-            for (address, len) in [(object, MEMORY_OBJECT), (description, DESCRIPTION), context] {
-                words.push((address, self.thread.read_vec(address, len).map_err(|e| e.to_string())?));
-            }
-            self.step()?;
-            undo.push(Undo::Shrink { base, size, words });
-            let pages = (wanted - size) / WASM_PAGE;
-            let old = self.thread.call(grow, [parts.vmctx, 0, pages], stack_top & !15)?;
-            if old as i32 == -1 {
-                let pages = counted(pages as usize, "page");
-                return Err(format!("the runtime does not grow the memory by {pages}"));
-            }
-            base = self.word(context.0)?;
-            let now = self.word(context.0 + 8)?;
-            if now != wanted {
-                return Err(format!("the memory has {now} bytes after it was grown, not {wanted}"));
-            }
-            self.step()?;
-        }
-        if wanted == 0 {
-            return Ok(None);
-        }
-        let fresh = self.map(wanted, READ_WRITE, undo)?;
-        self.step()?;
-        self.memory.pages(|at, page| self.thread.write(fresh + at, page))?;
-        // A place and no memory.
-        let aside = self.map(wanted, 0, undo)?;
-        self.relocate(base, aside, wanted, undo)?;
-        self.relocate(fresh, base, wanted, undo)?;
-        self.step()?;
-        Ok(Some((aside, wanted)))
-    }
-
-    fn step(&self) -> Result<(), String> {
-        let count = self.count.replace(self.count.get() + 1);
-        if self.fail_at == Some(count) { Err(format!("step {count} was made to fail")) } else { Ok(()) }
-    }
-
-    fn word(&self, address: u64) -> Result<u64, String> {
-        self.thread.read_u64(address).map_err(|e| e.to_string())
-    }
-
-    fn map(&self, len: u64, access: u64, undo: &mut Vec<Undo>) -> Result<u64, String> {
-        self.step()?;
-        let flags = if access == 0 { PRIVATE | libc::MAP_NORESERVE as u64 } else { PRIVATE };
-        let address = self.thread.system_call(libc::SYS_mmap, [0, len, access, flags, NO_FILE, 0]);
-        let address = address.map_err(|e| format!("{len} bytes cannot be mapped: {e}"))?;
-        undo.push(Undo::Unmap { address, len });
-        Ok(address)
-    }
-
-    /// As [`Work::map`], at addresses below `limit`.
-    fn map_below(&self, limit: u64, len: u64, undo: &mut Vec<Undo>) -> Result<u64, String> {
-        let mappings = self.thread.mappings().map_err(|e| format!("its mappings cannot be read: {e}"))?;
-        let wanted = gap_below(&mappings, limit, len);
-        let wanted = wanted.ok_or_else(|| format!("there is no place for {len} bytes of stack below {limit:#x}"))?;
-        self.step()?;
-        let flags = PRIVATE | libc::MAP_FIXED_NOREPLACE as u64;
-        let address = self.thread.system_call(libc::SYS_mmap, [wanted, len, READ_WRITE, flags, NO_FILE, 0]);
-        let address = address.map_err(|e| format!("{len} bytes cannot be mapped at {wanted:#x}: {e}"))?;
-        undo.push(Undo::Unmap { address, len });
-        // Before Linux 4.17 it is a wish.
-        if address == wanted { Ok(address) } else { Err(format!("{len} bytes cannot be mapped at {wanted:#x}")) }
-    }
-
-    fn unmap(&self, address: u64, len: u64) -> Result<(), String> {
-        self.thread.system_call(libc::SYS_munmap, [address, len, 0, 0, 0, 0]).map(|_| ())
-    }
-
-    /// Moves pages to where others may be, with the way back.
-    fn relocate(&self, from: u64, to: u64, len: u64, undo: &mut Vec<Undo>) -> Result<(), String> {
-        for (piece, len) in self.pieces(from, len)? {
-            let there = to.wrapping_add(piece.wrapping_sub(from));
-            self.step()?;
-            self.remap(piece, there, len)?;
-            undo.push(Undo::Move { from: there, to: piece, len });
-        }
-        Ok(())
-    }
-
-    /// What is mapped from `from` on, each mapping by itself: before Linux 6.17 no call moves more than one.
-    fn pieces(&self, from: u64, len: u64) -> Result<Vec<(u64, u64)>, String> {
-        pieces(&self.thread.mappings().map_err(|e| format!("its mappings cannot be read: {e}"))?, from, len)
-    }
-
-    fn remap(&self, from: u64, to: u64, len: u64) -> Result<(), String> {
-        let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
-        let moved = self.thread.system_call(libc::SYS_mremap, [from, len, len, flags, to, 0]);
-        moved.map(|_| ()).map_err(|e| format!("{len} bytes at {from:#x} cannot be moved to {to:#x}: {e}"))
-    }
-
-    /// Takes access and content from pages.
-    fn reserve(&self, address: u64, len: u64) -> Result<(), String> {
-        let flags = PRIVATE | libc::MAP_FIXED as u64;
-        self.thread.system_call(libc::SYS_mmap, [address, len, 0, flags, NO_FILE, 0]).map(|_| ())
-    }
-
-    fn write(&self, address: u64, bytes: &[u8], undo: &mut Vec<Undo>) -> Result<(), String> {
-        let old = self.thread.read_vec(address, bytes.len()).map_err(|e| e.to_string())?;
-        self.step()?;
-        undo.push(Undo::Write { address, bytes: old });
-        self.thread.write(address, bytes)
-    }
-
-    /// Tries more than once: for an instant there may be no memory for it.
-    fn undo_surely(&self, step: &Undo) -> Result<(), String> {
-        (1..UNDO_ATTEMPTS).find_map(|_| self.undo(step).ok()).map_or_else(|| self.undo(step), Ok)
-    }
-
-    fn undo(&self, step: &Undo) -> Result<(), String> {
-        if let Some(left) = self.fail_back.get().checked_sub(1) {
-            self.fail_back.set(left);
-            return Err("a way back was made to fail".to_string());
-        }
-        match *step {
-            Undo::Unmap { address, len } => self.unmap(address, len),
-            Undo::Move { from, to, len } => self.remap(from, to, len),
-            Undo::Write { address, ref bytes } => self.thread.write(address, bytes),
-            Undo::Shrink { base, size, ref words } => {
-                let context = self.plan.parts.vmctx + ctx::MEMORY_BASE;
-                let (now, bound) = (self.word(context)?, self.word(context + 8)?);
-                if now != base {
-                    // A dynamic memory: the old mapping, with its guard page, was given up for a larger one.
-                    for (piece, len) in self.pieces(now, size + PAGE)? {
-                        self.remap(piece, base.wrapping_add(piece - now), len)?;
-                    }
-                    self.reserve(base + size, PAGE)?;
-                    self.unmap(now + size + PAGE, bound - size)?;
-                } else if bound > size {
-                    self.reserve(base + size, bound - size)?;
-                }
-                words.iter().try_for_each(|(address, bytes)| self.thread.write(*address, bytes))
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn who_may_be_in_the_instance_is_a_reason_to_refuse() {
-        use crate::unwind::Frame;
-        // By address: native code, Wasm in the instance, in another one, in an unknown one of this module and of another.
-        let describe = |at: &Cursor| {
-            let (module, instance) = match at.address.raw() {
-                1 => (7, Some(0x1000)),
-                2 => (7, Some(0x2000)),
-                3 => (7, None),
-                4 => (8, None),
-                _ => return Vec::new(),
-            };
-            vec![GuestFrame {
-                kind: GuestKind::Wasm,
-                module,
-                function: None,
-                local_function: None,
-                name: None,
-                code_offset: 0,
-                function_offset: None,
-                position: Position::Unknown,
-                operator: None,
-                locals: Ok(Vec::new()),
-                stack: Ok(Vec::new()),
-                variables: Vec::new(),
-                inlined: false,
-                instance,
-                notes: Vec::new(),
-            }]
-        };
-        let stack = |frames: &[(u64, Trust)], end: End| {
-            let frame = |&(pc, trust): &(u64, Trust)| Frame { cursor: crate::unwind::testing::cursor(pc, &[]), trust };
-            Some(Stack { frames: frames.iter().map(frame).collect(), end })
-        };
-        let thread = |id, problem: Option<&str>| Thread {
-            id: ThreadId(id),
-            name: None,
-            registers: crate::arch::Registers::unknown(),
-            fs_base: None,
-            signal: None,
-            problem: problem.map(str::to_string),
-        };
-        let own = Own { thread: ThreadId(5), run: 2, instance: GuestInstance { module: 7, address: 0x1000 } };
-        let alone = |mine: &[u64], other: Option<Stack>, problem: Option<&str>| {
-            let mine: Vec<_> = mine.iter().map(|&pc| (pc, Trust::Runtime)).collect();
-            let (me, them) = (thread(5, None), thread(6, problem));
-            own.alone(&[&me, &them], &[stack(&mine, End::Bottom), other], &describe)
-        };
-        use Trust::{Cfi, FramePointer, Scan};
-        assert_eq!(alone(&[3, 1, 9, 2, 4], stack(&[(9, Cfi), (2, Cfi), (4, Cfi)], End::Bottom), None), Ok(()));
-        for mine in [[1, 1, 9, 1], [1, 1, 9, 3]] {
-            assert!(alone(&mine, stack(&[], End::Bottom), None).unwrap_err().starts_with("an older Wasm frame"));
-        }
-        let lost = || End::Lost(crate::unwind::UnwindError::NoCode { address: 9 });
-        let rows = [
-            (stack(&[(9, Cfi), (1, Cfi)], End::Bottom), None, "thread 6 is in the same instance"),
-            (stack(&[(9, Cfi), (3, Cfi)], End::Bottom), None, "thread 6 is in the same instance"),
-            (stack(&[], End::Bottom), Some("it sleeps"), "it sleeps, so thread 6 may be"),
-            (None, None, "its registers are not known, so thread 6 may be"),
-            (stack(&[(9, FramePointer)], End::Bottom), None, "frames before native code"),
-            (stack(&[(9, Scan)], End::Bottom), None, "frames before native code"),
-            (stack(&[(9, Cfi)], lost()), None, "its stack cannot be followed to its end (0x9 is in no code"),
-            (stack(&[(9, Cfi)], End::Cycle), None, "its stack has no end"),
-            (stack(&[(9, Cfi)], End::Limit(1)), None, "its stack has no end"),
-        ];
-        for (other, problem, why) in rows {
-            let said = alone(&[1, 1], other, problem).unwrap_err();
-            assert!(said.starts_with(why), "{said}");
-        }
-    }
 
     #[test]
     fn a_stack_limit_leaves_room() {
@@ -878,29 +413,6 @@ mod tests {
         assert!(own(0xf0000, 0xff000) && own(0xe0000, 0xff000) && own(0x90000, 0x9ff00) && own(1, 0x9ff00));
         // In an earlier restore's, and in another one.
         assert!(!own(0x48000, 0xff000) && !own(0x9ffff, 0xff000) && !own(0x48000, 0x9ff00));
-    }
-
-    #[test]
-    fn a_stack_goes_below_a_limit_and_not_below_a_stack_that_grows() {
-        let text = b"40000-50000 rw-p 0 0:0 0\n90000-a0000 rw-p 0 0:0 0\nc0000-d0000 rw-p 0 0:0 0\n\
-            f0000-100000 rw-p 0 0:0 0 [stack]\n";
-        let maps = crate::target::live::parse_maps(text);
-        assert_eq!(gap_below(&maps, 0xf8000, 0x10000), Some(0xb0000));
-        assert_eq!(gap_below(&maps, 0xbffff, 0x10000), Some(0x80000));
-        assert_eq!(gap_below(&maps, 0xf8000, 0x30000), Some(0x60000));
-        assert_eq!(gap_below(&maps, 0x45000, 0x30000), Some(0x10000));
-        assert_eq!((gap_below(&maps, 0xf8000, 0x50000), gap_below(&maps, 0x100, 0x1000)), (None, None));
-    }
-
-    #[test]
-    fn each_mapping_is_a_piece() {
-        let text = b"1000-3000 rw-p 0 0:0 0\n3000-4000 rw-p 0 0:0 0\n4000-9000 ---p 0 0:0 0\na000-b000 rw-p 0 0:0 0\n";
-        let maps = crate::target::live::parse_maps(text);
-        assert_eq!(maps.len(), 4);
-        assert_eq!(pieces(&maps, 0x2000, 0x4000).unwrap(), [(0x2000, 0x1000), (0x3000, 0x1000), (0x4000, 0x2000)]);
-        assert_eq!(pieces(&maps, 0x3000, 0x1000).unwrap(), [(0x3000, 0x1000)]);
-        assert!(pieces(&maps, 0x8000, 0x3000).unwrap_err().ends_with("at 0x9000"));
-        assert!(pieces(&maps, 0, 0x2000).is_err() && pieces(&maps, 0xa000, 0x2000).is_err());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `--settle`: one thread is stepped to where more is known of it.
 
 use super::*;
+use crate::report::counted;
 use crate::target::live::{Refusal, SettleReport, Settled, Verdict};
 
 /// What could be done about a thread that is between two points.
@@ -159,8 +160,7 @@ pub(super) fn snapshot_note(tid: ThreadId, settled: SettleReport, behind_call: b
 }
 
 fn stepped(tid: ThreadId, steps: usize) -> String {
-    let plural = if steps == 1 { "" } else { "s" };
-    format!("thread {} was stepped {steps} instruction{plural}", tid.0)
+    format!("thread {} was stepped {}", tid.0, counted(steps as u64, "instruction"))
 }
 
 fn broken_off(done: &str, signal: i32) -> String {

@@ -1,5 +1,4 @@
 //! Names and source positions.
 
-mod excerpt;
 pub mod native;
 pub mod wasm;

@@ -164,16 +164,14 @@ impl Runtime for Singlepass {
     }
 
     fn reach(&self, memory: &dyn Memory) -> Box<dyn Fn(u64) -> Reach + Send> {
-        let modules: Vec<_> = self.modules.iter().map(|m| (m.code, m.map.all(memory).ok().cloned())).collect();
         // With full preemption there is one in each function's header at least.
         let preempted = |map: &ModuleStateMap| map.local_functions.values().any(|f| !f.loop_offsets.is_empty());
-        let modules: Vec<_> = modules
-            .into_iter()
-            .map(|(code, map)| {
-                let only = !map.as_deref().is_some_and(preempted);
-                (code, map, only)
-            })
-            .collect();
+        let of = |module: &Module| {
+            let map = module.map.all(memory).ok().cloned();
+            let only = !map.as_deref().is_some_and(preempted);
+            (module.code, map, only)
+        };
+        let modules: Vec<_> = self.modules.iter().map(of).collect();
         Box::new(move |pc| {
             let Some((code, map, only)) = modules.iter().find(|(code, ..)| code.0 <= pc && pc < code.1) else {
                 return Reach::Outside;

@@ -146,21 +146,9 @@ pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dy
     };
     let function = code.functions.at(offset);
     let mut base = GuestFrame {
-        kind: GuestKind::Trampoline,
-        module: code.first + code.module_at(address),
-        function: None,
-        local_function: None,
-        name: None,
         code_offset: raw,
         function_offset: function.map(|f| raw.saturating_sub(u64::from(f.start))),
-        position: Position::Unknown,
-        operator: None,
-        locals: Ok(Vec::new()),
-        stack: Ok(Vec::new()),
-        variables: Vec::new(),
-        inlined: false,
-        instance: None,
-        notes: Vec::new(),
+        ..GuestFrame::unknown(GuestKind::Trampoline, code.first + code.module_at(address))
     };
     if let Some(why) = is_another_file(runtime, code, at, memory) {
         base.name = Some(("code that is not here (wasmtime)".into(), "code image"));

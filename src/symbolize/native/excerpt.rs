@@ -11,7 +11,7 @@
 //! all others                    runs of them become one unit of types, which readers of addresses pass over
 //! ```
 
-use super::native::Slice;
+use super::dwarf::Slice;
 use gimli::{
     Abbreviation, AttributeSpecification, AttributeValue, DebugInfoOffset, Section as _, UnitHeader, UnitOffset,
 };

@@ -1,0 +1,37 @@
+//! Files with images, as they are read again.
+
+use crate::error::Error;
+use crate::state::{AnyImage, ImageError};
+use crate::target::memory::{map, open_regular};
+use std::fs::File;
+use std::path::Path;
+
+/// The image that the bytes of a file are.
+///
+/// # Errors
+/// They are none: why, and what else they may be.
+pub fn parse(path: &Path, bytes: &[u8]) -> Result<AnyImage, Error> {
+    AnyImage::parse(bytes).map_err(|why| not_an_image(path, bytes, &why))
+}
+
+/// The image in a file, and the file, from which the memory is to be read: a map ends this program by SIGBUS when somebody
+/// shortens the file, which must not be in the middle of a change.
+///
+/// # Errors
+/// No such file, or no image in it.
+pub(super) fn open(path: &Path) -> Result<(AnyImage, File), Error> {
+    let failed = |source| Error::File { path: path.to_path_buf(), source };
+    let (file, _) = open_regular(path).map_err(failed)?;
+    let image = parse(path, &map(&file).map_err(failed)?)?;
+    Ok((image, file))
+}
+
+/// What else the file may be, and what to do with it.
+fn not_an_image(path: &Path, bytes: &[u8], why: &ImageError) -> Error {
+    let next = match bytes {
+        [0x7f, b'E', b'L', b'F', ..] => "it is an ELF file; of a core: wstate snapshot -c CORE -o FILE makes one",
+        [b'{' | b'[', ..] => "it is text; the image is the file beside it",
+        _ => "wstate snapshot -o FILE makes one; if this was one, it is cut off or changed, or was compressed",
+    };
+    Error::NotFound { what: format!("{} is no image: {why}; {next}", path.display()) }
+}

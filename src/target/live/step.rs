@@ -1,0 +1,328 @@
+//! One thread makes single steps; and what of their ends, and of signals that come meanwhile, is whose.
+
+use super::*;
+
+/// What the caller of [`LiveTarget::settle`] says about the instruction that would be executed next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// A point: stop here.
+    Point,
+    /// Code that can be stepped through.
+    Step,
+    /// Not the caller's code (a callee, the runtime): do not step any further.
+    Outside,
+}
+
+/// How [`LiveTarget::settle`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// At a point.
+    Point,
+    /// At an instruction that is outside.
+    Left,
+    /// After the given number of steps.
+    Limit,
+    /// At a signal that the process does not ignore, which is delivered when the thread runs on.
+    Signal(i32),
+    /// Stepping was not possible: the reason.
+    Refused(Refusal),
+}
+
+/// Why a thread could not be stepped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Nothing is known of where it is.
+    #[error("its registers cannot be read")]
+    Registers,
+    /// By job control.
+    #[error("the process is stopped")]
+    Stopped,
+    /// Where it may stay for ever.
+    #[error("the thread is in a system call")]
+    SystemCall,
+    /// `PTRACE_SINGLESTEP` failed.
+    #[error("the kernel refuses to step it")]
+    Kernel,
+    /// It has ended, or does not answer.
+    #[error("the thread ended or did not stop again")]
+    Gone,
+    /// A step had to be interrupted.
+    #[error("a step did not end")]
+    NoEnd,
+}
+
+/// What [`LiveTarget::settle`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SettleReport {
+    /// Instructions executed.
+    pub steps: usize,
+    /// How it ended.
+    pub outcome: Settled,
+}
+
+impl SettleReport {
+    /// Whether the thread is at a point now.
+    pub fn reached(&self) -> bool {
+        self.outcome == Settled::Point
+    }
+}
+
+impl Stop {
+    /// Whether it tells that a single step has ended.
+    pub(super) fn is_step(&self) -> bool {
+        self.held == libc::SIGTRAP && SignalInfo::of(self.tid).is_ok_and(|info| info.is_step())
+    }
+
+    /// Whether a step that was begun can go on behind this stop: one of the kernel's own, which SIGCONT makes and which
+    /// comes before any signal, or at a signal without effect. A process that is stopped makes no step, but ends one.
+    pub(super) fn is_passing(&self, pid: u32) -> bool {
+        match self.held {
+            0 => !self.group_stop || is_queued(self.tid, SignalInfo::is_step),
+            libc::SIGTRAP => false,
+            signal => is_ignored(pid, signal),
+        }
+    }
+}
+
+impl Stopped {
+    pub(super) fn step(
+        &mut self,
+        tid: ThreadId,
+        max_steps: usize,
+        verdict: &mut (dyn FnMut(u64, &dyn Memory) -> Verdict + Send),
+    ) -> Result<SettleReport, Error> {
+        // A step that takes longer is a system call.
+        const STEP_TIMEOUT: Duration = Duration::from_millis(500);
+        let pid = self.pid;
+        let source = Source { tid: self.reader(), mem: File::open(format!("/proc/{pid}/task/{}/mem", tid.0)).ok() };
+        let Some(thread) = self.threads.iter_mut().find(|t| t.tid as u32 == tid.0) else {
+            return Err(Error::NotFound { what: format!("process {pid} has no thread {} that can be stepped", tid.0) });
+        };
+        let mut steps = 0;
+        let (mut stepping, mut again) = (false, None);
+        let outcome = loop {
+            let mut regs = [0; USER_REGS_WORDS * 8];
+            match get_regset(thread.tid, libc::NT_PRSTATUS, &mut regs) {
+                Ok(n) if n == regs.len() => {}
+                _ => break Settled::Refused(Refusal::Registers),
+            }
+            let pc = Reg::RIP.info().user_regs.map_or(0, |i| word(&regs, i));
+            match verdict(pc, &source) {
+                Verdict::Point => break Settled::Point,
+                Verdict::Outside => break Settled::Left,
+                Verdict::Step => {}
+            }
+            if thread.held != 0 {
+                break Settled::Signal(thread.held);
+            }
+            if thread.group_stop {
+                break Settled::Refused(Refusal::Stopped);
+            }
+            // Resuming would restart the system call and perhaps never come back.
+            if steps == 0 && word(&regs, USER_REGS_ORIG_RAX) as i64 >= 0 {
+                break Settled::Refused(Refusal::SystemCall);
+            }
+            if steps >= max_steps {
+                break Settled::Limit;
+            }
+            if ptrace(libc::PTRACE_SINGLESTEP, thread.tid, 0, 0).is_err() {
+                break Settled::Refused(Refusal::Kernel);
+            }
+            stepping = true;
+            let begin = Instant::now();
+            let mut interrupted = false;
+            // The stop after a step is consumed: it is a SIGTRAP that must not reach the process if we die now.
+            let next = loop {
+                match stop_of(thread.tid, false) {
+                    Wait::Running if begin.elapsed() > STEP_TIMEOUT && !interrupted => {
+                        interrupted = true;
+                        let _ = ptrace(libc::PTRACE_INTERRUPT, thread.tid, 0, 0);
+                    }
+                    Wait::Running if begin.elapsed() > STEP_TIMEOUT * 4 => break None,
+                    Wait::Running => std::thread::yield_now(),
+                    Wait::Gone => break None,
+                    // What is told before the step's own stop and is no end of it: if the instruction is done already,
+                    // its SIGTRAP comes next, without another one.
+                    Wait::Stopped(stop) if !interrupted && begin.elapsed() <= STEP_TIMEOUT && stop.is_passing(pid) => {
+                        thread.group_stop = stop.group_stop;
+                        if ptrace(libc::PTRACE_SINGLESTEP, stop.tid, 0, 0).is_err() {
+                            break Some(stop);
+                        }
+                    }
+                    Wait::Stopped(stop) => break Some(stop),
+                }
+            };
+            match next {
+                None => {
+                    self.threads.retain(|t| t.tid as u32 != tid.0);
+                    break Settled::Refused(Refusal::Gone);
+                }
+                Some(stop) if stop.is_step() && is_to_restart(stop.tid) => break Settled::Refused(Refusal::NoEnd),
+                Some(stop) if stop.is_step() => steps += 1,
+                Some(stop) => {
+                    let (held, group_stop) = (stop.held, stop.group_stop);
+                    // This stop is consumed, too: the signal goes back to the kernel, and comes again.
+                    again = SignalInfo::of(stop.tid).ok().filter(|info| held != 0 && !info.recurs());
+                    *thread = stop;
+                    break match held {
+                        0 if group_stop => Settled::Refused(Refusal::Stopped),
+                        0 => Settled::Refused(Refusal::NoEnd),
+                        signal => Settled::Signal(signal),
+                    };
+                }
+            }
+        };
+        if let Some(thread) = self.threads.iter_mut().find(|t| t.tid as u32 == tid.0 && stepping) {
+            // Reported as about to come, whoever keeps it: a stop like this one has no use for it.
+            let held = thread.held;
+            match end_stepping(thread.tid) {
+                Ok(stop) => *thread = Stop { held: if stop.held == 0 { held } else { stop.held }, ..stop },
+                Err(e) => return Err(Error::Attach { pid, why: format!("thread {} after its steps: {e}", tid.0) }),
+            }
+            if let Some(info) = again {
+                info.send_again(pid, thread.tid);
+            }
+        }
+        Ok(SettleReport { steps, outcome })
+    }
+}
+
+/// Ends the single-step mode of a thread that stands. The mode outlives us, and only `PTRACE_CONT` and a detach end it; the
+/// interrupt that is there already stops the thread before its next instruction. The signal that it stands for is dropped,
+/// and so is a last step's SIGTRAP that has not been told yet: nobody but a tracer has a use for it.
+pub(super) fn end_stepping(tid: libc::pid_t) -> std::io::Result<Stop> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let before = pc(tid)?;
+    let begin = Instant::now();
+    loop {
+        // An interrupt would be told first. A step, in case that what is queued does not stop it.
+        let queued = is_queued(tid, SignalInfo::is_step);
+        if queued {
+            ptrace(libc::PTRACE_SINGLESTEP, tid, 0, 0)?;
+        } else {
+            ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0)?;
+            ptrace(libc::PTRACE_CONT, tid, 0, 0)?;
+        }
+        let stop = loop {
+            match stop_of(tid, !queued) {
+                Wait::Stopped(stop) if pc(tid)? == before => break stop,
+                Wait::Stopped(_) => return Err(std::io::Error::other("it has gone on")),
+                Wait::Gone => return Err(std::io::Error::other("it has ended")),
+                Wait::Running if begin.elapsed() > PATIENCE => return Err(std::io::Error::other("it does not stop")),
+                Wait::Running => std::thread::yield_now(),
+            }
+        };
+        if !stop.is_step() && (!queued || stop.held != 0) {
+            return Ok(stop);
+        }
+    }
+}
+
+/// Whether a signal of which `is` holds waits for this very thread, which stands.
+pub(super) fn is_queued(tid: libc::pid_t, is: impl Fn(&SignalInfo) -> bool) -> bool {
+    const BATCH: usize = 16;
+    // The kernel counts its queue from the start for each signal that it shows.
+    let pending = status_mask(&format!("/proc/{tid}/status"), "SigPnd");
+    if pending.is_some_and(|mask| SYNCHRONOUS.iter().all(|s| mask >> (s - 1) & 1 == 0)) {
+        return false;
+    }
+    let mut off = 0;
+    loop {
+        let mut infos = [[0u64; 16]; BATCH];
+        let args = libc::ptrace_peeksiginfo_args { off, flags: 0, nr: BATCH as i32 };
+        let shown =
+            ptrace(libc::PTRACE_PEEKSIGINFO, tid, &raw const args as usize, infos.as_mut_ptr() as usize).is_ok();
+        let infos = infos.map(SignalInfo);
+        if shown && infos.iter().any(&is) {
+            return true;
+        }
+        // Signal 0 is none: the end.
+        if !shown || infos.iter().any(|info| info.signal() == 0) {
+            return false;
+        }
+        off += BATCH as u64;
+    }
+}
+
+/// Whether the thread stands in a system call that was interrupted and that it makes anew when it goes on.
+fn is_to_restart(tid: libc::pid_t) -> bool {
+    // ERESTARTSYS to ERESTART_RESTARTBLOCK, which only tracers see.
+    const RESTARTS: std::ops::RangeInclusive<i64> = -516..=-512;
+    let mut regs = [0; USER_REGS_WORDS * 8];
+    let read = get_regset(tid, libc::NT_PRSTATUS, &mut regs).is_ok();
+    let result = Reg::RAX.info().user_regs.map_or(0, |i| word(&regs, i) as i64);
+    read && word(&regs, USER_REGS_ORIG_RAX) as i64 >= 0 && RESTARTS.contains(&result)
+}
+
+/// Whether a signal does nothing to the process: by default, or because the process ignores it. The kernel does not even
+/// send these, but for a tracer.
+fn is_ignored(pid: u32, signal: i32) -> bool {
+    const BY_DEFAULT: [i32; 4] = [libc::SIGCONT, libc::SIGCHLD, libc::SIGWINCH, libc::SIGURG];
+    let status = format!("/proc/{pid}/status");
+    let has = |key| status_mask(&status, key).map(|mask| mask >> (signal - 1) & 1 != 0);
+    has("SigCgt") == Some(false) && (BY_DEFAULT.contains(&signal) || has("SigIgn") == Some(true))
+}
+
+fn status_mask(path: &str, key: &str) -> Option<u64> {
+    u64::from_str_radix(&status_field(path, key)?, 16).ok()
+}
+
+fn pc(tid: libc::pid_t) -> std::io::Result<u64> {
+    let mut regs = [0; USER_REGS_WORDS * 8];
+    get_regset(tid, libc::NT_PRSTATUS, &mut regs)?;
+    Ok(Reg::RIP.info().user_regs.map_or(0, |i| word(&regs, i)))
+}
+
+/// Signals by which faults and steps are told.
+pub(super) const SYNCHRONOUS: [i32; 6] =
+    [libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGSYS];
+
+/// A `siginfo_t`, which itself holds pointers of the other process and cannot go from thread to thread.
+pub(super) struct SignalInfo([u64; 16]);
+
+impl SignalInfo {
+    /// Of the signal that a thread stands for.
+    pub fn of(tid: libc::pid_t) -> std::io::Result<SignalInfo> {
+        const { assert!(size_of::<SignalInfo>() == size_of::<libc::siginfo_t>()) };
+        let mut info = SignalInfo([0; 16]);
+        ptrace(libc::PTRACE_GETSIGINFO, tid, 0, info.0.as_mut_ptr() as usize)?;
+        Ok(info)
+    }
+
+    // `si_signo`, `si_errno`, `si_code` come first, 4 bytes each.
+    pub fn signal(&self) -> i32 {
+        self.0[0] as i32
+    }
+
+    pub fn code(&self) -> i32 {
+        self.0[1] as i32
+    }
+
+    /// Whether it says that a single step has ended: TRAP_TRACE, and TRAP_BRKPT behind a system call.
+    pub fn is_step(&self) -> bool {
+        self.signal() == libc::SIGTRAP && [libc::TRAP_TRACE, libc::TRAP_BRKPT].contains(&self.code())
+    }
+
+    /// Whether the kernel tells of what the thread itself did, which it does with a positive code: people send signals with
+    /// others.
+    pub fn is_own(&self) -> bool {
+        SYNCHRONOUS.contains(&self.signal()) && self.code() > 0
+    }
+
+    /// Whether the signal comes from the thread's next instruction, and so comes again.
+    pub fn recurs(&self) -> bool {
+        [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE].contains(&self.signal()) && self.code() > 0
+    }
+
+    /// Sends a thread the signal that it was about to get, with what came with it as far as the kernel allows: it does not
+    /// let anybody speak in its own or in kill(2)'s name.
+    pub fn send_again(&self, pid: u32, tid: libc::pid_t) {
+        let signal = self.signal();
+        // SAFETY: the kernel reads a siginfo_t, which has this size, and nothing else.
+        let sent = unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, pid, tid, signal, self.0.as_ptr()) };
+        if sent != 0 {
+            // SAFETY: tgkill touches no memory.
+            unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, signal) };
+        }
+    }
+}
