@@ -381,6 +381,9 @@ fn print(show: &Show, options: &session::Options, format: Format, output: &mut O
         Format::Image => outcome.image.ok_or_else(|| missing("no image"))?,
     };
     output.put(&bytes)?;
+    if let Some(hint) = outcome.hint {
+        let _ = writeln!(io::stderr().lock(), "hint: {hint}");
+    }
     if let Some(timing) = timing {
         let timing = Timing { printing_ms: Some(milliseconds(found.elapsed())), ..timing };
         let _ = writeln!(io::stderr().lock(), "wstate: timing: {timing}");

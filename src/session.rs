@@ -143,6 +143,8 @@ pub struct Outcome {
     pub image: Option<Vec<u8>>,
     /// Whether a file that the user named was not used because it does not fit; `report.notes` has the reason.
     pub refused: bool,
+    /// What would tell more. Not part of the answer, which is the same for a process and its core.
+    pub hint: Option<&'static str>,
 }
 
 /// Answers a question.
@@ -528,7 +530,12 @@ pub fn analyse_target(
         symbolizing_ms: milliseconds(began.elapsed() - walked),
         ..Timing::default()
     });
-    Ok(Outcome { report, classic, image, refused })
+    // Stepping helps where a thread itself is between two points, not where it has called from.
+    let youngest = report.threads.iter().filter_map(|t| t.frames.first());
+    let between = youngest.filter_map(|f| f.stack_why.as_deref()).any(|why| why == BETWEEN_POINTS);
+    let hint = (between && Stepping::of(target, options) == Stepping::Possible)
+        .then_some("--settle steps a thread on to where its operand stack is known");
+    Ok(Outcome { report, classic, image, refused, hint })
 }
 
 /// The image of the chosen thread, or of the only thread that runs Wasm.

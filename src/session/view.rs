@@ -226,10 +226,6 @@ impl View<'_> {
         if self.options.values {
             (base.locals, base.locals_why) = report::Value::list(&guest.locals);
             (base.stack, base.stack_why) = report::Value::list(&guest.stack);
-            let between = base.stack_why.as_ref().filter(|why| *why == BETWEEN_POINTS && base.index == Some(0));
-            if let (Some(why), Stepping::Possible) = (between, Stepping::of(self.target, self.options)) {
-                base.stack_why = Some(format!("{why} (--settle steps to the next one)"));
-            }
             base.variables = guest.variables.iter().map(report::Variable::new).collect();
         }
         base
