@@ -457,7 +457,10 @@ fn a_signal_to_wstate_waits_until_the_process_is_whole() {
             let host = setting.start(&["watch"], &[]);
             let before = untouched(&host);
             let pid = host.pid().to_string();
-            let mut command = support::wstate_command(&["restore", &pid, image.to_str().expect("text"), "--yes"]);
+            let restore = support::wstate_command(&["restore", &pid, image.to_str().expect("text"), "--yes"]);
+            // What a shell starts beside itself ignores SIGINT.
+            let mut command = std::process::Command::new("env");
+            command.arg("--default-signal").arg(restore.get_program()).args(restore.get_args()).stdin(Stdio::null());
             let mut restoring = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("wstate starts");
             // From before the process is held until all is told.
             while !waits(restoring.id(), signal) && restoring.try_wait().expect("a child").is_none() {}
