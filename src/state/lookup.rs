@@ -9,6 +9,7 @@ use super::codec::decode_borsh_prefix_of;
 use super::model::{FunctionStateMap, ModuleStateMap};
 use crate::limits;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// Reads up to `buf.len()` bytes of the encoding from an offset; returns how many.
 pub type ReadEncoded<'a> = dyn Fn(u64, &mut [u8]) -> usize + 'a;
@@ -16,8 +17,10 @@ pub type ReadEncoded<'a> = dyn Fn(u64, &mut [u8]) -> usize + 'a;
 /// Bytes of the number of functions, of a key, of the size behind all functions.
 const COUNT: u64 = 4;
 const KEY: u64 = 8;
-/// Bytes in which a record is looked for at first, and of a record that are decoded at first.
-const WINDOW: u64 = 64 << 10;
+/// Bytes in which a record is looked for at first.
+const WINDOW: u64 = 16 << 10;
+/// Bytes of a record that are decoded at first; most have less.
+const RECORD: u64 = 8 << 10;
 /// Records that are decoded one after the other rather than looked for.
 const NEAR: usize = 4;
 
@@ -67,46 +70,62 @@ impl EncodedMap {
     fn find(&self, number: usize, known: &mut Known, read: &ReadEncoded<'_>) -> Result<FunctionStateMap, String> {
         known.insert(0, COUNT);
         let mut window = WINDOW;
-        for _ in 0..limits::MAX_RECORD_WINDOWS {
+        for round in 0..limits::MAX_RECORD_WINDOWS {
             let Some((&below, &from)) = known.range(..=number).next_back() else { break };
             if number - below <= NEAR || window > limits::MAX_RECORD_BYTES {
                 return self.forward(below, from, number, known, read);
             }
             let above = known.range(number + 1..).next();
             let (above, to) = above.map_or((self.starts.len(), self.end), |(&n, &at)| (n, at));
-            // Where it is if all are equally long; a little before, so that the window has one to begin with.
-            let share = (number - below) as u128 * u128::from(to.saturating_sub(from)) / (above - below).max(1) as u128;
-            let guess = from + share as u64;
+            let bytes = to.saturating_sub(from);
+            let share = match round % 2 {
+                // Where it is if all are equally long.
+                0 => ((number - below) as u128 * u128::from(bytes) / (above - below).max(1) as u128) as u64,
+                // They are not: guesses like that would come closer by a little each time.
+                _ => bytes / 2,
+            };
+            let guess = from + share;
+            // A little before, so that the window has one to begin with.
             let at = guess.saturating_sub(window / 2).max(from + 1);
             let mut bytes = vec![0; window.min(to.saturating_sub(at)) as usize];
             let got = read(at, &mut bytes);
             let bytes = &bytes[..got];
-            // One that is not whole in the window is not read on for: it may be none.
-            let found = self.records(bytes).find_map(|(offset, candidate)| {
-                let inside = below < candidate && candidate < above;
-                let whole = inside && self.decode(candidate, &bytes[offset..]).is_ok();
-                whole.then_some((candidate, at + offset as u64))
-            });
-            match found {
-                Some((candidate, at)) => {
-                    known.insert(candidate, at);
-                    window = WINDOW;
-                }
-                None => window *= 4,
-            }
+            let found = self.neighbours(number, below..above, bytes);
+            window = if found.is_empty() { window * 4 } else { WINDOW };
+            known.extend(found.into_iter().map(|(candidate, offset)| (candidate, at + offset as u64)));
         }
         Err("its record was not found in the encoded state map".into())
     }
 
-    /// Places in `bytes` where a record's key may be, with the function's number.
-    fn records<'b>(&'b self, bytes: &'b [u8]) -> impl Iterator<Item = (usize, usize)> + 'b {
-        let keys = bytes.windows(KEY as usize).enumerate();
-        // Small numbers are everywhere in a map; the first function is known anyway.
-        let keys = keys.filter(|(_, key)| key[4..] == [0; 4] && key[..4] != [0; 4]);
-        keys.filter_map(|(offset, key)| {
+    /// The records in `bytes` that are next to `number`'s, at most one on each side or the one itself, of those strictly
+    /// between two functions: their numbers and where they begin.
+    fn neighbours(&self, number: usize, between: Range<usize>, bytes: &[u8]) -> Vec<(usize, usize)> {
+        let mut candidates: Vec<(usize, usize)> = self.records(between, bytes).collect();
+        candidates.sort_unstable();
+        let (before, after) = candidates.split_at(candidates.partition_point(|&(candidate, _)| candidate <= number));
+        // One that is not whole in the window is not read on for: it may be none.
+        let whole = |&&(candidate, offset): &&(usize, usize)| self.decode(candidate, &bytes[offset..]).is_ok();
+        let mut found: Vec<_> = before.iter().rev().find(whole).into_iter().copied().collect();
+        // Where one is near enough the other side is of no use.
+        if found.first().is_none_or(|&(candidate, _)| number - candidate > NEAR) {
+            found.extend(after.iter().find(whole));
+        }
+        found
+    }
+
+    /// The functions strictly between two whose records may begin in `bytes`: their numbers and where their keys are.
+    fn records<'b>(&'b self, between: Range<usize>, bytes: &'b [u8]) -> impl Iterator<Item = (usize, usize)> + 'b {
+        let first = (between.start + 1).min(between.end);
+        let starts = &self.starts[first..between.end];
+        // Small numbers are everywhere in a map: most are not looked up.
+        let range = starts.first().map(|&first| first as u64..=starts[starts.len() - 1] as u64);
+        let keys = bytes.windows(KEY as usize).enumerate().filter_map(move |(offset, key)| {
             let key = u64::from_le_bytes(key.try_into().ok()?);
-            let number = self.starts.binary_search(&usize::try_from(key).ok()?).ok()?;
-            Some((offset, number))
+            range.as_ref()?.contains(&key).then_some((key, offset))
+        });
+        keys.filter_map(move |(key, offset)| {
+            let place = starts.binary_search(&usize::try_from(key).ok()?).ok()?;
+            Some((first + place, offset))
         })
     }
 
@@ -135,7 +154,7 @@ impl EncodedMap {
     /// The function whose record begins at `at`, and where the next one begins. Everything that a record has to do with its
     /// neighbours is checked.
     fn record(&self, number: usize, at: u64, read: &ReadEncoded<'_>) -> Result<(FunctionStateMap, u64), String> {
-        let mut len = WINDOW;
+        let mut len = RECORD;
         loop {
             let mut bytes = vec![0; len.min(self.end.saturating_sub(at)) as usize];
             let got = read(at, &mut bytes);
@@ -144,7 +163,7 @@ impl EncodedMap {
             match self.decode(number, &bytes) {
                 Ok((function, used)) => return Ok((function, at + used)),
                 Err(why) if all => return Err(format!("function {number} at offset {at:#x} of the state map: {why}")),
-                Err(_) => len *= 4,
+                Err(_) => len = (len * 4).min(limits::MAX_RECORD_BYTES),
             }
         }
     }
@@ -181,12 +200,16 @@ mod tests {
 
     /// `count` functions of lengths that differ much, and their encoding.
     fn module(count: usize) -> (ModuleStateMap, Vec<u8>) {
+        module_of(count, |id| (id * id * 31) % 400)
+    }
+
+    fn module_of(count: usize, points: impl Fn(usize) -> usize) -> (ModuleStateMap, Vec<u8>) {
         let mut local_functions = BTreeMap::new();
         let mut start = 0x40;
         for id in 0..count {
             let mut function =
                 synthetic::Module::new(id % 7).point(PointKind::Call, start + 9, &state(0, vec![])).function;
-            for n in 0..(id * id * 31) % 400 {
+            for n in 0..points(id) {
                 function.wasm_offset_to_target_offset.insert(n, crate::state::SuspendOffset::Call(start + n));
             }
             function.local_function_id = id;
@@ -243,7 +266,25 @@ mod tests {
         for number in [19_999, 3, 12_345, 12_346, 777] {
             all.function(number, &mut known, &read).unwrap();
         }
-        assert!(bytes.len() > 10 << 20 && *total.borrow() < 4 << 20, "{} of {}", total.borrow(), bytes.len());
+        assert!(bytes.len() > 10 << 20 && *total.borrow() < 1 << 20, "{} of {}", total.borrow(), bytes.len());
+    }
+
+    #[test]
+    fn records_of_very_unequal_lengths_take_few_windows_too() {
+        // All the long ones at one end.
+        for long in [0..60_usize, 5940..6000] {
+            let (map, bytes) = module_of(6000, |id| if long.contains(&id) { 4000 } else { 0 });
+            let all = encoded(&map, bytes.len());
+            for number in (0..6000).step_by(161) {
+                let windows = std::cell::Cell::new(0);
+                let read = |at, buf: &mut [u8]| {
+                    windows.set(windows.get() + 1);
+                    reader(&bytes)(at, buf)
+                };
+                all.function(number, &mut Known::new(), &read).unwrap();
+                assert!(windows.get() <= 24, "{number}, long {long:?}: {} windows", windows.get());
+            }
+        }
     }
 
     #[test]
@@ -279,14 +320,17 @@ mod tests {
         // Memory that shows the next function wherever it is looked at, and which is so small that each step is a byte.
         let all = encoded(&map, 32 << 10);
         let mut offsets = vec![COUNT as usize];
-        for number in 0..limits::MAX_RECORD_WINDOWS {
+        for number in 0..=limits::MAX_RECORD_WINDOWS {
             let (_, used) = all.decode(number, &bytes[offsets[number]..]).unwrap();
             offsets.push(offsets[number] + used as usize);
         }
         let asked = std::cell::Cell::new(0);
         let read = |_, buf: &mut [u8]| {
             asked.set(asked.get() + 1);
-            reader(&bytes)(offsets[asked.get()] as u64, buf)
+            // Up to the next one's key.
+            let record = offsets[asked.get()]..offsets[asked.get() + 1] + KEY as usize;
+            buf[..record.len()].copy_from_slice(&bytes[record.clone()]);
+            record.len()
         };
         assert!(all.function(500, &mut Known::new(), &read).unwrap_err().contains("was not found"));
         assert_eq!(asked.get(), limits::MAX_RECORD_WINDOWS);
