@@ -127,6 +127,8 @@ pub const MAX_RECORD_BYTES: u64 = cap(64 << 20, 4 << 20);
 pub const MAX_VALIDATION_PROBLEMS: usize = 1000;
 /// Symbols of one file and its debug file that are looked at.
 pub const MAX_SYMBOLS: usize = cap(8_000_000, 500_000);
+/// Core modules of one code image: the numbers in symbols' names are believed below this.
+pub const MAX_IMAGE_MODULES: u32 = cap(1 << 14, 1000);
 /// Starts of symbols before an address that are asked whether one covers it, and names of one start.
 pub const MAX_NESTED_SYMBOLS: usize = 64;
 /// Functions inlined into each other at one address.

@@ -16,7 +16,7 @@ fuzz_target!(|data: &[u8]| {
         registers.set(reg, 0x1000 + 0x400 * n as u64);
     }
     let starts: Vec<u32> = match image.symbols(&memory) {
-        Ok(symbols) => symbols.functions().iter().take(8).flat_map(|f| [f.start, f.start + f.len / 2]).collect(),
+        Ok(symbols) => symbols.iter().take(8).flat_map(|f| [f.start, f.start + f.len / 2]).collect(),
         Err(_) => vec![0, 0x40, 0x100],
     };
     for at in starts.into_iter().chain([u32::MAX]) {

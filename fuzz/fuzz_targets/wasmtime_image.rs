@@ -43,7 +43,7 @@ fn info(section: &[u8], kind: Kind, version: Option<Version>, names: &[u8]) {
     };
     let Ok(info) = info else { return };
     let table = info.function_table(names);
-    assert!(table.functions().is_sorted_by_key(|f| f.start));
+    assert!(table.iter().is_sorted_by_key(|f| f.start));
     for module in &info.modules {
         let layout = VmLayout::new(info.version, &VmCounts::from(module)).expect("a version that was decoded is known");
         assert!(layout.size >= layout.func_refs.begin && layout.globals.begin % 16 == 0);
@@ -68,7 +68,7 @@ fuzz_target!(|data: &[u8]| {
     let Ok(image) = Image::read(&memory, 0x1000) else { return };
     let version = image.engine(&memory).ok().and_then(|e| e.version());
     if let Ok(symbols) = image.symbols(&memory) {
-        for f in symbols.functions().iter().take(1000) {
+        for f in symbols.iter().take(1000) {
             assert!(u64::from(f.end()) <= image.text().end - image.text().start);
             let _ = symbols.at(f.start);
         }

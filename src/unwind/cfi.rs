@@ -117,7 +117,7 @@ impl<'a> CfiUnwinder<'a> {
 
     /// An unwinder over the code at `code` (first address, one past the last) with the `.eh_frame` section `bytes` that is
     /// loaded at `address`: a code image that no loader knows.
-    pub fn of_eh_frame(name: String, code: (u64, u64), bytes: Arc<[u8]>, address: u64) -> CfiUnwinder<'static> {
+    pub fn of_eh_frame(name: String, code: (u64, u64), bytes: Arc<Vec<u8>>, address: u64) -> CfiUnwinder<'static> {
         let table = Table {
             bytes: TableBytes::Shared(bytes),
             kind: Kind::EhFrame,
@@ -479,7 +479,7 @@ fn restore_vectors(context: u64, memory: &dyn Memory, caller: &mut Registers) {
 /// A section of a file, unpacked if it was packed, or one that others read, too.
 enum TableBytes<'a> {
     OfFile(Cow<'a, [u8]>),
-    Shared(Arc<[u8]>),
+    Shared(Arc<Vec<u8>>),
 }
 
 impl Deref for TableBytes<'_> {

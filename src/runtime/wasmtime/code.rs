@@ -26,6 +26,8 @@ pub(super) struct Code {
     pub version: Option<Version>,
     /// Pieces of code.
     pub functions: FunctionTable,
+    /// How many functions each module has of its own.
+    pub defined: Vec<usize>,
     /// Where their names come from.
     pub name_source: &'static str,
     /// What `.wasmtime.info` says, or why that is not known.
@@ -97,17 +99,17 @@ impl Code {
             FunctionTable::default()
         });
         let (functions, name_source) = match &info {
-            Ok(info) if symbols.functions().is_empty() => {
-                (info.function_table(names.as_deref().unwrap_or_default()), "name section")
+            Ok(info) if symbols.is_empty() => {
+                (info.function_table(names.as_deref().map_or(&[], Vec::as_slice)), "name section")
             }
             _ => (symbols, "symbol"),
         };
         let version = written.or(info.as_ref().ok().map(|i| i.version));
-        let named = functions.functions().iter().filter_map(|f| match f.kind {
-            FunctionKind::Wasm { module, .. } => Some(module as usize + 1),
-            _ => None,
-        });
-        let modules = info.as_ref().map_or(0, |i| i.modules.len()).max(named.max().unwrap_or(0)).max(1);
+        let defined = match &info {
+            Ok(info) => info.modules.iter().map(|m| m.defined().functions as usize).collect(),
+            Err(_) => counted(&functions),
+        };
+        let modules = defined.len().max(1);
         let text = image.text();
         let cfi = section(".eh_frame", &mut problems).and_then(|bytes| {
             let address = image.base().wrapping_add(image.section(".eh_frame")?.offset);
@@ -126,6 +128,7 @@ impl Code {
             version_text,
             version,
             functions,
+            defined,
             name_source,
             info,
             modules,
@@ -162,18 +165,18 @@ impl Code {
     }
 
     /// The piece of code at `address`.
-    pub fn function(&self, address: u64) -> Option<&Function> {
+    pub fn function(&self, address: u64) -> Option<Function> {
         self.functions.at(self.image.text_offset(address)?)
     }
 
     /// Index of the core module that the code at `address` belongs to. Glue that is of none counts to the first.
     pub fn module_at(&self, address: u64) -> usize {
-        match self.function(address).map(|f| &f.kind) {
+        match self.function(address).map(|f| f.kind) {
             Some(
                 FunctionKind::Wasm { module, .. }
                 | FunctionKind::ArrayToWasm { module, .. }
                 | FunctionKind::ModuleStart { module },
-            ) => (*module as usize).min(self.modules - 1),
+            ) => (module as usize).min(self.modules - 1),
             _ => 0,
         }
     }
@@ -190,20 +193,16 @@ impl Code {
     }
 
     /// What the symbols call a Wasm function.
-    pub fn symbol_of(&self, module: u32, function: u32) -> Option<&str> {
-        let all = self.functions.functions();
+    pub fn symbol_of(&self, module: u32, function: u32) -> Option<String> {
         let named = self.named.get_or_init(|| {
-            let named = |(at, f): (usize, &Function)| match f.kind {
-                FunctionKind::Wasm { module, function, name: Some(_) } => Some(((module, function), at)),
-                _ => None,
-            };
-            // Of several the first.
-            all.iter().enumerate().rev().filter_map(named).collect()
+            let mut named = HashMap::new();
+            for piece in self.functions.wasm().filter(|piece| piece.named) {
+                // Of several the first.
+                named.entry((piece.module, piece.function)).or_insert(piece.number);
+            }
+            named
         });
-        match &all.get(*named.get(&(module, function))?)?.kind {
-            FunctionKind::Wasm { name, .. } => name.as_deref(),
-            _ => None,
-        }
+        self.functions.wasm_name(*named.get(&(module, function))?)
     }
 
     /// The best name of a Wasm function and where it is from.
@@ -228,7 +227,7 @@ impl Code {
 
     /// The contents of `.name.wasm`.
     pub fn names(&self) -> Option<&[u8]> {
-        self.names.as_deref()
+        self.names.as_deref().map(Vec::as_slice)
     }
 
     /// Whether the compiler kept the places of operators.
@@ -269,8 +268,8 @@ impl Code {
     /// cannot be told which of them, none if nothing is known.
     pub fn owners(&self, text_offset: u32) -> Vec<(u32, u32)> {
         let Some(place) = self.place(text_offset) else { return Vec::new() };
-        let own = self.functions.at(text_offset).and_then(|f| match &f.kind {
-            FunctionKind::Wasm { module, function, .. } => Some((*module, *function)),
+        let own = self.functions.at(text_offset).and_then(|f| match f.kind {
+            FunctionKind::Wasm { module, function, .. } => Some((module, function)),
             _ => None,
         });
         self.owners_of(place, own)
@@ -352,6 +351,17 @@ fn decode(bytes: &[u8], kind: Kind, written: Option<Version>, text: Option<&str>
     })
 }
 
+/// How many functions the symbols name of each module.
+fn counted(functions: &FunctionTable) -> Vec<usize> {
+    let mut out = Vec::new();
+    for piece in functions.wasm() {
+        let module = piece.module as usize;
+        out.resize(out.len().max(module + 1), 0);
+        out[module] += 1;
+    }
+    out
+}
+
 /// The `.wasm` files that an image carries (`guest_debug`): one after the other, and where each ends.
 fn bytecode(
     image: &Image,
@@ -378,4 +388,49 @@ fn bytecode(
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::image::SliceMemory;
+    use super::super::testing::fixture;
+    use super::*;
+    use crate::limits::MAX_IMAGE_MODULES;
+
+    fn load(bytes: &[u8]) -> Code {
+        Code::load(Image::from_bytes(bytes).unwrap(), None, &SliceMemory::new(0, bytes))
+    }
+
+    /// Gives the first Wasm function's symbol another name of the same length.
+    fn rename(bytes: &mut [u8], to: &dyn Fn(usize) -> String) {
+        let at = memchr::memmem::find(bytes, b"wasm[0]::function[").unwrap();
+        let len = bytes[at..].iter().position(|&b| b == 0).unwrap();
+        let name = to(len);
+        assert_eq!(name.len(), len);
+        bytes[at..at + len].copy_from_slice(name.as_bytes());
+    }
+
+    #[test]
+    fn functions_are_counted_with_and_without_the_description() {
+        let mut bytes = fixture("48-default");
+        let code = load(&bytes);
+        assert_eq!((code.modules, code.defined.as_slice()), (1, &[4][..]));
+        let info = code.image.section(INFO).unwrap().offset as usize;
+        bytes[info..info + 16].fill(0xff);
+        let code = load(&bytes);
+        assert!(code.info.is_err() && code.modules == 1 && code.defined == [4]);
+        // Numbers in names are not believed: each module costs memory.
+        for (number, modules) in [(MAX_IMAGE_MODULES - 1, MAX_IMAGE_MODULES), (MAX_IMAGE_MODULES, 1), (999_999_999, 1)]
+        {
+            rename(&mut bytes, &|len| {
+                let name = format!("wasm[{number}]::function[0");
+                format!("{name:0<width$}]", width = len - 1)
+            });
+            let code = load(&bytes);
+            assert_eq!((code.modules, code.defined.iter().sum()), (modules as usize, if modules == 1 { 3 } else { 4 }));
+            assert_eq!(code.module_at(code.image.text().start), 0);
+            bytes = fixture("48-default");
+            bytes[info..info + 16].fill(0xff);
+        }
+    }
 }

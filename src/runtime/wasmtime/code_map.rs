@@ -43,9 +43,10 @@ fn describe(
     let bytes = with_file.read_vec(text.start, size as usize).map_err(|e| e.to_string())?;
     let mut out = CompiledModule { name: name.to_string(), base: text.start, code: bytes, ..CompiledModule::default() };
     let mut origins = Origins::of(code);
-    let count = code.functions.functions().len();
+    let count = code.functions.len();
     let mut end = 0;
-    for function in code.functions.functions() {
+    for function in code.functions.iter() {
+        let function = &function;
         // Pieces do not overlap in what the compiler writes; what does is not believed.
         if function.len == 0 || function.start < end {
             continue;

@@ -316,14 +316,10 @@ pub(super) fn guest_module(code: &Code, module: usize) -> GuestModule {
     let cwasm = code.file.as_ref().and_then(|f| file(&f.path)).filter(|_| code.modules == 1);
     let name = user.and_then(file).or(own).or(cwasm);
     let mut checks = vec!["an ELF header of Wasmtime's own kind (OSABI 200) before executable memory".to_string()];
-    let functions = code.functions.functions().iter().filter(|f| match f.kind {
-        super::image::FunctionKind::Wasm { module: m, .. } => m as usize == module,
-        _ => false,
-    });
     // An image without functions is one whose tables cannot be read.
-    let functions = (!code.functions.functions().is_empty()).then(|| functions.count());
+    let functions = (!code.functions.is_empty()).then(|| code.defined.get(module).copied().unwrap_or(0));
     if functions.is_some() {
-        checks.push(format!("{} pieces of code that its tables name", code.functions.functions().len()));
+        checks.push(format!("{} pieces of code that its tables name", code.functions.len()));
     }
     if let Ok(info) = &code.info {
         let decoded = format!("its description fits the layout of Wasmtime {} to the last byte", info.version.0);

@@ -15,6 +15,7 @@ use crate::runtime::{GuestFrame, GuestKind, OperatorPlace, Place, Position, Slot
 use crate::symbolize::wasm::WasmModule;
 use crate::target::{Memory, MemoryError};
 use crate::unwind::{Cursor, Next, Trust, UnwindError, Unwinder};
+use std::borrow::Cow;
 
 /// The runtime's name in reports.
 pub const RUNTIME: &str = "wasmtime";
@@ -147,7 +148,7 @@ pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dy
     let function = code.functions.at(offset);
     let mut base = GuestFrame {
         code_offset: raw,
-        function_offset: function.map(|f| raw.saturating_sub(u64::from(f.start))),
+        function_offset: function.as_ref().map(|f| raw.saturating_sub(u64::from(f.start))),
         ..GuestFrame::unknown(GuestKind::Trampoline, code.first + code.module_at(address))
     };
     if let Some(why) = is_another_file(runtime, code, at, memory) {
@@ -156,7 +157,7 @@ pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dy
         return vec![base];
     }
     let Some(function) = function else {
-        let what = match code.functions.functions().is_empty() {
+        let what = match code.functions.is_empty() {
             true => {
                 base.kind = GuestKind::Unknown;
                 "code of an image whose tables cannot be read (wasmtime)"
@@ -166,8 +167,8 @@ pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dy
         base.name = Some((what.into(), "code image"));
         return vec![base];
     };
-    let FunctionKind::Wasm { module, function: index, name } = &function.kind else {
-        base.name = Some((trampoline_name(code, function), "symbol"));
+    let FunctionKind::Wasm { module, function: index, .. } = &function.kind else {
+        base.name = Some((trampoline_name(code, &function), "symbol"));
         return vec![base];
     };
     base.kind = GuestKind::Wasm;
@@ -175,10 +176,10 @@ pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dy
     let key = super::key(at);
     base.instance = key.and_then(|key| solved.instance(key));
     let here = Here { code, at, memory, offset };
-    let recorded = here.recorded(function);
+    let recorded = here.recorded(&function);
     match &recorded {
         Ok(point) if !point.frames.is_empty() => {
-            let mut frames = here.frames_of(&base, function, point);
+            let mut frames = here.frames_of(&base, &function, point);
             here.sources(&mut frames);
             return frames;
         }
@@ -187,7 +188,7 @@ pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dy
     let why = recorded.err().unwrap_or_else(|| Why("not recorded at this place".into()));
     base.locals = Err(why.clone());
     base.stack = Err(why);
-    here.name(&mut base, *module, *index, name.as_deref());
+    here.name(&mut base, *module, *index, &function);
     let place = code.place(offset).map(|p| p.0);
     if let Some(place) = place {
         let owners = code.owners(offset);
@@ -200,7 +201,7 @@ pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dy
                     let number = code.first + other_module as usize;
                     inner.instance = key.and_then(|key| solved.only(key, number));
                 }
-                here.name(&mut inner, other_module, other, None);
+                here.name(&mut inner, other_module, other, &function);
                 here.position(&mut inner, other_module, u64::from(place));
             } else {
                 let name = |(m, f): &(u32, u32)| {
@@ -309,7 +310,7 @@ impl Here<'_> {
                     let index = self.code.imports(module as usize).map(|n| n.saturating_add(d.function.index));
                     if let Some(index) = index {
                         frame.module = self.code.first + (module as usize).min(self.code.modules - 1);
-                        self.name(&mut frame, module, index, symbol_name(function, module, index));
+                        self.name(&mut frame, module, index, function);
                         self.position(&mut frame, module, self.place_of(depth, program, point.exact));
                     }
                     self.values(&mut frame, &d, program, point.exact);
@@ -433,11 +434,17 @@ impl Here<'_> {
         *frames = out;
     }
 
-    fn name(&self, frame: &mut GuestFrame, module: u32, function: u32, symbol: Option<&str>) {
+    /// Names `frame`, which is of `function` and in code of `piece`.
+    fn name(&self, frame: &mut GuestFrame, module: u32, function: u32, piece: &Function) {
         frame.function = Some(function);
         frame.local_function = self.code.imports(module as usize).and_then(|n| function.checked_sub(n));
-        let symbol = symbol.or_else(|| self.code.symbol_of(module, function));
-        frame.name = self.code.function_name(module as usize, function, symbol);
+        let symbol = match &piece.kind {
+            FunctionKind::Wasm { module: m, function: f, name } if (*m, *f) == (module, function) => {
+                name.as_deref().map(Cow::from)
+            }
+            _ => self.code.symbol_of(module, function).map(Cow::from),
+        };
+        frame.name = self.code.function_name(module as usize, function, symbol.as_deref());
         frame.module = self.code.first + (module as usize).min(self.code.modules - 1);
     }
 
@@ -456,13 +463,6 @@ impl Here<'_> {
             }
         }
         frame.operator = Some(operator);
-    }
-}
-
-fn symbol_name(f: &Function, module: u32, function: u32) -> Option<&str> {
-    match &f.kind {
-        FunctionKind::Wasm { module: m, function: i, name } if (*m, *i) == (module, function) => name.as_deref(),
-        _ => None,
     }
 }
 

@@ -592,7 +592,6 @@ mod tests {
             let table = FrameTable::parse(&section, version).unwrap();
             let symbols = image.symbols(&memory).unwrap();
             let leaf = symbols
-                .functions()
                 .iter()
                 .find(|f| matches!(&f.kind, FunctionKind::Wasm { name: Some(n), .. } if n == "leaf"))
                 .unwrap();
@@ -644,7 +643,7 @@ mod tests {
                 };
                 let defined = |f: &ProgramFrame| table.descriptor(f.descriptor).unwrap().function.index;
                 // One function is imported.
-                assert_eq!(p.frames.last().map(|f| defined(f) + 1), Some(*function), "{name}: {p:?}");
+                assert_eq!(p.frames.last().map(|f| defined(f) + 1), Some(function), "{name}: {p:?}");
                 if let [inner, .., outer] = &p.frames[..] {
                     assert_ne!(defined(inner), defined(outer), "{name}: {p:?}");
                     inlined += 1;

@@ -13,7 +13,9 @@ use std::sync::{Arc, Mutex};
 use super::postcard::Reader;
 use super::version::Version;
 use crate::bytes::{Bytes, Short};
-use crate::limits::{MAX_IMAGE_BYTES, MAX_IMAGE_SECTIONS, MAX_NAME_BYTES, MAX_SECTION_NAMES, MAX_SYMBOLS};
+use crate::limits::{
+    MAX_IMAGE_BYTES, MAX_IMAGE_MODULES, MAX_IMAGE_SECTIONS, MAX_NAME_BYTES, MAX_SECTION_NAMES, MAX_SYMBOLS,
+};
 use crate::target::{Memory, MemoryError};
 
 /// `EI_OSABI` of an image (`obj.rs: ELFOSABI_WASMTIME`).
@@ -208,8 +210,8 @@ pub struct Section {
     pub info: u32,
 }
 
-/// Bytes of one section.
-pub type Contents = Arc<[u8]>;
+/// Bytes of one section. They are megabytes, and not copied from where they were read to.
+pub type Contents = Arc<Vec<u8>>;
 
 /// An image: header and section table. Contents are read when they are asked for, and kept.
 #[derive(Debug)]
@@ -385,12 +387,12 @@ impl Image {
         let table = self.read_section(index, memory)?;
         let strings = self.read_section(self.sections[index].link as usize, memory)?;
         let text_size = self.sections[self.text].size;
-        let mut functions = Vec::with_capacity((table.len() / 24).min(MAX_SYMBOLS));
+        let mut places = Vec::with_capacity((table.len() / 24).min(MAX_SYMBOLS));
         // Names that share bytes are an exception.
         let mut name_bytes = strings.len().saturating_mul(2);
         let mut b = Bytes::new(&table);
         let short = |_: Short| broken("the symbol table is cut off");
-        while b.remaining() >= 24 && functions.len() < MAX_SYMBOLS {
+        while b.remaining() >= 24 && places.len() < MAX_SYMBOLS {
             let name = b.u32().map_err(short)?;
             let info = b.u8().map_err(short)?;
             b.skip(1).map_err(short)?;
@@ -405,14 +407,14 @@ impl Image {
                 continue;
             }
             let (Ok(start), Ok(len)) = (u32::try_from(value), u32::try_from(size)) else { continue };
-            let Some(name) = string_at(&strings, name) else { continue };
-            let Some(left) = name_bytes.checked_sub(name.len()) else {
+            let Some(text) = string_at(&strings, name) else { continue };
+            let Some(left) = name_bytes.checked_sub(text.len()) else {
                 return Err(broken("the symbols' names overlap"));
             };
             name_bytes = left;
-            functions.push(Function { start, len, kind: FunctionKind::of_symbol(&String::from_utf8_lossy(name)) });
+            places.push(Place { start, len, kind: name });
         }
-        Ok(FunctionTable::new(functions))
+        Ok(FunctionTable::sorted(places, Kinds::Symbols(strings)))
     }
 }
 
@@ -420,7 +422,7 @@ impl Image {
 fn string_at(strings: &[u8], at: u32) -> Option<&[u8]> {
     let rest = strings.get(at as usize..)?;
     let rest = &rest[..rest.len().min(MAX_NAME_BYTES)];
-    Some(&rest[..rest.iter().position(|&b| b == 0).unwrap_or(rest.len())])
+    Some(&rest[..memchr::memchr(0, rest).unwrap_or(rest.len())])
 }
 
 /// What `.wasmtime.engine` tells about the compiler.
@@ -502,22 +504,13 @@ impl FunctionKind {
     }
 
     fn parse(symbol: &str) -> Option<FunctionKind> {
-        // "NUMBER]REST"
-        let number = |s: &str| -> Option<(u32, usize)> {
-            let end = s.find(']')?;
-            let digits = s.get(..end)?;
-            let canonical = digits.bytes().all(|b| b.is_ascii_digit()) && !digits.is_empty();
-            canonical.then(|| digits.parse().ok().map(|n| (n, end + 1))).flatten()
-        };
+        if let Some(wasm) = wasm_symbol(symbol) {
+            let WasmSymbol { module, function, name } = wasm;
+            return Some(FunctionKind::Wasm { module, function, name: name.map(str::to_string) });
+        }
         if let Some(rest) = symbol.strip_prefix("wasm[") {
             let (module, used) = number(rest)?;
             let rest = rest.get(used..)?.strip_prefix("::")?;
-            if let Some(rest) = rest.strip_prefix("function[") {
-                let (function, used) = number(rest)?;
-                let rest = rest.get(used..)?;
-                let name = if rest.is_empty() { None } else { Some(rest.strip_prefix("::")?.to_string()) };
-                return Some(FunctionKind::Wasm { module, function, name });
-            }
             let rest = rest.strip_prefix("array_to_wasm_trampoline[")?;
             let (function, used) = number(rest)?;
             return rest.get(used..)?.is_empty().then_some(FunctionKind::ArrayToWasm { module, function });
@@ -567,28 +560,145 @@ impl Function {
     }
 }
 
-/// Pieces of code, sorted by place.
+/// Which Wasm function a symbol names.
+struct WasmSymbol<'a> {
+    module: u32,
+    function: u32,
+    name: Option<&'a str>,
+}
+
+/// `wasm[MODULE]::function[FUNCTION]`, with or without `::NAME`.
+fn wasm_symbol(symbol: &str) -> Option<WasmSymbol<'_>> {
+    let rest = symbol.strip_prefix("wasm[")?;
+    let (module, used) = number(rest).filter(|&(module, _)| module < MAX_IMAGE_MODULES)?;
+    let rest = rest.get(used..)?.strip_prefix("::function[")?;
+    let (function, used) = number(rest)?;
+    let rest = rest.get(used..)?;
+    let name = if rest.is_empty() { None } else { Some(rest.strip_prefix("::")?) };
+    Some(WasmSymbol { module, function, name })
+}
+
+/// "NUMBER]REST": the number, and how long it is with the bracket.
+fn number(s: &str) -> Option<(u32, usize)> {
+    let digits = s.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, rest) = s.split_at(digits);
+    Some((number.parse().ok().filter(|_| rest.starts_with(']'))?, digits + 1))
+}
+
+/// Pieces of code, sorted by place. A large module has many of them and few are asked for: symbols' names are parsed then.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FunctionTable {
-    functions: Vec<Function>,
+    places: Vec<Place>,
+    kinds: Kinds,
+}
+
+/// A Wasm function of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WasmPiece {
+    /// Its number in the table.
+    pub number: usize,
+    /// The module's index in the image.
+    pub module: u32,
+    /// Function index, imports first.
+    pub function: u32,
+    /// Whether it has a name.
+    pub named: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    start: u32,
+    len: u32,
+    /// Where the symbol's name begins, or the number of the kind.
+    kind: u32,
+}
+
+/// What the pieces are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Kinds {
+    /// The names of symbols.
+    Symbols(Vec<u8>),
+    Known(Vec<FunctionKind>),
+}
+
+impl Default for Kinds {
+    fn default() -> Kinds {
+        Kinds::Known(Vec::new())
+    }
 }
 
 impl FunctionTable {
     /// Sorts them.
-    pub fn new(mut functions: Vec<Function>) -> FunctionTable {
-        functions.sort_by_key(|f| (f.start, f.len));
-        FunctionTable { functions }
+    pub fn new(functions: Vec<Function>) -> FunctionTable {
+        let place = |(f, kind): (&Function, u32)| Place { start: f.start, len: f.len, kind };
+        let places = functions.iter().zip(0..).map(place).collect();
+        FunctionTable::sorted(places, Kinds::Known(functions.into_iter().map(|f| f.kind).collect()))
     }
 
-    /// All of them.
-    pub fn functions(&self) -> &[Function] {
-        &self.functions
+    fn sorted(mut places: Vec<Place>, kinds: Kinds) -> FunctionTable {
+        places.sort_by_key(|p| (p.start, p.len));
+        FunctionTable { places, kinds }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// All of them, each parsed when it comes.
+    pub fn iter(&self) -> impl Iterator<Item = Function> + '_ {
+        self.places.iter().map(|place| self.function(place))
+    }
+
+    /// The Wasm functions among them. No name is copied.
+    pub fn wasm(&self) -> impl Iterator<Item = WasmPiece> + '_ {
+        self.places.iter().enumerate().filter_map(|(number, place)| {
+            let (module, function, named) = match &self.kinds {
+                Kinds::Symbols(strings) => {
+                    let symbol = String::from_utf8_lossy(string_at(strings, place.kind)?);
+                    wasm_symbol(&symbol).map(|s| (s.module, s.function, s.name.is_some()))?
+                }
+                Kinds::Known(kinds) => match kinds.get(place.kind as usize)? {
+                    FunctionKind::Wasm { module, function, name } => (*module, *function, name.is_some()),
+                    _ => return None,
+                },
+            };
+            Some(WasmPiece { number, module, function, named })
+        })
+    }
+
+    /// The name of a Wasm function with this number in the table.
+    pub fn wasm_name(&self, number: usize) -> Option<String> {
+        match self.function(self.places.get(number)?).kind {
+            FunctionKind::Wasm { name, .. } => name,
+            _ => None,
+        }
     }
 
     /// The piece that covers an offset. For a return address ask one byte before it.
-    pub fn at(&self, text_offset: u32) -> Option<&Function> {
-        let behind = self.functions.partition_point(|f| f.start <= text_offset);
-        self.functions[..behind].last().filter(|f| text_offset - f.start < f.len)
+    pub fn at(&self, text_offset: u32) -> Option<Function> {
+        let behind = self.places.partition_point(|p| p.start <= text_offset);
+        let place = self.places[..behind].last().filter(|p| text_offset - p.start < p.len)?;
+        Some(self.function(place))
+    }
+
+    fn function(&self, place: &Place) -> Function {
+        let kind = match &self.kinds {
+            Kinds::Symbols(strings) => {
+                let name = string_at(strings, place.kind).unwrap_or_default();
+                FunctionKind::of_symbol(&String::from_utf8_lossy(name))
+            }
+            // Places are made with the kinds.
+            Kinds::Known(kinds) => {
+                kinds.get(place.kind as usize).cloned().unwrap_or(FunctionKind::Other(String::new()))
+            }
+        };
+        Function { start: place.start, len: place.len, kind }
     }
 }
 
@@ -634,13 +744,21 @@ mod tests {
             assert!(engine.target.unwrap().starts_with("x86_64"));
             assert!(image.has(ADDRMAP) && image.has(INFO) && !image.has(FRAMES), "{name}");
             let table = image.symbols(&memory).unwrap();
-            let wasm = table.functions().iter().filter(|f| f.kind.is_wasm()).count();
+            let wasm = table.iter().filter(|f| f.kind.is_wasm()).count();
             assert!(wasm + 2 >= functions - 2 && wasm == 4, "{name}: {table:?}");
-            for f in table.functions() {
-                assert_eq!(table.at(f.start), Some(f));
-                assert_eq!(table.at(f.end() - 1), Some(f));
-                assert_ne!(table.at(f.end()), Some(f));
+            for f in table.iter() {
+                assert_eq!(table.at(f.start).as_ref(), Some(&f));
+                assert_eq!(table.at(f.end() - 1).as_ref(), Some(&f));
+                assert_ne!(table.at(f.end()).as_ref(), Some(&f));
             }
+            let known = FunctionTable::new(table.iter().collect());
+            assert!(known.iter().eq(table.iter()) && known.wasm().eq(table.wasm()));
+            for WasmPiece { number, module, function, named } in table.wasm() {
+                let name = table.wasm_name(number);
+                assert_eq!(name.is_some(), named);
+                assert_eq!(table.iter().nth(number).unwrap().kind, FunctionKind::Wasm { module, function, name });
+            }
+            assert_eq!(table.wasm().count(), wasm);
             assert_eq!(image.text_offset(image.text().start + 3), Some(3));
             assert_eq!((image.text_offset(image.text().end), image.text_offset(0)), (None, None));
         }

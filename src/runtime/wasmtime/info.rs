@@ -1055,14 +1055,13 @@ mod tests {
             let symbols = image.symbols(&memory).unwrap();
             // Up to 37 calls of the runtime's routines are not listed.
             let old = info(&name).version < Version(38);
-            let listed = |f: &&Function| !(old && matches!(f.kind, FunctionKind::Builtin(_)));
-            let places =
-                |t: &FunctionTable| t.functions().iter().filter(listed).map(|f| (f.start, f.len)).collect::<Vec<_>>();
+            let listed = |f: &Function| !(old && matches!(f.kind, FunctionKind::Builtin(_)));
+            let places = |t: &FunctionTable| t.iter().filter(listed).map(|f| (f.start, f.len)).collect::<Vec<_>>();
             if name.ends_with("no-symbols") {
-                assert!(symbols.functions().is_empty(), "{name}");
+                assert!(symbols.is_empty(), "{name}");
             } else {
                 assert_eq!(places(&table), places(&symbols), "{name}");
-                for (ours, theirs) in table.functions().iter().zip(symbols.functions().iter().filter(listed)) {
+                for (ours, theirs) in table.iter().zip(symbols.iter().filter(listed)) {
                     // Routines and component glue have names in symbols only.
                     let named = |k: &FunctionKind| {
                         !matches!(k, FunctionKind::Builtin(_) | FunctionKind::Component(_) | FunctionKind::Other(_))
@@ -1157,7 +1156,7 @@ mod tests {
             for bytes in [&bytes[..], &bytes[..cut.index(bytes.len())]] {
                 if let Ok(info) = ImageInfo::decode(bytes, kind, version) {
                     let table = info.function_table(&[b'x'; 64]);
-                    prop_assert!(table.functions().len() <= info.functions.len());
+                    prop_assert!(table.len() <= info.functions.len());
                 }
             }
         }

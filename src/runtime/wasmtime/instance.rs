@@ -5,10 +5,11 @@
 //! So [`Described::validate`] holds all that the module declares against what is there. A fact that contradicts is the end;
 //! what remains is reported, so that a reader sees how much to believe.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::image::{FunctionKind, FunctionTable};
+use super::image::FunctionTable;
 use super::info::{Entity, FuncKey, FuncKind, ImageInfo, ModuleInfo, RefTo, TableType, WasmType};
 use super::offsets::{self, Array, FunctionImport, StoreLayout, VmCounts, VmLayout};
 use super::version::Version;
@@ -716,13 +717,9 @@ fn functions(
     symbols: &FunctionTable,
     names: &[u8],
 ) -> Vec<GuestFunction> {
-    let mut symbol_names: HashMap<u32, &str> = HashMap::new();
-    for f in symbols.functions() {
-        if let FunctionKind::Wasm { module, function, name: Some(name) } = &f.kind
-            && *module == number
-        {
-            symbol_names.insert(*function, name);
-        }
+    let mut symbol_numbers: HashMap<u32, usize> = HashMap::new();
+    for piece in symbols.wasm().filter(|piece| piece.named && piece.module == number) {
+        symbol_numbers.insert(piece.function, piece.number);
     }
     let mut exported: HashMap<u32, &str> = HashMap::new();
     for e in &module.exports {
@@ -752,10 +749,10 @@ fn functions(
         };
         // Symbols have the same names cleaned and cut, so they are for an image that lost `.name.wasm`.
         let name = None
-            .or_else(|| module.function_name(index, names).map(|n| (n, "name section")))
-            .or_else(|| symbol_names.get(&index).map(|n| (*n, "symbol")))
-            .or_else(|| exported.get(&index).map(|n| (*n, "export")))
-            .and_then(|(n, from)| take(n.len()).map(|()| (n.to_string(), from)));
+            .or_else(|| module.function_name(index, names).map(|n| (Cow::from(n), "name section")))
+            .or_else(|| Some((symbols.wasm_name(*symbol_numbers.get(&index)?)?.into(), "symbol")))
+            .or_else(|| exported.get(&index).map(|n| (Cow::from(*n), "export")))
+            .and_then(|(n, from)| take(n.len()).map(|()| (n.into_owned(), from)));
         let name = name.or_else(|| {
             let (from, field) = imported.get(&index)?;
             take(from.len().saturating_add(field.len()))?;

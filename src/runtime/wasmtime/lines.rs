@@ -185,7 +185,7 @@ mod tests {
             let (mut code, bytes) = load(name);
             code.wasm[0] = Some(Rc::clone(&wasm));
             let places: Vec<_> = code.address_map().unwrap().iter().collect();
-            let functions: Vec<_> = code.functions.functions().to_vec();
+            let functions: Vec<_> = code.functions.iter().collect();
             let module = described(code, &bytes);
             assert_eq!(module.files, [SourceFile::Text]);
             let text: Vec<&str> = module.text.as_deref().unwrap().lines().collect();
@@ -235,7 +235,7 @@ mod tests {
         let (code, bytes) = load("48-inline");
         let section = code.frame_table().unwrap();
         let points: Vec<ProgramPoint> = (0..section.points()).map(|i| section.point(i).unwrap().unwrap()).collect();
-        let functions: Vec<_> = code.functions.functions().to_vec();
+        let functions: Vec<_> = code.functions.iter().collect();
         let module = described(code, &bytes);
         let text: Vec<&str> = module.text.as_deref().unwrap().lines().collect();
         let mut seen = Vec::new();
@@ -261,7 +261,7 @@ mod tests {
     fn source_lines_come_from_the_image() {
         let (code, bytes) = load("c/48-optimized");
         let dwarf = super::super::dwarf::ImageDwarf::load(&code.image, &SliceMemory::new(0, &bytes)).unwrap().unwrap();
-        let functions: Vec<_> = code.functions.functions().to_vec();
+        let functions: Vec<_> = code.functions.iter().collect();
         let module = described(code, &bytes);
         assert!(matches!(module.files.as_slice(), [SourceFile::Path(path)] if path.ends_with("c-guest.c")));
         let mut inlined = 0;

@@ -186,8 +186,8 @@ impl Wasmtime {
         // Who called, if it is code of this runtime.
         let calling = caller.and_then(|caller| {
             let its = self.code_at(caller.address.lookup())?;
-            let kind = &its.function(caller.address.lookup())?.kind;
-            Some((its, caller, key(caller)?)).filter(|_| runs_wasm(kind))
+            let kind = its.function(caller.address.lookup())?.kind;
+            Some((its, caller, key(caller)?)).filter(|_| runs_wasm(&kind))
         });
         if runs_wasm(&function.kind) {
             let Some(here) = key(at) else { return };

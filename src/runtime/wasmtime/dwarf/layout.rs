@@ -55,7 +55,7 @@ mod tests {
             let dwarf = ImageDwarf::load(&image, &memory).unwrap().unwrap();
             let symbols = image.symbols(&memory).unwrap();
             let (mut functions, mut deepest) = (0, 0);
-            for function in symbols.functions().iter().filter(|f| f.kind.is_wasm()) {
+            for function in symbols.iter().filter(|f| f.kind.is_wasm()) {
                 let Some(layout) = dwarf.layout(function.start..function.end()) else { continue };
                 functions += 1;
                 for at in function.start..function.end() {
@@ -75,7 +75,7 @@ mod tests {
         let (image, memory) = (Image::from_bytes(&bytes).unwrap(), SliceMemory::new(0, &bytes));
         let dwarf = ImageDwarf::load(&image, &memory).unwrap().unwrap();
         let symbols = image.symbols(&memory).unwrap();
-        let mut wasm = symbols.functions().iter().filter(|f| f.kind.is_wasm());
+        let mut wasm = symbols.iter().filter(|f| f.kind.is_wasm());
         assert!(wasm.all(|f| dwarf.layout(f.start..f.end()).is_none()));
     }
 }

@@ -79,7 +79,7 @@ fn functions_begin_where_the_symbols_say() {
         let (image, dwarf, bytes) = load(name);
         let symbols = image.symbols(&SliceMemory::new(0, &bytes)).unwrap();
         let mut seen = 0;
-        for symbol in symbols.functions() {
+        for symbol in symbols.iter() {
             let found = dwarf.units.function_at(BIAS + u64::from(symbol.start));
             let crate::runtime::wasmtime::image::FunctionKind::Wasm { function, name: own, .. } = &symbol.kind else {
                 assert!(found.is_none(), "{name}: {symbol:?}");

@@ -1,7 +1,7 @@
 //! Instances that are written word by word where [`VmLayout`] says, of the modules that the fixtures describe. That the
 //! layout is the runtime's own is `offsets.rs`'s to show.
 
-use super::super::image::{Image, NAMES, SliceMemory};
+use super::super::image::{FunctionKind, Image, NAMES, SliceMemory};
 use super::super::info::{Export, FuncType, GlobalType, Import, Limits, MemoryType, ModuleFunction};
 use super::super::testing;
 use super::*;
@@ -478,7 +478,7 @@ fn what_real_images_declare() {
         for (index, f) in functions.iter().enumerate().skip(1) {
             let (begin, end) = f.code.unwrap();
             let symbol = symbols.at(image.text_offset(begin).unwrap());
-            if !symbols.functions().is_empty() {
+            if !symbols.is_empty() {
                 let symbol = symbol.unwrap();
                 let is =
                     |k: &FunctionKind| matches!(k, FunctionKind::Wasm { function, .. } if *function == index as u32);
@@ -489,7 +489,7 @@ fn what_real_images_declare() {
         let d = declared(&info, 0, image.text(), &symbols, &[]);
         let of: Vec<_> = d.functions.unwrap().into_iter().map(|f| f.name.unwrap_or_default()).collect();
         assert_eq!(of[0], ("env.stop".into(), "import"), "{name}");
-        let leaf = if symbols.functions().is_empty() { "export" } else { "symbol" };
+        let leaf = if symbols.is_empty() { "export" } else { "symbol" };
         assert_eq!(of[1], ("leaf".into(), leaf), "{name}");
     }
     let info = testing::info("48-default");
