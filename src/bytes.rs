@@ -15,12 +15,25 @@ pub struct Short {
 pub struct Bytes<'a> {
     data: &'a [u8],
     offset: usize,
+    elements: usize,
 }
 
 impl<'a> Bytes<'a> {
     /// At the start of `data`.
     pub fn new(data: &'a [u8]) -> Bytes<'a> {
-        Bytes { data, offset: 0 }
+        Bytes { data, offset: 0, elements: usize::MAX }
+    }
+
+    /// At the start of `data`; of what is read there no more than `elements` elements are to be made.
+    pub fn with_elements(data: &'a [u8], elements: usize) -> Bytes<'a> {
+        Bytes { elements, ..Bytes::new(data) }
+    }
+
+    /// Whether so many more elements may be made, which then count.
+    pub fn charge(&mut self, elements: usize) -> bool {
+        let left = self.elements.checked_sub(elements);
+        self.elements = left.unwrap_or(self.elements);
+        left.is_some()
     }
 
     /// Offset from the start.

@@ -119,16 +119,29 @@ pub const MAX_DEBUG_SECTION_BYTES: u64 = 4 << 30;
 pub const MAX_COMPRESSION_RATIO: u64 = 4096;
 /// Bytes of a state map that is decoded as a whole; of a larger one single functions are looked up.
 pub const MAX_WHOLE_MAP_BYTES: u64 = 1 << 20;
-/// Places in an encoded state map that are looked at for one function's record. Each halves what is left, or better.
+/// Places in an encoded state map that are looked at for one function's record. Of those where one is found every other
+/// halves what is left, or better.
 pub const MAX_RECORD_WINDOWS: usize = 64;
 /// Bytes of one function's record in an encoded state map.
 pub const MAX_RECORD_BYTES: u64 = cap(64 << 20, 4 << 20);
+/// Bytes that are looked through for one function's record.
+pub const MAX_RECORD_LOOKUP_BYTES: u64 = 4 * MAX_RECORD_BYTES;
+/// Functions that are looked for in vain in one encoded state map before it is read as a whole.
+pub const MAX_FAILED_LOOKUPS: usize = 8;
+/// Elements of all lists and maps of one encoded state map: in memory they are larger than their encoding.
+pub const MAX_MAP_ELEMENTS: usize = cap(128 << 20, 1 << 20);
 /// Problems of a state map that are kept.
 pub const MAX_VALIDATION_PROBLEMS: usize = 1000;
 /// Symbols of one file and its debug file that are looked at.
 pub const MAX_SYMBOLS: usize = cap(8_000_000, 500_000);
-/// Core modules of one code image: the numbers in symbols' names are believed below this.
+/// Core modules of one code image, as its symbols number them or its description has them; and of all code images.
 pub const MAX_IMAGE_MODULES: u32 = cap(1 << 14, 1000);
+/// Bytes of a symbol of a code image; the compiler cuts names at 96 characters.
+pub const MAX_IMAGE_SYMBOL_BYTES: usize = 1 << 10;
+/// Names of functions that a place may be of, in a note.
+pub const MAX_NAMED_OWNERS: usize = 8;
+/// Bytes of a trampoline's code.
+pub const MAX_TRAMPOLINE_BYTES: u64 = 0x10000;
 /// Starts of symbols before an address that are asked whether one covers it, and names of one start.
 pub const MAX_NESTED_SYMBOLS: usize = 64;
 /// Functions inlined into each other at one address.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::model::*;
 use crate::bytes::{Bytes, Short};
-use crate::limits::{MAX_FUNCTIONS, MAX_IMAGE_BYTES, MAX_VALUE_DEPTH};
+use crate::limits::{MAX_FUNCTIONS, MAX_IMAGE_BYTES, MAX_MAP_ELEMENTS, MAX_VALUE_DEPTH};
 
 /// Why bytes are no encoding.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +37,12 @@ pub enum CodecError {
     /// Values nested deeper than [`MAX_VALUE_DEPTH`].
     #[error("borsh: values at offset {offset} are nested deeper than {MAX_VALUE_DEPTH}")]
     Depth {
+        /// Offset.
+        offset: usize,
+    },
+    /// More elements of lists and maps than [`MAX_MAP_ELEMENTS`].
+    #[error("borsh: with the list at offset {offset} there are more than {MAX_MAP_ELEMENTS} elements")]
+    Elements {
         /// Offset.
         offset: usize,
     },
@@ -71,6 +77,22 @@ pub enum CodecError {
     /// bincode does not tell where.
     #[error("bincode: {0}")]
     Bincode(#[from] bincode::Error),
+}
+
+impl CodecError {
+    /// How far a decoder came, as far as that is known.
+    pub(super) fn offset(&self) -> usize {
+        match *self {
+            CodecError::Short(Short { offset, .. })
+            | CodecError::Tag { offset, .. }
+            | CodecError::Number { offset }
+            | CodecError::Depth { offset }
+            | CodecError::Elements { offset }
+            | CodecError::Functions { offset, .. }
+            | CodecError::Trailing { offset, .. } => offset,
+            CodecError::TooLarge { .. } | CodecError::Length { .. } | CodecError::Bincode(_) => 0,
+        }
+    }
 }
 
 // ---- bincode ----
@@ -292,7 +314,7 @@ pub fn decode_borsh_prefix_of<T: Borsh>(bytes: &[u8]) -> Result<(T, usize), Code
     if bytes.len() as u64 > MAX_IMAGE_BYTES {
         return Err(CodecError::TooLarge { bytes: bytes.len() });
     }
-    let mut cursor = Bytes::new(bytes);
+    let mut cursor = Bytes::with_elements(bytes, MAX_MAP_ELEMENTS);
     let value = T::get(&mut cursor)?;
     Ok((value, cursor.offset()))
 }
@@ -310,6 +332,9 @@ fn get_length(bytes: &mut Bytes<'_>, least: usize) -> Result<usize, CodecError> 
     let wanted = count as u64 * least as u64;
     if wanted > bytes.remaining() as u64 {
         return Err(Short { offset, wanted }.into());
+    }
+    if !bytes.charge(count as usize) {
+        return Err(CodecError::Elements { offset });
     }
     Ok(count as usize)
 }
@@ -659,5 +684,24 @@ mod tests {
         assert!(matches!(decode_bincode::<u64>(&bytes), Err(CodecError::TooLarge { .. })));
         assert_eq!(decode_bincode::<u64>(&bytes[1..]).unwrap(), 0);
         decode_borsh_prefix(&bytes[1..]).unwrap();
+    }
+
+    #[test]
+    fn all_lists_together_have_so_many_elements() {
+        let lists = |lens: &[usize]| {
+            let mut bytes = (lens.len() as u32).to_le_bytes().to_vec();
+            for &len in lens {
+                bytes.extend((len as u32).to_le_bytes());
+                bytes.resize(bytes.len() + len, 0);
+            }
+            bytes
+        };
+        let rest = MAX_MAP_ELEMENTS - 2;
+        let fits = lists(&[rest / 2, rest - rest / 2]);
+        assert_eq!(decode_borsh::<Vec<Vec<MachineValue>>>(&fits).unwrap()[0].len(), rest / 2);
+        let over = lists(&[rest / 2, rest - rest / 2 + 1]);
+        let error = decode_borsh::<Vec<Vec<MachineValue>>>(&over).unwrap_err();
+        assert!(matches!(error, CodecError::Elements { offset } if offset == 8 + rest / 2), "{error}");
+        assert_eq!(error.offset(), 8 + rest / 2);
     }
 }

@@ -23,6 +23,10 @@ const WINDOW: u64 = 16 << 10;
 const RECORD: u64 = 8 << 10;
 /// Records that are decoded one after the other rather than looked for.
 const NEAR: usize = 4;
+/// Places on one side that are tried in a window. Numbers of operators look like keys of a module's first functions.
+const TRIED: usize = 4096;
+/// Bytes of work that a place costs at least.
+const TRY: usize = 64;
 
 /// An encoded state map whose functions are known by where they begin.
 pub struct EncodedMap {
@@ -69,8 +73,10 @@ impl EncodedMap {
 
     fn find(&self, number: usize, known: &mut Known, read: &ReadEncoded<'_>) -> Result<FunctionStateMap, String> {
         known.insert(0, COUNT);
-        let mut window = WINDOW;
-        for round in 0..limits::MAX_RECORD_WINDOWS {
+        // What is read, and what is decoded in vain.
+        let (mut window, mut left) = (WINDOW, limits::MAX_RECORD_LOOKUP_BYTES);
+        let mut successes = 0;
+        for _ in 0..limits::MAX_RECORD_WINDOWS {
             let Some((&below, &from)) = known.range(..=number).next_back() else { break };
             if number - below <= NEAR || window > limits::MAX_RECORD_BYTES {
                 return self.forward(below, from, number, known, read);
@@ -78,7 +84,7 @@ impl EncodedMap {
             let above = known.range(number + 1..).next();
             let (above, to) = above.map_or((self.starts.len(), self.end), |(&n, &at)| (n, at));
             let bytes = to.saturating_sub(from);
-            let share = match round % 2 {
+            let share = match successes % 2 {
                 // Where it is if all are equally long.
                 0 => ((number - below) as u128 * u128::from(bytes) / (above - below).max(1) as u128) as u64,
                 // They are not: guesses like that would come closer by a little each time.
@@ -88,10 +94,15 @@ impl EncodedMap {
             // A little before, so that the window has one to begin with.
             let at = guess.saturating_sub(window / 2).max(from + 1);
             let mut bytes = vec![0; window.min(to.saturating_sub(at)) as usize];
+            let Some(rest) = left.checked_sub(bytes.len() as u64) else { break };
+            left = rest;
             let got = read(at, &mut bytes);
             let bytes = &bytes[..got];
-            let found = self.neighbours(number, below..above, bytes);
-            window = if found.is_empty() { window * 4 } else { WINDOW };
+            let found = self.neighbours(number, below..above, bytes, &mut left);
+            if left == 0 {
+                break;
+            }
+            (window, successes) = if found.is_empty() { (window * 4, successes) } else { (WINDOW, successes + 1) };
             known.extend(found.into_iter().map(|(candidate, offset)| (candidate, at + offset as u64)));
         }
         Err("its record was not found in the encoded state map".into())
@@ -99,16 +110,33 @@ impl EncodedMap {
 
     /// The records in `bytes` that are next to `number`'s, at most one on each side or the one itself, of those strictly
     /// between two functions: their numbers and where they begin.
-    fn neighbours(&self, number: usize, between: Range<usize>, bytes: &[u8]) -> Vec<(usize, usize)> {
-        let mut candidates: Vec<(usize, usize)> = self.records(between, bytes).collect();
-        candidates.sort_unstable();
-        let (before, after) = candidates.split_at(candidates.partition_point(|&(candidate, _)| candidate <= number));
+    fn neighbours(&self, number: usize, between: Range<usize>, bytes: &[u8], left: &mut u64) -> Vec<(usize, usize)> {
+        let (mut before, mut after) = (Nearest::default(), Nearest::default());
+        for (candidate, offset) in self.records(between, bytes) {
+            match number.checked_sub(candidate) {
+                Some(distance) => before.add(distance, candidate, offset),
+                None => after.add(candidate - number, candidate, offset),
+            }
+        }
         // One that is not whole in the window is not read on for: it may be none.
-        let whole = |&&(candidate, offset): &&(usize, usize)| self.decode(candidate, &bytes[offset..]).is_ok();
-        let mut found: Vec<_> = before.iter().rev().find(whole).into_iter().copied().collect();
+        let mut whole = |&(candidate, offset): &(usize, usize)| {
+            if *left == 0 {
+                return false;
+            }
+            let decoded = self.decode(candidate, &bytes[offset..]);
+            *left = left.saturating_sub(decoded.as_ref().map_or_else(|unfit| unfit.decoded.max(TRY) as u64, |_| 0));
+            decoded.is_ok()
+        };
+        let mut found: Vec<_> = before.all().find(&mut whole).into_iter().collect();
         // Where one is near enough the other side is of no use.
         if found.first().is_none_or(|&(candidate, _)| number - candidate > NEAR) {
-            found.extend(after.iter().find(whole));
+            found.extend(after.all().find(&mut whole));
+        }
+        // Records are in the order of their functions.
+        if let [(_, first), (_, second)] = found[..]
+            && first >= second
+        {
+            found.clear();
         }
         found
     }
@@ -162,31 +190,65 @@ impl EncodedMap {
             let all = got < len as usize || len >= limits::MAX_RECORD_BYTES;
             match self.decode(number, &bytes) {
                 Ok((function, used)) => return Ok((function, at + used)),
-                Err(why) if all => return Err(format!("function {number} at offset {at:#x} of the state map: {why}")),
+                Err(unfit) if all => {
+                    return Err(format!("function {number} at offset {at:#x} of the state map: {}", unfit.why));
+                }
                 Err(_) => len = (len * 4).min(limits::MAX_RECORD_BYTES),
             }
         }
     }
 
-    fn decode(&self, number: usize, bytes: &[u8]) -> Result<(FunctionStateMap, u64), String> {
+    fn decode(&self, number: usize, bytes: &[u8]) -> Result<(FunctionStateMap, u64), Unfit> {
+        let unfit = |why: &str, decoded| Unfit { why: why.into(), decoded };
         let word = |at: usize| {
             let bytes = at.checked_add(KEY as usize).and_then(|end| bytes.get(at..end));
-            bytes.and_then(|b| b.try_into().ok()).map(u64::from_le_bytes).ok_or("it is cut short")
+            bytes.and_then(|b| b.try_into().ok()).map(u64::from_le_bytes).ok_or_else(|| unfit("it is cut short", at))
         };
         if Some(word(0)?) != self.starts.get(number).map(|&s| s as u64) {
-            return Err("it is of another function".into());
+            return Err(unfit("it is of another function", 0));
         }
         let (function, used) = decode_borsh_prefix_of::<FunctionStateMap>(bytes.get(KEY as usize..).unwrap_or(&[]))
-            .map_err(|e| e.to_string())?;
+            .map_err(|e| unfit(&e.to_string(), e.offset()))?;
         // `codegen_x64.rs` numbers functions in the order of their code.
         if function.local_function_id != number {
-            return Err("it has another number".into());
+            return Err(unfit("it has another number", used));
         }
         let next = KEY as usize + used;
         if word(next)? != self.starts.get(number + 1).copied().unwrap_or(self.total_size) as u64 {
-            return Err("what follows is not the next function".into());
+            return Err(unfit("what follows is not the next function", used));
         }
         Ok((function, next as u64))
+    }
+}
+
+/// Why bytes are not a function's record.
+#[derive(Debug)]
+struct Unfit {
+    why: String,
+    /// How many were decoded until that was known.
+    decoded: usize,
+}
+
+/// The few places that are nearest: distance, function, offset.
+#[derive(Default)]
+struct Nearest {
+    found: Vec<(usize, usize, usize)>,
+}
+
+impl Nearest {
+    fn add(&mut self, distance: usize, candidate: usize, offset: usize) {
+        self.found.push((distance, candidate, offset));
+        if self.found.len() > 2 * TRIED {
+            self.found.sort_unstable();
+            self.found.truncate(TRIED);
+        }
+    }
+
+    /// Functions and offsets, the nearest first.
+    fn all(mut self) -> impl Iterator<Item = (usize, usize)> {
+        self.found.sort_unstable();
+        self.found.truncate(TRIED);
+        self.found.into_iter().map(|(_, candidate, offset)| (candidate, offset))
     }
 }
 
@@ -210,7 +272,7 @@ mod tests {
             let mut function =
                 synthetic::Module::new(id % 7).point(PointKind::Call, start + 9, &state(0, vec![])).function;
             for n in 0..points(id) {
-                function.wasm_offset_to_target_offset.insert(n, crate::state::SuspendOffset::Call(start + n));
+                function.wasm_offset_to_target_offset.insert(n, crate::state::SuspendOffset::Call(start + n % 0x30));
             }
             function.local_function_id = id;
             local_functions.insert(start, function);
@@ -342,5 +404,24 @@ mod tests {
         };
         assert!(encoded(&map, 1 << 40).function(500, &mut Known::new(), &endless).is_err());
         assert_eq!(largest.get() as u64, limits::MAX_RECORD_BYTES);
+    }
+
+    #[test]
+    fn bytes_that_look_like_records_everywhere_are_given_up_soon() {
+        // Keys at half of all offsets, each before a list that is about as long as what is left.
+        let starts: Vec<usize> = [1, 0x100, 0x101, 0x1_0000, 0x1_0100, 0x100_0000, 0x101_0000].to_vec();
+        let all = EncodedMap::new(starts, 1 << 30, 1 << 40).unwrap();
+        let read_bytes = std::cell::Cell::new(0);
+        let read = |_, buf: &mut [u8]| {
+            read_bytes.set(read_bytes.get() + buf.len() as u64);
+            for (i, byte) in buf.iter_mut().enumerate() {
+                *byte = [1, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0][i % 12];
+            }
+            buf.len()
+        };
+        let begin = std::time::Instant::now();
+        assert!(all.function(6, &mut Known::new(), &read).is_err());
+        assert!(read_bytes.get() <= limits::MAX_RECORD_LOOKUP_BYTES + 2 * limits::MAX_RECORD_BYTES);
+        assert!(begin.elapsed().as_secs() < 60, "{:?}", begin.elapsed());
     }
 }

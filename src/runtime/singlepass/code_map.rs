@@ -11,7 +11,7 @@ use super::Singlepass;
 use super::code::{self, Home, Shape, Source};
 use super::module::Module;
 use crate::arch::{Reg, x64};
-use crate::limits::{MAX_IMAGE_BYTES, MAX_SLOTS, MAX_SYMBOL_PLACES};
+use crate::limits::{MAX_IMAGE_BYTES, MAX_SLOTS, MAX_SYMBOL_PLACES, MAX_TRAMPOLINE_BYTES};
 use crate::runtime::ValType;
 use crate::runtime::code_map::sources::{Scope, Sources, end_prologue, lay_out};
 use crate::runtime::code_map::{
@@ -122,7 +122,7 @@ fn trampolines(module: &Module, code: &[u8], out: &mut CompiledModule) {
         let Some(bytes) = usize::try_from(start).ok().and_then(|s| code.get(s..usize::try_from(next).ok()?)) else {
             continue;
         };
-        if bytes.is_empty() || bytes.len() > 0x10000 {
+        if bytes.is_empty() || bytes.len() as u64 > MAX_TRAMPOLINE_BYTES {
             continue;
         }
         let mut frame = Vec::new();

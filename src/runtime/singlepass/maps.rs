@@ -5,7 +5,7 @@ use crate::limits;
 use crate::state::lookup::{EncodedMap, Known};
 use crate::state::{self, ModuleStateMap};
 use crate::target::Memory;
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -32,6 +32,8 @@ struct Parts {
     known: RefCell<Known>,
     /// By number; `None` where the lookup failed.
     functions: Vec<OnceCell<Option<Box<Part>>>>,
+    /// How many lookups failed.
+    failed: Cell<usize>,
 }
 
 /// A map of one function.
@@ -60,7 +62,8 @@ impl Maps {
         };
         let functions = (0..encoded.starts().len()).map(|_| OnceCell::new()).collect();
         let (starts, total_size) = (encoded.starts().to_vec(), encoded.total_size());
-        let parts = Parts { encoded, source: source.clone(), known: RefCell::default(), functions };
+        let parts =
+            Parts { encoded, source: source.clone(), known: RefCell::default(), functions, failed: Cell::new(0) };
         let maps = Maps { starts, total_size, whole: OnceCell::new(), parts: Some(parts) };
         // The lookup rests on what it finds at the beginning, too.
         if maps.part(0, memory).is_none() {
@@ -93,6 +96,9 @@ impl Maps {
         let before = self.starts.partition_point(|&s| s <= code_offset);
         if code_offset >= self.total_size || before == 0 {
             return Ok(None);
+        }
+        if let Some(Ok(whole)) = self.whole.get() {
+            return Ok(Some(&whole.map));
         }
         match self.part(before - 1, memory) {
             Some(part) => Ok(Some(&part.map)),
@@ -135,7 +141,14 @@ impl Maps {
         let parts = self.parts.as_ref()?;
         let look_up = || {
             let read = |at: u64, buf: &mut [u8]| parts.source.read_some(memory, at, buf);
-            let map = parts.encoded.function(number, &mut parts.known.borrow_mut(), &read).ok()?;
+            if parts.failed.get() >= limits::MAX_FAILED_LOOKUPS {
+                return None;
+            }
+            let found = parts.encoded.function(number, &mut parts.known.borrow_mut(), &read);
+            let Ok(map) = found else {
+                parts.failed.set(parts.failed.get() + 1);
+                return None;
+            };
             let problem = state::validate(&map, None).problems.into_iter().next();
             Some(Box::new(Part { map, problem: problem.map(|p| format!("{}: {}", p.place, p.fault)) }))
         };
@@ -198,6 +211,20 @@ mod tests {
             image[len as usize - 8..].copy_from_slice(&0x800u64.to_le_bytes());
             let source = MapSource::Bytes { image: image.into(), msm_offset: 0 };
             assert_eq!(encoded(&source, &[0x10, 0x20], 0x1000, &Pieces::default()).is_some(), in_parts);
+        }
+    }
+
+    #[test]
+    fn lookups_in_vain_have_an_end() {
+        let mut image = vec![0; limits::MAX_WHOLE_MAP_BYTES as usize + 8];
+        let len = image.len();
+        image[len - 8..].copy_from_slice(&0x8000u64.to_le_bytes());
+        let source = MapSource::Bytes { image: image.into(), msm_offset: 0 };
+        let starts: Vec<u64> = (1..=2 * limits::MAX_FAILED_LOOKUPS as u64).map(|i| i * 0x100).collect();
+        let maps = Maps::read(&source, &starts, 0x8000, &Pieces::default()).unwrap();
+        for (asked, start) in (1..).zip(&starts) {
+            assert!(maps.part(asked - 1, &Pieces::default()).is_none());
+            assert_eq!(maps.parts.as_ref().unwrap().failed.get(), asked.min(limits::MAX_FAILED_LOOKUPS), "{start:#x}");
         }
     }
 }

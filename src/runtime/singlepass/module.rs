@@ -171,9 +171,7 @@ impl Module {
 
     /// Bytes that the import trampoline `index` has taken off `rsp` when the pc is at `address`.
     pub fn import_stack_depth(&self, index: u32, address: u64, memory: &dyn Memory) -> Result<u64, String> {
-        let no_function = || format!("import {index} has no trampoline");
-        let start = *self.function_offsets.get(index as usize).ok_or_else(no_function)?;
-        let end = *self.function_offsets.get(index as usize + 1).ok_or_else(no_function)?;
+        let (start, end) = trampoline(&self.function_offsets, index)?;
         let code = self.code_bytes(start, end, memory)?;
         let at = address.wrapping_sub(self.code.0).wrapping_sub(start);
         let mut depth = 0i64;
@@ -313,5 +311,30 @@ impl Module {
     /// The error of the state map of the function at code offset `start`.
     pub fn problem(&self, start: u64) -> Option<&str> {
         self.map.problem(start as usize)
+    }
+}
+
+/// Code offsets of the trampoline of import `index`: where it begins and ends.
+fn trampoline(offsets: &[u64], index: u32) -> Result<(u64, u64), String> {
+    let at = |index: usize| offsets.get(index).copied().ok_or_else(|| format!("import {index} has no trampoline"));
+    let (start, end) = (at(index as usize)?, at((index as usize).saturating_add(1))?);
+    if end.saturating_sub(start) > crate::limits::MAX_TRAMPOLINE_BYTES {
+        return Err(format!("the trampoline of import {index} is too long for one"));
+    }
+    Ok((start, end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::MAX_TRAMPOLINE_BYTES;
+
+    #[test]
+    fn a_trampoline_has_so_many_bytes() {
+        let offsets = [0, 0x40, 0x40 + MAX_TRAMPOLINE_BYTES, 0x41 + 2 * MAX_TRAMPOLINE_BYTES];
+        assert_eq!(trampoline(&offsets, 0), Ok((0, 0x40)));
+        assert!(trampoline(&offsets, 1).is_ok());
+        assert!(trampoline(&offsets, 2).unwrap_err().contains("too long"));
+        assert!(trampoline(&offsets, 3).unwrap_err().contains("no trampoline"));
     }
 }

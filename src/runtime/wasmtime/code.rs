@@ -5,7 +5,7 @@ use super::dwarf::ImageDwarf;
 use super::frame_table::FrameTable;
 use super::image::{ADDRMAP, BYTECODE, BYTECODE_ENDS, Contents, FRAMES, Function, FunctionKind, FunctionTable, INFO};
 use super::image::{Image, Kind, NAMES};
-use super::info::{FuncKind, ImageInfo, ModuleInfo};
+use super::info::{Entity, FuncKind, ImageInfo, ModuleInfo};
 use super::version::Version;
 use crate::runtime::Why;
 use crate::symbolize::wasm::WasmModule;
@@ -26,7 +26,7 @@ pub(super) struct Code {
     pub version: Option<Version>,
     /// Pieces of code.
     pub functions: FunctionTable,
-    /// How many functions each module has of its own.
+    /// How many functions each module has of its own; without a description how many pieces are named as its.
     pub defined: Vec<usize>,
     /// Where their names come from.
     pub name_source: &'static str,
@@ -48,8 +48,8 @@ pub(super) struct Code {
     pub dwarf: Option<ImageDwarf>,
     /// What is missing or wrong.
     pub problems: Vec<String>,
-    /// Positions in `functions` of the Wasm functions that have a name there, by module and function.
-    named: OnceCell<HashMap<(u32, u32), usize>>,
+    /// The first name under which a function is exported, by module and function.
+    exported: OnceCell<HashMap<(usize, u32), String>>,
     names: Option<Contents>,
     addrmap: Option<Contents>,
     frames: Option<Contents>,
@@ -105,9 +105,15 @@ impl Code {
             _ => (symbols, "symbol"),
         };
         let version = written.or(info.as_ref().ok().map(|i| i.version));
-        let defined = match &info {
-            Ok(info) => info.modules.iter().map(|m| m.defined().functions as usize).collect(),
-            Err(_) => counted(&functions),
+        let (functions, defined) = match &info {
+            Ok(info) => {
+                let defined = info.modules.iter().map(|m| m.defined().functions as usize).collect();
+                (functions.of_modules(info.modules.len()), defined)
+            }
+            Err(_) => {
+                let defined = counted(&functions);
+                (functions, defined)
+            }
         };
         let modules = defined.len().max(1);
         let text = image.text();
@@ -139,7 +145,7 @@ impl Code {
             cfi,
             dwarf,
             problems,
-            named: OnceCell::new(),
+            exported: OnceCell::new(),
             names,
             addrmap,
             frames,
@@ -147,6 +153,17 @@ impl Code {
             image,
             file,
         }
+    }
+
+    /// Takes its code as that of no module, for this reason.
+    pub fn leave_out_modules(&mut self, why: Why) {
+        self.problems.push(why.0.clone());
+        self.functions = std::mem::take(&mut self.functions).of_modules(0);
+        self.info = Err(why);
+        self.modules = 1;
+        self.defined.clear();
+        self.bodies.clear();
+        (self.wasm, self.wasm_path, self.wasm_compared) = (vec![None], vec![None], vec![None]);
     }
 
     /// Whether nothing but its name says that the file is the one that was mapped.
@@ -194,15 +211,7 @@ impl Code {
 
     /// What the symbols call a Wasm function.
     pub fn symbol_of(&self, module: u32, function: u32) -> Option<String> {
-        let named = self.named.get_or_init(|| {
-            let mut named = HashMap::new();
-            for piece in self.functions.wasm().filter(|piece| piece.named) {
-                // Of several the first.
-                named.entry((piece.module, piece.function)).or_insert(piece.number);
-            }
-            named
-        });
-        self.functions.wasm_name(*named.get(&(module, function))?)
+        self.functions.name_of(module, function)
     }
 
     /// The best name of a Wasm function and where it is from.
@@ -221,8 +230,17 @@ impl Code {
         if let Some(name) = symbol.filter(|n| !n.is_empty()) {
             return Some((name.to_string(), self.name_source));
         }
-        let export = self.module(module)?.export_of(super::info::Entity::Function(function))?;
-        Some((export.to_string(), "export"))
+        let exported = self.exported.get_or_init(|| {
+            let modules = self.info.iter().flat_map(|info| &info.modules).enumerate();
+            let mut exported = HashMap::new();
+            for (module, export) in modules.flat_map(|(i, module)| module.exports.iter().map(move |e| (i, e))) {
+                if let Entity::Function(function) = export.entity {
+                    exported.entry((module, function)).or_insert_with(|| export.name.to_string());
+                }
+            }
+            exported
+        });
+        exported.get(&(module, function)).map(|name| (name.clone(), "export"))
     }
 
     /// The contents of `.name.wasm`.
@@ -377,21 +395,31 @@ fn bytecode(
         problems.push("the Wasm that the image carries cannot be read".into());
         return out;
     };
-    let mut start = 0;
+    let (mut start, mut broken, mut first) = (0, 0, None);
     for (slot, end) in out.iter_mut().zip(ends.as_chunks::<4>().0) {
         let end = u32::from_le_bytes(*end) as usize;
         let Some(one) = bytes.get(start..end) else { break };
         start = end;
         match WasmModule::parse(String::new(), one.to_vec()) {
             Ok(module) => *slot = Some(Rc::new(module)),
-            Err(e) => problems.push(format!("the Wasm that the image carries: {e}")),
+            Err(e) => {
+                broken += 1;
+                first.get_or_insert(e);
+            }
         }
+    }
+    // Each is of no more use than the first, and they are told with each module.
+    match first {
+        Some(e) if broken == 1 => problems.push(format!("the Wasm that the image carries: {e}")),
+        Some(e) => problems.push(format!("the Wasm that the image carries, {broken} modules: {e}")),
+        None => {}
     }
     out
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Wasmtime;
     use super::super::image::SliceMemory;
     use super::super::testing::fixture;
     use super::*;
@@ -419,6 +447,11 @@ mod tests {
         bytes[info..info + 16].fill(0xff);
         let code = load(&bytes);
         assert!(code.info.is_err() && code.modules == 1 && code.defined == [4]);
+        // With a description a module that it has not is none.
+        let mut whole = fixture("48-default");
+        rename(&mut whole, &|len| format!("{:0<width$}]", "wasm[7]::function[0", width = len - 1));
+        let code = load(&whole);
+        assert_eq!((code.modules, code.functions.wasm().count()), (1, 3));
         // Numbers in names are not believed: each module costs memory.
         for (number, modules) in [(MAX_IMAGE_MODULES - 1, MAX_IMAGE_MODULES), (MAX_IMAGE_MODULES, 1), (999_999_999, 1)]
         {
@@ -428,9 +461,33 @@ mod tests {
             });
             let code = load(&bytes);
             assert_eq!((code.modules, code.defined.iter().sum()), (modules as usize, if modules == 1 { 3 } else { 4 }));
-            assert_eq!(code.module_at(code.image.text().start), 0);
             bytes = fixture("48-default");
             bytes[info..info + 16].fill(0xff);
         }
+    }
+
+    #[test]
+    fn modules_of_all_images_have_an_end() {
+        // One module short of them all.
+        let mut bytes = fixture("48-default");
+        let info = load(&bytes).image.section(INFO).unwrap().offset as usize;
+        bytes[info..info + 16].fill(0xff);
+        rename(&mut bytes, &|len| {
+            let name = format!("wasm[{}]::function[0", MAX_IMAGE_MODULES - 2);
+            format!("{name:0<width$}]", width = len - 1)
+        });
+        let mut runtime = Wasmtime::default();
+        for (modules, listed) in [(MAX_IMAGE_MODULES - 1, MAX_IMAGE_MODULES - 1), (1, MAX_IMAGE_MODULES)] {
+            runtime.add(load(&bytes));
+            let code = runtime.codes.last().unwrap();
+            assert_eq!((code.modules, runtime.listed.len()), (modules as usize, listed as usize));
+        }
+        let last = runtime.codes.last().unwrap();
+        assert!(last.functions.wasm().next().is_none() && !last.functions.is_empty());
+        let problem = runtime.listed.last().unwrap().problem.as_deref().unwrap_or_default();
+        assert!(problem.contains("are left out"), "{problem}");
+        // Images of one module each are listed all the same.
+        runtime.add(load(&fixture("48-default")));
+        assert_eq!(runtime.listed.last().unwrap().functions, Some(4));
     }
 }

@@ -7,7 +7,7 @@ use super::frame_table::{FrameTable, InstPos, ProgramPoint};
 use super::image::{Function, FunctionKind};
 use super::lines::Origins;
 use crate::arch::Reg;
-use crate::limits::{MAX_IMAGE_BYTES, MAX_SYMBOL_PLACES};
+use crate::limits::{MAX_FRAME_CHANGES, MAX_IMAGE_BYTES, MAX_SYMBOL_PLACES};
 use crate::runtime::ValType;
 use crate::runtime::code_map::sources::{end_prologue, lay_out};
 use crate::runtime::code_map::{
@@ -125,6 +125,12 @@ fn frame_of(code: &Code, start: u64, len: u32, bytes: &[u8], text: u64) -> Vec<(
     };
     let epilogues = body.windows(EPILOGUE.len()).enumerate().filter(|(_, w)| *w == EPILOGUE);
     for (at, _) in epilogues {
+        if changes.len() > MAX_FRAME_CHANGES {
+            // From here on nothing is said that may be wrong.
+            changes.retain(|(o, _)| *o <= at as u32);
+            changes.push((at as u32, FrameChange::Undefined(Reg::RIP)));
+            break;
+        }
         let after = at as u32 + 4;
         // The instruction behind it leaves: `ret`, `ret n`, or a jump of a tail call.
         let length = match body.get(after as usize..) {

@@ -11,6 +11,7 @@ use super::frame_table::{FrameDescriptor, FrameValType, InstPos, ProgramFrame, S
 use super::image::{Function, FunctionKind, Kind};
 use super::info::FuncKind;
 use crate::arch::{CodeAddress, Reg, Registers};
+use crate::limits::MAX_NAMED_OWNERS;
 use crate::runtime::{GuestFrame, GuestKind, OperatorPlace, Place, Position, Slot, ValType, Value, Why};
 use crate::symbolize::wasm::WasmModule;
 use crate::target::{Memory, MemoryError};
@@ -208,11 +209,9 @@ pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dy
                     let name = code.function_name(*m as usize, *f, None);
                     name.map_or_else(|| format!("func {f}"), |(name, _)| name)
                 };
-                let names: Vec<String> = owners.iter().map(name).collect();
                 inner.instance = None;
-                inner
-                    .notes
-                    .push(format!("a function that was inlined: {}, it cannot be told which", names.join(" or ")));
+                let names = alternatives(&owners, name);
+                inner.notes.push(format!("a function that was inlined: {names}, it cannot be told which"));
             }
             inner.notes.push("inlined: functions between this one and the next may be missing".into());
             let mut frames = vec![inner, base];
@@ -434,7 +433,8 @@ impl Here<'_> {
         *frames = out;
     }
 
-    /// Names `frame`, which is of `function` and in code of `piece`.
+    /// Names `frame`, which is of `function` and in code of `piece`. A function has one piece of code: if that is its own
+    /// and has no name, no other one is asked.
     fn name(&self, frame: &mut GuestFrame, module: u32, function: u32, piece: &Function) {
         frame.function = Some(function);
         frame.local_function = self.code.imports(module as usize).and_then(|n| function.checked_sub(n));
@@ -466,6 +466,15 @@ impl Here<'_> {
     }
 }
 
+/// "a or b".
+fn alternatives<T>(of: &[T], name: impl Fn(&T) -> String) -> String {
+    let mut names: Vec<String> = of.iter().take(MAX_NAMED_OWNERS).map(name).collect();
+    if of.len() > MAX_NAMED_OWNERS {
+        names.push(format!("one of {} others", of.len() - MAX_NAMED_OWNERS));
+    }
+    names.join(" or ")
+}
+
 /// Number of the operator at a place in the file.
 pub(super) fn operator_index(wasm: &WasmModule, local: Option<u32>, place: u64) -> Option<u64> {
     wasm.operators(local?)?.binary_search(&place).ok().map(|i| i as u64)
@@ -482,5 +491,18 @@ pub(super) fn val_type(ty: FrameValType) -> ValType {
         FrameValType::FuncRef => ValType::FuncRef,
         FrameValType::ExternRef => ValType::ExternRef,
         _ => ValType::Ref,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn so_many_alternatives_are_named() {
+        let said = |count: usize| alternatives(&vec![(); count], |()| "f".into());
+        assert_eq!(said(2), "f or f");
+        assert_eq!(said(MAX_NAMED_OWNERS).matches('f').count(), MAX_NAMED_OWNERS);
+        assert_eq!(said(MAX_NAMED_OWNERS + 3), said(MAX_NAMED_OWNERS) + " or one of 3 others");
     }
 }

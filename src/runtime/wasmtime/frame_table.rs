@@ -182,13 +182,16 @@ impl FrameDescriptor {
         memory.read_u64(self.slot(frame_pointer))
     }
 
-    /// The operand stack of a shape, bottom first. `None`: no such shape.
+    /// The operand stack of a shape, bottom first. `None`: no such shape, or more than [`MAX_SLOTS`] operands.
     pub fn stack(&self, shape: Option<u32>) -> Option<Vec<SlotValue>> {
         let mut out = Vec::new();
         let mut next = shape;
         while let Some(index) = next {
             // Ends: a shape's parent has a smaller index, which `decode` has checked.
             let (value, parent) = self.shapes.get(index as usize)?;
+            if out.len() == MAX_SLOTS {
+                return None;
+            }
             out.push(*value);
             next = *parent;
         }
@@ -505,6 +508,16 @@ mod tests {
             }
             (b, descriptors, points)
         })
+    }
+
+    #[test]
+    fn an_operand_stack_has_so_many_operands() {
+        let value = SlotValue { offset: 8, ty: FrameValType::I32 };
+        let shapes = (0..=MAX_SLOTS as u32).map(|i| (value, i.checked_sub(1))).collect();
+        let function = FuncKey { kind: FuncKind::Wasm, namespace: 0, index: 0 };
+        let descriptor = FrameDescriptor { slot_to_fp_offset: 0, function, locals: Vec::new(), shapes };
+        let depth = |shape: usize| descriptor.stack(Some(shape as u32)).map(|s| s.len());
+        assert_eq!((depth(0), depth(MAX_SLOTS - 1), depth(MAX_SLOTS)), (Some(1), Some(MAX_SLOTS), None));
     }
 
     proptest! {

@@ -6,15 +6,16 @@
 //! All functions take a [`Memory`] and the image's address in it. For a file, [`SliceMemory`] is a memory that holds
 //! nothing but the file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use super::postcard::Reader;
 use super::version::Version;
 use crate::bytes::{Bytes, Short};
 use crate::limits::{
-    MAX_IMAGE_BYTES, MAX_IMAGE_MODULES, MAX_IMAGE_SECTIONS, MAX_NAME_BYTES, MAX_SECTION_NAMES, MAX_SYMBOLS,
+    MAX_IMAGE_BYTES, MAX_IMAGE_MODULES, MAX_IMAGE_SECTIONS, MAX_IMAGE_SYMBOL_BYTES, MAX_NAME_BYTES, MAX_SECTION_NAMES,
+    MAX_SYMBOLS,
 };
 use crate::target::{Memory, MemoryError};
 
@@ -261,6 +262,10 @@ impl Image {
             }
             raw.push((name, Section { name: String::new(), kind, flags, offset, size, link, info }));
         }
+        // They do not overlap: what is kept of them is no more than the image.
+        if raw.iter().fold(0u64, |sum, (_, section)| sum.saturating_add(section.size)) > MAX_IMAGE_BYTES {
+            return Err(broken("the sections overlap"));
+        }
         let names = raw.get(usize::from(header.names)).ok_or(broken("no section of names"))?;
         if names.1.size > MAX_SECTION_NAMES {
             return Err(broken("the section names are too long"));
@@ -407,7 +412,7 @@ impl Image {
                 continue;
             }
             let (Ok(start), Ok(len)) = (u32::try_from(value), u32::try_from(size)) else { continue };
-            let Some(text) = string_at(&strings, name) else { continue };
+            let Some(text) = symbol_at(&strings, name) else { continue };
             let Some(left) = name_bytes.checked_sub(text.len()) else {
                 return Err(broken("the symbols' names overlap"));
             };
@@ -423,6 +428,11 @@ fn string_at(strings: &[u8], at: u32) -> Option<&[u8]> {
     let rest = strings.get(at as usize..)?;
     let rest = &rest[..rest.len().min(MAX_NAME_BYTES)];
     Some(&rest[..memchr::memchr(0, rest).unwrap_or(rest.len())])
+}
+
+// The same of a symbol.
+fn symbol_at(strings: &[u8], at: u32) -> Option<&[u8]> {
+    string_at(strings, at).map(|name| &name[..name.len().min(MAX_IMAGE_SYMBOL_BYTES)])
 }
 
 /// What `.wasmtime.engine` tells about the compiler.
@@ -536,6 +546,16 @@ impl FunctionKind {
         component.then(|| FunctionKind::Component(symbol.to_string()))
     }
 
+    /// The module that it is of.
+    fn module(&self) -> Option<u32> {
+        match *self {
+            FunctionKind::Wasm { module, .. }
+            | FunctionKind::ArrayToWasm { module, .. }
+            | FunctionKind::ModuleStart { module } => Some(module),
+            _ => None,
+        }
+    }
+
     /// Whether a frame of it is a frame of the guest.
     pub fn is_wasm(&self) -> bool {
         matches!(self, FunctionKind::Wasm { .. })
@@ -570,7 +590,7 @@ struct WasmSymbol<'a> {
 /// `wasm[MODULE]::function[FUNCTION]`, with or without `::NAME`.
 fn wasm_symbol(symbol: &str) -> Option<WasmSymbol<'_>> {
     let rest = symbol.strip_prefix("wasm[")?;
-    let (module, used) = number(rest).filter(|&(module, _)| module < MAX_IMAGE_MODULES)?;
+    let (module, used) = number(rest)?;
     let rest = rest.get(used..)?.strip_prefix("::function[")?;
     let (function, used) = number(rest)?;
     let rest = rest.get(used..)?;
@@ -586,10 +606,14 @@ fn number(s: &str) -> Option<(u32, usize)> {
 }
 
 /// Pieces of code, sorted by place. A large module has many of them and few are asked for: symbols' names are parsed then.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct FunctionTable {
     places: Vec<Place>,
     kinds: Kinds,
+    /// Modules with this number or a higher one are not believed.
+    modules: u32,
+    /// Numbers in the table of the Wasm functions that have a name there, by module and function. Of several the first.
+    named: OnceLock<HashMap<(u32, u32), usize>>,
 }
 
 /// A Wasm function of a table.
@@ -621,9 +645,9 @@ enum Kinds {
     Known(Vec<FunctionKind>),
 }
 
-impl Default for Kinds {
-    fn default() -> Kinds {
-        Kinds::Known(Vec::new())
+impl Default for FunctionTable {
+    fn default() -> FunctionTable {
+        FunctionTable::new(Vec::new())
     }
 }
 
@@ -637,7 +661,14 @@ impl FunctionTable {
 
     fn sorted(mut places: Vec<Place>, kinds: Kinds) -> FunctionTable {
         places.sort_by_key(|p| (p.start, p.len));
-        FunctionTable { places, kinds }
+        FunctionTable { places, kinds, modules: MAX_IMAGE_MODULES, named: OnceLock::new() }
+    }
+
+    /// Believes that there are so many modules: what is said to be of another is a name of another form.
+    pub fn of_modules(mut self, modules: usize) -> FunctionTable {
+        self.modules = u32::try_from(modules).unwrap_or(u32::MAX).min(MAX_IMAGE_MODULES);
+        self.named = OnceLock::new();
+        self
     }
 
     /// How many there are.
@@ -655,12 +686,12 @@ impl FunctionTable {
         self.places.iter().map(|place| self.function(place))
     }
 
-    /// The Wasm functions among them. No name is copied.
+    /// The Wasm functions among them. No name of theirs is copied.
     pub fn wasm(&self) -> impl Iterator<Item = WasmPiece> + '_ {
         self.places.iter().enumerate().filter_map(|(number, place)| {
             let (module, function, named) = match &self.kinds {
                 Kinds::Symbols(strings) => {
-                    let symbol = String::from_utf8_lossy(string_at(strings, place.kind)?);
+                    let symbol = String::from_utf8_lossy(symbol_at(strings, place.kind)?);
                     wasm_symbol(&symbol).map(|s| (s.module, s.function, s.name.is_some()))?
                 }
                 Kinds::Known(kinds) => match kinds.get(place.kind as usize)? {
@@ -668,12 +699,24 @@ impl FunctionTable {
                     _ => return None,
                 },
             };
-            Some(WasmPiece { number, module, function, named })
+            (module < self.modules).then_some(WasmPiece { number, module, function, named })
         })
     }
 
-    /// The name of a Wasm function with this number in the table.
-    pub fn wasm_name(&self, number: usize) -> Option<String> {
+    /// What a Wasm function is called here.
+    pub fn name_of(&self, module: u32, function: u32) -> Option<String> {
+        let named = self.named.get_or_init(|| {
+            let mut named = HashMap::new();
+            for piece in self.wasm().filter(|piece| piece.named) {
+                named.entry((piece.module, piece.function)).or_insert(piece.number);
+            }
+            named
+        });
+        self.wasm_name(*named.get(&(module, function))?)
+    }
+
+    // The name of a Wasm function with this number in the table.
+    fn wasm_name(&self, number: usize) -> Option<String> {
         match self.function(self.places.get(number)?).kind {
             FunctionKind::Wasm { name, .. } => name,
             _ => None,
@@ -690,8 +733,12 @@ impl FunctionTable {
     fn function(&self, place: &Place) -> Function {
         let kind = match &self.kinds {
             Kinds::Symbols(strings) => {
-                let name = string_at(strings, place.kind).unwrap_or_default();
-                FunctionKind::of_symbol(&String::from_utf8_lossy(name))
+                let name = String::from_utf8_lossy(symbol_at(strings, place.kind).unwrap_or_default());
+                let kind = FunctionKind::of_symbol(&name);
+                match kind.module() {
+                    Some(module) if module >= self.modules => FunctionKind::Other(name.into_owned()),
+                    _ => kind,
+                }
             }
             // Places are made with the kinds.
             Kinds::Known(kinds) => {
@@ -753,15 +800,47 @@ mod tests {
             }
             let known = FunctionTable::new(table.iter().collect());
             assert!(known.iter().eq(table.iter()) && known.wasm().eq(table.wasm()));
+            // What is of a module that there is not is of none.
+            let none = table.clone().of_modules(0);
+            assert!(none.wasm().next().is_none() && none.name_of(0, 1).is_none());
+            for (f, other) in table.iter().zip(none.iter()) {
+                assert_eq!(f.kind.module().is_some(), f.kind != other.kind);
+                assert!(f.kind.module().is_none() || matches!(other.kind, FunctionKind::Other(_)));
+            }
             for WasmPiece { number, module, function, named } in table.wasm() {
                 let name = table.wasm_name(number);
-                assert_eq!(name.is_some(), named);
+                assert_eq!((name.is_some(), &name), (named, &table.name_of(module, function)));
                 assert_eq!(table.iter().nth(number).unwrap().kind, FunctionKind::Wasm { module, function, name });
             }
             assert_eq!(table.wasm().count(), wasm);
             assert_eq!(image.text_offset(image.text().start + 3), Some(3));
             assert_eq!((image.text_offset(image.text().end), image.text_offset(0)), (None, None));
         }
+    }
+
+    #[test]
+    fn a_symbol_is_cut() {
+        let strings = |len: usize| [vec![b'a'; len], vec![0]].concat();
+        for len in [0, 5, MAX_IMAGE_SYMBOL_BYTES, MAX_IMAGE_SYMBOL_BYTES + 1, 3 * MAX_IMAGE_SYMBOL_BYTES] {
+            assert_eq!(symbol_at(&strings(len), 0).unwrap().len(), len.min(MAX_IMAGE_SYMBOL_BYTES));
+        }
+    }
+
+    #[test]
+    fn sections_are_no_more_than_the_image() {
+        let mut bytes = fixture("48-default");
+        let table = Image::from_bytes(&bytes).unwrap().header().sections_offset as usize;
+        // Two of them have half of what an image may have, and some.
+        for index in [1, 2] {
+            bytes[table + index * 64 + 32..][..8].copy_from_slice(&(MAX_IMAGE_BYTES / 2).to_le_bytes());
+        }
+        let refused = Image::from_bytes(&bytes).unwrap_err().to_string();
+        assert!(refused.contains("overlap"), "{refused}");
+        let size = MAX_IMAGE_BYTES / 4;
+        for index in [1, 2] {
+            bytes[table + index * 64 + 32..][..8].copy_from_slice(&size.to_le_bytes());
+        }
+        assert!(Image::from_bytes(&bytes).is_ok());
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::image::{Function, FunctionKind, FunctionTable, Kind};
 use super::postcard::{Malformed, Reader};
 use super::shape;
 use super::version::Version;
-use crate::limits::MAX_FUNCTIONS;
+use crate::limits::{MAX_FUNCTIONS, MAX_IMAGE_MODULES, MAX_NAME_BYTES};
 
 /// Why nothing is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -305,8 +305,11 @@ impl ModuleInfo {
     pub fn function_name<'a>(&self, function: u32, names: &'a [u8]) -> Option<&'a str> {
         let at = self.function_names.binary_search_by_key(&function, |n| n.function).ok()?;
         let range = self.function_names.get(at)?;
-        let begin = range.offset as usize;
-        std::str::from_utf8(names.get(begin..begin.checked_add(range.len as usize)?)?).ok()
+        let (begin, len) = (range.offset as usize, range.len as usize);
+        if len > MAX_NAME_BYTES {
+            return None;
+        }
+        std::str::from_utf8(names.get(begin..begin.checked_add(len)?)?).ok()
     }
 
     /// The first name under which something is exported.
@@ -582,7 +585,11 @@ impl<'a> Decoder<'a> {
         let types = self.option(Self::module_types)?.unwrap_or_default();
         self.skip(&shape::COMPONENT_TYPES_BEHIND)?;
         let mut modules = Vec::new();
-        for index in 0..self.r.count()? {
+        let count = self.r.count()?;
+        if count > MAX_IMAGE_MODULES as usize {
+            return Err(self.r.wrong("more modules than are looked at"));
+        }
+        for index in 0..count {
             modules.push(self.compiled_module_info(index as u32, &mut functions)?);
         }
         self.skip(&shape::CHECKSUM)?;

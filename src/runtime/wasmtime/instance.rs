@@ -717,10 +717,6 @@ fn functions(
     symbols: &FunctionTable,
     names: &[u8],
 ) -> Vec<GuestFunction> {
-    let mut symbol_numbers: HashMap<u32, usize> = HashMap::new();
-    for piece in symbols.wasm().filter(|piece| piece.named && piece.module == number) {
-        symbol_numbers.insert(piece.function, piece.number);
-    }
     let mut exported: HashMap<u32, &str> = HashMap::new();
     for e in &module.exports {
         if let Entity::Function(i) = e.entity {
@@ -750,7 +746,7 @@ fn functions(
         // Symbols have the same names cleaned and cut, so they are for an image that lost `.name.wasm`.
         let name = None
             .or_else(|| module.function_name(index, names).map(|n| (Cow::from(n), "name section")))
-            .or_else(|| Some((symbols.wasm_name(*symbol_numbers.get(&index)?)?.into(), "symbol")))
+            .or_else(|| Some((symbols.name_of(number, index)?.into(), "symbol")))
             .or_else(|| exported.get(&index).map(|n| (Cow::from(*n), "export")))
             .and_then(|(n, from)| take(n.len()).map(|()| (n.into_owned(), from)));
         let name = name.or_else(|| {

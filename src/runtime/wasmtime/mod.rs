@@ -47,7 +47,7 @@ pub use version::Version;
 use super::code_map::{CodeMap, Detail};
 use super::{Declared, GuestFrame, GuestInstance, GuestModule, Reach, Runtime, Value, Why};
 use crate::arch::{CodeAddress, Reg};
-use crate::limits::{MAX_FLOW_BYTES, MAX_FLOW_FUNCTIONS, MAX_KNOWN_INSTANCES};
+use crate::limits::{MAX_FLOW_BYTES, MAX_FLOW_FUNCTIONS, MAX_IMAGE_MODULES, MAX_INSTANCE_CHECKS, MAX_KNOWN_INSTANCES};
 use crate::symbolize::wasm::WasmModule;
 use crate::target::{Mapping, Memory};
 use crate::unwind::{Cursor, Next, Unwinder};
@@ -56,7 +56,7 @@ use code::Code;
 use flow::{Facts, Flow, Held};
 use image::FunctionKind;
 use instance::{Context, Described};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
@@ -69,6 +69,8 @@ pub struct Wasmtime {
     owner: Vec<usize>,
     notes: Vec<String>,
     mappings: Vec<Mapping>,
+    /// How often a module was compared with what may be an instance of any.
+    checks: Cell<usize>,
     /// The frames that were walked through, and in which instance each runs.
     chain: RefCell<Chain>,
     /// Functions that were followed, by where they begin.
@@ -80,6 +82,11 @@ pub struct Wasmtime {
 impl Wasmtime {
     fn add(&mut self, mut code: Code) {
         code.first = self.listed.len();
+        if code.first + code.modules > MAX_IMAGE_MODULES as usize && code.modules > 1 {
+            let why =
+                format!("the code images have more than {MAX_IMAGE_MODULES} modules: those of this one are left out");
+            code.leave_out_modules(Why(why));
+        }
         // Each store runs a copy of its own of what was compiled for a debugger.
         let known = self.codes.iter().flat_map(|c| &c.wasm).flatten();
         for own in code.wasm.iter_mut().flatten() {
@@ -125,6 +132,10 @@ impl Wasmtime {
     fn modules_of_instance(&self, vmctx: u64, memory: &dyn Memory) -> Vec<usize> {
         let (mut tied, mut untied) = (Vec::new(), Vec::new());
         for module in 0..self.listed.len() {
+            if self.checks.get() >= MAX_INSTANCE_CHECKS {
+                return Vec::new();
+            }
+            self.checks.set(self.checks.get() + 1);
             let checked = self.described(module).and_then(|d| d.validate(vmctx, &self.mappings, memory));
             match checked {
                 Ok(checked) if checked.tied => tied.push(module),
