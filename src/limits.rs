@@ -126,16 +126,18 @@ pub const MAX_RECORD_WINDOWS: usize = 64;
 pub const MAX_RECORD_BYTES: u64 = cap(64 << 20, 4 << 20);
 /// Bytes that are looked through for one function's record.
 pub const MAX_RECORD_LOOKUP_BYTES: u64 = 4 * MAX_RECORD_BYTES;
-/// Functions that are looked for in vain in one encoded state map before it is read as a whole.
-pub const MAX_FAILED_LOOKUPS: usize = 8;
+/// Bytes that are looked through in vain in one encoded state map; what was not found by then is not looked for.
+pub const MAX_FAILED_LOOKUP_BYTES: u64 = 8 * MAX_RECORD_LOOKUP_BYTES;
 /// Elements of all lists and maps of one encoded state map: in memory they are larger than their encoding.
 pub const MAX_MAP_ELEMENTS: usize = cap(128 << 20, 1 << 20);
 /// Problems of a state map that are kept.
 pub const MAX_VALIDATION_PROBLEMS: usize = 1000;
 /// Symbols of one file and its debug file that are looked at.
 pub const MAX_SYMBOLS: usize = cap(8_000_000, 500_000);
-/// Core modules of one code image, as its symbols number them or its description has them; and of all code images.
+/// Core modules of one code image, as its symbols number them or its description has them.
 pub const MAX_IMAGE_MODULES: u32 = cap(1 << 14, 1000);
+/// Core modules of all code images, not counting one of each image.
+pub const MAX_IMAGES_MODULES: usize = cap(1 << 17, 1200);
 /// Bytes of a symbol of a code image; the compiler cuts names at 96 characters.
 pub const MAX_IMAGE_SYMBOL_BYTES: usize = 1 << 10;
 /// Names of functions that a place may be of, in a note.

@@ -60,26 +60,36 @@ impl EncodedMap {
     }
 
     /// A map of the one function with this number, in which it reaches to the next one's first byte. `known` gains what
-    /// was seen on the way.
+    /// was seen on the way; `left` are the bytes that may be looked through for it, and then those that were not.
     ///
     /// # Errors
     /// Why its record was not found.
-    pub fn function(&self, number: usize, known: &mut Known, read: &ReadEncoded<'_>) -> Result<ModuleStateMap, String> {
+    pub fn function(
+        &self,
+        number: usize,
+        known: &mut Known,
+        left: &mut u64,
+        read: &ReadEncoded<'_>,
+    ) -> Result<ModuleStateMap, String> {
         let &start = self.starts.get(number).ok_or("there is no such function")?;
         let end = self.starts.get(number + 1).copied().unwrap_or(self.total_size);
-        let function = self.find(number, known, read)?;
+        let function = self.find(number, known, left, read)?;
         Ok(ModuleStateMap { local_functions: BTreeMap::from([(start, function)]), total_size: end })
     }
 
-    fn find(&self, number: usize, known: &mut Known, read: &ReadEncoded<'_>) -> Result<FunctionStateMap, String> {
+    fn find(
+        &self,
+        number: usize,
+        known: &mut Known,
+        left: &mut u64,
+        read: &ReadEncoded<'_>,
+    ) -> Result<FunctionStateMap, String> {
         known.insert(0, COUNT);
-        // What is read, and what is decoded in vain.
-        let (mut window, mut left) = (WINDOW, limits::MAX_RECORD_LOOKUP_BYTES);
-        let mut successes = 0;
+        let (mut window, mut successes) = (WINDOW, 0);
         for _ in 0..limits::MAX_RECORD_WINDOWS {
             let Some((&below, &from)) = known.range(..=number).next_back() else { break };
             if number - below <= NEAR || window > limits::MAX_RECORD_BYTES {
-                return self.forward(below, from, number, known, read);
+                return self.forward(below, from, number, known, left, read);
             }
             let above = known.range(number + 1..).next();
             let (above, to) = above.map_or((self.starts.len(), self.end), |(&n, &at)| (n, at));
@@ -95,11 +105,11 @@ impl EncodedMap {
             let at = guess.saturating_sub(window / 2).max(from + 1);
             let mut bytes = vec![0; window.min(to.saturating_sub(at)) as usize];
             let Some(rest) = left.checked_sub(bytes.len() as u64) else { break };
-            left = rest;
+            *left = rest;
             let got = read(at, &mut bytes);
             let bytes = &bytes[..got];
-            let found = self.neighbours(number, below..above, bytes, &mut left);
-            if left == 0 {
+            let found = self.neighbours(number, below..above, bytes, left);
+            if *left == 0 {
                 break;
             }
             (window, successes) = if found.is_empty() { (window * 4, successes) } else { (WINDOW, successes + 1) };
@@ -164,10 +174,11 @@ impl EncodedMap {
         mut at: u64,
         number: usize,
         known: &mut Known,
+        left: &mut u64,
         read: &ReadEncoded<'_>,
     ) -> Result<FunctionStateMap, String> {
         for current in from.. {
-            let (function, next) = self.record(current, at, read)?;
+            let (function, next) = self.record(current, at, left, read)?;
             if current + 1 < self.starts.len() {
                 known.insert(current + 1, next);
             }
@@ -181,10 +192,17 @@ impl EncodedMap {
 
     /// The function whose record begins at `at`, and where the next one begins. Everything that a record has to do with its
     /// neighbours is checked.
-    fn record(&self, number: usize, at: u64, read: &ReadEncoded<'_>) -> Result<(FunctionStateMap, u64), String> {
+    fn record(
+        &self,
+        number: usize,
+        at: u64,
+        left: &mut u64,
+        read: &ReadEncoded<'_>,
+    ) -> Result<(FunctionStateMap, u64), String> {
         let mut len = RECORD;
         loop {
             let mut bytes = vec![0; len.min(self.end.saturating_sub(at)) as usize];
+            *left = left.saturating_sub(bytes.len() as u64);
             let got = read(at, &mut bytes);
             bytes.truncate(got);
             let all = got < len as usize || len >= limits::MAX_RECORD_BYTES;
@@ -260,6 +278,8 @@ mod tests {
     use crate::state::PointKind;
     use std::cell::RefCell;
 
+    const LEFT: u64 = limits::MAX_RECORD_LOOKUP_BYTES;
+
     /// `count` functions of lengths that differ much, and their encoding.
     fn module(count: usize) -> (ModuleStateMap, Vec<u8>) {
         module_of(count, |id| (id * id * 31) % 400)
@@ -305,12 +325,12 @@ mod tests {
             let all = encoded(&map, bytes.len());
             let step = (count / 300).max(1);
             for number in (0..count).step_by(step).chain([count - 1]) {
-                let one = all.function(number, &mut Known::new(), &reader(&bytes)).unwrap();
+                let one = all.function(number, &mut Known::new(), &mut LEFT.clone(), &reader(&bytes)).unwrap();
                 let (start, function) = one.local_functions.first_key_value().unwrap();
                 assert_eq!(map.local_functions.get(start), Some(function), "{number} of {count}");
                 assert_eq!(one.total_size, map.function_end(*start));
             }
-            assert!(all.function(count, &mut Known::new(), &reader(&bytes)).is_err());
+            assert!(all.function(count, &mut Known::new(), &mut LEFT.clone(), &reader(&bytes)).is_err());
         }
     }
 
@@ -326,7 +346,7 @@ mod tests {
         };
         let mut known = Known::new();
         for number in [19_999, 3, 12_345, 12_346, 777] {
-            all.function(number, &mut known, &read).unwrap();
+            all.function(number, &mut known, &mut LEFT.clone(), &read).unwrap();
         }
         assert!(bytes.len() > 10 << 20 && *total.borrow() < 1 << 20, "{} of {}", total.borrow(), bytes.len());
     }
@@ -343,7 +363,7 @@ mod tests {
                     windows.set(windows.get() + 1);
                     reader(&bytes)(at, buf)
                 };
-                all.function(number, &mut Known::new(), &read).unwrap();
+                all.function(number, &mut Known::new(), &mut LEFT.clone(), &read).unwrap();
                 assert!(windows.get() <= 24, "{number}, long {long:?}: {} windows", windows.get());
             }
         }
@@ -354,25 +374,25 @@ mod tests {
         let (map, bytes) = module(3000);
         let all = encoded(&map, bytes.len());
         let mut known = Known::new();
-        all.function(1500, &mut known, &reader(&bytes)).unwrap();
+        all.function(1500, &mut known, &mut LEFT.clone(), &reader(&bytes)).unwrap();
         let at = known[&1500] as usize;
         // The function's number, behind the initial state and the key.
         let initial = encode_borsh(&map.local_functions.values().nth(1500).unwrap().initial).unwrap().len();
         for (offset, what) in [(0, "key"), (8 + initial, "number")] {
             let mut broken = bytes.clone();
             broken[at + offset] ^= 1;
-            let found = all.function(1500, &mut Known::new(), &reader(&broken));
+            let found = all.function(1500, &mut Known::new(), &mut LEFT.clone(), &reader(&broken));
             assert!(found.is_err(), "{what}: {found:?}");
             // The others are still found.
-            all.function(1400, &mut Known::new(), &reader(&broken)).unwrap();
-            all.function(2900, &mut Known::new(), &reader(&broken)).unwrap();
+            all.function(1400, &mut Known::new(), &mut LEFT.clone(), &reader(&broken)).unwrap();
+            all.function(2900, &mut Known::new(), &mut LEFT.clone(), &reader(&broken)).unwrap();
         }
         for cut in [0, 3, 4, 100, bytes.len() / 2, bytes.len() - 1] {
-            let _ = all.function(1500, &mut Known::new(), &reader(&bytes[..cut]));
-            assert!(all.function(2999, &mut Known::new(), &reader(&bytes[..cut])).is_err());
+            let _ = all.function(1500, &mut Known::new(), &mut LEFT.clone(), &reader(&bytes[..cut]));
+            assert!(all.function(2999, &mut Known::new(), &mut LEFT.clone(), &reader(&bytes[..cut])).is_err());
         }
         let zeros = vec![0; 1 << 20];
-        assert!(all.function(1500, &mut Known::new(), &reader(&zeros)).is_err());
+        assert!(all.function(1500, &mut Known::new(), &mut LEFT.clone(), &reader(&zeros)).is_err());
         assert!(EncodedMap::new(vec![4, 4], 10, 100).is_none() && EncodedMap::new(vec![4, 12], 10, 100).is_none());
     }
 
@@ -394,7 +414,7 @@ mod tests {
             buf[..record.len()].copy_from_slice(&bytes[record.clone()]);
             record.len()
         };
-        assert!(all.function(500, &mut Known::new(), &read).unwrap_err().contains("was not found"));
+        assert!(all.function(500, &mut Known::new(), &mut LEFT.clone(), &read).unwrap_err().contains("was not found"));
         assert_eq!(asked.get(), limits::MAX_RECORD_WINDOWS);
 
         let largest = std::cell::Cell::new(0);
@@ -402,7 +422,7 @@ mod tests {
             largest.set(buf.len().max(largest.get()));
             buf.len()
         };
-        assert!(encoded(&map, 1 << 40).function(500, &mut Known::new(), &endless).is_err());
+        assert!(encoded(&map, 1 << 40).function(500, &mut Known::new(), &mut LEFT.clone(), &endless).is_err());
         assert_eq!(largest.get() as u64, limits::MAX_RECORD_BYTES);
     }
 
@@ -420,7 +440,7 @@ mod tests {
             buf.len()
         };
         let begin = std::time::Instant::now();
-        assert!(all.function(6, &mut Known::new(), &read).is_err());
+        assert!(all.function(6, &mut Known::new(), &mut LEFT.clone(), &read).is_err());
         assert!(read_bytes.get() <= limits::MAX_RECORD_LOOKUP_BYTES + 2 * limits::MAX_RECORD_BYTES);
         assert!(begin.elapsed().as_secs() < 60, "{:?}", begin.elapsed());
     }

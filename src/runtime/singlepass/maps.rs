@@ -32,8 +32,8 @@ struct Parts {
     known: RefCell<Known>,
     /// By number; `None` where the lookup failed.
     functions: Vec<OnceCell<Option<Box<Part>>>>,
-    /// How many lookups failed.
-    failed: Cell<usize>,
+    /// Bytes that were looked through in vain.
+    in_vain: Cell<u64>,
 }
 
 /// A map of one function.
@@ -63,7 +63,7 @@ impl Maps {
         let functions = (0..encoded.starts().len()).map(|_| OnceCell::new()).collect();
         let (starts, total_size) = (encoded.starts().to_vec(), encoded.total_size());
         let parts =
-            Parts { encoded, source: source.clone(), known: RefCell::default(), functions, failed: Cell::new(0) };
+            Parts { encoded, source: source.clone(), known: RefCell::default(), functions, in_vain: Cell::new(0) };
         let maps = Maps { starts, total_size, whole: OnceCell::new(), parts: Some(parts) };
         // The lookup rests on what it finds at the beginning, too.
         if maps.part(0, memory).is_none() {
@@ -141,12 +141,13 @@ impl Maps {
         let parts = self.parts.as_ref()?;
         let look_up = || {
             let read = |at: u64, buf: &mut [u8]| parts.source.read_some(memory, at, buf);
-            if parts.failed.get() >= limits::MAX_FAILED_LOOKUPS {
+            if parts.in_vain.get() >= limits::MAX_FAILED_LOOKUP_BYTES {
                 return None;
             }
-            let found = parts.encoded.function(number, &mut parts.known.borrow_mut(), &read);
+            let mut left = limits::MAX_RECORD_LOOKUP_BYTES;
+            let found = parts.encoded.function(number, &mut parts.known.borrow_mut(), &mut left, &read);
             let Ok(map) = found else {
-                parts.failed.set(parts.failed.get() + 1);
+                parts.in_vain.set(parts.in_vain.get() + limits::MAX_RECORD_LOOKUP_BYTES - left);
                 return None;
             };
             let problem = state::validate(&map, None).problems.into_iter().next();
@@ -216,15 +217,22 @@ mod tests {
 
     #[test]
     fn lookups_in_vain_have_an_end() {
-        let mut image = vec![0; limits::MAX_WHOLE_MAP_BYTES as usize + 8];
+        let mut image = vec![0; 2 * limits::MAX_RECORD_BYTES as usize];
         let len = image.len();
-        image[len - 8..].copy_from_slice(&0x8000u64.to_le_bytes());
+        image[len - 8..].copy_from_slice(&0x80_0000u64.to_le_bytes());
         let source = MapSource::Bytes { image: image.into(), msm_offset: 0 };
-        let starts: Vec<u64> = (1..=2 * limits::MAX_FAILED_LOOKUPS as u64).map(|i| i * 0x100).collect();
-        let maps = Maps::read(&source, &starts, 0x8000, &Pieces::default()).unwrap();
-        for (asked, start) in (1..).zip(&starts) {
-            assert!(maps.part(asked - 1, &Pieces::default()).is_none());
-            assert_eq!(maps.parts.as_ref().unwrap().failed.get(), asked.min(limits::MAX_FAILED_LOOKUPS), "{start:#x}");
+        let starts: Vec<u64> = (1..=1000).map(|i| i * 0x100).collect();
+        let maps = Maps::read(&source, &starts, 0x80_0000, &Pieces::default()).unwrap();
+        let parts = maps.parts.as_ref().unwrap();
+        // Some was asked for at once.
+        let mut before = parts.in_vain.get();
+        for number in 100..1000 {
+            assert!(maps.part(number, &Pieces::default()).is_none());
+            let in_vain = parts.in_vain.get();
+            assert!(in_vain - before <= limits::MAX_RECORD_LOOKUP_BYTES, "{number}: {before} {in_vain}");
+            assert_eq!(in_vain > before, before < limits::MAX_FAILED_LOOKUP_BYTES, "{number}");
+            before = in_vain;
         }
+        assert!(before >= limits::MAX_FAILED_LOOKUP_BYTES);
     }
 }

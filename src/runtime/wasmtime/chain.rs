@@ -168,6 +168,7 @@ impl Chain {
             nodes: &self.nodes,
             fits: HashMap::new(),
             work: MAX_INSTANCE_CHECKS,
+            comparisons: MAX_INSTANCE_CHECKS,
             out: Solved::default(),
         };
         solver.run();
@@ -183,8 +184,10 @@ struct Solver<'a> {
     nodes: &'a HashMap<Key, Node>,
     /// Whether an instance is one of a module.
     fits: HashMap<(usize, u64), bool>,
-    /// Comparisons that are left.
+    /// Comparisons of frames with instances that are left.
     work: usize,
+    /// Comparisons of instances with modules that are left.
+    comparisons: usize,
     out: Solved,
 }
 
@@ -310,8 +313,10 @@ impl Solver<'_> {
             return;
         }
         let list = store::instances(store, known, self.memory).unwrap_or_default();
-        let of = |v: u64| (v, self.runtime.modules_of_instance(v, self.memory));
-        let list = list.into_iter().map(of).collect();
+        let (runtime, memory, left) = (self.runtime, self.memory, &mut self.comparisons);
+        let of = |v: u64| Some((v, runtime.modules_of_instance(v, memory, left)?));
+        // From a part of the list nothing follows: a frame may run in one of the others.
+        let list = list.into_iter().map(of).collect::<Option<_>>().unwrap_or_default();
         self.out.lists.insert(store, list);
     }
 
@@ -411,6 +416,7 @@ mod tests {
                 nodes: &chain.nodes,
                 fits: HashMap::new(),
                 work: MAX_INSTANCE_CHECKS,
+                comparisons: 0,
                 out: Solved { lists: [(0x10, list)].into(), ..Solved::default() },
             };
             let mut known = [None; 2];

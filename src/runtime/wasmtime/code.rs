@@ -16,6 +16,7 @@ use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// A code image and what is known of it.
 pub(super) struct Code {
@@ -49,7 +50,7 @@ pub(super) struct Code {
     /// What is missing or wrong.
     pub problems: Vec<String>,
     /// The first name under which a function is exported, by module and function.
-    exported: OnceCell<HashMap<(usize, u32), String>>,
+    exported: OnceCell<HashMap<(usize, u32), Arc<str>>>,
     names: Option<Contents>,
     addrmap: Option<Contents>,
     frames: Option<Contents>,
@@ -235,12 +236,12 @@ impl Code {
             let mut exported = HashMap::new();
             for (module, export) in modules.flat_map(|(i, module)| module.exports.iter().map(move |e| (i, e))) {
                 if let Entity::Function(function) = export.entity {
-                    exported.entry((module, function)).or_insert_with(|| export.name.to_string());
+                    exported.entry((module, function)).or_insert_with(|| Arc::clone(&export.name));
                 }
             }
             exported
         });
-        exported.get(&(module, function)).map(|name| (name.clone(), "export"))
+        exported.get(&(module, function)).map(|name| (name.to_string(), "export"))
     }
 
     /// The contents of `.name.wasm`.
@@ -423,7 +424,7 @@ mod tests {
     use super::super::image::SliceMemory;
     use super::super::testing::fixture;
     use super::*;
-    use crate::limits::MAX_IMAGE_MODULES;
+    use crate::limits::{MAX_IMAGE_MODULES, MAX_IMAGES_MODULES};
 
     fn load(bytes: &[u8]) -> Code {
         Code::load(Image::from_bytes(bytes).unwrap(), None, &SliceMemory::new(0, bytes))
@@ -468,19 +469,21 @@ mod tests {
 
     #[test]
     fn modules_of_all_images_have_an_end() {
-        // One module short of them all.
+        // Images of many modules each.
         let mut bytes = fixture("48-default");
         let info = load(&bytes).image.section(INFO).unwrap().offset as usize;
         bytes[info..info + 16].fill(0xff);
         rename(&mut bytes, &|len| {
-            let name = format!("wasm[{}]::function[0", MAX_IMAGE_MODULES - 2);
+            let name = format!("wasm[{}]::function[0", MAX_IMAGE_MODULES - 1);
             format!("{name:0<width$}]", width = len - 1)
         });
         let mut runtime = Wasmtime::default();
-        for (modules, listed) in [(MAX_IMAGE_MODULES - 1, MAX_IMAGE_MODULES - 1), (1, MAX_IMAGE_MODULES)] {
+        let many = MAX_IMAGE_MODULES as usize;
+        let images = MAX_IMAGES_MODULES / many;
+        for image in 1..=images + 1 {
             runtime.add(load(&bytes));
-            let code = runtime.codes.last().unwrap();
-            assert_eq!((code.modules, runtime.listed.len()), (modules as usize, listed as usize));
+            let (modules, listed) = if image <= images { (many, image * many) } else { (1, images * many + 1) };
+            assert_eq!((runtime.codes.last().unwrap().modules, runtime.listed.len()), (modules, listed));
         }
         let last = runtime.codes.last().unwrap();
         assert!(last.functions.wasm().next().is_none() && !last.functions.is_empty());

@@ -556,6 +556,21 @@ impl FunctionKind {
         }
     }
 
+    /// The same code, as what it is said to be of a module that is not believed.
+    fn of_no_module(self) -> FunctionKind {
+        FunctionKind::Other(match self {
+            FunctionKind::Wasm { module, function, name: Some(name) } => {
+                format!("wasm[{module}]::function[{function}]::{name}")
+            }
+            FunctionKind::Wasm { module, function, name: None } => format!("wasm[{module}]::function[{function}]"),
+            FunctionKind::ArrayToWasm { module, function } => {
+                format!("wasm[{module}]::array_to_wasm_trampoline[{function}]")
+            }
+            FunctionKind::ModuleStart { module } => format!("module_start[{module}]"),
+            other => return other,
+        })
+    }
+
     /// Whether a frame of it is a frame of the guest.
     pub fn is_wasm(&self) -> bool {
         matches!(self, FunctionKind::Wasm { .. })
@@ -733,17 +748,17 @@ impl FunctionTable {
     fn function(&self, place: &Place) -> Function {
         let kind = match &self.kinds {
             Kinds::Symbols(strings) => {
-                let name = String::from_utf8_lossy(symbol_at(strings, place.kind).unwrap_or_default());
-                let kind = FunctionKind::of_symbol(&name);
-                match kind.module() {
-                    Some(module) if module >= self.modules => FunctionKind::Other(name.into_owned()),
-                    _ => kind,
-                }
+                let name = symbol_at(strings, place.kind).unwrap_or_default();
+                FunctionKind::of_symbol(&String::from_utf8_lossy(name))
             }
             // Places are made with the kinds.
             Kinds::Known(kinds) => {
                 kinds.get(place.kind as usize).cloned().unwrap_or(FunctionKind::Other(String::new()))
             }
+        };
+        let kind = match kind.module() {
+            Some(module) if module >= self.modules => kind.of_no_module(),
+            _ => kind,
         };
         Function { start: place.start, len: place.len, kind }
     }
@@ -801,11 +816,12 @@ mod tests {
             let known = FunctionTable::new(table.iter().collect());
             assert!(known.iter().eq(table.iter()) && known.wasm().eq(table.wasm()));
             // What is of a module that there is not is of none.
-            let none = table.clone().of_modules(0);
-            assert!(none.wasm().next().is_none() && none.name_of(0, 1).is_none());
-            for (f, other) in table.iter().zip(none.iter()) {
-                assert_eq!(f.kind.module().is_some(), f.kind != other.kind);
-                assert!(f.kind.module().is_none() || matches!(other.kind, FunctionKind::Other(_)));
+            for none in [table.clone().of_modules(0), known.of_modules(0)] {
+                assert!(none.wasm().next().is_none() && none.name_of(0, 1).is_none());
+                for (f, other) in table.iter().zip(none.iter()) {
+                    assert_eq!(f.kind.module().is_some(), f.kind != other.kind);
+                    assert!(f.kind.module().is_none() || matches!(&other.kind, FunctionKind::Other(n) if n.len() > 9));
+                }
             }
             for WasmPiece { number, module, function, named } in table.wasm() {
                 let name = table.wasm_name(number);

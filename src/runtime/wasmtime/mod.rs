@@ -47,7 +47,7 @@ pub use version::Version;
 use super::code_map::{CodeMap, Detail};
 use super::{Declared, GuestFrame, GuestInstance, GuestModule, Reach, Runtime, Value, Why};
 use crate::arch::{CodeAddress, Reg};
-use crate::limits::{MAX_FLOW_BYTES, MAX_FLOW_FUNCTIONS, MAX_IMAGE_MODULES, MAX_INSTANCE_CHECKS, MAX_KNOWN_INSTANCES};
+use crate::limits::{MAX_FLOW_BYTES, MAX_FLOW_FUNCTIONS, MAX_IMAGES_MODULES, MAX_INSTANCE_CHECKS, MAX_KNOWN_INSTANCES};
 use crate::symbolize::wasm::WasmModule;
 use crate::target::{Mapping, Memory};
 use crate::unwind::{Cursor, Next, Unwinder};
@@ -56,7 +56,7 @@ use code::Code;
 use flow::{Facts, Flow, Held};
 use image::FunctionKind;
 use instance::{Context, Described};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
@@ -69,8 +69,6 @@ pub struct Wasmtime {
     owner: Vec<usize>,
     notes: Vec<String>,
     mappings: Vec<Mapping>,
-    /// How often a module was compared with what may be an instance of any.
-    checks: Cell<usize>,
     /// The frames that were walked through, and in which instance each runs.
     chain: RefCell<Chain>,
     /// Functions that were followed, by where they begin.
@@ -82,9 +80,9 @@ pub struct Wasmtime {
 impl Wasmtime {
     fn add(&mut self, mut code: Code) {
         code.first = self.listed.len();
-        if code.first + code.modules > MAX_IMAGE_MODULES as usize && code.modules > 1 {
+        if code.first + code.modules > MAX_IMAGES_MODULES && code.modules > 1 {
             let why =
-                format!("the code images have more than {MAX_IMAGE_MODULES} modules: those of this one are left out");
+                format!("the code images have more than {MAX_IMAGES_MODULES} modules: those of this one are left out");
             code.leave_out_modules(Why(why));
         }
         // Each store runs a copy of its own of what was compiled for a debugger.
@@ -128,14 +126,11 @@ impl Wasmtime {
     }
 
     /// The modules that the instance at `vmctx` can be one of. One that its own pointers name wins over those that it merely
-    /// does not contradict.
-    fn modules_of_instance(&self, vmctx: u64, memory: &dyn Memory) -> Vec<usize> {
+    /// does not contradict. `None` if that needs more than `left` comparisons.
+    fn modules_of_instance(&self, vmctx: u64, memory: &dyn Memory, left: &mut usize) -> Option<Vec<usize>> {
+        *left = left.checked_sub(self.listed.len())?;
         let (mut tied, mut untied) = (Vec::new(), Vec::new());
         for module in 0..self.listed.len() {
-            if self.checks.get() >= MAX_INSTANCE_CHECKS {
-                return Vec::new();
-            }
-            self.checks.set(self.checks.get() + 1);
             let checked = self.described(module).and_then(|d| d.validate(vmctx, &self.mappings, memory));
             match checked {
                 Ok(checked) if checked.tied => tied.push(module),
@@ -143,7 +138,7 @@ impl Wasmtime {
                 Err(_) => {}
             }
         }
-        if tied.is_empty() { untied } else { tied }
+        Some(if tied.is_empty() { untied } else { tied })
     }
 
     /// What the code at `at` does with the registers that it was called with.
@@ -304,12 +299,14 @@ impl Runtime for Wasmtime {
         let mut open: Vec<u64> = solved.instances().into_iter().collect();
         open.extend(solved.lists.values().flatten().map(|(vmctx, _)| *vmctx));
         let mut out = BTreeSet::new();
+        let mut left = MAX_INSTANCE_CHECKS;
         while let Some(vmctx) = open.pop() {
             if seen.len() >= MAX_KNOWN_INSTANCES || !seen.insert(vmctx) {
                 continue;
             }
             // Of two modules that declare the same things either may be meant. A frame knows which, and is listed by itself.
-            let [module] = self.modules_of_instance(vmctx, memory)[..] else { continue };
+            let Some(modules) = self.modules_of_instance(vmctx, memory, &mut left) else { break };
+            let [module] = modules[..] else { continue };
             out.insert(GuestInstance { module, address: vmctx });
             let imports = self.described(module).and_then(|d| d.imports_of(vmctx, memory)).unwrap_or_default();
             open.extend(imports.iter().filter(|n| n.context == Context::Instance).map(|n| n.address));
