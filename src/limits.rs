@@ -136,8 +136,8 @@ pub const MAX_VALIDATION_PROBLEMS: usize = 1000;
 pub const MAX_SYMBOLS: usize = cap(8_000_000, 500_000);
 /// Core modules of one code image, as its symbols number them or its description has them.
 pub const MAX_IMAGE_MODULES: u32 = cap(1 << 14, 1000);
-/// Core modules of all code images, not counting one of each image.
-pub const MAX_IMAGES_MODULES: usize = cap(1 << 17, 1200);
+/// Core modules of all code images: those of an image with several are left out beyond this.
+pub const MAX_IMAGES_MODULES: usize = cap(1 << 15, 1200);
 /// Bytes of a symbol of a code image; the compiler cuts names at 96 characters.
 pub const MAX_IMAGE_SYMBOL_BYTES: usize = 1 << 10;
 /// Names of functions that a place may be of, in a note.
@@ -258,7 +258,7 @@ pub const MAX_FLOW_STEPS: usize = cap(2_000_000, 100_000);
 pub const MAX_FLOW_FUNCTIONS: usize = 4_096;
 /// Instances of one store that are looked at.
 pub const MAX_STORE_INSTANCES: usize = cap(10_000, 200);
-/// Comparisons of frames with the instances of their store.
+/// Comparisons of frames with the instances of their store, and of instances with the modules of all images.
 pub const MAX_INSTANCE_CHECKS: usize = cap(10_000_000, 10_000);
 /// Rounds in which frames are decided that can only run in one of their store's instances.
 pub const MAX_ELIMINATION_ROUNDS: usize = 64;

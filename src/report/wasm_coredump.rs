@@ -107,12 +107,9 @@ pub fn write(source: &mut Source<'_>, compat: Option<Compat>, out: &mut dyn Writ
     let mut stacks = Vec::new();
     let mut unknown: BTreeMap<u32, u32> = BTreeMap::new();
     for thread in 0..source.report.threads.len() {
+        // A module may have instances that are not listed: the only one that is need not be the frame's.
         let mut index_of = |module: u32, address: Option<u64>| {
-            let of_module = || {
-                let mut all = source.contents.instances().filter(|(m, _)| *m == module);
-                all.next().filter(|_| all.next().is_none()).map(|(_, i)| i.address.0)
-            };
-            let known = address.or_else(of_module).and_then(|a| instance_map.get(&(module, a)));
+            let known = address.and_then(|a| instance_map.get(&(module, a)));
             known.copied().unwrap_or_else(|| {
                 *unknown.entry(module).or_insert_with(|| {
                     let index = instances.len();

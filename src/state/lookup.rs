@@ -60,7 +60,8 @@ impl EncodedMap {
     }
 
     /// A map of the one function with this number, in which it reaches to the next one's first byte. `known` gains what
-    /// was seen on the way; `left` are the bytes that may be looked through for it, and then those that were not.
+    /// was seen on the way; `left` are the bytes that may be looked through for it; what was read or decoded in vain is taken off. Records
+    /// that lie side by side are walked through however many they are.
     ///
     /// # Errors
     /// Why its record was not found.

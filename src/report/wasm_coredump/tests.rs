@@ -229,7 +229,9 @@ fn everything_stands_where_a_reader_looks_for_it() {
         (0, vec![0], vec![]),
         (1, vec![1], vec![0]),
         (1, vec![2, 1], vec![0, 1, 2, 3, 4]),
-        // Of the frame whose instance is not among them.
+        // Of the frame whose instance is not known, though one of its module is listed, and of the one whose instance is
+        // not among them.
+        (0, vec![], vec![]),
         (1, vec![], vec![]),
     ];
     assert_eq!(instances, expected);
@@ -244,7 +246,7 @@ fn everything_stands_where_a_reader_looks_for_it() {
     assert_eq!(names, ["main (10)", "12"]);
     let frames = &r.stacks[0].1;
     let places: Vec<_> = frames.iter().map(|f| (f.instanceidx, f.funcidx, f.codeoffset)).collect();
-    assert_eq!(places, [(2, 7, 2), (0, 1, 0), (3, 2, 0)]);
+    assert_eq!(places, [(2, 7, 2), (3, 1, 0), (4, 2, 0)]);
     let values: Vec<String> = frames[0].locals.iter().map(|v| format!("{v:?}")).collect();
     assert_eq!(values[..2], ["I32(-9)", "I64(-1)"]);
     let floats = [format!("F32(Ieee32({}))", 1.5f32.to_bits()), format!("F64(Ieee64({}))", (-2.25f64).to_bits())];
@@ -255,6 +257,7 @@ fn everything_stands_where_a_reader_looks_for_it() {
     let expected = [
         "memory 0 of instance 0 is not known and stands as an empty one: torn",
         "0x1000 bytes of the memory at 0x200000 cannot be read and are left out",
+        "the instance of some frames of one is not known: they stand in one without memories and globals",
         "the instance of some frames of two is not known: they stand in one without memories and globals",
         "3 frames have no code offset (0 stands for it): name the .wasm with --wasm",
         "1 frames have no operand stack: it is not known",
@@ -312,7 +315,7 @@ fn damaged_descriptions_do_no_harm() {
     let notes = write(&mut source, None, &mut out).unwrap();
     assert!(notes.iter().any(|n| n.contains("cannot be read")), "{notes:?}");
     let r = read(&out);
-    assert!(r.data.is_empty() && r.instances.len() == 2);
+    assert!(r.data.is_empty() && r.instances.len() == 3);
 }
 
 #[test]

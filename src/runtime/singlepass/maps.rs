@@ -146,10 +146,12 @@ impl Maps {
             }
             let mut left = limits::MAX_RECORD_LOOKUP_BYTES;
             let found = parts.encoded.function(number, &mut parts.known.borrow_mut(), &mut left, &read);
-            let Ok(map) = found else {
-                parts.in_vain.set(parts.in_vain.get() + limits::MAX_RECORD_LOOKUP_BYTES - left);
-                return None;
-            };
+            let used = limits::MAX_RECORD_LOOKUP_BYTES - left;
+            // So much is not what a map takes, even if something was found in the end.
+            if found.is_err() || used > limits::MAX_RECORD_LOOKUP_BYTES / 2 {
+                parts.in_vain.set(parts.in_vain.get() + used);
+            }
+            let map = found.ok()?;
             let problem = state::validate(&map, None).problems.into_iter().next();
             Some(Box::new(Part { map, problem: problem.map(|p| format!("{}: {}", p.place, p.fault)) }))
         };

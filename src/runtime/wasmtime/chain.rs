@@ -102,6 +102,8 @@ pub(super) struct Solved {
     stores: HashMap<Key, u64>,
     /// The instances of each store, and the modules that each can be of.
     pub lists: BTreeMap<u64, Vec<(u64, Vec<usize>)>>,
+    /// Whether there were too many instances and modules to compare them.
+    pub cut: bool,
 }
 
 impl Solved {
@@ -316,8 +318,9 @@ impl Solver<'_> {
         let (runtime, memory, left) = (self.runtime, self.memory, &mut self.comparisons);
         let of = |v: u64| Some((v, runtime.modules_of_instance(v, memory, left)?));
         // From a part of the list nothing follows: a frame may run in one of the others.
-        let list = list.into_iter().map(of).collect::<Option<_>>().unwrap_or_default();
-        self.out.lists.insert(store, list);
+        let list = list.into_iter().map(of).collect::<Option<_>>();
+        self.out.cut |= list.is_none();
+        self.out.lists.insert(store, list.unwrap_or_default());
     }
 
     /// Decides frames that can only run in one of the store's instances.
@@ -374,6 +377,25 @@ mod tests {
             assert!(solved.lists.is_empty());
             assert_eq!(solved.only(key(0), 7), None);
         }
+    }
+
+    /// From a part of a store's instances nothing follows.
+    #[test]
+    fn so_many_instances_are_compared_with_modules() {
+        let mut runtime = Wasmtime::default();
+        let bytes = super::super::testing::fixture("48-default");
+        let slice = super::super::image::SliceMemory::new(0, &bytes);
+        for _ in 0..3 {
+            let image = super::super::image::Image::from_bytes(&bytes).unwrap();
+            runtime.add(super::super::code::Code::load(image, None, &slice));
+        }
+        let memory = Pieces::default();
+        let mut left = 7;
+        for (instances, compared) in [(1, true), (2, true), (3, false)] {
+            let modules = runtime.modules_of_instance(0x1000 * instances, &memory, &mut left);
+            assert_eq!(modules, compared.then(Vec::new), "{instances}");
+        }
+        assert_eq!(left, 1);
     }
 
     /// What a frame says of itself and what its callee says of it have to agree.

@@ -748,8 +748,12 @@ impl FunctionTable {
     fn function(&self, place: &Place) -> Function {
         let kind = match &self.kinds {
             Kinds::Symbols(strings) => {
-                let name = symbol_at(strings, place.kind).unwrap_or_default();
-                FunctionKind::of_symbol(&String::from_utf8_lossy(name))
+                let name = String::from_utf8_lossy(symbol_at(strings, place.kind).unwrap_or_default());
+                let kind = FunctionKind::of_symbol(&name);
+                match kind.module().is_some_and(|module| module >= self.modules) {
+                    true => FunctionKind::Other(name.into_owned()),
+                    false => kind,
+                }
             }
             // Places are made with the kinds.
             Kinds::Known(kinds) => {

@@ -57,8 +57,26 @@ use flow::{Facts, Flow, Held};
 use image::FunctionKind;
 use instance::{Context, Described};
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::{Hash, Hasher};
 use std::rc::Rc;
+
+/// A `.wasm` file, the same as one with the same bytes.
+struct Carried(Rc<WasmModule>);
+
+impl PartialEq for Carried {
+    fn eq(&self, other: &Carried) -> bool {
+        self.0.bytes() == other.0.bytes()
+    }
+}
+
+impl Eq for Carried {}
+
+impl Hash for Carried {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.bytes().hash(state);
+    }
+}
 
 /// The code images of this runtime in one target.
 #[derive(Default)]
@@ -69,6 +87,8 @@ pub struct Wasmtime {
     owner: Vec<usize>,
     notes: Vec<String>,
     mappings: Vec<Mapping>,
+    /// The `.wasm` files that images carry.
+    carried: HashSet<Carried>,
     /// The frames that were walked through, and in which instance each runs.
     chain: RefCell<Chain>,
     /// Functions that were followed, by where they begin.
@@ -86,10 +106,10 @@ impl Wasmtime {
             code.leave_out_modules(Why(why));
         }
         // Each store runs a copy of its own of what was compiled for a debugger.
-        let known = self.codes.iter().flat_map(|c| &c.wasm).flatten();
         for own in code.wasm.iter_mut().flatten() {
-            if let Some(same) = known.clone().find(|known| known.bytes() == own.bytes()) {
-                *own = Rc::clone(same);
+            match self.carried.get(&Carried(Rc::clone(own))) {
+                Some(Carried(same)) => *own = Rc::clone(same),
+                None => _ = self.carried.insert(Carried(Rc::clone(own))),
             }
         }
         for module in 0..code.modules {
@@ -293,8 +313,13 @@ impl Runtime for Wasmtime {
     }
 
     fn instances(&self, memory: &dyn Memory) -> Vec<GuestInstance> {
-        // From the ones that frames run in, and the others of their stores, to those that they import from.
+        // From the ones that frames run in, and the others of their stores, to those that they import from. All or none: of a
+        // part one could be taken for the only one of its module.
         let solved = self.solved(memory);
+        if solved.cut {
+            return Vec::new();
+        }
+        let compared: HashMap<u64, &Vec<usize>> = solved.lists.values().flatten().map(|(v, m)| (*v, m)).collect();
         let mut seen: BTreeSet<u64> = BTreeSet::new();
         let mut open: Vec<u64> = solved.instances().into_iter().collect();
         open.extend(solved.lists.values().flatten().map(|(vmctx, _)| *vmctx));
@@ -305,7 +330,13 @@ impl Runtime for Wasmtime {
                 continue;
             }
             // Of two modules that declare the same things either may be meant. A frame knows which, and is listed by itself.
-            let Some(modules) = self.modules_of_instance(vmctx, memory, &mut left) else { break };
+            let modules = match compared.get(&vmctx) {
+                Some(modules) => modules.to_vec(),
+                None => match self.modules_of_instance(vmctx, memory, &mut left) {
+                    Some(modules) => modules,
+                    None => return Vec::new(),
+                },
+            };
             let [module] = modules[..] else { continue };
             out.insert(GuestInstance { module, address: vmctx });
             let imports = self.described(module).and_then(|d| d.imports_of(vmctx, memory)).unwrap_or_default();
