@@ -7,7 +7,7 @@ export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-co
 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
 -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=4"
 built=$here/target/$target/release
-targets="codec validate_read core engine cfi native wasm artifact heap_image prologue wasmtime_image wasmtime_dwarf server"
+targets="codec validate_read lookup core engine cfi native wasm artifact heap_image prologue wasmtime_image wasmtime_dwarf server"
 
 # libFuzzer itself is C++.
 need_cxx() {

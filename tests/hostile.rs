@@ -595,6 +595,7 @@ mod seeds {
                 (0..40).map(|i| if i % 7 == 3 { 0x10_0000 + point as u64 } else { i * 0x1111 }).collect();
             let stack: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
             put("validate_read", name, &[borsh, &stack].concat());
+            put("lookup", name, borsh);
         }
         let frame = WasmFunctionStateDump {
             local_function_id: 1,
