@@ -440,9 +440,10 @@ mod tests {
             }
             buf.len()
         };
-        let begin = std::time::Instant::now();
-        assert!(all.function(6, &mut Known::new(), &mut LEFT.clone(), &read).is_err());
+        let mut left = LEFT;
+        assert!(all.function(6, &mut Known::new(), &mut left, &read).is_err());
+        // What was decoded in vain counts, not only what was read.
+        assert!(LEFT - left > read_bytes.get(), "{left} left, {} read", read_bytes.get());
         assert!(read_bytes.get() <= limits::MAX_RECORD_LOOKUP_BYTES + 2 * limits::MAX_RECORD_BYTES);
-        assert!(begin.elapsed().as_secs() < 60, "{:?}", begin.elapsed());
     }
 }

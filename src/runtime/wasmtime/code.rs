@@ -210,11 +210,6 @@ impl Code {
         self.module(module).map(|m| m.imported.functions).or_else(of_wasm)
     }
 
-    /// What the symbols call a Wasm function.
-    pub fn symbol_of(&self, module: u32, function: u32) -> Option<String> {
-        self.functions.name_of(module, function)
-    }
-
     /// The best name of a Wasm function and where it is from.
     pub fn function_name(&self, module: usize, function: u32, symbol: Option<&str>) -> Option<(String, &'static str)> {
         if let Some(Some(wasm)) = self.wasm.get(module)
@@ -444,6 +439,8 @@ mod tests {
         let mut bytes = fixture("48-default");
         let code = load(&bytes);
         assert_eq!((code.modules, code.defined.as_slice()), (1, &[4][..]));
+        // It has no name of its own.
+        assert_eq!(code.function_name(0, 3, None), Some(("run".into(), "export")));
         let info = code.image.section(INFO).unwrap().offset as usize;
         bytes[info..info + 16].fill(0xff);
         let code = load(&bytes);

@@ -442,7 +442,7 @@ impl Here<'_> {
             FunctionKind::Wasm { module: m, function: f, name } if (*m, *f) == (module, function) => {
                 name.as_deref().map(Cow::from)
             }
-            _ => self.code.symbol_of(module, function).map(Cow::from),
+            _ => self.code.functions.name_of(module, function).map(Cow::from),
         };
         frame.name = self.code.function_name(module as usize, function, symbol.as_deref());
         frame.module = self.code.first + (module as usize).min(self.code.modules - 1);

@@ -312,11 +312,6 @@ impl ModuleInfo {
         std::str::from_utf8(names.get(begin..begin.checked_add(len)?)?).ok()
     }
 
-    /// The first name under which something is exported.
-    pub fn export_of(&self, entity: Entity) -> Option<&str> {
-        self.exports.iter().find(|e| e.entity == entity).map(|e| &*e.name)
-    }
-
     fn consistent(&self) -> bool {
         let within = |n: u32, all: usize| n as usize <= all;
         let exists = |entity: &Entity| match *entity {
@@ -1020,7 +1015,6 @@ mod tests {
                 ("run", Entity::Function(3)),
             ];
             assert_eq!(exports, expected, "{name}");
-            assert_eq!(m.export_of(Entity::Function(3)), Some("run"));
             let imported = Counts { functions: 1, globals: 1, ..Counts::default() };
             assert_eq!(m.imported, imported, "{name}");
             let defined = Counts { functions: 4, tables: 1, memories: 1, globals: 3, tags: 0 };
