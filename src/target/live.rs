@@ -29,7 +29,7 @@ use crate::arch::x64::{USER_REGS_ORIG_RAX, USER_REGS_WORDS};
 use crate::arch::{Reg, Registers};
 use crate::error::Error;
 use crate::limits;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
@@ -248,13 +248,15 @@ impl LiveTarget {
 
     /// What is copied of a process that stands.
     fn look(stopped: &mut Stopped, options: &CaptureOptions) -> Result<LiveTarget, Error> {
+        let _urgent = Urgent::begin();
         let pid = stopped.pid;
         let process = Process::open(pid, stopped.reader())?;
-        let mut threads: Vec<Thread> = stopped.threads.iter().map(|s| s.registers(pid)).collect();
+        let name = |tid: libc::pid_t| stopped.names.get(&tid).cloned().flatten();
+        let mut threads: Vec<Thread> = stopped.threads.iter().map(|s| s.registers(name(s.tid))).collect();
         let mut notes = std::mem::take(&mut stopped.notes);
         let captured = copy_stacks(&threads, &process.mappings, &process.source, pid, options, &mut notes);
         for &(tid, why) in &stopped.unstopped {
-            threads.push(Thread { problem: Some(why.to_string()), ..thread_of(pid, tid) });
+            threads.push(Thread { problem: Some(why.to_string()), ..thread_named(tid, name(tid)) });
         }
         threads.sort_by_key(|t| (t.id.0 != pid, t.id));
         Ok(process.target(pid, threads, notes, captured, Duration::ZERO))
@@ -319,9 +321,13 @@ fn are_private(mappings: &[Mapping], start: u64, end: u64) -> bool {
 
 /// A thread of which nothing but its name is known yet.
 fn thread_of(pid: u32, tid: libc::pid_t) -> Thread {
+    thread_named(tid, thread_name(pid, tid))
+}
+
+fn thread_named(tid: libc::pid_t, name: Option<String>) -> Thread {
     Thread {
         id: ThreadId(tid as u32),
-        name: thread_name(pid, tid),
+        name,
         registers: Registers::unknown(),
         fs_base: None,
         signal: None,
@@ -424,8 +430,8 @@ struct Stop {
 }
 
 impl Stop {
-    fn registers(&self, pid: u32) -> Thread {
-        let mut thread = Thread { signal: (self.held != 0).then_some(self.held), ..thread_of(pid, self.tid) };
+    fn registers(&self, name: Option<String>) -> Thread {
+        let mut thread = Thread { signal: (self.held != 0).then_some(self.held), ..thread_named(self.tid, name) };
         let mut regs = [0; USER_REGS_WORDS * 8];
         match get_regset(self.tid, libc::NT_PRSTATUS, &mut regs) {
             Ok(n) if n == regs.len() => thread.set_user_regs(&regs),
@@ -446,7 +452,10 @@ struct Stopped {
     threads: Vec<Stop>,
     // Seized, but they did not stop in time.
     unstopped: Vec<(libc::pid_t, &'static str)>,
+    // Read before anything stands, since it takes as long as all the rest.
+    names: HashMap<libc::pid_t, Option<String>>,
     notes: Vec<String>,
+    // When the first thread was interrupted.
     since: Instant,
 }
 
@@ -456,29 +465,78 @@ impl Drop for Stopped {
     }
 }
 
+/// Threads that run or wait for a processor, and the others, each in the order of `tids`.
+fn running_and_sleeping(pid: u32, tids: Vec<libc::pid_t>) -> (Vec<libc::pid_t>, Vec<libc::pid_t>) {
+    tids.into_iter().partition(|&tid| thread_state(pid, tid) == Some(b'R'))
+}
+
+/// While it lives, this thread goes before others where the system allows it: a process stands for as long as its tracer
+/// waits for a processor. Not while a thread is stepped, which needs a processor too.
+struct Urgent {
+    // The thread's own priority ("nice" value).
+    before: libc::c_int,
+}
+
+impl Urgent {
+    fn begin() -> Urgent {
+        // SAFETY: neither call touches memory. On Linux both concern the calling thread alone; a refusal changes nothing.
+        unsafe {
+            let before = libc::getpriority(libc::PRIO_PROCESS, 0);
+            libc::setpriority(libc::PRIO_PROCESS, 0, -20);
+            Urgent { before }
+        }
+    }
+}
+
+impl Drop for Urgent {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, self.before) };
+    }
+}
+
 /// Repeats `round` until it says that there was nothing to do. `false`: there always was.
 fn until_quiet(mut round: impl FnMut() -> bool) -> bool {
     (0..limits::MAX_STOP_ROUNDS).any(|_| round())
 }
 
 impl Stopped {
-    /// Seizes and interrupts every thread.
+    /// No thread of process `pid`.
+    fn none(pid: u32) -> Stopped {
+        Stopped {
+            pid,
+            threads: Vec::new(),
+            unstopped: Vec::new(),
+            names: HashMap::new(),
+            notes: Vec::new(),
+            since: Instant::now(),
+        }
+    }
+
+    /// Stops every thread.
+    ///
+    /// Threads are seized first, which stops nothing and takes most of the time. Then those that run are interrupted, and
+    /// the rest when they stand: a thread that sleeps has to wake up in order to stop, and so does this one between two
+    /// threads, and each time a thread that still runs may take the processor for milliseconds.
     fn all(pid: u32, options: &CaptureOptions) -> Result<Stopped, Error> {
         let pid = attachable(pid)?;
-        let mut all =
-            Stopped { pid, threads: Vec::new(), unstopped: Vec::new(), notes: Vec::new(), since: Instant::now() };
+        let mut all = Stopped::none(pid);
         let mut known = HashSet::new();
         let mut refused = None;
         let mut vanished = 0;
+        let _urgent = Urgent::begin();
         // A thread that does not stand yet can start another behind our back.
         let complete = until_quiet(|| {
-            let mut pending = Vec::new();
+            let mut seized = Vec::new();
             for tid in list_threads(pid) {
                 if known.len() >= limits::MAX_THREADS || !known.insert(tid) {
                     continue;
                 }
-                match ptrace(libc::PTRACE_SEIZE, tid, 0, 0).and_then(|()| ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0)) {
-                    Ok(()) => pending.push(tid),
+                match ptrace(libc::PTRACE_SEIZE, tid, 0, 0) {
+                    Ok(()) => {
+                        all.names.insert(tid, thread_name(pid, tid));
+                        seized.push(tid);
+                    }
                     Err(_) if is_gone(pid, tid) => vanished += 1,
                     Err(e) => {
                         all.unstopped.push((tid, "it could not be traced"));
@@ -486,10 +544,16 @@ impl Stopped {
                     }
                 }
             }
-            if pending.is_empty() {
+            if seized.is_empty() {
                 return true;
             }
-            vanished += all.wait_for(pending, options.stop_timeout);
+            let (running, sleeping) = running_and_sleeping(pid, seized);
+            if all.threads.is_empty() {
+                all.since = Instant::now();
+            }
+            for batch in [running, sleeping] {
+                vanished += all.interrupt(batch, options.stop_timeout);
+            }
             false
         });
         if all.threads.is_empty() {
@@ -514,12 +578,24 @@ impl Stopped {
         Ok(all)
     }
 
+    /// Interrupts seized threads, waits until they stand and returns how many of them ended instead.
+    fn interrupt(&mut self, seized: Vec<libc::pid_t>, timeout: Duration) -> usize {
+        let all = seized.len();
+        let mut pending = seized;
+        pending.retain(|&tid| match ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0) {
+            Ok(()) => true,
+            // It has ended, or will be found when it has: nothing else can be wrong with a thread that is seized.
+            Err(_) => !is_gone(self.pid, tid),
+        });
+        let ended = all - pending.len();
+        ended + self.wait_for(pending, timeout)
+    }
+
     /// Waits for interrupted threads and returns how many of them ended instead.
     fn wait_for(&mut self, mut pending: Vec<libc::pid_t>, timeout: Duration) -> usize {
         // A thread in uninterruptible sleep is given up early: every other thread waits with it.
         const LOOK_AT_STATE: Duration = Duration::from_millis(200);
         let begin = Instant::now();
-        let mut looks = 0u32;
         let mut vanished = 0;
         loop {
             pending.retain(|&tid| match stop_of(tid, true) {
@@ -550,11 +626,10 @@ impl Stopped {
             if pending.is_empty() {
                 return vanished;
             }
-            // Most threads stop within microseconds.
-            looks += 1;
-            match looks {
-                0..100 => std::thread::yield_now(),
-                100..300 => std::thread::sleep(Duration::from_micros(50)),
+            // Most threads stop within microseconds. Yielding does not let the others go before an urgent thread, sleeping does.
+            match waited.as_micros() {
+                0..200 => std::thread::yield_now(),
+                200..20_000 => std::thread::sleep(Duration::from_micros(50)),
                 _ => std::thread::sleep(Duration::from_millis(1)),
             }
         }
@@ -572,7 +647,9 @@ impl Stopped {
     /// Lets every thread go, with the signal it was about to get. A stopped process stays stopped: the kernel renews
     /// the group stop on detach (`__ptrace_unlink`).
     fn release(&mut self) {
-        for thread in self.threads.drain(..) {
+        let _urgent = Urgent::begin();
+        // Those that run come last: each that goes on may take the processor from us while the others still stand.
+        for thread in self.threads.drain(..).rev() {
             let _ = ptrace(libc::PTRACE_DETACH, thread.tid, 0, thread.held as usize);
         }
         for (tid, _) in &self.unstopped {

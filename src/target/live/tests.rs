@@ -376,8 +376,7 @@ fn a_signal_that_arrives_before_the_interrupt_is_delivered_in_any_case() {
         let mut peer = Peer::target();
         let (pid, tid, signal) = (peer.pid(), peer.pid() as libc::pid_t, libc::SIGRTMIN() + 1);
         let tracer = std::thread::spawn(move || {
-            let (threads, unstopped, notes) = (Vec::new(), Vec::new(), Vec::new());
-            let mut stopped = Stopped { pid, threads, unstopped, notes, since: Instant::now() };
+            let mut stopped = Stopped::none(pid);
             ptrace(libc::PTRACE_SEIZE, tid, 0, 0).unwrap();
             // SAFETY: tgkill touches no memory.
             assert_eq!(unsafe { libc::syscall(libc::SYS_tgkill, tid, tid, signal) }, 0);
@@ -387,7 +386,7 @@ fn a_signal_that_arrives_before_the_interrupt_is_delivered_in_any_case() {
             ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0).unwrap();
             assert_eq!(stopped.wait_for(vec![tid], Duration::from_secs(10)), 0);
             assert_eq!(stopped.threads[0].held, signal);
-            assert_eq!(stopped.threads[0].registers(pid).signal, Some(signal));
+            assert_eq!(stopped.threads[0].registers(None).signal, Some(signal));
             if let_go {
                 stopped.release();
             }
@@ -396,6 +395,24 @@ fn a_signal_that_arrives_before_the_interrupt_is_delivered_in_any_case() {
         tracer.join().unwrap();
         assert_eq!(peer.counted(1), 1, "let go: {let_go}");
     }
+}
+
+#[test]
+fn threads_that_run_are_stopped_before_those_that_sleep() {
+    let peer = Peer::target();
+    let pid = peer.pid();
+    // While the one runs, each that has to wake up in order to stop may wait for it.
+    let spinner = peer.spinner as libc::pid_t;
+    while list_threads(pid).iter().any(|&tid| tid != spinner && thread_state(pid, tid) != Some(b'S')) {
+        std::thread::yield_now();
+    }
+    let order = on_own_thread(pid, || {
+        let stopped = Stopped::all(pid, &CaptureOptions::default())?;
+        Ok(stopped.threads.iter().map(|t| t.tid).collect::<Vec<_>>())
+    });
+    let order = order.unwrap();
+    assert_eq!(order.len(), 5);
+    assert_eq!(order.iter().position(|&tid| tid == spinner), Some(0), "{spinner} in {order:?}");
 }
 
 #[test]
