@@ -3,6 +3,7 @@
 use crate::limits;
 use crate::report::text::clean_message;
 use crate::report::{EndKind, Report};
+use crate::target::files::{self, Place};
 use anstyle::{AnsiColor, Style};
 use object::read::elf::{ElfFile64, FileHeader};
 use object::{Object, ObjectSection, ReadCache, ReadRef};
@@ -319,8 +320,8 @@ impl Doctor {
     fn executable(&mut self, pid: u32) {
         let link = format!("/proc/{pid}/exe");
         let name = fs::read_link(&link).map(|p| p.display().to_string());
-        let file = match fs::File::open(&link) {
-            Ok(f) => f,
+        let file = match files::open(&Place::kernel(&link)) {
+            Ok(opened) => opened.file,
             Err(e) => {
                 return self.warn(
                     format!("its executable{} cannot be read: {e}", name.map(|n| format!(" {n}")).unwrap_or_default()),

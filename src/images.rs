@@ -6,7 +6,7 @@ use crate::limits::MAX_LISTED_RANGES;
 use crate::report::{counted, hexdump, json};
 use crate::session::{Restored, Resumable, Returned, Snapshot, parse_image};
 use crate::state::{AnyImage, ImageError, WasmFunctionStateDump};
-use crate::target::memory::map_file;
+use crate::target::files::{Mapped, map_file};
 use serde::Serialize;
 use std::fmt::Write;
 use std::path::Path;
@@ -89,7 +89,7 @@ pub struct ImageFile {
 }
 
 enum Holder {
-    Mapped(memmap2::Mmap),
+    Mapped(Mapped),
     Given(Vec<u8>),
 }
 

@@ -117,6 +117,16 @@ pub const MAX_DEBUG_SECTION_BYTES: u64 = 4 << 30;
 /// Output bytes per input byte that a compressed section may claim (deflate's own bound is 1032; zstd's is higher, but
 /// debug sections stay far below).
 pub const MAX_COMPRESSION_RATIO: u64 = 4096;
+/// Bytes of a decompressed section up to which such a ratio is believed.
+pub const MAX_SMALL_SECTION_BYTES: u64 = 16 << 20;
+/// Output bytes per input byte that a larger section may claim: debug information has 2 to 20.
+pub const MAX_LARGE_COMPRESSION_RATIO: u64 = 100;
+/// Part of the free memory that all decompressed sections of a report may take: one in so many.
+pub const UNPACKED_SHARE: u64 = 4;
+/// Bytes of all decompressed sections of a report, however much memory is free.
+pub const MAX_UNPACKED_BYTES: u64 = 16 << 30;
+/// Files of which it is told that their debug information is left out.
+pub const MAX_UNPACKED_NOTES: usize = 20;
 /// Bytes of a state map that is decoded as a whole; of a larger one single functions are looked up.
 pub const MAX_WHOLE_MAP_BYTES: u64 = 1 << 20;
 /// Places in an encoded state map that are looked at for one function's record. Of those where one is found every other
@@ -146,6 +156,28 @@ pub const MAX_NAMED_OWNERS: usize = 8;
 pub const MAX_TRAMPOLINE_BYTES: u64 = 0x10000;
 /// Starts of symbols before an address that are asked whether one covers it, and names of one start.
 pub const MAX_NESTED_SYMBOLS: usize = 64;
+/// Milliseconds that a file system may take to answer.
+pub const MAX_SILENCE_MS: u64 = cap(3_000, 40);
+/// The same for all files that did not answer; then each gets [`MIN_SILENCE_MS`].
+pub const MAX_SILENCE_TOTAL_MS: u64 = cap(10_000, 100);
+/// Milliseconds that each file has to answer, even where much was waited for in vain.
+pub const MIN_SILENCE_MS: u64 = cap(100, 2);
+/// Files that did not answer which are told.
+pub const MAX_SILENT_FILES: usize = 20;
+/// Bytes of a request to open one of some files: paths (each PATH_MAX at most) and who names them.
+pub const MAX_PLACE_BYTES: usize = 16 * 4096;
+/// Bytes of a file that the user names on a file system of others, up to which it is copied before it is read.
+pub const MAX_COPIED_FILE: u64 = 64 << 20;
+/// Bytes of all files on file systems of others that are copied before they are read.
+pub const MAX_COPIED_BYTES: u64 = 2 << 30;
+/// Mapped files that are kept open to see whether they change.
+pub const MAX_FILES_KEPT_OPEN: usize = cap(400, 20);
+/// Files that may change while they are read; with more there is no answer.
+pub const MAX_CHANGED_FILES: usize = cap(100, 5);
+/// Bytes of a separate debug file that are read to compare its checksum.
+pub const MAX_CHECKSUM_BYTES: u64 = cap(8 << 30, 4 << 20);
+/// Bytes of a file without build id that are compared with the target's memory.
+pub const MAX_COMPARED_BYTES: u64 = cap(64 << 20, 1 << 20);
 /// Functions inlined into each other at one address.
 pub const MAX_INLINE_DEPTH: usize = 256;
 /// Bytes of a symbol's name, mangled or not.

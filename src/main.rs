@@ -17,7 +17,11 @@ use wstate::report::timing::{Timing, milliseconds};
 use wstate::report::wasm_coredump::Compat;
 use wstate::report::{Completeness, hexdump, json, text};
 use wstate::session::{self, Resumable, Source};
+use wstate::target::files::{self, helper};
 use wstate::{images, plugin, sandbox, server};
+
+#[global_allocator]
+static ALLOCATOR: sandbox::Allocator = sandbox::Allocator;
 
 const PARTIAL: u8 = 1;
 const FATAL: u8 = 2;
@@ -50,10 +54,12 @@ fn main() -> ExitCode {
             return ExitCode::from(if e.use_stderr() { USAGE } else { 0 });
         }
     };
-    match run(cli) {
-        Ok(code) => ExitCode::from(code),
-        Err(failure) => ExitCode::from(tell(failure)),
-    }
+    sandbox::tell_of_abort();
+    // Nothing else runs yet, so that the helper has little to copy.
+    helper::enable();
+    let code = run(cli).unwrap_or_else(tell);
+    helper::end();
+    ExitCode::from(code)
 }
 
 /// Prints why there is no result and returns the exit code.
@@ -305,7 +311,7 @@ fn keep_inputs(options: &session::Options, output: Option<&Path>) -> Result<(), 
         Source::Pid(_) => [None, None],
     };
     let mut inputs = source.into_iter().flatten().chain(&options.wasm).chain(&options.artifacts);
-    match inputs.find(|input| of(input) == Some(place)) {
+    match inputs.find(|input| files::same_file(input) == Some(place)) {
         Some(input) => Err(Failure::Usage(format!("the output would replace {}, which is read", input.display()))),
         None => Ok(()),
     }

@@ -29,9 +29,10 @@ use crate::runtime::{BETWEEN_POINTS, GuestFrame, GuestKind, Position, Provider, 
 use crate::state::ExecutionStateImage;
 use crate::symbolize::native::NativeSymbolizer;
 use crate::target::core::CoreTarget;
+use crate::target::files::{self, Place, Steady};
 use crate::target::live::{CaptureOptions, LiveTarget};
 use crate::target::objects::{Objects, SearchPaths};
-use crate::target::{Mapping, Memory, Target, Thread, ThreadId};
+use crate::target::{Mapping, Memory, Target, Thread, ThreadId, unpack};
 use crate::unwind::cfi::CfiUnwinder;
 use crate::unwind::frame_pointer::FramePointerUnwinder;
 use crate::unwind::recognised::{RecognisedUnwinder, Stretch};
@@ -141,7 +142,8 @@ pub struct Outcome {
     pub classic: Option<String>,
     /// The selected thread's `ExecutionStateImage` in bincode, if asked for and there is one.
     pub image: Option<Vec<u8>>,
-    /// Whether a file that the user named was not used because it does not fit; `report.notes` has the reason.
+    /// Whether a file was not used or may not be the right one, so that the answer is not whole; the report's notes have the
+    /// reason.
     pub refused: bool,
     /// What would tell more. Not part of the answer, which is the same for a process and its core.
     pub hint: Option<&'static str>,
@@ -152,17 +154,25 @@ pub fn run(options: &Options) -> Result<Outcome, Error> {
     let began = Instant::now();
     let search = options.search_paths();
     let progress = progress::stderr(options.verbose);
-    let mut provider = Runtimes::new(&FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
-    let outcome = match &options.source {
+    let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?;
+    let steady = Steady::begin();
+    let mut outcome = match &options.source {
         Source::Pid(pid) => {
             let capture = if options.nonblocking { LiveTarget::observe } else { LiveTarget::capture };
             let target = capture(*pid, &CaptureOptions::default())?;
             let opened = began.elapsed();
             let pause = target.pause();
             let mut outcome = if options.settle && !options.nonblocking {
-                settle(target, options, &search, &mut provider, &progress)?
+                let settled = settle(target, options, &search, &mut Runtimes::new(&found), &progress)?;
+                no_changes(&steady)?;
+                settled
             } else {
-                analyse(&target, options, &search, &mut provider, &progress)?
+                loop {
+                    let outcome = analyse(&target, options, &search, &mut Runtimes::new(&found), &progress);
+                    if !steady.again() {
+                        break outcome?;
+                    }
+                }
             };
             if let Some(timing) = &mut outcome.report.timing {
                 timing.reading_ms += milliseconds(opened);
@@ -180,20 +190,46 @@ pub fn run(options: &Options) -> Result<Outcome, Error> {
                 let note = format!("the threads stood for {:.3} ms", milliseconds(pause));
                 outcome.report.notes.push(note);
             }
-            Ok(outcome)
+            outcome
         }
         Source::Core { core, .. } => {
-            let target = CoreTarget::open(core, &search)?;
-            let opened = began.elapsed();
-            let mut outcome = analyse(&target, options, &search, &mut provider, &progress)?;
+            let (mut outcome, opened) = loop {
+                let began = Instant::now();
+                let answer = CoreTarget::open(core, &search).and_then(|target| {
+                    let opened = began.elapsed();
+                    Ok((analyse(&target, options, &search, &mut Runtimes::new(&found), &progress)?, opened))
+                });
+                if !steady.again() {
+                    break answer?;
+                }
+                if steady.is_changed(core) {
+                    let why = "it was changed while it was read: try again when it is written, or with a copy";
+                    return Err(Error::Core { path: core.clone(), why: why.to_string() });
+                }
+            };
             if let Some(timing) = &mut outcome.report.timing {
                 timing.reading_ms += milliseconds(opened);
             }
-            Ok(outcome)
+            outcome
         }
     };
     progress.finish();
-    outcome
+    if steady.is_given_up() {
+        let what = "the target's files are changed faster than they can be read; try again when they are left alone";
+        return Err(Error::NotFound { what: what.to_string() });
+    }
+    let notes = steady.notes();
+    outcome.refused |= !notes.is_empty();
+    outcome.report.notes.extend(notes);
+    Ok(outcome)
+}
+
+/// An error if a file was changed while it was read, for work that is not done once more.
+fn no_changes(steady: &Steady) -> Result<(), Error> {
+    match steady.again() {
+        true => Err(Error::NotFound { what: format!("the answer may be wrong: {}", steady.notes().join("; ")) }),
+        false => Ok(()),
+    }
 }
 
 /// Answers a question about a target that is there already: a core in memory, or one that was cut and spliced by a test.
@@ -208,10 +244,13 @@ pub fn run_on(target: &dyn Target, options: &Options) -> Result<Outcome, Error> 
 /// there are. Of `options` only what tells where to look counts.
 pub fn code_map(options: &Options, all: bool) -> Result<CodeMap, Error> {
     let search = options.search_paths();
-    match &options.source {
+    let steady = Steady::begin();
+    let map = match &options.source {
         Source::Pid(pid) => code_map_of(&LiveTarget::capture(*pid, &CaptureOptions::default())?, options, all),
         Source::Core { core, .. } => code_map_of(&CoreTarget::open(core, &search)?, options, all),
-    }
+    };
+    no_changes(&steady)?;
+    map
 }
 
 /// The same of a target that is there already.
@@ -475,9 +514,9 @@ fn executable_refused(path: &Path, objects: &Objects) -> Option<Option<String>> 
         return None;
     }
     let what = format!("the executable {}", path.display());
-    Some(match std::fs::File::open(path).and_then(|file| file.metadata()) {
+    Some(match files::open(&Place::user(path)) {
+        Err(e) if e.kind() == std::io::ErrorKind::InvalidInput => Some(format!("{what} is no file and is not used")),
         Err(e) => Some(format!("{what} cannot be opened ({e}) and is not used")),
-        Ok(file) if !file.is_file() => Some(format!("{what} is no file and is not used")),
         Ok(_) => {
             let name = path.display().to_string();
             let told = objects.iter().filter_map(|o| o.problem.as_ref()).any(|p| p.starts_with(&name));
@@ -525,6 +564,18 @@ pub fn analyse_target(
         refused = true;
         report.notes.extend(note);
     }
+    let mut left_out = symbolizer.notes();
+    left_out.extend(unpack::notes());
+    refused |= !left_out.is_empty();
+    report.notes.extend(left_out);
+    report.notes.extend(objects.notes().iter().cloned());
+    let silent = files::helper::notes();
+    refused |= !silent.is_empty();
+    report.notes.extend(silent);
+    let addresses = stacks.iter().flatten().flat_map(|s| &s.frames).map(|f| f.cursor.address.lookup());
+    let doubts: BTreeSet<_> = addresses.filter_map(|a| objects.doubt(a)).map(|doubt| &doubt.note).collect();
+    refused |= !doubts.is_empty();
+    report.notes.extend(doubts.into_iter().flatten().cloned());
     report.timing = options.timing.then(|| Timing {
         walking_ms: milliseconds(walked),
         symbolizing_ms: milliseconds(began.elapsed() - walked),

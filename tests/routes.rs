@@ -74,7 +74,7 @@ impl Target for Myself {
     fn auxv(&self, _: u64) -> Option<u64> {
         None
     }
-    fn file_candidates(&self, _: &Mapping) -> Vec<PathBuf> {
+    fn file_candidates(&self, _: &Mapping) -> Vec<wstate::target::files::Place> {
         Vec::new()
     }
     fn notes(&self) -> &[String] {

@@ -29,10 +29,13 @@ fn with_target<T>(
         let outcome = analyse_target(target, &objects, options, &mut provider, &progress)?;
         work(target, &objects, &outcome, provider.runtime())
     };
-    match &options.source {
+    let steady = Steady::begin();
+    let done = match &options.source {
         Source::Pid(pid) => run(&LiveTarget::capture(*pid, &CaptureOptions::default())?),
         Source::Core { core, .. } => run(&CoreTarget::open(core, &search)?),
-    }
+    };
+    no_changes(&steady)?;
+    done
 }
 
 /// The contents of what `report` found.

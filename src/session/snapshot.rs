@@ -90,9 +90,13 @@ pub fn snapshot(options: &Options, wanted: SnapshotOptions, out: &mut dyn Sparse
     let mut provider = Runtimes::new(&FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
     match &options.source {
         Source::Core { core, .. } => {
-            let target = CoreTarget::open(core, &search)?;
-            let objects = Objects::load(&target, &search);
-            take(&target, &objects, options, wanted, &mut provider, &progress, out)
+            let steady = Steady::begin();
+            let done = CoreTarget::open(core, &search).and_then(|target| {
+                let objects = Objects::load(&target, &search);
+                take(&target, &objects, options, wanted, &mut provider, &progress, out)
+            });
+            no_changes(&steady)?;
+            done
         }
         Source::Pid(pid) => {
             let first = LiveTarget::capture(*pid, &CaptureOptions::default())?;

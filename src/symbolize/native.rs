@@ -65,6 +65,20 @@ impl<'a> NativeSymbolizer<'a> {
         }
     }
 
+    /// What a reader should know of the names: where functions were left out.
+    pub fn notes(&self) -> Vec<String> {
+        let left_out = |s: &&Source<'_>| s.dwarf.get().and_then(Option::as_ref).is_some_and(Dwarf::has_left_out);
+        let deep = self.objects.iter().filter(left_out).map(|s| {
+            format!(
+                "{}: functions are inlined into each other more than {} levels deep: inlined functions are left out there, \
+                 and the line is of the innermost",
+                s.object.path.display(),
+                limits::MAX_INLINE_DEPTH
+            )
+        });
+        deep.collect()
+    }
+
     /// The source-level frames at `address`, innermost first; empty if nothing is known.
     pub fn symbolize(&self, address: CodeAddress) -> Vec<NativeSymbol> {
         let pc = address.lookup();
@@ -565,6 +579,6 @@ mod tests {
             sections.iter().map(|(name, bytes)| Section { name, flags: 0, address: 0, bytes }).collect();
         let objects = Objects::from_parts(vec![object("/lib/x", BIAS, (BIAS, BIAS + 0x2000), elf(&sections))]);
         let found = NativeSymbolizer::new(&objects).with_lines(true).symbolize(CodeAddress::Exact(BIAS + 0x1000));
-        assert_eq!(found.len(), limits::MAX_INLINE_DEPTH);
+        assert_eq!(found.len(), limits::MAX_INLINE_DEPTH + 1);
     }
 }

@@ -22,6 +22,7 @@ mod unstopped;
 
 pub use self::step::{Refusal, SettleReport, Settled, Verdict};
 use self::step::{SYNCHRONOUS, SignalInfo, end_stepping, is_queued};
+use super::files::Place;
 use super::memory::{Content, Holder, PageCache, Piece, Splice};
 use super::notes::{parse_auxv, without_deleted};
 use super::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
@@ -364,22 +365,23 @@ impl Target for LiveTarget {
         self.auxv.iter().find(|(k, _)| *k == key).map(|(_, v)| *v)
     }
 
-    fn file_candidates(&self, mapping: &Mapping) -> Vec<PathBuf> {
+    fn file_candidates(&self, mapping: &Mapping) -> Vec<Place> {
         if mapping.is_anonymous() {
             return Vec::new();
         }
         let Some((path, deleted)) = without_deleted(mapping) else { return Vec::new() };
         let proc = PathBuf::from(format!("/proc/{}/task/{}", self.pid, self.source.tid));
         let mut out = Vec::new();
-        // Through the mount namespace of the process. A file that was replaced since has another build id, which the
-        // loader checks; the links behind it lead to the very file that is mapped.
-        if !deleted && let Ok(inside) = path.strip_prefix("/") {
-            out.push(proc.join("root").join(inside));
-        }
+        // The very file that runs, whatever stands at its path by now.
         if self.executable.is_some() && self.executable == mapping.path {
-            out.push(proc.join("exe"));
+            out.push(Place::kernel(proc.join("exe")));
         }
-        out.push(PathBuf::from(format!("/proc/{}/map_files/{:x}-{:x}", self.pid, mapping.start, mapping.end)));
+        // Through the mount namespace of the process. Whether a file was replaced since, the loader checks; the link behind
+        // it leads to the very file that is mapped, but needs more rights.
+        if !deleted && path.is_absolute() {
+            out.push(Place::within(&proc.join("root"), &path));
+        }
+        out.push(Place::kernel(format!("/proc/{}/map_files/{:x}-{:x}", self.pid, mapping.start, mapping.end)));
         out
     }
 

@@ -1,6 +1,6 @@
 //! A file that a target has mapped, and memory that is read from it where the target leaves it out.
 
-use super::memory::map_file;
+use super::files::{Mapped, map_place};
 use super::{Mapping, Memory, MemoryError, Target};
 use std::path::PathBuf;
 
@@ -15,7 +15,7 @@ pub struct MappedFile {
     /// Address of its first byte in the target.
     pub base: u64,
     /// Its bytes.
-    pub bytes: memmap2::Mmap,
+    pub bytes: Mapped,
     /// Bytes of its start that the target has too, and that are the same there.
     pub compared: usize,
 }
@@ -49,10 +49,10 @@ impl MappedFile {
             (base, first)
         });
         known.into_iter().flat_map(move |(base, first)| {
-            target.file_candidates(mapping).into_iter().filter_map(move |path| {
-                let bytes = map_file(&path).ok()?;
+            target.file_candidates(mapping).into_iter().filter_map(move |place| {
+                let bytes = map_place(&place).ok()?;
                 let same = bytes.get(..first.len())? == first;
-                same.then_some(MappedFile { path, base, bytes, compared: first.len() })
+                same.then_some(MappedFile { path: place.path().to_path_buf(), base, bytes, compared: first.len() })
             })
         })
     }

@@ -3,14 +3,18 @@
 pub mod callback;
 pub mod core;
 pub mod elf;
+pub mod files;
 pub mod live;
 pub mod mapped_file;
 pub mod memory;
 pub mod notes;
 pub mod objects;
+pub mod same_file;
 #[doc(hidden)]
 pub mod testing;
+pub mod unpack;
 
+use self::files::Place;
 use crate::arch::Registers;
 use std::path::{Path, PathBuf};
 
@@ -173,7 +177,7 @@ pub trait Target: Memory {
     fn auxv(&self, key: u64) -> Option<u64>;
     /// Where the file that `mapping` names can be opened from here (`/proc/PID/root/...`, map_files, a sysroot); the
     /// first that opens is right. Empty for anonymous mappings.
-    fn file_candidates(&self, mapping: &Mapping) -> Vec<PathBuf>;
+    fn file_candidates(&self, mapping: &Mapping) -> Vec<Place>;
     /// Things the reader should know: truncated core, threads that vanished. One line each.
     fn notes(&self) -> &[String];
     /// Whether memory may have changed since the registers were captured (a live process that runs on).
@@ -182,6 +186,12 @@ pub trait Target: Memory {
     /// The parts of `start..end` that can hold anything but zeros, as far as that is known without reading them.
     fn touched(&self, start: u64, end: u64) -> Vec<(u64, u64)> {
         vec![(start, end)]
+    }
+
+    /// Reads what the target itself holds, as [`Memory::read_some`], but nothing of a file in its place.
+    fn read_own(&self, address: u64, buf: &mut [u8]) -> usize {
+        // All at once costs a running process the least.
+        if self.read(address, buf).is_ok() { buf.len() } else { self.read_some(address, buf) }
     }
 
     /// The mapping that covers `address`.

@@ -7,6 +7,7 @@ use super::{Cursor, FrameChange, Next, Trust, UnwindError, Unwinder, prologue};
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::limits;
 use crate::target::objects::{LoadedObject, Objects};
+use crate::target::unpack;
 use crate::target::{Memory, MemoryError};
 use gimli::{
     BaseAddresses, CfaRule, DebugFrame, EhFrame, Encoding, EndianSlice, Evaluation, EvaluationResult, LittleEndian,
@@ -759,21 +760,15 @@ fn debug_frame<'a>(file: &Elf<'a>, bases: &BaseAddresses) -> Option<Table<'a>> {
 }
 
 /// A section's bytes, decompressed. `None` if they are not in the file or the compression header claims more than its
-/// input can hold.
+/// input can hold, or more than is left of the memory for such sections.
 pub(crate) fn section_bytes<'a>(section: &impl ObjectSection<'a>) -> Option<Cow<'a, [u8]>> {
     let range = section.compressed_file_range().ok()?;
     if range.format != object::CompressionFormat::None {
-        let believed = believed_size(range.compressed_size);
-        if range.uncompressed_size > believed {
+        if range.uncompressed_size > unpack::believed(range.compressed_size) || !unpack::take(range.uncompressed_size) {
             return None;
         }
     }
     section.uncompressed_data().ok()
-}
-
-/// Bytes that so many compressed ones may claim to be.
-fn believed_size(compressed: u64) -> u64 {
-    compressed.saturating_mul(limits::MAX_COMPRESSION_RATIO).min(limits::MAX_DEBUG_SECTION_BYTES)
 }
 
 fn header_segment<'a>(file: &Elf<'a>) -> Option<(u64, &'a [u8])> {
@@ -1111,9 +1106,6 @@ mod tests {
             let next = self::step(vec![Cfi::CfaExpression(Expression::raw(bytes))], &at(), &memory);
             assert_eq!(matches!(next, Some(Next::Caller(..))), found, "{operations}: {next:?}");
         }
-
-        assert_eq!(believed_size(100), 100 * limits::MAX_COMPRESSION_RATIO);
-        assert_eq!(believed_size(u64::MAX / 2), limits::MAX_DEBUG_SECTION_BYTES);
     }
 
     proptest::proptest! {

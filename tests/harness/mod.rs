@@ -468,8 +468,8 @@ impl wstate::target::Target for Traced {
     fn auxv(&self, _: u64) -> Option<u64> {
         None
     }
-    fn file_candidates(&self, mapping: &wstate::target::Mapping) -> Vec<PathBuf> {
-        mapping.path.iter().filter(|_| !mapping.is_anonymous()).cloned().collect()
+    fn file_candidates(&self, mapping: &wstate::target::Mapping) -> Vec<wstate::target::files::Place> {
+        mapping.path.iter().filter(|_| !mapping.is_anonymous()).map(wstate::target::files::Place::user).collect()
     }
     fn notes(&self) -> &[String] {
         &[]

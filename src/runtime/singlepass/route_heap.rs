@@ -431,7 +431,7 @@ mod tests {
         fn auxv(&self, _: u64) -> Option<u64> {
             None
         }
-        fn file_candidates(&self, _: &Mapping) -> Vec<std::path::PathBuf> {
+        fn file_candidates(&self, _: &Mapping) -> Vec<crate::target::files::Place> {
             Vec::new()
         }
         fn notes(&self) -> &[String] {

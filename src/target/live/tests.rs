@@ -859,7 +859,7 @@ fn same_as_live(live: &LiveTarget, core: &CoreTarget) {
 }
 
 /// The front of a core.
-struct Front(Arc<memmap2::Mmap>, usize);
+struct Front(Arc<crate::target::files::Mapped>, usize);
 
 impl AsRef<[u8]> for Front {
     fn as_ref(&self) -> &[u8] {
