@@ -12,7 +12,7 @@ use wstate::doctor::{self, Doctor};
 use wstate::error::Error;
 use wstate::output::Output;
 use wstate::report::contents::{self, Lists};
-use wstate::report::symbol_file::SymbolFile;
+use wstate::report::symbol_file::{SymbolFile, TextNames};
 use wstate::report::timing::{Timing, milliseconds};
 use wstate::report::wasm_coredump::Compat;
 use wstate::report::{Completeness, hexdump, json, text};
@@ -165,7 +165,7 @@ fn symbols(command: &Symbols) -> Result<u8, Failure> {
         return Err(Failure::Usage(why.to_string()));
     }
     let map = session::code_map(&options, command.all)?;
-    let file = SymbolFile::of(&map, &command.output)?;
+    let file = SymbolFile::of(&map, &command.output, TextNames::Numbered)?;
     Output::write_files(file.files())?;
     for note in &map.notes {
         let _ = writeln!(io::stderr().lock(), "wstate: note: {}", text::clean_message(note));

@@ -23,7 +23,7 @@ use crate::progress::{self, Progress};
 use crate::report::timing::{Timing, milliseconds};
 use crate::report::{self, Frame, FrameKind, Function, Hex, OpPosition, Report, WasmPlace};
 use crate::runtime::all::{FindOptions, Runtimes};
-use crate::runtime::code_map::{CodeMap, CompiledFunction, CompiledModule, Detail};
+use crate::runtime::code_map::{CodeMap, CompiledFunction, CompiledModule, Detail, Seen};
 pub use crate::runtime::singlepass::anchor::Route;
 use crate::runtime::{BETWEEN_POINTS, GuestFrame, GuestKind, Position, Provider, Reach, Runtime, Scene, Why};
 use crate::state::ExecutionStateImage;
@@ -259,7 +259,9 @@ pub fn code_map_of(target: &dyn Target, options: &Options, all: bool) -> Result<
     let progress = progress::stderr(options.verbose);
     let mut provider = Runtimes::new(&FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
     let objects = Objects::load(target, &search);
-    Ok(code_map_with(target, &objects, &mut provider, &progress, all))
+    let mut map = code_map_with(target, &objects, &mut provider, &progress, all);
+    map.withhold_originals(&mut Seen::default());
+    Ok(map)
 }
 
 /// The same with the target's files loaded; what `provider` found before is not looked for again.

@@ -4,6 +4,7 @@ use super::*;
 use crate::arch::x64::TABLE;
 use crate::limits;
 use anstyle::{AnsiColor, Style};
+use std::borrow::Cow;
 use std::io::{self, Write};
 
 /// Columns that lists of values are wrapped at. Frame lines are never wrapped: they are searched with grep.
@@ -84,20 +85,26 @@ pub fn clean_message(text: &str) -> String {
     clean_within(text, limits::MAX_TEXT_MESSAGE)
 }
 
-fn clean_within(text: &str, max: usize) -> String {
-    let mut out = String::new();
-    let mut chars = text.chars();
-    for c in chars.by_ref().take(max) {
-        if is_unprintable(c) {
-            out.extend(c.escape_unicode());
-        } else {
-            out.push(c);
+/// All of a text from the target, with unprintable characters as `\u{..}`.
+pub fn escaped(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_unprintable) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match is_unprintable(c) {
+            true => out.extend(c.escape_unicode()),
+            false => out.push(c),
         }
     }
-    if chars.next().is_some() {
-        out.push('…');
+    Cow::Owned(out)
+}
+
+fn clean_within(text: &str, max: usize) -> String {
+    match text.char_indices().nth(max) {
+        Some((end, _)) => escaped(&text[..end]).into_owned() + "…",
+        None => escaped(text).into_owned(),
     }
-    out
 }
 
 struct Text<'a> {

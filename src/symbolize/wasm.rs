@@ -65,6 +65,22 @@ pub enum OperatorKind {
     Other,
 }
 
+/// Where compiled code traps on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Site {
+    /// An access of a linear memory; atomic ones of more than a byte must be aligned.
+    Memory {
+        /// Whether that is checked.
+        aligned: bool,
+    },
+    /// A float that becomes an integer of which it may be out of range.
+    Conversion,
+    /// `call_indirect`.
+    IndirectCall,
+    /// `unreachable`.
+    Unreachable,
+}
+
 /// An operator of a function body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operator {
@@ -466,6 +482,51 @@ fn is_division(op: &wasmparser::Operator<'_>) -> bool {
     matches!(op, O::I32DivS | O::I32DivU | O::I32RemS | O::I32RemU | O::I64DivS | O::I64DivU | O::I64RemS | O::I64RemU)
 }
 
+fn is_conversion(op: &wasmparser::Operator<'_>) -> bool {
+    use wasmparser::Operator as O;
+    matches!(
+        op,
+        O::I32TruncF32S
+            | O::I32TruncF32U
+            | O::I32TruncF64S
+            | O::I32TruncF64U
+            | O::I64TruncF32S
+            | O::I64TruncF32U
+            | O::I64TruncF64S
+            | O::I64TruncF64U
+    )
+}
+
+/// The alignment (log2) of an access of a linear memory, and whether it is atomic.
+macro_rules! define_access {
+    ($(@$proposal:ident $op:ident $({ $($arg:ident: $argty:ty),* })? => $visit:ident ($($ann:tt)*))*) => {
+        fn access_of(op: &wasmparser::Operator<'_>) -> Option<(u8, bool)> {
+            match op {
+                $(wasmparser::Operator::$op { .. } => define_access!(@one op $op $($($arg)*)?),)*
+                _ => None,
+            }
+        }
+    };
+    (@one $value:ident $op:ident memarg $($rest:ident)*) => {
+        match $value {
+            wasmparser::Operator::$op { memarg, .. } => Some((memarg.align, stringify!($op).contains("Atomic"))),
+            _ => None,
+        }
+    };
+    (@one $value:ident $op:ident $($rest:ident)*) => { None };
+}
+wasmparser::for_each_operator!(define_access);
+
+fn site_of(op: &wasmparser::Operator<'_>) -> Option<Site> {
+    use wasmparser::Operator as O;
+    match op {
+        O::CallIndirect { .. } => Some(Site::IndirectCall),
+        O::Unreachable => Some(Site::Unreachable),
+        _ if is_conversion(op) => Some(Site::Conversion),
+        _ => access_of(op).map(|(align, atomic)| Site::Memory { aligned: atomic && align > 0 }),
+    }
+}
+
 fn kind_of(op: &wasmparser::Operator<'_>, text: &str) -> OperatorKind {
     use wasmparser::Operator as O;
     match op {
@@ -473,15 +534,8 @@ fn kind_of(op: &wasmparser::Operator<'_>, text: &str) -> OperatorKind {
         O::CallIndirect { .. } => OperatorKind::CallIndirect,
         O::Loop { .. } => OperatorKind::Loop,
         O::End => OperatorKind::End,
-        O::Unreachable
-        | O::I32TruncF32S
-        | O::I32TruncF32U
-        | O::I32TruncF64S
-        | O::I32TruncF64U
-        | O::I64TruncF32S
-        | O::I64TruncF32U
-        | O::I64TruncF64S
-        | O::I64TruncF64U => OperatorKind::Trap,
+        O::Unreachable => OperatorKind::Trap,
+        _ if is_conversion(op) => OperatorKind::Trap,
         _ if is_division(op) || [".load", ".store", ".atomic."].iter().any(|part| text.contains(part)) => {
             OperatorKind::Trap
         }
@@ -852,6 +906,24 @@ impl WasmModule {
     /// File offsets of the operators of a defined function's body, in order.
     pub fn operators(&self, local_func: u32) -> Option<std::sync::Arc<[u64]>> {
         self.operator_offsets(local_func)
+    }
+
+    /// Where the code of a defined function traps, as far as code is made for it: numbers of operators, in order.
+    pub fn sites(&self, local_func: u32) -> Vec<(u64, Site)> {
+        let mut out = Vec::new();
+        let Some(mut reader) = self.body(local_func).and_then(|body| body.get_operators_reader().ok()) else {
+            return out;
+        };
+        let mut reach = Reach::default();
+        for index in 0.. {
+            let Ok(op) = reader.read() else { break };
+            let alive = reach.step(&op);
+            out.extend(site_of(&op).filter(|_| alive).map(|site| (index, site)));
+            if reader.eof() {
+                break;
+            }
+        }
+        out
     }
 
     /// The whole file.

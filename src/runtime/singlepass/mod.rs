@@ -15,6 +15,7 @@ pub mod maps;
 pub mod module;
 pub mod module_info;
 pub mod module_memory;
+mod places;
 mod recover;
 pub mod route_artifact;
 pub mod route_descriptor;

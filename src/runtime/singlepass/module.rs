@@ -3,6 +3,7 @@
 use super::code::Shape;
 use super::frame::Location;
 use super::maps::Maps;
+use super::places::Places;
 use crate::runtime::{Declared, GlobalDecl, GuestExport, GuestFunction, MemoryDecl, ValType, Why};
 use crate::state::map::{Point, PointKind};
 use crate::state::model::{FunctionStateMap, MachineState, MachineValue, ModuleStateMap};
@@ -67,6 +68,7 @@ pub struct Module {
     pub image_code: Option<Rc<[u8]>>,
     shapes: RefCell<HashMap<u64, Rc<Result<Shape, String>>>>,
     states: RefCell<HashMap<usize, Rc<Result<MachineState, String>>>>,
+    places: RefCell<HashMap<u64, Rc<Places>>>,
 }
 
 /// Functions that are asked whether the compiler recorded states: some have no points at all.
@@ -110,6 +112,7 @@ impl Module {
             image_code: None,
             shapes: RefCell::default(),
             states: RefCell::default(),
+            places: RefCell::default(),
         }
     }
 
@@ -167,6 +170,24 @@ impl Module {
         let shape = Rc::new(code.and_then(|code| Shape::decode(&code, locals)));
         self.shapes.borrow_mut().insert(start, shape.clone());
         shape
+    }
+
+    /// Which operators the code of the function at code offset `start` was made from; nothing without a `.wasm`.
+    pub fn places(&self, start: u64, map: &FunctionStateMap, memory: &dyn Memory) -> Rc<Places> {
+        if let Some(places) = self.places.borrow().get(&start) {
+            return places.clone();
+        }
+        let made = || {
+            let wasm = self.wasm.as_deref()?;
+            let shape = self.shape(start, map.locals.len(), memory);
+            let shape = shape.as_ref().as_ref().ok()?;
+            let end = self.map.function_end(start as usize) as u64;
+            let code = self.code_bytes(start, end, memory).ok()?;
+            Some(Places::of(wasm, map, map.local_function_id as u32, start as usize, &code, shape))
+        };
+        let places = Rc::new(made().unwrap_or_default());
+        self.places.borrow_mut().insert(start, places.clone());
+        places
     }
 
     /// Bytes that the import trampoline `index` has taken off `rsp` when the pc is at `address`.

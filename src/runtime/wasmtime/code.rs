@@ -268,6 +268,11 @@ impl Code {
         }
     }
 
+    /// The table of locals and operand stacks as it is written.
+    pub fn frames(&self) -> Option<&[u8]> {
+        self.frames.as_deref().map(Vec::as_slice)
+    }
+
     /// Locals and operand stacks, or why they are not known.
     pub fn frame_table(&self) -> Result<FrameTable<'_>, Why> {
         match self.frames.as_deref() {

@@ -5,29 +5,63 @@ use super::code::Code;
 use super::frame::{EPILOGUE, PROLOGUE, val_type};
 use super::frame_table::{FrameTable, InstPos, ProgramPoint};
 use super::image::{Function, FunctionKind};
+use super::instructions::Instructions;
 use super::lines::Origins;
 use crate::arch::Reg;
 use crate::limits::{MAX_FRAME_CHANGES, MAX_IMAGE_BYTES, MAX_SYMBOL_PLACES};
+use crate::runtime::Runtime;
 use crate::runtime::ValType;
-use crate::runtime::code_map::sources::{end_prologue, lay_out};
+use crate::runtime::code_map::sources::{begin_behind_idle, end_prologue, lay_out};
 use crate::runtime::code_map::{
-    CodeMap, CompiledFunction, CompiledModule, Detail, FrameChange, Location, Operands, Variable,
+    CodeMap, CompiledFunction, CompiledModule, Copied, Detail, FrameChange, Location, Operands, Variable,
 };
 use crate::target::Memory;
 use crate::target::mapped_file::WithFile;
+use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// Describes all images.
 pub(super) fn code_map(runtime: &Wasmtime, detail: &Detail, memory: &dyn Memory) -> CodeMap {
     let mut map = CodeMap::default();
     let mut places_left = MAX_SYMBOL_PLACES;
-    for code in &runtime.codes {
+    let running = running(runtime, memory);
+    for (index, code) in runtime.codes.iter().enumerate() {
         let name = runtime.listed.get(code.first).map_or_else(|| "wasm".to_string(), |m| m.name.clone());
         match describe(code, &name, detail, &mut places_left, memory) {
-            Ok(module) => map.modules.push(module),
+            Ok(mut module) => {
+                module.copied = content(code).map(|content| Copied { content, runs: running.contains(&index) });
+                map.modules.push(module);
+            }
             Err(why) => map.notes.push(format!("the code of {name} cannot be described: {why}")),
         }
     }
     map
+}
+
+/// What all copies of an image have in common, where each store has one (`code.rs: StoreCode::new`): with `guest_debug`.
+fn content(code: &Code) -> Option<u64> {
+    let frames = code.frames()?;
+    let text = code.image.text();
+    let mut hasher = DefaultHasher::new();
+    (frames, text.end - text.start).hash(&mut hasher);
+    Some(hasher.finish())
+}
+
+/// The images in which Wasm functions run: those with a frame on a stack, and those that an instance's own pointers lead
+/// into.
+fn running(runtime: &Wasmtime, memory: &dyn Memory) -> BTreeSet<usize> {
+    if runtime.codes.iter().all(|code| code.frames().is_none()) {
+        return BTreeSet::new();
+    }
+    let mut out = runtime.ran.borrow().clone();
+    for instance in runtime.instances(memory) {
+        let checked =
+            runtime.described(instance.module).and_then(|d| d.validate(instance.address, &runtime.mappings, memory));
+        if checked.is_ok_and(|checked| checked.tied) {
+            out.extend(runtime.owner.get(instance.module));
+        }
+    }
+    out
 }
 
 fn describe(
@@ -59,6 +93,7 @@ fn describe(
             start,
             len: function.len,
             frame: frame_of(code, start, function.len, &out.code, text.start),
+            wasm: function.kind.is_wasm(),
             described: function.kind.is_wasm() && detail.covers(range, count),
             ..CompiledFunction::default()
         };
@@ -70,10 +105,15 @@ fn describe(
                 values(code, table, &points, function, body, &mut one);
             }
             if let FunctionKind::Wasm { module, function: index, .. } = &function.kind {
-                let pieces = origins.pieces(function, (*module, *index), table.as_ref(), &points);
+                let instructions = Instructions::of(body, &origins.known_starts(function));
+                let pieces = origins.pieces(function, (*module, *index), table.as_ref(), &points, &instructions);
                 (one.lines, one.inlined) = lay_out(&pieces, one.len);
+                // Whatever a table says: a breakpoint inside of an instruction makes another one of it.
+                one.lines.retain(|line| line.offset == 0 || instructions.beginning_at(line.offset).is_some());
+                begin_behind_idle(&mut one.lines, &origins.idle(function), one.len);
                 let filled = one.variables.iter().find_map(|v| v.places.first()).map(|place| place.0);
-                if let Some(body) = filled.or_else(|| one.lines.get(1).map(|line| line.offset)) {
+                let filled = filled.or_else(|| one.lines.get(1).map(|line| line.offset));
+                if let Some(body) = filled.and_then(|offset| instructions.from(offset)) {
                     end_prologue(&mut one.lines, body);
                 }
             }

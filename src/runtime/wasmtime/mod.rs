@@ -31,6 +31,7 @@ pub mod frame_table;
 pub mod image;
 pub mod info;
 pub mod instance;
+mod instructions;
 mod leb;
 mod lines;
 pub mod offsets;
@@ -93,6 +94,8 @@ pub struct Wasmtime {
     chain: RefCell<Chain>,
     /// Functions that were followed, by where they begin.
     flows: RefCell<HashMap<u64, Option<Rc<Flow>>>>,
+    /// Images with a frame of a Wasm function.
+    ran: RefCell<BTreeSet<usize>>,
     /// What that says of places.
     facts: RefCell<HashMap<CodeAddress, Option<Rc<Facts>>>>,
 }
@@ -261,7 +264,12 @@ fn key(at: &Cursor) -> Option<(u64, u64)> {
 
 impl Unwinder for Wasmtime {
     fn step(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
-        let code = self.code_at(at.address.lookup())?;
+        let address = at.address.lookup();
+        let index = self.codes.iter().position(|c| c.contains(address))?;
+        let code = self.codes.get(index)?;
+        if code.function(address).is_some_and(|f| f.kind.is_wasm()) {
+            self.ran.borrow_mut().insert(index);
+        }
         Some(frame::step(self, code, at, memory))
     }
 }
