@@ -3,6 +3,7 @@
 mod contents;
 mod image_file;
 mod own_names;
+mod proof;
 mod restore;
 mod settle;
 mod snapshot;
@@ -38,7 +39,7 @@ use crate::unwind::recognised::{RecognisedUnwinder, Stretch};
 use crate::unwind::{Cursor, End, Stack, Trust, Unwinder, walk};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What to look at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,8 +144,20 @@ pub struct Outcome {
     pub image: Option<Vec<u8>>,
     /// Whether a file that the user named was not used because it does not fit; `report.notes` has the reason.
     pub refused: bool,
+    /// Whether something is missing because the process went on before it was read; `report.notes` says so.
+    pub gone: bool,
     /// What would tell more. Not part of the answer, which is the same for a process and its core.
     pub hint: Option<&'static str>,
+}
+
+impl Outcome {
+    /// With `time` before it spent on reading.
+    fn read_within(mut self, time: Duration) -> Outcome {
+        if let Some(timing) = &mut self.report.timing {
+            timing.reading_ms += milliseconds(time);
+        }
+        self
+    }
 }
 
 /// Answers a question.
@@ -152,32 +165,47 @@ pub fn run(options: &Options) -> Result<Outcome, Error> {
     let began = Instant::now();
     let search = options.search_paths();
     let progress = progress::stderr(options.verbose);
-    let mut provider = Runtimes::new(&FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
+    let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?;
     let outcome = match &options.source {
-        Source::Pid(pid) => {
-            let capture = if options.nonblocking { LiveTarget::observe } else { LiveTarget::capture };
-            let target = capture(*pid, &CaptureOptions::default())?;
-            let opened = began.elapsed();
-            let pause = target.pause();
-            let mut outcome = if options.settle && !options.nonblocking {
-                settle(target, options, &search, &mut provider, &progress)?
-            } else {
-                analyse(&target, options, &search, &mut provider, &progress)?
+        Source::Pid(pid) if options.nonblocking => {
+            let look = |target: &LiveTarget| {
+                let opened = began.elapsed();
+                let outcome = analyse(target, options, &search, &mut Runtimes::new(&found), &progress);
+                outcome.map(|outcome| outcome.read_within(opened))
             };
-            if let Some(timing) = &mut outcome.report.timing {
-                timing.reading_ms += milliseconds(opened);
-                if !options.nonblocking {
-                    timing.add_stop(pause);
-                }
-            }
-            let report = &outcome.report;
-            if options.nonblocking && report.runtimes.is_empty() && report.threads.iter().all(|t| t.frames.is_empty()) {
+            let mut outcome = proof::unstopped(*pid, look);
+            if let Ok(Outcome { report, .. }) = &mut outcome
+                && report.runtimes.is_empty()
+                && report.threads.iter().all(|t| t.frames.is_empty())
+            {
                 let note = "modules are looked for where stacks lead to code that nothing explains: of threads that run there \
                             is no stack (without --nonblocking there is), so there may be some that were not found";
-                outcome.report.notes.push(note.to_string());
+                report.notes.push(note.to_string());
             }
-            if options.verbose && !options.nonblocking {
-                let note = format!("the threads stood for {:.3} ms", milliseconds(pause));
+            outcome
+        }
+        Source::Pid(pid) => {
+            let mut files = proof::Files::default();
+            let proven = proof::prove(*pid, |target, set| {
+                let objects = files.of(&target, &search);
+                let opened = began.elapsed();
+                let (outcome, target) = match options.settle {
+                    true => settle(target, objects, options, &found, &progress, set)?,
+                    false => {
+                        let provider = &mut Runtimes::new(&found);
+                        (analyse_once(&target, objects, options, provider, &progress).transpose(), target)
+                    }
+                };
+                Ok((outcome.map(|outcome| outcome.map(|outcome| outcome.read_within(opened))), target))
+            })?;
+            let notes = proven.notes(options.verbose);
+            let mut outcome = Outcome { gone: !proven.whole, ..proven.answer };
+            if let Some(timing) = &mut outcome.report.timing {
+                timing.stopped_ms = Some(milliseconds(proven.stood));
+            }
+            outcome.report.notes.extend(notes);
+            if options.verbose {
+                let note = format!("the threads stood for {:.3} ms", milliseconds(proven.stood));
                 outcome.report.notes.push(note);
             }
             Ok(outcome)
@@ -185,11 +213,8 @@ pub fn run(options: &Options) -> Result<Outcome, Error> {
         Source::Core { core, .. } => {
             let target = CoreTarget::open(core, &search)?;
             let opened = began.elapsed();
-            let mut outcome = analyse(&target, options, &search, &mut provider, &progress)?;
-            if let Some(timing) = &mut outcome.report.timing {
-                timing.reading_ms += milliseconds(opened);
-            }
-            Ok(outcome)
+            let outcome = analyse(&target, options, &search, &mut Runtimes::new(&found), &progress);
+            outcome.map(|outcome| outcome.read_within(opened))
         }
     };
     progress.finish();
@@ -209,7 +234,18 @@ pub fn run_on(target: &dyn Target, options: &Options) -> Result<Outcome, Error> 
 pub fn code_map(options: &Options, all: bool) -> Result<CodeMap, Error> {
     let search = options.search_paths();
     match &options.source {
-        Source::Pid(pid) => code_map_of(&LiveTarget::capture(*pid, &CaptureOptions::default())?, options, all),
+        Source::Pid(pid) => {
+            let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?;
+            let progress = progress::stderr(options.verbose);
+            let proven = proof::of_process(*pid, &search, |target, objects| {
+                let map = code_map_with(target, objects, &mut Runtimes::new(&found), &progress, all);
+                Ok(target.prove().then_some(map))
+            })?;
+            let notes = proven.notes(options.verbose);
+            let mut map = proven.answer;
+            map.notes.extend(notes);
+            Ok(map)
+        }
         Source::Core { core, .. } => code_map_of(&CoreTarget::open(core, &search)?, options, all),
     }
 }
@@ -501,6 +537,18 @@ pub fn analyse_target(
     provider: &mut Runtimes,
     progress: &dyn Progress,
 ) -> Result<Outcome, Error> {
+    let outcome = analyse_once(target, objects, options, provider, progress)?;
+    outcome.ok_or_else(|| Error::NotFound { what: proof::GONE.to_string() })
+}
+
+/// The same; `None`: what was read of the target is not of one instant, and the target can be looked at again.
+fn analyse_once(
+    target: &dyn Target,
+    objects: &Objects,
+    options: &Options,
+    provider: &mut Runtimes,
+    progress: &dyn Progress,
+) -> Result<Option<Outcome>, Error> {
     let began = Instant::now();
     let native = Native::new(target, objects);
     let scene = Scene { target, objects, progress };
@@ -514,9 +562,14 @@ pub fn analyse_target(
     let runtime = provider.runtime();
     let symbolizer = NativeSymbolizer::new(objects).with_lines(options.lines);
     let view = View { target, objects, native: &native, runtime, symbolizer: &symbolizer, options, limit };
+    // What is read of the target is read here. The names of native frames take longer, and come from files.
+    let guests: Vec<_> = stacks.iter().map(|stack| view.guests(stack.as_ref())).collect();
+    if !target.prove() {
+        return Ok(None);
+    }
     let mut report = view.head();
-    for (thread, stack) in threads.iter().zip(&stacks) {
-        report.threads.push(view.thread(thread, stack.as_ref()));
+    for ((thread, stack), guests) in threads.iter().zip(&stacks).zip(&guests) {
+        report.threads.push(view.thread(thread, stack.as_ref(), guests));
     }
     let (classic, image) = if options.image { image_of(&view, &threads, &stacks)? } else { (None, None) };
     if let Source::Core { executable: Some(path), .. } = &options.source
@@ -535,7 +588,7 @@ pub fn analyse_target(
     let between = youngest.filter_map(|f| f.stack_why.as_deref()).any(|why| why == BETWEEN_POINTS);
     let hint = (between && Stepping::of(target, options) == Stepping::Possible)
         .then_some("--settle steps a thread on to where its operand stack is known");
-    Ok(Outcome { report, classic, image, refused, hint })
+    Ok(Some(Outcome { report, classic, image, refused, gone: false, hint }))
 }
 
 /// The image of the chosen thread, or of the only thread that runs Wasm.
