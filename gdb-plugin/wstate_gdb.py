@@ -274,11 +274,52 @@ def code_signature(pid: int) -> Optional[int]:
     """Changes when code that belongs to no file comes or goes; None if there is none, or nobody can say."""
     try:
         with open(f"/proc/{pid}/maps", "rb") as maps:
-            lines = [line for line in maps if line[line.find(b" ") + 3 : line.find(b" ") + 4] == b"x"]
+            mapped = maps.readlines()
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            fields = stat.read().rpartition(b")")[2].split()
     except OSError:
         return None
+    lines = [line for line in mapped if line[line.find(b" ") + 3 : line.find(b" ") + 4] == b"x"]
     jit = [line for line in lines if len(line.split(None, 5)) < 6 or line.split(None, 5)[5].startswith(b"[anon")]
-    return hash(tuple(jit)) if jit else None
+    if not jit:
+        return None
+    # Another module may have come to the same place. It was written there, which takes page faults (minflt, majflt).
+    state = (pid, tuple(jit), int(fields[7]) + int(fields[9]))
+    if state not in _signatures:
+        _signatures.clear()
+        _signatures[state] = hash((state[:2], code_content(pid, mapped, jit, state[2])))
+    return _signatures[state]
+
+
+_signatures: Dict[Tuple[Any, ...], int] = {}
+
+
+def code_content(pid: int, mapped: List[bytes], jit: List[bytes], faults: int) -> int:
+    """Differs where what is mapped together with code of no file is other than before. If that may not be all of a module,
+    every page fault may have been another one's."""
+    groups: List[List[Any]] = []
+    for line in mapped:
+        start, end = (int(address, 16) for address in line.split(None, 1)[0].split(b"-"))
+        if groups and groups[-1][1] == start:
+            groups[-1][1] = end
+            groups[-1][2] |= line in jit
+        else:
+            groups.append([start, end, line in jit])
+    parts: List[Any] = []
+    left = 4 << 20
+    try:
+        with open(f"/proc/{pid}/mem", "rb", 0) as memory:
+            for start, end, _ in (group for group in groups if group[2]):
+                if end - start > left:
+                    return hash((tuple(parts), faults))
+                left -= end - start
+                memory.seek(start)
+                content = memory.read(end - start)
+                whole = content.startswith(b"\x7fELF") and len(content) == end - start
+                parts.append(content if whole else (content, faults))
+    except (OSError, OverflowError):
+        parts.append(faults)
+    return hash(tuple(parts))
 
 
 _directories: List[str] = []

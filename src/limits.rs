@@ -25,6 +25,24 @@ pub const MAX_THREADS: usize = 65_536;
 pub const MAX_STACK_CAPTURE: u64 = 64 << 20;
 /// Bytes of all stacks that a live capture copies.
 pub const MAX_CAPTURE_TOTAL: u64 = 1 << 30;
+/// Blocks of code around addresses on stacks and in registers that a live capture copies.
+pub const MAX_CODE_BLOCKS: usize = 256;
+/// Bytes of stacks that are looked through for such addresses while the process stands: some 20 microseconds.
+pub const MAX_CODE_SCAN: usize = 256 << 10;
+/// Pages, and larger ranges, that are kept in mind of what was read of a running process.
+pub const MAX_READ_PAGES: usize = cap(1 << 16, 1 << 10);
+/// Bytes beside stacks that are copied while a process stands, where it may load code while it is looked at: 16 MiB take
+/// some 5 ms, modules of usual size a tenth of that.
+pub const MAX_REREAD_BYTES: u64 = cap(16 << 20, 1 << 20);
+/// Bytes around those that are copied with them.
+pub const MAX_REREAD_BESIDE: u64 = cap(2 << 20, 256 << 10);
+/// Places that are copied of what is more than that.
+pub const MAX_REREAD_SAMPLES: u64 = cap(1 << 10, 64);
+/// Bytes of linear memories that are copied at the instant of the stacks for `memory` and `export`; more is read while the
+/// process runs on.
+pub const MAX_COPIED_MEMORY: u64 = 4 << 20;
+/// Times that a process is looked at again which loads code meanwhile.
+pub const MAX_REREADS: usize = 8;
 /// Nesting of `MachineValue::TwoHalves` in an encoded state map. The runtime never nests.
 pub const MAX_VALUE_DEPTH: usize = 16;
 /// Bytes of an encoded state map or cache image (esbuild's is 61 MiB).

@@ -365,7 +365,7 @@ fn print(show: &Show, options: &session::Options, format: Format, output: &mut O
     let timing = outcome.report.timing;
     // Of what was found, not of what is shown.
     let completeness = outcome.report.completeness();
-    let refused = outcome.refused;
+    let refused = outcome.refused || outcome.gone;
     let missing =
         |what: &str| Error::NotFound { what: format!("{what}: the thread has no Wasm frames that are known") };
     let bytes = match format {
@@ -395,7 +395,7 @@ fn print(show: &Show, options: &session::Options, format: Format, output: &mut O
         let _ = writeln!(io::stderr().lock(), "wstate: timing: {timing}");
     }
     Ok(match completeness {
-        // What the user lent and could not be used is not a whole answer.
+        // What the user lent and could not be used, or what was gone, is not a whole answer.
         Completeness::All if refused => PARTIAL,
         Completeness::All => 0,
         Completeness::Partial => PARTIAL,

@@ -3,6 +3,7 @@
 mod contents;
 mod image_file;
 mod own_names;
+mod proof;
 mod restore;
 mod settle;
 mod snapshot;
@@ -39,7 +40,7 @@ use crate::unwind::recognised::{RecognisedUnwinder, Stretch};
 use crate::unwind::{Cursor, End, Stack, Trust, Unwinder, walk};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What to look at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,72 +146,46 @@ pub struct Outcome {
     /// Whether a file was not used or may not be the right one, so that the answer is not whole; the report's notes have the
     /// reason.
     pub refused: bool,
+    /// Whether something is missing because the process went on before it was read; `report.notes` says so.
+    pub gone: bool,
     /// What would tell more. Not part of the answer, which is the same for a process and its core.
     pub hint: Option<&'static str>,
 }
 
+impl Outcome {
+    /// With `time` before it spent on reading.
+    fn read_within(mut self, time: Duration) -> Outcome {
+        if let Some(timing) = &mut self.report.timing {
+            timing.reading_ms += milliseconds(time);
+        }
+        self
+    }
+}
+
 /// Answers a question.
 pub fn run(options: &Options) -> Result<Outcome, Error> {
-    let began = Instant::now();
-    let search = options.search_paths();
     let progress = progress::stderr(options.verbose);
     let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?;
     let steady = Steady::begin();
-    let mut outcome = match &options.source {
-        Source::Pid(pid) => {
-            let capture = if options.nonblocking { LiveTarget::observe } else { LiveTarget::capture };
-            let target = capture(*pid, &CaptureOptions::default())?;
-            let opened = began.elapsed();
-            let pause = target.pause();
-            let mut outcome = if options.settle && !options.nonblocking {
-                let settled = settle(target, options, &search, &mut Runtimes::new(&found), &progress)?;
-                no_changes(&steady)?;
-                settled
-            } else {
-                loop {
-                    let outcome = analyse(&target, options, &search, &mut Runtimes::new(&found), &progress);
-                    if !steady.again() {
-                        break outcome?;
-                    }
-                }
-            };
-            if let Some(timing) = &mut outcome.report.timing {
-                timing.reading_ms += milliseconds(opened);
-                if !options.nonblocking {
-                    timing.add_stop(pause);
-                }
-            }
-            let report = &outcome.report;
-            if options.nonblocking && report.runtimes.is_empty() && report.threads.iter().all(|t| t.frames.is_empty()) {
-                let note = "modules are looked for where stacks lead to code that nothing explains: of threads that run there \
-                            is no stack (without --nonblocking there is), so there may be some that were not found";
-                outcome.report.notes.push(note.to_string());
-            }
-            if options.verbose && !options.nonblocking {
-                let note = format!("the threads stood for {:.3} ms", milliseconds(pause));
-                outcome.report.notes.push(note);
-            }
-            outcome
+    let mut outcome = loop {
+        let outcome = match &options.source {
+            Source::Pid(pid) if options.nonblocking => run_unstopped(*pid, options, &found, &progress),
+            Source::Pid(pid) => run_stopped(*pid, options, &found, &progress),
+            Source::Core { core, .. } => run_core(core, options, &found, &progress),
+        };
+        if options.settle && matches!(options.source, Source::Pid(_)) {
+            // A thread that was stepped is somewhere else.
+            no_changes(&steady)?;
+            break outcome?;
         }
-        Source::Core { core, .. } => {
-            let (mut outcome, opened) = loop {
-                let began = Instant::now();
-                let answer = CoreTarget::open(core, &search).and_then(|target| {
-                    let opened = began.elapsed();
-                    Ok((analyse(&target, options, &search, &mut Runtimes::new(&found), &progress)?, opened))
-                });
-                if !steady.again() {
-                    break answer?;
-                }
-                if steady.is_changed(core) {
-                    let why = "it was changed while it was read: try again when it is written, or with a copy";
-                    return Err(Error::Core { path: core.clone(), why: why.to_string() });
-                }
-            };
-            if let Some(timing) = &mut outcome.report.timing {
-                timing.reading_ms += milliseconds(opened);
-            }
-            outcome
+        if !steady.again() {
+            break outcome?;
+        }
+        if let Source::Core { core, .. } = &options.source
+            && steady.is_changed(core)
+        {
+            let why = "it was changed while it was read: try again when it is written, or with a copy";
+            return Err(Error::Core { path: core.clone(), why: why.to_string() });
         }
     };
     progress.finish();
@@ -222,6 +197,70 @@ pub fn run(options: &Options) -> Result<Outcome, Error> {
     outcome.refused |= !notes.is_empty();
     outcome.report.notes.extend(notes);
     Ok(outcome)
+}
+
+/// Answers a question about a process that is not stopped for it.
+fn run_unstopped(
+    pid: u32,
+    options: &Options,
+    found: &FindOptions,
+    progress: &dyn Progress,
+) -> Result<Outcome, Error> {
+    let began = Instant::now();
+    let search = options.search_paths();
+    let look = |target: &LiveTarget| {
+        let opened = began.elapsed();
+        let outcome = analyse(target, options, &search, &mut Runtimes::new(found), progress);
+        outcome.map(|outcome| outcome.read_within(opened))
+    };
+    let mut outcome = proof::unstopped(pid, look)?;
+    let report = &mut outcome.report;
+    if report.runtimes.is_empty() && report.threads.iter().all(|t| t.frames.is_empty()) {
+        let note = "modules are looked for where stacks lead to code that nothing explains: of threads that run there \
+                    is no stack (without --nonblocking there is), so there may be some that were not found";
+        report.notes.push(note.to_string());
+    }
+    Ok(outcome)
+}
+
+/// Answers a question about a process that is stopped for it, as often as it takes until the answer is of one instant.
+fn run_stopped(pid: u32, options: &Options, found: &FindOptions, progress: &dyn Progress) -> Result<Outcome, Error> {
+    let began = Instant::now();
+    let search = options.search_paths();
+    let mut files = proof::Files::default();
+    let proven = proof::prove(pid, |target, set| {
+        let objects = files.of(&target, &search);
+        let opened = began.elapsed();
+        let (outcome, target) = match options.settle {
+            true => settle(target, objects, options, found, progress, set)?,
+            false => {
+                let provider = &mut Runtimes::new(found);
+                (analyse_once(&target, objects, options, provider, progress).transpose(), target)
+            }
+        };
+        Ok((outcome.map(|outcome| outcome.map(|outcome| outcome.read_within(opened))), target))
+    })?;
+    let notes = proven.notes(options.verbose);
+    let mut outcome = Outcome { gone: !proven.whole, ..proven.answer };
+    if let Some(timing) = &mut outcome.report.timing {
+        timing.stopped_ms = Some(milliseconds(proven.stood));
+    }
+    outcome.report.notes.extend(notes);
+    if options.verbose {
+        let note = format!("the threads stood for {:.3} ms", milliseconds(proven.stood));
+        outcome.report.notes.push(note);
+    }
+    Ok(outcome)
+}
+
+/// Answers a question about a core.
+fn run_core(core: &Path, options: &Options, found: &FindOptions, progress: &dyn Progress) -> Result<Outcome, Error> {
+    let began = Instant::now();
+    let search = options.search_paths();
+    let target = CoreTarget::open(core, &search)?;
+    let opened = began.elapsed();
+    let outcome = analyse(&target, options, &search, &mut Runtimes::new(found), progress)?;
+    Ok(outcome.read_within(opened))
 }
 
 /// An error if a file was changed while it was read, for work that is not done once more.
@@ -246,7 +285,20 @@ pub fn code_map(options: &Options, all: bool) -> Result<CodeMap, Error> {
     let search = options.search_paths();
     let steady = Steady::begin();
     let map = match &options.source {
-        Source::Pid(pid) => code_map_of(&LiveTarget::capture(*pid, &CaptureOptions::default())?, options, all),
+        Source::Pid(pid) => {
+            let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?;
+            let progress = progress::stderr(options.verbose);
+            let proven = proof::of_process(*pid, &search, |target, objects| {
+                let map = code_map_with(target, objects, &mut Runtimes::new(&found), &progress, all);
+                Ok(target.prove().then_some(map))
+            });
+            proven.map(|proven| {
+                let notes = proven.notes(options.verbose);
+                let mut map = proven.answer;
+                map.notes.extend(notes);
+                map
+            })
+        }
         Source::Core { core, .. } => code_map_of(&CoreTarget::open(core, &search)?, options, all),
     };
     no_changes(&steady)?;
@@ -542,6 +594,18 @@ pub fn analyse_target(
     provider: &mut Runtimes,
     progress: &dyn Progress,
 ) -> Result<Outcome, Error> {
+    let outcome = analyse_once(target, objects, options, provider, progress)?;
+    outcome.ok_or_else(|| Error::NotFound { what: proof::GONE.to_string() })
+}
+
+/// The same; `None`: what was read of the target is not of one instant, and the target can be looked at again.
+fn analyse_once(
+    target: &dyn Target,
+    objects: &Objects,
+    options: &Options,
+    provider: &mut Runtimes,
+    progress: &dyn Progress,
+) -> Result<Option<Outcome>, Error> {
     let began = Instant::now();
     let native = Native::new(target, objects);
     let scene = Scene { target, objects, progress };
@@ -555,9 +619,14 @@ pub fn analyse_target(
     let runtime = provider.runtime();
     let symbolizer = NativeSymbolizer::new(objects).with_lines(options.lines);
     let view = View { target, objects, native: &native, runtime, symbolizer: &symbolizer, options, limit };
+    // What is read of the target is read here. The names of native frames take longer, and come from files.
+    let guests: Vec<_> = stacks.iter().map(|stack| view.guests(stack.as_ref())).collect();
+    if !target.prove() {
+        return Ok(None);
+    }
     let mut report = view.head();
-    for (thread, stack) in threads.iter().zip(&stacks) {
-        report.threads.push(view.thread(thread, stack.as_ref()));
+    for ((thread, stack), guests) in threads.iter().zip(&stacks).zip(&guests) {
+        report.threads.push(view.thread(thread, stack.as_ref(), guests));
     }
     let (classic, image) = if options.image { image_of(&view, &threads, &stacks)? } else { (None, None) };
     if let Source::Core { executable: Some(path), .. } = &options.source
@@ -588,7 +657,7 @@ pub fn analyse_target(
     let between = youngest.filter_map(|f| f.stack_why.as_deref()).any(|why| why == BETWEEN_POINTS);
     let hint = (between && Stepping::of(target, options) == Stepping::Possible)
         .then_some("--settle steps a thread on to where its operand stack is known");
-    Ok(Outcome { report, classic, image, refused, hint })
+    Ok(Some(Outcome { report, classic, image, refused, gone: false, hint }))
 }
 
 /// The image of the chosen thread, or of the only thread that runs Wasm.

@@ -4,7 +4,7 @@
 
 use super::code_map::{CodeMap, Detail};
 use super::singlepass::anchor::Route;
-use super::singlepass::find::SinglepassProvider;
+use super::singlepass::find::{HostLayouts, SinglepassProvider};
 use super::wasmtime::find::WasmtimeProvider;
 use super::{
     Declared, GuestFrame, GuestInstance, GuestModule, InstanceParts, Provider, Reach, Runtime, Scene, Value, Why,
@@ -28,6 +28,8 @@ pub struct FindOptions {
     pub artifacts: Vec<(PathBuf, Rc<[u8]>)>,
     /// `.wasm` files.
     pub wasm: Vec<(PathBuf, Rc<WasmModule>)>,
+    /// What was learnt of the host's own structures: it outlives the search.
+    pub layouts: HostLayouts,
 }
 
 impl FindOptions {
@@ -48,7 +50,8 @@ impl FindOptions {
                 files.push((path.clone(), Rc::new(module)));
             }
         }
-        Ok(FindOptions { routes, artifacts: artifacts.collect::<Result<_, _>>()?, wasm: files })
+        let artifacts = artifacts.collect::<Result<_, _>>()?;
+        Ok(FindOptions { routes, artifacts, wasm: files, layouts: HostLayouts::default() })
     }
 }
 

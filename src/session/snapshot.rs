@@ -87,7 +87,8 @@ const CHUNK: usize = 1 << 20;
 pub fn snapshot(options: &Options, wanted: SnapshotOptions, out: &mut dyn SparseWrite) -> Result<Snapshot, Error> {
     let search = options.search_paths();
     let progress = progress::stderr(options.verbose);
-    let mut provider = Runtimes::new(&FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
+    let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?;
+    let mut provider = Runtimes::new(&found);
     match &options.source {
         Source::Core { core, .. } => {
             let steady = Steady::begin();
@@ -100,10 +101,15 @@ pub fn snapshot(options: &Options, wanted: SnapshotOptions, out: &mut dyn Sparse
         }
         Source::Pid(pid) => {
             let first = LiveTarget::capture(*pid, &CaptureOptions::default())?;
-            let objects = Objects::load(&first, &search);
+            let mut objects = Objects::load(&first, &search);
             let steps = look_around(&first, &objects, options, &mut provider, &progress)?;
             let tid = steps.as_ref().map(|s| s.thread);
             let held = Held::hold(*pid, &CaptureOptions::default(), steps)?;
+            if !first.is_same_code(held.target()) {
+                // It loads and unloads modules: those that it has now are looked for while it stands.
+                objects = Objects::load(held.target(), &search);
+                provider = Runtimes::new(&found);
+            }
             let done = take(held.target(), &objects, options, wanted, &mut provider, &progress, out);
             let settled = tid.zip(held.settled());
             let mut done = done.map_err(|e| match settled {

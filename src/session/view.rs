@@ -46,7 +46,13 @@ impl View<'_> {
         report
     }
 
-    pub fn thread(&self, thread: &Thread, stack: Option<&Stack>) -> report::Thread {
+    /// What the runtimes say of each frame of a stack.
+    pub fn guests(&self, stack: Option<&Stack>) -> Vec<Vec<GuestFrame>> {
+        let frames = stack.map_or(&[][..], |s| &s.frames);
+        frames.iter().map(|frame| self.runtime.describe(&frame.cursor, self.target)).collect()
+    }
+
+    pub fn thread(&self, thread: &Thread, stack: Option<&Stack>, guests: &[Vec<GuestFrame>]) -> report::Thread {
         let mut out = report::Thread {
             tid: Some(thread.id.0),
             name: thread.name.clone(),
@@ -60,8 +66,8 @@ impl View<'_> {
             let addresses: Vec<CodeAddress> = stack.frames.iter().map(|f| f.cursor.address).collect();
             self.symbolizer.prepare(&addresses);
         }
-        for frame in &stack.frames {
-            self.frame(frame, &mut out.frames);
+        for (frame, guests) in stack.frames.iter().zip(guests) {
+            self.frame(frame, guests, &mut out.frames);
         }
         out.end = Some(match stack.end {
             // Nobody asked for this limit, so it is not "as many as were asked for".
@@ -78,7 +84,7 @@ impl View<'_> {
     }
 
     /// The frames that a reader sees for one physical frame: itself, and before it what was inlined into it.
-    fn frame(&self, frame: &crate::unwind::Frame, out: &mut Vec<Frame>) {
+    fn frame(&self, frame: &crate::unwind::Frame, guests: &[GuestFrame], out: &mut Vec<Frame>) {
         let at = &frame.cursor;
         let pc = at.address.raw();
         let mut base = Frame::new(out.len() as u32, pc, FrameKind::Unknown);
@@ -87,7 +93,6 @@ impl View<'_> {
         if self.options.verbose {
             base.registers = Some(report::values::registers(&at.registers));
         }
-        let guests = self.runtime.describe(at, self.target);
         if !guests.is_empty() {
             // rbp still held the frame of the Wasm function that called the host, so that function was passed over:
             // seen in cores of hosts without frame pointers whose executable is missing.
@@ -119,7 +124,9 @@ impl View<'_> {
             base.module_offset = Some(Hex(pc.wrapping_sub(object.range.0)));
         } else if let Some(mapping) = self.target.mapping_at(at.address.lookup()) {
             base.module = mapping.path.as_ref().map(|p| p.display().to_string());
-            base.notes.push(if mapping.execute {
+            base.notes.push(if mapping.execute && self.target.is_gone() {
+                super::proof::GONE.to_string()
+            } else if mapping.execute {
                 "executable memory of no file, and of no runtime that wstate knows".to_string()
             } else if mapping.may_execute() {
                 "of a file that the core says nothing of but its name".to_string()

@@ -30,6 +30,10 @@ impl MappedFile {
     /// The file that `mapping` names and `is_it` takes, if the target has nothing of its first page: nothing proves that it
     /// is the one that was mapped. It is long enough for every mapping of it.
     pub fn unproven(target: &dyn Target, mapping: &Mapping, is_it: impl Fn(&MappedFile) -> bool) -> Option<MappedFile> {
+        if target.is_live() {
+            // Its memory was there at the stop.
+            return None;
+        }
         let fits = |file: &MappedFile| {
             let of_it = target.mappings().iter().filter(|m| m.path == mapping.path && m.end > file.base);
             let end =
@@ -51,6 +55,9 @@ impl MappedFile {
         known.into_iter().flat_map(move |(base, first)| {
             target.file_candidates(mapping).into_iter().filter_map(move |place| {
                 let bytes = map_place(&place).ok()?;
+                if target.maps_another(mapping, &bytes.identity()) {
+                    return None;
+                }
                 let same = bytes.get(..first.len())? == first;
                 same.then_some(MappedFile { path: place.path().to_path_buf(), base, bytes, compared: first.len() })
             })

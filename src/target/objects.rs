@@ -408,6 +408,9 @@ impl Loader<'_> {
                     continue;
                 }
             };
+            if self.target.maps_another(mapping, &file.identity()) {
+                continue;
+            }
             let Some(headers) = Headers::of_file(&file) else {
                 if memory.is_some() {
                     wrong = wrong.or(Some(format!("{} is no x86-64 ELF file", candidate.path().display())));

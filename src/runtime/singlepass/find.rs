@@ -19,6 +19,7 @@ use crate::symbolize::wasm::{
 use crate::target::Memory;
 use crate::target::objects::Objects;
 use crate::unwind::Cursor;
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -39,12 +40,12 @@ impl SinglepassProvider {
     /// A provider that has not looked yet.
     pub fn new(options: FindOptions) -> SinglepassProvider {
         SinglepassProvider {
+            layouts: options.layouts.clone(),
             options,
             runtime: Singlepass::default(),
             anchors: Vec::new(),
             refused: BTreeSet::new(),
             asked: BTreeSet::new(),
-            layouts: HostLayouts::default(),
         }
     }
 
@@ -74,7 +75,7 @@ impl SinglepassProvider {
         if self.refused.contains(&anchor.code_base) {
             return false;
         }
-        match load(scene, &mut self.layouts, &anchor) {
+        match load(scene, &self.layouts, &anchor) {
             Ok(module) => {
                 self.runtime.modules.push(module);
                 self.anchors.push(anchor);
@@ -385,7 +386,7 @@ impl Provider for SinglepassProvider {
 }
 
 /// Reads a module's maps.
-fn load(scene: &Scene<'_>, layouts: &mut HostLayouts, anchor: &Anchor) -> Result<Module, String> {
+fn load(scene: &Scene<'_>, layouts: &HostLayouts, anchor: &Anchor) -> Result<Module, String> {
     let code_size = anchor.code_size;
     let own = usize::try_from(anchor.import_count).ok().and_then(|n| anchor.function_offsets.get(n..));
     let map = match &anchor.map {
@@ -413,13 +414,13 @@ fn load(scene: &Scene<'_>, layouts: &mut HostLayouts, anchor: &Anchor) -> Result
     Ok(module)
 }
 
-/// The layouts of the host's Rust structures, looked up when first needed.
-#[derive(Default)]
-struct HostLayouts(Option<Result<Rc<Layouts>, String>>);
+/// The layouts of the host's Rust structures, looked up when first needed. Clones share them.
+#[derive(Clone, Default)]
+pub struct HostLayouts(Rc<OnceCell<Result<Rc<Layouts>, String>>>);
 
 impl HostLayouts {
-    fn get(&mut self, objects: &Objects) -> Result<Rc<Layouts>, String> {
-        self.0.get_or_insert_with(|| Layouts::of_target(objects).map(Rc::new).map_err(|e| e.to_string())).clone()
+    fn get(&self, objects: &Objects) -> Result<Rc<Layouts>, String> {
+        self.0.get_or_init(|| Layouts::of_target(objects).map(Rc::new).map_err(|e| e.to_string())).clone()
     }
 }
 

@@ -3,6 +3,9 @@ use super::super::objects::{ObjectData, Objects, SearchPaths};
 use super::held::{Held, Steps};
 use super::*;
 use crate::state::KnownRegisters;
+
+mod reread;
+
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -142,6 +145,7 @@ fn target() {
             "count" => println!("\ncount {}", SIGNALS.load(Ordering::SeqCst)),
             "double" => println!("\ndouble {:x}", double as *const () as usize),
             "spun" => println!("\nspun {}", SPUN.load(Ordering::SeqCst)),
+            line if line.starts_with("load ") => reread::load(line),
             "alternate" => {
                 let body = || {
                     let mut stack = vec![0u8; 64 << 10];
