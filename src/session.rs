@@ -7,6 +7,7 @@ mod restore;
 mod settle;
 mod snapshot;
 mod view;
+mod waiting;
 
 pub use contents::{InstanceChoice, MemoryRange, Sink, contents, contents_of, export_coredump, linear_memory};
 pub use image_file::parse as parse_image;
@@ -518,6 +519,7 @@ pub fn analyse_target(
     for (thread, stack) in threads.iter().zip(&stacks) {
         report.threads.push(view.thread(thread, stack.as_ref()));
     }
+    report.notes.extend(waiting::notes(target, &native, runtime, &threads, &stacks));
     let (classic, image) = if options.image { image_of(&view, &threads, &stacks)? } else { (None, None) };
     if let Source::Core { executable: Some(path), .. } = &options.source
         && let Some(note) = executable_refused(path, objects)
