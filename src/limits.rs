@@ -67,6 +67,14 @@ pub const MAX_RECOVERY_BYTES: usize = 1 << 20;
 pub const MAX_EXIT_BYTES: usize = 16 << 10;
 /// Frames of one chain that such a search follows, and rivals it compares.
 pub const MAX_RECOVERY_CHAIN: usize = 4096;
+/// Mappings at whose end a fiber that waits is looked for: a system call each.
+pub const MAX_WAITING_STACKS: usize = cap(4096, 8);
+/// Fibers that wait which are walked, to say of which modules they are.
+pub const MAX_WAITING: usize = cap(64, 4);
+/// Files that are looked at for engines whose frames cannot be shown.
+pub const MAX_ENGINE_FILES: usize = cap(1024, 8);
+/// Bytes of constants in all these files that are searched for strings of engines.
+pub const MAX_ENGINE_SEARCH: u64 = cap(64 << 20, 64 << 10);
 /// Bytes of the entry trampoline's own frame: arguments on the stack.
 pub const MAX_ENTRY_FRAME: u64 = 64 << 10;
 /// Single steps of `--settle`.

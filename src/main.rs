@@ -136,11 +136,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
             Ok(0)
         }
         Some(Command::Schema(s)) => {
-            let schema = match s.document {
-                cli::Document::Report => json::schema(),
-                cli::Document::Modules => json::contents_schema(),
-            };
-            Output::stdout().write(schema.as_bytes())?;
+            Output::stdout().write(schema(s.document).as_bytes())?;
             Ok(0)
         }
         None => match (cli.pid, cli.core) {
@@ -153,6 +149,18 @@ fn run(cli: Cli) -> Result<u8, Failure> {
             }
             (None, None) => Err(Failure::Usage("a PID or a CORE is needed".to_string())),
         },
+    }
+}
+
+/// The JSON schema of a document.
+fn schema(document: cli::Document) -> String {
+    match document {
+        cli::Document::Report => json::schema(),
+        cli::Document::Modules => json::schema_of::<contents::Contents>(),
+        cli::Document::Doctor => json::schema_of::<Doctor>(),
+        cli::Document::Image => json::schema_of::<images::Document>(),
+        cli::Document::Difference => json::schema_of::<images::Difference>(),
+        cli::Document::Imports => json::schema_of::<Vec<session::ImportedGlobal>>(),
     }
 }
 

@@ -8,6 +8,7 @@ mod restore;
 mod settle;
 mod snapshot;
 mod view;
+mod waiting;
 
 pub use contents::{InstanceChoice, MemoryRange, Sink, contents, contents_of, export_coredump, linear_memory};
 pub use image_file::parse as parse_image;
@@ -628,6 +629,7 @@ fn analyse_once(
     for ((thread, stack), guests) in threads.iter().zip(&stacks).zip(&guests) {
         report.threads.push(view.thread(thread, stack.as_ref(), guests));
     }
+    report.notes.extend(waiting::notes(target, &native, runtime, &threads, &stacks));
     let (classic, image) = if options.image { image_of(&view, &threads, &stacks)? } else { (None, None) };
     if let Source::Core { executable: Some(path), .. } = &options.source
         && let Some(note) = executable_refused(path, objects)

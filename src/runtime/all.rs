@@ -3,6 +3,7 @@
 //! Modules are numbered over all runtimes in the order in which they are found, and keep their numbers.
 
 use super::code_map::{CodeMap, Detail};
+use super::engines::{self, Engine, Sighting};
 use super::singlepass::anchor::Route;
 use super::singlepass::find::{HostLayouts, SinglepassProvider};
 use super::wasmtime::find::WasmtimeProvider;
@@ -66,6 +67,14 @@ pub struct Runtimes {
     notes: Vec<String>,
     /// Whether a stack holds what no runtime explains.
     unexplained: bool,
+    /// Whether a stack holds code that is in no file and of no runtime.
+    unknown: bool,
+    /// Engines that are in the target, once that was asked.
+    engines: Option<Vec<Sighting>>,
+    /// Those that are worth a line.
+    told: Vec<Sighting>,
+    /// Whether the user asked for certain ways of finding modules.
+    asked: bool,
     /// What was told about the user's files.
     refusals: Vec<String>,
     files: Vec<(PathBuf, Rc<WasmModule>)>,
@@ -88,6 +97,10 @@ impl Runtimes {
             modules: Vec::new(),
             notes: Vec::new(),
             unexplained: false,
+            unknown: false,
+            engines: None,
+            told: Vec::new(),
+            asked: !options.routes.is_empty() || !options.artifacts.is_empty(),
             refusals: Vec::new(),
             files: options.wasm.clone(),
         }
@@ -119,9 +132,32 @@ impl Runtimes {
         let find = |&(p, local): &(usize, usize)| self.providers.get(p)?.runtime().modules().get(local).cloned();
         self.modules = self.places.iter().filter_map(find).collect();
         // Why nothing was found of a runtime is of no use where another one was found and explains every stack.
-        let told = |r: &&dyn Runtime| self.unexplained || self.modules.is_empty() || !r.modules().is_empty();
-        self.notes = self.runtimes().filter(told).flat_map(|r| r.notes().to_vec()).collect();
-        self.notes.extend(self.refusals.iter().cloned());
+        let told = |r: &dyn Runtime| self.unexplained || self.modules.is_empty() || !r.modules().is_empty();
+        let mut notes = Vec::new();
+        for runtime in self.runtimes() {
+            notes.extend(runtime.notes().iter().filter(|_| told(runtime)).cloned());
+            notes.extend(runtime.tried().iter().filter(|_| self.asked || self.may_be(runtime)).cloned());
+        }
+        notes.extend(self.refusals.iter().cloned());
+        self.notes = notes;
+        // A runtime that is known has nothing to be told of where some of its modules were found.
+        let told = |s: &&Sighting| self.modules.is_empty() || (self.unknown && !s.engine.is_supported());
+        self.told = self.engines.iter().flatten().filter(told).cloned().collect();
+    }
+
+    /// Whether there may be modules of `runtime` that were not found: what was tried for them is told then.
+    fn may_be(&self, runtime: &dyn Runtime) -> bool {
+        if !runtime.modules().is_empty() {
+            return true;
+        }
+        let engines = self.engines.as_deref().unwrap_or_default();
+        // Only singlepass is searched for in vain: images of Wasmtime are there or not.
+        let is_there = engines.iter().any(|s| s.engine == Engine::Singlepass);
+        match self.modules.is_empty() {
+            // Its sources leave no trace in an executable that was built for that.
+            true => is_there || engines.is_empty(),
+            false => is_there && self.unexplained,
+        }
     }
 
     /// Whether every piece of executable memory that belongs to no loaded file is a module's.
@@ -187,7 +223,13 @@ impl Provider for Runtimes {
             let runtime = provider.runtime();
             left.retain(|c| runtime.module_of(c.address.lookup()).is_none());
         }
-        self.unexplained = !left.is_empty() || (lost && found == 0);
+        self.unknown = !left.is_empty();
+        self.unexplained = self.unknown || (lost && found == 0);
+        // The files are searched only where something is missing.
+        let none_found = self.runtimes().all(|r| r.modules().is_empty());
+        if self.engines.is_none() && (self.unknown || none_found) {
+            self.engines = Some(engines::look(scene.target, scene.objects));
+        }
         self.list();
         found
     }
@@ -243,6 +285,18 @@ impl Runtime for Runtimes {
 
     fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    fn engines(&self) -> &[Sighting] {
+        &self.told
+    }
+
+    fn may_wait(&self, module: usize) -> bool {
+        self.place(module).is_ok_and(|(runtime, module)| runtime.may_wait(module))
+    }
+
+    fn waiting(&self, memory: &dyn Memory) -> Vec<Cursor> {
+        self.runtimes().flat_map(|r| r.waiting(memory)).collect()
     }
 
     fn image(&self, thread: ThreadId, at: &Cursor, memory: &dyn Memory) -> Result<ExecutionStateImage, Why> {
@@ -338,23 +392,27 @@ mod tests {
     use super::*;
     use crate::arch::Reg;
     use crate::progress::Silent;
-    use crate::runtime::GuestKind;
+    use crate::runtime::{GuestKind, RuntimeName};
     use crate::target::objects::Objects;
     use crate::target::testing::CoreBuilder;
     use crate::unwind::testing::cursor;
 
+    const ONE: RuntimeName = RuntimeName::Wasmtime;
+    const TWO: RuntimeName = RuntimeName::Singlepass;
+
     /// A runtime whose modules are pages; module `i` is found in round `i`, if a frame there is unknown.
     struct Pages {
-        name: &'static str,
+        name: RuntimeName,
         base: u64,
         found: Vec<GuestModule>,
         asked: Vec<(usize, bool)>,
         notes: Vec<String>,
+        tried: Vec<String>,
     }
 
     impl Pages {
-        fn at(name: &'static str, base: u64) -> Pages {
-            Pages { name, base, found: Vec::new(), asked: Vec::new(), notes: Vec::new() }
+        fn at(name: RuntimeName, base: u64) -> Pages {
+            Pages { name, base, found: Vec::new(), asked: Vec::new(), notes: Vec::new(), tried: Vec::new() }
         }
 
         fn covers(&self, address: u64) -> Option<usize> {
@@ -370,7 +428,7 @@ mod tests {
 
     impl Runtime for Pages {
         fn name(&self) -> &'static str {
-            self.name
+            self.name.as_str()
         }
         fn modules(&self) -> &[GuestModule] {
             &self.found
@@ -383,6 +441,9 @@ mod tests {
         fn notes(&self) -> &[String] {
             &self.notes
         }
+        fn tried(&self) -> &[String] {
+            &self.tried
+        }
         fn module_of(&self, address: u64) -> Option<usize> {
             self.covers(address)
         }
@@ -390,7 +451,7 @@ mod tests {
             Ok((self.base, module as u64))
         }
         fn global(&self, _: usize, _: u64, _: u32, _: &dyn Memory) -> Result<Value, Why> {
-            Err(Why(self.name.into()))
+            Err(Why(self.name.to_string()))
         }
         fn instances(&self, _: &dyn Memory) -> Vec<GuestInstance> {
             (0..self.found.len()).map(|module| GuestInstance { module, address: self.base }).collect()
@@ -400,7 +461,7 @@ mod tests {
             Box::new(move |pc| if pc >> 12 == base >> 12 { Reach::Point } else { Reach::Outside })
         }
         fn code_map(&self, _: &Detail, _: &dyn Memory) -> CodeMap {
-            CodeMap { notes: vec![self.name.into()], ..CodeMap::default() }
+            CodeMap { notes: vec![self.name.to_string()], ..CodeMap::default() }
         }
     }
 
@@ -445,8 +506,7 @@ mod tests {
     fn modules_of_several_runtimes_have_one_numbering_that_stays() {
         let wasm = Rc::new(WasmModule::parse("x.wasm".into(), b"\0asm\x01\0\0\0".to_vec()).unwrap());
         let options = FindOptions { wasm: vec![("x.wasm".into(), wasm)], ..FindOptions::default() };
-        let both: Vec<Box<dyn Provider>> =
-            vec![Box::new(Pages::at("one", 0x1_0000)), Box::new(Pages::at("two", 0x2_0000))];
+        let both: Vec<Box<dyn Provider>> = vec![Box::new(Pages::at(ONE, 0x1_0000)), Box::new(Pages::at(TWO, 0x2_0000))];
         let mut all = Runtimes::of(both, &options);
         let target = CoreBuilder::new().memory(0x1000, 5, &[0; 16]).open().unwrap();
         let objects = Objects::from_parts(Vec::new());
@@ -454,26 +514,65 @@ mod tests {
         assert_eq!(all.discover(&scene, &[frame(0x2_0010)], true), 1);
         assert_eq!(all.discover(&scene, &[frame(0x1_0010), frame(0x2_1010)], true), 2);
         let names: Vec<_> = all.modules().iter().map(|m| (m.runtime, m.name.as_str())).collect();
-        assert_eq!(names, [("two", "module0"), ("one", "module0"), ("two", "module1")]);
+        assert_eq!(names, [(TWO, "module0"), (ONE, "module0"), (TWO, "module1")]);
         // The second is asked for what the first has not explained, and not told of a stack that is walked again.
-        assert_eq!(all.notes(), ["one was asked [(1, true), (2, true)]", "two was asked [(1, true), (1, false)]"]);
+        assert_eq!(
+            all.notes(),
+            ["wasmtime was asked [(1, true), (2, true)]", "wasmer-singlepass was asked [(1, true), (1, false)]"]
+        );
 
         let frames = all.describe(&frame(0x2_1020), &target);
         assert_eq!(frames.iter().map(|f| (f.module, f.inlined)).collect::<Vec<_>>(), [(2, true), (2, false)]);
         assert!(all.describe(&frame(0x3_0000), &target).is_empty());
         assert_eq!(all.module_of(0x1_0010), Some(1));
         assert_eq!(all.linear_memory(2, 0, 0, &target), Ok((0x2_0000, 1)));
-        assert_eq!(all.global(1, 0, 0, &target), Err(Why("one".into())));
+        assert_eq!(all.global(1, 0, 0, &target), Err(Why("wasmtime".into())));
         assert_eq!(all.global(3, 0, 0, &target), Err(Why("there is no such module".into())));
         assert_eq!(all.instances(&target).iter().map(|i| i.module).collect::<Vec<_>>(), [1, 0, 2]);
         let reach = all.reach(&target);
         assert_eq!([reach(0x1_0000), reach(0x2_0fff), reach(0)], [Reach::Point, Reach::Point, Reach::Outside]);
-        assert_eq!(all.code_map(&Detail::All, &target).notes, ["one", "two"]);
+        assert_eq!(all.code_map(&Detail::All, &target).notes, ["wasmtime", "wasmer-singlepass"]);
 
         assert!(!all.match_files(&target));
-        let refused = "x.wasm does not fit and is not used: one module0: no; two module0: no; two module1: no";
+        let refused = "x.wasm does not fit and is not used: wasmtime module0: no; wasmer-singlepass module0: no; \
+                       wasmer-singlepass module1: no";
         assert_eq!(all.notes().last().map(String::as_str), Some(refused));
         assert!(all.match_files(&target), "a file is refused once");
+    }
+
+    /// What was tried in vain for one runtime is told where that one may be: not in a process of another.
+    #[test]
+    fn what_was_tried_is_told_where_it_may_matter() {
+        let seen = |engine| Sighting { engine, evidence: String::new(), sure: true };
+        let target = CoreBuilder::new().memory(0x1000, 5, &[0; 16]).open().unwrap();
+        let objects = Objects::from_parts(Vec::new());
+        let scene = Scene { target: &target, objects: &objects, progress: &Silent };
+        let told = |engines: &[Engine], frames: &[u64], lost: bool, asked: bool| {
+            let mut two = Pages::at(TWO, 0x2_0000);
+            two.tried = vec!["tried".to_string()];
+            let both: Vec<Box<dyn Provider>> = vec![Box::new(Pages::at(ONE, 0x1_0000)), Box::new(two)];
+            let mut all = Runtimes::of(both, &FindOptions::default());
+            all.asked = asked;
+            all.engines = Some(engines.iter().copied().map(seen).collect());
+            let frames: Vec<Cursor> = frames.iter().map(|pc| frame(*pc)).collect();
+            all.discover(&scene, &frames, lost);
+            all.discover(&scene, &[], lost);
+            (all.notes().iter().any(|n| n == "tried"), all.engines().len())
+        };
+        let (own, other) = (0x2_0010, 0x1_0010);
+        // Nothing was found.
+        assert_eq!(told(&[], &[], false, false), (true, 0));
+        assert_eq!(told(&[Engine::Singlepass], &[], false, false), (true, 1));
+        assert_eq!(told(&[Engine::V8], &[], true, false), (false, 1));
+        assert_eq!(told(&[Engine::Wasmtime], &[], true, false), (false, 1));
+        assert_eq!(told(&[Engine::V8], &[], true, true), (true, 1));
+        // One of its modules was found, or one of the other runtime's.
+        assert_eq!(told(&[], &[own], false, false), (true, 0));
+        for lost in [false, true] {
+            assert_eq!(told(&[], &[other], lost, false), (false, 0));
+            assert_eq!(told(&[Engine::V8, Engine::Wasmtime], &[other], lost, false), (false, 0));
+        }
+        assert_eq!(told(&[Engine::Singlepass], &[other], true, false), (true, 0));
     }
 
     #[test]
@@ -492,8 +591,7 @@ mod tests {
 
     #[test]
     fn a_runtime_that_is_not_there_has_nothing_to_tell_where_all_is_explained() {
-        let both: Vec<Box<dyn Provider>> =
-            vec![Box::new(Pages::at("one", 0x1_0000)), Box::new(Pages::at("two", 0x2_0000))];
+        let both: Vec<Box<dyn Provider>> = vec![Box::new(Pages::at(ONE, 0x1_0000)), Box::new(Pages::at(TWO, 0x2_0000))];
         let mut all = Runtimes::of(both, &FindOptions::default());
         // Code that is in no module, on no stack.
         let target = CoreBuilder::new().memory(0x1000, 5, &[0; 16]).open().unwrap();
@@ -502,7 +600,7 @@ mod tests {
         all.discover(&scene, &[], false);
         assert_eq!(all.notes().len(), 2, "nothing was found: both say why");
         all.discover(&scene, &[frame(0x1_0010)], true);
-        assert_eq!(all.notes(), ["one was asked [(0, false), (1, true)]"]);
+        assert_eq!(all.notes(), ["wasmtime was asked [(0, false), (1, true)]"]);
         all.discover(&scene, &[frame(0x9_0000)], false);
         assert_eq!(all.notes().len(), 2, "a frame is left");
         all.discover(&scene, &[], true);

@@ -2,9 +2,11 @@
 
 pub mod all;
 pub mod code_map;
+pub mod engines;
 pub mod singlepass;
 pub mod wasmtime;
 
+use self::engines::Sighting;
 use crate::progress::Progress;
 use crate::state::{ExecutionStateImage, ModuleStateMap, PointKind};
 use crate::symbolize::wasm::WasmModule;
@@ -15,40 +17,90 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// A Wasm value type, as far as these runtimes have them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ValType {
-    /// 32-bit integer.
-    I32,
-    /// 64-bit integer.
-    I64,
-    /// 32-bit float.
-    F32,
-    /// 64-bit float.
-    F64,
-    /// 128-bit vector.
-    V128,
-    /// Reference to a function.
-    FuncRef,
-    /// Reference to something of the host.
-    ExternRef,
-    /// Any other reference.
-    Ref,
+words! {
+    /// A Wasm value type, as far as these runtimes have them.
+    ValType {
+        /// 32-bit integer.
+        I32 = "i32",
+        /// 64-bit integer.
+        I64 = "i64",
+        /// 32-bit float.
+        F32 = "f32",
+        /// 64-bit float.
+        F64 = "f64",
+        /// 128-bit vector.
+        V128 = "v128",
+        /// Reference to a function.
+        FuncRef = "funcref",
+        /// Reference to something of the host.
+        ExternRef = "externref",
+        /// Any other reference.
+        Ref = "ref",
+    }
+
+    /// What an export is.
+    ExternKind {
+        /// Function.
+        Function = "func",
+        /// Linear memory.
+        Memory = "memory",
+        /// Global.
+        Global = "global",
+        /// Table.
+        Table = "table",
+        /// Exception tag.
+        Tag = "tag",
+    }
+
+    /// A runtime whose modules are found.
+    RuntimeName {
+        /// wasmer 0.x with the singlepass compiler.
+        Singlepass = "wasmer-singlepass",
+        /// Wasmtime.
+        Wasmtime = "wasmtime",
+    }
+
+    /// A way on which a module was found.
+    FoundBy {
+        /// The context of an instance, in a register or on a stack (singlepass).
+        Vmctx = "vmctx",
+        /// A search of writable memory for the cached image (singlepass).
+        Heap = "heap",
+        /// The runtime's thread-local list of code versions (singlepass).
+        Tls = "tls",
+        /// A descriptor that the host publishes (singlepass).
+        Descriptor = "descriptor",
+        /// A cached artifact file that the user named (singlepass).
+        Artifact = "artifact",
+        /// The header of a code image before executable memory (Wasmtime).
+        Image = "image",
+    }
+
+    /// Where a function's name comes from.
+    NameSource {
+        /// A symbol of an executable, a library or a code image.
+        Symbol = "symbol",
+        /// Debug information.
+        Dwarf = "dwarf",
+        /// The module exports the function by it.
+        Export = "export",
+        /// The module's name section.
+        NameSection = "name section",
+        /// The module imports the function by it: `module.name`.
+        Import = "import",
+        /// The runtime's own list of symbols of the module.
+        SymbolMap = "symbol map",
+        /// What the tables of a code image say that the code is.
+        CodeImage = "code image",
+        /// The code was recognised by its bytes.
+        RecognisedCode = "recognised code",
+    }
 }
 
 impl ValType {
     /// The text format's name.
     pub fn name(self) -> &'static str {
-        match self {
-            ValType::I32 => "i32",
-            ValType::I64 => "i64",
-            ValType::F32 => "f32",
-            ValType::F64 => "f64",
-            ValType::V128 => "v128",
-            ValType::FuncRef => "funcref",
-            ValType::ExternRef => "externref",
-            ValType::Ref => "ref",
-        }
+        self.as_str()
     }
 
     /// Whether it is a reference: its bits are the runtime's own, zero is null.
@@ -172,8 +224,8 @@ pub struct GuestFrame {
     pub function: Option<u32>,
     /// Index among the functions the module defines.
     pub local_function: Option<u32>,
-    /// Name and where it came from ("export", "name section", "import").
-    pub name: Option<(String, &'static str)>,
+    /// Name and where it came from.
+    pub name: Option<(String, NameSource)>,
     /// Byte offset of the pc in the module's code.
     pub code_offset: u64,
     /// Byte offset of the pc in the function's code.
@@ -222,14 +274,14 @@ impl GuestFrame {
 /// A compiled module found in the target.
 #[derive(Clone, Debug)]
 pub struct GuestModule {
-    /// Name of its runtime.
-    pub runtime: &'static str,
+    /// Its runtime.
+    pub runtime: RuntimeName,
     /// Display name ("app.wasm" from `--wasm`, the name section, or "module0").
     pub name: String,
     /// Address range of its code.
     pub code: (u64, u64),
     /// How it was found: every route that leads to it.
-    pub routes: Vec<&'static str>,
+    pub routes: Vec<FoundBy>,
     /// What confirmed it; at least two independent facts.
     pub checks: Vec<String>,
     /// Number of defined functions, if it is known.
@@ -307,7 +359,7 @@ impl Declared {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestFunction {
     /// Name and where it comes from.
-    pub name: Option<(String, &'static str)>,
+    pub name: Option<(String, NameSource)>,
     /// Types of parameters and results, if known.
     pub signature: Option<(Vec<ValType>, Vec<ValType>)>,
     /// Whether it is imported.
@@ -316,31 +368,10 @@ pub struct GuestFunction {
     pub code: Option<(u64, u64)>,
 }
 
-/// What an export is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ExternKind {
-    /// Function.
-    Function,
-    /// Linear memory.
-    Memory,
-    /// Global.
-    Global,
-    /// Table.
-    Table,
-    /// Exception tag.
-    Tag,
-}
-
 impl ExternKind {
     /// The text format's name.
     pub fn name(self) -> &'static str {
-        match self {
-            ExternKind::Function => "func",
-            ExternKind::Memory => "memory",
-            ExternKind::Global => "global",
-            ExternKind::Table => "table",
-            ExternKind::Tag => "tag",
-        }
+        self.as_str()
     }
 }
 
@@ -417,8 +448,26 @@ pub trait Runtime: Unwinder {
     /// What is here: independent of whether the caller can be found. Youngest first: what was inlined comes before what it
     /// was inlined into. Empty: not this runtime's code.
     fn describe(&self, at: &Cursor, memory: &dyn Memory) -> Vec<GuestFrame>;
-    /// Things the reader should know (routes that failed, caps reached).
+    /// Things the reader should know (modules that cannot be read, caps reached).
     fn notes(&self) -> &[String];
+    /// What was looked for in vain, and how: of use where there may be such a runtime.
+    fn tried(&self) -> &[String] {
+        &[]
+    }
+    /// Engines that are in the target, as far as they were looked for: where frames or modules are missing.
+    fn engines(&self) -> &[Sighting] {
+        &[]
+    }
+    /// Whether guests of the module can wait on stacks that no thread is on.
+    fn may_wait(&self, module: usize) -> bool {
+        let _ = module;
+        false
+    }
+    /// Where such guests go on: registers of those stacks, as far as they are found.
+    fn waiting(&self, memory: &dyn Memory) -> Vec<Cursor> {
+        let _ = memory;
+        Vec::new()
+    }
     /// What the runtime itself would report for the frames from `at` on (`state.rs: read_stack`), of runtimes that have such
     /// images; without frames where it has no state.
     fn image(&self, thread: ThreadId, at: &Cursor, memory: &dyn Memory) -> Result<ExecutionStateImage, Why> {

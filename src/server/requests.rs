@@ -10,7 +10,7 @@ use crate::progress::Progress;
 use crate::report::hexdump;
 use crate::report::symbol_file::{SymbolFile, TextNames};
 use crate::report::text::{self, TextOptions};
-use crate::report::{Frame, FrameKind, OpPosition, Report, Thread, WasmPlace};
+use crate::report::{Frame, FrameKind, OpPosition, Report, Thread, ValType, WasmPlace};
 use crate::runtime::Provider;
 use crate::runtime::all::{FindOptions, Runtimes};
 use crate::runtime::code_map::Seen;
@@ -531,7 +531,7 @@ impl Requests {
             let why = value.why.clone().unwrap_or_else(|| "its place is not known".to_string());
             return Err(Failure::not_found(format!("{given} is not known here: {why}")));
         };
-        let ty = value.ty.as_deref().map(|ty| format!("({ty}) ")).unwrap_or_default();
+        let ty = value.ty.map(|ty| format!("({ty}) ")).unwrap_or_default();
         let place = value.place.as_deref().map(|p| format!("   {p}")).unwrap_or_default();
         Ok(message([("text", format!("{ty}{text}{place}").into()), ("value", to_json(&value)?)]))
     }
@@ -664,9 +664,9 @@ fn slot(
 
 /// An address in a linear memory that is in a local or operand; where its type is not known, one of 64 bits if `wide`.
 fn address_in(value: &crate::report::Value, wide: bool) -> Result<u64, Failure> {
-    let wide = match value.ty.as_deref() {
-        Some("i64") => true,
-        Some("i32") => false,
+    let wide = match value.ty {
+        Some(ValType::I64) => true,
+        Some(ValType::I32) => false,
         None => wide,
         Some(other) => return Err(Failure::not_found(format!("the address is no integer, it is of type {other}"))),
     };

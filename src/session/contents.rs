@@ -6,7 +6,7 @@ use crate::report::contents::{
     Contents, ExportRow, FunctionRow, GlobalRow, Instance, Lists, MemoryRow, ModuleContents, TableRow,
 };
 use crate::report::wasm_coredump::{self, Compat};
-use crate::runtime::{GuestInstance, Slot, ValType, Why};
+use crate::runtime::{GuestInstance, Slot, Why};
 use std::io::{self, Write};
 
 /// What modules and instances hold. `options.threads` and the like count as for a report: instances are found along stacks.
@@ -140,11 +140,8 @@ pub fn contents_of(report: &Report, runtime: &dyn Runtime, memory: &dyn Memory, 
             }
         }
         if lists.exports {
-            let export = |e: &crate::runtime::GuestExport| ExportRow {
-                name: e.name.clone(),
-                kind: e.kind.name().to_string(),
-                index: e.index,
-            };
+            let export =
+                |e: &crate::runtime::GuestExport| ExportRow { name: e.name.clone(), kind: e.kind, index: e.index };
             match &declared.exports {
                 Ok(all) => row.exports = Some(all.iter().map(export).collect()),
                 Err(Why(why)) => row.exports_why = Some(why.clone()),
@@ -170,13 +167,12 @@ fn instance_of(frame: &Frame) -> Option<GuestInstance> {
 }
 
 fn function(index: u32, f: &crate::runtime::GuestFunction) -> FunctionRow {
-    let names = |types: &[ValType]| types.iter().map(|t| t.name().to_string()).collect();
     FunctionRow {
         index,
         name: f.name.as_ref().map(|(name, _)| name.clone()),
-        name_source: f.name.as_ref().map(|(_, source)| source.to_string()),
-        params: f.signature.as_ref().map(|(params, _)| names(params)),
-        results: f.signature.as_ref().map(|(_, results)| names(results)),
+        name_source: f.name.as_ref().map(|(_, source)| *source),
+        params: f.signature.as_ref().map(|(params, _)| params.clone()),
+        results: f.signature.as_ref().map(|(_, results)| results.clone()),
         imported: f.imported,
         code_start: f.code.map(|c| Hex(c.0)),
         code_end: f.code.map(|c| Hex(c.1)),

@@ -3,7 +3,7 @@
 use super::settle::{explained, settles, snapshot_note};
 use super::*;
 use crate::output::SparseWrite;
-use crate::runtime::{GuestInstance, InstanceParts, Slot, Value, Why};
+use crate::runtime::{GuestInstance, InstanceParts, Slot, ValType, Value, Why};
 use crate::state::resume::Place;
 use crate::state::{KnownRegisters, PointKind, image, resume_stack};
 use crate::target::live::Verdict;
@@ -69,13 +69,13 @@ pub struct Returned {
 }
 
 /// A global that an instance imports, as the file beside an image has it.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct ImportedGlobal {
     /// Its index.
     pub index: usize,
     /// Its type.
     #[serde(rename = "type")]
-    pub ty: String,
+    pub ty: ValType,
     /// Its value as an image has it, hexadecimal: integers sign-extended to 128 bits, floats as their bits.
     pub bits: String,
 }
@@ -214,7 +214,7 @@ fn take(
 }
 
 fn imported((index, cell): (usize, &crate::runtime::GlobalCell)) -> ImportedGlobal {
-    ImportedGlobal { index, ty: cell.ty.name().to_string(), bits: format!("{:#034x}", cell.bits) }
+    ImportedGlobal { index, ty: cell.ty, bits: format!("{:#034x}", cell.bits) }
 }
 
 fn write(

@@ -1,6 +1,7 @@
 //! Stacks as a report.
 
 use super::*;
+use crate::runtime::NameSource;
 
 /// Turns stacks into the report.
 pub(super) struct View<'a> {
@@ -36,10 +37,11 @@ impl View<'_> {
             match report.runtimes.iter_mut().find(|r| r.name == module.runtime) {
                 Some(runtime) => runtime.modules.push(row),
                 None => {
-                    report.runtimes.push(report::Runtime { name: module.runtime.to_string(), modules: vec![row] });
+                    report.runtimes.push(report::Runtime { name: module.runtime, modules: vec![row] });
                 }
             }
         }
+        report.engines = self.runtime.engines().iter().map(report::EngineSeen::new).collect();
         report.objects_problems = self.objects.iter().filter_map(|o| o.problem.clone()).collect();
         report.notes = target.notes().to_vec();
         report.notes.extend(self.runtime.notes().iter().cloned());
@@ -141,7 +143,7 @@ impl View<'_> {
             base.notes.clear();
             base.function = Some(Function {
                 name: Some(stub.to_string()),
-                name_source: Some("recognised code".to_string()),
+                name_source: Some(NameSource::RecognisedCode),
                 ..Function::default()
             });
             out.push(base);
@@ -158,7 +160,7 @@ impl View<'_> {
             if signal_frame {
                 base.function = Some(Function {
                     name: Some("<signal handler called>".to_string()),
-                    name_source: Some("recognised code".to_string()),
+                    name_source: Some(NameSource::RecognisedCode),
                     ..Function::default()
                 });
             }
@@ -168,9 +170,10 @@ impl View<'_> {
         for symbol in symbols {
             let mut one = base.clone();
             one.index = Some(out.len() as u32);
-            let source = if symbol.line.is_some() || symbol.inlined { "dwarf" } else { "symbol" };
+            let from_dwarf = symbol.line.is_some() || symbol.inlined;
+            let source = if from_dwarf { NameSource::Dwarf } else { NameSource::Symbol };
             one.function = Some(Function {
-                name_source: symbol.name.is_some().then(|| source.to_string()),
+                name_source: symbol.name.is_some().then_some(source),
                 name: symbol.name,
                 offset: symbol.offset.map(Hex),
                 file: symbol.file,
@@ -190,10 +193,7 @@ impl View<'_> {
         };
         base.module = self.runtime.modules().get(guest.module).map(|m| m.name.clone());
         base.module_offset = Some(Hex(guest.code_offset));
-        let (name, name_source) = match &guest.name {
-            Some((name, source)) => (Some(name.clone()), Some(source.to_string())),
-            None => (None, None),
-        };
+        let (name, name_source) = guest.name.clone().unzip();
         base.function = Some(Function {
             name,
             name_source,

@@ -21,7 +21,7 @@ use wasmparser::{
 
 use crate::error::Error;
 use crate::limits::{MAX_FUNCTIONS, MAX_SLOTS, MAX_WASM_BYTES};
-use crate::runtime::{ExternKind, GlobalDecl, GuestExport, MemoryDecl, ValType};
+use crate::runtime::{ExternKind, GlobalDecl, GuestExport, MemoryDecl, NameSource, ValType};
 use crate::target::memory::read_file;
 
 pub use dwarf::SourceFrame;
@@ -815,16 +815,16 @@ impl WasmModule {
         self.bodies.len() as u32
     }
 
-    /// Name of a function and where it is from: "name section", "export" or "import" (as `module.name`), best first.
-    pub fn function_name(&self, func_index: u32) -> Option<(String, &'static str)> {
+    /// Name of a function and where it is from: name section, export or import (as `module.name`), best first.
+    pub fn function_name(&self, func_index: u32) -> Option<(String, NameSource)> {
         if let Some(name) = self.names.get(&func_index).filter(|name| !name.is_empty()) {
-            return Some((name.clone(), "name section"));
+            return Some((name.clone(), NameSource::NameSection));
         }
         if let Some(name) = self.exports.get(&func_index) {
-            return Some((name.clone(), "export"));
+            return Some((name.clone(), NameSource::Export));
         }
         let (module, name) = self.imports.get(func_index as usize)?;
-        Some((format!("{module}.{name}"), "import"))
+        Some((format!("{module}.{name}"), NameSource::Import))
     }
 
     /// Parameter and result types; `None` if there is no such function or it uses reference types.

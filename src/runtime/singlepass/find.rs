@@ -10,7 +10,9 @@ use super::{Singlepass, route_artifact, route_descriptor, route_heap, route_tls,
 use crate::arch::Reg;
 use crate::limits::MAX_COMPARED_OPERANDS;
 use crate::runtime::all::FindOptions;
-use crate::runtime::{ExternKind, GlobalDecl, GuestExport, GuestModule, Provider, Runtime, Scene, ValType};
+use crate::runtime::{
+    ExternKind, GlobalDecl, GuestExport, GuestModule, Provider, Runtime, RuntimeName, Scene, ValType,
+};
 use crate::state::SuspendOffset;
 use crate::state::model::{FunctionStateMap, WasmAbstractValue};
 use crate::symbolize::wasm::{
@@ -178,10 +180,10 @@ impl SinglepassProvider {
             summary.to_string()
         });
         let guest = GuestModule {
-            runtime: super::frame::RUNTIME,
+            runtime: RuntimeName::Singlepass,
             name: own.unwrap_or_else(|| format!("module{i}")),
             code: module.code,
-            routes: anchor.routes.iter().map(|r| r.name()).collect(),
+            routes: anchor.routes.iter().map(|r| r.found_by()).collect(),
             checks,
             functions: Some(module.map.starts().len()),
             tracked: Some(module.tracked),
@@ -200,7 +202,7 @@ impl SinglepassProvider {
     fn note_if(&mut self, unexplained: bool, notes: Vec<String>, route: &str) {
         if unexplained {
             let prefix = format!("{route}: ");
-            self.runtime.notes.extend(notes.into_iter().map(|n| match n.starts_with(&prefix) {
+            self.runtime.tried.extend(notes.into_iter().map(|n| match n.starts_with(&prefix) {
                 true => n,
                 false => format!("{prefix}{n}"),
             }));
@@ -280,7 +282,7 @@ impl Provider for SinglepassProvider {
                     self.take(scene, anchor);
                 }
                 if left(self) {
-                    self.runtime.notes.extend(notes);
+                    self.runtime.tried.extend(notes);
                 }
             }
         }
@@ -289,7 +291,7 @@ impl Provider for SinglepassProvider {
             for anchor in anchors {
                 self.take(scene, anchor);
             }
-            self.runtime.notes.extend(notes);
+            self.runtime.tried.extend(notes);
         }
         // An idle process has modules too: the routes that need no frame are asked for them.
         let look_further = |me: &SinglepassProvider| left(me) || me.runtime.modules.is_empty();

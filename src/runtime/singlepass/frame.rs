@@ -8,7 +8,7 @@ use super::code::{self, Cfa, Here, Home, Shape, Source, Stretch};
 use super::module::Module;
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::runtime::{
-    BETWEEN_POINTS, GuestFrame, GuestKind, OperatorPlace, Place, Position, Slot, ValType, Value, Why,
+    BETWEEN_POINTS, GuestFrame, GuestKind, OperatorPlace, Place, Position, RuntimeName, Slot, ValType, Value, Why,
 };
 use crate::state::read::BoundaryRegisters;
 use crate::state::{
@@ -22,7 +22,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 /// The runtime's name in errors and reports.
-pub const RUNTIME: &str = "wasmer-singlepass";
+pub const RUNTIME: &str = RuntimeName::Singlepass.as_str();
 
 /// What is said of operands at the instruction behind a call.
 const RETURNED: &str = "the call before has returned: its result is not among the operands yet";

@@ -4,7 +4,7 @@ use super::code::Shape;
 use super::frame::Location;
 use super::maps::Maps;
 use super::places::Places;
-use crate::runtime::{Declared, GlobalDecl, GuestExport, GuestFunction, MemoryDecl, ValType, Why};
+use crate::runtime::{Declared, GlobalDecl, GuestExport, GuestFunction, MemoryDecl, NameSource, ValType, Why};
 use crate::state::map::{Point, PointKind};
 use crate::state::model::{FunctionStateMap, MachineState, MachineValue, ModuleStateMap};
 use crate::symbolize::wasm::{Description, WasmModule};
@@ -19,7 +19,7 @@ use std::rc::Rc;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Names {
     /// Names by function index, with where they come from.
-    pub functions: BTreeMap<u32, (String, &'static str)>,
+    pub functions: BTreeMap<u32, (String, NameSource)>,
     /// Signatures by function index: parameters, results.
     pub signatures: BTreeMap<u32, (Vec<ValType>, Vec<ValType>)>,
     /// Name of the module.
@@ -227,9 +227,9 @@ impl Module {
 
     /// Best name of a function and where it comes from. A name section of the process's own wins over the file's, which is
     /// not compared; the exports and imports of both are the same.
-    pub fn function_name(&self, function: u32) -> Option<(String, &'static str)> {
+    pub fn function_name(&self, function: u32) -> Option<(String, NameSource)> {
         let own = self.names.functions.get(&function);
-        if let Some(name) = own.filter(|(_, source)| *source == "name section") {
+        if let Some(name) = own.filter(|(_, source)| *source == NameSource::NameSection) {
             return Some(name.clone());
         }
         let from_wasm = self.wasm.as_ref().and_then(|w| w.function_name(function));

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use crate::bytes::{Bytes, Short};
 use crate::limits::{MAX_IMAGE_BYTES, MAX_IMPORT_NAME_BYTES};
-use crate::runtime::ValType;
+use crate::runtime::{NameSource, ValType};
 
 /// First bytes of an artifact file (`cache.rs: WASMER_CACHE_MAGIC`).
 const MAGIC: &[u8; 8] = b"WASMER\0\0";
@@ -309,9 +309,9 @@ impl ModuleInfo {
         })
     }
 
-    /// Names of functions and where they are from: "name section", "export", "import" (as `module.name`), "symbol map",
-    /// the first that has one.
-    pub fn function_names(&self) -> HashMap<u32, (String, &'static str)> {
+    /// Names of functions and where they are from: name section, export, import (as `module.name`), symbol map, the first
+    /// that has one.
+    pub fn function_names(&self) -> HashMap<u32, (String, NameSource)> {
         let mut out = HashMap::new();
         let mut add = |index: u32, name: &str, source| {
             if !name.is_empty() && (index as usize) < self.function_types.len() {
@@ -323,20 +323,20 @@ impl ModuleInfo {
             for part in reader.map_while(Result::ok) {
                 let wasmparser::Name::Function(map) = part else { continue };
                 for naming in map.map_while(Result::ok) {
-                    add(naming.index, naming.name, "name section");
+                    add(naming.index, naming.name, NameSource::NameSection);
                 }
             }
         }
         for (name, export) in &self.exports {
             if let Export::Function(index) = *export {
-                add(index, name, "export");
+                add(index, name, NameSource::Export);
             }
         }
         for (index, import) in (0u32..).zip(&self.imported_functions) {
-            add(index, &format!("{}.{}", import.module, import.name), "import");
+            add(index, &format!("{}.{}", import.module, import.name), NameSource::Import);
         }
         for (&index, name) in self.symbol_map.iter().flatten() {
-            add(index, name, "symbol map");
+            add(index, name, NameSource::SymbolMap);
         }
         out
     }

@@ -7,7 +7,7 @@ use super::image::{ADDRMAP, BYTECODE, BYTECODE_ENDS, Contents, FRAMES, Function,
 use super::image::{Image, Kind, NAMES};
 use super::info::{Entity, FuncKind, ImageInfo, ModuleInfo};
 use super::version::Version;
-use crate::runtime::Why;
+use crate::runtime::{NameSource, Why};
 use crate::symbolize::wasm::WasmModule;
 use crate::target::Memory;
 use crate::target::mapped_file::{MappedFile, WithFile};
@@ -30,7 +30,7 @@ pub(super) struct Code {
     /// How many functions each module has of its own; without a description how many pieces are named as its.
     pub defined: Vec<usize>,
     /// Where their names come from.
-    pub name_source: &'static str,
+    pub name_source: NameSource,
     /// What `.wasmtime.info` says, or why that is not known.
     pub info: Result<ImageInfo, Why>,
     /// Number of core modules.
@@ -101,9 +101,9 @@ impl Code {
         });
         let (functions, name_source) = match &info {
             Ok(info) if symbols.is_empty() => {
-                (info.function_table(names.as_deref().map_or(&[], Vec::as_slice)), "name section")
+                (info.function_table(names.as_deref().map_or(&[], Vec::as_slice)), NameSource::NameSection)
             }
-            _ => (symbols, "symbol"),
+            _ => (symbols, NameSource::Symbol),
         };
         let version = written.or(info.as_ref().ok().map(|i| i.version));
         let (functions, defined) = match &info {
@@ -211,7 +211,7 @@ impl Code {
     }
 
     /// The best name of a Wasm function and where it is from.
-    pub fn function_name(&self, module: usize, function: u32, symbol: Option<&str>) -> Option<(String, &'static str)> {
+    pub fn function_name(&self, module: usize, function: u32, symbol: Option<&str>) -> Option<(String, NameSource)> {
         if let Some(Some(wasm)) = self.wasm.get(module)
             && let Some(name) = wasm.function_name(function)
         {
@@ -220,7 +220,7 @@ impl Code {
         if let Some(info) = self.module(module) {
             let whole = self.names.as_deref().and_then(|names| info.function_name(function, names));
             if let Some(name) = whole.filter(|n| !n.is_empty()) {
-                return Some((name.to_string(), "name section"));
+                return Some((name.to_string(), NameSource::NameSection));
             }
         }
         if let Some(name) = symbol.filter(|n| !n.is_empty()) {
@@ -236,7 +236,7 @@ impl Code {
             }
             exported
         });
-        exported.get(&(module, function)).map(|name| (name.to_string(), "export"))
+        exported.get(&(module, function)).map(|name| (name.to_string(), NameSource::Export))
     }
 
     /// The contents of `.name.wasm`.
@@ -445,7 +445,7 @@ mod tests {
         let code = load(&bytes);
         assert_eq!((code.modules, code.defined.as_slice()), (1, &[4][..]));
         // It has no name of its own.
-        assert_eq!(code.function_name(0, 3, None), Some(("run".into(), "export")));
+        assert_eq!(code.function_name(0, 3, None), Some(("run".into(), NameSource::Export)));
         let info = code.image.section(INFO).unwrap().offset as usize;
         bytes[info..info + 16].fill(0xff);
         let code = load(&bytes);

@@ -1,12 +1,13 @@
 //! Finding code images: each mapping with code that no loader explains has an image's header before it.
 
 use super::code::Code;
-use super::frame::RUNTIME;
 use super::image::{HEADER_BYTES, Header, Image};
 use super::info::{Entity, ImageInfo, ModuleInfo, WasmType};
 use super::{Wasmtime, addrmap::FilePos};
 use crate::limits::{MAX_COMPARED_PLACES, MAX_HEADER_PAGES, MAX_IMAGES};
-use crate::runtime::{ExternKind, GlobalDecl, GuestExport, GuestModule, Provider, Runtime, Scene, ValType};
+use crate::runtime::{
+    ExternKind, FoundBy, GlobalDecl, GuestExport, GuestModule, Provider, Runtime, RuntimeName, Scene, ValType,
+};
 use crate::symbolize::wasm::{Description, MemoryLimits, TableLimits, WasmModule};
 use crate::target::Mapping;
 use crate::target::mapped_file::{MappedFile, WithFile};
@@ -343,10 +344,10 @@ pub(super) fn guest_module(code: &Code, module: usize) -> GuestModule {
         problems.push("locals and operand stacks are not recorded (guest_debug is off)".into());
     }
     GuestModule {
-        runtime: RUNTIME,
+        runtime: RuntimeName::Wasmtime,
         name: name.unwrap_or_else(|| format!("module{}", code.first + module)),
         code: (text.start, text.end),
-        routes: vec!["image"],
+        routes: vec![FoundBy::Image],
         checks,
         functions,
         tracked: code.has_frames(),

@@ -12,14 +12,16 @@ use super::image::{Function, FunctionKind, Kind};
 use super::info::FuncKind;
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::limits::MAX_NAMED_OWNERS;
-use crate::runtime::{GuestFrame, GuestKind, OperatorPlace, Place, Position, Slot, ValType, Value, Why};
+use crate::runtime::{
+    GuestFrame, GuestKind, NameSource, OperatorPlace, Place, Position, RuntimeName, Slot, ValType, Value, Why,
+};
 use crate::symbolize::wasm::WasmModule;
 use crate::target::{Memory, MemoryError};
 use crate::unwind::{Cursor, Next, Trust, UnwindError, Unwinder};
 use std::borrow::Cow;
 
 /// The runtime's name in reports.
-pub const RUNTIME: &str = "wasmtime";
+pub const RUNTIME: &str = RuntimeName::Wasmtime.as_str();
 
 /// `mov rsp, rbp; pop rbp`: the end of a frame in every epilogue.
 pub(super) const EPILOGUE: [u8; 4] = [0x48, 0x89, 0xec, 0x5d];
@@ -153,7 +155,7 @@ pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dy
         ..GuestFrame::unknown(GuestKind::Trampoline, code.first + code.module_at(address))
     };
     if let Some(why) = is_another_file(runtime, code, at, memory) {
-        base.name = Some(("code that is not here (wasmtime)".into(), "code image"));
+        base.name = Some(("code that is not here (wasmtime)".into(), NameSource::CodeImage));
         base.notes.push(why);
         return vec![base];
     }
@@ -165,11 +167,11 @@ pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dy
             }
             false => "code that the image does not name (wasmtime)",
         };
-        base.name = Some((what.into(), "code image"));
+        base.name = Some((what.into(), NameSource::CodeImage));
         return vec![base];
     };
     let FunctionKind::Wasm { module, function: index, .. } = &function.kind else {
-        base.name = Some((trampoline_name(code, &function), "symbol"));
+        base.name = Some((trampoline_name(code, &function), NameSource::Symbol));
         return vec![base];
     };
     base.kind = GuestKind::Wasm;
@@ -416,7 +418,7 @@ impl Here<'_> {
             let mut one = outer.clone();
             one.inlined = i < last;
             if one.inlined {
-                one.name = source.function.map(|name| (name, "dwarf"));
+                one.name = source.function.map(|name| (name, NameSource::Dwarf));
                 (one.function, one.local_function) = (None, None);
                 one.locals = Ok(Vec::new());
                 one.stack = Ok(Vec::new());

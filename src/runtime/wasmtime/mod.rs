@@ -42,6 +42,7 @@ mod store;
 #[cfg(test)]
 mod testing;
 pub mod version;
+mod waiting;
 
 pub use version::Version;
 
@@ -292,6 +293,14 @@ impl Runtime for Wasmtime {
 
     fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    fn may_wait(&self, _: usize) -> bool {
+        true
+    }
+
+    fn waiting(&self, memory: &dyn Memory) -> Vec<Cursor> {
+        if self.codes.is_empty() { Vec::new() } else { waiting::find(&self.mappings, memory) }
     }
 
     fn recover(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {

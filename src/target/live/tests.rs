@@ -268,7 +268,7 @@ impl Peer {
         let begin = Instant::now();
         loop {
             let n = self.ask("count", "count ").parse().unwrap();
-            if n == want || begin.elapsed() > Duration::from_secs(5) {
+            if n == want || begin.elapsed() > Duration::from_secs(600) {
                 return n;
             }
         }
