@@ -2,8 +2,11 @@
 
 use super::addrmap::{AddressMap, FilePos};
 use super::dwarf::ImageDwarf;
+use super::exceptions;
 use super::frame_table::FrameTable;
-use super::image::{ADDRMAP, BYTECODE, BYTECODE_ENDS, Contents, FRAMES, Function, FunctionKind, FunctionTable, INFO};
+use super::image::{
+    ADDRMAP, BYTECODE, BYTECODE_ENDS, Contents, EXCEPTIONS, FRAMES, Function, FunctionKind, FunctionTable, INFO,
+};
 use super::image::{Image, Kind, NAMES};
 use super::info::{Entity, FuncKind, ImageInfo, ModuleInfo};
 use super::version::Version;
@@ -54,6 +57,8 @@ pub(super) struct Code {
     names: Option<Contents>,
     addrmap: Option<Contents>,
     frames: Option<Contents>,
+    /// Return addresses of calls, and where an exception goes on that ends one.
+    handlers: Vec<(u32, u32)>,
     /// Where function bodies begin in the file that was compiled, and then in each module that the runtime made itself.
     pub(super) bodies: Vec<Bodies>,
 }
@@ -127,6 +132,7 @@ impl Code {
         let bodies = info.as_ref().map(|info| bodies(info, kind)).unwrap_or_default();
         let addrmap = section(ADDRMAP, &mut problems);
         let frames = section(FRAMES, &mut problems);
+        let handlers = section(EXCEPTIONS, &mut problems).map_or_else(Vec::new, |bytes| exceptions::handlers(&bytes));
         let dwarf = ImageDwarf::load(&image, memory).unwrap_or_else(|why| {
             problems.push(format!("its debug information cannot be used: {why}"));
             None
@@ -150,6 +156,7 @@ impl Code {
             names,
             addrmap,
             frames,
+            handlers,
             bodies,
             image,
             file,
@@ -185,6 +192,14 @@ impl Code {
     /// The piece of code at `address`.
     pub fn function(&self, address: u64) -> Option<Function> {
         self.functions.at(self.image.text_offset(address)?)
+    }
+
+    /// Where the calls of a function return to, and where an exception goes on that ends one; from the function's start.
+    pub fn handlers(&self, function: &Function) -> Vec<(u32, u32)> {
+        let from = self.handlers.partition_point(|(call, _)| *call <= function.start);
+        let own = self.handlers.get(from..).unwrap_or_default().iter().take_while(|(call, _)| *call <= function.end());
+        own.filter_map(|(call, at)| Some((call.checked_sub(function.start)?, at.checked_sub(function.start)?)))
+            .collect()
     }
 
     /// Index of the core module that the code at `address` belongs to. Glue that is of none counts to the first.

@@ -1,12 +1,13 @@
 //! Wasmtime's code described for a debugger.
 
-use super::Wasmtime;
 use super::code::Code;
+use super::flow::{Flow, WINCH, beginning};
 use super::frame::{EPILOGUE, PROLOGUE, val_type};
 use super::frame_table::{FrameTable, InstPos, ProgramPoint};
 use super::image::{Function, FunctionKind};
 use super::instructions::Instructions;
 use super::lines::Origins;
+use super::{Wasmtime, hints};
 use crate::arch::Reg;
 use crate::limits::{MAX_FRAME_CHANGES, MAX_IMAGE_BYTES, MAX_SYMBOL_PLACES};
 use crate::runtime::Runtime;
@@ -17,6 +18,7 @@ use crate::runtime::code_map::{
 };
 use crate::target::Memory;
 use crate::target::mapped_file::WithFile;
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Mnemonic, OpKind, Register};
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -92,7 +94,7 @@ fn describe(
             name: Some(function_name(code, function)),
             start,
             len: function.len,
-            frame: frame_of(code, start, function.len, &out.code, text.start),
+            frame: frame_of(code, function, start, &out.code),
             wasm: function.kind.is_wasm(),
             described: function.kind.is_wasm() && detail.covers(range, count),
             ..CompiledFunction::default()
@@ -143,12 +145,24 @@ fn function_name(code: &Code, function: &Function) -> String {
     }
 }
 
-/// How callers are found: what the table says, and behind `mov rsp, rbp; pop rbp`, of which it says nothing. Without a
-/// table the frame pointer, from where it is set up.
-fn frame_of(code: &Code, start: u64, len: u32, bytes: &[u8], text: u64) -> Vec<(u32, FrameChange)> {
-    let from = (start - text) as usize;
-    let body = bytes.get(from..from + len as usize).unwrap_or_default();
-    let mut changes = match code.cfi.as_ref().and_then(|cfi| cfi.changes(start)) {
+/// How callers are found: what the code does at its beginning, and behind `mov rsp, rbp; pop rbp`; of Winch's code at every
+/// instruction, since its end is not told from other code by bytes. Where the code cannot be followed, what the table says.
+/// Without a table the frame pointer, from where it is set up.
+fn frame_of(code: &Code, function: &Function, start: u64, bytes: &[u8]) -> Vec<(u32, FrameChange)> {
+    let len = function.len;
+    let body = bytes.get(function.start as usize..function.end() as usize).unwrap_or_default();
+    if body.starts_with(&WINCH)
+        && let Some(flow) = Flow::new(start, body.to_vec(), hints(code, function))
+    {
+        let mut changes = flow.changes(MAX_FRAME_CHANGES);
+        if changes.len() > MAX_FRAME_CHANGES {
+            cut(&mut changes);
+        }
+        return changes;
+    }
+    let tabled = code.cfi.as_ref().and_then(|cfi| cfi.changes(start));
+    let followed = tabled.as_ref().and_then(|changes| beginning(start, body, changes.last()?.0));
+    let mut changes = match followed.or(tabled) {
         Some(changes) => changes,
         None if body.starts_with(&PROLOGUE) => {
             let mut changes = vec![
@@ -172,15 +186,7 @@ fn frame_of(code: &Code, start: u64, len: u32, bytes: &[u8], text: u64) -> Vec<(
             break;
         }
         let after = at as u32 + 4;
-        // The instruction behind it leaves: `ret`, `ret n`, or a jump of a tail call.
-        let length = match body.get(after as usize..) {
-            Some([0xc3, ..]) => 1,
-            Some([0xc2, ..]) => 3,
-            Some([0xe9, ..]) => 5,
-            Some([0xff, ..]) => 2,
-            Some([0x41, 0xff, ..]) => 3,
-            _ => continue,
-        };
+        let Some(length) = leaves(body.get(after as usize..).unwrap_or_default()) else { continue };
         let in_force = |register: bool| {
             changes.iter().rev().filter(|(o, _)| *o <= after).map(|(_, c)| *c).find(|c| match c {
                 FrameChange::Cfa(..) | FrameChange::CfaDeref(..) => !register,
@@ -202,6 +208,36 @@ fn frame_of(code: &Code, start: u64, len: u32, bytes: &[u8], text: u64) -> Vec<(
         }
     }
     changes
+}
+
+/// From the last of them on nothing is said that may be wrong.
+fn cut(changes: &mut Vec<(u32, FrameChange)>) {
+    let last = changes.last().map_or(0, |(at, _)| *at);
+    changes.retain(|(at, _)| *at < last);
+    changes.push((last, FrameChange::Undefined(Reg::RIP)));
+}
+
+/// Length of the instructions that leave a function, in `code`: `ret`, `ret n` or the jump of a tail call, before which the
+/// return address may be moved over arguments that the callee does not have. The word at rsp is the return address before
+/// each of them.
+fn leaves(code: &[u8]) -> Option<u32> {
+    /// `mov tmp, [rsp]; mov [rsp + n], tmp; add rsp, n; jmp`
+    const LONGEST: usize = 4;
+    let mut length = 0;
+    for i in Decoder::with_ip(64, code, 0, DecoderOptions::NONE).into_iter().take(LONGEST) {
+        length += u32::try_from(i.len()).ok()?;
+        let on_the_stack = |reg: Register, kind: OpKind| kind == OpKind::Memory && reg == Register::RSP;
+        match (i.flow_control(), i.mnemonic()) {
+            (FlowControl::Return | FlowControl::UnconditionalBranch | FlowControl::IndirectBranch, _) => {
+                return Some(length);
+            }
+            (FlowControl::Next, Mnemonic::Mov)
+                if on_the_stack(i.memory_base(), i.op0_kind()) || on_the_stack(i.memory_base(), i.op1_kind()) => {}
+            (FlowControl::Next, Mnemonic::Add) if i.op0_register() == Register::RSP => {}
+            _ => return None,
+        }
+    }
+    None
 }
 
 /// The points of a function in the frame table.

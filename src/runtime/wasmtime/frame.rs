@@ -1,12 +1,14 @@
 //! Frames of Wasmtime's code: who called, and what is there.
 //!
-//! Every function and trampoline keeps a frame pointer (the compiler forces it), so the chain is known with `.eh_frame` or
-//! without. The tables say where callee-saved registers are, but nothing about epilogues, which are recognised.
+//! What the code did up to the place tells the caller at every instruction ([`super::flow`]). The tables (`.eh_frame`) are
+//! asked as well: they say nothing about the ends of functions, and count wrongly where a prologue makes room for the
+//! arguments of a tail call. Every function and trampoline keeps a frame pointer (the compiler forces it), which is the
+//! third way. Where the code cannot be followed and the other two differ, the frame pointer is taken and the frame marked.
 
 use super::Wasmtime;
 use super::code::Code;
 use super::exit::is_vmctx;
-use super::flow::Held;
+use super::flow::{Facts, Held};
 use super::frame_table::{FrameDescriptor, FrameValType, InstPos, ProgramFrame, SlotValue};
 use super::image::{Function, FunctionKind, Kind};
 use super::info::FuncKind;
@@ -37,10 +39,15 @@ pub(super) fn step(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Me
     if let Some(why) = is_another_file(runtime, code, at, memory) {
         return Next::Lost(UnwindError::BadFrame { address: at.address.raw(), runtime: RUNTIME, why });
     }
-    let next = frame_edge(code, at, memory)
-        .or_else(|| code.cfi.as_ref()?.step(at, memory))
-        .or_else(|| by_code(runtime, code, at, memory))
-        .unwrap_or_else(|| by_frame_pointer(at, memory));
+    let tabled = || code.cfi.as_ref().and_then(|cfi| cfi.step(at, memory));
+    let next = match by_code(runtime, code, at, memory) {
+        Some(caller) if may_have_called(runtime, &caller, memory) => {
+            agreed(with_own_sp(runtime, caller, memory), tabled())
+        }
+        found => {
+            frame_edge(code, at, memory).unwrap_or_else(|| undecided(runtime, at, found.is_some(), tabled(), memory))
+        }
+    };
     let caller = match &next {
         Next::Caller(caller, _) => Some(caller),
         _ => None,
@@ -96,11 +103,84 @@ fn frame_edge(code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
     Some(found().unwrap_or_else(Next::Lost))
 }
 
-/// Without tables: the code itself says where it saved its caller's registers.
-fn by_code(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
+/// Bytes of arguments that a tail call may have left on the stack more or less than the call did: `ret` takes 16 bits.
+const TAIL_ARGUMENTS: u64 = 1 << 16;
+
+/// Whether the runtime's code that `caller` is in calls there, with a frame of this size. Of other code, and of a function
+/// that cannot be followed, nothing is known against it.
+fn may_have_called(runtime: &Wasmtime, caller: &Cursor, memory: &dyn Memory) -> bool {
+    let Some(code) = runtime.code_at(caller.address.lookup()) else { return true };
+    let Some(facts) = runtime.facts(code, caller.address, &code.memory(memory)) else { return true };
+    let near = || own_sp(&facts, caller).zip(caller.registers.sp()).is_none_or(|(a, b)| a.abs_diff(b) < TAIL_ARGUMENTS);
+    facts.is_call() && near()
+}
+
+/// The stack pointer at the call that `caller` made, as its own code says.
+fn own_sp(facts: &Facts, caller: &Cursor) -> Option<u64> {
+    caller.registers.get(Reg::RBP)?.checked_add_signed(facts.sp_at_call()?)
+}
+
+/// `caller` with the stack pointer at its call: a function that was called by tail calls has other arguments on the stack
+/// than the one that was called first.
+fn with_own_sp(runtime: &Wasmtime, mut caller: Cursor, memory: &dyn Memory) -> Cursor {
+    let own = || {
+        let code = runtime.code_at(caller.address.lookup())?;
+        let facts = runtime.facts(code, caller.address, &code.memory(memory))?;
+        own_sp(&facts, &caller)
+    };
+    if let Some(sp) = own() {
+        caller.registers.set(Reg::RSP, sp);
+    }
+    caller
+}
+
+/// What the code says, with what the tables know of registers if they mean the same caller.
+fn agreed(caller: Cursor, tabled: Option<Next>) -> Next {
+    let Some(Next::Caller(mut other, trust)) = tabled else { return Next::Caller(caller, Trust::Runtime) };
+    let same = |reg| caller.registers.get(reg) == other.registers.get(reg);
+    if !(same(Reg::RIP) && same(Reg::RSP) && same(Reg::RBP)) {
+        return Next::Caller(caller, Trust::Runtime);
+    }
+    for reg in KEPT {
+        match (caller.registers.get(reg), other.registers.get(reg)) {
+            (Some(a), Some(b)) if a != b => other.registers.forget(reg),
+            (Some(value), None) => match caller.registers.saved_at(reg) {
+                Some(slot) => other.registers.restore(reg, value, slot),
+                None => other.registers.set(reg, value),
+            },
+            _ => {}
+        }
+    }
+    Next::Caller(other, trust)
+}
+
+/// The code cannot be followed to this place, or (`contradicted`) what it says is no caller.
+fn undecided(runtime: &Wasmtime, at: &Cursor, contradicted: bool, tabled: Option<Next>, memory: &dyn Memory) -> Next {
+    let chained = by_frame_pointer(at, memory);
+    match (tabled, chained) {
+        (Some(Next::Caller(a, trust)), Next::Caller(b, _)) => {
+            let same = |reg| a.registers.get(reg) == b.registers.get(reg);
+            if !contradicted && same(Reg::RIP) && same(Reg::RSP) && same(Reg::RBP) {
+                return Next::Caller(a, trust);
+            }
+            let (chained, tabled) = (may_have_called(runtime, &b, memory), may_have_called(runtime, &a, memory));
+            Next::Caller(if tabled && !chained { a } else { b }, Trust::FramePointer)
+        }
+        (None, Next::Caller(caller, trust)) => {
+            Next::Caller(caller, if contradicted { Trust::FramePointer } else { trust })
+        }
+        (_, Next::Caller(caller, _)) => Next::Caller(caller, Trust::FramePointer),
+        (Some(Next::Caller(caller, _)), _) => Next::Caller(caller, Trust::FramePointer),
+        (Some(next), Next::Lost(_)) => next,
+        (_, next) => next,
+    }
+}
+
+/// The code itself says where the return address is, and where it saved its caller's registers.
+fn by_code(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<Cursor> {
     let facts = runtime.facts(code, at.address, memory)?;
     let sp = facts.state.entry_sp(&at.registers).filter(|sp| sp.is_multiple_of(8))?;
-    let pc = memory.read_u64(sp).ok()?;
+    let (pc, slot) = facts.state.places(Held::Return, &at.registers, memory)?;
     let mut caller = Registers::unknown();
     for reg in KEPT.into_iter().chain([Reg::RBP]) {
         match facts.state.places(Held::Entry(reg), &at.registers, memory) {
@@ -111,9 +191,12 @@ fn by_code(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) ->
     }
     // Every frame keeps its caller's; without it this is another stack than the code made.
     caller.get(Reg::RBP)?;
-    caller.restore(Reg::RIP, pc, sp);
+    match slot {
+        Some(slot) => caller.restore(Reg::RIP, pc, slot),
+        None => caller.set(Reg::RIP, pc),
+    }
     caller.set(Reg::RSP, sp.checked_add(8)?);
-    Some(Next::Caller(Cursor { address: CodeAddress::Return(pc), registers: caller }, Trust::Runtime))
+    Some(Cursor { address: CodeAddress::Return(pc), registers: caller })
 }
 
 /// By the frame pointer that the compiler forces. What the function did with the other registers is not known.
@@ -178,7 +261,7 @@ pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dy
     let solved = runtime.solved(memory);
     let key = super::key(at);
     base.instance = key.and_then(|key| solved.instance(key));
-    let here = Here { code, at, memory, offset };
+    let here = Here { runtime, code, at, memory, offset };
     let recorded = here.recorded(&function);
     match &recorded {
         Ok(point) if !point.frames.is_empty() => {
@@ -254,6 +337,7 @@ pub(super) struct Recorded {
 }
 
 struct Here<'a> {
+    runtime: &'a Wasmtime,
     code: &'a Code,
     at: &'a Cursor,
     memory: &'a dyn Memory,
@@ -383,8 +467,10 @@ impl Here<'_> {
 
     /// rbp of this frame, where it is one.
     fn frame_pointer(&self) -> Option<u64> {
-        if edge(self.code, self.at, self.memory).is_some() {
-            return None;
+        match self.runtime.facts(self.code, self.at.address, self.memory) {
+            Some(facts) if !facts.state.has_frame() => return None,
+            None if edge(self.code, self.at, self.memory).is_some() => return None,
+            _ => {}
         }
         let fp = self.at.registers.get(Reg::RBP)?;
         let below = self.at.registers.sp().is_none_or(|sp| sp <= fp);

@@ -26,6 +26,8 @@ pub const HEADER_BYTES: usize = 64;
 
 /// Section of offsets in the Wasm file by code offset.
 pub const ADDRMAP: &str = ".wasmtime.addrmap";
+/// Section of where exceptions go on.
+pub const EXCEPTIONS: &str = ".wasmtime.exceptions";
 /// Section of locals and operand stacks by code offset.
 pub const FRAMES: &str = ".wasmtime.frames";
 /// Section with the modules, their types and functions.

@@ -23,6 +23,7 @@ mod chain;
 mod code;
 pub mod code_map;
 pub mod dwarf;
+mod exceptions;
 mod exit;
 pub mod find;
 mod flow;
@@ -55,8 +56,8 @@ use crate::target::{Mapping, Memory};
 use crate::unwind::{Cursor, Next, Unwinder};
 use chain::{Chain, Solved};
 use code::Code;
-use flow::{Facts, Flow, Held};
-use image::FunctionKind;
+use flow::{Facts, Flow, Held, Hints};
+use image::{Function, FunctionKind};
 use instance::{Context, Described};
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -99,6 +100,15 @@ pub struct Wasmtime {
     ran: RefCell<BTreeSet<usize>>,
     /// What that says of places.
     facts: RefCell<HashMap<CodeAddress, Option<Rc<Facts>>>>,
+}
+
+/// From this version on, functions that Winch compiles take their arguments off the stack.
+const WINCH_CALLEES_POP: Version = Version(50);
+
+/// What has to be known to follow a function.
+fn hints(code: &Code, function: &Function) -> Hints {
+    let winch_callees_pop = code.version.is_none_or(|v| v >= WINCH_CALLEES_POP);
+    Hints { winch_callees_pop, handlers: code.handlers(function) }
 }
 
 impl Wasmtime {
@@ -179,7 +189,11 @@ impl Wasmtime {
                     return None;
                 }
                 let len = (function.len as usize).min(MAX_FLOW_BYTES + 1);
-                let flow = code.memory(memory).read_vec(start, len).ok().and_then(|bytes| Flow::new(start, bytes));
+                let flow = code
+                    .memory(memory)
+                    .read_vec(start, len)
+                    .ok()
+                    .and_then(|bytes| Flow::new(start, bytes, hints(code, &function)));
                 flows.insert(start, flow.map(Rc::new));
             }
             flows.get(&start)?.as_ref()?.at(at).map(Rc::new)

@@ -9,7 +9,6 @@
 //! none. Other frames than the one that rbp belongs to cannot lie between: their rbp would be another.
 
 use super::Wasmtime;
-use super::flow::Held;
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::limits::MAX_RECOVERY_BYTES;
 use crate::target::Memory;
@@ -46,11 +45,7 @@ fn frame_of(runtime: &Wasmtime, pc: u64, slot: u64, memory: &dyn Memory) -> Opti
     let at = CodeAddress::Return(pc);
     let code = runtime.code_at(at.lookup())?;
     let facts = runtime.facts(code, at, memory).filter(|f| f.is_call())?;
-    let (Held::Frame(sp), Held::Frame(frame)) = (facts.state.register(Reg::RSP)?, facts.state.register(Reg::RBP)?)
-    else {
-        return None;
-    };
-    slot.checked_add(8)?.checked_add_signed(frame.checked_sub(sp)?)
+    slot.checked_add(8)?.checked_add_signed(facts.state.sp_to_rbp()?)
 }
 
 #[cfg(test)]
