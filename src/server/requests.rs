@@ -573,7 +573,12 @@ impl Requests {
         Output::write_files(file.files())?;
         // By an address inside it gdb finds the file again.
         let inside = map.modules.iter().find(|m| !m.code.is_empty()).map(|m| format!("{:#x}", m.base));
-        let written = message([("path", file.path.to_string_lossy().into()), ("address", inside.into())]);
+        let modules: Vec<String> = map.modules.iter().map(|m| format!("{:#x}", m.base)).collect();
+        let written = message([
+            ("path", file.path.to_string_lossy().into()),
+            ("address", inside.into()),
+            ("modules", modules.into()),
+        ]);
         let answer = message([
             ("files", vec![Value::Object(written)].into()),
             ("unsure", unsure.into()),
