@@ -164,7 +164,7 @@ fn sections_that_unpack_to_gigabytes_are_left_out_and_names_are_there() {
     std::fs::copy(&file, &honest).unwrap();
     // What is left out is what lies: packed as tools pack it, all is there.
     pack(&honest, 64 << 10);
-    pack(&file, 200 << 20);
+    pack(&file, 40 << 20);
     let (ran, report) = attach(&Peer::start(&mut Command::new(&honest)));
     assert_eq!((ran.code, told(&report, "debug information")), (Some(0), 0), "{report}");
     assert!(ran.out.contains("honest.c") || ran.out.contains("bomb.c"), "{}", ran.out);
@@ -181,13 +181,15 @@ fn too_little_memory_is_an_error_that_says_so() {
     let directory = directory();
     let peer = Peer::start(&mut Command::new(cc(directory.path(), "small", WAITS, &["-g"])));
     let mut fatal = 0;
-    for megabytes in [4, 6, 8, 12, 16, 24, 40, 60, 100, 200, 400] {
+    for megabytes in [8, 12, 16, 20, 24, 30, 40, 50, 60, 80, 120] {
         let command = format!("ulimit -v {}; exec \"$0\" attach {}", megabytes << 10, peer.pid());
         let ran =
             run(Command::new("sh").args(["-c", &command, env!("CARGO_BIN_EXE_wstate")]).env("RUST_BACKTRACE", "1"));
         // Below some limit the program cannot even be loaded.
-        let loaded = ran.code.is_some_and(|code| code < 3);
-        assert!(loaded || megabytes < 16, "{megabytes}: {:?} {}", ran.code, ran.err);
+        let version = format!("ulimit -v {}; exec \"$0\" --version", megabytes << 10);
+        if run(Command::new("sh").args(["-c", &version, env!("CARGO_BIN_EXE_wstate")])).code != Some(0) {
+            continue;
+        }
         assert!(!ran.err.contains("panicked") && !ran.err.contains("stack backtrace"), "{megabytes}: {}", ran.err);
         match ran.code {
             Some(2) => {
@@ -195,7 +197,7 @@ fn too_little_memory_is_an_error_that_says_so() {
                 assert!(ran.err.contains("wstate: error: ") && ran.err.contains("hint: "), "{megabytes}: {}", ran.err);
             }
             Some(0 | 1) => assert!(ran.out.contains("Thread "), "{megabytes}: {}", ran.out),
-            _ => {}
+            code => panic!("{megabytes}: {code:?} {}", ran.err),
         }
     }
     println!("{fatal} limits were too small");
@@ -298,7 +300,7 @@ fn twins(first: &str, second: &str) -> String {
 fn an_executable_that_was_built_again_gives_no_names() {
     let directory = directory();
     let flags = ["-Wl,--build-id=none", "-g", "-O1", "-fno-omit-frame-pointer", "-no-pie"];
-    let file = cc(directory.path(), "app", &twins("alpha", "gamma"), &flags);
+    let file = cc(directory.path(), "app", &twins("alpha", "omega"), &flags);
     let keep = directory.path().join("keep");
     std::fs::copy(&file, &keep).unwrap();
     let peer = Peer::start(&mut Command::new(&file));
@@ -328,14 +330,14 @@ fn an_executable_that_was_built_again_gives_no_names() {
 
     // Built again, by the usual way of tools: a new file in its place. The process still has the old one.
     std::fs::remove_file(&file).unwrap();
-    assert_eq!(cc(directory.path(), "app", &twins("gamma", "alpha"), &flags), file);
+    assert_eq!(cc(directory.path(), "app", &twins("omega", "alpha"), &flags), file);
     assert_eq!(std::fs::metadata(&file).unwrap().len(), std::fs::metadata(&keep).unwrap().len());
     let (code, found, report) = ask(&["attach", &peer.pid()]);
     assert!(code == Some(0) && found.iter().any(|n| n == "alpha"), "{report}");
     let path = file.to_str().unwrap();
     for args in [&["core", &with_code][..], &["core", &with_code, path]] {
         let (code, found, report) = ask(args);
-        assert!(!found.iter().any(|n| n == "alpha" || n == "gamma"), "{args:?} {report}");
+        assert!(!found.iter().any(|n| n == "alpha" || n == "omega"), "{args:?} {report}");
         assert!(code == Some(1) && told(&report, "its code is another") > 0, "{args:?} {report}");
     }
     // The right one, given by its user.
@@ -507,7 +509,9 @@ fn foreign_files_are_opened_in_one_place() {
             let code = text.split("#[cfg(test)]").next().unwrap_or_default();
             for (number, line) in code.lines().enumerate() {
                 let line = line.split("//").next().unwrap_or_default();
-                if WAYS.iter().any(|way| line.contains(way)) {
+                // `MappedFile::opened` is another.
+                let is_whole = |at: usize| !line[..at].ends_with(|c: char| c.is_alphanumeric());
+                if WAYS.iter().any(|way| line.match_indices(way).any(|(at, _)| way.starts_with('.') || is_whole(at))) {
                     found.push(format!("{name}:{}: {}", number + 1, line.trim()));
                 }
             }

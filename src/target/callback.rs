@@ -427,6 +427,15 @@ impl Target for CallbackTarget {
         out
     }
 
+    fn read_own(&self, address: u64, buf: &mut [u8]) -> usize {
+        match (&self.core, &self.mem) {
+            (Some(core), _) => core.read_own(address, buf),
+            (None, Some(_)) if self.read(address, buf).is_ok() => buf.len(),
+            // What a debugger lends may be of the very file, and all code of it takes long to ask for.
+            (None, _) => 0,
+        }
+    }
+
     fn notes(&self) -> &[String] {
         &self.notes
     }
