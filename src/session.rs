@@ -152,7 +152,7 @@ pub fn run(options: &Options) -> Result<Outcome, Error> {
     let began = Instant::now();
     let search = options.search_paths();
     let progress = progress::stderr(options.verbose);
-    let mut provider = Runtimes::new(&FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
+    let mut provider = Runtimes::new(&FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm));
     let outcome = match &options.source {
         Source::Pid(pid) => {
             let capture = if options.nonblocking { LiveTarget::observe } else { LiveTarget::capture };
@@ -200,7 +200,7 @@ pub fn run(options: &Options) -> Result<Outcome, Error> {
 /// `options.source` is only told, not opened; nothing is settled.
 pub fn run_on(target: &dyn Target, options: &Options) -> Result<Outcome, Error> {
     let search = options.search_paths();
-    let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?;
+    let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm);
     analyse(target, options, &search, &mut Runtimes::new(&found), &progress::Silent)
 }
 
@@ -218,7 +218,7 @@ pub fn code_map(options: &Options, all: bool) -> Result<CodeMap, Error> {
 pub fn code_map_of(target: &dyn Target, options: &Options, all: bool) -> Result<CodeMap, Error> {
     let search = options.search_paths();
     let progress = progress::stderr(options.verbose);
-    let mut provider = Runtimes::new(&FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
+    let mut provider = Runtimes::new(&FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm));
     let objects = Objects::load(target, &search);
     Ok(code_map_with(target, &objects, &mut provider, &progress, all))
 }
@@ -663,10 +663,8 @@ impl WasmThread<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::symbolize::wasm::WasmModule;
     use crate::target::testing::CoreBuilder;
     use crate::unwind::recognised::CALL_WASM_LEAVE;
-    use std::path::Path;
 
     /// Finds something each time and explains nothing.
     struct Endless {
@@ -678,15 +676,6 @@ mod tests {
         fn discover(&mut self, _: &Scene<'_>, unknown: &[Cursor], _: bool) -> usize {
             self.rounds.push(unknown.len());
             1
-        }
-
-        fn match_file(
-            &mut self,
-            _: &Path,
-            _: &std::rc::Rc<WasmModule>,
-            _: &dyn Memory,
-        ) -> Result<(), Vec<(String, String)>> {
-            Ok(())
         }
 
         fn runtime(&self) -> &dyn Runtime {

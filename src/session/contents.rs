@@ -23,7 +23,7 @@ fn with_target<T>(
 ) -> Result<T, Error> {
     let search = options.search_paths();
     let progress = progress::stderr(options.verbose);
-    let mut provider = Runtimes::new(&FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
+    let mut provider = Runtimes::new(&FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm));
     let run = |target: &dyn Target| {
         let objects = Objects::load(target, &search);
         let outcome = analyse_target(target, &objects, options, &mut provider, &progress)?;
@@ -208,8 +208,8 @@ pub type Sink<'a> = dyn FnMut(u64, &[u8]) -> Result<(), Error> + 'a;
 const CHUNK: u64 = 256 << 10;
 
 /// Gives `sink` the bytes of a linear memory piece by piece, with the address in the linear memory. Pieces are multiples of
-/// 16 bytes but for the last.
-pub fn linear_memory(options: &Options, wanted: MemoryRange, sink: &mut Sink<'_>) -> Result<(), Error> {
+/// 16 bytes but for the last. Returns what is to be told if a file that the user named was not used.
+pub fn linear_memory(options: &Options, wanted: MemoryRange, sink: &mut Sink<'_>) -> Result<Vec<String>, Error> {
     with_target(options, |target, _, outcome, runtime| {
         let contents = contents_of(&outcome.report, runtime, target, Lists::default());
         let (base, size) = choose_memory(&contents, wanted)?;
@@ -232,7 +232,7 @@ pub fn linear_memory(options: &Options, wanted: MemoryRange, sink: &mut Sink<'_>
             sink(address + done, &bytes)?;
             done += part;
         }
-        Ok(())
+        Ok(if outcome.refused { outcome.report.notes.clone() } else { Vec::new() })
     })
 }
 
