@@ -128,6 +128,16 @@ pub const MAX_STACK_SCAN: u64 = 64 << 10;
 pub const MAX_STACK_SCAN_TOTAL: u64 = cap(256 << 20, 4 << 20);
 /// Instances and modules that one search for them examines.
 pub const MAX_INSTANCES: usize = cap(65_536, 100);
+/// Modules of which it is said why a file does not fit them.
+pub const MAX_SHOWN_REASONS: usize = 20;
+/// Subsections of a name section whose length lies and whose end is looked for in what they hold.
+pub const MAX_NAME_RESYNCS: usize = 16;
+/// Core modules of a component that are looked at.
+pub const MAX_COMPONENT_MODULES: usize = 1000;
+/// Bytes of data that are compared with those of a `.wasm` file, and bytes that are searched for it.
+pub const MAX_COMPARED_DATA: u64 = cap(256 << 20, 1 << 20);
+/// Bytes of machine code whose constants are compared with those of `.wasm` files, in one module.
+pub const MAX_COMPARED_CODE: u64 = cap(64 << 20, 64 << 10);
 /// Bytes of a `.wasm` file.
 pub const MAX_WASM_BYTES: u64 = 1 << 30;
 /// Rows of unwind tables kept for addresses that were seen.

@@ -213,7 +213,7 @@ fn memory(command: &cli::Memory) -> Result<u8, Failure> {
     keep_inputs(&options, command.output.as_deref())?;
     let output = Output::file_or_stdout(command.output.as_deref())?;
     answer([output], command.place.confine(), options.verbose, |[output]| {
-        output.put_with(|out| {
+        let notes = output.put_with(|out| {
             session::linear_memory(&options, command.range(), &mut |address, bytes| {
                 let written = match command.raw {
                     true => out.write_all(bytes),
@@ -222,7 +222,10 @@ fn memory(command: &cli::Memory) -> Result<u8, Failure> {
                 written.map_err(|source| Error::Output { to: String::new(), source })
             })
         })?;
-        Ok(0)
+        for note in &notes {
+            let _ = writeln!(io::stderr().lock(), "wstate: note: {}", text::clean_message(note));
+        }
+        Ok(if notes.is_empty() { 0 } else { PARTIAL })
     })
 }
 

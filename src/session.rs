@@ -166,7 +166,7 @@ impl Outcome {
 /// Answers a question.
 pub fn run(options: &Options) -> Result<Outcome, Error> {
     let progress = progress::stderr(options.verbose);
-    let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?;
+    let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm);
     let steady = Steady::begin();
     let mut outcome = loop {
         let outcome = match &options.source {
@@ -201,12 +201,7 @@ pub fn run(options: &Options) -> Result<Outcome, Error> {
 }
 
 /// Answers a question about a process that is not stopped for it.
-fn run_unstopped(
-    pid: u32,
-    options: &Options,
-    found: &FindOptions,
-    progress: &dyn Progress,
-) -> Result<Outcome, Error> {
+fn run_unstopped(pid: u32, options: &Options, found: &FindOptions, progress: &dyn Progress) -> Result<Outcome, Error> {
     let began = Instant::now();
     let search = options.search_paths();
     let look = |target: &LiveTarget| {
@@ -276,7 +271,7 @@ fn no_changes(steady: &Steady) -> Result<(), Error> {
 /// `options.source` is only told, not opened; nothing is settled.
 pub fn run_on(target: &dyn Target, options: &Options) -> Result<Outcome, Error> {
     let search = options.search_paths();
-    let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?;
+    let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm);
     analyse(target, options, &search, &mut Runtimes::new(&found), &progress::Silent)
 }
 
@@ -287,7 +282,7 @@ pub fn code_map(options: &Options, all: bool) -> Result<CodeMap, Error> {
     let steady = Steady::begin();
     let map = match &options.source {
         Source::Pid(pid) => {
-            let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?;
+            let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm);
             let progress = progress::stderr(options.verbose);
             let proven = proof::of_process(*pid, &search, |target, objects| {
                 let map = code_map_with(target, objects, &mut Runtimes::new(&found), &progress, all);
@@ -310,7 +305,7 @@ pub fn code_map(options: &Options, all: bool) -> Result<CodeMap, Error> {
 pub fn code_map_of(target: &dyn Target, options: &Options, all: bool) -> Result<CodeMap, Error> {
     let search = options.search_paths();
     let progress = progress::stderr(options.verbose);
-    let mut provider = Runtimes::new(&FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
+    let mut provider = Runtimes::new(&FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm));
     let objects = Objects::load(target, &search);
     let mut map = code_map_with(target, &objects, &mut provider, &progress, all);
     map.withhold_originals(&mut Seen::default());
@@ -787,10 +782,8 @@ impl WasmThread<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::symbolize::wasm::WasmModule;
     use crate::target::testing::CoreBuilder;
     use crate::unwind::recognised::CALL_WASM_LEAVE;
-    use std::path::Path;
 
     /// Finds something each time and explains nothing.
     struct Endless {
@@ -802,15 +795,6 @@ mod tests {
         fn discover(&mut self, _: &Scene<'_>, unknown: &[Cursor], _: bool) -> usize {
             self.rounds.push(unknown.len());
             1
-        }
-
-        fn match_file(
-            &mut self,
-            _: &Path,
-            _: &std::rc::Rc<WasmModule>,
-            _: &dyn Memory,
-        ) -> Result<(), Vec<(String, String)>> {
-            Ok(())
         }
 
         fn runtime(&self) -> &dyn Runtime {

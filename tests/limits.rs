@@ -130,9 +130,10 @@ fn frames_of_one_thread_and_of_all() {
 fn files_that_the_user_names() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("large");
-    let read = |artifacts: &[PathBuf], wasm: &[PathBuf]| match FindOptions::read(Vec::new(), artifacts, wasm) {
-        Ok(_) => panic!("read"),
-        Err(e) => e.to_string(),
+    let read = |artifacts: &[PathBuf], wasm: &[PathBuf]| {
+        let found = FindOptions::read(Vec::new(), artifacts, wasm);
+        assert!(found.artifacts.is_empty() && found.wasm.is_empty(), "read");
+        found.unusable[0].1.clone()
     };
     for (is_wasm, most) in [(false, limits::MAX_IMAGE_BYTES), (true, limits::MAX_WASM_BYTES)] {
         let ask = |path: &Path| match is_wasm {

@@ -4,20 +4,23 @@
 
 use super::code_map::{CodeMap, Detail};
 use super::engines::{self, Engine, Sighting};
+use super::match_files::{ByCode, Candidate, Verdict, decide};
 use super::singlepass::anchor::Route;
 use super::singlepass::find::{HostLayouts, SinglepassProvider};
 use super::wasmtime::find::WasmtimeProvider;
 use super::{
-    Declared, GuestFrame, GuestInstance, GuestModule, InstanceParts, Provider, Reach, Runtime, Scene, Value, Why,
+    Declared, Fit, GuestFrame, GuestInstance, GuestModule, InstanceParts, Provider, Reach, Runtime, Scene, Value, Why,
 };
 use crate::error::Error;
-use crate::limits::MAX_IMAGE_BYTES;
+use crate::limits::{MAX_IMAGE_BYTES, MAX_SHOWN_REASONS};
 use crate::state::{ExecutionStateImage, PointKind};
 use crate::symbolize::wasm::WasmModule;
+use crate::symbolize::wasm::file::{CoreModule, WasmFile};
 use crate::target::memory::read_file;
 use crate::target::{Memory, ThreadId};
 use crate::unwind::{Cursor, Next, Unwinder};
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
 use std::rc::Rc;
 
 /// What the user lends to the search.
@@ -28,31 +31,47 @@ pub struct FindOptions {
     /// Artifact files: path and bytes.
     pub artifacts: Vec<(PathBuf, Rc<[u8]>)>,
     /// `.wasm` files.
-    pub wasm: Vec<(PathBuf, Rc<WasmModule>)>,
+    pub wasm: Vec<Rc<WasmFile>>,
+    /// Files that cannot be used whatever the target has, and why.
+    pub unusable: Vec<(PathBuf, String)>,
     /// What was learnt of the host's own structures: it outlives the search.
     pub layouts: HostLayouts,
 }
 
 impl FindOptions {
-    /// Reads the files that the user named.
-    ///
-    /// # Errors
-    /// A file that cannot be read, or is no `.wasm`.
-    pub fn read(routes: Vec<Route>, artifacts: &[PathBuf], wasm: &[PathBuf]) -> Result<FindOptions, Error> {
-        let artifacts = artifacts.iter().map(|path| match read_file(path, MAX_IMAGE_BYTES) {
-            Ok(bytes) => Ok((path.clone(), bytes.into())),
-            Err(source) => Err(Error::File { path: path.clone(), source }),
-        });
-        let mut files: Vec<(PathBuf, Rc<WasmModule>)> = Vec::new();
-        for path in wasm {
-            let module = WasmModule::open(path)?;
-            // The second of two equal files would find every module taken.
-            if files.iter().all(|(_, known)| known.bytes() != module.bytes()) {
-                files.push((path.clone(), Rc::new(module)));
+    /// Reads the files that the user named. Those that cannot be read, or are no Wasm, are [`FindOptions::unusable`].
+    pub fn read(routes: Vec<Route>, artifacts: &[PathBuf], wasm: &[PathBuf]) -> FindOptions {
+        let mut found = FindOptions { routes, ..FindOptions::default() };
+        for path in artifacts {
+            match read_file(path, MAX_IMAGE_BYTES) {
+                Ok(bytes) => found.artifacts.push((path.clone(), bytes.into())),
+                Err(e) => found.unusable.push((path.clone(), format!("it cannot be read: {e}"))),
             }
         }
-        let artifacts = artifacts.collect::<Result<_, _>>()?;
-        Ok(FindOptions { routes, artifacts, wasm: files, layouts: HostLayouts::default() })
+        for path in wasm {
+            match WasmFile::open(path) {
+                // The second of two equal files would fit where the first one does.
+                Ok(file) if found.wasm.iter().any(|known| known.is_same(&file)) => {}
+                Ok(file) => found.wasm.push(Rc::new(file)),
+                Err(Error::File { source, .. }) => {
+                    found.unusable.push((path.clone(), format!("it cannot be read: {source}")));
+                }
+                Err(Error::Wasm { why, .. }) => found.unusable.push((path.clone(), why)),
+                Err(other) => found.unusable.push((path.clone(), other.to_string())),
+            }
+        }
+        found
+    }
+
+    /// All files, or why one of them cannot be used: for what must not go on without one.
+    ///
+    /// # Errors
+    /// The first that cannot be used.
+    pub fn all(self) -> Result<FindOptions, Error> {
+        match self.unusable.first() {
+            Some((path, why)) => Err(Error::NotFound { what: format!("{} is not used: {why}", path.display()) }),
+            None => Ok(self),
+        }
     }
 }
 
@@ -77,7 +96,12 @@ pub struct Runtimes {
     asked: bool,
     /// What was told about the user's files.
     refusals: Vec<String>,
-    files: Vec<(PathBuf, Rc<WasmModule>)>,
+    files: Vec<Rc<WasmFile>>,
+    unusable: Vec<(PathBuf, String)>,
+    /// Of each module the file that it was given.
+    matched: Vec<Option<usize>>,
+    /// Whether files were matched at all.
+    asked: bool,
 }
 
 impl Runtimes {
@@ -103,6 +127,9 @@ impl Runtimes {
             asked: !options.routes.is_empty() || !options.artifacts.is_empty(),
             refusals: Vec::new(),
             files: options.wasm.clone(),
+            unusable: options.unusable.clone(),
+            matched: Vec::new(),
+            asked: false,
         }
     }
 
@@ -168,34 +195,21 @@ impl Runtimes {
         left.all(|m| self.runtimes().any(|r| r.module_of(m.start).is_some()))
     }
 
-    /// Matches the user's `.wasm` files to the modules that were found. Each module takes the first file that fits; a
-    /// file that fits none is refused with the reason. Returns whether every file was used.
+    /// Matches the user's `.wasm` files to the modules that were found: each module gets the one that it was made from, if
+    /// that can be told. What cannot be used, or not be decided, is told with the reason. Returns whether every file was used
+    /// and every module decided; if there is nothing new since the last time, that is so.
     pub fn match_files(&mut self, memory: &dyn Memory) -> bool {
-        let mut all = true;
-        for (path, wasm) in std::mem::take(&mut self.files) {
-            let mut reasons = Vec::new();
-            let mut used = false;
-            for provider in &mut self.providers {
-                match provider.match_file(&path, &wasm, memory) {
-                    Ok(()) => used = true,
-                    Err(more) => reasons.extend(more),
-                }
-            }
-            all &= used;
-            if !used {
-                let why = match reasons.as_slice() {
-                    [] => "no module was found in the target that it could belong to".to_string(),
-                    [(_, one)] => one.clone(),
-                    more => more.iter().map(|(name, why)| format!("{name}: {why}")).collect::<Vec<_>>().join("; "),
-                };
-                self.refusals.push(format!("{} does not fit and is not used: {why}", path.display()));
-            }
+        let is_new = self.matched.len() < self.places.len() && !self.files.is_empty();
+        if std::mem::replace(&mut self.asked, true) && !is_new {
+            return true;
         }
+        self.refusals =
+            self.unusable.iter().map(|(path, why)| format!("{} is not used: {why}", path.display())).collect();
+        self.match_wasm(memory);
         if self.modules.is_empty() {
             let mut told: Vec<PathBuf> = Vec::new();
             for provider in &mut self.providers {
                 for (path, why) in provider.unused_artifacts() {
-                    all = false;
                     if !told.contains(&path) {
                         self.refusals.push(format!("{} is not used: {why}", path.display()));
                         told.push(path);
@@ -204,7 +218,154 @@ impl Runtimes {
             }
         }
         self.list();
-        all
+        self.refusals.is_empty()
+    }
+
+    fn match_wasm(&mut self, memory: &dyn Memory) {
+        let cores =
+            self.files.iter().enumerate().flat_map(|(file, wasm)| wasm.modules.iter().map(move |core| (file, core)));
+        // A component's modules without functions have nothing to show, and nothing tells them apart.
+        let has_use = |core: &CoreModule| core.base.is_none() || core.wasm.defined_functions() > 0;
+        let candidates: Vec<Candidate> = cores
+            .filter(|(_, core)| has_use(core))
+            .map(|(file, core)| Candidate { file, core: core.clone() })
+            .collect();
+        let mut fits: HashMap<(usize, usize), Fit> = HashMap::new();
+        let mut reasons: HashMap<usize, Vec<(usize, String)>> = HashMap::new();
+        for (module, &(provider, local)) in self.places.iter().enumerate() {
+            let Some(provider) = self.providers.get_mut(provider) else { continue };
+            for (number, candidate) in candidates.iter().enumerate() {
+                if self.matched.get(module).copied().flatten().is_some() {
+                    continue;
+                }
+                match provider.compare(local, &candidate.core, memory) {
+                    Ok(fit) => _ = fits.insert((module, number), fit),
+                    Err(why) => reasons.entry(number).or_default().push((module, why)),
+                }
+            }
+        }
+        let mut open: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); self.places.len()];
+        for &(module, candidate) in fits.keys() {
+            open[module].insert(candidate);
+        }
+        let mut evidence = ByCode::new(&self.providers, &self.places, &candidates, &fits, memory);
+        let verdicts = decide(&open, &self.matched, &mut evidence);
+        self.matched.resize(self.places.len(), None);
+        let mut used: BTreeSet<usize> = BTreeSet::new();
+        let mut told: BTreeSet<usize> = BTreeSet::new();
+        for (module, verdict) in verdicts.iter().enumerate() {
+            match verdict {
+                Verdict::File(number) => {
+                    used.extend(candidates.get(*number).map(|c| c.file));
+                    let Some((candidate, fit)) = candidates.get(*number).zip(fits.get(&(module, *number))) else {
+                        continue;
+                    };
+                    let Some((provider, &(_, local))) =
+                        self.places.get(module).and_then(|place| Some((self.providers.get_mut(place.0)?, place)))
+                    else {
+                        continue;
+                    };
+                    let Some(file) = self.files.get(candidate.file) else { continue };
+                    provider.take_file(local, &file.path, &candidate.core, fit.clone());
+                    self.matched[module] = Some(*number);
+                }
+                Verdict::Either(either) => {
+                    let name = self.module_name(module);
+                    let files: Vec<String> = either.iter().map(|c| self.file_name(&candidates, *c)).collect();
+                    told.extend(either);
+                    self.refusals.push(format!(
+                        "ambiguous: {} fit {name} equally well, so none of them is used for it: name only the one that it was \
+                         made from",
+                        listed(&files)
+                    ));
+                }
+                Verdict::Torn(number, others) => {
+                    if told.insert(*number) || others.iter().all(|other| *other > module) {
+                        let mut modules = vec![self.module_name(module)];
+                        modules.extend(others.iter().map(|other| self.module_name(*other)));
+                        self.refusals.push(format!(
+                            "ambiguous: {} fits {} equally well, which were not made from one file, so it is used for none of \
+                             them: name the files of the others too",
+                            self.file_name(&candidates, *number),
+                            listed(&modules)
+                        ));
+                    }
+                }
+                Verdict::Elsewhere(number, better) => {
+                    let why = format!("the code has less of its constants than {} has", self.module_name(*better));
+                    reasons.entry(*number).or_default().push((module, why));
+                }
+                Verdict::Nothing => {}
+            }
+        }
+        for (number, candidate) in candidates.iter().enumerate() {
+            if told.contains(&number) {
+                used.insert(candidate.file);
+            }
+        }
+        for (file, wasm) in self.files.iter().enumerate().filter(|(file, _)| !used.contains(file)) {
+            let own = candidates.iter().enumerate().filter(|(_, c)| c.file == file).map(|(number, _)| number);
+            let mut why = Vec::new();
+            for number in own {
+                let better = verdicts.iter().enumerate().filter_map(|(module, verdict)| match verdict {
+                    Verdict::File(other) if *other != number && fits.contains_key(&(module, number)) => {
+                        Some((module, format!("{} fits better", self.file_name(&candidates, *other))))
+                    }
+                    _ => None,
+                });
+                for (module, reason) in reasons.get(&number).into_iter().flatten().cloned().chain(better) {
+                    why.push((self.module_name(module), reason));
+                }
+            }
+            let why = reasons_text(&why);
+            self.refusals.push(format!("{} does not fit and is not used: {why}", wasm.path.display()));
+        }
+    }
+
+    /// What a module is called where it is told of.
+    fn module_name(&self, module: usize) -> String {
+        let find = || {
+            let &(provider, local) = self.places.get(module)?;
+            Some(self.providers.get(provider)?.runtime().modules().get(local)?.name.clone())
+        };
+        match find() {
+            Some(name) if name == format!("module{module}") => name,
+            Some(name) => format!("module {module} ({name})"),
+            None => format!("module {module}"),
+        }
+    }
+
+    /// What a file, or a core module of it, is called where it is told of.
+    fn file_name(&self, candidates: &[Candidate], number: usize) -> String {
+        let Some(candidate) = candidates.get(number) else { return String::new() };
+        let path = self.files.get(candidate.file).map(|f| f.path.display().to_string()).unwrap_or_default();
+        match candidate.core.base {
+            Some(base) => format!("the core module at {base:#x} of {path}"),
+            None => path,
+        }
+    }
+}
+
+/// Why a file fits none of these modules.
+fn reasons_text(why: &[(String, String)]) -> String {
+    let shown = why.get(..MAX_SHOWN_REASONS).unwrap_or(why);
+    let mut text = match shown {
+        [] => "no module was found in the target that it could belong to".to_string(),
+        [(_, one)] => one.clone(),
+        several => several.iter().map(|(name, why)| format!("{name}: {why}")).collect::<Vec<_>>().join("; "),
+    };
+    if why.len() > shown.len() {
+        text.push_str(&format!("; and {} more", why.len() - shown.len()));
+    }
+    text
+}
+
+/// "a, b and c".
+fn listed(names: &[String]) -> String {
+    match names {
+        [] => String::new(),
+        [one] => one.clone(),
+        [more @ .., last] => format!("{} and {last}", more.join(", ")),
     }
 }
 
@@ -232,20 +393,6 @@ impl Provider for Runtimes {
         }
         self.list();
         found
-    }
-
-    fn match_file(
-        &mut self,
-        path: &Path,
-        wasm: &Rc<WasmModule>,
-        memory: &dyn Memory,
-    ) -> Result<(), Vec<(String, String)>> {
-        let results: Vec<_> = self.providers.iter_mut().map(|p| p.match_file(path, wasm, memory)).collect();
-        self.list();
-        match results.iter().any(Result::is_ok) {
-            true => Ok(()),
-            false => Err(results.into_iter().filter_map(Result::err).flatten().collect()),
-        }
     }
 
     fn runtime(&self) -> &dyn Runtime {
@@ -391,6 +538,7 @@ impl Runtime for Runtimes {
 mod tests {
     use super::*;
     use crate::arch::Reg;
+    use crate::limits::MAX_COMPARED_CODE;
     use crate::progress::Silent;
     use crate::runtime::{GuestKind, RuntimeName};
     use crate::target::objects::Objects;
@@ -490,8 +638,11 @@ mod tests {
             }
             self.found.len() - before
         }
-        fn match_file(&mut self, _: &Path, _: &Rc<WasmModule>, _: &dyn Memory) -> Result<(), Vec<(String, String)>> {
-            Err(self.found.iter().map(|m| (format!("{} {}", self.name, m.name), "no".to_string())).collect())
+        fn compare(&mut self, module: usize, _: &CoreModule, _: &dyn Memory) -> Result<Fit, String> {
+            Err(format!("no, says {} of {module}", self.name))
+        }
+        fn code(&self, _: usize, function: u32, _: &dyn Memory) -> Option<Vec<u8>> {
+            Some(vec![0x90; MAX_COMPARED_CODE as usize + function as usize])
         }
         fn runtime(&self) -> &dyn Runtime {
             self
@@ -504,8 +655,8 @@ mod tests {
 
     #[test]
     fn modules_of_several_runtimes_have_one_numbering_that_stays() {
-        let wasm = Rc::new(WasmModule::parse("x.wasm".into(), b"\0asm\x01\0\0\0".to_vec()).unwrap());
-        let options = FindOptions { wasm: vec![("x.wasm".into(), wasm)], ..FindOptions::default() };
+        let wasm = Rc::new(WasmFile::parse("x.wasm".as_ref(), b"\0asm\x01\0\0\0".to_vec()).unwrap());
+        let options = FindOptions { wasm: vec![wasm], ..FindOptions::default() };
         let both: Vec<Box<dyn Provider>> = vec![Box::new(Pages::at(ONE, 0x1_0000)), Box::new(Pages::at(TWO, 0x2_0000))];
         let mut all = Runtimes::of(both, &options);
         let target = CoreBuilder::new().memory(0x1000, 5, &[0; 16]).open().unwrap();
@@ -534,8 +685,8 @@ mod tests {
         assert_eq!(all.code_map(&Detail::All, &target).notes, ["wasmtime", "wasmer-singlepass"]);
 
         assert!(!all.match_files(&target));
-        let refused = "x.wasm does not fit and is not used: wasmtime module0: no; wasmer-singlepass module0: no; \
-                       wasmer-singlepass module1: no";
+        let refused = "x.wasm does not fit and is not used: module0: no, says wasmer-singlepass of 0; module 1 (module0): no, says wasmtime of 0; \
+                       module 2 (module1): no, says wasmer-singlepass of 1";
         assert_eq!(all.notes().last().map(String::as_str), Some(refused));
         assert!(all.match_files(&target), "a file is refused once");
     }
@@ -576,6 +727,20 @@ mod tests {
     }
 
     #[test]
+    fn so_many_reasons_are_told_and_so_much_code_is_compared() {
+        let why = |count: usize| reasons_text(&vec![("m".to_string(), "no".to_string()); count]);
+        assert_eq!((why(1).as_str(), why(2).as_str()), ("no", "m: no; m: no"));
+        assert_eq!(why(MAX_SHOWN_REASONS).matches("m: no").count(), MAX_SHOWN_REASONS);
+        assert_eq!(why(MAX_SHOWN_REASONS + 3), why(MAX_SHOWN_REASONS) + "; and 3 more");
+
+        let providers: Vec<Box<dyn Provider>> = vec![Box::new(Pages::at("one", 0x1_0000))];
+        let target = CoreBuilder::new().memory(0x1000, 5, &[0; 16]).open().unwrap();
+        let fits = HashMap::new();
+        let read = |function: u32| ByCode::new(&providers, &[(0, 0)], &[], &fits, &target).code(0, function).is_some();
+        assert!(read(0) && !read(1), "one byte more");
+    }
+
+    #[test]
     fn the_same_file_twice_is_one_file() {
         let directory = tempfile::tempdir().unwrap();
         let file = |name: &str, bytes: &[u8]| {
@@ -585,8 +750,8 @@ mod tests {
         };
         let empty = b"\0asm\x01\0\0\0";
         let (a, b, c) = (file("a", empty), file("b", empty), file("c", &[&empty[..], &[0, 2, 1, b'x']].concat()));
-        let found = FindOptions::read(Vec::new(), &[], &[a.clone(), a.clone(), b, c.clone()]).unwrap();
-        assert_eq!(found.wasm.iter().map(|(path, _)| path).collect::<Vec<_>>(), [&a, &c]);
+        let found = FindOptions::read(Vec::new(), &[], &[a.clone(), a.clone(), b, c.clone()]);
+        assert_eq!(found.wasm.iter().map(|file| &file.path).collect::<Vec<_>>(), [&a, &c]);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 pub mod all;
 pub mod code_map;
 pub mod engines;
+mod immediates;
+mod match_files;
 pub mod singlepass;
 pub mod wasmtime;
 
@@ -10,11 +12,11 @@ use self::engines::Sighting;
 use crate::progress::Progress;
 use crate::state::{ExecutionStateImage, ModuleStateMap, PointKind};
 use crate::symbolize::wasm::WasmModule;
+use crate::symbolize::wasm::file::CoreModule;
 use crate::target::objects::Objects;
 use crate::target::{Memory, Target, ThreadId};
 use crate::unwind::{Cursor, Next, Unwinder};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::sync::Arc;
 
 words! {
@@ -548,6 +550,29 @@ pub struct Scene<'a> {
     pub progress: &'a dyn Progress,
 }
 
+/// How a file fits a module.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fit {
+    /// How much proves that it is the very file: 0 unless the target has the whole of it.
+    pub exact: u8,
+    /// In what they agree, in a word.
+    pub summary: &'static str,
+    /// Each thing in which they agree.
+    pub checks: Vec<String>,
+    /// What is added to a position in the core module to get one that the runtime knows.
+    pub shift: u64,
+}
+
+/// What tells the modules of a provider apart. Of modules that were compiled in the same way those with other contents were
+/// made from other files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// How it was compiled.
+    pub build: u64,
+    /// What its code does.
+    pub content: u64,
+}
+
 /// Finds a runtime's modules in a target. Called again with the frames that nobody could explain, since a stack leads to
 /// its modules: behind one module's frames lies the next host frame, and perhaps the next module.
 pub trait Provider {
@@ -556,14 +581,31 @@ pub trait Provider {
     /// Returns how many were found that were not known before.
     /// The first call may come without unknown frames: modules of an idle process are worth a line too.
     fn discover(&mut self, scene: &Scene<'_>, unknown: &[Cursor], lost: bool) -> usize;
-    /// Offers a `.wasm` file of the user's to the modules that have none yet. An error has, for each module that was
-    /// compared, its name and why the file does not fit.
-    fn match_file(
-        &mut self,
-        path: &Path,
-        wasm: &Rc<WasmModule>,
-        memory: &dyn Memory,
-    ) -> Result<(), Vec<(String, String)>>;
+    /// Compares module `module` of this provider with a core module of a file of the user's. `Ok`: in what it agrees; `Err`: why
+    /// the module was made from another one.
+    fn compare(&mut self, module: usize, file: &CoreModule, memory: &dyn Memory) -> Result<Fit, String> {
+        let _ = (module, file, memory);
+        Err(format!("{} takes no files", self.runtime().name()))
+    }
+    /// Gives a module the file that it was made from.
+    fn take_file(&mut self, module: usize, path: &Path, file: &CoreModule, fit: Fit) {
+        let _ = (module, path, file, fit);
+    }
+    /// The machine code of a function that a module defines.
+    fn code(&self, module: usize, local_function: u32, memory: &dyn Memory) -> Option<Vec<u8>> {
+        let _ = (module, local_function, memory);
+        None
+    }
+    /// A function's name in the name section that a module was compiled with, where the target has that.
+    fn own_name(&self, module: usize, function: u32) -> Option<String> {
+        let _ = (module, function);
+        None
+    }
+    /// What tells modules apart, read from no more than `left` bytes of code. `None`: it is not known.
+    fn key(&self, module: usize, left: &mut u64, memory: &dyn Memory) -> Option<Key> {
+        let _ = (module, left, memory);
+        None
+    }
     /// Artifacts of the user's that were not looked at, and why. Asked only if no runtime has found a module.
     fn unused_artifacts(&mut self) -> Vec<(PathBuf, String)> {
         Vec::new()

@@ -292,8 +292,7 @@ impl Requests {
             self.borrow_again()?;
         }
         if self.stopped.is_none() {
-            // A file that cannot be read is told before the target is looked at.
-            let find = FindOptions::read(Vec::new(), &self.settings.artifacts, &self.settings.wasm)?;
+            let find = FindOptions::read(Vec::new(), &self.settings.artifacts, &self.settings.wasm);
             let what = self.wire.describe()?;
             let source = match &what.core {
                 Some(core) => Source::Core { core: core.clone(), executable: self.settings.executable.clone() },
@@ -605,11 +604,12 @@ impl Requests {
             return Err(Failure::not_found(format!("the .wasm file of {name} is not known"))
                 .hint("name it with wasm files: set wasm files FILE.wasm in gdb, wasm set files FILE.wasm in lldb"));
         };
-        // Some runtimes keep offsets and no numbers of operators. `op` is there only if the offset is one of this
-        // file: in a component it counts from the component's start.
+        // Some runtimes keep offsets and no numbers of operators. In a component they count from the component's start.
         let of_offset = || {
             let at = frame.wasm.as_ref().filter(|w| w.op.is_some())?.offset?;
-            Some(wasm.operators(function)?.binary_search(&at.0).ok()? as u64)
+            let body = s.provider.runtime().body_offset(module, function)?;
+            let at = wasm.body_offset(function)?.checked_add(at.0.checked_sub(body)?)?;
+            Some(wasm.operators(function)?.binary_search(&at).ok()? as u64)
         };
         // Behind an operator the next one is where it goes on.
         let behind = |w: &WasmPlace| w.op_position == OpPosition::After;

@@ -81,7 +81,7 @@ impl<T> Looked<T> {
 fn with_target<T>(options: &Options, mut work: impl FnMut(&Seen<'_>) -> Result<T, Error>) -> Result<Looked<T>, Error> {
     let search = options.search_paths();
     let progress = progress::stderr(options.verbose);
-    let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?;
+    let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm);
     let mut run = |target: &dyn Target, objects: &Objects| {
         let mut provider = Runtimes::new(&found);
         let Some(outcome) = analyse_once(target, objects, options, &mut provider, &progress)? else { return Ok(None) };
@@ -281,8 +281,8 @@ struct ChosenMemory {
 }
 
 /// Gives `sink` the bytes of a linear memory piece by piece, with the address in the linear memory. Pieces are multiples of
-/// 16 bytes but for the last.
-pub fn linear_memory(options: &Options, wanted: MemoryRange, sink: &mut Sink<'_>) -> Result<(), Error> {
+/// 16 bytes but for the last. Returns what is to be told if a file that the user named was not used.
+pub fn linear_memory(options: &Options, wanted: MemoryRange, sink: &mut Sink<'_>) -> Result<Vec<String>, Error> {
     let (address, len) = (wanted.address, wanted.len);
     let looked = with_target(options, |seen| {
         let chosen = choose_memory(&seen.contents(Lists::default()), wanted)?;
@@ -325,7 +325,8 @@ pub fn linear_memory(options: &Options, wanted: MemoryRange, sink: &mut Sink<'_>
         done += part;
     }
     match bytes.is_some() || looked.is_there(chosen.instance, wanted.memory, chosen.base) {
-        true => Ok(()),
+        true if looked.outcome.refused => Ok(looked.outcome.report.notes.clone()),
+        true => Ok(Vec::new()),
         false => Err(gone()),
     }
 }

@@ -138,7 +138,8 @@ pub fn restore(options: &Options, wanted: &RestoreOptions, signals: &SignalsLate
     let everyone = Options { threads: Vec::new(), ..options.clone() };
     let search = options.search_paths();
     let progress = progress::stderr(options.verbose);
-    let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?;
+    // What is written into a process is decided with all that the user lends.
+    let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm).all()?;
     let mut provider = Runtimes::new(&found);
     let first = LiveTarget::capture(pid, &CaptureOptions::default())?;
     let mut objects = Objects::load(&first, &search);

@@ -87,7 +87,7 @@ const CHUNK: usize = 1 << 20;
 pub fn snapshot(options: &Options, wanted: SnapshotOptions, out: &mut dyn SparseWrite) -> Result<Snapshot, Error> {
     let search = options.search_paths();
     let progress = progress::stderr(options.verbose);
-    let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?;
+    let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm).all()?;
     let mut provider = Runtimes::new(&found);
     match &options.source {
         Source::Core { core, .. } => {

@@ -4,7 +4,8 @@ use super::code::Shape;
 use super::frame::Location;
 use super::maps::Maps;
 use super::places::Places;
-use crate::runtime::{Declared, GlobalDecl, GuestExport, GuestFunction, MemoryDecl, NameSource, ValType, Why};
+use crate::runtime::immediates::Immediates;
+use crate::runtime::{Declared, GlobalDecl, GuestExport, GuestFunction, Key, MemoryDecl, NameSource, ValType, Why};
 use crate::state::map::{Point, PointKind};
 use crate::state::model::{FunctionStateMap, MachineState, MachineValue, ModuleStateMap};
 use crate::symbolize::wasm::{Description, WasmModule};
@@ -12,6 +13,7 @@ use crate::target::Memory;
 use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -34,6 +36,8 @@ pub struct Names {
     pub exports: Option<Vec<GuestExport>>,
     /// What a `.wasm` file is compared with besides.
     pub description: Description,
+    /// Where the bytes of each data segment are, and how many.
+    pub data: Option<Vec<(u64, u64)>>,
 }
 
 /// A module.
@@ -158,6 +162,25 @@ impl Module {
             let copy = self.image_code.as_ref().and_then(|c| c.get(start as usize..)?.get(..len));
             copy.map(<[u8]>::to_vec).ok_or_else(|| e.to_string())
         })
+    }
+
+    /// The machine code of a function that the module defines.
+    pub fn code_of(&self, local_function: u32, memory: &dyn Memory) -> Option<Vec<u8>> {
+        // `finalize` numbers every function, in the order of their code.
+        let start = *self.map.starts().get(local_function as usize)?;
+        self.code_bytes(start as u64, self.map.function_end(start) as u64, memory).ok()
+    }
+
+    /// What tells this module from others of the same size: the backend's settings change the size of its code.
+    pub fn key(&self, left: &mut u64, memory: &dyn Memory) -> Option<Key> {
+        let (mut build, mut content) = (DefaultHasher::new(), DefaultHasher::new());
+        (&self.backend, self.tracked, self.map.starts(), self.map.total_size()).hash(&mut build);
+        for local in 0..u32::try_from(self.map.starts().len()).ok()? {
+            let code = self.code_of(local, memory)?;
+            *left = left.checked_sub(code.len() as u64)?;
+            Immediates::of(&code).fingerprint.hash(&mut content);
+        }
+        Some(Key { build: build.finish(), content: content.finish() })
     }
 
     /// The shape of the function that starts at code offset `start`.

@@ -5,18 +5,20 @@ use super::dwarf::ImageDwarf;
 use super::exceptions;
 use super::frame_table::FrameTable;
 use super::image::{
-    ADDRMAP, BYTECODE, BYTECODE_ENDS, Contents, EXCEPTIONS, FRAMES, Function, FunctionKind, FunctionTable, INFO,
+    ADDRMAP, BYTECODE, BYTECODE_ENDS, Contents, ENGINE, EXCEPTIONS, FRAMES, Function, FunctionKind, FunctionTable, INFO,
 };
 use super::image::{Image, Kind, NAMES};
 use super::info::{Entity, FuncKind, ImageInfo, ModuleInfo};
 use super::version::Version;
-use crate::runtime::{NameSource, Why};
+use crate::runtime::immediates::Immediates;
+use crate::runtime::{Key, NameSource, Why};
 use crate::symbolize::wasm::WasmModule;
 use crate::target::Memory;
 use crate::target::mapped_file::{MappedFile, WithFile};
 use crate::unwind::cfi::CfiUnwinder;
 use std::cell::OnceCell;
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -46,12 +48,24 @@ pub(super) struct Code {
     pub wasm_compared: Vec<Option<&'static str>>,
     /// Path of the user's file of each module.
     pub wasm_path: Vec<Option<PathBuf>>,
+    /// What is told of that file.
+    pub wasm_checks: Vec<Vec<String>>,
+    /// Where the module lies in that file, if it is a component.
+    pub wasm_base: Vec<Option<u64>>,
+    /// What is to be added to positions in the `.wasm` of each module to get those of the image.
+    pub wasm_shift: Vec<Option<u64>>,
+    /// Whether the image carries the Wasm that it was made from.
+    pub carries_wasm: bool,
     pub file: Option<MappedFile>,
     pub cfi: Option<CfiUnwinder<'static>>,
     /// Debug information of the source language (`debug_info`).
     pub dwarf: Option<ImageDwarf>,
     /// What is missing or wrong.
     pub problems: Vec<String>,
+    /// Of each module where the bodies of its functions are, and which they are of.
+    body_places: OnceCell<HashMap<u32, Vec<(u32, u32)>>>,
+    /// Number of the piece of code of each Wasm function, by module and function.
+    pieces: OnceCell<HashMap<(u32, u32), usize>>,
     /// The first name under which a function is exported, by module and function.
     exported: OnceCell<HashMap<(usize, u32), Arc<str>>>,
     names: Option<Contents>,
@@ -137,7 +151,7 @@ impl Code {
             problems.push(format!("its debug information cannot be used: {why}"));
             None
         });
-        Code {
+        let mut code = Code {
             version_text,
             version,
             functions,
@@ -149,9 +163,15 @@ impl Code {
             wasm,
             wasm_path: vec![None; modules],
             wasm_compared: vec![None; modules],
+            wasm_checks: vec![Vec::new(); modules],
+            wasm_base: vec![None; modules],
+            wasm_shift: vec![None; modules],
+            carries_wasm: false,
             cfi,
             dwarf,
             problems,
+            body_places: OnceCell::new(),
+            pieces: OnceCell::new(),
             exported: OnceCell::new(),
             names,
             addrmap,
@@ -160,7 +180,98 @@ impl Code {
             bodies,
             image,
             file,
+        };
+        code.carries_wasm = code.wasm.iter().any(Option::is_some);
+        for module in 0..code.modules {
+            let own = code.wasm[module].clone();
+            code.wasm_shift[module] = own.and_then(|own| code.shift_of(module, &own).ok().flatten());
         }
+        code
+    }
+
+    /// What is to be added to positions in `wasm` to get those of the image, if it is what `module` was made from: where it
+    /// lies in its component. `None`: the image does not say where its modules lie.
+    pub fn shift_of(&self, module: usize, wasm: &WasmModule) -> Result<Option<u64>, String> {
+        if self.image.header().kind == Kind::Module {
+            return Ok(Some(0));
+        }
+        let mut found = None;
+        let all = self.body_places.get_or_init(|| {
+            let mut all: HashMap<u32, Vec<(u32, u32)>> = HashMap::new();
+            for &(position, module, function) in self.bodies.iter().flat_map(|bodies| &bodies.0) {
+                all.entry(module).or_default().push((position, function));
+            }
+            all
+        });
+        let own = u32::try_from(module).ok().and_then(|module| all.get(&module));
+        for &(position, function) in own.into_iter().flatten() {
+            let local = function.checked_sub(wasm.imported_functions());
+            let Some(body) = local.and_then(|local| wasm.body_offset(local)) else { continue };
+            let shift = u64::from(position).checked_sub(body);
+            if shift.is_none() || found.is_some_and(|found| Some(found) != shift) {
+                return Err(format!("the body of function {function} of all is not where the module was made from"));
+            }
+            found = shift;
+        }
+        Ok(found)
+    }
+
+    /// A place of the frame table as one of the address map. In a component the one counts from the module's start (from
+    /// version 44 on, `address_map.rs: ModulePC`), the other from the component's.
+    pub fn in_file(&self, module: u32, wasm_pc: u32) -> u64 {
+        let counts_in_module = self.image.header().kind == Kind::Component && self.version.is_some_and(|v| v.0 >= 44);
+        let shift = self.wasm_shift.get(module as usize).copied().flatten().filter(|_| counts_in_module);
+        u64::from(wasm_pc).saturating_add(shift.unwrap_or(0))
+    }
+
+    /// The machine code of a function that a module defines.
+    pub fn code_of(&self, module: usize, local: u32, memory: &dyn Memory) -> Option<Vec<u8>> {
+        let function = self.imports(module)?.checked_add(local)?;
+        let pieces = self.pieces.get_or_init(|| {
+            let mut pieces = HashMap::new();
+            for piece in self.functions.wasm() {
+                pieces.entry((piece.module, piece.function)).or_insert(piece.number);
+            }
+            pieces
+        });
+        let number = *pieces.get(&(u32::try_from(module).ok()?, function))?;
+        let (start, len) = self.functions.place(number)?;
+        let start = self.image.text().start + u64::from(start);
+        self.memory(memory).read_vec(start, len as usize).ok()
+    }
+
+    /// The name of a function in the name section that the module was compiled with.
+    pub fn own_name(&self, module: usize, function: u32) -> Option<String> {
+        if let Some(own) = self.wasm.get(module).and_then(Option::as_ref).filter(|_| self.carries_wasm) {
+            return own.own_name(function).map(str::to_string);
+        }
+        self.recorded_name(module, function)
+            .map(str::to_string)
+            .or_else(|| self.functions.name_of(u32::try_from(module).ok()?, function))
+    }
+
+    fn recorded_name(&self, module: usize, function: u32) -> Option<&str> {
+        let info = self.module(module)?;
+        info.function_name(function, self.names.as_deref()?).filter(|name| !name.is_empty())
+    }
+
+    /// What tells this module from others: how its image was compiled, and what its code does.
+    pub fn key(&self, module: usize, left: &mut u64, memory: &dyn Memory) -> Option<Key> {
+        let mut build = DefaultHasher::new();
+        let engine = self.image.contents(ENGINE, &self.memory(memory)).ok()?;
+        (&*engine, self.image.header().kind == Kind::Component).hash(&mut build);
+        let mut content = DefaultHasher::new();
+        match self.wasm.get(module).and_then(Option::as_ref).filter(|_| self.carries_wasm) {
+            Some(own) => own.bytes().hash(&mut content),
+            None => {
+                for local in 0..*self.defined.get(module)? {
+                    let code = self.code_of(module, u32::try_from(local).ok()?, memory)?;
+                    *left = left.checked_sub(code.len() as u64)?;
+                    Immediates::of(&code).fingerprint.hash(&mut content);
+                }
+            }
+        }
+        Some(Key { build: build.finish(), content: content.finish() })
     }
 
     /// Takes its code as that of no module, for this reason.
@@ -172,6 +283,8 @@ impl Code {
         self.defined.clear();
         self.bodies.clear();
         (self.wasm, self.wasm_path, self.wasm_compared) = (vec![None], vec![None], vec![None]);
+        (self.wasm_checks, self.wasm_base, self.wasm_shift) = (vec![Vec::new()], vec![None], vec![None]);
+        self.carries_wasm = false;
     }
 
     /// Whether nothing but its name says that the file is the one that was mapped.
@@ -227,16 +340,14 @@ impl Code {
 
     /// The best name of a Wasm function and where it is from.
     pub fn function_name(&self, module: usize, function: u32, symbol: Option<&str>) -> Option<(String, NameSource)> {
+        // What the module was compiled with wins over the user's file, whose names nothing proves.
+        if let Some(name) = self.recorded_name(module, function) {
+            return Some((name.to_string(), NameSource::NameSection));
+        }
         if let Some(Some(wasm)) = self.wasm.get(module)
             && let Some(name) = wasm.function_name(function)
         {
             return Some(name);
-        }
-        if let Some(info) = self.module(module) {
-            let whole = self.names.as_deref().and_then(|names| info.function_name(function, names));
-            if let Some(name) = whole.filter(|n| !n.is_empty()) {
-                return Some((name.to_string(), NameSource::NameSection));
-            }
         }
         if let Some(name) = symbol.filter(|n| !n.is_empty()) {
             return Some((name.to_string(), self.name_source));

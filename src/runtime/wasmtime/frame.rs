@@ -10,7 +10,7 @@ use super::code::Code;
 use super::exit::is_vmctx;
 use super::flow::{Facts, Held};
 use super::frame_table::{FrameDescriptor, FrameValType, InstPos, ProgramFrame, SlotValue};
-use super::image::{Function, FunctionKind, Kind};
+use super::image::{Function, FunctionKind};
 use super::info::FuncKind;
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::limits::MAX_NAMED_OWNERS;
@@ -396,7 +396,7 @@ impl Here<'_> {
                     if let Some(index) = index {
                         frame.module = self.code.first + (module as usize).min(self.code.modules - 1);
                         self.name(&mut frame, module, index, function);
-                        self.position(&mut frame, module, self.place_of(depth, program, point.exact));
+                        self.position(&mut frame, module, self.place_of(module, depth, program, point.exact));
                     }
                     self.values(&mut frame, &d, program, point.exact);
                 }
@@ -410,10 +410,10 @@ impl Here<'_> {
 
     /// The operator that a recorded frame is at. At a call the recorded place is the operator behind it, as the frame will
     /// go on there; the address map has the call itself.
-    fn place_of(&self, depth: usize, program: &ProgramFrame, exact: bool) -> u64 {
+    fn place_of(&self, module: u32, depth: usize, program: &ProgramFrame, exact: bool) -> u64 {
         let elsewhere = depth == 0 && (self.at.address.is_return() || !exact);
         let place = self.code.place(self.offset).filter(|_| elsewhere);
-        u64::from(place.map_or(program.wasm_pc, |p| p.0))
+        place.map_or_else(|| self.code.in_file(module, program.wasm_pc), |p| u64::from(p.0))
     }
 
     fn values(&self, frame: &mut GuestFrame, d: &FrameDescriptor, program: &ProgramFrame, exact: bool) {
@@ -539,14 +539,15 @@ impl Here<'_> {
     fn position(&self, frame: &mut GuestFrame, module: u32, place: u64) {
         frame.position = Position::Offset(place);
         let mut operator = OperatorPlace { offset: place, text: None, file: None, line: None };
-        // In a component the place counts from the component's start, which is not at hand.
-        if self.code.image.header().kind == Kind::Module
-            && let Some(Some(wasm)) = self.code.wasm.get(module as usize)
-            && let Some(index) = operator_index(wasm, frame.local_function, place)
+        // In a component the place counts from the component's start.
+        if let Some(Some(wasm)) = self.code.wasm.get(module as usize)
+            && let Some(Some(shift)) = self.code.wasm_shift.get(module as usize)
+            && let Some(inner) = place.checked_sub(*shift)
+            && let Some(index) = operator_index(wasm, frame.local_function, inner)
             && let Some(found) = frame.local_function.and_then(|f| wasm.operator(f, index))
         {
             operator.text = Some(found.text);
-            if let Some(source) = wasm.source(place).into_iter().next() {
+            if let Some(source) = wasm.source(inner).into_iter().next() {
                 (operator.file, operator.line) = (source.file, source.line);
             }
         }

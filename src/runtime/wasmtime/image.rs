@@ -34,6 +34,8 @@ pub const FRAMES: &str = ".wasmtime.frames";
 pub const INFO: &str = ".wasmtime.info";
 /// Section with the names of functions, into which [`INFO`] points.
 pub const NAMES: &str = ".name.wasm";
+/// Section with the data of all modules.
+pub const DATA: &str = ".rodata.wasm";
 /// Section with the version and the configuration.
 pub const ENGINE: &str = ".wasmtime.engine";
 /// Section with the original Wasm modules, one behind the other (`guest_debug`).
@@ -456,11 +458,11 @@ impl Engine {
             return None;
         }
         let len = b.u8().ok()?;
-        let version = std::str::from_utf8(b.take(u64::from(len)).ok()?).ok()?;
+        let version = String::from_utf8_lossy(b.take(u64::from(len)).ok()?);
         let target = Reader::new(&section[b.offset()..]).str().ok();
         let triple = |t: &&str| t.contains('-') && t.bytes().all(|c| c.is_ascii_graphic());
         Some(Engine {
-            version: Some(version).filter(|v| !v.is_empty()).map(str::to_string),
+            version: Some(version.into_owned()).filter(|v| !v.is_empty()),
             target: target.filter(triple).map(str::to_string),
         })
     }
@@ -696,6 +698,11 @@ impl FunctionTable {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.places.is_empty()
+    }
+
+    /// Where the piece with this number is: offset of its start, and its bytes.
+    pub fn place(&self, number: usize) -> Option<(u32, u32)> {
+        self.places.get(number).map(|place| (place.start, place.len))
     }
 
     /// All of them, each parsed when it comes.

@@ -394,7 +394,10 @@ impl Runtime for Wasmtime {
         let (code, number) = self.place(module).ok()?;
         let function = code.imports(number)?.checked_add(local_function)?;
         let known = code.body_offset(number as u32, function).map(u64::from);
-        known.or_else(|| code.wasm.get(number)?.as_ref()?.body_offset(local_function))
+        known.or_else(|| {
+            let body = code.wasm.get(number)?.as_ref()?.body_offset(local_function)?;
+            body.checked_add(code.wasm_shift.get(number).copied().flatten()?)
+        })
     }
 
     fn reach(&self, _: &dyn Memory) -> Box<dyn Fn(u64) -> Reach + Send> {
