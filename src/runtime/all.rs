@@ -101,7 +101,7 @@ pub struct Runtimes {
     /// Of each module the file that it was given.
     matched: Vec<Option<usize>>,
     /// Whether files were matched at all.
-    asked: bool,
+    compared: bool,
 }
 
 impl Runtimes {
@@ -129,7 +129,7 @@ impl Runtimes {
             files: options.wasm.clone(),
             unusable: options.unusable.clone(),
             matched: Vec::new(),
-            asked: false,
+            compared: false,
         }
     }
 
@@ -200,7 +200,7 @@ impl Runtimes {
     /// and every module decided; if there is nothing new since the last time, that is so.
     pub fn match_files(&mut self, memory: &dyn Memory) -> bool {
         let is_new = self.matched.len() < self.places.len() && !self.files.is_empty();
-        if std::mem::replace(&mut self.asked, true) && !is_new {
+        if std::mem::replace(&mut self.compared, true) && !is_new {
             return true;
         }
         self.refusals =

@@ -12,7 +12,8 @@ use crate::limits::{MAX_COMPARED_CODE, MAX_COMPARED_DATA, MAX_COMPARED_OPERANDS}
 use crate::runtime::all::FindOptions;
 use crate::runtime::immediates::Immediates;
 use crate::runtime::{
-    ExternKind, Fit, GlobalDecl, GuestExport, GuestModule, Key, Provider, Runtime, RuntimeName, Scene, ValType,
+    ExternKind, Fit, GlobalDecl, GuestExport, GuestModule, Key, NameSource, Provider, Runtime, RuntimeName, Scene,
+    ValType,
 };
 use crate::state::SuspendOffset;
 use crate::state::model::{FunctionStateMap, WasmAbstractValue};
@@ -390,7 +391,7 @@ impl Provider for SinglepassProvider {
 
     fn own_name(&self, module: usize, function: u32) -> Option<String> {
         let names = &self.runtime.modules.get(module)?.names.functions;
-        names.get(&function).filter(|(_, source)| *source == "name section").map(|(name, _)| name.clone())
+        names.get(&function).filter(|(_, source)| *source == NameSource::NameSection).map(|(name, _)| name.clone())
     }
 
     fn key(&self, module: usize, left: &mut u64, memory: &dyn Memory) -> Option<Key> {
