@@ -45,6 +45,10 @@ fn a_guest_that_waits_is_told_at_every_door() {
                     "{text}"
                 );
 
+                // gcore writes all the memory that a pool reserves.
+                if !flags.is_empty() {
+                    continue;
+                }
                 let core = gcore(&host).unwrap_or_else(|e| panic!("{}", e.0));
                 let (core, exe) = (core.to_str().unwrap(), host.exe.to_str().unwrap());
                 let (_, report) = wstate_json(&["core", core, exe]);
@@ -84,6 +88,7 @@ fn debuggers_tell_it_too() {
             continue;
         }
         let session = debugger.run(arguments, commands);
-        assert!(session.log.contains(IN_A_CALL), "{debugger:?}: {}", session.log);
+        let said = session.texts.concat();
+        assert!(said.contains(IN_A_CALL), "{debugger:?}: {said}{}", session.log);
     }
 }
