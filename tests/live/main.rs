@@ -2,6 +2,7 @@
 //! leaves each of them as it was.
 #![allow(unsafe_code)] // Signal handlers and timers of the processes that are looked at.
 
+mod churn;
 mod namespaces;
 mod nonblocking;
 mod processes;
