@@ -42,6 +42,7 @@ fn right(report: &Value, how: &str) -> usize {
             continue;
         };
         let module = 10 + u64::from(letter.as_bytes()[0] - b'a');
+        let mut youngest = true;
         for frame in thread["frames"].as_array().expect("frames").iter().filter(|f| f["kind"] == "wasm") {
             let Some(name) = frame["function"]["name"].as_str() else { continue };
             let own = name.strip_prefix(&format!("f{letter}_")).map(|k| k.parse().expect("a number"));
@@ -52,7 +53,10 @@ fn right(report: &Value, how: &str) -> usize {
                 Some(u64::from_str_radix(bits, 16).expect("a number") & 0xffff_ffff)
             };
             let local = frame["locals"].as_array().and_then(|l| number(l.get(2)?)).filter(|v| *v != 0);
-            for value in local.into_iter().chain(frame["stack"].as_array().into_iter().flatten().filter_map(number)) {
+            // Behind the operand that is kept there may be the arguments of the call, and in the youngest frame others.
+            let kept = frame["stack"].as_array().filter(|_| !youngest).and_then(|stack| number(stack.first()?));
+            youngest = false;
+            for value in local.into_iter().chain(kept) {
                 assert!(
                     [module << 16 | k, module << 16 | 256 | k].contains(&value),
                     "{how}: {value:#x} in {name}: {thread}"

@@ -56,8 +56,10 @@ def judge(report, code, counts, bad):
                 bad.append(("name", name, function, frame["wasm"], report["notes"], code))
                 continue
             seen.append(k)
-            for place, slots, want in (("local", frame["locals"], 0), ("operand", frame["stack"], 256)):
-                slots = [s for s in slots or [] if place == "operand" or s["index"] == 2]
+            for place, slots in (("local", frame["locals"]), ("operand", frame["stack"])):
+                # Behind the operand that is kept there may be the arguments of the call, and in the youngest others.
+                slots = [s for s in slots or [] if s["index"] == (2 if place == "local" else 0)]
+                slots = [] if place == "operand" and frame is frames[0] else slots
                 for slot in slots:
                     value = number(slot)
                     if value is None:

@@ -127,7 +127,8 @@ fn the_next_capture_has_what_the_last_one_read() {
     assert_eq!(read(&second, 0x208), Ok(word_of(2, 0x208)));
     assert_eq!(second.read_u64(hole), Err(MemoryError::Unmapped { address: hole, len: 8 }));
     assert!(second.is_proven());
-    let far = 3 * PAGE as usize;
+    // Farther than what is copied beside a page.
+    let far = 100 * PAGE as usize;
     assert_eq!(read(&second, far), Ok(word_of(3, far)));
     assert!(!second.is_proven());
     set.add_reads_of(&second);
@@ -136,10 +137,10 @@ fn the_next_capture_has_what_the_last_one_read() {
     assert_eq!((read(&third, 0x200), read(&third, far)), (Ok(word_of(3, 0x200)), Ok(word_of(3, far))));
     assert!(third.is_proven());
     // A search finds what was copied, and hints for the rest, which are no reads.
-    let mut bytes = vec![0; 5 * PAGE as usize];
+    let mut bytes = vec![0; 201 * PAGE as usize];
     assert_eq!(third.scan(CODE as u64, &mut bytes), bytes.len());
     assert_eq!(bytes[far..far + 8], word_of(3, far).to_le_bytes());
-    let searched = 4 * PAGE as usize;
+    let searched = 200 * PAGE as usize;
     assert_eq!(bytes[searched..searched + 8], word_of(4, searched).to_le_bytes());
     assert!(third.is_proven());
 }
@@ -160,7 +161,7 @@ fn in_the_end_what_was_not_copied_cannot_be_read() {
     // Nothing was there, for certain.
     assert!(matches!(sealed.read_u64(CODE as u64 - PAGE), Err(MemoryError::Unmapped { .. })));
     assert!(sealed.is_proven());
-    let far = (CODE + 5 * PAGE as usize) as u64;
+    let far = (CODE + 100 * PAGE as usize) as u64;
     assert_eq!(sealed.scan(far, &mut [0; 64]), 0);
     assert_eq!(sealed.read_u64(far), Err(MemoryError::Gone { address: far, len: 8 }));
     assert!(!sealed.is_proven() && sealed.is_gone());
