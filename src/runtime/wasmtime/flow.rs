@@ -457,6 +457,36 @@ pub(super) fn beginning(start: u64, code: &[u8], end: u32) -> Option<Vec<(u32, F
     None
 }
 
+/// What is known at `at` among the first instructions of a function that is too large to be followed.
+pub(super) fn near_start(start: u64, code: &[u8], at: CodeAddress) -> Option<Facts> {
+    let CodeAddress::Exact(pc) = at else { return None };
+    let flow = Flow {
+        start,
+        code: code.to_vec(),
+        winch: false,
+        callees_pop: false,
+        handlers: Vec::new(),
+        blocks: BTreeMap::new(),
+    };
+    let (mut state, mut before, mut info) = (State::entry(), Before::default(), InstructionInfoFactory::new());
+    for i in flow.instructions(0) {
+        if i.ip() == pc {
+            return Some(Facts { state, calling: None, restores_sp: true });
+        }
+        // The loop of probes moves rsp by what is not known here.
+        let goes_on = match i.flow_control() {
+            FlowControl::Next => true,
+            FlowControl::ConditionalBranch => i.near_branch_target() > i.ip(),
+            _ => false,
+        };
+        if !goes_on || i.ip() > pc {
+            return None;
+        }
+        flow.step(&mut state, &i, &mut before, &mut info);
+    }
+    None
+}
+
 /// What is known at one place of a function.
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
