@@ -8,7 +8,7 @@
 use super::Wasmtime;
 use super::code::Code;
 use super::exit::is_vmctx;
-use super::flow::{Facts, Held};
+use super::flow::{Facts, Held, WINCH};
 use super::frame_table::{FrameDescriptor, FrameValType, InstPos, ProgramFrame, SlotValue};
 use super::image::{Function, FunctionKind, Kind};
 use super::info::FuncKind;
@@ -38,7 +38,10 @@ pub(super) fn step(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Me
     if let Some(why) = is_another_file(runtime, code, at, memory) {
         return Next::Lost(UnwindError::BadFrame { address: at.address.raw(), runtime: RUNTIME, why });
     }
-    let tabled = || code.cfi.as_ref().and_then(|cfi| cfi.step(at, memory));
+    let tabled = || {
+        let next = code.cfi.as_ref()?.step(at, memory)?;
+        Some(if is_winch(runtime, code, at, memory) { without_kept(next) } else { next })
+    };
     let next = match by_code(runtime, code, at, memory) {
         Some(caller) if may_have_called(runtime, &caller, memory) => {
             agreed(with_own_sp(runtime, caller, memory), tabled())
@@ -136,6 +139,24 @@ fn frame_edge(code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
         Ok(Next::Caller(Cursor { address: CodeAddress::Return(pc), registers: caller }, Trust::Runtime))
     };
     Some(found().unwrap_or_else(Next::Lost))
+}
+
+/// Whether Winch compiled the function.
+fn is_winch(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) -> bool {
+    if let Some(facts) = runtime.facts(code, at.address, memory) {
+        return facts.winch;
+    }
+    let mut begin = [0; WINCH.len()];
+    let start = code.function(at.address.lookup()).map(|f| code.image.text().start + u64::from(f.start));
+    start.is_some_and(|start| memory.read(start, &mut begin).is_ok()) && begin == WINCH
+}
+
+/// The table takes registers that it says nothing of for kept. Winch's functions keep none.
+fn without_kept(mut next: Next) -> Next {
+    if let Next::Caller(caller, _) = &mut next {
+        KEPT.iter().for_each(|reg| caller.registers.forget(*reg));
+    }
+    next
 }
 
 /// Bytes of arguments that a tail call may have left on the stack more or less than the call did: `ret` takes 16 bits.
