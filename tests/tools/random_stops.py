@@ -328,7 +328,10 @@ def main():
         host = [sys.executable, str(HERE / "foreign/spin.py"), "--threads", str(arguments.threads)]
         environment = dict(os.environ, PYTHONPATH=place)
         runs.append((f"{version} cranelift", host, environment, dict(plain, tail_calls=True)))
-        runs.append((f"{version} winch", [*host, "--winch"], environment, dict(plain, tail_calls=major >= 50)))
+        # The library of older releases takes no other strategy than Cranelift.
+        if major >= 45:
+            tails = ["--config", "wasm_tail_call=1"] if major >= 50 else []
+            runs.append((f"{version} winch", [*host, "--winch", *tails], environment, dict(plain, tail_calls=major >= 50)))
         if major >= 47:
             runs.append((f"{version} cranelift guest_debug", [*host, "--config", "guest_debug=1"], environment, dict(plain, tail_calls=True)))
     if arguments.singlepass:

@@ -2,7 +2,7 @@
 
 use super::code::Code;
 use super::flow::{Flow, WINCH, beginning};
-use super::frame::{EPILOGUE, PROLOGUE, val_type};
+use super::frame::{EPILOGUE, PROLOGUE, leaves, val_type};
 use super::frame_table::{FrameTable, InstPos, ProgramPoint};
 use super::image::{Function, FunctionKind};
 use super::instructions::Instructions;
@@ -18,7 +18,6 @@ use crate::runtime::code_map::{
 };
 use crate::target::Memory;
 use crate::target::mapped_file::WithFile;
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Mnemonic, OpKind, Register};
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -215,29 +214,6 @@ fn cut(changes: &mut Vec<(u32, FrameChange)>) {
     let last = changes.last().map_or(0, |(at, _)| *at);
     changes.retain(|(at, _)| *at < last);
     changes.push((last, FrameChange::Undefined(Reg::RIP)));
-}
-
-/// Length of the instructions that leave a function, in `code`: `ret`, `ret n` or the jump of a tail call, before which the
-/// return address may be moved over arguments that the callee does not have. The word at rsp is the return address before
-/// each of them.
-fn leaves(code: &[u8]) -> Option<u32> {
-    /// `mov tmp, [rsp]; mov [rsp + n], tmp; add rsp, n; jmp`
-    const LONGEST: usize = 4;
-    let mut length = 0;
-    for i in Decoder::with_ip(64, code, 0, DecoderOptions::NONE).into_iter().take(LONGEST) {
-        length += u32::try_from(i.len()).ok()?;
-        let on_the_stack = |reg: Register, kind: OpKind| kind == OpKind::Memory && reg == Register::RSP;
-        match (i.flow_control(), i.mnemonic()) {
-            (FlowControl::Return | FlowControl::UnconditionalBranch | FlowControl::IndirectBranch, _) => {
-                return Some(length);
-            }
-            (FlowControl::Next, Mnemonic::Mov)
-                if on_the_stack(i.memory_base(), i.op0_kind()) || on_the_stack(i.memory_base(), i.op1_kind()) => {}
-            (FlowControl::Next, Mnemonic::Add) if i.op0_register() == Register::RSP => {}
-            _ => return None,
-        }
-    }
-    None
 }
 
 /// The points of a function in the frame table.

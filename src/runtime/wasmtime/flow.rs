@@ -117,12 +117,17 @@ impl State {
 
     /// What is left behind a call that an exception ended: rsp and rbp are put back, other registers hold anything.
     fn caught(mut self) -> State {
+        self.lose_all();
+        self
+    }
+
+    /// Registers but rsp and rbp hold anything: functions that Winch compiled keep none for their callers.
+    fn lose_all(&mut self) {
         for (i, held) in self.registers.iter_mut().enumerate() {
             if i != RSP && i != RBP {
                 *held = None;
             }
         }
-        self
     }
 
     /// What a register holds.
@@ -457,6 +462,36 @@ pub(super) fn beginning(start: u64, code: &[u8], end: u32) -> Option<Vec<(u32, F
     None
 }
 
+/// What is known at `at` among the first instructions of a function that is too large to be followed.
+pub(super) fn near_start(start: u64, code: &[u8], at: CodeAddress) -> Option<Facts> {
+    let CodeAddress::Exact(pc) = at else { return None };
+    let flow = Flow {
+        start,
+        code: code.to_vec(),
+        winch: false,
+        callees_pop: false,
+        handlers: Vec::new(),
+        blocks: BTreeMap::new(),
+    };
+    let (mut state, mut before, mut info) = (State::entry(), Before::default(), InstructionInfoFactory::new());
+    for i in flow.instructions(0) {
+        if i.ip() == pc {
+            return Some(Facts { state, calling: None, restores_sp: true, winch: code.starts_with(&WINCH) });
+        }
+        // The loop of probes moves rsp by what is not known here.
+        let goes_on = match i.flow_control() {
+            FlowControl::Next => true,
+            FlowControl::ConditionalBranch => i.near_branch_target() > i.ip(),
+            _ => false,
+        };
+        if !goes_on || i.ip() > pc {
+            return None;
+        }
+        flow.step(&mut state, &i, &mut before, &mut info);
+    }
+    None
+}
+
 /// What is known at one place of a function.
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
@@ -466,6 +501,8 @@ pub(super) struct Facts {
     calling: Option<(State, Instruction)>,
     /// Whether rsp behind a call is counted as it was before, whatever the callee took off the stack.
     restores_sp: bool,
+    /// Whether Winch compiled the function, which keeps no register for its caller.
+    pub winch: bool,
 }
 
 impl Facts {
@@ -599,6 +636,9 @@ impl Flow {
     fn step(&self, state: &mut State, i: &Instruction, before: &mut Before, info: &mut InstructionInfoFactory) {
         state.step(i, before.call && !self.winch, info);
         before.call = is_call(i);
+        if before.call && self.winch {
+            state.lose_all();
+        }
         if before.call && self.callees_pop {
             state.count_from(self.offset(i.next_ip()));
         }
@@ -736,7 +776,7 @@ impl Flow {
         for i in self.instructions(block) {
             let offset = self.offset(i.ip());
             if !at.is_return() && offset == raw {
-                return Some(Facts { state, calling: None, restores_sp: !self.winch });
+                return Some(Facts { state, calling: None, restores_sp: !self.winch, winch: self.winch });
             }
             if offset > looked {
                 return None;
@@ -744,7 +784,7 @@ impl Flow {
             let before = (at.is_return() && self.offset(i.next_ip()) == raw && is_call(&i)).then(|| (state.clone(), i));
             self.step(&mut state, &i, &mut last, &mut info);
             if before.is_some() {
-                return Some(Facts { state, calling: before, restores_sp: !self.winch });
+                return Some(Facts { state, calling: before, restores_sp: !self.winch, winch: self.winch });
             }
             if !self.successors(&i).1 {
                 return None;

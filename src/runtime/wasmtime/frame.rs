@@ -8,7 +8,7 @@
 use super::Wasmtime;
 use super::code::Code;
 use super::exit::is_vmctx;
-use super::flow::{Facts, Held};
+use super::flow::{Facts, Held, WINCH};
 use super::frame_table::{FrameDescriptor, FrameValType, InstPos, ProgramFrame, SlotValue};
 use super::image::{Function, FunctionKind};
 use super::info::FuncKind;
@@ -20,6 +20,7 @@ use crate::runtime::{
 use crate::symbolize::wasm::WasmModule;
 use crate::target::{Memory, MemoryError};
 use crate::unwind::{Cursor, Next, Trust, UnwindError, Unwinder};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Mnemonic, OpKind, Register};
 use std::borrow::Cow;
 
 /// The runtime's name in reports.
@@ -39,7 +40,10 @@ pub(super) fn step(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Me
     if let Some(why) = is_another_file(runtime, code, at, memory) {
         return Next::Lost(UnwindError::BadFrame { address: at.address.raw(), runtime: RUNTIME, why });
     }
-    let tabled = || code.cfi.as_ref().and_then(|cfi| cfi.step(at, memory));
+    let tabled = || {
+        let next = code.cfi.as_ref()?.step(at, memory)?;
+        Some(if is_winch(runtime, code, at, memory) { without_kept(next) } else { next })
+    };
     let next = match by_code(runtime, code, at, memory) {
         Some(caller) if may_have_called(runtime, &caller, memory) => {
             agreed(with_own_sp(runtime, caller, memory), tabled())
@@ -68,13 +72,24 @@ fn is_another_file(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Me
 /// given back. `None`: rbp is this frame's.
 fn edge(code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<u64> {
     let CodeAddress::Exact(pc) = at.address else { return None };
+    let leaving = || {
+        let mut around = [0; EPILOGUE.len() + 2 * LEAVING_BYTES];
+        let from = pc.checked_sub((EPILOGUE.len() + LEAVING_BYTES) as u64)?;
+        let len = memory.read_some(from, &mut around);
+        let (before, after) = around.get(..len)?.split_at_checked(EPILOGUE.len() + LEAVING_BYTES)?;
+        let ended =
+            (EPILOGUE.len()..=before.len()).find(|end| before.get(end - EPILOGUE.len()..*end) == Some(&EPILOGUE));
+        let behind = ended.and_then(|end| Some((before.len() - end, leaves(around.get(end..len)?)?)));
+        // A `ret` finds the return address at rsp, whatever is before it.
+        Some(matches!(after.first(), Some(0xc3 | 0xc2)) || behind.is_some_and(|(at, length)| at < length as usize))
+    };
+    if leaving() == Some(true) {
+        return Some(0);
+    }
     let is = |address: Option<u64>, bytes: [u8; 4]| {
         let mut there = [0; 4];
         address.is_some_and(|a| code.contains(a) && memory.read(a, &mut there).is_ok() && there == bytes)
     };
-    if is(pc.checked_sub(EPILOGUE.len() as u64), EPILOGUE) {
-        return Some(0);
-    }
     let start = code.image.text().start + u64::from(code.function(pc)?.start);
     let depth = match pc - start {
         0 => 0,
@@ -82,6 +97,31 @@ fn edge(code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<u64> {
         _ => return None,
     };
     is(Some(start), PROLOGUE).then_some(depth)
+}
+
+/// Bytes of the instructions that leave a function, at most.
+const LEAVING_BYTES: usize = 32;
+
+/// Length of the instructions that leave a function, in `code`: `ret`, `ret n` or the jump of a tail call, before which the
+/// return address may be moved over arguments that the callee does not have. The word at rsp is the return address before
+/// each of them.
+pub(super) fn leaves(code: &[u8]) -> Option<u32> {
+    /// `mov tmp, [rsp]; mov [rsp + n], tmp; add rsp, n; jmp`
+    const LONGEST: usize = 4;
+    let mut length = 0;
+    for i in Decoder::with_ip(64, code, 0, DecoderOptions::NONE).into_iter().take(LONGEST) {
+        length += u32::try_from(i.len()).ok()?;
+        let on_the_stack = |n: u32| i.op_kind(n) == OpKind::Memory && i.memory_base() == Register::RSP;
+        match (i.flow_control(), i.mnemonic()) {
+            (FlowControl::Return | FlowControl::UnconditionalBranch | FlowControl::IndirectBranch, _) => {
+                return Some(length);
+            }
+            (FlowControl::Next, Mnemonic::Mov) if on_the_stack(0) || on_the_stack(1) => {}
+            (FlowControl::Next, Mnemonic::Add) if i.op0_register() == Register::RSP => {}
+            _ => return None,
+        }
+    }
+    None
 }
 
 /// What the tables do not say, or say wrongly.
@@ -101,6 +141,24 @@ fn frame_edge(code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
         Ok(Next::Caller(Cursor { address: CodeAddress::Return(pc), registers: caller }, Trust::Runtime))
     };
     Some(found().unwrap_or_else(Next::Lost))
+}
+
+/// Whether Winch compiled the function.
+fn is_winch(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) -> bool {
+    if let Some(facts) = runtime.facts(code, at.address, memory) {
+        return facts.winch;
+    }
+    let mut begin = [0; WINCH.len()];
+    let start = code.function(at.address.lookup()).map(|f| code.image.text().start + u64::from(f.start));
+    start.is_some_and(|start| memory.read(start, &mut begin).is_ok()) && begin == WINCH
+}
+
+/// The table takes registers that it says nothing of for kept. Winch's functions keep none.
+fn without_kept(mut next: Next) -> Next {
+    if let Next::Caller(caller, _) = &mut next {
+        KEPT.iter().for_each(|reg| caller.registers.forget(*reg));
+    }
+    next
 }
 
 /// Bytes of arguments that a tail call may have left on the stack more or less than the call did: `ret` takes 16 bits.
@@ -170,7 +228,10 @@ fn undecided(runtime: &Wasmtime, at: &Cursor, contradicted: bool, tabled: Option
             Next::Caller(caller, if contradicted { Trust::FramePointer } else { trust })
         }
         (_, Next::Caller(caller, _)) => Next::Caller(caller, Trust::FramePointer),
-        (Some(Next::Caller(caller, _)), _) => Next::Caller(caller, Trust::FramePointer),
+        // Without rbp there is nothing to compare.
+        (Some(Next::Caller(caller, trust)), _) => {
+            Next::Caller(caller, if contradicted { Trust::FramePointer } else { trust })
+        }
         (Some(next), Next::Lost(_)) => next,
         (_, next) => next,
     }
@@ -585,7 +646,61 @@ pub(super) fn val_type(ty: FrameValType) -> ValType {
 
 #[cfg(test)]
 mod tests {
+    use super::super::image::Image;
+    use super::super::testing::fixture;
     use super::*;
+    use crate::unwind::testing::{Pieces, cursor};
+
+    /// A function that is too large to be followed: its ends are known by their bytes, its beginning is followed alone.
+    #[test]
+    fn the_ends_of_a_function_that_cannot_be_followed_are_known_by_their_bytes() {
+        const BASE: u64 = 0x7f00_0000_0000;
+        let (native, sp) = (0x5555_0000_1000, 0x7ffd_0000_0100);
+        for name in ["36-default", "48-default"] {
+            let memory = Pieces::default().bytes(BASE, &fixture(name));
+            let mut runtime = Wasmtime::default();
+            runtime.add(Code::load(Image::read(&memory, BASE).unwrap(), None, &memory));
+            let code = &runtime.codes[0];
+            let text = code.image.text();
+            let mut asked = 0;
+            for function in code.functions.iter() {
+                let start = text.start + u64::from(function.start);
+                runtime.flows.borrow_mut().insert(start, None);
+                let bytes = memory.read_vec(start, function.len as usize).unwrap();
+                // rbp is the caller's in front of these: a word above its frame, and the chain goes on from there.
+                let words = [native, 0, sp + 0x40, 0, 0, 0, 0, 0, sp + 0x80, native + 0x100];
+                let memory = Pieces(memory.0.clone()).words(sp, &words);
+                let ended = bytes.windows(EPILOGUE.len()).enumerate().filter(|(_, w)| *w == EPILOGUE);
+                for pc in ended.map(|(at, _)| start + at as u64 + 4).chain([start]) {
+                    let at = cursor(pc, &[(Reg::RSP, sp), (Reg::RBP, sp + 0x40)]);
+                    let Next::Caller(caller, _) = step(&runtime, code, &at, &memory) else { panic!("{name} {pc:#x}") };
+                    assert_eq!(caller.address, CodeAddress::Return(native), "{name} {pc:#x}");
+                    asked += 1;
+                }
+                // Inside, the table and the frame pointer agree.
+                let body = start + 4;
+                let at = cursor(body, &[(Reg::RSP, sp + 0x40), (Reg::RBP, sp + 0x40)]);
+                let Next::Caller(caller, trust) = step(&runtime, code, &at, &memory) else {
+                    panic!("{name} {body:#x}")
+                };
+                assert_eq!((caller.address.raw(), trust == Trust::FramePointer), (native + 0x100, false), "{name}");
+            }
+            assert!(asked > 20, "{name}: {asked}");
+        }
+    }
+
+    #[test]
+    fn what_leaves_a_function_is_told_by_its_instructions() {
+        // ret; ret 16; jmp; jmp rdx; mov rcx, [rsp]; mov [rsp + 0x20], rcx; add rsp, 0x20; jmp rdx
+        assert_eq!(leaves(&[0xc3, 0x90]), Some(1));
+        assert_eq!(leaves(&[0xc2, 0x10, 0]), Some(3));
+        assert_eq!(leaves(&[0xe9, 0, 0, 0, 0]), Some(5));
+        assert_eq!(leaves(&[0xff, 0xe2]), Some(2));
+        let moved = [0x48, 0x8b, 0x0c, 0x24, 0x48, 0x89, 0x4c, 0x24, 0x20, 0x48, 0x83, 0xc4, 0x20, 0xff, 0xe2];
+        assert_eq!(leaves(&moved), Some(15));
+        assert_eq!(leaves(&moved[..13]), None);
+        assert_eq!(leaves(&[0x90, 0xc3]), None);
+    }
 
     #[test]
     fn so_many_alternatives_are_named() {

@@ -56,7 +56,7 @@ use crate::target::{Mapping, Memory};
 use crate::unwind::{Cursor, Next, Unwinder};
 use chain::{Chain, Solved};
 use code::Code;
-use flow::{Facts, Flow, Held, Hints};
+use flow::{Facts, Flow, Held, Hints, near_start};
 use image::{Function, FunctionKind};
 use instance::{Context, Described};
 use std::cell::RefCell;
@@ -101,6 +101,9 @@ pub struct Wasmtime {
     /// What that says of places.
     facts: RefCell<HashMap<CodeAddress, Option<Rc<Facts>>>>,
 }
+
+/// Bytes of what a compiler puts at the start of a function before anything else.
+const BEGINNING_BYTES: usize = 128;
 
 /// From this version on, functions that Winch compiles take their arguments off the stack.
 const WINCH_CALLEES_POP: Version = Version(50);
@@ -196,7 +199,14 @@ impl Wasmtime {
                     .and_then(|bytes| Flow::new(start, bytes, hints(code, &function)));
                 flows.insert(start, flow.map(Rc::new));
             }
-            flows.get(&start)?.as_ref()?.at(at).map(Rc::new)
+            match flows.get(&start)? {
+                Some(flow) => flow.at(at),
+                None => {
+                    let len = (function.len as usize).min(BEGINNING_BYTES);
+                    near_start(start, &code.memory(memory).read_vec(start, len).ok()?, at)
+                }
+            }
+            .map(Rc::new)
         };
         let found = follow();
         let mut facts = self.facts.borrow_mut();
