@@ -158,7 +158,7 @@ pub const MAX_SMALL_SECTION_BYTES: u64 = 16 << 20;
 /// Output bytes per input byte that a larger section may claim: debug information has 2 to 20.
 pub const MAX_LARGE_COMPRESSION_RATIO: u64 = 100;
 /// Part of the free memory that all decompressed sections of a report may take: one in so many.
-pub const UNPACKED_SHARE: u64 = 4;
+pub const MAX_UNPACKED_SHARE: u64 = 4;
 /// Bytes of all decompressed sections of a report, however much memory is free.
 pub const MAX_UNPACKED_BYTES: u64 = 16 << 30;
 /// Files of which it is told that their debug information is left out.

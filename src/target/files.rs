@@ -127,7 +127,7 @@ const MADE_UP: [i64; 13] = [
     0x7472_6163, // tracefs
     0x7363_6673, // securityfs
     0x6265_6570, // configfs
-    0x27e0_eb,   // cgroup
+    0x0027_e0eb, // cgroup
     0x6367_7270, // cgroup2
     0xcafe_4a11, // bpf
     0x6165_676c, // pstore

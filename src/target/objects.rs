@@ -521,7 +521,7 @@ impl Loader<'_> {
         let ranges = ranges.filter(|r| r.0 < r.1).collect();
         let id = headers.build_id_of_file(&file);
         let data = ObjectData::File(file);
-        let debug = self.debug_file(&[place.clone()], path, &data, id.as_deref());
+        let debug = self.debug_file(std::slice::from_ref(&place), path, &data, id.as_deref());
         let note = format!(
             "{}: its names may be another build's: the core does not say which file ran, and only the place of its \
              headers fits",

@@ -71,7 +71,7 @@ pub fn affordable(name: &str, sections: &[(u64, u64)]) -> bool {
 }
 
 fn share(free: u64) -> u64 {
-    (free / limits::UNPACKED_SHARE).min(limits::MAX_UNPACKED_BYTES)
+    (free / limits::MAX_UNPACKED_SHARE).min(limits::MAX_UNPACKED_BYTES)
 }
 
 /// Bytes of memory that can still be had, as far as the system tells.
@@ -146,7 +146,7 @@ mod tests {
             Some(61440000)
         );
         assert_eq!(address_space("Max address space         unlimited            unlimited            bytes \n"), None);
-        assert_eq!(share(40 << 20), (40 << 20) / limits::UNPACKED_SHARE);
+        assert_eq!(share(40 << 20), (40 << 20) / limits::MAX_UNPACKED_SHARE);
         assert_eq!(share(u64::MAX), limits::MAX_UNPACKED_BYTES);
         assert!(free() > 0);
     }

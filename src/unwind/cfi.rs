@@ -823,10 +823,10 @@ fn debug_frame<'a>(file: &Elf<'a>, bases: &BaseAddresses) -> Option<Table<'a>> {
 /// input can hold, or more than is left of the memory for such sections.
 pub(crate) fn section_bytes<'a>(section: &impl ObjectSection<'a>) -> Option<Cow<'a, [u8]>> {
     let range = section.compressed_file_range().ok()?;
-    if range.format != object::CompressionFormat::None {
-        if range.uncompressed_size > unpack::believed(range.compressed_size) || !unpack::take(range.uncompressed_size) {
-            return None;
-        }
+    if range.format != object::CompressionFormat::None
+        && (range.uncompressed_size > unpack::believed(range.compressed_size) || !unpack::take(range.uncompressed_size))
+    {
+        return None;
     }
     section.uncompressed_data().ok()
 }

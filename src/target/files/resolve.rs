@@ -19,8 +19,8 @@ pub(super) fn file_system(fd: BorrowedFd<'_>) -> io::Result<i64> {
         let mut found: libc::statfs = std::mem::zeroed();
         (libc::fstatfs(fd.as_raw_fd(), &raw mut found), found)
     };
-    // It is a number of 32 bits, whatever type a C library gives it.
-    if result == 0 { Ok(found.f_type as i64 & 0xffff_ffff) } else { Err(io::Error::last_os_error()) }
+    // It is a number of 32 bits; a C library may give it a sign.
+    if result == 0 { Ok(found.f_type & 0xffff_ffff) } else { Err(io::Error::last_os_error()) }
 }
 
 /// `lseek` with what the standard library does not have.
