@@ -148,7 +148,7 @@ fn between(code: &[Instruction], sites: impl Iterator<Item = (u64, Site)>) -> Op
 }
 
 /// The next of a stretch's traps and loads, if it is a trap.
-fn trap<'c>(next: Option<(usize, &'c Instruction)>) -> Option<(usize, &'c Instruction)> {
+fn trap(next: Option<(usize, &Instruction)>) -> Option<(usize, &Instruction)> {
     next.filter(|(_, i)| i.code() == Code::Ud2)
 }
 
