@@ -479,6 +479,9 @@ pub struct Known {
 /// Tells the function around an address.
 pub type Symbols<'a> = dyn Fn(CodeAddress) -> Option<Known> + 'a;
 
+/// What was followed, by where it begins and ends; `None`: it could not be.
+type Bodies = HashMap<(u64, u64), Option<Rc<Body>>>;
+
 /// Unwinds code of loaded files by what it does.
 pub struct CodeUnwinder<'a> {
     objects: &'a Objects,
@@ -488,7 +491,7 @@ pub struct CodeUnwinder<'a> {
     entry: Option<u64>,
     /// The `main` that the entry point names.
     main: OnceCell<Option<u64>>,
-    bodies: RefCell<HashMap<(u64, u64), Option<Rc<Body>>>>,
+    bodies: RefCell<Bodies>,
     /// Instructions of all functions that are left.
     left: Cell<usize>,
 }

@@ -104,10 +104,12 @@ def by_lldb(pid, tid):
     commands = [x for c in ("thread list", "thread backtrace all") for x in ("-o", c)]
     out = run(["lldb-19", "-x", "-b", "-p", pid, *commands]).stdout.decode(errors="replace")
     number = re.search(rf"thread #(\d+): tid = {tid}\b", out)
+    frames = []
     for thread in re.split(r"^[ *]+thread #(?=\d+, )", out, flags=re.MULTILINE)[1:]:
         if number and thread.startswith(f"{number[1]}, "):
-            return [int(x, 16) for x in re.findall(r"frame #\d+: 0x([0-9a-f]+)", thread)]
-    return []
+            # The first is where it was stopped, the last its backtrace.
+            frames = [int(x, 16) for x in re.findall(r"frame #\d+: 0x([0-9a-f]+)", thread)]
+    return frames
 
 
 def check(counts, arguments, case, process, tid, expected):
