@@ -65,6 +65,8 @@ pub const MAX_HEAP_SEARCH_SECONDS: u64 = 30;
 pub const MAX_RECOVERY_BYTES: usize = 1 << 20;
 /// Bytes of native stack below an exit from Wasm in which its store is looked for.
 pub const MAX_EXIT_BYTES: usize = 16 << 10;
+/// Words of a stack that are asked whether they lead to an instance.
+pub const MAX_ANCHOR_PROBES: usize = 65_536;
 /// Frames of one chain that such a search follows, and rivals it compares.
 pub const MAX_RECOVERY_CHAIN: usize = 4096;
 /// Mappings at whose end a fiber that waits is looked for: a system call each.
@@ -148,6 +150,18 @@ pub const MAX_UNWIND_ENTRIES: usize = cap(4_000_000, 10_000);
 pub const MAX_EXPRESSION_STEPS: u32 = 1_000;
 /// Bytes of a function's code that are followed for its frame pointer.
 pub const MAX_FRAME_POINTER_CODE: u64 = 64 << 10;
+/// Bytes of a native function without unwind tables whose code is followed.
+pub const MAX_BODY_BYTES: u64 = 256 << 10;
+/// Instructions that are followed in one such function.
+pub const MAX_BODY_STEPS: usize = 200_000;
+/// Instructions that are followed in all of them.
+pub const MAX_BODIES_STEPS: usize = 2_000_000;
+/// Functions that are followed.
+pub const MAX_BODIES: usize = 10_000;
+/// Functions in which one function may end, that are tried.
+pub const MAX_BODY_LEAVES: usize = 64;
+/// Bytes of the frame of a native function whose start only its caller's call tells.
+pub const MAX_BODY_FRAME: u64 = 64 << 10;
 /// Bytes of one decompressed debug section.
 pub const MAX_DEBUG_SECTION_BYTES: u64 = 4 << 30;
 /// Output bytes per input byte that a compressed section may claim (deflate's own bound is 1032; zstd's is higher, but

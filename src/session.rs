@@ -35,6 +35,7 @@ use crate::target::files::{self, Place, Steady};
 use crate::target::live::{CaptureOptions, LiveTarget};
 use crate::target::objects::{Objects, SearchPaths};
 use crate::target::{Mapping, Memory, Target, Thread, ThreadId, unpack};
+use crate::unwind::by_code::{CodeUnwinder, Known};
 use crate::unwind::cfi::CfiUnwinder;
 use crate::unwind::frame_pointer::FramePointerUnwinder;
 use crate::unwind::recognised::{RecognisedUnwinder, Stretch};
@@ -424,16 +425,23 @@ struct Native<'a> {
     objects: &'a Objects,
     cfi: CfiUnwinder<'a>,
     recognised: RecognisedUnwinder,
+    code: CodeUnwinder<'a>,
     frame_pointer: FramePointerUnwinder<'a>,
 }
 
 impl<'a> Native<'a> {
     fn new(target: &'a dyn Target, objects: &'a Objects) -> Native<'a> {
         let no_frame_pointer = |t: &Thread| t.registers.sp().is_some() && t.registers.get(Reg::RBP).is_none();
+        let symbols = NativeSymbolizer::new(objects).with_lines(false);
+        let function = move |at| {
+            let function = symbols.function(at)?;
+            Some(Known { start: function.start, end: function.end, is_entry: function.is_entry })
+        };
         Native {
             objects,
             cfi: CfiUnwinder::new(objects).reading_prologues(target.threads().iter().any(no_frame_pointer)),
             recognised: RecognisedUnwinder,
+            code: CodeUnwinder::new(objects, target.mappings(), target.auxv(libc::AT_ENTRY), Box::new(function)),
             frame_pointer: FramePointerUnwinder::new(target.mappings()),
         }
     }
@@ -477,8 +485,14 @@ fn walk_all(
             // Every thread keeps its youngest frames, even where others have taken all there is.
             walked -= stacks[i].as_ref().map_or(0, |before| before.frames.len());
             let limit = limit.min(limits::MAX_FRAMES_TOTAL.saturating_sub(walked).max(limits::MIN_FRAMES));
-            let unwinders: [&dyn Unwinder; 5] =
-                [&AsUnwinder(runtime), &native.cfi, &native.recognised, &Recovery(runtime), &native.frame_pointer];
+            let unwinders: [&dyn Unwinder; 6] = [
+                &AsUnwinder(runtime),
+                &native.cfi,
+                &native.recognised,
+                &native.code,
+                &Recovery(runtime),
+                &native.frame_pointer,
+            ];
             let stack = walk(start, &unwinders, target, limit);
             let before = unknown.len();
             let candidates = stack.frames.iter().map(|f| &f.cursor);
@@ -659,7 +673,7 @@ fn analyse_once(
 
 /// The image of the chosen thread, or of the only thread that runs Wasm.
 fn image_of(
-    view: &View<'_>,
+    view: &View<'_, '_>,
     threads: &[&Thread],
     stacks: &[Option<Stack>],
 ) -> Result<(Option<String>, Option<Vec<u8>>), Error> {
@@ -808,7 +822,7 @@ mod tests {
         assert_eq!(frames_of(Some(usize::MAX)), (limits::MAX_FRAMES, limits::MAX_FRAMES));
         assert_eq!(frames_of(Some(1)), (1, limits::MIN_WALK));
 
-        // Frame records that lead to each other, in code that nobody knows.
+        // Frame records that lead to each other, in code that nobody knows, behind a call.
         let (code, stack) = (0x10_0000, 0x2000_0000);
         let records = (0..200u64).flat_map(|i| [stack + (i + 1) * 16, code + 0x10]);
         let bytes: Vec<u8> = records.flat_map(u64::to_le_bytes).collect();
@@ -816,7 +830,9 @@ mod tests {
         for (reg, value) in [(Reg::RIP, code), (Reg::RSP, stack), (Reg::RBP, stack)] {
             registers.set(reg, value);
         }
-        let core = CoreBuilder::new().memory(code, 5, &[0x90; 0x1000]).memory(stack, 6, &bytes);
+        let mut text = [0x90; 0x1000];
+        text[0x0b..0x10].copy_from_slice(&[0xe8, 0, 1, 0, 0]);
+        let core = CoreBuilder::new().memory(code, 5, &text).memory(stack, 6, &bytes);
         let core = core.thread(1, 0, &registers, 0).open().unwrap();
         let objects = Objects::load(&core, &SearchPaths::default());
         let native = Native::new(&core, &objects);

@@ -134,6 +134,8 @@ words! {
         Runtime = "runtime",
         /// Code without call frame information that was recognised by its bytes.
         Recognised = "recognised",
+        /// The callee's own code, followed from its start: it has no call frame information.
+        Code = "code",
         /// The callee's frame pointer; no table says that it has one.
         FramePointer = "frame_pointer",
         /// A search of the stack, confirmed by the runtime's tables; native frames before it may be missing.

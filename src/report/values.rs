@@ -128,6 +128,7 @@ impl From<unwind::Trust> for Trust {
             unwind::Trust::Cfi => Trust::Cfi,
             unwind::Trust::Runtime => Trust::Runtime,
             unwind::Trust::Recognised => Trust::Recognised,
+            unwind::Trust::Code => Trust::Code,
             unwind::Trust::FramePointer => Trust::FramePointer,
             unwind::Trust::Scan => Trust::Scan,
         }

@@ -3,18 +3,21 @@
 use super::*;
 use crate::runtime::NameSource;
 
+/// What stands at a frame that a search found.
+const BEFORE_SCAN: &str = "native frames before this one may be missing: they could not be unwound";
+
 /// Turns stacks into the report.
-pub(super) struct View<'a> {
+pub(super) struct View<'a, 'n> {
     pub target: &'a dyn Target,
     pub objects: &'a Objects,
-    pub native: &'a Native<'a>,
+    pub native: &'a Native<'n>,
     pub runtime: &'a dyn Runtime,
-    pub symbolizer: &'a NativeSymbolizer<'a>,
+    pub symbolizer: &'a NativeSymbolizer<'n>,
     pub options: &'a Options,
     pub limit: usize,
 }
 
-impl View<'_> {
+impl View<'_, '_> {
     pub fn head(&self) -> Report {
         let target = self.target;
         let path = match &self.options.source {
@@ -112,9 +115,7 @@ impl View<'_> {
                     );
                 }
                 if i == 0 && trust == Some(report::Trust::Scan) {
-                    frame
-                        .notes
-                        .push("native frames before this one may be missing: they could not be unwound".to_string());
+                    frame.notes.push(BEFORE_SCAN.to_string());
                 }
                 out.push(frame);
             }
@@ -148,6 +149,9 @@ impl View<'_> {
             });
             out.push(base);
             return;
+        }
+        if frame.trust == crate::unwind::Trust::Scan {
+            base.notes.push(BEFORE_SCAN.to_string());
         }
         // A handler returns to the first byte of `__restore_rt`: it is not in the function before.
         let signal_frame = self.native.cfi.is_signal_frame(at.address, self.target);

@@ -12,6 +12,8 @@
 //!   with different stacks. A thread that was born but has not run yet stands there: seen in 1 of 4 cores of a process
 //!   that aborted right after it had started a thread.
 //!
+//! - The same of musl, which has no tables at all, and of Wasmtime's fibers in a host that was built without.
+//!
 //! Each is cut where a call returns into it, so that a changed first part does not hide the second, which is where frames
 //! are nearly always found.
 
@@ -457,7 +459,9 @@ impl RecognisedUnwinder {
 
 impl Unwinder for RecognisedUnwinder {
     fn step(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
-        let Some((routine, layout, _)) = recognise(at.address, memory) else { return clone(at, memory) };
+        let Some((routine, layout, _)) = recognise(at.address, memory) else {
+            return clone(at, memory).or_else(|| musl_clone(at, memory)).or_else(|| fiber_start(at, memory));
+        };
         let next = match layout {
             Layout::Frame { base, skip, saved } => frame(at, base, skip, saved, memory),
             Layout::Image(words) => image(at, words, memory),
@@ -507,6 +511,37 @@ fn clone(at: &Cursor, memory: &dyn Memory) -> Option<Next> {
         });
     }
     None
+}
+
+/// The child in musl's `clone` (clone.s): `xor ebp, ebp; pop rdi; call r9`, and behind it the system call that ends the thread.
+const MUSL_CHILD: &[u8] = &[0x31, 0xed, 0x5f, 0x41, 0xff, 0xd1];
+const MUSL_EXIT: &[u8] = &[0x89, 0xc7, 0x31, 0xc0, 0xb0, 0x3c, 0x0f, 0x05];
+
+/// Where a thread of musl begins, which has no caller: musl has no tables.
+fn musl_clone(at: &Cursor, memory: &dyn Memory) -> Option<Next> {
+    let CodeAddress::Return(pc) = at.address else { return None };
+    let mut code = [0; MUSL_CHILD.len() + MUSL_EXIT.len()];
+    memory.read(pc.checked_sub(MUSL_CHILD.len() as u64)?, &mut code).ok()?;
+    (code.starts_with(MUSL_CHILD) && code.ends_with(MUSL_EXIT)).then_some(Next::Bottom)
+}
+
+/// `mov rdi, r12; mov rsi, rbp; call rbx`: where a fiber of Wasmtime begins (`stackswitch/x86_64.rs`), in all versions.
+const FIBER_START: [u8; 8] = [0x4c, 0x89, 0xe7, 0x48, 0x89, 0xee, 0xff, 0xd3];
+
+/// Whether `pc` is where a fiber's function returns to.
+pub fn is_fiber_start(pc: u64, memory: &dyn Memory) -> bool {
+    let mut code = [0; FIBER_START.len()];
+    let start = pc.checked_sub(FIBER_START.len() as u64);
+    start.is_some_and(|start| memory.read(start, &mut code).is_ok()) && code == FIBER_START
+}
+
+/// The one that resumed a fiber: its stack pointer is where the fiber's begins, and points to what the switch saved.
+fn fiber_start(at: &Cursor, memory: &dyn Memory) -> Option<Next> {
+    const SAVED: &[Reg] = &[Reg::R15, Reg::R14, Reg::R13, Reg::R12, Reg::RBX, Reg::RBP];
+    if !at.address.is_return() || !is_fiber_start(at.address.raw(), memory) {
+        return None;
+    }
+    Some(frame(at, Base::At(Reg::RSP), 0, SAVED, memory).unwrap_or_else(Next::Lost))
 }
 
 fn known(registers: &Registers, reg: Reg) -> Result<u64, UnwindError> {

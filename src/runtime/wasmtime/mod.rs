@@ -19,6 +19,7 @@
 //! an error that says so.
 
 pub mod addrmap;
+mod anchor;
 mod chain;
 mod code;
 pub mod code_map;
@@ -94,6 +95,10 @@ pub struct Wasmtime {
     carried: HashSet<Carried>,
     /// The frames that were walked through, and in which instance each runs.
     chain: RefCell<Chain>,
+    /// Where the native frames begin that entered Wasm, of all walks: their stack pointers.
+    entered: RefCell<BTreeSet<u64>>,
+    /// An instance of the store of each exit that the runtime's own words led to, by the trampoline's frame pointer.
+    anchored: RefCell<HashMap<u64, u64>>,
     /// Functions that were followed, by where they begin.
     flows: RefCell<HashMap<u64, Option<Rc<Flow>>>>,
     /// Images with a frame of a Wasm function.
@@ -243,6 +248,12 @@ impl Wasmtime {
             let kind = its.function(caller.address.lookup())?.kind;
             Some((its, caller, key(caller)?)).filter(|_| runs_wasm(&kind))
         });
+        if let (FunctionKind::ArrayToWasm { .. }, Some(sp)) = (&function.kind, caller.and_then(|c| c.registers.sp())) {
+            let mut entered = self.entered.borrow_mut();
+            if entered.len() < MAX_KNOWN_INSTANCES {
+                entered.insert(sp);
+            }
+        }
         if runs_wasm(&function.kind) {
             let Some(here) = key(at) else { return };
             let module = module(code, at);
@@ -270,10 +281,24 @@ impl Wasmtime {
             // Two that fit are none.
             found.pop().filter(|_| found.is_empty())
         });
-        let member = if found.is_none() { exit::store_member(its, at, caller, memory) } else { None };
+        let anchored = || self.anchored.borrow().get(&at.registers.get(Reg::RBP)?).copied();
+        let member = if found.is_none() { exit::store_member(its, at, caller, memory).or_else(anchored) } else { None };
         let mut chain = self.chain.borrow_mut();
         chain.told(key, found);
         chain.of_store(key, member);
+    }
+
+    /// Keeps an instance of the store of an exit that was found on the stack; `found` is the frame there.
+    fn anchored(&self, exit: &anchor::Exit, found: (u64, u64), member: u64) {
+        let mut anchored = self.anchored.borrow_mut();
+        if anchored.len() < MAX_KNOWN_INSTANCES {
+            anchored.insert(exit.trampoline, member);
+        }
+        let is_wasm = |f: image::Function| matches!(f.kind, FunctionKind::Wasm { .. });
+        let code = found.0.checked_sub(1).and_then(|before| self.code_at(before)?.function(before));
+        if code.is_some_and(is_wasm) {
+            self.chain.borrow_mut().of_store(found, Some(member));
+        }
     }
 
     /// What follows from all that was walked through.
