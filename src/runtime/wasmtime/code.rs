@@ -6,6 +6,7 @@ use super::frame_table::FrameTable;
 use super::image::{ADDRMAP, BYTECODE, BYTECODE_ENDS, Contents, FRAMES, Function, FunctionKind, FunctionTable, INFO};
 use super::image::{Image, Kind, NAMES};
 use super::info::{Entity, FuncKind, ImageInfo, ModuleInfo};
+use super::tunables::Inlining;
 use super::version::Version;
 use crate::runtime::Why;
 use crate::symbolize::wasm::WasmModule;
@@ -51,6 +52,10 @@ pub(super) struct Code {
     pub problems: Vec<String>,
     /// The first name under which a function is exported, by module and function.
     exported: OnceCell<HashMap<(usize, u32), Arc<str>>>,
+    /// Where each module begins in the file that was compiled.
+    starts: OnceCell<Vec<Option<u32>>>,
+    /// What the compiler could inline. `None`: not known.
+    inlining: Option<Inlining>,
     names: Option<Contents>,
     addrmap: Option<Contents>,
     frames: Option<Contents>,
@@ -78,11 +83,11 @@ impl Code {
                 }
             })?
         };
-        let version_text = match image.engine(memory) {
-            Ok(engine) => engine.version,
+        let (version_text, inlining) = match image.engine(memory) {
+            Ok(engine) => (engine.version, engine.inlining),
             Err(e) => {
                 problems.push(e.to_string());
-                None
+                (None, None)
             }
         };
         let written = version_text.as_deref().and_then(Version::parse);
@@ -147,6 +152,8 @@ impl Code {
             dwarf,
             problems,
             exported: OnceCell::new(),
+            starts: OnceCell::new(),
+            inlining,
             names,
             addrmap,
             frames,
@@ -301,6 +308,37 @@ impl Code {
     /// How many modules' starts places count from: the compiled file's, and those of the modules that the runtime made.
     pub fn files(&self) -> usize {
         self.bodies.len()
+    }
+
+    /// Where a module begins in the file that was compiled: of a component, elsewhere than that.
+    pub fn module_start(&self, module: u32) -> Option<u32> {
+        if self.image.header().kind == Kind::Module {
+            return Some(0);
+        }
+        let starts = self.starts.get_or_init(|| {
+            let mut starts = vec![None; self.modules];
+            for &(body, module, function) in self.bodies.iter().flat_map(|bodies| &bodies.0) {
+                let Some(start @ None) = starts.get_mut(module as usize) else { continue };
+                let own = || {
+                    let wasm = self.wasm.get(module as usize)?.as_ref()?;
+                    wasm.body_offset(function.checked_sub(wasm.imported_functions())?)
+                };
+                *start = own().and_then(|own| body.checked_sub(u32::try_from(own).ok()?));
+            }
+            starts
+        });
+        *starts.get(module as usize)?
+    }
+
+    /// Whether calls in a module's code may have been replaced by the functions that were called.
+    pub fn may_inline(&self, module: usize) -> bool {
+        let several = self.modules > 1 || self.info.is_err();
+        match self.inlining {
+            None | Some(Inlining::Everything) => true,
+            Some(Inlining::Nothing) => false,
+            Some(Inlining::BetweenModules) => several,
+            Some(Inlining::BetweenModulesAndGc) => several || self.module(module).is_none_or(|m| m.needs_gc_heap),
+        }
     }
 
     /// Where the body of a function begins in the compiled file.
