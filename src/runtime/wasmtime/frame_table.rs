@@ -372,8 +372,9 @@ impl<'a> FrameTable<'a> {
     pub fn is_breakpoint(&self, text_offset: u32, wasm_pc: u32) -> bool {
         let word = |column: &[[u8; 4]], at: usize| column.get(at).map(|w| u32::from_le_bytes(*w));
         let first = self.breakpoints.partition_point(|pc| u32::from_le_bytes(*pc) < wasm_pc);
-        let of_operator = (first..self.breakpoints.len()).take_while(|at| word(self.breakpoints, *at) == Some(wasm_pc));
-        of_operator.into_iter().any(|at| {
+        let mut of_operator =
+            (first..self.breakpoints.len()).take_while(|at| word(self.breakpoints, *at) == Some(wasm_pc));
+        of_operator.any(|at| {
             let before = at.checked_sub(1).map_or(Some(0), |at| word(self.patch_ends, at));
             let len = word(self.patch_ends, at).zip(before).and_then(|(end, begin)| end.checked_sub(begin));
             let end = word(self.patches, at).zip(len).and_then(|(start, len)| start.checked_add(len));
