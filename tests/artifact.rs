@@ -9,11 +9,11 @@ use wasmer_runtime_core::structures::TypedIndex;
 use wasmer_runtime_core::types::{GlobalDescriptor, MemoryDescriptor, TableDescriptor, Type};
 use wasmer_runtime_core_near as wasmer_runtime_core;
 use wasmer_singlepass_backend_near::SinglePassCompiler;
-use wstate::runtime::{NameSource, ValType};
 use wstate::runtime::singlepass::anchor::CacheImage;
 use wstate::runtime::singlepass::module_info::{
     Artifact, Export, GlobalInfo, MemoryInfo, MemoryKind, ModuleInfo, TableInfo,
 };
+use wstate::runtime::{NameSource, ValType};
 
 /// One of everything that a module description can hold.
 const FULL: &str = r#"(module $full

@@ -321,6 +321,10 @@ pub struct Frame {
     /// stopped, and in cores.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub unstopped: bool,
+    /// Whether frames of functions that the compiler inlined here may be missing before this one: the process holds nothing
+    /// that tells. Missing where it is not so.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub may_miss_inlined: bool,
     /// Executable, library or Wasm module.
     pub module: Option<String>,
     /// Byte offset of `pc` in the module: from the load address of a native module, from the start of the machine code
@@ -350,10 +354,12 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// Whether no frame can be missing before this one. Through code that nobody can explain, or without unwind information,
-    /// some may have been left out.
+    /// Whether no frame can be missing before this one. Through code that nobody can explain, without unwind information, or
+    /// where it is not recorded what was inlined, some may have been left out.
     pub fn is_sure(&self) -> bool {
-        self.kind != FrameKind::Unknown && !matches!(self.trust, Some(Trust::FramePointer | Trust::Scan))
+        self.kind != FrameKind::Unknown
+            && !self.may_miss_inlined
+            && !matches!(self.trust, Some(Trust::FramePointer | Trust::Scan))
     }
 
     /// A frame of which only this is known.
@@ -364,6 +370,7 @@ impl Frame {
             kind,
             trust: None,
             unstopped: false,
+            may_miss_inlined: false,
             module: None,
             module_offset: None,
             function: None,

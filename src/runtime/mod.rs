@@ -244,6 +244,8 @@ pub struct GuestFrame {
     pub variables: Vec<SourceVariable>,
     /// Whether the function was inlined into the next frame's.
     pub inlined: bool,
+    /// Whether frames of functions that were inlined here may be missing before this one.
+    pub may_miss_inlined: bool,
     /// Instance (its `vmctx` address), if known.
     pub instance: Option<u64>,
     /// Things to tell about this frame.
@@ -267,6 +269,7 @@ impl GuestFrame {
             stack: Ok(Vec::new()),
             variables: Vec::new(),
             inlined: false,
+            may_miss_inlined: false,
             instance: None,
             notes: Vec::new(),
         }

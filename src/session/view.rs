@@ -208,6 +208,7 @@ impl View<'_, '_> {
             ..Function::default()
         });
         base.instance = guest.instance.map(Hex);
+        base.may_miss_inlined = guest.may_miss_inlined;
         base.notes.extend(guest.notes.iter().cloned());
         if guest.kind != GuestKind::Wasm {
             return base;

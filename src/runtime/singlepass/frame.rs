@@ -194,6 +194,7 @@ pub fn describe(module: &Module, module_index: usize, at: &Cursor, memory: &dyn 
         stack: Err(Why("not a Wasm function".into())),
         variables: Vec::new(),
         inlined: false,
+        may_miss_inlined: false,
         instance: None,
         notes: Vec::new(),
     };

@@ -9,6 +9,7 @@ use super::image::{
 };
 use super::image::{Image, Kind, NAMES};
 use super::info::{Entity, FuncKind, ImageInfo, ModuleInfo};
+use super::tunables::Inlining;
 use super::version::Version;
 use crate::runtime::immediates::Immediates;
 use crate::runtime::{Key, NameSource, Why};
@@ -68,6 +69,8 @@ pub(super) struct Code {
     pieces: OnceCell<HashMap<(u32, u32), usize>>,
     /// The first name under which a function is exported, by module and function.
     exported: OnceCell<HashMap<(usize, u32), Arc<str>>>,
+    /// What the compiler could inline. `None`: not known.
+    inlining: Option<Inlining>,
     names: Option<Contents>,
     addrmap: Option<Contents>,
     frames: Option<Contents>,
@@ -97,11 +100,11 @@ impl Code {
                 }
             })?
         };
-        let version_text = match image.engine(memory) {
-            Ok(engine) => engine.version,
+        let (version_text, inlining) = match image.engine(memory) {
+            Ok(engine) => (engine.version, engine.inlining),
             Err(e) => {
                 problems.push(e.to_string());
-                None
+                (None, None)
             }
         };
         let written = version_text.as_deref().and_then(Version::parse);
@@ -173,6 +176,7 @@ impl Code {
             body_places: OnceCell::new(),
             pieces: OnceCell::new(),
             exported: OnceCell::new(),
+            inlining,
             names,
             addrmap,
             frames,
@@ -214,14 +218,6 @@ impl Code {
             found = shift;
         }
         Ok(found)
-    }
-
-    /// A place of the frame table as one of the address map. In a component the one counts from the module's start (from
-    /// version 44 on, `address_map.rs: ModulePC`), the other from the component's.
-    pub fn in_file(&self, module: u32, wasm_pc: u32) -> u64 {
-        let counts_in_module = self.image.header().kind == Kind::Component && self.version.is_some_and(|v| v.0 >= 44);
-        let shift = self.wasm_shift.get(module as usize).copied().flatten().filter(|_| counts_in_module);
-        u64::from(wasm_pc).saturating_add(shift.unwrap_or(0))
     }
 
     /// The machine code of a function that a module defines.
@@ -432,6 +428,25 @@ impl Code {
     /// How many modules' starts places count from: the compiled file's, and those of the modules that the runtime made.
     pub fn files(&self) -> usize {
         self.bodies.len()
+    }
+
+    /// Where a module begins in the file that was compiled, if that is known: of a component, elsewhere than that.
+    pub fn module_start(&self, module: u32) -> Option<u32> {
+        match self.image.header().kind {
+            Kind::Module => Some(0),
+            _ => u32::try_from(self.wasm_shift.get(module as usize).copied().flatten()?).ok(),
+        }
+    }
+
+    /// Whether calls in a module's code may have been replaced by the functions that were called.
+    pub fn may_inline(&self, module: usize) -> bool {
+        let several = self.modules > 1 || self.info.is_err();
+        match self.inlining {
+            None | Some(Inlining::Everything) => true,
+            Some(Inlining::Nothing) => false,
+            Some(Inlining::BetweenModules) => several,
+            Some(Inlining::BetweenModulesAndGc) => several || self.module(module).is_none_or(|m| m.needs_gc_heap),
+        }
     }
 
     /// Where the body of a function begins in the compiled file.

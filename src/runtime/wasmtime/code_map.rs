@@ -1,12 +1,12 @@
 //! Wasmtime's code described for a debugger.
 
 use super::code::Code;
-use super::flow::{Flow, WINCH, beginning};
 use super::frame::{EPILOGUE, PROLOGUE, leaves, val_type};
-use super::frame_table::{FrameTable, InstPos, ProgramPoint};
+use super::frame_table::{FrameTable, InstPos, ProgramFrame, ProgramPoint};
 use super::image::{Function, FunctionKind};
 use super::instructions::Instructions;
 use super::lines::Origins;
+use super::points::{FrameAt, Points};
 use super::{Wasmtime, hints};
 use crate::arch::Reg;
 use crate::limits::{MAX_FRAME_CHANGES, MAX_IMAGE_BYTES, MAX_SYMBOL_PLACES};
@@ -18,6 +18,7 @@ use crate::runtime::code_map::{
 };
 use crate::target::Memory;
 use crate::target::mapped_file::WithFile;
+use iced_x86::{Decoder, DecoderOptions, FlowControl};
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -102,12 +103,13 @@ fn describe(
             let body = out.code.get(function.start as usize..function.end() as usize).unwrap_or_default();
             let table = code.frame_table().ok();
             let points = table.as_ref().map(|t| points(t, function, places_left)).unwrap_or_default();
+            let settled = settled(code, function, &points, &out.code, places_left);
             if let Some(table) = &table {
-                values(code, table, &points, function, body, &mut one);
+                values(code, table, &points, &settled, function, body, &mut one);
             }
             if let FunctionKind::Wasm { module, function: index, .. } = &function.kind {
                 let instructions = Instructions::of(body, &origins.known_starts(function));
-                let pieces = origins.pieces(function, (*module, *index), table.as_ref(), &points, &instructions);
+                let pieces = origins.pieces(function, (*module, *index), table.as_ref(), &settled, &instructions);
                 (one.lines, one.inlined) = lay_out(&pieces, one.len);
                 // Whatever a table says: a breakpoint inside of an instruction makes another one of it.
                 one.lines.retain(|line| line.offset == 0 || instructions.beginning_at(line.offset).is_some());
@@ -230,11 +232,64 @@ fn points(table: &FrameTable<'_>, function: &Function, places_left: &mut usize) 
     points
 }
 
+/// The same with each frame's position that of the operator that it is at (`u32::MAX`: not known), and with a point behind
+/// each call whose own lies elsewhere.
+fn settled(
+    code: &Code,
+    function: &Function,
+    points: &[ProgramPoint],
+    text: &[u8],
+    places_left: &mut usize,
+) -> Vec<ProgramPoint> {
+    let read = |from: u32, to: u32| text.get(from as usize..to as usize).map(<[u8]>::to_vec);
+    let (Ok(own), Ok(table)) = (Points::of(code, function, &read), code.frame_table()) else { return Vec::new() };
+    let at_operators = |frames: &[FrameAt]| -> Vec<ProgramFrame> {
+        frames.iter().map(|at| ProgramFrame { wasm_pc: at.place.unwrap_or(u32::MAX), ..at.program }).collect()
+    };
+    let first = table.first_at(function.start);
+    let mut out = Vec::with_capacity(points.len());
+    for (i, point) in points.iter().enumerate() {
+        let frames = at_operators(&own.settle(first + i, point));
+        out.push(ProgramPoint { frames, ..*point });
+        let next = points.get(i + 1).map_or(function.end(), |next| next.text_offset);
+        for end in calls(text, point.text_offset, next) {
+            let has_own = end == next && points.get(i + 1).is_some_and(|next| next.position == InstPos::Post);
+            if has_own || *places_left == 0 {
+                continue;
+            }
+            if let Ok(recorded) = own.behind_call(end) {
+                let frames = at_operators(&recorded.frames);
+                out.push(ProgramPoint { text_offset: end, position: InstPos::Post, frames });
+                *places_left -= 1;
+            }
+        }
+    }
+    out
+}
+
+/// Where the calls end that the code from one offset to another comes to if it takes no jump.
+fn calls(text: &[u8], from: u32, to: u32) -> Vec<u32> {
+    let code = text.get(from as usize..to as usize).unwrap_or_default();
+    let mut decoder = Decoder::with_ip(64, code, u64::from(from), DecoderOptions::NONE);
+    let mut ends = Vec::new();
+    while decoder.can_decode() {
+        let instruction = decoder.decode();
+        match instruction.flow_control() {
+            _ if instruction.is_invalid() => break,
+            FlowControl::Next | FlowControl::ConditionalBranch => {}
+            FlowControl::Call | FlowControl::IndirectCall => ends.extend(u32::try_from(instruction.next_ip()).ok()),
+            _ => break,
+        }
+    }
+    ends
+}
+
 /// Locals and operand stacks, where the compiler recorded them. CFA is the frame pointer plus 16.
 fn values(
     code: &Code,
     table: &FrameTable<'_>,
     points: &[ProgramPoint],
+    settled: &[ProgramPoint],
     function: &Function,
     body: &[u8],
     one: &mut CompiledFunction,
@@ -268,7 +323,7 @@ fn values(
         });
     }
     let mut last = 0;
-    for point in points {
+    for point in settled {
         let Some(frame) = point.frames.last().filter(|_| point.position == InstPos::Post && point.frames.len() == 1)
         else {
             continue;

@@ -9,9 +9,10 @@ use super::Wasmtime;
 use super::code::Code;
 use super::exit::is_vmctx;
 use super::flow::{Facts, Held, WINCH};
-use super::frame_table::{FrameDescriptor, FrameValType, InstPos, ProgramFrame, SlotValue};
-use super::image::{Function, FunctionKind};
+use super::frame_table::{FrameDescriptor, FrameValType, SlotValue};
+use super::image::{Function, FunctionKind, Kind};
 use super::info::FuncKind;
+use super::points::{FrameAt, Points, Recorded, Unrecorded};
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::limits::MAX_NAMED_OWNERS;
 use crate::runtime::{
@@ -30,6 +31,9 @@ pub const RUNTIME: &str = RuntimeName::Wasmtime.as_str();
 pub(super) const EPILOGUE: [u8; 4] = [0x48, 0x89, 0xec, 0x5d];
 /// `push rbp; mov rbp, rsp`: the start of every function and trampoline.
 pub(super) const PROLOGUE: [u8; 4] = [0x55, 0x48, 0x89, 0xe5];
+
+/// What is said where the image does not tell which functions were inlined.
+const MAY_MISS_INLINED: &str = "inlined frames may be missing here: the image keeps no place of this code";
 
 /// Registers that a callee keeps, and that may hold an instance in a caller.
 pub(super) const KEPT: [Reg; 5] = [Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
@@ -323,16 +327,15 @@ pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dy
     let key = super::key(at);
     base.instance = key.and_then(|key| solved.instance(key));
     let here = Here { runtime, code, at, memory, offset };
-    let recorded = here.recorded(&function);
-    match &recorded {
-        Ok(point) if !point.frames.is_empty() => {
-            let mut frames = here.frames_of(&base, &function, point);
+    let why = match here.recorded(&function) {
+        Ok(recorded) => {
+            let mut frames = here.frames_of(&base, &function, &recorded);
             here.sources(&mut frames);
             return frames;
         }
-        _ => {}
-    }
-    let why = recorded.err().unwrap_or_else(|| Why("not recorded at this place".into()));
+        Err(why) => why,
+    };
+    let Unrecorded { why, inlined } = why;
     base.locals = Err(why.clone());
     base.stack = Err(why);
     here.name(&mut base, *module, *index, &function);
@@ -360,6 +363,7 @@ pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dy
                 inner.notes.push(format!("a function that was inlined: {names}, it cannot be told which"));
             }
             inner.notes.push("inlined: functions between this one and the next may be missing".into());
+            base.may_miss_inlined = true;
             let mut frames = vec![inner, base];
             here.sources(&mut frames);
             return frames;
@@ -367,6 +371,11 @@ pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dy
         here.position(&mut base, *module, u64::from(place));
     } else if !code.has_places() {
         base.notes.push("places in the Wasm code are not recorded by this build (generate_address_map is off)".into());
+    }
+    // Inlined code has no place. Neither has other code that the compiler made or moved, but for calls.
+    if inlined || (place.is_none() && here.may_be_inlined(*module)) {
+        base.may_miss_inlined = true;
+        base.notes.push(MAY_MISS_INLINED.into());
     }
     let mut frames = vec![base];
     here.sources(&mut frames);
@@ -390,13 +399,6 @@ fn trampoline_name(code: &Code, function: &Function) -> String {
     }
 }
 
-/// A point of the frame table that is good for a pc.
-pub(super) struct Recorded {
-    pub frames: Vec<ProgramFrame>,
-    /// Whether it is the point of this very pc; else of the last one before, and operands may have moved since.
-    pub exact: bool,
-}
-
 struct Here<'a> {
     runtime: &'a Wasmtime,
     code: &'a Code,
@@ -407,49 +409,40 @@ struct Here<'a> {
 
 impl Here<'_> {
     /// The frames that the compiler recorded here.
-    fn recorded(&self, function: &Function) -> Result<Recorded, Why> {
-        let table = self.code.frame_table()?;
+    fn recorded(&self, function: &Function) -> Result<Recorded, Unrecorded> {
+        let read = |from: u32, to: u32| {
+            let start = self.code.image.text().start.checked_add(u64::from(from))?;
+            self.memory.read_vec(start, to.checked_sub(from)? as usize).ok()
+        };
+        let nothing = |why| Unrecorded { why, inlined: false };
+        let points = Points::of(self.code, function, &read).map_err(nothing)?;
         let raw = self.offset + u32::from(self.at.address.is_return());
-        let post = if self.at.address.is_return() { InstPos::Post } else { InstPos::Pre };
-        let point = table.find_program_point(raw, post).map_err(|e| Why(e.to_string()))?;
-        let inside = point.filter(|p| function.start <= p.text_offset && p.text_offset <= function.end());
-        let Some(point) = inside else { return Err(Why("before the first place that is recorded".into())) };
-        if !table.is_filled(function.start, &point) {
-            return Err(Why("the function had not stored them yet".into()));
+        let recorded = points.at(self.at.address, raw)?;
+        // Since the last point the code may have entered or left the frame.
+        if !recorded.exact && (self.frame_pointer().is_none() || self.in_epilogue()) {
+            return Err(nothing(Why("between the frames: rbp is the caller's or about to be".into())));
         }
-        // The calls of adapters have no point behind them. The one before is the call's own if it is of the operator that
-        // the address map has for the call.
-        let is_of_this_call =
-            || match (self.at.address.is_return(), point.frames.as_slice(), self.code.place(self.offset)) {
-                (true, [one], Some(place)) => one.wasm_pc == place.0,
-                _ => false,
-            };
-        let exact = point.text_offset == raw || is_of_this_call();
-        if !exact {
-            // Since then the code may have entered or left what was inlined, or the frame.
-            if self.frame_pointer().is_none() || self.in_epilogue() {
-                return Err(Why("between the frames: rbp is the caller's or about to be".into()));
-            }
-            let recorded = point.frames.as_slice();
-            let owners = self.code.owners(self.offset);
-            let FunctionKind::Wasm { module, function: index, .. } = &function.kind else {
-                return Err(Why("not recorded at this place".into()));
-            };
-            if recorded.len() != 1 || owners.iter().any(|o| *o != (*module, *index)) {
-                return Err(Why("not recorded between two operators of inlined code".into()));
-            }
-        }
-        Ok(Recorded { exact, frames: point.frames })
+        Ok(recorded)
     }
 
-    fn frames_of(&self, base: &GuestFrame, function: &Function, point: &Recorded) -> Vec<GuestFrame> {
+    /// Whether what is here may be of functions that were inlined, where neither the frame table nor the address map say.
+    fn may_be_inlined(&self, module: u32) -> bool {
+        self.code.has_frames() != Some(true) && self.code.may_inline(module as usize) && self.settled()
+    }
+
+    /// Whether the frame is set up and not being taken down.
+    fn settled(&self) -> bool {
+        edge(self.code, self.at, self.memory).is_none() && !self.in_epilogue()
+    }
+
+    fn frames_of(&self, base: &GuestFrame, function: &Function, recorded: &Recorded) -> Vec<GuestFrame> {
         let mut out = Vec::new();
-        let outermost = point.frames.len().saturating_sub(1);
-        for (depth, program) in point.frames.iter().enumerate() {
+        let outermost = recorded.frames.len().saturating_sub(1);
+        for (depth, at) in recorded.frames.iter().enumerate() {
             let mut frame = base.clone();
             frame.inlined = depth < outermost;
             let table = self.code.frame_table();
-            let descriptor = table.and_then(|t| t.descriptor(program.descriptor).map_err(|e| Why(e.to_string())));
+            let descriptor = table.and_then(|t| t.descriptor(at.program.descriptor).map_err(|e| Why(e.to_string())));
             match descriptor {
                 Ok(d) if d.function.kind == FuncKind::Wasm => {
                     let module = d.function.namespace;
@@ -457,9 +450,11 @@ impl Here<'_> {
                     if let Some(index) = index {
                         frame.module = self.code.first + (module as usize).min(self.code.modules - 1);
                         self.name(&mut frame, module, index, function);
-                        self.position(&mut frame, module, self.place_of(module, depth, program, point.exact));
+                        if let Some(place) = at.place {
+                            self.position(&mut frame, module, u64::from(place));
+                        }
                     }
-                    self.values(&mut frame, &d, program, point.exact);
+                    self.values(&mut frame, &d, at, recorded.exact);
                 }
                 Ok(_) => frame.locals = Err(Why("the descriptor here is of no Wasm function".into())),
                 Err(why) => (frame.locals, frame.stack) = (Err(why.clone()), Err(why)),
@@ -469,15 +464,12 @@ impl Here<'_> {
         out
     }
 
-    /// The operator that a recorded frame is at. At a call the recorded place is the operator behind it, as the frame will
-    /// go on there; the address map has the call itself.
-    fn place_of(&self, module: u32, depth: usize, program: &ProgramFrame, exact: bool) -> u64 {
-        let elsewhere = depth == 0 && (self.at.address.is_return() || !exact);
-        let place = self.code.place(self.offset).filter(|_| elsewhere);
-        place.map_or_else(|| self.code.in_file(module, program.wasm_pc), |p| u64::from(p.0))
-    }
-
-    fn values(&self, frame: &mut GuestFrame, d: &FrameDescriptor, program: &ProgramFrame, exact: bool) {
+    fn values(&self, frame: &mut GuestFrame, d: &FrameDescriptor, at: &FrameAt, exact: bool) {
+        if !at.filled {
+            let why = Why("the function had not stored them yet".into());
+            (frame.locals, frame.stack) = (Err(why.clone()), Err(why));
+            return;
+        }
         let Some(fp) = self.frame_pointer() else {
             let why = Why("register rbp is not known in this frame".into());
             (frame.locals, frame.stack) = (Err(why.clone()), Err(why));
@@ -494,7 +486,7 @@ impl Here<'_> {
         };
         let value = |slot: &SlotValue| self.value(d, slot, fp);
         frame.locals = Ok(d.locals.iter().map(value).collect());
-        frame.stack = match (exact, d.stack(program.shape)) {
+        frame.stack = match (exact, d.stack(at.program.shape)) {
             (true, Some(slots)) => Ok(slots.iter().map(value).collect()),
             (true, None) => Err(Why("the operand stack that is recorded here is broken".into())),
             (false, _) => Err(Why("not recorded between two operators".into())),

@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::postcard::Reader;
+use super::tunables::Inlining;
 use super::version::Version;
 use crate::bytes::{Bytes, Short};
 use crate::limits::{
@@ -447,6 +448,8 @@ pub struct Engine {
     pub version: Option<String>,
     /// Target triple ("x86_64-unknown-linux-gnu").
     pub target: Option<String>,
+    /// What the compiler could inline. `None`: not known.
+    pub inlining: Option<Inlining>,
 }
 
 impl Engine {
@@ -459,9 +462,12 @@ impl Engine {
         }
         let len = b.u8().ok()?;
         let version = String::from_utf8_lossy(b.take(u64::from(len)).ok()?);
-        let target = Reader::new(&section[b.offset()..]).str().ok();
+        let metadata = &section[b.offset()..];
+        let target = Reader::new(metadata).str().ok();
         let triple = |t: &&str| t.contains('-') && t.bytes().all(|c| c.is_ascii_graphic());
+        let inlining = Inlining::parse(metadata, Version::parse(&version));
         Some(Engine {
+            inlining,
             version: Some(version.into_owned()).filter(|v| !v.is_empty()),
             target: target.filter(triple).map(str::to_string),
         })
@@ -895,7 +901,7 @@ mod tests {
 
     #[test]
     fn a_hidden_version() {
-        assert_eq!(Engine::parse(&[0, 0]), Some(Engine { version: None, target: None }));
+        assert_eq!(Engine::parse(&[0, 0]), Some(Engine { version: None, target: None, inlining: None }));
         assert_eq!(Engine::parse(&[1, 0]), None);
         assert_eq!(Engine::parse(&[0, 9, b'4']), None);
         assert_eq!(Engine::parse(b"\x00\x02me\x03a-b").unwrap().version(), None);

@@ -3,13 +3,13 @@
 use super::addrmap::FilePos;
 use super::code::Code;
 use super::code_map::wasm_name;
-use super::frame_table::{FrameTable, InstPos, ProgramFrame, ProgramPoint};
+use super::frame_table::{FrameTable, InstPos, ProgramPoint};
 use super::image::{Function, Kind};
 use super::info::FuncKind;
 use super::instructions::Instructions;
 use crate::limits::MAX_PLACED_FILES;
+use crate::runtime::code_map::CompiledModule;
 use crate::runtime::code_map::sources::{Scope, Sources};
-use crate::runtime::code_map::{CompiledModule, SourceLine};
 use crate::symbolize::wasm::WasmModule;
 use std::collections::BTreeMap;
 
@@ -32,7 +32,7 @@ impl<'c> Origins<'c> {
     }
 
     /// The pieces of Wasm function `key` (module, function), for [`crate::runtime::code_map::sources::lay_out`]. `points`:
-    /// what the frame table says of it.
+    /// what the frame table says of it, settled.
     pub fn pieces(
         &mut self,
         function: &Function,
@@ -139,7 +139,7 @@ impl<'c> Origins<'c> {
     fn recorded(&mut self, own: (u32, u32), table: &FrameTable<'_>, point: &ProgramPoint) -> Option<Vec<Scope>> {
         let mut out = Vec::new();
         let mut outermost = None;
-        for (depth, frame) in point.frames.iter().enumerate() {
+        for frame in &point.frames {
             let key = table.descriptor(frame.descriptor).ok()?.function;
             if key.kind != FuncKind::Wasm {
                 return None;
@@ -148,31 +148,11 @@ impl<'c> Origins<'c> {
             outermost = Some((key.namespace, function));
             out.push(Scope {
                 name: wasm_name(self.code, key.namespace, function, None),
-                line: self.line_of(key.index, frame, depth == 0, point),
+                line: self.sources.line_at(u64::from(frame.wasm_pc)),
             });
         }
         out.reverse();
         Some(out).filter(|_| outermost == Some(own))
-    }
-
-    /// The line of a recorded frame. Of a call the operator behind it is recorded; the innermost one is in the address map.
-    fn line_of(
-        &mut self,
-        local: u32,
-        frame: &ProgramFrame,
-        innermost: bool,
-        point: &ProgramPoint,
-    ) -> Option<SourceLine> {
-        let place = match point.position {
-            InstPos::Pre if innermost => u64::from(frame.wasm_pc),
-            InstPos::Post if innermost => u64::from(self.code.place(point.text_offset.checked_sub(1)?)?.0),
-            _ => {
-                let operators = self.wasm?.operators(local)?;
-                let behind = operators.binary_search(&u64::from(frame.wasm_pc)).ok()?;
-                *operators.get(behind.checked_sub(1)?)?
-            }
-        };
-        self.sources.line_at(place)
     }
 }
 

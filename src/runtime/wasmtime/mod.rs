@@ -11,6 +11,7 @@
 //! | [`addrmap`] | `.wasmtime.addrmap`: code offset -> offset in the Wasm file | two formats, told apart by structure |
 //! | [`frame_table`] | `.wasmtime.frames`: code offset -> locals and operand stack (`guest_debug`) | two formats, told apart by structure |
 //! | [`dwarf`] | `.debug_*`: code offset -> source functions, lines, variables (`debug_info`) | no |
+//! | [`tunables`] | `.wasmtime.engine`: what the compiler could inline | with nearly every major |
 //! | [`info`] | `.wasmtime.info`: modules, types, functions, names | with nearly every major |
 //! | [`offsets`] | where an instance (`VMContext`) and a store keep what | at 37, 38, 39, 43, 45, 46, 47, 48 |
 //! | [`instance`] | an instance's memories, globals, tables, imports; what a module declares | through [`info`] and [`offsets`] |
@@ -37,12 +38,14 @@ mod instructions;
 mod leb;
 mod lines;
 pub mod offsets;
+mod points;
 pub mod postcard;
 mod recover;
 mod shape;
 mod store;
 #[cfg(test)]
 mod testing;
+pub mod tunables;
 pub mod version;
 mod waiting;
 

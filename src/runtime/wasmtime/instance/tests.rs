@@ -360,6 +360,7 @@ fn module() -> ModuleInfo {
         start: None,
         has_startup: false,
         imported: Default::default(),
+        needs_gc_heap: false,
         escaped_functions: 0,
         runtime_data: vec![],
         functions: vec![],
