@@ -41,7 +41,7 @@ struct Looked<T> {
 }
 
 enum From {
-    Core(CoreTarget),
+    Core(Box<CoreTarget>),
     Process(Box<Proven<()>>),
 }
 
@@ -97,7 +97,7 @@ fn with_target<T>(options: &Options, mut work: impl FnMut(&Seen<'_>) -> Result<T
         Source::Core { core, .. } => CoreTarget::open(core, &search).and_then(|core| {
             let seen = run(&core, &Objects::load(&core, &search))?;
             let seen = seen.ok_or_else(|| Error::NotFound { what: "a core does not change".to_string() })?;
-            Ok((seen, From::Core(core)))
+            Ok((seen, From::Core(Box::new(core))))
         }),
     };
     no_changes(&steady)?;

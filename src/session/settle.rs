@@ -54,6 +54,7 @@ pub(super) fn settle(
     // Whole stacks, though only their first frames are asked for: without the Wasm frames below an import the modules are
     // found by a lesser route, without their names and signatures, and that is what the report would then show.
     let stacks = walk_all(&first, &threads, &native, &scene, provider, limits::MAX_FRAMES);
+    drop(native);
     let in_wasm: Vec<(&Thread, &Stack)> = threads
         .iter()
         .zip(&stacks)

@@ -1,6 +1,7 @@
 //! Wasmtime's code described for a debugger.
 
 use super::code::Code;
+use super::flow::{Flow, WINCH, beginning};
 use super::frame::{EPILOGUE, PROLOGUE, leaves, val_type};
 use super::frame_table::{FrameTable, InstPos, ProgramFrame, ProgramPoint};
 use super::image::{Function, FunctionKind};

@@ -10,7 +10,7 @@ use super::code::Code;
 use super::exit::is_vmctx;
 use super::flow::{Facts, Held, WINCH};
 use super::frame_table::{FrameDescriptor, FrameValType, SlotValue};
-use super::image::{Function, FunctionKind, Kind};
+use super::image::{Function, FunctionKind};
 use super::info::FuncKind;
 use super::points::{FrameAt, Points, Recorded, Unrecorded};
 use crate::arch::{CodeAddress, Reg, Registers};

@@ -10,7 +10,6 @@
 //!
 //! Where native code uses rbp for something else the runtime's own words lead there: see [`super::anchor`].
 
-use super::flow::Held;
 use super::{Wasmtime, anchor};
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::limits::MAX_RECOVERY_BYTES;
