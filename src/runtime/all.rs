@@ -733,7 +733,7 @@ mod tests {
         assert_eq!(why(MAX_SHOWN_REASONS).matches("m: no").count(), MAX_SHOWN_REASONS);
         assert_eq!(why(MAX_SHOWN_REASONS + 3), why(MAX_SHOWN_REASONS) + "; and 3 more");
 
-        let providers: Vec<Box<dyn Provider>> = vec![Box::new(Pages::at("one", 0x1_0000))];
+        let providers: Vec<Box<dyn Provider>> = vec![Box::new(Pages::at(ONE, 0x1_0000))];
         let target = CoreBuilder::new().memory(0x1000, 5, &[0; 16]).open().unwrap();
         let fits = HashMap::new();
         let read = |function: u32| ByCode::new(&providers, &[(0, 0)], &[], &fits, &target).code(0, function).is_some();

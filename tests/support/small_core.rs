@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use wstate::report::{FrameKind, Report};
 use wstate::session::{self, Options, Route, Source};
 use wstate::target::core::CoreTarget;

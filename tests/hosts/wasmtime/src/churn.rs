@@ -10,9 +10,10 @@ use wasmtime::{Config, Engine, Instance, Module, Store};
 fn main() {
     let asked = guests::asked();
     let has = |word: &str| asked.how.iter().any(|how| how == word);
+    #[cfg_attr(not(feature = "v48"), expect(unused_mut))]
     let mut config = Config::new();
+    #[cfg(feature = "v48")]
     if has("guest-debug") {
-        #[cfg(feature = "v48")]
         config.guest_debug(true);
     }
     let engine = Engine::new(&config).expect("an engine");

@@ -599,7 +599,7 @@ fn foreign(engine: &Engine) {
     for (number, path) in options.more.iter().enumerate() {
         let engine = engine.clone();
         let body = move || {
-            report::LABEL.set(Some(format!("more{number}").into()));
+            report::LABEL.set(Some(format!("more{number}")));
             let wasm = std::fs::read(path).unwrap_or_else(|e| fail(&format!("{}: {e}", path.display())));
             run_wasm(&engine, "guest", &wasm, name, |guest| arguments(guest, name))
         };
