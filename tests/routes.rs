@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard};
 use wasmer_runtime_core_near::backend::CompilerConfig;
 use wasmer_runtime_core_near::cache::Artifact;
