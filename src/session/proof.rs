@@ -232,7 +232,8 @@ mod tests {
             Ok(target.prove().then_some(errors))
         });
         let proven = proven.unwrap();
-        assert_eq!((proven.stops, round, proven.whole), (limits::MAX_REREADS + 1, limits::MAX_REREADS + 1, false));
+        // Sooner, if all that is to be copied is too much.
+        assert!(proven.stops == round && (2..=limits::MAX_REREADS + 1).contains(&round) && !proven.whole, "{round}");
         assert!(proven.answer.iter().any(|e| matches!(e, crate::target::MemoryError::Gone { .. })));
         assert!(proven.notes(false)[0].contains("the module was gone before it could be read"));
     }

@@ -408,9 +408,6 @@ impl Loader<'_> {
                     continue;
                 }
             };
-            if self.target.maps_another(mapping, &file.identity()) {
-                continue;
-            }
             let Some(headers) = Headers::of_file(&file) else {
                 if memory.is_some() {
                     wrong = wrong.or(Some(format!("{} is no x86-64 ELF file", candidate.path().display())));
@@ -418,7 +415,9 @@ impl Loader<'_> {
                 continue;
             };
             let id = headers.build_id_of_file(&file);
+            let another = self.target.maps_another(mapping, &file.identity());
             let (why, by_id) = match memory {
+                _ if another => (Some("another file was mapped".to_string()), false),
                 Some(m) => (differs(m, &headers, id.as_deref()), m.build_id.is_some()),
                 None => {
                     let agrees = headers.dynamic_agrees(&file, mappings, self.target);
