@@ -38,9 +38,6 @@ pub const MAX_REREAD_BYTES: u64 = cap(16 << 20, 1 << 20);
 pub const MAX_REREAD_BESIDE: u64 = cap(2 << 20, 256 << 10);
 /// Places that are copied of what is more than that.
 pub const MAX_REREAD_SAMPLES: u64 = cap(1 << 10, 64);
-/// Bytes of linear memories that are copied at the instant of the stacks for `memory` and `export`; more is read while the
-/// process runs on.
-pub const MAX_COPIED_MEMORY: u64 = 4 << 20;
 /// Times that a process is looked at again which loads code meanwhile.
 pub const MAX_REREADS: usize = 8;
 /// Nesting of `MachineValue::TwoHalves` in an encoded state map. The runtime never nests.

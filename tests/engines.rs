@@ -1,7 +1,7 @@
 //! Processes that run WebAssembly in engines whose frames cannot be shown: each is named, with what was seen, and nothing is
 //! said of runtimes that are not there. The programs are made of an engine's marks alone, and stripped; that the marks are
 //! those of the engines themselves was seen in Node.js 20 to 24, Deno 2.9, Bun 1.4, libmozjs 102, libjavascriptcoregtk 2.50,
-//! wasmer-sdk 0.5, wasmi 1.1, wasm3 0.5 and wasm-interp 1.0.
+//! wasmer-sdk 0.5 and wasm3 0.5; the strings of wasmi 1.1 and wasm-interp 1.0 are those of their files.
 
 mod support;
 

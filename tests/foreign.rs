@@ -34,10 +34,12 @@ fn the_oldest_release_whose_own_code_has_no_unwind_information() {
     sweep("call,file,stores,indirect", &[], &["36.0.0"]);
 }
 
-/// The official command line tool: of 36 much code has no unwind tables, and `main` has none in any release.
+/// The official command line tool: of 36 much code has no unwind tables, so that idle threads may be lost, and `main` has
+/// none in any release.
 #[test]
 fn command_line_tools() {
-    table("cli_sweep.py", &["--kinds", "cli", "--complete", "36.0.9", "49.0.4"]);
+    table("cli_sweep.py", &["--kinds", "cli", "36.0.9"]);
+    table("cli_sweep.py", &["--kinds", "cli", "--complete", "49.0.4"]);
 }
 
 /// Native code without unwind tables that uses rbp for other things, with symbols and without, one and three activations

@@ -24,7 +24,7 @@ use wstate::target::testing::CoreBuilder;
 use wstate::target::{Memory, Target};
 
 /// Most that one case may read, which are some pages: what finds nothing searches for it on all routes.
-const MOST: Work = Work { reads: 1_000_000, bytes: 1 << 30 };
+const MOST: Work = Work { reads: 2_000_000, bytes: 1 << 30 };
 /// `leaf`, `fact(0)` to `fact(5)`, `run`.
 const WASM_FRAMES: usize = 8;
 

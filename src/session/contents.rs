@@ -273,6 +273,10 @@ pub type Sink<'a> = dyn FnMut(u64, &[u8]) -> Result<(), Error> + 'a;
 /// Bytes of a linear memory that are in our own memory at once.
 const CHUNK: u64 = 256 << 10;
 
+/// Bytes of linear memories that are copied at the instant of the stacks for `memory` and `export`; more is read while the
+/// process runs on.
+const COPIED_MEMORY: u64 = 4 << 20;
+
 /// A memory that was chosen.
 struct ChosenMemory {
     instance: GuestInstance,
@@ -295,7 +299,7 @@ pub fn linear_memory(options: &Options, wanted: MemoryRange, sink: &mut Sink<'_>
             });
         }
         // So much is of the instant of the stacks.
-        let few = len <= limits::MAX_COPIED_MEMORY;
+        let few = len <= COPIED_MEMORY;
         let bytes = few.then(|| seen.target.read_vec(chosen.base.wrapping_add(address), len as usize)).transpose();
         let bytes = bytes.map_err(|e| Error::NotFound {
             what: format!("bytes from {address:#x} of memory {} cannot be read: {e}", wanted.memory),
@@ -402,7 +406,7 @@ pub fn export_coredump(options: &Options, compat: Option<Compat>, out: &mut dyn 
         let notes = std::mem::take(&mut contents.notes);
         let memories = contents.instances().flat_map(|(_, i)| &i.memories).filter_map(|m| m.size);
         // So much is of the instant of the stacks.
-        let few = memories.fold(0, u64::saturating_add) <= limits::MAX_COPIED_MEMORY;
+        let few = memories.fold(0, u64::saturating_add) <= COPIED_MEMORY;
         let whole = few.then(|| {
             let mut bytes = Vec::new();
             let mut read = |address: u64, buf: &mut [u8]| seen.target.read(address, buf).is_ok();

@@ -106,7 +106,7 @@ pub(super) fn copy(set: &ReadSet, process: &Process, captured: &mut Splice) -> C
     let mut plan = Pages { mappings: &process.mappings, ranges: BTreeSet::new(), left: limits::MAX_REREAD_BYTES };
     let mut large: Vec<(u64, u64)> = Vec::new();
     for &page in &set.pages {
-        copied.too_much |= !plan.take(page, page + PAGE);
+        copied.too_much |= !plan.take(page, page.saturating_add(PAGE));
     }
     let mut by_size = merged(set.large.clone());
     by_size.sort_by_key(|(start, end)| end - start);
@@ -179,10 +179,10 @@ impl Pages<'_> {
             for page in pages {
                 for beside in [page.checked_sub(distance), page.checked_add(distance)].into_iter().flatten() {
                     let wanted = self.mapping(beside).is_some_and(|m| m.read && (m.write || m.is_anonymous()));
-                    if !wanted || self.ranges.contains(&(beside, beside + PAGE)) {
+                    if !wanted || self.ranges.contains(&(beside, beside.saturating_add(PAGE))) {
                         continue;
                     }
-                    if left < PAGE || !self.take(beside, beside + PAGE) {
+                    if left < PAGE || !self.take(beside, beside.saturating_add(PAGE)) {
                         return;
                     }
                     left -= PAGE;

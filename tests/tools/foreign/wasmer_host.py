@@ -38,9 +38,13 @@ def host(guest):
 def waits(pid):
     """Whether a thread waits in the guest's call."""
     for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
-        if (task / "comm").read_text().startswith("TokioTask"):
-            if (task / "syscall").read_text().split()[0] == "202":
-                return True
+        try:
+            if (task / "comm").read_text().startswith("TokioTask"):
+                if (task / "syscall").read_text().split()[0] == "202":
+                    return True
+        except (FileNotFoundError, ProcessLookupError):
+            # The thread has ended since it was listed.
+            continue
     return False
 
 
