@@ -22,6 +22,7 @@ fn function(i: u64) -> CompiledFunction {
     };
     let moved = |n: u32| 60 + 3 * n + (i % 7) as u32;
     CompiledFunction {
+        wasm: true,
         name: Some(format!("f{i}")),
         start: BASE + i * u64::from(BYTES),
         len: BYTES,
@@ -55,7 +56,7 @@ fn function(i: u64) -> CompiledFunction {
         lines: (0..25)
             .map(|n| {
                 let at = SourceLine { file: 0, line: (i * 30) as u32 + n + 1 };
-                Line { offset: 50 * n, at, prologue_end: n == 1 }
+                Line { offset: 50 * n, at, prologue_end: n == 1, statement: true }
             })
             .collect(),
         inlined: Vec::new(),
@@ -65,6 +66,7 @@ fn function(i: u64) -> CompiledFunction {
 fn main() {
     let map = CodeMap {
         modules: vec![CompiledModule {
+            copied: None,
             name: "bench.wasm".to_string(),
             base: BASE,
             code: vec![0x90; FUNCTIONS as usize * BYTES as usize],

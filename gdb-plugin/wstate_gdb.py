@@ -274,11 +274,52 @@ def code_signature(pid: int) -> Optional[int]:
     """Changes when code that belongs to no file comes or goes; None if there is none, or nobody can say."""
     try:
         with open(f"/proc/{pid}/maps", "rb") as maps:
-            lines = [line for line in maps if line[line.find(b" ") + 3 : line.find(b" ") + 4] == b"x"]
+            mapped = maps.readlines()
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            fields = stat.read().rpartition(b")")[2].split()
     except OSError:
         return None
+    lines = [line for line in mapped if line[line.find(b" ") + 3 : line.find(b" ") + 4] == b"x"]
     jit = [line for line in lines if len(line.split(None, 5)) < 6 or line.split(None, 5)[5].startswith(b"[anon")]
-    return hash(tuple(jit)) if jit else None
+    if not jit:
+        return None
+    # Another module may have come to the same place. It was written there, which takes page faults (minflt, majflt).
+    state = (pid, tuple(jit), int(fields[7]) + int(fields[9]))
+    if state not in _signatures:
+        _signatures.clear()
+        _signatures[state] = hash((state[:2], code_content(pid, mapped, jit, state[2])))
+    return _signatures[state]
+
+
+_signatures: Dict[Tuple[Any, ...], int] = {}
+
+
+def code_content(pid: int, mapped: List[bytes], jit: List[bytes], faults: int) -> int:
+    """Differs where what is mapped together with code of no file is other than before. If that may not be all of a module,
+    every page fault may have been another one's."""
+    groups: List[List[Any]] = []
+    for line in mapped:
+        start, end = (int(address, 16) for address in line.split(None, 1)[0].split(b"-"))
+        if groups and groups[-1][1] == start:
+            groups[-1][1] = end
+            groups[-1][2] |= line in jit
+        else:
+            groups.append([start, end, line in jit])
+    parts: List[Any] = []
+    left = 4 << 20
+    try:
+        with open(f"/proc/{pid}/mem", "rb", 0) as memory:
+            for start, end, _ in (group for group in groups if group[2]):
+                if end - start > left:
+                    return hash((tuple(parts), faults))
+                left -= end - start
+                memory.seek(start)
+                content = memory.read(end - start)
+                whole = content.startswith(b"\x7fELF") and len(content) == end - start
+                parts.append(content if whole else (content, faults))
+    except (OSError, OverflowError):
+        parts.append(faults)
+    return hash(tuple(parts))
 
 
 _directories: List[str] = []
@@ -397,7 +438,8 @@ class Lender:
 
 
 def one_thread(thread: Optional[gdb.InferiorThread]) -> Optional[Dict[str, str]]:
-    if thread is None or not thread.is_stopped():
+    # Where gdb has not yet told of a stop it counts every thread as running, the one that stopped too.
+    if thread is None or not (thread.is_stopped() or tid(thread) == NewCode.thread):
         return None
     thread.switch()
     try:
@@ -446,9 +488,18 @@ class Target:
         self.configured: Optional[Dict[str, Any]] = None
         # Thread, our frame number, and gdb's level when that was chosen.
         self.chosen: Optional[Tuple[int, int, int]] = None
-        self.loaded: Dict[str, str] = {}
+        # By path: an address inside, and where each module in it begins.
+        self.loaded: Dict[str, Tuple[str, List[str]]] = {}
         self.signature: Optional[int] = None
         self.attempts = 0
+        # The signature that was looked at between two stops.
+        self.early: Optional[int] = None
+        # What the engine said of the symbols.
+        self.notes: List[str] = []
+        # Whether a later stop may tell more of the same code.
+        self.unsure = False
+        # Whether each store of this process runs code of its own.
+        self.per_store = False
 
     def close(self) -> None:
         if self.engine is not None:
@@ -618,23 +669,78 @@ def load(target: Target, argument: str) -> None:
     current_thread()
     files = load_symbols(target, everything)
     gdb.write(f"{files} symbol file{'' if files == 1 else 's'} of Wasm code loaded\n")
+    for note in target.notes:
+        gdb.write(f"note: {note}\n")
 
 
 def load_symbols(target: Target, everything: bool) -> int:
     """Loads what the engine makes, and drops what it no longer has."""
-    answer = target.ask("symbols", directory=symbol_directory(), all=everything)
-    wanted = {str(f["path"]): str(f["address"]) for f in answer.get("files") or []}
-    for path in [p for p in target.loaded if p not in wanted]:
-        try:
-            gdb.execute(f"remove-symbol-file -a {target.loaded[path]}", to_string=True)
-        except gdb.error:
-            pass
-        del target.loaded[path]
-    for path, address in wanted.items():
-        if path not in target.loaded:
-            gdb.execute(f"add-symbol-file {shlex.quote(path)}", to_string=True)
-            target.loaded[path] = address
+    # Where the program is not stopped for the user nothing is taken away: its breakpoints are in the code.
+    early = NewCode.thread is not None
+    known = [[base, hex(int(base, 16) + 1)] for _, bases in target.loaded.values() for base in bases] if early else []
+    keys = {"described": described_by_runtime(), "known": known}
+    answer = target.ask("symbols", directory=symbol_directory(), all=everything, **keys)
+    target.notes = [str(note) for note in answer.get("notes") or []]
+    target.unsure, target.per_store = bool(answer.get("unsure")), bool(answer.get("per_store"))
+    if NewCode.published and not target.per_store:
+        # Whoever has just compiled it may keep it on disk: a breakpoint of ours would be in there for good.
+        return 0
+    wanted = {str(f["path"]): (str(f["address"]), f.get("modules") or []) for f in answer.get("files") or []}
+    gone = [p for p in target.loaded if p not in wanted and not early]
+    lifted = lift_breakpoints() if gone or any(p not in target.loaded for p in wanted) else []
+    try:
+        for path in gone:
+            try:
+                gdb.execute(f"remove-symbol-file -a {target.loaded[path][0]}", to_string=True)
+            except gdb.error:
+                pass
+            del target.loaded[path]
+        for path, place in wanted.items():
+            if path not in target.loaded:
+                gdb.execute(f"add-symbol-file {shlex.quote(path)}", to_string=True)
+                target.loaded[path] = place
+    finally:
+        for one in lifted:
+            if one.is_valid():
+                one.enabled = True
     return len(wanted)
+
+
+def lift_breakpoints() -> List[gdb.Breakpoint]:
+    """Takes the user's breakpoints out of the code and returns them. While symbol files come and go gdb 13 forgets that one
+    is in the code, or puts it there twice: the instruction there would be broken for good."""
+    lifted = []
+    for one in gdb.breakpoints() or ():
+        if one.is_valid() and one.enabled and one.type == gdb.BP_BREAKPOINT:
+            one.enabled = False
+            lifted.append(one)
+    return lifted
+
+
+def in_memory() -> List[str]:
+    """The symbol files that the program itself has given to gdb."""
+    return sorted(o.filename for o in gdb.objfiles() if (o.filename or "").startswith("<in-memory@"))
+
+
+def described_by_runtime() -> List[List[str]]:
+    """The code of which the runtime itself has told gdb (Wasmtime's debug_info), with the source's variables: of two
+    descriptions gdb would take ours, which has none."""
+    names = set(in_memory())
+    if not names:
+        return []
+    try:
+        text = gdb.execute("maintenance info sections -all-objects", to_string=True) or ""
+    except gdb.error:
+        return []
+    found, ours = [], False
+    for line in text.splitlines():
+        file = re.match(r"\S.*`(.*)', file type|\S.*: `(.*)'", line)
+        if file:
+            ours = (file.group(1) or file.group(2)) in names
+        section = re.search(r"(0x[0-9a-f]+)->(0x[0-9a-f]+) at \S+: \.text ", line)
+        if ours and section:
+            found.append([section.group(1), section.group(2)])
+    return found
 
 
 def auto_load(event: Any = None) -> None:
@@ -643,39 +749,137 @@ def auto_load(event: Any = None) -> None:
     if not settings.auto_load or isinstance(event, getattr(gdb, "ExitedEvent", ())):
         return
     try:
-        inferior = gdb.selected_inferior()
-        if connection_type(inferior) != "native":
-            return
-        signature = code_signature(inferior.pid)
-        known = targets.get(inferior.num)
-        if signature is None or (known is not None and known.signature == signature):
-            return
-        target = current_target()
-        # Memory that is about to become a module has no code yet: a few more stops may tell.
-        target.attempts += 1
-        if load_symbols(target, False) or target.attempts >= ATTEMPTS:
-            target.signature, target.attempts = signature, 0
+        load_what_is_new(gdb.selected_inferior())
     except (WstateError, gdb.error, KeyboardInterrupt) as e:
-        gdb.write(f"wstate: symbols of Wasm code were not loaded: {e}\n")
+        tell(e)
+    wait_for_code()
 
 
-def auto_load_core() -> None:
-    """A core makes no stop: its symbols are loaded before the prompt that follows."""
+def load_what_is_new(inferior: gdb.Inferior) -> None:
+    if connection_type(inferior) != "native":
+        return
+    code = code_signature(inferior.pid)
+    signature = None if code is None else hash((code, tuple(in_memory())))
+    known = targets.get(inferior.num)
+    if signature is None or (known is not None and signature in (known.signature, known.early if NewCode.thread else None)):
+        return
+    target = targets.setdefault(inferior.num, Target(inferior))
+    # Memory that is about to become a module has no code yet: a few more stops may tell.
+    target.attempts += 1
+    if load_symbols(target, False) or target.attempts >= ATTEMPTS:
+        target.signature, target.attempts = None if target.unsure else signature, 0
+    if NewCode.thread is not None:
+        # The next stop looks again: threads that run now have registers then.
+        target.signature, target.early = None, None if NewCode.published else signature
+    told.clear()
+
+
+told: List[str] = []
+
+
+def tell(why: BaseException) -> None:
+    """Says why there are no symbols, once until there are some: the next stop, or step, has the same reason."""
+    text = f"wstate: symbols of Wasm code were not loaded: {why}\n"
+    if text not in told:
+        told.append(text)
+        gdb.write(text)
+
+
+def auto_load_core(event: Any = None) -> None:
+    """A core makes no stop: its symbols are loaded with the first of its files, or before the prompt that follows. Only the
+    first is there with -batch and in the machine interface."""
+    inferior = gdb.selected_inferior()
+    if not settings.auto_load or connection_type(inferior) != "core" or not inferior.threads():
+        return
+    # Every core-file makes a connection of its own. Our own file is one of its files too.
+    connection = inferior.connection.num
+    if cores_seen.get(inferior.num) == connection:
+        return
+    cores_seen[inferior.num] = connection
     try:
-        inferior = gdb.selected_inferior()
-        if not settings.auto_load or connection_type(inferior) != "core":
-            return
-        # Every core-file makes a connection of its own.
-        connection = inferior.connection.num
-        if cores_seen.get(inferior.num) == connection:
-            return
-        cores_seen[inferior.num] = connection
         load_symbols(current_target(), False)
+        told.clear()
     except (WstateError, gdb.error, KeyboardInterrupt) as e:
-        gdb.write(f"wstate: symbols of Wasm code were not loaded: {e}\n")
+        tell(e)
+        if event is not None:
+            # Another of its files, or the prompt, may do better.
+            del cores_seen[inferior.num]
 
 
 cores_seen: Dict[int, int] = {}
+
+
+class NewCode(gdb.Breakpoint):
+    """A place where a runtime has just made code executable. Never a stop for the user: symbols are loaded and the program
+    goes on, so that breakpoints in code that was not there before are hit from its first call on."""
+
+    # The thread that is there now, and whether code was published and is not called yet.
+    thread: Optional[int] = None
+    published = False
+
+    def stop(self) -> bool:
+        inferior = gdb.selected_inferior()
+        thread = gdb.selected_thread()
+        if not settings.auto_load or thread is None:
+            return False
+        NewCode.thread, NewCode.published = tid(thread), self.location.endswith(PUBLISHED)
+        try:
+            load_what_is_new(inferior)
+        except (WstateError, gdb.error, KeyboardInterrupt) as e:
+            tell(e)
+        finally:
+            NewCode.thread, NewCode.published = None, False
+            # It runs on without an event that would say so.
+            forget_what_ran()
+        return False
+
+
+# Where Wasmtime gives the unwind tables of new code to the C++ runtime. A store's own copy is about to run then; what was
+# just compiled is written to Wasmtime's cache before that, from memory.
+PUBLISHED = "__register_frame"
+# What is called before code runs besides: by Wasmtime at a thread's first call of a guest, by Wasmer 0.x at each.
+NEW_CODE = (PUBLISHED, "sigaltstack", "setjmp")
+
+# By name.
+new_code: Dict[str, NewCode] = {}
+
+
+def waits_for_code() -> bool:
+    """Whether a breakpoint of the user's may be in code that is still to come."""
+    users = [b for b in gdb.breakpoints() or () if b.is_valid() and b.number > 0 and b.enabled]
+    return any(b.pending for b in users) or (bool(users) and any(t.per_store for t in targets.values()))
+
+
+def wait_for_code(event: Any = None) -> None:
+    """Has the places where code appears watched while a breakpoint waits for it: each costs a short stop of the
+    program."""
+    if isinstance(event, NewCode):
+        return
+    if settings.auto_load and waits_for_code():
+        for name in NEW_CODE:
+            known = new_code.get(name)
+            if (known is None or not known.is_valid()) and is_loaded(name):
+                try:
+                    new_code[name] = NewCode(f"-qualified -function {name}", internal=True)
+                    new_code[name].silent = True
+                except (gdb.error, RuntimeError):
+                    pass
+    elif event is None:
+        # At a stop: elsewhere gdb may be in the middle of its list of breakpoints.
+        for one in new_code.values():
+            if one.is_valid():
+                one.delete()
+        new_code.clear()
+
+
+def is_loaded(function: str) -> bool:
+    """Whether gdb knows the function; for one that it does not know it would say so each time."""
+    try:
+        gdb.parse_and_eval(f"&{function}")
+    except gdb.error:
+        return False
+    return True
+
 
 COMMANDS: List[Tuple[str, Callable[[Target, str], None], List[str], str]] = [
     (
@@ -828,6 +1032,9 @@ def register() -> None:
         getattr(gdb.events, name).connect(forget_what_ran)
     gdb.events.stop.connect(auto_load)
     gdb.events.before_prompt.connect(auto_load_core)
+    gdb.events.new_objfile.connect(auto_load_core)
+    gdb.events.breakpoint_created.connect(wait_for_code)
+    gdb.events.new_objfile.connect(wait_for_code)
     gdb.events.exited.connect(on_inferior_gone)
     gdb.events.inferior_deleted.connect(on_inferior_gone)
     atexit.register(close_all)

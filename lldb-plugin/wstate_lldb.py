@@ -273,11 +273,52 @@ def code_signature(pid: int) -> Optional[int]:
     """Changes when code that belongs to no file comes or goes; None if there is none, or nobody can say."""
     try:
         with open(f"/proc/{pid}/maps", "rb") as maps:
-            lines = [line for line in maps if line[line.find(b" ") + 3 : line.find(b" ") + 4] == b"x"]
+            mapped = maps.readlines()
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            fields = stat.read().rpartition(b")")[2].split()
     except OSError:
         return None
+    lines = [line for line in mapped if line[line.find(b" ") + 3 : line.find(b" ") + 4] == b"x"]
     jit = [line for line in lines if len(line.split(None, 5)) < 6 or line.split(None, 5)[5].startswith(b"[anon")]
-    return hash(tuple(jit)) if jit else None
+    if not jit:
+        return None
+    # Another module may have come to the same place. It was written there, which takes page faults (minflt, majflt).
+    state = (pid, tuple(jit), int(fields[7]) + int(fields[9]))
+    if state not in _signatures:
+        _signatures.clear()
+        _signatures[state] = hash((state[:2], code_content(pid, mapped, jit, state[2])))
+    return _signatures[state]
+
+
+_signatures: Dict[Tuple[Any, ...], int] = {}
+
+
+def code_content(pid: int, mapped: List[bytes], jit: List[bytes], faults: int) -> int:
+    """Differs where what is mapped together with code of no file is other than before. If that may not be all of a module,
+    every page fault may have been another one's."""
+    groups: List[List[Any]] = []
+    for line in mapped:
+        start, end = (int(address, 16) for address in line.split(None, 1)[0].split(b"-"))
+        if groups and groups[-1][1] == start:
+            groups[-1][1] = end
+            groups[-1][2] |= line in jit
+        else:
+            groups.append([start, end, line in jit])
+    parts: List[Any] = []
+    left = 4 << 20
+    try:
+        with open(f"/proc/{pid}/mem", "rb", 0) as memory:
+            for start, end, _ in (group for group in groups if group[2]):
+                if end - start > left:
+                    return hash((tuple(parts), faults))
+                left -= end - start
+                memory.seek(start)
+                content = memory.read(end - start)
+                whole = content.startswith(b"\x7fELF") and len(content) == end - start
+                parts.append(content if whole else (content, faults))
+    except (OSError, OverflowError):
+        parts.append(faults)
+    return hash(tuple(parts))
 
 
 _directories: List[str] = []
@@ -424,6 +465,9 @@ class Target:
         self.loaded: List[str] = []
         self.signature: Optional[int] = None
         self.attempts = 0
+        # What the engine said of the symbols, and whether a later stop may tell more of the same code.
+        self.notes: List[str] = []
+        self.unsure = False
 
     def close(self) -> None:
         if self.engine is not None:
@@ -559,15 +603,19 @@ def memory(target: Target, argument: str) -> str:
 def load(target: Target, argument: str) -> str:
     count = load_symbols(target, "all" in words(argument))
     # What was asked for stays, until there is other code.
-    target.signature, target.attempts = signature_of(target.process), 0
-    return f"{count} symbol file{'' if count == 1 else 's'} of Wasm code loaded"
+    target.signature, target.attempts = None if target.unsure else signature_of(target.process), 0
+    text = f"{count} symbol file{'' if count == 1 else 's'} of Wasm code loaded\n"
+    return text + "".join(f"note: {note}\n" for note in target.notes)
 
 
 def load_symbols(target: Target, everything: bool) -> int:
     """Loads what the engine makes, and drops what it no longer has."""
-    answer = target.ask("symbols", directory=symbol_directory(), all=everything)
-    wanted = [str(f["path"]) for f in answer.get("files") or []]
     program = target.process.GetTarget()
+    known = [[hex(start), hex(end)] for start, end in described_by_runtime(program)]
+    answer = target.ask("symbols", directory=symbol_directory(), all=everything, known=known)
+    target.notes = [str(note) for note in answer.get("notes") or []]
+    target.unsure = bool(answer.get("unsure"))
+    wanted = [str(f["path"]) for f in answer.get("files") or []]
     for path in [p for p in target.loaded if p not in wanted]:
         module = program.FindModule(lldb.SBFileSpec(path))
         if module.IsValid():
@@ -586,11 +634,29 @@ def load_symbols(target: Target, everything: bool) -> int:
     return len(wanted)
 
 
+def described_by_runtime(program: lldb.SBTarget) -> List[Tuple[int, int]]:
+    """The code of which the runtime itself has told lldb (plugin.jit-loader.gdb.enable), with the source's variables: of
+    two descriptions lldb would take ours, which has none."""
+    found = []
+    for module in program.module_iter():
+        if not (module.GetFileSpec().GetFilename() or "").startswith("JIT("):
+            continue
+        open_sections = list(module.section_iter())
+        while open_sections:
+            section = open_sections.pop()
+            open_sections += [section.GetSubSectionAtIndex(i) for i in range(section.GetNumSubSections())]
+            start = section.GetLoadAddress(program)
+            if section.GetName() == ".text" and start != lldb.LLDB_INVALID_ADDRESS:
+                found.append((start, start + section.GetByteSize()))
+    return sorted(found)
+
+
 def signature_of(process: lldb.SBProcess) -> Optional[int]:
     """Changes when there may be other Wasm code than before; None if there can be none, or nobody can say."""
     if "core" in process.GetPluginName():
         return process.GetUniqueID()
-    return code_signature(process.GetProcessID())
+    code = code_signature(process.GetProcessID())
+    return None if code is None else hash((code, tuple(described_by_runtime(process.GetTarget()))))
 
 
 def load_what_is_new(target: Target) -> None:
@@ -602,7 +668,12 @@ def load_what_is_new(target: Target) -> None:
     target.attempts += 1
     found = load_symbols(target, False)
     if found or target.attempts >= ATTEMPTS:
-        target.signature, target.attempts = signature, 0
+        target.signature, target.attempts = None if target.unsure else signature, 0
+    told.clear()
+
+
+# What was said of symbols that were not loaded: the next stop, or step, has the same reason.
+told: List[str] = []
 
 
 class AutoLoad:
@@ -619,7 +690,10 @@ class AutoLoad:
                 key = (self.debugger.GetID(), process.GetUniqueID())
                 load_what_is_new(targets.setdefault(key, Target(self.debugger, process)))
         except (WstateError, KeyboardInterrupt) as e:
-            stream.Print(f"wstate: symbols of Wasm code were not loaded: {e}\n")
+            text = f"wstate: symbols of Wasm code were not loaded: {e}\n"
+            if text not in told:
+                told.append(text)
+                stream.Print(text)
         return True
 
 

@@ -280,6 +280,14 @@ pub enum Document {
     Report,
     /// What modules prints
     Modules,
+    /// What doctor prints
+    Doctor,
+    /// What image prints
+    Image,
+    /// What image --diff prints
+    Difference,
+    /// What snapshot --with-imports writes beside the image
+    Imports,
 }
 
 /// `wstate serve`.

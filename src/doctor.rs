@@ -1,8 +1,9 @@
 //! `wstate doctor`: what would stop an attach or make a core useless, one check a line, each with the next step.
 
 use crate::limits;
-use crate::report::text::clean_message;
-use crate::report::{EndKind, Report};
+use crate::report::text::{clean_message, list_of};
+use crate::report::{EndKind, Engine, Report, RuntimeName};
+use crate::target::files::{self, Place};
 use anstyle::{AnsiColor, Style};
 use object::read::elf::{ElfFile64, FileHeader};
 use object::{Object, ObjectSection, ReadCache, ReadRef};
@@ -47,6 +48,18 @@ pub struct Doctor {
     pub pid: Option<u32>,
     /// The checks.
     pub checks: Vec<Check>,
+    /// What is told only if an attach shows that it matters.
+    #[serde(skip)]
+    later: Later,
+}
+
+/// What matters for some runtimes only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Later {
+    /// Whether there is executable memory outside of files; `None` if that is not known.
+    compiled: Option<bool>,
+    /// Whether the executable says what compiled it.
+    compiler_known: bool,
 }
 
 /// Who looks: this process.
@@ -67,7 +80,7 @@ struct Owner {
 impl Doctor {
     /// Runs every check that applies. Reads only; nothing is stopped or changed.
     pub fn examine(pid: Option<u32>) -> Doctor {
-        let mut d = Doctor { pid, checks: Vec::new() };
+        let mut d = Doctor { pid, ..Doctor::default() };
         let me = Process::myself().and_then(|p| p.status());
         let me = Me {
             euid: me.as_ref().map_or(u32::MAX, |s| s.euid),
@@ -99,34 +112,44 @@ impl Doctor {
         self.checks.push(Check { status: Status::Warn, what: what.into(), next: Some(next.into()) });
     }
 
+    /// The same where nothing can be done about it.
+    pub fn note(&mut self, what: impl Into<String>) {
+        self.checks.push(Check { status: Status::Warn, what: what.into(), next: None });
+    }
+
     /// A check after which an attach will not work.
     pub fn fail(&mut self, what: impl Into<String>, next: impl Into<String>) {
         self.checks.push(Check { status: Status::Fail, what: what.into(), next: Some(next.into()) });
     }
 
-    /// What an attach found: modules by route, what was looked for and not found, files that are missing.
+    /// What an attach found: modules by route, engines that are not known, what was looked for and not found, files that are
+    /// missing. What is suggested is for the runtimes that are there.
     pub fn findings(&mut self, report: &Report) {
         let mut modules = 0;
         for (runtime, module) in report.runtimes.iter().flat_map(|r| r.modules.iter().map(move |m| (r, m))) {
             modules += 1;
             let name = module.name.as_deref().unwrap_or("a module");
-            let what = format!("{}: {name}, found by {}", runtime.name, module.routes.join(", "));
+            let what = format!("{}: {name}, found by {}", runtime.name, list_of(&module.routes));
             match &module.problem {
-                Some(problem) => {
-                    self.warn(format!("{what}; {problem}"), "nothing, unless more is needed than is shown")
-                }
+                Some(problem) => self.note(format!("{what}; {problem}")),
                 None => self.ok(what),
             }
         }
+        let seen = |engine| report.engines.iter().any(|e| e.name == engine);
+        let singlepass = seen(Engine::Singlepass)
+            || report.runtimes.iter().any(|r| r.name == RuntimeName::Singlepass && !r.modules.is_empty());
         if modules == 0 {
-            self.warn(
-                "no Wasm module of a runtime that wstate knows was found",
-                "if there must be one: --artifact FILE with the host's cached artifact, or publish it from the host \
-                 (feature `descriptor`)",
-            );
-            for note in &report.notes {
-                self.warn(format!("looked for: {note}"), "this says why that route did not help");
+            self.nothing_found(report, singlepass);
+        } else {
+            for engine in &report.engines {
+                self.note(engine.sentence());
             }
+        }
+        if singlepass && !self.later.compiler_known {
+            self.note(
+                "the executable does not say what compiled it (.comment is missing): layouts of the runtime's structures \
+                 come from debug info or are recognised",
+            );
         }
         for problem in &report.objects_problems {
             self.warn(problem.clone(), "its frames have no names or are walked by frame pointer");
@@ -138,7 +161,41 @@ impl Doctor {
         for thread in lost {
             let why = thread.end.as_ref().and_then(|e| e.why.clone()).unwrap_or_default();
             let tid = thread.tid.unwrap_or_default();
-            self.warn(format!("the stack of thread {tid} cannot be walked to its end: {why}"), "see the lines above");
+            self.note(format!("the stack of thread {tid} cannot be walked to its end: {why}"));
+        }
+    }
+
+    /// Why there may be no module, and what can help then.
+    fn nothing_found(&mut self, report: &Report, singlepass: bool) {
+        let nothing = "no Wasm module of a runtime that wstate knows was found";
+        for engine in report.engines.iter().filter(|e| !e.supported) {
+            self.note(engine.sentence());
+        }
+        let supported = report.engines.iter().filter(|e| e.supported);
+        for engine in supported {
+            let next = match engine.name {
+                Engine::Wasmtime => "attach when the host has loaded a module; Wasmtime 36 to 50 are known",
+                _ => "attach when the host has loaded a module",
+            };
+            self.warn(engine.sentence(), next);
+        }
+        match self.later.compiled {
+            Some(false) => self.note(format!(
+                "{nothing}, and there is no executable memory outside of files: no code was compiled at run time, or an \
+                 interpreter runs, which has no machine code to look at"
+            )),
+            // Only this runtime has other ways, and it leaves no trace in an executable that was built for that.
+            _ if singlepass || report.engines.is_empty() => {
+                self.warn(
+                    nothing,
+                    "if the host is one of wasmer 0.x with singlepass: --artifact FILE with its cached artifact, or \
+                     publish the module from the host (feature `descriptor`)",
+                );
+            }
+            _ => self.note(nothing),
+        }
+        for note in &report.notes {
+            self.note(format!("looked for: {note}"));
         }
     }
 
@@ -209,8 +266,12 @@ impl Doctor {
                 format!("wstate attach {} -t {pid}", status.tgid),
             );
         }
-        self.owner(Owner { pid, uids: [status.ruid, status.euid, status.suid] }, me);
-        self.yama(yama_scope(), me, Some(pid));
+        let mine = self.owner(Owner { pid, uids: [status.ruid, status.euid, status.suid] }, me);
+        // Who may not look at the process at all is not helped by another setting of Yama's.
+        let scope = yama_scope();
+        if mine || scope > Some(2) {
+            self.yama(scope, me, Some(pid));
+        }
         match status.tracerpid {
             0 => self.ok("no debugger is attached to it"),
             t => self.fail(
@@ -225,7 +286,8 @@ impl Doctor {
         self.core_settings(Some(&process), Some(pid));
     }
 
-    fn owner(&mut self, owner: Owner, me: Me) {
+    /// Whether this user may look at the process.
+    fn owner(&mut self, owner: Owner, me: Me) -> bool {
         let Owner { pid, uids } = owner;
         if me.ptrace {
             self.ok("this user may look at any process (CAP_SYS_PTRACE)");
@@ -237,7 +299,9 @@ impl Doctor {
                 format!("the process belongs to uid {other}, this is uid {} without CAP_SYS_PTRACE", me.euid),
                 format!("sudo wstate attach {pid}; in a container also: --cap-add=SYS_PTRACE"),
             );
+            return false;
         }
+        true
     }
 
     /// `scope` is Yama's `ptrace_scope`, `None` without Yama (Documentation/admin-guide/LSM/Yama.rst).
@@ -319,8 +383,8 @@ impl Doctor {
     fn executable(&mut self, pid: u32) {
         let link = format!("/proc/{pid}/exe");
         let name = fs::read_link(&link).map(|p| p.display().to_string());
-        let file = match fs::File::open(&link) {
-            Ok(f) => f,
+        let file = match files::open(&Place::kernel(&link)) {
+            Ok(opened) => opened.file,
             Err(e) => {
                 return self.warn(
                     format!("its executable{} cannot be read: {e}", name.map(|n| format!(" {n}")).unwrap_or_default()),
@@ -354,11 +418,11 @@ impl Doctor {
             ),
         }
         match facts.compilers.as_slice() {
-            [] => self.warn(
-                "the executable does not say what compiled it (.comment is missing)",
-                "layouts of the runtime's structures come from debug info or are recognised; nothing to do unless no module is found",
-            ),
-            c => self.ok(format!("compiled by {}", c.join("; "))),
+            [] => {}
+            c => {
+                self.later.compiler_known = true;
+                self.ok(format!("compiled by {}", c.join("; ")));
+            }
         }
     }
 
@@ -384,12 +448,8 @@ impl Doctor {
                 bytes = bytes.saturating_add(map.address.1.saturating_sub(map.address.0));
             }
         }
-        if count == 0 {
-            self.warn(
-                "it has no executable memory outside of files: no code was compiled at run time",
-                "attach after the host has compiled its module; an interpreter has no machine code to look at",
-            );
-        } else {
+        self.later.compiled = Some(count > 0);
+        if count > 0 {
             self.ok(format!("code compiled at run time: {count} mappings, {} KiB", bytes.div_ceil(1024)));
         }
     }
@@ -513,9 +573,80 @@ mod tests {
         assert!(one(|d| d.yama(Some(1), USER, Some(7))).next.unwrap().contains("sudo wstate attach 7"));
     }
 
+    /// What is suggested is for what is there: of each kind of process, and of each piece of advice that is for some only.
+    #[test]
+    fn advice_is_for_the_runtime_that_is_there() {
+        use crate::report::{EngineSeen, Module, Runtime, Target, TargetKind};
+        const ONLY_SOME: [&str; 6] =
+            ["--artifact", "descriptor", "singlepass", "track_state", "--settle", "Wasmtime 36"];
+        let module = |tracked, problem: Option<&str>| Module {
+            index: Some(0),
+            name: Some("app".into()),
+            code_start: None,
+            code_end: None,
+            functions: None,
+            tracked: Some(tracked),
+            backend: None,
+            routes: Vec::new(),
+            checks: Vec::new(),
+            wasm_file: None,
+            wasm_compared: None,
+            problem: problem.map(String::from),
+        };
+        let examine = |runtime: Option<(RuntimeName, Module)>, engines: &[Engine], compiled: bool| {
+            let target = Target {
+                kind: TargetKind::Process,
+                pid: Some(1),
+                executable: None,
+                description: None,
+                path: None,
+                signal: None,
+            };
+            let mut report = Report::new(target);
+            report.runtimes.extend(runtime.map(|(name, module)| Runtime { name, modules: vec![module] }));
+            report.engines.extend(engines.iter().map(|&name| EngineSeen {
+                name,
+                supported: name.is_supported(),
+                sure: true,
+                evidence: "x exports y".into(),
+            }));
+            let mut d =
+                Doctor { later: Later { compiled: Some(compiled), compiler_known: false }, ..Doctor::default() };
+            d.findings(&report);
+            d
+        };
+        let (singlepass, wasmtime) = (RuntimeName::Singlepass, RuntimeName::Wasmtime);
+        let untracked = "locals and operand stacks are not recorded (guest_debug is off)";
+        let artifact = &["--artifact", "descriptor", "singlepass"][..];
+        let mut table = vec![
+            ("singlepass", examine(Some((singlepass, module(true, None))), &[], true), &["singlepass"][..]),
+            ("Wasmtime", examine(Some((wasmtime, module(true, None))), &[], true), &[]),
+            ("Wasmtime from a file", examine(Some((wasmtime, module(true, None))), &[], false), &[]),
+            ("Wasmtime without guest_debug", examine(Some((wasmtime, module(false, Some(untracked)))), &[], true), &[]),
+            ("Wasmtime beside V8", examine(Some((wasmtime, module(true, None))), &[Engine::V8], true), &[]),
+            ("singlepass, not found", examine(None, &[Engine::Singlepass], true), artifact),
+            ("singlepass, not compiled yet", examine(None, &[Engine::Singlepass], false), &[]),
+            ("Wasmtime, not found", examine(None, &[Engine::Wasmtime], false), &["Wasmtime 36"]),
+            ("unknown code", examine(None, &[], true), artifact),
+            ("no code", examine(None, &[], false), &[]),
+        ];
+        for &engine in Engine::ALL.iter().filter(|e| !e.is_supported()) {
+            table.push((engine.as_str(), examine(None, &[engine], true), &[]));
+            table.push((engine.as_str(), examine(None, &[engine], false), &[]));
+            let told = |d: &Doctor| d.text(false).contains(&format!("contains {engine} (x exports y)"));
+            assert!(table.iter().rev().take(2).all(|(_, d, _)| told(d)), "{engine}");
+        }
+        for (what, doctor, expected) in table {
+            let text = doctor.text(false);
+            for advice in ONLY_SOME {
+                assert_eq!(text.contains(advice), expected.contains(&advice), "{what}: {advice}: {text}");
+            }
+        }
+    }
+
     #[test]
     fn every_user_id_of_the_process_counts() {
-        let status = |uids, me| one(|d| d.owner(Owner { pid: 7, uids }, me)).status;
+        let status = |uids, me| one(|d| _ = d.owner(Owner { pid: 7, uids }, me)).status;
         assert_eq!(status([1000; 3], USER), Status::Ok);
         assert_eq!(status([1000, 0, 0], USER), Status::Fail);
         assert_eq!(status([0; 3], ROOT), Status::Ok);

@@ -3,10 +3,11 @@
 use crate::cli::Image;
 use crate::error::Error;
 use crate::limits::MAX_LISTED_RANGES;
-use crate::report::{counted, hexdump, json};
+use crate::report::{Bits, counted, hexdump, json};
 use crate::session::{Restored, Resumable, Returned, Snapshot, parse_image};
 use crate::state::{AnyImage, ImageError, WasmFunctionStateDump};
-use crate::target::memory::map_file;
+use crate::target::files::{Mapped, map_file};
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::fmt::Write;
 use std::path::Path;
@@ -89,7 +90,7 @@ pub struct ImageFile {
 }
 
 enum Holder {
-    Mapped(memmap2::Mmap),
+    Mapped(Mapped),
     Given(Vec<u8>),
 }
 
@@ -138,10 +139,10 @@ impl ImageFile {
         }
     }
 
-    fn kind(&self) -> &'static str {
+    fn kind(&self) -> ImageKind {
         match self.image {
-            AnyImage::Instance(_) => "instance",
-            AnyImage::ExecutionState(_) => "execution state",
+            AnyImage::Instance(_) => ImageKind::Instance,
+            AnyImage::ExecutionState(_) => ImageKind::ExecutionState,
         }
     }
 
@@ -239,30 +240,49 @@ fn text_of(file: &ImageFile) -> String {
     out
 }
 
-/// An image as JSON. Raw bits are hexadecimal strings, since JSON's numbers end at 2^53.
-#[derive(Serialize)]
-struct Document {
-    kind: &'static str,
+words! {
+    /// What an image holds.
+    ImageKind {
+        /// Frames, linear memory and globals of an instance.
+        Instance = "instance",
+        /// Frames alone.
+        ExecutionState = "execution state",
+    }
+}
+
+/// An image, as `wstate image --json` prints it. Raw bits are hexadecimal strings, since JSON's numbers end at 2^53.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Image")]
+pub struct Document {
+    /// What it holds.
+    kind: ImageKind,
+    /// Size of its memory; missing where it has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     memory_bytes: Option<u64>,
+    /// Its globals; missing where it cannot have any.
     #[serde(skip_serializing_if = "Option::is_none")]
-    globals: Option<Vec<String>>,
+    globals: Option<Vec<Bits>>,
+    /// Its frames, youngest first.
     frames: Vec<FrameRow>,
 }
 
-#[derive(PartialEq, Eq, Serialize)]
-struct FrameRow {
+/// A frame of an image.
+#[derive(PartialEq, Eq, Serialize, JsonSchema)]
+pub struct FrameRow {
+    /// Index among the functions that the module defines.
     local_function: u64,
-    /// Absent in the function's header.
+    /// Number of the operator in the function's body; missing in the function's header.
     #[serde(skip_serializing_if = "Option::is_none")]
     operator: Option<u64>,
-    locals: Vec<Option<String>>,
-    stack: Vec<Option<String>>,
+    /// Locals; null where one was not known.
+    locals: Vec<Option<Bits>>,
+    /// Operand stack, bottom first; null where one was not known.
+    stack: Vec<Option<Bits>>,
 }
 
 impl FrameRow {
     fn of(frame: &WasmFunctionStateDump) -> FrameRow {
-        let bits = |values: &[Option<u64>]| values.iter().map(|v| v.map(|v| format!("{v:#x}"))).collect();
+        let bits = |values: &[Option<u64>]| values.iter().map(|v| v.map(|v| Bits(v.into()))).collect();
         FrameRow {
             local_function: frame.local_function_id as u64,
             operator: (frame.wasm_inst_offset != crate::state::FUNCTION_HEADER)
@@ -279,18 +299,19 @@ impl Document {
         Document {
             kind: file.kind(),
             memory_bytes: file.memory().map(|m| m.len() as u64),
-            globals: instance.then(|| file.globals().iter().map(|bits| format!("{bits:#x}")).collect()),
+            globals: instance.then(|| file.globals().iter().copied().map(Bits).collect()),
             frames: file.image.execution_state().frames.iter().map(FrameRow::of).collect(),
         }
     }
 }
 
-/// What is different between two images.
-#[derive(Serialize)]
+/// What is different between two images, as `wstate image --diff --json` prints it. Of each pair the first is the one that was
+/// named first.
+#[derive(Serialize, JsonSchema)]
 pub struct Difference {
     /// What the files hold, if that differs.
     #[serde(skip_serializing_if = "Option::is_none")]
-    kind: Option<(&'static str, &'static str)>,
+    kind: Option<(ImageKind, ImageKind)>,
     /// Sizes of the memories, if they differ.
     #[serde(skip_serializing_if = "Option::is_none")]
     memory_bytes: Option<(Option<u64>, Option<u64>)>,
@@ -298,22 +319,31 @@ pub struct Difference {
     memory: Vec<(u64, u64)>,
     /// Whether there are more stretches than are listed.
     memory_more: bool,
+    /// Globals that differ.
     globals: Vec<GlobalDifference>,
+    /// Frames that differ.
     frames: Vec<FrameDifference>,
 }
 
-#[derive(Serialize)]
-struct GlobalDifference {
+/// A global that differs.
+#[derive(Serialize, JsonSchema)]
+pub struct GlobalDifference {
+    /// Its index.
     index: usize,
-    from: Option<String>,
-    to: Option<String>,
+    /// Its value in the first image; null where that has no such global.
+    from: Option<Bits>,
+    /// Its value in the second image.
+    to: Option<Bits>,
 }
 
-/// Frames are counted from the oldest here: the youngest come and go.
-#[derive(Serialize)]
-struct FrameDifference {
+/// A frame that differs. Frames are counted from the oldest here: the youngest come and go.
+#[derive(Serialize, JsonSchema)]
+pub struct FrameDifference {
+    /// Its number, counted from the oldest, from 0.
     from_oldest: usize,
+    /// The frame in the first image; null where that has no such frame.
     from: Option<FrameRow>,
+    /// The frame in the second image.
     to: Option<FrameRow>,
 }
 
@@ -332,7 +362,7 @@ impl Difference {
             memory_more,
             globals: pairs(a.globals(), b.globals())
                 .map(|(index, from, to)| {
-                    let bits = |v: Option<&u128>| v.map(|v| format!("{v:#x}"));
+                    let bits = |v: Option<&u128>| v.copied().map(Bits);
                     GlobalDifference { index, from: bits(from), to: bits(to) }
                 })
                 .collect(),
@@ -382,9 +412,9 @@ impl Difference {
         if self.memory_more {
             out += "memory: more differences are not listed\n";
         }
-        let none = || "none".to_string();
+        let bits = |v: Option<Bits>| v.map_or_else(|| "none".to_string(), |v| v.to_string());
         for g in &self.globals {
-            let (from, to) = (g.from.clone().unwrap_or_else(none), g.to.clone().unwrap_or_else(none));
+            let (from, to) = (bits(g.from), bits(g.to));
             let _ = writeln!(out, "global {}: {from} -> {to}", g.index);
         }
         for f in &self.frames {
@@ -396,8 +426,8 @@ impl Difference {
 
 fn row(frame: &Option<FrameRow>) -> String {
     let Some(frame) = frame else { return "none".to_string() };
-    let values =
-        |values: &[Option<String>]| values.iter().map(|v| v.as_deref().unwrap_or("?")).collect::<Vec<_>>().join(" ");
+    let value = |v: &Option<Bits>| v.map_or_else(|| "?".to_string(), |v| v.to_string());
+    let values = |values: &[Option<Bits>]| values.iter().map(value).collect::<Vec<_>>().join(" ");
     let operator = frame.operator.map_or("header".to_string(), |n| n.to_string());
     let (locals, stack) = (values(&frame.locals), values(&frame.stack));
     format!("function {} at {operator}, locals [{locals}], stack [{stack}]", frame.local_function)

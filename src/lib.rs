@@ -43,6 +43,9 @@
 //!
 //! How to add a runtime or an architecture is in `CONTRIBUTING.md`.
 
+#[macro_use]
+mod words;
+
 pub mod arch;
 pub mod bytes;
 pub mod cli;

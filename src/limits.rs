@@ -25,6 +25,21 @@ pub const MAX_THREADS: usize = 65_536;
 pub const MAX_STACK_CAPTURE: u64 = 64 << 20;
 /// Bytes of all stacks that a live capture copies.
 pub const MAX_CAPTURE_TOTAL: u64 = 1 << 30;
+/// Blocks of code around addresses on stacks and in registers that a live capture copies.
+pub const MAX_CODE_BLOCKS: usize = 256;
+/// Bytes of stacks that are looked through for such addresses while the process stands: some 20 microseconds.
+pub const MAX_CODE_SCAN: usize = 256 << 10;
+/// Pages, and larger ranges, that are kept in mind of what was read of a running process.
+pub const MAX_READ_PAGES: usize = cap(1 << 16, 1 << 10);
+/// Bytes beside stacks that are copied while a process stands, where it may load code while it is looked at: 16 MiB take
+/// some 5 ms, modules of usual size a tenth of that.
+pub const MAX_REREAD_BYTES: u64 = cap(16 << 20, 1 << 20);
+/// Bytes around those that are copied with them.
+pub const MAX_REREAD_BESIDE: u64 = cap(2 << 20, 256 << 10);
+/// Places that are copied of what is more than that.
+pub const MAX_REREAD_SAMPLES: u64 = cap(1 << 10, 64);
+/// Times that a process is looked at again which loads code meanwhile.
+pub const MAX_REREADS: usize = 8;
 /// Nesting of `MachineValue::TwoHalves` in an encoded state map. The runtime never nests.
 pub const MAX_VALUE_DEPTH: usize = 16;
 /// Bytes of an encoded state map or cache image (esbuild's is 61 MiB).
@@ -47,8 +62,18 @@ pub const MAX_HEAP_SEARCH_SECONDS: u64 = 30;
 pub const MAX_RECOVERY_BYTES: usize = 1 << 20;
 /// Bytes of native stack below an exit from Wasm in which its store is looked for.
 pub const MAX_EXIT_BYTES: usize = 16 << 10;
+/// Words of a stack that are asked whether they lead to an instance.
+pub const MAX_ANCHOR_PROBES: usize = 65_536;
 /// Frames of one chain that such a search follows, and rivals it compares.
 pub const MAX_RECOVERY_CHAIN: usize = 4096;
+/// Mappings at whose end a fiber that waits is looked for: a system call each.
+pub const MAX_WAITING_STACKS: usize = cap(4096, 8);
+/// Fibers that wait which are walked, to say of which modules they are.
+pub const MAX_WAITING: usize = cap(64, 4);
+/// Files that are looked at for engines whose frames cannot be shown.
+pub const MAX_ENGINE_FILES: usize = cap(1024, 8);
+/// Bytes of constants in all these files that are searched for strings of engines.
+pub const MAX_ENGINE_SEARCH: u64 = cap(64 << 20, 64 << 10);
 /// Bytes of the entry trampoline's own frame: arguments on the stack.
 pub const MAX_ENTRY_FRAME: u64 = 64 << 10;
 /// Single steps of `--settle`.
@@ -102,6 +127,16 @@ pub const MAX_STACK_SCAN: u64 = 64 << 10;
 pub const MAX_STACK_SCAN_TOTAL: u64 = cap(256 << 20, 4 << 20);
 /// Instances and modules that one search for them examines.
 pub const MAX_INSTANCES: usize = cap(65_536, 100);
+/// Modules of which it is said why a file does not fit them.
+pub const MAX_SHOWN_REASONS: usize = 20;
+/// Subsections of a name section whose length lies and whose end is looked for in what they hold.
+pub const MAX_NAME_RESYNCS: usize = 16;
+/// Core modules of a component that are looked at.
+pub const MAX_COMPONENT_MODULES: usize = 1000;
+/// Bytes of data that are compared with those of a `.wasm` file, and bytes that are searched for it.
+pub const MAX_COMPARED_DATA: u64 = cap(256 << 20, 1 << 20);
+/// Bytes of machine code whose constants are compared with those of `.wasm` files, in one module.
+pub const MAX_COMPARED_CODE: u64 = cap(64 << 20, 64 << 10);
 /// Bytes of a `.wasm` file.
 pub const MAX_WASM_BYTES: u64 = 1 << 30;
 /// Rows of unwind tables kept for addresses that were seen.
@@ -112,11 +147,33 @@ pub const MAX_UNWIND_ENTRIES: usize = cap(4_000_000, 10_000);
 pub const MAX_EXPRESSION_STEPS: u32 = 1_000;
 /// Bytes of a function's code that are followed for its frame pointer.
 pub const MAX_FRAME_POINTER_CODE: u64 = 64 << 10;
+/// Bytes of a native function without unwind tables whose code is followed.
+pub const MAX_BODY_BYTES: u64 = 256 << 10;
+/// Instructions that are followed in one such function.
+pub const MAX_BODY_STEPS: usize = 200_000;
+/// Instructions that are followed in all of them.
+pub const MAX_BODIES_STEPS: usize = 2_000_000;
+/// Functions that are followed.
+pub const MAX_BODIES: usize = 10_000;
+/// Functions in which one function may end, that are tried.
+pub const MAX_BODY_LEAVES: usize = 64;
+/// Bytes of the frame of a native function whose start only its caller's call tells.
+pub const MAX_BODY_FRAME: u64 = 64 << 10;
 /// Bytes of one decompressed debug section.
 pub const MAX_DEBUG_SECTION_BYTES: u64 = 4 << 30;
 /// Output bytes per input byte that a compressed section may claim (deflate's own bound is 1032; zstd's is higher, but
 /// debug sections stay far below).
 pub const MAX_COMPRESSION_RATIO: u64 = 4096;
+/// Bytes of a decompressed section up to which such a ratio is believed.
+pub const MAX_SMALL_SECTION_BYTES: u64 = 16 << 20;
+/// Output bytes per input byte that a larger section may claim: debug information has 2 to 20.
+pub const MAX_LARGE_COMPRESSION_RATIO: u64 = 100;
+/// Part of the free memory that all decompressed sections of a report may take: one in so many.
+pub const MAX_UNPACKED_SHARE: u64 = 4;
+/// Bytes of all decompressed sections of a report, however much memory is free.
+pub const MAX_UNPACKED_BYTES: u64 = 16 << 30;
+/// Files of which it is told that their debug information is left out.
+pub const MAX_UNPACKED_NOTES: usize = 20;
 /// Bytes of a state map that is decoded as a whole; of a larger one single functions are looked up.
 pub const MAX_WHOLE_MAP_BYTES: u64 = 1 << 20;
 /// Places in an encoded state map that are looked at for one function's record. Of those where one is found every other
@@ -146,6 +203,28 @@ pub const MAX_NAMED_OWNERS: usize = 8;
 pub const MAX_TRAMPOLINE_BYTES: u64 = 0x10000;
 /// Starts of symbols before an address that are asked whether one covers it, and names of one start.
 pub const MAX_NESTED_SYMBOLS: usize = 64;
+/// Milliseconds that a file system may take to answer.
+pub const MAX_SILENCE_MS: u64 = cap(3_000, 40);
+/// The same for all files that did not answer; then each gets [`MIN_SILENCE_MS`].
+pub const MAX_SILENCE_TOTAL_MS: u64 = cap(10_000, 100);
+/// Milliseconds that each file has to answer, even where much was waited for in vain.
+pub const MIN_SILENCE_MS: u64 = cap(100, 2);
+/// Files that did not answer which are told.
+pub const MAX_SILENT_FILES: usize = 20;
+/// Bytes of a request to open one of some files: paths (each PATH_MAX at most) and who names them.
+pub const MAX_PLACE_BYTES: usize = 16 * 4096;
+/// Bytes of a file that the user names on a file system of others, up to which it is copied before it is read.
+pub const MAX_COPIED_FILE: u64 = 64 << 20;
+/// Bytes of all files on file systems of others that are copied before they are read.
+pub const MAX_COPIED_BYTES: u64 = 2 << 30;
+/// Mapped files that are kept open to see whether they change.
+pub const MAX_FILES_KEPT_OPEN: usize = cap(400, 20);
+/// Files that may change while they are read; with more there is no answer.
+pub const MAX_CHANGED_FILES: usize = cap(100, 5);
+/// Bytes of a separate debug file that are read to compare its checksum.
+pub const MAX_CHECKSUM_BYTES: u64 = cap(8 << 30, 4 << 20);
+/// Bytes of a file without build id that are compared with the target's memory.
+pub const MAX_COMPARED_BYTES: u64 = cap(64 << 20, 1 << 20);
 /// Functions inlined into each other at one address.
 pub const MAX_INLINE_DEPTH: usize = 256;
 /// Bytes of a symbol's name, mangled or not.

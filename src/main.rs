@@ -12,12 +12,16 @@ use wstate::doctor::{self, Doctor};
 use wstate::error::Error;
 use wstate::output::Output;
 use wstate::report::contents::{self, Lists};
-use wstate::report::symbol_file::SymbolFile;
+use wstate::report::symbol_file::{SymbolFile, TextNames};
 use wstate::report::timing::{Timing, milliseconds};
 use wstate::report::wasm_coredump::Compat;
 use wstate::report::{Completeness, hexdump, json, text};
 use wstate::session::{self, Resumable, Source};
+use wstate::target::files::{self, helper};
 use wstate::{images, plugin, sandbox, server};
+
+#[global_allocator]
+static ALLOCATOR: sandbox::Allocator = sandbox::Allocator;
 
 const PARTIAL: u8 = 1;
 const FATAL: u8 = 2;
@@ -50,10 +54,12 @@ fn main() -> ExitCode {
             return ExitCode::from(if e.use_stderr() { USAGE } else { 0 });
         }
     };
-    match run(cli) {
-        Ok(code) => ExitCode::from(code),
-        Err(failure) => ExitCode::from(tell(failure)),
-    }
+    sandbox::tell_of_abort();
+    // Nothing else runs yet, so that the helper has little to copy.
+    helper::enable();
+    let code = run(cli).unwrap_or_else(tell);
+    helper::end();
+    ExitCode::from(code)
 }
 
 /// Prints why there is no result and returns the exit code.
@@ -130,11 +136,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
             Ok(0)
         }
         Some(Command::Schema(s)) => {
-            let schema = match s.document {
-                cli::Document::Report => json::schema(),
-                cli::Document::Modules => json::contents_schema(),
-            };
-            Output::stdout().write(schema.as_bytes())?;
+            Output::stdout().write(schema(s.document).as_bytes())?;
             Ok(0)
         }
         None => match (cli.pid, cli.core) {
@@ -150,6 +152,18 @@ fn run(cli: Cli) -> Result<u8, Failure> {
     }
 }
 
+/// The JSON schema of a document.
+fn schema(document: cli::Document) -> String {
+    match document {
+        cli::Document::Report => json::schema(),
+        cli::Document::Modules => json::schema_of::<contents::Contents>(),
+        cli::Document::Doctor => json::schema_of::<Doctor>(),
+        cli::Document::Image => json::schema_of::<images::Document>(),
+        cli::Document::Difference => json::schema_of::<images::Difference>(),
+        cli::Document::Imports => json::schema_of::<Vec<session::ImportedGlobal>>(),
+    }
+}
+
 fn symbols(command: &Symbols) -> Result<u8, Failure> {
     let options = command.options().map_err(Failure::Usage)?;
     keep_inputs(&options, Some(&command.output))?;
@@ -159,7 +173,7 @@ fn symbols(command: &Symbols) -> Result<u8, Failure> {
         return Err(Failure::Usage(why.to_string()));
     }
     let map = session::code_map(&options, command.all)?;
-    let file = SymbolFile::of(&map, &command.output)?;
+    let file = SymbolFile::of(&map, &command.output, TextNames::Numbered)?;
     Output::write_files(file.files())?;
     for note in &map.notes {
         let _ = writeln!(io::stderr().lock(), "wstate: note: {}", text::clean_message(note));
@@ -199,7 +213,7 @@ fn memory(command: &cli::Memory) -> Result<u8, Failure> {
     keep_inputs(&options, command.output.as_deref())?;
     let output = Output::file_or_stdout(command.output.as_deref())?;
     answer([output], command.place.confine(), options.verbose, |[output]| {
-        output.put_with(|out| {
+        let notes = output.put_with(|out| {
             session::linear_memory(&options, command.range(), &mut |address, bytes| {
                 let written = match command.raw {
                     true => out.write_all(bytes),
@@ -208,7 +222,10 @@ fn memory(command: &cli::Memory) -> Result<u8, Failure> {
                 written.map_err(|source| Error::Output { to: String::new(), source })
             })
         })?;
-        Ok(0)
+        for note in &notes {
+            let _ = writeln!(io::stderr().lock(), "wstate: note: {}", text::clean_message(note));
+        }
+        Ok(if notes.is_empty() { 0 } else { PARTIAL })
     })
 }
 
@@ -305,7 +322,7 @@ fn keep_inputs(options: &session::Options, output: Option<&Path>) -> Result<(), 
         Source::Pid(_) => [None, None],
     };
     let mut inputs = source.into_iter().flatten().chain(&options.wasm).chain(&options.artifacts);
-    match inputs.find(|input| of(input) == Some(place)) {
+    match inputs.find(|input| files::same_file(input) == Some(place)) {
         Some(input) => Err(Failure::Usage(format!("the output would replace {}, which is read", input.display()))),
         None => Ok(()),
     }
@@ -359,7 +376,7 @@ fn print(show: &Show, options: &session::Options, format: Format, output: &mut O
     let timing = outcome.report.timing;
     // Of what was found, not of what is shown.
     let completeness = outcome.report.completeness();
-    let refused = outcome.refused;
+    let refused = outcome.refused || outcome.gone;
     let missing =
         |what: &str| Error::NotFound { what: format!("{what}: the thread has no Wasm frames that are known") };
     let bytes = match format {
@@ -389,7 +406,7 @@ fn print(show: &Show, options: &session::Options, format: Format, output: &mut O
         let _ = writeln!(io::stderr().lock(), "wstate: timing: {timing}");
     }
     Ok(match completeness {
-        // What the user lent and could not be used is not a whole answer.
+        // What the user lent and could not be used, or what was gone, is not a whole answer.
         Completeness::All if refused => PARTIAL,
         Completeness::All => 0,
         Completeness::Partial => PARTIAL,

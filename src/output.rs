@@ -1,11 +1,20 @@
 //! Where results go: standard output, or a file that is never seen half written.
+//!
+//! A file has no name until it is whole, where the file system can make such files (`O_TMPFILE`): whatever ends wstate before
+//! that leaves nothing behind. If it takes the place of another one, it has a name of its own between two calls at the very
+//! end, since no call replaces a file by one without a name. Elsewhere it has that name from the start, and the signals that
+//! people and programs end others with remove it.
 
 use crate::error::Error;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
 use std::fs::{File, Permissions};
 use std::io::{self, BufWriter, IsTerminal, Read, Seek, SeekFrom, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock};
 use tempfile::NamedTempFile;
 
 /// An opened destination. Opened before the work begins, so that a place that cannot be written is known before a
@@ -25,21 +34,138 @@ enum To {
     Beside(Beside),
 }
 
-/// A temporary file beside `path`, with the mode of the file it will replace.
+/// A temporary file in the directory of `path`, with the mode of the file it will replace.
 #[derive(Debug)]
 struct Beside {
-    temporary: NamedTempFile,
+    temporary: Temporary,
     path: PathBuf,
     mode: Option<Permissions>,
 }
 
-impl Beside {
-    fn persist(self) -> io::Result<()> {
-        if let Some(mode) = self.mode {
-            self.temporary.as_file().set_permissions(mode)?;
+#[derive(Debug)]
+enum Temporary {
+    /// It is in no directory.
+    Unnamed(File),
+    /// The file system has no such files.
+    Named(NamedTempFile, Removed),
+}
+
+/// How the names of temporary files begin.
+const PREFIX: &str = ".wstate-";
+
+impl Temporary {
+    fn create_in(dir: &Path) -> io::Result<Temporary> {
+        // What the umask leaves of it, as for any new file.
+        let mode = 0o666;
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        match rustix::fs::open(dir, flags, Mode::from_raw_mode(mode)).map(File::from) {
+            Ok(file) if Path::new(&in_proc(&file)).exists() => return Ok(Temporary::Unnamed(file)),
+            // Without /proc it would never get a name.
+            Ok(_) => {}
+            Err(Errno::NOENT) if !dir.exists() => return Err(Errno::NOENT.into()),
+            // An old kernel takes it for the directory itself (open(2)).
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT | Errno::INVAL | Errno::NOSYS) => {}
+            Err(e) => return Err(e.into()),
         }
-        self.temporary.persist(self.path).map_err(|e| e.error)?;
-        Ok(())
+        let removed = Removed::begin();
+        let named =
+            tempfile::Builder::new().prefix(PREFIX).permissions(Permissions::from_mode(mode)).make_in(dir, |path| {
+                removed.add(path);
+                File::options().read(true).write(true).create_new(true).mode(mode).open(path)
+            });
+        let named = named.map_err(without_temporary_path)?;
+        Ok(Temporary::Named(named, removed))
+    }
+
+    fn file(&mut self) -> &mut File {
+        match self {
+            Temporary::Unnamed(file) => file,
+            Temporary::Named(named, _) => named.as_file_mut(),
+        }
+    }
+}
+
+/// The path that leads to an open file.
+fn in_proc(file: &File) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
+}
+
+impl Beside {
+    fn persist(mut self) -> io::Result<()> {
+        if let Some(mode) = self.mode {
+            self.temporary.file().set_permissions(mode)?;
+        }
+        let file = match self.temporary {
+            Temporary::Named(named, _removed) => return named.persist(self.path).map(drop).map_err(|e| e.error),
+            Temporary::Unnamed(file) => file,
+        };
+        let link = |path: &Path| -> io::Result<()> {
+            Ok(rustix::fs::linkat(CWD, in_proc(&file), CWD, path, AtFlags::SYMLINK_FOLLOW)?)
+        };
+        match link(&self.path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            other => return other,
+        }
+        // Not in between the two calls.
+        let kept = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK);
+        let linked = tempfile::Builder::new().prefix(PREFIX).make_in(directory_of(&self.path), link);
+        let done = linked.and_then(|named| named.persist(&self.path).map(drop).map_err(|e| e.error));
+        if let Ok(before) = kept {
+            let _ = before.thread_set_mask();
+        }
+        done.map_err(without_temporary_path)
+    }
+}
+
+/// A named temporary file that the signals which end a program remove.
+#[derive(Debug)]
+struct Removed;
+
+/// The files that are removed.
+static TO_REMOVE: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+/// Whether a thread waits for signals.
+static WAITS: OnceLock<()> = OnceLock::new();
+
+impl Removed {
+    /// From now on signals are waited for, on a thread of its own.
+    fn begin() -> Removed {
+        WAITS.get_or_init(|| {
+            let signals: SigSet =
+                [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].into_iter().collect();
+            // On this thread and on those that it starts.
+            if signals.thread_block().is_err() {
+                return;
+            }
+            let (ready, is_ready) = std::sync::mpsc::sync_channel(0);
+            let wait = move || {
+                // When a child is forked ([`crate::sandbox`]), this thread does nothing but wait, and holds no lock.
+                let _ = ready.send(());
+                drop(ready);
+                let Ok(signal) = signals.wait() else { return };
+                for path in TO_REMOVE.lock().unwrap_or_else(|e| e.into_inner()).iter() {
+                    let _ = std::fs::remove_file(path);
+                }
+                // It ends the process as it would have without this.
+                let _ = signals.thread_unblock();
+                let _ = nix::sys::signal::raise(signal);
+            };
+            match std::thread::Builder::new().name("signals".into()).spawn(wait) {
+                Ok(_) => _ = is_ready.recv(),
+                Err(_) => _ = signals.thread_unblock(),
+            }
+        });
+        Removed
+    }
+
+    fn add(&self, path: &Path) {
+        TO_REMOVE.lock().unwrap_or_else(|e| e.into_inner()).push(path.to_path_buf());
+    }
+}
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        // Its file has been renamed or removed. Names are not used twice, so others may stay in the list.
+        TO_REMOVE.lock().unwrap_or_else(|e| e.into_inner()).retain(|path| path.exists());
     }
 }
 
@@ -116,7 +242,7 @@ impl Output {
                 out.write_all(bytes).and_then(|()| out.flush())
             }
             To::Special(file) => file.write_all(bytes),
-            To::Beside(beside) => beside.temporary.as_file_mut().write_all(bytes),
+            To::Beside(beside) => beside.temporary.file().write_all(bytes),
         };
         match result {
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -134,7 +260,7 @@ impl Output {
         let mut stdout;
         let to: &mut dyn Write = match &mut self.to {
             To::Beside(beside) => {
-                return sparse(beside.temporary.as_file_mut(), work).map_err(|e| named(e, &self.name));
+                return sparse(beside.temporary.file(), work).map_err(|e| named(e, &self.name));
             }
             To::Stdout => {
                 stdout = io::stdout().lock();
@@ -180,7 +306,7 @@ impl Output {
                 &mut stdout
             }
             To::Special(file) => file,
-            To::Beside(beside) => beside.temporary.as_file_mut(),
+            To::Beside(beside) => beside.temporary.file(),
         };
         let mut out = BufWriter::new(to);
         let flush = |mut out: BufWriter<_>| out.flush().map_err(|source| Error::Output { to: String::new(), source });
@@ -324,17 +450,15 @@ fn open(path: &Path) -> io::Result<To> {
     }
     // A link stays a link: the file that it names is replaced.
     let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-    let dir = match path.parent() {
+    let temporary = Temporary::create_in(directory_of(&path))?;
+    Ok(To::Beside(Beside { temporary, path, mode: old.map(|m| m.permissions()) }))
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
         Some(d) if !d.as_os_str().is_empty() => d,
         _ => Path::new("."),
-    };
-    let temporary = tempfile::Builder::new()
-        .prefix(".wstate-")
-        // What the umask leaves of it, as for any new file.
-        .permissions(Permissions::from_mode(0o666))
-        .tempfile_in(dir)
-        .map_err(without_temporary_path)?;
-    Ok(To::Beside(Beside { temporary, path, mode: old.map(|m| m.permissions()) }))
+    }
 }
 
 /// The descriptor of this process that a path leads to: `/dev/stdout`, `/dev/fd/1`, `/proc/self/fd/1`.

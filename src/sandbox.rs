@@ -4,19 +4,23 @@
 //! given up all but what reading and computing need: a seccomp filter lets it open files for reading, map them, allocate,
 //! start threads and write to what was open before. Sockets, programs, other processes, files opened for writing, renamed,
 //! removed or changed, and executable memory are not among the calls that are let through. The parent reads nothing of the
-//! input; it puts the output in its place when the child says that it is whole, and tells if the child crashed.
+//! input; it puts the output in its place when the child says that it is whole, and tells if the child crashed. Files are
+//! opened by a helper outside ([`helper`]), which reads none of them either but for copying.
 //!
 //! There is no Landlock beside it: of the calls that Landlock would rule on, the filter lets only those for reading through,
 //! and any file may be one that the user wants read (`--debug-dir`, executables named in the core).
-#![allow(unsafe_code)] // fork, prctl and _exit.
+#![allow(unsafe_code)] // fork, prctl, _exit, a signal handler and an allocator.
 
 use crate::error::Error;
+use crate::target::files::helper;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid, getppid};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How work went, as an exit status tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +33,10 @@ pub struct Ended {
 
 /// Bit of the exit status of the child: the output is not whole. The commands' own codes are smaller.
 const NOT_WHOLE: u8 = 0x80;
+/// Exit code of an error, as the commands have it.
+const FATAL: u8 = 2;
+/// Whether this process is the child, whose exit status says whether the output is whole.
+static CONFINED: AtomicBool = AtomicBool::new(false);
 /// What a Rust program ends with after a panic.
 const PANICKED: u8 = 101;
 
@@ -37,16 +45,89 @@ const PANICKED: u8 = 101;
 /// the child died.
 pub fn run(work: impl FnOnce(Option<String>) -> Ended) -> Result<Ended, Error> {
     let parent = getpid();
+    let (keeper, kept) = helper::keep().unzip();
     // SAFETY: there is one thread, so the child may do whatever this process may.
     match unsafe { fork() } {
         Err(e) => Ok(work(Some(format!("no process can be started: {e}")))),
-        Ok(ForkResult::Parent { child }) => wait(child),
+        Ok(ForkResult::Parent { child }) => {
+            drop(kept);
+            if let Some(keeper) = keeper {
+                keeper.keep();
+            }
+            wait(child)
+        }
         Ok(ForkResult::Child) => {
+            CONFINED.store(true, Ordering::Relaxed);
+            drop(keeper);
+            if let Some(kept) = kept {
+                kept.take();
+            }
             let ended = catch_unwind(AssertUnwindSafe(|| work(enter(parent).err())))
                 .unwrap_or(Ended { code: PANICKED, whole: false });
             // SAFETY: ends the process at once. What this process has yet to do at its end, its parent does.
             unsafe { libc::_exit(i32::from(ended.code | if ended.whole { 0 } else { NOT_WHOLE })) }
         }
+    }
+}
+
+/// Ends the process with an error, by bare system calls: nothing can be allocated or locked any more.
+fn end_with(text: &[u8]) -> ! {
+    let confined = if CONFINED.load(Ordering::Relaxed) { NOT_WHOLE } else { 0 };
+    // SAFETY: the text is there, and the process ends at once.
+    unsafe {
+        libc::write(2, text.as_ptr().cast(), text.len());
+        libc::_exit(i32::from(FATAL | confined))
+    }
+}
+
+/// Lets an abort of this process, such as of a stack that overflows, be told as an error, with its exit code, after what Rust
+/// itself says of it.
+pub fn tell_of_abort() {
+    extern "C" fn aborted(_: libc::c_int) {
+        end_with(
+            b"wstate: error: it could not go on, for the reason above\n\
+              hint: please report it; --no-lines reads no debug information, which may be what it is about\n",
+        )
+    }
+    // SAFETY: the handler does only what a handler may.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = aborted as *const () as usize;
+        action.sa_flags = libc::SA_ONSTACK;
+        libc::sigaction(libc::SIGABRT, &raw const action, std::ptr::null_mut());
+    }
+}
+
+/// The system's allocator. Where there is no memory the process ends with an error that says so, and its exit code; Rust
+/// itself would abort with a trace of its own stack.
+pub struct Allocator;
+
+fn given(pointer: *mut u8) -> *mut u8 {
+    if pointer.is_null() {
+        end_with(
+            b"wstate: error: there is not enough memory\n\
+              hint: raise the limit (ulimit -v, or the container's), or ask for less: --no-lines, --brief, -n N\n",
+        )
+    }
+    pointer
+}
+
+// SAFETY: all is handed on to the system's allocator as it came.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        given(unsafe { System.alloc(layout) })
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        given(unsafe { System.alloc_zeroed(layout) })
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        given(unsafe { System.realloc(pointer, layout, size) })
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        unsafe { System.dealloc(pointer, layout) }
     }
 }
 
@@ -85,6 +166,9 @@ const ALWAYS: &[i64] = &[
     libc::SYS_pread64,
     libc::SYS_readv,
     libc::SYS_write,
+    // What the helper that opens files says.
+    libc::SYS_sendmsg,
+    libc::SYS_recvmsg,
     libc::SYS_writev,
     libc::SYS_lseek,
     libc::SYS_close,

@@ -3,10 +3,12 @@
 mod contents;
 mod image_file;
 mod own_names;
+mod proof;
 mod restore;
 mod settle;
 mod snapshot;
 mod view;
+mod waiting;
 
 pub use contents::{InstanceChoice, MemoryRange, Sink, contents, contents_of, export_coredump, linear_memory};
 pub use image_file::parse as parse_image;
@@ -23,22 +25,24 @@ use crate::progress::{self, Progress};
 use crate::report::timing::{Timing, milliseconds};
 use crate::report::{self, Frame, FrameKind, Function, Hex, OpPosition, Report, WasmPlace};
 use crate::runtime::all::{FindOptions, Runtimes};
-use crate::runtime::code_map::{CodeMap, CompiledFunction, CompiledModule, Detail};
+use crate::runtime::code_map::{CodeMap, CompiledFunction, CompiledModule, Detail, Seen};
 pub use crate::runtime::singlepass::anchor::Route;
 use crate::runtime::{BETWEEN_POINTS, GuestFrame, GuestKind, Position, Provider, Reach, Runtime, Scene, Why};
 use crate::state::ExecutionStateImage;
 use crate::symbolize::native::NativeSymbolizer;
 use crate::target::core::CoreTarget;
+use crate::target::files::{self, Place, Steady};
 use crate::target::live::{CaptureOptions, LiveTarget};
 use crate::target::objects::{Objects, SearchPaths};
-use crate::target::{Mapping, Memory, Target, Thread, ThreadId};
+use crate::target::{Mapping, Memory, Target, Thread, ThreadId, unpack};
+use crate::unwind::by_code::{CodeUnwinder, Known};
 use crate::unwind::cfi::CfiUnwinder;
 use crate::unwind::frame_pointer::FramePointerUnwinder;
 use crate::unwind::recognised::{RecognisedUnwinder, Stretch};
 use crate::unwind::{Cursor, End, Stack, Trust, Unwinder, walk};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What to look at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,66 +145,134 @@ pub struct Outcome {
     pub classic: Option<String>,
     /// The selected thread's `ExecutionStateImage` in bincode, if asked for and there is one.
     pub image: Option<Vec<u8>>,
-    /// Whether a file that the user named was not used because it does not fit; `report.notes` has the reason.
+    /// Whether a file was not used or may not be the right one, so that the answer is not whole; the report's notes have the
+    /// reason.
     pub refused: bool,
+    /// Whether something is missing because the process went on before it was read; `report.notes` says so.
+    pub gone: bool,
     /// What would tell more. Not part of the answer, which is the same for a process and its core.
     pub hint: Option<&'static str>,
 }
 
+impl Outcome {
+    /// With `time` before it spent on reading.
+    fn read_within(mut self, time: Duration) -> Outcome {
+        if let Some(timing) = &mut self.report.timing {
+            timing.reading_ms += milliseconds(time);
+        }
+        self
+    }
+}
+
 /// Answers a question.
 pub fn run(options: &Options) -> Result<Outcome, Error> {
-    let began = Instant::now();
-    let search = options.search_paths();
     let progress = progress::stderr(options.verbose);
-    let mut provider = Runtimes::new(&FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
-    let outcome = match &options.source {
-        Source::Pid(pid) => {
-            let capture = if options.nonblocking { LiveTarget::observe } else { LiveTarget::capture };
-            let target = capture(*pid, &CaptureOptions::default())?;
-            let opened = began.elapsed();
-            let pause = target.pause();
-            let mut outcome = if options.settle && !options.nonblocking {
-                settle(target, options, &search, &mut provider, &progress)?
-            } else {
-                analyse(&target, options, &search, &mut provider, &progress)?
-            };
-            if let Some(timing) = &mut outcome.report.timing {
-                timing.reading_ms += milliseconds(opened);
-                if !options.nonblocking {
-                    timing.add_stop(pause);
-                }
-            }
-            let report = &outcome.report;
-            if options.nonblocking && report.runtimes.is_empty() && report.threads.iter().all(|t| t.frames.is_empty()) {
-                let note = "modules are looked for where stacks lead to code that nothing explains: of threads that run there \
-                            is no stack (without --nonblocking there is), so there may be some that were not found";
-                outcome.report.notes.push(note.to_string());
-            }
-            if options.verbose && !options.nonblocking {
-                let note = format!("the threads stood for {:.3} ms", milliseconds(pause));
-                outcome.report.notes.push(note);
-            }
-            Ok(outcome)
+    let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm);
+    let steady = Steady::begin();
+    let mut outcome = loop {
+        let outcome = match &options.source {
+            Source::Pid(pid) if options.nonblocking => run_unstopped(*pid, options, &found, &progress),
+            Source::Pid(pid) => run_stopped(*pid, options, &found, &progress),
+            Source::Core { core, .. } => run_core(core, options, &found, &progress),
+        };
+        if options.settle && matches!(options.source, Source::Pid(_)) {
+            // A thread that was stepped is somewhere else.
+            no_changes(&steady)?;
+            break outcome?;
         }
-        Source::Core { core, .. } => {
-            let target = CoreTarget::open(core, &search)?;
-            let opened = began.elapsed();
-            let mut outcome = analyse(&target, options, &search, &mut provider, &progress)?;
-            if let Some(timing) = &mut outcome.report.timing {
-                timing.reading_ms += milliseconds(opened);
-            }
-            Ok(outcome)
+        if !steady.again() {
+            break outcome?;
+        }
+        if let Source::Core { core, .. } = &options.source
+            && steady.is_changed(core)
+        {
+            let why = "it was changed while it was read: try again when it is written, or with a copy";
+            return Err(Error::Core { path: core.clone(), why: why.to_string() });
         }
     };
     progress.finish();
-    outcome
+    if steady.is_given_up() {
+        let what = "the target's files are changed faster than they can be read; try again when they are left alone";
+        return Err(Error::NotFound { what: what.to_string() });
+    }
+    let notes = steady.notes();
+    outcome.refused |= !notes.is_empty();
+    outcome.report.notes.extend(notes);
+    Ok(outcome)
+}
+
+/// Answers a question about a process that is not stopped for it.
+fn run_unstopped(pid: u32, options: &Options, found: &FindOptions, progress: &dyn Progress) -> Result<Outcome, Error> {
+    let began = Instant::now();
+    let search = options.search_paths();
+    let look = |target: &LiveTarget| {
+        let opened = began.elapsed();
+        let outcome = analyse(target, options, &search, &mut Runtimes::new(found), progress);
+        outcome.map(|outcome| outcome.read_within(opened))
+    };
+    let mut outcome = proof::unstopped(pid, look)?;
+    let report = &mut outcome.report;
+    if report.runtimes.is_empty() && report.threads.iter().all(|t| t.frames.is_empty()) {
+        let note = "modules are looked for where stacks lead to code that nothing explains: of threads that run there \
+                    is no stack (without --nonblocking there is), so there may be some that were not found";
+        report.notes.push(note.to_string());
+    }
+    Ok(outcome)
+}
+
+/// Answers a question about a process that is stopped for it, as often as it takes until the answer is of one instant.
+fn run_stopped(pid: u32, options: &Options, found: &FindOptions, progress: &dyn Progress) -> Result<Outcome, Error> {
+    let began = Instant::now();
+    let search = options.search_paths();
+    let mut files = proof::Files::default();
+    let proven = proof::prove(pid, |target, set| {
+        let objects = files.of(&target, &search);
+        let opened = began.elapsed();
+        let (outcome, target) = match options.settle {
+            true => settle(target, objects, options, found, progress, set)?,
+            false => {
+                let provider = &mut Runtimes::new(found);
+                (analyse_once(&target, objects, options, provider, progress).transpose(), target)
+            }
+        };
+        Ok((outcome.map(|outcome| outcome.map(|outcome| outcome.read_within(opened))), target))
+    })?;
+    let notes = proven.notes(options.verbose);
+    let mut outcome = Outcome { gone: !proven.whole, ..proven.answer };
+    if let Some(timing) = &mut outcome.report.timing {
+        timing.stopped_ms = Some(milliseconds(proven.stood));
+    }
+    outcome.report.notes.extend(notes);
+    if options.verbose {
+        let note = format!("the threads stood for {:.3} ms", milliseconds(proven.stood));
+        outcome.report.notes.push(note);
+    }
+    Ok(outcome)
+}
+
+/// Answers a question about a core.
+fn run_core(core: &Path, options: &Options, found: &FindOptions, progress: &dyn Progress) -> Result<Outcome, Error> {
+    let began = Instant::now();
+    let search = options.search_paths();
+    let target = CoreTarget::open(core, &search)?;
+    let opened = began.elapsed();
+    let outcome = analyse(&target, options, &search, &mut Runtimes::new(found), progress)?;
+    Ok(outcome.read_within(opened))
+}
+
+/// An error if a file was changed while it was read, for work that is not done once more.
+fn no_changes(steady: &Steady) -> Result<(), Error> {
+    match steady.again() {
+        true => Err(Error::NotFound { what: format!("the answer may be wrong: {}", steady.notes().join("; ")) }),
+        false => Ok(()),
+    }
 }
 
 /// Answers a question about a target that is there already: a core in memory, or one that was cut and spliced by a test.
 /// `options.source` is only told, not opened; nothing is settled.
 pub fn run_on(target: &dyn Target, options: &Options) -> Result<Outcome, Error> {
     let search = options.search_paths();
-    let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?;
+    let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm);
     analyse(target, options, &search, &mut Runtimes::new(&found), &progress::Silent)
 }
 
@@ -208,19 +280,37 @@ pub fn run_on(target: &dyn Target, options: &Options) -> Result<Outcome, Error> 
 /// there are. Of `options` only what tells where to look counts.
 pub fn code_map(options: &Options, all: bool) -> Result<CodeMap, Error> {
     let search = options.search_paths();
-    match &options.source {
-        Source::Pid(pid) => code_map_of(&LiveTarget::capture(*pid, &CaptureOptions::default())?, options, all),
+    let steady = Steady::begin();
+    let map = match &options.source {
+        Source::Pid(pid) => {
+            let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm);
+            let progress = progress::stderr(options.verbose);
+            let proven = proof::of_process(*pid, &search, |target, objects| {
+                let map = code_map_with(target, objects, &mut Runtimes::new(&found), &progress, all);
+                Ok(target.prove().then_some(map))
+            });
+            proven.map(|proven| {
+                let notes = proven.notes(options.verbose);
+                let mut map = proven.answer;
+                map.notes.extend(notes);
+                map
+            })
+        }
         Source::Core { core, .. } => code_map_of(&CoreTarget::open(core, &search)?, options, all),
-    }
+    };
+    no_changes(&steady)?;
+    map
 }
 
 /// The same of a target that is there already.
 pub fn code_map_of(target: &dyn Target, options: &Options, all: bool) -> Result<CodeMap, Error> {
     let search = options.search_paths();
     let progress = progress::stderr(options.verbose);
-    let mut provider = Runtimes::new(&FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
+    let mut provider = Runtimes::new(&FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm));
     let objects = Objects::load(target, &search);
-    Ok(code_map_with(target, &objects, &mut provider, &progress, all))
+    let mut map = code_map_with(target, &objects, &mut provider, &progress, all);
+    map.withhold_originals(&mut Seen::default());
+    Ok(map)
 }
 
 /// The same with the target's files loaded; what `provider` found before is not looked for again.
@@ -335,16 +425,23 @@ struct Native<'a> {
     objects: &'a Objects,
     cfi: CfiUnwinder<'a>,
     recognised: RecognisedUnwinder,
+    code: CodeUnwinder<'a>,
     frame_pointer: FramePointerUnwinder<'a>,
 }
 
 impl<'a> Native<'a> {
     fn new(target: &'a dyn Target, objects: &'a Objects) -> Native<'a> {
         let no_frame_pointer = |t: &Thread| t.registers.sp().is_some() && t.registers.get(Reg::RBP).is_none();
+        let symbols = NativeSymbolizer::new(objects).with_lines(false);
+        let function = move |at| {
+            let function = symbols.function(at)?;
+            Some(Known { start: function.start, end: function.end, is_entry: function.is_entry })
+        };
         Native {
             objects,
             cfi: CfiUnwinder::new(objects).reading_prologues(target.threads().iter().any(no_frame_pointer)),
             recognised: RecognisedUnwinder,
+            code: CodeUnwinder::new(objects, target.mappings(), target.auxv(libc::AT_ENTRY), Box::new(function)),
             frame_pointer: FramePointerUnwinder::new(target.mappings()),
         }
     }
@@ -388,8 +485,14 @@ fn walk_all(
             // Every thread keeps its youngest frames, even where others have taken all there is.
             walked -= stacks[i].as_ref().map_or(0, |before| before.frames.len());
             let limit = limit.min(limits::MAX_FRAMES_TOTAL.saturating_sub(walked).max(limits::MIN_FRAMES));
-            let unwinders: [&dyn Unwinder; 5] =
-                [&AsUnwinder(runtime), &native.cfi, &native.recognised, &Recovery(runtime), &native.frame_pointer];
+            let unwinders: [&dyn Unwinder; 6] = [
+                &AsUnwinder(runtime),
+                &native.cfi,
+                &native.recognised,
+                &native.code,
+                &Recovery(runtime),
+                &native.frame_pointer,
+            ];
             let stack = walk(start, &unwinders, target, limit);
             let before = unknown.len();
             let candidates = stack.frames.iter().map(|f| &f.cursor);
@@ -475,9 +578,9 @@ fn executable_refused(path: &Path, objects: &Objects) -> Option<Option<String>> 
         return None;
     }
     let what = format!("the executable {}", path.display());
-    Some(match std::fs::File::open(path).and_then(|file| file.metadata()) {
+    Some(match files::open(&Place::user(path)) {
+        Err(e) if e.kind() == std::io::ErrorKind::InvalidInput => Some(format!("{what} is no file and is not used")),
         Err(e) => Some(format!("{what} cannot be opened ({e}) and is not used")),
-        Ok(file) if !file.is_file() => Some(format!("{what} is no file and is not used")),
         Ok(_) => {
             let name = path.display().to_string();
             let told = objects.iter().filter_map(|o| o.problem.as_ref()).any(|p| p.starts_with(&name));
@@ -501,6 +604,18 @@ pub fn analyse_target(
     provider: &mut Runtimes,
     progress: &dyn Progress,
 ) -> Result<Outcome, Error> {
+    let outcome = analyse_once(target, objects, options, provider, progress)?;
+    outcome.ok_or_else(|| Error::NotFound { what: proof::GONE.to_string() })
+}
+
+/// The same; `None`: what was read of the target is not of one instant, and the target can be looked at again.
+fn analyse_once(
+    target: &dyn Target,
+    objects: &Objects,
+    options: &Options,
+    provider: &mut Runtimes,
+    progress: &dyn Progress,
+) -> Result<Option<Outcome>, Error> {
     let began = Instant::now();
     let native = Native::new(target, objects);
     let scene = Scene { target, objects, progress };
@@ -514,10 +629,16 @@ pub fn analyse_target(
     let runtime = provider.runtime();
     let symbolizer = NativeSymbolizer::new(objects).with_lines(options.lines);
     let view = View { target, objects, native: &native, runtime, symbolizer: &symbolizer, options, limit };
-    let mut report = view.head();
-    for (thread, stack) in threads.iter().zip(&stacks) {
-        report.threads.push(view.thread(thread, stack.as_ref()));
+    // What is read of the target is read here. The names of native frames take longer, and come from files.
+    let guests: Vec<_> = stacks.iter().map(|stack| view.guests(stack.as_ref())).collect();
+    if !target.prove() {
+        return Ok(None);
     }
+    let mut report = view.head();
+    for ((thread, stack), guests) in threads.iter().zip(&stacks).zip(&guests) {
+        report.threads.push(view.thread(thread, stack.as_ref(), guests));
+    }
+    report.notes.extend(waiting::notes(target, &native, runtime, &threads, &stacks));
     let (classic, image) = if options.image { image_of(&view, &threads, &stacks)? } else { (None, None) };
     if let Source::Core { executable: Some(path), .. } = &options.source
         && let Some(note) = executable_refused(path, objects)
@@ -525,6 +646,18 @@ pub fn analyse_target(
         refused = true;
         report.notes.extend(note);
     }
+    let mut left_out = symbolizer.notes();
+    left_out.extend(unpack::notes());
+    refused |= !left_out.is_empty();
+    report.notes.extend(left_out);
+    report.notes.extend(objects.notes().iter().cloned());
+    let silent = files::helper::notes();
+    refused |= !silent.is_empty();
+    report.notes.extend(silent);
+    let addresses = stacks.iter().flatten().flat_map(|s| &s.frames).map(|f| f.cursor.address.lookup());
+    let doubts: BTreeSet<_> = addresses.filter_map(|a| objects.doubt(a)).map(|doubt| &doubt.note).collect();
+    refused |= !doubts.is_empty();
+    report.notes.extend(doubts.into_iter().flatten().cloned());
     report.timing = options.timing.then(|| Timing {
         walking_ms: milliseconds(walked),
         symbolizing_ms: milliseconds(began.elapsed() - walked),
@@ -535,12 +668,12 @@ pub fn analyse_target(
     let between = youngest.filter_map(|f| f.stack_why.as_deref()).any(|why| why == BETWEEN_POINTS);
     let hint = (between && Stepping::of(target, options) == Stepping::Possible)
         .then_some("--settle steps a thread on to where its operand stack is known");
-    Ok(Outcome { report, classic, image, refused, hint })
+    Ok(Some(Outcome { report, classic, image, refused, gone: false, hint }))
 }
 
 /// The image of the chosen thread, or of the only thread that runs Wasm.
 fn image_of(
-    view: &View<'_>,
+    view: &View<'_, '_>,
     threads: &[&Thread],
     stacks: &[Option<Stack>],
 ) -> Result<(Option<String>, Option<Vec<u8>>), Error> {
@@ -663,10 +796,8 @@ impl WasmThread<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::symbolize::wasm::WasmModule;
     use crate::target::testing::CoreBuilder;
     use crate::unwind::recognised::CALL_WASM_LEAVE;
-    use std::path::Path;
 
     /// Finds something each time and explains nothing.
     struct Endless {
@@ -680,15 +811,6 @@ mod tests {
             1
         }
 
-        fn match_file(
-            &mut self,
-            _: &Path,
-            _: &std::rc::Rc<WasmModule>,
-            _: &dyn Memory,
-        ) -> Result<(), Vec<(String, String)>> {
-            Ok(())
-        }
-
         fn runtime(&self) -> &dyn Runtime {
             self.none.runtime()
         }
@@ -700,7 +822,7 @@ mod tests {
         assert_eq!(frames_of(Some(usize::MAX)), (limits::MAX_FRAMES, limits::MAX_FRAMES));
         assert_eq!(frames_of(Some(1)), (1, limits::MIN_WALK));
 
-        // Frame records that lead to each other, in code that nobody knows.
+        // Frame records that lead to each other, in code that nobody knows, behind a call.
         let (code, stack) = (0x10_0000, 0x2000_0000);
         let records = (0..200u64).flat_map(|i| [stack + (i + 1) * 16, code + 0x10]);
         let bytes: Vec<u8> = records.flat_map(u64::to_le_bytes).collect();
@@ -708,7 +830,9 @@ mod tests {
         for (reg, value) in [(Reg::RIP, code), (Reg::RSP, stack), (Reg::RBP, stack)] {
             registers.set(reg, value);
         }
-        let core = CoreBuilder::new().memory(code, 5, &[0x90; 0x1000]).memory(stack, 6, &bytes);
+        let mut text = [0x90; 0x1000];
+        text[0x0b..0x10].copy_from_slice(&[0xe8, 0, 1, 0, 0]);
+        let core = CoreBuilder::new().memory(code, 5, &text).memory(stack, 6, &bytes);
         let core = core.thread(1, 0, &registers, 0).open().unwrap();
         let objects = Objects::load(&core, &SearchPaths::default());
         let native = Native::new(&core, &objects);

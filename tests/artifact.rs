@@ -9,11 +9,11 @@ use wasmer_runtime_core::structures::TypedIndex;
 use wasmer_runtime_core::types::{GlobalDescriptor, MemoryDescriptor, TableDescriptor, Type};
 use wasmer_runtime_core_near as wasmer_runtime_core;
 use wasmer_singlepass_backend_near::SinglePassCompiler;
-use wstate::runtime::ValType;
 use wstate::runtime::singlepass::anchor::CacheImage;
 use wstate::runtime::singlepass::module_info::{
     Artifact, Export, GlobalInfo, MemoryInfo, MemoryKind, ModuleInfo, TableInfo,
 };
+use wstate::runtime::{NameSource, ValType};
 
 /// One of everything that a module description can hold.
 const FULL: &str = r#"(module $full
@@ -171,13 +171,13 @@ fn names_come_from_the_best_source() {
     let symbols = HashMap::from([(3, "worse".to_string()), (4, "from_the_host".to_string())]);
     let with = |config| Artifact::parse(&serialize(&compile(FULL, config))).unwrap().info.function_names();
     let names = with(None);
-    assert_eq!(names[&0], ("note".to_string(), "name section"));
-    assert_eq!(names[&1], ("env.clock".to_string(), "import"));
-    assert_eq!(names[&5], ("hidden".to_string(), "name section"));
+    assert_eq!(names[&0], ("note".to_string(), NameSource::NameSection));
+    assert_eq!(names[&1], ("env.clock".to_string(), NameSource::Import));
+    assert_eq!(names[&5], ("hidden".to_string(), NameSource::NameSection));
     let names = with(Some(CompilerConfig { symbol_map: Some(symbols), ..Default::default() }));
-    assert_eq!(names[&2], ("host.note".to_string(), "import"));
-    assert_eq!(names[&3], ("double".to_string(), "export"));
-    assert_eq!(names[&4], ("from_the_host".to_string(), "symbol map"));
+    assert_eq!(names[&2], ("host.note".to_string(), NameSource::Import));
+    assert_eq!(names[&3], ("double".to_string(), NameSource::Export));
+    assert_eq!(names[&4], ("from_the_host".to_string(), NameSource::SymbolMap));
     assert_eq!(names.get(&5), None);
 }
 

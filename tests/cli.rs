@@ -1,5 +1,9 @@
 //! The binary from outside: help, exit codes, streams. Nothing here needs a target that runs Wasm.
 
+#[path = "support/schema.rs"]
+#[allow(dead_code)]
+mod schema;
+
 use std::io::Read;
 use std::process::{Command, Output, Stdio};
 
@@ -11,6 +15,7 @@ fn wstate(args: &[&str]) -> Command {
 
 fn run(args: &[&str]) -> (Option<i32>, String, String) {
     let Output { status, stdout, stderr } = wstate(args).output().unwrap();
+    schema::check_output(&args.iter().map(|a| a.as_ref()).collect::<Vec<_>>(), &stdout);
     (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
 }
 

@@ -10,13 +10,10 @@ use std::{
     process::{Child, ChildStdin, Command, Stdio},
     sync::mpsc,
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 use support::debuggers::{arg, at_rest, missing};
-use support::{Host, NoCore, Profile, wstate};
-
-/// How long an answer may take: generous, since it only bounds a failing test.
-const PATIENCE: Duration = Duration::from_secs(120);
+use support::{Host, NoCore, PATIENCE, Profile, wstate};
 
 /// The adapter. It was called lldb-vscode before lldb 18.
 fn adapter() -> Option<PathBuf> {

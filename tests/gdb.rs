@@ -11,7 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
+use support::missing::missing;
 use support::{Host, Profile, host_singlepass, kernel_core, repository, wstate};
 
 /// Stops with flags. The first frames are native in all but `spin` of `threads`.
@@ -411,12 +412,6 @@ fn explained_name(a: &Frame, b: &Frame) -> Option<&'static str> {
     None
 }
 
-/// A missing tool is said aloud, and a failure in CI.
-fn missing(reason: &str) {
-    assert!(std::env::var_os("CI").is_none(), "{reason}");
-    println!("not tested: {reason}");
-}
-
 fn gdb_has_python() -> bool {
     let output = Command::new("gdb").args(["-nx", "-batch", "-ex", "python print(6 * 7)"]).output();
     let works = output.is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains("42"));
@@ -436,7 +431,7 @@ fn at_rest(host: &Host) {
         // READY is a write; nothing else writes here.
         sleeps && !syscall.starts_with(&format!("{} ", libc::SYS_write))
     };
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + support::PATIENCE;
     while Instant::now() < deadline {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", host.pid())).expect("the host is there");
         let mut tids = tasks.filter_map(|t| t.ok()?.file_name().to_str()?.parse::<i32>().ok());

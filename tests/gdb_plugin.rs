@@ -258,7 +258,7 @@ fn bad_days_are_one_line() {
         (11, "error: wstate: speaks 99 (run: wstate plugin install)"),
         (13, "* leaf"),
         (15, "* leaf"),
-        (17, "error: wstate: cannot read /no/such.wasm"),
+        (17, "/no/such.wasm is not used: it cannot be read"),
         (21, "error: wstate: there is no process and no core"),
         (22, "No threads."),
     ];
@@ -428,4 +428,117 @@ fn control_c_leaves_gdb_usable() {
     let session = Debugger::Gdb.run(&["-p", &host.pid().to_string()], &commands);
     assert!(session.texts[2].contains("error: wstate: interrupted"), "{}\n{}", session.texts[2], session.log);
     assert!(session.texts[4].contains("* leaf"), "{}\n{}", session.texts[4], session.log);
+}
+
+/// gdb as a user starts it, with the plugin before the target: what it prints in all.
+fn plain_gdb(arguments: &[&str], input: &str) -> String {
+    use std::io::Write;
+    let home = tempfile::tempdir().unwrap();
+    let mut gdb = std::process::Command::new("gdb");
+    gdb.args(["-nx", "-iex", "set width 0", "-iex", "set debuginfod enabled off"]);
+    for line in Debugger::Gdb.load() {
+        gdb.args(["-iex", &line]);
+    }
+    gdb.args(arguments).env("HOME", home.path()).env("PYTHONDONTWRITEBYTECODE", "1");
+    let (mut read, write) = std::io::pipe().unwrap();
+    let child = gdb.stdin(std::process::Stdio::piped()).stdout(write.try_clone().unwrap()).stderr(write).spawn();
+    drop(gdb);
+    let mut child = child.expect("gdb starts");
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let mut text = Vec::new();
+    std::io::Read::read_to_end(&mut read, &mut text).unwrap();
+    child.wait().unwrap();
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// There is no prompt in a batch and none in the machine interface, and commands follow at once.
+#[test]
+fn frames_of_a_core_have_names_from_the_first_command_on() {
+    if !gdb_is_here() {
+        return;
+    }
+    let host = Host::start("sleep", &[], Profile::Debug);
+    at_rest(&host);
+    let core = match gcore(&host) {
+        Ok(core) => core,
+        Err(why) => return missing(&why),
+    };
+    let (exe, core) = (arg(&host.exe), arg(&core));
+    let batch = plain_gdb(&["-batch", exe, core, "-ex", "bt"], "");
+    let later = plain_gdb(&["-batch", exe, "-ex", &format!("core-file {core}"), "-ex", "bt"], "");
+    let mi = plain_gdb(&["--interpreter=mi3", exe, core], "-stack-list-frames\n-gdb-exit\n");
+    let mi_later = format!("-target-select core {core}\n-stack-list-frames\n-gdb-exit\n");
+    let mi_later = plain_gdb(&["--interpreter=mi3", exe], &mi_later);
+    for (what, shown) in [("batch", batch), ("core-file", later)] {
+        for part in ["in leaf (local0=9", "in fact (local0=5", "in run", " main ("] {
+            assert!(shown.contains(part), "{what}: {part}: {shown}");
+        }
+        assert!(!shown.contains("Traceback"), "{what}: {shown}");
+    }
+    for (what, shown) in [("mi", mi), ("mi, later", mi_later)] {
+        for part in ["func=\"leaf\"", "func=\"fact\"", "func=\"run\"", "func=\"main\""] {
+            assert!(shown.contains(part), "{what}: {part}: {shown}");
+        }
+    }
+}
+
+#[test]
+fn why_there_are_no_symbols_is_told_once() {
+    if !gdb_is_here() {
+        return;
+    }
+    let exe = support::host_singlepass(Profile::Debug);
+    let good = format!("set wasm server {}", env!("CARGO_BIN_EXE_wstate"));
+    let bad = "set wasm server /no/such/wstate";
+    let run = "run sleep < /dev/null > /dev/null 2>&1";
+    let commands = ["break host_stop", bad, run, "stepi", "stepi", "next", &good, "stepi", "bt", bad, "stepi", "stepi"];
+    let session = Debugger::Gdb.run(&["-ex", "set breakpoint pending on", arg(&exe)], &commands);
+    let told = |text: &str| text.matches("symbols of Wasm code were not loaded: cannot start /no/such/wstate").count();
+    assert_eq!(session.texts.iter().map(|t| told(t)).sum::<usize>() + told(&session.log), 1, "{:?}", session.texts);
+    assert!(session.texts[8].contains("in leaf (local0=9"), "{}\n{}", session.texts[8], session.log);
+}
+
+/// The guest's code is there from the middle of the run on, and the guest is called once.
+#[test]
+fn a_breakpoint_is_hit_in_code_that_was_not_there_when_it_was_set() {
+    if !gdb_is_here() {
+        return;
+    }
+    let exe = support::host_singlepass(Profile::Debug);
+    // Before the first call the names are in the file alone.
+    let directory = tempfile::tempdir().unwrap();
+    let wasm = directory.path().join("guest.wasm");
+    drop(Host::start("sleep", &["--dump-wasm", arg(&wasm)], Profile::Debug));
+    let files = format!("set wasm files {}", wasm.display());
+    let run = "run sleep < /dev/null > /dev/null 2>&1";
+    let commands = [&files, "break leaf", run, "bt", "info locals", "delete", "next", "kill"];
+    let session = Debugger::Gdb.run(&["-ex", "set breakpoint pending on", arg(&exe)], &commands);
+    assert!(session.texts[1].contains("Breakpoint 1 (leaf) pending"), "{:?}", session.texts);
+    // gdb says it where a script runs the program, not in the command's own text.
+    let stop = format!("{}{}", session.texts[2], session.log);
+    assert!(stop.contains("Breakpoint 1, leaf (n=9"), "{stop}");
+    for part in ["leaf (n=9", "in fact (n=0", "in run", " main ("] {
+        assert!(session.texts[3].contains(part), "{part}: {:?}\n{}", session.texts, session.log);
+    }
+    assert!(!session.log.contains("Traceback"), "{}", session.log);
+    // Off: as before.
+    let off = [&files, "set wasm auto-load off", "break leaf", "break host_stop", run, "info breakpoints", "kill"];
+    let session = Debugger::Gdb.run(&["-ex", "set breakpoint pending on", arg(&exe)], &off);
+    assert!(session.texts[5].contains("<PENDING>  leaf"), "{:?}", session.texts);
+}
+
+/// gdb would pass the arguments by the machine's convention, to a function that takes an instance first.
+#[test]
+fn guests_are_not_called_by_print() {
+    if !gdb_is_here() {
+        return;
+    }
+    let host = Host::start("sleep", &[], Profile::Debug);
+    at_rest(&host);
+    let commands = ["wasm-load", "print leaf(1, 2, 3)", "print fact(1, 2)", "call run()", "wasm-bt wasm"];
+    let session = Debugger::Gdb.run(&["-p", &host.pid().to_string()], &commands);
+    for text in &session.texts[1..4] {
+        assert!(text.contains("does not follow the target calling convention"), "{text}\n{}", session.log);
+    }
+    assert!(session.texts[4].contains("* leaf"), "{}", session.texts[4]);
 }

@@ -12,9 +12,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
-use support::small_core::{PAGE, SmallCore, question, wasm_frames};
-use support::{Profile, host_singlepass};
+use support::missing::missing;
+use support::small_core::{PAGE, SmallCore, Work, counted, question, wasm_frames};
+use support::{PATIENCE, Profile, host_singlepass};
 use wstate::arch::{Reg, Registers};
 use wstate::report::{Report, json, text};
 use wstate::session::{self, Route};
@@ -23,8 +23,8 @@ use wstate::target::objects::SearchPaths;
 use wstate::target::testing::CoreBuilder;
 use wstate::target::{Memory, Target};
 
-/// Longest time that one case may take; what is read is small, so this is a hang.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Most that one case may read, which are some pages: what finds nothing searches for it on all routes.
+const MOST: Work = Work { reads: 2_000_000, bytes: 1 << 30 };
 /// `leaf`, `fact(0)` to `fact(5)`, `run`.
 const WASM_FRAMES: usize = 8;
 
@@ -36,8 +36,7 @@ struct Real {
     directory: tempfile::TempDir,
 }
 
-/// `None`, and the reason on standard error, where the kernel does not write cores next to the process. In CI that is a
-/// failure.
+/// `None` where the kernel does not write cores next to the process, and that is allowed.
 fn real() -> Option<Real> {
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let exe = directory.path().join("host-copy");
@@ -55,9 +54,7 @@ fn real() -> Option<Real> {
     let core = found.into_iter().find(|p| p.file_name().unwrap().to_string_lossy().starts_with("core"));
     let Some(core) = core else {
         let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
-        let why = format!("SKIPPED 1: no core after {status}, core_pattern is {:?}", pattern.trim_end());
-        assert!(std::env::var_os("CI").is_none(), "{why}");
-        eprintln!("{why}");
+        missing(format!("no core after {status}, core_pattern is {:?}", pattern.trim_end()));
         return None;
     };
     Some(Real { bytes: std::fs::read(&core).unwrap(), core, exe, directory })
@@ -70,14 +67,15 @@ fn open(bytes: Vec<u8>) -> Result<CoreTarget, wstate::error::Error> {
 /// Asks for everything and looks at the answer. `None`: refused.
 fn survive(what: &str, bytes: Vec<u8>) -> Option<Report> {
     let size = bytes.len();
-    let begin = Instant::now();
     let core = open(bytes).ok()?;
     let mut options = question();
     options.limit = Some(300);
-    let report = session::run_on(&core, &options).unwrap_or_else(|e| panic!("{what}: {e}")).report;
+    let (report, work) = counted(&core, &options);
+    assert!(work.reads < MOST.reads && work.bytes < MOST.bytes, "{what}: {work:?}");
     let text = text::render(&report, text::TextOptions { verbose: true, ..Default::default() });
     assert!(!text.chars().any(|c| c != '\n' && text::is_unprintable(c)), "{what}: {text:?}");
     let json = json::render(&report, false);
+    support::schema::check("report", &serde_json::from_str(&json).unwrap());
     let bound = (64 << 10) + 64 * size + 20_000 * report.threads.iter().map(|t| t.frames.len()).sum::<usize>();
     assert!(text.len() + json.len() < bound, "{what}: {} + {} bytes from {size}", text.len(), json.len());
     assert!(report.threads.iter().all(|t| t.frames.len() <= 300), "{what}");
@@ -85,7 +83,6 @@ fn survive(what: &str, bytes: Vec<u8>) -> Option<Report> {
         options.image = true;
         let _ = session::run_on(&core, &options);
     }
-    assert!(begin.elapsed() < PATIENCE, "{what}: {:?}", begin.elapsed());
     Some(report)
 }
 

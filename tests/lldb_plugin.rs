@@ -214,3 +214,28 @@ fn what_the_user_writes_is_seen() {
     assert!(session.texts[0].contains("0x1bc "), "{:?}", session.texts);
     assert!(session.texts[3].contains("0x7b "), "{:?}\n{}", session.texts, session.log);
 }
+
+#[test]
+fn why_there_are_no_symbols_is_told_once() {
+    if !lldb_is_here() {
+        return;
+    }
+    let exe = support::host_singlepass(Profile::Debug);
+    let good = format!("wasm set server {}", env!("CARGO_BIN_EXE_wstate"));
+    let commands = [
+        "breakpoint set -n host_stop",
+        "wasm set server /no/such/wstate",
+        "process launch -i /dev/null -o /dev/null -- sleep",
+        "thread step-inst",
+        "thread step-inst",
+        &good,
+        "thread step-inst",
+        "bt",
+        "process kill",
+    ];
+    let session = Debugger::Lldb.run(&[arg(&exe)], &commands);
+    let all = session.texts.concat() + &session.log;
+    let told = all.matches("symbols of Wasm code were not loaded: cannot start /no/such/wstate").count();
+    assert_eq!(told, 1, "{:#?}\n{}", session.texts, session.log);
+    assert!(session.texts[7].contains("leaf(local0=9"), "{}\n{}", session.texts[7], session.log);
+}

@@ -7,12 +7,9 @@ use std::hash::{BuildHasher, RandomState};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use support::{Host, Profile, wstate};
+use support::{Host, PATIENCE, Profile, wstate};
 use wstate::error::Error;
 use wstate::session::{Options, RestoreOptions, Restored, SignalsLater, Source, restore};
-
-/// Bounds only a failing test.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// `run` computes with everything that an image has: locals and operands of several frames, floats, globals, memory that
 /// was grown. `watch` goes on until the byte at 0 is set, and tells (1) whether all that it wrote is still there. So long `dive`
@@ -132,6 +129,20 @@ impl Setting {
     /// An image of `run` after `pause`; `None` if it was over by then: how fast the machine is changes.
     fn image(&self, pause: Duration) -> Option<PathBuf> {
         self.image_of(&self.run(), pause)
+    }
+
+    /// A computation that goes on, and an image of it. However slow the machine is, one of so many is not over when wstate
+    /// comes to it.
+    fn begun(&self, call: &[&str]) -> (Host, PathBuf) {
+        let one = || {
+            let host = self.start(call, &[]);
+            self.image_of(&host, Duration::ZERO).map(|image| (host, image))
+        };
+        (0..20).find_map(|_| one()).expect("one of twenty computations is not over")
+    }
+
+    fn begun_run(&self) -> PathBuf {
+        self.begun(&["run", "42", ROUNDS, "3"]).1
     }
 
     fn image_of(&self, host: &Host, pause: Duration) -> Option<PathBuf> {
@@ -287,7 +298,7 @@ fn behind_a_call_its_result_is_given_and_refusals_are_explained() {
 #[test]
 fn what_others_are_in_the_middle_of_is_not_replaced() {
     let setting = Setting::new("");
-    let image = setting.image(Duration::from_millis(100)).expect("it takes seconds");
+    let image = setting.begun_run();
     let refused = |host: &Host, more: &[&str], why: &str| {
         let before = maps(host);
         let (code, said) = restore_into(host, &image, &[&["--yes"], more].concat());
@@ -411,7 +422,7 @@ fn frames_that_a_stack_limit_has_no_room_for_are_refused() {
 #[test]
 fn a_thread_is_taken_wherever_it_is_in_wasm_code() {
     let setting = Setting::new("");
-    let image = setting.image(Duration::from_millis(100)).expect("it takes seconds");
+    let image = setting.begun_run();
     let host = setting.start(&["climb", "42"], &[]);
     let dry = || {
         let options = Options::new(Source::Pid(host.pid() as u32));
@@ -434,8 +445,7 @@ fn a_signal_to_wstate_waits_until_the_process_is_whole() {
     use std::process::Stdio;
     let setting = Setting::new("");
     // A memory that takes a while to be copied.
-    let host = setting.start(&["run", "42", "10000000", "255"], &[]);
-    let image = setting.image_of(&host, Duration::from_millis(100)).expect("it takes seconds");
+    let (host, image) = setting.begun(&["run", "42", "10000000", "255"]);
     let undisturbed = result(&host);
     drop(host);
     let waits = |wstate: u32, signal: Signal| {
@@ -486,7 +496,7 @@ fn a_dry_run_says_what_would_be_refused() {
     use nix::sys::signal::{Signal, kill};
     // Both in place, so that the code is the same.
     let (small, large) = (Setting::new("2"), Setting::new("64"));
-    let image = large.image(Duration::from_millis(100)).expect("it takes seconds");
+    let image = large.begun_run();
     let host = small.start(&["watch"], &[]);
     let (code, said) = restore_into(&host, &image, &[]);
     assert!(
@@ -583,7 +593,7 @@ fn attempt(host: &Host, image: &Path, fail_at: Option<usize>, fail_back: usize) 
 
 fn failing(maximum: &str) {
     let setting = Setting::new(maximum);
-    let image = setting.image(Duration::from_millis(100)).expect("it takes seconds");
+    let image = setting.begun_run();
     let steps = attempt(&setting.start(&["watch"], &[]), &image, None, 0).expect("it goes on").steps;
     assert!(steps > 10, "{steps} steps");
 
@@ -613,7 +623,7 @@ fn a_restore_that_fails_leaves_the_process_as_it_was_with_a_memory_in_place() {
 #[test]
 fn a_step_that_cannot_be_taken_back_is_the_only_one() {
     let setting = Setting::new("");
-    let image = setting.image(Duration::from_millis(100)).expect("it takes seconds");
+    let image = setting.begun_run();
     let steps = attempt(&setting.start(&["watch"], &[]), &image, None, 0).expect("it goes on").steps;
     let host = setting.start(&["watch"], &[]);
     let before = maps(&host);
@@ -644,12 +654,11 @@ fn a_step_that_cannot_be_taken_back_is_the_only_one() {
 
 fn twice(maximum: &str) {
     let setting = Setting::new(maximum);
-    let small = setting.image(Duration::from_millis(100)).expect("it takes seconds");
+    let small = setting.begun_run();
     let kept = setting.directory.path().join("small");
     std::fs::rename(&small, &kept).expect("an image");
     // The same, with more memory.
-    let longer = setting.start(&["run", "43", ROUNDS, "40"], &[]);
-    let large = setting.image_of(&longer, Duration::from_millis(100)).expect("it takes seconds");
+    let (longer, large) = setting.begun(&["run", "43", ROUNDS, "40"]);
     let undisturbed = result(&longer);
     let host = setting.start(&["watch"], &[]);
     for (image, grown) in [(&kept, 3), (&large, 37), (&large, 0)] {
@@ -673,8 +682,7 @@ fn one_restore_follows_another_with_a_memory_in_place() {
 #[test]
 fn a_limit_of_data_counts_the_image_once() {
     let setting = Setting::new("");
-    let computing = setting.start(&["run", "42", ROUNDS, "1023"], &[]);
-    let image = setting.image_of(&computing, Duration::ZERO).expect("it takes seconds");
+    let (_computing, image) = setting.begun(&["run", "42", ROUNDS, "1023"]);
     let host = setting.start(&["watch"], &[]);
     let status = std::fs::read_to_string(format!("/proc/{}/status", host.pid())).expect("a status");
     let data = status.lines().find_map(|l| l.strip_prefix("VmData:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard};
 use wasmer_runtime_core_near::backend::CompilerConfig;
 use wasmer_runtime_core_near::cache::Artifact;
@@ -74,7 +74,7 @@ impl Target for Myself {
     fn auxv(&self, _: u64) -> Option<u64> {
         None
     }
-    fn file_candidates(&self, _: &Mapping) -> Vec<PathBuf> {
+    fn file_candidates(&self, _: &Mapping) -> Vec<wstate::target::files::Place> {
         Vec::new()
     }
     fn notes(&self) -> &[String] {

@@ -144,8 +144,18 @@ fn a_wasm_file_gives_types_names_and_offsets_or_is_refused() {
     let refused = |n: &Value| n.as_str().is_some_and(|n| n.contains("wrong.wasm does not fit and is not used: "));
     assert!(report["notes"].as_array().unwrap().iter().any(refused), "{:#}", report["notes"]);
 
-    let (code, _, err) = wstate_text(&["attach", &pid, "--wasm", "/dev/null"]);
-    assert_eq!(code, 2, "{err}");
+    for (file, why) in
+        [("/dev/null", "not a regular file"), ("/nonexistent", "No such file"), ("/", "not a regular file")]
+    {
+        for option in ["--wasm", "--artifact"] {
+            let (code, report) = wstate_json(&["attach", &pid, option, file]);
+            let told = |n: &Value| {
+                n.as_str().is_some_and(|n| n.starts_with(&format!("{file} is not used: ")) && n.contains(why))
+            };
+            assert!(report["notes"].as_array().unwrap().iter().any(told), "{:#}", report["notes"]);
+            assert_eq!((code, wasm_frames(&report).len()), (1, 8));
+        }
+    }
 }
 
 const FULL: &str = r#"(module $full

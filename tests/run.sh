@@ -62,6 +62,12 @@ cargo fmt --all --check
 step 'lints'
 cargo clippy --workspace --all-targets --all-features -- -D warnings
 
+step 'package'
+# What is published compiles by itself. Where there is nothing to commit, it is what would be published.
+changed=
+[ -z "$(git status --porcelain 2>/dev/null)" ] || changed=--allow-dirty
+cargo package --package wstate --quiet $changed
+
 step 'documentation'
 RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --all-features
 

@@ -54,7 +54,7 @@ impl Target for ThisProcess {
     fn auxv(&self, _: u64) -> Option<u64> {
         None
     }
-    fn file_candidates(&self, _: &Mapping) -> Vec<PathBuf> {
+    fn file_candidates(&self, _: &Mapping) -> Vec<wstate::target::files::Place> {
         Vec::new()
     }
     fn notes(&self) -> &[String] {

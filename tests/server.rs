@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use std::io::{BufRead, BufReader, IoSliceMut, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use support::debuggers::at_rest;
-use support::{Host, Profile, wstate};
+use support::{Host, Profile, schema, wstate};
 use wstate::arch::x64::TABLE;
 use wstate::target::Target;
 use wstate::target::live::{CaptureOptions, LiveTarget};
@@ -126,6 +126,14 @@ impl Server {
                 self.send(answer.to_string().as_bytes());
             } else if message.get("event").is_none() {
                 assert_eq!(message["id"], self.requests);
+                for (key, part) in [("report", None), ("frame", Some("Frame")), ("value", Some("Value"))] {
+                    if let Some(value) = message.get(key) {
+                        schema::check_part("report", part, value);
+                    }
+                }
+                for module in message.get("modules").and_then(Value::as_array).into_iter().flatten() {
+                    schema::check_part("report", Some("Module"), module);
+                }
                 return message;
             }
         }

@@ -240,6 +240,7 @@ fn memory_of(pages: u32, with_core: bool) {
     assert!(said.contains("resumable: behind a call"), "{said}");
     let imports = std::fs::read_to_string(image.with_extension("imports.json")).expect("the imports");
     let imports: serde_json::Value = serde_json::from_str(&imports).expect("JSON");
+    support::schema::check("imports", &imports);
     assert_eq!(
         imports,
         serde_json::json!([
@@ -459,7 +460,7 @@ fn settling_without_full_preemption_ends_behind_a_call() {
     let host = Host::start("wasm", &["--wasm", &wasm, "--call", "run", "--track-state", "on"], Profile::Debug);
     let mut settled = 0;
     // The host is in the import that says READY for a while.
-    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let until = std::time::Instant::now() + support::PATIENCE;
     while settled < 5 {
         assert!(std::time::Instant::now() < until, "it does not come back from the import");
         let seen = text(&wstate(&["attach", &host.pid().to_string(), "--no-lines"]).stdout);
@@ -578,12 +579,20 @@ fn images_are_printed_and_compared() {
     assert_eq!((&json["kind"], &json["memory_bytes"]), (&"instance".into(), &65536.into()));
     assert_eq!(json["globals"][2], "0x42060000");
 
+    let none = serde_json::json!({"memory": [], "memory_more": false, "globals": [], "frames": []});
+    assert_eq!(image(&[file, "--diff", file, "--json"]), (format!("{none}\n"), Some(0)));
     assert_eq!(image(&[file, "--diff", file]), ("no difference\n".to_string(), Some(0)));
     let mut other = std::fs::read(&path).expect("the image");
     other[9 + 18] ^= 1;
     other[9 + 65536 + 8] ^= 1;
     let changed = directory.path().join("changed");
     std::fs::write(&changed, other).expect("a file");
+    let (json, code) = image(&[file, "--diff", changed.to_str().expect("text"), "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(
+        (code, json["memory"][0][0].as_u64(), json["globals"][0]["index"].as_u64()),
+        (Some(1), Some(0x12), Some(0))
+    );
     let (difference, code) = image(&[file, "--diff", changed.to_str().expect("text")]);
     assert_eq!(code, Some(1));
     let global = "global 0: 0xffffffffffffffffffffffffffffff9c -> 0xffffffffffffffffffffffffffffff9d";

@@ -6,9 +6,10 @@ mod support;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use support::missing::missing;
 use support::{Core, Host, NoCore, Profile, gcore, kernel_core, wstate};
 
-/// The first of these commands that is there. None: a reason is printed, and in CI that is a failure.
+/// The first of these commands that is there.
 fn tool(names: &[&str]) -> Option<String> {
     let there = |name: &&str| {
         let status = Command::new(name).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
@@ -16,8 +17,7 @@ fn tool(names: &[&str]) -> Option<String> {
     };
     let found = names.iter().copied().find(|name| there(name));
     if found.is_none() {
-        assert!(std::env::var_os("CI").is_none(), "none of {names:?} is installed");
-        eprintln!("NOT TESTED: none of {names:?} is installed");
+        missing(format!("none of {names:?} is installed"));
     }
     found.map(str::to_string)
 }
@@ -252,7 +252,7 @@ fn gdb_shows_a_trap_in_the_handler_of_the_host() {
 
 /// A core of the kernel where it writes one here, else one of gdb.
 fn core(stop: &str, profile: Profile) -> Option<(PathBuf, PathBuf, Box<dyn std::any::Any>)> {
-    let missing = match kernel_core(stop, &[], profile) {
+    let kernel = match kernel_core(stop, &[], profile) {
         Ok(core) => {
             let Core { path, exe, .. } = &core;
             return Some((path.clone(), exe.clone(), Box::new(core)));
@@ -263,8 +263,7 @@ fn core(stop: &str, profile: Profile) -> Option<(PathBuf, PathBuf, Box<dyn std::
     match gcore(&host) {
         Ok(path) => Some((path, host.exe.clone(), Box::new(host))),
         Err(NoCore(why)) => {
-            assert!(std::env::var_os("CI").is_none(), "no core: {missing}; {why}");
-            eprintln!("NOT TESTED: no core: {missing}; {why}");
+            missing(format!("no core: {kernel}; {why}"));
             None
         }
     }
@@ -492,7 +491,7 @@ fn lldb_shows_a_core_of_a_trap() {
     let Some(lldb) = lldb() else { return };
     let core = match kernel_core("trap-unreachable", &[], Profile::Debug) {
         Ok(core) => core,
-        Err(NoCore(why)) => return eprintln!("NOT TESTED: no core: {why}"),
+        Err(NoCore(why)) => return missing(format!("no core: {why}")),
     };
     let (path, exe) = (core.path.to_str().unwrap(), core.exe.to_str().unwrap());
     let file = symbols(&["-c", path, "-e", exe], None, core.directory.path());
@@ -772,4 +771,182 @@ fn what_cannot_be_written_is_told() {
     assert!(!out.exists());
     let output = wstate(&["symbols", "-p", "1"]);
     assert_eq!(output.status.code(), Some(64));
+}
+
+/// A guest with each kind of trap, each with accesses and calls around it that do not trap.
+const TRAPS: &str = r#"(module
+  (import "env" "note" (func $note (param i32)))
+  (memory 1 1)
+  (table 4 funcref)
+  (elem (i32.const 0) $other $same)
+  (type $wanted (func (param i32) (result i32)))
+  (global $g (mut i32) (i32.const 0))
+  (func $other (param i64) (result i64) (local.get 0))
+  (func $same (type $wanted) (i32.load (i32.const 8)))
+  (func $around (param i32) (result i32)
+    (i32.store (i32.const 16) (local.get 0))
+    (call $note (i32.load (i32.const 16)))
+    (i32.load8_u offset=3 (i32.const 16)))
+  (func (export "load") (param i32) (result i32)
+    (i32.store offset=4 (i32.const 0) (local.get 0))
+    (drop (i32.load (i32.const 4)))
+    (global.set $g (i32.add (global.get $g) (local.get 0)))
+    (drop (i64.load32_u offset=24 (local.get 0)))
+    (call $around (i32.load (i32.const 4))))
+  (func (export "store") (param i32) (result i32)
+    (drop (call $around (i32.const 1)))
+    (drop (i32.load (i32.const 4)))
+    (f64.store (local.get 0) (f64.const 1))
+    (i32.load (i32.const 4)))
+  (func (export "nested") (param i32) (result i32)
+    (loop $again (result i32)
+      (if (i32.load (i32.const 64)) (then (return (i32.const 1))))
+      (drop (i32.load16_u (i32.load16_s (i32.const 70))))
+      (i32.store8 (local.get 0) (i32.const 1))
+      (br_if $again (i32.const 0))
+      (i32.load (i32.const 4))))
+  (func (export "dead") (param i32) (result i32)
+    (block $out (br $out) (drop (i32.load (i32.const 0))))
+    (if (i32.eqz (local.get 0)) (then (unreachable)) (else (drop (i32.load (i32.const 4)))))
+    (i64.store (i32.const 8) (i64.const 0))
+    (drop (i64.load16_u (local.get 0)))
+    (i32.const 0))
+  (func (export "trunc") (param i32) (result i32)
+    (drop (i32.trunc_f64_s (f64.const 5)))
+    (drop (i32.load (i32.const 4)))
+    (i32.trunc_f32_u (f32.mul (f32.const -1e10) (f32.convert_i32_u (local.get 0)))))
+  (func (export "divide") (param i32) (result i32)
+    (drop (i32.load (i32.const 4)))
+    (drop (i32.div_u (local.get 0) (i32.const 3)))
+    (i32.rem_u (local.get 0) (i32.load (i32.const 128))))
+  (func (export "overflow") (param i32) (result i32)
+    (i32.store (i32.const 4) (i32.const -1))
+    (i32.div_s (i32.const 0x80000000) (i32.load (i32.const 4))))
+  (func (export "unreachable") (param i32) (result i32)
+    (drop (call $around (i32.const 1)))
+    (i32.store (i32.const 4) (i32.const -1))
+    (unreachable))
+  (func (export "bounds") (param i32) (result i32)
+    (drop (call_indirect (type $wanted) (i32.const 1) (i32.const 1)))
+    (drop (i32.load (i32.const 4)))
+    (call_indirect (type $wanted) (i32.load (i32.const 4)) (local.get 0)))
+  (func (export "empty") (param i32) (result i32)
+    (call_indirect (type $wanted) (i32.load (i32.const 4)) (i32.const 3)))
+  (func (export "signature") (param i32) (result i32)
+    (drop (i32.load (i32.const 4)))
+    (call_indirect (type $wanted) (i32.load (i32.const 4)) (i32.const 0))))"#;
+
+/// Export, its argument, and the operator that traps.
+const TRAPPING: [(&str, &str, &str); 11] = [
+    ("load", "70000", "i64.load32_u offset=24"),
+    ("store", "65530", "f64.store"),
+    ("nested", "65536", "i32.store8"),
+    ("dead", "90000", "i64.load16_u"),
+    ("trunc", "3", "i32.trunc_f32_u"),
+    ("divide", "7", "i32.rem_u"),
+    ("overflow", "7", "i32.div_s"),
+    ("unreachable", "7", "unreachable"),
+    ("bounds", "9", "call_indirect"),
+    ("empty", "0", "call_indirect"),
+    ("signature", "0", "call_indirect"),
+];
+
+/// A guest's file beside the host's other ones.
+fn guest(text: &str, directory: &Path) -> PathBuf {
+    let path = directory.join("guest.wasm");
+    std::fs::write(&path, wat::parse_str(text).unwrap()).unwrap();
+    path
+}
+
+/// What wstate says of the youngest Wasm frame of a stopped host.
+fn youngest(pid: &str, wasm: &Path) -> serde_json::Value {
+    let output = wstate(&["attach", pid, "--json", "--wasm", wasm.to_str().unwrap()]);
+    let report: serde_json::Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", text(output)));
+    let frames = report["threads"].as_array().unwrap().iter().flat_map(|t| t["frames"].as_array().unwrap());
+    frames.into_iter().find(|f| f["kind"] == "wasm").unwrap_or_else(|| panic!("{report:#}")).clone()
+}
+
+/// The operator of a trap is the one that traps, whether the processor faults at it or a check before it does.
+#[test]
+fn a_trap_is_shown_at_the_operator_that_trapped() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let wasm = guest(TRAPS, directory.path());
+    for (name, argument, operator) in TRAPPING {
+        for flags in [&[][..], &["--bounds-checks", "on"], &["--full-preemption"], &["--track-state", "off"]] {
+            let call = ["--call", name, argument, "--wasm", wasm.to_str().unwrap()];
+            let all: Vec<&str> = call.iter().chain(flags).copied().collect();
+            let host = Host::start("wasm", &all, Profile::Debug);
+            let frame = youngest(&host.pid().to_string(), &wasm);
+            let what = format!("{name} {flags:?}: {frame:#}");
+            assert!(frame["wasm"]["op"].as_str().is_some_and(|op| op.starts_with(operator)), "{what}");
+            assert_eq!(frame["wasm"]["op_position"], "at", "{what}");
+        }
+    }
+}
+
+/// At every byte of every function the line that a debugger is given is the one of the place that a report names.
+fn lines_are_those_of_positions(pid: i32, wasm: &Path) -> usize {
+    use wstate::arch::{CodeAddress, Registers};
+    use wstate::runtime::code_map::SourceFile;
+    use wstate::runtime::{Position, Provider};
+    let module = wstate::symbolize::wasm::WasmModule::parse("guest.wasm".into(), std::fs::read(wasm).unwrap()).unwrap();
+    let target = wstate::target::live::LiveTarget::capture(pid as u32, &Default::default()).unwrap();
+    let objects = wstate::target::objects::Objects::load(&target, &Default::default());
+    let find = wstate::runtime::all::FindOptions::read(Vec::new(), &[], &[wasm.to_path_buf()]);
+    let mut provider = wstate::runtime::all::Runtimes::new(&find);
+    let map = wstate::session::code_map_with(&target, &objects, &mut provider, &wstate::progress::stderr(false), true);
+    let mut compared = 0;
+    for (compiled, function) in map.modules.iter().flat_map(|m| m.functions.iter().map(move |f| (m, f))) {
+        for pc in (function.start..function.start + u64::from(function.len)).filter(|_| !function.lines.is_empty()) {
+            let cursor = wstate::unwind::Cursor { address: CodeAddress::Exact(pc), registers: Registers::unknown() };
+            let frame = provider.runtime().describe(&cursor, &target).remove(0);
+            let row = function.lines.partition_point(|l| function.start + u64::from(l.offset) <= pc);
+            let row = function.lines[row - 1].at;
+            let local = frame.local_function.unwrap();
+            let operators = module.operators(local).unwrap();
+            let at = |index: u64| operators.get(index as usize).copied();
+            let expected = if module.has_sources() {
+                frame.operator.as_ref().and_then(|o| o.line).unwrap_or(0)
+            } else {
+                assert_eq!(compiled.files[row.file as usize], SourceFile::Text);
+                let line = |offset: Option<u64>| module.printed().unwrap().line(offset.unwrap()).unwrap();
+                match frame.position {
+                    Position::Operator(index) => line(at(index)),
+                    Position::After(index) => line(at(index + 1)),
+                    // Before the first operator, and before the first that has a place of its own.
+                    _ if row.line == line(at(0)) => row.line,
+                    _ => line(module.body_offset(local)),
+                }
+            };
+            assert_eq!(row.line, expected, "{pc:#x}: {:?} {:?} in {:?}", frame.position, frame.operator, function.name);
+            compared += 1;
+        }
+    }
+    compared
+}
+
+#[test]
+fn lines_for_debuggers_are_those_of_reports_at_every_instruction() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let wasm = guest(TRAPS, directory.path());
+    let mut compared = 0;
+    for flags in [&[][..], &["--bounds-checks", "on"], &["--full-preemption"], &["--track-state", "off"]] {
+        let call = ["--call", "load", "70000", "--wasm", wasm.to_str().unwrap()];
+        let all: Vec<&str> = call.iter().chain(flags).copied().collect();
+        let host = Host::start("wasm", &all, Profile::Debug);
+        compared += lines_are_those_of_positions(host.pid(), &wasm);
+    }
+    // Lines of a source, with DWARF.
+    let wasm = support::repository().join("tests/hosts/wasmtime/guests/c-guest.wasm");
+    let host = Host::start("wasm", &["--call", "run", "3", "--wasm", wasm.to_str().unwrap()], Profile::Debug);
+    compared += lines_are_those_of_positions(host.pid(), &wasm);
+    let (host, wasm) = host_of("sleep");
+    compared += lines_are_those_of_positions(host.pid(), &wasm);
+    assert!(compared > 10_000, "{compared}");
+    println!("{compared} places, all with one line");
+}
+
+fn host_of(stop: &str) -> (Host, PathBuf) {
+    host(stop, Profile::Debug)
 }

@@ -261,3 +261,77 @@ fn gdb_commands_have_their_say() {
 fn lldb_commands_have_their_say() {
     commands(Debugger::Lldb);
 }
+
+/// Breakpoints that wait for code are hit at the guest's first call, whichever code that call runs: with guest debugging
+/// each store has a copy of its own, and what is in the original when it is made would be in the copy.
+#[test]
+fn breakpoints_are_hit_in_the_code_that_runs() {
+    if !is_here(Debugger::Gdb) {
+        return;
+    }
+    let kinds: [(Version, &str); 5] = [
+        (Version::V36, ""),
+        (Version::V48, ""),
+        (Version::V48, "--guest-debug"),
+        (Version::V48, "--guest-debug --stores 3"),
+        (Version::V48, "--debug-info"),
+    ];
+    for (version, flags) in kinds {
+        let exe = host_wasmtime(version, Profile::Release);
+        let run = format!("run sleep {flags} < /dev/null > /dev/null");
+        let commands =
+            ["break fact", &run, "bt 3", "continue", "delete", "break leaf", "continue", "bt 2", "finish", "kill"];
+        let session = Debugger::Gdb.run(&["-ex", "set breakpoint pending on", arg(&exe)], &commands);
+        let what = format!("{version:?} {flags}: {:#?}\n{}", session.texts, session.log);
+        assert!(session.texts[1].contains("Breakpoint 1, ") && session.texts[2].contains("fact ("), "{what}");
+        assert!(session.texts[3].contains("Breakpoint 1, "), "{what}");
+        assert!(session.texts[6].contains("Breakpoint 2, ") && session.texts[7].contains("leaf ("), "{what}");
+        assert!(!session.log.contains("SIGTRAP") && !session.texts.concat().contains("SIGTRAP"), "{what}");
+    }
+}
+
+/// Where the runtime itself describes its code to the debugger, the variables of the source are shown as without the plugin.
+fn variables_stay(debugger: Debugger) {
+    if !is_here(debugger) {
+        return;
+    }
+    let exe = host_wasmtime(Version::V48, Profile::Release);
+    let commands: &[&str] = match debugger {
+        Debugger::Gdb => &[
+            "set breakpoint pending on",
+            "break c-guest.c:35",
+            "run dwarf --debug-info < /dev/null > /dev/null",
+            "info args",
+            "info locals",
+            "kill",
+        ],
+        Debugger::Lldb => &[
+            "settings set plugin.jit-loader.gdb.enable on",
+            "breakpoint set -f c-guest.c -l 35",
+            "process launch -i /dev/null -o /dev/null -- dwarf --debug-info",
+            "frame variable",
+            "bt 2",
+            "process kill",
+        ],
+    };
+    let [alone, with] = [debugger.run_plain(&[arg(&exe)], commands), debugger.run(&[arg(&exe)], commands)];
+    // Addresses of the heap differ.
+    let values = |text: &str| {
+        let lines = text.lines().filter(|l| !l.contains("__vmctx") && !l.contains("frame #"));
+        lines.map(str::to_string).collect::<Vec<_>>()
+    };
+    assert!(values(&alone.texts[3]).len() >= 2, "{:#?}\n{}", alone.texts, alone.log);
+    for n in [3, 4] {
+        assert_eq!(values(&with.texts[n]), values(&alone.texts[n]), "{}: {:#?}\n{}", commands[n], with.texts, with.log);
+    }
+}
+
+#[test]
+fn gdb_shows_the_variables_that_the_runtime_describes() {
+    variables_stay(Debugger::Gdb);
+}
+
+#[test]
+fn lldb_shows_the_variables_that_the_runtime_describes() {
+    variables_stay(Debugger::Lldb);
+}

@@ -1,7 +1,7 @@
 //! What modules and instances hold: the view model of `wstate modules`, and its text.
 
 use super::text::{self, TextOptions, clean, clean_message};
-use super::{Hex, Report, Runtime, SCHEMA_VERSION, Target, Value};
+use super::{EngineSeen, ExternKind, Hex, NameSource, Report, Runtime, SCHEMA_VERSION, Target, ValType, Value};
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::fmt::Write;
@@ -18,6 +18,8 @@ pub struct Contents {
     pub target: Target,
     /// Wasm runtimes that were found, and their modules.
     pub runtimes: Vec<Runtime>,
+    /// Engines for WebAssembly that are in the process and of which no module was found.
+    pub engines: Vec<EngineSeen>,
     /// Executables and libraries that are missing, stripped or not the ones that the target runs.
     pub objects_problems: Vec<String>,
     /// What a reader should know about the whole.
@@ -56,11 +58,11 @@ pub struct FunctionRow {
     /// Its name.
     pub name: Option<String>,
     /// Where the name comes from.
-    pub name_source: Option<String>,
+    pub name_source: Option<NameSource>,
     /// Types of its parameters.
-    pub params: Option<Vec<String>>,
+    pub params: Option<Vec<ValType>>,
     /// Types of its results.
-    pub results: Option<Vec<String>>,
+    pub results: Option<Vec<ValType>>,
     /// Whether it is imported.
     pub imported: bool,
     /// First address of its machine code.
@@ -74,8 +76,8 @@ pub struct FunctionRow {
 pub struct ExportRow {
     /// Its name.
     pub name: String,
-    /// What it is: "func", "memory", "global", "table", "tag".
-    pub kind: String,
+    /// What it is.
+    pub kind: ExternKind,
     /// Index in that index space.
     pub index: u32,
 }
@@ -160,6 +162,7 @@ impl Contents {
             wstate_version: report.wstate_version.clone(),
             target: report.target.clone(),
             runtimes: report.runtimes.clone(),
+            engines: report.engines.clone(),
             objects_problems: report.objects_problems.clone(),
             notes: report.notes.clone(),
             contents: Vec::new(),
@@ -200,6 +203,7 @@ pub fn render(contents: &Contents, options: TextOptions) -> String {
         wstate_version: contents.wstate_version.clone(),
         target: contents.target.clone(),
         runtimes: contents.runtimes.clone(),
+        engines: contents.engines.clone(),
         objects_problems: contents.objects_problems.clone(),
         notes: contents.notes.clone(),
         timing: None,
@@ -239,7 +243,7 @@ fn module_text(contents: &Contents, module: &ModuleContents, out: &mut String) -
         for f in functions {
             let mut line = format!("    {} {}", f.index, clean(f.name.as_deref().unwrap_or("without a name")));
             if let (Some(params), Some(results)) = (&f.params, &f.results) {
-                line += &format!(" ({}) -> ({})", clean(&params.join(" ")), clean(&results.join(" ")));
+                line += &format!(" ({}) -> ({})", types(params), types(results));
             }
             if let (Some(start), Some(end)) = (f.code_start, f.code_end) {
                 line += &format!(" at {start}-{end}");
@@ -248,6 +252,10 @@ fn module_text(contents: &Contents, module: &ModuleContents, out: &mut String) -
         }
     }
     reason("functions", &module.functions_why, out)
+}
+
+fn types(types: &[ValType]) -> String {
+    types.iter().map(|t| t.name()).collect::<Vec<_>>().join(" ")
 }
 
 fn none_if(empty: bool) -> &'static str {
@@ -283,8 +291,8 @@ fn instance_text(instance: &Instance, out: &mut String) -> std::fmt::Result {
         };
         let v = &g.value;
         let mut line = format!("    global {}{mutable}", v.index.unwrap_or_default());
-        if let Some(ty) = &v.ty {
-            line += &format!(" {}", clean(ty));
+        if let Some(ty) = v.ty {
+            line += &format!(" {ty}");
         }
         line += &format!(" {}", v.value.as_deref().map_or("?".to_string(), clean));
         if let Some(address) = v.address {

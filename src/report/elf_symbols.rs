@@ -12,9 +12,11 @@
 //! - Inlined functions have a description without code, to which each place where they are refers; that place also says
 //!   from where it is called, if that is known. A line 0 ends the lines before it.
 //! - A vector is an integer of 16 bytes: it has no lanes until somebody looks at it.
+//! - Wasm functions are `DW_CC_nocall`, so that no debugger calls one (`print fib(10)`).
 //! - Operand stacks are variables named `wasm_stack` in a lexical block of their own for each point, so that elsewhere
 //!   there is no such variable instead of one without a value, and each has the depth and the types of its point.
 
+use super::text::escaped;
 use crate::arch::{Reg, x64};
 use crate::limits::MAX_NAME_BYTES;
 use crate::runtime::ValType;
@@ -246,23 +248,23 @@ fn frame_table(modules: &[(usize, &CompiledModule)]) -> Result<Vec<u8>, gimli::w
     Ok(out.0.into_vec())
 }
 
-/// A name that a debugger can show: no control characters, which would end a string or a line.
+/// A name as a debugger may show it: what the terminal might obey is escaped as in the text report, since nothing does it
+/// behind us.
 fn clean(name: &str) -> Cow<'_, str> {
-    if !name.is_empty() && name.len() <= MAX_NAME_BYTES && !name.chars().any(char::is_control) {
-        return Cow::Borrowed(name);
-    }
-    let mut out: String = name.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    let mut out = escaped(name);
     if out.len() > MAX_NAME_BYTES {
-        let mut end = MAX_NAME_BYTES;
-        while !out.is_char_boundary(end) {
-            end -= 1;
-        }
-        out.truncate(end);
+        let end = (0..=MAX_NAME_BYTES).rev().find(|i| out.is_char_boundary(*i)).unwrap_or(0);
+        out.to_mut().truncate(end);
     }
-    if out.is_empty() {
-        out.push('?');
+    match out.is_empty() {
+        true => Cow::Borrowed("?"),
+        false => out,
     }
-    Cow::Owned(out)
+}
+
+/// A path of the user's, at which the debugger is to find a file: it stays as it is, but for what would end the string.
+fn path_text(path: &str) -> String {
+    path.replace('\0', "?")
 }
 
 /// Operations that say where a value is.
@@ -355,6 +357,7 @@ impl Types {
         entry.set(dw::DW_AT_name, strings.string(&name));
         entry.set(dw::DW_AT_prototyped, AttributeValue::FlagPresent);
         entry.set(dw::DW_AT_inline, AttributeValue::Inline(dw::DW_INL_inlined));
+        entry.set(dw::DW_AT_calling_convention, AttributeValue::CallingConvention(dw::DW_CC_nocall));
         self.inlined.insert(name.into_owned(), id);
         id
     }
@@ -397,8 +400,9 @@ fn unit(
     entry.set(dw::DW_AT_producer, strings.string(concat!("wstate ", env!("CARGO_PKG_VERSION"))));
     // C has no names that are made up of other names, and no runtime of its own.
     entry.set(dw::DW_AT_language, AttributeValue::Language(dw::DW_LANG_C11));
-    entry.set(dw::DW_AT_name, strings.string(&clean(text_name.unwrap_or(&module.name))));
-    entry.set(dw::DW_AT_comp_dir, strings.string(&clean(directory)));
+    let primary = text_name.map_or_else(|| clean(&module.name), |name| path_text(name).into());
+    entry.set(dw::DW_AT_name, strings.string(&primary));
+    entry.set(dw::DW_AT_comp_dir, strings.string(&path_text(directory)));
     entry.set(dw::DW_AT_low_pc, AttributeValue::Address(Address::Constant(base)));
     entry.set(dw::DW_AT_high_pc, AttributeValue::Udata(end.saturating_sub(base)));
     if has_lines {
@@ -428,6 +432,8 @@ fn add_function(
     entry.set(dw::DW_AT_name, strings.string(&name));
     entry.set(dw::DW_AT_external, AttributeValue::FlagPresent);
     entry.set(dw::DW_AT_prototyped, AttributeValue::FlagPresent);
+    // Called with the C calling convention, Wasm code takes whatever it finds for its instance, and the process dies.
+    entry.set(dw::DW_AT_calling_convention, AttributeValue::CallingConvention(dw::DW_CC_nocall));
     entry.set(dw::DW_AT_low_pc, AttributeValue::Address(Address::Constant(function.start)));
     entry.set(dw::DW_AT_high_pc, AttributeValue::Udata(u64::from(function.len)));
     entry.set(dw::DW_AT_frame_base, AttributeValue::Exprloc(frame_base));
@@ -556,12 +562,12 @@ fn lines(
     if functions.iter().all(|f| f.lines.is_empty()) {
         return (LineProgram::none(), Vec::new());
     }
-    let string = |text: &str| LineString::String(clean(text).into_owned().into_bytes());
-    let primary = text_name.unwrap_or(&module.name);
+    let string = |text: String| LineString::String(if text.is_empty() { "?".to_string() } else { text }.into_bytes());
+    let primary = text_name.map_or_else(|| clean(&module.name).into_owned(), path_text);
     let mut program = LineProgram::new(
         encoding,
         LineEncoding { line_base: -5, line_range: 14, ..LineEncoding::default() },
-        string(directory),
+        string(path_text(directory)),
         None,
         string(primary),
         None,
@@ -587,8 +593,8 @@ fn lines(
         .zip(used)
         .map(|(file, used)| match file {
             _ if !used => None,
-            SourceFile::Text => Some(program.add_file(string(text_name?), place, None)),
-            SourceFile::Path(path) => Some(program.add_file(string(path), place, None)),
+            SourceFile::Text => Some(program.add_file(string(path_text(text_name?)), place, None)),
+            SourceFile::Path(path) => Some(program.add_file(string(clean(path).into_owned()), place, None)),
         })
         .collect();
     for function in functions.iter().filter(|f| !f.lines.is_empty()) {
@@ -605,6 +611,7 @@ fn lines(
             row.file = file;
             row.line = u64::from(line.at.line);
             row.prologue_end = line.prologue_end;
+            row.is_statement = line.statement;
             program.generate_row();
         }
         program.end_sequence(u64::from(function.len));

@@ -13,12 +13,8 @@ pub fn schema() -> String {
     schema_of::<Report>()
 }
 
-/// The JSON schema of what `wstate modules` prints.
-pub fn contents_schema() -> String {
-    schema_of::<super::contents::Contents>()
-}
-
-fn schema_of<T: schemars::JsonSchema>() -> String {
+/// The JSON schema of a document.
+pub fn schema_of<T: schemars::JsonSchema>() -> String {
     let settings = schemars::generate::SchemaSettings::draft2020_12().for_serialize();
     document(&settings.into_generator().into_root_schema_for::<T>(), true)
 }

@@ -16,6 +16,9 @@ pub mod wasm_coredump;
 #[cfg(test)]
 mod tests;
 
+pub use crate::runtime::engines::Engine;
+use crate::runtime::engines::Sighting;
+pub use crate::runtime::{ExternKind, FoundBy, NameSource, RuntimeName, ValType};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
 use std::borrow::Cow;
@@ -96,42 +99,7 @@ impl JsonSchema for Bits {
     }
 }
 
-/// A closed enum in Rust that is an open one in the schema: readers must accept names they do not know.
-macro_rules! open_enum {
-    ($(#[doc = $doc:literal])+ $name:ident { $($(#[doc = $vdoc:literal])+ $variant:ident = $text:literal,)+ }) => {
-        $(#[doc = $doc])+
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum $name {
-            $($(#[doc = $vdoc])+ $variant,)+
-        }
-        impl $name {
-            /// The name in JSON.
-            pub fn as_str(self) -> &'static str {
-                match self { $($name::$variant => $text,)+ }
-            }
-        }
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-                s.serialize_str(self.as_str())
-            }
-        }
-        impl JsonSchema for $name {
-            fn schema_name() -> Cow<'static, str> {
-                stringify!($name).into()
-            }
-            fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                let description = [
-                    concat!($($doc, "\n"),+).trim().to_string(),
-                    "Open: other names may be added.".to_string(),
-                    $(format!("`{}`: {}", $text, concat!($($vdoc),+).trim()),)+
-                ].join("\n");
-                json_schema!({ "description": description, "type": "string", "examples": [$($text),+] })
-            }
-        }
-    };
-}
-
-open_enum! {
+words! {
     /// What a target is.
     TargetKind {
         /// A process that was captured for a moment and runs on.
@@ -141,7 +109,7 @@ open_enum! {
     }
 }
 
-open_enum! {
+words! {
     /// What a frame's code is.
     FrameKind {
         /// Code of the executable or of a shared library.
@@ -155,7 +123,7 @@ open_enum! {
     }
 }
 
-open_enum! {
+words! {
     /// How a frame's registers were found, which says how much it can be believed.
     Trust {
         /// The thread's own registers.
@@ -166,6 +134,8 @@ open_enum! {
         Runtime = "runtime",
         /// Code without call frame information that was recognised by its bytes.
         Recognised = "recognised",
+        /// The callee's own code, followed from its start: it has no call frame information.
+        Code = "code",
         /// The callee's frame pointer; no table says that it has one.
         FramePointer = "frame_pointer",
         /// A search of the stack, confirmed by the runtime's tables; native frames before it may be missing.
@@ -173,7 +143,7 @@ open_enum! {
     }
 }
 
-open_enum! {
+words! {
     /// Why a thread has no more frames.
     EndKind {
         /// The bottom of the stack was reached: the list is complete.
@@ -189,7 +159,7 @@ open_enum! {
     }
 }
 
-open_enum! {
+words! {
     /// How the place in a Wasm function relates to `op_index`.
     OpPosition {
         /// At this operator; without `op_index`: at the one at `offset`.
@@ -215,6 +185,9 @@ pub struct Report {
     pub target: Target,
     /// Wasm runtimes that were found.
     pub runtimes: Vec<Runtime>,
+    /// Engines for WebAssembly that are in the process and of which no module was found, or whose frames cannot be shown;
+    /// looked for only where no module is known or a stack has code that nothing explains.
+    pub engines: Vec<EngineSeen>,
     /// Executables and libraries that are missing, stripped or not the ones that the target runs.
     pub objects_problems: Vec<String>,
     /// What a reader should know about the whole (truncated core, routes that failed, caps that were reached).
@@ -243,11 +216,37 @@ pub struct Target {
     pub signal: Option<i32>,
 }
 
+/// An engine for WebAssembly of which nothing else is shown.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct EngineSeen {
+    /// Its name.
+    pub name: Engine,
+    /// Whether its modules are known to wstate, and none was found.
+    pub supported: bool,
+    /// Whether what was seen is proof.
+    pub sure: bool,
+    /// What was seen.
+    pub evidence: String,
+}
+
+impl EngineSeen {
+    /// The report's form.
+    pub fn new(seen: &Sighting) -> EngineSeen {
+        let (name, evidence) = (seen.engine, seen.evidence.clone());
+        EngineSeen { name, supported: name.is_supported(), sure: seen.sure, evidence }
+    }
+
+    /// What it means, for people.
+    pub fn sentence(&self) -> String {
+        Sighting { engine: self.name, evidence: self.evidence.clone(), sure: self.sure }.sentence()
+    }
+}
+
 /// A Wasm runtime in the target.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Runtime {
     /// Its name.
-    pub name: String,
+    pub name: RuntimeName,
     /// Its compiled modules.
     pub modules: Vec<Module>,
 }
@@ -269,8 +268,8 @@ pub struct Module {
     pub tracked: Option<bool>,
     /// Compiler or tier.
     pub backend: Option<String>,
-    /// Every route by which it was found ("vmctx", "heap", "tls", "descriptor", "artifact").
-    pub routes: Vec<String>,
+    /// Every route by which it was found.
+    pub routes: Vec<FoundBy>,
     /// Independent facts that confirm that it is what it seems.
     pub checks: Vec<String>,
     /// The `.wasm` file that was matched to it.
@@ -322,6 +321,10 @@ pub struct Frame {
     /// stopped, and in cores.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub unstopped: bool,
+    /// Whether frames of functions that the compiler inlined here may be missing before this one: the process holds nothing
+    /// that tells. Missing where it is not so.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub may_miss_inlined: bool,
     /// Executable, library or Wasm module.
     pub module: Option<String>,
     /// Byte offset of `pc` in the module: from the load address of a native module, from the start of the machine code
@@ -351,10 +354,12 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// Whether no frame can be missing before this one. Through code that nobody can explain, or without unwind information,
-    /// some may have been left out.
+    /// Whether no frame can be missing before this one. Through code that nobody can explain, without unwind information, or
+    /// where it is not recorded what was inlined, some may have been left out.
     pub fn is_sure(&self) -> bool {
-        self.kind != FrameKind::Unknown && !matches!(self.trust, Some(Trust::FramePointer | Trust::Scan))
+        self.kind != FrameKind::Unknown
+            && !self.may_miss_inlined
+            && !matches!(self.trust, Some(Trust::FramePointer | Trust::Scan))
     }
 
     /// A frame of which only this is known.
@@ -365,6 +370,7 @@ impl Frame {
             kind,
             trust: None,
             unstopped: false,
+            may_miss_inlined: false,
             module: None,
             module_offset: None,
             function: None,
@@ -386,8 +392,8 @@ impl Frame {
 pub struct Function {
     /// Demangled name.
     pub name: Option<String>,
-    /// Where the name comes from ("symbol", "dwarf", "export", "name section", "import").
-    pub name_source: Option<String>,
+    /// Where the name comes from.
+    pub name_source: Option<NameSource>,
     /// Index in the Wasm module's function space, imports first.
     pub index: Option<u32>,
     /// Index among the functions that the Wasm module defines.
@@ -428,7 +434,7 @@ pub struct Value {
     pub index: Option<u32>,
     /// Wasm type.
     #[serde(rename = "type")]
-    pub ty: Option<String>,
+    pub ty: Option<ValType>,
     /// Raw bits as found: 64, of a v128 128. The upper half of an i32 or f32 is junk.
     pub bits: Option<Bits>,
     /// The value as its type prints it, raw hexadecimal if the type is not known.
@@ -476,6 +482,7 @@ impl Report {
             wstate_version: env!("CARGO_PKG_VERSION").to_string(),
             target,
             runtimes: Vec::new(),
+            engines: Vec::new(),
             objects_problems: Vec::new(),
             notes: Vec::new(),
             timing: None,

@@ -1,10 +1,21 @@
 //! `wstate symbols`: a symbol file, the texts that its lines are in, and the commands that load it.
 
-use super::elf_symbols;
+use super::{elf_symbols, text};
 use crate::error::Error;
 use crate::runtime::code_map::{CodeMap, CompiledModule};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// What the text form of a module is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TextNames {
+    /// After the symbol file, by the module's place in it.
+    Numbered,
+    /// After its contents: a debugger that loads one symbol file after the other keeps its breakpoints by line only if the
+    /// name of a text stays, whatever else is loaded meanwhile.
+    ByContent,
+}
 
 /// What is written for one target.
 #[derive(Clone, Debug)]
@@ -17,12 +28,23 @@ pub struct SymbolFile {
     pub texts: Vec<(PathBuf, Arc<str>)>,
 }
 
+/// Whether a character of a text is escaped in its file.
+fn needs_escape(c: char) -> bool {
+    c != '\n' && text::is_unprintable(c)
+}
+
+fn content(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
+}
+
 impl SymbolFile {
     /// The files for `map`, the symbol file at `path`.
     ///
     /// # Errors
     /// [`Error::NotFound`] if there is no code to describe, [`Error::Symbols`] if it cannot be written down.
-    pub fn of(map: &CodeMap, path: &Path) -> Result<SymbolFile, Error> {
+    pub fn of(map: &CodeMap, path: &Path, text_names: TextNames) -> Result<SymbolFile, Error> {
         if map.modules.is_empty() {
             let why = map.notes.first().map(|n| format!(" ({n})")).unwrap_or_default();
             return Err(Error::NotFound { what: format!("no Wasm code was found, so there is nothing to write{why}") });
@@ -38,8 +60,16 @@ impl SymbolFile {
             let name = module.text.as_ref().map(|text| {
                 let known = map.modules.iter().zip(&names).find(|(before, _)| same(before));
                 known.and_then(|(_, name)| name.clone()).unwrap_or_else(|| {
-                    let name = format!("{file_name}.{i}.wat");
-                    texts.push((path.with_file_name(&name), Arc::clone(text)));
+                    // The lines are as before: the end of a line is kept.
+                    let shown: Arc<str> = match text.contains(needs_escape) {
+                        true => text.split('\n').map(text::escaped).collect::<Vec<_>>().join("\n").into(),
+                        false => Arc::clone(text),
+                    };
+                    let name = match text_names {
+                        TextNames::Numbered => format!("{file_name}.{i}.wat"),
+                        TextNames::ByContent => format!("wasm-{:016x}.wat", content(&shown)),
+                    };
+                    texts.push((path.with_file_name(&name), shown));
                     name
                 })
             });
@@ -64,5 +94,41 @@ impl SymbolFile {
             "gdb:   add-symbol-file {path}\nlldb:  target modules add {path}\n       \
              target modules load --file {path} --slide 0\n"
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::code_map::SourceFile;
+
+    fn module(base: u64, text: &str) -> CompiledModule {
+        let files = vec![SourceFile::Text];
+        CompiledModule { base, code: vec![0x90; 16], text: Some(text.into()), files, ..CompiledModule::default() }
+    }
+
+    fn texts(modules: &[CompiledModule], text_names: TextNames) -> Vec<(String, Arc<str>)> {
+        let map = CodeMap { modules: modules.to_vec(), notes: Vec::new() };
+        let file = SymbolFile::of(&map, Path::new("/tmp/wasm.sym"), text_names).unwrap();
+        file.texts.iter().map(|(p, t)| (p.file_name().unwrap().to_string_lossy().into_owned(), t.clone())).collect()
+    }
+
+    /// A breakpoint by line stands for a name of a file, which may not depend on what else is loaded.
+    #[test]
+    fn a_texts_name_is_its_modules_and_not_its_places() {
+        let (a, b, again) =
+            (module(0x1000, "(module $a)"), module(0x2000, "(module $b)"), module(0x3000, "(module $a)"));
+        let alone = texts(std::slice::from_ref(&b), TextNames::ByContent);
+        let both = texts(&[a.clone(), b.clone(), again], TextNames::ByContent);
+        assert_eq!((both.len(), &both[1]), (2, &alone[0]));
+        assert_ne!(both[0].0, both[1].0);
+        let numbered = texts(&[a, b], TextNames::Numbered);
+        assert_eq!([numbered[0].0.as_str(), &numbered[1].0], ["wasm.sym.0.wat", "wasm.sym.1.wat"]);
+    }
+
+    #[test]
+    fn a_text_has_nothing_that_a_terminal_obeys_and_the_same_lines() {
+        let said = texts(&[module(0x1000, "(module\n  $a\u{202e}b\u{200b}\u{1b}[2J\n)")], TextNames::ByContent);
+        assert_eq!(&*said[0].1, "(module\n  $a\\u{202e}b\\u{200b}\\u{1b}[2J\n)");
     }
 }

@@ -4,6 +4,7 @@ use super::*;
 use crate::arch::x64::TABLE;
 use crate::limits;
 use anstyle::{AnsiColor, Style};
+use std::borrow::Cow;
 use std::io::{self, Write};
 
 /// Columns that lists of values are wrapped at. Frame lines are never wrapped: they are searched with grep.
@@ -84,20 +85,26 @@ pub fn clean_message(text: &str) -> String {
     clean_within(text, limits::MAX_TEXT_MESSAGE)
 }
 
-fn clean_within(text: &str, max: usize) -> String {
-    let mut out = String::new();
-    let mut chars = text.chars();
-    for c in chars.by_ref().take(max) {
-        if is_unprintable(c) {
-            out.extend(c.escape_unicode());
-        } else {
-            out.push(c);
+/// All of a text from the target, with unprintable characters as `\u{..}`.
+pub fn escaped(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_unprintable) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match is_unprintable(c) {
+            true => out.extend(c.escape_unicode()),
+            false => out.push(c),
         }
     }
-    if chars.next().is_some() {
-        out.push('…');
+    Cow::Owned(out)
+}
+
+fn clean_within(text: &str, max: usize) -> String {
+    match text.char_indices().nth(max) {
+        Some((end, _)) => escaped(&text[..end]).into_owned() + "…",
+        None => escaped(text).into_owned(),
     }
-    out
 }
 
 struct Text<'a> {
@@ -148,6 +155,9 @@ impl Text<'_> {
                 self.module(runtime, module)?;
             }
         }
+        for engine in &self.report.engines {
+            writeln!(self.out, "note: {}", clean_message(&engine.sentence()))?;
+        }
         for note in &self.report.objects_problems {
             writeln!(self.out, "note: {}", clean_message(note))?;
         }
@@ -158,10 +168,10 @@ impl Text<'_> {
     }
 
     fn module(&mut self, runtime: &Runtime, module: &Module) -> io::Result<()> {
-        let mut line = clean(&runtime.name);
-        if let Some(backend) = module.backend.as_deref().filter(|b| !runtime.name.contains(b)) {
+        let mut line = runtime.name.to_string();
+        if let Some(backend) = module.backend.as_deref().filter(|b| !runtime.name.as_str().contains(b)) {
             // A backend that names the runtime with its version stands for both.
-            match backend.starts_with(&runtime.name) {
+            match backend.starts_with(runtime.name.as_str()) {
                 true => line = clean(backend),
                 false => line += &format!(" {}", clean(backend)),
             }
@@ -177,7 +187,7 @@ impl Text<'_> {
             line += ", operand stacks not tracked";
         }
         if !module.routes.is_empty() {
-            line += &format!(", found by {}", clean(&module.routes.join(", ")));
+            line += &format!(", found by {}", list_of(&module.routes));
         }
         if let Some(file) = &module.wasm_file {
             line += &format!(", fits {}", clean(file));
@@ -484,10 +494,15 @@ impl Text<'_> {
     }
 }
 
+/// Words with commas between them.
+pub fn list_of(words: &[impl fmt::Display]) -> String {
+    words.iter().map(|w| w.to_string()).collect::<Vec<_>>().join(", ")
+}
+
 fn value_text(v: &Value) -> String {
     let mut text = v.index.map_or("?".to_string(), |i| i.to_string());
-    if let Some(ty) = &v.ty {
-        text += &format!(" {}", clean(ty));
+    if let Some(ty) = v.ty {
+        text += &format!(" {ty}");
     }
     match (&v.value, v.bits) {
         (Some(value), _) => text += &format!(" {}", clean(value)),

@@ -7,10 +7,10 @@ use std::time::Duration;
 /// How long the parts of an answer took, in milliseconds by the clock, one after the other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, JsonSchema)]
 pub struct Timing {
-    /// How long the process was stopped, a part of `reading_ms`; of threads that never stopped, and in a core, null.
+    /// How long the process was stopped, in all where it was stopped more than once, a part of `reading_ms`; of threads that never stopped, and in a core, null.
     pub stopped_ms: Option<f64>,
     /// Capturing the process, or opening the core, and opening the files that it runs. With `--settle` also the search
-    /// for the place to step to.
+    /// for the place to step to, and where the process may have loaded code meanwhile, all that was read before the last stop.
     pub reading_ms: f64,
     /// Walking the stacks, and finding the modules on them.
     pub walking_ms: f64,
@@ -18,13 +18,6 @@ pub struct Timing {
     pub symbolizing_ms: f64,
     /// Making the output and writing it. Null in JSON, which is made before it is over.
     pub printing_ms: Option<f64>,
-}
-
-impl Timing {
-    /// Adds a stop of the process, which was a part of reading.
-    pub fn add_stop(&mut self, stop: Duration) {
-        self.stopped_ms = Some(self.stopped_ms.unwrap_or(0.0) + milliseconds(stop));
-    }
 }
 
 /// One line for people.

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 impl Value {
     /// The report's form of an engine value.
     pub fn new(index: u32, value: &runtime::Value) -> Value {
-        let ty = value.ty.map(|t| t.name().to_string());
+        let ty = value.ty;
         let index = Some(index);
         match &value.slot {
             Slot::Known { bits, place } => Value {
@@ -112,7 +112,7 @@ impl Module {
             functions: module.functions.map(|n| n as u64),
             tracked: module.tracked,
             backend: Some(module.backend.clone()),
-            routes: module.routes.iter().map(|r| r.to_string()).collect(),
+            routes: module.routes.clone(),
             checks: module.checks.clone(),
             wasm_file: module.wasm_file.clone(),
             wasm_compared: module.wasm_compared.clone(),
@@ -128,6 +128,7 @@ impl From<unwind::Trust> for Trust {
             unwind::Trust::Cfi => Trust::Cfi,
             unwind::Trust::Runtime => Trust::Runtime,
             unwind::Trust::Recognised => Trust::Recognised,
+            unwind::Trust::Code => Trust::Code,
             unwind::Trust::FramePointer => Trust::FramePointer,
             unwind::Trust::Scan => Trust::Scan,
         }

@@ -9,7 +9,7 @@
 //! process that runs on may change in between; the later bytes count.
 
 use super::contents::{Contents, Instance, MemoryRow};
-use super::{FrameKind, OpPosition, Report, Value};
+use super::{FrameKind, OpPosition, Report, ValType as Ty, Value};
 use crate::limits;
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
@@ -413,14 +413,14 @@ fn globals(contents: &Contents, notes: &mut Notes) -> (GlobalSection, HashMap<u3
 
 fn constant(value: &Value, notes: &mut Notes) -> (ValType, ConstExpr) {
     let bits = value.bits.map(|b| b.0);
-    match (value.ty.as_deref(), bits) {
-        (Some("i32"), Some(bits)) => (ValType::I32, ConstExpr::i32_const(bits as u32 as i32)),
-        (Some("i64"), Some(bits)) => (ValType::I64, ConstExpr::i64_const(bits as u64 as i64)),
-        (Some("f32"), Some(bits)) => (ValType::F32, ConstExpr::f32_const(Ieee32::new(bits as u32))),
-        (Some("f64"), Some(bits)) => (ValType::F64, ConstExpr::f64_const(Ieee64::new(bits as u64))),
-        (Some("v128"), Some(bits)) => (ValType::V128, ConstExpr::v128_const(bits as i128)),
-        (Some("funcref"), Some(0)) => (ValType::FUNCREF, ConstExpr::ref_null(HeapType::FUNC)),
-        (Some("externref"), Some(0)) => (ValType::EXTERNREF, ConstExpr::ref_null(HeapType::EXTERN)),
+    match (value.ty, bits) {
+        (Some(Ty::I32), Some(bits)) => (ValType::I32, ConstExpr::i32_const(bits as u32 as i32)),
+        (Some(Ty::I64), Some(bits)) => (ValType::I64, ConstExpr::i64_const(bits as u64 as i64)),
+        (Some(Ty::F32), Some(bits)) => (ValType::F32, ConstExpr::f32_const(Ieee32::new(bits as u32))),
+        (Some(Ty::F64), Some(bits)) => (ValType::F64, ConstExpr::f64_const(Ieee64::new(bits as u64))),
+        (Some(Ty::V128), Some(bits)) => (ValType::V128, ConstExpr::v128_const(bits as i128)),
+        (Some(Ty::FuncRef), Some(0)) => (ValType::FUNCREF, ConstExpr::ref_null(HeapType::FUNC)),
+        (Some(Ty::ExternRef), Some(0)) => (ValType::EXTERNREF, ConstExpr::ref_null(HeapType::EXTERN)),
         _ => {
             notes.count("globals are references or not known: each stands as a null externref");
             (ValType::Ref(RefType::EXTERNREF), ConstExpr::ref_null(HeapType::EXTERN))
@@ -514,11 +514,11 @@ fn values(values: &Option<Vec<Value>>, what: &'static str, notes: &mut Notes) ->
     };
     let value = |v: &Value| {
         let bits = v.bits.map(|b| b.0);
-        match (v.ty.as_deref(), bits) {
-            (Some("i32"), Some(bits)) => CoreDumpValue::I32(bits as u32 as i32),
-            (Some("i64"), Some(bits)) => CoreDumpValue::I64(bits as u64 as i64),
-            (Some("f32"), Some(bits)) => CoreDumpValue::F32(Ieee32::new(bits as u32)),
-            (Some("f64"), Some(bits)) => CoreDumpValue::F64(Ieee64::new(bits as u64)),
+        match (v.ty, bits) {
+            (Some(Ty::I32), Some(bits)) => CoreDumpValue::I32(bits as u32 as i32),
+            (Some(Ty::I64), Some(bits)) => CoreDumpValue::I64(bits as u64 as i64),
+            (Some(Ty::F32), Some(bits)) => CoreDumpValue::F32(Ieee32::new(bits as u32)),
+            (Some(Ty::F64), Some(bits)) => CoreDumpValue::F64(Ieee64::new(bits as u64)),
             _ => CoreDumpValue::Missing,
         }
     };

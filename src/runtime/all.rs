@@ -3,20 +3,24 @@
 //! Modules are numbered over all runtimes in the order in which they are found, and keep their numbers.
 
 use super::code_map::{CodeMap, Detail};
+use super::engines::{self, Engine, Sighting};
+use super::match_files::{ByCode, Candidate, Verdict, decide};
 use super::singlepass::anchor::Route;
-use super::singlepass::find::SinglepassProvider;
+use super::singlepass::find::{HostLayouts, SinglepassProvider};
 use super::wasmtime::find::WasmtimeProvider;
 use super::{
-    Declared, GuestFrame, GuestInstance, GuestModule, InstanceParts, Provider, Reach, Runtime, Scene, Value, Why,
+    Declared, Fit, GuestFrame, GuestInstance, GuestModule, InstanceParts, Provider, Reach, Runtime, Scene, Value, Why,
 };
 use crate::error::Error;
-use crate::limits::MAX_IMAGE_BYTES;
+use crate::limits::{MAX_IMAGE_BYTES, MAX_SHOWN_REASONS};
 use crate::state::{ExecutionStateImage, PointKind};
 use crate::symbolize::wasm::WasmModule;
+use crate::symbolize::wasm::file::{CoreModule, WasmFile};
 use crate::target::memory::read_file;
 use crate::target::{Memory, ThreadId};
 use crate::unwind::{Cursor, Next, Unwinder};
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
 use std::rc::Rc;
 
 /// What the user lends to the search.
@@ -27,28 +31,47 @@ pub struct FindOptions {
     /// Artifact files: path and bytes.
     pub artifacts: Vec<(PathBuf, Rc<[u8]>)>,
     /// `.wasm` files.
-    pub wasm: Vec<(PathBuf, Rc<WasmModule>)>,
+    pub wasm: Vec<Rc<WasmFile>>,
+    /// Files that cannot be used whatever the target has, and why.
+    pub unusable: Vec<(PathBuf, String)>,
+    /// What was learnt of the host's own structures: it outlives the search.
+    pub layouts: HostLayouts,
 }
 
 impl FindOptions {
-    /// Reads the files that the user named.
-    ///
-    /// # Errors
-    /// A file that cannot be read, or is no `.wasm`.
-    pub fn read(routes: Vec<Route>, artifacts: &[PathBuf], wasm: &[PathBuf]) -> Result<FindOptions, Error> {
-        let artifacts = artifacts.iter().map(|path| match read_file(path, MAX_IMAGE_BYTES) {
-            Ok(bytes) => Ok((path.clone(), bytes.into())),
-            Err(source) => Err(Error::File { path: path.clone(), source }),
-        });
-        let mut files: Vec<(PathBuf, Rc<WasmModule>)> = Vec::new();
-        for path in wasm {
-            let module = WasmModule::open(path)?;
-            // The second of two equal files would find every module taken.
-            if files.iter().all(|(_, known)| known.bytes() != module.bytes()) {
-                files.push((path.clone(), Rc::new(module)));
+    /// Reads the files that the user named. Those that cannot be read, or are no Wasm, are [`FindOptions::unusable`].
+    pub fn read(routes: Vec<Route>, artifacts: &[PathBuf], wasm: &[PathBuf]) -> FindOptions {
+        let mut found = FindOptions { routes, ..FindOptions::default() };
+        for path in artifacts {
+            match read_file(path, MAX_IMAGE_BYTES) {
+                Ok(bytes) => found.artifacts.push((path.clone(), bytes.into())),
+                Err(e) => found.unusable.push((path.clone(), format!("it cannot be read: {e}"))),
             }
         }
-        Ok(FindOptions { routes, artifacts: artifacts.collect::<Result<_, _>>()?, wasm: files })
+        for path in wasm {
+            match WasmFile::open(path) {
+                // The second of two equal files would fit where the first one does.
+                Ok(file) if found.wasm.iter().any(|known| known.is_same(&file)) => {}
+                Ok(file) => found.wasm.push(Rc::new(file)),
+                Err(Error::File { source, .. }) => {
+                    found.unusable.push((path.clone(), format!("it cannot be read: {source}")));
+                }
+                Err(Error::Wasm { why, .. }) => found.unusable.push((path.clone(), why)),
+                Err(other) => found.unusable.push((path.clone(), other.to_string())),
+            }
+        }
+        found
+    }
+
+    /// All files, or why one of them cannot be used: for what must not go on without one.
+    ///
+    /// # Errors
+    /// The first that cannot be used.
+    pub fn all(self) -> Result<FindOptions, Error> {
+        match self.unusable.first() {
+            Some((path, why)) => Err(Error::NotFound { what: format!("{} is not used: {why}", path.display()) }),
+            None => Ok(self),
+        }
     }
 }
 
@@ -63,9 +86,22 @@ pub struct Runtimes {
     notes: Vec<String>,
     /// Whether a stack holds what no runtime explains.
     unexplained: bool,
+    /// Whether a stack holds code that is in no file and of no runtime.
+    unknown: bool,
+    /// Engines that are in the target, once that was asked.
+    engines: Option<Vec<Sighting>>,
+    /// Those that are worth a line.
+    told: Vec<Sighting>,
+    /// Whether the user asked for certain ways of finding modules.
+    asked: bool,
     /// What was told about the user's files.
     refusals: Vec<String>,
-    files: Vec<(PathBuf, Rc<WasmModule>)>,
+    files: Vec<Rc<WasmFile>>,
+    unusable: Vec<(PathBuf, String)>,
+    /// Of each module the file that it was given.
+    matched: Vec<Option<usize>>,
+    /// Whether files were matched at all.
+    compared: bool,
 }
 
 impl Runtimes {
@@ -85,8 +121,15 @@ impl Runtimes {
             modules: Vec::new(),
             notes: Vec::new(),
             unexplained: false,
+            unknown: false,
+            engines: None,
+            told: Vec::new(),
+            asked: !options.routes.is_empty() || !options.artifacts.is_empty(),
             refusals: Vec::new(),
             files: options.wasm.clone(),
+            unusable: options.unusable.clone(),
+            matched: Vec::new(),
+            compared: false,
         }
     }
 
@@ -116,9 +159,32 @@ impl Runtimes {
         let find = |&(p, local): &(usize, usize)| self.providers.get(p)?.runtime().modules().get(local).cloned();
         self.modules = self.places.iter().filter_map(find).collect();
         // Why nothing was found of a runtime is of no use where another one was found and explains every stack.
-        let told = |r: &&dyn Runtime| self.unexplained || self.modules.is_empty() || !r.modules().is_empty();
-        self.notes = self.runtimes().filter(told).flat_map(|r| r.notes().to_vec()).collect();
-        self.notes.extend(self.refusals.iter().cloned());
+        let told = |r: &dyn Runtime| self.unexplained || self.modules.is_empty() || !r.modules().is_empty();
+        let mut notes = Vec::new();
+        for runtime in self.runtimes() {
+            notes.extend(runtime.notes().iter().filter(|_| told(runtime)).cloned());
+            notes.extend(runtime.tried().iter().filter(|_| self.asked || self.may_be(runtime)).cloned());
+        }
+        notes.extend(self.refusals.iter().cloned());
+        self.notes = notes;
+        // A runtime that is known has nothing to be told of where some of its modules were found.
+        let told = |s: &&Sighting| self.modules.is_empty() || (self.unknown && !s.engine.is_supported());
+        self.told = self.engines.iter().flatten().filter(told).cloned().collect();
+    }
+
+    /// Whether there may be modules of `runtime` that were not found: what was tried for them is told then.
+    fn may_be(&self, runtime: &dyn Runtime) -> bool {
+        if !runtime.modules().is_empty() {
+            return true;
+        }
+        let engines = self.engines.as_deref().unwrap_or_default();
+        // Only singlepass is searched for in vain: images of Wasmtime are there or not.
+        let is_there = engines.iter().any(|s| s.engine == Engine::Singlepass);
+        match self.modules.is_empty() {
+            // Its sources leave no trace in an executable that was built for that.
+            true => is_there || engines.is_empty(),
+            false => is_there && self.unexplained,
+        }
     }
 
     /// Whether every piece of executable memory that belongs to no loaded file is a module's.
@@ -129,34 +195,21 @@ impl Runtimes {
         left.all(|m| self.runtimes().any(|r| r.module_of(m.start).is_some()))
     }
 
-    /// Matches the user's `.wasm` files to the modules that were found. Each module takes the first file that fits; a
-    /// file that fits none is refused with the reason. Returns whether every file was used.
+    /// Matches the user's `.wasm` files to the modules that were found: each module gets the one that it was made from, if
+    /// that can be told. What cannot be used, or not be decided, is told with the reason. Returns whether every file was used
+    /// and every module decided; if there is nothing new since the last time, that is so.
     pub fn match_files(&mut self, memory: &dyn Memory) -> bool {
-        let mut all = true;
-        for (path, wasm) in std::mem::take(&mut self.files) {
-            let mut reasons = Vec::new();
-            let mut used = false;
-            for provider in &mut self.providers {
-                match provider.match_file(&path, &wasm, memory) {
-                    Ok(()) => used = true,
-                    Err(more) => reasons.extend(more),
-                }
-            }
-            all &= used;
-            if !used {
-                let why = match reasons.as_slice() {
-                    [] => "no module was found in the target that it could belong to".to_string(),
-                    [(_, one)] => one.clone(),
-                    more => more.iter().map(|(name, why)| format!("{name}: {why}")).collect::<Vec<_>>().join("; "),
-                };
-                self.refusals.push(format!("{} does not fit and is not used: {why}", path.display()));
-            }
+        let is_new = self.matched.len() < self.places.len() && !self.files.is_empty();
+        if std::mem::replace(&mut self.compared, true) && !is_new {
+            return true;
         }
+        self.refusals =
+            self.unusable.iter().map(|(path, why)| format!("{} is not used: {why}", path.display())).collect();
+        self.match_wasm(memory);
         if self.modules.is_empty() {
             let mut told: Vec<PathBuf> = Vec::new();
             for provider in &mut self.providers {
                 for (path, why) in provider.unused_artifacts() {
-                    all = false;
                     if !told.contains(&path) {
                         self.refusals.push(format!("{} is not used: {why}", path.display()));
                         told.push(path);
@@ -165,7 +218,154 @@ impl Runtimes {
             }
         }
         self.list();
-        all
+        self.refusals.is_empty()
+    }
+
+    fn match_wasm(&mut self, memory: &dyn Memory) {
+        let cores =
+            self.files.iter().enumerate().flat_map(|(file, wasm)| wasm.modules.iter().map(move |core| (file, core)));
+        // A component's modules without functions have nothing to show, and nothing tells them apart.
+        let has_use = |core: &CoreModule| core.base.is_none() || core.wasm.defined_functions() > 0;
+        let candidates: Vec<Candidate> = cores
+            .filter(|(_, core)| has_use(core))
+            .map(|(file, core)| Candidate { file, core: core.clone() })
+            .collect();
+        let mut fits: HashMap<(usize, usize), Fit> = HashMap::new();
+        let mut reasons: HashMap<usize, Vec<(usize, String)>> = HashMap::new();
+        for (module, &(provider, local)) in self.places.iter().enumerate() {
+            let Some(provider) = self.providers.get_mut(provider) else { continue };
+            for (number, candidate) in candidates.iter().enumerate() {
+                if self.matched.get(module).copied().flatten().is_some() {
+                    continue;
+                }
+                match provider.compare(local, &candidate.core, memory) {
+                    Ok(fit) => _ = fits.insert((module, number), fit),
+                    Err(why) => reasons.entry(number).or_default().push((module, why)),
+                }
+            }
+        }
+        let mut open: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); self.places.len()];
+        for &(module, candidate) in fits.keys() {
+            open[module].insert(candidate);
+        }
+        let mut evidence = ByCode::new(&self.providers, &self.places, &candidates, &fits, memory);
+        let verdicts = decide(&open, &self.matched, &mut evidence);
+        self.matched.resize(self.places.len(), None);
+        let mut used: BTreeSet<usize> = BTreeSet::new();
+        let mut told: BTreeSet<usize> = BTreeSet::new();
+        for (module, verdict) in verdicts.iter().enumerate() {
+            match verdict {
+                Verdict::File(number) => {
+                    used.extend(candidates.get(*number).map(|c| c.file));
+                    let Some((candidate, fit)) = candidates.get(*number).zip(fits.get(&(module, *number))) else {
+                        continue;
+                    };
+                    let Some((provider, &(_, local))) =
+                        self.places.get(module).and_then(|place| Some((self.providers.get_mut(place.0)?, place)))
+                    else {
+                        continue;
+                    };
+                    let Some(file) = self.files.get(candidate.file) else { continue };
+                    provider.take_file(local, &file.path, &candidate.core, fit.clone());
+                    self.matched[module] = Some(*number);
+                }
+                Verdict::Either(either) => {
+                    let name = self.module_name(module);
+                    let files: Vec<String> = either.iter().map(|c| self.file_name(&candidates, *c)).collect();
+                    told.extend(either);
+                    self.refusals.push(format!(
+                        "ambiguous: {} fit {name} equally well, so none of them is used for it: name only the one that it was \
+                         made from",
+                        listed(&files)
+                    ));
+                }
+                Verdict::Torn(number, others) => {
+                    if told.insert(*number) || others.iter().all(|other| *other > module) {
+                        let mut modules = vec![self.module_name(module)];
+                        modules.extend(others.iter().map(|other| self.module_name(*other)));
+                        self.refusals.push(format!(
+                            "ambiguous: {} fits {} equally well, which were not made from one file, so it is used for none of \
+                             them: name the files of the others too",
+                            self.file_name(&candidates, *number),
+                            listed(&modules)
+                        ));
+                    }
+                }
+                Verdict::Elsewhere(number, better) => {
+                    let why = format!("the code has less of its constants than {} has", self.module_name(*better));
+                    reasons.entry(*number).or_default().push((module, why));
+                }
+                Verdict::Nothing => {}
+            }
+        }
+        for (number, candidate) in candidates.iter().enumerate() {
+            if told.contains(&number) {
+                used.insert(candidate.file);
+            }
+        }
+        for (file, wasm) in self.files.iter().enumerate().filter(|(file, _)| !used.contains(file)) {
+            let own = candidates.iter().enumerate().filter(|(_, c)| c.file == file).map(|(number, _)| number);
+            let mut why = Vec::new();
+            for number in own {
+                let better = verdicts.iter().enumerate().filter_map(|(module, verdict)| match verdict {
+                    Verdict::File(other) if *other != number && fits.contains_key(&(module, number)) => {
+                        Some((module, format!("{} fits better", self.file_name(&candidates, *other))))
+                    }
+                    _ => None,
+                });
+                for (module, reason) in reasons.get(&number).into_iter().flatten().cloned().chain(better) {
+                    why.push((self.module_name(module), reason));
+                }
+            }
+            let why = reasons_text(&why);
+            self.refusals.push(format!("{} does not fit and is not used: {why}", wasm.path.display()));
+        }
+    }
+
+    /// What a module is called where it is told of.
+    fn module_name(&self, module: usize) -> String {
+        let find = || {
+            let &(provider, local) = self.places.get(module)?;
+            Some(self.providers.get(provider)?.runtime().modules().get(local)?.name.clone())
+        };
+        match find() {
+            Some(name) if name == format!("module{module}") => name,
+            Some(name) => format!("module {module} ({name})"),
+            None => format!("module {module}"),
+        }
+    }
+
+    /// What a file, or a core module of it, is called where it is told of.
+    fn file_name(&self, candidates: &[Candidate], number: usize) -> String {
+        let Some(candidate) = candidates.get(number) else { return String::new() };
+        let path = self.files.get(candidate.file).map(|f| f.path.display().to_string()).unwrap_or_default();
+        match candidate.core.base {
+            Some(base) => format!("the core module at {base:#x} of {path}"),
+            None => path,
+        }
+    }
+}
+
+/// Why a file fits none of these modules.
+fn reasons_text(why: &[(String, String)]) -> String {
+    let shown = why.get(..MAX_SHOWN_REASONS).unwrap_or(why);
+    let mut text = match shown {
+        [] => "no module was found in the target that it could belong to".to_string(),
+        [(_, one)] => one.clone(),
+        several => several.iter().map(|(name, why)| format!("{name}: {why}")).collect::<Vec<_>>().join("; "),
+    };
+    if why.len() > shown.len() {
+        text.push_str(&format!("; and {} more", why.len() - shown.len()));
+    }
+    text
+}
+
+/// "a, b and c".
+fn listed(names: &[String]) -> String {
+    match names {
+        [] => String::new(),
+        [one] => one.clone(),
+        [more @ .., last] => format!("{} and {last}", more.join(", ")),
     }
 }
 
@@ -184,23 +384,15 @@ impl Provider for Runtimes {
             let runtime = provider.runtime();
             left.retain(|c| runtime.module_of(c.address.lookup()).is_none());
         }
-        self.unexplained = !left.is_empty() || (lost && found == 0);
+        self.unknown = !left.is_empty();
+        self.unexplained = self.unknown || (lost && found == 0);
+        // The files are searched only where something is missing.
+        let none_found = self.runtimes().all(|r| r.modules().is_empty());
+        if self.engines.is_none() && (self.unknown || none_found) {
+            self.engines = Some(engines::look(scene.target, scene.objects));
+        }
         self.list();
         found
-    }
-
-    fn match_file(
-        &mut self,
-        path: &Path,
-        wasm: &Rc<WasmModule>,
-        memory: &dyn Memory,
-    ) -> Result<(), Vec<(String, String)>> {
-        let results: Vec<_> = self.providers.iter_mut().map(|p| p.match_file(path, wasm, memory)).collect();
-        self.list();
-        match results.iter().any(Result::is_ok) {
-            true => Ok(()),
-            false => Err(results.into_iter().filter_map(Result::err).flatten().collect()),
-        }
     }
 
     fn runtime(&self) -> &dyn Runtime {
@@ -240,6 +432,18 @@ impl Runtime for Runtimes {
 
     fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    fn engines(&self) -> &[Sighting] {
+        &self.told
+    }
+
+    fn may_wait(&self, module: usize) -> bool {
+        self.place(module).is_ok_and(|(runtime, module)| runtime.may_wait(module))
+    }
+
+    fn waiting(&self, memory: &dyn Memory) -> Vec<Cursor> {
+        self.runtimes().flat_map(|r| r.waiting(memory)).collect()
     }
 
     fn image(&self, thread: ThreadId, at: &Cursor, memory: &dyn Memory) -> Result<ExecutionStateImage, Why> {
@@ -334,24 +538,29 @@ impl Runtime for Runtimes {
 mod tests {
     use super::*;
     use crate::arch::Reg;
+    use crate::limits::MAX_COMPARED_CODE;
     use crate::progress::Silent;
-    use crate::runtime::GuestKind;
+    use crate::runtime::{GuestKind, RuntimeName};
     use crate::target::objects::Objects;
     use crate::target::testing::CoreBuilder;
     use crate::unwind::testing::cursor;
 
+    const ONE: RuntimeName = RuntimeName::Wasmtime;
+    const TWO: RuntimeName = RuntimeName::Singlepass;
+
     /// A runtime whose modules are pages; module `i` is found in round `i`, if a frame there is unknown.
     struct Pages {
-        name: &'static str,
+        name: RuntimeName,
         base: u64,
         found: Vec<GuestModule>,
         asked: Vec<(usize, bool)>,
         notes: Vec<String>,
+        tried: Vec<String>,
     }
 
     impl Pages {
-        fn at(name: &'static str, base: u64) -> Pages {
-            Pages { name, base, found: Vec::new(), asked: Vec::new(), notes: Vec::new() }
+        fn at(name: RuntimeName, base: u64) -> Pages {
+            Pages { name, base, found: Vec::new(), asked: Vec::new(), notes: Vec::new(), tried: Vec::new() }
         }
 
         fn covers(&self, address: u64) -> Option<usize> {
@@ -367,7 +576,7 @@ mod tests {
 
     impl Runtime for Pages {
         fn name(&self) -> &'static str {
-            self.name
+            self.name.as_str()
         }
         fn modules(&self) -> &[GuestModule] {
             &self.found
@@ -380,6 +589,9 @@ mod tests {
         fn notes(&self) -> &[String] {
             &self.notes
         }
+        fn tried(&self) -> &[String] {
+            &self.tried
+        }
         fn module_of(&self, address: u64) -> Option<usize> {
             self.covers(address)
         }
@@ -387,7 +599,7 @@ mod tests {
             Ok((self.base, module as u64))
         }
         fn global(&self, _: usize, _: u64, _: u32, _: &dyn Memory) -> Result<Value, Why> {
-            Err(Why(self.name.into()))
+            Err(Why(self.name.to_string()))
         }
         fn instances(&self, _: &dyn Memory) -> Vec<GuestInstance> {
             (0..self.found.len()).map(|module| GuestInstance { module, address: self.base }).collect()
@@ -397,7 +609,7 @@ mod tests {
             Box::new(move |pc| if pc >> 12 == base >> 12 { Reach::Point } else { Reach::Outside })
         }
         fn code_map(&self, _: &Detail, _: &dyn Memory) -> CodeMap {
-            CodeMap { notes: vec![self.name.into()], ..CodeMap::default() }
+            CodeMap { notes: vec![self.name.to_string()], ..CodeMap::default() }
         }
     }
 
@@ -426,8 +638,11 @@ mod tests {
             }
             self.found.len() - before
         }
-        fn match_file(&mut self, _: &Path, _: &Rc<WasmModule>, _: &dyn Memory) -> Result<(), Vec<(String, String)>> {
-            Err(self.found.iter().map(|m| (format!("{} {}", self.name, m.name), "no".to_string())).collect())
+        fn compare(&mut self, module: usize, _: &CoreModule, _: &dyn Memory) -> Result<Fit, String> {
+            Err(format!("no, says {} of {module}", self.name))
+        }
+        fn code(&self, _: usize, function: u32, _: &dyn Memory) -> Option<Vec<u8>> {
+            Some(vec![0x90; MAX_COMPARED_CODE as usize + function as usize])
         }
         fn runtime(&self) -> &dyn Runtime {
             self
@@ -440,10 +655,9 @@ mod tests {
 
     #[test]
     fn modules_of_several_runtimes_have_one_numbering_that_stays() {
-        let wasm = Rc::new(WasmModule::parse("x.wasm".into(), b"\0asm\x01\0\0\0".to_vec()).unwrap());
-        let options = FindOptions { wasm: vec![("x.wasm".into(), wasm)], ..FindOptions::default() };
-        let both: Vec<Box<dyn Provider>> =
-            vec![Box::new(Pages::at("one", 0x1_0000)), Box::new(Pages::at("two", 0x2_0000))];
+        let wasm = Rc::new(WasmFile::parse("x.wasm".as_ref(), b"\0asm\x01\0\0\0".to_vec()).unwrap());
+        let options = FindOptions { wasm: vec![wasm], ..FindOptions::default() };
+        let both: Vec<Box<dyn Provider>> = vec![Box::new(Pages::at(ONE, 0x1_0000)), Box::new(Pages::at(TWO, 0x2_0000))];
         let mut all = Runtimes::of(both, &options);
         let target = CoreBuilder::new().memory(0x1000, 5, &[0; 16]).open().unwrap();
         let objects = Objects::from_parts(Vec::new());
@@ -451,26 +665,79 @@ mod tests {
         assert_eq!(all.discover(&scene, &[frame(0x2_0010)], true), 1);
         assert_eq!(all.discover(&scene, &[frame(0x1_0010), frame(0x2_1010)], true), 2);
         let names: Vec<_> = all.modules().iter().map(|m| (m.runtime, m.name.as_str())).collect();
-        assert_eq!(names, [("two", "module0"), ("one", "module0"), ("two", "module1")]);
+        assert_eq!(names, [(TWO, "module0"), (ONE, "module0"), (TWO, "module1")]);
         // The second is asked for what the first has not explained, and not told of a stack that is walked again.
-        assert_eq!(all.notes(), ["one was asked [(1, true), (2, true)]", "two was asked [(1, true), (1, false)]"]);
+        assert_eq!(
+            all.notes(),
+            ["wasmtime was asked [(1, true), (2, true)]", "wasmer-singlepass was asked [(1, true), (1, false)]"]
+        );
 
         let frames = all.describe(&frame(0x2_1020), &target);
         assert_eq!(frames.iter().map(|f| (f.module, f.inlined)).collect::<Vec<_>>(), [(2, true), (2, false)]);
         assert!(all.describe(&frame(0x3_0000), &target).is_empty());
         assert_eq!(all.module_of(0x1_0010), Some(1));
         assert_eq!(all.linear_memory(2, 0, 0, &target), Ok((0x2_0000, 1)));
-        assert_eq!(all.global(1, 0, 0, &target), Err(Why("one".into())));
+        assert_eq!(all.global(1, 0, 0, &target), Err(Why("wasmtime".into())));
         assert_eq!(all.global(3, 0, 0, &target), Err(Why("there is no such module".into())));
         assert_eq!(all.instances(&target).iter().map(|i| i.module).collect::<Vec<_>>(), [1, 0, 2]);
         let reach = all.reach(&target);
         assert_eq!([reach(0x1_0000), reach(0x2_0fff), reach(0)], [Reach::Point, Reach::Point, Reach::Outside]);
-        assert_eq!(all.code_map(&Detail::All, &target).notes, ["one", "two"]);
+        assert_eq!(all.code_map(&Detail::All, &target).notes, ["wasmtime", "wasmer-singlepass"]);
 
         assert!(!all.match_files(&target));
-        let refused = "x.wasm does not fit and is not used: one module0: no; two module0: no; two module1: no";
+        let refused = "x.wasm does not fit and is not used: module0: no, says wasmer-singlepass of 0; module 1 (module0): no, says wasmtime of 0; \
+                       module 2 (module1): no, says wasmer-singlepass of 1";
         assert_eq!(all.notes().last().map(String::as_str), Some(refused));
         assert!(all.match_files(&target), "a file is refused once");
+    }
+
+    /// What was tried in vain for one runtime is told where that one may be: not in a process of another.
+    #[test]
+    fn what_was_tried_is_told_where_it_may_matter() {
+        let seen = |engine| Sighting { engine, evidence: String::new(), sure: true };
+        let target = CoreBuilder::new().memory(0x1000, 5, &[0; 16]).open().unwrap();
+        let objects = Objects::from_parts(Vec::new());
+        let scene = Scene { target: &target, objects: &objects, progress: &Silent };
+        let told = |engines: &[Engine], frames: &[u64], lost: bool, asked: bool| {
+            let mut two = Pages::at(TWO, 0x2_0000);
+            two.tried = vec!["tried".to_string()];
+            let both: Vec<Box<dyn Provider>> = vec![Box::new(Pages::at(ONE, 0x1_0000)), Box::new(two)];
+            let mut all = Runtimes::of(both, &FindOptions::default());
+            all.asked = asked;
+            all.engines = Some(engines.iter().copied().map(seen).collect());
+            let frames: Vec<Cursor> = frames.iter().map(|pc| frame(*pc)).collect();
+            all.discover(&scene, &frames, lost);
+            all.discover(&scene, &[], lost);
+            (all.notes().iter().any(|n| n == "tried"), all.engines().len())
+        };
+        let (own, other) = (0x2_0010, 0x1_0010);
+        // Nothing was found.
+        assert_eq!(told(&[], &[], false, false), (true, 0));
+        assert_eq!(told(&[Engine::Singlepass], &[], false, false), (true, 1));
+        assert_eq!(told(&[Engine::V8], &[], true, false), (false, 1));
+        assert_eq!(told(&[Engine::Wasmtime], &[], true, false), (false, 1));
+        assert_eq!(told(&[Engine::V8], &[], true, true), (true, 1));
+        // One of its modules was found, or one of the other runtime's.
+        assert_eq!(told(&[], &[own], false, false), (true, 0));
+        for lost in [false, true] {
+            assert_eq!(told(&[], &[other], lost, false), (false, 0));
+            assert_eq!(told(&[Engine::V8, Engine::Wasmtime], &[other], lost, false), (false, 0));
+        }
+        assert_eq!(told(&[Engine::Singlepass], &[other], true, false), (true, 0));
+    }
+
+    #[test]
+    fn so_many_reasons_are_told_and_so_much_code_is_compared() {
+        let why = |count: usize| reasons_text(&vec![("m".to_string(), "no".to_string()); count]);
+        assert_eq!((why(1).as_str(), why(2).as_str()), ("no", "m: no; m: no"));
+        assert_eq!(why(MAX_SHOWN_REASONS).matches("m: no").count(), MAX_SHOWN_REASONS);
+        assert_eq!(why(MAX_SHOWN_REASONS + 3), why(MAX_SHOWN_REASONS) + "; and 3 more");
+
+        let providers: Vec<Box<dyn Provider>> = vec![Box::new(Pages::at(ONE, 0x1_0000))];
+        let target = CoreBuilder::new().memory(0x1000, 5, &[0; 16]).open().unwrap();
+        let fits = HashMap::new();
+        let read = |function: u32| ByCode::new(&providers, &[(0, 0)], &[], &fits, &target).code(0, function).is_some();
+        assert!(read(0) && !read(1), "one byte more");
     }
 
     #[test]
@@ -483,14 +750,13 @@ mod tests {
         };
         let empty = b"\0asm\x01\0\0\0";
         let (a, b, c) = (file("a", empty), file("b", empty), file("c", &[&empty[..], &[0, 2, 1, b'x']].concat()));
-        let found = FindOptions::read(Vec::new(), &[], &[a.clone(), a.clone(), b, c.clone()]).unwrap();
-        assert_eq!(found.wasm.iter().map(|(path, _)| path).collect::<Vec<_>>(), [&a, &c]);
+        let found = FindOptions::read(Vec::new(), &[], &[a.clone(), a.clone(), b, c.clone()]);
+        assert_eq!(found.wasm.iter().map(|file| &file.path).collect::<Vec<_>>(), [&a, &c]);
     }
 
     #[test]
     fn a_runtime_that_is_not_there_has_nothing_to_tell_where_all_is_explained() {
-        let both: Vec<Box<dyn Provider>> =
-            vec![Box::new(Pages::at("one", 0x1_0000)), Box::new(Pages::at("two", 0x2_0000))];
+        let both: Vec<Box<dyn Provider>> = vec![Box::new(Pages::at(ONE, 0x1_0000)), Box::new(Pages::at(TWO, 0x2_0000))];
         let mut all = Runtimes::of(both, &FindOptions::default());
         // Code that is in no module, on no stack.
         let target = CoreBuilder::new().memory(0x1000, 5, &[0; 16]).open().unwrap();
@@ -499,7 +765,7 @@ mod tests {
         all.discover(&scene, &[], false);
         assert_eq!(all.notes().len(), 2, "nothing was found: both say why");
         all.discover(&scene, &[frame(0x1_0010)], true);
-        assert_eq!(all.notes(), ["one was asked [(0, false), (1, true)]"]);
+        assert_eq!(all.notes(), ["wasmtime was asked [(0, false), (1, true)]"]);
         all.discover(&scene, &[frame(0x9_0000)], false);
         assert_eq!(all.notes().len(), 2, "a frame is left");
         all.discover(&scene, &[], true);

@@ -2,53 +2,107 @@
 
 pub mod all;
 pub mod code_map;
+pub mod engines;
+mod immediates;
+mod match_files;
 pub mod singlepass;
 pub mod wasmtime;
 
+use self::engines::Sighting;
 use crate::progress::Progress;
 use crate::state::{ExecutionStateImage, ModuleStateMap, PointKind};
 use crate::symbolize::wasm::WasmModule;
+use crate::symbolize::wasm::file::CoreModule;
 use crate::target::objects::Objects;
 use crate::target::{Memory, Target, ThreadId};
 use crate::unwind::{Cursor, Next, Unwinder};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::sync::Arc;
 
-/// A Wasm value type, as far as these runtimes have them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ValType {
-    /// 32-bit integer.
-    I32,
-    /// 64-bit integer.
-    I64,
-    /// 32-bit float.
-    F32,
-    /// 64-bit float.
-    F64,
-    /// 128-bit vector.
-    V128,
-    /// Reference to a function.
-    FuncRef,
-    /// Reference to something of the host.
-    ExternRef,
-    /// Any other reference.
-    Ref,
+words! {
+    /// A Wasm value type, as far as these runtimes have them.
+    ValType {
+        /// 32-bit integer.
+        I32 = "i32",
+        /// 64-bit integer.
+        I64 = "i64",
+        /// 32-bit float.
+        F32 = "f32",
+        /// 64-bit float.
+        F64 = "f64",
+        /// 128-bit vector.
+        V128 = "v128",
+        /// Reference to a function.
+        FuncRef = "funcref",
+        /// Reference to something of the host.
+        ExternRef = "externref",
+        /// Any other reference.
+        Ref = "ref",
+    }
+
+    /// What an export is.
+    ExternKind {
+        /// Function.
+        Function = "func",
+        /// Linear memory.
+        Memory = "memory",
+        /// Global.
+        Global = "global",
+        /// Table.
+        Table = "table",
+        /// Exception tag.
+        Tag = "tag",
+    }
+
+    /// A runtime whose modules are found.
+    RuntimeName {
+        /// wasmer 0.x with the singlepass compiler.
+        Singlepass = "wasmer-singlepass",
+        /// Wasmtime.
+        Wasmtime = "wasmtime",
+    }
+
+    /// A way on which a module was found.
+    FoundBy {
+        /// The context of an instance, in a register or on a stack (singlepass).
+        Vmctx = "vmctx",
+        /// A search of writable memory for the cached image (singlepass).
+        Heap = "heap",
+        /// The runtime's thread-local list of code versions (singlepass).
+        Tls = "tls",
+        /// A descriptor that the host publishes (singlepass).
+        Descriptor = "descriptor",
+        /// A cached artifact file that the user named (singlepass).
+        Artifact = "artifact",
+        /// The header of a code image before executable memory (Wasmtime).
+        Image = "image",
+    }
+
+    /// Where a function's name comes from.
+    NameSource {
+        /// A symbol of an executable, a library or a code image.
+        Symbol = "symbol",
+        /// Debug information.
+        Dwarf = "dwarf",
+        /// The module exports the function by it.
+        Export = "export",
+        /// The module's name section.
+        NameSection = "name section",
+        /// The module imports the function by it: `module.name`.
+        Import = "import",
+        /// The runtime's own list of symbols of the module.
+        SymbolMap = "symbol map",
+        /// What the tables of a code image say that the code is.
+        CodeImage = "code image",
+        /// The code was recognised by its bytes.
+        RecognisedCode = "recognised code",
+    }
 }
 
 impl ValType {
     /// The text format's name.
     pub fn name(self) -> &'static str {
-        match self {
-            ValType::I32 => "i32",
-            ValType::I64 => "i64",
-            ValType::F32 => "f32",
-            ValType::F64 => "f64",
-            ValType::V128 => "v128",
-            ValType::FuncRef => "funcref",
-            ValType::ExternRef => "externref",
-            ValType::Ref => "ref",
-        }
+        self.as_str()
     }
 
     /// Whether it is a reference: its bits are the runtime's own, zero is null.
@@ -172,8 +226,8 @@ pub struct GuestFrame {
     pub function: Option<u32>,
     /// Index among the functions the module defines.
     pub local_function: Option<u32>,
-    /// Name and where it came from ("export", "name section", "import").
-    pub name: Option<(String, &'static str)>,
+    /// Name and where it came from.
+    pub name: Option<(String, NameSource)>,
     /// Byte offset of the pc in the module's code.
     pub code_offset: u64,
     /// Byte offset of the pc in the function's code.
@@ -190,6 +244,8 @@ pub struct GuestFrame {
     pub variables: Vec<SourceVariable>,
     /// Whether the function was inlined into the next frame's.
     pub inlined: bool,
+    /// Whether frames of functions that were inlined here may be missing before this one.
+    pub may_miss_inlined: bool,
     /// Instance (its `vmctx` address), if known.
     pub instance: Option<u64>,
     /// Things to tell about this frame.
@@ -213,6 +269,7 @@ impl GuestFrame {
             stack: Ok(Vec::new()),
             variables: Vec::new(),
             inlined: false,
+            may_miss_inlined: false,
             instance: None,
             notes: Vec::new(),
         }
@@ -222,14 +279,14 @@ impl GuestFrame {
 /// A compiled module found in the target.
 #[derive(Clone, Debug)]
 pub struct GuestModule {
-    /// Name of its runtime.
-    pub runtime: &'static str,
+    /// Its runtime.
+    pub runtime: RuntimeName,
     /// Display name ("app.wasm" from `--wasm`, the name section, or "module0").
     pub name: String,
     /// Address range of its code.
     pub code: (u64, u64),
     /// How it was found: every route that leads to it.
-    pub routes: Vec<&'static str>,
+    pub routes: Vec<FoundBy>,
     /// What confirmed it; at least two independent facts.
     pub checks: Vec<String>,
     /// Number of defined functions, if it is known.
@@ -307,7 +364,7 @@ impl Declared {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestFunction {
     /// Name and where it comes from.
-    pub name: Option<(String, &'static str)>,
+    pub name: Option<(String, NameSource)>,
     /// Types of parameters and results, if known.
     pub signature: Option<(Vec<ValType>, Vec<ValType>)>,
     /// Whether it is imported.
@@ -316,31 +373,10 @@ pub struct GuestFunction {
     pub code: Option<(u64, u64)>,
 }
 
-/// What an export is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ExternKind {
-    /// Function.
-    Function,
-    /// Linear memory.
-    Memory,
-    /// Global.
-    Global,
-    /// Table.
-    Table,
-    /// Exception tag.
-    Tag,
-}
-
 impl ExternKind {
     /// The text format's name.
     pub fn name(self) -> &'static str {
-        match self {
-            ExternKind::Function => "func",
-            ExternKind::Memory => "memory",
-            ExternKind::Global => "global",
-            ExternKind::Table => "table",
-            ExternKind::Tag => "tag",
-        }
+        self.as_str()
     }
 }
 
@@ -417,8 +453,26 @@ pub trait Runtime: Unwinder {
     /// What is here: independent of whether the caller can be found. Youngest first: what was inlined comes before what it
     /// was inlined into. Empty: not this runtime's code.
     fn describe(&self, at: &Cursor, memory: &dyn Memory) -> Vec<GuestFrame>;
-    /// Things the reader should know (routes that failed, caps reached).
+    /// Things the reader should know (modules that cannot be read, caps reached).
     fn notes(&self) -> &[String];
+    /// What was looked for in vain, and how: of use where there may be such a runtime.
+    fn tried(&self) -> &[String] {
+        &[]
+    }
+    /// Engines that are in the target, as far as they were looked for: where frames or modules are missing.
+    fn engines(&self) -> &[Sighting] {
+        &[]
+    }
+    /// Whether guests of the module can wait on stacks that no thread is on.
+    fn may_wait(&self, module: usize) -> bool {
+        let _ = module;
+        false
+    }
+    /// Where such guests go on: registers of those stacks, as far as they are found.
+    fn waiting(&self, memory: &dyn Memory) -> Vec<Cursor> {
+        let _ = memory;
+        Vec::new()
+    }
     /// What the runtime itself would report for the frames from `at` on (`state.rs: read_stack`), of runtimes that have such
     /// images; without frames where it has no state.
     fn image(&self, thread: ThreadId, at: &Cursor, memory: &dyn Memory) -> Result<ExecutionStateImage, Why> {
@@ -499,6 +553,29 @@ pub struct Scene<'a> {
     pub progress: &'a dyn Progress,
 }
 
+/// How a file fits a module.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fit {
+    /// How much proves that it is the very file: 0 unless the target has the whole of it.
+    pub exact: u8,
+    /// In what they agree, in a word.
+    pub summary: &'static str,
+    /// Each thing in which they agree.
+    pub checks: Vec<String>,
+    /// What is added to a position in the core module to get one that the runtime knows.
+    pub shift: u64,
+}
+
+/// What tells the modules of a provider apart. Of modules that were compiled in the same way those with other contents were
+/// made from other files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// How it was compiled.
+    pub build: u64,
+    /// What its code does.
+    pub content: u64,
+}
+
 /// Finds a runtime's modules in a target. Called again with the frames that nobody could explain, since a stack leads to
 /// its modules: behind one module's frames lies the next host frame, and perhaps the next module.
 pub trait Provider {
@@ -507,14 +584,31 @@ pub trait Provider {
     /// Returns how many were found that were not known before.
     /// The first call may come without unknown frames: modules of an idle process are worth a line too.
     fn discover(&mut self, scene: &Scene<'_>, unknown: &[Cursor], lost: bool) -> usize;
-    /// Offers a `.wasm` file of the user's to the modules that have none yet. An error has, for each module that was
-    /// compared, its name and why the file does not fit.
-    fn match_file(
-        &mut self,
-        path: &Path,
-        wasm: &Rc<WasmModule>,
-        memory: &dyn Memory,
-    ) -> Result<(), Vec<(String, String)>>;
+    /// Compares module `module` of this provider with a core module of a file of the user's. `Ok`: in what it agrees; `Err`: why
+    /// the module was made from another one.
+    fn compare(&mut self, module: usize, file: &CoreModule, memory: &dyn Memory) -> Result<Fit, String> {
+        let _ = (module, file, memory);
+        Err(format!("{} takes no files", self.runtime().name()))
+    }
+    /// Gives a module the file that it was made from.
+    fn take_file(&mut self, module: usize, path: &Path, file: &CoreModule, fit: Fit) {
+        let _ = (module, path, file, fit);
+    }
+    /// The machine code of a function that a module defines.
+    fn code(&self, module: usize, local_function: u32, memory: &dyn Memory) -> Option<Vec<u8>> {
+        let _ = (module, local_function, memory);
+        None
+    }
+    /// A function's name in the name section that a module was compiled with, where the target has that.
+    fn own_name(&self, module: usize, function: u32) -> Option<String> {
+        let _ = (module, function);
+        None
+    }
+    /// What tells modules apart, read from no more than `left` bytes of code. `None`: it is not known.
+    fn key(&self, module: usize, left: &mut u64, memory: &dyn Memory) -> Option<Key> {
+        let _ = (module, left, memory);
+        None
+    }
     /// Artifacts of the user's that were not looked at, and why. Asked only if no runtime has found a module.
     fn unused_artifacts(&mut self) -> Vec<(PathBuf, String)> {
         Vec::new()

@@ -26,7 +26,7 @@
 //! | `memory` | `thread`, frame; `memory` (0), `address` (in the linear memory), `length` | `data`, `text`, `size`, `base` |
 //! | `print` | `thread`, frame; `expression` (see [`expression`]) | `text`, `value` |
 //! | `list` | `thread`, frame; `count` of lines around it | `text` |
-//! | `symbols` | `directory`: where to write; `all`: locals of all functions | `files`: list of `{"path", "address"}` that the debugger shall load, with an address inside each; the same path as before if nothing changed; `notes` |
+//! | `symbols` | `directory`: where to write; `all`: locals of all functions; `known`: list of `[start, end]`, code that the debugger knows from elsewhere and that is left out; `described`: the same, of code of which only how callers are found is wanted | `files`: list of `{"path", "address", "modules"}` that the debugger shall load, with an address inside each and where its modules begin; the same path as before if nothing changed; `unsure`: a later stop may tell more of the same code; `per_store`: each store of the process runs a copy of code of its own; `notes` |
 //!
 //! Which frame: `frame` is its number. With `pc` it must also be at that address, and if it is not, the first frame at
 //! that address is meant: debuggers that do not know Wasm may number frames otherwise. Without both: the youngest Wasm frame.

@@ -8,11 +8,12 @@ use crate::limits;
 use crate::output::Output;
 use crate::progress::Progress;
 use crate::report::hexdump;
-use crate::report::symbol_file::SymbolFile;
+use crate::report::symbol_file::{SymbolFile, TextNames};
 use crate::report::text::{self, TextOptions};
-use crate::report::{Frame, FrameKind, Report, Thread};
+use crate::report::{Frame, FrameKind, OpPosition, Report, Thread, ValType, WasmPlace};
 use crate::runtime::Provider;
 use crate::runtime::all::{FindOptions, Runtimes};
+use crate::runtime::code_map::Seen;
 use crate::session::{self, Options, Source};
 use crate::target::callback::CallbackTarget;
 use crate::target::objects::Objects;
@@ -21,6 +22,7 @@ use serde_json::Value;
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -52,6 +54,8 @@ pub struct Requests {
     symbols: Option<Written>,
     /// Number of symbol files written: no name is used twice.
     written: u32,
+    /// What was there at earlier stops.
+    seen: Seen,
 }
 
 /// The symbol file that was written last. It outlives the stop: the debugger has it loaded.
@@ -167,6 +171,18 @@ fn paths(m: &Message, key: &str) -> Result<Vec<PathBuf>, Failure> {
     }
 }
 
+fn ranges(m: &Message, key: &str) -> Result<Vec<Range<u64>>, Failure> {
+    let range = |v: &Value| match v.as_array()?.as_slice() {
+        [start, end] => Some(number(start)?..number(end)?),
+        _ => None,
+    };
+    let list = match m.get(key) {
+        None | Some(Value::Null) => Some(Vec::new()),
+        Some(list) => list.as_array().and_then(|list| list.iter().map(range).collect()),
+    };
+    list.ok_or_else(|| Failure::malformed(format!("{key} is a list of [start, end]")))
+}
+
 fn path(m: &Message, key: &str) -> Option<PathBuf> {
     m.get(key).and_then(Value::as_str).filter(|s| !s.is_empty()).map(PathBuf::from)
 }
@@ -191,7 +207,14 @@ fn to_json(value: &impl serde::Serialize) -> Result<Value, Failure> {
 
 impl Requests {
     pub fn new(wire: Rc<Wire>) -> Requests {
-        Requests { wire, settings: Settings::default(), stopped: None, symbols: None, written: 0 }
+        Requests {
+            wire,
+            settings: Settings::default(),
+            stopped: None,
+            symbols: None,
+            written: 0,
+            seen: Seen::default(),
+        }
     }
 
     /// Forgets the target.
@@ -269,8 +292,7 @@ impl Requests {
             self.borrow_again()?;
         }
         if self.stopped.is_none() {
-            // A file that cannot be read is told before the target is looked at.
-            let find = FindOptions::read(Vec::new(), &self.settings.artifacts, &self.settings.wasm)?;
+            let find = FindOptions::read(Vec::new(), &self.settings.artifacts, &self.settings.wasm);
             let what = self.wire.describe()?;
             let source = match &what.core {
                 Some(core) => Source::Core { core: core.clone(), executable: self.settings.executable.clone() },
@@ -508,7 +530,7 @@ impl Requests {
             let why = value.why.clone().unwrap_or_else(|| "its place is not known".to_string());
             return Err(Failure::not_found(format!("{given} is not known here: {why}")));
         };
-        let ty = value.ty.as_deref().map(|ty| format!("({ty}) ")).unwrap_or_default();
+        let ty = value.ty.map(|ty| format!("({ty}) ")).unwrap_or_default();
         let place = value.place.as_deref().map(|p| format!("   {p}")).unwrap_or_default();
         Ok(message([("text", format!("{ty}{text}{place}").into()), ("value", to_json(&value)?)]))
     }
@@ -518,28 +540,50 @@ impl Requests {
     fn symbols(&mut self, m: &Message) -> Answer {
         let directory = path(m, "directory").filter(|d| d.is_absolute());
         let directory = directory.ok_or_else(|| Failure::malformed("directory is an absolute path"))?;
+        let (known, described) = (ranges(m, "known")?, ranges(m, "described")?);
         let wire = Rc::clone(&self.wire);
         let s = self.stopped()?;
         let told = Told { wire: &wire, last: Cell::new(Instant::now()) };
-        let map = session::code_map_with(&s.target, &s.objects, &mut s.provider, &told, flag(m, "all"));
-        if map.modules.is_empty() {
+        let mut map = session::code_map_with(&s.target, &s.objects, &mut s.provider, &told, flag(m, "all"));
+        let per_store = map.modules.iter().any(|m| m.copied.is_some());
+        let unsure = map.withhold_originals(&mut self.seen);
+        map.modules.retain(|m| !known.iter().any(|range| range.contains(&m.base)));
+        for module in map.modules.iter_mut().filter(|m| described.iter().any(|range| range.contains(&m.base))) {
+            module.undescribe();
+        }
+        if map.modules.iter().all(|m| m.code.is_empty()) {
             self.symbols = None;
-            return Ok(message([("files", Value::Array(Vec::new())), ("notes", map.notes.into())]));
+            let files = Value::Array(Vec::new());
+            let told = [("unsure", unsure.into()), ("per_store", per_store.into()), ("notes", map.notes.into())];
+            return Ok([("files", files)].into_iter().chain(told).map(|(k, v)| (k.to_string(), v)).collect());
         }
         if let Some(before) = &self.symbols {
-            let same = content(&SymbolFile::of(&map, &before.path)?) == before.content;
+            let same = content(&SymbolFile::of(&map, &before.path, TextNames::ByContent)?) == before.content;
             if same && before.path.parent() == Some(&directory) && before.path.exists() {
-                return Ok(before.answer.clone());
+                let mut answer = before.answer.clone();
+                answer.extend([("unsure".to_string(), unsure.into()), ("notes".to_string(), map.notes.into())]);
+                return Ok(answer);
             }
         }
         self.written += 1;
         let count = self.written;
-        let file = SymbolFile::of(&map, &directory.join(format!("wasm-{}-{count}.sym", std::process::id())))?;
+        let path = directory.join(format!("wasm-{}-{count}.sym", std::process::id()));
+        let file = SymbolFile::of(&map, &path, TextNames::ByContent)?;
         Output::write_files(file.files())?;
         // By an address inside it gdb finds the file again.
         let inside = map.modules.iter().find(|m| !m.code.is_empty()).map(|m| format!("{:#x}", m.base));
-        let written = message([("path", file.path.to_string_lossy().into()), ("address", inside.into())]);
-        let answer = message([("files", vec![Value::Object(written)].into()), ("notes", map.notes.clone().into())]);
+        let modules: Vec<String> = map.modules.iter().map(|m| format!("{:#x}", m.base)).collect();
+        let written = message([
+            ("path", file.path.to_string_lossy().into()),
+            ("address", inside.into()),
+            ("modules", modules.into()),
+        ]);
+        let answer = message([
+            ("files", vec![Value::Object(written)].into()),
+            ("unsure", unsure.into()),
+            ("per_store", per_store.into()),
+            ("notes", map.notes.clone().into()),
+        ]);
         let content = content(&file);
         self.symbols = Some(Written { path: file.path, content, answer: answer.clone() });
         Ok(answer)
@@ -560,13 +604,17 @@ impl Requests {
             return Err(Failure::not_found(format!("the .wasm file of {name} is not known"))
                 .hint("name it with wasm files: set wasm files FILE.wasm in gdb, wasm set files FILE.wasm in lldb"));
         };
-        // Some runtimes keep offsets and no numbers of operators. `op` is there only if the offset is one of this
-        // file: in a component it counts from the component's start.
+        // Some runtimes keep offsets and no numbers of operators. In a component they count from the component's start.
         let of_offset = || {
             let at = frame.wasm.as_ref().filter(|w| w.op.is_some())?.offset?;
-            Some(wasm.operators(function)?.binary_search(&at.0).ok()? as u64)
+            let body = s.provider.runtime().body_offset(module, function)?;
+            let at = wasm.body_offset(function)?.checked_add(at.0.checked_sub(body)?)?;
+            Some(wasm.operators(function)?.binary_search(&at).ok()? as u64)
         };
-        let Some(op) = frame.wasm.as_ref().and_then(|w| w.op_index).or_else(of_offset) else {
+        // Behind an operator the next one is where it goes on.
+        let behind = |w: &WasmPlace| w.op_position == OpPosition::After;
+        let numbered = || frame.wasm.as_ref().and_then(|w| Some(w.op_index?.saturating_add(behind(w).into())));
+        let Some(op) = numbered().or_else(of_offset) else {
             return Err(Failure::not_found("the place in the Wasm function is not known"));
         };
         let first = op.saturating_sub(count / 2);
@@ -621,9 +669,9 @@ fn slot(
 
 /// An address in a linear memory that is in a local or operand; where its type is not known, one of 64 bits if `wide`.
 fn address_in(value: &crate::report::Value, wide: bool) -> Result<u64, Failure> {
-    let wide = match value.ty.as_deref() {
-        Some("i64") => true,
-        Some("i32") => false,
+    let wide = match value.ty {
+        Some(ValType::I64) => true,
+        Some(ValType::I32) => false,
         None => wide,
         Some(other) => return Err(Failure::not_found(format!("the address is no integer, it is of type {other}"))),
     };

@@ -1,38 +1,108 @@
 //! Modules, instances and linear memories of a target.
 
+use super::proof::Proven;
 use super::*;
 use crate::report::contents::{
     Contents, ExportRow, FunctionRow, GlobalRow, Instance, Lists, MemoryRow, ModuleContents, TableRow,
 };
 use crate::report::wasm_coredump::{self, Compat};
-use crate::runtime::{GuestInstance, Slot, ValType, Why};
+use crate::runtime::{GuestInstance, Slot, Why};
 use std::io::{self, Write};
 
 /// What modules and instances hold. `options.threads` and the like count as for a report: instances are found along stacks.
 pub fn contents(options: &Options, lists: Lists) -> Result<Contents, Error> {
-    with_target(options, |target, _, outcome, runtime| {
-        let contents = contents_of(&outcome.report, runtime, target, lists);
-        Ok(Contents { refused: outcome.refused, ..contents })
-    })
+    let looked = with_target(options, |seen| Ok(seen.contents(lists)))?;
+    let (whole, notes) = (looked.whole(), looked.notes(options));
+    let mut contents = Contents { refused: looked.answer.refused || !whole, ..looked.answer };
+    contents.notes.extend(notes);
+    Ok(contents)
 }
 
-/// Does something with a target that was looked through.
-fn with_target<T>(
-    options: &Options,
-    work: impl FnOnce(&dyn Target, &Objects, &Outcome, &dyn Runtime) -> Result<T, Error>,
-) -> Result<T, Error> {
+/// A target that was looked through.
+struct Seen<'a> {
+    target: &'a dyn Target,
+    outcome: &'a Outcome,
+    runtime: &'a dyn Runtime,
+}
+
+impl Seen<'_> {
+    fn contents(&self, lists: Lists) -> Contents {
+        let contents = contents_of(&self.outcome.report, self.runtime, self.target, lists);
+        Contents { refused: self.outcome.refused, ..contents }
+    }
+}
+
+/// What was found in a target, and made of it.
+struct Looked<T> {
+    answer: T,
+    outcome: Outcome,
+    provider: Runtimes,
+    target: From,
+}
+
+enum From {
+    Core(Box<CoreTarget>),
+    Process(Box<Proven<()>>),
+}
+
+impl<T> Looked<T> {
+    fn whole(&self) -> bool {
+        matches!(&self.target, From::Core(_)) || matches!(&self.target, From::Process(p) if p.whole)
+    }
+
+    fn notes(&self, options: &Options) -> Vec<String> {
+        match &self.target {
+            From::Core(_) => Vec::new(),
+            From::Process(proven) => proven.notes(options.verbose),
+        }
+    }
+
+    /// Fills `buf` with what is there now, which of a process may be more than can be copied while it stands. What it was
+    /// is told by [`Looked::is_there`], to be asked in the end.
+    fn read(&self, address: u64, buf: &mut [u8]) -> bool {
+        match &self.target {
+            From::Core(core) => core.read(address, buf).is_ok(),
+            From::Process(proven) => proven.target.scan(address, buf) == buf.len(),
+        }
+    }
+
+    /// Whether this memory of an instance is still where it was.
+    fn is_there(&self, instance: GuestInstance, index: u32, base: u64) -> bool {
+        let From::Process(proven) = &self.target else { return true };
+        let runtime = self.provider.runtime();
+        let now = proven.target.running();
+        proven.target.is_proven()
+            || (runtime.check_instance(instance, now).is_ok()
+                && runtime.linear_memory(instance.module, instance.address, index, now).is_ok_and(|m| m.0 == base))
+    }
+}
+
+/// Does something with a target that was looked through; with a process as often as it takes until that is proven.
+fn with_target<T>(options: &Options, mut work: impl FnMut(&Seen<'_>) -> Result<T, Error>) -> Result<Looked<T>, Error> {
     let search = options.search_paths();
     let progress = progress::stderr(options.verbose);
-    let mut provider = Runtimes::new(&FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
-    let run = |target: &dyn Target| {
-        let objects = Objects::load(target, &search);
-        let outcome = analyse_target(target, &objects, options, &mut provider, &progress)?;
-        work(target, &objects, &outcome, provider.runtime())
+    let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm);
+    let mut run = |target: &dyn Target, objects: &Objects| {
+        let mut provider = Runtimes::new(&found);
+        let Some(outcome) = analyse_once(target, objects, options, &mut provider, &progress)? else { return Ok(None) };
+        let answer = work(&Seen { target, outcome: &outcome, runtime: provider.runtime() })?;
+        Ok(Some((answer, outcome, provider)))
     };
-    match &options.source {
-        Source::Pid(pid) => run(&LiveTarget::capture(*pid, &CaptureOptions::default())?),
-        Source::Core { core, .. } => run(&CoreTarget::open(core, &search)?),
-    }
+    let steady = Steady::begin();
+    let looked = match &options.source {
+        Source::Pid(pid) => proof::of_process(*pid, &search, |target, objects| run(target, objects)).map(|proven| {
+            let Proven { answer, target, stops, stood, whole } = proven;
+            (answer, From::Process(Box::new(Proven { answer: (), target, stops, stood, whole })))
+        }),
+        Source::Core { core, .. } => CoreTarget::open(core, &search).and_then(|core| {
+            let seen = run(&core, &Objects::load(&core, &search))?;
+            let seen = seen.ok_or_else(|| Error::NotFound { what: "a core does not change".to_string() })?;
+            Ok((seen, From::Core(Box::new(core))))
+        }),
+    };
+    no_changes(&steady)?;
+    let ((answer, outcome, provider), target) = looked?;
+    Ok(Looked { answer, outcome, provider, target })
 }
 
 /// The contents of what `report` found.
@@ -70,11 +140,8 @@ pub fn contents_of(report: &Report, runtime: &dyn Runtime, memory: &dyn Memory, 
             }
         }
         if lists.exports {
-            let export = |e: &crate::runtime::GuestExport| ExportRow {
-                name: e.name.clone(),
-                kind: e.kind.name().to_string(),
-                index: e.index,
-            };
+            let export =
+                |e: &crate::runtime::GuestExport| ExportRow { name: e.name.clone(), kind: e.kind, index: e.index };
             match &declared.exports {
                 Ok(all) => row.exports = Some(all.iter().map(export).collect()),
                 Err(Why(why)) => row.exports_why = Some(why.clone()),
@@ -100,13 +167,12 @@ fn instance_of(frame: &Frame) -> Option<GuestInstance> {
 }
 
 fn function(index: u32, f: &crate::runtime::GuestFunction) -> FunctionRow {
-    let names = |types: &[ValType]| types.iter().map(|t| t.name().to_string()).collect();
     FunctionRow {
         index,
         name: f.name.as_ref().map(|(name, _)| name.clone()),
-        name_source: f.name.as_ref().map(|(_, source)| source.to_string()),
-        params: f.signature.as_ref().map(|(params, _)| names(params)),
-        results: f.signature.as_ref().map(|(_, results)| names(results)),
+        name_source: f.name.as_ref().map(|(_, source)| *source),
+        params: f.signature.as_ref().map(|(params, _)| params.clone()),
+        results: f.signature.as_ref().map(|(_, results)| results.clone()),
         imported: f.imported,
         code_start: f.code.map(|c| Hex(c.0)),
         code_end: f.code.map(|c| Hex(c.1)),
@@ -207,37 +273,70 @@ pub type Sink<'a> = dyn FnMut(u64, &[u8]) -> Result<(), Error> + 'a;
 /// Bytes of a linear memory that are in our own memory at once.
 const CHUNK: u64 = 256 << 10;
 
+/// Bytes of linear memories that are copied at the instant of the stacks for `memory` and `export`; more is read while the
+/// process runs on.
+const COPIED_MEMORY: u64 = 4 << 20;
+
+/// A memory that was chosen.
+struct ChosenMemory {
+    instance: GuestInstance,
+    base: u64,
+    size: u64,
+}
+
 /// Gives `sink` the bytes of a linear memory piece by piece, with the address in the linear memory. Pieces are multiples of
-/// 16 bytes but for the last.
-pub fn linear_memory(options: &Options, wanted: MemoryRange, sink: &mut Sink<'_>) -> Result<(), Error> {
-    with_target(options, |target, _, outcome, runtime| {
-        let contents = contents_of(&outcome.report, runtime, target, Lists::default());
-        let (base, size) = choose_memory(&contents, wanted)?;
-        let (address, len) = (wanted.address, wanted.len);
-        if address.checked_add(len).is_none_or(|end| end > size) {
+/// 16 bytes but for the last. Returns what is to be told if a file that the user named was not used.
+pub fn linear_memory(options: &Options, wanted: MemoryRange, sink: &mut Sink<'_>) -> Result<Vec<String>, Error> {
+    let (address, len) = (wanted.address, wanted.len);
+    let looked = with_target(options, |seen| {
+        let chosen = choose_memory(&seen.contents(Lists::default()), wanted)?;
+        if address.checked_add(len).is_none_or(|end| end > chosen.size) {
             return Err(Error::NotFound {
                 what: format!(
-                    "memory {} has {size:#x} bytes; {len:#x} bytes at {address:#x} are not inside",
-                    wanted.memory
+                    "memory {} has {:#x} bytes; {len:#x} bytes at {address:#x} are not inside",
+                    wanted.memory, chosen.size
                 ),
             });
         }
-        let mut done = 0;
-        while done < len {
-            let part = CHUNK.min(len - done);
-            let at = base.wrapping_add(address).wrapping_add(done);
-            let bytes = target.read_vec(at, part as usize).map_err(|e| Error::NotFound {
-                what: format!("bytes from {:#x} of memory {} cannot be read: {e}", address + done, wanted.memory),
-            })?;
-            sink(address + done, &bytes)?;
-            done += part;
-        }
-        Ok(())
-    })
+        // So much is of the instant of the stacks.
+        let few = len <= COPIED_MEMORY;
+        let bytes = few.then(|| seen.target.read_vec(chosen.base.wrapping_add(address), len as usize)).transpose();
+        let bytes = bytes.map_err(|e| Error::NotFound {
+            what: format!("bytes from {address:#x} of memory {} cannot be read: {e}", wanted.memory),
+        })?;
+        Ok((chosen, bytes))
+    })?;
+    let gone = || Error::NotFound { what: format!("memory {} is not known: {}", wanted.memory, proof::GONE) };
+    if !looked.whole() {
+        return Err(gone());
+    }
+    let (chosen, bytes) = &looked.answer;
+    let mut done = 0;
+    while done < len {
+        let part = CHUNK.min(len - done);
+        let piece = match bytes {
+            Some(bytes) => bytes[done as usize..][..part as usize].to_vec(),
+            None => {
+                let mut piece = vec![0; part as usize];
+                if !looked.read(chosen.base.wrapping_add(address).wrapping_add(done), &mut piece) {
+                    let what = format!("bytes from {:#x} of memory {} cannot be read", address + done, wanted.memory);
+                    return Err(Error::NotFound { what });
+                }
+                piece
+            }
+        };
+        sink(address + done, &piece)?;
+        done += part;
+    }
+    match bytes.is_some() || looked.is_there(chosen.instance, wanted.memory, chosen.base) {
+        true if looked.outcome.refused => Ok(looked.outcome.report.notes.clone()),
+        true => Ok(Vec::new()),
+        false => Err(gone()),
+    }
 }
 
-/// Base and size of the memory that is meant, or which ones there are.
-fn choose_memory(contents: &Contents, wanted: MemoryRange) -> Result<(u64, u64), Error> {
+/// The memory that is meant, or which ones there are.
+fn choose_memory(contents: &Contents, wanted: MemoryRange) -> Result<ChosenMemory, Error> {
     let not_found = |what: String| Err(Error::NotFound { what });
     let all: Vec<(u32, &Instance)> = contents.instances().collect();
     let list = || {
@@ -247,13 +346,13 @@ fn choose_memory(contents: &Contents, wanted: MemoryRange) -> Result<(u64, u64),
         let shown: Vec<String> = all.iter().take(20).map(one).collect();
         format!("{}{}", shown.join("; "), if all.len() > shown.len() { "; …" } else { "" })
     };
-    let chosen: Vec<&Instance> = match wanted.instance {
-        InstanceChoice::Number(n) => all.iter().map(|(_, i)| *i).filter(|i| i.number == n).collect(),
-        InstanceChoice::Address(a) => all.iter().map(|(_, i)| *i).filter(|i| i.address.0 == a).collect(),
+    let chosen: Vec<(u32, &Instance)> = match wanted.instance {
+        InstanceChoice::Number(n) => all.iter().copied().filter(|(_, i)| i.number == n).collect(),
+        InstanceChoice::Address(a) => all.iter().copied().filter(|(_, i)| i.address.0 == a).collect(),
         InstanceChoice::Only => {
-            let has = |i: &&Instance| i.memories.iter().any(|m| m.index == wanted.memory && m.size.is_some());
-            let with: Vec<&Instance> = all.iter().map(|(_, i)| *i).filter(has).collect();
-            if with.is_empty() { all.iter().map(|(_, i)| *i).collect() } else { with }
+            let has = |i: &Instance| i.memories.iter().any(|m| m.index == wanted.memory && m.size.is_some());
+            let with: Vec<(u32, &Instance)> = all.iter().copied().filter(|(_, i)| has(i)).collect();
+            if with.is_empty() { all.clone() } else { with }
         }
     };
     match (chosen.as_slice(), wanted.instance) {
@@ -270,13 +369,15 @@ fn choose_memory(contents: &Contents, wanted: MemoryRange) -> Result<(u64, u64),
         _ => {}
     }
     let index = wanted.memory;
-    let rows = |i: &Instance| i.memories.iter().find(|m| m.index == index).cloned();
-    match chosen.first().and_then(|i| rows(i)) {
-        Some(MemoryRow { base: Some(base), size: Some(size), .. }) => Ok((base.0, size)),
-        Some(row) => not_found(format!("memory {index} is not known: {}", row.why.unwrap_or_default())),
+    let row = |i: &Instance| i.memories.iter().find(|m| m.index == index).cloned();
+    match chosen.first().and_then(|(module, i)| Some((*module, i.address.0, row(i)?))) {
+        Some((module, address, MemoryRow { base: Some(base), size: Some(size), .. })) => {
+            Ok(ChosenMemory { instance: GuestInstance { module: module as usize, address }, base: base.0, size })
+        }
+        Some((_, _, row)) => not_found(format!("memory {index} is not known: {}", row.why.unwrap_or_default())),
         None => {
-            let why = chosen.first().and_then(|i| i.memories_why.clone()).map(|w| format!(" ({w})"));
-            let count = chosen.first().map_or(0, |i| i.memories.len());
+            let why = chosen.first().and_then(|(_, i)| i.memories_why.clone()).map(|w| format!(" ({w})"));
+            let count = chosen.first().map_or(0, |(_, i)| i.memories.len());
             not_found(format!(
                 "there is no memory {index}: the instance has {count} that are known{}",
                 why.unwrap_or_default()
@@ -287,22 +388,56 @@ fn choose_memory(contents: &Contents, wanted: MemoryRange) -> Result<(u64, u64),
 
 /// Writes a Wasm coredump to `out`. Returns what could not be written into it.
 pub fn export_coredump(options: &Options, compat: Option<Compat>, out: &mut dyn Write) -> Result<Vec<String>, Error> {
-    with_target(options, |target, _, outcome, runtime| {
-        let mut contents = contents_of(&outcome.report, runtime, target, Lists::default());
+    let written = |runtime: &dyn Runtime,
+                   report: &Report,
+                   contents: &Contents,
+                   read: &mut dyn FnMut(u64, &mut [u8]) -> bool,
+                   out: &mut dyn Write| {
+        let mut body = |module: u32, function: u32| runtime.body_offset(module as usize, function);
+        let mut source = wasm_coredump::Source { report, contents, read, body_offset: &mut body };
+        let written = wasm_coredump::write(&mut source, compat, out);
+        written.map_err(|source: io::Error| Error::Output { to: "the coredump".to_string(), source })
+    };
+    let looked = with_target(options, |seen| {
+        let mut contents = seen.contents(Lists::default());
         if contents.contents.is_empty() {
             return Err(Error::NotFound { what: "no Wasm module was found in the target".to_string() });
         }
         let notes = std::mem::take(&mut contents.notes);
-        let mut read = |address: u64, buf: &mut [u8]| target.read(address, buf).is_ok();
-        let mut body = |module: u32, function: u32| runtime.body_offset(module as usize, function);
-        let mut source = wasm_coredump::Source {
-            report: &outcome.report,
-            contents: &contents,
-            read: &mut read,
-            body_offset: &mut body,
+        let memories = contents.instances().flat_map(|(_, i)| &i.memories).filter_map(|m| m.size);
+        // So much is of the instant of the stacks.
+        let few = memories.fold(0, u64::saturating_add) <= COPIED_MEMORY;
+        let whole = few.then(|| {
+            let mut bytes = Vec::new();
+            let mut read = |address: u64, buf: &mut [u8]| seen.target.read(address, buf).is_ok();
+            let missing = written(seen.runtime, &seen.outcome.report, &contents, &mut read, &mut bytes)?;
+            Ok::<_, Error>((bytes, missing))
+        });
+        Ok((contents, notes, whole.transpose()?))
+    })?;
+    let told = looked.notes(options);
+    let (contents, notes, whole) = &looked.answer;
+    let missing = match whole {
+        Some((bytes, missing)) => {
+            let failed = |source: io::Error| Error::Output { to: "the coredump".to_string(), source };
+            out.write_all(bytes).map_err(failed)?;
+            missing.clone()
+        }
+        None => {
+            let mut read = |address: u64, buf: &mut [u8]| looked.read(address, buf);
+            written(looked.provider.runtime(), &looked.outcome.report, contents, &mut read, out)?
+        }
+    };
+    let mut notes: Vec<String> = notes.iter().cloned().chain(told).chain(missing).collect();
+    if whole.is_none() {
+        let is_gone = |(module, instance): (u32, &Instance)| {
+            let of = GuestInstance { module: module as usize, address: instance.address.0 };
+            let known = instance.memories.iter().filter_map(|m| Some((m.index, m.base?.0)));
+            known.into_iter().any(|(index, base)| !looked.is_there(of, index, base)).then_some(instance.address)
         };
-        let written = wasm_coredump::write(&mut source, compat, out);
-        let missing = written.map_err(|source: io::Error| Error::Output { to: "the coredump".to_string(), source })?;
-        Ok(notes.into_iter().chain(missing).collect())
-    })
+        for address in contents.instances().filter_map(is_gone) {
+            notes.push(format!("the memories of the instance at {address} may be of another one: {}", proof::GONE));
+        }
+    }
+    Ok(notes)
 }

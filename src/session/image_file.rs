@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::state::{AnyImage, ImageError};
-use crate::target::memory::{map, open_regular};
+use crate::target::files::{self, Place};
 use std::fs::File;
 use std::path::Path;
 
@@ -14,15 +14,16 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<AnyImage, Error> {
     AnyImage::parse(bytes).map_err(|why| not_an_image(path, bytes, &why))
 }
 
-/// The image in a file, and the file, from which the memory is to be read: a map ends this program by SIGBUS when somebody
-/// shortens the file, which must not be in the middle of a change.
+/// The image in a file, and the file, from which the memory is to be read: what somebody cuts off of a map reads as zeros, which
+/// must not be in the middle of a change.
 ///
 /// # Errors
 /// No such file, or no image in it.
 pub(super) fn open(path: &Path) -> Result<(AnyImage, File), Error> {
     let failed = |source| Error::File { path: path.to_path_buf(), source };
-    let (file, _) = open_regular(path).map_err(failed)?;
-    let image = parse(path, &map(&file).map_err(failed)?)?;
+    let opened = files::open(&Place::user(path)).map_err(failed)?;
+    let file = opened.file.try_clone().map_err(failed)?;
+    let image = parse(path, &files::map(opened, path).map_err(failed)?)?;
     Ok((image, file))
 }
 

@@ -138,15 +138,21 @@ pub fn restore(options: &Options, wanted: &RestoreOptions, signals: &SignalsLate
     let everyone = Options { threads: Vec::new(), ..options.clone() };
     let search = options.search_paths();
     let progress = progress::stderr(options.verbose);
-    let mut provider = Runtimes::new(&FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
+    // What is written into a process is decided with all that the user lends.
+    let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm).all()?;
+    let mut provider = Runtimes::new(&found);
     let first = LiveTarget::capture(pid, &CaptureOptions::default())?;
-    let objects = Objects::load(&first, &search);
+    let mut objects = Objects::load(&first, &search);
     choose(&first, options)?;
     look_around(&first, &objects, &everyone, &mut provider, &progress)?;
     if wanted.really {
         signals.begin();
     }
     let held = Held::hold(pid, &CaptureOptions::default(), None)?;
+    if !first.is_same_code(held.target()) {
+        objects = Objects::load(held.target(), &search);
+        provider = Runtimes::new(&found);
+    }
     let why = |why: String| refused(format!("process {pid} is as it was: {why}"));
     let plan = plan(&held, &objects, options, &mut provider, &progress)?;
     let range = image.memory.clone().unwrap_or_default();

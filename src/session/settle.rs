@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::report::counted;
-use crate::target::live::{Refusal, SettleReport, Settled, Verdict};
+use crate::target::live::{ReadSet, Refusal, SettleReport, Settled, Verdict};
 
 /// What could be done about a thread that is between two points.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,20 +39,22 @@ pub(super) fn settles(runtime: &dyn Runtime, frames: &[crate::unwind::Frame]) ->
 /// Steps the chosen thread to the next point at which its operand stack is known, then looks again.
 pub(super) fn settle(
     first: LiveTarget,
+    objects: &Objects,
     options: &Options,
-    search: &SearchPaths,
-    provider: &mut Runtimes,
+    found: &FindOptions,
     progress: &dyn Progress,
-) -> Result<Outcome, Error> {
+    set: &mut ReadSet,
+) -> Result<(Option<Result<Outcome, Error>>, LiveTarget), Error> {
     let began = Instant::now();
+    let provider = &mut Runtimes::new(found);
     // The modules must be known before stepping: the points are theirs.
-    let objects = Objects::load(&first, search);
-    let native = Native::new(&first, &objects);
-    let scene = Scene { target: &first, objects: &objects, progress };
+    let native = Native::new(&first, objects);
+    let scene = Scene { target: &first, objects, progress };
     let threads = choose(&first, options)?;
     // Whole stacks, though only their first frames are asked for: without the Wasm frames below an import the modules are
     // found by a lesser route, without their names and signatures, and that is what the report would then show.
     let stacks = walk_all(&first, &threads, &native, &scene, provider, limits::MAX_FRAMES);
+    drop(native);
     let in_wasm: Vec<(&Thread, &Stack)> = threads
         .iter()
         .zip(&stacks)
@@ -80,9 +82,11 @@ pub(super) fn settle(
     let tid = match one {
         Ok(tid) => tid,
         Err(note) => {
-            let mut outcome = analyse(&first, options, search, provider, progress)?;
-            outcome.report.notes.push(note);
-            return Ok(outcome);
+            let mut outcome = analyse_once(&first, objects, options, provider, progress);
+            if let Ok(Some(outcome)) = &mut outcome {
+                outcome.report.notes.push(note);
+            }
+            return Ok((outcome.transpose(), first));
         }
     };
     let pid = first.pid().unwrap_or_default();
@@ -92,18 +96,26 @@ pub(super) fn settle(
         Reach::Inside => Verdict::Step,
         Reach::Outside => Verdict::Outside,
     };
+    set.add_reads_of(&first);
     let (target, settled) =
-        LiveTarget::settle(pid, tid, limits::MAX_SETTLE_STEPS, &CaptureOptions::default(), &mut verdict)?;
+        LiveTarget::settle_again(pid, tid, limits::MAX_SETTLE_STEPS, &CaptureOptions::default(), set, &mut verdict)?;
+    let target = target.stood_also(first.pause());
     let stepped = began.elapsed();
     let note = attach_note(tid, settled);
-    let outcome = analyse(&target, options, search, provider, progress);
-    let mut outcome = outcome.map_err(|e| if settled.reached() { e } else { explained(e, &note) })?;
-    if let Some(timing) = &mut outcome.report.timing {
-        timing.reading_ms += milliseconds(stepped);
-        timing.add_stop(target.pause());
-    }
-    outcome.report.notes.push(note);
-    Ok(outcome)
+    let same = first.is_same_code(&target);
+    let fresh = &mut Runtimes::new(found);
+    // Where it may have loaded code in between, what is loaded now is looked for anew.
+    let provider = if same { provider } else { fresh };
+    let outcome = match target.mappings() == first.mappings() {
+        true => analyse_once(&target, objects, options, provider, progress),
+        false => analyse_once(&target, &Objects::load(&target, &options.search_paths()), options, provider, progress),
+    };
+    let outcome = outcome.map_err(|e| if settled.reached() { e } else { explained(e, &note) });
+    let told = |mut outcome: Outcome| {
+        outcome.report.notes.push(note);
+        outcome.read_within(stepped)
+    };
+    Ok((outcome.map(|outcome| outcome.map(told)).transpose(), target))
 }
 
 /// Why there is no image, with how it came that no point was reached.

@@ -3,7 +3,7 @@
 use super::settle::{explained, settles, snapshot_note};
 use super::*;
 use crate::output::SparseWrite;
-use crate::runtime::{GuestInstance, InstanceParts, Slot, Value, Why};
+use crate::runtime::{GuestInstance, InstanceParts, Slot, ValType, Value, Why};
 use crate::state::resume::Place;
 use crate::state::{KnownRegisters, PointKind, image, resume_stack};
 use crate::target::live::Verdict;
@@ -69,13 +69,13 @@ pub struct Returned {
 }
 
 /// A global that an instance imports, as the file beside an image has it.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct ImportedGlobal {
     /// Its index.
     pub index: usize,
     /// Its type.
     #[serde(rename = "type")]
-    pub ty: String,
+    pub ty: ValType,
     /// Its value as an image has it, hexadecimal: integers sign-extended to 128 bits, floats as their bits.
     pub bits: String,
 }
@@ -87,19 +87,29 @@ const CHUNK: usize = 1 << 20;
 pub fn snapshot(options: &Options, wanted: SnapshotOptions, out: &mut dyn SparseWrite) -> Result<Snapshot, Error> {
     let search = options.search_paths();
     let progress = progress::stderr(options.verbose);
-    let mut provider = Runtimes::new(&FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm)?);
+    let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm).all()?;
+    let mut provider = Runtimes::new(&found);
     match &options.source {
         Source::Core { core, .. } => {
-            let target = CoreTarget::open(core, &search)?;
-            let objects = Objects::load(&target, &search);
-            take(&target, &objects, options, wanted, &mut provider, &progress, out)
+            let steady = Steady::begin();
+            let done = CoreTarget::open(core, &search).and_then(|target| {
+                let objects = Objects::load(&target, &search);
+                take(&target, &objects, options, wanted, &mut provider, &progress, out)
+            });
+            no_changes(&steady)?;
+            done
         }
         Source::Pid(pid) => {
             let first = LiveTarget::capture(*pid, &CaptureOptions::default())?;
-            let objects = Objects::load(&first, &search);
+            let mut objects = Objects::load(&first, &search);
             let steps = look_around(&first, &objects, options, &mut provider, &progress)?;
             let tid = steps.as_ref().map(|s| s.thread);
             let held = Held::hold(*pid, &CaptureOptions::default(), steps)?;
+            if !first.is_same_code(held.target()) {
+                // It loads and unloads modules: those that it has now are looked for while it stands.
+                objects = Objects::load(held.target(), &search);
+                provider = Runtimes::new(&found);
+            }
             let done = take(held.target(), &objects, options, wanted, &mut provider, &progress, out);
             let settled = tid.zip(held.settled());
             let mut done = done.map_err(|e| match settled {
@@ -204,7 +214,7 @@ fn take(
 }
 
 fn imported((index, cell): (usize, &crate::runtime::GlobalCell)) -> ImportedGlobal {
-    ImportedGlobal { index, ty: cell.ty.name().to_string(), bits: format!("{:#034x}", cell.bits) }
+    ImportedGlobal { index, ty: cell.ty, bits: format!("{:#034x}", cell.bits) }
 }
 
 fn write(

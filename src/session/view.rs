@@ -1,19 +1,23 @@
 //! Stacks as a report.
 
 use super::*;
+use crate::runtime::NameSource;
+
+/// What stands at a frame that a search found.
+const BEFORE_SCAN: &str = "native frames before this one may be missing: they could not be unwound";
 
 /// Turns stacks into the report.
-pub(super) struct View<'a> {
+pub(super) struct View<'a, 'n> {
     pub target: &'a dyn Target,
     pub objects: &'a Objects,
-    pub native: &'a Native<'a>,
+    pub native: &'a Native<'n>,
     pub runtime: &'a dyn Runtime,
-    pub symbolizer: &'a NativeSymbolizer<'a>,
+    pub symbolizer: &'a NativeSymbolizer<'n>,
     pub options: &'a Options,
     pub limit: usize,
 }
 
-impl View<'_> {
+impl View<'_, '_> {
     pub fn head(&self) -> Report {
         let target = self.target;
         let path = match &self.options.source {
@@ -36,17 +40,24 @@ impl View<'_> {
             match report.runtimes.iter_mut().find(|r| r.name == module.runtime) {
                 Some(runtime) => runtime.modules.push(row),
                 None => {
-                    report.runtimes.push(report::Runtime { name: module.runtime.to_string(), modules: vec![row] });
+                    report.runtimes.push(report::Runtime { name: module.runtime, modules: vec![row] });
                 }
             }
         }
+        report.engines = self.runtime.engines().iter().map(report::EngineSeen::new).collect();
         report.objects_problems = self.objects.iter().filter_map(|o| o.problem.clone()).collect();
         report.notes = target.notes().to_vec();
         report.notes.extend(self.runtime.notes().iter().cloned());
         report
     }
 
-    pub fn thread(&self, thread: &Thread, stack: Option<&Stack>) -> report::Thread {
+    /// What the runtimes say of each frame of a stack.
+    pub fn guests(&self, stack: Option<&Stack>) -> Vec<Vec<GuestFrame>> {
+        let frames = stack.map_or(&[][..], |s| &s.frames);
+        frames.iter().map(|frame| self.runtime.describe(&frame.cursor, self.target)).collect()
+    }
+
+    pub fn thread(&self, thread: &Thread, stack: Option<&Stack>, guests: &[Vec<GuestFrame>]) -> report::Thread {
         let mut out = report::Thread {
             tid: Some(thread.id.0),
             name: thread.name.clone(),
@@ -60,8 +71,8 @@ impl View<'_> {
             let addresses: Vec<CodeAddress> = stack.frames.iter().map(|f| f.cursor.address).collect();
             self.symbolizer.prepare(&addresses);
         }
-        for frame in &stack.frames {
-            self.frame(frame, &mut out.frames);
+        for (frame, guests) in stack.frames.iter().zip(guests) {
+            self.frame(frame, guests, &mut out.frames);
         }
         out.end = Some(match stack.end {
             // Nobody asked for this limit, so it is not "as many as were asked for".
@@ -78,7 +89,7 @@ impl View<'_> {
     }
 
     /// The frames that a reader sees for one physical frame: itself, and before it what was inlined into it.
-    fn frame(&self, frame: &crate::unwind::Frame, out: &mut Vec<Frame>) {
+    fn frame(&self, frame: &crate::unwind::Frame, guests: &[GuestFrame], out: &mut Vec<Frame>) {
         let at = &frame.cursor;
         let pc = at.address.raw();
         let mut base = Frame::new(out.len() as u32, pc, FrameKind::Unknown);
@@ -87,7 +98,6 @@ impl View<'_> {
         if self.options.verbose {
             base.registers = Some(report::values::registers(&at.registers));
         }
-        let guests = self.runtime.describe(at, self.target);
         if !guests.is_empty() {
             // rbp still held the frame of the Wasm function that called the host, so that function was passed over:
             // seen in cores of hosts without frame pointers whose executable is missing.
@@ -105,9 +115,7 @@ impl View<'_> {
                     );
                 }
                 if i == 0 && trust == Some(report::Trust::Scan) {
-                    frame
-                        .notes
-                        .push("native frames before this one may be missing: they could not be unwound".to_string());
+                    frame.notes.push(BEFORE_SCAN.to_string());
                 }
                 out.push(frame);
             }
@@ -119,7 +127,9 @@ impl View<'_> {
             base.module_offset = Some(Hex(pc.wrapping_sub(object.range.0)));
         } else if let Some(mapping) = self.target.mapping_at(at.address.lookup()) {
             base.module = mapping.path.as_ref().map(|p| p.display().to_string());
-            base.notes.push(if mapping.execute {
+            base.notes.push(if mapping.execute && self.target.is_gone() {
+                super::proof::GONE.to_string()
+            } else if mapping.execute {
                 "executable memory of no file, and of no runtime that wstate knows".to_string()
             } else if mapping.may_execute() {
                 "of a file that the core says nothing of but its name".to_string()
@@ -134,11 +144,14 @@ impl View<'_> {
             base.notes.clear();
             base.function = Some(Function {
                 name: Some(stub.to_string()),
-                name_source: Some("recognised code".to_string()),
+                name_source: Some(NameSource::RecognisedCode),
                 ..Function::default()
             });
             out.push(base);
             return;
+        }
+        if frame.trust == crate::unwind::Trust::Scan {
+            base.notes.push(BEFORE_SCAN.to_string());
         }
         // A handler returns to the first byte of `__restore_rt`: it is not in the function before.
         let signal_frame = self.native.cfi.is_signal_frame(at.address, self.target);
@@ -151,7 +164,7 @@ impl View<'_> {
             if signal_frame {
                 base.function = Some(Function {
                     name: Some("<signal handler called>".to_string()),
-                    name_source: Some("recognised code".to_string()),
+                    name_source: Some(NameSource::RecognisedCode),
                     ..Function::default()
                 });
             }
@@ -161,9 +174,10 @@ impl View<'_> {
         for symbol in symbols {
             let mut one = base.clone();
             one.index = Some(out.len() as u32);
-            let source = if symbol.line.is_some() || symbol.inlined { "dwarf" } else { "symbol" };
+            let from_dwarf = symbol.line.is_some() || symbol.inlined;
+            let source = if from_dwarf { NameSource::Dwarf } else { NameSource::Symbol };
             one.function = Some(Function {
-                name_source: symbol.name.is_some().then(|| source.to_string()),
+                name_source: symbol.name.is_some().then_some(source),
                 name: symbol.name,
                 offset: symbol.offset.map(Hex),
                 file: symbol.file,
@@ -183,10 +197,7 @@ impl View<'_> {
         };
         base.module = self.runtime.modules().get(guest.module).map(|m| m.name.clone());
         base.module_offset = Some(Hex(guest.code_offset));
-        let (name, name_source) = match &guest.name {
-            Some((name, source)) => (Some(name.clone()), Some(source.to_string())),
-            None => (None, None),
-        };
+        let (name, name_source) = guest.name.clone().unzip();
         base.function = Some(Function {
             name,
             name_source,
@@ -197,6 +208,7 @@ impl View<'_> {
             ..Function::default()
         });
         base.instance = guest.instance.map(Hex);
+        base.may_miss_inlined = guest.may_miss_inlined;
         base.notes.extend(guest.notes.iter().cloned());
         if guest.kind != GuestKind::Wasm {
             return base;

@@ -1,4 +1,5 @@
 //! Names and source positions.
 
 pub mod native;
+mod nesting;
 pub mod wasm;

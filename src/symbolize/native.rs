@@ -10,6 +10,8 @@ use self::dwarf::Dwarf;
 use crate::arch::CodeAddress;
 use crate::limits;
 use crate::target::objects::{LoadedObject, Objects};
+use crate::unwind::by_code;
+use crate::unwind::cfi::CfiUnwinder;
 use object::{Object, ObjectSection, ObjectSymbol, ObjectSymbolTable, SectionFlags, SymbolIndex, SymbolKind};
 use std::cell::OnceCell;
 use std::fmt::{self, Write};
@@ -32,14 +34,30 @@ pub struct NativeSymbol {
 /// Names addresses of a target's native code.
 pub struct NativeSymbolizer<'a> {
     objects: Vec<Source<'a>>,
+    tables: CfiUnwinder<'a>,
     lines: bool,
+}
+
+/// A function of native code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NativeFunction {
+    /// Its first address.
+    pub start: u64,
+    /// One past its last, if its symbol has a size.
+    pub end: Option<u64>,
+    /// Whether that is where it is called: not a label, and not a part that was moved out of a function.
+    pub is_entry: bool,
 }
 
 impl<'a> NativeSymbolizer<'a> {
     /// A symbolizer over `objects`. Parses nothing until asked.
     pub fn new(objects: &'a Objects) -> Self {
         let source = |object| Source { object, symbols: OnceCell::new(), dwarf: OnceCell::new() };
-        NativeSymbolizer { objects: objects.iter().map(source).collect(), lines: true }
+        NativeSymbolizer {
+            objects: objects.iter().map(source).collect(),
+            tables: CfiUnwinder::new(objects),
+            lines: true,
+        }
     }
 
     /// The same from symbol tables alone, if not `lines`: no files, lines and inlined functions, and no debug information
@@ -65,6 +83,20 @@ impl<'a> NativeSymbolizer<'a> {
         }
     }
 
+    /// What a reader should know of the names: where functions were left out.
+    pub fn notes(&self) -> Vec<String> {
+        let left_out = |s: &&Source<'_>| s.dwarf.get().and_then(Option::as_ref).is_some_and(Dwarf::has_left_out);
+        let deep = self.objects.iter().filter(left_out).map(|s| {
+            format!(
+                "{}: functions are inlined into each other more than {} levels deep: inlined functions are left out there, \
+                 and the line is of the innermost",
+                s.object.path.display(),
+                limits::MAX_INLINE_DEPTH
+            )
+        });
+        deep.collect()
+    }
+
     /// The source-level frames at `address`, innermost first; empty if nothing is known.
     pub fn symbolize(&self, address: CodeAddress) -> Vec<NativeSymbol> {
         let pc = address.lookup();
@@ -73,7 +105,7 @@ impl<'a> NativeSymbolizer<'a> {
         };
         let svma = source.object.svma(pc);
         let mut frames = self.lines.then(|| source.dwarf()).flatten().map_or_else(Vec::new, |dwarf| dwarf.frames(svma));
-        let symbol = source.symbols.get_or_init(|| Symbols::load(source.object)).find(svma);
+        let symbol = self.find(source, address);
         if frames.is_empty() && symbol.is_some() {
             frames.push(NativeSymbol::default());
         }
@@ -93,6 +125,28 @@ impl<'a> NativeSymbolizer<'a> {
         let none_inlined = frames.is_empty();
         frames.extend(outermost.filter(|f| !none_inlined || is_known(f)));
         frames
+    }
+
+    /// The function around `address`, as far as symbols say.
+    pub fn function(&self, address: CodeAddress) -> Option<NativeFunction> {
+        let pc = address.lookup();
+        let source = self.objects.iter().find(|s| s.object.range.0 <= pc && pc < s.object.range.1)?;
+        let symbol = self.find(source, address)?;
+        let start = symbol.start.wrapping_add(source.object.bias);
+        let end = (symbol.size > 0).then(|| start.saturating_add(symbol.size));
+        // `f.cold`: jumps lead there, with the frame that `f` has by then.
+        let is_entry = symbol.is_function && !symbol.name.contains(".cold");
+        Some(NativeFunction { start, end, is_entry })
+    }
+
+    fn find<'s>(&'s self, source: &'s Source<'a>, address: CodeAddress) -> Option<Named<'s>> {
+        let bias = source.object.bias;
+        let function_before = |svma: u64| {
+            let (start, end) = self.tables.function_before(svma.wrapping_add(bias))?;
+            Some((start.wrapping_sub(bias), end.wrapping_sub(bias)))
+        };
+        let symbols = source.symbols.get_or_init(|| Symbols::load(source.object));
+        symbols.find(source.object.svma(address.lookup()), source.object.svma(address.raw()), &function_before)
     }
 }
 
@@ -180,6 +234,16 @@ struct Symbol {
     file: u8,
     dynamic: bool,
     local: bool,
+    what: What,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    Function,
+    /// Assembly without `.type`: a function or a place in one.
+    Label,
+    /// Data among code. It names nothing here, but ends what is before it.
+    Data,
 }
 
 /// A symbol with its name.
@@ -187,6 +251,7 @@ struct Named<'a> {
     start: u64,
     size: u64,
     name: &'a str,
+    is_function: bool,
 }
 
 impl<'a> Symbols<'a> {
@@ -205,17 +270,18 @@ impl<'a> Symbols<'a> {
             let all = file.symbols().map(|s| (s, false)).chain(file.dynamic_symbols().map(|s| (s, true)));
             for (symbol, dynamic) in all {
                 let start = symbol.address();
-                let kind = match symbol.kind() {
-                    SymbolKind::Text => true,
+                let what = match symbol.kind() {
+                    SymbolKind::Text => Some(What::Function),
                     // Assembly without `.type`: `run_on_alternative_stack`.
-                    SymbolKind::Unknown | SymbolKind::Label => is_code(start),
-                    _ => false,
+                    SymbolKind::Unknown | SymbolKind::Label => is_code(start).then_some(What::Label),
+                    SymbolKind::Data => is_code(start).then_some(What::Data),
+                    _ => None,
                 };
-                if !kind || symbol.is_undefined() || symbols.len() >= limits::MAX_SYMBOLS {
+                let Some(what) = what.filter(|_| !symbol.is_undefined() && symbols.len() < limits::MAX_SYMBOLS) else {
                     continue;
-                }
+                };
                 let (size, local) = (symbol.size(), symbol.is_local());
-                symbols.push(Symbol { start, size, index: symbol.index(), file: number, dynamic, local });
+                symbols.push(Symbol { start, size, index: symbol.index(), file: number, dynamic, local, what });
             }
         }
         symbols.sort_unstable_by_key(|s| s.start);
@@ -233,31 +299,63 @@ impl<'a> Symbols<'a> {
     /// What is shown of several names for one start: functions before labels, exported before local, `read` before
     /// `__read`.
     fn preferred(&self, same_start: &[Symbol]) -> Option<Named<'a>> {
-        let some = same_start.iter().take(limits::MAX_NESTED_SYMBOLS);
+        let some = same_start.iter().filter(|s| s.what != What::Data).take(limits::MAX_NESTED_SYMBOLS);
         let named = some.filter_map(|s| Some((s, self.name(s)?)));
         let best = named.min_by_key(|(s, name)| {
             let underscores = name.bytes().take_while(|&b| b == b'_').count();
             (s.size == 0, s.local, underscores, *name)
         });
-        best.map(|(s, name)| Named { start: s.start, size: s.size, name })
+        best.map(|(s, name)| Named { start: s.start, size: s.size, name, is_function: s.what == What::Function })
     }
 
-    /// The function around `svma`: one whose size covers it, else the label before it in the same section.
-    fn find(&self, svma: u64) -> Option<Named<'a>> {
+    /// The function around `svma`: one whose size covers it, else the label before it as far as that reaches. `raw` is the
+    /// address itself, which is behind `svma` if it is where a call returns to; `function_before` is what unwind tables say.
+    fn find(&self, svma: u64, raw: u64, function_before: &dyn Fn(u64) -> Option<(u64, u64)>) -> Option<Named<'a>> {
         let i = self.symbols.partition_point(|s| s.start <= svma);
         let starts = self.symbols.get(..i)?.chunk_by(|a, b| a.start == b.start).rev();
         // Labels and nested parts (`.cold` never is one) may stand between a function's start and the address.
-        let near = || starts.clone().take(limits::MAX_NESTED_SYMBOLS).filter_map(|same| self.preferred(same));
-        if let Some(covering) = near().find(|s| svma - s.start < s.size) {
+        let near = || starts.clone().take(limits::MAX_NESTED_SYMBOLS);
+        let named = || near().filter_map(|same| self.preferred(same));
+        if let Some(covering) = named().find(|s| svma - s.start < s.size) {
             return Some(covering);
         }
-        let last = near().next().filter(|s| s.size == 0)?;
+        // A label ends at the next one, whether that has a name or not.
+        let last = near().next().and_then(|same| self.preferred(same)).filter(|s| s.size == 0)?;
         // A label in a function ends with it.
-        if near().any(|s| last.start - s.start < s.size) {
+        if named().any(|s| last.start - s.start < s.size) {
             return None;
         }
-        let same_section = |&&(start, end): &&(u64, u64)| start <= last.start && last.start < end && svma < end;
-        self.code.iter().find(same_section).map(|_| last)
+        self.reaches(&last, svma, raw, function_before).then_some(last)
+    }
+
+    /// Whether what begins at a symbol without a size goes on at `svma`. Stripped files keep only what others may call, so
+    /// that there is no symbol in between says nothing.
+    fn reaches(
+        &self,
+        label: &Named<'_>,
+        svma: u64,
+        raw: u64,
+        function_before: &dyn Fn(u64) -> Option<(u64, u64)>,
+    ) -> bool {
+        let same_section = |&&(start, end): &&(u64, u64)| start <= label.start && label.start < end && svma < end;
+        let Some((_, end)) = self.code.iter().find(same_section) else { return false };
+        match function_before(svma) {
+            // Another function begins behind it.
+            Some((start, _)) if start > label.start => return false,
+            // It is in the function that begins with it, or has ended with the one that it is in.
+            Some((start, end)) if start == label.start || label.start < end => {
+                return svma < end && (start == label.start || label.is_function);
+            }
+            _ => {}
+        }
+        // No table has it: then its own code has to lead there.
+        let len = end.saturating_sub(label.start).min(limits::MAX_BODY_BYTES);
+        let code = self.files.iter().flat_map(|f| f.sections()).find_map(|s| {
+            let bytes = s.data_range(label.start, len).ok().flatten()?;
+            (!bytes.is_empty()).then_some(bytes)
+        });
+        let at = if raw == svma { CodeAddress::Exact(raw) } else { CodeAddress::Return(raw) };
+        code.is_some_and(|code| by_code::leads_to(label.start, code, at))
     }
 }
 
@@ -384,6 +482,95 @@ mod tests {
         // A call as the last instruction returns to behind the function.
         let found = NativeSymbolizer::new(&objects).symbolize(CodeAddress::Return(BIAS + 0x1020));
         assert_eq!((found[0].name.as_deref(), found[0].offset), (Some("sized"), Some(0x20)));
+    }
+
+    /// A file with these symbols, whose code at some addresses is this and elsewhere does nothing; `tables` are its functions
+    /// with unwind tables: start and length.
+    fn coded(symbols: &[(&str, u64, u64, u8, u8)], code: &[(u64, &[u8])], tables: &[(u64, u64)]) -> Objects {
+        let mut text = vec![0x90; 0x1000];
+        for (at, bytes) in code {
+            text[*at as usize - 0x1000..][..bytes.len()].copy_from_slice(bytes);
+        }
+        let (table, names) = symtab(symbols);
+        let functions: Vec<_> = tables.iter().map(|&(start, len)| (start, len as u32, vec![16])).collect();
+        let frames = crate::unwind::testing::eh_frame(&functions);
+        let mut sections = vec![
+            Section { name: ".text", flags: 6, address: 0x1000, bytes: &text },
+            Section { name: ".symtab", flags: 0, address: 0, bytes: &table },
+            Section { name: ".strtab", flags: 0, address: 0, bytes: &names },
+        ];
+        if !tables.is_empty() {
+            sections.push(Section { name: ".eh_frame", flags: 2, address: 0x3000, bytes: &frames });
+        }
+        Objects::from_parts(vec![object("/lib/a.so", BIAS, (BIAS, BIAS + 0x10000), elf(&sections))])
+    }
+
+    const OBJECT: u8 = 1;
+    const IFUNC: u8 = 10;
+    const RET: &[u8] = &[0xc3];
+
+    /// musl's `memset` is assembly without `.size`, and what follows it in a stripped library has no symbol.
+    #[test]
+    fn a_symbol_without_a_size_reaches_as_far_as_its_code() {
+        let memset = [("memset", 0x1100, 0, FUNC, 1)];
+        let some = |name: &str, offset| Some((name.to_string(), offset));
+        let objects = coded(&memset, &[(0x1120, RET)], &[]);
+        assert_eq!(name_at(&objects, 0x1110), some("memset", 0x10));
+        assert_eq!(name_at(&objects, 0x1120), some("memset", 0x20));
+        // What follows the end is another function, however far the next symbol is.
+        assert_eq!(name_at(&objects, 0x1121), None);
+        assert_eq!(name_at(&objects, 0x1247), None);
+        // Behind an end a branch leads on: je +0x10; ret
+        let objects = coded(&memset, &[(0x1110, &[0x74, 0x10, 0xc3]), (0x1130, RET)], &[]);
+        let names = [0x1112, 0x1113, 0x1122, 0x1130, 0x1131].map(|at| name_at(&objects, at).is_some());
+        assert_eq!(names, [true, false, true, true, false]);
+        // Where a call returns to is a place of the code only behind a call.
+        let objects = coded(&memset, &[(0x1110, &[0xe8, 0, 1, 0, 0]), (0x1120, RET)], &[]);
+        let returns = |svma| NativeSymbolizer::new(&objects).symbolize(CodeAddress::Return(BIAS + svma)).len();
+        assert_eq!([0x1115, 0x1114, 0x1118].map(returns), [1, 0, 0]);
+    }
+
+    #[test]
+    fn a_symbol_without_a_size_ends_where_tables_or_other_symbols_begin() {
+        let some = |name: &str, offset| Some((name.to_string(), offset));
+        for kind in [FUNC, NOTYPE, IFUNC] {
+            let label = [("label", 0x1100, 0, kind, 1)];
+            // A table that begins with it says how far it goes, and one behind it that it has ended.
+            let objects = coded(&label, &[(0x1110, RET)], &[(0x1100, 0x40), (0x1200, 0x20)]);
+            assert_eq!(name_at(&objects, 0x113f), some("label", 0x3f), "{kind}");
+            assert_eq!([0x1140, 0x1180, 0x1210, 0x1230].map(|at| name_at(&objects, at)), [(); 4].map(|()| None));
+            let objects = coded(&label, &[], &[(0x1200, 0x20)]);
+            assert_eq!(name_at(&objects, 0x11ff), some("label", 0xff), "{kind}");
+            assert_eq!(name_at(&objects, 0x1200), None);
+            // Data among code ends it, and so does a name that is none.
+            for (name, kind) in [("table", OBJECT), ("$x", NOTYPE)] {
+                let objects = coded(&[label[0], (name, 0x1180, 0, kind, 0)], &[], &[]);
+                let found = [0x117f, 0x1180, 0x1190].map(|at| name_at(&objects, at));
+                assert_eq!(found, [some("label", 0x7f), None, None], "{name}");
+            }
+        }
+        // A label in the function that begins before it is not that function.
+        let inside = [("loop", 0x1110, 0, NOTYPE, 0)];
+        assert_eq!(name_at(&coded(&inside, &[], &[(0x1100, 0x40)]), 0x1120), None);
+        assert_eq!(name_at(&coded(&inside, &[], &[]), 0x1120), some("loop", 0x10));
+    }
+
+    #[test]
+    fn functions_have_a_start_and_parts_that_were_moved_out_of_them_have_none() {
+        let objects = coded(
+            &[("f", 0x1000, 0x20, FUNC, 1), ("f.cold", 0x1040, 0x20, FUNC, 0), ("label", 0x1100, 0, NOTYPE, 1)],
+            &[],
+            &[],
+        );
+        let symbolizer = NativeSymbolizer::new(&objects);
+        let at = |svma| symbolizer.function(CodeAddress::Exact(BIAS + svma));
+        let function = |start: u64, end: Option<u64>, is_entry| {
+            Some(NativeFunction { start: BIAS + start, end: end.map(|e| BIAS + e), is_entry })
+        };
+        assert_eq!(at(0x1010), function(0x1000, Some(0x1020), true));
+        assert_eq!(at(0x1050), function(0x1040, Some(0x1060), false));
+        assert_eq!(at(0x1110), function(0x1100, None, false));
+        assert_eq!(at(0x1030), None);
     }
 
     #[test]
@@ -565,6 +752,6 @@ mod tests {
             sections.iter().map(|(name, bytes)| Section { name, flags: 0, address: 0, bytes }).collect();
         let objects = Objects::from_parts(vec![object("/lib/x", BIAS, (BIAS, BIAS + 0x2000), elf(&sections))]);
         let found = NativeSymbolizer::new(&objects).with_lines(true).symbolize(CodeAddress::Exact(BIAS + 0x1000));
-        assert_eq!(found.len(), limits::MAX_INLINE_DEPTH);
+        assert_eq!(found.len(), limits::MAX_INLINE_DEPTH + 1);
     }
 }

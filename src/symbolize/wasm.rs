@@ -4,7 +4,10 @@
 //! body from zero, in unreachable code too, the final `end` included, local declarations not. A middleware of the host
 //! that injects operators shifts the numbers; [`WasmModule::fits`] then refuses the file.
 
+pub mod constants;
 mod dwarf;
+pub mod file;
+pub mod names;
 mod printed;
 mod text;
 
@@ -12,19 +15,20 @@ use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use wasmparser::{
-    BinaryReader, ExternalKind, FuncToValidate, FuncValidatorAllocations, FunctionBody, KnownCustom, Name, Parser,
-    Payload, TypeRef, ValidPayload, Validator, ValidatorResources, WasmFeatures,
+    BinaryReader, ExternalKind, FuncToValidate, FuncValidatorAllocations, FunctionBody, Parser, Payload, TypeRef,
+    ValidPayload, Validator, ValidatorResources, WasmFeatures,
 };
 
 use crate::error::Error;
-use crate::limits::{MAX_FUNCTIONS, MAX_SLOTS, MAX_WASM_BYTES};
-use crate::runtime::{ExternKind, GlobalDecl, GuestExport, MemoryDecl, ValType};
-use crate::target::memory::read_file;
+use crate::limits::{MAX_FUNCTIONS, MAX_SLOTS};
+use crate::runtime::{ExternKind, GlobalDecl, GuestExport, MemoryDecl, NameSource, ValType};
 
+use constants::{Constant, Use};
 pub use dwarf::SourceFrame;
+use names::Naming;
 pub use printed::Printed;
 
 /// What a point of a state map is for.
@@ -63,6 +67,22 @@ pub enum OperatorKind {
     End,
     /// Any other.
     Other,
+}
+
+/// Where compiled code traps on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Site {
+    /// An access of a linear memory; atomic ones of more than a byte must be aligned.
+    Memory {
+        /// Whether that is checked.
+        aligned: bool,
+    },
+    /// A float that becomes an integer of which it may be out of range.
+    Conversion,
+    /// `call_indirect`.
+    IndirectCall,
+    /// `unreachable`.
+    Unreachable,
 }
 
 /// An operator of a function body.
@@ -390,7 +410,16 @@ fn lists<T>(
     Err(format!("{what} {i} is {} in the process, {} in {file}", shown(theirs), shown(own)))
 }
 
-/// A parsed `.wasm` file. Bodies are decoded when asked for.
+/// A data segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataSegment<'a> {
+    /// Its bytes.
+    pub bytes: &'a [u8],
+    /// Where it is put when the module starts, if that is known without running it: index of the memory, address, bytes.
+    pub place: Option<(u32, u64, u64)>,
+}
+
+/// A parsed core module. Bodies are decoded when asked for.
 pub struct WasmModule {
     file: String,
     bytes: Vec<u8>,
@@ -421,10 +450,13 @@ pub struct WasmModule {
 
 /// The types of the operands at one place.
 type StackTypes = Vec<ValType>;
+/// The bits of those that are constants.
+type StackConstants = Vec<Option<u64>>;
 
 /// Is shown each operator that has a point, and a function that computes its operands' types; says whether to go on.
-/// Gets the operands' constants too.
-type Visit<'v> = dyn FnMut(u64, PointKind, &dyn Fn() -> Option<StackTypes>, Option<&[Option<u64>]>) -> bool + 'v;
+/// Gets a function that tells the operands' constants too.
+type Visit<'v> =
+    dyn FnMut(u64, PointKind, &dyn Fn() -> Option<StackTypes>, &dyn Fn() -> Option<StackConstants>) -> bool + 'v;
 
 fn value_type(ty: wasmparser::ValType) -> Option<ValType> {
     Some(match ty {
@@ -466,6 +498,51 @@ fn is_division(op: &wasmparser::Operator<'_>) -> bool {
     matches!(op, O::I32DivS | O::I32DivU | O::I32RemS | O::I32RemU | O::I64DivS | O::I64DivU | O::I64RemS | O::I64RemU)
 }
 
+fn is_conversion(op: &wasmparser::Operator<'_>) -> bool {
+    use wasmparser::Operator as O;
+    matches!(
+        op,
+        O::I32TruncF32S
+            | O::I32TruncF32U
+            | O::I32TruncF64S
+            | O::I32TruncF64U
+            | O::I64TruncF32S
+            | O::I64TruncF32U
+            | O::I64TruncF64S
+            | O::I64TruncF64U
+    )
+}
+
+/// The alignment (log2) of an access of a linear memory, and whether it is atomic.
+macro_rules! define_access {
+    ($(@$proposal:ident $op:ident $({ $($arg:ident: $argty:ty),* })? => $visit:ident ($($ann:tt)*))*) => {
+        fn access_of(op: &wasmparser::Operator<'_>) -> Option<(u8, bool)> {
+            match op {
+                $(wasmparser::Operator::$op { .. } => define_access!(@one op $op $($($arg)*)?),)*
+                _ => None,
+            }
+        }
+    };
+    (@one $value:ident $op:ident memarg $($rest:ident)*) => {
+        match $value {
+            wasmparser::Operator::$op { memarg, .. } => Some((memarg.align, stringify!($op).contains("Atomic"))),
+            _ => None,
+        }
+    };
+    (@one $value:ident $op:ident $($rest:ident)*) => { None };
+}
+wasmparser::for_each_operator!(define_access);
+
+fn site_of(op: &wasmparser::Operator<'_>) -> Option<Site> {
+    use wasmparser::Operator as O;
+    match op {
+        O::CallIndirect { .. } => Some(Site::IndirectCall),
+        O::Unreachable => Some(Site::Unreachable),
+        _ if is_conversion(op) => Some(Site::Conversion),
+        _ => access_of(op).map(|(align, atomic)| Site::Memory { aligned: atomic && align > 0 }),
+    }
+}
+
 fn kind_of(op: &wasmparser::Operator<'_>, text: &str) -> OperatorKind {
     use wasmparser::Operator as O;
     match op {
@@ -473,15 +550,8 @@ fn kind_of(op: &wasmparser::Operator<'_>, text: &str) -> OperatorKind {
         O::CallIndirect { .. } => OperatorKind::CallIndirect,
         O::Loop { .. } => OperatorKind::Loop,
         O::End => OperatorKind::End,
-        O::Unreachable
-        | O::I32TruncF32S
-        | O::I32TruncF32U
-        | O::I32TruncF64S
-        | O::I32TruncF64U
-        | O::I64TruncF32S
-        | O::I64TruncF32U
-        | O::I64TruncF64S
-        | O::I64TruncF64U => OperatorKind::Trap,
+        O::Unreachable => OperatorKind::Trap,
+        _ if is_conversion(op) => OperatorKind::Trap,
         _ if is_division(op) || [".load", ".store", ".atomic."].iter().any(|part| text.contains(part)) => {
             OperatorKind::Trap
         }
@@ -516,23 +586,24 @@ impl Reach {
     }
 }
 
-/// The operand stack as singlepass records it: the bits of what a `const` operator pushed, `None` for all else. What a
-/// `local.get` copies is no constant for it, and a block's results are none either.
+/// The operand stack as singlepass records it: what a `const` operator pushed, `None` for all else. What a `local.get`
+/// copies is no constant for it, and a block's results are none either.
 #[derive(Default)]
 struct Constants {
-    stack: Vec<Option<u64>>,
+    stack: Vec<Option<Constant>>,
     /// An operator was met of which it is not known what it pops, or there are too many operands.
     lost: bool,
 }
 
 impl Constants {
-    /// The operands below the topmost `popped`.
-    fn below(&self, popped: usize) -> Option<&[Option<u64>]> {
-        self.stack.get(..self.stack.len().checked_sub(popped)?).filter(|_| !self.lost)
+    /// The operands below the topmost `popped`: the bits of those that are constants.
+    fn below(&self, popped: usize) -> Option<Vec<Option<u64>>> {
+        let below = self.stack.get(..self.stack.len().checked_sub(popped)?).filter(|_| !self.lost)?;
+        Some(below.iter().map(|operand| operand.map(|c| c.bits)).collect())
     }
 
-    /// Goes over `op`, behind which there are `height` operands.
-    fn step(&mut self, op: &wasmparser::Operator<'_>, arity: Option<(u32, u32)>, height: usize) {
+    /// Goes over `op`, the operator with this number, behind which there are `height` operands.
+    fn step(&mut self, number: u64, op: &wasmparser::Operator<'_>, arity: Option<(u32, u32)>, height: usize) {
         use wasmparser::Operator as O;
         self.lost |= height > MAX_SLOTS || arity.is_none();
         let (false, Some((_, pushed))) = (self.lost, arity) else { return };
@@ -540,30 +611,14 @@ impl Constants {
             self.stack.truncate(height.saturating_sub(pushed as usize));
         }
         self.stack.resize(height, None);
-        let bits = match *op {
-            O::I32Const { value } => u64::from(value as u32),
-            O::I64Const { value } => value as u64,
-            O::F32Const { value } => value.bits().into(),
-            O::F64Const { value } => value.bits(),
-            _ => return,
-        };
+        let Some((bits, wide)) = constants::pushed(op) else { return };
         if let Some(top) = self.stack.last_mut() {
-            *top = Some(bits);
+            *top = Some(Constant { operator: number, bits, wide });
         }
     }
 }
 
 impl WasmModule {
-    /// Reads and parses a file. [`Error::File`] if it cannot be read, [`Error::Wasm`] if it is no module.
-    pub fn open(path: impl AsRef<Path>) -> Result<WasmModule, Error> {
-        let path = path.as_ref();
-        let failed = |source| Error::File { path: path.to_path_buf(), source };
-        let refused = |why: String| Error::Wasm { path: path.to_path_buf(), why };
-        let bytes = read_file(path, MAX_WASM_BYTES).map_err(failed)?;
-        let file = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        Self::build(file, bytes).map_err(refused)
-    }
-
     /// Parses `bytes`; `name` stands for the file in messages. [`Error::Wasm`] if they are no module.
     pub fn parse(name: String, bytes: Vec<u8>) -> Result<WasmModule, Error> {
         let path = PathBuf::from(&name);
@@ -699,15 +754,16 @@ impl WasmModule {
                     }
                     self.bodies.push(file_range(body.range())?);
                 }
-                Payload::CustomSection(section) => match section.as_known() {
-                    KnownCustom::Name(reader) => {
-                        self.name_section = Some(file_range(reader.sections.range())?);
-                        self.read_names(reader);
+                Payload::CustomSection(section) => match section.name() {
+                    "name" => {
+                        let end = section.data_offset() + section.data().len() as u64;
+                        self.name_section = Some(file_range(section.data_offset()..end)?);
+                        self.read_names(section.data());
                     }
-                    _ if section.name().starts_with(".debug_") => {
+                    name if name.starts_with(".debug_") => {
                         let end = section.data_offset() + section.data().len() as u64;
                         let range = file_range(section.data_offset()..end)?;
-                        self.debug_sections.entry(section.name().to_string()).or_insert(range);
+                        self.debug_sections.entry(name.to_string()).or_insert(range);
                     }
                     _ => {}
                 },
@@ -725,20 +781,12 @@ impl WasmModule {
         Ok(())
     }
 
-    /// A broken name section costs the names after the break, as the specification asks.
-    fn read_names(&mut self, reader: wasmparser::NameSectionReader<'_>) {
-        for name in reader {
-            match name {
-                Ok(Name::Module { name, .. }) => self.module_name = Some(name.to_string()),
-                Ok(Name::Function(map)) => {
-                    for naming in map.into_iter().map_while(Result::ok) {
-                        self.names.entry(naming.index).or_insert_with(|| naming.name.to_string());
-                    }
-                }
-                Ok(_) => {}
-                Err(_) => break,
-            }
-        }
+    fn read_names(&mut self, section: &[u8]) {
+        names::read(section, &mut |naming| match naming {
+            Naming::Module(name) => _ = self.module_name.get_or_insert_with(|| name.into_owned()),
+            Naming::Function(function, name) => _ = self.names.entry(function).or_insert_with(|| name.into_owned()),
+            Naming::Local(..) => {}
+        });
     }
 
     /// Name from the name section, else the file's.
@@ -761,16 +809,46 @@ impl WasmModule {
         self.bodies.len() as u32
     }
 
-    /// Name of a function and where it is from: "name section", "export" or "import" (as `module.name`), best first.
-    pub fn function_name(&self, func_index: u32) -> Option<(String, &'static str)> {
+    /// Name of a function and where it is from: name section, export or import (as `module.name`), best first.
+    pub fn function_name(&self, func_index: u32) -> Option<(String, NameSource)> {
         if let Some(name) = self.names.get(&func_index).filter(|name| !name.is_empty()) {
-            return Some((name.clone(), "name section"));
+            return Some((name.clone(), NameSource::NameSection));
         }
         if let Some(name) = self.exports.get(&func_index) {
-            return Some((name.clone(), "export"));
+            return Some((name.clone(), NameSource::Export));
         }
         let (module, name) = self.imports.get(func_index as usize)?;
-        Some((format!("{module}.{name}"), "import"))
+        Some((format!("{module}.{name}"), NameSource::Import))
+    }
+
+    /// Name of a function in the name section alone.
+    pub fn own_name(&self, func_index: u32) -> Option<&str> {
+        self.names.get(&func_index).map(String::as_str).filter(|name| !name.is_empty())
+    }
+
+    /// The data segments.
+    pub fn data_segments(&self) -> Vec<DataSegment<'_>> {
+        let mut out = Vec::new();
+        let payloads = Parser::new(0).parse_all(&self.bytes).map_while(Result::ok);
+        let sections = payloads.filter_map(|payload| match payload {
+            Payload::DataSection(reader) => Some(reader),
+            _ => None,
+        });
+        for data in sections.flatten().map_while(Result::ok) {
+            let place = match data.kind {
+                wasmparser::DataKind::Active { memory_index, offset_expr } => {
+                    let offset = match offset_expr.get_operators_reader().read() {
+                        Ok(wasmparser::Operator::I32Const { value }) => Some(u64::from(value as u32)),
+                        Ok(wasmparser::Operator::I64Const { value }) => Some(value as u64),
+                        _ => None,
+                    };
+                    offset.map(|offset| (memory_index, offset, data.data.len() as u64))
+                }
+                wasmparser::DataKind::Passive => None,
+            };
+            out.push(DataSegment { bytes: data.data, place });
+        }
+        out
     }
 
     /// Parameter and result types; `None` if there is no such function or it uses reference types.
@@ -806,16 +884,12 @@ impl WasmModule {
         let names = self.local_names.get_or_init(|| {
             let mut out = HashMap::new();
             let Some(range) = self.name_section.clone() else { return out };
-            let start = range.start as u64;
-            let Some(data) = self.bytes.get(range) else { return out };
-            for section in wasmparser::NameSectionReader::new(BinaryReader::new(data, start)).map_while(Result::ok) {
-                let Name::Local(functions) = section else { continue };
-                for function in functions.map_while(Result::ok) {
-                    for naming in function.names.map_while(Result::ok) {
-                        out.entry((function.index, naming.index)).or_insert_with(|| naming.name.to_string());
-                    }
+            let Some(section) = self.bytes.get(range) else { return out };
+            names::read(section, &mut |naming| {
+                if let Naming::Local(function, local, name) = naming {
+                    out.entry((function, local)).or_insert_with(|| name.into_owned());
                 }
-            }
+            });
             out
         });
         names.get(&(func_index, local)).map(String::as_str)
@@ -852,6 +926,24 @@ impl WasmModule {
     /// File offsets of the operators of a defined function's body, in order.
     pub fn operators(&self, local_func: u32) -> Option<std::sync::Arc<[u64]>> {
         self.operator_offsets(local_func)
+    }
+
+    /// Where the code of a defined function traps, as far as code is made for it: numbers of operators, in order.
+    pub fn sites(&self, local_func: u32) -> Vec<(u64, Site)> {
+        let mut out = Vec::new();
+        let Some(mut reader) = self.body(local_func).and_then(|body| body.get_operators_reader().ok()) else {
+            return out;
+        };
+        let mut reach = Reach::default();
+        for index in 0.. {
+            let Ok(op) = reader.read() else { break };
+            let alive = reach.step(&op);
+            out.extend(site_of(&op).filter(|_| alive).map(|site| (index, site)));
+            if reader.eof() {
+                break;
+            }
+        }
+        out
     }
 
     /// The whole file.
@@ -969,15 +1061,17 @@ impl WasmModule {
         local_func: u32,
         mut visit: impl FnMut(u64, PointKind, &dyn Fn() -> Option<Vec<ValType>>) -> bool,
     ) {
-        let _ = self.visit_stack(local_func, &mut |index, kind, types, _| visit(index, kind, types));
+        let _ = self.visit_stack(local_func, None, &mut |index, kind, types, _| visit(index, kind, types));
     }
 
     /// The same with the operands themselves: the bits of those that are constants.
     fn each_operands(&self, local_func: u32, mut visit: impl FnMut(u64, PointKind, Option<&[Option<u64>]>) -> bool) {
-        let _ = self.visit_stack(local_func, &mut |index, kind, _, constants| visit(index, kind, constants));
+        let _ = self
+            .visit_stack(local_func, None, &mut |index, kind, _, constants| visit(index, kind, constants().as_deref()));
     }
 
-    fn visit_stack(&self, local_func: u32, visit: &mut Visit<'_>) -> Option<()> {
+    /// `uses`: gets the constants that singlepass writes into the code, as far as `visit` lets the walk go.
+    fn visit_stack(&self, local_func: u32, mut uses: Option<&mut Vec<Use>>, visit: &mut Visit<'_>) -> Option<()> {
         let resources = self.resources.as_ref().ok()?.clone();
         let index = self.imported_functions().checked_add(local_func)?;
         let ty = *self.functions.get(index as usize)?;
@@ -1014,14 +1108,17 @@ impl WasmModule {
                     // Depth 0 is the top of the stack.
                     (popped..height).rev().map(|depth| value_type(validator.get_operand_type(depth)??)).collect()
                 };
-                let below = popped.and_then(|popped| constants.below(popped));
-                if !visit(next, kind, &types, below) {
+                let below = || constants.below(popped?);
+                if !visit(next, kind, &types, &below) {
                     return None;
                 }
             }
             let arity = op.operator_arity(&validator);
+            if let (Some(uses), true, false, Some((popped, _))) = (&mut uses, alive, constants.lost, arity) {
+                uses.extend(constants.written(&op, popped as usize));
+            }
             validator.op(offset, &op).ok()?;
-            constants.step(&op, arity, validator.operand_stack_height() as usize);
+            constants.step(next, &op, arity, validator.operand_stack_height() as usize);
             next += 1;
         }
         None

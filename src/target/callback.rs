@@ -7,6 +7,7 @@
 //! What a short cut cannot answer, the debugger is asked.
 
 use super::core::CoreTarget;
+use super::files::Place;
 use super::live::parse_maps;
 use super::memory::PAGE;
 use super::notes::{parse_auxv, without_deleted};
@@ -400,7 +401,7 @@ impl Target for CallbackTarget {
         own.or_else(|| self.core.as_ref().and_then(|c| c.auxv(key)))
     }
 
-    fn file_candidates(&self, mapping: &Mapping) -> Vec<PathBuf> {
+    fn file_candidates(&self, mapping: &Mapping) -> Vec<Place> {
         if let Some(core) = &self.core {
             return core.file_candidates(mapping);
         }
@@ -408,23 +409,31 @@ impl Target for CallbackTarget {
             return Vec::new();
         }
         let Some((path, deleted)) = without_deleted(mapping) else { return Vec::new() };
-        let inside = path.strip_prefix("/").ok();
         let mut out = Vec::new();
         if let Some(pid) = self.pid.filter(|_| self.local) {
             let proc = PathBuf::from(format!("/proc/{pid}"));
-            if let (false, Some(inside)) = (deleted, inside) {
-                out.push(proc.join("root").join(inside));
-            }
             if self.executable.is_some() && self.executable == mapping.path {
-                out.push(proc.join("exe"));
+                out.push(Place::kernel(proc.join("exe")));
             }
-            out.push(proc.join(format!("map_files/{:x}-{:x}", mapping.start, mapping.end)));
+            if !deleted && path.is_absolute() {
+                out.push(Place::within(&proc.join("root"), &path));
+            }
+            out.push(Place::kernel(proc.join(format!("map_files/{:x}-{:x}", mapping.start, mapping.end))));
         }
-        if let (Some(root), Some(inside)) = (&self.sysroot, inside) {
-            out.push(root.join(inside));
+        if let Some(root) = self.sysroot.as_ref().filter(|_| path.is_absolute()) {
+            out.push(Place::within(root, &path));
         }
-        out.push(path);
+        out.push(Place::named(path));
         out
+    }
+
+    fn read_own(&self, address: u64, buf: &mut [u8]) -> usize {
+        match (&self.core, &self.mem) {
+            (Some(core), _) => core.read_own(address, buf),
+            (None, Some(_)) if self.read(address, buf).is_ok() => buf.len(),
+            // What a debugger lends may be of the very file, and all code of it takes long to ask for.
+            (None, _) => 0,
+        }
     }
 
     fn notes(&self) -> &[String] {

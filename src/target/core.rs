@@ -1,9 +1,11 @@
 //! A core file: what the kernel or gdb wrote of a process.
 
 use super::elf::{self, HEADER_SIZE, Header, Headers, PHDR_SIZE, Phdr, pf, pt};
-use super::memory::{CUT_OFF, Content, Holder, PAGE, Splice, map_file};
+use super::files::{Place, map_file, map_place};
+use super::memory::{CUT_OFF, Content, Holder, PAGE, Splice};
 use super::notes::{Notes, without_deleted};
 use super::objects::SearchPaths;
+use super::same_file::{self, Evidence};
 use super::{Mapping, Memory, MemoryError, Target, Thread};
 use crate::bytes::Bytes;
 use crate::error::Error;
@@ -30,6 +32,8 @@ pub struct CoreTarget {
     executable: Option<PathBuf>,
     search: SearchPaths,
     memory: Splice,
+    /// What the core itself holds of it.
+    own: Splice,
 }
 
 impl CoreTarget {
@@ -85,8 +89,16 @@ impl CoreTarget {
         for &(start, end) in &unlisted {
             memory.add(start, end, Content::Absent(NOT_DUMPED));
         }
-        let mut core =
-            CoreTarget { path: path.into(), notes, lines, mappings, executable: None, search: search.clone(), memory };
+        let mut core = CoreTarget {
+            path: path.into(),
+            notes,
+            lines,
+            mappings,
+            executable: None,
+            search: search.clone(),
+            own: memory.clone(),
+            memory,
+        };
         core.executable = core.find_executable();
         core.fill_from_files(&unlisted);
         Ok(core)
@@ -195,16 +207,20 @@ impl CoreTarget {
         });
         let mut result = Found::No;
         for candidate in self.file_candidates(first) {
-            let Ok(file) = map_file(&candidate) else { continue };
+            let Ok(file) = map_place(&candidate) else { continue };
             let Some(headers) = Headers::of_file(&file) else { continue };
+            let all: Vec<&Mapping> = mappings.iter().collect();
+            let agrees = || {
+                let read = |address, buffer: &mut [u8]| self.read_own(address, buffer);
+                same_file::compare(&file, &headers, &all, read) != Evidence::Other
+            };
             let same = match &in_core {
                 Some((_, Some(id))) => headers.build_id_of_file(&file).as_ref() == Some(id),
-                Some((theirs, None)) => theirs.phdrs == headers.phdrs && theirs.header.entry == headers.header.entry,
-                None => {
-                    let all: Vec<&Mapping> = mappings.iter().collect();
-                    // Where nothing can be compared, the name is all there is.
-                    headers.dynamic_agrees(&file, &all, &self.memory).unwrap_or(true)
+                Some((theirs, None)) => {
+                    theirs.phdrs == headers.phdrs && theirs.header.entry == headers.header.entry && agrees()
                 }
+                // Where nothing can be compared, the name is all there is.
+                None => headers.dynamic_agrees(&file, &all, &self.memory).unwrap_or(true) && agrees(),
             };
             if same {
                 return Found::Yes(Arc::new(file), Box::new(headers));
@@ -262,22 +278,22 @@ impl Target for CoreTarget {
         self.notes.auxv(key)
     }
 
-    fn file_candidates(&self, mapping: &Mapping) -> Vec<PathBuf> {
+    fn file_candidates(&self, mapping: &Mapping) -> Vec<Place> {
         if mapping.is_anonymous() {
             return Vec::new();
         }
         let Some((path, _)) = without_deleted(mapping) else { return Vec::new() };
         let mut out = Vec::new();
         if self.executable.is_some() && self.executable == mapping.path {
-            out.extend(self.search.executable.clone());
+            out.extend(self.search.executable.clone().map(Place::user));
         }
-        if let (Some(root), Ok(inside)) = (&self.search.sysroot, path.strip_prefix("/")) {
-            out.push(root.join(inside));
+        if let Some(root) = self.search.sysroot.as_ref().filter(|_| path.is_absolute()) {
+            out.push(Place::within(root, &path));
         }
         // Cores are often handed on together with the files, in one directory.
         let neighbour = path.file_name().and_then(|name| Some(self.path.parent()?.join(name)));
-        out.push(path);
-        out.extend(neighbour);
+        out.push(Place::named(path));
+        out.extend(neighbour.map(Place::named));
         out
     }
 
@@ -287,6 +303,11 @@ impl Target for CoreTarget {
 
     fn is_live(&self) -> bool {
         false
+    }
+
+    fn read_own(&self, address: u64, buf: &mut [u8]) -> usize {
+        let n = self.own.available(address, buf.len());
+        if self.own.read(address, &mut buf[..n]).is_ok() { n } else { 0 }
     }
 }
 

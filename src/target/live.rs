@@ -13,16 +13,21 @@
 //! part returns with it. All others go on as if nothing had been, sleeps with the time that was left.
 #![allow(unsafe_code)]
 
+mod evidence;
 pub mod held;
 pub mod inject;
+mod reread;
 mod step;
 #[cfg(test)]
 mod tests;
 mod unstopped;
 
+use self::evidence::Evidence;
+pub use self::reread::ReadSet;
 pub use self::step::{Refusal, SettleReport, Settled, Verdict};
 use self::step::{SYNCHRONOUS, SignalInfo, end_stepping, is_queued};
-use super::memory::{Content, Holder, PageCache, Piece, Splice};
+use super::files::{Identity, Place};
+use super::memory::{Content, Holder, PAGE, PageCache, Piece, Splice};
 use super::notes::{parse_auxv, without_deleted};
 use super::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
 use crate::arch::x64::{USER_REGS_ORIG_RAX, USER_REGS_WORDS};
@@ -71,6 +76,12 @@ pub struct LiveTarget {
     source: Source,
     cache: Mutex<PageCache>,
     pause: Duration,
+    evidence: Evidence,
+    copied: reread::Copied,
+    log: Mutex<reread::Log>,
+    files: evidence::MappedFiles,
+    // Where the threads slept, if none was stopped.
+    slept: Option<Vec<(libc::pid_t, unstopped::Place)>>,
 }
 
 /// The running process's memory.
@@ -155,6 +166,53 @@ const SMALL_READ: usize = 1024;
 
 impl Memory for LiveTarget {
     fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
+        self.read_with(address, buf, |at, part| self.read_running(at, part))
+    }
+
+    fn read_some(&self, address: u64, buf: &mut [u8]) -> usize {
+        if self.read(address, buf).is_ok() {
+            return buf.len();
+        }
+        in_halves(address, buf, |at, part| self.read(at, part))
+    }
+
+    fn scan(&self, address: u64, buf: &mut [u8]) -> usize {
+        if self.copied.is_sealed() {
+            let len = self.captured.available(address, buf.len());
+            let read = self.captured.read(address, &mut buf[..len]);
+            return if read.is_ok() { len } else { 0 };
+        }
+        let read = |at: u64, part: &mut [u8]| self.read_with(at, part, |at, part| self.source.read(at, part));
+        if read(address, buf).is_ok() {
+            return buf.len();
+        }
+        in_halves(address, buf, read)
+    }
+}
+
+/// What `read` can read from `address` on. In halves instead of pages: a search of the heap reads megabytes that are there
+/// as a whole.
+fn in_halves(address: u64, buf: &mut [u8], read: impl Fn(u64, &mut [u8]) -> Result<(), MemoryError>) -> usize {
+    let mut done = 0;
+    let mut step = (buf.len() / 2).max(1);
+    while done < buf.len() && step > 0 {
+        let n = step.min(buf.len() - done);
+        match address.checked_add(done as u64).map(|at| read(at, &mut buf[done..done + n])) {
+            Some(Ok(())) => done += n,
+            _ => step = if step > 1 { step.min(n) / 2 } else { 0 },
+        }
+    }
+    done
+}
+
+impl LiveTarget {
+    /// Fills `buf` from what was copied, and by `running` where there is no copy.
+    fn read_with(
+        &self,
+        address: u64,
+        buf: &mut [u8],
+        running: impl Fn(u64, &mut [u8]) -> Result<(), MemoryError>,
+    ) -> Result<(), MemoryError> {
         let len = buf.len();
         let mut done = 0;
         while done < len {
@@ -165,9 +223,10 @@ impl Memory for LiveTarget {
                     buf[done..done + n].copy_from_slice(&bytes[..n]);
                     n
                 }
-                Piece::Zero(n) | Piece::Absent(n, _) | Piece::Gap(n) => {
+                Piece::Absent(..) => return Err(MemoryError::Unmapped { address, len }),
+                Piece::Zero(n) | Piece::Gap(n) => {
                     let n = usize::try_from(n).unwrap_or(usize::MAX).min(len - done);
-                    self.read_running(at, &mut buf[done..done + n])?;
+                    running(at, &mut buf[done..done + n])?;
                     n
                 }
             };
@@ -175,41 +234,9 @@ impl Memory for LiveTarget {
         Ok(())
     }
 
-    fn read_some(&self, address: u64, buf: &mut [u8]) -> usize {
-        if self.read(address, buf).is_ok() {
-            return buf.len();
-        }
-        // Halves instead of pages: a search of the heap reads megabytes that are there as a whole.
-        let mut done = 0;
-        let mut step = (buf.len() / 2).max(1);
-        while done < buf.len() && step > 0 {
-            let n = step.min(buf.len() - done);
-            match address.checked_add(done as u64).map(|at| self.read(at, &mut buf[done..done + n])) {
-                Some(Ok(())) => done += n,
-                _ => step = if step > 1 { step.min(n) / 2 } else { 0 },
-            }
-        }
-        done
-    }
-}
-
-impl LiveTarget {
-    fn read_running(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
-        if buf.len() > SMALL_READ {
-            return self.source.read(address, buf);
-        }
-        match self.cache.lock() {
-            Ok(mut cache) => cache.read(address, buf, |page, into| self.source.read(page, into)),
-            Err(_) => self.source.read(address, buf),
-        }
-    }
-
     /// Stops all threads of process `pid`, copies what a backtrace needs and lets them go.
     pub fn capture(pid: u32, options: &CaptureOptions) -> Result<LiveTarget, Error> {
-        on_own_thread(pid, || {
-            let mut stopped = Stopped::all(pid, options)?;
-            LiveTarget::of(&mut stopped, options)
-        })
+        LiveTarget::capture_again(pid, options, &ReadSet::default())
     }
 
     /// Like [`LiveTarget::capture`], but first single-steps thread `tid` until `verdict` says [`Verdict::Point`] or
@@ -227,10 +254,22 @@ impl LiveTarget {
         options: &CaptureOptions,
         verdict: &mut (dyn FnMut(u64, &dyn Memory) -> Verdict + Send),
     ) -> Result<(LiveTarget, SettleReport), Error> {
+        LiveTarget::settle_again(pid, tid, max_steps, options, &ReadSet::default(), verdict)
+    }
+
+    /// The same, with what `set` asks for copied at the instant of the capture.
+    pub fn settle_again(
+        pid: u32,
+        tid: ThreadId,
+        max_steps: usize,
+        options: &CaptureOptions,
+        set: &ReadSet,
+        verdict: &mut (dyn FnMut(u64, &dyn Memory) -> Verdict + Send),
+    ) -> Result<(LiveTarget, SettleReport), Error> {
         on_own_thread(pid, || {
             let mut stopped = Stopped::all(pid, options)?;
             let report = stopped.step(tid, max_steps.min(limits::MAX_SETTLE_STEPS), verdict)?;
-            Ok((LiveTarget::of(&mut stopped, options)?, report))
+            Ok((LiveTarget::of(&mut stopped, options, set)?, report))
         })
     }
 
@@ -239,27 +278,29 @@ impl LiveTarget {
         self.pause
     }
 
-    fn of(stopped: &mut Stopped, options: &CaptureOptions) -> Result<LiveTarget, Error> {
-        let mut target = LiveTarget::look(stopped, options)?;
+    fn of(stopped: &mut Stopped, options: &CaptureOptions, set: &ReadSet) -> Result<LiveTarget, Error> {
+        let mut target = LiveTarget::look(stopped, options, set)?;
         stopped.release();
         target.pause = stopped.since.elapsed();
         Ok(target)
     }
 
     /// What is copied of a process that stands.
-    fn look(stopped: &mut Stopped, options: &CaptureOptions) -> Result<LiveTarget, Error> {
+    fn look(stopped: &mut Stopped, options: &CaptureOptions, set: &ReadSet) -> Result<LiveTarget, Error> {
         let _urgent = Urgent::begin();
         let pid = stopped.pid;
         let process = Process::open(pid, stopped.reader())?;
         let name = |tid: libc::pid_t| stopped.names.get(&tid).cloned().flatten();
         let mut threads: Vec<Thread> = stopped.threads.iter().map(|s| s.registers(name(s.tid))).collect();
         let mut notes = std::mem::take(&mut stopped.notes);
-        let captured = copy_stacks(&threads, &process.mappings, &process.source, pid, options, &mut notes);
+        let mut captured = copy_stacks(&threads, &process.mappings, &process.source, pid, options, &mut notes);
+        let copied = reread::copy(set, &process, &mut captured);
+        let evidence = Evidence::take(pid, &threads, &process, &captured);
         for &(tid, why) in &stopped.unstopped {
             threads.push(Thread { problem: Some(why.to_string()), ..thread_named(tid, name(tid)) });
         }
         threads.sort_by_key(|t| (t.id.0 != pid, t.id));
-        Ok(process.target(pid, threads, notes, captured, Duration::ZERO))
+        Ok(LiveTarget { copied, ..process.target(pid, threads, notes, captured, evidence) })
     }
 }
 
@@ -269,14 +310,15 @@ struct Process {
     executable: Option<PathBuf>,
     auxv: Vec<(u64, u64)>,
     source: Source,
+    files: evidence::MappedFiles,
 }
 
 impl Process {
     /// Process `pid` as its thread `tid` shows it: an ended main thread has no memory any more.
     fn open(pid: u32, tid: libc::pid_t) -> Result<Process, Error> {
         let proc = PathBuf::from(format!("/proc/{pid}/task/{tid}"));
-        let mappings = match std::fs::read(proc.join("maps")) {
-            Ok(text) => parse_maps(&text),
+        let (mappings, files) = match std::fs::read(proc.join("maps")) {
+            Ok(text) => (parse_maps(&text), evidence::MappedFiles::new(text)),
             Err(source) => return Err(Error::File { path: proc.join("maps"), source }),
         };
         Ok(Process {
@@ -284,6 +326,7 @@ impl Process {
             executable: std::fs::read_link(proc.join("exe")).ok(),
             auxv: std::fs::read(proc.join("auxv")).map(|b| parse_auxv(&b)).unwrap_or_default(),
             source: Source { tid, mem: File::open(proc.join("mem")).ok() },
+            files,
         })
     }
 
@@ -293,10 +336,26 @@ impl Process {
         threads: Vec<Thread>,
         notes: Vec<String>,
         captured: Splice,
-        pause: Duration,
+        evidence: Evidence,
     ) -> LiveTarget {
-        let Process { mappings, executable, auxv, source } = self;
-        LiveTarget { pid, threads, mappings, executable, auxv, notes, captured, source, cache: Mutex::default(), pause }
+        let Process { mappings, executable, auxv, source, files } = self;
+        LiveTarget {
+            pid,
+            threads,
+            mappings,
+            executable,
+            auxv,
+            notes,
+            captured,
+            source,
+            cache: Mutex::default(),
+            pause: Duration::ZERO,
+            evidence,
+            copied: reread::Copied::default(),
+            log: Mutex::default(),
+            files,
+            slept: None,
+        }
     }
 }
 
@@ -364,23 +423,28 @@ impl Target for LiveTarget {
         self.auxv.iter().find(|(k, _)| *k == key).map(|(_, v)| *v)
     }
 
-    fn file_candidates(&self, mapping: &Mapping) -> Vec<PathBuf> {
+    fn file_candidates(&self, mapping: &Mapping) -> Vec<Place> {
         if mapping.is_anonymous() {
             return Vec::new();
         }
         let Some((path, deleted)) = without_deleted(mapping) else { return Vec::new() };
         let proc = PathBuf::from(format!("/proc/{}/task/{}", self.pid, self.source.tid));
         let mut out = Vec::new();
-        // Through the mount namespace of the process. A file that was replaced since has another build id, which the
-        // loader checks; the links behind it lead to the very file that is mapped.
-        if !deleted && let Ok(inside) = path.strip_prefix("/") {
-            out.push(proc.join("root").join(inside));
-        }
+        // The very file that runs, whatever stands at its path by now.
         if self.executable.is_some() && self.executable == mapping.path {
-            out.push(proc.join("exe"));
+            out.push(Place::kernel(proc.join("exe")));
         }
-        out.push(PathBuf::from(format!("/proc/{}/map_files/{:x}-{:x}", self.pid, mapping.start, mapping.end)));
+        // Through the mount namespace of the process. Whether a file was replaced since, the loader checks; the link behind
+        // it leads to the very file that is mapped, but needs more rights.
+        if !deleted && path.is_absolute() {
+            out.push(Place::within(&proc.join("root"), &path));
+        }
+        out.push(Place::kernel(format!("/proc/{}/map_files/{:x}-{:x}", self.pid, mapping.start, mapping.end)));
         out
+    }
+
+    fn maps_another(&self, mapping: &Mapping, file: &Identity) -> bool {
+        self.files.is_another(mapping, file)
     }
 
     fn notes(&self) -> &[String] {
@@ -394,6 +458,14 @@ impl Target for LiveTarget {
 
     fn is_live(&self) -> bool {
         true
+    }
+
+    fn prove(&self) -> bool {
+        self.prove_so_far()
+    }
+
+    fn is_gone(&self) -> bool {
+        self.has_refused()
     }
 }
 

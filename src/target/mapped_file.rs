@@ -1,6 +1,6 @@
 //! A file that a target has mapped, and memory that is read from it where the target leaves it out.
 
-use super::memory::map_file;
+use super::files::{Mapped, map_place};
 use super::{Mapping, Memory, MemoryError, Target};
 use std::path::PathBuf;
 
@@ -15,7 +15,7 @@ pub struct MappedFile {
     /// Address of its first byte in the target.
     pub base: u64,
     /// Its bytes.
-    pub bytes: memmap2::Mmap,
+    pub bytes: Mapped,
     /// Bytes of its start that the target has too, and that are the same there.
     pub compared: usize,
 }
@@ -30,6 +30,10 @@ impl MappedFile {
     /// The file that `mapping` names and `is_it` takes, if the target has nothing of its first page: nothing proves that it
     /// is the one that was mapped. It is long enough for every mapping of it.
     pub fn unproven(target: &dyn Target, mapping: &Mapping, is_it: impl Fn(&MappedFile) -> bool) -> Option<MappedFile> {
+        if target.is_live() {
+            // Its memory was there at the stop.
+            return None;
+        }
         let fits = |file: &MappedFile| {
             let of_it = target.mappings().iter().filter(|m| m.path == mapping.path && m.end > file.base);
             let end =
@@ -49,10 +53,13 @@ impl MappedFile {
             (base, first)
         });
         known.into_iter().flat_map(move |(base, first)| {
-            target.file_candidates(mapping).into_iter().filter_map(move |path| {
-                let bytes = map_file(&path).ok()?;
+            target.file_candidates(mapping).into_iter().filter_map(move |place| {
+                let bytes = map_place(&place).ok()?;
+                if target.maps_another(mapping, &bytes.identity()) {
+                    return None;
+                }
                 let same = bytes.get(..first.len())? == first;
-                same.then_some(MappedFile { path, base, bytes, compared: first.len() })
+                same.then_some(MappedFile { path: place.path().to_path_buf(), base, bytes, compared: first.len() })
             })
         })
     }

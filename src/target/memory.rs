@@ -1,12 +1,9 @@
 //! Memory put together from pieces: regions where later ones win, bytes that are zero, bytes that are known to be missing.
 
+pub use super::files::{map_file, open_regular, read_file};
 use super::{Memory, MemoryError};
 use crate::limits;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 use std::sync::Arc;
 
 /// Something that holds bytes: a copied stack, a mapped core, a mapped executable.
@@ -233,49 +230,6 @@ impl PageCache {
     }
 }
 
-/// Opens a regular file, for reading; its size in bytes.
-pub fn open_regular(path: &Path) -> std::io::Result<(File, u64)> {
-    // A core or a user can name anything: opening a device has effects, opening a FIFO waits for its writer.
-    let not_regular = || std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file");
-    if !std::fs::metadata(path)?.is_file() {
-        return Err(not_regular());
-    }
-    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-    let meta = file.metadata()?;
-    if !meta.is_file() {
-        return Err(not_regular());
-    }
-    Ok((file, meta.len()))
-}
-
-/// Reads a regular file of at most `most` bytes.
-pub fn read_file(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
-    let (file, size) = open_regular(path)?;
-    let mut bytes = Vec::new();
-    // It may grow.
-    if size > most || file.take(most + 1).read_to_end(&mut bytes)? as u64 > most {
-        let why = format!("it has {size} bytes, more than the {most} that are read");
-        return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, why));
-    }
-    Ok(bytes)
-}
-
-/// Maps a file for reading. An empty file is an error of kind `UnexpectedEof`, as it cannot be mapped.
-pub fn map_file(path: &Path) -> std::io::Result<memmap2::Mmap> {
-    map(&open_regular(path)?.0)
-}
-
-/// As [`map_file`], of a regular file that is open already.
-#[allow(unsafe_code)]
-pub fn map(file: &File) -> std::io::Result<memmap2::Mmap> {
-    if file.metadata()?.len() == 0 {
-        return Err(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the file is empty"));
-    }
-    // SAFETY: private and read-only. Someone who shortens the file while it is mapped makes us die of SIGBUS, as with
-    // every tool that maps its input; executables and cores are replaced by rename, not written in place.
-    unsafe { memmap2::Mmap::map(file) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -354,16 +308,6 @@ mod tests {
         let mut b = [1; 8];
         assert!(matches!(s.read(u64::MAX - 3, &mut b), Err(MemoryError::Unmapped { .. })));
         assert_eq!(s.piece(u64::MAX), Piece::Gap(1));
-    }
-
-    #[test]
-    fn only_regular_files_are_opened() {
-        let dir = tempfile::tempdir().unwrap();
-        let fifo = dir.path().join("fifo");
-        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
-        for path in [fifo.as_path(), dir.path(), Path::new("/dev/null")] {
-            assert_eq!(map_file(path).unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
-        }
     }
 
     #[test]

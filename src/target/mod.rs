@@ -3,14 +3,18 @@
 pub mod callback;
 pub mod core;
 pub mod elf;
+pub mod files;
 pub mod live;
 pub mod mapped_file;
 pub mod memory;
 pub mod notes;
 pub mod objects;
+pub mod same_file;
 #[doc(hidden)]
 pub mod testing;
+pub mod unpack;
 
+use self::files::Place;
 use crate::arch::Registers;
 use std::path::{Path, PathBuf};
 
@@ -34,6 +38,14 @@ pub enum MemoryError {
         len: usize,
         /// Why ("the core is truncated", "not dumped").
         why: &'static str,
+    },
+    /// The process runs on, and what is there now may be something else than what was there at the stop.
+    #[error("cannot read memory at {address:#x} ({len} bytes): the module was gone before it could be read")]
+    Gone {
+        /// First address of the failed read.
+        address: u64,
+        /// Bytes wanted.
+        len: usize,
     },
     /// The kernel refused or the process is gone.
     #[error("cannot read memory at {address:#x} ({len} bytes): {errno}")]
@@ -68,6 +80,14 @@ pub trait Memory {
             done += step;
         }
         done
+    }
+
+    /// As [`Memory::read_some`], of a search: what is found is a hint, and read again by whoever takes it.
+    fn scan(&self, address: u64, buf: &mut [u8]) -> usize {
+        match self.read(address, buf) {
+            Ok(()) => buf.len(),
+            Err(_) => self.read_some(address, buf),
+        }
     }
 
     /// A little-endian u64.
@@ -173,15 +193,37 @@ pub trait Target: Memory {
     fn auxv(&self, key: u64) -> Option<u64>;
     /// Where the file that `mapping` names can be opened from here (`/proc/PID/root/...`, map_files, a sysroot); the
     /// first that opens is right. Empty for anonymous mappings.
-    fn file_candidates(&self, mapping: &Mapping) -> Vec<PathBuf>;
+    fn file_candidates(&self, mapping: &Mapping) -> Vec<Place>;
+    /// Whether `file` is certainly not the one that `mapping` maps, though it is at one of these places by now.
+    fn maps_another(&self, mapping: &Mapping, file: &files::Identity) -> bool {
+        let _ = (mapping, file);
+        false
+    }
     /// Things the reader should know: truncated core, threads that vanished. One line each.
     fn notes(&self) -> &[String];
     /// Whether memory may have changed since the registers were captured (a live process that runs on).
     fn is_live(&self) -> bool;
 
+    /// Whether all that was read so far is of the instant of registers and stacks, or nothing can be done about it: to be
+    /// asked before what was read is used for more than the next read.
+    fn prove(&self) -> bool {
+        true
+    }
+
+    /// Whether memory was asked for that could not be had as it was at the stop.
+    fn is_gone(&self) -> bool {
+        false
+    }
+
     /// The parts of `start..end` that can hold anything but zeros, as far as that is known without reading them.
     fn touched(&self, start: u64, end: u64) -> Vec<(u64, u64)> {
         vec![(start, end)]
+    }
+
+    /// Reads what the target itself holds, as [`Memory::read_some`], but nothing of a file in its place.
+    fn read_own(&self, address: u64, buf: &mut [u8]) -> usize {
+        // All at once costs a running process the least.
+        if self.read(address, buf).is_ok() { buf.len() } else { self.read_some(address, buf) }
     }
 
     /// The mapping that covers `address`.

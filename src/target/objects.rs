@@ -1,11 +1,14 @@
 //! The ELF files that are loaded in a target: which file covers an address, its unwind tables, symbols, separate debug file
 //! and thread-local block.
 
+mod debuglink;
+
 use super::elf::{self, HEADER_SIZE, Headers, pf, pt};
-use super::memory::map_file;
-use super::{Mapping, Target};
+use super::files::{self, Mapped, Place, map_place};
+use super::same_file::{self, Evidence};
+use super::{Mapping, Target, unpack};
 use crate::limits;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -26,7 +29,7 @@ pub struct SearchPaths {
 /// The bytes of an ELF file.
 pub enum ObjectData {
     /// A mapped file.
-    File(memmap2::Mmap),
+    File(Mapped),
     /// Read out of the target's memory (vdso, or the file is gone but its segments are there).
     Memory(Vec<u8>),
 }
@@ -96,6 +99,16 @@ impl Unpacked {
 #[derive(Default)]
 pub struct Excerpts(OnceLock<Box<(memmap2::Mmap, Excerpts)>>);
 
+impl Drop for Excerpts {
+    /// One after the other: each holds the next.
+    fn drop(&mut self) {
+        let mut next = self.0.take();
+        while let Some(mut kept) = next {
+            next = kept.1.0.take();
+        }
+    }
+}
+
 impl Excerpts {
     /// The bytes, for as long as the file is there.
     pub fn keep(&self, bytes: memmap2::Mmap) -> Option<&[u8]> {
@@ -135,6 +148,17 @@ pub struct Objects {
     // (start, end, index into `objects`) of every mapping, ascending.
     index: Vec<(u64, u64, usize)>,
     has_executable: bool,
+    doubts: Vec<Doubt>,
+    notes: Vec<String>,
+}
+
+/// Why what is said of some code may not be right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Doubt {
+    /// First address and one past the last.
+    pub range: (u64, u64),
+    /// What a reader should know. `None`: the file's `problem` has it.
+    pub note: Option<String>,
 }
 
 impl Objects {
@@ -148,8 +172,15 @@ impl Objects {
                 by_path.entry(path).or_default().push(m);
             }
         }
+        unpack::begin();
         let main = main_path(target);
-        let loader = Loader { target, search, image_budget: Cell::new(limits::MAX_OBJECT_IMAGES) };
+        let loader = Loader {
+            target,
+            search,
+            image_budget: Cell::new(limits::MAX_OBJECT_IMAGES),
+            doubts: RefCell::default(),
+            notes: RefCell::default(),
+        };
         let mut found: Vec<(LoadedObject, Vec<(u64, u64)>)> = Vec::new();
         for (path, mappings) in &by_path {
             found.extend(loader.file(path, mappings, main.as_deref() == Some(*path)));
@@ -169,7 +200,8 @@ impl Objects {
         let mut index: Vec<(u64, u64, usize)> =
             found.iter().enumerate().flat_map(|(i, (_, ranges))| ranges.iter().map(move |r| (r.0, r.1, i))).collect();
         index.sort_unstable();
-        Objects { objects: found.into_iter().map(|(o, _)| o).collect(), index, has_executable }
+        let (doubts, notes) = (loader.doubts.into_inner(), loader.notes.into_inner());
+        Objects { objects: found.into_iter().map(|(o, _)| o).collect(), index, has_executable, doubts, notes }
     }
 
     /// From files that were found otherwise, the main executable first.
@@ -177,7 +209,8 @@ impl Objects {
     pub fn from_parts(objects: Vec<LoadedObject>) -> Objects {
         let mut index: Vec<_> = objects.iter().enumerate().map(|(i, o)| (o.range.0, o.range.1, i)).collect();
         index.sort_unstable();
-        Objects { has_executable: !objects.is_empty(), objects, index }
+        let (doubts, notes) = (Vec::new(), Vec::new());
+        Objects { has_executable: !objects.is_empty(), objects, index, doubts, notes }
     }
 
     /// The file that covers `address`.
@@ -193,6 +226,16 @@ impl Objects {
     /// All files.
     pub fn iter(&self) -> impl Iterator<Item = &LoadedObject> {
         self.objects.iter()
+    }
+
+    /// Why what the file that covers `address` says may not be right.
+    pub fn doubt(&self, address: u64) -> Option<&Doubt> {
+        self.doubts.iter().find(|d| d.range.0 <= address && address < d.range.1)
+    }
+
+    /// Things that a reader should know of files that were not read.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The main executable.
@@ -218,6 +261,17 @@ struct Loader<'a> {
     target: &'a dyn Target,
     search: &'a SearchPaths,
     image_budget: Cell<u64>,
+    doubts: RefCell<Vec<Doubt>>,
+    notes: RefCell<Vec<String>>,
+}
+
+/// A file that may be the one that was loaded.
+struct Candidate {
+    place: Place,
+    file: Mapped,
+    headers: Headers,
+    /// Whether anything proves that it is.
+    proven: bool,
 }
 
 /// A file's headers as they lie in the target's memory.
@@ -255,7 +309,7 @@ impl Loader<'_> {
         let Some(&lowest) = mappings.first() else { return Vec::new() };
         let memory = mappings.iter().filter(|m| m.offset == 0 && m.read).find_map(|m| self.in_memory(m.start));
         let (file, mut problem) = self.open(lowest, mappings, memory.as_ref(), is_main);
-        let headers = memory.as_ref().map(|m| m.headers.clone()).or_else(|| file.as_ref().map(|f| f.2.clone()));
+        let headers = memory.as_ref().map(|m| m.headers.clone()).or_else(|| file.as_ref().map(|f| f.headers.clone()));
         let Some(headers) = headers else {
             // JIT dumps, devices and other things that are mapped executable but are no ELF file.
             let is_elf_name = is_main || path.to_string_lossy().contains(".so") || problem.is_some();
@@ -274,14 +328,30 @@ impl Loader<'_> {
         {
             instances.push((m.bias, mappings.iter().map(|m| (m.start, m.end)).collect()));
         }
-        let mut file = file.map(|(opened, map, _)| (opened, map));
+        let doubt = match &file {
+            Some(file) if file.proven => None,
+            Some(file) => {
+                let what = "its names may be another build's: it has no build id, and its code could not be compared";
+                Some(Some(format!("{}: {what} with the code that ran", file.place.path().display())))
+            }
+            // The file that is there now is another one.
+            None => problem.is_some().then_some(None),
+        };
+        let mut file = file.map(|f| (f.place, f.file));
         let mut out = Vec::new();
+        let mut left = instances.len();
         for (bias, ranges) in instances {
+            left -= 1;
             let mut build_id = memory.as_ref().and_then(|m| m.build_id.clone());
             // A second instance needs the file once more.
-            let again = file.as_ref().and_then(|(opened, _)| Some((opened.clone(), map_file(opened).ok()?)));
+            let again =
+                file.as_ref().filter(|_| left > 0).and_then(|(place, _)| Some((place.clone(), map_place(place).ok()?)));
+            if let Some(note) = &doubt {
+                let doubts = ranges.iter().map(|&range| Doubt { range, note: note.clone() });
+                self.doubts.borrow_mut().extend(doubts);
+            }
             let (opened, data) = match std::mem::replace(&mut file, again) {
-                Some((opened, map)) => (Some(opened), Some(ObjectData::File(map))),
+                Some((place, map)) => (Some(place), Some(ObjectData::File(map))),
                 None => (None, self.image(&headers, bias).map(ObjectData::Memory)),
             };
             if opened.is_none() && problem.is_none() {
@@ -290,10 +360,11 @@ impl Loader<'_> {
             let debug = match (&opened, &data) {
                 (Some(opened), Some(data)) => {
                     build_id = build_id.or_else(|| headers.build_id_of_file(data));
-                    self.debug_file(path, opened, data, build_id.as_deref())
+                    self.debug_file(&self.near(path, lowest, opened), path, data, build_id.as_deref())
                 }
                 _ => build_id.as_deref().and_then(|id| self.debug_by_build_id(id)),
             };
+            let opened = opened.map(|place| place.path().to_path_buf());
             let mut found = object(path, bias, ranges, opened, build_id, data, problem.clone());
             found.0.debug = debug;
             out.push(found);
@@ -308,44 +379,73 @@ impl Loader<'_> {
         mappings: &[&Mapping],
         memory: Option<&InMemory>,
         is_main: bool,
-    ) -> (Option<(PathBuf, memmap2::Mmap, Headers)>, Option<String>) {
-        let mut candidates = if is_main { Vec::from_iter(self.search.executable.clone()) } else { Vec::new() };
+    ) -> (Option<Candidate>, Option<String>) {
+        let given = self.search.executable.clone().filter(|_| is_main);
+        let mut candidates = Vec::from_iter(given.map(Place::user));
         candidates.extend(self.target.file_candidates(mapping));
         let mut seen = HashSet::new();
         let mut wrong = None;
         let mut refused = None;
         for candidate in candidates.into_iter().filter(|c| seen.insert(c.clone())) {
-            let file = match map_file(&candidate) {
+            let file = match map_place(&candidate) {
                 Ok(file) => file,
                 Err(e) => {
-                    if e.kind() == std::io::ErrorKind::PermissionDenied {
-                        refused =
-                            refused.or(Some(format!("{}: {e}; run as its owner or with sudo", candidate.display())));
+                    use std::io::ErrorKind;
+                    let what = || format!("{}: {e}", candidate.path().display());
+                    match e.kind() {
+                        ErrorKind::PermissionDenied => {
+                            refused = refused.or_else(|| Some(format!("{}; run as its owner or with sudo", what())));
+                        }
+                        ErrorKind::TimedOut | ErrorKind::FileTooLarge | ErrorKind::OutOfMemory | ErrorKind::Other => {
+                            refused = refused.or_else(|| Some(what()));
+                            // The other ways lead to the same file.
+                            if self.target.is_live() && e.kind() == ErrorKind::TimedOut {
+                                break;
+                            }
+                        }
+                        _ => {}
                     }
                     continue;
                 }
             };
             let Some(headers) = Headers::of_file(&file) else {
                 if memory.is_some() {
-                    wrong = wrong.or(Some(format!("{} is no x86-64 ELF file", candidate.display())));
+                    wrong = wrong.or(Some(format!("{} is no x86-64 ELF file", candidate.path().display())));
                 }
                 continue;
             };
             let id = headers.build_id_of_file(&file);
-            let why = match memory {
-                Some(m) => differs(m, &headers, id.as_deref()),
-                None => (headers.dynamic_agrees(&file, mappings, self.target) == Some(false))
-                    .then(|| "its dynamic section is another".to_string()),
+            let another = self.target.maps_another(mapping, &file.identity());
+            let (why, by_id) = match memory {
+                _ if another => (Some("another file was mapped".to_string()), false),
+                Some(m) => (differs(m, &headers, id.as_deref()), m.build_id.is_some()),
+                None => {
+                    let agrees = headers.dynamic_agrees(&file, mappings, self.target);
+                    let why = (agrees == Some(false)).then(|| "its dynamic section is another".to_string());
+                    (why, agrees == Some(true) && id.is_some())
+                }
             };
+            let evidence = match &why {
+                None if by_id || candidate.is_kernel() => Evidence::Same,
+                None => {
+                    let read = |address, buffer: &mut [u8]| self.target.read_own(address, buffer);
+                    same_file::compare(&file, &headers, mappings, read)
+                }
+                Some(_) => Evidence::Other,
+            };
+            let why = why.or_else(|| {
+                (evidence == Evidence::Other).then(|| "its code is another (it was built again since?)".to_string())
+            });
             match why {
                 None => {
+                    let proven = evidence == Evidence::Same;
                     return (
-                        Some((candidate, file, headers)),
+                        Some(Candidate { place: candidate, file, headers, proven }),
                         wrong.filter(|_| is_main && self.search.executable.is_some()),
                     );
                 }
                 Some(why) => {
-                    let what = format!("{} is not the file that was loaded: {why}", candidate.display());
+                    let what = format!("{} is not the file that was loaded: {why}", candidate.path().display());
                     wrong = wrong.or(Some(format!("{what}; give the right one with {}", option_for(is_main))));
                 }
             }
@@ -395,8 +495,12 @@ impl Loader<'_> {
 
     /// The executable of a core that names no files, placed by AT_PHDR.
     fn unnamed_executable(&self) -> Option<Found> {
-        let path = self.search.executable.as_deref().or_else(|| self.target.executable())?;
-        let file = map_file(path).ok()?;
+        let place = match &self.search.executable {
+            Some(path) => Place::user(path),
+            None => Place::named(self.target.executable()?),
+        };
+        let path = place.path();
+        let file = map_place(&place).ok()?;
         let headers = Headers::of_file(&file)?;
         let phdr = self.target.auxv(libc::AT_PHDR)?;
         let vaddr = headers.find(pt::PHDR).map(|p| p.vaddr).or_else(|| {
@@ -416,7 +520,13 @@ impl Loader<'_> {
         let ranges = ranges.filter(|r| r.0 < r.1).collect();
         let id = headers.build_id_of_file(&file);
         let data = ObjectData::File(file);
-        let debug = self.debug_file(path, path, &data, id.as_deref());
+        let debug = self.debug_file(std::slice::from_ref(&place), path, &data, id.as_deref());
+        let note = format!(
+            "{}: its names may be another build's: the core does not say which file ran, and only the place of its \
+             headers fits",
+            path.display()
+        );
+        self.doubts.borrow_mut().push(Doubt { range: (0, u64::MAX), note: Some(note) });
         let mut found = object(path, bias, ranges, Some(path.to_path_buf()), id, Some(data), None);
         found.0.debug = debug;
         Some(found)
@@ -434,35 +544,66 @@ impl Loader<'_> {
     fn debug_by_build_id(&self, id: &[u8]) -> Option<(PathBuf, ObjectData)> {
         let (first, rest) = id.split_first()?;
         let name = format!(".build-id/{first:02x}/{}.debug", elf::hex(rest));
-        self.debug_dirs().into_iter().map(|d| d.join(&name)).find_map(|path| {
-            let file = map_file(&path).ok()?;
-            let same = Headers::of_file(&file)?.build_id_of_file(&file).as_deref() == Some(id);
-            same.then_some((path, ObjectData::File(file)))
-        })
+        let places: Vec<Place> = self.debug_dirs().into_iter().map(|d| Place::named(d.join(&name))).collect();
+        let mut left = places.as_slice();
+        while let Ok((at, opened)) = files::open_first(left) {
+            let (place, rest) = left.get(at..)?.split_first()?;
+            let file = files::map(opened, place.path());
+            let is_it =
+                |file: &Mapped| Headers::of_file(file).is_some_and(|h| h.build_id_of_file(file).as_deref() == Some(id));
+            if let Ok(file) = file.map_err(drop).and_then(|file| if is_it(&file) { Ok(file) } else { Err(()) }) {
+                return Some((place.path().to_path_buf(), ObjectData::File(file)));
+            }
+            left = rest;
+        }
+        None
     }
 
-    fn debug_file(&self, path: &Path, opened: &Path, data: &[u8], id: Option<&[u8]>) -> Option<(PathBuf, ObjectData)> {
+    /// Where a file lies that was opened as `opened`: a link of the kernel is not where the file is.
+    fn near(&self, path: &Path, mapping: &Mapping, opened: &Place) -> Vec<Place> {
+        let mut near = vec![opened.clone()];
+        near.extend(self.target.file_candidates(mapping));
+        near.push(Place::named(path));
+        near
+    }
+
+    fn debug_file(&self, near: &[Place], path: &Path, data: &[u8], id: Option<&[u8]>) -> Option<(PathBuf, ObjectData)> {
         if let Some(found) = id.and_then(|id| self.debug_by_build_id(id)) {
             return Some(found);
         }
         use object::Object;
         let file = object::File::parse(data).ok()?;
         let (name, crc) = file.gnu_debuglink().ok()??;
-        let name = Path::new(OsStr::from_bytes(name)).file_name()?.to_os_string();
+        let name = Path::new(OsStr::from_bytes(name)).file_name()?;
         let mut places = Vec::new();
-        for near in [opened.parent(), path.parent()].into_iter().flatten() {
-            places.push(near.join(&name));
-            places.push(near.join(".debug").join(&name));
+        for near in near {
+            places.extend(near.beside(Path::new(name)));
+            places.extend(near.beside(&Path::new(".debug").join(name)));
         }
         if let Some(inside) = path.parent().and_then(|p| p.strip_prefix("/").ok()) {
-            places.extend(self.debug_dirs().into_iter().map(|d| d.join(inside).join(&name)));
+            places.extend(self.debug_dirs().into_iter().map(|d| Place::named(d.join(inside).join(name))));
         }
-        places.extend(self.search.debug_dirs.iter().map(|d| d.join(&name)));
-        places.into_iter().find_map(|place| {
-            let file = map_file(&place).ok()?;
-            // The link may name the stripped file itself (same name, same directory).
-            (crc32fast::hash(&file) == crc).then_some((place, ObjectData::File(file)))
-        })
+        places.extend(self.search.debug_dirs.iter().map(|d| Place::named(d.join(name))));
+        let headers = Headers::of_file(data)?;
+        let mut seen = HashSet::new();
+        places.retain(|place| seen.insert(place.clone()));
+        let mut left = places.as_slice();
+        while let Ok((at, opened)) = files::open_first(left) {
+            let (place, rest) = left.get(at..)?.split_first()?;
+            match debuglink::check(&opened, &headers, crc) {
+                Ok(true) => {
+                    let file = files::map(opened, place.path()).ok()?;
+                    return Some((place.path().to_path_buf(), ObjectData::File(file)));
+                }
+                // The link may name the stripped file itself (same name, same directory).
+                Ok(false) => {}
+                Err(why) => {
+                    self.notes.borrow_mut().push(format!("{} is not used: {why}", place.path().display()));
+                }
+            }
+            left = rest;
+        }
+        None
     }
 }
 
@@ -746,6 +887,17 @@ mod tests {
         assert_eq!(found(Some(5), crc ^ 1), None, "it has another id than its name says");
         std::fs::write(&by_id, library(Some(5), 0, &[])).unwrap();
         assert_eq!(found(Some(5), crc), Some(by_id));
+    }
+
+    #[test]
+    fn excerpts_are_let_go_one_after_the_other() {
+        let excerpts = Excerpts::default();
+        for _ in 0..5_000 {
+            let bytes = memmap2::MmapOptions::new().len(1).map_anon().and_then(|m| m.make_read_only()).unwrap();
+            assert_eq!(excerpts.keep(bytes), Some(&[0][..]));
+        }
+        let thread = std::thread::Builder::new().stack_size(64 << 10);
+        thread.spawn(move || drop(excerpts)).unwrap().join().unwrap();
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::{Cursor, FrameChange, Next, Trust, UnwindError, Unwinder, prologue};
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::limits;
 use crate::target::objects::{LoadedObject, Objects};
+use crate::target::unpack;
 use crate::target::{Memory, MemoryError};
 use gimli::{
     BaseAddresses, CfaRule, DebugFrame, EhFrame, Encoding, EndianSlice, Evaluation, EvaluationResult, LittleEndian,
@@ -23,11 +24,15 @@ use std::sync::Arc;
 
 type Slice<'a> = EndianSlice<'a, LittleEndian>;
 
-/// `mov $15, %rax; syscall`: what a signal handler returns to, in every libc (`__restore_rt`). gdb recognises it by the
-/// same bytes.
-const SIGRETURN: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
-/// Length of its first instruction.
-const SIGRETURN_SYSCALL: u64 = 7;
+/// What a signal handler returns to: system call 15 (`rt_sigreturn`). `mov $15, %rax; syscall` is the one of glibc, musl and Go
+/// (gdb knows it by the same bytes); the others say the same in fewer bytes, as an assembler that optimizes does.
+const SIGRETURNS: [&[u8]; 3] = [
+    &[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05], // mov rax, 15; syscall
+    &[0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05],             // mov eax, 15; syscall
+    &[0x6a, 0x0f, 0x58, 0x0f, 0x05],                // push 15; pop rax; syscall
+];
+/// Bytes of `syscall`.
+const SYSCALL: usize = 2;
 
 /// Byte offsets in `struct ucontext` (asm/ucontext.h, asm/sigcontext.h). The kernel leaves rsp pointing at it when the
 /// handler has returned.
@@ -54,6 +59,8 @@ mod ucontext {
         (Reg::RSP, 160),
         (Reg::RIP, 168),
     ];
+    /// The segment registers: cs, gs, fs, ss.
+    pub const SEGMENTS: u64 = 184;
     /// Pointer to the floating point state; null if it was not saved.
     pub const FPSTATE: u64 = 224;
     /// XMM0 in the floating point state (the FXSAVE layout), 16 bytes each.
@@ -163,13 +170,21 @@ impl<'a> CfiUnwinder<'a> {
         source.tables.get()?.first()?.changes(start, &mut self.context.borrow_mut())
     }
 
-    /// Whether the frame at `at` is the kernel's: what a signal handler returns to. The frame below it was interrupted.
+    /// Whether the frame at `at` is the kernel's: what a signal handler returns to. The frame below it was interrupted. A
+    /// table that marks a signal frame is no sign of it: corosensei marks where a coroutine begins, so that its caller is
+    /// looked up at the very address, and no signal was there.
     pub fn is_signal_frame(&self, at: CodeAddress, memory: &dyn Memory) -> bool {
-        match self.plan(at, memory) {
-            Plan::Row(row) => row.signal,
-            Plan::SignalReturn => true,
-            Plan::Broken(_) | Plan::None => false,
-        }
+        is_sigreturn(at.raw(), memory)
+    }
+
+    /// The function of the tables that begins last at or before `address`: its start and its end, which may be before
+    /// `address`.
+    pub fn function_before(&self, address: u64) -> Option<(u64, u64)> {
+        let source = self.objects.iter().find(|s| s.range.0 <= address && address < s.range.1)?;
+        let svma = address.wrapping_sub(source.bias);
+        let tables = source.tables.get_or_init(|| source.object.map(tables).unwrap_or_default());
+        let (start, end) = tables.iter().filter_map(|t| t.function_before(svma)).max()?;
+        Some((start.wrapping_add(source.bias), end.wrapping_add(source.bias)))
     }
 
     fn plan(&self, at: CodeAddress, memory: &dyn Memory) -> Plan {
@@ -443,10 +458,28 @@ fn register_as_value(expression: &[u8]) -> Cow<'_, [u8]> {
 }
 
 /// Whether the code at `pc` (its first instruction, or the `syscall` in it) returns from a signal handler.
-fn is_sigreturn(pc: u64, memory: &dyn Memory) -> bool {
-    let mut bytes = [0; SIGRETURN.len()];
-    let at = |start: u64, bytes: &mut [u8; SIGRETURN.len()]| memory.read(start, bytes).is_ok() && *bytes == SIGRETURN;
-    at(pc, &mut bytes) || (bytes.starts_with(&SIGRETURN[7..]) && at(pc.wrapping_sub(SIGRETURN_SYSCALL), &mut bytes))
+pub fn is_sigreturn(pc: u64, memory: &dyn Memory) -> bool {
+    let mut bytes = [0; 9];
+    let mut is_at = |start: Option<u64>, code: &[u8]| {
+        let there = bytes.get_mut(..code.len());
+        start.zip(there).is_some_and(|(start, there)| memory.read(start, there).is_ok() && there == code)
+    };
+    SIGRETURNS.iter().any(|code| {
+        let before = code.len() - SYSCALL;
+        is_at(Some(pc), code) || is_at(pc.checked_sub(before as u64), code)
+    })
+}
+
+/// Where the code that a signal interrupted goes on, and its stack pointer, if `context` is what the kernel leaves for a
+/// handler: a program's own code and stack segments stand there.
+pub fn signal_context(context: u64, memory: &dyn Memory) -> Option<(u64, u64)> {
+    const USER_CS: u64 = 0x33;
+    const USER_SS: u64 = 0x2b;
+    let word = |offset: u64| memory.read_u64(context.checked_add(offset)?).ok();
+    let segments = word(ucontext::SEGMENTS)?;
+    let is_user = segments & 0xffff == USER_CS && [0, USER_SS].contains(&(segments >> 48));
+    let register = |reg| ucontext::REGISTERS.iter().find(|(r, _)| *r == reg).and_then(|(_, offset)| word(*offset));
+    is_user.then_some((register(Reg::RIP)?, register(Reg::RSP)?))
 }
 
 /// Steps over the kernel's signal frame without a table.
@@ -578,6 +611,34 @@ impl Table<'_> {
             signal: fde.is_signal_trampoline(),
             sigreturn: false,
         }))
+    }
+
+    /// See [`CfiUnwinder::function_before`].
+    fn function_before(&self, svma: u64) -> Option<(u64, u64)> {
+        match self.kind {
+            Kind::EhFrame => self.function_in(&EhFrame::new(&self.bytes, LittleEndian), svma),
+            Kind::DebugFrame => {
+                let mut section = DebugFrame::new(&self.bytes, LittleEndian);
+                section.set_address_size(8);
+                self.function_in(&section, svma)
+            }
+        }
+    }
+
+    fn function_in<'s, S>(&self, section: &S, svma: u64) -> Option<(u64, u64)>
+    where
+        S: UnwindSection<Slice<'s>>,
+        S::Offset: gimli::UnwindOffset<usize>,
+    {
+        if let Some((start, offset)) = self.search.as_ref().and_then(|table| table.find(svma)) {
+            let fde = section.fde_from_offset(&self.bases, S::Offset::from(offset), S::cie_from_offset).ok();
+            if let Some(fde) = fde.filter(|fde| fde.initial_address() == start) {
+                return Some((start, fde.end_address()));
+            }
+        }
+        let index = self.index.get_or_init(|| self.build_index(section));
+        let i = index.partition_point(|e| e.start <= svma).checked_sub(1)?;
+        index.get(i).map(|e| (e.start, e.end))
     }
 
     /// See [`CfiUnwinder::changes`].
@@ -759,21 +820,15 @@ fn debug_frame<'a>(file: &Elf<'a>, bases: &BaseAddresses) -> Option<Table<'a>> {
 }
 
 /// A section's bytes, decompressed. `None` if they are not in the file or the compression header claims more than its
-/// input can hold.
+/// input can hold, or more than is left of the memory for such sections.
 pub(crate) fn section_bytes<'a>(section: &impl ObjectSection<'a>) -> Option<Cow<'a, [u8]>> {
     let range = section.compressed_file_range().ok()?;
-    if range.format != object::CompressionFormat::None {
-        let believed = believed_size(range.compressed_size);
-        if range.uncompressed_size > believed {
-            return None;
-        }
+    if range.format != object::CompressionFormat::None
+        && (range.uncompressed_size > unpack::believed(range.compressed_size) || !unpack::take(range.uncompressed_size))
+    {
+        return None;
     }
     section.uncompressed_data().ok()
-}
-
-/// Bytes that so many compressed ones may claim to be.
-fn believed_size(compressed: u64) -> u64 {
-    compressed.saturating_mul(limits::MAX_COMPRESSION_RATIO).min(limits::MAX_DEBUG_SECTION_BYTES)
 }
 
 fn header_segment<'a>(file: &Elf<'a>) -> Option<(u64, &'a [u8])> {
@@ -794,7 +849,7 @@ fn segment_tail<'a>(file: &Elf<'a>, svma: u64) -> Option<&'a [u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::unwind::testing::{Pieces, Section, cursor, elf, object};
+    use crate::unwind::testing::{Pieces, Section, cursor, eh_frame, elf, object};
     use gimli::write::{Address, CallFrameInstruction as Cfi, CommonInformationEntry, Expression, FrameTable};
     use gimli::{Format, X86_64};
 
@@ -824,26 +879,6 @@ mod tests {
         let mut debug = gimli::write::DebugFrame::from(gimli::write::EndianVec::new(LittleEndian));
         table.write_debug_frame(&mut debug).unwrap();
         (eh.0.into_vec(), debug.0.into_vec())
-    }
-
-    /// Functions: where they begin, their size, and the distance of their CFA at the first byte, the second and so on.
-    fn eh_frame(functions: &[(u64, u32, Vec<i32>)]) -> Vec<u8> {
-        let encoding = Encoding { format: Format::Dwarf32, version: 1, address_size: 8 };
-        let mut cie = CommonInformationEntry::new(encoding, 1, -8, X86_64::RA);
-        cie.add_instruction(Cfi::Cfa(X86_64::RSP, 8));
-        cie.add_instruction(Cfi::Offset(X86_64::RA, -8));
-        let mut table = FrameTable::default();
-        let cie = table.add_cie(cie);
-        for (start, len, depths) in functions {
-            let mut fde = gimli::write::FrameDescriptionEntry::new(Address::Constant(*start), *len);
-            for (at, depth) in depths.iter().enumerate() {
-                fde.add_instruction(at as u32, Cfi::CfaOffset(*depth));
-            }
-            table.add_fde(cie, fde);
-        }
-        let mut eh = gimli::write::EhFrame::from(gimli::write::EndianVec::new(LittleEndian));
-        table.write_eh_frame(&mut eh).unwrap();
-        eh.0.into_vec()
     }
 
     fn file(name: &str, bytes: &[u8]) -> Vec<u8> {
@@ -1004,22 +1039,31 @@ mod tests {
         let unwinder = CfiUnwinder::new(&objects);
         let mut context: Vec<u64> = (0..40).map(|i| 0x100 + i).collect();
         context[28] = 0xa000;
-        let memory = Pieces::default()
-            .bytes(PC, &SIGRETURN)
-            .words(SP, &context)
-            .words(0xa000 + 160, &(0..32).map(|i| 0x900 + i).collect::<Vec<u64>>());
-        for stop in [CodeAddress::Return(PC), CodeAddress::Exact(PC), CodeAddress::Exact(PC + 7)] {
-            let mut at = cursor(stop.raw(), &[(Reg::RSP, SP), (Reg::RBX, 3)]);
-            at.address = stop;
-            let next = unwinder.step(&at, &memory);
-            let Some(Next::Caller(caller, Trust::Recognised)) = next else { panic!("{stop:?} {next:?}") };
-            assert!(unwinder.is_signal_frame(stop, &memory));
-            assert!(!unwinder.is_signal_frame(caller.address, &memory));
-            assert_eq!(caller.address, CodeAddress::Exact(0x100 + 168 / 8));
-            assert_eq!(caller.registers.get(Reg::RAX), Some(0x100 + 144 / 8));
-            assert_eq!(caller.registers.saved_at(Reg::RAX), Some(SP + 144));
-            assert_eq!(caller.registers.get(Reg::XMM15), Some(0x900 + 30));
+        // glibc's and musl's restorers, and what an optimizing assembler makes of them.
+        for code in SIGRETURNS {
+            let memory = Pieces::default()
+                .bytes(PC, code)
+                .words(SP, &context)
+                .words(0xa000 + 160, &(0..32).map(|i| 0x900 + i).collect::<Vec<u64>>());
+            let syscall = PC + (code.len() - SYSCALL) as u64;
+            for stop in [CodeAddress::Return(PC), CodeAddress::Exact(PC), CodeAddress::Exact(syscall)] {
+                let mut at = cursor(stop.raw(), &[(Reg::RSP, SP), (Reg::RBX, 3)]);
+                at.address = stop;
+                let next = unwinder.step(&at, &memory);
+                let Some(Next::Caller(caller, Trust::Recognised)) = next else { panic!("{stop:?} {next:?}") };
+                assert!(unwinder.is_signal_frame(stop, &memory));
+                assert!(!unwinder.is_signal_frame(caller.address, &memory));
+                assert_eq!(caller.address, CodeAddress::Exact(0x100 + 168 / 8));
+                assert_eq!(caller.registers.get(Reg::RAX), Some(0x100 + 144 / 8));
+                assert_eq!(caller.registers.saved_at(Reg::RAX), Some(SP + 144));
+                assert_eq!(caller.registers.get(Reg::XMM15), Some(0x900 + 30));
+            }
         }
+        // Another system call, and another number.
+        for code in [&[0xb8, 0x0e, 0, 0, 0, 0x0f, 0x05][..], &[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0xcd, 0x80]] {
+            assert!(!is_sigreturn(PC, &Pieces::default().bytes(PC, code)));
+        }
+        assert!(!is_sigreturn(0, &Pieces::default()) && !is_sigreturn(u64::MAX, &Pieces::default()));
     }
 
     #[test]
@@ -1053,11 +1097,15 @@ mod tests {
     }
 
     #[test]
-    fn a_table_says_that_a_frame_is_a_signal_frame() {
+    fn a_table_that_marks_a_signal_frame_tells_where_its_caller_is_looked_up_and_no_more() {
         let objects = objects(file(".eh_frame", &tables(true, vec![]).0));
         let memory = Pieces::default().words(SP, &[0x11, 0x2222]);
-        let caller = caller(CfiUnwinder::new(&objects).step(&at(), &memory));
+        let unwinder = CfiUnwinder::new(&objects);
+        let caller = caller(unwinder.step(&at(), &memory));
         assert_eq!(caller.address, CodeAddress::Exact(0x2222));
+        // No kernel made that frame: corosensei marks where its coroutines begin.
+        assert!(!unwinder.is_signal_frame(at().address, &memory));
+        assert!(unwinder.is_signal_frame(at().address, &Pieces::default().bytes(PC, SIGRETURNS[0])));
         // Nothing is preserved by a convention there: what the table does not name is not known.
         assert_eq!((caller.registers.get(Reg::RBX), caller.registers.sp()), (None, Some(CFA)));
     }
@@ -1111,9 +1159,6 @@ mod tests {
             let next = self::step(vec![Cfi::CfaExpression(Expression::raw(bytes))], &at(), &memory);
             assert_eq!(matches!(next, Some(Next::Caller(..))), found, "{operations}: {next:?}");
         }
-
-        assert_eq!(believed_size(100), 100 * limits::MAX_COMPRESSION_RATIO);
-        assert_eq!(believed_size(u64::MAX / 2), limits::MAX_DEBUG_SECTION_BYTES);
     }
 
     proptest::proptest! {

@@ -1,8 +1,12 @@
 //! Frame pointer chains, the last resort: code that nobody has a table for.
 //!
+//! A link has to prove itself: the frame lies on the stack that rsp is on, above it, and the address beside it is behind a
+//! call. So a chain rises, and it ends where stacks are switched, unless somebody knows the switch.
+//!
 //! It is wrong at a function's entry before `push rbp; mov rbp, rsp`, and behind its `pop rbp`: there rbp is still (or
 //! again) the caller's, so the *caller's* frame is skipped. It is wrong as well in code that uses rbp for other things;
-//! such a value rarely points at a pair of an address and a return address, and then the walk ends here. Frames found
+//! such a value rarely points at a pair of an address and a return address, and then the walk ends here, or in a runtime's
+//! own means. Frames found
 //! this way say so ([`Trust::FramePointer`]). Stacks are never scanned for what looks like a return address.
 //!
 //! One stop outside of code is understood: after a call through a bad pointer nothing has been executed, so the return
@@ -41,8 +45,7 @@ impl<'a> FramePointerUnwinder<'a> {
     }
 
     fn code_at(&self, address: u64) -> Option<&'a Mapping> {
-        let i = self.mappings.partition_point(|m| m.end <= address);
-        self.mappings.get(i).filter(|m| m.contains(address) && m.may_execute())
+        mapping_at(self.mappings, address).filter(|m| m.may_execute())
     }
 }
 
@@ -52,10 +55,7 @@ impl Unwinder for FramePointerUnwinder<'_> {
         let Some(mapping) = self.code_at(at.address.lookup()) else {
             return Some(self.called_nowhere(at, memory).unwrap_or(Next::Lost(UnwindError::NoCode { address })));
         };
-        let caller = caller(&at.registers, memory).filter(|c| {
-            // A return address is behind a call, which is in the same mapping.
-            c.pc().is_some_and(|pc| self.code_at(CodeAddress::Return(pc).lookup()).is_some())
-        });
+        let caller = linked(&at.registers, self.mappings, memory);
         Some(match caller.and_then(|c| Some((c.pc()?, c))) {
             Some((pc, registers)) => {
                 Next::Caller(Cursor { address: CodeAddress::Return(pc), registers }, Trust::FramePointer)
@@ -71,20 +71,53 @@ impl Unwinder for FramePointerUnwinder<'_> {
     }
 }
 
-/// Whether a near call ends right before `pc`. Calls are two to seven bytes long, eight with a prefix for an extended
-/// index.
-pub(super) fn is_behind_call(pc: u64, memory: &dyn Memory) -> bool {
+/// Whether a near call ends right before `pc`.
+pub fn is_behind_call(pc: u64, memory: &dyn Memory) -> bool {
+    calls_before(pc, memory).next().is_some()
+}
+
+/// The near calls that end right before `pc`: the bytes there can be read in several ways. Calls are two to seven bytes
+/// long, eight with a prefix for an extended index.
+pub fn calls_before(pc: u64, memory: &dyn Memory) -> impl Iterator<Item = iced_x86::Instruction> {
     use iced_x86::{Decoder, DecoderOptions, FlowControl};
-    (2..=8).any(|len| {
+    (2..=8).filter_map(move |len| {
         let mut bytes = [0; 8];
-        let (Some(start), Some(bytes)) = (pc.checked_sub(len), bytes.get_mut(..len as usize)) else { return false };
-        if memory.read(start, bytes).is_err() {
-            return false;
-        }
+        let (start, bytes) = (pc.checked_sub(len)?, bytes.get_mut(..len as usize)?);
+        memory.read(start, bytes).ok()?;
         let instruction = Decoder::with_ip(64, bytes, start, DecoderOptions::NONE).decode();
         let is_call = matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall);
-        is_call && instruction.next_ip() == pc && !instruction.is_call_far_indirect()
+        (is_call && instruction.next_ip() == pc && !instruction.is_call_far_indirect()).then_some(instruction)
     })
+}
+
+fn mapping_at(mappings: &[Mapping], address: u64) -> Option<&Mapping> {
+    let i = mappings.partition_point(|m| m.end <= address);
+    mappings.get(i).filter(|m| m.contains(address))
+}
+
+/// Whether nothing but writable memory is between two addresses: between two stacks there is a guard, or other memory.
+pub fn is_same_stack(mappings: &[Mapping], low: u64, high: u64) -> bool {
+    let mut end = low;
+    let first = mappings.partition_point(|m| m.end <= low);
+    for m in mappings.get(first..).unwrap_or_default() {
+        if !m.contains(end) || !m.write {
+            return false;
+        }
+        if m.contains(high) {
+            return true;
+        }
+        end = m.end;
+    }
+    false
+}
+
+/// The caller's registers, as far as rbp proves that it leads there.
+pub fn linked(registers: &Registers, mappings: &[Mapping], memory: &dyn Memory) -> Option<Registers> {
+    let caller = caller(registers, memory)?;
+    let (pc, frame) = (caller.pc()?, registers.get(Reg::RBP)?);
+    let is_code = mapping_at(mappings, CodeAddress::Return(pc).lookup()).is_some_and(Mapping::may_execute);
+    let on_stack = registers.sp().is_none_or(|sp| is_same_stack(mappings, sp, frame));
+    (is_code && on_stack && is_behind_call(pc, memory)).then_some(caller)
 }
 
 fn caller(registers: &Registers, memory: &dyn Memory) -> Option<Registers> {
@@ -112,21 +145,32 @@ mod tests {
         Mapping { start, end, read: true, write: !execute, execute, offset: 0, path: None }
     }
 
-    fn step(registers: &[(Reg, u64)], memory: &Pieces) -> Next {
-        let mappings = [mapping(0x1000, 0x2000, true), mapping(0x8000, 0x9000, false)];
-        let next = FramePointerUnwinder::new(&mappings).step(&cursor(0x1100, registers), memory);
+    /// Behind a call, and where it is.
+    const BEHIND: u64 = 0x1234;
+
+    /// `memory` with that call.
+    fn with_call(memory: Pieces) -> Pieces {
+        memory.bytes(BEHIND - 5, &[0xe8, 0, 1, 0, 0]).bytes(BEHIND, &[0x90; 16])
+    }
+
+    fn step_in(mappings: &[Mapping], registers: &[(Reg, u64)], memory: &Pieces) -> Next {
+        let next = FramePointerUnwinder::new(mappings).step(&cursor(0x1100, registers), memory);
         next.expect("the last resort always answers")
+    }
+
+    fn step(registers: &[(Reg, u64)], memory: &Pieces) -> Next {
+        step_in(&[mapping(0x1000, 0x2000, true), mapping(0x8000, 0x9000, false)], registers, memory)
     }
 
     #[test]
     fn the_chain_gives_three_registers_and_no_more() {
-        let memory = Pieces::default().words(0x8100, &[0x8200, 0x1234]);
+        let memory = with_call(Pieces::default().words(0x8100, &[0x8200, BEHIND]));
         let registers = [(Reg::RBP, 0x8100), (Reg::RSP, 0x80f0), (Reg::RBX, 3)];
         let Next::Caller(caller, Trust::FramePointer) = step(&registers, &memory) else { panic!() };
-        assert_eq!(caller.address, CodeAddress::Return(0x1234));
+        assert_eq!(caller.address, CodeAddress::Return(BEHIND));
         let r = caller.registers;
         assert_eq!((r.get(Reg::RBP), r.saved_at(Reg::RBP)), (Some(0x8200), Some(0x8100)));
-        assert_eq!((r.sp(), r.pc(), r.get(Reg::RBX)), (Some(0x8110), Some(0x1234), None));
+        assert_eq!((r.sp(), r.pc(), r.get(Reg::RBX)), (Some(0x8110), Some(BEHIND), None));
     }
 
     #[test]
@@ -135,15 +179,37 @@ mod tests {
         for (words, registers) in [
             (vec![0x8200, 0x8300], vec![(Reg::RBP, 0x8100)]),
             (vec![0x8200, 0x1000], vec![(Reg::RBP, 0x8100)]), // a return address has a call before it
+            (vec![0x8200, BEHIND + 8], vec![(Reg::RBP, 0x8100)]),
             (vec![0x8200], vec![(Reg::RBP, 0x8100)]),
-            (vec![0x8200, 0x1234], vec![(Reg::RBP, 0x8100), (Reg::RSP, 0x8108)]),
-            (vec![0x8200, 0x1234], vec![(Reg::RBP, 0)]),
-            (vec![0x8200, 0x1234], vec![]),
+            (vec![0x8200, BEHIND], vec![(Reg::RBP, 0x8100), (Reg::RSP, 0x8108)]),
+            (vec![0x8200, BEHIND], vec![(Reg::RBP, 0)]),
+            (vec![0x8200, BEHIND], vec![]),
         ] {
-            assert!(no_cfi(step(&registers, &Pieces::default().words(0x8100, &words))), "{words:x?} {registers:x?}");
+            let memory = with_call(Pieces::default().words(0x8100, &words));
+            assert!(no_cfi(step(&registers, &memory)), "{words:x?} {registers:x?}");
         }
         let next = FramePointerUnwinder::new(&[]).step(&cursor(0x1100, &[]), &Pieces::default());
         assert!(matches!(next, Some(Next::Lost(UnwindError::NoCode { address: 0x1100 }))));
+    }
+
+    #[test]
+    fn a_chain_stays_on_its_stack() {
+        let code = mapping(0x1000, 0x2000, true);
+        let guard = Mapping { read: false, write: false, ..mapping(0x9000, 0xa000, false) };
+        let stack = |start, end| mapping(start, end, false);
+        let memory = with_call(Pieces::default().words(0xa100, &[0xa200, BEHIND]));
+        let registers = [(Reg::RBP, 0xa100), (Reg::RSP, 0x8800)];
+        // One stack may be several mappings; another stack has a guard below it, or nothing.
+        for (mappings, found) in [
+            (vec![code.clone(), stack(0x8000, 0xb000)], true),
+            (vec![code.clone(), stack(0x8000, 0x9000), stack(0x9000, 0xb000)], true),
+            (vec![code.clone(), stack(0x8000, 0x9000), guard, stack(0xa000, 0xb000)], false),
+            (vec![code.clone(), stack(0x8000, 0x9000), stack(0xa000, 0xb000)], false),
+            (vec![code, stack(0xa000, 0xb000)], false),
+        ] {
+            let next = step_in(&mappings, &registers, &memory);
+            assert_eq!(matches!(next, Next::Caller(_, Trust::FramePointer)), found, "{mappings:?}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Who called: from one frame's registers to its caller's. Knows nothing about Wasm.
 
+pub mod by_code;
 pub mod cfi;
 pub mod frame_pointer;
 #[cfg(test)]
@@ -36,6 +37,8 @@ pub enum Trust {
     Runtime,
     /// Code without CFI that was recognised by its bytes.
     Recognised,
+    /// The callee's own code, followed from its start: it has no table.
+    Code,
     /// The callee's frame pointer, no table says that it has one.
     FramePointer,
     /// A search of the stack, confirmed by the runtime's tables: native frames before it may be missing.

@@ -276,8 +276,8 @@ for thread in gdb.selected_inferior().threads():
     };
     let frames: Vec<_> = text.lines().filter_map(parse).collect();
     if frames.is_empty() {
-        println!("not tested: gdb shows no frames: {text} {}", String::from_utf8_lossy(&output.stderr));
-        assert!(std::env::var_os("CI").is_none(), "gdb must be able to attach");
+        let said = String::from_utf8_lossy(&output.stderr);
+        super::testing::missing(&format!("gdb shows no frames, it must be able to attach: {text} {said}"));
         return None;
     }
     Some(frames)

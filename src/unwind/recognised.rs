@@ -1,17 +1,23 @@
-//! Native code of the wasmer runtime that has no call frame information, recognised by its bytes around the pc. This file
+//! Native code of runtimes that has no call frame information, recognised by its bytes around the pc. This file
 //! knows byte sequences and stack layouts of native routines; it knows no Wasm.
 //!
 //! - `CONSTRUCT_STACK_AND_CALL_WASM` (codegen_x64.rs) is assembled at run time into an anonymous mapping.
 //! - `run_on_alternative_stack` and `register_preservation_trampoline` (image-loading-linux-x86-64.s) are assembled
 //!   without CFI into the executable, whose symbols may be stripped.
 //!
+//! - `wasmtime_fiber_switch` (wasmtime-internal-fiber: stackswitch/x86_64.rs) has the same bytes in all versions from 36 to 50
+//!   and no CFI. What it saves on one stack it restores from another.
+//!
 //! - Behind the system call in glibc's `clone3` and `clone` the table ends on purpose, since parent and child go on there
 //!   with different stacks. A thread that was born but has not run yet stands there: seen in 1 of 4 cores of a process
 //!   that aborted right after it had started a thread.
 //!
+//! - The same of musl, which has no tables at all, and of Wasmtime's fibers in a host that was built without.
+//!
 //! Each is cut where a call returns into it, so that a changed first part does not hide the second, which is where frames
 //! are nearly always found.
 
+use super::frame_pointer::is_behind_call;
 use super::{Cursor, FrameChange, Next, Trust, UnwindError, Unwinder};
 use crate::arch::x64::SWITCH_BLOCK;
 use crate::arch::{CodeAddress, Reg, Registers};
@@ -51,6 +57,7 @@ struct Routine {
 
 const CALL_WASM: &str = "call_wasm trampoline (wasmer singlepass)";
 const ALTERNATIVE_STACK: &str = "run_on_alternative_stack";
+const FIBER_SWITCH: &str = "wasmtime_fiber_switch";
 const PRESERVATION: &str = "register_preservation_trampoline";
 
 /// `CONSTRUCT_STACK_AND_CALL_WASM` up to its `call r12`.
@@ -128,6 +135,14 @@ const PRESERVATION_CODE: &[u8] = &[
     0xff, 0xe0, // jmp rax
 ];
 
+/// `wasmtime_fiber_switch`: up to `mov rsp, rax` on the stack that is left, then on the one that is entered.
+const FIBER_SWITCH_CODE: &[u8] = &[
+    0x55, 0x53, 0x41, 0x54, 0x41, 0x55, 0x41, 0x56, 0x41, 0x57, // push rbp, rbx, r12, r13, r14, r15
+    0x48, 0x8b, 0x47, 0xf0, 0x48, 0x89, 0x67, 0xf0, // mov rax, [rdi - 16]; mov [rdi - 16], rsp
+    0x48, 0x89, 0xc4, // mov rsp, rax
+    0x41, 0x5f, 0x41, 0x5e, 0x41, 0x5d, 0x41, 0x5c, 0x5b, 0x5d, 0xc3, // pop them; ret
+];
+
 const fn rsp(saved: &'static [Reg]) -> Layout {
     Layout::Frame { base: Base::In(Reg::RSP), skip: 0, saved }
 }
@@ -144,6 +159,12 @@ const R12_R15: &[Reg] = &[Reg::R12, Reg::R13, Reg::R14, Reg::R15];
 const R13_R15: &[Reg] = &[Reg::R13, Reg::R14, Reg::R15];
 const R14_R15: &[Reg] = &[Reg::R14, Reg::R15];
 const R15: &[Reg] = &[Reg::R15];
+const RBP: &[Reg] = &[Reg::RBP];
+const RBX_RBP: &[Reg] = &[Reg::RBX, Reg::RBP];
+const R12_RBP: &[Reg] = &[Reg::R12, Reg::RBX, Reg::RBP];
+const R13_RBP: &[Reg] = &[Reg::R13, Reg::R12, Reg::RBX, Reg::RBP];
+const R14_RBP: &[Reg] = &[Reg::R14, Reg::R13, Reg::R12, Reg::RBX, Reg::RBP];
+const R15_RBP: &[Reg] = &[Reg::R15, Reg::R14, Reg::R13, Reg::R12, Reg::RBX, Reg::RBP];
 
 static ROUTINES: &[Routine] = &[
     Routine {
@@ -268,6 +289,27 @@ static ROUTINES: &[Routine] = &[
             (0x36, skip(0)),
         ],
         returns_to: Some(0x14),
+    },
+    Routine {
+        name: FIBER_SWITCH,
+        code: FIBER_SWITCH_CODE,
+        hole: (0, 0),
+        layouts: &[
+            (0x00, rsp(&[])),
+            (0x01, rsp(RBP)),
+            (0x02, rsp(RBX_RBP)),
+            (0x04, rsp(R12_RBP)),
+            (0x06, rsp(R13_RBP)),
+            (0x08, rsp(R14_RBP)),
+            (0x0a, rsp(R15_RBP)),
+            (0x17, rsp(R14_RBP)),
+            (0x19, rsp(R13_RBP)),
+            (0x1b, rsp(R12_RBP)),
+            (0x1d, rsp(RBX_RBP)),
+            (0x1e, rsp(RBP)),
+            (0x1f, rsp(&[])),
+        ],
+        returns_to: None,
     },
 ];
 
@@ -417,12 +459,23 @@ impl RecognisedUnwinder {
 
 impl Unwinder for RecognisedUnwinder {
     fn step(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
-        let Some((_, layout, _)) = recognise(at.address, memory) else { return clone(at, memory) };
+        let Some((routine, layout, _)) = recognise(at.address, memory) else {
+            return clone(at, memory).or_else(|| musl_clone(at, memory)).or_else(|| fiber_start(at, memory));
+        };
         let next = match layout {
             Layout::Frame { base, skip, saved } => frame(at, base, skip, saved, memory),
             Layout::Image(words) => image(at, words, memory),
         };
-        Some(next.unwrap_or_else(Next::Lost))
+        let mut next = next.unwrap_or_else(Next::Lost);
+        // A fiber that has not run yet goes on where its code begins, behind no call.
+        if let Next::Caller(caller, _) = &mut next
+            && routine.name == FIBER_SWITCH
+            && memory.read_u64(caller.address.lookup() & !7).is_ok()
+            && !is_behind_call(caller.address.raw(), memory)
+        {
+            caller.address = CodeAddress::Exact(caller.address.raw());
+        }
+        Some(next)
     }
 }
 
@@ -458,6 +511,37 @@ fn clone(at: &Cursor, memory: &dyn Memory) -> Option<Next> {
         });
     }
     None
+}
+
+/// The child in musl's `clone` (clone.s): `xor ebp, ebp; pop rdi; call r9`, and behind it the system call that ends the thread.
+const MUSL_CHILD: &[u8] = &[0x31, 0xed, 0x5f, 0x41, 0xff, 0xd1];
+const MUSL_EXIT: &[u8] = &[0x89, 0xc7, 0x31, 0xc0, 0xb0, 0x3c, 0x0f, 0x05];
+
+/// Where a thread of musl begins, which has no caller: musl has no tables.
+fn musl_clone(at: &Cursor, memory: &dyn Memory) -> Option<Next> {
+    let CodeAddress::Return(pc) = at.address else { return None };
+    let mut code = [0; MUSL_CHILD.len() + MUSL_EXIT.len()];
+    memory.read(pc.checked_sub(MUSL_CHILD.len() as u64)?, &mut code).ok()?;
+    (code.starts_with(MUSL_CHILD) && code.ends_with(MUSL_EXIT)).then_some(Next::Bottom)
+}
+
+/// `mov rdi, r12; mov rsi, rbp; call rbx`: where a fiber of Wasmtime begins (`stackswitch/x86_64.rs`), in all versions.
+const FIBER_START: [u8; 8] = [0x4c, 0x89, 0xe7, 0x48, 0x89, 0xee, 0xff, 0xd3];
+
+/// Whether `pc` is where a fiber's function returns to.
+pub fn is_fiber_start(pc: u64, memory: &dyn Memory) -> bool {
+    let mut code = [0; FIBER_START.len()];
+    let start = pc.checked_sub(FIBER_START.len() as u64);
+    start.is_some_and(|start| memory.read(start, &mut code).is_ok()) && code == FIBER_START
+}
+
+/// The one that resumed a fiber: its stack pointer is where the fiber's begins, and points to what the switch saved.
+fn fiber_start(at: &Cursor, memory: &dyn Memory) -> Option<Next> {
+    const SAVED: &[Reg] = &[Reg::R15, Reg::R14, Reg::R13, Reg::R12, Reg::RBX, Reg::RBP];
+    if !at.address.is_return() || !is_fiber_start(at.address.raw(), memory) {
+        return None;
+    }
+    Some(frame(at, Base::At(Reg::RSP), 0, SAVED, memory).unwrap_or_else(Next::Lost))
 }
 
 fn known(registers: &Registers, reg: Reg) -> Result<u64, UnwindError> {
@@ -717,6 +801,31 @@ mod tests {
         machine.pc = returning;
         at_each_instruction(ALTERNATIVE_STACK_LEAVE, &mut machine, is_native_caller);
         assert_eq!(machine.pc, CALLER);
+    }
+
+    #[test]
+    fn the_fiber_switch_is_right_at_every_instruction() {
+        let mut machine = entered();
+        // The stack that is entered: what was saved there, from r15 to rbp, and the address to go on at.
+        const OTHER: u64 = 0x9_0100;
+        const BEHIND: u64 = 0x50_0000;
+        machine.stack.insert(IMAGE_END - 16, OTHER);
+        for (i, r) in (0..).zip(R15_RBP) {
+            machine.stack.insert(OTHER + 8 * i, 0x2000 + u64::from(r.0));
+        }
+        machine.stack.insert(OTHER + 48, BEHIND);
+        at_each_instruction(FIBER_SWITCH_CODE, &mut machine, |offset, caller| {
+            if offset <= 0x12 {
+                return is_native_caller(offset, caller);
+            }
+            assert_eq!(caller.address, CodeAddress::Return(BEHIND), "{offset:#x}");
+            assert_eq!(caller.registers.sp(), Some(OTHER + 56), "{offset:#x}");
+            for r in R15_RBP {
+                assert_eq!(caller.registers.get(*r), Some(0x2000 + u64::from(r.0)), "{offset:#x} {r}");
+            }
+        });
+        assert_eq!(machine.pc, BEHIND);
+        assert_eq!(machine.stack[&(IMAGE_END - 16)], ENTRY_SP - 48);
     }
 
     #[test]

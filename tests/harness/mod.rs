@@ -1,6 +1,9 @@
 //! Real hosts for the tests: built once, started at a known stop, ended with the test.
 #![allow(dead_code)] // Every test crate uses a part of this.
 
+#[path = "../support/schema.rs"]
+pub mod schema;
+
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -107,7 +110,7 @@ pub fn scratch() -> tempfile::TempDir {
 }
 
 /// How long a host may take to its stop; a debug host compiles in well under a second on an idle machine.
-const READY_TIMEOUT: Duration = Duration::from_secs(120);
+const READY_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// A running host.
 pub struct Host {
@@ -294,7 +297,9 @@ impl Truth {
 pub fn wstate(args: &[&dyn AsRef<OsStr>]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_wstate"));
     command.args(args).stdin(Stdio::null()).env_remove("NO_COLOR").env_remove("CLICOLOR");
-    command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"))
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    schema::check_output(&args.iter().map(|a| a.as_ref()).collect::<Vec<_>>(), &output.stdout);
+    output
 }
 
 /// [`wstate`] for words: exit code, standard output, standard error.
@@ -468,8 +473,8 @@ impl wstate::target::Target for Traced {
     fn auxv(&self, _: u64) -> Option<u64> {
         None
     }
-    fn file_candidates(&self, mapping: &wstate::target::Mapping) -> Vec<PathBuf> {
-        mapping.path.iter().filter(|_| !mapping.is_anonymous()).cloned().collect()
+    fn file_candidates(&self, mapping: &wstate::target::Mapping) -> Vec<wstate::target::files::Place> {
+        mapping.path.iter().filter(|_| !mapping.is_anonymous()).map(wstate::target::files::Place::user).collect()
     }
     fn notes(&self) -> &[String] {
         &[]

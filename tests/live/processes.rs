@@ -24,7 +24,7 @@ fn a_process_under_gdb_is_refused_with_the_tracer() {
     gdb.args(["-nx", "-q", "-iex", "set debuginfod enabled off", "-iex", "set pagination off", "-p"]);
     gdb.arg(host.pid().to_string()).args(["-ex", r"echo \nATTACHED\n"]);
     let gdb = gdb.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
-    let Ok(mut gdb) = gdb else { return not_tested("gdb is not installed", false) };
+    let Ok(mut gdb) = gdb else { return missing("gdb is not installed") };
     let lines = BufReader::new(gdb.stdout.take().expect("a pipe")).lines();
     assert!(lines.map_while(Result::ok).any(|l| l == "ATTACHED"), "gdb did not attach");
     refused(host.pid() as u32, "(gdb) traces it already");
@@ -57,7 +57,7 @@ fn what_cannot_be_attached_to_is_said() {
             assert!(doctor(2).contains("kernel thread"));
         }
         // A pid namespace of its own has none.
-        _ => not_tested("there is no kernel thread to see", true),
+        _ => not_tested("there is no kernel thread to see"),
     }
 }
 
@@ -118,7 +118,7 @@ struct OrdinaryUser {
 impl OrdinaryUser {
     fn start(mode: u32) -> Option<OrdinaryUser> {
         if unsafe { libc::geteuid() } != 0 {
-            not_tested("only root can start processes of other users", true);
+            not_tested("only root can start processes of other users");
             return None;
         }
         let directory = tempfile::tempdir().expect("a directory");
@@ -157,7 +157,7 @@ fn processes_with_other_rights_are_refused_with_the_reason() {
     let Some(user) = OrdinaryUser::start(0o4755) else { return };
     let status = std::fs::read_to_string(format!("/proc/{}/status", user.sleep.id())).expect("it runs");
     if status.contains(&format!("Uid:\t{NOBODY}\t{NOBODY}\t")) {
-        return not_tested("set-user-id has no effect here (nosuid or no_new_privs)", true);
+        return not_tested("set-user-id has no effect here (nosuid or no_new_privs)");
     }
     user.assert_refused(user.sleep.id(), "set-user-id program, which runs with the rights of user id 0");
     user.assert_refused(std::process::id(), "it belongs to user id 0 and wstate runs as 65534");

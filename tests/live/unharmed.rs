@@ -149,12 +149,12 @@ pub fn ptrace_requests(host: &Host, options: &[&str]) -> Option<(Output, BTreeSe
     strace.args(["-f", "-qq", "-e", "trace=ptrace,process_vm_writev,pwrite64,pwritev,openat,kill,tgkill", "-o"]);
     strace.arg(&log).arg(env!("CARGO_BIN_EXE_wstate")).args(["attach", &host.pid().to_string()]).args(options);
     let Ok(output) = strace.stdin(Stdio::null()).output() else {
-        not_tested("strace is not installed", false);
+        missing("strace is not installed");
         return None;
     };
     let text = String::from_utf8_lossy(&output.stderr);
     if text.contains("PTRACE_TRACEME") || text.contains("ptrace(") {
-        not_tested(&format!("strace: {}", text.trim()), true);
+        not_tested(&format!("strace: {}", text.trim()));
         return None;
     }
     let log = std::fs::read_to_string(log).expect("strace writes its log");

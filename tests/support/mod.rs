@@ -7,6 +7,8 @@
 
 pub mod debuggers;
 pub mod large_module;
+pub mod missing;
+pub mod schema;
 pub mod small_core;
 
 use serde_json::Value;
@@ -21,8 +23,8 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// How long a host may take to its stop, or a tool to its end: generous, since it only bounds a failing test.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// How long anything that is waited for may take. No test is decided by it: it bounds one that hangs.
+pub const PATIENCE: Duration = Duration::from_secs(600);
 
 /// How the host was built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -541,7 +543,18 @@ pub fn wstate_command(args: &[&str]) -> Command {
     command
 }
 
-/// Runs the `wstate` of this build.
+/// Runs the `wstate` of this build. What it prints as JSON is what its schema says.
 pub fn wstate(args: &[&str]) -> Output {
-    wstate_command(args).output().expect("wstate starts")
+    let output = wstate_command(args).output().expect("wstate starts");
+    schema::check_output(&args.iter().map(|a| a.as_ref()).collect::<Vec<_>>(), &output.stdout);
+    output
+}
+
+/// Runs the `wstate` of this build: exit code and JSON.
+pub fn wstate_json(args: &[&str]) -> (Option<i32>, Value) {
+    let args = [args, &["--json"]].concat();
+    let out = wstate(&args);
+    let value = serde_json::from_slice(&out.stdout)
+        .unwrap_or_else(|e| panic!("{args:?}: {e}: {}", String::from_utf8_lossy(&out.stderr)));
+    (out.status.code(), value)
 }

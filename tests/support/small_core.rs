@@ -1,8 +1,8 @@
 //! A real core of the few pages that an analysis reads, so that thousands of cases fit into seconds.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use wstate::report::{FrameKind, Report};
 use wstate::session::{self, Options, Route, Source};
 use wstate::target::core::CoreTarget;
@@ -64,16 +64,36 @@ impl Target for Overheard<'_> {
     fn auxv(&self, key: u64) -> Option<u64> {
         self.core.auxv(key)
     }
-    fn file_candidates(&self, mapping: &Mapping) -> Vec<PathBuf> {
+    fn file_candidates(&self, mapping: &Mapping) -> Vec<wstate::target::files::Place> {
         // Without the files their images would be put together from memory.
         self.core.file_candidates(mapping)
     }
     fn notes(&self) -> &[String] {
-        &[]
+        self.core.notes()
     }
     fn is_live(&self) -> bool {
         false
     }
+}
+
+/// What an answer has cost: how often memory was read, and how many bytes were asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    pub reads: usize,
+    pub bytes: usize,
+}
+
+/// Answers a question about a core, and what that has cost. No clock decides whether it was too much.
+pub fn counted(core: &CoreTarget, options: &Options) -> (Report, Work) {
+    let work = Cell::new(Work::default());
+    let count = |_, len: usize, _| {
+        let Work { reads, bytes } = work.get();
+        work.set(Work { reads: reads + 1, bytes: bytes.saturating_add(len) });
+        true
+    };
+    let counting = Overheard { core, threads: core.threads(), allows: &count };
+    let report = session::run_on(&counting, options).unwrap_or_else(|e| panic!("{e}")).report;
+    (report, work.get())
 }
 
 /// What an analysis reads of a core, and nothing else: no native code, no names of files, no environment.

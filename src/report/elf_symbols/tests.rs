@@ -24,6 +24,7 @@ fn function(name: &str, at: u64) -> CompiledFunction {
             (0x100, FrameChange::Same(Reg::RBX)),
             (5, FrameChange::Undefined(Reg::RIP)),
         ],
+        wasm: true,
         described: true,
         variables: vec![
             Variable {
@@ -47,8 +48,8 @@ fn function(name: &str, at: u64) -> CompiledFunction {
             Operands { range: (0x81, 0x82), operands: vec![operand(None, None)] },
         ],
         lines: vec![
-            Line { offset: 0, at: SourceLine { file: 0, line: 10 }, prologue_end: false },
-            Line { offset: 0x60, at: SourceLine { file: 0, line: 12 }, prologue_end: true },
+            Line { offset: 0, at: SourceLine { file: 0, line: 10 }, prologue_end: false, statement: true },
+            Line { offset: 0x60, at: SourceLine { file: 0, line: 12 }, prologue_end: true, statement: true },
         ],
         inlined: Vec::new(),
     }
@@ -71,6 +72,7 @@ fn map() -> CodeMap {
                 functions: vec![function("first", 0), function("second", 0x100)],
                 files: vec![SourceFile::Text],
                 text: Some("(module)".into()),
+                copied: None,
             },
             CompiledModule { base: 0x1000, functions: vec![routine], ..CompiledModule::default() },
             // Over the first.
@@ -241,7 +243,7 @@ fn functions_variables_and_operands_can_be_read_back() {
     assert_eq!((functions.as_slice(), parameters), (&["first".to_string(), "second".to_string()][..], 2));
     assert_eq!(blocks, [(BASE + 0x80, 2), (BASE + 0x180, 2)]);
     let names: Vec<&str> = locals.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["lost??", "wasm_stack", "lost??", "wasm_stack"]);
+    assert_eq!(names, [r"lost\u{0}\u{a}", "wasm_stack", r"lost\u{0}\u{a}", "wasm_stack"]);
     assert_eq!(locals[0].1, None);
     let Some(Read::Exprloc(stack)) = &locals[1].1 else { panic!() };
     let (constant, piece) = (dw::DW_OP_constu.0, dw::DW_OP_piece.0);
@@ -296,7 +298,7 @@ fn frames_at(bytes: &[u8], address: u64) -> Vec<(String, Option<String>, Option<
 fn inlined_functions_say_from_where_they_are_called() {
     let mut map = map();
     let at = |line| SourceLine { file: 0, line };
-    let row = |offset, line| Line { offset, at: at(line), prologue_end: false };
+    let row = |offset, line| Line { offset, at: at(line), prologue_end: false, statement: true };
     let leaf = Inlined { name: "leaf".into(), ranges: vec![(0x24, 0x28)], call: None, inner: Vec::new() };
     let inner = Inlined {
         name: "inner".into(),
@@ -379,4 +381,53 @@ fn long_names_are_cut() {
     ] {
         assert_eq!(clean(&name).len(), len);
     }
+}
+
+/// What a terminal would obey is in no name of the file, whatever door it comes through, and is written as in a report.
+#[test]
+fn names_are_escaped_as_in_the_text_report() {
+    let bad = "a\u{202e}b\u{200b}c\u{1b}d\u{feff}";
+    let mut map = map();
+    map.modules[0].name = bad.to_string();
+    map.modules[0].files = vec![SourceFile::Path(format!("/src/{bad}.c"))];
+    let function = &mut map.modules[0].functions[0];
+    function.name = Some(bad.to_string());
+    function.variables[0].name = bad.to_string();
+    let at = SourceLine { file: 0, line: 10 };
+    function.inlined =
+        vec![Inlined { name: bad.to_string(), ranges: vec![(0x24, 0x28)], call: Some(at), inner: Vec::new() }];
+    let bytes = write(&map, "/src", &[]).unwrap();
+    let file = object::File::parse(&*bytes).unwrap();
+    let shown = crate::report::text::clean(bad);
+    assert_eq!(file.symbols().next().unwrap().name(), Ok(shown.as_str()));
+    let (mut sections, mut found) = (0, 0);
+    for section in file.sections().filter(|s| s.name().is_ok_and(|n| n.starts_with(".debug") || n.contains("str"))) {
+        let text = String::from_utf8_lossy(section.data().unwrap()).into_owned();
+        let raw = |c: char| crate::report::text::is_unprintable(c) && !c.is_control();
+        assert!(!text.contains(raw), "{:?}", section.name());
+        found += text.matches(&shown).count();
+        sections += 1;
+    }
+    assert!(sections >= 4 && found >= 4, "{sections} sections, {found} names");
+}
+
+/// Called by the machine's convention, Wasm code takes whatever is in a register for its instance.
+#[test]
+fn no_function_may_be_called() {
+    let mut map = map();
+    map.modules[0].functions[0].inlined =
+        vec![Inlined { name: "leaf".into(), ranges: vec![(0x24, 0x28)], call: None, inner: Vec::new() }];
+    let bytes = write(&map, "/src", &[Some("app.wat".to_string()), None, None]).unwrap();
+    let dwarf = sections(&bytes);
+    let unit = dwarf.unit(dwarf.units().next().unwrap().unwrap()).unwrap();
+    let mut entries = unit.entries();
+    let mut functions = 0;
+    while let Some(entry) = entries.next_dfs().unwrap() {
+        if entry.tag() == dw::DW_TAG_subprogram {
+            let convention = entry.attr_value(dw::DW_AT_calling_convention);
+            assert_eq!(convention, Some(Read::CallingConvention(dw::DW_CC_nocall)));
+            functions += 1;
+        }
+    }
+    assert_eq!(functions, 3);
 }

@@ -2,15 +2,15 @@
 
 use super::super::contents::{GlobalRow, Instance, MemoryRow, ModuleContents};
 use super::super::{
-    Bits, Frame, Function, Hex, Module as ReportModule, Runtime, Target, TargetKind, Thread, WasmPlace,
+    Bits, Frame, Function, Hex, Module as ReportModule, Runtime, RuntimeName, Target, TargetKind, Thread, WasmPlace,
 };
 use super::*;
 use wasmparser::{CoreDumpInstance, CoreDumpStackFrame, KnownCustom, Parser, Payload};
 
-fn value(index: u32, ty: Option<&str>, bits: Option<u128>, address: Option<u64>) -> Value {
+fn value(index: u32, ty: Option<Ty>, bits: Option<u128>, address: Option<u64>) -> Value {
     Value {
         index: Some(index),
-        ty: ty.map(str::to_string),
+        ty,
         bits: bits.map(Bits),
         value: None,
         place: None,
@@ -89,18 +89,18 @@ fn example() -> (Report, Contents) {
         problem: None,
     };
     let modules = vec![module(0, "one"), module(1, "two")];
-    report.runtimes.push(Runtime { name: "r".to_string(), modules });
+    report.runtimes.push(Runtime { name: RuntimeName::Wasmtime, modules });
     let mut youngest = frame(1, 7, Some(0x300), Some(0x72));
     youngest.locals = Some(vec![
-        value(0, Some("i32"), Some(0xffff_ffff_ffff_fff7), None),
-        value(1, Some("i64"), Some(u128::from(u64::MAX)), None),
-        value(2, Some("f32"), Some(1.5f32.to_bits().into()), None),
-        value(3, Some("f64"), Some((-2.25f64).to_bits().into()), None),
-        value(4, Some("v128"), Some(1), None),
+        value(0, Some(Ty::I32), Some(0xffff_ffff_ffff_fff7), None),
+        value(1, Some(Ty::I64), Some(u128::from(u64::MAX)), None),
+        value(2, Some(Ty::F32), Some(1.5f32.to_bits().into()), None),
+        value(3, Some(Ty::F64), Some((-2.25f64).to_bits().into()), None),
+        value(4, Some(Ty::V128), Some(1), None),
         value(5, None, Some(5), None),
-        value(6, Some("i32"), None, None),
+        value(6, Some(Ty::I32), None, None),
     ]);
-    youngest.stack = Some(vec![value(0, Some("i32"), Some(12), None)]);
+    youngest.stack = Some(vec![value(0, Some(Ty::I32), Some(12), None)]);
     let mut old = frame(0, 1, None, None);
     old.stack = None;
     let thread = |tid, name: Option<&str>, frames| Thread {
@@ -117,7 +117,7 @@ fn example() -> (Report, Contents) {
         thread(11, None, vec![native]),
         thread(12, None, vec![frame(1, 3, Some(0x200), None)]),
     ];
-    let shared = value(0, Some("i64"), Some(7), Some(0x9000));
+    let shared = value(0, Some(Ty::I64), Some(7), Some(0x9000));
     let mut contents = Contents::of(&report);
     let module = |module_index, instances| ModuleContents {
         module_index,
@@ -130,10 +130,10 @@ fn example() -> (Report, Contents) {
     };
     let own = vec![
         shared.clone(),
-        value(1, Some("f32"), Some(0x7fc0_0001), Some(0x9010)),
-        value(2, Some("v128"), Some(3 << 100), Some(0x9020)),
-        value(3, Some("funcref"), Some(0x1234), Some(0x9030)),
-        value(4, Some("f64"), None, None),
+        value(1, Some(Ty::F32), Some(0x7fc0_0001), Some(0x9010)),
+        value(2, Some(Ty::V128), Some(3 << 100), Some(0x9020)),
+        value(3, Some(Ty::FuncRef), Some(0x1234), Some(0x9030)),
+        value(4, Some(Ty::F64), None, None),
     ];
     let unknown = MemoryRow { base: None, size: None, why: Some("torn".to_string()), ..memory(0, 0, 0) };
     contents.contents = vec![

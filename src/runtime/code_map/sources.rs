@@ -90,7 +90,7 @@ pub fn lay_out(pieces: &[(u32, Vec<Scope>)], len: u32) -> (Vec<Line>, Vec<Inline
         // A piece without a line ends the one before.
         let line = known.or_else(|| lines.last().map(|l| SourceLine { file: l.at.file, line: 0 }));
         if let Some(at) = line.filter(|at| lines.last().is_none_or(|l| l.at != *at)) {
-            lines.push(Line { offset: *from, at, prologue_end: false });
+            lines.push(Line { offset: *from, at, prologue_end: false, statement: true });
         }
         if let Some((own, rest)) = scopes.split_first() {
             insert(&mut inlined, own.line, rest, (*from, to), MAX_INLINE_DEPTH);
@@ -99,13 +99,36 @@ pub fn lay_out(pieces: &[(u32, Vec<Scope>)], len: u32) -> (Vec<Line>, Vec<Inline
     (lines, inlined)
 }
 
+/// Lets the lines of `len` bytes of code begin behind code that does nothing, where they go on there: `idle` are such
+/// pieces, ascending and disjoint.
+pub fn begin_behind_idle(lines: &mut Vec<Line>, idle: &[(u32, u32)], len: u32) {
+    let mut out = Vec::with_capacity(lines.len());
+    for (i, line) in lines.iter().enumerate() {
+        let next = lines.get(i + 1).map_or(len, |l| l.offset);
+        let first = idle.partition_point(|piece| piece.0 < line.offset);
+        let mut end = line.offset;
+        for &(from, to) in idle.get(first..).unwrap_or_default() {
+            if from != end {
+                break;
+            }
+            end = to;
+        }
+        let goes_on = line.offset < end && end < next && line.at.line != 0;
+        out.push(Line { statement: line.statement && !goes_on, ..*line });
+        if goes_on {
+            out.push(Line { offset: end, ..*line });
+        }
+    }
+    *lines = out;
+}
+
 /// Marks the place from which on every local is where it is in the body.
 pub fn end_prologue(lines: &mut Vec<Line>, offset: u32) {
     let Some(before) = lines.partition_point(|l| l.offset <= offset).checked_sub(1) else { return };
     match lines.get_mut(before) {
         Some(line) if line.offset == offset => line.prologue_end = true,
         Some(line) => {
-            let row = Line { offset, prologue_end: true, ..*line };
+            let row = Line { offset, prologue_end: true, statement: true, ..*line };
             lines.insert(before + 1, row);
         }
         None => {}
@@ -165,7 +188,7 @@ mod tests {
     #[test]
     fn the_end_of_the_prologue_is_a_row() {
         let at = SourceLine { file: 0, line: 7 };
-        let row = |offset, prologue_end| Line { offset, at, prologue_end };
+        let row = |offset, prologue_end| Line { offset, at, prologue_end, statement: true };
         for (offset, expected) in [
             (1, vec![row(2, false), row(9, false)]),
             (2, vec![row(2, true), row(9, false)]),
@@ -174,6 +197,29 @@ mod tests {
             let mut lines = vec![row(2, false), row(9, false)];
             end_prologue(&mut lines, offset);
             assert_eq!(lines, expected);
+        }
+    }
+
+    #[test]
+    fn a_line_begins_behind_what_does_nothing() {
+        let row =
+            |offset, line, statement| Line { offset, at: SourceLine { file: 0, line }, prologue_end: false, statement };
+        let lines = [row(0, 5, true), row(10, 6, true), row(20, 7, true), row(30, 8, true), row(40, 0, true)];
+        // Two pieces side by side, one in the middle of a line, a line that is nothing else, code of no line, the end.
+        for (idle, expected) in [
+            (vec![(10, 12), (12, 14)], vec![(10, 6, false), (14, 6, true)]),
+            (vec![(12, 14)], vec![(10, 6, true)]),
+            (vec![(10, 20)], vec![(10, 6, true)]),
+            (vec![(10, 20), (20, 22)], vec![(10, 6, true), (20, 7, false), (22, 7, true)]),
+            (vec![(40, 45)], vec![(40, 0, true)]),
+            (vec![(30, 40)], vec![(30, 8, true)]),
+        ] {
+            let mut all = lines.to_vec();
+            begin_behind_idle(&mut all, &idle, 50);
+            for (offset, line, statement) in expected {
+                assert!(all.contains(&row(offset, line, statement)), "{idle:?}: {offset} in {all:?}");
+            }
+            assert!(all.is_sorted_by_key(|l| l.offset));
         }
     }
 

@@ -5,6 +5,7 @@
 
 use super::{route_artifact, route_heap, route_vmctx};
 use crate::limits;
+use crate::runtime::FoundBy;
 use crate::target::{Memory, Target};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -35,15 +36,20 @@ pub enum Route {
 }
 
 impl Route {
+    /// What reports call it.
+    pub fn found_by(self) -> FoundBy {
+        match self {
+            Route::Vmctx => FoundBy::Vmctx,
+            Route::Heap => FoundBy::Heap,
+            Route::Tls => FoundBy::Tls,
+            Route::Descriptor => FoundBy::Descriptor,
+            Route::Artifact => FoundBy::Artifact,
+        }
+    }
+
     /// The name that `--route` takes and reports print.
     pub fn name(self) -> &'static str {
-        match self {
-            Route::Vmctx => "vmctx",
-            Route::Heap => "heap",
-            Route::Tls => "tls",
-            Route::Descriptor => "descriptor",
-            Route::Artifact => "artifact",
-        }
+        self.found_by().as_str()
     }
 }
 

@@ -10,6 +10,7 @@
 use super::Singlepass;
 use super::code::{self, Home, Shape, Source};
 use super::module::Module;
+use super::places::Places;
 use crate::arch::{Reg, x64};
 use crate::limits::{MAX_IMAGE_BYTES, MAX_SLOTS, MAX_SYMBOL_PLACES, MAX_TRAMPOLINE_BYTES};
 use crate::runtime::ValType;
@@ -18,12 +19,10 @@ use crate::runtime::code_map::{
     CodeMap, CompiledFunction, CompiledModule, Detail, FrameChange, Line, Location, Operand, Operands, Variable,
 };
 use crate::state::diff::{Budget, StateCursor, StateError};
-use crate::state::{
-    FUNCTION_HEADER, FunctionStateMap, MachineState, MachineValue, PointKind, SuspendOffset, WasmAbstractValue,
-};
+use crate::state::{FUNCTION_HEADER, FunctionStateMap, MachineState, MachineValue, PointKind, WasmAbstractValue};
 use crate::symbolize::wasm::{PointKind as WasmPoint, WasmModule};
 use crate::target::Memory;
-use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register};
 use std::collections::{BTreeMap, HashMap};
 
 /// Describes all modules.
@@ -82,6 +81,7 @@ fn describe(
             })),
             start: address,
             len,
+            wasm: true,
             described: detail.covers((address, address.saturating_add(u64::from(len))), count),
             ..CompiledFunction::default()
         };
@@ -103,7 +103,8 @@ fn describe(
             }
             one.operands = operands(&here, &states);
             if let (Some(wasm), Ok(shape)) = (wasm, &shape) {
-                one.lines = lines(wasm, &mut sources, &here, bytes, shape);
+                let places = Places::of(wasm, map, local, start, bytes, shape);
+                one.lines = lines(wasm, &mut sources, &here, &places, shape);
             }
         }
         out.functions.push(one);
@@ -442,86 +443,21 @@ fn places(map: &FunctionStateMap, state: &MachineState, kind: PointKind) -> Vec<
     out
 }
 
-/// Lines of a function. Behind a point the line is that of the next operator.
-fn lines(wasm: &WasmModule, sources: &mut Sources<'_>, here: &Here<'_>, code: &[u8], shape: &Shape) -> Vec<Line> {
+/// Lines of a function, each from where [`Places`] has its operator.
+fn lines(wasm: &WasmModule, sources: &mut Sources<'_>, here: &Here<'_>, places: &Places, shape: &Shape) -> Vec<Line> {
     let Some(operators) = wasm.operators(here.local) else { return Vec::new() };
-    let boundaries = boundaries(code, shape.body());
-    let by_point = operators_of_points(here.map);
-    // Offset in the code and operator: behind a point comes the next operator.
-    let mut marks: BTreeMap<u32, u64> = BTreeMap::new();
-    marks.insert(shape.body() as u32, 0);
-    for kind in PointKind::ORDER {
-        for &at in here.map.table(kind).keys() {
-            let Some(offset) = at.checked_sub(here.start).and_then(|o| u32::try_from(o).ok()) else { continue };
-            let Some(&operator) = by_point.get(&(kind, at)) else { continue };
-            let operator = operator as u64;
-            let Ok(i) = boundaries.binary_search(&offset) else { continue };
-            if kind == PointKind::Call {
-                if let Some(&call) = i.checked_sub(1).and_then(|i| boundaries.get(i)) {
-                    marks.insert(call, operator);
-                }
-                marks.entry(offset).or_insert(operator.saturating_add(1));
-            } else {
-                marks.insert(offset, operator);
-                if let Some(&next) = boundaries.get(i + 1) {
-                    marks.entry(next).or_insert(operator.saturating_add(1));
-                }
-            }
-        }
-    }
-    // The epilogue is the final `end`.
-    let reset = shape.epilogue().and_then(|(reset, ..)| boundaries.binary_search(&(reset as u32)).ok());
-    if let Some(&lea) = reset.and_then(|i| boundaries.get(i.checked_sub(1)?)) {
-        marks.insert(lea, operators.len().saturating_sub(1) as u64);
-    }
     let mut piece = |place: Option<u64>| -> Vec<Scope> {
         // Between points the place is not exact, so that what is inlined there is not told.
         place.and_then(|offset| sources.scopes(offset).pop()).into_iter().collect()
     };
     let first = piece(wasm.body_offset(here.local));
     let first = if first.is_empty() { piece(operators.first().copied()) } else { first };
-    let marks = marks.into_iter().map(|(offset, operator)| (offset, piece(operators.get(operator as usize).copied())));
+    let marks = places.marks().iter();
+    let marks = marks.map(|(offset, mark)| (*offset, piece(operators.get(mark.operator as usize).copied())));
     let pieces: Vec<(u32, Vec<Scope>)> = std::iter::once((0, first)).chain(marks).collect();
     let (mut lines, _) = lay_out(&pieces, here.len);
     end_prologue(&mut lines, shape.body() as u32);
     lines
-}
-
-/// The operator of each point (not of the function header's).
-fn operators_of_points(map: &FunctionStateMap) -> HashMap<(PointKind, usize), usize> {
-    let mut out = HashMap::new();
-    for (&operator, suspend) in &map.wasm_offset_to_target_offset {
-        let key = match *suspend {
-            SuspendOffset::Call(at) => (PointKind::Call, at),
-            SuspendOffset::Trappable(at) => (PointKind::Trappable, at),
-            SuspendOffset::Loop(at) => (PointKind::Loop, at),
-        };
-        out.insert(key, operator);
-    }
-    for kind in PointKind::ORDER {
-        for (&at, info) in map.table(kind) {
-            if let Some(diff) = map.diffs.get(info.diff_id).filter(|d| d.wasm_inst_offset != FUNCTION_HEADER) {
-                out.insert((kind, at), diff.wasm_inst_offset);
-            }
-        }
-    }
-    out
-}
-
-/// Offsets at which instructions of the body begin, as far as they decode.
-fn boundaries(code: &[u8], body: u64) -> Vec<u32> {
-    let mut out = Vec::new();
-    let Some(bytes) = code.get(body as usize..) else { return out };
-    let mut decoder = Decoder::with_ip(64, bytes, body, DecoderOptions::NONE);
-    let mut i = Instruction::default();
-    while decoder.can_decode() {
-        decoder.decode_out(&mut i);
-        if i.is_invalid() {
-            break;
-        }
-        out.push(i.ip() as u32);
-    }
-    out
 }
 
 #[cfg(test)]

@@ -288,7 +288,7 @@ impl Target for Fake {
     fn auxv(&self, _: u64) -> Option<u64> {
         None
     }
-    fn file_candidates(&self, _: &Mapping) -> Vec<PathBuf> {
+    fn file_candidates(&self, _: &Mapping) -> Vec<crate::target::files::Place> {
         Vec::new()
     }
     fn notes(&self) -> &[String] {

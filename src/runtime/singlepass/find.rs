@@ -8,17 +8,23 @@ use super::module_info::{Artifact, Export, Import, MemoryInfo, ModuleInfo, Signa
 use super::module_memory::{MemoryModuleInfo, read_module_info};
 use super::{Singlepass, route_artifact, route_descriptor, route_heap, route_tls, route_vmctx, rust_msm};
 use crate::arch::Reg;
-use crate::limits::MAX_COMPARED_OPERANDS;
+use crate::limits::{MAX_COMPARED_CODE, MAX_COMPARED_DATA, MAX_COMPARED_OPERANDS};
 use crate::runtime::all::FindOptions;
-use crate::runtime::{ExternKind, GlobalDecl, GuestExport, GuestModule, Provider, Runtime, Scene, ValType};
+use crate::runtime::immediates::Immediates;
+use crate::runtime::{
+    ExternKind, Fit, GlobalDecl, GuestExport, GuestModule, Key, NameSource, Provider, Runtime, RuntimeName, Scene,
+    ValType,
+};
 use crate::state::SuspendOffset;
 use crate::state::model::{FunctionStateMap, WasmAbstractValue};
+use crate::symbolize::wasm::file::CoreModule;
 use crate::symbolize::wasm::{
     Description, FunctionFacts, MemoryLimits, ModuleFacts, PointKind, TableLimits, WasmModule,
 };
 use crate::target::Memory;
 use crate::target::objects::Objects;
 use crate::unwind::Cursor;
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -33,18 +39,24 @@ pub struct SinglepassProvider {
     /// Routes that look at the whole target are asked once.
     asked: BTreeSet<Route>,
     layouts: HostLayouts,
+    /// What is known of the module that files are compared with.
+    facts: Option<(usize, KnownFacts)>,
 }
+
+/// What is known of a module, or why that is not known.
+type KnownFacts = Rc<Result<ModuleFacts, String>>;
 
 impl SinglepassProvider {
     /// A provider that has not looked yet.
     pub fn new(options: FindOptions) -> SinglepassProvider {
         SinglepassProvider {
+            layouts: options.layouts.clone(),
             options,
             runtime: Singlepass::default(),
             anchors: Vec::new(),
             refused: BTreeSet::new(),
             asked: BTreeSet::new(),
-            layouts: HostLayouts::default(),
+            facts: None,
         }
     }
 
@@ -74,7 +86,7 @@ impl SinglepassProvider {
         if self.refused.contains(&anchor.code_base) {
             return false;
         }
-        match load(scene, &mut self.layouts, &anchor) {
+        match load(scene, &self.layouts, &anchor) {
             Ok(module) => {
                 self.runtime.modules.push(module);
                 self.anchors.push(anchor);
@@ -123,6 +135,7 @@ impl SinglepassProvider {
                     _ => None,
                 };
                 module.names.description = info.description.clone();
+                module.names.data = info.data.clone();
                 if let Ok(imports) = &info.imported_functions {
                     module.names.description.imports.push((ExternKind::Function, imports.clone()));
                 }
@@ -177,10 +190,10 @@ impl SinglepassProvider {
             summary.to_string()
         });
         let guest = GuestModule {
-            runtime: super::frame::RUNTIME,
+            runtime: RuntimeName::Singlepass,
             name: own.unwrap_or_else(|| format!("module{i}")),
             code: module.code,
-            routes: anchor.routes.iter().map(|r| r.name()).collect(),
+            routes: anchor.routes.iter().map(|r| r.found_by()).collect(),
             checks,
             functions: Some(module.map.starts().len()),
             tracked: Some(module.tracked),
@@ -199,7 +212,7 @@ impl SinglepassProvider {
     fn note_if(&mut self, unexplained: bool, notes: Vec<String>, route: &str) {
         if unexplained {
             let prefix = format!("{route}: ");
-            self.runtime.notes.extend(notes.into_iter().map(|n| match n.starts_with(&prefix) {
+            self.runtime.tried.extend(notes.into_iter().map(|n| match n.starts_with(&prefix) {
                 true => n,
                 false => format!("{prefix}{n}"),
             }));
@@ -279,7 +292,7 @@ impl Provider for SinglepassProvider {
                     self.take(scene, anchor);
                 }
                 if left(self) {
-                    self.runtime.notes.extend(notes);
+                    self.runtime.tried.extend(notes);
                 }
             }
         }
@@ -288,7 +301,7 @@ impl Provider for SinglepassProvider {
             for anchor in anchors {
                 self.take(scene, anchor);
             }
-            self.runtime.notes.extend(notes);
+            self.runtime.tried.extend(notes);
         }
         // An idle process has modules too: the routes that need no frame are asked for them.
         let look_further = |me: &SinglepassProvider| left(me) || me.runtime.modules.is_empty();
@@ -346,32 +359,43 @@ impl Provider for SinglepassProvider {
         self.runtime.modules.len() - before
     }
 
-    fn match_file(
-        &mut self,
-        path: &Path,
-        wasm: &Rc<WasmModule>,
-        memory: &dyn Memory,
-    ) -> Result<(), Vec<(String, String)>> {
-        let mut reasons = Vec::new();
-        let mut used = false;
-        for i in 0..self.runtime.modules.len() {
-            let module = &mut self.runtime.modules[i];
-            if module.wasm.is_some() {
-                continue;
+    fn compare(&mut self, module: usize, file: &CoreModule, memory: &dyn Memory) -> Result<Fit, String> {
+        let known = self.runtime.modules.get(module).ok_or("there is no such module")?;
+        let facts = match &self.facts {
+            Some((of, facts)) if *of == module => Rc::clone(facts),
+            _ => {
+                let facts = Rc::new(facts(known, memory));
+                self.facts = Some((module, Rc::clone(&facts)));
+                facts
             }
-            match facts(module, memory).and_then(|facts| wasm.fits(&facts)) {
-                Ok(checked) => {
-                    let described = module.names.exports.is_some();
-                    module.wasm_checks = (checked, if described { "positions, description" } else { "positions" });
-                    module.wasm = Some(wasm.clone());
-                    module.wasm_path = Some(path.to_path_buf());
-                    used = true;
-                    self.list(i);
-                }
-                Err(why) => reasons.push((self.runtime.listed.get(i).map_or("?".to_string(), |m| m.name.clone()), why)),
-            }
-        }
-        if used { Ok(()) } else { Err(reasons) }
+        };
+        let mut checks = file.wasm.fits(facts.as_ref().as_ref().map_err(String::clone)?)?;
+        checks.extend(compare_data(known, &file.wasm, memory)?);
+        checks.extend(compare_code(known, &file.wasm, memory)?);
+        let described = known.names.exports.is_some();
+        Ok(Fit { exact: 0, summary: if described { "positions, description" } else { "positions" }, checks, shift: 0 })
+    }
+
+    fn take_file(&mut self, module: usize, path: &Path, file: &CoreModule, fit: Fit) {
+        self.facts = None;
+        let Some(known) = self.runtime.modules.get_mut(module) else { return };
+        known.wasm_checks = (fit.checks, fit.summary);
+        known.wasm = Some(Rc::clone(&file.wasm));
+        known.wasm_path = Some(path.to_path_buf());
+        self.list(module);
+    }
+
+    fn code(&self, module: usize, local_function: u32, memory: &dyn Memory) -> Option<Vec<u8>> {
+        self.runtime.modules.get(module)?.code_of(local_function, memory)
+    }
+
+    fn own_name(&self, module: usize, function: u32) -> Option<String> {
+        let names = &self.runtime.modules.get(module)?.names.functions;
+        names.get(&function).filter(|(_, source)| *source == NameSource::NameSection).map(|(name, _)| name.clone())
+    }
+
+    fn key(&self, module: usize, left: &mut u64, memory: &dyn Memory) -> Option<Key> {
+        self.runtime.modules.get(module)?.key(left, memory)
     }
 
     fn unused_artifacts(&mut self) -> Vec<(PathBuf, String)> {
@@ -385,7 +409,7 @@ impl Provider for SinglepassProvider {
 }
 
 /// Reads a module's maps.
-fn load(scene: &Scene<'_>, layouts: &mut HostLayouts, anchor: &Anchor) -> Result<Module, String> {
+fn load(scene: &Scene<'_>, layouts: &HostLayouts, anchor: &Anchor) -> Result<Module, String> {
     let code_size = anchor.code_size;
     let own = usize::try_from(anchor.import_count).ok().and_then(|n| anchor.function_offsets.get(n..));
     let map = match &anchor.map {
@@ -413,13 +437,13 @@ fn load(scene: &Scene<'_>, layouts: &mut HostLayouts, anchor: &Anchor) -> Result
     Ok(module)
 }
 
-/// The layouts of the host's Rust structures, looked up when first needed.
-#[derive(Default)]
-struct HostLayouts(Option<Result<Rc<Layouts>, String>>);
+/// The layouts of the host's Rust structures, looked up when first needed. Clones share them.
+#[derive(Clone, Default)]
+pub struct HostLayouts(Rc<OnceCell<Result<Rc<Layouts>, String>>>);
 
 impl HostLayouts {
-    fn get(&mut self, objects: &Objects) -> Result<Rc<Layouts>, String> {
-        self.0.get_or_insert_with(|| Layouts::of_target(objects).map(Rc::new).map_err(|e| e.to_string())).clone()
+    fn get(&self, objects: &Objects) -> Result<Rc<Layouts>, String> {
+        self.0.get_or_init(|| Layouts::of_target(objects).map(Rc::new).map_err(|e| e.to_string())).clone()
     }
 }
 
@@ -453,6 +477,7 @@ fn names(info: &ModuleInfo) -> Names {
             .collect(),
         module: info.module_name(),
         description: description(info),
+        data: None,
     }
 }
 
@@ -543,6 +568,55 @@ fn facts(module: &Module, memory: &dyn Memory) -> Result<ModuleFacts, String> {
     };
     let functions = by_index.into_values().collect();
     Ok(ModuleFacts { imported_functions: Some(module.import_count), functions, description })
+}
+
+/// Whether the constants that the compiler wrote into the code of each function are there. `Ok`: what was compared.
+fn compare_code(module: &Module, wasm: &WasmModule, memory: &dyn Memory) -> Result<Option<String>, String> {
+    // Another backend writes what it likes.
+    if module.backend != "singlepass" || !Module::saves_registers(module.map.all(memory)?) {
+        return Ok(None);
+    }
+    let (mut left, mut compared) = (MAX_COMPARED_CODE, 0);
+    for local in 0..wasm.defined_functions() {
+        let uses = wasm.used_constants(local);
+        if uses.is_empty() {
+            continue;
+        }
+        let Some(code) = module.code_of(local, memory) else { continue };
+        let Some(still) = left.checked_sub(code.len() as u64) else { break };
+        left = still;
+        if let Some(missing) = Immediates::of(&code).lacks(&uses) {
+            let bits = missing.bits;
+            let shown = if missing.wide { bits.cast_signed() } else { i64::from(bits as i32) };
+            return Err(format!(
+                "function {local} has the constant {shown} ({bits:#x}) at operator {}, which its code in the process does not \
+                 have there",
+                missing.operator
+            ));
+        }
+        compared += uses.iter().map(|one| one.constants.len()).sum::<usize>();
+    }
+    Ok((compared > 0).then(|| format!("{compared} constants of its code")))
+}
+
+/// Whether the data is that of the file, where the runtime keeps it.
+fn compare_data(module: &Module, wasm: &WasmModule, memory: &dyn Memory) -> Result<Option<String>, String> {
+    let Some(places) = &module.names.data else { return Ok(None) };
+    let mut left = MAX_COMPARED_DATA;
+    let mut compared = 0;
+    for (number, (&(address, len), segment)) in places.iter().zip(wasm.data_segments()).enumerate() {
+        let Some(still) = left.checked_sub(len).filter(|_| len == segment.bytes.len() as u64) else { break };
+        left = still;
+        let mut theirs = vec![0; segment.bytes.len()];
+        if memory.read(address, &mut theirs).is_err() {
+            continue;
+        }
+        if theirs != segment.bytes {
+            return Err(format!("data segment {number} is another one in the process"));
+        }
+        compared += 1;
+    }
+    Ok((compared > 0).then(|| format!("contents of {compared} data segments")))
 }
 
 /// The operands at a function's points, as far as `budget` goes: of each those that are constants. The stacks of all diffs

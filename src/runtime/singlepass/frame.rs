@@ -8,7 +8,7 @@ use super::code::{self, Cfa, Here, Home, Shape, Source, Stretch};
 use super::module::Module;
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::runtime::{
-    BETWEEN_POINTS, GuestFrame, GuestKind, OperatorPlace, Place, Position, Slot, ValType, Value, Why,
+    BETWEEN_POINTS, GuestFrame, GuestKind, OperatorPlace, Place, Position, RuntimeName, Slot, ValType, Value, Why,
 };
 use crate::state::read::BoundaryRegisters;
 use crate::state::{
@@ -22,7 +22,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 /// The runtime's name in errors and reports.
-pub const RUNTIME: &str = "wasmer-singlepass";
+pub const RUNTIME: &str = RuntimeName::Singlepass.as_str();
+
+/// What is said of operands at the instruction behind a call.
+const RETURNED: &str = "the call before has returned: its result is not among the operands yet";
 
 /// Where in a module's code an address is.
 pub enum Location<'m> {
@@ -191,6 +194,7 @@ pub fn describe(module: &Module, module_index: usize, at: &Cursor, memory: &dyn 
         stack: Err(Why("not a Wasm function".into())),
         variables: Vec::new(),
         inlined: false,
+        may_miss_inlined: false,
         instance: None,
         notes: Vec::new(),
     };
@@ -220,8 +224,22 @@ pub fn describe(module: &Module, module_index: usize, at: &Cursor, memory: &dyn 
             let shape = module.shape(start, map.locals.len(), memory);
             let recorded = Recorded::at(module, maps, code_offset);
             frame.function_offset = Some(offset);
-            frame.position = recorded.position(maps, code_offset);
-            frame.operator = operator_place(module, local, frame.position);
+            let returned = recorded.has_returned(at.address);
+            frame.position = recorded.position(maps, code_offset, returned);
+            // At a caller's address the call itself is meant.
+            let place = module.places(start, map, memory).at(offset.saturating_sub(u64::from(at.address.is_return())));
+            if let (Some(mark), true) = (place, frame.position != Position::Header) {
+                frame.position = match (mark.exact, mark.operator.checked_sub(1)) {
+                    (true, _) => Position::Operator(mark.operator),
+                    (false, Some(before)) => Position::After(before),
+                    (false, None) => Position::Unknown,
+                };
+            }
+            let in_prologue = (*shape).as_ref().is_ok_and(|s| s.at(offset).stretch == Stretch::Prologue);
+            frame.operator = operator_place(module, local, frame.position, in_prologue);
+            if returned && recorded.state().is_some() {
+                frame.notes.push(RETURNED.into());
+            }
             let types = module.local_types(function, local);
             frame.locals = match &*shape {
                 Ok(shape) => Ok(locals(shape, offset, map, at, memory, &types)),
@@ -230,7 +248,7 @@ pub fn describe(module: &Module, module_index: usize, at: &Cursor, memory: &dyn 
                     None => Err(Why(format!("the function is not laid out as expected ({why})"))),
                 },
             };
-            let stack_types = recorded.stack_types(module, local, &frame.position);
+            let stack_types = recorded.stack_types(module, local);
             frame.stack = operands(module, map, &recorded, at, memory, &stack_types);
             let vmctx = shape.as_ref().as_ref().map_or(Reg::R15, |s| s.vmctx(offset));
             let returning = shape.as_ref().as_ref().is_ok_and(|s| s.at(offset).stretch == Stretch::Epilogue);
@@ -260,9 +278,18 @@ impl<'m> Recorded<'m> {
         self.state.as_deref().and_then(|s| s.as_ref().ok())
     }
 
-    fn position(&self, maps: &ModuleStateMap, code_offset: u64) -> Position {
+    /// Whether it is the point of a call, and the thread itself is there: the call is over.
+    fn has_returned(&self, address: CodeAddress) -> bool {
+        !address.is_return() && self.point.as_ref().is_some_and(|p| p.kind == PointKind::Call)
+    }
+
+    fn position(&self, maps: &ModuleStateMap, code_offset: u64, returned: bool) -> Position {
         if let Some(index) = self.point.as_ref().and_then(Point::wasm_inst_offset) {
-            return if index == FUNCTION_HEADER { Position::Header } else { Position::Operator(index as u64) };
+            return match index {
+                FUNCTION_HEADER => Position::Header,
+                _ if returned => Position::After(index as u64),
+                _ => Position::Operator(index as u64),
+            };
         }
         // Code is in the order of the operators.
         let before = usize::try_from(code_offset).ok().and_then(|o| maps.point_before(o));
@@ -272,31 +299,45 @@ impl<'m> Recorded<'m> {
         }
     }
 
-    fn stack_types(&self, module: &Module, local_function: u32, position: &Position) -> Vec<ValType> {
-        let (Position::Operator(index), Some(point), Some(wasm)) = (position, &self.point, &module.wasm) else {
-            return Vec::new();
-        };
+    fn stack_types(&self, module: &Module, local_function: u32) -> Vec<ValType> {
+        let (Some(point), Some(wasm)) = (&self.point, &module.wasm) else { return Vec::new() };
+        let Some(index) = point.wasm_inst_offset().filter(|i| *i != FUNCTION_HEADER) else { return Vec::new() };
         let kind = match point.kind {
             PointKind::Call => WasmPoint::Call,
             PointKind::Trappable => WasmPoint::Trappable,
             PointKind::Loop => WasmPoint::Loop,
         };
-        wasm.stack_types_at(local_function, *index, kind).unwrap_or_default()
+        wasm.stack_types_at(local_function, index as u64, kind).unwrap_or_default()
     }
 }
 
-/// The operator that a position names, in the user's `.wasm`.
-fn operator_place(module: &Module, local_function: u32, position: Position) -> Option<OperatorPlace> {
-    let (Position::Operator(index) | Position::After(index)) = position else { return None };
+/// The operator that a position names, in the user's `.wasm`, and the line in force there: the one that a debugger is given
+/// for this instruction ([`super::code_map`]). Behind an operator that is the line of the next one, as this one has run.
+fn operator_place(
+    module: &Module,
+    local_function: u32,
+    position: Position,
+    in_prologue: bool,
+) -> Option<OperatorPlace> {
     let wasm = module.wasm.as_ref()?;
-    let operator = wasm.operator(local_function, index)?;
-    let source = wasm.source(operator.offset).into_iter().next();
-    Some(OperatorPlace {
-        offset: operator.offset,
-        text: Some(operator.text),
-        file: source.as_ref().and_then(|s| s.file.clone()),
-        line: source.as_ref().and_then(|s| s.line),
-    })
+    let operators = wasm.operators(local_function)?;
+    let operator = |index: u64| operators.get(usize::try_from(index).ok()?).copied();
+    let sources = |offset: Option<u64>| offset.and_then(|offset| wasm.source(offset).into_iter().next());
+    let (offset, text, source) = match position {
+        Position::Operator(index) => {
+            let found = wasm.operator(local_function, index)?;
+            (found.offset, Some(found.text), sources(Some(found.offset)))
+        }
+        Position::After(index) => (operator(index)?, None, sources(operator(index.saturating_add(1)))),
+        // The function's own line; that of its first operator where it has none, and from there on.
+        _ => {
+            let body = wasm.body_offset(local_function).filter(|_| in_prologue);
+            let source = sources(body).or_else(|| sources(operator(0)))?;
+            (body.or_else(|| operator(0))?, None, Some(source))
+        }
+    };
+    let (file, line) = source.map_or((None, None), |s| (s.file, s.line));
+    Some(OperatorPlace { offset, text, file, line })
 }
 
 fn in_register(registers: &Registers, reg: Reg) -> Slot {

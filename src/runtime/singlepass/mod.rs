@@ -15,6 +15,7 @@ pub mod maps;
 pub mod module;
 pub mod module_info;
 pub mod module_memory;
+mod places;
 mod recover;
 pub mod route_artifact;
 pub mod route_descriptor;
@@ -44,6 +45,7 @@ pub struct Singlepass {
     modules: Vec<Module>,
     listed: Vec<GuestModule>,
     notes: Vec<String>,
+    tried: Vec<String>,
     boundary: Vec<route_tls::BoundaryRegisters>,
 }
 
@@ -82,6 +84,10 @@ impl Runtime for Singlepass {
 
     fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    fn tried(&self) -> &[String] {
+        &self.tried
     }
 
     fn image(&self, thread: ThreadId, at: &Cursor, memory: &dyn Memory) -> Result<ExecutionStateImage, Why> {

@@ -3,7 +3,9 @@
 use super::code::Shape;
 use super::frame::Location;
 use super::maps::Maps;
-use crate::runtime::{Declared, GlobalDecl, GuestExport, GuestFunction, MemoryDecl, ValType, Why};
+use super::places::Places;
+use crate::runtime::immediates::Immediates;
+use crate::runtime::{Declared, GlobalDecl, GuestExport, GuestFunction, Key, MemoryDecl, NameSource, ValType, Why};
 use crate::state::map::{Point, PointKind};
 use crate::state::model::{FunctionStateMap, MachineState, MachineValue, ModuleStateMap};
 use crate::symbolize::wasm::{Description, WasmModule};
@@ -11,6 +13,7 @@ use crate::target::Memory;
 use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -18,7 +21,7 @@ use std::rc::Rc;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Names {
     /// Names by function index, with where they come from.
-    pub functions: BTreeMap<u32, (String, &'static str)>,
+    pub functions: BTreeMap<u32, (String, NameSource)>,
     /// Signatures by function index: parameters, results.
     pub signatures: BTreeMap<u32, (Vec<ValType>, Vec<ValType>)>,
     /// Name of the module.
@@ -33,6 +36,8 @@ pub struct Names {
     pub exports: Option<Vec<GuestExport>>,
     /// What a `.wasm` file is compared with besides.
     pub description: Description,
+    /// Where the bytes of each data segment are, and how many.
+    pub data: Option<Vec<(u64, u64)>>,
 }
 
 /// A module.
@@ -67,6 +72,7 @@ pub struct Module {
     pub image_code: Option<Rc<[u8]>>,
     shapes: RefCell<HashMap<u64, Rc<Result<Shape, String>>>>,
     states: RefCell<HashMap<usize, Rc<Result<MachineState, String>>>>,
+    places: RefCell<HashMap<u64, Rc<Places>>>,
 }
 
 /// Functions that are asked whether the compiler recorded states: some have no points at all.
@@ -110,6 +116,7 @@ impl Module {
             image_code: None,
             shapes: RefCell::default(),
             states: RefCell::default(),
+            places: RefCell::default(),
         }
     }
 
@@ -157,6 +164,25 @@ impl Module {
         })
     }
 
+    /// The machine code of a function that the module defines.
+    pub fn code_of(&self, local_function: u32, memory: &dyn Memory) -> Option<Vec<u8>> {
+        // `finalize` numbers every function, in the order of their code.
+        let start = *self.map.starts().get(local_function as usize)?;
+        self.code_bytes(start as u64, self.map.function_end(start) as u64, memory).ok()
+    }
+
+    /// What tells this module from others of the same size: the backend's settings change the size of its code.
+    pub fn key(&self, left: &mut u64, memory: &dyn Memory) -> Option<Key> {
+        let (mut build, mut content) = (DefaultHasher::new(), DefaultHasher::new());
+        (&self.backend, self.tracked, self.map.starts(), self.map.total_size()).hash(&mut build);
+        for local in 0..u32::try_from(self.map.starts().len()).ok()? {
+            let code = self.code_of(local, memory)?;
+            *left = left.checked_sub(code.len() as u64)?;
+            Immediates::of(&code).fingerprint.hash(&mut content);
+        }
+        Some(Key { build: build.finish(), content: content.finish() })
+    }
+
     /// The shape of the function that starts at code offset `start`.
     pub fn shape(&self, start: u64, locals: usize, memory: &dyn Memory) -> Rc<Result<Shape, String>> {
         if let Some(shape) = self.shapes.borrow().get(&start) {
@@ -167,6 +193,24 @@ impl Module {
         let shape = Rc::new(code.and_then(|code| Shape::decode(&code, locals)));
         self.shapes.borrow_mut().insert(start, shape.clone());
         shape
+    }
+
+    /// Which operators the code of the function at code offset `start` was made from; nothing without a `.wasm`.
+    pub fn places(&self, start: u64, map: &FunctionStateMap, memory: &dyn Memory) -> Rc<Places> {
+        if let Some(places) = self.places.borrow().get(&start) {
+            return places.clone();
+        }
+        let made = || {
+            let wasm = self.wasm.as_deref()?;
+            let shape = self.shape(start, map.locals.len(), memory);
+            let shape = shape.as_ref().as_ref().ok()?;
+            let end = self.map.function_end(start as usize) as u64;
+            let code = self.code_bytes(start, end, memory).ok()?;
+            Some(Places::of(wasm, map, map.local_function_id as u32, start as usize, &code, shape))
+        };
+        let places = Rc::new(made().unwrap_or_default());
+        self.places.borrow_mut().insert(start, places.clone());
+        places
     }
 
     /// Bytes that the import trampoline `index` has taken off `rsp` when the pc is at `address`.
@@ -206,9 +250,9 @@ impl Module {
 
     /// Best name of a function and where it comes from. A name section of the process's own wins over the file's, which is
     /// not compared; the exports and imports of both are the same.
-    pub fn function_name(&self, function: u32) -> Option<(String, &'static str)> {
+    pub fn function_name(&self, function: u32) -> Option<(String, NameSource)> {
         let own = self.names.functions.get(&function);
-        if let Some(name) = own.filter(|(_, source)| *source == "name section") {
+        if let Some(name) = own.filter(|(_, source)| *source == NameSource::NameSection) {
             return Some(name.clone());
         }
         let from_wasm = self.wasm.as_ref().and_then(|w| w.function_name(function));

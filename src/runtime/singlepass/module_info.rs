@@ -4,12 +4,14 @@
 //! `bool`; fields in declaration order. The structs are those of `module.rs`, `types.rs`, `cache.rs` of the runtime's
 //! core and `codegen_x64.rs: CacheImage` of the backend.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use crate::bytes::{Bytes, Short};
 use crate::limits::{MAX_IMAGE_BYTES, MAX_IMPORT_NAME_BYTES};
-use crate::runtime::ValType;
+use crate::runtime::{NameSource, ValType};
+use crate::symbolize::wasm::names::{self, Naming};
 
 /// First bytes of an artifact file (`cache.rs: WASMER_CACHE_MAGIC`).
 const MAGIC: &[u8; 8] = b"WASMER\0\0";
@@ -32,9 +34,6 @@ pub enum Malformed {
         /// Offset of its end.
         offset: usize,
     },
-    /// A string that is not UTF-8.
-    #[error("text before offset {0} is not UTF-8")]
-    Text(usize),
     /// A count above its cap.
     #[error("{count} {what} at offset {offset}, at most {cap} are read")]
     TooMany {
@@ -93,7 +92,8 @@ fn blob<'a>(b: &mut Bytes<'a>) -> Read<&'a [u8]> {
 
 fn text(b: &mut Bytes<'_>) -> Read<String> {
     let bytes = blob(b)?;
-    String::from_utf8(bytes.to_vec()).map_err(|_| Malformed::Text(b.offset()))
+    // One name that is no UTF-8 does not cost all the others.
+    Ok(String::from_utf8_lossy(bytes).into_owned())
 }
 
 fn value_type(b: &mut Bytes<'_>) -> Read<ValType> {
@@ -301,17 +301,18 @@ impl ModuleInfo {
     /// Name that the module gives itself in its name section, where the runtime kept that.
     pub fn module_name(&self) -> Option<String> {
         let section = self.custom_sections.get("name")?.first()?;
-        let mut parts =
-            wasmparser::NameSectionReader::new(wasmparser::BinaryReader::new(section, 0)).map_while(Result::ok);
-        parts.find_map(|part| match part {
-            wasmparser::Name::Module { name, .. } if !name.is_empty() => Some(name.to_string()),
-            _ => None,
-        })
+        let mut found = None;
+        names::read(section, &mut |naming| {
+            if let Naming::Module(name) = naming {
+                found.get_or_insert_with(|| name.into_owned());
+            }
+        });
+        found.filter(|name| !name.is_empty())
     }
 
-    /// Names of functions and where they are from: "name section", "export", "import" (as `module.name`), "symbol map",
-    /// the first that has one.
-    pub fn function_names(&self) -> HashMap<u32, (String, &'static str)> {
+    /// Names of functions and where they are from: name section, export, import (as `module.name`), symbol map, the first
+    /// that has one.
+    pub fn function_names(&self) -> HashMap<u32, (String, NameSource)> {
         let mut out = HashMap::new();
         let mut add = |index: u32, name: &str, source| {
             if !name.is_empty() && (index as usize) < self.function_types.len() {
@@ -319,24 +320,22 @@ impl ModuleInfo {
             }
         };
         for section in self.custom_sections.get("name").into_iter().flatten() {
-            let reader = wasmparser::NameSectionReader::new(wasmparser::BinaryReader::new(section, 0));
-            for part in reader.map_while(Result::ok) {
-                let wasmparser::Name::Function(map) = part else { continue };
-                for naming in map.map_while(Result::ok) {
-                    add(naming.index, naming.name, "name section");
+            names::read(section, &mut |naming| {
+                if let Naming::Function(index, name) = naming {
+                    add(index, &name, NameSource::NameSection);
                 }
-            }
+            });
         }
         for (name, export) in &self.exports {
             if let Export::Function(index) = *export {
-                add(index, name, "export");
+                add(index, name, NameSource::Export);
             }
         }
         for (index, import) in (0u32..).zip(&self.imported_functions) {
-            add(index, &format!("{}.{}", import.module, import.name), "import");
+            add(index, &format!("{}.{}", import.module, import.name), NameSource::Import);
         }
         for (&index, name) in self.symbol_map.iter().flatten() {
-            add(index, name, "symbol map");
+            add(index, name, NameSource::SymbolMap);
         }
         out
     }
@@ -404,18 +403,18 @@ fn import_name(b: &mut Bytes<'_>) -> Read<NamePair> {
 
 struct StringTable {
     entries: Vec<(u32, u32)>,
-    buffer: String,
+    buffer: Vec<u8>,
 }
 
 impl StringTable {
     fn read(b: &mut Bytes<'_>) -> Read<StringTable> {
-        Ok(StringTable { entries: list(b, 8, |b| Ok((b.u32()?, b.u32()?)))?, buffer: text(b)? })
+        Ok(StringTable { entries: list(b, 8, |b| Ok((b.u32()?, b.u32()?)))?, buffer: blob(b)?.to_vec() })
     }
 
-    fn get(&self, index: u32) -> Option<&str> {
+    fn get(&self, index: u32) -> Option<Cow<'_, str>> {
         let &(start, len) = self.entries.get(index as usize)?;
         let start = start as usize;
-        self.buffer.get(start..start.checked_add(len as usize)?)
+        Some(String::from_utf8_lossy(self.buffer.get(start..start.checked_add(len as usize)?)?))
     }
 }
 
@@ -437,7 +436,7 @@ impl Names {
             left = left.checked_sub(module.len() + name.len()).ok_or_else(|| {
                 Malformed::Contradiction(format!("names of imports have more than {MAX_IMPORT_NAME_BYTES} bytes"))
             })?;
-            out.push(Import { module: module.to_string(), name: name.to_string(), item });
+            out.push(Import { module: module.into_owned(), name: name.into_owned(), item });
         }
         Ok(out)
     }
@@ -500,8 +499,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_name_that_is_no_utf8_costs_itself() {
+        let table = |bytes: &[u8]| StringTable { entries: vec![(0, 2), (2, 3)], buffer: bytes.to_vec() };
+        let names = Names { modules: table(b"\xff\xfeenv"), names: table(b"ab\xc3\x28c") };
+        let resolved = names.resolve(vec![((0, 0), ()), ((1, 0), ()), ((1, 1), ())]).unwrap();
+        let all: Vec<_> = resolved.iter().map(|i| (i.module.as_str(), i.name.as_str())).collect();
+        assert_eq!(all, [("\u{fffd}\u{fffd}", "ab"), ("env", "ab"), ("env", "\u{fffd}(c")]);
+    }
+
+    #[test]
     fn names_of_imports_have_an_end() {
-        let table = |len: usize| StringTable { entries: vec![(0, len as u32)], buffer: "x".repeat(len) };
+        let table = |len: usize| StringTable { entries: vec![(0, len as u32)], buffer: vec![b'x'; len] };
         let names = Names { modules: table(0), names: table(1024) };
         let resolve = |count| names.resolve(vec![((0, 0), ()); count]).map(|imports| imports.len());
         let most = MAX_IMPORT_NAME_BYTES / 1024;

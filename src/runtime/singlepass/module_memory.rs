@@ -40,6 +40,8 @@ pub struct MemoryModuleInfo {
     pub tables: Field<(u64, u64)>,
     /// What else it declares, as far as it could be read.
     pub description: Description,
+    /// Where the bytes of each data segment are, and how many.
+    pub data: Option<Vec<(u64, u64)>>,
     /// Content of the custom section "name"; `None` where the host kept none (`compile_with_config` keeps none).
     pub name_section: Field<Option<Vec<u8>>>,
     /// Function names that the host gave (`CompilerConfig::symbol_map`), by function index.
@@ -132,6 +134,7 @@ pub fn read_module_info(
         memories: reader.counts("memories", l.info_imported_memories, l.info_memories),
         tables: reader.counts("tables", l.info_imported_tables, l.info_tables),
         description: reader.description(),
+        data: reader.data(),
         name_section: reader.name_section(),
         em_symbol_map: reader.em_symbol_map(),
         backend: reader.string("backend", reader.info, l.info_backend),
@@ -213,9 +216,18 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    /// The bytes of a string.
+    fn text(&self, what: &'static str, view: View<'_>, at: u64) -> Field<Vec<u8>> {
+        Ok(self.heap.vec(what, view, at, self.vec, 1, limits::MAX_STRING_BYTES)?.bytes)
+    }
+
+    /// One of many names: one that is no UTF-8 does not cost the others.
+    fn name(&self, what: &'static str, view: View<'_>, at: u64) -> Field<String> {
+        Ok(String::from_utf8_lossy(&self.text(what, view, at)?).into_owned())
+    }
+
     fn string(&self, what: &'static str, view: View<'_>, at: u64) -> Field<String> {
-        let bytes = self.heap.vec(what, view, at, self.vec, 1, limits::MAX_STRING_BYTES)?.bytes;
-        String::from_utf8(bytes).map_err(|e| StructureError::Implausible {
+        String::from_utf8(self.text(what, view, at)?).map_err(|e| StructureError::Implausible {
             what,
             address: view.address.wrapping_add(at),
             field: "UTF-8 up to",
@@ -251,7 +263,7 @@ impl Reader<'_> {
     /// The strings of a `StringTable`.
     fn string_table(&self, what: &'static str, table: u64, buffer: u64) -> Field<Vec<String>> {
         let l = self.l;
-        let buffer = self.string(what, self.info, buffer)?;
+        let buffer = self.text(what, self.info, buffer)?;
         let entries = self.heap.vec(what, self.info, table, self.vec, l.string_entry_size, limits::MAX_FUNCTIONS)?;
         let mut copied = 0u64;
         let mut out = Vec::new();
@@ -262,7 +274,9 @@ impl Reader<'_> {
             let end = (offset as usize).checked_add(len as usize);
             let text = end.and_then(|end| buffer.get(offset as usize..end));
             match text {
-                Some(text) if copied <= limits::MAX_MODULE_INFO_BYTES => out.push(text.to_owned()),
+                Some(text) if copied <= limits::MAX_MODULE_INFO_BYTES => {
+                    out.push(String::from_utf8_lossy(text).into_owned());
+                }
                 _ => return Err(entry.bad("string", offset.into())),
             }
         }
@@ -317,7 +331,7 @@ impl Reader<'_> {
                 3 if tag == l.export_table => Export::Table(index),
                 _ => return Err(export.bad("kind", tag)),
             };
-            out.push((self.string("export name", export, l.export_key)?, kind));
+            out.push((self.name("export name", export, l.export_key)?, kind));
         }
         Ok(out)
     }
@@ -379,6 +393,13 @@ impl Reader<'_> {
         })
     }
 
+    fn data(&self) -> Option<Vec<(u64, u64)>> {
+        let l = self.l;
+        let segments =
+            self.heap.vec("data segments", self.info, l.info_data, self.vec, l.data_size, limits::MAX_SLOTS).ok()?;
+        segments.iter().map(|d| vec_header("data", d, l.data_bytes, self.vec).ok()).collect()
+    }
+
     /// What is compared with a file and shown nowhere: a field that cannot be read is not compared.
     fn description(&self) -> Description {
         let l = self.l;
@@ -433,10 +454,7 @@ impl Reader<'_> {
             import(&mut out, ExternKind::Global, &imported, l.imported_global_name);
         }
         out.start = self.option(self.info, l.info_has_start, l.info_start).ok();
-        let data = each("data segments", l.info_data, l.data_size);
-        out.data = data
-            .and_then(|data| data.iter().map(|d| Ok(vec_header("data", d, l.data_bytes, self.vec)?.1)).collect())
-            .ok();
+        out.data = self.data().map(|data| data.iter().map(|(_, len)| *len).collect());
         out.elements = vec_header("element segments", self.info, l.info_elements, self.vec).map(|(_, len)| len).ok();
         out
     }
@@ -480,7 +498,7 @@ impl Reader<'_> {
         let l = self.l;
         let mut found = None;
         self.buckets("custom sections", l.info_custom_sections, l.section_size, &mut |bucket| {
-            if self.string("name of a custom section", bucket, l.section_name)? != "name" {
+            if self.name("name of a custom section", bucket, l.section_name)? != "name" {
                 return Ok(true);
             }
             // Several sections of one name are kept in file order; a valid module has one name section.
@@ -501,7 +519,7 @@ impl Reader<'_> {
         // `None` is the null of the control pointer.
         if self.info.u64(l.info_em_symbols + l.table_ctrl)? != 0 {
             self.buckets("symbol map", l.info_em_symbols, l.em_symbol_size, &mut |bucket| {
-                out.push((bucket.u32(l.em_symbol_index)?, self.string("symbol", bucket, l.em_symbol_name)?));
+                out.push((bucket.u32(l.em_symbol_index)?, self.name("symbol", bucket, l.em_symbol_name)?));
                 Ok(true)
             })?;
         }

@@ -108,7 +108,7 @@ fn by_magic(target: &dyn Target, objects: &Objects, notes: &mut Vec<String>) -> 
             let want = (mapping.end - at).min(chunk.len() as u64);
             let Some(buffer) = chunk.get_mut(..want as usize) else { break };
             left -= want;
-            let got = target.read_some(at, buffer);
+            let got = target.scan(at, buffer);
             for (i, words) in buffer.get(..got).unwrap_or(&[]).chunks_exact(16).enumerate() {
                 if words == MAGIC {
                     found.push(at + 16 * i as u64);

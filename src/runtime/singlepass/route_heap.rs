@@ -169,11 +169,8 @@ impl Walk<'_> {
                 }
                 (self.progress)(what, self.done - begin, total);
                 let want = usize::try_from(m.end - at).unwrap_or(CHUNK).min(CHUNK);
-                let got = match self.target.read(at, &mut buf[..want]) {
-                    Ok(()) => want,
-                    // Absent pages in the middle: take what is before them.
-                    Err(_) => self.target.read_some(at, &mut buf[..want]),
-                };
+                // Where pages in the middle are absent: what is before them.
+                let got = self.target.scan(at, &mut buf[..want]);
                 if !visit(at, m.end, &buf[..got]) {
                     return None;
                 }
@@ -431,7 +428,7 @@ mod tests {
         fn auxv(&self, _: u64) -> Option<u64> {
             None
         }
-        fn file_candidates(&self, _: &Mapping) -> Vec<std::path::PathBuf> {
+        fn file_candidates(&self, _: &Mapping) -> Vec<crate::target::files::Place> {
             Vec::new()
         }
         fn notes(&self) -> &[String] {

@@ -2,18 +2,24 @@
 
 use super::addrmap::{AddressMap, FilePos};
 use super::dwarf::ImageDwarf;
+use super::exceptions;
 use super::frame_table::FrameTable;
-use super::image::{ADDRMAP, BYTECODE, BYTECODE_ENDS, Contents, FRAMES, Function, FunctionKind, FunctionTable, INFO};
+use super::image::{
+    ADDRMAP, BYTECODE, BYTECODE_ENDS, Contents, ENGINE, EXCEPTIONS, FRAMES, Function, FunctionKind, FunctionTable, INFO,
+};
 use super::image::{Image, Kind, NAMES};
 use super::info::{Entity, FuncKind, ImageInfo, ModuleInfo};
+use super::tunables::Inlining;
 use super::version::Version;
-use crate::runtime::Why;
+use crate::runtime::immediates::Immediates;
+use crate::runtime::{Key, NameSource, Why};
 use crate::symbolize::wasm::WasmModule;
 use crate::target::Memory;
 use crate::target::mapped_file::{MappedFile, WithFile};
 use crate::unwind::cfi::CfiUnwinder;
 use std::cell::OnceCell;
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -30,7 +36,7 @@ pub(super) struct Code {
     /// How many functions each module has of its own; without a description how many pieces are named as its.
     pub defined: Vec<usize>,
     /// Where their names come from.
-    pub name_source: &'static str,
+    pub name_source: NameSource,
     /// What `.wasmtime.info` says, or why that is not known.
     pub info: Result<ImageInfo, Why>,
     /// Number of core modules.
@@ -43,17 +49,33 @@ pub(super) struct Code {
     pub wasm_compared: Vec<Option<&'static str>>,
     /// Path of the user's file of each module.
     pub wasm_path: Vec<Option<PathBuf>>,
+    /// What is told of that file.
+    pub wasm_checks: Vec<Vec<String>>,
+    /// Where the module lies in that file, if it is a component.
+    pub wasm_base: Vec<Option<u64>>,
+    /// What is to be added to positions in the `.wasm` of each module to get those of the image.
+    pub wasm_shift: Vec<Option<u64>>,
+    /// Whether the image carries the Wasm that it was made from.
+    pub carries_wasm: bool,
     pub file: Option<MappedFile>,
     pub cfi: Option<CfiUnwinder<'static>>,
     /// Debug information of the source language (`debug_info`).
     pub dwarf: Option<ImageDwarf>,
     /// What is missing or wrong.
     pub problems: Vec<String>,
+    /// Of each module where the bodies of its functions are, and which they are of.
+    body_places: OnceCell<HashMap<u32, Vec<(u32, u32)>>>,
+    /// Number of the piece of code of each Wasm function, by module and function.
+    pieces: OnceCell<HashMap<(u32, u32), usize>>,
     /// The first name under which a function is exported, by module and function.
     exported: OnceCell<HashMap<(usize, u32), Arc<str>>>,
+    /// What the compiler could inline. `None`: not known.
+    inlining: Option<Inlining>,
     names: Option<Contents>,
     addrmap: Option<Contents>,
     frames: Option<Contents>,
+    /// Return addresses of calls, and where an exception goes on that ends one.
+    handlers: Vec<(u32, u32)>,
     /// Where function bodies begin in the file that was compiled, and then in each module that the runtime made itself.
     pub(super) bodies: Vec<Bodies>,
 }
@@ -78,11 +100,11 @@ impl Code {
                 }
             })?
         };
-        let version_text = match image.engine(memory) {
-            Ok(engine) => engine.version,
+        let (version_text, inlining) = match image.engine(memory) {
+            Ok(engine) => (engine.version, engine.inlining),
             Err(e) => {
                 problems.push(e.to_string());
-                None
+                (None, None)
             }
         };
         let written = version_text.as_deref().and_then(Version::parse);
@@ -101,9 +123,9 @@ impl Code {
         });
         let (functions, name_source) = match &info {
             Ok(info) if symbols.is_empty() => {
-                (info.function_table(names.as_deref().map_or(&[], Vec::as_slice)), "name section")
+                (info.function_table(names.as_deref().map_or(&[], Vec::as_slice)), NameSource::NameSection)
             }
-            _ => (symbols, "symbol"),
+            _ => (symbols, NameSource::Symbol),
         };
         let version = written.or(info.as_ref().ok().map(|i| i.version));
         let (functions, defined) = match &info {
@@ -127,11 +149,12 @@ impl Code {
         let bodies = info.as_ref().map(|info| bodies(info, kind)).unwrap_or_default();
         let addrmap = section(ADDRMAP, &mut problems);
         let frames = section(FRAMES, &mut problems);
+        let handlers = section(EXCEPTIONS, &mut problems).map_or_else(Vec::new, |bytes| exceptions::handlers(&bytes));
         let dwarf = ImageDwarf::load(&image, memory).unwrap_or_else(|why| {
             problems.push(format!("its debug information cannot be used: {why}"));
             None
         });
-        Code {
+        let mut code = Code {
             version_text,
             version,
             functions,
@@ -143,17 +166,108 @@ impl Code {
             wasm,
             wasm_path: vec![None; modules],
             wasm_compared: vec![None; modules],
+            wasm_checks: vec![Vec::new(); modules],
+            wasm_base: vec![None; modules],
+            wasm_shift: vec![None; modules],
+            carries_wasm: false,
             cfi,
             dwarf,
             problems,
+            body_places: OnceCell::new(),
+            pieces: OnceCell::new(),
             exported: OnceCell::new(),
+            inlining,
             names,
             addrmap,
             frames,
+            handlers,
             bodies,
             image,
             file,
+        };
+        code.carries_wasm = code.wasm.iter().any(Option::is_some);
+        for module in 0..code.modules {
+            let own = code.wasm[module].clone();
+            code.wasm_shift[module] = own.and_then(|own| code.shift_of(module, &own).ok().flatten());
         }
+        code
+    }
+
+    /// What is to be added to positions in `wasm` to get those of the image, if it is what `module` was made from: where it
+    /// lies in its component. `None`: the image does not say where its modules lie.
+    pub fn shift_of(&self, module: usize, wasm: &WasmModule) -> Result<Option<u64>, String> {
+        if self.image.header().kind == Kind::Module {
+            return Ok(Some(0));
+        }
+        let mut found = None;
+        let all = self.body_places.get_or_init(|| {
+            let mut all: HashMap<u32, Vec<(u32, u32)>> = HashMap::new();
+            for &(position, module, function) in self.bodies.iter().flat_map(|bodies| &bodies.0) {
+                all.entry(module).or_default().push((position, function));
+            }
+            all
+        });
+        let own = u32::try_from(module).ok().and_then(|module| all.get(&module));
+        for &(position, function) in own.into_iter().flatten() {
+            let local = function.checked_sub(wasm.imported_functions());
+            let Some(body) = local.and_then(|local| wasm.body_offset(local)) else { continue };
+            let shift = u64::from(position).checked_sub(body);
+            if shift.is_none() || found.is_some_and(|found| Some(found) != shift) {
+                return Err(format!("the body of function {function} of all is not where the module was made from"));
+            }
+            found = shift;
+        }
+        Ok(found)
+    }
+
+    /// The machine code of a function that a module defines.
+    pub fn code_of(&self, module: usize, local: u32, memory: &dyn Memory) -> Option<Vec<u8>> {
+        let function = self.imports(module)?.checked_add(local)?;
+        let pieces = self.pieces.get_or_init(|| {
+            let mut pieces = HashMap::new();
+            for piece in self.functions.wasm() {
+                pieces.entry((piece.module, piece.function)).or_insert(piece.number);
+            }
+            pieces
+        });
+        let number = *pieces.get(&(u32::try_from(module).ok()?, function))?;
+        let (start, len) = self.functions.place(number)?;
+        let start = self.image.text().start + u64::from(start);
+        self.memory(memory).read_vec(start, len as usize).ok()
+    }
+
+    /// The name of a function in the name section that the module was compiled with.
+    pub fn own_name(&self, module: usize, function: u32) -> Option<String> {
+        if let Some(own) = self.wasm.get(module).and_then(Option::as_ref).filter(|_| self.carries_wasm) {
+            return own.own_name(function).map(str::to_string);
+        }
+        self.recorded_name(module, function)
+            .map(str::to_string)
+            .or_else(|| self.functions.name_of(u32::try_from(module).ok()?, function))
+    }
+
+    fn recorded_name(&self, module: usize, function: u32) -> Option<&str> {
+        let info = self.module(module)?;
+        info.function_name(function, self.names.as_deref()?).filter(|name| !name.is_empty())
+    }
+
+    /// What tells this module from others: how its image was compiled, and what its code does.
+    pub fn key(&self, module: usize, left: &mut u64, memory: &dyn Memory) -> Option<Key> {
+        let mut build = DefaultHasher::new();
+        let engine = self.image.contents(ENGINE, &self.memory(memory)).ok()?;
+        (&*engine, self.image.header().kind == Kind::Component).hash(&mut build);
+        let mut content = DefaultHasher::new();
+        match self.wasm.get(module).and_then(Option::as_ref).filter(|_| self.carries_wasm) {
+            Some(own) => own.bytes().hash(&mut content),
+            None => {
+                for local in 0..*self.defined.get(module)? {
+                    let code = self.code_of(module, u32::try_from(local).ok()?, memory)?;
+                    *left = left.checked_sub(code.len() as u64)?;
+                    Immediates::of(&code).fingerprint.hash(&mut content);
+                }
+            }
+        }
+        Some(Key { build: build.finish(), content: content.finish() })
     }
 
     /// Takes its code as that of no module, for this reason.
@@ -165,6 +279,8 @@ impl Code {
         self.defined.clear();
         self.bodies.clear();
         (self.wasm, self.wasm_path, self.wasm_compared) = (vec![None], vec![None], vec![None]);
+        (self.wasm_checks, self.wasm_base, self.wasm_shift) = (vec![Vec::new()], vec![None], vec![None]);
+        self.carries_wasm = false;
     }
 
     /// Whether nothing but its name says that the file is the one that was mapped.
@@ -185,6 +301,14 @@ impl Code {
     /// The piece of code at `address`.
     pub fn function(&self, address: u64) -> Option<Function> {
         self.functions.at(self.image.text_offset(address)?)
+    }
+
+    /// Where the calls of a function return to, and where an exception goes on that ends one; from the function's start.
+    pub fn handlers(&self, function: &Function) -> Vec<(u32, u32)> {
+        let from = self.handlers.partition_point(|(call, _)| *call <= function.start);
+        let own = self.handlers.get(from..).unwrap_or_default().iter().take_while(|(call, _)| *call <= function.end());
+        own.filter_map(|(call, at)| Some((call.checked_sub(function.start)?, at.checked_sub(function.start)?)))
+            .collect()
     }
 
     /// Index of the core module that the code at `address` belongs to. Glue that is of none counts to the first.
@@ -211,17 +335,15 @@ impl Code {
     }
 
     /// The best name of a Wasm function and where it is from.
-    pub fn function_name(&self, module: usize, function: u32, symbol: Option<&str>) -> Option<(String, &'static str)> {
+    pub fn function_name(&self, module: usize, function: u32, symbol: Option<&str>) -> Option<(String, NameSource)> {
+        // What the module was compiled with wins over the user's file, whose names nothing proves.
+        if let Some(name) = self.recorded_name(module, function) {
+            return Some((name.to_string(), NameSource::NameSection));
+        }
         if let Some(Some(wasm)) = self.wasm.get(module)
             && let Some(name) = wasm.function_name(function)
         {
             return Some(name);
-        }
-        if let Some(info) = self.module(module) {
-            let whole = self.names.as_deref().and_then(|names| info.function_name(function, names));
-            if let Some(name) = whole.filter(|n| !n.is_empty()) {
-                return Some((name.to_string(), "name section"));
-            }
         }
         if let Some(name) = symbol.filter(|n| !n.is_empty()) {
             return Some((name.to_string(), self.name_source));
@@ -236,7 +358,7 @@ impl Code {
             }
             exported
         });
-        exported.get(&(module, function)).map(|name| (name.to_string(), "export"))
+        exported.get(&(module, function)).map(|name| (name.to_string(), NameSource::Export))
     }
 
     /// The contents of `.name.wasm`.
@@ -266,6 +388,11 @@ impl Code {
             None if self.image.has(FRAMES) => None,
             None => Some(false),
         }
+    }
+
+    /// The table of locals and operand stacks as it is written.
+    pub fn frames(&self) -> Option<&[u8]> {
+        self.frames.as_deref().map(Vec::as_slice)
     }
 
     /// Locals and operand stacks, or why they are not known.
@@ -301,6 +428,25 @@ impl Code {
     /// How many modules' starts places count from: the compiled file's, and those of the modules that the runtime made.
     pub fn files(&self) -> usize {
         self.bodies.len()
+    }
+
+    /// Where a module begins in the file that was compiled, if that is known: of a component, elsewhere than that.
+    pub fn module_start(&self, module: u32) -> Option<u32> {
+        match self.image.header().kind {
+            Kind::Module => Some(0),
+            _ => u32::try_from(self.wasm_shift.get(module as usize).copied().flatten()?).ok(),
+        }
+    }
+
+    /// Whether calls in a module's code may have been replaced by the functions that were called.
+    pub fn may_inline(&self, module: usize) -> bool {
+        let several = self.modules > 1 || self.info.is_err();
+        match self.inlining {
+            None | Some(Inlining::Everything) => true,
+            Some(Inlining::Nothing) => false,
+            Some(Inlining::BetweenModules) => several,
+            Some(Inlining::BetweenModulesAndGc) => several || self.module(module).is_none_or(|m| m.needs_gc_heap),
+        }
     }
 
     /// Where the body of a function begins in the compiled file.
@@ -440,7 +586,7 @@ mod tests {
         let code = load(&bytes);
         assert_eq!((code.modules, code.defined.as_slice()), (1, &[4][..]));
         // It has no name of its own.
-        assert_eq!(code.function_name(0, 3, None), Some(("run".into(), "export")));
+        assert_eq!(code.function_name(0, 3, None), Some(("run".into(), NameSource::Export)));
         let info = code.image.section(INFO).unwrap().offset as usize;
         bytes[info..info + 16].fill(0xff);
         let code = load(&bytes);

@@ -1,33 +1,70 @@
 //! Wasmtime's code described for a debugger.
 
-use super::Wasmtime;
 use super::code::Code;
-use super::frame::{EPILOGUE, PROLOGUE, val_type};
-use super::frame_table::{FrameTable, InstPos, ProgramPoint};
+use super::flow::{Flow, WINCH, beginning};
+use super::frame::{EPILOGUE, PROLOGUE, leaves, val_type};
+use super::frame_table::{FrameTable, InstPos, ProgramFrame, ProgramPoint};
 use super::image::{Function, FunctionKind};
+use super::instructions::Instructions;
 use super::lines::Origins;
+use super::points::{FrameAt, Points};
+use super::{Wasmtime, hints};
 use crate::arch::Reg;
 use crate::limits::{MAX_FRAME_CHANGES, MAX_IMAGE_BYTES, MAX_SYMBOL_PLACES};
+use crate::runtime::Runtime;
 use crate::runtime::ValType;
-use crate::runtime::code_map::sources::{end_prologue, lay_out};
+use crate::runtime::code_map::sources::{begin_behind_idle, end_prologue, lay_out};
 use crate::runtime::code_map::{
-    CodeMap, CompiledFunction, CompiledModule, Detail, FrameChange, Location, Operands, Variable,
+    CodeMap, CompiledFunction, CompiledModule, Copied, Detail, FrameChange, Location, Operands, Variable,
 };
 use crate::target::Memory;
 use crate::target::mapped_file::WithFile;
+use iced_x86::{Decoder, DecoderOptions, FlowControl};
+use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// Describes all images.
 pub(super) fn code_map(runtime: &Wasmtime, detail: &Detail, memory: &dyn Memory) -> CodeMap {
     let mut map = CodeMap::default();
     let mut places_left = MAX_SYMBOL_PLACES;
-    for code in &runtime.codes {
+    let running = running(runtime, memory);
+    for (index, code) in runtime.codes.iter().enumerate() {
         let name = runtime.listed.get(code.first).map_or_else(|| "wasm".to_string(), |m| m.name.clone());
         match describe(code, &name, detail, &mut places_left, memory) {
-            Ok(module) => map.modules.push(module),
+            Ok(mut module) => {
+                module.copied = content(code).map(|content| Copied { content, runs: running.contains(&index) });
+                map.modules.push(module);
+            }
             Err(why) => map.notes.push(format!("the code of {name} cannot be described: {why}")),
         }
     }
     map
+}
+
+/// What all copies of an image have in common, where each store has one (`code.rs: StoreCode::new`): with `guest_debug`.
+fn content(code: &Code) -> Option<u64> {
+    let frames = code.frames()?;
+    let text = code.image.text();
+    let mut hasher = DefaultHasher::new();
+    (frames, text.end - text.start).hash(&mut hasher);
+    Some(hasher.finish())
+}
+
+/// The images in which Wasm functions run: those with a frame on a stack, and those that an instance's own pointers lead
+/// into.
+fn running(runtime: &Wasmtime, memory: &dyn Memory) -> BTreeSet<usize> {
+    if runtime.codes.iter().all(|code| code.frames().is_none()) {
+        return BTreeSet::new();
+    }
+    let mut out = runtime.ran.borrow().clone();
+    for instance in runtime.instances(memory) {
+        let checked =
+            runtime.described(instance.module).and_then(|d| d.validate(instance.address, &runtime.mappings, memory));
+        if checked.is_ok_and(|checked| checked.tied) {
+            out.extend(runtime.owner.get(instance.module));
+        }
+    }
+    out
 }
 
 fn describe(
@@ -58,7 +95,8 @@ fn describe(
             name: Some(function_name(code, function)),
             start,
             len: function.len,
-            frame: frame_of(code, start, function.len, &out.code, text.start),
+            frame: frame_of(code, function, start, &out.code),
+            wasm: function.kind.is_wasm(),
             described: function.kind.is_wasm() && detail.covers(range, count),
             ..CompiledFunction::default()
         };
@@ -66,14 +104,20 @@ fn describe(
             let body = out.code.get(function.start as usize..function.end() as usize).unwrap_or_default();
             let table = code.frame_table().ok();
             let points = table.as_ref().map(|t| points(t, function, places_left)).unwrap_or_default();
+            let settled = settled(code, function, &points, &out.code, places_left);
             if let Some(table) = &table {
-                values(code, table, &points, function, body, &mut one);
+                values(code, table, &points, &settled, function, body, &mut one);
             }
             if let FunctionKind::Wasm { module, function: index, .. } = &function.kind {
-                let pieces = origins.pieces(function, (*module, *index), table.as_ref(), &points);
+                let instructions = Instructions::of(body, &origins.known_starts(function));
+                let pieces = origins.pieces(function, (*module, *index), table.as_ref(), &settled, &instructions);
                 (one.lines, one.inlined) = lay_out(&pieces, one.len);
+                // Whatever a table says: a breakpoint inside of an instruction makes another one of it.
+                one.lines.retain(|line| line.offset == 0 || instructions.beginning_at(line.offset).is_some());
+                begin_behind_idle(&mut one.lines, &origins.idle(function), one.len);
                 let filled = one.variables.iter().find_map(|v| v.places.first()).map(|place| place.0);
-                if let Some(body) = filled.or_else(|| one.lines.get(1).map(|line| line.offset)) {
+                let filled = filled.or_else(|| one.lines.get(1).map(|line| line.offset));
+                if let Some(body) = filled.and_then(|offset| instructions.from(offset)) {
                     end_prologue(&mut one.lines, body);
                 }
             }
@@ -103,12 +147,24 @@ fn function_name(code: &Code, function: &Function) -> String {
     }
 }
 
-/// How callers are found: what the table says, and behind `mov rsp, rbp; pop rbp`, of which it says nothing. Without a
-/// table the frame pointer, from where it is set up.
-fn frame_of(code: &Code, start: u64, len: u32, bytes: &[u8], text: u64) -> Vec<(u32, FrameChange)> {
-    let from = (start - text) as usize;
-    let body = bytes.get(from..from + len as usize).unwrap_or_default();
-    let mut changes = match code.cfi.as_ref().and_then(|cfi| cfi.changes(start)) {
+/// How callers are found: what the code does at its beginning, and behind `mov rsp, rbp; pop rbp`; of Winch's code at every
+/// instruction, since its end is not told from other code by bytes. Where the code cannot be followed, what the table says.
+/// Without a table the frame pointer, from where it is set up.
+fn frame_of(code: &Code, function: &Function, start: u64, bytes: &[u8]) -> Vec<(u32, FrameChange)> {
+    let len = function.len;
+    let body = bytes.get(function.start as usize..function.end() as usize).unwrap_or_default();
+    if body.starts_with(&WINCH)
+        && let Some(flow) = Flow::new(start, body.to_vec(), hints(code, function))
+    {
+        let mut changes = flow.changes(MAX_FRAME_CHANGES);
+        if changes.len() > MAX_FRAME_CHANGES {
+            cut(&mut changes);
+        }
+        return changes;
+    }
+    let tabled = code.cfi.as_ref().and_then(|cfi| cfi.changes(start));
+    let followed = tabled.as_ref().and_then(|changes| beginning(start, body, changes.last()?.0));
+    let mut changes = match followed.or(tabled) {
         Some(changes) => changes,
         None if body.starts_with(&PROLOGUE) => {
             let mut changes = vec![
@@ -132,15 +188,7 @@ fn frame_of(code: &Code, start: u64, len: u32, bytes: &[u8], text: u64) -> Vec<(
             break;
         }
         let after = at as u32 + 4;
-        // The instruction behind it leaves: `ret`, `ret n`, or a jump of a tail call.
-        let length = match body.get(after as usize..) {
-            Some([0xc3, ..]) => 1,
-            Some([0xc2, ..]) => 3,
-            Some([0xe9, ..]) => 5,
-            Some([0xff, ..]) => 2,
-            Some([0x41, 0xff, ..]) => 3,
-            _ => continue,
-        };
+        let Some(length) = leaves(body.get(after as usize..).unwrap_or_default()) else { continue };
         let in_force = |register: bool| {
             changes.iter().rev().filter(|(o, _)| *o <= after).map(|(_, c)| *c).find(|c| match c {
                 FrameChange::Cfa(..) | FrameChange::CfaDeref(..) => !register,
@@ -164,6 +212,13 @@ fn frame_of(code: &Code, start: u64, len: u32, bytes: &[u8], text: u64) -> Vec<(
     changes
 }
 
+/// From the last of them on nothing is said that may be wrong.
+fn cut(changes: &mut Vec<(u32, FrameChange)>) {
+    let last = changes.last().map_or(0, |(at, _)| *at);
+    changes.retain(|(at, _)| *at < last);
+    changes.push((last, FrameChange::Undefined(Reg::RIP)));
+}
+
 /// The points of a function in the frame table.
 fn points(table: &FrameTable<'_>, function: &Function, places_left: &mut usize) -> Vec<ProgramPoint> {
     let mut points = Vec::new();
@@ -178,11 +233,64 @@ fn points(table: &FrameTable<'_>, function: &Function, places_left: &mut usize) 
     points
 }
 
+/// The same with each frame's position that of the operator that it is at (`u32::MAX`: not known), and with a point behind
+/// each call whose own lies elsewhere.
+fn settled(
+    code: &Code,
+    function: &Function,
+    points: &[ProgramPoint],
+    text: &[u8],
+    places_left: &mut usize,
+) -> Vec<ProgramPoint> {
+    let read = |from: u32, to: u32| text.get(from as usize..to as usize).map(<[u8]>::to_vec);
+    let (Ok(own), Ok(table)) = (Points::of(code, function, &read), code.frame_table()) else { return Vec::new() };
+    let at_operators = |frames: &[FrameAt]| -> Vec<ProgramFrame> {
+        frames.iter().map(|at| ProgramFrame { wasm_pc: at.place.unwrap_or(u32::MAX), ..at.program }).collect()
+    };
+    let first = table.first_at(function.start);
+    let mut out = Vec::with_capacity(points.len());
+    for (i, point) in points.iter().enumerate() {
+        let frames = at_operators(&own.settle(first + i, point));
+        out.push(ProgramPoint { frames, ..*point });
+        let next = points.get(i + 1).map_or(function.end(), |next| next.text_offset);
+        for end in calls(text, point.text_offset, next) {
+            let has_own = end == next && points.get(i + 1).is_some_and(|next| next.position == InstPos::Post);
+            if has_own || *places_left == 0 {
+                continue;
+            }
+            if let Ok(recorded) = own.behind_call(end) {
+                let frames = at_operators(&recorded.frames);
+                out.push(ProgramPoint { text_offset: end, position: InstPos::Post, frames });
+                *places_left -= 1;
+            }
+        }
+    }
+    out
+}
+
+/// Where the calls end that the code from one offset to another comes to if it takes no jump.
+fn calls(text: &[u8], from: u32, to: u32) -> Vec<u32> {
+    let code = text.get(from as usize..to as usize).unwrap_or_default();
+    let mut decoder = Decoder::with_ip(64, code, u64::from(from), DecoderOptions::NONE);
+    let mut ends = Vec::new();
+    while decoder.can_decode() {
+        let instruction = decoder.decode();
+        match instruction.flow_control() {
+            _ if instruction.is_invalid() => break,
+            FlowControl::Next | FlowControl::ConditionalBranch => {}
+            FlowControl::Call | FlowControl::IndirectCall => ends.extend(u32::try_from(instruction.next_ip()).ok()),
+            _ => break,
+        }
+    }
+    ends
+}
+
 /// Locals and operand stacks, where the compiler recorded them. CFA is the frame pointer plus 16.
 fn values(
     code: &Code,
     table: &FrameTable<'_>,
     points: &[ProgramPoint],
+    settled: &[ProgramPoint],
     function: &Function,
     body: &[u8],
     one: &mut CompiledFunction,
@@ -216,7 +324,7 @@ fn values(
         });
     }
     let mut last = 0;
-    for point in points {
+    for point in settled {
         let Some(frame) = point.frames.last().filter(|_| point.position == InstPos::Post && point.frames.len() == 1)
         else {
             continue;

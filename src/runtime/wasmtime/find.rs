@@ -1,15 +1,17 @@
 //! Finding code images: each mapping with code that no loader explains has an image's header before it.
 
 use super::code::Code;
-use super::frame::RUNTIME;
-use super::image::{HEADER_BYTES, Header, Image};
+use super::image::{DATA, HEADER_BYTES, Header, Image, Kind};
 use super::info::{Entity, ImageInfo, ModuleInfo, WasmType};
 use super::{Wasmtime, addrmap::FilePos};
-use crate::limits::{MAX_COMPARED_PLACES, MAX_HEADER_PAGES, MAX_IMAGES};
-use crate::runtime::{ExternKind, GlobalDecl, GuestExport, GuestModule, Provider, Runtime, Scene, ValType};
+use crate::limits::{MAX_COMPARED_DATA, MAX_COMPARED_PLACES, MAX_HEADER_PAGES, MAX_IMAGES};
+use crate::runtime::{
+    ExternKind, Fit, FoundBy, GlobalDecl, GuestExport, GuestModule, Key, Provider, Runtime, RuntimeName, Scene, ValType,
+};
+use crate::symbolize::wasm::file::CoreModule;
 use crate::symbolize::wasm::{Description, MemoryLimits, TableLimits, WasmModule};
-use crate::target::Mapping;
 use crate::target::mapped_file::{MappedFile, WithFile};
+use crate::target::{Mapping, Memory};
 use crate::unwind::Cursor;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -142,45 +144,46 @@ impl Provider for WasmtimeProvider {
         self.runtime.listed.len() - before
     }
 
-    fn match_file(
-        &mut self,
-        path: &Path,
-        wasm: &Rc<WasmModule>,
-        _: &dyn crate::target::Memory,
-    ) -> Result<(), Vec<(String, String)>> {
-        let mut reasons = Vec::new();
-        let mut used = false;
-        for code in &mut self.runtime.codes {
-            for module in 0..code.modules {
-                if code.wasm_path.get(module).is_none_or(Option::is_some) {
-                    continue;
-                }
-                let index = code.first + module;
-                match fits(code, module, wasm) {
-                    Ok(compared) => {
-                        // What the image carries wins, where the file has no more names or lines than that.
-                        let adds = |own: &WasmModule| {
-                            wasm.body_offset(0) == own.body_offset(0)
-                                && ((wasm.has_sources() && !own.has_sources())
-                                    || (wasm.has_names() && !own.has_names()))
-                        };
-                        if code.wasm[module].as_deref().is_none_or(adds) {
-                            code.wasm[module] = Some(Rc::clone(wasm));
-                        }
-                        code.wasm_compared[module] = Some(compared);
-                        code.wasm_path[module] = Some(path.to_path_buf());
-                        used = true;
-                        if let Some(listed) = self.runtime.listed.get_mut(index) {
-                            *listed = guest_module(code, module);
-                        }
-                    }
-                    Err(why) => {
-                        reasons.push((self.runtime.listed.get(index).map_or("?".to_string(), |m| m.name.clone()), why))
-                    }
-                }
-            }
+    fn compare(&mut self, module: usize, file: &CoreModule, memory: &dyn Memory) -> Result<Fit, String> {
+        let (code, number) = self.runtime.place(module).map_err(|why| why.0)?;
+        fits(code, number, file, memory)
+    }
+
+    fn take_file(&mut self, module: usize, path: &Path, file: &CoreModule, fit: Fit) {
+        let Some(code) = self.runtime.owner.get(module).and_then(|&i| self.runtime.codes.get_mut(i)) else { return };
+        let Some(number) = module.checked_sub(code.first).filter(|number| *number < code.modules) else { return };
+        let wasm = &file.wasm;
+        // What the image carries wins, where the file has no more names or lines than that.
+        let adds = |own: &WasmModule| {
+            wasm.body_offset(0) == own.body_offset(0)
+                && ((wasm.has_sources() && !own.has_sources()) || (wasm.has_names() && !own.has_names()))
+        };
+        if code.wasm[number].as_deref().is_none_or(adds) {
+            code.wasm[number] = Some(Rc::clone(wasm));
+            code.wasm_shift[number] = Some(fit.shift);
         }
-        if used { Ok(()) } else { Err(reasons) }
+        code.wasm_compared[number] = Some(fit.summary);
+        code.wasm_checks[number] = fit.checks;
+        code.wasm_path[number] = Some(path.to_path_buf());
+        code.wasm_base[number] = file.base;
+        if let Some(listed) = self.runtime.listed.get_mut(module) {
+            *listed = guest_module(code, number);
+        }
+    }
+
+    fn code(&self, module: usize, local_function: u32, memory: &dyn Memory) -> Option<Vec<u8>> {
+        let (code, number) = self.runtime.place(module).ok()?;
+        code.code_of(number, local_function, memory)
+    }
+
+    fn own_name(&self, module: usize, function: u32) -> Option<String> {
+        let (code, number) = self.runtime.place(module).ok()?;
+        code.own_name(number, function)
+    }
+
+    fn key(&self, module: usize, left: &mut u64, memory: &dyn Memory) -> Option<Key> {
+        let (code, number) = self.runtime.place(module).ok()?;
+        code.key(number, left, memory)
     }
 
     fn runtime(&self) -> &dyn Runtime {
@@ -193,17 +196,17 @@ fn step(places: usize) -> usize {
     places.div_ceil(MAX_COMPARED_PLACES).max(1)
 }
 
-/// Whether a module was compiled from this file: its functions, their types, and that the places that the compiler kept
-/// are operators of those very functions. Where the image carries its Wasm, that it is this. `Ok`: what was compared.
-fn fits(code: &Code, module: usize, wasm: &WasmModule) -> Result<&'static str, String> {
-    let own = code.wasm.get(module).and_then(Option::as_deref);
-    if let Some(own) = own {
-        if own.bytes() == wasm.bytes() {
-            return Ok("every byte");
-        }
-        wasm.same_but_custom_sections(own)?;
-        return Ok("all but custom sections");
-    }
+/// Whether a module was compiled from this core module: its functions, their types, its data, and that the places that the
+/// compiler kept are operators of those very functions. Where the image carries its Wasm, that it is this. `Ok`: what was
+/// compared.
+fn fits(code: &Code, module: usize, file: &CoreModule, memory: &dyn Memory) -> Result<Fit, String> {
+    let wasm = &*file.wasm;
+    let own = code.wasm.get(module).and_then(Option::as_deref).filter(|_| code.carries_wasm);
+    let exact = match own {
+        None => 0,
+        Some(own) if own.bytes() == wasm.bytes() => 2,
+        Some(own) => wasm.same_but_custom_sections(own).map(|()| 1)?,
+    };
     if let Some(info) = code.module(module) {
         let counts = (info.imported.functions, info.defined().functions);
         let theirs = (wasm.imported_functions(), wasm.defined_functions());
@@ -214,9 +217,32 @@ fn fits(code: &Code, module: usize, wasm: &WasmModule) -> Result<&'static str, S
             ));
         }
     }
+    let shift = code.shift_of(module, wasm)?;
+    let mut checks = Vec::new();
+    // A core module that was compiled alone knows nothing of the component that it may be from.
+    let base = file.base.filter(|_| code.image.header().kind == Kind::Component);
+    match (base, shift) {
+        // Without a description nothing says where the module is.
+        (Some(base), None) => checks.push(format!("it lies at {base:#x} of the component")),
+        (Some(base), Some(shift)) if base != shift => {
+            return Err(format!(
+                "it lies at {base:#x} of the component, and the module was made from what lies at {shift:#x}"
+            ));
+        }
+        (None, Some(shift)) if shift != 0 => checks.push(format!(
+            "the module lies at {shift:#x} of its component, from whose start its positions are counted"
+        )),
+        _ => {}
+    }
+    let shift = shift.or(base).unwrap_or(0);
+    if exact > 0 {
+        let summary = if exact == 2 { "every byte" } else { "all but custom sections" };
+        return Ok(Fit { exact, summary, checks, shift });
+    }
     if let (Ok(image), Some(info)) = (&code.info, code.module(module)) {
         wasm.describes(&description(image, info))?;
     }
+    let has_data = compare_data(code, wasm, memory)?;
     let text = code.image.text().start;
     let mut compared = 0;
     if let Some(map) = code.address_map() {
@@ -228,12 +254,13 @@ fn fits(code: &Code, module: usize, wasm: &WasmModule) -> Result<&'static str, S
                 continue;
             }
             let local = function.checked_sub(wasm.imported_functions());
-            let is_operator = super::frame::operator_index(wasm, local, u64::from(place)).is_some();
+            let inner = u64::from(place).checked_sub(shift);
+            let is_operator = inner.is_some_and(|inner| super::frame::operator_index(wasm, local, inner).is_some());
             // A function's own code (stack checks) is given the place of its body, the zeros of its locals those of their
             // declarations.
             let is_before_operators = || {
                 let (body, first) = (wasm.body_offset(local?)?, *wasm.operators(local?)?.first()?);
-                Some((body..first).contains(&u64::from(place)))
+                Some((body..first).contains(&inner?))
             };
             if !is_operator && is_before_operators() != Some(true) {
                 return Err(format!(
@@ -247,11 +274,60 @@ fn fits(code: &Code, module: usize, wasm: &WasmModule) -> Result<&'static str, S
     if compared == 0 && code.info.is_err() {
         return Err("the image keeps neither places nor a description that it could be compared with".into());
     }
-    Ok(match (compared > 0, code.info.is_ok()) {
-        (true, true) => "positions, description",
-        (true, false) => "positions",
-        (false, _) => "description",
-    })
+    let summary = match (compared > 0, code.info.is_ok(), has_data) {
+        (true, true, true) => "positions, description, data",
+        (true, true, false) => "positions, description",
+        (true, false, true) => "positions, data",
+        (true, false, false) => "positions",
+        (false, _, true) => "description, data",
+        (false, _, false) => "description",
+    };
+    Ok(Fit { exact, summary, checks, shift })
+}
+
+/// Whether the file's data is that of the image (`.rodata.wasm`), which keeps the data of all its modules one behind the
+/// other, or laid out as it will be in memory. `Ok`: whether there was something to compare.
+fn compare_data(code: &Code, wasm: &WasmModule, memory: &dyn Memory) -> Result<bool, String> {
+    let segments = wasm.data_segments();
+    let size = code.image.section(DATA).map_or(0, |s| s.size);
+    if segments.is_empty() || size == 0 || size > MAX_COMPARED_DATA {
+        return Ok(false);
+    }
+    // One that is written over another one may be gone.
+    let mut placed: Vec<_> = segments.iter().filter_map(|s| s.place).collect();
+    placed.sort_unstable();
+    let overlap = |pair: &[(u32, u64, u64)]| pair[0].0 == pair[1].0 && pair[0].1.saturating_add(pair[0].2) > pair[1].1;
+    if placed.windows(2).any(overlap) {
+        return Ok(false);
+    }
+    let Ok(kept) = code.image.contents(DATA, &code.memory(memory)) else { return Ok(false) };
+    match missing_data(&kept, segments.iter().map(|s| s.bytes)) {
+        (Some(number), _) => Err(format!("data segment {number} of it is not among the data that the image keeps")),
+        (None, compared) => Ok(compared),
+    }
+}
+
+/// The first of these segments that is not in `kept`, and whether there was one to look for.
+fn missing_data<'a>(kept: &[u8], segments: impl Iterator<Item = &'a [u8]>) -> (Option<usize>, bool) {
+    let mut left = MAX_COMPARED_DATA;
+    let mut compared = false;
+    for (number, bytes) in segments.enumerate() {
+        // Zeros at its ends may have been left out.
+        let is_zero = |byte: &&u8| **byte == 0;
+        let front = bytes.iter().take_while(is_zero).count();
+        let rest = bytes.get(front..).unwrap_or_default();
+        let rest = rest.get(..rest.len() - rest.iter().rev().take_while(is_zero).count()).unwrap_or_default();
+        if rest.is_empty() {
+            continue;
+        }
+        let Some(still) = left.checked_sub(kept.len() as u64) else { break };
+        left = still;
+        if memchr::memmem::find(kept, rest).is_none() {
+            return (Some(number), compared);
+        }
+        compared = true;
+    }
+    (None, compared)
 }
 
 /// What the image keeps of a module's declarations.
@@ -314,7 +390,13 @@ pub(super) fn guest_module(code: &Code, module: usize) -> GuestModule {
     let user = code.wasm_path.get(module).and_then(Option::as_ref);
     let own = info.and_then(|i| i.name.as_deref()).filter(|n| !n.is_empty()).map(str::to_string);
     let cwasm = code.file.as_ref().and_then(|f| file(&f.path)).filter(|_| code.modules == 1);
-    let name = user.and_then(file).or(own).or(cwasm);
+    // A component has several modules, and names of their own tell them apart.
+    let in_component = code.wasm_base.get(module).copied().flatten();
+    let name = match in_component {
+        Some(base) => own.or(user.and_then(file).map(|file| format!("{file} at {base:#x}"))),
+        None => user.and_then(file).or(own),
+    };
+    let name = name.or(cwasm);
     let mut checks = vec!["an ELF header of Wasmtime's own kind (OSABI 200) before executable memory".to_string()];
     // An image without functions is one whose tables cannot be read.
     let functions = (!code.functions.is_empty()).then(|| code.defined.get(module).copied().unwrap_or(0));
@@ -336,6 +418,7 @@ pub(super) fn guest_module(code: &Code, module: usize) -> GuestModule {
     let compared = user.and_then(|_| code.wasm_compared.get(module).copied().flatten());
     if let (Some(path), Some(compared)) = (user, compared) {
         checks.push(format!("{} agrees with the image in {compared}", path.display()));
+        checks.extend(code.wasm_checks.get(module).into_iter().flatten().cloned());
     }
     let version = code.version_text.as_deref().unwrap_or("of an unknown version");
     let mut problems = code.problems.clone();
@@ -343,10 +426,10 @@ pub(super) fn guest_module(code: &Code, module: usize) -> GuestModule {
         problems.push("locals and operand stacks are not recorded (guest_debug is off)".into());
     }
     GuestModule {
-        runtime: RUNTIME,
+        runtime: RuntimeName::Wasmtime,
         name: name.unwrap_or_else(|| format!("module{}", code.first + module)),
         code: (text.start, text.end),
-        routes: vec!["image"],
+        routes: vec![FoundBy::Image],
         checks,
         functions,
         tracked: code.has_frames(),
@@ -444,11 +527,15 @@ mod tests {
         let bytes = fixture("48-guest-debug");
         let code = Code::load(Image::from_bytes(&bytes).unwrap(), None, &SliceMemory::new(0, &bytes));
         let own = code.wasm[0].as_ref().unwrap().bytes().to_vec();
-        let parse = |bytes: Vec<u8>| WasmModule::parse("x.wasm".into(), bytes).unwrap();
-        assert_eq!(fits(&code, 0, &parse(own.clone())), Ok("every byte"));
+        let fits = |bytes: Vec<u8>| {
+            let wasm = Rc::new(WasmModule::parse("x.wasm".into(), bytes).unwrap());
+            let memory = SliceMemory::new(0, &[]);
+            fits(&code, 0, &CoreModule { wasm, base: None }, &memory).map(|fit| (fit.summary, fit.exact))
+        };
+        assert_eq!(fits(own.clone()), Ok(("every byte", 2)));
         // A custom section more, and all of them less.
         let more = [&own[..8], &[0, 2, 1, b'x'], &own[8..]].concat();
-        assert_eq!(fits(&code, 0, &parse(more)), Ok("all but custom sections"));
+        assert_eq!(fits(more), Ok(("all but custom sections", 1)));
         let mut bare = own[..8].to_vec();
         for payload in wasmparser::Parser::new(0).parse_all(&own).map(Result::unwrap) {
             if let Some((id, range)) = payload.as_section().filter(|(id, _)| *id != 0) {
@@ -458,13 +545,22 @@ mod tests {
                 bare.extend(data);
             }
         }
-        assert_eq!(fits(&code, 0, &parse(bare)), Ok("all but custom sections"));
+        assert_eq!(fits(bare), Ok(("all but custom sections", 1)));
         // A constant alone.
         let at = own.windows(8).position(|w| w == 2.5f64.to_le_bytes()).unwrap();
         let mut other = own.clone();
         other[at + 6] ^= 1;
-        let why = fits(&code, 0, &parse(other)).unwrap_err();
+        let why = fits(other).unwrap_err();
         assert!(why.ends_with(&format!("x.wasm differs first at offset {:#x}", at + 6)), "{why}");
+    }
+
+    #[test]
+    fn data_is_looked_for_in_so_much() {
+        let kept = |len: u64| [b"data".to_vec(), vec![1; len as usize - 4]].concat();
+        let segments = || [&b"\0\0data\0"[..], b"\0", b"other"].into_iter();
+        assert_eq!(missing_data(&kept(MAX_COMPARED_DATA / 2), segments()), (Some(2), true));
+        assert_eq!(missing_data(&kept(MAX_COMPARED_DATA / 2 + 1), segments()), (None, true), "not looked for");
+        assert_eq!(missing_data(&kept(8), [&b"\0"[..]].into_iter()), (None, false));
     }
 
     #[test]

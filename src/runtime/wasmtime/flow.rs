@@ -8,11 +8,37 @@
 //!
 //! What is known at the end is what the code says, not what a table says. So a reader compares all places that should hold
 //! the same value ([`State::find`]), and holds an instance against its module before it believes it.
+//!
+//! The return address is followed like any other word: that is how the caller is found at every instruction. Tables say
+//! nothing about the ends of functions, and what the compilers write at both ends moves the return address as well as rbp:
+//!
+//! | shape | compiler | versions |
+//! |---|---|---|
+//! | `push rbp; mov rbp, rsp` at the start | both | all |
+//! | stack limit: `mov r10, [rdi + 8]; mov r10, [r10 + n]`, then `cmp r10, rsp` (or `add r10, n` before it), `jnbe` | Cranelift | all |
+//! | the same with `mov r11, ..; add r11, n; cmp; ja` in every function, also in a leaf | Winch | all |
+//! | probes, up to four: `sub rsp, n; mov [rsp], x` each, then `add rsp, ..` | Cranelift | all |
+//! | more probes: `mov r11, rsp; sub r11, n; L: sub rsp, ..; mov [rsp], x; cmp rsp, r11; jne L; add rsp, n` | Cranelift | all |
+//! | room for the arguments of a tail call: `sub rsp, n; mov rbp, rsp`, then two words moved down through r11 | Cranelift | all |
+//! | saves: `sub rsp, n; mov [rsp + ..], rbx` and so on | Cranelift | all |
+//! | loads of what was saved, `add rsp, n; mov rsp, rbp; pop rbp`, then `ret` or, with stack arguments, `ret n` | Cranelift | all |
+//! | the same and `jmp` (a tail call) | Cranelift | all |
+//! | .. with fewer arguments: `pop rbp; mov tmp, [rsp]; mov [rsp + n], tmp; add rsp, n; jmp` | Cranelift | all |
+//! | `add rsp, n; pop rbp; ret` | Winch | to 49 |
+//! | `add rsp, n; pop rbp`, then `ret` or `ret n`; a call leaves rsp above its arguments | Winch | 50 |
+//! | `mov rsp, rbp; sub rsp, n` where an exception arrives | Winch | from 49 |
+//! | tail call, as many arguments: `mov rsp, rbp; pop rbp; jmp` | Winch | 50 |
+//! | .. with none: both words through r11, from rbp, `lea rsp, [rbp + n]; mov rbp, r11; jmp` | Winch | 50 |
+//! | .. with others: both words to `[rsp]` and `[rsp + 8]`, arguments over them, then as the one before | Winch | 50 |
+//!
+//! (`cranelift-codegen`: `isa/x64/abi.rs`, `emit_return_call_common_sequence`; `winch-codegen`: `isa/x64/masm.rs`. Majors 36
+//! to 50 were compared.) No shape is looked for: each instruction does what it does.
 
 use super::chain::Call;
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::limits::{MAX_FLOW_BYTES, MAX_FLOW_STEPS};
 use crate::target::Memory;
+use crate::unwind::FrameChange;
 use iced_x86::{
     Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
 };
@@ -38,16 +64,33 @@ const GENERAL: [Reg; 16] = [
     Reg::R15,
 ];
 const RSP: usize = 4;
+const RBP: usize = 5;
 
 /// What a place holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Held {
     /// What this register had when the function was entered.
     Entry(Reg),
+    /// The address that the function returns to.
+    Return,
     /// The word at this offset from the function's own instance: `Entry(RDI)`.
     Loaded(i64),
-    /// The stack pointer at the function's entry plus this.
+    /// The stack pointer at the function's entry plus this; or at another instruction, see [`since`].
     Frame(i64),
+}
+
+/// Distances from the stack pointer at an instruction other than the first are counted in a range of their own for each
+/// instruction: how far that is from the entry is not known.
+const SINCE: i64 = 1 << 40;
+
+/// The stack pointer at the instruction at this offset.
+fn since(offset: u32) -> i64 {
+    (i64::from(offset) + 1) * SINCE
+}
+
+/// Which instruction's stack pointer a distance counts from; 0 is the entry's.
+fn base(at: i64) -> i64 {
+    at.saturating_add(SINCE / 2) >> SINCE.trailing_zeros()
 }
 
 /// Where what is, before an instruction.
@@ -69,7 +112,22 @@ impl State {
             RSP => Some(Held::Frame(0)),
             i => Some(Held::Entry(GENERAL[i])),
         });
-        State { registers, slots: BTreeMap::new() }
+        State { registers, slots: BTreeMap::from([(0, Held::Return)]) }
+    }
+
+    /// What is left behind a call that an exception ended: rsp and rbp are put back, other registers hold anything.
+    fn caught(mut self) -> State {
+        self.lose_all();
+        self
+    }
+
+    /// Registers but rsp and rbp hold anything: functions that Winch compiled keep none for their callers.
+    fn lose_all(&mut self) {
+        for (i, held) in self.registers.iter_mut().enumerate() {
+            if i != RSP && i != RBP {
+                *held = None;
+            }
+        }
     }
 
     /// What a register holds.
@@ -77,13 +135,14 @@ impl State {
         GENERAL.iter().position(|r| *r == reg).and_then(|i| self.registers[i])
     }
 
-    /// Keeps what both have; whether something was lost.
-    fn merge(&mut self, other: &State) -> bool {
+    /// Keeps what both have; whether something was lost. Where the stack pointers differ, it is counted from `here` on.
+    fn merge(&mut self, other: &State, here: u32) -> bool {
         let mut lost = false;
-        for (mine, theirs) in self.registers.iter_mut().zip(&other.registers) {
+        for (i, (mine, theirs)) in self.registers.iter_mut().zip(&other.registers).enumerate() {
             if mine.is_some() && mine != theirs {
-                *mine = None;
-                lost = true;
+                let after = (i == RSP).then(|| Held::Frame(since(here)));
+                lost |= *mine != after;
+                *mine = after;
             }
         }
         let before = self.slots.len();
@@ -96,6 +155,17 @@ impl State {
             Some(Held::Frame(at)) => Some(at),
             _ => None,
         }
+    }
+
+    /// Counts the stack pointer from the instruction at `here` on. What was counted from it when the code came here before is
+    /// not known any more.
+    fn count_from(&mut self, here: u32) {
+        let stale = |at: i64| base(at) == base(since(here));
+        self.slots.retain(|at, _| !stale(*at));
+        for held in &mut self.registers {
+            *held = held.filter(|held| !matches!(held, Held::Frame(at) if stale(*at)));
+        }
+        self.registers[RSP] = Some(Held::Frame(since(here)));
     }
 
     /// Distance of an operand from the stack pointer at the entry, if it is a word of the frame.
@@ -168,6 +238,16 @@ impl State {
                     return;
                 }
             }
+            // This ends the frame, whatever is known of rsp.
+            Mnemonic::Pop | Mnemonic::Leave if i.op0_register() == Register::RBP || i.mnemonic() == Mnemonic::Leave => {
+                let frame = match self.registers[RBP] {
+                    Some(Held::Frame(at)) => Some(at),
+                    _ => self.sp().filter(|_| i.mnemonic() == Mnemonic::Pop),
+                };
+                self.registers[RBP] = frame.and_then(|at| self.slots.get(&at).copied());
+                self.registers[RSP] = frame.and_then(|at| at.checked_add(8)).map(Held::Frame);
+                return;
+            }
             Mnemonic::Pop if is_reg(0) && reg(0) != Some(RSP) => {
                 if let (Some(sp), Some(to)) = (self.sp(), reg(0)) {
                     self.registers[to] = self.slots.get(&sp).copied();
@@ -182,15 +262,18 @@ impl State {
                 }
                 return;
             }
-            Mnemonic::Add | Mnemonic::Sub if is_reg(0) && reg(0) == Some(RSP) && i.op_kind(1) != OpKind::Register => {
-                let change = match i.op_kind(1) {
-                    OpKind::Memory => None,
-                    _ if popped && i.mnemonic() == Mnemonic::Sub => Some(0),
-                    _ if i.mnemonic() == Mnemonic::Sub => i.immediate(1).cast_signed().checked_neg(),
+            Mnemonic::Add | Mnemonic::Sub if is_reg(0) && !is_memory(1) && i.op_kind(1) != OpKind::Register => {
+                let change = match i.mnemonic() {
+                    Mnemonic::Sub if popped && reg(0) == Some(RSP) => Some(0),
+                    Mnemonic::Sub => i.immediate(1).cast_signed().checked_neg(),
                     _ => Some(i.immediate(1).cast_signed()),
                 };
-                let sp = self.sp().zip(change).and_then(|(sp, change)| sp.checked_add(change));
-                self.registers[RSP] = sp.map(Held::Frame);
+                if let Some(to) = reg(0) {
+                    self.registers[to] = match (self.registers[to], change) {
+                        (Some(Held::Frame(at)), Some(change)) => at.checked_add(change).map(Held::Frame),
+                        _ => None,
+                    };
+                }
                 return;
             }
             _ => {}
@@ -226,9 +309,73 @@ impl State {
     pub fn entry_sp(&self, registers: &Registers) -> Option<u64> {
         // rbp first: it does not move.
         [Reg::RBP, Reg::RSP].into_iter().find_map(|reg| match self.register(reg)? {
-            Held::Frame(at) => registers.get(reg)?.checked_add_signed(at.checked_neg()?),
+            Held::Frame(at) if base(at) == 0 => registers.get(reg)?.checked_add_signed(at.checked_neg()?),
             _ => None,
         })
+    }
+
+    /// Whether rbp is this frame's: the words at it and above it are the caller's rbp and the return address.
+    pub fn has_frame(&self) -> bool {
+        let Some(Held::Frame(at)) = self.registers[RBP] else { return false };
+        self.slots.get(&at) == Some(&Held::Entry(Reg::RBP))
+            && at.checked_add(8).and_then(|above| self.slots.get(&above)) == Some(&Held::Return)
+    }
+
+    /// How far the stack pointer is below rbp, where rbp is this frame's.
+    pub fn sp_to_rbp(&self) -> Option<i64> {
+        let (Some(Held::Frame(sp)), Some(Held::Frame(rbp))) = (self.registers[RSP], self.registers[RBP]) else {
+            return None;
+        };
+        (base(sp) == base(rbp)).then(|| rbp.checked_sub(sp)).flatten()
+    }
+
+    /// Where a word of the frame is, in one with these registers.
+    fn address(&self, slot: i64, registers: &Registers) -> Option<u64> {
+        if base(slot) == 0 {
+            return self.entry_sp(registers)?.checked_add_signed(slot);
+        }
+        let sp = self.sp().filter(|sp| base(*sp) == base(slot))?;
+        registers.sp()?.checked_add_signed(slot.checked_sub(sp)?)
+    }
+
+    /// How the caller is found here, as a debugger is told it.
+    fn rules(&self) -> Option<Rules> {
+        // Near rbp, which does not move, or else near rsp.
+        let near = |slot: i64| {
+            [(RBP, Reg::RBP), (RSP, Reg::RSP)].into_iter().find_map(|(n, reg)| match self.registers[n]? {
+                Held::Frame(at) if base(at) == base(slot) => Some((reg, i32::try_from(slot.checked_sub(at)?).ok()?)),
+                _ => None,
+            })
+        };
+        let mut returns: Vec<_> = self
+            .slots
+            .iter()
+            .filter(|(_, held)| **held == Held::Return)
+            .filter_map(|(slot, _)| Some((*slot, near(*slot)?)))
+            .collect();
+        // The copy that a copy of rbp lies beside.
+        let beside = |slot: i64| self.slots.iter().any(|(a, h)| *h == Held::Entry(Reg::RBP) && base(*a) == base(slot));
+        returns.sort_by_key(|(slot, _)| !beside(*slot));
+        let (slot, (reg, distance)) = *returns.first()?;
+        let cfa = slot.checked_add(8)?;
+        let of = |reg: Reg| {
+            let number = GENERAL.iter().position(|r| *r == reg);
+            if number.is_some_and(|n| self.registers[n] == Some(Held::Entry(reg))) {
+                return FrameChange::Same(reg);
+            }
+            let saved = self.slots.iter().find(|(at, held)| **held == Held::Entry(reg) && base(**at) == base(slot));
+            let saved = saved.and_then(|(at, _)| i32::try_from(at.checked_sub(cfa)?).ok());
+            saved.map_or(FrameChange::Undefined(reg), |at| FrameChange::Saved(reg, at))
+        };
+        Some([
+            FrameChange::Cfa(reg, distance.checked_add(8)?),
+            of(Reg::RBP),
+            of(Reg::RBX),
+            of(Reg::R12),
+            of(Reg::R13),
+            of(Reg::R14),
+            of(Reg::R15),
+        ])
     }
 
     /// The value that `held` stands for, in a frame with these registers. All places that should have it are compared, and
@@ -245,9 +392,8 @@ impl State {
             .zip(&self.registers)
             .filter(|(_, h)| **h == Some(held))
             .filter_map(|(r, _)| Some((registers.get(*r)?, registers.saved_at(*r))));
-        let entry_sp = self.entry_sp(registers);
         let in_slots = self.slots.iter().filter(|(_, h)| **h == held).filter_map(|(at, _)| {
-            let address = entry_sp?.checked_add_signed(*at)?;
+            let address = self.address(*at, registers)?;
             Some((memory.read_u64(address).ok()?, Some(address)))
         });
         for (value, place) in in_registers.chain(in_slots) {
@@ -261,6 +407,91 @@ impl State {
     }
 }
 
+/// CFA, and each register that callees keep.
+type Rules = [FrameChange; 7];
+
+/// What is said at a function's start.
+const AT_START: Rules = [
+    FrameChange::Cfa(Reg::RSP, 8),
+    FrameChange::Same(Reg::RBP),
+    FrameChange::Same(Reg::RBX),
+    FrameChange::Same(Reg::R12),
+    FrameChange::Same(Reg::R13),
+    FrameChange::Same(Reg::R14),
+    FrameChange::Same(Reg::R15),
+];
+
+/// Adds what differs from `last` at `offset`.
+fn change(out: &mut Vec<(u32, FrameChange)>, last: &mut Rules, offset: u32, rules: Rules) {
+    out.extend(last.iter().zip(&rules).filter(|(old, new)| old != new).map(|(_, new)| (offset, *new)));
+    *last = rules;
+}
+
+/// How callers are found from each instruction on among the first ones of a function, up to and with the one at `end`.
+/// `None`: they are no beginning that can be followed.
+pub(super) fn beginning(start: u64, code: &[u8], end: u32) -> Option<Vec<(u32, FrameChange)>> {
+    let flow = Flow {
+        start,
+        code: code.to_vec(),
+        winch: false,
+        callees_pop: false,
+        handlers: Vec::new(),
+        blocks: BTreeMap::new(),
+    };
+    let (mut state, mut before, mut info) = (State::entry(), Before::default(), InstructionInfoFactory::new());
+    let (mut out, mut last) = (vec![(0, FrameChange::Cfa(Reg::RSP, 8))], AT_START);
+    for i in flow.instructions(0) {
+        let offset = flow.offset(i.ip());
+        change(&mut out, &mut last, offset, state.rules()?);
+        if offset >= end {
+            return (offset == end).then_some(out);
+        }
+        let loops = i.mnemonic() == Mnemonic::Jne && i.near_branch_target() < i.ip();
+        flow.step(&mut state, &i, &mut before, &mut info);
+        match i.flow_control() {
+            FlowControl::Next => {}
+            // Behind a trap of the stack limit, and behind the loop of probes.
+            FlowControl::ConditionalBranch => {
+                if let Some(sp) = before.equal.filter(|_| loops) {
+                    state.registers[RSP] = Some(Held::Frame(sp));
+                }
+            }
+            _ => return None,
+        }
+    }
+    None
+}
+
+/// What is known at `at` among the first instructions of a function that is too large to be followed.
+pub(super) fn near_start(start: u64, code: &[u8], at: CodeAddress) -> Option<Facts> {
+    let CodeAddress::Exact(pc) = at else { return None };
+    let flow = Flow {
+        start,
+        code: code.to_vec(),
+        winch: false,
+        callees_pop: false,
+        handlers: Vec::new(),
+        blocks: BTreeMap::new(),
+    };
+    let (mut state, mut before, mut info) = (State::entry(), Before::default(), InstructionInfoFactory::new());
+    for i in flow.instructions(0) {
+        if i.ip() == pc {
+            return Some(Facts { state, calling: None, restores_sp: true, winch: code.starts_with(&WINCH) });
+        }
+        // The loop of probes moves rsp by what is not known here.
+        let goes_on = match i.flow_control() {
+            FlowControl::Next => true,
+            FlowControl::ConditionalBranch => i.near_branch_target() > i.ip(),
+            _ => false,
+        };
+        if !goes_on || i.ip() > pc {
+            return None;
+        }
+        flow.step(&mut state, &i, &mut before, &mut info);
+    }
+    None
+}
+
 /// What is known at one place of a function.
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
@@ -268,12 +499,22 @@ pub(super) struct Facts {
     pub state: State,
     /// Of a caller: before the call, and the call.
     calling: Option<(State, Instruction)>,
+    /// Whether rsp behind a call is counted as it was before, whatever the callee took off the stack.
+    restores_sp: bool,
+    /// Whether Winch compiled the function, which keeps no register for its caller.
+    pub winch: bool,
 }
 
 impl Facts {
     /// Whether this is the place behind a call.
     pub fn is_call(&self) -> bool {
         self.calling.is_some()
+    }
+
+    /// Of a caller: how far from rbp the stack pointer was at the call, the return address not counted.
+    pub fn sp_at_call(&self) -> Option<i64> {
+        let below = self.state.sp_to_rbp().filter(|_| self.is_call() && self.restores_sp)?;
+        below.checked_neg()
     }
 
     /// How the function that begins at `start` was called from here, if this is the caller.
@@ -297,17 +538,38 @@ impl Facts {
 pub(super) struct Flow {
     start: u64,
     code: Vec<u8>,
+    /// Winch compiled it: what follows a call does not make room again for the arguments that the callee took off the stack.
+    winch: bool,
+    /// And callees do that.
+    callees_pop: bool,
+    /// Where calls return to, and where an exception goes on that ends one.
+    handlers: Vec<(u32, u32)>,
     /// What is known where ways meet, by offset.
     blocks: BTreeMap<u32, State>,
 }
 
+/// What the code itself does not say.
+#[derive(Default)]
+pub(super) struct Hints {
+    /// Functions that Winch compiled take their arguments off the stack when they return (50).
+    pub winch_callees_pop: bool,
+    /// Where calls of the function return to, and where an exception goes on that ends one; ascending offsets.
+    pub handlers: Vec<(u32, u32)>,
+}
+
+/// `push rbp; mov rbp, rsp; mov r11, [rdi + 8]`: how each function of Winch begins to compare rsp with its limit, in every build.
+/// Cranelift uses r10 for that.
+pub(super) const WINCH: [u8; 8] = [0x55, 0x48, 0x89, 0xe5, 0x4c, 0x8b, 0x5f, 0x08];
+
 impl Flow {
     /// The function in `code`, which is at `start`. `None`: too large, or too many ways through it.
-    pub fn new(start: u64, code: Vec<u8>) -> Option<Flow> {
+    pub fn new(start: u64, code: Vec<u8>, hints: Hints) -> Option<Flow> {
         if code.is_empty() || code.len() > MAX_FLOW_BYTES {
             return None;
         }
-        let mut flow = Flow { start, code, blocks: BTreeMap::new() };
+        let winch = code.starts_with(&WINCH);
+        let callees_pop = winch && hints.winch_callees_pop;
+        let mut flow = Flow { start, code, winch, callees_pop, handlers: hints.handlers, blocks: BTreeMap::new() };
         let leaders = flow.leaders();
         let mut steps = 0usize;
         let mut info = InstructionInfoFactory::new();
@@ -315,8 +577,8 @@ impl Flow {
         let mut open: BTreeSet<u32> = BTreeSet::from([0]);
         while let Some(at) = open.pop_first() {
             let Some(mut state) = flow.blocks.get(&at).cloned() else { continue };
-            let mut after = false;
-            let mut next = Vec::new();
+            let mut before = Before::default();
+            let mut next: Vec<(u32, State)> = Vec::new();
             for i in flow.instructions(at) {
                 steps += 1;
                 if steps > MAX_FLOW_STEPS {
@@ -324,25 +586,35 @@ impl Flow {
                 }
                 let offset = flow.offset(i.ip());
                 if offset != at && leaders.contains(&offset) {
-                    next.push(offset);
+                    next.push((offset, state));
                     break;
                 }
-                state.step(&i, after, &mut info);
-                after = is_call(&i);
+                flow.step(&mut state, &i, &mut before, &mut info);
+                let behind = flow.offset(i.next_ip());
+                if before.call {
+                    next.extend(flow.handlers_of(behind).map(|handler| (handler, state.clone().caught())));
+                }
                 let (targets, falls) = flow.successors(&i);
-                next.extend(targets);
+                let equal = before.equal.filter(|_| i.mnemonic() == Mnemonic::Jne);
+                for target in targets {
+                    let mut state = state.clone();
+                    if let Some(sp) = equal.filter(|_| target == behind) {
+                        state.registers[RSP] = Some(Held::Frame(sp));
+                    }
+                    next.push((target, state));
+                }
                 if !falls {
                     break;
                 }
             }
-            for target in next {
+            for (target, state) in next {
                 match flow.blocks.get_mut(&target) {
                     None => {
-                        flow.blocks.insert(target, state.clone());
+                        flow.blocks.insert(target, state);
                         open.insert(target);
                     }
                     Some(there) => {
-                        if there.merge(&state) {
+                        if there.merge(&state, target) {
                             open.insert(target);
                         }
                     }
@@ -350,6 +622,37 @@ impl Flow {
             }
         }
         Some(flow)
+    }
+
+    /// Where an exception goes on that ends the call which returns to this offset.
+    fn handlers_of(&self, behind: u32) -> impl Iterator<Item = u32> {
+        let inside = |o: &u32| (*o as usize) < self.code.len();
+        let from = self.handlers.partition_point(|(call, _)| *call < behind);
+        let rest = self.handlers.get(from..).unwrap_or_default().iter();
+        rest.take_while(move |(call, _)| *call == behind).map(|(_, handler)| *handler).filter(inside)
+    }
+
+    /// One instruction on.
+    fn step(&self, state: &mut State, i: &Instruction, before: &mut Before, info: &mut InstructionInfoFactory) {
+        state.step(i, before.call && !self.winch, info);
+        before.call = is_call(i);
+        if before.call && self.winch {
+            state.lose_all();
+        }
+        if before.call && self.callees_pop {
+            state.count_from(self.offset(i.next_ip()));
+        }
+        // The loop of stack probes ends when rsp is what it is compared with.
+        if i.mnemonic() == Mnemonic::Cmp {
+            let held = |n: u32| number(i.op_register(n)).filter(|_| i.op_kind(n) == OpKind::Register);
+            before.equal = match (held(0), held(1)) {
+                (Some(RSP), Some(other)) | (Some(other), Some(RSP)) => match state.registers[other] {
+                    Some(Held::Frame(at)) => Some(at),
+                    _ => None,
+                },
+                _ => None,
+            };
+        }
     }
 
     fn offset(&self, address: u64) -> u32 {
@@ -408,7 +711,10 @@ impl Flow {
                     Some(seen) if !*seen => *seen = true,
                     _ => break,
                 }
-                let (targets, falls) = self.successors(&i);
+                let (mut targets, falls) = self.successors(&i);
+                if is_call(&i) {
+                    targets.extend(self.handlers_of(self.offset(i.next_ip())));
+                }
                 for target in targets {
                     leaders.insert(target);
                     open.push(target);
@@ -421,6 +727,44 @@ impl Flow {
         leaders
     }
 
+    /// How callers are found from each instruction on: offsets and changes, ascending. Code that no way leads to counts as
+    /// what is before it. At most one more than `most`.
+    pub fn changes(&self, most: usize) -> Vec<(u32, FrameChange)> {
+        let (mut out, mut last) = (vec![(0, FrameChange::Cfa(Reg::RSP, 8))], AT_START);
+        let mut body = None;
+        let mut info = InstructionInfoFactory::new();
+        let mut blocks = self.blocks.iter().peekable();
+        while let Some((&at, state)) = blocks.next() {
+            let end = blocks.peek().map_or(u32::MAX, |(next, _)| **next);
+            let (mut state, mut before) = (state.clone(), Before::default());
+            for i in self.instructions(at) {
+                let offset = self.offset(i.ip());
+                if offset >= end {
+                    break;
+                }
+                match state.rules() {
+                    Some(rules) => change(&mut out, &mut last, offset, rules),
+                    None => out.push((offset, FrameChange::Undefined(Reg::RIP))),
+                }
+                if out.len() > most {
+                    return out;
+                }
+                self.step(&mut state, &i, &mut before, &mut info);
+                if before.call {
+                    body = Some(last);
+                }
+                if !self.successors(&i).1 {
+                    let behind = self.offset(i.next_ip());
+                    if let Some(body) = body.filter(|_| behind < end && (behind as usize) < self.code.len()) {
+                        change(&mut out, &mut last, behind, body);
+                    }
+                    break;
+                }
+            }
+        }
+        out
+    }
+
     /// What is known at `at`. `None`: no way leads there that could be followed.
     pub fn at(&self, at: CodeAddress) -> Option<Facts> {
         let raw = u32::try_from(at.raw().checked_sub(self.start)?).ok()?;
@@ -428,27 +772,34 @@ impl Flow {
         let (&block, state) = self.blocks.range(..=looked).next_back()?;
         let mut state = state.clone();
         let mut info = InstructionInfoFactory::new();
-        let mut after = false;
+        let mut last = Before::default();
         for i in self.instructions(block) {
             let offset = self.offset(i.ip());
             if !at.is_return() && offset == raw {
-                return Some(Facts { state, calling: None });
+                return Some(Facts { state, calling: None, restores_sp: !self.winch, winch: self.winch });
             }
             if offset > looked {
                 return None;
             }
             let before = (at.is_return() && self.offset(i.next_ip()) == raw && is_call(&i)).then(|| (state.clone(), i));
-            state.step(&i, after, &mut info);
+            self.step(&mut state, &i, &mut last, &mut info);
             if before.is_some() {
-                return Some(Facts { state, calling: before });
+                return Some(Facts { state, calling: before, restores_sp: !self.winch, winch: self.winch });
             }
-            after = is_call(&i);
             if !self.successors(&i).1 {
                 return None;
             }
         }
         None
     }
+}
+
+/// What the instruction before was.
+#[derive(Default)]
+struct Before {
+    call: bool,
+    /// Where rsp is, if the last comparison found it equal.
+    equal: Option<i64>,
 }
 
 fn is_call(i: &Instruction) -> bool {
@@ -476,7 +827,7 @@ mod tests {
         [0x55, 0x48, 0x89, 0xe5, 0x48, 0x83, 0xec, 0x20, 0x48, 0x89, 0x7c, 0x24, 0x08, 0x48, 0x89, 0xf3];
 
     fn code(parts: &[&[u8]]) -> Flow {
-        Flow::new(START, parts.concat()).unwrap()
+        Flow::new(START, parts.concat(), Hints::default()).unwrap()
     }
 
     #[test]
@@ -531,11 +882,202 @@ mod tests {
         assert_eq!(facts.state.find(Held::Entry(Reg::RDI), &r, &with(5, 6)), None);
     }
 
+    /// Each shape of the module's table that `tests/steps.rs` does not get from the hosts of this repository as well: what it
+    /// is, whether callees take 16 bytes off the stack, code.
+    const SHAPES: &[(&str, bool, &str)] = &[
+        (
+            "Cranelift: room for 32 bytes more of arguments, then `ret 0x20`",
+            false,
+            "554889e54883ec204889e54c8b5c24204c891c244c8b5c24284c895c24084883ec3048895c24104c8964241831db48894d2848894d2048894d10488b5c24104c8b6424184883c4304889ec5dc22000",
+        ),
+        (
+            "Cranelift: a tail call with fewer arguments",
+            false,
+            "554889e54883ec104c893c244d31ff4c8b3c244883c4104889ec5d488b0c2448894c24204883c420ffe2",
+        ),
+        (
+            "Cranelift: a loop of stack probes",
+            false,
+            "554889e54c8b57084d8b52184981c2005000004939e277494989e34981eb005000004881ec00100000c70424000000004c39dc75ed4881c4005000004881ec0048000048899c240047000031db488b9c24004700004881c4004800004889ec5dc30f0b",
+        ),
+        (
+            "Cranelift: two probes",
+            false,
+            "554889e54881ec00100000c70424000000004881ec00100000c70424000000004881c4002000004881ec102000004c89ac24002000004d31ed4c8bac24002000004881c4102000004889ec5dc3",
+        ),
+        (
+            "Winch to 49: rsp lowered right behind a call",
+            false,
+            "554889e54c8b5f084d8b5b184983c3304939e377374989fe4883ec1048897c2408488934244883ec048904244883ec0ce8cbffffff4883c40c4c8b74240c4883ec044883c4084883c4105dc30f0b",
+        ),
+        (
+            "Winch 50: a call that takes 16 bytes off, `ret 0x10`",
+            true,
+            "554889e54c8b5f084d8b5b184983c3304939e377254989fe4883ec1048897c2408488934244883ec20e8d2ffffff4883c4104883c4105dc210000f0b",
+        ),
+        (
+            "Winch 50: a tail call with more arguments, behind a call that took 16 bytes off",
+            true,
+            "554889e54c8b5f084d8b5b184983c3304939e3774f4883ec1048897c2408e8ddffffff4883ec204883ec104c8b5d084c891c244c8b5d004c895c24084c8b5c24284c895d084c8b5c24204c895d004c8b1c244c895df84c8b5c2408488d65f84c89ddffe20f0b",
+        ),
+        (
+            "Winch 50: a tail call without arguments",
+            true,
+            "554889e54c8b5f084d8b5b184983c3304939e3771e4883ec1048897c24084c8b5d084c895d184c8b5d00488d65184c89ddffe20f0b",
+        ),
+    ];
+
+    /// A machine that knows the instructions of [`SHAPES`].
+    struct Machine {
+        registers: [u64; 16],
+        memory: std::collections::HashMap<u64, u64>,
+        equal: bool,
+    }
+
+    impl Machine {
+        fn address(&self, i: &Instruction) -> u64 {
+            self.registers[number(i.memory_base()).unwrap()].wrapping_add(i.memory_displacement64())
+        }
+
+        fn word(&self, address: u64) -> u64 {
+            self.memory.get(&address).copied().unwrap_or(0x77)
+        }
+
+        /// Where it goes on; `None`: it leaves.
+        fn run(&mut self, i: &Instruction, pop: u64) -> Option<u64> {
+            let to = |n: u32| number(i.op_register(n)).unwrap();
+            let source = |m: &Machine, n: u32| match i.op_kind(n) {
+                OpKind::Register => m.registers[to(n)],
+                OpKind::Memory => m.word(m.address(i)),
+                _ => i.immediate(n),
+            };
+            match i.mnemonic() {
+                Mnemonic::Push => {
+                    self.registers[RSP] -= 8;
+                    self.memory.insert(self.registers[RSP], self.registers[to(0)]);
+                }
+                Mnemonic::Pop => {
+                    self.registers[to(0)] = self.word(self.registers[RSP]);
+                    self.registers[RSP] += 8;
+                }
+                Mnemonic::Mov if i.op0_kind() == OpKind::Memory => {
+                    let value = source(self, 1);
+                    self.memory.insert(self.address(i), value);
+                }
+                Mnemonic::Mov => self.registers[to(0)] = source(self, 1),
+                Mnemonic::Lea => self.registers[to(0)] = self.address(i),
+                Mnemonic::Add => self.registers[to(0)] = self.registers[to(0)].wrapping_add(source(self, 1)),
+                Mnemonic::Sub => self.registers[to(0)] = self.registers[to(0)].wrapping_sub(source(self, 1)),
+                Mnemonic::Xor => self.registers[to(0)] = 0,
+                Mnemonic::Cmp => self.equal = source(self, 0) == source(self, 1),
+                Mnemonic::Jne if !self.equal => return Some(i.near_branch_target()),
+                Mnemonic::Jne | Mnemonic::Ja => {}
+                Mnemonic::Call => self.registers[RSP] += pop,
+                Mnemonic::Ret | Mnemonic::Jmp => return None,
+                other => panic!("{other:?}"),
+            }
+            Some(i.next_ip())
+        }
+    }
+
+    #[test]
+    fn every_shape_is_right_at_every_instruction() {
+        for (what, pops, hex) in SHAPES {
+            let code: Vec<u8> =
+                hex.as_bytes().chunks(2).map(|d| u8::from_str_radix(str::from_utf8(d).unwrap(), 16).unwrap()).collect();
+            let hints = Hints { winch_callees_pop: *pops, ..Hints::default() };
+            let flow = Flow::new(START, code.clone(), hints).unwrap();
+            let changes = flow.changes(usize::MAX);
+            // The beginning up to behind the last save.
+            let saves = Decoder::with_ip(64, &code, START, DecoderOptions::NONE).into_iter();
+            let save = saves.filter(|i| i.mnemonic() == Mnemonic::Mov && i.memory_base() == Register::RSP).find(|i| {
+                i.op0_kind() == OpKind::Memory
+                    && matches!(i.op1_register(), Register::RBX | Register::R13 | Register::R15)
+            });
+            let first = save.map(|i| flow.offset(i.next_ip()));
+            let begun = first.map(|end| (end, beginning(START, &code, end).unwrap()));
+            let entry_sp = 0x7ffd_0000_8000;
+            let mut machine = Machine {
+                registers: std::array::from_fn(|i| 0x1000 + i as u64),
+                memory: std::collections::HashMap::from([(entry_sp, 0x5555)]),
+                equal: false,
+            };
+            machine.registers[RSP] = entry_sp;
+            let mut ip = START;
+            let mut asked = 0;
+            loop {
+                let at = format!("{what}: +{:#x}", ip - START);
+                let registers =
+                    registers(&GENERAL.iter().zip(machine.registers).map(|(r, v)| (*r, v)).collect::<Vec<_>>());
+                let memory = machine.memory.iter().fold(Pieces::default(), |all, (a, v)| all.word(*a, *v));
+                let state = flow.at(CodeAddress::Exact(ip)).unwrap().state;
+                assert_eq!(state.find(Held::Return, &registers, &memory), Some(0x5555), "{at}");
+                assert_eq!(state.entry_sp(&registers), Some(entry_sp), "{at}");
+                for (i, reg) in GENERAL.into_iter().enumerate().filter(|(i, r)| r.info().callee_saved && *i != RSP) {
+                    let found = state.find(Held::Entry(reg), &registers, &memory);
+                    // Winch keeps nothing for its caller, and need not.
+                    let kept = reg == Reg::RBP || !code.starts_with(&WINCH);
+                    assert!(found == Some(0x1000 + i as u64) || (found.is_none() && !kept), "{at} {reg} {found:x?}");
+                }
+                let mut told = vec![&changes];
+                told.extend(begun.iter().filter(|(end, _)| ip - START <= u64::from(*end)).map(|(_, c)| c));
+                for changes in told {
+                    let mut rules = AT_START;
+                    for (_, change) in changes.iter().filter(|(from, _)| START + u64::from(*from) <= ip) {
+                        match change {
+                            FrameChange::Cfa(..) => rules[0] = *change,
+                            FrameChange::Saved(Reg::RBP, _) | FrameChange::Same(Reg::RBP) => rules[1] = *change,
+                            // In r11 only, which cannot be told.
+                            FrameChange::Undefined(Reg::RBP)
+                                if state.register(Reg::R11) == Some(Held::Entry(Reg::RBP)) =>
+                            {
+                                rules[1] = *change;
+                            }
+                            FrameChange::Undefined(Reg::RIP | Reg::RBP) => panic!("{at}: {change:?}"),
+                            _ => {}
+                        }
+                    }
+                    let FrameChange::Cfa(reg, by) = rules[0] else { panic!("{at}") };
+                    let cfa = registers.get(reg).unwrap().wrapping_add_signed(by.into());
+                    assert_eq!(machine.word(cfa - 8), 0x5555, "{at}: {changes:?}");
+                    let rbp = match rules[1] {
+                        FrameChange::Saved(_, at) => machine.word(cfa.wrapping_add_signed(at.into())),
+                        FrameChange::Undefined(_) => 0x1000 + RBP as u64,
+                        _ => machine.registers[RBP],
+                    };
+                    assert_eq!(rbp, 0x1000 + RBP as u64, "{at}: {changes:?}");
+                }
+                asked += 1;
+                let i = Decoder::with_ip(64, &code[(ip - START) as usize..], ip, DecoderOptions::NONE).decode();
+                match machine.run(&i, if *pops { 16 } else { 0 }) {
+                    Some(next) => ip = next,
+                    None => break,
+                }
+            }
+            assert!(asked > 12, "{what}: {asked}");
+        }
+    }
+
+    #[test]
+    fn an_exception_goes_on_with_the_frame_and_nothing_else() {
+        // mov rbx, [rsp + 8] ...: call; jmp over the handler; handler: nop; ret
+        let code = [&ENTRY[..], &[0xe8, 0, 0, 0, 0], &[0xeb, 0x02], &[0x90, 0x90], &[0xc3]].concat();
+        let at = (ENTRY.len() + 7) as u32;
+        let behind = ENTRY.len() as u32 + 5;
+        let without = Flow::new(START, code.clone(), Hints::default()).unwrap();
+        assert!(without.at(CodeAddress::Exact(START + u64::from(at))).is_none());
+        let with = Flow::new(START, code, Hints { handlers: vec![(behind, at)], ..Hints::default() }).unwrap();
+        let facts = with.at(CodeAddress::Exact(START + u64::from(at))).unwrap();
+        assert!(facts.state.has_frame());
+        assert_eq!(facts.state.register(Reg::RBX), None);
+        assert_eq!(facts.state.sp_to_rbp(), Some(0x20));
+    }
+
     #[test]
     fn too_much_code_is_refused() {
-        assert!(Flow::new(START, Vec::new()).is_none());
-        assert!(Flow::new(START, vec![0x90; MAX_FLOW_BYTES + 1]).is_none());
-        assert!(Flow::new(START, vec![0x90; MAX_FLOW_BYTES]).is_some());
+        assert!(Flow::new(START, Vec::new(), Hints::default()).is_none());
+        assert!(Flow::new(START, vec![0x90; MAX_FLOW_BYTES + 1], Hints::default()).is_none());
+        assert!(Flow::new(START, vec![0x90; MAX_FLOW_BYTES], Hints::default()).is_some());
     }
 
     #[test]
@@ -547,7 +1089,7 @@ mod tests {
         for (change, found) in [([0x90, 0x90], true), ([0x31, 0xdb], false)] {
             let code = [&ENTRY, &body[..], &change, &[0x0f, 0x85], &back, &[0xc3]].concat();
             assert!(code.len() <= MAX_FLOW_BYTES);
-            assert_eq!(Flow::new(START, code).is_some(), found);
+            assert_eq!(Flow::new(START, code, Hints::default()).is_some(), found);
         }
     }
 
@@ -562,7 +1104,7 @@ mod tests {
         ) {
             let bytes = if tail { [&ENTRY[..], &bytes].concat() } else { bytes };
             let len = bytes.len() as u64;
-            if let Some(flow) = Flow::new(start, bytes) {
+            if let Some(flow) = Flow::new(start, bytes, Hints::default()) {
                 let r = registers(&[(Reg::RSP, sp), (Reg::RBP, sp.wrapping_add(0x20)), (Reg::RBX, 3)]);
                 for at in 0..len + 2 {
                     for address in [CodeAddress::Exact(start.wrapping_add(at)), CodeAddress::Return(start.wrapping_add(at))] {

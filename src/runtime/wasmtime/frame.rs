@@ -1,30 +1,39 @@
 //! Frames of Wasmtime's code: who called, and what is there.
 //!
-//! Every function and trampoline keeps a frame pointer (the compiler forces it), so the chain is known with `.eh_frame` or
-//! without. The tables say where callee-saved registers are, but nothing about epilogues, which are recognised.
+//! What the code did up to the place tells the caller at every instruction ([`super::flow`]). The tables (`.eh_frame`) are
+//! asked as well: they say nothing about the ends of functions, and count wrongly where a prologue makes room for the
+//! arguments of a tail call. Every function and trampoline keeps a frame pointer (the compiler forces it), which is the
+//! third way. Where the code cannot be followed and the other two differ, the frame pointer is taken and the frame marked.
 
 use super::Wasmtime;
 use super::code::Code;
 use super::exit::is_vmctx;
-use super::flow::Held;
-use super::frame_table::{FrameDescriptor, FrameValType, InstPos, ProgramFrame, SlotValue};
-use super::image::{Function, FunctionKind, Kind};
+use super::flow::{Facts, Held, WINCH};
+use super::frame_table::{FrameDescriptor, FrameValType, SlotValue};
+use super::image::{Function, FunctionKind};
 use super::info::FuncKind;
+use super::points::{FrameAt, Points, Recorded, Unrecorded};
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::limits::MAX_NAMED_OWNERS;
-use crate::runtime::{GuestFrame, GuestKind, OperatorPlace, Place, Position, Slot, ValType, Value, Why};
+use crate::runtime::{
+    GuestFrame, GuestKind, NameSource, OperatorPlace, Place, Position, RuntimeName, Slot, ValType, Value, Why,
+};
 use crate::symbolize::wasm::WasmModule;
 use crate::target::{Memory, MemoryError};
 use crate::unwind::{Cursor, Next, Trust, UnwindError, Unwinder};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Mnemonic, OpKind, Register};
 use std::borrow::Cow;
 
 /// The runtime's name in reports.
-pub const RUNTIME: &str = "wasmtime";
+pub const RUNTIME: &str = RuntimeName::Wasmtime.as_str();
 
 /// `mov rsp, rbp; pop rbp`: the end of a frame in every epilogue.
 pub(super) const EPILOGUE: [u8; 4] = [0x48, 0x89, 0xec, 0x5d];
 /// `push rbp; mov rbp, rsp`: the start of every function and trampoline.
 pub(super) const PROLOGUE: [u8; 4] = [0x55, 0x48, 0x89, 0xe5];
+
+/// What is said where the image does not tell which functions were inlined.
+const MAY_MISS_INLINED: &str = "inlined frames may be missing here: the image keeps no place of this code";
 
 /// Registers that a callee keeps, and that may hold an instance in a caller.
 pub(super) const KEPT: [Reg; 5] = [Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
@@ -35,10 +44,18 @@ pub(super) fn step(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Me
     if let Some(why) = is_another_file(runtime, code, at, memory) {
         return Next::Lost(UnwindError::BadFrame { address: at.address.raw(), runtime: RUNTIME, why });
     }
-    let next = frame_edge(code, at, memory)
-        .or_else(|| code.cfi.as_ref()?.step(at, memory))
-        .or_else(|| by_code(runtime, code, at, memory))
-        .unwrap_or_else(|| by_frame_pointer(at, memory));
+    let tabled = || {
+        let next = code.cfi.as_ref()?.step(at, memory)?;
+        Some(if is_winch(runtime, code, at, memory) { without_kept(next) } else { next })
+    };
+    let next = match by_code(runtime, code, at, memory) {
+        Some(caller) if may_have_called(runtime, &caller, memory) => {
+            agreed(with_own_sp(runtime, caller, memory), tabled())
+        }
+        found => {
+            frame_edge(code, at, memory).unwrap_or_else(|| undecided(runtime, at, found.is_some(), tabled(), memory))
+        }
+    };
     let caller = match &next {
         Next::Caller(caller, _) => Some(caller),
         _ => None,
@@ -59,13 +76,24 @@ fn is_another_file(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Me
 /// given back. `None`: rbp is this frame's.
 fn edge(code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<u64> {
     let CodeAddress::Exact(pc) = at.address else { return None };
+    let leaving = || {
+        let mut around = [0; EPILOGUE.len() + 2 * LEAVING_BYTES];
+        let from = pc.checked_sub((EPILOGUE.len() + LEAVING_BYTES) as u64)?;
+        let len = memory.read_some(from, &mut around);
+        let (before, after) = around.get(..len)?.split_at_checked(EPILOGUE.len() + LEAVING_BYTES)?;
+        let ended =
+            (EPILOGUE.len()..=before.len()).find(|end| before.get(end - EPILOGUE.len()..*end) == Some(&EPILOGUE));
+        let behind = ended.and_then(|end| Some((before.len() - end, leaves(around.get(end..len)?)?)));
+        // A `ret` finds the return address at rsp, whatever is before it.
+        Some(matches!(after.first(), Some(0xc3 | 0xc2)) || behind.is_some_and(|(at, length)| at < length as usize))
+    };
+    if leaving() == Some(true) {
+        return Some(0);
+    }
     let is = |address: Option<u64>, bytes: [u8; 4]| {
         let mut there = [0; 4];
         address.is_some_and(|a| code.contains(a) && memory.read(a, &mut there).is_ok() && there == bytes)
     };
-    if is(pc.checked_sub(EPILOGUE.len() as u64), EPILOGUE) {
-        return Some(0);
-    }
     let start = code.image.text().start + u64::from(code.function(pc)?.start);
     let depth = match pc - start {
         0 => 0,
@@ -73,6 +101,31 @@ fn edge(code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<u64> {
         _ => return None,
     };
     is(Some(start), PROLOGUE).then_some(depth)
+}
+
+/// Bytes of the instructions that leave a function, at most.
+const LEAVING_BYTES: usize = 32;
+
+/// Length of the instructions that leave a function, in `code`: `ret`, `ret n` or the jump of a tail call, before which the
+/// return address may be moved over arguments that the callee does not have. The word at rsp is the return address before
+/// each of them.
+pub(super) fn leaves(code: &[u8]) -> Option<u32> {
+    /// `mov tmp, [rsp]; mov [rsp + n], tmp; add rsp, n; jmp`
+    const LONGEST: usize = 4;
+    let mut length = 0;
+    for i in Decoder::with_ip(64, code, 0, DecoderOptions::NONE).into_iter().take(LONGEST) {
+        length += u32::try_from(i.len()).ok()?;
+        let on_the_stack = |n: u32| i.op_kind(n) == OpKind::Memory && i.memory_base() == Register::RSP;
+        match (i.flow_control(), i.mnemonic()) {
+            (FlowControl::Return | FlowControl::UnconditionalBranch | FlowControl::IndirectBranch, _) => {
+                return Some(length);
+            }
+            (FlowControl::Next, Mnemonic::Mov) if on_the_stack(0) || on_the_stack(1) => {}
+            (FlowControl::Next, Mnemonic::Add) if i.op0_register() == Register::RSP => {}
+            _ => return None,
+        }
+    }
+    None
 }
 
 /// What the tables do not say, or say wrongly.
@@ -94,11 +147,105 @@ fn frame_edge(code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
     Some(found().unwrap_or_else(Next::Lost))
 }
 
-/// Without tables: the code itself says where it saved its caller's registers.
-fn by_code(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
+/// Whether Winch compiled the function.
+fn is_winch(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) -> bool {
+    if let Some(facts) = runtime.facts(code, at.address, memory) {
+        return facts.winch;
+    }
+    let mut begin = [0; WINCH.len()];
+    let start = code.function(at.address.lookup()).map(|f| code.image.text().start + u64::from(f.start));
+    start.is_some_and(|start| memory.read(start, &mut begin).is_ok()) && begin == WINCH
+}
+
+/// The table takes registers that it says nothing of for kept. Winch's functions keep none.
+fn without_kept(mut next: Next) -> Next {
+    if let Next::Caller(caller, _) = &mut next {
+        KEPT.iter().for_each(|reg| caller.registers.forget(*reg));
+    }
+    next
+}
+
+/// Bytes of arguments that a tail call may have left on the stack more or less than the call did: `ret` takes 16 bits.
+const TAIL_ARGUMENTS: u64 = 1 << 16;
+
+/// Whether the runtime's code that `caller` is in calls there, with a frame of this size. Of other code, and of a function
+/// that cannot be followed, nothing is known against it.
+fn may_have_called(runtime: &Wasmtime, caller: &Cursor, memory: &dyn Memory) -> bool {
+    let Some(code) = runtime.code_at(caller.address.lookup()) else { return true };
+    let Some(facts) = runtime.facts(code, caller.address, &code.memory(memory)) else { return true };
+    let near = || own_sp(&facts, caller).zip(caller.registers.sp()).is_none_or(|(a, b)| a.abs_diff(b) < TAIL_ARGUMENTS);
+    facts.is_call() && near()
+}
+
+/// The stack pointer at the call that `caller` made, as its own code says.
+fn own_sp(facts: &Facts, caller: &Cursor) -> Option<u64> {
+    caller.registers.get(Reg::RBP)?.checked_add_signed(facts.sp_at_call()?)
+}
+
+/// `caller` with the stack pointer at its call: a function that was called by tail calls has other arguments on the stack
+/// than the one that was called first.
+fn with_own_sp(runtime: &Wasmtime, mut caller: Cursor, memory: &dyn Memory) -> Cursor {
+    let own = || {
+        let code = runtime.code_at(caller.address.lookup())?;
+        let facts = runtime.facts(code, caller.address, &code.memory(memory))?;
+        own_sp(&facts, &caller)
+    };
+    if let Some(sp) = own() {
+        caller.registers.set(Reg::RSP, sp);
+    }
+    caller
+}
+
+/// What the code says, with what the tables know of registers if they mean the same caller.
+fn agreed(caller: Cursor, tabled: Option<Next>) -> Next {
+    let Some(Next::Caller(mut other, trust)) = tabled else { return Next::Caller(caller, Trust::Runtime) };
+    let same = |reg| caller.registers.get(reg) == other.registers.get(reg);
+    if !(same(Reg::RIP) && same(Reg::RSP) && same(Reg::RBP)) {
+        return Next::Caller(caller, Trust::Runtime);
+    }
+    for reg in KEPT {
+        match (caller.registers.get(reg), other.registers.get(reg)) {
+            (Some(a), Some(b)) if a != b => other.registers.forget(reg),
+            (Some(value), None) => match caller.registers.saved_at(reg) {
+                Some(slot) => other.registers.restore(reg, value, slot),
+                None => other.registers.set(reg, value),
+            },
+            _ => {}
+        }
+    }
+    Next::Caller(other, trust)
+}
+
+/// The code cannot be followed to this place, or (`contradicted`) what it says is no caller.
+fn undecided(runtime: &Wasmtime, at: &Cursor, contradicted: bool, tabled: Option<Next>, memory: &dyn Memory) -> Next {
+    let chained = by_frame_pointer(at, memory);
+    match (tabled, chained) {
+        (Some(Next::Caller(a, trust)), Next::Caller(b, _)) => {
+            let same = |reg| a.registers.get(reg) == b.registers.get(reg);
+            if !contradicted && same(Reg::RIP) && same(Reg::RSP) && same(Reg::RBP) {
+                return Next::Caller(a, trust);
+            }
+            let (chained, tabled) = (may_have_called(runtime, &b, memory), may_have_called(runtime, &a, memory));
+            Next::Caller(if tabled && !chained { a } else { b }, Trust::FramePointer)
+        }
+        (None, Next::Caller(caller, trust)) => {
+            Next::Caller(caller, if contradicted { Trust::FramePointer } else { trust })
+        }
+        (_, Next::Caller(caller, _)) => Next::Caller(caller, Trust::FramePointer),
+        // Without rbp there is nothing to compare.
+        (Some(Next::Caller(caller, trust)), _) => {
+            Next::Caller(caller, if contradicted { Trust::FramePointer } else { trust })
+        }
+        (Some(next), Next::Lost(_)) => next,
+        (_, next) => next,
+    }
+}
+
+/// The code itself says where the return address is, and where it saved its caller's registers.
+fn by_code(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<Cursor> {
     let facts = runtime.facts(code, at.address, memory)?;
     let sp = facts.state.entry_sp(&at.registers).filter(|sp| sp.is_multiple_of(8))?;
-    let pc = memory.read_u64(sp).ok()?;
+    let (pc, slot) = facts.state.places(Held::Return, &at.registers, memory)?;
     let mut caller = Registers::unknown();
     for reg in KEPT.into_iter().chain([Reg::RBP]) {
         match facts.state.places(Held::Entry(reg), &at.registers, memory) {
@@ -109,9 +256,12 @@ fn by_code(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) ->
     }
     // Every frame keeps its caller's; without it this is another stack than the code made.
     caller.get(Reg::RBP)?;
-    caller.restore(Reg::RIP, pc, sp);
+    match slot {
+        Some(slot) => caller.restore(Reg::RIP, pc, slot),
+        None => caller.set(Reg::RIP, pc),
+    }
     caller.set(Reg::RSP, sp.checked_add(8)?);
-    Some(Next::Caller(Cursor { address: CodeAddress::Return(pc), registers: caller }, Trust::Runtime))
+    Some(Cursor { address: CodeAddress::Return(pc), registers: caller })
 }
 
 /// By the frame pointer that the compiler forces. What the function did with the other registers is not known.
@@ -153,7 +303,7 @@ pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dy
         ..GuestFrame::unknown(GuestKind::Trampoline, code.first + code.module_at(address))
     };
     if let Some(why) = is_another_file(runtime, code, at, memory) {
-        base.name = Some(("code that is not here (wasmtime)".into(), "code image"));
+        base.name = Some(("code that is not here (wasmtime)".into(), NameSource::CodeImage));
         base.notes.push(why);
         return vec![base];
     }
@@ -165,28 +315,27 @@ pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dy
             }
             false => "code that the image does not name (wasmtime)",
         };
-        base.name = Some((what.into(), "code image"));
+        base.name = Some((what.into(), NameSource::CodeImage));
         return vec![base];
     };
     let FunctionKind::Wasm { module, function: index, .. } = &function.kind else {
-        base.name = Some((trampoline_name(code, &function), "symbol"));
+        base.name = Some((trampoline_name(code, &function), NameSource::Symbol));
         return vec![base];
     };
     base.kind = GuestKind::Wasm;
     let solved = runtime.solved(memory);
     let key = super::key(at);
     base.instance = key.and_then(|key| solved.instance(key));
-    let here = Here { code, at, memory, offset };
-    let recorded = here.recorded(&function);
-    match &recorded {
-        Ok(point) if !point.frames.is_empty() => {
-            let mut frames = here.frames_of(&base, &function, point);
+    let here = Here { runtime, code, at, memory, offset };
+    let why = match here.recorded(&function) {
+        Ok(recorded) => {
+            let mut frames = here.frames_of(&base, &function, &recorded);
             here.sources(&mut frames);
             return frames;
         }
-        _ => {}
-    }
-    let why = recorded.err().unwrap_or_else(|| Why("not recorded at this place".into()));
+        Err(why) => why,
+    };
+    let Unrecorded { why, inlined } = why;
     base.locals = Err(why.clone());
     base.stack = Err(why);
     here.name(&mut base, *module, *index, &function);
@@ -214,6 +363,7 @@ pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dy
                 inner.notes.push(format!("a function that was inlined: {names}, it cannot be told which"));
             }
             inner.notes.push("inlined: functions between this one and the next may be missing".into());
+            base.may_miss_inlined = true;
             let mut frames = vec![inner, base];
             here.sources(&mut frames);
             return frames;
@@ -221,6 +371,11 @@ pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dy
         here.position(&mut base, *module, u64::from(place));
     } else if !code.has_places() {
         base.notes.push("places in the Wasm code are not recorded by this build (generate_address_map is off)".into());
+    }
+    // Inlined code has no place. Neither has other code that the compiler made or moved, but for calls.
+    if inlined || (place.is_none() && here.may_be_inlined(*module)) {
+        base.may_miss_inlined = true;
+        base.notes.push(MAY_MISS_INLINED.into());
     }
     let mut frames = vec![base];
     here.sources(&mut frames);
@@ -244,14 +399,8 @@ fn trampoline_name(code: &Code, function: &Function) -> String {
     }
 }
 
-/// A point of the frame table that is good for a pc.
-pub(super) struct Recorded {
-    pub frames: Vec<ProgramFrame>,
-    /// Whether it is the point of this very pc; else of the last one before, and operands may have moved since.
-    pub exact: bool,
-}
-
 struct Here<'a> {
+    runtime: &'a Wasmtime,
     code: &'a Code,
     at: &'a Cursor,
     memory: &'a dyn Memory,
@@ -260,49 +409,40 @@ struct Here<'a> {
 
 impl Here<'_> {
     /// The frames that the compiler recorded here.
-    fn recorded(&self, function: &Function) -> Result<Recorded, Why> {
-        let table = self.code.frame_table()?;
+    fn recorded(&self, function: &Function) -> Result<Recorded, Unrecorded> {
+        let read = |from: u32, to: u32| {
+            let start = self.code.image.text().start.checked_add(u64::from(from))?;
+            self.memory.read_vec(start, to.checked_sub(from)? as usize).ok()
+        };
+        let nothing = |why| Unrecorded { why, inlined: false };
+        let points = Points::of(self.code, function, &read).map_err(nothing)?;
         let raw = self.offset + u32::from(self.at.address.is_return());
-        let post = if self.at.address.is_return() { InstPos::Post } else { InstPos::Pre };
-        let point = table.find_program_point(raw, post).map_err(|e| Why(e.to_string()))?;
-        let inside = point.filter(|p| function.start <= p.text_offset && p.text_offset <= function.end());
-        let Some(point) = inside else { return Err(Why("before the first place that is recorded".into())) };
-        if !table.is_filled(function.start, &point) {
-            return Err(Why("the function had not stored them yet".into()));
+        let recorded = points.at(self.at.address, raw)?;
+        // Since the last point the code may have entered or left the frame.
+        if !recorded.exact && (self.frame_pointer().is_none() || self.in_epilogue()) {
+            return Err(nothing(Why("between the frames: rbp is the caller's or about to be".into())));
         }
-        // The calls of adapters have no point behind them. The one before is the call's own if it is of the operator that
-        // the address map has for the call.
-        let is_of_this_call =
-            || match (self.at.address.is_return(), point.frames.as_slice(), self.code.place(self.offset)) {
-                (true, [one], Some(place)) => one.wasm_pc == place.0,
-                _ => false,
-            };
-        let exact = point.text_offset == raw || is_of_this_call();
-        if !exact {
-            // Since then the code may have entered or left what was inlined, or the frame.
-            if self.frame_pointer().is_none() || self.in_epilogue() {
-                return Err(Why("between the frames: rbp is the caller's or about to be".into()));
-            }
-            let recorded = point.frames.as_slice();
-            let owners = self.code.owners(self.offset);
-            let FunctionKind::Wasm { module, function: index, .. } = &function.kind else {
-                return Err(Why("not recorded at this place".into()));
-            };
-            if recorded.len() != 1 || owners.iter().any(|o| *o != (*module, *index)) {
-                return Err(Why("not recorded between two operators of inlined code".into()));
-            }
-        }
-        Ok(Recorded { exact, frames: point.frames })
+        Ok(recorded)
     }
 
-    fn frames_of(&self, base: &GuestFrame, function: &Function, point: &Recorded) -> Vec<GuestFrame> {
+    /// Whether what is here may be of functions that were inlined, where neither the frame table nor the address map say.
+    fn may_be_inlined(&self, module: u32) -> bool {
+        self.code.has_frames() != Some(true) && self.code.may_inline(module as usize) && self.settled()
+    }
+
+    /// Whether the frame is set up and not being taken down.
+    fn settled(&self) -> bool {
+        edge(self.code, self.at, self.memory).is_none() && !self.in_epilogue()
+    }
+
+    fn frames_of(&self, base: &GuestFrame, function: &Function, recorded: &Recorded) -> Vec<GuestFrame> {
         let mut out = Vec::new();
-        let outermost = point.frames.len().saturating_sub(1);
-        for (depth, program) in point.frames.iter().enumerate() {
+        let outermost = recorded.frames.len().saturating_sub(1);
+        for (depth, at) in recorded.frames.iter().enumerate() {
             let mut frame = base.clone();
             frame.inlined = depth < outermost;
             let table = self.code.frame_table();
-            let descriptor = table.and_then(|t| t.descriptor(program.descriptor).map_err(|e| Why(e.to_string())));
+            let descriptor = table.and_then(|t| t.descriptor(at.program.descriptor).map_err(|e| Why(e.to_string())));
             match descriptor {
                 Ok(d) if d.function.kind == FuncKind::Wasm => {
                     let module = d.function.namespace;
@@ -310,9 +450,11 @@ impl Here<'_> {
                     if let Some(index) = index {
                         frame.module = self.code.first + (module as usize).min(self.code.modules - 1);
                         self.name(&mut frame, module, index, function);
-                        self.position(&mut frame, module, self.place_of(depth, program, point.exact));
+                        if let Some(place) = at.place {
+                            self.position(&mut frame, module, u64::from(place));
+                        }
                     }
-                    self.values(&mut frame, &d, program, point.exact);
+                    self.values(&mut frame, &d, at, recorded.exact);
                 }
                 Ok(_) => frame.locals = Err(Why("the descriptor here is of no Wasm function".into())),
                 Err(why) => (frame.locals, frame.stack) = (Err(why.clone()), Err(why)),
@@ -322,15 +464,12 @@ impl Here<'_> {
         out
     }
 
-    /// The operator that a recorded frame is at. At a call the recorded place is the operator behind it, as the frame will
-    /// go on there; the address map has the call itself.
-    fn place_of(&self, depth: usize, program: &ProgramFrame, exact: bool) -> u64 {
-        let elsewhere = depth == 0 && (self.at.address.is_return() || !exact);
-        let place = self.code.place(self.offset).filter(|_| elsewhere);
-        u64::from(place.map_or(program.wasm_pc, |p| p.0))
-    }
-
-    fn values(&self, frame: &mut GuestFrame, d: &FrameDescriptor, program: &ProgramFrame, exact: bool) {
+    fn values(&self, frame: &mut GuestFrame, d: &FrameDescriptor, at: &FrameAt, exact: bool) {
+        if !at.filled {
+            let why = Why("the function had not stored them yet".into());
+            (frame.locals, frame.stack) = (Err(why.clone()), Err(why));
+            return;
+        }
         let Some(fp) = self.frame_pointer() else {
             let why = Why("register rbp is not known in this frame".into());
             (frame.locals, frame.stack) = (Err(why.clone()), Err(why));
@@ -347,7 +486,7 @@ impl Here<'_> {
         };
         let value = |slot: &SlotValue| self.value(d, slot, fp);
         frame.locals = Ok(d.locals.iter().map(value).collect());
-        frame.stack = match (exact, d.stack(program.shape)) {
+        frame.stack = match (exact, d.stack(at.program.shape)) {
             (true, Some(slots)) => Ok(slots.iter().map(value).collect()),
             (true, None) => Err(Why("the operand stack that is recorded here is broken".into())),
             (false, _) => Err(Why("not recorded between two operators".into())),
@@ -381,8 +520,10 @@ impl Here<'_> {
 
     /// rbp of this frame, where it is one.
     fn frame_pointer(&self) -> Option<u64> {
-        if edge(self.code, self.at, self.memory).is_some() {
-            return None;
+        match self.runtime.facts(self.code, self.at.address, self.memory) {
+            Some(facts) if !facts.state.has_frame() => return None,
+            None if edge(self.code, self.at, self.memory).is_some() => return None,
+            _ => {}
         }
         let fp = self.at.registers.get(Reg::RBP)?;
         let below = self.at.registers.sp().is_none_or(|sp| sp <= fp);
@@ -416,7 +557,7 @@ impl Here<'_> {
             let mut one = outer.clone();
             one.inlined = i < last;
             if one.inlined {
-                one.name = source.function.map(|name| (name, "dwarf"));
+                one.name = source.function.map(|name| (name, NameSource::Dwarf));
                 (one.function, one.local_function) = (None, None);
                 one.locals = Ok(Vec::new());
                 one.stack = Ok(Vec::new());
@@ -451,14 +592,15 @@ impl Here<'_> {
     fn position(&self, frame: &mut GuestFrame, module: u32, place: u64) {
         frame.position = Position::Offset(place);
         let mut operator = OperatorPlace { offset: place, text: None, file: None, line: None };
-        // In a component the place counts from the component's start, which is not at hand.
-        if self.code.image.header().kind == Kind::Module
-            && let Some(Some(wasm)) = self.code.wasm.get(module as usize)
-            && let Some(index) = operator_index(wasm, frame.local_function, place)
+        // In a component the place counts from the component's start.
+        if let Some(Some(wasm)) = self.code.wasm.get(module as usize)
+            && let Some(Some(shift)) = self.code.wasm_shift.get(module as usize)
+            && let Some(inner) = place.checked_sub(*shift)
+            && let Some(index) = operator_index(wasm, frame.local_function, inner)
             && let Some(found) = frame.local_function.and_then(|f| wasm.operator(f, index))
         {
             operator.text = Some(found.text);
-            if let Some(source) = wasm.source(place).into_iter().next() {
+            if let Some(source) = wasm.source(inner).into_iter().next() {
                 (operator.file, operator.line) = (source.file, source.line);
             }
         }
@@ -496,7 +638,61 @@ pub(super) fn val_type(ty: FrameValType) -> ValType {
 
 #[cfg(test)]
 mod tests {
+    use super::super::image::Image;
+    use super::super::testing::fixture;
     use super::*;
+    use crate::unwind::testing::{Pieces, cursor};
+
+    /// A function that is too large to be followed: its ends are known by their bytes, its beginning is followed alone.
+    #[test]
+    fn the_ends_of_a_function_that_cannot_be_followed_are_known_by_their_bytes() {
+        const BASE: u64 = 0x7f00_0000_0000;
+        let (native, sp) = (0x5555_0000_1000, 0x7ffd_0000_0100);
+        for name in ["36-default", "48-default"] {
+            let memory = Pieces::default().bytes(BASE, &fixture(name));
+            let mut runtime = Wasmtime::default();
+            runtime.add(Code::load(Image::read(&memory, BASE).unwrap(), None, &memory));
+            let code = &runtime.codes[0];
+            let text = code.image.text();
+            let mut asked = 0;
+            for function in code.functions.iter() {
+                let start = text.start + u64::from(function.start);
+                runtime.flows.borrow_mut().insert(start, None);
+                let bytes = memory.read_vec(start, function.len as usize).unwrap();
+                // rbp is the caller's in front of these: a word above its frame, and the chain goes on from there.
+                let words = [native, 0, sp + 0x40, 0, 0, 0, 0, 0, sp + 0x80, native + 0x100];
+                let memory = Pieces(memory.0.clone()).words(sp, &words);
+                let ended = bytes.windows(EPILOGUE.len()).enumerate().filter(|(_, w)| *w == EPILOGUE);
+                for pc in ended.map(|(at, _)| start + at as u64 + 4).chain([start]) {
+                    let at = cursor(pc, &[(Reg::RSP, sp), (Reg::RBP, sp + 0x40)]);
+                    let Next::Caller(caller, _) = step(&runtime, code, &at, &memory) else { panic!("{name} {pc:#x}") };
+                    assert_eq!(caller.address, CodeAddress::Return(native), "{name} {pc:#x}");
+                    asked += 1;
+                }
+                // Inside, the table and the frame pointer agree.
+                let body = start + 4;
+                let at = cursor(body, &[(Reg::RSP, sp + 0x40), (Reg::RBP, sp + 0x40)]);
+                let Next::Caller(caller, trust) = step(&runtime, code, &at, &memory) else {
+                    panic!("{name} {body:#x}")
+                };
+                assert_eq!((caller.address.raw(), trust == Trust::FramePointer), (native + 0x100, false), "{name}");
+            }
+            assert!(asked > 20, "{name}: {asked}");
+        }
+    }
+
+    #[test]
+    fn what_leaves_a_function_is_told_by_its_instructions() {
+        // ret; ret 16; jmp; jmp rdx; mov rcx, [rsp]; mov [rsp + 0x20], rcx; add rsp, 0x20; jmp rdx
+        assert_eq!(leaves(&[0xc3, 0x90]), Some(1));
+        assert_eq!(leaves(&[0xc2, 0x10, 0]), Some(3));
+        assert_eq!(leaves(&[0xe9, 0, 0, 0, 0]), Some(5));
+        assert_eq!(leaves(&[0xff, 0xe2]), Some(2));
+        let moved = [0x48, 0x8b, 0x0c, 0x24, 0x48, 0x89, 0x4c, 0x24, 0x20, 0x48, 0x83, 0xc4, 0x20, 0xff, 0xe2];
+        assert_eq!(leaves(&moved), Some(15));
+        assert_eq!(leaves(&moved[..13]), None);
+        assert_eq!(leaves(&[0x90, 0xc3]), None);
+    }
 
     #[test]
     fn so_many_alternatives_are_named() {

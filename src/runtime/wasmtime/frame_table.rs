@@ -26,6 +26,8 @@ use crate::target::{Memory, MemoryError};
 const FIRST_WITH_BREAKPOINTS: Version = Version(41);
 /// The first version whose Wasm positions count from the module instead of from the component.
 const FIRST_MODULE_RELATIVE: Version = Version(44);
+/// The first version that writes the operator behind a call as its position.
+const FIRST_BEHIND_CALLS: Version = Version(44);
 /// The bit of a frame's Wasm position that says that another frame follows.
 const MORE: u32 = 1 << 31;
 
@@ -253,6 +255,8 @@ pub struct FrameTable<'a> {
     keys: &'a [[u8; 4]],
     starts: &'a [[u8; 4]],
     breakpoints: &'a [[u8; 4]],
+    patches: &'a [[u8; 4]],
+    patch_ends: &'a [[u8; 4]],
     descriptors: &'a [u8],
     words: &'a [[u8; 4]],
 }
@@ -282,7 +286,7 @@ impl<'a> FrameTable<'a> {
         let mut column = |n: u64| b.take(n * 4).ok().map(|bytes| bytes.as_chunks().0);
         let fp_offsets = column(descriptors)?;
         let (keys, starts) = (column(points)?, column(points)?);
-        let (stop_pcs, _, _) = (column(stops)?, column(stops)?, column(stops)?);
+        let (stop_pcs, patches, patch_ends) = (column(stops)?, column(stops)?, column(stops)?);
         let descriptors = b.take(descriptor_bytes).ok()?;
         let words = b.take(point_words * 4).ok()?.as_chunks().0;
         b.skip(patch_bytes).ok()?;
@@ -294,6 +298,8 @@ impl<'a> FrameTable<'a> {
             keys,
             starts,
             breakpoints: stop_pcs,
+            patches,
+            patch_ends,
             descriptors,
             words,
         })
@@ -303,6 +309,11 @@ impl<'a> FrameTable<'a> {
     /// the file, which makes a difference in components.
     pub fn module_relative(version: Version) -> bool {
         version >= FIRST_MODULE_RELATIVE
+    }
+
+    /// Whether [`ProgramFrame::wasm_pc`] of a call is the operator behind it, where the frame goes on. Before 44 it is the call.
+    pub fn behind_calls(version: Version) -> bool {
+        version >= FIRST_BEHIND_CALLS
     }
 
     /// Number of points.
@@ -333,11 +344,42 @@ impl<'a> FrameTable<'a> {
         if text_offset >= MORE {
             return Ok(None);
         }
-        let key = text_offset << 1 | u32::from(position == InstPos::Pre);
-        match self.keys.partition_point(|k| u32::from_le_bytes(*k) <= key).checked_sub(1) {
+        match self.index_before(text_offset, position) {
             Some(index) => self.point(index),
             None => Ok(None),
         }
+    }
+
+    /// Index of that point.
+    pub fn index_before(&self, text_offset: u32, position: InstPos) -> Option<usize> {
+        if text_offset >= MORE {
+            return None;
+        }
+        let key = text_offset << 1 | u32::from(position == InstPos::Pre);
+        self.keys.partition_point(|k| u32::from_le_bytes(*k) <= key).checked_sub(1)
+    }
+
+    /// Whether the code at a point is inlined, or another function's in the place of the one that it is in: without it all
+    /// its frames are read.
+    pub fn has_several_frames(&self, index: usize) -> bool {
+        let start = self.starts.get(index).map(|s| u32::from_le_bytes(*s) as usize);
+        let first = start.and_then(|start| self.words.get(start));
+        first.is_some_and(|word| u32::from_le_bytes(*word) & MORE != 0)
+    }
+
+    /// Whether the point at `text_offset` is the place of a breakpoint: code that stands in front of the operator at `wasm_pc`,
+    /// does nothing, and becomes a call of the runtime.
+    pub fn is_breakpoint(&self, text_offset: u32, wasm_pc: u32) -> bool {
+        let word = |column: &[[u8; 4]], at: usize| column.get(at).map(|w| u32::from_le_bytes(*w));
+        let first = self.breakpoints.partition_point(|pc| u32::from_le_bytes(*pc) < wasm_pc);
+        let mut of_operator =
+            (first..self.breakpoints.len()).take_while(|at| word(self.breakpoints, *at) == Some(wasm_pc));
+        of_operator.any(|at| {
+            let before = at.checked_sub(1).map_or(Some(0), |at| word(self.patch_ends, at));
+            let len = word(self.patch_ends, at).zip(before).and_then(|(end, begin)| end.checked_sub(begin));
+            let end = word(self.patches, at).zip(len).and_then(|(start, len)| start.checked_add(len));
+            end == Some(text_offset)
+        })
     }
 
     /// Index of the first point at or behind a code offset.
@@ -350,8 +392,13 @@ impl<'a> FrameTable<'a> {
     /// an earlier call's.
     pub fn is_filled(&self, start: u32, point: &ProgramPoint) -> bool {
         let first = self.point(self.first_at(start)).ok().flatten();
-        let pc = |p: &ProgramPoint| p.frames.last().map(|f| f.wasm_pc);
-        first.is_some_and(|first| pc(point).is_some() && pc(&first) <= pc(point))
+        let outermost = |p: &ProgramPoint| p.frames.last().map(|f| (f.descriptor, f.wasm_pc));
+        match (first.as_ref().and_then(outermost), outermost(point)) {
+            // Of another function that was inlined in the place of this one, which is gone: a tail call.
+            (Some((own, _)), Some((other, _))) if own != other => true,
+            (Some((_, first)), Some((_, pc))) => first <= pc,
+            _ => false,
+        }
     }
 
     /// The point with index `index`. `None`: there are not so many.
@@ -381,19 +428,28 @@ impl<'a> FrameTable<'a> {
         Err(broken)
     }
 
+    /// The function of a descriptor, without the rest of it.
+    pub fn function_of(&self, index: u32) -> Option<FuncKey> {
+        let mut b = Bytes::new(self.descriptor_bytes(index)?);
+        FuncKey::from_parts(b.u32().ok()?, b.u32().ok()?, self.bits)
+    }
+
+    fn descriptor_bytes(&self, index: u32) -> Option<&'a [u8]> {
+        let [b0, b1, b2, b3, e0, e1, e2, e3] = *self.ranges.get(index as usize)?;
+        let (begin, end) = (u32::from_le_bytes([b0, b1, b2, b3]), u32::from_le_bytes([e0, e1, e2, e3]));
+        self.descriptors.get(begin as usize..end as usize)
+    }
+
     /// A descriptor.
     ///
     /// # Errors
     /// If there is none with that index, or it is broken.
     pub fn descriptor(&self, index: u32) -> Result<FrameDescriptor, FrameTableError> {
         let wrong = |what| FrameTableError::Descriptor { index, what };
-        let at = index as usize;
-        let (Some(range), Some(fp_offset)) = (self.ranges.get(at), self.fp_offsets.get(at)) else {
+        let Some(fp_offset) = self.fp_offsets.get(index as usize) else {
             return Err(wrong("there is none"));
         };
-        let [b0, b1, b2, b3, e0, e1, e2, e3] = *range;
-        let (begin, end) = (u32::from_le_bytes([b0, b1, b2, b3]), u32::from_le_bytes([e0, e1, e2, e3]));
-        let bytes = self.descriptors.get(begin as usize..end as usize).ok_or(wrong("it lies outside"))?;
+        let bytes = self.descriptor_bytes(index).ok_or(wrong("it lies outside"))?;
         FrameDescriptor::decode(bytes, u32::from_le_bytes(*fp_offset), self.bits).map_err(wrong)
     }
 }
@@ -492,7 +548,8 @@ mod tests {
     fn table() -> impl Strategy<Value = (Builder, Vec<FrameDescriptor>, Vec<ProgramPoint>)> {
         let stops = proptest::collection::vec(0u32..1000, 0..3);
         let all = (proptest::collection::vec(descriptor(), 0..4), proptest::collection::vec(point(), 0..20), stops);
-        all.prop_map(|(descriptors, steps, stops)| {
+        all.prop_map(|(descriptors, steps, mut stops)| {
+            stops.sort_unstable();
             let mut b = Builder { stops, ..Builder::default() };
             for d in &descriptors {
                 // Kind 0 is a Wasm function in both widths.
@@ -541,6 +598,19 @@ mod tests {
                     prop_assert_eq!(found.as_ref(), expected);
                 }
                 prop_assert_eq!(t.breakpoints().count(), if breakpoints { builder.stops.len() } else { 0 });
+                // Patches of five bytes, eight apart.
+                let at = |pc| (0..40).filter(|end| t.is_breakpoint(*end, pc)).collect::<Vec<_>>();
+                for (i, pc) in builder.stops.iter().enumerate().filter(|_| breakpoints) {
+                    let same = builder.stops.iter().enumerate().filter(|(_, other)| *other == pc);
+                    prop_assert_eq!(at(*pc), same.map(|(i, _)| i as u32 * 8 + 5).collect::<Vec<_>>(), "{}", i);
+                }
+                for (i, point) in points.iter().enumerate() {
+                    prop_assert_eq!(t.has_several_frames(i), point.frames.len() > 1);
+                }
+                for (i, d) in descriptors.iter().enumerate() {
+                    prop_assert_eq!(t.function_of(i as u32), Some(d.function));
+                }
+                prop_assert_eq!(t.function_of(descriptors.len() as u32), None);
             }
         }
 
@@ -561,12 +631,13 @@ mod tests {
     fn everything(bytes: &[u8], probe: u32) {
         let Ok(t) = FrameTable::parse(bytes, None) else { return };
         for i in 0..t.points() {
-            let _ = t.point(i);
+            let _ = (t.point(i), t.has_several_frames(i), t.is_breakpoint(probe, i as u32));
         }
         for position in [InstPos::Post, InstPos::Pre] {
             let _ = t.find_program_point(probe, position);
         }
         for i in 0..t.descriptors() as u32 + 1 {
+            let _ = t.function_of(i);
             let Ok(d) = t.descriptor(i) else { continue };
             for shape in 0..d.shapes() as u32 + 1 {
                 assert!(d.stack(Some(shape)).is_none_or(|s| s.len() <= d.shapes()));

@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::postcard::Reader;
+use super::tunables::Inlining;
 use super::version::Version;
 use crate::bytes::{Bytes, Short};
 use crate::limits::{
@@ -26,12 +27,16 @@ pub const HEADER_BYTES: usize = 64;
 
 /// Section of offsets in the Wasm file by code offset.
 pub const ADDRMAP: &str = ".wasmtime.addrmap";
+/// Section of where exceptions go on.
+pub const EXCEPTIONS: &str = ".wasmtime.exceptions";
 /// Section of locals and operand stacks by code offset.
 pub const FRAMES: &str = ".wasmtime.frames";
 /// Section with the modules, their types and functions.
 pub const INFO: &str = ".wasmtime.info";
 /// Section with the names of functions, into which [`INFO`] points.
 pub const NAMES: &str = ".name.wasm";
+/// Section with the data of all modules.
+pub const DATA: &str = ".rodata.wasm";
 /// Section with the version and the configuration.
 pub const ENGINE: &str = ".wasmtime.engine";
 /// Section with the original Wasm modules, one behind the other (`guest_debug`).
@@ -443,6 +448,8 @@ pub struct Engine {
     pub version: Option<String>,
     /// Target triple ("x86_64-unknown-linux-gnu").
     pub target: Option<String>,
+    /// What the compiler could inline. `None`: not known.
+    pub inlining: Option<Inlining>,
 }
 
 impl Engine {
@@ -454,11 +461,14 @@ impl Engine {
             return None;
         }
         let len = b.u8().ok()?;
-        let version = std::str::from_utf8(b.take(u64::from(len)).ok()?).ok()?;
-        let target = Reader::new(&section[b.offset()..]).str().ok();
+        let version = String::from_utf8_lossy(b.take(u64::from(len)).ok()?);
+        let metadata = &section[b.offset()..];
+        let target = Reader::new(metadata).str().ok();
         let triple = |t: &&str| t.contains('-') && t.bytes().all(|c| c.is_ascii_graphic());
+        let inlining = Inlining::parse(metadata, Version::parse(&version));
         Some(Engine {
-            version: Some(version).filter(|v| !v.is_empty()).map(str::to_string),
+            inlining,
+            version: Some(version.into_owned()).filter(|v| !v.is_empty()),
             target: target.filter(triple).map(str::to_string),
         })
     }
@@ -696,6 +706,11 @@ impl FunctionTable {
         self.places.is_empty()
     }
 
+    /// Where the piece with this number is: offset of its start, and its bytes.
+    pub fn place(&self, number: usize) -> Option<(u32, u32)> {
+        self.places.get(number).map(|place| (place.start, place.len))
+    }
+
     /// All of them, each parsed when it comes.
     pub fn iter(&self) -> impl Iterator<Item = Function> + '_ {
         self.places.iter().map(|place| self.function(place))
@@ -886,7 +901,7 @@ mod tests {
 
     #[test]
     fn a_hidden_version() {
-        assert_eq!(Engine::parse(&[0, 0]), Some(Engine { version: None, target: None }));
+        assert_eq!(Engine::parse(&[0, 0]), Some(Engine { version: None, target: None, inlining: None }));
         assert_eq!(Engine::parse(&[1, 0]), None);
         assert_eq!(Engine::parse(&[0, 9, b'4']), None);
         assert_eq!(Engine::parse(b"\x00\x02me\x03a-b").unwrap().version(), None);

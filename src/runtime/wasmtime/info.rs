@@ -263,6 +263,8 @@ pub struct ModuleInfo {
     pub has_startup: bool,
     /// Imported items of each kind. They come first in their index spaces.
     pub imported: Counts,
+    /// Whether it uses the GC heap.
+    pub needs_gc_heap: bool,
     /// Number of functions for which the instance has a `VMFuncRef`.
     pub escaped_functions: u32,
     /// Data segments to which the instance has pointers (from version 46 on): begin and end in `.rodata.wasm`.
@@ -672,7 +674,7 @@ impl<'a> Decoder<'a> {
             globals: self.r.u32()?,
             tags: self.r.u32()?,
         };
-        self.r.bool()?;
+        let needs_gc_heap = self.r.bool()?;
         let escaped_functions = self.r.u32()?;
         let functions = self.seq(|d| {
             let signature = d.type_index()?;
@@ -707,6 +709,7 @@ impl<'a> Decoder<'a> {
             start,
             has_startup,
             imported,
+            needs_gc_heap,
             escaped_functions,
             runtime_data,
             functions,

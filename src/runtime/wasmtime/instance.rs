@@ -15,7 +15,8 @@ use super::offsets::{self, Array, FunctionImport, StoreLayout, VmCounts, VmLayou
 use super::version::Version;
 use crate::limits::{MAX_INSTANCE_ITEMS, MAX_NAME_SECTION_BYTES, MAX_SIGNATURE_TYPES};
 use crate::runtime::{
-    Declared, ExternKind, GlobalDecl, GuestExport, GuestFunction, MemoryDecl, Place, Slot, ValType, Value, Why,
+    Declared, ExternKind, GlobalDecl, GuestExport, GuestFunction, MemoryDecl, NameSource, Place, Slot, ValType, Value,
+    Why,
 };
 use crate::target::{Mapping, Memory, MemoryError};
 
@@ -745,14 +746,14 @@ fn functions(
         };
         // Symbols have the same names cleaned and cut, so they are for an image that lost `.name.wasm`.
         let name = None
-            .or_else(|| module.function_name(index, names).map(|n| (Cow::from(n), "name section")))
-            .or_else(|| Some((symbols.name_of(number, index)?.into(), "symbol")))
-            .or_else(|| exported.get(&index).map(|n| (Cow::from(*n), "export")))
+            .or_else(|| module.function_name(index, names).map(|n| (Cow::from(n), NameSource::NameSection)))
+            .or_else(|| Some((symbols.name_of(number, index)?.into(), NameSource::Symbol)))
+            .or_else(|| exported.get(&index).map(|n| (Cow::from(*n), NameSource::Export)))
             .and_then(|(n, from)| take(n.len()).map(|()| (n.into_owned(), from)));
         let name = name.or_else(|| {
             let (from, field) = imported.get(&index)?;
             take(from.len().saturating_add(field.len()))?;
-            Some((format!("{from}.{field}"), "import"))
+            Some((format!("{from}.{field}"), NameSource::Import))
         });
         let ty = f.signature.and_then(|s| info.types.get(s as usize)?.as_ref());
         let signature = ty.and_then(|ty| {

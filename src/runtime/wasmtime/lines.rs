@@ -3,12 +3,13 @@
 use super::addrmap::FilePos;
 use super::code::Code;
 use super::code_map::wasm_name;
-use super::frame_table::{FrameTable, InstPos, ProgramFrame, ProgramPoint};
+use super::frame_table::{FrameTable, InstPos, ProgramPoint};
 use super::image::{Function, Kind};
 use super::info::FuncKind;
+use super::instructions::Instructions;
 use crate::limits::MAX_PLACED_FILES;
+use crate::runtime::code_map::CompiledModule;
 use crate::runtime::code_map::sources::{Scope, Sources};
-use crate::runtime::code_map::{CompiledModule, SourceLine};
 use crate::symbolize::wasm::WasmModule;
 use std::collections::BTreeMap;
 
@@ -31,13 +32,14 @@ impl<'c> Origins<'c> {
     }
 
     /// The pieces of Wasm function `key` (module, function), for [`crate::runtime::code_map::sources::lay_out`]. `points`:
-    /// what the frame table says of it.
+    /// what the frame table says of it, settled.
     pub fn pieces(
         &mut self,
         function: &Function,
         key: (u32, u32),
         table: Option<&FrameTable<'_>>,
         points: &[ProgramPoint],
+        instructions: &Instructions,
     ) -> Vec<(u32, Vec<Scope>)> {
         if let Some(layout) = self.code.dwarf.as_ref().and_then(|d| d.layout(function.start..function.end())) {
             let from = |offset: u32| offset.saturating_sub(function.start);
@@ -60,11 +62,14 @@ impl<'c> Origins<'c> {
         // Where the compiler recorded what was inlined, all of it is known.
         for point in points.iter().filter(|p| p.frames.len() > 1) {
             let at = point.text_offset.saturating_sub(function.start);
-            let (from, to) = match point.position {
-                InstPos::Post => (at.saturating_sub(1), at),
-                InstPos::Pre => (at, at.saturating_add(1)),
+            // The whole instruction: a debugger looks a caller up one byte before its return address, and puts breakpoints
+            // where a line begins.
+            let whole = match point.position {
+                InstPos::Post => instructions.ending_at(at).map(|from| (from, at)),
+                InstPos::Pre => instructions.beginning_at(at).map(|to| (at, to)),
             };
-            let scopes = table.filter(|_| from < to).and_then(|table| self.recorded(key, table, point));
+            let Some((from, to)) = whole else { continue };
+            let scopes = table.and_then(|table| self.recorded(key, table, point));
             let Some(scopes) = scopes else { continue };
             if !pieces.contains_key(&to) {
                 let in_force = pieces.range(..=to).next_back().map(|(_, scopes)| scopes.clone());
@@ -73,6 +78,29 @@ impl<'c> Origins<'c> {
             pieces.insert(from, scopes);
         }
         pieces.into_iter().collect()
+    }
+
+    /// Where instructions of a function begin for certain: at each place of the address map.
+    pub fn known_starts(&self, function: &Function) -> Vec<u32> {
+        let first = self.places.partition_point(|p| p.0 < function.start);
+        let behind = self.places.partition_point(|p| p.0 < function.end());
+        let places = self.places.get(first..behind).unwrap_or_default();
+        places.iter().map(|p| p.0 - function.start).collect()
+    }
+
+    /// Code of operators that do nothing themselves, by offsets in the function: `nop`, `block`, `loop`, `else`, `end`.
+    pub fn idle(&self, function: &Function) -> Vec<(u32, u32)> {
+        let Some(wasm) = self.wasm else { return Vec::new() };
+        let first = self.places.partition_point(|p| p.0 < function.start);
+        let behind = self.places.partition_point(|p| p.0 < function.end());
+        let places = self.places.get(first..behind).unwrap_or_default();
+        let is_idle = |place: &Option<FilePos>| {
+            let byte = place.and_then(|p| wasm.bytes().get(usize::try_from(p.0).ok()?));
+            matches!(byte, Some(0x01 | 0x02 | 0x03 | 0x05 | 0x0b))
+        };
+        let next = |i: usize| places.get(i + 1).map_or(function.len, |p| p.0 - function.start);
+        let idle = places.iter().enumerate().filter(|(_, (_, place))| is_idle(place));
+        idle.map(|(i, (offset, _))| (offset - function.start, next(i))).collect()
     }
 
     /// Hands files and text over to the module.
@@ -111,7 +139,7 @@ impl<'c> Origins<'c> {
     fn recorded(&mut self, own: (u32, u32), table: &FrameTable<'_>, point: &ProgramPoint) -> Option<Vec<Scope>> {
         let mut out = Vec::new();
         let mut outermost = None;
-        for (depth, frame) in point.frames.iter().enumerate() {
+        for frame in &point.frames {
             let key = table.descriptor(frame.descriptor).ok()?.function;
             if key.kind != FuncKind::Wasm {
                 return None;
@@ -120,31 +148,11 @@ impl<'c> Origins<'c> {
             outermost = Some((key.namespace, function));
             out.push(Scope {
                 name: wasm_name(self.code, key.namespace, function, None),
-                line: self.line_of(key.index, frame, depth == 0, point),
+                line: self.sources.line_at(u64::from(frame.wasm_pc)),
             });
         }
         out.reverse();
         Some(out).filter(|_| outermost == Some(own))
-    }
-
-    /// The line of a recorded frame. Of a call the operator behind it is recorded; the innermost one is in the address map.
-    fn line_of(
-        &mut self,
-        local: u32,
-        frame: &ProgramFrame,
-        innermost: bool,
-        point: &ProgramPoint,
-    ) -> Option<SourceLine> {
-        let place = match point.position {
-            InstPos::Pre if innermost => u64::from(frame.wasm_pc),
-            InstPos::Post if innermost => u64::from(self.code.place(point.text_offset.checked_sub(1)?)?.0),
-            _ => {
-                let operators = self.wasm?.operators(local)?;
-                let behind = operators.binary_search(&u64::from(frame.wasm_pc)).ok()?;
-                *operators.get(behind.checked_sub(1)?)?
-            }
-        };
-        self.sources.line_at(place)
     }
 }
 
@@ -220,6 +228,39 @@ mod tests {
             let ends = module.functions.iter().filter(|f| f.lines.iter().any(|l| l.prologue_end)).count();
             assert_eq!(ends, wasm.defined_functions() as usize, "{name}");
         }
+    }
+
+    /// A debugger puts breakpoints where lines begin. One inside of an instruction makes another one of it.
+    #[test]
+    fn lines_begin_with_instructions() {
+        let wasm = load("48-guest-debug").0.wasm[0].clone().unwrap();
+        let of_c = ["c/36", "c/48", "c/48-optimized"].map(str::to_string);
+        let (mut rows, mut ends, mut with_lines) = (0, 0, 0);
+        for name in super::super::testing::fixtures().into_iter().chain(of_c) {
+            let (mut code, bytes) = load(&name);
+            if code.image.header().kind == Kind::Module && !name.starts_with("c/") && code.wasm[0].is_none() {
+                code.wasm[0] = Some(Rc::clone(&wasm));
+            }
+            let module = described(code, &bytes);
+            for function in &module.functions {
+                let from = (function.start - module.base) as usize;
+                let body = &module.code[from..from + function.len as usize];
+                let mut starts = std::collections::BTreeSet::new();
+                let mut decoder = iced_x86::Decoder::new(64, body, iced_x86::DecoderOptions::NONE);
+                while decoder.can_decode() {
+                    starts.insert(decoder.position() as u32);
+                    let _ = decoder.decode();
+                }
+                for line in &function.lines {
+                    assert!(starts.contains(&line.offset), "{name} {:?} {line:?}", function.name);
+                    assert!(!line.prologue_end || line.statement, "{name} {:?} {line:?}", function.name);
+                    rows += 1;
+                    ends += usize::from(line.prologue_end);
+                }
+                with_lines += usize::from(!function.lines.is_empty());
+            }
+        }
+        assert!(rows > 350 && ends > 35 && with_lines > 40, "{rows} rows, {ends} ends of {with_lines} functions");
     }
 
     fn chain_at(functions: &[Inlined], offset: u32) -> Vec<&Inlined> {

@@ -11,6 +11,7 @@
 //! | [`addrmap`] | `.wasmtime.addrmap`: code offset -> offset in the Wasm file | two formats, told apart by structure |
 //! | [`frame_table`] | `.wasmtime.frames`: code offset -> locals and operand stack (`guest_debug`) | two formats, told apart by structure |
 //! | [`dwarf`] | `.debug_*`: code offset -> source functions, lines, variables (`debug_info`) | no |
+//! | [`tunables`] | `.wasmtime.engine`: what the compiler could inline | with nearly every major |
 //! | [`info`] | `.wasmtime.info`: modules, types, functions, names | with nearly every major |
 //! | [`offsets`] | where an instance (`VMContext`) and a store keep what | at 37, 38, 39, 43, 45, 46, 47, 48 |
 //! | [`instance`] | an instance's memories, globals, tables, imports; what a module declares | through [`info`] and [`offsets`] |
@@ -19,10 +20,12 @@
 //! an error that says so.
 
 pub mod addrmap;
+mod anchor;
 mod chain;
 mod code;
 pub mod code_map;
 pub mod dwarf;
+mod exceptions;
 mod exit;
 pub mod find;
 mod flow;
@@ -31,16 +34,20 @@ pub mod frame_table;
 pub mod image;
 pub mod info;
 pub mod instance;
+mod instructions;
 mod leb;
 mod lines;
 pub mod offsets;
+mod points;
 pub mod postcard;
 mod recover;
 mod shape;
 mod store;
 #[cfg(test)]
 mod testing;
+pub mod tunables;
 pub mod version;
+mod waiting;
 
 pub use version::Version;
 
@@ -53,8 +60,8 @@ use crate::target::{Mapping, Memory};
 use crate::unwind::{Cursor, Next, Unwinder};
 use chain::{Chain, Solved};
 use code::Code;
-use flow::{Facts, Flow, Held};
-use image::FunctionKind;
+use flow::{Facts, Flow, Held, Hints, near_start};
+use image::{Function, FunctionKind};
 use instance::{Context, Described};
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -91,10 +98,28 @@ pub struct Wasmtime {
     carried: HashSet<Carried>,
     /// The frames that were walked through, and in which instance each runs.
     chain: RefCell<Chain>,
+    /// Where the native frames begin that entered Wasm, of all walks: their stack pointers.
+    entered: RefCell<BTreeSet<u64>>,
+    /// An instance of the store of each exit that the runtime's own words led to, by the trampoline's frame pointer.
+    anchored: RefCell<HashMap<u64, u64>>,
     /// Functions that were followed, by where they begin.
     flows: RefCell<HashMap<u64, Option<Rc<Flow>>>>,
+    /// Images with a frame of a Wasm function.
+    ran: RefCell<BTreeSet<usize>>,
     /// What that says of places.
     facts: RefCell<HashMap<CodeAddress, Option<Rc<Facts>>>>,
+}
+
+/// Bytes of what a compiler puts at the start of a function before anything else.
+const BEGINNING_BYTES: usize = 128;
+
+/// From this version on, functions that Winch compiles take their arguments off the stack.
+const WINCH_CALLEES_POP: Version = Version(50);
+
+/// What has to be known to follow a function.
+fn hints(code: &Code, function: &Function) -> Hints {
+    let winch_callees_pop = code.version.is_none_or(|v| v >= WINCH_CALLEES_POP);
+    Hints { winch_callees_pop, handlers: code.handlers(function) }
 }
 
 impl Wasmtime {
@@ -175,10 +200,21 @@ impl Wasmtime {
                     return None;
                 }
                 let len = (function.len as usize).min(MAX_FLOW_BYTES + 1);
-                let flow = code.memory(memory).read_vec(start, len).ok().and_then(|bytes| Flow::new(start, bytes));
+                let flow = code
+                    .memory(memory)
+                    .read_vec(start, len)
+                    .ok()
+                    .and_then(|bytes| Flow::new(start, bytes, hints(code, &function)));
                 flows.insert(start, flow.map(Rc::new));
             }
-            flows.get(&start)?.as_ref()?.at(at).map(Rc::new)
+            match flows.get(&start)? {
+                Some(flow) => flow.at(at),
+                None => {
+                    let len = (function.len as usize).min(BEGINNING_BYTES);
+                    near_start(start, &code.memory(memory).read_vec(start, len).ok()?, at)
+                }
+            }
+            .map(Rc::new)
         };
         let found = follow();
         let mut facts = self.facts.borrow_mut();
@@ -215,6 +251,12 @@ impl Wasmtime {
             let kind = its.function(caller.address.lookup())?.kind;
             Some((its, caller, key(caller)?)).filter(|_| runs_wasm(&kind))
         });
+        if let (FunctionKind::ArrayToWasm { .. }, Some(sp)) = (&function.kind, caller.and_then(|c| c.registers.sp())) {
+            let mut entered = self.entered.borrow_mut();
+            if entered.len() < MAX_KNOWN_INSTANCES {
+                entered.insert(sp);
+            }
+        }
         if runs_wasm(&function.kind) {
             let Some(here) = key(at) else { return };
             let module = module(code, at);
@@ -242,10 +284,24 @@ impl Wasmtime {
             // Two that fit are none.
             found.pop().filter(|_| found.is_empty())
         });
-        let member = if found.is_none() { exit::store_member(its, at, caller, memory) } else { None };
+        let anchored = || self.anchored.borrow().get(&at.registers.get(Reg::RBP)?).copied();
+        let member = if found.is_none() { exit::store_member(its, at, caller, memory).or_else(anchored) } else { None };
         let mut chain = self.chain.borrow_mut();
         chain.told(key, found);
         chain.of_store(key, member);
+    }
+
+    /// Keeps an instance of the store of an exit that was found on the stack; `found` is the frame there.
+    fn anchored(&self, exit: &anchor::Exit, found: (u64, u64), member: u64) {
+        let mut anchored = self.anchored.borrow_mut();
+        if anchored.len() < MAX_KNOWN_INSTANCES {
+            anchored.insert(exit.trampoline, member);
+        }
+        let is_wasm = |f: image::Function| matches!(f.kind, FunctionKind::Wasm { .. });
+        let code = found.0.checked_sub(1).and_then(|before| self.code_at(before)?.function(before));
+        if code.is_some_and(is_wasm) {
+            self.chain.borrow_mut().of_store(found, Some(member));
+        }
     }
 
     /// What follows from all that was walked through.
@@ -261,7 +317,12 @@ fn key(at: &Cursor) -> Option<(u64, u64)> {
 
 impl Unwinder for Wasmtime {
     fn step(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
-        let code = self.code_at(at.address.lookup())?;
+        let address = at.address.lookup();
+        let index = self.codes.iter().position(|c| c.contains(address))?;
+        let code = self.codes.get(index)?;
+        if code.function(address).is_some_and(|f| f.kind.is_wasm()) {
+            self.ran.borrow_mut().insert(index);
+        }
         Some(frame::step(self, code, at, memory))
     }
 }
@@ -284,6 +345,14 @@ impl Runtime for Wasmtime {
 
     fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    fn may_wait(&self, _: usize) -> bool {
+        true
+    }
+
+    fn waiting(&self, memory: &dyn Memory) -> Vec<Cursor> {
+        if self.codes.is_empty() { Vec::new() } else { waiting::find(&self.mappings, memory) }
     }
 
     fn recover(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
@@ -363,7 +432,10 @@ impl Runtime for Wasmtime {
         let (code, number) = self.place(module).ok()?;
         let function = code.imports(number)?.checked_add(local_function)?;
         let known = code.body_offset(number as u32, function).map(u64::from);
-        known.or_else(|| code.wasm.get(number)?.as_ref()?.body_offset(local_function))
+        known.or_else(|| {
+            let body = code.wasm.get(number)?.as_ref()?.body_offset(local_function)?;
+            body.checked_add(code.wasm_shift.get(number).copied().flatten()?)
+        })
     }
 
     fn reach(&self, _: &dyn Memory) -> Box<dyn Fn(u64) -> Reach + Send> {

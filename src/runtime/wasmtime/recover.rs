@@ -7,22 +7,63 @@
 //! The code itself says how large the frame of each call is ([`Flow`](super::flow::Flow)): so a word on the stack is the
 //! return address into that frame if the distance between it and rbp is the one that the code makes. Two such words are
 //! none. Other frames than the one that rbp belongs to cannot lie between: their rbp would be another.
+//!
+//! Where native code uses rbp for something else the runtime's own words lead there: see [`super::anchor`].
 
-use super::Wasmtime;
-use super::flow::Held;
+use super::{Wasmtime, anchor};
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::limits::MAX_RECOVERY_BYTES;
 use crate::target::Memory;
+use crate::unwind::frame_pointer::linked;
 use crate::unwind::{Cursor, Next, Trust};
 
-/// The frame that rbp belongs to, if code of this runtime made it and native code left rbp alone since.
+/// The youngest frame of compiled code, or the signal frame before it, whichever way it is found.
 pub(super) fn recover(runtime: &Wasmtime, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
-    let sp = at.registers.sp()?.checked_next_multiple_of(8)?;
-    let frame = at.registers.get(Reg::RBP).filter(|rbp| rbp.is_multiple_of(8))?;
-    let len = usize::try_from(frame.checked_sub(sp)?).ok().filter(|len| *len <= MAX_RECOVERY_BYTES)?;
     if runtime.codes.is_empty() {
         return None;
     }
+    let sp = at.registers.sp()?.checked_next_multiple_of(8)?;
+    let found = by_frame_pointer(runtime, at, sp, memory).or_else(|| anchor::exit(runtime, at, sp, memory));
+    // What a handler interrupted is not what it was called by: the frames above a signal frame are those of the code that
+    // the signal found, and of the last exit from Wasm only the words may be left there.
+    let before = found.as_ref().map(|found| found.slot);
+    let found = anchor::signal(&runtime.mappings, sp, before, memory)
+        .or(found)
+        .or_else(|| anchor::fiber(&runtime.mappings, sp, memory))?;
+    // A frame pointer that leads to a nearer one leaves out less.
+    let linked = linked(&at.registers, &runtime.mappings, memory).and_then(|caller| caller.saved_at(Reg::RIP));
+    if linked.is_some_and(|nearer| nearer < found.slot) {
+        return None;
+    }
+    Some(Next::Caller(Cursor { address: CodeAddress::Return(found.pc), registers: found.registers()? }, Trust::Scan))
+}
+
+/// A frame that was found on the stack: where the word is that returns to it.
+pub(super) struct Found {
+    pub pc: u64,
+    pub slot: u64,
+    /// rbp in it, and where that is kept.
+    pub frame: Option<(u64, Option<u64>)>,
+}
+
+impl Found {
+    fn registers(&self) -> Option<Registers> {
+        let mut registers = Registers::unknown();
+        registers.restore(Reg::RIP, self.pc, self.slot);
+        registers.set(Reg::RSP, self.slot.checked_add(8)?);
+        match self.frame {
+            Some((frame, Some(saved))) => registers.restore(Reg::RBP, frame, saved),
+            Some((frame, None)) => registers.set(Reg::RBP, frame),
+            None => {}
+        }
+        Some(registers)
+    }
+}
+
+/// The frame that rbp belongs to, if code of this runtime made it and native code left rbp alone since.
+fn by_frame_pointer(runtime: &Wasmtime, at: &Cursor, sp: u64, memory: &dyn Memory) -> Option<Found> {
+    let frame = at.registers.get(Reg::RBP).filter(|rbp| rbp.is_multiple_of(8))?;
+    let len = usize::try_from(frame.checked_sub(sp)?).ok().filter(|len| *len <= MAX_RECOVERY_BYTES)?;
     let bytes = memory.read_vec(sp, len).ok()?;
     let words = bytes.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w));
     let mut found =
@@ -31,26 +72,15 @@ pub(super) fn recover(runtime: &Wasmtime, at: &Cursor, memory: &dyn Memory) -> O
     if found.next().is_some() {
         return None;
     }
-    let mut caller = Registers::unknown();
-    caller.restore(Reg::RIP, pc, slot);
-    caller.set(Reg::RSP, slot.checked_add(8)?);
-    match at.registers.saved_at(Reg::RBP) {
-        Some(saved) => caller.restore(Reg::RBP, frame, saved),
-        None => caller.set(Reg::RBP, frame),
-    }
-    Some(Next::Caller(Cursor { address: CodeAddress::Return(pc), registers: caller }, Trust::Scan))
+    Some(Found { pc, slot, frame: Some((frame, at.registers.saved_at(Reg::RBP))) })
 }
 
 /// What rbp is in a frame that `pc`, in `slot`, returns to. `None`: it is behind no call of compiled code.
-fn frame_of(runtime: &Wasmtime, pc: u64, slot: u64, memory: &dyn Memory) -> Option<u64> {
+pub(super) fn frame_of(runtime: &Wasmtime, pc: u64, slot: u64, memory: &dyn Memory) -> Option<u64> {
     let at = CodeAddress::Return(pc);
     let code = runtime.code_at(at.lookup())?;
     let facts = runtime.facts(code, at, memory).filter(|f| f.is_call())?;
-    let (Held::Frame(sp), Held::Frame(frame)) = (facts.state.register(Reg::RSP)?, facts.state.register(Reg::RBP)?)
-    else {
-        return None;
-    };
-    slot.checked_add(8)?.checked_add_signed(frame.checked_sub(sp)?)
+    slot.checked_add(8)?.checked_add_signed(facts.state.sp_to_rbp()?)
 }
 
 #[cfg(test)]

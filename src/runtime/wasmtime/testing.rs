@@ -25,6 +25,17 @@ pub(super) fn section(name: &str) -> Option<Vec<u8>> {
     std::fs::read(directory().join(format!("{name}.info"))).ok()
 }
 
+/// `.wasmtime.engine` of an image, of which only that is kept: "46-inline".
+pub(super) fn engine(name: &str) -> Vec<u8> {
+    let path = directory().join(format!("{name}.engine"));
+    std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// All for [`engine`].
+pub(super) fn engines() -> Vec<String> {
+    named(".engine")
+}
+
 /// All images.
 pub(super) fn fixtures() -> Vec<String> {
     named(".cwasm")

@@ -3,12 +3,14 @@
 use super::excerpt::{Extent, excerpt};
 use super::{NativeSymbol, demangle, files};
 use crate::limits;
+use crate::symbolize::nesting::is_too_deep;
 use crate::target::objects::{Excerpts, LoadedObject};
+use crate::target::unpack;
 use crate::unwind::cfi::section_bytes;
 use gimli::{EndianSlice, LittleEndian, Reader, Section as _};
 use object::{Object, ObjectSection};
 use std::borrow::Cow;
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
@@ -26,6 +28,10 @@ pub(super) struct Dwarf<'a> {
     units: Units,
     /// By the unit's offset in `.debug_info`.
     contexts: RefCell<HashMap<usize, Rc<Option<Context<'a>>>>>,
+    /// Units whose functions cannot be read, by their offset.
+    too_deep: RefCell<BTreeSet<usize>>,
+    /// Whether an address was in one.
+    met_too_deep: Cell<bool>,
     excerpts: &'a Excerpts,
     /// All units, should there be no excerpt.
     whole: OnceCell<Option<Context<'a>>>,
@@ -190,6 +196,15 @@ impl<'a> Dwarf<'a> {
         if !file.is_little_endian() {
             return None;
         }
+        let claims = |id: &gimli::SectionId| {
+            let range = file.section_by_name(id.name())?.compressed_file_range().ok()?;
+            (range.format != object::CompressionFormat::None)
+                .then_some((range.compressed_size, range.uncompressed_size))
+        };
+        let packed: Vec<(u64, u64)> = SECTIONS.iter().filter_map(claims).collect();
+        if !packed.is_empty() && !unpack::affordable(&object.path.display().to_string(), &packed) {
+            return None;
+        }
         let bytes = |id: gimli::SectionId| file.section_by_name(id.name()).and_then(|s| section_bytes(&s));
         let unpack = || {
             let owned = |id: gimli::SectionId| match bytes(id) {
@@ -219,7 +234,15 @@ impl<'a> Dwarf<'a> {
         let sections = gimli::DwarfSections::load(load).ok()?;
         let units = Units::of(sections.borrow(|section| *section));
         let excerpts = &object.excerpts;
-        Some(Dwarf { sections, units, contexts: RefCell::default(), excerpts, whole: OnceCell::new() })
+        Some(Dwarf {
+            sections,
+            units,
+            contexts: RefCell::default(),
+            too_deep: RefCell::default(),
+            met_too_deep: Cell::new(false),
+            excerpts,
+            whole: OnceCell::new(),
+        })
     }
 
     /// Parses the units around some addresses.
@@ -229,8 +252,12 @@ impl<'a> Dwarf<'a> {
             if self.contexts.borrow().contains_key(&unit.0) || together.contains(&unit) {
                 continue;
             }
-            match self.unit(unit) {
-                Alone::Complete(context) => {
+            let alone = self.unit(unit);
+            if let Alone::TooDeep(_) = alone {
+                self.too_deep.borrow_mut().insert(unit.0);
+            }
+            match alone {
+                Alone::Complete(context) | Alone::TooDeep(context) => {
                     self.contexts.borrow_mut().insert(unit.0, Rc::new(Some(context)));
                 }
                 Alone::NeedsOthers => {
@@ -254,7 +281,12 @@ impl<'a> Dwarf<'a> {
         for (offset, _) in self.units.around(svma) {
             let Some(context) = self.contexts.borrow().get(&offset).cloned() else { continue };
             let found = match &*context {
+                Some(context) if self.too_deep.borrow().contains(&offset) => {
+                    self.met_too_deep.set(true);
+                    line(context, svma)
+                }
                 Some(context) => frames(context, svma),
+                None if !self.too_deep.borrow().is_empty() => Vec::new(),
                 None => {
                     let whole = self.whole.get_or_init(|| {
                         let mut dwarf = self.sections.borrow(|section| *section);
@@ -271,6 +303,11 @@ impl<'a> Dwarf<'a> {
         Vec::new()
     }
 
+    /// Whether functions were left out because they are inlined too deep into each other.
+    pub fn has_left_out(&self) -> bool {
+        self.met_too_deep.get()
+    }
+
     fn unit(&self, (offset, length): Extent) -> Alone<'a> {
         let mut dwarf = self.without_ranges();
         let mut info = *dwarf.debug_info.reader();
@@ -280,6 +317,9 @@ impl<'a> Dwarf<'a> {
         // Its offsets count from the start of the whole section.
         dwarf.debug_info = gimli::DebugInfo::from(info);
         let Ok(Some(header)) = dwarf.units().next() else { return Alone::Broken };
+        if is_too_deep(&dwarf, &header) {
+            return Context::from_dwarf(dwarf).map_or(Alone::Broken, Alone::TooDeep);
+        }
         if refers_outside(dwarf.debug_abbrev.reader(), header.debug_abbrev_offset().0) {
             return Alone::NeedsOthers;
         }
@@ -305,6 +345,8 @@ impl<'a> Dwarf<'a> {
 /// One unit by itself.
 enum Alone<'a> {
     Complete(Context<'a>),
+    /// Only lines may be asked for.
+    TooDeep(Context<'a>),
     /// It has names in other units.
     NeedsOthers,
     Broken,
@@ -314,7 +356,8 @@ fn frames<R: Reader>(context: &addr2line::Context<R>, svma: u64) -> Vec<NativeSy
     let mut out = Vec::new();
     let Ok(mut frames) = context.find_frames(svma).skip_all_loads() else { return out };
     while let Ok(Some(frame)) = frames.next() {
-        if out.len() >= limits::MAX_INLINE_DEPTH {
+        // As many as may be inlined, and the one around them.
+        if out.len() > limits::MAX_INLINE_DEPTH {
             break;
         }
         let name = frame.function.and_then(|f| Some(demangle(&f.raw_name().ok()?)));
@@ -325,6 +368,12 @@ fn frames<R: Reader>(context: &addr2line::Context<R>, svma: u64) -> Vec<NativeSy
         outermost.inlined = false;
     }
     out
+}
+
+/// The line alone, in the function that the symbol table has.
+fn line<R: Reader>(context: &addr2line::Context<R>, svma: u64) -> Vec<NativeSymbol> {
+    let Ok(Some(found)) = context.find_location(svma) else { return Vec::new() };
+    vec![NativeSymbol { file: found.file.map(str::to_string), line: found.line, ..NativeSymbol::default() }]
 }
 
 #[cfg(test)]

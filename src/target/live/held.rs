@@ -108,7 +108,7 @@ fn stand(
     let mut stopped = Stopped::all(pid, options)?;
     let step = |mut s: Steps| stopped.step(s.thread, limits::MAX_SNAPSHOT_STEPS, &mut *s.verdict);
     let settled = steps.map(step).transpose()?;
-    let target = LiveTarget::look(&mut stopped, options)?;
+    let target = LiveTarget::look(&mut stopped, options, &ReadSet::default())?;
     Ok((stopped, target, settled))
 }
 

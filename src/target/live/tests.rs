@@ -3,6 +3,9 @@ use super::super::objects::{ObjectData, Objects, SearchPaths};
 use super::held::{Held, Steps};
 use super::*;
 use crate::state::KnownRegisters;
+
+mod reread;
+
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -142,6 +145,7 @@ fn target() {
             "count" => println!("\ncount {}", SIGNALS.load(Ordering::SeqCst)),
             "double" => println!("\ndouble {:x}", double as *const () as usize),
             "spun" => println!("\nspun {}", SPUN.load(Ordering::SeqCst)),
+            line if line.starts_with("load ") => reread::load(line),
             "alternate" => {
                 let body = || {
                     let mut stack = vec![0u8; 64 << 10];
@@ -264,7 +268,7 @@ impl Peer {
         let begin = Instant::now();
         loop {
             let n = self.ask("count", "count ").parse().unwrap();
-            if n == want || begin.elapsed() > Duration::from_secs(5) {
+            if n == want || begin.elapsed() > Duration::from_secs(600) {
                 return n;
             }
         }
@@ -859,7 +863,7 @@ fn same_as_live(live: &LiveTarget, core: &CoreTarget) {
 }
 
 /// The front of a core.
-struct Front(Arc<memmap2::Mmap>, usize);
+struct Front(Arc<crate::target::files::Mapped>, usize);
 
 impl AsRef<[u8]> for Front {
     fn as_ref(&self) -> &[u8] {

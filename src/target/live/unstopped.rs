@@ -14,7 +14,7 @@ const WOKEN: &str = "it ran while its stack was read, and was not stopped: try a
 
 /// Where a thread is that does not run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
+pub(super) struct Place {
     sp: u64,
     pc: u64,
     // How often it left a processor.
@@ -50,12 +50,23 @@ impl LiveTarget {
         let mut threads: Vec<Thread> = seen.iter().map(|&(tid, place)| thread_at(pid, tid, place)).collect();
         let mut notes = Vec::new();
         let captured = copy_stacks(&threads, &process.mappings, &process.source, pid, options, &mut notes);
-        for (thread, (tid, before)) in threads.iter_mut().zip(seen) {
+        // Before it is looked whether the threads slept until now: those that did slept at this instant, too.
+        let evidence = Evidence::take(pid, &threads, &process, &captured);
+        for (thread, &(tid, before)) in threads.iter_mut().zip(&seen) {
             if before.is_some() && place(pid, tid).ok().flatten() != before {
                 *thread = Thread { problem: Some(WOKEN.to_string()), ..thread_of(pid, tid) };
             }
         }
-        Ok(process.target(pid, threads, notes, captured, Duration::ZERO))
+        let target = process.target(pid, threads, notes, captured, evidence);
+        let slept = seen.into_iter().filter_map(|(tid, place)| Some((tid, place?))).collect();
+        Ok(LiveTarget { slept: Some(slept), ..target })
+    }
+
+    /// Threads that have run since [`LiveTarget::observe`] saw them sleep. One that sleeps on is still inside of the modules
+    /// on its stack, which are therefore still there.
+    pub fn ran_since(&self) -> Vec<ThreadId> {
+        let ran = |&&(tid, before): &&(libc::pid_t, Place)| place(self.pid, tid).ok().flatten() != Some(before);
+        self.slept.iter().flatten().filter(ran).map(|(tid, _)| ThreadId(*tid as u32)).collect()
     }
 }
 

@@ -360,6 +360,7 @@ fn module() -> ModuleInfo {
         start: None,
         has_startup: false,
         imported: Default::default(),
+        needs_gc_heap: false,
         escaped_functions: 0,
         runtime_data: vec![],
         functions: vec![],
@@ -468,9 +469,14 @@ fn what_real_images_declare() {
         assert_eq!(exports[3], GuestExport { name: "leaf".into(), kind: ExternKind::Function, index: 1 });
         let functions = d.functions.unwrap();
         let of: Vec<_> = functions.iter().map(|f| f.name.as_ref().map(|(n, from)| (n.as_str(), *from))).collect();
-        let section = |n| Some((n, "name section"));
-        let expected =
-            [section("stop"), section("leaf"), section("middle"), Some(("run", "export")), section("indirect")];
+        let section = |n| Some((n, NameSource::NameSection));
+        let expected = [
+            section("stop"),
+            section("leaf"),
+            section("middle"),
+            Some(("run", NameSource::Export)),
+            section("indirect"),
+        ];
         assert_eq!(of, expected, "{name}");
         assert_eq!(functions[1].signature, Some((vec![ValType::I32, ValType::I64], vec![ValType::I32])));
         assert_eq!((functions[0].imported, functions[0].code), (true, None));
@@ -487,9 +493,10 @@ fn what_real_images_declare() {
         }
         // Without the section of names.
         let d = declared(&info, 0, image.text(), &symbols, &[]);
-        let of: Vec<_> = d.functions.unwrap().into_iter().map(|f| f.name.unwrap_or_default()).collect();
-        assert_eq!(of[0], ("env.stop".into(), "import"), "{name}");
-        let leaf = if symbols.is_empty() { "export" } else { "symbol" };
+        let of: Vec<_> =
+            d.functions.unwrap().into_iter().map(|f| f.name.unwrap_or((String::new(), NameSource::Symbol))).collect();
+        assert_eq!(of[0], ("env.stop".into(), NameSource::Import), "{name}");
+        let leaf = if symbols.is_empty() { NameSource::Export } else { NameSource::Symbol };
         assert_eq!(of[1], ("leaf".into(), leaf), "{name}");
     }
     let info = testing::info("48-default");

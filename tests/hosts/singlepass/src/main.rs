@@ -397,6 +397,7 @@ fn stop_here(stop: &str) {
             let name = options.call.as_deref().unwrap_or_else(|| fail("--wasm needs --call NAME [ARGS]"));
             let instance = Box::leak(Box::new(instance));
             INSTANCE.store(instance, Ordering::SeqCst);
+            call_more(options, name);
             if let Some(also) = options.also {
                 call_also(also, &module, &imports, instance, name);
             }
@@ -420,6 +421,20 @@ fn stop_here(stop: &str) {
     report::note(&format!("the guest of {stop} returned"));
     report::reached("returned");
     report::sleep_forever()
+}
+
+/// Lets a thread for each of `--more` make the same call in that module.
+fn call_more(options: &'static Options, name: &'static str) {
+    report::EXPECTED.store(1 + options.more.len(), Ordering::SeqCst);
+    for (number, path) in options.more.iter().enumerate() {
+        let body = move || {
+            report::LABEL.set(Some(format!("more{number}")));
+            let wasm = std::fs::read(path).unwrap_or_else(|e| fail(&format!("{}: {e}", path.display())));
+            let instance = Box::leak(Box::new(instantiate(&compile(&wasm))));
+            run(instance, name, &arguments(instance, name));
+        };
+        thread::Builder::new().name(format!("more{number}")).spawn(body).expect("a thread");
+    }
 }
 
 /// Lets a second thread make the same call.

@@ -40,6 +40,7 @@ pub struct Options {
     pub end: End,
     pub depth: Option<u32>,
     pub wasm: Option<PathBuf>,
+    pub more: Vec<PathBuf>,
     pub call: Option<String>,
     pub args: Vec<String>,
     pub stop_at: Option<String>,
@@ -76,6 +77,7 @@ impl Options {
             end: End::Sleep,
             depth: None,
             wasm: None,
+            more: Vec::new(),
             call: None,
             args: Vec::new(),
             stop_at: None,
@@ -123,6 +125,7 @@ impl Options {
                     options.depth = Some(depth.parse().unwrap_or_else(|_| usage("--depth needs a number")));
                 }
                 "--wasm" => options.wasm = Some(value(&mut words, &word).into()),
+                "--more" => options.more.push(value(&mut words, &word).into()),
                 "--call" => {
                     options.call = Some(value(&mut words, &word));
                     while let Some(arg) = words.next_if(|w| !w.starts_with("--")) {

@@ -595,6 +595,16 @@ fn foreign(engine: &Engine) {
             args
         });
     }
+    report::EXPECTED.store(1 + options.more.len(), Ordering::SeqCst);
+    for (number, path) in options.more.iter().enumerate() {
+        let engine = engine.clone();
+        let body = move || {
+            report::LABEL.set(Some(format!("more{number}")));
+            let wasm = std::fs::read(path).unwrap_or_else(|e| fail(&format!("{}: {e}", path.display())));
+            run_wasm(&engine, "guest", &wasm, name, |guest| arguments(guest, name))
+        };
+        thread::Builder::new().name(format!("more{number}")).spawn(body).expect("a thread");
+    }
     run_wasm(engine, "guest", &wasm, name, |guest| arguments(guest, name))
 }
 

@@ -46,6 +46,7 @@ pub struct Options {
     pub end: End,
     pub depth: Option<u32>,
     pub wasm: Option<PathBuf>,
+    pub more: Vec<PathBuf>,
     pub call: Option<String>,
     pub args: Vec<String>,
     pub stop_at: Option<String>,
@@ -83,6 +84,7 @@ impl Options {
             end: End::Sleep,
             depth: None,
             wasm: None,
+            more: Vec::new(),
             call: None,
             args: Vec::new(),
             stop_at: None,
@@ -148,6 +150,7 @@ impl Options {
                 "--core-in-handler" => options.end = End::CoreInHandler,
                 "--depth" => options.depth = Some(number(&mut words, &word)),
                 "--wasm" => options.wasm = Some(value(&mut words, &word).into()),
+                "--more" => options.more.push(value(&mut words, &word).into()),
                 "--call" => {
                     options.call = Some(value(&mut words, &word));
                     while let Some(arg) = words.next_if(|w| w.parse::<f64>().is_ok()) {

@@ -1,0 +1,198 @@
+//! The constants in a function's machine code.
+
+use crate::symbolize::wasm::constants::{Constant, Use};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Mnemonic, OpKind, Register};
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+/// What machine code says of the constants that it was made from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Immediates {
+    /// Immediates in the code's order, with their signs extended. Those of stack adjustments are left out.
+    ordered: Vec<u64>,
+    /// The same, the displacements of accesses to other memory than the stack, and the words of the constants behind the
+    /// code.
+    all: HashSet<u64>,
+    /// Of the instructions, but for where they lie and where they lead to.
+    pub fingerprint: u64,
+}
+
+impl Immediates {
+    /// Of the code of one function. What cannot be decoded is skipped.
+    pub fn of(code: &[u8]) -> Immediates {
+        let mut out = Immediates::default();
+        let mut hash = DefaultHasher::new();
+        let mut end = code.len();
+        let mut decoder = Decoder::with_ip(64, code, 0, DecoderOptions::NONE);
+        while decoder.can_decode() && decoder.position() < end {
+            let at = decoder.position();
+            let i = decoder.decode();
+            if i.is_invalid() {
+                continue;
+            }
+            i.code().hash(&mut hash);
+            let on_stack = |r: Register| matches!(r.full_register(), Register::RSP | Register::RBP);
+            let adjusts = matches!(i.mnemonic(), Mnemonic::Add | Mnemonic::Sub | Mnemonic::And)
+                && i.op0_kind() == OpKind::Register
+                && on_stack(i.op0_register());
+            let leads = i.flow_control() != FlowControl::Next && i.flow_control() != FlowControl::Interrupt;
+            for n in 0..i.op_count() {
+                let kind = i.op_kind(n);
+                (kind as u32).hash(&mut hash);
+                match kind {
+                    OpKind::Register => i.op_register(n).hash(&mut hash),
+                    OpKind::Memory if i.is_ip_rel_memory_operand() => {
+                        // The compiler puts the constants that instructions load behind the code.
+                        let target = usize::try_from(i.ip_rel_memory_address()).unwrap_or(usize::MAX);
+                        if target > at && target < end {
+                            end = target;
+                        }
+                    }
+                    OpKind::Memory => {
+                        let displacement = i.memory_displacement64();
+                        (i.memory_base(), i.memory_index(), i.memory_index_scale(), displacement).hash(&mut hash);
+                        if !on_stack(i.memory_base()) {
+                            out.all.insert(displacement);
+                            out.all.insert(i64::from(displacement as i32) as u64);
+                        }
+                    }
+                    _ => {
+                        if let (Ok(value), false) = (i.try_immediate(n), leads) {
+                            value.hash(&mut hash);
+                            if !adjusts {
+                                out.ordered.push(value);
+                                out.all.insert(value);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        if let Some(pool) = code.get(end..) {
+            pool.hash(&mut hash);
+            for word in pool.chunks_exact(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]])) {
+                out.all.insert(word.into());
+            }
+            for word in pool.windows(8).step_by(4) {
+                out.all.extend(word.first_chunk::<8>().map(|w| u64::from_le_bytes(*w)));
+            }
+        }
+        out.fingerprint = hash.finish();
+        out
+    }
+
+    /// The first constant that code which singlepass made of these uses must have and that this code does not have: each
+    /// operator's constants come behind those of the operators before it.
+    pub fn lacks(&self, uses: &[Use]) -> Option<Constant> {
+        let mut from = 0;
+        for one in uses {
+            let rest = self.ordered.get(from..).unwrap_or_default();
+            let mut behind = 0;
+            for constant in &one.constants {
+                match rest.iter().position(|value| is(*value, constant)) {
+                    Some(at) => behind = behind.max(at + 1),
+                    None => return Some(*constant),
+                }
+            }
+            from += behind;
+        }
+        None
+    }
+
+    /// Whether the constant itself is in the code.
+    pub fn has(&self, constant: &Constant) -> bool {
+        let low = constant.bits as u32;
+        self.all.contains(&constant.bits)
+            || (!constant.wide && (self.all.contains(&(low as i32 as u64)) || self.all.contains(&u64::from(low))))
+    }
+
+    /// Whether the code has something that an optimizer may have made of the constant.
+    pub fn has_trace(&self, constant: &Constant) -> bool {
+        let value = if constant.wide { constant.bits } else { i64::from(constant.bits as i32) as u64 };
+        let power = value.is_power_of_two().then(|| u64::from(value.trailing_zeros()));
+        let forms =
+            [Some(value.wrapping_add(1)), Some(value.wrapping_sub(1)), Some(value.wrapping_neg()), Some(!value), power];
+        let with = |bits| Constant { bits: if constant.wide { bits } else { bits & 0xffff_ffff }, ..*constant };
+        self.has(constant) || forms.into_iter().flatten().any(|bits| self.has(&with(bits)))
+    }
+}
+
+fn is(value: u64, constant: &Constant) -> bool {
+    if constant.wide { value == constant.bits } else { value as u32 == constant.bits as u32 }
+}
+
+/// Whether a constant is one that code has for other reasons too: sizes of words and pages, masks, numbers of bits.
+pub fn is_common(constant: &Constant) -> bool {
+    let value = if constant.wide { constant.bits.cast_signed() } else { i64::from(constant.bits as i32) };
+    let magnitude = value.unsigned_abs();
+    magnitude <= 4 || magnitude.is_power_of_two() || magnitude.wrapping_add(1).is_power_of_two()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn constant(bits: u64, wide: bool) -> Constant {
+        Constant { operator: 0, bits, wide }
+    }
+
+    fn uses(groups: &[&[u64]]) -> Vec<Use> {
+        let group = |g: &&[u64]| Use { constants: g.iter().map(|&bits| constant(bits, false)).collect() };
+        groups.iter().map(group).collect()
+    }
+
+    /// `push rbp; mov rbp, rsp; sub rsp, 0x40; mov eax, 5; add ecx, -9; cmp [rdi+0x1234], eax; mov rax, 0x1122334455667788;
+    /// movsd xmm0, [rip+0]; (2.5)`
+    const CODE: &[u8] = &[
+        0x55, 0x48, 0x89, 0xe5, 0x48, 0x83, 0xec, 0x40, 0xb8, 5, 0, 0, 0, 0x83, 0xc1, 0xf7, 0x39, 0x87, 0x34, 0x12, 0,
+        0, 0x48, 0xb8, 0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 0xf2, 0x0f, 0x10, 0x05, 0, 0, 0, 0, 0, 0, 0, 0,
+        0, 0, 4, 0x40,
+    ];
+
+    #[test]
+    fn constants_are_found_wherever_code_has_them() {
+        let code = Immediates::of(CODE);
+        let there = [
+            constant(5, false),
+            constant(5, true),
+            constant(-9i32 as u32 as u64, false),
+            constant(-9i64 as u64, true),
+            constant(0x1122_3344_5566_7788, true),
+            constant(2.5f64.to_bits(), true),
+            constant(0x1234, true),
+        ];
+        assert!(there.iter().all(|c| code.has(c)), "{code:?}");
+        assert!(![0x40, 6, 0x55667788].iter().any(|&c| code.has(&constant(c, false))), "{code:?}");
+        assert!(code.has_trace(&constant(6, false)) && code.has_trace(&constant(9, true)));
+        assert!(code.has_trace(&constant(32, false)) && !code.has_trace(&constant(700, false)));
+    }
+
+    #[test]
+    fn constants_come_in_the_order_of_operators() {
+        let code = Immediates { ordered: vec![1, 7, 5, 5, 9], ..Immediates::default() };
+        for (groups, lacks) in [
+            (&[&[7][..], &[5], &[9]][..], None),
+            (&[&[7, 5], &[5, 9]], None),
+            (&[&[5, 7], &[9, 5]], None),
+            (&[&[5, 7]], None),
+            (&[&[9], &[5]], Some(5)),
+            (&[&[5], &[7]], Some(7)),
+            (&[&[5], &[5], &[5]], Some(5)),
+            (&[&[8]], Some(8)),
+            (&[], None),
+        ] {
+            assert_eq!(code.lacks(&uses(groups)).map(|c| c.bits), lacks, "{groups:?}");
+        }
+    }
+
+    #[test]
+    fn a_fingerprint_is_of_what_code_does() {
+        let of = |code: &[u8]| Immediates::of(code).fingerprint;
+        // call +0; jmp +2; mov eax, 5
+        let code = [0xe8, 0, 0, 0, 0, 0xeb, 2, 0xb8, 5, 0, 0, 0];
+        let (mut elsewhere, mut other) = (code, code);
+        (elsewhere[1], elsewhere[6], other[8]) = (7, 3, 6);
+        assert_eq!(of(&code), of(&elsewhere));
+        assert_ne!(of(&code), of(&other));
+    }
+}

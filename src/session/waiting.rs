@@ -1,0 +1,82 @@
+//! What is said of guests that are on no thread.
+
+use super::*;
+use crate::limits::{MAX_WAITING, MIN_FRAMES};
+use crate::report::counted;
+
+/// Modules of one code image are compiled together, and one is told for all.
+type Image = (u64, u64);
+
+/// Which guests wait in async calls, as far as they are found; and which modules may have guests that wait, because no thread
+/// has a frame of them.
+pub(super) fn notes(
+    target: &dyn Target,
+    native: &Native<'_>,
+    runtime: &dyn Runtime,
+    threads: &[&Thread],
+    stacks: &[Option<Stack>],
+) -> Vec<String> {
+    let modules = runtime.modules();
+    if !(0..modules.len()).any(|i| runtime.may_wait(i)) {
+        return Vec::new();
+    }
+    let mut out = Vec::new();
+    let mut seen: BTreeSet<Image> = BTreeSet::new();
+    let waiting = runtime.waiting(target);
+    let more = if waiting.len() >= MAX_WAITING { "at least " } else { "" };
+    let mut guests: BTreeMap<usize, u64> = BTreeMap::new();
+    for at in waiting {
+        if let Some(module) = youngest_module(at, target, native, runtime) {
+            *guests.entry(module).or_default() += 1;
+        }
+    }
+    for (module, count) in guests {
+        let Some(found) = modules.get(module) else { continue };
+        seen.insert(found.code);
+        let (verb, pronoun, shown) = if count == 1 { ("waits", "it is", "is") } else { ("wait", "they are", "are") };
+        out.push(format!(
+            "{more}{} of module {} {verb} in an async call: {pronoun} on no thread, and {shown} not shown",
+            counted(count, "guest"),
+            found.name
+        ));
+    }
+    // Where a thread was left out, or its stack not followed to its end, nobody knows whose frames are there.
+    let whole = |stack: &Option<Stack>| stack.as_ref().is_some_and(|s| matches!(s.end, End::Bottom));
+    if threads.len() != target.threads().len() || !stacks.iter().all(whole) {
+        return out;
+    }
+    let places: BTreeSet<u64> =
+        stacks.iter().flatten().flat_map(|s| &s.frames).map(|f| f.cursor.address.lookup()).collect();
+    let running: BTreeSet<usize> = places.into_iter().filter_map(|at| runtime.module_of(at)).collect();
+    seen.extend(running.iter().filter_map(|&i| Some(modules.get(i)?.code)));
+    // An engine keeps what it compiled for a debugger, and each store runs a copy.
+    let wasm = |i: usize| runtime.wasm_file(i).map(std::ptr::from_ref);
+    let copies: Vec<_> = running.iter().filter_map(|&i| wasm(i)).collect();
+    let is_copy = |i: usize| wasm(i).is_some_and(|w| copies.contains(&w));
+    let mut idle: Vec<&str> = Vec::new();
+    for (i, module) in modules.iter().enumerate() {
+        if runtime.may_wait(i) && !is_copy(i) && seen.insert(module.code) {
+            idle.push(&module.name);
+        }
+    }
+    let (what, them) = match idle.as_slice() {
+        [] => return out,
+        [one] => (format!("module {one} is loaded"), "it"),
+        [first, second] => (format!("modules {first} and {second} are loaded"), "them"),
+        [first, second, more @ ..] => (format!("modules {first}, {second} and {} more are loaded", more.len()), "them"),
+    };
+    out.push(format!(
+        "{what}, and no thread has a frame of {them}: guests that wait in an async call are on no thread, and not shown"
+    ));
+    out
+}
+
+/// The module of the youngest Wasm frame of a guest that goes on at `at`.
+fn youngest_module(at: Cursor, target: &dyn Target, native: &Native<'_>, runtime: &dyn Runtime) -> Option<usize> {
+    let unwinders: [&dyn Unwinder; 4] = [&AsUnwinder(runtime), &native.cfi, &native.recognised, &native.frame_pointer];
+    let stack = walk(at, &unwinders, target, MIN_FRAMES);
+    stack.frames.iter().find_map(|f| {
+        let guests = runtime.describe(&f.cursor, target);
+        guests.into_iter().find(|g| g.kind == GuestKind::Wasm).map(|g| g.module)
+    })
+}

@@ -1,0 +1,510 @@
+//! Files that a target or a user names, opened in the one way that cannot be used against us. No other place in the code
+//! opens a file that somebody else names.
+//!
+//! - Only regular files are opened. A device or a FIFO is looked at first, without opening it, because opening has effects
+//!   or waits.
+//! - A path that a target names stays in the target's root: no link leads out of it, and none of the links of `/proc` is
+//!   followed. Files of the kernel, such as `/proc/kmsg`, are not read.
+//! - A mount may not answer. The file is opened by another process ([`helper`]), which can be left alone, and of file systems
+//!   that others serve (network, FUSE) it copies the file, so that no page of it is waited for later.
+//! - A mapped file may be shortened. Its missing pages read as zeros then ([`guard`]), and the file counts as changed, as it
+//!   does when its size or time differ at the end: what was read of it is not used ([`Steady`]).
+
+pub(crate) mod guard;
+pub mod helper;
+mod resolve;
+
+use crate::limits;
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Who says where a file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum By {
+    /// The user, who may use any link.
+    User,
+    /// The kernel: a link in `/proc/PID`, which leads to the very file.
+    Kernel,
+    /// A target or a file that it names.
+    Target,
+}
+
+/// Where a file may be.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Place {
+    path: PathBuf,
+    /// What `path` begins with, if nothing may lead out of it.
+    root: Option<PathBuf>,
+    by: By,
+}
+
+impl Place {
+    /// As the user names it.
+    pub fn user(path: impl Into<PathBuf>) -> Place {
+        Place { path: path.into(), root: None, by: By::User }
+    }
+
+    /// A link of the kernel to an open or mapped file: `/proc/PID/exe`, `/proc/PID/map_files/...`.
+    pub fn kernel(path: impl Into<PathBuf>) -> Place {
+        Place { path: path.into(), root: None, by: By::Kernel }
+    }
+
+    /// As a target names it, where the target's files are this system's own.
+    pub fn named(path: impl Into<PathBuf>) -> Place {
+        Place { path: path.into(), root: None, by: By::Target }
+    }
+
+    /// As a target names it, whose files are below `root`. Links are followed as if `root` were the root directory.
+    pub fn within(root: &Path, path: &Path) -> Place {
+        let inside = path.strip_prefix("/").unwrap_or(path);
+        Place { path: root.join(inside), root: Some(root.to_path_buf()), by: By::Target }
+    }
+
+    /// The path, for messages and to tell places apart.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it is a link of the kernel: what it leads to is the file that is open or mapped, for certain.
+    pub fn is_kernel(&self) -> bool {
+        self.by == By::Kernel
+    }
+
+    /// A file that this one names in its own directory. A link of the kernel is in no directory of files.
+    pub fn beside(&self, name: &Path) -> Option<Place> {
+        let path = self.path.parent()?.join(name);
+        match self.by {
+            By::Kernel => None,
+            // The user trusts the file's directory, not what the file says.
+            By::User | By::Target => Some(Place { path, root: self.root.clone(), by: By::Target }),
+        }
+    }
+}
+
+/// What tells one state of a file from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Device of the file system.
+    pub device: u64,
+    /// Number of the file in it.
+    pub inode: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// When its contents were changed: seconds and nanoseconds.
+    pub modified: (i64, i64),
+}
+
+impl Identity {
+    fn of(file: &File) -> io::Result<Identity> {
+        let m = file.metadata()?;
+        Ok(Identity { device: m.dev(), inode: m.ino(), size: m.len(), modified: (m.mtime(), m.mtime_nsec()) })
+    }
+}
+
+/// A regular file, open for reading.
+#[derive(Debug)]
+pub struct Opened {
+    /// The file, or a copy of it that nobody changes.
+    pub file: File,
+    /// The file that was named.
+    pub identity: Identity,
+    is_copy: bool,
+}
+
+fn not_regular() -> io::Error {
+    io::Error::new(ErrorKind::InvalidInput, "not a regular file")
+}
+
+/// File systems of which the contents are made up by the kernel, and where reading may have effects.
+const MADE_UP: [i64; 13] = [
+    0x9fa0,      // proc
+    0x6265_6572, // sysfs
+    0x6462_6720, // debugfs
+    0x7472_6163, // tracefs
+    0x7363_6673, // securityfs
+    0x6265_6570, // configfs
+    0x0027_e0eb, // cgroup
+    0x6367_7270, // cgroup2
+    0xcafe_4a11, // bpf
+    0x6165_676c, // pstore
+    0xde5e_81e4, // efivarfs
+    0x4249_4e4d, // binfmt_misc
+    0xf97c_ff8c, // selinuxfs
+];
+
+/// File systems whose pages this kernel has, or reads from a disk. A page of any other may be waited for without an end.
+const OWN: [i64; 24] = [
+    0xef53,      // ext2, ext3, ext4
+    0x5846_5342, // xfs
+    0x9123_683e, // btrfs
+    0x0102_1994, // tmpfs
+    0x8584_58f6, // ramfs
+    0x9584_58f6, // hugetlbfs
+    0x794c_7630, // overlayfs
+    0x7371_7368, // squashfs
+    0xe0f5_e1e2, // erofs
+    0x28cd_3d45, // cramfs
+    0x9660,      // iso9660
+    0x1501_3346, // udf
+    0xf2f5_2010, // f2fs
+    0x2fc1_2fc1, // zfs
+    0xca45_1a4e, // bcachefs
+    0x4d44,      // vfat
+    0x2011_bab0, // exfat
+    0x7366_746e, // ntfs3
+    0x5265_4973, // reiserfs
+    0x3153_464a, // jfs
+    0x3434,      // nilfs2
+    0x2405_1905, // ubifs
+    0x72b6,      // jffs2
+    0x5346_544e, // ntfs
+];
+
+/// Kind of the file system that a file is on, as `statfs` has it.
+fn file_system(file: &impl AsFd) -> io::Result<i64> {
+    resolve::file_system(file.as_fd())
+}
+
+/// Opens a file in this process, which waits for as long as the file system does not answer.
+fn open_here(place: &Place) -> io::Result<File> {
+    let found = match place.by {
+        By::User | By::Kernel => File::options().read(true).custom_flags(libc::O_PATH).open(&place.path)?,
+        By::Target => {
+            let inside = place.root.as_ref().and_then(|root| place.path.strip_prefix(root).ok());
+            File::from(resolve::find(place.root.as_deref(), inside.unwrap_or(&place.path))?)
+        }
+    };
+    if !found.metadata()?.is_file() {
+        return Err(not_regular());
+    }
+    // Some file systems do not tell their kind.
+    if place.by == By::Target && file_system(&found).is_ok_and(|kind| MADE_UP.contains(&kind)) {
+        return Err(io::Error::new(ErrorKind::InvalidInput, "not a file on a disk"));
+    }
+    // The file itself, whatever stands at its path by now.
+    let own = format!("/proc/self/fd/{}", found.as_raw_fd());
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(own)?;
+    if !file.metadata()?.is_file() {
+        return Err(not_regular());
+    }
+    Ok(file)
+}
+
+/// Opens a regular file for reading.
+///
+/// # Errors
+/// It is not there, may not be read, is no regular file, is not in the target's root, did not answer, or has changed before
+/// while it was read.
+pub fn open(place: &Place) -> io::Result<Opened> {
+    open_first(std::slice::from_ref(place)).map(|(_, opened)| opened)
+}
+
+/// Opens the first of these places at which a file can be opened, and says which it is.
+///
+/// # Errors
+/// There is none; that of the last.
+pub fn open_first(places: &[Place]) -> io::Result<(usize, Opened)> {
+    let here = || {
+        let mut last = io::Error::from(ErrorKind::NotFound);
+        for (index, place) in places.iter().enumerate() {
+            match open_here(place).and_then(|file| Ok(Opened { identity: Identity::of(&file)?, file, is_copy: false }))
+            {
+                Ok(opened) => return Ok((index, opened)),
+                Err(e) => last = e,
+            }
+        }
+        Err(last)
+    };
+    let (index, opened) = helper::open(places).unwrap_or_else(here)?;
+    let id = (opened.identity.device, opened.identity.inode);
+    if CHANGES.with_borrow(|changes| changes.refused.iter().any(|r| r.0 == id)) {
+        return Err(io::Error::other("it is changed while it is read"));
+    }
+    Ok((index, opened))
+}
+
+/// Where the next data or hole of a file is, from an offset on (`SEEK_DATA`, `SEEK_HOLE`).
+///
+/// # Errors
+/// There is none (`ENXIO`), or the file system does not tell.
+pub(crate) fn seek(file: &File, from: u64, what: i32) -> io::Result<u64> {
+    resolve::seek(file.as_fd(), from, what)
+}
+
+/// Device and number of what a user names, if it is a regular file; nothing is opened.
+pub fn same_file(path: &Path) -> Option<(u64, u64)> {
+    let opened = open(&Place::user(path)).ok()?;
+    Some((opened.identity.device, opened.identity.inode))
+}
+
+/// Opens a regular file that the user names; its size in bytes.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_regular(path: &Path) -> io::Result<(File, u64)> {
+    let opened = open(&Place::user(path))?;
+    Ok((opened.file, opened.identity.size))
+}
+
+/// Reads a regular file that the user names, of at most `most` bytes.
+///
+/// # Errors
+/// As [`open`], or it is larger.
+pub fn read_file(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    read_place(&Place::user(path), most)
+}
+
+/// The same of any place.
+///
+/// # Errors
+/// As [`read_file`].
+pub fn read_place(place: &Place, most: u64) -> io::Result<Vec<u8>> {
+    let opened = open(place)?;
+    let size = opened.identity.size;
+    let mut bytes = Vec::new();
+    // It may grow.
+    if size > most || opened.file.take(most + 1).read_to_end(&mut bytes)? as u64 > most {
+        let why = format!("it has {size} bytes, more than the {most} that are read");
+        return Err(io::Error::new(ErrorKind::FileTooLarge, why));
+    }
+    Ok(bytes)
+}
+
+/// Maps a file that the user names for reading. An empty file is an error of kind `UnexpectedEof`, as it cannot be mapped.
+///
+/// # Errors
+/// As [`open`], or there is no address space for it.
+pub fn map_file(path: &Path) -> io::Result<Mapped> {
+    map_place(&Place::user(path))
+}
+
+/// The same of any place.
+///
+/// # Errors
+/// As [`map_file`].
+pub fn map_place(place: &Place) -> io::Result<Mapped> {
+    map(open(place)?, place.path())
+}
+
+/// As [`map_file`], of a file that is open already; `path` is only told.
+///
+/// # Errors
+/// As [`map_file`].
+pub fn map(opened: Opened, path: &Path) -> io::Result<Mapped> {
+    let Opened { file, identity, is_copy } = opened;
+    if file.metadata()?.len() == 0 {
+        return Err(io::Error::new(ErrorKind::UnexpectedEof, "the file is empty"));
+    }
+    let bytes = guard::Guarded::map(&file)?;
+    // Files of which none is kept open are compared only with what the guard saw: a limit of open files is no reason to
+    // look at fewer.
+    let kept = CHANGES.with_borrow_mut(|changes| {
+        let room = !is_copy && changes.kept_open < limits::MAX_FILES_KEPT_OPEN;
+        changes.kept_open += usize::from(room);
+        room
+    });
+    Ok(Mapped { bytes, identity, path: path.to_path_buf(), file: kept.then_some(file) })
+}
+
+/// A file mapped for reading. Whoever shortens it does no harm: see [`Steady`].
+pub struct Mapped {
+    bytes: guard::Guarded,
+    identity: Identity,
+    path: PathBuf,
+    file: Option<File>,
+}
+
+impl Mapped {
+    /// The file's state when it was opened.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Whether it is another one by now than when it was opened.
+    pub fn has_changed(&self) -> bool {
+        let other = |file: &File| Identity::of(file).is_ok_and(|now| now != self.identity);
+        self.bytes.was_shortened() || self.file.as_ref().is_some_and(other)
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        let changed = self.has_changed();
+        // A thread that ends has no list any more, and nobody who would ask for it.
+        let _ = CHANGES.try_with(|changes| {
+            let mut changes = changes.borrow_mut();
+            changes.kept_open -= usize::from(self.file.is_some()).min(changes.kept_open);
+            let id = (self.identity.device, self.identity.inode);
+            if changed && changes.seen.len() < limits::MAX_CHANGED_FILES && !changes.seen.iter().any(|s| s.0 == id) {
+                changes.seen.push((id, self.path.clone()));
+            }
+        });
+    }
+}
+
+impl std::ops::Deref for Mapped {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+type Changed = ((u64, u64), PathBuf);
+
+#[derive(Default)]
+struct Changes {
+    /// Files that had changed when this thread let go of them.
+    seen: Vec<Changed>,
+    /// Those that are not opened any more.
+    refused: Vec<Changed>,
+    kept_open: usize,
+}
+
+thread_local! {
+    static CHANGES: RefCell<Changes> = RefCell::default();
+}
+
+/// Work that reads files, done once more without those that were changed meanwhile.
+///
+/// A file counts as changed if its size or the time of its last change differ when it is let go, or if a page of it was gone.
+/// What was made of it may be wrong then, so all is done again; a file that has changed once is not opened again.
+pub struct Steady(());
+
+impl Steady {
+    /// Begins.
+    pub fn begin() -> Steady {
+        CHANGES.with_borrow_mut(|changes| {
+            changes.seen.clear();
+            changes.refused.clear();
+        });
+        Steady(())
+    }
+
+    /// Whether the work must be done once more, because files that it has read and let go have changed.
+    pub fn again(&self) -> bool {
+        CHANGES.with_borrow_mut(|changes| {
+            let seen = std::mem::take(&mut changes.seen);
+            let more = !seen.is_empty() && changes.refused.len() < limits::MAX_CHANGED_FILES;
+            changes.refused.extend(seen);
+            more
+        })
+    }
+
+    /// Whether so many have changed that the last work was done with some that have.
+    pub fn is_given_up(&self) -> bool {
+        CHANGES.with_borrow(|changes| changes.refused.len() > limits::MAX_CHANGED_FILES)
+    }
+
+    /// Whether this file has changed.
+    pub fn is_changed(&self, path: &Path) -> bool {
+        CHANGES.with_borrow(|changes| changes.refused.iter().any(|(_, p)| p == path))
+    }
+
+    /// The files that have changed, as a reader is told of them.
+    pub fn notes(&self) -> Vec<String> {
+        CHANGES.with_borrow(|changes| {
+            let note = |(_, path): &Changed| {
+                format!(
+                    "{} was changed while it was read and is not used; try again when it is left alone",
+                    path.display()
+                )
+            };
+            changes.refused.iter().map(note).collect()
+        })
+    }
+}
+
+impl Drop for Steady {
+    fn drop(&mut self) {
+        CHANGES.with_borrow_mut(|changes| {
+            changes.seen.clear();
+            changes.refused.clear();
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&fifo, &link).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
+        for path in [fifo.as_path(), &link, dir.path(), &dir.path().join("socket"), Path::new("/dev/null")] {
+            for place in [Place::user(path), Place::kernel(path), Place::named(path)] {
+                let Err(e) = map_place(&place) else { panic!("{place:?}") };
+                assert_eq!(e.kind(), ErrorKind::InvalidInput, "{place:?}");
+            }
+        }
+        // Of the kernel's files a user may have some read, a target none.
+        assert!(open(&Place::user("/proc/self/maps")).is_ok());
+        assert!(open(&Place::named("/proc/1/maps")).is_err() && open(&Place::named("/sys/kernel/notes")).is_err());
+    }
+
+    #[test]
+    fn work_on_files_that_change_is_done_without_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |n: usize| dir.path().join(n.to_string());
+        for n in 0..4 {
+            std::fs::write(path(n), [1; 0x3000]).unwrap();
+        }
+        let grow = |n: usize| std::fs::write(path(n), [2; 0x4000]).unwrap();
+        let steady = Steady::begin();
+        let mut rounds = Vec::new();
+        loop {
+            let files: Vec<_> = (0..4).map(|n| map_file(&path(n))).collect();
+            rounds.push(files.iter().filter(|file| file.is_ok()).count());
+            match rounds.len() {
+                1 => [0, 2].into_iter().for_each(grow),
+                2 => grow(1),
+                _ => {}
+            }
+            drop(files);
+            if !steady.again() {
+                break;
+            }
+        }
+        assert_eq!(rounds, [4, 2, 1]);
+        let changed: Vec<bool> = (0..4).map(|n| steady.is_changed(&path(n))).collect();
+        assert_eq!((changed, steady.notes().len()), (vec![true, true, true, false], 3));
+        drop(steady);
+        assert!(map_file(&path(0)).is_ok(), "other work begins anew");
+    }
+
+    #[test]
+    fn so_many_files_are_kept_open_and_so_many_may_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |n: usize| dir.path().join(n.to_string());
+        let count = limits::MAX_FILES_KEPT_OPEN + 3;
+        (0..count).for_each(|n| std::fs::write(path(n), [1; 0x3000]).unwrap());
+        let steady = Steady::begin();
+        let mut files: Vec<_> = (0..count).map(|n| map_file(&path(n)).unwrap()).collect();
+        assert_eq!(files.iter().filter(|file| file.file.is_some()).count(), limits::MAX_FILES_KEPT_OPEN);
+        files.truncate(1);
+        files.push(map_file(&path(1)).unwrap());
+        assert!(files[1].file.is_some(), "there is room again");
+        drop(files);
+        for round in 0..2 {
+            let files: Vec<_> = (0..count).filter_map(|n| map_file(&path(n)).ok()).collect();
+            (0..count).for_each(|n| std::fs::write(path(n), vec![1; 0x4000 + round]).unwrap());
+            drop(files);
+            assert_eq!((steady.again(), steady.is_given_up()), (round == 0, round > 0));
+            assert!(steady.notes().len() <= 2 * limits::MAX_CHANGED_FILES);
+        }
+    }
+}

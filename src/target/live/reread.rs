@@ -1,0 +1,376 @@
+//! Looking again, at memory of one instant.
+//!
+//! What is read of a running process belongs to a later moment than its stacks. Where [`Evidence`] does not tell that it
+//! is the same all the same, the process is stopped once more, and what the first look read is copied together with
+//! the stacks: a second look at the copy reads the same addresses, so it finds all or nearly all of it there. What it misses
+//! is copied at the next stop. Modules that come and go come to the same few addresses, so this ends soon.
+
+use super::*;
+use std::collections::BTreeSet;
+
+/// Bytes of one sample of a range that is too large to be copied.
+const SAMPLE: usize = 64;
+/// Pages before and behind one that is wanted which are copied too: the next module's structures lie beside this one's.
+const BESIDE: u64 = 16;
+
+/// What the next capture shall copy while the process stands.
+#[derive(Clone, Debug, Default)]
+pub struct ReadSet {
+    // First addresses of pages.
+    pages: BTreeSet<u64>,
+    // Of reads of more than a page: start to end, whole pages.
+    large: BTreeSet<(u64, u64)>,
+    sealed: bool,
+}
+
+impl ReadSet {
+    /// From now on, what was not copied cannot be read.
+    pub fn seal(&mut self) {
+        self.sealed = true;
+    }
+
+    /// Adds what was read of the running process.
+    pub fn add_reads_of(&mut self, target: &LiveTarget) {
+        let Ok(log) = target.log.lock() else { return };
+        self.pages.extend(log.pages.iter().chain(&log.proven.0));
+        self.large.extend(log.large.iter().chain(&log.proven.1));
+        self.pages.extend(target.evidence.blocks().map(page_of));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.pages.is_empty() && self.large.is_empty()
+    }
+}
+
+/// What was read of the running process, and not found in the copy.
+#[derive(Default)]
+pub(super) struct Log {
+    pages: BTreeSet<u64>,
+    large: BTreeSet<(u64, u64)>,
+    // More was read than is kept here, or something that cannot be proven.
+    beyond: bool,
+    refused: bool,
+    // The same of what is proven.
+    proven: (BTreeSet<u64>, BTreeSet<(u64, u64)>),
+}
+
+impl Log {
+    fn page(&mut self, page: u64) {
+        match self.pages.len() < limits::MAX_READ_PAGES {
+            true => drop(self.pages.insert(page)),
+            false => self.beyond = true,
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_beyond(&self) -> bool {
+        self.beyond
+    }
+
+    pub(super) fn add(&mut self, address: u64, len: usize) {
+        let end = address.saturating_add(len as u64);
+        let (start, end) = (page_of(address), end.checked_next_multiple_of(PAGE).unwrap_or(end));
+        if end - start <= 2 * PAGE {
+            (start..end).step_by(PAGE as usize).for_each(|page| self.page(page));
+        } else if self.large.len() < limits::MAX_READ_PAGES {
+            self.large.insert((start, end));
+        } else {
+            self.beyond = true;
+        }
+    }
+}
+
+fn page_of(address: u64) -> u64 {
+    address & !(PAGE - 1)
+}
+
+/// What a copy has beside bytes.
+#[derive(Default)]
+pub(super) struct Copied {
+    /// Whether anything was asked for: the mappings are then those of the copy, and say what cannot be read.
+    again: bool,
+    sealed: bool,
+    /// Whether pages were left out for the limit: the next attempt would miss them again.
+    too_much: bool,
+    // Ranges that were too large, and what some of their bytes were.
+    sampled: Vec<(u64, u64)>,
+    pub(super) samples: Vec<(u64, [u8; SAMPLE])>,
+}
+
+/// Copies what `set` asks for into `captured`. The threads stand.
+pub(super) fn copy(set: &ReadSet, process: &Process, captured: &mut Splice) -> Copied {
+    let mut copied = Copied { again: !set.is_empty(), sealed: set.sealed, ..Copied::default() };
+    if set.is_empty() {
+        return copied;
+    }
+    let mut plan = Pages { mappings: &process.mappings, ranges: BTreeSet::new(), left: limits::MAX_REREAD_BYTES };
+    let mut large: Vec<(u64, u64)> = Vec::new();
+    for &page in &set.pages {
+        copied.too_much |= !plan.take(page, page.saturating_add(PAGE));
+    }
+    let mut by_size = merged(set.large.clone());
+    by_size.sort_by_key(|(start, end)| end - start);
+    for (start, end) in by_size {
+        if !plan.take(start, end) {
+            large.push((start, end));
+        }
+    }
+    plan.take_beside(&set.pages);
+    let ranges = merged(plan.ranges);
+    Plan { ranges: ranges.iter().map(|&(start, end)| (start, (end - start) as usize)).collect() }
+        .copy(&process.source, captured);
+    // What could not be copied was not there to be read.
+    for (start, end) in ranges {
+        let mut at = start;
+        while at < end {
+            let next = match captured.piece(at) {
+                Piece::Bytes(bytes) => at.saturating_add(bytes.len() as u64),
+                Piece::Zero(n) | Piece::Absent(n, _) => at.saturating_add(n),
+                Piece::Gap(n) => {
+                    let next = at.saturating_add(n).min(end);
+                    captured.add(at, next, Content::Absent(UNREADABLE));
+                    next
+                }
+            };
+            at = next.max(at + 1);
+        }
+    }
+    copied.sample(&merged(large.into_iter().collect()), &process.source);
+    copied
+}
+
+/// Why there are no bytes where some were asked for.
+const UNREADABLE: &str = "it could not be read while the process stood";
+
+/// Ranges that are to be copied.
+struct Pages<'a> {
+    mappings: &'a [Mapping],
+    ranges: BTreeSet<(u64, u64)>,
+    left: u64,
+}
+
+impl Pages<'_> {
+    fn mapping(&self, address: u64) -> Option<&Mapping> {
+        let at = self.mappings.partition_point(|m| m.end <= address);
+        self.mappings.get(at).filter(|m| m.contains(address))
+    }
+
+    /// Takes the parts of `start..end` that are mapped, if there is room for them.
+    fn take(&mut self, start: u64, end: u64) -> bool {
+        let first = self.mappings.partition_point(|m| m.end <= start);
+        let within = self.mappings[first..].iter().take_while(|m| m.start < end);
+        let parts: Vec<(u64, u64)> = within.map(|m| (m.start.max(start), m.end.min(end))).collect();
+        let size = parts.iter().map(|(start, end)| end - start).sum();
+        let Some(left) = self.left.checked_sub(size) else { return false };
+        let new = parts.into_iter().filter(|part| self.ranges.insert(*part)).count();
+        if new > 0 {
+            self.left = left;
+        }
+        true
+    }
+}
+
+impl Pages<'_> {
+    /// Takes what lies around these pages and can be written, or is no file's, as long as there is room for it.
+    fn take_beside(&mut self, pages: &BTreeSet<u64>) {
+        let mut left = limits::MAX_REREAD_BESIDE;
+        // The nearest first: all get some before one gets all.
+        for distance in (1..=BESIDE).map(|n| n * PAGE) {
+            for page in pages {
+                for beside in [page.checked_sub(distance), page.checked_add(distance)].into_iter().flatten() {
+                    let wanted = self.mapping(beside).is_some_and(|m| m.read && (m.write || m.is_anonymous()));
+                    if !wanted || self.ranges.contains(&(beside, beside.saturating_add(PAGE))) {
+                        continue;
+                    }
+                    if left < PAGE || !self.take(beside, beside.saturating_add(PAGE)) {
+                        return;
+                    }
+                    left -= PAGE;
+                }
+            }
+        }
+    }
+}
+
+/// The same addresses in ranges that neither overlap nor touch.
+fn merged(ranges: BTreeSet<(u64, u64)>) -> Vec<(u64, u64)> {
+    let mut out: Vec<(u64, u64)> = Vec::new();
+    for (start, end) in ranges {
+        match out.last_mut() {
+            Some(last) if last.1 >= start => last.1 = last.1.max(end),
+            _ => out.push((start, end)),
+        }
+    }
+    out
+}
+
+impl Copied {
+    /// Whether what was not copied cannot be read.
+    pub fn is_sealed(&self) -> bool {
+        self.sealed
+    }
+
+    /// Takes some bytes of each range, evenly.
+    fn sample(&mut self, ranges: &[(u64, u64)], source: &Source) {
+        let pages: u64 = ranges.iter().map(|(start, end)| (end - start) / PAGE).sum();
+        let step = pages.div_ceil(limits::MAX_REREAD_SAMPLES).max(1);
+        let at = ranges.iter().flat_map(|&(start, end)| (start..end).step_by((step * PAGE) as usize));
+        let at: Vec<(u64, usize)> = at.map(|at| (at, SAMPLE)).collect();
+        let mut bytes = vec![0; at.len() * SAMPLE];
+        let got = read_ranges(source.tid, &at, &mut bytes).unwrap_or(0);
+        // Behind a hole nothing is known: those ranges stay unproven.
+        let sampled = at.get(got / SAMPLE).map_or(u64::MAX, |(hole, _)| *hole);
+        self.samples = at.iter().map(|(at, _)| *at).zip(bytes[..got].as_chunks().0.iter().copied()).collect();
+        self.sampled = ranges.iter().copied().filter(|(_, end)| *end <= sampled).collect();
+    }
+
+    fn is_sampled(&self, address: u64, len: usize) -> bool {
+        let at = self.sampled.partition_point(|(_, end)| *end <= address);
+        self.sampled.get(at).is_some_and(|(start, end)| *start <= address && len as u64 <= end - address)
+    }
+
+    /// Whether bytes that are read now are what they were, as far as samples tell.
+    fn agrees(&self, address: u64, bytes: &[u8]) -> bool {
+        let first = self.samples.partition_point(|(at, _)| *at < address);
+        let within = self.samples[first..].iter().map_while(|(at, then)| {
+            let from = usize::try_from(at - address).ok()?;
+            Some((bytes.get(from..from.checked_add(SAMPLE)?)?, then))
+        });
+        within.into_iter().all(|(now, then)| now == then)
+    }
+
+    fn still_agrees(&self, source: &Source) -> bool {
+        let at: Vec<(u64, usize)> = self.samples.iter().map(|(at, _)| (*at, SAMPLE)).collect();
+        let mut now = vec![0; at.len() * SAMPLE];
+        let got = read_ranges(source.tid, &at, &mut now).unwrap_or(0);
+        got == now.len() && self.samples.iter().zip(now.as_chunks().0).all(|((_, then), now)| then == now)
+    }
+}
+
+impl LiveTarget {
+    /// As [`LiveTarget::capture`], with what `set` asks for copied at the same instant.
+    pub fn capture_again(pid: u32, options: &CaptureOptions, set: &ReadSet) -> Result<LiveTarget, Error> {
+        on_own_thread(pid, || {
+            let mut stopped = Stopped::all(pid, options)?;
+            LiveTarget::of(&mut stopped, options, set)
+        })
+    }
+
+    /// Whether all that was read of this target so far is of the instant of its registers and stacks.
+    pub fn is_proven(&self) -> bool {
+        let Ok(log) = self.log.lock() else { return false };
+        if log.refused {
+            return false;
+        }
+        let nothing_else = log.pages.is_empty() && log.large.is_empty() && !log.beyond;
+        if nothing_else && self.copied.still_agrees(&self.source) {
+            return true;
+        }
+        self.evidence.holds(self.pid, &self.mappings, &self.source)
+    }
+
+    /// Waits until the process has had a page fault.
+    #[cfg(test)]
+    pub fn wait_for_a_fault(&self) {
+        while self.evidence.agrees_with_now(self.pid) {
+            std::thread::yield_now();
+        }
+    }
+
+    /// Memory as it is now.
+    pub fn running(&self) -> &dyn Memory {
+        &self.source
+    }
+
+    /// The same, of which nothing is read any more but what was copied.
+    pub fn sealed(mut self) -> LiveTarget {
+        (self.copied.again, self.copied.sealed) = (true, true);
+        self.cache = Mutex::default();
+        self.log = Mutex::default();
+        self.pause = Duration::ZERO;
+        self
+    }
+
+    /// With what the process stood before, for the same answer.
+    pub fn stood_also(self, before: Duration) -> LiveTarget {
+        LiveTarget { pause: self.pause + before, ..self }
+    }
+
+    /// Whether there was more to be copied than may be, so that another attempt would end as this one.
+    pub fn is_too_much(&self) -> bool {
+        self.copied.too_much
+    }
+
+    /// As [`LiveTarget::is_proven`], and what is proven now need not be proven later. True too where there is no other capture
+    /// that could be proven.
+    pub(super) fn prove_so_far(&self) -> bool {
+        if self.is_proven() {
+            if let Ok(mut log) = self.log.lock() {
+                let log = &mut *log;
+                log.proven.0.append(&mut log.pages);
+                log.proven.1.append(&mut log.large);
+                log.beyond = false;
+            }
+            return true;
+        }
+        self.copied.sealed || self.slept.is_some()
+    }
+
+    /// Whether no code was loaded or unloaded between the capture of this target and that of `later`, of the same process.
+    pub fn is_same_code(&self, later: &LiveTarget) -> bool {
+        let code = |target: &LiveTarget| target.mappings.iter().filter(|m| m.execute).cloned().collect::<Vec<_>>();
+        self.evidence.agrees(&later.evidence) && code(self) == code(later)
+    }
+
+    /// Whether memory was asked for that is not of the instant of the registers, and was not read for that reason.
+    pub(super) fn has_refused(&self) -> bool {
+        self.log.lock().is_ok_and(|log| log.refused)
+    }
+
+    /// Reads memory of which there is no copy.
+    pub(super) fn read_running(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
+        let len = buf.len();
+        if self.copied.again && !self.mappings_cover(address, len) {
+            return Err(MemoryError::Unmapped { address, len });
+        }
+        if self.copied.sealed {
+            if let Ok(mut log) = self.log.lock() {
+                log.refused = true;
+            }
+            return Err(MemoryError::Gone { address, len });
+        }
+        let fetch = |at: u64, into: &mut [u8]| {
+            let read = self.source.read(at, into);
+            let sampled = self.copied.is_sampled(at, into.len());
+            if let Ok(mut log) = self.log.lock() {
+                if !sampled {
+                    log.add(at, into.len());
+                } else if read.is_err() || !self.copied.agrees(at, into) {
+                    log.beyond = true;
+                }
+            }
+            read
+        };
+        if len > SMALL_READ {
+            return fetch(address, buf);
+        }
+        match self.cache.lock() {
+            Ok(mut cache) => cache.read(address, buf, fetch),
+            Err(_) => fetch(address, buf),
+        }
+    }
+
+    /// Whether every byte was mapped at the capture.
+    fn mappings_cover(&self, address: u64, len: usize) -> bool {
+        let end = address.saturating_add(len as u64);
+        let first = self.mappings.partition_point(|m| m.end <= address);
+        let mut at = address;
+        for mapping in &self.mappings[first..] {
+            if at >= end || mapping.start > at {
+                break;
+            }
+            at = mapping.end;
+        }
+        at >= end
+    }
+}

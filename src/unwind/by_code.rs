@@ -1,0 +1,1096 @@
+//! Native code without unwind tables, followed by its own instructions.
+//!
+//! A host that was built without tables (C with `-fno-asynchronous-unwind-tables`, Rust that aborts on panic, musl's
+//! assembly), and the `main` that the Rust compiler makes, say nowhere how large their frames are but in their code. So the
+//! code of a function is followed from its start along all of its branches: what moves rsp, whether rbp is a frame
+//! pointer, and where the registers are kept that belong to the caller.
+//!
+//! Where a function starts must be known, and that is one of three things: a symbol; what the program's entry point hands
+//! to the C library as `main`; or a call on the stack. Such a call counts only if the function that it calls, followed from
+//! its first instruction, leads to the place in question, and has there the very frame that puts the return address where
+//! it was found: neither fact follows from the other. Whatever the start came from, the caller's address must be behind
+//! a call, and of a call whose target is known that target must be the function.
+//!
+//! Code that is reached by jumps through a table alone is taken to have the frame that the jump has, if the call then names
+//! the function.
+
+use super::frame_pointer::calls_before;
+use super::{Cursor, Next, Trust, Unwinder};
+use crate::arch::{CodeAddress, Reg, Registers};
+use crate::limits::{MAX_BODIES, MAX_BODIES_STEPS, MAX_BODY_BYTES, MAX_BODY_FRAME, MAX_BODY_LEAVES, MAX_BODY_STEPS};
+use crate::target::objects::Objects;
+use crate::target::{Mapping, Memory};
+use iced_x86::{
+    Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
+};
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::rc::Rc;
+
+/// The registers that a function gives back as they were.
+const KEPT: [Reg; 6] = [Reg::RBX, Reg::RBP, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
+const RBP: usize = 1;
+
+/// Where the caller's value of a register is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kept {
+    /// Still in the register.
+    Same,
+    /// In the word at this distance from the return address.
+    At(i64),
+    /// Nobody knows.
+    Lost,
+}
+
+/// The frame before an instruction. Distances are from the word with the return address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct State {
+    sp: Option<i64>,
+    /// Where rbp points, if it is a frame pointer.
+    frame: Option<i64>,
+    /// Where r11 points: the loops that touch each page of a large frame count down to it.
+    r11: Option<i64>,
+    kept: [Kept; 6],
+    /// Whether nothing but a jump through a table may lead here.
+    guessed: bool,
+}
+
+fn general(register: Register) -> Option<Reg> {
+    let full = register.full_register();
+    const GENERAL: [Reg; 16] = [
+        Reg::RAX,
+        Reg::RCX,
+        Reg::RDX,
+        Reg::RBX,
+        Reg::RSP,
+        Reg::RBP,
+        Reg::RSI,
+        Reg::RDI,
+        Reg::R8,
+        Reg::R9,
+        Reg::R10,
+        Reg::R11,
+        Reg::R12,
+        Reg::R13,
+        Reg::R14,
+        Reg::R15,
+    ];
+    full.is_gpr64().then(|| GENERAL.get(full.number()).copied()).flatten()
+}
+
+fn kept_index(register: Register) -> Option<usize> {
+    let reg = general(register).filter(|_| register.is_gpr64())?;
+    KEPT.iter().position(|r| *r == reg)
+}
+
+impl State {
+    fn entry() -> State {
+        State { sp: Some(0), frame: None, r11: None, kept: [Kept::Same; 6], guessed: false }
+    }
+
+    fn same_frame(&self, other: &State) -> bool {
+        self.sp == other.sp && self.frame == other.frame
+    }
+
+    /// Keeps what another way says as well; whether something was lost.
+    fn join(&mut self, other: &State) -> bool {
+        let before = self.clone();
+        self.sp = self.sp.filter(|_| self.sp == other.sp);
+        self.frame = self.frame.filter(|_| self.frame == other.frame);
+        self.r11 = self.r11.filter(|_| self.r11 == other.r11);
+        for (mine, theirs) in self.kept.iter_mut().zip(other.kept) {
+            if *mine != theirs {
+                *mine = Kept::Lost;
+            }
+        }
+        *self != before
+    }
+
+    /// Distance of a memory operand, if it is in the frame.
+    fn slot(&self, i: &Instruction) -> Option<i64> {
+        if i.memory_index() != Register::None {
+            return None;
+        }
+        let base = match i.memory_base() {
+            Register::RSP => self.sp?,
+            Register::RBP => self.frame?,
+            _ => return None,
+        };
+        base.checked_add(i.memory_displacement64().cast_signed())
+    }
+
+    fn save(&mut self, register: Register, at: Option<i64>) {
+        if let (Some(n), Some(at)) = (kept_index(register), at)
+            && let Some(kept @ Kept::Same) = self.kept.get_mut(n)
+            && at < 0
+        {
+            // rbp that points into the frame is not the caller's.
+            if n != RBP || self.frame.is_none() {
+                *kept = Kept::At(at);
+            }
+        }
+    }
+
+    /// The register is read back from the frame.
+    fn load(&mut self, register: Register, at: Option<i64>) {
+        let Some(n) = kept_index(register) else { return self.overwrite(register) };
+        let back = at.is_some_and(|at| self.kept.get(n) == Some(&Kept::At(at)));
+        if back {
+            if let Some(kept) = self.kept.get_mut(n) {
+                *kept = Kept::Same;
+            }
+            if n == RBP {
+                self.frame = None;
+            }
+        } else {
+            self.overwrite(register);
+        }
+    }
+
+    fn overwrite(&mut self, register: Register) {
+        match general(register) {
+            Some(Reg::RSP) => self.sp = None,
+            Some(Reg::R11) => self.r11 = None,
+            Some(reg) => {
+                if let Some(n) = KEPT.iter().position(|r| *r == reg) {
+                    if n == RBP {
+                        self.frame = None;
+                    }
+                    if let Some(kept @ Kept::Same) = self.kept.get_mut(n) {
+                        *kept = Kept::Lost;
+                    }
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// One instruction on, which is no call.
+    fn step(&mut self, i: &Instruction, info: &mut InstructionInfoFactory) {
+        let is_reg = |n: u32| i.op_kind(n) == OpKind::Register;
+        let reg = |n: u32| i.op_register(n);
+        let constant =
+            |n: u32| (!matches!(i.op_kind(n), OpKind::Register | OpKind::Memory)).then(|| i.immediate(n).cast_signed());
+        let two = i.op_count() == 2;
+        match i.mnemonic() {
+            Mnemonic::Push => {
+                self.sp = self.sp.and_then(|sp| sp.checked_add(i.stack_pointer_increment().into()));
+                if is_reg(0) {
+                    self.save(reg(0), self.sp);
+                }
+            }
+            Mnemonic::Pop if is_reg(0) && reg(0) != Register::RSP => {
+                self.load(reg(0), self.sp);
+                self.sp = self.sp.and_then(|sp| sp.checked_add(i.stack_pointer_increment().into()));
+            }
+            Mnemonic::Leave => {
+                let frame = self.frame;
+                self.load(Register::RBP, frame);
+                self.sp = frame.and_then(|f| f.checked_add(8));
+            }
+            Mnemonic::Mov if two && reg(0) == Register::RBP && reg(1) == Register::RSP => {
+                self.overwrite(Register::RBP);
+                self.frame = self.sp;
+            }
+            Mnemonic::Mov if two && reg(0) == Register::RSP && reg(1) == Register::RBP => self.sp = self.frame,
+            Mnemonic::Mov if two && is_reg(1) && i.op_kind(0) == OpKind::Memory => self.save(reg(1), self.slot(i)),
+            Mnemonic::Mov if two && is_reg(0) && i.op_kind(1) == OpKind::Memory => {
+                let at = self.slot(i);
+                self.load(reg(0), at);
+            }
+            Mnemonic::Lea if is_reg(0) => {
+                let at = self.slot(i);
+                self.overwrite(reg(0));
+                match reg(0) {
+                    Register::RSP => self.sp = at,
+                    Register::RBP => self.frame = at,
+                    Register::R11 => self.r11 = at,
+                    _ => {}
+                }
+            }
+            Mnemonic::Add | Mnemonic::Sub if two && reg(0) == Register::RSP => {
+                let change =
+                    constant(1).and_then(|n| if i.mnemonic() == Mnemonic::Sub { n.checked_neg() } else { Some(n) });
+                self.sp = self.sp.zip(change).and_then(|(sp, n)| sp.checked_add(n));
+            }
+            _ => {
+                if i.flow_control() == FlowControl::Return {
+                    return;
+                }
+                for used in info.info(i).used_registers() {
+                    let writes = matches!(
+                        used.access(),
+                        OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+                    );
+                    if writes {
+                        self.overwrite(used.register());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One function that was followed.
+#[derive(Debug)]
+struct Body {
+    /// Before each instruction.
+    states: BTreeMap<u64, State>,
+    /// Behind each call: the state before it.
+    calls: BTreeMap<u64, State>,
+    /// Where jumps leave the code, and code whose address it takes, if there is a jump that may lead there.
+    leaves: BTreeSet<u64>,
+}
+
+/// How sure it is that a way is taken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// The code goes it.
+    Sure,
+    /// Behind a call, which perhaps does not return: what else leads there knows better.
+    AfterCall,
+    /// Behind the end of another way, where perhaps a jump through a table leads: everything else knows better.
+    ByTable,
+}
+
+struct Follower<'c> {
+    start: u64,
+    code: &'c [u8],
+    body: Body,
+    sure: Vec<(u64, State)>,
+    after_call: BTreeMap<u64, State>,
+    /// What jumps through tables have, as far as all have the same.
+    by_table: Option<State>,
+    /// Where code goes on behind the end of a way.
+    gaps: BTreeSet<u64>,
+    /// Behind this another function may begin: jumps through tables do not lead there.
+    limit: u64,
+    /// Addresses that the code takes.
+    taken: BTreeSet<u64>,
+    /// Instructions that are left.
+    left: &'c Cell<usize>,
+    info: InstructionInfoFactory,
+}
+
+impl Follower<'_> {
+    /// From `at` on to the end of the way; `None`: too much.
+    fn go(&mut self, mut at: u64, mut state: State, mut way: Way) -> Option<()> {
+        let end = self.start.checked_add(self.code.len() as u64)?;
+        let mut compared = false;
+        loop {
+            if way == Way::ByTable && at >= self.limit {
+                return Some(());
+            }
+            match self.body.states.get_mut(&at) {
+                None => _ = self.body.states.insert(at, state.clone()),
+                Some(known) => {
+                    let believed = match way {
+                        Way::Sure => true,
+                        Way::AfterCall => known.same_frame(&state),
+                        Way::ByTable => false,
+                    };
+                    if !believed || !known.join(&state) {
+                        return Some(());
+                    }
+                    state = known.clone();
+                }
+            }
+            if way == Way::AfterCall {
+                way = Way::Sure;
+            }
+            self.left.set(self.left.get().checked_sub(1)?);
+            let Some(rest) = at.checked_sub(self.start).and_then(|n| self.code.get(n as usize..)) else {
+                return Some(());
+            };
+            let i = Decoder::with_ip(64, rest, at, DecoderOptions::NONE).decode();
+            if i.is_invalid() {
+                return Some(());
+            }
+            let next = i.next_ip();
+            let control = i.flow_control();
+            if matches!(control, FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch) {
+                let target = i.near_branch_target();
+                if !(self.start..end).contains(&target) {
+                    self.body.leaves.insert(target);
+                } else if way == Way::Sure {
+                    self.sure.push((target, state.clone()));
+                } else if !self.body.states.contains_key(&target) {
+                    self.gaps.insert(target);
+                }
+            }
+            match control {
+                // `call next; pop reg`: where am I.
+                FlowControl::Call if i.near_branch_target() == next => {
+                    state.sp = state.sp.and_then(|sp| sp.checked_sub(8));
+                }
+                FlowControl::Call | FlowControl::IndirectCall => {
+                    self.body.calls.insert(next, state.clone());
+                    if way == Way::Sure {
+                        self.after_call.insert(next, state);
+                        return Some(());
+                    }
+                }
+                // `cmp rsp, r11; jne` back: behind the loop they are the same.
+                FlowControl::ConditionalBranch => {
+                    if compared && i.mnemonic() == Mnemonic::Jne && i.near_branch_target() < at {
+                        state.sp = state.r11;
+                    }
+                }
+                FlowControl::UnconditionalBranch | FlowControl::Return | FlowControl::Exception => {
+                    self.gaps.insert(next);
+                    return Some(());
+                }
+                FlowControl::IndirectBranch => {
+                    match &mut self.by_table {
+                        Some(all) => _ = all.join(&state),
+                        None => self.by_table = Some(state),
+                    }
+                    self.gaps.insert(next);
+                    return Some(());
+                }
+                _ => {
+                    if i.mnemonic() == Mnemonic::Lea && i.is_ip_rel_memory_operand() {
+                        self.taken.insert(i.ip_rel_memory_address());
+                    }
+                    state.step(&i, &mut self.info);
+                }
+            }
+            compared =
+                i.mnemonic() == Mnemonic::Cmp && (i.op0_register(), i.op1_register()) == (Register::RSP, Register::R11);
+            at = next;
+        }
+    }
+}
+
+impl Body {
+    /// The function at `start` in `code`, which holds more than it unless it is `whole`. `None`: it has more instructions
+    /// than are left.
+    fn follow(start: u64, code: &[u8], whole: bool, left: &Cell<usize>) -> Option<Body> {
+        let end = start.checked_add(code.len() as u64)?;
+        let mut follower = Follower {
+            start,
+            code,
+            body: Body { states: BTreeMap::new(), calls: BTreeMap::new(), leaves: BTreeSet::new() },
+            sure: vec![(start, State::entry())],
+            after_call: BTreeMap::new(),
+            by_table: None,
+            gaps: BTreeSet::new(),
+            limit: if whole { end } else { start },
+            taken: BTreeSet::new(),
+            left,
+            info: InstructionInfoFactory::new(),
+        };
+        loop {
+            if let Some((at, state)) = follower.sure.pop() {
+                follower.go(at, state, Way::Sure)?;
+            } else if let Some((at, state)) = follower.after_call.pop_first() {
+                follower.go(at, state, Way::AfterCall)?;
+            } else if let Some(state) = follower.by_table.clone()
+                && let Some(at) = follower.gaps.pop_first()
+            {
+                // What is certain reaches so far.
+                let sure = follower.body.states.iter().rev().find(|(_, state)| !state.guessed);
+                follower.limit = follower.limit.max(sure.map_or(start, |(at, _)| *at));
+                if at < follower.limit && !follower.body.states.contains_key(&at) {
+                    follower.go(at, State { guessed: true, ..state }, Way::ByTable)?;
+                }
+            } else {
+                if follower.by_table.is_some() {
+                    follower.body.leaves.append(&mut follower.taken);
+                }
+                return Some(follower.body);
+            }
+        }
+    }
+
+    fn at(&self, address: CodeAddress) -> Option<&State> {
+        match address {
+            CodeAddress::Return(pc) => self.calls.get(&pc),
+            CodeAddress::Exact(pc) => self.states.get(&pc),
+        }
+    }
+}
+
+/// Whether the code that begins at `start`, at the beginning of `code`, leads to `address`.
+pub fn leads_to(start: u64, code: &[u8], address: CodeAddress) -> bool {
+    let left = Cell::new(MAX_BODY_STEPS);
+    Body::follow(start, code, false, &left).is_some_and(|body| body.at(address).is_some())
+}
+
+/// The word with the return address.
+fn slot(state: &State, registers: &Registers) -> Option<u64> {
+    let from = |reg, at: Option<i64>| registers.get(reg)?.checked_add_signed(at?.checked_neg()?);
+    let (by_sp, by_frame) = (from(Reg::RSP, state.sp), from(Reg::RBP, state.frame));
+    match (by_sp, by_frame) {
+        (Some(one), Some(other)) if one != other => None,
+        (one, other) => one.or(other),
+    }
+    .filter(|slot| slot.is_multiple_of(8) && registers.sp().is_none_or(|sp| sp <= *slot))
+}
+
+/// What a call calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Called {
+    This(u64),
+    /// A register or a table says it.
+    Unknown,
+}
+
+/// The functions that a call before `pc` may call; none if there is no call. Bytes before an address can be read as several.
+fn called(pc: u64, memory: &dyn Memory) -> Vec<Called> {
+    let of = |i: Instruction| match i.op0_kind() {
+        OpKind::NearBranch64 => Called::This(behind_stub(i.near_branch_target(), memory)),
+        OpKind::Memory if i.is_ip_rel_memory_operand() => {
+            memory.read_u64(i.ip_rel_memory_address()).map_or(Called::Unknown, Called::This)
+        }
+        _ => Called::Unknown,
+    };
+    calls_before(pc, memory).map(of).collect()
+}
+
+/// Where the linker's stub at `target` (`endbr64; bnd jmp [rip + x]`) leads; `target` itself if it is none.
+fn behind_stub(target: u64, memory: &dyn Memory) -> u64 {
+    let mut code = [0; 16];
+    let len = memory.read_some(target, &mut code);
+    let decoder = Decoder::with_ip(64, code.get(..len).unwrap_or(&[]), target, DecoderOptions::NONE);
+    for i in decoder.into_iter().take(2) {
+        match i.mnemonic() {
+            Mnemonic::Endbr64 => {}
+            Mnemonic::Jmp if i.op0_kind() == OpKind::Memory && i.is_ip_rel_memory_operand() => {
+                return memory.read_u64(i.ip_rel_memory_address()).unwrap_or(target);
+            }
+            _ => break,
+        }
+    }
+    target
+}
+
+/// A function, as somebody who knows symbols says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Its first address.
+    pub start: u64,
+    /// One past its last, if that is known.
+    pub end: Option<u64>,
+    /// Whether it is certain that calls lead to its start.
+    pub is_entry: bool,
+}
+
+/// Tells the function around an address.
+pub type Symbols<'a> = dyn Fn(CodeAddress) -> Option<Known> + 'a;
+
+/// What was followed, by where it begins and ends; `None`: it could not be.
+type Bodies = HashMap<(u64, u64), Option<Rc<Body>>>;
+
+/// Unwinds code of loaded files by what it does.
+pub struct CodeUnwinder<'a> {
+    objects: &'a Objects,
+    mappings: &'a [Mapping],
+    symbols: Box<Symbols<'a>>,
+    /// Where the executable is entered.
+    entry: Option<u64>,
+    /// The `main` that the entry point names.
+    main: OnceCell<Option<u64>>,
+    bodies: RefCell<Bodies>,
+    /// Instructions of all functions that are left.
+    left: Cell<usize>,
+}
+
+impl<'a> CodeUnwinder<'a> {
+    /// `symbols` says where the function around an address is; `entry` is where the executable begins (`AT_ENTRY`).
+    pub fn new(
+        objects: &'a Objects,
+        mappings: &'a [Mapping],
+        entry: Option<u64>,
+        symbols: Box<Symbols<'a>>,
+    ) -> CodeUnwinder<'a> {
+        CodeUnwinder {
+            objects,
+            mappings,
+            symbols,
+            entry,
+            main: OnceCell::new(),
+            bodies: RefCell::default(),
+            left: Cell::new(MAX_BODIES_STEPS),
+        }
+    }
+
+    fn mapping_at(&self, address: u64) -> Option<&'a Mapping> {
+        let i = self.mappings.partition_point(|m| m.end <= address);
+        self.mappings.get(i).filter(|m| m.contains(address))
+    }
+
+    fn is_code(&self, address: u64) -> bool {
+        self.mapping_at(address).is_some_and(Mapping::may_execute)
+    }
+
+    fn body(&self, start: u64, end: Option<u64>, memory: &dyn Memory) -> Option<Rc<Body>> {
+        let (last, whole) = (start.saturating_add(MAX_BODY_BYTES), end.is_some());
+        let end = end.unwrap_or(last).min(last).min(self.mapping_at(start).filter(|m| m.may_execute())?.end);
+        if let Some(known) = self.bodies.borrow().get(&(start, end)) {
+            return known.clone();
+        }
+        let mut code = vec![0; end.checked_sub(start)? as usize];
+        let len = memory.read_some(start, &mut code);
+        let left = Cell::new(MAX_BODY_STEPS.min(self.left.get()));
+        let before = left.get();
+        let body = Body::follow(start, code.get(..len)?, whole, &left).map(Rc::new);
+        self.left.set(self.left.get().saturating_sub(before - left.get()));
+        let mut bodies = self.bodies.borrow_mut();
+        if bodies.len() < MAX_BODIES {
+            bodies.insert((start, end), body.clone());
+        }
+        body
+    }
+
+    /// What `_start` hands to the C library: the last address that it puts into rdi before its call.
+    fn main(&self, memory: &dyn Memory) -> Option<u64> {
+        *self.main.get_or_init(|| {
+            let entry = self.entry?;
+            let mut code = [0; 64];
+            let len = memory.read_some(entry, &mut code);
+            let mut main = None;
+            for i in Decoder::with_ip(64, code.get(..len)?, entry, DecoderOptions::NONE) {
+                match i.flow_control() {
+                    FlowControl::Call | FlowControl::IndirectCall => break,
+                    FlowControl::Next => {}
+                    _ => return None,
+                }
+                if i.is_invalid() {
+                    return None;
+                }
+                if i.op_count() > 0 && i.op0_kind() == OpKind::Register && general(i.op0_register()) == Some(Reg::RDI) {
+                    main = match i.mnemonic() {
+                        Mnemonic::Lea if i.is_ip_rel_memory_operand() => Some(i.ip_rel_memory_address()),
+                        Mnemonic::Mov if i.op1_kind() == OpKind::Memory && i.is_ip_rel_memory_operand() => {
+                            memory.read_u64(i.ip_rel_memory_address()).ok()
+                        }
+                        Mnemonic::Mov if !matches!(i.op1_kind(), OpKind::Register | OpKind::Memory) => {
+                            Some(i.immediate(1))
+                        }
+                        _ => None,
+                    };
+                }
+            }
+            main.filter(|main| self.is_code(*main))
+        })
+    }
+
+    /// Whether the frame is the one of the program's entry point, which nobody called: rbp is cleared there first, as the
+    /// ABI has it for the outermost frame, and the only call does not return.
+    fn is_entry(&self, at: CodeAddress, memory: &dyn Memory) -> bool {
+        let Some(entry) = self.entry else { return false };
+        let mut code = [0; 64];
+        let len = memory.read_some(entry, &mut code);
+        let mut clears = false;
+        for i in Decoder::with_ip(64, code.get(..len).unwrap_or(&[]), entry, DecoderOptions::NONE) {
+            if i.is_invalid() {
+                return false;
+            }
+            if at == CodeAddress::Exact(i.ip()) {
+                return true;
+            }
+            clears |= i.mnemonic() == Mnemonic::Xor
+                && general(i.op0_register()) == Some(Reg::RBP)
+                && i.op1_register() == i.op0_register();
+            match i.flow_control() {
+                FlowControl::Call | FlowControl::IndirectCall => {
+                    return clears && at == CodeAddress::Return(i.next_ip());
+                }
+                FlowControl::Next => {}
+                _ => return false,
+            }
+        }
+        false
+    }
+
+    /// The caller that the function has in this frame, and where its address stands.
+    fn caller(&self, function: Known, at: &Cursor, memory: &dyn Memory) -> Option<(u64, Cursor)> {
+        let start = function.start;
+        let body = self.body(start, function.end, memory)?;
+        let state = body.at(at.address)?;
+        let slot = slot(state, &at.registers)?;
+        let pc = memory.read_u64(slot).ok()?;
+        if !self.is_code(pc.checked_sub(1)?) {
+            return None;
+        }
+        let is_this = |called: &Called| match *called {
+            Called::Unknown => function.is_entry && !state.guessed,
+            // A function that ends in a jump to this one was called in its place.
+            Called::This(other) => {
+                other == start
+                    || self.is_entry(CodeAddress::Return(pc), memory)
+                    || self.body(other, None, memory).is_some_and(|b| b.leaves.contains(&start))
+            }
+        };
+        called(pc, memory).iter().any(is_this).then_some(())?;
+        let mut registers = at.registers.clone();
+        registers.forget_caller_saved();
+        for (reg, kept) in KEPT.into_iter().zip(state.kept) {
+            match kept {
+                Kept::Same => {}
+                Kept::Lost => registers.forget(reg),
+                Kept::At(distance) => {
+                    let place = slot.checked_add_signed(distance)?;
+                    match memory.read_u64(place) {
+                        Ok(value) => registers.restore(reg, value, place),
+                        Err(_) => registers.forget(reg),
+                    }
+                }
+            }
+        }
+        registers.restore(Reg::RIP, pc, slot);
+        registers.set(Reg::RSP, slot.checked_add(8)?);
+        Some((slot, Cursor { address: CodeAddress::Return(pc), registers }))
+    }
+
+    /// The caller whose call on the stack names a function that leads here with the frame that it must have.
+    fn called_from(&self, at: &Cursor, memory: &dyn Memory) -> Option<Cursor> {
+        let sp = at.registers.sp()?.checked_next_multiple_of(8)?;
+        let stack = self.mapping_at(sp).filter(|m| m.write)?;
+        let len = stack.end.checked_sub(sp)?.min(MAX_BODY_FRAME) as usize;
+        let mut bytes = vec![0; len];
+        let read = memory.read_some(sp, &mut bytes);
+        let pc = at.address.lookup();
+        let words = bytes.get(..read)?.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w));
+        for (word, place) in words.zip((sp..).step_by(8)) {
+            if !word.checked_sub(1).is_some_and(|before| self.is_code(before)) {
+                continue;
+            }
+            for called in called(word, memory) {
+                let Called::This(first) = called else { continue };
+                let mut starts = vec![first];
+                // It may end in a jump to the function: musl's `__libc_start_main` does.
+                if let Some(body) = self.body(first, None, memory).filter(|b| b.at(at.address).is_none()) {
+                    let near = body.leaves.range(pc.saturating_sub(MAX_BODY_BYTES)..=pc);
+                    starts.extend(near.rev().take(MAX_BODY_LEAVES));
+                }
+                for start in starts.into_iter().filter(|start| *start <= pc && pc - start < MAX_BODY_BYTES) {
+                    if let Some((slot, caller)) = self.caller(Known { start, end: None, is_entry: false }, at, memory)
+                        && slot == place
+                    {
+                        return Some(caller);
+                    }
+                }
+            }
+        }
+        None
+    }
+}
+
+impl Unwinder for CodeUnwinder<'_> {
+    fn step(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
+        let pc = at.address.lookup();
+        self.objects.find(pc)?;
+        if self.is_entry(at.address, memory) {
+            return Some(Next::Bottom);
+        }
+        let known = (self.symbols)(at.address).and_then(|function| self.caller(function, at, memory));
+        let found = known.map(|(_, caller)| caller).or_else(|| {
+            let main = self.main(memory).filter(|main| *main <= pc);
+            let main = main.map(|start| Known { start, end: None, is_entry: true });
+            let by_main = main.and_then(|main| self.caller(main, at, memory)).map(|(_, caller)| caller);
+            by_main.or_else(|| self.called_from(at, memory))
+        });
+        Some(Next::Caller(found?, Trust::Code))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::unwind::FrameChange;
+    use crate::unwind::cfi::CfiUnwinder;
+    use crate::unwind::testing::{Pieces, cursor, object, own_mappings};
+    use object::{Object, ObjectSection, ObjectSymbol, SymbolKind};
+    use std::sync::Arc;
+
+    const TEXT: u64 = 0x40_0000;
+    const START: u64 = 0x40_1000;
+    const CALLER: u64 = 0x40_0800;
+    const STACK: u64 = 0x7000_0000;
+
+    /// call x, with the target at `START`, which returns to `CALLER`.
+    fn call(target: u64) -> Vec<u8> {
+        let distance = (target as i64 - CALLER as i64) as i32;
+        [&[0xe8][..], &distance.to_le_bytes()].concat()
+    }
+
+    fn mappings() -> Vec<Mapping> {
+        let mapping = |start, end, execute: bool| Mapping {
+            start,
+            end,
+            read: true,
+            write: !execute,
+            execute,
+            offset: 0,
+            path: None,
+        };
+        vec![mapping(TEXT, 0x48_0000, true), mapping(STACK, STACK + 0x10_0000, false)]
+    }
+
+    fn objects() -> Objects {
+        Objects::from_parts(vec![object("/bin/host", 0, (TEXT, 0x48_0000), Vec::new())])
+    }
+
+    /// The caller's frame, of a function with this code, stopped behind all of it: address, rsp, and what of these registers
+    /// it has: rbx and rbp, which the function was entered with as 3 and 5.
+    struct Case {
+        code: Vec<u8>,
+        before_call: Vec<u8>,
+        /// Bytes from rsp to the return address.
+        depth: u64,
+        words: Vec<(u64, u64)>,
+        symbol: Option<Known>,
+        entry: Option<u64>,
+        more: Vec<(u64, Vec<u8>)>,
+        at: CodeAddress,
+    }
+
+    impl Case {
+        fn new(code: &[&[u8]], depth: u64) -> Case {
+            let code = code.concat();
+            let at = CodeAddress::Exact(START + code.len() as u64);
+            let symbol = Some(Known { start: START, end: None, is_entry: true });
+            let (before_call, words, more) = (call(START), Vec::new(), Vec::new());
+            Case { code, before_call, depth, words, symbol, entry: None, more, at }
+        }
+
+        fn memory(&self) -> Pieces {
+            // Whole pages: what is behind a hole is not read.
+            let mut text = vec![0x90; 0x8_0000];
+            let mut put = |at: u64, bytes: &[u8]| text[(at - TEXT) as usize..][..bytes.len()].copy_from_slice(bytes);
+            put(START, &self.code);
+            put(START + self.code.len() as u64, &[0x90, 0xc3]);
+            put(CALLER - self.before_call.len() as u64, &self.before_call);
+            self.more.iter().for_each(|(at, bytes)| put(*at, bytes));
+            let mut stack = vec![0; 0x4000];
+            let words = self.words.iter().copied().chain([(self.depth, CALLER)]);
+            words.for_each(|(at, word)| stack[(0x100 + at) as usize / 8] = word);
+            Pieces::default().bytes(TEXT, &text).words(STACK, &stack)
+        }
+
+        fn step(&self, registers: &[(Reg, u64)]) -> Option<Next> {
+            let (objects, mappings, symbol) = (objects(), mappings(), self.symbol);
+            let unwinder = CodeUnwinder::new(&objects, &mappings, self.entry, Box::new(move |_| symbol));
+            let sp = (Reg::RSP, STACK + 0x100);
+            let mut at = cursor(self.at.raw(), &[&[sp], registers].concat());
+            at.address = self.at;
+            unwinder.step(&at, &self.memory())
+        }
+
+        /// rsp, rbx, rbp of the caller.
+        fn caller(&self, registers: &[(Reg, u64)]) -> Option<[Option<u64>; 3]> {
+            match self.step(registers)? {
+                Next::Caller(caller, Trust::Code) => {
+                    assert_eq!(caller.address, CodeAddress::Return(CALLER));
+                    Some([Reg::RSP, Reg::RBX, Reg::RBP].map(|r| caller.registers.get(r)))
+                }
+                next => panic!("{next:?}"),
+            }
+        }
+    }
+
+    const REGISTERS: [(Reg, u64); 2] = [(Reg::RBX, 3), (Reg::RBP, 5)];
+    const PUSH_RBP: &[u8] = &[0x55];
+    const PUSH_RBX: &[u8] = &[0x53];
+    const FRAME: &[u8] = &[0x55, 0x48, 0x89, 0xe5];
+    const SUB_20: &[u8] = &[0x48, 0x83, 0xec, 0x20];
+
+    fn above(bytes: u64) -> Option<u64> {
+        Some(STACK + 0x108 + bytes)
+    }
+
+    #[test]
+    fn frames_of_every_shape_are_followed() {
+        assert_eq!(Case::new(&[&[0x90]], 0).caller(&REGISTERS), Some([above(0), Some(3), Some(5)]));
+        // push rax: the `main` of Rust.
+        assert_eq!(Case::new(&[&[0x50]], 8).caller(&REGISTERS), Some([above(8), Some(3), Some(5)]));
+        let mut case = Case::new(&[PUSH_RBP, PUSH_RBX, SUB_20], 0x30);
+        case.words = vec![(0x28, 55), (0x20, 33)];
+        assert_eq!(case.caller(&REGISTERS), Some([above(0x30), Some(33), Some(55)]));
+        // rbp is used for something else: mov rbp, rdi.
+        let mut case = Case::new(&[PUSH_RBP, SUB_20, &[0x48, 0x89, 0xfd]], 0x28);
+        case.words = vec![(0x20, 55)];
+        assert_eq!(case.caller(&REGISTERS), Some([above(0x28), Some(3), Some(55)]));
+        // A frame pointer, and a stack pointer that moved by an unknown amount: sub rsp, rax.
+        let mut case = Case::new(&[FRAME, PUSH_RBX, &[0x48, 0x29, 0xc4]], 0x48);
+        case.words = vec![(0x40, 55), (0x38, 33)];
+        assert_eq!(case.caller(&[(Reg::RBX, 3), (Reg::RBP, STACK + 0x140)]), Some([above(0x48), Some(33), Some(55)]));
+        // The loop that touches the pages of a large frame: lea r11, [rsp - 0x2000]; sub rsp, 0x1000; mov [rsp], 0; cmp
+        // rsp, r11; jne.
+        let probe: &[u8] = &[
+            0x4c, 0x8d, 0x9c, 0x24, 0x00, 0xe0, 0xff, 0xff, 0x48, 0x81, 0xec, 0, 0x10, 0, 0, 0x48, 0xc7, 0x04, 0x24, 0,
+            0, 0, 0, 0x4c, 0x39, 0xdc, 0x75, 0xec,
+        ];
+        assert_eq!(Case::new(&[probe], 0x2000).caller(&REGISTERS), Some([above(0x2000), Some(3), Some(5)]));
+        // Saved with mov, and overwritten without being saved.
+        let mut case = Case::new(&[SUB_20, &[0x48, 0x89, 0x5c, 0x24, 0x08, 0x31, 0xdb, 0x31, 0xed]], 0x20);
+        case.words = vec![(8, 33)];
+        assert_eq!(case.caller(&REGISTERS), Some([above(0x20), Some(33), None]));
+    }
+
+    #[test]
+    fn every_way_to_a_place_counts() {
+        // push rbx; je +2; pop rbx; ret; [here]
+        let code: &[&[u8]] = &[PUSH_RBX, &[0x74, 2, 0x5b, 0xc3]];
+        let mut case = Case::new(code, 8);
+        case.words = vec![(0, 33)];
+        assert_eq!(case.caller(&REGISTERS), Some([above(8), Some(33), Some(5)]));
+        // A call that does not return with another frame than the way that leads on: push rbx; je +6; push 1; call; [here]
+        let mut case = Case::new(&[PUSH_RBX, &[0x74, 7, 0x6a, 1], &[0xe8, 0, 0, 0, 1]], 8);
+        case.words = vec![(0, 33)];
+        assert_eq!(case.caller(&REGISTERS), Some([above(8), Some(33), Some(5)]));
+        // Two ways that do not agree: je +2; push 1; [here]
+        assert_eq!(Case::new(&[&[0x74, 2, 0x6a, 1]], 8).caller(&REGISTERS), None);
+        // A jump through a table: push rbx; jmp rax; [here]. Only if the call names the function.
+        let mut case = Case::new(&[PUSH_RBX, &[0xff, 0xe0]], 8);
+        (case.words, case.symbol) = (vec![(0, 33)], case.symbol.map(|s| Known { end: Some(START + 5), ..s }));
+        assert_eq!(case.caller(&REGISTERS), Some([above(8), Some(33), Some(5)]));
+        case.before_call = vec![0xff, 0xd0];
+        assert_eq!(case.caller(&REGISTERS), None);
+        // Nothing leads here: ret; [here]
+        assert_eq!(Case::new(&[&[0xc3]], 0).caller(&REGISTERS), None);
+        // A return address is where a call of the function returns to, even if nothing follows.
+        let mut case = Case::new(&[PUSH_RBX, &[0xe8, 0, 0, 0, 1]], 8);
+        (case.words, case.at) = (vec![(0, 33)], CodeAddress::Return(START + 6));
+        assert_eq!(case.caller(&REGISTERS), Some([above(8), Some(33), Some(5)]));
+        case.at = CodeAddress::Return(START + 5);
+        assert_eq!(case.caller(&REGISTERS), None);
+    }
+
+    #[test]
+    fn the_caller_has_to_call_this_function() {
+        let case = || Case::new(&[&[0x50]], 8);
+        // No call.
+        assert_eq!(Case { before_call: vec![0x90; 5], ..case() }.caller(&REGISTERS), None);
+        // A call of another.
+        assert_eq!(Case { before_call: call(START + 0x100), ..case() }.caller(&REGISTERS), None);
+        // Of another that ends in a jump to this one.
+        let jump = [&[0xe9][..], &(-0x105i32).to_le_bytes()].concat();
+        let tail = Case { before_call: call(START + 0x100), more: vec![(START + 0x100, jump)], ..case() };
+        assert_eq!(tail.caller(&REGISTERS), Some([above(8), Some(3), Some(5)]));
+        // Through a linker's stub: endbr64; bnd jmp [rip + x]
+        let stub = vec![0xf3, 0x0f, 0x1e, 0xfa, 0xf2, 0xff, 0x25, 0, 0, 0, 0];
+        for (target, found) in [(START, true), (START + 8, false)] {
+            let more = vec![(START + 0x100, stub.clone()), (START + 0x10b, target.to_le_bytes().to_vec())];
+            let stub = Case { before_call: call(START + 0x100), more, ..case() };
+            assert_eq!(stub.caller(&REGISTERS).is_some(), found);
+        }
+        // call rax: only of a symbol that is no label.
+        for is_entry in [true, false] {
+            let symbol = Some(Known { start: START, end: None, is_entry });
+            let indirect = Case { before_call: vec![0xff, 0xd0], symbol, ..case() };
+            assert_eq!(indirect.caller(&REGISTERS).is_some(), is_entry);
+        }
+    }
+
+    #[test]
+    fn without_symbols_a_call_on_the_stack_says_where_the_function_starts() {
+        let case = || Case { symbol: None, ..Case::new(&[PUSH_RBX, SUB_20], 0x28) };
+        assert_eq!(case().caller(&REGISTERS).map(|r| r[0]), Some(above(0x28)));
+        // In another word than the frame has it.
+        let mut other = case();
+        (other.depth, other.words) = (0x30, vec![(0x28, 0)]);
+        assert_eq!(other.caller(&REGISTERS), None);
+        // Old words below it are passed over.
+        let mut old = case();
+        old.words = vec![(0x8, CALLER), (0x10, CALLER)];
+        assert_eq!(old.caller(&REGISTERS).map(|r| r[0]), Some(above(0x28)));
+        // The function that is called ends in a jump to it, by its address: lea rax, [rip + x]; jmp rax.
+        let jump = |target: u64| {
+            [&[0x48, 0x8d, 0x05][..], &((target as i64 - START as i64 - 0x107) as i32).to_le_bytes(), &[0xff, 0xe0]]
+                .concat()
+        };
+        for (target, found) in [(START, true), (START + 1, false)] {
+            let tail = Case { before_call: call(START + 0x100), more: vec![(START + 0x100, jump(target))], ..case() };
+            assert_eq!(tail.caller(&REGISTERS).is_some(), found);
+        }
+        // An indirect call says nothing.
+        assert_eq!(Case { before_call: vec![0xff, 0xd0], ..case() }.caller(&REGISTERS), None);
+    }
+
+    const ENTRY: u64 = 0x40_2000;
+
+    /// `_start` of glibc, musl and a program that is linked to fixed addresses, with `main` at `START`.
+    fn entries() -> [Vec<u8>; 3] {
+        let lea = |at: u64| ((START as i64 - at as i64) as i32).to_le_bytes();
+        [
+            [
+                &[0x31, 0xed, 0x49, 0x89, 0xd1, 0x5e, 0x48, 0x8d, 0x3d][..],
+                &lea(ENTRY + 13),
+                &[0xff, 0x15, 0, 0, 0, 0, 0xf4],
+            ]
+            .concat(),
+            [&[0x48, 0x31, 0xed, 0x48, 0x8d, 0x3d][..], &lea(ENTRY + 10), &[0xe8, 0, 0, 0, 0]].concat(),
+            [
+                &[0xf3, 0x0f, 0x1e, 0xfa, 0x31, 0xed, 0x48, 0xc7, 0xc7][..],
+                &(START as u32).to_le_bytes(),
+                &[0xe8, 0, 0, 0, 0],
+            ]
+            .concat(),
+        ]
+    }
+
+    #[test]
+    fn main_is_what_the_entry_point_names() {
+        for code in entries() {
+            let mut case = Case { symbol: None, entry: Some(ENTRY), ..Case::new(&[&[0x50]], 8) };
+            // As the C library calls it.
+            (case.before_call, case.more) = (vec![0xff, 0xd0], vec![(ENTRY, code)]);
+            assert_eq!(case.caller(&REGISTERS), Some([above(8), Some(3), Some(5)]));
+            case.entry = None;
+            assert_eq!(case.caller(&REGISTERS), None);
+        }
+    }
+
+    #[test]
+    fn the_entry_point_is_the_bottom() {
+        for code in entries() {
+            let call = code.iter().rposition(|b| [0xe8, 0x15].contains(b)).unwrap() as u64 + 5;
+            let mut case = Case { symbol: None, entry: Some(ENTRY), ..Case::new(&[&[0x50]], 8) };
+            case.more = vec![(ENTRY, code.clone())];
+            for (at, is_bottom) in [
+                (CodeAddress::Exact(ENTRY), true),
+                (CodeAddress::Return(ENTRY + call), true),
+                (CodeAddress::Return(ENTRY + call - 1), false),
+                (CodeAddress::Exact(ENTRY + call + 8), false),
+            ] {
+                case.at = at;
+                assert_eq!(matches!(case.step(&REGISTERS), Some(Next::Bottom)), is_bottom, "{code:x?} {at:x?}");
+            }
+            // Code that keeps rbp is an ordinary function.
+            case.at = CodeAddress::Return(ENTRY + call);
+            let keeps: Vec<u8> = code.iter().map(|b| if *b == 0x31 { 0x39 } else { *b }).collect();
+            case.more = vec![(ENTRY, keeps)];
+            assert!(!matches!(case.step(&REGISTERS), Some(Next::Bottom)));
+        }
+    }
+
+    #[test]
+    fn so_much_code_is_followed_and_so_much_stack_searched() {
+        // push rax, and then nothing in two bytes.
+        let code = [&[0x50][..], &[0x66, 0x90].repeat(MAX_BODY_BYTES as usize / 2 + 8)].concat();
+        for (len, found) in [(MAX_BODY_BYTES - 1, true), (MAX_BODY_BYTES + 1, false)] {
+            let mut case = Case::new(&[&code], 8);
+            case.at = CodeAddress::Exact(START + len);
+            assert_eq!(case.caller(&REGISTERS).is_some(), found);
+        }
+        let (objects, mappings) = (objects(), mappings());
+        let unwinder = || CodeUnwinder::new(&objects, &mappings, None, Box::new(|_| None));
+        let (one, memory) = (unwinder(), Pieces::default().bytes(START, &vec![0x90; MAX_BODY_STEPS + 1]));
+        let steps =
+            |unwinder: &CodeUnwinder<'_>, n: usize| unwinder.body(START, Some(START + n as u64), &memory).is_some();
+        // The place behind the last instruction counts, too.
+        assert!(steps(&one, MAX_BODY_STEPS - 1) && !steps(&one, MAX_BODY_STEPS));
+        let all = unwinder();
+        let nth = |i: u64| all.body(START + i, Some(START + i + 9_999), &memory).is_some();
+        let functions = MAX_BODIES_STEPS as u64 / 10_000;
+        assert!((0..functions).all(nth) && !nth(functions));
+        for (depth, found) in [(MAX_BODY_FRAME - 8, true), (MAX_BODY_FRAME, false)] {
+            let sub = [&[0x48, 0x81, 0xec][..], &(depth as u32).to_le_bytes()].concat();
+            let mut case = Case { symbol: None, ..Case::new(&[&sub], depth) };
+            case.words = (0..depth / 8).map(|i| (i * 8, 0)).collect();
+            assert_eq!(case.caller(&REGISTERS).is_some(), found);
+        }
+        // Jumps into the function that are nearer than its start.
+        for (nearer, found) in [(MAX_BODY_LEAVES - 1, true), (MAX_BODY_LEAVES, false)] {
+            let mut case = Case { symbol: None, ..Case::new(&[PUSH_RBX, SUB_20, &[0x90; 0x80]], 0x28) };
+            let jumps = (0..=nearer as i64).flat_map(|i| {
+                let distance = (i - 0x100 - 6 * (i + 1)) as i32;
+                [&[0x0f, 0x84][..], &distance.to_le_bytes()].concat()
+            });
+            let other = jumps.chain([0xc3]).collect();
+            (case.before_call, case.more) = (call(START + 0x100), vec![(START + 0x100, other)]);
+            assert_eq!(case.caller(&REGISTERS).is_some(), found);
+        }
+        let unwinder = unwinder();
+        let memory = Pieces::default().bytes(START, &[0x90; 0x4000]);
+        for i in 0..=MAX_BODIES as u64 {
+            unwinder.body(START + i, Some(START + i + 1), &memory);
+        }
+        assert_eq!(unwinder.bodies.borrow().len(), MAX_BODIES);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_end_without_harm(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..96)) {
+            let _ = Body::follow(START, &bytes, true, &Cell::new(1000));
+            let _ = Body::follow(u64::MAX - 8, &bytes, false, &Cell::new(1000));
+        }
+    }
+
+    /// What unwind tables and the code say of one place.
+    #[derive(Default, Debug)]
+    struct Compared {
+        same: usize,
+        unknown: usize,
+        different: Vec<String>,
+    }
+
+    /// Every instruction of every function that a symbol names, in the files that this test runs with: the compiler's own
+    /// tables say what the code should.
+    #[test]
+    fn tables_and_code_say_the_same() {
+        let mut all = Compared::default();
+        let mut seen = BTreeSet::new();
+        for mapping in own_mappings().iter().filter(|m| m.offset == 0) {
+            let Some(path) = mapping.path.as_ref().filter(|p| p.is_absolute() && seen.insert((*p).clone())) else {
+                continue;
+            };
+            let bytes = std::fs::read(path).unwrap();
+            let Ok(file) = object::File::parse(&*bytes) else { continue };
+            let Some(frames) = file.section_by_name(".eh_frame") else { continue };
+            let table = Arc::new(frames.data().unwrap().to_vec());
+            let cfi = CfiUnwinder::of_eh_frame("x".into(), (0, u64::MAX), table, frames.address());
+            // Assembly says what it likes.
+            let of_compiler = |name: &str| name.starts_with("_ZN") || name.starts_with("_R");
+            let functions = file.symbols().filter(|s| s.kind() == SymbolKind::Text && s.size() > 0);
+            for symbol in functions.filter(|s| s.name().is_ok_and(of_compiler)).step_by(7) {
+                let section = symbol.section_index().and_then(|i| file.section_by_index(i).ok());
+                let code = section.and_then(|s| s.data_range(symbol.address(), symbol.size()).ok().flatten());
+                if let (Some(code), Some(changes)) = (code, cfi.changes(symbol.address())) {
+                    compare(symbol.name().unwrap_or("?"), symbol.address(), code, &changes, &mut all);
+                }
+            }
+        }
+        let Compared { same, unknown, different } = all;
+        println!("{same} the same, {unknown} unknown, {} different", different.len());
+        assert!(different.is_empty(), "{}: {:#?}", different.len(), &different[..different.len().min(20)]);
+        assert!(same > 20_000 && unknown * 20 < same, "{same} {unknown}");
+    }
+
+    fn compare(name: &str, start: u64, code: &[u8], changes: &[(u32, FrameChange)], out: &mut Compared) {
+        let Some(body) = Body::follow(start, code, true, &Cell::new(MAX_BODY_STEPS)) else { return };
+        for (at, state) in body.states.iter().filter(|(_, state)| !state.guessed) {
+            let offset = (at - start) as u32;
+            let mut cfa = None;
+            let mut saved = BTreeMap::new();
+            for (_, change) in changes.iter().take_while(|(from, _)| *from <= offset) {
+                match *change {
+                    FrameChange::Cfa(reg, n) => cfa = Some((reg, i64::from(n))),
+                    FrameChange::Saved(reg, at) => _ = saved.insert(reg.0, i64::from(at)),
+                    FrameChange::Same(reg) => _ = saved.remove(&reg.0),
+                    _ => {}
+                }
+            }
+            let ours = match cfa {
+                Some((Reg::RSP, n)) => state.sp.map(|sp| (8 - sp, n)),
+                Some((Reg::RBP, n)) => state.frame.map(|f| (8 - f, n)),
+                _ => continue,
+            };
+            match ours {
+                None => out.unknown += 1,
+                Some((ours, theirs)) if ours == theirs => out.same += 1,
+                Some(both) => out.different.push(format!("{name} +{offset:#x}: {both:?}")),
+            }
+            for (reg, kept) in KEPT.iter().zip(state.kept) {
+                if let (Some(theirs), Kept::At(ours)) = (saved.get(&reg.0), kept)
+                    && ours - 8 != *theirs
+                {
+                    out.different.push(format!("{name} +{offset:#x}: {} at {ours} {theirs}", reg.name()));
+                }
+            }
+        }
+    }
+}

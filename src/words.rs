@@ -1,0 +1,45 @@
+//! Closed sets of words, as JSON has them: one list gives the enum, its names and its schema, so that the schema lists what
+//! is written and nothing else.
+
+/// An enum whose variants are words of JSON documents.
+macro_rules! words {
+    ($($(#[doc = $doc:literal])+ $name:ident { $($(#[doc = $vdoc:literal])+ $variant:ident = $text:literal,)+ })+) => {$(
+        $(#[doc = $doc])+
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name {
+            $($(#[doc = $vdoc])+ $variant,)+
+        }
+        impl $name {
+            /// Every one there is.
+            pub const ALL: &[$name] = &[$($name::$variant),+];
+
+            /// The name in JSON.
+            pub const fn as_str(self) -> &'static str {
+                match self { $($name::$variant => $text,)+ }
+            }
+        }
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.serialize_str(self.as_str())
+            }
+        }
+        impl schemars::JsonSchema for $name {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                let description = [
+                    concat!($($doc, "\n"),+).trim().to_string(),
+                    "These are all that this version writes; later ones may have more.".to_string(),
+                    $(format!("`{}`: {}", $text, concat!($($vdoc),+).trim()),)+
+                ].join("\n");
+                schemars::json_schema!({ "description": description, "type": "string", "enum": [$($text),+] })
+            }
+        }
+    )+};
+}
