@@ -12,7 +12,8 @@ use support::{wstate, wstate_json};
 use wstate::runtime::engines::Engine;
 
 /// An engine, a symbol that it exports, a string of it, and how its library is called.
-const MARKS: [(Engine, Option<&str>, Option<&str>, Option<&str>); 12] = [
+type Mark = (Engine, Option<&'static str>, Option<&'static str>, Option<&'static str>);
+const MARKS: [Mark; 12] = [
     (Engine::V8, Some("v8dbg_SmiTag"), Some("disabled-by-default-v8.wasm.turbofan"), Some("libnode.so.108")),
     (
         Engine::JavaScriptCore,

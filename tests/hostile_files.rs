@@ -50,6 +50,7 @@ fn wstate(args: &[&str]) -> Ran {
 }
 
 fn run(command: &mut Command) -> Ran {
+    #[expect(clippy::zombie_processes, reason = "wait4 waits for it, and tells its memory too")]
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let (mut out, mut err) = (String::new(), String::new());
     child.stdout.take().unwrap().read_to_string(&mut out).unwrap();

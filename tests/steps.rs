@@ -9,6 +9,8 @@
 //! `READY pid= tid=` when the guest runs and ends with its input: `tests/tools/foreign/spin.py`. `WSTATE_STEP_FEATURES` are its
 //! features (large, multi_value, tail_calls, exceptions, bulk_memory), `WSTATE_STEPS` how many instructions.
 
+#![expect(clippy::duplicate_mod, reason = "both helpers check JSON, each for the tests that use it alone")]
+
 mod harness;
 #[path = "support/shapes.rs"]
 mod shapes;
@@ -154,7 +156,7 @@ fn step(pid: u32, tid: u32, steps: usize) -> Count {
         let inside = compiled(pc);
         in_native = if inside { 0 } else { in_native + 1 };
         // In the host: the first instructions, and some of the others.
-        let check = inside || in_native < 40 || in_native % 97 == 0;
+        let check = inside || in_native < 40 || in_native.is_multiple_of(97);
         if check {
             let start = Cursor { address: CodeAddress::Exact(pc), registers: registers.clone() };
             let unwinders: [&dyn Unwinder; 4] = [runtime, &cfi, &recognised, &frame_pointer];

@@ -401,7 +401,9 @@ mod tests {
 
     #[test]
     fn each_module_gets_its_file_or_it_is_open() {
-        let cases: [(&str, &[&[usize]], Told<'_>, &[Verdict]); 11] = [
+        /// What the case is called, the files that fit each module, what else is told, and what each module gets.
+        type Case<'a> = (&'a str, &'a [&'a [usize]], Told<'a>, &'a [Verdict]);
+        let cases: [Case<'_>; 11] = [
             ("nothing fits", &[&[]], Told::default(), &[Nothing]),
             ("one each", &[&[1], &[0]], Told::default(), &[File(1), File(0)]),
             ("one file for two modules of it", &[&[0], &[0]], Told::default(), &[File(0), File(0)]),

@@ -43,7 +43,7 @@ fn can_unshare(flags: &str) -> bool {
             false
         }
         Err(e) => {
-            missing(&format!("unshare does not start: {e}"));
+            missing(format!("unshare does not start: {e}"));
             false
         }
     }

@@ -619,7 +619,7 @@ mod tests {
         let place = Place::user("/file");
         // Whatever was waited for, each has its chance.
         for n in 0..2 * limits::MAX_SILENCE_TOTAL_MS / limits::MAX_SILENCE_MS {
-            assert!(matches!(state.ask(&[place.clone()]), Err(Gone::Silent)));
+            assert!(matches!(state.ask(std::slice::from_ref(&place)), Err(Gone::Silent)));
             let least = ((n + 1) * limits::MAX_SILENCE_MS).min(limits::MAX_SILENCE_TOTAL_MS);
             assert!(state.waited >= Duration::from_millis(least.max(limits::MIN_SILENCE_MS)), "{:?}", state.waited);
         }
@@ -635,10 +635,10 @@ mod tests {
         let identity = Identity::of(&file).unwrap();
         let answer = Answer { identity, ..Answer::bare(number, Answer::HERE) };
         send(&theirs, &answer.bytes(), Some(&file)).unwrap();
-        let (_, opened) = state.ask(&[place.clone()]).ok().unwrap().unwrap();
+        let (_, opened) = state.ask(std::slice::from_ref(&place)).ok().unwrap().unwrap();
         assert_eq!((opened.identity, Identity::of(&opened.file).unwrap()), (identity, identity));
         drop(theirs);
-        assert!(matches!(state.ask(&[place.clone()]), Err(Gone::Ended)));
+        assert!(matches!(state.ask(std::slice::from_ref(&place)), Err(Gone::Ended)));
     }
 
     #[test]

@@ -241,7 +241,13 @@ fn so_many_pages_are_copied_and_kept_in_mind() {
         captured
     };
     let of = |words: &[u8]| {
-        super::super::evidence::blocks(&[thread.clone()], &[mapping.clone()], None, &captured(words)).len()
+        super::super::evidence::blocks(
+            std::slice::from_ref(&thread),
+            std::slice::from_ref(&mapping),
+            None,
+            &captured(words),
+        )
+        .len()
     };
     assert_eq!(of(&words), limits::MAX_CODE_BLOCKS);
     let mut far = vec![0; limits::MAX_CODE_SCAN];
