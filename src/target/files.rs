@@ -7,7 +7,7 @@
 //!   followed. Files of the kernel, such as `/proc/kmsg`, are not read.
 //! - A mount may not answer. The file is opened by another process ([`helper`]), which can be left alone, and of file systems
 //!   that others serve (network, FUSE) it copies the file, so that no page of it is waited for later.
-//! - A mapped file may be shortened. Its missing pages read as zeros then ([`guard`]), and the file counts as changed, as it
+//! - A mapped file may be shortened. Its missing pages read as zeros then (`guard`), and the file counts as changed, as it
 //!   does when its size or time differ at the end: what was read of it is not used ([`Steady`]).
 
 pub(crate) mod guard;

@@ -1,6 +1,6 @@
 //! DWARF: lines and inlined functions.
 
-use super::excerpt::{Extent, excerpt};
+use super::excerpt::{Extent, Why, excerpt};
 use super::{NativeSymbol, demangle, files};
 use crate::limits;
 use crate::symbolize::nesting::is_too_deep;
@@ -252,14 +252,11 @@ impl<'a> Dwarf<'a> {
             if self.contexts.borrow().contains_key(&unit.0) || together.contains(&unit) {
                 continue;
             }
-            let alone = self.unit(unit);
-            if let Alone::TooDeep(_) = alone {
-                self.too_deep.borrow_mut().insert(unit.0);
-            }
-            match alone {
-                Alone::Complete(context) | Alone::TooDeep(context) => {
+            match self.unit(unit) {
+                Alone::Complete(context) => {
                     self.contexts.borrow_mut().insert(unit.0, Rc::new(Some(context)));
                 }
+                Alone::TooDeep => self.lines_only(unit),
                 Alone::NeedsOthers => {
                     together.insert(unit);
                 }
@@ -268,11 +265,27 @@ impl<'a> Dwarf<'a> {
                 }
             }
         }
-        let together: Vec<Extent> = together.into_iter().collect();
-        if !together.is_empty() {
-            let context = Rc::new(self.excerpt(&together));
+        let mut together: Vec<Extent> = together.into_iter().collect();
+        while !together.is_empty() {
+            let context = match self.excerpt(&together) {
+                Err(Why::TooDeep(units)) => {
+                    together.retain(|unit| !units.contains(unit));
+                    units.into_iter().for_each(|unit| self.lines_only(unit));
+                    continue;
+                }
+                Err(Why::Broken) => Rc::new(None),
+                Ok(context) => Rc::new(Some(context)),
+            };
             self.contexts.borrow_mut().extend(together.iter().map(|unit| (unit.0, Rc::clone(&context))));
+            break;
         }
+    }
+
+    /// Of a unit that is too deep only lines are read.
+    fn lines_only(&self, unit: Extent) {
+        self.too_deep.borrow_mut().insert(unit.0);
+        let context = self.alone(unit).and_then(|(dwarf, _)| Context::from_dwarf(dwarf).ok());
+        self.contexts.borrow_mut().insert(unit.0, Rc::new(context));
     }
 
     /// The source-level frames at an address of the file, innermost first.
@@ -308,31 +321,34 @@ impl<'a> Dwarf<'a> {
         self.met_too_deep.get()
     }
 
-    fn unit(&self, (offset, length): Extent) -> Alone<'a> {
+    fn alone(&self, (offset, length): Extent) -> Option<(gimli::Dwarf<Slice<'a>>, gimli::UnitHeader<Slice<'a>>)> {
         let mut dwarf = self.without_ranges();
         let mut info = *dwarf.debug_info.reader();
-        if info.skip(offset).and_then(|()| info.truncate(length)).is_err() {
-            return Alone::Broken;
-        }
+        info.skip(offset).and_then(|()| info.truncate(length)).ok()?;
         // Its offsets count from the start of the whole section.
         dwarf.debug_info = gimli::DebugInfo::from(info);
-        let Ok(Some(header)) = dwarf.units().next() else { return Alone::Broken };
-        if is_too_deep(&dwarf, &header) {
-            return Context::from_dwarf(dwarf).map_or(Alone::Broken, Alone::TooDeep);
-        }
+        let header = dwarf.units().next().ok()??;
+        Some((dwarf, header))
+    }
+
+    fn unit(&self, unit: Extent) -> Alone<'a> {
+        let Some((dwarf, header)) = self.alone(unit) else { return Alone::Broken };
         if refers_outside(dwarf.debug_abbrev.reader(), header.debug_abbrev_offset().0) {
             return Alone::NeedsOthers;
+        }
+        if is_too_deep(&dwarf, &header) {
+            return Alone::TooDeep;
         }
         Context::from_dwarf(dwarf).map_or(Alone::Broken, Alone::Complete)
     }
 
     /// Several units and what they need of others.
-    fn excerpt(&self, units: &[Extent]) -> Option<Context<'a>> {
+    fn excerpt(&self, units: &[Extent]) -> Result<Context<'a>, Why> {
         let mut dwarf = self.without_ranges();
-        let info = self.excerpts.keep(excerpt(&dwarf, &self.units.all, units)?)?;
+        let info = self.excerpts.keep(excerpt(&dwarf, &self.units.all, units)?).ok_or(Why::Broken)?;
         dwarf.debug_info = gimli::DebugInfo::from(EndianSlice::new(info, LittleEndian));
         dwarf.populate_abbreviations_cache(gimli::AbbreviationsCacheStrategy::Duplicates);
-        Context::from_dwarf(dwarf).ok()
+        Context::from_dwarf(dwarf).map_err(|_| Why::Broken)
     }
 
     fn without_ranges(&self) -> gimli::Dwarf<Slice<'a>> {
@@ -346,8 +362,8 @@ impl<'a> Dwarf<'a> {
 enum Alone<'a> {
     Complete(Context<'a>),
     /// Only lines may be asked for.
-    TooDeep(Context<'a>),
-    /// It has names in other units.
+    TooDeep,
+    /// It has names in other units, and may be too deep.
     NeedsOthers,
     Broken,
 }
@@ -434,7 +450,7 @@ mod tests {
                 }
                 let mut damaged = dwarf.sections.borrow(|section| *section);
                 damaged.debug_info = gimli::DebugInfo::from(EndianSlice::new(&info, LittleEndian));
-                let Some(part) = excerpt(&damaged, &dwarf.units.all, &wanted) else { return Ok(()) };
+                let Ok(part) = excerpt(&damaged, &dwarf.units.all, &wanted) else { return Ok(()) };
                 damaged.debug_info = gimli::DebugInfo::from(EndianSlice::new(&part, LittleEndian));
                 if let Ok(context) = Context::from_dwarf(damaged) {
                     svmas.iter().for_each(|&svma| drop(frames(&context, svma)));

@@ -12,6 +12,7 @@
 //! ```
 
 use super::dwarf::Slice;
+use crate::symbolize::nesting::{Around, Skim};
 use gimli::{
     Abbreviation, AttributeSpecification, AttributeValue, DebugInfoOffset, Section as _, UnitHeader, UnitOffset,
 };
@@ -27,24 +28,35 @@ const TYPE_UNIT: usize = 24;
 /// No unit that is put in place of others is larger: lengths from 0xffff_fff0 on have another meaning.
 const MOST: usize = 1 << 30;
 
-/// `.debug_info` with what `wanted` need, of all the units `all` (ascending, each begins where the one before ends). `None`
-/// if it is damaged, or there is no memory.
-pub(super) fn excerpt(dwarf: &gimli::Dwarf<Slice<'_>>, all: &[Extent], wanted: &[Extent]) -> Option<Mmap> {
+/// `.debug_info` with what `wanted` need, of all the units `all` (ascending, each begins where the one before ends).
+/// `Broken` if it is damaged, or there is no memory; `TooDeep` tells those of which `addr2line` can read no functions
+/// ([`nesting`](crate::symbolize::nesting)): ask again without them.
+pub(super) fn excerpt(dwarf: &gimli::Dwarf<Slice<'_>>, all: &[Extent], wanted: &[Extent]) -> Result<Mmap, Why> {
     let mut needs = Needs { dwarf, all, entries: BTreeMap::new(), tables: HashMap::new(), units: HashMap::new() };
     let mut open = Vec::new();
-    for &(offset, length) in wanted {
+    let mut too_deep = Vec::new();
+    let mut is_broken = false;
+    for &unit @ (offset, length) in wanted {
         needs.entries.insert(offset, offset + length);
-        needs.references(offset, &mut open).ok()?;
-    }
-    let whole: BTreeSet<usize> = wanted.iter().map(|w| w.0).collect();
-    while let Some(offset) = open.pop() {
-        let (unit, length) = needs.unit_around(offset)?;
-        if whole.contains(&unit) || needs.entries.contains_key(&offset) || offset >= unit + length {
-            continue;
+        match needs.references(offset, &mut open) {
+            Ok(false) => {}
+            Ok(true) => too_deep.push(unit),
+            // The others are looked at too: none that is too deep may be read.
+            Err(_) => is_broken = true,
         }
-        needs.entry(unit, offset, &mut open).ok()?;
     }
-    needs.build()
+    match (too_deep.is_empty(), is_broken) {
+        (false, _) => Err(Why::TooDeep(too_deep)),
+        (true, true) => Err(Why::Broken),
+        (true, false) => needs.complete(wanted, open).ok_or(Why::Broken),
+    }
+}
+
+/// Why there is no excerpt.
+#[derive(Debug)]
+pub(super) enum Why {
+    TooDeep(Vec<Extent>),
+    Broken,
 }
 
 struct Needs<'a, 'd> {
@@ -63,6 +75,19 @@ fn leads_to_name(spec: &AttributeSpecification) -> bool {
 }
 
 impl<'d> Needs<'_, 'd> {
+    /// Takes what is open, which leads to more, and builds it all.
+    fn complete(&mut self, wanted: &[Extent], mut open: Vec<usize>) -> Option<Mmap> {
+        let whole: BTreeSet<usize> = wanted.iter().map(|w| w.0).collect();
+        while let Some(offset) = open.pop() {
+            let (unit, length) = self.unit_around(offset)?;
+            if whole.contains(&unit) || self.entries.contains_key(&offset) || offset >= unit + length {
+                continue;
+            }
+            self.entry(unit, offset, &mut open).ok()?;
+        }
+        self.build()
+    }
+
     fn unit_around(&self, offset: usize) -> Option<Extent> {
         self.all.get(self.all.partition_point(|u| u.0 <= offset).checked_sub(1)?).copied()
     }
@@ -82,28 +107,32 @@ impl<'d> Needs<'_, 'd> {
         Ok((header, table))
     }
 
-    /// The entries of other units that those of a whole unit lead to.
-    fn references(&mut self, unit: usize, open: &mut Vec<usize>) -> gimli::Result<()> {
+    /// The entries of other units that those of a whole unit lead to. Whether functions of it are inlined too deep into
+    /// each other, which is seen on the way: a unit is not read twice for it.
+    fn references(&mut self, unit: usize, open: &mut Vec<usize>) -> gimli::Result<bool> {
         let (header, table) = self.unit(unit)?;
-        let mut entries = header.entries_raw(&table, None)?;
-        let outside = |spec: &AttributeSpecification| {
+        let mut entries = Skim::new(&header, &table, |spec| {
             leads_to_name(spec) && matches!(spec.form(), gimli::DW_FORM_ref_addr | gimli::DW_FORM_indirect)
-        };
-        while !entries.is_empty() {
-            let Some(kind) = entries.read_abbreviation()? else { continue };
-            if !kind.attributes().iter().any(outside) {
-                entries.skip_attributes(kind.attributes())?;
+        })?;
+        let mut around = Around::default();
+        while let Some(entry) = entries.next()? {
+            if around.enter(entry.depth, entry.kind) {
+                return Ok(true);
+            }
+            if !entry.is_wanted {
                 continue;
             }
-            for spec in kind.attributes() {
-                if let AttributeValue::DebugInfoRef(there) = entries.read_attribute(*spec)?.value()
+            let mut attributes = header.entries_raw(&table, Some(entry.offset))?;
+            attributes.read_abbreviation()?;
+            for spec in entry.kind.attributes() {
+                if let AttributeValue::DebugInfoRef(there) = attributes.read_attribute(*spec)?.value()
                     && leads_to_name(spec)
                 {
                     open.push(there.0);
                 }
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Takes the entry at `offset` of `unit`, and the unit's head.
