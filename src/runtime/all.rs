@@ -195,6 +195,11 @@ impl Runtimes {
         left.all(|m| self.runtimes().any(|r| r.module_of(m.start).is_some()))
     }
 
+    /// What was told of the user's own files: those that are not used, and modules that more than one fits.
+    pub fn refusals(&self) -> &[String] {
+        &self.refusals
+    }
+
     /// Matches the user's `.wasm` files to the modules that were found: each module gets the one that it was made from, if
     /// that can be told. What cannot be used, or not be decided, is told with the reason. Returns whether every file was used
     /// and every module decided; if there is nothing new since the last time, that is so.

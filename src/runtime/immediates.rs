@@ -1,8 +1,8 @@
 //! The constants in a function's machine code.
 
 use crate::symbolize::wasm::constants::{Constant, Use};
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Mnemonic, OpKind, Register};
-use std::collections::HashSet;
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use std::collections::{BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// What machine code says of the constants that it was made from.
@@ -23,13 +23,20 @@ impl Immediates {
         let mut out = Immediates::default();
         let mut hash = DefaultHasher::new();
         let mut end = code.len();
+        let mut tables = Tables::default();
         let mut decoder = Decoder::with_ip(64, code, 0, DecoderOptions::NONE);
         while decoder.can_decode() && decoder.position() < end {
             let at = decoder.position();
+            let behind = tables.skip(code, at);
+            if behind > at && decoder.set_position(behind).is_ok() {
+                decoder.set_ip(behind as u64);
+                continue;
+            }
             let i = decoder.decode();
             if i.is_invalid() {
                 continue;
             }
+            tables.see(&i);
             i.code().hash(&mut hash);
             let on_stack = |r: Register| matches!(r.full_register(), Register::RSP | Register::RBP);
             let adjusts = matches!(i.mnemonic(), Mnemonic::Add | Mnemonic::Sub | Mnemonic::And)
@@ -41,6 +48,8 @@ impl Immediates {
                 (kind as u32).hash(&mut hash);
                 match kind {
                     OpKind::Register => i.op_register(n).hash(&mut hash),
+                    // The address of a table of places to go on at, in the middle of the code.
+                    OpKind::Memory if i.is_ip_rel_memory_operand() && i.mnemonic() == Mnemonic::Lea => {}
                     OpKind::Memory if i.is_ip_rel_memory_operand() => {
                         // The compiler puts the constants that instructions load behind the code.
                         let target = usize::try_from(i.ip_rel_memory_address()).unwrap_or(usize::MAX);
@@ -117,6 +126,50 @@ impl Immediates {
     }
 }
 
+/// Tables in the code that are no instructions: Cranelift puts the distances to where a `br_table` goes on (4 bytes each)
+/// behind its jump, and the code goes on behind them. Singlepass has a row of jumps there, which are instructions.
+#[derive(Default)]
+struct Tables {
+    /// The last address that was loaded, and the register that has it.
+    loaded: Option<(u64, Register)>,
+    /// Where tables begin.
+    starts: BTreeSet<usize>,
+}
+
+impl Tables {
+    /// Cranelift reads a table as `lea base, [rip + table]; movsxd distance, [base + index * 4]`.
+    fn see(&mut self, i: &Instruction) {
+        if i.mnemonic() == Mnemonic::Lea && i.is_ip_rel_memory_operand() {
+            self.loaded = Some((i.ip_rel_memory_address(), i.op0_register()));
+        } else if let Some((start, base)) = self.loaded
+            && (i.mnemonic(), i.memory_base(), i.memory_index_scale()) == (Mnemonic::Movsxd, base, 4)
+            && i.memory_displacement64() == 0
+        {
+            self.starts.extend(usize::try_from(start));
+        }
+    }
+
+    /// Where the table at `at` ends: at the first place that it leads to behind itself, or where no distance stands any
+    /// more. `at` itself if there is no table.
+    fn skip(&self, code: &[u8], at: usize) -> usize {
+        if !self.starts.contains(&at) {
+            return at;
+        }
+        let (mut behind, mut first) = (at, code.len());
+        while behind < first
+            && let Some(word) = code.get(behind..).and_then(|rest| rest.first_chunk::<4>())
+            && let Some(target) = at.checked_add_signed(i32::from_le_bytes(*word) as isize)
+            && target < code.len()
+        {
+            behind += 4;
+            if target >= behind {
+                first = first.min(target);
+            }
+        }
+        behind
+    }
+}
+
 fn is(value: u64, constant: &Constant) -> bool {
     if constant.wide { value == constant.bits } else { value as u32 == constant.bits as u32 }
 }
@@ -165,6 +218,33 @@ mod tests {
         assert!(![0x40, 6, 0x55667788].iter().any(|&c| code.has(&constant(c, false))), "{code:?}");
         assert!(code.has_trace(&constant(6, false)) && code.has_trace(&constant(9, true)));
         assert!(code.has_trace(&constant(32, false)) && !code.has_trace(&constant(700, false)));
+    }
+
+    /// What comes behind a `br_table` counts, as each compiler makes one.
+    #[test]
+    fn constants_behind_a_table_are_found() {
+        // lea rcx, [rip+9]; movsxd rax, dword [rcx+rdi*4]; add rcx, rax; jmp rcx; a table of three; mov eax, 5; ret
+        let cranelift: &[u8] = &[
+            0x48, 0x8d, 0x0d, 9, 0, 0, 0, 0x48, 0x63, 0x04, 0xb9, 0x48, 0x01, 0xc1, 0xff, 0xe1, // three distances
+            12, 0, 0, 0, 0xf0, 0xff, 0xff, 0xff, 17, 0, 0, 0, 0xb8, 5, 0, 0, 0, 0xc3,
+        ];
+        // lea rcx, [rip+9]; imul rdx, rdi, 5; add rdx, rcx; jmp rdx; jmp +5; jmp +0; mov eax, 5; ret
+        let singlepass: &[u8] = &[
+            0x48, 0x8d, 0x0d, 9, 0, 0, 0, 0x48, 0x6b, 0xd7, 5, 0x48, 0x01, 0xca, 0xff, 0xe2, // two jumps
+            0xe9, 5, 0, 0, 0, 0xe9, 0, 0, 0, 0, 0xb8, 5, 0, 0, 0, 0xc3,
+        ];
+        let found = Immediates::of(cranelift);
+        assert_eq!(found.ordered, [5]);
+        assert_eq!(Immediates::of(singlepass).ordered, [5, 5]);
+        // Where the table leads is no part of what the code does, a constant behind it is.
+        let mut other = cranelift.to_vec();
+        other[29] = 6;
+        assert_ne!(Immediates::of(&other).fingerprint, found.fingerprint);
+        // A table that goes on beyond the code ends with it.
+        for length in 16..cranelift.len() {
+            let cut = Immediates::of(&cranelift[..length]);
+            assert!(cut.ordered.len() <= 1, "{length}: {cut:?}");
+        }
     }
 
     #[test]

@@ -370,6 +370,10 @@ impl Requests {
                 let mut text = String::new();
                 if report.runtimes.iter().all(|r| r.modules.is_empty()) {
                     text += &text::render_head(&report, options);
+                } else {
+                    // The user set these files, and waits for what they give.
+                    let refusals = self.stopped()?.provider.refusals();
+                    text.extend(refusals.iter().map(|why| format!("note: {}\n", text::clean_message(why))));
                 }
                 for (i, thread) in report.threads.iter().enumerate() {
                     text += if i > 0 { "\n" } else { "" };

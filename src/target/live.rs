@@ -518,14 +518,19 @@ impl Stop {
     }
 }
 
+/// Files that are kept open for the names of as many threads. The usual limit of open files is 1,024.
+const OPEN_NAMES: usize = 512;
+
 /// All threads of a process, standing. Dropping it lets them go.
 struct Stopped {
     pid: u32,
     threads: Vec<Stop>,
     // Seized, but they did not stop in time.
     unstopped: Vec<(libc::pid_t, &'static str)>,
-    // Read before anything stands, since it takes as long as all the rest.
+    // As they are while everything stands: a thread may name itself after the work that it does.
     names: HashMap<libc::pid_t, Option<String>>,
+    // Open files that say so; to close them can wait until everything runs.
+    name_files: HashMap<libc::pid_t, File>,
     notes: Vec<String>,
     // When the first thread was interrupted.
     since: Instant,
@@ -580,6 +585,7 @@ impl Stopped {
             threads: Vec::new(),
             unstopped: Vec::new(),
             names: HashMap::new(),
+            name_files: HashMap::new(),
             notes: Vec::new(),
             since: Instant::now(),
         }
@@ -606,7 +612,10 @@ impl Stopped {
                 }
                 match ptrace(libc::PTRACE_SEIZE, tid, 0, 0) {
                     Ok(()) => {
-                        all.names.insert(tid, thread_name(pid, tid));
+                        // To open the file takes as long as all the rest of a stop, to read it does not.
+                        if let (..OPEN_NAMES, Ok(file)) = (all.name_files.len(), File::open(comm(pid, tid))) {
+                            all.name_files.insert(tid, file);
+                        }
                         seized.push(tid);
                     }
                     Err(_) if is_gone(pid, tid) => vanished += 1,
@@ -628,6 +637,16 @@ impl Stopped {
             }
             false
         });
+        for &tid in all.threads.iter().map(|stop| &stop.tid).chain(all.unstopped.iter().map(|(tid, _)| tid)) {
+            let name = match all.name_files.get(&tid) {
+                Some(file) => {
+                    let mut name = [0; 64];
+                    file.read_at(&mut name, 0).ok().and_then(|len| name_of(&name[..len]))
+                }
+                None => thread_name(pid, tid),
+            };
+            all.names.insert(tid, name);
+        }
         if all.threads.is_empty() {
             let why = match refused {
                 Some((tid, e)) => refusal(pid, tid as u32, &e),
@@ -996,8 +1015,16 @@ fn strangers(pid: u32, known: &[Thread]) -> Vec<u32> {
 }
 
 fn thread_name(pid: u32, tid: libc::pid_t) -> Option<String> {
-    let name = std::fs::read(format!("/proc/{pid}/task/{tid}/comm")).ok()?;
-    let name = String::from_utf8_lossy(name.strip_suffix(b"\n").unwrap_or(&name)).into_owned();
+    name_of(&std::fs::read(comm(pid, tid)).ok()?)
+}
+
+fn comm(pid: u32, tid: libc::pid_t) -> String {
+    format!("/proc/{pid}/task/{tid}/comm")
+}
+
+/// What the kernel says of a thread's name, with a line feed behind it.
+fn name_of(said: &[u8]) -> Option<String> {
+    let name = String::from_utf8_lossy(said.strip_suffix(b"\n").unwrap_or(said)).into_owned();
     (!name.is_empty()).then_some(name)
 }
 

@@ -459,6 +459,16 @@ fn register_as_value(expression: &[u8]) -> Cow<'_, [u8]> {
 
 /// Whether the code at `pc` (its first instruction, or the `syscall` in it) returns from a signal handler.
 pub fn is_sigreturn(pc: u64, memory: &dyn Memory) -> bool {
+    // At every frame: one reading for all, unless not all of it is there.
+    const BEFORE: usize = 7;
+    let mut around = [0; BEFORE + 9];
+    let start = pc.checked_sub(BEFORE as u64);
+    if start.is_some_and(|start| memory.read(start, &mut around).is_ok()) {
+        return SIGRETURNS.iter().any(|code| {
+            let before = BEFORE - (code.len() - SYSCALL);
+            [BEFORE, before].iter().any(|&at| around.get(at..at + code.len()) == Some(code))
+        });
+    }
     let mut bytes = [0; 9];
     let mut is_at = |start: Option<u64>, code: &[u8]| {
         let there = bytes.get_mut(..code.len());

@@ -80,10 +80,14 @@ pub fn is_behind_call(pc: u64, memory: &dyn Memory) -> bool {
 /// long, eight with a prefix for an extended index.
 pub fn calls_before(pc: u64, memory: &dyn Memory) -> impl Iterator<Item = iced_x86::Instruction> {
     use iced_x86::{Decoder, DecoderOptions, FlowControl};
-    (2..=8).filter_map(move |len| {
-        let mut bytes = [0; 8];
-        let (start, bytes) = (pc.checked_sub(len)?, bytes.get_mut(..len as usize)?);
-        memory.read(start, bytes).ok()?;
+    let mut code = [0; 8];
+    // Eight bytes at once, and as many as there are at the very beginning of the code.
+    let readable = (2..=code.len()).rev().find(|&len| {
+        let place = pc.checked_sub(len as u64).zip(code.get_mut(8 - len..));
+        place.is_some_and(|(start, bytes)| memory.read(start, bytes).is_ok())
+    });
+    (2..=readable.unwrap_or(0)).filter_map(move |len| {
+        let (start, bytes) = (pc.checked_sub(len as u64)?, code.get(code.len() - len..)?);
         let instruction = Decoder::with_ip(64, bytes, start, DecoderOptions::NONE).decode();
         let is_call = matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall);
         (is_call && instruction.next_ip() == pc && !instruction.is_call_far_indirect()).then_some(instruction)

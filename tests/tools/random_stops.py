@@ -1,15 +1,15 @@
 """Random modules, stopped at random instants: the callers that wstate finds, and the locals where they are recorded.
 
-    python3 random_stops.py [--wstate FILE] [--stops N] [--seed N] [--singlepass HOST] [--package DIR]..
-                            [--verbose]
+    python3 random_stops.py [--wstate FILE] [--stops N] [--seed N] [--singlepass HOST] [--guest-debug HOST]..
+                            [--package DIR].. [--verbose]
 
 Each function of a generated module writes its number to a stack in linear memory when it begins, and takes it off before it
 ends or calls on. The process is stopped by SIGSTOP, so that this stack and wstate's answer are of one instant: the chain has
 to be the stack, or the stack and one function more, which has not written its number yet or has taken it off already.
 Local 1 of every function is its number times 0x01010101 and never changes behind its first instructions.
 
---singlepass names the host of tests/hosts/singlepass; each --package a directory that PyPI's `wasmtime` was unpacked in, which
-is tried with Cranelift (with tail calls), Winch, and with guest_debug where it has that. N stops are made of each. The seeds
+--singlepass names the host of tests/hosts/singlepass, --guest-debug that of tests/hosts/wasmtime, which record locals; each
+--package a directory that PyPI's `wasmtime` was unpacked in, which is tried with Cranelift (with tail calls) and Winch. N stops are made of each. The seeds
 are printed: `--seed` repeats a module, not its stops. Exit code 1 if anything is wrong.
 """
 
@@ -31,6 +31,8 @@ MAGIC = 0x5AFE57AC
 # Where the stack of numbers begins; its end is in the word at 0, MAGIC at 4.
 STACK = 0x400
 NUMBER = 0x01010101
+# What is counted: callers, values, and whether the file that the module was made from is accepted.
+KINDS = ("chain", "locals", "file")
 
 
 class Module:
@@ -219,7 +221,7 @@ def check(counts, module, report, tids, bases, memory, singlepass):
             marked = thread["end"]["kind"] != "bottom" or any(f["trust"] in ("frame_pointer", "scan") for f in thread["frames"])
             place = frames[0]["function"] if frames else None
             top = thread["frames"][0]
-            told = f"{names} instead of {stack}; pc {top['address']}, {place}, end {thread['end']}"
+            told = f"{names} instead of {stack}; pc {top['pc']}, {place}, end {thread['end']}"
             counts.say("chain", "unknown" if marked else "wrong", told)
         for frame in frames:
             name = frame["function"]["name"] or ""
@@ -246,18 +248,19 @@ def run(arguments, name, command, environment, wanted, features, seed, scratch):
         wat.write_text(module.text())
         subprocess.run(["wat2wasm", "--enable-all", "--debug-names", str(wat), "-o", str(wasm)], check=True)
         host = subprocess.Popen(
-            [*command, str(wasm), *arguments.more], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+            [str(wasm) if word == "FILE" else word for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
         )
         try:
-            line = host.stdout.readline().decode()
+            line, said = host.stdout.readline().decode(), []
             while line and not line.startswith(("READY", "FAILED")):
+                said += line.split() if line.startswith("STOPPED") else []
                 line = host.stdout.readline().decode()
             if not line.startswith("READY"):
                 counts.say("host", "failed", f"seed {seed}: {line}")
                 if counts["host", "failed"] > 20:
                     break
                 continue
-            said = [w.partition("=")[::2] for w in line.split()]
+            said = [w.partition("=")[::2] for w in [*said, *line.split()]]
             pid = int(dict(said)["pid"])
             tids = {int(v) for k, v in said if k == "tid"}
             # Others want to compute as well.
@@ -272,6 +275,8 @@ def run(arguments, name, command, environment, wanted, features, seed, scratch):
                         [arguments.wstate, "attach", str(pid), "--json", "--wasm", str(wasm)], capture_output=True
                     )
                     report = json.loads(out.stdout)
+                    refused = [note for note in report["notes"] if "not used" in note]
+                    counts.say("file", "wrong" if refused else "right", f"seed {seed}: {refused}")
                     bases = {}
                     for thread in report["threads"]:
                         of = {f["instance"] for f in thread["frames"] if f["kind"] == "wasm" and f["instance"]}
@@ -295,7 +300,7 @@ def run(arguments, name, command, environment, wanted, features, seed, scratch):
             host.kill()
             host.wait()
     shown = "  ".join(
-        f"{kind}: " + " ".join(f"{o} {counts[kind, o]}" for o in ("right", "unknown", "wrong")) for kind in ("chain", "locals")
+        f"{kind}: " + " ".join(f"{o} {counts[kind, o]}" for o in ("right", "unknown", "wrong")) for kind in KINDS
     )
     print(f"{name:44} stops {counts['stops', 'all']:5}  {shown}  without a memory {counts['memory unknown', 'all']}", flush=True)
     for told in counts.told if arguments.verbose else [t for t in counts.told if " wrong" in t or t.startswith("that")]:
@@ -311,11 +316,11 @@ def main():
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--threads", type=int, default=16)
     parser.add_argument("--singlepass")
+    parser.add_argument("--guest-debug", action="append", default=[])
     parser.add_argument("--package", action="append", default=[])
     parser.add_argument("--only")
     parser.add_argument("--verbose", action="store_true")
     arguments = parser.parse_args()
-    arguments.more = []
     seed = arguments.seed if arguments.seed is not None else random.randrange(1 << 30)
     print(f"seed {seed}")
     arguments.random = random.Random(seed)
@@ -325,17 +330,20 @@ def main():
     for place in arguments.package:
         version = next((p.name.split("-")[1].removesuffix(".dist") for p in pathlib.Path(place).glob("wasmtime-*.dist-info")), place)
         major = int(version.split(".")[0])
-        host = [sys.executable, str(HERE / "foreign/spin.py"), "--threads", str(arguments.threads)]
+        host = [sys.executable, str(HERE / "foreign/spin.py"), "--threads", str(arguments.threads), "FILE"]
         environment = dict(os.environ, PYTHONPATH=place)
         runs.append((f"{version} cranelift", host, environment, dict(plain, tail_calls=True)))
         # The library of older releases takes no other strategy than Cranelift.
         if major >= 45:
             tails = ["--config", "wasm_tail_call=1"] if major >= 50 else []
             runs.append((f"{version} winch", [*host, "--winch", *tails], environment, dict(plain, tail_calls=major >= 50)))
-        if major >= 47:
-            runs.append((f"{version} cranelift guest_debug", [*host, "--config", "guest_debug=1"], environment, dict(plain, tail_calls=True)))
+    for place in arguments.guest_debug:
+        # The library in PyPI's package cannot be asked for it.
+        more = [word for _ in range(arguments.threads - 1) for word in ("--more", "FILE")]
+        host = [place, "wasm", "--wasm", "FILE", "--call", "run", "--stop-after", "1", "--guest-debug", *more]
+        runs.append((f"{pathlib.Path(place).name} guest_debug", host, None, dict(plain, tail_calls=True)))
     if arguments.singlepass:
-        runs.append(("singlepass", [arguments.singlepass, "wasm", "--stay", "--call", "run", "--wasm"], None, dict(tail_calls=False, multi_value=False)))
+        runs.append(("singlepass", [arguments.singlepass, "wasm", "--stay", "--call", "run", "--wasm", "FILE"], None, dict(tail_calls=False, multi_value=False)))
     with tempfile.TemporaryDirectory() as scratch:
         for name, command, environment, features in runs:
             if arguments.only and arguments.only not in name:
@@ -343,7 +351,7 @@ def main():
             counts, seed = run(arguments, name, command, environment, arguments.stops, features, seed, pathlib.Path(scratch))
             total.update(counts)
     print("all: " + "  ".join(f"{k} {o} {n}" for (k, o), n in sorted(total.items())))
-    sys.exit(1 if total["chain", "wrong"] or total["locals", "wrong"] else 0)
+    sys.exit(1 if any(total[kind, "wrong"] for kind in KINDS) else 0)
 
 
 main()
