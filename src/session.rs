@@ -652,6 +652,7 @@ fn analyse_once(
     report.notes.extend(left_out);
     report.notes.extend(objects.notes().iter().cloned());
     let silent = files::helper::notes();
+    files::helper::rest();
     refused |= !silent.is_empty();
     report.notes.extend(silent);
     let addresses = stacks.iter().flatten().flat_map(|s| &s.frames).map(|f| f.cursor.address.lookup());

@@ -133,7 +133,7 @@ fn the_runtime_s_own_words_lead_where_tables_lead() {
         for (stop, flags) in STOPS {
             let host = Host::start_exe(host_wasmtime(version, Profile::Release), stop, flags);
             // What is analysed twice must not run on between.
-            stop_process(host.pid() as i32);
+            stop_process(host.pid());
             let mut options = Options::new(Source::Pid(host.pid() as u32));
             (options.names, options.routes) = (false, vec![Route::Descriptor]);
             let target = LiveTarget::capture(host.pid() as u32, &CaptureOptions::default()).expect("it is stopped");

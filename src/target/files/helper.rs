@@ -71,6 +71,16 @@ pub fn notes() -> Vec<String> {
     state().as_ref().map_or_else(Vec::new, State::notes)
 }
 
+/// Lets the helper end while this process goes on: it takes as long as some files. Another is started if a file is asked for
+/// after all.
+pub fn rest() {
+    if let Some(state) = state().as_mut()
+        && matches!(state.helper, Helper::Own(_))
+    {
+        state.channel = None;
+    }
+}
+
 /// Ends the helper.
 pub fn end() {
     if let Some(State { channel, helper, .. }) = state().take() {
@@ -152,6 +162,8 @@ impl State {
         if matches!(self.helper, Helper::OfParent(_)) {
             return false;
         }
+        // One that had come to rest.
+        self.forget();
         let Ok((ours, theirs)) = channel() else { return false };
         let Some(pid) = start(&theirs) else { return false };
         (self.channel, self.helper) = (Some(ours), Helper::Own(pid));
