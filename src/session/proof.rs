@@ -46,6 +46,7 @@ pub(super) fn prove<T>(
     pid: u32,
     mut attempt: impl FnMut(LiveTarget, &mut ReadSet) -> Result<(Option<Result<T, Error>>, LiveTarget), Error>,
 ) -> Result<Proven<T>, Error> {
+    files::helper::begin();
     let mut set = ReadSet::default();
     let mut stood = Duration::ZERO;
     let (mut stops, mut left) = (0, limits::MAX_REREADS);

@@ -27,6 +27,8 @@ use std::time::{Duration, Instant};
 
 /// Bytes copied of a file at once.
 const CHUNK: usize = 1 << 20;
+/// How long an answer is waited for without sleeping.
+const AWAKE: Duration = Duration::from_micros(100);
 /// How often the helper says that it is still copying.
 const SIGN_OF_LIFE: Duration = Duration::from_millis(200);
 
@@ -64,6 +66,14 @@ fn state() -> MutexGuard<'static, Option<State>> {
 pub fn enable() {
     let mut state = state();
     state.get_or_insert_default().enabled = true;
+}
+
+/// Starts the helper before it is needed, while this process is small and has one thread: then it is ready when the first
+/// file is asked for.
+pub fn begin() {
+    if let Some(state) = state().as_mut().filter(|state| state.enabled && state.channel.is_none()) {
+        state.start();
+    }
 }
 
 /// Files that did not answer, as a reader is told of them.
@@ -222,6 +232,10 @@ impl State {
         let mut began = Instant::now();
         loop {
             let rest = patience.saturating_sub(began.elapsed());
+            // Most answers take less time than to fall asleep and to be woken up.
+            while began.elapsed() < AWAKE && !readable(channel, Duration::ZERO) {
+                std::hint::spin_loop();
+            }
             if !readable(channel, rest) {
                 if began.elapsed() < patience {
                     continue;
@@ -354,7 +368,10 @@ fn channel() -> io::Result<(OwnedFd, OwnedFd)> {
 
 fn readable(channel: &OwnedFd, within: Duration) -> bool {
     let mut poll = libc::pollfd { fd: channel.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    let milliseconds = i32::try_from(within.as_millis()).unwrap_or(i32::MAX).saturating_add(1);
+    let milliseconds = match within.is_zero() {
+        true => 0,
+        false => i32::try_from(within.as_millis()).unwrap_or(i32::MAX).saturating_add(1),
+    };
     // SAFETY: one element.
     unsafe { libc::poll(&raw mut poll, 1, milliseconds) > 0 }
 }
