@@ -42,6 +42,7 @@ use crate::unwind::recognised::{RecognisedUnwinder, Stretch};
 use crate::unwind::{Cursor, End, Stack, Trust, Unwinder, walk};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// What to look at.
@@ -427,14 +428,21 @@ struct Native<'a> {
     recognised: RecognisedUnwinder,
     code: CodeUnwinder<'a>,
     frame_pointer: FramePointerUnwinder<'a>,
+    symbols: Rc<NativeSymbolizer<'a>>,
 }
 
 impl<'a> Native<'a> {
     fn new(target: &'a dyn Target, objects: &'a Objects) -> Native<'a> {
+        Native::naming(target, objects, false)
+    }
+
+    /// The same, whose symbols name native code too, with lines if `lines`.
+    fn naming(target: &'a dyn Target, objects: &'a Objects, lines: bool) -> Native<'a> {
         let no_frame_pointer = |t: &Thread| t.registers.sp().is_some() && t.registers.get(Reg::RBP).is_none();
-        let symbols = NativeSymbolizer::new(objects).with_lines(false);
+        let symbols = Rc::new(NativeSymbolizer::new(objects).with_lines(lines));
+        let named = Rc::clone(&symbols);
         let function = move |at| {
-            let function = symbols.function(at)?;
+            let function = named.function(at)?;
             Some(Known { start: function.start, end: function.end, is_entry: function.is_entry })
         };
         Native {
@@ -443,6 +451,7 @@ impl<'a> Native<'a> {
             recognised: RecognisedUnwinder,
             code: CodeUnwinder::new(objects, target.mappings(), target.auxv(libc::AT_ENTRY), Box::new(function)),
             frame_pointer: FramePointerUnwinder::new(target.mappings()),
+            symbols,
         }
     }
 }
@@ -617,7 +626,7 @@ fn analyse_once(
     progress: &dyn Progress,
 ) -> Result<Option<Outcome>, Error> {
     let began = Instant::now();
-    let native = Native::new(target, objects);
+    let native = Native::naming(target, objects, options.lines);
     let scene = Scene { target, objects, progress };
     let threads = choose(target, options)?;
     let (limit, walked) = frames_of(options.limit);
@@ -627,8 +636,8 @@ fn analyse_once(
     let walked = began.elapsed();
 
     let runtime = provider.runtime();
-    let symbolizer = NativeSymbolizer::new(objects).with_lines(options.lines);
-    let view = View { target, objects, native: &native, runtime, symbolizer: &symbolizer, options, limit };
+    let symbolizer = &*native.symbols;
+    let view = View { target, objects, native: &native, runtime, symbolizer, options, limit };
     // What is read of the target is read here. The names of native frames take longer, and come from files.
     let guests: Vec<_> = stacks.iter().map(|stack| view.guests(stack.as_ref())).collect();
     if !target.prove() {
