@@ -21,6 +21,9 @@ pub const MAX_FRAMES_TOTAL: usize = 1_000_000;
 pub const MAX_STOP_ROUNDS: usize = 1000;
 /// Threads analysed.
 pub const MAX_THREADS: usize = 65_536;
+/// Files that are kept open to read as many threads' names during a stop; of others they are opened then. The usual limit of
+/// open files is 1,024.
+pub const MAX_OPEN_NAMES: usize = cap(512, 2);
 /// Bytes of one thread's stack that a live capture copies.
 pub const MAX_STACK_CAPTURE: u64 = 64 << 20;
 /// Bytes of all stacks that a live capture copies.

@@ -196,6 +196,8 @@ pub fn run(options: &Options) -> Result<Outcome, Error> {
         let what = "the target's files are changed faster than they can be read; try again when they are left alone";
         return Err(Error::NotFound { what: what.to_string() });
     }
+    // No file is asked for any more.
+    files::helper::rest();
     let notes = steady.notes();
     outcome.refused |= !notes.is_empty();
     outcome.report.notes.extend(notes);
@@ -661,7 +663,6 @@ fn analyse_once(
     report.notes.extend(left_out);
     report.notes.extend(objects.notes().iter().cloned());
     let silent = files::helper::notes();
-    files::helper::rest();
     refused |= !silent.is_empty();
     report.notes.extend(silent);
     let addresses = stacks.iter().flatten().flat_map(|s| &s.frames).map(|f| f.cursor.address.lookup());

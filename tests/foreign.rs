@@ -38,8 +38,8 @@ fn the_oldest_release_whose_own_code_has_no_unwind_information() {
 /// none in any release.
 #[test]
 fn command_line_tools() {
-    table("cli_sweep.py", &["--kinds", "cli", "36.0.9"]);
-    table("cli_sweep.py", &["--kinds", "cli", "--complete", "49.0.4"]);
+    table("cli_sweep.py", &["--kinds", "cli,waits", "36.0.9"]);
+    table("cli_sweep.py", &["--kinds", "cli,waits", "--complete", "49.0.4"]);
 }
 
 /// Native code without unwind tables that uses rbp for other things, with symbols and without, one and three activations

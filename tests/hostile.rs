@@ -23,8 +23,9 @@ use wstate::target::objects::SearchPaths;
 use wstate::target::testing::CoreBuilder;
 use wstate::target::{Memory, Target};
 
-/// Most that one case may read, which are some pages: what finds nothing searches for it on all routes.
-const MOST: Work = Work { reads: 2_000_000, bytes: 1 << 30 };
+/// Most that one case may read: what finds nothing searches for it on all routes, and a header that lies of executable memory
+/// has the beginning of each of so many pages looked at.
+const MOST: Work = Work { reads: wstate::limits::MAX_CODE_PAGES as usize + 100_000, bytes: 1 << 30 };
 /// `leaf`, `fact(0)` to `fact(5)`, `run`.
 const WASM_FRAMES: usize = 8;
 

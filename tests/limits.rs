@@ -115,7 +115,7 @@ fn frames_of_one_thread_and_of_all() {
     for tid in 1..=5 {
         builder = builder.thread(tid, 0, &at(CODE, STACK, STACK), 0);
     }
-    let report = analyse(&builder.open().unwrap(), false, 12 * limits::MAX_FRAMES_TOTAL);
+    let report = analyse(&builder.open().unwrap(), false, 10 * limits::MAX_FRAMES_TOTAL);
     let frames: Vec<usize> = report.threads.iter().map(|t| t.frames.len()).collect();
     let last = limits::MAX_FRAMES_TOTAL - 3 * limits::MAX_FRAMES;
     assert_eq!(frames, [limits::MAX_FRAMES, limits::MAX_FRAMES, limits::MAX_FRAMES, last, limits::MIN_FRAMES]);

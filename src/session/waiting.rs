@@ -3,10 +3,6 @@
 use super::*;
 use crate::limits::{MAX_WAITING, MIN_FRAMES};
 use crate::report::counted;
-use crate::unwind::frame_pointer::is_behind_call;
-
-/// Bytes of a fiber's stack that are looked through: as much as one has if the host says nothing.
-const MAX_WAITING_STACK: u64 = 2 << 20;
 
 /// Modules of one code image are compiled together, and one is told for all.
 type Image = (u64, u64);
@@ -81,22 +77,9 @@ pub(super) fn notes(
 fn youngest_module(at: Cursor, target: &dyn Target, native: &Native<'_>, runtime: &dyn Runtime) -> Option<usize> {
     let unwinders: [&dyn Unwinder; 5] =
         [&AsUnwinder(runtime), &native.cfi, &native.recognised, &native.code, &native.frame_pointer];
-    let sp = at.registers.sp();
     let stack = walk(at, &unwinders, target, MIN_FRAMES);
-    let walked = stack.frames.iter().find_map(|f| {
+    stack.frames.iter().find_map(|f| {
         let guests = runtime.describe(&f.cursor, target);
         guests.into_iter().find(|g| g.kind == GuestKind::Wasm).map(|g| g.module)
-    });
-    walked.or_else(|| called_module(sp?, target, runtime))
-}
-
-/// The module of the first address behind a call in Wasm code on the stack of a fiber from `sp` up, for hosts without unwind
-/// tables. A fiber that has ended has nothing but its first frame there.
-fn called_module(sp: u64, target: &dyn Target, runtime: &dyn Runtime) -> Option<usize> {
-    let mapping = target.mappings().iter().find(|m| m.contains(sp))?;
-    let mut stack = vec![0; mapping.end.checked_sub(sp)?.min(MAX_WAITING_STACK) as usize];
-    let len = target.read_some(sp, &mut stack);
-    let words = stack.get(..len)?.chunks_exact(8).map(|w| u64::from_le_bytes(w.try_into().unwrap_or_default()));
-    let mut called = words.filter(|pc| runtime.module_of(pc.wrapping_sub(1)).is_some());
-    called.find(|pc| is_behind_call(*pc, target)).and_then(|pc| runtime.module_of(pc.wrapping_sub(1)))
+    })
 }

@@ -1,5 +1,6 @@
 //! Names and source positions.
 
+mod entries;
 pub mod native;
 mod nesting;
 pub mod wasm;

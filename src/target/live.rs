@@ -518,9 +518,6 @@ impl Stop {
     }
 }
 
-/// Files that are kept open for the names of as many threads. The usual limit of open files is 1,024.
-const OPEN_NAMES: usize = 512;
-
 /// All threads of a process, standing. Dropping it lets them go.
 struct Stopped {
     pid: u32,
@@ -613,7 +610,9 @@ impl Stopped {
                 match ptrace(libc::PTRACE_SEIZE, tid, 0, 0) {
                     Ok(()) => {
                         // To open the file takes as long as all the rest of a stop, to read it does not.
-                        if let (..OPEN_NAMES, Ok(file)) = (all.name_files.len(), File::open(comm(pid, tid))) {
+                        if all.name_files.len() < limits::MAX_OPEN_NAMES
+                            && let Ok(file) = File::open(comm(pid, tid))
+                        {
                             all.name_files.insert(tid, file);
                         }
                         seized.push(tid);

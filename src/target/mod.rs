@@ -16,6 +16,7 @@ pub mod unpack;
 
 use self::files::Place;
 use crate::arch::Registers;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Why memory could not be read.
@@ -63,6 +64,40 @@ pub enum MemoryError {
 pub trait Memory {
     /// Fills `buf` from `address`, or fails without a partial result.
     fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError>;
+
+    /// Reads what lies around `address` into `buf`, whose first `before` bytes are those before it, and returns which of
+    /// `buf` could be read. Before a hole, or at the beginning of what is there, it is less.
+    fn read_around(&self, address: u64, before: usize, buf: &mut [u8]) -> Range<usize> {
+        // Memory begins and ends on pages, and what was copied of it anywhere: few bytes are tried one by one.
+        const ONE_BY_ONE: usize = 9;
+        let start = |n: usize| address.checked_sub(n as u64);
+        let page = (address & 0xfff) as usize;
+        for n in [before, page].into_iter().filter(|&n| n == before || (ONE_BY_ONE + 1..before).contains(&n)) {
+            let place = start(n).zip(buf.get_mut(before - n..));
+            if place.is_some_and(|(start, bytes)| self.read(start, bytes).is_ok()) {
+                return before - n..buf.len();
+            }
+        }
+        let Some((left, right)) = buf.split_at_mut_checked(before) else { return 0..0 };
+        let mut is_before = |n: usize| {
+            let place = start(n).zip(left.get_mut(before - n..));
+            place.is_some_and(|(start, bytes)| self.read(start, bytes).is_ok())
+        };
+        let found = match before {
+            0 => 0,
+            _ if !is_before(1) => 0,
+            _ => {
+                let large = [before, page].into_iter().filter(|n| (ONE_BY_ONE + 1..=before).contains(n));
+                large.chain((1..=before.min(ONE_BY_ONE)).rev()).find(|&n| is_before(n)).unwrap_or(0)
+            }
+        };
+        let mut behind = self.read_some(address, right);
+        if behind == 0 && right.get_mut(..1).is_some_and(|byte| self.read(address, byte).is_ok()) {
+            let fits = |n: &usize| right.get_mut(..*n).is_some_and(|bytes| self.read(address, bytes).is_ok());
+            behind = (1..=ONE_BY_ONE).rev().find(fits).unwrap_or(0);
+        }
+        before - found..before + behind
+    }
 
     /// Reads up to `buf.len()` bytes and returns how many could be read (a prefix).
     fn read_some(&self, address: u64, buf: &mut [u8]) -> usize {
@@ -231,5 +266,52 @@ pub trait Target: Memory {
         let maps = self.mappings();
         let i = maps.partition_point(|m| m.end <= address);
         maps.get(i).filter(|m| m.contains(address))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// So many bytes from an address on, each the low byte of its place.
+    struct Piece(u64, u64);
+
+    impl Memory for Piece {
+        fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
+            let end = address.checked_add(buf.len() as u64);
+            if address < self.0 || end.is_none_or(|end| end > self.1) {
+                return Err(MemoryError::Unmapped { address, len: buf.len() });
+            }
+            buf.iter_mut().zip(address..).for_each(|(byte, at)| *byte = at as u8);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_is_around_an_address_is_what_is_there() {
+        let memory = Piece(0x1ffd, 0x200b);
+        for address in 0x1ff0..0x2020u64 {
+            for (before, behind) in (0..9).flat_map(|before| (0..10).map(move |behind| (before, behind))) {
+                let mut buf = vec![0; before + behind];
+                let there = memory.read_around(address, before, &mut buf);
+                let first = address - before as u64;
+                let is_there = |at: u64| (memory.0..memory.1).contains(&at);
+                let left = (first..address).rev().take_while(|&at| is_there(at)).count();
+                let right = (address..address + behind as u64).take_while(|&at| is_there(at)).count();
+                // A reading of some bytes goes page by page, and ends before one that is not whole.
+                let wanted = before - left..before + right;
+                let whole = 0x2000u64
+                    .checked_sub(address)
+                    .filter(|n| *n < right as u64)
+                    .map_or(wanted.end, |n| before + n as usize);
+                assert!(there == wanted || there == (wanted.start..whole), "{there:?} {wanted:?} at {address:#x}");
+                assert!(there.clone().all(|i| buf[i] == (first + i as u64) as u8));
+            }
+        }
+        // A large window begins where its page does.
+        let page = Piece(0x2000, 0x3000);
+        assert_eq!(page.read_around(0x2080, 0x100, &mut [0; 0x200]), 0x80..0x200);
+        assert_eq!(page.read_around(u64::MAX, 8, &mut [0; 16]), 8..8);
+        assert_eq!(page.read_around(0x2000, 8, &mut [0; 4]), 0..0);
     }
 }

@@ -459,24 +459,15 @@ fn register_as_value(expression: &[u8]) -> Cow<'_, [u8]> {
 
 /// Whether the code at `pc` (its first instruction, or the `syscall` in it) returns from a signal handler.
 pub fn is_sigreturn(pc: u64, memory: &dyn Memory) -> bool {
-    // At every frame: one reading for all, unless not all of it is there.
+    // What is before the `syscall`, and what is behind the first byte of all, of the longest.
     const BEFORE: usize = 7;
     let mut around = [0; BEFORE + 9];
-    let start = pc.checked_sub(BEFORE as u64);
-    if start.is_some_and(|start| memory.read(start, &mut around).is_ok()) {
-        return SIGRETURNS.iter().any(|code| {
-            let before = BEFORE - (code.len() - SYSCALL);
-            [BEFORE, before].iter().any(|&at| around.get(at..at + code.len()) == Some(code))
-        });
-    }
-    let mut bytes = [0; 9];
-    let mut is_at = |start: Option<u64>, code: &[u8]| {
-        let there = bytes.get_mut(..code.len());
-        start.zip(there).is_some_and(|(start, there)| memory.read(start, there).is_ok() && there == code)
-    };
+    let there = memory.read_around(pc, BEFORE, &mut around);
     SIGRETURNS.iter().any(|code| {
-        let before = code.len() - SYSCALL;
-        is_at(Some(pc), code) || is_at(pc.checked_sub(before as u64), code)
+        let syscall = BEFORE - (code.len() - SYSCALL);
+        [BEFORE, syscall]
+            .iter()
+            .any(|&at| at >= there.start && around.get(at..there.end.min(at + code.len())) == Some(code))
     })
 }
 

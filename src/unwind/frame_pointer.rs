@@ -81,12 +81,8 @@ pub fn is_behind_call(pc: u64, memory: &dyn Memory) -> bool {
 pub fn calls_before(pc: u64, memory: &dyn Memory) -> impl Iterator<Item = iced_x86::Instruction> {
     use iced_x86::{Decoder, DecoderOptions, FlowControl};
     let mut code = [0; 8];
-    // Eight bytes at once, and as many as there are at the very beginning of the code.
-    let readable = (2..=code.len()).rev().find(|&len| {
-        let place = pc.checked_sub(len as u64).zip(code.get_mut(8 - len..));
-        place.is_some_and(|(start, bytes)| memory.read(start, bytes).is_ok())
-    });
-    (2..=readable.unwrap_or(0)).filter_map(move |len| {
+    let readable = memory.read_around(pc, code.len(), &mut code).len();
+    (2..=readable).filter_map(move |len| {
         let (start, bytes) = (pc.checked_sub(len as u64)?, code.get(code.len() - len..)?);
         let instruction = Decoder::with_ip(64, bytes, start, DecoderOptions::NONE).decode();
         let is_call = matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall);

@@ -314,7 +314,7 @@ static ROUTINES: &[Routine] = &[
 ];
 
 /// Bytes before and after the pc that are looked at: the longest routine.
-const WINDOW: u64 = 0x100;
+const WINDOW: usize = 0x100;
 
 impl Routine {
     /// Whether the routine begins at `start` in `window`.
@@ -342,25 +342,15 @@ static BOUNDARIES: LazyLock<Vec<Vec<usize>>> = LazyLock::new(|| {
 /// The routine at `at`, the layout there, and the offset of `at` in it.
 fn recognise(at: CodeAddress, memory: &dyn Memory) -> Option<(&'static Routine, Layout, usize)> {
     let pc = at.raw();
-    let mut window = vec![0; WINDOW as usize];
-    // A mapping may begin right before the routine: dynasm's code begins on a page.
-    let start = pc.checked_sub(WINDOW).filter(|&start| memory.read(start, &mut window).is_ok());
-    if start.is_none() {
-        window.resize((pc & 0xfff).min(WINDOW) as usize, 0);
-        if !window.is_empty() {
-            memory.read(pc - window.len() as u64, &mut window).ok()?;
-        }
-    }
-    let before = window.len();
-    window.resize(before + WINDOW as usize, 0);
-    let after = memory.read_some(pc, window.get_mut(before..)?);
-    window.truncate(before + after);
+    let mut window = vec![0; 2 * WINDOW];
+    let there = memory.read_around(pc, WINDOW, &mut window);
+    let (window, before) = (window.get(there.clone())?, WINDOW.checked_sub(there.start)?);
     for (routine, starts) in ROUTINES.iter().zip(BOUNDARIES.iter()) {
         for &offset in starts {
             if at.is_return() && routine.returns_to != Some(offset) {
                 continue;
             }
-            if before.checked_sub(offset).is_some_and(|start| routine.is_at(&window, start)) {
+            if before.checked_sub(offset).is_some_and(|start| routine.is_at(window, start)) {
                 return Some((routine, routine.layout(offset)?, offset));
             }
         }

