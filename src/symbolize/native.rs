@@ -12,7 +12,8 @@ use crate::limits;
 use crate::target::objects::{LoadedObject, Objects};
 use crate::unwind::by_code;
 use crate::unwind::cfi::CfiUnwinder;
-use object::{Object, ObjectSection, ObjectSymbol, ObjectSymbolTable, SectionFlags, SymbolIndex, SymbolKind};
+use object::read::elf::{ElfFile64, Sym};
+use object::{LittleEndian, Object, ObjectSection, ObjectSymbol, SectionFlags, SymbolIndex, elf};
 use std::cell::OnceCell;
 use std::fmt::{self, Write};
 
@@ -190,10 +191,13 @@ impl<'a> Source<'a> {
     }
 }
 
+type Elf = object::elf::FileHeader64<LittleEndian>;
+type SymbolTable<'a> = object::read::elf::SymbolTable<'a, Elf>;
+
 /// The file and its debug file, as far as they are there.
-fn files(object: &LoadedObject) -> impl Iterator<Item = object::File<'_>> {
+fn files(object: &LoadedObject) -> impl Iterator<Item = ElfFile64<'_, LittleEndian>> {
     let data = object.data.iter().chain(object.debug.iter().map(|(_, data)| data));
-    data.filter_map(|data| object::File::parse(&**data).ok())
+    data.filter_map(|data| ElfFile64::parse(&**data).ok())
 }
 
 /// Calls `each` with the names that a file and its debug file define, until it says that this is enough.
@@ -215,9 +219,11 @@ fn plain_name(name: &str) -> &str {
 
 /// Function symbols of a file and its debug file. All addresses are svmas.
 ///
-/// Names are looked up when they are asked for: a table of a hundred thousand has as much text again, ten times over.
+/// A table of a hundred thousand symbols is read for some dozens of addresses, so that little is kept of each. Its size and
+/// name, which is as much text again ten times over, are looked up when they are asked for.
 struct Symbols<'a> {
-    files: Vec<object::File<'a>>,
+    files: Vec<ElfFile64<'a, LittleEndian>>,
+    tables: Vec<SymbolTable<'a>>,
     /// Ascending by start.
     symbols: Vec<Symbol>,
     /// Ranges of executable sections.
@@ -227,13 +233,10 @@ struct Symbols<'a> {
 #[derive(Clone, Copy)]
 struct Symbol {
     start: u64,
-    size: u64,
     /// Position in its table.
-    index: SymbolIndex,
-    /// Position of its file.
-    file: u8,
-    dynamic: bool,
-    local: bool,
+    index: u32,
+    /// Position of its table.
+    table: u8,
     what: What,
 }
 
@@ -256,56 +259,73 @@ struct Named<'a> {
 
 impl<'a> Symbols<'a> {
     fn load(object: &'a LoadedObject) -> Symbols<'a> {
-        let (mut symbols, mut code) = (Vec::new(), Vec::new());
+        let (mut tables, mut symbols, mut code) = (Vec::new(), Vec::new(), Vec::new());
         let files: Vec<_> = files(object).collect();
-        for (number, file) in (0..).zip(&files) {
+        for file in &files {
             for section in file.sections() {
                 if let SectionFlags::Elf { sh_flags, .. } = section.flags()
-                    && sh_flags.0 & object::elf::SHF_EXECINSTR.0 != 0
+                    && sh_flags.0 & elf::SHF_EXECINSTR.0 != 0
                 {
                     code.push((section.address(), section.address().saturating_add(section.size())));
                 }
             }
             let is_code = |address| code.iter().any(|&(start, end)| start <= address && address < end);
-            let all = file.symbols().map(|s| (s, false)).chain(file.dynamic_symbols().map(|s| (s, true)));
-            for (symbol, dynamic) in all {
-                let start = symbol.address();
-                let what = match symbol.kind() {
-                    SymbolKind::Text => Some(What::Function),
-                    // Assembly without `.type`: `run_on_alternative_stack`.
-                    SymbolKind::Unknown | SymbolKind::Label => is_code(start).then_some(What::Label),
-                    SymbolKind::Data => is_code(start).then_some(What::Data),
-                    _ => None,
-                };
-                let Some(what) = what.filter(|_| !symbol.is_undefined() && symbols.len() < limits::MAX_SYMBOLS) else {
-                    continue;
-                };
-                let (size, local) = (symbol.size(), symbol.is_local());
-                symbols.push(Symbol { start, size, index: symbol.index(), file: number, dynamic, local, what });
+            for table in [*file.elf_symbol_table(), *file.elf_dynamic_symbol_table()] {
+                // Two files have four tables.
+                let number = u8::try_from(tables.len()).unwrap_or(u8::MAX);
+                tables.push(table);
+                for (index, symbol) in (0..).zip(table.symbols()) {
+                    let start = symbol.st_value(LittleEndian);
+                    let what = match symbol.st_type() {
+                        elf::STT_FUNC | elf::STT_GNU_IFUNC => What::Function,
+                        elf::STT_SECTION | elf::STT_FILE | elf::STT_TLS => continue,
+                        elf::STT_OBJECT | elf::STT_COMMON if is_code(start) => What::Data,
+                        elf::STT_OBJECT | elf::STT_COMMON => continue,
+                        // Assembly without `.type`: `run_on_alternative_stack`.
+                        _ if is_code(start) => What::Label,
+                        _ => continue,
+                    };
+                    if symbol.st_shndx(LittleEndian) != elf::SHN_UNDEF && symbols.len() < limits::MAX_SYMBOLS {
+                        symbols.push(Symbol { start, index, table: number, what });
+                    }
+                }
             }
         }
-        symbols.sort_unstable_by_key(|s| s.start);
-        Symbols { files, symbols, code }
+        radsort::sort_by_key(&mut symbols, |s| s.start);
+        Symbols { files, tables, symbols, code }
     }
 
-    fn name(&self, symbol: &Symbol) -> Option<&'a str> {
-        let file = self.files.get(usize::from(symbol.file))?;
-        let table = if symbol.dynamic { file.dynamic_symbol_table() } else { file.symbol_table() };
-        let name = table?.symbol_by_index(symbol.index).ok()?.name().ok()?;
+    /// A symbol as its table has it, with its name.
+    fn named(&self, symbol: &Symbol) -> Option<(&'a elf::Sym64<LittleEndian>, &'a str)> {
+        let table = self.tables.get(usize::from(symbol.table))?;
+        let found = table.symbol(SymbolIndex(symbol.index.try_into().ok()?)).ok()?;
+        let name = plain_name(str::from_utf8(table.symbol_name(LittleEndian, found).ok()?).ok()?);
         // What begins with `$` marks code and data.
-        Some(plain_name(name)).filter(|n| !n.is_empty() && !n.starts_with('$'))
+        (!name.is_empty() && !name.starts_with('$')).then_some((found, name))
     }
 
     /// What is shown of several names for one start: functions before labels, exported before local, `read` before
     /// `__read`.
     fn preferred(&self, same_start: &[Symbol]) -> Option<Named<'a>> {
         let some = same_start.iter().filter(|s| s.what != What::Data).take(limits::MAX_NESTED_SYMBOLS);
-        let named = some.filter_map(|s| Some((s, self.name(s)?)));
-        let best = named.min_by_key(|(s, name)| {
-            let underscores = name.bytes().take_while(|&b| b == b'_').count();
-            (s.size == 0, s.local, underscores, *name)
+        let named = some.filter_map(|s| {
+            let (found, name) = self.named(s)?;
+            let is_local = found.st_bind() == elf::STB_LOCAL;
+            Some((
+                is_local,
+                Named {
+                    start: s.start,
+                    size: found.st_size(LittleEndian),
+                    name,
+                    is_function: s.what == What::Function,
+                },
+            ))
         });
-        best.map(|(s, name)| Named { start: s.start, size: s.size, name, is_function: s.what == What::Function })
+        let best = named.min_by_key(|(is_local, named)| {
+            let underscores = named.name.bytes().take_while(|&b| b == b'_').count();
+            (named.size == 0, *is_local, underscores, named.name)
+        });
+        best.map(|(_, named)| named)
     }
 
     /// The function around `svma`: one whose size covers it, else the label before it as far as that reaches. `raw` is the

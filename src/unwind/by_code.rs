@@ -1046,7 +1046,7 @@ mod tests {
             // Assembly says what it likes.
             let of_compiler = |name: &str| name.starts_with("_ZN") || name.starts_with("_R");
             let functions = file.symbols().filter(|s| s.kind() == SymbolKind::Text && s.size() > 0);
-            for symbol in functions.filter(|s| s.name().is_ok_and(of_compiler)).step_by(7) {
+            for symbol in functions.filter(|s| s.name().is_ok_and(of_compiler)).step_by(3) {
                 let section = symbol.section_index().and_then(|i| file.section_by_index(i).ok());
                 let code = section.and_then(|s| s.data_range(symbol.address(), symbol.size()).ok().flatten());
                 if let (Some(code), Some(changes)) = (code, cfi.changes(symbol.address())) {

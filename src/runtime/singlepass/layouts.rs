@@ -527,22 +527,33 @@ impl<'a> Types<'a> {
     fn search_unit(&mut self, unit: Unit<'a>, budget: &mut u64) -> Result<(), gimli::Error> {
         let mut found = Vec::new();
         {
-            let mut entries = unit.entries();
-            while let Some(entry) = entries.next_dfs()? {
-                *budget = budget.saturating_sub(1);
-                if *budget == 0 {
-                    break;
-                }
-                // A declaration has no size.
-                if entry.tag() != gimli::DW_TAG_structure_type || !entry.has_attr(gimli::DW_AT_byte_size) {
+            let mut entries = unit.entries_raw(None)?;
+            while !entries.is_empty() && *budget > 0 {
+                *budget -= 1;
+                let offset = entries.next_offset();
+                // The end of a list of children.
+                let Some(abbreviation) = entries.read_abbreviation()? else { continue };
+                // Millions of entries are passed for six.
+                if abbreviation.tag() != gimli::DW_TAG_structure_type {
+                    entries.skip_attributes(abbreviation.attributes())?;
                     continue;
                 }
-                let Some(name) = entry.attr_value(gimli::DW_AT_name) else { continue };
+                let (mut name, mut has_size) = (None, false);
+                for &attribute in abbreviation.attributes() {
+                    let attribute = entries.read_attribute(attribute)?;
+                    match attribute.name() {
+                        gimli::DW_AT_name => name = Some(attribute.value()),
+                        // A declaration has none.
+                        gimli::DW_AT_byte_size => has_size = true,
+                        _ => {}
+                    }
+                }
+                let Some(name) = name.filter(|_| has_size) else { continue };
                 let Ok(name) = self.dwarf.attr_string(&unit, name) else { continue };
                 if let Some(root) = ROOTS.iter().find(|r| r.as_bytes() == name.slice())
                     && !self.roots.contains_key(root)
                 {
-                    found.push((*root, entry.offset()));
+                    found.push((*root, offset));
                 }
             }
         }

@@ -397,6 +397,7 @@ mod tests {
     use super::super::{Symbol, Symbols};
     use super::*;
     use crate::unwind::testing::own_objects;
+    use object::read::elf::Sym;
     use proptest::prelude::any;
 
     /// This test's own executable (Rust, no `.debug_aranges`) and the C library's debug file or a C file with them.
@@ -409,7 +410,10 @@ mod tests {
             let whole = Context::from_dwarf(dwarf.sections.borrow(|section| *section)).unwrap();
             let symbols = Symbols::load(object);
             let step = (symbols.symbols.len() / 1500).max(1);
-            let places = |s: &Symbol| [s.start, s.start + s.size / 2, s.start + s.size];
+            let places = |s: &Symbol| {
+                let size = symbols.named(s).map_or(0, |(found, _)| found.st_size(object::LittleEndian));
+                [s.start, s.start + size / 2, s.start + size]
+            };
             let svmas: Vec<u64> = symbols.symbols.iter().step_by(step).flat_map(places).collect();
             // Alone and together, each by what is made for it.
             for (at, &svma) in svmas.iter().enumerate() {

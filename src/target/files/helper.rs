@@ -243,8 +243,9 @@ impl State {
                 self.waited += began.elapsed();
                 return Err(Gone::Silent);
             }
-            let (bytes, file) = receive(channel, Answer::BYTES).map_err(|_| Gone::Ended)?;
-            let Ok(answer) = Answer::parse(&bytes) else { return Err(Gone::Ended) };
+            let mut buffer = [0; Answer::BYTES];
+            let (bytes, file) = receive(channel, &mut buffer).map_err(|_| Gone::Ended)?;
+            let Ok(answer) = Answer::parse(bytes) else { return Err(Gone::Ended) };
             // One that was left behind may answer after all.
             if answer.request != self.request {
                 continue;
@@ -402,10 +403,9 @@ fn send(channel: &OwnedFd, bytes: &[u8], file: Option<&File>) -> io::Result<()> 
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// A message of so many bytes at most, and the file that came with it. The other end being closed is an error.
-fn receive(channel: &OwnedFd, most: usize) -> io::Result<(Vec<u8>, Option<File>)> {
-    let mut bytes = vec![0; most];
-    let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+/// A message, as far as the buffer has room, and the file that came with it. The other end being closed is an error.
+fn receive<'b>(channel: &OwnedFd, buffer: &'b mut [u8]) -> io::Result<(&'b [u8], Option<File>)> {
+    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     let mut control = Control([0; 32]);
     loop {
         // SAFETY: as in `send`; a file descriptor that is received belongs to us.
@@ -425,10 +425,7 @@ fn receive(channel: &OwnedFd, most: usize) -> io::Result<(Vec<u8>, Option<File>)
         };
         match usize::try_from(got) {
             Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-            Ok(len) => {
-                bytes.truncate(len);
-                return Ok((bytes, file));
-            }
+            Ok(len) => return Ok((buffer.get(..len).unwrap_or_default(), file)),
             Err(_) => {
                 let e = io::Error::last_os_error();
                 if e.kind() != ErrorKind::Interrupted {
@@ -471,8 +468,9 @@ fn serve(theirs: RawFd) {
         OwnedFd::from_raw_fd(0)
     };
     let mut copied = 0;
-    while let Ok((message, _)) = receive(&channel, limits::MAX_PLACE_BYTES) {
-        let Ok((number, places)) = places_of(&message) else { return };
+    let mut buffer = vec![0; limits::MAX_PLACE_BYTES];
+    while let Ok((message, _)) = receive(&channel, &mut buffer) {
+        let Ok((number, places)) = places_of(message) else { return };
         let mut answers = (0..=u8::MAX).zip(&places).map(|(index, place)| {
             let (answer, file) = answer(&channel, number, place, &mut copied);
             (Answer { index, ..answer }, file)
