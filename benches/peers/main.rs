@@ -6,6 +6,7 @@
 //! Figures are of this machine and this moment: run it where nothing else runs.
 
 mod attach;
+mod before;
 mod cores;
 mod deep;
 mod measure;
@@ -23,7 +24,7 @@ fn main() {
         return;
     }
     let asked: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let parts: [(&str, fn()); 8] = [
+    let parts: [(&str, fn()); 9] = [
         ("pause", pause::run),
         ("native", attach::native),
         ("third-party", attach::third_party),
@@ -32,6 +33,7 @@ fn main() {
         ("deep", deep::run),
         ("read-stack", read_stack::run),
         ("snapshot", snapshot::run),
+        ("before", before::run),
     ];
     for (name, run) in parts {
         if asked.is_empty() || asked.iter().any(|a| a == name) {

@@ -60,9 +60,11 @@ fn run(command: &[&str]) -> Option<Run> {
 /// is not installed.
 pub fn medians(commands: &[Vec<&str>], rounds: usize) -> Vec<Option<Medians>> {
     let mut runs: Vec<Vec<Run>> = vec![Vec::new(); commands.len()];
-    for _ in 0..rounds {
-        for (command, runs) in commands.iter().zip(&mut runs) {
-            runs.extend(run(command));
+    for round in 0..rounds {
+        // Forth and back: each is as often the first.
+        for turn in 0..commands.len() {
+            let i = if round % 2 == 0 { turn } else { commands.len() - 1 - turn };
+            runs[i].extend(run(&commands[i]));
         }
     }
     let median = |mut values: Vec<f64>| {
