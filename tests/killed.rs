@@ -121,36 +121,47 @@ fn signals_remove_what_has_a_name() {
     let (directory, log) = (scratch.path().join("out"), scratch.path().join("log"));
     std::fs::create_dir(&directory).unwrap();
     let out = directory.join("file");
-    let mut ended = 0;
     for command in commands(core.path.to_str().unwrap(), out.to_str().unwrap()) {
         for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
-            std::fs::write(&out, "old").unwrap();
-            let mut strace = Command::new("strace");
-            strace.args(["-f", "-qq", "-e", "trace=open", "-o"]).arg(&log).args(["-P", directory.to_str().unwrap()]);
-            strace.args(["-e", "inject=open:error=EOPNOTSUPP"]).arg(env!("CARGO_BIN_EXE_wstate")).args(&command);
-            strace.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-            let mut strace = strace.spawn().expect("this test needs strace");
-            let children = format!("/proc/{0}/task/{0}/children", strace.id());
-            let is_temporary = |name: &String| name.starts_with(".wstate-");
-            let status = loop {
-                if let Some(status) = strace.try_wait().unwrap() {
-                    break status;
-                }
-                if names(&directory).iter().any(is_temporary) {
-                    let child = std::fs::read_to_string(&children).unwrap_or_default();
-                    if let Some(child) = child.split_whitespace().next().and_then(|pid| pid.parse().ok()) {
-                        let _ = kill(Pid::from_raw(child), signal);
-                    }
-                    break strace.wait().unwrap();
-                }
-                std::thread::yield_now();
-            };
-            let there = names(&directory);
-            assert!(!there.iter().any(is_temporary), "{command:?} {signal}: {status}, {there:?}");
-            ended += usize::from(status.signal() == Some(signal as i32));
+            // The command may come to its end before the signal.
+            let ended = (0..TRIES).any(|_| {
+                std::fs::write(&out, "old").unwrap();
+                let status = end_with(signal, &command, &directory, &log);
+                let there = names(&directory);
+                assert!(!there.iter().any(is_temporary), "{command:?} {signal}: {status}, {there:?}");
+                status.signal() == Some(signal as i32)
+            });
+            assert!(ended, "{command:?}: its end was before {signal} each of {TRIES} times");
         }
     }
-    println!("ended {ended} times");
-    // A command may have come to its end before the signal.
-    assert!(ended > 0, "{ended}");
+}
+
+/// How often a command is tried to be ended while its file is there.
+const TRIES: usize = 50;
+
+fn is_temporary(name: &String) -> bool {
+    name.starts_with(".wstate-")
+}
+
+/// Runs a command where no file can be without a name, and sends it a signal when its file is there.
+fn end_with(signal: Signal, command: &[String], directory: &Path, log: &Path) -> ExitStatus {
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-qq", "-e", "trace=open", "-o"]).arg(log).args(["-P", directory.to_str().unwrap()]);
+    strace.args(["-e", "inject=open:error=EOPNOTSUPP"]).arg(env!("CARGO_BIN_EXE_wstate")).args(command);
+    strace.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut strace = strace.spawn().expect("this test needs strace");
+    let children = format!("/proc/{0}/task/{0}/children", strace.id());
+    loop {
+        if let Some(status) = strace.try_wait().unwrap() {
+            return status;
+        }
+        if names(directory).iter().any(is_temporary) {
+            let child = std::fs::read_to_string(&children).unwrap_or_default();
+            if let Some(child) = child.split_whitespace().next().and_then(|pid| pid.parse().ok()) {
+                let _ = kill(Pid::from_raw(child), signal);
+            }
+            return strace.wait().unwrap();
+        }
+        std::thread::yield_now();
+    }
 }

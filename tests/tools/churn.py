@@ -34,6 +34,10 @@ def judge(report, code, counts, bad):
         unknown = [f for f in thread["frames"] if f["kind"] == "unknown"]
         counts["stacks"] += 1
         counts["stacks with Wasm frames"] += bool(frames)
+        if not frames and letter != "-":
+            # It has its name a little before and after it is in Wasm code: the youngest frame says so.
+            youngest = next((f["function"] or {} for f in thread["frames"]), {})
+            counts["no Wasm frame yet, in %s" % (youngest.get("name") or "?")[-60:]] += 1
         counts["unknown frames"] += len(unknown)
         counts["stacks that end: %s" % thread["end"]["kind"]] += 1
         seen = []
