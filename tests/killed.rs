@@ -128,7 +128,7 @@ fn signals_remove_what_has_a_name() {
                 std::fs::write(&out, "old").unwrap();
                 let status = end_with(signal, &command, &directory, &log);
                 let there = names(&directory);
-                assert!(!there.iter().any(is_temporary), "{command:?} {signal}: {status}, {there:?}");
+                assert!(!there.iter().any(|name| is_temporary(name)), "{command:?} {signal}: {status}, {there:?}");
                 status.signal() == Some(signal as i32)
             });
             assert!(ended, "{command:?}: its end was before {signal} each of {TRIES} times");
@@ -139,7 +139,7 @@ fn signals_remove_what_has_a_name() {
 /// How often a command is tried to be ended while its file is there.
 const TRIES: usize = 50;
 
-fn is_temporary(name: &String) -> bool {
+fn is_temporary(name: &str) -> bool {
     name.starts_with(".wstate-")
 }
 
@@ -155,7 +155,7 @@ fn end_with(signal: Signal, command: &[String], directory: &Path, log: &Path) ->
         if let Some(status) = strace.try_wait().unwrap() {
             return status;
         }
-        if names(directory).iter().any(is_temporary) {
+        if names(directory).iter().any(|name| is_temporary(name)) {
             let child = std::fs::read_to_string(&children).unwrap_or_default();
             if let Some(child) = child.split_whitespace().next().and_then(|pid| pid.parse().ok()) {
                 let _ = kill(Pid::from_raw(child), signal);
