@@ -1,9 +1,9 @@
 //! `wstate doctor`: what would stop an attach or make a core useless, one check a line, each with the next step.
 
 use crate::limits;
+use crate::process::files::{self, Place};
 use crate::report::text::{clean_message, list_of};
 use crate::report::{EndKind, Engine, Report, RuntimeName};
-use crate::target::files::{self, Place};
 use anstyle::{AnsiColor, Style};
 use object::read::elf::{ElfFile64, FileHeader};
 use object::{Object, ObjectSection, ReadCache, ReadRef};

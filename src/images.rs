@@ -3,10 +3,10 @@
 use crate::cli::Image;
 use crate::error::Error;
 use crate::limits::MAX_LISTED_RANGES;
+use crate::process::files::{Mapped, map_file};
 use crate::report::{Bits, counted, hexdump, json};
 use crate::session::{Restored, Resumable, Returned, Snapshot, parse_image};
 use crate::state::{AnyImage, ImageError, WasmFunctionStateDump};
-use crate::target::files::{Mapped, map_file};
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::fmt::Write;

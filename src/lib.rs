@@ -26,20 +26,20 @@
 //! ([`unwind::Unwinder::step`]: who called this?), so a mixed stack is a stack like any other. Only code that nobody
 //! explains makes a [`runtime::Provider`] look for modules.
 //!
-//! Read in this order: [`arch`] (addresses and registers), [`target`] (what can be read), [`unwind`], [`runtime`],
+//! Read in this order: [`arch`] (addresses and registers), [`process`] (what can be read), [`unwind`], [`runtime`],
 //! [`session`]. [`state`] stands alone: the runtime's maps from machine state to Wasm state.
 //!
 //! # What always holds
-//! - Dependencies go one way: main -> session -> report, symbolize -> runtime -> state, unwind -> target -> arch ->
+//! - Dependencies go one way: main -> session -> report, symbolize -> runtime -> state, unwind -> process -> arch ->
 //!   bytes. `state` knows no process and no file; `unwind` knows no Wasm; `report` reads no target.
-//! - A runtime sees a target only as [`target::Target`]; whether that is a process or a core is not its business.
+//! - A runtime sees a target only as [`process::Target`]; whether that is a process or a core is not its business.
 //! - A wrong value is worse than none. Unknown registers are unknown, not zero, and a value that cannot be had carries
 //!   the reason.
 //! - All that is read from a target or a file is hostile: each count, depth and size has a cap in [`limits`], nothing
 //!   panics, and what is broken costs the frame or function it belongs to, not the rest.
 //! - Nothing is written to a target but by [`session::restore`], which exists for that. Its threads stand only while
 //!   registers and stacks are copied (for an image, the memory too), and if wstate dies meanwhile the kernel lets them go
-//!   ([`target::live`] has the details, and the exceptions).
+//!   ([`process::live`] has the details, and the exceptions).
 //!
 //! How to add a runtime or an architecture is in `CONTRIBUTING.md`.
 
@@ -57,6 +57,7 @@ pub mod images;
 pub mod limits;
 pub mod output;
 pub mod plugin;
+pub mod process;
 pub mod progress;
 pub mod report;
 pub mod runtime;
@@ -65,5 +66,4 @@ pub mod server;
 pub mod session;
 pub mod state;
 pub mod symbolize;
-pub mod target;
 pub mod unwind;

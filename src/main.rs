@@ -11,13 +11,13 @@ use wstate::cli::{self, Cli, Command, Format, Live, Show, Symbols};
 use wstate::doctor::{self, Doctor};
 use wstate::error::Error;
 use wstate::output::Output;
+use wstate::process::files::{self, helper};
 use wstate::report::contents::{self, Lists};
 use wstate::report::symbol_file::{SymbolFile, TextNames};
 use wstate::report::timing::{Timing, milliseconds};
 use wstate::report::wasm_coredump::Compat;
 use wstate::report::{Completeness, hexdump, json, text};
 use wstate::session::{self, Resumable, Source};
-use wstate::target::files::{self, helper};
 use wstate::{images, plugin, sandbox, server};
 
 #[global_allocator]

@@ -12,7 +12,7 @@
 #![allow(unsafe_code)] // fork, prctl, _exit, a signal handler and an allocator.
 
 use crate::error::Error;
-use crate::target::files::helper;
+use crate::process::files::helper;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid, getppid};
 use seccompiler::{

@@ -21,6 +21,11 @@ use crate::arch::CodeAddress;
 use crate::arch::Reg;
 use crate::error::Error;
 use crate::limits;
+use crate::process::core::CoreTarget;
+use crate::process::files::{self, Place, Steady};
+use crate::process::live::{CaptureOptions, LiveTarget};
+use crate::process::objects::{Objects, SearchPaths};
+use crate::process::{Mapping, Memory, Target, Thread, ThreadId, unpack};
 use crate::progress::{self, Progress};
 use crate::report::timing::{Timing, milliseconds};
 use crate::report::{self, Frame, FrameKind, Function, Hex, OpPosition, Report, WasmPlace};
@@ -30,11 +35,6 @@ pub use crate::runtime::singlepass::anchor::Route;
 use crate::runtime::{BETWEEN_POINTS, GuestFrame, GuestKind, Position, Provider, Reach, Runtime, Scene, Why};
 use crate::state::ExecutionStateImage;
 use crate::symbolize::native::NativeSymbolizer;
-use crate::target::core::CoreTarget;
-use crate::target::files::{self, Place, Steady};
-use crate::target::live::{CaptureOptions, LiveTarget};
-use crate::target::objects::{Objects, SearchPaths};
-use crate::target::{Mapping, Memory, Target, Thread, ThreadId, unpack};
 use crate::unwind::by_code::{CodeUnwinder, Known};
 use crate::unwind::cfi::CfiUnwinder;
 use crate::unwind::frame_pointer::FramePointerUnwinder;
@@ -807,7 +807,7 @@ impl WasmThread<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::target::testing::CoreBuilder;
+    use crate::process::testing::CoreBuilder;
     use crate::unwind::recognised::CALL_WASM_LEAVE;
 
     /// Finds something each time and explains nothing.

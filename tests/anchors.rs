@@ -4,11 +4,11 @@ mod support;
 
 use std::path::{Path, PathBuf};
 use support::{Host, Profile, Version, host_wasmtime};
+use wstate::process::files::Place;
+use wstate::process::live::{CaptureOptions, LiveTarget};
+use wstate::process::{Mapping, Memory, MemoryError, Target, Thread};
 use wstate::report::{FrameKind, Report};
 use wstate::session::{self, Options, Route, Source};
-use wstate::target::files::Place;
-use wstate::target::live::{CaptureOptions, LiveTarget};
-use wstate::target::{Mapping, Memory, MemoryError, Target, Thread};
 
 /// A target of which no file is known, so that native code has neither tables nor symbols.
 struct Blind<'a> {

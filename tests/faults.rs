@@ -16,11 +16,11 @@ use support::small_core::{Overheard, PAGE, SmallCore, Work, counted, question, w
 use support::{Profile, Version, host_singlepass, host_wasmtime, kernel_core_exe};
 use wstate::arch::{Reg, Registers};
 use wstate::limits;
+use wstate::process::Target;
+use wstate::process::core::CoreTarget;
+use wstate::process::objects::SearchPaths;
 use wstate::report::{Report, json, text};
 use wstate::session::{self, Options};
-use wstate::target::Target;
-use wstate::target::core::CoreTarget;
-use wstate::target::objects::SearchPaths;
 
 /// The core of `trap-div` of each runtime, and of how many cases one is tried: looking at native code takes a tenth of a
 /// second.

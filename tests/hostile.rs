@@ -16,12 +16,12 @@ use support::missing::missing;
 use support::small_core::{PAGE, SmallCore, Work, counted, question, wasm_frames};
 use support::{PATIENCE, Profile, host_singlepass};
 use wstate::arch::{Reg, Registers};
+use wstate::process::core::CoreTarget;
+use wstate::process::objects::SearchPaths;
+use wstate::process::testing::CoreBuilder;
+use wstate::process::{Memory, Target};
 use wstate::report::{Report, json, text};
 use wstate::session::{self, Route};
-use wstate::target::core::CoreTarget;
-use wstate::target::objects::SearchPaths;
-use wstate::target::testing::CoreBuilder;
-use wstate::target::{Memory, Target};
 
 /// Most that one case may read: what finds nothing searches for it on all routes, and a header that lies of executable memory
 /// has the beginning of each of so many pages looked at.

@@ -465,10 +465,10 @@ fn a_mount_that_does_not_answer_costs_its_file() {
 fn foreign_files_are_opened_in_one_place() {
     // File, and why it may open what it opens.
     const OWN: &[(&str, &str)] = &[
-        ("src/target/files", "the place"),
-        ("src/target/live", "/proc/PID of the process"),
-        ("src/target/callback.rs", "/proc/PID of the process"),
-        ("src/target/unpack.rs", "how much memory is free"),
+        ("src/process/files", "the place"),
+        ("src/process/live", "/proc/PID of the process"),
+        ("src/process/callback.rs", "/proc/PID of the process"),
+        ("src/process/unpack.rs", "how much memory is free"),
         ("src/doctor.rs", "/proc and /sys"),
         ("src/output.rs", "the output"),
         ("src/plugin.rs", "the plugins that are installed, and the debuggers' start files"),
@@ -520,5 +520,5 @@ fn foreign_files_are_opened_in_one_place() {
     }
     let mut found = Vec::new();
     scan(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
-    assert!(found.is_empty(), "use `target::files`:\n{}", found.join("\n"));
+    assert!(found.is_empty(), "use `process::files`:\n{}", found.join("\n"));
 }

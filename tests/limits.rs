@@ -8,15 +8,15 @@ use small_core::{counted, question};
 use std::path::{Path, PathBuf};
 use wstate::arch::{Reg, Registers};
 use wstate::limits;
+use wstate::process::core::CoreTarget;
+use wstate::process::elf::Headers;
+use wstate::process::objects::{Objects, SearchPaths};
+use wstate::process::testing::CoreBuilder;
+use wstate::process::{Memory, Target};
 use wstate::report::EndKind;
 use wstate::report::text::{clean, clean_message};
 use wstate::runtime::all::FindOptions;
 use wstate::session::Options;
-use wstate::target::core::CoreTarget;
-use wstate::target::elf::Headers;
-use wstate::target::objects::{Objects, SearchPaths};
-use wstate::target::testing::CoreBuilder;
-use wstate::target::{Memory, Target};
 
 /// The report, if it takes no more readings of memory than `most`. No clock decides: a case that does more than it should
 /// reads more.

@@ -17,17 +17,17 @@
 //! | `runtime::singlepass::rust_msm` | B-trees in memory | `MAX_TREE_HEIGHT` (beside the code) |
 //! | `runtime::wasmtime::dwarf::types` | types within types | `MAX_REFERENCE_DEPTH` (beside the code) |
 //! | `report::elf_symbols`, `runtime::code_map` | inlined functions that are written | `MAX_INLINE_DEPTH` where they are laid out (beside the code) |
-//! | dropping `target::objects::Excerpts` | one for each part of debug information | a loop (beside the code) |
+//! | dropping `process::objects::Excerpts` | one for each part of debug information | a loop (beside the code) |
 
 use std::io::Cursor;
 use std::sync::{Arc, Mutex};
 use wstate::arch::CodeAddress;
 use wstate::limits;
+use wstate::process::objects::{LoadedObject, ObjectData, Objects};
 use wstate::state::MachineValue;
 use wstate::state::codec::{decode_bincode, decode_borsh};
 use wstate::symbolize::native::{NativeSymbolizer, demangle};
 use wstate::symbolize::wasm::WasmModule;
-use wstate::target::objects::{LoadedObject, ObjectData, Objects};
 
 const BIAS: u64 = 0x5000_0000;
 const START: u64 = 0x1000;

@@ -13,9 +13,9 @@ use wasmer_runtime_core_near::{
 };
 use wasmer_singlepass_backend_near::SinglePassCompiler;
 use wstate::arch::{Reg, Registers};
+use wstate::process::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
 use wstate::runtime::singlepass::anchor::{self, Anchor, MapSource, Route};
 use wstate::runtime::singlepass::{ctx, route_artifact, route_heap, route_vmctx};
-use wstate::target::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
 
 /// This process, without its registers except those a test sets.
 struct Myself {
@@ -74,7 +74,7 @@ impl Target for Myself {
     fn auxv(&self, _: u64) -> Option<u64> {
         None
     }
-    fn file_candidates(&self, _: &Mapping) -> Vec<wstate::target::files::Place> {
+    fn file_candidates(&self, _: &Mapping) -> Vec<wstate::process::files::Place> {
         Vec::new()
     }
     fn notes(&self) -> &[String] {

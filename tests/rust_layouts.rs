@@ -9,13 +9,13 @@ use wasmer_runtime_core_near::backend::{CompilerConfig, RunnableModule};
 use wasmer_runtime_core_near::{Instance, compile_with, compile_with_config, func, imports};
 use wasmer_singlepass_backend_near::SinglePassCompiler;
 use wstate::arch::Registers;
+use wstate::process::objects::{LoadedObject, ObjectData, Objects};
+use wstate::process::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
 use wstate::runtime::singlepass::layouts::{self, Layouts, Source};
 use wstate::runtime::singlepass::module_info::Export;
 use wstate::runtime::singlepass::{module_memory, route_descriptor, route_tls, rust_msm};
 use wstate::runtime::{ExternKind, ValType};
 use wstate::symbolize::wasm::{MemoryLimits, TableLimits};
-use wstate::target::objects::{LoadedObject, ObjectData, Objects};
-use wstate::target::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
 
 /// This process as a target. Only what a test leaves alone while it looks is looked at.
 struct ThisProcess {
@@ -54,7 +54,7 @@ impl Target for ThisProcess {
     fn auxv(&self, _: u64) -> Option<u64> {
         None
     }
-    fn file_candidates(&self, _: &Mapping) -> Vec<wstate::target::files::Place> {
+    fn file_candidates(&self, _: &Mapping) -> Vec<wstate::process::files::Place> {
         Vec::new()
     }
     fn notes(&self) -> &[String] {

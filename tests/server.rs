@@ -11,8 +11,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use support::debuggers::at_rest;
 use support::{Host, Profile, schema, wstate};
 use wstate::arch::x64::TABLE;
-use wstate::target::Target;
-use wstate::target::live::{CaptureOptions, LiveTarget};
+use wstate::process::Target;
+use wstate::process::live::{CaptureOptions, LiveTarget};
 
 /// A debugger: the registers of a stop, and the memory of the process behind it.
 struct Lent {
@@ -313,7 +313,7 @@ fn memories_and_globals_are_the_guests() {
     assert_eq!(first["data"].as_str().unwrap().len(), 128);
     // The same bytes as the process has there.
     let base = u64::from_str_radix(&first["base"].as_str().unwrap()[2..], 16).unwrap();
-    let own = wstate::target::Memory::read_vec(&lent.target, base, 64).unwrap();
+    let own = wstate::process::Memory::read_vec(&lent.target, base, 64).unwrap();
     let own: String = own.iter().map(|b| format!("{b:02x}")).collect();
     assert_eq!(first["data"], own);
     assert_eq!(error(&server.ask(Some(&lent), memory(size - 1, 2))).0, "not_found");

@@ -4,8 +4,8 @@
 use libfuzzer_sys::fuzz_target;
 use wstate::arch::{CodeAddress, Reg, Registers};
 use wstate::symbolize::native::NativeSymbolizer;
-use wstate::target::objects::{LoadedObject, ObjectData, Objects};
-use wstate::target::{Mapping, Memory, MemoryError};
+use wstate::process::objects::{LoadedObject, ObjectData, Objects};
+use wstate::process::{Mapping, Memory, MemoryError};
 use wstate::unwind::cfi::CfiUnwinder;
 use wstate::unwind::frame_pointer::FramePointerUnwinder;
 use wstate::unwind::recognised::RecognisedUnwinder;

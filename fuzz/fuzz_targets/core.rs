@@ -4,9 +4,9 @@
 use libfuzzer_sys::fuzz_target;
 use std::path::Path;
 use std::sync::Arc;
-use wstate::target::core::CoreTarget;
-use wstate::target::objects::{Objects, SearchPaths};
-use wstate::target::{Memory, Target};
+use wstate::process::core::CoreTarget;
+use wstate::process::objects::{Objects, SearchPaths};
+use wstate::process::{Memory, Target};
 
 fuzz_target!(|data: &[u8]| {
     let search = SearchPaths::default();

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 use wstate::report::{json, text};
 use wstate::session::{self, Options, Source};
-use wstate::target::core::CoreTarget;
-use wstate::target::objects::SearchPaths;
+use wstate::process::core::CoreTarget;
+use wstate::process::objects::SearchPaths;
 
 fuzz_target!(|data: &[u8]| {
     let path = Path::new("core.fuzz");

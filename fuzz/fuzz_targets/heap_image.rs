@@ -5,7 +5,7 @@ use libfuzzer_sys::fuzz_target;
 use wstate::arch::{Reg, Registers};
 use wstate::runtime::singlepass::anchor::find_all;
 use wstate::runtime::singlepass::{route_artifact, route_heap};
-use wstate::target::testing::CoreBuilder;
+use wstate::process::testing::CoreBuilder;
 
 const CODE: u64 = 0x7f00_0000_0000;
 const HEAP: u64 = 0x5500_0000_0000;

@@ -5,7 +5,7 @@ use libfuzzer_sys::fuzz_target;
 use wstate::arch::CodeAddress;
 use wstate::limits;
 use wstate::symbolize::native::NativeSymbolizer;
-use wstate::target::objects::{LoadedObject, ObjectData, Objects};
+use wstate::process::objects::{LoadedObject, ObjectData, Objects};
 
 const BIAS: u64 = 0x5000_0000;
 

@@ -13,9 +13,9 @@ use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use wstate::arch::x64::TABLE;
 use wstate::server;
-use wstate::target::core::CoreTarget;
-use wstate::target::objects::SearchPaths;
-use wstate::target::{Memory, Target};
+use wstate::process::core::CoreTarget;
+use wstate::process::objects::SearchPaths;
+use wstate::process::{Memory, Target};
 
 static CORE: LazyLock<CoreTarget> = LazyLock::new(|| {
     let bytes = include_bytes!("../seeds/engine/trap-div").to_vec();
@@ -28,7 +28,7 @@ fn lend(call: &Map<String, Value>) -> Value {
     match call["op"].as_str().unwrap() {
         "describe" => {
             let flag = |set: bool, c: char| if set { c } else { '-' };
-            let line = |m: &wstate::target::Mapping| {
+            let line = |m: &wstate::process::Mapping| {
                 let (r, w, x) = (flag(m.read, 'r'), flag(m.write, 'w'), flag(m.execute, 'x'));
                 let path = m.path.as_deref().unwrap_or(Path::new("")).display();
                 format!("{:x}-{:x} {r}{w}{x}p {:08x} 00:00 0 {path}\n", m.start, m.end, m.offset)

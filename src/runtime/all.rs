@@ -13,11 +13,11 @@ use super::{
 };
 use crate::error::Error;
 use crate::limits::{MAX_IMAGE_BYTES, MAX_SHOWN_REASONS};
+use crate::process::memory::read_file;
+use crate::process::{Memory, ThreadId};
 use crate::state::{ExecutionStateImage, PointKind};
 use crate::symbolize::wasm::WasmModule;
 use crate::symbolize::wasm::file::{CoreModule, WasmFile};
-use crate::target::memory::read_file;
-use crate::target::{Memory, ThreadId};
 use crate::unwind::{Cursor, Next, Unwinder};
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -544,10 +544,10 @@ mod tests {
     use super::*;
     use crate::arch::Reg;
     use crate::limits::MAX_COMPARED_CODE;
+    use crate::process::objects::Objects;
+    use crate::process::testing::CoreBuilder;
     use crate::progress::Silent;
     use crate::runtime::{GuestKind, RuntimeName};
-    use crate::target::objects::Objects;
-    use crate::target::testing::CoreBuilder;
     use crate::unwind::testing::cursor;
 
     const ONE: RuntimeName = RuntimeName::Wasmtime;

@@ -6,8 +6,8 @@
 //! share symbols: Bun exports V8's C++ interface and has JavaScriptCore inside. So only what an engine needs itself counts.
 
 use crate::limits::{MAX_ENGINE_FILES, MAX_ENGINE_SEARCH};
-use crate::target::Target;
-use crate::target::objects::{LoadedObject, Objects};
+use crate::process::Target;
+use crate::process::objects::{LoadedObject, Objects};
 use memchr::memmem;
 use object::read::elf::{ElfFile64, FileHeader, Sym};
 use object::{Object, ObjectSection};
@@ -373,7 +373,7 @@ impl<'a> Exported<'a> {
 mod tests {
     use super::*;
     use crate::limits;
-    use crate::target::testing::CoreBuilder;
+    use crate::process::testing::CoreBuilder;
     use crate::unwind::testing::{object, own_objects};
     use proptest::prelude::*;
     use std::sync::OnceLock;

@@ -9,12 +9,12 @@ pub mod singlepass;
 pub mod wasmtime;
 
 use self::engines::Sighting;
+use crate::process::objects::Objects;
+use crate::process::{Memory, Target, ThreadId};
 use crate::progress::Progress;
 use crate::state::{ExecutionStateImage, ModuleStateMap, PointKind};
 use crate::symbolize::wasm::WasmModule;
 use crate::symbolize::wasm::file::CoreModule;
-use crate::target::objects::Objects;
-use crate::target::{Memory, Target, ThreadId};
 use crate::unwind::{Cursor, Next, Unwinder};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -6,6 +6,9 @@ use super::expression::{self, Expression};
 use super::wire::{Message, Wire, hex, number};
 use crate::limits;
 use crate::output::Output;
+use crate::process::callback::CallbackTarget;
+use crate::process::objects::Objects;
+use crate::process::{Memory, Target};
 use crate::progress::Progress;
 use crate::report::hexdump;
 use crate::report::symbol_file::{SymbolFile, TextNames};
@@ -15,9 +18,6 @@ use crate::runtime::Provider;
 use crate::runtime::all::{FindOptions, Runtimes};
 use crate::runtime::code_map::Seen;
 use crate::session::{self, Options, Source};
-use crate::target::callback::CallbackTarget;
-use crate::target::objects::Objects;
-use crate::target::{Memory, Target};
 use serde_json::Value;
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -304,7 +304,7 @@ impl Requests {
                 ..Options::new(source)
             };
             let search = options.search_paths();
-            let lender: Rc<dyn crate::target::callback::Lender> = Rc::<Wire>::clone(&self.wire);
+            let lender: Rc<dyn crate::process::callback::Lender> = Rc::<Wire>::clone(&self.wire);
             let target = CallbackTarget::new(lender, what, &search);
             if target.threads().is_empty() {
                 return Err(Failure::not_found("the debugger's target has no thread: is it running, or has it ended?"));
@@ -320,7 +320,7 @@ impl Requests {
     fn borrow_again(&mut self) -> Result<(), Failure> {
         let what = self.wire.describe()?;
         let Some(s) = &mut self.stopped else { return Ok(()) };
-        let lender: Rc<dyn crate::target::callback::Lender> = Rc::<Wire>::clone(&self.wire);
+        let lender: Rc<dyn crate::process::callback::Lender> = Rc::<Wire>::clone(&self.wire);
         let target = CallbackTarget::new(lender, what, &s.options.search_paths());
         let same = target.mappings() == s.target.mappings() && !target.threads().is_empty();
         if same {

@@ -2,7 +2,7 @@
 
 use super::error::Failure;
 use crate::limits;
-use crate::target::callback::{Description, Lender, LentRegisters};
+use crate::process::callback::{Description, Lender, LentRegisters};
 use serde_json::{Map, Value, json};
 use std::cell::{Cell, RefCell};
 use std::io::{BufRead, Read, Write};

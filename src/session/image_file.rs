@@ -1,8 +1,8 @@
 //! Files with images, as they are read again.
 
 use crate::error::Error;
+use crate::process::files::{self, Place};
 use crate::state::{AnyImage, ImageError};
-use crate::target::files::{self, Place};
 use std::fs::File;
 use std::path::Path;
 

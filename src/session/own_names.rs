@@ -11,9 +11,9 @@
 //! its meaning.
 
 use crate::limits::MAX_SYMBOLS;
+use crate::process::objects::Objects;
 use crate::runtime::code_map::CodeMap;
 use crate::symbolize::native::symbol_names;
-use crate::target::objects::Objects;
 use std::collections::{HashMap, HashSet};
 
 /// What is put behind such a name.

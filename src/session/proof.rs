@@ -1,7 +1,7 @@
 //! Answers about a running process, proven to be of one instant.
 
 use super::*;
-use crate::target::live::ReadSet;
+use crate::process::live::ReadSet;
 use std::time::Duration;
 
 /// What is said where a module was unloaded before it was read.
@@ -235,7 +235,7 @@ mod tests {
         let proven = proven.unwrap();
         // Sooner, if all that is to be copied is too much.
         assert!(proven.stops == round && (2..=limits::MAX_REREADS + 1).contains(&round) && !proven.whole, "{round}");
-        assert!(proven.answer.iter().any(|e| matches!(e, crate::target::MemoryError::Gone { .. })));
+        assert!(proven.answer.iter().any(|e| matches!(e, crate::process::MemoryError::Gone { .. })));
         assert!(proven.notes(false)[0].contains("the module was gone before it could be read"));
     }
 }

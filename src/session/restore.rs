@@ -17,12 +17,12 @@ use self::work::{Failed, Work};
 use super::snapshot::{look_around, wasm_run};
 use super::*;
 use crate::arch::Reg;
+use crate::process::live::held::Held;
 use crate::report::counted;
 use crate::runtime::singlepass::ctx;
 use crate::runtime::{GuestInstance, InstanceParts, Why};
 use crate::state::resume::Place;
 use crate::state::{AnyImage, ImageView, KnownRegisters, PointKind, ResumeStack, resume_stack};
-use crate::target::live::held::Held;
 use nix::sys::signal::{SigSet, SigmaskHow};
 use std::cell::OnceCell;
 use std::fs::File;
@@ -391,7 +391,7 @@ impl Plan {
 struct Nothing;
 
 impl Memory for Nothing {
-    fn read(&self, _: u64, buf: &mut [u8]) -> Result<(), crate::target::MemoryError> {
+    fn read(&self, _: u64, buf: &mut [u8]) -> Result<(), crate::process::MemoryError> {
         buf.fill(0);
         Ok(())
     }
@@ -413,7 +413,7 @@ mod tests {
     #[test]
     fn a_stack_limit_is_the_hosts_own_in_its_stack_or_nowhere() {
         let text = b"40000-50000 rw-p 0 0:0 0\n90000-a0000 rw-p 0 0:0 0\nf0000-100000 rw-p 0 0:0 0 [stack]\n";
-        let maps = crate::target::live::parse_maps(text);
+        let maps = crate::process::live::parse_maps(text);
         let own = |address, in_stack| StackLimit { address, room: None }.is_own(&maps, in_stack);
         // In the stack, and in the gap into which the main thread's may grow.
         assert!(own(0xf0000, 0xff000) && own(0xe0000, 0xff000) && own(0x90000, 0x9ff00) && own(1, 0x9ff00));

@@ -1,8 +1,8 @@
 //! `--settle`: one thread is stepped to where more is known of it.
 
 use super::*;
+use crate::process::live::{ReadSet, Refusal, SettleReport, Settled, Verdict};
 use crate::report::counted;
-use crate::target::live::{ReadSet, Refusal, SettleReport, Settled, Verdict};
 
 /// What could be done about a thread that is between two points.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

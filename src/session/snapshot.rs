@@ -3,11 +3,11 @@
 use super::settle::{explained, settles, snapshot_note};
 use super::*;
 use crate::output::SparseWrite;
+use crate::process::live::Verdict;
+use crate::process::live::held::{Held, Steps};
 use crate::runtime::{GuestInstance, InstanceParts, Slot, ValType, Value, Why};
 use crate::state::resume::Place;
 use crate::state::{KnownRegisters, PointKind, image, resume_stack};
-use crate::target::live::Verdict;
-use crate::target::live::held::{Held, Steps};
 use std::io;
 use std::time::Duration;
 

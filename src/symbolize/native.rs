@@ -9,7 +9,7 @@ mod excerpt;
 use self::dwarf::Dwarf;
 use crate::arch::CodeAddress;
 use crate::limits;
-use crate::target::objects::{LoadedObject, Objects};
+use crate::process::objects::{LoadedObject, Objects};
 use crate::unwind::by_code;
 use crate::unwind::cfi::CfiUnwinder;
 use object::read::elf::{ElfFile64, Sym};
@@ -417,7 +417,7 @@ impl Write for Bounded {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::target::objects::ObjectData;
+    use crate::process::objects::ObjectData;
     use crate::unwind::cfi::section_bytes;
     use crate::unwind::testing::{Section, elf, has_tool, here, object, own_objects};
     use std::process::Command;

@@ -18,8 +18,8 @@ use super::frame_pointer::calls_before;
 use super::{Cursor, Next, Trust, Unwinder};
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::limits::{MAX_BODIES, MAX_BODIES_STEPS, MAX_BODY_BYTES, MAX_BODY_FRAME, MAX_BODY_LEAVES, MAX_BODY_STEPS};
-use crate::target::objects::Objects;
-use crate::target::{Mapping, Memory};
+use crate::process::objects::Objects;
+use crate::process::{Mapping, Memory};
 use iced_x86::{
     Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
 };

@@ -6,9 +6,9 @@
 use super::{Cursor, FrameChange, Next, Trust, UnwindError, Unwinder, prologue};
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::limits;
-use crate::target::objects::{LoadedObject, Objects};
-use crate::target::unpack;
-use crate::target::{Memory, MemoryError};
+use crate::process::objects::{LoadedObject, Objects};
+use crate::process::unpack;
+use crate::process::{Memory, MemoryError};
 use gimli::{
     BaseAddresses, CfaRule, DebugFrame, EhFrame, Encoding, EndianSlice, Evaluation, EvaluationResult, LittleEndian,
     Location, RegisterRule, UnwindContext, UnwindExpression, UnwindSection, Value,
@@ -975,7 +975,7 @@ mod tests {
         let next = CfiUnwinder::new(&of_file).step(&at(), &memory);
         assert_eq!(caller(next).registers.get(Reg::RBX), Some(0x11));
         let mut stripped = object("/lib/made.so", BIAS, (BIAS, BIAS + 0x10_0000), file(".text", &[0x90]));
-        stripped.debug = Some(("/debug/made".into(), crate::target::objects::ObjectData::Memory(debug_frame)));
+        stripped.debug = Some(("/debug/made".into(), crate::process::objects::ObjectData::Memory(debug_frame)));
         let of_debug_file = Objects::from_parts(vec![stripped]);
         let next = CfiUnwinder::new(&of_debug_file).step(&at(), &memory);
         assert_eq!(caller(next).registers.get(Reg::RBX), Some(0x11));

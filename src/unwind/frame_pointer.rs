@@ -14,7 +14,7 @@
 
 use super::{Cursor, Next, Trust, UnwindError, Unwinder};
 use crate::arch::{CodeAddress, Reg, Registers};
-use crate::target::{Mapping, Memory};
+use crate::process::{Mapping, Memory};
 
 /// Follows frame pointers as long as they lead into executable memory.
 #[derive(Clone, Copy, Debug)]

@@ -15,7 +15,7 @@ pub mod walk;
 pub use walk::{End, Frame, Stack, walk};
 
 use crate::arch::{CodeAddress, Reg, Registers};
-use crate::target::{Memory, MemoryError};
+use crate::process::{Memory, MemoryError};
 
 /// A place on a stack: an address in code and the registers as they are in that frame.
 #[derive(Clone, Debug)]

@@ -4,7 +4,7 @@ use super::cfi::CfiUnwinder;
 use super::testing::{Own, has_tool, here, own_objects};
 use super::{Cursor, End, Frame, Stack, Trust, walk};
 use crate::arch::{CodeAddress, Reg, Registers};
-use crate::target::objects::Objects;
+use crate::process::objects::Objects;
 use std::ffi::{CString, c_void};
 use std::fmt::Write;
 use std::process::Command;

@@ -6,7 +6,7 @@
 
 use super::frame_pointer::is_behind_call;
 use crate::limits;
-use crate::target::Memory;
+use crate::process::Memory;
 use iced_x86::{
     Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
 };

@@ -21,7 +21,7 @@ use super::frame_pointer::is_behind_call;
 use super::{Cursor, FrameChange, Next, Trust, UnwindError, Unwinder};
 use crate::arch::x64::SWITCH_BLOCK;
 use crate::arch::{CodeAddress, Reg, Registers};
-use crate::target::Memory;
+use crate::process::Memory;
 use std::sync::LazyLock;
 
 /// Where the frame's fixed part is.

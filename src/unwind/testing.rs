@@ -2,8 +2,8 @@
 //! own process.
 
 use crate::arch::{CodeAddress, Reg, Registers};
-use crate::target::objects::{LoadedObject, ObjectData, Objects};
-use crate::target::{Mapping, Memory, MemoryError};
+use crate::process::objects::{LoadedObject, ObjectData, Objects};
+use crate::process::{Mapping, Memory, MemoryError};
 use crate::unwind::Cursor;
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 //! The walking loop. Policy is in the unwinders; this only asks them in order and knows when to stop.
 
 use super::{Cursor, Next, Trust, UnwindError, Unwinder};
-use crate::target::Memory;
+use crate::process::Memory;
 use std::collections::HashSet;
 
 /// One physical frame (inlined functions are found later, by symbolization).

@@ -365,9 +365,9 @@ pub fn registers_of(tid: u32) -> Registers {
 pub struct Traced {
     pid: u32,
     memory: fs::File,
-    mappings: Vec<wstate::target::Mapping>,
+    mappings: Vec<wstate::process::Mapping>,
     executable: PathBuf,
-    threads: Vec<wstate::target::Thread>,
+    threads: Vec<wstate::process::Thread>,
 }
 
 impl Traced {
@@ -380,7 +380,7 @@ impl Traced {
         wait_for_stop(id);
         let maps = procfs::process::Process::new(pid as i32).and_then(|p| p.maps()).unwrap();
         use procfs::process::{MMPermissions, MMapPath};
-        let mappings = maps.into_iter().map(|m| wstate::target::Mapping {
+        let mappings = maps.into_iter().map(|m| wstate::process::Mapping {
             start: m.address.0,
             end: m.address.1,
             read: m.perms.contains(MMPermissions::READ),
@@ -395,8 +395,8 @@ impl Traced {
                 _ => Some("[heap]".into()),
             },
         });
-        let thread = wstate::target::Thread {
-            id: wstate::target::ThreadId(tid),
+        let thread = wstate::process::Thread {
+            id: wstate::process::ThreadId(tid),
             name: None,
             registers: registers_of(tid),
             fs_base: None,
@@ -443,10 +443,10 @@ fn wait_for_stop(id: nix::unistd::Pid) {
     }
 }
 
-impl wstate::target::Memory for Traced {
-    fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), wstate::target::MemoryError> {
+impl wstate::process::Memory for Traced {
+    fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), wstate::process::MemoryError> {
         use std::os::unix::fs::FileExt;
-        let unmapped = wstate::target::MemoryError::Unmapped { address, len: buf.len() };
+        let unmapped = wstate::process::MemoryError::Unmapped { address, len: buf.len() };
         if address > i64::MAX as u64 {
             return Err(unmapped);
         }
@@ -454,14 +454,14 @@ impl wstate::target::Memory for Traced {
     }
 }
 
-impl wstate::target::Target for Traced {
+impl wstate::process::Target for Traced {
     fn description(&self) -> String {
         format!("stepped process {}", self.pid)
     }
-    fn threads(&self) -> &[wstate::target::Thread] {
+    fn threads(&self) -> &[wstate::process::Thread] {
         &self.threads
     }
-    fn mappings(&self) -> &[wstate::target::Mapping] {
+    fn mappings(&self) -> &[wstate::process::Mapping] {
         &self.mappings
     }
     fn executable(&self) -> Option<&Path> {
@@ -473,8 +473,8 @@ impl wstate::target::Target for Traced {
     fn auxv(&self, _: u64) -> Option<u64> {
         None
     }
-    fn file_candidates(&self, mapping: &wstate::target::Mapping) -> Vec<wstate::target::files::Place> {
-        mapping.path.iter().filter(|_| !mapping.is_anonymous()).map(wstate::target::files::Place::user).collect()
+    fn file_candidates(&self, mapping: &wstate::process::Mapping) -> Vec<wstate::process::files::Place> {
+        mapping.path.iter().filter(|_| !mapping.is_anonymous()).map(wstate::process::files::Place::user).collect()
     }
     fn notes(&self) -> &[String] {
         &[]

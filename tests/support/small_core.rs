@@ -3,11 +3,11 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::path::Path;
+use wstate::process::core::CoreTarget;
+use wstate::process::testing::CoreBuilder;
+use wstate::process::{Mapping, Memory, MemoryError, Target, Thread};
 use wstate::report::{FrameKind, Report};
 use wstate::session::{self, Options, Route, Source};
-use wstate::target::core::CoreTarget;
-use wstate::target::testing::CoreBuilder;
-use wstate::target::{Mapping, Memory, MemoryError, Target, Thread};
 
 /// Bytes of a page.
 pub const PAGE: u64 = 0x1000;
@@ -64,7 +64,7 @@ impl Target for Overheard<'_> {
     fn auxv(&self, key: u64) -> Option<u64> {
         self.core.auxv(key)
     }
-    fn file_candidates(&self, mapping: &Mapping) -> Vec<wstate::target::files::Place> {
+    fn file_candidates(&self, mapping: &Mapping) -> Vec<wstate::process::files::Place> {
         // Without the files their images would be put together from memory.
         self.core.file_candidates(mapping)
     }

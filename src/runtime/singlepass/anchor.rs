@@ -5,8 +5,8 @@
 
 use super::{route_artifact, route_heap, route_vmctx};
 use crate::limits;
+use crate::process::{Memory, Target};
 use crate::runtime::FoundBy;
-use crate::target::{Memory, Target};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -452,7 +452,7 @@ pub(super) fn code_starts(target: &dyn Target, notes: &mut Vec<String>) -> Vec<C
 }
 
 /// `[vdso]`, `[vsyscall]`, `[vvar]`: the kernel's, and not readable by every source.
-pub(super) fn is_special(m: &crate::target::Mapping) -> bool {
+pub(super) fn is_special(m: &crate::process::Mapping) -> bool {
     m.path.as_ref().is_some_and(|p| p.to_string_lossy().starts_with("[v"))
 }
 

@@ -13,6 +13,7 @@ use super::module::Module;
 use super::places::Places;
 use crate::arch::{Reg, x64};
 use crate::limits::{MAX_IMAGE_BYTES, MAX_SLOTS, MAX_SYMBOL_PLACES, MAX_TRAMPOLINE_BYTES};
+use crate::process::Memory;
 use crate::runtime::ValType;
 use crate::runtime::code_map::sources::{Scope, Sources, end_prologue, lay_out};
 use crate::runtime::code_map::{
@@ -21,7 +22,6 @@ use crate::runtime::code_map::{
 use crate::state::diff::{Budget, StateCursor, StateError};
 use crate::state::{FUNCTION_HEADER, FunctionStateMap, MachineState, MachineValue, PointKind, WasmAbstractValue};
 use crate::symbolize::wasm::{PointKind as WasmPoint, WasmModule};
-use crate::target::Memory;
 use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register};
 use std::collections::{BTreeMap, HashMap};
 
@@ -465,9 +465,9 @@ mod tests {
     use super::super::code::tests::nine_locals;
     use super::super::code::{Cfa, Stretch};
     use super::*;
+    use crate::process::MemoryError;
     use crate::state::synthetic::{self, END, START, state};
     use crate::state::{ModuleStateMap, RegisterIndex};
-    use crate::target::MemoryError;
     use std::rc::Rc;
     use std::sync::Arc;
 

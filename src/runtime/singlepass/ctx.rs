@@ -1,7 +1,7 @@
 //! `vm::Ctx`, the per-instance context that compiled code carries in r15 (`vm.rs: Ctx`, `repr(C)`).
 
 use crate::bytes::{Bytes, Short};
-use crate::target::{Memory, MemoryError};
+use crate::process::{Memory, MemoryError};
 
 /// Size of `vm::Ctx` in bytes.
 pub const CTX_SIZE: usize = 160;

@@ -3,7 +3,7 @@
 
 use super::anchor::PAGE;
 use crate::arch::{Reg, Registers};
-use crate::target::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
+use crate::process::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
 use std::path::{Path, PathBuf};
 
 /// Read-only data of the executable.
@@ -288,7 +288,7 @@ impl Target for Fake {
     fn auxv(&self, _: u64) -> Option<u64> {
         None
     }
-    fn file_candidates(&self, _: &Mapping) -> Vec<crate::target::files::Place> {
+    fn file_candidates(&self, _: &Mapping) -> Vec<crate::process::files::Place> {
         Vec::new()
     }
     fn notes(&self) -> &[String] {

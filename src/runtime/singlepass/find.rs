@@ -9,6 +9,8 @@ use super::module_memory::{MemoryModuleInfo, read_module_info};
 use super::{Singlepass, route_artifact, route_descriptor, route_heap, route_tls, route_vmctx, rust_msm};
 use crate::arch::Reg;
 use crate::limits::{MAX_COMPARED_CODE, MAX_COMPARED_DATA, MAX_COMPARED_OPERANDS};
+use crate::process::Memory;
+use crate::process::objects::Objects;
 use crate::runtime::all::FindOptions;
 use crate::runtime::immediates::Immediates;
 use crate::runtime::{
@@ -21,8 +23,6 @@ use crate::symbolize::wasm::file::CoreModule;
 use crate::symbolize::wasm::{
     Description, FunctionFacts, MemoryLimits, ModuleFacts, PointKind, TableLimits, WasmModule,
 };
-use crate::target::Memory;
-use crate::target::objects::Objects;
 use crate::unwind::Cursor;
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};

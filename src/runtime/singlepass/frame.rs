@@ -7,6 +7,7 @@ use super::Singlepass;
 use super::code::{self, Cfa, Here, Home, Shape, Source, Stretch};
 use super::module::Module;
 use crate::arch::{CodeAddress, Reg, Registers};
+use crate::process::Memory;
 use crate::runtime::{
     BETWEEN_POINTS, GuestFrame, GuestKind, OperatorPlace, Place, Position, RuntimeName, Slot, ValType, Value, Why,
 };
@@ -16,7 +17,6 @@ use crate::state::{
     ModuleStateMap, Point, PointKind, ValuePlace, WasmAbstractValue, read_frame, read_stack,
 };
 use crate::symbolize::wasm::PointKind as WasmPoint;
-use crate::target::Memory;
 use crate::unwind::{Cursor, Next, Trust, UnwindError};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -524,10 +524,10 @@ mod tests {
     use super::super::maps::Maps;
     use super::super::route_tls;
     use super::*;
+    use crate::process::ThreadId;
     use crate::runtime::Runtime;
     use crate::state::model::RegisterIndex;
     use crate::state::synthetic::{self, START, state};
-    use crate::target::ThreadId;
     use crate::unwind::Unwinder;
 
     /// Code of a tier that saves nothing.

@@ -4,8 +4,8 @@ use super::ctx::Ctx;
 use super::module::Module;
 use crate::arch::Reg;
 use crate::limits::MAX_INSTANCE_ARRAY;
+use crate::process::Memory;
 use crate::runtime::{GlobalCell, InstanceParts, Place, Slot, ValType, Value, Why};
-use crate::target::Memory;
 use std::sync::Arc;
 
 fn why(e: impl ToString) -> Why {

@@ -12,7 +12,7 @@
 //! themselves, and an address that does not read like the structure is an error, not a value.
 
 use crate::limits;
-use crate::target::objects::{LoadedObject, Objects};
+use crate::process::objects::{LoadedObject, Objects};
 use crate::unwind::cfi::section_bytes;
 use gimli::{EndianSlice, LittleEndian, UnitOffset};
 use object::{Object, ObjectSection};

@@ -2,9 +2,9 @@
 
 use super::anchor::{ImageBytes, MapSource, total_size};
 use crate::limits;
+use crate::process::Memory;
 use crate::state::lookup::{EncodedMap, Known};
 use crate::state::{self, ModuleStateMap};
-use crate::target::Memory;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -32,10 +32,10 @@ pub use rust_memory::StructureError;
 
 use super::code_map::{CodeMap, Detail};
 use super::{Declared, GuestFrame, GuestInstance, GuestModule, InstanceParts, Reach, Runtime, Value, Why};
+use crate::process::{Memory, ThreadId};
 use crate::state::read::BoundaryRegisters;
 use crate::state::{ExecutionStateImage, ModuleStateMap, PointKind, goes_on_at};
 use crate::symbolize::wasm::WasmModule;
-use crate::target::{Memory, ThreadId};
 use crate::unwind::{Cursor, Next, Unwinder};
 use module::Module;
 

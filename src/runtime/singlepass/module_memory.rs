@@ -9,9 +9,9 @@ use super::module_info::Export;
 use super::rust_memory::{Budgeted, Elements, StructureError, VecLayout, View, vec_header};
 use super::rust_msm;
 use crate::limits;
+use crate::process::{Memory, Target};
 use crate::runtime::{ExternKind, ValType};
 use crate::symbolize::wasm::{Description, MemoryLimits, TableLimits};
-use crate::target::{Memory, Target};
 
 /// A field, or why it could not be read.
 pub type Field<T> = Result<T, StructureError>;

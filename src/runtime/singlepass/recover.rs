@@ -19,8 +19,8 @@ use super::frame::Location;
 use super::{Module, Singlepass};
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::limits::{MAX_ENTRY_FRAME, MAX_RECOVERY_BYTES, MAX_RECOVERY_CHAIN};
+use crate::process::Memory;
 use crate::state::{MachineState, MachineValue, PointKind};
-use crate::target::Memory;
 use crate::unwind::{Cursor, Next, Trust};
 
 /// After the call in `CONSTRUCT_STACK_AND_CALL_WASM`: `mov rsp, rbp; pop rbp; pop r11`.

@@ -3,7 +3,7 @@
 
 use super::anchor::{Anchor, AnchorError, CacheImage, ImageBytes, PAGE, Route, believe, code_starts, confirm};
 use crate::limits;
-use crate::target::Target;
+use crate::process::Target;
 use std::sync::Arc;
 
 /// `cache.rs: ArtifactHeader`: magic, version, length of what follows.

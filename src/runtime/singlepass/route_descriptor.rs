@@ -6,8 +6,8 @@
 
 use super::route_tls::has_prologue;
 use crate::limits;
-use crate::target::objects::{LoadedObject, Objects};
-use crate::target::{Mapping, Memory, Target};
+use crate::process::objects::{LoadedObject, Objects};
+use crate::process::{Mapping, Memory, Target};
 use object::{Object, ObjectSymbol};
 use std::collections::HashSet;
 
@@ -211,7 +211,7 @@ fn read_entry(target: &dyn Target, words: &[u64; 8]) -> Result<Option<PublishedM
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::target::testing::CoreBuilder;
+    use crate::process::testing::CoreBuilder;
     use std::path::PathBuf;
 
     const DATA: u64 = 0x40_0000;

@@ -10,7 +10,7 @@ use super::anchor::{
     is_special, total_size,
 };
 use crate::limits;
-use crate::target::{Mapping, Target};
+use crate::process::{Mapping, Target};
 use std::time::{Duration, Instant};
 
 /// Bytes read at a time: large enough that the cost of a read call vanishes, small enough to stay in a core's cache.
@@ -317,7 +317,7 @@ fn scan_for(bytes: &[u8], wanted: &[u64], hits: &mut Vec<usize>) {
 mod tests {
     use super::super::fake::{CODE, Fake, HEAP, LINEAR, STACK, make, patch, quiet};
     use super::*;
-    use crate::target::{MemoryError, Thread};
+    use crate::process::{MemoryError, Thread};
     use std::cell::RefCell;
 
     fn bases(anchors: &[Anchor]) -> Vec<u64> {
@@ -399,7 +399,7 @@ mod tests {
     /// A target that lacks some pages, as cores do.
     struct Holes(Fake, Vec<u64>);
 
-    impl crate::target::Memory for Holes {
+    impl crate::process::Memory for Holes {
         fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
             let hit = |p: &u64| address < p + PAGE && *p < address + buf.len() as u64;
             match self.1.iter().any(hit) {
@@ -428,7 +428,7 @@ mod tests {
         fn auxv(&self, _: u64) -> Option<u64> {
             None
         }
-        fn file_candidates(&self, _: &Mapping) -> Vec<crate::target::files::Place> {
+        fn file_candidates(&self, _: &Mapping) -> Vec<crate::process::files::Place> {
             Vec::new()
         }
         fn notes(&self) -> &[String] {

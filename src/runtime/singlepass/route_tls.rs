@@ -9,8 +9,8 @@ use super::module_memory::context_of_runnable;
 use super::rust_memory::{Budgeted, StructureError, VecLayout, View};
 use super::rust_msm;
 use crate::limits;
-use crate::target::objects::{LoadedObject, Objects};
-use crate::target::{Memory, Target, Thread, ThreadId};
+use crate::process::objects::{LoadedObject, Objects};
+use crate::process::{Memory, Target, Thread, ThreadId};
 use object::{Object, ObjectSymbol, SymbolKind};
 
 /// One `CodeVersion` in a thread's list.
@@ -512,10 +512,10 @@ mod tests {
     fn prologues_are_known_by_the_bytes_that_patching_leaves() {
         struct At(Vec<u8>);
         impl Memory for At {
-            fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), crate::target::MemoryError> {
+            fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), crate::process::MemoryError> {
                 let len = buf.len();
                 let bytes = self.0.get(address as usize..address as usize + len);
-                bytes.map(|b| buf.copy_from_slice(b)).ok_or(crate::target::MemoryError::Unmapped { address, len })
+                bytes.map(|b| buf.copy_from_slice(b)).ok_or(crate::process::MemoryError::Unmapped { address, len })
             }
         }
         let mut code = vec![0xeb, 0x20];

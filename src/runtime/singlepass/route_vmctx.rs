@@ -10,7 +10,7 @@ use super::ctx::Ctx;
 use super::route_heap::deadline;
 use crate::arch::Reg;
 use crate::limits;
-use crate::target::{Mapping, Target};
+use crate::process::{Mapping, Target};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 

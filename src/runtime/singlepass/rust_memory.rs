@@ -2,7 +2,7 @@
 //! reads together have a budget.
 
 use super::layouts::StateLayout;
-use crate::target::{Memory, MemoryError};
+use crate::process::{Memory, MemoryError};
 use std::cell::Cell;
 
 /// Why a Rust structure could not be read.

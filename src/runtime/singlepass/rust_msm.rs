@@ -10,11 +10,11 @@
 use super::layouts::{DATAFUL, StateLayout};
 use super::rust_memory::{Budgeted, Elements, StructureError, VecLayout, View};
 use crate::limits;
+use crate::process::Memory;
 use crate::state::model::{
     FunctionStateMap, MachineState, MachineStateDiff, MachineValue, ModuleStateMap, OffsetInfo, RegisterIndex,
     SuspendOffset, WasmAbstractValue,
 };
-use crate::target::Memory;
 use std::collections::BTreeMap;
 
 /// Keys of one B-tree node (`alloc::collections::btree::node::CAPACITY`).

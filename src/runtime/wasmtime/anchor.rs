@@ -26,7 +26,7 @@ use super::recover::{Found, frame_of};
 use super::version::Version;
 use crate::arch::{CodeAddress, Reg};
 use crate::limits::{MAX_ANCHOR_PROBES, MAX_RECOVERY_BYTES, MAX_RECOVERY_CHAIN};
-use crate::target::{Mapping, Memory};
+use crate::process::{Mapping, Memory};
 use crate::unwind::Cursor;
 use crate::unwind::cfi::{is_sigreturn, signal_context};
 use crate::unwind::frame_pointer::{is_behind_call, is_same_stack};

@@ -16,7 +16,7 @@ use super::offsets::VMCONTEXT_STORE;
 use super::{Wasmtime, store};
 use crate::arch::Reg;
 use crate::limits::{MAX_ELIMINATION_ROUNDS, MAX_INSTANCE_CHECKS, MAX_KNOWN_INSTANCES};
-use crate::target::Memory;
+use crate::process::Memory;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 

@@ -33,9 +33,9 @@ use self::units::{Attribute, Entry, Place, Units, Visit};
 use super::image::Image;
 use crate::arch::Registers;
 use crate::limits::{MAX_INLINE_DEPTH, MAX_SCOPE_WORK, MAX_SOURCE_VALUE_BYTES, MAX_SOURCE_VARIABLES};
+use crate::process::Memory;
 use crate::runtime::{SourceVariable, Why};
 use crate::symbolize::native::demangle;
-use crate::target::Memory;
 
 /// The variable by which Wasmtime describes where the instance is.
 const VMCTX: &str = "__vmctx";

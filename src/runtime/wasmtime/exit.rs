@@ -5,7 +5,7 @@ use super::frame::KEPT;
 use super::offsets::{StoreLayout, VMCONTEXT_MAGIC, VMCONTEXT_STORE};
 use crate::arch::Reg;
 use crate::limits::MAX_EXIT_BYTES;
-use crate::target::Memory;
+use crate::process::Memory;
 use crate::unwind::Cursor;
 
 /// Whether a `VMContext` of a core module is at `address`.

@@ -5,13 +5,13 @@ use super::image::{DATA, HEADER_BYTES, Header, Image, Kind};
 use super::info::{Entity, ImageInfo, ModuleInfo, WasmType};
 use super::{Wasmtime, addrmap::FilePos};
 use crate::limits::{MAX_COMPARED_DATA, MAX_COMPARED_PLACES, MAX_HEADER_PAGES, MAX_IMAGES};
+use crate::process::mapped_file::{MappedFile, WithFile};
+use crate::process::{Mapping, Memory};
 use crate::runtime::{
     ExternKind, Fit, FoundBy, GlobalDecl, GuestExport, GuestModule, Key, Provider, Runtime, RuntimeName, Scene, ValType,
 };
 use crate::symbolize::wasm::file::CoreModule;
 use crate::symbolize::wasm::{Description, MemoryLimits, TableLimits, WasmModule};
-use crate::target::mapped_file::{MappedFile, WithFile};
-use crate::target::{Mapping, Memory};
 use crate::unwind::Cursor;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -446,10 +446,10 @@ mod tests {
     use super::super::image::SliceMemory;
     use super::super::testing::{fixture, fixtures, sections};
     use super::*;
+    use crate::process::Target;
+    use crate::process::objects::Objects;
+    use crate::process::testing::CoreBuilder;
     use crate::progress::Silent;
-    use crate::target::Target;
-    use crate::target::objects::Objects;
-    use crate::target::testing::CoreBuilder;
 
     /// Discovers images whose headers are so many pages before their code.
     fn discover(distances: &[u64]) -> (usize, Vec<String>) {

@@ -37,7 +37,7 @@
 use super::chain::Call;
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::limits::{MAX_FLOW_BYTES, MAX_FLOW_STEPS};
-use crate::target::Memory;
+use crate::process::Memory;
 use crate::unwind::FrameChange;
 use iced_x86::{
     Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,

@@ -15,11 +15,11 @@ use super::info::FuncKind;
 use super::points::{FrameAt, Points, Recorded, Unrecorded};
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::limits::MAX_NAMED_OWNERS;
+use crate::process::{Memory, MemoryError};
 use crate::runtime::{
     GuestFrame, GuestKind, NameSource, OperatorPlace, Place, Position, RuntimeName, Slot, ValType, Value, Why,
 };
 use crate::symbolize::wasm::WasmModule;
-use crate::target::{Memory, MemoryError};
 use crate::unwind::{Cursor, Next, Trust, UnwindError, Unwinder};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Mnemonic, OpKind, Register};
 use std::borrow::Cow;

@@ -20,7 +20,7 @@ use super::info::{FuncKey, FuncKeyBits};
 use super::version::Version;
 use crate::bytes::Bytes;
 use crate::limits::{MAX_INLINE_DEPTH, MAX_SLOTS};
-use crate::target::{Memory, MemoryError};
+use crate::process::{Memory, MemoryError};
 
 /// The first version with breakpoints in the section, and with four bits for the kind of a function.
 const FIRST_WITH_BREAKPOINTS: Version = Version(41);

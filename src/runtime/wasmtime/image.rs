@@ -18,7 +18,7 @@ use crate::limits::{
     MAX_IMAGE_BYTES, MAX_IMAGE_MODULES, MAX_IMAGE_SECTIONS, MAX_IMAGE_SYMBOL_BYTES, MAX_NAME_BYTES, MAX_SECTION_NAMES,
     MAX_SYMBOLS,
 };
-use crate::target::{Memory, MemoryError};
+use crate::process::{Memory, MemoryError};
 
 /// `EI_OSABI` of an image (`obj.rs: ELFOSABI_WASMTIME`).
 pub const ELFOSABI_WASMTIME: u8 = 200;

@@ -14,11 +14,11 @@ use super::info::{Entity, FuncKey, FuncKind, ImageInfo, ModuleInfo, RefTo, Table
 use super::offsets::{self, Array, FunctionImport, StoreLayout, VmCounts, VmLayout};
 use super::version::Version;
 use crate::limits::{MAX_INSTANCE_ITEMS, MAX_NAME_SECTION_BYTES, MAX_SIGNATURE_TYPES};
+use crate::process::{Mapping, Memory, MemoryError};
 use crate::runtime::{
     Declared, ExternKind, GlobalDecl, GuestExport, GuestFunction, MemoryDecl, NameSource, Place, Slot, ValType, Value,
     Why,
 };
-use crate::target::{Mapping, Memory, MemoryError};
 
 /// Below this nothing is mapped; dangling pointers to nothing (4, 8) lie here.
 const LOWEST: u64 = 0x1000;

@@ -13,7 +13,7 @@
 use super::{Wasmtime, anchor};
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::limits::MAX_RECOVERY_BYTES;
-use crate::target::Memory;
+use crate::process::Memory;
 use crate::unwind::frame_pointer::linked;
 use crate::unwind::{Cursor, Next, Trust};
 

@@ -8,7 +8,7 @@
 
 use super::offsets::{VMCONTEXT_MAGIC, VMCONTEXT_STORE};
 use crate::limits::MAX_STORE_INSTANCES;
-use crate::target::Memory;
+use crate::process::Memory;
 
 /// How far from the store's context the vector may be. The whole of `StoreOpaque` has some 2 KiB.
 const REACH: u64 = 4096;

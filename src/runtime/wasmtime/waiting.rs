@@ -8,7 +8,7 @@
 
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::limits::{MAX_WAITING, MAX_WAITING_STACKS};
-use crate::target::{Mapping, Memory};
+use crate::process::{Mapping, Memory};
 use crate::unwind::Cursor;
 
 /// `mov rdi, r12; mov rsi, rbp; call rbx`: what `wasmtime_fiber_start` begins with.
@@ -68,8 +68,8 @@ fn words<const N: usize>(memory: &dyn Memory, address: u64) -> Option<[u64; N]> 
 mod tests {
     use super::*;
     use crate::limits;
-    use crate::target::Target;
-    use crate::target::testing::CoreBuilder;
+    use crate::process::Target;
+    use crate::process::testing::CoreBuilder;
 
     const CODE: u64 = 0x10_0000;
     const STACK: u64 = 0x2000_0000;

@@ -1,7 +1,7 @@
 //! The changes to the process, each with its way back.
 
 use super::*;
-use crate::target::live::inject::Borrowed;
+use crate::process::live::inject::Borrowed;
 use std::cell::Cell;
 
 /// Bytes of stack below the image's frames: as much as the runtime's own has.
@@ -337,7 +337,7 @@ mod tests {
     fn a_stack_goes_below_a_limit_and_not_below_a_stack_that_grows() {
         let text = b"40000-50000 rw-p 0 0:0 0\n90000-a0000 rw-p 0 0:0 0\nc0000-d0000 rw-p 0 0:0 0\n\
             f0000-100000 rw-p 0 0:0 0 [stack]\n";
-        let maps = crate::target::live::parse_maps(text);
+        let maps = crate::process::live::parse_maps(text);
         assert_eq!(gap_below(&maps, 0xf8000, 0x10000), Some(0xb0000));
         assert_eq!(gap_below(&maps, 0xbffff, 0x10000), Some(0x80000));
         assert_eq!(gap_below(&maps, 0xf8000, 0x30000), Some(0x60000));
@@ -348,7 +348,7 @@ mod tests {
     #[test]
     fn each_mapping_is_a_piece() {
         let text = b"1000-3000 rw-p 0 0:0 0\n3000-4000 rw-p 0 0:0 0\n4000-9000 ---p 0 0:0 0\na000-b000 rw-p 0 0:0 0\n";
-        let maps = crate::target::live::parse_maps(text);
+        let maps = crate::process::live::parse_maps(text);
         assert_eq!(maps.len(), 4);
         assert_eq!(pieces(&maps, 0x2000, 0x4000).unwrap(), [(0x2000, 0x1000), (0x3000, 0x1000), (0x4000, 0x2000)]);
         assert_eq!(pieces(&maps, 0x3000, 0x1000).unwrap(), [(0x3000, 0x1000)]);

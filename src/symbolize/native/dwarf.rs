@@ -3,9 +3,9 @@
 use super::excerpt::{Extent, Why, excerpt};
 use super::{NativeSymbol, demangle, files};
 use crate::limits;
+use crate::process::objects::{Excerpts, LoadedObject};
+use crate::process::unpack;
 use crate::symbolize::nesting::is_too_deep;
-use crate::target::objects::{Excerpts, LoadedObject};
-use crate::target::unpack;
 use crate::unwind::cfi::section_bytes;
 use gimli::{EndianSlice, LittleEndian, Reader, Section as _};
 use object::{Object, ObjectSection};

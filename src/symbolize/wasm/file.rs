@@ -3,7 +3,7 @@
 use super::WasmModule;
 use crate::error::Error;
 use crate::limits::{MAX_COMPONENT_MODULES, MAX_WASM_BYTES};
-use crate::target::memory::read_file;
+use crate::process::memory::read_file;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use wasmparser::{Encoding, Parser, Payload};

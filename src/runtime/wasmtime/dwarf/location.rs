@@ -8,8 +8,8 @@ use super::sections::Slice;
 use super::units::{Attribute, Entry, Unit, Units};
 use crate::arch::{Reg, Registers};
 use crate::limits::{MAX_EXPRESSION_STEPS, MAX_LOCATIONS, MAX_REFERENCE_DEPTH};
+use crate::process::Memory;
 use crate::runtime::Why;
-use crate::target::Memory;
 
 /// Distance from the frame's address up to which memory is taken for a part of the frame, in what is printed.
 const FRAME_REACH: u64 = 1 << 20;

@@ -7,8 +7,8 @@ use gimli::{EndianArcSlice, LittleEndian};
 
 use crate::bytes::Bytes;
 use crate::limits::MAX_IMAGE_DEBUG_BYTES;
+use crate::process::Memory;
 use crate::runtime::wasmtime::image::{Image, Section};
-use crate::target::Memory;
 
 /// Bytes of a section.
 pub(super) type Slice = EndianArcSlice<LittleEndian>;

@@ -9,10 +9,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::arch::{Reg, x64::TABLE};
 use crate::limits;
+use crate::process::memory::{Content, Piece, Splice};
+use crate::process::{Memory, MemoryError};
 use crate::runtime::wasmtime::image::SliceMemory;
 use crate::runtime::wasmtime::testing::fixture;
-use crate::target::memory::{Content, Piece, Splice};
-use crate::target::{Memory, MemoryError};
 
 fn load(name: &str) -> (Image, ImageDwarf, Vec<u8>) {
     let bytes = fixture(name);

@@ -261,7 +261,7 @@ fn a_file_that_is_another_one_by_now_is_not_opened() {
     let path = directory.path().join("file");
     std::fs::write(&path, "one").unwrap();
     let meta = std::fs::metadata(&path).unwrap();
-    let file = crate::target::files::map_file(&path).unwrap().identity();
+    let file = crate::process::files::map_file(&path).unwrap().identity();
     let line = |device: u64, inode: u64| {
         let (major, minor) = (libc::major(device), libc::minor(device));
         format!("1000-2000 r-xp 00000000 {major:02x}:{minor:02x} {inode}        {}\n", path.display()).into_bytes()

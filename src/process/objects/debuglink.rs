@@ -64,7 +64,7 @@ fn checksum(file: &File, size: u64, most: u64) -> io::Result<Option<u32>> {
 
 /// The next data or hole from an offset on. `None`: there is none.
 fn seek(file: &File, from: u64, what: i32) -> io::Result<Option<u64>> {
-    match crate::target::files::seek(file, from, what) {
+    match crate::process::files::seek(file, from, what) {
         Ok(found) => Ok(Some(found)),
         Err(e) if e.raw_os_error() == Some(libc::ENXIO) => Ok(None),
         // A file system that knows nothing of holes.

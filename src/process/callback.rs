@@ -449,7 +449,7 @@ impl Target for CallbackTarget {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::target::testing::CoreBuilder;
+    use crate::process::testing::CoreBuilder;
 
     /// A debugger that holds memory from 0x10000 on, and counts what it is asked.
     #[derive(Default)]

@@ -106,7 +106,7 @@ impl Headers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::target::elf::{Header, Phdr};
+    use crate::process::elf::{Header, Phdr};
     use std::path::PathBuf;
 
     fn headers(pages: u64) -> Headers {

@@ -225,7 +225,7 @@ impl Peer {
 
     fn command() -> Command {
         let mut c = Command::new(std::env::current_exe().unwrap());
-        c.args(["target::live::tests::child", "--exact", "--ignored", "--nocapture"]);
+        c.args(["process::live::tests::child", "--exact", "--ignored", "--nocapture"]);
         c
     }
 
@@ -865,7 +865,7 @@ fn same_as_live(live: &LiveTarget, core: &CoreTarget) {
 }
 
 /// The front of a core.
-struct Front(Arc<crate::target::files::Mapped>, usize);
+struct Front(Arc<crate::process::files::Mapped>, usize);
 
 impl AsRef<[u8]> for Front {
     fn as_ref(&self) -> &[u8] {
