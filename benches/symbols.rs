@@ -4,10 +4,10 @@
 use std::time::Instant;
 use wstate::arch::Reg;
 use wstate::report::elf_symbols;
-use wstate::runtime::ValType;
 use wstate::runtime::code_map::{
     CodeMap, CompiledFunction, CompiledModule, FrameChange, Line, Location, Operands, SourceFile, SourceLine, Variable,
 };
+use wstate::wasm::ValType;
 
 const FUNCTIONS: u64 = 20_000;
 const BYTES: u32 = 2000;

@@ -67,3 +67,4 @@ pub mod session;
 pub mod state;
 pub mod symbolize;
 pub mod unwind;
+pub mod wasm;

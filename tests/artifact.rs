@@ -13,7 +13,7 @@ use wstate::runtime::singlepass::anchor::CacheImage;
 use wstate::runtime::singlepass::module_info::{
     Artifact, Export, GlobalInfo, MemoryInfo, MemoryKind, ModuleInfo, TableInfo,
 };
-use wstate::runtime::{NameSource, ValType};
+use wstate::wasm::{NameSource, ValType};
 
 /// One of everything that a module description can hold.
 const FULL: &str = r#"(module $full

@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
 use support::{Host, Profile, Version, host_wasmtime, wstate};
-use wstate::symbolize::wasm::file::WasmFile;
+use wstate::wasm::file::WasmFile;
 
 fn attach(host: &Host, options: &[&str]) -> (Option<i32>, Value) {
     let pid = host.pid().to_string();

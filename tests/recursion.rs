@@ -27,7 +27,7 @@ use wstate::process::objects::{LoadedObject, ObjectData, Objects};
 use wstate::state::MachineValue;
 use wstate::state::codec::{decode_bincode, decode_borsh};
 use wstate::symbolize::native::{NativeSymbolizer, demangle};
-use wstate::symbolize::wasm::WasmModule;
+use wstate::wasm::WasmModule;
 
 const BIAS: u64 = 0x5000_0000;
 const START: u64 = 0x1000;

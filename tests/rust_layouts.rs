@@ -14,8 +14,8 @@ use wstate::process::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
 use wstate::runtime::singlepass::layouts::{self, Layouts, Source};
 use wstate::runtime::singlepass::module_info::Export;
 use wstate::runtime::singlepass::{module_memory, route_descriptor, route_tls, rust_msm};
-use wstate::runtime::{ExternKind, ValType};
-use wstate::symbolize::wasm::{MemoryLimits, TableLimits};
+use wstate::wasm::{ExternKind, ValType};
+use wstate::wasm::{MemoryLimits, TableLimits};
 
 /// This process as a target. Only what a test leaves alone while it looks is looked at.
 struct ThisProcess {

@@ -890,7 +890,7 @@ fn lines_are_those_of_positions(pid: i32, wasm: &Path) -> usize {
     use wstate::arch::{CodeAddress, Registers};
     use wstate::runtime::code_map::SourceFile;
     use wstate::runtime::{Position, Provider};
-    let module = wstate::symbolize::wasm::WasmModule::parse("guest.wasm".into(), std::fs::read(wasm).unwrap()).unwrap();
+    let module = wstate::wasm::WasmModule::parse("guest.wasm".into(), std::fs::read(wasm).unwrap()).unwrap();
     let target = wstate::process::live::LiveTarget::capture(pid as u32, &Default::default()).unwrap();
     let objects = wstate::process::objects::Objects::load(&target, &Default::default());
     let find = wstate::runtime::all::FindOptions::read(Vec::new(), &[], &[wasm.to_path_buf()]);

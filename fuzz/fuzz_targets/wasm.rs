@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use wstate::symbolize::wasm::{FunctionFacts, ModuleFacts, PointKind, WasmModule};
+use wstate::wasm::{FunctionFacts, ModuleFacts, PointKind, WasmModule};
 
 fuzz_target!(|data: &[u8]| {
     let Ok(module) = WasmModule::parse("fuzz.wasm".into(), data.to_vec()) else { return };

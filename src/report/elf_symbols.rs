@@ -19,11 +19,11 @@
 use super::text::escaped;
 use crate::arch::{Reg, x64};
 use crate::limits::MAX_NAME_BYTES;
-use crate::runtime::ValType;
 use crate::runtime::code_map::{
     CodeMap, CompiledFunction, CompiledModule, FrameChange, Inlined, Location, Operands, SourceFile, SourceLine,
     Variable,
 };
+use crate::wasm::ValType;
 use gimli::write::{
     Address, AttributeValue, CallFrameInstruction, CommonInformationEntry, DebuggingInformationEntry, EhFrame,
     EndianVec, Expression, FileId, FrameDescriptionEntry, FrameTable, LineProgram, LineString, LineStringTable,

@@ -18,7 +18,8 @@ mod tests;
 
 pub use crate::runtime::engines::Engine;
 use crate::runtime::engines::Sighting;
-pub use crate::runtime::{ExternKind, FoundBy, NameSource, RuntimeName, ValType};
+pub use crate::runtime::{FoundBy, RuntimeName};
+pub use crate::wasm::{ExternKind, NameSource, ValType};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
 use std::borrow::Cow;

@@ -3,7 +3,8 @@
 use super::text::{TextOptions, render};
 use super::*;
 use crate::arch::Reg;
-use crate::runtime::{self, Place, Slot, ValType, Why};
+use crate::runtime::{self, Place, Slot, Why};
+use crate::wasm::ValType;
 
 fn known(ty: Option<ValType>, bits: u64, place: Place) -> runtime::Value {
     runtime::Value { ty, slot: Slot::Known { bits: bits.into(), place } }

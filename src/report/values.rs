@@ -3,8 +3,9 @@
 use super::{Bits, End, EndKind, Hex, Module, OpPosition, Trust, Value, Variable};
 use crate::arch::Registers;
 use crate::arch::x64::TABLE;
-use crate::runtime::{self, Place, Position, Slot, ValType, Why};
+use crate::runtime::{self, Place, Position, Slot, Why};
 use crate::unwind;
+use crate::wasm::ValType;
 use std::collections::BTreeMap;
 
 impl Value {

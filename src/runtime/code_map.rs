@@ -6,10 +6,10 @@
 
 pub mod sources;
 
-use super::ValType;
 use crate::arch::Reg;
 use crate::limits::MAX_DESCRIBED_FUNCTIONS;
 pub use crate::unwind::FrameChange;
+use crate::wasm::ValType;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

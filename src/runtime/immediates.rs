@@ -1,6 +1,6 @@
 //! The constants in a function's machine code.
 
-use crate::symbolize::wasm::constants::{Constant, Use};
+use crate::wasm::constants::{Constant, Use};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 use std::collections::{BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};

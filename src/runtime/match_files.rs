@@ -8,9 +8,9 @@ use super::immediates::{Immediates, is_common};
 use super::{Fit, Key, Provider};
 use crate::limits::MAX_COMPARED_CODE;
 use crate::process::Memory;
-use crate::symbolize::wasm::WasmModule;
-use crate::symbolize::wasm::constants::Constant;
-use crate::symbolize::wasm::file::CoreModule;
+use crate::wasm::WasmModule;
+use crate::wasm::constants::Constant;
+use crate::wasm::file::CoreModule;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 

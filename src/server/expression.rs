@@ -10,7 +10,7 @@
 //! ```
 
 use crate::report::values::print;
-use crate::runtime::ValType;
+use crate::wasm::ValType;
 
 /// A parsed expression.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -141,7 +141,7 @@ pub fn contents_of(report: &Report, runtime: &dyn Runtime, memory: &dyn Memory, 
         }
         if lists.exports {
             let export =
-                |e: &crate::runtime::GuestExport| ExportRow { name: e.name.clone(), kind: e.kind, index: e.index };
+                |e: &crate::wasm::GuestExport| ExportRow { name: e.name.clone(), kind: e.kind, index: e.index };
             match &declared.exports {
                 Ok(all) => row.exports = Some(all.iter().map(export).collect()),
                 Err(Why(why)) => row.exports_why = Some(why.clone()),
@@ -198,7 +198,7 @@ fn instance_row(
         tables: Vec::new(),
         tables_why: None,
     };
-    let memory_row = |index: u32, decl: crate::runtime::MemoryDecl| {
+    let memory_row = |index: u32, decl: crate::wasm::MemoryDecl| {
         let found = runtime.linear_memory(module, address, index, memory);
         MemoryRow {
             index,
@@ -214,7 +214,7 @@ fn instance_row(
         Ok(all) => row.memories = all.iter().enumerate().map(|(i, decl)| memory_row(i as u32, *decl)).collect(),
         Err(Why(why)) => {
             // The first may be known all the same.
-            let first = memory_row(0, crate::runtime::MemoryDecl::default());
+            let first = memory_row(0, crate::wasm::MemoryDecl::default());
             row.memories.extend(Some(first).filter(|m| m.why.is_none()));
             row.memories_why = Some(why.clone());
         }

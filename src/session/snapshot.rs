@@ -5,9 +5,10 @@ use super::*;
 use crate::output::SparseWrite;
 use crate::process::live::Verdict;
 use crate::process::live::held::{Held, Steps};
-use crate::runtime::{GuestInstance, InstanceParts, Slot, ValType, Value, Why};
+use crate::runtime::{GuestInstance, InstanceParts, Slot, Value, Why};
 use crate::state::resume::Place;
 use crate::state::{KnownRegisters, PointKind, image, resume_stack};
+use crate::wasm::ValType;
 use std::io;
 use std::time::Duration;
 

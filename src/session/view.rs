@@ -1,7 +1,7 @@
 //! Stacks as a report.
 
 use super::*;
-use crate::runtime::NameSource;
+use crate::wasm::NameSource;
 
 /// What stands at a frame that a search found.
 const BEFORE_SCAN: &str = "native frames before this one may be missing: they could not be unwound";

@@ -19,6 +19,7 @@ use super::model::{
     CodeVersion, ExecutionStateImage, FunctionStateMap, MachineState, MachineValue, WasmAbstractValue,
     WasmFunctionStateDump,
 };
+use super::x64;
 use crate::arch::Reg;
 use crate::limits::{MAX_IMAGE_FRAMES, MAX_IMAGE_VALUES, MAX_IMAGE_WORK, MAX_SLOTS};
 
@@ -45,6 +46,11 @@ impl KnownRegisters {
     /// The register with this number; `None` also where there is no such register.
     pub fn get(&self, index: usize) -> Option<u64> {
         self.0.get(index).copied().flatten()
+    }
+
+    /// The value of a register; `None` also where a state map has no number for it.
+    pub fn of(&self, reg: Reg) -> Option<u64> {
+        self.get(x64::to_index(reg)?.0)
     }
 }
 

@@ -2,7 +2,6 @@
 
 use super::model::RegisterIndex;
 use crate::arch::Reg;
-use crate::runtime::ValType;
 
 /// The register with this DWARF number, if state maps number it. The runtime's own table ends at XMM7 (24); XMM8-15
 /// (25-32) are here too. The return address column (16) is no register of a state map.
@@ -46,14 +45,15 @@ pub fn prefix_mov_to_stack(reg: Reg) -> Option<&'static [u8]> {
 const GENERAL: [Reg; 6] = [Reg::RDI, Reg::RSI, Reg::RDX, Reg::RCX, Reg::R8, Reg::R9];
 const VECTOR: [Reg; 8] = [Reg::XMM0, Reg::XMM1, Reg::XMM2, Reg::XMM3, Reg::XMM4, Reg::XMM5, Reg::XMM6, Reg::XMM7];
 
-/// Hands out the System V argument registers in order.
+/// Hands out the System V argument registers in order (`x64_decl.rs: ArgumentRegisterAllocator`). They have no more when
+/// the argument is on the stack.
 ///
 /// ```
-/// use wstate::{arch::Reg, runtime::ValType, state::x64::ArgumentRegisterAllocator};
+/// use wstate::{arch::Reg, state::x64::ArgumentRegisterAllocator};
 /// let mut arguments = ArgumentRegisterAllocator::default();
-/// assert_eq!(arguments.next(ValType::I32), Some(Reg::RDI));
-/// assert_eq!(arguments.next(ValType::F64), Some(Reg::XMM0));
-/// assert_eq!(arguments.next(ValType::I64), Some(Reg::RSI));
+/// assert_eq!(arguments.next_integer(), Some(Reg::RDI));
+/// assert_eq!(arguments.next_float(), Some(Reg::XMM0));
+/// assert_eq!(arguments.next_integer(), Some(Reg::RSI));
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct ArgumentRegisterAllocator {
@@ -62,17 +62,19 @@ pub struct ArgumentRegisterAllocator {
 }
 
 impl ArgumentRegisterAllocator {
-    /// The register of the next argument; `None`: on the stack. Vectors are not passed to imports by these runtimes
-    /// (`todo!` there) and have no register here.
-    #[allow(clippy::should_implement_trait)]
-    pub fn next(&mut self, ty: ValType) -> Option<Reg> {
-        let (sequence, used): (&[Reg], _) = match ty {
-            ValType::I32 | ValType::I64 => (&GENERAL, &mut self.general),
-            ValType::F32 | ValType::F64 => (&VECTOR, &mut self.vector),
-            ValType::V128 | ValType::FuncRef | ValType::ExternRef | ValType::Ref => return None,
-        };
-        let reg = sequence.get(*used).copied()?;
-        *used += 1;
-        Some(reg)
+    /// The register of the next argument, if that is an integer of 32 or 64 bits.
+    pub fn next_integer(&mut self) -> Option<Reg> {
+        next(&GENERAL, &mut self.general)
     }
+
+    /// The register of the next argument, if that is a float of 32 or 64 bits.
+    pub fn next_float(&mut self) -> Option<Reg> {
+        next(&VECTOR, &mut self.vector)
+    }
+}
+
+fn next(sequence: &[Reg], used: &mut usize) -> Option<Reg> {
+    let reg = sequence.get(*used).copied()?;
+    *used += 1;
+    Some(reg)
 }

@@ -2,5 +2,4 @@
 
 mod entries;
 pub mod native;
-mod nesting;
-pub mod wasm;
+pub(crate) mod nesting;

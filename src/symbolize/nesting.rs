@@ -9,7 +9,7 @@ use gimli::{Abbreviation, Dwarf, Reader, UnitHeader};
 
 /// Whether a unit has functions that are inlined into each other more than [`MAX_INLINE_DEPTH`] levels deep. One that cannot
 /// be read is not: `addr2line` comes no further in it.
-pub(super) fn is_too_deep<R: Reader<Offset = usize>>(dwarf: &Dwarf<R>, header: &UnitHeader<R>) -> bool {
+pub(crate) fn is_too_deep<R: Reader<Offset = usize>>(dwarf: &Dwarf<R>, header: &UnitHeader<R>) -> bool {
     // An entry and the end of its children take a byte each.
     header.length_including_self() > 2 * MAX_INLINE_DEPTH && deeper(dwarf, header).unwrap_or_else(|found| found)
 }

@@ -10,7 +10,6 @@
 use super::held::Held;
 use super::*;
 use crate::arch::x64::TABLE;
-use crate::state::KnownRegisters;
 use std::cell::RefCell;
 
 /// A thread that does what it is told.
@@ -199,20 +198,19 @@ impl Borrowed<'_> {
     ///
     /// # Errors
     /// The kernel's; the thread then still has to be given back.
-    pub fn set_registers(&self, pc: u64, known: &KnownRegisters) -> Result<(), String> {
-        let low: Vec<(Reg, u64)> = TABLE.iter().map(|row| (row.reg, known.get(row.reg.index()).unwrap_or(0))).collect();
+    pub fn set_registers(&self, pc: u64, known: impl Fn(Reg) -> Option<u64>) -> Result<(), String> {
+        let low: Vec<(Reg, u64)> = TABLE.iter().map(|row| (row.reg, known(row.reg).unwrap_or(0))).collect();
         let mut general: Vec<(Reg, u64)> =
             low.iter().copied().filter(|(reg, _)| reg.info().user_regs.is_some() && *reg != Reg::RIP).collect();
         general.push((Reg::RIP, pc));
         let registers = self.with(&general);
         let tid = self.tid;
-        let known = *known;
         self.held
             .on_tracer(move |_| -> std::io::Result<()> {
                 let mut area = [0; FXSAVE];
                 get_regset(tid, libc::NT_PRFPREG, &mut area)?;
-                for n in 0..16 {
-                    let value = known.get(Reg::XMM0.index() + n).unwrap_or(0);
+                for (reg, value) in low {
+                    let Some(n) = reg.index().checked_sub(Reg::XMM0.index()).filter(|n| *n < 16) else { continue };
                     area[XMM + 16 * n..][..16].copy_from_slice(&u128::from(value).to_le_bytes());
                 }
                 set_regset(tid, libc::NT_PRFPREG, &area)?;

@@ -2,7 +2,6 @@ use super::super::core::CoreTarget;
 use super::super::objects::{ObjectData, Objects, SearchPaths};
 use super::held::{Held, Steps};
 use super::*;
-use crate::state::KnownRegisters;
 
 mod reread;
 
@@ -530,13 +529,7 @@ fn signals_that_come_while_a_thread_is_borrowed_are_not_lost_and_disturb_nothing
         assert_eq!((who(), call()), (Ok(u64::from(pid)), Ok(42)));
         if keep {
             let now = held.target().threads().iter().find(|t| t.id.0 == tid).unwrap().registers.clone();
-            let mut known = KnownRegisters::UNKNOWN;
-            for row in crate::arch::x64::TABLE.iter() {
-                if let Some(slot) = known.0.get_mut(row.reg.index()) {
-                    *slot = now.get(row.reg);
-                }
-            }
-            thread.set_registers(now.pc().unwrap(), &known).unwrap();
+            thread.set_registers(now.pc().unwrap(), |reg| now.get(reg)).unwrap();
             thread.keep().unwrap();
         } else {
             thread.give_back().unwrap();

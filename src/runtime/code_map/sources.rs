@@ -2,7 +2,7 @@
 
 use super::{CompiledModule, Inlined, Line, SourceFile, SourceLine};
 use crate::limits::MAX_INLINE_DEPTH;
-use crate::symbolize::wasm::WasmModule;
+use crate::wasm::WasmModule;
 use std::collections::HashMap;
 
 /// Functions at one place whose neighbours may be the same inlined function: in code they are near.

@@ -14,14 +14,14 @@ use super::places::Places;
 use crate::arch::{Reg, x64};
 use crate::limits::{MAX_IMAGE_BYTES, MAX_SLOTS, MAX_SYMBOL_PLACES, MAX_TRAMPOLINE_BYTES};
 use crate::process::Memory;
-use crate::runtime::ValType;
 use crate::runtime::code_map::sources::{Scope, Sources, end_prologue, lay_out};
 use crate::runtime::code_map::{
     CodeMap, CompiledFunction, CompiledModule, Detail, FrameChange, Line, Location, Operand, Operands, Variable,
 };
 use crate::state::diff::{Budget, StateCursor, StateError};
 use crate::state::{FUNCTION_HEADER, FunctionStateMap, MachineState, MachineValue, PointKind, WasmAbstractValue};
-use crate::symbolize::wasm::{PointKind as WasmPoint, WasmModule};
+use crate::wasm::ValType;
+use crate::wasm::{PointKind as WasmPoint, WasmModule};
 use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register};
 use std::collections::{BTreeMap, HashMap};
 

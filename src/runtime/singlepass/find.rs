@@ -13,17 +13,13 @@ use crate::process::Memory;
 use crate::process::objects::Objects;
 use crate::runtime::all::FindOptions;
 use crate::runtime::immediates::Immediates;
-use crate::runtime::{
-    ExternKind, Fit, GlobalDecl, GuestExport, GuestModule, Key, NameSource, Provider, Runtime, RuntimeName, Scene,
-    ValType,
-};
+use crate::runtime::{Fit, GuestModule, Key, Provider, Runtime, RuntimeName, Scene};
 use crate::state::SuspendOffset;
 use crate::state::model::{FunctionStateMap, WasmAbstractValue};
-use crate::symbolize::wasm::file::CoreModule;
-use crate::symbolize::wasm::{
-    Description, FunctionFacts, MemoryLimits, ModuleFacts, PointKind, TableLimits, WasmModule,
-};
 use crate::unwind::Cursor;
+use crate::wasm::file::CoreModule;
+use crate::wasm::{Description, FunctionFacts, MemoryLimits, ModuleFacts, PointKind, TableLimits, WasmModule};
+use crate::wasm::{ExternKind, GlobalDecl, GuestExport, NameSource, ValType};
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};

@@ -9,15 +9,16 @@ use super::module::Module;
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::process::Memory;
 use crate::runtime::{
-    BETWEEN_POINTS, GuestFrame, GuestKind, OperatorPlace, Place, Position, RuntimeName, Slot, ValType, Value, Why,
+    BETWEEN_POINTS, GuestFrame, GuestKind, OperatorPlace, Place, Position, RuntimeName, Slot, Value, Why,
 };
 use crate::state::read::BoundaryRegisters;
 use crate::state::{
     CodeVersion, ExecutionStateImage, FUNCTION_HEADER, FunctionStateMap, KnownRegisters, MachineState, MachineValue,
     ModuleStateMap, Point, PointKind, ValuePlace, WasmAbstractValue, read_frame, read_stack,
 };
-use crate::symbolize::wasm::PointKind as WasmPoint;
 use crate::unwind::{Cursor, Next, Trust, UnwindError};
+use crate::wasm::PointKind as WasmPoint;
+use crate::wasm::ValType;
 use std::rc::Rc;
 use std::sync::Arc;
 

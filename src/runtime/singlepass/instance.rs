@@ -5,7 +5,8 @@ use super::module::Module;
 use crate::arch::Reg;
 use crate::limits::MAX_INSTANCE_ARRAY;
 use crate::process::Memory;
-use crate::runtime::{GlobalCell, InstanceParts, Place, Slot, ValType, Value, Why};
+use crate::runtime::{GlobalCell, InstanceParts, Place, Slot, Value, Why};
+use crate::wasm::ValType;
 use std::sync::Arc;
 
 fn why(e: impl ToString) -> Why {

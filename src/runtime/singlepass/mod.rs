@@ -35,8 +35,8 @@ use super::{Declared, GuestFrame, GuestInstance, GuestModule, InstanceParts, Rea
 use crate::process::{Memory, ThreadId};
 use crate::state::read::BoundaryRegisters;
 use crate::state::{ExecutionStateImage, ModuleStateMap, PointKind, goes_on_at};
-use crate::symbolize::wasm::WasmModule;
 use crate::unwind::{Cursor, Next, Unwinder};
+use crate::wasm::WasmModule;
 use module::Module;
 
 /// The modules of this runtime in one target.

@@ -10,8 +10,8 @@ use std::ops::Range;
 
 use crate::bytes::{Bytes, Short};
 use crate::limits::{MAX_IMAGE_BYTES, MAX_IMPORT_NAME_BYTES};
-use crate::runtime::{NameSource, ValType};
-use crate::symbolize::wasm::names::{self, Naming};
+use crate::wasm::names::{self, Naming};
+use crate::wasm::{NameSource, ValType};
 
 /// First bytes of an artifact file (`cache.rs: WASMER_CACHE_MAGIC`).
 const MAGIC: &[u8; 8] = b"WASMER\0\0";

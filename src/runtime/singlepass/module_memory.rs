@@ -10,8 +10,8 @@ use super::rust_memory::{Budgeted, Elements, StructureError, VecLayout, View, ve
 use super::rust_msm;
 use crate::limits;
 use crate::process::{Memory, Target};
-use crate::runtime::{ExternKind, ValType};
-use crate::symbolize::wasm::{Description, MemoryLimits, TableLimits};
+use crate::wasm::{Description, MemoryLimits, TableLimits};
+use crate::wasm::{ExternKind, ValType};
 
 /// A field, or why it could not be read.
 pub type Field<T> = Result<T, StructureError>;

@@ -13,7 +13,7 @@ use super::ctx;
 use crate::state::map::PointKind;
 use crate::state::model::FunctionStateMap;
 use crate::state::{FUNCTION_HEADER, SuspendOffset};
-use crate::symbolize::wasm::{Site, WasmModule};
+use crate::wasm::{Site, WasmModule};
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 use std::collections::{BTreeMap, HashMap};
 

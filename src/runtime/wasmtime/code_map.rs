@@ -14,11 +14,11 @@ use crate::limits::{MAX_FRAME_CHANGES, MAX_IMAGE_BYTES, MAX_SYMBOL_PLACES};
 use crate::process::Memory;
 use crate::process::mapped_file::WithFile;
 use crate::runtime::Runtime;
-use crate::runtime::ValType;
 use crate::runtime::code_map::sources::{begin_behind_idle, end_prologue, lay_out};
 use crate::runtime::code_map::{
     CodeMap, CompiledFunction, CompiledModule, Copied, Detail, FrameChange, Location, Operands, Variable,
 };
+use crate::wasm::ValType;
 use iced_x86::{Decoder, DecoderOptions, FlowControl};
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -7,12 +7,11 @@ use super::{Wasmtime, addrmap::FilePos};
 use crate::limits::{MAX_COMPARED_DATA, MAX_COMPARED_PLACES, MAX_HEADER_PAGES, MAX_IMAGES};
 use crate::process::mapped_file::{MappedFile, WithFile};
 use crate::process::{Mapping, Memory};
-use crate::runtime::{
-    ExternKind, Fit, FoundBy, GlobalDecl, GuestExport, GuestModule, Key, Provider, Runtime, RuntimeName, Scene, ValType,
-};
-use crate::symbolize::wasm::file::CoreModule;
-use crate::symbolize::wasm::{Description, MemoryLimits, TableLimits, WasmModule};
+use crate::runtime::{Fit, FoundBy, GuestModule, Key, Provider, Runtime, RuntimeName, Scene};
 use crate::unwind::Cursor;
+use crate::wasm::file::CoreModule;
+use crate::wasm::{Description, MemoryLimits, TableLimits, WasmModule};
+use crate::wasm::{ExternKind, GlobalDecl, GuestExport, ValType};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;

@@ -16,11 +16,10 @@ use super::points::{FrameAt, Points, Recorded, Unrecorded};
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::limits::MAX_NAMED_OWNERS;
 use crate::process::{Memory, MemoryError};
-use crate::runtime::{
-    GuestFrame, GuestKind, NameSource, OperatorPlace, Place, Position, RuntimeName, Slot, ValType, Value, Why,
-};
-use crate::symbolize::wasm::WasmModule;
+use crate::runtime::{GuestFrame, GuestKind, OperatorPlace, Place, Position, RuntimeName, Slot, Value, Why};
 use crate::unwind::{Cursor, Next, Trust, UnwindError, Unwinder};
+use crate::wasm::WasmModule;
+use crate::wasm::{NameSource, ValType};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Mnemonic, OpKind, Register};
 use std::borrow::Cow;
 

@@ -15,10 +15,8 @@ use super::offsets::{self, Array, FunctionImport, StoreLayout, VmCounts, VmLayou
 use super::version::Version;
 use crate::limits::{MAX_INSTANCE_ITEMS, MAX_NAME_SECTION_BYTES, MAX_SIGNATURE_TYPES};
 use crate::process::{Mapping, Memory, MemoryError};
-use crate::runtime::{
-    Declared, ExternKind, GlobalDecl, GuestExport, GuestFunction, MemoryDecl, NameSource, Place, Slot, ValType, Value,
-    Why,
-};
+use crate::runtime::{Declared, GuestFunction, Place, Slot, Value, Why};
+use crate::wasm::{ExternKind, GlobalDecl, GuestExport, MemoryDecl, NameSource, ValType};
 
 /// Below this nothing is mapped; dangling pointers to nothing (4, 8) lie here.
 const LOWEST: u64 = 0x1000;

@@ -10,7 +10,7 @@ use super::instructions::Instructions;
 use crate::limits::MAX_PLACED_FILES;
 use crate::runtime::code_map::CompiledModule;
 use crate::runtime::code_map::sources::{Scope, Sources};
-use crate::symbolize::wasm::WasmModule;
+use crate::wasm::WasmModule;
 use std::collections::BTreeMap;
 
 /// Where the pieces of one image's code come from.

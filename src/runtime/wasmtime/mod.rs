@@ -56,8 +56,8 @@ use super::{Declared, GuestFrame, GuestInstance, GuestModule, Reach, Runtime, Va
 use crate::arch::{CodeAddress, Reg};
 use crate::limits::{MAX_FLOW_BYTES, MAX_FLOW_FUNCTIONS, MAX_IMAGES_MODULES, MAX_INSTANCE_CHECKS, MAX_KNOWN_INSTANCES};
 use crate::process::{Mapping, Memory};
-use crate::symbolize::wasm::WasmModule;
 use crate::unwind::{Cursor, Next, Unwinder};
+use crate::wasm::WasmModule;
 use chain::{Chain, Solved};
 use code::Code;
 use flow::{Facts, Flow, Held, Hints, near_start};

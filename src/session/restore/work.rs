@@ -129,7 +129,7 @@ impl<'a> Work<'a> {
             notes.push(format!("the old memory is still mapped at {address:#x}: {e}"));
         }
         // The call that unmapped has used the thread's registers.
-        self.thread.set_registers(ready.pc, &ready.registers).map_err(Failed::Broken)?;
+        self.thread.set_registers(ready.pc, |reg| ready.registers.of(reg)).map_err(Failed::Broken)?;
         let count = self.count.get();
         self.thread.keep().map_err(Failed::Broken)?;
         Ok((count, notes))
@@ -174,7 +174,7 @@ impl<'a> Work<'a> {
             }
         }
         self.step()?;
-        self.thread.set_registers(built.pc(), &registers)?;
+        self.thread.set_registers(built.pc(), |reg| registers.of(reg))?;
         self.step()?;
         Ok(Ready { pc: built.pc(), registers, aside })
     }

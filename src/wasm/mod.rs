@@ -10,6 +10,7 @@ pub mod file;
 pub mod names;
 mod printed;
 mod text;
+pub mod types;
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -24,12 +25,12 @@ use wasmparser::{
 
 use crate::error::Error;
 use crate::limits::{MAX_FUNCTIONS, MAX_SLOTS};
-use crate::runtime::{ExternKind, GlobalDecl, GuestExport, MemoryDecl, NameSource, ValType};
 
 use constants::{Constant, Use};
 pub use dwarf::SourceFrame;
 use names::Naming;
 pub use printed::Printed;
+pub use types::{ExternKind, GlobalDecl, GuestExport, MemoryDecl, NameSource, ValType};
 
 /// What a point of a state map is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
