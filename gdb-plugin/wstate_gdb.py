@@ -29,11 +29,11 @@ MAX_LINE = 1 << 28
 
 
 class WstateError(Exception):
-    """One line for the user."""
+    """An error whose text is one line for the user."""
 
 
 class Settings:
-    """What the user may set. Lists are lists of paths."""
+    """What the user may set. Each list is a list of paths."""
 
     def __init__(self) -> None:
         self.server = ""
@@ -45,7 +45,8 @@ class Settings:
         self.timeout = DEFAULT_TIMEOUT
 
     def program(self) -> str:
-        """The engine: as set, else from PATH, else where cargo installs."""
+        """The path of the engine: the one that the user set, else that in PATH, else that where cargo installs
+        programs."""
         if self.server:
             return os.path.expanduser(self.server)
         home = os.path.expanduser("~/.cargo/bin/wstate")
@@ -63,7 +64,8 @@ class Settings:
 
 
 class Engine:
-    """A running `wstate serve --stdio`. `lend` answers its calls; `interrupted` says whether the user gave up."""
+    """A running `wstate serve --stdio`. `lend` answers the engine's calls; `interrupted` says whether the user gave
+    up."""
 
     def __init__(
         self,
@@ -81,7 +83,7 @@ class Engine:
         self._last_id = 0
         self._log = tempfile.TemporaryFile()
         try:
-            # A session of its own: Ctrl-C at the debugger's terminal is the debugger's.
+            # The engine gets a session of its own, because Ctrl-C at the debugger's terminal is for the debugger.
             self._process = subprocess.Popen(
                 [program, "serve", "--stdio"],
                 stdin=subprocess.PIPE,
@@ -101,7 +103,7 @@ class Engine:
         self.version: str = hello.get("version") or "?"
 
     def close(self) -> None:
-        """Ends the engine; safe to call again."""
+        """Ends the engine. This may be called again."""
         for pipe in (self._process.stdin, self._process.stdout):
             try:
                 if pipe is not None:
@@ -117,16 +119,16 @@ class Engine:
         self._log.close()
 
     def set_timeout(self, seconds: float) -> None:
-        """How long the engine may be silent."""
+        """Sets for how many seconds the engine may be silent."""
         self._timeout = seconds
 
     def is_alive(self) -> bool:
-        """Whether the engine can be asked."""
+        """Whether the engine runs and can be asked."""
         return self._process.poll() is None and self._process.stdin is not None and not self._process.stdin.closed
 
     def request(self, op: str, keys: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
-        """Asks, lends what is needed, and returns the answer. Whatever goes wrong is a WstateError, and an engine that
-        cannot be relied on is ended."""
+        """Asks the engine, lends what it needs meanwhile, and returns its answer. Whatever goes wrong raises a
+        WstateError, and an engine that cannot be relied on is ended."""
         self._last_id += 1
         wanted = self._last_id
         try:
@@ -184,7 +186,7 @@ class Engine:
             searched = len(self._buffer)
             if searched > MAX_LINE:
                 raise ValueError("its answer has no end")
-            # In short turns: a debugger's Ctrl-C need not interrupt a system call.
+            # The wait is in short turns, because a debugger's Ctrl-C need not interrupt a system call.
             ready, _, _ = select.select([stdout], [], [], 0.2)
             if self._interrupted():
                 raise KeyboardInterrupt
@@ -214,7 +216,7 @@ def words(arguments: str) -> List[str]:
 
 
 def integer(text: str, what: str) -> int:
-    """A number as C writes it."""
+    """The value of a number as C writes it. `what` names it in an error."""
     try:
         return int(text, 0)
     except ValueError:
@@ -225,7 +227,7 @@ BT_WORDS = ["full", "all", "wasm", "fold", "verbose"]
 
 
 def bt_request(arguments: str, thread: int) -> Dict[str, Any]:
-    """`[full] [all] [wasm] [fold] [verbose] [COUNT]` of wasm-bt."""
+    """The request for `[full] [all] [wasm] [fold] [verbose] [COUNT]`, the arguments of wasm-bt."""
     request: Dict[str, Any] = {"threads": [thread], "brief": True}
     for word in words(arguments):
         plain = word.lstrip("-")
@@ -249,7 +251,7 @@ def bt_request(arguments: str, thread: int) -> Dict[str, Any]:
 
 
 def memory_request(arguments: str) -> Dict[str, Any]:
-    """`ADDR LEN [MEMORY]` of wasm-memory."""
+    """The request for `ADDR LEN [MEMORY]`, the arguments of wasm-memory."""
     given = words(arguments)
     if not 1 <= len(given) <= 3:
         raise WstateError("wasm-memory needs an address in the linear memory, and takes a length and a memory's index")
@@ -262,7 +264,7 @@ def memory_request(arguments: str) -> Dict[str, Any]:
 
 
 def local_process(pid: int) -> bool:
-    """Whether this process of our machine can be looked at by its number."""
+    """Whether this is a process of this machine that can be looked at by its number."""
     try:
         with open(f"/proc/{pid}/maps", "rb") as maps:
             return bool(maps.readline())
@@ -271,7 +273,8 @@ def local_process(pid: int) -> bool:
 
 
 def code_signature(pid: int) -> Optional[int]:
-    """Changes when code that belongs to no file comes or goes; None if there is none, or nobody can say."""
+    """A number that changes when code that belongs to no file comes or goes. It is None if there is no such code, or
+    if nobody can say."""
     try:
         with open(f"/proc/{pid}/maps", "rb") as maps:
             mapped = maps.readlines()
@@ -283,7 +286,7 @@ def code_signature(pid: int) -> Optional[int]:
     jit = [line for line in lines if len(line.split(None, 5)) < 6 or line.split(None, 5)[5].startswith(b"[anon")]
     if not jit:
         return None
-    # Another module may have come to the same place. It was written there, which takes page faults (minflt, majflt).
+    # Another module may have come to the same place. To write it there takes page faults (minflt, majflt).
     state = (pid, tuple(jit), int(fields[7]) + int(fields[9]))
     if state not in _signatures:
         _signatures.clear()
@@ -295,8 +298,9 @@ _signatures: Dict[Tuple[Any, ...], int] = {}
 
 
 def code_content(pid: int, mapped: List[bytes], jit: List[bytes], faults: int) -> int:
-    """Differs where what is mapped together with code of no file is other than before. If that may not be all of a module,
-    every page fault may have been another one's."""
+    """A number that changes when the contents of what is mapped together with code of no file change. If these
+    contents may not be all of a module, it also changes with every page fault, which may have been for another
+    module."""
     groups: List[List[Any]] = []
     for line in mapped:
         start, end = (int(address, 16) for address in line.split(None, 1)[0].split(b"-"))
@@ -326,7 +330,7 @@ _directories: List[str] = []
 
 
 def symbol_directory() -> str:
-    """A directory of ours for symbol files, removed at the end."""
+    """The plugin's own directory for symbol files, which is removed when the debugger ends."""
     if not _directories:
         _directories.append(tempfile.mkdtemp(prefix="wstate-"))
         atexit.register(shutil.rmtree, _directories[0], True)
@@ -352,13 +356,13 @@ def core_path() -> Optional[str]:
 
 
 def connection_type(inferior: gdb.Inferior) -> str:
-    """`native`, `core`, `remote`, ...; empty without a target."""
+    """The type of the connection to the target: `native`, `core`, `remote`, ...; empty without a target."""
     connection = getattr(inferior, "connection", None)
     return connection.type if connection is not None else ""
 
 
 def mappings_text() -> Optional[str]:
-    """What gdb knows of the mappings, as /proc/PID/maps writes it."""
+    """What gdb knows about the mappings, in the form of /proc/PID/maps."""
     try:
         text = gdb.execute("info proc mappings", to_string=True) or ""
     except gdb.error:
@@ -373,7 +377,7 @@ def mappings_text() -> Optional[str]:
 
 
 def auxv_hex() -> Optional[str]:
-    """The auxiliary vector as bytes in hexadecimal."""
+    """The bytes of the auxiliary vector, in hexadecimal."""
     try:
         text = gdb.execute("info auxv", to_string=True) or ""
     except gdb.error:
@@ -387,7 +391,7 @@ def auxv_hex() -> Optional[str]:
 
 
 class Lender:
-    """Lends one inferior."""
+    """Lends the engine threads, registers and memory of one inferior."""
 
     def __init__(self, inferior: gdb.Inferior) -> None:
         self.inferior = inferior
@@ -407,7 +411,7 @@ class Lender:
     def describe(self) -> Dict[str, Any]:
         kind = connection_type(self.inferior)
         local = kind == "native" and local_process(self.inferior.pid)
-        # Lists of a remote target take a round trip per page.
+        # With a remote target, these lists take a round trip per page.
         return {
             "pid": self.inferior.pid,
             "local": local,
@@ -438,7 +442,7 @@ class Lender:
 
 
 def one_thread(thread: Optional[gdb.InferiorThread]) -> Optional[Dict[str, str]]:
-    # Where gdb has not yet told of a stop it counts every thread as running, the one that stopped too.
+    # Until gdb has told of a stop it counts every thread as running, even the one that stopped.
     if thread is None or not (thread.is_stopped() or tid(thread) == NewCode.thread):
         return None
     thread.switch()
@@ -461,7 +465,7 @@ def one_thread(thread: Optional[gdb.InferiorThread]) -> Optional[Dict[str, str]]
 
 
 def tid(thread: gdb.InferiorThread) -> int:
-    """Kernel thread id; a core's only thread may have none."""
+    """The kernel's thread id, or the process id where a core's only thread has none."""
     return thread.ptid[1] or thread.ptid[2] or thread.ptid[0]
 
 
@@ -486,19 +490,19 @@ class Target:
         self.key: Optional[Tuple[Any, ...]] = None
         self.ran = False
         self.configured: Optional[Dict[str, Any]] = None
-        # Thread, our frame number, and gdb's level when that was chosen.
+        # The frame that was chosen: its thread, its number in wasm-bt, and gdb's level at that moment.
         self.chosen: Optional[Tuple[int, int, int]] = None
-        # By path: an address inside, and where each module in it begins.
+        # The symbol files that are loaded, by path: an address inside each, and where each module in it begins.
         self.loaded: Dict[str, Tuple[str, List[str]]] = {}
         self.signature: Optional[int] = None
         self.attempts = 0
-        # The signature that was looked at between two stops.
+        # The signature of the code for which symbols were loaded between two stops.
         self.early: Optional[int] = None
-        # What the engine said of the symbols.
+        # Notes of the engine about the symbols.
         self.notes: List[str] = []
-        # Whether a later stop may tell more of the same code.
+        # Whether a later stop may tell more about the same code.
         self.unsure = False
-        # Whether each store of this process runs code of its own.
+        # Whether each store of this process runs a copy of code of its own.
         self.per_store = False
 
     def close(self) -> None:
@@ -512,7 +516,8 @@ class Target:
         return (self.inferior.pid, kind, core_path() if kind == "core" else None)
 
     def ask(self, op: str, **keys: Any) -> Dict[str, Any]:
-        """A request to the engine, which is started and told of changes as needed."""
+        """Sends a request to the engine and returns the answer. Before that the engine is started, and told of
+        changes, as needed."""
         key = self.identity()
         if self.engine is not None and not self.engine.is_alive():
             self.close()
@@ -527,7 +532,7 @@ class Target:
         if self.ran:
             engine.request("resumed")
             self.ran = False
-        # gdb's executable is the user's choice only where it does not follow from the process.
+        # The executable in gdb is a choice of the user only where it does not follow from the process.
         configuration = settings.request(executable(self.inferior) if key[1] == "core" else None)
         if configuration != self.configured:
             engine.request("configure", configuration)
@@ -535,8 +540,8 @@ class Target:
         return engine.request(op, keys)
 
     def place(self) -> Dict[str, Any]:
-        """The frame that the user looks at: the one that wasm-up chose, or gdb's. At gdb's innermost frame nothing was
-        chosen: the youngest Wasm frame."""
+        """The frame that the user looks at: the one that wasm-up chose, or the one that gdb has selected. If gdb has
+        its innermost frame selected, nothing was chosen, and the youngest Wasm frame is meant."""
         thread = current_thread()
         frame = selected_frame()
         level = frame.level() if frame is not None else 0
@@ -547,7 +552,8 @@ class Target:
         return {"thread": tid(thread), "frame": level, "pc": hex(frame.pc())}
 
     def choose(self, index: int, pc: Optional[str]) -> None:
-        """Remembers our frame, and selects gdb's if gdb sees the same one there."""
+        """Remembers the frame with the number `index` in wasm-bt, and selects gdb's frame with that number if gdb
+        sees the same frame there."""
         try:
             frame: Optional[gdb.Frame] = gdb.newest_frame()
             while frame is not None and frame.level() < index:
@@ -580,7 +586,7 @@ def current_thread() -> gdb.InferiorThread:
 
 
 def forget_what_ran(*_: Any) -> None:
-    # One flag for all inferiors: a stop of one is rarely a stop of one alone.
+    # All inferiors are marked, because a stop of one is rarely a stop of one alone.
     for target in targets.values():
         target.ran = True
         target.chosen = None
@@ -674,8 +680,8 @@ def load(target: Target, argument: str) -> None:
 
 
 def load_symbols(target: Target, everything: bool) -> int:
-    """Loads what the engine makes, and drops what it no longer has."""
-    # Where the program is not stopped for the user nothing is taken away: its breakpoints are in the code.
+    """Loads the symbol files that the engine makes, and drops those that it no longer has."""
+    # If the program is not stopped for the user, no symbols are taken away, because breakpoints are in the code.
     early = NewCode.thread is not None
     known = [[base, hex(int(base, 16) + 1)] for _, bases in target.loaded.values() for base in bases] if early else []
     keys = {"described": described_by_runtime(), "known": known}
@@ -683,7 +689,8 @@ def load_symbols(target: Target, everything: bool) -> int:
     target.notes = [str(note) for note in answer.get("notes") or []]
     target.unsure, target.per_store = bool(answer.get("unsure")), bool(answer.get("per_store"))
     if NewCode.published and not target.per_store:
-        # Whoever has just compiled it may keep it on disk: a breakpoint of ours would be in there for good.
+        # The runtime that has just compiled the code may keep it on disk, and a breakpoint of gdb's would be in there
+        # for good.
         return 0
     wanted = {str(f["path"]): (str(f["address"]), f.get("modules") or []) for f in answer.get("files") or []}
     gone = [p for p in target.loaded if p not in wanted and not early]
@@ -707,8 +714,8 @@ def load_symbols(target: Target, everything: bool) -> int:
 
 
 def lift_breakpoints() -> List[gdb.Breakpoint]:
-    """Takes the user's breakpoints out of the code and returns them. While symbol files come and go gdb 13 forgets that one
-    is in the code, or puts it there twice: the instruction there would be broken for good."""
+    """Takes the user's breakpoints out of the code and returns them. While symbol files come and go, gdb 13 forgets
+    that a breakpoint is in the code, or puts it there twice, and the instruction there would be broken for good."""
     lifted = []
     for one in gdb.breakpoints() or ():
         if one.is_valid() and one.enabled and one.type == gdb.BP_BREAKPOINT:
@@ -723,8 +730,8 @@ def in_memory() -> List[str]:
 
 
 def described_by_runtime() -> List[List[str]]:
-    """The code of which the runtime itself has told gdb (Wasmtime's debug_info), with the source's variables: of two
-    descriptions gdb would take ours, which has none."""
+    """The ranges of code that the runtime itself has described to gdb (Wasmtime's debug_info), with the variables of
+    the source. Of two descriptions, gdb would take that of wstate, which has no such variables."""
     names = set(in_memory())
     if not names:
         return []
@@ -744,8 +751,8 @@ def described_by_runtime() -> List[List[str]]:
 
 
 def auto_load(event: Any = None) -> None:
-    """After a stop: loads symbols where code of no file came or went, and costs one read of the list of mappings where
-    not."""
+    """After a stop, loads symbols if code that belongs to no file came or went. If not, this costs one read of the
+    list of mappings."""
     if not settings.auto_load or isinstance(event, getattr(gdb, "ExitedEvent", ())):
         return
     try:
@@ -764,12 +771,12 @@ def load_what_is_new(inferior: gdb.Inferior) -> None:
     if signature is None or (known is not None and signature in (known.signature, known.early if NewCode.thread else None)):
         return
     target = targets.setdefault(inferior.num, Target(inferior))
-    # Memory that is about to become a module has no code yet: a few more stops may tell.
+    # Memory that is about to become a module has no code yet, so a few more stops are waited for.
     target.attempts += 1
     if load_symbols(target, False) or target.attempts >= ATTEMPTS:
         target.signature, target.attempts = None if target.unsure else signature, 0
     if NewCode.thread is not None:
-        # The next stop looks again: threads that run now have registers then.
+        # The next stop looks again, because threads that run now have registers then.
         target.signature, target.early = None, None if NewCode.published else signature
     told.clear()
 
@@ -778,7 +785,8 @@ told: List[str] = []
 
 
 def tell(why: BaseException) -> None:
-    """Says why there are no symbols, once until there are some: the next stop, or step, has the same reason."""
+    """Says why there are no symbols. This is said only once until there are some, because the next stop, or step, has
+    the same reason."""
     text = f"wstate: symbols of Wasm code were not loaded: {why}\n"
     if text not in told:
         told.append(text)
@@ -786,12 +794,13 @@ def tell(why: BaseException) -> None:
 
 
 def auto_load_core(event: Any = None) -> None:
-    """A core makes no stop: its symbols are loaded with the first of its files, or before the prompt that follows. Only the
-    first is there with -batch and in the machine interface."""
+    """A core makes no stop, so its symbols are loaded with the first of its files, or before the prompt that follows.
+    With -batch and in the machine interface only the first of these two happens."""
     inferior = gdb.selected_inferior()
     if not settings.auto_load or connection_type(inferior) != "core" or not inferior.threads():
         return
-    # Every core-file makes a connection of its own. Our own file is one of its files too.
+    # Every core-file command makes a connection of its own. The symbol file itself counts as one of the core's files,
+    # too.
     connection = inferior.connection.num
     if cores_seen.get(inferior.num) == connection:
         return
@@ -802,7 +811,7 @@ def auto_load_core(event: Any = None) -> None:
     except (WstateError, gdb.error, KeyboardInterrupt) as e:
         tell(e)
         if event is not None:
-            # Another of its files, or the prompt, may do better.
+            # It is tried again with another of the core's files, or before the prompt.
             del cores_seen[inferior.num]
 
 
@@ -810,10 +819,11 @@ cores_seen: Dict[int, int] = {}
 
 
 class NewCode(gdb.Breakpoint):
-    """A place where a runtime has just made code executable. Never a stop for the user: symbols are loaded and the program
-    goes on, so that breakpoints in code that was not there before are hit from its first call on."""
+    """A breakpoint at a place where a runtime has just made code executable. It is never a stop for the user: symbols
+    are loaded and the program goes on, so that breakpoints in code that was not there before are hit from its first
+    call on."""
 
-    # The thread that is there now, and whether code was published and is not called yet.
+    # The thread that is at such a place now, and whether code was published there that is not called yet.
     thread: Optional[int] = None
     published = False
 
@@ -829,30 +839,31 @@ class NewCode(gdb.Breakpoint):
             tell(e)
         finally:
             NewCode.thread, NewCode.published = None, False
-            # It runs on without an event that would say so.
+            # The program runs on without an event that would say so.
             forget_what_ran()
         return False
 
 
-# Where Wasmtime gives the unwind tables of new code to the C++ runtime. A store's own copy is about to run then; what was
-# just compiled is written to Wasmtime's cache before that, from memory.
+# The function by which Wasmtime gives the unwind tables of new code to the C++ runtime. At this moment a store's own
+# copy is about to run; code that was just compiled is written to Wasmtime's cache before its copy runs, from memory.
 PUBLISHED = "__register_frame"
-# What is called before code runs besides: by Wasmtime at a thread's first call of a guest, by Wasmer 0.x at each.
+# The functions that are watched. Besides the one above, these are called before code runs: the first by Wasmtime at a
+# thread's first call of a guest, the second by Wasmer 0.x at each call.
 NEW_CODE = (PUBLISHED, "sigaltstack", "setjmp")
 
-# By name.
+# The breakpoints of this kind that are set, by the name of the function.
 new_code: Dict[str, NewCode] = {}
 
 
 def waits_for_code() -> bool:
-    """Whether a breakpoint of the user's may be in code that is still to come."""
+    """Whether a breakpoint of the user may be for code that is still to come."""
     users = [b for b in gdb.breakpoints() or () if b.is_valid() and b.number > 0 and b.enabled]
     return any(b.pending for b in users) or (bool(users) and any(t.per_store for t in targets.values()))
 
 
 def wait_for_code(event: Any = None) -> None:
-    """Has the places where code appears watched while a breakpoint waits for it: each costs a short stop of the
-    program."""
+    """Watches the places where code appears, but only while a breakpoint waits for code, because each time that the
+    program comes to such a place costs a short stop of it."""
     if isinstance(event, NewCode):
         return
     if settings.auto_load and waits_for_code():
@@ -865,7 +876,8 @@ def wait_for_code(event: Any = None) -> None:
                 except (gdb.error, RuntimeError):
                     pass
     elif event is None:
-        # At a stop: elsewhere gdb may be in the middle of its list of breakpoints.
+        # Breakpoints are deleted only at a stop. At other moments gdb may be in the middle of its list of
+        # breakpoints.
         for one in new_code.values():
             if one.is_valid():
                 one.delete()
@@ -873,7 +885,7 @@ def wait_for_code(event: Any = None) -> None:
 
 
 def is_loaded(function: str) -> bool:
-    """Whether gdb knows the function; for one that it does not know it would say so each time."""
+    """Whether gdb knows the function. If gdb does not know the function of a new breakpoint, it says so each time."""
     try:
         gdb.parse_and_eval(f"&{function}")
     except gdb.error:

@@ -28,11 +28,11 @@ MAX_LINE = 1 << 28
 
 
 class WstateError(Exception):
-    """One line for the user."""
+    """An error whose text is one line for the user."""
 
 
 class Settings:
-    """What the user may set. Lists are lists of paths."""
+    """What the user may set. Each list is a list of paths."""
 
     def __init__(self) -> None:
         self.server = ""
@@ -44,7 +44,8 @@ class Settings:
         self.timeout = DEFAULT_TIMEOUT
 
     def program(self) -> str:
-        """The engine: as set, else from PATH, else where cargo installs."""
+        """The path of the engine: the one that the user set, else that in PATH, else that where cargo installs
+        programs."""
         if self.server:
             return os.path.expanduser(self.server)
         home = os.path.expanduser("~/.cargo/bin/wstate")
@@ -62,7 +63,8 @@ class Settings:
 
 
 class Engine:
-    """A running `wstate serve --stdio`. `lend` answers its calls; `interrupted` says whether the user gave up."""
+    """A running `wstate serve --stdio`. `lend` answers the engine's calls; `interrupted` says whether the user gave
+    up."""
 
     def __init__(
         self,
@@ -80,7 +82,7 @@ class Engine:
         self._last_id = 0
         self._log = tempfile.TemporaryFile()
         try:
-            # A session of its own: Ctrl-C at the debugger's terminal is the debugger's.
+            # The engine gets a session of its own, because Ctrl-C at the debugger's terminal is for the debugger.
             self._process = subprocess.Popen(
                 [program, "serve", "--stdio"],
                 stdin=subprocess.PIPE,
@@ -100,7 +102,7 @@ class Engine:
         self.version: str = hello.get("version") or "?"
 
     def close(self) -> None:
-        """Ends the engine; safe to call again."""
+        """Ends the engine. This may be called again."""
         for pipe in (self._process.stdin, self._process.stdout):
             try:
                 if pipe is not None:
@@ -116,16 +118,16 @@ class Engine:
         self._log.close()
 
     def set_timeout(self, seconds: float) -> None:
-        """How long the engine may be silent."""
+        """Sets for how many seconds the engine may be silent."""
         self._timeout = seconds
 
     def is_alive(self) -> bool:
-        """Whether the engine can be asked."""
+        """Whether the engine runs and can be asked."""
         return self._process.poll() is None and self._process.stdin is not None and not self._process.stdin.closed
 
     def request(self, op: str, keys: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
-        """Asks, lends what is needed, and returns the answer. Whatever goes wrong is a WstateError, and an engine that
-        cannot be relied on is ended."""
+        """Asks the engine, lends what it needs meanwhile, and returns its answer. Whatever goes wrong raises a
+        WstateError, and an engine that cannot be relied on is ended."""
         self._last_id += 1
         wanted = self._last_id
         try:
@@ -183,7 +185,7 @@ class Engine:
             searched = len(self._buffer)
             if searched > MAX_LINE:
                 raise ValueError("its answer has no end")
-            # In short turns: a debugger's Ctrl-C need not interrupt a system call.
+            # The wait is in short turns, because a debugger's Ctrl-C need not interrupt a system call.
             ready, _, _ = select.select([stdout], [], [], 0.2)
             if self._interrupted():
                 raise KeyboardInterrupt
@@ -213,7 +215,7 @@ def words(arguments: str) -> List[str]:
 
 
 def integer(text: str, what: str) -> int:
-    """A number as C writes it."""
+    """The value of a number as C writes it. `what` names it in an error."""
     try:
         return int(text, 0)
     except ValueError:
@@ -224,7 +226,7 @@ BT_WORDS = ["full", "all", "wasm", "fold", "verbose"]
 
 
 def bt_request(arguments: str, thread: int) -> Dict[str, Any]:
-    """`[full] [all] [wasm] [fold] [verbose] [COUNT]` of wasm-bt."""
+    """The request for `[full] [all] [wasm] [fold] [verbose] [COUNT]`, the arguments of wasm-bt."""
     request: Dict[str, Any] = {"threads": [thread], "brief": True}
     for word in words(arguments):
         plain = word.lstrip("-")
@@ -248,7 +250,7 @@ def bt_request(arguments: str, thread: int) -> Dict[str, Any]:
 
 
 def memory_request(arguments: str) -> Dict[str, Any]:
-    """`ADDR LEN [MEMORY]` of wasm-memory."""
+    """The request for `ADDR LEN [MEMORY]`, the arguments of wasm-memory."""
     given = words(arguments)
     if not 1 <= len(given) <= 3:
         raise WstateError("wasm-memory needs an address in the linear memory, and takes a length and a memory's index")
@@ -261,7 +263,7 @@ def memory_request(arguments: str) -> Dict[str, Any]:
 
 
 def local_process(pid: int) -> bool:
-    """Whether this process of our machine can be looked at by its number."""
+    """Whether this is a process of this machine that can be looked at by its number."""
     try:
         with open(f"/proc/{pid}/maps", "rb") as maps:
             return bool(maps.readline())
@@ -270,7 +272,8 @@ def local_process(pid: int) -> bool:
 
 
 def code_signature(pid: int) -> Optional[int]:
-    """Changes when code that belongs to no file comes or goes; None if there is none, or nobody can say."""
+    """A number that changes when code that belongs to no file comes or goes. It is None if there is no such code, or
+    if nobody can say."""
     try:
         with open(f"/proc/{pid}/maps", "rb") as maps:
             mapped = maps.readlines()
@@ -282,7 +285,7 @@ def code_signature(pid: int) -> Optional[int]:
     jit = [line for line in lines if len(line.split(None, 5)) < 6 or line.split(None, 5)[5].startswith(b"[anon")]
     if not jit:
         return None
-    # Another module may have come to the same place. It was written there, which takes page faults (minflt, majflt).
+    # Another module may have come to the same place. To write it there takes page faults (minflt, majflt).
     state = (pid, tuple(jit), int(fields[7]) + int(fields[9]))
     if state not in _signatures:
         _signatures.clear()
@@ -294,8 +297,9 @@ _signatures: Dict[Tuple[Any, ...], int] = {}
 
 
 def code_content(pid: int, mapped: List[bytes], jit: List[bytes], faults: int) -> int:
-    """Differs where what is mapped together with code of no file is other than before. If that may not be all of a module,
-    every page fault may have been another one's."""
+    """A number that changes when the contents of what is mapped together with code of no file change. If these
+    contents may not be all of a module, it also changes with every page fault, which may have been for another
+    module."""
     groups: List[List[Any]] = []
     for line in mapped:
         start, end = (int(address, 16) for address in line.split(None, 1)[0].split(b"-"))
@@ -325,7 +329,7 @@ _directories: List[str] = []
 
 
 def symbol_directory() -> str:
-    """A directory of ours for symbol files, removed at the end."""
+    """The plugin's own directory for symbol files, which is removed when the debugger ends."""
     if not _directories:
         _directories.append(tempfile.mkdtemp(prefix="wstate-"))
         atexit.register(shutil.rmtree, _directories[0], True)
@@ -360,7 +364,7 @@ def registers_of(thread: Optional[lldb.SBThread]) -> Optional[Dict[str, str]]:
             continue
         error = lldb.SBError()
         data = value.GetData()
-        # The low 64 bits; all of a general register.
+        # These are the low 64 bits; a general register has no more.
         bits = data.GetUnsignedInt64(error, 0) if data.GetByteSize() >= 8 else 0
         if data.GetByteSize() >= 8 and error.Success():
             out[name] = hex(bits)
@@ -375,7 +379,7 @@ def core_path(process: lldb.SBProcess) -> Optional[str]:
 
 
 def mappings_text(process: lldb.SBProcess) -> Optional[str]:
-    """What lldb knows of the mappings, as /proc/PID/maps writes it."""
+    """What lldb knows about the mappings, in the form of /proc/PID/maps."""
     target = process.GetTarget()
     regions = process.GetMemoryRegions()
     region = lldb.SBMemoryRegionInfo()
@@ -405,8 +409,8 @@ def executable(target: lldb.SBTarget) -> Optional[str]:
 
 
 def patiently(ask: Callable[[], Any]) -> Any:
-    """Asks again for two seconds where lldb answers nothing: on a busy machine it counts a process as running for a moment
-    after its stop was told, and then has neither registers nor mappings."""
+    """Asks lldb, and asks again for two seconds if it answers nothing. On a busy machine lldb counts a process as
+    running for a moment after it has told of the stop, and then has neither registers nor mappings."""
     until = time.monotonic() + 2
     while True:
         answer = ask()
@@ -416,7 +420,7 @@ def patiently(ask: Callable[[], Any]) -> Any:
 
 
 class Lender:
-    """Lends one process."""
+    """Lends the engine threads, registers and memory of one process."""
 
     def __init__(self, process: lldb.SBProcess) -> None:
         self.process = process
@@ -429,7 +433,7 @@ class Lender:
             names = [(process.GetThreadAtIndex(i)) for i in range(process.GetNumThreads())]
             return {
                 "pid": pid,
-                # The engine makes sure that it is the same process.
+                # The engine makes sure that the process with this number is the same one.
                 "local": "core" not in process.GetPluginName() and local_process(pid),
                 "core": core,
                 "executable": executable(process.GetTarget()),
@@ -460,12 +464,12 @@ class Target:
         self.configured: Optional[Dict[str, Any]] = None
         # Whether the user may have written memory or registers since the engine looked.
         self.stale = False
-        # Thread, our frame number, and lldb's when that was chosen.
+        # The frame that was chosen: its thread, its number in wasm bt, and the number of lldb's frame at that moment.
         self.chosen: Optional[Tuple[int, int, int]] = None
         self.loaded: List[str] = []
         self.signature: Optional[int] = None
         self.attempts = 0
-        # What the engine said of the symbols, and whether a later stop may tell more of the same code.
+        # Notes of the engine about the symbols, and whether a later stop may tell more about the same code.
         self.notes: List[str] = []
         self.unsure = False
 
@@ -478,10 +482,11 @@ class Target:
         return hasattr(self.debugger, "InterruptRequested") and bool(self.debugger.InterruptRequested())
 
     def ask(self, op: str, **keys: Any) -> Dict[str, Any]:
-        """A request to the engine, which is started and told of changes as needed."""
+        """Sends a request to the engine and returns the answer. Before that the engine is started, and told of
+        changes, as needed."""
         if self.engine is not None and (not self.engine.is_alive() or self.engine.program != settings.program()):
             self.close()
-        # Counts stops, those after expressions too.
+        # This number counts stops, including those after expressions.
         stop = self.process.GetStopID(True)
         if self.engine is None:
             client = self.debugger.GetVersionString().splitlines()[0]
@@ -493,7 +498,7 @@ class Target:
             engine.request("resumed")
             self.stop, self.chosen = stop, None
         elif self.stale and "changed" in engine.ops:
-            # lldb tells nobody of `memory write` and `register write`.
+            # lldb tells nobody about `memory write` and `register write`.
             engine.request("changed")
         self.stale = False
         configuration = settings.request(executable(self.process.GetTarget()) if core_path(self.process) else None)
@@ -503,8 +508,8 @@ class Target:
         return engine.request(op, keys)
 
     def place(self) -> Dict[str, Any]:
-        """The frame that the user looks at: the one that `wasm up` chose, or lldb's. At lldb's innermost frame nothing
-        was chosen: the youngest Wasm frame."""
+        """The frame that the user looks at: the one that `wasm up` chose, or the one that lldb has selected. If lldb
+        has its innermost frame selected, nothing was chosen, and the youngest Wasm frame is meant."""
         thread = current_thread(self.process)
         frame = thread.GetSelectedFrame()
         tid, level = thread.GetThreadID(), frame.idx if frame.IsValid() else 0
@@ -515,7 +520,8 @@ class Target:
         return {"thread": tid, "frame": level, "pc": hex(frame.pc)}
 
     def choose(self, index: int, pc: Optional[str]) -> None:
-        """Remembers our frame, and selects lldb's if lldb sees the same one there."""
+        """Remembers the frame with the number `index` in wasm bt, and selects lldb's frame with that number if lldb
+        sees the same frame there."""
         thread = current_thread(self.process)
         frame = thread.GetFrameAtIndex(index)
         if frame.IsValid() and pc is not None and frame.pc == int(pc, 16):
@@ -545,7 +551,7 @@ GONE = (lldb.eStateExited, lldb.eStateDetached, lldb.eStateUnloaded, lldb.eState
 def current_thread(process: lldb.SBProcess) -> lldb.SBThread:
     thread = process.GetSelectedThread()
     if not thread.IsValid():
-        # lldb says for a moment that a process stands which it has just let go.
+        # For a moment lldb says that a process is stopped although it has just let it go.
         raise WstateError("no thread can be looked at: the process is running (process interrupt first)")
     return thread
 
@@ -602,14 +608,14 @@ def memory(target: Target, argument: str) -> str:
 
 def load(target: Target, argument: str) -> str:
     count = load_symbols(target, "all" in words(argument))
-    # What was asked for stays, until there is other code.
+    # The symbols that were asked for stay until there is other code.
     target.signature, target.attempts = None if target.unsure else signature_of(target.process), 0
     text = f"{count} symbol file{'' if count == 1 else 's'} of Wasm code loaded\n"
     return text + "".join(f"note: {note}\n" for note in target.notes)
 
 
 def load_symbols(target: Target, everything: bool) -> int:
-    """Loads what the engine makes, and drops what it no longer has."""
+    """Loads the symbol files that the engine makes, and drops those that it no longer has."""
     program = target.process.GetTarget()
     known = [[hex(start), hex(end)] for start, end in described_by_runtime(program)]
     answer = target.ask("symbols", directory=symbol_directory(), all=everything, known=known)
@@ -635,8 +641,8 @@ def load_symbols(target: Target, everything: bool) -> int:
 
 
 def described_by_runtime(program: lldb.SBTarget) -> List[Tuple[int, int]]:
-    """The code of which the runtime itself has told lldb (plugin.jit-loader.gdb.enable), with the source's variables: of
-    two descriptions lldb would take ours, which has none."""
+    """The ranges of code that the runtime itself has described to lldb (plugin.jit-loader.gdb.enable), with the
+    variables of the source. Of two descriptions, lldb would take that of wstate, which has no such variables."""
     found = []
     for module in program.module_iter():
         if not (module.GetFileSpec().GetFilename() or "").startswith("JIT("):
@@ -652,7 +658,8 @@ def described_by_runtime(program: lldb.SBTarget) -> List[Tuple[int, int]]:
 
 
 def signature_of(process: lldb.SBProcess) -> Optional[int]:
-    """Changes when there may be other Wasm code than before; None if there can be none, or nobody can say."""
+    """A number that changes when there may be other Wasm code than before. It is None if there can be no Wasm code,
+    or if nobody can say."""
     if "core" in process.GetPluginName():
         return process.GetUniqueID()
     code = code_signature(process.GetProcessID())
@@ -660,11 +667,12 @@ def signature_of(process: lldb.SBProcess) -> Optional[int]:
 
 
 def load_what_is_new(target: Target) -> None:
-    """Loads symbols where code of no file came or went, and costs one read of the list of mappings where not."""
+    """Loads symbols if code that belongs to no file came or went. If not, this costs one read of the list of
+    mappings."""
     signature = signature_of(target.process)
     if not settings.auto_load or signature is None or target.signature == signature:
         return
-    # Memory that is about to become a module has no code yet: a few more stops may tell.
+    # Memory that is about to become a module has no code yet, so a few more stops are waited for.
     target.attempts += 1
     found = load_symbols(target, False)
     if found or target.attempts >= ATTEMPTS:
@@ -672,13 +680,14 @@ def load_what_is_new(target: Target) -> None:
     told.clear()
 
 
-# What was said of symbols that were not loaded: the next stop, or step, has the same reason.
+# The reasons that were told why symbols were not loaded. Each is told once, because the next stop, or step, has the
+# same reason.
 told: List[str] = []
 
 
 class AutoLoad:
-    """Symbols at stops. lldb before 21 runs no stop hook when it attaches or opens a core: there the first of our
-    commands does this (see `on_target`)."""
+    """Loads symbols at stops. lldb before 21 runs no stop hook when it attaches or opens a core; there the first of
+    the plugin's commands loads them (see `on_target`)."""
 
     def __init__(self, target: lldb.SBTarget, extra: lldb.SBStructuredData, internal: Dict[str, Any]) -> None:
         self.debugger = target.GetDebugger()
@@ -698,8 +707,8 @@ class AutoLoad:
 
 
 def lends(process: lldb.SBProcess) -> bool:
-    """Whether lldb gives registers now. A hook that runs while lldb still counts the process as running has none, and
-    what the engine made of that would be wrong for the whole stop."""
+    """Whether lldb gives registers now. A hook that runs while lldb still counts the process as running gets none,
+    and what the engine then made of the process would be wrong for the whole stop."""
     thread = process.GetSelectedThread()
     return thread.IsValid() and registers_of(thread) is not None
 
@@ -820,7 +829,7 @@ timeout     how many seconds wstate may be silent (0: any number)""",
 
 
 def command_class(name: str, short: str, long: str, run: Callable[[lldb.SBDebugger, str], str]) -> type:
-    """A class as `command script add -c` wants it."""
+    """Makes a class of the form that `command script add -c` wants."""
 
     class Command:
         def __init__(self, debugger: lldb.SBDebugger, internal: Dict[str, Any]) -> None:
@@ -833,7 +842,7 @@ def command_class(name: str, short: str, long: str, run: Callable[[lldb.SBDebugg
                     result.AppendMessage(text.rstrip("\n"))
                 result.SetStatus(lldb.eReturnStatusSuccessFinishResult)
             except WstateError as e:
-                # An exception alone would leave the command's status a success.
+                # With an exception alone, the command would still count as successful.
                 result.SetError(f"wstate: {e}")
             except KeyboardInterrupt:
                 result.SetError("wstate: interrupted")
@@ -856,7 +865,7 @@ def on_target(run: Callable[[Target, str], str]) -> Callable[[lldb.SBDebugger, s
         try:
             load_what_is_new(target)
         except WstateError:
-            # The command has its answer; what is wrong with symbols is told at a stop, or by wasm load.
+            # The command has its answer. What is wrong with the symbols is told at a stop, or by wasm load.
             pass
         return text
 

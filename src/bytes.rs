@@ -1,4 +1,4 @@
-//! A little-endian cursor over hostile bytes. No method can panic; every length is checked before it is believed.
+//! A little-endian cursor over hostile bytes. No method can panic, and every length is checked before it is believed.
 
 /// The input ended, or a length in it is larger than what is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -6,7 +6,7 @@
 pub struct Short {
     /// Offset at which the read began.
     pub offset: usize,
-    /// Bytes wanted there.
+    /// Number of bytes that were wanted at this offset.
     pub wanted: u64,
 }
 
@@ -19,34 +19,36 @@ pub struct Bytes<'a> {
 }
 
 impl<'a> Bytes<'a> {
-    /// At the start of `data`.
+    /// Creates a cursor at the start of `data`.
     pub fn new(data: &'a [u8]) -> Bytes<'a> {
         Bytes { data, offset: 0, elements: usize::MAX }
     }
 
-    /// At the start of `data`; of what is read there no more than `elements` elements are to be made.
+    /// Creates a cursor at the start of `data`. At most `elements` elements of lists and maps may be made of what is
+    /// read; `charge` counts them.
     pub fn with_elements(data: &'a [u8], elements: usize) -> Bytes<'a> {
         Bytes { elements, ..Bytes::new(data) }
     }
 
-    /// Whether so many more elements may be made, which then count.
+    /// Takes `elements` off the number of elements that may still be made. Returns `false`, and takes nothing off, if
+    /// fewer are left.
     pub fn charge(&mut self, elements: usize) -> bool {
         let left = self.elements.checked_sub(elements);
         self.elements = left.unwrap_or(self.elements);
         left.is_some()
     }
 
-    /// Offset from the start.
+    /// Offset of the cursor from the start of the data, in bytes.
     pub fn offset(&self) -> usize {
         self.offset
     }
 
-    /// Bytes left.
+    /// Number of bytes between the cursor and the end of the data.
     pub fn remaining(&self) -> usize {
         self.data.len() - self.offset
     }
 
-    /// The next `len` bytes.
+    /// Reads the next `len` bytes.
     pub fn take(&mut self, len: u64) -> Result<&'a [u8], Short> {
         let end = usize::try_from(len).ok().and_then(|l| self.offset.checked_add(l)).filter(|&e| e <= self.data.len());
         match end {
@@ -71,22 +73,22 @@ impl<'a> Bytes<'a> {
         Ok(a)
     }
 
-    /// One byte.
+    /// Reads one byte.
     pub fn u8(&mut self) -> Result<u8, Short> {
         Ok(self.array::<1>()?[0])
     }
 
-    /// Two bytes.
+    /// Reads two bytes as a little-endian number.
     pub fn u16(&mut self) -> Result<u16, Short> {
         self.array().map(u16::from_le_bytes)
     }
 
-    /// Four bytes.
+    /// Reads four bytes as a little-endian number.
     pub fn u32(&mut self) -> Result<u32, Short> {
         self.array().map(u32::from_le_bytes)
     }
 
-    /// Eight bytes.
+    /// Reads eight bytes as a little-endian number.
     pub fn u64(&mut self) -> Result<u64, Short> {
         self.array().map(u64::from_le_bytes)
     }

@@ -1,12 +1,13 @@
-//! For hosts: publish compiled modules, so that a debugger finds them without knowing anything of the host's compiler.
+//! Functions for hosts: they publish compiled modules, so that a debugger finds the modules without knowing anything
+//! about the host's compiler.
 //!
-//! This is the idea of GDB's JIT interface for Wasm runtimes: one static with a known name and known first bytes leads to
-//! a list of modules; each entry says where the code is and where its state map lies. wstate reads the list from outside,
-//! in a live process as in a core, with or without symbols. Publishing costs one copy of the encoded map; nothing is done
-//! when code runs.
+//! This is the idea of GDB's JIT interface, made for Wasm runtimes: one static with a known name and known first
+//! bytes leads to a list of modules. Each entry says where the code of a module is and where its state map lies.
+//! wstate reads the list from outside, in a live process as in a core, with or without symbols. Publishing a module
+//! costs one copy of its encoded map. Running code costs nothing.
 //!
-//! With wasmer 0.18 and its singlepass backend, after compiling a module (feature `descriptor` of this crate, and `borsh`
-//! in the version that the runtime uses):
+//! With wasmer 0.18 and its singlepass backend, a host does this after it has compiled a module. It needs the feature
+//! `descriptor` of this crate, and `borsh` in the version that the runtime uses:
 //!
 //! ```ignore
 //! let runnable = &instance.module.runnable_module;
@@ -15,7 +16,7 @@
 //! let registration = wstate::descriptor::publish(code.as_ptr(), code.len(), map.try_to_vec()?, "app.wasm");
 //! ```
 //!
-//! Compile with `track_state = true` (`CompilerConfig`), or the map says nothing about operand stacks.
+//! Compile with `track_state = true` (`CompilerConfig`). Otherwise the map says nothing about operand stacks.
 //!
 //! # Layout
 //! All fields are little-endian 64-bit words of a 64-bit process unless said otherwise.
@@ -38,7 +39,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// The static that debuggers look for. Aligned so that its magic never crosses a page.
+/// The static that debuggers look for. It is aligned so that its magic never crosses a page.
 #[repr(C, align(16))]
 struct Descriptor {
     magic: [u8; 16],
@@ -62,22 +63,26 @@ struct Entry {
 
 const _: () = assert!(size_of::<Entry>() == ENTRY_BYTES as usize);
 
-// An exported name is unsafe because another symbol of that name could be of another type; this one is ours.
+// Exporting a name is unsafe because another symbol of the same name could have another type. This name belongs to
+// wstate.
 #[allow(unsafe_code)]
 #[unsafe(export_name = "__wstate_descriptor")]
 #[used]
 static DESCRIPTOR: Descriptor =
     Descriptor { magic: MAGIC, version: VERSION, entry_bytes: ENTRY_BYTES, first: AtomicPtr::new(ptr::null_mut()) };
 
-/// Entries that were emptied. Also the lock under which the list grows.
+/// Entries that were emptied and can be filled again. The lock of this list also protects the growth of the list of
+/// entries in `DESCRIPTOR`.
 static UNUSED: Mutex<Vec<&'static Entry>> = Mutex::new(Vec::new());
 
-/// A published module. Dropping it takes the module off the list; do so before the code is unmapped.
+/// A published module. Dropping it takes the module off the list. It must be dropped before the module's code is
+/// unmapped.
 #[derive(Debug)]
 #[must_use = "the module is off the list as soon as this is dropped"]
 pub struct Registration {
     entry: &'static Entry,
-    // What the entry points to: freed after the entry is emptied (`Drop` runs before fields are dropped).
+    // The entry points to these two. They are freed after the entry is emptied, because `Drop` runs before fields are
+    // dropped.
     _map: Box<[u8]>,
     _name: Box<str>,
 }
@@ -88,8 +93,8 @@ impl std::fmt::Debug for Entry {
     }
 }
 
-/// Publishes a module: `code_len` bytes of code at `code_base`, its state map as the runtime's own borsh encoding writes
-/// it, and a name for display. Nothing is read through `code_base`.
+/// Publishes a module that has `code_len` bytes of code at `code_base`. `state_map_borsh` is its state map in the
+/// runtime's own borsh encoding, and `name` is shown to users. Nothing is read through `code_base`.
 pub fn publish(code_base: *const u8, code_len: usize, state_map_borsh: Vec<u8>, name: &str) -> Registration {
     let map = state_map_borsh.into_boxed_slice();
     let name: Box<str> = name.into();
@@ -116,7 +121,7 @@ pub fn publish(code_base: *const u8, code_len: usize, state_map_borsh: Vec<u8>, 
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        // SeqCst keeps the frees that follow from moving above this store.
+        // `SeqCst` keeps the frees that follow from being moved before this store.
         self.entry.format.store(0, Ordering::SeqCst);
         UNUSED.lock().unwrap_or_else(PoisonError::into_inner).push(self.entry);
     }

@@ -1,4 +1,4 @@
-//! Errors shown to a user: what was done, to what, and what to try next.
+//! Errors that are shown to a user. They tell what was done, to what, and what to try next.
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -9,69 +9,69 @@ pub enum Error {
     /// A file could not be opened or read.
     #[error("cannot read {path}: {source}")]
     File {
-        /// The file.
+        /// Path of the file that could not be read.
         path: PathBuf,
-        /// Why.
+        /// What the system said when the file was opened or read.
         source: std::io::Error,
     },
     /// A core file is not one that can be analysed.
     #[error("{path} is not a core that wstate can read: {why}")]
     Core {
-        /// The file.
+        /// Path of the file that was opened as a core.
         path: PathBuf,
-        /// What is wrong.
+        /// What is wrong with the file.
         why: String,
     },
     /// A process could not be captured.
     #[error("cannot attach to process {pid}: {why}")]
     Attach {
-        /// The process.
+        /// Number of the process (pid).
         pid: u32,
-        /// What the kernel said and what to try.
+        /// What the kernel said, and what the user can try.
         why: String,
     },
     /// A `.wasm` file does not belong to the target, or is no module.
     #[error("{path} does not fit: {why}")]
     Wasm {
-        /// The file.
+        /// Path of the `.wasm` file.
         path: PathBuf,
-        /// Why.
+        /// Why the file does not belong to the target, or is no module.
         why: String,
     },
     /// An artifact file is broken or does not belong to the target.
     #[error("artifact {path} cannot be used: {why}")]
     Artifact {
-        /// The file.
+        /// Path of the artifact file.
         path: PathBuf,
-        /// Why.
+        /// Why the artifact cannot be used.
         why: String,
     },
     /// A symbol file could not be made.
     #[error("symbols for {path} cannot be written down: {why}")]
     Symbols {
-        /// The file.
+        /// Path of the symbol file.
         path: PathBuf,
-        /// Why.
+        /// Why the symbol file could not be made.
         why: String,
     },
-    /// The process that analyses ([`crate::sandbox`]) died.
+    /// The process that does the analysis (the sandbox of the command line) died.
     #[error("the analysis broke off: {why}; this is a bug, and what was printed is not whole")]
     Analysis {
-        /// How it died.
+        /// How the process died.
         why: String,
     },
-    /// What was asked for is not there.
+    /// What the user asked for does not exist.
     #[error("{what}")]
     NotFound {
-        /// What, and what to try.
+        /// What does not exist, and what the user can try.
         what: String,
     },
     /// Output could not be written.
     #[error("cannot write {to}: {source}")]
     Output {
-        /// Where to.
+        /// Where the output should go, in words for the user.
         to: String,
-        /// Why.
+        /// What the system said when the output was written.
         source: std::io::Error,
     },
 }

@@ -30,8 +30,8 @@
 //! [`session`]. [`state`] stands alone: the runtime's maps from machine state to Wasm state.
 //!
 //! # What always holds
-//! - Dependencies go one way: main -> session -> report, symbolize -> runtime -> state, unwind -> process -> arch ->
-//!   bytes. `state` knows no process and no file; `unwind` knows no Wasm; `report` reads no target.
+//! - Dependencies go one way, as the table of layers has them. `state` knows no process and no file; `unwind` knows no Wasm;
+//!   `report` reads no target.
 //! - A runtime sees a target only as [`process::Target`]; whether that is a process or a core is not its business.
 //! - A wrong value is worse than none. Unknown registers are unknown, not zero, and a value that cannot be had carries
 //!   the reason.
@@ -40,6 +40,51 @@
 //! - Nothing is written to a target but by [`session::restore`], which exists for that. Its threads stand only while
 //!   registers and stacks are copied (for an image, the memory too), and if wstate dies meanwhile the kernel lets them go
 //!   ([`process::live`] has the details, and the exceptions).
+//!
+//! # Glossary
+//! One word for one thing, in comments, errors and the README alike:
+//!
+//! | word | what it means here |
+//! |---|---|
+//! | target | The process or core that is looked at. |
+//! | stop | The moment at which registers and stacks are copied. What is shown belongs to it. |
+//! | frame | A call that has not returned yet. A *native* frame runs code of an executable or library, a *Wasm* frame runs code that a runtime compiled from a module, and several inlined functions can share one machine frame. |
+//! | cursor | The registers of one frame while a stack is walked. |
+//! | unwinder | Computes the caller's registers from those of a frame. |
+//! | trust | How the walk found a frame: from registers, unwind tables, recognised code or a frame pointer. |
+//! | end | Why a walk stopped: at the bottom of the stack, or lost. |
+//! | loaded file | An executable or library of the target. An *svma* is an address as that file states it, and the *bias* is what loading added to it. |
+//! | runtime | The engine that compiled and runs the modules, such as Wasmtime. A *provider* searches a target for the modules of one runtime. |
+//! | module, instance | A compiled `.wasm` file, and one set of memories, globals and tables that its code runs with. |
+//! | code image | The ELF file in memory that Wasmtime compiles a module into, with its code and tables. |
+//! | route | A way to search for modules. |
+//! | anchor | An address in the target that leads to a module, with the checks that it passed. |
+//! | state map | The singlepass compiler's record of where each local and operand is, for each point. |
+//! | point | An instruction for which a runtime recorded the Wasm state: a call, a trap, a loop. |
+//! | position | Where a frame is in its Wasm function: an offset in the file, or the number of an operator. |
+//! | slot | A local, or an entry of the operand stack: a value, or the reason why it is missing. |
+//! | place | Where a value was found: a register, an address on the stack, a constant. |
+//! | instance image | The state of an instance and its frames, in the form that the runtime can resume from. |
+//! | settle | To let one thread run on to the next point, by a few instructions of its own. |
+//! | symbol file | An ELF file made by wstate that tells a debugger the names, lines and variables of compiled code. |
+//!
+//! # Layers
+//! Each module uses modules that stand below it and none beside it; `tests/layers.rs` reads this table and the code.
+//!
+//! ```text
+//! server                           the engine as the plugins of debuggers use it
+//! cli                              what only a command line needs
+//! session                          a question about a target, and its answer
+//! report                           the view model, as text, JSON, symbol files and core dumps
+//! descriptor                       what a host may publish about its modules (feature `descriptor`)
+//! runtime                          Wasm runtimes: their modules, frames and values
+//! wasm                             what a module says of itself
+//! symbolize                        names, files and lines of native code
+//! unwind                           the walking loop, and who called native code
+//! process, state                   processes, cores and their files; the runtime's maps from machine state to Wasm state
+//! arch                             addresses and registers
+//! bytes, error, limits, progress   what all others use
+//! ```
 //!
 //! How to add a runtime or an architecture is in `CONTRIBUTING.md`.
 
@@ -51,17 +96,12 @@ pub mod bytes;
 pub mod cli;
 #[cfg(feature = "descriptor")]
 pub mod descriptor;
-pub mod doctor;
 pub mod error;
-pub mod images;
 pub mod limits;
-pub mod output;
-pub mod plugin;
 pub mod process;
 pub mod progress;
 pub mod report;
 pub mod runtime;
-pub mod sandbox;
 pub mod server;
 pub mod session;
 pub mod state;

@@ -1,4 +1,4 @@
-//! Command line entry: parse, run, write, exit code.
+//! The command line program: parses the arguments, runs the command, writes the output and returns the exit code.
 
 use clap::{CommandFactory, Parser};
 use nix::sys::signal::{SigSet, Signal};
@@ -7,18 +7,18 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
-use wstate::cli::{self, Cli, Command, Format, Live, Show, Symbols};
-use wstate::doctor::{self, Doctor};
+use wstate::cli::doctor::{self, Doctor};
+use wstate::cli::output::Output;
+use wstate::cli::{self, Cli, Command, Format, Live, Show, Symbols, image_text, plugin, sandbox};
 use wstate::error::Error;
-use wstate::output::Output;
 use wstate::process::files::{self, helper};
 use wstate::report::contents::{self, Lists};
 use wstate::report::symbol_file::{SymbolFile, TextNames};
 use wstate::report::timing::{Timing, milliseconds};
 use wstate::report::wasm_coredump::Compat;
 use wstate::report::{Completeness, hexdump, json, text};
+use wstate::server;
 use wstate::session::{self, Resumable, Source};
-use wstate::{images, plugin, sandbox, server};
 
 #[global_allocator]
 static ALLOCATOR: sandbox::Allocator = sandbox::Allocator;
@@ -31,7 +31,7 @@ const USAGE: u8 = 64;
 enum Failure {
     /// The command line asks for something that makes no sense.
     Usage(String),
-    /// Anything else.
+    /// Any other error.
     Error(Error),
 }
 
@@ -42,20 +42,21 @@ impl From<Error> for Failure {
 }
 
 fn main() -> ExitCode {
-    // A limit of file sizes (`ulimit -f`) is an error of the write then, and not the end in the middle of it.
+    // With this signal blocked, a limit of file sizes (`ulimit -f`) makes a write fail, instead of ending the program
+    // in the middle of it.
     let mut file_size = SigSet::empty();
     file_size.add(Signal::SIGXFSZ);
     let _ = file_size.thread_block();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
-            // --help and --version come here too. A reader that went away is no failure.
+            // --help and --version come here too. It is no failure if the reader of the text went away.
             let _ = e.print();
             return ExitCode::from(if e.use_stderr() { USAGE } else { 0 });
         }
     };
     sandbox::tell_of_abort();
-    // Nothing else runs yet, so that the helper has little to copy.
+    // This is done while nothing else runs yet, so that the helper has little to copy.
     helper::enable();
     let code = run(cli).unwrap_or_else(tell);
     helper::end();
@@ -88,7 +89,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
             show(&a.show, Source::Pid(pid), Live { settle: a.settle, nonblocking: a.nonblocking }, false)
         }
         Some(Command::Core(c)) => {
-            // `core -c FILE EXE`: the parser takes EXE for the first positional.
+            // In `core -c FILE EXE` the parser takes EXE for the first positional argument, which is CORE.
             let (core, executable) = match (c.core_flag, c.executable_flag) {
                 (Some(_), _) if c.executable.is_some() => return Err(Failure::Usage("two cores".to_string())),
                 (Some(_), Some(_)) if c.core.is_some() => return Err(Failure::Usage("two executables".to_string())),
@@ -158,8 +159,8 @@ fn schema(document: cli::Document) -> String {
         cli::Document::Report => json::schema(),
         cli::Document::Modules => json::schema_of::<contents::Contents>(),
         cli::Document::Doctor => json::schema_of::<Doctor>(),
-        cli::Document::Image => json::schema_of::<images::Document>(),
-        cli::Document::Difference => json::schema_of::<images::Difference>(),
+        cli::Document::Image => json::schema_of::<image_text::Document>(),
+        cli::Document::Difference => json::schema_of::<image_text::Difference>(),
         cli::Document::Imports => json::schema_of::<Vec<session::ImportedGlobal>>(),
     }
 }
@@ -167,7 +168,7 @@ fn schema(document: cli::Document) -> String {
 fn symbols(command: &Symbols) -> Result<u8, Failure> {
     let options = command.options().map_err(Failure::Usage)?;
     keep_inputs(&options, Some(&command.output))?;
-    // A place that cannot be written is told before a process is stopped for nothing.
+    // If the output cannot be written, the user is told before a process is stopped for nothing.
     if !Output::file(&command.output)?.is_file() {
         let why = "debuggers read the symbols from a file, and their sources beside it: --output must name a file";
         return Err(Failure::Usage(why.to_string()));
@@ -243,8 +244,8 @@ fn export(command: &cli::Export) -> Result<u8, Failure> {
     })
 }
 
-/// Lets `work` fill the outputs, which get their names only when that has succeeded; with `confine`, in a process that has
-/// given up its rights.
+/// Lets `work` fill the outputs, which get their names only if `work` has succeeded. With `confine`, this is done in
+/// a process that has given up its rights.
 fn answer<const N: usize>(
     mut outputs: [Output; N],
     confine: bool,
@@ -273,7 +274,7 @@ fn answer<const N: usize>(
 fn snapshot(command: &cli::Snapshot) -> Result<u8, Failure> {
     let (options, wanted) = command.options().map_err(Failure::Usage)?;
     keep_inputs(&options, Some(&command.output))?;
-    // Before it is opened: a pipe with a name waits for its reader.
+    // This is checked before the output is opened, because opening a pipe with a name waits for its reader.
     if command.with_imports && command.output.metadata().is_ok_and(|m| !m.is_file() && !m.is_dir()) {
         return Err(beside_nothing());
     }
@@ -295,7 +296,7 @@ fn snapshot(command: &cli::Snapshot) -> Result<u8, Failure> {
         if let Some(imports) = imports {
             imports.put(json::document(&done.imported_globals, true).as_bytes())?;
         }
-        let text = images::snapshot_text(&done);
+        let text = image_text::snapshot_text(&done);
         match beside_image {
             true => Output::stdout().put(text.as_bytes())?,
             false => drop(io::stderr().lock().write_all(text.as_bytes())),
@@ -333,7 +334,7 @@ fn restore(command: &cli::Restore) -> Result<u8, Failure> {
     let signals = session::SignalsLater::default();
     let told = match session::restore(&options, &wanted, &signals) {
         Ok(done) => {
-            let text = images::restored_text(command.pid, &done);
+            let text = image_text::restored_text(command.pid, &done);
             // The process goes on from the image, whether this can be told or not.
             if let Err(e) = Output::stdout().write(text.as_bytes()) {
                 let _ = write!(io::stderr().lock(), "wstate: error: {e}\n{text}");
@@ -349,7 +350,7 @@ fn restore(command: &cli::Restore) -> Result<u8, Failure> {
 
 fn image(command: &cli::Image) -> Result<u8, Failure> {
     answer([Output::stdout()], !command.no_sandbox, command.verbose, |[output]| {
-        let shown = images::show(command)?;
+        let shown = image_text::show(command)?;
         output.put(shown.text.as_bytes())?;
         if let Some(hint) = shown.hint {
             let _ = writeln!(io::stderr().lock(), "hint: {hint}");
@@ -358,7 +359,7 @@ fn image(command: &cli::Image) -> Result<u8, Failure> {
     })
 }
 
-/// Prints the stacks of `source`; with `confine`, in a process that has given up its rights.
+/// Prints the stacks of `source`. With `confine`, this is done in a process that has given up its rights.
 fn show(show: &Show, source: Source, live: Live, confine: bool) -> Result<u8, Failure> {
     let options = show.options(source, live).map_err(Failure::Usage)?;
     let format = show.format().map_err(Failure::Usage)?;
@@ -374,7 +375,7 @@ fn print(show: &Show, options: &session::Options, format: Format, output: &mut O
     let mut outcome = session::run(options)?;
     let found = Instant::now();
     let timing = outcome.report.timing;
-    // Of what was found, not of what is shown.
+    // The completeness is that of what was found, not of what is shown.
     let completeness = outcome.report.completeness();
     let refused = outcome.refused || outcome.gone;
     let missing =
@@ -406,7 +407,7 @@ fn print(show: &Show, options: &session::Options, format: Format, output: &mut O
         let _ = writeln!(io::stderr().lock(), "wstate: timing: {timing}");
     }
     Ok(match completeness {
-        // What the user lent and could not be used, or what was gone, is not a whole answer.
+        // The answer is not whole if a file that the user named could not be used, or if something was gone.
         Completeness::All if refused => PARTIAL,
         Completeness::All => 0,
         Completeness::Partial => PARTIAL,

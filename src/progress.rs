@@ -1,26 +1,26 @@
-//! Progress of work that may take longer than a reader waits without a word.
+//! Reports of the progress of work that may take longer than a user waits without a word.
 
 use std::cell::Cell;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-/// Nothing is said about work that ends sooner.
+/// Time from the start of the work in which nothing is reported: short work ends without a report.
 const QUIET: Duration = Duration::from_secs(1);
 /// Time between two reports.
 const INTERVAL: Duration = Duration::from_millis(200);
 /// Time between two reports that go to a file, where they do not overwrite each other.
 const INTERVAL_IN_FILE: Duration = Duration::from_secs(5);
 
-/// Is told how far something is.
+/// A receiver of reports on how far some work is.
 pub trait Progress {
-    /// `done` of `total` (bytes, or whatever `what` counts; 0: not known) are done. Cheap enough for an inner loop that
-    /// works on pages.
+    /// Tells that `done` of `total` are done. Both count bytes, or whatever `what` counts; a `total` of 0 means that
+    /// the total is not known. A call is cheap enough for an inner loop that works on pages.
     fn tick(&self, what: &str, done: u64, total: u64);
-    /// The work is over; what was printed goes away.
+    /// Tells that the work is over. What was printed about it goes away.
     fn finish(&self);
 }
 
-/// Says nothing.
+/// A receiver that reports nothing to anybody.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Silent;
 
@@ -29,7 +29,7 @@ impl Progress for Silent {
     fn finish(&self) {}
 }
 
-/// Writes to a terminal (one line that is overwritten) or to a file (lines).
+/// A receiver that writes to a terminal (one line that is overwritten) or to a file (one line per report).
 pub struct Reporter<W> {
     out: std::cell::RefCell<W>,
     terminal: bool,
@@ -38,8 +38,8 @@ pub struct Reporter<W> {
     last: Cell<Option<Instant>>,
 }
 
-/// Progress on standard error: only if that is a terminal or the user wants to know (`verbose`), and only after one
-/// second.
+/// Creates a reporter that writes to standard error, if standard error is a terminal or the user asked for it
+/// (`verbose`). It writes nothing in the first second.
 pub fn stderr(verbose: bool) -> Reporter<std::io::Stderr> {
     let err = std::io::stderr();
     let terminal = err.is_terminal();
@@ -47,7 +47,8 @@ pub fn stderr(verbose: bool) -> Reporter<std::io::Stderr> {
 }
 
 impl<W: Write> Reporter<W> {
-    /// A reporter for work that began at `start`.
+    /// Creates a reporter for work that began at `start`. `terminal` says whether `out` is a terminal; without
+    /// `enabled` nothing is written.
     pub fn new(out: W, terminal: bool, enabled: bool, start: Instant) -> Reporter<W> {
         Reporter { out: out.into(), terminal, enabled, start, last: Cell::new(None) }
     }
@@ -64,7 +65,7 @@ impl<W: Write> Reporter<W> {
         let amount = if total == 0 {
             format!("{} MiB", done >> 20)
         } else {
-            // u128: done * 100 may not fit.
+            // `done * 100` may not fit into a u64.
             let percent = (u128::from(done) * 100 / u128::from(total)).min(100);
             format!("{percent}% of {} MiB", total.div_ceil(1 << 20))
         };

@@ -1,4 +1,4 @@
-//! One question answered: a target in, a [`Report`] out.
+//! Answers one question: it takes a target and makes a [`Report`] of it.
 
 mod contents;
 mod image_file;
@@ -13,7 +13,7 @@ mod waiting;
 pub use contents::{InstanceChoice, MemoryRange, Sink, contents, contents_of, export_coredump, linear_memory};
 pub use image_file::parse as parse_image;
 pub use restore::{RestoreOptions, Restored, SignalsLater, restore};
-pub use snapshot::{ImportedGlobal, Resumable, Returned, Snapshot, SnapshotOptions, snapshot};
+pub use snapshot::{ImportedGlobal, Resumable, Returned, Snapshot, SnapshotOptions, SparseWrite, snapshot};
 
 use self::settle::{Stepping, settle};
 use self::view::View;
@@ -52,33 +52,34 @@ pub enum Source {
     Pid(u32),
     /// A core file.
     Core {
-        /// The core.
+        /// Path of the core.
         core: PathBuf,
         /// The executable that wrote it, if the user names it.
         executable: Option<PathBuf>,
     },
 }
 
-/// A question.
+/// A question: which target to look at, and what the answer is to contain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// The target.
     pub source: Source,
-    /// Only these threads (kernel thread ids); empty: all.
+    /// Kernel ids of the threads to look at; if there are none, all threads are looked at.
     pub threads: Vec<u32>,
-    /// Only the first of the threads that are left.
+    /// Whether to look only at the first of these threads.
     pub first_thread_only: bool,
-    /// Frames per thread; `None`: as many as there are, up to [`crate::limits::MAX_FRAMES`].
+    /// The most frames to show of each thread; `None` for as many as there are, up to [`crate::limits::MAX_FRAMES`].
     pub limit: Option<usize>,
-    /// `.wasm` files the modules may come from.
+    /// Paths of `.wasm` files that the modules may come from.
     pub wasm: Vec<PathBuf>,
-    /// Cached artifact files.
+    /// Paths of cached artifact files of modules in the target.
     pub artifacts: Vec<PathBuf>,
-    /// Only these routes; empty: all.
+    /// The routes on which to search for modules; if there are none, all routes are used.
     pub routes: Vec<Route>,
-    /// Do not stop a live process: only threads that sleep have frames, see [`LiveTarget::observe`]. Nothing is settled.
+    /// Whether not to stop a live process. Then only threads that sleep have frames (see [`LiveTarget::observe`]),
+    /// and nothing is settled.
     pub nonblocking: bool,
-    /// Step the selected thread of a live process to the next point at which the operand stack is known.
+    /// Whether to step the selected thread of a live process to the next point at which the operand stack is known.
     pub settle: bool,
     /// Directory under which the target's files are looked for first.
     pub sysroot: Option<PathBuf>,
@@ -88,18 +89,19 @@ pub struct Options {
     pub values: bool,
     /// Whether [`Outcome::classic`] and [`Outcome::image`] are wanted.
     pub image: bool,
-    /// Whether native frames get names, files and lines: reading debug information is most of the time of a report.
+    /// Whether native frames get names, files and lines. Reading debug information takes most of the time of a
+    /// report.
     pub names: bool,
     /// Whether native frames get files, lines and inlined functions, where they get names.
     pub lines: bool,
-    /// Report registers too, and tell what is being done.
+    /// Whether to report registers too, and to tell what is being done.
     pub verbose: bool,
-    /// Report how long this took.
+    /// Whether to report how long the answer took.
     pub timing: bool,
 }
 
 impl Options {
-    /// The plain question about `source`.
+    /// A question about `source` in which all other options have their usual values.
     pub fn new(source: Source) -> Options {
         Options {
             source,
@@ -137,26 +139,27 @@ impl Options {
     }
 }
 
-/// An answer.
+/// The answer to a question.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// What was found.
+    /// The report on what was found.
     pub report: Report,
     /// The selected thread's Wasm frames as the runtime itself prints them, if asked for and there are any.
     pub classic: Option<String>,
     /// The selected thread's `ExecutionStateImage` in bincode, if asked for and there is one.
     pub image: Option<Vec<u8>>,
-    /// Whether a file was not used or may not be the right one, so that the answer is not whole; the report's notes have the
-    /// reason.
+    /// Whether a file was not used or may not be the right one, so that the answer is not whole; the report's notes
+    /// have the reason.
     pub refused: bool,
     /// Whether something is missing because the process went on before it was read; `report.notes` says so.
     pub gone: bool,
-    /// What would tell more. Not part of the answer, which is the same for a process and its core.
+    /// What the user can do to learn more. It is not part of the report, which is the same for a process and its
+    /// core.
     pub hint: Option<&'static str>,
 }
 
 impl Outcome {
-    /// With `time` before it spent on reading.
+    /// Adds `time`, which was spent before, to the time for reading.
     fn read_within(mut self, time: Duration) -> Outcome {
         if let Some(timing) = &mut self.report.timing {
             timing.reading_ms += milliseconds(time);
@@ -177,7 +180,7 @@ pub fn run(options: &Options) -> Result<Outcome, Error> {
             Source::Core { core, .. } => run_core(core, options, &found, &progress),
         };
         if options.settle && matches!(options.source, Source::Pid(_)) {
-            // A thread that was stepped is somewhere else.
+            // The question is not asked again: a thread that was stepped is somewhere else now.
             no_changes(&steady)?;
             break outcome?;
         }
@@ -196,7 +199,7 @@ pub fn run(options: &Options) -> Result<Outcome, Error> {
         let what = "the target's files are changed faster than they can be read; try again when they are left alone";
         return Err(Error::NotFound { what: what.to_string() });
     }
-    // No file is asked for any more.
+    // From here on no file is asked for.
     files::helper::rest();
     let notes = steady.notes();
     outcome.refused |= !notes.is_empty();
@@ -223,7 +226,8 @@ fn run_unstopped(pid: u32, options: &Options, found: &FindOptions, progress: &dy
     Ok(outcome)
 }
 
-/// Answers a question about a process that is stopped for it, as often as it takes until the answer is of one instant.
+/// Answers a question about a process that is stopped for it, as often as it takes until the answer is of one
+/// instant.
 fn run_stopped(pid: u32, options: &Options, found: &FindOptions, progress: &dyn Progress) -> Result<Outcome, Error> {
     let began = Instant::now();
     let search = options.search_paths();
@@ -263,7 +267,7 @@ fn run_core(core: &Path, options: &Options, found: &FindOptions, progress: &dyn 
     Ok(outcome.read_within(opened))
 }
 
-/// An error if a file was changed while it was read, for work that is not done once more.
+/// Fails if a file was changed while it was read. This is for work that is not repeated in that case.
 fn no_changes(steady: &Steady) -> Result<(), Error> {
     match steady.again() {
         true => Err(Error::NotFound { what: format!("the answer may be wrong: {}", steady.notes().join("; ")) }),
@@ -271,16 +275,16 @@ fn no_changes(steady: &Steady) -> Result<(), Error> {
     }
 }
 
-/// Answers a question about a target that is there already: a core in memory, or one that was cut and spliced by a test.
-/// `options.source` is only told, not opened; nothing is settled.
+/// Answers a question about a target that is there already: a core in memory, or one that was cut and spliced by a
+/// test. `options.source` is only named in the report, not opened, and nothing is settled.
 pub fn run_on(target: &dyn Target, options: &Options) -> Result<Outcome, Error> {
     let search = options.search_paths();
     let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm);
     analyse(target, options, &search, &mut Runtimes::new(&found), &progress::Silent)
 }
 
-/// The compiled code of a target, described for a debugger. `all`: locals and operands of every function, however many
-/// there are. Of `options` only what tells where to look counts.
+/// The compiled code of a target, described for a debugger. `all` asks for locals and operands of every function,
+/// however many there are. Of `options`, only those count that say where to look.
 pub fn code_map(options: &Options, all: bool) -> Result<CodeMap, Error> {
     let search = options.search_paths();
     let steady = Steady::begin();
@@ -305,7 +309,7 @@ pub fn code_map(options: &Options, all: bool) -> Result<CodeMap, Error> {
     map
 }
 
-/// The same of a target that is there already.
+/// The same as `code_map`, of a target that is there already.
 pub fn code_map_of(target: &dyn Target, options: &Options, all: bool) -> Result<CodeMap, Error> {
     let search = options.search_paths();
     let progress = progress::stderr(options.verbose);
@@ -316,7 +320,8 @@ pub fn code_map_of(target: &dyn Target, options: &Options, all: bool) -> Result<
     Ok(map)
 }
 
-/// The same with the target's files loaded; what `provider` found before is not looked for again.
+/// The same as `code_map_of`, of a target whose files are loaded. What `provider` found before is not looked for
+/// again.
 pub fn code_map_with(
     target: &dyn Target,
     objects: &Objects,
@@ -349,8 +354,8 @@ pub fn code_map_with(
     map
 }
 
-/// The native routines without call frame information: those on the stacks, and those in anonymous memory, where every
-/// call into Wasm goes through them.
+/// The native routines without call frame information: those on the stacks, and those in anonymous memory, because
+/// every call into Wasm goes through one of them.
 fn routines(
     target: &dyn Target,
     objects: &Objects,
@@ -376,7 +381,8 @@ fn routines(
     }
     let mut out: Vec<CompiledModule> = Vec::new();
     for stretch in found.into_values() {
-        // A file has names for its own code, and it may be called something else there.
+        // A routine that is in a file gets no name here: the file has names for its own code, and the routine may be
+        // called something else there.
         let in_file = objects.find(stretch.start).is_some();
         let code = if in_file { Ok(Vec::new()) } else { target.read_vec(stretch.start, stretch.len as usize) };
         let Ok(code) = code else { continue };
@@ -404,7 +410,8 @@ fn routines(
     out
 }
 
-/// Makes `stretch` a part of the routine in `before`, if it begins in its last byte or right behind it.
+/// Makes `stretch` a part of the routine in `before` if it begins in the last byte of that routine or right behind
+/// it.
 fn append(before: &mut CompiledModule, stretch: &Stretch, code: &[u8]) -> bool {
     let Some(function) = before.functions.last_mut() else { return false };
     let Some(at) = stretch.start.checked_sub(function.start).and_then(|at| u32::try_from(at).ok()) else {
@@ -438,7 +445,7 @@ impl<'a> Native<'a> {
         Native::naming(target, objects, false)
     }
 
-    /// The same, whose symbols name native code too, with lines if `lines`.
+    /// The same as `new`, with symbols that give native code also lines if `lines` is set.
     fn naming(target: &'a dyn Target, objects: &'a Objects, lines: bool) -> Native<'a> {
         let no_frame_pointer = |t: &Thread| t.registers.sp().is_some() && t.registers.get(Reg::RBP).is_none();
         let symbols = Rc::new(NativeSymbolizer::new(objects).with_lines(lines));
@@ -464,9 +471,10 @@ fn start(thread: &Thread) -> Option<Cursor> {
     Some(Cursor { address: CodeAddress::Exact(pc), registers: thread.registers.clone() })
 }
 
-/// Whether nobody can say what the code at `at` is: executable, of no file, of no known module, not recognised.
+/// Whether nobody can say what the code at `at` is: it is executable, and it is in no loaded file, in no known
+/// module, and not recognised.
 fn is_unknown(at: &Cursor, target: &dyn Target, native: &Native<'_>, runtime: &dyn Runtime) -> bool {
-    // A mapped file that is no loaded object may be compiled code that a runtime keeps on disk.
+    // A mapped file that is no loaded file of the target may be compiled code that a runtime keeps on disk.
     target.mapping_at(at.address.lookup()).is_some_and(Mapping::may_execute)
         && native.objects.find(at.address.lookup()).is_none()
         && runtime.module_of(at.address.lookup()).is_none()
@@ -489,11 +497,11 @@ fn walk_all(
         let runtime = provider.runtime();
         let mut unknown: Vec<Cursor> = Vec::new();
         let mut incomplete = Vec::new();
-        // A stack that is lost in native code may have led to Wasm: its modules are looked for all the same.
+        // A stack that is lost in native code may have led to Wasm, so modules are looked for all the same.
         let mut lost = false;
         for &i in &again {
             let Some(start) = start(threads[i]) else { continue };
-            // Every thread keeps its youngest frames, even where others have taken all there is.
+            // Every thread keeps its youngest frames, even if other threads have used up the total number of frames.
             walked -= stacks[i].as_ref().map_or(0, |before| before.frames.len());
             let limit = limit.min(limits::MAX_FRAMES_TOTAL.saturating_sub(walked).max(limits::MIN_FRAMES));
             let unwinders: [&dyn Unwinder; 6] = [
@@ -518,7 +526,8 @@ fn walk_all(
             walked += stack.frames.len();
             stacks[i] = Some(stack);
         }
-        // The first round looks even where no frame needs it: the modules of an idle process are worth a line.
+        // The first round looks for modules even if no frame needs them: the modules of an idle process are worth a
+        // line in the report.
         if unknown.is_empty() && round > 0 && !lost {
             break;
         }
@@ -542,7 +551,7 @@ impl Unwinder for AsUnwinder<'_> {
     }
 }
 
-/// A runtime's last means before the frame pointer.
+/// A runtime's own tables as an unwinder: its last means to find a caller before the frame pointer is used.
 struct Recovery<'a>(&'a dyn Runtime);
 
 impl Unwinder for Recovery<'_> {
@@ -583,7 +592,8 @@ fn analyse(
     Ok(outcome)
 }
 
-/// `Some` if the executable that the user named is not used, with a note of why where `objects` have none.
+/// `Some` if the executable that the user named is not used. The note inside says why; it is `None` if a problem in
+/// `objects` says so already.
 fn executable_refused(path: &Path, objects: &Objects) -> Option<Option<String>> {
     if objects.iter().any(|o| o.opened.as_deref() == Some(path)) {
         return None;
@@ -600,14 +610,15 @@ fn executable_refused(path: &Path, objects: &Objects) -> Option<Option<String>> 
     })
 }
 
-/// Frames of one thread that are shown and walked. Modules are found along stacks, so a short list still takes a long walk.
+/// How many frames of one thread are shown, and how many are walked. Modules are found along stacks, so a short list
+/// still takes a long walk.
 fn frames_of(limit: Option<usize>) -> (usize, usize) {
     let shown = limit.unwrap_or(limits::MAX_FRAMES).min(limits::MAX_FRAMES);
     (shown, shown.max(limits::MIN_WALK))
 }
 
-/// Answers a question about a target whose files are loaded. `options.source` only says what the report calls it;
-/// what `provider` found before is not looked for again.
+/// Answers a question about a target whose files are loaded. `options.source` only says what the report calls the
+/// target. What `provider` found before is not looked for again.
 pub fn analyse_target(
     target: &dyn Target,
     objects: &Objects,
@@ -619,7 +630,8 @@ pub fn analyse_target(
     outcome.ok_or_else(|| Error::NotFound { what: proof::GONE.to_string() })
 }
 
-/// The same; `None`: what was read of the target is not of one instant, and the target can be looked at again.
+/// The same as `analyse_target`, but returns `None` if what was read of the target is not of one instant and the
+/// target can be looked at again.
 fn analyse_once(
     target: &dyn Target,
     objects: &Objects,
@@ -640,7 +652,8 @@ fn analyse_once(
     let runtime = provider.runtime();
     let symbolizer = &*native.symbols;
     let view = View { target, objects, native: &native, runtime, symbolizer, options, limit };
-    // What is read of the target is read here. The names of native frames take longer, and come from files.
+    // What the report needs of the target is read before the proof. The names of native frames take longer, and come
+    // from files.
     let guests: Vec<_> = stacks.iter().map(|stack| view.guests(stack.as_ref())).collect();
     if !target.prove() {
         return Ok(None);
@@ -674,7 +687,7 @@ fn analyse_once(
         symbolizing_ms: milliseconds(began.elapsed() - walked),
         ..Timing::default()
     });
-    // Stepping helps where a thread itself is between two points, not where it has called from.
+    // Stepping helps where the youngest frame of a thread is between two points, not where an older frame is.
     let youngest = report.threads.iter().filter_map(|t| t.frames.first());
     let between = youngest.filter_map(|f| f.stack_why.as_deref()).any(|why| why == BETWEEN_POINTS);
     let hint = (between && Stepping::of(target, options) == Stepping::Possible)
@@ -701,11 +714,11 @@ struct WasmThread<'a> {
     tid: ThreadId,
     /// Its frames from the youngest Wasm frame on.
     frames: &'a [crate::unwind::Frame],
-    /// That frame.
+    /// The youngest Wasm frame.
     youngest: GuestFrame,
-    /// Whether that frame is the thread's youngest of all.
+    /// Whether that frame is the youngest of all frames of the thread.
     on_top: bool,
-    /// Whether frames above may be missing.
+    /// Whether younger Wasm frames may be missing, because a frame up to this one was found by frame pointer.
     guessed: bool,
 }
 
@@ -746,15 +759,15 @@ fn wasm_thread<'a>(
     }
 }
 
-/// What to do about a Wasm frame that native code follows without a call.
+/// What to do about a Wasm frame that is followed by native code although it has not made a call.
 const INTERRUPTED: &str = "it was interrupted there: by a trap, behind which nothing goes on, or by a signal; then try again when \
                            its handler has returned";
 
-/// What there is for runtimes without images.
+/// What users of runtimes without images can do instead.
 const EXPORT: &str = "wstate export --wasm-coredump FILE writes memories, globals and stacks";
 
 impl WasmThread<'_> {
-    /// What the runtime itself would report, or why that is not known and what to do.
+    /// The image that the runtime itself would report. The error says why it is not known and what to do.
     fn image(
         &self,
         runtime: &dyn Runtime,
@@ -787,7 +800,8 @@ impl WasmThread<'_> {
         Ok(image)
     }
 
-    /// What leads to an image where there is none. Where steps were made, what is said about them has it.
+    /// What the user can do to get an image where there is none. `None` if the thread was to be stepped, because the
+    /// note about the steps says it.
     fn next_step(&self, runtime: &dyn Runtime, why: &str, stepping: Stepping) -> Option<&'static str> {
         let between = why == BETWEEN_POINTS;
         Some(match stepping {
@@ -810,7 +824,7 @@ mod tests {
     use crate::process::testing::CoreBuilder;
     use crate::unwind::recognised::CALL_WASM_LEAVE;
 
-    /// Finds something each time and explains nothing.
+    /// A provider that finds something each time and explains nothing.
     struct Endless {
         none: Runtimes,
         rounds: Vec<usize>,
@@ -833,7 +847,7 @@ mod tests {
         assert_eq!(frames_of(Some(usize::MAX)), (limits::MAX_FRAMES, limits::MAX_FRAMES));
         assert_eq!(frames_of(Some(1)), (1, limits::MIN_WALK));
 
-        // Frame records that lead to each other, in code that nobody knows, behind a call.
+        // The stack has frame records that lead to each other, in code that nobody knows, behind a call.
         let (code, stack) = (0x10_0000, 0x2000_0000);
         let records = (0..200u64).flat_map(|i| [stack + (i + 1) * 16, code + 0x10]);
         let bytes: Vec<u8> = records.flat_map(u64::to_le_bytes).collect();
@@ -868,7 +882,7 @@ mod tests {
         let objects = Objects::load(&core, &SearchPaths::default());
         let none = Runtimes::new(&FindOptions::default());
         let found = routines(&core, &objects, none.runtime(), &BTreeSet::new());
-        // The other one is behind the end.
+        // Only one routine is found: the other is behind the end of what is searched.
         assert_eq!(found.len(), 1);
     }
 }

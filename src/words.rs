@@ -1,7 +1,7 @@
-//! Closed sets of words, as JSON has them: one list gives the enum, its names and its schema, so that the schema lists what
-//! is written and nothing else.
+//! Closed sets of words that appear in JSON documents. One list gives the enum, the names of its variants and its
+//! schema, so that the schema lists exactly the words that are written.
 
-/// An enum whose variants are words of JSON documents.
+/// Defines enums whose variants are words of JSON documents.
 macro_rules! words {
     ($($(#[doc = $doc:literal])+ $name:ident { $($(#[doc = $vdoc:literal])+ $variant:ident = $text:literal,)+ })+) => {$(
         $(#[doc = $doc])+
@@ -10,10 +10,10 @@ macro_rules! words {
             $($(#[doc = $vdoc])+ $variant,)+
         }
         impl $name {
-            /// Every one there is.
+            /// All variants, in the order of their declaration.
             pub const ALL: &[$name] = &[$($name::$variant),+];
 
-            /// The name in JSON.
+            /// The word that stands for this variant in JSON.
             pub const fn as_str(self) -> &'static str {
                 match self { $($name::$variant => $text,)+ }
             }

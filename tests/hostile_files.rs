@@ -469,9 +469,9 @@ fn foreign_files_are_opened_in_one_place() {
         ("src/process/live", "/proc/PID of the process"),
         ("src/process/callback.rs", "/proc/PID of the process"),
         ("src/process/unpack.rs", "how much memory is free"),
-        ("src/doctor.rs", "/proc and /sys"),
-        ("src/output.rs", "the output"),
-        ("src/plugin.rs", "the plugins that are installed, and the debuggers' start files"),
+        ("src/cli/doctor.rs", "/proc and /sys"),
+        ("src/cli/output.rs", "the output"),
+        ("src/cli/plugin.rs", "the plugins that are installed, and the debuggers' start files"),
         ("src/server/requests.rs", "symbol files of its own"),
         ("src/main.rs", "whether the output is a file"),
     ];

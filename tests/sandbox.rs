@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use support::{Host, Profile, wstate};
-use wstate::sandbox::{self, Ended};
+use wstate::cli::sandbox::{self, Ended};
 
 const ROLE: &str = "WSTATE_SANDBOX_ROLE";
 

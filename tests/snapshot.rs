@@ -12,7 +12,7 @@ use support::{
     Host, Profile, Stopped, Truth, Version, fixture, gcore, host_singlepass, host_wasmtime, kernel_core, wstate,
 };
 use tempfile::TempDir;
-use wstate::output::SparseWrite;
+use wstate::session::SparseWrite;
 use wstate::session::{InstanceChoice, Options, SnapshotOptions, Source};
 use wstate::state::{ExecutionStateImage, ImageView};
 

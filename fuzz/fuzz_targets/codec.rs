@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use wstate::images::ImageFile;
+use wstate::cli::image_text::ImageFile;
 use wstate::state::codec::{decode_bincode, decode_borsh, decode_borsh_prefix, encode_bincode, encode_borsh};
 use wstate::state::{AnyImage, ExecutionStateImage, InstanceImage, ModuleStateMap};
 

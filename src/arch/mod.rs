@@ -1,36 +1,39 @@
-//! What the machine is: code addresses and register files. Pure data, no I/O.
+//! Code addresses and register files of the machine. All of this is pure data, without I/O.
 
 pub mod x64;
 
 pub use x64::{Reg, Registers};
 
-/// An address in code, with the fact that decides how tables are searched.
+/// An address in code, together with what kind of address it is. The kind decides how tables are searched for it.
 ///
 /// ```text
 ///     callq f          <- the call; CFI and DWARF rows of the call cover these bytes
 /// ret: movq %rax, ...  <- the return address: already the next instruction
 /// ```
 ///
-/// A caller's frame is known by its *return* address. CFI and line tables describe instructions, so they are searched at
-/// `ret - 1`; the runtime's state maps list return addresses themselves, so they are searched at `ret`. The innermost
-/// frame, and the frame below a signal handler, are stopped *at* an instruction: there both are the same.
+/// A caller's frame is known by its *return* address. CFI and line tables describe instructions, so they are searched
+/// at `ret - 1`. The runtime's state maps list return addresses themselves, so they are searched at `ret`. The
+/// innermost frame, and the frame below a signal handler, are stopped *at* an instruction: for them, all tables are
+/// searched at the same address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum CodeAddress {
-    /// The instruction that would be executed next (innermost frame, or interrupted by a signal).
+    /// Address of the instruction that would be executed next. The innermost frame has it, and a frame that was
+    /// interrupted by a signal.
     Exact(u64),
-    /// The address to which a callee will return.
+    /// Address to which a callee will return.
     Return(u64),
 }
 
 impl CodeAddress {
-    /// The address as found: what is printed, and what a state map lists.
+    /// Returns the address as it was found. It is printed, and state maps are searched for it.
     pub fn raw(self) -> u64 {
         match self {
             CodeAddress::Exact(a) | CodeAddress::Return(a) => a,
         }
     }
 
-    /// An address inside the instruction this frame is executing: what CFI, line tables and symbols are searched with.
+    /// Returns an address inside the instruction that this frame is executing. CFI, line tables and symbols are
+    /// searched for it.
     pub fn lookup(self) -> u64 {
         match self {
             CodeAddress::Exact(a) => a,

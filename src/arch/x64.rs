@@ -1,4 +1,5 @@
-//! x86-64: one table of registers with every numbering that is in use, and a register file in which "unknown" is a value.
+//! x86-64: one table of registers with every numbering that is in use, and a register file in which a register can be
+//! unknown.
 
 use std::fmt;
 
@@ -17,7 +18,8 @@ pub struct RegisterInfo {
     pub name: &'static str,
     /// DWARF register number (System V psABI, table 3.36).
     pub dwarf: u16,
-    /// Index into `struct user_regs_struct` as an array of u64, for general purpose registers.
+    /// Index into `struct user_regs_struct` seen as an array of u64. Only general purpose registers and the
+    /// instruction pointer have one.
     pub user_regs: Option<usize>,
     /// Whether a System V callee must preserve it.
     pub callee_saved: bool,
@@ -121,7 +123,7 @@ impl fmt::Display for Reg {
 
 /// A register file. A register that is not known has no value: it is never read as zero.
 ///
-/// Each known register also remembers the stack address from which it was restored, if it was: that is the provenance
+/// If a known register was restored from the stack, the file also remembers the stack address. This provenance is
 /// shown with every value ("saved at ...").
 #[derive(Clone, PartialEq, Eq)]
 pub struct Registers {
@@ -135,17 +137,17 @@ impl Registers {
     /// Number of registers in the file.
     pub const COUNT: usize = 33;
 
-    /// A file in which nothing is known.
+    /// Creates a register file in which no register is known.
     pub fn unknown() -> Registers {
         Registers { values: [0; Self::COUNT], saved_at: [0; Self::COUNT], known: 0, restored: 0 }
     }
 
-    /// The value of `reg`, if known.
+    /// The value of `reg`, or `None` if it is not known.
     pub fn get(&self, reg: Reg) -> Option<u64> {
         (self.known & (1 << reg.0) != 0).then(|| self.values[reg.index()])
     }
 
-    /// Sets `reg` to a value that is live in the register (or computed).
+    /// Sets `reg` to a value that is live in the register, or that was computed.
     pub fn set(&mut self, reg: Reg, value: u64) {
         self.values[reg.index()] = value;
         self.known |= 1 << reg.0;
@@ -159,7 +161,7 @@ impl Registers {
         self.restored |= 1 << reg.0;
     }
 
-    /// The stack address `reg` was restored from, if it was.
+    /// The stack address from which `reg` was restored, or `None` if it was not restored from the stack.
     pub fn saved_at(&self, reg: Reg) -> Option<u64> {
         (self.known & self.restored & (1 << reg.0) != 0).then(|| self.saved_at[reg.index()])
     }
@@ -179,17 +181,18 @@ impl Registers {
         }
     }
 
-    /// Instruction pointer.
+    /// The instruction pointer, if it is known.
     pub fn pc(&self) -> Option<u64> {
         self.get(Reg::RIP)
     }
 
-    /// Stack pointer.
+    /// The stack pointer, if it is known.
     pub fn sp(&self) -> Option<u64> {
         self.get(Reg::RSP)
     }
 
-    /// The 32 registers of a state map, in its order (`state.rs: read_stack`'s `initially_known_registers`).
+    /// The 32 registers that state maps number, in the order of their numbers. The runtime's `read_stack` takes them
+    /// as `initially_known_registers` (`state.rs`).
     pub fn state_map_values(&self) -> [Option<u64>; 32] {
         std::array::from_fn(|i| self.get(Reg(i as u8)))
     }
@@ -207,8 +210,9 @@ impl fmt::Debug for Registers {
     }
 }
 
-/// Registers in the block that the singlepass runtime's switch to another stack loads, lowest address first
-/// (`image-loading-linux-x86-64.s: run_on_alternative_stack`; `state.rs: invoke_call_return_on_stack` writes it).
+/// Registers in the block that the singlepass runtime loads when it switches to another stack, lowest address first.
+/// `image-loading-linux-x86-64.s: run_on_alternative_stack` loads the block, and
+/// `state.rs: invoke_call_return_on_stack` writes it.
 pub(crate) const SWITCH_BLOCK: [Reg; 31] = [
     Reg::XMM0,
     Reg::XMM1,

@@ -66,7 +66,7 @@ impl Snapshot {
         Ok((options, SnapshotOptions { instance, execution_state: self.execution_state }))
     }
 
-    /// Where imported globals go.
+    /// The path of the file for imported globals, if they are to be written.
     pub fn imports_path(&self) -> Option<PathBuf> {
         let mut name = self.output.clone().into_os_string();
         name.push(".imports.json");

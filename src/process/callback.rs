@@ -1,10 +1,10 @@
-//! A stopped process or a core that a debugger holds: the debugger lends memory and registers, this side keeps what it
-//! was lent until the target runs.
+//! A stopped process or a core that a debugger holds. The debugger lends memory and registers, and this side keeps
+//! what it was lent until the target runs.
 //!
-//! Two short cuts, both only where the debugger says that the target is on this machine, and neither for code, where a
-//! debugger may have breakpoints that only it can hide: other memory of a live process is read from `/proc/PID/mem`
-//! (gdb's Python needs longer for a heap than we do), and a core that can be opened is read as `wstate core` reads it.
-//! What a short cut cannot answer, the debugger is asked.
+//! There are two short cuts. Both are taken only where the debugger says that the target is on this machine, and
+//! neither for code, where a debugger may have breakpoints that only it can hide. Other memory of a live process is
+//! read from `/proc/PID/mem` (gdb's Python needs longer for a heap than we do), and a core that can be opened is read
+//! as `wstate core` reads it. The debugger is asked for what a short cut cannot answer.
 
 use super::core::CoreTarget;
 use super::files::Place;
@@ -22,41 +22,43 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-/// What a debugger lends while a target stands.
+/// Lends what a debugger knows of a target, while the target stands.
 pub trait Lender {
-    /// Reads ranges (address, length in bytes). `None`: not readable as a whole. As many answers as questions.
+    /// Reads ranges of memory, each given by its address and its length in bytes. Returns one answer for each range;
+    /// `None` means that the range cannot be read as a whole.
     ///
     /// At most [`limits::MAX_LENT_READS`] ranges and [`limits::MAX_LENT_BYTES`] bytes are asked for at once.
     fn memory(&self, ranges: &[(u64, usize)]) -> Vec<Option<Vec<u8>>>;
-    /// Registers of threads; `None` where the debugger has none.
+    /// Reads the registers of threads. Returns one answer for each thread id; `None` means that the debugger has
+    /// none.
     fn registers(&self, threads: &[u32]) -> Vec<Option<LentRegisters>>;
 }
 
 /// Registers of one thread as the debugger knows them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LentRegisters {
-    /// By name: `rip`, `rsp`, `xmm0` (its low 64 bits), ...
+    /// Names and values: `rip`, `rsp`, `xmm0` (its low 64 bits), ...
     pub values: Vec<(String, u64)>,
-    /// Thread pointer.
+    /// Thread pointer (FS base), if the debugger knows it.
     pub fs_base: Option<u64>,
 }
 
-/// What a debugger says of its target.
+/// What a debugger says about its target.
 #[derive(Clone, Debug, Default)]
 pub struct Description {
-    /// Process id, if it has one.
+    /// Process id of the target, if it has one.
     pub pid: Option<u32>,
     /// Whether `pid` is a process of this machine that we see under the same number.
     pub local: bool,
     /// Path of the core, if the target is one and the file is on this machine.
     pub core: Option<PathBuf>,
-    /// Main executable as the target names it.
+    /// Path of the main executable as the target names it.
     pub executable: Option<PathBuf>,
-    /// Mappings, in the form of `/proc/PID/maps`.
+    /// Mappings of the target, in the form of `/proc/PID/maps`.
     pub maps: Option<String>,
-    /// Auxiliary vector.
+    /// Auxiliary vector of the target, as bytes in the target's format.
     pub auxv: Option<Vec<u8>>,
-    /// Threads: id and name.
+    /// Ids of the threads, and their names where they are known.
     pub threads: Vec<(u32, Option<String>)>,
 }
 
@@ -71,40 +73,42 @@ pub struct CallbackTarget {
     auxv: Vec<(u64, u64)>,
     notes: Vec<String>,
     core: Option<CoreTarget>,
-    /// The address space of the process, for what is not code.
+    /// The `/proc/PID/mem` of the process, from which memory is read that is not code.
     mem: Option<File>,
     lent: RefCell<Lent>,
     sysroot: Option<PathBuf>,
 }
 
-/// Pages that were lent; an empty one could not be read.
+/// Pages that were lent, by address. A page that could not be read is kept as an empty one.
 #[derive(Default)]
 struct Lent {
     pages: HashMap<u64, Box<[u8]>>,
 }
 
-/// Bytes of a stack by which a process is recognised.
+/// Bytes of a stack that are compared to recognise a process.
 const COMPARED: usize = 64;
 
-/// Pages asked for at once around a small read: a walk reads a stack upwards.
+/// Pages behind a small read that are asked for together with it, because a walk reads a stack upwards.
 const AHEAD: u64 = 4;
 
-/// Bytes of a read that is not kept as pages.
+/// Reads of more bytes than this are not kept as pages.
 const LARGE: usize = limits::MAX_LENT_READS / 2 * PAGE as usize;
 
 impl CallbackTarget {
-    /// Puts together what the debugger says and what this machine knows of the same target. Never fails: what is
-    /// missing is a note.
+    /// Makes a target from what the debugger says and what this machine knows of the same target. Never fails: what
+    /// is missing is told in a note.
     pub fn new(lender: Rc<dyn Lender>, what: Description, search: &SearchPaths) -> CallbackTarget {
         let target = CallbackTarget::build(Rc::clone(&lender), what.clone(), search);
-        // A process of another machine, behind a server that the debugger is connected to, may have a number that we have.
+        // If the debugger is connected to a server on another machine, its process may have the same number as
+        // another process here.
         if what.local && target.core.is_none() && !target.is_our_process() {
             return CallbackTarget::build(lender, Description { local: false, ..what }, search);
         }
         target
     }
 
-    /// Whether the process that we see under this number is the one that the debugger holds: its stack is.
+    /// Whether the process that we see under this number is the one that the debugger holds. It is if the bytes at a
+    /// stack pointer are the same.
     fn is_our_process(&self) -> bool {
         let Some(mem) = &self.mem else { return false };
         for sp in self.threads.iter().filter_map(|t| t.registers.sp()).take(8) {
@@ -170,7 +174,7 @@ impl CallbackTarget {
         target
     }
 
-    /// Whether the target is a core.
+    /// The core, if the target is one that could be opened.
     pub fn core(&self) -> Option<&CoreTarget> {
         self.core.as_ref()
     }
@@ -181,7 +185,7 @@ impl CallbackTarget {
         let mut threads: Vec<Thread> = of_core.to_vec();
         let ids: Vec<u32> = match threads.is_empty() {
             true => listed.iter().map(|(id, _)| *id).collect(),
-            // Nothing but a core says in which order its threads stand.
+            // Only a core says in which order its threads are listed.
             false => threads.iter().map(|t| t.id.0).collect(),
         };
         let mut lent = Vec::new();
@@ -233,7 +237,7 @@ impl CallbackTarget {
         }
         let Some(mem) = &self.mem else { return false };
         let last = address.saturating_add(buf.len() as u64);
-        // No mapping of code in between either.
+        // A read that touches a mapping of code is refused, also where only a middle part of it is code.
         let mut at = address;
         while at < last {
             match self.mapping_at(at) {
@@ -244,7 +248,7 @@ impl CallbackTarget {
         last <= i64::MAX as u64 && mem.read_exact_at(buf, address).is_ok()
     }
 
-    /// Bytes that can be there at all, by the mappings.
+    /// Whether all bytes of the range can be there at all, as the mappings say. True if no mappings are known.
     fn is_mapped(&self, address: u64, len: usize) -> bool {
         if self.mappings.is_empty() {
             return true;
@@ -264,7 +268,7 @@ impl CallbackTarget {
         let mut answers = self.lender.memory(ranges);
         answers.resize(ranges.len(), None);
         for (answer, (_, len)) in answers.iter_mut().zip(ranges) {
-            // A debugger that lends something else than what it was asked for lends nothing.
+            // An answer of another length than was asked for counts as none.
             if answer.as_ref().is_some_and(|bytes| bytes.len() != *len) {
                 *answer = None;
             }
@@ -309,7 +313,7 @@ impl CallbackTarget {
         true
     }
 
-    /// Asks for pages that are missing, and for the ones behind them, as far as they are mapped.
+    /// Asks for pages that are missing, and for some pages behind them, as far as those are mapped.
     fn borrow_pages(&self, missing: &[u64], end: u64) {
         let mut wanted = missing.to_vec();
         let ahead = pages(end.saturating_add(PAGE - 1) & !(PAGE - 1), end.saturating_add(AHEAD * PAGE));
@@ -356,7 +360,7 @@ impl Memory for CallbackTarget {
         if address.checked_add(len as u64).is_none() || !self.is_mapped(address, len) {
             return unmapped;
         }
-        // The pages of a small one are asked for at once, wherever it begins.
+        // A small read is answered from pages, which fit into one question to the debugger wherever the read begins.
         let large = len > LARGE;
         match if large { self.read_large(address, buf) } else { self.read_pages(address, buf) } {
             true => Ok(()),
@@ -431,7 +435,7 @@ impl Target for CallbackTarget {
         match (&self.core, &self.mem) {
             (Some(core), _) => core.read_own(address, buf),
             (None, Some(_)) if self.read(address, buf).is_ok() => buf.len(),
-            // What a debugger lends may be of the very file, and all code of it takes long to ask for.
+            // A debugger may itself take the bytes that it lends from the file, and asking for all code takes long.
             (None, _) => 0,
         }
     }
@@ -441,7 +445,7 @@ impl Target for CallbackTarget {
     }
 
     fn is_live(&self) -> bool {
-        // The debugger has stopped it.
+        // The debugger has stopped the target.
         false
     }
 }
@@ -451,7 +455,7 @@ mod tests {
     use super::*;
     use crate::process::testing::CoreBuilder;
 
-    /// A debugger that holds memory from 0x10000 on, and counts what it is asked.
+    /// A debugger that has memory from 0x10000 on, and records what it is asked for.
     #[derive(Default)]
     struct Fake {
         bytes: Vec<u8>,
@@ -572,7 +576,7 @@ mod tests {
         let ids: Vec<u32> = (3..3 + 2 * limits::MAX_LENT_READS as u32).collect();
         let (t, _) = target(Fake::default(), "10000-14000 r-xp 0 00:00 0\n", &ids);
         assert_eq!(t.threads().len(), ids.len());
-        // The main thread first.
+        // The main thread comes first.
         let order: Vec<u32> = t.threads().iter().take(4).map(|t| t.id.0).collect();
         assert_eq!(order, [7, 3, 4, 5]);
         for thread in t.threads() {
@@ -595,7 +599,7 @@ mod tests {
     fn a_number_that_is_another_process_here_is_not_believed() {
         let fake = Rc::new(Fake { bytes: pattern(4), ..Fake::default() });
         let what = Description {
-            // Ourselves: the stack of the fake is not ours.
+            // The number is that of this process, whose stack is not the one that the fake debugger has.
             pid: Some(std::process::id()),
             local: true,
             maps: Some("10000-14000 rw-p 0 00:00 0\n".into()),
@@ -621,7 +625,7 @@ mod tests {
         let what = Description { core: Some(path), threads: vec![(11, None), (12, None)], ..Description::default() };
         let t = CallbackTarget::new(fake, what, &SearchPaths::default());
         let [thread] = t.threads() else { panic!("{:?}", t.threads()) };
-        // The debugger's registers win.
+        // Registers that the debugger lends replace those of the core.
         assert_eq!((thread.registers.pc(), thread.registers.get(Reg::RBX)), (Some(0x11000), Some(5)));
         assert_eq!((thread.fs_base, thread.signal), (Some(0x77), Some(6)));
         let mut bytes = [0; 4];

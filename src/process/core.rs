@@ -1,4 +1,4 @@
-//! A core file: what the kernel or gdb wrote of a process.
+//! Reads core files, which the kernel or gdb wrote of a process.
 
 use super::elf::{self, HEADER_SIZE, Header, Headers, PHDR_SIZE, Phdr, pf, pt};
 use super::files::{Place, map_file, map_place};
@@ -14,16 +14,17 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Why bytes are absent that the writer of the core left out.
+/// Why bytes are absent which the writer of the core left out.
 const NOT_DUMPED: &str = "not dumped";
 const OTHER_FILE: &str = "not dumped, and the file on disk is another build";
 
-/// `e_phnum` of a file with more program headers than the field can hold: the number is `sh_info` of its first section.
+/// Value of `e_phnum` in a file with more program headers than the field can hold. The number is then in `sh_info` of
+/// the first section header.
 pub(super) const PN_XNUM: u16 = 0xffff;
-/// Where `sh_info` lies in a section header.
+/// Offset of `sh_info` in a section header, in bytes.
 pub(super) const SH_INFO: usize = 44;
 
-/// A core file.
+/// A core file as a target.
 pub struct CoreTarget {
     path: PathBuf,
     notes: Notes,
@@ -32,12 +33,13 @@ pub struct CoreTarget {
     executable: Option<PathBuf>,
     search: SearchPaths,
     memory: Splice,
-    /// What the core itself holds of it.
+    /// The part of `memory` that the core itself holds, without what files add.
     own: Splice,
 }
 
 impl CoreTarget {
-    /// Maps the core and reads its headers and notes; what it holds of memory is looked at only when it is asked for.
+    /// Maps the core and reads its headers and notes. The memory that it holds is read only when somebody asks for
+    /// it.
     pub fn open(path: &Path, search: &SearchPaths) -> Result<CoreTarget, Error> {
         let file = match map_file(path) {
             Ok(file) => file,
@@ -52,7 +54,8 @@ impl CoreTarget {
         CoreTarget::from_bytes(path, Arc::new(file), search)
     }
 
-    /// Like [`CoreTarget::open`], of bytes that are already there; `path` is only for messages and neighbours.
+    /// Like [`CoreTarget::open`], for bytes that are already in memory. `path` is only used in messages and to find
+    /// files beside the core.
     pub fn from_bytes(path: &Path, holder: Holder, search: &SearchPaths) -> Result<CoreTarget, Error> {
         let data: &[u8] = (*holder).as_ref();
         let mut lines = Vec::new();
@@ -76,8 +79,9 @@ impl CoreTarget {
             let end = p.vaddr + p.memsz;
             let dumped = p.vaddr + p.filesz;
             let there = (data.len() as u64).saturating_sub(p.offset).min(p.filesz);
-            // A kernel leaves out what coredump_filter does not ask for and gdb what it could not read: bytes that a
-            // segment does not hold are unknown, never zero as in an executable.
+            // The kernel leaves out what coredump_filter does not ask for, and gdb leaves out what it could not read.
+            // Therefore bytes that a segment does not hold are unknown. They are never zero, as they are in an
+            // executable.
             memory.add(dumped, end, Content::Absent(NOT_DUMPED));
             memory.add(p.vaddr + there, dumped, Content::Absent(CUT_OFF));
             if let Ok(offset) = usize::try_from(p.offset) {
@@ -85,7 +89,7 @@ impl CoreTarget {
             }
         }
         let (mappings, unlisted) = mappings(&loads, &notes);
-        // gdb writes no segment at all for what coredump_filter leaves out; NT_FILE still lists it.
+        // gdb writes no segment at all for memory that coredump_filter leaves out, but NT_FILE still lists it.
         for &(start, end) in &unlisted {
             memory.add(start, end, Content::Absent(NOT_DUMPED));
         }
@@ -104,13 +108,14 @@ impl CoreTarget {
         Ok(core)
     }
 
-    /// Signal of the thread that crashed, start of the command line: for the report's head.
+    /// Start of the command line, for the head of the report.
     pub fn command_line(&self) -> Option<&str> {
         self.notes.arguments.as_deref()
     }
 
     fn find_executable(&self) -> Option<PathBuf> {
-        // The program headers lie in the executable; AT_EXECFN is what was given to execve and may be relative.
+        // The program headers lie in the executable, so AT_PHDR leads to its mapping. AT_EXECFN is the path that was
+        // given to execve and may be relative.
         let by_address = [libc::AT_PHDR, libc::AT_ENTRY].iter().find_map(|&key| {
             let mapping = self.mapping_at(self.notes.auxv(key)?)?;
             if mapping.is_anonymous() { None } else { mapping.path.clone() }
@@ -125,7 +130,8 @@ impl CoreTarget {
         })
     }
 
-    /// Answers what was not dumped from the files that were mapped: by default a kernel writes no executable code.
+    /// Fills memory that was not dumped from the files that were mapped. By default the kernel writes no executable
+    /// code into a core.
     fn fill_from_files(&mut self, unlisted: &[(u64, u64)]) {
         let mut by_path: HashMap<PathBuf, Vec<Mapping>> = HashMap::new();
         for m in &self.mappings {
@@ -153,8 +159,8 @@ impl CoreTarget {
             let bytes: &[u8] = (*file).as_ref();
             let size = bytes.len() as u64;
             for m in mappings.iter_mut().filter(|m| unlisted.binary_search(&(m.start, m.end)).is_ok()) {
-                // Linkers without padding (LLD) let the end of one segment and the start of the next share a page of the
-                // file: the mapping is the later one's.
+                // Linkers that do not pad segments (LLD) let the end of one segment and the start of the next share a
+                // page of the file. A mapping of this page belongs to the later segment.
                 let part = headers.loads().filter(|p| {
                     let end = p.offset.saturating_add(p.filesz);
                     (p.offset & !(PAGE - 1)) <= m.offset && m.offset < end
@@ -169,10 +175,10 @@ impl CoreTarget {
                     *m = listed.clone();
                 }
             }
-            // Writable pages may differ from the file.
+            // Writable pages may differ from the file, so they are not filled.
             for m in mappings.iter().filter(|m| !m.write) {
                 // Relocated constants (.data.rel.ro) are read-only in memory but writable by the program headers, and
-                // differ from the file.
+                // they differ from the file.
                 let constant = headers.loads().any(|p| {
                     p.flags & pf::W == 0
                         && (p.offset & !(PAGE - 1)) <= m.offset
@@ -184,14 +190,15 @@ impl CoreTarget {
                 let Ok(offset) = usize::try_from(m.offset) else { continue };
                 let end = m.start.saturating_add(size - m.offset).min(m.end);
                 self.memory.fill_absent(m.start, end, &Content::Bytes { holder: file.clone(), offset });
-                // Behind the file's end the last page is zero; the pages behind it do not exist (SIGBUS).
+                // Behind the file's end the rest of the last page is zero. The pages behind that one do not exist
+                // (SIGBUS).
                 let page_end = end.saturating_add(PAGE - 1) & !(PAGE - 1);
                 self.memory.fill_absent(end, page_end.min(m.end), &Content::Zero);
             }
         }
     }
 
-    /// The first candidate file that is the one which was mapped, as far as the core can tell.
+    /// Finds the first candidate file that is the one which was mapped, as far as the core can tell.
     fn matching_file(&self, first: &Mapping, mappings: &[Mapping]) -> Found {
         // The kernel dumps the first page of every mapped ELF file (coredump_filter bit 4).
         let start = mappings.iter().filter(|m| m.offset == 0).map(|m| m.start).find(|&s| {
@@ -219,7 +226,7 @@ impl CoreTarget {
                 Some((theirs, None)) => {
                     theirs.phdrs == headers.phdrs && theirs.header.entry == headers.header.entry && agrees()
                 }
-                // Where nothing can be compared, the name is all there is.
+                // If nothing can be compared, the file is accepted for its name alone.
                 None => headers.dynamic_agrees(&file, &all, &self.memory).unwrap_or(true) && agrees(),
             };
             if same {
@@ -311,7 +318,7 @@ impl Target for CoreTarget {
     }
 }
 
-/// Reads the program headers that are there; the error says why this is no core that can be read.
+/// Reads the program headers that are there. The error says why this is no core that can be read.
 fn program_headers(data: &[u8], lines: &mut Vec<String>) -> Result<Vec<Phdr>, String> {
     const COMPRESSED: [(&[u8], &str, &str); 5] = [
         (b"\x1f\x8b", "gzip", "gzip -dk"),
@@ -361,8 +368,9 @@ fn program_headers(data: &[u8], lines: &mut Vec<String>) -> Result<Vec<Phdr>, St
     let count = if header.phnum != PN_XNUM {
         u64::from(header.phnum)
     } else {
-        // More than 65534: the number stands in the first section header, which the kernel writes at the very end, so a
-        // cut core has lost it. Then the first segment's contents end the table.
+        // There are more than 65534 program headers. Their number is in the first section header, which the kernel
+        // writes at the very end of the core, so a core that is cut off has lost it. Then the table is taken to end
+        // where the contents of the first segment begin.
         match header.shoff.checked_add(SH_INFO as u64).and_then(|at| elf::slice(data, at, 4)) {
             Some(b) => b.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b)),
             None => {
@@ -380,13 +388,14 @@ fn program_headers(data: &[u8], lines: &mut Vec<String>) -> Result<Vec<Phdr>, St
     Ok(parse(count))
 }
 
-/// What of a segment's file contents is there.
+/// The part of a segment's contents that is in the file.
 fn present<'a>(data: &'a [u8], p: &Phdr) -> &'a [u8] {
     let len = (data.len() as u64).saturating_sub(p.offset).min(p.filesz);
     elf::slice(data, p.offset, len).unwrap_or_default()
 }
 
-/// A segment whose sums do not overflow and whose file part is not larger than its memory.
+/// Returns the segment with its sizes reduced so that its sums do not overflow and its file part is not larger than
+/// its memory. Returns `None` if it has no memory.
 fn sane(p: &Phdr, lines: &mut Vec<String>) -> Option<Phdr> {
     let mut p = *p;
     if p.memsz == 0 {
@@ -404,8 +413,8 @@ fn sane(p: &Phdr, lines: &mut Vec<String>) -> Option<Phdr> {
     (p.memsz > 0).then_some(p)
 }
 
-/// Segments as mappings, cut and named by NT_FILE, and the ranges that only NT_FILE lists: of those the access rights are
-/// not known, and no bytes are there.
+/// Makes mappings from the segments, cut and named by NT_FILE. Also returns the ranges that only NT_FILE lists: their
+/// access rights are not known, and the core has no bytes of them.
 fn mappings(loads: &[Phdr], notes: &Notes) -> (Vec<Mapping>, Vec<(u64, u64)>) {
     let mut unlisted = Vec::new();
     let mut map: BTreeMap<u64, Mapping> = BTreeMap::new();
@@ -425,11 +434,11 @@ fn mappings(loads: &[Phdr], notes: &Notes) -> (Vec<Mapping>, Vec<(u64, u64)>) {
     }
     let mut pieces = 0;
     for file in &notes.files {
-        // Ranges that overlap again and again would cost the square of their number.
+        // Without this limit, ranges that overlap again and again would cost the square of their number.
         if pieces > limits::MAX_MAPPINGS {
             break;
         }
-        // Every segment, or part of one, that lies in the named range.
+        // Every segment, or part of a segment, that lies in the named range.
         let parts: Vec<Mapping> = overlapping(&map, file.start, file.end);
         let mut at = file.start;
         let mut named = Vec::new();
@@ -478,7 +487,7 @@ fn overlapping(map: &BTreeMap<u64, Mapping>, start: u64, end: u64) -> Vec<Mappin
     before.into_iter().chain(map.range(start..end).map(|(_, m)| m)).cloned().collect()
 }
 
-/// Later mappings win.
+/// Adds a mapping, which replaces what is there at its addresses.
 fn put(map: &mut BTreeMap<u64, Mapping>, new: Mapping) {
     for old in overlapping(map, new.start, new.end) {
         map.remove(&old.start);
@@ -531,7 +540,7 @@ mod tests {
         let core = two_threads().open().unwrap();
         let [first, second] = core.threads() else { panic!("{:?}", core.threads()) };
         assert_eq!((first.id.0, first.signal, first.name.as_deref(), first.fs_base), (12, Some(11), None, Some(0xf5)));
-        // The kernel gives every thread the fatal signal.
+        // The kernel gives every thread the fatal signal, but only the first thread keeps it here.
         assert_eq!((second.id.0, second.signal, second.name.as_deref()), (11, None, Some("app")));
         assert_eq!(first.registers.pc(), Some(0x1234));
         assert_eq!(first.registers.get(Reg::R15), Some(15));
@@ -650,7 +659,7 @@ mod tests {
 
     #[test]
     fn more_segments_than_fit_the_header() {
-        // PN_XNUM: the number is in the first section header, or lost with the core's end.
+        // With PN_XNUM the number is in the first section header, or lost with the core's end.
         let mut bytes = two_threads().build();
         let shoff = bytes.len() as u64;
         bytes[56..58].copy_from_slice(&[0xff, 0xff]);
@@ -673,7 +682,7 @@ mod tests {
         assert!(matches!(core.read_u64(0x1000_0000), Err(MemoryError::Absent { .. })));
     }
 
-    /// A little shared object: header page, code page, and a page of relocated constants.
+    /// A little shared object: a header page, a code page, and a page of relocated constants.
     fn library(id: u8, code: u8) -> Vec<u8> {
         let mut out = Vec::new();
         out.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
@@ -711,7 +720,7 @@ mod tests {
         let name = file.to_str().unwrap();
         for id in [1, 2] {
             let mut data = library(id, 0xc3)[0x2000..].to_vec();
-            // As the dynamic linker leaves it: one address relocated, DT_DEBUG filled in.
+            // The dynamic linker has changed the section: one address is relocated, and DT_DEBUG is filled in.
             data[0x808..0x810].copy_from_slice(&0x10_1000u64.to_le_bytes());
             data[0x818] = 0x77;
             let core = CoreBuilder::new()
@@ -766,7 +775,7 @@ mod tests {
         };
         let same = core(1).open().unwrap();
         assert_eq!(same.read_u32(0x10_1004), Ok(0xc3c3_c3c3));
-        // Relocated constants: read-only now, but not when they were written.
+        // Relocated constants are read-only now, but were not when they were written, so the file does not have them.
         assert!(matches!(same.read_u32(0x10_2004), Err(MemoryError::Absent { why: NOT_DUMPED, .. })));
         let other = core(2).open().unwrap();
         assert!(matches!(other.read_u32(0x10_1004), Err(MemoryError::Absent { why: OTHER_FILE, .. })));

@@ -1,5 +1,6 @@
-//! ELF headers and program headers of a file or of a loaded image, read by offset from anything. Only what identity and
-//! placement of a file need; sections are read by the `object` crate where they are wanted.
+//! Reads the ELF header and the program headers of a file or of a loaded image, by offset and from any source. Only
+//! what is needed for the identity and the placement of a file is read; sections are read by the `object` crate where
+//! they are needed.
 
 use super::{Mapping, Memory, notes};
 use crate::bytes::{Bytes, Short};
@@ -24,43 +25,43 @@ pub mod pf {
     pub const R: u32 = 4;
 }
 
-/// Bytes of an ELF64 header.
+/// Size of an ELF64 header in bytes.
 pub const HEADER_SIZE: u64 = 64;
-/// Bytes of an ELF64 program header.
+/// Size of an ELF64 program header in bytes.
 pub const PHDR_SIZE: u64 = 56;
 
-/// The ELF header's fields that matter here.
+/// The fields of an ELF header that are needed here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// `e_type`.
+    /// Field `e_type`: kind of the file, such as executable or core.
     pub kind: u16,
-    /// `e_machine`.
+    /// Field `e_machine`: the processor architecture.
     pub machine: u16,
-    /// `e_entry`.
+    /// Field `e_entry`: address of the entry point, as the file states it.
     pub entry: u64,
-    /// `e_phoff`.
+    /// Field `e_phoff`: offset of the program headers in the file, in bytes.
     pub phoff: u64,
-    /// `e_shoff`.
+    /// Field `e_shoff`: offset of the section headers in the file, in bytes.
     pub shoff: u64,
-    /// `e_phentsize`.
+    /// Field `e_phentsize`: size of one program header in bytes.
     pub phentsize: u16,
-    /// `e_phnum`.
+    /// Field `e_phnum`: number of program headers.
     pub phnum: u16,
 }
 
 /// Why bytes are not an ELF64 little-endian header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotElf {
-    /// No magic number.
+    /// The bytes do not begin with the magic number of ELF.
     #[error("it is not an ELF file")]
     Magic,
-    /// 32-bit.
+    /// The file is a 32-bit file.
     #[error("it is a 32-bit ELF file; only x86-64 is supported")]
     Class,
-    /// Big-endian.
+    /// The file is big-endian.
     #[error("it is a big-endian ELF file; only x86-64 is supported")]
     ByteOrder,
-    /// Cut off.
+    /// The header is cut off.
     #[error("it ends inside its ELF header")]
     Short,
 }
@@ -72,7 +73,7 @@ impl From<Short> for NotElf {
 }
 
 impl Header {
-    /// Reads the first [`HEADER_SIZE`] bytes of a file.
+    /// Reads an ELF header from the first [`HEADER_SIZE`] bytes of a file.
     pub fn parse(data: &[u8]) -> Result<Header, NotElf> {
         let mut b = Bytes::new(data);
         if data.len() < 4 || b.take(4)? != b"\x7fELF" {
@@ -95,27 +96,27 @@ impl Header {
     }
 }
 
-/// A program header.
+/// A program header, which describes one segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Phdr {
-    /// `p_type`.
+    /// Field `p_type`: type of the segment (see `pt`).
     pub kind: u32,
-    /// `p_flags`.
+    /// Field `p_flags`: access rights of the segment (see `pf`).
     pub flags: u32,
-    /// `p_offset`.
+    /// Field `p_offset`: offset of the segment in the file, in bytes.
     pub offset: u64,
-    /// `p_vaddr`.
+    /// Field `p_vaddr`: address of the segment, as the file states it.
     pub vaddr: u64,
-    /// `p_filesz`.
+    /// Field `p_filesz`: size of the segment in the file, in bytes.
     pub filesz: u64,
-    /// `p_memsz`.
+    /// Field `p_memsz`: size of the segment in memory, in bytes.
     pub memsz: u64,
-    /// `p_align`.
+    /// Field `p_align`: alignment of the segment, in bytes.
     pub align: u64,
 }
 
 impl Phdr {
-    /// Reads one.
+    /// Reads one program header.
     pub fn parse(b: &mut Bytes<'_>) -> Result<Phdr, Short> {
         let (kind, flags) = (b.u32()?, b.u32()?);
         let (offset, vaddr, _paddr) = (b.u64()?, b.u64()?, b.u64()?);
@@ -124,17 +125,18 @@ impl Phdr {
     }
 }
 
-/// Header and program headers of an executable or library.
+/// ELF header and program headers of an executable or library.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Headers {
-    /// The header.
+    /// The ELF header.
     pub header: Header,
     /// All program headers.
     pub phdrs: Vec<Phdr>,
 }
 
 impl Headers {
-    /// Reads headers with `read(offset, len)`, which gives bytes by file offset or `None`.
+    /// Reads the headers with `read(offset, len)`, which returns `len` bytes from the given file offset on, or
+    /// `None`. Returns `None` if they are not those of an x86-64 executable or library, or cannot be read.
     pub fn read(read: impl Fn(u64, usize) -> Option<Vec<u8>>) -> Option<Headers> {
         let header = Header::parse(&read(0, HEADER_SIZE as usize)?).ok()?;
         let plausible = header.machine == 62
@@ -150,7 +152,7 @@ impl Headers {
         Some(Headers { header, phdrs })
     }
 
-    /// Headers of a file's bytes.
+    /// Reads the headers from the bytes of a file.
     pub fn of_file(data: &[u8]) -> Option<Headers> {
         Headers::read(|offset, len| slice(data, offset, len as u64).map(<[u8]>::to_vec))
     }
@@ -160,17 +162,17 @@ impl Headers {
         self.phdrs.iter().filter(|p| p.kind == pt::LOAD)
     }
 
-    /// The first program header of this type.
+    /// The first program header of type `kind`.
     pub fn find(&self, kind: u32) -> Option<&Phdr> {
         self.phdrs.iter().find(|p| p.kind == kind)
     }
 
-    /// The build id in a file's bytes.
+    /// Finds the build id in the bytes of a file.
     pub fn build_id_of_file(&self, data: &[u8]) -> Option<Vec<u8>> {
         self.build_id(|p| slice(data, p.offset, p.filesz.min(limits::MAX_NOTE_BYTES)).map(<[u8]>::to_vec))
     }
 
-    /// The build id; `contents` gives the bytes of a note segment.
+    /// Finds the build id. `contents` returns the bytes of a note segment.
     pub fn build_id(&self, contents: impl Fn(&Phdr) -> Option<Vec<u8>>) -> Option<Vec<u8>> {
         const NT_GNU_BUILD_ID: u32 = 3;
         for p in self.phdrs.iter().filter(|p| p.kind == pt::NOTE && p.filesz <= limits::MAX_NOTE_BYTES) {
@@ -189,11 +191,11 @@ impl Headers {
         None
     }
 
-    /// Whether the dynamic section in memory is this file's: for cores of gdb, which hold no ELF header but all pages
-    /// that were written to. Sizes and addresses in it differ between any two builds of substance. `None`: it cannot be
-    /// told.
+    /// Whether the dynamic section in memory is the one of this file. This is for cores of gdb, which hold no ELF
+    /// header but all pages that were written to. Sizes and addresses in the dynamic section differ between any two
+    /// builds of substance. `None` means that it cannot be told.
     pub fn dynamic_agrees(&self, file: &[u8], mappings: &[&Mapping], memory: &dyn Memory) -> Option<bool> {
-        // Filled in by the dynamic linker.
+        // The dynamic linker fills in the value of this tag.
         const DT_DEBUG: u64 = 21;
         let p = self.find(pt::DYNAMIC).filter(|p| p.filesz <= limits::MAX_DYNAMIC_BYTES && p.filesz >= 64)?;
         let theirs = slice(file, p.offset, p.filesz)?;
@@ -218,20 +220,20 @@ impl Headers {
         result
     }
 
-    /// Lowest virtual address, rounded down to a page.
+    /// Lowest address that a loadable segment states, rounded down to a page.
     pub fn lowest(&self) -> Option<u64> {
         self.loads().map(|p| p.vaddr & !0xfff).min()
     }
 }
 
-/// `data[offset..offset + len]`, if it is there.
+/// Returns `data[offset..offset + len]`, if all of it is there.
 pub fn slice(data: &[u8], offset: u64, len: u64) -> Option<&[u8]> {
     let from = usize::try_from(offset).ok()?;
     let to = from.checked_add(usize::try_from(len).ok()?)?;
     data.get(from..to)
 }
 
-/// Hexadecimal text of a build id.
+/// Returns bytes, such as a build id, as hexadecimal text.
 pub fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
     bytes.iter().fold(String::new(), |mut s, b| {

@@ -1,14 +1,16 @@
-//! Files that a target or a user names, opened in the one way that cannot be used against us. No other place in the code
-//! opens a file that somebody else names.
+//! Opens files that a target or a user names, in the one way that cannot be used against us. No other place in the
+//! code opens a file that somebody else names.
 //!
-//! - Only regular files are opened. A device or a FIFO is looked at first, without opening it, because opening has effects
-//!   or waits.
-//! - A path that a target names stays in the target's root: no link leads out of it, and none of the links of `/proc` is
-//!   followed. Files of the kernel, such as `/proc/kmsg`, are not read.
-//! - A mount may not answer. The file is opened by another process ([`helper`]), which can be left alone, and of file systems
-//!   that others serve (network, FUSE) it copies the file, so that no page of it is waited for later.
-//! - A mapped file may be shortened. Its missing pages read as zeros then (`guard`), and the file counts as changed, as it
-//!   does when its size or time differ at the end: what was read of it is not used ([`Steady`]).
+//! - Only regular files are opened. A device or a FIFO is looked at first, without opening it, because opening has
+//!   effects or waits.
+//! - A path that a target names stays in the target's root: no link leads out of it, and none of the links of `/proc`
+//!   is followed. Files of the kernel, such as `/proc/kmsg`, are not read.
+//! - A mount may not answer. The file is opened by another process ([`helper`]), which can be left alone. If a file
+//!   is on a file system that others serve (network, FUSE), that process copies it, so that none of its pages is
+//!   waited for later.
+//! - A mapped file may be shortened. Its missing pages then read as zeros (`guard`), and the file counts as changed.
+//!   It also counts as changed if its size or time differ at the end. What was read of a changed file is not used
+//!   ([`Steady`]).
 
 pub(crate) mod guard;
 pub mod helper;
@@ -27,23 +29,23 @@ use std::path::{Path, PathBuf};
 enum By {
     /// The user, who may use any link.
     User,
-    /// The kernel: a link in `/proc/PID`, which leads to the very file.
+    /// The kernel: the path is a link in `/proc/PID`, which leads to the very file.
     Kernel,
-    /// A target or a file that it names.
+    /// A target, or a file that the target names.
     Target,
 }
 
-/// Where a file may be.
+/// A place where a file may be.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Place {
     path: PathBuf,
-    /// What `path` begins with, if nothing may lead out of it.
+    /// The directory that nothing may lead out of, if there is one. `path` begins with it.
     root: Option<PathBuf>,
     by: By,
 }
 
 impl Place {
-    /// As the user names it.
+    /// A path that the user gave.
     pub fn user(path: impl Into<PathBuf>) -> Place {
         Place { path: path.into(), root: None, by: By::User }
     }
@@ -53,28 +55,30 @@ impl Place {
         Place { path: path.into(), root: None, by: By::Kernel }
     }
 
-    /// As a target names it, where the target's files are this system's own.
+    /// A path that a target names, if the target's files are this system's own.
     pub fn named(path: impl Into<PathBuf>) -> Place {
         Place { path: path.into(), root: None, by: By::Target }
     }
 
-    /// As a target names it, whose files are below `root`. Links are followed as if `root` were the root directory.
+    /// A path that a target names whose files are below `root`. Links are followed as if `root` were the root
+    /// directory.
     pub fn within(root: &Path, path: &Path) -> Place {
         let inside = path.strip_prefix("/").unwrap_or(path);
         Place { path: root.join(inside), root: Some(root.to_path_buf()), by: By::Target }
     }
 
-    /// The path, for messages and to tell places apart.
+    /// Path of the place, for messages and to tell places apart.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether it is a link of the kernel: what it leads to is the file that is open or mapped, for certain.
+    /// Whether the place is a link of the kernel. Such a link leads for certain to the file that is open or mapped.
     pub fn is_kernel(&self) -> bool {
         self.by == By::Kernel
     }
 
-    /// A file that this one names in its own directory. A link of the kernel is in no directory of files.
+    /// The place of a file that this one names and that lies in the same directory. `None` for a link of the kernel,
+    /// which is in no directory of files.
     pub fn beside(&self, name: &Path) -> Option<Place> {
         let path = self.path.parent()?.join(name);
         match self.by {
@@ -85,16 +89,16 @@ impl Place {
     }
 }
 
-/// What tells one state of a file from another.
+/// Tells one state of a file from another: which file it is, its size, and when it was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Device of the file system.
+    /// Device number of the file system.
     pub device: u64,
-    /// Number of the file in it.
+    /// Inode number of the file in that file system.
     pub inode: u64,
-    /// Size in bytes.
+    /// Size of the file in bytes.
     pub size: u64,
-    /// When its contents were changed: seconds and nanoseconds.
+    /// Time of the last change of the contents, in seconds and nanoseconds.
     pub modified: (i64, i64),
 }
 
@@ -110,7 +114,7 @@ impl Identity {
 pub struct Opened {
     /// The file, or a copy of it that nobody changes.
     pub file: File,
-    /// The file that was named.
+    /// State of the file that was named, when it was opened.
     pub identity: Identity,
     is_copy: bool,
 }
@@ -119,7 +123,7 @@ fn not_regular() -> io::Error {
     io::Error::new(ErrorKind::InvalidInput, "not a regular file")
 }
 
-/// File systems of which the contents are made up by the kernel, and where reading may have effects.
+/// File systems whose contents are made up by the kernel, and where reading may have effects.
 const MADE_UP: [i64; 13] = [
     0x9fa0,      // proc
     0x6265_6572, // sysfs
@@ -136,7 +140,8 @@ const MADE_UP: [i64; 13] = [
     0xf97c_ff8c, // selinuxfs
 ];
 
-/// File systems whose pages this kernel has, or reads from a disk. A page of any other may be waited for without an end.
+/// File systems whose pages this kernel has in memory or reads from a disk. With any other file system, waiting for a
+/// page may never end.
 const OWN: [i64; 24] = [
     0xef53,      // ext2, ext3, ext4
     0x5846_5342, // xfs
@@ -164,7 +169,7 @@ const OWN: [i64; 24] = [
     0x5346_544e, // ntfs
 ];
 
-/// Kind of the file system that a file is on, as `statfs` has it.
+/// Returns the kind of the file system that a file is on (`f_type` of `statfs`).
 fn file_system(file: &impl AsFd) -> io::Result<i64> {
     resolve::file_system(file.as_fd())
 }
@@ -185,7 +190,7 @@ fn open_here(place: &Place) -> io::Result<File> {
     if place.by == By::Target && file_system(&found).is_ok_and(|kind| MADE_UP.contains(&kind)) {
         return Err(io::Error::new(ErrorKind::InvalidInput, "not a file on a disk"));
     }
-    // The file itself, whatever stands at its path by now.
+    // Opens the very file that was looked at, whatever is at its path by now.
     let own = format!("/proc/self/fd/{}", found.as_raw_fd());
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(own)?;
     if !file.metadata()?.is_file() {
@@ -197,16 +202,16 @@ fn open_here(place: &Place) -> io::Result<File> {
 /// Opens a regular file for reading.
 ///
 /// # Errors
-/// It is not there, may not be read, is no regular file, is not in the target's root, did not answer, or has changed before
-/// while it was read.
+/// The file is not there, may not be read, is no regular file, is not in the target's root, or did not answer. It is
+/// also an error if the file has already changed once while it was read.
 pub fn open(place: &Place) -> io::Result<Opened> {
     open_first(std::slice::from_ref(place)).map(|(_, opened)| opened)
 }
 
-/// Opens the first of these places at which a file can be opened, and says which it is.
+/// Opens a file at the first of these places at which one can be opened, and returns the index of that place.
 ///
 /// # Errors
-/// There is none; that of the last.
+/// None of the places has a file that can be opened. The error is that of the last place.
 pub fn open_first(places: &[Place]) -> io::Result<(usize, Opened)> {
     let here = || {
         let mut last = io::Error::from(ErrorKind::NotFound);
@@ -227,21 +232,22 @@ pub fn open_first(places: &[Place]) -> io::Result<(usize, Opened)> {
     Ok((index, opened))
 }
 
-/// Where the next data or hole of a file is, from an offset on (`SEEK_DATA`, `SEEK_HOLE`).
+/// Finds where the next data or the next hole of a file is, from the offset `from` on. `what` is `SEEK_DATA` or
+/// `SEEK_HOLE`.
 ///
 /// # Errors
-/// There is none (`ENXIO`), or the file system does not tell.
+/// There is no more data or hole (`ENXIO`), or the file system does not tell.
 pub(crate) fn seek(file: &File, from: u64, what: i32) -> io::Result<u64> {
     resolve::seek(file.as_fd(), from, what)
 }
 
-/// Device and number of what a user names, if it is a regular file; nothing is opened.
+/// Device and inode number of the file that a user names, if it is a regular file that can be opened.
 pub fn same_file(path: &Path) -> Option<(u64, u64)> {
     let opened = open(&Place::user(path)).ok()?;
     Some((opened.identity.device, opened.identity.inode))
 }
 
-/// Opens a regular file that the user names; its size in bytes.
+/// Opens a regular file that the user names. Returns the file and its size in bytes.
 ///
 /// # Errors
 /// As [`open`].
@@ -250,15 +256,15 @@ pub fn open_regular(path: &Path) -> io::Result<(File, u64)> {
     Ok((opened.file, opened.identity.size))
 }
 
-/// Reads a regular file that the user names, of at most `most` bytes.
+/// Reads a regular file of at most `most` bytes that the user names.
 ///
 /// # Errors
-/// As [`open`], or it is larger.
+/// As [`open`], or the file is larger than `most`.
 pub fn read_file(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     read_place(&Place::user(path), most)
 }
 
-/// The same of any place.
+/// Like `read_file`, for any place.
 ///
 /// # Errors
 /// As [`read_file`].
@@ -266,7 +272,7 @@ pub fn read_place(place: &Place, most: u64) -> io::Result<Vec<u8>> {
     let opened = open(place)?;
     let size = opened.identity.size;
     let mut bytes = Vec::new();
-    // It may grow.
+    // One byte more is asked for, because the file may have grown since its size was read.
     if size > most || opened.file.take(most + 1).read_to_end(&mut bytes)? as u64 > most {
         let why = format!("it has {size} bytes, more than the {most} that are read");
         return Err(io::Error::new(ErrorKind::FileTooLarge, why));
@@ -274,7 +280,8 @@ pub fn read_place(place: &Place, most: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Maps a file that the user names for reading. An empty file is an error of kind `UnexpectedEof`, as it cannot be mapped.
+/// Maps a file that the user names for reading. An empty file cannot be mapped: that is an error of kind
+/// `UnexpectedEof`.
 ///
 /// # Errors
 /// As [`open`], or there is no address space for it.
@@ -282,7 +289,7 @@ pub fn map_file(path: &Path) -> io::Result<Mapped> {
     map_place(&Place::user(path))
 }
 
-/// The same of any place.
+/// Like `map_file`, for any place.
 ///
 /// # Errors
 /// As [`map_file`].
@@ -290,7 +297,7 @@ pub fn map_place(place: &Place) -> io::Result<Mapped> {
     map(open(place)?, place.path())
 }
 
-/// As [`map_file`], of a file that is open already; `path` is only told.
+/// Like [`map_file`], for a file that is open already. `path` is only used to name the file in notes.
 ///
 /// # Errors
 /// As [`map_file`].
@@ -300,8 +307,8 @@ pub fn map(opened: Opened, path: &Path) -> io::Result<Mapped> {
         return Err(io::Error::new(ErrorKind::UnexpectedEof, "the file is empty"));
     }
     let bytes = guard::Guarded::map(&file)?;
-    // Files of which none is kept open are compared only with what the guard saw: a limit of open files is no reason to
-    // look at fewer.
+    // A file that is not kept open is only checked by the guard, which sees whether it was shortened. The limit of
+    // open files is no reason to look at fewer files.
     let kept = CHANGES.with_borrow_mut(|changes| {
         let room = !is_copy && changes.kept_open < limits::MAX_FILES_KEPT_OPEN;
         changes.kept_open += usize::from(room);
@@ -310,7 +317,7 @@ pub fn map(opened: Opened, path: &Path) -> io::Result<Mapped> {
     Ok(Mapped { bytes, identity, path: path.to_path_buf(), file: kept.then_some(file) })
 }
 
-/// A file mapped for reading. Whoever shortens it does no harm: see [`Steady`].
+/// A file that is mapped for reading. If somebody shortens it, that does no harm: see [`Steady`].
 pub struct Mapped {
     bytes: guard::Guarded,
     identity: Identity,
@@ -319,12 +326,12 @@ pub struct Mapped {
 }
 
 impl Mapped {
-    /// The file's state when it was opened.
+    /// State of the file when it was opened.
     pub fn identity(&self) -> Identity {
         self.identity
     }
 
-    /// Whether it is another one by now than when it was opened.
+    /// Whether the file has changed since it was opened.
     pub fn has_changed(&self) -> bool {
         let other = |file: &File| Identity::of(file).is_ok_and(|now| now != self.identity);
         self.bytes.was_shortened() || self.file.as_ref().is_some_and(other)
@@ -334,7 +341,7 @@ impl Mapped {
 impl Drop for Mapped {
     fn drop(&mut self) {
         let changed = self.has_changed();
-        // A thread that ends has no list any more, and nobody who would ask for it.
+        // A thread that is ending has lost its list, and nobody is left who would ask for it.
         let _ = CHANGES.try_with(|changes| {
             let mut changes = changes.borrow_mut();
             changes.kept_open -= usize::from(self.file.is_some()).min(changes.kept_open);
@@ -363,9 +370,9 @@ type Changed = ((u64, u64), PathBuf);
 
 #[derive(Default)]
 struct Changes {
-    /// Files that had changed when this thread let go of them.
+    /// Files that had changed when this thread dropped their mappings.
     seen: Vec<Changed>,
-    /// Those that are not opened any more.
+    /// Files that have changed and are not opened any more.
     refused: Vec<Changed>,
     kept_open: usize,
 }
@@ -374,14 +381,15 @@ thread_local! {
     static CHANGES: RefCell<Changes> = RefCell::default();
 }
 
-/// Work that reads files, done once more without those that were changed meanwhile.
+/// Repeats work that reads files, without the files that were changed while they were read.
 ///
-/// A file counts as changed if its size or the time of its last change differ when it is let go, or if a page of it was gone.
-/// What was made of it may be wrong then, so all is done again; a file that has changed once is not opened again.
+/// A file counts as changed if its size or the time of its last change differ when its mapping is dropped, or if a
+/// page of it was gone. Results from such a file may be wrong, so all of the work is done again. A file that has
+/// changed once is not opened again.
 pub struct Steady(());
 
 impl Steady {
-    /// Begins.
+    /// Begins such work, with no file known to have changed.
     pub fn begin() -> Steady {
         CHANGES.with_borrow_mut(|changes| {
             changes.seen.clear();
@@ -390,7 +398,7 @@ impl Steady {
         Steady(())
     }
 
-    /// Whether the work must be done once more, because files that it has read and let go have changed.
+    /// Whether the work must be done once more, because files that it has read and dropped have changed.
     pub fn again(&self) -> bool {
         CHANGES.with_borrow_mut(|changes| {
             let seen = std::mem::take(&mut changes.seen);
@@ -400,17 +408,17 @@ impl Steady {
         })
     }
 
-    /// Whether so many have changed that the last work was done with some that have.
+    /// Whether so many files have changed that the last round of the work still used some of them.
     pub fn is_given_up(&self) -> bool {
         CHANGES.with_borrow(|changes| changes.refused.len() > limits::MAX_CHANGED_FILES)
     }
 
-    /// Whether this file has changed.
+    /// Whether the file with this path has changed.
     pub fn is_changed(&self, path: &Path) -> bool {
         CHANGES.with_borrow(|changes| changes.refused.iter().any(|(_, p)| p == path))
     }
 
-    /// The files that have changed, as a reader is told of them.
+    /// Lines that tell the reader of a report which files have changed.
     pub fn notes(&self) -> Vec<String> {
         CHANGES.with_borrow(|changes| {
             let note = |(_, path): &Changed| {
@@ -451,7 +459,7 @@ mod tests {
                 assert_eq!(e.kind(), ErrorKind::InvalidInput, "{place:?}");
             }
         }
-        // Of the kernel's files a user may have some read, a target none.
+        // A user may have some of the kernel's files read, a target none.
         assert!(open(&Place::user("/proc/self/maps")).is_ok());
         assert!(open(&Place::named("/proc/1/maps")).is_err() && open(&Place::named("/sys/kernel/notes")).is_err());
     }

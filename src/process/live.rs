@@ -1,16 +1,19 @@
-//! A live process: all its threads are stopped for a moment, registers and used stacks are copied, and it runs on. What
-//! else is read later comes from the running process.
+//! A live process. All its threads are stopped for a moment, registers and the used parts of stacks are copied, and
+//! the process runs on. Whatever else is read later comes from the running process.
 //!
 //! Nothing is ever written to the process, and it is seized, not attached: if this program dies at any instant, the
-//! kernel lets every thread go on as if nothing had been. Two details carry that promise. Stops are looked at with
-//! `WNOWAIT`: a consumed stop has lost the signal it was about (`wait_task_stopped` clears `exit_code`), and with it the
-//! signal would be lost if we died before the detach. And all of it happens on a thread of its own, whose end detaches
-//! what could not be detached, such as a thread in uninterruptible sleep that would otherwise stop much later and
-//! wait for us. [`LiveTarget::settle`] is the exception, see there.
+//! kernel lets every thread go on as if nothing had been. Two details carry that promise:
+//!
+//! - Stops are looked at with `WNOWAIT`. A consumed stop has lost the signal it was about (`wait_task_stopped` clears
+//!   `exit_code`), and the signal would be lost if we died before the detach.
+//! - All of it happens on a thread of its own. The end of that thread detaches what could not be detached before,
+//!   such as a thread in uninterruptible sleep, which would otherwise stop much later and wait for us.
+//!
+//! [`LiveTarget::settle`] is the exception, see there.
 //!
 //! As with any debugger, a few system calls (epoll_wait, semtimedop, ...) see EINTR where they were interrupted:
-//! signal(7), "Interruption of system calls and library functions by stop signals". A blocking write that has written a
-//! part returns with it. All others go on as if nothing had been, sleeps with the time that was left.
+//! signal(7), "Interruption of system calls and library functions by stop signals". A blocking write that has written
+//! a part returns the size of that part. All others go on as if nothing had been, sleeps with the time that was left.
 #![allow(unsafe_code)]
 
 mod evidence;
@@ -46,9 +49,9 @@ use std::time::{Duration, Instant};
 /// What a capture may cost.
 #[derive(Clone, Debug)]
 pub struct CaptureOptions {
-    /// Bytes of one thread's stack that are copied.
+    /// Bytes of one thread's stack that are copied at most.
     pub max_stack: u64,
-    /// Bytes of all stacks together.
+    /// Bytes of all stacks together that are copied at most.
     pub max_total: u64,
     /// How long to wait for threads that do not stop. Threads in uninterruptible sleep are given up earlier.
     pub stop_timeout: Duration,
@@ -80,16 +83,16 @@ pub struct LiveTarget {
     copied: reread::Copied,
     log: Mutex<reread::Log>,
     files: evidence::MappedFiles,
-    // Where the threads slept, if none was stopped.
+    // Where the threads slept, if the process was not stopped (see `observe`).
     slept: Option<Vec<(libc::pid_t, unstopped::Place)>>,
 }
 
-/// The running process's memory.
+/// The memory of the running process.
 struct Source {
-    // A thread that was alive at the capture; the main thread may have ended.
+    // A thread that was alive at the capture. It need not be the main thread, which may have ended.
     tid: libc::pid_t,
-    // Bound to the address space at the capture: after an exec or the end it reads nothing, where `process_vm_readv`
-    // would read a stranger's memory through a reused id.
+    // This file is bound to the address space that the process had at the capture. After an exec or the end of the
+    // process it reads nothing, where `process_vm_readv` would read a stranger's memory through a reused id.
     mem: Option<File>,
 }
 
@@ -127,10 +130,10 @@ impl Source {
 }
 
 impl Source {
-    /// The ranges of anonymous memory from `start` to `end` that have pages, in memory or swapped out.
+    /// Returns the parts of the anonymous memory from `start` to `end` that have pages, in memory or swapped out.
     fn page_table(&self, start: u64, end: u64) -> Option<Vec<(u64, u64)>> {
         const PAGE: u64 = 0x1000;
-        // proc(5): present, swapped.
+        // proc(5): the bits for "present" and "swapped".
         const HAS_PAGE: u64 = 1 << 63 | 1 << 62;
         let table = File::open(format!("/proc/{}/pagemap", self.tid)).ok()?;
         let (first, last) = (start / PAGE, end.div_ceil(PAGE));
@@ -161,7 +164,7 @@ impl Memory for Source {
     }
 }
 
-/// Reads below this size go through the page cache.
+/// Reads of up to this many bytes go through the page cache.
 const SMALL_READ: usize = 1024;
 
 impl Memory for LiveTarget {
@@ -190,8 +193,8 @@ impl Memory for LiveTarget {
     }
 }
 
-/// What `read` can read from `address` on. In halves instead of pages: a search of the heap reads megabytes that are there
-/// as a whole.
+/// Reads as much as `read` can read from `address` on, and returns how many bytes that is. It tries halves of the
+/// range and not single pages, because a search of the heap reads megabytes that are there as a whole.
 fn in_halves(address: u64, buf: &mut [u8], read: impl Fn(u64, &mut [u8]) -> Result<(), MemoryError>) -> usize {
     let mut done = 0;
     let mut step = (buf.len() / 2).max(1);
@@ -206,7 +209,7 @@ fn in_halves(address: u64, buf: &mut [u8], read: impl Fn(u64, &mut [u8]) -> Resu
 }
 
 impl LiveTarget {
-    /// Fills `buf` from what was copied, and by `running` where there is no copy.
+    /// Fills `buf` from the copy, and calls `running` for the parts that were not copied.
     fn read_with(
         &self,
         address: u64,
@@ -234,19 +237,19 @@ impl LiveTarget {
         Ok(())
     }
 
-    /// Stops all threads of process `pid`, copies what a backtrace needs and lets them go.
+    /// Stops all threads of process `pid`, copies what a backtrace needs, and lets them go.
     pub fn capture(pid: u32, options: &CaptureOptions) -> Result<LiveTarget, Error> {
         LiveTarget::capture_again(pid, options, &ReadSet::default())
     }
 
     /// Like [`LiveTarget::capture`], but first single-steps thread `tid` until `verdict` says [`Verdict::Point`] or
-    /// [`Verdict::Outside`], a signal is about to be delivered to the thread, or `max_steps` instructions are done. The
-    /// other threads stand meanwhile. `verdict` gets the address of the next instruction and the memory.
+    /// [`Verdict::Outside`], a signal is about to be delivered to the thread, or `max_steps` instructions are done.
+    /// The other threads stand meanwhile. `verdict` gets the address of the next instruction and the memory.
     ///
     /// Unlike a capture this changes when things happen in the process, and it is not safe against being killed: the
-    /// kernel does not end single-step mode of a thread whose tracer dies (`exit_ptrace` does not call
-    /// `ptrace_disable`), so the next SIGTRAP would end the process. The window is `max_steps` instructions: the mode is
-    /// ended before anything is read.
+    /// kernel does not end the single-step mode of a thread whose tracer dies (`exit_ptrace` does not call
+    /// `ptrace_disable`), so the next SIGTRAP would end the process. This danger lasts for at most `max_steps`
+    /// instructions: the mode is ended before anything is read.
     pub fn settle(
         pid: u32,
         tid: ThreadId,
@@ -257,7 +260,7 @@ impl LiveTarget {
         LiveTarget::settle_again(pid, tid, max_steps, options, &ReadSet::default(), verdict)
     }
 
-    /// The same, with what `set` asks for copied at the instant of the capture.
+    /// Like `settle`, but also copies the memory that `set` asks for at the instant of the capture.
     pub fn settle_again(
         pid: u32,
         tid: ThreadId,
@@ -273,7 +276,7 @@ impl LiveTarget {
         })
     }
 
-    /// How long the threads stood; nothing after [`LiveTarget::observe`].
+    /// How long the threads stood. Zero after [`LiveTarget::observe`].
     pub fn pause(&self) -> Duration {
         self.pause
     }
@@ -285,7 +288,7 @@ impl LiveTarget {
         Ok(target)
     }
 
-    /// What is copied of a process that stands.
+    /// Copies what is needed of a process that stands.
     fn look(stopped: &mut Stopped, options: &CaptureOptions, set: &ReadSet) -> Result<LiveTarget, Error> {
         let _urgent = Urgent::begin();
         let pid = stopped.pid;
@@ -314,7 +317,8 @@ struct Process {
 }
 
 impl Process {
-    /// Process `pid` as its thread `tid` shows it: an ended main thread has no memory any more.
+    /// Reads what `/proc` tells about process `pid`, through its thread `tid`: a main thread that has ended has no
+    /// memory any more.
     fn open(pid: u32, tid: libc::pid_t) -> Result<Process, Error> {
         let proc = PathBuf::from(format!("/proc/{pid}/task/{tid}"));
         let (mappings, files) = match std::fs::read(proc.join("maps")) {
@@ -359,8 +363,9 @@ impl Process {
     }
 }
 
-/// Whether nobody but the process itself gives the pages of a range their contents, so that one without a page is zero: of a
-/// file's pages, and of memory that is shared, only some are mapped. A memory that has grown may be several mappings.
+/// Whether all of the range is readable private memory without a file. Then only the process itself gives its pages
+/// their contents, and a part without a page is zero. Of a file's pages, and of shared memory, only some are mapped,
+/// so nothing follows from a missing page. A memory that has grown may be several mappings.
 fn are_private(mappings: &[Mapping], start: u64, end: u64) -> bool {
     let first = mappings.partition_point(|m| m.end <= start);
     let mut at = start;
@@ -368,7 +373,7 @@ fn are_private(mappings: &[Mapping], start: u64, end: u64) -> bool {
         if at >= end {
             break;
         }
-        // A name that prctl(PR_SET_VMA_ANON_NAME) gave to shared memory, which has no file either.
+        // prctl(PR_SET_VMA_ANON_NAME) gives such a name to shared memory, which has no file either.
         let shared = mapping.path.as_ref().is_some_and(|p| p.as_os_str().as_bytes().starts_with(b"[anon_shmem:"));
         if mapping.start > at || !mapping.read || !mapping.is_anonymous() || shared {
             return false;
@@ -378,7 +383,7 @@ fn are_private(mappings: &[Mapping], start: u64, end: u64) -> bool {
     at >= end
 }
 
-/// A thread of which nothing but its name is known yet.
+/// A thread of which only the name is known yet.
 fn thread_of(pid: u32, tid: libc::pid_t) -> Thread {
     thread_named(tid, thread_name(pid, tid))
 }
@@ -430,12 +435,12 @@ impl Target for LiveTarget {
         let Some((path, deleted)) = without_deleted(mapping) else { return Vec::new() };
         let proc = PathBuf::from(format!("/proc/{}/task/{}", self.pid, self.source.tid));
         let mut out = Vec::new();
-        // The very file that runs, whatever stands at its path by now.
+        // This link leads to the very file that runs, whatever is at its path by now.
         if self.executable.is_some() && self.executable == mapping.path {
             out.push(Place::kernel(proc.join("exe")));
         }
-        // Through the mount namespace of the process. Whether a file was replaced since, the loader checks; the link behind
-        // it leads to the very file that is mapped, but needs more rights.
+        // This place goes through the mount namespace of the process. The loader checks whether the file was replaced
+        // since. The link that comes next leads to the very file that is mapped, but needs more rights.
         if !deleted && path.is_absolute() {
             out.push(Place::within(&proc.join("root"), &path));
         }
@@ -469,7 +474,7 @@ impl Target for LiveTarget {
     }
 }
 
-/// Runs `work` on a thread that ends with it, so that the kernel detaches whatever is still seized.
+/// Runs `work` on a thread of its own, which ends with it, so that the kernel detaches whatever is still seized.
 fn on_own_thread<T: Send>(pid: u32, work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("tracer".to_string()).spawn_scoped(scope, work);
@@ -481,7 +486,7 @@ fn on_own_thread<T: Send>(pid: u32, work: impl FnOnce() -> Result<T, Error> + Se
     })
 }
 
-/// Why a thread does not stop that waits in vfork or posix_spawn.
+/// Why a thread that waits in vfork or posix_spawn does not stop.
 const VFORK: &str =
     "it waits until the child that it has started (vfork) executes a program or ends, and cannot be stopped";
 
@@ -495,9 +500,10 @@ fn starts_child(pid: u32, tid: libc::pid_t) -> bool {
 /// A thread that stands.
 struct Stop {
     tid: libc::pid_t,
-    // A signal that was about to be delivered when the thread stopped; it goes on with the thread.
+    // A signal that was about to be delivered when the thread stopped, or 0. It is delivered when the thread is let
+    // go.
     held: i32,
-    // Stopped by SIGSTOP or the like already; it stays so when we detach.
+    // Whether the thread was already stopped by SIGSTOP or the like. It stays so when we detach.
     group_stop: bool,
 }
 
@@ -518,15 +524,15 @@ impl Stop {
     }
 }
 
-/// All threads of a process, standing. Dropping it lets them go.
+/// All threads of a process, which stand. Dropping this lets them go.
 struct Stopped {
     pid: u32,
     threads: Vec<Stop>,
-    // Seized, but they did not stop in time.
+    // Threads that do not stand, with the reason: they could not be seized, or did not stop in time.
     unstopped: Vec<(libc::pid_t, &'static str)>,
-    // As they are while everything stands: a thread may name itself after the work that it does.
+    // Names of the threads, read while everything stands: a thread may name itself after the work that it does.
     names: HashMap<libc::pid_t, Option<String>>,
-    // Open files that say so; to close them can wait until everything runs.
+    // Open files from which the names are read. They are closed when everything runs again.
     name_files: HashMap<libc::pid_t, File>,
     notes: Vec<String>,
     // When the first thread was interrupted.
@@ -539,13 +545,14 @@ impl Drop for Stopped {
     }
 }
 
-/// Threads that run or wait for a processor, and the others, each in the order of `tids`.
+/// Returns the threads that run or wait for a processor, and the other threads, each in the order of `tids`.
 fn running_and_sleeping(pid: u32, tids: Vec<libc::pid_t>) -> (Vec<libc::pid_t>, Vec<libc::pid_t>) {
     tids.into_iter().partition(|&tid| thread_state(pid, tid) == Some(b'R'))
 }
 
-/// While it lives, this thread goes before others where the system allows it: a process stands for as long as its tracer
-/// waits for a processor. Not while a thread is stepped, which needs a processor too.
+/// While this value lives, the calling thread goes before others where the system allows it: a process stands for as
+/// long as its tracer waits for a processor. It is not used while a thread is stepped, because that thread needs a
+/// processor too.
 struct Urgent {
     // The thread's own priority ("nice" value).
     before: libc::c_int,
@@ -553,7 +560,8 @@ struct Urgent {
 
 impl Urgent {
     fn begin() -> Urgent {
-        // SAFETY: neither call touches memory. On Linux both concern the calling thread alone; a refusal changes nothing.
+        // SAFETY: neither call touches memory. On Linux both concern only the calling thread. If a call is refused,
+        // nothing changes.
         unsafe {
             let before = libc::getpriority(libc::PRIO_PROCESS, 0);
             libc::setpriority(libc::PRIO_PROCESS, 0, -20);
@@ -564,18 +572,19 @@ impl Urgent {
 
 impl Drop for Urgent {
     fn drop(&mut self) {
-        // SAFETY: as above.
+        // SAFETY: as in `begin`.
         unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, self.before) };
     }
 }
 
-/// Repeats `round` until it says that there was nothing to do. `false`: there always was.
+/// Repeats `round` until it returns `true`, which means that there was nothing to do. Returns `false` if there was
+/// always something to do.
 fn until_quiet(mut round: impl FnMut() -> bool) -> bool {
     (0..limits::MAX_STOP_ROUNDS).any(|_| round())
 }
 
 impl Stopped {
-    /// No thread of process `pid`.
+    /// A value for process `pid` that holds no thread yet.
     fn none(pid: u32) -> Stopped {
         Stopped {
             pid,
@@ -590,9 +599,9 @@ impl Stopped {
 
     /// Stops every thread.
     ///
-    /// Threads are seized first, which stops nothing and takes most of the time. Then those that run are interrupted, and
-    /// the rest when they stand: a thread that sleeps has to wake up in order to stop, and so does this one between two
-    /// threads, and each time a thread that still runs may take the processor for milliseconds.
+    /// Threads are seized first, which stops nothing and takes most of the time. Then those that run are interrupted,
+    /// and the rest when those stand. A thread that sleeps has to wake up in order to stop, and so does this one
+    /// between two threads, and each time a thread that still runs may take the processor for milliseconds.
     fn all(pid: u32, options: &CaptureOptions) -> Result<Stopped, Error> {
         let pid = attachable(pid)?;
         let mut all = Stopped::none(pid);
@@ -600,7 +609,8 @@ impl Stopped {
         let mut refused = None;
         let mut vanished = 0;
         let _urgent = Urgent::begin();
-        // A thread that does not stand yet can start another behind our back.
+        // Threads are listed again after each round, because a thread that does not stand yet can start another one
+        // unseen.
         let complete = until_quiet(|| {
             let mut seized = Vec::new();
             for tid in list_threads(pid) {
@@ -609,7 +619,8 @@ impl Stopped {
                 }
                 match ptrace(libc::PTRACE_SEIZE, tid, 0, 0) {
                     Ok(()) => {
-                        // To open the file takes as long as all the rest of a stop, to read it does not.
+                        // The file is opened now, because opening it takes as long as all the rest of a stop. Reading
+                        // it does not.
                         if all.name_files.len() < limits::MAX_OPEN_NAMES
                             && let Ok(file) = File::open(comm(pid, tid))
                         {
@@ -674,7 +685,8 @@ impl Stopped {
         let mut pending = seized;
         pending.retain(|&tid| match ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0) {
             Ok(()) => true,
-            // It has ended, or will be found when it has: nothing else can be wrong with a thread that is seized.
+            // The thread has ended, or is still ending and its end will be seen later: nothing else can be wrong with
+            // a thread that is seized.
             Err(_) => !is_gone(self.pid, tid),
         });
         let ended = all - pending.len();
@@ -683,7 +695,8 @@ impl Stopped {
 
     /// Waits for interrupted threads and returns how many of them ended instead.
     fn wait_for(&mut self, mut pending: Vec<libc::pid_t>, timeout: Duration) -> usize {
-        // A thread in uninterruptible sleep is given up early: every other thread waits with it.
+        // A thread in uninterruptible sleep is given up early, because every other thread stands while we wait for
+        // it.
         const LOOK_AT_STATE: Duration = Duration::from_millis(200);
         let begin = Instant::now();
         let mut vanished = 0;
@@ -716,7 +729,8 @@ impl Stopped {
             if pending.is_empty() {
                 return vanished;
             }
-            // Most threads stop within microseconds. Yielding does not let the others go before an urgent thread, sleeping does.
+            // Most threads stop within microseconds. Sleeping lets the other threads run before this urgent one;
+            // yielding does not.
             match waited.as_micros() {
                 0..200 => std::thread::yield_now(),
                 200..20_000 => std::thread::sleep(Duration::from_micros(50)),
@@ -725,7 +739,7 @@ impl Stopped {
         }
     }
 
-    /// A thread through which `/proc` shows the process: an ended main thread has no memory any more.
+    /// A thread through which `/proc` shows the process: a main thread that has ended has no memory any more.
     fn reader(&self) -> libc::pid_t {
         let main = self.pid as libc::pid_t;
         match self.threads.iter().find(|t| t.tid == main).or_else(|| self.threads.first()) {
@@ -734,11 +748,12 @@ impl Stopped {
         }
     }
 
-    /// Lets every thread go, with the signal it was about to get. A stopped process stays stopped: the kernel renews
-    /// the group stop on detach (`__ptrace_unlink`).
+    /// Lets every thread go, with the signal that it was about to get. A stopped process stays stopped: the kernel
+    /// renews the group stop on detach (`__ptrace_unlink`).
     fn release(&mut self) {
         let _urgent = Urgent::begin();
-        // Those that run come last: each that goes on may take the processor from us while the others still stand.
+        // Threads that were running are let go last: each of them may take the processor from us while the others
+        // still stand.
         for thread in self.threads.drain(..).rev() {
             let _ = ptrace(libc::PTRACE_DETACH, thread.tid, 0, thread.held as usize);
         }
@@ -756,9 +771,9 @@ enum Wait {
     Stopped(Stop),
 }
 
-/// Whether thread `tid` stands. With `keep`, the stop stays to be waited for, and its signal is not lost with us.
+/// Asks whether thread `tid` stands. With `keep` the stop is not consumed, so that its signal is not lost if we die.
 fn stop_of(tid: libc::pid_t, keep: bool) -> Wait {
-    // SAFETY: siginfo_t is plain data for which zero is a value.
+    // SAFETY: siginfo_t is plain data, and all zeros is a valid value of it.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     let flags = libc::WEXITED | libc::WSTOPPED | libc::WNOHANG | libc::__WALL | if keep { libc::WNOWAIT } else { 0 };
     // SAFETY: `info` is valid for writes for the whole call.
@@ -770,7 +785,7 @@ fn stop_of(tid: libc::pid_t, keep: bool) -> Wait {
             Wait::Gone
         };
     }
-    // SAFETY: waitid fills the SIGCHLD fields, or leaves zero if there is nothing to report.
+    // SAFETY: waitid fills the SIGCHLD fields, or leaves them zero if there is nothing to report.
     let (who, status) = unsafe { (info.si_pid(), info.si_status()) };
     if who == 0 {
         return Wait::Running;
@@ -780,34 +795,35 @@ fn stop_of(tid: libc::pid_t, keep: bool) -> Wait {
     }
     let (signal, event) = (status & 0x7f, status >> 8);
     if event == libc::PTRACE_EVENT_STOP {
-        // SIGTRAP: our interrupt. Anything else is the signal of a group stop.
+        // SIGTRAP means our interrupt. Anything else is the signal of a group stop.
         Wait::Stopped(Stop { tid, held: 0, group_stop: signal != libc::SIGTRAP })
     } else {
         Wait::Stopped(Stop { tid, held: signal, group_stop: false })
     }
 }
 
-/// A ptrace request without a result of its own. `address` and `data` are numbers, or point to what the request reads and
-/// to writable memory of the size that it writes.
+/// Makes a ptrace request that has no result of its own. `address` and `data` are numbers, or point to what the
+/// request reads and to writable memory of the size that it writes.
 fn ptrace(request: libc::c_uint, tid: libc::pid_t, address: usize, data: usize) -> std::io::Result<()> {
     // SAFETY: no request used here reads or writes our memory except through these two, which are as described.
     let result = unsafe { libc::ptrace(request, tid, address as *mut libc::c_void, data as *mut libc::c_void) };
     if result == -1 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Word `i` of a register set.
+/// Returns word `i` (8 bytes each) of a register set, or 0 if it is not there.
 fn word(regs: &[u8], i: usize) -> u64 {
     regs.get(i * 8..i * 8 + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
 
-/// Reads a register set and returns how many bytes it has.
+/// Reads a register set of a thread into `buf` and returns how many bytes it has.
 fn get_regset(tid: libc::pid_t, set: libc::c_int, buf: &mut [u8]) -> std::io::Result<usize> {
     let mut vector = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
     ptrace(libc::PTRACE_GETREGSET, tid, set as usize, &raw mut vector as usize)?;
     Ok(vector.iov_len)
 }
 
-/// Copies ranges of another process, one after the other, into `buf`; returns the bytes copied up to the first hole.
+/// Copies ranges of memory of another process, one after the other, into `buf`. Returns how many bytes were copied up
+/// to the first hole.
 fn read_ranges(tid: libc::pid_t, ranges: &[(u64, usize)], buf: &mut [u8]) -> std::io::Result<usize> {
     const IOV_MAX: usize = 1024;
     let mut done = 0;
@@ -830,10 +846,11 @@ fn read_ranges(tid: libc::pid_t, ranges: &[(u64, usize)], buf: &mut [u8]) -> std
     Ok(done)
 }
 
-/// Bytes below the stack pointer that belong to a leaf function (psABI, "red zone").
+/// Bytes below the stack pointer that a leaf function may use (psABI, "red zone").
 const RED_ZONE: u64 = 128;
 
-/// Copies the used part of every stack, and the stacks behind alternate and heap-allocated ones.
+/// Copies the used part of every stack. For threads on alternate or heap-allocated stacks, the stacks that they came
+/// from are copied too.
 fn copy_stacks(
     threads: &[Thread],
     mappings: &[Mapping],
@@ -857,7 +874,7 @@ fn copy_stacks(
         let own = if thread.id.0 == pid { main_stack } else { thread.fs_base.and_then(&at) };
         let from = sp.saturating_sub(RED_ZONE).max(stack.start);
         capped |= plan.add(from, stack.end, options.max_stack, &mut budget);
-        // glibc keeps the thread control block, where fs_base points, at the top of the stack it allocates.
+        // glibc keeps the thread control block, which fs_base points to, at the top of the stack that it allocates.
         if own.is_some_and(|own| own != stack) {
             elsewhere.push((sp, own));
         }
@@ -865,8 +882,9 @@ fn copy_stacks(
     let mut captured = Splice::new();
     plan.copy(source, &mut captured);
 
-    // A thread on another stack: most often a signal handler on an alternate stack, whose frame names the interrupted
-    // stack. That may be one that a coroutine library took from the heap, so words decide, not names.
+    // A thread that is on another stack than its own most often runs a signal handler on an alternate stack, whose
+    // frame names the interrupted stack. That stack may be one that a coroutine library took from the heap, so the
+    // words on the stack tell where it is, not the names of mappings.
     const WORDS: usize = 4096;
     const SMALL_MAPPING: u64 = 1 << 20;
     const PER_THREAD: usize = 64;
@@ -879,7 +897,8 @@ fn copy_stacks(
         }
         let words = words.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w));
         if let Some(own) = own.filter(|own| own.read && taken.insert(own.start)) {
-            // What left it keeps where it was: the kernel the interrupted stack pointer, a coroutine its caller's.
+            // Whoever left the thread's own stack has stored its stack pointer: the kernel that of the interrupted
+            // code, a coroutine that of its caller.
             let lowest = words.clone().filter(|w| own.contains(*w)).min();
             let used = lowest.map_or(own.start, |w| w.saturating_sub(RED_ZONE));
             let limit = own.end.saturating_sub(options.max_stack);
@@ -903,14 +922,14 @@ fn copy_stacks(
     captured
 }
 
-/// Ranges that are copied in as few calls as possible.
+/// Ranges that are to be copied with as few system calls as possible.
 #[derive(Default)]
 struct Plan {
     ranges: Vec<(u64, usize)>,
 }
 
 impl Plan {
-    /// Plans `from..to` and returns whether it had to be shortened.
+    /// Adds `from..to` to the plan. Returns whether the range had to be shortened.
     fn add(&mut self, from: u64, to: u64, limit: u64, budget: &mut u64) -> bool {
         let want = to.saturating_sub(from);
         let len = want.min(limit).min(*budget);
@@ -923,7 +942,8 @@ impl Plan {
 
     fn copy(self, source: &Source, into: &mut Splice) {
         let total = self.ranges.iter().map(|r| r.1).sum();
-        // Zeroed pages of the allocator are untouched memory: only what is copied costs anything.
+        // Zeroed pages that come from the allocator are untouched memory: only pages that are copied into cost
+        // anything.
         let mut bytes: Vec<u8> = vec![0; total];
         let mut copied = Vec::new();
         let mut done = 0;
@@ -938,7 +958,8 @@ impl Plan {
                 (done, left, ranges) = (done + len, left - len, &ranges[1..]);
             }
             if got == 0 || left > 0 {
-                // A hole in this range, or the call is forbidden (seccomp): what is there page by page.
+                // There is a hole in this range, or the call is forbidden (seccomp): what is there is copied page by
+                // page.
                 let (address, len) = ranges.first().copied().unwrap_or((address, len));
                 let n = source.read_some(address, &mut bytes[done..done + len]);
                 if n > 0 {
@@ -954,7 +975,7 @@ impl Plan {
     }
 }
 
-/// The lines of `/proc/PID/maps`.
+/// Parses the text of `/proc/PID/maps`. Lines that cannot be parsed are left out.
 pub fn parse_maps(text: &[u8]) -> Vec<Mapping> {
     fn line(line: &[u8]) -> Option<Mapping> {
         let mut fields = line.splitn(6, |&c| c == b' ');
@@ -979,7 +1000,7 @@ pub fn parse_maps(text: &[u8]) -> Vec<Mapping> {
     text.split(|&c| c == b'\n').filter_map(line).filter(|m| m.start < m.end).collect()
 }
 
-// `seq_path(m, .., "\n")`: a line feed in a name is the only character that is escaped.
+// `seq_path(m, .., "\n")` writes the name: a line feed is the only character in it that is escaped.
 fn unescaped(name: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(name.len());
     let mut rest = name;
@@ -1001,12 +1022,12 @@ fn unescaped(name: &[u8]) -> Vec<u8> {
 fn list_threads(pid: u32) -> Vec<libc::pid_t> {
     let Ok(dir) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
     let mut tids: Vec<libc::pid_t> = dir.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
-    // The main thread first: its refusal is the one that is explained.
+    // The main thread comes first, because its refusal is the one that is explained.
     tids.sort_by_key(|&tid| (tid as u32 != pid, tid));
     tids
 }
 
-/// Threads of the process, living ones, that are not among the known.
+/// Ids of living threads of the process that are not among the known ones.
 fn strangers(pid: u32, known: &[Thread]) -> Vec<u32> {
     let is_known = |tid: libc::pid_t| known.iter().any(|t| t.id.0 == tid as u32);
     let unknown = list_threads(pid).into_iter().filter(|&tid| !is_known(tid) && !is_gone(pid, tid));
@@ -1021,13 +1042,14 @@ fn comm(pid: u32, tid: libc::pid_t) -> String {
     format!("/proc/{pid}/task/{tid}/comm")
 }
 
-/// What the kernel says of a thread's name, with a line feed behind it.
+/// Returns a thread's name from the contents of its `comm` file, which end with a line feed.
 fn name_of(said: &[u8]) -> Option<String> {
     let name = String::from_utf8_lossy(said.strip_suffix(b"\n").unwrap_or(said)).into_owned();
     (!name.is_empty()).then_some(name)
 }
 
-/// The state letter and flags of `/proc/PID/task/TID/stat`. The name before them may hold anything, also brackets.
+/// Returns the state letter and the flags in `/proc/PID/task/TID/stat`. The name before them may hold anything, also
+/// brackets.
 fn stat(pid: u32, tid: libc::pid_t) -> Option<(u8, u64)> {
     let text = std::fs::read(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
     let behind = text.iter().rposition(|&c| c == b')')? + 1;
@@ -1043,14 +1065,15 @@ fn is_gone(pid: u32, tid: libc::pid_t) -> bool {
     matches!(thread_state(pid, tid), None | Some(b'Z' | b'X'))
 }
 
-/// A field of a `/proc/PID/status`.
+/// Returns the value of a field in a file such as `/proc/PID/status`.
 fn status_field(path: &str, key: &str) -> Option<String> {
     let text = std::fs::read(path).ok()?;
     let text = String::from_utf8_lossy(&text);
     text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':')).map(|v| v.trim().to_string())
 }
 
-/// Refuses what can never be captured, and gives the process id of what may be a thread id.
+/// Refuses what can never be captured. Otherwise returns the process id, also if `pid` is the id of another thread of
+/// the process.
 fn attachable(pid: u32) -> Result<u32, Error> {
     let refuse = |why: &str| Err(Error::Attach { pid, why: why.to_string() });
     if pid == 0 || pid > i32::MAX as u32 {
@@ -1071,19 +1094,20 @@ fn attachable(pid: u32) -> Result<u32, Error> {
     if flags & PF_KTHREAD != 0 {
         return refuse("it is a kernel thread, which has no user code");
     }
-    // The main thread of a process whose others go on is listed as a zombie, too.
+    // A main thread that has ended while the others go on is listed as a zombie, too.
     if matches!(state, b'Z' | b'X') && list_threads(leader).len() <= 1 {
         return refuse("it has ended already (zombie); its parent has not waited for it yet");
     }
     Ok(leader)
 }
 
-/// Why the kernel refused to trace thread `tid` of process `pid`, and what to do: one line. `error` is what it said.
+/// Explains in one line why the kernel refused to trace thread `tid` of process `pid`, and what to do. `error` is the
+/// kernel's error.
 pub fn refusal(pid: u32, tid: u32, error: &std::io::Error) -> String {
     const CAP_SYS_PTRACE: u64 = 19;
     let theirs = format!("/proc/{pid}/task/{tid}/status");
     match error.raw_os_error() {
-        // ptrace says the one, the files in /proc say the other.
+        // ptrace fails with EPERM, files in /proc may fail with EACCES.
         Some(libc::EPERM | libc::EACCES) => {}
         Some(libc::ESRCH) => return "it has just ended".to_string(),
         Some(libc::ENOSYS) => {
@@ -1092,7 +1116,7 @@ pub fn refusal(pid: u32, tid: u32, error: &std::io::Error) -> String {
         _ => return format!("the kernel says: {error}"),
     }
     if let Some(tracer) = status_field(&theirs, "TracerPid").filter(|t| t != "0") {
-        // A thread traces; people know the process.
+        // The tracer is a thread, but people know the id of its process.
         let tracer = status_field(&format!("/proc/{tracer}/status"), "Tgid").unwrap_or(tracer);
         let name = std::fs::read_to_string(format!("/proc/{tracer}/comm")).unwrap_or_default();
         let name = name.trim();
@@ -1125,7 +1149,7 @@ pub fn refusal(pid: u32, tid: u32, error: &std::io::Error) -> String {
         }
         return format!("it belongs to user id {whose} and wstate runs as {me}; run wstate as that user or with sudo");
     }
-    // With a user of its own, /proc shows a process as root's only for this reason (proc(5)).
+    // If the process runs as our user, only this can be the reason why /proc shows it as root's (proc(5)).
     let undumpable = "it does not let itself be traced (set-user-id, file capabilities, an unreadable executable or \
          prctl(PR_SET_DUMPABLE)); use sudo";
     if std::fs::metadata(format!("/proc/{pid}")).is_ok_and(|m| m.uid().to_string() != me) {

@@ -1,37 +1,38 @@
-//! A file that a target has mapped, and memory that is read from it where the target leaves it out.
+//! Files that a target has mapped, and memory that is read from such a file where the target leaves it out.
 
 use super::files::{Mapped, map_place};
 use super::{Mapping, Memory, MemoryError, Target};
 use std::path::PathBuf;
 
-/// Bytes of the file's start that are compared with the target's.
+/// Bytes at the start of the file that are compared with the target's memory.
 const COMPARED: usize = PAGE as usize;
 const PAGE: u64 = 0x1000;
 
-/// A mapped file as it is here.
+/// A file that a target has mapped, as this process sees it.
 pub struct MappedFile {
-    /// Where it was opened.
+    /// Path at which the file was opened.
     pub path: PathBuf,
-    /// Address of its first byte in the target.
+    /// Address of the file's first byte in the target.
     pub base: u64,
-    /// Its bytes.
+    /// Bytes of the file.
     pub bytes: Mapped,
-    /// Bytes of its start that the target has too, and that are the same there.
+    /// Number of bytes at the start of the file that the target has in memory too, and that are the same there.
     pub compared: usize,
 }
 
 impl MappedFile {
-    /// The file behind `mapping`, if it is that file: what the target has of its first page, at least `header` bytes, must
-    /// be the same. `None`: it is not here, or another one.
+    /// Finds the file behind `mapping`. The part of its first page that the target has in memory must be the same,
+    /// and must be at least `header` bytes long. Returns `None` if the file is not here, or is another one.
     pub fn find(target: &dyn Target, mapping: &Mapping, header: usize) -> Option<MappedFile> {
         MappedFile::opened(target, mapping).find(|file| file.compared >= header)
     }
 
-    /// The file that `mapping` names and `is_it` takes, if the target has nothing of its first page: nothing proves that it
-    /// is the one that was mapped. It is long enough for every mapping of it.
+    /// Finds the file that `mapping` names, if the target has nothing of its first page and `is_it` accepts the file.
+    /// Nothing proves then that it is the file that was mapped. It is at least long enough for every mapping of it.
+    /// Returns `None` for a live process.
     pub fn unproven(target: &dyn Target, mapping: &Mapping, is_it: impl Fn(&MappedFile) -> bool) -> Option<MappedFile> {
         if target.is_live() {
-            // Its memory was there at the stop.
+            // A live process had the memory at the stop, so nothing needs to be guessed.
             return None;
         }
         let fits = |file: &MappedFile| {
@@ -43,7 +44,7 @@ impl MappedFile {
         MappedFile::opened(target, mapping).find(|file| file.compared == 0 && fits(file) && is_it(file))
     }
 
-    /// The files that `mapping` may be of and that do not begin otherwise.
+    /// The files that `mapping` may be of, without those whose first page differs from the target's memory.
     fn opened<'a>(target: &'a dyn Target, mapping: &'a Mapping) -> impl Iterator<Item = MappedFile> + 'a {
         let base = mapping.start.checked_sub(mapping.offset).filter(|_| !mapping.is_anonymous());
         let known = base.map(|base| {
@@ -65,11 +66,12 @@ impl MappedFile {
     }
 }
 
-/// A target's memory, and behind it a file that it has mapped: a core leaves out what a file has.
+/// A target's memory, and for what it cannot answer a file that the target has mapped. A core leaves out bytes that
+/// are in a file.
 pub struct WithFile<'a> {
-    /// The target's.
+    /// The target's memory, which is asked first.
     pub memory: &'a dyn Memory,
-    /// The file.
+    /// The file that is asked where the memory has nothing.
     pub file: Option<&'a MappedFile>,
 }
 

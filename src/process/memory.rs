@@ -1,4 +1,5 @@
-//! Memory put together from pieces: regions where later ones win, bytes that are zero, bytes that are known to be missing.
+//! Memory that is put together from regions, of which later ones win. A region is bytes, zeros, or bytes that are
+//! known to be missing.
 
 pub use super::files::{map_file, open_regular, read_file};
 use super::{Memory, MemoryError};
@@ -12,16 +13,16 @@ pub type Holder = Arc<dyn AsRef<[u8]> + Send + Sync>;
 /// What a region of the address space holds.
 #[derive(Clone)]
 pub enum Content {
-    /// `holder[offset..]`. What lies behind the holder's end is absent ("cut off").
+    /// The bytes `holder[offset..]`. If the region is longer than the holder, the rest is absent ("cut off").
     Bytes {
-        /// Where the bytes are.
+        /// What holds the bytes.
         holder: Holder,
         /// Offset of the region's first byte in `holder`.
         offset: usize,
     },
-    /// Zero bytes, for certain.
+    /// Bytes that are zero for certain.
     Zero,
-    /// The target had bytes here, but they are not to be had. Never read as zero.
+    /// The target had bytes here, but they cannot be had, for the given reason. They are never read as zero.
     Absent(&'static str),
 }
 
@@ -34,30 +35,30 @@ struct Region {
 /// What [`Splice::piece`] finds at an address.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Piece<'a> {
-    /// The bytes from the address to the end of its region. Not empty.
+    /// The bytes from the address to the end of its region, or to the end of the bytes that are there. Never empty.
     Bytes(&'a [u8]),
-    /// That many zero bytes.
+    /// The given number of zero bytes.
     Zero(u64),
-    /// That many bytes are known to be missing.
+    /// The given number of bytes are known to be missing, for the given reason.
     Absent(u64, &'static str),
-    /// No region covers the next that many bytes.
+    /// No region covers the given number of bytes from the address on.
     Gap(u64),
 }
 
 /// Regions that do not overlap: adding one cuts away what was there before.
 #[derive(Clone, Default)]
 pub struct Splice {
-    // Keyed by first address.
+    // The regions by their first addresses.
     regions: BTreeMap<u64, Region>,
 }
 
 impl Splice {
-    /// Nothing.
+    /// A splice without regions.
     pub fn new() -> Splice {
         Splice::default()
     }
 
-    /// Puts `content` at `start..end`, over everything that is there.
+    /// Puts `content` at `start..end` and replaces everything that is there.
     pub fn add(&mut self, start: u64, end: u64, content: Content) {
         if start >= end {
             return;
@@ -80,7 +81,7 @@ impl Splice {
         self.regions.insert(start, Region { end, content });
     }
 
-    /// Puts `content` only where `start..end` is absent now. Gaps stay gaps.
+    /// Puts `content` only at those parts of `start..end` that are absent now. Parts that no region covers stay so.
     pub fn fill_absent(&mut self, start: u64, end: u64, content: &Content) {
         let mut holes = Vec::new();
         let mut at = start;
@@ -100,7 +101,7 @@ impl Splice {
         }
     }
 
-    /// What is at `address`, to the end of its region.
+    /// Returns what is at `address`, up to the end of its region.
     pub fn piece(&self, address: u64) -> Piece<'_> {
         if let Some((&start, region)) = self.regions.range(..=address).next_back()
             && address < region.end
@@ -125,7 +126,7 @@ impl Splice {
         Piece::Gap((next - address).max(1))
     }
 
-    /// Fills `buf` from `address`, or says what the first byte that is missing is missing for.
+    /// Fills `buf` from `address` on. The error says why the first missing byte is missing.
     pub fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
         let len = buf.len();
         let unmapped = MemoryError::Unmapped { address, len };
@@ -151,7 +152,7 @@ impl Splice {
         Ok(())
     }
 
-    /// Number of bytes that can be read from `address` on without a break, up to `want`.
+    /// Number of bytes that can be read from `address` on without a gap, at most `want`.
     pub fn available(&self, address: u64, want: usize) -> usize {
         let mut done = 0;
         while done < want {
@@ -173,7 +174,7 @@ impl Memory for Splice {
     }
 }
 
-/// Why bytes behind a holder's end are absent.
+/// The reason given for bytes behind the end of their holder.
 pub const CUT_OFF: &str = "the core is cut off";
 
 impl Content {
@@ -191,15 +192,15 @@ impl Content {
 /// Size of a page of the target, in bytes.
 pub const PAGE: u64 = 0x1000;
 
-/// Pages of a running process. Reading a frame asks for the same few pages word by word; one system call per page is
-/// enough, and words of one page then belong to one moment.
+/// A cache for pages of a running process. Reading a frame asks for the same few pages word by word. With the cache
+/// one system call per page is enough, and all words of one page belong to one moment.
 #[derive(Default)]
 pub struct PageCache {
     pages: HashMap<u64, Box<[u8]>>,
 }
 
 impl PageCache {
-    /// Fills `buf` from pages; `fetch` reads a whole page that is not there yet.
+    /// Fills `buf` from the cached pages. `fetch` reads a whole page that is not in the cache yet.
     pub fn read(
         &mut self,
         address: u64,
@@ -254,7 +255,7 @@ mod tests {
 
     #[test]
     fn later_regions_win() {
-        // (start, end) of the later region; what 8..24 then looks like. The earlier region is 12..20.
+        // Start and end of the later region, and what 8..24 looks like then. The earlier region is 12..20.
         for (start, end, expected) in [
             (8, 10, "bb..aaaaaaaa...."),  // before, with a gap
             (8, 12, "bbbbaaaaaaaa...."),  // touches the start

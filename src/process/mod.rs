@@ -1,4 +1,4 @@
-//! What is looked at: a live process or a core. Everything above this layer sees only [`Target`] and [`Memory`].
+//! The target: a live process or a core. Everything above this layer sees it only through [`Target`] and [`Memory`].
 
 pub mod callback;
 pub mod core;
@@ -27,7 +27,7 @@ pub enum MemoryError {
     Unmapped {
         /// First address of the failed read.
         address: u64,
-        /// Bytes wanted.
+        /// Size of the read in bytes.
         len: usize,
     },
     /// A mapping covers the address, but its bytes are not in the core (filtered out, or the core is cut off).
@@ -35,40 +35,44 @@ pub enum MemoryError {
     Absent {
         /// First address of the failed read.
         address: u64,
-        /// Bytes wanted.
+        /// Size of the read in bytes.
         len: usize,
-        /// Why ("the core is truncated", "not dumped").
+        /// Why the core does not have the bytes ("the core is truncated", "not dumped").
         why: &'static str,
     },
-    /// The process runs on, and what is there now may be something else than what was there at the stop.
+    /// The process runs on, and the bytes that are at the address now may be others than those that were there at the
+    /// stop.
     #[error("cannot read memory at {address:#x} ({len} bytes): the module was gone before it could be read")]
     Gone {
         /// First address of the failed read.
         address: u64,
-        /// Bytes wanted.
+        /// Size of the read in bytes.
         len: usize,
     },
-    /// The kernel refused or the process is gone.
+    /// The kernel refused the read, or the process is gone.
     #[error("cannot read memory at {address:#x} ({len} bytes): {errno}")]
     Os {
         /// First address of the failed read.
         address: u64,
-        /// Bytes wanted.
+        /// Size of the read in bytes.
         len: usize,
-        /// The errno's text.
+        /// The system's text for the error number.
         errno: String,
     },
 }
 
-/// Reads the target's memory. A read is all or nothing.
+/// Reads the target's memory. A read either fills the whole buffer or fails.
 pub trait Memory {
     /// Fills `buf` from `address`, or fails without a partial result.
     fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError>;
 
-    /// Reads what lies around `address` into `buf`, whose first `before` bytes are those before it, and returns which of
-    /// `buf` could be read. Before a hole, or at the beginning of what is there, it is less.
+    /// Reads the memory around `address` into `buf`: the first `before` bytes of `buf` are for the bytes before
+    /// `address`, the rest is for those from `address` on. Returns the range of `buf` that was filled. The range is
+    /// shorter than `buf` where the memory around `address` begins late or has a hole.
     fn read_around(&self, address: u64, before: usize, buf: &mut [u8]) -> Range<usize> {
-        // Memory begins and ends on pages, and what was copied of it anywhere: few bytes are tried one by one.
+        // Mapped memory begins and ends at page boundaries, but a copied part of it can begin and end anywhere.
+        // Therefore sizes of up to nine bytes are tried one after the other, and of larger sizes only the whole
+        // window and the part that begins with the page.
         const ONE_BY_ONE: usize = 9;
         let start = |n: usize| address.checked_sub(n as u64);
         let page = (address & 0xfff) as usize;
@@ -99,9 +103,10 @@ pub trait Memory {
         before - found..before + behind
     }
 
-    /// Reads up to `buf.len()` bytes and returns how many could be read (a prefix).
+    /// Reads up to `buf.len()` bytes from `address` on and returns how many could be read. The bytes that were read
+    /// are always the first ones of `buf`.
     fn read_some(&self, address: u64, buf: &mut [u8]) -> usize {
-        // Page-wise: what lies behind a hole is not a prefix.
+        // Reads page by page and stops at the first hole: bytes behind a hole would not be at the start of `buf`.
         let mut done = 0;
         while done < buf.len() {
             let at = match address.checked_add(done as u64) {
@@ -117,7 +122,8 @@ pub trait Memory {
         done
     }
 
-    /// As [`Memory::read_some`], of a search: what is found is a hint, and read again by whoever takes it.
+    /// Like [`Memory::read_some`], but for a search: a hit is only a hint, and whoever uses it reads the memory
+    /// again.
     fn scan(&self, address: u64, buf: &mut [u8]) -> usize {
         match self.read(address, buf) {
             Ok(()) => buf.len(),
@@ -125,21 +131,22 @@ pub trait Memory {
         }
     }
 
-    /// A little-endian u64.
+    /// Reads a little-endian `u64` at `address`.
     fn read_u64(&self, address: u64) -> Result<u64, MemoryError> {
         let mut b = [0; 8];
         self.read(address, &mut b)?;
         Ok(u64::from_le_bytes(b))
     }
 
-    /// A little-endian u32.
+    /// Reads a little-endian `u32` at `address`.
     fn read_u32(&self, address: u64) -> Result<u32, MemoryError> {
         let mut b = [0; 4];
         self.read(address, &mut b)?;
         Ok(u32::from_le_bytes(b))
     }
 
-    /// `len` bytes. The caller has bounded `len` (see [`crate::limits`]).
+    /// Reads `len` bytes from `address` on. The caller has checked that `len` is within its limit (see
+    /// [`crate::limits`]).
     fn read_vec(&self, address: u64, len: usize) -> Result<Vec<u8>, MemoryError> {
         let mut v = vec![0; len];
         self.read(address, &mut v)?;
@@ -154,39 +161,41 @@ pub struct ThreadId(pub u32);
 /// One mapping of the target's address space.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mapping {
-    /// First address.
+    /// First address of the mapping.
     pub start: u64,
-    /// One past the last address.
+    /// One past the last address of the mapping.
     pub end: u64,
-    /// Readable.
+    /// Whether the mapping can be read.
     pub read: bool,
-    /// Writable.
+    /// Whether the mapping can be written.
     pub write: bool,
-    /// Executable.
+    /// Whether code in the mapping can be executed.
     pub execute: bool,
-    /// Offset in the file, in bytes.
+    /// Offset of the mapping's first byte in the file, in bytes.
     pub offset: u64,
-    /// File or pseudo name such as `[stack]`; `None` is anonymous (or, in a core, not named by NT_FILE).
+    /// Path of the mapped file, or a pseudo name such as `[stack]`. `None` means that the mapping is anonymous (or,
+    /// in a core, that NT_FILE does not name it).
     pub path: Option<PathBuf>,
 }
 
 impl Mapping {
-    /// Whether `address` lies inside.
+    /// Whether `address` lies in the mapping.
     pub fn contains(&self, address: u64) -> bool {
         self.start <= address && address < self.end
     }
 
-    /// Size in bytes.
+    /// Size of the mapping in bytes.
     pub fn size(&self) -> u64 {
         self.end.saturating_sub(self.start)
     }
 
-    /// Whether code may lie here: a core may say no more of a mapped file than its name.
+    /// Whether code may lie in the mapping. A mapping of a file that has no access rights at all counts too, because
+    /// a core may know only the name of a mapped file.
     pub fn may_execute(&self) -> bool {
         self.execute || !(self.read || self.write || self.is_anonymous())
     }
 
-    /// Whether this maps no file: anonymous, `[heap]`, `[stack]`, `[anon:...]`.
+    /// Whether the mapping is of no file: it has no name, or a name such as `[heap]`, `[stack]` or `[anon:...]`.
     pub fn is_anonymous(&self) -> bool {
         match &self.path {
             None => true,
@@ -200,64 +209,71 @@ impl Mapping {
 pub struct Thread {
     /// Kernel thread id.
     pub id: ThreadId,
-    /// Its name (`comm`), if known.
+    /// Name of the thread (`comm`), if known.
     pub name: Option<String>,
-    /// Registers at the stop; nothing is known if they could not be read.
+    /// Registers of the thread at the stop. All of them are unknown if they could not be read.
     pub registers: Registers,
-    /// Thread pointer, for thread-local variables.
+    /// Thread pointer (FS base), from which thread-local variables are found.
     pub fs_base: Option<u64>,
-    /// The signal it died from or was stopped by (cores).
+    /// The signal that the thread died from or was stopped by (in cores), or that was about to be delivered when it
+    /// stopped (in live processes).
     pub signal: Option<i32>,
-    /// Why registers are missing, if they are.
+    /// Why the registers are missing. `None` if they are there.
     pub problem: Option<String>,
 }
 
-/// A process that is looked at. Captured once; does not change while it is analysed, as far as the source allows.
+/// The process or core that is looked at. It is captured once and does not change while it is analysed, as far as the
+/// source allows that.
 pub trait Target: Memory {
-    /// One line: what this is ("process 4711 (near-host)", "core core.1234 of near-host").
+    /// One line that says what the target is ("process 4711 (near-host)", "core core.1234 of near-host").
     fn description(&self) -> String;
-    /// Threads, the main thread (or the one that crashed) first.
+    /// Threads of the target. The main thread (or the one that crashed) comes first.
     fn threads(&self) -> &[Thread];
-    /// Mappings in ascending order, not overlapping.
+    /// Mappings of the target, in ascending order and not overlapping.
     fn mappings(&self) -> &[Mapping];
     /// Path of the main executable as the target names it.
     fn executable(&self) -> Option<&Path>;
-    /// Process id, where known.
+    /// Process id, if it is known.
     fn pid(&self) -> Option<u32>;
     /// Value of an auxiliary vector entry (`libc::AT_*`).
     fn auxv(&self, key: u64) -> Option<u64>;
-    /// Where the file that `mapping` names can be opened from here (`/proc/PID/root/...`, map_files, a sysroot); the
-    /// first that opens is right. Empty for anonymous mappings.
+    /// Places at which this process can open the file that `mapping` names (`/proc/PID/root/...`, map_files, a
+    /// sysroot). They are to be tried in this order, and the first one that opens and passes the caller's checks is
+    /// right. Empty for anonymous mappings.
     fn file_candidates(&self, mapping: &Mapping) -> Vec<Place>;
-    /// Whether `file` is certainly not the one that `mapping` maps, though it is at one of these places by now.
+    /// Whether `file`, which was opened at one of these places, is certainly another file than the one that `mapping`
+    /// maps.
     fn maps_another(&self, mapping: &Mapping, file: &files::Identity) -> bool {
         let _ = (mapping, file);
         false
     }
-    /// Things the reader should know: truncated core, threads that vanished. One line each.
+    /// What the reader of a report should know about the target, such as a truncated core or threads that vanished.
+    /// One line each.
     fn notes(&self) -> &[String];
     /// Whether memory may have changed since the registers were captured (a live process that runs on).
     fn is_live(&self) -> bool;
 
-    /// Whether all that was read so far is of the instant of registers and stacks, or nothing can be done about it: to be
-    /// asked before what was read is used for more than the next read.
+    /// Whether everything that was read so far is as it was at the instant of the registers and stacks. Also true
+    /// where the target has no way to improve on that. Callers ask this before they use what they read for more than
+    /// the next read.
     fn prove(&self) -> bool {
         true
     }
 
-    /// Whether memory was asked for that could not be had as it was at the stop.
+    /// Whether somebody asked for memory that could not be read as it was at the stop.
     fn is_gone(&self) -> bool {
         false
     }
 
-    /// The parts of `start..end` that can hold anything but zeros, as far as that is known without reading them.
+    /// The parts of `start..end` that may hold anything but zeros, as far as that is known without reading them.
     fn touched(&self, start: u64, end: u64) -> Vec<(u64, u64)> {
         vec![(start, end)]
     }
 
-    /// Reads what the target itself holds, as [`Memory::read_some`], but nothing of a file in its place.
+    /// Like [`Memory::read_some`], but reads only bytes that the target itself holds, never bytes that a file on disk
+    /// has in their place.
     fn read_own(&self, address: u64, buf: &mut [u8]) -> usize {
-        // All at once costs a running process the least.
+        // One read of the whole range disturbs a running process the least.
         if self.read(address, buf).is_ok() { buf.len() } else { self.read_some(address, buf) }
     }
 
@@ -273,7 +289,7 @@ pub trait Target: Memory {
 mod tests {
     use super::*;
 
-    /// So many bytes from an address on, each the low byte of its place.
+    /// Memory from the first address up to the second. Each byte is the low byte of its own address.
     struct Piece(u64, u64);
 
     impl Memory for Piece {
@@ -298,7 +314,7 @@ mod tests {
                 let is_there = |at: u64| (memory.0..memory.1).contains(&at);
                 let left = (first..address).rev().take_while(|&at| is_there(at)).count();
                 let right = (address..address + behind as u64).take_while(|&at| is_there(at)).count();
-                // A reading of some bytes goes page by page, and ends before one that is not whole.
+                // `read_some` goes page by page, so it may end before a page that is not there as a whole.
                 let wanted = before - left..before + right;
                 let whole = 0x2000u64
                     .checked_sub(address)
@@ -308,7 +324,7 @@ mod tests {
                 assert!(there.clone().all(|i| buf[i] == (first + i as u64) as u8));
             }
         }
-        // A large window begins where its page does.
+        // A large window is cut at the start of its page.
         let page = Piece(0x2000, 0x3000);
         assert_eq!(page.read_around(0x2080, 0x100, &mut [0; 0x200]), 0x80..0x200);
         assert_eq!(page.read_around(u64::MAX, 8, &mut [0; 16]), 8..8);

@@ -1,5 +1,5 @@
-//! The notes of a core: threads, registers, file mappings, auxiliary vector. Kernel and gdb write the same records in
-//! different orders; both begin a thread with NT_PRSTATUS.
+//! Reads the notes of a core: threads, registers, file mappings and the auxiliary vector. The kernel and gdb write
+//! the same records in different orders; both begin a thread with NT_PRSTATUS.
 
 use super::{Mapping, Thread, ThreadId};
 use crate::arch::x64::{TABLE, USER_REGS_FS_BASE, USER_REGS_WORDS};
@@ -10,12 +10,13 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-/// Said of a core with more than [`limits::MAX_THREADS`].
+/// Note about a core with more than [`limits::MAX_THREADS`] threads.
 const MORE_THREADS: &str = "the core lists more threads than wstate looks at: the others are left out";
-/// Said of a core with more than [`limits::MAX_MAPPINGS`] in NT_FILE.
+/// Note about a core with more than [`limits::MAX_MAPPINGS`] entries in NT_FILE.
 const MORE_FILES: &str = "the core lists more mapped files than wstate looks at: the others are left out";
 
-/// Note types (`linux/elf.h`), all of owner "CORE" except the extended state, which is of owner "LINUX".
+/// Note types (`linux/elf.h`). The owner of all of them is "CORE", except for the extended state, whose owner is
+/// "LINUX".
 #[allow(missing_docs)]
 pub mod kind {
     pub const PRSTATUS: u32 = 1;
@@ -27,57 +28,57 @@ pub mod kind {
     pub const X86_XSTATE: u32 = 0x202;
 }
 
-/// Bytes of `struct elf_prstatus` on x86-64.
+/// Size of `struct elf_prstatus` on x86-64, in bytes.
 pub const PRSTATUS_SIZE: usize = 336;
-/// Offset of `pr_reg` in it.
+/// Offset of `pr_reg` in `struct elf_prstatus`, in bytes.
 pub const PRSTATUS_REGS: u64 = 112;
-/// Offset of XMM0 in the FXSAVE area, which NT_FPREGSET is and NT_X86_XSTATE begins with.
+/// Offset of XMM0 in the FXSAVE area, in bytes. NT_FPREGSET is such an area, and NT_X86_XSTATE begins with one.
 pub const FXSAVE_XMM: usize = 160;
 
-/// One file mapping of NT_FILE.
+/// One entry of NT_FILE: a range of memory that a file is mapped to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileMapping {
-    /// First address.
+    /// First address of the range.
     pub start: u64,
-    /// One past the last address.
+    /// One past the last address of the range.
     pub end: u64,
-    /// Offset in the file, in bytes.
+    /// Offset of the range's first byte in the file, in bytes.
     pub offset: u64,
-    /// The file's path.
+    /// Path of the file.
     pub path: PathBuf,
 }
 
-/// Everything that the notes say.
+/// Everything that the notes of a core say.
 #[derive(Clone, Debug, Default)]
 pub struct Notes {
     /// Threads in the order of their NT_PRSTATUS: the one that crashed, or that the debugger was at, is first.
     pub threads: Vec<Thread>,
     /// Process id (NT_PRPSINFO).
     pub pid: Option<u32>,
-    /// `comm` of the main thread (kernel) or the executable's name (gdb).
+    /// Name of the main thread (`comm`) if the kernel wrote the core, name of the executable if gdb did.
     pub command: Option<String>,
-    /// Start of the command line.
+    /// Start of the command line, up to 80 bytes.
     pub arguments: Option<String>,
-    /// Auxiliary vector.
+    /// Auxiliary vector, as keys and values.
     pub auxv: Vec<(u64, u64)>,
-    /// File mappings.
+    /// File mappings (NT_FILE).
     pub files: Vec<FileMapping>,
-    /// What could not be read, one line each.
+    /// What could not be read in the notes, one line each.
     pub problems: Vec<String>,
 }
 
-/// One note as it lies in the segment.
+/// One note of a note segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Note<'a> {
-    /// Owner, without its final zero byte.
+    /// Owner of the note, without the zero byte at its end.
     pub owner: &'a [u8],
-    /// Type.
+    /// Type of the note, whose meaning depends on the owner.
     pub kind: u32,
-    /// Contents.
+    /// Contents of the note.
     pub data: &'a [u8],
 }
 
-/// The next note; `None` at the end.
+/// Reads the next note. Returns `None` at the end of the segment.
 pub fn next_note<'a>(bytes: &mut Bytes<'a>) -> Option<Result<Note<'a>, Short>> {
     if bytes.remaining() == 0 {
         return None;
@@ -96,14 +97,14 @@ fn note<'a>(bytes: &mut Bytes<'a>) -> Result<Note<'a>, Short> {
     Ok(Note { owner: name.strip_suffix(&[0]).unwrap_or(name), kind, data })
 }
 
-// 4 bytes also where the segment says 8: neither kernel nor gdb write anything else into cores. Padding that is missing at
-// the very end is no loss.
+// Skips padding to a multiple of 4 bytes, even where the segment says 8: neither kernel nor gdb write anything else
+// into cores. It does no harm if padding is missing at the very end.
 fn pad(bytes: &mut Bytes<'_>, size: u64) -> Result<(), Short> {
     let padding = (4 - size % 4) % 4;
     bytes.skip(padding.min(bytes.remaining() as u64))
 }
 
-/// What of the current thread has been seen besides NT_PRSTATUS.
+/// What has been seen of the current thread since its NT_PRSTATUS.
 #[derive(Default)]
 struct Current {
     has_xmm: bool,
@@ -111,7 +112,7 @@ struct Current {
 }
 
 impl Notes {
-    /// Reads the segments' bytes in their order. Never fails: what cannot be read is in `problems`.
+    /// Reads the notes of all segments in their order. Never fails: what cannot be read is in `problems`.
     pub fn parse<'a>(segments: impl IntoIterator<Item = &'a [u8]>) -> Notes {
         let mut notes = Notes::default();
         let mut current = Current::default();
@@ -128,8 +129,8 @@ impl Notes {
                 }
             }
         }
-        // The kernel writes the fatal signal into every thread's NT_PRSTATUS (`fill_prstatus(.., signr)`), but only one
-        // died of it. gdb writes NT_SIGINFO for each thread that has a signal of its own.
+        // The kernel writes the fatal signal into every thread's NT_PRSTATUS (`fill_prstatus(.., signr)`), but only
+        // one thread died of it. gdb writes NT_SIGINFO for each thread that has a signal of its own.
         for (thread, own) in notes.threads.iter_mut().zip(other_signals).skip(1) {
             if !own {
                 thread.signal = None;
@@ -147,7 +148,7 @@ impl Notes {
         let problem = match (note.owner, note.kind) {
             (b"CORE", kind::PRSTATUS) => {
                 if self.threads.len() >= limits::MAX_THREADS {
-                    // Once, not for each.
+                    // The problem is listed once, not for each thread that is left out.
                     if !self.problems.iter().any(|p| p == MORE_THREADS) {
                         self.problems.push(MORE_THREADS.to_string());
                     }
@@ -200,7 +201,7 @@ impl Notes {
         let cursig = b.u16()?;
         b.skip(18)?;
         let id = ThreadId(b.u32()?);
-        // An i386 record is shorter (144 bytes); a thread of such a core is listed, without registers.
+        // An i386 record is shorter (144 bytes). A thread of such a core is listed without registers.
         let mut thread = Thread {
             id,
             name: None,
@@ -232,7 +233,8 @@ impl Notes {
         b.skip(24)?;
         let pid = b.u32()?;
         b.skip(12)?;
-        // The kernel ends it with a zero at most here (TASK_COMM_LEN); gdb's gcore fills all 16 bytes with the file's name.
+        // The kernel's name ends with a zero byte at this place at the latest (TASK_COMM_LEN). gdb's gcore fills all
+        // 16 bytes with the file's name.
         let name = text(&b.take(16)?[..15]);
         self.pid = (pid != 0).then_some(pid);
         self.command = (!name.is_empty()).then_some(name);
@@ -296,7 +298,7 @@ impl Thread {
     }
 }
 
-/// Key-value pairs up to AT_NULL or the end.
+/// Reads the keys and values of an auxiliary vector, up to AT_NULL or the end of the bytes.
 pub fn parse_auxv(data: &[u8]) -> Vec<(u64, u64)> {
     let mut b = Bytes::new(data);
     let mut out = Vec::new();
@@ -314,7 +316,8 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..end]).trim_end().to_string()
 }
 
-/// A path of a mapping without the mark that the kernel appends to unlinked files.
+/// Returns the path of a mapping without the mark that the kernel appends to the paths of deleted files, and whether
+/// the mark was there. Returns `None` if the mapping has no path.
 pub fn without_deleted(mapping: &Mapping) -> Option<(PathBuf, bool)> {
     let path = mapping.path.as_ref()?;
     let bytes = path.as_os_str().as_bytes();

@@ -1,5 +1,5 @@
-//! The ELF files that are loaded in a target: which file covers an address, its unwind tables, symbols, separate debug file
-//! and thread-local block.
+//! The ELF files that are loaded in a target. They tell which file covers an address, and what unwind tables,
+//! symbols, separate debug file and thread-local block that file has.
 
 mod debuglink;
 
@@ -15,7 +15,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-/// Where to look for files, besides where the target names them.
+/// Where to look for files, in addition to the places that the target names.
 #[derive(Clone, Debug, Default)]
 pub struct SearchPaths {
     /// The main executable, if the user named one (`-e`).
@@ -28,9 +28,10 @@ pub struct SearchPaths {
 
 /// The bytes of an ELF file.
 pub enum ObjectData {
-    /// A mapped file.
+    /// The file on disk, mapped into this process.
     File(Mapped),
-    /// Read out of the target's memory (vdso, or the file is gone but its segments are there).
+    /// A copy that was read from the target's memory: the vdso, or a file that is gone while its segments are still
+    /// in memory.
     Memory(Vec<u8>),
 }
 
@@ -44,63 +45,67 @@ impl std::ops::Deref for ObjectData {
     }
 }
 
-/// A file's PT_TLS: a `STT_TLS` symbol's value is an offset in this block.
+/// The thread-local block of a file, as its PT_TLS describes it. The value of an `STT_TLS` symbol is an offset in
+/// this block.
 ///
 /// The main executable's block ends at the thread pointer (x86-64, TLS variant II): the variable is at
 /// `fs_base - round_up(memsz, align) + symbol value` when `svma` is a multiple of `align`, which linkers see to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tls {
-    /// Size in memory, in bytes.
+    /// Size of the block in memory, in bytes.
     pub memsz: u64,
-    /// Bytes of it that are initialised from the file.
+    /// Number of bytes at the start of the block that are initialised from the file.
     pub filesz: u64,
-    /// Alignment, at least 1.
+    /// Alignment of the block in bytes, at least 1.
     pub align: u64,
-    /// Virtual address of the initial contents in the file.
+    /// Address of the initial contents, as the file states it.
     pub svma: u64,
 }
 
 /// One loaded ELF file.
 pub struct LoadedObject {
-    /// Path as the target names it (`[vdso]` for the vdso).
+    /// Path of the file as the target names it (`[vdso]` for the vdso).
     pub path: PathBuf,
-    /// Where the bytes were read from.
+    /// Path at which the file was opened. `None` if the bytes are from memory or missing.
     pub opened: Option<PathBuf>,
-    /// Runtime address minus the file's virtual address (svma).
+    /// Address in memory minus the address that the file states (svma).
     pub bias: u64,
-    /// Lowest address and one past the highest address of its mappings.
+    /// Lowest address and one past the highest address of the file's mappings.
     pub range: (u64, u64),
-    /// Its build id as the target's memory (or core) holds it, else as the file holds it.
+    /// Build id of the file, from the target's memory (or core) if it is there, else from the file on disk.
     pub build_id: Option<Vec<u8>>,
     /// The file's bytes; `None` when it is missing or is not the file that the target runs (see `problem`).
     pub data: Option<ObjectData>,
-    /// Separate debug file, found by build id or debuglink and checked.
+    /// Path and bytes of the separate debug file. It was found by build id or debuglink, and checked.
     pub debug: Option<(PathBuf, ObjectData)>,
-    /// What is missing or wrong, as one line with what to try.
+    /// What is missing or wrong about the file, as one line that also says what to try.
     pub problem: Option<String>,
-    /// Sections of debug information that are compressed in the file, once somebody asked for them.
+    /// Decompressed copies of debug sections that are compressed in the file. They are made when they are first asked
+    /// for.
     pub unpacked: Unpacked,
-    /// Parts of its debug information that were put together.
+    /// Excerpts of the file's debug information that were put together.
     pub excerpts: Excerpts,
 }
 
-/// Decompressed sections of one file, by name. They live as long as the file, so that readers borrow from both alike.
+/// Decompressed sections of one file, by name. They live as long as the file, so that readers can borrow from them as
+/// they borrow from the file.
 #[derive(Default)]
 pub struct Unpacked(OnceLock<Vec<(&'static str, Vec<u8>)>>);
 
 impl Unpacked {
-    /// The decompressed section called `name`, out of those that the first caller's `unpack` made.
+    /// Returns the decompressed section called `name`. The first call runs its `unpack` to make all sections; later
+    /// calls use what the first one made.
     pub fn get(&self, name: &str, unpack: impl FnOnce() -> Vec<(&'static str, Vec<u8>)>) -> Option<&[u8]> {
         self.0.get_or_init(unpack).iter().find(|(n, _)| *n == name).map(|(_, bytes)| bytes.as_slice())
     }
 }
 
-/// Pieces of memory that live as long as the file, so that readers borrow from both alike.
+/// Pieces of memory that live as long as the file, so that readers can borrow from them as they borrow from the file.
 #[derive(Default)]
 pub struct Excerpts(OnceLock<Box<(memmap2::Mmap, Excerpts)>>);
 
 impl Drop for Excerpts {
-    /// One after the other: each holds the next.
+    /// Each piece holds the next one. They are freed in a loop, because nested drops would use up the stack.
     fn drop(&mut self) {
         let mut next = self.0.take();
         while let Some(mut kept) = next {
@@ -110,7 +115,7 @@ impl Drop for Excerpts {
 }
 
 impl Excerpts {
-    /// The bytes, for as long as the file is there.
+    /// Keeps `bytes` for as long as the file is there, and lends them.
     pub fn keep(&self, bytes: memmap2::Mmap) -> Option<&[u8]> {
         let (mut last, mut kept) = (self, Box::new((bytes, Excerpts::default())));
         while let Err(back) = last.0.set(kept) {
@@ -121,7 +126,7 @@ impl Excerpts {
 }
 
 impl LoadedObject {
-    /// File name without directories.
+    /// File name without its directories.
     pub fn name(&self) -> String {
         self.path
             .file_name()
@@ -129,12 +134,12 @@ impl LoadedObject {
             .unwrap_or_else(|| self.path.display().to_string())
     }
 
-    /// Runtime address -> virtual address in the file.
+    /// Converts an address in memory to the address that the file states (svma).
     pub fn svma(&self, address: u64) -> u64 {
         address.wrapping_sub(self.bias)
     }
 
-    /// The file's block of thread-local variables, if it has one.
+    /// The thread-local block of the file, if it has one.
     pub fn tls_block(&self) -> Option<Tls> {
         let headers = Headers::of_file(self.data.as_deref()?)?;
         let p = headers.find(pt::TLS)?;
@@ -145,24 +150,24 @@ impl LoadedObject {
 /// All loaded ELF files of a target.
 pub struct Objects {
     objects: Vec<LoadedObject>,
-    // (start, end, index into `objects`) of every mapping, ascending.
+    // Start, end and index into `objects` of every mapping, in ascending order.
     index: Vec<(u64, u64, usize)>,
     has_executable: bool,
     doubts: Vec<Doubt>,
     notes: Vec<String>,
 }
 
-/// Why what is said of some code may not be right.
+/// Why names and other facts that a file tells about some code may be wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Doubt {
-    /// First address and one past the last.
+    /// First address and one past the last address of the code.
     pub range: (u64, u64),
-    /// What a reader should know. `None`: the file's `problem` has it.
+    /// A line for the reader of the report. `None` means that the file's `problem` says it already.
     pub note: Option<String>,
 }
 
 impl Objects {
-    /// Finds every loaded file. Never fails as a whole: a file that cannot be had is listed with its problem.
+    /// Finds every loaded file. Never fails as a whole: a file that cannot be opened is listed with its problem.
     pub fn load(target: &dyn Target, search: &SearchPaths) -> Objects {
         let mut by_path: BTreeMap<&Path, Vec<&Mapping>> = BTreeMap::new();
         for m in target.mappings().iter().filter(|m| !m.is_anonymous()) {
@@ -204,7 +209,7 @@ impl Objects {
         Objects { objects: found.into_iter().map(|(o, _)| o).collect(), index, has_executable, doubts, notes }
     }
 
-    /// From files that were found otherwise, the main executable first.
+    /// Makes the list from files that were found in another way. The main executable comes first.
     #[doc(hidden)]
     pub fn from_parts(objects: Vec<LoadedObject>) -> Objects {
         let mut index: Vec<_> = objects.iter().enumerate().map(|(i, o)| (o.range.0, o.range.1, i)).collect();
@@ -213,7 +218,7 @@ impl Objects {
         Objects { has_executable: !objects.is_empty(), objects, index, doubts, notes }
     }
 
-    /// The file that covers `address`.
+    /// Returns the file that covers `address`.
     pub fn find(&self, address: u64) -> Option<&LoadedObject> {
         let i = self.index.partition_point(|r| r.0 <= address);
         let exact = i.checked_sub(1).and_then(|i| self.index.get(i)).filter(|r| address < r.1);
@@ -223,22 +228,22 @@ impl Objects {
         }
     }
 
-    /// All files.
+    /// All loaded files. The main executable, if it was found, comes first.
     pub fn iter(&self) -> impl Iterator<Item = &LoadedObject> {
         self.objects.iter()
     }
 
-    /// Why what the file that covers `address` says may not be right.
+    /// Returns why the facts from the file that covers `address` may be wrong, if there is such a doubt.
     pub fn doubt(&self, address: u64) -> Option<&Doubt> {
         self.doubts.iter().find(|d| d.range.0 <= address && address < d.range.1)
     }
 
-    /// Things that a reader should know of files that were not read.
+    /// Lines that tell the reader of a report which files were not read, and why.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// The main executable.
+    /// The main executable, if it was found.
     pub fn executable(&self) -> Option<&LoadedObject> {
         self.objects.first().filter(|_| self.has_executable)
     }
@@ -248,7 +253,7 @@ fn entry(target: &dyn Target) -> Option<u64> {
     target.auxv(libc::AT_PHDR).or_else(|| target.auxv(libc::AT_ENTRY))
 }
 
-/// The path that mappings of the main executable carry.
+/// The path that the mappings of the main executable have.
 fn main_path(target: &dyn Target) -> Option<PathBuf> {
     let by_address = [libc::AT_PHDR, libc::AT_ENTRY].iter().find_map(|&key| {
         let m = target.mapping_at(target.auxv(key)?)?;
@@ -265,16 +270,16 @@ struct Loader<'a> {
     notes: RefCell<Vec<String>>,
 }
 
-/// A file that may be the one that was loaded.
+/// A file on disk that may be the one that was loaded.
 struct Candidate {
     place: Place,
     file: Mapped,
     headers: Headers,
-    /// Whether anything proves that it is.
+    /// Whether it is proven to be the one that was loaded.
     proven: bool,
 }
 
-/// A file's headers as they lie in the target's memory.
+/// The headers of a loaded file, as they are in the target's memory.
 struct InMemory {
     headers: Headers,
     bias: u64,
@@ -289,7 +294,7 @@ impl Loader<'_> {
     }
 
     fn in_memory(&self, start: u64) -> Option<InMemory> {
-        // A non-ELF file costs four bytes, not a page table of headers.
+        // Four bytes are enough to see that this is no ELF file; nothing more is read then.
         if self.read(start, 4)? != b"\x7fELF" {
             return None;
         }
@@ -300,9 +305,10 @@ impl Loader<'_> {
         Some(InMemory { headers, bias, build_id })
     }
 
-    /// The load instances of one file.
+    /// All places at which one file is loaded.
     fn file(&self, path: &Path, mappings: &[&Mapping], is_main: bool) -> Vec<Found> {
-        // A file that is only read (a locale archive, a backtracer that maps its own executable) has no code mapped.
+        // A file that is mapped only to be read (a locale archive, or the executable of a backtracer that maps
+        // itself) has no code mapped.
         if !is_main && !mappings.iter().any(|m| m.may_execute()) {
             return Vec::new();
         }
@@ -311,7 +317,7 @@ impl Loader<'_> {
         let (file, mut problem) = self.open(lowest, mappings, memory.as_ref(), is_main);
         let headers = memory.as_ref().map(|m| m.headers.clone()).or_else(|| file.as_ref().map(|f| f.headers.clone()));
         let Some(headers) = headers else {
-            // JIT dumps, devices and other things that are mapped executable but are no ELF file.
+            // JIT dumps, devices and similar files can be mapped executable although they are no ELF files.
             let is_elf_name = is_main || path.to_string_lossy().contains(".so") || problem.is_some();
             let special = path.starts_with("/dev") || path.starts_with("/memfd:") || path.starts_with("/SYSV");
             if !is_elf_name || special || file.is_some() {
@@ -334,7 +340,7 @@ impl Loader<'_> {
                 let what = "its names may be another build's: it has no build id, and its code could not be compared";
                 Some(Some(format!("{}: {what} with the code that ran", file.place.path().display())))
             }
-            // The file that is there now is another one.
+            // The file that is at the path now is another one.
             None => problem.is_some().then_some(None),
         };
         let mut file = file.map(|f| (f.place, f.file));
@@ -343,7 +349,7 @@ impl Loader<'_> {
         for (bias, ranges) in instances {
             left -= 1;
             let mut build_id = memory.as_ref().and_then(|m| m.build_id.clone());
-            // A second instance needs the file once more.
+            // A second instance of the file needs its own mapping of it.
             let again =
                 file.as_ref().filter(|_| left > 0).and_then(|(place, _)| Some((place.clone(), map_place(place).ok()?)));
             if let Some(note) = &doubt {
@@ -372,7 +378,9 @@ impl Loader<'_> {
         out
     }
 
-    /// The first candidate that is the file in memory, as far as that can be told, else why there is none.
+    /// The first candidate that is the same file as the one in memory, as far as that can be told. Otherwise the
+    /// reason why there is none. The second part can also be a remark about a wrong file although a right one was
+    /// found.
     fn open(
         &self,
         mapping: &Mapping,
@@ -398,7 +406,7 @@ impl Loader<'_> {
                         }
                         ErrorKind::TimedOut | ErrorKind::FileTooLarge | ErrorKind::OutOfMemory | ErrorKind::Other => {
                             refused = refused.or_else(|| Some(what()));
-                            // The other ways lead to the same file.
+                            // The other candidates lead to the same file, which would not answer either.
                             if self.target.is_live() && e.kind() == ErrorKind::TimedOut {
                                 break;
                             }
@@ -453,15 +461,16 @@ impl Loader<'_> {
         (None, wrong.or(refused))
     }
 
-    /// The file put together from what is loaded of it: symbols that the dynamic linker needs and unwind tables are
-    /// there, section headers and debug information are not.
+    /// Puts a file together from its segments in memory. The symbols that the dynamic linker needs and the unwind
+    /// tables are in them; section headers and debug information are not.
     fn image(&self, headers: &Headers, bias: u64) -> Option<Vec<u8>> {
         let size = headers.loads().map(|p| p.offset.saturating_add(p.filesz)).max()?;
         if size < HEADER_SIZE {
             return None;
         }
         let left = self.image_budget.get().checked_sub(size)?;
-        // Ask for one byte of each part first: sizes in a hostile header cost nothing then.
+        // Only the first and last byte of each part are read at first, so that sizes in a hostile header cost
+        // nothing.
         let constant = |p: &&elf::Phdr| p.flags & pf::W == 0 && p.filesz > 0;
         for p in headers.loads().filter(constant) {
             self.read(bias.wrapping_add(p.vaddr), 1)?;
@@ -493,7 +502,7 @@ impl Loader<'_> {
         Some(object(Path::new("[vdso]"), memory.bias, vec![(start, m.end)], None, memory.build_id, data, problem))
     }
 
-    /// The executable of a core that names no files, placed by AT_PHDR.
+    /// The executable of a core that lists no mapped files. Its place is found from AT_PHDR.
     fn unnamed_executable(&self) -> Option<Found> {
         let place = match &self.search.executable {
             Some(path) => Place::user(path),
@@ -508,7 +517,8 @@ impl Loader<'_> {
             p.vaddr.checked_add(headers.header.phoff)
         })?;
         let bias = phdr.wrapping_sub(vaddr);
-        // It is this file only if its entry is the process's; without an id in memory there is no better test.
+        // The file is accepted only if its entry point is that of the process. Without a build id in memory there is
+        // no better test.
         let entry = self.target.auxv(libc::AT_ENTRY)?;
         if bias.wrapping_add(headers.header.entry) != entry {
             return None;
@@ -559,7 +569,8 @@ impl Loader<'_> {
         None
     }
 
-    /// Where a file lies that was opened as `opened`: a link of the kernel is not where the file is.
+    /// Places of the file that was opened as `opened`, whose neighbours may be its debug file. A link of the kernel
+    /// does not tell the directory of a file, so the other candidates and `path` are places too.
     fn near(&self, path: &Path, mapping: &Mapping, opened: &Place) -> Vec<Place> {
         let mut near = vec![opened.clone()];
         near.extend(self.target.file_candidates(mapping));
@@ -595,7 +606,7 @@ impl Loader<'_> {
                     let file = files::map(opened, place.path()).ok()?;
                     return Some((place.path().to_path_buf(), ObjectData::File(file)));
                 }
-                // The link may name the stripped file itself (same name, same directory).
+                // The debuglink may name the stripped file itself (same name, same directory).
                 Ok(false) => {}
                 Err(why) => {
                     self.notes.borrow_mut().push(format!("{} is not used: {why}", place.path().display()));
@@ -618,13 +629,14 @@ fn missing(path: &Path) -> String {
     )
 }
 
-/// Why a file's headers are not those in memory.
+/// Why the headers of a file are not the ones in memory. `None` means that they are the same.
 fn differs(memory: &InMemory, file: &Headers, id: Option<&[u8]>) -> Option<String> {
     match (&memory.build_id, id) {
         (Some(loaded), Some(id)) if loaded == id => None,
         (Some(loaded), Some(id)) => Some(format!("its build id is {}, loaded is {}", elf::hex(id), elf::hex(loaded))),
         (Some(loaded), None) => Some(format!("it has no build id, loaded is {}", elf::hex(loaded))),
-        // strip(1) moves sections but not segments.
+        // Without a build id in memory, entry point and segments are compared: strip(1) moves sections but not
+        // segments.
         (None, _) => {
             let key =
                 |h: &Headers| (h.header.entry, h.loads().map(|p| (p.vaddr, p.memsz, p.flags)).collect::<Vec<_>>());
@@ -633,8 +645,8 @@ fn differs(memory: &InMemory, file: &Headers, id: Option<&[u8]>) -> Option<Strin
     }
 }
 
-/// Where a file is loaded: each bias with the mappings that agree on it. A page that two segments share is mapped twice
-/// and fits two biases by itself; the one that most mappings agree on wins.
+/// Finds where a file is loaded: each bias, with the mappings that agree on it. A page that two segments share is
+/// mapped twice, and each of these mappings alone would fit two biases. The bias that most mappings agree on wins.
 fn instances(headers: &Headers, mappings: &[&Mapping]) -> Vec<(u64, Vec<(u64, u64)>)> {
     let biases = |m: &Mapping| -> Vec<u64> {
         let fits = |p: &&elf::Phdr| {
@@ -666,7 +678,7 @@ fn instances(headers: &Headers, mappings: &[&Mapping]) -> Vec<(u64, Vec<(u64, u6
         let Some((bias, _)) = best else { break };
         let (mine, rest): (Vec<_>, Vec<_>) = left.into_iter().partition(|(_, b)| b.contains(&bias));
         left = rest;
-        // Without code it is a copy that someone maps to read the file.
+        // An instance without code is only a copy that somebody mapped to read the file.
         if mine.iter().any(|(m, _)| m.may_execute()) {
             out.push((bias, mine.iter().map(|(m, _)| (m.start, m.end)).collect()));
         }
@@ -674,7 +686,8 @@ fn instances(headers: &Headers, mappings: &[&Mapping]) -> Vec<(u64, Vec<(u64, u6
     out
 }
 
-/// Clears the section header fields of an image that has no sections; readers take them at their word otherwise.
+/// Clears the section header fields of an image that has no sections. Otherwise readers would trust them and look for
+/// the sections.
 fn without_sections(image: &mut [u8]) {
     const E_SHOFF: std::ops::Range<usize> = 40..48;
     const E_SHNUM_SHSTRNDX: std::ops::Range<usize> = 60..64;
@@ -717,10 +730,10 @@ mod tests {
     use super::*;
     use crate::arch::Registers;
 
-    /// Section of a name and contents.
+    /// Name and contents of a section.
     type Section<'a> = (&'a str, Vec<u8>);
 
-    /// A shared object of one page of headers and one of code, with a build id and sections.
+    /// A shared object with one page of headers and one page of code, with a build id and sections.
     fn library(id: Option<u8>, code: u8, sections: &[Section<'_>]) -> Vec<u8> {
         let mut out = Vec::new();
         out.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
@@ -803,7 +816,8 @@ mod tests {
         assert!(lib.problem.as_deref().unwrap().contains("--sysroot"));
         assert_eq!(lib.tls_block(), Some(Tls { memsz: 24, filesz: 8, align: 16, svma: 0x800 }));
         assert!(objects.executable().is_none());
-        // Between the two mappings is nothing of it, but the range says that it is its.
+        // An address between the two mappings would be the library's, because it is in its range. This one lies
+        // behind both.
         assert_eq!(objects.find(0x10_4000).map(|o| o.name()), None);
     }
 
@@ -852,7 +866,7 @@ mod tests {
             .memory(0x50_3000, 5, &image[0x1000..0x2000])
             .file(0x50_0000, 0x50_1000, 0, name)
             .file(0x50_3000, 0x50_4000, 0x1000, name)
-            // A backtracer's view of the whole file.
+            // A mapping of the whole file, as a backtracer makes it to read the file.
             .memory(0x90_0000, 4, &image[..0x2000])
             .file(0x90_0000, 0x90_2000, 0, name);
         let objects = load(&core, &SearchPaths::default());
@@ -931,7 +945,8 @@ mod tests {
 
     #[test]
     fn images_are_put_together_up_to_a_size() {
-        // A file in which the code is so far behind that the image takes half of what all may take.
+        // The code of this file is at so large an offset that its image takes half of the bytes that all images may
+        // take.
         let offset = limits::MAX_OBJECT_IMAGES / 2 - 0x1000;
         let mut image = library(Some(1), 0xc3, &[]);
         image[64 + 56 + 8..][..8].copy_from_slice(&offset.to_le_bytes());

@@ -1,33 +1,34 @@
-//! Whether a file is the one that a target has mapped, by the bytes that the target itself holds. For files without a build
-//! id: headers alone do not tell two builds apart whose functions have changed places.
+//! Decides whether a file is the one that a target has mapped, from the bytes that the target itself holds. This is
+//! for files without a build id: headers alone do not tell apart two builds in which only functions have changed
+//! places.
 
 use super::Mapping;
 use super::elf::{Headers, pf, pt};
 use crate::limits;
 
-/// What the target's bytes say of a file.
+/// What the target's bytes say about a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Evidence {
-    /// All code is the file's.
+    /// All code that was compared is the same as in the file, and the target has all of it.
     Same,
-    /// Something is not.
+    /// Some bytes differ from the file.
     Other,
-    /// All that is there is the file's, but some code is not there.
+    /// All bytes that the target has are the same as in the file, but some code is missing in the target.
     Unknown,
 }
 
-/// Bytes compared at once.
+/// Bytes that are compared at once.
 const CHUNK: u64 = 64 << 10;
 
-/// Compares `file` with what `read(address, buffer)` gives of the target's own memory, from the address on as far as it is
-/// there.
+/// Compares `file` with the target's own memory. `read(address, buffer)` fills `buffer` from `address` on as far as
+/// the target has the bytes, and returns how many it has.
 pub fn compare(
     file: &[u8],
     headers: &Headers,
     mappings: &[&Mapping],
     read: impl Fn(u64, &mut [u8]) -> usize,
 ) -> Evidence {
-    // The dynamic linker writes to the code itself.
+    // With this tag the dynamic linker writes into the code, which then differs from the file.
     const DT_TEXTREL: u64 = 22;
     if headers.dynamic_tags(file).any(|tag| tag == DT_TEXTREL) {
         return Evidence::Unknown;
@@ -46,7 +47,7 @@ pub fn compare(
         })
         .collect();
     let all = parts.iter().fold(0u64, |sum, p| sum.saturating_add(p.2));
-    // Of large files every so-and-so-many-th piece.
+    // Of large files only every n-th piece is compared.
     let step = CHUNK.saturating_mul(all.div_ceil(limits::MAX_COMPARED_BYTES).max(1));
     let (mut code, mut missing) = (false, false);
     let (mut theirs, mut compared) = (vec![0; CHUNK as usize], 0);
@@ -55,7 +56,7 @@ pub fn compare(
         while at < len && compared < limits::MAX_COMPARED_BYTES {
             let want = (len - at).min(CHUNK) as usize;
             let Some(buffer) = theirs.get_mut(..want) else { break };
-            // A hole ends a read; what is behind it counts as well.
+            // A read ends at a hole, but the bytes behind the hole are compared as well.
             let mut done = 0;
             while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
                 let n = read(start.saturating_add(at + done as u64), rest).min(rest.len());
@@ -84,7 +85,8 @@ pub fn compare(
     if code && !missing { Evidence::Same } else { Evidence::Unknown }
 }
 
-/// strip(1) moves sections but not segments: of the header only the place of the section table may differ.
+/// Makes the section header fields of both headers equal. strip(1) moves sections but not segments, so of the ELF
+/// header only the place of the section table may differ.
 fn without_section_table(theirs: &mut [u8], ours: &[u8]) {
     for range in [40..48, 60..64] {
         if let (Some(theirs), Some(ours)) = (theirs.get_mut(range.clone()), ours.get(range)) {
@@ -94,7 +96,7 @@ fn without_section_table(theirs: &mut [u8], ours: &[u8]) {
 }
 
 impl Headers {
-    /// Tags of the dynamic section of a file.
+    /// The tags in the dynamic section of a file.
     fn dynamic_tags<'a>(&self, file: &'a [u8]) -> impl Iterator<Item = u64> + use<'a> {
         let bytes = self
             .find(pt::DYNAMIC)
@@ -130,8 +132,8 @@ mod tests {
 
     const BASE: u64 = 0x7000_0000;
 
-    /// What is found of a file of `pages` pages of code, of which the target has those for which `there` says so, with
-    /// `change` done to its memory.
+    /// Compares a file that has `pages` pages of code. The target has only the pages for which `there` is true, and
+    /// `change` is applied to its memory before.
     fn found(pages: u64, there: impl Fn(u64) -> bool, change: impl Fn(&mut Vec<u8>)) -> Evidence {
         let size = (pages + 2) * 0x1000;
         let file: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
@@ -158,11 +160,12 @@ mod tests {
     fn each_byte_of_code_that_is_there_counts() {
         let everything = |_| true;
         assert_eq!(found(40, everything, |_| {}), Evidence::Same);
-        // Two calls of functions that have changed places differ in some bytes.
+        // If two functions have changed places, calls of them differ in a few bytes.
         for at in [0x1000, 0x1fff, 0x5432, 0x1000 + 39 * 0x1000, 0x28fff] {
             assert_eq!(found(40, everything, |m| m[at] ^= 4), Evidence::Other, "{at:#x}");
         }
-        // Data is written to, and strip moves the section table.
+        // Differences in data and in the place of the section table do not count: the process writes to its data, and
+        // strip moves the section table.
         assert_eq!(found(40, everything, |m| m[41 * 0x1000] ^= 4), Evidence::Same);
         assert_eq!(found(40, everything, |m| m[40] ^= 4), Evidence::Same);
         assert_eq!(found(40, everything, |m| m[62] ^= 4), Evidence::Same);
@@ -181,7 +184,7 @@ mod tests {
     #[test]
     fn so_much_is_compared() {
         let pages = 2 * limits::MAX_COMPARED_BYTES / 0x1000;
-        // Every other piece.
+        // Only every other piece is compared.
         let piece = |n: u64| (n * CHUNK) as usize + 0x1000;
         assert_eq!(found(pages, |_| true, |m| m[piece(0)] ^= 4), Evidence::Other);
         assert_eq!(found(pages, |_| true, |m| m[0x2000 + piece(1)] ^= 4), Evidence::Same);

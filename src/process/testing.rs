@@ -1,4 +1,4 @@
-//! Cores that are built piece by piece, for the tests of everything that reads one. Not part of the public interface.
+//! Builds cores piece by piece, for the tests of everything that reads cores. Not part of the public interface.
 
 use super::core::{CoreTarget, PN_XNUM, SH_INFO};
 use super::elf::{HEADER_SIZE, PHDR_SIZE, pt};
@@ -28,23 +28,24 @@ struct Segment {
 }
 
 impl CoreBuilder {
-    /// A core of nothing.
+    /// A core without threads, memory or files.
     pub fn new() -> CoreBuilder {
         CoreBuilder::default()
     }
 
-    /// Memory at `address` with `bytes`; `flags` are `p_flags` (1 X, 2 W, 4 R).
+    /// Adds memory at `address` that holds `bytes`. `flags` are the segment's `p_flags` (1 X, 2 W, 4 R).
     pub fn memory(self, address: u64, flags: u32, bytes: &[u8]) -> CoreBuilder {
         self.segment(address, bytes.len() as u64, flags, bytes)
     }
 
-    /// A segment of `size` bytes of which only `bytes` are in the core.
+    /// Adds a segment of `size` bytes in memory, of which only `bytes` are in the core.
     pub fn segment(mut self, address: u64, size: u64, flags: u32, bytes: &[u8]) -> CoreBuilder {
         self.segments.push(Segment { address, size, flags, bytes: bytes.to_vec() });
         self
     }
 
-    /// A thread with the registers that `registers` knows; the others are zero, as a core has no unknown ones.
+    /// Adds a thread with the registers that are known in `registers`. The others are zero, because a core has no
+    /// unknown registers.
     pub fn thread(self, tid: u32, signal: u16, registers: &Registers, fs_base: u64) -> CoreBuilder {
         let mut status = vec![0; PRSTATUS_SIZE];
         status[12..14].copy_from_slice(&signal.to_le_bytes());
@@ -65,7 +66,7 @@ impl CoreBuilder {
         self.note(b"CORE", kind::PRSTATUS, &status).note(b"CORE", kind::FPREGSET, &fxsave)
     }
 
-    /// NT_PRPSINFO.
+    /// Adds the note NT_PRPSINFO with the process id, the name and the start of the command line.
     pub fn process(self, pid: u32, name: &str, arguments: &str) -> CoreBuilder {
         let mut info = vec![0; 136];
         info[24..28].copy_from_slice(&pid.to_le_bytes());
@@ -75,19 +76,19 @@ impl CoreBuilder {
         self.note(b"CORE", kind::PRPSINFO, &info)
     }
 
-    /// A line of NT_FILE; `offset` in bytes, a multiple of 0x1000.
+    /// Adds an entry of NT_FILE. `offset` is in bytes and a multiple of 0x1000.
     pub fn file(mut self, start: u64, end: u64, offset: u64, path: &str) -> CoreBuilder {
         self.files.push((start, end, offset, path.to_string()));
         self
     }
 
-    /// An auxiliary vector entry.
+    /// Adds an entry of the auxiliary vector.
     pub fn auxv(mut self, key: u64, value: u64) -> CoreBuilder {
         self.auxv.push((key, value));
         self
     }
 
-    /// Any note.
+    /// Adds a note of any owner and type.
     pub fn note(mut self, owner: &[u8], kind: u32, data: &[u8]) -> CoreBuilder {
         self.notes.extend((owner.len() as u32 + 1).to_le_bytes());
         self.notes.extend((data.len() as u32).to_le_bytes());
@@ -100,8 +101,8 @@ impl CoreBuilder {
         self
     }
 
-    /// The core's bytes: ELF header, program headers, notes, segments at multiples of 16; behind them a section header, if
-    /// it takes one to say how many program headers there are (PN_XNUM).
+    /// Returns the bytes of the core: ELF header, program headers, notes, and segments at multiples of 16. If there
+    /// are more program headers than the ELF header can count (PN_XNUM), a section header with their number follows.
     pub fn build(&self) -> Vec<u8> {
         let mut with_tables = self.clone();
         if !self.auxv.is_empty() {
@@ -153,12 +154,12 @@ impl CoreBuilder {
         out
     }
 
-    /// Opens the core without a file.
+    /// Opens the core from memory, without a file.
     pub fn open(&self) -> Result<CoreTarget, Error> {
         self.open_with(&SearchPaths::default())
     }
 
-    /// Opens the core without a file, with search paths.
+    /// Opens the core from memory, without a file, and with search paths for the files that it names.
     pub fn open_with(&self, search: &SearchPaths) -> Result<CoreTarget, Error> {
         CoreTarget::from_bytes(Path::new("core.test"), Arc::new(self.build()), search)
     }

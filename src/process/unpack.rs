@@ -1,9 +1,12 @@
-//! One budget for all that is decompressed for a report.
+//! One memory budget for everything that is decompressed for a report.
 //!
-//! Seven megabytes can be seven gigabytes of zeros. A section that claims more than its compressed bytes can honestly hold is
-//! not believed, and all sections of all files together get a share of the memory that is free.
+//! Seven megabytes of compressed data can become seven gigabytes of zeros. A section that claims to become larger
+//! than its compressed bytes can honestly hold is not believed, and all sections of all files together may use only a
+//! share of the memory that is free.
 
 use crate::limits;
+use object::ObjectSection;
+use std::borrow::Cow;
 use std::cell::RefCell;
 
 #[derive(Default)]
@@ -16,24 +19,24 @@ thread_local! {
     static BUDGET: RefCell<Budget> = RefCell::default();
 }
 
-/// Begins a report of this thread.
+/// Resets the budget and the notes of this thread. To be called when a report begins.
 pub fn begin() {
     BUDGET.set(Budget::default());
 }
 
-/// What was left out since, as a reader is told of it.
+/// Notes for the reader of the report about what was left out since it began.
 pub fn notes() -> Vec<String> {
     BUDGET.with_borrow(|budget| budget.notes.clone())
 }
 
-/// Bytes that so many compressed ones may claim to be.
+/// The largest decompressed size, in bytes, that is believed of a section with `compressed` bytes.
 pub fn believed(compressed: u64) -> u64 {
     let small = compressed.saturating_mul(limits::MAX_COMPRESSION_RATIO).min(limits::MAX_SMALL_SECTION_BYTES);
     let large = compressed.saturating_mul(limits::MAX_LARGE_COMPRESSION_RATIO);
     small.max(large).min(limits::MAX_DEBUG_SECTION_BYTES)
 }
 
-/// Takes so many bytes, if they are there.
+/// Takes `bytes` from the budget. Returns `false` and takes nothing if fewer are left.
 pub fn take(bytes: u64) -> bool {
     BUDGET.with_borrow_mut(|budget| {
         let left = budget.left.get_or_insert_with(|| share(free()));
@@ -47,8 +50,9 @@ pub fn take(bytes: u64) -> bool {
     })
 }
 
-/// Whether sections of `name` may be decompressed that have, each, so many compressed bytes and claim to be so many. If not,
-/// that is told; what is said of half of them would be worse than nothing.
+/// Whether the debug sections of the file `name` may be decompressed. Each element of `sections` is the compressed
+/// size of one section and the size that it claims to have when decompressed, in bytes. If not, a note is added, and
+/// no section of the file is to be used: answers from half of the sections would be worse than none.
 pub fn affordable(name: &str, sections: &[(u64, u64)]) -> bool {
     let all = sections.iter().fold(0u64, |sum, &(_, claimed)| sum.saturating_add(claimed));
     let honest = sections.iter().all(|&(compressed, claimed)| claimed <= believed(compressed));
@@ -74,7 +78,7 @@ fn share(free: u64) -> u64 {
     (free / limits::MAX_UNPACKED_SHARE).min(limits::MAX_UNPACKED_BYTES)
 }
 
-/// Bytes of memory that can still be had, as far as the system tells.
+/// Bytes of memory that this process can still get, as far as the system tells.
 fn free() -> u64 {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let system = meminfo(&read("/proc/meminfo")).unwrap_or(limits::MAX_UNPACKED_BYTES);
@@ -97,6 +101,19 @@ fn address_space(text: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
+/// Returns the bytes of a section, decompressed if they are compressed. Returns `None` if the bytes are not in the
+/// file, if the compression header claims more than its input can hold, or if the section is larger than what is left
+/// of the budget.
+pub fn section_bytes<'a>(section: &impl ObjectSection<'a>) -> Option<Cow<'a, [u8]>> {
+    let range = section.compressed_file_range().ok()?;
+    if range.format != object::CompressionFormat::None
+        && (range.uncompressed_size > believed(range.compressed_size) || !take(range.uncompressed_size))
+    {
+        return None;
+    }
+    section.uncompressed_data().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,7 +123,7 @@ mod tests {
         let small = limits::MAX_SMALL_SECTION_BYTES;
         for (compressed, claimed) in [
             (100, 100 * limits::MAX_COMPRESSION_RATIO),
-            // A megabyte of deflated zeros, of which there is a gigabyte.
+            // A megabyte of deflated zeros would become a gigabyte, which is more than it may claim.
             (1 << 20, limits::MAX_LARGE_COMPRESSION_RATIO << 20),
             (small / limits::MAX_COMPRESSION_RATIO + 1, small),
             (u64::MAX / 2, limits::MAX_DEBUG_SECTION_BYTES),

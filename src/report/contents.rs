@@ -148,14 +148,14 @@ pub struct TableRow {
 /// What to list besides instances.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lists {
-    /// Functions of each module.
+    /// Whether to list the functions of each module.
     pub functions: bool,
-    /// Exports of each module.
+    /// Whether to list the exports of each module.
     pub exports: bool,
 }
 
 impl Contents {
-    /// The document of `report`'s target, without contents yet.
+    /// A document about the target of `report` that has no contents yet.
     pub fn of(report: &Report) -> Contents {
         Contents {
             schema_version: SCHEMA_VERSION,
@@ -170,12 +170,12 @@ impl Contents {
         }
     }
 
-    /// All instances with the numbers of their modules.
+    /// All instances, each with the number of its module.
     pub fn instances(&self) -> impl Iterator<Item = (u32, &Instance)> {
         self.contents.iter().flat_map(|m| m.instances.iter().map(|i| (m.module_index, i)))
     }
 
-    /// Name of a module.
+    /// The name of the module with this number, or `?` if there is none.
     pub fn module_name(&self, index: u32) -> &str {
         let mut modules = self.runtimes.iter().flat_map(|r| &r.modules);
         modules.find(|m| m.index == Some(index)).and_then(|m| m.name.as_deref()).unwrap_or("?")

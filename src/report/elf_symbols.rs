@@ -1,20 +1,25 @@
-//! A symbol file for compiled code that no file of the target describes: a [`CodeMap`] in, the bytes of an ELF file out.
+//! Writes a symbol file for compiled code that no file of the target describes: it turns a [`CodeMap`] into the bytes
+//! of an ELF file.
 //!
-//! gdb and lldb load it beside the target's own files, and then print the frames of this code, and the native frames above
-//! it, as if a compiler had described it:
+//! gdb and lldb load this file beside the target's own files, and then print the frames of the compiled code, and the
+//! native frames above it, as if a compiler had described the code:
 //!
-//! - It is `ET_DYN` with absolute addresses: no address has to be given in gdb, `--slide 0` in lldb. lldb takes an
-//!   `ET_EXEC` for the program itself, gdb loses the DWARF of an `ET_REL`.
-//! - `.text` holds the code, since a core may lack it.
-//! - `.eh_frame` says `undefined` where a caller's register is not known. Without a rule gdb takes the register for
-//!   unchanged and shows wrong locals, in native frames too.
-//! - The frame base is `DW_OP_call_frame_cfa`: through a register, lldb 14 to 19 lose the locals behind `leave`.
-//! - Inlined functions have a description without code, to which each place where they are refers; that place also says
-//!   from where it is called, if that is known. A line 0 ends the lines before it.
-//! - A vector is an integer of 16 bytes: it has no lanes until somebody looks at it.
-//! - Wasm functions are `DW_CC_nocall`, so that no debugger calls one (`print fib(10)`).
-//! - Operand stacks are variables named `wasm_stack` in a lexical block of their own for each point, so that elsewhere
-//!   there is no such variable instead of one without a value, and each has the depth and the types of its point.
+//! - The file is `ET_DYN` with absolute addresses, so that gdb needs no address and lldb only `--slide 0`. lldb would
+//!   take an `ET_EXEC` for the program itself, and gdb loses the DWARF of an `ET_REL`.
+//! - `.text` holds the machine code, because a core may lack it.
+//! - `.eh_frame` has the rule `undefined` for each register of the caller that is not known. Without a rule, gdb
+//!   takes the register for unchanged and shows wrong locals, in native frames too.
+//! - The frame base is `DW_OP_call_frame_cfa`. If the frame base is a register, lldb 14 to 19 lose the locals behind
+//!   a `leave` instruction.
+//! - Each inlined function is described once, without code. Each place where it is inlined refers to that
+//!   description, and also says from where it is called, if that is known. A row with line 0 ends the lines before
+//!   it.
+//! - A vector is described as an integer of 16 bytes, because it has no lanes until somebody chooses how to look at
+//!   it.
+//! - Wasm functions are marked `DW_CC_nocall`, so that no debugger calls one (`print fib(10)`).
+//! - The operand stack is a variable named `wasm_stack`, in a lexical block of its own for each point. At other
+//!   addresses there is therefore no such variable, instead of a variable without a value, and each variable has the
+//!   depth and the types of its point.
 
 use super::text::escaped;
 use crate::arch::{Reg, x64};
@@ -35,14 +40,15 @@ use object::write::elf::{FileHeader, ProgramHeader, SectionHeader, Sym, Writer};
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-/// Functions per compilation unit. A debugger reads a unit whole when it meets one of its addresses, and what is built
-/// of a unit before it is written should fit into the processor's cache.
+/// Number of functions per compilation unit. A debugger reads a whole unit when it meets one of the unit's addresses,
+/// and what is built in memory of a unit before it is written should fit into the processor's cache.
 const UNIT_FUNCTIONS: usize = 64;
 
-/// From this many units on two threads write half of them each.
+/// If there are at least this many units, two threads write half of them each.
 const WORTH_TWO_PARTS: usize = 16;
 
-/// Why there is no file. None of these is expected: the description is too large for the format, or contradicts itself.
+/// Why no symbol file could be made. None of these errors is expected: the description is too large for the format,
+/// or contradicts itself.
 #[derive(Debug, thiserror::Error)]
 pub enum SymbolFileError {
     /// Debug information cannot be encoded.
@@ -53,8 +59,8 @@ pub enum SymbolFileError {
     Elf(#[from] object::write::Error),
 }
 
-/// Writes the file. `directory` is where it will be; `text_names` has the file name of each module's text form there, as
-/// far as the module has one.
+/// Makes the bytes of the symbol file. `directory` is where the file will be; `text_names` has, for each module, the
+/// name of the file in that directory with the module's text form, if there is one.
 pub fn write(map: &CodeMap, directory: &str, text_names: &[Option<String>]) -> Result<Vec<u8>, SymbolFileError> {
     let modules = disjoint(map);
     let units = units(&modules, text_names);
@@ -67,14 +73,14 @@ pub fn write(map: &CodeMap, directory: &str, text_names: &[Option<String>]) -> R
     });
     let mut frames = frames.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
     let second = second.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-    // A length of zero ends the section; the writer leaves that to a linker.
+    // An entry with a length of zero ends the section. gimli's writer leaves it to a linker to add that entry.
     frames.extend_from_slice(&[0; 4]);
     let mut named: Vec<(&'static str, Vec<u8>)> = vec![(".eh_frame", frames)];
     named.extend(joined(first?, second)?);
     elf_file(&modules, &named)
 }
 
-/// What becomes a compilation unit.
+/// The functions that become one compilation unit, and their module.
 struct UnitPlan<'a> {
     module: &'a CompiledModule,
     functions: Vec<&'a CompiledFunction>,
@@ -91,14 +97,15 @@ fn units<'a>(modules: &[(usize, &'a CompiledModule)], text_names: &'a [Option<St
     out
 }
 
-/// A section in the making, with the places in it that hold an offset into a section: they move with it.
+/// A section that is being written, and the positions of all offsets into sections that it holds. When the sections
+/// of two parts are joined, these offsets have to be adjusted.
 #[derive(Clone)]
 struct Part {
     data: EndianVec<LittleEndian>,
     offsets: Vec<(usize, SectionId)>,
 }
 
-/// Bytes of an offset in 32-bit DWARF.
+/// Size in bytes of an offset into a section in 32-bit DWARF.
 const OFFSET_BYTES: u8 = 4;
 
 impl gimli::write::Writer for Part {
@@ -139,7 +146,8 @@ impl gimli::write::Writer for Part {
     }
 }
 
-/// The sections of the first part with those of the second behind them, as a linker would put them together.
+/// The sections of the first part, each followed by the same section of the second part, as a linker would put them
+/// together. Offsets in the second part are adjusted.
 fn joined(mut first: Sections<Part>, mut second: Sections<Part>) -> gimli::write::Result<Vec<(&'static str, Vec<u8>)>> {
     let mut out: Vec<(SectionId, Vec<u8>)> = Vec::new();
     first.for_each_mut(|id, part| {
@@ -167,7 +175,8 @@ fn debug_sections(units: &[UnitPlan], directory: &str) -> gimli::write::Result<S
     let mut strings = Strings::default();
     for plan in units {
         let Some(unit) = unit(&mut strings, plan.module, &plan.functions, directory, plan.text_name) else { continue };
-        // Unit by unit: the entries of all of them would need many times the memory of what is written.
+        // Each unit is written before the next is built: the entries of all units would need many times the memory of
+        // the bytes that are written.
         let mut units = UnitTable::default();
         units.add(unit);
         units.write(&mut sections, &mut strings.lines, &mut strings.table)?;
@@ -177,8 +186,8 @@ fn debug_sections(units: &[UnitPlan], directory: &str) -> gimli::write::Result<S
     Ok(sections)
 }
 
-/// The modules in the order of their addresses. One that lies over another is left out: a debugger would choose between
-/// them as it likes.
+/// The modules in the order of their addresses. A module that overlaps one before it is left out, because a debugger
+/// would choose between the two as it likes.
 fn disjoint(map: &CodeMap) -> Vec<(usize, &CompiledModule)> {
     let end = |m: &CompiledModule| {
         let last = m.functions.iter().map(|f| f.start.saturating_add(u64::from(f.len))).max().unwrap_or(m.base);
@@ -234,7 +243,8 @@ fn frame_table(modules: &[(usize, &CompiledModule)]) -> Result<Vec<u8>, gimli::w
         let mut fde = FrameDescriptionEntry::new(Address::Constant(function.start), function.len);
         let mut at = 0;
         for &(offset, change) in &function.frame {
-            // Behind the end nothing is asked; a change that goes back would hold at the wrong place.
+            // No debugger asks about addresses behind the function's end, and a change with a smaller offset than the
+            // one before it would take effect at the wrong place.
             if offset >= function.len || offset < at {
                 continue;
             }
@@ -248,8 +258,8 @@ fn frame_table(modules: &[(usize, &CompiledModule)]) -> Result<Vec<u8>, gimli::w
     Ok(out.0.into_vec())
 }
 
-/// A name as a debugger may show it: what the terminal might obey is escaped as in the text report, since nothing does it
-/// behind us.
+/// A name that is safe for a debugger to show: characters that a terminal might obey are escaped as in the text
+/// report, because nothing escapes them later. The name is cut off after `MAX_NAME_BYTES` bytes.
 fn clean(name: &str) -> Cow<'_, str> {
     let mut out = escaped(name);
     if out.len() > MAX_NAME_BYTES {
@@ -262,12 +272,13 @@ fn clean(name: &str) -> Cow<'_, str> {
     }
 }
 
-/// A path of the user's, at which the debugger is to find a file: it stays as it is, but for what would end the string.
+/// A path that the user gave, at which the debugger is to find a file. It stays as it is, except for NUL characters,
+/// which would end the string.
 fn path_text(path: &str) -> String {
     path.replace('\0', "?")
 }
 
-/// Operations that say where a value is.
+/// The DWARF operations that say where a value is.
 fn operations(place: Location) -> Vec<u8> {
     let mut out = EndianVec::new(LittleEndian);
     // Writing to a vector cannot fail.
@@ -285,7 +296,8 @@ fn operations(place: Location) -> Vec<u8> {
     out.into_vec()
 }
 
-/// Types of one unit, and functions that are inlined in it, made when they are first needed.
+/// The entries of one unit for types and for functions that are inlined in it. Each entry is made when it is first
+/// needed.
 #[derive(Default)]
 struct Types {
     inlined: HashMap<String, UnitEntryId>,
@@ -294,7 +306,7 @@ struct Types {
 }
 
 impl Types {
-    /// The type of a value; of one whose type is not known, its 64 raw bits.
+    /// The entry for the type of a value. A value whose type is not known is described as its 64 raw bits.
     fn value(&mut self, strings: &mut Strings, unit: &mut Unit, ty: Option<ValType>) -> UnitEntryId {
         if let Some(id) = self.values.get(&ty) {
             return *id;
@@ -322,7 +334,8 @@ impl Types {
         named
     }
 
-    /// The type of an operand stack: one or two words for each operand, `s0` at the bottom.
+    /// The entry for the type of an operand stack: a structure with one or two words for each operand, from `s0` at
+    /// the bottom on.
     fn stack(&mut self, strings: &mut Strings, unit: &mut Unit, operands: &Operands) -> UnitEntryId {
         let types: Vec<Option<ValType>> = operands.operands.iter().map(|(ty, _)| *ty).collect();
         if let Some(id) = self.stacks.get(&types) {
@@ -345,7 +358,7 @@ impl Types {
         id
     }
 
-    /// The description of a function that is inlined somewhere.
+    /// The entry that describes a function that is inlined somewhere.
     fn inlined(&mut self, strings: &mut Strings, unit: &mut Unit, name: &str) -> UnitEntryId {
         let name = clean(name);
         if let Some(id) = self.inlined.get(&*name) {
@@ -363,7 +376,7 @@ impl Types {
     }
 }
 
-/// Bytes of an operand in the description of a stack.
+/// Size in bytes of an operand in the description of an operand stack.
 fn operand_bytes(ty: Option<ValType>) -> u8 {
     if ty == Some(ValType::V128) { 16 } else { 8 }
 }
@@ -398,7 +411,7 @@ fn unit(
     let root = unit.root();
     let entry = unit.get_mut(root);
     entry.set(dw::DW_AT_producer, strings.string(concat!("wstate ", env!("CARGO_PKG_VERSION"))));
-    // C has no names that are made up of other names, and no runtime of its own.
+    // The language is C, because C has no names that are made up of other names, and no runtime of its own.
     entry.set(dw::DW_AT_language, AttributeValue::Language(dw::DW_LANG_C11));
     let primary = text_name.map_or_else(|| clean(&module.name), |name| path_text(name).into());
     entry.set(dw::DW_AT_name, strings.string(&primary));
@@ -432,7 +445,8 @@ fn add_function(
     entry.set(dw::DW_AT_name, strings.string(&name));
     entry.set(dw::DW_AT_external, AttributeValue::FlagPresent);
     entry.set(dw::DW_AT_prototyped, AttributeValue::FlagPresent);
-    // Called with the C calling convention, Wasm code takes whatever it finds for its instance, and the process dies.
+    // If a debugger called Wasm code with the C calling convention, the code would take whatever is in a register for
+    // its instance, and the process would die.
     entry.set(dw::DW_AT_calling_convention, AttributeValue::CallingConvention(dw::DW_CC_nocall));
     entry.set(dw::DW_AT_low_pc, AttributeValue::Address(Address::Constant(function.start)));
     entry.set(dw::DW_AT_high_pc, AttributeValue::Udata(u64::from(function.len)));
@@ -476,7 +490,7 @@ fn add_function(
     add_inlined(unit, strings, types, function, base, files, (id, &function.inlined));
 }
 
-/// File and line of an entry, if they are known.
+/// Sets the attributes `names` of an entry to a file and a line, if these are known.
 fn set_line(
     entry: &mut DebuggingInformationEntry,
     names: (dw::DwAt, dw::DwAt),
@@ -488,7 +502,7 @@ fn set_line(
     entry.set(names.1, AttributeValue::Udata(u64::from(at.line)));
 }
 
-/// The functions that are inlined into `around`.
+/// Adds an entry for each function that is inlined into the entry `around`, and for those inlined into it in turn.
 fn add_inlined(
     unit: &mut Unit,
     strings: &mut Strings,
@@ -526,7 +540,7 @@ fn add_inlined(
     }
 }
 
-/// The places of a variable, relative to the unit's base.
+/// The location list of a variable, relative to the unit's base address.
 fn place_list(variable: &Variable, len: u32, start: u64) -> LocationList {
     let ranges = variable.places.iter().map(|&(from, to, place)| (from, to.min(len), place));
     LocationList(
@@ -541,7 +555,8 @@ fn place_list(variable: &Variable, len: u32, start: u64) -> LocationList {
     )
 }
 
-/// A structure put together from the operands' places; a piece without a place has no value.
+/// The expression that puts a structure together from the places of the operands. A piece without a place has no
+/// value.
 fn pieces(operands: &Operands) -> Expression {
     let mut out = Vec::new();
     for (ty, place) in &operands.operands {
@@ -551,7 +566,8 @@ fn pieces(operands: &Operands) -> Expression {
     Expression::raw(out)
 }
 
-/// The line table of some functions, and the numbers of the module's files in it.
+/// The line table of `functions`, and the number that each of the module's files has in that table, if it is used
+/// there.
 fn lines(
     encoding: Encoding,
     module: &CompiledModule,

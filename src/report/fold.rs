@@ -1,28 +1,29 @@
-//! Frames that come again and again, as recursion leaves them.
+//! Finds frames that come again and again, as recursion leaves them on a stack.
 
 use super::{Frame, Hex};
 use crate::limits;
 
-/// A stretch of frames in which the first `cycle` come `times` times in all.
+/// A stretch of frames that consists of the same `cycle` frames, `times` times in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
-    /// Number of the first among the frames that were given.
+    /// Position of the stretch's first frame in the list that was given.
     pub at: usize,
-    /// Frames until the first comes again.
+    /// Number of frames in one cycle.
     pub cycle: usize,
-    /// How often all of them are there, 3 or more.
+    /// How often the cycle is there in all: 3 times or more.
     pub times: usize,
 }
 
 impl Run {
-    /// One past the last.
+    /// The position behind the last frame of the stretch.
     pub fn end(&self) -> usize {
         self.at + self.cycle * self.times
     }
 }
 
-/// The stretches of `frames` worth folding, youngest first. Of several cycles that begin at a frame the one counts that
-/// covers most, and of those the shortest. Each frame is compared with at most [`limits::MAX_FOLD_CYCLE`] others, times two.
+/// The stretches of `frames` that are worth folding, youngest first. If several cycles begin at the same frame, the
+/// cycle that covers the most frames counts, and of several such cycles the shortest. Each frame is compared with at
+/// most two times [`limits::MAX_FOLD_CYCLE`] others.
 pub fn runs(frames: &[&Frame]) -> Vec<Run> {
     let mut found = Vec::new();
     let mut at = 0;
@@ -44,13 +45,15 @@ pub fn runs(frames: &[&Frame]) -> Vec<Run> {
     found
 }
 
-/// Whether two frames are of the same function, and there is nothing to say about one that is not said about the other.
+/// Whether two frames are of the same function, and everything that a report says about one frame it also says about
+/// the other, apart from addresses and values.
 fn is_same(a: &Frame, b: &Frame) -> bool {
     let about = |f: &Frame| (f.kind, f.trust, f.instance, f.unstopped);
     about(a) == about(b) && function(a) == function(b) && a.module == b.module && a.notes == b.notes
 }
 
-/// What tells a function from others; where nothing is known, its place.
+/// What tells a function from other functions: its name or index, and whether it is inlined. If neither name nor
+/// index is known, the frame's program counter takes their place.
 fn function(frame: &Frame) -> (Option<&str>, Option<u32>, Option<bool>, Option<Hex>) {
     match &frame.function {
         Some(f) if f.name.is_some() || f.index.or(f.local_index).is_some() => {
@@ -65,7 +68,7 @@ mod tests {
     use super::*;
     use crate::report::{FrameKind, Function};
 
-    /// A frame for each letter, of the function of that name.
+    /// One frame for each letter. The letter is the name of the frame's function.
     fn frames(letters: &str) -> Vec<Frame> {
         let frame = |(i, c): (usize, char)| {
             let mut frame = Frame::new(i as u32, 0x1000 + i as u64, FrameKind::Wasm);
@@ -106,7 +109,7 @@ mod tests {
         all[3].notes.push("a signal handler was called here".into());
         let found = runs(&all.iter().collect::<Vec<_>>());
         assert_eq!(found, [Run { at: 0, cycle: 1, times: 3 }, Run { at: 4, cycle: 1, times: 3 }]);
-        // Without a name the place is the function.
+        // If functions have no names, the program counters tell them apart.
         let mut all = frames("aaaa");
         all.iter_mut().for_each(|f| f.function = None);
         assert_eq!(runs(&all.iter().collect::<Vec<_>>()), []);

@@ -1,6 +1,7 @@
 //! Bytes of a linear memory as text.
 
-/// Sixteen bytes a line, as addresses of the linear memory.
+/// The text of `bytes`, with sixteen bytes on each line. `address` is the address of the first byte in the linear
+/// memory.
 pub fn lines(address: u64, bytes: &[u8]) -> String {
     let mut out = String::new();
     for (i, line) in bytes.chunks(16).enumerate() {

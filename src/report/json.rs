@@ -1,9 +1,9 @@
-//! The JSON form and its schema.
+//! The JSON form of a report, and its schema.
 
 use super::Report;
 use serde::Serialize;
 
-/// A report as one JSON document with a newline at its end. `pretty` indents it.
+/// A report as one JSON document with a newline at its end. `pretty` says whether it is indented.
 pub fn render(report: &Report, pretty: bool) -> String {
     document(report, pretty)
 }
@@ -13,7 +13,7 @@ pub fn schema() -> String {
     schema_of::<Report>()
 }
 
-/// The JSON schema of a document.
+/// The JSON schema of documents of type `T`.
 pub fn schema_of<T: schemars::JsonSchema>() -> String {
     let settings = schemars::generate::SchemaSettings::draft2020_12().for_serialize();
     document(&settings.into_generator().into_root_schema_for::<T>(), true)
@@ -27,8 +27,8 @@ pub fn document(value: &impl Serialize, pretty: bool) -> String {
     escape_controls(&text) + "\n"
 }
 
-/// JSON leaves DEL, the C1 controls and the bidirectional overrides as they are; a terminal may obey them. They can only
-/// be inside strings, so an escape means the same.
+/// Escapes characters that JSON leaves as they are although a terminal may obey them: DEL, the C1 controls and the
+/// bidirectional overrides. They can only be inside of strings, where an escape means the same.
 fn escape_controls(json: &str) -> String {
     if !json.contains(super::text::is_unprintable) {
         return json.to_string();

@@ -1,4 +1,4 @@
-//! The one view model. Everything that is printed is first here; nothing here reads a target.
+//! The view model: everything that is printed is put into these types first. Nothing here reads a target.
 //!
 //! The doc comments of these types are also the text of the JSON schema (`wstate schema`).
 
@@ -27,16 +27,16 @@ use std::collections::BTreeMap;
 use std::fmt;
 pub use timing::Timing;
 
-/// A number of things that are called `what`, in words: `1 frame`, `2 frames`.
+/// The text for a number of things, with the noun `what` in singular or plural: `1 frame`, `2 frames`.
 pub fn counted(number: u64, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
-/// Version of the JSON document. Grows when a key changes its meaning or goes away, not when one is added.
+/// Version of the JSON document. It grows when a key changes its meaning or goes away, not when a key is added.
 pub const SCHEMA_VERSION: u32 = 1;
 
-/// An address, an offset or raw bits. In JSON a lower-case hexadecimal string with `0x` and without leading zeros:
-/// JSON numbers lose bits beyond 2^53.
+/// An address, an offset or raw bits. In JSON it is a lower-case hexadecimal string with `0x` and without leading
+/// zeros, because JSON numbers lose bits beyond 2^53.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Hex(pub u64);
 
@@ -71,7 +71,7 @@ impl JsonSchema for Hex {
     }
 }
 
-/// Raw bits of a value, written as [`Hex`] is: a vector has twice as many.
+/// Raw bits of a value, written as [`Hex`] is, but with up to 128 bits, which a vector has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Bits(pub u128);
 
@@ -231,13 +231,13 @@ pub struct EngineSeen {
 }
 
 impl EngineSeen {
-    /// The report's form.
+    /// The report's form of an engine that was seen.
     pub fn new(seen: &Sighting) -> EngineSeen {
         let (name, evidence) = (seen.engine, seen.evidence.clone());
         EngineSeen { name, supported: name.is_supported(), sure: seen.sure, evidence }
     }
 
-    /// What it means, for people.
+    /// A sentence for people that says what was seen and what it means.
     pub fn sentence(&self) -> String {
         Sighting { engine: self.name, evidence: self.evidence.clone(), sure: self.sure }.sentence()
     }
@@ -355,15 +355,16 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// Whether no frame can be missing before this one. Through code that nobody can explain, without unwind information, or
-    /// where it is not recorded what was inlined, some may have been left out.
+    /// Whether no frame can be missing before this one. Frames may have been left out where the code belongs to
+    /// nothing known, where the walk had no unwind information, or where it is not recorded which functions were
+    /// inlined.
     pub fn is_sure(&self) -> bool {
         self.kind != FrameKind::Unknown
             && !self.may_miss_inlined
             && !matches!(self.trust, Some(Trust::FramePointer | Trust::Scan))
     }
 
-    /// A frame of which only this is known.
+    /// A frame of which only the number, the program counter and the kind are known.
     pub fn new(index: u32, pc: u64, kind: FrameKind) -> Frame {
         Frame {
             index: Some(index),
@@ -476,7 +477,7 @@ pub enum Completeness {
 }
 
 impl Report {
-    /// A report of `target` without content, with this program's versions.
+    /// A report of `target` that is still empty, with the versions of this program and of the document's form.
     pub fn new(target: Target) -> Report {
         Report {
             schema_version: SCHEMA_VERSION,
@@ -491,7 +492,7 @@ impl Report {
         }
     }
 
-    /// How much of what was asked for is here. A thread without a known end counts as lost.
+    /// How much of what was asked for is in this report. A thread without a known end counts as lost.
     pub fn completeness(&self) -> Completeness {
         if self.threads.iter().all(|t| t.frames.is_empty()) {
             return Completeness::Nothing;
@@ -503,7 +504,8 @@ impl Report {
         if self.threads.iter().all(whole) { Completeness::All } else { Completeness::Partial }
     }
 
-    /// Drops what was not asked for: frames other than Wasm ones (`wasm_only`), values (`brief`). Numbers stay.
+    /// Drops what was not asked for: frames that are not Wasm frames (`wasm_only`) and values (`brief`). The frames
+    /// keep their numbers.
     pub fn select(&mut self, wasm_only: bool, brief: bool) {
         for thread in &mut self.threads {
             if wasm_only {

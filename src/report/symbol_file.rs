@@ -1,4 +1,4 @@
-//! `wstate symbols`: a symbol file, the texts that its lines are in, and the commands that load it.
+//! `wstate symbols`: makes a symbol file, the texts that its lines refer to, and the commands that load it.
 
 use super::{elf_symbols, text};
 use crate::error::Error;
@@ -7,28 +7,28 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// What the text form of a module is called.
+/// How the file with the text form of a module is named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TextNames {
-    /// After the symbol file, by the module's place in it.
+    /// After the symbol file, with the module's position in the code map.
     Numbered,
-    /// After its contents: a debugger that loads one symbol file after the other keeps its breakpoints by line only if the
-    /// name of a text stays, whatever else is loaded meanwhile.
+    /// After the contents of the text. A debugger that loads one symbol file after the other keeps its breakpoints by
+    /// line only if the name of a text stays the same, whatever else is loaded meanwhile.
     ByContent,
 }
 
-/// What is written for one target.
+/// The files that are written for one target.
 #[derive(Clone, Debug)]
 pub struct SymbolFile {
-    /// Absolute path of the file.
+    /// Absolute path of the symbol file.
     pub path: PathBuf,
-    /// The ELF file.
+    /// Contents of the symbol file, which is an ELF file.
     pub bytes: Vec<u8>,
-    /// Text forms of modules, with their paths.
+    /// The text forms of modules, each with the path of its file.
     pub texts: Vec<(PathBuf, Arc<str>)>,
 }
 
-/// Whether a character of a text is escaped in its file.
+/// Whether a character of a module's text is escaped in the file with that text.
 fn needs_escape(c: char) -> bool {
     c != '\n' && text::is_unprintable(c)
 }
@@ -40,10 +40,10 @@ fn content(text: &str) -> u64 {
 }
 
 impl SymbolFile {
-    /// The files for `map`, the symbol file at `path`.
+    /// Makes the files for `map`. The symbol file will be at `path`.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is no code to describe, [`Error::Symbols`] if it cannot be written down.
+    /// [`Error::NotFound`] if there is no code to describe, [`Error::Symbols`] if no symbol file can be made of it.
     pub fn of(map: &CodeMap, path: &Path, text_names: TextNames) -> Result<SymbolFile, Error> {
         if map.modules.is_empty() {
             let why = map.notes.first().map(|n| format!(" ({n})")).unwrap_or_default();
@@ -55,12 +55,12 @@ impl SymbolFile {
         let mut texts: Vec<(PathBuf, Arc<str>)> = Vec::new();
         let mut names: Vec<Option<String>> = Vec::new();
         for (i, module) in map.modules.iter().enumerate() {
-            // Code that is there more than once has one text.
+            // Modules with the same text share one file.
             let same = |before: &CompiledModule| before.text == module.text;
             let name = module.text.as_ref().map(|text| {
                 let known = map.modules.iter().zip(&names).find(|(before, _)| same(before));
                 known.and_then(|(_, name)| name.clone()).unwrap_or_else(|| {
-                    // The lines are as before: the end of a line is kept.
+                    // Ends of lines are not escaped, so that each line keeps its number.
                     let shown: Arc<str> = match text.contains(needs_escape) {
                         true => text.split('\n').map(text::escaped).collect::<Vec<_>>().join("\n").into(),
                         false => Arc::clone(text),
@@ -80,15 +80,16 @@ impl SymbolFile {
         Ok(SymbolFile { path, bytes, texts })
     }
 
-    /// What to write where. The symbol file is last: one that is there has its texts.
+    /// Paths and contents of the files to write. The symbol file is the last, so that its texts are there whenever it
+    /// is.
     pub fn files(&self) -> impl Iterator<Item = (&Path, &[u8])> {
         let texts = self.texts.iter().map(|(path, text)| (path.as_path(), text.as_bytes()));
         texts.chain([(self.path.as_path(), self.bytes.as_slice())])
     }
 
-    /// What to type to load it.
+    /// The commands with which gdb and lldb load the symbol file.
     pub fn commands(&self) -> String {
-        // Both debuggers split words as a shell does.
+        // Both debuggers split words as a shell does, so the path is quoted.
         let path = format!("\"{}\"", self.path.display().to_string().replace('\\', "\\\\").replace('"', "\\\""));
         format!(
             "gdb:   add-symbol-file {path}\nlldb:  target modules add {path}\n       \
@@ -113,7 +114,7 @@ mod tests {
         file.texts.iter().map(|(p, t)| (p.file_name().unwrap().to_string_lossy().into_owned(), t.clone())).collect()
     }
 
-    /// A breakpoint by line stands for a name of a file, which may not depend on what else is loaded.
+    /// A breakpoint by line refers to the name of a file, so that name must not depend on what else is loaded.
     #[test]
     fn a_texts_name_is_its_modules_and_not_its_places() {
         let (a, b, again) =

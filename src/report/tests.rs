@@ -1,4 +1,4 @@
-//! Every output mode of one report that has everything in it.
+//! Tests each form of output with one report that has everything in it.
 
 use super::text::{TextOptions, render};
 use super::*;
@@ -61,7 +61,7 @@ fn wasm(index: u32, pc: u64, name: Option<&str>, function: u32, position: OpPosi
     }
 }
 
-/// Two threads, every kind of frame, value, place, reason and end but one.
+/// A report with two threads, and with every kind of frame, value, place, reason and end but one.
 fn rich() -> Report {
     let mut report = Report::new(Target {
         kind: TargetKind::Core,
@@ -424,7 +424,7 @@ fn completeness_is_that_of_the_worst_thread() {
     let mut report = rich();
     assert_eq!(report.completeness(), Completeness::Partial);
     report.threads.truncate(1);
-    // Code that nothing explains, or that was walked by frame pointer or search: frames may be missing around it.
+    // If code is explained by nothing, or was walked by frame pointer or search, frames may be missing around it.
     assert_eq!(report.completeness(), Completeness::Partial);
     report.threads[0].frames.retain(|f| f.kind != FrameKind::Unknown);
     assert_eq!(report.completeness(), Completeness::Partial);

@@ -1,4 +1,4 @@
-//! The text form: a head, then every thread, youngest frame first.
+//! The text form of a report: a head, then every thread with its youngest frame first.
 
 use super::*;
 use crate::arch::x64::TABLE;
@@ -7,21 +7,22 @@ use anstyle::{AnsiColor, Style};
 use std::borrow::Cow;
 use std::io::{self, Write};
 
-/// Columns that lists of values are wrapped at. Frame lines are never wrapped: they are searched with grep.
+/// Width in columns at which lists of values are wrapped. Lines of frames are never wrapped, because people search
+/// them with grep.
 const WIDTH: usize = 120;
 
-/// How to print.
+/// How a report is printed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TextOptions {
-    /// No locals, operand stacks and registers.
+    /// Leaves out locals, operand stacks and registers.
     pub brief: bool,
-    /// Only Wasm frames, with the numbers they have among all frames.
+    /// Prints only Wasm frames, with the numbers that they have among all frames.
     pub wasm_only: bool,
-    /// ANSI colours.
+    /// Prints with ANSI colours.
     pub color: bool,
-    /// How each frame was found, instances, checks.
+    /// Also prints how each frame was found, its instance, and the checks of modules.
     pub verbose: bool,
-    /// Frames that come again and again once, with how often.
+    /// Prints frames that come again and again only once, and says how often they come.
     pub fold: bool,
 }
 
@@ -44,17 +45,17 @@ pub fn render(report: &Report, options: TextOptions) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// What stands above the threads: modules and notes.
+/// The text above the threads: target, modules and notes.
 pub fn render_head(report: &Report, options: TextOptions) -> String {
     in_memory(report, options, |text| text.head())
 }
 
-/// One thread of `report`, as it stands there.
+/// The text of one thread of `report`, as it stands in the text of the whole report.
 pub fn render_thread(report: &Report, thread: &Thread, options: TextOptions) -> String {
     in_memory(report, options, |text| text.thread(thread))
 }
 
-/// One frame of `report`.
+/// The text of one frame of `report`.
 pub fn render_frame(report: &Report, frame: &Frame, options: TextOptions) -> String {
     let digits = frame.index.unwrap_or(0).to_string().len();
     in_memory(report, options, |text| text.frame(frame, (digits + 1).max(3)))
@@ -74,18 +75,19 @@ pub fn is_unprintable(c: char) -> bool {
             | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// A name from the target, safe on a terminal: unprintable characters as `\u{..}`, and cut off after
-/// [`limits::MAX_TEXT_NAME`] characters.
+/// A name from the target that is safe on a terminal: unprintable characters are written as `\u{..}`, and the name is
+/// cut off after [`limits::MAX_TEXT_NAME`] characters.
 pub fn clean(text: &str) -> String {
     clean_within(text, limits::MAX_TEXT_NAME)
 }
 
-/// The same for sentences, which may be longer: [`limits::MAX_TEXT_MESSAGE`].
+/// The same as `clean` for sentences, which may be longer: they are cut off after [`limits::MAX_TEXT_MESSAGE`]
+/// characters.
 pub fn clean_message(text: &str) -> String {
     clean_within(text, limits::MAX_TEXT_MESSAGE)
 }
 
-/// All of a text from the target, with unprintable characters as `\u{..}`.
+/// A text from the target in full length, with unprintable characters written as `\u{..}`.
 pub fn escaped(text: &str) -> Cow<'_, str> {
     if !text.contains(is_unprintable) {
         return Cow::Borrowed(text);
@@ -141,7 +143,7 @@ impl Text<'_> {
         if let Some(e) = &target.executable {
             line += &format!(", executable {}", clean(e));
         }
-        // gdb's gcore writes the signal with which it stopped the process, which ends none.
+        // gdb's gcore writes the signal with which it stopped the process. Such a signal has not ended the process.
         let stopped = |s: i32| [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU].contains(&s);
         if let Some(s) = target.signal {
             line += &format!(", {} {}", if stopped(s) { "stopped by" } else { "ended by" }, signal_name(s));
@@ -170,7 +172,8 @@ impl Text<'_> {
     fn module(&mut self, runtime: &Runtime, module: &Module) -> io::Result<()> {
         let mut line = runtime.name.to_string();
         if let Some(backend) = module.backend.as_deref().filter(|b| !runtime.name.as_str().contains(b)) {
-            // A backend that names the runtime with its version stands for both.
+            // If the name of the backend begins with that of the runtime, as one with the runtime's version does, it
+            // stands for both.
             match backend.starts_with(runtime.name.as_str()) {
                 true => line = clean(backend),
                 false => line += &format!(" {}", clean(backend)),
@@ -243,7 +246,7 @@ impl Text<'_> {
         self.end(thread, thread.frames.len() - shown.len(), unsure, number_width + 2)
     }
 
-    /// The line for `frames`, which are the cycle that was just printed, again and again.
+    /// Writes one line that stands for `frames`, which repeat the cycle that was just printed.
     fn folded(&mut self, run: &fold::Run, frames: &[&Frame], number_width: usize) -> io::Result<()> {
         let number = |frame: Option<&&Frame>| frame.and_then(|f| f.index).map_or("#?".into(), |i| format!("#{i}"));
         let (first, last) = (number(frames.first()), number(frames.last()));
@@ -255,7 +258,8 @@ impl Text<'_> {
         writeln!(self.out, "{first:>number_width$}  {}", self.paint(DIM, &text))
     }
 
-    /// `unsure`: how many of the frames that are not shown make the thread incomplete.
+    /// Writes the line about the end of the thread. `hidden` is the number of frames that are not shown, and `unsure`
+    /// the number of those that make the thread incomplete.
     fn end(&mut self, thread: &Thread, hidden: usize, unsure: usize, indent: usize) -> io::Result<()> {
         let why = thread.end.as_ref().and_then(|e| e.why.as_deref()).map(clean_message);
         let with_why = |text: &str| match &why {
@@ -439,8 +443,8 @@ impl Text<'_> {
         }
     }
 
-    /// Items behind a label, three spaces apart, continued under the first. An item is broken only if it is longer than
-    /// a line by itself.
+    /// Writes items behind a label, three spaces apart, and continues them under the first item. An item is broken
+    /// only if it alone is longer than a line.
     fn list(&mut self, indent: usize, label: &str, items: &[String]) -> io::Result<()> {
         let start = indent + 8;
         let room = WIDTH - start;
@@ -494,7 +498,7 @@ impl Text<'_> {
     }
 }
 
-/// Words with commas between them.
+/// Joins words with commas.
 pub fn list_of(words: &[impl fmt::Display]) -> String {
     words.iter().map(|w| w.to_string()).collect::<Vec<_>>().join(", ")
 }
@@ -534,7 +538,7 @@ fn variable_text(v: &Variable) -> String {
     text
 }
 
-/// A signal's name, or its number where it has none here.
+/// The name of a signal, or its number if nix knows no name for it.
 fn signal_name(number: i32) -> String {
     match nix::sys::signal::Signal::try_from(number) {
         Ok(s) => s.as_str().to_string(),

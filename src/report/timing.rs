@@ -20,7 +20,7 @@ pub struct Timing {
     pub printing_ms: Option<f64>,
 }
 
-/// One line for people.
+/// Prints the times as one line for people.
 impl std::fmt::Display for Timing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if let Some(stopped) = self.stopped_ms {
@@ -35,7 +35,7 @@ impl std::fmt::Display for Timing {
     }
 }
 
-/// A duration as [`Timing`] has it.
+/// A duration in milliseconds, as [`Timing`] has it.
 pub fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }

@@ -1,4 +1,4 @@
-//! Engine types to report types.
+//! Turns the engine's types into those of the report.
 
 use super::{Bits, End, EndKind, Hex, Module, OpPosition, Trust, Value, Variable};
 use crate::arch::Registers;
@@ -33,8 +33,8 @@ impl Value {
         }
     }
 
-    /// The report's form of a list of engine values, or why there is none: what goes into `locals` and `locals_why`,
-    /// or `stack` and `stack_why`.
+    /// The report's form of a list of engine values, or the reason why there is no list. The result goes into
+    /// `locals` and `locals_why`, or into `stack` and `stack_why`.
     pub fn list(values: &Result<Vec<runtime::Value>, Why>) -> (Option<Vec<Value>>, Option<String>) {
         match values {
             Ok(v) => (Some(v.iter().enumerate().map(|(i, v)| Value::new(i as u32, v)).collect()), None),
@@ -43,9 +43,9 @@ impl Value {
     }
 }
 
-/// A value as its type prints it. Integers are signed decimals; an i64 of 2^31 or more in magnitude is hexadecimal,
-/// because it is more often an address or a pattern than a count. References are the runtime's own bits, or null. Without
-/// a type: raw hexadecimal.
+/// The text of a value, depending on its type. Integers are signed decimals, but an i64 of 2^31 or more in magnitude
+/// is hexadecimal, because it is more often an address or a pattern than a count. References are the runtime's own
+/// bits, or `null`. A value without a type is raw hexadecimal.
 pub fn print(ty: Option<ValType>, bits: u128) -> String {
     match ty {
         Some(ValType::I32) => (bits as u32 as i32).to_string(),
@@ -71,7 +71,7 @@ fn nan(negative: bool, payload: u64) -> String {
     format!("{}nan:{payload:#x}", if negative { "-" } else { "" })
 }
 
-/// Where a value was found, as JSON has it. The text form shortens it to what is before the comma.
+/// Where a value was found, as the JSON form writes it. The text form shows only the part before the comma.
 pub fn place_text(place: &Place) -> String {
     match place {
         Place::Register { reg, saved_at: None } => reg.to_string(),
@@ -85,7 +85,7 @@ pub fn place_text(place: &Place) -> String {
     }
 }
 
-/// Known registers by name.
+/// The registers whose values are known, by name.
 pub fn registers(registers: &Registers) -> BTreeMap<String, Hex> {
     TABLE.iter().filter_map(|row| Some((row.name.to_string(), Hex(registers.get(row.reg)?)))).collect()
 }
@@ -155,7 +155,7 @@ impl End {
 }
 
 impl OpPosition {
-    /// `op_index` and `op_position` of an engine position.
+    /// The report's `op_index` and `op_position` for a position in the engine's form.
     pub fn of(position: Position) -> (Option<u64>, OpPosition) {
         match position {
             Position::Header => (None, OpPosition::Header),

@@ -1,12 +1,13 @@
-//! A Wasm coredump as the tool conventions have it (`Coredump.md`): a Wasm module without code, with the memories as memory
-//! and data sections, the globals as constants, and custom sections for modules, instances and one stack per thread.
+//! Writes a Wasm coredump as the tool conventions describe it (`Coredump.md`): a Wasm module without code, with the
+//! memories as memory and data sections, the globals as constants, and custom sections for modules, instances and one
+//! stack per thread.
 //!
-//! What the format cannot hold is left out, and the writer says what: a value without a type, a vector or a reference of a
-//! local or operand is written as missing; a global that is not known stands as a null `externref`, so that the indices of
-//! the others are right.
+//! What the format cannot hold is left out, and the writer tells what that was. A local or operand that is a vector,
+//! a reference or a value without a type is written as missing. A global that is not known is written as a null
+//! `externref`, so that the indices of the other globals are right.
 //!
-//! Memories are read twice, a piece at a time: once for where bytes are not zero, once to write them. The memory of a
-//! process that runs on may change in between; the later bytes count.
+//! Memories are read twice, a piece at a time: once to find where bytes are not zero, once to write them. The memory
+//! of a process that runs on may change in between; then the later bytes are written.
 
 use super::contents::{Contents, Instance, MemoryRow};
 use super::{FrameKind, OpPosition, Report, ValType as Ty, Value};
@@ -19,42 +20,44 @@ use wasm_encoder::{
     RefType, ValType,
 };
 
-/// A reader that wants another shape.
+/// A reader of coredumps that needs another form than that of the conventions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compat {
-    /// wasmgdb 0.2.2. It reads both counts of a frame before the locals and no operands, numbers as little-endian words of
-    /// full length, the first data segment only, and no types but the four numbers'. So: no operands, one memory (that of
-    /// the first Wasm frame's instance) as one segment from its first byte on, no globals.
+    /// wasmgdb 0.2.2. It expects both counts of a frame before the locals and reads no operands; it reads numbers as
+    /// little-endian words of full length, reads only the first data segment, and knows no types but the four number
+    /// types. Therefore a coredump for it has no operands, one memory (that of the first Wasm frame's instance) as
+    /// one segment from its first byte on, and no globals.
     Wasmgdb,
 }
 
-/// What is written down.
+/// What a coredump is made from.
 pub struct Source<'a> {
     /// The stacks, with values.
     pub report: &'a Report,
-    /// Modules and instances.
+    /// The modules and their instances.
     pub contents: &'a Contents,
-    /// Fills a buffer with the target's bytes at an address; says whether it could.
+    /// Fills a buffer with the target's bytes at an address, and returns whether it could.
     pub read: &'a mut dyn FnMut(u64, &mut [u8]) -> bool,
-    /// Where the body of a module's defined function begins in its `.wasm`.
+    /// Returns the offset in a module's `.wasm` file at which the body of a function begins, if it is known. Its
+    /// arguments are the number of the module and the index of the function among those that the module defines.
     pub body_offset: &'a mut dyn FnMut(u32, u32) -> Option<u64>,
 }
 
-/// Bytes of a Wasm page.
+/// Size of a Wasm page in bytes.
 const WASM_PAGE: u64 = 64 << 10;
-/// Zero bytes are looked for in units of this many.
+/// Size in bytes of the units in which zero bytes are looked for.
 const UNIT: u64 = 4096;
-/// Bytes that are read at once.
+/// Number of bytes that are read at once.
 const PIECE: u64 = 256 << 10;
 
-/// Bytes of a memory that are not all zero.
+/// A stretch of a memory whose bytes are not all zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Segment {
     /// Index of the memory in the file.
     memory: u32,
-    /// First address in it.
+    /// First address of the stretch in that memory.
     start: u64,
-    /// Bytes.
+    /// Number of bytes in the stretch.
     len: u64,
 }
 
@@ -65,7 +68,7 @@ struct Memory {
     row: MemoryRow,
 }
 
-/// Writes the coredump. Returns what is missing in it.
+/// Writes the coredump to `out`. Returns notes about what is missing in it.
 pub fn write(source: &mut Source<'_>, compat: Option<Compat>, out: &mut dyn Write) -> io::Result<Vec<String>> {
     let mut notes = Notes::default();
     let preferred = compat.and_then(|_| first_instance(source));
@@ -107,7 +110,8 @@ pub fn write(source: &mut Source<'_>, compat: Option<Compat>, out: &mut dyn Writ
     let mut stacks = Vec::new();
     let mut unknown: BTreeMap<u32, u32> = BTreeMap::new();
     for thread in 0..source.report.threads.len() {
-        // A module may have instances that are not listed: the only one that is need not be the frame's.
+        // A module may have instances that are not listed, so even an instance that is the only one listed need not
+        // be the frame's.
         let mut index_of = |module: u32, address: Option<u64>| {
             let known = address.and_then(|a| instance_map.get(&(module, a)));
             known.copied().unwrap_or_else(|| {
@@ -132,7 +136,7 @@ pub fn write(source: &mut Source<'_>, compat: Option<Compat>, out: &mut dyn Writ
     Ok(notes.finish())
 }
 
-/// What is missing, each kind once with its count.
+/// Notes about what is missing. What is only counted gives one note for each kind, with the count.
 #[derive(Default)]
 struct Notes {
     texts: Vec<String>,
@@ -160,14 +164,15 @@ fn append(section: &impl wasm_encoder::Section, out: &mut Vec<u8>) {
     section.append_to(out);
 }
 
-/// The instance of the first Wasm frame.
+/// The number of the first instance that a Wasm frame is known to run in.
 fn first_instance(source: &Source<'_>) -> Option<u32> {
     let frames = source.report.threads.iter().flat_map(|t| &t.frames);
     let address = frames.filter(|f| f.kind == FrameKind::Wasm).find_map(|f| f.instance)?;
     source.contents.instances().find(|(_, i)| i.address == address).map(|(_, i)| i.number)
 }
 
-/// All memories, each once although instances may share it, and those of each instance by number.
+/// All memories, and for each instance, by its number, the indices of its memories. A memory that several instances
+/// share is there once.
 fn memories(
     contents: &Contents,
     preferred: Option<u32>,
@@ -212,7 +217,7 @@ fn memories(
 fn memory_section(memories: &[Memory]) -> MemorySection {
     let mut section = MemorySection::new();
     for m in memories {
-        // The largest that the type can have, should the target say more.
+        // If the target says that the memory is larger than its type allows, the largest possible size is written.
         let minimum = m.size.div_ceil(WASM_PAGE).min(if m.memory64 { 1 << 48 } else { 1 << 16 });
         let maximum = m.row.maximum.filter(|max| *max >= minimum && (m.memory64 || *max <= 1 << 16));
         let shared = m.row.shared && maximum.is_some();
@@ -221,7 +226,7 @@ fn memory_section(memories: &[Memory]) -> MemorySection {
     section
 }
 
-/// Stretches of all memories that are not zero, few enough for readers.
+/// The stretches of all memories that are not zero. They are joined until there are few enough for readers.
 fn segments(read: &mut dyn FnMut(u64, &mut [u8]) -> bool, memories: &[Memory], notes: &mut Notes) -> Vec<Segment> {
     let mut out: Vec<Segment> = Vec::new();
     let mut total = 0;
@@ -259,7 +264,7 @@ fn segments(read: &mut dyn FnMut(u64, &mut [u8]) -> bool, memories: &[Memory], n
     out
 }
 
-/// Joins segments over growing gaps of zeros until there are at most `most`.
+/// Joins segments across gaps of zeros, first small and then larger gaps, until there are at most `most` segments.
 fn thin(segments: &mut Vec<Segment>, most: usize) {
     let mut gap = UNIT;
     while segments.len() > most && gap < 1 << 40 {
@@ -277,10 +282,11 @@ fn thin(segments: &mut Vec<Segment>, most: usize) {
     }
 }
 
-/// Is shown a unit of a memory by its address there: its bytes, or how many of them cannot be read.
+/// Called with a unit of a memory: its address in that memory, and its bytes or, if they cannot be read, their
+/// number.
 type Visit<'a> = dyn FnMut(u64, Result<&[u8], u64>) + 'a;
 
-/// Shows each unit of a memory.
+/// Calls `visit` with each unit of a memory.
 fn units(read: &mut dyn FnMut(u64, &mut [u8]) -> bool, m: &Memory, visit: &mut Visit<'_>) {
     let mut piece = vec![0; PIECE.min(m.size) as usize];
     let mut at = 0;
@@ -301,7 +307,7 @@ fn units(read: &mut dyn FnMut(u64, &mut [u8]) -> bool, m: &Memory, visit: &mut V
     }
 }
 
-/// The first memory as one segment from its first byte to its last that is not zero.
+/// The first memory as one segment, from its first byte to the last byte that is not zero.
 fn one_segment(read: &mut dyn FnMut(u64, &mut [u8]) -> bool, memories: &[Memory], notes: &mut Notes) -> Vec<Segment> {
     let Some(m) = memories.first().filter(|m| m.size > 0) else { return Vec::new() };
     let (mut end, mut unreadable) = (1, 0);
@@ -322,7 +328,7 @@ fn one_segment(read: &mut dyn FnMut(u64, &mut [u8]) -> bool, memories: &[Memory]
     vec![Segment { memory: 0, start: 0, len: end.min(limits::MAX_DATA_BYTES) }]
 }
 
-/// What stands before a segment's bytes.
+/// The encoded fields that stand before a segment's bytes in the data section.
 fn segment_head(s: &Segment, memories: &[Memory]) -> Vec<u8> {
     let mut head = Vec::new();
     if s.memory == 0 {
@@ -335,7 +341,7 @@ fn segment_head(s: &Segment, memories: &[Memory]) -> Vec<u8> {
     let offset =
         if memory64 { ConstExpr::i64_const(s.start as i64) } else { ConstExpr::i32_const(s.start as u32 as i32) };
     offset.encode(&mut head);
-    // At most limits::MAX_DATA_BYTES.
+    // The length is at most `limits::MAX_DATA_BYTES`, so it fits into 32 bits.
     (s.len as u32).encode(&mut head);
     head
 }
@@ -365,7 +371,7 @@ fn data_section(
         let base = memories.get(s.memory as usize).map_or(0, |m| m.base);
         let mut done = 0;
         while done < s.len {
-            // To the next unit's end: a hole costs only its unit.
+            // If the whole piece cannot be read, its units are read one by one, so that a hole costs only its unit.
             let at = s.start + done;
             let len = PIECE.min(s.len - done) as usize;
             if !read(base.wrapping_add(at), &mut buf[..len]) {
@@ -388,7 +394,8 @@ fn data_section(
     Ok(())
 }
 
-/// All globals, each once, and those of each instance by number.
+/// All globals, and for each instance, by its number, the indices of its globals. A global that several instances
+/// share is there once.
 fn globals(contents: &Contents, notes: &mut Notes) -> (GlobalSection, HashMap<u32, Vec<u32>>) {
     let mut section = GlobalSection::new();
     let mut by_address: HashMap<u64, u32> = HashMap::new();
@@ -438,7 +445,7 @@ fn modules(contents: &Contents) -> (CoreDumpModulesSection, HashMap<u32, u32>) {
     (section, map)
 }
 
-/// The section of one thread, if it has Wasm frames.
+/// The encoded stack section of one thread; empty if the thread has no Wasm frames.
 fn stack(
     report: &Report,
     thread: usize,
@@ -463,7 +470,8 @@ fn stack(
             continue;
         };
         let instance = index_of(module, frame.instance.map(|i| i.0));
-        // The operator's, from the start of the body with its local declarations; zero where it is not known.
+        // The code offset of a frame is that of its operator, counted from the start of the function's body with its
+        // local declarations. Zero is written where it is not known.
         let place = frame.wasm.as_ref().filter(|w| w.op_position == OpPosition::At).and_then(|w| w.offset);
         let start = function.and_then(|f| f.local_index).and_then(|local| body_offset(module, local));
         let offset = place.zip(start).and_then(|(place, start)| place.0.checked_sub(start));
@@ -529,7 +537,7 @@ fn values(values: &Option<Vec<Value>>, what: &'static str, notes: &mut Notes) ->
     out
 }
 
-/// A value as wasmgdb reads it.
+/// Writes a value as wasmgdb reads it: integers with all their bytes, in little-endian order.
 fn full_length(value: &CoreDumpValue, out: &mut Vec<u8>) {
     match value {
         CoreDumpValue::I32(n) => {

@@ -1,6 +1,6 @@
-//! All runtimes of a target as one: whoever asks about a frame need not know whose it is.
+//! All runtimes of a target as one, so that whoever asks about a frame need not know which runtime it belongs to.
 //!
-//! Modules are numbered over all runtimes in the order in which they are found, and keep their numbers.
+//! Modules are numbered across all runtimes in the order in which they are found, and keep their numbers.
 
 use super::code_map::{CodeMap, Detail};
 use super::engines::{self, Engine, Sighting};
@@ -23,23 +23,24 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::rc::Rc;
 
-/// What the user lends to the search.
+/// What the user provides for the search, and what earlier searches have learnt.
 #[derive(Clone, Default)]
 pub struct FindOptions {
-    /// Only these routes; empty: all.
+    /// Only these routes are used; all routes if the list is empty.
     pub routes: Vec<Route>,
-    /// Artifact files: path and bytes.
+    /// Artifact files: the path and the contents of each.
     pub artifacts: Vec<(PathBuf, Rc<[u8]>)>,
-    /// `.wasm` files.
+    /// `.wasm` files that the user named.
     pub wasm: Vec<Rc<WasmFile>>,
-    /// Files that cannot be used whatever the target has, and why.
+    /// Files that cannot be used, whatever the target contains, and why.
     pub unusable: Vec<(PathBuf, String)>,
-    /// What was learnt of the host's own structures: it outlives the search.
+    /// Layouts of the host's own structures. They are kept from one search to the next.
     pub layouts: HostLayouts,
 }
 
 impl FindOptions {
-    /// Reads the files that the user named. Those that cannot be read, or are no Wasm, are [`FindOptions::unusable`].
+    /// Reads the files that the user named. Files that cannot be read or are not Wasm become
+    /// [`FindOptions::unusable`].
     pub fn read(routes: Vec<Route>, artifacts: &[PathBuf], wasm: &[PathBuf]) -> FindOptions {
         let mut found = FindOptions { routes, ..FindOptions::default() };
         for path in artifacts {
@@ -50,7 +51,7 @@ impl FindOptions {
         }
         for path in wasm {
             match WasmFile::open(path) {
-                // The second of two equal files would fit where the first one does.
+                // The second of two equal files would fit the same modules as the first.
                 Ok(file) if found.wasm.iter().any(|known| known.is_same(&file)) => {}
                 Ok(file) => found.wasm.push(Rc::new(file)),
                 Err(Error::File { source, .. }) => {
@@ -63,10 +64,10 @@ impl FindOptions {
         found
     }
 
-    /// All files, or why one of them cannot be used: for what must not go on without one.
+    /// These options if every file can be used, for callers that must not go on without one of the files.
     ///
     /// # Errors
-    /// The first that cannot be used.
+    /// Names the first file that cannot be used.
     pub fn all(self) -> Result<FindOptions, Error> {
         match self.unusable.first() {
             Some((path, why)) => Err(Error::NotFound { what: format!("{} is not used: {why}", path.display()) }),
@@ -75,44 +76,44 @@ impl FindOptions {
     }
 }
 
-/// Every runtime that is known: finds all modules, reads all frames.
+/// All known runtimes together: finds the modules of all of them and reads all their frames.
 pub struct Runtimes {
     providers: Vec<Box<dyn Provider>>,
-    /// Of each module its provider and its number there.
+    /// For each module: the index of its provider, and the module's number within that provider.
     places: Vec<(usize, usize)>,
-    /// Of each provider its modules' numbers.
+    /// For each provider: the overall numbers of its modules, by their number within the provider.
     numbers: Vec<Vec<usize>>,
     modules: Vec<GuestModule>,
     notes: Vec<String>,
-    /// Whether a stack holds what no runtime explains.
+    /// Whether some stack has frames that no runtime explains, or could not be walked to its end.
     unexplained: bool,
-    /// Whether a stack holds code that is in no file and of no runtime.
+    /// Whether some stack has a frame in code that is in no file and of no runtime.
     unknown: bool,
-    /// Engines that are in the target, once that was asked.
+    /// Engines that are in the target; `None` as long as nobody has looked for them.
     engines: Option<Vec<Sighting>>,
-    /// Those that are worth a line.
+    /// Those of `engines` that are worth a line in the report.
     told: Vec<Sighting>,
-    /// Whether the user asked for certain ways of finding modules.
+    /// Whether the user asked for certain routes or named artifact files.
     asked: bool,
-    /// What was told about the user's files.
+    /// The messages about the user's files that were produced so far.
     refusals: Vec<String>,
     files: Vec<Rc<WasmFile>>,
     unusable: Vec<(PathBuf, String)>,
-    /// Of each module the file that it was given.
+    /// For each module: the number of the candidate (a core module of a file) that it was given.
     matched: Vec<Option<usize>>,
-    /// Whether files were matched at all.
+    /// Whether files were compared with modules at least once.
     compared: bool,
 }
 
 impl Runtimes {
-    /// All known runtimes, none of which has looked yet. One line for each.
+    /// All known runtimes; none of them has searched yet. Each runtime is one line here.
     pub fn new(options: &FindOptions) -> Runtimes {
         let providers: Vec<Box<dyn Provider>> =
             vec![Box::new(WasmtimeProvider::new()), Box::new(SinglepassProvider::new(options.clone()))];
         Runtimes::of(providers, options)
     }
 
-    /// These runtimes. Those that look at less come first: what they explain is not looked for by the others.
+    /// These runtimes. Those whose search reads less come first: what they explain is not searched for by the others.
     pub fn of(providers: Vec<Box<dyn Provider>>, options: &FindOptions) -> Runtimes {
         Runtimes {
             numbers: vec![Vec::new(); providers.len()],
@@ -137,18 +138,18 @@ impl Runtimes {
         self.providers.iter().map(|p| p.runtime())
     }
 
-    /// The runtime of a module, and the module's number there.
+    /// The runtime of a module, and the number of the module within that runtime.
     fn place(&self, module: usize) -> Result<(&dyn Runtime, usize), Why> {
         let place = self.places.get(module).and_then(|&(p, local)| Some((self.providers.get(p)?.runtime(), local)));
         place.ok_or_else(|| Why("there is no such module".into()))
     }
 
-    /// The number of module `local` of provider `p`.
+    /// The overall number of module `local` of provider `p`.
     fn number(&self, p: usize, local: usize) -> Option<usize> {
         self.numbers.get(p)?.get(local).copied()
     }
 
-    /// Takes over what the providers have found by now.
+    /// Takes over the modules and notes of the providers as they are now.
     fn list(&mut self) {
         for (p, (provider, numbers)) in self.providers.iter().zip(&mut self.numbers).enumerate() {
             for local in numbers.len()..provider.runtime().modules().len() {
@@ -158,7 +159,7 @@ impl Runtimes {
         }
         let find = |&(p, local): &(usize, usize)| self.providers.get(p)?.runtime().modules().get(local).cloned();
         self.modules = self.places.iter().filter_map(find).collect();
-        // Why nothing was found of a runtime is of no use where another one was found and explains every stack.
+        // Why nothing of a runtime was found is of no use where another runtime was found and explains every stack.
         let told = |r: &dyn Runtime| self.unexplained || self.modules.is_empty() || !r.modules().is_empty();
         let mut notes = Vec::new();
         for runtime in self.runtimes() {
@@ -167,42 +168,44 @@ impl Runtimes {
         }
         notes.extend(self.refusals.iter().cloned());
         self.notes = notes;
-        // A runtime that is known has nothing to be told of where some of its modules were found.
+        // An engine that wstate supports is not worth a line once some module was found.
         let told = |s: &&Sighting| self.modules.is_empty() || (self.unknown && !s.engine.is_supported());
         self.told = self.engines.iter().flatten().filter(told).cloned().collect();
     }
 
-    /// Whether there may be modules of `runtime` that were not found: what was tried for them is told then.
+    /// Whether there may be modules of `runtime` that were not found; if so, the report tells what was tried to find
+    /// them.
     fn may_be(&self, runtime: &dyn Runtime) -> bool {
         if !runtime.modules().is_empty() {
             return true;
         }
         let engines = self.engines.as_deref().unwrap_or_default();
-        // Only singlepass is searched for in vain: images of Wasmtime are there or not.
+        // Only the search for singlepass can miss modules: images of Wasmtime are there or they are not.
         let is_there = engines.iter().any(|s| s.engine == Engine::Singlepass);
         match self.modules.is_empty() {
-            // Its sources leave no trace in an executable that was built for that.
+            // An executable may be built so that it has no trace of singlepass's sources.
             true => is_there || engines.is_empty(),
             false => is_there && self.unexplained,
         }
     }
 
-    /// Whether every piece of executable memory that belongs to no loaded file is a module's.
+    /// Whether all executable memory that belongs to no loaded file belongs to modules.
     fn explains_all(&self, scene: &Scene<'_>) -> bool {
-        // What cannot be read is the kernel's `[vsyscall]`.
+        // An executable mapping that cannot be read is the kernel's `[vsyscall]`.
         let code = scene.target.mappings().iter().filter(|m| m.execute && m.read);
         let mut left = code.filter(|m| scene.objects.find(m.start).is_none());
         left.all(|m| self.runtimes().any(|r| r.module_of(m.start).is_some()))
     }
 
-    /// What was told of the user's own files: those that are not used, and modules that more than one fits.
+    /// The messages about the user's own files: files that are not used, and modules that more than one file fits.
     pub fn refusals(&self) -> &[String] {
         &self.refusals
     }
 
-    /// Matches the user's `.wasm` files to the modules that were found: each module gets the one that it was made from, if
-    /// that can be told. What cannot be used, or not be decided, is told with the reason. Returns whether every file was used
-    /// and every module decided; if there is nothing new since the last time, that is so.
+    /// Matches the user's `.wasm` files to the modules that were found: each module gets the file that it was made
+    /// from, if that can be decided. For a file that cannot be used, or a choice that cannot be decided, there is a
+    /// message with the reason. Returns true if there is no such message, or if there is nothing new to match since
+    /// the last call.
     pub fn match_files(&mut self, memory: &dyn Memory) -> bool {
         let is_new = self.matched.len() < self.places.len() && !self.files.is_empty();
         if std::mem::replace(&mut self.compared, true) && !is_new {
@@ -229,7 +232,7 @@ impl Runtimes {
     fn match_wasm(&mut self, memory: &dyn Memory) {
         let cores =
             self.files.iter().enumerate().flat_map(|(file, wasm)| wasm.modules.iter().map(move |core| (file, core)));
-        // A component's modules without functions have nothing to show, and nothing tells them apart.
+        // Modules of a component that define no functions have nothing to show, and nothing tells them apart.
         let has_use = |core: &CoreModule| core.base.is_none() || core.wasm.defined_functions() > 0;
         let candidates: Vec<Candidate> = cores
             .filter(|(_, core)| has_use(core))
@@ -327,7 +330,7 @@ impl Runtimes {
         }
     }
 
-    /// What a module is called where it is told of.
+    /// How messages name a module.
     fn module_name(&self, module: usize) -> String {
         let find = || {
             let &(provider, local) = self.places.get(module)?;
@@ -340,7 +343,7 @@ impl Runtimes {
         }
     }
 
-    /// What a file, or a core module of it, is called where it is told of.
+    /// How messages name a file, or one core module of it.
     fn file_name(&self, candidates: &[Candidate], number: usize) -> String {
         let Some(candidate) = candidates.get(number) else { return String::new() };
         let path = self.files.get(candidate.file).map(|f| f.path.display().to_string()).unwrap_or_default();
@@ -351,7 +354,7 @@ impl Runtimes {
     }
 }
 
-/// Why a file fits none of these modules.
+/// Joins the reasons why a file fits none of the modules; `why` has the name of each module and the reason.
 fn reasons_text(why: &[(String, String)]) -> String {
     let shown = why.get(..MAX_SHOWN_REASONS).unwrap_or(why);
     let mut text = match shown {
@@ -365,7 +368,7 @@ fn reasons_text(why: &[(String, String)]) -> String {
     text
 }
 
-/// "a, b and c".
+/// Joins names to a list such as "a, b and c".
 fn listed(names: &[String]) -> String {
     match names {
         [] => String::new(),
@@ -379,19 +382,20 @@ impl Provider for Runtimes {
         let mut left = unknown.to_vec();
         let mut found = 0;
         for i in 0..self.providers.len() {
-            // Where one runtime explains all compiled code, the others have nothing to look for, and nothing to tell.
+            // Where one runtime explains all compiled code, the others have nothing to look for and nothing to tell.
             if i > 0 && left.is_empty() && (found > 0 || !lost) && self.explains_all(scene) {
                 break;
             }
             let Some(provider) = self.providers.get_mut(i) else { break };
-            // What was found so far may be what the walk was lost for: it is walked again before others search for it.
+            // A walk may have been lost in code of the modules that were just found. So the stacks are walked again
+            // before the other runtimes search the whole target for that reason.
             found += provider.discover(scene, &left, lost && found == 0);
             let runtime = provider.runtime();
             left.retain(|c| runtime.module_of(c.address.lookup()).is_none());
         }
         self.unknown = !left.is_empty();
         self.unexplained = self.unknown || (lost && found == 0);
-        // The files are searched only where something is missing.
+        // The files are searched for engines only where something is missing.
         let none_found = self.runtimes().all(|r| r.modules().is_empty());
         if self.engines.is_none() && (self.unknown || none_found) {
             self.engines = Some(engines::look(scene.target, scene.objects));
@@ -553,7 +557,8 @@ mod tests {
     const ONE: RuntimeName = RuntimeName::Wasmtime;
     const TWO: RuntimeName = RuntimeName::Singlepass;
 
-    /// A runtime whose modules are pages; module `i` is found in round `i`, if a frame there is unknown.
+    /// A runtime whose modules are pages of memory. It finds a module where an unknown frame lies in its address
+    /// range.
     struct Pages {
         name: RuntimeName,
         base: u64,
@@ -671,7 +676,8 @@ mod tests {
         assert_eq!(all.discover(&scene, &[frame(0x1_0010), frame(0x2_1010)], true), 2);
         let names: Vec<_> = all.modules().iter().map(|m| (m.runtime, m.name.as_str())).collect();
         assert_eq!(names, [(TWO, "module0"), (ONE, "module0"), (TWO, "module1")]);
-        // The second is asked for what the first has not explained, and not told of a stack that is walked again.
+        // The second runtime is asked only about frames that the first has not explained, and is not told that a
+        // stack was lost, since that stack is walked again.
         assert_eq!(
             all.notes(),
             ["wasmtime was asked [(1, true), (2, true)]", "wasmer-singlepass was asked [(1, true), (1, false)]"]
@@ -696,7 +702,8 @@ mod tests {
         assert!(all.match_files(&target), "a file is refused once");
     }
 
-    /// What was tried in vain for one runtime is told where that one may be: not in a process of another.
+    /// What was tried in vain for one runtime is told only where there may be modules of that runtime, and not in a
+    /// process of another runtime.
     #[test]
     fn what_was_tried_is_told_where_it_may_matter() {
         let seen = |engine| Sighting { engine, evidence: String::new(), sure: true };
@@ -716,13 +723,13 @@ mod tests {
             (all.notes().iter().any(|n| n == "tried"), all.engines().len())
         };
         let (own, other) = (0x2_0010, 0x1_0010);
-        // Nothing was found.
+        // No module was found.
         assert_eq!(told(&[], &[], false, false), (true, 0));
         assert_eq!(told(&[Engine::Singlepass], &[], false, false), (true, 1));
         assert_eq!(told(&[Engine::V8], &[], true, false), (false, 1));
         assert_eq!(told(&[Engine::Wasmtime], &[], true, false), (false, 1));
         assert_eq!(told(&[Engine::V8], &[], true, true), (true, 1));
-        // One of its modules was found, or one of the other runtime's.
+        // A module of this runtime was found, or one of the other runtime.
         assert_eq!(told(&[], &[own], false, false), (true, 0));
         for lost in [false, true] {
             assert_eq!(told(&[], &[other], lost, false), (false, 0));
@@ -763,7 +770,7 @@ mod tests {
     fn a_runtime_that_is_not_there_has_nothing_to_tell_where_all_is_explained() {
         let both: Vec<Box<dyn Provider>> = vec![Box::new(Pages::at(ONE, 0x1_0000)), Box::new(Pages::at(TWO, 0x2_0000))];
         let mut all = Runtimes::of(both, &FindOptions::default());
-        // Code that is in no module, on no stack.
+        // The code is in no module and on no stack.
         let target = CoreBuilder::new().memory(0x1000, 5, &[0; 16]).open().unwrap();
         let objects = Objects::from_parts(Vec::new());
         let scene = Scene { target: &target, objects: &objects, progress: &Silent };

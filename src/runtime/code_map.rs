@@ -1,8 +1,8 @@
-//! A runtime's compiled code described for a debugger: neutral of the runtime and of the file format that is written
-//! from it. Offsets are bytes from the start of the function, unless said otherwise.
+//! A runtime's compiled code described for a debugger. The description depends neither on the runtime nor on the file
+//! format that is written from it. Offsets are bytes from the start of the function, unless said otherwise.
 //!
-//! Everything here is a promise that holds at *every* pc of its range: a debugger asks about places that nobody walked.
-//! What is not known has no entry.
+//! Every statement here holds at *every* pc of its range, since a debugger asks about places that no walk has
+//! reached. What is not known has no entry.
 
 pub mod sources;
 
@@ -13,27 +13,28 @@ use crate::wasm::ValType;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Where a value is.
+/// Where a value is while the code runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Location {
-    /// In a register.
+    /// The value is in this register.
     Register(Reg),
-    /// In the word at this byte offset from the CFA.
+    /// The value is in the word at this byte offset from the CFA.
     Frame(i64),
-    /// It is known (raw bits).
+    /// The value is known: these are its raw bits.
     Constant(u64),
 }
 
-/// A parameter or local.
+/// A parameter or local of a function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Variable {
-    /// Name.
+    /// Name of the parameter or local.
     pub name: String,
-    /// Type, if known.
+    /// Type of the parameter or local, if known.
     pub ty: Option<ValType>,
     /// Whether it is a parameter.
     pub parameter: bool,
-    /// Where it is, by ranges of offsets, ascending and disjoint.
+    /// Where the value is: for each range (first offset, one past the last) a location. The ranges are ascending and
+    /// disjoint.
     pub places: Vec<(u32, u32, Location)>,
 }
 
@@ -43,10 +44,10 @@ pub type Operand = (Option<ValType>, Option<Location>);
 /// The operand stack over a range of offsets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operands {
-    /// First offset and one past the last. For a call it begins one byte before the return address, since debuggers look
-    /// a caller up there.
+    /// First offset and one past the last. For a call the range begins one byte before the return address, since
+    /// debuggers look a caller up there.
     pub range: (u32, u32),
-    /// Bottom first; not empty.
+    /// The operands, bottom first; never empty.
     pub operands: Vec<Operand>,
 }
 
@@ -55,38 +56,41 @@ pub struct Operands {
 pub struct SourceLine {
     /// Index into [`CompiledModule::files`].
     pub file: u32,
-    /// Line, 1-based.
+    /// Line number, counted from 1.
     pub line: u32,
 }
 
 /// A row of the line table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// The row holds from here on. Always the start of an instruction: a debugger puts breakpoints here.
+    /// Offset from which on the row holds. It is always the start of an instruction, since a debugger puts
+    /// breakpoints here.
     pub offset: u32,
-    /// What is there. Line 0: from here on no line is known.
+    /// File and line of the code from here on. Line 0 says that no line is known from here on.
     pub at: SourceLine,
-    /// Whether every local is in the place that it has in the body.
+    /// Whether the prologue ends here: every local is now in the place that it has in the body.
     pub prologue_end: bool,
-    /// Whether a breakpoint on the line may be here: not before code that does nothing (`block`, `loop`), behind which the
-    /// line goes on. Of several rows a debugger takes the first, which of a loop's line would be before the loop.
+    /// Whether a breakpoint on the line may be set here. It may not where code that does nothing (`block`, `loop`)
+    /// comes first and the line goes on behind it. Of several rows a debugger takes the first, which for the line of
+    /// a loop would be before the loop.
     pub statement: bool,
 }
 
-/// A function that was inlined.
+/// A function that was inlined into another one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inlined {
-    /// Name.
+    /// Name of the inlined function.
     pub name: String,
-    /// Offsets of its code, ascending and disjoint, within those of the function around it.
+    /// Ranges of offsets of its code (first, one past the last), ascending and disjoint, within those of the function
+    /// around it.
     pub ranges: Vec<(u32, u32)>,
-    /// Where the function around it calls it, if known.
+    /// The line from which the function around it calls it, if known.
     pub call: Option<SourceLine>,
-    /// What was inlined into it.
+    /// Functions that were inlined into this one.
     pub inner: Vec<Inlined>,
 }
 
-/// A file that lines are in.
+/// A file that line numbers refer to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum SourceFile {
     /// The module's own text, [`CompiledModule::text`].
@@ -98,67 +102,70 @@ pub enum SourceFile {
 /// A stretch of code with one name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CompiledFunction {
-    /// Name; `None` keeps it out of the symbol table (code inside a file that has its own).
+    /// Name of the function; `None` keeps it out of the symbol table, for code inside a file that has a symbol table
+    /// of its own.
     pub name: Option<String>,
-    /// Address of the first byte.
+    /// Address of the first byte of its code.
     pub start: u64,
-    /// Bytes of code.
+    /// Size of its code in bytes.
     pub len: u32,
-    /// How callers are found, ascending.
+    /// How the caller is found: each change holds from its offset on. Ascending by offset.
     pub frame: Vec<(u32, FrameChange)>,
-    /// Whether it is a Wasm function, and no glue.
+    /// Whether it is a Wasm function and not glue.
     pub wasm: bool,
-    /// Whether it gets a description of its own, with locals: Wasm functions do unless they are too many.
+    /// Whether it gets a description of its own, with locals. Wasm functions do, unless there are too many.
     pub described: bool,
     /// Parameters and locals.
     pub variables: Vec<Variable>,
-    /// Operand stacks, ascending and disjoint.
+    /// Operand stacks by ranges of offsets, ascending and disjoint.
     pub operands: Vec<Operands>,
-    /// Lines, ascending.
+    /// Rows of the line table, ascending by offset.
     pub lines: Vec<Line>,
     /// Functions that were inlined into it.
     pub inlined: Vec<Inlined>,
 }
 
-/// A stretch of memory with code.
+/// A stretch of memory that contains compiled code.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CompiledModule {
-    /// Display name.
+    /// Display name of the module.
     pub name: String,
-    /// Address of the first byte.
+    /// Address of the first byte of the stretch.
     pub base: u64,
-    /// The code, as far as it can be read; empty for code that a file of the target has.
+    /// The code, as far as it can be read; empty for code that a file of the target contains.
     pub code: Vec<u8>,
-    /// Functions, ascending and disjoint.
+    /// Functions in the stretch, ascending and disjoint.
     pub functions: Vec<CompiledFunction>,
-    /// Files that lines are in.
+    /// Files that line numbers refer to.
     pub files: Vec<SourceFile>,
-    /// Text form, if lines are in it.
+    /// The module as text, if line numbers refer to it.
     pub text: Option<Arc<str>>,
-    /// Whether each store of the runtime runs a copy of this code, of which this is one or the original.
+    /// Set if each store of the runtime runs a copy of its own of this code; this is the original or one of the
+    /// copies.
     pub copied: Option<Copied>,
 }
 
-/// Code of which each store has a copy of its own. The original runs no Wasm function, and looks like each copy.
+/// What is known of code of which each store has a copy of its own. The original runs no Wasm function, and looks
+/// like each copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Copied {
-    /// The same for all copies and the original.
+    /// A number that is the same for the original and all its copies.
     pub content: u64,
-    /// Whether something shows that this very code runs, which the original never does.
+    /// Whether something shows that exactly this code runs, which the original never does.
     pub runs: bool,
 }
 
 /// All compiled code of a target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CodeMap {
-    /// The modules.
+    /// The modules with their code.
     pub modules: Vec<CompiledModule>,
-    /// What is missing and why.
+    /// Remarks for the reader: what is missing, and why.
     pub notes: Vec<String>,
 }
 
 impl CompiledModule {
-    /// Takes names, lines and variables from its Wasm functions. How callers are found stays.
+    /// Removes names, lines and variables from the Wasm functions. The rules that find callers stay.
     pub fn undescribe(&mut self) {
         for function in self.functions.iter_mut().filter(|f| f.wasm) {
             *function = CompiledFunction {
@@ -173,14 +180,16 @@ impl CompiledModule {
     }
 }
 
-/// The code with copies that was there at earlier looks at the same process, by address and content: whether it is a copy.
+/// The code with copies that earlier looks at the same process have seen: address and content of each, and whether it
+/// is known to be a copy.
 #[derive(Clone, Debug, Default)]
 pub struct Seen(BTreeMap<(u64, u64), bool>);
 
 impl CodeMap {
-    /// Takes names, lines and variables of Wasm functions from what is not known to be a store's copy. A breakpoint in the
-    /// original is copied with it, into a place where the debugger knows of none: the process would die of it. How
-    /// callers are found stays, as trampolines run in the original. Whether a later look may know more of the same code.
+    /// Removes names, lines and variables of Wasm functions from all code that is not known to be a store's copy. A
+    /// breakpoint in the original would be copied with it into a place where the debugger knows of no breakpoint, and
+    /// the process would die of it. The rules that find callers stay, as trampolines run in the original. Returns
+    /// whether a later look may know more about the same code.
     pub fn withhold_originals(&mut self, seen: &mut Seen) -> bool {
         let key = |m: &CompiledModule| m.copied.map(|c| ((m.base, c.content), c.runs));
         let now: BTreeMap<(u64, u64), bool> = self.modules.iter().filter_map(key).collect();
@@ -190,7 +199,7 @@ impl CodeMap {
         let mut unknown: BTreeMap<u64, usize> = BTreeMap::new();
         for (&(base, content), &runs) in &now {
             let at = (base, content);
-            // What came while the same was there already was copied from it.
+            // Code that came while the same content was there already was copied from it.
             let came = !older.contains_key(&at) && same(&older, content) > 0;
             let is_copy = runs || (same(&now, content) > 1 && (came || older.get(&at) == Some(&true)));
             seen.0.insert(at, is_copy);
@@ -205,11 +214,13 @@ impl CodeMap {
             }
             module.undescribe();
             self.notes.push(format!(
-                "the code of {} at {:#x} has no names and lines: each store runs a copy (guest_debug), and this is the original                  or a copy that nothing shows to run; stop again while it runs",
+                "the code of {} at {:#x} has no names and lines: each store runs a copy (guest_debug), and this is the original \
+                 or a copy that nothing shows to run; stop again while it runs",
                 module.name, module.base
             ));
         }
-        // One of each kind is the original.
+        // One of the pieces with the same content is the original. So a later look can know more only where several
+        // are unknown.
         unknown.values().any(|count| *count > 1)
     }
 }
@@ -217,24 +228,26 @@ impl CodeMap {
 /// Which functions get locals, operand stacks and lines. Names and frames are described for all functions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Detail {
-    /// All.
+    /// All functions.
     All,
-    /// Those of modules with at most this many functions, and everywhere those that cover one of these addresses.
+    /// The functions of modules that have at most `up_to` functions, and in other modules those that cover one of
+    /// `addresses`.
     Some {
-        /// Functions of a module.
+        /// Number of functions of a module up to which all of them are described.
         up_to: usize,
-        /// Addresses.
+        /// Addresses in the target whose functions are described in any module.
         addresses: Vec<u64>,
     },
 }
 
 impl Detail {
-    /// What a symbol file describes without being asked for more.
+    /// The detail of a symbol file when the user asks for no more.
     pub fn usual(addresses: Vec<u64>) -> Detail {
         Detail::Some { up_to: MAX_DESCRIBED_FUNCTIONS, addresses }
     }
 
-    /// Whether the function at `range`, one of `count`, is to be described.
+    /// Whether a function is to be described whose code is at `range` (first address, one past the last), in a module
+    /// that has `count` functions.
     pub fn covers(&self, range: (u64, u64), count: usize) -> bool {
         match self {
             Detail::All => true,
@@ -249,8 +262,8 @@ impl Detail {
 mod tests {
     use super::*;
 
-    /// What has names after each of these looks, of code at these places that runs or not; and whether more may be known
-    /// later.
+    /// `look` takes the code that one look finds: address, content, and whether it runs. It returns the addresses of
+    /// the code that keeps its names, and whether a later look may know more.
     #[test]
     fn the_original_of_copies_has_no_names() {
         let look = |seen: &mut Seen, code: &[(u64, u64, bool)]| {
@@ -279,17 +292,17 @@ mod tests {
             (named, unsure)
         };
         let mut seen = Seen::default();
-        // The original alone, then a copy that came later, which runs, is gone, and another one at its place.
+        // First the original alone; then a copy comes later, runs, and is gone; another copy came at its place.
         assert_eq!(look(&mut seen, &[(0x1000, 7, false)]), (vec![], false));
         assert_eq!(look(&mut seen, &[(0x1000, 7, false), (0x2000, 7, false)]), (vec![0x2000], false));
         assert_eq!(look(&mut seen, &[(0x1000, 7, false), (0x2000, 7, true)]), (vec![0x2000], false));
         assert_eq!(look(&mut seen, &[(0x1000, 7, false), (0x2000, 7, false)]), (vec![0x2000], false));
         assert_eq!(look(&mut seen, &[(0x1000, 7, false)]), (vec![], false));
-        // Another module is no copy, and what is left alone is an original.
+        // Code with other content is no copy, and code that is left alone is an original.
         assert_eq!(look(&mut seen, &[(0x1000, 7, false), (0x2000, 8, false)]), (vec![], false));
         assert_eq!(look(&mut seen, &[(0x1000, 8, false), (0x2000, 8, false)]), (vec![0x1000], false));
         assert_eq!(look(&mut seen, &[(0x1000, 8, false)]), (vec![], false));
-        // Of two that are there at the first look nobody knows which is which, until one runs.
+        // If two are there at the first look, nobody knows which is the copy until one of them runs.
         let mut seen = Seen::default();
         assert_eq!(look(&mut seen, &[(0x1000, 7, false), (0x2000, 7, false)]), (vec![], true));
         assert_eq!(look(&mut seen, &[(0x1000, 7, true), (0x2000, 7, false)]), (vec![0x1000], false));

@@ -1,9 +1,10 @@
-//! Which engines for WebAssembly are in a target: those whose frames cannot be shown are at least named, and advice about one
-//! is for processes that have it.
+//! Which engines for WebAssembly are in a target. Engines whose frames cannot be shown are at least named, and advice
+//! about an engine is given only for processes that contain it.
 //!
-//! What tells is in the loaded files, stripped or not: symbols that an engine exports, strings that only its own sources have
-//! (paths of its crates in panic messages, names of its routines), and, of a file that is not here, its name. Two engines
-//! share symbols: Bun exports V8's C++ interface and has JavaScriptCore inside. So only what an engine needs itself counts.
+//! The evidence is in the loaded files, stripped or not: symbols that an engine exports, strings that only its own
+//! sources contain (paths of its crates in panic messages, names of its routines), and the name of a file that cannot
+//! be read here. Two engines can share symbols: Bun exports V8's C++ interface and has JavaScriptCore inside. So only
+//! symbols count that an engine needs for itself.
 
 use crate::limits::{MAX_ENGINE_FILES, MAX_ENGINE_SEARCH};
 use crate::process::Target;
@@ -44,25 +45,25 @@ words! {
 }
 
 impl Engine {
-    /// Whether its modules and frames can be shown.
+    /// Whether wstate can show the engine's modules and frames.
     pub fn is_supported(self) -> bool {
         matches!(self, Engine::Wasmtime | Engine::Singlepass)
     }
 }
 
-/// An engine that is in a target, and what says so.
+/// An engine that is in a target, and the evidence for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sighting {
     /// The engine.
     pub engine: Engine,
     /// What was seen, as half a sentence about the file: `node exports v8dbg_SmiTag`.
     pub evidence: String,
-    /// Whether it is proof: strings and names of files may be there without the engine.
+    /// Whether the evidence is proof: strings and names of files may be there without the engine.
     pub sure: bool,
 }
 
 impl Sighting {
-    /// What it means, for people.
+    /// A sentence for people that says what was seen, and why no frames of the engine are shown.
     pub fn sentence(&self) -> String {
         let contains = if self.sure { "contains" } else { "seems to contain" };
         let why = match self.engine.is_supported() {
@@ -73,8 +74,8 @@ impl Sighting {
     }
 }
 
-/// A text that does not stand in wstate's own executable as it is: of a process that runs wstate it would tell of engines
-/// that are not there.
+/// A text whose bytes are stored inverted, so that wstate's own executable does not contain it: in a process that
+/// runs wstate it would be evidence of engines that are not there.
 struct Hidden(&'static [u8]);
 
 impl Hidden {
@@ -92,13 +93,13 @@ impl Hidden {
     }
 }
 
-/// A string of an engine's own sources.
+/// A string that occurs only in an engine's own sources.
 enum Clue {
-    /// This text.
+    /// Exactly this text.
     Text(Hidden),
-    /// A path of this crate as registries have it: `wasmi-1.1.0/src/`.
+    /// A path in this crate as registries unpack it: `wasmi-1.1.0/src/`.
     Crate(&'static str),
-    /// A path of a checkout that cargo made: `wasmer-3a90f166c3ea3f2f/`.
+    /// A path in a git checkout that cargo made: `wasmer-3a90f166c3ea3f2f/`.
     Checkout(&'static str),
 }
 
@@ -109,7 +110,7 @@ macro_rules! text {
 }
 
 impl Clue {
-    /// What it begins with.
+    /// The text with which the string begins.
     fn text(&self) -> String {
         match self {
             Clue::Text(text) => text.text(),
@@ -117,7 +118,8 @@ impl Clue {
         }
     }
 
-    /// What stands at the start of `bytes`, if it is this; `text` is what it begins with.
+    /// The string at the start of `bytes` if it is this clue, else `None`. `text` is the text with which the clue
+    /// begins.
     fn at(&self, text: &str, bytes: &[u8]) -> Option<String> {
         let rest = bytes.strip_prefix(text.as_bytes())?;
         if let Clue::Text(_) = self {
@@ -142,42 +144,42 @@ impl Clue {
 /// How one engine is recognised.
 struct Marks {
     engine: Engine,
-    /// Names that its library, or an executable that has it inside, exports.
+    /// Symbols that the engine's library exports, or an executable that contains the engine.
     symbols: &'static [&'static str],
     clues: &'static [Clue],
-    /// How the names of its libraries begin.
+    /// Beginnings of the names of the engine's libraries.
     files: &'static [&'static str],
 }
 
 use Clue::{Checkout, Crate};
 
-/// The engines, and from where each mark is.
+/// The marks of all engines; comments say where in the engine's sources each mark is from.
 const MARKS: &[Marks] = &[
     Marks {
         engine: Engine::V8,
-        // For debuggers of Node.js (`gen-postmortem-metadata.py`).
+        // Symbols for debuggers of Node.js (`gen-postmortem-metadata.py`).
         symbols: &["v8dbg_SmiTag"],
-        // Categories of traces (`wasm-engine.cc`, `turbofan` and others).
+        // Names of trace categories (`wasm-engine.cc`, `turbofan` and others).
         clues: &[text!(b"disabled-by-default-v8.wasm.")],
         files: &["libnode.so", "libv8.so"],
     },
     Marks {
         engine: Engine::JavaScriptCore,
-        // `JSContextRef.h`; names of options (`OptionsList.h`).
+        // The symbol is declared in `JSContextRef.h`; the string is the name of an option (`OptionsList.h`).
         symbols: &["JSGlobalContextCreate"],
         clues: &[text!(b"JSC_useWasm")],
         files: &["libjavascriptcoregtk-"],
     },
     Marks {
         engine: Engine::SpiderMonkey,
-        // `jsapi.h: JS_GetImplementationVersion`; `Initialization.cpp`.
+        // The symbol is `jsapi.h: JS_GetImplementationVersion`; the string is in `Initialization.cpp`.
         symbols: &["_Z27JS_GetImplementationVersionv"],
         clues: &[text!(b"js::wasm::Init() failed")],
         files: &["libmozjs-"],
     },
     Marks {
         engine: Engine::Wasmer,
-        // `lib/vm/src/libcalls.rs`: compiled code calls them by name. Wasmer 0.x has none.
+        // The functions of `lib/vm/src/libcalls.rs`: compiled code calls them by name. Wasmer 0.x has none of them.
         symbols: &["wasmer_vm_f32_ceil", "wasmer_vm_raise_trap", "wasmer_version"],
         clues: &[
             text!(b"wasmer_vm_memory32_grow"),
@@ -190,14 +192,14 @@ const MARKS: &[Marks] = &[
     },
     Marks {
         engine: Engine::Wamr,
-        // `wasm_export.h`; `wasm_memory.c`.
+        // The symbol is declared in `wasm_export.h`; the string is in `wasm_memory.c`.
         symbols: &["wasm_runtime_full_init"],
         clues: &[text!(b"wasm_runtime_malloc with size zero")],
         files: &["libiwasm.so", "libvmlib.so"],
     },
     Marks {
         engine: Engine::WasmEdge,
-        // `wasmedge.h`.
+        // Declared in `wasmedge.h`.
         symbols: &["WasmEdge_VersionGet"],
         clues: &[],
         files: &["libwasmedge.so", "libwasmedge_c.so"],
@@ -210,7 +212,7 @@ const MARKS: &[Marks] = &[
     },
     Marks {
         engine: Engine::Wasm3,
-        // `wasm3.h`.
+        // The symbol is declared in `wasm3.h`.
         symbols: &["m3_NewRuntime"],
         clues: &[text!(b"missing init_expr in Wasm binary"), text!(b"underrun while parsing Wasm binary")],
         files: &["libwasm3.so"],
@@ -218,20 +220,20 @@ const MARKS: &[Marks] = &[
     Marks {
         engine: Engine::Wabt,
         symbols: &[],
-        // Assertions in `interp-inl.h`.
+        // The string occurs in assertions of `interp-inl.h`.
         clues: &[text!(b"wabt::interp::")],
         files: &[],
     },
     Marks {
         engine: Engine::Wazero,
         symbols: &[],
-        // Names of functions, which every Go executable keeps.
+        // The string is part of names of functions, which every Go executable keeps.
         clues: &[text!(b"github.com/tetratelabs/wazero/internal/")],
         files: &[],
     },
     Marks {
         engine: Engine::Wasmtime,
-        // `wasmtime/store.h`.
+        // The symbol is declared in `wasmtime/store.h`.
         symbols: &["wasmtime_store_new"],
         clues: &[Crate("wasmtime"), Checkout("wasmtime"), text!(b"crates/wasmtime/src/runtime/")],
         files: &["libwasmtime.so", "_libwasmtime.so"],
@@ -249,14 +251,14 @@ const MARKS: &[Marks] = &[
     },
 ];
 
-/// A part of most clues, so that one pass over a file looks for all of them.
+/// A part that most clues have in common, so that one pass over a file looks for all of these.
 const COMMON: &str = "asm";
 
-/// The engines that are in a target. Each is named once, by the best evidence.
+/// The engines that are in a target. Each engine is named once, with the best evidence.
 pub fn look(target: &dyn Target, objects: &Objects) -> Vec<Sighting> {
     let mut found = Found::default();
     let files: Vec<&LoadedObject> = objects.iter().take(MAX_ENGINE_FILES).collect();
-    // Of what a file exports nothing more has to be searched for in it.
+    // A file that exports an engine is not searched for strings too.
     let explained: Vec<bool> = files.iter().map(|object| found.exports(object)).collect();
     let mut left = MAX_ENGINE_SEARCH;
     for (object, _) in files.iter().zip(&explained).filter(|(_, explained)| !**explained) {
@@ -285,7 +287,7 @@ impl Found {
         self.0.iter().any(|s| s.engine == engine)
     }
 
-    /// Looks for what a file exports; whether it exports an engine.
+    /// Looks at the exported symbols of a file. Returns whether it exports an engine.
     fn exports(&mut self, object: &LoadedObject) -> bool {
         let mut exports = false;
         if let Some(symbols) = object.data.as_deref().and_then(Exported::of) {
@@ -299,7 +301,7 @@ impl Found {
         exports
     }
 
-    /// Looks for strings in the constants of a file.
+    /// Looks for clues in the constants of a file. `left` is the number of bytes that may still be searched.
     fn strings(&mut self, object: &LoadedObject, left: &mut u64) {
         let Some(data) = object.data.as_deref() else { return };
         let Ok(file) = ElfFile64::<object::Endianness>::parse(data) else { return };
@@ -332,7 +334,7 @@ impl Found {
         }
     }
 
-    /// Looks at the name of a mapped file.
+    /// Looks at the name of a mapped file, without its directory.
     fn name(&mut self, file: &str) {
         for marks in MARKS {
             if marks.files.iter().any(|prefix| file.starts_with(prefix)) {
@@ -342,7 +344,7 @@ impl Found {
     }
 }
 
-/// The hash table of a file's dynamic symbols: one look for each name, however many symbols there are.
+/// The hash table of a file's dynamic symbols. It takes one lookup for each name, however many symbols there are.
 struct Exported<'a> {
     endian: object::Endianness,
     table: object::read::elf::GnuHashTable<'a, object::elf::FileHeader64<object::Endianness>>,
@@ -354,7 +356,7 @@ impl<'a> Exported<'a> {
         let header = object::elf::FileHeader64::<object::Endianness>::parse(data).ok()?;
         let endian = header.endian().ok()?;
         let sections = header.sections(endian, data).ok()?;
-        // The reader shifts by what the file says.
+        // The reader shifts by this number from the file, so it must be smaller than the width.
         sections.gnu_hash_header(endian, data).ok()?.filter(|h| h.bloom_shift.get(endian) < u32::BITS)?;
         let (table, index) = sections.gnu_hash(endian, data).ok()??;
         let symbols = sections.symbol_table_by_index(endian, data, index).ok()?;
@@ -378,7 +380,7 @@ mod tests {
     use proptest::prelude::*;
     use std::sync::OnceLock;
 
-    /// An ELF file with these constants.
+    /// An ELF file whose `.rodata` section has these bytes.
     fn elf(constants: &[u8]) -> Vec<u8> {
         use object::write::Object;
         let mut out = Object::new(object::BinaryFormat::Elf, object::Architecture::X86_64, object::Endianness::Little);
@@ -420,7 +422,7 @@ mod tests {
                     let found = look_at(vec![elf(constants.as_bytes())]);
                     assert_eq!(found.iter().map(|s| s.engine).collect::<Vec<_>>(), [marks.engine], "{constants}");
                 }
-                // Cut off, it is none.
+                // Half of a mark is not found.
                 assert!(look_at(vec![elf(&text.as_bytes()[..text.len() / 2])]).is_empty(), "{text}");
             }
         }
@@ -441,7 +443,7 @@ mod tests {
         }
     }
 
-    /// A small file with a hash table of symbols, as every process has it.
+    /// A small file with a hash table of symbols that every process has.
     fn vdso() -> Vec<u8> {
         static VDSO: OnceLock<Vec<u8>> = OnceLock::new();
         let read = || {

@@ -5,20 +5,20 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKi
 use std::collections::{BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// What machine code says of the constants that it was made from.
+/// The constants in machine code, to compare it with the constants of the Wasm that it may have been made from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Immediates {
-    /// Immediates in the code's order, with their signs extended. Those of stack adjustments are left out.
+    /// Immediates in the order of the code, sign-extended. Those of stack adjustments are left out.
     ordered: Vec<u64>,
-    /// The same, the displacements of accesses to other memory than the stack, and the words of the constants behind the
-    /// code.
+    /// The values of `ordered`, the displacements of memory accesses other than to the stack, and the words of the
+    /// constants behind the code.
     all: HashSet<u64>,
-    /// Of the instructions, but for where they lie and where they lead to.
+    /// Hash of the instructions, except for where the code lies and where jumps and calls lead to.
     pub fingerprint: u64,
 }
 
 impl Immediates {
-    /// Of the code of one function. What cannot be decoded is skipped.
+    /// Finds the constants in the code of one function. Bytes that cannot be decoded are skipped.
     pub fn of(code: &[u8]) -> Immediates {
         let mut out = Immediates::default();
         let mut hash = DefaultHasher::new();
@@ -48,10 +48,11 @@ impl Immediates {
                 (kind as u32).hash(&mut hash);
                 match kind {
                     OpKind::Register => i.op_register(n).hash(&mut hash),
-                    // The address of a table of places to go on at, in the middle of the code.
+                    // This instruction loads the address of a jump table in the middle of the code.
                     OpKind::Memory if i.is_ip_rel_memory_operand() && i.mnemonic() == Mnemonic::Lea => {}
                     OpKind::Memory if i.is_ip_rel_memory_operand() => {
-                        // The compiler puts the constants that instructions load behind the code.
+                        // The compiler puts constants that instructions load behind the code, so the code ends before
+                        // the first of them.
                         let target = usize::try_from(i.ip_rel_memory_address()).unwrap_or(usize::MAX);
                         if target > at && target < end {
                             end = target;
@@ -90,8 +91,9 @@ impl Immediates {
         out
     }
 
-    /// The first constant that code which singlepass made of these uses must have and that this code does not have: each
-    /// operator's constants come behind those of the operators before it.
+    /// The first constant that the code lacks. `uses` are constants that singlepass writes into the code of
+    /// operators, in order: the constants of each operator come behind those of the operators before it. `None` if
+    /// the code has all of them.
     pub fn lacks(&self, uses: &[Use]) -> Option<Constant> {
         let mut from = 0;
         for one in uses {
@@ -108,14 +110,14 @@ impl Immediates {
         None
     }
 
-    /// Whether the constant itself is in the code.
+    /// Whether the constant is in the code as it is.
     pub fn has(&self, constant: &Constant) -> bool {
         let low = constant.bits as u32;
         self.all.contains(&constant.bits)
             || (!constant.wide && (self.all.contains(&(low as i32 as u64)) || self.all.contains(&u64::from(low))))
     }
 
-    /// Whether the code has something that an optimizer may have made of the constant.
+    /// Whether the code has the constant, or a value that an optimizer may have made from it.
     pub fn has_trace(&self, constant: &Constant) -> bool {
         let value = if constant.wide { constant.bits } else { i64::from(constant.bits as i32) as u64 };
         let power = value.is_power_of_two().then(|| u64::from(value.trailing_zeros()));
@@ -126,18 +128,20 @@ impl Immediates {
     }
 }
 
-/// Tables in the code that are no instructions: Cranelift puts the distances to where a `br_table` goes on (4 bytes each)
-/// behind its jump, and the code goes on behind them. Singlepass has a row of jumps there, which are instructions.
+/// Tables in the code that are not instructions. Cranelift puts the distances to the targets of a `br_table` (4 bytes
+/// each) behind its jump, and the code goes on behind the table. Singlepass has a row of jumps there, which are
+/// instructions.
 #[derive(Default)]
 struct Tables {
-    /// The last address that was loaded, and the register that has it.
+    /// The last address that was loaded with `lea`, and the register that holds it.
     loaded: Option<(u64, Register)>,
-    /// Where tables begin.
+    /// Offsets at which tables begin.
     starts: BTreeSet<usize>,
 }
 
 impl Tables {
-    /// Cranelift reads a table as `lea base, [rip + table]; movsxd distance, [base + index * 4]`.
+    /// Looks at an instruction to find out where tables are. Cranelift reads a table as `lea base, [rip + table];
+    /// movsxd distance, [base + index * 4]`.
     fn see(&mut self, i: &Instruction) {
         if i.mnemonic() == Mnemonic::Lea && i.is_ip_rel_memory_operand() {
             self.loaded = Some((i.ip_rel_memory_address(), i.op0_register()));
@@ -149,8 +153,8 @@ impl Tables {
         }
     }
 
-    /// Where the table at `at` ends: at the first place that it leads to behind itself, or where no distance stands any
-    /// more. `at` itself if there is no table.
+    /// The offset at which the table at `at` ends: at the first of its targets behind the table, or at the first word
+    /// that leads nowhere in the code. Returns `at` if there is no table at `at`.
     fn skip(&self, code: &[u8], at: usize) -> usize {
         if !self.starts.contains(&at) {
             return at;
@@ -174,7 +178,7 @@ fn is(value: u64, constant: &Constant) -> bool {
     if constant.wide { value == constant.bits } else { value as u32 == constant.bits as u32 }
 }
 
-/// Whether a constant is one that code has for other reasons too: sizes of words and pages, masks, numbers of bits.
+/// Whether code often has the constant for other reasons too: sizes of words and pages, masks, numbers of bits.
 pub fn is_common(constant: &Constant) -> bool {
     let value = if constant.wide { constant.bits.cast_signed() } else { i64::from(constant.bits as i32) };
     let magnitude = value.unsigned_abs();
@@ -194,8 +198,8 @@ mod tests {
         groups.iter().map(group).collect()
     }
 
-    /// `push rbp; mov rbp, rsp; sub rsp, 0x40; mov eax, 5; add ecx, -9; cmp [rdi+0x1234], eax; mov rax, 0x1122334455667788;
-    /// movsd xmm0, [rip+0]; (2.5)`
+    /// The code of `push rbp; mov rbp, rsp; sub rsp, 0x40; mov eax, 5; add ecx, -9; cmp [rdi+0x1234], eax; mov rax,
+    /// 0x1122334455667788; movsd xmm0, [rip+0]`, and the constant 2.5 behind it.
     const CODE: &[u8] = &[
         0x55, 0x48, 0x89, 0xe5, 0x48, 0x83, 0xec, 0x40, 0xb8, 5, 0, 0, 0, 0x83, 0xc1, 0xf7, 0x39, 0x87, 0x34, 0x12, 0,
         0, 0x48, 0xb8, 0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 0xf2, 0x0f, 0x10, 0x05, 0, 0, 0, 0, 0, 0, 0, 0,
@@ -220,7 +224,7 @@ mod tests {
         assert!(code.has_trace(&constant(32, false)) && !code.has_trace(&constant(700, false)));
     }
 
-    /// What comes behind a `br_table` counts, as each compiler makes one.
+    /// Constants behind a `br_table` are found, in the code of both compilers.
     #[test]
     fn constants_behind_a_table_are_found() {
         // lea rcx, [rip+9]; movsxd rax, dword [rcx+rdi*4]; add rcx, rax; jmp rcx; a table of three; mov eax, 5; ret
@@ -236,11 +240,11 @@ mod tests {
         let found = Immediates::of(cranelift);
         assert_eq!(found.ordered, [5]);
         assert_eq!(Immediates::of(singlepass).ordered, [5, 5]);
-        // Where the table leads is no part of what the code does, a constant behind it is.
+        // The distances in the table are not part of what the code does, but a constant behind the table is.
         let mut other = cranelift.to_vec();
         other[29] = 6;
         assert_ne!(Immediates::of(&other).fingerprint, found.fingerprint);
-        // A table that goes on beyond the code ends with it.
+        // A table that would go on beyond the code ends with the code.
         for length in 16..cranelift.len() {
             let cut = Immediates::of(&cranelift[..length]);
             assert!(cut.ordered.len() <= 1, "{length}: {cut:?}");

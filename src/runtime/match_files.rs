@@ -1,8 +1,8 @@
-//! Which of the user's `.wasm` files belongs to which module.
+//! Decides which of the user's `.wasm` files belongs to which module.
 //!
-//! Modules of one shape (the same declarations, functions and points) are told apart by what their code holds: a file goes to
-//! the module that it fits best, and the answer is the same in whatever order the files are named. What nothing decides is
-//! left open.
+//! Modules of one shape (the same declarations, functions and points) are told apart by the contents of their code. A
+//! file goes to the module that it fits best, and the result is the same in whatever order the files are named. Where
+//! nothing decides, no file is chosen.
 
 use super::immediates::{Immediates, is_common};
 use super::{Fit, Key, Provider};
@@ -14,32 +14,35 @@ use crate::wasm::file::CoreModule;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 
-/// What became of a module.
+/// What was decided about a module. Files and modules are given by their numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// No file fits.
+    /// No file fits the module.
     Nothing,
-    /// This file is its.
+    /// The module was made from this file.
     File(usize),
-    /// These fit equally well.
+    /// These files fit the module equally well.
     Either(Vec<usize>),
-    /// This file fits it and modules of other code equally well.
+    /// This file fits the module, and equally well these modules, whose code is different.
     Torn(usize, Vec<usize>),
-    /// This file fits, but the other module better.
+    /// This file fits the module, but fits the other module (the second number) better.
     Elsewhere(usize, usize),
 }
 
-/// What can be told of files and modules that fit.
+/// What is known about files and the modules that they fit.
 pub(super) trait Evidence {
-    /// Whether module `module` was made from file `a` rather than from `b` (true) or the other way round (false).
+    /// Whether module `module` was made from file `a` rather than from `b` (true), or the other way round (false).
+    /// `None` if that cannot be told.
     fn better_file(&mut self, module: usize, a: usize, b: usize) -> Option<bool>;
-    /// Whether `file` was made into module `a` rather than into `b` (true) or the other way round (false).
+    /// Whether `file` was made into module `a` rather than into `b` (true), or the other way round (false). `None` if
+    /// that cannot be told.
     fn better_module(&mut self, file: usize, a: usize, b: usize) -> Option<bool>;
-    /// Whether the two cannot be of one file.
+    /// Whether the two modules cannot have been made from one file.
     fn are_others(&mut self, a: usize, b: usize) -> bool;
 }
 
-/// Gives each module its file. `fits`: of each module the files that do not contradict it. `known`: what was decided before.
+/// Decides about each module. `fits` has for each module the files that do not contradict it, `known` the files that
+/// were decided before.
 pub(super) fn decide(fits: &[BTreeSet<usize>], known: &[Option<usize>], evidence: &mut dyn Evidence) -> Vec<Verdict> {
     let mut open: Vec<BTreeSet<usize>> = Vec::new();
     for (module, files) in fits.iter().enumerate() {
@@ -60,7 +63,7 @@ pub(super) fn decide(fits: &[BTreeSet<usize>], known: &[Option<usize>], evidence
             }
         }
         tear(&mut verdicts, known, evidence);
-        // A file that is another module's is not this one's too, if one file cannot be both.
+        // A file that was given to another module is not this module's too, if the two cannot be made from one file.
         let mut changed = false;
         for module in 0..open.len() {
             if !matches!(verdicts[module], Verdict::Either(_)) {
@@ -83,7 +86,7 @@ pub(super) fn decide(fits: &[BTreeSet<usize>], known: &[Option<usize>], evidence
     }
 }
 
-/// A module of each file that has one.
+/// For each file that some module was given: one of these modules.
 fn owners(verdicts: &[Verdict]) -> BTreeMap<usize, usize> {
     let files = verdicts.iter().enumerate().filter_map(|(module, verdict)| match verdict {
         Verdict::File(file) => Some((*file, module)),
@@ -92,7 +95,7 @@ fn owners(verdicts: &[Verdict]) -> BTreeMap<usize, usize> {
     files.collect()
 }
 
-/// The files of a module that no other is better than.
+/// The files of a module without those that another of its files is better than.
 fn unbeaten(module: usize, files: &BTreeSet<usize>, evidence: &mut dyn Evidence) -> BTreeSet<usize> {
     let mut beaten = BTreeSet::new();
     for a in files {
@@ -108,7 +111,7 @@ fn unbeaten(module: usize, files: &BTreeSet<usize>, evidence: &mut dyn Evidence)
     if left.is_empty() { files.clone() } else { left }
 }
 
-/// Takes files away from modules that they cannot all be of.
+/// Changes the verdicts of modules that were given the same file though they cannot all be made from it.
 fn tear(verdicts: &mut [Verdict], known: &[Option<usize>], evidence: &mut dyn Evidence) {
     let mut of_file: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for (module, verdict) in verdicts.iter().enumerate() {
@@ -117,7 +120,7 @@ fn tear(verdicts: &mut [Verdict], known: &[Option<usize>], evidence: &mut dyn Ev
         }
     }
     for (file, modules) in of_file {
-        // One of each kind stands for all.
+        // Modules that may be made from one file are of one kind, and the first of a kind stands for all of them.
         let mut kinds: Vec<Vec<usize>> = Vec::new();
         for module in modules {
             let kind = kinds.iter_mut().find(|kind| kind.first().is_some_and(|m| !evidence.are_others(*m, module)));
@@ -145,7 +148,7 @@ fn tear(verdicts: &mut [Verdict], known: &[Option<usize>], evidence: &mut dyn Ev
         for (number, kind) in kinds.iter().enumerate() {
             let verdict = match (lost.get(&number), torn.get(&number)) {
                 (Some(better), _) => Verdict::Elsewhere(file, *better),
-                // With one that another module is better than it is not torn.
+                // A module is not torn with one that a third module is better than.
                 (None, Some(others)) => {
                     let lost: BTreeSet<usize> = lost.keys().filter_map(|k| first(&kinds[*k])).collect();
                     let others: Vec<usize> = others.iter().copied().filter(|o| !lost.contains(o)).collect();
@@ -160,15 +163,15 @@ fn tear(verdicts: &mut [Verdict], known: &[Option<usize>], evidence: &mut dyn Ev
     }
 }
 
-/// A core module of a file.
+/// A core module from one of the user's files.
 pub(super) struct Candidate {
-    /// Number of its file.
+    /// Number of the file that it is from.
     pub file: usize,
-    /// The module.
+    /// The core module itself.
     pub core: CoreModule,
 }
 
-/// What the code of modules says. Modules are numbered over all providers.
+/// The evidence that the code of modules gives. Modules are numbered across all providers.
 pub(super) struct ByCode<'a> {
     pub providers: &'a [Box<dyn Provider>],
     pub places: &'a [(usize, usize)],
@@ -177,7 +180,7 @@ pub(super) struct ByCode<'a> {
     pub memory: &'a dyn Memory,
     pub keys: HashMap<usize, Option<Key>>,
     pub code: HashMap<(usize, u32), Option<Rc<Immediates>>>,
-    /// Bytes of code that may still be read.
+    /// Number of bytes of code that may still be read.
     pub left: u64,
 }
 
@@ -220,19 +223,19 @@ impl<'a> ByCode<'a> {
     }
 }
 
-/// What speaks for each of two.
+/// What speaks for each of two files or modules, `a` and `b`.
 #[derive(Default)]
 struct Votes {
     a: usize,
     b: usize,
-    /// What an optimizer may have left of it.
+    /// For `a` and `b`: how many constants have at least left a trace that an optimizer may have made of them.
     traces: (usize, usize),
-    /// How much there could be.
+    /// For `a` and `b`: how many constants could have been found.
     most: (usize, usize),
 }
 
 impl Votes {
-    /// One side, if nothing speaks for the other, or next to nothing.
+    /// The side that the votes decide for (true for `a`), if nothing or next to nothing speaks for the other side.
     fn decided(&self) -> Option<bool> {
         let clear = |own: usize, most: usize, other: usize, most_other: usize| {
             (own > 0 && other == 0) || (own >= 4 && own * 2 >= most && other * 8 <= most_other)
@@ -321,7 +324,7 @@ impl Evidence for ByCode<'_> {
                 return *known;
             }
             let of = self.provider(module).and_then(|(p, local)| p.key(local, &mut self.left, self.memory));
-            // Numbers of different providers have nothing to do with each other.
+            // Keys of different providers cannot be compared with each other.
             self.keys.insert(module, of);
             of
         };
@@ -351,7 +354,8 @@ impl ByCode<'_> {
     }
 }
 
-/// Whether a process's name is this name, which may have been cut and cleaned there.
+/// Whether `theirs`, a name in the process, is `name`. The process's name may have been cut, and cleaned of
+/// characters.
 fn is_name(name: &str, theirs: &str) -> bool {
     let clean = |text: &str| -> String {
         let mut out = String::new();
@@ -365,7 +369,7 @@ fn is_name(name: &str, theirs: &str) -> bool {
         out
     };
     let (name, theirs) = (clean(name), clean(theirs));
-    // `obj.rs` of Wasmtime cuts symbols' names.
+    // Wasmtime's `obj.rs` cuts the names of symbols.
     name == theirs || (theirs.len() >= 90 && name.starts_with(&theirs))
 }
 
@@ -374,14 +378,14 @@ mod tests {
     use super::*;
     use Verdict::{Either, Elsewhere, File, Nothing, Torn};
 
-    /// What is known, as lists.
+    /// Evidence given as lists.
     #[derive(Default)]
     struct Told<'a> {
-        /// Module, and of two files the better one.
+        /// Each entry: a module, then two of its files, the first of which is better.
         files: &'a [(usize, usize, usize)],
-        /// File, and of two modules the better one.
+        /// Each entry: a file, then two modules that it fits, the first of which is better.
         modules: &'a [(usize, usize, usize)],
-        /// Modules that cannot be of one file.
+        /// Pairs of modules that cannot be made from one file.
         others: &'a [(usize, usize)],
     }
 
@@ -401,7 +405,8 @@ mod tests {
 
     #[test]
     fn each_module_gets_its_file_or_it_is_open() {
-        /// What the case is called, the files that fit each module, what else is told, and what each module gets.
+        /// Name of the case, the files that fit each module, the other evidence, and the expected verdict for each
+        /// module.
         type Case<'a> = (&'a str, &'a [&'a [usize]], Told<'a>, &'a [Verdict]);
         let cases: [Case<'_>; 11] = [
             ("nothing fits", &[&[]], Told::default(), &[Nothing]),
@@ -444,7 +449,7 @@ mod tests {
         for (what, fits, mut told, expected) in cases {
             let fits: Vec<BTreeSet<usize>> = fits.iter().map(|files| files.iter().copied().collect()).collect();
             assert_eq!(decide(&fits, &[], &mut told), expected, "{what}");
-            // The same with the files numbered the other way round.
+            // The same case with the files numbered the other way round.
             let turned: Vec<BTreeSet<usize>> = fits.iter().map(|f| f.iter().map(|file| 9 - file).collect()).collect();
             let files: Vec<_> = told.files.iter().map(|(m, a, b)| (*m, 9 - a, 9 - b)).collect();
             let modules: Vec<_> = told.modules.iter().map(|(f, a, b)| (9 - f, *a, *b)).collect();
@@ -458,7 +463,7 @@ mod tests {
             });
             assert_eq!(back.collect::<Vec<_>>(), expected, "{what}, turned");
         }
-        // What was decided before stays.
+        // What was decided before stays decided.
         let fits = [BTreeSet::new(), BTreeSet::from([0, 1])];
         let mut told = Told { others: &[(0, 1)], ..Told::default() };
         assert_eq!(decide(&fits, &[Some(0)], &mut told), [File(0), File(1)]);

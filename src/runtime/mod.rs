@@ -1,4 +1,5 @@
-//! Wasm runtimes. Finding them in a target ([`Provider`]) and reading its frames ([`Runtime`]) are separate jobs.
+//! Wasm runtimes. Finding the modules of a runtime in a target ([`Provider`]) and reading its frames ([`Runtime`])
+//! are separate jobs.
 
 pub mod all;
 pub mod code_map;
@@ -48,52 +49,54 @@ words! {
 /// Where a value was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// In a register of this frame; if a callee spilled it, `saved_at` is the stack slot it was read from.
+    /// The value is in a register of this frame. If a callee saved that register, `saved_at` is the address of the
+    /// stack slot from which it was read.
     Register {
-        /// Register.
+        /// The register that holds the value in this frame.
         reg: crate::arch::Reg,
-        /// Address of the callee's save slot.
+        /// Address of the stack slot in which a callee saved the register; `None` if no callee saved it.
         saved_at: Option<u64>,
     },
-    /// In memory, named relative to a register of this frame.
+    /// The value is in memory, at an offset from a register of this frame.
     Memory {
-        /// Base register.
+        /// The register that `offset` is counted from.
         base: crate::arch::Reg,
-        /// Byte offset from it.
+        /// Byte offset of the value from the base register.
         offset: i64,
-        /// The address.
+        /// Address of the value in the target.
         address: u64,
     },
-    /// In memory that no register of this frame leads to.
+    /// The value is at this address in memory, and no register of this frame leads there.
     Address(u64),
-    /// The compiler knew it.
+    /// The value is a constant that the compiler knew.
     Constant,
 }
 
-/// Why a value is not shown.
+/// Why a value is not shown, as text for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Why(pub String);
 
 /// One local or operand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Value {
-    /// Its type, if known.
+    /// Type of the value, if known.
     pub ty: Option<ValType>,
-    /// Raw bits and where they were found, or why not.
+    /// Raw bits and where they were found, or why the value is missing.
     pub slot: Slot,
 }
 
 /// A value or the reason for its absence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Slot {
-    /// Found. `bits` are raw: an i32 may carry junk in its upper half, which display truncates by type.
+    /// The value was found. `bits` are raw: an i32 may carry junk in its upper half, which the display cuts off
+    /// according to the type.
     Known {
-        /// Raw bits: 64, of a vector 128.
+        /// Raw bits of the value: 128 for a vector, 64 for any other type.
         bits: u128,
-        /// Where.
+        /// Where the value was found.
         place: Place,
     },
-    /// Not found.
+    /// The value is missing, for this reason.
     Unknown(Why),
 }
 
@@ -102,39 +105,41 @@ pub enum Slot {
 pub enum Position {
     /// In the function header, before the first operator.
     Header,
-    /// At this operator: zero-based index within the body, local declarations not counted (`wasm_inst_offset`).
+    /// At the operator with this number: zero-based within the body, local declarations not counted
+    /// (`wasm_inst_offset`).
     Operator(u64),
-    /// After the point of this operator and before the next known point.
+    /// Behind the point of the operator with this number and before the next known point.
     After(u64),
-    /// At the operator at this byte offset in the `.wasm` file: of runtimes that keep offsets and no operator numbers.
+    /// At the operator at this byte offset in the `.wasm` file. Only runtimes that keep offsets and no operator
+    /// numbers use this.
     Offset(u64),
-    /// Not known.
+    /// The position is not known.
     Unknown,
 }
 
 /// A variable of the source language, from debug information in a code image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceVariable {
-    /// Name.
+    /// Name of the variable.
     pub name: String,
     /// Name of its type.
     pub ty: Option<String>,
-    /// The value as its type prints it, or why it is not shown.
+    /// The value as the variable's type prints it, or why it is not shown.
     pub value: Result<String, Why>,
-    /// Where it was found: `[fp-0x10]`.
+    /// Where the value was found, such as `[fp-0x10]`.
     pub place: Option<String>,
 }
 
 /// An operator of a `.wasm` file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OperatorPlace {
-    /// Byte offset in the file.
+    /// Byte offset of the operator in the file.
     pub offset: u64,
-    /// Text form, if the `.wasm` is known.
+    /// The operator as text, if the `.wasm` is known.
     pub text: Option<String>,
-    /// Source file, from DWARF in the `.wasm`.
+    /// Source file that the operator was compiled from, according to DWARF in the `.wasm`.
     pub file: Option<String>,
-    /// Line in it.
+    /// Line in that source file.
     pub line: Option<u32>,
 }
 
@@ -145,30 +150,30 @@ pub enum GuestKind {
     Wasm,
     /// Glue between host and Wasm.
     Trampoline,
-    /// One of these: what would tell cannot be read.
+    /// Wasm function or glue: the data that would tell which cannot be read.
     Unknown,
 }
 
-/// A frame of a runtime's code. One pc is several of them where functions were inlined.
+/// A frame of a runtime's code. Where functions were inlined, one pc stands for several such frames.
 #[derive(Clone, Debug)]
 pub struct GuestFrame {
-    /// Kind.
+    /// What kind of code the frame runs.
     pub kind: GuestKind,
     /// Index into [`Runtime::modules`].
     pub module: usize,
     /// Function index in the module's index space (imports first), if known.
     pub function: Option<u32>,
-    /// Index among the functions the module defines.
+    /// Index among the functions that the module defines (imports not counted), if known.
     pub local_function: Option<u32>,
-    /// Name and where it came from.
+    /// Name of the function and where the name came from, if known.
     pub name: Option<(String, NameSource)>,
-    /// Byte offset of the pc in the module's code.
+    /// Byte offset of the pc from the start of the module's code.
     pub code_offset: u64,
-    /// Byte offset of the pc in the function's code.
+    /// Byte offset of the pc from the start of the function's code, if known.
     pub function_offset: Option<u64>,
-    /// Where in the function.
+    /// Where in its Wasm function the frame is.
     pub position: Position,
-    /// The operator there, if the module's `.wasm` is known.
+    /// The operator at that position, if the module's `.wasm` is known.
     pub operator: Option<OperatorPlace>,
     /// Locals, or why there are none.
     pub locals: Result<Vec<Value>, Why>,
@@ -176,18 +181,18 @@ pub struct GuestFrame {
     pub stack: Result<Vec<Value>, Why>,
     /// Variables of the source language, if the code image describes them.
     pub variables: Vec<SourceVariable>,
-    /// Whether the function was inlined into the next frame's.
+    /// Whether the function was inlined into the function of the next frame.
     pub inlined: bool,
-    /// Whether frames of functions that were inlined here may be missing before this one.
+    /// Whether functions were inlined here whose frames may be missing from the list before this one.
     pub may_miss_inlined: bool,
-    /// Instance (its `vmctx` address), if known.
+    /// Address of the frame's instance (its `vmctx`), if known.
     pub instance: Option<u64>,
-    /// Things to tell about this frame.
+    /// Remarks for the reader about this frame.
     pub notes: Vec<String>,
 }
 
 impl GuestFrame {
-    /// A frame in code of `module`, of which nothing else is known.
+    /// A frame in code of `module` about which nothing else is known.
     pub fn unknown(kind: GuestKind, module: usize) -> GuestFrame {
         GuestFrame {
             kind,
@@ -213,56 +218,58 @@ impl GuestFrame {
 /// A compiled module found in the target.
 #[derive(Clone, Debug)]
 pub struct GuestModule {
-    /// Its runtime.
+    /// The runtime that compiled the module.
     pub runtime: RuntimeName,
-    /// Display name ("app.wasm" from `--wasm`, the name section, or "module0").
+    /// Display name: the name of the file given with `--wasm` ("app.wasm"), the one in the name section, or
+    /// "module0".
     pub name: String,
-    /// Address range of its code.
+    /// Address range of the module's code: first address, one past the last.
     pub code: (u64, u64),
-    /// How it was found: every route that leads to it.
+    /// Every route that leads to the module.
     pub routes: Vec<FoundBy>,
-    /// What confirmed it; at least two independent facts.
+    /// The facts that confirm the module: at least two independent ones.
     pub checks: Vec<String>,
-    /// Number of defined functions, if it is known.
+    /// Number of functions that the module defines, if known.
     pub functions: Option<usize>,
-    /// Whether operand stacks were tracked by the compiler, if that is known.
+    /// Whether the compiler recorded operand stacks, if known.
     pub tracked: Option<bool>,
-    /// Compiler or tier ("singlepass").
+    /// Compiler or tier that made the code ("singlepass").
     pub backend: String,
-    /// The user's `.wasm` that was matched to it.
+    /// Path of the user's `.wasm` file that was matched to the module.
     pub wasm_file: Option<String>,
-    /// In what that file was compared with the process, in a word.
+    /// What that file was compared with in the process, in a few words ("positions, description").
     pub wasm_compared: Option<String>,
-    /// What is wrong with it or missing.
+    /// What is wrong with the module or missing from it.
     pub problem: Option<String>,
 }
 
-/// An instance of a module.
+/// An instance of a module, by its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GuestInstance {
     /// Index into [`Runtime::modules`].
     pub module: usize,
-    /// Its address (see [`GuestFrame::instance`]).
+    /// Address of the instance (see [`GuestFrame::instance`]).
     pub address: u64,
 }
 
-/// What a module declares, imported things first; each list by itself, or why it is not known.
+/// What a module declares, imported items before its own. Each list is known by itself or carries the reason why it
+/// is not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Declared {
-    /// Linear memories.
+    /// Linear memories, imported ones first.
     pub memories: Result<Vec<MemoryDecl>, Why>,
-    /// Globals.
+    /// Globals, imported ones first.
     pub globals: Result<Vec<GlobalDecl>, Why>,
-    /// Number of tables.
+    /// Number of tables, imported ones included.
     pub tables: Result<u32, Why>,
-    /// Functions.
+    /// Functions, imported ones first.
     pub functions: Result<Vec<GuestFunction>, Why>,
     /// Exports, in the module's order.
     pub exports: Result<Vec<GuestExport>, Why>,
 }
 
 impl Declared {
-    /// Nothing is known, for one reason.
+    /// A value for modules of which nothing is known, with the same reason for all lists.
     pub fn unknown(why: Why) -> Declared {
         Declared {
             memories: Err(why.clone()),
@@ -274,145 +281,152 @@ impl Declared {
     }
 }
 
-/// A function of a module, in the order of indices.
+/// A function of a module; `Declared::functions` lists them in the order of their indices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestFunction {
-    /// Name and where it comes from.
+    /// Name of the function and where the name comes from, if known.
     pub name: Option<(String, NameSource)>,
-    /// Types of parameters and results, if known.
+    /// Types of parameters and of results, if known.
     pub signature: Option<(Vec<ValType>, Vec<ValType>)>,
-    /// Whether it is imported.
+    /// Whether the function is imported.
     pub imported: bool,
-    /// Its machine code: first address, one past the last.
+    /// Range of the function's machine code in the target: first address, one past the last. `None` if not known.
     pub code: Option<(u64, u64)>,
 }
 
-/// Why an operand stack is not known that would be some instructions further on.
+/// Why the operand stack is not known at an instruction between two points; a few instructions further on it would
+/// be.
 pub const BETWEEN_POINTS: &str = "no state is recorded at this instruction";
 
-/// What stepping to a pc reaches.
+/// What kind of place a thread that is stepped has reached, by its pc.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// A point: the operand stack is known here, and an image that is taken here can be gone on from.
+    /// A point at which the operand stack is known, and from which an image that is taken here can be resumed.
     Point,
-    /// A point behind a call that has just returned, and its result is in no place that an image keeps.
+    /// A point behind a call that has just returned. The result of the call is in no place that an image keeps.
     Returned {
-        /// Whether this is what the module has: it has no points in its loops and functions' headers.
+        /// Whether the module has only points like this: none in its loops and in the headers of its functions.
         only: bool,
     },
-    /// A point whose operator goes on somewhere else.
+    /// A point at which the operand stack is known, but an image that is taken here would be resumed at another
+    /// place.
     Shown,
-    /// The runtime's code between points.
+    /// Code of the runtime's modules between two points.
     Inside,
-    /// Other code.
+    /// Code that is not of the runtime's modules.
     Outside,
 }
 
-/// What an `InstanceImage` needs of an instance, and what going on from one needs.
+/// What is read from an instance to make an `InstanceImage`, and to restore one.
 #[derive(Clone, Debug)]
 pub struct InstanceParts {
     /// The module's state map.
     pub map: Arc<ModuleStateMap>,
-    /// Address of its first byte of code.
+    /// Address of the first byte of the module's code.
     pub code_base: u64,
-    /// The instance's context.
+    /// Address of the instance's context (`vm::Ctx`).
     pub vmctx: u64,
-    /// Linear memory 0: first address, bytes.
+    /// Linear memory 0: address of its first byte, and its size in bytes. `None` if there is none.
     pub memory: Option<(u64, u64)>,
-    /// Where memory 0 is described (`vm.rs: LocalMemory`), if it is the instance's own.
+    /// Address of the description of memory 0 (`vm.rs: LocalMemory`), if the memory is the instance's own and not
+    /// imported.
     pub memory_at: Option<u64>,
-    /// The runtime's function that grows it.
+    /// Address of the runtime's function that grows memory 0, if known.
     pub grow: Option<u64>,
-    /// Globals that the module defines.
+    /// Globals that the module defines, in the order of their indices.
     pub globals: Vec<GlobalCell>,
-    /// Globals that it imports.
+    /// Globals that the module imports, in the order of their indices.
     pub imported_globals: Vec<GlobalCell>,
 }
 
-/// A global as an image keeps it.
+/// A global of an instance, as an instance image keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GlobalCell {
-    /// Type.
+    /// Type of the global.
     pub ty: ValType,
-    /// Where its 16 bytes are.
+    /// Address of the 16 bytes that hold the global.
     pub address: u64,
-    /// The value: integers sign-extended, floats as their bits.
+    /// The value: integers are sign-extended, floats are kept as their bits.
     pub bits: u128,
 }
 
 /// A runtime found in a target.
 pub trait Runtime: Unwinder {
-    /// Runtime name.
+    /// Name of the runtime.
     fn name(&self) -> &'static str;
-    /// Its modules.
+    /// The modules of this runtime that were found.
     fn modules(&self) -> &[GuestModule];
-    /// What is here: independent of whether the caller can be found. Youngest first: what was inlined comes before what it
-    /// was inlined into. Empty: not this runtime's code.
+    /// The frames at `at`, whether or not the caller can be found. Youngest first: an inlined function comes before
+    /// the function that it was inlined into. Empty if this is no code of this runtime.
     fn describe(&self, at: &Cursor, memory: &dyn Memory) -> Vec<GuestFrame>;
-    /// Things the reader should know (modules that cannot be read, caps reached).
+    /// Remarks for the reader, such as modules that cannot be read and caps that were reached.
     fn notes(&self) -> &[String];
-    /// What was looked for in vain, and how: of use where there may be such a runtime.
+    /// What the search for modules tried in vain, and how. Useful to the reader where there may be modules of this
+    /// runtime.
     fn tried(&self) -> &[String] {
         &[]
     }
-    /// Engines that are in the target, as far as they were looked for: where frames or modules are missing.
+    /// Engines that are in the target. They are looked for only where frames or modules are missing.
     fn engines(&self) -> &[Sighting] {
         &[]
     }
-    /// Whether guests of the module can wait on stacks that no thread is on.
+    /// Whether guests of the module can wait on stacks that no thread runs on.
     fn may_wait(&self, module: usize) -> bool {
         let _ = module;
         false
     }
-    /// Where such guests go on: registers of those stacks, as far as they are found.
+    /// Where guests that wait on such stacks will go on: the registers of those stacks, as far as they are found.
     fn waiting(&self, memory: &dyn Memory) -> Vec<Cursor> {
         let _ = memory;
         Vec::new()
     }
-    /// What the runtime itself would report for the frames from `at` on (`state.rs: read_stack`), of runtimes that have such
-    /// images; without frames where it has no state.
+    /// What the runtime itself would report for the frames from `at` on (`state.rs: read_stack`), for runtimes that
+    /// have images of frames. The image has no frames where the runtime has no state for them.
     fn image(&self, thread: ThreadId, at: &Cursor, memory: &dyn Memory) -> Result<ExecutionStateImage, Why> {
         let _ = (thread, at, memory);
         Err(Why(format!("{} has no images of frames", self.name())))
     }
-    /// The runtime's frame below a native frame that nothing can unwind, if the runtime's own tables lead to it.
+    /// The youngest frame of this runtime's code below a native frame that nothing can unwind, if the runtime's own
+    /// tables lead to it.
     fn recover(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
         let _ = (at, memory);
         None
     }
-    /// The module whose code covers `address`.
+    /// Index of the module whose code covers `address`.
     fn module_of(&self, address: u64) -> Option<usize>;
     /// The user's `.wasm` file of a module, if one was matched to it.
     fn wasm_file(&self, module: usize) -> Option<&WasmModule> {
         let _ = module;
         None
     }
-    /// Where linear memory `index` of an instance (see [`GuestFrame::instance`]) of module `module` is, and its size in bytes.
+    /// Address and size in bytes of linear memory `index` of an instance (see [`GuestFrame::instance`]) of module
+    /// `module`.
     fn linear_memory(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<(u64, u64), Why>;
-    /// Global `index` of an instance, imported ones first.
+    /// Value of global `index` of an instance; imported globals are counted first.
     fn global(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<Value, Why>;
-    /// What an image of an instance is made from, of runtimes that have such images.
+    /// What an image of an instance is made from, for runtimes that have images of instances.
     fn instance_parts(&self, module: usize, instance: u64, memory: &dyn Memory) -> Result<InstanceParts, Why> {
         let _ = (module, instance, memory);
         Err(Why(format!("{} has no images of instances", self.name())))
     }
-    /// The kind of point at `address`, if an image of a frame there goes on there (see [`crate::state::goes_on_at`]).
+    /// The kind of the point at `address`, if a frame whose image is taken there is resumed at that same place (see
+    /// [`crate::state::goes_on_at`]).
     fn goes_on_at(&self, address: u64, memory: &dyn Memory) -> Option<PointKind> {
         let _ = (address, memory);
         None
     }
-    /// Number of elements of table `index` of an instance, imported ones first.
+    /// Number of elements of table `index` of an instance; imported tables are counted first.
     fn table(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {
         let _ = (module, instance, index, memory);
         Err(Why(format!("how {} keeps tables is not known", self.name())))
     }
-    /// The instances that were met on the way to the modules: those that code runs in are in the frames, whether they are
-    /// here or not.
+    /// The instances that were met on the way to the modules. An instance whose code a thread runs is also named in
+    /// its frames, whether it is listed here or not.
     fn instances(&self, memory: &dyn Memory) -> Vec<GuestInstance> {
         let _ = memory;
         Vec::new()
     }
-    /// Whether there is such an instance: a damaged frame may name any address.
+    /// Checks that there is such an instance, since a damaged frame may name any address. The error says why not.
     fn check_instance(&self, instance: GuestInstance, memory: &dyn Memory) -> Result<(), Why> {
         let _ = (instance, memory);
         Ok(())
@@ -422,18 +436,19 @@ pub trait Runtime: Unwinder {
         let _ = (module, memory);
         Declared::unknown(Why(format!("what {} knows of its modules is not read", self.name())))
     }
-    /// Byte offset in the `.wasm` file at which the body of a function begins, local declarations included: what
-    /// [`OperatorPlace::offset`] is counted from where an offset in the function is wanted.
+    /// Byte offset in the `.wasm` file at which the body of a function begins, local declarations included.
+    /// Subtracted from [`OperatorPlace::offset`], it gives an offset within the function.
     fn body_offset(&self, module: usize, local_function: u32) -> Option<u64> {
         self.wasm_file(module)?.body_offset(local_function)
     }
-    /// Whether stepping can bring a frame of the module to a point at which more is known of it, or why it cannot.
+    /// Whether stepping can bring a frame of the module to a point at which more is known about it. The error says
+    /// why it cannot.
     fn settles(&self, module: usize) -> Result<(), Why> {
         let _ = module;
         Err(Why(format!("{} has no points to which a thread could be stepped", self.name())))
     }
-    /// A function that says of a pc whether the operand stack is known there. It owns what it needs, since a target is
-    /// stepped on a thread of its own.
+    /// A function that tells what a pc reaches, above all whether the operand stack is known there. It owns what it
+    /// needs, since a target is stepped on a thread of its own.
     fn reach(&self, memory: &dyn Memory) -> Box<dyn Fn(u64) -> Reach + Send>;
     /// All compiled code, described for a debugger.
     fn code_map(&self, detail: &code_map::Detail, memory: &dyn Memory) -> code_map::CodeMap;
@@ -443,72 +458,74 @@ pub trait Runtime: Unwinder {
 pub struct Scene<'a> {
     /// The process or core.
     pub target: &'a dyn Target,
-    /// Its loaded files.
+    /// The loaded files of the target.
     pub objects: &'a Objects,
-    /// Told about work that may take long.
+    /// Receives the progress of work that may take long.
     pub progress: &'a dyn Progress,
 }
 
-/// How a file fits a module.
+/// How well a core module from a file of the user fits a module of the target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fit {
-    /// How much proves that it is the very file: 0 unless the target has the whole of it.
+    /// How strongly the target proves that this is the very file; 0 if the target does not keep the module's Wasm. Of
+    /// two fits the higher number wins.
     pub exact: u8,
-    /// In what they agree, in a word.
+    /// What was compared and agrees, in a few words.
     pub summary: &'static str,
-    /// Each thing in which they agree.
+    /// What agrees, one entry for each comparison.
     pub checks: Vec<String>,
-    /// What is added to a position in the core module to get one that the runtime knows.
+    /// Number that is added to a byte offset in the core module to get the offset that the runtime uses.
     pub shift: u64,
 }
 
-/// What tells the modules of a provider apart. Of modules that were compiled in the same way those with other contents were
-/// made from other files.
+/// Tells the modules of a provider apart. Two modules with equal `build` and different `content` were made from
+/// different files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key {
-    /// How it was compiled.
+    /// Hash of how the module was compiled.
     pub build: u64,
-    /// What its code does.
+    /// Hash of what the module's code does.
     pub content: u64,
 }
 
-/// Finds a runtime's modules in a target. Called again with the frames that nobody could explain, since a stack leads to
-/// its modules: behind one module's frames lies the next host frame, and perhaps the next module.
+/// Finds a runtime's modules in a target. It is called again with the frames that nobody could explain, since modules
+/// are found step by step: behind the frames of one module lies the next host frame, and perhaps the next module.
 pub trait Provider {
-    /// Looks for modules, in particular for the ones that explain `unknown`: frames in executable memory of no file.
-    /// `lost`: some stack could not be walked to its end, so there may be more of them.
-    /// Returns how many were found that were not known before.
-    /// The first call may come without unknown frames: modules of an idle process are worth a line too.
+    /// Looks for modules, in particular for those that explain `unknown`: frames in executable memory that belongs to
+    /// no file. `lost` says that some stack could not be walked to its end, so there may be more such frames.
+    /// Returns how many modules were found that were not known before.
+    /// The first call may come without unknown frames: the modules of an idle process are worth a line too.
     fn discover(&mut self, scene: &Scene<'_>, unknown: &[Cursor], lost: bool) -> usize;
-    /// Compares module `module` of this provider with a core module of a file of the user's. `Ok`: in what it agrees; `Err`: why
-    /// the module was made from another one.
+    /// Compares module `module` of this provider with a core module from a file of the user. `Ok` says what agrees,
+    /// `Err` why the module was made from another core module.
     fn compare(&mut self, module: usize, file: &CoreModule, memory: &dyn Memory) -> Result<Fit, String> {
         let _ = (module, file, memory);
         Err(format!("{} takes no files", self.runtime().name()))
     }
-    /// Gives a module the file that it was made from.
+    /// Gives a module the file that it was made from, and the result of the comparison.
     fn take_file(&mut self, module: usize, path: &Path, file: &CoreModule, fit: Fit) {
         let _ = (module, path, file, fit);
     }
-    /// The machine code of a function that a module defines.
+    /// The machine code of a function that the module defines, by its index among these; `None` if it cannot be read.
     fn code(&self, module: usize, local_function: u32, memory: &dyn Memory) -> Option<Vec<u8>> {
         let _ = (module, local_function, memory);
         None
     }
-    /// A function's name in the name section that a module was compiled with, where the target has that.
+    /// A function's name from the name section that the module was compiled with, if the target has that section.
     fn own_name(&self, module: usize, function: u32) -> Option<String> {
         let _ = (module, function);
         None
     }
-    /// What tells modules apart, read from no more than `left` bytes of code. `None`: it is not known.
+    /// Computes what tells modules apart. Reads at most `left` bytes of code and subtracts them from `left`; `None`
+    /// if the key is not known.
     fn key(&self, module: usize, left: &mut u64, memory: &dyn Memory) -> Option<Key> {
         let _ = (module, left, memory);
         None
     }
-    /// Artifacts of the user's that were not looked at, and why. Asked only if no runtime has found a module.
+    /// The user's artifact files that were not looked at, and why. Asked only if no runtime has found a module.
     fn unused_artifacts(&mut self) -> Vec<(PathBuf, String)> {
         Vec::new()
     }
-    /// What has been found so far.
+    /// The runtime with the modules that were found so far.
     fn runtime(&self) -> &dyn Runtime;
 }

@@ -4,7 +4,7 @@ use crate::error::Error;
 use crate::report::text::clean_message;
 use serde_json::{Value, json};
 
-/// An answer's `error`.
+/// The `error` of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     kind: &'static str,

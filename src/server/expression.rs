@@ -1,4 +1,4 @@
-//! What `wasm-print` understands.
+//! Parses the expressions that `wasm-print` understands:
 //!
 //! ```text
 //! local 3       l3           a local
@@ -23,11 +23,11 @@ pub enum Expression {
     Global(u32),
     /// A value in a linear memory.
     Load {
-        /// Which memory.
+        /// Index of the memory.
         memory: u32,
-        /// Where.
+        /// Address of the value in that memory.
         address: Address,
-        /// How it is read.
+        /// How the bytes at that address are read.
         ty: Load,
     },
 }
@@ -35,22 +35,22 @@ pub enum Expression {
 /// An address in a linear memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
-    /// Given.
+    /// An address that is given as a number.
     Number(u64),
-    /// The value of a local.
+    /// The value of a local, by index.
     Local(u32),
-    /// The value of an operand.
+    /// The value of an operand, by index from the bottom.
     Stack(u32),
 }
 
 /// How bytes are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Load {
-    /// An integer of that many bytes.
+    /// An integer.
     Integer {
-        /// Bytes.
+        /// Number of bytes of the integer.
         size: u64,
-        /// Two's complement.
+        /// Whether it is signed, in two's complement.
         signed: bool,
     },
     /// A float.
@@ -82,7 +82,7 @@ impl Load {
         })
     }
 
-    /// Number of bytes.
+    /// Number of bytes that are read.
     pub fn size(self) -> u64 {
         match self {
             Load::Integer { size, .. } => size,
@@ -91,7 +91,7 @@ impl Load {
         }
     }
 
-    /// Little-endian bytes as text.
+    /// The text of a value whose little-endian bytes are `bytes`.
     pub fn print(self, bytes: &[u8]) -> String {
         let bits = bytes.iter().take(8).rev().fold(0u64, |n, &b| n << 8 | u64::from(b));
         match self {
@@ -110,7 +110,7 @@ fn index(text: &str) -> Option<u32> {
     text.trim().parse().ok()
 }
 
-/// `local 3` or `l3`: the index.
+/// The index in a text such as `local 3` or `l3`; `None` if the text has not this form.
 fn named(text: &str, long: &str, short: &str) -> Option<u32> {
     let text = text.trim().trim_start_matches('$');
     let rest = text.strip_prefix(long).filter(|r| r.starts_with([' ', '[', '.']) || index(r).is_some());
@@ -118,7 +118,7 @@ fn named(text: &str, long: &str, short: &str) -> Option<u32> {
     index(rest.trim().trim_start_matches(['[', '.']).trim_end_matches(']'))
 }
 
-/// Understands an expression, or says what would be understood.
+/// Parses an expression. The error says what would be understood.
 pub fn parse(text: &str) -> Result<Expression, String> {
     let usage = || format!("{text:?} is not understood; try: local 0, stack 0, global 0, i32[0x400], f64[l1]");
     let found = named(text, "local", "l").map(Expression::Local);

@@ -1,16 +1,16 @@
 //! `wstate serve --stdio`: the engine as a debugger's plugin uses it.
 //!
-//! The debugger holds the target; the server holds what is known about Wasm. Each line, both ways, is one JSON object in
-//! UTF-8 of at most [`crate::limits::MAX_MESSAGE_BYTES`] bytes. Addresses are strings in hexadecimal (`"0x7f.."`; decimal
-//! numbers are understood too), bytes are strings of hexadecimal digits. Keys that are not known are ignored, on both
-//! sides. A debugger with two targets starts two servers.
+//! The debugger holds the target; the server holds what is known about Wasm. Each line, both ways, is one JSON object
+//! in UTF-8 of at most [`crate::limits::MAX_MESSAGE_BYTES`] bytes. Addresses are strings in hexadecimal (`"0x7f.."`;
+//! decimal numbers are understood too), bytes are strings of hexadecimal digits. Keys that are not known are ignored,
+//! on both sides. A debugger with two targets starts two servers.
 //!
 //! # Debugger to server: requests
 //!
 //! `{"id": 1, "op": "walk", ...}` is answered by `{"id": 1, "ok": true, ...}` or by
-//! `{"id": 1, "ok": false, "error": {"kind": "...", "message": "...", "hint": "..."}}`. One request at a time; a line that
-//! is no request is answered with `"id": null`. `kind` is `malformed`, `busy`, `version`, `unsupported`, `not_found` or
-//! `failed`; `hint` may be missing. `message` and `hint` are one line each.
+//! `{"id": 1, "ok": false, "error": {"kind": "...", "message": "...", "hint": "..."}}`. One request at a time; a line
+//! that is no request is answered with `"id": null`. `kind` is `malformed`, `busy`, `version`, `unsupported`,
+//! `not_found` or `failed`; `hint` may be missing. `message` and `hint` are one line each.
 //!
 //! | op | keys | answer |
 //! |---|---|---|
@@ -28,14 +28,15 @@
 //! | `list` | `thread`, frame; `count` of lines around it | `text` |
 //! | `symbols` | `directory`: where to write; `all`: locals of all functions; `known`: list of `[start, end]`, code that the debugger knows from elsewhere and that is left out; `described`: the same, of code of which only how callers are found is wanted | `files`: list of `{"path", "address", "modules"}` that the debugger shall load, with an address inside each and where its modules begin; the same path as before if nothing changed; `unsure`: a later stop may tell more of the same code; `per_store`: each store of the process runs a copy of code of its own; `notes` |
 //!
-//! Which frame: `frame` is its number. With `pc` it must also be at that address, and if it is not, the first frame at
-//! that address is meant: debuggers that do not know Wasm may number frames otherwise. Without both: the youngest Wasm frame.
+//! Which frame: `frame` is its number. With `pc` it must also be at that address, and if it is not, the first frame
+//! at that address is meant: debuggers that do not know Wasm may number frames otherwise. Without both: the youngest
+//! Wasm frame.
 //!
 //! # Server to debugger: calls
 //!
 //! While a request is worked on, the server asks for what it needs: `{"call": 7, "op": "memory", ...}`. The answer is
-//! `{"reply": 7, ...}` or `{"reply": 7, "error": "..."}`. There is one call at a time. What the debugger cannot give is
-//! missing or null in its answer.
+//! `{"reply": 7, ...}` or `{"reply": 7, "error": "..."}`. There is one call at a time. What the debugger cannot give
+//! is missing or null in its answer.
 //!
 //! | op | keys | answer |
 //! |---|---|---|
@@ -45,8 +46,8 @@
 //!
 //! Progress of long work is told by `{"event": "progress", "text": "..."}`, which has no answer.
 //!
-//! The server ends when its input ends. Nothing else ends it: a request that fails in an unforeseen way is answered with
-//! the kind `failed`, and what was known about the target is forgotten.
+//! The server ends when its input ends. Nothing else ends it: a request that fails in an unforeseen way is answered
+//! with the kind `failed`, and what was known about the target is forgotten.
 
 mod error;
 pub mod expression;
@@ -58,7 +59,7 @@ use std::io::{BufRead, Write};
 use std::rc::Rc;
 use wire::Wire;
 
-/// Version of this protocol: grows when an old plugin would misunderstand.
+/// Version of this protocol. It grows when an old plugin would misunderstand the server.
 pub const PROTOCOL: u32 = 1;
 
 /// Serves until `input` ends.

@@ -1,11 +1,11 @@
-//! What is asked of the server, answered from one target that is kept until it runs.
+//! Answers the requests to the server from one target, which is kept until it runs.
 
 use super::PROTOCOL;
 use super::error::Failure;
 use super::expression::{self, Expression};
 use super::wire::{Message, Wire, hex, number};
+use crate::cli::output::Output;
 use crate::limits;
-use crate::output::Output;
 use crate::process::callback::CallbackTarget;
 use crate::process::objects::Objects;
 use crate::process::{Memory, Target};
@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 type Answer = Result<Message, Failure>;
 
-/// Everything a server can be asked for.
+/// The names of all requests that a server can be asked for.
 const OPS: [&str; 13] = [
     "hello",
     "configure",
@@ -52,9 +52,9 @@ pub struct Requests {
     settings: Settings,
     stopped: Option<Stopped>,
     symbols: Option<Written>,
-    /// Number of symbol files written: no name is used twice.
+    /// Number of symbol files that were written. It is part of their names, so that no name is used twice.
     written: u32,
-    /// What was there at earlier stops.
+    /// The compiled code that was there at earlier stops.
     seen: Seen,
 }
 
@@ -82,11 +82,11 @@ struct Stopped {
     provider: Runtimes,
     options: Options,
     reports: HashMap<Asked, Rc<Report>>,
-    /// Memory or registers may be others than those that were lent.
+    /// Whether memory or registers may be others than those that were lent.
     stale: bool,
 }
 
-/// What decides about a report.
+/// What makes one report differ from another of the same stop. A report is kept for each.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Asked {
     threads: Vec<u32>,
@@ -94,11 +94,11 @@ struct Asked {
     verbose: bool,
 }
 
-/// Which frame a request is about.
+/// The frame that a request is about.
 struct Place {
     tid: u32,
     report: Rc<Report>,
-    /// Position among the thread's frames.
+    /// Position of the frame among the thread's frames.
     at: usize,
 }
 
@@ -113,7 +113,7 @@ impl Place {
             .ok_or_else(|| Failure::not_found(format!("thread {} has no such frame", self.tid)))
     }
 
-    /// The frame, if it is of a Wasm function.
+    /// The frame if it is that of a Wasm function, or else an error.
     fn wasm(&self) -> Result<&Frame, Failure> {
         let frame = self.frame()?;
         match frame.kind {
@@ -316,7 +316,8 @@ impl Requests {
         self.stopped.as_mut().ok_or_else(|| Failure::failed("the target is not known"))
     }
 
-    /// Lends anew what a user can have written to at a stop. The loaded files and the modules stay, if the mappings do.
+    /// Has memory and registers lent anew, because the user can have written to them at a stop. The loaded files and
+    /// the modules stay if the mappings are the same.
     fn borrow_again(&mut self) -> Result<(), Failure> {
         let what = self.wire.describe()?;
         let Some(s) = &mut self.stopped else { return Ok(()) };
@@ -371,7 +372,7 @@ impl Requests {
                 if report.runtimes.iter().all(|r| r.modules.is_empty()) {
                     text += &text::render_head(&report, options);
                 } else {
-                    // The user set these files, and waits for what they give.
+                    // The user set these files and waits for what they give, so it is told if one cannot be used.
                     let refusals = self.stopped()?.provider.refusals();
                     text.extend(refusals.iter().map(|why| format!("note: {}\n", text::clean_message(why))));
                 }
@@ -445,7 +446,7 @@ impl Requests {
         Ok(message([("modules", to_json(&modules)?), ("text", text.into())]))
     }
 
-    /// Where memory `index` of the frame's instance is, and its size in bytes.
+    /// Address of memory `index` of the frame's instance in the target, and its size in bytes.
     fn linear_memory(&mut self, place: &Place, index: u32) -> Result<(u64, u64), Failure> {
         let (module, instance) = instance(place)?;
         let s = self.stopped()?;
@@ -539,8 +540,8 @@ impl Requests {
         Ok(message([("text", format!("{ty}{text}{place}").into()), ("value", to_json(&value)?)]))
     }
 
-    /// Writes a symbol file, under a new name where its contents differ from the last one: gdb does not read a file again
-    /// that it has loaded.
+    /// Writes a symbol file. If its contents differ from those of the last one it gets a new name, because gdb does
+    /// not read a file again that it has loaded.
     fn symbols(&mut self, m: &Message) -> Answer {
         let directory = path(m, "directory").filter(|d| d.is_absolute());
         let directory = directory.ok_or_else(|| Failure::malformed("directory is an absolute path"))?;
@@ -574,7 +575,7 @@ impl Requests {
         let path = directory.join(format!("wasm-{}-{count}.sym", std::process::id()));
         let file = SymbolFile::of(&map, &path, TextNames::ByContent)?;
         Output::write_files(file.files())?;
-        // By an address inside it gdb finds the file again.
+        // gdb finds the file again by an address inside it.
         let inside = map.modules.iter().find(|m| !m.code.is_empty()).map(|m| format!("{:#x}", m.base));
         let modules: Vec<String> = map.modules.iter().map(|m| format!("{:#x}", m.base)).collect();
         let written = message([
@@ -608,14 +609,15 @@ impl Requests {
             return Err(Failure::not_found(format!("the .wasm file of {name} is not known"))
                 .hint("name it with wasm files: set wasm files FILE.wasm in gdb, wasm set files FILE.wasm in lldb"));
         };
-        // Some runtimes keep offsets and no numbers of operators. In a component they count from the component's start.
+        // Some runtimes keep the offsets of operators and not their numbers. In a component, the offsets count from
+        // the component's start.
         let of_offset = || {
             let at = frame.wasm.as_ref().filter(|w| w.op.is_some())?.offset?;
             let body = s.provider.runtime().body_offset(module, function)?;
             let at = wasm.body_offset(function)?.checked_add(at.0.checked_sub(body)?)?;
             Some(wasm.operators(function)?.binary_search(&at).ok()? as u64)
         };
-        // Behind an operator the next one is where it goes on.
+        // A frame that is behind an operator goes on at the next one.
         let behind = |w: &WasmPlace| w.op_position == OpPosition::After;
         let numbered = || frame.wasm.as_ref().and_then(|w| Some(w.op_index?.saturating_add(behind(w).into())));
         let Some(op) = numbered().or_else(of_offset) else {
@@ -671,7 +673,8 @@ fn slot(
     values.get(n as usize).cloned().ok_or_else(missing)
 }
 
-/// An address in a linear memory that is in a local or operand; where its type is not known, one of 64 bits if `wide`.
+/// The address in a linear memory that a local or operand holds. If the type of the value is not known, `wide` says
+/// whether the address has 64 bits.
 fn address_in(value: &crate::report::Value, wide: bool) -> Result<u64, Failure> {
     let wide = match value.ty {
         Some(ValType::I64) => true,

@@ -1,4 +1,4 @@
-//! Lines in, lines out, and the debugger as a lender.
+//! Reads and writes the lines of the protocol, and asks the debugger, as a lender, for what the engine needs.
 
 use super::error::Failure;
 use crate::limits;
@@ -11,12 +11,12 @@ use std::path::PathBuf;
 /// A JSON object.
 pub type Message = Map<String, Value>;
 
-/// Both directions of the connection.
+/// The connection to the debugger, in both directions.
 pub struct Wire {
     input: RefCell<Box<dyn BufRead>>,
     output: RefCell<Box<dyn Write>>,
     calls: Cell<u64>,
-    /// The other side is gone.
+    /// Whether the other side is gone.
     ended: Cell<bool>,
 }
 
@@ -31,12 +31,13 @@ impl Wire {
         Wire { input: input.into(), output: output.into(), calls: Cell::new(0), ended: Cell::new(false) }
     }
 
-    /// The next request; answers what is none. `None`: the input has ended.
+    /// Waits for the next request and returns it. A line that is no request is answered with an error. `None` if the
+    /// input has ended.
     pub fn next_request(&self) -> Option<Message> {
         loop {
             match self.line() {
                 Line::Message(m) if m.contains_key("op") => return Some(m),
-                // The answer to a call that nobody waits for any more.
+                // This is the answer to a call that nobody waits for any more.
                 Line::Message(m) if m.contains_key("reply") => {}
                 Line::Message(m) => {
                     let id = m.get("id").cloned().unwrap_or_default();
@@ -50,7 +51,7 @@ impl Wire {
 
     /// Answers request `id`.
     pub fn answer(&self, id: Value, answer: Result<Message, Failure>) {
-        // What a client made up is not sent back to it at any length.
+        // An id that a client made up is not sent back to it at any length.
         let id = if id.is_number() || id.as_str().is_some_and(|s| s.len() <= 100) { id } else { Value::Null };
         let mut out = Message::new();
         out.insert("id".into(), id);
@@ -64,7 +65,7 @@ impl Wire {
         self.send(out);
     }
 
-    /// Tells that something takes long.
+    /// Tells the debugger about the progress of work that takes long.
     pub fn progress(&self, text: &str) {
         self.send(Map::from_iter([("event".to_string(), "progress".into()), ("text".to_string(), text.into())]));
     }
@@ -102,7 +103,8 @@ impl Wire {
         }
     }
 
-    /// Asks the debugger and waits for its answer; `None` if it has none. Requests that come meanwhile are refused.
+    /// Asks the debugger and waits for its answer; returns `None` if it has none. Requests that come meanwhile are
+    /// refused.
     fn call(&self, op: &str, mut message: Message) -> Option<Message> {
         let call = self.calls.get() + 1;
         self.calls.set(call);
@@ -125,7 +127,7 @@ impl Wire {
         }
     }
 
-    /// What the debugger says of its target.
+    /// Asks the debugger what its target is.
     pub fn describe(&self) -> Result<Description, Failure> {
         let none = || Failure::failed("the debugger does not say what its target is");
         let m = self.call("describe", Message::new()).ok_or_else(none)?;
@@ -147,7 +149,7 @@ impl Wire {
     }
 }
 
-/// Reads up to the end of a line without keeping it; false: the input has ended.
+/// Reads up to the end of a line without keeping it. Returns false if the input has ended.
 fn skip_line(input: &mut dyn BufRead) -> bool {
     loop {
         let (used, found) = match input.fill_buf() {
@@ -190,7 +192,7 @@ impl Lender for Wire {
     }
 }
 
-/// A number, or a string in hexadecimal with `0x`.
+/// The value of a JSON number, or of a string that is decimal or, with `0x`, hexadecimal.
 pub fn number(value: &Value) -> Option<u64> {
     match value {
         Value::Number(n) => n.as_u64(),

@@ -9,7 +9,8 @@ use crate::report::wasm_coredump::{self, Compat};
 use crate::runtime::{GuestInstance, Slot, Why};
 use std::io::{self, Write};
 
-/// What modules and instances hold. `options.threads` and the like count as for a report: instances are found along stacks.
+/// What the modules and instances of a target hold. `options.threads` and similar options count as they do for a
+/// report, because instances are found along stacks.
 pub fn contents(options: &Options, lists: Lists) -> Result<Contents, Error> {
     let looked = with_target(options, |seen| Ok(seen.contents(lists)))?;
     let (whole, notes) = (looked.whole(), looked.notes(options));
@@ -18,7 +19,7 @@ pub fn contents(options: &Options, lists: Lists) -> Result<Contents, Error> {
     Ok(contents)
 }
 
-/// A target that was looked through.
+/// A target, and what was found in it.
 struct Seen<'a> {
     target: &'a dyn Target,
     outcome: &'a Outcome,
@@ -32,7 +33,7 @@ impl Seen<'_> {
     }
 }
 
-/// What was found in a target, and made of it.
+/// What was found in a target, and the answer that was made of it.
 struct Looked<T> {
     answer: T,
     outcome: Outcome,
@@ -57,8 +58,9 @@ impl<T> Looked<T> {
         }
     }
 
-    /// Fills `buf` with what is there now, which of a process may be more than can be copied while it stands. What it was
-    /// is told by [`Looked::is_there`], to be asked in the end.
+    /// Fills `buf` with what is at `address` now; of a process this may be more than can be copied while it stands.
+    /// [`Looked::is_there`], to be asked at the end, tells whether the memory was still the same one. Returns whether
+    /// all of it could be read.
     fn read(&self, address: u64, buf: &mut [u8]) -> bool {
         match &self.target {
             From::Core(core) => core.read(address, buf).is_ok(),
@@ -77,7 +79,8 @@ impl<T> Looked<T> {
     }
 }
 
-/// Does something with a target that was looked through; with a process as often as it takes until that is proven.
+/// Looks through a target and calls `work` with what was found. With a process, this is repeated as often as it takes
+/// until the answer is proven.
 fn with_target<T>(options: &Options, mut work: impl FnMut(&Seen<'_>) -> Result<T, Error>) -> Result<Looked<T>, Error> {
     let search = options.search_paths();
     let progress = progress::stderr(options.verbose);
@@ -105,7 +108,7 @@ fn with_target<T>(options: &Options, mut work: impl FnMut(&Seen<'_>) -> Result<T
     Ok(Looked { answer, outcome, provider, target })
 }
 
-/// The contents of what `report` found.
+/// What the modules and instances hold that `report` found.
 pub fn contents_of(report: &Report, runtime: &dyn Runtime, memory: &dyn Memory, lists: Lists) -> Contents {
     let mut out = Contents::of(report);
     let mut threads: BTreeMap<GuestInstance, BTreeSet<u32>> = BTreeMap::new();
@@ -213,7 +216,7 @@ fn instance_row(
     match &declared.memories {
         Ok(all) => row.memories = all.iter().enumerate().map(|(i, decl)| memory_row(i as u32, *decl)).collect(),
         Err(Why(why)) => {
-            // The first may be known all the same.
+            // The first memory may be known all the same.
             let first = memory_row(0, crate::wasm::MemoryDecl::default());
             row.memories.extend(Some(first).filter(|m| m.why.is_none()));
             row.memories_why = Some(why.clone());
@@ -243,49 +246,50 @@ fn instance_row(
     row
 }
 
-/// Which instance is meant.
+/// Which instance the user means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InstanceChoice {
-    /// The only one that has the memory.
+    /// The only instance that has the memory. For a snapshot: the instance that the thread runs in.
     Only,
-    /// The one with this number in [`Contents`].
+    /// The instance with this number in [`Contents`].
     Number(u32),
-    /// The one at this address.
+    /// The instance at this address.
     Address(u64),
 }
 
 /// A stretch of a linear memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryRange {
-    /// Instance.
+    /// The instance whose memory is meant.
     pub instance: InstanceChoice,
-    /// Index of the memory.
+    /// Index of the memory in the instance.
     pub memory: u32,
-    /// First address in it.
+    /// First address of the stretch, in the linear memory.
     pub address: u64,
-    /// Bytes.
+    /// Number of bytes.
     pub len: u64,
 }
 
-/// Is given bytes of a linear memory and their address there.
+/// Called with bytes of a linear memory and the address of the first byte in that memory.
 pub type Sink<'a> = dyn FnMut(u64, &[u8]) -> Result<(), Error> + 'a;
 
-/// Bytes of a linear memory that are in our own memory at once.
+/// Number of bytes of a linear memory that are in wstate's own memory at once.
 const CHUNK: u64 = 256 << 10;
 
-/// Bytes of linear memories that are copied at the instant of the stacks for `memory` and `export`; more is read while the
-/// process runs on.
+/// Up to this number of bytes of linear memories are copied at the instant of the stacks for `memory` and `export`.
+/// If there are more, they are read while the process runs on.
 const COPIED_MEMORY: u64 = 4 << 20;
 
-/// A memory that was chosen.
+/// The linear memory that was chosen.
 struct ChosenMemory {
     instance: GuestInstance,
     base: u64,
     size: u64,
 }
 
-/// Gives `sink` the bytes of a linear memory piece by piece, with the address in the linear memory. Pieces are multiples of
-/// 16 bytes but for the last. Returns what is to be told if a file that the user named was not used.
+/// Gives `sink` the bytes of a linear memory piece by piece, with the address in the linear memory. All pieces but
+/// the last are multiples of 16 bytes long. If a file that the user named was not used, the report's notes are
+/// returned, which say so.
 pub fn linear_memory(options: &Options, wanted: MemoryRange, sink: &mut Sink<'_>) -> Result<Vec<String>, Error> {
     let (address, len) = (wanted.address, wanted.len);
     let looked = with_target(options, |seen| {
@@ -298,7 +302,7 @@ pub fn linear_memory(options: &Options, wanted: MemoryRange, sink: &mut Sink<'_>
                 ),
             });
         }
-        // So much is of the instant of the stacks.
+        // Up to this size, the bytes belong to the instant of the stacks.
         let few = len <= COPIED_MEMORY;
         let bytes = few.then(|| seen.target.read_vec(chosen.base.wrapping_add(address), len as usize)).transpose();
         let bytes = bytes.map_err(|e| Error::NotFound {
@@ -335,7 +339,7 @@ pub fn linear_memory(options: &Options, wanted: MemoryRange, sink: &mut Sink<'_>
     }
 }
 
-/// The memory that is meant, or which ones there are.
+/// The memory that is meant. The error says which instances or memories there are.
 fn choose_memory(contents: &Contents, wanted: MemoryRange) -> Result<ChosenMemory, Error> {
     let not_found = |what: String| Err(Error::NotFound { what });
     let all: Vec<(u32, &Instance)> = contents.instances().collect();
@@ -386,7 +390,7 @@ fn choose_memory(contents: &Contents, wanted: MemoryRange) -> Result<ChosenMemor
     }
 }
 
-/// Writes a Wasm coredump to `out`. Returns what could not be written into it.
+/// Writes a Wasm coredump to `out`. Returns notes, also about what could not be written into it.
 pub fn export_coredump(options: &Options, compat: Option<Compat>, out: &mut dyn Write) -> Result<Vec<String>, Error> {
     let written = |runtime: &dyn Runtime,
                    report: &Report,
@@ -405,7 +409,7 @@ pub fn export_coredump(options: &Options, compat: Option<Compat>, out: &mut dyn 
         }
         let notes = std::mem::take(&mut contents.notes);
         let memories = contents.instances().flat_map(|(_, i)| &i.memories).filter_map(|m| m.size);
-        // So much is of the instant of the stacks.
+        // Up to this size, the memories belong to the instant of the stacks.
         let few = memories.fold(0, u64::saturating_add) <= COPIED_MEMORY;
         let whole = few.then(|| {
             let mut bytes = Vec::new();

@@ -1,4 +1,4 @@
-//! Files with images, as they are read again.
+//! Reads files that hold images.
 
 use crate::error::Error;
 use crate::process::files::{self, Place};
@@ -6,19 +6,20 @@ use crate::state::{AnyImage, ImageError};
 use std::fs::File;
 use std::path::Path;
 
-/// The image that the bytes of a file are.
+/// Parses the contents of the file at `path` as an image.
 ///
 /// # Errors
-/// They are none: why, and what else they may be.
+/// The bytes are no image. The error says why, and what else they may be.
 pub fn parse(path: &Path, bytes: &[u8]) -> Result<AnyImage, Error> {
     AnyImage::parse(bytes).map_err(|why| not_an_image(path, bytes, &why))
 }
 
-/// The image in a file, and the file, from which the memory is to be read: what somebody cuts off of a map reads as zeros, which
-/// must not be in the middle of a change.
+/// The image in a file, and the file itself, from which the memory is to be read. A mapping of the file is not enough
+/// for that: what somebody cuts off of the file reads as zeros in a mapping, and this must not happen in the middle
+/// of a change.
 ///
 /// # Errors
-/// No such file, or no image in it.
+/// There is no such file, or no image in it.
 pub(super) fn open(path: &Path) -> Result<(AnyImage, File), Error> {
     let failed = |source| Error::File { path: path.to_path_buf(), source };
     let opened = files::open(&Place::user(path)).map_err(failed)?;
@@ -27,7 +28,7 @@ pub(super) fn open(path: &Path) -> Result<(AnyImage, File), Error> {
     Ok((image, file))
 }
 
-/// What else the file may be, and what to do with it.
+/// The error for a file that is no image: it says what else the file may be, and what to do with it.
 fn not_an_image(path: &Path, bytes: &[u8], why: &ImageError) -> Error {
     let next = match bytes {
         [0x7f, b'E', b'L', b'F', ..] => "it is an ELF file; of a core: wstate snapshot -c CORE -o FILE makes one",

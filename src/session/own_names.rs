@@ -1,14 +1,16 @@
 //! Names in symbol files that a debugger must not take for those of native functions.
 //!
 //! gdb and lldb look up some functions of the process by name alone, and a symbol file that was loaded later may win:
-//! - For `call puts("x")` gdb calls `malloc` in the process. With a guest's `malloc` (every Emscripten module has one)
-//!   it called that, without an instance: seen to fault, and free to overwrite memory.
+//! - For `call puts("x")` gdb calls `malloc` in the process. If a guest's `malloc` was loaded (every Emscripten
+//!   module has one), gdb called that function, without an instance. This was seen to fault, and it could as well
+//!   overwrite memory.
 //! - gdb ends a backtrace at the function `main`, as long as the executable has no such symbol: seen with a stripped
 //!   host and a guest's `main`, where the frames from there on were missing.
-//! - gdb puts breakpoints of its own at each `longjmp` and reads where it goes from native registers.
+//! - gdb puts breakpoints of its own at each `longjmp`, and reads the address at which it will go on from native
+//!   registers.
 //!
-//! Such functions get a suffix, and so do those whose name the process has already, where `print strlen(s)` would change
-//! its meaning.
+//! Functions with such names get a suffix. So do functions with a name that the process has already, because
+//! otherwise `print strlen(s)` would change its meaning.
 
 use crate::limits::MAX_SYMBOLS;
 use crate::process::objects::Objects;
@@ -16,11 +18,12 @@ use crate::runtime::code_map::CodeMap;
 use crate::symbolize::native::symbol_names;
 use std::collections::{HashMap, HashSet};
 
-/// What is put behind such a name.
+/// The suffix that such a name gets.
 const SUFFIX: &str = ".wasm";
 
-/// Names that gdb (`infcall.c`, `breakpoint.c`, `frame.c`, `linux-tdep.c`, `jit.c`, `linux-fork.c`) and lldb (the memory
-/// of expressions, `dlopen`, the loader of JIT descriptions) look up by themselves. A stripped file may have none of them.
+/// Names that gdb (`infcall.c`, `breakpoint.c`, `frame.c`, `linux-tdep.c`, `jit.c`, `linux-fork.c`) and lldb (the
+/// memory of expressions, `dlopen`, the loader of JIT descriptions) look up by themselves. They are listed here
+/// because a stripped file may have none of them.
 const ASKED_BY_DEBUGGERS: &[&str] = &[
     "main",
     "_start",
@@ -54,7 +57,7 @@ const ASKED_BY_DEBUGGERS: &[&str] = &[
     "_dl_debug_state",
 ];
 
-/// Gives such names their suffix.
+/// Appends the suffix to each name in `map` that debuggers look up or that a loaded file has, too.
 pub(super) fn distinguish(map: &mut CodeMap, objects: &Objects) {
     let mut named: HashMap<String, Vec<(usize, usize)>> = HashMap::new();
     for (m, module) in map.modules.iter().enumerate() {
@@ -106,7 +109,7 @@ mod tests {
     fn names_of_the_process_and_of_debuggers_get_a_suffix() {
         let modules = vec![module(&["leaf", "longjmp", "strtoul", "environ"]), module(&["malloc", "leaf", "main"])];
         let mut map = CodeMap { modules, ..CodeMap::default() };
-        // A target of which no file is known.
+        // In this target no file is known.
         distinguish(&mut map, &Objects::from_parts(Vec::new()));
         assert_eq!(names(&map), ["leaf", "longjmp.wasm", "strtoul", "environ", "malloc.wasm", "leaf", "main.wasm"]);
         distinguish(&mut map, &own_objects());

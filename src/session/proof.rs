@@ -1,27 +1,27 @@
-//! Answers about a running process, proven to be of one instant.
+//! Answers about a running process that are proven to belong to one instant.
 
 use super::*;
 use crate::process::live::ReadSet;
 use std::time::Duration;
 
-/// What is said where a module was unloaded before it was read.
+/// The message for what is missing because a module was unloaded before it was read.
 pub(super) const GONE: &str =
     "the module was gone before it could be read: try again, or take a core (gcore PID) and use wstate core";
 
-/// An answer, and how it came about.
+/// An answer, and how it was obtained.
 pub(super) struct Proven<T> {
     pub answer: T,
-    /// What it was made of.
+    /// The capture of the process from which the answer was made.
     pub target: LiveTarget,
-    /// How often the process was stopped, and for how long in all.
+    /// How often the process was stopped; `stood` is for how long in all.
     pub stops: usize,
     pub stood: Duration,
-    /// Whether nothing was left out because it could not be proven.
+    /// Whether nothing was left out of the answer because it could not be proven.
     pub whole: bool,
 }
 
 impl<T> Proven<T> {
-    /// What a report says of this.
+    /// The notes about the proof that belong into a report.
     pub fn notes(&self, verbose: bool) -> Vec<String> {
         let mut notes = Vec::new();
         if !self.whole {
@@ -39,9 +39,10 @@ impl<T> Proven<T> {
     }
 }
 
-/// Looks at a process until the answer is proven: what `attempt` reads at one stop is copied at the next. If there is no end
-/// to that, the last attempt is given what was copied and nothing else. `None`: the attempt saw before its end that it is
-/// not proven.
+/// Looks at a process until the answer is proven. What `attempt` reads at one stop is copied at the next. If the
+/// answer is not proven after `limits::MAX_REREADS` attempts, or there is too much to be copied, the last attempt can
+/// read what was copied and nothing else. `attempt` returns `None` if it saw before its end that what it read is not
+/// proven.
 pub(super) fn prove<T>(
     pid: u32,
     mut attempt: impl FnMut(LiveTarget, &mut ReadSet) -> Result<(Option<Result<T, Error>>, LiveTarget), Error>,
@@ -60,7 +61,8 @@ pub(super) fn prove<T>(
                 stops += 1;
                 target
             }
-            // It has ended meanwhile: its stacks are there, and what files tell of them.
+            // The process has ended meanwhile. What was copied of its stacks is still there, and so are the files
+            // that describe them.
             (Err(_), Some(last)) => {
                 left = 0;
                 last.sealed()
@@ -84,7 +86,7 @@ pub(super) fn prove<T>(
     }
 }
 
-/// The same, where one capture is all that an attempt needs.
+/// The same as `prove`, for an attempt that needs one capture and nothing else.
 pub(super) fn of_process<T>(
     pid: u32,
     search: &SearchPaths,
@@ -94,26 +96,28 @@ pub(super) fn of_process<T>(
     prove(pid, |target, _| Ok((work(&target, files.of(&target, search)).transpose(), target)))
 }
 
-/// The loaded files of a process, which mostly are the same at the next stop.
+/// The loaded files of a process. They are kept because they are mostly the same at the next stop.
 #[derive(Default)]
 pub(super) struct Files(Option<(Vec<Mapping>, Objects)>);
 
 impl Files {
-    /// Those of `target`.
+    /// The loaded files of `target`. They are loaded again only if other files are mapped than before, or one had a
+    /// problem.
     pub fn of(&mut self, target: &dyn Target, search: &SearchPaths) -> &Objects {
         let mapped: Vec<Mapping> = target.mappings().iter().filter(|m| !m.is_anonymous()).cloned().collect();
-        // A file that does not fit may have been compared with what was loaded in its place.
+        // A file that did not fit may have been compared with something else that was loaded in its place at that
+        // moment.
         let kept = self.0.take().filter(|(of, objects)| *of == mapped && objects.iter().all(|o| o.problem.is_none()));
         &self.0.insert(kept.unwrap_or_else(|| (mapped, Objects::load(target, search)))).1
     }
 }
 
-/// Why the frames of a thread are not shown that was not stopped and runs in modules that come and go.
+/// Why the frames of a thread are not shown if the thread was not stopped and runs in modules that come and go.
 const RAN_ON: &str = "it ran while its modules were read, and the process loads and unloads code: try again, or without \
                       --nonblocking";
 
-/// Looks at a process without stopping it. Nothing holds its modules but the threads that sleep in them, so where code was
-/// loaded or unloaded meanwhile, a thread with Wasm frames is shown only if it slept until the end.
+/// Looks at a process without stopping it. Only threads that sleep in its modules keep them loaded. Where code was
+/// loaded or unloaded meanwhile, a thread with Wasm frames is therefore shown only if it slept until the end.
 pub(super) fn unstopped(
     pid: u32,
     mut look: impl FnMut(&LiveTarget) -> Result<Outcome, Error>,
@@ -224,7 +228,7 @@ mod tests {
         let process = Restless::new();
         let mut round = 0;
         let proven = of_process(process.pid(), &SearchPaths::default(), |target, _| {
-            // Other pages each time.
+            // Each attempt reads other pages.
             let all = pages(target);
             let these = all.iter().skip(round).step_by(limits::MAX_REREADS + 2);
             let errors: Vec<_> = these.filter_map(|at| target.read_u64(*at).err()).collect();
@@ -233,7 +237,7 @@ mod tests {
             Ok(target.prove().then_some(errors))
         });
         let proven = proven.unwrap();
-        // Sooner, if all that is to be copied is too much.
+        // It ends sooner if there is too much to be copied.
         assert!(proven.stops == round && (2..=limits::MAX_REREADS + 1).contains(&round) && !proven.whole, "{round}");
         assert!(proven.answer.iter().any(|e| matches!(e, crate::process::MemoryError::Gone { .. })));
         assert!(proven.notes(false)[0].contains("the module was gone before it could be read"));

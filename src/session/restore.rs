@@ -1,4 +1,4 @@
-//! Life from an image: a process of the same module goes on where another one was.
+//! Restores an image: a process with the same module goes on where another process was.
 //!
 //! ```text
 //! stack    a new mapping, on which the image's frames return to where the oldest Wasm frame of the thread would have
@@ -6,8 +6,8 @@
 //! globals  written
 //! thread   registers of the youngest frame
 //! ```
-//! Each step has its way back, and they are taken in reverse order if a later step fails. What is there for good begins
-//! when the thread has its registers.
+//! Each step has a way back, and if a later step fails, these are taken in reverse order. The changes are there for
+//! good when the thread has its new registers.
 
 mod alone;
 mod work;
@@ -28,54 +28,54 @@ use std::cell::OnceCell;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-/// What is to be restored.
+/// What is to be restored, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RestoreOptions {
-    /// The image.
+    /// Path of the file with the image.
     pub image: PathBuf,
-    /// Do it; else only say whether it can be done.
+    /// Whether to do it. Otherwise it is only said whether it can be done.
     pub really: bool,
-    /// Result of the call that the youngest frame is behind.
+    /// The result of the call that the youngest frame is behind, as raw bits.
     pub result: Option<u64>,
-    /// Fails before this step, counted from 0: for tests of the way back.
+    /// The restore fails before this step, counted from 0. This is for tests of the way back.
     #[doc(hidden)]
     pub fail_at: Option<usize>,
-    /// So often a way back fails: for tests of what is done then.
+    /// The number of times that a way back fails. This is for tests of what is done then.
     #[doc(hidden)]
     pub fail_back: usize,
 }
 
-/// What was done.
+/// What a restore has done, or would do.
 #[derive(Clone, Debug)]
 pub struct Restored {
-    /// The thread that goes on.
+    /// Kernel id of the thread that goes on.
     pub thread: u32,
-    /// Frames that it has now.
+    /// Number of frames that the thread has from the image.
     pub frames: usize,
-    /// Bytes of memory.
+    /// Size of the memory in bytes.
     pub memory: u64,
-    /// Pages by which the memory was grown.
+    /// Number of Wasm pages by which the memory was grown.
     pub grown: u64,
-    /// How many steps it took; zero if nothing was to be done.
+    /// The number of steps that were taken; zero if nothing was to be changed.
     pub steps: usize,
-    /// How long the process stood.
+    /// For how long the process stood.
     pub pause: std::time::Duration,
-    /// What the reader should know.
+    /// Notes that the reader should know.
     pub notes: Vec<String>,
 }
 
-/// Signals that end or stop this program, kept back: its end in the middle of a change would leave the process with registers
-/// that are not its own. Those that have come are delivered when this is dropped.
+/// Keeps back the signals that end or stop this program: if it ended in the middle of a change, the process would be
+/// left with registers that are not its own. Signals that have come meanwhile are delivered when this is dropped.
 #[derive(Debug, Default)]
 pub struct SignalsLater {
     before: OnceCell<SigSet>,
 }
 
 impl SignalsLater {
-    /// From now on, on this thread and on those that it starts.
+    /// Keeps signals back from now on, on this thread and on those that it starts.
     fn begin(&self) {
         if let Ok(before) = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK) {
-            // Not the mask that is there the second time.
+            // If this is called a second time, the mask from before the first time stays.
             let _ = self.before.set(before);
         }
     }
@@ -115,17 +115,18 @@ impl Linear {
 }
 
 const PAGE: u64 = 0x1000;
-/// Bytes of the image's memory that are in ours at once.
+/// Number of bytes of the image's memory that are in wstate's own memory at once.
 const CHUNK: u64 = 1 << 20;
-/// More stack than this below a limit is as if there were no limit.
+/// If there are more bytes of stack above a limit than this, it is as if there were no limit.
 const MAX_ROOM: u64 = 1 << 30;
-/// A page of Wasm.
+/// Size of a Wasm page in bytes.
 const WASM_PAGE: u64 = 0x1_0000;
-/// As many as 32 bits address.
+/// Number of Wasm pages that can be addressed with 32 bits.
 const MAX_WASM_PAGES: u64 = 0x1_0000;
 
-/// Puts the image into the process, or says why not; the process is as it was then. Signals are kept back while it is changed,
-/// and until the caller, who knows then what was done, drops `signals` on this thread.
+/// Puts the image into the process, or says why not; the process is then as it was, unless the error says that it is
+/// broken. Signals are kept back while the process is changed, and until the caller, who then knows what was done,
+/// drops `signals` on this thread.
 pub fn restore(options: &Options, wanted: &RestoreOptions, signals: &SignalsLater) -> Result<Restored, Error> {
     let refused = |what: String| Error::NotFound { what };
     let Source::Pid(pid) = options.source else {
@@ -138,7 +139,7 @@ pub fn restore(options: &Options, wanted: &RestoreOptions, signals: &SignalsLate
     let everyone = Options { threads: Vec::new(), ..options.clone() };
     let search = options.search_paths();
     let progress = progress::stderr(options.verbose);
-    // What is written into a process is decided with all that the user lends.
+    // What is written into a process is decided with all files that the user names, or not at all.
     let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm).all()?;
     let mut provider = Runtimes::new(&found);
     let first = LiveTarget::capture(pid, &CaptureOptions::default())?;
@@ -190,24 +191,25 @@ pub fn restore(options: &Options, wanted: &RestoreOptions, signals: &SignalsLate
     Ok(done)
 }
 
-/// What is known of the thread before anything is changed.
+/// What is known about the thread and its instance before anything is changed.
 struct Plan {
     thread: ThreadId,
     parts: InstanceParts,
     place: Place,
     limit: Option<StackLimit>,
-    /// Pages that the memory may have, if it is known that there is such a limit.
+    /// The most Wasm pages that the memory may have, if a maximum is known.
     maximum: Option<u64>,
     notes: Vec<String>,
 }
 
-/// The lowest address at which a function of a module with stack checks may begin (`vm.rs: InternalCtx::stack_lower_bound`),
-/// if the host has set it: the runtime itself never does.
+/// The lowest address at which a function of a module with stack checks may begin
+/// (`vm.rs: InternalCtx::stack_lower_bound`), if the host has set it: the runtime itself never does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct StackLimit {
-    /// The host's own, or that of an earlier restore.
+    /// The address itself. It is from the host, or from an earlier restore.
     address: u64,
-    /// Bytes above it, up to where the oldest Wasm frame was called; if there are so many that they are no limit, `None`.
+    /// Number of bytes from the limit up to where the oldest Wasm frame was called. `None` if there are so many that
+    /// the limit is no limit.
     room: Option<u64>,
 }
 
@@ -220,8 +222,9 @@ impl StackLimit {
         }
     }
 
-    /// Whether the host has set it, whose stack `in_stack` is in: that of an earlier restore, which stays when its frames are
-    /// gone, is in the mapping that was made then. A host may also set one that is nowhere, as below a stack that grows.
+    /// Whether the host has set the limit. `in_stack` is an address in the host's stack. The limit of an earlier
+    /// restore, which stays when that restore's frames are gone, is in the mapping that was made for these frames. A
+    /// host may also set a limit at which nothing is mapped, as below a stack that grows.
     fn is_own(&self, mappings: &[Mapping], in_stack: u64) -> bool {
         mappings.iter().find(|m| m.contains(self.address)).is_none_or(|m| m.contains(in_stack))
     }
@@ -239,10 +242,10 @@ fn plan(
     let native = Native::new(target, objects);
     let scene = Scene { target, objects, progress };
     let chosen = choose(target, options)?;
-    // Whichever thread is meant: who else is in its instance must be known.
+    // All threads are walked, whichever is meant: it must be known who else is in its instance.
     let all: Vec<&Thread> = target.threads().iter().collect();
     let stacks = walk_all(target, &all, &native, &scene, provider, limits::MAX_FRAMES);
-    // What they declare is wanted below.
+    // What the user's `.wasm` files declare is needed below.
     if !options.wasm.is_empty() {
         provider.match_files(target);
     }
@@ -259,8 +262,8 @@ fn plan(
         )));
     }
     let run = wasm_run(runtime, target, thread.frames);
-    // A function that returns has lost its own already. None of these frames stays, and the oldest has the one that was
-    // called into.
+    // The instance is taken from the oldest frame that has one: a function that is about to return has lost its
+    // instance already. None of these frames stays, and the oldest frame has the instance that the host called into.
     let instance = run.iter().rev().find_map(|f| f.instance);
     let instance = instance.ok_or_else(|| refused("the thread's instance is not known; try again".to_string()))?;
     if run.iter().filter_map(|f| f.instance).any(|other| other != instance) {
@@ -321,14 +324,15 @@ fn plan(
         let count = parts.imported_globals.len();
         notes.push(format!("imported globals ({count}) are not in an image: they keep their values"));
     }
-    // Of the first of those that the module defines; of an imported one the exporter decides.
+    // The maximum is known for the first memory that the module defines. For an imported memory, the exporter
+    // decides.
     let declared = parts.memory_at.and_then(|_| runtime.declared(thread.youngest.module, target).memories.ok());
     let maximum = declared.and_then(|memories| memories.first()?.maximum);
     Ok(Plan { thread: tid, parts, place, limit, maximum, notes })
 }
 
 impl Plan {
-    /// The image's frames on a stack that ends at `top`.
+    /// Puts the image's frames on a stack that ends at `top`.
     fn stack(&self, image: &ImageView, top: u64, memory: &dyn Memory) -> Result<ResumeStack, String> {
         let place = Place { top, ..self.place };
         resume_stack(&self.parts.map, &image.execution_state, &place, &mut |at| memory.read_u64(at).ok())
@@ -339,10 +343,10 @@ impl Plan {
         memory.saturating_sub(self.parts.memory.map_or(0, |(_, size)| size))
     }
 
-    /// Everything that can be known before.
+    /// Checks everything that can be known before the process is changed.
     fn check(&self, image: &ImageView, memory: u64, result: Option<u64>) -> Result<(), String> {
-        // Where the stack will be makes no difference to whether there can be one, and values behind the context are the
-        // target's own.
+        // The place of the stack makes no difference to whether there can be one, and values behind the context are
+        // the target's own.
         let stack = self.stack(image, 1 << 46, &Nothing)?;
         if stack.kind == PointKind::Call && result.is_none() {
             return Err(
@@ -387,7 +391,7 @@ impl Plan {
     }
 }
 
-/// Reads nothing.
+/// A memory that reads as zeros everywhere, for checks that read nothing of the target.
 struct Nothing;
 
 impl Memory for Nothing {
@@ -415,9 +419,9 @@ mod tests {
         let text = b"40000-50000 rw-p 0 0:0 0\n90000-a0000 rw-p 0 0:0 0\nf0000-100000 rw-p 0 0:0 0 [stack]\n";
         let maps = crate::process::live::parse_maps(text);
         let own = |address, in_stack| StackLimit { address, room: None }.is_own(&maps, in_stack);
-        // In the stack, and in the gap into which the main thread's may grow.
+        // These limits are in the host's stack, or in the gap into which the main thread's stack may grow.
         assert!(own(0xf0000, 0xff000) && own(0xe0000, 0xff000) && own(0x90000, 0x9ff00) && own(1, 0x9ff00));
-        // In an earlier restore's, and in another one.
+        // These limits are in the stack of an earlier restore, or in another mapping.
         assert!(!own(0x48000, 0xff000) && !own(0x9ffff, 0xff000) && !own(0x48000, 0x9ff00));
     }
 

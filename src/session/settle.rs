@@ -1,4 +1,4 @@
-//! `--settle`: one thread is stepped to where more is known of it.
+//! `--settle`: steps one thread to a place where more is known of it.
 
 use super::*;
 use crate::process::live::{ReadSet, Refusal, SettleReport, Settled, Verdict};
@@ -7,11 +7,11 @@ use crate::report::counted;
 /// What could be done about a thread that is between two points.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stepping {
-    /// Nothing: it is in a core, or was not stopped.
+    /// Nothing: the thread is in a core, or was not stopped.
     Impossible,
-    /// It was not asked for.
+    /// It can be stepped, but nobody asked for that.
     Possible,
-    /// It was asked for.
+    /// It can be stepped, and the user asked for that.
     Asked,
 }
 
@@ -25,11 +25,11 @@ impl Stepping {
     }
 }
 
-/// Whether stepping can bring one of these frames to a point, or why not: the youngest's reason.
+/// Whether stepping can bring one of these frames to a point. The error has the reason for the youngest frame.
 pub(super) fn settles(runtime: &dyn Runtime, frames: &[crate::unwind::Frame]) -> Result<(), Why> {
     let modules = frames.iter().filter_map(|f| runtime.module_of(f.cursor.address.lookup()));
     let mut answers = modules.map(|module| runtime.settles(module));
-    // A function without points comes back to its caller, which may have some.
+    // A function without points returns to its caller, which may have points.
     match answers.next() {
         Some(Err(why)) => answers.find(Result::is_ok).unwrap_or(Err(why)),
         _ => Ok(()),
@@ -47,12 +47,13 @@ pub(super) fn settle(
 ) -> Result<(Option<Result<Outcome, Error>>, LiveTarget), Error> {
     let began = Instant::now();
     let provider = &mut Runtimes::new(found);
-    // The modules must be known before stepping: the points are theirs.
+    // The modules must be known before stepping, because the points belong to them.
     let native = Native::new(&first, objects);
     let scene = Scene { target: &first, objects, progress };
     let threads = choose(&first, options)?;
-    // Whole stacks, though only their first frames are asked for: without the Wasm frames below an import the modules are
-    // found by a lesser route, without their names and signatures, and that is what the report would then show.
+    // The stacks are walked whole, although only their first frames are needed here: without the Wasm frames below an
+    // import, the modules are found by a lesser route, without their names and signatures, and the report would then
+    // show them like that.
     let stacks = walk_all(&first, &threads, &native, &scene, provider, limits::MAX_FRAMES);
     drop(native);
     let in_wasm: Vec<(&Thread, &Stack)> = threads
@@ -104,7 +105,7 @@ pub(super) fn settle(
     let note = attach_note(tid, settled);
     let same = first.is_same_code(&target);
     let fresh = &mut Runtimes::new(found);
-    // Where it may have loaded code in between, what is loaded now is looked for anew.
+    // If the process may have loaded code in between, the modules that it has now are looked for anew.
     let provider = if same { provider } else { fresh };
     let outcome = match target.mappings() == first.mappings() {
         true => analyse_once(&target, objects, options, provider, progress),
@@ -118,7 +119,8 @@ pub(super) fn settle(
     Ok((outcome.map(|outcome| outcome.map(told)).transpose(), target))
 }
 
-/// Why there is no image, with how it came that no point was reached.
+/// The error with `note` added to the reason why something was not found, such as how it came that no point was
+/// reached.
 pub(super) fn explained(error: Error, note: &str) -> Error {
     match error {
         Error::NotFound { what } => Error::NotFound { what: format!("{what}; {note}") },
@@ -126,7 +128,7 @@ pub(super) fn explained(error: Error, note: &str) -> Error {
     }
 }
 
-/// What `attach --settle` did, and what to try where that was not enough.
+/// What `attach --settle` did, and what to try if that was not enough.
 fn attach_note(tid: ThreadId, settled: SettleReport) -> String {
     let done = stepped(tid, settled.steps);
     let what = match settled.outcome {
@@ -149,7 +151,8 @@ fn attach_note(tid: ThreadId, settled: SettleReport) -> String {
     format!("--settle: {what}")
 }
 
-/// What `snapshot --settle` did, and what to try where that was not enough. `behind_call`: the point is behind a call.
+/// What `snapshot --settle` did, and what to try if that was not enough. `behind_call` says that the point is behind
+/// a call.
 pub(super) fn snapshot_note(tid: ThreadId, settled: SettleReport, behind_call: bool) -> String {
     let done = stepped(tid, settled.steps);
     let what = match settled.outcome {
@@ -158,7 +161,7 @@ pub(super) fn snapshot_note(tid: ThreadId, settled: SettleReport, behind_call: b
              in between from which it can go on"
         ),
         Settled::Point => format!("{done} to a point from which it can go on"),
-        // Native code is stepped through.
+        // This is not expected, since native code is stepped through.
         Settled::Left => format!("{done}; it then left the Wasm code"),
         Settled::Limit => format!(
             "{done}, which is the most that snapshot takes, and reached no point from which it can go on; try again, since \

@@ -1,34 +1,42 @@
-//! Images of instances: what `state.rs: build_instance_image` makes in process, from outside.
+//! Makes images of instances from outside, as `state.rs: build_instance_image` makes them in the process.
 
 use super::settle::{explained, settles, snapshot_note};
 use super::*;
-use crate::output::SparseWrite;
 use crate::process::live::Verdict;
 use crate::process::live::held::{Held, Steps};
 use crate::runtime::{GuestInstance, InstanceParts, Slot, Value, Why};
 use crate::state::resume::Place;
 use crate::state::{KnownRegisters, PointKind, image, resume_stack};
 use crate::wasm::ValType;
-use std::io;
+use std::io::{self, Write};
 use std::time::Duration;
 
-/// What a snapshot is to be of.
+/// A destination in which long runs of zeros need not be written.
+pub trait SparseWrite: Write {
+    /// Writes `count` zeros, or leaves a hole for them.
+    ///
+    /// # Errors
+    /// As [`Write::write_all`].
+    fn zeros(&mut self, count: u64) -> io::Result<()>;
+}
+
+/// What a snapshot is to contain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SnapshotOptions {
-    /// Whose memory and globals.
+    /// The instance whose memory and globals are taken.
     pub instance: InstanceChoice,
-    /// Frames only, without memory and globals.
+    /// Whether only frames are taken, without memory and globals.
     pub execution_state: bool,
 }
 
-/// A snapshot that was written.
+/// What was written as a snapshot, and what can be done with it.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// Whose frames.
+    /// Kernel id of the thread whose frames were taken.
     pub thread: u32,
-    /// How many.
+    /// Number of frames.
     pub frames: usize,
-    /// Bytes of linear memory, if there is one.
+    /// Size of the linear memory in bytes, if there is one.
     pub memory: Option<u64>,
     /// Number of globals.
     pub globals: usize,
@@ -36,36 +44,37 @@ pub struct Snapshot {
     pub frames_only: bool,
     /// The imported globals, which an image does not have.
     pub imported_globals: Vec<ImportedGlobal>,
-    /// Whether the frames can go on from it, or why not.
+    /// Whether the frames can go on from the image, or why not.
     pub resumable: Option<Resumable>,
-    /// What the reader should know.
+    /// Notes that the reader should know.
     pub notes: Vec<String>,
-    /// How long a live process stood.
+    /// For how long a live process stood.
     pub pause: Option<Duration>,
 }
 
 /// Whether frames can go on from an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Resumable {
-    /// They go on at the operator.
+    /// They go on at the operator of the youngest frame's point, which is of this kind.
     Yes(PointKind),
-    /// They go on behind a call, whose result must be given; it is this, if the call has returned.
+    /// They go on behind a call, whose result must be given. If the call has returned already, its result is here.
     AfterCall(Option<Returned>),
     /// They cannot.
     No {
         /// The reason.
         why: String,
-        /// What leads to an image that they can go on from.
+        /// What the user can do to get an image from which they can go on.
         next: &'static str,
     },
 }
 
-/// What a call has returned, if it returns anything: where that is depends on its type, which is not known.
+/// What a call has returned, if it returns anything. Which of the two values it is depends on the type of the result,
+/// which is not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Returned {
-    /// An integer.
+    /// The result if it is an integer.
     pub integer: u64,
-    /// A float, as its bits.
+    /// The result if it is a float, as raw bits; `None` if it is not known.
     pub float: Option<u64>,
 }
 
@@ -81,10 +90,10 @@ pub struct ImportedGlobal {
     pub bits: String,
 }
 
-/// Bytes of linear memory that are in our own memory at once.
+/// Number of bytes of linear memory that are in wstate's own memory at once.
 const CHUNK: usize = 1 << 20;
 
-/// Writes an image to `out`. A live process stands while it is copied; its modules are looked for before.
+/// Writes an image to `out`. A live process stands while it is copied; its modules are looked for before that.
 pub fn snapshot(options: &Options, wanted: SnapshotOptions, out: &mut dyn SparseWrite) -> Result<Snapshot, Error> {
     let search = options.search_paths();
     let progress = progress::stderr(options.verbose);
@@ -107,7 +116,7 @@ pub fn snapshot(options: &Options, wanted: SnapshotOptions, out: &mut dyn Sparse
             let tid = steps.as_ref().map(|s| s.thread);
             let held = Held::hold(*pid, &CaptureOptions::default(), steps)?;
             if !first.is_same_code(held.target()) {
-                // It loads and unloads modules: those that it has now are looked for while it stands.
+                // The process has loaded or unloaded modules. Those that it has now are looked for while it stands.
                 objects = Objects::load(held.target(), &search);
                 provider = Runtimes::new(&found);
             }
@@ -144,21 +153,22 @@ pub(super) fn look_around(
     let scene = Scene { target, objects, progress };
     let threads = choose(target, options)?;
     let stacks = walk_all(target, &threads, &native, &scene, provider, limits::MAX_FRAMES);
-    // Reads whole state maps, so that this is not left for the time in which the process stands.
+    // This reads whole state maps, so that it need not be done while the process stands.
     let reach = provider.runtime().reach(target);
     if !options.settle {
         return Ok(None);
     }
     let thread = wasm_thread(provider.runtime(), target, &threads, &stacks)?;
     if settles(provider.runtime(), thread.frames).is_err() {
-        // There is no image further on if there is none here.
+        // If there is no image here, there is none further on. The error says why.
         thread.image(provider.runtime(), target, Stepping::Asked)?;
         return Ok(None);
     }
     let verdict = move |pc: u64, _: &dyn Memory| match reach(pc) {
-        // Behind a call its result must be given by hand, but there may be nothing better.
+        // Behind a call the user must give the call's result, but there may be no better place.
         Reach::Point | Reach::Returned { only: true } => Verdict::Point,
-        // Through short native functions too, such as memory.size, for whose calls there is no state.
+        // The thread is stepped through short native functions too, such as memory.size, because there is no state
+        // for the calls of these.
         Reach::Inside | Reach::Returned { only: false } | Reach::Shown | Reach::Outside => Verdict::Step,
     };
     Ok(Some(Steps { thread: thread.tid, verdict: Box::new(verdict) }))
@@ -253,7 +263,7 @@ fn instance_of(frame: &GuestFrame) -> Option<GuestInstance> {
     Some(GuestInstance { module: frame.module, address: frame.instance? })
 }
 
-/// The instance that is meant. Numbers are those of `wstate modules`.
+/// The instance that is meant. The numbers of instances are those of `wstate modules`.
 pub(super) fn choose_instance(
     runtime: &dyn Runtime,
     memory: &dyn Memory,
@@ -300,7 +310,7 @@ fn resumable(
         Err(Stuck { why, next }) => Resumable::No { why, next },
         Ok(PointKind::Call) if thread.on_top => {
             let register = |reg| thread.frames.first().and_then(|f| f.cursor.registers.get(reg));
-            // codegen_x64.rs, behind emit_call: a float from XMM0, all else from RAX.
+            // codegen_x64.rs, behind emit_call: the code takes a float from XMM0 and all else from RAX.
             let returned = register(Reg::RAX).map(|integer| Returned { integer, float: register(Reg::XMM0) });
             Resumable::AfterCall(returned)
         }
@@ -309,13 +319,13 @@ fn resumable(
     }
 }
 
-/// Why frames cannot go on from an image, and what leads to one.
+/// Why frames cannot go on from an image, and what the user can do to get an image from which they can.
 struct Stuck {
     why: String,
     next: &'static str,
 }
 
-/// Where the frames change, sooner or later.
+/// What to do where the frames will change sooner or later.
 const LATER: &str = "try again later, when other frames are on the stack";
 
 fn frames_go_on(
@@ -370,7 +380,7 @@ fn frames_go_on(
             }
         }
     }
-    // Where the stack will be makes no difference here.
+    // The place of the stack makes no difference here.
     let place = Place {
         top: 1 << 46,
         outer: [0; 3],
@@ -383,7 +393,8 @@ fn frames_go_on(
     stack.map(|s| s.kind).map_err(|e| Stuck { why: e.to_string(), next: LATER })
 }
 
-/// The first value that a frame's fixed homes and the runtime's walk do not agree about.
+/// The first value about which a frame's fixed homes (`found`) and the runtime's walk (`said`) do not agree: its
+/// index, and both values.
 fn other_value(found: &[Value], said: &[Option<u64>]) -> Option<(usize, u128, u64)> {
     let known = |value: &Value| match value.slot {
         Slot::Known { bits, .. } => Some(bits),

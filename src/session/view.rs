@@ -1,9 +1,9 @@
-//! Stacks as a report.
+//! Turns stacks into a report.
 
 use super::*;
 use crate::wasm::NameSource;
 
-/// What stands at a frame that a search found.
+/// The note at a frame that was found by a search of the stack.
 const BEFORE_SCAN: &str = "native frames before this one may be missing: they could not be unwound";
 
 /// Turns stacks into the report.
@@ -51,7 +51,7 @@ impl View<'_, '_> {
         report
     }
 
-    /// What the runtimes say of each frame of a stack.
+    /// What the runtimes say about each frame of a stack.
     pub fn guests(&self, stack: Option<&Stack>) -> Vec<Vec<GuestFrame>> {
         let frames = stack.map_or(&[][..], |s| &s.frames);
         frames.iter().map(|frame| self.runtime.describe(&frame.cursor, self.target)).collect()
@@ -75,7 +75,7 @@ impl View<'_, '_> {
             self.frame(frame, guests, &mut out.frames);
         }
         out.end = Some(match stack.end {
-            // Nobody asked for this limit, so it is not "as many as were asked for".
+            // If nobody asked for this limit, it is not the end "as many as were asked for".
             End::Limit(n) if n < self.limit || self.options.limit.is_none() => {
                 report::End { kind: report::EndKind::Lost, why: Some(format!("wstate stops after {n} frames")) }
             }
@@ -88,7 +88,8 @@ impl View<'_, '_> {
         out
     }
 
-    /// The frames that a reader sees for one physical frame: itself, and before it what was inlined into it.
+    /// Adds the frames that a reader sees for one machine frame: the functions that were inlined into it, and then
+    /// the frame itself.
     fn frame(&self, frame: &crate::unwind::Frame, guests: &[GuestFrame], out: &mut Vec<Frame>) {
         let at = &frame.cursor;
         let pc = at.address.raw();
@@ -99,8 +100,8 @@ impl View<'_, '_> {
             base.registers = Some(report::values::registers(&at.registers));
         }
         if !guests.is_empty() {
-            // rbp still held the frame of the Wasm function that called the host, so that function was passed over:
-            // seen in cores of hosts without frame pointers whose executable is missing.
+            // In this case rbp still held the frame of the Wasm function that called the host, so that function was
+            // passed over. This was seen in cores of hosts without frame pointers whose executable is missing.
             let after_native = out.last().is_some_and(|f| f.kind != FrameKind::Wasm);
             let trust = base.trust;
             for (i, guest) in guests.iter().enumerate() {
@@ -153,7 +154,8 @@ impl View<'_, '_> {
         if frame.trust == crate::unwind::Trust::Scan {
             base.notes.push(BEFORE_SCAN.to_string());
         }
-        // A handler returns to the first byte of `__restore_rt`: it is not in the function before.
+        // A signal handler returns to the first byte of `__restore_rt`, so this address is not one behind a call in
+        // the function before.
         let signal_frame = self.native.cfi.is_signal_frame(at.address, self.target);
         let address = if signal_frame { CodeAddress::Exact(pc) } else { at.address };
         let symbols = if self.options.names { self.symbolizer.symbolize(address) } else { Vec::new() };

@@ -1,14 +1,14 @@
-//! What is said of guests that are on no thread.
+//! Notes about guests that are on no thread.
 
 use super::*;
 use crate::limits::{MAX_WAITING, MIN_FRAMES};
 use crate::report::counted;
 
-/// Modules of one code image are compiled together, and one is told for all.
+/// The address range of a code image. Its modules are compiled together, and a note names one of them for all.
 type Image = (u64, u64);
 
-/// Which guests wait in async calls, as far as they are found; and which modules may have guests that wait, because no thread
-/// has a frame of them.
+/// Notes about the guests that were found to wait in async calls, and about the modules that may have guests that
+/// wait because no thread has a frame of them.
 pub(super) fn notes(
     target: &dyn Target,
     native: &Native<'_>,
@@ -40,18 +40,20 @@ pub(super) fn notes(
             found.name
         ));
     }
-    // Where a thread was left out nobody knows whose frames are there.
+    // If a thread was left out, nobody knows which modules have frames on it.
     if threads.len() != target.threads().len() {
         return out;
     }
-    // Nor where a stack was not followed to its end, which is told with it.
+    // Nor is that known of a stack that was not followed to its end. The note then says that it is only about the
+    // others.
     let whole = |stack: &Option<Stack>| stack.as_ref().is_some_and(|s| matches!(s.end, End::Bottom));
     let thread = if stacks.iter().all(whole) { "thread" } else { "thread that is shown to its end" };
     let places: BTreeSet<u64> =
         stacks.iter().flatten().flat_map(|s| &s.frames).map(|f| f.cursor.address.lookup()).collect();
     let running: BTreeSet<usize> = places.into_iter().filter_map(|at| runtime.module_of(at)).collect();
     seen.extend(running.iter().filter_map(|&i| Some(modules.get(i)?.code)));
-    // An engine keeps what it compiled for a debugger, and each store runs a copy.
+    // For a debugger, an engine keeps the code that it compiled, and each store runs a copy of it. The original is
+    // not idle if a copy of it runs.
     let wasm = |i: usize| runtime.wasm_file(i).map(std::ptr::from_ref);
     let copies: Vec<_> = running.iter().filter_map(|&i| wasm(i)).collect();
     let is_copy = |i: usize| wasm(i).is_some_and(|w| copies.contains(&w));
@@ -73,7 +75,7 @@ pub(super) fn notes(
     out
 }
 
-/// The module of the youngest Wasm frame of a guest that goes on at `at`.
+/// The module of the youngest Wasm frame of a guest that will go on at `at`.
 fn youngest_module(at: Cursor, target: &dyn Target, native: &Native<'_>, runtime: &dyn Runtime) -> Option<usize> {
     let unwinders: [&dyn Unwinder; 5] =
         [&AsUnwinder(runtime), &native.cfi, &native.recognised, &native.code, &native.frame_pointer];

@@ -1,6 +1,6 @@
-//! bincode 1 and borsh.
+//! Encodes and decodes bincode 1 and borsh.
 //!
-//! Input is hostile. Lengths are bounded by the bytes left, nesting by [`MAX_VALUE_DEPTH`].
+//! Input is hostile. Lengths are bounded by the number of bytes left, and nesting is bounded by [`MAX_VALUE_DEPTH`].
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,75 +12,75 @@ use super::model::*;
 use crate::bytes::{Bytes, Short};
 use crate::limits::{MAX_FUNCTIONS, MAX_IMAGE_BYTES, MAX_MAP_ELEMENTS, MAX_VALUE_DEPTH};
 
-/// Why bytes are no encoding.
+/// Why bytes are no encoding of a value, or why a value cannot be encoded.
 #[derive(Debug, thiserror::Error)]
 pub enum CodecError {
-    /// The input ends early, or a length is larger than what is left.
+    /// The input ends early, or a length is larger than the rest of the input.
     #[error("borsh: {0}")]
     Short(#[from] Short),
-    /// An enum or option tag that does not exist.
+    /// The input has an enum or option tag that does not exist.
     #[error("borsh: {tag} at offset {offset} is no {what}")]
     Tag {
-        /// Offset of the tag.
+        /// Offset of the tag in the input.
         offset: usize,
-        /// What it should be.
+        /// What the byte should be a tag of.
         what: &'static str,
-        /// The byte found.
+        /// The byte that was found.
         tag: u8,
     },
-    /// A number that does not fit into the machine's `usize`.
+    /// The input has a number that does not fit into the machine's `usize`.
     #[error("borsh: the number at offset {offset} is too large")]
     Number {
-        /// Offset.
+        /// Offset of the number in the input.
         offset: usize,
     },
-    /// Values nested deeper than [`MAX_VALUE_DEPTH`].
+    /// The input has values that are nested deeper than [`MAX_VALUE_DEPTH`].
     #[error("borsh: values at offset {offset} are nested deeper than {MAX_VALUE_DEPTH}")]
     Depth {
-        /// Offset.
+        /// Offset of the value that is nested too deep.
         offset: usize,
     },
-    /// More elements of lists and maps than [`MAX_MAP_ELEMENTS`].
+    /// The input has more elements of lists and maps than [`MAX_MAP_ELEMENTS`].
     #[error("borsh: with the list at offset {offset} there are more than {MAX_MAP_ELEMENTS} elements")]
     Elements {
-        /// Offset.
+        /// Offset of the length of the list or map with which there are too many.
         offset: usize,
     },
-    /// More functions than [`MAX_FUNCTIONS`].
+    /// The input has more functions than [`MAX_FUNCTIONS`].
     #[error("borsh: the map at offset {offset} has {count} functions, more than {MAX_FUNCTIONS}")]
     Functions {
-        /// Offset.
+        /// Offset of the number of functions.
         offset: usize,
-        /// How many it says.
+        /// Number of functions that the input claims to have.
         count: u32,
     },
     /// The encoding ends before the input does.
     #[error("borsh: the encoding ends at offset {offset}, {left} bytes before the input does")]
     Trailing {
-        /// Where it ends.
+        /// Offset at which the encoding ends.
         offset: usize,
-        /// Bytes after it.
+        /// Number of bytes after the encoding.
         left: usize,
     },
-    /// More bytes than [`MAX_IMAGE_BYTES`].
+    /// The input has more bytes than [`MAX_IMAGE_BYTES`].
     #[error("{bytes} bytes are more than any encoding has ({MAX_IMAGE_BYTES})")]
     TooLarge {
-        /// How many.
+        /// Number of bytes of the input.
         bytes: usize,
     },
-    /// A collection whose length does not fit into 32 bits.
+    /// A collection has a length that does not fit into 32 bits, so it cannot be encoded.
     #[error("borsh: a collection of {count} elements cannot be encoded")]
     Length {
-        /// Its length.
+        /// Number of elements of the collection.
         count: usize,
     },
-    /// bincode does not tell where.
+    /// bincode failed. It does not tell at which offset.
     #[error("bincode: {0}")]
     Bincode(#[from] bincode::Error),
 }
 
 impl CodecError {
-    /// How far a decoder came, as far as that is known.
+    /// Offset in the input up to which a decoder came, or 0 if it is not known.
     pub(super) fn offset(&self) -> usize {
         match *self {
             CodecError::Short(Short { offset, .. })
@@ -97,18 +97,19 @@ impl CodecError {
 
 // ---- bincode ----
 
-/// Encodes as the runtime's `bincode::serialize` does: little endian, fixed-width integers, 64-bit lengths.
+/// Encodes `value` as the runtime's `bincode::serialize` does: little endian, with integers of fixed width and 64-bit
+/// lengths.
 ///
 /// # Errors
-/// [`CodecError::Bincode`]; the types of this module do not cause it.
+/// Fails with [`CodecError::Bincode`]. The types of this module do not cause this.
 pub fn encode_bincode<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
     Ok(bincode::serialize(value)?)
 }
 
-/// Decodes as the runtime's `bincode::deserialize` does; bytes after the encoding are ignored as there.
+/// Decodes `bytes` as the runtime's `bincode::deserialize` does. Like there, bytes after the encoding are ignored.
 ///
 /// # Errors
-/// Input that is too large, ends early, or is no encoding of `T`.
+/// Fails if the input is too large, ends early, or is no encoding of `T`.
 pub fn decode_bincode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, CodecError> {
     if bytes.len() as u64 > MAX_IMAGE_BYTES {
         return Err(CodecError::TooLarge { bytes: bytes.len() });
@@ -117,36 +118,36 @@ pub fn decode_bincode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Code
 }
 
 impl ExecutionStateImage {
-    /// The runtime's bincode of this image.
+    /// Encodes this image in bincode, as the runtime does.
     ///
     /// # Errors
-    /// As [`encode_bincode`].
+    /// Fails where [`encode_bincode`] fails.
     pub fn to_bytes(&self) -> Result<Vec<u8>, CodecError> {
         encode_bincode(self)
     }
 
-    /// As [`decode_bincode`].
+    /// Decodes an image as [`decode_bincode`] does.
     ///
     /// # Errors
-    /// As there.
+    /// Fails where `decode_bincode` fails.
     pub fn from_bytes(bytes: &[u8]) -> Result<ExecutionStateImage, CodecError> {
         decode_bincode(bytes)
     }
 }
 
 impl InstanceImage {
-    /// The runtime's bincode of this image (`state.rs: InstanceImage::to_bytes`).
+    /// Encodes this image in bincode, as the runtime does (`state.rs: InstanceImage::to_bytes`).
     ///
     /// # Errors
-    /// As [`encode_bincode`].
+    /// Fails where [`encode_bincode`] fails.
     pub fn to_bytes(&self) -> Result<Vec<u8>, CodecError> {
         encode_bincode(self)
     }
 
-    /// `state.rs: InstanceImage::from_bytes`.
+    /// Decodes an image as the runtime does (`state.rs: InstanceImage::from_bytes`).
     ///
     /// # Errors
-    /// As [`decode_bincode`].
+    /// Fails where [`decode_bincode`] fails.
     pub fn from_bytes(bytes: &[u8]) -> Result<InstanceImage, CodecError> {
         decode_bincode(bytes)
     }
@@ -184,7 +185,7 @@ const VALUE_TAGS: &[&str] = &[
     "TwoHalves",
 ];
 
-/// Decodes a value at a known nesting depth.
+/// Decodes a machine value at a known nesting depth.
 #[derive(Clone, Copy)]
 struct ValueSeed {
     depth: usize,
@@ -226,7 +227,7 @@ impl<'de> Visitor<'de> for ValueSeed {
     }
 }
 
-/// Decodes the pair in a `TwoHalves`.
+/// Decodes the pair of machine values in a `TwoHalves`.
 struct HalvesSeed {
     depth: usize,
 }
@@ -255,40 +256,40 @@ impl<'de> Visitor<'de> for HalvesSeed {
 
 // ---- borsh ----
 //
-// Written by hand, both directions side by side: the crate's derived decoders recurse and do not tell an offset. The
-// formats of borsh 0.9 (the runtime's) and 1.x are the same for these types: integers little endian, `usize` as u64,
-// lengths and map lengths u32, option and enum tags u8.
+// Both directions are written by hand, side by side, because the derived decoders of the borsh crate recurse and tell
+// no offset. The formats of borsh 0.9 (which the runtime uses) and 1.x are the same for these types: integers are
+// little endian, `usize` is encoded as u64, lengths of lists and maps are u32, and tags of options and enums are u8.
 
-/// Something with a borsh encoding.
+/// A type that has a borsh encoding.
 pub trait Borsh: Sized {
-    /// Least number of bytes of an encoding: bounds what a length can claim.
+    /// Least number of bytes that an encoding of this type takes. It bounds the length that a list can claim.
     #[doc(hidden)]
     const LEAST: usize;
-    /// Appends the encoding.
+    /// Appends the encoding of this value to `out`.
     #[doc(hidden)]
     fn put(&self, out: &mut Vec<u8>) -> Result<(), CodecError>;
-    /// Reads an encoding.
+    /// Decodes a value from `bytes`.
     #[doc(hidden)]
     fn get(bytes: &mut Bytes<'_>) -> Result<Self, CodecError>;
 }
 
-/// Encodes as borsh.
+/// Encodes `value` as borsh.
 ///
 /// # Errors
-/// [`CodecError::Length`].
+/// Fails with [`CodecError::Length`] if a collection is too long.
 pub fn encode_borsh<T: Borsh>(value: &T) -> Result<Vec<u8>, CodecError> {
     let mut out = Vec::new();
     value.put(&mut out)?;
     Ok(out)
 }
 
-/// Decodes borsh; all of `bytes` must be used, as `try_from_slice` demands.
+/// Decodes borsh. The encoding must take all of `bytes`, as borsh's `try_from_slice` demands.
 ///
 /// Keys of a map may be unsorted or repeated, and the last of equal keys counts, as in borsh 0.9 and in 1.x without
-/// `de_strict_order`; encoding the result again then gives other bytes.
+/// `de_strict_order`. If the keys are so, encoding the result again gives other bytes.
 ///
 /// # Errors
-/// Input that is no encoding of `T`, with the offset.
+/// Fails if the input is no encoding of `T`. The error tells the offset.
 pub fn decode_borsh<T: Borsh>(bytes: &[u8]) -> Result<T, CodecError> {
     let (value, used) = decode_borsh_prefix_of(bytes)?;
     match bytes.len() - used {
@@ -297,19 +298,19 @@ pub fn decode_borsh<T: Borsh>(bytes: &[u8]) -> Result<T, CodecError> {
     }
 }
 
-/// Decodes the state map at the start of `bytes`, and how many bytes it takes: a cache image holds it between other
-/// things.
+/// Decodes the state map at the start of `bytes`, and returns it with the number of bytes that it takes. In a cache
+/// image, other things stand before and behind the map.
 ///
 /// # Errors
-/// As [`decode_borsh`].
+/// Fails where [`decode_borsh`] fails, except that bytes may follow the encoding.
 pub fn decode_borsh_prefix(bytes: &[u8]) -> Result<(ModuleStateMap, usize), CodecError> {
     decode_borsh_prefix_of(bytes)
 }
 
-/// [`decode_borsh_prefix`] for any type.
+/// Does what [`decode_borsh_prefix`] does, for any type.
 ///
 /// # Errors
-/// As [`decode_borsh`].
+/// Fails where [`decode_borsh`] fails, except that bytes may follow the encoding.
 pub fn decode_borsh_prefix_of<T: Borsh>(bytes: &[u8]) -> Result<(T, usize), CodecError> {
     if bytes.len() as u64 > MAX_IMAGE_BYTES {
         return Err(CodecError::TooLarge { bytes: bytes.len() });
@@ -325,7 +326,8 @@ fn put_length(count: usize, out: &mut Vec<u8>) -> Result<(), CodecError> {
     Ok(())
 }
 
-/// A length that the bytes left can hold.
+/// Reads the length of a list or map. Fails if the bytes left cannot hold so many elements of `least` bytes each, or
+/// if all lists and maps together get too many elements.
 fn get_length(bytes: &mut Bytes<'_>, least: usize) -> Result<usize, CodecError> {
     let offset = bytes.offset();
     let count = bytes.u32()?;
@@ -397,7 +399,8 @@ impl<T: Borsh> Borsh for Vec<T> {
     }
     fn get(bytes: &mut Bytes<'_>) -> Result<Vec<T>, CodecError> {
         let count = get_length(bytes, T::LEAST)?;
-        // Allocated as it is filled: elements are several times larger in memory than the least encoding.
+        // The list is allocated while it is filled, because elements are several times larger in memory than their
+        // least encoding.
         let mut out = Vec::with_capacity(count.min(1024));
         for _ in 0..count {
             out.push(T::get(bytes)?);
@@ -426,7 +429,7 @@ impl<K: Borsh + Ord, V: Borsh> Borsh for BTreeMap<K, V> {
     }
 }
 
-/// A struct is its fields in order.
+/// Implements `Borsh` for structs. A struct is encoded as its fields in their order.
 macro_rules! borsh_struct {
     ($($name:ident { $($field:ident: $ty:ty),* $(,)? })*) => {$(
         impl Borsh for $name {
@@ -613,7 +616,7 @@ mod tests {
             .fold(MachineValue::Undefined, |inner, _| MachineValue::TwoHalves(Box::new((inner, MachineValue::Vmctx))))
     }
 
-    // The runtime: both of its decoders recurse as deep as the input says, until its stack overflows.
+    // Both decoders of the runtime recurse as deep as the input says, until the stack overflows.
     #[test]
     fn nesting_is_bounded_in_both_encodings() {
         let allowed = nested(MAX_VALUE_DEPTH);
@@ -635,7 +638,8 @@ mod tests {
     #[test]
     fn a_length_beyond_the_input_is_refused_before_anything_is_allocated() {
         let mut bytes = encode_borsh(&Module::new(0).build()).unwrap();
-        // The stack_values of the first function: u32 functions, u64 key, then the length.
+        // This is the length of the first function's `stack_values`. Before it stand the number of functions (u32)
+        // and a key (u64).
         bytes[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
         let error = decode_borsh::<ModuleStateMap>(&bytes).unwrap_err();
         assert!(
@@ -678,7 +682,7 @@ mod tests {
             let error = decode_borsh::<ModuleStateMap>(&count.to_le_bytes()).unwrap_err();
             assert_eq!(matches!(error, CodecError::Functions { .. }), refused, "{error}");
         }
-        // Zeros that were never touched.
+        // These are zeros in pages of memory that were never touched.
         let bytes = vec![0; MAX_IMAGE_BYTES as usize + 1];
         assert!(matches!(decode_borsh_prefix(&bytes), Err(CodecError::TooLarge { .. })));
         assert!(matches!(decode_bincode::<u64>(&bytes), Err(CodecError::TooLarge { .. })));

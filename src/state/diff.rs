@@ -1,4 +1,5 @@
-//! From a diff to the state it describes, and back (`state.rs: MachineState::diff`, `MachineStateDiff::build_state`).
+//! Builds the state that a diff describes, and makes diffs of states (`state.rs: MachineState::diff`,
+//! `MachineStateDiff::build_state`).
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
@@ -7,74 +8,75 @@ use std::rc::Rc;
 use super::model::{FunctionStateMap, MachineState, MachineStateDiff, MachineValue, RegisterIndex};
 use crate::limits::{MAX_CACHED_SLOTS, MAX_DIFF_CHAIN, MAX_KEPT_STATES, MAX_SLOTS, MAX_STATE_WORK};
 
-/// Why a state cannot be built. `diff` is a number in the function's `diffs`, or `None` for a diff that is not in it.
+/// Why a state cannot be built. `diff` is the number of a diff in the function's `diffs`, or `None` for a diff that
+/// is not in this list.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
-    /// A chain of diffs comes back to itself. `build_state` of the runtime never ends here.
+    /// A chain of diffs comes back to itself. The runtime's `build_state` never ends here.
     #[error("the diff chain that begins at {} never ends", number(.diff))]
     Cycle {
-        /// Where the chain was entered.
+        /// Number of the diff at which the chain was entered.
         diff: Option<usize>,
     },
-    /// `last` names a diff that does not exist.
+    /// A diff builds on a diff that does not exist.
     #[error("{} builds on diff {last}, the function has {count}", number(.diff))]
     NoSuchDiff {
-        /// The diff.
+        /// Number of the diff that builds on it.
         diff: Option<usize>,
-        /// What it names.
+        /// Number of the diff that does not exist.
         last: usize,
-        /// How many there are.
+        /// Number of diffs that the function has.
         count: usize,
     },
-    /// More is popped than there is.
+    /// A diff pops more than there is.
     #[error("{} pops {pops} of {depth} {what}", number(.diff))]
     PopBeyond {
-        /// The diff.
+        /// Number of the diff that pops.
         diff: Option<usize>,
-        /// "stack words" or "operands".
+        /// What is popped: "stack words" or "operands".
         what: &'static str,
-        /// Pops.
+        /// Number of pops.
         pops: usize,
-        /// Depth before.
+        /// Number of entries before the pops.
         depth: usize,
     },
-    /// A register number that the state does not have.
+    /// A diff sets a register that the state does not have.
     #[error("{} sets register {register}, the state has {count}", number(.diff))]
     NoSuchRegister {
-        /// The diff.
+        /// Number of the diff that sets it.
         diff: Option<usize>,
-        /// Register number.
+        /// State-map number of the register.
         register: usize,
-        /// Registers of the state.
+        /// Number of registers of the state.
         count: usize,
     },
-    /// A value of the caller's frame is removed that is not there.
+    /// A diff removes a value of the caller's frame that is not there.
     #[error("{} removes word {word} of the caller's frame, which holds nothing", number(.diff))]
     NothingToRemove {
-        /// The diff.
+        /// Number of the diff that removes it.
         diff: Option<usize>,
-        /// Key in `prev_frame`.
+        /// Number of the word, which is its key in `prev_frame`.
         word: usize,
     },
-    /// Larger than any state that is believed.
+    /// A diff makes a state that is too large to be believed.
     #[error("{} makes a state of {count} {what}, more than {MAX_SLOTS}", number(.diff))]
     TooLarge {
-        /// The diff.
+        /// Number of the diff that makes it.
         diff: Option<usize>,
-        /// Of what.
+        /// What the state has too many of.
         what: &'static str,
-        /// How many.
+        /// How many of these the state has.
         count: usize,
     },
-    /// Longer than any chain that is believed.
+    /// The chain of diffs is too long to be believed.
     #[error("the diff chain is longer than {MAX_DIFF_CHAIN}")]
     ChainTooLong,
     /// States with different numbers of registers cannot be compared.
     #[error("states of {new} and {old} registers have no difference")]
     RegisterCounts {
-        /// Of the new state.
+        /// Number of registers of the new state.
         new: usize,
-        /// Of the old state.
+        /// Number of registers of the old state.
         old: usize,
     },
     /// The work allowed for building states is used up.
@@ -91,7 +93,8 @@ fn common_prefix<T: PartialEq>(a: &[T], b: &[T]) -> usize {
 }
 
 impl MachineState {
-    /// The state of `state.rs: x64::new_machine_state`: 16 general purpose and 8 XMM registers, nothing known.
+    /// Creates the state that `state.rs: x64::new_machine_state` creates. It has 16 general purpose and 8 XMM
+    /// registers, and nothing is known of what they hold.
     pub fn new() -> MachineState {
         MachineState {
             stack_values: Vec::new(),
@@ -103,10 +106,10 @@ impl MachineState {
         }
     }
 
-    /// What leads from `old` to `self`; its `last` is `None`.
+    /// Makes the diff that leads from `old` to `self`. Its `last` is `None`.
     ///
     /// # Errors
-    /// [`StateError::RegisterCounts`], where the runtime asserts.
+    /// Fails with [`StateError::RegisterCounts`] where the runtime asserts that both states have as many registers.
     pub fn diff(&self, old: &MachineState) -> Result<MachineStateDiff, StateError> {
         if self.register_values.len() != old.register_values.len() {
             return Err(StateError::RegisterCounts { new: self.register_values.len(), old: old.register_values.len() });
@@ -135,7 +138,7 @@ impl MachineState {
         })
     }
 
-    /// Values that it has places for.
+    /// Number of slots, which are all words, registers and operands that the state has an entry for.
     pub(super) fn slots(&self) -> usize {
         self.stack_values.len() + self.register_values.len() + self.prev_frame.len() + self.wasm_stack.len()
     }
@@ -189,8 +192,8 @@ fn pop<T>(stack: &mut Vec<T>, pops: usize, diff: Option<usize>, what: &'static s
     Ok(())
 }
 
-/// Work that building states may cost before it is given up, in values copied: a hostile map can make every frame
-/// follow a chain as long as the map.
+/// The work that building states may still cost before it is given up. Its unit is a copied value. There is such a
+/// limit because a hostile map can make every frame follow a chain as long as the map.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget(pub u64);
 
@@ -208,20 +211,22 @@ impl Budget {
 }
 
 impl MachineStateDiff {
-    /// The state that this diff of `function` describes.
+    /// Builds the state that this diff of `function` describes.
     ///
     /// # Errors
-    /// Where the runtime panics (an index out of range, a pop from an empty stack) or never ends (a cyclic chain).
+    /// Fails where the runtime panics (an index out of range, a pop from an empty stack) or never ends (a cyclic
+    /// chain).
     pub fn build_state(&self, function: &FunctionStateMap) -> Result<MachineState, StateError> {
         build(function, self, None, &mut Budget::default())
     }
 }
 
 impl FunctionStateMap {
-    /// The state that diff number `diff` describes, within what is left of `budget`.
+    /// Builds the state that diff number `diff` describes. The work is taken off `budget`.
     ///
     /// # Errors
-    /// As [`MachineStateDiff::build_state`], with the numbers of the diffs, and [`StateError::WorkLimit`].
+    /// Fails where [`MachineStateDiff::build_state`] fails, with the numbers of the diffs. Fails with
+    /// [`StateError::WorkLimit`] if `budget` does not suffice.
     pub fn state(&self, diff: usize, budget: &mut Budget) -> Result<MachineState, StateError> {
         match self.diffs.get(diff) {
             Some(own) => build(self, own, Some(diff), budget),
@@ -230,24 +235,25 @@ impl FunctionStateMap {
     }
 }
 
-/// States of one function, one after the other. The states of a function build on each other, so each is made from the
-/// nearest one that is still here instead of from the beginning.
+/// Builds states of one function, one after the other. The states of a function build on each other, so each is made
+/// from the nearest state that is still kept, instead of from the beginning.
 pub struct StateCursor<'f> {
     function: &'f FunctionStateMap,
-    /// Diff numbers and their states; each but the first builds on the one before it.
+    /// Numbers of diffs and the states that they describe. Each state but the first builds on the one before it.
     built: Vec<(usize, MachineState)>,
 }
 
 impl<'f> StateCursor<'f> {
-    /// Nothing built yet.
+    /// Creates a cursor that has built no state yet.
     pub fn new(function: &'f FunctionStateMap) -> StateCursor<'f> {
         StateCursor { function, built: Vec::new() }
     }
 
-    /// The state that diff number `diff` describes.
+    /// Builds the state that diff number `diff` describes, or returns it if it is still kept. The work is taken off
+    /// `budget`.
     ///
     /// # Errors
-    /// As [`FunctionStateMap::state`].
+    /// Fails where [`FunctionStateMap::state`] fails.
     pub fn state(&mut self, diff: usize, budget: &mut Budget) -> Result<&MachineState, StateError> {
         let count = self.function.diffs.len();
         let mut chain = Vec::new();
@@ -278,7 +284,7 @@ impl<'f> StateCursor<'f> {
             budget.spend(start.slots())?;
             let mut state = start.clone();
             for &number in chain.iter().rev() {
-                // In `diffs`: the loop above has seen it.
+                // The diff is in `diffs`, because the loop above has seen it.
                 let Some(own) = self.function.diffs.get(number) else { continue };
                 budget.spend(
                     own.stack_push.len() + own.reg_diff.len() + own.prev_frame_diff.len() + own.wasm_stack_push.len(),
@@ -299,7 +305,8 @@ impl<'f> StateCursor<'f> {
     }
 }
 
-/// States that were built while a stack is read: deep recursion returns to the same few places.
+/// States that were built while a stack is read. They are kept, because deep recursion returns to the same few
+/// places.
 pub(super) struct BuiltStates<K> {
     states: HashMap<K, Rc<MachineState>>,
     slots: usize,
@@ -312,7 +319,7 @@ impl<K> Default for BuiltStates<K> {
 }
 
 impl<K: Eq + Hash> BuiltStates<K> {
-    /// The state of `key`, made by `build` if it is not here.
+    /// Returns the state of `key`. If it is not kept, `build` makes it.
     pub fn get(
         &mut self,
         key: K,
@@ -343,7 +350,7 @@ fn build(
     let mut current = (number, own);
     while let (diff, MachineStateDiff { last: Some(last), .. }) = current {
         let next = function.diffs.get(*last).ok_or(StateError::NoSuchDiff { diff, last: *last, count })?;
-        // Longer than all diffs and this one together: some diff was met twice.
+        // The chain is longer than all diffs and this one together, so some diff was met twice.
         if chain.len() > count {
             return Err(StateError::Cycle { diff: number.or(own.last) });
         }
@@ -395,7 +402,8 @@ mod tests {
             wasm_stack_private_depth: n % 2,
             ..MachineStateDiff::default()
         };
-        // An outer block, an inner one, the outer one again; a cycle and a diff that does not exist.
+        // There are an outer block, an inner block and the outer block again, then a cycle, then a diff that builds
+        // on one that does not exist.
         let mut diffs = vec![push(None, 0), push(Some(0), 1), push(Some(1), 2), push(Some(2), 3), push(Some(1), 4)];
         diffs.extend([push(Some(6), 5), push(Some(5), 6), push(Some(99), 7)]);
         diffs.extend((8..300).map(|n| push(Some(if n == 8 { 4 } else { n - 1 }), n)));
@@ -408,7 +416,7 @@ mod tests {
         }
     }
 
-    // The runtime: `build_state` follows `last` for ever and takes memory until there is none.
+    // In the runtime, `build_state` follows `last` for ever and takes memory until none is left.
     #[test]
     fn a_cyclic_chain_is_an_error() {
         for diffs in [vec![on(0)], vec![on(1), on(0)], vec![on(1), on(2), on(1)]] {
@@ -422,7 +430,7 @@ mod tests {
         }
     }
 
-    // The runtime: indexes `diffs` out of bounds (panic).
+    // The runtime indexes `diffs` out of bounds and panics.
     #[test]
     fn a_chain_to_no_diff_is_an_error() {
         let function = function(vec![on(1), on(9)]);
@@ -430,7 +438,7 @@ mod tests {
         assert_eq!(error, StateError::NoSuchDiff { diff: Some(1), last: 9, count: 2 });
     }
 
-    // The runtime: `unwrap` of `pop()` on an empty stack (panic).
+    // The runtime does `unwrap` of `pop()` on an empty stack and panics.
     #[test]
     fn pops_beyond_the_stack_are_errors() {
         let words = MachineStateDiff { stack_pop: 1, ..MachineStateDiff::default() };
@@ -442,8 +450,8 @@ mod tests {
         }
     }
 
-    // The runtime: indexes `register_values` out of bounds, `unwrap`s the removal of nothing, asserts equal register
-    // counts (panics).
+    // The runtime panics at each of these: it indexes `register_values` out of bounds, `unwrap`s the removal of
+    // nothing, and asserts equal register counts.
     #[test]
     fn registers_and_removals_that_do_not_exist_are_errors() {
         let register = MachineStateDiff {
@@ -507,7 +515,7 @@ mod tests {
             }
             assert_eq!(cursor.built.len(), MAX_KEPT_STATES);
         }
-        // One budget for all frames of a thread.
+        // One budget is used for all frames of a thread.
         let function = function(vec![MachineStateDiff {
             wasm_stack_push: vec![WasmAbstractValue::Runtime; MAX_SLOTS],
             ..Default::default()

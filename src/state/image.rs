@@ -1,4 +1,5 @@
-//! An encoded `InstanceImage` by its parts: its memory may be larger than what one wants to hold.
+//! The parts of an encoded `InstanceImage`. They are handled one by one, because the linear memory may be too large
+//! to be held as a copy.
 //!
 //! ```text
 //! [1] [length: u64] [memory ...]   or [0]
@@ -12,52 +13,53 @@ use super::codec::{CodecError, decode_bincode, encode_bincode};
 use super::model::{ExecutionStateImage, InstanceImage};
 use crate::bytes::{Bytes, Short};
 
-/// Why a file is no image.
+/// Why the bytes of a file are no image.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// It ends before its memory does.
+    /// The file ends before its linear memory does.
     #[error("the image ends within its memory: {0}")]
     Short(#[from] Short),
-    /// It does not say whether there is a memory.
+    /// The first byte does not say whether there is a linear memory.
     #[error("{tag} is neither 0 (no memory) nor 1")]
     Tag {
-        /// The first byte.
+        /// The first byte of the file.
         tag: u8,
     },
-    /// A part is not encoded as the runtime does it.
+    /// A part is not encoded as the runtime encodes it.
     #[error(transparent)]
     Codec(#[from] CodecError),
-    /// It goes on after its end.
+    /// More bytes follow the end of the image.
     #[error("{left} bytes follow the image's end at {offset:#x}")]
     Trailing {
-        /// Where the image ends.
+        /// Offset in the file at which the image ends.
         offset: usize,
-        /// Bytes behind it.
+        /// Number of bytes behind the image.
         left: usize,
     },
 }
 
-/// An `InstanceImage` whose memory stays where it is.
+/// An `InstanceImage` without a copy of its linear memory, which stays in the encoded bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageView {
-    /// Where in the file the linear memory is.
+    /// Range of the linear memory in the encoded bytes, if there is a memory.
     pub memory: Option<Range<usize>>,
-    /// Globals.
+    /// Raw values of the globals.
     pub globals: Vec<u128>,
-    /// Frames.
+    /// The frames of the instance.
     pub execution_state: ExecutionStateImage,
 }
 
-/// A file that holds one of both.
+/// An image of either kind, as a file can hold it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AnyImage {
-    /// Memory, globals and frames.
+    /// An image of an instance: memory, globals and frames.
     Instance(ImageView),
-    /// Frames only.
+    /// An image of frames only.
     ExecutionState(ExecutionStateImage),
 }
 
-/// What stands before `length` bytes of memory, or in place of a memory.
+/// Encodes what stands before a linear memory of `length` bytes. With `None` it encodes what stands in place of a
+/// memory.
 pub fn head(length: Option<u64>) -> Vec<u8> {
     match length {
         None => vec![0],
@@ -65,19 +67,19 @@ pub fn head(length: Option<u64>) -> Vec<u8> {
     }
 }
 
-/// What stands behind the memory.
+/// Encodes what stands behind the memory.
 ///
 /// # Errors
-/// As [`encode_bincode`].
+/// Fails where [`encode_bincode`] fails.
 pub fn tail(globals: &[u128], execution_state: &ExecutionStateImage) -> Result<Vec<u8>, CodecError> {
     encode_bincode(&(globals, execution_state))
 }
 
 impl ImageView {
-    /// The parts of an image.
+    /// Finds the parts of an encoded image of an instance.
     ///
     /// # Errors
-    /// Where the bytes are none, or more than one.
+    /// Fails if the bytes are no image, or if more bytes follow the image.
     pub fn parse(bytes: &[u8]) -> Result<ImageView, ImageError> {
         let mut cursor = Bytes::new(bytes);
         let memory = match cursor.u8()? {
@@ -95,12 +97,12 @@ impl ImageView {
         Ok(ImageView { memory, globals, execution_state })
     }
 
-    /// The linear memory.
+    /// The bytes of the linear memory. `bytes` must be those that were parsed.
     pub fn memory<'a>(&self, bytes: &'a [u8]) -> Option<&'a [u8]> {
         bytes.get(self.memory.clone()?)
     }
 
-    /// The whole, with a copy of the memory.
+    /// The whole image, with a copy of the memory. `bytes` must be those that were parsed.
     pub fn to_image(&self, bytes: &[u8]) -> InstanceImage {
         InstanceImage {
             memory: self.memory(bytes).map(<[u8]>::to_vec),
@@ -111,10 +113,10 @@ impl ImageView {
 }
 
 impl AnyImage {
-    /// Whichever image `bytes` are.
+    /// Decodes `bytes` as an image of either kind.
     ///
     /// # Errors
-    /// Why they are no image of an instance, if they are neither.
+    /// Fails if `bytes` are neither kind of image. The error tells why they are no image of an instance.
     pub fn parse(bytes: &[u8]) -> Result<AnyImage, ImageError> {
         match (ImageView::parse(bytes), exactly(bytes, 0)) {
             (Ok(view), _) => Ok(AnyImage::Instance(view)),
@@ -123,7 +125,7 @@ impl AnyImage {
         }
     }
 
-    /// Its frames.
+    /// The frames of the image.
     pub fn execution_state(&self) -> &ExecutionStateImage {
         match self {
             AnyImage::Instance(view) => &view.execution_state,
@@ -132,7 +134,7 @@ impl AnyImage {
     }
 }
 
-/// What is encoded from `start` to the end.
+/// Decodes the value that is encoded in `bytes` from `start` to the end, and fails if bytes are left over.
 fn exactly<T: serde::Serialize + serde::de::DeserializeOwned>(bytes: &[u8], start: usize) -> Result<T, ImageError> {
     let rest = bytes.get(start..).unwrap_or_default();
     let value: T = decode_bincode(rest)?;

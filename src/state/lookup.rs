@@ -1,9 +1,10 @@
-//! Single functions out of an encoded `ModuleStateMap` (borsh), without decoding what is before them.
+//! Finds single functions in an encoded `ModuleStateMap` (borsh), without decoding what is before them.
 //!
-//! The encoding is a sequence of records of unequal length, each a key (the code offset of the function's first byte) and
-//! the function's map. Where the records are is written nowhere; what their keys are is known, since the cached image has
-//! all functions' offsets. So a record is looked for where it should be by its number, and recognised by its neighbours:
-//! the key, a map that decodes to its end, the function's number in it, and the next key behind it.
+//! The encoding is a sequence of records of unequal length. Each record is a key (the code offset of the function's
+//! first byte) and the function's map. Nothing tells where the records are, but their keys are known, since the
+//! cached image has the offsets of all functions. So a record is looked for at the offset at which it should be by
+//! its number. It is recognised by its content and its neighbour: the key, a map that decodes to its end, the
+//! function's number in this map, and the next function's key behind it.
 
 use super::codec::decode_borsh_prefix_of;
 use super::model::{FunctionStateMap, ModuleStateMap};
@@ -11,39 +12,41 @@ use crate::limits;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Reads up to `buf.len()` bytes of the encoding from an offset; returns how many.
+/// A function that reads up to `buf.len()` bytes of the encoding from an offset on, and returns how many it read.
 pub type ReadEncoded<'a> = dyn Fn(u64, &mut [u8]) -> usize + 'a;
 
-/// Bytes of the number of functions, of a key, of the size behind all functions.
+/// Bytes that the number of functions takes at the start of the encoding (`COUNT`), and bytes that a key takes, or
+/// the code size behind all functions (`KEY`).
 const COUNT: u64 = 4;
 const KEY: u64 = 8;
-/// Bytes in which a record is looked for at first.
+/// Bytes of the first window in which a record is looked for.
 const WINDOW: u64 = 16 << 10;
-/// Bytes of a record that are decoded at first; most have less.
+/// Bytes that are read at first to decode a record. Most records have fewer.
 const RECORD: u64 = 8 << 10;
-/// Records that are decoded one after the other rather than looked for.
+/// Distance, in records, up to which records are decoded one after the other instead of being looked for.
 const NEAR: usize = 4;
-/// Places on one side that are tried in a window. Numbers of operators look like keys of a module's first functions.
+/// Places on each side of the wanted record that are tried in a window. There can be many, because numbers of
+/// operators look like the keys of a module's first functions.
 const TRIED: usize = 4096;
-/// Bytes of work that a place costs at least.
+/// Bytes that trying a place in vain costs at least.
 const TRY: usize = 64;
 
-/// An encoded state map whose functions are known by where they begin.
+/// An encoded state map of which it is known where in the code its functions begin.
 pub struct EncodedMap {
-    /// Code offsets of the functions' first bytes, increasing.
+    /// Code offsets of the functions' first bytes, in increasing order.
     starts: Vec<usize>,
-    /// Bytes of code: the word behind the last function.
+    /// Number of bytes of code. The encoding has this number as a word behind the last function.
     total_size: usize,
-    /// No record begins here or further.
+    /// Offset in the encoding at or behind which no record begins.
     end: u64,
 }
 
-/// Where records begin, as far as that is known: by the function's number.
+/// Offsets in the encoding at which records begin, as far as they are known, by the function's number.
 pub type Known = BTreeMap<usize, u64>;
 
 impl EncodedMap {
-    /// The map of functions that begin at `starts`, in code of `total_size` bytes, encoded in at most `len` bytes.
-    /// `None` if these contradict each other.
+    /// Describes the encoded map of the functions that begin at `starts`, in code of `total_size` bytes. The encoding
+    /// has at most `len` bytes. Returns `None` if `starts` and `total_size` contradict each other.
     pub fn new(starts: Vec<usize>, total_size: usize, len: u64) -> Option<EncodedMap> {
         let increase = starts.is_sorted_by(|a, b| a < b) && starts.last().is_some_and(|&last| last < total_size);
         increase.then_some(EncodedMap { starts, total_size, end: len })
@@ -54,17 +57,18 @@ impl EncodedMap {
         &self.starts
     }
 
-    /// Bytes of code.
+    /// Number of bytes of code.
     pub fn total_size(&self) -> usize {
         self.total_size
     }
 
-    /// A map of the one function with this number, in which it reaches to the next one's first byte. `known` gains what
-    /// was seen on the way; `left` are the bytes that may be looked through for it; what was read or decoded in vain is taken off. Records
-    /// that lie side by side are walked through however many they are.
+    /// Looks up the function with this number. Returns a map of this function only, whose code ends at the first byte
+    /// of the next function. Offsets of records that were seen on the way are added to `known`. `left` is the number
+    /// of bytes that may be looked through; the bytes that were read or decoded in vain are taken off it. Records
+    /// that lie side by side are decoded one after the other, however many there are.
     ///
     /// # Errors
-    /// Why its record was not found.
+    /// Fails if the function's record was not found. The text tells why.
     pub fn function(
         &self,
         number: usize,
@@ -96,13 +100,14 @@ impl EncodedMap {
             let (above, to) = above.map_or((self.starts.len(), self.end), |(&n, &at)| (n, at));
             let bytes = to.saturating_sub(from);
             let share = match successes % 2 {
-                // Where it is if all are equally long.
+                // The record is here if all records are equally long.
                 0 => ((number - below) as u128 * u128::from(bytes) / (above - below).max(1) as u128) as u64,
-                // They are not: guesses like that would come closer by a little each time.
+                // They are not equally long: more guesses like the first would come only a little closer each time.
+                // So this one takes the middle.
                 _ => bytes / 2,
             };
             let guess = from + share;
-            // A little before, so that the window has one to begin with.
+            // The window begins a little before the guess, so that it holds the start of at least one record.
             let at = guess.saturating_sub(window / 2).max(from + 1);
             let mut bytes = vec![0; window.min(to.saturating_sub(at)) as usize];
             let Some(rest) = left.checked_sub(bytes.len() as u64) else { break };
@@ -119,8 +124,9 @@ impl EncodedMap {
         Err("its record was not found in the encoded state map".into())
     }
 
-    /// The records in `bytes` that are next to `number`'s, at most one on each side or the one itself, of those strictly
-    /// between two functions: their numbers and where they begin.
+    /// Finds the records in `bytes` that are nearest to that of `number`: at most one on each side, or the record
+    /// itself. Only functions strictly between the two of `between` are considered. Each result is a function's
+    /// number and the offset in `bytes` at which its record begins.
     fn neighbours(&self, number: usize, between: Range<usize>, bytes: &[u8], left: &mut u64) -> Vec<(usize, usize)> {
         let (mut before, mut after) = (Nearest::default(), Nearest::default());
         for (candidate, offset) in self.records(between, bytes) {
@@ -129,7 +135,7 @@ impl EncodedMap {
                 None => after.add(candidate - number, candidate, offset),
             }
         }
-        // One that is not whole in the window is not read on for: it may be none.
+        // Nothing more is read for a record that is not whole in the window, because it may be none.
         let mut whole = |&(candidate, offset): &(usize, usize)| {
             if *left == 0 {
                 return false;
@@ -139,11 +145,11 @@ impl EncodedMap {
             decoded.is_ok()
         };
         let mut found: Vec<_> = before.all().find(&mut whole).into_iter().collect();
-        // Where one is near enough the other side is of no use.
+        // If a record on the one side is near enough, the other side is of no use.
         if found.first().is_none_or(|&(candidate, _)| number - candidate > NEAR) {
             found.extend(after.all().find(&mut whole));
         }
-        // Records are in the order of their functions.
+        // Records are in the order of their functions, so two in another order are none.
         if let [(_, first), (_, second)] = found[..]
             && first >= second
         {
@@ -152,11 +158,12 @@ impl EncodedMap {
         found
     }
 
-    /// The functions strictly between two whose records may begin in `bytes`: their numbers and where their keys are.
+    /// Finds the functions strictly between the two of `between` whose records may begin in `bytes`. Each result is a
+    /// function's number and the offset of its key.
     fn records<'b>(&'b self, between: Range<usize>, bytes: &'b [u8]) -> impl Iterator<Item = (usize, usize)> + 'b {
         let first = (between.start + 1).min(between.end);
         let starts = &self.starts[first..between.end];
-        // Small numbers are everywhere in a map: most are not looked up.
+        // A map is full of small numbers. Most of them are outside of this range, so they need not be looked up.
         let range = starts.first().map(|&first| first as u64..=starts[starts.len() - 1] as u64);
         let keys = bytes.windows(KEY as usize).enumerate().filter_map(move |(offset, key)| {
             let key = u64::from_le_bytes(key.try_into().ok()?);
@@ -168,7 +175,7 @@ impl EncodedMap {
         })
     }
 
-    /// Decodes from a known record on until `number`.
+    /// Decodes one record after the other, from the known one of function `from` to that of function `number`.
     fn forward(
         &self,
         from: usize,
@@ -191,8 +198,8 @@ impl EncodedMap {
         Err("there is no such function".into())
     }
 
-    /// The function whose record begins at `at`, and where the next one begins. Everything that a record has to do with its
-    /// neighbours is checked.
+    /// Decodes the record of function `number` that begins at `at`. Returns the function and the offset at which the
+    /// next record begins. Everything that ties a record to its neighbours is checked.
     fn record(
         &self,
         number: usize,
@@ -240,15 +247,16 @@ impl EncodedMap {
     }
 }
 
-/// Why bytes are not a function's record.
+/// The reason why bytes are not a function's record.
 #[derive(Debug)]
 struct Unfit {
     why: String,
-    /// How many were decoded until that was known.
+    /// Number of bytes that were decoded until this was known.
     decoded: usize,
 }
 
-/// The few places that are nearest: distance, function, offset.
+/// The few places that are nearest to the wanted record. Each is a distance in functions, the number of a function,
+/// and the offset of its key.
 #[derive(Default)]
 struct Nearest {
     found: Vec<(usize, usize, usize)>,
@@ -263,7 +271,7 @@ impl Nearest {
         }
     }
 
-    /// Functions and offsets, the nearest first.
+    /// Numbers of functions and offsets of their keys, the nearest first.
     fn all(mut self) -> impl Iterator<Item = (usize, usize)> {
         self.found.sort_unstable();
         self.found.truncate(TRIED);
@@ -281,7 +289,7 @@ mod tests {
 
     const LEFT: u64 = limits::MAX_RECORD_LOOKUP_BYTES;
 
-    /// `count` functions of lengths that differ much, and their encoding.
+    /// Creates a map of `count` functions whose records differ much in length, and its encoding.
     fn module(count: usize) -> (ModuleStateMap, Vec<u8>) {
         module_of(count, |id| (id * id * 31) % 400)
     }
@@ -321,7 +329,7 @@ mod tests {
     fn every_function_is_what_the_whole_map_has() {
         for count in [1, 2, 5, 3000] {
             let (map, mut bytes) = module(count);
-            // What follows an image in memory.
+            // These bytes stand for what follows an image in memory.
             bytes.extend([0; 4096]);
             let all = encoded(&map, bytes.len());
             let step = (count / 300).max(1);
@@ -354,7 +362,7 @@ mod tests {
 
     #[test]
     fn records_of_very_unequal_lengths_take_few_windows_too() {
-        // All the long ones at one end.
+        // All long records are at one end of the map.
         for long in [0..60_usize, 5940..6000] {
             let (map, bytes) = module_of(6000, |id| if long.contains(&id) { 4000 } else { 0 });
             let all = encoded(&map, bytes.len());
@@ -377,14 +385,14 @@ mod tests {
         let mut known = Known::new();
         all.function(1500, &mut known, &mut LEFT.clone(), &reader(&bytes)).unwrap();
         let at = known[&1500] as usize;
-        // The function's number, behind the initial state and the key.
+        // The function's number is behind the initial state, which is behind the key.
         let initial = encode_borsh(&map.local_functions.values().nth(1500).unwrap().initial).unwrap().len();
         for (offset, what) in [(0, "key"), (8 + initial, "number")] {
             let mut broken = bytes.clone();
             broken[at + offset] ^= 1;
             let found = all.function(1500, &mut Known::new(), &mut LEFT.clone(), &reader(&broken));
             assert!(found.is_err(), "{what}: {found:?}");
-            // The others are still found.
+            // The other functions are still found.
             all.function(1400, &mut Known::new(), &mut LEFT.clone(), &reader(&broken)).unwrap();
             all.function(2900, &mut Known::new(), &mut LEFT.clone(), &reader(&broken)).unwrap();
         }
@@ -400,7 +408,7 @@ mod tests {
     #[test]
     fn a_record_is_looked_for_in_so_many_places_and_in_so_many_bytes() {
         let (map, bytes) = module(1000);
-        // Memory that shows the next function wherever it is looked at, and which is so small that each step is a byte.
+        // This memory shows the next function wherever it is read, and it is so small that each step is a byte.
         let all = encoded(&map, 32 << 10);
         let mut offsets = vec![COUNT as usize];
         for number in 0..=limits::MAX_RECORD_WINDOWS {
@@ -410,7 +418,7 @@ mod tests {
         let asked = std::cell::Cell::new(0);
         let read = |_, buf: &mut [u8]| {
             asked.set(asked.get() + 1);
-            // Up to the next one's key.
+            // The bytes reach to the end of the next record's key.
             let record = offsets[asked.get()]..offsets[asked.get() + 1] + KEY as usize;
             buf[..record.len()].copy_from_slice(&bytes[record.clone()]);
             record.len()
@@ -429,7 +437,7 @@ mod tests {
 
     #[test]
     fn bytes_that_look_like_records_everywhere_are_given_up_soon() {
-        // Keys at half of all offsets, each before a list that is about as long as what is left.
+        // These keys are at half of all offsets, each before a list that is about as long as the rest of the bytes.
         let starts: Vec<usize> = [1, 0x100, 0x101, 0x1_0000, 0x1_0100, 0x100_0000, 0x101_0000].to_vec();
         let all = EncodedMap::new(starts, 1 << 30, 1 << 40).unwrap();
         let read_bytes = std::cell::Cell::new(0);
@@ -442,7 +450,7 @@ mod tests {
         };
         let mut left = LEFT;
         assert!(all.function(6, &mut Known::new(), &mut left, &read).is_err());
-        // What was decoded in vain counts, not only what was read.
+        // Bytes that were decoded in vain count too, not only those that were read.
         assert!(LEFT - left > read_bytes.get(), "{left} left, {} read", read_bytes.get());
         assert!(read_bytes.get() <= limits::MAX_RECORD_LOOKUP_BYTES + 2 * limits::MAX_RECORD_BYTES);
     }

@@ -1,4 +1,4 @@
-//! From a code offset to the function and the point there (`state.rs: ModuleStateMap::lookup_ip`).
+//! Finds the function and the point at a code offset (`state.rs: ModuleStateMap::lookup_ip`).
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -6,23 +6,23 @@ use std::ops::Bound;
 use super::diff::StateError;
 use super::model::{FunctionStateMap, MachineState, MachineStateDiff, ModuleStateMap, OffsetInfo, SuspendOffset};
 
-/// Which table lists a point.
+/// The kind of a point, which is also the table that lists it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PointKind {
-    /// The return address of a call.
+    /// The point is the return address of a call.
     Call,
-    /// An instruction that may trap.
+    /// The point is an instruction that may trap.
     Trappable,
-    /// A loop head.
+    /// The point is the head of a loop.
     Loop,
 }
 
 impl PointKind {
-    /// In the order in which `read_stack` asks the tables. One address can be in several of them: the return address of
-    /// a call is often also the start of an instruction that may trap.
+    /// All kinds, in the order in which `read_stack` asks the tables. One address can be in several tables: the
+    /// return address of a call is often also the start of an instruction that may trap.
     pub const ORDER: [PointKind; 3] = [PointKind::Call, PointKind::Trappable, PointKind::Loop];
 
-    /// Lower-case name.
+    /// Lower-case name of the kind.
     pub fn name(self) -> &'static str {
         match self {
             PointKind::Call => "call",
@@ -32,41 +32,42 @@ impl PointKind {
     }
 }
 
-/// An entry of an offset table.
+/// A point: an entry of an offset table, with the function that it belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Point<'a> {
-    /// Table.
+    /// Kind of the point, which tells the table that the entry is in.
     pub kind: PointKind,
-    /// First code offset the entry is valid for.
+    /// First code offset that the entry is valid for.
     pub offset: usize,
-    /// The entry.
+    /// The entry of the table.
     pub info: &'a OffsetInfo,
     /// Code offset of the function's first byte.
     pub function_start: usize,
-    /// The function.
+    /// The map of the function.
     pub function: &'a FunctionStateMap,
 }
 
 impl<'a> Point<'a> {
-    /// The diff that leads to the state here; `None` where the compiler did not track state.
+    /// The diff that leads to the state at this point, or `None` where the compiler did not track state.
     pub fn diff(&self) -> Option<&'a MachineStateDiff> {
         self.function.diffs.get(self.info.diff_id)
     }
 
-    /// The state here. `None` where the compiler did not track state.
+    /// Builds the state at this point. Returns `None` where the compiler did not track state.
     pub fn state(&self) -> Option<Result<MachineState, StateError>> {
         self.diff().map(|diff| diff.build_state(self.function))
     }
 
-    /// Operator index of this point ([`super::FUNCTION_HEADER`] in the function header), as far as the map tells: from
-    /// the diff, or without tracked state from the table of operators, which keeps one point for each operator.
+    /// Operator index of this point ([`super::FUNCTION_HEADER`] in the function header), as far as the map tells. The
+    /// diff has it; without tracked state it comes from the table of operators, which keeps one point for each
+    /// operator.
     pub fn wasm_inst_offset(&self) -> Option<usize> {
         self.diff().map(|diff| diff.wasm_inst_offset).or_else(|| self.function.operator_of(self.kind, self.offset))
     }
 }
 
 impl FunctionStateMap {
-    /// The table of one kind of points.
+    /// The table that lists the points of `kind`.
     pub fn table(&self, kind: PointKind) -> &BTreeMap<usize, OffsetInfo> {
         match kind {
             PointKind::Call => &self.call_offsets,
@@ -75,7 +76,8 @@ impl FunctionStateMap {
         }
     }
 
-    /// Operator index ([`super::FUNCTION_HEADER`] for the header) that the map assigns to the point at `offset`.
+    /// Operator index ([`super::FUNCTION_HEADER`] for the header) that the map assigns to the point of `kind` at
+    /// `offset`.
     pub fn operator_of(&self, kind: PointKind, offset: usize) -> Option<usize> {
         let wanted = |suspend: &SuspendOffset| match *suspend {
             SuspendOffset::Call(o) => kind == PointKind::Call && o == offset,
@@ -96,9 +98,10 @@ impl FunctionStateMap {
 }
 
 impl ModuleStateMap {
-    /// The function whose first byte is the last one at or before `code_offset`, with that first byte's offset. `None`
-    /// outside the code and in the import trampolines before the first function, where the runtime's own lookup fails
-    /// (`state.rs:309`, `unwrap` of `None`). The last function reaches to the end of the code.
+    /// The function whose code `code_offset` is in, with the code offset of its first byte: of all functions that
+    /// begin at or before `code_offset`, the one that begins last. The last function reaches to the end of the code.
+    /// Returns `None` outside of the code, and in the import trampolines before the first function, where the
+    /// runtime's own lookup fails (`state.rs:309`, `unwrap` of `None`).
     pub fn function_at(&self, code_offset: usize) -> Option<(&usize, &FunctionStateMap)> {
         if code_offset >= self.total_size {
             return None;
@@ -106,15 +109,16 @@ impl ModuleStateMap {
         self.local_functions.range(..=code_offset).next_back()
     }
 
-    /// Code offset of the byte after the function that starts at `start`: the next function's first byte or the end of
-    /// the code. Import trampolines between them count as part of the function.
+    /// Code offset of the byte after the function that starts at `start`. This is the next function's first byte, or
+    /// the end of the code. Import trampolines that lie between two functions count as part of the first one.
     pub fn function_end(&self, start: usize) -> usize {
         let next = self.local_functions.range((Bound::Excluded(start), Bound::Unbounded)).next();
         next.map_or(self.total_size, |(&next, _)| next.min(self.total_size))
     }
 
-    /// The point that `read_stack` uses at `code_offset`: the first of call, trappable and loop that has a state. If
-    /// none has one, the first that covers the offset, whose [`Point::diff`] is then `None`.
+    /// The point that `read_stack` uses at `code_offset`. Of the call, trappable and loop points that cover the
+    /// offset, this is the first one that has a state. If none of them has a state, the first one is returned, and
+    /// its [`Point::diff`] is `None`.
     pub fn lookup(&self, code_offset: usize) -> Option<Point<'_>> {
         let (&function_start, function) = self.function_at(code_offset)?;
         let mut points = PointKind::ORDER.into_iter().filter_map(|kind| {
@@ -128,7 +132,7 @@ impl ModuleStateMap {
         Some(points.find(|point| point.diff().is_some()).unwrap_or(first))
     }
 
-    /// The nearest point of the same function before `code_offset` (strictly).
+    /// The nearest point of the same function that is strictly before `code_offset`.
     pub fn point_before(&self, code_offset: usize) -> Option<Point<'_>> {
         let (&function_start, function) = self.function_at(code_offset)?;
         let mut best: Option<Point<'_>> = None;
@@ -142,7 +146,7 @@ impl ModuleStateMap {
         best
     }
 
-    /// The nearest point of the same function after `code_offset` (strictly).
+    /// The nearest point of the same function that is strictly after `code_offset`.
     pub fn point_after(&self, code_offset: usize) -> Option<Point<'_>> {
         let (&function_start, function) = self.function_at(code_offset)?;
         let end = self.function_end(function_start);
@@ -159,7 +163,8 @@ impl ModuleStateMap {
         best
     }
 
-    /// As `state.rs: lookup_ip` for one table: `None` where it has no state. Addresses, not offsets.
+    /// Looks up the state at `ip` in the table of `kind`, as `state.rs: lookup_ip` does. Returns `None` where the
+    /// table has no state. `ip` and `base` (the start of the code) are addresses, not offsets.
     pub fn lookup_ip(
         &self,
         ip: usize,
@@ -173,7 +178,7 @@ impl ModuleStateMap {
         Some(diff.build_state(function).map(|state| (function, state)))
     }
 
-    /// [`ModuleStateMap::lookup_ip`] among the calls.
+    /// Does what [`ModuleStateMap::lookup_ip`] does, in the table of calls.
     pub fn lookup_call_ip(
         &self,
         ip: usize,
@@ -182,7 +187,7 @@ impl ModuleStateMap {
         self.lookup_ip(ip, base, PointKind::Call)
     }
 
-    /// [`ModuleStateMap::lookup_ip`] among the trappable instructions.
+    /// Does what [`ModuleStateMap::lookup_ip`] does, in the table of instructions that may trap.
     pub fn lookup_trappable_ip(
         &self,
         ip: usize,
@@ -191,7 +196,7 @@ impl ModuleStateMap {
         self.lookup_ip(ip, base, PointKind::Trappable)
     }
 
-    /// [`ModuleStateMap::lookup_ip`] among the loops.
+    /// Does what [`ModuleStateMap::lookup_ip`] does, in the table of loops.
     pub fn lookup_loop_ip(
         &self,
         ip: usize,
@@ -206,8 +211,8 @@ mod tests {
     use super::super::synthetic::{END, Module, START, state};
     use super::*;
 
-    // The runtime: `unwrap` of `None` in `lookup_ip` (state.rs:309) when an address is in the module's code before its
-    // first function, where the import trampolines are.
+    // The runtime panics here: `lookup_ip` does `unwrap` of `None` (state.rs:309) when an address is in the module's
+    // code before its first function, where the import trampolines are.
     #[test]
     fn import_trampolines_and_an_empty_map_hold_no_function() {
         let map = Module::new(0).point(PointKind::Call, 0x20, &state(0, vec![])).build();
@@ -253,7 +258,7 @@ mod tests {
         assert_eq!((point.kind, point.state()), (PointKind::Call, None));
         assert_eq!(point.wasm_inst_offset(), Some(12));
         assert_eq!(map.lookup(0x30).unwrap().kind, PointKind::Loop);
-        // The runtime: `expect("instruction is not a critical point")` (panic) for what is in no table.
+        // The runtime panics for an offset that is in no table: `expect("instruction is not a critical point")`.
         assert_eq!(point.function.operator_of(PointKind::Call, 0x30), None);
         assert_eq!(point.function.operator_of(PointKind::Loop, 0x28), Some(super::super::FUNCTION_HEADER));
     }

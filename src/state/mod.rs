@@ -1,22 +1,24 @@
-//! The machine-state model of the runtime (`state.rs`), pure: no process, no file, no runtime.
+//! The machine-state model of the runtime (`state.rs`). It is pure: it knows no process, no file and no runtime.
 //!
 //! ```text
 //! code offset --map--> Point { function, diff } --diff--> MachineState --read--> locals, operand stack, caller's sp
 //! ```
 //!
-//! - [`model`]: the data, with the runtime's names, fields and field order, because both encodings follow them.
-//! - [`map`]: from a code offset to the function and the point there.
-//! - [`lookup`]: one function out of an encoded map.
-//! - [`diff`]: from a point's diff to the machine state.
-//! - [`read`]: from a machine state and a stack to values: one frame, or the whole of `read_stack`.
-//! - [`resume`]: from an image to a stack on which its frames go on.
-//! - [`codec`]: bincode 1 and borsh.
-//! - [`image`]: the parts of an encoded `InstanceImage`, whose memory nobody wants to hold twice.
-//! - [`mod@validate`]: what is wrong with a map, function by function.
+//! - [`model`]: the data types. They have the runtime's names, fields and field order, because both encodings follow
+//!   these.
+//! - [`map`]: finds the function and the point at a code offset.
+//! - [`lookup`]: finds one function in an encoded map without decoding the whole map.
+//! - [`diff`]: builds the machine state from a point's diff.
+//! - [`read`]: reads values from a stack by means of a machine state. It reads one frame, or all frames as
+//!   `read_stack` does.
+//! - [`resume`]: builds the stack on which the frames of an image go on.
+//! - [`codec`]: encodes and decodes bincode 1 and borsh.
+//! - [`image`]: the parts of an encoded `InstanceImage`, without a second copy of its linear memory.
+//! - [`mod@validate`]: finds what is wrong with a map, function by function.
 //! - [`x64`]: the register numbers that the maps use.
 //!
-//! A map is input: it may come from the memory of a broken process. Every function here is total: it ends, and returns
-//! an error or less information where the runtime would panic, loop or read out of bounds.
+//! A map is input that may come from the memory of a broken process. So every function here is total: it always ends,
+//! and it returns an error or less information where the runtime would panic, loop or read out of bounds.
 
 pub mod codec;
 pub mod diff;

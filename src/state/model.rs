@@ -1,4 +1,5 @@
-//! The types of `state.rs`, field by field: bincode and borsh follow the declaration order, so it must not change.
+//! The types of `state.rs`, field by field. bincode and borsh follow the order of declaration, so this order must not
+//! change.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -6,189 +7,189 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-/// `wasm_inst_offset` of a state in the function header, before the first operator.
+/// Value of `wasm_inst_offset` for a state in the function header, which is before the first operator.
 pub const FUNCTION_HEADER: usize = usize::MAX;
 
-/// Number of a register: 0-15 general purpose in hardware order, 16-31 the low halves of XMM0-15.
+/// Number of a register: 0-15 are the general purpose registers in hardware order, 16-31 the low halves of XMM0-15.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RegisterIndex(pub usize);
 
-/// What the compiler knew about a Wasm value.
+/// What the compiler knew about a Wasm value when it compiled the function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum WasmAbstractValue {
-    /// Only known when running.
+    /// The value is known only when the code runs.
     Runtime,
-    /// This constant (raw bits).
+    /// The value is this constant (raw bits).
     Const(u64),
 }
 
-/// What a machine location holds.
+/// What a register or a word of the stack holds.
 ///
-/// `Deserialize` is written by hand (`codec.rs`): the derived one would recurse as deep as the input says.
+/// `Deserialize` is written by hand (`codec.rs`), because the derived one would recurse as deep as the input says.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub enum MachineValue {
-    /// Nothing of interest.
+    /// It holds nothing of interest.
     Undefined,
-    /// The instance's `vmctx` pointer.
+    /// It holds the instance's `vmctx` pointer.
     Vmctx,
-    /// A value reached from `vmctx` by these byte offsets.
+    /// It holds a value that is reached from `vmctx` by these byte offsets.
     VmctxDeref(Vec<usize>),
-    /// The caller's value of a register.
+    /// It holds the value that this register has in the caller.
     PreserveRegister(RegisterIndex),
-    /// A copy of the stack word at this byte offset from the frame pointer.
+    /// It holds a copy of the stack word at this byte offset from the frame pointer.
     CopyStackBPRelative(i32),
-    /// Not one word but the `shadow_size` bytes below the frame.
+    /// This entry stands not for one word but for the `shadow_size` bytes below the frame.
     ExplicitShadow,
-    /// Operand number n, bottom first.
+    /// It holds the operand with this number. Operands are counted from the bottom of the operand stack.
     WasmStack(usize),
-    /// Local number n.
+    /// It holds the local with this number.
     WasmLocal(usize),
-    /// Two 32-bit values in one word: low half, high half.
+    /// It holds two 32-bit values in one word: first the low half, then the high half.
     TwoHalves(Box<(MachineValue, MachineValue)>),
 }
 
-/// Where everything is at one point of a function.
+/// Where all locals, operands and saved registers are at one point of a function.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineState {
-    /// Words of the native stack, from the frame pointer downwards.
+    /// What each word of the native stack holds, from the frame pointer downwards.
     pub stack_values: Vec<MachineValue>,
-    /// Registers by [`RegisterIndex`]; the runtime writes 24 or 32 of them.
+    /// What each register holds, by [`RegisterIndex`]. The runtime writes 24 or 32 entries.
     pub register_values: Vec<MachineValue>,
-    /// Values in the caller's frame; the key counts words above the return address.
+    /// Values that are in the caller's frame. The key counts words above the return address.
     pub prev_frame: BTreeMap<usize, MachineValue>,
-    /// The operand stack, bottom first.
+    /// What is known of each operand, from the bottom of the operand stack.
     pub wasm_stack: Vec<WasmAbstractValue>,
     /// How many of the topmost operands belong to the compiler, not to the Wasm program.
     pub wasm_stack_private_depth: usize,
-    /// Operator index in the function, or [`FUNCTION_HEADER`].
+    /// Index of the operator in the function, or [`FUNCTION_HEADER`].
     pub wasm_inst_offset: usize,
 }
 
 /// What changed between two [`MachineState`]s.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineStateDiff {
-    /// The diff this one builds on; `None`: the function's initial state.
+    /// Number of the diff that this one builds on. `None` means that it builds on the function's initial state.
     pub last: Option<usize>,
-    /// Pushed after the pops.
+    /// Words that are pushed onto the native stack after the pops.
     pub stack_push: Vec<MachineValue>,
-    /// Number of words popped.
+    /// Number of words that are popped off the native stack.
     pub stack_pop: usize,
-    /// Registers that changed.
+    /// Registers that changed, and what they hold now.
     pub reg_diff: Vec<(RegisterIndex, MachineValue)>,
-    /// Values in the caller's frame that changed; `None`: removed.
+    /// Values in the caller's frame that changed. `None` means that the value was removed.
     pub prev_frame_diff: BTreeMap<usize, Option<MachineValue>>,
-    /// Operands pushed after the pops.
+    /// Operands that are pushed after the pops.
     pub wasm_stack_push: Vec<WasmAbstractValue>,
-    /// Number of operands popped.
+    /// Number of operands that are popped.
     pub wasm_stack_pop: usize,
-    /// Absolute, not a difference.
+    /// The new value of this number itself, not a difference.
     pub wasm_stack_private_depth: usize,
-    /// Absolute, not a difference.
+    /// The new value of this number itself, not a difference.
     pub wasm_inst_offset: usize,
 }
 
 /// The states of one function. All offsets are byte offsets in the module's code.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FunctionStateMap {
-    /// What the diff chains start from.
+    /// The state from which all chains of diffs start.
     pub initial: MachineState,
-    /// Index among the functions the module defines.
+    /// Index of the function among those that the module defines.
     pub local_function_id: usize,
-    /// Locals, parameters included.
+    /// What is known of each local. Parameters are included.
     pub locals: Vec<WasmAbstractValue>,
-    /// Bytes below the frame that belong to it.
+    /// Number of bytes below the frame that belong to it.
     pub shadow_size: usize,
-    /// Diffs; [`OffsetInfo::diff_id`] and [`MachineStateDiff::last`] index them.
+    /// All diffs. [`OffsetInfo::diff_id`] and [`MachineStateDiff::last`] are indices into this list.
     pub diffs: Vec<MachineStateDiff>,
-    /// Point of the function header.
+    /// The point of the function header, if it has one.
     pub wasm_function_header_target_offset: Option<SuspendOffset>,
-    /// Operator index to its point.
+    /// The point of an operator, by the operator's index.
     pub wasm_offset_to_target_offset: BTreeMap<usize, SuspendOffset>,
-    /// Loop points.
+    /// The loop points by code offset.
     pub loop_offsets: BTreeMap<usize, OffsetInfo>,
-    /// Call points: the return addresses.
+    /// The call points by code offset. The offset is that of the return address.
     pub call_offsets: BTreeMap<usize, OffsetInfo>,
-    /// Points where an instruction may trap.
+    /// The points where an instruction may trap, by code offset.
     pub trappable_offsets: BTreeMap<usize, OffsetInfo>,
 }
 
-/// A point, by the table that lists it.
+/// A reference to a point: the table that lists it, and its offset in that table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum SuspendOffset {
-    /// In `loop_offsets`.
+    /// The point is in `loop_offsets`.
     Loop(usize),
-    /// In `call_offsets`.
+    /// The point is in `call_offsets`.
     Call(usize),
-    /// In `trappable_offsets`.
+    /// The point is in `trappable_offsets`.
     Trappable(usize),
 }
 
-/// One entry of an offset table; its key is the first offset it is valid for.
+/// One entry of an offset table. Its key in the table is the first code offset that it is valid for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OffsetInfo {
-    /// First offset it is no longer valid for.
+    /// First code offset that the entry is no longer valid for.
     pub end_offset: usize,
-    /// Which diff; `usize::MAX` where the compiler did not track state.
+    /// Number of the diff that describes the state, or `usize::MAX` where the compiler did not track state.
     pub diff_id: usize,
-    /// Where execution resumes.
+    /// Code offset at which execution resumes.
     pub activate_offset: usize,
 }
 
-/// The states of a module's code.
+/// The states of all code of a module.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModuleStateMap {
-    /// Functions by the offset of their first byte.
+    /// Functions by the code offset of their first byte.
     pub local_functions: BTreeMap<usize, FunctionStateMap>,
-    /// Bytes of code, import trampolines included.
+    /// Number of bytes of code, import trampolines included.
     pub total_size: usize,
 }
 
-/// One Wasm frame, as the runtime reports it.
+/// One Wasm frame as the runtime reports it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WasmFunctionStateDump {
-    /// Index among the functions the module defines.
+    /// Index of the function among those that the module defines.
     pub local_function_id: usize,
-    /// Operator index, or [`FUNCTION_HEADER`].
+    /// Index of the operator in the function, or [`FUNCTION_HEADER`].
     pub wasm_inst_offset: usize,
-    /// Operands, bottom first, raw bits.
+    /// Raw bits of the operands, from the bottom of the operand stack. `None` means that the value is not known.
     pub stack: Vec<Option<u64>>,
-    /// Locals, raw bits.
+    /// Raw bits of the locals. `None` means that the value is not known.
     pub locals: Vec<Option<u64>>,
 }
 
-/// The Wasm frames of a thread, youngest first, as the runtime reports them.
+/// The Wasm frames of a thread as the runtime reports them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecutionStateImage {
-    /// Frames, youngest first.
+    /// The frames, youngest first.
     pub frames: Vec<WasmFunctionStateDump>,
 }
 
-/// A whole instance: memory, globals and frames.
+/// A whole instance: its memory, its globals and its frames.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceImage {
-    /// Linear memory, if there is one.
+    /// Bytes of the linear memory, if the instance has one.
     pub memory: Option<Vec<u8>>,
-    /// Globals; 32- and 64-bit integers are sign-extended.
+    /// Raw values of the globals. 32- and 64-bit integers are sign-extended.
     pub globals: Vec<u128>,
-    /// Frames.
+    /// The frames of the instance.
     pub execution_state: ExecutionStateImage,
 }
 
-/// One compiled version of a module: `state.rs: CodeVersion` without the pointer to its executable code.
+/// One compiled version of a module. This is `state.rs: CodeVersion` without the pointer to its executable code.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CodeVersion {
-    /// Whether this is the baseline tier.
+    /// Whether the baseline tier compiled this version.
     pub baseline: bool,
-    /// Its map. Shared: several instances and threads run one module.
+    /// The state map of this version. It is shared, because several instances and threads run one module.
     pub msm: Arc<ModuleStateMap>,
-    /// Address of its first byte of code.
+    /// Address of the first byte of this version's code.
     pub base: usize,
-    /// Compiler ("singlepass", "llvm", or an id given by the host).
+    /// Name of the compiler ("singlepass", "llvm", or an id given by the host).
     pub backend: String,
 }
 
 impl FunctionStateMap {
-    /// A function without any point (`state.rs: FunctionStateMap::new`).
+    /// Creates the map of a function without any point (`state.rs: FunctionStateMap::new`).
     pub fn new(
         initial: MachineState,
         local_function_id: usize,
@@ -231,8 +232,9 @@ impl ExecutionStateImage {
         out
     }
 
-    /// What the runtime prints to standard error after a trap when the environment variable `WASMER_BACKTRACE` has this
-    /// value (`state.rs: print_backtrace_if_needed`), line end included. Only the value `1` asks for the backtrace.
+    /// The text that the runtime prints to standard error after a trap when the environment variable
+    /// `WASMER_BACKTRACE` has the value `env_value` (`state.rs: print_backtrace_if_needed`). The end of the line is
+    /// included. Only the value `1` asks for the backtrace.
     pub fn backtrace_text(&self, env_value: Option<&str>) -> String {
         match env_value {
             Some("1") => self.output() + "\n",

@@ -1,4 +1,5 @@
-//! From a machine state and a stack to values (`state.rs: x64::read_stack`), out of process.
+//! Reads the values of frames from a stack by means of machine states, as `state.rs: x64::read_stack` does, but from
+//! outside of the process.
 //!
 //! ```text
 //!   caller's frame ...
@@ -10,8 +11,8 @@
 //!   [stack_values[n-1]]   <- sp of this frame, behind the return address of its callee
 //! ```
 //!
-//! Every answer equals the runtime's. Where the runtime panics or reads beyond its tables, the value is missing here and
-//! [`FrameRead::problems`] tells why; the frame and its caller stay.
+//! Every answer equals the runtime's. Where the runtime panics or reads beyond its tables, the value is missing here
+//! and [`FrameRead::problems`] tells why. The frame and its caller are still read.
 
 use super::diff::{Budget, BuiltStates, StateError};
 use super::map::Point;
@@ -23,9 +24,9 @@ use super::x64;
 use crate::arch::Reg;
 use crate::limits::{MAX_IMAGE_FRAMES, MAX_IMAGE_VALUES, MAX_IMAGE_WORK, MAX_SLOTS};
 
-/// Reads words of the stack. Implemented by every closure `FnMut(u64) -> Option<u64>`.
+/// A reader of words of the stack. Every closure `FnMut(u64) -> Option<u64>` is one.
 pub trait ReadWord {
-    /// The little-endian 64-bit word at `address`, if it can be read.
+    /// Reads the little-endian 64-bit word at `address`. Returns `None` if it cannot be read.
     fn word(&mut self, address: u64) -> Option<u64>;
 }
 
@@ -35,20 +36,20 @@ impl<F: FnMut(u64) -> Option<u64>> ReadWord for F {
     }
 }
 
-/// Registers by state-map number; `None` is unknown.
+/// Values of registers by state-map number. `None` means that the value is not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KnownRegisters(pub [Option<u64>; 32]);
 
 impl KnownRegisters {
-    /// Nothing is known.
+    /// No register is known.
     pub const UNKNOWN: KnownRegisters = KnownRegisters([None; 32]);
 
-    /// The register with this number; `None` also where there is no such register.
+    /// The value of the register with this state-map number. It is `None` also where there is no such register.
     pub fn get(&self, index: usize) -> Option<u64> {
         self.0.get(index).copied().flatten()
     }
 
-    /// The value of a register; `None` also where a state map has no number for it.
+    /// The value of a register. It is `None` also where state maps have no number for the register.
     pub fn of(&self, reg: Reg) -> Option<u64> {
         self.get(x64::to_index(reg)?.0)
     }
@@ -57,44 +58,44 @@ impl KnownRegisters {
 /// Where a value was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ValuePlace {
-    /// In the register with this state-map number.
+    /// The value was in the register with this state-map number.
     Register(usize),
-    /// The stack word at `address`.
+    /// The value was in the stack word at `address`.
     Stack {
-        /// Address.
+        /// Address of the stack word.
         address: u64,
     },
-    /// Half of the stack word at `address`.
+    /// The value was in one half of the stack word at `address`.
     HalfStack {
         /// Address of the word.
         address: u64,
-        /// Upper 32 bits.
+        /// Whether it was the half with the upper 32 bits.
         high: bool,
     },
-    /// A word of the caller's frame.
+    /// The value was in a word of the caller's frame.
     PrevFrame {
-        /// Address.
+        /// Address of the word in the caller's frame.
         address: u64,
     },
-    /// The compiler knew it.
+    /// The value is a constant that the compiler knew.
     Constant,
-    /// Not found.
+    /// The value was not found.
     Missing(MissingReason),
 }
 
 /// Why a value is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MissingReason {
-    /// The state names no place for it.
+    /// The state names no place for the value.
     #[error("the state map names no place for it")]
     NoPlace,
-    /// It is in a register whose value is not known.
+    /// The value is in the register with this state-map number, and what this register holds is not known.
     #[error("register {} is not known in this frame", register_name(*.0))]
     UnknownRegister(usize),
-    /// It is in a word that cannot be read.
+    /// The value is in a stack word that cannot be read.
     #[error("the word at {address:#x} cannot be read")]
     Unreadable {
-        /// Address.
+        /// Address of the word that cannot be read.
         address: u64,
     },
 }
@@ -103,107 +104,108 @@ fn register_name(index: usize) -> String {
     Reg::from_index(index).map_or_else(|| format!("number {index}"), |reg| reg.name().to_owned())
 }
 
-/// Something in a state that has no meaning and was ignored. The runtime panics at each of these.
+/// Something in a machine state that has no meaning and was ignored. The runtime panics at each of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameProblem {
-    /// A place for an operand that the operand stack does not have. Real maps have this: a call whose arguments were
-    /// spilled (7-argument import with 3 live operands); the runtime indexes out of bounds (`state.rs:1369`).
+    /// The state has a place for an operand that the operand stack does not have. Real maps have this at a call whose
+    /// arguments were spilled (7-argument import with 3 live operands). The runtime indexes out of bounds there
+    /// (`state.rs:1369`).
     #[error("a place for operand {index}, the operand stack has {count}")]
     NoSuchOperand {
-        /// Operand number.
+        /// Number of the operand, from the bottom of the operand stack.
         index: usize,
-        /// Depth of the operand stack.
+        /// Number of operands on the operand stack.
         count: usize,
     },
-    /// A place for a local that the function does not have.
+    /// The state has a place for a local that the function does not have.
     #[error("a place for local {index}, the function has {count}")]
     NoSuchLocal {
-        /// Local number.
+        /// Number of the local.
         index: usize,
-        /// Number of locals.
+        /// Number of locals of the function.
         count: usize,
     },
-    /// A saved register whose number does not exist.
+    /// The state has a save slot for a register that does not exist.
     #[error("a save slot of register {index}, there are 32")]
     NoSuchRegister {
-        /// Register number.
+        /// State-map number of the register.
         index: usize,
     },
-    /// A value kind that cannot be in a register.
+    /// The state has a kind of value in a register that cannot be in a register.
     #[error("register {register} holds a kind of value that cannot be in a register")]
     NotInRegister {
-        /// Register number.
+        /// State-map number of the register.
         register: usize,
     },
-    /// A value kind that cannot be half a word.
+    /// The state has a kind of value in half a word that cannot be there.
     #[error("half of the word at {address:#x} holds a kind of value that cannot be half a word")]
     NotInHalf {
         /// Address of the word.
         address: u64,
     },
-    /// A value kind that cannot be in the caller's frame.
+    /// The state has a kind of value in the caller's frame that cannot be there.
     #[error("word {word} of the caller's frame holds a kind of value that cannot be there")]
     NotInPrevFrame {
-        /// Key in `prev_frame`.
+        /// Number of the word, which is its key in `prev_frame`.
         word: usize,
     },
-    /// More operands are private than there are.
+    /// The state says that more operands are private than there are operands.
     #[error("{depth} operands are private, the operand stack has {count}")]
     PrivateDepth {
-        /// `wasm_stack_private_depth`.
+        /// Number of private operands (`wasm_stack_private_depth`).
         depth: usize,
-        /// Depth of the operand stack.
+        /// Number of operands on the operand stack.
         count: usize,
     },
 }
 
-/// A frame that cannot be read at all.
+/// Why a frame cannot be read at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
     /// The frame would reach beyond the end of the address space.
     #[error("a frame at {sp:#x} of {bytes} bytes does not fit into the address space")]
     AddressSpace {
-        /// Stack pointer.
+        /// Stack pointer of the frame.
         sp: u64,
-        /// Bytes needed.
+        /// Number of bytes that the frame would need.
         bytes: u128,
     },
-    /// A frame with more slots than any that is believed.
+    /// The frame has more slots of one kind than are believed.
     #[error("the frame has {slots} slots, more than {MAX_SLOTS}")]
     TooLarge {
-        /// Slots.
+        /// Number of slots.
         slots: usize,
     },
 }
 
-/// One frame.
+/// One frame that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FrameRead {
-    /// As the runtime reports it.
+    /// The frame as the runtime reports it.
     pub dump: WasmFunctionStateDump,
-    /// Where each local of `dump` is.
+    /// Where each local of `dump` was found.
     pub locals: Vec<ValuePlace>,
-    /// Where each operand of `dump` is.
+    /// Where each operand of `dump` was found.
     pub stack: Vec<ValuePlace>,
-    /// Address of the return-address word.
+    /// Address of the stack word that holds the return address. The read of the caller's frame begins there.
     pub caller_sp: u64,
-    /// Address of the saved frame pointer; `read_stack` does not read it.
+    /// Address of the saved frame pointer. The runtime's `read_stack` does not read this word.
     pub saved_rbp_at: u64,
-    /// The places that hold the instance's `vmctx`, registers first.
+    /// The places that hold the instance's `vmctx`. Registers come first.
     pub vmctx_at: Vec<ValuePlace>,
-    /// `vmctx`, if one of these places could be read.
+    /// The instance's `vmctx`, if at least one of these places could be read.
     pub vmctx: Option<u64>,
-    /// The caller's registers as the runtime computes them: the given ones, overwritten by the save slots. Caller-saved
-    /// registers keep the values of younger frames; no state at a call names them.
+    /// The caller's registers as the runtime computes them. They are the registers of this frame, overwritten from
+    /// the save slots. Caller-saved registers keep the values of younger frames, but no state at a call names them.
     pub registers: KnownRegisters,
-    /// Save slots: register number and address of the word that holds the caller's value.
+    /// The save slots: the number of each register, and the address of the word that holds the caller's value.
     pub preserved: Vec<(usize, u64)>,
-    /// What was ignored.
+    /// What was ignored because it has no meaning.
     pub problems: Vec<FrameProblem>,
 }
 
-/// The five registers that the runtime saves where optimized code enters baseline code
-/// (`fault.rs: BoundaryRegisterPreservation`, thread-local).
+/// The five registers that the runtime saves where optimized code enters baseline code. It keeps them in a
+/// thread-local (`fault.rs: BoundaryRegisterPreservation`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct BoundaryRegisters {
@@ -215,15 +217,15 @@ pub struct BoundaryRegisters {
 }
 
 impl BoundaryRegisters {
-    /// In memory order of the thread-local: r15, r14, r13, r12, rbx.
+    /// Takes the words in the order in which the thread-local has them in memory: r15, r14, r13, r12, rbx.
     pub fn from_words(words: [u64; 5]) -> BoundaryRegisters {
         let [r15, r14, r13, r12, rbx] = words;
         BoundaryRegisters { r15, r14, r13, r12, rbx }
     }
 }
 
-/// Applies the switch from optimized code to its baseline caller: the optimized tier has no map of its save slots, so
-/// the five registers come from `boundary`, or are unknown without it.
+/// Changes `registers` as the step from optimized code to its baseline caller does. The optimized tier has no map of
+/// its save slots, so the five registers come from `boundary`. Without it they are unknown.
 pub fn cross_tier_boundary(registers: &mut KnownRegisters, boundary: Option<BoundaryRegisters>) {
     let b = boundary;
     for (reg, value) in [
@@ -237,7 +239,7 @@ pub fn cross_tier_boundary(registers: &mut KnownRegisters, boundary: Option<Boun
     }
 }
 
-/// A value and its place, while places are still being overwritten.
+/// A value and its place, as long as a later place may still overwrite them.
 #[derive(Clone, Copy)]
 struct Found {
     value: Option<u64>,
@@ -253,7 +255,7 @@ impl Found {
     }
 }
 
-/// The values of a frame by number.
+/// The operands and locals of a frame by number.
 struct Values {
     stack: Vec<Found>,
     locals: Vec<Found>,
@@ -285,10 +287,11 @@ fn read_word(reader: &mut dyn ReadWord, address: u64, place: ValuePlace) -> Foun
     }
 }
 
-/// Reads one frame: `sp` is its stack pointer, behind the callee's return address; `registers` are this frame's.
+/// Reads one frame. `sp` is its stack pointer, which is the address behind the callee's return address. `registers`
+/// are the registers of this frame.
 ///
 /// # Errors
-/// Only where the frame cannot exist. A word that cannot be read makes its value missing.
+/// Fails only where such a frame cannot exist. If a word cannot be read, only the value in it is missing.
 pub fn read_frame(
     function: &FunctionStateMap,
     state: &MachineState,
@@ -315,7 +318,8 @@ pub fn read_frame(
     let mut vmctx: Option<u64> = None;
     let mut vmctx_at = Vec::new();
 
-    // Before the stack words, which overwrite registers with the caller's values.
+    // Registers are read before the stack words, because the stack words overwrite registers with the caller's
+    // values.
     for (register, value) in state.register_values.iter().enumerate() {
         let known = registers.get(register);
         let found = match known {
@@ -328,8 +332,8 @@ pub fn read_frame(
                 vmctx = vmctx.or(known);
                 vmctx_at.push(found.place);
             }
-            // An unknown register leaves a constant as it is, as in the runtime; it prints "BUG: Register {} for
-            // WebAssembly stack slot {} has unknown value." at ordinary call points.
+            // An unknown register leaves a constant as it is. The runtime does the same, but it prints "BUG: Register
+            // {} for WebAssembly stack slot {} has unknown value." at ordinary call points.
             MachineValue::WasmStack(index) => match (known, values.stack.get(index)) {
                 (None, Some(Found { value: Some(_), .. })) => {}
                 _ => values.stack(index, found),
@@ -345,8 +349,8 @@ pub fn read_frame(
         }
     }
 
-    // Checked once: afterwards no address of the frame wraps. `shadow_size / 8` words as in the runtime, which drops a
-    // remainder.
+    // This is checked once; afterwards no address of the frame wraps. The shadow has `shadow_size / 8` words. Like
+    // the runtime, this drops the remainder.
     let shadow = (function.shadow_size / 8) as u128 * 8;
     let shadows = state.stack_values.iter().filter(|v| **v == MachineValue::ExplicitShadow).count();
     let frame_bytes = (state.stack_values.len() - shadows) as u128 * 8 + shadow * shadows.max(1) as u128;
@@ -411,7 +415,7 @@ pub fn read_frame(
 
     let saved_rbp_at = address;
     for (&word, value) in &state.prev_frame {
-        // Two more words: saved rbp and return address.
+        // Two more words lie in between: the saved rbp and the return address.
         let found =
             match (word as u64).checked_add(2).and_then(|w| w.checked_mul(8)).and_then(|b| address.checked_add(b)) {
                 Some(address) => read_word(reader, address, ValuePlace::PrevFrame { address }),
@@ -452,50 +456,52 @@ pub fn read_frame(
     })
 }
 
-/// Why [`read_stack`] stopped. The runtime does not tell.
+/// Why [`read_stack`] stopped. The runtime's own `read_stack` does not tell this.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReadEnd {
-    /// No version has a state at this address: native code, an import trampoline, or a place between points.
+    /// No version of a module has a state at this address. It is in native code, in an import trampoline, or between
+    /// points.
     #[error("no state map has a state at {address:#x}")]
     NoState {
-        /// The address in code.
+        /// The address in code at which the frame stands.
         address: u64,
     },
-    /// As many frames as were asked for.
+    /// As many frames were read as were asked for.
     #[error("as many frames as were asked for")]
     MaxDepth,
     /// The return address cannot be read.
     #[error("the return address at {address:#x} cannot be read")]
     Unreadable {
-        /// Address of the word.
+        /// Address of the word that should hold the return address.
         address: u64,
     },
-    /// The map's state for this address is broken.
+    /// The state that the map has for this address is broken.
     #[error("the state at {address:#x} is broken: {error}")]
     BadState {
-        /// The address in code.
+        /// The address in code at which the frame stands.
         address: u64,
-        /// What is wrong.
+        /// What is wrong with the state.
         error: StateError,
     },
-    /// The frame cannot be as the map says.
+    /// The frame cannot be as the map describes it.
     #[error("the frame of {address:#x} cannot be read: {error}")]
     BadFrame {
-        /// The address in code.
+        /// The address in code at which the frame stands.
         address: u64,
-        /// What is wrong.
+        /// What is wrong with the frame.
         error: ReadError,
     },
-    /// More frames or values than an image may have.
+    /// There are more frames or values than an image may have.
     #[error("the image is cut at {frames} frames")]
     Limit {
-        /// Frames read.
+        /// Number of frames that were read.
         frames: usize,
     },
 }
 
-/// The first version that has a state at `address`, and the point that `read_stack` takes there: for each version in
-/// turn call, trappable, loop. With the version's number in `versions`.
+/// Finds the first version that has a state at `address`, and the point that `read_stack` uses there. Each version in
+/// turn is asked for a call, then a trappable, then a loop point. The first part of the result is the version's
+/// number in `versions`.
 pub fn find_point<'a>(versions: &'a [CodeVersion], address: u64) -> Option<(usize, &'a CodeVersion, Point<'a>)> {
     let address = usize::try_from(address).ok()?;
     versions.iter().enumerate().find_map(|(number, version)| {
@@ -504,13 +510,15 @@ pub fn find_point<'a>(versions: &'a [CodeVersion], address: u64) -> Option<(usiz
     })
 }
 
-/// All Wasm frames from `sp` on, as the runtime's `read_stack` reports them, and why there are no more.
+/// Reads all Wasm frames from `sp` on, as the runtime's `read_stack` reports them. The second part of the result
+/// tells why there are no more.
 ///
-/// - `sp`: at a return address, or with `initial_address` (the pc of the youngest frame) the youngest frame's own.
-/// - `registers`: the youngest frame's.
-/// - `max_depth`: at most so many frames.
-/// - `boundary`: what the thread's `BOUNDARY_REGISTER_PRESERVATION` holds; without it these registers are unknown below
-///   an optimized frame.
+/// - `sp`: address of a word that holds a return address. With `initial_address`, which is the pc of the youngest
+///   frame, it is the stack pointer of the youngest frame.
+/// - `registers`: registers of the youngest frame.
+/// - `max_depth`: the number of frames that are read at most.
+/// - `boundary`: what the thread's `BOUNDARY_REGISTER_PRESERVATION` holds. Without it, these registers are unknown
+///   below an optimized frame.
 pub fn read_stack(
     versions: &[CodeVersion],
     sp: u64,
@@ -601,8 +609,9 @@ mod tests {
 
     const NONE: [Option<u64>; 32] = [None; 32];
 
-    // The runtime: `wasm_stack[idx] = Some(*stack)` is out of bounds (state.rs:1369, panic inside its trap handler) at a
-    // call whose arguments were spilled: an import of 7 arguments called with 3 operands below them.
+    // The runtime panics inside its trap handler here: `wasm_stack[idx] = Some(*stack)` (state.rs:1369) is out of
+    // bounds at a call whose arguments were spilled. In this case an import of 7 arguments is called with 3 operands
+    // below them.
     #[test]
     fn an_operand_beyond_the_stack_is_ignored() {
         let spilled = (3..8).rev().map(MachineValue::WasmStack);
@@ -615,7 +624,7 @@ mod tests {
         assert_eq!(read.problems[0].to_string(), "a place for operand 3, the operand stack has 3");
     }
 
-    // The runtime: `unreachable!`, `unimplemented!` and indexes out of bounds (panics).
+    // The runtime panics at each of these: `unreachable!`, `unimplemented!` and indexes out of bounds.
     #[test]
     fn values_without_meaning_are_ignored_and_told() {
         let mut state = state(
@@ -643,13 +652,13 @@ mod tests {
                 FrameProblem::PrivateDepth { depth: 2, count: 1 },
             ]
         );
-        // More registers in the map than exist: the runtime indexes its 32 known ones out of bounds.
+        // The map has more registers than exist. The runtime indexes its 32 known ones out of bounds.
         assert_eq!(read.dump.locals, [None]);
         assert_eq!(read.locals, [ValuePlace::Missing(MissingReason::UnknownRegister(35))]);
         assert_eq!((read.dump.stack, read.registers.0), (vec![], [Some(9); 32]));
     }
 
-    // The runtime: `lookup_ip` panics (state.rs:309) when a return address is in an import trampoline.
+    // In the runtime, `lookup_ip` panics (state.rs:309) when a return address is in an import trampoline.
     #[test]
     fn a_return_address_in_an_import_trampoline_ends_the_stack() {
         let map = Module::new(0).point(PointKind::Call, 0x20, &state(0, vec![])).build();
@@ -658,7 +667,7 @@ mod tests {
         assert_eq!((image.frames.len(), end), (1, ReadEnd::NoState { address: BASE as u64 + 8 }));
     }
 
-    // The runtime: `stack_offset -= 1` underflows at 200,000 frames in a stack of fixed size (state.rs:895).
+    // In the runtime, `stack_offset -= 1` underflows at 200,000 frames in a stack of fixed size (state.rs:895).
     #[test]
     fn two_hundred_thousand_frames_are_read() {
         let map = Module::new(0).point(PointKind::Call, 0x20, &state(0, vec![])).build();
@@ -668,7 +677,7 @@ mod tests {
         assert_eq!(end, ReadEnd::Unreadable { address: SP + 400_000 * 8 });
     }
 
-    // The runtime: never ends, and takes memory until there is none.
+    // The runtime never ends here, and takes memory until none is left.
     #[test]
     fn a_cyclic_chain_ends_the_stack_and_keeps_the_frames_above() {
         let mut module = Module::new(0).point(PointKind::Call, 0x20, &state(0, vec![])).entry(PointKind::Call, 0x30, 1);
@@ -679,8 +688,9 @@ mod tests {
         assert_eq!((image.frames.len(), end), (1, ReadEnd::BadState { address: BASE as u64 + 0x30, error }));
     }
 
-    // The runtime: prints "BUG: Register 6 for WebAssembly stack slot 0 has unknown value." at every call point whose
-    // caller-saved operands were not given, although nothing is wrong; locals in unknown registers are silent.
+    // The runtime prints "BUG: Register 6 for WebAssembly stack slot 0 has unknown value." at every call point whose
+    // caller-saved operands were not given, although nothing is wrong. It prints nothing for locals in unknown
+    // registers.
     #[test]
     fn an_unknown_register_is_a_reason_not_a_message() {
         let mut state = state(2, vec![]);
@@ -694,7 +704,7 @@ mod tests {
         assert_eq!(MissingReason::UnknownRegister(6).to_string(), "register rsi is not known in this frame");
     }
 
-    // States have 24 registers (`new_machine_state`), faults give 32.
+    // States have 24 registers (`new_machine_state`), but faults give 32.
     #[test]
     fn states_of_24_and_of_32_registers_are_read() {
         for count in [24, 32] {
@@ -708,13 +718,13 @@ mod tests {
         }
     }
 
-    // Singlepass emits neither kind of value; they are for the optimized tier.
+    // Singlepass emits neither of these kinds of values. They are for the optimized tier.
     #[test]
     fn halves_and_the_callers_frame() {
         let halves = MachineValue::TwoHalves(Box::new((MachineValue::WasmLocal(0), MachineValue::WasmStack(1))));
         let mut state = state(2, vec![MachineValue::Vmctx, halves]);
         state.prev_frame = [(0, MachineValue::WasmStack(0)), (2, MachineValue::WasmLocal(1))].into();
-        // halves, vmctx, rbp, return address, caller's words 0-2
+        // The words are: the halves, vmctx, rbp, the return address, and words 0-2 of the caller.
         let stack = [0x0000_0005_8000_0006, 0xc0, 0xb9, 0xad, 100, 101, 102];
         let read = frame(&Module::new(2), &state, NONE, &stack);
         assert_eq!(read.dump.locals, [Some(0x8000_0006), Some(102)]);
@@ -771,13 +781,13 @@ mod tests {
         let read = read_frame(&function, &state(0, words), SP, KnownRegisters(registers), &mut reader).unwrap();
         assert_eq!(read.dump.locals, [None, Some(10)]);
         assert_eq!(read.locals, [ValuePlace::Missing(MissingReason::Unreadable { address: SP + 16 }), at(0)]);
-        // Not the callee's value: the slot would have held another one.
+        // The register is unknown. It must not keep the callee's value, since the slot would have held another one.
         assert_eq!(read.registers.get(3), None);
         assert_eq!(read.caller_sp, SP + 32);
     }
 
-    // The thread-local of `fault.rs: get_boundary_register_preservation` is used once: where a baseline frame is below
-    // an optimized one.
+    // The thread-local of `fault.rs: get_boundary_register_preservation` is used once, where a baseline frame is
+    // below an optimized one.
     #[test]
     fn registers_of_a_baseline_frame_below_an_optimized_one_come_from_the_boundary() {
         let mut with_locals = state(0, vec![]);
@@ -835,7 +845,8 @@ mod tests {
         let module = |locals, words| {
             Module::new(locals).point(PointKind::Call, 0x20, &state(0, vec![MachineValue::Undefined; words])).build()
         };
-        // Locals and stack words of each frame; 24 registers are among the places of each.
+        // Each case gives the locals and stack words of a frame and the expected number of frames. Besides its stack
+        // words, each frame has 24 registers as places.
         for (locals, words, frames) in [
             (0, 0, MAX_IMAGE_FRAMES),
             (1024, 0, MAX_IMAGE_VALUES / 1024 + 1),

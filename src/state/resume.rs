@@ -1,5 +1,5 @@
-//! From an image to a stack on which its frames go on (`state.rs: x64::invoke_call_return_on_stack`), as a function of
-//! addresses: nothing is written anywhere and nothing is run.
+//! Builds the stack on which the frames of an image go on (`state.rs: x64::invoke_call_return_on_stack`). The stack
+//! is computed for given addresses: nothing is written to a target and nothing is run.
 //!
 //! ```text
 //!   top ->  [place.outer]             the oldest frame returns to the first of these words
@@ -11,11 +11,12 @@
 //!  start -> [address to go on at]     what the switch pops last
 //! ```
 //!
-//! The words equal the runtime's, with these exceptions, each of which is an error here or is done right:
-//! - values in the caller's frame (`prev_frame`) are written there; the runtime forgets them;
-//! - arguments that were spilled for a call that is over get zero; the runtime panics;
-//! - what the runtime does with a broken map or image (panics, copies of words that are not written yet) is an error;
-//! - the stack has no fixed size (8 MiB there), only a limit on what is believed ([`MAX_RESUME_BYTES`]).
+//! The words equal those that the runtime writes, with the following exceptions. Each of them is an error here or is
+//! done right:
+//! - Values in the caller's frame (`prev_frame`) are written there. The runtime forgets them.
+//! - Arguments that were spilled for a call that is over get zero. The runtime panics.
+//! - A broken map or image is an error. The runtime panics, or copies words that are not written yet.
+//! - The stack has no fixed size (the runtime's has 8 MiB), only a limit on what is believed ([`MAX_RESUME_BYTES`]).
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -31,63 +32,66 @@ use crate::arch::Reg;
 use crate::arch::x64::SWITCH_BLOCK;
 use crate::limits::{MAX_IMAGE_FRAMES, MAX_IMAGE_WORK, MAX_RESUME_BYTES, MAX_SLOTS};
 
-/// Where the stack will be, and what the code there needs to know.
+/// Where the stack will be, and the addresses that the code on it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// One past the highest byte; a multiple of 8.
+    /// Address one past the highest byte of the stack. It is a multiple of 8.
     pub top: u64,
-    /// The three words below [`Place::top`], lowest first: the address the oldest frame returns to, and what that code
-    /// finds above its stack pointer. The runtime puts `run_on_alternative_stack.returning`, its own stack pointer and
-    /// an unused word there.
+    /// The three words below [`Place::top`], lowest first. The first is the address that the oldest frame returns to;
+    /// the code at this address finds the other two above its stack pointer. The runtime puts
+    /// `run_on_alternative_stack.returning`, its own stack pointer and an unused word there.
     pub outer: [u64; 3],
-    /// Saved frame pointer of the oldest frame. The runtime puts its stack's lowest address there.
+    /// Saved frame pointer of the oldest frame. The runtime puts the lowest address of its stack there.
     pub outer_rbp: u64,
     /// Address of the module's first byte of code.
     pub code_base: u64,
     /// Address of the instance's context.
     pub vmctx: u64,
-    /// Registers of the code that the oldest frame returns to, as it expects to find them again. The runtime knows none.
+    /// Registers as the code that the oldest frame returns to expects to find them again. The runtime knows none of
+    /// them.
     pub registers: KnownRegisters,
 }
 
-/// A stack to go on with.
+/// A stack on which the frames of an image go on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResumeStack {
     /// Address of `words[0]`, which holds the address to go on at.
     pub start: u64,
-    /// The words up to [`Place::top`].
+    /// The words of the stack from `start` up to [`Place::top`].
     pub words: Vec<u64>,
-    /// Registers at that address; what nothing is known about is `None` (the runtime loads zero). The stack pointer is
-    /// the address of the second word, the frame pointer that of the youngest frame's saved one.
+    /// Registers with which the code goes on. A register of which nothing is known is `None` (the runtime loads
+    /// zero). The stack pointer is the address of the second word. The frame pointer is the address of the youngest
+    /// frame's saved frame pointer.
     pub registers: KnownRegisters,
-    /// What kind of point the youngest frame goes on at.
+    /// The kind of point at which the youngest frame goes on.
     pub kind: PointKind,
 }
 
 impl ResumeStack {
-    /// The address to go on at.
+    /// The address at which the code goes on.
     pub fn pc(&self) -> u64 {
         self.words.first().copied().unwrap_or_default()
     }
 
-    /// The stack pointer there.
+    /// The stack pointer with which the code goes on.
     pub fn sp(&self) -> u64 {
         self.start.wrapping_add(8)
     }
 
-    /// The registers in the order in which the runtime's own switch loads them from below [`ResumeStack::start`], lowest
-    /// address first: XMM0-15, rbp, rax, rbx, rcx, rdx, rdi, rsi, r8-r15.
+    /// The registers in the order in which the runtime's own switch to another stack loads them from below
+    /// [`ResumeStack::start`], lowest address first: XMM0-15, rbp, rax, rbx, rcx, rdx, rdi, rsi, r8-r15. Unknown
+    /// registers are zero.
     pub fn register_block(&self) -> [u64; 31] {
         SWITCH_BLOCK.map(|reg| self.registers.get(reg.index()).unwrap_or(0))
     }
 }
 
-/// A value of a frame.
+/// The name of a value of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Which {
-    /// A local.
+    /// The local with this number.
     Local(usize),
-    /// An operand.
+    /// The operand with this number.
     Operand(usize),
 }
 
@@ -100,190 +104,192 @@ impl std::fmt::Display for Which {
     }
 }
 
-/// Why an image cannot be resumed with these maps. `frame` counts from the youngest, as in the image.
+/// Why an image cannot be resumed with a map. `frame` is the number of a frame, counted from the youngest as in the
+/// image.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ResumeError {
-    /// Nothing to go on with.
+    /// The image has no frames, so there is nothing to go on with.
     #[error("the image has no frames")]
     Empty,
-    /// More frames than any image has.
+    /// The image has more frames than are believed.
     #[error("the image has {frames} frames, more than {MAX_IMAGE_FRAMES}")]
     TooMany {
-        /// How many.
+        /// Number of frames of the image.
         frames: usize,
     },
     /// The stack top is no multiple of 8, or zero.
     #[error("{top:#x} cannot be the top of a stack")]
     Top {
-        /// What was given.
+        /// The address that was given as the top.
         top: u64,
     },
     /// The module has no such function.
     #[error("frame {frame}: the module has no local function {function}")]
     NoSuchFunction {
-        /// Frame.
+        /// Number of the frame.
         frame: usize,
-        /// Index among the functions the module defines.
+        /// Index of the function among those that the module defines.
         function: usize,
     },
     /// The operator is no loop, call or trap point, so nothing tells where its values are kept.
     #[error("frame {frame}: {} of local function {function} is no loop, call or trap point", operator_name(*.operator))]
     NoPoint {
-        /// Frame.
+        /// Number of the frame.
         frame: usize,
-        /// Index among the functions the module defines.
+        /// Index of the function among those that the module defines.
         function: usize,
-        /// `wasm_inst_offset`.
+        /// Index of the operator (`wasm_inst_offset`).
         operator: usize,
     },
-    /// A frame that has called another one must be at a call.
+    /// A frame that has called another one is not at a call.
     #[error("frame {frame} has called the frame above it, but it is at a {} point", .kind.name())]
     NoCall {
-        /// Frame.
+        /// Number of the frame.
         frame: usize,
-        /// What kind of point it is at.
+        /// The kind of point that the frame is at.
         kind: PointKind,
     },
     /// The map names a point that is in none of its tables.
     #[error("frame {frame}: its point at code offset {offset:#x} is in no table")]
     NotInTable {
-        /// Frame.
+        /// Number of the frame.
         frame: usize,
-        /// Code offset.
+        /// Code offset of the point.
         offset: usize,
     },
-    /// The compiler did not track state.
+    /// The compiler did not track state at the point of the frame.
     #[error("frame {frame}: the module was compiled without track_state")]
     Untracked {
-        /// Frame.
+        /// Number of the frame.
         frame: usize,
     },
-    /// The state cannot be built.
+    /// The state of the frame cannot be built.
     #[error("frame {frame}: {error}")]
     State {
-        /// Frame.
+        /// Number of the frame.
         frame: usize,
-        /// Why.
+        /// Why it cannot be built.
         error: StateError,
     },
-    /// The shape of the image's frame is not that of the map.
+    /// The frame has another number of locals or operands in the image than in the map.
     #[error("frame {frame} has {found} {what}, the map says {wanted}")]
     Shape {
-        /// Frame.
+        /// Number of the frame.
         frame: usize,
-        /// "locals" or "operands".
+        /// What differs: "locals" or "operands".
         what: &'static str,
-        /// In the image.
+        /// Their number in the image.
         found: usize,
-        /// In the map.
+        /// Their number in the map.
         wanted: usize,
     },
     /// A value that is needed is not in the image.
     #[error("frame {frame}: {which} is not known")]
     Unknown {
-        /// Frame.
+        /// Number of the frame.
         frame: usize,
-        /// Which.
+        /// Which value is not known.
         which: Which,
     },
     /// The map has a place for a value that the frame does not have.
     #[error("frame {frame}: the map has a place for {which}, which the frame does not have")]
     NoSuchValue {
-        /// Frame.
+        /// Number of the frame.
         frame: usize,
-        /// Which.
+        /// Which value the frame does not have.
         which: Which,
     },
     /// Half a word cannot hold the value.
     #[error("frame {frame}: {value:#x} of {which} does not fit into half a word")]
     Half {
-        /// Frame.
+        /// Number of the frame.
         frame: usize,
-        /// Which.
+        /// Which value does not fit.
         which: Which,
-        /// Its value.
+        /// The value that does not fit.
         value: u64,
     },
-    /// A kind of value that cannot be there.
+    /// The map has a kind of value in a place that cannot hold it.
     #[error("frame {frame}: the map has a kind of value {where_} that cannot be there")]
     Kind {
-        /// Frame.
+        /// Number of the frame.
         frame: usize,
-        /// Where.
+        /// The place, in words for the user.
         where_: &'static str,
     },
-    /// A register that does not exist.
+    /// The map names a register that does not exist.
     #[error("frame {frame}: the map names register {register}, there are 32")]
     NoSuchRegister {
-        /// Frame.
+        /// Number of the frame.
         frame: usize,
-        /// Its number.
+        /// State-map number of the register.
         register: usize,
     },
-    /// A copy of a word that is not part of the stack built so far.
+    /// The map copies a word that is not part of the stack built so far.
     #[error("frame {frame}: the map copies the word at rbp{offset:+}, which holds nothing")]
     Copy {
-        /// Frame.
+        /// Number of the frame.
         frame: usize,
-        /// Byte offset from the frame pointer.
+        /// Offset of the word from the frame pointer, in bytes.
         offset: i32,
     },
-    /// A value in the caller's frame, and there is no such word.
+    /// The map has a value in a word of the caller's frame that does not exist.
     #[error("frame {frame}: word {word} of its caller's frame does not exist")]
     NoCaller {
-        /// Frame.
+        /// Number of the frame.
         frame: usize,
-        /// Key in `prev_frame`.
+        /// Number of the word, which is its key in `prev_frame`.
         word: usize,
     },
-    /// A word behind the instance's context cannot be read.
+    /// A word that is reached through the instance's context cannot be read.
     #[error("frame {frame}: a value behind the instance's context cannot be read")]
     Vmctx {
-        /// Frame.
+        /// Number of the frame.
         frame: usize,
     },
-    /// A shadow that is no whole number of words.
+    /// The shadow of the frame's function is no whole number of words.
     #[error("frame {frame}: a shadow of {bytes} bytes is no whole number of words")]
     Shadow {
-        /// Frame.
+        /// Number of the frame.
         frame: usize,
-        /// `shadow_size`.
+        /// Number of bytes of the shadow (`shadow_size`).
         bytes: usize,
     },
-    /// A frame larger than any that is believed.
+    /// The frame has more slots of one kind than are believed.
     #[error("frame {frame} has {slots} slots, more than {MAX_SLOTS}")]
     TooLarge {
-        /// Frame.
+        /// Number of the frame.
         frame: usize,
-        /// Slots.
+        /// Number of slots.
         slots: usize,
     },
-    /// The stack would be larger than what is believed, or than what is below its top.
+    /// The stack would be larger than is believed, or larger than the address space below its top.
     #[error("frame {frame}: the stack would need more than {limit:#x} bytes")]
     Full {
-        /// Frame.
+        /// Number of the frame.
         frame: usize,
-        /// The limit.
+        /// The largest number of bytes that the stack may have.
         limit: u64,
     },
-    /// The stack that was built does not say what the image says: the map has two values in one place, or no place.
+    /// The stack that was built does not hold the values of the image. The map has two values in one place, or no
+    /// place for a value.
     #[error("frame {frame}: {which} would be {}, not {wanted:#x}", found.map_or("lost".to_string(), |v| format!("{v:#x}")))]
     Changed {
-        /// Frame.
+        /// Number of the frame.
         frame: usize,
-        /// Which.
+        /// Which value would be another one.
         which: Which,
-        /// In the image.
+        /// The value in the image.
         wanted: u64,
-        /// On the stack.
+        /// The value that was read back from the stack, if there is one.
         found: Option<u64>,
     },
     /// The stack that was built cannot be read back.
     #[error("frame {frame}: {error}")]
     Read {
-        /// Frame.
+        /// Number of the frame.
         frame: usize,
-        /// Why.
+        /// Why it cannot be read back.
         error: ReadError,
     },
 }
@@ -295,10 +301,11 @@ fn operator_name(number: usize) -> String {
     }
 }
 
-/// The kind of the point at code offset `offset`, if a frame of an image that was taken there goes on there. An image names
-/// an operator, and a map has one point to go on at for each: an operator that may trap and calls has two places where
-/// it can stop, of which one is lost. So is a division that may trap: what it divides is in registers that no state names,
-/// and the place that its result has already is an operand of the compiler's own, which no image has
+/// The kind of the point at code offset `offset`, if an image that is taken with a frame at this point goes on at the
+/// same point. `None` if it does not. An image names only an operator, and a map has one point for each operator at
+/// which execution goes on. An operator that may trap and also calls can stop at two points, of which one is lost. A
+/// division that may trap is lost too: its arguments are in registers that no state names, and the place that is
+/// already reserved for its result is an operand of the compiler's own, which no image has
 /// (`codegen_x64.rs: emit_relaxed_xdiv`).
 pub fn goes_on_at(map: &ModuleStateMap, offset: usize) -> Option<PointKind> {
     let point = map.lookup(offset)?;
@@ -310,7 +317,7 @@ pub fn goes_on_at(map: &ModuleStateMap, offset: usize) -> Option<PointKind> {
     (place_of(suspend) == (point.kind, point.offset)).then_some(point.kind)
 }
 
-/// Where an operator goes on.
+/// The point at which execution of the operator goes on, as the map has it.
 fn suspend_of(function: &FunctionStateMap, operator: usize) -> Option<SuspendOffset> {
     match operator {
         FUNCTION_HEADER => function.wasm_function_header_target_offset,
@@ -326,7 +333,7 @@ fn place_of(suspend: SuspendOffset) -> (PointKind, usize) {
     }
 }
 
-/// A frame's function and state.
+/// The function and state of a frame, and the point at which it goes on.
 struct Planned<'a> {
     function: &'a FunctionStateMap,
     state: Rc<MachineState>,
@@ -334,7 +341,7 @@ struct Planned<'a> {
     activate: usize,
 }
 
-/// Finds the state of each frame, oldest last, as in the image.
+/// Finds the function and state of each frame. They are in the order of the image, with the oldest frame last.
 fn plan<'a>(map: &'a ModuleStateMap, image: &ExecutionStateImage) -> Result<Vec<Planned<'a>>, ResumeError> {
     let frames = image.frames.len();
     if frames == 0 {
@@ -343,7 +350,8 @@ fn plan<'a>(map: &'a ModuleStateMap, image: &ExecutionStateImage) -> Result<Vec<
     if frames > MAX_IMAGE_FRAMES {
         return Err(ResumeError::TooMany { frames });
     }
-    // The runtime takes the n-th function of the map for local function n, which is the same in every map it writes.
+    // The runtime takes the n-th function of the map for local function n. In every map that it writes, this is the
+    // same function.
     let mut functions: HashMap<usize, &FunctionStateMap> = HashMap::new();
     for function in map.local_functions.values() {
         functions.entry(function.local_function_id).or_insert(function);
@@ -407,7 +415,7 @@ impl Growing {
         Ok(())
     }
 
-    /// Words of zero.
+    /// Pushes `count` words of zero.
     fn skip(&mut self, frame: usize, count: usize) -> Result<(), ResumeError> {
         let wanted = self.words.len() as u64 + count as u64;
         if wanted > self.limit / 8 {
@@ -417,13 +425,13 @@ impl Growing {
         Ok(())
     }
 
-    /// Address of the word pushed last.
+    /// Address of the word that was pushed last.
     fn address(&self) -> u64 {
         self.top - self.words.len() as u64 * 8
     }
 }
 
-/// The values of one frame.
+/// The values of one frame, and what is needed to compute them.
 struct Values<'a> {
     frame: usize,
     planned: &'a Planned<'a>,
@@ -445,7 +453,9 @@ impl Values<'_> {
         }
     }
 
-    /// The runtime's `compute_vmctx_deref`: from a pointer to the context, follow and add.
+    /// Computes what the runtime's `compute_vmctx_deref` computes: it adds the first offset to the address of the
+    /// context. Then, for each further offset, it reads the word at the address reached so far and adds the offset to
+    /// this word.
     fn behind_vmctx(&self, offsets: &[usize], reader: &mut dyn ReadWord) -> Result<u64, ResumeError> {
         let frame = self.frame;
         let [first, rest @ ..] = offsets else { return Err(ResumeError::Vmctx { frame }) };
@@ -471,12 +481,13 @@ impl Values<'_> {
     }
 }
 
-/// Builds the stack on which the frames of `image` go on, and reads it back: what is returned says what the image says.
+/// Builds the stack on which the frames of `image` go on, and reads it back. So the stack that is returned holds the
+/// values of the image.
 ///
-/// `reader` reads words of the target, for values that are kept behind the context.
+/// `reader` reads words of the target, for values that are reached through the instance's context.
 ///
 /// # Errors
-/// Whatever does not fit between image and map, with the frame; see [`ResumeError`].
+/// Fails if image and map do not fit together. The error tells the frame; see [`ResumeError`].
 pub fn resume_stack(
     map: &ModuleStateMap,
     image: &ExecutionStateImage,
@@ -492,7 +503,8 @@ pub fn resume_stack(
     Ok(built)
 }
 
-/// [`resume_stack`] without reading back: what the runtime builds, though values may get lost on the way.
+/// Does what [`resume_stack`] does, but does not read the stack back. So it builds what the runtime builds, even if
+/// values get lost in it.
 #[doc(hidden)]
 pub fn resume_stack_unverified(
     map: &ModuleStateMap,
@@ -512,7 +524,7 @@ fn build(
     if !place.top.is_multiple_of(8) || place.top == 0 {
         return Err(ResumeError::Top { top: place.top });
     }
-    // One word stays free below, so that no address wraps.
+    // One word below the stack stays free, so that no address wraps.
     let limit = MAX_RESUME_BYTES.min(place.top - 8);
     let mut stack = Growing { top: place.top, words: Vec::new(), limit };
     let mut registers = place.registers;
@@ -532,8 +544,8 @@ fn build(
         rbp = stack.address();
         let rbp_index = stack.words.len() - 1;
         for (&word, value) in &state.prev_frame {
-            // The word above the return address, which is the one above the saved frame pointer, is number 0. The words
-            // of `place.outer` are not the oldest frame's caller.
+            // Word number 0 is the word above the return address, and the return address is the word above the saved
+            // frame pointer. The words of `place.outer` are no frame of a caller of the oldest frame.
             let index = word.checked_add(2).and_then(|up| rbp_index.checked_sub(up));
             let index = index.filter(|&i| i >= place.outer.len()).ok_or(ResumeError::NoCaller { frame, word })?;
             let value = match *value {
@@ -559,13 +571,14 @@ fn build(
                     None => return Err(ResumeError::NoSuchRegister { frame, register: register.0 }),
                 },
                 MachineValue::CopyStackBPRelative(offset) => {
-                    // Downwards is a higher index. The words of `place.outer` are not there yet when the runtime copies.
+                    // Words further down have a higher index. The words of `place.outer` are not written yet when the
+                    // runtime copies a word.
                     let index = rbp_index as i64 - i64::from(offset / 8);
                     let index = usize::try_from(index).ok().filter(|&i| i >= place.outer.len() && offset % 8 == 0);
                     let word = index.and_then(|i| stack.words.get(i));
                     *word.ok_or(ResumeError::Copy { frame, offset: *offset })?
                 }
-                // Arguments of a call that is over. The runtime indexes out of bounds.
+                // These are arguments of a call that is over. The runtime indexes out of bounds here.
                 MachineValue::WasmStack(n) if planned.kind == PointKind::Call && *n >= state.wasm_stack.len() => 0,
                 MachineValue::WasmStack(n) => values.value(Which::Operand(*n))?,
                 MachineValue::WasmLocal(n) => values.value(Which::Local(*n))?,
@@ -603,7 +616,7 @@ fn build(
     Ok(ResumeStack { start, words, registers, kind })
 }
 
-/// Reads the frames back and compares.
+/// Reads the frames back from the stack that was built, and compares their values with those of the image.
 fn verify(
     planned: &[Planned<'_>],
     image: &ExecutionStateImage,
@@ -641,7 +654,7 @@ mod tests {
     use super::super::synthetic::{Module, state};
     use super::*;
 
-    // What images can be resumed is in tests/state_differential.rs.
+    // Which images can be resumed is tested in tests/state_differential.rs.
     #[test]
     fn images_and_stacks_have_an_end() {
         let frame = WasmFunctionStateDump { local_function_id: 7, wasm_inst_offset: 5, stack: vec![], locals: vec![] };
@@ -667,7 +680,8 @@ mod tests {
         let frames = MAX_IMAGE_WORK / 8192;
         let error = Err(ResumeError::State { frame: frames, error: StateError::WorkLimit });
         assert_eq!((resume(frames, 8192 - 24, 0), resume(frames + 1, 8192 - 24, 0)), (Ok(()), error));
-        // Besides the shadow there are three words of the caller, the frame pointer and the address to go on at.
+        // Besides the shadow, the stack holds three words of the caller, the frame pointer and the address to go on
+        // at.
         let most = MAX_RESUME_BYTES as usize - 5 * 8;
         let error = Err(ResumeError::Full { frame: 0, limit: MAX_RESUME_BYTES });
         assert_eq!((resume(1, 0, most), resume(1, 0, most + 8)), (Ok(()), error));

@@ -1,8 +1,9 @@
-//! What is wrong with a map, function by function.
+//! Finds what is wrong with a map, function by function.
 //!
-//! Lookup and reading are total without this: [`validate`] tells beforehand, and tells where. A function with problems
-//! keeps the others untouched; [`Validation::is_bad`] says which not to believe. Bad functions stay in the map: without
-//! them, their code would seem to belong to the function before.
+//! Lookup and reading are total even without this. But [`validate`] tells beforehand that something is wrong, and
+//! where. A function with problems does not affect the others, and [`Validation::is_bad`] tells which functions not
+//! to believe. Bad functions stay in the map, because without them their code would seem to belong to the function
+//! before.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,145 +14,147 @@ use super::model::{
 };
 use crate::limits::{MAX_FUNCTIONS, MAX_SHADOW_BYTES, MAX_SLOTS, MAX_VALIDATION_PROBLEMS};
 
-/// Where in a state map a value stands.
+/// The part of a function's state map in which a problem is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Where {
-    /// In the function itself.
+    /// The problem is in the function itself.
     #[error("function")]
     Function,
-    /// In its initial state.
+    /// The problem is in the initial state of the function.
     #[error("initial state")]
     Initial,
-    /// In the diff with this number.
+    /// The problem is in the diff with this number.
     #[error("diff {0}")]
     Diff(usize),
-    /// In a table entry at this code offset.
+    /// The problem is in an entry of a table of points.
     #[error("{} point {offset:#x}", .kind.name())]
     Point {
-        /// Table.
+        /// Kind of the point, which tells the table.
         kind: PointKind,
-        /// Code offset.
+        /// Code offset of the point, which is the key of the entry.
         offset: usize,
     },
-    /// In the table of operators.
+    /// The problem is in the table of operators, at the operator with this index.
     #[error("operator {0}")]
     Operator(usize),
 }
 
-/// What is wrong there.
+/// What is wrong with a part of a function's state map.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// The state cannot be built.
+    /// The state that a diff describes cannot be built.
     #[error(transparent)]
     State(#[from] StateError),
-    /// A diff that builds on a diff with its own or a higher number. The runtime only writes lower ones.
+    /// A diff builds on itself or on a diff with a higher number. The runtime only writes diffs that build on lower
+    /// ones.
     #[error("builds on the later diff {last}")]
     Forward {
-        /// That number.
+        /// Number of the diff that it builds on.
         last: usize,
     },
-    /// A register that does not exist.
+    /// The map names a register that does not exist.
     #[error("register {0} does not exist")]
     Register(usize),
-    /// A local that does not exist.
+    /// The map names a local that does not exist.
     #[error("local {index} of {count}")]
     Local {
-        /// Local number.
+        /// Number of the local.
         index: usize,
-        /// Number of locals.
+        /// Number of locals of the function.
         count: usize,
     },
-    /// A value that cannot be in such a place, or values nested in a half.
+    /// A place holds a kind of value that it cannot hold, or one half of a word holds nested values.
     #[error("a kind of value that cannot be {0}")]
     Kind(&'static str),
-    /// More operands private than there are.
+    /// The map says that more operands are private than there are operands.
     #[error("{depth} private operands of {count}")]
     PrivateDepth {
-        /// Private ones.
+        /// Number of private operands.
         depth: usize,
-        /// All.
+        /// Number of all operands.
         count: usize,
     },
-    /// Not the 24 or 32 registers that the runtime writes.
+    /// A state has another number of registers than the 24 or 32 that the runtime writes.
     #[error("{0} registers, not 24 or 32")]
     RegisterCount(usize),
-    /// A shadow that is no number of words, or too large.
+    /// The shadow of a function is no whole number of words, or is too large.
     #[error("a shadow of {0} bytes")]
     Shadow(usize),
-    /// An offset outside of the function or the code.
+    /// A code offset is outside of the function or of the code.
     #[error("offset {offset:#x} is outside of {start:#x}..{end:#x}")]
     Outside {
-        /// The offset.
+        /// The code offset.
         offset: usize,
-        /// First offset of the function.
+        /// First code offset of the function or of the code.
         start: usize,
-        /// Offset after it.
+        /// Code offset behind the function or the code.
         end: usize,
     },
-    /// An entry that is valid nowhere.
+    /// An entry of a table is valid at no code offset.
     #[error("ends at {end:#x}, where it begins or before")]
     Empty {
-        /// Its end.
+        /// First code offset that the entry is no longer valid for.
         end: usize,
     },
-    /// An entry with a diff that does not exist (`usize::MAX` is an untracked state, not an error).
+    /// An entry of a table names a diff that does not exist. (`usize::MAX` stands for an untracked state and is no
+    /// error.)
     #[error("diff {diff} of {count}")]
     Diff {
-        /// Number.
+        /// Number of the diff.
         diff: usize,
-        /// Number of diffs.
+        /// Number of diffs of the function.
         count: usize,
     },
-    /// An operator whose point is in no table.
+    /// The map assigns an operator a point that is in no table.
     #[error("its {} point {offset:#x} is in no table", .kind.name())]
     NoPoint {
-        /// Table.
+        /// Kind of the point.
         kind: PointKind,
-        /// Code offset.
+        /// Code offset of the point.
         offset: usize,
     },
-    /// Two functions with one number.
+    /// Two functions have the same number.
     #[error("local function {id} is also the one at {other:#x}")]
     SameFunction {
-        /// Number.
+        /// The number of both functions.
         id: usize,
-        /// Where the other one begins.
+        /// Code offset of the other function's first byte.
         other: usize,
     },
-    /// More than any that is believed.
+    /// A function has more of something than is believed.
     #[error("{count} {what}")]
     TooMany {
-        /// Of what.
+        /// What there are too many of.
         what: &'static str,
-        /// How many.
+        /// How many of these there are.
         count: usize,
     },
 }
 
-/// A problem with its place.
+/// A problem, and where it is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("function at {function:#x}, {place}: {fault}")]
 pub struct Problem {
     /// Code offset of the function's first byte.
     pub function: usize,
-    /// Where in it.
+    /// Where in the function's state map the problem is.
     pub place: Where,
-    /// What.
+    /// What the problem is.
     pub fault: Fault,
 }
 
 /// A problem of the whole map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MapProblem {
-    /// The map is for another code.
+    /// The map is for other code.
     #[error("the map is for {map} bytes of code, there are {code}")]
     CodeLength {
         /// The map's `total_size`.
         map: usize,
-        /// Bytes of code.
+        /// Number of bytes of code that there are.
         code: usize,
     },
-    /// More functions than any module has.
+    /// The map has more functions than any module has.
     #[error("{0} functions, more than {MAX_FUNCTIONS}")]
     TooManyFunctions(usize),
 }
@@ -163,13 +166,13 @@ pub struct Validation {
     pub map: Vec<MapProblem>,
     /// Problems of functions, in code order; at most [`MAX_VALIDATION_PROBLEMS`] are kept.
     pub problems: Vec<Problem>,
-    /// Problems found and not kept.
+    /// Number of problems that were found and not kept.
     pub dropped: usize,
-    /// First bytes of the functions that have problems.
+    /// Code offsets of the first bytes of the functions that have problems.
     pub bad: BTreeSet<usize>,
-    /// Functions looked at.
+    /// Number of functions that were checked.
     pub functions: usize,
-    /// Functions of which every point has a diff.
+    /// Number of functions in which every point has a diff.
     pub tracked: usize,
 }
 
@@ -179,7 +182,7 @@ impl Validation {
         self.map.is_empty() && self.bad.is_empty()
     }
 
-    /// Whether the function whose first byte is at `start` has problems.
+    /// Whether the function whose first byte is at code offset `start` has problems.
     pub fn is_bad(&self, start: usize) -> bool {
         self.bad.contains(&start)
     }
@@ -194,7 +197,8 @@ impl Validation {
     }
 }
 
-/// Checks `map`; `code_len` is the number of bytes of code, where it is known. The time taken is linear in the map.
+/// Checks `map`. `code_len` is the number of bytes of code, if it is known. The time that this takes is linear in the
+/// size of the map.
 pub fn validate(map: &ModuleStateMap, code_len: Option<usize>) -> Validation {
     let mut validation = Validation::default();
     if let Some(code) = code_len
@@ -224,18 +228,18 @@ pub fn validate(map: &ModuleStateMap, code_len: Option<usize>) -> Validation {
     validation
 }
 
-/// Depths of the native and the operand stack after a diff.
+/// Depths of the native stack and of the operand stack after a diff.
 #[derive(Clone, Copy)]
 struct Depths {
     words: usize,
     operands: usize,
 }
 
-/// What is known of a diff while chains are followed.
+/// What is known of a diff while chains of diffs are followed.
 #[derive(Clone, Copy)]
 enum Chain {
     Unseen,
-    /// On the chain being followed: meeting it again is a cycle.
+    /// The diff is on the chain that is being followed. If it is met again, the chain is a cycle.
     Open,
     Good(Depths),
     Bad,
@@ -318,7 +322,7 @@ impl Checker<'_> {
         let mut known = vec![Chain::Unseen; diffs.len()];
         let mut chain = Vec::new();
         for number in 0..diffs.len() {
-            // Down to a diff that is known, or to the initial state.
+            // The chain is followed down to a diff that is known, or to the initial state.
             let mut current = Some(number);
             let mut depths = loop {
                 let Some(diff) = current else { break Some(start) };
@@ -339,7 +343,7 @@ impl Checker<'_> {
                         known[diff] = Chain::Open;
                         chain.push(diff);
                         current = diffs[diff].last;
-                        // Legal for the reader as long as it is no cycle; the runtime never writes it.
+                        // The reader accepts this as long as it is no cycle, but the runtime never writes it.
                         if let Some(last) = current.filter(|&last| last >= diff && last < diffs.len()) {
                             self.push(Where::Diff(diff), Fault::Forward { last });
                         }
@@ -390,8 +394,9 @@ impl Checker<'_> {
         Some(after)
     }
 
-    /// Operands and locals, which may be anywhere. Operands beyond the operand stack are no problem: real maps have them
-    /// at calls whose arguments were spilled (7-argument import with 3 live operands), and reading ignores them.
+    /// Checks the number of a local. Operands and locals may be in any place. Operands beyond the operand stack are
+    /// no problem: real maps have them at calls whose arguments were spilled (7-argument import with 3 live
+    /// operands), and reading ignores them.
     fn index(&mut self, place: Where, value: &MachineValue) {
         let count = self.function.locals.len();
         match *value {
@@ -500,7 +505,7 @@ mod tests {
         );
         let missing = StateError::NoSuchDiff { diff: Some(0), last: 9, count: 1 };
         assert_eq!(problems(with_diffs(vec![on(9)])), [(Where::Diff(0), Fault::State(missing))]);
-        // A long chain is one pass, not one walk for each diff.
+        // A long chain is followed in one pass, not in one walk for each diff.
         let long = (0..300_000).map(|i: usize| MachineStateDiff { last: i.checked_sub(1), ..Default::default() });
         assert_eq!(problems(with_diffs(long.collect())), []);
     }
@@ -532,8 +537,8 @@ mod tests {
         );
     }
 
-    // A call whose arguments were spilled names places for operands that are popped already: real, and the reason of
-    // the runtime's index out of bounds (state.rs:1369).
+    // At a call whose arguments were spilled, the state names places for operands that are already popped. Real maps
+    // have this. It is why the runtime indexes out of bounds (state.rs:1369).
     #[test]
     fn operands_beyond_the_stack_are_no_problem() {
         let module = Module::new(0).point(PointKind::Call, 0x20, &state(3, vec![MachineValue::WasmStack(5)]));
@@ -597,7 +602,7 @@ mod tests {
             validation.problems.last().unwrap().to_string(),
             "function at 0x80, diff 0: the diff chain that begins at diff 0 never ends"
         );
-        // A bad function stays in the map: without it its code would seem to belong to the function before.
+        // A bad function stays in the map, because without it its code would seem to belong to the function before.
         assert!(!validation.is_bad(map.lookup(0x20).unwrap().function_start));
         assert!(validation.is_bad(*map.function_at(0x90).unwrap().0));
     }

@@ -1,26 +1,27 @@
-//! The register numbers of the x86-64 state maps (`state.rs: x64_decl`), on the one register table of [`crate::arch`].
+//! The register numbers of the x86-64 state maps (`state.rs: x64_decl`). They come from the one register table of
+//! [`crate::arch`].
 
 use super::model::RegisterIndex;
 use crate::arch::Reg;
 
-/// The register with this DWARF number, if state maps number it. The runtime's own table ends at XMM7 (24); XMM8-15
-/// (25-32) are here too. The return address column (16) is no register of a state map.
+/// The register with this DWARF number, if state maps have a number for it. The runtime's own table ends at XMM7
+/// (24), but this one has XMM8-15 (25-32) too. The return address column (16) is no register of a state map.
 pub fn from_dwarf_regnum(number: u16) -> Option<Reg> {
     Reg::from_dwarf(number).filter(|reg| *reg != Reg::RIP)
 }
 
-/// State-map number of `reg`; `None` for the instruction pointer.
+/// State-map number of `reg`. The instruction pointer has none.
 pub fn to_index(reg: Reg) -> Option<RegisterIndex> {
     (reg.index() < 32).then(|| RegisterIndex(reg.index()))
 }
 
-/// The register with this state-map number.
+/// The register with this state-map number, or `None` if there is no such register.
 pub fn from_index(index: RegisterIndex) -> Option<Reg> {
     Reg::from_index(index.0)
 }
 
-/// The bytes of `mov %reg, disp32(%rsp)` before the 32-bit displacement, for the registers that pass arguments
-/// (`movq` for XMM registers); `None` for others.
+/// The bytes of the instruction `mov %reg, disp32(%rsp)` (`movq` for XMM registers) that stand before the 32-bit
+/// displacement. Only the registers that pass arguments have them. For others this is `None`.
 pub fn prefix_mov_to_stack(reg: Reg) -> Option<&'static [u8]> {
     let bytes: &'static [u8] = match reg {
         Reg::RDI => &[0x48, 0x89, 0xbc, 0x24],
@@ -45,8 +46,8 @@ pub fn prefix_mov_to_stack(reg: Reg) -> Option<&'static [u8]> {
 const GENERAL: [Reg; 6] = [Reg::RDI, Reg::RSI, Reg::RDX, Reg::RCX, Reg::R8, Reg::R9];
 const VECTOR: [Reg; 8] = [Reg::XMM0, Reg::XMM1, Reg::XMM2, Reg::XMM3, Reg::XMM4, Reg::XMM5, Reg::XMM6, Reg::XMM7];
 
-/// Hands out the System V argument registers in order (`x64_decl.rs: ArgumentRegisterAllocator`). They have no more when
-/// the argument is on the stack.
+/// Hands out the System V argument registers in order (`x64_decl.rs: ArgumentRegisterAllocator`). When no register is
+/// left, the argument is on the stack.
 ///
 /// ```
 /// use wstate::{arch::Reg, state::x64::ArgumentRegisterAllocator};
@@ -62,12 +63,14 @@ pub struct ArgumentRegisterAllocator {
 }
 
 impl ArgumentRegisterAllocator {
-    /// The register of the next argument, if that is an integer of 32 or 64 bits.
+    /// The register of the next argument, if this argument is an integer of 32 or 64 bits. `None` means that it is on
+    /// the stack.
     pub fn next_integer(&mut self) -> Option<Reg> {
         next(&GENERAL, &mut self.general)
     }
 
-    /// The register of the next argument, if that is a float of 32 or 64 bits.
+    /// The register of the next argument, if this argument is a float of 32 or 64 bits. `None` means that it is on
+    /// the stack.
     pub fn next_float(&mut self) -> Option<Reg> {
         next(&VECTOR, &mut self.vector)
     }

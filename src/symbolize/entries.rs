@@ -1,45 +1,46 @@
-//! The entries of a unit of debug information, passed without reading what they say.
+//! Goes over the entries of a unit of debug information without reading their attributes.
 
 use gimli::{Abbreviation, Abbreviations, AttributeSpecification, Reader, UnitHeader, UnitOffset};
 
-/// The entries of a unit in order, without their attributes. Most kinds of entries are always as long, which is worked out
-/// once: gimli adds up the lengths of the attributes at each entry, which is most of the time that a large unit takes.
+/// The entries of a unit in order, without their attributes. Most kinds of entries always have the same length, which
+/// is worked out once. gimli adds up the lengths of the attributes at each entry, which takes most of the time for a
+/// large unit.
 pub(super) struct Skim<'t, R: Reader<Offset = usize>> {
     header: &'t UnitHeader<R>,
     table: &'t Abbreviations,
     rest: R,
-    /// Bytes of the unit.
+    /// Offset of the unit's end from the unit's start, in bytes.
     end: usize,
     depth: isize,
     is_wanted: fn(&AttributeSpecification) -> bool,
-    /// By code.
+    /// The kinds of entries that were met, by their abbreviation code.
     kinds: Vec<Option<Kind<'t>>>,
 }
 
 #[derive(Clone, Copy)]
 struct Kind<'t> {
     kind: &'t Abbreviation,
-    /// Bytes of the attributes, if all entries of the kind have as many.
+    /// Length of the attributes in bytes, if it is the same for all entries of this kind.
     length: Option<usize>,
     is_wanted: bool,
 }
 
-/// An entry that was passed.
+/// An entry that the walk has gone over.
 pub(super) struct Entry<'t> {
-    /// Where it is in the unit, in bytes.
+    /// Offset of the entry in the unit, in bytes.
     pub offset: UnitOffset,
-    /// In the tree of entries.
+    /// Depth of the entry in the tree of entries.
     pub depth: isize,
     pub kind: &'t Abbreviation,
-    /// Whether it has an attribute that was asked for.
+    /// Whether the entry has an attribute that was asked for.
     pub is_wanted: bool,
 }
 
 impl<'t, R: Reader<Offset = usize>> Skim<'t, R> {
-    /// Codes up to this one are remembered. Compilers number them from 1.
+    /// The kinds with codes up to this one are remembered. Compilers number the codes from 1.
     const REMEMBERED: u64 = 4096;
 
-    /// `is_wanted` tells attributes that are looked for.
+    /// `is_wanted` says which attributes are looked for.
     pub fn new(
         header: &'t UnitHeader<R>,
         table: &'t Abbreviations,
@@ -68,7 +69,7 @@ impl<'t, R: Reader<Offset = usize>> Skim<'t, R> {
         Ok(new)
     }
 
-    /// The next entry. The end of the list of children is none.
+    /// The next entry. The marker at the end of a list of children does not count as an entry.
     pub fn next(&mut self) -> gimli::Result<Option<Entry<'t>>> {
         while !self.rest.is_empty() {
             let offset = UnitOffset(self.end - self.rest.len());
@@ -103,7 +104,8 @@ mod tests {
     use gimli::{EndianSlice, LittleEndian};
     use object::{Object, ObjectSection};
 
-    /// All entries of this test's own executable and the libraries that it has: as gimli reads them one by one.
+    /// Checks that all entries of this test's own executable and of its libraries are found as gimli reads them one
+    /// by one.
     #[test]
     fn entries_are_passed_as_gimli_reads_them() {
         let objects = own_objects();

@@ -1,7 +1,7 @@
-//! Native code: symbol tables and DWARF, of a file or its separate debug file.
+//! Names native code from symbol tables and DWARF, of a file or of its separate debug file.
 //!
-//! Not read: `.gnu_debugdata` (xz-packed symbol tables), split DWARF (`.dwo`, `.dwp`) and `.gnu_debugaltlink`. Addresses
-//! in such files get what the plain symbol tables give.
+//! Not read are `.gnu_debugdata` (symbol tables compressed with xz), split DWARF (`.dwo`, `.dwp`) and
+//! `.gnu_debugaltlink`. Addresses in files with these get what the plain symbol tables give.
 
 mod dwarf;
 mod excerpt;
@@ -17,18 +17,18 @@ use object::{LittleEndian, Object, ObjectSection, ObjectSymbol, SectionFlags, Sy
 use std::cell::OnceCell;
 use std::fmt::{self, Write};
 
-/// One source-level frame at a native address. Several for one address where functions were inlined, innermost first.
+/// One source-level frame at a native address. One address has several where functions were inlined, innermost first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NativeSymbol {
-    /// Demangled name.
+    /// Demangled name of the function.
     pub name: Option<String>,
-    /// Source file.
+    /// Path of the source file, as the debug information has it.
     pub file: Option<String>,
-    /// Line, 1-based.
+    /// Line in the source file, counted from 1.
     pub line: Option<u32>,
-    /// Whether the function was inlined into the next.
+    /// Whether the function was inlined into the function of the next frame.
     pub inlined: bool,
-    /// Byte offset of the address in the function, for the outermost.
+    /// Byte offset of the address from the start of the function. Only the outermost frame has it.
     pub offset: Option<u64>,
 }
 
@@ -42,16 +42,16 @@ pub struct NativeSymbolizer<'a> {
 /// A function of native code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NativeFunction {
-    /// Its first address.
+    /// Address of the function's first byte, in the target.
     pub start: u64,
-    /// One past its last, if its symbol has a size.
+    /// Address one past the function's last byte, if the function's symbol has a size.
     pub end: Option<u64>,
-    /// Whether that is where it is called: not a label, and not a part that was moved out of a function.
+    /// Whether calls lead to `start`: the symbol is no label, and no part that was moved out of a function.
     pub is_entry: bool,
 }
 
 impl<'a> NativeSymbolizer<'a> {
-    /// A symbolizer over `objects`. Parses nothing until asked.
+    /// A symbolizer over `objects`. A file is parsed only when it is first asked for.
     pub fn new(objects: &'a Objects) -> Self {
         let source = |object| Source { object, symbols: OnceCell::new(), dwarf: OnceCell::new() };
         NativeSymbolizer {
@@ -61,14 +61,15 @@ impl<'a> NativeSymbolizer<'a> {
         }
     }
 
-    /// The same from symbol tables alone, if not `lines`: no files, lines and inlined functions, and no debug information
-    /// read.
+    /// With `lines` false, uses symbol tables alone: there are no files, lines and inlined functions, and no debug
+    /// information is read.
     pub fn with_lines(mut self, lines: bool) -> Self {
         self.lines = lines;
         self
     }
 
-    /// Reads what will be asked for. Debug information of many addresses at once takes less than of each by itself.
+    /// Reads what these addresses will need. Reading debug information for many addresses at once takes less time
+    /// than for each by itself.
     pub fn prepare(&self, addresses: &[CodeAddress]) {
         if !self.lines {
             return;
@@ -84,7 +85,7 @@ impl<'a> NativeSymbolizer<'a> {
         }
     }
 
-    /// What a reader should know of the names: where functions were left out.
+    /// Notes for a reader of the names: they say in which files functions were left out.
     pub fn notes(&self) -> Vec<String> {
         let left_out = |s: &&Source<'_>| s.dwarf.get().and_then(Option::as_ref).is_some_and(Dwarf::has_left_out);
         let deep = self.objects.iter().filter(left_out).map(|s| {
@@ -98,7 +99,7 @@ impl<'a> NativeSymbolizer<'a> {
         deep.collect()
     }
 
-    /// The source-level frames at `address`, innermost first; empty if nothing is known.
+    /// The source-level frames at `address`, innermost first. The list is empty if nothing is known.
     pub fn symbolize(&self, address: CodeAddress) -> Vec<NativeSymbol> {
         let pc = address.lookup();
         let Some(source) = self.objects.iter().find(|s| s.object.range.0 <= pc && pc < s.object.range.1) else {
@@ -112,14 +113,14 @@ impl<'a> NativeSymbolizer<'a> {
         }
         if let (Some(outermost), Some(symbol)) = (frames.last_mut(), symbol) {
             outermost.offset = source.object.svma(address.raw()).checked_sub(symbol.start);
-            // With line tables only, DWARF has `{closure#0}` where the symbol has the whole path.
+            // In a file with line tables only, DWARF has `{closure#0}` where the symbol has the whole path.
             match (&outermost.name, mangled(symbol.name)) {
                 (Some(name), Some(demangled)) if is_last_part(name, &demangled) => outermost.name = Some(demangled),
                 (Some(_), _) => {}
                 (None, demangled) => outermost.name = Some(demangled.unwrap_or_else(|| symbol.name.to_string())),
             }
         }
-        // What was inlined into a function of which nothing is known is not that function.
+        // If nothing is known of the outermost function, the functions inlined into it must not be taken for it.
         let is_known = |f: &NativeSymbol| f.name.is_some() || f.file.is_some();
         let outermost = frames.pop();
         frames.retain(is_known);
@@ -128,14 +129,14 @@ impl<'a> NativeSymbolizer<'a> {
         frames
     }
 
-    /// The function around `address`, as far as symbols say.
+    /// The function around `address`, as far as symbols tell it.
     pub fn function(&self, address: CodeAddress) -> Option<NativeFunction> {
         let pc = address.lookup();
         let source = self.objects.iter().find(|s| s.object.range.0 <= pc && pc < s.object.range.1)?;
         let symbol = self.find(source, address)?;
         let start = symbol.start.wrapping_add(source.object.bias);
         let end = (symbol.size > 0).then(|| start.saturating_add(symbol.size));
-        // `f.cold`: jumps lead there, with the frame that `f` has by then.
+        // Jumps lead to `f.cold`, with the frame that `f` has at that point.
         let is_entry = symbol.is_function && !symbol.name.contains(".cold");
         Some(NativeFunction { start, end, is_entry })
     }
@@ -151,20 +152,20 @@ impl<'a> NativeSymbolizer<'a> {
     }
 }
 
-/// Whether `name`, as DWARF has it without linkage names, is how the path `demangled` ends: `do_call<F, R>` and
+/// Whether the path `demangled` ends with `name`, a name that DWARF without linkage names has: `do_call<F, R>` and
 /// `std::panicking::catch_unwind::do_call`, `{closure#0}<()>` and `std::rt::lang_start::{{closure}}`.
 fn is_last_part(name: &str, demangled: &str) -> bool {
     let plain = name.split_once('<').map_or(name, |(plain, _)| plain);
     if plain.is_empty() {
         return false;
     }
-    // The v0 mangling has generic arguments, too: `do_call::<F, R>`.
+    // Names in the v0 mangling may end with generic arguments, too: `do_call::<F, R>`.
     let mut end = demangled.len();
     let mut depth = 0usize;
     if demangled.ends_with('>') {
         for (i, c) in demangled.char_indices().rev() {
             match c {
-                // Not the arrow of `fn() -> T`.
+                // The arrow of `fn() -> T` does not count.
                 '>' if !demangled[..i].ends_with('-') => depth += 1,
                 '<' => depth = depth.saturating_sub(1),
                 _ => {}
@@ -194,13 +195,13 @@ impl<'a> Source<'a> {
 type Elf = object::elf::FileHeader64<LittleEndian>;
 type SymbolTable<'a> = object::read::elf::SymbolTable<'a, Elf>;
 
-/// The file and its debug file, as far as they are there.
+/// The parsed file and its parsed debug file, as far as they exist.
 fn files(object: &LoadedObject) -> impl Iterator<Item = ElfFile64<'_, LittleEndian>> {
     let data = object.data.iter().chain(object.debug.iter().map(|(_, data)| data));
     data.filter_map(|data| ElfFile64::parse(&**data).ok())
 }
 
-/// Calls `each` with the names that a file and its debug file define, until it says that this is enough.
+/// Calls `each` with the names that a file and its debug file define, until `each` returns false.
 pub fn symbol_names(object: &LoadedObject, mut each: impl FnMut(&str) -> bool) {
     for file in files(object) {
         for symbol in file.symbols().chain(file.dynamic_symbols()).filter(|s| !s.is_undefined()) {
@@ -212,30 +213,30 @@ pub fn symbol_names(object: &LoadedObject, mut each: impl FnMut(&str) -> bool) {
     }
 }
 
-/// Without the version: `read@@GLIBC_2.2.5` in the `.symtab` of a library.
+/// `name` without its version, such as `read` for `read@@GLIBC_2.2.5` in the `.symtab` of a library.
 fn plain_name(name: &str) -> &str {
     name.split_once('@').map_or(name, |(plain, _)| plain)
 }
 
 /// Function symbols of a file and its debug file. All addresses are svmas.
 ///
-/// A table of a hundred thousand symbols is read for some dozens of addresses, so that little is kept of each. Its size and
-/// name, which is as much text again ten times over, are looked up when they are asked for.
+/// A table of a hundred thousand symbols is read for some dozens of addresses, so little is kept of each symbol. Its
+/// size and its name (the names are ten times as much data) are looked up only when they are asked for.
 struct Symbols<'a> {
     files: Vec<ElfFile64<'a, LittleEndian>>,
     tables: Vec<SymbolTable<'a>>,
-    /// Ascending by start.
+    /// The symbols, in ascending order of their starts.
     symbols: Vec<Symbol>,
-    /// Ranges of executable sections.
+    /// Address ranges of the executable sections.
     code: Vec<(u64, u64)>,
 }
 
 #[derive(Clone, Copy)]
 struct Symbol {
     start: u64,
-    /// Position in its table.
+    /// Position of the symbol in its table.
     index: u32,
-    /// Position of its table.
+    /// Position of the symbol's table in `tables`.
     table: u8,
     what: What,
 }
@@ -243,9 +244,9 @@ struct Symbol {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum What {
     Function,
-    /// Assembly without `.type`: a function or a place in one.
+    /// A symbol of assembly without `.type`: a function, or a place in a function.
     Label,
-    /// Data among code. It names nothing here, but ends what is before it.
+    /// Data among code. It names nothing here, but whatever stands before it ends there.
     Data,
 }
 
@@ -271,7 +272,7 @@ impl<'a> Symbols<'a> {
             }
             let is_code = |address| code.iter().any(|&(start, end)| start <= address && address < end);
             for table in [*file.elf_symbol_table(), *file.elf_dynamic_symbol_table()] {
-                // Two files have four tables.
+                // There are at most two files, which have four tables.
                 let number = u8::try_from(tables.len()).unwrap_or(u8::MAX);
                 tables.push(table);
                 for (index, symbol) in (0..).zip(table.symbols()) {
@@ -281,7 +282,7 @@ impl<'a> Symbols<'a> {
                         elf::STT_SECTION | elf::STT_FILE | elf::STT_TLS => continue,
                         elf::STT_OBJECT | elf::STT_COMMON if is_code(start) => What::Data,
                         elf::STT_OBJECT | elf::STT_COMMON => continue,
-                        // Assembly without `.type`: `run_on_alternative_stack`.
+                        // This is a symbol of assembly without `.type`, such as `run_on_alternative_stack`.
                         _ if is_code(start) => What::Label,
                         _ => continue,
                     };
@@ -295,17 +296,17 @@ impl<'a> Symbols<'a> {
         Symbols { files, tables, symbols, code }
     }
 
-    /// A symbol as its table has it, with its name.
+    /// The entry of a symbol in its table, and the symbol's name.
     fn named(&self, symbol: &Symbol) -> Option<(&'a elf::Sym64<LittleEndian>, &'a str)> {
         let table = self.tables.get(usize::from(symbol.table))?;
         let found = table.symbol(SymbolIndex(symbol.index.try_into().ok()?)).ok()?;
         let name = plain_name(str::from_utf8(table.symbol_name(LittleEndian, found).ok()?).ok()?);
-        // What begins with `$` marks code and data.
+        // Symbols whose name begins with `$` only mark code and data.
         (!name.is_empty() && !name.starts_with('$')).then_some((found, name))
     }
 
-    /// What is shown of several names for one start: functions before labels, exported before local, `read` before
-    /// `__read`.
+    /// Chooses from several names for one start the one that is shown: functions before labels, exported before
+    /// local, `read` before `__read`.
     fn preferred(&self, same_start: &[Symbol]) -> Option<Named<'a>> {
         let some = same_start.iter().filter(|s| s.what != What::Data).take(limits::MAX_NESTED_SYMBOLS);
         let named = some.filter_map(|s| {
@@ -328,28 +329,29 @@ impl<'a> Symbols<'a> {
         best.map(|(_, named)| named)
     }
 
-    /// The function around `svma`: one whose size covers it, else the label before it as far as that reaches. `raw` is the
-    /// address itself, which is behind `svma` if it is where a call returns to; `function_before` is what unwind tables say.
+    /// The function around `svma`: a symbol whose size covers it, else the label before it, if the label reaches so
+    /// far. `raw` is the svma of the address itself, which is one byte behind `svma` if a call returns to it.
+    /// `function_before` tells which function the unwind tables have.
     fn find(&self, svma: u64, raw: u64, function_before: &dyn Fn(u64) -> Option<(u64, u64)>) -> Option<Named<'a>> {
         let i = self.symbols.partition_point(|s| s.start <= svma);
         let starts = self.symbols.get(..i)?.chunk_by(|a, b| a.start == b.start).rev();
-        // Labels and nested parts (`.cold` never is one) may stand between a function's start and the address.
+        // Between a function's start and the address there may be labels and nested parts (`.cold` never is one).
         let near = || starts.clone().take(limits::MAX_NESTED_SYMBOLS);
         let named = || near().filter_map(|same| self.preferred(same));
         if let Some(covering) = named().find(|s| svma - s.start < s.size) {
             return Some(covering);
         }
-        // A label ends at the next one, whether that has a name or not.
+        // A label ends at the next symbol, whether that has a name or not.
         let last = near().next().and_then(|same| self.preferred(same)).filter(|s| s.size == 0)?;
-        // A label in a function ends with it.
+        // A label in a function ends with the function.
         if named().any(|s| last.start - s.start < s.size) {
             return None;
         }
         self.reaches(&last, svma, raw, function_before).then_some(last)
     }
 
-    /// Whether what begins at a symbol without a size goes on at `svma`. Stripped files keep only what others may call, so
-    /// that there is no symbol in between says nothing.
+    /// Whether the code that begins at a symbol without a size goes on at `svma`. Stripped files keep only symbols
+    /// that others may call, so it says nothing if there is no other symbol in between.
     fn reaches(
         &self,
         label: &Named<'_>,
@@ -360,15 +362,15 @@ impl<'a> Symbols<'a> {
         let same_section = |&&(start, end): &&(u64, u64)| start <= label.start && label.start < end && svma < end;
         let Some((_, end)) = self.code.iter().find(same_section) else { return false };
         match function_before(svma) {
-            // Another function begins behind it.
+            // Another function begins behind the label.
             Some((start, _)) if start > label.start => return false,
-            // It is in the function that begins with it, or has ended with the one that it is in.
+            // The label is in this function, or at its start: the label's code ends with the function at the latest.
             Some((start, end)) if start == label.start || label.start < end => {
                 return svma < end && (start == label.start || label.is_function);
             }
             _ => {}
         }
-        // No table has it: then its own code has to lead there.
+        // No table covers the address, so the label's own code has to lead there.
         let len = end.saturating_sub(label.start).min(limits::MAX_BODY_BYTES);
         let code = self.files.iter().flat_map(|f| f.sections()).find_map(|s| {
             let bytes = s.data_range(label.start, len).ok().flatten()?;
@@ -379,7 +381,8 @@ impl<'a> Symbols<'a> {
     }
 }
 
-/// The source's name for a symbol: Rust (both manglings, without the hash) and C++; anything else is its own name.
+/// The name in the source for a symbol: Rust names (both manglings, without the hash) and C++ names are demangled,
+/// any other symbol keeps its name.
 pub fn demangle(name: &str) -> String {
     mangled(name).unwrap_or_else(|| name.to_string())
 }
@@ -393,7 +396,7 @@ fn mangled(name: &str) -> Option<String> {
     if let Ok(rust) = rustc_demangle::try_demangle(name) {
         write!(out, "{rust:#}").ok()?;
     } else {
-        // The crate also takes types: `f`, a C function, for `float`.
+        // The crate also demangles types: it would turn `f`, a C function, into `float`.
         let is_symbol = ["_Z", "__Z", "_GLOBAL_"].iter().any(|start| name.starts_with(start));
         let cpp = cpp_demangle::Symbol::new(name).ok().filter(|_| is_symbol)?;
         cpp.structured_demangle(&mut out, &cpp_demangle::DemangleOptions::new()).ok()?;
@@ -401,7 +404,7 @@ fn mangled(name: &str) -> Option<String> {
     Some(out.0)
 }
 
-/// A few substitutions in a mangled name can stand for gigabytes of text.
+/// A text of bounded length: a few substitutions in a mangled name can stand for gigabytes of text.
 struct Bounded(String);
 
 impl Write for Bounded {
@@ -418,13 +421,13 @@ impl Write for Bounded {
 mod tests {
     use super::*;
     use crate::process::objects::ObjectData;
-    use crate::unwind::cfi::section_bytes;
+    use crate::process::unpack::section_bytes;
     use crate::unwind::testing::{Section, elf, has_tool, here, object, own_objects};
     use std::process::Command;
 
     const BIAS: u64 = 0x7000_0000_0000;
 
-    /// `(name, value, size, type, binding)` as a symbol table and its names.
+    /// A symbol table of `(name, value, size, type, binding)` entries, and the string table with their names.
     fn symtab(symbols: &[(&str, u64, u64, u8, u8)]) -> (Vec<u8>, Vec<u8>) {
         let (mut table, mut names) = (vec![0u8; 24], vec![0u8]);
         for (name, value, size, kind, binding) in symbols {
@@ -470,7 +473,7 @@ mod tests {
         ] {
             assert!(is_last_part(name, symbol), "{name} {symbol}");
         }
-        // Identical functions share their code: the symbol may be another one's.
+        // Identical functions share their code, so the symbol may be that of another function.
         for (name, symbol) in [("do_call<F>", "a::do_other"), ("<F>", "a::b"), ("b", "a::c::<b>"), ("", "a")] {
             assert!(!is_last_part(name, symbol), "{name} {symbol}");
         }
@@ -495,17 +498,17 @@ mod tests {
         assert_eq!(at(0x104f), some("foo::bar()", 0xf));
         assert_eq!(at(0x1105), some("label", 5));
         assert_eq!(at(0x1fff), some("label.second", 0xeef));
-        // Behind the section, and at data.
+        // The first address is behind the section, the second is at data.
         assert_eq!(at(0x2000), None);
         assert_eq!(at(0x9000), None);
         assert_eq!(at(0xfff), None);
-        // A call as the last instruction returns to behind the function.
+        // If a call is the last instruction of a function, it returns to the address behind the function.
         let found = NativeSymbolizer::new(&objects).symbolize(CodeAddress::Return(BIAS + 0x1020));
         assert_eq!((found[0].name.as_deref(), found[0].offset), (Some("sized"), Some(0x20)));
     }
 
-    /// A file with these symbols, whose code at some addresses is this and elsewhere does nothing; `tables` are its functions
-    /// with unwind tables: start and length.
+    /// A file with these symbols. Its code is `code` at the addresses given there, and does nothing elsewhere.
+    /// `tables` are the functions that have unwind tables: start and length.
     fn coded(symbols: &[(&str, u64, u64, u8, u8)], code: &[(u64, &[u8])], tables: &[(u64, u64)]) -> Objects {
         let mut text = vec![0x90; 0x1000];
         for (at, bytes) in code {
@@ -529,7 +532,7 @@ mod tests {
     const IFUNC: u8 = 10;
     const RET: &[u8] = &[0xc3];
 
-    /// musl's `memset` is assembly without `.size`, and what follows it in a stripped library has no symbol.
+    /// musl's `memset` is assembly without `.size`, and in a stripped library the code behind it has no symbol.
     #[test]
     fn a_symbol_without_a_size_reaches_as_far_as_its_code() {
         let memset = [("memset", 0x1100, 0, FUNC, 1)];
@@ -537,14 +540,14 @@ mod tests {
         let objects = coded(&memset, &[(0x1120, RET)], &[]);
         assert_eq!(name_at(&objects, 0x1110), some("memset", 0x10));
         assert_eq!(name_at(&objects, 0x1120), some("memset", 0x20));
-        // What follows the end is another function, however far the next symbol is.
+        // The code behind the end is another function, however far the next symbol is.
         assert_eq!(name_at(&objects, 0x1121), None);
         assert_eq!(name_at(&objects, 0x1247), None);
-        // Behind an end a branch leads on: je +0x10; ret
+        // A branch leads to code behind an end: je +0x10; ret
         let objects = coded(&memset, &[(0x1110, &[0x74, 0x10, 0xc3]), (0x1130, RET)], &[]);
         let names = [0x1112, 0x1113, 0x1122, 0x1130, 0x1131].map(|at| name_at(&objects, at).is_some());
         assert_eq!(names, [true, false, true, true, false]);
-        // Where a call returns to is a place of the code only behind a call.
+        // A return address counts as a place of the code only behind a call.
         let objects = coded(&memset, &[(0x1110, &[0xe8, 0, 1, 0, 0]), (0x1120, RET)], &[]);
         let returns = |svma| NativeSymbolizer::new(&objects).symbolize(CodeAddress::Return(BIAS + svma)).len();
         assert_eq!([0x1115, 0x1114, 0x1118].map(returns), [1, 0, 0]);
@@ -555,21 +558,22 @@ mod tests {
         let some = |name: &str, offset| Some((name.to_string(), offset));
         for kind in [FUNC, NOTYPE, IFUNC] {
             let label = [("label", 0x1100, 0, kind, 1)];
-            // A table that begins with it says how far it goes, and one behind it that it has ended.
+            // A table entry that begins at the label says how far the label reaches; an entry behind it says where
+            // the label has ended.
             let objects = coded(&label, &[(0x1110, RET)], &[(0x1100, 0x40), (0x1200, 0x20)]);
             assert_eq!(name_at(&objects, 0x113f), some("label", 0x3f), "{kind}");
             assert_eq!([0x1140, 0x1180, 0x1210, 0x1230].map(|at| name_at(&objects, at)), [(); 4].map(|()| None));
             let objects = coded(&label, &[], &[(0x1200, 0x20)]);
             assert_eq!(name_at(&objects, 0x11ff), some("label", 0xff), "{kind}");
             assert_eq!(name_at(&objects, 0x1200), None);
-            // Data among code ends it, and so does a name that is none.
+            // Data among code ends the label, and so does a symbol that is no name (`$x`).
             for (name, kind) in [("table", OBJECT), ("$x", NOTYPE)] {
                 let objects = coded(&[label[0], (name, 0x1180, 0, kind, 0)], &[], &[]);
                 let found = [0x117f, 0x1180, 0x1190].map(|at| name_at(&objects, at));
                 assert_eq!(found, [some("label", 0x7f), None, None], "{name}");
             }
         }
-        // A label in the function that begins before it is not that function.
+        // A label inside of a function that begins before it does not name that function.
         let inside = [("loop", 0x1110, 0, NOTYPE, 0)];
         assert_eq!(name_at(&coded(&inside, &[], &[(0x1100, 0x40)]), 0x1120), None);
         assert_eq!(name_at(&coded(&inside, &[], &[]), 0x1120), some("loop", 0x10));
@@ -681,7 +685,8 @@ mod tests {
         let gcc = |out: &str, gz: &str| run("gcc", &["-O2", "-g", gz, "-fPIC", "-shared", "-o", out, "a.c"]);
         gcc("plain.so", "-gz=none");
         gcc("packed.so", "-gz=zlib");
-        // ELFCOMPRESS_ZSTD, and the sections called .zdebug_* of tools older than SHF_COMPRESSED.
+        // The forms are ELFCOMPRESS_ZSTD, and sections called .zdebug_*, as tools older than SHF_COMPRESSED made
+        // them.
         for form in ["zstd", "zlib-gnu"] {
             run("objcopy", &[&format!("--compress-debug-sections={form}"), "plain.so", &format!("{form}.so")]);
         }
@@ -699,7 +704,7 @@ mod tests {
         assert!(read("zstd.so").len() < read("plain.so").len());
         for object in [loaded("plain.so"), loaded("packed.so"), loaded("zstd.so"), loaded("zlib-gnu.so"), separate] {
             let objects = Objects::from_parts(vec![object]);
-            // The load that `in` consists of; with CET the function begins with a 4-byte endbr64.
+            // The loop looks for the load that `in` consists of; with CET the function begins with a 4-byte endbr64.
             let symbols = NativeSymbolizer::new(&objects);
             let found = (0..8).map(|i| symbols.symbolize(CodeAddress::Exact(BIAS + outer + i))).find(|f| f.len() == 2);
             let found = found.unwrap_or_default();
@@ -713,7 +718,7 @@ mod tests {
 
     #[test]
     fn a_section_that_claims_too_much_is_not_unpacked() {
-        // ELFCOMPRESS_ZLIB, 3 GiB, alignment 1, and four bytes of input.
+        // The section claims ELFCOMPRESS_ZLIB, 3 GiB, alignment 1, and has four bytes of input.
         let mut bytes = vec![1, 0, 0, 0, 0, 0, 0, 0];
         bytes.extend((3u64 << 30).to_le_bytes().into_iter().chain(1u64.to_le_bytes()).chain([0x78, 0x9c, 3, 0]));
         let file = elf(&[Section { name: ".debug_frame", flags: 0x800, address: 0, bytes: &bytes }]);
@@ -727,7 +732,7 @@ mod tests {
         assert_eq!(demangle(&format!("_Z{}{short}v", short.len())), format!("{short}()"));
         let mangled = format!("_Z{}{long}v", long.len());
         assert_eq!(demangle(&mangled), mangled);
-        // Each argument is a pair of the one before, which takes eleven bytes.
+        // Each argument is a pair of the argument before it, and takes only eleven bytes.
         let pairs = |count| {
             (1..count).fold("_Z1f1A1BIS_S_E".to_string(), |name, i| {
                 let last = char::from_digit(i, 36).unwrap().to_ascii_uppercase();
@@ -750,7 +755,7 @@ mod tests {
         assert_eq!(at(&all, 0x1000 + (most - 1) * 16), Some("f".into()));
         assert_eq!(at(&all, 0x1000 + most * 16), None);
 
-        // Labels between the start of a function and what is asked for.
+        // There are this many labels between the start of a function and the address.
         for (labels, found) in
             [(limits::MAX_NESTED_SYMBOLS as u64 - 1, true), (limits::MAX_NESTED_SYMBOLS as u64, false)]
         {
@@ -758,7 +763,7 @@ mod tests {
             all.extend((1..=labels).map(|i| ("l", 0x1000 + i, 0, NOTYPE, 1)));
             assert_eq!(at(&all, 0x1800) == Some("f".into()), found);
         }
-        // Names of one start: the best of the first ones.
+        // Of the names for one start, the best of the first ones is chosen.
         let names: Vec<String> = (0..=limits::MAX_NESTED_SYMBOLS).rev().map(|i| format!("f{i:03}")).collect();
         let all: Vec<_> = names.iter().map(|name| function(name.as_str(), 0x1000, 0x1000)).collect();
         assert_ne!(at(&all, 0x1800), Some("f000".into()));

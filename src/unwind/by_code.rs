@@ -1,18 +1,19 @@
-//! Native code without unwind tables, followed by its own instructions.
+//! Unwinds native code that has no unwind tables by following the code's own instructions.
 //!
 //! A host that was built without tables (C with `-fno-asynchronous-unwind-tables`, Rust that aborts on panic, musl's
-//! assembly), and the `main` that the Rust compiler makes, say nowhere how large their frames are but in their code. So the
-//! code of a function is followed from its start along all of its branches: what moves rsp, whether rbp is a frame
-//! pointer, and where the registers are kept that belong to the caller.
+//! assembly), and the `main` that the Rust compiler makes, say only in their code how large their frames are. So the
+//! code of a function is followed from its start along all of its branches. This tells how far rsp moves, whether rbp
+//! is a frame pointer, and where the caller's values of the registers are kept.
 //!
-//! Where a function starts must be known, and that is one of three things: a symbol; what the program's entry point hands
-//! to the C library as `main`; or a call on the stack. Such a call counts only if the function that it calls, followed from
-//! its first instruction, leads to the place in question, and has there the very frame that puts the return address where
-//! it was found: neither fact follows from the other. Whatever the start came from, the caller's address must be behind
-//! a call, and of a call whose target is known that target must be the function.
+//! For that the start of the function must be known. It comes from one of three sources: a symbol; the address that
+//! the program's entry point hands to the C library as `main`; or a call whose return address is on the stack. Such a
+//! call counts only if the function that it calls, followed from its first instruction, leads to the place in
+//! question, and has at that place a frame that puts the return address into the very word where it was found:
+//! neither fact follows from the other. Whatever the start came from, the caller's address must be behind a call, and
+//! if the target of that call is known, it must be the function.
 //!
-//! Code that is reached by jumps through a table alone is taken to have the frame that the jump has, if the call then names
-//! the function.
+//! Code that is reached only by jumps through a table is taken to have the same frame as the jump. Such a frame is
+//! believed only if the caller's call names the function.
 
 use super::frame_pointer::calls_before;
 use super::{Cursor, Next, Trust, Unwinder};
@@ -27,31 +28,32 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
-/// The registers that a function gives back as they were.
+/// The registers that a function gives back to its caller with the values that they had.
 const KEPT: [Reg; 6] = [Reg::RBX, Reg::RBP, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
 const RBP: usize = 1;
 
 /// Where the caller's value of a register is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kept {
-    /// Still in the register.
+    /// It is still in the register.
     Same,
-    /// In the word at this distance from the return address.
+    /// It is in the word at this distance in bytes from the return address.
     At(i64),
-    /// Nobody knows.
+    /// It is lost, or nobody knows where it is.
     Lost,
 }
 
-/// The frame before an instruction. Distances are from the word with the return address.
+/// What is known of the frame before an instruction. Distances are in bytes from the word with the return address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct State {
     sp: Option<i64>,
-    /// Where rbp points, if it is a frame pointer.
+    /// The distance of the place that rbp points to, if rbp is a frame pointer.
     frame: Option<i64>,
-    /// Where r11 points: the loops that touch each page of a large frame count down to it.
+    /// The distance of the place that r11 points to. The loops that touch each page of a large frame move rsp down to
+    /// it.
     r11: Option<i64>,
     kept: [Kept; 6],
-    /// Whether nothing but a jump through a table may lead here.
+    /// Whether only a jump through a table may lead to this instruction.
     guessed: bool,
 }
 
@@ -92,7 +94,8 @@ impl State {
         self.sp == other.sp && self.frame == other.frame
     }
 
-    /// Keeps what another way says as well; whether something was lost.
+    /// Keeps only what `other`, the state of another way to the same place, says as well. Returns whether anything
+    /// was lost.
     fn join(&mut self, other: &State) -> bool {
         let before = self.clone();
         self.sp = self.sp.filter(|_| self.sp == other.sp);
@@ -106,7 +109,7 @@ impl State {
         *self != before
     }
 
-    /// Distance of a memory operand, if it is in the frame.
+    /// The distance of the place that a memory operand names, if it is in the frame.
     fn slot(&self, i: &Instruction) -> Option<i64> {
         if i.memory_index() != Register::None {
             return None;
@@ -124,14 +127,14 @@ impl State {
             && let Some(kept @ Kept::Same) = self.kept.get_mut(n)
             && at < 0
         {
-            // rbp that points into the frame is not the caller's.
+            // An rbp that points into the frame does not hold the caller's value.
             if n != RBP || self.frame.is_none() {
                 *kept = Kept::At(at);
             }
         }
     }
 
-    /// The register is read back from the frame.
+    /// `register` is read back from distance `at` in the frame.
     fn load(&mut self, register: Register, at: Option<i64>) {
         let Some(n) = kept_index(register) else { return self.overwrite(register) };
         let back = at.is_some_and(|at| self.kept.get(n) == Some(&Kept::At(at)));
@@ -165,7 +168,7 @@ impl State {
         }
     }
 
-    /// One instruction on, which is no call.
+    /// Follows one instruction that is no call.
     fn step(&mut self, i: &Instruction, info: &mut InstructionInfoFactory) {
         let is_reg = |n: u32| i.op_kind(n) == OpKind::Register;
         let reg = |n: u32| i.op_register(n);
@@ -231,25 +234,28 @@ impl State {
     }
 }
 
-/// One function that was followed.
+/// What was found out about one function by following it.
 #[derive(Debug)]
 struct Body {
-    /// Before each instruction.
+    /// The state before each instruction, by the address of the instruction.
     states: BTreeMap<u64, State>,
-    /// Behind each call: the state before it.
+    /// The state before each call, by the address behind the call.
     calls: BTreeMap<u64, State>,
-    /// Where jumps leave the code, and code whose address it takes, if there is a jump that may lead there.
+    /// The addresses outside of the code that jumps lead to. If there is a jump through a register or a table, also
+    /// the addresses that the code takes, because the jump may lead there.
     leaves: BTreeSet<u64>,
 }
 
-/// How sure it is that a way is taken.
+/// How sure it is that a way through the code is taken.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// The code goes it.
+    /// The code takes this way.
     Sure,
-    /// Behind a call, which perhaps does not return: what else leads there knows better.
+    /// The way goes on behind a call, which perhaps does not return. Any other way that leads to the same place knows
+    /// better.
     AfterCall,
-    /// Behind the end of another way, where perhaps a jump through a table leads: everything else knows better.
+    /// The way begins behind the end of another way, where perhaps a jump through a table leads. All other ways know
+    /// better.
     ByTable,
 }
 
@@ -259,21 +265,21 @@ struct Follower<'c> {
     body: Body,
     sure: Vec<(u64, State)>,
     after_call: BTreeMap<u64, State>,
-    /// What jumps through tables have, as far as all have the same.
+    /// The state at the jumps through tables, as far as all of them agree.
     by_table: Option<State>,
-    /// Where code goes on behind the end of a way.
+    /// The addresses at which code goes on behind the end of a way.
     gaps: BTreeSet<u64>,
-    /// Behind this another function may begin: jumps through tables do not lead there.
+    /// Behind this address another function may begin, so jumps through tables are not expected to lead there.
     limit: u64,
-    /// Addresses that the code takes.
+    /// The addresses that the code computes with `lea`.
     taken: BTreeSet<u64>,
-    /// Instructions that are left.
+    /// How many more instructions may be followed.
     left: &'c Cell<usize>,
     info: InstructionInfoFactory,
 }
 
 impl Follower<'_> {
-    /// From `at` on to the end of the way; `None`: too much.
+    /// Follows the code from `at` to the end of the way. `None`: no more instructions may be followed.
     fn go(&mut self, mut at: u64, mut state: State, mut way: Way) -> Option<()> {
         let end = self.start.checked_add(self.code.len() as u64)?;
         let mut compared = false;
@@ -319,7 +325,8 @@ impl Follower<'_> {
                 }
             }
             match control {
-                // `call next; pop reg`: where am I.
+                // `call next; pop reg` is how code learns its own address. Nothing returns, and a word stays on the
+                // stack.
                 FlowControl::Call if i.near_branch_target() == next => {
                     state.sp = state.sp.and_then(|sp| sp.checked_sub(8));
                 }
@@ -330,7 +337,7 @@ impl Follower<'_> {
                         return Some(());
                     }
                 }
-                // `cmp rsp, r11; jne` back: behind the loop they are the same.
+                // `cmp rsp, r11; jne` leads back to the start of a loop: behind the loop both registers are equal.
                 FlowControl::ConditionalBranch => {
                     if compared && i.mnemonic() == Mnemonic::Jne && i.near_branch_target() < at {
                         state.sp = state.r11;
@@ -363,8 +370,8 @@ impl Follower<'_> {
 }
 
 impl Body {
-    /// The function at `start` in `code`, which holds more than it unless it is `whole`. `None`: it has more instructions
-    /// than are left.
+    /// Follows the function at `start`, where `code` begins. If `whole`, `code` ends with the function; otherwise it
+    /// may hold more. `None`: the function has more instructions than are `left`.
     fn follow(start: u64, code: &[u8], whole: bool, left: &Cell<usize>) -> Option<Body> {
         let end = start.checked_add(code.len() as u64)?;
         let mut follower = Follower {
@@ -388,7 +395,7 @@ impl Body {
             } else if let Some(state) = follower.by_table.clone()
                 && let Some(at) = follower.gaps.pop_first()
             {
-                // What is certain reaches so far.
+                // The function reaches at least as far as the last instruction that is certain to belong to it.
                 let sure = follower.body.states.iter().rev().find(|(_, state)| !state.guessed);
                 follower.limit = follower.limit.max(sure.map_or(start, |(at, _)| *at));
                 if at < follower.limit && !follower.body.states.contains_key(&at) {
@@ -411,13 +418,14 @@ impl Body {
     }
 }
 
-/// Whether the code that begins at `start`, at the beginning of `code`, leads to `address`.
+/// Whether the code at `start`, where `code` begins, leads to `address`.
 pub fn leads_to(start: u64, code: &[u8], address: CodeAddress) -> bool {
     let left = Cell::new(MAX_BODY_STEPS);
     Body::follow(start, code, false, &left).is_some_and(|body| body.at(address).is_some())
 }
 
-/// The word with the return address.
+/// The address of the word that holds the return address. `None` if it is not known, or if rsp and rbp contradict
+/// each other.
 fn slot(state: &State, registers: &Registers) -> Option<u64> {
     let from = |reg, at: Option<i64>| registers.get(reg)?.checked_add_signed(at?.checked_neg()?);
     let (by_sp, by_frame) = (from(Reg::RSP, state.sp), from(Reg::RBP, state.frame));
@@ -428,15 +436,16 @@ fn slot(state: &State, registers: &Registers) -> Option<u64> {
     .filter(|slot| slot.is_multiple_of(8) && registers.sp().is_none_or(|sp| sp <= *slot))
 }
 
-/// What a call calls.
+/// The function that a call instruction calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Called {
     This(u64),
-    /// A register or a table says it.
+    /// A register or a table holds the address of the function.
     Unknown,
 }
 
-/// The functions that a call before `pc` may call; none if there is no call. Bytes before an address can be read as several.
+/// The functions that a call right before `pc` may call, none if there is no call. There can be several, because the
+/// bytes before an address can be read in several ways.
 fn called(pc: u64, memory: &dyn Memory) -> Vec<Called> {
     let of = |i: Instruction| match i.op0_kind() {
         OpKind::NearBranch64 => Called::This(behind_stub(i.near_branch_target(), memory)),
@@ -448,7 +457,8 @@ fn called(pc: u64, memory: &dyn Memory) -> Vec<Called> {
     calls_before(pc, memory).map(of).collect()
 }
 
-/// Where the linker's stub at `target` (`endbr64; bnd jmp [rip + x]`) leads; `target` itself if it is none.
+/// The address to which the linker's stub at `target` (`endbr64; bnd jmp [rip + x]`) leads, or `target` itself if
+/// there is no stub.
 fn behind_stub(target: u64, memory: &dyn Memory) -> u64 {
     let mut code = [0; 16];
     let len = memory.read_some(target, &mut code);
@@ -465,39 +475,40 @@ fn behind_stub(target: u64, memory: &dyn Memory) -> u64 {
     target
 }
 
-/// A function, as somebody who knows symbols says.
+/// A function, as it is known to somebody who has symbols.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Known {
-    /// Its first address.
+    /// Address of the function's first byte, in the target.
     pub start: u64,
-    /// One past its last, if that is known.
+    /// Address one past the function's last byte, if it is known.
     pub end: Option<u64>,
-    /// Whether it is certain that calls lead to its start.
+    /// Whether it is certain that calls lead to `start`.
     pub is_entry: bool,
 }
 
-/// Tells the function around an address.
+/// Returns the function around an address, if there is one that is known.
 pub type Symbols<'a> = dyn Fn(CodeAddress) -> Option<Known> + 'a;
 
-/// What was followed, by where it begins and ends; `None`: it could not be.
+/// The functions that were followed, by start and end. `None`: the function could not be followed.
 type Bodies = HashMap<(u64, u64), Option<Rc<Body>>>;
 
-/// Unwinds code of loaded files by what it does.
+/// Unwinds code of loaded files by following its instructions.
 pub struct CodeUnwinder<'a> {
     objects: &'a Objects,
     mappings: &'a [Mapping],
     symbols: Box<Symbols<'a>>,
-    /// Where the executable is entered.
+    /// Address of the executable's entry point.
     entry: Option<u64>,
-    /// The `main` that the entry point names.
+    /// Address of the `main` that the entry point names, once it was looked for.
     main: OnceCell<Option<u64>>,
     bodies: RefCell<Bodies>,
-    /// Instructions of all functions that are left.
+    /// How many more instructions may be followed in all functions together.
     left: Cell<usize>,
 }
 
 impl<'a> CodeUnwinder<'a> {
-    /// `symbols` says where the function around an address is; `entry` is where the executable begins (`AT_ENTRY`).
+    /// `symbols` gives the function around an address. `entry` is the address of the executable's entry point
+    /// (`AT_ENTRY`).
     pub fn new(
         objects: &'a Objects,
         mappings: &'a [Mapping],
@@ -543,7 +554,7 @@ impl<'a> CodeUnwinder<'a> {
         body
     }
 
-    /// What `_start` hands to the C library: the last address that it puts into rdi before its call.
+    /// The `main` that `_start` hands to the C library: the last address that it puts into rdi before its call.
     fn main(&self, memory: &dyn Memory) -> Option<u64> {
         *self.main.get_or_init(|| {
             let entry = self.entry?;
@@ -576,8 +587,8 @@ impl<'a> CodeUnwinder<'a> {
         })
     }
 
-    /// Whether the frame is the one of the program's entry point, which nobody called: rbp is cleared there first, as the
-    /// ABI has it for the outermost frame, and the only call does not return.
+    /// Whether the frame at `at` is the one of the program's entry point, which nobody called. An entry point first
+    /// clears rbp, as the ABI demands for the outermost frame, and its only call does not return.
     fn is_entry(&self, at: CodeAddress, memory: &dyn Memory) -> bool {
         let Some(entry) = self.entry else { return false };
         let mut code = [0; 64];
@@ -604,7 +615,7 @@ impl<'a> CodeUnwinder<'a> {
         false
     }
 
-    /// The caller that the function has in this frame, and where its address stands.
+    /// The caller of `function` in the frame `at`, with the address of the word that holds the return address.
     fn caller(&self, function: Known, at: &Cursor, memory: &dyn Memory) -> Option<(u64, Cursor)> {
         let start = function.start;
         let body = self.body(start, function.end, memory)?;
@@ -616,7 +627,7 @@ impl<'a> CodeUnwinder<'a> {
         }
         let is_this = |called: &Called| match *called {
             Called::Unknown => function.is_entry && !state.guessed,
-            // A function that ends in a jump to this one was called in its place.
+            // The call may name another function that ends in a jump to this function.
             Called::This(other) => {
                 other == start
                     || self.is_entry(CodeAddress::Return(pc), memory)
@@ -644,7 +655,8 @@ impl<'a> CodeUnwinder<'a> {
         Some((slot, Cursor { address: CodeAddress::Return(pc), registers }))
     }
 
-    /// The caller whose call on the stack names a function that leads here with the frame that it must have.
+    /// Searches the stack for the caller: the first return address whose call names a function that leads to `at`,
+    /// and whose frame there has the return address in exactly that word.
     fn called_from(&self, at: &Cursor, memory: &dyn Memory) -> Option<Cursor> {
         let sp = at.registers.sp()?.checked_next_multiple_of(8)?;
         let stack = self.mapping_at(sp).filter(|m| m.write)?;
@@ -660,7 +672,8 @@ impl<'a> CodeUnwinder<'a> {
             for called in called(word, memory) {
                 let Called::This(first) = called else { continue };
                 let mut starts = vec![first];
-                // It may end in a jump to the function: musl's `__libc_start_main` does.
+                // The called function may end in a jump to the function that is searched: musl's `__libc_start_main`
+                // does.
                 if let Some(body) = self.body(first, None, memory).filter(|b| b.at(at.address).is_none()) {
                     let near = body.leaves.range(pc.saturating_sub(MAX_BODY_BYTES)..=pc);
                     starts.extend(near.rev().take(MAX_BODY_LEAVES));
@@ -710,7 +723,7 @@ mod tests {
     const CALLER: u64 = 0x40_0800;
     const STACK: u64 = 0x7000_0000;
 
-    /// call x, with the target at `START`, which returns to `CALLER`.
+    /// A call of `target` that returns to `CALLER`.
     fn call(target: u64) -> Vec<u8> {
         let distance = (target as i64 - CALLER as i64) as i32;
         [&[0xe8][..], &distance.to_le_bytes()].concat()
@@ -733,12 +746,12 @@ mod tests {
         Objects::from_parts(vec![object("/bin/host", 0, (TEXT, 0x48_0000), Vec::new())])
     }
 
-    /// The caller's frame, of a function with this code, stopped behind all of it: address, rsp, and what of these registers
-    /// it has: rbx and rbp, which the function was entered with as 3 and 5.
+    /// A function with this code, stopped behind all of it. The tests ask for the caller's frame: its address, its
+    /// rsp, and its rbx and rbp as far as they are known. `REGISTERS` are the values of rbx and rbp at the stop.
     struct Case {
         code: Vec<u8>,
         before_call: Vec<u8>,
-        /// Bytes from rsp to the return address.
+        /// Bytes from rsp up to the word with the return address.
         depth: u64,
         words: Vec<(u64, u64)>,
         symbol: Option<Known>,
@@ -757,7 +770,7 @@ mod tests {
         }
 
         fn memory(&self) -> Pieces {
-            // Whole pages: what is behind a hole is not read.
+            // The memory consists of whole pages, because nothing behind a hole would be read.
             let mut text = vec![0x90; 0x8_0000];
             let mut put = |at: u64, bytes: &[u8]| text[(at - TEXT) as usize..][..bytes.len()].copy_from_slice(bytes);
             put(START, &self.code);
@@ -779,7 +792,7 @@ mod tests {
             unwinder.step(&at, &self.memory())
         }
 
-        /// rsp, rbx, rbp of the caller.
+        /// The caller's rsp, rbx and rbp.
         fn caller(&self, registers: &[(Reg, u64)]) -> Option<[Option<u64>; 3]> {
             match self.step(registers)? {
                 Next::Caller(caller, Trust::Code) => {
@@ -804,7 +817,7 @@ mod tests {
     #[test]
     fn frames_of_every_shape_are_followed() {
         assert_eq!(Case::new(&[&[0x90]], 0).caller(&REGISTERS), Some([above(0), Some(3), Some(5)]));
-        // push rax: the `main` of Rust.
+        // push rax, as the `main` of a Rust program has it.
         assert_eq!(Case::new(&[&[0x50]], 8).caller(&REGISTERS), Some([above(8), Some(3), Some(5)]));
         let mut case = Case::new(&[PUSH_RBP, PUSH_RBX, SUB_20], 0x30);
         case.words = vec![(0x28, 55), (0x20, 33)];
@@ -813,18 +826,18 @@ mod tests {
         let mut case = Case::new(&[PUSH_RBP, SUB_20, &[0x48, 0x89, 0xfd]], 0x28);
         case.words = vec![(0x20, 55)];
         assert_eq!(case.caller(&REGISTERS), Some([above(0x28), Some(3), Some(55)]));
-        // A frame pointer, and a stack pointer that moved by an unknown amount: sub rsp, rax.
+        // There is a frame pointer, and the stack pointer moved by an unknown amount: sub rsp, rax.
         let mut case = Case::new(&[FRAME, PUSH_RBX, &[0x48, 0x29, 0xc4]], 0x48);
         case.words = vec![(0x40, 55), (0x38, 33)];
         assert_eq!(case.caller(&[(Reg::RBX, 3), (Reg::RBP, STACK + 0x140)]), Some([above(0x48), Some(33), Some(55)]));
-        // The loop that touches the pages of a large frame: lea r11, [rsp - 0x2000]; sub rsp, 0x1000; mov [rsp], 0; cmp
+        // This loop touches the pages of a large frame: lea r11, [rsp - 0x2000]; sub rsp, 0x1000; mov [rsp], 0; cmp
         // rsp, r11; jne.
         let probe: &[u8] = &[
             0x4c, 0x8d, 0x9c, 0x24, 0x00, 0xe0, 0xff, 0xff, 0x48, 0x81, 0xec, 0, 0x10, 0, 0, 0x48, 0xc7, 0x04, 0x24, 0,
             0, 0, 0, 0x4c, 0x39, 0xdc, 0x75, 0xec,
         ];
         assert_eq!(Case::new(&[probe], 0x2000).caller(&REGISTERS), Some([above(0x2000), Some(3), Some(5)]));
-        // Saved with mov, and overwritten without being saved.
+        // rbx is saved with mov; rbp is overwritten without being saved.
         let mut case = Case::new(&[SUB_20, &[0x48, 0x89, 0x5c, 0x24, 0x08, 0x31, 0xdb, 0x31, 0xed]], 0x20);
         case.words = vec![(8, 33)];
         assert_eq!(case.caller(&REGISTERS), Some([above(0x20), Some(33), None]));
@@ -837,21 +850,22 @@ mod tests {
         let mut case = Case::new(code, 8);
         case.words = vec![(0, 33)];
         assert_eq!(case.caller(&REGISTERS), Some([above(8), Some(33), Some(5)]));
-        // A call that does not return with another frame than the way that leads on: push rbx; je +6; push 1; call; [here]
+        // A call that does not return has another frame than the way that leads on: push rbx; je +7; push 1; call;
+        // [here]
         let mut case = Case::new(&[PUSH_RBX, &[0x74, 7, 0x6a, 1], &[0xe8, 0, 0, 0, 1]], 8);
         case.words = vec![(0, 33)];
         assert_eq!(case.caller(&REGISTERS), Some([above(8), Some(33), Some(5)]));
-        // Two ways that do not agree: je +2; push 1; [here]
+        // Two ways do not agree: je +2; push 1; [here]
         assert_eq!(Case::new(&[&[0x74, 2, 0x6a, 1]], 8).caller(&REGISTERS), None);
-        // A jump through a table: push rbx; jmp rax; [here]. Only if the call names the function.
+        // A jump through a table: push rbx; jmp rax; [here]. It is believed only if the call names the function.
         let mut case = Case::new(&[PUSH_RBX, &[0xff, 0xe0]], 8);
         (case.words, case.symbol) = (vec![(0, 33)], case.symbol.map(|s| Known { end: Some(START + 5), ..s }));
         assert_eq!(case.caller(&REGISTERS), Some([above(8), Some(33), Some(5)]));
         case.before_call = vec![0xff, 0xd0];
         assert_eq!(case.caller(&REGISTERS), None);
-        // Nothing leads here: ret; [here]
+        // No way leads here: ret; [here]
         assert_eq!(Case::new(&[&[0xc3]], 0).caller(&REGISTERS), None);
-        // A return address is where a call of the function returns to, even if nothing follows.
+        // A return address is known if a call of the function returns to it, even if no instruction follows.
         let mut case = Case::new(&[PUSH_RBX, &[0xe8, 0, 0, 0, 1]], 8);
         (case.words, case.at) = (vec![(0, 33)], CodeAddress::Return(START + 6));
         assert_eq!(case.caller(&REGISTERS), Some([above(8), Some(33), Some(5)]));
@@ -862,22 +876,22 @@ mod tests {
     #[test]
     fn the_caller_has_to_call_this_function() {
         let case = || Case::new(&[&[0x50]], 8);
-        // No call.
+        // There is no call before the return address.
         assert_eq!(Case { before_call: vec![0x90; 5], ..case() }.caller(&REGISTERS), None);
-        // A call of another.
+        // The call names another function.
         assert_eq!(Case { before_call: call(START + 0x100), ..case() }.caller(&REGISTERS), None);
-        // Of another that ends in a jump to this one.
+        // The call names another function that ends in a jump to this one.
         let jump = [&[0xe9][..], &(-0x105i32).to_le_bytes()].concat();
         let tail = Case { before_call: call(START + 0x100), more: vec![(START + 0x100, jump)], ..case() };
         assert_eq!(tail.caller(&REGISTERS), Some([above(8), Some(3), Some(5)]));
-        // Through a linker's stub: endbr64; bnd jmp [rip + x]
+        // The call goes through a linker's stub: endbr64; bnd jmp [rip + x]
         let stub = vec![0xf3, 0x0f, 0x1e, 0xfa, 0xf2, 0xff, 0x25, 0, 0, 0, 0];
         for (target, found) in [(START, true), (START + 8, false)] {
             let more = vec![(START + 0x100, stub.clone()), (START + 0x10b, target.to_le_bytes().to_vec())];
             let stub = Case { before_call: call(START + 0x100), more, ..case() };
             assert_eq!(stub.caller(&REGISTERS).is_some(), found);
         }
-        // call rax: only of a symbol that is no label.
+        // An indirect call (call rax) counts only for a symbol that is known to be called, not for a label.
         for is_entry in [true, false] {
             let symbol = Some(Known { start: START, end: None, is_entry });
             let indirect = Case { before_call: vec![0xff, 0xd0], symbol, ..case() };
@@ -889,15 +903,15 @@ mod tests {
     fn without_symbols_a_call_on_the_stack_says_where_the_function_starts() {
         let case = || Case { symbol: None, ..Case::new(&[PUSH_RBX, SUB_20], 0x28) };
         assert_eq!(case().caller(&REGISTERS).map(|r| r[0]), Some(above(0x28)));
-        // In another word than the frame has it.
+        // The return address is in another word than the frame says.
         let mut other = case();
         (other.depth, other.words) = (0x30, vec![(0x28, 0)]);
         assert_eq!(other.caller(&REGISTERS), None);
-        // Old words below it are passed over.
+        // Older return addresses in words below it are passed over.
         let mut old = case();
         old.words = vec![(0x8, CALLER), (0x10, CALLER)];
         assert_eq!(old.caller(&REGISTERS).map(|r| r[0]), Some(above(0x28)));
-        // The function that is called ends in a jump to it, by its address: lea rax, [rip + x]; jmp rax.
+        // The called function jumps to this one, by its address: lea rax, [rip + x]; jmp rax.
         let jump = |target: u64| {
             [&[0x48, 0x8d, 0x05][..], &((target as i64 - START as i64 - 0x107) as i32).to_le_bytes(), &[0xff, 0xe0]]
                 .concat()
@@ -906,13 +920,14 @@ mod tests {
             let tail = Case { before_call: call(START + 0x100), more: vec![(START + 0x100, jump(target))], ..case() };
             assert_eq!(tail.caller(&REGISTERS).is_some(), found);
         }
-        // An indirect call says nothing.
+        // An indirect call does not name a function.
         assert_eq!(Case { before_call: vec![0xff, 0xd0], ..case() }.caller(&REGISTERS), None);
     }
 
     const ENTRY: u64 = 0x40_2000;
 
-    /// `_start` of glibc, musl and a program that is linked to fixed addresses, with `main` at `START`.
+    /// The `_start` of glibc, of musl, and of a program that is linked to fixed addresses, each with `main` at
+    /// `START`.
     fn entries() -> [Vec<u8>; 3] {
         let lea = |at: u64| ((START as i64 - at as i64) as i32).to_le_bytes();
         [
@@ -936,7 +951,7 @@ mod tests {
     fn main_is_what_the_entry_point_names() {
         for code in entries() {
             let mut case = Case { symbol: None, entry: Some(ENTRY), ..Case::new(&[&[0x50]], 8) };
-            // As the C library calls it.
+            // The C library calls `main` with an indirect call.
             (case.before_call, case.more) = (vec![0xff, 0xd0], vec![(ENTRY, code)]);
             assert_eq!(case.caller(&REGISTERS), Some([above(8), Some(3), Some(5)]));
             case.entry = None;
@@ -959,7 +974,7 @@ mod tests {
                 case.at = at;
                 assert_eq!(matches!(case.step(&REGISTERS), Some(Next::Bottom)), is_bottom, "{code:x?} {at:x?}");
             }
-            // Code that keeps rbp is an ordinary function.
+            // Code that does not clear rbp is an ordinary function.
             case.at = CodeAddress::Return(ENTRY + call);
             let keeps: Vec<u8> = code.iter().map(|b| if *b == 0x31 { 0x39 } else { *b }).collect();
             case.more = vec![(ENTRY, keeps)];
@@ -969,7 +984,7 @@ mod tests {
 
     #[test]
     fn so_much_code_is_followed_and_so_much_stack_searched() {
-        // push rax, and then nothing in two bytes.
+        // The code is push rax, followed by nops of two bytes each.
         let code = [&[0x50][..], &[0x66, 0x90].repeat(MAX_BODY_BYTES as usize / 2 + 8)].concat();
         for (len, found) in [(MAX_BODY_BYTES - 1, true), (MAX_BODY_BYTES + 1, false)] {
             let mut case = Case::new(&[&code], 8);
@@ -981,7 +996,7 @@ mod tests {
         let (one, memory) = (unwinder(), Pieces::default().bytes(START, &vec![0x90; MAX_BODY_STEPS + 1]));
         let steps =
             |unwinder: &CodeUnwinder<'_>, n: usize| unwinder.body(START, Some(START + n as u64), &memory).is_some();
-        // The place behind the last instruction counts, too.
+        // The place behind the last instruction counts as well.
         assert!(steps(&one, MAX_BODY_STEPS - 1) && !steps(&one, MAX_BODY_STEPS));
         let all = unwinder();
         let nth = |i: u64| all.body(START + i, Some(START + i + 9_999), &memory).is_some();
@@ -993,7 +1008,7 @@ mod tests {
             case.words = (0..depth / 8).map(|i| (i * 8, 0)).collect();
             assert_eq!(case.caller(&REGISTERS).is_some(), found);
         }
-        // Jumps into the function that are nearer than its start.
+        // The other function has jumps to places in this function that are nearer than this function's start.
         for (nearer, found) in [(MAX_BODY_LEAVES - 1, true), (MAX_BODY_LEAVES, false)] {
             let mut case = Case { symbol: None, ..Case::new(&[PUSH_RBX, SUB_20, &[0x90; 0x80]], 0x28) };
             let jumps = (0..=nearer as i64).flat_map(|i| {
@@ -1020,7 +1035,7 @@ mod tests {
         }
     }
 
-    /// What unwind tables and the code say of one place.
+    /// How often unwind tables and code agree on a place.
     #[derive(Default, Debug)]
     struct Compared {
         same: usize,
@@ -1028,8 +1043,8 @@ mod tests {
         different: Vec<String>,
     }
 
-    /// Every instruction of every function that a symbol names, in the files that this test runs with: the compiler's own
-    /// tables say what the code should.
+    /// Looks at every instruction of every third function of the compiler that a symbol names, in the files that this
+    /// test runs with: the compiler's own tables say what the code should say.
     #[test]
     fn tables_and_code_say_the_same() {
         let mut all = Compared::default();
@@ -1043,7 +1058,7 @@ mod tests {
             let Some(frames) = file.section_by_name(".eh_frame") else { continue };
             let table = Arc::new(frames.data().unwrap().to_vec());
             let cfi = CfiUnwinder::of_eh_frame("x".into(), (0, u64::MAX), table, frames.address());
-            // Assembly says what it likes.
+            // Only functions of the compiler are compared, because assembly may have tables that say anything.
             let of_compiler = |name: &str| name.starts_with("_ZN") || name.starts_with("_R");
             let functions = file.symbols().filter(|s| s.kind() == SymbolKind::Text && s.size() > 0);
             for symbol in functions.filter(|s| s.name().is_ok_and(of_compiler)).step_by(3) {

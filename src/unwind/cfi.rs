@@ -1,13 +1,15 @@
-//! Call frame information: `.eh_frame` (searched through `.eh_frame_hdr` where that is usable) and `.debug_frame`.
+//! Unwinds with call frame information: `.eh_frame` (searched through `.eh_frame_hdr` where that is usable) and
+//! `.debug_frame`.
 //!
-//! Every register rule is applied to every register of [`crate::arch::x64::TABLE`], because what lies above native code
-//! may keep its values in any callee-saved register (facts: locals 0-3 of a singlepass function).
+//! The register rules of a table are applied to every register of [`crate::arch::x64::TABLE`], because whatever
+//! called the native code may keep its values in any callee-saved register (facts: locals 0-3 of a singlepass
+//! function).
 
 use super::{Cursor, FrameChange, Next, Trust, UnwindError, Unwinder, prologue};
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::limits;
 use crate::process::objects::{LoadedObject, Objects};
-use crate::process::unpack;
+use crate::process::unpack::section_bytes;
 use crate::process::{Memory, MemoryError};
 use gimli::{
     BaseAddresses, CfaRule, DebugFrame, EhFrame, Encoding, EndianSlice, Evaluation, EvaluationResult, LittleEndian,
@@ -24,18 +26,19 @@ use std::sync::Arc;
 
 type Slice<'a> = EndianSlice<'a, LittleEndian>;
 
-/// What a signal handler returns to: system call 15 (`rt_sigreturn`). `mov $15, %rax; syscall` is the one of glibc, musl and Go
-/// (gdb knows it by the same bytes); the others say the same in fewer bytes, as an assembler that optimizes does.
+/// The code that a signal handler returns to: system call 15 (`rt_sigreturn`). `mov $15, %rax; syscall` is the code
+/// of glibc, musl and Go (gdb knows it by the same bytes). The other sequences say the same in fewer bytes, as an
+/// assembler that optimizes does.
 const SIGRETURNS: [&[u8]; 3] = [
     &[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05], // mov rax, 15; syscall
     &[0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05],             // mov eax, 15; syscall
     &[0x6a, 0x0f, 0x58, 0x0f, 0x05],                // push 15; pop rax; syscall
 ];
-/// Bytes of `syscall`.
+/// Length of a `syscall` instruction in bytes.
 const SYSCALL: usize = 2;
 
-/// Byte offsets in `struct ucontext` (asm/ucontext.h, asm/sigcontext.h). The kernel leaves rsp pointing at it when the
-/// handler has returned.
+/// Byte offsets in `struct ucontext` (asm/ucontext.h, asm/sigcontext.h). When a handler has returned, rsp points at
+/// that struct, as the kernel arranged it.
 mod ucontext {
     use crate::arch::Reg;
 
@@ -59,11 +62,11 @@ mod ucontext {
         (Reg::RSP, 160),
         (Reg::RIP, 168),
     ];
-    /// The segment registers: cs, gs, fs, ss.
+    /// Offset of the segment registers: cs, gs, fs, ss.
     pub const SEGMENTS: u64 = 184;
-    /// Pointer to the floating point state; null if it was not saved.
+    /// Offset of the pointer to the floating point state. The pointer is null if that state was not saved.
     pub const FPSTATE: u64 = 224;
-    /// XMM0 in the floating point state (the FXSAVE layout), 16 bytes each.
+    /// Offset of XMM0 within the floating point state (the FXSAVE layout). Each XMM register takes 16 bytes.
     pub const XMM: u64 = 160;
 }
 
@@ -78,17 +81,17 @@ pub struct CfiUnwinder<'a> {
 struct Source<'a> {
     range: (u64, u64),
     bias: u64,
-    /// Parsed for tables when first asked; without it they are there from the start.
+    /// The file, whose tables are parsed when they are first asked for. `None`: `tables` is filled from the start.
     object: Option<&'a LoadedObject>,
     name: String,
     tables: OnceCell<Vec<Table<'a>>>,
 }
 
-/// What to do at an address. Kept per address: deep recursion parses nothing twice.
+/// What to do at an address. Plans are kept per address, so that deep recursion parses nothing twice.
 #[derive(Clone)]
 enum Plan {
     Row(Rc<Row>),
-    /// The code of `__restore_rt` without a signal frame's CFI.
+    /// The address is in the code of `__restore_rt`, and no CFI marks the code as a signal frame.
     SignalReturn,
     Broken(String),
     None,
@@ -98,7 +101,7 @@ enum Plan {
 struct Row {
     source: usize,
     table: usize,
-    /// Where the function begins, before it was loaded.
+    /// The svma at which the function begins.
     start: u64,
     cfa: CfaRule<usize>,
     rules: Vec<(Reg, RegisterRule<usize>)>,
@@ -110,7 +113,7 @@ struct Row {
 }
 
 impl<'a> CfiUnwinder<'a> {
-    /// An unwinder over `objects`. Parses nothing until asked.
+    /// An unwinder over `objects`. A table is parsed only when it is first asked for.
     pub fn new(objects: &'a Objects) -> CfiUnwinder<'a> {
         let source = |object: &'a LoadedObject| Source {
             range: object.range,
@@ -122,8 +125,8 @@ impl<'a> CfiUnwinder<'a> {
         CfiUnwinder::of(objects.iter().map(source).collect())
     }
 
-    /// An unwinder over the code at `code` (first address, one past the last) with the `.eh_frame` section `bytes` that is
-    /// loaded at `address`: a code image that no loader knows.
+    /// An unwinder over the code at `code` (first address, one past the last) with the `.eh_frame` section `bytes`
+    /// that is loaded at `address`. It serves a code image that no loader knows.
     pub fn of_eh_frame(name: String, code: (u64, u64), bytes: Arc<Vec<u8>>, address: u64) -> CfiUnwinder<'static> {
         let table = Table {
             bytes: TableBytes::Shared(bytes),
@@ -145,13 +148,13 @@ impl<'a> CfiUnwinder<'a> {
         }
     }
 
-    /// With `yes`, a frame pointer that a table needs and that is not known is computed from the function's own code.
-    /// Frames found with it count as found by frame pointer.
+    /// With `yes`, a frame pointer that a table needs but that is not known is computed from the function's own code.
+    /// Frames found with such a frame pointer count as found by frame pointer.
     pub fn reading_prologues(self, yes: bool) -> CfiUnwinder<'a> {
         CfiUnwinder { prologues: yes, ..self }
     }
 
-    /// As [`CfiUnwinder::apply`], with a frame pointer from the function's code.
+    /// Does the same as [`CfiUnwinder::apply`], with a frame pointer that is computed from the function's code.
     fn apply_with_prologue(&self, row: &Row, at: &Cursor, memory: &dyn Memory) -> Option<Result<Next, Failure>> {
         let start = row.start.wrapping_add(self.objects.get(row.source)?.bias);
         let pointer = prologue::frame_pointer(start, at.address.raw(), at.registers.sp()?, memory)?;
@@ -163,21 +166,23 @@ impl<'a> CfiUnwinder<'a> {
         }))
     }
 
-    /// How callers are found from each place in the code at `start` on, as the table of [`CfiUnwinder::of_eh_frame`] says
-    /// it: offsets and changes, ascending. `None`: it has no entry for this code, or uses rules that have no such form.
+    /// How callers are found from each place of the function at `start`, as the table of [`CfiUnwinder::of_eh_frame`]
+    /// says it: pairs of a byte offset from `start` and a change, in ascending order. `None`: the table has no entry
+    /// for this function, or uses rules that cannot be expressed as changes.
     pub fn changes(&self, start: u64) -> Option<Vec<(u32, FrameChange)>> {
         let source = self.objects.first()?;
         source.tables.get()?.first()?.changes(start, &mut self.context.borrow_mut())
     }
 
-    /// Whether the frame at `at` is the kernel's: what a signal handler returns to. The frame below it was interrupted. A
-    /// table that marks a signal frame is no sign of it: corosensei marks where a coroutine begins, so that its caller is
-    /// looked up at the very address, and no signal was there.
+    /// Whether the frame at `at` is the kernel's signal frame, which a signal handler returns to and whose caller was
+    /// interrupted. That a table marks code as a signal frame is no sign of a signal: corosensei marks the place
+    /// where a coroutine begins, so that the caller is looked up at exactly its address, although no signal was
+    /// there.
     pub fn is_signal_frame(&self, at: CodeAddress, memory: &dyn Memory) -> bool {
         is_sigreturn(at.raw(), memory)
     }
 
-    /// The function of the tables that begins last at or before `address`: its start and its end, which may be before
+    /// Start and end of the last function in the tables that begins at or before `address`. The end may be before
     /// `address`.
     pub fn function_before(&self, address: u64) -> Option<(u64, u64)> {
         let source = self.objects.iter().find(|s| s.range.0 <= address && address < s.range.1)?;
@@ -208,8 +213,9 @@ impl<'a> CfiUnwinder<'a> {
             None => Ok(None),
         };
         match found {
-            // A handler returns to the first byte of the code, so the lookup is one byte before it: glibc's table
-            // begins there, others find the function before.
+            // A handler returns to the first byte of this code, so the lookup address is the byte before it. glibc's
+            // table begins at that byte; with other libraries the lookup finds the function before, whose row has no
+            // signal mark.
             Ok(Some(row)) if sigreturn && !row.signal => Plan::SignalReturn,
             Ok(Some(row)) => Plan::Row(Rc::new(row)),
             _ if sigreturn => Plan::SignalReturn,
@@ -265,7 +271,7 @@ impl<'a> CfiUnwinder<'a> {
             }
             match frame.apply(rule, *reg, cfa, &mut caller) {
                 Ok(()) => {}
-                // The frame below is worth showing without this register.
+                // The caller's frame is worth showing without this register.
                 Err(_) if *reg != Reg::RSP => caller.forget(*reg),
                 Err(e) => return Err(e),
             }
@@ -351,7 +357,7 @@ fn dwarf(register: gimli::Register) -> Result<Reg, Failure> {
     Reg::from_dwarf(register.0).ok_or_else(|| Failure::Broken(format!("register {} is not known", register.0)))
 }
 
-/// What rules and expressions of one frame are evaluated against.
+/// The state that the rules and expressions of one frame are evaluated against.
 struct FrameContext<'f> {
     at: &'f Cursor,
     memory: &'f dyn Memory,
@@ -386,7 +392,8 @@ impl FrameContext<'_> {
         Ok(())
     }
 
-    /// `to` in the caller is what `from` is in this frame, wherever that came from.
+    /// Gives the register `to` of the caller the value of `from` in this frame, together with the place that the
+    /// value was read from.
     fn copy(&self, from: Reg, to: Reg, caller: &mut Registers) -> Result<(), Failure> {
         let value = self.register(from)?;
         match self.at.registers.saved_at(from) {
@@ -441,8 +448,9 @@ impl FrameContext<'_> {
     }
 }
 
-/// `DW_OP_regN` names a location, which has no meaning at the start of a frame expression; gdb and libgcc take it as the
-/// register's value, and wasmtime's fibers rely on that (`DW_OP_reg7; DW_OP_deref; DW_OP_plus_uconst 16`).
+/// Turns a leading `DW_OP_regN` into `DW_OP_bregN 0`. `DW_OP_regN` names a location, which has no meaning at the
+/// start of a frame expression. gdb and libgcc take it as the register's value, and wasmtime's fibers rely on that
+/// (`DW_OP_reg7; DW_OP_deref; DW_OP_plus_uconst 16`).
 fn register_as_value(expression: &[u8]) -> Cow<'_, [u8]> {
     const REG0: u8 = gimli::constants::DW_OP_reg0.0;
     const REG31: u8 = gimli::constants::DW_OP_reg31.0;
@@ -457,9 +465,10 @@ fn register_as_value(expression: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
-/// Whether the code at `pc` (its first instruction, or the `syscall` in it) returns from a signal handler.
+/// Whether the code at `pc` returns from a signal handler. `pc` is the first instruction of such code, or the
+/// `syscall` in it.
 pub fn is_sigreturn(pc: u64, memory: &dyn Memory) -> bool {
-    // What is before the `syscall`, and what is behind the first byte of all, of the longest.
+    // The longest sequence is 9 bytes: 7 before the `syscall`, and all 9 from `pc` on if `pc` is at the first byte.
     const BEFORE: usize = 7;
     let mut around = [0; BEFORE + 9];
     let there = memory.read_around(pc, BEFORE, &mut around);
@@ -471,8 +480,9 @@ pub fn is_sigreturn(pc: u64, memory: &dyn Memory) -> bool {
     })
 }
 
-/// Where the code that a signal interrupted goes on, and its stack pointer, if `context` is what the kernel leaves for a
-/// handler: a program's own code and stack segments stand there.
+/// The address at which the code that a signal interrupted goes on, and its stack pointer. `None` if `context` is not
+/// the `struct ucontext` that the kernel leaves for a handler: it must hold the code and stack segments of a user
+/// program.
 pub fn signal_context(context: u64, memory: &dyn Memory) -> Option<(u64, u64)> {
     const USER_CS: u64 = 0x33;
     const USER_SS: u64 = 0x2b;
@@ -483,7 +493,7 @@ pub fn signal_context(context: u64, memory: &dyn Memory) -> Option<(u64, u64)> {
     is_user.then_some((register(Reg::RIP)?, register(Reg::RSP)?))
 }
 
-/// Steps over the kernel's signal frame without a table.
+/// Steps from the kernel's signal frame to the interrupted code, without a table.
 fn return_from_signal(at: &Cursor, memory: &dyn Memory) -> Result<Next, Failure> {
     let context = at.registers.sp().ok_or(Failure::Unknown(Reg::RSP))?;
     let mut caller = Registers::unknown();
@@ -496,7 +506,8 @@ fn return_from_signal(at: &Cursor, memory: &dyn Memory) -> Result<Next, Failure>
     Ok(Next::Caller(Cursor { address: CodeAddress::Exact(pc), registers: caller }, Trust::Recognised))
 }
 
-/// The low halves of XMM0-15 as they were at the signal. The runtime's `fault.rs` hands them to `read_stack` too.
+/// Restores the low halves of XMM0-15 as they were at the signal. The runtime's `fault.rs` hands them to `read_stack`
+/// too.
 fn restore_vectors(context: u64, memory: &dyn Memory, caller: &mut Registers) {
     let Ok(state) = memory.read_u64(context.wrapping_add(ucontext::FPSTATE)) else { return };
     if state == 0 {
@@ -510,7 +521,8 @@ fn restore_vectors(context: u64, memory: &dyn Memory, caller: &mut Registers) {
     }
 }
 
-/// A section of a file, unpacked if it was packed, or one that others read, too.
+/// The bytes of a table: a section of a file (unpacked if it was compressed), or bytes that are shared with other
+/// users.
 enum TableBytes<'a> {
     OfFile(Cow<'a, [u8]>),
     Shared(Arc<Vec<u8>>),
@@ -527,7 +539,7 @@ impl Deref for TableBytes<'_> {
     }
 }
 
-/// One section of unwind tables. All addresses in here are svmas.
+/// One section of unwind tables. All addresses in this struct are svmas.
 struct Table<'a> {
     bytes: TableBytes<'a>,
     kind: Kind,
@@ -542,7 +554,7 @@ enum Kind {
     DebugFrame,
 }
 
-/// A function and the offset of its entry in the section.
+/// The first address of a function, the address one past its last, and the offset of its entry in the section.
 #[derive(Clone, Copy)]
 struct Entry {
     start: u64,
@@ -579,9 +591,9 @@ impl Table<'_> {
         };
         let fde = match searched {
             Some(fde) if fde.contains(svma) => fde,
-            // Between two functions: assembly without CFI.
+            // The address is between two functions: it is assembly without CFI.
             Some(_) => return Ok(None),
-            // No search table, or one that names a wrong entry: the section itself is the truth.
+            // There is no search table, or it names a wrong entry: the section itself is the truth.
             None => {
                 let index = self.index.get_or_init(|| self.build_index(section));
                 let i = index.partition_point(|e| e.start <= svma);
@@ -663,7 +675,7 @@ impl Table<'_> {
             for (register, rule) in row.registers() {
                 let reg = Reg::from_dwarf(register.0)?;
                 match *rule {
-                    // The place of the return address is the same everywhere, and is understood.
+                    // The return address is always in the word below the CFA, so no change has to say it.
                     RegisterRule::Offset(-8) if reg == Reg::RIP => {}
                     RegisterRule::Offset(offset) => saved.push(FrameChange::Saved(reg, i32::try_from(offset).ok()?)),
                     RegisterRule::SameValue => saved.push(FrameChange::Same(reg)),
@@ -676,7 +688,7 @@ impl Table<'_> {
             };
             out.extend((before.0 != Some(cfa)).then_some((offset, cfa)));
             out.extend(saved.iter().filter(|c| !before.1.contains(c)).map(|c| (offset, *c)));
-            // A rule that is gone is the one of the entry.
+            // Where a rule has ended, the register is as at the function's entry again.
             let gone = before.1.iter().filter_map(register).filter(|r| !saved.iter().any(|c| register(c) == Some(*r)));
             out.extend(gone.map(|r| (offset, FrameChange::Same(r))));
             before = (Some(cfa), saved);
@@ -695,7 +707,7 @@ impl Table<'_> {
         let mut index = Vec::new();
         let mut cies = HashMap::new();
         let mut entries = section.entries(&self.bases);
-        // What follows an entry that cannot be read has no known position.
+        // The position of whatever follows an unreadable entry is not known, so the loop ends there.
         while let Ok(Some(entry)) = entries.next() {
             let gimli::CieOrFde::Fde(partial) = entry else { continue };
             let parsed = partial.parse(|section, bases, offset| {
@@ -704,7 +716,7 @@ impl Table<'_> {
                 cie.clone()
             });
             let Ok(fde) = parsed else { continue };
-            // Linkers leave 0 in the entries of functions they dropped.
+            // Linkers leave 0 as the start address in the entries of functions that they dropped.
             if fde.initial_address() != 0 && fde.initial_address() < fde.end_address() {
                 index.push(Entry { start: fde.initial_address(), end: fde.end_address(), offset: fde.offset() });
             }
@@ -717,8 +729,8 @@ impl Table<'_> {
     }
 }
 
-/// The binary search table of `.eh_frame_hdr`, in the one form that linkers write: pairs of 32-bit offsets from the
-/// header's own address.
+/// The binary search table of `.eh_frame_hdr`, in the only form that linkers write: pairs of 32-bit offsets from the
+/// address of the header itself.
 struct SearchTable<'a> {
     pairs: &'a [[u8; 8]],
     header: u64,
@@ -726,7 +738,8 @@ struct SearchTable<'a> {
 }
 
 impl<'a> SearchTable<'a> {
-    /// Version 1, `pcrel|sdata4` pointer, `udata4` count, `datarel|sdata4` table. Anything else: no table.
+    /// Reads version 1 with `pcrel|sdata4` pointer, `udata4` count and `datarel|sdata4` table. In any other form
+    /// there is no table.
     fn parse(header: &'a [u8], svma: u64, eh_frame: Option<u64>) -> Option<SearchTable<'a>> {
         let (&[1, 0x1b, 0x03, 0x3b], rest) = header.split_first_chunk()? else { return None };
         let (pointer, rest) = rest.split_first_chunk::<4>()?;
@@ -734,7 +747,7 @@ impl<'a> SearchTable<'a> {
         let pointed = svma.wrapping_add(4).wrapping_add_signed(i32::from_le_bytes(*pointer).into());
         let count = usize::try_from(u32::from_le_bytes(*count)).ok()?;
         let pairs = rest.as_chunks::<8>().0.get(..count)?;
-        // A table of an older link in a file that was edited later points elsewhere.
+        // If a file was edited after it was linked, its table may be older than its sections and point elsewhere.
         (eh_frame.is_none_or(|known| known == pointed) && !pairs.is_empty()).then_some(SearchTable {
             pairs,
             header: svma,
@@ -748,11 +761,12 @@ impl<'a> SearchTable<'a> {
         (at([a, b, c, d]), at([e, f, g, h]))
     }
 
-    /// The last function that begins at or before `svma`: its start, and its entry's offset in `.eh_frame`.
+    /// The last function that begins at or before `svma`: its start as an svma, and the offset of its entry in
+    /// `.eh_frame`.
     fn find(&self, svma: u64) -> Option<(u64, usize)> {
         let i = self.pairs.partition_point(|p| self.pair(p).0 <= svma);
         let (start, entry) = self.pair(self.pairs.get(i.checked_sub(1)?)?);
-        // A pointer before the section becomes an offset far behind its end.
+        // A pointer to before the section becomes an offset far behind the section's end.
         Some((start, usize::try_from(entry.wrapping_sub(self.eh_frame)).ok()?))
     }
 }
@@ -775,7 +789,7 @@ fn tables(object: &LoadedObject) -> Vec<Table<'_>> {
         let frames = section(".eh_frame").and_then(|s| Some((s.address(), s.data().ok()?)));
         let frames = frames.filter(|(_, bytes)| !bytes.is_empty());
         let search = header.and_then(|(svma, bytes)| SearchTable::parse(bytes, svma, frames.map(|f| f.0)));
-        // Without section headers the table still tells where the entries begin.
+        // In a file without section headers the search table still tells where the entries begin.
         let frames =
             frames.or_else(|| search.as_ref().and_then(|s| Some((s.eh_frame, segment_tail(&file, s.eh_frame)?))));
         if let Some((svma, bytes)) = frames {
@@ -820,25 +834,13 @@ fn debug_frame<'a>(file: &Elf<'a>, bases: &BaseAddresses) -> Option<Table<'a>> {
     })
 }
 
-/// A section's bytes, decompressed. `None` if they are not in the file or the compression header claims more than its
-/// input can hold, or more than is left of the memory for such sections.
-pub(crate) fn section_bytes<'a>(section: &impl ObjectSection<'a>) -> Option<Cow<'a, [u8]>> {
-    let range = section.compressed_file_range().ok()?;
-    if range.format != object::CompressionFormat::None
-        && (range.uncompressed_size > unpack::believed(range.compressed_size) || !unpack::take(range.uncompressed_size))
-    {
-        return None;
-    }
-    section.uncompressed_data().ok()
-}
-
 fn header_segment<'a>(file: &Elf<'a>) -> Option<(u64, &'a [u8])> {
     let endian = file.endian();
     let segment = file.elf_program_headers().iter().find(|p| p.p_type(endian) == object::elf::PT_GNU_EH_FRAME)?;
     Some((segment.p_vaddr(endian), segment.data(endian, file.data()).ok()?))
 }
 
-/// What is loaded from `svma` to the end of its segment.
+/// The bytes of the file that are loaded from `svma` to the end of its segment.
 fn segment_tail<'a>(file: &Elf<'a>, svma: u64) -> Option<&'a [u8]> {
     let endian = file.endian();
     file.elf_program_headers().iter().filter(|p| p.p_type(endian) == object::elf::PT_LOAD).find_map(|p| {
@@ -860,7 +862,7 @@ mod tests {
     const SP: u64 = 0x7fff_0000;
     const CFA: u64 = SP + 16;
 
-    /// One function at [`FUNCTION`] with the usual CIE and these instructions.
+    /// `.eh_frame` and `.debug_frame` of one function at [`FUNCTION`], with the usual CIE and these instructions.
     fn tables(signal: bool, instructions: Vec<Cfi>) -> (Vec<u8>, Vec<u8>) {
         let encoding = Encoding { format: Format::Dwarf32, version: 1, address_size: 8 };
         let mut cie = CommonInformationEntry::new(encoding, 1, -8, X86_64::RA);
@@ -951,7 +953,7 @@ mod tests {
         assert_eq!(all(Reg::RAX), (Some(100), None));
         assert_eq!(all(Reg::RBP), (None, None));
         assert_eq!(all(Reg::XMM6), (Some(0x33), Some(CFA)));
-        // No rule: callee-saved registers keep value and provenance, others are gone.
+        // Registers without a rule: callee-saved ones keep value and provenance, others are lost.
         assert_eq!(all(Reg::R12), (Some(12), Some(0x9000)));
         assert_eq!(all(Reg::RCX), (None, None));
         assert_eq!(all(Reg::RSP), (Some(CFA), None));
@@ -960,7 +962,7 @@ mod tests {
 
     #[test]
     fn cfa_expressions_may_begin_with_a_register_location() {
-        // wasmtime's fibers: DW_OP_reg7; DW_OP_deref; DW_OP_plus_uconst 16.
+        // This is the expression of wasmtime's fibers: DW_OP_reg7; DW_OP_deref; DW_OP_plus_uconst 16.
         let fiber = Expression::raw(vec![0x57, 0x06, 0x23, 0x10]);
         let memory = Pieces::default().word(SP, 0x8000).word(0x8008, 0x2222);
         let caller = caller(step(vec![Cfi::CfaExpression(fiber)], &at(), &memory));
@@ -985,7 +987,7 @@ mod tests {
     fn a_lying_search_table_is_not_believed() {
         let eh_frame = tables(false, vec![Cfi::Offset(X86_64::RBX, -16)]).0;
         let memory = Pieces::default().words(SP, &[0x11, 0x2222]);
-        // The true entry's offset follows the CIE; the others point nowhere.
+        // The true entry stands behind the CIE. The other offsets point nowhere.
         let fde = 4 + u32::from_le_bytes(eh_frame[..4].try_into().unwrap());
         for offset in [0x1000 + fde, 0x1000 + fde + 1, 0x1000, 0, u32::MAX] {
             let mut header = vec![1, 0x1b, 0x03, 0x3b];
@@ -1024,12 +1026,12 @@ mod tests {
         let lost = step(vec![Cfi::Cfa(X86_64::R11, 8)], &at(), &memory);
         let Some(Next::Lost(e)) = lost else { panic!("{lost:?}") };
         assert_eq!(e, UnwindError::UnknownRegister { register: "r11" });
-        // An endless expression: DW_OP_skip -3.
+        // The expression never ends: DW_OP_skip -3.
         let endless = Expression::raw(vec![0x2f, 0xfd, 0xff]);
         let lost = step(vec![Cfi::CfaExpression(endless)], &at(), &memory);
         let Some(Next::Lost(UnwindError::BadCfi { address, object, .. })) = lost else { panic!("{lost:?}") };
         assert_eq!((address, object.as_str()), (PC, "made.so"));
-        // Not in any function.
+        // The address is in no function.
         let outside = cursor(BIAS + 0x9000, &[(Reg::RSP, SP)]);
         assert!(step(vec![], &outside, &memory).is_none());
     }
@@ -1040,7 +1042,7 @@ mod tests {
         let unwinder = CfiUnwinder::new(&objects);
         let mut context: Vec<u64> = (0..40).map(|i| 0x100 + i).collect();
         context[28] = 0xa000;
-        // glibc's and musl's restorers, and what an optimizing assembler makes of them.
+        // The restorers of glibc and musl, and what an optimizing assembler makes of them.
         for code in SIGRETURNS {
             let memory = Pieces::default()
                 .bytes(PC, code)
@@ -1060,7 +1062,7 @@ mod tests {
                 assert_eq!(caller.registers.get(Reg::XMM15), Some(0x900 + 30));
             }
         }
-        // Another system call, and another number.
+        // The first code makes system call 14, the second uses another instruction (int 0x80).
         for code in [&[0xb8, 0x0e, 0, 0, 0, 0x0f, 0x05][..], &[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0xcd, 0x80]] {
             assert!(!is_sigreturn(PC, &Pieces::default().bytes(PC, code)));
         }
@@ -1069,7 +1071,7 @@ mod tests {
 
     #[test]
     fn entries_without_a_search_table_are_found_by_scanning() {
-        // Not in order, as after `ld -r`; the function at 0 was dropped by a linker.
+        // The functions are not in order, as after `ld -r`. The function at 0 was dropped by a linker.
         let functions = [(0x3000u64, 32), (0, 64), (FUNCTION, 16), (0x2000, 24)];
         let objects =
             objects(file(".eh_frame", &eh_frame(&functions.map(|(start, depth)| (start, 0x800, vec![depth])))));
@@ -1104,10 +1106,11 @@ mod tests {
         let unwinder = CfiUnwinder::new(&objects);
         let caller = caller(unwinder.step(&at(), &memory));
         assert_eq!(caller.address, CodeAddress::Exact(0x2222));
-        // No kernel made that frame: corosensei marks where its coroutines begin.
+        // No kernel made that frame. corosensei marks the start of its coroutines in this way.
         assert!(!unwinder.is_signal_frame(at().address, &memory));
         assert!(unwinder.is_signal_frame(at().address, &Pieces::default().bytes(PC, SIGRETURNS[0])));
-        // Nothing is preserved by a convention there: what the table does not name is not known.
+        // In a frame with such a mark no calling convention preserves registers: what the table does not name is not
+        // known.
         assert_eq!((caller.registers.get(Reg::RBX), caller.registers.sp()), (None, Some(CFA)));
     }
 
@@ -1122,7 +1125,7 @@ mod tests {
         let unwinder = CfiUnwinder::new(&objects);
         let stack = crate::unwind::walk(cursor(PC, &[(Reg::RSP, SP)]), &[&unwinder], &memory, 100_000);
         assert_eq!((stack.frames.len() as u64, stack.end), (depth + 1, crate::unwind::End::Bottom));
-        // One for the stop, one for the return address.
+        // There is one plan for the stop and one for the return address.
         assert_eq!(unwinder.plans.borrow().len(), 2);
     }
 
@@ -1154,7 +1157,7 @@ mod tests {
         }
 
         for (operations, found) in [(limits::MAX_EXPRESSION_STEPS, true), (limits::MAX_EXPRESSION_STEPS + 1, false)] {
-            // DW_OP_nop, and DW_OP_breg7 16 in the end.
+            // The expression is a row of DW_OP_nop with DW_OP_breg7 16 at the end.
             let mut bytes = vec![0x96; operations as usize - 1];
             bytes.extend([0x77, 16]);
             let next = self::step(vec![Cfi::CfaExpression(Expression::raw(bytes))], &at(), &memory);
@@ -1163,7 +1166,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Whatever a file says, the answer is one of the answers.
+        /// Whatever a file says, the answer is one of the possible answers and nothing panics.
         #[test]
         fn broken_tables_do_not_panic(
             flips in proptest::collection::vec((0usize..4096, 0u8..=255), 1..8),

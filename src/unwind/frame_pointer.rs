@@ -1,16 +1,17 @@
-//! Frame pointer chains, the last resort: code that nobody has a table for.
+//! Frame pointer chains: the last resort for code that nobody has a table for.
 //!
-//! A link has to prove itself: the frame lies on the stack that rsp is on, above it, and the address beside it is behind a
-//! call. So a chain rises, and it ends where stacks are switched, unless somebody knows the switch.
+//! A link of the chain is followed only if it proves itself: the frame lies on the stack that rsp is on, above rsp,
+//! and the return address in it is behind a call. So a chain always rises, and it ends where stacks are switched,
+//! unless another unwinder knows the switch.
 //!
-//! It is wrong at a function's entry before `push rbp; mov rbp, rsp`, and behind its `pop rbp`: there rbp is still (or
-//! again) the caller's, so the *caller's* frame is skipped. It is wrong as well in code that uses rbp for other things;
-//! such a value rarely points at a pair of an address and a return address, and then the walk ends here, or in a runtime's
-//! own means. Frames found
-//! this way say so ([`Trust::FramePointer`]). Stacks are never scanned for what looks like a return address.
+//! The result is wrong at a function's entry before `push rbp; mov rbp, rsp`, and behind the function's `pop rbp`:
+//! there rbp is still (or again) the caller's, so the *caller's* frame is skipped. The result can also be wrong in
+//! code that uses rbp for other things. Such a value of rbp rarely points at a saved rbp with a return address above
+//! it, and otherwise the chain ends here, and only a runtime's own means can go on. Frames found this way say so
+//! ([`Trust::FramePointer`]). Stacks are never scanned for what looks like a return address.
 //!
-//! One stop outside of code is understood: after a call through a bad pointer nothing has been executed, so the return
-//! address is the word at rsp, with a call instruction before it.
+//! One kind of stop outside of code is understood: after a call through a bad pointer nothing has been executed yet,
+//! so the return address is the word at rsp, and a call instruction stands before that address.
 
 use super::{Cursor, Next, Trust, UnwindError, Unwinder};
 use crate::arch::{CodeAddress, Reg, Registers};
@@ -23,12 +24,12 @@ pub struct FramePointerUnwinder<'a> {
 }
 
 impl<'a> FramePointerUnwinder<'a> {
-    /// `mappings` are the target's, ascending and not overlapping.
+    /// `mappings` are the mappings of the target, in ascending order and without overlaps.
     pub fn new(mappings: &'a [Mapping]) -> FramePointerUnwinder<'a> {
         FramePointerUnwinder { mappings }
     }
 
-    /// The caller of a call to what is no code.
+    /// The caller, if the frame at `at` was entered by a call to an address that is no code.
     fn called_nowhere(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
         if at.address.is_return() {
             return None;
@@ -76,8 +77,8 @@ pub fn is_behind_call(pc: u64, memory: &dyn Memory) -> bool {
     calls_before(pc, memory).next().is_some()
 }
 
-/// The near calls that end right before `pc`: the bytes there can be read in several ways. Calls are two to seven bytes
-/// long, eight with a prefix for an extended index.
+/// The near calls that end right before `pc`. There can be several, because the bytes before an address can be read
+/// in several ways. Calls are two to seven bytes long, eight with a prefix for an extended index.
 pub fn calls_before(pc: u64, memory: &dyn Memory) -> impl Iterator<Item = iced_x86::Instruction> {
     use iced_x86::{Decoder, DecoderOptions, FlowControl};
     let mut code = [0; 8];
@@ -95,7 +96,8 @@ fn mapping_at(mappings: &[Mapping], address: u64) -> Option<&Mapping> {
     mappings.get(i).filter(|m| m.contains(address))
 }
 
-/// Whether nothing but writable memory is between two addresses: between two stacks there is a guard, or other memory.
+/// Whether nothing but writable memory is between `low` and `high`. Between two stacks there is a guard or other
+/// memory.
 pub fn is_same_stack(mappings: &[Mapping], low: u64, high: u64) -> bool {
     let mut end = low;
     let first = mappings.partition_point(|m| m.end <= low);
@@ -111,7 +113,7 @@ pub fn is_same_stack(mappings: &[Mapping], low: u64, high: u64) -> bool {
     false
 }
 
-/// The caller's registers, as far as rbp proves that it leads there.
+/// The caller's registers, if rbp proves that it leads to the caller: see the module's documentation.
 pub fn linked(registers: &Registers, mappings: &[Mapping], memory: &dyn Memory) -> Option<Registers> {
     let caller = caller(registers, memory)?;
     let (pc, frame) = (caller.pc()?, registers.get(Reg::RBP)?);
@@ -122,13 +124,14 @@ pub fn linked(registers: &Registers, mappings: &[Mapping], memory: &dyn Memory) 
 
 fn caller(registers: &Registers, memory: &dyn Memory) -> Option<Registers> {
     let frame = registers.get(Reg::RBP)?;
-    // A frame's pointer is not below its stack pointer, and both move in words.
+    // A frame pointer is never below the stack pointer, and both move in whole words.
     if !frame.is_multiple_of(8) || registers.sp().is_some_and(|sp| frame < sp) {
         return None;
     }
     let (saved, above) = (memory.read_u64(frame).ok()?, frame.checked_add(8)?);
     let pc = memory.read_u64(above).ok()?;
-    // Whether this code saved rbx or r12-r15, and where, is not known; so their values in the caller are not.
+    // Whether and where this code saved rbx and r12-r15 is not known, so their values in the caller are not known
+    // either.
     let mut caller = Registers::unknown();
     caller.restore(Reg::RBP, saved, frame);
     caller.restore(Reg::RIP, pc, above);
@@ -145,10 +148,10 @@ mod tests {
         Mapping { start, end, read: true, write: !execute, execute, offset: 0, path: None }
     }
 
-    /// Behind a call, and where it is.
+    /// A return address: the instruction before it is the call that `with_call` writes.
     const BEHIND: u64 = 0x1234;
 
-    /// `memory` with that call.
+    /// `memory` with a call that ends right before `BEHIND`.
     fn with_call(memory: Pieces) -> Pieces {
         memory.bytes(BEHIND - 5, &[0xe8, 0, 1, 0, 0]).bytes(BEHIND, &[0x90; 16])
     }
@@ -178,7 +181,7 @@ mod tests {
         let no_cfi = |next| matches!(next, Next::Lost(UnwindError::NoCfi { address: 0x1100, .. }));
         for (words, registers) in [
             (vec![0x8200, 0x8300], vec![(Reg::RBP, 0x8100)]),
-            (vec![0x8200, 0x1000], vec![(Reg::RBP, 0x8100)]), // a return address has a call before it
+            (vec![0x8200, 0x1000], vec![(Reg::RBP, 0x8100)]), // no call stands before this return address
             (vec![0x8200, BEHIND + 8], vec![(Reg::RBP, 0x8100)]),
             (vec![0x8200], vec![(Reg::RBP, 0x8100)]),
             (vec![0x8200, BEHIND], vec![(Reg::RBP, 0x8100), (Reg::RSP, 0x8108)]),
@@ -199,7 +202,7 @@ mod tests {
         let stack = |start, end| mapping(start, end, false);
         let memory = with_call(Pieces::default().words(0xa100, &[0xa200, BEHIND]));
         let registers = [(Reg::RBP, 0xa100), (Reg::RSP, 0x8800)];
-        // One stack may be several mappings; another stack has a guard below it, or nothing.
+        // One stack may consist of several mappings; below another stack is a guard or unmapped memory.
         for (mappings, found) in [
             (vec![code.clone(), stack(0x8000, 0xb000)], true),
             (vec![code.clone(), stack(0x8000, 0x9000), stack(0x9000, 0xb000)], true),
@@ -231,14 +234,14 @@ mod tests {
             let memory = Pieces::default().bytes(0x1000, &page).word(0x8100, 0x1100 + code.len() as u64);
             unwinder.step(&cursor(pc, &registers), &memory)
         };
-        // To nowhere, and to data.
+        // The bad pointer leads to unmapped memory (0) or to data (0x8200).
         for (code, pc) in calls.iter().flat_map(|code| [(*code, 0), (*code, 0x8200)]) {
             let Some(Next::Caller(caller, Trust::Recognised)) = behind(code, pc) else { panic!("{code:x?}") };
             assert_eq!(caller.address, CodeAddress::Return(0x1100 + code.len() as u64));
             let r = caller.registers;
             assert_eq!((r.sp(), r.get(Reg::RBX), r.get(Reg::RAX)), (Some(0x8108), Some(3), None));
         }
-        // What is at rsp is no return address.
+        // No call stands before the word at rsp, so it is no return address.
         let next = behind(&[0x90, 0x90], 0);
         assert!(matches!(next, Some(Next::Lost(UnwindError::NoCode { address: 0 }))), "{next:?}");
     }

@@ -1,4 +1,5 @@
-//! Who called: from one frame's registers to its caller's. Knows nothing about Wasm.
+//! Unwinding: finds out who called a frame, that is, computes the caller's registers from the frame's. Knows nothing
+//! about Wasm.
 
 pub mod by_code;
 pub mod cfi;
@@ -17,31 +18,32 @@ pub use walk::{End, Frame, Stack, walk};
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::process::{Memory, MemoryError};
 
-/// A place on a stack: an address in code and the registers as they are in that frame.
+/// One frame while a stack is walked: an address in code and the registers as they are in that frame.
 #[derive(Clone, Debug)]
 pub struct Cursor {
-    /// Where this frame is.
+    /// The address in code at which this frame stands.
     pub address: CodeAddress,
-    /// This frame's registers. `rip` equals `address.raw()`.
+    /// This frame's registers. Their `rip` equals `address.raw()`.
     pub registers: Registers,
 }
 
-/// How much a frame can be believed: how its registers were found.
+/// How the registers of a frame were found, which says how far the frame can be believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Trust {
-    /// The thread's own registers.
+    /// The registers are the thread's own.
     Context,
-    /// Call frame information of the callee.
+    /// The registers come from call frame information of the callee.
     Cfi,
-    /// The callee's runtime knows its frame layout.
+    /// The registers come from the callee's runtime, which knows the layout of its frames.
     Runtime,
-    /// Code without CFI that was recognised by its bytes.
+    /// The registers come from code without CFI that was recognised by its bytes.
     Recognised,
-    /// The callee's own code, followed from its start: it has no table.
+    /// The registers come from the callee's own code, which has no table and was followed from its start.
     Code,
-    /// The callee's frame pointer, no table says that it has one.
+    /// The registers come from the callee's frame pointer, although no table says that the callee has one.
     FramePointer,
-    /// A search of the stack, confirmed by the runtime's tables: native frames before it may be missing.
+    /// The registers come from a search of the stack that the runtime's tables confirmed. Native frames before this
+    /// frame may be missing.
     Scan,
 }
 
@@ -51,7 +53,7 @@ pub enum UnwindError {
     /// The frame's unwinding needs a register that is not known.
     #[error("register {register} of this frame is not known")]
     UnknownRegister {
-        /// Its name.
+        /// Name of the register, such as `rbp`.
         register: &'static str,
     },
     /// The stack could not be read.
@@ -60,61 +62,62 @@ pub enum UnwindError {
     /// The address is in no known code.
     #[error("{address:#x} is in no code that is known")]
     NoCode {
-        /// The address.
+        /// The address, in the target.
         address: u64,
     },
     /// The unwind table for the address is broken.
     #[error("unwind information for {address:#x} in {object} is invalid: {why}")]
     BadCfi {
-        /// The address.
+        /// The address, in the target, at which the frame stands.
         address: u64,
-        /// File.
+        /// Name of the file that the table is from.
         object: String,
-        /// What is wrong.
+        /// What is wrong with the table.
         why: String,
     },
-    /// Nobody can unwind from here.
+    /// No unwinder can go on from this frame.
     #[error("no unwind information for {address:#x} in {object}, and no frame pointer chain")]
     NoCfi {
-        /// The address.
+        /// The address, in the target, at which the frame stands.
         address: u64,
-        /// File or mapping.
+        /// The file, or the mapping, that the address is in.
         object: String,
     },
-    /// A runtime's frame does not have the shape that its tables say.
+    /// A runtime's frame does not have the shape that the runtime's tables say.
     #[error("frame at {address:#x} is not as {runtime} lays it out: {why}")]
     BadFrame {
-        /// The address.
+        /// The address, in the target, at which the frame stands.
         address: u64,
-        /// Runtime name.
+        /// Name of the runtime.
         runtime: &'static str,
-        /// What is wrong.
+        /// What does not fit.
         why: String,
     },
 }
 
-/// What a step found.
-// One lives at a time, on the stack of the walking loop: boxing the cursor would only cost an allocation per frame.
+/// What one step from a frame to its caller found.
+// Only one value lives at a time, on the stack of the walking loop: boxing the cursor would only cost an allocation
+// per frame.
 #[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug)]
 pub enum Next {
-    /// The caller, and how it was found.
+    /// The caller's frame, and how it was found.
     Caller(Cursor, Trust),
-    /// There is no caller: the stack's bottom.
+    /// There is no caller: this frame is the bottom of the stack.
     Bottom,
-    /// There may be one, but it cannot be found.
+    /// There may be a caller, but it cannot be found.
     Lost(UnwindError),
 }
 
 /// Unwinds one kind of code.
 pub trait Unwinder {
-    /// One step from `at` to its caller; `None`: not my code.
+    /// Makes one step from `at` to its caller. `None`: this unwinder does not know the code at `at`.
     fn step(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next>;
 }
 
-/// How the caller of a frame is found: one change that holds from an offset on. At a function's start the CFA is `rsp + 8`,
-/// the return address is in the word below it, callee-saved registers have the caller's values, and the others are not
-/// known.
+/// One part of the rule by which the caller of a frame is found, valid from some offset in the code on. At a
+/// function's start the CFA is `rsp + 8`, the return address is in the word below the CFA, callee-saved registers
+/// have the caller's values, and the other registers are not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrameChange {
     /// The CFA is this register plus this many bytes.
@@ -125,6 +128,6 @@ pub enum FrameChange {
     Saved(Reg, i32),
     /// The register still, or again, has the caller's value.
     Same(Reg),
-    /// The caller's value is lost or nobody knows where it is. Of [`Reg::RIP`]: the caller itself is not known.
+    /// The caller's value is lost, or nobody knows where it is. For [`Reg::RIP`]: the caller itself is not known.
     Undefined(Reg),
 }

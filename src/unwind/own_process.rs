@@ -1,4 +1,5 @@
-//! Unwinding the test's own stacks: compiled code, planted registers, a signal on an alternate stack.
+//! Tests that unwind the test's own stacks: through compiled code, with planted register values, and through a signal
+//! on an alternate stack.
 
 use super::cfi::CfiUnwinder;
 use super::testing::{Own, has_tool, here, own_objects};
@@ -15,7 +16,7 @@ fn names(stack: &Stack, objects: &Objects) -> Vec<String> {
     all.filter_map(|s| s.name).collect()
 }
 
-/// Both walks begin in the same function and must name the same functions down to the thread's start.
+/// Both walks begin in the same function. They must name the same functions down to the start of the thread.
 #[test]
 #[inline(never)]
 fn a_real_stack_is_the_one_that_std_sees() {
@@ -34,15 +35,15 @@ fn a_real_stack_is_the_one_that_std_sees() {
     assert!(stack.frames[1..].iter().all(|f| f.trust == Trust::Cfi));
     let ours = names(&stack, &objects);
     let me = theirs.iter().position(|n| n.contains("a_real_stack_is_the_one_that_std_sees")).expect(&backtrace);
-    // With line tables only, std has the last part of a name and ours has all of it; std looks for libc's debug file,
-    // which these objects are without.
+    // Where a file has line tables only, std has the last part of a name and wstate has all of it. std also looks for
+    // libc's debug file, which `own_objects` does not load.
     assert!(ours.len() > 10 && ours.len() <= theirs.len() - me, "{ours:#?} {theirs:#?}");
     for (ours, theirs) in ours.iter().zip(&theirs[me..]) {
         assert!(ours.ends_with(theirs.as_str()), "{ours} {theirs}");
     }
 }
 
-// Plants known values in every register and hands its argument on to the callback.
+// The assembly plants known values in every callee-saved register and hands its argument on to the callback.
 std::arch::global_asm!(
     ".type wstate_test_planted, @function",
     "wstate_test_planted:",
@@ -99,7 +100,7 @@ std::arch::global_asm!(
     "ret",
     ".cfi_endproc",
     ".size wstate_test_planted, . - wstate_test_planted",
-    // A leaf without frame pointer that faults with known values everywhere.
+    // A leaf function without a frame pointer, which faults with known values in its registers.
     ".type wstate_test_fault, @function",
     "wstate_test_fault:",
     ".cfi_startproc",
@@ -161,14 +162,14 @@ const PLANTED: [(Reg, u64); 6] = [
 fn callee_saved_registers_come_back_through_compiled_frames() {
     #[inline(never)]
     extern "C" fn callback(seen: *mut c_void) {
-        // SAFETY: what the test handed to the assembly.
+        // SAFETY: `seen` is the pointer to `Seen` that the test handed to the assembly.
         let seen = unsafe { &mut *seen.cast::<Seen>() };
-        // Work that needs registers, so that planted values have to be saved somewhere.
+        // This work needs registers, so the planted values have to be saved somewhere.
         let at = here!();
         seen.look(at);
     }
     let mut seen = Seen::default();
-    // SAFETY: the callback takes what is handed on.
+    // SAFETY: the callback takes the argument that is handed on to it.
     unsafe { wstate_test_planted((&raw mut seen).cast(), callback) };
     assert_eq!(seen.end, Some(End::Bottom), "{:?}", seen.names);
     let registers = seen.registers_at(CodeAddress::Return(wstate_test_planted_return as *const () as u64));
@@ -178,7 +179,8 @@ fn callee_saved_registers_come_back_through_compiled_frames() {
     assert!(seen.names.iter().any(|n| n == "wstate_test_planted"), "{:?}", seen.names);
 }
 
-/// Frames without frame pointer, with a variable-sized array, with many values across a call, and in a cold part.
+/// The functions have frames of several kinds: without a frame pointer, with an array of variable size, with many
+/// values that live across a call, and in a cold part.
 const C_SOURCE: &str = r#"
 typedef void (*callback)(void *);
 __attribute__((cold, noipa)) static void cold(void) { __asm__ volatile(""); }
@@ -210,8 +212,8 @@ __attribute__((noipa)) void chain(callback f, void *a, long depth) {
 
 type Chain = unsafe extern "C" fn(extern "C" fn(*mut c_void), *mut c_void, i64);
 
-/// `chain` of [`C_SOURCE`], compiled without frame pointers, and the directory of its file, which the walk reads by its
-/// name. Nothing if there is no compiler.
+/// `chain` of [`C_SOURCE`], compiled without frame pointers, and the directory of its library, which must exist while
+/// the walk reads that file by its name. `None` if there is no compiler.
 fn compiled_chain() -> Option<(Chain, tempfile::TempDir)> {
     if !has_tool("gcc") {
         return None;
@@ -237,7 +239,7 @@ const COMPARED: [Reg; 7] = [Reg::RSP, Reg::RBX, Reg::RBP, Reg::R12, Reg::R13, Re
 /// A frame's pc and its [`COMPARED`] registers.
 type GdbFrame = (u64, Vec<Option<u64>>);
 
-/// gdb's frames of the calling thread. Nothing if gdb may not attach.
+/// The frames of the calling thread as gdb sees them. `None` if gdb is missing or may not attach.
 fn frames_by_gdb() -> Option<Vec<GdbFrame>> {
     if !has_tool("gdb") {
         return None;
@@ -262,7 +264,7 @@ for thread in gdb.selected_inferior().threads():
     )
     .expect("string");
     let script = format!("python exec({script:?})");
-    // SAFETY: lets a child attach where the kernel restricts that.
+    // SAFETY: the call only lets a child process attach where the kernel restricts that.
     unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY) };
     let mut gdb = Command::new("gdb");
     gdb.args(["-nx", "-q", "-batch", "-iex", "set debuginfod enabled off", "-iex", "set backtrace past-main on"]);
@@ -295,7 +297,7 @@ fn a_signal_frame_on_an_alternate_stack_gives_every_register() {
         let at = here!();
         IN_HANDLER.with_borrow_mut(|seen| seen.look(at));
         BY_GDB.set(frames_by_gdb());
-        // SAFETY: the kernel handed this over; the faulting instruction is two bytes long.
+        // SAFETY: the kernel handed over `context`; the faulting instruction is two bytes long.
         unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RIP as usize] += 2 };
     }
     extern "C" fn fault(_: *mut c_void) {
@@ -304,7 +306,7 @@ fn a_signal_frame_on_an_alternate_stack_gives_every_register() {
     }
     extern "C" fn through_c(argument: *mut c_void) {
         match CHAIN.get() {
-            // SAFETY: it calls `fault` and returns.
+            // SAFETY: `chain` calls `fault` and returns.
             Some(chain) => unsafe { chain(fault, argument, 5) },
             None => fault(argument),
         }
@@ -312,7 +314,7 @@ fn a_signal_frame_on_an_alternate_stack_gives_every_register() {
     let compiled = compiled_chain();
     CHAIN.set(compiled.as_ref().map(|(chain, _)| *chain));
     let mut stack = vec![0u8; 8 << 20];
-    // SAFETY: the stack outlives the handler; the old stack and the old handler are put back.
+    // SAFETY: the stack outlives the handler; the old stack and the old handler are put back afterwards.
     unsafe {
         let alternate = libc::stack_t { ss_sp: stack.as_mut_ptr().cast(), ss_flags: 0, ss_size: stack.len() };
         let mut old_stack: libc::stack_t = std::mem::zeroed();
@@ -364,13 +366,13 @@ fn a_signal_frame_on_an_alternate_stack_gives_every_register() {
     }
 }
 
-/// gdb stood deeper in the handler, so the comparison begins at its caller, the signal frame.
+/// gdb stopped deeper in the handler, so the comparison begins at the handler's caller, the signal frame.
 fn compare(ours: &[Frame], theirs: &[GdbFrame]) {
     let ours = &ours[1..];
     let sp = ours[0].cursor.registers.sp();
     let first = theirs.iter().position(|(pc, words)| *pc == ours[0].cursor.address.raw() && words[0] == sp);
     let theirs = &theirs[first.expect("gdb sees the signal frame")..];
-    // gdb shows inlined functions as frames of their own, with the registers of the frame they are in.
+    // gdb shows inlined functions as frames of their own, with the registers of the machine frame that they are in.
     let mut physical = theirs.to_vec();
     physical.dedup();
     assert_eq!(ours.len(), physical.len());

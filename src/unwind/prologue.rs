@@ -1,8 +1,9 @@
-//! The frame pointer of a function, from its stack pointer and its code.
+//! Computes the frame pointer of a function from its stack pointer and its code.
 //!
-//! Of a thread that was not stopped the kernel tells no rbp. A function whose table counts from rbp, and whose callees had no
-//! reason to save it, still says in its code how far rsp is from rbp: the pushes and subtractions behind
-//! `push rbp; mov rbp, rsp`, followed along its branches to where it stands.
+//! The kernel does not tell the rbp of a thread that was not stopped. Where a function's table counts from rbp, and
+//! the function's callees had no reason to save rbp, the function's code still says how far rsp is from rbp: by the
+//! pushes and subtractions behind `push rbp; mov rbp, rsp`, followed along the branches to the place where the
+//! function stands.
 
 use super::frame_pointer::is_behind_call;
 use crate::limits;
@@ -12,8 +13,9 @@ use iced_x86::{
 };
 use std::collections::HashMap;
 
-/// rbp in the function that begins at `start`, stands at `pc` and has the stack pointer `sp`; only with a return address
-/// where that means one is.
+/// The value of rbp in the function that begins at `start`, stands at `pc` and has the stack pointer `sp`. `None` if
+/// the code does not tell it, or if the word above the place that rbp would point to is no return address behind a
+/// call.
 pub fn frame_pointer(start: u64, pc: u64, sp: u64, memory: &dyn Memory) -> Option<u64> {
     let len = pc.checked_sub(start).filter(|&len| len <= limits::MAX_FRAME_POINTER_CODE)?;
     let code = memory.read_vec(start, len as usize).ok()?;
@@ -22,7 +24,7 @@ pub fn frame_pointer(start: u64, pc: u64, sp: u64, memory: &dyn Memory) -> Optio
     (pointer.is_multiple_of(8) && is_behind_call(caller, memory)).then_some(pointer)
 }
 
-/// Bytes from rsp to rbp behind the last instruction of `code`, which begins with a function at `start`.
+/// Bytes from rsp up to rbp after the last instruction of `code`. `code` is the beginning of the function at `start`.
 fn distance(code: &[u8], start: u64) -> Option<u64> {
     let mut decoder = Decoder::with_ip(64, code, start, DecoderOptions::NONE);
     let mut instruction = Instruction::default();
@@ -52,21 +54,21 @@ fn distance(code: &[u8], start: u64) -> Option<u64> {
     u64::try_from(flow.depth?).ok()
 }
 
-/// How far rsp is below rbp, along the code.
+/// How many bytes rsp is below rbp, followed along the code.
 struct Flow {
-    // Missing behind an epilogue, where rbp is the caller's.
+    // The depth before the next instruction. `None` behind an epilogue, where rbp is the caller's again.
     depth: Option<i64>,
-    // What it was at the first branch or call: the body's.
+    // The depth at the first branch or call, which is the depth in the function's body.
     body: Option<i64>,
-    // At places that were passed, and at those that branches lead to.
+    // The depths at the addresses that were passed, and at those that branches lead to.
     at: HashMap<u64, Option<i64>>,
-    // The instruction before does not lead to this one.
+    // Whether the instruction before never goes on to the next one.
     broken: bool,
     info: InstructionInfoFactory,
 }
 
 impl Flow {
-    /// `None`: it is not known any more.
+    /// Follows one instruction. `None`: the depth is not known any more.
     fn follow(&mut self, instruction: &Instruction) -> Option<()> {
         if instruction.is_invalid() {
             return None;
@@ -74,7 +76,7 @@ impl Flow {
         if std::mem::take(&mut self.broken) {
             self.depth = self.at.get(&instruction.ip()).copied().unwrap_or(self.body);
         }
-        // Two ways to one place with different depths: a loop that moves rsp.
+        // Two ways lead to this place with different depths: a loop that moves rsp.
         if *self.at.entry(instruction.ip()).or_insert(self.depth) != self.depth {
             return None;
         }
@@ -100,7 +102,8 @@ impl Flow {
         Some(())
     }
 
-    /// The depth behind an instruction that is no call; the outer `None`: it moves rsp or rbp in a way that is not known.
+    /// The depth after an instruction that is no call. The outer `None`: the instruction moves rsp or rbp in a way
+    /// that is not understood. The inner `None`: rbp is the caller's again.
     fn after(&mut self, instruction: &Instruction) -> Option<Option<i64>> {
         let written = |register: Register| {
             let writes = |access| {
@@ -169,10 +172,10 @@ mod tests {
     #[test]
     fn code_behind_an_end_has_what_leads_to_it() {
         assert_eq!(behind(&[BEGIN, CALL, END, CALL]), Some(0x30));
-        // push 1; jne behind the end: there it is still pushed
+        // push 1; jne to the place behind the end, where the 1 is still pushed
         let jump = [0x6a, 1, 0x75, 4 + END.len() as u8];
         assert_eq!(behind(&[BEGIN, &jump, &[0x48, 0x83, 0xc4, 8], END, CALL]), Some(0x38));
-        // Between pop rbp and ret it is the caller's.
+        // Between pop rbp and ret, rbp is the caller's.
         assert_eq!(behind(&[BEGIN, CALL, &END[..END.len() - 1]]), None);
     }
 
@@ -189,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_long_function_is_not_followed() {
-        // Behind its caller's call, which is in front of it.
+        // The function stands behind a call: START is the return address of the call that is put in front of it.
         let mut code = [CALL, BEGIN].concat();
         code.resize(limits::MAX_FRAME_POINTER_CODE as usize + 0x10, 0x90);
         let memory = Pieces::default().bytes(START - 5, &code).words(0x8030, &[0, START]);

@@ -1,21 +1,23 @@
-//! Native code of runtimes that has no call frame information, recognised by its bytes around the pc. This file
-//! knows byte sequences and stack layouts of native routines; it knows no Wasm.
+//! Unwinds native code of runtimes that has no call frame information and is recognised by its bytes around the pc.
+//! This file knows byte sequences and stack layouts of native routines; it knows no Wasm.
 //!
 //! - `CONSTRUCT_STACK_AND_CALL_WASM` (codegen_x64.rs) is assembled at run time into an anonymous mapping.
 //! - `run_on_alternative_stack` and `register_preservation_trampoline` (image-loading-linux-x86-64.s) are assembled
 //!   without CFI into the executable, whose symbols may be stripped.
 //!
-//! - `wasmtime_fiber_switch` (wasmtime-internal-fiber: stackswitch/x86_64.rs) has the same bytes in all versions from 36 to 50
-//!   and no CFI. What it saves on one stack it restores from another.
+//! - `wasmtime_fiber_switch` (wasmtime-internal-fiber: stackswitch/x86_64.rs) has the same bytes in all versions from
+//!   36 to 50 and no CFI. The registers that it saves on one stack are not the ones that it restores: those come from
+//!   the other stack.
 //!
-//! - Behind the system call in glibc's `clone3` and `clone` the table ends on purpose, since parent and child go on there
-//!   with different stacks. A thread that was born but has not run yet stands there: seen in 1 of 4 cores of a process
-//!   that aborted right after it had started a thread.
+//! - Behind the system call in glibc's `clone3` and `clone` the table ends on purpose, since parent and child go on
+//!   there with different stacks. A thread that was created but has not run yet stands there: seen in 1 of 4 cores of
+//!   a process that aborted right after it had started a thread.
 //!
-//! - The same of musl, which has no tables at all, and of Wasmtime's fibers in a host that was built without.
+//! - The beginning of a thread in musl, which has no tables at all, and the beginning of one of Wasmtime's fibers in
+//!   a host that was built without tables.
 //!
-//! Each is cut where a call returns into it, so that a changed first part does not hide the second, which is where frames
-//! are nearly always found.
+//! A routine is cut in two where a call returns into it, so that a changed first part does not hide the second part,
+//! in which frames are nearly always found.
 
 use super::frame_pointer::is_behind_call;
 use super::{Cursor, FrameChange, Next, Trust, UnwindError, Unwinder};
@@ -24,34 +26,34 @@ use crate::arch::{CodeAddress, Reg, Registers};
 use crate::process::Memory;
 use std::sync::LazyLock;
 
-/// Where the frame's fixed part is.
+/// Where the fixed part of a frame is.
 #[derive(Clone, Copy, Debug)]
 enum Base {
-    /// In this register.
+    /// Its address is in this register.
     In(Reg),
-    /// In the word that this register points to.
+    /// Its address is in the word that this register points to.
     At(Reg),
 }
 
-/// What is on the stack before an instruction.
+/// What is on the stack before an instruction is executed.
 #[derive(Clone, Copy, Debug)]
 enum Layout {
-    /// From `base`: `skip` bytes, the saved registers upwards, the return address.
+    /// A frame. From `base` upwards follow `skip` bytes, the saved registers and the return address.
     Frame { base: Base, skip: u64, saved: &'static [Reg] },
-    /// rsp is in an image of a stack that is being entered, this many words after its start: registers in the order
-    /// of `SWITCH_BLOCK`, then the address to go on at.
+    /// The image of a stack that is being entered. rsp is this many words after the image's start. The image holds
+    /// registers in the order of `SWITCH_BLOCK`, then the address to go on at.
     Image(usize),
 }
 
-/// A stretch of code without wildcards inside instructions, except `Call`'s target.
+/// A stretch of code that is compared byte by byte, except for the target of a call.
 struct Routine {
     name: &'static str,
     code: &'static [u8],
     /// Bytes of `code` that the linker fills in: `(offset, length)`.
     hole: (usize, usize),
-    /// From which offset which layout holds, ascending.
+    /// Pairs of an offset in `code` and the layout that holds from there on, in ascending order.
     layouts: &'static [(usize, Layout)],
-    /// The offset to which a callee returns.
+    /// The offset to which a callee returns, if the routine is entered by such a return.
     returns_to: Option<usize>,
 }
 
@@ -88,11 +90,11 @@ const CALL_WASM_ENTER: &[u8] = &[
     0x41, 0xff, 0xd4, // call r12
 ];
 
-/// What follows that call.
+/// The code that follows the `call r12` of `CONSTRUCT_STACK_AND_CALL_WASM`.
 pub(crate) const CALL_WASM_LEAVE: &[u8] =
     &[0x48, 0x89, 0xec, 0x5d, 0x41, 0x5b, 0x41, 0x5c, 0x41, 0x5d, 0x41, 0x5e, 0x41, 0x5f, 0xc3];
 
-/// `run_on_alternative_stack` up to the `ret` into the image.
+/// `run_on_alternative_stack` up to the `ret` that goes on at the address in the image.
 const ALTERNATIVE_STACK_ENTER: &[u8] = &[
     0x41, 0x57, 0x41, 0x56, 0x41, 0x55, 0x41, 0x54, 0x53, 0x55, // push r15, r14, r13, r12, rbx, rbp
     0x48, 0x89, 0x67, 0xf0, // mov [rdi - 16], rsp
@@ -120,7 +122,7 @@ const ALTERNATIVE_STACK_ENTER: &[u8] = &[
     0xc3,
 ];
 
-/// `run_on_alternative_stack.returning`.
+/// `run_on_alternative_stack.returning`, the part to which the code on the other stack returns.
 const ALTERNATIVE_STACK_LEAVE: &[u8] =
     &[0x48, 0x8b, 0x24, 0x24, 0x5d, 0x5b, 0x41, 0x5c, 0x41, 0x5d, 0x41, 0x5e, 0x41, 0x5f, 0xc3];
 
@@ -135,7 +137,7 @@ const PRESERVATION_CODE: &[u8] = &[
     0xff, 0xe0, // jmp rax
 ];
 
-/// `wasmtime_fiber_switch`: up to `mov rsp, rax` on the stack that is left, then on the one that is entered.
+/// `wasmtime_fiber_switch`. Up to `mov rsp, rax` it runs on the stack that is left, then on the one that is entered.
 const FIBER_SWITCH_CODE: &[u8] = &[
     0x55, 0x53, 0x41, 0x54, 0x41, 0x55, 0x41, 0x56, 0x41, 0x57, // push rbp, rbx, r12, r13, r14, r15
     0x48, 0x8b, 0x47, 0xf0, 0x48, 0x89, 0x67, 0xf0, // mov rax, [rdi - 16]; mov [rdi - 16], rsp
@@ -262,7 +264,8 @@ static ROUTINES: &[Routine] = &[
         ],
         returns_to: Some(0),
     },
-    // It saves argument registers only, which no caller needs back; callee-saved ones stay as they are.
+    // This routine saves argument registers only, which no caller needs back. It leaves callee-saved registers as
+    // they are.
     Routine {
         name: PRESERVATION,
         code: PRESERVATION_CODE,
@@ -313,7 +316,7 @@ static ROUTINES: &[Routine] = &[
     },
 ];
 
-/// Bytes before and after the pc that are looked at: the longest routine.
+/// How many bytes before the pc and from it on are looked at. The longest routine fits.
 const WINDOW: usize = 0x100;
 
 impl Routine {
@@ -339,7 +342,7 @@ static BOUNDARIES: LazyLock<Vec<Vec<usize>>> = LazyLock::new(|| {
     ROUTINES.iter().map(starts).collect()
 });
 
-/// The routine at `at`, the layout there, and the offset of `at` in it.
+/// The routine that `at` is in, the layout there, and the offset of `at` in the routine.
 fn recognise(at: CodeAddress, memory: &dyn Memory) -> Option<(&'static Routine, Layout, usize)> {
     let pc = at.raw();
     let mut window = vec![0; 2 * WINDOW];
@@ -358,23 +361,24 @@ fn recognise(at: CodeAddress, memory: &dyn Memory) -> Option<(&'static Routine, 
     None
 }
 
-/// A stretch of native code that is known here.
+/// A stretch of native code that is one of the routines known here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stretch {
-    /// Name of the routine that it is a part of.
+    /// Name of the routine that the stretch is a part of.
     pub name: &'static str,
-    /// Address of its first byte.
+    /// Address of the first byte of the stretch, in the target.
     pub start: u64,
-    /// Bytes.
+    /// Length of the stretch in bytes.
     pub len: u32,
-    /// How callers are found, by offsets from `start`.
+    /// How callers are found: pairs of a byte offset from `start` and the change that holds from there on.
     pub frame: Vec<(u32, FrameChange)>,
 }
 
 impl Stretch {
-    /// Debuggers look a caller up one byte before the address it returns to. Where a routine begins with that address, the
-    /// byte before it belongs to the stretch. In `run_on_alternative_stack` that byte is the `ret` into the image, and a
-    /// thread stopped at that very instruction is described wrongly: the price for every stack that goes through it.
+    /// Debuggers look a caller up one byte before the address that the call returns to. So if a routine begins at
+    /// such an address, the byte before it is made a part of the stretch. In `run_on_alternative_stack` that byte is
+    /// the `ret` that enters the image, and a thread stopped at exactly this instruction is described wrongly: the
+    /// price for right descriptions of all stacks that go through the routine.
     fn new(routine: &Routine, start: u64) -> Stretch {
         let lead = u32::from(routine.returns_to == Some(0));
         let moved = |(offset, change): (u32, FrameChange)| (if offset == 0 { 0 } else { offset + lead }, change);
@@ -386,18 +390,18 @@ impl Stretch {
         }
     }
 
-    /// The routine at `at`, if it is one of those known here.
+    /// The stretch of the routine that `at` is in, if it is one of those known here.
     pub fn at(at: CodeAddress, memory: &dyn Memory) -> Option<Stretch> {
         let (routine, _, offset) = recognise(at, memory)?;
         Some(Stretch::new(routine, at.raw().wrapping_sub(offset as u64)))
     }
 
-    /// All known routines in `code`, which is at `base`, ascending.
+    /// The stretches of all known routines in `code`, which is loaded at `base`, in ascending order.
     pub fn all(code: &[u8], base: u64) -> Vec<Stretch> {
         let mut found = Vec::new();
         for (start, window) in code.windows(4).enumerate() {
             for routine in ROUTINES {
-                // The holes are further in.
+                // No routine has its hole in the first four bytes.
                 if routine.code.starts_with(window) && routine.is_at(code, start) {
                     found.push(Stretch::new(routine, base.wrapping_add(start as u64)));
                 }
@@ -408,14 +412,15 @@ impl Stretch {
 }
 
 impl Routine {
-    /// The layouts as changes. Each says everything, so that routines that follow each other can be joined.
+    /// The layouts of the routine as changes. The changes at each offset describe the whole frame, so that routines
+    /// that follow each other can be joined.
     fn changes(&self) -> Vec<(u32, FrameChange)> {
         const CALLEE_SAVED: [Reg; 6] = [Reg::RBX, Reg::RBP, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
         let mut out = Vec::new();
         for &(offset, layout) in self.layouts {
             let mut change = |c| out.push((offset as u32, c));
             let Layout::Frame { base, skip, saved } = layout else {
-                // The next frame is not a caller: another routine's registers are being loaded.
+                // The next frame is not a caller, because another routine's registers are being loaded.
                 change(FrameChange::Undefined(Reg::RIP));
                 continue;
             };
@@ -436,12 +441,12 @@ impl Routine {
     }
 }
 
-/// Unwinds the runtime's native code that has no call frame information.
+/// Unwinds native code of runtimes that has no call frame information, by its bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RecognisedUnwinder;
 
 impl RecognisedUnwinder {
-    /// Name of the routine at `at`, if it is one of those known here.
+    /// Name of the routine that `at` is in, if it is one of those known here.
     pub fn stub_name(&self, at: CodeAddress, memory: &dyn Memory) -> Option<&'static str> {
         recognise(at, memory).map(|(routine, ..)| routine.name)
     }
@@ -457,7 +462,7 @@ impl Unwinder for RecognisedUnwinder {
             Layout::Image(words) => image(at, words, memory),
         };
         let mut next = next.unwrap_or_else(Next::Lost);
-        // A fiber that has not run yet goes on where its code begins, behind no call.
+        // A fiber that has not run yet goes on at the beginning of its code, and no call stands before that address.
         if let Next::Caller(caller, _) = &mut next
             && routine.name == FIBER_SWITCH
             && memory.read_u64(caller.address.lookup() & !7).is_ok()
@@ -469,7 +474,8 @@ impl Unwinder for RecognisedUnwinder {
     }
 }
 
-/// What follows `syscall` in `clone3` and `clone` (clone3.S, clone.S), and where in it parent and child are.
+/// The code from the `syscall` in `clone3` and `clone` on (clone3.S, clone.S), which tells where parent and child
+/// are.
 const CLONE: &[u8] = &[
     0x0f, 0x05, // syscall
     0x48, 0x85, 0xc0, 0x7c, 0, // test rax, rax; jl error (this byte differs)
@@ -478,7 +484,7 @@ const CLONE: &[u8] = &[
 ];
 const CLONE_HOLE: usize = 6;
 
-/// A parent or child in `clone3` or `clone`.
+/// Steps from a parent or a child that is in `clone3` or `clone`.
 fn clone(at: &Cursor, memory: &dyn Memory) -> Option<Next> {
     let CodeAddress::Exact(pc) = at.address else { return None };
     let mut code = [0; CLONE.len()];
@@ -488,7 +494,7 @@ fn clone(at: &Cursor, memory: &dyn Memory) -> Option<Next> {
         if !is_here {
             continue;
         }
-        // Only the child's call gives zero. A parent that is still in the call has an error number there.
+        // The call returns zero only in the child. A parent that is still in the call has an error number in rax.
         let child = match offset {
             0..9 => known(&at.registers, Reg::RAX).map(|rax| rax == 0),
             9 => Ok(false),
@@ -503,11 +509,12 @@ fn clone(at: &Cursor, memory: &dyn Memory) -> Option<Next> {
     None
 }
 
-/// The child in musl's `clone` (clone.s): `xor ebp, ebp; pop rdi; call r9`, and behind it the system call that ends the thread.
+/// The child in musl's `clone` (clone.s): `xor ebp, ebp; pop rdi; call r9`. `MUSL_EXIT` follows it: the system call
+/// that ends the thread.
 const MUSL_CHILD: &[u8] = &[0x31, 0xed, 0x5f, 0x41, 0xff, 0xd1];
 const MUSL_EXIT: &[u8] = &[0x89, 0xc7, 0x31, 0xc0, 0xb0, 0x3c, 0x0f, 0x05];
 
-/// Where a thread of musl begins, which has no caller: musl has no tables.
+/// Recognises the place where a thread of musl begins. It has no caller, and musl has no tables that could say so.
 fn musl_clone(at: &Cursor, memory: &dyn Memory) -> Option<Next> {
     let CodeAddress::Return(pc) = at.address else { return None };
     let mut code = [0; MUSL_CHILD.len() + MUSL_EXIT.len()];
@@ -515,17 +522,19 @@ fn musl_clone(at: &Cursor, memory: &dyn Memory) -> Option<Next> {
     (code.starts_with(MUSL_CHILD) && code.ends_with(MUSL_EXIT)).then_some(Next::Bottom)
 }
 
-/// `mov rdi, r12; mov rsi, rbp; call rbx`: where a fiber of Wasmtime begins (`stackswitch/x86_64.rs`), in all versions.
+/// `mov rdi, r12; mov rsi, rbp; call rbx`, the code with which a fiber of Wasmtime begins (`stackswitch/x86_64.rs`)
+/// in all versions.
 const FIBER_START: [u8; 8] = [0x4c, 0x89, 0xe7, 0x48, 0x89, 0xee, 0xff, 0xd3];
 
-/// Whether `pc` is where a fiber's function returns to.
+/// Whether `pc` is the address to which a fiber's function returns.
 pub fn is_fiber_start(pc: u64, memory: &dyn Memory) -> bool {
     let mut code = [0; FIBER_START.len()];
     let start = pc.checked_sub(FIBER_START.len() as u64);
     start.is_some_and(|start| memory.read(start, &mut code).is_ok()) && code == FIBER_START
 }
 
-/// The one that resumed a fiber: its stack pointer is where the fiber's begins, and points to what the switch saved.
+/// Steps to the frame that resumed a fiber. The stack pointer of that frame is in the word at which the fiber's stack
+/// begins, and points to the registers that the switch saved.
 fn fiber_start(at: &Cursor, memory: &dyn Memory) -> Option<Next> {
     const SAVED: &[Reg] = &[Reg::R15, Reg::R14, Reg::R13, Reg::R12, Reg::RBX, Reg::RBP];
     if !at.address.is_return() || !is_fiber_start(at.address.raw(), memory) {
@@ -559,8 +568,9 @@ fn frame(at: &Cursor, base: Base, skip: u64, saved: &[Reg], memory: &dyn Memory)
     Ok(Next::Caller(Cursor { address: CodeAddress::Return(pc), registers: caller }, Trust::Recognised))
 }
 
-/// The stack is that of the image already, so the frame below is the code that the `ret` goes to, with the registers
-/// that it will find. The routine's native caller is reached through the image's last return address.
+/// Steps out of a routine that enters a stack image. rsp is in the image already, so the next frame is the code that
+/// the `ret` goes to, with the registers that this code will find. The routine's native caller is reached later,
+/// through the last return address in the image.
 fn image(at: &Cursor, words: usize, memory: &dyn Memory) -> Result<Next, UnwindError> {
     let mut slot = known(&at.registers, Reg::RSP)?;
     let mut caller = at.registers.clone();
@@ -587,8 +597,8 @@ mod tests {
     const IMAGE_START: u64 = 0x9_0100;
     const IMAGE_END: u64 = 0x9_0800;
 
-    /// Executes what these routines consist of: their stack is what matters, and arithmetic that decides nothing is left
-    /// out. `registers` holds values by state-map number.
+    /// Executes the instructions that the routines consist of. Only their effect on the stack matters, so arithmetic
+    /// that decides nothing is left out. `registers` holds values by state-map number.
     struct Machine {
         registers: HashMap<Reg, u64>,
         stack: HashMap<u64, u64>,
@@ -621,7 +631,7 @@ mod tests {
             base.wrapping_add(i.memory_displacement64())
         }
 
-        /// One instruction; a call returns at once with its callee-saved registers intact.
+        /// Executes one instruction. A call returns at once, with its callee-saved registers intact.
         fn run(&mut self, i: &Instruction) {
             self.pc = i.next_ip();
             match i.code() {
@@ -655,7 +665,7 @@ mod tests {
                 }
                 Code::Retnq => self.pc = self.pop(),
                 Code::Jmp_rm64 => self.pc = self.registers[&Reg::RAX],
-                // Calls return; branches are not taken, so that every instruction is run.
+                // Calls return at once. Branches are not taken, so that every instruction is executed.
                 _ => {}
             }
         }
@@ -674,7 +684,8 @@ mod tests {
         Pieces::default().bytes(CODE & !0xfff, &bytes)
     }
 
-    /// Runs `code` from its first instruction and asks at each one; `check` gets the machine and the caller found there.
+    /// Runs `code` from its first instruction and unwinds before each instruction. `check` gets the instruction's
+    /// offset and the caller that was found.
     fn at_each_instruction(code: &[u8], machine: &mut Machine, check: impl Fn(u64, &Cursor)) {
         let mut asked = 0;
         for i in Decoder::with_ip(64, code, CODE, DecoderOptions::NONE) {
@@ -693,7 +704,8 @@ mod tests {
         assert!(asked >= 8);
     }
 
-    /// What a debugger makes of the description of a stretch, compared with the caller found by the same layouts.
+    /// Finds the caller as a debugger would, from the description of a stretch, and compares it with the caller that
+    /// the layouts give.
     fn described(at: &Cursor, memory: &Pieces, caller: &Cursor) {
         let stretch = Stretch::at(at.address, memory).unwrap();
         let offset = (at.address.raw() - stretch.start) as u32;
@@ -732,7 +744,7 @@ mod tests {
     fn entered() -> Machine {
         let mut registers: HashMap<Reg, u64> = (0..32).map(|i| (Reg(i), 0x1000 + u64::from(i))).collect();
         registers.insert(Reg::RSP, ENTRY_SP);
-        // Pointers that the routines follow.
+        // The routines follow these pointers.
         for r in [Reg::RAX, Reg::RDI] {
             registers.insert(r, IMAGE_END);
         }
@@ -759,7 +771,7 @@ mod tests {
     #[test]
     fn register_preservation_is_right_at_every_instruction() {
         at_each_instruction(PRESERVATION_CODE, &mut entered(), is_native_caller);
-        // The linker fills in where the call goes.
+        // The linker fills in the target of the call.
         let mut linked = PRESERVATION_CODE.to_vec();
         linked[0x10..0x14].copy_from_slice(&[0x68, 0x9e, 0xfd, 0xff]);
         at_each_instruction(&linked, &mut entered(), is_native_caller);
@@ -783,7 +795,7 @@ mod tests {
                 assert_eq!(caller.registers.get(r), Some(0x2000 + u64::from(r.0)), "{offset:#x} {r}");
             }
         });
-        // The guest returns through the word at -24 to `returning`, with its stack at the word after that.
+        // The guest returns through the word at -24 to `returning`, with rsp at the word behind that one.
         assert_eq!(machine.pc, GUEST);
         let returning = CODE + ALTERNATIVE_STACK_ENTER.len() as u64;
         assert_eq!(machine.stack[&(IMAGE_END - 24)], returning);
@@ -796,7 +808,8 @@ mod tests {
     #[test]
     fn the_fiber_switch_is_right_at_every_instruction() {
         let mut machine = entered();
-        // The stack that is entered: what was saved there, from r15 to rbp, and the address to go on at.
+        // The stack that is entered holds the registers that were saved there, from r15 to rbp, and the address to go
+        // on at.
         const OTHER: u64 = 0x9_0100;
         const BEHIND: u64 = 0x50_0000;
         machine.stack.insert(IMAGE_END - 16, OTHER);
@@ -843,7 +856,7 @@ mod tests {
             .map(|s| (s.start - CODE, s.start + u64::from(s.len) - CODE))
             .collect();
         let behind = 5 + CALL_WASM_ENTER.len() as u64;
-        // The second begins in the last byte of the call.
+        // The second stretch begins in the last byte of the call.
         assert_eq!(found, [(5, behind), (behind - 1, code.len() as u64 - 3)]);
         assert!(Stretch::all(&[], 0).is_empty());
     }
@@ -871,7 +884,7 @@ mod tests {
         };
         for offset in [2, 5, 7] {
             assert!(matches!(at(offset, 0), Some(Next::Bottom)), "{offset}");
-            // A thread id; -ENOSYS while the call lasts.
+            // rax is a thread id, or -ENOSYS while the call lasts.
             for rax in [4711, -38i64 as u64] {
                 let Some(Next::Caller(caller, _)) = at(offset, rax) else { panic!("{offset}") };
                 assert_eq!(caller.address, CodeAddress::Return(CALLER));
@@ -881,7 +894,7 @@ mod tests {
         assert!(matches!(at(9, 0), Some(Next::Caller(..))));
         assert!(matches!(at(12, 7), Some(Next::Bottom)));
         assert!(at(3, 0).is_none());
-        // It is libc's function, with a name of its own.
+        // The function belongs to libc and has a name of its own.
         assert_eq!(RecognisedUnwinder.stub_name(CodeAddress::Exact(CODE + 2), &memory), None);
         code[3] ^= 1;
         let other = code_memory(&code).word(ENTRY_SP, CALLER);

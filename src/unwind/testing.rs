@@ -1,5 +1,5 @@
-//! What tests of unwinding and symbolization run against: memory made of words, ELF files made of sections, and the test's
-//! own process.
+//! The targets of tests of unwinding and symbolization: memory made of words, ELF files made of sections, and the
+//! test's own process.
 
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::process::objects::{LoadedObject, ObjectData, Objects};
@@ -8,7 +8,7 @@ use crate::unwind::Cursor;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// Memory that consists of the bytes put there.
+/// Memory that consists only of the bytes that were put into it.
 #[derive(Default)]
 pub struct Pieces(pub BTreeMap<u64, Vec<u8>>);
 
@@ -50,7 +50,8 @@ pub struct Section<'s> {
     pub bytes: &'s [u8],
 }
 
-/// An x86-64 ELF file of these sections. `.symtab` gets its type and refers to the section after it as its names.
+/// An x86-64 ELF file with these sections. `.symtab` gets its section type, and the section after it serves as its
+/// names.
 pub fn elf(sections: &[Section]) -> Vec<u8> {
     let mut names = vec![0u8];
     let mut body = Vec::new();
@@ -94,7 +95,8 @@ pub fn elf(sections: &[Section]) -> Vec<u8> {
     file
 }
 
-/// Functions: where they begin, their size, and the distance of their CFA at the first byte, the second and so on.
+/// An `.eh_frame` section for functions. For each function: its start, its size, and the distance of its CFA at the
+/// first byte, at the second byte and so on.
 pub fn eh_frame(functions: &[(u64, u32, Vec<i32>)]) -> Vec<u8> {
     use gimli::write::{Address, CallFrameInstruction as Cfi, CommonInformationEntry, FrameTable};
     use gimli::{Encoding, Format, LittleEndian, X86_64};
@@ -116,7 +118,8 @@ pub fn eh_frame(functions: &[(u64, u32, Vec<i32>)]) -> Vec<u8> {
     eh.0.into_vec()
 }
 
-/// Sections with debug information of a function at `start`, into which so many are inlined, each into the one before.
+/// Sections with debug information of a function at `start` into which `count` functions are inlined, each into the
+/// one before.
 pub fn inlined(start: u64, count: usize) -> Vec<(&'static str, Vec<u8>)> {
     use gimli::write::{Address, AttributeValue, DwarfUnit, EndianVec, Sections};
     let encoding = gimli::Encoding { format: gimli::Format::Dwarf32, version: 4, address_size: 8 };
@@ -145,7 +148,7 @@ pub fn inlined(start: u64, count: usize) -> Vec<(&'static str, Vec<u8>)> {
     out
 }
 
-/// `bytes` loaded at `bias`, covering `range`.
+/// A loaded file with the contents `bytes`, loaded at `bias` and covering `range`.
 pub fn object(name: &str, bias: u64, range: (u64, u64), bytes: Vec<u8>) -> LoadedObject {
     LoadedObject {
         path: PathBuf::from(name),
@@ -161,7 +164,7 @@ pub fn object(name: &str, bias: u64, range: (u64, u64), bytes: Vec<u8>) -> Loade
     }
 }
 
-/// A cursor stopped at `pc` with these registers.
+/// A cursor of a frame that stopped at `pc` with these registers.
 pub fn cursor(pc: u64, registers: &[(Reg, u64)]) -> Cursor {
     let mut all = Registers::unknown();
     all.set(Reg::RIP, pc);
@@ -171,7 +174,7 @@ pub fn cursor(pc: u64, registers: &[(Reg, u64)]) -> Cursor {
     Cursor { address: CodeAddress::Exact(pc), registers: all }
 }
 
-/// The test's own memory, read as another process's would be.
+/// The test's own memory, read in the same way as the memory of another process.
 pub struct Own;
 
 impl Memory for Own {
@@ -235,14 +238,15 @@ pub fn own_objects() -> Objects {
     Objects::from_parts(objects)
 }
 
-/// A tool or a right is missing: a failure, unless `WSTATE_ALLOW_MISSING` is set; then it is said aloud.
+/// Reports that a tool or a right is missing. This fails the test, unless `WSTATE_ALLOW_MISSING` is set: then it is
+/// only printed.
 pub fn missing(reason: &str) {
     let allowed = std::env::var_os("WSTATE_ALLOW_MISSING").is_some_and(|v| !v.is_empty());
     assert!(allowed, "{reason} (WSTATE_ALLOW_MISSING=1 leaves out what cannot be tested here)");
     println!("not tested: {reason}");
 }
 
-/// Whether a tool of the tests is there.
+/// Whether a tool that a test needs is installed.
 pub fn has_tool(name: &str) -> bool {
     let there = std::process::Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success());
     if !there {
@@ -251,13 +255,13 @@ pub fn has_tool(name: &str) -> bool {
     there
 }
 
-/// The registers at this very instruction, of the function that uses the macro: the function must not return while the
-/// cursor is used.
+/// A cursor with the registers of the function that uses the macro, as they are at this very instruction. The
+/// function must not return while the cursor is used.
 macro_rules! here {
     () => {{
         let mut words = [0u64; 9];
         #[allow(unsafe_code)]
-        // SAFETY: writes into `words` only; every register it changes is declared.
+        // SAFETY: the assembly writes into `words` only; every register that it changes is declared.
         unsafe {
             std::arch::asm!(
                 "mov [rax], rbx", "mov [rax + 8], rsp", "mov [rax + 16], rbp", "mov [rax + 24], r12",

@@ -1,4 +1,4 @@
-//! The walking loop. Policy is in the unwinders; this only asks them in order and knows when to stop.
+//! The walking loop. All policy is in the unwinders; the loop only asks them in order and knows when to stop.
 
 use super::{Cursor, Next, Trust, UnwindError, Unwinder};
 use crate::process::Memory;
@@ -7,35 +7,37 @@ use std::collections::HashSet;
 /// One physical frame (inlined functions are found later, by symbolization).
 #[derive(Clone, Debug)]
 pub struct Frame {
-    /// Address and registers.
+    /// Address and registers of the frame.
     pub cursor: Cursor,
-    /// How they were found.
+    /// How the registers were found.
     pub trust: Trust,
 }
 
 /// Why a walk ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
-    /// The bottom was reached.
+    /// The bottom of the stack was reached.
     Bottom,
-    /// The walk was lost.
+    /// The caller of the last frame could not be found.
     Lost(UnwindError),
-    /// The same (pc, sp) came twice; stacks switch, so a sinking sp is normal, but this is a cycle.
+    /// The same pair of pc and sp came a second time, which is a cycle. A sinking sp alone is normal, because stacks
+    /// are switched.
     Cycle,
-    /// As many frames as were asked for.
+    /// The walk has as many frames as were asked for; the number is that limit.
     Limit(usize),
 }
 
 /// A walked stack, youngest frame first.
 #[derive(Clone, Debug)]
 pub struct Stack {
-    /// The frames.
+    /// The frames that were found.
     pub frames: Vec<Frame>,
-    /// Why there are no more.
+    /// Why there are no more frames.
     pub end: End,
 }
 
-/// Walks from `start` to the bottom, asking `unwinders` in order at each frame, for at most `limit` frames.
+/// Walks from `start` to the bottom of the stack. At each frame `unwinders` are asked in order. At most `limit`
+/// frames are found.
 pub fn walk(start: Cursor, unwinders: &[&dyn Unwinder], memory: &dyn Memory, limit: usize) -> Stack {
     let mut frames: Vec<Frame> = Vec::new();
     let mut seen = HashSet::new();
@@ -70,7 +72,7 @@ mod tests {
     use crate::arch::{CodeAddress, Reg};
     use crate::unwind::testing::{Pieces, cursor};
 
-    /// Answers by pc.
+    /// An unwinder whose answer is a function of the frame's pc and sp.
     struct Script(fn(u64, u64) -> Option<Next>);
 
     impl Unwinder for Script {

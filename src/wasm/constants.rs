@@ -1,27 +1,28 @@
-//! The constants of function bodies. Two modules of one shape differ in them alone, and machine code has them as immediates.
+//! The constants of function bodies. Two modules of the same shape differ only in them, and machine code has them as
+//! immediates.
 
 use super::{Constants, Reach, WasmModule};
 use wasmparser::Operator as O;
 
-/// A constant of a function.
+/// A constant in the body of a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Constant {
-    /// Number of the operator that pushes it, or that has it as its offset.
+    /// Number of the operator that pushes the constant, or of the load or store that has it as its offset.
     pub operator: u64,
-    /// Its bits.
+    /// The bits of the value.
     pub bits: u64,
-    /// Whether it has 64 bits.
+    /// Whether the value has 64 bits.
     pub wide: bool,
 }
 
-/// Constants that one operator takes off the stack and that singlepass writes into the code that it makes for it.
+/// The constants that one operator takes off the stack and that singlepass writes into the operator's machine code.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Use {
-    /// In any order.
+    /// The constants, in any order.
     pub constants: Vec<Constant>,
 }
 
-/// What a `const` operator pushes: its bits, and whether they are 64.
+/// The bits that a `const` operator pushes, and whether they are 64 bits.
 pub(super) fn pushed(op: &O<'_>) -> Option<(u64, bool)> {
     match *op {
         O::I32Const { value } => Some((u64::from(value as u32), false)),
@@ -32,9 +33,10 @@ pub(super) fn pushed(op: &O<'_>) -> Option<(u64, bool)> {
     }
 }
 
-/// How many of its topmost operands singlepass writes into the code of an operator where they are constants, at the latest
-/// then and one operator after the other (`codegen_x64.rs: emit_binop_i32`, `emit_cmpop_i32_dynamic_b`, `emit_shift_i32`,
-/// `emit_call_sysv`; the address of a store is left out, as an offset may be added to it).
+/// The number of topmost operands that singlepass writes into the machine code of `op` if they are constants. It
+/// writes them at this operator at the latest, and one operator after the other (`codegen_x64.rs: emit_binop_i32`,
+/// `emit_cmpop_i32_dynamic_b`, `emit_shift_i32`, `emit_call_sysv`; the address of a store is left out, as an offset
+/// may be added to it).
 pub(super) fn written(op: &O<'_>, popped: usize) -> usize {
     match op {
         O::I32Add | O::I32Sub | O::I32Mul | O::I32And | O::I32Or | O::I32Xor => 2,
@@ -51,7 +53,7 @@ pub(super) fn written(op: &O<'_>, popped: usize) -> usize {
 }
 
 impl WasmModule {
-    /// All constants of a defined function's body in code that can be reached, and the offsets of its loads and stores.
+    /// All constants in the reachable code of a defined function, and the offsets of the loads and stores there.
     pub fn constants(&self, local_func: u32) -> Vec<Constant> {
         let Some(mut reader) = self.body(local_func).and_then(|b| b.get_operators_reader().ok()) else {
             return Vec::new();
@@ -72,8 +74,8 @@ impl WasmModule {
         out
     }
 
-    /// Constants of a defined function's body that singlepass writes into its code, in the code's order. Empty if the module
-    /// does not validate.
+    /// The constants of a defined function that singlepass writes into the function's machine code, in the order of
+    /// that code. Empty if the module does not validate.
     pub fn used_constants(&self, local_func: u32) -> Vec<Use> {
         let mut uses = Vec::new();
         let _ = self.visit_stack(local_func, Some(&mut uses), &mut |_, _, _, _| true);
@@ -81,7 +83,7 @@ impl WasmModule {
     }
 }
 
-/// The offset of a load or store.
+/// The offset that a load or store has as its immediate.
 fn offset_of(op: &O<'_>) -> Option<u64> {
     match op {
         O::I32Load { memarg }
@@ -112,7 +114,7 @@ fn offset_of(op: &O<'_>) -> Option<u64> {
 }
 
 impl Constants {
-    /// The constants that `op`, which takes `popped` operands, has written into its code.
+    /// The constants that singlepass writes into the machine code of `op`, which takes `popped` operands.
     pub(super) fn written(&self, op: &O<'_>, popped: usize) -> Option<Use> {
         let from = self.stack.len().checked_sub(written(op, popped))?;
         let constants: Vec<Constant> = self.stack.get(from..)?.iter().flatten().copied().collect();

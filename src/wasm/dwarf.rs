@@ -1,4 +1,4 @@
-//! DWARF inside a `.wasm` file.
+//! Reads the DWARF inside a `.wasm` file.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -10,16 +10,16 @@ use crate::limits::MAX_INLINE_DEPTH;
 use crate::symbolize::native::demangle;
 use crate::symbolize::nesting::is_too_deep;
 
-/// One source-level frame at an operator. Several where functions were inlined, innermost first.
+/// One source-level frame at an operator. One operator has several where functions were inlined, innermost first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SourceFrame {
-    /// Demangled function name.
+    /// Demangled name of the function.
     pub function: Option<String>,
-    /// Source file.
+    /// Path of the source file, as the debug information has it.
     pub file: Option<String>,
-    /// Line, 1-based.
+    /// Line in the source file, counted from 1.
     pub line: Option<u32>,
-    /// Whether the function was inlined into the next.
+    /// Whether the function was inlined into the function of the next frame.
     pub inlined: bool,
 }
 
@@ -33,7 +33,7 @@ pub(super) struct Dwarf {
 }
 
 impl Dwarf {
-    /// `None` if there is no usable DWARF in the custom sections.
+    /// Loads the DWARF in the custom sections. `None` if there is none that can be used.
     pub(super) fn load(bytes: &[u8], sections: &HashMap<String, Range<usize>>) -> Option<Dwarf> {
         if !sections.contains_key(".debug_info") {
             return None;
@@ -49,7 +49,7 @@ impl Dwarf {
         Some(Dwarf { dwarf, context, too_deep: OnceLock::new() })
     }
 
-    /// Frames at `address`, an offset from the first byte of the code section's contents.
+    /// The source-level frames at `address`, which is a byte offset from the start of the code section's contents.
     pub(super) fn frames(&self, address: u64) -> Vec<SourceFrame> {
         if self.is_too_deep() {
             let Ok(Some(found)) = self.context.find_location(address) else { return Vec::new() };
@@ -59,7 +59,7 @@ impl Dwarf {
         let mut out: Vec<SourceFrame> = Vec::new();
         let Ok(mut frames) = self.context.find_frames(address).skip_all_loads() else { return out };
         while let Ok(Some(frame)) = frames.next() {
-            // As many as may be inlined, and the one around them.
+            // There are at most as many frames as may be inlined, and the function around them.
             if out.len() > MAX_INLINE_DEPTH {
                 break;
             }

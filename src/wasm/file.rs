@@ -1,4 +1,4 @@
-//! A file of the user's: a module, or a component and the core modules in it.
+//! A file given by the user: a module, or a component with the core modules in it.
 
 use super::WasmModule;
 use crate::error::Error;
@@ -10,19 +10,19 @@ use wasmparser::{Encoding, Parser, Payload};
 
 /// A `.wasm` file.
 pub struct WasmFile {
-    /// Its path.
+    /// Path of the file.
     pub path: PathBuf,
-    /// The core modules in it: the file itself, or those of a component, however deep, in the file's order.
+    /// The core modules in the file: the file itself, or those of a component at any depth, in the order of the file.
     pub modules: Vec<CoreModule>,
     bytes: Rc<[u8]>,
 }
 
-/// A core module of a file.
+/// A core module in a file.
 #[derive(Clone)]
 pub struct CoreModule {
-    /// The module. Its positions count from its own start.
+    /// The module. Its positions count from the start of the module, not of the file.
     pub wasm: Rc<WasmModule>,
-    /// Of a component's: where it begins in the file.
+    /// For a module in a component: the byte offset in the file at which the module begins.
     pub base: Option<u64>,
 }
 
@@ -37,10 +37,10 @@ impl WasmFile {
         WasmFile::parse(path, bytes).map_err(|why| Error::Wasm { path: path.to_path_buf(), why })
     }
 
-    /// From the bytes of the file at `path`.
+    /// Parses `bytes`, the contents of the file at `path`.
     ///
     /// # Errors
-    /// What is wrong with them.
+    /// The text says what is wrong with the bytes.
     pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<WasmFile, String> {
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         let file = |modules, bytes: &[u8]| WasmFile { path: path.to_path_buf(), modules, bytes: bytes.into() };
@@ -76,7 +76,7 @@ impl WasmFile {
     }
 }
 
-/// By the version of the header (8 bytes: magic, version, layer).
+/// Whether the version in the header (8 bytes: magic, version, layer) is the one of a component.
 fn is_component(bytes: &[u8]) -> bool {
     let first = Parser::new(0).parse_all(bytes).next();
     matches!(first, Some(Ok(Payload::Version { encoding: Encoding::Component, .. })))
@@ -90,7 +90,7 @@ mod tests {
         WasmFile::parse(Path::new("dir/c.wasm"), wat::parse_str(text).unwrap())
     }
 
-    /// The bytes of each are those of the file at its place.
+    /// The bytes of each module are those of the file from the module's base on.
     #[test]
     fn core_modules_are_cut_out_of_a_component() {
         let text = r#"(component

@@ -1,8 +1,8 @@
-//! Wasm modules given by the user: names, types, operator positions.
+//! Wasm modules given by the user: their names, types and operator positions.
 //!
-//! Positions are those of the singlepass backend (`codegen_x64.rs: feed_event`): operators are numbered per function
-//! body from zero, in unreachable code too, the final `end` included, local declarations not. A middleware of the host
-//! that injects operators shifts the numbers; [`WasmModule::fits`] then refuses the file.
+//! Positions are those of the singlepass backend (`codegen_x64.rs: feed_event`): the operators of each function body
+//! are numbered from zero. Operators in unreachable code and the final `end` are counted, local declarations are not.
+//! A middleware of the host that injects operators shifts the numbers; [`WasmModule::fits`] then refuses the file.
 
 pub mod constants;
 mod dwarf;
@@ -32,14 +32,14 @@ use names::Naming;
 pub use printed::Printed;
 pub use types::{ExternKind, GlobalDecl, GuestExport, MemoryDecl, NameSource, ValType};
 
-/// What a point of a state map is for.
+/// The reason why a state map has a point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PointKind {
-    /// Return address of a call.
+    /// The point is the return address of a call.
     Call,
-    /// An instruction that may fault on purpose.
+    /// The point is an instruction that may fault on purpose.
     Trappable,
-    /// Poll of the interrupt flag at a loop head.
+    /// The point is the poll of the interrupt flag at the head of a loop.
     Loop,
 }
 
@@ -53,7 +53,7 @@ impl PointKind {
     }
 }
 
-/// What an operator does, as far as a backtrace cares.
+/// What an operator does, as far as a backtrace needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum OperatorKind {
     /// `call`.
@@ -62,23 +62,23 @@ pub enum OperatorKind {
     CallIndirect,
     /// `loop`.
     Loop,
-    /// An operator that may trap, calls aside.
+    /// An operator that may trap, except for calls.
     Trap,
     /// `end`.
     End,
-    /// Any other.
+    /// Any other operator.
     Other,
 }
 
-/// Where compiled code traps on purpose.
+/// A kind of place at which compiled code traps on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Site {
-    /// An access of a linear memory; atomic ones of more than a byte must be aligned.
+    /// An access to a linear memory. Atomic accesses of more than a byte must be aligned.
     Memory {
-        /// Whether that is checked.
+        /// Whether the alignment is checked.
         aligned: bool,
     },
-    /// A float that becomes an integer of which it may be out of range.
+    /// A conversion of a float to an integer, whose range the float may exceed.
     Conversion,
     /// `call_indirect`.
     IndirectCall,
@@ -89,60 +89,61 @@ pub enum Site {
 /// An operator of a function body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operator {
-    /// Byte offset in the `.wasm` file.
+    /// Byte offset of the operator in the `.wasm` file.
     pub offset: u64,
-    /// Spelling of the text format ("call 3").
+    /// The operator in the spelling of the text format ("call 3").
     pub text: String,
-    /// What it does.
+    /// What the operator does.
     pub kind: OperatorKind,
 }
 
-/// What a process knows about a compiled module; [`WasmModule::fits`] compares a file with it.
+/// What is known of a compiled module from the process that runs it. [`WasmModule::fits`] compares a file with it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ModuleFacts {
     /// Number of imported functions, if known.
     pub imported_functions: Option<u32>,
-    /// The functions the module defines, in order.
+    /// The functions that the module defines, in order.
     pub functions: Vec<FunctionFacts>,
-    /// What it declares.
+    /// What the module declares.
     pub description: Description,
 }
 
-/// What a module declares, as far as its runtime keeps it. `None`: not known, and not compared.
+/// What a module declares, as far as its runtime keeps it. A field that is `None` is not known and not compared.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Description {
-    /// Module and field name of each import, by kind, in the order of indices. A kind that is missing is not known.
+    /// Kinds of imports, each with the module and field names of its imports in the order of indices. A kind that is
+    /// missing is not known.
     pub imports: Vec<(ExternKind, Vec<(String, String)>)>,
     /// Parameters and results of functions, by function index.
     pub signatures: BTreeMap<u32, (Vec<ValType>, Vec<ValType>)>,
-    /// Exports, in any order.
+    /// The exports, in any order.
     pub exports: Option<Vec<GuestExport>>,
-    /// Memories, imported ones first.
+    /// The memories, imported ones first.
     pub memories: Option<Vec<MemoryLimits>>,
-    /// Tables, imported ones first.
+    /// The tables, imported ones first.
     pub tables: Option<Vec<TableLimits>>,
-    /// Globals, imported ones first.
+    /// The globals, imported ones first.
     pub globals: Option<Vec<GlobalDecl>>,
-    /// Start function, if there is one.
+    /// Function index of the start function. `Some(None)`: the module has none.
     pub start: Option<Option<u32>>,
-    /// Bytes of each data segment.
+    /// Size of each data segment in bytes.
     pub data: Option<Vec<u64>>,
-    /// Number of element segments.
+    /// Number of the element segments.
     pub elements: Option<u64>,
 }
 
-/// A memory as it is declared, in its own pages.
+/// The limits of a memory as they are declared, in pages of this memory's page size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryLimits {
-    /// Pages at least.
+    /// Minimum size in pages.
     pub minimum: u64,
-    /// Pages at most.
+    /// Maximum size in pages, if one is declared.
     pub maximum: Option<u64>,
-    /// Whether its addresses have 64 bits.
+    /// Whether addresses in the memory have 64 bits.
     pub memory64: bool,
-    /// Whether threads share it.
+    /// Whether threads share the memory.
     pub shared: bool,
-    /// Binary logarithm of the page size.
+    /// Binary logarithm of the page size in bytes.
     pub page_size_log2: u32,
 }
 
@@ -156,16 +157,16 @@ impl fmt::Display for MemoryLimits {
     }
 }
 
-/// A table as it is declared.
+/// The limits of a table as they are declared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TableLimits {
-    /// Elements at least.
+    /// Minimum number of elements.
     pub minimum: u64,
-    /// Elements at most.
+    /// Maximum number of elements, if one is declared.
     pub maximum: Option<u64>,
-    /// Whether its indices have 64 bits.
+    /// Whether indices of the table have 64 bits.
     pub table64: bool,
-    /// Type of its elements.
+    /// Type of the table's elements.
     pub element: ValType,
 }
 
@@ -180,16 +181,18 @@ fn limits(minimum: u64, maximum: Option<u64>) -> String {
     maximum.map_or(format!("{minimum}.."), |max| format!("{minimum}..{max}"))
 }
 
-/// What a process knows about one function.
+/// What is known of one function from the process that runs it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FunctionFacts {
     /// Number of parameters and declared locals together, if known.
     pub locals: Option<usize>,
-    /// All points of the state map: operator index (`u64::MAX` is the function header) and kind, in any order.
+    /// All points of the function's state map: operator index (`u64::MAX` is the function header) and kind, in any
+    /// order.
     pub points: Vec<(u64, PointKind)>,
-    /// Types of the parameters, if known.
+    /// Types of the function's parameters, if known.
     pub params: Option<Vec<ValType>>,
-    /// Of points, the operands that the compiler recorded, bottom first: the bits of those that it knew to be constant.
+    /// For some points, the operands that the compiler recorded, bottom first. An operand has its bits if the
+    /// compiler knew it to be constant, and is `None` otherwise.
     pub operands: HashMap<(u64, PointKind), Vec<Option<u64>>>,
 }
 
@@ -198,22 +201,22 @@ struct Signature {
     results: Vec<ValType>,
 }
 
-/// What a file declares besides functions, imported things first.
+/// What a file declares besides functions. Imported memories and globals come before the defined ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Declarations {
     /// Number of imported memories.
     pub imported_memories: usize,
-    /// Memories.
+    /// The memories.
     pub memories: Vec<MemoryDecl>,
     /// Number of imported globals.
     pub imported_globals: usize,
-    /// Globals.
+    /// The globals.
     pub globals: Vec<GlobalDecl>,
     /// Number of imported tables.
     pub imported_tables: usize,
-    /// Number of tables.
+    /// Number of tables, imported ones included.
     pub tables: usize,
-    /// Exports, in the file's order.
+    /// The exports, in the order of the file.
     pub exports: Vec<GuestExport>,
 }
 
@@ -257,12 +260,12 @@ impl Declarations {
 }
 
 impl Description {
-    /// Imports of a kind, where they are known.
+    /// The module and field names of the imports of a kind, if they are known.
     fn imports_of(&self, kind: ExternKind) -> Option<&[(String, String)]> {
         self.imports.iter().find(|(of, _)| *of == kind).map(|(_, names)| names.as_slice())
     }
 
-    /// Adds an import's names.
+    /// Adds the names of an import to those of its kind.
     pub fn add_import(&mut self, kind: ExternKind, module: &str, name: &str) {
         let names = (module.to_string(), name.to_string());
         match self.imports.iter_mut().find(|(of, _)| *of == kind) {
@@ -307,7 +310,7 @@ impl Description {
         });
     }
 
-    /// Compares what both know; `self` is the file's. `Ok`: what was compared.
+    /// Compares `self`, the description of a file, with `theirs` in all that both know. `Ok` lists what was compared.
     fn compare(&self, theirs: &Description, file: &str) -> Result<Vec<String>, String> {
         let mut checked = Vec::new();
         let mut imports = 0;
@@ -386,7 +389,7 @@ impl Description {
     }
 }
 
-/// Whether two types can be the same. Not every runtime keeps what a reference refers to.
+/// Whether two types can be the same. Not every runtime keeps the kind of thing that a reference refers to.
 fn same_type(a: ValType, b: ValType) -> bool {
     use ValType::{ExternRef, FuncRef, Ref};
     match (a, b) {
@@ -411,21 +414,22 @@ fn lists<T>(
     Err(format!("{what} {i} is {} in the process, {} in {file}", shown(theirs), shown(own)))
 }
 
-/// A data segment.
+/// A data segment of a module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DataSegment<'a> {
-    /// Its bytes.
+    /// Contents of the segment.
     pub bytes: &'a [u8],
-    /// Where it is put when the module starts, if that is known without running it: index of the memory, address, bytes.
+    /// The place where the segment is put when the module starts, if it is known without running the module: index of
+    /// the memory, address in it, and length in bytes.
     pub place: Option<(u32, u64, u64)>,
 }
 
-/// A parsed core module. Bodies are decoded when asked for.
+/// A parsed core module. Function bodies are decoded when they are asked for.
 pub struct WasmModule {
     file: String,
     bytes: Vec<u8>,
     module_name: Option<String>,
-    /// `None`: not a function type, or one with types no supported runtime has.
+    /// The function types by index. `None`: not a function type, or one with types that no supported runtime has.
     types: Vec<Option<Signature>>,
     /// Type index of each function, imports first.
     functions: Vec<u32>,
@@ -441,21 +445,21 @@ pub struct WasmModule {
     debug_sections: HashMap<String, Range<usize>>,
     dwarf: OnceCell<Option<dwarf::Dwarf>>,
     printed: OnceCell<Option<Printed>>,
-    /// What types need, or why the module does not validate.
+    /// The validator's data about types, or the reason why the module does not validate.
     resources: Result<ValidatorResources, String>,
-    /// File offsets of a body's operators.
+    /// File offsets of the operators of the bodies that were read.
     operators: RefCell<HashMap<u32, Option<std::sync::Arc<[u64]>>>>,
     locals: Vec<OnceCell<Option<Vec<ValType>>>>,
     stack_types: RefCell<HashMap<(u32, u64, PointKind), Option<StackTypes>>>,
 }
 
-/// The types of the operands at one place.
+/// The types of the operands at one point.
 type StackTypes = Vec<ValType>;
-/// The bits of those that are constants.
+/// The operands at one point: the bits of each constant, and `None` for any other operand.
 type StackConstants = Vec<Option<u64>>;
 
-/// Is shown each operator that has a point, and a function that computes its operands' types; says whether to go on.
-/// Gets a function that tells the operands' constants too.
+/// Called for each operator that has a point: with the operator's number, the kind of point, a function that computes
+/// the types of the operands, and a function that tells which of them are constants. Returns whether to go on.
 type Visit<'v> =
     dyn FnMut(u64, PointKind, &dyn Fn() -> Option<StackTypes>, &dyn Fn() -> Option<StackConstants>) -> bool + 'v;
 
@@ -470,7 +474,7 @@ fn value_type(ty: wasmparser::ValType) -> Option<ValType> {
     })
 }
 
-/// The same with references, for which nothing is computed.
+/// The value type of any type, references included. Nothing is computed for references.
 fn any_type(ty: wasmparser::ValType) -> ValType {
     value_type(ty).unwrap_or(match ty {
         wasmparser::ValType::Ref(r) if r.is_func_ref() => ValType::FuncRef,
@@ -479,10 +483,11 @@ fn any_type(ty: wasmparser::ValType) -> ValType {
     })
 }
 
-/// Operators that have a point in singlepass state maps: `codegen_x64.rs` calls `mark_trappable` for integer division
-/// and remainder (`emit_relaxed_xdiv`) and for `unreachable`, passes a state context to `emit_call_sysv` for `call` and
-/// `call_indirect` only (not for `memory.size` and `memory.grow`), and polls the interrupt flag at `loop`, with full
-/// preemption. Loads, stores and float-to-integer conversions trap without a point.
+/// The kind of point that an operator has in singlepass state maps: `codegen_x64.rs` calls `mark_trappable` for
+/// integer division and remainder (`emit_relaxed_xdiv`) and for `unreachable`. It passes a state context to
+/// `emit_call_sysv` for `call` and `call_indirect` only (not for `memory.size` and `memory.grow`), and polls the
+/// interrupt flag at `loop`, with full preemption. Loads, stores and float-to-integer conversions trap without a
+/// point.
 fn point_of(op: &wasmparser::Operator<'_>) -> Option<PointKind> {
     use wasmparser::Operator as O;
     match op {
@@ -560,15 +565,15 @@ fn kind_of(op: &wasmparser::Operator<'_>, text: &str) -> OperatorKind {
     }
 }
 
-/// Dead code as the backend sees it (`codegen_x64.rs: unreachable_depth`): from an unconditional branch to the `else`
-/// or `end` of its block, operators count but leave no points.
+/// Tracks dead code as the backend sees it (`codegen_x64.rs: unreachable_depth`): from an unconditional branch to the
+/// `else` or `end` of its block, operators count but leave no points.
 #[derive(Default)]
 struct Reach {
     dead: u64,
 }
 
 impl Reach {
-    /// Whether code is generated for `op`, the next operator.
+    /// Goes over `op`, the next operator. Returns whether code is generated for it.
     fn step(&mut self, op: &wasmparser::Operator<'_>) -> bool {
         use wasmparser::Operator as O;
         if self.dead == 0 {
@@ -587,23 +592,24 @@ impl Reach {
     }
 }
 
-/// The operand stack as singlepass records it: what a `const` operator pushed, `None` for all else. What a `local.get`
-/// copies is no constant for it, and a block's results are none either.
+/// The operand stack as singlepass records it: a constant for what a `const` operator pushed, `None` for all else. A
+/// copy that `local.get` makes and the results of a block are no constants for singlepass.
 #[derive(Default)]
 struct Constants {
     stack: Vec<Option<Constant>>,
-    /// An operator was met of which it is not known what it pops, or there are too many operands.
+    /// Whether the stack is no longer known: the number of operands that some operator pops is unknown, or there are
+    /// too many operands.
     lost: bool,
 }
 
 impl Constants {
-    /// The operands below the topmost `popped`: the bits of those that are constants.
+    /// The operands below the topmost `popped` ones: the bits of each constant, `None` for any other operand.
     fn below(&self, popped: usize) -> Option<Vec<Option<u64>>> {
         let below = self.stack.get(..self.stack.len().checked_sub(popped)?).filter(|_| !self.lost)?;
         Some(below.iter().map(|operand| operand.map(|c| c.bits)).collect())
     }
 
-    /// Goes over `op`, the operator with this number, behind which there are `height` operands.
+    /// Goes over the operator `op`, which has this number. After it the stack has `height` operands.
     fn step(&mut self, number: u64, op: &wasmparser::Operator<'_>, arity: Option<(u32, u32)>, height: usize) {
         use wasmparser::Operator as O;
         self.lost |= height > MAX_SLOTS || arity.is_none();
@@ -620,7 +626,8 @@ impl Constants {
 }
 
 impl WasmModule {
-    /// Parses `bytes`; `name` stands for the file in messages. [`Error::Wasm`] if they are no module.
+    /// Parses `bytes`; `name` stands for the file in messages. Fails with [`Error::Wasm`] if they are no usable
+    /// module.
     pub fn parse(name: String, bytes: Vec<u8>) -> Result<WasmModule, Error> {
         let path = PathBuf::from(&name);
         Self::build(name, bytes).map_err(|why| Error::Wasm { path, why })
@@ -663,7 +670,7 @@ impl WasmModule {
     }
 
     fn read(&mut self, bytes: &[u8]) -> Result<(), Unusable> {
-        // The parser's own message for this prints both arrays over a dozen lines.
+        // For other bytes the parser's own message would print both arrays over a dozen lines.
         if !bytes.starts_with(b"\0asm") {
             return Err(Unusable("it is not a Wasm binary (.wat text must be compiled to .wasm first)".to_string()));
         }
@@ -678,7 +685,7 @@ impl WasmModule {
                         }
                     }
                     Ok(_) => {}
-                    // Names, counts and operator positions do not need a valid module.
+                    // Names, counts and operator positions are useful even if the module is not valid.
                     Err(e) => {
                         self.resources = Err(e.to_string());
                         validator = None;
@@ -790,17 +797,17 @@ impl WasmModule {
         });
     }
 
-    /// Name from the name section, else the file's.
+    /// Name of the module from its name section, else the name of the file.
     pub fn name(&self) -> &str {
         self.module_name.as_deref().filter(|name| !name.is_empty()).unwrap_or(&self.file)
     }
 
-    /// What it declares besides functions.
+    /// What the file declares besides functions.
     pub fn declarations(&self) -> &Declarations {
         &self.declarations
     }
 
-    /// Number of imported functions; the first defined function has this index.
+    /// Number of imported functions. The first defined function has this number as its function index.
     pub fn imported_functions(&self) -> u32 {
         self.imports.len() as u32
     }
@@ -810,7 +817,8 @@ impl WasmModule {
         self.bodies.len() as u32
     }
 
-    /// Name of a function and where it is from: name section, export or import (as `module.name`), best first.
+    /// Name of a function and where the name comes from: name section, export or import (as `module.name`), best
+    /// first.
     pub fn function_name(&self, func_index: u32) -> Option<(String, NameSource)> {
         if let Some(name) = self.names.get(&func_index).filter(|name| !name.is_empty()) {
             return Some((name.clone(), NameSource::NameSection));
@@ -822,12 +830,12 @@ impl WasmModule {
         Some((format!("{module}.{name}"), NameSource::Import))
     }
 
-    /// Name of a function in the name section alone.
+    /// Name of a function that the name section has; other sources are not used.
     pub fn own_name(&self, func_index: u32) -> Option<&str> {
         self.names.get(&func_index).map(String::as_str).filter(|name| !name.is_empty())
     }
 
-    /// The data segments.
+    /// The data segments of the module.
     pub fn data_segments(&self) -> Vec<DataSegment<'_>> {
         let mut out = Vec::new();
         let payloads = Parser::new(0).parse_all(&self.bytes).map_while(Result::ok);
@@ -852,14 +860,15 @@ impl WasmModule {
         out
     }
 
-    /// Parameter and result types; `None` if there is no such function or it uses reference types.
+    /// Parameter and result types of a function. `None` if there is no such function or it uses reference types.
     pub fn signature(&self, func_index: u32) -> Option<(&[ValType], &[ValType])> {
         let ty = *self.functions.get(func_index as usize)?;
         let signature = self.types.get(ty as usize)?.as_ref()?;
         Some((&signature.params, &signature.results))
     }
 
-    /// Types of parameters and declared locals; `None` if they are unknown or more than [`MAX_SLOTS`].
+    /// Types of the parameters and declared locals of a defined function. `None` if they are unknown or more than
+    /// [`MAX_SLOTS`].
     pub fn local_types(&self, local_func: u32) -> Option<&[ValType]> {
         let cell = self.locals.get(local_func as usize)?;
         cell.get_or_init(|| self.read_locals(local_func)).as_deref()
@@ -868,7 +877,7 @@ impl WasmModule {
     fn read_locals(&self, local_func: u32) -> Option<Vec<ValType>> {
         let (params, _) = self.signature(self.imported_functions().checked_add(local_func)?)?;
         let mut out = params.to_vec();
-        // Declarations are run-length encoded: one of six bytes can stand for 2^32 locals.
+        // Declarations are run-length encoded: a declaration of six bytes can stand for 2^32 locals.
         for declaration in self.body(local_func)?.get_locals_reader().ok()? {
             let (count, ty) = declaration.ok()?;
             let count = usize::try_from(count).ok()?;
@@ -880,7 +889,7 @@ impl WasmModule {
         Some(out)
     }
 
-    /// Name of a local from the name section.
+    /// Name of a function's local, from the name section.
     pub fn local_name(&self, func_index: u32, local: u32) -> Option<&str> {
         let names = self.local_names.get_or_init(|| {
             let mut out = HashMap::new();
@@ -911,7 +920,7 @@ impl WasmModule {
             let mut offsets = Vec::new();
             while !reader.eof() {
                 offsets.push(reader.original_position());
-                // What was read before a break is still right.
+                // The operators that were read before a defect are still right.
                 if reader.read().is_err() {
                     offsets.pop();
                     break;
@@ -929,7 +938,8 @@ impl WasmModule {
         self.operator_offsets(local_func)
     }
 
-    /// Where the code of a defined function traps, as far as code is made for it: numbers of operators, in order.
+    /// The operators of a defined function whose code may trap in one of the ways of `Site`, as pairs of the
+    /// operator's number and the way, in order. Operators in dead code, for which no code is generated, are left out.
     pub fn sites(&self, local_func: u32) -> Vec<(u64, Site)> {
         let mut out = Vec::new();
         let Some(mut reader) = self.body(local_func).and_then(|body| body.get_operators_reader().ok()) else {
@@ -947,12 +957,12 @@ impl WasmModule {
         out
     }
 
-    /// The whole file.
+    /// The bytes of the whole file.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The module in the text format.
+    /// The module in the text format. `None` if it cannot be printed.
     pub fn printed(&self) -> Option<&Printed> {
         self.printed.get_or_init(|| Printed::of(&self.bytes)).as_ref()
     }
@@ -962,10 +972,10 @@ impl WasmModule {
         self.name_section.is_some()
     }
 
-    /// Whether only custom sections are different in `theirs`, the module that runs.
+    /// Checks that `theirs`, the module that runs, differs from this file in custom sections only.
     ///
     /// # Errors
-    /// The first difference, by its offset in this file.
+    /// The text tells the first difference, by its offset in this file.
     pub fn same_but_custom_sections(&self, theirs: &WasmModule) -> Result<(), String> {
         let sections = |bytes: &[u8]| {
             let payloads = Parser::new(0).parse_all(bytes).map_while(Result::ok);
@@ -1006,18 +1016,18 @@ impl WasmModule {
         self.debug_sections.contains_key(".debug_line") && self.debug_sections.contains_key(".debug_info")
     }
 
-    /// File offset of a defined function's body.
+    /// File offset at which the body of a defined function begins.
     pub fn body_offset(&self, local_func: u32) -> Option<u64> {
         self.bodies.get(local_func as usize).map(|range| range.start as u64)
     }
 
-    /// The operator with this index in the body of a defined function.
+    /// The operator with this number in the body of a defined function.
     pub fn operator(&self, local_func: u32, op_index: u64) -> Option<Operator> {
         let offsets = self.operator_offsets(local_func)?;
         let offset = *offsets.get(usize::try_from(op_index).ok()?)?;
         let end = self.bodies.get(local_func as usize)?.end;
         let data = self.bytes.get(usize::try_from(offset).ok()?..end)?;
-        // The reader refuses an `else` without the `if` before it.
+        // The reader refuses an `else` that has no `if` before it.
         let op = match data.first() {
             Some(0x05) => wasmparser::Operator::Else,
             _ => wasmparser::OperatorsReader::new(BinaryReader::new(data, offset)).read().ok()?,
@@ -1027,12 +1037,13 @@ impl WasmModule {
         Some(Operator { offset, text, kind })
     }
 
-    /// Types of the operands that a state map holds at a point, bottom first; `None` if the operator has no such point,
-    /// is in dead code, or the module does not validate.
+    /// Types of the operands that a state map holds at a point, bottom first. `None` if the operator has no such
+    /// point or is in dead code, or if the module does not validate.
     ///
-    /// The map's operands are those below the operator's own: a call's arguments (and the table index of
-    /// `call_indirect`) and both operands of a division are popped before the point is recorded. At a division the map
-    /// also holds the result's slot; it is private (`wasm_stack_private_depth` = 1) and not among these types.
+    /// The operands in the map are those below the operator's own operands: the arguments of a call (and the table
+    /// index of `call_indirect`) and both operands of a division are popped before the point is recorded. At a
+    /// division the map also holds the slot of the result. It is private (`wasm_stack_private_depth` = 1) and not
+    /// among these types.
     pub fn stack_types_at(&self, local_func: u32, op_index: u64, point: PointKind) -> Option<Vec<ValType>> {
         let key = (local_func, op_index, point);
         if let Some(known) = self.stack_types.borrow().get(&key) {
@@ -1055,8 +1066,9 @@ impl WasmModule {
         found
     }
 
-    /// Calls `visit` for every operator of a body that has a point, in order, with a function that computes what
-    /// [`WasmModule::stack_types_at`] says of it, until it returns false. One pass over the body.
+    /// Calls `visit` for every operator of a body that has a point, in order, until `visit` returns false. `visit`
+    /// also gets a function that computes what [`WasmModule::stack_types_at`] says of that point. This takes one pass
+    /// over the body.
     pub fn each_stack_types(
         &self,
         local_func: u32,
@@ -1065,13 +1077,15 @@ impl WasmModule {
         let _ = self.visit_stack(local_func, None, &mut |index, kind, types, _| visit(index, kind, types));
     }
 
-    /// The same with the operands themselves: the bits of those that are constants.
+    /// Calls `visit` in the same way, with the operands instead of their types: the bits of each constant, `None` for
+    /// any other operand.
     fn each_operands(&self, local_func: u32, mut visit: impl FnMut(u64, PointKind, Option<&[Option<u64>]>) -> bool) {
         let _ = self
             .visit_stack(local_func, None, &mut |index, kind, _, constants| visit(index, kind, constants().as_deref()));
     }
 
-    /// `uses`: gets the constants that singlepass writes into the code, as far as `visit` lets the walk go.
+    /// Goes over a body and calls `visit` for each operator that has a point. `uses` gets the constants that
+    /// singlepass writes into the machine code, up to the operator at which `visit` ends the walk.
     fn visit_stack(&self, local_func: u32, mut uses: Option<&mut Vec<Use>>, visit: &mut Visit<'_>) -> Option<()> {
         let resources = self.resources.as_ref().ok()?.clone();
         let index = self.imported_functions().checked_add(local_func)?;
@@ -1106,7 +1120,7 @@ impl WasmModule {
                     if height.checked_sub(popped)? > MAX_SLOTS {
                         return None;
                     }
-                    // Depth 0 is the top of the stack.
+                    // Depth 0 is the top of the operand stack.
                     (popped..height).rev().map(|depth| value_type(validator.get_operand_type(depth)??)).collect()
                 };
                 let below = || constants.below(popped?);
@@ -1125,11 +1139,12 @@ impl WasmModule {
         None
     }
 
-    /// Compares the module with what a process knows of it. `Ok`: what was compared. `Err`: why it is another module.
+    /// Compares the module with what is known of it from a process. `Ok` lists what was compared. `Err` says why it
+    /// is another module.
     ///
-    /// Points are compared both ways: each must be on an operator that has such a point, and each operator of reachable
-    /// code that has one must be among the points. Loops have points with full preemption only: all or none of them.
-    /// Takes time linear in the code's size.
+    /// Points are compared both ways: each point must be on an operator that has such a point, and each operator in
+    /// reachable code that has a point must be among the points. Loops have points only with full preemption, so
+    /// either all loops or none must have them. The comparison takes time linear in the size of the code.
     pub fn fits(&self, facts: &ModuleFacts) -> Result<Vec<String>, String> {
         let mut checked = Vec::new();
         let file = &self.file;
@@ -1199,7 +1214,8 @@ impl WasmModule {
         Ok(checked)
     }
 
-    /// Compares what the file declares with what a runtime keeps of that. `Ok`: what was compared.
+    /// Compares what the file declares with what a runtime keeps of the declarations. `Ok` lists what was compared.
+    /// `Err` says what is different.
     pub fn describes(&self, theirs: &Description) -> Result<Vec<String>, String> {
         let mut compared = 0;
         for (&function, (params, results)) in &theirs.signatures {
@@ -1224,8 +1240,8 @@ impl WasmModule {
         Ok(checked)
     }
 
-    /// Compares the operands that a state map has at the points of a function with those of the file there: how many there
-    /// are, and which of them are constants, with their bits.
+    /// Compares the operands that a state map has at the points of a function with those that the file has there: how
+    /// many there are, and which of them are constants with which bits.
     fn compare_operands(&self, local: u32, facts: &FunctionFacts, tally: &mut Tally) -> Result<(), String> {
         if facts.operands.is_empty() {
             return Ok(());
@@ -1248,7 +1264,8 @@ impl WasmModule {
         different.map_or(Ok(()), Err)
     }
 
-    /// The inner `Err` says why this function could not be compared, the outer one why the module does not fit.
+    /// Compares the points of one function. The inner `Err` says why this function could not be compared, the outer
+    /// `Err` why the module does not fit.
     fn compare_points(
         &self,
         local: u32,
@@ -1256,7 +1273,8 @@ impl WasmModule {
         tally: &mut Tally,
     ) -> Result<Result<(), String>, String> {
         let file = &self.file;
-        // The header polls the interrupt flag too (`begin_body`), at the index before the first operator.
+        // The function header polls the interrupt flag too (`begin_body`). Its point has the index before the first
+        // operator.
         let mut points: Vec<_> = points.iter().copied().filter(|&p| p != (u64::MAX, PointKind::Loop)).collect();
         points.sort_unstable_by_key(|&(index, _)| index);
         let Some(body) = self.body(local) else { return Ok(Err("it has no body".to_string())) };
@@ -1314,16 +1332,16 @@ impl WasmModule {
         }
     }
 
-    /// Source positions of an operator (its [`Operator::offset`]) by the file's DWARF, innermost inlined function first;
-    /// empty if there is none.
+    /// Source positions of the operator at `offset` (its [`Operator::offset`]) from the file's DWARF, innermost
+    /// inlined function first. The list is empty if there is none.
     pub fn source(&self, offset: u64) -> Vec<SourceFrame> {
-        // DWARF in Wasm counts from the contents of the code section.
+        // Addresses in the DWARF of a Wasm file count from the contents of the code section.
         let Some(address) = offset.checked_sub(self.code_start) else { return Vec::new() };
         let dwarf = self.dwarf.get_or_init(|| dwarf::Dwarf::load(&self.bytes, &self.debug_sections));
         dwarf.as_ref().map(|d| d.frames(address)).unwrap_or_default()
     }
 
-    /// Why there are no operand types, if the module does not validate.
+    /// The reason why there are no operand types, if the module does not validate.
     pub fn invalid(&self) -> Option<&str> {
         self.resources.as_ref().err().map(String::as_str)
     }

@@ -1,34 +1,34 @@
-//! The name section (`name`), read so that what is broken in it costs itself only.
+//! Reads the name section (`name`) in such a way that a defect in it costs only the part it is in.
 //!
-//! Runtimes and tools ignore a broken name section, so modules with one run like any other. Here a name that is no UTF-8 is
-//! read with a replacement character, and what cannot be read ends its own list.
+//! Runtimes and tools ignore a broken name section, so modules with one run like any other. Here a name that is not
+//! UTF-8 is read with replacement characters, and whatever cannot be read ends only the list that it is in.
 
 use crate::bytes::Bytes;
 use crate::limits::MAX_NAME_RESYNCS;
 use std::borrow::Cow;
 
-/// One name.
+/// One name of the name section.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Naming<'a> {
-    /// Of the module.
+    /// The name of the module.
     Module(Cow<'a, str>),
-    /// Of a function, by its index.
+    /// The name of a function, with the function's index.
     Function(u32, Cow<'a, str>),
-    /// Of a local, by the indices of its function and of itself.
+    /// The name of a local, with the index of its function and the index of the local.
     Local(u32, u32, Cow<'a, str>),
 }
 
-/// The highest number of a subsection (`tag names`).
+/// The highest number of a known kind of subsection (`tag names`).
 const LAST_ID: u8 = 11;
 
-/// Calls `visit` for every name of the contents of a name section, in their order.
+/// Calls `visit` for every name in the contents of a name section, in the order of the section.
 pub fn read<'a>(section: &'a [u8], visit: &mut dyn FnMut(Naming<'a>)) {
     let mut at = 0;
     let mut is_whole = is_chain(section, 0);
     let mut left = MAX_NAME_RESYNCS;
     while let Some((id, body, declared)) = header(section, at) {
         let end = declared.min(section.len());
-        // Of a length that lies the entries themselves say where they end.
+        // If a length lies, the entries themselves say where they end, so they may be read beyond that length.
         let read_to = if is_whole || left == 0 { end } else { section.len() };
         let Some(data) = section.get(body..read_to) else { return };
         let mut reader = Bytes::new(data);
@@ -44,7 +44,8 @@ pub fn read<'a>(section: &'a [u8], visit: &mut dyn FnMut(Naming<'a>)) {
     }
 }
 
-/// The subsection whose header is at `at`: its number, where its contents begin and where they end by its own word.
+/// Reads the header of the subsection at `at`: the subsection's number, the offset at which its contents begin, and
+/// the offset at which they end according to the header.
 fn header(section: &[u8], at: usize) -> Option<(u8, usize, usize)> {
     let mut b = Bytes::new(section.get(at..)?);
     let id = b.u8().ok()?;
@@ -53,7 +54,7 @@ fn header(section: &[u8], at: usize) -> Option<(u8, usize, usize)> {
     Some((id, body, body.saturating_add(len as usize)))
 }
 
-/// Whether from `at` on one subsection follows the other up to the end of the section.
+/// Whether the section consists, from `at` on to its end, of subsections that follow each other without a gap.
 fn is_chain(section: &[u8], mut at: usize) -> bool {
     while at < section.len() {
         match header(section, at) {
@@ -64,7 +65,7 @@ fn is_chain(section: &[u8], mut at: usize) -> bool {
     at == section.len()
 }
 
-/// `None`: it could not be read to its end.
+/// Reads the contents of a subsection. `None`: they could not be read to their end.
 fn subsection<'a>(id: u8, b: &mut Bytes<'a>, visit: &mut dyn FnMut(Naming<'a>)) -> Option<()> {
     match id {
         0 => visit(Naming::Module(text(b)?)),
@@ -91,7 +92,7 @@ fn text<'a>(b: &mut Bytes<'a>) -> Option<Cow<'a, str>> {
     Some(String::from_utf8_lossy(b.take(len.into()).ok()?))
 }
 
-/// A number in LEB128 of 32 bits.
+/// A number of 32 bits in LEB128.
 fn number(b: &mut Bytes<'_>) -> Option<u32> {
     let mut value = 0u64;
     for shift in [0, 7, 14, 21, 28] {
@@ -128,7 +129,7 @@ mod tests {
         [vec![leb(entries.len())], entries.collect()].concat().concat()
     }
 
-    /// `declared` is added to the length that the subsection has.
+    /// A subsection. `declared` is added to its true length, and the header states the sum.
     fn sub(id: u8, body: Vec<u8>, declared: isize) -> Vec<u8> {
         [vec![id], leb(body.len().checked_add_signed(declared).unwrap()), body].concat()
     }
@@ -145,7 +146,7 @@ mod tests {
         out
     }
 
-    /// Each defect in each subsection costs what it is in, and nothing else.
+    /// Each defect in each subsection costs the part that it is in, and nothing else.
     #[test]
     fn a_defect_costs_itself() {
         let module = || sub(0, name(b"mod"), 0);
@@ -272,7 +273,7 @@ mod tests {
     #[test]
     fn lengths_that_lie_are_made_up_for_so_often() {
         for (more, mended) in [(0, true), (1, false)] {
-            // Numbers that do not end: nothing tells where these lists do.
+            // The numbers in these lists do not end, so nothing tells where the lists end.
             let broken: Vec<u8> = (0..MAX_NAME_RESYNCS - 1 + more).flat_map(|_| sub(1, vec![0xff; 6], 0)).collect();
             let last =
                 [sub(1, names(&[(0, b"zero")]), 1000), sub(2, [leb(1), leb(0), names(&[(0, b"a")])].concat(), 0)];

@@ -1,4 +1,4 @@
-//! Operators in the spelling of the text format.
+//! Writes operators in the spelling of the text format.
 
 use std::fmt::Write;
 
@@ -7,7 +7,7 @@ use wasmparser::{BlockType, MemArg, Operator};
 use super::value_type;
 use crate::limits::MAX_SHOWN_TARGETS;
 
-/// First parts of mnemonics that end in a dot.
+/// First parts of mnemonics that are followed by a dot.
 const PREFIXES: [&str; 17] = [
     "i32", "i64", "f32", "f64", "v128", "i8x16", "i16x8", "i32x4", "i64x2", "f32x4", "f64x2", "local", "global",
     "table", "memory", "ref", "data",
@@ -64,7 +64,7 @@ fn access(out: &mut String, memarg: &MemArg) {
     }
 }
 
-/// `op` as the text format writes it, long immediates shortened.
+/// `op` as the text format writes it. Long immediates are shortened.
 pub(super) fn operator(op: &Operator<'_>) -> String {
     let mut out = mnemonic(op);
     let _ = match op {

@@ -1,7 +1,7 @@
-//! Types and declarations, as modules have them.
+//! Types and declarations as they appear in modules.
 
 words! {
-    /// A Wasm value type, as far as these runtimes have them.
+    /// A Wasm value type that one of the supported runtimes has.
     ValType {
         /// 32-bit integer.
         I32 = "i32",
@@ -15,23 +15,23 @@ words! {
         V128 = "v128",
         /// Reference to a function.
         FuncRef = "funcref",
-        /// Reference to something of the host.
+        /// Reference to a value of the host.
         ExternRef = "externref",
         /// Any other reference.
         Ref = "ref",
     }
 
-    /// What an export is.
+    /// The kind of an export or import.
     ExternKind {
-        /// Function.
+        /// A function.
         Function = "func",
-        /// Linear memory.
+        /// A linear memory.
         Memory = "memory",
-        /// Global.
+        /// A global.
         Global = "global",
-        /// Table.
+        /// A table.
         Table = "table",
-        /// Exception tag.
+        /// An exception tag.
         Tag = "tag",
     }
 
@@ -41,15 +41,15 @@ words! {
         Symbol = "symbol",
         /// Debug information.
         Dwarf = "dwarf",
-        /// The module exports the function by it.
+        /// The name under which the module exports the function.
         Export = "export",
         /// The module's name section.
         NameSection = "name section",
-        /// The module imports the function by it: `module.name`.
+        /// The name under which the module imports the function, written `module.name`.
         Import = "import",
         /// The runtime's own list of symbols of the module.
         SymbolMap = "symbol map",
-        /// What the tables of a code image say that the code is.
+        /// The tables of a code image say which code it is.
         CodeImage = "code image",
         /// The code was recognised by its bytes.
         RecognisedCode = "recognised code",
@@ -59,48 +59,48 @@ words! {
 /// A linear memory, as the module declares it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryDecl {
-    /// Whether its addresses have 64 bits.
+    /// Whether addresses in the memory have 64 bits.
     pub memory64: bool,
-    /// Whether threads share it.
+    /// Whether threads share the memory.
     pub shared: bool,
-    /// Pages at most, if it says and that is known.
+    /// Maximum size in pages, if the module declares one and it is known.
     pub maximum: Option<u64>,
 }
 
 /// A global, as the module declares it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GlobalDecl {
-    /// Type, if known.
+    /// Type of the global's value, if known.
     pub ty: Option<ValType>,
-    /// Whether code may write it, if known.
+    /// Whether code may write the global, if known.
     pub mutable: Option<bool>,
 }
 
 /// An export of a module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestExport {
-    /// Name.
+    /// Name of the export.
     pub name: String,
-    /// What it is.
+    /// Kind of the exported thing.
     pub kind: ExternKind,
-    /// Index in that index space.
+    /// Index of the exported thing in the index space of its kind.
     pub index: u32,
 }
 
 impl ValType {
-    /// The text format's name.
+    /// The name of the type in the text format.
     pub fn name(self) -> &'static str {
         self.as_str()
     }
 
-    /// Whether it is a reference: its bits are the runtime's own, zero is null.
+    /// Whether the type is a reference. The bits of a reference mean something only to the runtime; zero is null.
     pub fn is_reference(self) -> bool {
         matches!(self, ValType::FuncRef | ValType::ExternRef | ValType::Ref)
     }
 }
 
 impl ExternKind {
-    /// The text format's name.
+    /// The name of the kind in the text format.
     pub fn name(self) -> &'static str {
         self.as_str()
     }

@@ -1,9 +1,10 @@
-//! Mapped files that are shortened by others.
+//! Protects mapped files against being shortened by others.
 //!
-//! A page behind the new end of a mapped file is gone, and reading it raises SIGBUS. The handler puts zero pages in place of
-//! the rest of the mapping and remembers it; then the read goes on. Reading files into memory of our own instead would cost
-//! as much memory as the files have: gigabytes for cores, of which an analysis looks at some pages.
-#![allow(unsafe_code)] // mapping, and a signal handler.
+//! A page behind the new end of a mapped file is gone, and reading it raises SIGBUS. The signal handler puts zero
+//! pages in place of the rest of the mapping and remembers that it did so; then the read goes on. Reading files into
+//! memory of our own instead would cost as much memory as the files have: gigabytes for cores, of which an analysis
+//! looks at some pages.
+#![allow(unsafe_code)] // For mapping files, and for a signal handler.
 
 use memmap2::Mmap;
 use std::fs::File;
@@ -11,9 +12,10 @@ use std::io;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
-/// A mapping that the handler knows. Never freed, since the handler may be looking at it; used again.
+/// A mapping that the signal handler knows. It is never freed, since the handler may be looking at it, but used again
+/// for another mapping.
 struct Range {
-    /// [`FREE`], [`TAKEN`], or the first address.
+    /// [`FREE`], [`TAKEN`], or the first address of the mapping.
     start: AtomicUsize,
     end: AtomicUsize,
     shortened: AtomicBool,
@@ -26,7 +28,7 @@ const TAKEN: usize = 1;
 static FIRST: AtomicPtr<Range> = AtomicPtr::new(std::ptr::null_mut());
 
 fn ranges() -> impl Iterator<Item = &'static Range> {
-    // SAFETY: what is in the list stays.
+    // SAFETY: elements of the list are never freed.
     let first = unsafe { FIRST.load(Ordering::Acquire).as_ref() };
     std::iter::successors(first, |range| unsafe { range.next.load(Ordering::Acquire).as_ref() })
 }
@@ -44,7 +46,7 @@ impl Range {
             let range: *mut Range = range;
             let mut first = FIRST.load(Ordering::Acquire);
             loop {
-                // SAFETY: it was leaked just now.
+                // SAFETY: the element was leaked just now, so it is valid for ever.
                 unsafe { (*range).next.store(first, Ordering::Release) };
                 match FIRST.compare_exchange(first, range, Ordering::AcqRel, Ordering::Acquire) {
                     // SAFETY: as above.
@@ -60,12 +62,12 @@ impl Range {
     }
 }
 
-/// What was there before us.
+/// The action for SIGBUS that was in place before ours.
 static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
 fn install() {
     BEFORE.get_or_init(|| {
-        // SAFETY: sigaction with valid arguments. The handler does only what a handler may.
+        // SAFETY: the arguments of sigaction are valid, and the handler does only what a signal handler may do.
         unsafe {
             let mut before: libc::sigaction = std::mem::zeroed();
             libc::sigaction(libc::SIGBUS, std::ptr::null(), &raw mut before);
@@ -80,7 +82,7 @@ fn install() {
 
 extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     const PAGE: usize = 0x1000;
-    // SAFETY: the kernel gives a siginfo to a handler with SA_SIGINFO.
+    // SAFETY: the kernel gives a valid siginfo to a handler that was installed with SA_SIGINFO.
     let address = unsafe { (*info).si_addr() } as usize;
     let inside = |r: &&Range| {
         let (start, end) = (r.start.load(Ordering::Acquire), r.end.load(Ordering::Acquire));
@@ -90,14 +92,15 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
         let page = address & !(PAGE - 1);
         let rest = range.end.load(Ordering::Acquire) - page;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
-        // SAFETY: it is a part of a mapping of ours that is only read. mmap is a bare system call.
+        // SAFETY: the range is a part of a mapping of ours that is only read. mmap is a bare system call.
         let put = unsafe { libc::mmap(page as *mut libc::c_void, rest, libc::PROT_READ, flags, -1, 0) };
         if put != libc::MAP_FAILED {
             range.shortened.store(true, Ordering::Release);
             return;
         }
     }
-    // SAFETY: the action was valid when it was in place; the default is put back for the read to end the process.
+    // SAFETY: the action was valid when it was in place. If there was none, the default is put back, and the read,
+    // which is repeated, ends the process.
     unsafe {
         match BEFORE.get() {
             Some(before) if before.sa_sigaction != libc::SIG_DFL && before.sa_sigaction != libc::SIG_IGN => {
@@ -117,25 +120,26 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
     }
 }
 
-/// A file that is mapped for reading.
+/// A file that is mapped for reading and that others may shorten.
 pub(super) struct Guarded {
     map: Mmap,
     range: &'static Range,
 }
 
 impl Guarded {
-    /// Maps all of it; it is not empty.
+    /// Maps the whole file, which must not be empty.
     pub fn map(file: &File) -> io::Result<Guarded> {
         install();
-        // SAFETY: private and read-only, and the handler sees to what others take away. Bytes may still change under us
-        // as others write them: they are parsed as hostile, and a file that was changed is not used.
+        // SAFETY: the mapping is private and read-only, and the handler replaces pages that others take away. Bytes
+        // may still change under us while others write them: they are parsed as hostile, and a file that was changed
+        // is not used.
         let map = unsafe { Mmap::map(file)? };
         let start = map.as_ptr() as usize;
         let range = Range::add(start, start + map.len().next_multiple_of(0x1000));
         Ok(Guarded { map, range })
     }
 
-    /// Whether bytes of it were gone when they were read.
+    /// Whether some bytes of the file were gone when they were read.
     pub fn was_shortened(&self) -> bool {
         self.range.shortened.load(Ordering::Acquire)
     }
@@ -168,13 +172,13 @@ mod tests {
         file.set_len(0x1800).unwrap();
         assert_eq!(cut[0x3000], 0);
         assert!(cut.was_shortened() && !whole.was_shortened(), "nobody has read of the other");
-        // What was read before is there, what is behind is not, even if the file grows again.
+        // The bytes before the cut are still there. Those behind it stay zero, even if the file grows again.
         file.set_len(0x5000).unwrap();
         assert_eq!((cut[0x17ff], cut[0x1800], cut[0x4fff]), (7, 0, 0));
         let start = cut.range.start.load(Ordering::Relaxed);
         drop(cut);
         assert!(ranges().all(|r| r.start.load(Ordering::Relaxed) != start) || whole[0] == 7);
-        // Another one begins unharmed.
+        // Another mapping of the file has its bytes and does not count as shortened.
         let again = Guarded::map(&file).unwrap();
         assert!(!again.was_shortened() && again[0] == 7);
     }

@@ -1,13 +1,14 @@
-//! A process that opens files, so that a mount which does not answer hangs it and not us.
+//! A helper process that opens files, so that a mount which does not answer hangs the helper and not us.
 //!
-//! A thread that waits for a file system in the kernel cannot always be ended, and a process does not end before all of its
-//! threads do. So it is another process: where it does not answer in time it is left behind (killed, for when the kernel lets
-//! it end), the file counts as one that cannot be opened, and the next file is asked for from a new one. It holds nothing
-//! that was open in this process, so that nobody waits for the end of our output either.
+//! A thread that waits for a file system in the kernel cannot always be ended, and a process does not end before all
+//! of its threads do. Therefore the helper is another process. If it does not answer in time it is left behind
+//! (killed, for when the kernel lets it end), the file counts as one that cannot be opened, and a new helper is asked
+//! for the next file. The helper holds nothing that was open in this process, so that nobody waits for the end of our
+//! output because of it.
 //!
-//! Files on disks and in memory are handed over open. Of file systems that another program or machine serves, the helper
-//! hands over a copy in memory: what is mapped of a file there could be waited for at every page.
-#![allow(unsafe_code)] // fork, and passing open files.
+//! Files on disks and in memory are handed over open. Of file systems that another program or machine serves, the
+//! helper hands over a copy in memory, because every page of a mapped file there could be waited for.
+#![allow(unsafe_code)] // For fork, and for passing open files.
 
 use super::{By, Identity, OWN, Opened, Place, file_system, open_here};
 use crate::bytes::{Bytes, Short};
@@ -25,9 +26,9 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Bytes copied of a file at once.
+/// Bytes of a file that are copied at once.
 const CHUNK: usize = 1 << 20;
-/// How long an answer is waited for without sleeping.
+/// How long this process waits for an answer without sleeping.
 const AWAKE: Duration = Duration::from_micros(100);
 /// How often the helper says that it is still copying.
 const SIGN_OF_LIFE: Duration = Duration::from_millis(200);
@@ -35,23 +36,24 @@ const SIGN_OF_LIFE: Duration = Duration::from_millis(200);
 #[derive(Default)]
 struct State {
     enabled: bool,
-    /// This end of the way to the helper, once it is there.
+    /// Our end of the channel to the helper, once there is one.
     channel: Option<OwnedFd>,
     helper: Helper,
     request: u32,
-    /// What was waited for in vain.
+    /// How long this process has waited in vain so far, for all files together.
     waited: Duration,
     silent: Vec<PathBuf>,
 }
 
-/// Who starts another helper in place of one that hangs.
+/// Who runs the helper, and therefore starts another one in place of one that hangs.
 #[derive(Default)]
 enum Helper {
     #[default]
     None,
     /// This process.
     Own(Pid),
-    /// The process that waits for this one, which may start none: told by a byte.
+    /// The parent process runs it, because this process may start none. A byte that is written to this file tells the
+    /// parent that the helper hangs.
     OfParent(OwnedFd),
 }
 
@@ -61,28 +63,28 @@ fn state() -> MutexGuard<'static, Option<State>> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Lets another process open files from now on. Without it, as in a library, files are opened right here, and a mount that
-/// does not answer is waited for.
+/// Lets the helper process open files from now on. Without this call, as in a library, files are opened in this
+/// process, which then waits for a mount that does not answer.
 pub fn enable() {
     let mut state = state();
     state.get_or_insert_default().enabled = true;
 }
 
-/// Starts the helper before it is needed, while this process is small and has one thread: then it is ready when the first
-/// file is asked for.
+/// Starts the helper before it is needed, while this process is small and has only one thread. It is ready then when
+/// the first file is asked for.
 pub fn begin() {
     if let Some(state) = state().as_mut().filter(|state| state.enabled && state.channel.is_none()) {
         state.start();
     }
 }
 
-/// Files that did not answer, as a reader is told of them.
+/// Lines that tell the reader of a report which files did not answer.
 pub fn notes() -> Vec<String> {
     state().as_ref().map_or_else(Vec::new, State::notes)
 }
 
-/// Lets the helper end while this process goes on: it takes as long as some files. Another is started if a file is asked for
-/// after all.
+/// Lets the helper end while this process goes on, because its end takes as much time as opening some files. Another
+/// helper is started if a file is asked for after all.
 pub fn rest() {
     if let Some(state) = state().as_mut()
         && matches!(state.helper, Helper::Own(_))
@@ -91,7 +93,7 @@ pub fn rest() {
     }
 }
 
-/// Ends the helper.
+/// Ends the helper. Waits for its end, but not for a helper that hangs.
 pub fn end() {
     if let Some(State { channel, helper, .. }) = state().take() {
         drop(channel);
@@ -112,13 +114,13 @@ fn reap(pid: Pid) {
     let _ = kill(pid, Signal::SIGKILL);
 }
 
-/// Opens by the helper the first file of these that can be opened, and says which: one question costs some hundredths of a
-/// millisecond, and most places where a debug file may be have none. `None`: there is no helper. An error is that of the
-/// last place.
+/// Lets the helper open the first of these places at which a file can be opened, and returns its index. All places
+/// are asked for at once, because one question costs some hundredths of a millisecond and most places where a debug
+/// file may be have none. `None` means that there is no helper. An error is that of the last place.
 pub(super) fn open(places: &[Place]) -> Option<io::Result<(usize, Opened)>> {
     let mut state = state();
     let state = state.as_mut().filter(|state| state.enabled)?;
-    // One that has ended is replaced once.
+    // A helper that has ended is replaced once.
     for _ in 0..2 {
         if state.channel.is_none() && !state.start() {
             return None;
@@ -137,7 +139,8 @@ pub(super) fn open(places: &[Place]) -> Option<io::Result<(usize, Opened)>> {
     None
 }
 
-/// The same where one of several places does not answer: which of them, and what of the others.
+/// Like `open`, for the case that one of several places does not answer: asks for one place after the other, so that
+/// the silent one is known and the others are still opened.
 fn one_by_one(state: &mut State, places: &[Place]) -> Option<io::Result<(usize, Opened)>> {
     let mut last = io::Error::from_raw_os_error(libc::ENOENT);
     for (index, place) in places.iter().enumerate() {
@@ -172,7 +175,7 @@ impl State {
         if matches!(self.helper, Helper::OfParent(_)) {
             return false;
         }
-        // One that had come to rest.
+        // A helper that `rest` has let end is waited for first.
         self.forget();
         let Ok((ours, theirs)) = channel() else { return false };
         let Some(pid) = start(&theirs) else { return false };
@@ -187,11 +190,11 @@ impl State {
         }
     }
 
-    /// Leaves a helper that hangs behind.
+    /// Leaves a helper behind that hangs.
     fn replace(&mut self) {
         match &self.helper {
             Helper::OfParent(control) => {
-                // SAFETY: one byte of a constant.
+                // SAFETY: the call reads one byte of a constant.
                 let _ = unsafe { libc::write(control.as_raw_fd(), [0u8].as_ptr().cast(), 1) };
             }
             Helper::Own(pid) => {
@@ -210,7 +213,7 @@ impl State {
         self.silent.iter().map(note).collect()
     }
 
-    /// Remembers a file that did not answer.
+    /// Remembers a file that did not answer, for the notes.
     fn tell(&mut self, place: &Place) {
         let told = self.silent.iter().any(|path| path == place.path());
         if !told && self.silent.len() < limits::MAX_SILENT_FILES {
@@ -227,12 +230,12 @@ impl State {
         send(channel, &message, None).map_err(|_| Gone::Ended)?;
         let most = Duration::from_millis(limits::MAX_SILENCE_MS);
         let left = Duration::from_millis(limits::MAX_SILENCE_TOTAL_MS).saturating_sub(self.waited);
-        // Where much was waited for in vain, others still get their chance.
+        // Even where much time was waited in vain, each further file still gets a minimum.
         let patience = most.min(left).max(Duration::from_millis(limits::MIN_SILENCE_MS));
         let mut began = Instant::now();
         loop {
             let rest = patience.saturating_sub(began.elapsed());
-            // Most answers take less time than to fall asleep and to be woken up.
+            // Most answers come sooner than this thread could fall asleep and be woken up.
             while began.elapsed() < AWAKE && !readable(channel, Duration::ZERO) {
                 std::hint::spin_loop();
             }
@@ -246,7 +249,7 @@ impl State {
             let mut buffer = [0; Answer::BYTES];
             let (bytes, file) = receive(channel, &mut buffer).map_err(|_| Gone::Ended)?;
             let Ok(answer) = Answer::parse(bytes) else { return Err(Gone::Ended) };
-            // One that was left behind may answer after all.
+            // The answer to an earlier request, which was given up, may still come.
             if answer.request != self.request {
                 continue;
             }
@@ -270,7 +273,7 @@ impl State {
     }
 }
 
-/// The number of a request, and for each place who names it and where it is.
+/// Encodes a request: its number, and for each place who names it and where it is. Returns `None` if it is too long.
 fn request(number: u32, places: &[Place]) -> Option<Vec<u8>> {
     let mut out = number.to_le_bytes().to_vec();
     for place in places {
@@ -311,12 +314,12 @@ fn places_of(message: &[u8]) -> Result<(u32, Vec<Place>), Short> {
     Ok((number, places))
 }
 
-/// What the helper says.
+/// An answer of the helper.
 struct Answer {
     request: u32,
-    /// An error number, or one of the constants.
+    /// An error number, or one of the constants below.
     code: i32,
-    /// Which of the places it is.
+    /// Index of the place that the answer is about.
     index: u8,
     identity: Identity,
     identity_is_of_another: bool,
@@ -355,15 +358,15 @@ impl Answer {
     }
 }
 
-/// Both ends of a way on which messages stay apart and open files can be passed.
+/// Makes a channel that keeps messages apart and can pass open files, and returns both ends.
 fn channel() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut ends = [0; 2];
     let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
-    // SAFETY: the array has room for both.
+    // SAFETY: the array has room for both file descriptors.
     if unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, ends.as_mut_ptr()) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel has just made them for us.
+    // SAFETY: the kernel has just made these file descriptors for us.
     Ok(unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) })
 }
 
@@ -373,18 +376,19 @@ fn readable(channel: &OwnedFd, within: Duration) -> bool {
         true => 0,
         false => i32::try_from(within.as_millis()).unwrap_or(i32::MAX).saturating_add(1),
     };
-    // SAFETY: one element.
+    // SAFETY: the pointer is to one valid element.
     unsafe { libc::poll(&raw mut poll, 1, milliseconds) > 0 }
 }
 
-/// Room for one open file beside a message.
+/// Room for a control message that passes one open file.
 #[repr(C, align(8))]
 struct Control([u8; 32]);
 
 fn send(channel: &OwnedFd, bytes: &[u8], file: Option<&File>) -> io::Result<()> {
     let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     let mut control = Control([0; 32]);
-    // SAFETY: all pointers are to locals that outlive the call, and the control message fits: CMSG_SPACE of an int is 24.
+    // SAFETY: all pointers are to locals that outlive the call, and the control message fits: CMSG_SPACE of an int is
+    // 24.
     let sent = unsafe {
         let mut message: libc::msghdr = std::mem::zeroed();
         message.msg_iov = &raw mut part;
@@ -403,12 +407,13 @@ fn send(channel: &OwnedFd, bytes: &[u8], file: Option<&File>) -> io::Result<()> 
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// A message, as far as the buffer has room, and the file that came with it. The other end being closed is an error.
+/// Receives a message, as far as it fits into the buffer, and the file that came with it. It is an error if the other
+/// end is closed.
 fn receive<'b>(channel: &OwnedFd, buffer: &'b mut [u8]) -> io::Result<(&'b [u8], Option<File>)> {
     let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     let mut control = Control([0; 32]);
     loop {
-        // SAFETY: as in `send`; a file descriptor that is received belongs to us.
+        // SAFETY: as in `send`. A file descriptor that is received belongs to us.
         let (got, file) = unsafe {
             let mut message: libc::msghdr = std::mem::zeroed();
             message.msg_iov = &raw mut part;
@@ -436,32 +441,32 @@ fn receive<'b>(channel: &OwnedFd, buffer: &'b mut [u8]) -> io::Result<(&'b [u8],
     }
 }
 
-/// Starts a helper at the other end.
+/// Starts a helper process that serves the other end of the channel.
 fn start(theirs: &OwnedFd) -> Option<Pid> {
-    // SAFETY: the child does nothing but system calls and small allocations, which the C library keeps possible.
+    // SAFETY: the child makes only system calls and small allocations, which the C library keeps possible.
     match unsafe { fork() } {
         Err(_) => None,
         Ok(ForkResult::Parent { child }) => Some(child),
         Ok(ForkResult::Child) => {
             let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| serve(theirs.as_raw_fd())));
-            // SAFETY: ends the process at once.
+            // SAFETY: the call ends the process at once.
             unsafe { libc::_exit(0) }
         }
     }
 }
 
-/// What the helper does: it answers requests until nobody is there who could ask.
+/// Runs in the helper: answers requests until nobody is left who could ask.
 fn serve(theirs: RawFd) {
-    // SAFETY: this process has one thread, and nothing else of it uses what is closed.
+    // SAFETY: this process has one thread, and nothing else in it uses the file descriptors that are closed.
     let channel = unsafe {
         if libc::dup2(theirs, 0) != 0 {
             return;
         }
-        // Nobody should wait for the end of our output because this process hangs.
+        // Closes all other files: nobody should wait for the end of our output because this process hangs.
         if libc::syscall(libc::SYS_close_range, 1, libc::c_uint::MAX, 0) != 0 {
             (1..4096).for_each(|fd| _ = libc::close(fd));
         }
-        // Ctrl-C is for the one who asks: its end is the end of this process as well.
+        // Ctrl-C and the like are meant for the process that asks. When that one ends, this process ends as well.
         for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP, libc::SIGTSTP] {
             libc::signal(signal, libc::SIG_IGN);
         }
@@ -503,7 +508,7 @@ fn answer(channel: &OwnedFd, number: u32, place: &Place, copied: &mut u64) -> (A
     match Way::of(place.by, identity.size, copied) {
         Way::Copy => {}
         Way::Refuse => return (Answer::bare(number, Answer::TOO_LARGE), None),
-        // That its file system answers at all is all that can be seen.
+        // The last byte is read, because nothing more can be checked than that the file system answers at all.
         Way::AsIs => {
             return match file.read_at(&mut [0], identity.size.saturating_sub(1)) {
                 Ok(_) => (here, Some(file)),
@@ -521,11 +526,12 @@ fn answer(channel: &OwnedFd, number: u32, place: &Place, copied: &mut u64) -> (A
     }
 }
 
-/// How a file is handed over that is on a file system of others.
+/// How a file is handed over that is on a file system which another program or machine serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     Copy,
-    /// A core of gigabytes that the user wants to be read.
+    /// Handed over open, without a copy: the user wants this file to be read, and it is too large to be copied, such
+    /// as a core of gigabytes.
     AsIs,
     Refuse,
 }
@@ -545,14 +551,14 @@ impl Way {
     }
 }
 
-/// Copies a file into memory.
+/// Copies the first `size` bytes of a file into memory, and calls `sign_of_life` now and then.
 fn copy(file: &File, size: u64, sign_of_life: impl Fn()) -> io::Result<File> {
     // SAFETY: the name is a C string.
     let fd = unsafe { libc::memfd_create(c"wstate".as_ptr(), libc::MFD_CLOEXEC) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel has just made it for us.
+    // SAFETY: the kernel has just made this file descriptor for us.
     let mut copy = unsafe { File::from_raw_fd(fd) };
     let mut chunk = vec![0; CHUNK];
     let mut from = file.take(size);
@@ -571,21 +577,23 @@ fn copy(file: &File, size: u64, sign_of_life: impl Fn()) -> io::Result<File> {
     }
 }
 
-/// Keeps a helper for a process that may start none.
+/// Runs a helper for a child process that may start none itself.
 pub struct Keeper {
     helper: Option<Pid>,
     theirs: OwnedFd,
-    /// The kept process writes a byte when the helper hangs, and its end is the end of file.
+    /// The child process writes a byte to it when the helper hangs. When the child ends, reading from it gives the
+    /// end of file.
     control: File,
 }
 
-/// What the kept process needs.
+/// What the child process needs in order to use the helper.
 pub struct Kept {
     channel: OwnedFd,
     control: OwnedFd,
 }
 
-/// Starts a helper for a child that is yet to be started. `None` without [`enable`], or if there can be none.
+/// Starts a helper for a child process that is still to be started. Returns `None` if [`enable`] was not called, or
+/// if no helper can be started.
 pub fn keep() -> Option<(Keeper, Kept)> {
     if !state().as_ref().is_some_and(|state| state.enabled) {
         return None;
@@ -598,7 +606,7 @@ pub fn keep() -> Option<(Keeper, Kept)> {
 }
 
 impl Kept {
-    /// In the child: this is what opens files.
+    /// To be called in the child: lets this helper open the child's files.
     pub fn take(self) {
         let mut state = state();
         let state = state.get_or_insert_default();
@@ -607,7 +615,7 @@ impl Kept {
 }
 
 impl Keeper {
-    /// Starts another helper each time that one hangs, until the child has ended.
+    /// Starts another helper each time that a helper hangs. Returns when the child has ended.
     pub fn keep(mut self) {
         let mut byte = [0];
         loop {
@@ -644,13 +652,14 @@ mod tests {
         let (ours, theirs) = channel().unwrap();
         let mut state = state(ours);
         let place = Place::user("/file");
-        // Whatever was waited for, each has its chance.
+        // However much time was waited in vain, each file still gets its chance.
         for n in 0..2 * limits::MAX_SILENCE_TOTAL_MS / limits::MAX_SILENCE_MS {
             assert!(matches!(state.ask(std::slice::from_ref(&place)), Err(Gone::Silent)));
             let least = ((n + 1) * limits::MAX_SILENCE_MS).min(limits::MAX_SILENCE_TOTAL_MS);
             assert!(state.waited >= Duration::from_millis(least.max(limits::MIN_SILENCE_MS)), "{:?}", state.waited);
         }
-        // The answers to those come too late; that to the last counts, however long it takes with signs of life.
+        // The answers to the earlier requests come too late. The answer to the last request counts, however long it
+        // takes with signs of life.
         let number = state.request + 1;
         let file = tempfile::tempfile().unwrap();
         for old in 1..number {
@@ -688,7 +697,7 @@ mod tests {
         let (ours, theirs) = channel().unwrap();
         let pid = start(&theirs).unwrap();
         drop(theirs);
-        // It is not to be waited for on a busy machine.
+        // On a busy machine the helper may seem to be silent, so the question is repeated.
         let mut state = state(ours);
         let mut ask = |place: &Place| loop {
             match state.ask(std::slice::from_ref(place)) {
@@ -714,7 +723,7 @@ mod tests {
         ] {
             assert_eq!(ask(&place).unwrap_err().kind(), kind, "{place:?}");
         }
-        // Of several the first that is there.
+        // Of several places, the first one with a file that can be opened is chosen.
         let several = ["nothing", "fifo", "file", "link"].map(|name| Place::user(at(name)));
         let found = loop {
             match state.ask(&several) {

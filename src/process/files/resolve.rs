@@ -1,5 +1,5 @@
-//! Paths that a target names, followed inside of a root.
-#![allow(unsafe_code)] // system calls that the standard library does not have.
+//! Follows paths that a target names, without leaving a root directory.
+#![allow(unsafe_code)] // For system calls that the standard library does not have.
 
 use std::collections::VecDeque;
 use std::ffi::{CString, OsString};
@@ -8,34 +8,35 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
-/// Links that are followed on one path, as the kernel has it.
+/// Number of symbolic links that are followed on one path. The kernel has the same limit.
 const MAX_LINKS: usize = 40;
 const PROC: i64 = 0x9fa0;
 
-/// Kind of the file system that an open file is on.
+/// Returns the kind of the file system that an open file is on (`f_type` of `statfs`).
 pub(super) fn file_system(fd: BorrowedFd<'_>) -> io::Result<i64> {
     // SAFETY: the buffer is as large as the kernel writes.
     let (result, found) = unsafe {
         let mut found: libc::statfs = std::mem::zeroed();
         (libc::fstatfs(fd.as_raw_fd(), &raw mut found), found)
     };
-    // It is a number of 32 bits; a C library may give it a sign.
+    // The kind is a number of 32 bits, but a C library may declare it with a sign.
     if result == 0 { Ok(found.f_type & 0xffff_ffff) } else { Err(io::Error::last_os_error()) }
 }
 
-/// `lseek` with what the standard library does not have.
+/// Calls `lseek` with `what`, which may be a value that the standard library does not have.
 pub(super) fn seek(fd: BorrowedFd<'_>, from: u64, what: i32) -> io::Result<u64> {
     let from = libc::off_t::try_from(from).map_err(|_| io::Error::from_raw_os_error(libc::ENXIO))?;
-    // SAFETY: it moves a position that nobody else uses.
+    // SAFETY: the call only moves a file position that nobody else uses.
     let found = unsafe { libc::lseek(fd.as_raw_fd(), from, what) };
     u64::try_from(found).map_err(|_| io::Error::last_os_error())
 }
 
-/// What `path` leads to, without opening it. With a `root`, the path begins there and no link or `..` leads out.
+/// Finds the file that `path` leads to, without opening it for reading. With a `root`, the path begins there, and no
+/// link or `..` leads out of it.
 pub(super) fn find(root: Option<&Path>, path: &Path) -> io::Result<OwnedFd> {
     let root = root.map(|root| open_at(None, root, libc::O_DIRECTORY)).transpose()?;
     match by_kernel(root.as_ref(), path) {
-        // Kernels before 5.6, and filters that do not know the call.
+        // Kernels before 5.6 do not have `openat2`, and seccomp filters may not know it.
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => by_steps(root, path),
         found => found,
     }
@@ -47,7 +48,7 @@ fn c_string(path: &Path) -> io::Result<CString> {
 
 fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
     match libc::c_int::try_from(fd) {
-        // SAFETY: the kernel has just made it for us.
+        // SAFETY: the kernel has just made this file descriptor for us.
         Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         _ => Err(io::Error::last_os_error()),
     }
@@ -62,27 +63,27 @@ fn open_at(directory: Option<&OwnedFd>, path: &Path, flags: libc::c_int) -> io::
 
 fn by_kernel(root: Option<&OwnedFd>, path: &Path) -> io::Result<OwnedFd> {
     let path = c_string(path)?;
-    // SAFETY: the structure is plain numbers; zero is what its other fields should be.
+    // SAFETY: the structure consists of plain numbers, and its other fields should be zero.
     let mut how: libc::open_how = unsafe { std::mem::zeroed() };
     how.flags = (libc::O_PATH | libc::O_CLOEXEC) as u64;
     how.resolve = libc::RESOLVE_NO_MAGICLINKS | if root.is_some() { libc::RESOLVE_IN_ROOT } else { 0 };
     let directory = root.map_or(libc::AT_FDCWD, AsRawFd::as_raw_fd);
     let mut tries = 0;
     loop {
-        // SAFETY: path and structure are valid, and the size is the structure's.
+        // SAFETY: path and structure are valid, and the size is that of the structure.
         let fd = unsafe {
             libc::syscall(libc::SYS_openat2, directory, path.as_ptr(), &raw const how, size_of::<libc::open_how>())
         };
         tries += 1;
         match owned(fd) {
-            // Somebody renames directories of the path.
+            // The kernel says this while somebody renames directories of the path.
             Err(e) if e.raw_os_error() == Some(libc::EAGAIN) && tries < 8 => {}
             found => return found,
         }
     }
 }
 
-/// A part of a path.
+/// One component of a path.
 enum Part {
     Root,
     Parent,
@@ -137,7 +138,8 @@ fn by_steps(root: Option<OwnedFd>, path: &Path) -> io::Result<OwnedFd> {
 
 fn link_of(link: &OwnedFd) -> io::Result<PathBuf> {
     let mut bytes = vec![0; libc::PATH_MAX as usize];
-    // SAFETY: the buffer is as long as is said; the path is an empty C string, which means the open link itself.
+    // SAFETY: the buffer is as long as the call says. The path is an empty C string, which means the open link
+    // itself.
     let len = unsafe { libc::readlinkat(link.as_raw_fd(), c"".as_ptr(), bytes.as_mut_ptr().cast(), bytes.len()) };
     let len = usize::try_from(len).map_err(|_| io::Error::last_os_error())?;
     bytes.truncate(len);
@@ -149,7 +151,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
 
-    /// What both ways find: contents of the file, or an error.
+    /// What `by_steps` and `by_kernel` find, which must be the same: the contents of the file, or an error number.
     fn both(root: Option<&Path>, path: &str) -> Result<String, i32> {
         let read = |found: io::Result<OwnedFd>| {
             let found = found.map_err(|e| e.raw_os_error().unwrap_or(0))?;
@@ -159,7 +161,7 @@ mod tests {
         let open = || root.map(|root| open_at(None, root, libc::O_DIRECTORY).unwrap());
         let path = Path::new(path);
         let steps = read(by_steps(open(), path));
-        // The kernel's own answer, where it has one.
+        // Compared only where the kernel has `openat2`.
         match by_kernel(open().as_ref(), path) {
             Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {}
             found => assert_eq!(read(found), steps, "{}", path.display()),
@@ -200,7 +202,7 @@ mod tests {
             ("lib/relative", Ok("inside")),
             ("directory/real", Ok("inside")),
             ("absolute", Err(libc::ENOENT)),
-            // There is no /proc in this root but the link itself.
+            // In this root /proc is nothing but this link itself, so following it never ends.
             ("proc/etc/passwd", Err(libc::ELOOP)),
             ("loop", Err(libc::ELOOP)),
             ("lib/real/further", Err(libc::ENOTDIR)),

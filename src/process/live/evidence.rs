@@ -1,30 +1,31 @@
-//! What a stop keeps beside registers and stacks: by it can be told later whether what was read of the running process
-//! meanwhile is of the same instant.
+//! What a stop keeps in addition to registers and stacks. It tells later whether memory that was read of the running
+//! process after the stop is as it was at the instant of the stop.
 //!
-//! Two things together tell that no code was loaded or unloaded. Code that is loaded is written into fresh memory, and the
-//! first write to each page is a page fault of the process, which the kernel counts: a count that stands still says that
-//! nothing was loaded. Code that is unloaded leaves the list of mappings. A host that loads code without a fault, into
-//! memory that it has kept for that, is seen by the code itself, of which the surroundings of each address in registers and
-//! on the stacks are copied during the stop.
+//! Two things together tell that no code was loaded or unloaded. Code that is loaded is written into fresh memory,
+//! and the first write to each page is a page fault of the process, which the kernel counts: a count that stands
+//! still says that nothing was loaded. Code that is unloaded leaves the list of mappings. A host may load code
+//! without a page fault, into memory that it has kept for that purpose. This is seen from the code itself: during the
+//! stop, the bytes around each address in registers and on the stacks are copied.
 
 use super::*;
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
-/// Code that is kept around an address: the aligned block of so many bytes that it lies in. It crosses no page.
+/// Size in bytes of the code that is kept around an address: the aligned block of this size that the address lies in.
+/// A block crosses no page.
 const BLOCK: u64 = 64;
 
-/// What was copied while the threads stood.
+/// Evidence that was taken while the threads stood.
 #[derive(Default)]
 pub(super) struct Evidence {
-    // Page faults of all threads so far. `None`: the kernel does not tell.
+    // Number of page faults of all threads so far. `None` means that the kernel does not tell.
     pub(super) faults: Option<u64>,
-    // Blocks of code that no loader explains, by address.
+    // Blocks of code that the dynamic linker did not load, by address.
     pub(super) code: Vec<(u64, [u8; BLOCK as usize])>,
 }
 
 impl Evidence {
-    /// To be taken while the threads stand, when all else is copied.
+    /// Takes the evidence. To be called while the threads stand, when everything else is copied.
     pub fn take(pid: u32, threads: &[Thread], process: &Process, captured: &Splice) -> Evidence {
         let source = &process.source;
         let blocks = blocks(threads, &process.mappings, process.executable.as_deref(), captured);
@@ -36,10 +37,11 @@ impl Evidence {
         Evidence { faults: faults(pid), code }
     }
 
-    /// Whether no code was loaded or unloaded since, as far as this tells.
+    /// Whether no code was loaded or unloaded since the evidence was taken, as far as the evidence tells.
     pub fn holds(&self, pid: u32, mappings: &[Mapping], source: &Source) -> bool {
         let Some(faults) = self.faults else { return false };
-        // First what is cheap; counted again in the end, so that no fault between these lines is missed.
+        // The cheap check comes first. The faults are counted again at the end, so that no fault during the other
+        // checks is missed.
         let unchanged = |now: Option<u64>| now == Some(faults);
         unchanged(self::faults(pid))
             && self.is_code_there(source)
@@ -52,12 +54,12 @@ impl Evidence {
         self.faults == faults(pid)
     }
 
-    /// Whether `later` was taken of the same process before any code was loaded or unloaded.
+    /// Whether `later`, taken of the same process, was taken before any code was loaded or unloaded.
     pub fn agrees(&self, later: &Evidence) -> bool {
         self.faults.is_some() && self.faults == later.faults
     }
 
-    /// Addresses of the blocks of code.
+    /// Addresses of the blocks of code that were copied.
     pub fn blocks(&self) -> impl Iterator<Item = u64> {
         self.code.iter().map(|(at, _)| *at)
     }
@@ -71,16 +73,16 @@ impl Evidence {
     }
 }
 
-/// Whether what is mapped executable now is what was in `mappings`.
+/// Whether the executable mappings of the process are now the same as in `mappings`.
 fn is_same_code_mapped(mappings: &[Mapping], pid: u32, source: &Source) -> bool {
     let Ok(now) = std::fs::read(format!("/proc/{pid}/task/{}/maps", source.tid)) else { return false };
     let now = parse_maps(&now);
     now.iter().filter(|m| m.execute).eq(mappings.iter().filter(|m| m.execute))
 }
 
-/// Page faults of process `pid`, of all its threads, since it began.
+/// Number of page faults of all threads of process `pid` since it began.
 fn faults(pid: u32) -> Option<u64> {
-    // proc(5): minflt and majflt are the fields 10 and 12; 3 is the first behind the name.
+    // proc(5): minflt and majflt are fields 10 and 12. Field 3 is the first one behind the name.
     let text = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
     let behind = text.iter().rposition(|&c| c == b')')? + 1;
     let fields = std::str::from_utf8(text.get(behind..)?).ok()?;
@@ -90,7 +92,8 @@ fn faults(pid: u32) -> Option<u64> {
     minor.checked_add(major)
 }
 
-/// Whether `mapping` can hold code of a module: it is of no file, or of one that the dynamic linker does not load.
+/// Whether `mapping` can hold code of a module: it is executable, and it is of no file or of a file that the dynamic
+/// linker does not load.
 pub(super) fn may_be_module(mapping: &Mapping, executable: Option<&Path>) -> bool {
     let Some(path) = mapping.path.as_deref() else { return mapping.execute };
     let name = path.as_os_str().as_bytes();
@@ -99,7 +102,7 @@ pub(super) fn may_be_module(mapping: &Mapping, executable: Option<&Path>) -> boo
     mapping.execute && !special && !loaded
 }
 
-/// The blocks of module code that registers and words of the stacks point into.
+/// Addresses of the blocks of module code that registers and words on the stacks point into.
 pub(super) fn blocks(
     threads: &[Thread],
     mappings: &[Mapping],
@@ -113,7 +116,7 @@ pub(super) fn blocks(
     let mut take = |word: u64| {
         let at = code.partition_point(|m| m.end <= word);
         let Some(mapping) = code.get(at).filter(|m| m.contains(word)) else { return };
-        // Of a return address the call before it, too.
+        // A word may be a return address, so the byte before it, where the call ends, is taken too.
         for byte in [word - 1, word] {
             if mapping.contains(byte) && found.len() < limits::MAX_CODE_BLOCKS {
                 found.insert(byte & !(BLOCK - 1));
@@ -143,24 +146,25 @@ pub(super) fn blocks(
     found
 }
 
-/// Which files were mapped at the stop. A path may lead to another one when it is opened later, and so may the kernel's
-/// link to a mapping.
+/// Tells which files were mapped at the stop. A path may lead to another file when it is opened later, and so may the
+/// kernel's link to a mapping.
 #[derive(Default)]
 pub(super) struct MappedFiles {
     text: Vec<u8>,
-    // Device and number of the file, by the mapping's first address. Read from the text when first needed, which is not
-    // during the stop.
+    // Device and inode number of the file, by the first address of the mapping. They are read from the text when they
+    // are first needed, which is not during the stop.
     read: OnceLock<HashMap<u64, (u64, u64)>>,
 }
 
 impl MappedFiles {
-    /// From `/proc/PID/maps`.
+    /// Makes the list from the text of `/proc/PID/maps`.
     pub fn new(text: Vec<u8>) -> MappedFiles {
         MappedFiles { text, read: OnceLock::new() }
     }
 
-    /// Whether `file` is certainly another file than the one that was mapped here. File systems that lie on others show one
-    /// device in the mappings and another of an opened file; of these it cannot be told.
+    /// Whether `file` is certainly another file than the one that was mapped here. File systems that lie on others
+    /// show one device in the mappings and another one of an opened file. For files on them it cannot be told, and
+    /// the answer is `false`.
     pub fn is_another(&self, mapping: &Mapping, file: &Identity) -> bool {
         let all = self.read.get_or_init(|| self.text.split(|&c| c == b'\n').filter_map(identity).collect());
         let Some(&(device, inode)) = all.get(&mapping.start) else { return false };
@@ -168,7 +172,8 @@ impl MappedFiles {
     }
 }
 
-/// First address, device and inode of a line of `/proc/PID/maps`, if it is of a file.
+/// Returns the first address, the device and the inode number in a line of `/proc/PID/maps`, if the mapping is of a
+/// file.
 fn identity(line: &[u8]) -> Option<(u64, (u64, u64))> {
     let mut fields = line.splitn(6, |&c| c == b' ').map(|f| std::str::from_utf8(f).unwrap_or_default());
     let start = u64::from_str_radix(fields.next()?.split_once('-')?.0, 16).ok()?;

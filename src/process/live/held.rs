@@ -1,21 +1,21 @@
-//! A process that stands for as long as it is held: what is read meanwhile belongs to one moment.
+//! A process that stands for as long as it is held, so that everything that is read meanwhile belongs to one moment.
 
 use super::*;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
-/// Which thread is stepped before it is looked at, and how far.
+/// Which thread is single-stepped before the process is looked at, and how far.
 pub struct Steps {
-    /// The thread.
+    /// The thread that is stepped.
     pub thread: ThreadId,
-    /// As for [`LiveTarget::settle`].
+    /// Decides before each step whether it is made, as for [`LiveTarget::settle`].
     pub verdict: Box<Judge>,
 }
 
-/// Says what to do at an address.
+/// A function that decides what to do at an instruction. It gets the address of the next instruction and the memory.
 pub type Judge = dyn FnMut(u64, &dyn Memory) -> Verdict + Send;
 
-/// Work for the only thread that may trace.
+/// Work for the tracing thread, which is the only one that may use ptrace on the process.
 type Job = Box<dyn FnOnce(&mut Stopped) + Send>;
 
 /// A process whose threads all stand. Dropping it lets them go, and so does the end of this program.
@@ -27,10 +27,10 @@ pub struct Held {
 }
 
 impl Held {
-    /// Stops all threads of process `pid`, steps one of them if that is asked for, and keeps them.
+    /// Stops all threads of process `pid`, steps one of them if `steps` is given, and keeps all of them stopped.
     ///
     /// # Errors
-    /// As [`LiveTarget::capture`] and [`LiveTarget::settle`]; the threads have been let go then.
+    /// As [`LiveTarget::capture`] and [`LiveTarget::settle`]. The threads have been let go then.
     pub fn hold(pid: u32, options: &CaptureOptions, steps: Option<Steps>) -> Result<Held, Error> {
         let ended = |why: &str| Error::Attach { pid, why: why.to_string() };
         let (tell, told) = channel();
@@ -55,22 +55,22 @@ impl Held {
         Ok(Held { target, settled, jobs: Some(jobs), tracer: Some(tracer) })
     }
 
-    /// The process as it stands.
+    /// The process as it stands, as a target.
     pub fn target(&self) -> &LiveTarget {
         &self.target
     }
 
-    /// Threads that there are, and that are not among the target's.
+    /// Ids of the threads that the process has now and that are not among the target's threads.
     pub fn unknown_threads(&self) -> Vec<u32> {
         strangers(self.target.pid, &self.target.threads)
     }
 
-    /// What the steps did.
+    /// What the steps did, if there were any.
     pub fn settled(&self) -> Option<SettleReport> {
         self.settled
     }
 
-    /// Does `work` on the thread that may trace.
+    /// Runs `work` on the tracing thread and returns its result.
     pub(super) fn on_tracer<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Stopped) -> T + Send + 'static,
@@ -83,7 +83,7 @@ impl Held {
         sent.and_then(|()| told.recv().ok()).ok_or_else(|| "the tracing thread has ended".to_string())
     }
 
-    /// Lets the process go on; returns how long it stood.
+    /// Lets the process go on and returns how long it stood.
     pub fn release(mut self) -> Duration {
         self.finish()
     }

@@ -1,18 +1,18 @@
-//! Changes to a process that stands, made through one of its threads: system calls and calls of functions that the thread
-//! would not have made, and at the end other registers or the old ones.
+//! Changes a process that stands, through one of its threads. The thread makes system calls and calls functions that
+//! it would not have called itself. At the end it gets other registers, or its old ones back.
 //!
-//! Signals that come meanwhile are kept and sent again when the thread is its own; a stop (SIGSTOP) is made known to the
-//! kernel at once, which renews it when the thread is let go.
+//! Signals that come meanwhile are kept, and sent again when the thread has its own registers. A stop (SIGSTOP) is
+//! reported to the kernel at once, which renews it when the thread is let go.
 //!
-//! Meanwhile the thread has borrowed registers and blocked signals: if this program is killed in these milliseconds, the
-//! process goes on with them, and breaks.
+//! While a thread is borrowed it has other registers and blocked signals. If this program is killed in these
+//! milliseconds, the process goes on with them, and breaks.
 
 use super::held::Held;
 use super::*;
 use crate::arch::x64::TABLE;
 use std::cell::RefCell;
 
-/// A thread that does what it is told.
+/// A thread of a process that stands, borrowed to make system calls and call functions.
 pub struct Borrowed<'h> {
     held: &'h Held,
     tid: libc::pid_t,
@@ -20,15 +20,15 @@ pub struct Borrowed<'h> {
     saved: Saved,
     syscall_at: u64,
     given_back: bool,
-    // Signals that came meanwhile.
+    // Signals that came while the thread was borrowed.
     pub(super) others: RefCell<Vec<SignalInfo>>,
 }
 
-/// What a thread gets back.
+/// The state that a borrowed thread gets back.
 #[derive(Clone)]
 struct Saved {
     registers: [u8; USER_REGS_WORDS * 8],
-    // FPU and vector registers in the processor's own format.
+    // FPU and vector registers, in the processor's own format.
     extended: Vec<u8>,
     blocked: u64,
 }
@@ -36,30 +36,32 @@ struct Saved {
 const GETSIGMASK: libc::c_uint = 0x420a;
 const SETSIGMASK: libc::c_uint = 0x420b;
 const NT_X86_XSTATE: libc::c_int = 0x202;
-/// Offset of XMM0 in an FXSAVE area, and the area's size.
+/// Offset of XMM0 in an FXSAVE area, and below it the size of that area, both in bytes.
 const XMM: usize = 160;
 const FXSAVE: usize = 512;
-/// Nothing is mapped here, so a function that returns to it stops the thread.
+/// The return address of functions that are called. Nothing is mapped here, so a function that returns to it stops
+/// the thread.
 const RETURN: u64 = 8;
-/// A system call or function that takes longer has failed.
+/// A system call or a function call that takes longer than this has failed.
 const PATIENCE: Duration = Duration::from_secs(10);
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
 
 impl Held {
-    /// Whether [`Held::borrow`] would be refused, as far as that can be told without a change.
+    /// Checks whether [`Held::borrow`] would be refused, as far as that can be told without a change.
     ///
     /// # Errors
-    /// Why it cannot be borrowed.
+    /// The reason why the thread cannot be borrowed.
     pub fn can_be_borrowed(&self, tid: ThreadId) -> Result<(), String> {
         self.before_borrowing(tid).map(|_| ())
     }
 
-    /// What can be known of a thread before it is borrowed: what it gets back, and where a system call is. Nothing changes.
+    /// Finds out what can be known of a thread before it is borrowed: the state that it gets back, and the address of
+    /// a system call instruction. Nothing changes.
     fn before_borrowing(&self, tid: ThreadId) -> Result<(Saved, u64), String> {
         let pid = self.target().pid;
         let id = tid.0 as libc::pid_t;
         let status = format!("/proc/{pid}/task/{}/status", tid.0);
-        // A filter may end the process for a system call that the thread would not have made itself.
+        // A seccomp filter may end the process for a system call that the thread would not have made itself.
         match status_field(&status, "Seccomp").as_deref() {
             None | Some("0") => {}
             Some("1") => return Err("it is in seccomp's strict mode, which allows no system calls".to_string()),
@@ -96,10 +98,10 @@ impl Held {
         Ok((saved, syscall_at))
     }
 
-    /// Borrows a thread that is in code of its own, not in a system call and with no signal about to come.
+    /// Borrows a thread that is in user code, not in a system call, and has no signal about to be delivered.
     ///
     /// # Errors
-    /// Why it cannot be borrowed; nothing has changed then.
+    /// The reason why the thread cannot be borrowed. Nothing has changed then.
     pub fn borrow(&self, tid: ThreadId) -> Result<Borrowed<'_>, String> {
         let pid = self.target().pid;
         let id = tid.0 as libc::pid_t;
@@ -107,7 +109,7 @@ impl Held {
         let mem = File::options().read(true).write(true).open(format!("/proc/{pid}/task/{}/mem", tid.0));
         let mem = mem.map_err(|e| format!("the memory of the process cannot be opened for writing: {e}"))?;
         self.on_tracer(move |_| {
-            // Not those by which faults and steps are told.
+            // All signals are blocked but those that report faults and steps.
             let blocked = !SYNCHRONOUS.iter().fold(0, |mask, s| mask | 1u64 << (s - 1));
             sigmask(SETSIGMASK, id, blocked).map_err(|e| format!("its signals cannot be blocked: {e}"))
         })??;
@@ -117,10 +119,10 @@ impl Held {
 }
 
 impl Borrowed<'_> {
-    /// Makes the thread do a system call.
+    /// Makes the thread do a system call, and returns the call's result.
     ///
     /// # Errors
-    /// The call's, or that the thread could not do it.
+    /// The call itself failed, or the thread could not make it.
     pub fn system_call(&self, number: libc::c_long, arguments: [u64; 6]) -> Result<u64, String> {
         let [rdi, rsi, rdx, r10, r8, r9] = arguments;
         let at = self.syscall_at;
@@ -141,10 +143,11 @@ impl Borrowed<'_> {
         }
     }
 
-    /// Makes the thread call a function, with its stack from `stack` (a multiple of 16) down.
+    /// Makes the thread call a function and returns the function's result. The function's stack grows down from
+    /// `stack`, which is a multiple of 16.
     ///
     /// # Errors
-    /// A fault or an endless call.
+    /// The function faults or does not return in time.
     pub fn call(&self, function: u64, arguments: [u64; 3], stack: u64) -> Result<u64, String> {
         let sp = stack.wrapping_sub(8);
         self.write(sp, &RETURN.to_le_bytes())?;
@@ -160,14 +163,14 @@ impl Borrowed<'_> {
         self.go(registers, libc::PTRACE_CONT, RETURN)
     }
 
-    /// Lets the thread go on from `registers` until it is at `goal`; returns what is in RAX then.
+    /// Lets the thread go on from `registers` until it is at `goal`, and returns what is in RAX then.
     fn go(&self, registers: [u8; USER_REGS_WORDS * 8], request: libc::c_uint, goal: u64) -> Result<u64, String> {
         let tid = self.tid;
         let (ended, others) = self.held.on_tracer(move |_| {
             let mut others = Vec::new();
             let set = set_regset(tid, libc::NT_PRSTATUS, &registers).map_err(|e| e.to_string());
             let ended = set.and_then(|()| go(tid, request, goal, &mut others));
-            // Whatever happened: the mode would end the process if we died.
+            // Whatever happened, single-step mode is ended: it would end the process if we died.
             let stepping = request == libc::PTRACE_SINGLESTEP;
             let normal = if stepping { end_stepping(tid).map(|_| ()).map_err(|e| e.to_string()) } else { Ok(()) };
             (ended.and_then(|now| normal.map(|()| now)), others)
@@ -176,28 +179,28 @@ impl Borrowed<'_> {
         ended.map(|now| register(&now, Reg::RAX))
     }
 
-    /// What is mapped now.
+    /// The mappings that the process has now.
     ///
     /// # Errors
-    /// The system's.
+    /// The list of mappings in `/proc` cannot be read.
     pub fn mappings(&self) -> std::io::Result<Vec<Mapping>> {
         std::fs::read(format!("/proc/{}/task/{}/maps", self.held.target().pid, self.tid)).map(|text| parse_maps(&text))
     }
 
-    /// Writes memory of the process.
+    /// Writes `bytes` to the memory of the process.
     ///
     /// # Errors
-    /// Where it cannot be written; a part may be.
+    /// The memory cannot be written. A part of `bytes` may have been written then.
     pub fn write(&self, address: u64, bytes: &[u8]) -> Result<(), String> {
         let mem = self.memory.mem.as_ref().ok_or("the memory is not open")?;
         mem.write_all_at(bytes, address).map_err(|e| format!("{} bytes at {address:#x}: {e}", bytes.len()))
     }
 
-    /// Gives the thread these general purpose registers and low halves of vector registers to go on with; unknown ones are
-    /// zero.
+    /// Gives the thread the program counter `pc`, and the general purpose registers and low halves of vector
+    /// registers that `known` returns, to go on with. Registers for which it returns `None` become zero.
     ///
     /// # Errors
-    /// The kernel's; the thread then still has to be given back.
+    /// The kernel refused a change. The thread still has to be given back then.
     pub fn set_registers(&self, pc: u64, known: impl Fn(Reg) -> Option<u64>) -> Result<(), String> {
         let low: Vec<(Reg, u64)> = TABLE.iter().map(|row| (row.reg, known(row.reg).unwrap_or(0))).collect();
         let mut general: Vec<(Reg, u64)> =
@@ -219,10 +222,10 @@ impl Borrowed<'_> {
             .map_err(|e| format!("the registers cannot be set: {e}"))
     }
 
-    /// Lets the thread have the registers it was given; only its signal mask comes back.
+    /// Lets the thread go on with the registers that it was given. Only its signal mask is restored.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel refused to set the signal mask.
     pub fn keep(mut self) -> Result<(), String> {
         let (tid, pid, blocked) = (self.tid, self.held.target().pid, self.saved.blocked);
         let others = self.others.take();
@@ -234,10 +237,10 @@ impl Borrowed<'_> {
         done.map(|_| ()).map_err(|e| format!("the signal mask cannot be set: {e}"))
     }
 
-    /// Gives the thread back as it was.
+    /// Gives the thread back with the registers and the signal mask that it had.
     ///
     /// # Errors
-    /// The kernel's: the thread is broken then.
+    /// The kernel refused a change. The thread is broken then.
     pub fn give_back(mut self) -> Result<(), String> {
         self.restore()
     }
@@ -257,7 +260,7 @@ impl Borrowed<'_> {
 
     fn with(&self, changes: &[(Reg, u64)]) -> [u8; USER_REGS_WORDS * 8] {
         let mut out = self.saved.registers;
-        // No system call is going to be restarted.
+        // The value -1 in `orig_rax` means that there is no system call which the kernel could restart.
         let changes = changes.iter().filter_map(|(reg, value)| Some((reg.info().user_regs?, *value)));
         for (index, value) in changes.chain([(USER_REGS_ORIG_RAX, u64::MAX)]) {
             if let Some(slot) = out.get_mut(index * 8..index * 8 + 8) {
@@ -300,7 +303,8 @@ impl Saved {
     }
 }
 
-/// Whether the thread's features in `/proc/PID/task/TID/status` name a user shadow stack (Linux 6.6, `CONFIG_X86_USER_SHADOW_STACK`).
+/// Whether the thread's features in `/proc/PID/task/TID/status` name a user shadow stack (Linux 6.6,
+/// `CONFIG_X86_USER_SHADOW_STACK`).
 fn has_shadow_stack(features: &str) -> bool {
     features.split_ascii_whitespace().any(|feature| feature == "shstk")
 }
@@ -313,21 +317,22 @@ fn pc_of(registers: &[u8]) -> u64 {
     register(registers, Reg::RIP)
 }
 
-/// Reads or sets the mask of blocked signals; returns it.
+/// Reads or sets the mask of blocked signals, and returns the mask.
 fn sigmask(request: libc::c_uint, tid: libc::pid_t, mask: u64) -> std::io::Result<u64> {
     let mut mask = mask;
     ptrace(request, tid, size_of::<u64>(), &raw mut mask as usize)?;
     Ok(mask)
 }
 
-/// Sets a register set.
+/// Writes a register set of a thread.
 pub(super) fn set_regset(tid: libc::pid_t, set: libc::c_int, bytes: &[u8]) -> std::io::Result<()> {
-    // The kernel only reads it.
+    // The kernel only reads the bytes, so the pointer may come from a shared reference.
     let mut vector = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     ptrace(libc::PTRACE_SETREGSET, tid, set as usize, &raw mut vector as usize)
 }
 
-/// Lets a thread go on until it is at `goal`. It is made to stop when [`PATIENCE`] is over.
+/// Lets a thread go on until it is at `goal`, and returns its registers. If that takes longer than [`PATIENCE`], the
+/// thread is made to stop.
 fn go(
     tid: libc::pid_t,
     request: libc::c_uint,
@@ -354,7 +359,8 @@ fn go(
                 continue;
             }
         };
-        // SIGCONT makes a stop that is told before any signal. The one by which the end is told must not stay for the process.
+        // SIGCONT makes a stop that is reported before any signal. The signal that reports the end must not stay
+        // queued for the process.
         if stop.held == 0 && is_queued(tid, SignalInfo::is_own) {
             resume(request, 0)?;
             continue;
@@ -362,14 +368,16 @@ fn go(
         let info = if stop.held == 0 { None } else { Some(SignalInfo::of(tid).map_err(|e| e.to_string())?) };
         let own = info.as_ref().is_some_and(SignalInfo::is_own);
         if stop.held == libc::SIGSTOP {
-            // The thread cannot block it. The kernel must know that the process is to stand, and whether SIGCONT comes.
+            // The thread cannot block SIGSTOP. The kernel must know that the process is to be stopped, and whether
+            // SIGCONT comes later.
             resume(libc::PTRACE_INTERRUPT, 0)?;
             resume(libc::PTRACE_CONT, libc::SIGSTOP as usize)?;
             continue;
         }
         others.extend(info.filter(|_| !own));
         let now = Saved::words(tid).map_err(|e| e.to_string())?;
-        // However it was told: a signal that is there already takes the place of the one by which a fault is told.
+        // The place counts, not the signal: a signal that is pending already takes the place of the one that would
+        // report the fault.
         if pc_of(&now) == goal {
             return Ok(now);
         }
@@ -394,7 +402,7 @@ mod tests {
         };
         assert!(has("Seccomp:\t0\nx86_Thread_features:\tshstk \nx86_Thread_features_locked:\t\n"));
         assert!(has("x86_Thread_features:\tshstk wrss \n") && has("x86_Thread_features:\twrss shstk\n"));
-        // Locked is what cannot be changed, not what is on.
+        // Locked features are those that cannot be changed, not those that are on.
         assert!(!has("x86_Thread_features:\t\nx86_Thread_features_locked:\tshstk wrss \n"));
         assert!(!has("x86_Thread_features:\twrss\n") && !has("Seccomp:\t0\n") && !has(""));
     }

@@ -1,35 +1,37 @@
-//! Looking again, at memory of one instant.
+//! Looks at a process again, to get all memory as it was at one instant.
 //!
-//! What is read of a running process belongs to a later moment than its stacks. Where [`Evidence`] does not tell that it
-//! is the same all the same, the process is stopped once more, and what the first look read is copied together with
-//! the stacks: a second look at the copy reads the same addresses, so it finds all or nearly all of it there. What it misses
-//! is copied at the next stop. Modules that come and go come to the same few addresses, so this ends soon.
+//! What is read of a running process belongs to a later moment than its stacks. If [`Evidence`] does not tell that it
+//! is the same all the same, the process is stopped once more, and the memory that the first look read is copied
+//! together with the stacks. A second look then reads the same addresses from the copy and finds all or nearly all of
+//! them there. What it misses is copied at the next stop. Modules that come and go are loaded at the same few
+//! addresses, so this ends soon.
 
 use super::*;
 use std::collections::BTreeSet;
 
-/// Bytes of one sample of a range that is too large to be copied.
+/// Size in bytes of one sample of a range that is too large to be copied.
 const SAMPLE: usize = 64;
-/// Pages before and behind one that is wanted which are copied too: the next module's structures lie beside this one's.
+/// Number of pages before and behind a wanted page that are copied too. The structures of the next module lie beside
+/// those of this one.
 const BESIDE: u64 = 16;
 
-/// What the next capture shall copy while the process stands.
+/// Memory that the next capture is to copy while the process stands.
 #[derive(Clone, Debug, Default)]
 pub struct ReadSet {
-    // First addresses of pages.
+    // First addresses of pages that were read.
     pages: BTreeSet<u64>,
-    // Of reads of more than a page: start to end, whole pages.
+    // Larger reads, of more than two pages: start and end, rounded to whole pages.
     large: BTreeSet<(u64, u64)>,
     sealed: bool,
 }
 
 impl ReadSet {
-    /// From now on, what was not copied cannot be read.
+    /// From now on, memory that was not copied cannot be read.
     pub fn seal(&mut self) {
         self.sealed = true;
     }
 
-    /// Adds what was read of the running process.
+    /// Adds the memory that was read of the running process through `target`.
     pub fn add_reads_of(&mut self, target: &LiveTarget) {
         let Ok(log) = target.log.lock() else { return };
         self.pages.extend(log.pages.iter().chain(&log.proven.0));
@@ -42,15 +44,15 @@ impl ReadSet {
     }
 }
 
-/// What was read of the running process, and not found in the copy.
+/// Records what was read of the running process because it was not in the copy.
 #[derive(Default)]
 pub(super) struct Log {
     pages: BTreeSet<u64>,
     large: BTreeSet<(u64, u64)>,
-    // More was read than is kept here, or something that cannot be proven.
+    // Whether more was read than is kept here, or something was read that cannot be proven.
     beyond: bool,
     refused: bool,
-    // The same of what is proven.
+    // Pages and large ranges that were read and are proven to be of the instant of the capture.
     proven: (BTreeSet<u64>, BTreeSet<(u64, u64)>),
 }
 
@@ -84,20 +86,21 @@ fn page_of(address: u64) -> u64 {
     address & !(PAGE - 1)
 }
 
-/// What a copy has beside bytes.
+/// What is known about a copy besides its bytes.
 #[derive(Default)]
 pub(super) struct Copied {
-    /// Whether anything was asked for: the mappings are then those of the copy, and say what cannot be read.
+    /// Whether any memory was asked for. If so, the mappings are those of the moment of the copy and tell what cannot
+    /// be read.
     again: bool,
     sealed: bool,
-    /// Whether pages were left out for the limit: the next attempt would miss them again.
+    /// Whether pages were left out because of the limit. The next attempt would miss them again.
     too_much: bool,
-    // Ranges that were too large, and what some of their bytes were.
+    // Ranges that were too large to be copied, and samples: addresses in them and the bytes there.
     sampled: Vec<(u64, u64)>,
     pub(super) samples: Vec<(u64, [u8; SAMPLE])>,
 }
 
-/// Copies what `set` asks for into `captured`. The threads stand.
+/// Copies the memory that `set` asks for into `captured`. To be called while the threads stand.
 pub(super) fn copy(set: &ReadSet, process: &Process, captured: &mut Splice) -> Copied {
     let mut copied = Copied { again: !set.is_empty(), sealed: set.sealed, ..Copied::default() };
     if set.is_empty() {
@@ -119,7 +122,7 @@ pub(super) fn copy(set: &ReadSet, process: &Process, captured: &mut Splice) -> C
     let ranges = merged(plan.ranges);
     Plan { ranges: ranges.iter().map(|&(start, end)| (start, (end - start) as usize)).collect() }
         .copy(&process.source, captured);
-    // What could not be copied was not there to be read.
+    // Bytes that could not be copied are marked as absent: they could not be read at that instant.
     for (start, end) in ranges {
         let mut at = start;
         while at < end {
@@ -139,10 +142,10 @@ pub(super) fn copy(set: &ReadSet, process: &Process, captured: &mut Splice) -> C
     copied
 }
 
-/// Why there are no bytes where some were asked for.
+/// Why there are no bytes at an address that was to be copied.
 const UNREADABLE: &str = "it could not be read while the process stood";
 
-/// Ranges that are to be copied.
+/// Ranges that are to be copied, and the bytes that may still be added.
 struct Pages<'a> {
     mappings: &'a [Mapping],
     ranges: BTreeSet<(u64, u64)>,
@@ -155,7 +158,8 @@ impl Pages<'_> {
         self.mappings.get(at).filter(|m| m.contains(address))
     }
 
-    /// Takes the parts of `start..end` that are mapped, if there is room for them.
+    /// Takes the parts of `start..end` that are mapped. Returns `false` and takes nothing if there is no room for
+    /// them.
     fn take(&mut self, start: u64, end: u64) -> bool {
         let first = self.mappings.partition_point(|m| m.end <= start);
         let within = self.mappings[first..].iter().take_while(|m| m.start < end);
@@ -171,10 +175,11 @@ impl Pages<'_> {
 }
 
 impl Pages<'_> {
-    /// Takes what lies around these pages and can be written, or is no file's, as long as there is room for it.
+    /// Takes readable pages around these pages that can be written or are of no file, as long as there is room for
+    /// them.
     fn take_beside(&mut self, pages: &BTreeSet<u64>) {
         let mut left = limits::MAX_REREAD_BESIDE;
-        // The nearest first: all get some before one gets all.
+        // The nearest pages come first, so that every page gets some neighbours before one page gets all of its own.
         for distance in (1..=BESIDE).map(|n| n * PAGE) {
             for page in pages {
                 for beside in [page.checked_sub(distance), page.checked_add(distance)].into_iter().flatten() {
@@ -192,7 +197,7 @@ impl Pages<'_> {
     }
 }
 
-/// The same addresses in ranges that neither overlap nor touch.
+/// The same addresses, in ranges that neither overlap nor touch.
 fn merged(ranges: BTreeSet<(u64, u64)>) -> Vec<(u64, u64)> {
     let mut out: Vec<(u64, u64)> = Vec::new();
     for (start, end) in ranges {
@@ -205,12 +210,12 @@ fn merged(ranges: BTreeSet<(u64, u64)>) -> Vec<(u64, u64)> {
 }
 
 impl Copied {
-    /// Whether what was not copied cannot be read.
+    /// Whether memory that was not copied cannot be read.
     pub fn is_sealed(&self) -> bool {
         self.sealed
     }
 
-    /// Takes some bytes of each range, evenly.
+    /// Takes samples at even distances in the ranges.
     fn sample(&mut self, ranges: &[(u64, u64)], source: &Source) {
         let pages: u64 = ranges.iter().map(|(start, end)| (end - start) / PAGE).sum();
         let step = pages.div_ceil(limits::MAX_REREAD_SAMPLES).max(1);
@@ -218,7 +223,7 @@ impl Copied {
         let at: Vec<(u64, usize)> = at.map(|at| (at, SAMPLE)).collect();
         let mut bytes = vec![0; at.len() * SAMPLE];
         let got = read_ranges(source.tid, &at, &mut bytes).unwrap_or(0);
-        // Behind a hole nothing is known: those ranges stay unproven.
+        // Reading ends at a hole, so nothing is known of the ranges behind it: they stay unproven.
         let sampled = at.get(got / SAMPLE).map_or(u64::MAX, |(hole, _)| *hole);
         self.samples = at.iter().map(|(at, _)| *at).zip(bytes[..got].as_chunks().0.iter().copied()).collect();
         self.sampled = ranges.iter().copied().filter(|(_, end)| *end <= sampled).collect();
@@ -229,7 +234,7 @@ impl Copied {
         self.sampled.get(at).is_some_and(|(start, end)| *start <= address && len as u64 <= end - address)
     }
 
-    /// Whether bytes that are read now are what they were, as far as samples tell.
+    /// Whether `bytes`, which were read now, are the same as at the copy, as far as the samples tell.
     fn agrees(&self, address: u64, bytes: &[u8]) -> bool {
         let first = self.samples.partition_point(|(at, _)| *at < address);
         let within = self.samples[first..].iter().map_while(|(at, then)| {
@@ -248,7 +253,7 @@ impl Copied {
 }
 
 impl LiveTarget {
-    /// As [`LiveTarget::capture`], with what `set` asks for copied at the same instant.
+    /// Like [`LiveTarget::capture`], but also copies the memory that `set` asks for at the same instant.
     pub fn capture_again(pid: u32, options: &CaptureOptions, set: &ReadSet) -> Result<LiveTarget, Error> {
         on_own_thread(pid, || {
             let mut stopped = Stopped::all(pid, options)?;
@@ -256,7 +261,8 @@ impl LiveTarget {
         })
     }
 
-    /// Whether all that was read of this target so far is of the instant of its registers and stacks.
+    /// Whether everything that was read of this target so far is as it was at the instant of its registers and
+    /// stacks.
     pub fn is_proven(&self) -> bool {
         let Ok(log) = self.log.lock() else { return false };
         if log.refused {
@@ -277,12 +283,12 @@ impl LiveTarget {
         }
     }
 
-    /// Memory as it is now.
+    /// Memory of the process as it is now.
     pub fn running(&self) -> &dyn Memory {
         &self.source
     }
 
-    /// The same, of which nothing is read any more but what was copied.
+    /// The same target, but from now on only what was copied can be read.
     pub fn sealed(mut self) -> LiveTarget {
         (self.copied.again, self.copied.sealed) = (true, true);
         self.cache = Mutex::default();
@@ -291,18 +297,18 @@ impl LiveTarget {
         self
     }
 
-    /// With what the process stood before, for the same answer.
+    /// Adds the time for which the process stood in earlier captures for the same answer.
     pub fn stood_also(self, before: Duration) -> LiveTarget {
         LiveTarget { pause: self.pause + before, ..self }
     }
 
-    /// Whether there was more to be copied than may be, so that another attempt would end as this one.
+    /// Whether more was to be copied than the limit allows, so that another attempt would end like this one.
     pub fn is_too_much(&self) -> bool {
         self.copied.too_much
     }
 
-    /// As [`LiveTarget::is_proven`], and what is proven now need not be proven later. True too where there is no other capture
-    /// that could be proven.
+    /// Like [`LiveTarget::is_proven`], but what is proven now need not be proven again later. Also true where there
+    /// can be no other capture that would be proven.
     pub(super) fn prove_so_far(&self) -> bool {
         if self.is_proven() {
             if let Ok(mut log) = self.log.lock() {
@@ -316,18 +322,19 @@ impl LiveTarget {
         self.copied.sealed || self.slept.is_some()
     }
 
-    /// Whether no code was loaded or unloaded between the capture of this target and that of `later`, of the same process.
+    /// Whether no code was loaded or unloaded between the capture of this target and that of `later`, which is of the
+    /// same process.
     pub fn is_same_code(&self, later: &LiveTarget) -> bool {
         let code = |target: &LiveTarget| target.mappings.iter().filter(|m| m.execute).cloned().collect::<Vec<_>>();
         self.evidence.agrees(&later.evidence) && code(self) == code(later)
     }
 
-    /// Whether memory was asked for that is not of the instant of the registers, and was not read for that reason.
+    /// Whether a read was refused because the memory is not of the instant of the registers.
     pub(super) fn has_refused(&self) -> bool {
         self.log.lock().is_ok_and(|log| log.refused)
     }
 
-    /// Reads memory of which there is no copy.
+    /// Reads memory that was not copied; the bytes come from the running process.
     pub(super) fn read_running(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
         let len = buf.len();
         if self.copied.again && !self.mappings_cover(address, len) {
@@ -360,7 +367,7 @@ impl LiveTarget {
         }
     }
 
-    /// Whether every byte was mapped at the capture.
+    /// Whether every byte of the range was mapped at the capture.
     fn mappings_cover(&self, address: u64, len: usize) -> bool {
         let end = address.saturating_add(len as u64);
         let first = self.mappings.partition_point(|m| m.end <= address);

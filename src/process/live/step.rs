@@ -1,52 +1,53 @@
-//! One thread makes single steps; and what of their ends, and of signals that come meanwhile, is whose.
+//! Single-steps one thread. Tells the stops that end a step from others, and signals that come meanwhile from those
+//! that the steps themselves make.
 
 use super::*;
 
 /// What the caller of [`LiveTarget::settle`] says about the instruction that would be executed next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// A point: stop here.
+    /// The instruction is a point: stop here.
     Point,
-    /// Code that can be stepped through.
+    /// The instruction is in code that can be stepped through: go on.
     Step,
-    /// Not the caller's code (a callee, the runtime): do not step any further.
+    /// The instruction is not in the caller's code (but in a callee or the runtime): do not step any further.
     Outside,
 }
 
 /// How [`LiveTarget::settle`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settled {
-    /// At a point.
+    /// The thread is at a point.
     Point,
-    /// At an instruction that is outside.
+    /// The thread is at an instruction that is outside of the caller's code.
     Left,
-    /// After the given number of steps.
+    /// The thread has made the given number of steps.
     Limit,
-    /// At a signal that the process does not ignore, which is delivered when the thread runs on.
+    /// The thread got a signal that the process does not ignore. It is delivered when the thread runs on.
     Signal(i32),
-    /// Stepping was not possible: the reason.
+    /// Stepping was not possible, for the given reason.
     Refused(Refusal),
 }
 
 /// Why a thread could not be stepped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Nothing is known of where it is.
+    /// The registers of the thread cannot be read, so nothing is known of where it is.
     #[error("its registers cannot be read")]
     Registers,
-    /// By job control.
+    /// The process is stopped by job control.
     #[error("the process is stopped")]
     Stopped,
-    /// Where it may stay for ever.
+    /// The thread is in a system call, where it may stay for ever.
     #[error("the thread is in a system call")]
     SystemCall,
-    /// `PTRACE_SINGLESTEP` failed.
+    /// The kernel refused `PTRACE_SINGLESTEP`.
     #[error("the kernel refuses to step it")]
     Kernel,
-    /// It has ended, or does not answer.
+    /// The thread has ended, or does not stop any more.
     #[error("the thread ended or did not stop again")]
     Gone,
-    /// A step had to be interrupted.
+    /// A step did not end and had to be interrupted.
     #[error("a step did not end")]
     NoEnd,
 }
@@ -54,9 +55,9 @@ pub enum Refusal {
 /// What [`LiveTarget::settle`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SettleReport {
-    /// Instructions executed.
+    /// Number of instructions that were executed.
     pub steps: usize,
-    /// How it ended.
+    /// How the stepping ended.
     pub outcome: Settled,
 }
 
@@ -68,13 +69,14 @@ impl SettleReport {
 }
 
 impl Stop {
-    /// Whether it tells that a single step has ended.
+    /// Whether this stop says that a single step has ended.
     pub(super) fn is_step(&self) -> bool {
         self.held == libc::SIGTRAP && SignalInfo::of(self.tid).is_ok_and(|info| info.is_step())
     }
 
-    /// Whether a step that was begun can go on behind this stop: one of the kernel's own, which SIGCONT makes and which
-    /// comes before any signal, or at a signal without effect. A process that is stopped makes no step, but ends one.
+    /// Whether a step that was begun can go on after this stop. That is so after a stop of the kernel's own, which
+    /// SIGCONT makes and which comes before any signal, and after a signal without effect. A process that is stopped
+    /// cannot begin a step, but can end one.
     pub(super) fn is_passing(&self, pid: u32) -> bool {
         match self.held {
             0 => !self.group_stop || is_queued(self.tid, SignalInfo::is_step),
@@ -91,7 +93,7 @@ impl Stopped {
         max_steps: usize,
         verdict: &mut (dyn FnMut(u64, &dyn Memory) -> Verdict + Send),
     ) -> Result<SettleReport, Error> {
-        // A step that takes longer is a system call.
+        // A step that takes longer than this is a system call.
         const STEP_TIMEOUT: Duration = Duration::from_millis(500);
         let pid = self.pid;
         let source = Source { tid: self.reader(), mem: File::open(format!("/proc/{pid}/task/{}/mem", tid.0)).ok() };
@@ -118,7 +120,7 @@ impl Stopped {
             if thread.group_stop {
                 break Settled::Refused(Refusal::Stopped);
             }
-            // Resuming would restart the system call and perhaps never come back.
+            // Going on would restart the system call, and the thread would perhaps never come back.
             if steps == 0 && word(&regs, USER_REGS_ORIG_RAX) as i64 >= 0 {
                 break Settled::Refused(Refusal::SystemCall);
             }
@@ -131,7 +133,8 @@ impl Stopped {
             stepping = true;
             let begin = Instant::now();
             let mut interrupted = false;
-            // The stop after a step is consumed: it is a SIGTRAP that must not reach the process if we die now.
+            // The stop after a step is consumed, because it is a SIGTRAP that must not reach the process if we die
+            // now.
             let next = loop {
                 match stop_of(thread.tid, false) {
                     Wait::Running if begin.elapsed() > STEP_TIMEOUT && !interrupted => {
@@ -141,8 +144,8 @@ impl Stopped {
                     Wait::Running if begin.elapsed() > STEP_TIMEOUT * 4 => break None,
                     Wait::Running => std::thread::yield_now(),
                     Wait::Gone => break None,
-                    // What is told before the step's own stop and is no end of it: if the instruction is done already,
-                    // its SIGTRAP comes next, without another one.
+                    // This stop is reported before the step's own stop and does not end the step. If the instruction
+                    // is done already, its SIGTRAP comes next, before another instruction is executed.
                     Wait::Stopped(stop) if !interrupted && begin.elapsed() <= STEP_TIMEOUT && stop.is_passing(pid) => {
                         thread.group_stop = stop.group_stop;
                         if ptrace(libc::PTRACE_SINGLESTEP, stop.tid, 0, 0).is_err() {
@@ -161,7 +164,7 @@ impl Stopped {
                 Some(stop) if stop.is_step() => steps += 1,
                 Some(stop) => {
                     let (held, group_stop) = (stop.held, stop.group_stop);
-                    // This stop is consumed, too: the signal goes back to the kernel, and comes again.
+                    // This stop is consumed, too. Its signal goes back to the kernel, and comes again.
                     again = SignalInfo::of(stop.tid).ok().filter(|info| held != 0 && !info.recurs());
                     *thread = stop;
                     break match held {
@@ -173,7 +176,8 @@ impl Stopped {
             }
         };
         if let Some(thread) = self.threads.iter_mut().find(|t| t.tid as u32 == tid.0 && stepping) {
-            // Reported as about to come, whoever keeps it: a stop like this one has no use for it.
+            // The signal is recorded as about to be delivered, whether this program or the kernel keeps it. That does
+            // no harm, because a stop like this one has no use for it.
             let held = thread.held;
             match end_stepping(thread.tid) {
                 Ok(stop) => *thread = Stop { held: if stop.held == 0 { held } else { stop.held }, ..stop },
@@ -187,15 +191,17 @@ impl Stopped {
     }
 }
 
-/// Ends the single-step mode of a thread that stands. The mode outlives us, and only `PTRACE_CONT` and a detach end it; the
-/// interrupt that is there already stops the thread before its next instruction. The signal that it stands for is dropped,
-/// and so is a last step's SIGTRAP that has not been told yet: nobody but a tracer has a use for it.
+/// Ends the single-step mode of a thread that stands. The mode outlives us, and only `PTRACE_CONT` and a detach end
+/// it. The interrupt that is there already stops the thread before its next instruction. The signal that the thread
+/// stands for is dropped, and so is the SIGTRAP of a last step that has not been reported yet: nobody but a tracer
+/// has a use for it.
 pub(super) fn end_stepping(tid: libc::pid_t) -> std::io::Result<Stop> {
     const PATIENCE: Duration = Duration::from_secs(2);
     let before = pc(tid)?;
     let begin = Instant::now();
     loop {
-        // An interrupt would be told first. A step, in case that what is queued does not stop it.
+        // If the SIGTRAP of a step is queued, the thread is stepped and not interrupted: an interrupt would be
+        // reported first. It is a step and no continuation, in case the queued signal does not stop the thread.
         let queued = is_queued(tid, SignalInfo::is_step);
         if queued {
             ptrace(libc::PTRACE_SINGLESTEP, tid, 0, 0)?;
@@ -218,10 +224,10 @@ pub(super) fn end_stepping(tid: libc::pid_t) -> std::io::Result<Stop> {
     }
 }
 
-/// Whether a signal of which `is` holds waits for this very thread, which stands.
+/// Whether a signal for which `is` is true is queued for this very thread, which stands.
 pub(super) fn is_queued(tid: libc::pid_t, is: impl Fn(&SignalInfo) -> bool) -> bool {
     const BATCH: usize = 16;
-    // The kernel counts its queue from the start for each signal that it shows.
+    // This check comes first because the kernel counts its queue from the start for each signal that it shows.
     let pending = status_mask(&format!("/proc/{tid}/status"), "SigPnd");
     if pending.is_some_and(|mask| SYNCHRONOUS.iter().all(|s| mask >> (s - 1) & 1 == 0)) {
         return false;
@@ -236,7 +242,7 @@ pub(super) fn is_queued(tid: libc::pid_t, is: impl Fn(&SignalInfo) -> bool) -> b
         if shown && infos.iter().any(&is) {
             return true;
         }
-        // Signal 0 is none: the end.
+        // Signal 0 is no signal, but the end of the queue.
         if !shown || infos.iter().any(|info| info.signal() == 0) {
             return false;
         }
@@ -244,9 +250,9 @@ pub(super) fn is_queued(tid: libc::pid_t, is: impl Fn(&SignalInfo) -> bool) -> b
     }
 }
 
-/// Whether the thread stands in a system call that was interrupted and that it makes anew when it goes on.
+/// Whether the thread stands in a system call that was interrupted and that it will make anew when it goes on.
 fn is_to_restart(tid: libc::pid_t) -> bool {
-    // ERESTARTSYS to ERESTART_RESTARTBLOCK, which only tracers see.
+    // ERESTARTSYS to ERESTART_RESTARTBLOCK, results that only tracers see.
     const RESTARTS: std::ops::RangeInclusive<i64> = -516..=-512;
     let mut regs = [0; USER_REGS_WORDS * 8];
     let read = get_regset(tid, libc::NT_PRSTATUS, &mut regs).is_ok();
@@ -254,8 +260,8 @@ fn is_to_restart(tid: libc::pid_t) -> bool {
     read && word(&regs, USER_REGS_ORIG_RAX) as i64 >= 0 && RESTARTS.contains(&result)
 }
 
-/// Whether a signal does nothing to the process: by default, or because the process ignores it. The kernel does not even
-/// send these, but for a tracer.
+/// Whether a signal does nothing to the process, by default or because the process ignores it. The kernel does not
+/// even send such signals, except to a process that is traced.
 fn is_ignored(pid: u32, signal: i32) -> bool {
     const BY_DEFAULT: [i32; 4] = [libc::SIGCONT, libc::SIGCHLD, libc::SIGWINCH, libc::SIGURG];
     let status = format!("/proc/{pid}/status");
@@ -273,15 +279,16 @@ fn pc(tid: libc::pid_t) -> std::io::Result<u64> {
     Ok(Reg::RIP.info().user_regs.map_or(0, |i| word(&regs, i)))
 }
 
-/// Signals by which faults and steps are told.
+/// Signals that report faults and steps of the thread itself.
 pub(super) const SYNCHRONOUS: [i32; 6] =
     [libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGSYS];
 
-/// A `siginfo_t`, which itself holds pointers of the other process and cannot go from thread to thread.
+/// The bytes of a `siginfo_t`. The structure itself holds pointers of the other process and cannot be sent from
+/// thread to thread.
 pub(super) struct SignalInfo([u64; 16]);
 
 impl SignalInfo {
-    /// Of the signal that a thread stands for.
+    /// Reads the information on the signal that a thread stands for.
     pub fn of(tid: libc::pid_t) -> std::io::Result<SignalInfo> {
         const { assert!(size_of::<SignalInfo>() == size_of::<libc::siginfo_t>()) };
         let mut info = SignalInfo([0; 16]);
@@ -298,27 +305,27 @@ impl SignalInfo {
         self.0[1] as i32
     }
 
-    /// Whether it says that a single step has ended: TRAP_TRACE, and TRAP_BRKPT behind a system call.
+    /// Whether the signal says that a single step has ended: TRAP_TRACE, or TRAP_BRKPT after a system call.
     pub fn is_step(&self) -> bool {
         self.signal() == libc::SIGTRAP && [libc::TRAP_TRACE, libc::TRAP_BRKPT].contains(&self.code())
     }
 
-    /// Whether the kernel tells of what the thread itself did, which it does with a positive code: people send signals with
-    /// others.
+    /// Whether the kernel reports something that the thread itself did. The signal's code is positive then; signals
+    /// that somebody sends have other codes.
     pub fn is_own(&self) -> bool {
         SYNCHRONOUS.contains(&self.signal()) && self.code() > 0
     }
 
-    /// Whether the signal comes from the thread's next instruction, and so comes again.
+    /// Whether the signal comes from the thread's next instruction, and so will come again.
     pub fn recurs(&self) -> bool {
         [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE].contains(&self.signal()) && self.code() > 0
     }
 
-    /// Sends a thread the signal that it was about to get, with what came with it as far as the kernel allows: it does not
-    /// let anybody speak in its own or in kill(2)'s name.
+    /// Sends a thread the signal that it was about to get, with the information that came with it as far as the
+    /// kernel allows: nobody may send a signal in the name of the kernel or of kill(2).
     pub fn send_again(&self, pid: u32, tid: libc::pid_t) {
         let signal = self.signal();
-        // SAFETY: the kernel reads a siginfo_t, which has this size, and nothing else.
+        // SAFETY: the kernel reads only a siginfo_t, which has this size.
         let sent = unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, pid, tid, signal, self.0.as_ptr()) };
         if sent != 0 {
             // SAFETY: tgkill touches no memory.

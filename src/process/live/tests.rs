@@ -17,11 +17,11 @@ extern "C" fn count(_: libc::c_int) {
     SIGNALS.fetch_add(1, Ordering::SeqCst);
 }
 
-// A handler that never returns: the thread stays on its alternate stack, like one that reports a fault.
+// This handler never returns, so the thread stays on its alternate stack, like a thread that reports a fault.
 extern "C" fn park(_: libc::c_int) {
     println!("\nparked");
     loop {
-        // SAFETY: no arguments.
+        // SAFETY: the call has no arguments.
         unsafe { libc::pause() };
     }
 }
@@ -40,7 +40,7 @@ extern "C" fn double(n: u64) -> u64 {
     2 * n
 }
 
-/// Seccomp for this thread: a filter that allows everything, or the mode that allows hardly anything.
+/// Turns on seccomp for this thread: a filter that allows everything, or the mode that allows hardly anything.
 fn restrict(mode: &std::ffi::OsStr) {
     if mode == "strict" {
         // SAFETY: prctl touches no memory here.
@@ -92,7 +92,8 @@ fn pages_that_are_not_there_are_zero_in_private_memory_alone() {
     }
 }
 
-/// What the other tests look at, in a process of its own.
+/// The process that the other tests look at or that traces for them. It is this test, started in a process of its
+/// own.
 #[test]
 #[ignore = "a role for other tests"]
 fn child() {
@@ -134,7 +135,7 @@ fn target() {
         std::thread::Builder::new().name(name.into()).spawn(body).unwrap();
     }
     let ready: std::collections::BTreeMap<_, _> = (0..3).map(|_| all_ready.recv().unwrap()).collect();
-    // Telling its id took the spinner a system call, which it cannot be stepped in.
+    // The spinner has sent its id with a system call, in which it cannot be stepped. Wait until it spins.
     while SPUN.load(Ordering::SeqCst) == 0 {
         std::thread::yield_now();
     }
@@ -175,7 +176,7 @@ fn tracer() {
     }
 }
 
-/// Steps a thread, which gets a signal meanwhile if that is wanted, and holds the process until the end.
+/// Steps a thread, sends it a signal meanwhile if that is wanted, and holds the process until the end.
 fn stepper() {
     let number = |name| std::env::var(name).unwrap().parse::<u32>().unwrap();
     let (pid, tid, at) = (number("WSTATE_TEST_PID"), number("WSTATE_TEST_TID"), number("WSTATE_TEST_SIGNAL_AT"));
@@ -261,8 +262,8 @@ impl Peer {
         self.line(prefix)
     }
 
-    /// Signals that the peer has handled. Another of its threads may be on the way into the handler yet: asks again
-    /// until all are there or enough time has passed.
+    /// Number of signals that the peer has handled. Another of its threads may still be on the way into the handler,
+    /// so this asks again until all signals are there or enough time has passed.
     fn counted(&mut self, want: u64) -> u64 {
         let begin = Instant::now();
         loop {
@@ -314,7 +315,7 @@ fn a_capture_has_all_threads_and_the_process_runs_on() {
     assert_eq!(tids, listed);
     let names: Vec<_> = live.threads().iter().filter_map(|t| t.name.as_deref()).collect();
     assert!(["one", "two", "spinner"].iter().all(|n| names.contains(n)), "{names:?}");
-    // Of more than have an open file, too.
+    // There are more threads than files that are kept open for names, and all threads have their names.
     assert!(live.threads().len() > limits::MAX_OPEN_NAMES && live.threads().iter().all(|t| t.name.is_some()));
     for t in live.threads() {
         assert!(t.problem.is_none() && t.fs_base.is_some() && t.registers.get(Reg::XMM15).is_some());
@@ -335,7 +336,7 @@ fn a_capture_has_all_threads_and_the_process_runs_on() {
     assert_eq!(live.read_some(hole - 100, &mut large), 100);
     assert!(live.pause() > Duration::ZERO);
 
-    // A process that is gone answers nothing, rather than something of another.
+    // Reads of a process that is gone fail. They do not return bytes of another process.
     drop(peer);
     assert!(matches!(live.read_u64(spinner.registers.pc().unwrap() & !0xfff), Err(MemoryError::Os { .. })));
 }
@@ -375,8 +376,8 @@ fn signals_that_arrive_during_captures_are_not_lost() {
 
 #[test]
 fn a_signal_that_arrives_before_the_interrupt_is_delivered_in_any_case() {
-    // Between seize and interrupt the thread can stop for a signal. It must get it when it is let go, and also when
-    // the tracer ends without letting it go.
+    // Between seize and interrupt the thread can stop for a signal. It must get that signal when it is let go, and
+    // also when the tracer ends without letting it go.
     for let_go in [true, false] {
         let mut peer = Peer::target();
         let (pid, tid, signal) = (peer.pid(), peer.pid() as libc::pid_t, libc::SIGRTMIN() + 1);
@@ -406,7 +407,7 @@ fn a_signal_that_arrives_before_the_interrupt_is_delivered_in_any_case() {
 fn threads_that_run_are_stopped_before_those_that_sleep() {
     let peer = Peer::target();
     let pid = peer.pid();
-    // While the one runs, each that has to wake up in order to stop may wait for it.
+    // While the spinner runs, each thread that has to wake up in order to stop may have to wait for it.
     let spinner = peer.spinner as libc::pid_t;
     while list_threads(pid).iter().any(|&tid| tid != spinner && thread_state(pid, tid) != Some(b'S')) {
         std::thread::yield_now();
@@ -514,14 +515,14 @@ fn signals_that_come_while_a_thread_is_borrowed_are_not_lost_and_disturb_nothing
         let sp = held.target().threads().iter().find(|t| t.id.0 == tid).unwrap().registers.sp().unwrap();
         let who = || thread.system_call(libc::SYS_getpid, [0; 6]);
         let call = || thread.call(double, [21, 0, 0], (sp - 4096) & !15);
-        // SIGSEGV and SIGTRAP are those by which the end of a call and of a step is told.
+        // SIGSEGV and SIGTRAP are the signals that report the end of a call and of a step.
         for signal in [libc::SIGFPE, libc::SIGSEGV, libc::SIGTRAP, libc::SIGSTOP] {
             send(pid, tid, signal);
             assert_eq!(who(), Ok(u64::from(pid)), "signal {signal}");
             send(pid, tid, signal);
             assert_eq!(call(), Ok(42), "signal {signal}");
         }
-        // SIGCONT takes a stop back that the kernel knows of, and no other.
+        // SIGCONT takes back only a stop that the kernel knows of.
         assert!(thread.others.borrow().iter().all(|info| info.signal() != libc::SIGSTOP));
         send(pid, tid, libc::SIGCONT);
         assert_eq!((who(), call()), (Ok(u64::from(pid)), Ok(42)));
@@ -546,7 +547,7 @@ fn signals_that_come_while_a_thread_is_borrowed_are_not_lost_and_disturb_nothing
     }
 }
 
-/// Sends SIGCONT to a process when its thread `tid` sleeps.
+/// Sends SIGCONT to a process as soon as its thread `tid` sleeps.
 fn wake_up_asleep(pid: u32, tid: u32) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || {
         while thread_state(pid, tid as libc::pid_t) != Some(b'S') {
@@ -557,7 +558,7 @@ fn wake_up_asleep(pid: u32, tid: u32) -> std::thread::JoinHandle<()> {
     })
 }
 
-/// No step's SIGTRAP has come, and the spinner, which it would have come to, goes on.
+/// Checks that no SIGTRAP of a step has come, and that the spinner, which would have got it, goes on.
 fn is_unharmed(peer: &mut Peer) {
     let before: u64 = peer.ask("spun", "spun ").parse().unwrap();
     while peer.ask("spun", "spun ").parse::<u64>().unwrap() == before {}
@@ -566,8 +567,8 @@ fn is_unharmed(peer: &mut Peer) {
 
 #[test]
 fn a_step_whose_end_is_told_late_leaves_no_signal_behind() {
-    // The step over a system call that is interrupted ends with a SIGTRAP that is queued behind the stop by which the
-    // interruption is told. pause would be made again, rt_sigtimedwait returns EINTR.
+    // If the system call is interrupted, the step over it ends with a SIGTRAP that is queued behind the stop which
+    // reports the interruption. pause would be made again, rt_sigtimedwait returns EINTR.
     let restarts = SettleReport { steps: 0, outcome: Settled::Refused(Refusal::NoEnd) };
     let returns = SettleReport { steps: 1, outcome: Settled::Point };
     for (number, wake_up, report) in [
@@ -589,7 +590,7 @@ fn a_step_whose_end_is_told_late_leaves_no_signal_behind() {
             let mut saved = [0; USER_REGS_WORDS * 8];
             get_regset(id, libc::NT_PRSTATUS, &mut saved).unwrap();
             let mut registers = saved;
-            // No signals are waited for: eight bytes of an ELF header are zero.
+            // The call waits for an empty set of signals: these eight bytes of an ELF header are zero.
             assert_eq!(code[8..16], [0; 8]);
             for (reg, value) in [
                 (Reg::RIP, call),
@@ -665,7 +666,7 @@ fn a_flood_of_sigcont_neither_ends_steps_nor_makes_signals_of_them() {
     };
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            // As many without a pause would never let the thread make a step.
+            // So many signals without a pause would never let the thread make a step.
             while !done.load(Ordering::Relaxed) {
                 let before = progress.load(Ordering::Relaxed);
                 (0..20).for_each(|_| go_on());
@@ -674,7 +675,7 @@ fn a_flood_of_sigcont_neither_ends_steps_nor_makes_signals_of_them() {
                 }
             }
         });
-        // However this ends, so does the flood.
+        // However this test ends, the flood of signals ends with it.
         struct Done<'a>(&'a std::sync::atomic::AtomicBool);
         impl Drop for Done<'_> {
             fn drop(&mut self) {
@@ -683,7 +684,7 @@ fn a_flood_of_sigcont_neither_ends_steps_nor_makes_signals_of_them() {
         }
         let _done = Done(&done);
         for _ in 0..100 {
-            // At least one comes before every step.
+            // At least one SIGCONT comes before every step.
             let mut verdict = |_: u64, _: &dyn Memory| {
                 go_on();
                 progress.fetch_add(1, Ordering::Relaxed);
@@ -743,7 +744,7 @@ fn the_stack_behind_an_alternate_stack_is_copied() {
     let mut peer = Peer::target();
     let local = u64::from_str_radix(&peer.ask("alternate", "local "), 16).unwrap();
     peer.line("parked");
-    // Its used end, however little of a stack is copied.
+    // The used end of the stack is copied, however little of a stack may be copied.
     for max_stack in [CaptureOptions::default().max_stack, 0x8000] {
         let options = CaptureOptions { max_stack, ..CaptureOptions::default() };
         let live = LiveTarget::capture(peer.pid(), &options).unwrap();
@@ -768,7 +769,7 @@ fn an_executable_that_was_deleted_is_found() {
     let executable = objects.executable().unwrap();
     assert!(executable.path.to_string_lossy().ends_with("/copy (deleted)"));
     assert!(matches!(executable.data, Some(ObjectData::File(_))) && executable.problem.is_none());
-    // Another file of that name must not be taken for it.
+    // Another file of that name must not be taken for the executable.
     std::fs::copy("/bin/true", &copy).unwrap();
     let objects = Objects::load(&live, &SearchPaths { executable: Some(copy.clone()), ..SearchPaths::default() });
     let executable = objects.executable().unwrap();
@@ -835,7 +836,7 @@ fn same_as_live(live: &LiveTarget, core: &CoreTarget) {
         assert_eq!(other.registers.sp(), Some(sp));
         assert_eq!(core.read_vec(sp, 256).unwrap(), live.read_vec(sp, 256).unwrap());
         let pc = thread.registers.pc().unwrap();
-        // Code: in the core if gdb wrote it, from the file on disk if the kernel did not.
+        // Code is in the core if gdb wrote it. If the kernel wrote it, code comes from the file on disk.
         assert_eq!(core.read_vec(pc, 8).unwrap(), live.read_vec(pc, 8).unwrap());
     }
     let search = SearchPaths::default();
@@ -857,7 +858,7 @@ fn same_as_live(live: &LiveTarget, core: &CoreTarget) {
     assert!(libc.tls_block().is_some_and(|t| t.memsz > 0 && t.align > 0));
 }
 
-/// The front of a core.
+/// The first bytes of a core, up to the given length.
 struct Front(Arc<crate::process::files::Mapped>, usize);
 
 impl AsRef<[u8]> for Front {
@@ -866,7 +867,7 @@ impl AsRef<[u8]> for Front {
     }
 }
 
-/// Cuts a core at many places; returns how many threads the one with most of them has.
+/// Cuts a core at many places, and returns the largest number of threads that a cut core has.
 fn most_threads_of_cut(path: &Path) -> usize {
     let whole = Arc::new(super::super::memory::map_file(path).unwrap());
     let mut most = 0;
@@ -896,7 +897,7 @@ fn a_debuggers_core_equals_the_live_view() {
     same_as_live(&live, &core);
     assert_eq!(core.read_vec(peer.shared, 16).unwrap(), b"0123456789abcdef");
 
-    // gdb writes its notes behind the memory.
+    // gdb writes its notes behind the memory, so every cut core has lost them.
     assert_eq!(most_threads_of_cut(&path), 0);
 }
 
@@ -919,7 +920,7 @@ fn a_kernel_core_equals_the_live_view() {
     let objects = Objects::load(&live, &SearchPaths::default());
     assert!(objects.executable().is_some());
     peer.signal(libc::SIGABRT);
-    // Reads what the dead process cannot answer any more.
+    // Reads now what the process cannot answer any more when it is dead.
     let text: Vec<(u64, Vec<u8>)> =
         live.threads().iter().filter_map(|t| t.registers.pc()).map(|pc| (pc, live.read_vec(pc, 8).unwrap())).collect();
     peer.signal(libc::SIGCONT);

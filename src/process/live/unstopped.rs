@@ -1,29 +1,30 @@
-//! A live process that is not stopped at all (`--nonblocking`).
+//! Looks at a live process that is not stopped at all (`--nonblocking`).
 //!
 //! The kernel tells the stack pointer and the program counter of a thread that is not running
-//! (`/proc/PID/task/TID/syscall`), and nothing else: registers that callees keep are unknown until a younger frame is
+//! (`/proc/PID/task/TID/syscall`), and nothing else. Registers that callees keep are unknown until a younger frame is
 //! found to have saved them. A stack is believed only if its thread cannot have run while it was copied: before and
-//! after, it was off its processor, at the same place, and it had left a processor as often.
+//! after the copy the thread was off its processor, was at the same place, and had left a processor the same number
+//! of times.
 
 use super::*;
 
-/// Why a running thread has no frames.
+/// Why a thread that is running has no frames.
 const RUNNING: &str = "it is running, and was not stopped: registers of running threads cannot be read";
 /// Why the frames of a thread that woke up are not shown.
 const WOKEN: &str = "it ran while its stack was read, and was not stopped: try again, or without --nonblocking";
 
-/// Where a thread is that does not run.
+/// Where a thread is that is not running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     sp: u64,
     pc: u64,
-    // How often it left a processor.
+    // How many times the thread has left a processor.
     switches: u64,
 }
 
 impl LiveTarget {
-    /// Copies the stacks of those threads that sleep, without stopping anything and without ptrace. The others are
-    /// listed with the reason. Needs the same rights as [`LiveTarget::capture`].
+    /// Copies the stacks of the threads that sleep, without stopping anything and without ptrace. The other threads
+    /// are listed with the reason why they have no frames. Needs the same rights as [`LiveTarget::capture`].
     pub fn observe(pid: u32, options: &CaptureOptions) -> Result<LiveTarget, Error> {
         let pid = attachable(pid)?;
         let mut refused = None;
@@ -50,7 +51,8 @@ impl LiveTarget {
         let mut threads: Vec<Thread> = seen.iter().map(|&(tid, place)| thread_at(pid, tid, place)).collect();
         let mut notes = Vec::new();
         let captured = copy_stacks(&threads, &process.mappings, &process.source, pid, options, &mut notes);
-        // Before it is looked whether the threads slept until now: those that did slept at this instant, too.
+        // The evidence is taken before the threads are checked once more: threads that turn out to have slept until
+        // then slept at this instant, too.
         let evidence = Evidence::take(pid, &threads, &process, &captured);
         for (thread, &(tid, before)) in threads.iter_mut().zip(&seen) {
             if before.is_some() && place(pid, tid).ok().flatten() != before {
@@ -62,8 +64,8 @@ impl LiveTarget {
         Ok(LiveTarget { slept: Some(slept), ..target })
     }
 
-    /// Threads that have run since [`LiveTarget::observe`] saw them sleep. One that sleeps on is still inside of the modules
-    /// on its stack, which are therefore still there.
+    /// Threads that have run since [`LiveTarget::observe`] saw them sleep. A thread that sleeps on is still inside
+    /// the modules on its stack, so these modules are still there.
     pub fn ran_since(&self) -> Vec<ThreadId> {
         let ran = |&&(tid, before): &&(libc::pid_t, Place)| place(self.pid, tid).ok().flatten() != Some(before);
         self.slept.iter().flatten().filter(ran).map(|(tid, _)| ThreadId(*tid as u32)).collect()
@@ -82,18 +84,18 @@ fn thread_at(pid: u32, tid: libc::pid_t, place: Option<Place>) -> Thread {
     thread
 }
 
-/// Where thread `tid` is; `None`: it runs, or waits for a processor.
+/// Returns where thread `tid` is. `None` means that it runs or waits for a processor.
 fn place(pid: u32, tid: libc::pid_t) -> std::io::Result<Option<Place>> {
     let directory = format!("/proc/{pid}/task/{tid}");
     let Some((sp, pc)) = sleeping(&std::fs::read_to_string(format!("{directory}/syscall"))?) else { return Ok(None) };
-    // In this order: a thread that wakes up behind the line above has not left a processor yet.
+    // The order matters: a thread that wakes up after the line above was read has not left a processor yet.
     let count = |key| status_field(&format!("{directory}/status"), key)?.parse::<u64>().ok();
     let switches = count("voluntary_ctxt_switches").zip(count("nonvoluntary_ctxt_switches"));
     Ok(switches.map(|(voluntary, forced)| Place { sp, pc, switches: voluntary.saturating_add(forced) }))
 }
 
-/// Stack pointer and program counter of a line of `/proc/PID/syscall`: `running`, `-1 SP PC` of a thread that is blocked
-/// outside of system calls, or a number, six arguments, SP and PC.
+/// Returns the stack pointer and the program counter in a line of `/proc/PID/syscall`. Such a line is `running`, or
+/// `-1 SP PC` for a thread that is blocked outside of system calls, or a number, six arguments, SP and PC.
 fn sleeping(line: &str) -> Option<(u64, u64)> {
     let words: Vec<&str> = line.split_ascii_whitespace().collect();
     let hex = |word: &str| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok();

@@ -1,4 +1,4 @@
-//! Separate debug files that `.gnu_debuglink` names, with a checksum of the whole file.
+//! Checks separate debug files that `.gnu_debuglink` names. The link holds a checksum of the whole debug file.
 
 use super::super::elf::Headers;
 use super::super::files::Opened;
@@ -7,17 +7,18 @@ use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 
-/// Bytes read at once.
+/// Bytes of the debug file that are read at once.
 const CHUNK: u64 = 1 << 20;
 
-/// Whether this is the debug file of one with these headers. An error says why it was not looked at to the end.
+/// Whether `opened` is the debug file of the file with the headers `of`, and has the checksum `crc`. An error says
+/// why the debug file was not read to its end.
 pub(super) fn check(opened: &Opened, of: &Headers, crc: u32) -> Result<bool, String> {
     let size = opened.identity.size;
     let read = |offset: u64, len: usize| {
         let mut bytes = vec![0; len];
         opened.file.read_exact_at(&mut bytes, offset).ok().map(|()| bytes)
     };
-    // What costs little first: objcopy keeps headers, and segments by address and size.
+    // The cheap checks come first: objcopy keeps the header and the addresses and sizes of the segments.
     let Some(theirs) = Headers::read(read) else { return Ok(false) };
     let loads = |h: &Headers| h.loads().map(|p| (p.vaddr, p.memsz, p.flags)).collect::<Vec<_>>();
     let (ours, loaded) = (loads(of), loads(&theirs));
@@ -37,7 +38,8 @@ pub(super) fn check(opened: &Opened, of: &Headers, crc: u32) -> Result<bool, Str
     }
 }
 
-/// CRC-32 of a file of which at most `most` bytes hold data; what is known to be zero is not read. `None`: it holds more.
+/// CRC-32 of a file of `size` bytes, of which at most `most` bytes may be data. Holes of the file are zeros, and they
+/// are not read. Returns `None` if the file holds more data than that.
 fn checksum(file: &File, size: u64, most: u64) -> io::Result<Option<u32>> {
     let mut all = crc32fast::Hasher::new();
     let (mut at, mut read) = (0, 0);
@@ -62,12 +64,12 @@ fn checksum(file: &File, size: u64, most: u64) -> io::Result<Option<u32>> {
     Ok(Some(all.finalize()))
 }
 
-/// The next data or hole from an offset on. `None`: there is none.
+/// Offset of the next data or the next hole from `from` on. `None` means that there is none.
 fn seek(file: &File, from: u64, what: i32) -> io::Result<Option<u64>> {
     match crate::process::files::seek(file, from, what) {
         Ok(found) => Ok(Some(found)),
         Err(e) if e.raw_os_error() == Some(libc::ENXIO) => Ok(None),
-        // A file system that knows nothing of holes.
+        // The file system does not know holes: the whole file counts as data.
         Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => {
             Ok(Some(if what == libc::SEEK_DATA { from } else { u64::MAX }))
         }
@@ -75,7 +77,7 @@ fn seek(file: &File, from: u64, what: i32) -> io::Result<Option<u64>> {
     }
 }
 
-/// Appends so many zero bytes, at the cost of a few.
+/// Adds `count` zero bytes to the checksum. The time that this takes grows only with the logarithm of `count`.
 fn zeros(all: &mut crc32fast::Hasher, mut count: u64) {
     let mut power = crc32fast::Hasher::new();
     power.update(&[0]);
@@ -118,7 +120,7 @@ mod tests {
     #[test]
     fn so_much_data_is_read() {
         let mut file = tempfile::tempfile().unwrap();
-        // Terabytes of which nothing is there cost nothing.
+        // A file of terabytes that consists of one hole costs nothing.
         file.set_len(8 << 40).unwrap();
         assert!(checksum(&file, 8 << 40, 0).unwrap().is_some());
         let bytes = vec![1; limits::MAX_CHECKSUM_BYTES as usize + 1];

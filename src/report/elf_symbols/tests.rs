@@ -1,4 +1,4 @@
-//! What is written can be read back.
+//! Checks that the symbol files that are written can be read back.
 
 use super::*;
 use crate::runtime::code_map::{Line, Operand};
@@ -20,7 +20,7 @@ fn function(name: &str, at: u64) -> CompiledFunction {
             (41, FrameChange::Cfa(Reg::RBP, 16)),
             (43, FrameChange::Saved(Reg::R12, -24)),
             (0xf0, FrameChange::Undefined(Reg::RBX)),
-            // Behind the end, and back.
+            // One change is behind the function's end, and one goes back to a smaller offset.
             (0x100, FrameChange::Same(Reg::RBX)),
             (5, FrameChange::Undefined(Reg::RIP)),
         ],
@@ -44,7 +44,7 @@ fn function(name: &str, at: u64) -> CompiledFunction {
                     operand(None, Some(Location::Frame(-40))),
                 ],
             },
-            // Within the one before: left out.
+            // This range lies within the one before, so it is left out.
             Operands { range: (0x81, 0x82), operands: vec![operand(None, None)] },
         ],
         lines: vec![
@@ -75,7 +75,7 @@ fn map() -> CodeMap {
                 copied: None,
             },
             CompiledModule { base: 0x1000, functions: vec![routine], ..CompiledModule::default() },
-            // Over the first.
+            // This module overlaps the first.
             CompiledModule { base: BASE + 0x10, code: vec![0; 16], ..CompiledModule::default() },
         ],
         notes: Vec::new(),
@@ -143,8 +143,8 @@ fn sections(bytes: &[u8]) -> gimli::Dwarf<EndianSlice<'_, LittleEndian>> {
     .unwrap()
 }
 
-/// A file that two threads have written says of every function what one of a single function says: the name, the
-/// place of its parameter and its line, all of which lie behind offsets that had to be moved.
+/// A file that was written by two threads says the same about every function as a file with only that function does:
+/// its name, the place of its parameter and its line. All of these lie behind offsets that had to be adjusted.
 #[test]
 fn both_parts_of_a_large_file_are_right() {
     let count = 2 * (WORTH_TWO_PARTS * UNIT_FUNCTIONS) as u64 + 1;
@@ -229,7 +229,7 @@ fn functions_variables_and_operands_can_be_read_back() {
                     found.push((one.range.begin, one.range.end, one.data.0.slice().to_vec()));
                 }
                 let base = BASE + if functions.len() == 1 { 0 } else { 0x100 };
-                // rsi is 4 and r12 is 12.
+                // The DWARF number of rsi is 4, that of r12 is 12.
                 assert_eq!(found, [(base, base + 50, vec![0x54]), (base + 50, base + 0x100, vec![0x5c])]);
             }
             dw::DW_TAG_variable => locals.push((name(entry).unwrap(), entry.attr_value(dw::DW_AT_location))),
@@ -281,7 +281,7 @@ fn odd_descriptions_make_a_file_too() {
     let _ = write(&map, "\0", &[]);
 }
 
-/// What addr2line says of an address: function, file and line, innermost first.
+/// What addr2line says about an address: function, file and line of each frame, innermost first.
 fn frames_at(bytes: &[u8], address: u64) -> Vec<(String, Option<String>, Option<u32>)> {
     let context = addr2line::Context::from_dwarf(sections(bytes)).unwrap();
     let mut frames = context.find_frames(address).skip_all_loads().unwrap();
@@ -314,10 +314,10 @@ fn inlined_functions_say_from_where_they_are_called() {
     assert_eq!(frames_at(&bytes, BASE), [is("first", 10)]);
     assert_eq!(frames_at(&bytes, BASE + 0x20), [is("inner", 40), is("first", 12)]);
     assert_eq!(frames_at(&bytes, BASE + 0x43), [is("inner", 41), is("first", 12)]);
-    // Up to the end of the function, and no further.
+    // The inlined function reaches up to the end of the function, and no further.
     assert_eq!(frames_at(&bytes, BASE + 0xff).len(), 2);
     assert_eq!(frames_at(&bytes, BASE + 0x30), [is("first", 13)]);
-    // Line 0 is no line, and the call of leaf is not known.
+    // Line 0 is shown as no line, and it is not known where leaf is called.
     let names = |frames: &[(String, Option<String>, Option<u32>)]| -> Vec<String> {
         frames.iter().map(|f| f.0.clone()).collect()
     };
@@ -326,7 +326,7 @@ fn inlined_functions_say_from_where_they_are_called() {
     assert!(at_leaf[..2].iter().all(|f| f.2.unwrap_or(0) == 0), "{at_leaf:?}");
     assert_eq!(at_leaf[2], is("first", 12));
     assert!(frames_at(&bytes, BASE + 0x44)[0].2.unwrap_or(0) == 0);
-    // One description for both places, and one for each other name.
+    // The function that is inlined at two places has one description, and so has each other inlined function.
     let dwarf = sections(&bytes);
     let unit = dwarf.unit(dwarf.units().next().unwrap().unwrap()).unwrap();
     let mut entries = unit.entries();
@@ -338,7 +338,7 @@ fn inlined_functions_say_from_where_they_are_called() {
     assert_eq!((described, places), (2, 2));
 }
 
-/// The members of an operand stack with a vector, and the pieces that it is put together from.
+/// Checks the members of an operand stack with a vector, and the pieces that it is put together from.
 #[test]
 fn vectors_have_sixteen_bytes() {
     let mut map = map();
@@ -376,14 +376,15 @@ fn long_names_are_cut() {
     for (name, len) in [
         ("x".repeat(MAX_NAME_BYTES), MAX_NAME_BYTES),
         ("x".repeat(MAX_NAME_BYTES + 1), MAX_NAME_BYTES),
-        // Not inside of a character.
+        // The name is not cut off inside of a character.
         (format!("x{}", "ä".repeat(MAX_NAME_BYTES)), MAX_NAME_BYTES - 1),
     ] {
         assert_eq!(clean(&name).len(), len);
     }
 }
 
-/// What a terminal would obey is in no name of the file, whatever door it comes through, and is written as in a report.
+/// Characters that a terminal would obey are in no name of the file, however the name gets there, and are written as
+/// in a report.
 #[test]
 fn names_are_escaped_as_in_the_text_report() {
     let bad = "a\u{202e}b\u{200b}c\u{1b}d\u{feff}";
@@ -411,7 +412,7 @@ fn names_are_escaped_as_in_the_text_report() {
     assert!(sections >= 4 && found >= 4, "{sections} sections, {found} names");
 }
 
-/// Called by the machine's convention, Wasm code takes whatever is in a register for its instance.
+/// If Wasm code is called by the machine's calling convention, it takes whatever is in a register for its instance.
 #[test]
 fn no_function_may_be_called() {
     let mut map = map();

@@ -1,4 +1,4 @@
-//! What is written is read back by wasmparser.
+//! Checks with wasmparser that the coredumps that are written can be read back.
 
 use super::super::contents::{GlobalRow, Instance, MemoryRow, ModuleContents};
 use super::super::{
@@ -64,7 +64,7 @@ fn frame(module: u32, function: u32, instance: Option<u64>, offset: Option<u64>)
     }
 }
 
-/// Two modules; of the second two instances that share a memory and a global.
+/// Two modules. The second has two instances, which share a memory and a global.
 fn example() -> (Report, Contents) {
     let mut report = Report::new(Target {
         kind: TargetKind::Core,
@@ -149,7 +149,8 @@ fn example() -> (Report, Contents) {
     (report, contents)
 }
 
-/// Byte `0x100` of each unit that is not zero has that unit's number; one page cannot be read.
+/// The bytes of the memories: byte `0x100` of each unit that is not zero has that unit's number. One page cannot be
+/// read.
 fn bytes(address: u64, buf: &mut [u8]) -> bool {
     for (i, b) in buf.iter_mut().enumerate() {
         let at = address + i as u64;
@@ -221,7 +222,7 @@ fn everything_stands_where_a_reader_looks_for_it() {
     let (bytes, notes) = dump(&report, &contents, None);
     let r = read(&bytes);
     assert_eq!((r.name.as_str(), r.modules.as_slice()), ("/srv/host", &["one".to_string(), "two".to_string()][..]));
-    // The unknown memory, then each known one once.
+    // The unknown memory comes first, then each known memory once.
     assert_eq!(r.memories, [0, 2, 1]);
     let instances: Vec<_> =
         r.instances.iter().map(|i| (i.module_index, i.memories.clone(), i.globals.clone())).collect();
@@ -229,15 +230,15 @@ fn everything_stands_where_a_reader_looks_for_it() {
         (0, vec![0], vec![]),
         (1, vec![1], vec![0]),
         (1, vec![2, 1], vec![0, 1, 2, 3, 4]),
-        // Of the frame whose instance is not known, though one of its module is listed, and of the one whose instance is
-        // not among them.
+        // The first is for the frame whose instance is not known, although one instance of its module is listed; the
+        // second for the frame whose instance is not among those listed.
         (0, vec![], vec![]),
         (1, vec![], vec![]),
     ];
     assert_eq!(instances, expected);
     let types: Vec<String> = r.globals.iter().map(|t| t.to_string()).collect();
     assert_eq!(types, ["i64", "f32", "v128", "externref", "externref"]);
-    // Whole units that are not zero, joined where they touch.
+    // Segments are whole units that are not zero, joined where they touch.
     let data: Vec<_> = r.data.iter().map(|(m, at, d)| (*m, *at, d.len())).collect();
     assert_eq!(data, [(1, 0, 0x2000), (1, 0x1_f000, 0x1000), (2, 0xf000, 0x1000)]);
     assert_eq!((r.data[0].2[0x100], r.data[0].2[0x1100], r.data[1].2[0x100], r.data[2].2[0xfff]), (1, 2, 3, 4));
@@ -285,7 +286,8 @@ fn wasmgdb_gets_one_memory_and_words_of_full_length() {
             _ => {}
         }
     }
-    // Version, name, frames; frame: version, instance, function, offset, both counts, locals.
+    // The section has version, name and frames. A frame has version, instance, function, offset, both counts and
+    // locals.
     let mut expected = b"\x00\x09main (10)\x03\x00\x02\x07\x02\x07\x00".to_vec();
     expected.extend(b"\x7f\xf7\xff\xff\xff\x7e\xff\xff\xff\xff\xff\xff\xff\xff\x7d");
     expected.extend(1.5f32.to_le_bytes());
@@ -341,7 +343,7 @@ fn notes_memories_and_data_have_an_end() {
     }
 
     let of = |size| vec![Memory { base: 0, size, memory64: true, row: memory(0, 0, size) }];
-    // Every eighth unit.
+    // Every eighth unit is not zero.
     let mut sparse = |at: u64, buf: &mut [u8]| {
         buf.iter_mut().zip(at..).for_each(|(b, at)| *b = u8::from((at / UNIT).is_multiple_of(8)));
         true

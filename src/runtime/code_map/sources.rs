@@ -1,23 +1,25 @@
-//! Where compiled code comes from: files and lines of its `.wasm`, and the functions that were inlined.
+//! Where compiled code comes from: files and lines of its `.wasm`, and the functions that were inlined into it.
 
 use super::{CompiledModule, Inlined, Line, SourceFile, SourceLine};
 use crate::limits::MAX_INLINE_DEPTH;
 use crate::wasm::WasmModule;
 use std::collections::HashMap;
 
-/// Functions at one place whose neighbours may be the same inlined function: in code they are near.
+/// How many of the last inlined functions at one level are looked through for the one that the next piece of code
+/// belongs to. Pieces of the same inlined function are near each other in the code.
 const NEAR: usize = 64;
 
-/// A function at a piece of code.
+/// A function that a piece of code belongs to: the function that was compiled, or one that was inlined there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scope {
-    /// Its name. That of the outermost is the code's own and not used.
+    /// Name of the function. The name of the outermost function is the code's own and is not used.
     pub name: String,
-    /// Where in it the piece comes from; if another function is inlined there, where that one is called.
+    /// The line in this function that the piece comes from. If another function is inlined there, it is the line that
+    /// calls that one.
     pub line: Option<SourceLine>,
 }
 
-/// Files and lines of one module.
+/// The files and lines of one module, numbered for a debugger.
 pub struct Sources<'w> {
     wasm: Option<&'w WasmModule>,
     files: Vec<SourceFile>,
@@ -25,12 +27,13 @@ pub struct Sources<'w> {
 }
 
 impl<'w> Sources<'w> {
-    /// Those of a `.wasm` file, as far as it is known: its DWARF, or else its text.
+    /// The files and lines of a `.wasm` file, from its DWARF if it has any, else from its text. Without a file no
+    /// line is known.
     pub fn new(wasm: Option<&'w WasmModule>) -> Sources<'w> {
         Sources { wasm, files: Vec::new(), numbers: HashMap::new() }
     }
 
-    /// Number of a file.
+    /// The number of a file; a file that is new gets the next number.
     pub fn file(&mut self, file: SourceFile) -> u32 {
         let next = self.files.len() as u32;
         *self.numbers.entry(file).or_insert_with_key(|file| {
@@ -39,7 +42,7 @@ impl<'w> Sources<'w> {
         })
     }
 
-    /// The functions at an offset in the `.wasm` file, outermost first. Empty: no line is known there.
+    /// The functions at an offset in the `.wasm` file, outermost first. Empty if no line is known there.
     pub fn scopes(&mut self, offset: u64) -> Vec<Scope> {
         let Some(wasm) = self.wasm else { return Vec::new() };
         if !wasm.has_sources() {
@@ -64,12 +67,12 @@ impl<'w> Sources<'w> {
         self.scopes(offset).pop()?.line
     }
 
-    /// A line of a source file. `None`: line 0 stands for one that is not known.
+    /// A line of a source file. `None` for line 0, which stands for a line that is not known.
     pub fn line(&mut self, path: String, line: u32) -> Option<SourceLine> {
         (line != 0).then(|| SourceLine { file: self.file(SourceFile::Path(path)), line })
     }
 
-    /// Hands files and text over to the module.
+    /// Gives the files, and the text if a line refers to it, to the module.
     pub fn finish(self, out: &mut CompiledModule) {
         let printed = self.wasm.filter(|_| self.files.contains(&SourceFile::Text)).and_then(WasmModule::printed);
         out.text = printed.map(|printed| printed.text.clone());
@@ -77,8 +80,9 @@ impl<'w> Sources<'w> {
     }
 }
 
-/// Lines and inlined functions of code whose pieces begin at these offsets, ascending, and end where the next begins or
-/// at `len`. Each has its functions, outermost first; none if nothing is known.
+/// Lines and inlined functions of code that is made of `pieces`. Each piece has the offset where it begins and the
+/// functions that it belongs to, outermost first; the functions are empty if nothing is known. Offsets are ascending,
+/// and a piece ends where the next one begins or at `len`.
 pub fn lay_out(pieces: &[(u32, Vec<Scope>)], len: u32) -> (Vec<Line>, Vec<Inlined>) {
     let (mut lines, mut inlined) = (Vec::<Line>::new(), Vec::new());
     for (i, (from, scopes)) in pieces.iter().enumerate() {
@@ -87,7 +91,7 @@ pub fn lay_out(pieces: &[(u32, Vec<Scope>)], len: u32) -> (Vec<Line>, Vec<Inline
             continue;
         }
         let known = scopes.last().and_then(|s| s.line);
-        // A piece without a line ends the one before.
+        // A piece without a line ends the line of the piece before.
         let line = known.or_else(|| lines.last().map(|l| SourceLine { file: l.at.file, line: 0 }));
         if let Some(at) = line.filter(|at| lines.last().is_none_or(|l| l.at != *at)) {
             lines.push(Line { offset: *from, at, prologue_end: false, statement: true });
@@ -99,8 +103,8 @@ pub fn lay_out(pieces: &[(u32, Vec<Scope>)], len: u32) -> (Vec<Line>, Vec<Inline
     (lines, inlined)
 }
 
-/// Lets the lines of `len` bytes of code begin behind code that does nothing, where they go on there: `idle` are such
-/// pieces, ascending and disjoint.
+/// Moves the beginning of lines behind code that does nothing, where the line goes on behind that code. `idle` are
+/// the ranges of offsets of such code, ascending and disjoint; `len` is the size of the whole code in bytes.
 pub fn begin_behind_idle(lines: &mut Vec<Line>, idle: &[(u32, u32)], len: u32) {
     let mut out = Vec::with_capacity(lines.len());
     for (i, line) in lines.iter().enumerate() {
@@ -122,7 +126,7 @@ pub fn begin_behind_idle(lines: &mut Vec<Line>, idle: &[(u32, u32)], len: u32) {
     *lines = out;
 }
 
-/// Marks the place from which on every local is where it is in the body.
+/// Marks the offset from which on every local is in the place that it has in the body.
 pub fn end_prologue(lines: &mut Vec<Line>, offset: u32) {
     let Some(before) = lines.partition_point(|l| l.offset <= offset).checked_sub(1) else { return };
     match lines.get_mut(before) {
@@ -167,11 +171,11 @@ mod tests {
             (2, vec![run(1)]),
             (4, vec![run(2), scope("mid", 10)]),
             (6, vec![run(2), scope("mid", 11), scope("leaf", 20)]),
-            // The same call of the same function, one more instruction of it.
+            // This is one more instruction of the same call of the same function.
             (8, vec![run(2), scope("mid", 11), scope("leaf", 20)]),
             (9, Vec::new()),
             (10, vec![run(2), scope("mid", 10)]),
-            // Another call.
+            // This is another call.
             (12, vec![run(3), scope("mid", 0)]),
             (14, vec![run(4)]),
         ];
@@ -205,7 +209,8 @@ mod tests {
         let row =
             |offset, line, statement| Line { offset, at: SourceLine { file: 0, line }, prologue_end: false, statement };
         let lines = [row(0, 5, true), row(10, 6, true), row(20, 7, true), row(30, 8, true), row(40, 0, true)];
-        // Two pieces side by side, one in the middle of a line, a line that is nothing else, code of no line, the end.
+        // The cases: two pieces side by side, one in the middle of a line, a line that has no other code (alone and
+        // with a second piece behind it), code of no line, and a piece that is exactly one line.
         for (idle, expected) in [
             (vec![(10, 12), (12, 14)], vec![(10, 6, false), (14, 6, true)]),
             (vec![(12, 14)], vec![(10, 6, true)]),

@@ -1,7 +1,7 @@
-//! Where a module's code and maps are in a target, and why that is believed.
+//! Where a module's code and maps are in a target, and what confirms that they are there.
 //!
-//! Every route ends here: it brings the bytes of a `CacheImage` (`codegen_x64.rs: CacheImage`) and perhaps the address of
-//! the code they describe; `CacheImage::parse` and `confirm` decide.
+//! Every route ends here. It brings the bytes of a `CacheImage` (`codegen_x64.rs: CacheImage`) and perhaps the
+//! address of the code that they describe; `CacheImage::parse` and `confirm` decide whether it is a module.
 
 use super::{route_artifact, route_heap, route_vmctx};
 use crate::limits;
@@ -11,32 +11,32 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Page size of the targets: `loader.rs: CodeMemory::new` rounds to it with this very constant.
+/// Page size of the targets; `loader.rs: CodeMemory::new` rounds to the same constant.
 pub const PAGE: u64 = 4096;
-/// Bytes that `patch_local_function` overwrites at the start of a function.
+/// Number of bytes that `patch_local_function` overwrites at the start of a function.
 pub const PATCH_SIZE: u64 = 23;
-/// Bytes compared at a time.
+/// Number of bytes of code that are compared at a time.
 const BLOCK: usize = 256 << 10;
-/// Functions whose header bytes are looked at as a check of the function table.
+/// Number of functions whose first bytes are looked at to check the function table.
 const SAMPLED_FUNCTIONS: usize = 64;
 
-/// A way to a module's maps.
+/// A way to find a module and its maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Route {
-    /// A `vmctx` in a register or on a stack, then `ModuleInner`, then `SinglepassCache`.
+    /// From a `vmctx` in a register or on a stack to the `ModuleInner`, and from there to the `SinglepassCache`.
     Vmctx,
     /// A search of writable memory for the cached image.
     Heap,
-    /// The thread-local list of code versions.
+    /// The runtime's thread-local list of code versions.
     Tls,
     /// A descriptor that the host publishes.
     Descriptor,
-    /// A cached artifact file.
+    /// A cached artifact file that the user named.
     Artifact,
 }
 
 impl Route {
-    /// What reports call it.
+    /// The word for this route in reports.
     pub fn found_by(self) -> FoundBy {
         match self {
             Route::Vmctx => FoundBy::Vmctx,
@@ -58,39 +58,40 @@ impl Route {
 pub enum MapSource {
     /// Borsh bytes of a `CacheImage` in the target.
     CacheImage {
-        /// Address of the first byte (the length of the code).
+        /// Address of the first byte of the image, which is where the length of the code stands.
         address: u64,
-        /// Bytes that may belong to it. Exact if `exact`, else up to the end of the readable range.
+        /// Number of bytes that may belong to the image: exact if `exact` is set, else all up to the end of the
+        /// readable range.
         len: u64,
-        /// Whether `len` was read from the owner of the bytes. Even then zeros may follow the image: a module loaded
-        /// from a cache keeps whole pages (`codegen_x64.rs: from_cache`).
+        /// Whether `len` was read from the owner of the bytes. Even then zeros may follow the image: a module that
+        /// was loaded from a cache keeps whole pages (`codegen_x64.rs: from_cache`).
         exact: bool,
         /// Offset of the borsh `ModuleStateMap` from `address`.
         msm_offset: u64,
     },
     /// Borsh bytes of a `CacheImage` from a file. Zeros may follow the image.
     Bytes {
-        /// The image.
+        /// The bytes of the image.
         image: Arc<[u8]>,
-        /// Offset of the borsh `ModuleStateMap` in it.
+        /// Offset of the borsh `ModuleStateMap` from the start of the image.
         msm_offset: u64,
     },
     /// The borsh `ModuleStateMap` alone, in the target.
     StateMap {
-        /// Address of its first byte.
+        /// Address of the first byte of the map.
         address: u64,
-        /// Its length.
+        /// Length of the map in bytes.
         len: u64,
     },
-    /// The `ModuleStateMap` as the runtime's own objects.
+    /// The `ModuleStateMap` as an object of the runtime in the target's memory.
     RustObjects {
-        /// Its address.
+        /// Address of the `ModuleStateMap`.
         msm_address: u64,
     },
 }
 
 impl MapSource {
-    /// Address and length of the borsh bytes, where they are in the target.
+    /// Address and length of the borsh bytes of the state map, if they are in the target.
     fn in_target(&self) -> Option<(u64, u64)> {
         match self {
             MapSource::CacheImage { address, len, msm_offset, .. } => {
@@ -101,7 +102,7 @@ impl MapSource {
         }
     }
 
-    /// Bytes that may belong to the borsh state map. `None` if the map is not borsh.
+    /// Number of bytes that may belong to the borsh state map. `None` if the map is not borsh.
     pub fn encoded_len(&self) -> Option<u64> {
         match self {
             MapSource::Bytes { image, msm_offset } => Some((image.len() as u64).saturating_sub(*msm_offset)),
@@ -109,7 +110,7 @@ impl MapSource {
         }
     }
 
-    /// Reads borsh bytes of the state map from `offset` on; returns how many.
+    /// Reads borsh bytes of the state map from `offset` on into `buf`; returns how many bytes were read.
     pub fn read_some(&self, memory: &dyn Memory, offset: u64, buf: &mut [u8]) -> usize {
         let mut read = || match self {
             MapSource::Bytes { image, msm_offset } => {
@@ -132,8 +133,8 @@ impl MapSource {
         read().unwrap_or(0)
     }
 
-    /// The borsh bytes of the state map, at most `max` of them; more than the map where the image's end is not known. What
-    /// cannot be read ends them early. `None` if the map is not borsh.
+    /// The borsh bytes of the state map, at most `max` of them. Where the end of the image is not known, they go on
+    /// behind the map. Where a byte cannot be read, they end early. `None` if the map is not borsh.
     pub fn msm_bytes<'a>(&'a self, memory: &dyn Memory, max: u64) -> Option<Cow<'a, [u8]>> {
         if let Some((at, len)) = self.in_target() {
             let max = max.min(limits::MAX_IMAGE_BYTES).min(len);
@@ -157,26 +158,26 @@ impl MapSource {
 /// A module found in a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Anchor {
-    /// Routes that led here, the first one first.
+    /// Routes that led to the module, the first one first.
     pub routes: Vec<Route>,
-    /// Address of the first byte of its code.
+    /// Address of the first byte of the module's code.
     pub code_base: u64,
-    /// Size of its code in bytes, rounded up to pages as the runtime does.
+    /// Size of the code in bytes, rounded up to whole pages as the runtime does.
     pub code_size: u64,
-    /// Where its state map is.
+    /// Where the module's state map is.
     pub map: MapSource,
-    /// Offsets of all functions from `code_base`, imports first. Strictly increasing.
+    /// Offsets of all functions from `code_base`, import trampolines first. They strictly increase.
     pub function_offsets: Vec<u64>,
     /// How many of `function_offsets` are import trampolines.
     pub import_count: u64,
-    /// Address of its `ModuleInner`, where the route passes it.
+    /// Address of the module's `ModuleInner`, if a route came across it.
     pub module_inner: Option<u64>,
-    /// Instances seen: addresses of their `vm::Ctx`, ascending.
+    /// Addresses of the `vm::Ctx` of each instance that was seen, ascending.
     pub vmctx: Vec<u64>,
-    /// Functions (index in the function space, imports first) whose start was patched to go to another tier, and the
-    /// address they go to.
+    /// Functions whose start was patched so that they continue in another tier: index in the function space (imports
+    /// first), and the address that the patch leads to.
     pub patched: Vec<(u64, u64)>,
-    /// What confirms it: at least two independent facts, in words.
+    /// The facts that confirm the module, as text: at least two independent ones.
     pub checks: Vec<String>,
 }
 
@@ -186,9 +187,9 @@ pub enum AnchorError {
     /// The address does not hold a `vm::Ctx`.
     #[error("no vmctx at {address:#x}: {why}")]
     NotCtx {
-        /// The address.
+        /// The address that was looked at.
         address: u64,
-        /// The first field that does not fit.
+        /// The first field that does not fit a `vm::Ctx`.
         why: &'static str,
     },
     /// No cached image can be reached from a `ModuleInner`.
@@ -202,42 +203,42 @@ pub enum AnchorError {
     NotImage {
         /// Address of the bytes; 0 for bytes from a file.
         address: u64,
-        /// Offset of what does not fit.
+        /// Offset in the image of what does not fit.
         offset: u64,
-        /// What does not fit.
+        /// What does not fit, as text.
         why: &'static str,
     },
     /// The file is no artifact that holds a `CacheImage`.
     #[error("not an artifact of this runtime: {why}")]
     NotArtifact {
-        /// What does not fit.
+        /// What does not fit, as text.
         why: &'static str,
     },
     /// The code in the target is not the image's code.
     #[error("code at {base:#x} differs from its image at offset {offset:#x}")]
     Different {
-        /// Where the code was looked for.
+        /// Address at which the code was looked for.
         base: u64,
-        /// First offset that differs and is not a patch.
+        /// First offset in the code that differs and is not part of a patch.
         offset: u64,
     },
     /// No executable mapping holds the image's code.
     #[error("no executable mapping holds the code of the image ({code_size:#x} bytes)")]
     NoCode {
-        /// Size of the code.
+        /// Size of the image's code in bytes.
         code_size: u64,
     },
     /// Fewer than two independent facts speak for it.
     #[error("code at {base:#x} is confirmed by {count} fact(s) only")]
     Unconfirmed {
-        /// Where the code is.
+        /// Address of the code.
         base: u64,
-        /// Facts found.
+        /// Number of facts found.
         count: usize,
     },
 }
 
-/// Bytes of an image, wherever they are.
+/// The bytes of an image, in the target or in a buffer.
 #[derive(Clone)]
 pub(super) enum ImageBytes<'a> {
     Target { memory: &'a dyn Memory, address: u64, len: u64, exact: bool },
@@ -263,7 +264,7 @@ impl ImageBytes<'_> {
         AnchorError::NotImage { address: self.address(), offset, why }
     }
 
-    /// Fills `buf` from `offset`.
+    /// Fills `buf` with the bytes from `offset` on.
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), AnchorError> {
         if offset.checked_add(buf.len() as u64).is_none_or(|end| end > self.len()) {
             return Err(self.wrong(offset, "it ends here"));
@@ -299,7 +300,7 @@ impl ImageBytes<'_> {
         if count as usize > limits::MAX_FUNCTIONS {
             return Err(self.wrong(offset, "too many functions"));
         }
-        // Asked before the allocation, so that a lying count costs nothing.
+        // This is checked before the allocation, so that a wrong count costs nothing.
         let size = u64::from(count) * 8;
         if offset.checked_add(size).is_none_or(|end| end > self.len()) {
             return Err(self.wrong(offset, "a function table is longer than the image"));
@@ -310,28 +311,29 @@ impl ImageBytes<'_> {
     }
 }
 
-/// What stands before the state map in a borsh `CacheImage`.
+/// The part of a borsh `CacheImage` that stands before the state map.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheImage {
     /// Size of the code in bytes. The code itself begins at offset 4.
     pub code_size: u64,
     /// Offsets of all functions in the code, import trampolines first.
     pub function_offsets: Vec<u64>,
-    /// How many of them are import trampolines.
+    /// Number of import trampolines among them.
     pub import_count: u64,
     /// Offset of the borsh state map in the image.
     pub msm_offset: u64,
-    /// `ModuleStateMap.total_size`: bytes of code before rounding. Only where the end of the image is known.
+    /// `ModuleStateMap.total_size`: size of the code in bytes before it was rounded up to pages. Known only where the
+    /// end of the image is known.
     pub total_size: Option<u64>,
 }
 
 impl CacheImage {
-    /// The image at the start of `bytes`.
+    /// Parses the image at the start of `bytes`.
     pub fn of_bytes(bytes: &[u8]) -> Result<CacheImage, AnchorError> {
         CacheImage::parse(&ImageBytes::Owned(Arc::from(bytes)))
     }
 
-    /// Walks to the state map and checks what the walk passes. Reads none of the code.
+    /// Goes through the image up to the state map and checks what it passes. It reads none of the code.
     pub(super) fn parse(image: &ImageBytes<'_>) -> Result<CacheImage, AnchorError> {
         let code_size = u64::from(image.u32(0)?);
         if code_size == 0 || !code_size.is_multiple_of(PAGE) || code_size > limits::MAX_IMAGE_BYTES {
@@ -374,15 +376,15 @@ impl CacheImage {
         Ok(CacheImage { code_size, function_offsets, import_count, msm_offset, total_size })
     }
 
-    /// Offset of the first function that is no import trampoline.
+    /// Code offset of the first function that is not an import trampoline.
     pub fn first_local(&self) -> Option<u64> {
         self.function_offsets.get(usize::try_from(self.import_count).ok()?).copied()
     }
 }
 
-/// The last word of an image whose end is known: the size of the code before it was rounded up to pages. An image that was
-/// loaded from a cache is followed by zeros up to the end of a page; the word's own zeros cannot be told from those, so each
-/// possible end is tried there.
+/// Reads the last word of an image whose end is known: the size of the code before it was rounded up to pages. An
+/// image that was loaded from a cache is followed by zeros up to the end of a page. The zeros of the word itself
+/// cannot be told from those, so each possible end is tried there.
 pub(super) fn total_size(image: &ImageBytes<'_>, code_size: u64) -> Option<u64> {
     if let ImageBytes::Target { exact: false, .. } = image {
         return None;
@@ -391,7 +393,8 @@ pub(super) fn total_size(image: &ImageBytes<'_>, code_size: u64) -> Option<u64> 
     let mut tail = vec![0; tail_len as usize];
     image.read(image.len() - tail_len, &mut tail).ok()?;
     let last = tail.iter().rposition(|&b| b != 0)? + 1;
-    // Elsewhere nothing follows. Heaps are full of small words and zeros, so that an end which is none must not be believed.
+    // An image that is not a whole number of pages has nothing behind it, so only its very end is tried. Heaps are
+    // full of small words and zeros, so a word that is not the last one must not be believed.
     let ends = match image.len().is_multiple_of(PAGE) {
         true => last.max(8)..=(last + 7).min(tail.len()),
         false => tail.len().max(8)..=tail.len(),
@@ -402,19 +405,19 @@ pub(super) fn total_size(image: &ImageBytes<'_>, code_size: u64) -> Option<u64> 
     })
 }
 
-/// A page at which a module's code may begin.
+/// A page at which the code of a module may begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct CodeStart {
     pub address: u64,
-    /// End of the executable range: no code that begins here reaches further.
+    /// End of the executable range; code that begins here reaches no further.
     pub limit: u64,
-    /// The first four bytes as an image has them, that is unpatched.
+    /// The first four bytes as the image of the code has them, which is without a patch.
     pub first: u32,
 }
 
-/// Every page in anonymous executable memory that begins as singlepass code begins: with an import trampoline if the module
-/// imports functions, else with its first function. Neighbouring modules share a mapping (the kernel merges them), so
-/// mapping starts are not enough.
+/// Finds every page in anonymous executable memory that begins as singlepass code begins: with an import trampoline
+/// if the module imports functions, else with its first function. The starts of mappings are not enough, since
+/// neighbouring modules share a mapping (the kernel merges them).
 pub(super) fn code_starts(target: &dyn Target, notes: &mut Vec<String>) -> Vec<CodeStart> {
     let mut ranges: Vec<(u64, u64)> = Vec::new();
     for m in target.mappings().iter().filter(|m| m.execute && m.is_anonymous() && !is_special(m)) {
@@ -451,12 +454,13 @@ pub(super) fn code_starts(target: &dyn Target, notes: &mut Vec<String>) -> Vec<C
     starts
 }
 
-/// `[vdso]`, `[vsyscall]`, `[vvar]`: the kernel's, and not readable by every source.
+/// Whether the mapping is one of the kernel's (`[vdso]`, `[vsyscall]`, `[vvar]`), which not every kind of target can
+/// read.
 pub(super) fn is_special(m: &crate::process::Mapping) -> bool {
     m.path.as_ref().is_some_and(|p| p.to_string_lossy().starts_with("[v"))
 }
 
-/// Bytes of a function's head that are the same in every function: `jmp +32`, 32 nops, `push rbp`
+/// Number of bytes at the start of a function that are the same in every function: `jmp +32`, 32 nops, `push rbp`
 /// (`codegen_x64.rs: begin_body`). dynasm writes the push with an empty REX prefix.
 const FUNCTION_HEAD: usize = 39;
 
@@ -469,15 +473,15 @@ fn nops_and_push(head: &[u8], from: usize) -> bool {
         && head.get(37..FUNCTION_HEAD) == Some(&[0x40, 0x55])
 }
 
-/// Where the patched head of a function goes (`codegen_x64.rs: patch_local_function`). The nops behind the patch and the
-/// `push rbp` stay.
+/// The address that the patched head of a function leads to (`codegen_x64.rs: patch_local_function`). The patch
+/// leaves the nops behind it and the `push rbp` as they are. `None` if the head is not patched.
 fn patch_target(head: &[u8]) -> Option<u64> {
     let target = head.get(2..10)?.try_into().map(u64::from_le_bytes).ok()?;
     (head.get(..2)? == [0x48, 0xb8] && head.get(10..12)? == [0x49, 0xbb] && head.get(20..23)? == [0x41, 0xff, 0xe3])
         .then_some(target)
 }
 
-/// The first word in the image if code begins with `head`.
+/// The first four bytes as the image has them, if `head` is how singlepass code begins; a patch in `head` is undone.
 fn begins_like_code(head: &[u8; 48]) -> Option<u32> {
     let unpatched = 0x0000_20e9;
     if is_function_head(head) {
@@ -487,17 +491,18 @@ fn begins_like_code(head: &[u8; 48]) -> Option<u32> {
         return Some(unpatched);
     }
     let import = match head {
-        // mov rax, [rdi + imported_funcs], as dynasm encodes it: an index-less SIB byte and a long displacement.
+        // This is mov rax, [rdi + imported_funcs] as dynasm encodes it: with an index-less SIB byte and a long
+        // displacement.
         [0x48, 0x8b, 0x84, 0x27, 0x30, 0, 0, 0, ..] => true,
-        // A trampoline that moves float arguments first makes room: sub rsp, 8 * min(arguments, 5).
+        // A trampoline that moves float arguments makes room for them first: sub rsp, 8 * min(arguments, 5).
         [0x48, 0x81, 0xec, n, 0, 0, 0, ..] => *n != 0 && *n <= 40 && n.is_multiple_of(8),
         _ => false,
     };
     import.then_some(u32::from_le_bytes([head[0], head[1], head[2], head[3]]))
 }
 
-/// Compares all of the code at `base` with the image's. Only the patchable start of a function may differ, and only if it
-/// is a patch. Returns the patches.
+/// Compares all of the code at `base` with the image's. Only the patchable start of a function may differ, and only
+/// if it is a patch. Returns the patched functions and where their patches lead.
 fn compare_code(
     target: &dyn Target,
     base: u64,
@@ -505,7 +510,7 @@ fn compare_code(
     header: &CacheImage,
 ) -> Result<Vec<(u64, u64)>, AnchorError> {
     let mut patched: BTreeMap<u64, u64> = BTreeMap::new();
-    // Most wrong candidates differ on the first page.
+    // Most wrong candidates differ on the first page, so the first comparison is of one page only.
     let mut ours = vec![0; PAGE as usize];
     let mut theirs = ours.clone();
     let mut at = 0;
@@ -542,11 +547,12 @@ fn compare_code(
 }
 
 fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
-    // Slices compare at memory speed; only a block that differs is looked at byte by byte.
+    // Comparing slices is as fast as reading memory; only a block that differs is looked at byte by byte.
     if a == b { None } else { a.iter().zip(b).position(|(x, y)| x != y) }
 }
 
-/// Whether `base` is where the image's code runs, and what speaks for it. `limit` is the end of the executable range.
+/// Checks whether the image's code is at `base`, and collects what speaks for that. `limit` is the end of the
+/// executable range.
 pub(super) fn confirm(
     target: &dyn Target,
     route: Route,
@@ -607,7 +613,7 @@ pub(super) fn confirm(
     })
 }
 
-/// Lets only anchors pass for which two independent facts speak.
+/// Lets an anchor pass only if at least two independent facts speak for it.
 pub(super) fn believe(anchor: Anchor) -> Result<Anchor, AnchorError> {
     match anchor.checks.len() {
         0 | 1 => Err(AnchorError::Unconfirmed { base: anchor.code_base, count: anchor.checks.len() }),
@@ -615,7 +621,7 @@ pub(super) fn believe(anchor: Anchor) -> Result<Anchor, AnchorError> {
     }
 }
 
-/// Unites anchors of the same code: routes, checks, instances and patches of all, the maps of the first.
+/// Merges anchors of the same code: routes, checks, instances and patches of all of them, and the map of the first.
 pub fn merge(anchors: Vec<Anchor>) -> Vec<Anchor> {
     let mut merged: Vec<Anchor> = Vec::new();
     for a in anchors {
@@ -643,9 +649,9 @@ fn unite<T: PartialEq>(into: &mut Vec<T>, from: Vec<T>) {
     }
 }
 
-/// Tries every route of this module: vmctx, then the artifact if the user gave one, then the heap for code that is still
-/// unexplained. `progress` is told what is done, how far it is and how far it goes (bytes or threads). The second result
-/// says what was tried and why it failed.
+/// Tries the vmctx route, then the artifact if the user gave one, then the heap for code that is still unexplained.
+/// `progress` is told what is being done, how much of it is done and how much there is (bytes or threads). The second
+/// result says what was tried and why it failed.
 pub fn find_all(
     target: &dyn Target,
     artifact: Option<&[u8]>,
@@ -693,7 +699,7 @@ mod tests {
         assert_eq!(m.image[h.msm_offset as usize..][..4], [3, 0, 0, 0]);
         let total = m.code.iter().rposition(|&b| b != 0).unwrap() as u64 + 1;
         assert_eq!(h.total_size, Some(total));
-        // Loaded from a cache: zeros up to the end of a page.
+        // An image that was loaded from a cache has zeros up to the end of a page.
         let mut padded = m.image.clone();
         padded.resize(padded.len().next_multiple_of(4096), 0);
         assert_eq!(CacheImage::parse(&owned(&padded)).unwrap().total_size, Some(total));
@@ -742,12 +748,12 @@ mod tests {
         };
         assert_eq!(run(second, &patch(0x1234)).unwrap().patched, [(2, 0x1234)]);
         let offset = second - CODE;
-        // Half a patch, a patch that does more, a patch of an import.
+        // The cases: half a patch, a patch that changes one byte more, a patch of an import trampoline.
         assert_eq!(run(second, &patch(1)[..22]), Err(AnchorError::Different { base: CODE, offset }));
         let long = [patch(1), vec![0xcc]].concat();
         assert_eq!(run(second, &long), Err(AnchorError::Different { base: CODE, offset: offset + 23 }));
         assert!(matches!(run(import, &patch(1)), Err(AnchorError::Different { .. })));
-        // The last byte of the padding counts too.
+        // The last byte of the padding is compared too.
         assert_eq!(run(CODE + 4095, &[1]), Err(AnchorError::Different { base: CODE, offset: 4095 }));
     }
 
@@ -760,7 +766,8 @@ mod tests {
         let i = owned(&m.image);
         let h = CacheImage::parse(&i).unwrap();
         let limit = CODE + h.code_size;
-        // A patch that straddles the first two blocks (4 KiB and 256 KiB end inside some function's head).
+        // Patches that straddle the edge of two blocks. Edges are at 4 KiB and every 256 KiB from there; those count
+        // that lie inside some function's head.
         let straddles = |edge: u64| {
             let f = m.offsets.partition_point(|&o| o <= edge) - 1;
             (m.offsets[f] < edge && edge < m.offsets[f] + PATCH_SIZE).then_some(f as u64)
@@ -786,7 +793,7 @@ mod tests {
         let (m, n) = (make(1, 2, 1), make(0, 2, 2));
         let mut f = Fake::new();
         let b = f.load(&m, CODE);
-        // Only in the heap: no instance of it is seen anywhere.
+        // The second module is found only in the heap: no instance of it is seen anywhere.
         f.load(&n, CODE + 0x1000);
         f.merge_mappings();
         f.thread(&[(Reg::R15, b.vmctx)]);
@@ -815,7 +822,7 @@ mod tests {
         assert!(notes[0].contains("leads to no cached image"), "{notes:?}");
     }
 
-    /// Whatever stands in the target, the routes end and say something; what they find is never wrong.
+    /// Whatever is in the target, the routes end and say something, and what they find is never wrong.
     #[test]
     fn corrupted_targets_neither_panic_nor_yield_wrong_modules() {
         let m = make(1, 3, 1);

@@ -1,6 +1,7 @@
-//! The shape of a compiled function: what its prologue and epilogue have done at each instruction.
+//! The shape of a compiled function: what its prologue and epilogue have already done at each instruction.
 //!
-//! singlepass lays every function out alike (`codegen_x64.rs: begin_body`, `machine.rs: init_locals/finalize_locals`):
+//! singlepass lays every function out alike (`codegen_x64.rs: begin_body`, `machine.rs:
+//! init_locals/finalize_locals`):
 //!
 //! ```text
 //!  +0   jmp +37                     patch point: 32 nops, or a jump to a newer tier
@@ -19,31 +20,32 @@
 //!       ud2
 //! ```
 //!
-//! State maps say nothing about these two stretches, yet a sampled pc can lie in them: then the locals are not in their
-//! homes yet (or any more), and the caller's registers are not all saved. The instructions themselves tell, so they are
-//! decoded; a function that does not decode to this shape is refused instead of guessed.
+//! State maps say nothing about prologue and epilogue, yet a sampled pc can lie in them. Then locals are not in their
+//! homes yet, or not any more, and not all of the caller's registers are saved. The instructions themselves tell what
+//! holds, so they are decoded. A function that does not decode to this shape is refused, and nothing is guessed about
+//! it.
 
 use crate::arch::Reg;
 use crate::limits::MAX_PROLOGUE_BYTES;
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 
-/// Bytes of the patch point: a 5 byte jump over 32 one-byte nops (`begin_body`).
+/// Size of the patch point in bytes: a jump of 5 bytes over 32 nops of one byte (`begin_body`).
 pub const PATCH_POINT: u64 = 37;
-/// Bytes of a patched entry: `movabs rax, target; movabs r11, trampoline; jmp r11` (`patch_local_function`).
+/// Size of a patched entry in bytes: `movabs rax, target; movabs r11, trampoline; jmp r11` (`patch_local_function`).
 pub const PATCHED_ENTRY: usize = 23;
-/// Homes of the first four locals, integer or float (`machine.rs: get_local_location`).
+/// Homes of the first four locals, whether integer or float (`machine.rs: get_local_location`).
 pub const REGISTER_HOMES: [Reg; 4] = [Reg::R12, Reg::R13, Reg::R14, Reg::RBX];
 
-/// Where a local lives in the body.
+/// Where a local is in the body of a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Home {
-    /// In a callee-saved register.
+    /// In this callee-saved register.
     Register(Reg),
     /// At this (negative) byte offset from `rbp`.
     Frame(i64),
 }
 
-/// The fixed home of local `index`.
+/// The home of local `index`, which is the same in all functions.
 pub fn home(index: usize) -> Home {
     match REGISTER_HOMES.get(index) {
         Some(&r) => Home::Register(r),
@@ -54,64 +56,64 @@ pub fn home(index: usize) -> Home {
 /// Where the value of a local is before the prologue has moved it home.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// An argument register.
+    /// In this argument register.
     Register(Reg),
-    /// An argument on the stack: this byte offset from the CFA.
+    /// On the stack as an argument, at this byte offset from the CFA.
     Argument(i64),
-    /// A declared local: zero by definition.
+    /// The local is no parameter but a declared one, whose value is zero by definition.
     Zero,
 }
 
-/// How the canonical frame address is found.
+/// How the canonical frame address (CFA) is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cfa {
-    /// `rsp` plus this.
+    /// `rsp` plus this number.
     Rsp(i64),
     /// `rbp` plus 16.
     Rbp,
 }
 
-/// What is true when the pc is at some instruction of a function.
+/// What holds when the pc is at a certain instruction of a function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Here {
-    /// The frame address.
+    /// How the frame address is computed here.
     pub cfa: Cfa,
-    /// Whether the caller's `rbp` is at CFA-16 (otherwise it is still, or again, in the register).
+    /// Whether the caller's `rbp` is saved at CFA-16. Otherwise it is still, or again, in the register.
     pub rbp_saved: bool,
-    /// Which stretch.
+    /// The stretch that the instruction belongs to.
     pub stretch: Stretch,
 }
 
 /// Which stretch of a function a pc is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stretch {
-    /// The prologue; this many home moves and the vmctx move have not been executed.
+    /// The prologue: moves of locals to their homes and the move of vmctx may be still to come.
     Prologue,
-    /// The body: every local is home, every preserved register is in its slot.
+    /// The body: every local is in its home, and every preserved register is in its slot.
     Body,
-    /// The epilogue, after `rsp` was reset.
+    /// The epilogue, from the instruction behind the reset of `rsp` on.
     Epilogue,
 }
 
-/// A decoded function.
+/// A function whose prologue and epilogue were decoded. Offsets are bytes from the start of the function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// End offset of `push rbp`.
+    /// Offset behind `push rbp`.
     pushed: u64,
-    /// End offset of `mov rbp, rsp`.
+    /// Offset behind `mov rbp, rsp`.
     framed: u64,
-    /// Per local: end offset of the instruction that brings it home, and where it comes from.
+    /// For each local: the offset behind the instruction that brings it home, and where it comes from.
     moves: Vec<(u64, Source)>,
-    /// End offset of `mov r15, rdi`.
+    /// Offset behind `mov r15, rdi`.
     vmctx: u64,
-    /// Offset of the body's first instruction.
+    /// Offset of the first instruction of the body.
     body: u64,
-    /// Offset after `lea rsp, [rbp - save]`, after `pop rbp`, and of the end of `ret`; `None` if there is no epilogue
+    /// Offsets behind `lea rsp, [rbp - save area]`, behind `pop rbp` and behind `ret`. `None` if there is no epilogue
     /// (a function that ends in an endless loop still has one; a cut-off function may not).
     epilogue: Option<(u64, u64, u64)>,
-    /// Preserved registers in the order pushed, each with its byte offset from `rbp`.
+    /// Preserved registers in the order in which they are pushed, each with the byte offset of its slot from `rbp`.
     preserved: Vec<(Reg, i64)>,
-    /// End offsets of these pushes.
+    /// Offsets behind these pushes, in the same order.
     pushes: Vec<u64>,
 }
 
@@ -151,7 +153,7 @@ fn is_mov_rr(i: &Instruction, to: Register, from: Register) -> bool {
         && i.op1_register() == from
 }
 
-/// `[rbp + d]` as the operand, without index.
+/// The displacement `d` of a memory operand `[rbp + d]` without an index register.
 fn rbp_memory(i: &Instruction) -> Option<i64> {
     (i.memory_base() == Register::RBP && i.memory_index() == Register::None).then(|| i.memory_displacement64() as i64)
 }
@@ -167,7 +169,7 @@ fn immediate(i: &Instruction, operand: u32) -> Option<i64> {
     i.try_immediate(operand).ok().map(|v| v as i64)
 }
 
-/// `sub rsp, n`.
+/// The number `n` of an instruction `sub rsp, n`.
 fn sub_rsp(i: &Instruction) -> Option<i64> {
     (i.mnemonic() == Mnemonic::Sub && i.op0_kind() == OpKind::Register && i.op0_register() == Register::RSP)
         .then(|| immediate(i, 1))
@@ -175,10 +177,10 @@ fn sub_rsp(i: &Instruction) -> Option<i64> {
 }
 
 impl Shape {
-    /// Decodes a function from its bytes (from its start to the next function's start or the end of the code).
-    /// `locals` is the number of locals its state map lists.
+    /// Decodes a function from its bytes, which go from its start to the next function's start or the end of the
+    /// code. `locals` is the number of locals that its state map lists.
     ///
-    /// Errors say which instruction is not as expected.
+    /// Errors say which instruction is not the expected one.
     pub fn decode(code: &[u8], locals: usize) -> Result<Shape, String> {
         let limit = code.len().min(MAX_PROLOGUE_BYTES);
         let start = PATCH_POINT as usize;
@@ -204,7 +206,8 @@ impl Shape {
         }
         let framed = i.next_ip();
 
-        // The stack check: compare, jump to or around a trap, trap. Its length depends on the condition's encoding.
+        // The stack check is a compare, a jump to or around a trap, and the trap. Its length depends on how the
+        // condition is encoded.
         let mut i = next()?;
         if i.mnemonic() == Mnemonic::Cmp {
             loop {
@@ -242,7 +245,7 @@ impl Shape {
             i = next()?;
         }
 
-        // Parameters first, then vmctx, then zeros.
+        // Parameters are moved first, then vmctx, then the declared locals are set to zero.
         let mut moves = Vec::with_capacity(locals);
         let mut vmctx = None;
         while moves.len() < locals || vmctx.is_none() {
@@ -261,7 +264,7 @@ impl Shape {
                                 .then_some(argument)
                         }
                         Source::Argument(d) => {
-                            // Through rax if the home is in memory too.
+                            // The argument passes through rax if its home is in memory too.
                             let from_stack =
                                 |i: &Instruction| i.op1_kind() == OpKind::Memory && rbp_memory(i) == Some(d + 16);
                             if is_home(&i, home) && from_stack(&i) {
@@ -299,7 +302,7 @@ impl Shape {
         Ok(Shape { pushed, framed, moves, vmctx: vmctx.unwrap_or(body), body, epilogue, preserved, pushes })
     }
 
-    /// What is true at `offset` from the function's start.
+    /// What holds at `offset` bytes from the function's start.
     pub fn at(&self, offset: u64) -> Here {
         if offset < self.pushed {
             return Here { cfa: Cfa::Rsp(8), rbp_saved: false, stretch: Stretch::Prologue };
@@ -321,37 +324,39 @@ impl Shape {
         }
     }
 
-    /// Where local `index` comes from, if the pc is in the prologue and its move home is still to come.
+    /// Where local `index` is if the pc is in the prologue, before the instruction that moves it home. `None` if it
+    /// is home.
     pub fn pending(&self, index: usize, offset: u64) -> Option<Source> {
         self.moves.get(index).filter(|(end, _)| offset < *end).map(|&(_, source)| source)
     }
 
-    /// Where vmctx is: in `rdi` until the prologue has moved it to `r15`.
+    /// The register that holds vmctx at `offset`: `rdi` until the prologue has moved it to `r15`.
     pub fn vmctx(&self, offset: u64) -> Reg {
         if offset < self.vmctx { Reg::RDI } else { Reg::R15 }
     }
 
-    /// Preserved registers and their byte offsets from `rbp`.
+    /// Preserved registers in the order in which they are pushed, each with the byte offset of its slot from `rbp`.
     pub fn preserved(&self) -> &[(Reg, i64)] {
         &self.preserved
     }
 
-    /// End offsets of `push rbp` and `mov rbp, rsp`.
+    /// Offsets behind `push rbp` and behind `mov rbp, rsp`.
     pub fn entry(&self) -> (u64, u64) {
         (self.pushed, self.framed)
     }
 
-    /// End offsets of the pushes of [`Shape::preserved`].
+    /// Offsets behind the pushes of [`Shape::preserved`], in the same order.
     pub fn pushes(&self) -> &[u64] {
         &self.pushes
     }
 
-    /// Per local: end offset of the instruction that brings it home, and where it comes from.
+    /// For each local: the offset behind the instruction that brings it home, and where it comes from.
     pub fn moves(&self) -> &[(u64, Source)] {
         &self.moves
     }
 
-    /// Offset after `lea rsp, [rbp - save area]`, after `pop rbp`, and of the end of `ret`.
+    /// Offsets behind `lea rsp, [rbp - save area]`, behind `pop rbp` and behind `ret`; `None` if there is no
+    /// epilogue.
     pub fn epilogue(&self) -> Option<(u64, u64, u64)> {
         self.epilogue
     }
@@ -362,19 +367,22 @@ impl Shape {
     }
 }
 
-/// Where argument `index` (0-based, after vmctx) arrives (`machine.rs: get_param_location`): rdi is vmctx.
+/// Where argument `index` arrives (0-based, vmctx not counted; `machine.rs: get_param_location`). vmctx itself is in
+/// rdi.
 fn argument(index: usize) -> Source {
     const REGISTERS: [Reg; 5] = [Reg::RSI, Reg::RDX, Reg::RCX, Reg::R8, Reg::R9];
     match REGISTERS.get(index) {
         Some(&r) => Source::Register(r),
-        // [rbp + 16 + ...] is [CFA + ...].
+        // [rbp + 16 + n] is [CFA + n].
         None => Source::Argument(((index - REGISTERS.len()) * 8) as i64),
     }
 }
 
-/// The only epilogue stands at the function's end, before a `ud2`: (after `lea rsp`, after `pop rbp`, after `ret`).
+/// The only epilogue stands at the function's end, before a `ud2`. Returns the offsets behind `lea rsp`, behind `pop
+/// rbp` and behind `ret`.
 fn find_epilogue(code: &[u8], preserved: &[(Reg, i64)]) -> Option<(u64, u64, u64)> {
-    // lea 8 + pops 2 * 5 + mov 3 + pop 2 + movq 5 + ret 1 + ud2 2 bytes, and alignment that a later backend might add.
+    // 64 bytes are enough: lea 8 + pops 2 * 5 + mov 3 + pop 2 + movq 5 + ret 1 + ud2 2, and alignment that a later
+    // backend might add.
     let from = code.len().saturating_sub(64).max(PATCH_POINT as usize);
     (from..code.len()).find_map(|at| {
         let mut decoder = Decoder::with_ip(64, code.get(at..)?, at as u64, DecoderOptions::NONE);
@@ -411,7 +419,8 @@ pub(super) mod tests {
     use super::*;
     use crate::limits::MAX_SLOTS;
 
-    /// Seven parameters and two declared locals: every kind of move. Bytes as the backend emits them.
+    /// A function with seven parameters and two declared locals, which needs every kind of move. The bytes are as the
+    /// backend emits them.
     pub(in crate::runtime::singlepass) fn nine_locals() -> (Vec<u8>, Vec<u64>) {
         let instructions: &[&[u8]] = &[
             &[0x40, 0x55],                         // push rbp
@@ -530,7 +539,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_prologue_has_an_end() {
-        // Locals that are all zero: so many as there may be, and more than fit.
+        // All locals are declared ones: as many as a function may have, and more than fit into the limit.
         for (locals, whole) in [(MAX_SLOTS, true), (MAX_PROLOGUE_BYTES / 11, false)] {
             let mut code = vec![0x90; PATCH_POINT as usize];
             // push rbp; mov rbp, rsp; sub rsp, n

@@ -1,11 +1,12 @@
-//! singlepass code described for a debugger: the same facts that [`super::frame`] uses at one pc, for all of them.
+//! singlepass code described for a debugger: the facts that [`super::frame`] uses at one pc, for all pcs.
 //!
 //! - The caller follows from the [`Shape`] at every pc.
-//! - Locals are in their fixed homes from the end of the prologue to the epilogue; before that where they come from.
+//! - Locals are in their fixed homes from the end of the prologue to the epilogue, and in the prologue where they
+//!   come from.
 //! - Operands are known at the points of the state map and nowhere else.
 //!
-//! A function that is not laid out by this backend is described at its points only: elsewhere its caller is not known,
-//! and a debugger that has nothing would guess.
+//! A function that is not laid out by this backend is described at its points only. Elsewhere it is stated that its
+//! caller is not known, since a debugger without any statement would guess.
 
 use super::Singlepass;
 use super::code::{self, Home, Shape, Source};
@@ -25,7 +26,7 @@ use crate::wasm::{PointKind as WasmPoint, WasmModule};
 use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register};
 use std::collections::{BTreeMap, HashMap};
 
-/// Describes all modules.
+/// Describes the code of all modules.
 pub fn code_map(runtime: &Singlepass, detail: &Detail, memory: &dyn Memory) -> CodeMap {
     let mut map = CodeMap::default();
     let mut places_left = MAX_SYMBOL_PLACES;
@@ -51,7 +52,8 @@ fn describe(
 ) -> Result<CompiledModule, String> {
     let base = module.code.0;
     let size = (module.map.total_size() as u64).min(module.code.1.saturating_sub(base)).min(MAX_IMAGE_BYTES);
-    // The image is what the runtime wrote there; a debugger's breakpoints are not in it.
+    // Where memory cannot be read, the cached image has what the runtime wrote there; a debugger's breakpoints are
+    // not in it.
     let code = match memory.read_vec(base, size as usize) {
         Ok(code) => code,
         Err(e) => match module.image_code.as_ref().and_then(|c| c.get(..size as usize)) {
@@ -114,7 +116,7 @@ fn describe(
     Ok(out)
 }
 
-/// Trampolines of the imports: they load the target and jump; some make room on the stack meanwhile.
+/// Describes the trampolines of the imports. They load the target and jump; some make room on the stack meanwhile.
 fn trampolines(module: &Module, code: &[u8], out: &mut CompiledModule) {
     let first = module.map.starts().first().copied().unwrap_or(code.len());
     let imports = module.function_offsets.get(..module.import_count as usize).unwrap_or(&[]);
@@ -137,7 +139,7 @@ fn trampolines(module: &Module, code: &[u8], out: &mut CompiledModule) {
                 (Mnemonic::Push | Mnemonic::Pop | Mnemonic::Call, _) | (_, true) => None,
                 _ => Some(0),
             };
-            // Nothing that this backend writes moves rsp further or otherwise.
+            // This backend moves rsp no further than this, and in no other way.
             let moved = by.and_then(|by| depth.checked_add(by)).filter(|d| (0..=0x28).contains(d));
             match moved {
                 Some(d) if d == depth => {}
@@ -162,7 +164,7 @@ fn trampolines(module: &Module, code: &[u8], out: &mut CompiledModule) {
     }
 }
 
-/// How callers are found in a function of this shape.
+/// How callers are found in a function of this shape, for each offset from which something changes.
 fn frame_of(shape: &Shape, code: &[u8]) -> Vec<(u32, FrameChange)> {
     let (pushed, framed) = shape.entry();
     let mut out = vec![
@@ -174,7 +176,8 @@ fn frame_of(shape: &Shape, code: &[u8]) -> Vec<(u32, FrameChange)> {
         out.push((end as u32, FrameChange::Saved(reg, (offset - 16) as i32)));
     }
     if let Some((reset, popped, end)) = shape.epilogue() {
-        // A popped word is below rsp: the next signal may overwrite it.
+        // A popped word is below rsp, where the next signal may overwrite it. The register itself has the caller's
+        // value again.
         let mut decoder = Decoder::with_ip(64, code.get(reset as usize..).unwrap_or(&[]), reset, DecoderOptions::NONE);
         for &(reg, _) in shape.preserved().iter().rev() {
             let pop = decoder.decode();
@@ -182,7 +185,7 @@ fn frame_of(shape: &Shape, code: &[u8]) -> Vec<(u32, FrameChange)> {
         }
         out.push((popped as u32, FrameChange::Cfa(Reg::RSP, 8)));
         out.push((popped as u32, FrameChange::Same(Reg::RBP)));
-        // What stands behind the return is of no function that is known.
+        // Code behind the return belongs to no function that is known.
         if (end as usize) < code.len() {
             out.push((end as u32, FrameChange::Undefined(Reg::RIP)));
         }
@@ -204,7 +207,7 @@ fn variables(
     types: &[ValType],
     params: Option<usize>,
 ) -> Vec<Variable> {
-    // In the epilogue the homes are given up one by one.
+    // In the epilogue the homes are given up one by one, so locals are described up to its first pop.
     let end = shape.epilogue().map_or(u32::MAX, |(reset, ..)| reset as u32);
     shape
         .moves()
@@ -244,13 +247,13 @@ fn variables(
 struct Here<'m> {
     module: &'m Module,
     map: &'m FunctionStateMap,
-    /// Code offset of its start.
+    /// Offset of the function's start in the module's code.
     start: usize,
     len: u32,
     local: u32,
 }
 
-/// A point with a state, by the offset of its address in the function.
+/// A point with the state that is recorded for it. `offset` is that of its address from the start of the function.
 struct State {
     offset: u32,
     kind: PointKind,
@@ -258,14 +261,15 @@ struct State {
     state: MachineState,
 }
 
-/// The points of a function that have a state, as [`crate::state::ModuleStateMap::lookup`] chooses where several are at
-/// one place, ascending.
+/// The points of a function that have a state, ascending. Where several are at one place, the one is taken that
+/// [`crate::state::ModuleStateMap::lookup`] takes.
 fn points(here: &Here<'_>, left: &mut usize, budget: &mut Budget) -> Vec<State> {
     let mut chosen: BTreeMap<u32, (PointKind, usize)> = BTreeMap::new();
     for kind in PointKind::ORDER {
         for (&at, info) in here.map.table(kind) {
             let offset = at.checked_sub(here.start).and_then(|o| u32::try_from(o).ok()).filter(|o| *o < here.len);
-            // Return addresses of calls and starts of instructions: what holds longer than that is not of this backend.
+            // Points are return addresses of calls and starts of instructions. An entry that covers more bytes is not
+            // of this backend.
             let (Some(offset), true) = (offset, info.end_offset == at.saturating_add(1)) else { continue };
             if info.diff_id != usize::MAX {
                 chosen.entry(offset).or_insert((kind, info.diff_id));
@@ -282,7 +286,7 @@ fn points(here: &Here<'_>, left: &mut usize, budget: &mut Budget) -> Vec<State> 
         }
         match cursor.state(diff, budget) {
             Ok(state) => {
-                // Many points may share one large state.
+                // Many points may share one large state, so each of them counts with its size.
                 *left = left.saturating_sub(1 + state.stack_values.len() + state.wasm_stack.len());
                 out.push(State { offset, kind, operator: state.wasm_inst_offset, state: state.clone() });
             }
@@ -290,7 +294,7 @@ fn points(here: &Here<'_>, left: &mut usize, budget: &mut Budget) -> Vec<State> 
                 *left = 0;
                 break;
             }
-            // Nothing is known at this point.
+            // The state is broken, so nothing is known at this point.
             Err(_) => {}
         }
     }
@@ -298,12 +302,14 @@ fn points(here: &Here<'_>, left: &mut usize, budget: &mut Budget) -> Vec<State> 
     out
 }
 
-/// The range of a point: an instruction's first byte; for a call also the byte before, where debuggers look a caller up.
+/// The range of offsets of a point: the first byte of an instruction, and for a call also the byte before, where
+/// debuggers look a caller up.
 fn range(offset: u32, kind: PointKind) -> (u32, u32) {
     (if kind == PointKind::Call { offset.saturating_sub(1) } else { offset }, offset.saturating_add(1))
 }
 
-/// What the state maps of a function that is not laid out as expected say about its caller.
+/// Adds to `out` what the states of a function that is not laid out as expected say about its caller, at its points
+/// only.
 fn frame_at_points(here: &Here<'_>, states: &[State], out: &mut Vec<(u32, FrameChange)>) {
     let mut done = 0;
     for State { offset, kind, state, .. } in states {
@@ -313,7 +319,7 @@ fn frame_at_points(here: &Here<'_>, states: &[State], out: &mut Vec<(u32, FrameC
         out.push((from, FrameChange::Cfa(Reg::RBP, 16)));
         out.push((from, FrameChange::Saved(Reg::RIP, -8)));
         out.push((from, FrameChange::Saved(Reg::RBP, -16)));
-        // Another backend may use registers without saving them (as in `frame.rs`).
+        // Another backend may use registers without saving them, as `frame.rs` assumes too.
         let homes = code::REGISTER_HOMES.into_iter().chain([Reg::R15]);
         out.extend(homes.map(|reg| (from, FrameChange::Undefined(reg))));
         let mut saved = Vec::new();
@@ -327,7 +333,7 @@ fn frame_at_points(here: &Here<'_>, states: &[State], out: &mut Vec<(u32, FrameC
         for &(reg, offset) in saved.iter().filter(|(_, offset)| offset % 8 == 0) {
             out.push((from, FrameChange::Saved(reg, offset)));
         }
-        // Nothing of this holds one byte further.
+        // None of this holds one byte further on.
         out.push((to, FrameChange::Undefined(Reg::RIP)));
         for (reg, _) in saved {
             out.push((to, FrameChange::Undefined(reg)));
@@ -336,7 +342,8 @@ fn frame_at_points(here: &Here<'_>, states: &[State], out: &mut Vec<(u32, FrameC
     out.sort_by_key(|(offset, _)| *offset);
 }
 
-/// The words of a frame, innermost first as the runtime reads them, with their byte offsets from the CFA.
+/// Calls `visit` for each word of a frame with its byte offset from the CFA, innermost first, as the runtime reads
+/// them.
 fn for_each_word(map: &FunctionStateMap, state: &MachineState, mut visit: impl FnMut(&MachineValue, i64)) {
     let shadow = (map.shadow_size / 8).min(MAX_SLOTS) as i64 * 8;
     let mut offset = -16i64;
@@ -393,7 +400,7 @@ fn operands(here: &Here<'_>, states: &[State]) -> Vec<Operands> {
     out
 }
 
-/// Where each operand is (`state.rs: read_stack`, in its order: later places win).
+/// Where each operand is. Places are read in the order of `state.rs: read_stack`, in which later ones win.
 fn places(map: &FunctionStateMap, state: &MachineState, kind: PointKind) -> Vec<Option<Location>> {
     let mut out: Vec<Option<Location>> = state
         .wasm_stack
@@ -406,7 +413,7 @@ fn places(map: &FunctionStateMap, state: &MachineState, kind: PointKind) -> Vec<
     for (i, value) in state.register_values.iter().enumerate() {
         let MachineValue::WasmStack(index) = value else { continue };
         let Some(reg) = Reg::from_index(i) else { continue };
-        // A callee does not keep it. What is kept is written to the stack too.
+        // A callee does not preserve this register. A value that survives the call is written to the stack too.
         if kind == PointKind::Call && !x64::TABLE.get(i).is_some_and(|row| row.callee_saved) {
             continue;
         }
@@ -420,7 +427,7 @@ fn places(map: &FunctionStateMap, state: &MachineState, kind: PointKind) -> Vec<
                 *place = Some(Location::Frame(offset));
             }
         }
-        // Half a word is no place that is described here; this backend never writes one.
+        // Half a word is not a place that can be described here; this backend never writes one.
         MachineValue::TwoHalves(halves) => {
             for half in [&halves.0, &halves.1] {
                 if let MachineValue::WasmStack(index) = half
@@ -443,11 +450,11 @@ fn places(map: &FunctionStateMap, state: &MachineState, kind: PointKind) -> Vec<
     out
 }
 
-/// Lines of a function, each from where [`Places`] has its operator.
+/// The rows of a function's line table. Each begins where [`Places`] has the operator that it is for.
 fn lines(wasm: &WasmModule, sources: &mut Sources<'_>, here: &Here<'_>, places: &Places, shape: &Shape) -> Vec<Line> {
     let Some(operators) = wasm.operators(here.local) else { return Vec::new() };
     let mut piece = |place: Option<u64>| -> Vec<Scope> {
-        // Between points the place is not exact, so that what is inlined there is not told.
+        // Between points the operator is not exactly known, so inlined functions are not described.
         place.and_then(|offset| sources.scopes(offset).pop()).into_iter().collect()
     };
     let first = piece(wasm.body_offset(here.local));
@@ -481,7 +488,7 @@ mod tests {
         }
     }
 
-    /// The module whose code is nops up to its only function, and that function's code.
+    /// Describes a module whose code is nops up to its only function, followed by the function's code.
     fn described(map: ModuleStateMap, code: &[u8], detail: &Detail) -> CompiledModule {
         let size = map.total_size as u64;
         let map = super::super::maps::Maps::whole(Arc::new(map));
@@ -493,7 +500,7 @@ mod tests {
         describe(&module, "m".to_string(), detail, &mut 1000, &NoMemory).unwrap()
     }
 
-    /// What the changes say at an offset: the CFA and the rule of each register.
+    /// What the changes up to an offset amount to: the CFA and the rule of each register.
     fn row(function: &CompiledFunction, offset: u64) -> (FrameChange, HashMap<Reg, FrameChange>) {
         let (mut cfa, mut rules) = (FrameChange::Cfa(Reg::RSP, 8), HashMap::new());
         for &(_, change) in function.frame.iter().filter(|(from, _)| u64::from(*from) <= offset) {
@@ -540,7 +547,7 @@ mod tests {
                 }
             }
         }
-        // The first push is behind, the second is not; then the pops one by one.
+        // At this offset the first push is done and the second is not; the next check is between the pops.
         assert!(matches!(row(function, at[4]).1.get(&Reg::R12), Some(FrameChange::Saved(..))));
         assert_eq!(row(function, at[4]).1.get(&Reg::R13), None);
         let pop_rbx = row(function, at[24]).1;
@@ -580,7 +587,7 @@ mod tests {
         let call = START + at[21] as usize;
         let mut at_call = state(3, vec![MachineValue::Undefined, MachineValue::WasmStack(1)]);
         at_call.wasm_stack[0] = WasmAbstractValue::Const(340);
-        // Lost in the callee.
+        // These registers are lost in the callee.
         at_call.register_values[6] = MachineValue::WasmStack(2);
         at_call.register_values[7] = MachineValue::WasmStack(0);
         let mut at_trap = at_call.clone();
@@ -597,7 +604,7 @@ mod tests {
         let slot = (None, Some(Location::Frame(-32)));
         let at_call = vec![(None, Some(Location::Constant(340))), slot, (None, None)];
         let at_trap = vec![(None, Some(Location::Register(Reg::RDI))), slot];
-        // The call comes first where both are; a caller is looked up one byte before.
+        // Where a call and a trap are at one place, the call is taken. A caller is looked up one byte before.
         assert_eq!(found, [((offset - 1, offset + 1), at_call), ((offset + 8, offset + 9), at_trap)]);
     }
 
@@ -619,7 +626,7 @@ mod tests {
             assert_eq!(rules[&Reg::RIP], FrameChange::Saved(Reg::RIP, -8));
             assert_eq!(rules[&Reg::RBP], FrameChange::Saved(Reg::RBP, -16));
             assert_eq!(rules[&Reg::R12], FrameChange::Saved(Reg::R12, -32));
-            // Saved by nobody, perhaps used.
+            // This register was saved by nobody, and perhaps used.
             assert_eq!(rules[&Reg::RBX], FrameChange::Undefined(Reg::RBX));
         }
     }
@@ -633,7 +640,7 @@ mod tests {
             built = built.entry(PointKind::Trappable, START + 101 + at, 0);
         }
         map.local_functions = built.build().local_functions;
-        // The limit of these tests is 1000 places.
+        // The tests describe at most 1000 places.
         assert_eq!(described(map, &code, &Detail::All).functions[0].operands.len(), 5);
     }
 

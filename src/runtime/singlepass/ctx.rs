@@ -5,23 +5,23 @@ use crate::process::{Memory, MemoryError};
 
 /// Size of `vm::Ctx` in bytes.
 pub const CTX_SIZE: usize = 160;
-/// Offset of `internal.globals`.
+/// Byte offset of `internal.globals` in `vm::Ctx`.
 pub const GLOBALS: u64 = 0x10;
-/// Offset of `internal.imported_globals`.
+/// Byte offset of `internal.imported_globals` in `vm::Ctx`.
 pub const IMPORTED_GLOBALS: u64 = 0x28;
-/// Offset of `internal.imported_funcs`.
+/// Byte offset of `internal.imported_funcs` in `vm::Ctx`.
 pub const IMPORTED_FUNCS: u64 = 0x30;
-/// Offset of `internal.stack_lower_bound`.
+/// Byte offset of `internal.stack_lower_bound` in `vm::Ctx`.
 pub const STACK_LOWER_BOUND: u64 = 0x48;
-/// Offset of `internal.memory_base`; `memory_bound` follows.
+/// Byte offset of `internal.memory_base` in `vm::Ctx`; `memory_bound` follows.
 pub const MEMORY_BASE: u64 = 0x50;
-/// Offset of `local_functions`.
+/// Byte offset of `local_functions` in `vm::Ctx`.
 pub const LOCAL_FUNCTIONS: u64 = 0x70;
-/// Offset of `module`.
+/// Byte offset of `module` in `vm::Ctx`.
 pub const MODULE: u64 = 0x88;
 
-/// The words of a `vm::Ctx`, in declaration order. All are addresses in the target except `memory_bound`, which is a
-/// length in bytes.
+/// The words of a `vm::Ctx`, in the order of their declaration. All are addresses in the target except
+/// `memory_bound`, which is a length in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Ctx {
@@ -48,7 +48,7 @@ pub struct Ctx {
 }
 
 impl Ctx {
-    /// Decodes the words without judging them.
+    /// Decodes the words and checks none of them.
     pub fn parse(bytes: &[u8]) -> Result<Ctx, Short> {
         let mut b = Bytes::new(bytes);
         Ok(Ctx {
@@ -75,7 +75,7 @@ impl Ctx {
         })
     }
 
-    /// Reads the words at `address` without judging them.
+    /// Reads the words at `address` and checks none of them.
     pub fn read(memory: &dyn Memory, address: u64) -> Result<Ctx, MemoryError> {
         let mut buf = [0; CTX_SIZE];
         memory.read(address, &mut buf)?;

@@ -1,29 +1,29 @@
-//! A made-up target for the tests of the routes: a text segment with vtables, a heap, stacks, and modules as the runtime
-//! lays them out.
+//! A made-up target for the tests of the routes. It has read-only data with vtables, code of the host, a heap,
+//! stacks, and modules as the runtime lays them out.
 
 use super::anchor::PAGE;
 use crate::arch::{Reg, Registers};
 use crate::process::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
 use std::path::{Path, PathBuf};
 
-/// Read-only data of the executable.
+/// Address of the read-only data of the executable.
 pub const RODATA: u64 = 0x40_0000;
-/// Code of the executable.
+/// Address of the code of the executable.
 pub const TEXT: u64 = 0x50_0000;
-/// `[heap]`.
+/// Address of `[heap]`.
 pub const HEAP: u64 = 0x100_0000;
-/// Size of `[heap]`.
+/// Size of `[heap]` in bytes.
 pub const HEAP_SIZE: u64 = 0x10_0000;
-/// Where modules' code is mapped.
+/// Address at which the code of modules is mapped.
 pub const CODE: u64 = 0x7000_0000;
-/// `interrupt_signal_mem`.
+/// Address of the page that `interrupt_signal_mem` points to.
 pub const SIGNAL: u64 = 0x7800_0000;
-/// A linear memory of one Wasm page.
+/// Address of a linear memory of one Wasm page.
 pub const LINEAR: u64 = 0x7900_0000;
-/// A thread's stack, one page.
+/// Address of a thread's stack of one page.
 pub const STACK: u64 = 0x7a00_0000;
 
-/// The target.
+/// The made-up target.
 pub struct Fake {
     regions: Vec<(Mapping, Vec<u8>)>,
     mappings: Vec<Mapping>,
@@ -31,7 +31,7 @@ pub struct Fake {
     next: u64,
 }
 
-/// A module's code and image.
+/// The code and the cached image of a module, as `make` builds them.
 pub struct Made {
     pub code: Vec<u8>,
     pub offsets: Vec<u64>,
@@ -39,7 +39,7 @@ pub struct Made {
     pub image: Vec<u8>,
 }
 
-/// What `Fake::module` and `Fake::instance` built.
+/// Addresses of what `Fake::module` and `Fake::instance` built.
 #[derive(Clone, Copy, Default)]
 pub struct Built {
     pub vmctx: u64,
@@ -60,7 +60,8 @@ fn function(salt: u8) -> Vec<u8> {
     f
 }
 
-/// Code and image of a module with these numbers of functions. Modules of different `salt` differ.
+/// Builds code and image of a module with these numbers of functions. Modules with different `salt` have different
+/// code.
 pub fn make(imports: u64, locals: u64, salt: u8) -> Made {
     let (mut code, mut offsets) = (Vec::new(), Vec::new());
     for i in 0..imports + locals {
@@ -73,7 +74,7 @@ pub fn make(imports: u64, locals: u64, salt: u8) -> Made {
     Made { code, offsets, imports, image }
 }
 
-/// A borsh `CacheImage`. The state maps themselves are stand-ins: the routes do not look into them.
+/// Builds a borsh `CacheImage`. The state maps in it are stand-ins: the routes do not look into them.
 pub fn image(code: &[u8], offsets: &[u64], imports: u64, total: u64) -> Vec<u8> {
     let mut b = (code.len() as u32).to_le_bytes().to_vec();
     b.extend(code);
@@ -92,7 +93,8 @@ pub fn image(code: &[u8], offsets: &[u64], imports: u64, total: u64) -> Vec<u8> 
     b
 }
 
-/// An artifact file around an image: a stand-in for `ModuleInfo`, empty metadata, whole pages.
+/// Builds an artifact file around an image: a stand-in for `ModuleInfo`, empty metadata, and the image filled up to
+/// whole pages.
 pub fn artifact(image: &[u8]) -> Vec<u8> {
     let mut memory = image.to_vec();
     memory.resize(memory.len().next_multiple_of(PAGE as usize), 0);
@@ -108,8 +110,8 @@ pub fn artifact(image: &[u8]) -> Vec<u8> {
 }
 
 impl Fake {
-    /// The target without modules. RODATA holds the vtable of `SinglepassCache`, RODATA + 0x40 that of
-    /// `X64ExecutionContext`.
+    /// A target without modules. The vtable of `SinglepassCache` is at RODATA, that of `X64ExecutionContext` at
+    /// RODATA + 0x40.
     pub fn new() -> Fake {
         let mut f = Fake { regions: Vec::new(), mappings: Vec::new(), threads: Vec::new(), next: HEAP + 0x40 };
         f.map(RODATA, 0x1000, "r--", Some("/bin/host"));
@@ -123,7 +125,7 @@ impl Fake {
         f
     }
 
-    /// Adds zeroed memory; `permissions` like "r-x".
+    /// Adds a mapping of zeroed memory; `permissions` are written like "r-x".
     pub fn map(&mut self, start: u64, size: u64, permissions: &str, path: Option<&str>) {
         let m = Mapping {
             start,
@@ -145,21 +147,21 @@ impl Fake {
         self.write(address, code);
     }
 
-    /// Overwrites memory.
+    /// Overwrites the bytes at `address`.
     pub fn write(&mut self, address: u64, bytes: &[u8]) {
         let (m, data) = self.regions.iter_mut().find(|(m, _)| m.contains(address)).unwrap();
         let at = (address - m.start) as usize;
         data[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
-    /// Overwrites words.
+    /// Overwrites the 64-bit words at `address`.
     pub fn words(&mut self, address: u64, words: &[u64]) {
         for (i, w) in words.iter().enumerate() {
             self.write(address + 8 * i as u64, &w.to_le_bytes());
         }
     }
 
-    /// Heap memory, 16-aligned with a gap.
+    /// Takes memory from the heap, aligned to 16 bytes, with a gap behind it.
     pub fn alloc(&mut self, size: u64) -> u64 {
         let at = self.next;
         self.next = (at + size + 0x1f) & !0xf;
@@ -167,7 +169,7 @@ impl Fake {
         at
     }
 
-    /// An `Arc<[u8]>`; returns the address of its counts.
+    /// Adds an `Arc<[u8]>`; returns the address of its counts.
     pub fn arc(&mut self, bytes: &[u8]) -> u64 {
         let at = self.alloc(16 + bytes.len() as u64);
         self.words(at, &[1, 1]);
@@ -175,7 +177,8 @@ impl Fake {
         at
     }
 
-    /// A `ModuleInner` for code that is at `base`, its two fields `shift` bytes behind where rustc 1.95 puts them.
+    /// Adds a `ModuleInner` for code that is at `base`. The two fields that lead to code and image are `shift` bytes
+    /// behind where rustc 1.95 puts them.
     pub fn module(&mut self, made: &Made, base: u64, shift: i64) -> Built {
         let arc = self.arc(&made.image);
         let cache = self.alloc(16);
@@ -190,7 +193,7 @@ impl Fake {
         Built { vmctx: 0, module, cache, arc, context }
     }
 
-    /// A `vm::Ctx` of that module.
+    /// Adds a `vm::Ctx` of the module that was built.
     pub fn instance(&mut self, made: &Made, base: u64, built: Built) -> Built {
         let functions = self.alloc(8 * made.offsets.len() as u64 + 8);
         let locals: Vec<u64> = made.offsets[made.imports as usize..].iter().map(|o| base + o).collect();
@@ -223,7 +226,7 @@ impl Fake {
         Built { vmctx, ..built }
     }
 
-    /// Maps `made` at `base` with its module and one instance.
+    /// Maps the code of `made` at `base` and adds its module and one instance.
     pub fn load(&mut self, made: &Made, base: u64) -> Built {
         self.code(base, &made.code);
         let built = self.module(made, base, 0);
@@ -299,7 +302,7 @@ impl Target for Fake {
     }
 }
 
-/// A patch as `patch_local_function` writes it.
+/// The bytes of a patch that leads to `to`, as `patch_local_function` writes it.
 pub fn patch(to: u64) -> Vec<u8> {
     let mut p = vec![0x48, 0xb8];
     p.extend(to.to_le_bytes());
@@ -309,5 +312,5 @@ pub fn patch(to: u64) -> Vec<u8> {
     p
 }
 
-/// Progress that nobody watches.
+/// A progress callback that does nothing.
 pub fn quiet(_: &str, _: u64, _: u64) {}

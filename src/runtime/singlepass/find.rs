@@ -1,4 +1,5 @@
-//! Finding modules: the routes in order, most direct first, each asked only for what the ones before it left unexplained.
+//! Finds modules by the routes in order, most direct first. Each route is asked only for what the routes before it
+//! left unexplained.
 
 use super::anchor::{self, Anchor, MapSource, PAGE, Route};
 use super::layouts::Layouts;
@@ -26,24 +27,24 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// Finds this runtime's modules.
+/// The provider that finds the modules of this runtime.
 pub struct SinglepassProvider {
     options: FindOptions,
     runtime: Singlepass,
     anchors: Vec<Anchor>,
     refused: BTreeSet<u64>,
-    /// Routes that look at the whole target are asked once.
+    /// Routes that were already asked: those that look at the whole target are asked only once.
     asked: BTreeSet<Route>,
     layouts: HostLayouts,
-    /// What is known of the module that files are compared with.
+    /// What is known of the module that was last compared with a file, and the module's number.
     facts: Option<(usize, KnownFacts)>,
 }
 
-/// What is known of a module, or why that is not known.
+/// What is known of a module, or why nothing is known.
 type KnownFacts = Rc<Result<ModuleFacts, String>>;
 
 impl SinglepassProvider {
-    /// A provider that has not looked yet.
+    /// A provider that has not searched yet.
     pub fn new(options: FindOptions) -> SinglepassProvider {
         SinglepassProvider {
             layouts: options.layouts.clone(),
@@ -68,7 +69,8 @@ impl SinglepassProvider {
         self.runtime.module_at(address).is_some()
     }
 
-    /// Turns an anchor into a module; returns whether it is a new one.
+    /// Makes a module from an anchor, or adds the anchor to the module that it belongs to. Returns whether there is a
+    /// new module.
     fn take(&mut self, scene: &Scene<'_>, anchor: Anchor) -> bool {
         if let Some(i) = self.anchors.iter().position(|a| a.code_base == anchor.code_base) {
             let both = anchor::merge(vec![self.anchors[i].clone(), anchor]);
@@ -95,7 +97,8 @@ impl SinglepassProvider {
                 self.runtime
                     .notes
                     .push(format!("the module at {:#x} (found by {route}) cannot be used: {why}", anchor.code_base));
-                // Another route may lead to a whole map of the same code.
+                // Another route may lead to a whole map of the same code, so code is refused for good only if the
+                // heap route led to it.
                 if anchor.routes.contains(&Route::Heap) {
                     self.refused.insert(anchor.code_base);
                 }
@@ -104,7 +107,8 @@ impl SinglepassProvider {
         }
     }
 
-    /// Reads names and signatures of module `i` from the runtime's `ModuleInfo`, if its address is known.
+    /// Reads names and signatures of module `i` from the runtime's `ModuleInfo`, if the address of its `ModuleInner`
+    /// is known.
     fn name(&mut self, scene: &Scene<'_>, i: usize) {
         let (Some(module), Some(anchor)) = (self.runtime.modules.get_mut(i), self.anchors.get(i)) else { return };
         let Some(inner) = anchor.module_inner.filter(|_| module.names == Names::default()) else { return };
@@ -114,7 +118,8 @@ impl SinglepassProvider {
             .and_then(|layouts| read_module_info(scene.target, &layouts, inner).map_err(|e| e.to_string()));
         match read {
             Ok(info) => {
-                // The import count of the maps is checked; a description that disagrees is of something else.
+                // The import count of the maps is checked. A description that disagrees with it belongs to something
+                // else.
                 let imports = info.imported_functions.as_ref().map(Vec::len);
                 let functions = info.func_assoc.as_ref().map(Vec::len);
                 let wanted = (module.import_count as usize, module.map.starts().len());
@@ -155,12 +160,12 @@ impl SinglepassProvider {
         }
     }
 
-    /// Writes what readers see of module `i`.
+    /// Writes what reports show about module `i`.
     fn list(&mut self, i: usize) {
         let (Some(module), Some(anchor)) = (self.runtime.modules.get_mut(i), self.anchors.get(i)) else { return };
         module.inner = anchor.module_inner;
         module.instances.clone_from(&anchor.vmctx);
-        // The file that the user named is the name the user knows.
+        // The name of the file that the user gave is the name that the user knows.
         let file = module.wasm_path.as_ref().and_then(|p| p.file_name()).map(|n| n.to_string_lossy().into_owned());
         let own = file.or_else(|| module.names.module.clone());
         let mut problem = Vec::new();
@@ -204,7 +209,7 @@ impl SinglepassProvider {
         }
     }
 
-    /// Says what a route tried, where code is still unexplained after it.
+    /// Keeps the notes of a route about what it tried, if code is still unexplained after it.
     fn note_if(&mut self, unexplained: bool, notes: Vec<String>, route: &str) {
         if unexplained {
             let prefix = format!("{route}: ");
@@ -215,7 +220,7 @@ impl SinglepassProvider {
         }
     }
 
-    /// The thread-local lists of code versions.
+    /// Searches the thread-local lists of code versions.
     fn tls(&mut self, scene: &Scene<'_>) {
         let layouts = self.layouts.get(scene.objects).ok();
         let found = route_tls::find(scene.target, scene.objects, layouts.as_deref());
@@ -240,8 +245,9 @@ impl SinglepassProvider {
         self.tiers(&found.versions);
     }
 
-    /// Which modules are optimized tiers: as the runtime decides it, by the first version in the list. `Instance::new`
-    /// calls every version baseline, so where the tier's own instance is in the list it passes for baseline.
+    /// Decides which modules are optimized tiers. The runtime decides by the first version in its list, and so does
+    /// this function. `Instance::new` calls every version baseline, so a tier whose own instance is in the list is
+    /// taken for baseline.
     fn tiers(&mut self, versions: &[route_tls::TlsVersion]) {
         for module in &mut self.runtime.modules {
             let first = versions.iter().find(|v| v.base == module.code.0);
@@ -252,7 +258,8 @@ impl SinglepassProvider {
 
 impl Provider for SinglepassProvider {
     fn discover(&mut self, scene: &Scene<'_>, unknown: &[Cursor], lost: bool) -> usize {
-        // This runtime's code is in no file.
+        // This runtime's code is in anonymous memory, so without executable anonymous memory there is nothing to
+        // find.
         if unknown.is_empty() && !scene.target.mappings().iter().any(|m| m.execute && m.is_anonymous()) {
             return 0;
         }
@@ -269,7 +276,7 @@ impl Provider for SinglepassProvider {
                 if self.is_known(cursor.address.lookup()) {
                     continue;
                 }
-                // r15 in bodies, rdi in prologues and import trampolines.
+                // The vmctx is in r15 in the bodies of functions, and in rdi in prologues and import trampolines.
                 for reg in [Reg::R15, Reg::RDI] {
                     let Some(vmctx) = cursor.registers.get(reg) else { continue };
                     match route_vmctx::from_vmctx(target, vmctx) {
@@ -299,9 +306,10 @@ impl Provider for SinglepassProvider {
             }
             self.runtime.tried.extend(notes);
         }
-        // An idle process has modules too: the routes that need no frame are asked for them.
+        // An idle process has modules too, so the routes that need no frame are also asked if no module was found.
         let look_further = |me: &SinglepassProvider| left(me) || me.runtime.modules.is_empty();
-        // Where functions are redirected to another tier, only the lists say which is which.
+        // Where functions are redirected to another tier, only the thread-local lists tell which module is which
+        // tier.
         let tiered = self.anchors.iter().any(|a| !a.patched.is_empty());
         if (look_further(self) || tiered) && self.once(Route::Tls) {
             self.tls(scene);
@@ -404,7 +412,7 @@ impl Provider for SinglepassProvider {
     }
 }
 
-/// Reads a module's maps.
+/// Reads the state map of an anchor and makes the module.
 fn load(scene: &Scene<'_>, layouts: &HostLayouts, anchor: &Anchor) -> Result<Module, String> {
     let code_size = anchor.code_size;
     let own = usize::try_from(anchor.import_count).ok().and_then(|n| anchor.function_offsets.get(n..));
@@ -433,7 +441,7 @@ fn load(scene: &Scene<'_>, layouts: &HostLayouts, anchor: &Anchor) -> Result<Mod
     Ok(module)
 }
 
-/// The layouts of the host's Rust structures, looked up when first needed. Clones share them.
+/// The layouts of the host's Rust structures, which are read when they are first needed. Clones share them.
 #[derive(Clone, Default)]
 pub struct HostLayouts(Rc<OnceCell<Result<Rc<Layouts>, String>>>);
 
@@ -457,7 +465,7 @@ fn exported((name, export): &(String, Export)) -> GuestExport {
     GuestExport { name: name.clone(), kind, index }
 }
 
-/// Names, signatures and declarations, from the runtime's description of the module.
+/// Names, signatures and declarations from the runtime's description of the module.
 fn names(info: &ModuleInfo) -> Names {
     let functions = 0..info.function_types.len() as u32;
     let globals = info.imported_globals.iter().map(|g| g.item).chain(info.globals.iter().copied());
@@ -477,7 +485,7 @@ fn names(info: &ModuleInfo) -> Names {
     }
 }
 
-/// What a runtime's description says that is compared with a file only.
+/// The parts of a runtime's description that are only compared with a file.
 fn description(info: &ModuleInfo) -> Description {
     fn names<T>(imports: &[Import<T>]) -> Vec<(String, String)> {
         imports.iter().map(|i| (i.module.clone(), i.name.clone())).collect()
@@ -511,7 +519,8 @@ fn description(info: &ModuleInfo) -> Description {
     }
 }
 
-/// The same description, read field by field out of the host's memory. A field that could not be read is empty here.
+/// Converts a description that was read field by field from the host's memory. A field that could not be read is
+/// empty here.
 fn described(info: &MemoryModuleInfo) -> ModuleInfo {
     let imports = info.imported_functions.iter().flatten();
     let exports = info.exports.iter().flatten();
@@ -539,7 +548,7 @@ fn facts(module: &Module, memory: &dyn Memory) -> Result<ModuleFacts, String> {
     let mut by_index: BTreeMap<usize, FunctionFacts> = BTreeMap::new();
     let mut budget = MAX_COMPARED_OPERANDS;
     let maps = module.map.all(memory)?;
-    // What another backend calls a constant is its own affair.
+    // Which operands are constants is known for singlepass only; another backend may record others as constants.
     let exact = module.backend == "singlepass" && Module::saves_registers(maps);
     for map in maps.local_functions.values() {
         let header = map.wasm_function_header_target_offset.iter().map(|o| (u64::MAX, o));
@@ -566,9 +575,10 @@ fn facts(module: &Module, memory: &dyn Memory) -> Result<ModuleFacts, String> {
     Ok(ModuleFacts { imported_functions: Some(module.import_count), functions, description })
 }
 
-/// Whether the constants that the compiler wrote into the code of each function are there. `Ok`: what was compared.
+/// Checks that the constants that the compiler wrote into the code of each function are there. `Ok` says what was
+/// compared.
 fn compare_code(module: &Module, wasm: &WasmModule, memory: &dyn Memory) -> Result<Option<String>, String> {
-    // Another backend writes what it likes.
+    // Another backend may write other constants than singlepass.
     if module.backend != "singlepass" || !Module::saves_registers(module.map.all(memory)?) {
         return Ok(None);
     }
@@ -595,7 +605,8 @@ fn compare_code(module: &Module, wasm: &WasmModule, memory: &dyn Memory) -> Resu
     Ok((compared > 0).then(|| format!("{compared} constants of its code")))
 }
 
-/// Whether the data is that of the file, where the runtime keeps it.
+/// Checks that the data segments in the target are those of the file, if the runtime keeps them. `Ok` says what was
+/// compared.
 fn compare_data(module: &Module, wasm: &WasmModule, memory: &dyn Memory) -> Result<Option<String>, String> {
     let Some(places) = &module.names.data else { return Ok(None) };
     let mut left = MAX_COMPARED_DATA;
@@ -615,15 +626,17 @@ fn compare_data(module: &Module, wasm: &WasmModule, memory: &dyn Memory) -> Resu
     Ok((compared > 0).then(|| format!("contents of {compared} data segments")))
 }
 
-/// The operands at a function's points, as far as `budget` goes: of each those that are constants. The stacks of all diffs
-/// are one tree, in which popping is going up, so that a chain is not replayed for each of its points.
+/// The operands at a function's points, as far as `budget` goes: for each operand its bits if it is a constant. The
+/// stacks of all diffs form one tree, in which a pop is a step towards the root. So a chain of diffs is not replayed
+/// for each of its points.
 fn operands(map: &FunctionStateMap, budget: &mut usize) -> HashMap<(u64, PointKind), Vec<Option<u64>>> {
     let constant = |value: &WasmAbstractValue| match value {
         WasmAbstractValue::Const(bits) => Some(*bits),
         WasmAbstractValue::Runtime => None,
     };
     let mut out = HashMap::new();
-    // Below, and the value; the heads are one more than the index, 0 is the empty stack.
+    // Each node has the head of the stack below it, and its value. A head is one more than the index of a node; 0 is
+    // the empty stack.
     let mut nodes: Vec<(usize, Option<u64>)> = Vec::new();
     let push = |nodes: &mut Vec<_>, mut head: usize, values: &[WasmAbstractValue]| {
         for value in values {
@@ -691,7 +704,7 @@ mod tests {
         map.diffs[0].wasm_stack_pop = 1;
         map.diffs[0].wasm_stack_push = vec![WasmAbstractValue::Const(7), WasmAbstractValue::Runtime];
         map.diffs[0].wasm_stack_private_depth = 1;
-        // Builds on the other one.
+        // The second diff builds on the first.
         map.diffs[1].last = Some(0);
         (map.diffs[1].wasm_stack_pop, map.diffs[1].wasm_stack_push) = (2, vec![WasmAbstractValue::Const(8)]);
         let found = operands(&map, &mut 100);
@@ -699,7 +712,7 @@ mod tests {
         assert_eq!(found[&(2, PointKind::Call)], [Some(1), Some(8)]);
         let replayed = map.diffs[1].build_state(&map).unwrap().wasm_stack;
         assert_eq!(replayed, [WasmAbstractValue::Const(1), WasmAbstractValue::Const(8)]);
-        // No diff builds on itself or on a later one, and nothing is popped that is not there.
+        // A diff that builds on itself, or that pops more than there is, is not replayed.
         map.diffs[0].last = Some(0);
         assert!(operands(&map, &mut 100).is_empty());
         (map.diffs[0].last, map.diffs[0].wasm_stack_pop) = (None, 3);
@@ -708,7 +721,7 @@ mod tests {
 
     #[test]
     fn operands_that_are_compared_have_an_end() {
-        // A point is one more.
+        // The point itself costs one more.
         let most = MAX_COMPARED_OPERANDS - 1;
         for (count, points) in [(most, 1), (most + 1, 0)] {
             assert_eq!(operands(&function(&[(1, count)]), &mut { MAX_COMPARED_OPERANDS }).len(), points);

@@ -1,7 +1,7 @@
 //! One frame of singlepass code: who called it, and what its locals and operands are.
 //!
-//! The two questions are answered apart. The caller follows from the function's shape ([`Shape`]) at *every* pc; the operand
-//! stack is known at the points of the state map only.
+//! The two questions are answered separately. The caller follows from the function's shape ([`Shape`]) at *every* pc;
+//! the operand stack is known only at the points of the state map.
 
 use super::Singlepass;
 use super::code::{self, Cfa, Here, Home, Shape, Source, Stretch};
@@ -22,15 +22,15 @@ use crate::wasm::ValType;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// The runtime's name in errors and reports.
+/// Name of the runtime in errors and reports.
 pub const RUNTIME: &str = RuntimeName::Singlepass.as_str();
 
-/// What is said of operands at the instruction behind a call.
+/// The remark about the operands of a frame that is at the instruction behind a call.
 const RETURNED: &str = "the call before has returned: its result is not among the operands yet";
 
 /// Where in a module's code an address is.
 pub enum Location<'m> {
-    /// In the trampoline of this imported function.
+    /// In the trampoline of the imported function with this index.
     Import(u32),
     /// In a compiled function.
     Function {
@@ -38,12 +38,12 @@ pub enum Location<'m> {
         start: u64,
         /// Byte offset of the address from that start.
         offset: u64,
-        /// A map that has the function.
+        /// A state map that contains the function.
         maps: &'m ModuleStateMap,
-        /// The function's own map.
+        /// The state map of the function itself.
         map: &'m FunctionStateMap,
     },
-    /// In a function whose map cannot be read, and why.
+    /// In a function whose state map cannot be read, with the reason.
     Unreadable(String),
 }
 
@@ -55,7 +55,7 @@ fn register(registers: &Registers, reg: Reg) -> Result<u64, UnwindError> {
     registers.get(reg).ok_or(UnwindError::UnknownRegister { register: reg.name() })
 }
 
-/// The frame address, or why it is not known.
+/// The value of the frame address, or which register is missing for it.
 fn frame_address(registers: &Registers, cfa: Cfa) -> Result<u64, UnwindError> {
     Ok(match cfa {
         Cfa::Rsp(n) => register(registers, Reg::RSP)?.wrapping_add(n as u64),
@@ -63,7 +63,7 @@ fn frame_address(registers: &Registers, cfa: Cfa) -> Result<u64, UnwindError> {
     })
 }
 
-/// The caller of a frame in `module`.
+/// Finds the caller of a frame in `module`.
 pub fn step(module: &Module, at: &Cursor, memory: &dyn Memory) -> Next {
     let result = match module.locate(at.address.raw(), memory) {
         None => {
@@ -81,8 +81,8 @@ pub fn step(module: &Module, at: &Cursor, memory: &dyn Memory) -> Next {
     }
 }
 
-/// Import trampolines load the target and jump. The ones with float arguments make room on the stack meanwhile
-/// (`codegen_x64.rs: feed_import_function`).
+/// Steps out of an import trampoline, which loads the target and jumps. Trampolines with float arguments make room on
+/// the stack meanwhile (`codegen_x64.rs: feed_import_function`).
 fn step_import(module: &Module, index: u32, at: &Cursor, memory: &dyn Memory) -> Result<Next, UnwindError> {
     let sp = register(&at.registers, Reg::RSP)?;
     let depth = match module.import_stack_depth(index, at.address.raw(), memory) {
@@ -92,7 +92,7 @@ fn step_import(module: &Module, index: u32, at: &Cursor, memory: &dyn Memory) ->
     caller(at, memory, sp.wrapping_add(8 + depth), at.registers.clone())
 }
 
-/// The caller whose return address is in the word below `cfa`.
+/// The caller's cursor. Its return address is in the word below `cfa`.
 fn caller(at: &Cursor, memory: &dyn Memory, cfa: u64, mut registers: Registers) -> Result<Next, UnwindError> {
     let return_address = memory.read_u64(cfa.wrapping_sub(8))?;
     if return_address == 0 {
@@ -115,8 +115,8 @@ fn step_function(
     let shape = module.shape(start, map.locals.len(), memory);
     let (here, preserved) = match &*shape {
         Ok(shape) => (shape.at(offset), shape.preserved().to_vec()),
-        // Not laid out by this backend (another tier, another version). At a point the state map itself says where the
-        // preserved registers are; anywhere else nothing is known.
+        // The function is not laid out by this backend (another tier, another version). At a point the state map
+        // itself says where the preserved registers are; elsewhere nothing is known.
         Err(why) => match Recorded::at(module, maps, start.wrapping_add(offset)).state() {
             Some(state) => {
                 let here = Here { cfa: Cfa::Rbp, rbp_saved: true, stretch: Stretch::Body };
@@ -128,7 +128,8 @@ fn step_function(
     let cfa = frame_address(&at.registers, here.cfa)?;
     let mut registers = at.registers.clone();
     if shape.is_err() {
-        // Another backend may use registers without saving them; only singlepass's code is known not to.
+        // Another backend may use registers without saving them. Only code of singlepass is known to save what it
+        // uses.
         for reg in code::REGISTER_HOMES.into_iter().chain([Reg::R15]) {
             registers.forget(reg);
         }
@@ -141,7 +142,7 @@ fn step_function(
         }
         for (reg, displacement) in preserved {
             let slot = rbp.wrapping_add(displacement as u64);
-            // Below rsp the slot is not pushed yet, or popped already: the register itself holds the caller's value.
+            // Below rsp the slot is not pushed yet, or already popped; the register itself holds the caller's value.
             if slot >= sp {
                 match memory.read_u64(slot) {
                     Ok(value) => registers.restore(reg, value, slot),
@@ -160,7 +161,7 @@ fn step_function(
     caller(at, memory, cfa, registers)
 }
 
-/// The `PreserveRegister` slots of a state, as byte offsets from rbp.
+/// The registers that a state has in `PreserveRegister` slots, each with the byte offset of its slot from rbp.
 fn preserved_by(state: &MachineState, map: &FunctionStateMap) -> Vec<(Reg, i64)> {
     let mut offset = 0i64;
     let mut out = Vec::new();
@@ -178,7 +179,7 @@ fn preserved_by(state: &MachineState, map: &FunctionStateMap) -> Vec<(Reg, i64)>
     out
 }
 
-/// What is in the frame at `at`.
+/// Describes the frame at `at`: function, position, locals and operands.
 pub fn describe(module: &Module, module_index: usize, at: &Cursor, memory: &dyn Memory) -> GuestFrame {
     let code_offset = at.address.raw().wrapping_sub(module.code.0);
     let mut frame = GuestFrame {
@@ -227,7 +228,7 @@ pub fn describe(module: &Module, module_index: usize, at: &Cursor, memory: &dyn 
             frame.function_offset = Some(offset);
             let returned = recorded.has_returned(at.address);
             frame.position = recorded.position(maps, code_offset, returned);
-            // At a caller's address the call itself is meant.
+            // The address of a caller is behind its call, but the position is that of the call itself.
             let place = module.places(start, map, memory).at(offset.saturating_sub(u64::from(at.address.is_return())));
             if let (Some(mark), true) = (place, frame.position != Position::Header) {
                 frame.position = match (mark.exact, mark.operator.checked_sub(1)) {
@@ -262,7 +263,7 @@ pub fn describe(module: &Module, module_index: usize, at: &Cursor, memory: &dyn 
     frame
 }
 
-/// What the state map records at an address.
+/// What the state map records for an address.
 struct Recorded<'m> {
     point: Option<Point<'m>>,
     state: Option<Rc<Result<MachineState, String>>>,
@@ -279,7 +280,7 @@ impl<'m> Recorded<'m> {
         self.state.as_deref().and_then(|s| s.as_ref().ok())
     }
 
-    /// Whether it is the point of a call, and the thread itself is there: the call is over.
+    /// Whether the point is that of a call and the thread itself is at it, so that the call is over.
     fn has_returned(&self, address: CodeAddress) -> bool {
         !address.is_return() && self.point.as_ref().is_some_and(|p| p.kind == PointKind::Call)
     }
@@ -292,7 +293,7 @@ impl<'m> Recorded<'m> {
                 _ => Position::Operator(index as u64),
             };
         }
-        // Code is in the order of the operators.
+        // Code is in the order of the operators, so the last point before the address tells the operator.
         let before = usize::try_from(code_offset).ok().and_then(|o| maps.point_before(o));
         match before.as_ref().and_then(Point::wasm_inst_offset) {
             Some(index) if index != FUNCTION_HEADER => Position::After(index as u64),
@@ -312,8 +313,9 @@ impl<'m> Recorded<'m> {
     }
 }
 
-/// The operator that a position names, in the user's `.wasm`, and the line in force there: the one that a debugger is given
-/// for this instruction ([`super::code_map`]). Behind an operator that is the line of the next one, as this one has run.
+/// The operator that a position names, in the user's `.wasm`, and the source line there: the same line that a
+/// debugger is given for this instruction ([`super::code_map`]). Behind an operator it is the line of the next one,
+/// as this operator has already run.
 fn operator_place(
     module: &Module,
     local_function: u32,
@@ -330,7 +332,8 @@ fn operator_place(
             (found.offset, Some(found.text), sources(Some(found.offset)))
         }
         Position::After(index) => (operator(index)?, None, sources(operator(index.saturating_add(1)))),
-        // The function's own line; that of its first operator where it has none, and from there on.
+        // In the prologue it is the line of the function itself. Where the function has none, and behind the
+        // prologue, it is the line of the first operator.
         _ => {
             let body = wasm.body_offset(local_function).filter(|_| in_prologue);
             let source = sources(body).or_else(|| sources(operator(0)))?;
@@ -358,7 +361,7 @@ fn in_memory(memory: &dyn Memory, base: Reg, base_value: u64, offset: i64) -> Sl
     }
 }
 
-/// Every local at its fixed home, or where the prologue still has it.
+/// The value of every local: from its fixed home, or from where it still is in the prologue.
 fn locals(
     shape: &Shape,
     offset: u64,
@@ -423,7 +426,8 @@ fn operands(
     match recorded.state.as_deref() {
         Some(Ok(state)) => {
             let (_, stack, bottom) = point_values(state, map, at, memory, &[], types);
-            // The state says how deep the frame is; so do the registers. If they differ, one of them is not of this frame.
+            // The state says how deep the frame is, and so do the registers. If they differ, one of them does not
+            // belong to this frame.
             match (at.registers.get(Reg::RBP), bottom) {
                 (Some(rbp), Some(bottom)) if rbp == bottom => Ok(stack),
                 (Some(rbp), Some(bottom)) => Err(Why(format!(
@@ -440,7 +444,8 @@ fn operands(
     }
 }
 
-/// Locals and operands by the state map alone (`state.rs: read_stack`), and where the frame's saved rbp must be.
+/// Locals and operands as the state map alone tells them (`state.rs: read_stack`), and the address at which the
+/// frame's saved rbp must be.
 fn point_values(
     state: &MachineState,
     map: &FunctionStateMap,
@@ -489,10 +494,11 @@ fn point_values(
     )
 }
 
-/// What the runtime's own `read_stack` reports for the Wasm frames from `at` on.
+/// The image that the runtime's own `read_stack` would make of the Wasm frames from `at` on.
 ///
-/// The runtime asks the versions of one thread; here all modules are asked. Where an optimized frame calls baseline code
-/// the runtime takes five registers from the thread's `BOUNDARY_REGISTER_PRESERVATION`; so does this.
+/// The runtime looks at the code versions of one thread; here all modules are looked at. Where an optimized frame
+/// calls baseline code, the runtime takes five registers from the thread's `BOUNDARY_REGISTER_PRESERVATION`, and so
+/// does this function.
 pub fn image(
     runtime: &Singlepass,
     boundary: Option<BoundaryRegisters>,
@@ -503,8 +509,8 @@ pub fn image(
     let version = |m: &Module| {
         let map = m.map.all(memory).ok()?;
         Some(CodeVersion {
-            // Where the boundary's registers cannot be had (a stripped host), frames that save what they use still give
-            // the same values.
+            // Where the boundary's registers are not known (a stripped host), frames that save the registers they use
+            // still give the same values.
             baseline: m.baseline.unwrap_or(true) || (boundary.is_none() && Module::saves_registers(map)),
             msm: Arc::clone(map),
             base: m.code.0 as usize,
@@ -531,9 +537,9 @@ mod tests {
     use crate::state::synthetic::{self, START, state};
     use crate::unwind::Unwinder;
 
-    /// Code of a tier that saves nothing.
+    /// Address of code of a tier that saves no registers.
     const OPTIMIZED: u64 = CODE + 0x1000;
-    /// Registers that this backend keeps locals in.
+    /// Registers in which this backend keeps locals.
     const HOMES: [Reg; 4] = [Reg::R12, Reg::R13, Reg::R14, Reg::RBX];
 
     fn module(memory: &Fake, code: u64, mut made: synthetic::Module, at: usize, state: &MachineState) -> Module {
@@ -543,14 +549,15 @@ mod tests {
         Module::new((code, code + 0x1000), map, vec![START as u64], 0, memory)
     }
 
-    /// Where the call of a module's frames returns to, and how many words its frame has without saved rbp.
+    /// The call in the function of a tier: the address that it returns to, and how many words the function's frame
+    /// has without the saved rbp.
     struct Tier {
         address: u64,
         words: u64,
     }
 
-    /// A tier like singlepass, and one by hand: no prologue that is known, no saved registers, values in halves of words,
-    /// in a register and in the caller's frame.
+    /// Makes two tiers. One is like singlepass. The other is made by hand: it has no known prologue and saves no
+    /// registers, and its values are in halves of words, in a register and in the caller's frame.
     fn two_tiers(memory: &mut Fake) -> (Singlepass, [Tier; 2]) {
         let (code, at) = nine_locals();
         memory.code(CODE, &[&[0xcc; START][..], &code, &[0xcc; 0x1000]].concat()[..0x1000]);
@@ -580,7 +587,8 @@ mod tests {
         (Singlepass { modules: vec![baseline, optimized], ..Singlepass::default() }, tiers)
     }
 
-    /// `order[0]` is the youngest frame's tier. A word's value is its own address.
+    /// Writes a stack of frames. `order` has the tiers of the frames, the youngest first. The value of each word is
+    /// its own address.
     fn stack(memory: &mut Fake, tiers: &[Tier; 2], order: &[usize]) -> Cursor {
         let mut at = STACK + 0x100;
         let word = |memory: &mut Fake, at: u64, value: u64| memory.words(at, &[value]);
@@ -611,8 +619,9 @@ mod tests {
         values.as_ref().unwrap_or_else(|Why(why)| panic!("{why}")).iter().map(known).collect()
     }
 
-    /// Another backend may have used registers without saving them: below its frames they are unknown, whatever the runtime
-    /// keeps of its last boundary. An image has what the runtime reports: the registers of that boundary.
+    /// Another backend may have used registers without saving them. So below its frames they are unknown, whatever
+    /// the runtime has stored about its last boundary. An image contains what the runtime reports: the registers of
+    /// that boundary.
     #[test]
     fn below_a_tier_that_saves_nothing_registers_are_unknown_and_an_image_has_the_boundarys() {
         let mut memory = Fake::new();
@@ -630,14 +639,15 @@ mod tests {
         }
         assert_eq!(at.address, CodeAddress::Return(0x10));
         let words = |locals: &[Option<u64>]| locals.iter().filter(|v| v.is_some()).count();
-        // The youngest has its own registers; its halves are of one word, its third local is in the frame of its caller.
+        // The youngest frame has its own registers. Its two halves are in one word, and its third local is in its
+        // caller's frame.
         let (locals, _) = &shown[0];
         let own = STACK + 0x100;
         assert_eq!(*locals, [Some(0xa00), Some((own + 8) & 0xffff_ffff), Some(own + 8 * 6)]);
-        // Its baseline caller: five locals in the frame, four in registers that nobody has saved.
+        // Its caller is baseline code: five of the locals are in the frame, four in registers that nobody has saved.
         let (locals, instance) = &shown[1];
         assert_eq!((&locals[..4], words(&locals[4..]), *instance), (&[None; 4][..], 5, None));
-        // That one has saved what its caller had, and so on.
+        // This frame's callee has saved the registers that this frame had, so all its locals are known.
         let (locals, instance) = &shown[2];
         assert!(words(locals) == 9 && instance.is_some(), "{locals:x?}");
         let (locals, _) = &shown[3];
@@ -650,7 +660,7 @@ mod tests {
             assert_eq!(image.frames.len(), 5);
             image.frames.into_iter().map(|f| f.locals).collect::<Vec<_>>()
         };
-        // Where the boundary's registers cannot be had, an image has what is known.
+        // Where the boundary's registers are not known, an image has the same values as the frames.
         let without = image(&runtime);
         for (frame, ((locals, _), locals_of_image)) in shown.iter().zip(&without).enumerate() {
             assert_eq!(locals, locals_of_image, "frame {frame}");

@@ -1,4 +1,4 @@
-//! Linear memories and globals of an instance, through its `vm::Ctx`.
+//! Linear memories, tables and globals of an instance, read through its `vm::Ctx`.
 
 use super::ctx::Ctx;
 use super::module::Module;
@@ -13,14 +13,16 @@ fn why(e: impl ToString) -> Why {
     Why(e.to_string())
 }
 
-/// Element `index` of an array of pointers.
+/// Reads element `index` of the array of pointers at `array`.
 fn element(array: u64, index: u64, memory: &dyn Memory) -> Result<u64, Why> {
     let at =
         index.checked_mul(8).and_then(|o| array.checked_add(o)).filter(|_| index < MAX_INSTANCE_ARRAY && array != 0);
     memory.read_u64(at.ok_or_else(|| Why("the instance has no such thing".into()))?).map_err(why)
 }
 
-/// Imported ones come first in the index space; an instance has an array of pointers for each kind.
+/// Reads the pointer to memory, table or global `index`. Imported ones come first in the index space; an instance has
+/// one array of pointers for the imported ones and one for its own. `counts` has the number of imported and of own
+/// ones.
 fn pointer(own: u64, imported: u64, counts: (u64, u64), index: u32, memory: &dyn Memory) -> Result<u64, Why> {
     let index = u64::from(index);
     match index.checked_sub(counts.0) {
@@ -33,7 +35,7 @@ fn pointer(own: u64, imported: u64, counts: (u64, u64), index: u32, memory: &dyn
     }
 }
 
-/// First address and size in bytes (`vm.rs: LocalMemory`: base, bound).
+/// Address and size in bytes of linear memory `index` (`vm.rs: LocalMemory`: base, bound).
 pub fn linear_memory(module: &Module, instance: u64, index: u32, memory: &dyn Memory) -> Result<(u64, u64), Why> {
     let ctx = Ctx::read(memory, instance).map_err(why)?;
     let Some(counts) = module.memories() else {
@@ -53,7 +55,7 @@ pub fn linear_memory(module: &Module, instance: u64, index: u32, memory: &dyn Me
     }
 }
 
-/// Number of elements (`vm.rs: LocalTable`: base, count).
+/// Number of elements of table `index` (`vm.rs: LocalTable`: base, count).
 pub fn table(module: &Module, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {
     let ctx = Ctx::read(memory, instance).map_err(why)?;
     let counts = module.tables().ok_or_else(|| {
@@ -67,7 +69,8 @@ pub fn table(module: &Module, instance: u64, index: u32, memory: &dyn Memory) ->
     }
 }
 
-/// Whether there is an instance of `module` at `instance`, as far as can be said.
+/// Checks that there is an instance of `module` at `instance`, as far as that can be told: where the address of the
+/// module's `ModuleInner` is not known, any readable context passes.
 pub fn check(module: &Module, instance: u64, memory: &dyn Memory) -> Result<(), Why> {
     let ctx = Ctx::read(memory, instance).map_err(why)?;
     match module.inner {
@@ -76,7 +79,7 @@ pub fn check(module: &Module, instance: u64, memory: &dyn Memory) -> Result<(), 
     }
 }
 
-/// A global's value (`vm.rs: LocalGlobal`: 16 bytes of data).
+/// Value of global `index` (`vm.rs: LocalGlobal`: 16 bytes of data).
 pub fn global(module: &Module, instance: u64, index: u32, memory: &dyn Memory) -> Result<Value, Why> {
     let ctx = Ctx::read(memory, instance).map_err(why)?;
     let (all, imported) = module.globals().ok_or_else(|| {
@@ -86,7 +89,8 @@ pub fn global(module: &Module, instance: u64, index: u32, memory: &dyn Memory) -
     let at = pointer(ctx.globals, ctx.imported_globals, counts, index, memory)?;
     let bits = memory.read_u64(at).map_err(why)?;
     let ty = all.get(index as usize).and_then(|g| g.ty);
-    // Reached through the context register: the address is what a reader can use.
+    // Compiled code reaches the global through the context register, so the place is relative to that register; the
+    // address is what a reader can use.
     let offset = at.wrapping_sub(instance) as i64;
     Ok(Value {
         ty,
@@ -94,7 +98,7 @@ pub fn global(module: &Module, instance: u64, index: u32, memory: &dyn Memory) -
     })
 }
 
-/// What `state.rs: build_instance_image` reads, and what it leaves out.
+/// Reads what `state.rs: build_instance_image` reads, and what that leaves out but going on from an image needs.
 pub fn parts(module: &Module, instance: u64, memory: &dyn Memory) -> Result<InstanceParts, Why> {
     let ctx = Ctx::read(memory, instance).map_err(why)?;
     let (all, imported) = module.globals().ok_or_else(|| {
@@ -124,7 +128,8 @@ pub fn parts(module: &Module, instance: u64, memory: &dyn Memory) -> Result<Inst
     })
 }
 
-/// As `Value::to_u128` has it: above its type a cell holds what was there before.
+/// The value of a global as `Value::to_u128` has it: bits above the type are not taken from the cell, which holds
+/// there what was there before.
 fn global_bits(ty: ValType, address: u64, memory: &dyn Memory) -> Result<u128, Why> {
     let mut bytes = [0; 16];
     memory.read(address, &mut bytes).map_err(why)?;

@@ -1,28 +1,30 @@
 //! Layouts of the runtime's own Rust structures in a host.
 //!
-//! `repr(Rust)` promises nothing, so an offset is only known for one compiler. Two sources, in this order:
+//! `repr(Rust)` promises nothing, so an offset is only known for one compiler. There are two sources of offsets,
+//! which are asked in this order:
 //!
 //! 1. The host's DWARF, where it was built with `debug = 2` (`debug = 1` and line tables have no types).
 //! 2. A table keyed by the compiler version that the linker left in `.comment`, a section that `strip` keeps.
 //!
-//! `offsets!` holds both in one row per offset: the measured number and the path through the types that leads to it. So
-//! the table can be checked against any host that has DWARF, and a new compiler needs one column of numbers.
+//! `offsets!` holds both in one row per offset: the measured number and the path through the types that leads to it.
+//! So the table can be checked against any host that has DWARF, and a new compiler needs one column of numbers.
 //!
-//! Neither source is trusted further than to say where to look: readers check pointers, lengths, tags and orders
+//! Neither source is trusted further than to say where to look. The readers check pointers, lengths, tags and orders
 //! themselves, and an address that does not read like the structure is an error, not a value.
 
 use crate::limits;
 use crate::process::objects::{LoadedObject, Objects};
-use crate::unwind::cfi::section_bytes;
+use crate::process::unpack::section_bytes;
 use gimli::{EndianSlice, LittleEndian, UnitOffset};
 use object::{Object, ObjectSection};
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-/// The discriminant of a variant that has none: any value that is not another variant's belongs to it (niche encoding).
+/// Stands in a layout for the discriminant of a variant that has none of its own. In such an enum (niche encoding)
+/// every value that is not another variant's discriminant belongs to this variant.
 pub const DATAFUL: u64 = u64::MAX;
 
-/// Where layouts came from.
+/// Where the layouts of a host came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// The host's debug info.
@@ -31,29 +33,29 @@ pub enum Source {
     Table(&'static str),
 }
 
-/// Why there are no layouts.
+/// Why the layouts of a host are not known.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum LayoutError {
-    /// Nothing says what compiled the host.
+    /// Neither `.comment` nor type information says what compiled the host.
     #[error("no compiler named in .comment and no type information in the host")]
     NoCompiler,
-    /// The table has no column for it.
+    /// The table has no column for the host's compiler.
     #[error("unknown compiler: rustc {found}; layouts known for: {known}")]
     UnknownCompiler {
-        /// Version in the host.
+        /// Versions that the host names, separated by commas.
         found: String,
-        /// Versions in the table.
+        /// Versions that the table has, separated by commas.
         known: String,
     },
-    /// There is no file to look at.
+    /// There is no file of the host to look at. The string names the file.
     #[error("{0} cannot be read, so neither its debug info nor its compiler is known")]
     NoFile(String),
 }
 
 /// Compiler versions with a column in the table.
 ///
-/// 1.95.0 was measured with debug and release hosts, which agree. A neighbour must not be taken for it: the nightly of
-/// 1.97.0 has the same offsets, but `None` of `Option<SuspendOffset>` is -1 there and not 3.
+/// 1.95.0 was measured with debug and release hosts, which agree. A neighbouring version must not be taken for it:
+/// the nightly of 1.97.0 has the same offsets, but `None` of `Option<SuspendOffset>` is -1 there and not 3.
 pub const KNOWN_COMPILERS: [&str; 1] = ["1.95.0"];
 
 macro_rules! offsets {
@@ -67,12 +69,12 @@ macro_rules! offsets {
             /// The numbers for rustc 1.95.0.
             pub const RUSTC_1_95_0: $name = $name { $($field: $value,)* };
 
-            /// Follows every path; the first that leads nowhere is named in the error.
+            /// Computes every field by following its path. The error names the first path that leads nowhere.
             fn from_types(types: &Types<'_>) -> Result<$name, String> {
                 Ok($name { $($field: types.eval($path).ok_or_else(|| format!("no {} in the debug info", $path))?,)* })
             }
 
-            /// Rows as (field, value), for comparing layouts and for `--verbose`.
+            /// All fields as (name, value), for comparing layouts and for `--verbose`.
             pub fn rows(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($field), self.$field),)*]
             }
@@ -80,12 +82,14 @@ macro_rules! offsets {
     };
 }
 
-// Path language: `Root.member.member` is an offset in bytes. A step may also be `*` (follow the pointer; offsets restart),
-// `<T>` (the type argument T; offsets restart), `!` (offsets restart here) or `:Variant` (into that variant). The last step
-// may be `#` (size of the type in bytes), `^` (offset of the discriminant), `^#` (its size), `@Variant` (its value) or
-// `@?Variant` (its value, `DATAFUL` if it has none). `|` separates alternatives: field names of std that changed.
+// The language of the paths: a path begins at a root type, and `Root.member.member` is the offset of that member in
+// bytes. A step may also be `*` (follow the pointer; offsets restart), `<T>` (go to the type argument T; offsets
+// restart), `!` (offsets restart here) or `:Variant` (go into that variant). The last step may be `#` (size of the
+// type in bytes), `^` (offset of the discriminant), `^#` (size of the discriminant), `@Variant` (the discriminant's
+// value for that variant) or `@?Variant` (the same, and `DATAFUL` if the variant has none). `|` separates
+// alternatives, for fields of std whose names changed.
 offsets! {
-    /// `CodeVersion` and everything below it (`state.rs`).
+    /// Offsets in `CodeVersion` and everything below it (`state.rs`).
     StateLayout {
         version_size 0x48 "CodeVersion.#";
         version_backend 0x0 "CodeVersion.backend.data_ptr";
@@ -229,7 +233,7 @@ offsets! {
 }
 
 offsets! {
-    /// `ModuleInner` and `ModuleInfo` (`module.rs`).
+    /// Offsets in `ModuleInner` and `ModuleInfo` (`module.rs`).
     ModuleLayout {
         inner_size 0x250 "ModuleInner.#";
         inner_runnable 0x238 "ModuleInner.runnable_module";
@@ -328,7 +332,7 @@ offsets! {
 }
 
 offsets! {
-    /// `X64ExecutionContext`, the singlepass `RunnableModule` (`codegen_x64.rs`).
+    /// Offsets in `X64ExecutionContext`, which is the `RunnableModule` of singlepass (`codegen_x64.rs`).
     ContextLayout {
         context_size 0xa8 "X64ExecutionContext.#";
         context_code_ptr 0x70 "X64ExecutionContext.code.ptr";
@@ -340,7 +344,8 @@ offsets! {
 }
 
 impl StateLayout {
-    /// Readers take discriminants of state maps as words, which every compiler seen makes them: their payloads are words.
+    /// Checks that all discriminants in state maps are words of 8 bytes, because the readers take them as such. Every
+    /// compiler seen makes them words, since the payloads of these enums are words.
     fn check_tags(&self) -> Result<(), String> {
         match self.rows().into_iter().find(|(name, size)| name.ends_with("_tag_size") && *size != 8) {
             Some((name, size)) => Err(format!("{name} is {size}, not 8")),
@@ -352,15 +357,15 @@ impl StateLayout {
 /// The layouts of one host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layouts {
-    /// State maps and code versions.
+    /// Layouts of state maps and code versions.
     pub state: StateLayout,
-    /// Modules.
+    /// Layouts of modules.
     pub module: ModuleLayout,
-    /// The backend's context.
+    /// Layout of the backend's context.
     pub context: ContextLayout,
-    /// Where they came from.
+    /// Where the layouts came from.
     pub source: Source,
-    /// Why debug info was not used, where it was there but incomplete.
+    /// Why the host's debug info was not used, where there is some but it is incomplete.
     pub notes: Vec<String>,
 }
 
@@ -377,7 +382,8 @@ impl Layouts {
         })
     }
 
-    /// The layouts of the host that `object` is: its debug info (or that of its debug file), else the table.
+    /// The layouts of the host whose file is `object`: from its debug info, else from that of its separate debug
+    /// file, else from the table.
     pub fn of_object(object: &LoadedObject) -> Result<Layouts, LayoutError> {
         let data = object.data.as_deref().ok_or_else(|| LayoutError::NoFile(object.name()))?;
         let mut note = None;
@@ -399,8 +405,8 @@ impl Layouts {
         }
     }
 
-    /// The layouts of the target's main executable. The expensive part of finding anything here: ask only when a route
-    /// needs it.
+    /// The layouts of the target's main executable. This is the expensive part of finding anything here, so ask only
+    /// when a route needs it.
     pub fn of_target(objects: &Objects) -> Result<Layouts, LayoutError> {
         match objects.executable() {
             Some(object) => Layouts::of_object(object),
@@ -429,7 +435,8 @@ pub fn compilers(elf: &[u8]) -> Vec<String> {
 type Slice<'a> = EndianSlice<'a, LittleEndian>;
 type Unit<'a> = gimli::Unit<Slice<'a>>;
 
-/// Layouts out of the debug info of an ELF file. `Ok(None)`: it has no such types.
+/// Reads layouts from the debug info of an ELF file. `Ok(None)` means that the file has no debug info, or that one of
+/// the types that are searched for is not in it.
 pub fn from_dwarf(elf: &[u8]) -> Result<Option<Layouts>, String> {
     let file = object::File::parse(elf).map_err(|e| e.to_string())?;
     if file.section_by_name(".debug_info").is_none() {
@@ -458,11 +465,11 @@ pub fn from_dwarf(elf: &[u8]) -> Result<Option<Layouts>, String> {
     }))
 }
 
-/// Types whose names are searched for; everything else is reached from them.
+/// Names of the types that are searched for. All other types are reached from these.
 const ROOTS: [&str; 6] =
     ["CodeVersion", "ModuleStateMap", "FunctionStateMap", "ModuleInner", "ModuleInfo", "X64ExecutionContext"];
 
-/// A type: its unit and its entry there.
+/// A type in the debug info: the index of its unit in `Types::units`, and its entry in that unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct TypeRef {
     unit: usize,
@@ -485,14 +492,14 @@ struct VariantPart {
 #[derive(Default)]
 struct TypeEntry {
     size: Option<u64>,
-    /// What a pointer, array or typedef leads to.
+    /// The type that a pointer, array or typedef leads to.
     target: Option<TypeRef>,
     members: Vec<Member>,
     arguments: Vec<(String, TypeRef)>,
     variants: Option<VariantPart>,
 }
 
-/// The part of the type graph that paths are evaluated in.
+/// The part of the debug info that paths are evaluated in: the root types and the units that hold them.
 struct Types<'a> {
     dwarf: &'a gimli::Dwarf<Slice<'a>>,
     units: Vec<Unit<'a>>,
@@ -531,9 +538,9 @@ impl<'a> Types<'a> {
             while !entries.is_empty() && *budget > 0 {
                 *budget -= 1;
                 let offset = entries.next_offset();
-                // The end of a list of children.
+                // This entry ends a list of children.
                 let Some(abbreviation) = entries.read_abbreviation()? else { continue };
-                // Millions of entries are passed for six.
+                // Millions of entries are passed to find six, so other entries are skipped unread.
                 if abbreviation.tag() != gimli::DW_TAG_structure_type {
                     entries.skip_attributes(abbreviation.attributes())?;
                     continue;
@@ -543,7 +550,7 @@ impl<'a> Types<'a> {
                     let attribute = entries.read_attribute(attribute)?;
                     match attribute.name() {
                         gimli::DW_AT_name => name = Some(attribute.value()),
-                        // A declaration has none.
+                        // A mere declaration of a type has no size.
                         gimli::DW_AT_byte_size => has_size = true,
                         _ => {}
                     }
@@ -599,7 +606,7 @@ impl<'a> Types<'a> {
         }
     }
 
-    /// Reads one type with its members; `None` where the debug info is broken.
+    /// Reads one type with its members. `None` where the debug info is broken or the type has too many members.
     fn entry(&self, ty: TypeRef) -> Option<TypeEntry> {
         let unit = self.units.get(ty.unit)?;
         let mut tree = unit.entries_tree(Some(ty.entry)).ok()?;
@@ -672,7 +679,7 @@ impl<'a> Types<'a> {
         Some(part)
     }
 
-    /// Evaluates a path (see `offsets!`), or the first of several that leads somewhere.
+    /// Evaluates a path (see `offsets!`). Of several alternatives it takes the first that leads somewhere.
     fn eval(&self, paths: &str) -> Option<u64> {
         paths.split('|').find_map(|path| self.eval_one(path))
     }

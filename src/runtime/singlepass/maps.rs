@@ -1,4 +1,4 @@
-//! A module's state map: whole, or of a large one the functions that were asked for.
+//! A module's state map: a small one is read as a whole, of a large one only the functions that are asked for.
 
 use super::anchor::{ImageBytes, MapSource, total_size};
 use crate::limits;
@@ -9,11 +9,11 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// The maps of a module's functions.
+/// The state maps of a module's functions.
 pub struct Maps {
     /// Code offsets of the functions' first bytes, increasing.
     starts: Vec<usize>,
-    /// Bytes of code.
+    /// Size of the code in bytes, import trampolines included.
     total_size: usize,
     whole: OnceCell<Result<Whole, String>>,
     parts: Option<Parts>,
@@ -21,37 +21,37 @@ pub struct Maps {
 
 struct Whole {
     map: Arc<ModuleStateMap>,
-    /// Errors of functions' maps, by code offset.
+    /// The first error in the map of each function that has errors, by the function's code offset.
     problems: BTreeMap<usize, String>,
 }
 
-/// What is looked up of a large map.
+/// A large state map that stays encoded, and the functions that were looked up in it.
 struct Parts {
     encoded: EncodedMap,
     source: MapSource,
     known: RefCell<Known>,
-    /// By number; `None` where the lookup failed.
+    /// The maps that were looked up, by the function's number; `None` where the lookup failed.
     functions: Vec<OnceCell<Option<Box<Part>>>>,
-    /// Bytes that were looked through in vain.
+    /// Bytes that were looked through in lookups that failed or took far too much.
     in_vain: Cell<u64>,
 }
 
-/// A map of one function.
+/// The map of one function, and the first error in it.
 struct Part {
     map: ModuleStateMap,
     problem: Option<String>,
 }
 
 impl Maps {
-    /// A map that is there.
+    /// Takes a map that was read already.
     pub fn whole(map: Arc<ModuleStateMap>) -> Maps {
         let starts = map.local_functions.keys().copied().collect();
         let total_size = map.total_size;
         Maps { starts, total_size, whole: OnceCell::from(Ok(Whole::new(map))), parts: None }
     }
 
-    /// The map at `source`. `starts` are the code offsets of its functions, as the image that it is in has them; without
-    /// any the map is read as a whole, and so is a small one.
+    /// Reads the map at `source`. `starts` are the code offsets of its functions, as the image that holds the map has
+    /// them. Without any `starts` the map is read as a whole, and so is a small map.
     ///
     /// # Errors
     /// Why the map cannot be read.
@@ -65,7 +65,8 @@ impl Maps {
         let parts =
             Parts { encoded, source: source.clone(), known: RefCell::default(), functions, in_vain: Cell::new(0) };
         let maps = Maps { starts, total_size, whole: OnceCell::new(), parts: Some(parts) };
-        // The lookup rests on what it finds at the beginning, too.
+        // Every lookup also rests on the records at the beginning. If the first one is not found, the map is read as
+        // a whole.
         if maps.part(0, memory).is_none() {
             maps.all(memory)?;
         }
@@ -77,21 +78,22 @@ impl Maps {
         &self.starts
     }
 
-    /// Bytes of code, import trampolines included.
+    /// Size of the code in bytes, import trampolines included.
     pub fn total_size(&self) -> usize {
         self.total_size
     }
 
-    /// Where the function that begins at `start` ends: at the next one or the end of the code.
+    /// Where the function that begins at `start` ends: at the start of the next function or at the end of the code.
     pub fn function_end(&self, start: usize) -> usize {
         let next = self.starts.get(self.starts.partition_point(|&s| s <= start));
         next.map_or(self.total_size, |&next| next.min(self.total_size))
     }
 
-    /// A map that has the function around `code_offset`, and perhaps others. `None` where there is no function.
+    /// A map that has the function around `code_offset`, and perhaps other functions. `None` where there is no
+    /// function.
     ///
     /// # Errors
-    /// Why its map cannot be read.
+    /// Why the function's map cannot be read.
     pub fn around(&self, code_offset: usize, memory: &dyn Memory) -> Result<Option<&ModuleStateMap>, String> {
         let before = self.starts.partition_point(|&s| s <= code_offset);
         if code_offset >= self.total_size || before == 0 {
@@ -109,12 +111,12 @@ impl Maps {
     /// The map of all functions.
     ///
     /// # Errors
-    /// Why it cannot be read.
+    /// Why the map cannot be read.
     pub fn all(&self, memory: &dyn Memory) -> Result<&Arc<ModuleStateMap>, String> {
         Ok(&self.whole_of(memory)?.map)
     }
 
-    /// What is wrong with the map of the function that begins at `start`, as far as it was looked at.
+    /// The first error in the map of the function that begins at `start`, if that map was looked at and has one.
     pub fn problem(&self, start: usize) -> Option<&str> {
         if let Some(Ok(whole)) = self.whole.get() {
             return whole.problems.get(&start).map(String::as_str);
@@ -123,7 +125,8 @@ impl Maps {
         self.parts.as_ref()?.functions.get(number)?.get()?.as_ref()?.problem.as_deref()
     }
 
-    /// All problems that are known, by code offset.
+    /// The first error in the map of each function that has errors, by code offset. `None` unless the whole map was
+    /// read.
     pub fn problems(&self) -> Option<&BTreeMap<usize, String>> {
         self.whole.get()?.as_ref().ok().map(|whole| &whole.problems)
     }
@@ -147,7 +150,8 @@ impl Maps {
             let mut left = limits::MAX_RECORD_LOOKUP_BYTES;
             let found = parts.encoded.function(number, &mut parts.known.borrow_mut(), &mut left, &read);
             let used = limits::MAX_RECORD_LOOKUP_BYTES - left;
-            // So much is not what a map takes, even if something was found in the end.
+            // A sound map does not take so many bytes, so they count as looked through in vain even if the function
+            // was found in the end.
             if found.is_err() || used > limits::MAX_RECORD_LOOKUP_BYTES / 2 {
                 parts.in_vain.set(parts.in_vain.get() + used);
             }
@@ -169,7 +173,7 @@ impl Whole {
     }
 }
 
-/// A large map in which functions can be looked up.
+/// The encoded map at `source`, if it is large and its functions can be looked up one by one.
 fn encoded(source: &MapSource, starts: &[u64], code_size: u64, memory: &dyn Memory) -> Option<EncodedMap> {
     let image = match source {
         MapSource::CacheImage { address, len, exact: true, .. } => {
@@ -184,8 +188,8 @@ fn encoded(source: &MapSource, starts: &[u64], code_size: u64, memory: &dyn Memo
     EncodedMap::new(starts, total, len)
 }
 
-/// Decodes a borsh state map. Its length is not written anywhere: where the image's end is not known, more and more is
-/// read until it decodes.
+/// Decodes a borsh state map. Its length is not written anywhere, so where the image's end is not known, more and
+/// more bytes are read until the map decodes.
 fn read_borsh(memory: &dyn Memory, source: &MapSource, code_size: u64) -> Result<ModuleStateMap, String> {
     let mut max = match source {
         MapSource::CacheImage { exact: false, .. } => (4 << 20).max(code_size.saturating_mul(8)),
@@ -209,7 +213,7 @@ mod tests {
     #[test]
     fn a_small_map_is_read_as_a_whole() {
         for (len, in_parts) in [(limits::MAX_WHOLE_MAP_BYTES, false), (limits::MAX_WHOLE_MAP_BYTES + 8, true)] {
-            // The size of the code is what an image ends with.
+            // An image ends with the size of the code.
             let mut image = vec![0; len as usize];
             image[len as usize - 8..].copy_from_slice(&0x800u64.to_le_bytes());
             let source = MapSource::Bytes { image: image.into(), msm_offset: 0 };
@@ -226,7 +230,7 @@ mod tests {
         let starts: Vec<u64> = (1..=1000).map(|i| i * 0x100).collect();
         let maps = Maps::read(&source, &starts, 0x80_0000, &Pieces::default()).unwrap();
         let parts = maps.parts.as_ref().unwrap();
-        // Some was asked for at once.
+        // `Maps::read` has looked up a function already.
         let mut before = parts.in_vain.get();
         for number in 100..1000 {
             assert!(maps.part(number, &Pieces::default()).is_none());

@@ -1,7 +1,7 @@
 //! The wasmer 0.x runtime with its singlepass backend.
 //!
-//! Finding modules ([`find`]: five routes, see [`anchor`]) and reading frames ([`frame`], [`code`]) are apart: a frame is read
-//! the same way however its module was found.
+//! Finding modules ([`find`]: five routes, see [`anchor`]) and reading frames ([`frame`], [`code`]) are separate: a
+//! frame is read the same way however its module was found.
 
 pub mod anchor;
 pub mod code;
@@ -39,7 +39,7 @@ use crate::unwind::{Cursor, Next, Unwinder};
 use crate::wasm::WasmModule;
 use module::Module;
 
-/// The modules of this runtime in one target.
+/// This runtime in one target: its modules and what is known about the search for them.
 #[derive(Default)]
 pub struct Singlepass {
     modules: Vec<Module>,
@@ -50,12 +50,12 @@ pub struct Singlepass {
 }
 
 impl Singlepass {
-    /// The module whose code covers `address`.
+    /// The module whose code covers `address`, with its index.
     pub fn module_at(&self, address: u64) -> Option<(usize, &Module)> {
         self.modules.iter().enumerate().find(|(_, m)| m.contains(address))
     }
 
-    /// All modules.
+    /// All modules of this runtime that were found.
     pub fn code_modules(&self) -> &[Module] {
         &self.modules
     }
@@ -121,7 +121,7 @@ impl Runtime for Singlepass {
 
     fn instance_parts(&self, module: usize, instance: u64, memory: &dyn Memory) -> Result<InstanceParts, Why> {
         let module = self.modules.get(module).ok_or_else(|| Why("there is no such module".into()))?;
-        // Code of another tier may run; the instance's own module is the one that was instantiated.
+        // The frame may run code of another tier. The instance belongs to the module that was instantiated.
         let own = memory.read_u64(instance.wrapping_add(ctx::MODULE)).ok();
         let instantiated = self.modules.iter().find(|m| m.inner.is_some() && m.inner == own);
         instance::parts(instantiated.unwrap_or(module), instance, memory)
@@ -158,8 +158,8 @@ impl Runtime for Singlepass {
     fn settles(&self, module: usize) -> Result<(), Why> {
         match self.modules.get(module) {
             None => Err(Why("there is no such module".into())),
-            // With full preemption the headers of functions have states even so, of which nothing is learnt: the locals
-            // have fixed places, and the operand stack is empty there.
+            // With full preemption the headers of functions have states even without track_state. But these tell
+            // nothing new: the locals have fixed places, and the operand stack is empty there.
             Some(module) if !module.tracked => {
                 let why = "the module was compiled without track_state: its operand stacks are recorded nowhere, and its \
                            locals are known without a step";
@@ -170,7 +170,7 @@ impl Runtime for Singlepass {
     }
 
     fn reach(&self, memory: &dyn Memory) -> Box<dyn Fn(u64) -> Reach + Send> {
-        // With full preemption there is one in each function's header at least.
+        // With full preemption each function has at least one loop point, the one in its header.
         let preempted = |map: &ModuleStateMap| map.local_functions.values().any(|f| !f.loop_offsets.is_empty());
         let of = |module: &Module| {
             let map = module.map.all(memory).ok().cloned();

@@ -1,4 +1,4 @@
-//! A compiled module found in a target: its code, its maps and what is known about its functions.
+//! A compiled module found in a target: its code, its state map and what is known about its functions.
 
 use super::code::Shape;
 use super::frame::Location;
@@ -18,69 +18,70 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::rc::Rc;
 
-/// What is known about a module's functions without the user's `.wasm`: from `ModuleInfo` in memory or in an artifact.
+/// What is known about a module without the user's `.wasm`: from `ModuleInfo` in memory or in an artifact.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Names {
-    /// Names by function index, with where they come from.
+    /// Names by function index, each with where it comes from.
     pub functions: BTreeMap<u32, (String, NameSource)>,
-    /// Signatures by function index: parameters, results.
+    /// Signatures by function index: the types of the parameters and of the results.
     pub signatures: BTreeMap<u32, (Vec<ValType>, Vec<ValType>)>,
     /// Name of the module.
     pub module: Option<String>,
     /// Globals, imported ones first, and how many are imported.
     pub globals: Option<(Vec<GlobalDecl>, u64)>,
-    /// Number of memories: imported, own.
+    /// Number of imported memories, and of memories that the module defines.
     pub memories: Option<(u64, u64)>,
-    /// Number of tables: imported, own.
+    /// Number of imported tables, and of tables that the module defines.
     pub tables: Option<(u64, u64)>,
-    /// Exports.
+    /// Exports of the module.
     pub exports: Option<Vec<GuestExport>>,
-    /// What a `.wasm` file is compared with besides.
+    /// Further declarations, with which a `.wasm` file is compared.
     pub description: Description,
-    /// Where the bytes of each data segment are, and how many.
+    /// Address in the target and length in bytes of each data segment's contents.
     pub data: Option<Vec<(u64, u64)>>,
 }
 
-/// A module.
+/// A compiled module of the target.
 pub struct Module {
-    /// Its code: first address, one past the last.
+    /// Address of the first byte of its code, and one past the last.
     pub code: (u64, u64),
     /// Its state map.
     pub map: Maps,
-    /// Code offsets of all functions, imports' trampolines first.
+    /// Code offsets of all functions, the trampolines of the imports first.
     pub function_offsets: Vec<u64>,
     /// Number of imported functions.
     pub import_count: u32,
-    /// Whether operand stacks were recorded.
+    /// Whether the compiler recorded operand stacks.
     pub tracked: bool,
-    /// Whether this is a baseline tier; `None` if nobody says.
+    /// Whether the code is of a baseline tier; `None` if nothing says so.
     pub baseline: Option<bool>,
-    /// Compiler or tier, as the runtime calls it.
+    /// Name of the compiler or tier, as the runtime calls it.
     pub backend: String,
     /// Address of its `ModuleInner`, if known.
     pub inner: Option<u64>,
-    /// Its instances, as far as they were met.
+    /// Addresses of the `vm::Ctx` of its instances, as far as they were found.
     pub instances: Vec<u64>,
     /// Names and signatures found in the target.
     pub names: Names,
-    /// What the `.wasm` was compared in: each thing, and in a word.
+    /// In what the `.wasm` agrees with the process: each thing that was compared, and a summary in a few words.
     pub wasm_checks: (Vec<String>, &'static str),
     /// The user's `.wasm`, checked against the map.
     pub wasm: Option<Rc<WasmModule>>,
-    /// Its path.
+    /// Path of that `.wasm`.
     pub wasm_path: Option<PathBuf>,
-    /// The code as the cached image has it, for cores that lack the mapping.
+    /// The code as the cached image has it, for cores that lack the code's mapping.
     pub image_code: Option<Rc<[u8]>>,
     shapes: RefCell<HashMap<u64, Rc<Result<Shape, String>>>>,
     states: RefCell<HashMap<usize, Rc<Result<MachineState, String>>>>,
     places: RefCell<HashMap<u64, Rc<Places>>>,
 }
 
-/// Functions that are asked whether the compiler recorded states: some have no points at all.
+/// How many functions are asked whether the compiler recorded states. One is not enough: some functions have no
+/// points at all.
 const ASKED_FOR_POINTS: usize = 64;
 
 impl Module {
-    /// A module with this map at this place, in `memory`.
+    /// A module with this code and state map, both of the target whose memory is `memory`.
     pub fn new(
         code: (u64, u64),
         map: Maps,
@@ -88,8 +89,9 @@ impl Module {
         import_count: u32,
         memory: &dyn Memory,
     ) -> Module {
-        // begin_body records diff 0 even without track_state, and with full preemption has a point for it, but the other
-        // points then name no diff (`get_state_diff`).
+        // `begin_body` records diff 0 even without `track_state`, and with full preemption it makes a point that has
+        // diff 0. But without `track_state` all other points name no diff (`get_state_diff`), so the first of those
+        // tells.
         let first_point = |f: &FunctionStateMap| {
             let ids = |kind| f.table(kind).values().map(|info| info.diff_id);
             PointKind::ORDER.iter().find_map(|&kind| ids(kind).find(|&id| id != 0))
@@ -126,8 +128,8 @@ impl Module {
         self.code.0 <= address && address < self.code.1
     }
 
-    /// Whether its functions save the registers that they use (singlepass's do; an optimizing backend's may not, and its
-    /// callers then keep them at the boundary).
+    /// Whether the module's functions save the registers that they use. Singlepass's functions do. Those of an
+    /// optimizing backend may not, and their callers then keep the registers at the boundary.
     pub fn saves_registers(map: &ModuleStateMap) -> bool {
         let saves = |f: &FunctionStateMap| {
             let pushed = f.diffs.first().map_or(&[][..], |d| &d.stack_push);
@@ -136,7 +138,7 @@ impl Module {
         map.local_functions.values().all(saves)
     }
 
-    /// What is at `address`.
+    /// What the code at `address` belongs to: a function or an import trampoline.
     pub fn locate(&self, address: u64, memory: &dyn Memory) -> Option<Location<'_>> {
         let offset = address.checked_sub(self.code.0)?;
         if offset >= self.map.total_size() as u64 {
@@ -167,12 +169,14 @@ impl Module {
 
     /// The machine code of a function that the module defines.
     pub fn code_of(&self, local_function: u32, memory: &dyn Memory) -> Option<Vec<u8>> {
-        // `finalize` numbers every function, in the order of their code.
+        // `finalize` numbers all functions in the order of their code.
         let start = *self.map.starts().get(local_function as usize)?;
         self.code_bytes(start as u64, self.map.function_end(start) as u64, memory).ok()
     }
 
-    /// What tells this module from others of the same size: the backend's settings change the size of its code.
+    /// A key that tells this module from others of the same size. The sizes of its functions stand for the backend's
+    /// settings, since these change the size of the code. `None` if the code cannot be read or has more than `left`
+    /// bytes, which is what may still be read.
     pub fn key(&self, left: &mut u64, memory: &dyn Memory) -> Option<Key> {
         let (mut build, mut content) = (DefaultHasher::new(), DefaultHasher::new());
         (&self.backend, self.tracked, self.map.starts(), self.map.total_size()).hash(&mut build);
@@ -196,7 +200,7 @@ impl Module {
         shape
     }
 
-    /// Which operators the code of the function at code offset `start` was made from; nothing without a `.wasm`.
+    /// Which operators the code of the function at code offset `start` was made from. Empty without a `.wasm`.
     pub fn places(&self, start: u64, map: &FunctionStateMap, memory: &dyn Memory) -> Rc<Places> {
         if let Some(places) = self.places.borrow().get(&start) {
             return places.clone();
@@ -214,7 +218,7 @@ impl Module {
         places
     }
 
-    /// Bytes that the import trampoline `index` has taken off `rsp` when the pc is at `address`.
+    /// The number of bytes that the trampoline of import `index` has taken off `rsp` when the pc is at `address`.
     pub fn import_stack_depth(&self, index: u32, address: u64, memory: &dyn Memory) -> Result<u64, String> {
         let (start, end) = trampoline(&self.function_offsets, index)?;
         let code = self.code_bytes(start, end, memory)?;
@@ -237,9 +241,10 @@ impl Module {
         u64::try_from(depth).ok().filter(|d| *d <= 0x28).ok_or_else(|| "the import trampoline moves rsp up".into())
     }
 
-    /// The state recorded at `point`, or why it is unusable; `None` where the compiler did not track state.
+    /// The state recorded at `point`, or why that state is unusable. `None` where the compiler did not track state.
     pub fn state(&self, point: &Point<'_>) -> Option<Rc<Result<MachineState, String>>> {
-        // Deep recursion returns to the same few places, and a state is the replay of a chain of diffs.
+        // States are kept: deep recursion returns to the same few points, and each state is the replay of a chain of
+        // diffs.
         let key = point.info as *const _ as usize;
         if let Some(state) = self.states.borrow().get(&key) {
             return Some(state.clone());
@@ -249,8 +254,8 @@ impl Module {
         Some(state)
     }
 
-    /// Best name of a function and where it comes from. A name section of the process's own wins over the file's, which is
-    /// not compared; the exports and imports of both are the same.
+    /// Best name of a function, and where the name comes from. A name section that the process itself has wins over
+    /// that of the `.wasm`, since the two are not compared. The exports and imports of both are the same.
     pub fn function_name(&self, function: u32) -> Option<(String, NameSource)> {
         let own = self.names.functions.get(&function);
         if let Some(name) = own.filter(|(_, source)| *source == NameSource::NameSection) {
@@ -260,7 +265,8 @@ impl Module {
         from_wasm.or_else(|| own.cloned())
     }
 
-    /// Types of the locals as far as they are known: all of them from the `.wasm`, the parameters from the signature.
+    /// Types of the locals as far as they are known: of all locals from the `.wasm`, else of the parameters from the
+    /// signature.
     pub fn local_types(&self, function: Option<u32>, local_function: u32) -> Vec<ValType> {
         if let Some(types) = self.wasm.as_ref().and_then(|w| w.local_types(local_function)) {
             return types.to_vec();
@@ -268,7 +274,7 @@ impl Module {
         function.and_then(|f| self.names.signatures.get(&f)).map(|(params, _)| params.clone()).unwrap_or_default()
     }
 
-    /// Number of memories: imported, own.
+    /// Number of imported memories, and of memories that the module defines.
     pub fn memories(&self) -> Option<(u64, u64)> {
         let from_wasm = self.wasm.as_ref().map(|w| {
             let d = w.declarations();
@@ -277,7 +283,7 @@ impl Module {
         self.names.memories.or(from_wasm)
     }
 
-    /// Number of tables: imported, own.
+    /// Number of imported tables, and of tables that the module defines.
     pub fn tables(&self) -> Option<(u64, u64)> {
         let from_wasm = self.wasm.as_ref().map(|w| {
             let d = w.declarations();
@@ -293,7 +299,7 @@ impl Module {
         known.or(from_wasm.map(|d| (d.globals.as_slice(), d.imported_globals as u64)))
     }
 
-    /// What the module declares.
+    /// What the module declares. Each part that is not known says why.
     pub fn declared(&self) -> Declared {
         let unknown = |what: &str| {
             Why(format!(
@@ -331,7 +337,7 @@ impl Module {
         }
         let imports = self.import_count.min(crate::limits::MAX_FUNCTIONS as u32);
         let imports = (0..imports).map(|i| (i, true, import_code(i)));
-        // `finalize` numbers every function, in the order of their code.
+        // `finalize` numbers all functions in the order of their code.
         let own = code.into_iter().filter_map(|(local, range)| {
             let index = self.import_count.checked_add(u32::try_from(local).ok()?)?;
             Some((index, false, Some(range)))
@@ -353,13 +359,13 @@ impl Module {
         self.names.signatures.get(&function).cloned().or_else(from_wasm)
     }
 
-    /// The error of the state map of the function at code offset `start`.
+    /// What is wrong with the state map of the function at code offset `start`, as far as that map was looked at.
     pub fn problem(&self, start: u64) -> Option<&str> {
         self.map.problem(start as usize)
     }
 }
 
-/// Code offsets of the trampoline of import `index`: where it begins and ends.
+/// Code offsets at which the trampoline of import `index` begins and ends.
 fn trampoline(offsets: &[u64], index: u32) -> Result<(u64, u64), String> {
     let at = |index: usize| offsets.get(index).copied().ok_or_else(|| format!("import {index} has no trampoline"));
     let (start, end) = (at(index as usize)?, at((index as usize).saturating_add(1))?);

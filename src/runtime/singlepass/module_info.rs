@@ -1,8 +1,8 @@
-//! The runtime's module description, artifact files and cache images, in borsh.
+//! The runtime's module description and its artifact files with their cache images, all encoded in borsh.
 //!
-//! borsh: little-endian integers, `u32` lengths, `usize` as `u64`, one byte for an enum's variant, for `Option` and for
-//! `bool`; fields in declaration order. The structs are those of `module.rs`, `types.rs`, `cache.rs` of the runtime's
-//! core and `codegen_x64.rs: CacheImage` of the backend.
+//! borsh writes integers little-endian, lengths as `u32`, `usize` as `u64`, one byte for an enum's variant, for
+//! `Option` and for `bool`, and fields in declaration order. The structs are those of `module.rs`, `types.rs`,
+//! `cache.rs` of the runtime's core and `codegen_x64.rs: CacheImage` of the backend.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -15,38 +15,38 @@ use crate::wasm::{NameSource, ValType};
 
 /// First bytes of an artifact file (`cache.rs: WASMER_CACHE_MAGIC`).
 const MAGIC: &[u8; 8] = b"WASMER\0\0";
-/// The only version there is (`cache.rs: CURRENT_CACHE_VERSION`).
+/// The only version of artifact files that there is (`cache.rs: CURRENT_CACHE_VERSION`).
 const VERSION: u64 = 0;
 
 /// Why encoded bytes were refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// They end too early.
+    /// The bytes end too early.
     #[error(transparent)]
     Short(#[from] Short),
-    /// A value that the type does not have.
+    /// A field holds a value that its type does not have.
     #[error("{what} is {value} at offset {offset}")]
     Value {
-        /// Which field.
+        /// Name of the field.
         what: &'static str,
-        /// What is there.
+        /// The value that was read.
         value: u64,
-        /// Offset of its end.
+        /// Offset of the field's end in the encoded bytes.
         offset: usize,
     },
-    /// A count above its cap.
+    /// A count is above its cap.
     #[error("{count} {what} at offset {offset}, at most {cap} are read")]
     TooMany {
-        /// Of what.
+        /// What is counted.
         what: &'static str,
-        /// How many.
+        /// The count that was read.
         count: u64,
-        /// The cap.
+        /// The largest count that is accepted.
         cap: u64,
-        /// Offset of the count's end.
+        /// Offset of the count's end in the encoded bytes.
         offset: usize,
     },
-    /// Fields that contradict each other.
+    /// Fields contradict each other. The string says how.
     #[error("{0}")]
     Contradiction(String),
 }
@@ -69,8 +69,8 @@ fn option<T>(b: &mut Bytes<'_>, what: &'static str, read: impl FnOnce(&mut Bytes
     Ok(if flag(b, what)? { Some(read(b)?) } else { None })
 }
 
-/// A `u32` count of elements of at least `size` bytes each: one that the rest of the input cannot hold is refused
-/// before anything is allocated for it.
+/// Reads a `u32` count of elements that have at least `size` bytes each. A count that the rest of the input cannot
+/// hold is refused before anything is allocated for it.
 fn count(b: &mut Bytes<'_>, size: u64) -> Read<u32> {
     let n = b.u32()?;
     let wanted = u64::from(n) * size;
@@ -92,7 +92,7 @@ fn blob<'a>(b: &mut Bytes<'a>) -> Read<&'a [u8]> {
 
 fn text(b: &mut Bytes<'_>) -> Read<String> {
     let bytes = blob(b)?;
-    // One name that is no UTF-8 does not cost all the others.
+    // Replacement characters are used, since one name that is not UTF-8 must not cost all the others.
     Ok(String::from_utf8_lossy(bytes).into_owned())
 }
 
@@ -107,82 +107,82 @@ fn value_type(b: &mut Bytes<'_>) -> Read<ValType> {
     })
 }
 
-/// A memory (`types.rs: MemoryDescriptor`).
+/// A memory that a module declares or imports (`types.rs: MemoryDescriptor`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryInfo {
-    /// Pages of 64 KiB at least.
+    /// Smallest size in pages of 64 KiB.
     pub minimum: u32,
-    /// Pages at most.
+    /// Largest size in pages of 64 KiB, if there is a limit.
     pub maximum: Option<u32>,
-    /// Whether threads may share it.
+    /// Whether threads may share the memory.
     pub shared: bool,
-    /// How it is mapped.
+    /// How the memory is mapped.
     pub kind: MemoryKind,
 }
 
 /// How a memory is mapped (`memory/mod.rs: MemoryType`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemoryKind {
-    /// May move when it grows.
+    /// The memory may move when it grows.
     Dynamic,
-    /// All addresses reserved from the start.
+    /// All addresses are reserved from the start.
     Static,
-    /// Static, and shared.
+    /// The memory is mapped like `Static`, and shared.
     SharedStatic,
 }
 
-/// A table (`types.rs: TableDescriptor`). Its elements are functions.
+/// A table that a module declares or imports (`types.rs: TableDescriptor`). Its elements are functions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TableInfo {
-    /// Elements at least.
+    /// Smallest number of elements.
     pub minimum: u32,
-    /// Elements at most.
+    /// Largest number of elements, if there is a limit.
     pub maximum: Option<u32>,
 }
 
-/// A global (`types.rs: GlobalDescriptor`).
+/// A global that a module declares or imports (`types.rs: GlobalDescriptor`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GlobalInfo {
-    /// Type.
+    /// Type of the value.
     pub ty: ValType,
-    /// Whether code may write it.
+    /// Whether code may write the global.
     pub mutable: bool,
 }
 
 /// An imported item of type `T`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Import<T> {
-    /// Module part of its name.
+    /// Module part of the import's name.
     pub module: String,
-    /// Field part of its name.
+    /// Field part of the import's name.
     pub name: String,
-    /// What is imported.
+    /// Description of what is imported.
     pub item: T,
 }
 
-/// What an export is (`module.rs: ExportIndex`), with its index in that index space.
+/// What an export is (`module.rs: ExportIndex`), with the index of the item in the index space of its kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Export {
-    /// Function.
+    /// A function.
     Function(u32),
-    /// Memory.
+    /// A memory.
     Memory(u32),
-    /// Global.
+    /// A global.
     Global(u32),
-    /// Table.
+    /// A table.
     Table(u32),
 }
 
-/// Parameter and result types.
+/// Parameter and result types of a function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signature {
-    /// Parameters.
+    /// Types of the parameters.
     pub params: Vec<ValType>,
-    /// Results.
+    /// Types of the results.
     pub results: Vec<ValType>,
 }
 
-/// The runtime's `ModuleInfo`, initial data of memories and tables left out.
+/// The runtime's `ModuleInfo`, without the initial data of memories and tables.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ModuleInfo {
     /// Memories that the module defines.
@@ -191,7 +191,7 @@ pub struct ModuleInfo {
     pub globals: Vec<GlobalInfo>,
     /// Tables that the module defines.
     pub tables: Vec<TableInfo>,
-    /// Imported functions; their signatures are the first of `function_types`.
+    /// Imported functions. Their signatures are the first of `function_types`.
     pub imported_functions: Vec<Import<()>>,
     /// Imported memories.
     pub imported_memories: Vec<Import<MemoryInfo>>,
@@ -199,30 +199,31 @@ pub struct ModuleInfo {
     pub imported_tables: Vec<Import<TableInfo>>,
     /// Imported globals.
     pub imported_globals: Vec<Import<GlobalInfo>>,
-    /// Exports in the module's order.
+    /// Names and items of the exports, in the module's order.
     pub exports: Vec<(String, Export)>,
-    /// Bytes of each data segment.
+    /// Length of each data segment in bytes.
     pub data: Vec<u64>,
     /// Number of element segments.
     pub elements: u64,
-    /// Start function.
+    /// Index of the start function, if there is one.
     pub start: Option<u32>,
-    /// Index into `signatures` of every function, imports first (`func_assoc`).
+    /// For every function, imports first, the index of its signature in `signatures` (`func_assoc`).
     pub function_types: Vec<u32>,
-    /// Signatures.
+    /// Signatures that `function_types` refers to.
     pub signatures: Vec<Signature>,
-    /// Compiler ("singlepass").
+    /// Name of the compiler ("singlepass").
     pub backend: String,
-    /// Function names that the host supplied (`em_symbol_map`).
+    /// Function names that the host supplied, by function index (`em_symbol_map`).
     pub symbol_map: Option<BTreeMap<u32, String>>,
-    /// Custom sections by name. The runtime keeps them with `compile_with`, not with `compile_with_config`.
+    /// Contents of the custom sections, by name. The runtime keeps custom sections with `compile_with`, not with
+    /// `compile_with_config`.
     pub custom_sections: BTreeMap<String, Vec<Vec<u8>>>,
     /// Whether debug information was to be generated.
     pub generate_debug_info: bool,
 }
 
 impl ModuleInfo {
-    /// Reads the borsh form and leaves `b` behind it.
+    /// Reads a `ModuleInfo` from its borsh form, and leaves `b` behind it.
     pub fn read(b: &mut Bytes<'_>) -> Result<ModuleInfo, Malformed> {
         let memories = list(b, 7, memory)?;
         let globals = list(b, 7, |b| {
@@ -293,12 +294,12 @@ impl ModuleInfo {
         })
     }
 
-    /// Signature of a function, imports first.
+    /// Signature of the function with this index, where imports come first.
     pub fn signature(&self, func_index: u32) -> Option<&Signature> {
         self.signatures.get(*self.function_types.get(func_index as usize)? as usize)
     }
 
-    /// Name that the module gives itself in its name section, where the runtime kept that.
+    /// Name that the module gives itself in its name section, if the runtime kept that section.
     pub fn module_name(&self) -> Option<String> {
         let section = self.custom_sections.get("name")?.first()?;
         let mut found = None;
@@ -310,8 +311,8 @@ impl ModuleInfo {
         found.filter(|name| !name.is_empty())
     }
 
-    /// Names of functions and where they are from: name section, export, import (as `module.name`), symbol map, the first
-    /// that has one.
+    /// Names of functions by index, and where each name is from. The sources are name section, export, import (as
+    /// `module.name`) and symbol map; the first that has a name for a function counts.
     pub fn function_names(&self) -> HashMap<u32, (String, NameSource)> {
         let mut out = HashMap::new();
         let mut add = |index: u32, name: &str, source| {
@@ -374,7 +375,7 @@ fn initializer(b: &mut Bytes<'_>) -> Read<()> {
             ValType::I32 | ValType::F32 => 4,
             ValType::I64 | ValType::F64 => 8,
             ValType::V128 => 16,
-            // The runtime has no such type: `value_type` gives none.
+            // `value_type` never returns these: the runtime has no such types.
             ValType::FuncRef | ValType::ExternRef | ValType::Ref => return wrong("initializer's type", 0, b),
         },
         1 => 4,
@@ -424,8 +425,8 @@ struct Names {
 }
 
 impl Names {
-    /// Entries may share text, so what they name together can be far larger than the input; one input's length is
-    /// more than any real module's names need.
+    /// Looks up the names of all `items`. Entries of the tables may share text, so the names together can be far
+    /// larger than the input. Their length is capped at more than any real module's names need.
     fn resolve<T>(&self, items: Vec<(NamePair, T)>) -> Read<Vec<Import<T>>> {
         let mut left = MAX_IMPORT_NAME_BYTES;
         let mut out = Vec::with_capacity(items.len());
@@ -445,11 +446,11 @@ impl Names {
 /// An artifact file: what `Artifact::serialize` of the runtime writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Artifact {
-    /// The module's description.
+    /// Description of the module.
     pub info: ModuleInfo,
-    /// The backend's metadata, in the file. Singlepass has none.
+    /// Range of the file that has the backend's metadata. It is empty with singlepass.
     pub metadata: Range<usize>,
-    /// The cache image, in the file, with the padding behind it (see `anchor::CacheImage`).
+    /// Range of the file that has the cache image, with the padding behind it (see `anchor::CacheImage`).
     pub image: Range<usize>,
 }
 
@@ -476,7 +477,7 @@ impl Artifact {
         let info = ModuleInfo::read(&mut b).map_err(|e| format!("its module description is broken: {e}"))?;
         let broken = |e: Malformed| format!("its code part is broken: {e}");
         let metadata = blob_range(&mut b).map_err(broken)?;
-        // `sys/mod.rs`: protection, then contents.
+        // A memory is written as its protection, then its contents (`sys/mod.rs`).
         match b.u8() {
             Ok(0..=4) => {}
             Ok(other) => return Err(format!("its code part is broken: memory protection is {other}")),

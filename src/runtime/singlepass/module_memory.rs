@@ -1,7 +1,8 @@
-//! What a host knows of a module, out of its memory: `module.rs`'s `ModuleInner` and the `ModuleInfo` in it.
+//! What a host knows of a module, read out of its memory: the `ModuleInner` of `module.rs` and the `ModuleInfo` in
+//! it.
 //!
-//! Each field is read by itself: one that cannot be read says why and costs no other. What indexes another field is
-//! checked against it, because a layout that fits nowhere else shows up there (the runtime's feature
+//! Each field is read by itself: a field that cannot be read says why and costs no other. Indices into another field
+//! are checked against that field, because that is where a layout that does not fit shows up (the runtime's feature
 //! `generate-debug-information` adds a field, for example).
 
 use super::layouts::{Layouts, ModuleLayout};
@@ -13,7 +14,7 @@ use crate::process::{Memory, Target};
 use crate::wasm::{Description, MemoryLimits, TableLimits};
 use crate::wasm::{ExternKind, ValType};
 
-/// A field, or why it could not be read.
+/// The value of a field, or why it could not be read.
 pub type Field<T> = Result<T, StructureError>;
 
 /// Parameter and result types of a function.
@@ -24,34 +25,35 @@ pub type Signature = (Vec<ValType>, Vec<ValType>);
 pub struct MemoryModuleInfo {
     /// Namespace and name of each imported function, in index order.
     pub imported_functions: Field<Vec<(String, String)>>,
-    /// Exports, in the module's order.
+    /// Names and items of the exports, in the module's order.
     pub exports: Field<Vec<(String, Export)>>,
-    /// Signatures.
+    /// Signatures that `func_assoc` refers to.
     pub signatures: Field<Vec<Signature>>,
-    /// Index into `signatures` of each function, imports first.
+    /// For each function, imports first, the index of its signature in `signatures`.
     pub func_assoc: Field<Vec<u32>>,
     /// Type and mutability of each imported global.
     pub imported_globals: Field<Vec<(ValType, bool)>>,
     /// Type and mutability of each global that the module defines.
     pub globals: Field<Vec<(ValType, bool)>>,
-    /// Memories: imported, defined.
+    /// Number of imported memories, and of memories that the module defines.
     pub memories: Field<(u64, u64)>,
-    /// Tables: imported, defined.
+    /// Number of imported tables, and of tables that the module defines.
     pub tables: Field<(u64, u64)>,
-    /// What else it declares, as far as it could be read.
+    /// What else the module declares, as far as it could be read.
     pub description: Description,
-    /// Where the bytes of each data segment are, and how many.
+    /// Address in the target and length in bytes of each data segment's contents.
     pub data: Option<Vec<(u64, u64)>>,
     /// Content of the custom section "name"; `None` where the host kept none (`compile_with_config` keeps none).
     pub name_section: Field<Option<Vec<u8>>>,
-    /// Function names that the host gave (`CompilerConfig::symbol_map`), by function index.
+    /// Function indices and the names that the host gave these functions (`CompilerConfig::symbol_map`), in the order
+    /// of the indices.
     pub em_symbol_map: Field<Vec<(u32, String)>>,
-    /// Compiler ("singlepass").
+    /// Name of the compiler ("singlepass").
     pub backend: Field<String>,
 }
 
 impl MemoryModuleInfo {
-    /// Type of the function with this index (imports first), if all that it takes is known.
+    /// Signature of the function with this index (imports first), if the fields that tell it were read.
     pub fn signature(&self, function: u32) -> Option<&Signature> {
         let index = *self.func_assoc.as_ref().ok()?.get(function as usize)?;
         self.signatures.as_ref().ok()?.get(index as usize)
@@ -76,10 +78,11 @@ impl MemoryModuleInfo {
     }
 }
 
-/// Reads the `ModuleInfo` of the `ModuleInner` at `module` (`vm::Ctx` has its address at +0x88).
+/// Reads the `ModuleInfo` of the `ModuleInner` at the address `module` (`vm::Ctx` has this address at +0x88).
 ///
 /// # Errors
-/// Only if the structure itself is not in memory; everything else is an error of one field.
+/// Fails only if the address is misaligned or the structure itself cannot be read. Everything else is an error of one
+/// field.
 pub fn read_module_info(
     memory: &dyn Memory,
     layouts: &Layouts,
@@ -141,26 +144,26 @@ pub fn read_module_info(
     })
 }
 
-/// The code of a module, as its singlepass `RunnableModule` names it.
+/// Where a module's code and state map are, as the module's singlepass `RunnableModule` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModuleCode {
     /// Address of the first byte of code.
     pub code_base: u64,
-    /// Bytes mapped for it.
+    /// Bytes that are mapped for the code.
     pub code_size: u64,
     /// Address of the `ModuleStateMap` (see `rust_msm`).
     pub msm_address: u64,
-    /// Bytes of code, as the map says; 0 before the map was looked at.
+    /// Size of the code in bytes, as the state map says; 0 before the map was looked at.
     pub total_size: u64,
     /// What was confirmed, in words.
     pub checks: Vec<String>,
 }
 
-/// The code and state map of the `ModuleInner` at `module`: how one gets from a `vmctx` to a map without the list of any
-/// thread and without decoding an image.
+/// Finds the code and state map of the `ModuleInner` at the address `module`. This way leads from a `vmctx` to a map
+/// without the list of any thread and without decoding an image.
 ///
 /// # Errors
-/// The module's context is not one of singlepass (another backend has another structure), or does not hold together.
+/// The module's context is not singlepass's (another backend has another structure), or does not hold together.
 pub fn read_module_code(target: &dyn Target, layouts: &Layouts, module: u64) -> Result<ModuleCode, StructureError> {
     let what = "ModuleInner";
     let bad = |field, value| StructureError::Implausible { what, address: module, field, value };
@@ -180,8 +183,8 @@ pub fn read_module_code(target: &dyn Target, layouts: &Layouts, module: u64) -> 
     Ok(code)
 }
 
-/// The context that an `Arc<Box<dyn RunnableModule>>` leads to, if it looks like singlepass's: reference counts, a vtable
-/// that is data, and code that is executable anonymous memory.
+/// Follows an `Arc<Box<dyn RunnableModule>>` to its context, if that looks like singlepass's: it needs reference
+/// counts, a vtable that is data, and code that is executable anonymous memory.
 pub(super) fn context_of_runnable(target: &dyn Target, layouts: &Layouts, arc: u64) -> Option<ModuleCode> {
     let word = |address: u64| target.read_u64(address).ok();
     if arc == 0 || !arc.is_multiple_of(8) {
@@ -193,7 +196,7 @@ pub(super) fn context_of_runnable(target: &dyn Target, layouts: &Layouts, arc: u
     }
     let fat = arc.checked_add(layouts.module.arc_data)?;
     let (data, vtable) = (word(fat)?, word(fat.checked_add(8)?)?);
-    // Not "in a file": a core that does not name its files has anonymous mappings only.
+    // The vtable need not lie in a file: a core that does not name its files has anonymous mappings only.
     target.mapping_at(vtable).filter(|m| !m.execute)?;
     let code_base = word(data.checked_add(layouts.context.context_code_ptr)?)?;
     let code_size = word(data.checked_add(layouts.context.context_code_size)?)?;
@@ -216,12 +219,12 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// The bytes of a string.
+    /// Reads the bytes of a string.
     fn text(&self, what: &'static str, view: View<'_>, at: u64) -> Field<Vec<u8>> {
         Ok(self.heap.vec(what, view, at, self.vec, 1, limits::MAX_STRING_BYTES)?.bytes)
     }
 
-    /// One of many names: one that is no UTF-8 does not cost the others.
+    /// Reads one of many names. A name that is not UTF-8 does not cost the others.
     fn name(&self, what: &'static str, view: View<'_>, at: u64) -> Field<String> {
         Ok(String::from_utf8_lossy(&self.text(what, view, at)?).into_owned())
     }
@@ -260,7 +263,7 @@ impl Reader<'_> {
         list.iter().map(|i| i.u32(0)).collect()
     }
 
-    /// The strings of a `StringTable`.
+    /// Reads the strings of a `StringTable`: `table` and `buffer` are the offsets of its entries and its text.
     fn string_table(&self, what: &'static str, table: u64, buffer: u64) -> Field<Vec<String>> {
         let l = self.l;
         let buffer = self.text(what, self.info, buffer)?;
@@ -311,7 +314,8 @@ impl Reader<'_> {
             .collect()
     }
 
-    /// The kinds are numbered as they are declared (`module.rs: ExportIndex`), and each holds one index.
+    /// Reads the exports. Their kinds are numbered in the order of declaration (`module.rs: ExportIndex`), and each
+    /// holds one index.
     fn exports(&self) -> Field<Vec<(String, Export)>> {
         let l = self.l;
         let list =
@@ -359,7 +363,7 @@ impl Reader<'_> {
         Ok((count(imported)?, count(defined)?))
     }
 
-    /// `Option<u32>`, told by a word before it.
+    /// Reads an `Option<u32>`: the word at `tag`, before the value, tells whether there is a value at `value`.
     fn option(&self, view: View<'_>, tag: u64, value: u64) -> Field<Option<u32>> {
         match view.u32(tag)? {
             0 => Ok(None),
@@ -388,7 +392,7 @@ impl Reader<'_> {
             minimum: view.u32(l.table_minimum)?.into(),
             maximum: self.option(view, l.table_has_maximum, l.table_maximum)?.map(u64::from),
             table64: false,
-            // The runtime has no others (`types.rs: ElementType`).
+            // The runtime has no other elements (`types.rs: ElementType`).
             element: ValType::FuncRef,
         })
     }
@@ -400,7 +404,7 @@ impl Reader<'_> {
         segments.iter().map(|d| vec_header("data", d, l.data_bytes, self.vec).ok()).collect()
     }
 
-    /// What is compared with a file and shown nowhere: a field that cannot be read is not compared.
+    /// Reads what is compared with a file and shown nowhere. A field that cannot be read is not compared.
     fn description(&self) -> Description {
         let l = self.l;
         let mut out = Description::default();
@@ -459,10 +463,11 @@ impl Reader<'_> {
         out
     }
 
-    /// Full buckets of the hash table at offset `at`, each `size` bytes.
+    /// Calls `visit` with each full bucket of the hash table at offset `at`, until it returns false. A bucket has
+    /// `size` bytes.
     ///
-    /// std's table (hashbrown) has one control byte per bucket, with the top bit clear where the bucket is full; bucket i
-    /// lies `i + 1` sizes *below* the control bytes.
+    /// std's table (hashbrown) has one control byte per bucket, with the top bit clear where the bucket is full.
+    /// Bucket i lies `i + 1` sizes *below* the control bytes.
     fn buckets(
         &self,
         what: &'static str,
@@ -501,7 +506,8 @@ impl Reader<'_> {
             if self.name("name of a custom section", bucket, l.section_name)? != "name" {
                 return Ok(true);
             }
-            // Several sections of one name are kept in file order; a valid module has one name section.
+            // Several sections of one name are kept in file order. A valid module has one name section, so the first
+            // is taken.
             let list =
                 self.heap.vec("name section", bucket, l.section_list, self.vec, l.vec_size, limits::MAX_SLOTS)?;
             if let Some(section) = list.iter().next() {
@@ -516,7 +522,7 @@ impl Reader<'_> {
     fn em_symbol_map(&self) -> Field<Vec<(u32, String)>> {
         let l = self.l;
         let mut out = Vec::new();
-        // `None` is the null of the control pointer.
+        // A null control pointer is `None`.
         if self.info.u64(l.info_em_symbols + l.table_ctrl)? != 0 {
             self.buckets("symbol map", l.info_em_symbols, l.em_symbol_size, &mut |bucket| {
                 out.push((bucket.u32(l.em_symbol_index)?, self.name("symbol", bucket, l.em_symbol_name)?));
@@ -556,7 +562,7 @@ mod tests {
         }
 
         let l = &layouts.module;
-        // A structure in which these words stand.
+        // Makes a structure of zeros with these words at these offsets.
         let with = |words: &[(u64, u64)]| {
             let mut bytes = vec![0; l.info_size as usize];
             for (at, word) in words {
@@ -564,7 +570,7 @@ mod tests {
             }
             bytes
         };
-        // What is too much is seen before memory is.
+        // What is above a limit is refused before memory is read.
         let refused = |found: StructureError| matches!(found, StructureError::Implausible { .. });
         let heap = || Budgeted::new(&none, limits::MAX_MODULE_INFO_BYTES);
         for (more, expected) in [(0, false), (1, true)] {

@@ -1,12 +1,12 @@
-//! Which operator a piece of singlepass code was made from, at every instruction of a function.
+//! Tells for every instruction of a singlepass function which operator it was made from.
 //!
-//! The state map has the operators of calls, divisions, loops and `unreachable` only. Loads, stores and conversions trap
-//! without a point, so that between two points the code itself is read: each access of the linear memory begins with a load
-//! of its base from the context (`codegen_x64.rs: emit_memory_op`), each check ends in a `ud2` of its own
-//! (`emit_conditional_trap`). Where these follow each other as they do in the `.wasm`, each is of the operator that stands
-//! there; where they do not, nothing is concluded from them.
+//! The state map has the operators of calls, divisions, loops and `unreachable` only. Loads, stores and conversions
+//! trap without a point, so the code between two points is read itself: each access of the linear memory begins with
+//! a load of the memory's base from the context (`codegen_x64.rs: emit_memory_op`), and each check ends in a `ud2` of
+//! its own (`emit_conditional_trap`). Where these instructions follow each other as the operators in the `.wasm` do,
+//! each is taken to be of the operator in its position. Where they do not, nothing is concluded from them.
 //!
-//! What a debugger is given as lines and what a report says of a frame both come from here.
+//! The lines that a debugger gets and what a report says of a frame both come from here.
 
 use super::code::Shape;
 use super::ctx;
@@ -17,23 +17,24 @@ use crate::wasm::{Site, WasmModule};
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 use std::collections::{BTreeMap, HashMap};
 
-/// Where code comes from.
+/// Which operator a piece of code was made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
-    /// Number of the operator.
+    /// Number of the operator in its function.
     pub operator: u64,
-    /// Whether it is this very operator's code; else it may be a later one's, up to the next mark.
+    /// Whether the code is this very operator's. If not, it may also be a later operator's, up to the one of the next
+    /// mark.
     pub exact: bool,
 }
 
-/// The marks of one function, by the offset from which each holds.
+/// The marks of one function, each with the offset from which it holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Places {
     marks: Vec<(u32, Mark)>,
 }
 
 impl Places {
-    /// Those of local function `local`, whose code begins at code offset `start`.
+    /// The marks of the local function `local`, whose machine code is `code` and begins at code offset `start`.
     pub fn of(
         wasm: &WasmModule,
         map: &FunctionStateMap,
@@ -50,8 +51,8 @@ impl Places {
         let mut marks: BTreeMap<u32, Mark> = BTreeMap::new();
         let body = shape.body() as u32;
         marks.insert(body, Mark { operator: 0, exact: false });
-        // Where the code of what follows a point begins, and the first operator that it can be of; where the next point's own
-        // begins, and its operator.
+        // Each stretch is the code behind a point: where it begins, and the first operator that it can be of. It ends
+        // where the next stretch begins, so it includes the code of the next point's own operator.
         let mut stretches: Vec<(u32, u64)> = vec![(body, 0)];
         for kind in PointKind::ORDER {
             for &place in map.table(kind).keys() {
@@ -70,7 +71,7 @@ impl Places {
                 }
             }
         }
-        // The epilogue is the final `end`.
+        // The epilogue is the code of the final `end`.
         let last = operators.len().saturating_sub(1) as u64;
         let reset = shape.epilogue().and_then(|(reset, ..)| index(reset as u32)).and_then(|i| at(i.checked_sub(1)?));
         if let Some(lea) = reset {
@@ -82,7 +83,7 @@ impl Places {
         let sites = wasm.sites(local);
         for (n, &(from, first)) in stretches.iter().enumerate() {
             let (to, next) = stretches.get(n + 1).copied().unwrap_or((end, last + 1));
-            // Code lies in the order of its operators.
+            // The code lies in the order of its operators.
             let of_stretch = |operator: u64| first <= operator && operator < next;
             let low = sites.partition_point(|(operator, _)| *operator < first);
             let sites = sites[low..].iter().copied().take_while(|(operator, _)| of_stretch(*operator));
@@ -99,19 +100,20 @@ impl Places {
         Places { marks: marks.into_iter().collect() }
     }
 
-    /// The mark in force at an offset.
+    /// The mark that holds at this offset from the start of the function.
     pub fn at(&self, offset: u64) -> Option<Mark> {
         let behind = self.marks.partition_point(|(from, _)| u64::from(*from) <= offset);
         self.marks.get(behind.checked_sub(1)?).map(|(_, mark)| *mark)
     }
 
-    /// All marks, ascending.
+    /// All marks, in ascending order of their offsets.
     pub fn marks(&self) -> &[(u32, Mark)] {
         &self.marks
     }
 }
 
-/// The marks of the sites in a stretch of code between two points. `None`: the code has not what the operators would have.
+/// The marks of `sites` in a stretch of code between two points. `None` if the code lacks the instructions that these
+/// operators would have, or has more of them.
 fn between(code: &[Instruction], sites: impl Iterator<Item = (u64, Site)>) -> Option<Vec<(u32, Mark)>> {
     let mut out = Vec::new();
     let mut tokens = code.iter().enumerate().filter(|(_, i)| is_base_load(i) || i.code() == Code::Ud2);
@@ -136,7 +138,7 @@ fn between(code: &[Instruction], sites: impl Iterator<Item = (u64, Site)>) -> Op
                 out.push((i.ip() as u32, own));
                 out.push((i.next_ip() as u32, Mark { operator, exact: false }));
             }
-            // Out of the table's bounds, and of another signature.
+            // The first check is for the table's bounds, the second for the signature.
             Site::IndirectCall => {
                 let (_, i) = trap(tokens.next())?;
                 trap(tokens.next())?;
@@ -147,12 +149,12 @@ fn between(code: &[Instruction], sites: impl Iterator<Item = (u64, Site)>) -> Op
     tokens.next().is_none().then_some(out)
 }
 
-/// The next of a stretch's traps and loads, if it is a trap.
+/// Passes on `next`, the next trap or base load of a stretch, if it is a trap.
 fn trap(next: Option<(usize, &Instruction)>) -> Option<(usize, &Instruction)> {
     next.filter(|(_, i)| i.code() == Code::Ud2)
 }
 
-/// The instruction that accesses the memory at an address that was added to `base`.
+/// The instruction that accesses the memory at an address to which `base` was added.
 fn access(code: &[Instruction], base: Register) -> Option<&Instruction> {
     let mut address = None;
     for i in code {
@@ -170,7 +172,7 @@ fn access(code: &[Instruction], base: Register) -> Option<&Instruction> {
     None
 }
 
-/// Whether it loads the word at this offset of the context, which is in r15.
+/// Whether `i` loads the word at `offset` of the context, which is in r15.
 fn is_context_load(i: &Instruction, offset: u64) -> bool {
     i.code() == Code::Mov_r64_rm64
         && i.memory_base() == Register::R15
@@ -182,7 +184,7 @@ fn is_base_load(i: &Instruction) -> bool {
     is_context_load(i, ctx::MEMORY_BASE)
 }
 
-/// The operator of each point (not of the function header's).
+/// The operator of each point, by the point's kind and code offset. The point of the function header is left out.
 fn operators_of_points(map: &FunctionStateMap) -> HashMap<(PointKind, usize), usize> {
     let mut out = HashMap::new();
     for (&operator, suspend) in &map.wasm_offset_to_target_offset {
@@ -203,7 +205,7 @@ fn operators_of_points(map: &FunctionStateMap) -> HashMap<(PointKind, usize), us
     out
 }
 
-/// The instructions of the body, as far as they decode.
+/// The instructions of the body, up to the first that does not decode.
 fn instructions(code: &[u8], body: u64) -> Vec<Instruction> {
     let mut out = Vec::new();
     let Some(bytes) = usize::try_from(body).ok().and_then(|body| code.get(body..)) else { return out };

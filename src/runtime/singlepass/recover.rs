@@ -1,18 +1,19 @@
-//! The Wasm frame below native code that cannot be unwound.
+//! Finds the Wasm frame below native code that cannot be unwound.
 //!
-//! Where a host's executable is missing (a core on another machine) its frames have no CFI. A frame pointer helps little:
-//! optimized code uses rbp for other things, or leaves in it what the Wasm function put there, and then a frame pointer
-//! step passes that function over without a trace.
+//! Where a host's executable is missing (a core on another machine) its frames have no CFI. A frame pointer helps
+//! little: optimized code uses rbp for other things, or leaves in it what the Wasm function put there. In the latter
+//! case a frame pointer step skips the Wasm function without a trace.
 //!
-//! The state map helps: it knows the size of the frame at each call. So a word on the stack is a live return address into
-//! Wasm only if
+//! The state map helps, because it knows the size of the frame at each call. So a word on the stack is taken for a
+//! live return address into Wasm only if
 //! - the map has a call there, and that call goes to an import (native code follows it), directly or by table;
-//! - the frame that begins behind the word ends at a saved rbp, above which stands a return address that leads to a call of
-//!   this very function (or to the entry trampoline);
+//! - the frame that begins behind the word ends at a saved rbp, above which stands a return address that leads to a
+//!   call of this very function (or to the entry trampoline);
 //! - and that caller's frame, by the map's own arithmetic, ends where the saved rbp says.
 //!
-//! Leftovers of calls that have returned can satisfy all this too. Where two places claim the same frame neither is
-//! believed, and the walk goes on below it. The reader is told that the frame was found by a search.
+//! Leftovers of calls that have returned can satisfy all this too. Where several words lead to competing frames, none
+//! of these is believed, and the walk goes on below the first frame on which all agree. The reader is told that the
+//! frame was found by a search.
 
 use super::code;
 use super::frame::Location;
@@ -23,28 +24,28 @@ use crate::process::Memory;
 use crate::state::{MachineState, MachineValue, PointKind};
 use crate::unwind::{Cursor, Next, Trust};
 
-/// After the call in `CONSTRUCT_STACK_AND_CALL_WASM`: `mov rsp, rbp; pop rbp; pop r11`.
+/// Bytes behind the call in `CONSTRUCT_STACK_AND_CALL_WASM`: `mov rsp, rbp; pop rbp; pop r11`.
 const ENTRY_RETURN: [u8; 6] = [0x48, 0x89, 0xec, 0x5d, 0x41, 0x5b];
 
 /// A Wasm frame on the stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Found {
-    /// Where the return address into it stands.
+    /// Address of the word that holds the return address into this frame.
     slot: u64,
-    /// That return address.
+    /// The return address into this frame.
     address: u64,
-    /// Its rbp.
+    /// The frame's rbp.
     rbp: u64,
 }
 
-/// What is above a frame's rbp.
+/// What called a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Caller {
     Wasm(Found),
     Entry,
 }
 
-/// The youngest Wasm frame that the stack of `at`, a native frame without unwind information, leads to.
+/// The youngest Wasm frame that can be found on the stack of `at`, a native frame without unwind information.
 pub fn recover(runtime: &Singlepass, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
     let sp = at.registers.sp()?.checked_next_multiple_of(8)?;
     if runtime.code_modules().is_empty() {
@@ -59,7 +60,7 @@ pub fn recover(runtime: &Singlepass, at: &Cursor, memory: &dyn Memory) -> Option
     let first = candidates.next()?;
     let chain = search.chain(first);
     let top = chain.last()?.rbp;
-    // Frames of the chain that call through a table look like candidates themselves.
+    // Frames of the chain that call through a table look like candidates themselves, so they are no rivals.
     let rivals: Vec<Vec<Found>> = candidates
         .take_while(|c| c.slot < top)
         .filter(|c| !chain.contains(c))
@@ -88,7 +89,7 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// The frame that `word` at `slot` returns to, if it is one from which native code was called.
+    /// The frame to which the return address `word` at `slot` leads, if native code was called from that frame.
     fn youngest(&self, slot: u64, word: u64) -> Option<Found> {
         let (module, _) = self.call(word)?;
         let goes_out = match self.call_target(word) {
@@ -98,7 +99,7 @@ impl Search<'_> {
         goes_out.then(|| self.frame(slot, word)).flatten()
     }
 
-    /// The frame whose return address `word` stands at `slot`, if what is above it fits.
+    /// The frame to which the return address `word` at `slot` leads, if the words above that frame fit.
     fn frame(&self, slot: u64, word: u64) -> Option<Found> {
         let (module, call) = self.call(word)?;
         let behind = slot.checked_add(8)?;
@@ -108,7 +109,8 @@ impl Search<'_> {
         };
         match call.size {
             Some(size) => fits(behind.checked_add(size)?),
-            // Not tracked: the only place behind the locals, saved registers and shadow that fits.
+            // State was not tracked, so the size is unknown. The frame ends at the only place behind the locals,
+            // saved registers and shadow that fits.
             None => {
                 let places = (0..MAX_ENTRY_FRAME / 8).filter_map(|i| fits(behind.checked_add(call.least + 8 * i)?));
                 let mut places = places.take(2);
@@ -118,7 +120,7 @@ impl Search<'_> {
         }
     }
 
-    /// What called `frame`.
+    /// What called `frame`, if it fits. The frame itself has made `call`, in `module`.
     fn caller(&self, frame: Found, call: &Call, module: &Module) -> Option<Caller> {
         let saved = self.memory.read_u64(frame.rbp).ok()?;
         let slot = frame.rbp.checked_add(8)?;
@@ -126,7 +128,7 @@ impl Search<'_> {
         let behind = slot.checked_add(8)?;
         if let Some((_, upper)) = self.call(above) {
             let start = module.code.0.wrapping_add(call.start);
-            // Without a frame size the call itself must prove that it goes to this function.
+            // Without a frame size the call above must itself prove that it goes to this function.
             let calls_it = self.call_target(above).map_or(call.size.is_some(), |target| target == start);
             let ends = match upper.size {
                 Some(size) => behind.checked_add(size)? == saved,
@@ -140,7 +142,7 @@ impl Search<'_> {
         entry.then_some(Caller::Entry)
     }
 
-    /// `frame` and its callers, as far as they fit.
+    /// `frame` and its callers, up to the first that does not fit.
     fn chain(&self, frame: Found) -> Vec<Found> {
         let mut chain = vec![frame];
         let mut current = frame;
@@ -157,7 +159,7 @@ impl Search<'_> {
         chain
     }
 
-    /// The call that returns to `address`.
+    /// The call that returns to `address`, and its module.
     fn call(&self, address: u64) -> Option<(&Module, Call)> {
         let (_, module) = self.runtime.module_at(address)?;
         let location = module.locate(address, self.memory)?;
@@ -176,7 +178,7 @@ impl Search<'_> {
         Some((module, Call { start, size, least: 8 * words as u64 + map.shadow_size as u64 }))
     }
 
-    /// Target of the direct call that returns to `address`; `None` for another kind of call.
+    /// Target of the direct call that returns to `address`; `None` for any other kind of call.
     fn call_target(&self, address: u64) -> Option<u64> {
         let mut bytes = [0; 5];
         self.memory.read(address.checked_sub(5)?, &mut bytes).ok()?;
@@ -187,11 +189,11 @@ impl Search<'_> {
 
 /// A call in a module's code.
 struct Call {
-    /// Code offset of the function it is in.
+    /// Code offset of the function that contains the call.
     start: u64,
-    /// Bytes from rsp to the saved rbp there, if the compiler tracked state.
+    /// Bytes from rsp to the saved rbp at the call, if the compiler tracked state.
     size: Option<u64>,
-    /// At least so many bytes: locals, saved registers, shadow.
+    /// The least number of bytes from rsp to the saved rbp: locals, saved registers and shadow.
     least: u64,
 }
 
@@ -211,7 +213,7 @@ mod tests {
 
     const BASE: u64 = 0x7000_0000;
     const STACK: u64 = 0x7a00_0000;
-    /// Behind a call in the module's only function, which has no words in its frame there.
+    /// Return address of a call in the module's only function, which has no words in its frame there.
     const RETURN: u64 = BASE + 0x20;
 
     fn runtime() -> Singlepass {
@@ -223,7 +225,7 @@ mod tests {
 
     #[test]
     fn chains_have_an_end() {
-        // Frames that call each other: return address and saved frame pointer in turns.
+        // The words of frames that call each other: return address and saved frame pointer in turns.
         let words: Vec<u64> =
             (0..MAX_RECOVERY_CHAIN as u64 + 10).flat_map(|i| [RETURN, STACK + 8 + (i + 1) * 16]).collect();
         let (runtime, memory) = (runtime(), Pieces::default().words(STACK, &words));

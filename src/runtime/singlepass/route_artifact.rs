@@ -1,18 +1,19 @@
-//! The artifact route: a cache file that the host wrote names the code; the code's address is found by comparing it with
-//! executable memory.
+//! The artifact route: a cache file that the host wrote contains the code. Where the target has this code is found by
+//! comparing it with executable memory.
 
 use super::anchor::{Anchor, AnchorError, CacheImage, ImageBytes, PAGE, Route, believe, code_starts, confirm};
 use crate::limits;
 use crate::process::Target;
 use std::sync::Arc;
 
-/// `cache.rs: ArtifactHeader`: magic, version, length of what follows.
+/// Size of the header in bytes (`cache.rs: ArtifactHeader`): magic, version, length of what follows.
 const HEADER: usize = 24;
 
-/// The `CacheImage` bytes inside an artifact (`cache.rs: ArtifactInner`), zeros up to the end of a page included.
+/// The `CacheImage` bytes inside an artifact (`cache.rs: ArtifactInner`), with the zeros up to the end of a page.
 ///
-/// The image is the last thing in the file, a `sys::Memory`: protection (one byte), length, bytes; and a `sys::Memory` is
-/// whole pages. So its length stands a multiple of a page before the end, and `ModuleInfo` before it need not be parsed.
+/// The image is the last thing in the file. It is written as a `sys::Memory`: protection (one byte), length, bytes. A
+/// `sys::Memory` is whole pages, so the length of the image stands a multiple of a page before the end, and the
+/// `ModuleInfo` before it need not be parsed.
 pub fn image_of_artifact(bytes: &[u8]) -> Result<&[u8], AnchorError> {
     let wrong = |why| AnchorError::NotArtifact { why };
     let (header, body) = bytes.split_at_checked(HEADER).ok_or(wrong("it is shorter than the header"))?;
@@ -30,7 +31,7 @@ pub fn image_of_artifact(bytes: &[u8]) -> Result<&[u8], AnchorError> {
         .ok_or(wrong("it is shorter than its header says: cut off?"))?;
     let mut size = PAGE as usize;
     while let Some(at) = body.len().checked_sub(size + 9) {
-        // Empty backend metadata (`generate_cache`), the protection, the length.
+        // Before the image stand empty backend metadata (`generate_cache`), the protection and the length.
         if let Some([0, 0, 0, 0, 0..=4, a, b, c, d, image @ ..]) = body.get(at..)
             && u32::from_le_bytes([*a, *b, *c, *d]) as usize == image.len()
         {
@@ -41,8 +42,8 @@ pub fn image_of_artifact(bytes: &[u8]) -> Result<&[u8], AnchorError> {
     Err(wrong("it holds no image of whole pages at its end"))
 }
 
-/// Finds the code of `artifact` (the bytes of a cache file) in the target: one anchor for each time it is loaded. The
-/// second result says why there is none.
+/// Finds the code of `artifact` (the bytes of a cache file) in the target, with one anchor for each place where it is
+/// loaded. The second result says why there is none.
 pub fn from_artifact(
     target: &dyn Target,
     artifact: &[u8],

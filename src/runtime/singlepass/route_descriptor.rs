@@ -1,8 +1,9 @@
-//! The cooperative route: a host published its modules through `wstate::descriptor` (feature `descriptor`), whose
-//! documentation has the layout.
+//! The cooperative route: a host publishes its modules through `wstate::descriptor` (feature `descriptor`). The
+//! documentation there has the layout.
 //!
-//! The static is found by its symbol, or, in a stripped host, by its first bytes in the writable data of a loaded file.
-//! The list is the host's, so it is bounded, may not go in circles, and each entry is checked like any other finding.
+//! The descriptor is a static of the host. It is found by its symbol, or, in a stripped host, by its first bytes in
+//! the writable data of a loaded file. Its list is made by the host, so the list is bounded, may not go in circles,
+//! and each entry is checked like any other finding.
 
 use super::route_tls::has_prologue;
 use crate::limits;
@@ -13,11 +14,11 @@ use std::collections::HashSet;
 
 /// First bytes of the descriptor: text, and bytes that no text has.
 pub const MAGIC: [u8; 16] = *b"wstate\xf0\x9f\xaa\xb2jit\x01\x0d\x0a";
-/// Version of the layout.
+/// Version of the descriptor's layout.
 pub(crate) const VERSION: u32 = 1;
-/// Bytes of an entry in this version.
+/// Size of a list entry in this version, in bytes.
 pub(crate) const ENTRY_BYTES: u32 = 64;
-/// The map is a `ModuleStateMap` in borsh.
+/// The `format` of an entry whose map is a `ModuleStateMap` in borsh.
 pub(crate) const FORMAT_STATE_MAP: u64 = 1;
 
 const SYMBOL: &[u8] = b"__wstate_descriptor";
@@ -27,13 +28,13 @@ const SYMBOL: &[u8] = b"__wstate_descriptor";
 pub struct PublishedModule {
     /// Address of the first byte of code.
     pub code_base: u64,
-    /// Bytes of code.
+    /// Size of the code in bytes.
     pub code_len: u64,
     /// Address of the encoded `ModuleStateMap` (borsh).
     pub map_bytes_address: u64,
-    /// Its length in bytes.
+    /// Length of the encoded map in bytes.
     pub map_len: u64,
-    /// Name that the host gave, if readable.
+    /// Name that the host gave the module, if it can be read.
     pub name: Option<String>,
     /// What was confirmed, in words; two facts at least.
     pub checks: Vec<String>,
@@ -42,9 +43,9 @@ pub struct PublishedModule {
 /// What the route found.
 #[derive(Clone, Debug, Default)]
 pub struct DescriptorFindings {
-    /// Modules, newest first.
+    /// The published modules, newest first.
     pub modules: Vec<PublishedModule>,
-    /// What was looked at and did not serve, one line each.
+    /// What was looked at but could not be used, one line each.
     pub notes: Vec<String>,
 }
 
@@ -88,7 +89,7 @@ fn has_magic(memory: &dyn Memory, address: u64) -> bool {
     memory.read(address, &mut bytes).is_ok() && bytes == MAGIC
 }
 
-/// Every aligned copy of the magic in writable data of loaded files.
+/// Addresses of all aligned copies of the magic in the writable data of loaded files.
 fn by_magic(target: &dyn Target, objects: &Objects, notes: &mut Vec<String>) -> Vec<u64> {
     let in_object = |m: &&Mapping| {
         m.read
@@ -179,7 +180,7 @@ fn read_entry(target: &dyn Target, words: &[u64; 8]) -> Result<Option<PublishedM
         }
         _ => return Err(format!("code at {code_base:#x} ({code_len} bytes) is not executable memory")),
     }
-    // ModuleStateMap in borsh: u32 count, then (u64 key, function) for each, then u64 total_size.
+    // A `ModuleStateMap` in borsh is a u32 count, then a u64 key and the function for each, then a u64 total_size.
     if !(12..=limits::MAX_IMAGE_BYTES).contains(&map_len) || map.checked_add(map_len).is_none() {
         return Err(format!("a state map has not {map_len} bytes"));
     }
@@ -232,7 +233,8 @@ mod tests {
         }])
     }
 
-    /// Data of a host: the descriptor at +0x20, entries from +0x100 (64 bytes each), a map at +0x800.
+    /// Searches a host whose data has the descriptor at +0x20, entries from +0x100 (64 bytes each) and a map at
+    /// +0x800.
     fn find_in(version: u32, first: u64, entries: &[[u64; 8]], map: &[u8]) -> DescriptorFindings {
         let mut data = vec![0; 0x1000];
         data[0x20..0x30].copy_from_slice(&MAGIC);
@@ -254,7 +256,7 @@ mod tests {
         find(&core, &host((DATA, DATA + 0x1000)))
     }
 
-    /// A map of no functions in 0x100 bytes of code.
+    /// A state map of no functions in 0x100 bytes of code.
     fn empty_map() -> Vec<u8> {
         [&0u32.to_le_bytes()[..], &0x100u64.to_le_bytes()].concat()
     }
@@ -298,13 +300,13 @@ mod tests {
         for (bytes, limited) in
             [(limits::MAX_DESCRIPTOR_SCAN_BYTES, false), (limits::MAX_DESCRIPTOR_SCAN_BYTES + 0x1000, true)]
         {
-            // Nothing of it is there.
+            // None of this memory is in the core.
             let core = CoreBuilder::new().segment(DATA, bytes, 6, &[]).open().unwrap();
             let found = find(&core, &host((DATA, DATA + bytes)));
             assert_eq!(found.notes.iter().any(|n| n.contains("limit reached")), limited, "{:?}", found.notes);
         }
         for (count, limited) in [(limits::MAX_DESCRIPTORS - 1, false), (limits::MAX_DESCRIPTORS, true)] {
-            // In one piece that is searched, and another behind it.
+            // The copies lie in the first piece that is searched, and another piece follows.
             let mut data = MAGIC.repeat(count);
             data.resize(0x1_1000, 0);
             let core = CoreBuilder::new().memory(DATA, 6, &data).open().unwrap();

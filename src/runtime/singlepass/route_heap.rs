@@ -1,9 +1,11 @@
 //! The heap route: the cached image is somewhere in writable memory for the module's whole life
-//! (`codegen_x64.rs: SinglepassCache`), and it begins with the length and the bytes of code that is mapped executable.
+//! (`codegen_x64.rs: SinglepassCache`). It begins with the length and the bytes of code that is also mapped
+//! executable.
 //!
-//! The image is the payload of an `Arc<[u8]>`. Its header is two words and `Arc` aligns it to eight bytes on every layout,
-//! so image starts are multiples of eight, and the first eight bytes of an image are `[u32 size][first 4 bytes of code]`
-//! with a size of whole pages. One pass over aligned words therefore finds the images of any number of modules at once.
+//! The image is the payload of an `Arc<[u8]>`. An `Arc` has a header of two words and is aligned to eight bytes on
+//! every layout, so image starts are multiples of eight. The first eight bytes of an image are
+//! `[u32 size][first 4 bytes of code]` with a size of whole pages. One pass over aligned words therefore finds the
+//! images of any number of modules at once.
 
 use super::anchor::{
     Anchor, AnchorError, CacheImage, CodeStart, ImageBytes, MapSource, PAGE, Route, believe, code_starts, confirm,
@@ -16,8 +18,8 @@ use std::time::{Duration, Instant};
 /// Bytes read at a time: large enough that the cost of a read call vanishes, small enough to stay in a core's cache.
 const CHUNK: usize = 256 << 10;
 
-/// Searches writable memory for the cached images of all code that `known` does not explain, then for the pointers that own
-/// these images and know their length. The second result says what was searched and why it was not enough.
+/// Searches writable memory for the cached images of all code that `known` does not explain, then for the pointers
+/// that own these images and know their length. The second result says what was searched and why that was not enough.
 pub fn find_heap(
     target: &dyn Target,
     known: &[Anchor],
@@ -66,13 +68,14 @@ pub fn find_heap(
     (anchors, notes)
 }
 
-/// When a search that begins now has to end.
+/// The time at which a search that begins now has to end.
 pub(super) fn deadline() -> Instant {
     Instant::now() + Duration::from_secs(limits::MAX_HEAP_SEARCH_SECONDS)
 }
 
-/// Finds the `Arc<[u8]>` that owns each image, that is the address of its counts followed by its length
-/// (`codegen_x64.rs: SinglepassCache`). Without it an image ends somewhere before the end of its mapping.
+/// Finds the `Arc<[u8]>` that owns each image: the address of the image's reference counts, followed by its length
+/// (`codegen_x64.rs: SinglepassCache`). Without the owner all that is known is that the image ends before its mapping
+/// does.
 fn find_owners(walk: &mut Walk<'_>, anchors: &mut [Anchor]) {
     let address = |a: &Anchor| match a.map {
         MapSource::CacheImage { address, exact: false, .. } => address.checked_sub(16),
@@ -102,7 +105,8 @@ fn find_owners(walk: &mut Walk<'_>, anchors: &mut [Anchor]) {
     });
 }
 
-/// Believes the length that the pointer at `owner` claims if the image ends there as images do.
+/// Takes the length that the pointer at `owner` claims for the image of `anchor`, if the image ends there as images
+/// do. Returns whether it does.
 fn own(target: &dyn Target, anchor: &mut Anchor, claimed: u64, owner: u64) -> bool {
     let MapSource::CacheImage { address, len, exact, msm_offset } = &mut anchor.map else { return false };
     if claimed > *len || claimed < *msm_offset {
@@ -117,13 +121,13 @@ fn own(target: &dyn Target, anchor: &mut Anchor, claimed: u64, owner: u64) -> bo
     true
 }
 
-/// Removes starts that lie in the code of `anchor`: it has explained them.
+/// Removes the starts that lie in the code of `anchor`, since `anchor` explains them.
 fn explained(starts: &mut Vec<CodeStart>, anchor: &Anchor) {
     starts.retain(|s| s.address < anchor.code_base || s.address - anchor.code_base >= anchor.code_size);
 }
 
-/// Writable anonymous memory, the heap first, then small mappings before large ones: linear memories and caches are large,
-/// and an image that is larger than them is worth the wait.
+/// Writable anonymous memory: the heap first, then small mappings before large ones. Linear memories and caches are
+/// large, and an image that is larger than them is worth the wait.
 fn likely_first(target: &dyn Target) -> Vec<&Mapping> {
     let is = |m: &Mapping, name: &str| m.path.as_ref().is_some_and(|p| p.as_os_str() == name);
     let mut maps: Vec<&Mapping> = target
@@ -135,11 +139,11 @@ fn likely_first(target: &dyn Target) -> Vec<&Mapping> {
     maps
 }
 
-/// Reads all of some mappings, within the limits of the search.
+/// Reads all bytes of some mappings, within the limits of the search.
 struct Walk<'a> {
     target: &'a dyn Target,
     mappings: Vec<&'a Mapping>,
-    /// Bytes passed, in all runs.
+    /// Bytes that were passed so far, in all runs.
     done: u64,
     until: Instant,
     progress: &'a dyn Fn(&str, u64, u64),
@@ -150,14 +154,14 @@ impl Walk<'_> {
         self.mappings.iter().map(|m| m.size()).fold(0, u64::saturating_add)
     }
 
-    /// Calls `visit` with the address, the end of the mapping and the bytes of each part that can be read, until it returns
-    /// false. Returns why it ended early if that was a limit.
+    /// Calls `visit` with the address, the end of the mapping and the bytes of each part that can be read, until it
+    /// returns false. If a limit ended the run early, returns which limit.
     fn run(&mut self, what: &str, visit: &mut dyn FnMut(u64, u64, &[u8]) -> bool) -> Option<&'static str> {
         let total = self.total();
         let begin = self.done;
         let mut buf = vec![0; CHUNK];
         for m in &self.mappings {
-            // Mappings are page-aligned; a source that says otherwise must not shift the words.
+            // Mappings are page-aligned. If a target says otherwise, that must not shift the words.
             let Some(mut at) = m.start.checked_next_multiple_of(8) else { continue };
             let mut missing = 0u32;
             while at < m.end {
@@ -169,13 +173,13 @@ impl Walk<'_> {
                 }
                 (self.progress)(what, self.done - begin, total);
                 let want = usize::try_from(m.end - at).unwrap_or(CHUNK).min(CHUNK);
-                // Where pages in the middle are absent: what is before them.
+                // Where pages in the middle are absent, this reads what is before them.
                 let got = self.target.scan(at, &mut buf[..want]);
                 if !visit(at, m.end, &buf[..got]) {
                     return None;
                 }
-                // What stopped a short read is one page; the next may be there again. Where a MiB in a row is missing (the
-                // undumped tail of a mapping in a core may be tens of GiB) the strides double.
+                // A short read was stopped by one absent page, and the page behind it may be there. Where a MiB in a
+                // row is missing (the undumped tail of a mapping in a core may be tens of GiB) the strides double.
                 missing = if got == 0 { missing + 1 } else { 0 };
                 let stride = 1u64 << missing.saturating_sub(256).min(18);
                 let next = match got < want {
@@ -193,7 +197,7 @@ impl Walk<'_> {
 
 struct Search<'a> {
     target: &'a dyn Target,
-    /// Not yet explained.
+    /// Places where code may begin that no image explains yet.
     starts: Vec<CodeStart>,
     anchors: Vec<Anchor>,
     failures: Vec<AnchorError>,
@@ -210,9 +214,10 @@ impl Search<'_> {
         f
     }
 
-    /// The words at `address` look like the start of an image.
+    /// Examines the words at `address`, which look like the start of an image. Their mapping ends at `end`.
     fn candidate(&mut self, address: u64, end: u64) {
-        // Machine code is full of words that pass as a page-aligned size; most would not fit where the code is.
+        // Machine code is full of words that pass as a page-aligned size, but most of these sizes would not fit where
+        // the code is.
         let first = self.target.read_u64(address).unwrap_or_default();
         let fits = |s: &CodeStart| s.first == (first >> 32) as u32 && s.limit - s.address >= first & 0xffff_ffff;
         if Instant::now() >= self.until || !self.starts.iter().any(fits) {
@@ -265,7 +270,8 @@ impl Search<'_> {
     }
 }
 
-/// The reference counts before an `Arc`'s payload. Their absence proves nothing: the bytes may be a copy.
+/// Describes the reference counts before the payload of an `Arc`. Their absence proves nothing: the bytes may be a
+/// copy.
 fn arc_counts(target: &dyn Target, payload: u64) -> Option<String> {
     let at = payload.checked_sub(16)?;
     let (strong, weak) = (target.read_u64(at).ok()?, target.read_u64(at + 8).ok()?);
@@ -274,7 +280,8 @@ fn arc_counts(target: &dyn Target, payload: u64) -> Option<String> {
         .then(|| format!("the image is the payload of a live Arc at {at:#x} ({strong} strong, {weak} weak)"))
 }
 
-/// Offsets of aligned words whose low half is a size in whole pages and whose high half is one of `firsts` (sorted).
+/// Collects offsets of aligned words whose low half is a size in whole pages and whose high half is one of `firsts`
+/// (sorted).
 fn scan(bytes: &[u8], firsts: &[u32], hits: &mut Vec<usize>) {
     const BLOCK: usize = 512;
     let is_size = |w: u64| (w & (PAGE - 1) == 0) & (w as u32 != 0);
@@ -294,7 +301,7 @@ fn scan(bytes: &[u8], firsts: &[u32], hits: &mut Vec<usize>) {
     }
 }
 
-/// Offsets of aligned words that are one of `wanted` (sorted).
+/// Collects offsets of aligned words that are in `wanted` (sorted).
 fn scan_for(bytes: &[u8], wanted: &[u64], hits: &mut Vec<usize>) {
     const BLOCK: usize = 512;
     let (Some(&low), Some(&high)) = (wanted.first(), wanted.last()) else { return };
@@ -353,7 +360,8 @@ mod tests {
         let mut f = Fake::new();
         f.code(CODE, &m.code);
         f.code(CODE + 0x1000, &other.code);
-        // One that was overwritten in the middle, one cut off by the end of its mapping, a good one, and its twin.
+        // Four images: one overwritten in the middle, one cut off by the end of its mapping, a good one, and its
+        // twin.
         let mut stale = m.image.clone();
         stale[60] ^= 1;
         f.arc(&stale);
@@ -391,7 +399,7 @@ mod tests {
         let asked = RefCell::new(0);
         let (more, notes) = find_heap(&f, &known, &|_, _, _| *asked.borrow_mut() += 1);
         assert!(more.is_empty() && notes.is_empty() && *asked.borrow() == 0);
-        // Nothing executable at all.
+        // A target that has nothing executable at all.
         let (none, notes) = find_heap(&Fake::new(), &[], &quiet);
         assert!(none.is_empty() && notes[0].contains("no anonymous executable memory"), "{notes:?}");
     }
@@ -472,7 +480,7 @@ mod tests {
         };
         let (_, exact, checks) = run(&[]);
         assert!(!exact);
-        // Other words may stand behind a copy of the pointer; only the length at which an image ends is believed.
+        // Other words may stand behind a copy of the pointer. Only the length at which an image ends is believed.
         let lies = [0, 1, len - 8, len + 8, u64::MAX, 0x1_0000];
         assert_eq!((run(&lies).1, run(&lies).2), (false, checks));
         assert_eq!(run(&[&lies[..], &[len]].concat()), (len, true, checks + 1));
@@ -495,7 +503,7 @@ mod tests {
         let run = |mapping: &Mapping, until| {
             Walk { target: &f, mappings: vec![mapping], done: 0, until, progress: &quiet }.run("", &mut |_, _, _| true)
         };
-        // Nothing of it is there, so that it is passed in strides.
+        // None of this memory is there, so it is passed in strides.
         let far = Instant::now() + Duration::from_secs(1 << 20);
         let stopped = run(&mapping(limits::MAX_HEAP_SEARCH_BYTES + (1 << 40)), far);
         assert_eq!(stopped, Some("stopped at the limit of bytes"));

@@ -1,8 +1,9 @@
-//! The thread-local route: `fault.rs`'s `CURRENT_CODE_VERSIONS`, the list that the runtime's own `read_stack` uses.
+//! The thread-local route: `CURRENT_CODE_VERSIONS` of `fault.rs`, the list that the runtime's own `read_stack` uses.
 //!
-//! A thread's list holds the versions of the instances *made* on that thread. Instances move, so the lists of all threads
-//! together are what may run anywhere. The variable is found by its symbol; in a stripped executable by trying each word of
-//! the thread-local block, which is small, and believing only what passes every check.
+//! A thread's list holds the code versions of the instances that were *made* on that thread. Instances move between
+//! threads, so the lists of all threads together are what may run on any thread. The variable is found by its symbol.
+//! In a stripped executable each word of the thread-local block, which is small, is tried, and only what passes every
+//! check is believed.
 
 use super::layouts::{LayoutError, Layouts};
 use super::module_memory::context_of_runnable;
@@ -16,19 +17,20 @@ use object::{Object, ObjectSymbol, SymbolKind};
 /// One `CodeVersion` in a thread's list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsVersion {
-    /// The thread whose list it is in.
+    /// The thread whose list has this version.
     pub thread: ThreadId,
     /// Address of the first byte of code.
     pub base: u64,
-    /// Whether it is the baseline tier. `Instance::new` says so of every version, tiering or not.
+    /// Whether this is the baseline tier. `Instance::new` says so of every version, with or without tiering.
     pub baseline: bool,
-    /// Compiler or tier ("singlepass"), if readable.
+    /// Name of the compiler or tier ("singlepass"), if it can be read.
     pub backend: Option<String>,
-    /// Address of its `ModuleStateMap`.
+    /// Address of the version's `ModuleStateMap`.
     pub msm_address: u64,
-    /// Bytes of code.
+    /// Size of the code in bytes.
     pub total_size: u64,
-    /// The backend's table of functions, if its context is the one that names this code.
+    /// The backend's table of functions, if the backend's context names this code and the table agrees with the state
+    /// map.
     pub table: Option<FunctionTable>,
     /// What was confirmed, in words; two facts at least.
     pub checks: Vec<String>,
@@ -37,43 +39,43 @@ pub struct TlsVersion {
 /// Offsets of a module's functions in its code, the import trampolines first (`X64ExecutionContext`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FunctionTable {
-    /// All functions, strictly ascending.
+    /// Code offsets of all functions, strictly ascending.
     pub function_offsets: Vec<u64>,
-    /// How many of them are import trampolines.
+    /// How many of the functions are import trampolines.
     pub import_count: u64,
 }
 
-/// The caller's registers that a thread saved when it entered a tier without knowledge of its own
+/// The caller's registers that a thread saved when it entered a tier that has no record of where it saves registers
 /// (`fault.rs: BoundaryRegisterPreservation`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BoundaryRegisters {
-    /// The thread.
+    /// The thread that saved these registers.
     pub thread: ThreadId,
-    /// r15.
+    /// Saved value of r15.
     pub r15: u64,
-    /// r14.
+    /// Saved value of r14.
     pub r14: u64,
-    /// r13.
+    /// Saved value of r13.
     pub r13: u64,
-    /// r12.
+    /// Saved value of r12.
     pub r12: u64,
-    /// rbx.
+    /// Saved value of rbx.
     pub rbx: u64,
 }
 
 /// What the route found.
 #[derive(Clone, Debug, Default)]
 pub struct TlsFindings {
-    /// Versions of all threads, each thread's in its own order (last is the newest).
+    /// Code versions of all threads. Those of one thread are in the order of its list (the last is the newest).
     pub versions: Vec<TlsVersion>,
-    /// Boundary registers of the threads that have any.
+    /// Boundary registers of the threads that have saved any.
     pub boundary: Vec<BoundaryRegisters>,
-    /// What was looked at and did not serve, one line each.
+    /// What was looked at but could not be used, one line each.
     pub notes: Vec<String>,
 }
 
 impl TlsFindings {
-    /// A hostile list could have a reason for each of its entries.
+    /// Adds a note. The number of notes is limited, since a hostile list could have a reason for each of its entries.
     fn note(&mut self, text: String) {
         if self.notes.len() < limits::MAX_ROUTE_NOTES && !self.notes.contains(&text) {
             self.notes.push(text);
@@ -84,7 +86,7 @@ impl TlsFindings {
 const VERSIONS: &str = "CURRENT_CODE_VERSIONS";
 const BOUNDARY: &str = "BOUNDARY_REGISTER_PRESERVATION";
 
-/// Reads the lists of all threads. `layouts` are those of the host where the caller has them; otherwise they are looked
+/// Reads the lists of all threads. `layouts` are those of the host, if the caller has them. Otherwise they are looked
 /// up, but only after a variable to read was found.
 pub fn find(target: &dyn Target, objects: &Objects, layouts: Option<&Layouts>) -> TlsFindings {
     let mut out = TlsFindings::default();
@@ -124,14 +126,14 @@ fn layouts_for(object: &LoadedObject, objects: &Objects) -> Result<Layouts, Layo
     Layouts::of_object(object).or_else(|why| Layouts::of_target(objects).map_err(|_| why))
 }
 
-/// A thread-local variable in an object: its offset in the object's block and its size.
+/// A thread-local variable of an object: its offset in the object's thread-local block, and its size in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Variable {
     offset: u64,
     size: u64,
 }
 
-/// The `PT_TLS` segment.
+/// The `PT_TLS` segment of an object: its svma, its size in memory in bytes, and its alignment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Segment {
     address: u64,
@@ -139,7 +141,7 @@ struct Segment {
     align: u64,
 }
 
-/// An object with variables to read.
+/// An object that has thread-local variables to read.
 struct Source<'a> {
     object: &'a LoadedObject,
     segment: Segment,
@@ -162,7 +164,7 @@ impl<'a> Source<'a> {
             versions = variables(&debug, VERSIONS);
             boundary = variables(&debug, BOUNDARY);
         }
-        // A library without symbols would have to be tried in every block of every thread: not worth it.
+        // A library without symbols would have to be tried in every block of every thread, which is not worth it.
         (main || !versions.is_empty()).then_some(Source { object, segment, main, versions, boundary })
     }
 
@@ -196,13 +198,13 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Where this object's thread-local block can be in a thread.
+    /// Addresses at which this object's thread-local block can be in a thread.
     fn blocks(&self, target: &dyn Target, fs_base: u64) -> Vec<u64> {
         if self.main {
             return vec![block_of_executable(self.segment, fs_base)];
         }
-        // A library's block is an entry of the thread's DTV. Its number is known to the dynamic loader only, so all are
-        // candidates: what is read there is checked in full.
+        // The thread's DTV (its vector of thread-local blocks) has an entry for the library's block. Only the dynamic
+        // loader knows the number of that entry, so all blocks are candidates: what is read there is checked in full.
         let mut blocks = Vec::new();
         let Ok(dtv) = target.read_u64(fs_base.wrapping_add(8)) else { return blocks };
         let Ok(slots) = target.read_u64(dtv.wrapping_sub(16)) else { return blocks };
@@ -217,7 +219,7 @@ impl<'a> Source<'a> {
         blocks
     }
 
-    /// Bytes of a block that are tried.
+    /// Number of bytes of a block that are tried.
     fn tried(&self) -> u64 {
         self.segment.size.min(limits::MAX_TLS_BLOCK_TRIED)
     }
@@ -235,7 +237,7 @@ impl<'a> Source<'a> {
         let bytes = bytes.get(..got).unwrap_or(&[]);
         let words: Vec<u64> =
             bytes.chunks_exact(8).map(|w| w.try_into().map(u64::from_le_bytes).unwrap_or_default()).collect();
-        // Most words are ruled out without another read: the list is alive and not empty.
+        // Most words are ruled out without another read: the list must be alive and not empty.
         for (i, storage) in words.windows(5).enumerate() {
             let &[_, a, b, c, state] = storage else { continue };
             let filled = |v: u64| (1..=limits::MAX_CODE_VERSIONS).contains(&v);
@@ -249,8 +251,8 @@ impl<'a> Source<'a> {
     }
 }
 
-/// System V ABI, variant II: the executable's block ends at the thread pointer, shifted down so that an address in it is
-/// congruent to the address in the file modulo the alignment.
+/// Address of the executable's thread-local block. In variant II of the System V ABI this block ends at the thread
+/// pointer, shifted down so that an address in it is congruent to the address in the file modulo the alignment.
 fn block_of_executable(segment: Segment, fs_base: u64) -> u64 {
     let Segment { address, size, align } = segment;
     let padding = address.wrapping_add(size).wrapping_neg() & (align - 1);
@@ -270,8 +272,8 @@ fn tls_segment(elf: &[u8]) -> Option<Segment> {
     })
 }
 
-/// Thread-local symbols whose mangled name contains `name`. Legacy and v0 mangling both keep identifiers as they are. Each
-/// closure of the `thread_local!` has a symbol of that name; the variable alone is of kind TLS.
+/// Thread-local symbols whose mangled name contains `name`. Legacy and v0 mangling both keep identifiers as they are.
+/// Each closure of the `thread_local!` has a symbol with that name too, but only the variable is of kind TLS.
 fn variables(file: &object::File<'_>, name: &str) -> Vec<Variable> {
     let mut found: Vec<Variable> = Vec::new();
     for symbol in file.symbols().chain(file.dynamic_symbols()).take(limits::MAX_SYMBOLS) {
@@ -291,8 +293,8 @@ fn memmem(haystack: &[u8], needle: &[u8]) -> bool {
     haystack.windows(needle.len()).any(|w| w == needle)
 }
 
-/// Reads the list whose storage is at `address`; returns whether versions were found there. `known`: a symbol says that
-/// it is one, so what does not fit is worth a note.
+/// Reads the list whose storage is at `address`, and returns whether versions were found there. If `known` is set, a
+/// symbol says that a list is there, so what does not fit is worth a note.
 fn read_list(
     target: &dyn Target,
     layouts: &Layouts,
@@ -326,14 +328,15 @@ fn read_list(
             && (len == 0 || (ptr.is_multiple_of(8) && target.mapping_at(ptr).is_some_and(|m| m.read && m.write)));
         plausible.then_some((borrow, ptr, len, cap))
     };
-    // rustc 1.95: value, then the state word (1 is alive). Before lazy storage had its state last, a tag came first.
+    // With rustc 1.95 the value comes first, then the state word (1 means alive). Before lazy storage had its state
+    // last, a tag came first.
     let candidates = [(0, 32), (8, 0)];
     let alive = candidates.iter().find_map(|&(value, state)| {
         (view.u64(state).ok()? & 0xff == 1).then_some(())?;
         vec(value)
     });
     let Some((borrow, ptr, len, _)) = alive else {
-        // Not initialized on this thread (or destroyed): no instance was made there.
+        // The list is not initialized on this thread (or was destroyed): no instance was made there.
         return false;
     };
     if len == 0 {
@@ -417,15 +420,15 @@ fn read_version(
     if let Some(backend) = &backend {
         checks.push(format!("backend reads \"{backend}\""));
     }
-    // The mapping alone is one fact: a map without functions proves nothing by itself.
+    // The mapping alone is only one fact, and a map without functions proves nothing by itself.
     if checks.len() < 2 {
         return Err(version.bad("checks passed", checks.len() as u64));
     }
     Ok(TlsVersion { thread, base, baseline, backend, msm_address, total_size: map.total_size, table, checks })
 }
 
-/// The table of the context at `context`; `None` unless it agrees with the state map: the functions behind the imports are
-/// the ones that the map has.
+/// Reads the function table of the context at `context`. `None` unless the table agrees with the state map: the
+/// functions behind the imports must be those of the map.
 fn function_table(
     target: &dyn Target,
     layouts: &Layouts,
@@ -454,8 +457,8 @@ fn function_table(
     agrees.then_some(FunctionTable { function_offsets, import_count })
 }
 
-/// Whether a function begins as singlepass begins them: `codegen_x64.rs` leaves room for a patch and then sets up rbp. The
-/// first 23 bytes change when a tier patches the function, the rest stays.
+/// Whether `function` begins as singlepass functions do: `codegen_x64.rs` leaves room for a patch and then sets up
+/// rbp. The first 23 bytes change when a tier patches the function, the rest stays.
 pub(super) fn has_prologue(memory: &dyn Memory, function: u64) -> bool {
     let mut bytes = [0; 48];
     if memory.read(function, &mut bytes).is_err() {
@@ -484,7 +487,8 @@ fn read_boundary(memory: &dyn Memory, thread: ThreadId, address: u64, size: u64)
     let take = usize::try_from(size.clamp(41, 48)).ok()?;
     let raw = memory.read_vec(address, take).ok()?;
     let view = View::new("boundary registers", address, &raw);
-    // The structure is packed: the state follows it as one byte, or as a word where the storage is aligned.
+    // The structure is packed. The state of the thread-local follows it as one byte, or as a word where the storage
+    // is aligned.
     if view.u8(40).ok()? != 1 {
         return None;
     }
@@ -503,7 +507,7 @@ mod tests {
         let block = |address, size, align| block_of_executable(Segment { address, size, align }, 0x10000);
         assert_eq!(block(0x1000, 0x350, 8), 0x10000 - 0x350);
         assert_eq!(block(0x1000, 0x24, 0x20), 0x10000 - 0x40);
-        // Not aligned in the file: lld's and ld's rule, which glibc and musl follow.
+        // Where the segment is not aligned in the file, this is the rule of lld and ld, which glibc and musl follow.
         assert_eq!(block(0x1010, 0x24, 0x20), 0x10000 - 0x30);
         assert_eq!(block(0x1010, 0x10, 0x20), 0x10000 - 0x10);
     }
@@ -542,7 +546,7 @@ mod tests {
             boundary: Vec::new(),
         };
         let mut f = Fake::new();
-        // The thread's vector of blocks, which claims one more than are looked at.
+        // The thread's vector of blocks claims one block more than are looked at.
         f.words(HEAP + 8, &[HEAP + 0x1000]);
         f.words(HEAP + 0x1000 - 16, &[limits::MAX_TLS_MODULES + 1]);
         f.words(HEAP + 0x1000, &vec![HEAP; 2 * (limits::MAX_TLS_MODULES as usize + 2)]);
@@ -550,7 +554,8 @@ mod tests {
         let sizes = [limits::MAX_TLS_BLOCK_TRIED, limits::MAX_TLS_BLOCK_TRIED + 8];
         assert_eq!(sizes.map(|size| source(size).tried()), [limits::MAX_TLS_BLOCK_TRIED; 2]);
 
-        // A list that is longer than any is no list. One as long as it may be is looked at, and not all there.
+        // A list above the limit is refused without a note. A list of as many versions as allowed is read, and the
+        // note says that not all of it is there.
         let layouts = Layouts::for_compiler("1.95.0").unwrap();
         let l = &layouts.state;
         f.thread(&[]);
@@ -570,7 +575,7 @@ mod tests {
         let (mut table, mut names) = (vec![0u8; 24], vec![0u8]);
         names.extend(VERSIONS.bytes().chain([0]));
         for value in 0..=limits::MAX_TLS_VARIABLES as u64 {
-            // A thread-local object of section 1.
+            // A symbol of a thread-local object in section 1.
             table.extend([1, 0, 0, 0, 6, 0, 1, 0]);
             table.extend([value * 8, 8].map(u64::to_le_bytes).concat());
         }

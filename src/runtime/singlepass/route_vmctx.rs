@@ -1,9 +1,9 @@
-//! The vmctx route: compiled code keeps its instance's `vm::Ctx` in r15 (`machine.rs: get_vmctx_reg`) and hands it to every
-//! callee in rdi, so registers and stacks of threads that run or call Wasm hold it. From there: `Ctx.module` ->
-//! `ModuleInner.cache_gen` -> `SinglepassCache.buffer`.
+//! The vmctx route: compiled code keeps the address of its instance's `vm::Ctx` in r15 (`machine.rs: get_vmctx_reg`)
+//! and hands it to every callee in rdi, so registers and stacks of threads that run or call Wasm hold it. From there
+//! the way goes on: `Ctx.module` -> `ModuleInner.cache_gen` -> `SinglepassCache.buffer`.
 //!
-//! `vm::Ctx` is `repr(C)`; the Rust objects behind it are not. Their fields are found by what they must hold, wherever the
-//! compiler put them.
+//! `vm::Ctx` is `repr(C)`, but the Rust objects behind it are not. Their fields are found by what they must hold,
+//! wherever the compiler put them.
 
 use super::anchor::{Anchor, AnchorError, CacheImage, ImageBytes, PAGE, Route, believe, code_starts, confirm, merge};
 use super::ctx::Ctx;
@@ -14,21 +14,21 @@ use crate::process::{Mapping, Target};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-/// Where rustc 1.95 puts `ModuleInner.runnable_module`; the first place that is tried.
+/// Offset at which rustc 1.95 puts `ModuleInner.runnable_module`. It is tried first.
 const RUNNABLE_MODULE: u64 = 0x238;
-/// Where rustc 1.95 puts `ModuleInner.cache_gen`; the first place that is tried.
+/// Offset at which rustc 1.95 puts `ModuleInner.cache_gen`. It is tried first.
 const CACHE_GEN: u64 = 0x240;
 /// Bytes of a `ModuleInner` that are searched for its fields (its size is 0x250 with rustc 1.95).
 const MODULE_INNER_SEARCHED: usize = 0x400;
-/// `LocalBacking` holds the 2 KiB of `internals` itself and is boxed together with `ImportBacking`
-/// (`instance.rs: InstanceInner`), so these three are this close.
+/// The local backing, the import backing and `internals` are less than so many bytes apart: `LocalBacking` holds the
+/// 2 KiB of `internals` itself and is boxed together with `ImportBacking` (`instance.rs: InstanceInner`).
 const BACKING_SPAN: u64 = 0x2000;
 
 /// Registers that may hold a vmctx, the likeliest first.
 const REGISTERS: [Reg; 8] = [Reg::R15, Reg::RDI, Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::RBP, Reg::RSI];
 
-/// Finds every module whose instances are in registers or near the top of a stack. The second result says what was tried
-/// and why it failed.
+/// Finds every module that has an instance in a register or near the top of a stack. The second result says what was
+/// tried and why it failed.
 pub fn find_vmctx(target: &dyn Target, progress: &dyn Fn(&str, u64, u64)) -> (Vec<Anchor>, Vec<String>) {
     let mut notes = Vec::new();
     let instances = instances(target, progress, &mut notes);
@@ -46,20 +46,22 @@ pub fn from_vmctx(target: &dyn Target, vmctx: u64) -> Result<Anchor, AnchorError
 /// An instance that passed every check of its `vm::Ctx`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Instance {
-    /// Address of its `vm::Ctx`.
+    /// Address of the instance's `vm::Ctx`.
     pub vmctx: u64,
-    /// What stands there.
+    /// Contents of that `vm::Ctx`.
     pub ctx: Ctx,
 }
 
-/// Every instance in the registers and near the top of the stack of any thread. `notes` is told what was left out.
+/// Finds every instance in the registers and near the top of the stack of any thread. What was left out is added to
+/// `notes`.
 pub fn instances(target: &dyn Target, progress: &dyn Fn(&str, u64, u64), notes: &mut Vec<String>) -> Vec<Instance> {
     let mut found: Vec<Instance> = Vec::new();
     let mut seen = BTreeSet::new();
     let until = deadline();
     let mut capped = None;
     let mut examine = |value: u64| {
-        // A vmctx is a `Box`; most words end here without a read. Those that do not are often repeated on a stack.
+        // A vmctx is a `Box`, so most words are ruled out here without a read. The others are often repeated on a
+        // stack.
         if !is_object(target, value) || !seen.insert(value) {
             return;
         }
@@ -95,14 +97,14 @@ pub fn instances(target: &dyn Target, progress: &dyn Fn(&str, u64, u64), notes: 
     found
 }
 
-/// The modules of `instances`. `notes` is told which instances lead nowhere and why.
+/// The modules of `instances`. Which instances lead nowhere, and why, is added to `notes`.
 pub fn modules(
     target: &dyn Target,
     instances: &[Instance],
     progress: &dyn Fn(&str, u64, u64),
     notes: &mut Vec<String>,
 ) -> Vec<Anchor> {
-    // Instances share modules.
+    // Several instances can share a module.
     let mut modules: BTreeMap<u64, Result<Anchor, AnchorError>> = BTreeMap::new();
     let until = deadline();
     for (i, Instance { vmctx, ctx }) in instances.iter().enumerate() {
@@ -126,7 +128,7 @@ pub fn modules(
     merge(modules.into_values().flatten().collect())
 }
 
-/// Lists `instances` with the anchors, found by whatever route, whose code their functions are in.
+/// Adds each of `instances` to the anchor, found by whatever route, in whose code the instance's functions are.
 pub fn attach(target: &dyn Target, instances: &[Instance], anchors: &mut [Anchor]) {
     for i in instances {
         if let Some(anchor) = anchors.iter_mut().find(|a| is_of(target, &i.ctx, a) == Some(true)) {
@@ -141,7 +143,7 @@ fn add_instance(anchor: &mut Anchor, vmctx: u64) {
     }
 }
 
-/// Calls `f` with the words from `sp` up and returns how many bytes were read.
+/// Calls `f` with the words of the stack from `sp` upwards, and returns how many bytes were read.
 fn stack_words(target: &dyn Target, sp: u64, mut f: impl FnMut(u64)) -> u64 {
     let Some(at) = sp.checked_next_multiple_of(8) else { return 0 };
     let Some(m) = target.mapping_at(at) else { return 0 };
@@ -157,7 +159,7 @@ fn stack_words(target: &dyn Target, sp: u64, mut f: impl FnMut(u64)) -> u64 {
     got as u64
 }
 
-/// Whether `address` can be that of a boxed object.
+/// Whether `address` can be the address of a boxed object.
 fn is_object(target: &dyn Target, address: u64) -> bool {
     address != 0
         && address.is_multiple_of(8)
@@ -185,14 +187,14 @@ fn check_ctx(target: &dyn Target, address: u64) -> Result<Ctx, AnchorError> {
     if !is_object(target, ctx.module) {
         return no("module is not the address of an object");
     }
-    // Whether it is readable says nothing: an interrupt takes the permissions away.
+    // The page need not be readable: an interrupt takes the permissions away.
     if ctx.interrupt_signal_mem == 0
         || !ctx.interrupt_signal_mem.is_multiple_of(PAGE)
         || !mapped(ctx.interrupt_signal_mem)
     {
         return no("interrupt_signal_mem is not a page");
     }
-    // Empty arrays are dangling but aligned and never null.
+    // The pointers of empty arrays are dangling, but they are aligned and never null.
     let arrays = [
         ctx.memories,
         ctx.tables,
@@ -225,19 +227,19 @@ fn check_ctx(target: &dyn Target, address: u64) -> Result<Ctx, AnchorError> {
     Ok(ctx)
 }
 
-/// The first entry of `Ctx.local_functions` if it is a function.
+/// The first entry of `Ctx.local_functions`, if it is the address of code.
 fn first_function(target: &dyn Target, ctx: &Ctx) -> Option<u64> {
     let f = target.read_u64(ctx.local_functions).ok()?;
     target.mapping_at(f).filter(|m| m.execute && m.is_anonymous()).map(|_| f)
 }
 
-/// Whether the instance's function table leads to the anchor's code; `None` if the module has no functions of its own.
+/// Whether the instance's function table leads to the code of `anchor`; `None` if the module defines no functions.
 fn is_of(target: &dyn Target, ctx: &Ctx, anchor: &Anchor) -> Option<bool> {
     let offset = anchor.function_offsets.get(anchor.import_count as usize)?;
     Some(first_function(target, ctx) == Some(anchor.code_base + offset))
 }
 
-/// Goes from a checked instance to its module's image and code.
+/// Finds the image and the code of a checked instance's module.
 fn module(target: &dyn Target, ctx: &Ctx) -> Result<Anchor, AnchorError> {
     let mut words = vec![0; MODULE_INNER_SEARCHED];
     let got = target.read_some(ctx.module, &mut words);
@@ -265,15 +267,16 @@ fn module(target: &dyn Target, ctx: &Ctx) -> Result<Anchor, AnchorError> {
     Err(best)
 }
 
-/// Every two neighbouring words, those at `first` (bytes) before all others, with their offset in bytes.
+/// All pairs of neighbouring words with their offset in bytes. The pair at offset `first` (bytes) comes before all
+/// others.
 fn pairs(words: &[u64], first: u64) -> impl Iterator<Item = (u64, [u64; 2])> {
     let at = move |i: usize| Some((i as u64 * 8, [*words.get(i)?, *words.get(i + 1)?]));
     let first = (first / 8) as usize;
     std::iter::once(first).chain((0..words.len()).filter(move |&i| i != first)).filter_map(at)
 }
 
-/// Size and alignment that a trait object's vtable at `address` claims, if it is one: in no anonymous memory that the
-/// program writes, with a drop function that is code.
+/// Size and alignment that a trait object's vtable at `address` claims, if there is a vtable: it must not be in
+/// anonymous memory that the program can write, and its drop function must be code.
 fn vtable(target: &dyn Target, address: u64) -> Option<(u64, u64)> {
     let constant = |m: &Mapping| m.read && (!m.write || !m.is_anonymous());
     if !address.is_multiple_of(8) || address == 0 || !target.mapping_at(address).is_some_and(constant) {
@@ -284,13 +287,14 @@ fn vtable(target: &dyn Target, address: u64) -> Option<(u64, u64)> {
         target.read_u64(address.checked_add(8)?).ok()?,
         target.read_u64(address.checked_add(16)?).ok()?,
     );
-    // Both types that are looked for own something, so there is a drop function. Whether a file is behind it is not asked:
-    // a core need not name its files.
+    // Both types that are looked for own something, so there is a drop function. It need not be in a file, since a
+    // core need not name its files.
     target.mapping_at(drop).filter(|m| m.execute)?;
     (align.is_power_of_two() && align <= PAGE && size.is_multiple_of(align)).then_some((size, align))
 }
 
-/// The image behind a `Box<dyn CacheGen>`: `SinglepassCache { buffer: Arc<[u8]> }`, so two words: payload header and length.
+/// The image behind a `Box<dyn CacheGen>`. The box holds a `SinglepassCache { buffer: Arc<[u8]> }`, which is two
+/// words: the address of the `Arc`'s header, before the payload, and the payload's length.
 fn cached_image<'a>(target: &'a dyn Target, [data, table]: [u64; 2]) -> Option<ImageBytes<'a>> {
     if !is_object(target, data) || vtable(target, table)? != (16, 8) {
         return None;
@@ -300,20 +304,20 @@ fn cached_image<'a>(target: &'a dyn Target, [data, table]: [u64; 2]) -> Option<I
         return None;
     }
     let address = arc.checked_add(16)?;
-    // A length that leaves mapped memory is not one to allocate for.
+    // Nothing is allocated for a length that leaves mapped memory.
     target.mapping_at(address.checked_add(len.checked_sub(1)?)?)?;
     Some(ImageBytes::Target { memory: target, address, len, exact: true })
 }
 
-/// Whether an `Arc`'s payload can begin 16 bytes after `arc`.
+/// Whether `arc` can be the address of an `Arc`'s reference counts, whose payload begins 16 bytes after it.
 fn counts(target: &dyn Target, arc: u64) -> bool {
     let small = 1..=limits::MAX_REFERENCES;
     let is_small = |a: u64| target.read_u64(a).is_ok_and(|n| small.contains(&n));
     is_small(arc) && arc.checked_add(8).is_some_and(is_small)
 }
 
-/// Where the image's code is. The instance's function table says it; a module without functions of its own has none, then
-/// all executable memory is compared.
+/// Finds the code of an image. The instance's function table says where that is. A module that defines no functions
+/// has no such table, so all executable memory is compared.
 fn image_code(target: &dyn Target, ctx: &Ctx, image: &ImageBytes<'_>) -> Result<Anchor, AnchorError> {
     let header = CacheImage::parse(image)?;
     let at = |base, limit| confirm(target, Route::Vmctx, image, &header, base, limit);
@@ -339,8 +343,8 @@ fn executable_end(target: &dyn Target, address: u64) -> Option<u64> {
     Some(end)
 }
 
-/// The `X64ExecutionContext` behind `ModuleInner.runnable_module`, an `Arc<Box<dyn RunnableModule>>`: its `CodeMemory` is
-/// the code's address and size, in either order.
+/// Finds the `X64ExecutionContext` behind `ModuleInner.runnable_module`, an `Arc<Box<dyn RunnableModule>>`. Its
+/// `CodeMemory` is the code's address and size, in either order.
 fn execution_context(target: &dyn Target, words: &[u64], anchor: &Anchor) -> Option<String> {
     pairs(words, RUNNABLE_MODULE).find_map(|(offset, [arc, _])| {
         if !is_object(target, arc) || !counts(target, arc) {
@@ -374,7 +378,7 @@ mod tests {
         for shift in [0, 0x18, -0x200, 0x100] {
             let mut f = Fake::new();
             f.code(CODE, &m.code);
-            // Other layouts of `ModuleInner`: its fields are found by what they hold.
+            // In other layouts of `ModuleInner` the fields are found by what they hold.
             let b = f.module(&m, CODE, shift);
             let one = f.instance(&m, CODE, b).vmctx;
             let two = f.instance(&m, CODE, b).vmctx;
@@ -419,7 +423,7 @@ mod tests {
         for wrong in [0, 1, b.vmctx + 4, b.vmctx + 8, CODE, u64::MAX, u64::MAX - 7] {
             assert!(matches!(from_vmctx(&f, wrong), Err(AnchorError::NotCtx { .. })), "{wrong:#x}");
         }
-        // Permissions of the interrupt page come and go.
+        // The permissions of the interrupt page come and go.
         f.words(b.vmctx + 0x68, &[0x7b00_0000]);
         f.map(0x7b00_0000, 0x1000, "---", None);
         assert!(from_vmctx(&f, b.vmctx).is_ok());
@@ -435,19 +439,19 @@ mod tests {
             from_vmctx(&f, b.vmctx).unwrap_err()
         };
         type E = AnchorError;
-        // Pointers in circles.
+        // Pointers go in circles.
         assert!(matches!(broken(&|f, b| f.words(b.module + 0x240, &[b.module])), E::NoImage { .. }));
         assert!(matches!(broken(&|f, b| f.words(b.cache, &[b.cache])), E::NoImage { .. }));
-        // Counts that are none, a length beyond everything, one that is cut off.
+        // The reference counts cannot be right, the length is beyond everything, or the length cuts the image off.
         assert!(matches!(broken(&|f, b| f.words(b.arc, &[0])), E::NoImage { .. }));
         assert!(matches!(broken(&|f, b| f.words(b.arc, &[1 << 40])), E::NoImage { .. }));
         assert!(matches!(broken(&|f, b| f.words(b.cache + 8, &[u64::MAX])), E::NoImage { .. }));
         assert!(matches!(broken(&|f, b| f.words(b.cache + 8, &[1 << 30])), E::NoImage { .. }));
         assert!(matches!(broken(&|f, b| f.words(b.cache + 8, &[4100])), E::NotImage { .. }));
-        // A vtable whose drop function is data, and one that is of another type.
+        // The vtable's drop function is data, or the vtable is of another type.
         assert!(matches!(broken(&|f, _| f.words(RODATA, &[HEAP])), E::NoImage { .. }));
         assert!(matches!(broken(&|f, _| f.words(RODATA + 8, &[24])), E::NoImage { .. }));
-        // Code that is not the image's.
+        // The code is not the image's.
         assert_eq!(broken(&|f, _| f.write(CODE + 45, &[2])), E::Different { base: CODE, offset: 45 });
     }
 
@@ -490,7 +494,7 @@ mod tests {
         assert_eq!(instances(&f, &quiet, &mut notes).len(), limits::MAX_INSTANCES);
         assert!(notes[0].contains("limit of their number"), "{notes:?}");
 
-        // Of each stack a part, and of all stacks together.
+        // A part of each stack is searched, and only so many bytes of all stacks together.
         let most = limits::MAX_STACK_SCAN_TOTAL / limits::MAX_STACK_SCAN;
         for (threads, capped) in [(most - 1, false), (most, true), (most + 1, true)] {
             let mut f = Fake::new();

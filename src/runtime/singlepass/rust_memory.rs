@@ -1,4 +1,4 @@
-//! Reads Rust values (`Vec`, slices) out of a target's memory: every length is checked before it is believed, and all
+//! Reads Rust values (`Vec`, slices) out of a target's memory. Every length is checked before it is believed, and all
 //! reads together have a budget.
 
 use super::layouts::StateLayout;
@@ -8,12 +8,12 @@ use std::cell::Cell;
 /// Why a Rust structure could not be read.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum StructureError {
-    /// Its memory is not there.
+    /// The structure's memory cannot be read.
     #[error("{what}: {source}")]
     Memory {
         /// What was being read.
         what: &'static str,
-        /// Why.
+        /// Why the memory cannot be read.
         source: MemoryError,
     },
     /// The bytes are there, but no such structure can hold this value.
@@ -21,34 +21,34 @@ pub enum StructureError {
     Implausible {
         /// What was being read.
         what: &'static str,
-        /// Where.
+        /// Address of the structure.
         address: u64,
-        /// The field.
+        /// Name of the field that holds the value.
         field: &'static str,
-        /// What it holds.
+        /// The value that cannot be right.
         value: u64,
     },
-    /// It is larger than what is allowed to be read.
+    /// The structure is larger than what is allowed to be read.
     #[error("{what} at {address:#x} is too large: {bytes} bytes wanted, {left} left of the limit")]
     TooLarge {
         /// What was being read.
         what: &'static str,
-        /// Where.
+        /// Address of the structure.
         address: u64,
-        /// Bytes wanted.
+        /// Number of bytes that were to be read.
         bytes: u64,
-        /// Bytes left.
+        /// Number of bytes that the limit still allowed.
         left: u64,
     },
 }
 
-/// Memory with a budget in bytes.
+/// A target's memory, of which only a limited number of bytes may be read.
 pub(super) struct Budgeted<'a> {
     memory: &'a dyn Memory,
     left: Cell<u64>,
 }
 
-/// The bytes of one structure and where they were.
+/// The bytes of one structure, and the address where they were.
 #[derive(Clone, Copy)]
 pub(super) struct View<'b> {
     pub what: &'static str,
@@ -56,7 +56,7 @@ pub(super) struct View<'b> {
     pub bytes: &'b [u8],
 }
 
-/// Where the offsets of a `Vec`'s fields are.
+/// Offsets of a `Vec`'s fields in bytes.
 #[derive(Clone, Copy)]
 pub(super) struct VecLayout {
     pub cap: u64,
@@ -64,7 +64,7 @@ pub(super) struct VecLayout {
     pub len: u64,
 }
 
-/// A `Vec`'s elements: `count` of `size` bytes.
+/// The elements of a `Vec`, each of `size` bytes.
 pub(super) struct Elements {
     pub what: &'static str,
     pub address: u64,
@@ -95,7 +95,7 @@ impl Elements {
     }
 }
 
-/// Pointer and length of the `Vec` whose header is at offset `at` of `view`.
+/// Reads the pointer and the length, in elements, of the `Vec` whose header is at offset `at` of `view`.
 pub(super) fn vec_header(
     what: &'static str,
     view: View<'_>,
@@ -115,7 +115,7 @@ impl<'a> Budgeted<'a> {
         Budgeted { memory, left: Cell::new(bytes) }
     }
 
-    /// `len` bytes at `address`, allocated only after the budget allows them.
+    /// Reads `len` bytes at `address`. They are allocated only after the budget allows them.
     pub fn read(&self, what: &'static str, address: u64, len: u64) -> Result<Vec<u8>, StructureError> {
         let left = self.left.get();
         let size = usize::try_from(len).ok().filter(|_| len <= left);
@@ -123,7 +123,7 @@ impl<'a> Budgeted<'a> {
         if address.checked_add(len).is_none() {
             return Err(StructureError::Implausible { what, address, field: "size", value: len });
         }
-        // A lying length must not cost an allocation before a single byte of it is known to exist.
+        // A false length must not cost an allocation, so large reads first check that the last byte exists.
         if size > 1 << 20 {
             let mut last = [0; 1];
             self.memory.read(address + len - 1, &mut last).map_err(|source| StructureError::Memory { what, source })?;
@@ -132,7 +132,8 @@ impl<'a> Budgeted<'a> {
         self.memory.read_vec(address, size).map_err(|source| StructureError::Memory { what, source })
     }
 
-    /// The elements of the `Vec` whose header is at offset `at` of `view`.
+    /// Reads the elements of the `Vec` whose header is at offset `at` of `view`. More than `max` elements are an
+    /// error.
     pub fn vec(
         &self,
         what: &'static str,
@@ -146,7 +147,7 @@ impl<'a> Budgeted<'a> {
         self.slice(what, view.address.wrapping_add(at), ptr, len, element_size, max)
     }
 
-    /// `len` elements at `ptr`; `owner` is where pointer and length were found.
+    /// Reads `len` elements at `ptr`. `owner` is the address where the pointer and the length were found.
     pub fn slice(
         &self,
         what: &'static str,
@@ -162,7 +163,7 @@ impl<'a> Budgeted<'a> {
         }
         let size = usize::try_from(element_size).map_err(|_| bad("element size", element_size))?;
         let align = if element_size == 0 { 1 } else { 1 << element_size.trailing_zeros().min(3) };
-        // The size tells no more than a bound of the alignment, and an empty `Vec`'s pointer is the alignment itself.
+        // The size of an element only bounds its alignment. The pointer of an empty `Vec` is the alignment itself.
         if ptr == 0 || (len > 0 && !ptr.is_multiple_of(align)) {
             return Err(bad("pointer", ptr));
         }
@@ -176,7 +177,7 @@ impl<'a> Budgeted<'a> {
 }
 
 impl<'b> View<'b> {
-    /// A whole structure that was read from `address`.
+    /// A view of a whole structure that was read from `address`.
     pub fn new(what: &'static str, address: u64, bytes: &'b [u8]) -> View<'b> {
         View { what, address, bytes }
     }
@@ -209,12 +210,12 @@ impl<'b> View<'b> {
         self.array(at).map(u64::from_le_bytes)
     }
 
-    /// A `usize` of the target.
+    /// Reads a `usize` of the target.
     pub fn usize(&self, at: u64) -> Result<usize, StructureError> {
         self.u64(at).map(|v| v as usize)
     }
 
-    /// A structure inside of this one.
+    /// A view of a structure of `size` bytes at offset `at` inside this one.
     pub fn inner(&self, what: &'static str, at: u64, size: u64) -> Result<View<'b>, StructureError> {
         let range = usize::try_from(at).ok().and_then(|s| Some(s..s.checked_add(usize::try_from(size).ok()?)?));
         match range.and_then(|r| self.bytes.get(r)) {

@@ -1,11 +1,11 @@
-//! A `ModuleStateMap` out of the memory of a host: `state.rs`'s structures as Rust laid them out.
+//! Reads a `ModuleStateMap` out of the memory of a host: the structures of `state.rs` as Rust laid them out.
 //!
 //! The map of a large module is large (61 MiB encoded for a 9 MB module), so a lookup need not read it:
 //! [`read_function_at`] descends the B-tree and reads one function; [`read_module_state_map`] reads everything.
 //!
-//! B-trees are walked with what must hold for them: a child is one level lower, a node has 1 to 11 keys, keys ascend and
-//! stay between those of the parent, and the number of keys is the map's length. So a cycle or a wrong layout cannot last:
-//! each step either uses up a key or is an error.
+//! The walk over a B-tree checks what must hold for it: a child is one level lower, a node has 1 to 11 keys, keys
+//! ascend and stay between those of the parent, and the number of keys is the map's length. So a cycle or a wrong
+//! layout cannot last: each step either uses up a key or is an error.
 
 use super::layouts::{DATAFUL, StateLayout};
 use super::rust_memory::{Budgeted, Elements, StructureError, VecLayout, View};
@@ -17,25 +17,25 @@ use crate::state::model::{
 };
 use std::collections::BTreeMap;
 
-/// Keys of one B-tree node (`alloc::collections::btree::node::CAPACITY`).
+/// Number of keys that one B-tree node can hold (`alloc::collections::btree::node::CAPACITY`).
 const NODE_CAPACITY: u64 = 11;
 
-/// What a `ModuleStateMap` says about itself, before anything is read of its functions.
+/// What a `ModuleStateMap` says about itself, before any of its functions is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapSummary {
-    /// Functions.
+    /// Number of functions.
     pub functions: u64,
-    /// Bytes of code.
+    /// Size of the code in bytes.
     pub total_size: u64,
-    /// First and last key, if there are functions.
+    /// First and last key (code offsets of functions), if there are functions.
     pub keys: Option<(u64, u64)>,
 }
 
 /// Reads the whole map at `address`.
 ///
 /// # Errors
-/// The first structure that is not there or cannot be what it should be. A function's damage is the map's: use
-/// [`read_function_at`] to get the others.
+/// Fails with the first structure that is not there or cannot be what it should be. Damage in one function makes the
+/// whole map fail: use [`read_function_at`] to get the other functions.
 pub fn read_module_state_map(
     memory: &dyn Memory,
     layout: &StateLayout,
@@ -53,8 +53,8 @@ pub fn read_module_state_map(
 }
 
 /// Reads the function that holds the code offset `offset`: the one with the largest key not above it, as
-/// `state.rs: ModuleStateMap::lookup_ip` looks it up. `Ok(None)`: the offset is outside of the code or before the first
-/// function (in the import trampolines).
+/// `state.rs: ModuleStateMap::lookup_ip` looks it up. `Ok(None)` means that the offset is outside of the code or
+/// before the first function (in the import trampolines).
 pub fn read_function_at(
     memory: &dyn Memory,
     layout: &StateLayout,
@@ -74,7 +74,7 @@ pub fn read_function_at(
     }
 }
 
-/// Checks that a `ModuleStateMap` can be at `address`, reading its outermost keys only.
+/// Checks that a `ModuleStateMap` can be at `address`, and reads only its outermost keys for that.
 pub fn summary(memory: &dyn Memory, layout: &StateLayout, address: u64) -> Result<MapSummary, StructureError> {
     let reader = Reader::new(memory, layout, limits::MAX_FUNCTION_MAP_BYTES);
     let raw = reader.heap.read("ModuleStateMap", address, layout.msm_size)?;
@@ -94,7 +94,7 @@ pub fn summary(memory: &dyn Memory, layout: &StateLayout, address: u64) -> Resul
     }
 }
 
-/// Offsets in the nodes of one kind of B-tree.
+/// Offsets and sizes, in bytes, in the nodes of one kind of B-tree.
 struct Node {
     what: &'static str,
     size: u64,
@@ -167,7 +167,7 @@ impl Node {
     }
 }
 
-/// A node that was read: its bytes, edges included where it is not a leaf.
+/// A node that was read: its bytes (with the edges, if it is not a leaf) and its keys.
 struct NodeBytes {
     address: u64,
     bytes: Vec<u8>,
@@ -187,7 +187,8 @@ impl<'a> Reader<'a> {
         Reader { heap: Budgeted::new(memory, bytes), l: layout, vec: VecLayout::from(layout) }
     }
 
-    /// Root, height and length of the `BTreeMap` at offset `at`; `None` is an empty map.
+    /// Address of the root node, height and length of the `BTreeMap` at offset `at` of `map`; `None` if the map is
+    /// empty.
     fn root(&self, map: View<'_>, at: u64, max: usize) -> Result<Option<(u64, u64, u64)>, StructureError> {
         let map = map.inner("BTreeMap", at, self.l.map_size)?;
         let len = map.u64(self.l.map_len)?;
@@ -208,7 +209,7 @@ impl<'a> Reader<'a> {
         Ok(Some((node, height, len)))
     }
 
-    /// Reads one node and checks its keys: ascending, within `low <= key <= high`.
+    /// Reads one node and checks its keys: they must ascend and satisfy `low <= key <= high`.
     fn node(&self, node: &Node, address: u64, height: u64, low: u64, high: u64) -> Result<NodeBytes, StructureError> {
         let size = if height == 0 { node.size } else { node.edges + 8 * (NODE_CAPACITY + 1) };
         if !address.is_multiple_of(8) {
@@ -296,7 +297,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// The entry with the largest key that is not above `limit`: key, address and bytes of its value.
+    /// The entry with the largest key that is not above `limit`: the key, and the address and bytes of the value.
     fn last_not_above(
         &self,
         map: View<'_>,
@@ -326,7 +327,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The smallest key.
+    /// The smallest key of the map at offset `at`.
     fn first(&self, map: View<'_>, at: u64, node: &Node) -> Result<Option<u64>, StructureError> {
         let Some((mut address, mut height, _)) = self.root(map, at, limits::MAX_FUNCTIONS)? else { return Ok(None) };
         let mut high = u64::MAX;
@@ -518,7 +519,8 @@ impl<'a> Reader<'a> {
         } else if l.value_vmctx_deref != DATAFUL && tag != l.value_vmctx_deref {
             return Err(v.bad("kind", tag));
         } else {
-            // `VmctxDeref` owns the niche: its tag word is the capacity of its Vec, which is checked there.
+            // `VmctxDeref` has no tag of its own but owns the niche: the tag word is the capacity of its `Vec`, which
+            // is checked when the `Vec` is read.
             let steps = self.vec("VmctxDeref", v, l.value_vmctx_deref_vec, 8, limits::MAX_SLOTS)?;
             MachineValue::VmctxDeref(steps.iter().map(|s| s.usize(0)).collect::<Result<_, _>>()?)
         })
@@ -539,7 +541,7 @@ mod tests {
 
     #[test]
     fn so_many_bytes_are_read() {
-        // The first structure would take all of them.
+        // The first structure would take all bytes that may be read.
         let too_large = |found: Option<StructureError>| matches!(found, Some(StructureError::TooLarge { .. }));
         let none = Pieces::default();
         for (more, expected) in [(0, false), (1, true)] {

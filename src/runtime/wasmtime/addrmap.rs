@@ -1,20 +1,22 @@
-//! `.wasmtime.addrmap`: which place in the Wasm file a piece of code was made from.
+//! `.wasmtime.addrmap`: the position in the Wasm file that each piece of code was made from.
 //!
-//! Entries are sorted by code offset, and each holds up to the next one. A place is an offset in the file that was
-//! compiled: of a component, not of the module in it. Code without a place (prologues, trampolines) has entries too.
+//! Entries are sorted by code offset, and each holds up to the next one. A position is an offset in the file that was
+//! compiled: for a component it counts from the start of the component, not of the module in it. Code without a
+//! position (prologues, trampolines) has entries too.
 //!
 //! | versions | form |
 //! |---|---|
-//! | to 46 | `u32 n`, `u32 offset[n]`, `u32 place[n]`; a missing place is `u32::MAX` |
-//! | from 47 | `u32 entries`, `u32 blocks`, `{u32 first_offset, u32 body}[blocks]`, then bodies of 128 entries in LEB128 |
+//! | to 46 | `u32 n`, `u32 offset[n]`, `u32 position[n]`; a missing position is `u32::MAX` |
+//! | from 47 | `u32 entries`, `u32 blocks`, `{u32 first_offset, u32 body}[blocks]`, bodies of 128 entries in LEB128 |
 //!
-//! The form is told by structure: the first fills the section exactly. The version decides only if both fit.
+//! The structure of a section tells which form it has: the first form fills the section exactly. The version decides
+//! only if both forms fit.
 
 use super::leb;
 use super::version::Version;
 use crate::bytes::Bytes;
 
-/// Entries of one block.
+/// Number of entries in a block of the second form. Only the last block can have fewer.
 const BLOCK: usize = 128;
 
 /// The last version with the first form.
@@ -24,15 +26,15 @@ const LAST_FLAT: Version = Version(46);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FilePos(pub u32);
 
-/// That the section has neither form.
+/// The error for a section that has neither of the two forms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(".wasmtime.addrmap ({bytes} bytes) has no known form")]
 pub struct UnknownForm {
-    /// Its length.
+    /// Length of the section in bytes.
     pub bytes: usize,
 }
 
-/// The map. It borrows the section and decodes what a lookup needs.
+/// The address map of a code image. It borrows the section and decodes only what a lookup needs.
 #[derive(Clone, Copy, Debug)]
 pub struct AddressMap<'a> {
     form: Form<'a>,
@@ -48,7 +50,7 @@ impl<'a> AddressMap<'a> {
     /// Decides which form the section has.
     ///
     /// # Errors
-    /// If it has none.
+    /// If the section has neither form.
     pub fn parse(section: &'a [u8], version: Option<Version>) -> Result<AddressMap<'a>, UnknownForm> {
         let form = match (flat(section), blocks(section)) {
             (Some(flat), Some(_)) if version.is_some_and(|v| v <= LAST_FLAT) => flat,
@@ -59,7 +61,7 @@ impl<'a> AddressMap<'a> {
         Ok(AddressMap { form })
     }
 
-    /// Number of entries.
+    /// Number of entries in the map.
     pub fn len(&self) -> usize {
         match self.form {
             Form::Flat { offsets, .. } => offsets.len(),
@@ -67,13 +69,14 @@ impl<'a> AddressMap<'a> {
         }
     }
 
-    /// Whether there are none.
+    /// Whether the map has no entries.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The place that the code at `text_offset` was made from. For a return address ask one byte before it: the entry that
-    /// begins at the address belongs to what comes next.
+    /// The position that the code at `text_offset` (bytes from the start of the code) was made from. `None`: it has
+    /// no position. For a return address ask one byte before it, because an entry that begins at the return address
+    /// belongs to the code after the call.
     pub fn lookup(&self, text_offset: u32) -> Option<FilePos> {
         match self.form {
             Form::Flat { offsets, places } => {
@@ -87,7 +90,8 @@ impl<'a> AddressMap<'a> {
         }
     }
 
-    /// All entries in order: code offset and place. Ends early where the section is broken.
+    /// All entries in order: code offset and position. If a block is broken, only its entries before the damage are
+    /// given.
     pub fn iter(&self) -> impl Iterator<Item = (u32, Option<FilePos>)> + use<'a> {
         let this = *self;
         let units = match this.form {
@@ -149,7 +153,7 @@ fn blocks(section: &[u8]) -> Option<Form<'_>> {
     }
     let (index, _) = b.take(count as u64 * 8).ok()?.as_chunks();
     let bodies = b.take(b.remaining() as u64).ok()?;
-    // Each entry has a byte at least, so the body of the next block begins 128 bytes later or more.
+    // Each entry has at least one byte, so the body of the next block begins at least 128 bytes later.
     let mut last: Option<&[u8; 8]> = None;
     for entry in index {
         let follows = match last {
@@ -167,8 +171,9 @@ fn blocks(section: &[u8]) -> Option<Form<'_>> {
     (entries <= bodies.len() && (entries > 0 || bodies.is_empty())).then_some(Form::Blocks { entries, index, bodies })
 }
 
-/// Entries of one block: distance to the previous offset, twice, plus one if there is no place; then the place, the first
-/// one as it is and later ones as the distance to the last.
+/// Decodes the entries of one block. An entry begins with twice the distance to the previous code offset, plus one if
+/// the entry has no position. Then follows the position: the first one of the block as it is, each later one as its
+/// signed distance from the last.
 struct BlockEntries<'a> {
     body: Bytes<'a>,
     offset: u32,
@@ -317,7 +322,8 @@ mod tests {
         assert!(AddressMap::parse(&[0; 4], Some(Version(36))).unwrap().is_empty());
     }
 
-    /// The runtime's own answer for the same image (`Module::address_map`), written down when the fixture was made.
+    /// Compares the map with the runtime's own answer for the same image (`Module::address_map`), which was written
+    /// down when the fixture was made.
     #[test]
     fn equal_to_the_runtime() {
         for name in testing::fixtures() {

@@ -1,21 +1,23 @@
-//! The youngest exit from Wasm of a stack whose native code has neither unwind information nor frame pointers.
+//! Finds the youngest exit from Wasm on a stack whose native code has neither unwind information nor frame pointers.
 //!
-//! A store keeps for its own backtraces where Wasm was left last: the return address, the frame pointer there, and the frame
-//! pointer of the entry trampoline (`vmcontext.rs: VMStoreContext`). A nested entry puts the words of the one before on the
-//! stack (`traphandlers.rs: CallThreadState`, `EntryStoreContext`) and gives them back when it is left, so that those of
-//! every activation are somewhere: of the youngest in the store, of the others among the native frames that entered the
-//! next one.
+//! For its own backtraces a store keeps three words about the last exit from Wasm: the return address, the frame
+//! pointer there, and the frame pointer of the entry trampoline (`vmcontext.rs: VMStoreContext`). A nested entry puts
+//! the words of the activation before it on the stack (`traphandlers.rs: CallThreadState`, `EntryStoreContext`) and
+//! gives them back when it is left. So the words of every activation are somewhere: those of the youngest activation
+//! in the store, and those of each other activation among the native frames that entered the next one.
 //!
-//! Words on a stack may be old. So an exit counts only if
-//! - the word that returns to compiled code is behind a call there, in a frame of the size that the code makes,
-//! - from there frame follows frame, each linked by its frame pointer and of the size that its code makes, until an entry
-//!   trampoline that native code called, and
-//! - the runtime says so: a store to which an instance on this stack belongs has this very return address, frame pointer
-//!   and entry; or the first two stand side by side below it, where an inner entry keeps them.
+//! Words on a stack may be old. So an exit counts only if all of this holds:
+//! - The return address into compiled code stands behind a call there, and its frame has the size that the code
+//!   makes.
+//! - From there on frame follows frame up to an entry trampoline that native code called. Each frame is linked by its
+//!   frame pointer and has the size that its code makes.
+//! - The runtime itself names the exit. Either a store to which an instance on this stack belongs has this very
+//!   return address, frame pointer and entry, or the first two stand side by side below the exit, where an inner
+//!   entry keeps them.
 //!
-//! All of it is on the stack that rsp is on. A store whose guest is suspended, or runs on another thread, names frames
-//! elsewhere. A store whose guest runs names an exit that is over; then no native code was called, but for a signal
-//! handler, whose frame lies before.
+//! All of it is on the stack that rsp is on. A store whose guest is suspended, or runs on another thread, names
+//! frames elsewhere. A store whose guest runs names an exit that is over. In that case no native code was called
+//! except a signal handler, whose frame lies before that exit.
 
 use super::Wasmtime;
 use super::code::Code;
@@ -33,9 +35,10 @@ use crate::unwind::frame_pointer::{is_behind_call, is_same_stack};
 use crate::unwind::recognised::is_fiber_start;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// How far apart the runtime keeps the words of one exit: the saved structure has eight.
+/// Bytes within which the runtime keeps the words of one exit: the structure that it saves has eight words.
 const SAVED: u64 = 128;
-/// Bytes above an entry trampoline's frame in which the host that entered still has an instance.
+/// Bytes above an entry trampoline's frame that are searched for an instance: the host that entered Wasm still has
+/// one there.
 const ENTERED: u64 = 4096;
 
 fn mapping_at(mappings: &[Mapping], address: u64) -> Option<&Mapping> {
@@ -43,7 +46,7 @@ fn mapping_at(mappings: &[Mapping], address: u64) -> Option<&Mapping> {
     mappings.get(i).filter(|m| m.contains(address))
 }
 
-/// The words of the stack from `sp` on, with their addresses.
+/// The words of the stack from `sp` on, each with its address in front. `None`: `sp` is not in writable memory.
 fn words(mappings: &[Mapping], sp: u64, memory: &dyn Memory) -> Option<Vec<(u64, u64)>> {
     let stack = mapping_at(mappings, sp).filter(|m| m.write)?;
     let len = usize::try_from(stack.end.checked_sub(sp)?).ok()?.min(MAX_RECOVERY_BYTES);
@@ -53,26 +56,26 @@ fn words(mappings: &[Mapping], sp: u64, memory: &dyn Memory) -> Option<Vec<(u64,
     Some((sp..).step_by(8).zip(words).collect())
 }
 
-/// An exit from Wasm, as the stack has it.
+/// An exit from Wasm, as it is found on the stack.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Exit {
-    /// Return address into Wasm.
+    /// Return address into the Wasm function that called out.
     pc: u64,
-    /// Frame pointer of the Wasm function that called.
+    /// Frame pointer of the Wasm function that called out.
     caller: u64,
-    /// Frame pointer of the trampoline that it called.
+    /// Frame pointer of the exit trampoline that this function called.
     pub trampoline: u64,
-    /// Frame pointer of the entry trampoline; `None` for a stack too deep to be followed there.
+    /// Frame pointer of the entry trampoline. `None`: the stack is too deep to be followed that far.
     entry: Option<u64>,
 }
 
-/// The nearest exit above `sp`: the trampoline that called native code, or where its return address is lost, the Wasm
-/// function that called it.
+/// The nearest exit above `sp`. The frame that is found is that of the trampoline that called native code. Where the
+/// return address into the trampoline is lost, it is the frame of the Wasm function that called the trampoline.
 pub(super) fn exit(runtime: &Wasmtime, at: &Cursor, sp: u64, memory: &dyn Memory) -> Option<Found> {
     let words = words(&runtime.mappings, sp, memory)?;
     let mut contexts = None;
     let mut left = MAX_RECOVERY_CHAIN;
-    // Entries of the exits that nobody names.
+    // Frame pointers of the entries of those exits that neither a store nor an inner entry names.
     let mut passed = BTreeSet::new();
     for &(slot, pc) in &words {
         let is_code = |address: &u64| mapping_at(&runtime.mappings, *address).is_some_and(Mapping::may_execute);
@@ -91,7 +94,8 @@ pub(super) fn exit(runtime: &Wasmtime, at: &Cursor, sp: u64, memory: &dyn Memory
             passed.insert(exit.entry);
             continue;
         };
-        // What was passed is an old word of this very stay in Wasm; of another it may be one whose name was not found.
+        // An exit that was passed over and has the same entry was an old word of this very stay in Wasm. One with
+        // another entry may be a real exit whose name was not found, and this exit must not be reported in its place.
         if passed.iter().any(|entry| *entry != exit.entry) {
             return None;
         }
@@ -103,8 +107,8 @@ pub(super) fn exit(runtime: &Wasmtime, at: &Cursor, sp: u64, memory: &dyn Memory
     None
 }
 
-/// The exit that the frame which `pc`, in `slot`, returns to belongs to, if all frames from there to the entry are as their
-/// code makes them.
+/// The exit to which a frame belongs, if all frames from there to the entry are as their code makes them. `pc`, in
+/// the stack word at `slot`, returns to that frame, and `frame` is its frame pointer.
 fn followed(runtime: &Wasmtime, code: &Code, pc: u64, slot: u64, frame: u64, memory: &dyn Memory) -> Option<Exit> {
     let is_wasm = |kind: &FunctionKind| matches!(kind, FunctionKind::Wasm { .. } | FunctionKind::ModuleStart { .. });
     let is_entry = |kind: &FunctionKind| matches!(kind, FunctionKind::ArrayToWasm { .. });
@@ -131,14 +135,16 @@ fn followed(runtime: &Wasmtime, code: &Code, pc: u64, slot: u64, frame: u64, mem
             return (is_called && is_entry(&kind)).then_some(exit);
         };
         let found = code.function(pc.checked_sub(1)?)?.kind;
-        // Native code is between an entry and the exit before it, and only Wasm is called by trampolines and entries.
+        // Native code lies between an entry trampoline and the exit before it, so compiled code does not call an
+        // entry trampoline. Trampolines and entries call no compiled code but Wasm, so an exit trampoline is called
+        // by a Wasm function.
         if is_entry(&kind) || (depth == 0 && !is_wasm(&kind) && !is_wasm(&found)) {
             return None;
         }
         match frame_of(runtime, pc, above, memory) {
             Some(made) if made != next => return None,
             Some(_) => {}
-            // A function that is too large to be followed.
+            // The function is too large to be followed: a return address behind a call is enough.
             None if is_behind_call(pc, memory) && runtime.follows_call(code, CodeAddress::Return(pc), memory) => {}
             None => return None,
         }
@@ -147,11 +153,12 @@ fn followed(runtime: &Wasmtime, code: &Code, pc: u64, slot: u64, frame: u64, mem
         }
         (frame, kind) = (next, found);
     }
-    // So many frames that fit.
+    // So many frames that fit are enough, though the entry was not reached.
     Some(exit)
 }
 
-/// Contexts of the stores of all instances that registers and these words lead to, each with one of its instances.
+/// The stores of all instances that registers and `words` lead to: the address of each store's context, and one
+/// instance of the store.
 fn stores(
     runtime: &Wasmtime,
     at: &Cursor,
@@ -167,7 +174,7 @@ fn stores(
     all.filter(|(store, _)| is_writable(*store)).collect()
 }
 
-/// Whether the store's context names this exit.
+/// Whether the store's context, which is at `store`, names this exit as the last one.
 fn says(store: u64, code: &Code, exit: &Exit, memory: &dyn Memory) -> bool {
     let word = |offset: u64| store.checked_add(offset).and_then(|address| memory.read_u64(address).ok());
     versions(code).any(|version| {
@@ -179,14 +186,15 @@ fn says(store: u64, code: &Code, exit: &Exit, memory: &dyn Memory) -> bool {
     })
 }
 
-/// The version of an image; where it hides that, all whose layout is known: three words that agree do so in one only.
+/// The version of an image. If the image hides it, these are all versions whose layout is known, since three words
+/// that agree do so in one layout only.
 fn versions(code: &Code) -> impl Iterator<Item = Version> {
     let (first, last) = code.version.map_or((Version::OLDEST.0, Version::NEWEST.0), |v| (v.0, v.0));
     (first..=last).map(Version)
 }
 
-/// The words of the native frames below an exit, those that were walked through included: from the last entry into Wasm on,
-/// if there was one.
+/// The words of the native frames below an exit, with their addresses. Native frames that were walked through are
+/// included: the words begin at the last entry into Wasm, if there was one on this stack, else at `sp`.
 fn native(runtime: &Wasmtime, sp: u64, slot: u64, memory: &dyn Memory) -> Vec<(u64, u64)> {
     let entered = runtime.entered.borrow().range(..=sp).next_back().copied();
     let from = entered
@@ -195,8 +203,9 @@ fn native(runtime: &Wasmtime, sp: u64, slot: u64, memory: &dyn Memory) -> Vec<(u
     all.into_iter().take_while(|(at, _)| *at < slot).collect()
 }
 
-/// Whether an entry in these native frames keeps this exit for when it is left: return address and frame pointer near each
-/// other. If so, an instance of the store that it is kept for, whose context is named there, too.
+/// Whether an entry in these native frames keeps this exit, to give it back when that entry is left. If so, the
+/// return address and the frame pointer stand near each other. The inner value is an instance of the store that the
+/// exit is kept for, if the context of exactly one known store is named there, too.
 fn saved(native: &[(u64, u64)], code: &Code, exit: &Exit, contexts: &BTreeMap<u64, u64>) -> Option<Option<u64>> {
     let layouts = versions(code).filter_map(StoreLayout::new);
     let frames: BTreeSet<u64> =
@@ -211,8 +220,8 @@ fn saved(native: &[(u64, u64)], code: &Code, exit: &Exit, contexts: &BTreeMap<u6
     Some(members.first().copied().filter(|_| members.len() == 1))
 }
 
-/// The nearest signal frame between `sp` and `before`: the address of code that returns from a handler, and behind it the
-/// registers that the kernel put there.
+/// The nearest signal frame between `sp` and `before`. It begins with the address of code that returns from a signal
+/// handler, and the registers that the kernel saved are behind it.
 pub(super) fn signal(mappings: &[Mapping], sp: u64, before: Option<u64>, memory: &dyn Memory) -> Option<Found> {
     let mut others = BTreeSet::new();
     for (slot, pc) in words(mappings, sp, memory)? {
@@ -231,7 +240,7 @@ pub(super) fn signal(mappings: &[Mapping], sp: u64, before: Option<u64>, memory:
             continue;
         };
         let is_code = mapping_at(mappings, interrupted).is_some_and(Mapping::may_execute);
-        // On the same stack it lies above.
+        // If the interrupted code used this same stack, its stack pointer lies above the signal frame.
         let stack = mapping_at(mappings, its_sp).filter(|m| m.write);
         if is_code && stack.is_some_and(|m| !m.contains(slot) || its_sp > slot) {
             return Some(Found { pc, slot, frame: None });
@@ -240,9 +249,9 @@ pub(super) fn signal(mappings: &[Mapping], sp: u64, before: Option<u64>, memory:
     None
 }
 
-/// The start of the fiber that the stack at `sp` is of, which is its last frame: the words at the stack's end say where the
-/// one goes on that resumed it (`unix.rs`: the last word is not zero while the fiber runs, the one before is the other's
-/// stack pointer).
+/// The first function of the fiber whose stack `sp` is on, which is the last frame of that stack. The words at the
+/// stack's end say where the code goes on that resumed the fiber (`unix.rs`: the last word is not zero while the
+/// fiber runs, and the word before it is the stack pointer of the resumer).
 pub(super) fn fiber(mappings: &[Mapping], sp: u64, memory: &dyn Memory) -> Option<Found> {
     let words = words(mappings, sp, memory)?;
     let fits = |three: &&[(u64, u64)]| {
@@ -268,9 +277,9 @@ mod tests {
 
     const BASE: u64 = 0x7f00_0000_0000;
     const NATIVE: u64 = 0x5555_0000_0000;
-    /// Behind a call in native code.
+    /// A return address in native code: it stands behind a call.
     const HOST: u64 = NATIVE + 0x805;
-    /// `__restore_rt`.
+    /// Address of `__restore_rt`, the code that returns from a signal handler.
     const RESTORE: u64 = NATIVE + 0x900;
     const STACK: u64 = 0x7ffd_0000_0000;
     const OTHER_STACK: u64 = 0x7ffc_0000_0000;
@@ -278,15 +287,16 @@ mod tests {
     const VMCTX: u64 = HEAP + 0x100;
     const STORE: u64 = HEAP + 0x800;
 
-    /// A stack with native code above Wasm, and all that leads there.
+    /// A stack on which Wasm called native code, with all that leads to the exit.
     struct Scene {
         runtime: Wasmtime,
         image: Vec<u8>,
         words: BTreeMap<u64, u64>,
         exit: Exit,
-        /// Where the return addresses into the exit trampoline and the Wasm function are.
+        /// Addresses of the stack words that return into the exit trampoline and into the Wasm function.
         slots: [u64; 2],
-        /// Calls in an entry trampoline, a function and an exit trampoline: return address, bytes from its slot to rbp.
+        /// A call in an entry trampoline, in a function and in an exit trampoline: its return address, and the bytes
+        /// from the stack word that holds it to rbp.
         calls: [(u64, u64); 3],
         trampoline_pc: u64,
         wasm_pc: u64,
@@ -341,7 +351,7 @@ mod tests {
             scene
         }
 
-        /// Puts an entry with this frame pointer, a Wasm function and an exit on the stack.
+        /// Puts an entry trampoline with this frame pointer, a Wasm function and an exit trampoline on the stack.
         fn activation(&mut self, entry: u64) -> (Exit, [u64; 2]) {
             let [(entry_pc, entry_size), (wasm_pc, wasm_size), (trampoline_pc, trampoline_size)] = self.calls;
             let entry_slot = entry - entry_size;
@@ -369,7 +379,7 @@ mod tests {
             if self.layout().exit_fp_is_trampolines { self.exit.trampoline } else { self.exit.caller }
         }
 
-        /// The store names the exit.
+        /// Makes the store name the exit.
         fn said(&mut self) {
             let (layout, frame) = (self.layout(), self.frame());
             self.words.insert(STORE + layout.last_exit_pc, self.exit.pc);
@@ -377,7 +387,7 @@ mod tests {
             self.words.insert(STORE + layout.last_entry_fp, self.exit.entry.unwrap());
         }
 
-        /// The store names another.
+        /// Makes the store name another exit.
         fn unsaid(&mut self) {
             self.words.insert(STORE + self.layout().last_exit_pc, 0);
         }
@@ -417,20 +427,20 @@ mod tests {
         for name in FIXTURES {
             let mut scene = Scene::new(name);
             assert_eq!(scene.found(), scene.trampoline(), "{name}");
-            // What native code left of the trampoline's return address is overwritten: its caller is found.
+            // If the return address into the trampoline is overwritten, the caller of the trampoline is found.
             scene.words.insert(scene.slots[0], 1);
             assert_eq!(scene.found(), Some((scene.wasm_pc, scene.slots[1], scene.exit.caller)), "{name}");
-            // Or does not lead on to its caller.
+            // The same holds if the trampoline's frame does not lead on to its caller.
             let mut scene = Scene::new(name);
             scene.words.insert(scene.exit.trampoline, scene.exit.caller + 8);
             assert_eq!(scene.found(), Some((scene.wasm_pc, scene.slots[1], scene.exit.caller)), "{name}");
-            // A register leads to the instance instead of the stack.
+            // Without the word on the stack, only a register leads to the instance.
             let mut scene = Scene::new(name);
             scene.words.remove(&(scene.sp + 0x40));
             assert_eq!(scene.found(), None, "{name}");
             let at = cursor(NATIVE, &[(Reg::RSP, scene.sp), (Reg::R12, VMCTX)]);
             assert!(exit(&scene.runtime, &at, scene.sp, &scene.memory()).is_some(), "{name}");
-            // It hides its version.
+            // The image hides its version.
             let mut scene = Scene::new(name);
             scene.said();
             scene.runtime.codes[0].version = None;
@@ -447,18 +457,19 @@ mod tests {
                 assert_eq!(scene.found(), None, "{name}");
             };
             let layout = Scene::new(name).layout();
-            // The store names another return address, frame or entry; or there is none.
+            // The store names another return address, frame or entry, or no instance leads to a store.
             lost(&|s| s.unsaid());
             lost(&|s| _ = s.words.insert(STORE + layout.last_exit_fp, s.frame() + 8));
             lost(&|s| _ = s.words.insert(STORE + layout.last_entry_fp, s.exit.entry.unwrap() + 16));
             lost(&|s| _ = s.words.insert(VMCTX, 0));
-            // A frame is larger or smaller than its code makes it, a link leads elsewhere, the entry was not called by code.
+            // A frame has another size than its code makes, a link leads elsewhere, or the entry was not called by
+            // code.
             lost(&|s| _ = s.words.insert(s.exit.caller, s.exit.entry.unwrap() - 8));
             lost(&|s| _ = s.words.insert(s.exit.entry.unwrap() + 8, HOST + 1));
             lost(&|s| _ = s.words.insert(s.exit.entry.unwrap() + 8, HEAP));
-            // It is on another stack than rsp: a guest that waits, or runs elsewhere.
+            // The exit is on another stack than rsp, as that of a guest that waits or runs elsewhere.
             lost(&|s| s.sp = OTHER_STACK + 0x100);
-            // rsp is past it.
+            // rsp is already past the exit.
             lost(&|s| s.sp = s.exit.entry.unwrap());
         }
     }
@@ -468,18 +479,19 @@ mod tests {
         for name in FIXTURES {
             let mut scene = Scene::new(name);
             scene.unsaid();
-            // Side by side, in the frames of the host.
+            // The two words of the exit stand side by side in the frames of the host.
             scene.words.insert(scene.sp + 0x80, scene.frame());
             scene.words.insert(scene.sp + 0x90, scene.exit.pc);
             assert_eq!(scene.found(), scene.trampoline(), "{name}");
-            // Below the frames that are left, but above the inner entry.
+            // The two words stand below the frames that are left to walk. They count only if they are above the inner
+            // entry.
             scene.sp += 0x100;
             assert_eq!(scene.found(), None, "{name}");
             scene.runtime.entered.borrow_mut().insert(scene.sp - 0x100);
             assert_eq!(scene.found(), scene.trampoline(), "{name}");
             scene.runtime.entered.borrow_mut().insert(scene.sp - 0x40);
             assert_eq!(scene.found(), None, "{name}");
-            // Too far apart, or one of them alone.
+            // The two words are too far apart, or there is only one of them.
             for (place, word) in [(0x90 + SAVED + 8, scene.exit.pc), (0x90, 0)] {
                 let mut scene = Scene::new(name);
                 scene.unsaid();
@@ -493,11 +505,11 @@ mod tests {
     #[test]
     fn an_activation_is_not_left_out() {
         for name in FIXTURES {
-            // Between rsp and the exit that the store names is another stay in Wasm, which nobody names.
+            // Between rsp and the exit that the store names there is another stay in Wasm, which nobody names.
             let mut scene = Scene::new(name);
             let (inner, slots) = scene.activation(STACK + 0x8000);
             assert_eq!(scene.found(), None, "{name}");
-            // The store names it, and what entered it keeps the outer one.
+            // Now the store names the inner exit, and the native code that entered Wasm there keeps the outer one.
             let (outer, outer_slots) = (scene.exit, scene.slots);
             (scene.exit, scene.slots) = (inner, slots);
             scene.said();
@@ -511,7 +523,7 @@ mod tests {
             assert_eq!(scene.found(), None, "{name}");
             scene.runtime.entered.borrow_mut().insert(entry + 16);
             assert_eq!(scene.found(), scene.trampoline(), "{name}");
-            // And of which store it is.
+            // It is also known which store the exit left.
             assert_eq!(scene.runtime.anchored.borrow().get(&scene.exit.trampoline), Some(&VMCTX), "{name}");
         }
     }
@@ -527,7 +539,7 @@ mod tests {
             }
         };
         assert_eq!(recovered(&scene), Some(scene.trampoline_pc));
-        // The kernel's frame: rip, rsp and the segments.
+        // The frame that the kernel makes for a signal, with rip, rsp and the segments.
         let slot = scene.sp + 0x200;
         let context = slot + 8;
         let segments = 0x2b << 48 | 0x33;
@@ -537,13 +549,13 @@ mod tests {
             scene.words.insert(at, word);
         }
         assert_eq!(recovered(&scene), Some(RESTORE));
-        // Words that are none.
+        // Words that cannot belong to a signal frame.
         for (at, word) in [(168, HEAP), (160, 8), (160, slot - 8), (184, 0x33 << 1)] {
             let kept = scene.words.insert(context + at, word).unwrap();
             assert_eq!(recovered(&scene), Some(scene.trampoline_pc), "{at} {word:#x}");
             scene.words.insert(context + at, kept);
         }
-        // On a stack of its own there is nothing else.
+        // A signal handler that runs on its own stack has nothing else on that stack.
         let mut alone = Scene::new("48-default");
         alone.sp = OTHER_STACK + 0x100;
         assert_eq!(recovered(&alone), None);
@@ -565,7 +577,8 @@ mod tests {
             fiber(&scene.runtime.mappings, OTHER_STACK + 0x100, &scene.memory()).map(|f| (f.pc, f.slot))
         };
         assert_eq!(found(&words), Some((NATIVE + 0xa08, top - 24)));
-        // It is suspended, its resumer is on the same stack below, the code is another.
+        // Nothing is found if the fiber is suspended, if its resumer is below it on the same stack, or if the code is
+        // not a fiber's start.
         assert_eq!(found(&[words[0], words[1], (top - 8, 0)]), None);
         assert_eq!(found(&[words[0], (top - 16, top - 0x400), words[2]]), None);
         assert_eq!(found(&[(top - 24, HOST), words[1], words[2]]), None);
@@ -580,7 +593,7 @@ mod tests {
             stores(&scene.runtime, &cursor(NATIVE, &[]), words, &scene.memory()).len()
         };
         assert_eq!((asked(MAX_ANCHOR_PROBES as u64 - 1), asked(MAX_ANCHOR_PROBES as u64)), (1, 0));
-        // Return addresses that lead nowhere.
+        // Before the exit there are return addresses that lead nowhere.
         for (before, found) in [(MAX_RECOVERY_CHAIN - 1, true), (MAX_RECOVERY_CHAIN, false)] {
             let mut scene = Scene::new("48-default");
             scene.sp = STACK;

@@ -1,15 +1,18 @@
-//! Which instance each frame runs in.
+//! Works out which instance each frame runs in.
 //!
-//! A function gets its instance as its first argument and need not keep it: where the compiler did not, the frame itself
-//! no longer has it. But its caller passed it, its callee was passed one, and its store has a list. So frames are kept as
-//! a chain while a stack is walked, and what is known of one decides the next:
+//! A function gets its instance as its first argument and need not keep it. Where the compiler did not keep it, the
+//! frame itself no longer has it. But the frame's caller passed it, its callee was passed one, and its store has a
+//! list of its instances. So frames are kept as a chain while a stack is walked, and what is known of one frame
+//! decides the next:
 //!
-//! - the frame's own code says where the instance is ([`super::flow`]), or its callee, a trampoline, kept its caller's;
+//! - the frame's own code says where the instance is ([`super::flow`]), or its callee is a trampoline, which kept the
+//!   instance of its caller;
 //! - a function that passes on what it was passed runs in the same instance as its callee;
-//! - one that passes a word of its instance (an import's) calls into the instance which that word names;
-//! - where the trampoline's registers are lost, its store still knows the place of its last exit ([`super::exit`]);
-//! - all frames between an entry from the host and the next exit are of one store, and where that store has only one
-//!   instance that can be meant, it is that one.
+//! - a function that passes a word of its own instance (the word of an import) calls into the instance that this word
+//!   names;
+//! - where the trampoline's registers are lost, the store still knows where its last exit was ([`super::exit`]);
+//! - all frames between an entry from the host and the next exit belong to one store, and if only one instance of
+//!   that store can be meant, they run in this instance.
 
 use super::flow::Held;
 use super::offsets::VMCONTEXT_STORE;
@@ -20,31 +23,32 @@ use crate::process::Memory;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
-/// A frame: its pc and its stack pointer.
+/// What identifies a frame: its pc and its stack pointer.
 pub(super) type Key = (u64, u64);
 
 /// What a frame passed to its callee as the instance to run in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Passed {
-    /// Its own.
+    /// The frame's own instance.
     Own,
-    /// The word at this offset in its own.
+    /// The word at this byte offset in the frame's own instance.
     Word(i64),
 }
 
-/// A call, as the caller's code says.
+/// A call, as the code of the caller describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Call {
-    /// The instance that is passed.
+    /// What is passed as the instance to run in.
     pub passed: Passed,
-    /// The code that is called is named by the word at this offset in the caller's instance; else the call itself names it,
-    /// and it is the callee's. A callee that was called otherwise, by a tail call of the one that was called, has nothing
-    /// from this caller.
+    /// Byte offset of the word in the caller's instance that holds the address of the called code. `None`: the call
+    /// itself names the called code, and this is the callee's. A callee that was called otherwise, by a tail call of
+    /// the function that was called here, got nothing from this caller.
     pub target: Option<i64>,
 }
 
 impl Call {
-    /// From what the first argument and the called address hold. `direct`: the call names its callee.
+    /// The call with this first argument and this called address. `direct`: the call itself names its callee. `None`:
+    /// the argument is neither the caller's instance nor a word of it, or the called address is no such word.
     pub fn new(argument: Option<Held>, target: Option<Held>, direct: bool) -> Option<Call> {
         let passed = match argument? {
             Held::Entry(Reg::RDI) => Passed::Own,
@@ -62,24 +66,24 @@ impl Call {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Node {
-    /// The module, as the runtime counts.
+    /// Number of the module whose code the frame runs, as the runtime counts modules.
     module: usize,
-    /// Where the function begins.
+    /// Address of the function's first byte.
     start: u64,
-    /// What the frame itself says.
+    /// The instance that the frame runs in, as the frame itself says.
     own: Option<u64>,
-    /// What a trampoline says that the frame called.
+    /// The same instance, as a trampoline that the frame called tells it.
     told: Option<u64>,
-    /// An instance of the store that the frame belongs to, where no more is known.
+    /// An instance of the store that the frame belongs to, if no more is known than the store.
     of_store: Option<u64>,
-    /// The Wasm frame or entry trampoline that called it, and how.
+    /// The Wasm frame or entry trampoline that called this frame, and the call, if it is known.
     caller: Option<(Key, Option<Call>)>,
 }
 
 impl Node {
     fn instance(&self) -> Option<u64> {
         match (self.own, self.told) {
-            // One of them is wrong.
+            // They disagree, so one of them is wrong, and none is taken.
             (Some(own), Some(told)) if own != told => None,
             (own, told) => own.or(told),
         }
@@ -90,29 +94,30 @@ impl Node {
 #[derive(Default)]
 pub(super) struct Chain {
     nodes: HashMap<Key, Node>,
-    /// What follows, until the next frame.
+    /// What follows from the frames. It is dropped when a frame is added or changed.
     solved: Option<Rc<Solved>>,
 }
 
-/// What follows from the frames.
+/// What follows from the frames about their instances and stores.
 #[derive(Default)]
 pub(super) struct Solved {
     frames: HashMap<Key, u64>,
-    /// The store of each frame, by its context's address.
+    /// The store of each frame, as the address of the store's context.
     stores: HashMap<Key, u64>,
-    /// The instances of each store, and the modules that each can be of.
+    /// The instances of each store, each with the modules that it can be an instance of. The key is the address of
+    /// the store's context.
     pub lists: BTreeMap<u64, Vec<(u64, Vec<usize>)>>,
     /// Whether there were too many instances and modules to compare them.
     pub cut: bool,
 }
 
 impl Solved {
-    /// The instance that a frame runs in.
+    /// The instance that a frame runs in, if it is known.
     pub fn instance(&self, frame: Key) -> Option<u64> {
         self.frames.get(&frame).copied()
     }
 
-    /// The only instance of a module in a frame's store.
+    /// The instance of a module in a frame's store, if there is only one.
     pub fn only(&self, frame: Key, module: usize) -> Option<u64> {
         let list = self.lists.get(self.stores.get(&frame)?)?;
         let mut fit = list.iter().filter(|(_, modules)| modules.contains(&module)).map(|(v, _)| *v);
@@ -126,22 +131,23 @@ impl Solved {
 }
 
 impl Chain {
-    /// Takes a frame: its module, where its function begins, and its instance as the frame itself says.
+    /// Takes a frame: its module, where its function begins, and the instance that it runs in, as the frame itself
+    /// says.
     pub fn add(&mut self, key: Key, module: usize, start: u64, own: Option<u64>) {
         self.change(key, |node| (node.module, node.start, node.own) = (module, start, own));
     }
 
-    /// Takes who called a frame. `None`: the host did.
+    /// Takes who called a frame. `None`: the host called it.
     pub fn called_by(&mut self, key: Key, caller: Option<(Key, Option<Call>)>) {
         self.change(key, |node| node.caller = caller);
     }
 
-    /// Takes a frame's instance as a trampoline that it called says.
+    /// Takes the instance of a frame, as a trampoline that the frame called tells it.
     pub fn told(&mut self, key: Key, told: Option<u64>) {
         self.change(key, |node| node.told = told);
     }
 
-    /// Takes an instance of the store that a frame belongs to; the frame may run in another.
+    /// Takes an instance of the store that a frame belongs to. The frame may run in another instance of the store.
     pub fn of_store(&mut self, key: Key, instance: Option<u64>) {
         self.change(key, |node| node.of_store = instance);
     }
@@ -159,7 +165,7 @@ impl Chain {
         }
     }
 
-    /// What follows.
+    /// What follows from all frames so far.
     pub fn solve(&mut self, runtime: &Wasmtime, memory: &dyn Memory) -> Rc<Solved> {
         if let Some(solved) = &self.solved {
             return Rc::clone(solved);
@@ -184,16 +190,16 @@ struct Solver<'a> {
     runtime: &'a Wasmtime,
     memory: &'a dyn Memory,
     nodes: &'a HashMap<Key, Node>,
-    /// Whether an instance is one of a module.
+    /// Whether the instance at an address can be one of a module, for all pairs that were asked for.
     fits: HashMap<(usize, u64), bool>,
-    /// Comparisons of frames with instances that are left.
+    /// How many more comparisons of frames with instances may be made.
     work: usize,
-    /// Comparisons of instances with modules that are left.
+    /// How many more comparisons of instances with modules may be made.
     comparisons: usize,
     out: Solved,
 }
 
-/// Repeats `round` while it has decided something; returns how often it has.
+/// Repeats `round` while it decides something. Returns how many rounds did.
 fn rounds(mut round: impl FnMut() -> bool) -> usize {
     (0..MAX_ELIMINATION_ROUNDS).take_while(|_| round()).count()
 }
@@ -206,7 +212,8 @@ impl Solver<'_> {
                 callees.insert(caller, *key);
             }
         }
-        // Each chain from its youngest frame on. In a damaged stack a chain may be a circle, which has none.
+        // Each chain is followed from its youngest frame on. In a damaged stack a chain may be a circle, which has no
+        // youngest frame.
         let mut youngest: Vec<Key> = self.nodes.keys().copied().filter(|k| !callees.contains_key(k)).collect();
         youngest.sort_unstable();
         for first in youngest {
@@ -238,11 +245,12 @@ impl Solver<'_> {
         self.memory.read_u64(vmctx.checked_add(VMCONTEXT_STORE)?).ok()
     }
 
-    /// The frames of one stay in Wasm, youngest first; `links[i]` is how `chain[i + 1]` called `chain[i]`.
+    /// Decides the frames of one stay in Wasm. `chain` has them youngest first, and `links[i]` is how `chain[i + 1]`
+    /// called `chain[i]`.
     fn chain(&mut self, chain: &[Key], links: &[Option<Call>]) {
         let mut known: Vec<Option<u64>> = chain.iter().map(|k| self.nodes.get(k)?.instance()).collect();
         self.spread(chain, links, &mut known);
-        // All frames of a stay are of one store. Of a damaged stack they need not be, and then nothing more follows.
+        // All frames of a stay belong to one store. In a damaged stack they may not, and then nothing more follows.
         let members: Vec<u64> =
             known.iter().copied().chain(chain.iter().map(|k| self.nodes.get(k)?.of_store)).flatten().collect();
         let stores: BTreeSet<u64> = members.iter().filter_map(|v| self.store_of(*v)).collect();
@@ -251,7 +259,7 @@ impl Solver<'_> {
             if let Some(any) = members.first() {
                 self.list(store, *any);
             }
-            // A frame more that is known can decide the next.
+            // Each frame that is decided can decide another one.
             rounds(|| {
                 let more = self.eliminate(store, chain, links, &mut known);
                 if more {
@@ -267,9 +275,9 @@ impl Solver<'_> {
         }
     }
 
-    /// From frame to frame, in both directions.
+    /// Carries instances that are known from frame to frame, in both directions.
     fn spread(&mut self, chain: &[Key], links: &[Option<Call>], known: &mut [Option<u64>]) {
-        // Towards the oldest frame: only what was passed on unchanged.
+        // Towards the oldest frame, only an instance that was passed on unchanged can be carried.
         for i in 0..links.len() {
             if known[i + 1].is_none()
                 && let Some(callee) = known[i]
@@ -317,13 +325,13 @@ impl Solver<'_> {
         let list = store::instances(store, known, self.memory).unwrap_or_default();
         let (runtime, memory, left) = (self.runtime, self.memory, &mut self.comparisons);
         let of = |v: u64| Some((v, runtime.modules_of_instance(v, memory, left)?));
-        // From a part of the list nothing follows: a frame may run in one of the others.
+        // Nothing follows from a part of the list, because a frame may run in one of the other instances.
         let list = list.into_iter().map(of).collect::<Option<_>>();
         self.out.cut |= list.is_none();
         self.out.lists.insert(store, list.unwrap_or_default());
     }
 
-    /// Decides frames that can only run in one of the store's instances.
+    /// Decides the frames that can run in only one of the store's instances. Returns whether there was one.
     fn eliminate(&mut self, store: u64, chain: &[Key], links: &[Option<Call>], known: &mut [Option<u64>]) -> bool {
         let Some(list) = self.out.lists.get(&store) else { return false };
         let mut more = false;
@@ -332,9 +340,11 @@ impl Solver<'_> {
             let Some(left) = self.work.checked_sub(list.len()) else { return more };
             self.work = left;
             let fits = |v: &u64| {
-                // Where it is known how the callee was called, this must be what it would have been passed.
+                // If it is known how this frame called its callee, the callee's instance must be what `v` would have
+                // passed.
                 let below = i.checked_sub(1).and_then(|below| Some((&chain[below], links[below]?, known[below]?)));
-                // A tail call leaves a callee that was called otherwise.
+                // After a tail call the callee on the stack is not the function that this frame called, and it
+                // excludes no instance.
                 below.is_none_or(|(callee, link, instance)| {
                     link.target.is_some_and(|offset| self.word(*v, offset) != self.nodes.get(callee).map(|n| n.start))
                         || self.fits_call(*v, callee, Some(link), instance)
@@ -360,7 +370,8 @@ mod tests {
         (0x1000 + n, 0x7ffd_0000_0000 + 16 * n)
     }
 
-    /// A damaged stack may lead back to where it came from, or to a frame that two others say they called.
+    /// In a damaged stack a chain may lead back to where it began, two frames may have the same caller, and a caller
+    /// may be missing.
     #[test]
     fn chains_that_are_none_end() {
         let passed = Some(Call { passed: Passed::Own, target: None });
@@ -379,7 +390,7 @@ mod tests {
         }
     }
 
-    /// From a part of a store's instances nothing follows.
+    /// If not all instances of a store can be compared, nothing follows.
     #[test]
     fn so_many_instances_are_compared_with_modules() {
         let mut runtime = Wasmtime::default();
@@ -424,7 +435,8 @@ mod tests {
     #[test]
     fn deciding_has_an_end() {
         assert_eq!(rounds(|| true), MAX_ELIMINATION_ROUNDS);
-        // Two frames that can only run in the first of so many instances that looking at all of them twice is too much.
+        // Two frames can only run in the first of many instances. The second list is so long that looking at all of
+        // it twice is too much.
         let (mut chain, runtime, memory) = (Chain::default(), Wasmtime::default(), Pieces::default());
         let keys = [key(0), key(1)];
         keys.iter().for_each(|key| chain.add(*key, 7, 0x1000, None));

@@ -28,33 +28,35 @@ use std::sync::Arc;
 /// A code image and what is known of it.
 pub(super) struct Code {
     pub image: Image,
-    /// As the image writes it.
+    /// The version of Wasmtime as the image writes it, if it can be read.
     pub version_text: Option<String>,
-    /// Whose layouts are used: the written one, or one that fits if it is hidden.
+    /// The version whose layouts are used: the written one, or one that fits if the image hides it.
     pub version: Option<Version>,
-    /// Pieces of code.
+    /// The pieces of code in the image: functions and trampolines.
     pub functions: FunctionTable,
-    /// How many functions each module has of its own; without a description how many pieces are named as its.
+    /// For each module, how many functions it defines. If the image has no description, these are the pieces of code
+    /// that are named as functions of the module.
     pub defined: Vec<usize>,
-    /// Where their names come from.
+    /// Where the names of the pieces of code come from.
     pub name_source: NameSource,
     /// What `.wasmtime.info` says, or why that is not known.
     pub info: Result<ImageInfo, Why>,
-    /// Number of core modules.
+    /// Number of core modules in the image, at least one.
     pub modules: usize,
-    /// Number of its first module in the runtime.
+    /// Number of the image's first module, as the runtime counts modules.
     pub first: usize,
-    /// The `.wasm` of each module: from the image, or the user's.
+    /// The `.wasm` file of each module, from the image or from the user.
     pub wasm: Vec<Option<Rc<WasmModule>>>,
-    /// In what that file was compared.
+    /// For each module, in what the user's file was compared with the image.
     pub wasm_compared: Vec<Option<&'static str>>,
-    /// Path of the user's file of each module.
+    /// For each module, the path of the user's file.
     pub wasm_path: Vec<Option<PathBuf>>,
-    /// What is told of that file.
+    /// For each module, what else the comparison with the user's file showed.
     pub wasm_checks: Vec<Vec<String>>,
-    /// Where the module lies in that file, if it is a component.
+    /// For each module, its byte offset in the user's file, if that file is a component.
     pub wasm_base: Vec<Option<u64>>,
-    /// What is to be added to positions in the `.wasm` of each module to get those of the image.
+    /// For each module, the number that is added to positions in its `.wasm` to get those of the image, if it is
+    /// known.
     pub wasm_shift: Vec<Option<u64>>,
     /// Whether the image carries the Wasm that it was made from.
     pub carries_wasm: bool,
@@ -62,11 +64,11 @@ pub(super) struct Code {
     pub cfi: Option<CfiUnwinder<'static>>,
     /// Debug information of the source language (`debug_info`).
     pub dwarf: Option<ImageDwarf>,
-    /// What is missing or wrong.
+    /// What is missing or wrong in the image.
     pub problems: Vec<String>,
-    /// Of each module where the bodies of its functions are, and which they are of.
+    /// For each module, the positions of its function bodies, each with the index of the function.
     body_places: OnceCell<HashMap<u32, Vec<(u32, u32)>>>,
-    /// Number of the piece of code of each Wasm function, by module and function.
+    /// The number of the piece of code that is a Wasm function, by module and function.
     pieces: OnceCell<HashMap<(u32, u32), usize>>,
     /// The first name under which a function is exported, by module and function.
     exported: OnceCell<HashMap<(usize, u32), Arc<str>>>,
@@ -75,14 +77,16 @@ pub(super) struct Code {
     names: Option<Contents>,
     addrmap: Option<Contents>,
     frames: Option<Contents>,
-    /// Return addresses of calls, and where an exception goes on that ends one.
+    /// Return addresses of calls, each with a place where execution goes on when an exception ends the call. Both are
+    /// offsets in the code.
     handlers: Vec<(u32, u32)>,
-    /// Where function bodies begin in the file that was compiled, and then in each module that the runtime made itself.
+    /// The positions of function bodies: first those in the file that was compiled, then those in each module that
+    /// the runtime made itself.
     pub(super) bodies: Vec<Bodies>,
 }
 
 impl Code {
-    /// Reads what is needed of an image. Sections that are missing cost what they would tell.
+    /// Reads what is needed of an image. If a section is missing, only what it would tell is missing.
     pub fn load(image: Image, file: Option<MappedFile>, memory: &dyn Memory) -> Code {
         let memory = &WithFile { memory, file: file.as_ref() };
         let mut problems = Vec::new();
@@ -194,8 +198,9 @@ impl Code {
         code
     }
 
-    /// What is to be added to positions in `wasm` to get those of the image, if it is what `module` was made from: where it
-    /// lies in its component. `None`: the image does not say where its modules lie.
+    /// The number that is added to positions in `wasm` to get those of the image: the offset at which the module lies
+    /// in its component. `None`: the image does not say where its modules lie. It fails if the function bodies show
+    /// that `module` was not made from `wasm`.
     pub fn shift_of(&self, module: usize, wasm: &WasmModule) -> Result<Option<u64>, String> {
         if self.image.header().kind == Kind::Module {
             return Ok(Some(0));
@@ -221,7 +226,7 @@ impl Code {
         Ok(found)
     }
 
-    /// The machine code of a function that a module defines.
+    /// The machine code of a function that a module defines. `local` counts only these functions.
     pub fn code_of(&self, module: usize, local: u32, memory: &dyn Memory) -> Option<Vec<u8>> {
         let function = self.imports(module)?.checked_add(local)?;
         let pieces = self.pieces.get_or_init(|| {
@@ -252,7 +257,8 @@ impl Code {
         info.function_name(function, self.names.as_deref()?).filter(|name| !name.is_empty())
     }
 
-    /// What tells this module from others: how its image was compiled, and what its code does.
+    /// What tells this module from others: how its image was compiled, and what its code does. `None`: something
+    /// cannot be read, or the code has more than `left` bytes.
     pub fn key(&self, module: usize, left: &mut u64, memory: &dyn Memory) -> Option<Key> {
         let mut build = DefaultHasher::new();
         let engine = self.image.contents(ENGINE, &self.memory(memory)).ok()?;
@@ -271,7 +277,7 @@ impl Code {
         Some(Key { build: build.finish(), content: content.finish() })
     }
 
-    /// Takes its code as that of no module, for this reason.
+    /// Takes the image's code as that of no module. `why` is the reason that users see.
     pub fn leave_out_modules(&mut self, why: Why) {
         self.problems.push(why.0.clone());
         self.functions = std::mem::take(&mut self.functions).of_modules(0);
@@ -284,12 +290,12 @@ impl Code {
         self.carries_wasm = false;
     }
 
-    /// Whether nothing but its name says that the file is the one that was mapped.
+    /// Whether nothing but the file's name says that it is the file that was mapped.
     pub fn is_unproven(&self) -> bool {
         self.file.as_ref().is_some_and(|f| f.compared == 0)
     }
 
-    /// A target's memory, and this image's file where the target leaves it out.
+    /// The target's memory. What the target leaves out is taken from this image's file.
     pub fn memory<'a>(&'a self, memory: &'a dyn Memory) -> WithFile<'a> {
         WithFile { memory, file: self.file.as_ref() }
     }
@@ -304,7 +310,8 @@ impl Code {
         self.functions.at(self.image.text_offset(address)?)
     }
 
-    /// Where the calls of a function return to, and where an exception goes on that ends one; from the function's start.
+    /// The return addresses of a function's calls, each with a place where execution goes on when an exception ends
+    /// the call. Both are offsets from the function's start.
     pub fn handlers(&self, function: &Function) -> Vec<(u32, u32)> {
         let from = self.handlers.partition_point(|(call, _)| *call <= function.start);
         let own = self.handlers.get(from..).unwrap_or_default().iter().take_while(|(call, _)| *call <= function.end());
@@ -312,7 +319,8 @@ impl Code {
             .collect()
     }
 
-    /// Index of the core module that the code at `address` belongs to. Glue that is of none counts to the first.
+    /// Index of the core module that the code at `address` belongs to. Glue code of no module counts as that of the
+    /// first.
     pub fn module_at(&self, address: u64) -> usize {
         match self.function(address).map(|f| f.kind) {
             Some(
@@ -324,20 +332,20 @@ impl Code {
         }
     }
 
-    /// What is known of module `module`.
+    /// What the image's description says of the module with index `module`.
     pub fn module(&self, module: usize) -> Option<&ModuleInfo> {
         self.info.as_ref().ok()?.modules.get(module)
     }
 
-    /// Number of functions that module `module` imports.
+    /// Number of functions that the module with index `module` imports.
     pub fn imports(&self, module: usize) -> Option<u32> {
         let of_wasm = || self.wasm.get(module)?.as_ref().map(|w| w.imported_functions());
         self.module(module).map(|m| m.imported.functions).or_else(of_wasm)
     }
 
-    /// The best name of a Wasm function and where it is from.
+    /// The best name of a Wasm function, and where the name is from.
     pub fn function_name(&self, module: usize, function: u32, symbol: Option<&str>) -> Option<(String, NameSource)> {
-        // What the module was compiled with wins over the user's file, whose names nothing proves.
+        // The names that the module was compiled with win over those in the user's file, which nothing proves.
         if let Some(name) = self.recorded_name(module, function) {
             return Some((name.to_string(), NameSource::NameSection));
         }
@@ -367,17 +375,18 @@ impl Code {
         self.names.as_deref().map(Vec::as_slice)
     }
 
-    /// Whether the compiler kept the places of operators.
+    /// Whether the compiler kept the positions of operators.
     pub fn has_places(&self) -> bool {
         self.addrmap.is_some()
     }
 
-    /// The address map.
+    /// The address map, if the image has one of a known form.
     pub fn address_map(&self) -> Option<AddressMap<'_>> {
         AddressMap::parse(self.addrmap.as_deref()?, self.version).ok()
     }
 
-    /// Offset in the compiled file of the operator at `text_offset` (of a caller: one byte before the return address).
+    /// Position in the compiled file of the operator that the code at `text_offset` was made from. For a caller ask
+    /// one byte before the return address.
     pub fn place(&self, text_offset: u32) -> Option<FilePos> {
         self.address_map()?.lookup(text_offset)
     }
@@ -391,7 +400,7 @@ impl Code {
         }
     }
 
-    /// The table of locals and operand stacks as it is written.
+    /// The bytes of the table of locals and operand stacks.
     pub fn frames(&self) -> Option<&[u8]> {
         self.frames.as_deref().map(Vec::as_slice)
     }
@@ -405,9 +414,9 @@ impl Code {
         }
     }
 
-    /// The function whose operator was compiled to the code at `text_offset` (of a caller: one byte before the return
-    /// address), module and function index: the one that the code is of, or one that was inlined there. Several if it
-    /// cannot be told which of them, none if nothing is known.
+    /// The function whose operator was compiled to the code at `text_offset`, as module and function index: the
+    /// function that the code is of, or one that was inlined there. There are several if it cannot be told which of
+    /// them it is, and none if nothing is known. For a caller ask one byte before the return address.
     pub fn owners(&self, text_offset: u32) -> Vec<(u32, u32)> {
         let Some(place) = self.place(text_offset) else { return Vec::new() };
         let own = self.functions.at(text_offset).and_then(|f| match f.kind {
@@ -417,7 +426,7 @@ impl Code {
         self.owners_of(place, own)
     }
 
-    /// The same of a known place, in the code of function `own`.
+    /// The same as `owners` for a position that is known already, in the code of the function `own`.
     pub fn owners_of(&self, FilePos(place): FilePos, own: Option<(u32, u32)>) -> Vec<(u32, u32)> {
         let found: Vec<(u32, u32)> = self.bodies.iter().filter_map(|bodies| bodies.at(place)).collect();
         match own.filter(|own| found.contains(own)) {
@@ -426,12 +435,13 @@ impl Code {
         }
     }
 
-    /// How many modules' starts places count from: the compiled file's, and those of the modules that the runtime made.
+    /// The number of starts from which positions are counted: that of the compiled file, and that of each module that
+    /// the runtime made.
     pub fn files(&self) -> usize {
         self.bodies.len()
     }
 
-    /// Where a module begins in the file that was compiled, if that is known: of a component, elsewhere than that.
+    /// Where a module begins in the file that was compiled, if that is known. In a component it is not at the start.
     pub fn module_start(&self, module: u32) -> Option<u32> {
         match self.image.header().kind {
             Kind::Module => Some(0),
@@ -439,7 +449,7 @@ impl Code {
         }
     }
 
-    /// Whether calls in a module's code may have been replaced by the functions that were called.
+    /// Whether functions that a module's code calls may have been inlined in place of the calls.
     pub fn may_inline(&self, module: usize) -> bool {
         let several = self.modules > 1 || self.info.is_err();
         match self.inlining {
@@ -457,7 +467,7 @@ impl Code {
     }
 }
 
-/// Function bodies by position: position, module, function. Ascending.
+/// Function bodies in ascending order of position: position, module, function.
 #[derive(Default)]
 pub(super) struct Bodies(Vec<(u32, u32, u32)>);
 
@@ -468,11 +478,11 @@ impl Bodies {
     }
 }
 
-/// The bodies of the file that was compiled, and those of each module that the runtime made: the places there count from
-/// that module's own start.
+/// The function bodies of the file that was compiled, and those of each module that the runtime made. Positions in
+/// such a module count from its own start.
 fn bodies(info: &ImageInfo, kind: Kind) -> Vec<Bodies> {
     let mut made = info.modules.iter().rev().take_while(|m| kind == Kind::Component && is_adapter(m)).count();
-    // There is a component around them.
+    // A component is around the modules that the runtime made, so at least one other module is there.
     made = made.min(info.modules.len().saturating_sub(1));
     let first_made = info.modules.len() - made;
     let mut out: Vec<Bodies> = (0..=made).map(|_| Bodies(Vec::new())).collect();
@@ -489,7 +499,7 @@ fn bodies(info: &ImageInfo, kind: Kind) -> Vec<Bodies> {
     out
 }
 
-/// Whether the runtime made this module, to call from one component of a file into another (`fact.rs`).
+/// Whether the runtime made this module itself, to call from one component of a file into another (`fact.rs`).
 fn is_adapter(module: &ModuleInfo) -> bool {
     module.name.is_none()
         && module.imports.iter().any(|i| &*i.module == "callee")
@@ -500,7 +510,7 @@ fn is_adapter(module: &ModuleInfo) -> bool {
 fn decode(bytes: &[u8], kind: Kind, written: Option<Version>, text: Option<&str>) -> Result<ImageInfo, Why> {
     let result = match (written, text) {
         (Some(version), _) => ImageInfo::decode(bytes, kind, version),
-        // Hidden, or a name of the embedder's own: whatever fits in every byte is believed.
+        // The version is hidden, or is a name of the embedder's own. Whatever version fits in every byte is believed.
         (None, _) => ImageInfo::guess(bytes, kind),
     };
     result.map_err(|e| {
@@ -512,7 +522,7 @@ fn decode(bytes: &[u8], kind: Kind, written: Option<Version>, text: Option<&str>
     })
 }
 
-/// How many functions the symbols name of each module.
+/// For each module, how many functions the symbols name.
 fn counted(functions: &FunctionTable) -> Vec<usize> {
     let mut out = Vec::new();
     for piece in functions.wasm() {
@@ -523,7 +533,8 @@ fn counted(functions: &FunctionTable) -> Vec<usize> {
     out
 }
 
-/// The `.wasm` files that an image carries (`guest_debug`): one after the other, and where each ends.
+/// The `.wasm` files that an image carries (`guest_debug`). They lie one after the other in one section, and another
+/// says where each ends.
 fn bytecode(
     image: &Image,
     memory: &dyn Memory,
@@ -551,7 +562,7 @@ fn bytecode(
             }
         }
     }
-    // Each is of no more use than the first, and they are told with each module.
+    // Only the first error is told: the others are of no more use, and these problems are told with each module.
     match first {
         Some(e) if broken == 1 => problems.push(format!("the Wasm that the image carries: {e}")),
         Some(e) => problems.push(format!("the Wasm that the image carries, {broken} modules: {e}")),
@@ -586,18 +597,18 @@ mod tests {
         let mut bytes = fixture("48-default");
         let code = load(&bytes);
         assert_eq!((code.modules, code.defined.as_slice()), (1, &[4][..]));
-        // It has no name of its own.
+        // This function has no name of its own, but is exported.
         assert_eq!(code.function_name(0, 3, None), Some(("run".into(), NameSource::Export)));
         let info = code.image.section(INFO).unwrap().offset as usize;
         bytes[info..info + 16].fill(0xff);
         let code = load(&bytes);
         assert!(code.info.is_err() && code.modules == 1 && code.defined == [4]);
-        // With a description a module that it has not is none.
+        // If the image has a description, a module that is not in it is not believed.
         let mut whole = fixture("48-default");
         rename(&mut whole, &|len| format!("{:0<width$}]", "wasm[7]::function[0", width = len - 1));
         let code = load(&whole);
         assert_eq!((code.modules, code.functions.wasm().count()), (1, 3));
-        // Numbers in names are not believed: each module costs memory.
+        // A module number in a name is not believed if it is too high, since each module costs memory.
         for (number, modules) in [(MAX_IMAGE_MODULES - 1, MAX_IMAGE_MODULES), (MAX_IMAGE_MODULES, 1), (999_999_999, 1)]
         {
             rename(&mut bytes, &|len| {
@@ -613,7 +624,7 @@ mod tests {
 
     #[test]
     fn modules_of_all_images_have_an_end() {
-        // Images of many modules each.
+        // Each of these images has many modules.
         let mut bytes = fixture("48-default");
         let info = load(&bytes).image.section(INFO).unwrap().offset as usize;
         bytes[info..info + 16].fill(0xff);
@@ -633,7 +644,7 @@ mod tests {
         assert!(last.functions.wasm().next().is_none() && !last.functions.is_empty());
         let problem = runtime.listed.last().unwrap().problem.as_deref().unwrap_or_default();
         assert!(problem.contains("are left out"), "{problem}");
-        // Images of one module each are listed all the same.
+        // Images of one module each are listed nevertheless.
         runtime.add(load(&fixture("48-default")));
         assert_eq!(runtime.listed.last().unwrap().functions, Some(4));
     }

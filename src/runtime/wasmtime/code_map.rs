@@ -1,4 +1,4 @@
-//! Wasmtime's code described for a debugger.
+//! Describes Wasmtime's code for a debugger.
 
 use super::code::Code;
 use super::flow::{Flow, WINCH, beginning};
@@ -23,7 +23,7 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl};
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// Describes all images.
+/// Describes the code of all images.
 pub(super) fn code_map(runtime: &Wasmtime, detail: &Detail, memory: &dyn Memory) -> CodeMap {
     let mut map = CodeMap::default();
     let mut places_left = MAX_SYMBOL_PLACES;
@@ -41,7 +41,8 @@ pub(super) fn code_map(runtime: &Wasmtime, detail: &Detail, memory: &dyn Memory)
     map
 }
 
-/// What all copies of an image have in common, where each store has one (`code.rs: StoreCode::new`): with `guest_debug`.
+/// A hash of what all copies of an image have in common. With `guest_debug` each store has its own copy (`code.rs:
+/// StoreCode::new`). `None`: the image has no table of frames.
 fn content(code: &Code) -> Option<u64> {
     let frames = code.frames()?;
     let text = code.image.text();
@@ -50,8 +51,8 @@ fn content(code: &Code) -> Option<u64> {
     Some(hasher.finish())
 }
 
-/// The images in which Wasm functions run: those with a frame on a stack, and those that an instance's own pointers lead
-/// into.
+/// Indexes of the images in which Wasm functions run: those with a frame on a stack, and those that an instance's own
+/// pointers lead into.
 fn running(runtime: &Wasmtime, memory: &dyn Memory) -> BTreeSet<usize> {
     if runtime.codes.iter().all(|code| code.frames().is_none()) {
         return BTreeSet::new();
@@ -84,7 +85,7 @@ fn describe(
     let mut end = 0;
     for function in code.functions.iter() {
         let function = &function;
-        // Pieces do not overlap in what the compiler writes; what does is not believed.
+        // The compiler writes no pieces that overlap. A piece that overlaps the one before it is not believed.
         if function.len == 0 || function.start < end {
             continue;
         }
@@ -112,7 +113,8 @@ fn describe(
                 let instructions = Instructions::of(body, &origins.known_starts(function));
                 let pieces = origins.pieces(function, (*module, *index), table.as_ref(), &settled, &instructions);
                 (one.lines, one.inlined) = lay_out(&pieces, one.len);
-                // Whatever a table says: a breakpoint inside of an instruction makes another one of it.
+                // Lines inside an instruction are dropped, whatever a table says: a breakpoint there would make
+                // another instruction of it.
                 one.lines.retain(|line| line.offset == 0 || instructions.beginning_at(line.offset).is_some());
                 begin_behind_idle(&mut one.lines, &origins.idle(function), one.len);
                 let filled = one.variables.iter().find_map(|v| v.places.first()).map(|place| place.0);
@@ -128,7 +130,7 @@ fn describe(
     Ok(out)
 }
 
-/// The name of a Wasm function.
+/// The name of a Wasm function, or one made from its index.
 pub(super) fn wasm_name(code: &Code, module: u32, index: u32, symbol: Option<&str>) -> String {
     let name = code.function_name(module as usize, index, symbol).map(|(name, _)| name);
     name.unwrap_or_else(|| format!("wasm_function_{index}"))
@@ -147,9 +149,10 @@ fn function_name(code: &Code, function: &Function) -> String {
     }
 }
 
-/// How callers are found: what the code does at its beginning, and behind `mov rsp, rbp; pop rbp`; of Winch's code at every
-/// instruction, since its end is not told from other code by bytes. Where the code cannot be followed, what the table says.
-/// Without a table the frame pointer, from where it is set up.
+/// How callers are found from each instruction of a function. Winch's code is followed at every instruction, since
+/// its end cannot be told from other code by bytes. Of other code the beginning is followed, and what comes behind
+/// each `mov rsp, rbp; pop rbp`. Where the code cannot be followed, the table decides. Without a table the frame
+/// pointer is used, from where it is set up.
 fn frame_of(code: &Code, function: &Function, start: u64, bytes: &[u8]) -> Vec<(u32, FrameChange)> {
     let len = function.len;
     let body = bytes.get(function.start as usize..function.end() as usize).unwrap_or_default();
@@ -182,7 +185,7 @@ fn frame_of(code: &Code, function: &Function, start: u64, bytes: &[u8]) -> Vec<(
     let epilogues = body.windows(EPILOGUE.len()).enumerate().filter(|(_, w)| *w == EPILOGUE);
     for (at, _) in epilogues {
         if changes.len() > MAX_FRAME_CHANGES {
-            // From here on nothing is said that may be wrong.
+            // There are too many changes: from here on nothing is said, since it might be wrong.
             changes.retain(|(o, _)| *o <= at as u32);
             changes.push((at as u32, FrameChange::Undefined(Reg::RIP)));
             break;
@@ -212,14 +215,14 @@ fn frame_of(code: &Code, function: &Function, start: u64, bytes: &[u8]) -> Vec<(
     changes
 }
 
-/// From the last of them on nothing is said that may be wrong.
+/// Cuts a list that is too long. From its last change on nothing is said, since it might be wrong.
 fn cut(changes: &mut Vec<(u32, FrameChange)>) {
     let last = changes.last().map_or(0, |(at, _)| *at);
     changes.retain(|(at, _)| *at < last);
     changes.push((last, FrameChange::Undefined(Reg::RIP)));
 }
 
-/// The points of a function in the frame table.
+/// The points of a function in the frame table, at most `places_left`, from which they are subtracted.
 fn points(table: &FrameTable<'_>, function: &Function, places_left: &mut usize) -> Vec<ProgramPoint> {
     let mut points = Vec::new();
     for at in table.first_at(function.start).. {
@@ -233,8 +236,8 @@ fn points(table: &FrameTable<'_>, function: &Function, places_left: &mut usize) 
     points
 }
 
-/// The same with each frame's position that of the operator that it is at (`u32::MAX`: not known), and with a point behind
-/// each call whose own lies elsewhere.
+/// The given points of a function, but the position of each frame is that of the operator that it is at (`u32::MAX`:
+/// not known), and there is a point behind each call whose own point lies elsewhere.
 fn settled(
     code: &Code,
     function: &Function,
@@ -268,7 +271,7 @@ fn settled(
     out
 }
 
-/// Where the calls end that the code from one offset to another comes to if it takes no jump.
+/// Offsets of the ends of the calls that the code between two offsets comes to if it takes no jump.
 fn calls(text: &[u8], from: u32, to: u32) -> Vec<u32> {
     let code = text.get(from as usize..to as usize).unwrap_or_default();
     let mut decoder = Decoder::with_ip(64, code, u64::from(from), DecoderOptions::NONE);
@@ -285,7 +288,8 @@ fn calls(text: &[u8], from: u32, to: u32) -> Vec<u32> {
     ends
 }
 
-/// Locals and operand stacks, where the compiler recorded them. CFA is the frame pointer plus 16.
+/// Adds the locals and operand stacks to `one`, where the compiler recorded them. The CFA is the frame pointer plus
+/// 16.
 fn values(
     code: &Code,
     table: &FrameTable<'_>,
@@ -348,8 +352,9 @@ fn values(
     }
 }
 
-/// Where the frame's slot holds the locals: from each point on to the next, but for the end of the frame and what lies
-/// behind it, which is code that was moved out of the way. There a point counts from the call before it on.
+/// Ranges of offsets in the function at which the frame's slot holds the locals. A range goes from each point to the
+/// next, but stops at the end of the frame. What lies behind that end is code that was moved out of the way. There a
+/// range begins with the call before its first point.
 fn filled(table: &FrameTable<'_>, function: &Function, body: &[u8], points: &[ProgramPoint]) -> Vec<(u32, u32)> {
     let mut out: Vec<(u32, u32)> = Vec::new();
     for (i, point) in points.iter().enumerate() {
@@ -375,7 +380,7 @@ fn filled(table: &FrameTable<'_>, function: &Function, body: &[u8], points: &[Pr
     out
 }
 
-/// Types that a symbol file has: references of other types have more than one size.
+/// The type, if a symbol file has it. References of other types are left out, since they have more than one size.
 fn plain(ty: ValType) -> Option<ValType> {
     (ty != ValType::Ref).then_some(ty)
 }

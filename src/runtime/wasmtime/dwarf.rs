@@ -1,18 +1,19 @@
 //! The debug information of the source language that an image carries (`debug_info(true)`).
 //!
-//! Wasmtime translates the DWARF of the Wasm file to machine code, and writes some of its own for functions that had
-//! none: parameters and locals are then `var0`, `var1` or what the name section says, and lines are offsets in the Wasm
-//! file ([`SourceFrame::generated`]).
+//! Wasmtime translates the DWARF of the Wasm file, so that it describes the machine code. For functions without DWARF
+//! it writes its own: their parameters and locals are `var0`, `var1` or what the name section says, and their lines
+//! are offsets in the Wasm file ([`SourceFrame::generated`]).
 //!
-//! What is in the image is a relocatable file's: addresses are relocations that nobody applied. They are applied here to
-//! a copy, so that one [`ImageDwarf`] serves wherever the same image is mapped. All functions take offsets from the
-//! start of the code. For a return address ask one byte before it.
+//! The sections in the image are those of a relocatable file: their addresses are relocations that nobody applied.
+//! They are applied here to a copy, so that one [`ImageDwarf`] serves wherever the same image is mapped. All
+//! functions take offsets from the start of the code. For a return address ask one byte before it.
 //!
 //! A value is what the image says, and the image says what the guest's compiler said: clang 14 with `-O1` describes a
-//! parameter as being in its Wasm local for the whole function, also behind the point where that local is used anew.
+//! parameter as being in its Wasm local for the whole function, even after the point where that local is used for
+//! something else.
 //!
-//! Addresses within the guest are offsets in its linear memory, of 32 bits. Values in linear memory are described
-//! through the `vmctx` (`expression.rs: append_memory_deref`), so nothing else has to be known of the instance. Static
+//! Addresses within the guest are 32-bit offsets in its linear memory. Values in linear memory are described through
+//! the `vmctx` (`expression.rs: append_memory_deref`), so nothing else has to be known of the instance. Static
 //! variables are not described at all: they have fixed guest addresses, which Wasmtime does not translate.
 
 mod layout;
@@ -37,22 +38,22 @@ use crate::process::Memory;
 use crate::runtime::{SourceVariable, Why};
 use crate::symbolize::native::demangle;
 
-/// The variable by which Wasmtime describes where the instance is.
+/// Name of the variable by which Wasmtime describes where the instance is.
 const VMCTX: &str = "__vmctx";
 
-/// One source-level function at a place in the code. Several where functions were inlined by the guest's compiler,
-/// innermost first.
+/// One source-level function at an offset in the code. Where the guest's compiler inlined functions, there are
+/// several, innermost first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SourceFrame {
     /// Demangled function name.
     pub function: Option<String>,
-    /// Source file, or the Wasm file.
+    /// Source file, or the Wasm file if `generated`.
     pub file: Option<String>,
     /// Line, 1-based. If `generated`, the byte offset in the Wasm file.
     pub line: Option<u32>,
     /// Column, 1-based.
     pub column: Option<u32>,
-    /// Whether the function was inlined into the next.
+    /// Whether the function was inlined into the next one of the list.
     pub inlined: bool,
     /// Whether Wasmtime wrote the description of a function that the Wasm file does not describe.
     pub generated: bool,
@@ -69,15 +70,15 @@ impl fmt::Debug for ImageDwarf {
     }
 }
 
-/// A function or what is inlined into it, at one address.
+/// A function, or a function that is inlined into it.
 struct Scope {
-    /// The entry: a subprogram or an inlined subroutine.
+    /// The function's entry: a subprogram or an inlined subroutine.
     entry: Entry,
-    /// Index of the scope around it; of the function itself its own.
+    /// Index of the scope around this one. For the function itself it is its own index.
     parent: usize,
-    /// Of what is inlined: where it was called.
+    /// Where the function was called, if it is inlined.
     call: Place,
-    /// Entries of its parameters and variables, in the source's order.
+    /// Offsets of the entries of its parameters and variables, in the order of the source.
     variables: Vec<UnitOffset>,
 }
 
@@ -85,19 +86,20 @@ impl ImageDwarf {
     /// Copies and relocates the debug sections. `None`: the image has none.
     ///
     /// # Errors
-    /// What is wrong with the sections or cannot be read.
+    /// If the sections are broken or cannot be read. The text says what is wrong.
     pub fn load(image: &Image, memory: &dyn Memory) -> Result<Option<ImageDwarf>, String> {
         let sections = sections::read(image, memory)?;
         Ok(sections.map(|sections| ImageDwarf { units: Units::new(sections::dwarf(sections)) }))
     }
 
-    /// The source-level functions at an offset in the code, innermost first. Empty: none is described.
+    /// The source-level functions at an offset in the code, innermost first. The list is empty if none is described.
     pub fn frames(&self, text_offset: u32) -> Vec<SourceFrame> {
         let address = BIAS + u64::from(text_offset);
         self.source_frames(&self.scopes(address).iter().collect::<Vec<_>>(), address)
     }
 
-    /// What the scopes at an address, outermost first, are called and where they are in the source.
+    /// The names of the scopes at an address, and where they are in the source. `scopes` has the outermost first, the
+    /// result the innermost.
     fn source_frames(&self, scopes: &[&Scope], address: u64) -> Vec<SourceFrame> {
         let Some(innermost) = scopes.last() else { return Vec::new() };
         let mut at = self.units.line_at(&innermost.entry.unit, address);
@@ -131,7 +133,7 @@ impl ImageDwarf {
         self.scoped_variables(text_offset, registers, cfa, memory).into_iter().flatten().collect()
     }
 
-    /// The same, one list for each of [`ImageDwarf::frames`].
+    /// The same variables, with one list for each of [`ImageDwarf::frames`].
     pub fn scoped_variables(
         &self,
         text_offset: u32,
@@ -150,8 +152,8 @@ impl ImageDwarf {
         scopes.iter().rev().map(of_scope).collect()
     }
 
-    /// The instance (`vmctx`) that the function at an offset in the code runs in, where its place is described. It is
-    /// what the image says and nothing more: whether there is an instance is to be checked.
+    /// The instance (`vmctx`) that the function at an offset in the code runs in, if its place is described. It is
+    /// what the image says and nothing more: the caller has to check that there is an instance.
     pub fn vmctx(&self, text_offset: u32, registers: &Registers, cfa: Option<u64>, memory: &dyn Memory) -> Option<u64> {
         let address = BIAS + u64::from(text_offset);
         let scopes = self.scopes(address);
@@ -174,7 +176,7 @@ impl ImageDwarf {
         Some(Entry { unit, die })
     }
 
-    /// The function and what is inlined into it at an address, outermost first.
+    /// The function at an address and the functions that are inlined there, outermost first.
     fn scopes(&self, address: u64) -> Vec<Scope> {
         let Some(function) = self.units.function_at(address) else { return Vec::new() };
         let unit = function.unit.clone();
@@ -188,12 +190,13 @@ impl ImageDwarf {
         })
     }
 
-    /// A function and what is inlined into it, a scope before those in it. `enter` is shown each block and each inlined
-    /// function with the number of functions around it, and says whether it is gone into.
+    /// The scopes of a function and of the functions inlined into it, each before those inside it. `enter` gets each
+    /// block and each inlined function with the number of functions around it, and says whether the walk goes into
+    /// it.
     fn scopes_of(&self, function: Entry, enter: &mut dyn FnMut(&units::Die, usize, &mut u64) -> bool) -> Vec<Scope> {
         let (unit, root) = (function.unit.clone(), function.die.offset());
         let mut scopes = vec![Scope { entry: function, parent: 0, call: Place::default(), variables: Vec::new() }];
-        // The inlined functions that the walk is in: their depths and scopes.
+        // The inlined functions that the walk is inside of: the depth of each and the index of its scope.
         let mut inside: Vec<(isize, usize)> = Vec::new();
         let mut variables = 0;
         let mut work = MAX_SCOPE_WORK;
@@ -201,7 +204,7 @@ impl ImageDwarf {
             while inside.last().is_some_and(|&(above, _)| depth <= above) {
                 inside.pop();
             }
-            // What stands behind an inlined function belongs to the one around it.
+            // What stands behind an inlined function belongs to the function around it.
             let parent = inside.last().map_or(0, |&(_, scope)| scope);
             match die.tag() {
                 gimli::DW_TAG_formal_parameter | gimli::DW_TAG_variable => {
@@ -234,12 +237,12 @@ impl ImageDwarf {
                 _ => Visit::Skip,
             }
         };
-        // What was found before an entry that cannot be read stays.
+        // If an entry cannot be read, what was found before it stays.
         let _ = self.units.walk(&unit, root, &mut work, &mut visit);
         scopes
     }
 
-    /// `None`: it is no variable of the source.
+    /// The variable that an entry describes. `None`: it is no variable of the source.
     fn variable(&self, entry: &Entry, frame: &Frame<'_>) -> Option<SourceVariable> {
         let units = &self.units;
         let name = units.name(entry).filter(|name| name != VMCTX)?;

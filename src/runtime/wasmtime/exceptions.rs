@@ -1,11 +1,12 @@
-//! `.wasmtime.exceptions`: where an exception goes on that ends a call.
+//! `.wasmtime.exceptions`: where execution goes on when an exception ends a call.
 //!
-//! u32s: how many calls and how many handlers, then arrays. Of each call: its return address, from some version on where its
-//! frame is, and where its handlers end; of each handler: tag, context, and where it is (`wasmtime-internal-unwinder`:
+//! The section consists of u32s: the number of calls, the number of handlers, and then one array for each field. The
+//! fields of a call are its return address, where its frame is (only from some version on), and where its handlers
+//! end. The fields of a handler are its tag, its context, and where it is (`wasmtime-internal-unwinder`:
 //! `exception_table.rs`).
 
-/// Return addresses and the handlers of each, as offsets in the text, ascending. Empty where the section is not as it is
-/// known.
+/// Pairs of a call's return address and one of its handlers, as offsets in the text, ascending by return address. The
+/// list is empty if the section does not have a known form.
 pub(super) fn handlers(section: &[u8]) -> Vec<(u32, u32)> {
     read(section).unwrap_or_default()
 }
@@ -16,7 +17,7 @@ fn read(section: &[u8]) -> Option<Vec<(u32, u32)>> {
     let count = |i: usize| Some(u32::from_le_bytes(*counts.get(i)?) as usize);
     let (calls, handlers) = (count(0)?, count(1)?);
     let of_calls = words.len().checked_sub(handlers.checked_mul(3)?)?;
-    // Without the frame's place (36), and with it.
+    // A call has two arrays if the place of its frame is not recorded (version 36), else three.
     let arrays = [2, 3].into_iter().find(|n| calls.checked_mul(*n) == Some(of_calls))?;
     let word = |i: usize| words.get(i).map(|w| u32::from_le_bytes(*w));
     let first = of_calls.checked_add(handlers.checked_mul(2)?)?;
@@ -45,7 +46,8 @@ mod tests {
 
     #[test]
     fn both_forms_are_read() {
-        // The example of the runtime's sources: calls, frames, ends; tags, contexts, handlers.
+        // This is the example in the runtime's sources. Its arrays are calls, frames and ends, then tags, contexts
+        // and handlers.
         let none = u32::MAX;
         let calls = [0x10, 0x50, 0xf0];
         let of_handlers = [1, 5, 1, none, none, none, none, 0x10, 0x20, 0x30, 0x40, 0x42, 0x6f, 0x71, 0xf5];
@@ -55,7 +57,8 @@ mod tests {
         assert_eq!(handlers(&section(&with)), expected);
         assert_eq!(handlers(&section(&without)), expected);
         assert_eq!(handlers(&section(&[0, 0])), []);
-        // Cut, too long, not ascending, ends that go back or out.
+        // Nothing is read if the section is cut, too long or not ascending, or if ends of handlers go back or beyond
+        // the last one.
         assert_eq!(handlers(&section(&with[..with.len() - 1])), []);
         assert_eq!(handlers(&section(&[&with[..], &[0]].concat())), []);
         let mut turned = with.clone();

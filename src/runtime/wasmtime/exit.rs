@@ -1,4 +1,5 @@
-//! Who called out to the host: what is left of it in registers, on the stack and in the store.
+//! Finds the instance that called out to the host, from what is left of it in registers, on the stack and in the
+//! store.
 
 use super::code::Code;
 use super::frame::KEPT;
@@ -14,20 +15,22 @@ pub(super) fn is_vmctx(address: u64, memory: &dyn Memory) -> bool {
     address != 0 && address.is_multiple_of(16) && memory.read(address, &mut magic).is_ok() && magic == VMCONTEXT_MAGIC
 }
 
-/// Whether the last exit from Wasm of the store of the instance at `vmctx` was the call from `caller` to the exit
-/// trampoline `at`. `None`: not known.
+/// Whether the call from `caller` to the exit trampoline `at` is the last exit from Wasm in the records of the store
+/// to which the instance at `vmctx` belongs. `None`: not known.
 fn is_last_exit(vmctx: u64, code: &Code, at: &Cursor, caller: &Cursor, memory: &dyn Memory) -> Option<bool> {
     let layout = StoreLayout::new(code.version?)?;
     let store = memory.read_u64(vmctx.checked_add(VMCONTEXT_STORE)?).ok()?;
     let word = |offset| memory.read_u64(store.checked_add(offset)?).ok();
     let frame = if layout.exit_fp_is_trampolines { at } else { caller }.registers.get(Reg::RBP);
-    // Recursion exits again from the same place, with another frame.
+    // A recursive function can exit again from the same place. Then only the frame pointer is another one.
     let same_frame = frame.is_none_or(|frame| word(layout.last_exit_fp) == Some(frame));
     Some(word(layout.last_exit_pc)? == caller.address.raw() && same_frame)
 }
 
-/// The instances that may have called out through an exit trampoline: it keeps its caller's in a register of its own
-/// choice. Of the last call the store knows the place. Other registers may hold the store's own instance, or others of it.
+/// The instances that may have called out through the exit trampoline `at`. The trampoline keeps its caller's
+/// instance in a register of its own choice, and other registers may hold the store's own instance or further
+/// instances of the store. If a store says that this call was its last exit, only instances of such a store are
+/// returned.
 pub(super) fn instances(code: &Code, at: &Cursor, caller: &Cursor, memory: &dyn Memory) -> Vec<u64> {
     let mut found = Vec::new();
     for vmctx in KEPT.iter().filter_map(|r| at.registers.get(*r)).filter(|v| is_vmctx(*v, memory)) {
@@ -35,7 +38,8 @@ pub(super) fn instances(code: &Code, at: &Cursor, caller: &Cursor, memory: &dyn 
             found.push(vmctx);
         }
     }
-    // Of an outer activation the store knows nothing any more.
+    // A store remembers only its last exit. It knows nothing any more about an outer activation, for which all
+    // candidates stay.
     let last_exit = |v: &u64| is_last_exit(*v, code, at, caller, memory) == Some(true);
     if found.iter().any(last_exit) {
         found.retain(last_exit);
@@ -43,17 +47,19 @@ pub(super) fn instances(code: &Code, at: &Cursor, caller: &Cursor, memory: &dyn 
     found
 }
 
-/// An instance of the store that a call from `caller` left through the exit trampoline `at`: any that native code below
-/// the trampoline, or the trampoline itself, still has on the stack. That it is of this store is what the store says of
-/// its last exit; in which of its instances the caller ran is another question.
+/// An instance of the store that the call from `caller` left through the exit trampoline `at`: any instance that the
+/// trampoline, or native code below it, still has on the stack. It is taken if its own store names this call as the
+/// last exit. The caller may have run in another instance of the store.
 pub(super) fn store_member(code: &Code, at: &Cursor, caller: &Cursor, memory: &dyn Memory) -> Option<u64> {
     let (frame, sp) = (at.registers.get(Reg::RBP)?, at.registers.sp()?);
-    // Only if both places are there to be compared: one alone is not proof enough for what lies about on a stack.
+    // Both frame pointers must be known, so that the frame can be compared as well as the return address. One of the
+    // two alone is not proof enough, since old words lie about on a stack.
     caller.registers.get(Reg::RBP)?;
     let begin = sp.checked_sub(MAX_EXIT_BYTES as u64)?.checked_next_multiple_of(8)?;
     let len = usize::try_from(frame.checked_sub(begin)?).ok().filter(|len| *len <= 2 * MAX_EXIT_BYTES)?;
     let mut bytes = vec![0; len & !7];
-    // What is nearest is the likeliest, and what is below the stack's end is not readable in a core.
+    // The words nearest to the trampoline's frame are the likeliest, so they are tried first. In a core the memory
+    // below the end of the stack cannot be read, and counts as zeros.
     let words = |bytes: &[u8]| bytes.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w)).collect::<Vec<_>>();
     for (i, piece) in bytes.chunks_mut(512).enumerate() {
         if memory.read(begin.checked_add(i as u64 * 512)?, piece).is_err() {
@@ -83,7 +89,8 @@ mod tests {
         let code = Code::load(Image::read(&memory, base).unwrap(), None, &memory);
         let layout = StoreLayout::new(Version(48)).unwrap();
         let most = MAX_EXIT_BYTES as u64;
-        // Where an instance stands below the stack pointer, and the frame above it.
+        // Each case says how far below the stack pointer an instance stands, how far above it the frame is, and
+        // whether the instance is found.
         for (below, above, found) in
             [(8, most, true), (most, 0x100, true), (most + 8, 0x100, false), (8, most + 8, false)]
         {

@@ -1,4 +1,5 @@
-//! Finding code images: each mapping with code that no loader explains has an image's header before it.
+//! Finds code images. For each mapping with code that belongs to no loaded file, the header of an image is looked for
+//! before it.
 
 use super::code::Code;
 use super::image::{DATA, HEADER_BYTES, Header, Image, Kind};
@@ -27,7 +28,7 @@ pub struct WasmtimeProvider {
 }
 
 impl WasmtimeProvider {
-    /// A provider that has not looked yet.
+    /// A provider that has not looked for images yet.
     pub fn new() -> WasmtimeProvider {
         WasmtimeProvider::default()
     }
@@ -61,12 +62,12 @@ impl WasmtimeProvider {
     }
 }
 
-/// The image whose code is in `mapping`, and the file that it was mapped from.
+/// The address of the image whose code is in `mapping`, and the file that it was mapped from.
 fn image_of(scene: &Scene<'_>, mapping: &Mapping) -> Option<(u64, Option<MappedFile>)> {
     if let Some(address) = header_before(scene, mapping) {
         return Some((address, file_of(scene, address)));
     }
-    // A core may hold nothing of a mapped file: then only the name leads to it.
+    // A core may hold nothing of a mapped file. Then only the file's name leads to the image.
     let is_image = |file: &MappedFile| {
         let header = file.bytes.first_chunk::<HEADER_BYTES>();
         header.is_some_and(|header| Header::parse(header).is_ok())
@@ -75,12 +76,13 @@ fn image_of(scene: &Scene<'_>, mapping: &Mapping) -> Option<(u64, Option<MappedF
     Some((file.base, Some(file)))
 }
 
-/// The file that the image at `address` was mapped from, if it is that file.
+/// The file that the image at `address` was mapped from, if it is here and begins as the image does.
 fn file_of(scene: &Scene<'_>, address: u64) -> Option<MappedFile> {
     MappedFile::find(scene.target, scene.target.mapping_at(address)?, HEADER_BYTES)
 }
 
-/// What to say of executable memory that may have been an image: nothing of it is there, and its file is not here.
+/// What to say of executable memory that may have been a code image, if nothing of the image is in the target and its
+/// file is not here.
 fn absent(scene: &Scene<'_>, mapping: &Mapping) -> Option<String> {
     let path = mapping.path.as_ref().filter(|_| !mapping.is_anonymous())?;
     let base = mapping.start.checked_sub(mapping.offset)?;
@@ -104,7 +106,7 @@ fn header_before(scene: &Scene<'_>, mapping: &Mapping) -> Option<u64> {
     for _ in 0..MAX_HEADER_PAGES {
         at = at.checked_sub(PAGE)?;
         if !inside.contains(at) {
-            // An image has no holes.
+            // An image has no holes, so the search ends where nothing is mapped.
             inside = scene.target.mapping_at(at)?;
         }
         if scene.target.read(at, &mut ident).is_ok() && Header::probe(&ident) && Header::read(scene.target, at).is_ok()
@@ -152,7 +154,7 @@ impl Provider for WasmtimeProvider {
         let Some(code) = self.runtime.owner.get(module).and_then(|&i| self.runtime.codes.get_mut(i)) else { return };
         let Some(number) = module.checked_sub(code.first).filter(|number| *number < code.modules) else { return };
         let wasm = &file.wasm;
-        // What the image carries wins, where the file has no more names or lines than that.
+        // The Wasm that the image carries wins, unless the user's file adds names or lines to it.
         let adds = |own: &WasmModule| {
             wasm.body_offset(0) == own.body_offset(0)
                 && ((wasm.has_sources() && !own.has_sources()) || (wasm.has_names() && !own.has_names()))
@@ -190,14 +192,14 @@ impl Provider for WasmtimeProvider {
     }
 }
 
-/// Every how many places one is compared.
+/// The distance between positions that are compared, in entries of the address map: 1 if all of them are.
 fn step(places: usize) -> usize {
     places.div_ceil(MAX_COMPARED_PLACES).max(1)
 }
 
-/// Whether a module was compiled from this core module: its functions, their types, its data, and that the places that the
-/// compiler kept are operators of those very functions. Where the image carries its Wasm, that it is this. `Ok`: what was
-/// compared.
+/// Whether a module was compiled from this core module. Its functions, their types and its data are compared, and the
+/// positions that the compiler kept must be operators of those very functions. If the image carries its Wasm, the
+/// file must be the same up to custom sections. `Ok` says what was compared.
 fn fits(code: &Code, module: usize, file: &CoreModule, memory: &dyn Memory) -> Result<Fit, String> {
     let wasm = &*file.wasm;
     let own = code.wasm.get(module).and_then(Option::as_deref).filter(|_| code.carries_wasm);
@@ -221,7 +223,7 @@ fn fits(code: &Code, module: usize, file: &CoreModule, memory: &dyn Memory) -> R
     // A core module that was compiled alone knows nothing of the component that it may be from.
     let base = file.base.filter(|_| code.image.header().kind == Kind::Component);
     match (base, shift) {
-        // Without a description nothing says where the module is.
+        // Without a description nothing says where in its component the module is.
         (Some(base), None) => checks.push(format!("it lies at {base:#x} of the component")),
         (Some(base), Some(shift)) if base != shift => {
             return Err(format!(
@@ -255,8 +257,8 @@ fn fits(code: &Code, module: usize, file: &CoreModule, memory: &dyn Memory) -> R
             let local = function.checked_sub(wasm.imported_functions());
             let inner = u64::from(place).checked_sub(shift);
             let is_operator = inner.is_some_and(|inner| super::frame::operator_index(wasm, local, inner).is_some());
-            // A function's own code (stack checks) is given the place of its body, the zeros of its locals those of their
-            // declarations.
+            // Code that belongs to no operator has a position, too. A function's own code (stack checks) has that of
+            // the function's body, and the code that sets locals to zero has those of their declarations.
             let is_before_operators = || {
                 let (body, first) = (wasm.body_offset(local?)?, *wasm.operators(local?)?.first()?);
                 Some((body..first).contains(&inner?))
@@ -284,15 +286,15 @@ fn fits(code: &Code, module: usize, file: &CoreModule, memory: &dyn Memory) -> R
     Ok(Fit { exact, summary, checks, shift })
 }
 
-/// Whether the file's data is that of the image (`.rodata.wasm`), which keeps the data of all its modules one behind the
-/// other, or laid out as it will be in memory. `Ok`: whether there was something to compare.
+/// Whether the file's data is that of the image (`.rodata.wasm`). The image keeps the data of all its modules one
+/// after the other, or laid out as it will be in memory. `Ok` says whether there was something to compare.
 fn compare_data(code: &Code, wasm: &WasmModule, memory: &dyn Memory) -> Result<bool, String> {
     let segments = wasm.data_segments();
     let size = code.image.section(DATA).map_or(0, |s| s.size);
     if segments.is_empty() || size == 0 || size > MAX_COMPARED_DATA {
         return Ok(false);
     }
-    // One that is written over another one may be gone.
+    // A segment that is overwritten by another one may be missing in the image.
     let mut placed: Vec<_> = segments.iter().filter_map(|s| s.place).collect();
     placed.sort_unstable();
     let overlap = |pair: &[(u32, u64, u64)]| pair[0].0 == pair[1].0 && pair[0].1.saturating_add(pair[0].2) > pair[1].1;
@@ -306,12 +308,12 @@ fn compare_data(code: &Code, wasm: &WasmModule, memory: &dyn Memory) -> Result<b
     }
 }
 
-/// The first of these segments that is not in `kept`, and whether there was one to look for.
+/// The number of the first of these segments that is not in `kept`, and whether one was found there.
 fn missing_data<'a>(kept: &[u8], segments: impl Iterator<Item = &'a [u8]>) -> (Option<usize>, bool) {
     let mut left = MAX_COMPARED_DATA;
     let mut compared = false;
     for (number, bytes) in segments.enumerate() {
-        // Zeros at its ends may have been left out.
+        // Zeros at the ends of a segment may have been left out.
         let is_zero = |byte: &&u8| **byte == 0;
         let front = bytes.iter().take_while(is_zero).count();
         let rest = bytes.get(front..).unwrap_or_default();
@@ -376,12 +378,12 @@ fn description(image: &ImageInfo, info: &ModuleInfo) -> Description {
     out.tables = Some(tables.collect());
     let globals = info.globals.iter().map(|g| GlobalDecl { ty: Some(g.ty.into()), mutable: Some(g.mutable) });
     out.globals = Some(globals.collect());
-    // From then on the compiled initializer calls it, and it is not recorded.
+    // From version 46 on the compiled initializer calls the start function, and the image does not record it.
     out.start = (image.version.0 < 46).then_some(info.start);
     out
 }
 
-/// What readers see of a module.
+/// What is shown of a module.
 pub(super) fn guest_module(code: &Code, module: usize) -> GuestModule {
     let text = code.image.text();
     let file = |path: &PathBuf| path.file_name().map(|n| n.to_string_lossy().into_owned());
@@ -389,7 +391,7 @@ pub(super) fn guest_module(code: &Code, module: usize) -> GuestModule {
     let user = code.wasm_path.get(module).and_then(Option::as_ref);
     let own = info.and_then(|i| i.name.as_deref()).filter(|n| !n.is_empty()).map(str::to_string);
     let cwasm = code.file.as_ref().and_then(|f| file(&f.path)).filter(|_| code.modules == 1);
-    // A component has several modules, and names of their own tell them apart.
+    // A component has several modules, which are told apart by names of their own.
     let in_component = code.wasm_base.get(module).copied().flatten();
     let name = match in_component {
         Some(base) => own.or(user.and_then(file).map(|file| format!("{file} at {base:#x}"))),
@@ -397,7 +399,7 @@ pub(super) fn guest_module(code: &Code, module: usize) -> GuestModule {
     };
     let name = name.or(cwasm);
     let mut checks = vec!["an ELF header of Wasmtime's own kind (OSABI 200) before executable memory".to_string()];
-    // An image without functions is one whose tables cannot be read.
+    // If an image seems to have no functions, its tables cannot be read.
     let functions = (!code.functions.is_empty()).then(|| code.defined.get(module).copied().unwrap_or(0));
     if functions.is_some() {
         checks.push(format!("{} pieces of code that its tables name", code.functions.len()));
@@ -432,7 +434,7 @@ pub(super) fn guest_module(code: &Code, module: usize) -> GuestModule {
         checks,
         functions,
         tracked: code.has_frames(),
-        // Which of its compilers it was the image does not say in so many words.
+        // The image does not say in so many words which of Wasmtime's compilers made it.
         backend: format!("wasmtime {version}"),
         wasm_file: user.map(|p| p.display().to_string()),
         wasm_compared: compared.map(str::to_string),
@@ -450,7 +452,8 @@ mod tests {
     use crate::process::testing::CoreBuilder;
     use crate::progress::Silent;
 
-    /// Discovers images whose headers are so many pages before their code.
+    /// Discovers images whose headers are these numbers of pages before their code. Returns how many headers are
+    /// found, and the notes.
     fn discover(distances: &[u64]) -> (usize, Vec<String>) {
         let header = &fixture("48-default")[..PAGE as usize];
         let core = (1..).zip(distances).fold(CoreBuilder::new(), |core, (i, pages)| {
@@ -482,7 +485,7 @@ mod tests {
         WasmModule::parse("values.wasm".into(), wat::parse_str(text.replacen(from, to, 1)).unwrap()).unwrap()
     }
 
-    /// Of every version that is known.
+    /// Compares the descriptions of every version that is known.
     #[test]
     fn descriptions_are_compared() {
         let edits = [
@@ -532,7 +535,7 @@ mod tests {
             fits(&code, 0, &CoreModule { wasm, base: None }, &memory).map(|fit| (fit.summary, fit.exact))
         };
         assert_eq!(fits(own.clone()), Ok(("every byte", 2)));
-        // A custom section more, and all of them less.
+        // One custom section is added, or all of them are left out.
         let more = [&own[..8], &[0, 2, 1, b'x'], &own[8..]].concat();
         assert_eq!(fits(more), Ok(("all but custom sections", 1)));
         let mut bare = own[..8].to_vec();
@@ -545,7 +548,7 @@ mod tests {
             }
         }
         assert_eq!(fits(bare), Ok(("all but custom sections", 1)));
-        // A constant alone.
+        // Only a constant differs.
         let at = own.windows(8).position(|w| w == 2.5f64.to_le_bytes()).unwrap();
         let mut other = own.clone();
         other[at + 6] ^= 1;

@@ -1,28 +1,32 @@
-//! What compiled code does with the registers it was called with.
+//! What compiled code does with the registers that it was called with.
 //!
-//! Neither the compiler's tables nor the runtime's say where a function keeps its instance, and of an image without
-//! `.eh_frame` nothing says where callee-saved registers are. Both follow from the code: a function gets its instance in
-//! rdi and its caller's in rsi (`wasmtime-cranelift`: the first two parameters of every function and trampoline), and from
-//! there each move, spill and reload can be followed. [`Flow`] does that on all paths at once: a place holds something at
-//! an instruction only if it does on every way there.
+//! Neither the compiler's tables nor the runtime's say where a function keeps its instance, and in an image without
+//! `.eh_frame` nothing says where callee-saved registers are saved. Both follow from the code: a function gets its
+//! instance in rdi and its caller's instance in rsi (`wasmtime-cranelift`: the first two parameters of every function
+//! and trampoline), and from there each move, spill and reload can be followed. [`Flow`] does that on all paths at
+//! once: a register or stack slot counts as holding a value at an instruction only if it holds it on every path to
+//! that instruction.
 //!
-//! What is known at the end is what the code says, not what a table says. So a reader compares all places that should hold
-//! the same value ([`State::find`]), and holds an instance against its module before it believes it.
+//! All of this is what the code says, not what a table says. So a reader compares all places that should hold the
+//! same value ([`State::find`]), and checks an instance against its module before it believes it.
 //!
-//! The return address is followed like any other word: that is how the caller is found at every instruction. Tables say
-//! nothing about the ends of functions, and what the compilers write at both ends moves the return address as well as rbp:
+//! The return address is followed like any other word, and so the caller is found at every instruction. Tables say
+//! nothing about the ends of functions, and the code that the compilers write at the start and at the end of a
+//! function moves the return address as well as rbp. It has these shapes:
 //!
 //! | shape | compiler | versions |
 //! |---|---|---|
 //! | `push rbp; mov rbp, rsp` at the start | both | all |
-//! | stack limit: `mov r10, [rdi + 8]; mov r10, [r10 + n]`, then `cmp r10, rsp` (or `add r10, n` before it), `jnbe` | Cranelift | all |
+//! | stack limit: `mov r10, [rdi + 8]; mov r10, [r10 + n]; cmp r10, rsp; jnbe` | Cranelift | all |
+//! | .. or with `add r10, n` in front of the `cmp` | Cranelift | all |
 //! | the same with `mov r11, ..; add r11, n; cmp; ja` in every function, also in a leaf | Winch | all |
 //! | probes, up to four: `sub rsp, n; mov [rsp], x` each, then `add rsp, ..` | Cranelift | all |
-//! | more probes: `mov r11, rsp; sub r11, n; L: sub rsp, ..; mov [rsp], x; cmp rsp, r11; jne L; add rsp, n` | Cranelift | all |
-//! | room for the arguments of a tail call: `sub rsp, n; mov rbp, rsp`, then two words moved down through r11 | Cranelift | all |
+//! | more probes: `mov r11, rsp; sub r11, n`, the loop of the next row, `add rsp, n` | Cranelift | all |
+//! | the loop of probes: `L: sub rsp, ..; mov [rsp], x; cmp rsp, r11; jne L` | Cranelift | all |
+//! | room for arguments of a tail call: `sub rsp, n; mov rbp, rsp`, two words go down through r11 | Cranelift | all |
 //! | saves: `sub rsp, n; mov [rsp + ..], rbx` and so on | Cranelift | all |
-//! | loads of what was saved, `add rsp, n; mov rsp, rbp; pop rbp`, then `ret` or, with stack arguments, `ret n` | Cranelift | all |
-//! | the same and `jmp` (a tail call) | Cranelift | all |
+//! | loads of the saves, `add rsp, n; mov rsp, rbp; pop rbp`, `ret` (stack arguments: `ret n`) | Cranelift | all |
+//! | the same, but `jmp` instead of `ret` (a tail call) | Cranelift | all |
 //! | .. with fewer arguments: `pop rbp; mov tmp, [rsp]; mov [rsp + n], tmp; add rsp, n; jmp` | Cranelift | all |
 //! | `add rsp, n; pop rbp; ret` | Winch | to 49 |
 //! | `add rsp, n; pop rbp`, then `ret` or `ret n`; a call leaves rsp above its arguments | Winch | 50 |
@@ -31,8 +35,9 @@
 //! | .. with none: both words through r11, from rbp, `lea rsp, [rbp + n]; mov rbp, r11; jmp` | Winch | 50 |
 //! | .. with others: both words to `[rsp]` and `[rsp + 8]`, arguments over them, then as the one before | Winch | 50 |
 //!
-//! (`cranelift-codegen`: `isa/x64/abi.rs`, `emit_return_call_common_sequence`; `winch-codegen`: `isa/x64/masm.rs`. Majors 36
-//! to 50 were compared.) No shape is looked for: each instruction does what it does.
+//! (Sources: `cranelift-codegen`: `isa/x64/abi.rs`, `emit_return_call_common_sequence`; `winch-codegen`:
+//! `isa/x64/masm.rs`. Majors 36 to 50 were compared.) The code below does not look for any of these shapes: it
+//! follows what each instruction does.
 
 use super::chain::Call;
 use crate::arch::{CodeAddress, Reg, Registers};
@@ -44,7 +49,7 @@ use iced_x86::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// General registers in the order of the machine's own numbers.
+/// The general registers, in the order of their numbers in machine code.
 const GENERAL: [Reg; 16] = [
     Reg::RAX,
     Reg::RCX,
@@ -66,38 +71,41 @@ const GENERAL: [Reg; 16] = [
 const RSP: usize = 4;
 const RBP: usize = 5;
 
-/// What a place holds.
+/// What a register or a word of the frame holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Held {
-    /// What this register had when the function was entered.
+    /// The value that this register had when the function was entered.
     Entry(Reg),
     /// The address that the function returns to.
     Return,
     /// The word at this offset from the function's own instance: `Entry(RDI)`.
     Loaded(i64),
-    /// The stack pointer at the function's entry plus this; or at another instruction, see [`since`].
+    /// The stack pointer at the function's entry plus this many bytes, or the stack pointer at another instruction
+    /// plus some bytes: see [`since`].
     Frame(i64),
 }
 
-/// Distances from the stack pointer at an instruction other than the first are counted in a range of their own for each
-/// instruction: how far that is from the entry is not known.
+/// Where it is not known how far the stack pointer at an instruction is from the one at the entry, distances are
+/// counted from that instruction. Each such instruction has a range of numbers of its own, and the ranges are this
+/// far apart.
 const SINCE: i64 = 1 << 40;
 
-/// The stack pointer at the instruction at this offset.
+/// The number that stands for the stack pointer at the instruction at this offset.
 fn since(offset: u32) -> i64 {
     (i64::from(offset) + 1) * SINCE
 }
 
-/// Which instruction's stack pointer a distance counts from; 0 is the entry's.
+/// Number of the range that a distance belongs to, which tells the instruction whose stack pointer it counts from. 0
+/// is the entry's.
 fn base(at: i64) -> i64 {
     at.saturating_add(SINCE / 2) >> SINCE.trailing_zeros()
 }
 
-/// Where what is, before an instruction.
+/// What each register and each word of the frame holds before an instruction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct State {
     registers: [Option<Held>; 16],
-    /// Words of the frame, by their distance from the stack pointer at the entry.
+    /// What words of the frame hold, by their distance in bytes from the stack pointer at the entry.
     slots: BTreeMap<i64, Held>,
 }
 
@@ -115,13 +123,14 @@ impl State {
         State { registers, slots: BTreeMap::from([(0, Held::Return)]) }
     }
 
-    /// What is left behind a call that an exception ended: rsp and rbp are put back, other registers hold anything.
+    /// The state after an exception ended a call: rsp and rbp are put back, the other registers may hold anything.
     fn caught(mut self) -> State {
         self.lose_all();
         self
     }
 
-    /// Registers but rsp and rbp hold anything: functions that Winch compiled keep none for their callers.
+    /// Forgets all registers but rsp and rbp, which may hold anything now: functions that Winch compiled keep no
+    /// other register for their callers.
     fn lose_all(&mut self) {
         for (i, held) in self.registers.iter_mut().enumerate() {
             if i != RSP && i != RBP {
@@ -135,7 +144,8 @@ impl State {
         GENERAL.iter().position(|r| *r == reg).and_then(|i| self.registers[i])
     }
 
-    /// Keeps what both have; whether something was lost. Where the stack pointers differ, it is counted from `here` on.
+    /// Keeps only what is the same in both states, and returns whether something was lost. Where the stack pointers
+    /// differ, the stack pointer is counted from the instruction at `here` on.
     fn merge(&mut self, other: &State, here: u32) -> bool {
         let mut lost = false;
         for (i, (mine, theirs)) in self.registers.iter_mut().zip(&other.registers).enumerate() {
@@ -157,8 +167,8 @@ impl State {
         }
     }
 
-    /// Counts the stack pointer from the instruction at `here` on. What was counted from it when the code came here before is
-    /// not known any more.
+    /// Counts the stack pointer from the instruction at `here` on. Distances that were counted from this instruction
+    /// when an earlier pass came here are forgotten.
     fn count_from(&mut self, here: u32) {
         let stale = |at: i64| base(at) == base(since(here));
         self.slots.retain(|at, _| !stale(*at));
@@ -168,7 +178,8 @@ impl State {
         self.registers[RSP] = Some(Held::Frame(since(here)));
     }
 
-    /// Distance of an operand from the stack pointer at the entry, if it is a word of the frame.
+    /// Distance of a memory operand from the stack pointer at the entry, in bytes, if the operand is a word of the
+    /// frame.
     fn frame_slot(&self, i: &Instruction) -> Option<i64> {
         if i.memory_index() != Register::None {
             return None;
@@ -205,7 +216,8 @@ impl State {
         (plain && instance).then(|| Held::Loaded(i.memory_displacement64().cast_signed()))
     }
 
-    /// One instruction on. `popped`: the callee took its arguments off the stack, and this instruction makes room again.
+    /// Applies one instruction. `popped` says that the callee of the call before took its arguments off the stack: a
+    /// `sub` from rsp then only makes room for them again.
     fn step(&mut self, i: &Instruction, popped: bool, info: &mut InstructionInfoFactory) {
         let reg = |n: u32| number(i.op_register(n));
         let is_reg = |n: u32| i.op_kind(n) == OpKind::Register && i.op_register(n).is_gpr64();
@@ -238,7 +250,7 @@ impl State {
                     return;
                 }
             }
-            // This ends the frame, whatever is known of rsp.
+            // This ends the frame, even where rsp is not known.
             Mnemonic::Pop | Mnemonic::Leave if i.op0_register() == Register::RBP || i.mnemonic() == Mnemonic::Leave => {
                 let frame = match self.registers[RBP] {
                     Some(Held::Frame(at)) => Some(at),
@@ -305,23 +317,24 @@ impl State {
         }
     }
 
-    /// The stack pointer at the function's entry.
+    /// The stack pointer at the function's entry, in a frame with these registers.
     pub fn entry_sp(&self, registers: &Registers) -> Option<u64> {
-        // rbp first: it does not move.
+        // rbp is asked first because it does not move.
         [Reg::RBP, Reg::RSP].into_iter().find_map(|reg| match self.register(reg)? {
             Held::Frame(at) if base(at) == 0 => registers.get(reg)?.checked_add_signed(at.checked_neg()?),
             _ => None,
         })
     }
 
-    /// Whether rbp is this frame's: the words at it and above it are the caller's rbp and the return address.
+    /// Whether rbp is the frame pointer of this frame: the word at it is the caller's rbp, and the word above that is
+    /// the return address.
     pub fn has_frame(&self) -> bool {
         let Some(Held::Frame(at)) = self.registers[RBP] else { return false };
         self.slots.get(&at) == Some(&Held::Entry(Reg::RBP))
             && at.checked_add(8).and_then(|above| self.slots.get(&above)) == Some(&Held::Return)
     }
 
-    /// How far the stack pointer is below rbp, where rbp is this frame's.
+    /// Distance from the stack pointer up to rbp in bytes, if both are known to point into this frame.
     pub fn sp_to_rbp(&self) -> Option<i64> {
         let (Some(Held::Frame(sp)), Some(Held::Frame(rbp))) = (self.registers[RSP], self.registers[RBP]) else {
             return None;
@@ -329,7 +342,7 @@ impl State {
         (base(sp) == base(rbp)).then(|| rbp.checked_sub(sp)).flatten()
     }
 
-    /// Where a word of the frame is, in one with these registers.
+    /// Address of a word of the frame, in a frame with these registers.
     fn address(&self, slot: i64, registers: &Registers) -> Option<u64> {
         if base(slot) == 0 {
             return self.entry_sp(registers)?.checked_add_signed(slot);
@@ -338,9 +351,9 @@ impl State {
         registers.sp()?.checked_add_signed(slot.checked_sub(sp)?)
     }
 
-    /// How the caller is found here, as a debugger is told it.
+    /// How the caller is found at this instruction, in the form that debuggers are told it.
     fn rules(&self) -> Option<Rules> {
-        // Near rbp, which does not move, or else near rsp.
+        // A slot is counted from rbp, which does not move, or else from rsp.
         let near = |slot: i64| {
             [(RBP, Reg::RBP), (RSP, Reg::RSP)].into_iter().find_map(|(n, reg)| match self.registers[n]? {
                 Held::Frame(at) if base(at) == base(slot) => Some((reg, i32::try_from(slot.checked_sub(at)?).ok()?)),
@@ -353,7 +366,7 @@ impl State {
             .filter(|(_, held)| **held == Held::Return)
             .filter_map(|(slot, _)| Some((*slot, near(*slot)?)))
             .collect();
-        // The copy that a copy of rbp lies beside.
+        // Of several copies of the return address, one with a copy of the caller's rbp in the same frame comes first.
         let beside = |slot: i64| self.slots.iter().any(|(a, h)| *h == Held::Entry(Reg::RBP) && base(*a) == base(slot));
         returns.sort_by_key(|(slot, _)| !beside(*slot));
         let (slot, (reg, distance)) = *returns.first()?;
@@ -378,13 +391,13 @@ impl State {
         ])
     }
 
-    /// The value that `held` stands for, in a frame with these registers. All places that should have it are compared, and
-    /// where they differ there is none.
+    /// The value that `held` stands for, in a frame with these registers. All places that should hold it are
+    /// compared, and where they differ the result is `None`.
     pub fn find(&self, held: Held, registers: &Registers, memory: &dyn Memory) -> Option<u64> {
         self.places(held, registers, memory).map(|(value, _)| value)
     }
 
-    /// The same with the slot that it was read from, if it is in one only.
+    /// Like [`State::find`], together with the address of the stack slot that the value was read from, if it has one.
     pub fn places(&self, held: Held, registers: &Registers, memory: &dyn Memory) -> Option<(u64, Option<u64>)> {
         let mut found: Option<(u64, Option<u64>)> = None;
         let in_registers = GENERAL
@@ -407,10 +420,10 @@ impl State {
     }
 }
 
-/// CFA, and each register that callees keep.
+/// How to find the CFA, rbp, and each other register that callees keep.
 type Rules = [FrameChange; 7];
 
-/// What is said at a function's start.
+/// The rules at a function's start.
 const AT_START: Rules = [
     FrameChange::Cfa(Reg::RSP, 8),
     FrameChange::Same(Reg::RBP),
@@ -421,14 +434,14 @@ const AT_START: Rules = [
     FrameChange::Same(Reg::R15),
 ];
 
-/// Adds what differs from `last` at `offset`.
+/// Adds the rules that differ from `last`, as changes at `offset`.
 fn change(out: &mut Vec<(u32, FrameChange)>, last: &mut Rules, offset: u32, rules: Rules) {
     out.extend(last.iter().zip(&rules).filter(|(old, new)| old != new).map(|(_, new)| (offset, *new)));
     *last = rules;
 }
 
-/// How callers are found from each instruction on among the first ones of a function, up to and with the one at `end`.
-/// `None`: they are no beginning that can be followed.
+/// How callers are found from each of the first instructions of a function on, up to and including the instruction at
+/// offset `end`. `None` if the code up to there cannot be followed.
 pub(super) fn beginning(start: u64, code: &[u8], end: u32) -> Option<Vec<(u32, FrameChange)>> {
     let flow = Flow {
         start,
@@ -450,7 +463,7 @@ pub(super) fn beginning(start: u64, code: &[u8], end: u32) -> Option<Vec<(u32, F
         flow.step(&mut state, &i, &mut before, &mut info);
         match i.flow_control() {
             FlowControl::Next => {}
-            // Behind a trap of the stack limit, and behind the loop of probes.
+            // Control goes on here when the stack limit does not trap, or when the loop of stack probes is over.
             FlowControl::ConditionalBranch => {
                 if let Some(sp) = before.equal.filter(|_| loops) {
                     state.registers[RSP] = Some(Held::Frame(sp));
@@ -462,7 +475,7 @@ pub(super) fn beginning(start: u64, code: &[u8], end: u32) -> Option<Vec<(u32, F
     None
 }
 
-/// What is known at `at` among the first instructions of a function that is too large to be followed.
+/// What is known at `at`, if it is among the first instructions of a function that is too large to be followed.
 pub(super) fn near_start(start: u64, code: &[u8], at: CodeAddress) -> Option<Facts> {
     let CodeAddress::Exact(pc) = at else { return None };
     let flow = Flow {
@@ -478,7 +491,7 @@ pub(super) fn near_start(start: u64, code: &[u8], at: CodeAddress) -> Option<Fac
         if i.ip() == pc {
             return Some(Facts { state, calling: None, restores_sp: true, winch: code.starts_with(&WINCH) });
         }
-        // The loop of probes moves rsp by what is not known here.
+        // The loop of stack probes moves rsp by an amount that is not known here.
         let goes_on = match i.flow_control() {
             FlowControl::Next => true,
             FlowControl::ConditionalBranch => i.near_branch_target() > i.ip(),
@@ -492,32 +505,34 @@ pub(super) fn near_start(start: u64, code: &[u8], at: CodeAddress) -> Option<Fac
     None
 }
 
-/// What is known at one place of a function.
+/// What is known at one address of a function.
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
-    /// Before the instruction; of a caller: when its callee returns.
+    /// The state before the instruction. At a return address: the state when the callee returns.
     pub state: State,
-    /// Of a caller: before the call, and the call.
+    /// At a return address: the state before the call, and the call.
     calling: Option<(State, Instruction)>,
-    /// Whether rsp behind a call is counted as it was before, whatever the callee took off the stack.
+    /// Whether rsp after a call counts as what it was before, whatever the callee took off the stack.
     restores_sp: bool,
-    /// Whether Winch compiled the function, which keeps no register for its caller.
+    /// Whether Winch compiled the function. Such a function keeps no register for its caller.
     pub winch: bool,
 }
 
 impl Facts {
-    /// Whether this is the place behind a call.
+    /// Whether this is the address that a call returns to.
     pub fn is_call(&self) -> bool {
         self.calling.is_some()
     }
 
-    /// Of a caller: how far from rbp the stack pointer was at the call, the return address not counted.
+    /// At a return address: how far the stack pointer was from rbp at the call, in bytes and without the return
+    /// address (below rbp is negative).
     pub fn sp_at_call(&self) -> Option<i64> {
         let below = self.state.sp_to_rbp().filter(|_| self.is_call() && self.restores_sp)?;
         below.checked_neg()
     }
 
-    /// How the function that begins at `start` was called from here, if this is the caller.
+    /// How this code called the function that begins at `start`. `None` if it calls another function, or if the code
+    /// does not tell what it passed.
     pub fn call(&self, start: u64) -> Option<Call> {
         let (state, instruction) = self.calling.as_ref()?;
         let direct = instruction.flow_control() == FlowControl::Call;
@@ -533,36 +548,41 @@ impl Facts {
     }
 }
 
-/// One function, followed from its entry.
+/// A function that was followed from its entry.
 #[derive(Debug)]
 pub(super) struct Flow {
     start: u64,
     code: Vec<u8>,
-    /// Winch compiled it: what follows a call does not make room again for the arguments that the callee took off the stack.
+    /// Whether Winch compiled the function. After a call its code does not make room again for the arguments that the
+    /// callee took off the stack.
     winch: bool,
-    /// And callees do that.
+    /// Whether the functions that it calls take their arguments off the stack.
     callees_pop: bool,
-    /// Where calls return to, and where an exception goes on that ends one.
+    /// For calls of the function: the offset that the call returns to, and the offset at which code goes on when an
+    /// exception ends the call.
     handlers: Vec<(u32, u32)>,
-    /// What is known where ways meet, by offset.
+    /// The state at each offset where a path begins or several meet.
     blocks: BTreeMap<u32, State>,
 }
 
-/// What the code itself does not say.
+/// What has to be known to follow a function, and the code itself does not say.
 #[derive(Default)]
 pub(super) struct Hints {
-    /// Functions that Winch compiled take their arguments off the stack when they return (50).
+    /// Whether functions that Winch compiled take their arguments off the stack when they return (they do in version
+    /// 50).
     pub winch_callees_pop: bool,
-    /// Where calls of the function return to, and where an exception goes on that ends one; ascending offsets.
+    /// For calls of the function: the offset that the call returns to, and the offset at which code goes on when an
+    /// exception ends the call. Offsets ascend.
     pub handlers: Vec<(u32, u32)>,
 }
 
-/// `push rbp; mov rbp, rsp; mov r11, [rdi + 8]`: how each function of Winch begins to compare rsp with its limit, in every build.
-/// Cranelift uses r10 for that.
+/// `push rbp; mov rbp, rsp; mov r11, [rdi + 8]`: the start of each function that Winch compiled, in every build. The
+/// last of these instructions begins the comparison of rsp with its limit, for which Cranelift uses r10.
 pub(super) const WINCH: [u8; 8] = [0x55, 0x48, 0x89, 0xe5, 0x4c, 0x8b, 0x5f, 0x08];
 
 impl Flow {
-    /// The function in `code`, which is at `start`. `None`: too large, or too many ways through it.
+    /// Follows the function whose bytes are `code` and whose address is `start`. `None` if it is empty or too large,
+    /// or if there are too many paths through it.
     pub fn new(start: u64, code: Vec<u8>, hints: Hints) -> Option<Flow> {
         if code.is_empty() || code.len() > MAX_FLOW_BYTES {
             return None;
@@ -624,7 +644,7 @@ impl Flow {
         Some(flow)
     }
 
-    /// Where an exception goes on that ends the call which returns to this offset.
+    /// The offsets at which code goes on when an exception ends the call that returns to offset `behind`.
     fn handlers_of(&self, behind: u32) -> impl Iterator<Item = u32> {
         let inside = |o: &u32| (*o as usize) < self.code.len();
         let from = self.handlers.partition_point(|(call, _)| *call < behind);
@@ -632,7 +652,7 @@ impl Flow {
         rest.take_while(move |(call, _)| *call == behind).map(|(_, handler)| *handler).filter(inside)
     }
 
-    /// One instruction on.
+    /// Applies one instruction to `state` and `before`.
     fn step(&self, state: &mut State, i: &Instruction, before: &mut Before, info: &mut InstructionInfoFactory) {
         state.step(i, before.call && !self.winch, info);
         before.call = is_call(i);
@@ -642,7 +662,7 @@ impl Flow {
         if before.call && self.callees_pop {
             state.count_from(self.offset(i.next_ip()));
         }
-        // The loop of stack probes ends when rsp is what it is compared with.
+        // The loop of stack probes ends when rsp equals the register that it is compared with.
         if i.mnemonic() == Mnemonic::Cmp {
             let held = |n: u32| number(i.op_register(n)).filter(|_| i.op_kind(n) == OpKind::Register);
             before.equal = match (held(0), held(1)) {
@@ -665,8 +685,9 @@ impl Flow {
         Decoder::with_ip(64, rest, ip, DecoderOptions::NONE).into_iter().take_while(|i| !i.is_invalid())
     }
 
-    /// Where control goes from an instruction inside of the function: targets of jumps, and whether it goes on behind it.
-    /// A jump ends the block, so that what follows it has a state of its own.
+    /// Where control can go from an instruction inside of the function: the targets of jumps, and whether it simply
+    /// goes on to the next instruction. A conditional jump ends the block, so that the code after it has a state of
+    /// its own.
     fn successors(&self, i: &Instruction) -> (Vec<u32>, bool) {
         let inside = |address: u64| Some(self.offset(address)).filter(|o| (*o as usize) < self.code.len());
         match i.flow_control() {
@@ -681,8 +702,8 @@ impl Flow {
         }
     }
 
-    /// The targets of a table of 32-bit distances right behind its jump (cranelift: `JmpTableSeq`). It ends where the first
-    /// of its targets begins, at the latest.
+    /// The targets in a table of 32-bit distances that stands right behind its jump (cranelift: `JmpTableSeq`). The
+    /// table ends at the latest where the first of its targets begins.
     fn jump_table(&self, table: u32) -> Vec<u32> {
         let mut out = BTreeSet::new();
         let mut end = self.code.len();
@@ -727,8 +748,9 @@ impl Flow {
         leaders
     }
 
-    /// How callers are found from each instruction on: offsets and changes, ascending. Code that no way leads to counts as
-    /// what is before it. At most one more than `most`.
+    /// How callers are found from each instruction on: offsets and changes, ascending. Code that no path leads to is
+    /// treated like the last call before it (if there is none, the rules before it go on). Stops when there are more
+    /// than `most` changes.
     pub fn changes(&self, most: usize) -> Vec<(u32, FrameChange)> {
         let (mut out, mut last) = (vec![(0, FrameChange::Cfa(Reg::RSP, 8))], AT_START);
         let mut body = None;
@@ -765,7 +787,7 @@ impl Flow {
         out
     }
 
-    /// What is known at `at`. `None`: no way leads there that could be followed.
+    /// What is known at `at`. `None` if no path leads there that could be followed.
     pub fn at(&self, at: CodeAddress) -> Option<Facts> {
         let raw = u32::try_from(at.raw().checked_sub(self.start)?).ok()?;
         let looked = u32::try_from(at.lookup().checked_sub(self.start)?).ok()?;
@@ -794,11 +816,11 @@ impl Flow {
     }
 }
 
-/// What the instruction before was.
+/// What is known of the instructions before.
 #[derive(Default)]
 struct Before {
     call: bool,
-    /// Where rsp is, if the last comparison found it equal.
+    /// What rsp is if the operands of the last comparison are equal, as the distance of a [`Held::Frame`].
     equal: Option<i64>,
 }
 
@@ -844,13 +866,13 @@ mod tests {
         assert_eq!(find(&behind, Reg::RDI), Some((0x1234, Some(sp + 8))));
         assert_eq!(find(&behind, Reg::RSI), Some((0x5678, None)));
         assert_eq!(find(&behind, Reg::RBP), Some((0x7ffd_0000_2000, Some(sp + 0x20))));
-        // rbx is not kept for the caller: it was overwritten.
+        // The value that rbx had at the entry was overwritten and not saved.
         assert_eq!(find(&behind, Reg::RBX), None);
         let later = flow.at(CodeAddress::Exact(START + 21)).unwrap();
         assert_eq!(find(&later, Reg::RSI), None);
-        // A stack that cannot be read says nothing.
+        // Memory that cannot be read gives no value.
         assert_eq!(behind.state.find(Held::Entry(Reg::RDI), &r, &Pieces::default()), None);
-        // Between instructions, and outside.
+        // An address between two instructions, and addresses outside of the function.
         assert!(flow.at(CodeAddress::Exact(START + 2)).is_none());
         assert!(flow.at(CodeAddress::Exact(START - 1)).is_none());
         assert!(flow.at(CodeAddress::Return(START + 1000)).is_none());
@@ -872,7 +894,7 @@ mod tests {
 
     #[test]
     fn places_that_differ_are_none() {
-        // mov [rsp + 0x10], rdi as well.
+        // This code has `mov [rsp + 0x10], rdi` as well.
         let flow = code(&[&ENTRY, &[0x48, 0x89, 0x7c, 0x24, 0x10], &[0x90, 0xc3]]);
         let facts = flow.at(CodeAddress::Exact(START + 22)).unwrap();
         let sp = 0x7ffd_0000_1000;
@@ -882,8 +904,8 @@ mod tests {
         assert_eq!(facts.state.find(Held::Entry(Reg::RDI), &r, &with(5, 6)), None);
     }
 
-    /// Each shape of the module's table that `tests/steps.rs` does not get from the hosts of this repository as well: what it
-    /// is, whether callees take 16 bytes off the stack, code.
+    /// Each shape of the module's table that `tests/steps.rs` does not get from the hosts of this repository as well:
+    /// a description, whether callees take 16 bytes off the stack, and the code.
     const SHAPES: &[(&str, bool, &str)] = &[
         (
             "Cranelift: room for 32 bytes more of arguments, then `ret 0x20`",
@@ -927,7 +949,7 @@ mod tests {
         ),
     ];
 
-    /// A machine that knows the instructions of [`SHAPES`].
+    /// A machine that can run the instructions of [`SHAPES`].
     struct Machine {
         registers: [u64; 16],
         memory: std::collections::HashMap<u64, u64>,
@@ -943,7 +965,8 @@ mod tests {
             self.memory.get(&address).copied().unwrap_or(0x77)
         }
 
-        /// Where it goes on; `None`: it leaves.
+        /// Runs one instruction and returns the address of the next. `None` if the instruction leaves the function.
+        /// `pop` is how many bytes a callee takes off the stack.
         fn run(&mut self, i: &Instruction, pop: u64) -> Option<u64> {
             let to = |n: u32| number(i.op_register(n)).unwrap();
             let source = |m: &Machine, n: u32| match i.op_kind(n) {
@@ -988,7 +1011,7 @@ mod tests {
             let hints = Hints { winch_callees_pop: *pops, ..Hints::default() };
             let flow = Flow::new(START, code.clone(), hints).unwrap();
             let changes = flow.changes(usize::MAX);
-            // The beginning up to behind the last save.
+            // The beginning, up to and including the last instruction that saves a register.
             let saves = Decoder::with_ip(64, &code, START, DecoderOptions::NONE).into_iter();
             let save = saves.filter(|i| i.mnemonic() == Mnemonic::Mov && i.memory_base() == Register::RSP).find(|i| {
                 i.op0_kind() == OpKind::Memory
@@ -1015,7 +1038,7 @@ mod tests {
                 assert_eq!(state.entry_sp(&registers), Some(entry_sp), "{at}");
                 for (i, reg) in GENERAL.into_iter().enumerate().filter(|(i, r)| r.info().callee_saved && *i != RSP) {
                     let found = state.find(Held::Entry(reg), &registers, &memory);
-                    // Winch keeps nothing for its caller, and need not.
+                    // Winch keeps no register but rbp for its caller, and need not.
                     let kept = reg == Reg::RBP || !code.starts_with(&WINCH);
                     assert!(found == Some(0x1000 + i as u64) || (found.is_none() && !kept), "{at} {reg} {found:x?}");
                 }
@@ -1027,7 +1050,7 @@ mod tests {
                         match change {
                             FrameChange::Cfa(..) => rules[0] = *change,
                             FrameChange::Saved(Reg::RBP, _) | FrameChange::Same(Reg::RBP) => rules[1] = *change,
-                            // In r11 only, which cannot be told.
+                            // The caller's rbp is in r11 only, and no rule can say that.
                             FrameChange::Undefined(Reg::RBP)
                                 if state.register(Reg::R11) == Some(Held::Entry(Reg::RBP)) =>
                             {
@@ -1060,7 +1083,7 @@ mod tests {
 
     #[test]
     fn an_exception_goes_on_with_the_frame_and_nothing_else() {
-        // mov rbx, [rsp + 8] ...: call; jmp over the handler; handler: nop; ret
+        // The code is `ENTRY`, a call, a jump over the handler, the handler `nop; nop`, and `ret`.
         let code = [&ENTRY[..], &[0xe8, 0, 0, 0, 0], &[0xeb, 0x02], &[0x90, 0x90], &[0xc3]].concat();
         let at = (ENTRY.len() + 7) as u32;
         let behind = ENTRY.len() as u32 + 5;
@@ -1082,8 +1105,8 @@ mod tests {
 
     #[test]
     fn a_way_that_is_followed_again_counts_again() {
-        // Most of a function; then `jne` back behind its entry, before that `nop; nop` or `xor ebx, ebx`: the latter makes
-        // another state of it, and a second pass.
+        // The code fills most of `MAX_FLOW_STEPS`. A `jne` at its end leads back to behind its entry; before that
+        // stands `nop; nop` or `xor ebx, ebx`. The latter changes the state, and so makes a second pass necessary.
         let body = vec![0x90; MAX_FLOW_STEPS * 6 / 10];
         let back = (-(body.len() as i32 + 2 + 6)).to_le_bytes();
         for (change, found) in [([0x90, 0x90], true), ([0x31, 0xdb], false)] {
@@ -1094,7 +1117,7 @@ mod tests {
     }
 
     proptest! {
-        /// Any bytes, at any address, with any registers: an end, and no panic.
+        /// Any bytes at any address with any registers come to an end, without a panic.
         #[test]
         fn any_code_ends(
             bytes in proptest::collection::vec(any::<u8>(), 1..300),

@@ -1,9 +1,10 @@
-//! Frames of Wasmtime's code: who called, and what is there.
+//! Frames of Wasmtime's code: who called them, and which functions and values they have.
 //!
-//! What the code did up to the place tells the caller at every instruction ([`super::flow`]). The tables (`.eh_frame`) are
-//! asked as well: they say nothing about the ends of functions, and count wrongly where a prologue makes room for the
-//! arguments of a tail call. Every function and trampoline keeps a frame pointer (the compiler forces it), which is the
-//! third way. Where the code cannot be followed and the other two differ, the frame pointer is taken and the frame marked.
+//! What the code did before the frame's address tells the caller at every instruction ([`super::flow`]). The tables
+//! (`.eh_frame`) are asked as well: they say nothing about the ends of functions, and count wrongly where a prologue
+//! makes room for the arguments of a tail call. Every function and trampoline keeps a frame pointer (the compiler
+//! forces it), which is the third way. Where the code cannot be followed and the other two differ, the frame pointer
+//! is taken and the frame is marked.
 
 use super::Wasmtime;
 use super::code::Code;
@@ -31,13 +32,13 @@ pub(super) const EPILOGUE: [u8; 4] = [0x48, 0x89, 0xec, 0x5d];
 /// `push rbp; mov rbp, rsp`: the start of every function and trampoline.
 pub(super) const PROLOGUE: [u8; 4] = [0x55, 0x48, 0x89, 0xe5];
 
-/// What is said where the image does not tell which functions were inlined.
+/// The note on frames for which the image does not tell which functions were inlined.
 const MAY_MISS_INLINED: &str = "inlined frames may be missing here: the image keeps no place of this code";
 
 /// Registers that a callee keeps, and that may hold an instance in a caller.
 pub(super) const KEPT: [Reg; 5] = [Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
 
-/// The caller of a frame in `code`.
+/// Finds the caller of a frame in `code`.
 pub(super) fn step(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) -> Next {
     let memory = &code.memory(memory);
     if let Some(why) = is_another_file(runtime, code, at, memory) {
@@ -63,7 +64,8 @@ pub(super) fn step(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Me
     next
 }
 
-/// Why the frame cannot be of the code that was read from a file, which nothing but its name says is the right one.
+/// Why the frame cannot be a frame of the code that was read from a file. Nothing but the file's name says that it is
+/// the right file.
 fn is_another_file(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<String> {
     let file = code.file.as_ref().filter(|_| code.is_unproven() && at.address.is_return())?;
     let path = file.path.display();
@@ -71,8 +73,8 @@ fn is_another_file(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Me
         .then(|| format!("{path} is not the file that was mapped: it has no call before this address"))
 }
 
-/// Whether the frame is on its way: the distance of the return address from rsp before rbp is set up and after it was
-/// given back. `None`: rbp is this frame's.
+/// Distance of the return address from rsp in bytes, where rbp is the caller's: before the function has set up its
+/// frame, and after it gave the frame back. `None`: rbp is this frame's.
 fn edge(code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<u64> {
     let CodeAddress::Exact(pc) = at.address else { return None };
     let leaving = || {
@@ -83,7 +85,7 @@ fn edge(code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<u64> {
         let ended =
             (EPILOGUE.len()..=before.len()).find(|end| before.get(end - EPILOGUE.len()..*end) == Some(&EPILOGUE));
         let behind = ended.and_then(|end| Some((before.len() - end, leaves(around.get(end..len)?)?)));
-        // A `ret` finds the return address at rsp, whatever is before it.
+        // At a `ret` the return address is at rsp, whatever instructions come before it.
         Some(matches!(after.first(), Some(0xc3 | 0xc2)) || behind.is_some_and(|(at, length)| at < length as usize))
     };
     if leaving() == Some(true) {
@@ -102,12 +104,12 @@ fn edge(code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<u64> {
     is(Some(start), PROLOGUE).then_some(depth)
 }
 
-/// Bytes of the instructions that leave a function, at most.
+/// The largest number of bytes of the instructions that leave a function.
 const LEAVING_BYTES: usize = 32;
 
-/// Length of the instructions that leave a function, in `code`: `ret`, `ret n` or the jump of a tail call, before which the
-/// return address may be moved over arguments that the callee does not have. The word at rsp is the return address before
-/// each of them.
+/// Length in bytes of the instructions at the start of `code` that leave a function: `ret`, `ret n` or the jump of a
+/// tail call. In front of the jump the return address may be moved over arguments that the callee does not have.
+/// Before each of these instructions the word at rsp is the return address.
 pub(super) fn leaves(code: &[u8]) -> Option<u32> {
     /// `mov tmp, [rsp]; mov [rsp + n], tmp; add rsp, n; jmp`
     const LONGEST: usize = 4;
@@ -127,7 +129,8 @@ pub(super) fn leaves(code: &[u8]) -> Option<u32> {
     None
 }
 
-/// What the tables do not say, or say wrongly.
+/// The caller at the edges of a function, of which the tables say nothing or something wrong. `None` inside of the
+/// frame.
 fn frame_edge(code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
     let depth = edge(code, at, memory)?;
     let found = || -> Result<Next, UnwindError> {
@@ -156,7 +159,8 @@ fn is_winch(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) -
     start.is_some_and(|start| memory.read(start, &mut begin).is_ok()) && begin == WINCH
 }
 
-/// The table takes registers that it says nothing of for kept. Winch's functions keep none.
+/// Forgets the kept registers of a caller that the table told. The table takes registers that it does not mention for
+/// kept, but functions that Winch compiled keep none.
 fn without_kept(mut next: Next) -> Next {
     if let Next::Caller(caller, _) = &mut next {
         KEPT.iter().for_each(|reg| caller.registers.forget(*reg));
@@ -164,11 +168,12 @@ fn without_kept(mut next: Next) -> Next {
     next
 }
 
-/// Bytes of arguments that a tail call may have left on the stack more or less than the call did: `ret` takes 16 bits.
+/// A tail call may leave fewer than this many bytes of arguments more or less on the stack than the call did: the
+/// operand of `ret` has 16 bits.
 const TAIL_ARGUMENTS: u64 = 1 << 16;
 
-/// Whether the runtime's code that `caller` is in calls there, with a frame of this size. Of other code, and of a function
-/// that cannot be followed, nothing is known against it.
+/// Whether `caller` can be right: if it is in the runtime's code, that code has a call there, with a frame of this
+/// size. Nothing speaks against other code, or against a function that cannot be followed.
 fn may_have_called(runtime: &Wasmtime, caller: &Cursor, memory: &dyn Memory) -> bool {
     let Some(code) = runtime.code_at(caller.address.lookup()) else { return true };
     let Some(facts) = runtime.facts(code, caller.address, &code.memory(memory)) else { return true };
@@ -176,13 +181,13 @@ fn may_have_called(runtime: &Wasmtime, caller: &Cursor, memory: &dyn Memory) -> 
     facts.is_call() && near()
 }
 
-/// The stack pointer at the call that `caller` made, as its own code says.
+/// The stack pointer at the call that `caller` made, as the caller's own code says.
 fn own_sp(facts: &Facts, caller: &Cursor) -> Option<u64> {
     caller.registers.get(Reg::RBP)?.checked_add_signed(facts.sp_at_call()?)
 }
 
-/// `caller` with the stack pointer at its call: a function that was called by tail calls has other arguments on the stack
-/// than the one that was called first.
+/// `caller` with the stack pointer that it had at its call, as its own code says. A function that was reached through
+/// tail calls has other arguments on the stack than the function that was called first.
 fn with_own_sp(runtime: &Wasmtime, mut caller: Cursor, memory: &dyn Memory) -> Cursor {
     let own = || {
         let code = runtime.code_at(caller.address.lookup())?;
@@ -195,7 +200,8 @@ fn with_own_sp(runtime: &Wasmtime, mut caller: Cursor, memory: &dyn Memory) -> C
     caller
 }
 
-/// What the code says, with what the tables know of registers if they mean the same caller.
+/// The caller that the code tells. If the tables mean the same caller, the registers that they know are added, and
+/// those on which both differ are forgotten.
 fn agreed(caller: Cursor, tabled: Option<Next>) -> Next {
     let Some(Next::Caller(mut other, trust)) = tabled else { return Next::Caller(caller, Trust::Runtime) };
     let same = |reg| caller.registers.get(reg) == other.registers.get(reg);
@@ -215,7 +221,8 @@ fn agreed(caller: Cursor, tabled: Option<Next>) -> Next {
     Next::Caller(other, trust)
 }
 
-/// The code cannot be followed to this place, or (`contradicted`) what it says is no caller.
+/// The caller, where the code cannot be followed to this address or, with `contradicted`, where the caller that the
+/// code tells cannot be right. The tables and the frame pointer decide.
 fn undecided(runtime: &Wasmtime, at: &Cursor, contradicted: bool, tabled: Option<Next>, memory: &dyn Memory) -> Next {
     let chained = by_frame_pointer(at, memory);
     match (tabled, chained) {
@@ -240,7 +247,8 @@ fn undecided(runtime: &Wasmtime, at: &Cursor, contradicted: bool, tabled: Option
     }
 }
 
-/// The code itself says where the return address is, and where it saved its caller's registers.
+/// The caller as the code itself tells it: where the return address is, and where the code saved its caller's
+/// registers.
 fn by_code(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<Cursor> {
     let facts = runtime.facts(code, at.address, memory)?;
     let sp = facts.state.entry_sp(&at.registers).filter(|sp| sp.is_multiple_of(8))?;
@@ -253,7 +261,8 @@ fn by_code(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) ->
             None => {}
         }
     }
-    // Every frame keeps its caller's; without it this is another stack than the code made.
+    // Every frame of compiled code keeps its caller's rbp. If it is not there, this is another stack than the one
+    // that the code made.
     caller.get(Reg::RBP)?;
     match slot {
         Some(slot) => caller.restore(Reg::RIP, pc, slot),
@@ -263,7 +272,8 @@ fn by_code(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) ->
     Some(Cursor { address: CodeAddress::Return(pc), registers: caller })
 }
 
-/// By the frame pointer that the compiler forces. What the function did with the other registers is not known.
+/// The caller by the frame pointer, which the compiler forces every function to keep. What the function did with the
+/// other registers is not known.
 fn by_frame_pointer(at: &Cursor, memory: &dyn Memory) -> Next {
     let found = || -> Result<Next, UnwindError> {
         let frame = at.registers.get(Reg::RBP).ok_or(UnwindError::UnknownRegister { register: "rbp" })?;
@@ -286,7 +296,7 @@ fn by_frame_pointer(at: &Cursor, memory: &dyn Memory) -> Next {
     found().unwrap_or_else(Next::Lost)
 }
 
-/// What is at `at`, the innermost function first.
+/// The Wasm frames at `at`, the innermost function first.
 pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) -> Vec<GuestFrame> {
     let memory = &code.memory(memory);
     let address = at.address.lookup();
@@ -371,7 +381,8 @@ pub(super) fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dy
     } else if !code.has_places() {
         base.notes.push("places in the Wasm code are not recorded by this build (generate_address_map is off)".into());
     }
-    // Inlined code has no place. Neither has other code that the compiler made or moved, but for calls.
+    // Inlined code has no place in the address map. Neither has other code that the compiler made or moved, except
+    // calls.
     if inlined || (place.is_none() && here.may_be_inlined(*module)) {
         base.may_miss_inlined = true;
         base.notes.push(MAY_MISS_INLINED.into());
@@ -424,7 +435,8 @@ impl Here<'_> {
         Ok(recorded)
     }
 
-    /// Whether what is here may be of functions that were inlined, where neither the frame table nor the address map say.
+    /// Whether the code here may belong to functions that were inlined, where neither the frame table nor the address
+    /// map says so.
     fn may_be_inlined(&self, module: u32) -> bool {
         self.code.has_frames() != Some(true) && self.code.may_inline(module as usize) && self.settled()
     }
@@ -476,7 +488,7 @@ impl Here<'_> {
         };
         frame.instance = match d.vmctx(fp, self.memory) {
             Ok(vmctx) if is_vmctx(vmctx, self.memory) => Some(vmctx),
-            // Without its instance the frame's slot is not what it is taken for.
+            // A slot that does not begin with an instance is not what it is taken for.
             _ => {
                 let why = Why("the frame's slot does not begin with an instance".into());
                 (frame.locals, frame.stack) = (Err(why.clone()), Err(why));
@@ -509,7 +521,7 @@ impl Here<'_> {
         Value { ty, slot }
     }
 
-    /// Whether the frame is being taken down: what lies in it may be overwritten any moment.
+    /// Whether the frame is being taken down, so that what lies in it may be overwritten at any moment.
     fn in_epilogue(&self) -> bool {
         let CodeAddress::Exact(pc) = self.at.address else { return false };
         let mut around = [0; 2 * EPILOGUE.len() - 1];
@@ -517,7 +529,7 @@ impl Here<'_> {
         self.memory.read(before, &mut around).is_ok() && around.windows(EPILOGUE.len()).any(|w| w == EPILOGUE)
     }
 
-    /// rbp of this frame, where it is one.
+    /// rbp, where it is the frame pointer of this frame.
     fn frame_pointer(&self) -> Option<u64> {
         match self.runtime.facts(self.code, self.at.address, self.memory) {
             Some(facts) if !facts.state.has_frame() => return None,
@@ -529,13 +541,15 @@ impl Here<'_> {
         (fp.is_multiple_of(8) && below).then_some(fp)
     }
 
-    /// Source lines, variables and functions that the source's compiler inlined, where the image has debug information. A
-    /// Wasm function that is several frames already keeps them: which of the source's belong to which is not known.
+    /// Adds source lines, variables and functions that the source's compiler inlined, where the image has debug
+    /// information. A Wasm function that is several frames already keeps those frames: it is not known which of the
+    /// source's functions belong to which frame.
     fn sources(&self, frames: &mut Vec<GuestFrame>) {
         let Some(dwarf) = &self.code.dwarf else { return };
         let [frame] = frames.as_mut_slice() else { return };
         let cfa = self.frame_pointer().and_then(|fp| fp.checked_add(16));
-        // Descriptions hold inside of the frame; at its edges registers are no longer, or not yet, what they say.
+        // Descriptions of variables hold inside of the frame. At its edges the registers do not have the described
+        // values any more, or not yet.
         let unsettled = cfa.is_none() || self.in_epilogue();
         let nothing = Registers::unknown();
         let registers = if unsettled { &nothing } else { &self.at.registers };
@@ -544,7 +558,8 @@ impl Here<'_> {
             frame.instance = found.filter(|v| is_vmctx(*v, self.memory));
         }
         let found = dwarf.frames(self.offset);
-        // Of functions without sources of their own the runtime writes a description, whose variables are Wasm's locals.
+        // For functions without sources of their own the runtime writes a description, whose variables are the Wasm
+        // locals.
         if found.is_empty() || found.iter().any(|f| f.generated) {
             return;
         }
@@ -573,8 +588,8 @@ impl Here<'_> {
         *frames = out;
     }
 
-    /// Names `frame`, which is of `function` and in code of `piece`. A function has one piece of code: if that is its own
-    /// and has no name, no other one is asked.
+    /// Sets function, module and name of `frame`, which runs `function` inside of the piece of code `piece`. A
+    /// function has only one piece of code: if `piece` is that one and has no name, no other piece is asked.
     fn name(&self, frame: &mut GuestFrame, module: u32, function: u32, piece: &Function) {
         frame.function = Some(function);
         frame.local_function = self.code.imports(module as usize).and_then(|n| function.checked_sub(n));
@@ -607,7 +622,7 @@ impl Here<'_> {
     }
 }
 
-/// "a or b".
+/// The names, joined by "or". At most `MAX_NAMED_OWNERS` are written out.
 fn alternatives<T>(of: &[T], name: impl Fn(&T) -> String) -> String {
     let mut names: Vec<String> = of.iter().take(MAX_NAMED_OWNERS).map(name).collect();
     if of.len() > MAX_NAMED_OWNERS {
@@ -616,7 +631,7 @@ fn alternatives<T>(of: &[T], name: impl Fn(&T) -> String) -> String {
     names.join(" or ")
 }
 
-/// Number of the operator at a place in the file.
+/// Number of the operator at an offset in the Wasm file, in the function `local` (imports not counted).
 pub(super) fn operator_index(wasm: &WasmModule, local: Option<u32>, place: u64) -> Option<u64> {
     wasm.operators(local?)?.binary_search(&place).ok().map(|i| i as u64)
 }
@@ -642,7 +657,8 @@ mod tests {
     use super::*;
     use crate::unwind::testing::{Pieces, cursor};
 
-    /// A function that is too large to be followed: its ends are known by their bytes, its beginning is followed alone.
+    /// Of a function that is too large to be followed the ends are recognised by their bytes, and only the beginning
+    /// is followed.
     #[test]
     fn the_ends_of_a_function_that_cannot_be_followed_are_known_by_their_bytes() {
         const BASE: u64 = 0x7f00_0000_0000;
@@ -658,7 +674,8 @@ mod tests {
                 let start = text.start + u64::from(function.start);
                 runtime.flows.borrow_mut().insert(start, None);
                 let bytes = memory.read_vec(start, function.len as usize).unwrap();
-                // rbp is the caller's in front of these: a word above its frame, and the chain goes on from there.
+                // At these addresses rbp is the caller's frame pointer. It points to words further up, where the
+                // chain of frame pointers goes on.
                 let words = [native, 0, sp + 0x40, 0, 0, 0, 0, 0, sp + 0x80, native + 0x100];
                 let memory = Pieces(memory.0.clone()).words(sp, &words);
                 let ended = bytes.windows(EPILOGUE.len()).enumerate().filter(|(_, w)| *w == EPILOGUE);
@@ -668,7 +685,7 @@ mod tests {
                     assert_eq!(caller.address, CodeAddress::Return(native), "{name} {pc:#x}");
                     asked += 1;
                 }
-                // Inside, the table and the frame pointer agree.
+                // Inside of the function, the table and the frame pointer agree.
                 let body = start + 4;
                 let at = cursor(body, &[(Reg::RSP, sp + 0x40), (Reg::RBP, sp + 0x40)]);
                 let Next::Caller(caller, trust) = step(&runtime, code, &at, &memory) else {

@@ -1,10 +1,10 @@
-//! `.wasmtime.frames`: where the locals and operands of each Wasm frame are at a point of the code (`guest_debug`, from
-//! version 39 on).
+//! `.wasmtime.frames`: where the locals and operands of each Wasm frame are at a point of the code (`guest_debug`,
+//! from version 39 on).
 //!
 //! A function compiled that way writes its state to a slot in its stack frame: the instance, the locals, the operand
-//! stack, packed without padding. The slot's address is `fp - slot_to_fp_offset`; a *descriptor* holds that distance, the
-//! types and the offsets in the slot. A *program point* is a code offset and the Wasm frames there, more than one if
-//! functions were inlined.
+//! stack, packed without padding. The slot's address is `fp - slot_to_fp_offset`; a *descriptor* holds that distance,
+//! the types and the offsets in the slot. A *program point* is a code offset and the Wasm frames there, more than one
+//! if functions were inlined.
 //!
 //! ```text
 //! u32  descriptors, points, [breakpoints]                      in brackets: from version 41 on
@@ -14,7 +14,8 @@
 //! u32  [wasm pc[breakpoints]   code offset[breakpoints]   patch end[breakpoints]]
 //! u8   descriptor bytes;  u32 point words;  [u8 patch bytes]
 //! ```
-//! The lengths add up to the section's, which tells the two forms apart; the version decides only if both fit.
+//! The lengths have to add up to the length of the section, which tells the two forms apart. The version decides only
+//! if both fit.
 
 use super::info::{FuncKey, FuncKeyBits};
 use super::version::Version;
@@ -34,24 +35,24 @@ const MORE: u32 = 1 << 31;
 /// Why the section, or a part of it, cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameTableError {
-    /// The lengths in it fit no known form.
+    /// The lengths in the section fit no known form.
     #[error(".wasmtime.frames ({bytes} bytes) has no known form")]
     UnknownForm {
-        /// Its length.
+        /// Length of the section in bytes.
         bytes: usize,
     },
-    /// A descriptor that does not exist or is broken.
+    /// A descriptor does not exist or is broken.
     #[error("descriptor {index} in .wasmtime.frames: {what}")]
     Descriptor {
-        /// Its index.
+        /// Index of the descriptor.
         index: u32,
-        /// What is wrong.
+        /// What is wrong with it.
         what: &'static str,
     },
-    /// The frames of a point do not end, or lie outside.
+    /// The frames of a point do not end, or lie outside of the section.
     #[error("point {index} in .wasmtime.frames is broken")]
     Point {
-        /// Its index.
+        /// Index of the point.
         index: usize,
     },
 }
@@ -77,18 +78,18 @@ pub enum FrameValType {
     ExternRef,
     /// Reference into the GC heap to an exception.
     ExnRef,
-    /// Continuation: pointer and revision.
+    /// Continuation: a pointer and a revision.
     ContRef,
 }
 
 impl FrameValType {
-    /// From its number in a descriptor.
+    /// The type that has this number in a descriptor.
     pub fn from_byte(byte: u8) -> Option<FrameValType> {
         use FrameValType::*;
         [I32, I64, F32, F64, V128, AnyRef, FuncRef, ExternRef, ExnRef, ContRef].get(usize::from(byte)).copied()
     }
 
-    /// Bytes in a slot.
+    /// Bytes that a value of this type takes in a slot.
     pub fn storage_size(self) -> u32 {
         match self {
             FrameValType::I32 | FrameValType::F32 => 4,
@@ -102,45 +103,45 @@ impl FrameValType {
 /// To which instruction a point at a code offset belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum InstPos {
-    /// To the one that ends there: for return addresses.
+    /// The instruction that ends at the offset. Such points are for return addresses.
     Post,
-    /// To the one that begins there: where a thread stopped.
+    /// The instruction that begins at the offset. Such points are for addresses where a thread stopped.
     Pre,
 }
 
 /// A point and its frames.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProgramPoint {
-    /// Code offset.
+    /// Code offset of the point.
     pub text_offset: u32,
-    /// Which side of it.
+    /// Whether the point belongs to the instruction before or behind that offset.
     pub position: InstPos,
-    /// Innermost first.
+    /// The Wasm frames at the point, innermost first.
     pub frames: Vec<ProgramFrame>,
 }
 
 /// One Wasm frame of a point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProgramFrame {
-    /// Offset in the Wasm file; see [`FrameTable::module_relative`] for which.
+    /// Offset of the frame's operator in the Wasm file. [`FrameTable::module_relative`] tells what it counts from.
     pub wasm_pc: u32,
-    /// Index of the descriptor.
+    /// Index of the descriptor of the frame's function.
     pub descriptor: u32,
-    /// The operand stack's shape in the descriptor. `None`: empty.
+    /// Number of the operand stack's shape in the descriptor. `None`: the operand stack is empty.
     pub shape: Option<u32>,
 }
 
-/// A value's place in the slot.
+/// Where a value is in the slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotValue {
-    /// Offset from the slot's address.
+    /// Offset of the value from the slot's address, in bytes.
     pub offset: u32,
-    /// Type.
+    /// Type of the value.
     pub ty: FrameValType,
 }
 
 impl SlotValue {
-    /// The value's address in a frame.
+    /// Address of the value in the frame that has this frame pointer.
     pub fn address(&self, descriptor: &FrameDescriptor, frame_pointer: u64) -> u64 {
         descriptor.slot(frame_pointer).wrapping_add(u64::from(self.offset))
     }
@@ -148,7 +149,7 @@ impl SlotValue {
     /// Reads the value's bytes, zero-extended.
     ///
     /// # Errors
-    /// If the frame is not there.
+    /// If the memory of the frame cannot be read.
     pub fn read(&self, descriptor: &FrameDescriptor, fp: u64, memory: &dyn Memory) -> Result<u128, MemoryError> {
         let mut bytes = [0; 16];
         memory.read(self.address(descriptor, fp), &mut bytes[..self.ty.storage_size() as usize])?;
@@ -156,40 +157,42 @@ impl SlotValue {
     }
 }
 
-/// What one function keeps in its slot.
+/// What one function keeps in the slot in its stack frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FrameDescriptor {
-    /// Distance from the slot up to the frame pointer. With inlining it is the frame pointer of the function that was
-    /// inlined into.
+    /// Distance from the slot up to the frame pointer, in bytes. With inlining it is the frame pointer of the
+    /// function that was inlined into.
     pub slot_to_fp_offset: u32,
-    /// The function.
+    /// The function that the slot is of.
     pub function: FuncKey,
-    /// Parameters, then the declared locals.
+    /// The function's locals: parameters first, then the declared locals.
     pub locals: Vec<SlotValue>,
-    // Top of the stack, and the shape below it.
+    // Operand stacks: the value on top of each, and the number of the shape below it.
     shapes: Vec<(SlotValue, Option<u32>)>,
 }
 
 impl FrameDescriptor {
-    /// Address of the slot. The instance (`VMContext`) is the first word there.
+    /// Address of the slot in the frame that has this frame pointer. The first word there is the instance
+    /// (`VMContext`).
     pub fn slot(&self, frame_pointer: u64) -> u64 {
         frame_pointer.wrapping_sub(u64::from(self.slot_to_fp_offset))
     }
 
-    /// The instance's address in a frame.
+    /// Reads the address of the instance that the frame runs in.
     ///
     /// # Errors
-    /// If the frame is not there.
+    /// If the memory of the frame cannot be read.
     pub fn vmctx(&self, frame_pointer: u64, memory: &dyn Memory) -> Result<u64, MemoryError> {
         memory.read_u64(self.slot(frame_pointer))
     }
 
-    /// The operand stack of a shape, bottom first. `None`: no such shape, or more than [`MAX_SLOTS`] operands.
+    /// The operands of an operand stack with this shape, bottom first. `None` if there is no such shape, or if it has
+    /// more than [`MAX_SLOTS`] operands.
     pub fn stack(&self, shape: Option<u32>) -> Option<Vec<SlotValue>> {
         let mut out = Vec::new();
         let mut next = shape;
         while let Some(index) = next {
-            // Ends: a shape's parent has a smaller index, which `decode` has checked.
+            // The loop ends: the shape below a shape has a smaller index, which `decode` has checked.
             let (value, parent) = self.shapes.get(index as usize)?;
             if out.len() == MAX_SLOTS {
                 return None;
@@ -201,7 +204,7 @@ impl FrameDescriptor {
         Some(out)
     }
 
-    /// Number of shapes.
+    /// Number of shapes in the descriptor.
     pub fn shapes(&self) -> usize {
         self.shapes.len()
     }
@@ -236,7 +239,7 @@ impl FrameDescriptor {
         let mut shapes = Vec::with_capacity(tops.len());
         for (index, (top, parent)) in tops.into_iter().zip(parents).enumerate() {
             let parent = (parent != u32::MAX).then_some(parent);
-            // The compiler makes a shape after the one below it.
+            // The compiler makes a shape after the shape below it, so the latter has a smaller index.
             if parent.is_some_and(|p| p as usize >= index) {
                 return Err("an operand stack has no bottom");
             }
@@ -246,7 +249,7 @@ impl FrameDescriptor {
     }
 }
 
-/// The section. It borrows it and decodes what is asked for.
+/// The section `.wasmtime.frames`. It is borrowed, and its parts are decoded when they are asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct FrameTable<'a> {
     bits: FuncKeyBits,
@@ -262,10 +265,10 @@ pub struct FrameTable<'a> {
 }
 
 impl<'a> FrameTable<'a> {
-    /// Decides which form the section has.
+    /// Finds out which form the section has.
     ///
     /// # Errors
-    /// If it has none.
+    /// If it has no known form.
     pub fn parse(section: &'a [u8], version: Option<Version>) -> Result<FrameTable<'a>, FrameTableError> {
         let (old, new) = (FrameTable::split(section, false), FrameTable::split(section, true));
         match (old, new) {
@@ -305,13 +308,14 @@ impl<'a> FrameTable<'a> {
         })
     }
 
-    /// Whether [`ProgramFrame::wasm_pc`] counts from the start of the core module. Before 44 it counts from the start of
-    /// the file, which makes a difference in components.
+    /// Whether [`ProgramFrame::wasm_pc`] counts from the start of the core module. Before 44 it counts from the start
+    /// of the file, which makes a difference in components.
     pub fn module_relative(version: Version) -> bool {
         version >= FIRST_MODULE_RELATIVE
     }
 
-    /// Whether [`ProgramFrame::wasm_pc`] of a call is the operator behind it, where the frame goes on. Before 44 it is the call.
+    /// Whether [`ProgramFrame::wasm_pc`] of a frame at a call is the operator behind the call, where the frame goes
+    /// on. Before version 44 it is the call itself.
     pub fn behind_calls(version: Version) -> bool {
         version >= FIRST_BEHIND_CALLS
     }
@@ -331,8 +335,9 @@ impl<'a> FrameTable<'a> {
         self.breakpoints.iter().map(|pc| u32::from_le_bytes(*pc))
     }
 
-    /// The last point at or before a code offset. Only points in the same function mean something, and trampolines have
-    /// none: ask only for offsets in Wasm functions and compare [`ProgramPoint::text_offset`] with the function's start.
+    /// The last point at or before a code offset. A point means something only for code of the function that it is
+    /// in, and trampolines have no points: ask only for offsets in Wasm functions and compare
+    /// [`ProgramPoint::text_offset`] with the function's start.
     ///
     /// # Errors
     /// If that point's frames are broken.
@@ -350,7 +355,7 @@ impl<'a> FrameTable<'a> {
         }
     }
 
-    /// Index of that point.
+    /// Index of the last point at or before a code offset.
     pub fn index_before(&self, text_offset: u32, position: InstPos) -> Option<usize> {
         if text_offset >= MORE {
             return None;
@@ -359,16 +364,16 @@ impl<'a> FrameTable<'a> {
         self.keys.partition_point(|k| u32::from_le_bytes(*k) <= key).checked_sub(1)
     }
 
-    /// Whether the code at a point is inlined, or another function's in the place of the one that it is in: without it all
-    /// its frames are read.
+    /// Whether a point has more than one frame, because functions were inlined there. This reads one word and not all
+    /// frames.
     pub fn has_several_frames(&self, index: usize) -> bool {
         let start = self.starts.get(index).map(|s| u32::from_le_bytes(*s) as usize);
         let first = start.and_then(|start| self.words.get(start));
         first.is_some_and(|word| u32::from_le_bytes(*word) & MORE != 0)
     }
 
-    /// Whether the point at `text_offset` is the place of a breakpoint: code that stands in front of the operator at `wasm_pc`,
-    /// does nothing, and becomes a call of the runtime.
+    /// Whether the point at `text_offset` is the place of a breakpoint: code that stands in front of the operator at
+    /// `wasm_pc` and does nothing, and that becomes a call of the runtime.
     pub fn is_breakpoint(&self, text_offset: u32, wasm_pc: u32) -> bool {
         let word = |column: &[[u8; 4]], at: usize| column.get(at).map(|w| u32::from_le_bytes(*w));
         let first = self.breakpoints.partition_point(|pc| u32::from_le_bytes(*pc) < wasm_pc);
@@ -388,23 +393,24 @@ impl<'a> FrameTable<'a> {
     }
 
     /// Whether the frame's slot is filled at a point of the function that begins at `start`. The call that reports a
-    /// stack overflow has a point too, in front of the first operator's: nothing was stored by then, and what lies there is
-    /// an earlier call's.
+    /// stack overflow has a point too, in front of the first operator's point: nothing was stored by then, and what
+    /// lies in the slot is from an earlier call.
     pub fn is_filled(&self, start: u32, point: &ProgramPoint) -> bool {
         let first = self.point(self.first_at(start)).ok().flatten();
         let outermost = |p: &ProgramPoint| p.frames.last().map(|f| (f.descriptor, f.wasm_pc));
         match (first.as_ref().and_then(outermost), outermost(point)) {
-            // Of another function that was inlined in the place of this one, which is gone: a tail call.
+            // The frame is of another function, which was inlined in the place of this one (a tail call). This one is
+            // gone.
             (Some((own, _)), Some((other, _))) if own != other => true,
             (Some((_, first)), Some((_, pc))) => first <= pc,
             _ => false,
         }
     }
 
-    /// The point with index `index`. `None`: there are not so many.
+    /// The point with index `index`. `None` if there are not so many points.
     ///
     /// # Errors
-    /// If its frames are broken.
+    /// If the frames of the point are broken.
     pub fn point(&self, index: usize) -> Result<Option<ProgramPoint>, FrameTableError> {
         let (Some(key), Some(start)) = (self.keys.get(index), self.starts.get(index)) else { return Ok(None) };
         let broken = FrameTableError::Point { index };
@@ -419,7 +425,7 @@ impl<'a> FrameTable<'a> {
             let shape = (shape != u32::MAX).then_some(shape);
             frames.push(ProgramFrame { wasm_pc: pc & !MORE, descriptor, shape });
             if pc & MORE == 0 {
-                // The section has the outermost first.
+                // The section lists the outermost frame first.
                 frames.reverse();
                 let position = if key & 1 == 0 { InstPos::Post } else { InstPos::Pre };
                 return Ok(Some(ProgramPoint { text_offset: key >> 1, position, frames }));
@@ -428,7 +434,7 @@ impl<'a> FrameTable<'a> {
         Err(broken)
     }
 
-    /// The function of a descriptor, without the rest of it.
+    /// The function of a descriptor. The rest of the descriptor is not decoded.
     pub fn function_of(&self, index: u32) -> Option<FuncKey> {
         let mut b = Bytes::new(self.descriptor_bytes(index)?);
         FuncKey::from_parts(b.u32().ok()?, b.u32().ok()?, self.bits)
@@ -440,10 +446,10 @@ impl<'a> FrameTable<'a> {
         self.descriptors.get(begin as usize..end as usize)
     }
 
-    /// A descriptor.
+    /// Decodes the descriptor with this index.
     ///
     /// # Errors
-    /// If there is none with that index, or it is broken.
+    /// If there is no descriptor with that index, or it is broken.
     pub fn descriptor(&self, index: u32) -> Result<FrameDescriptor, FrameTableError> {
         let wrong = |what| FrameTableError::Descriptor { index, what };
         let Some(fp_offset) = self.fp_offsets.get(index as usize) else {
@@ -462,7 +468,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Twin of the runtime's builder.
+    /// Builds a section as the runtime's own builder does.
     #[derive(Clone, Debug, Default)]
     struct Builder {
         ranges: Vec<u32>,
@@ -552,7 +558,7 @@ mod tests {
             stops.sort_unstable();
             let mut b = Builder { stops, ..Builder::default() };
             for d in &descriptors {
-                // Kind 0 is a Wasm function in both widths.
+                // Kind 0 is a Wasm function, with three bits for the kind and with four.
                 b.descriptor(3, d);
             }
             let mut at = 0;
@@ -598,7 +604,7 @@ mod tests {
                     prop_assert_eq!(found.as_ref(), expected);
                 }
                 prop_assert_eq!(t.breakpoints().count(), if breakpoints { builder.stops.len() } else { 0 });
-                // Patches of five bytes, eight apart.
+                // The builder's patches have five bytes each and begin eight bytes apart.
                 let at = |pc| (0..40).filter(|end| t.is_breakpoint(*end, pc)).collect::<Vec<_>>();
                 for (i, pc) in builder.stops.iter().enumerate().filter(|_| breakpoints) {
                     let same = builder.stops.iter().enumerate().filter(|(_, other)| *other == pc);
@@ -663,7 +669,8 @@ mod tests {
         assert_eq!(t.descriptor(0), Err(wrong));
     }
 
-    /// Types of the locals in `values.wat`, and the operands that lie below the call of `stop` in `leaf`.
+    /// Compares the types of the locals in `values.wat`, and the operands that lie below the call of `stop` in
+    /// `leaf`.
     #[test]
     fn locals_and_operands_of_a_real_image() {
         use FrameValType::*;
@@ -688,17 +695,17 @@ mod tests {
                 let [frame] = p.frames[..] else { panic!("{name}: {p:?}") };
                 let d = table.descriptor(frame.descriptor).unwrap();
                 assert_eq!((d.function.kind, d.function.namespace), (FuncKind::Wasm, 0));
-                // Imported functions are not counted: `leaf` is the first that is defined.
+                // Imported functions are not counted: `leaf` is the first function that is defined.
                 assert_eq!(d.function.index, 0);
                 let types: Vec<_> = d.locals.iter().map(|l| l.ty).collect();
                 assert_eq!(types, [I32, I64, F64, V128, ExternRef], "{name}");
-                // Packed behind the instance.
+                // The locals are packed behind the instance.
                 let offsets: Vec<_> = d.locals.iter().map(|l| l.offset).collect();
                 assert_eq!(offsets, [8, 12, 20, 28, 44], "{name}");
                 let stack: Vec<_> = d.stack(frame.shape).unwrap().iter().map(|v| (v.offset, v.ty)).collect();
                 seen.push((p.position, stack));
             }
-            // i32.const 12, i32.wrap_i64, local.get 0
+            // The operands of `i32.const 12`, `i32.wrap_i64` and `local.get 0`.
             let at_call = vec![(48, I32), (52, I32), (56, I32)];
             assert!(seen.iter().any(|(p, s)| *p == InstPos::Post && *s == at_call), "{name}: {seen:?}");
             assert!(seen.iter().any(|(_, s)| s.is_empty()), "{name}");
@@ -720,7 +727,7 @@ mod tests {
             let symbols = image.symbols(&memory).unwrap();
             for i in 0..table.points() {
                 let p = table.point(i).unwrap().unwrap();
-                // A point behind a function's last instruction belongs to it.
+                // A point behind a function's last instruction belongs to that function.
                 let at = p.text_offset - u32::from(p.position == InstPos::Post);
                 let Some(Function { kind: FunctionKind::Wasm { function, .. }, .. }) = symbols.at(at) else {
                     panic!("{name}: {p:?}")

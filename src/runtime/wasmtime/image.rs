@@ -1,7 +1,8 @@
 //! The code image: an ELF64 relocatable file with OSABI 200, mapped as it is on disk.
 //!
-//! The header comes first, the section table last, so a mapping that is cut off (a core that holds only the first page of
-//! a mapped `.cwasm`) has the one without the other: [`Header::read`] works there, [`Image::read`] needs the rest.
+//! The header comes first and the section table last. So a mapping that is cut off (a core that holds only the first
+//! page of a mapped `.cwasm`) has the header without the table: [`Header::read`] works there, [`Image::read`] needs
+//! the rest.
 //!
 //! All functions take a [`Memory`] and the image's address in it. For a file, [`SliceMemory`] is a memory that holds
 //! nothing but the file.
@@ -22,14 +23,14 @@ use crate::process::{Memory, MemoryError};
 
 /// `EI_OSABI` of an image (`obj.rs: ELFOSABI_WASMTIME`).
 pub const ELFOSABI_WASMTIME: u8 = 200;
-/// Bytes of the ELF header.
+/// Size of the ELF header in bytes.
 pub const HEADER_BYTES: usize = 64;
 
-/// Section of offsets in the Wasm file by code offset.
+/// Section that maps code offsets to offsets in the Wasm file.
 pub const ADDRMAP: &str = ".wasmtime.addrmap";
-/// Section of where exceptions go on.
+/// Section that tells where exceptions go on.
 pub const EXCEPTIONS: &str = ".wasmtime.exceptions";
-/// Section of locals and operand stacks by code offset.
+/// Section that tells the locals and operand stacks at code offsets.
 pub const FRAMES: &str = ".wasmtime.frames";
 /// Section with the modules, their types and functions.
 pub const INFO: &str = ".wasmtime.info";
@@ -41,42 +42,42 @@ pub const DATA: &str = ".rodata.wasm";
 pub const ENGINE: &str = ".wasmtime.engine";
 /// Section with the original Wasm modules, one behind the other (`guest_debug`).
 pub const BYTECODE: &str = ".wasmtime.wasm_bytecode";
-/// Section with the end of each module in [`BYTECODE`], 32 bits each.
+/// Section with the end offset of each module in [`BYTECODE`], 32 bits each.
 pub const BYTECODE_ENDS: &str = ".wasmtime.wasm_bytecode_ends";
 
-/// Why there is no image, or a part of it cannot be had.
+/// Why there is no image, or why a part of it cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ImageError {
-    /// Memory that cannot be read.
+    /// The memory cannot be read.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// Something else than an image lies there.
+    /// Something other than an image is at the address.
     #[error("no code image at {address:#x}: {what}")]
     NotAnImage {
-        /// Where it was looked for.
+        /// Address at which an image was expected.
         address: u64,
-        /// What is different.
+        /// In what it differs from an image.
         what: &'static str,
     },
     /// It begins like an image, but its tables contradict each other.
     #[error("code image at {address:#x} is broken: {what}")]
     Broken {
-        /// The image.
+        /// Address of the image.
         address: u64,
         /// What is wrong.
         what: &'static str,
     },
-    /// A section that the image does not have.
+    /// The image does not have the section.
     #[error("code image at {address:#x} has no section {name}")]
     NoSection {
-        /// The image.
+        /// Address of the image.
         address: u64,
-        /// The section.
+        /// Name of the section.
         name: &'static str,
     },
 }
 
-/// A file's bytes as the memory from address 0 on, or from where the file is mapped.
+/// The bytes of a file as a memory, from address 0 on or from the address where the file is mapped.
 #[derive(Clone, Copy, Debug)]
 pub struct SliceMemory<'a> {
     base: u64,
@@ -84,7 +85,7 @@ pub struct SliceMemory<'a> {
 }
 
 impl<'a> SliceMemory<'a> {
-    /// `bytes` from address `base` on.
+    /// The memory that holds `bytes` from address `base` on.
     pub fn new(base: u64, bytes: &'a [u8]) -> SliceMemory<'a> {
         SliceMemory { base, bytes }
     }
@@ -113,20 +114,21 @@ pub enum Kind {
     Component,
 }
 
-/// The ELF header.
+/// The parts of the ELF header that are needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Module or component.
+    /// Whether a module or a component was compiled.
     pub kind: Kind,
-    /// Bytecode of the Pulley interpreter (32 or 64 bits), not machine code.
+    /// For code that is bytecode of the Pulley interpreter and not machine code: the interpreter's word size in bits
+    /// (32 or 64).
     pub pulley: Option<u8>,
-    /// `e_machine`: 62 is x86-64. Pulley has 0.
+    /// `e_machine`: 62 is x86-64. An image for Pulley has 0.
     pub machine: u16,
-    /// Offset of the section table.
+    /// Offset of the section table in the image, in bytes.
     pub sections_offset: u64,
-    /// Sections in it.
+    /// Number of sections in the section table.
     pub sections: u16,
-    /// The section that holds the section's names.
+    /// Index of the section that holds the names of the sections.
     pub names: u16,
 }
 
@@ -134,22 +136,22 @@ impl Header {
     /// Reads the header at `address`.
     ///
     /// # Errors
-    /// If memory cannot be read or is no image's header.
+    /// If the memory cannot be read, or does not hold an image's header.
     pub fn read(memory: &dyn Memory, address: u64) -> Result<Header, ImageError> {
         let mut bytes = [0; HEADER_BYTES];
         memory.read(address, &mut bytes)?;
         Header::parse(&bytes).map_err(|what| ImageError::NotAnImage { address, what })
     }
 
-    /// Whether the first 16 bytes of something are an image's: cheap enough for every page of a process.
+    /// Whether these 16 bytes begin an image. This is cheap enough for every page of a process.
     pub fn probe(ident: &[u8; 16]) -> bool {
         ident[..7] == *b"\x7fELF\x02\x01\x01" && ident[7] == ELFOSABI_WASMTIME
     }
 
-    /// From its bytes.
+    /// Parses the bytes of the header.
     ///
     /// # Errors
-    /// What is different from an image's.
+    /// Says in what the bytes differ from an image's header.
     pub fn parse(bytes: &[u8; HEADER_BYTES]) -> Result<Header, &'static str> {
         Header::parse_inner(bytes).map_err(|e| e.unwrap_or("the header is cut off"))
     }
@@ -197,36 +199,36 @@ impl Header {
     }
 }
 
-/// One section.
+/// A section of the image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Section {
-    /// Name.
+    /// Name of the section.
     pub name: String,
     /// `sh_type`: 2 is a symbol table, 3 strings, 4 relocations with addends.
     pub kind: u32,
     /// `sh_flags`: 2 allocated, 4 executable.
     pub flags: u64,
-    /// Offset in the image.
+    /// Offset of the section in the image, in bytes.
     pub offset: u64,
-    /// Bytes.
+    /// Size of the section in bytes.
     pub size: u64,
-    /// `sh_link`.
+    /// `sh_link`: of a symbol table, the index of the section with its strings.
     pub link: u32,
-    /// `sh_info`: of relocations, the section that they apply to.
+    /// `sh_info`: of relocations, the index of the section that they apply to.
     pub info: u32,
 }
 
-/// Bytes of one section. They are megabytes, and not copied from where they were read to.
+/// The bytes of one section. They can be megabytes, so readers share them and do not copy them.
 pub type Contents = Arc<Vec<u8>>;
 
-/// An image: header and section table. Contents are read when they are asked for, and kept.
+/// An image: its header and section table. The contents of a section are read when they are asked for, and kept.
 #[derive(Debug)]
 pub struct Image {
     base: u64,
     header: Header,
     sections: Vec<Section>,
     text: usize,
-    // Index of the section.
+    // Contents that were read, by the index of the section.
     cache: Mutex<BTreeMap<usize, Contents>>,
 }
 
@@ -234,7 +236,7 @@ impl Image {
     /// Reads header, section table and section names of the image at `address`.
     ///
     /// # Errors
-    /// If there is none, or it is broken or not all there.
+    /// If there is no image, or it is broken or not all there.
     pub fn read(memory: &dyn Memory, address: u64) -> Result<Image, ImageError> {
         let header = Header::read(memory, address)?;
         let broken = |what| ImageError::Broken { address, what };
@@ -259,7 +261,7 @@ impl Image {
             let link = b.u32().map_err(short)?;
             let info = b.u32().map_err(short)?;
             b.skip(16).map_err(short)?;
-            // SHT_NULL and SHT_NOBITS have no bytes, whatever they say.
+            // SHT_NULL and SHT_NOBITS sections have no bytes, whatever their size says.
             let size = if kind == 0 || kind == 8 { 0 } else { size };
             let inside = offset.checked_add(size).is_some_and(|end| end <= MAX_IMAGE_BYTES);
             if !inside || offset.checked_add(size).and_then(|end| address.checked_add(end)).is_none() {
@@ -267,7 +269,7 @@ impl Image {
             }
             raw.push((name, Section { name: String::new(), kind, flags, offset, size, link, info }));
         }
-        // They do not overlap: what is kept of them is no more than the image.
+        // Sections do not overlap, so what is kept of them has no more bytes than the image.
         if raw.iter().fold(0u64, |sum, (_, section)| sum.saturating_add(section.size)) > MAX_IMAGE_BYTES {
             return Err(broken("the sections overlap"));
         }
@@ -285,59 +287,61 @@ impl Image {
         Ok(Image { base: address, header, sections, text, cache: Mutex::new(BTreeMap::new()) })
     }
 
-    /// From a file's bytes. Give [`SliceMemory::new`]`(0, bytes)` to the functions that read sections.
+    /// Reads the image in the bytes of a file. Give [`SliceMemory::new`]`(0, bytes)` to the functions that read
+    /// sections.
     ///
     /// # Errors
-    /// As [`Image::read`].
+    /// The same as for [`Image::read`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Image, ImageError> {
         Image::read(&SliceMemory::new(0, bytes), 0)
     }
 
-    /// Address of the header.
+    /// Address of the image's header.
     pub fn base(&self) -> u64 {
         self.base
     }
 
-    /// The header.
+    /// The ELF header.
     pub fn header(&self) -> Header {
         self.header
     }
 
-    /// All sections.
+    /// All sections, in the order of the section table.
     pub fn sections(&self) -> &[Section] {
         &self.sections
     }
 
-    /// A section by name.
+    /// The section with this name.
     pub fn section(&self, name: &str) -> Option<&Section> {
         self.sections.iter().find(|s| s.name == name)
     }
 
-    /// Addresses of the code.
+    /// Range of addresses of the code.
     pub fn text(&self) -> Range<u64> {
         let s = &self.sections[self.text];
         self.base + s.offset..self.base + s.offset + s.size
     }
 
-    /// An address as offset from the start of the code. `None`: not in the code.
+    /// Converts an address into an offset from the start of the code. `None` if the address is not in the code.
     pub fn text_offset(&self, address: u64) -> Option<u32> {
         let text = self.text();
         if text.contains(&address) { (address - text.start).try_into().ok() } else { None }
     }
 
-    /// Bytes from the header to the end of the last section or of the section table.
+    /// Number of bytes from the header to the end of the last section or of the section table, whichever ends later.
     pub fn size(&self) -> u64 {
         let table = self.header.sections_offset + u64::from(self.header.sections) * 64;
         self.sections.iter().map(|s| s.offset + s.size).fold(table, u64::max)
     }
 
-    /// Whether a section has bytes. `.wasmtime.frames` is not there without `guest_debug`, `.wasmtime.addrmap` not with
-    /// `generate_address_map(false)`, `.eh_frame` not with `native_unwind_info(false)`.
+    /// Whether a section is there and has bytes. `.wasmtime.frames` is missing without `guest_debug`,
+    /// `.wasmtime.addrmap` is missing with `generate_address_map(false)`, and `.eh_frame` is missing with
+    /// `native_unwind_info(false)`.
     pub fn has(&self, name: &str) -> bool {
         self.section(name).is_some_and(|s| s.size > 0)
     }
 
-    /// A section's bytes.
+    /// The bytes of the section with this name.
     ///
     /// # Errors
     /// If there is no such section, or its memory cannot be read.
@@ -346,7 +350,7 @@ impl Image {
         self.contents_at(index.ok_or(ImageError::NoSection { address: self.base, name })?, memory)
     }
 
-    /// Bytes of the section with index `index` in [`Image::sections`].
+    /// The bytes of the section with index `index` in [`Image::sections`].
     ///
     /// # Errors
     /// If there is no such section, or its memory cannot be read.
@@ -361,30 +365,31 @@ impl Image {
         Ok(bytes)
     }
 
-    // The same, for who needs the bytes once.
+    // Reads the bytes of a section without keeping them, for callers that need them once.
     fn read_section(&self, index: usize, memory: &dyn Memory) -> Result<Vec<u8>, ImageError> {
         let section =
             self.sections.get(index).ok_or(ImageError::Broken { address: self.base, what: "no such section" })?;
         let from = self.base + section.offset;
         if let Some(last) = section.size.checked_sub(1) {
-            // Before so much is allocated: the end must be there.
+            // The end of the section must be there before so much memory is allocated.
             memory.read(from + last, &mut [0])?;
         }
         Ok(memory.read_vec(from, section.size as usize)?)
     }
 
-    /// What `.wasmtime.engine` tells.
+    /// Reads what `.wasmtime.engine` tells about the compiler.
     ///
     /// # Errors
-    /// If it cannot be read.
+    /// If the section cannot be read.
     pub fn engine(&self, memory: &dyn Memory) -> Result<Engine, ImageError> {
         let bytes = self.contents(ENGINE, memory)?;
         Engine::parse(&bytes)
             .ok_or(ImageError::Broken { address: self.base, what: "the section .wasmtime.engine has another form" })
     }
 
-    /// The functions that `.symtab` names, sorted by place. Empty with `debug_symbols(false)` (from version 47 on); then
-    /// the functions in [`super::info`] say the same, but for the names of the runtime's routines.
+    /// The functions that `.symtab` names, sorted by offset. The table is empty for images that were made with
+    /// `debug_symbols(false)` (from version 47 on). The functions in [`super::info`] are then the same, except the
+    /// names of the runtime's routines.
     ///
     /// # Errors
     /// If the symbols cannot be read.
@@ -409,7 +414,7 @@ impl Image {
             let section = b.u16().map_err(short)?;
             let value = b.u64().map_err(short)?;
             let size = b.u64().map_err(short)?;
-            // STT_FUNC in .text; a relocatable file's values are offsets in the section.
+            // Only STT_FUNC symbols in .text count. In a relocatable file their values are offsets in the section.
             if info & 15 != 2 || usize::from(section) != self.text {
                 continue;
             }
@@ -428,14 +433,14 @@ impl Image {
     }
 }
 
-// A name in a string table, without its final zero.
+// The name at an offset of a string table, without its final zero and cut at `MAX_NAME_BYTES`.
 fn string_at(strings: &[u8], at: u32) -> Option<&[u8]> {
     let rest = strings.get(at as usize..)?;
     let rest = &rest[..rest.len().min(MAX_NAME_BYTES)];
     Some(&rest[..memchr::memchr(0, rest).unwrap_or(rest.len())])
 }
 
-// The same of a symbol.
+// The name of a symbol, which is cut at `MAX_IMAGE_SYMBOL_BYTES`.
 fn symbol_at(strings: &[u8], at: u32) -> Option<&[u8]> {
     string_at(strings, at).map(|name| &name[..name.len().min(MAX_IMAGE_SYMBOL_BYTES)])
 }
@@ -443,18 +448,18 @@ fn symbol_at(strings: &[u8], at: u32) -> Option<&[u8]> {
 /// What `.wasmtime.engine` tells about the compiler.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Engine {
-    /// The version as it was written ("48", "36.0.20", or what the embedder chose). `None`: hidden
+    /// The version as it was written ("48", "36.0.20", or what the embedder chose). `None`: the version is hidden
     /// (`ModuleVersionStrategy::None`).
     pub version: Option<String>,
-    /// Target triple ("x86_64-unknown-linux-gnu").
+    /// The target triple ("x86_64-unknown-linux-gnu").
     pub target: Option<String>,
     /// What the compiler could inline. `None`: not known.
     pub inlining: Option<Inlining>,
 }
 
 impl Engine {
-    /// From the section: a zero, the version with one byte of length, the configuration in postcard, which begins with the
-    /// target (`engine/serialization.rs`).
+    /// Parses the section: a zero, the version behind one byte with its length, then the configuration in postcard,
+    /// which begins with the target (`engine/serialization.rs`). `None` if the section has another form.
     pub fn parse(section: &[u8]) -> Option<Engine> {
         let mut b = Bytes::new(section);
         if b.u8().ok()? != 0 {
@@ -473,7 +478,7 @@ impl Engine {
         })
     }
 
-    /// The major version, if the text is a number.
+    /// The major version, if the text begins with a number.
     pub fn version(&self) -> Option<Version> {
         self.version.as_deref().and_then(Version::parse)
     }
@@ -484,41 +489,41 @@ impl Engine {
 pub enum FunctionKind {
     /// A function of a Wasm module.
     Wasm {
-        /// The module's index in the image; 0 except in components.
+        /// Index of the module in the image. It is 0 except in components.
         module: u32,
-        /// Function index, imports first.
+        /// Index of the function in the module, where imported functions come first.
         function: u32,
-        /// Name, if the module has a name section. Runs of what is no graphic ASCII are one "?", and it is cut at 96
-        /// characters.
+        /// Name of the function, if the module has a name section. Each run of characters that are not graphic ASCII
+        /// is one "?", and the name is cut at 96 characters.
         name: Option<String>,
     },
-    /// From the host to a Wasm function: the entry trampoline.
+    /// Code with which the host calls a Wasm function: the entry trampoline.
     ArrayToWasm {
-        /// The module's index.
+        /// Index of the module in the image.
         module: u32,
-        /// The function that it calls, imports first.
+        /// Index of the function that it calls, where imported functions come first.
         function: u32,
     },
-    /// From Wasm to a host function: the exit trampoline.
+    /// Code with which Wasm calls a host function: the exit trampoline.
     WasmToArray {
         /// Index of the signature among the image's types.
         signature: u32,
     },
-    /// From Wasm into the runtime ("memory_grow").
+    /// Code with which Wasm calls a routine of the runtime, with the routine's name ("memory_grow").
     Builtin(String),
-    /// Runs a module's initializers (from version 46 on).
+    /// Code that runs a module's initializers (from version 46 on).
     ModuleStart {
-        /// The module's index.
+        /// Index of the module in the image.
         module: u32,
     },
-    /// Glue of the component model.
+    /// Glue code of the component model, with the symbol's name.
     Component(String),
-    /// A name of another form.
+    /// Other code, with its symbol's name.
     Other(String),
 }
 
 impl FunctionKind {
-    /// From a symbol's name (`compile.rs`).
+    /// Tells the kind from a symbol's name (`compile.rs`).
     pub fn of_symbol(symbol: &str) -> FunctionKind {
         FunctionKind::parse(symbol).unwrap_or_else(|| FunctionKind::Other(symbol.to_string()))
     }
@@ -544,7 +549,8 @@ impl FunctionKind {
             let (module, _) = number(rest)?;
             return Some(FunctionKind::ModuleStart { module });
         }
-        // "wasmtime_patchable_builtin_" (from 41 on) is called at breakpoints and saves all registers.
+        // Code named "wasmtime_patchable_builtin_" (from version 41 on) is called at breakpoints and saves all
+        // registers.
         for prefix in ["wasmtime_builtin_", "wasmtime_patchable_builtin_"] {
             if let Some(name) = symbol.strip_prefix(prefix) {
                 return Some(FunctionKind::Builtin(name.to_string()));
@@ -556,7 +562,7 @@ impl FunctionKind {
         component.then(|| FunctionKind::Component(symbol.to_string()))
     }
 
-    /// The module that it is of.
+    /// Index of the module that the code is of.
     fn module(&self) -> Option<u32> {
         match *self {
             FunctionKind::Wasm { module, .. }
@@ -566,7 +572,8 @@ impl FunctionKind {
         }
     }
 
-    /// The same code, as what it is said to be of a module that is not believed.
+    /// The same code without its module, for code of a module that is not believed to exist: only its symbol's name
+    /// is left.
     fn of_no_module(self) -> FunctionKind {
         FunctionKind::Other(match self {
             FunctionKind::Wasm { module, function, name: Some(name) } => {
@@ -581,25 +588,25 @@ impl FunctionKind {
         })
     }
 
-    /// Whether a frame of it is a frame of the guest.
+    /// Whether a frame of this code is a frame of the guest.
     pub fn is_wasm(&self) -> bool {
         matches!(self, FunctionKind::Wasm { .. })
     }
 }
 
-/// A piece of code.
+/// A piece of code in an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Function {
-    /// Offset from the start of the code.
+    /// Offset of the piece from the start of the code.
     pub start: u32,
-    /// Bytes.
+    /// Length of the piece in bytes.
     pub len: u32,
-    /// What it is.
+    /// What the piece is.
     pub kind: FunctionKind,
 }
 
 impl Function {
-    /// Offset of the first byte behind it.
+    /// Offset of the first byte behind the piece, from the start of the code.
     pub fn end(&self) -> u32 {
         self.start.saturating_add(self.len)
     }
@@ -612,7 +619,7 @@ struct WasmSymbol<'a> {
     name: Option<&'a str>,
 }
 
-/// `wasm[MODULE]::function[FUNCTION]`, with or without `::NAME`.
+/// Parses `wasm[MODULE]::function[FUNCTION]`, with or without `::NAME`.
 fn wasm_symbol(symbol: &str) -> Option<WasmSymbol<'_>> {
     let rest = symbol.strip_prefix("wasm[")?;
     let (module, used) = number(rest)?;
@@ -623,34 +630,36 @@ fn wasm_symbol(symbol: &str) -> Option<WasmSymbol<'_>> {
     Some(WasmSymbol { module, function, name })
 }
 
-/// "NUMBER]REST": the number, and how long it is with the bracket.
+/// Parses "NUMBER]REST" and returns the number, and the length of the number with the bracket.
 fn number(s: &str) -> Option<(u32, usize)> {
     let digits = s.bytes().take_while(u8::is_ascii_digit).count();
     let (number, rest) = s.split_at(digits);
     Some((number.parse().ok().filter(|_| rest.starts_with(']'))?, digits + 1))
 }
 
-/// Pieces of code, sorted by place. A large module has many of them and few are asked for: symbols' names are parsed then.
+/// The pieces of code of an image, sorted by offset. A large module has many of them and few are asked for, so the
+/// name of a symbol is only parsed when its piece is asked for.
 #[derive(Clone, Debug)]
 pub struct FunctionTable {
     places: Vec<Place>,
     kinds: Kinds,
-    /// Modules with this number or a higher one are not believed.
+    /// Modules with this index or a higher one are not believed to exist.
     modules: u32,
-    /// Numbers in the table of the Wasm functions that have a name there, by module and function. Of several the first.
+    /// For each Wasm function that has a name in the table, by module and function: the number of its piece in the
+    /// table. Of several pieces of a function it is the first.
     named: OnceLock<HashMap<(u32, u32), usize>>,
 }
 
-/// A Wasm function of a table.
+/// A piece of a table that is a Wasm function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WasmPiece {
-    /// Its number in the table.
+    /// Number of the piece in the table.
     pub number: usize,
-    /// The module's index in the image.
+    /// Index of the module in the image.
     pub module: u32,
-    /// Function index, imports first.
+    /// Index of the function in the module, where imported functions come first.
     pub function: u32,
-    /// Whether it has a name.
+    /// Whether the function has a name in the table.
     pub named: bool,
 }
 
@@ -658,14 +667,14 @@ pub struct WasmPiece {
 struct Place {
     start: u32,
     len: u32,
-    /// Where the symbol's name begins, or the number of the kind.
+    /// Where the name of the piece's symbol begins in the strings, or the index of the piece's kind.
     kind: u32,
 }
 
-/// What the pieces are.
+/// How the kinds of the pieces are told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Kinds {
-    /// The names of symbols.
+    /// By the names of symbols, which are in this string table.
     Symbols(Vec<u8>),
     Known(Vec<FunctionKind>),
 }
@@ -677,7 +686,7 @@ impl Default for FunctionTable {
 }
 
 impl FunctionTable {
-    /// Sorts them.
+    /// Makes a table of these functions, sorted.
     pub fn new(functions: Vec<Function>) -> FunctionTable {
         let place = |(f, kind): (&Function, u32)| Place { start: f.start, len: f.len, kind };
         let places = functions.iter().zip(0..).map(place).collect();
@@ -689,34 +698,35 @@ impl FunctionTable {
         FunctionTable { places, kinds, modules: MAX_IMAGE_MODULES, named: OnceLock::new() }
     }
 
-    /// Believes that there are so many modules: what is said to be of another is a name of another form.
+    /// Believes that the image has so many modules: code that is said to be of another module counts as code with a
+    /// name of another form.
     pub fn of_modules(mut self, modules: usize) -> FunctionTable {
         self.modules = u32::try_from(modules).unwrap_or(u32::MAX).min(MAX_IMAGE_MODULES);
         self.named = OnceLock::new();
         self
     }
 
-    /// How many there are.
+    /// Number of pieces.
     pub fn len(&self) -> usize {
         self.places.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no pieces.
     pub fn is_empty(&self) -> bool {
         self.places.is_empty()
     }
 
-    /// Where the piece with this number is: offset of its start, and its bytes.
+    /// Offset and length in bytes of the piece with this number.
     pub fn place(&self, number: usize) -> Option<(u32, u32)> {
         self.places.get(number).map(|place| (place.start, place.len))
     }
 
-    /// All of them, each parsed when it comes.
+    /// All pieces. The name of each is parsed when the iterator comes to it.
     pub fn iter(&self) -> impl Iterator<Item = Function> + '_ {
         self.places.iter().map(|place| self.function(place))
     }
 
-    /// The Wasm functions among them. No name of theirs is copied.
+    /// The pieces that are Wasm functions. Their names are not copied.
     pub fn wasm(&self) -> impl Iterator<Item = WasmPiece> + '_ {
         self.places.iter().enumerate().filter_map(|(number, place)| {
             let (module, function, named) = match &self.kinds {
@@ -733,7 +743,7 @@ impl FunctionTable {
         })
     }
 
-    /// What a Wasm function is called here.
+    /// Name that a Wasm function has in this table.
     pub fn name_of(&self, module: u32, function: u32) -> Option<String> {
         let named = self.named.get_or_init(|| {
             let mut named = HashMap::new();
@@ -745,7 +755,7 @@ impl FunctionTable {
         self.wasm_name(*named.get(&(module, function))?)
     }
 
-    // The name of a Wasm function with this number in the table.
+    // Name of the Wasm function whose piece has this number in the table.
     fn wasm_name(&self, number: usize) -> Option<String> {
         match self.function(self.places.get(number)?).kind {
             FunctionKind::Wasm { name, .. } => name,
@@ -753,7 +763,7 @@ impl FunctionTable {
         }
     }
 
-    /// The piece that covers an offset. For a return address ask one byte before it.
+    /// The piece that covers an offset from the start of the code. For a return address, ask for one byte before it.
     pub fn at(&self, text_offset: u32) -> Option<Function> {
         let behind = self.places.partition_point(|p| p.start <= text_offset);
         let place = self.places[..behind].last().filter(|p| text_offset - p.start < p.len)?;
@@ -770,7 +780,7 @@ impl FunctionTable {
                     false => kind,
                 }
             }
-            // Places are made with the kinds.
+            // The constructor makes places and kinds together, so each place has its kind.
             Kinds::Known(kinds) => {
                 kinds.get(place.kind as usize).cloned().unwrap_or(FunctionKind::Other(String::new()))
             }
@@ -815,7 +825,7 @@ mod tests {
     fn sections_and_functions_of_a_real_image() {
         for (name, version, functions) in [("48-default", 48, 6), ("36-default", 36, 6)] {
             let bytes = fixture(name);
-            // As it lies in a process: at some address.
+            // The image is at some address, as in a process.
             let memory = SliceMemory::new(0x7000_0000, &bytes);
             let image = Image::read(&memory, 0x7000_0000).unwrap();
             assert_eq!((image.header().kind, image.header().machine, image.header().pulley), (Kind::Module, 62, None));
@@ -834,7 +844,7 @@ mod tests {
             }
             let known = FunctionTable::new(table.iter().collect());
             assert!(known.iter().eq(table.iter()) && known.wasm().eq(table.wasm()));
-            // What is of a module that there is not is of none.
+            // Code of a module that does not exist is of no module.
             for none in [table.clone().of_modules(0), known.of_modules(0)] {
                 assert!(none.wasm().next().is_none() && none.name_of(0, 1).is_none());
                 for (f, other) in table.iter().zip(none.iter()) {
@@ -865,7 +875,7 @@ mod tests {
     fn sections_are_no_more_than_the_image() {
         let mut bytes = fixture("48-default");
         let table = Image::from_bytes(&bytes).unwrap().header().sections_offset as usize;
-        // Two of them have half of what an image may have, and some.
+        // Each of two sections has half of the bytes that an image may have, and the other sections have some more.
         for index in [1, 2] {
             bytes[table + index * 64 + 32..][..8].copy_from_slice(&(MAX_IMAGE_BYTES / 2).to_le_bytes());
         }
@@ -923,7 +933,7 @@ mod tests {
         let header = Image::from_bytes(&bytes).unwrap().header();
         let entry = |section: usize| header.sections_offset as usize + 64 * section;
         for (size, plausible) in [(MAX_SECTION_NAMES, true), (MAX_SECTION_NAMES + 1, false)] {
-            // In an image that has so many bytes behind them.
+            // The image has so many bytes behind the names.
             let mut bytes = patched(entry(header.names.into()) + 32, &size.to_le_bytes());
             bytes.resize(bytes.len() + MAX_SECTION_NAMES as usize + 1, 0);
             assert_eq!(Image::from_bytes(&bytes).is_ok(), plausible);

@@ -1,8 +1,8 @@
 //! `.wasmtime.info`: the modules of an image with their types, and all its functions.
 //!
-//! The section is postcard, which describes nothing, so every field must be known, and nearly every major version changed
-//! some. What differs is marked by the version beside the field (here and in `shape.rs`); the rest is common to all. A
-//! section is believed only if it is used up to the last byte and its parts fit together.
+//! The section is in postcard, which describes nothing, so every field must be known, and nearly every major version
+//! changed some fields. What differs is marked by the version beside the field (here and in `shape.rs`); the rest is
+//! common to all. A section is believed only if it is used up to the last byte and its parts fit together.
 //!
 //! | version | change |
 //! |---|---|
@@ -12,7 +12,7 @@
 //! | 41 | functions have four bits for their kind (39 and 40: three) |
 //! | 43 | strings of a module are numbered; parameters and results of a signature are one list; checksums |
 //! | 45 | expressions in element segments have a type |
-//! | 46 | initializers became code: no expressions any more, but a start function for the runtime and its data segments |
+//! | 46 | initializers became code: no expressions any more, but a start function and data segments for the runtime |
 
 use std::sync::Arc;
 
@@ -22,21 +22,21 @@ use super::shape;
 use super::version::Version;
 use crate::limits::{MAX_FUNCTIONS, MAX_IMAGE_MODULES, MAX_NAME_BYTES};
 
-/// Why nothing is known.
+/// Why the section cannot be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InfoError {
-    /// A version whose layout is not known.
+    /// The layout of this version is not known.
     #[error("the layout of .wasmtime.info in version {0} is not known (known are {first} to {last})", first = Version::OLDEST, last = Version::NEWEST)]
     UnknownVersion(Version),
-    /// Neither is the version known, nor does a known layout fit.
+    /// The version is not known, and no known layout fits.
     #[error(".wasmtime.info has none of the known layouts ({first} to {last})", first = Version::OLDEST, last = Version::NEWEST)]
     UnknownLayout,
     /// The section does not have the version's layout.
     #[error(".wasmtime.info does not have the layout of version {version}: {cause}")]
     Malformed {
-        /// Version whose layout was expected.
+        /// The version whose layout was expected.
         version: Version,
-        /// What is wrong first.
+        /// The first thing that is wrong.
         cause: Malformed,
     },
 }
@@ -66,15 +66,15 @@ pub enum WasmType {
 /// What a reference refers to: the top of its type hierarchy, which decides how it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RefTo {
-    /// A function: a pointer to a `VMFuncRef`.
+    /// A function, stored as a pointer to a `VMFuncRef`.
     Func,
-    /// A value of the host: an index into the GC heap.
+    /// A value of the host, stored as an index into the GC heap.
     Extern,
-    /// A struct, an array or an i31: an index into the GC heap, or the number itself.
+    /// A struct, an array or an i31, stored as an index into the GC heap, or as the number itself.
     Any,
-    /// An exception: an index into the GC heap.
+    /// An exception, stored as an index into the GC heap.
     Exn,
-    /// A continuation: two words.
+    /// A continuation, stored as two words.
     Cont,
 }
 
@@ -93,7 +93,7 @@ impl WasmType {
         }
     }
 
-    /// The text format's name, with the abstract name of a reference type.
+    /// Name of the type in the text format. A reference type has its abstract name.
     pub fn name(self) -> &'static str {
         match self {
             WasmType::I32 => "i32",
@@ -112,32 +112,32 @@ impl WasmType {
     }
 }
 
-/// A signature.
+/// The signature of a function.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FuncType {
-    /// Parameters.
+    /// Types of the parameters.
     pub params: Vec<WasmType>,
-    /// Results.
+    /// Types of the results.
     pub results: Vec<WasmType>,
 }
 
-/// Size limits.
+/// Limits of the size of a memory or table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Limits {
-    /// At least.
+    /// The smallest size.
     pub min: u64,
-    /// At most.
+    /// The largest size, if there is one.
     pub max: Option<u64>,
 }
 
 /// A linear memory's type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MemoryType {
-    /// 64-bit addresses.
+    /// Whether addresses have 64 bits.
     pub memory64: bool,
-    /// In pages.
+    /// Limits of the memory's size, in pages.
     pub limits: Limits,
-    /// Shared between threads. Such a memory is not kept in the instance itself.
+    /// Whether the memory is shared between threads. Such a memory is not kept in the instance itself.
     pub shared: bool,
     /// Binary logarithm of the page size: 16, or 0 for pages of one byte.
     pub page_size_log2: u8,
@@ -146,33 +146,33 @@ pub struct MemoryType {
 /// A table's type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TableType {
-    /// 64-bit indices.
+    /// Whether indices have 64 bits.
     pub table64: bool,
-    /// In elements.
+    /// Limits of the table's size, in elements.
     pub limits: Limits,
-    /// Element type.
+    /// Type of the elements.
     pub element: WasmType,
 }
 
 /// A global's type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct GlobalType {
-    /// Value type.
+    /// Type of the value.
     pub ty: WasmType,
-    /// Whether it can be changed.
+    /// Whether the value can be changed.
     pub mutable: bool,
 }
 
 /// A function's type and whether it can be referred to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ModuleFunction {
-    /// Index into [`ImageInfo::types`].
+    /// Index of the signature in [`ImageInfo::types`].
     pub signature: Option<u32>,
-    /// Its index among the instance's `VMFuncRef`s, if something may refer to it.
+    /// Index of the function's entry among the instance's `VMFuncRef`s, if something may refer to the function.
     pub func_ref: Option<u32>,
 }
 
-/// Something in one of a module's index spaces.
+/// An item in one of a module's index spaces, with its index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Entity {
     /// A function.
@@ -187,83 +187,84 @@ pub enum Entity {
     Tag(u32),
 }
 
-/// An import.
+/// An import of a module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Import {
-    /// Module name.
+    /// Name of the module to import from.
     pub module: Arc<str>,
-    /// Field name.
+    /// Name of the item in that module.
     pub field: Arc<str>,
-    /// What it becomes.
+    /// The item that the import becomes.
     pub entity: Entity,
 }
 
-/// An export.
+/// An export of a module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Export {
-    /// Name.
+    /// Name of the export.
     pub name: Arc<str>,
-    /// What it is.
+    /// The item that is exported.
     pub entity: Entity,
 }
 
 /// Number of items of each kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Counts {
-    /// Functions.
+    /// Number of functions.
     pub functions: u32,
-    /// Tables.
+    /// Number of tables.
     pub tables: u32,
-    /// Memories.
+    /// Number of memories.
     pub memories: u32,
-    /// Globals.
+    /// Number of globals.
     pub globals: u32,
-    /// Tags.
+    /// Number of tags.
     pub tags: u32,
 }
 
 /// Where a function's name is in `.name.wasm`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NameRange {
-    /// Function index, imports first.
+    /// Index of the function, where imported functions come first.
     pub function: u32,
-    /// Offset.
+    /// Offset of the name in the section, in bytes.
     pub offset: u32,
-    /// Bytes.
+    /// Length of the name in bytes.
     pub len: u32,
 }
 
 /// What is known of the debug information that came with the Wasm.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Meta {
-    /// The Wasm had some that was thrown away.
+    /// Whether the Wasm had debug information that was thrown away.
     pub unparsed_debug_info: bool,
-    /// Offset of the code section's contents in the file: DWARF's addresses count from there.
+    /// Offset of the code section's contents in the Wasm file. The addresses in DWARF count from there.
     pub code_section_offset: u64,
-    /// The Wasm's own DWARF is kept in the section `.wasmtime.dwarf`.
+    /// Whether the Wasm's own DWARF is kept in the section `.wasmtime.dwarf`.
     pub wasm_debug_info: bool,
-    /// Its sections: `gimli::SectionId` as number, begin and end in `.wasmtime.dwarf`.
+    /// Sections of that DWARF: `gimli::SectionId` as a number, begin and end in `.wasmtime.dwarf`.
     pub dwarf: Vec<(u8, u64, u64)>,
 }
 
-/// A core module.
+/// A core module of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModuleInfo {
-    /// Index in the image.
+    /// Index of the module in the image.
     pub index: u32,
-    /// Name from the name section.
+    /// Name of the module from its name section.
     pub name: Option<Arc<str>>,
     /// Imports in order.
     pub imports: Vec<Import>,
     /// Exports in order.
     pub exports: Vec<Export>,
-    /// The module's own start function. From version 46 on the compiled initializer calls it, and it is not recorded.
+    /// Index of the module's own start function. From version 46 on the compiled initializer calls it, and it is not
+    /// recorded.
     pub start: Option<u32>,
     /// Whether there is a compiled initializer (from version 46 on). The instance has a `VMFuncRef` for it.
     pub has_startup: bool,
-    /// Imported items of each kind. They come first in their index spaces.
+    /// Numbers of imported items. Imported items come first in their index spaces.
     pub imported: Counts,
-    /// Whether it uses the GC heap.
+    /// Whether the module uses the GC heap.
     pub needs_gc_heap: bool,
     /// Number of functions for which the instance has a `VMFuncRef`.
     pub escaped_functions: u32,
@@ -281,12 +282,12 @@ pub struct ModuleInfo {
     pub tags: u32,
     /// Names of functions, sorted by function.
     pub function_names: Vec<NameRange>,
-    /// Debug information.
+    /// What is known of the module's debug information.
     pub meta: Meta,
 }
 
 impl ModuleInfo {
-    /// Defined items of each kind.
+    /// Numbers of defined items.
     pub fn defined(&self) -> Counts {
         let less = |all: usize, imported: u32| (all as u32).saturating_sub(imported);
         Counts {
@@ -298,12 +299,12 @@ impl ModuleInfo {
         }
     }
 
-    /// Defined memories that are kept in the instance: all but shared ones.
+    /// Number of defined memories that are kept in the instance: all but shared ones.
     pub fn owned_memories(&self) -> u32 {
         self.memories.iter().skip(self.imported.memories as usize).filter(|m| !m.shared).count() as u32
     }
 
-    /// A function's name, from the contents of `.name.wasm`.
+    /// Name of a function. `names` is the contents of `.name.wasm`.
     pub fn function_name<'a>(&self, function: u32, names: &'a [u8]) -> Option<&'a str> {
         let at = self.function_names.binary_search_by_key(&function, |n| n.function).ok()?;
         let range = self.function_names.get(at)?;
@@ -337,42 +338,42 @@ impl ModuleInfo {
     }
 }
 
-/// Width of a function's kind in its key.
+/// How many bits of a function's key hold its kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FuncKeyBits {
-    /// Versions 38 to 40.
+    /// Three bits, in versions 38 to 40.
     Three,
-    /// From version 41 on.
+    /// Four bits, from version 41 on.
     Four,
 }
 
-/// What kind a compiled function is.
+/// What a compiled function is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FuncKind {
-    /// A Wasm function: of module `namespace`, the defined function `index` (imports not counted).
+    /// The Wasm function `index` of module `namespace`, where imported functions are not counted.
     Wasm,
-    /// Entry trampoline of the same.
+    /// The entry trampoline of the Wasm function `index` of module `namespace`.
     ArrayToWasm,
-    /// Exit trampoline of signature `index`.
+    /// The exit trampoline of signature `index`.
     WasmToArray,
-    /// Call of the runtime's routine `index`.
+    /// Code that calls the runtime's routine `index`.
     WasmToBuiltin,
-    /// The same, saving all registers, for breakpoints.
+    /// Code for breakpoints that calls the runtime's routine `index` and saves all registers.
     PatchableToBuiltin,
-    /// Call out of the Pulley interpreter.
+    /// Code that calls out of the Pulley interpreter.
     PulleyHostCall,
-    /// Component glue `index`.
+    /// Glue code of a component, with number `index`.
     ComponentTrampoline,
-    /// Drops a component's resource.
+    /// Code that drops a component's resource.
     ResourceDrop,
-    /// Access to host memory `index`.
+    /// Code that accesses host memory, with number `index`.
     UnsafeIntrinsic,
-    /// Initializer of module `namespace`.
+    /// The initializer of module `namespace`.
     ModuleStartup,
 }
 
 impl FuncKind {
-    // Whether its functions are numbered without gaps, so that their numbers are not written.
+    // Whether functions of this kind are numbered without gaps, so that their numbers are not written.
     fn dense(self) -> bool {
         use FuncKind::*;
         !matches!(self, ArrayToWasm | WasmToBuiltin | PatchableToBuiltin | ModuleStartup)
@@ -382,16 +383,16 @@ impl FuncKind {
 /// Which function a piece of code is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FuncKey {
-    /// Kind.
+    /// Kind of the function.
     pub kind: FuncKind,
-    /// The module, or the calling convention of component glue (0 Wasm, 1 array, 2 patchable).
+    /// Index of the module, or the calling convention of component glue (0 Wasm, 1 array, 2 patchable).
     pub namespace: u32,
-    /// Index; what it counts depends on the kind.
+    /// Index of the function. What it counts depends on the kind.
     pub index: u32,
 }
 
 impl FuncKey {
-    /// From its two words (`key.rs`).
+    /// Makes a key of its two words (`key.rs`). `None` if the kind is unknown.
     pub fn from_parts(namespace: u32, index: u32, bits: FuncKeyBits) -> Option<FuncKey> {
         use FuncKind::*;
         let (width, kinds): (u32, &[FuncKind]) = match bits {
@@ -432,26 +433,26 @@ impl FuncKey {
 /// A compiled function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CompiledFunction {
-    /// Which one.
+    /// Which function it is.
     pub key: FuncKey,
     /// Offset from the start of the code.
     pub start: u32,
-    /// Bytes.
+    /// Length of the code in bytes.
     pub len: u32,
-    /// Of a Wasm function: where its body is in the file that was compiled.
+    /// Of a Wasm function: offset of its body in the file that was compiled.
     pub body: Option<u32>,
 }
 
-/// All that is taken from the section.
+/// All that is taken from `.wasmtime.info`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageInfo {
     /// The version whose layout fits.
     pub version: Version,
-    /// Core modules: one, or those of a component.
+    /// The core modules: the only one, or those of a component.
     pub modules: Vec<ModuleInfo>,
-    /// Types of all modules together. `None`: no function type.
+    /// Types of all modules together. `None`: a type that is no function type.
     pub types: Vec<Option<FuncType>>,
-    /// All compiled functions, sorted by place.
+    /// All compiled functions, sorted by offset.
     pub functions: Vec<CompiledFunction>,
 }
 
@@ -481,11 +482,12 @@ impl ImageInfo {
         info.map_err(|cause| InfoError::Malformed { version, cause })
     }
 
-    /// Decodes the section where the version is hidden: the newest layout that fits. Layouts that differ in components
-    /// only fit a module alike, so [`ImageInfo::version`] is then one of several that are possible.
+    /// Decodes the section of an image that hides its version, in the newest layout that fits. Layouts that differ
+    /// only in components fit a module equally well, so [`ImageInfo::version`] is then one of several versions that
+    /// are possible.
     ///
     /// # Errors
-    /// If none fits.
+    /// If no known layout fits.
     pub fn guess(section: &[u8], kind: Kind) -> Result<ImageInfo, InfoError> {
         Version::all().find_map(|v| ImageInfo::decode(section, kind, v).ok()).ok_or(InfoError::UnknownLayout)
     }
@@ -496,8 +498,8 @@ impl ImageInfo {
         self.types.get(f.signature? as usize)?.as_ref()
     }
 
-    /// The same table that the symbols give, for images without symbols. Names come from `.name.wasm` and are whole,
-    /// while symbols are cleaned and cut.
+    /// The table of functions for images without symbols, the same that symbols would give. Names come from
+    /// `.name.wasm` and are whole, while symbols are cleaned and cut.
     pub fn function_table(&self, names: &[u8]) -> FunctionTable {
         // Names do not overlap, so together they are no longer than the section.
         let mut left = names.len();
@@ -531,7 +533,7 @@ impl ImageInfo {
 
 type Result<T, E = Malformed> = std::result::Result<T, E>;
 
-// Reads the runtime's structures. Methods have the name of the structure that they read.
+// Reads the runtime's structures. Each method has the name of the structure that it reads.
 struct Decoder<'a> {
     r: Reader<'a>,
     v: Version,
@@ -626,8 +628,8 @@ impl<'a> Decoder<'a> {
         let index = if self.since(38) { self.r.u32()? } else { index };
         let pool: Option<Vec<Arc<str>>> =
             if self.since(43) { Some(self.seq(|d| d.r.str().map(Arc::from))?) } else { None };
-        // A string is a number in the pool, counted from one, or stands here. Shared, since a few bytes of input can name
-        // a long one often.
+        // A string is a number in the pool, counted from one, or stands here. Strings are shared, because a few bytes
+        // of input can name a long string many times.
         let text = |d: &mut Self| -> Result<Arc<str>> {
             match &pool {
                 None => d.r.str().map(Arc::from),
@@ -662,7 +664,7 @@ impl<'a> Decoder<'a> {
             self.skip(&shape::TABLE_INITIALIZATION)?;
             self.skip(&shape::MEMORY_INITIALIZATION)?;
             self.seq(|d| d.skip(&shape::TABLE_SEGMENT_ELEMENTS))?;
-            // Element and data segments by their index.
+            // Two lists about element and data segments, by their index.
             self.seq(|d| Ok((d.r.u64()?, d.r.u64()?)))?;
             self.seq(|d| Ok((d.r.u64()?, d.r.u64()?, d.r.u64()?)))?;
         }
@@ -739,7 +741,7 @@ impl<'a> Decoder<'a> {
         Ok((self.r.u32()?, self.r.u32()?))
     }
 
-    // `CompiledFunctionInfo` of each defined function, up to 37.
+    // Reads the `CompiledFunctionInfo` of each defined function, up to version 37.
     fn compiled_functions(&mut self, module: u32, functions: &mut Vec<CompiledFunction>) -> Result<()> {
         for index in 0..self.r.count()? as u32 {
             let body = self.r.u32()?;
@@ -754,7 +756,8 @@ impl<'a> Decoder<'a> {
         Ok(())
     }
 
-    // Glue of a component up to 37: two calling conventions of each, and the one that drops resources.
+    // Reads the glue code of a component, up to version 37: each piece in two calling conventions, and the code that
+    // drops resources.
     fn component_functions(&mut self, functions: &mut Vec<CompiledFunction>) -> Result<()> {
         for index in 0..self.r.count()? as u32 {
             for convention in [0, 1] {
@@ -768,7 +771,7 @@ impl<'a> Decoder<'a> {
         Ok(())
     }
 
-    // From 38 on: `namespaces` are runs of functions with one kind and module.
+    // Reads the table of functions, from version 38 on: `namespaces` are runs of functions of one kind and module.
     fn compiled_functions_table(&mut self, functions: &mut Vec<CompiledFunction>) -> Result<()> {
         let at = self.r.wrong("the table of functions does not fit together");
         let numbers = |d: &mut Self| d.seq(|d| d.r.u32());
@@ -804,7 +807,7 @@ impl<'a> Decoder<'a> {
                     FuncKind::Wasm => *bodies.get(body_begin.saturating_add(k)).ok_or(at)?,
                     _ => u32::MAX,
                 };
-                // A number that was not compiled.
+                // An entry without bytes is a number that was not compiled.
                 if len > 0 {
                     functions.push(CompiledFunction { key, start, len, body: (body != u32::MAX).then_some(body) });
                 }
@@ -814,7 +817,7 @@ impl<'a> Decoder<'a> {
     }
 
     fn module_types(&mut self) -> Result<Vec<Option<FuncType>>> {
-        // Recursion groups: ranges of types.
+        // Recursion groups, which are ranges of types.
         self.seq(|d| Ok((d.r.u32()?, d.r.u32()?)))?;
         let types = self.seq(Self::wasm_sub_type)?;
         self.skip(&shape::TRAMPOLINE_TYPES)?;
@@ -846,7 +849,7 @@ impl<'a> Decoder<'a> {
             }
             _ => return Err(wrong),
         };
-        // shared
+        // The flag `shared`.
         self.r.bool()?;
         Ok(function)
     }
@@ -903,7 +906,7 @@ impl<'a> Decoder<'a> {
         Ok(Limits { min: self.r.u64()?, max: self.option(|d| d.r.u64())? })
     }
 
-    // Index among the image's types. In an image they are not yet the engine's.
+    // Reads an index among the image's types. In an image such indices are not yet the engine's.
     fn type_index(&mut self) -> Result<Option<u32>> {
         let wrong = self.r.wrong("no such kind of type index");
         let kind = self.r.u64()?;
@@ -945,8 +948,8 @@ impl<'a> Decoder<'a> {
     fn ref_type(&mut self) -> Result<WasmType> {
         let nullable = self.r.bool()?;
         let wrong = self.r.wrong("no such heap type");
-        // extern, func, exn and cont have an abstract, a concrete and a bottom type each (extern has no concrete one); the
-        // rest are any's.
+        // extern, func, exn and cont have an abstract, a concrete and a bottom type each (extern has no concrete
+        // one). The other numbers are types below any.
         let to = match self.r.u64()? {
             0 | 1 => RefTo::Extern,
             n @ 2..=4 => self.heap(n == 3, RefTo::Func)?,
@@ -977,7 +980,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The section of an image, or one that was kept without the rest: "43-default", "43-two".
+    /// The `.wasmtime.info` of an image, or one that was kept without the rest of its image: "43-default", "43-two".
     fn section(name: &str) -> (Vec<u8>, Kind, Version) {
         if let Some(bytes) = testing::section(name) {
             let (major, mode) = name.split_once('-').unwrap();
@@ -996,7 +999,7 @@ mod tests {
         ImageInfo::decode(&bytes, kind, version).unwrap_or_else(|e| panic!("{name}: {e}"))
     }
 
-    /// `values.wat`, in every mode and version.
+    /// Checks `values.wat` in every mode and version.
     #[test]
     fn types_and_names_of_real_modules() {
         use WasmType::*;
@@ -1034,7 +1037,7 @@ mod tests {
             assert_eq!(*signature(0), FuncType { params: vec![I32], results: vec![] }, "{name}");
             assert_eq!(*signature(1), FuncType { params: vec![I32, I64], results: vec![I32] }, "{name}");
             assert_eq!(*signature(3), FuncType { params: vec![], results: vec![I32] }, "{name}");
-            // For a debugger, every function can be referred to.
+            // In code for a debugger, every function can be referred to.
             let all = name.ends_with("guest-debug") || name.ends_with("inline");
             assert_eq!(
                 m.functions.iter().skip(1).map(|f| f.func_ref.is_some()).collect::<Vec<_>>(),
@@ -1046,7 +1049,8 @@ mod tests {
         assert!(Version::all().eq(versions.into_iter().rev()), "each version once");
     }
 
-    /// The functions in `.wasmtime.info` are those of `.symtab`, and those that the runtime lists (`Module::functions`).
+    /// The functions in `.wasmtime.info` are those of `.symtab`, and those that the runtime lists
+    /// (`Module::functions`).
     #[test]
     fn functions_are_those_of_the_symbols() {
         let mut compared = 0;
@@ -1057,7 +1061,7 @@ mod tests {
             let names = image.contents(NAMES, &memory).unwrap_or_else(|_| Vec::new().into());
             let table = info(&name).function_table(&names);
             let symbols = image.symbols(&memory).unwrap();
-            // Up to 37 calls of the runtime's routines are not listed.
+            // Up to version 37 the section does not list calls of the runtime's routines.
             let old = info(&name).version < Version(38);
             let listed = |f: &Function| !(old && matches!(f.kind, FunctionKind::Builtin(_)));
             let places = |t: &FunctionTable| t.iter().filter(listed).map(|f| (f.start, f.len)).collect::<Vec<_>>();
@@ -1114,7 +1118,8 @@ mod tests {
         let modules = testing::sections().into_iter().filter(|n| n.ends_with("-default"));
         for name in modules.chain(["48-default".to_string(), "36-default".into()]) {
             let (bytes, kind, version) = section(&name);
-            // Runs of versions that differ in components only, or in what this module does not have.
+            // The first version of each run of versions that differ only in components, or in what this module does
+            // not have.
             let run = |v: Version| [36, 38, 41, 43, 46].iter().rposition(|first| *first <= v.0);
             for v in Version::all() {
                 if ImageInfo::decode(&bytes, kind, v).is_ok() {

@@ -1,9 +1,10 @@
 //! An instance: its memories, globals, tables and imports, read from its `VMContext`; and what its module declares.
 //!
-//! Many things in a process look like a `VMContext`. Every store makes an instance for itself, and every memory or table
-//! that the host makes comes with one; they have the same magic, and behind their few bytes lies somebody else's memory.
-//! So [`Described::validate`] holds all that the module declares against what is there. A fact that contradicts is the end;
-//! what remains is reported, so that a reader sees how much to believe.
+//! Many things in a process look like a `VMContext`. Every store makes an instance for itself, and every memory or
+//! table that the host makes comes with one. These have the same magic, and behind their few bytes lies memory of
+//! something else. So [`Described::validate`] compares all that the module declares with what is there. One fact that
+//! contradicts is enough to reject a candidate. The facts that speak for it are reported, so that a reader sees how
+//! much to believe.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -18,7 +19,7 @@ use crate::process::{Mapping, Memory, MemoryError};
 use crate::runtime::{Declared, GuestFunction, Place, Slot, Value, Why};
 use crate::wasm::{ExternKind, GlobalDecl, GuestExport, MemoryDecl, NameSource, ValType};
 
-/// Below this nothing is mapped; dangling pointers to nothing (4, 8) lie here.
+/// Nothing is mapped below this address. Dangling pointers to nothing (4, 8) lie there.
 const LOWEST: u64 = 0x1000;
 
 impl From<WasmType> for ValType {
@@ -48,10 +49,10 @@ pub enum Context {
 }
 
 impl Context {
-    /// What is at `address`. `None`: nothing of these.
+    /// What kind of context is at `address`. `None`: none of these.
     ///
     /// # Errors
-    /// If memory cannot be read.
+    /// If the memory cannot be read.
     pub fn read(address: u64, memory: &dyn Memory) -> Result<Option<Context>, MemoryError> {
         let mut magic = [0; 4];
         memory.read(address, &mut magic)?;
@@ -64,44 +65,45 @@ impl Context {
     }
 }
 
-/// Where an import leads.
+/// A context that provides an import.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Neighbour {
-    /// The import.
+    /// The item that is imported.
     pub import: Entity,
-    /// What provides it.
+    /// What kind of context provides it.
     pub context: Context,
-    /// Address of that.
+    /// Address of that context.
     pub address: u64,
 }
 
-/// What spoke for an instance.
+/// What spoke for an instance when it was checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checked {
-    /// Independent facts, two at least.
+    /// Independent facts, at least two.
     pub facts: Vec<String>,
-    /// Whether one of them ties it to this module. Else it is an instance of some module that declares the same things as far
-    /// as they show, and another for which it is tied is the right one. Of an instance that a frame led to, the frame's code
-    /// tells as much.
+    /// Whether one of the facts ties the instance to this module. If not, it is an instance of some module that
+    /// declares the same things as far as they can be seen, and if it is tied to another module, that one is right.
+    /// If a frame led to the instance, the frame's code tells the module just as well.
     pub tied: bool,
 }
 
 /// What a store keeps for the code that runs in it (`VMStoreContext`). See [`StoreLayout`] for when it is right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoreContext {
-    /// Its address. The same for all instances of a store.
+    /// Address of the context. It is the same for all instances of a store.
     pub address: u64,
     /// Return address into Wasm of the last exit.
     pub last_exit_pc: u64,
     /// Frame pointer at the last exit.
     pub last_exit_fp: u64,
-    /// Whether that is the exit trampoline's; else it is that of the Wasm function that called it.
+    /// Whether that frame pointer is the exit trampoline's. If not, it is that of the Wasm function that called the
+    /// trampoline.
     pub exit_fp_is_trampolines: bool,
     /// Frame pointer of the last entry trampoline.
     pub last_entry_fp: u64,
     /// Stack pointer at the last entry.
     pub last_entry_sp: Option<u64>,
-    /// Where a trap resumes in that entry trampoline.
+    /// Address in that entry trampoline at which a trap resumes.
     pub last_entry_trap_handler: Option<u64>,
 }
 
@@ -119,8 +121,8 @@ pub struct Described<'a> {
 }
 
 impl<'a> Described<'a> {
-    /// Module `number` of an image whose code is at `text`. [`ImageInfo::version`] is a guess if the image hides its
-    /// version; then the one whose layout [`Described::validate`]s is right.
+    /// Module `number` of an image whose code is at `text`. If the image hides its version, [`ImageInfo::version`] is
+    /// a guess, and the right version is the one whose layout [`Described::validate`]s.
     ///
     /// # Errors
     /// If there is no such module, or the version's layouts are not known.
@@ -150,10 +152,10 @@ impl<'a> Described<'a> {
         self.version
     }
 
-    /// Whether there is an instance of this module at `vmctx`.
+    /// Checks whether there is an instance of this module at `vmctx`.
     ///
     /// # Errors
-    /// What contradicts it, or that it cannot be told.
+    /// Says what contradicts it, or why it cannot be told.
     pub fn validate(&self, vmctx: u64, mappings: &[Mapping], memory: &dyn Memory) -> Result<Checked, Why> {
         self.begin(vmctx, memory)?;
         if !mapped(mappings, vmctx, self.layout.size) {
@@ -191,10 +193,10 @@ impl<'a> Described<'a> {
         Ok(Checked { facts, tied })
     }
 
-    /// The context of the instance's store.
+    /// Reads the context of the instance's store.
     ///
     /// # Errors
-    /// If there is no instance, or memory cannot be read.
+    /// If there is no instance at `vmctx`, it belongs to no store, or memory cannot be read.
     pub fn store(&self, vmctx: u64, memory: &dyn Memory) -> Result<StoreContext, Why> {
         self.begin(vmctx, memory)?;
         let address = memory.read_u64(vmctx + offsets::VMCONTEXT_STORE).map_err(unreadable)?;
@@ -213,7 +215,7 @@ impl<'a> Described<'a> {
         })
     }
 
-    /// Where linear memory `index` is, and its size in bytes.
+    /// Address of linear memory `index`, imported ones first, and its size in bytes.
     ///
     /// # Errors
     /// If there is no such memory, it cannot be read, or what is there contradicts the declaration.
@@ -226,7 +228,7 @@ impl<'a> Described<'a> {
             None => self.word(vmctx, self.layout.imported_memories, index, offsets::MEMORY_IMPORT_FROM, memory)?,
             Some(own) => {
                 let pointer = self.word(vmctx, self.layout.memories, own, 0, memory)?;
-                // A shared one is kept elsewhere, and all instances that have it point there.
+                // A shared memory is kept elsewhere, and all instances that have it point there.
                 if !ty.shared {
                     let before = all.iter().take(index as usize).skip(self.module.imported.memories as usize);
                     let place = self.layout.owned_memories.at(before.filter(|m| !m.shared).count() as u32);
@@ -287,11 +289,11 @@ impl<'a> Described<'a> {
         self.table_elements(vmctx, index, memory).map(|(_, _, elements)| elements)
     }
 
-    /// What provides the imports, as far as that is readable and known: from one instance the others of its store are
-    /// found.
+    /// The contexts that provide the imports, as far as they are readable and known. They lead from one instance to
+    /// the others of its store.
     ///
     /// # Errors
-    /// If there is no instance.
+    /// If there is no instance at `vmctx`.
     pub fn imports_of(&self, vmctx: u64, memory: &dyn Memory) -> Result<Vec<Neighbour>, Why> {
         self.begin(vmctx, memory)?;
         let l = &self.layout;
@@ -320,7 +322,7 @@ impl<'a> Described<'a> {
     }
 
     fn begin(&self, vmctx: u64, memory: &dyn Memory) -> Result<(), Why> {
-        // So that every offset in the layout can be added.
+        // This makes sure that every offset in the layout can be added to the address.
         if !vmctx.is_multiple_of(16) || vmctx < LOWEST || vmctx.checked_add(self.layout.size).is_none() {
             return Err(Why(format!("no instance can be at {vmctx:#x}")));
         }
@@ -330,7 +332,7 @@ impl<'a> Described<'a> {
         }
     }
 
-    // A word of an item, `begin` having been asked.
+    // Reads a word of an item. The caller has asked `begin` before.
     fn word(&self, vmctx: u64, array: Array, index: u32, field: u64, memory: &dyn Memory) -> Result<u64, Why> {
         let offset = array.at(index).ok_or_else(|| Why(format!("the module's parts do not fit together ({index})")))?;
         memory.read_u64(vmctx + offset + field).map_err(unreadable)
@@ -350,7 +352,7 @@ impl<'a> Described<'a> {
         Ok(address)
     }
 
-    // Type, address of the elements, their number.
+    // The type of a table, the address of its elements, and their number.
     fn table_elements(&self, vmctx: u64, index: u32, memory: &dyn Memory) -> Result<(TableType, u64, u64), Why> {
         self.begin(vmctx, memory)?;
         let all = &self.module.tables;
@@ -374,8 +376,8 @@ impl<'a> Described<'a> {
         Ok((ty, base, elements))
     }
 
-    // Offset in the code at which those of `functions`, which are defined functions in ascending order, and the initializer
-    // begin.
+    // The code offsets at which the functions in `functions` (defined functions in ascending order), their entry
+    // trampolines and the initializer begin.
     fn compiled(&self, functions: &[u32]) -> HashMap<FuncKey, u64> {
         let mut out = HashMap::new();
         for f in &self.info.functions {
@@ -392,7 +394,7 @@ impl<'a> Described<'a> {
     }
 }
 
-/// Why nothing of an instance is shown, and what is all the same.
+/// Why nothing of an instance is shown, and what is shown all the same.
 fn unknown_version(version: Version) -> Why {
     Why(format!(
         "how version {version} lays out instances is not known (known are {} to {}); frames, names and positions do not \
@@ -423,8 +425,8 @@ fn mapping_at(mappings: &[Mapping], address: u64) -> Option<&Mapping> {
     mappings.get(at).filter(|m| m.contains(address))
 }
 
-// Whether there is no hole in `bytes` from `address` on. A memory can be several mappings: data segments are mapped from a
-// file, what it has grown by is anonymous.
+// Whether there is no hole in the `bytes` bytes from `address` on. A memory can be several mappings: data segments
+// are mapped from a file, and the part by which it has grown is anonymous.
 fn mapped(mappings: &[Mapping], address: u64, bytes: u64) -> bool {
     let Some(end) = address.checked_add(bytes) else { return false };
     let first = mappings.partition_point(|m| m.end <= address);
@@ -438,8 +440,8 @@ fn mapped(mappings: &[Mapping], address: u64, bytes: u64) -> bool {
     at >= end
 }
 
-// One address that may be an instance's. `begin` has been asked. Each method: `Ok(None)` if there is nothing to look at,
-// the fact if all of it is right, else what is wrong.
+// An address at which an instance may be. `begin` has been asked. Each method returns `Ok(None)` if there is nothing
+// to look at, the fact if all of it is right, and otherwise what is wrong.
 struct Candidate<'a> {
     of: &'a Described<'a>,
     vmctx: u64,
@@ -462,14 +464,14 @@ impl Candidate<'_> {
         self.of.text.contains(&address) || mapping_at(self.mappings, address).is_some_and(|m| m.execute)
     }
 
-    // Address of the store's context.
+    // The address of the store's context.
     fn store(&self) -> Result<u64, Why> {
         let store = self.of.store(self.vmctx, self.memory)?.address;
         if !mapping_at(self.mappings, store).is_some_and(|m| m.write) {
             return Err(self.wrong(format!("the store's context at {store:#x} is not in writable memory")));
         }
         let word = |address: u64| self.memory.read_u64(address).ok();
-        // The table lies in the host's executable, which a core need not have.
+        // The table of routines lies in the host's executable, which a core need not have.
         let routine = word(self.vmctx + offsets::VMCONTEXT_BUILTINS).and_then(word);
         match routine {
             Some(routine) if !self.is_code(routine) => {
@@ -479,7 +481,7 @@ impl Candidate<'_> {
         }
     }
 
-    // The engine's numbers of the image's types.
+    // The numbers that the engine has given to the image's types.
     fn types(&self) -> Result<Option<Vec<u32>>, Why> {
         let count = self.of.info.types.len().min(MAX_INSTANCE_ITEMS as usize);
         if count == 0 {
@@ -498,7 +500,7 @@ impl Candidate<'_> {
         Ok(Some(numbers))
     }
 
-    // An import's context, which is of the same store as far as that shows.
+    // What kind of context provides an import. It has to be of the same store, as far as that can be seen.
     fn context(&self, address: u64, store: u64, what: &str) -> Result<Context, Why> {
         let context = Context::read(address, self.memory).map_err(unreadable)?;
         let wrong = |why: &str| self.wrong(format!("{what} comes from {address:#x}, {why}"));
@@ -532,7 +534,7 @@ impl Candidate<'_> {
             }
             let vmctx = self.read(array, index, fields.vmctx)?;
             if self.context(vmctx, store, &what)? == Context::HostFunction {
-                // Its own `VMFuncRef` follows the magic, and leads back.
+                // The function's own `VMFuncRef` follows the magic, and leads back to it.
                 let word = |field: u64| self.memory.read_u64(vmctx.saturating_add(8 + field)).map_err(unreadable);
                 if (word(offsets::FUNC_REF_VMCTX)?, word(offsets::FUNC_REF_ARRAY_CALL)?) != (vmctx, array_call) {
                     return Err(self.wrong(format!("{what} is a host function at {vmctx:#x} that is another one")));
@@ -547,7 +549,7 @@ impl Candidate<'_> {
         let count = of.module.memories.len() as u32;
         for index in 0..count.min(MAX_INSTANCE_ITEMS) {
             let (base, bytes) = of.linear_memory(self.vmctx, index, self.memory)?;
-            // An empty one can be anywhere.
+            // An empty memory can be anywhere.
             if bytes > 0 && !mapped(self.mappings, base, bytes) {
                 return Err(self.wrong(format!("memory {index} of {bytes} bytes at {base:#x} is not mapped")));
             }
@@ -581,7 +583,7 @@ impl Candidate<'_> {
         for index in items(array) {
             let address = self.of.global_address(self.vmctx, index, self.memory)?;
             self.memory.read(address, &mut [0; offsets::GLOBAL_SIZE as usize]).map_err(unreadable)?;
-            // Null: the host's own.
+            // A null pointer means that the global is the host's own.
             let from = self.read(array, index, offsets::GLOBAL_IMPORT_VMCTX)?;
             if from != 0 {
                 self.context(from, store, &format!("imported global {index}"))?;
@@ -599,8 +601,9 @@ impl Candidate<'_> {
         Ok(fact(array.count, "imported tag", "with instance"))
     }
 
-    // What was not referred to yet is memory as malloc gave it, even with what an instance left there that was freed. So
-    // one that names another function is nothing by itself; but if all that look used do, this is another module.
+    // A `VMFuncRef` for a function that was not referred to yet is memory as malloc gave it, perhaps with what a
+    // freed instance left there. So one that names another function says nothing by itself. But if all that look used
+    // name other functions, this is an instance of another module.
     fn func_refs(&self, types: Option<&[u32]>) -> Fact {
         let of = self.of;
         if of.layout.func_refs.count == 0 && of.layout.startup_func_ref.count == 0 {
@@ -631,7 +634,7 @@ impl Candidate<'_> {
             count(of.layout.func_refs, func_ref, calls.0, calls.1, ty)?;
         }
         if of.layout.startup_func_ref.count > 0 {
-            // Its index is the calling convention.
+            // The index of the initializer's code is its calling convention.
             let calls = (start(FuncKind::ModuleStartup, 0), start(FuncKind::ModuleStartup, 1));
             count(of.layout.startup_func_ref, 0, calls.0, calls.1, None)?;
         }
@@ -643,7 +646,7 @@ impl Candidate<'_> {
 
     fn data(&self) -> Fact {
         let layout = &self.of.layout;
-        // Where `.rodata.wasm` would begin.
+        // The address at which `.rodata.wasm` would begin, by the segments so far.
         let mut section = None;
         let mut live = 0;
         for (index, (begin, end)) in (0..MAX_INSTANCE_ITEMS).zip(&self.of.module.runtime_data) {
@@ -651,7 +654,7 @@ impl Candidate<'_> {
                 break;
             };
             let length = self.memory.read_u32(self.vmctx + length).map_err(unreadable)?;
-            // Dropped, or already in a memory.
+            // The segment was dropped, or is already in a memory.
             if length == 0 {
                 continue;
             }
@@ -679,9 +682,9 @@ fn several(count: u32, one: &str, many: &str, how: &str) -> Option<String> {
     }
 }
 
-/// What module `number` of an image declares. Needs the version only as far as `info` could be decoded. `text`: where the
-/// image's code is; `symbols`: [`super::image::Image::symbols`], empty if there are none; `names`: contents of `.name.wasm`,
-/// empty if there is none.
+/// What module `number` of an image declares. The version is needed only as far as `info` could be decoded. `text` is
+/// where the image's code is, `symbols` is [`super::image::Image::symbols`] (empty if there are none), and `names` is
+/// the contents of `.name.wasm` (empty if there is none).
 pub fn declared(info: &ImageInfo, number: u32, text: Range<u64>, symbols: &FunctionTable, names: &[u8]) -> Declared {
     let Some(module) = info.modules.get(number as usize) else {
         return Declared::unknown(Why(format!("the image has {} modules", info.modules.len())));
@@ -689,7 +692,7 @@ pub fn declared(info: &ImageInfo, number: u32, text: Range<u64>, symbols: &Funct
     let memories = module.memories.iter().map(|m| MemoryDecl {
         memory64: m.memory64,
         shared: m.shared,
-        // In pages of 64 KiB, whatever the memory's own pages are.
+        // The maximum is in pages of 64 KiB, whatever the memory's own pages are.
         maximum: m.limits.max.map(|max| match m.page_size_log2 {
             16 => max,
             log2 => {
@@ -733,7 +736,7 @@ fn functions(
         let begin = text.start.saturating_add(f.start.into());
         code.insert(f.key.index, (begin, begin.saturating_add(f.len.into())));
     }
-    // A few bytes of a damaged section can name a long string or signature often.
+    // A few bytes of a damaged section can name a long string or signature many times.
     let mut bytes_left = MAX_NAME_SECTION_BYTES;
     let mut types_left = MAX_SIGNATURE_TYPES;
     let function = |(index, f): (u32, &super::info::ModuleFunction)| {
@@ -742,7 +745,7 @@ fn functions(
             bytes_left = bytes_left.checked_sub(len)?;
             Some(())
         };
-        // Symbols have the same names cleaned and cut, so they are for an image that lost `.name.wasm`.
+        // Symbols have the same names, but cleaned and cut, so they are for an image that lost `.name.wasm`.
         let name = None
             .or_else(|| module.function_name(index, names).map(|n| (Cow::from(n), NameSource::NameSection)))
             .or_else(|| Some((symbols.name_of(number, index)?.into(), NameSource::Symbol)))

@@ -5,13 +5,14 @@ use iced_x86::{Decoder, DecoderOptions};
 /// The instructions of a function, as far as they decode.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Instructions {
-    /// Start and end of each, ascending.
+    /// Start and end offset of each instruction, ascending.
     ranges: Vec<(u32, u32)>,
 }
 
 impl Instructions {
-    /// Those of `code`. At each of `known` (ascending) one begins for certain: between two may be a table of a `br_table`,
-    /// which is no code, and behind it the decoder would read on in the middle of an instruction.
+    /// The instructions of `code`. An instruction begins for certain at each offset in `known` (ascending). Between
+    /// two of them may be the table of a `br_table`, which is no code, and behind the table the decoder would read on
+    /// in the middle of an instruction.
     pub fn of(code: &[u8], known: &[u32]) -> Instructions {
         let mut ranges = Vec::new();
         let len = u32::try_from(code.len()).unwrap_or(u32::MAX);
@@ -32,19 +33,19 @@ impl Instructions {
         Instructions { ranges }
     }
 
-    /// Where the instruction that ends here begins.
+    /// Start of the instruction that ends at the offset `end`.
     pub fn ending_at(&self, end: u32) -> Option<u32> {
         let i = self.ranges.binary_search_by_key(&end, |r| r.1).ok()?;
         self.ranges.get(i).map(|r| r.0)
     }
 
-    /// Where the instruction that begins here ends.
+    /// End of the instruction that begins at the offset `start`.
     pub fn beginning_at(&self, start: u32) -> Option<u32> {
         let i = self.ranges.binary_search_by_key(&start, |r| r.0).ok()?;
         self.ranges.get(i).map(|r| r.1)
     }
 
-    /// The first instruction that begins here or behind.
+    /// Start of the first instruction that begins at the offset or behind it.
     pub fn from(&self, offset: u32) -> Option<u32> {
         self.ranges.get(self.ranges.partition_point(|r| r.0 < offset)).map(|r| r.0)
     }
@@ -56,7 +57,7 @@ mod tests {
 
     #[test]
     fn a_table_between_instructions_ends_where_the_next_is_known_to_begin() {
-        // jmp rax; the first four bytes of a `mov rax, imm64` as a table; nop; call +0; ret.
+        // The code is: jmp rax; the first four bytes of a `mov rax, imm64` as a table; nop; call +0; ret.
         let code = [0xff, 0xe0, 0x48, 0xb8, 0x01, 0x02, 0x90, 0xe8, 0, 0, 0, 0, 0xc3];
         let i = Instructions::of(&code, &[6]);
         assert_eq!((i.ending_at(12), i.beginning_at(7), i.beginning_at(12)), (Some(7), Some(12), Some(13)));

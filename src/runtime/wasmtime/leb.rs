@@ -2,7 +2,7 @@
 
 use crate::bytes::Bytes;
 
-/// An unsigned number of up to 64 bits. `None`: the input ends, or the number is larger.
+/// Reads an unsigned number of up to 64 bits. `None` if the input ends, or if the number is larger.
 pub(super) fn unsigned(b: &mut Bytes<'_>) -> Option<u64> {
     let mut value = 0u64;
     for shift in (0..70).step_by(7) {
@@ -20,7 +20,7 @@ pub(super) fn unsigned(b: &mut Bytes<'_>) -> Option<u64> {
     None
 }
 
-/// A signed number of up to 64 bits.
+/// Reads a signed number of up to 64 bits. `None` if the input ends, or if the number needs more bits.
 pub(super) fn signed(b: &mut Bytes<'_>) -> Option<i64> {
     let mut value = 0i64;
     for shift in (0..70).step_by(7) {

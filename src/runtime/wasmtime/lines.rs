@@ -16,10 +16,11 @@ use std::collections::BTreeMap;
 /// Where the pieces of one image's code come from.
 pub(super) struct Origins<'c> {
     code: &'c Code,
-    /// The `.wasm` that places count in. In a component they count from the component's start, which is not at hand.
+    /// The `.wasm` file that places count in. In a component they count from the component's start, and the component
+    /// is not at hand: then this is `None`.
     wasm: Option<&'c WasmModule>,
     sources: Sources<'c>,
-    /// The address map.
+    /// The address map: code offsets, and places in the Wasm file.
     places: Vec<(u32, Option<FilePos>)>,
 }
 
@@ -31,8 +32,8 @@ impl<'c> Origins<'c> {
         Origins { code, wasm, sources: Sources::new(wasm), places }
     }
 
-    /// The pieces of Wasm function `key` (module, function), for [`crate::runtime::code_map::sources::lay_out`]. `points`:
-    /// what the frame table says of it, settled.
+    /// The pieces of Wasm function `key` (module, function), for [`crate::runtime::code_map::sources::lay_out`].
+    /// `points` is what the frame table says of the function, settled.
     pub fn pieces(
         &mut self,
         function: &Function,
@@ -52,7 +53,7 @@ impl<'c> Origins<'c> {
             let Some(&(offset, place)) = self.places.get(i) else { break };
             pieces.insert(offset.saturating_sub(function.start), self.at(key, place));
         }
-        // Setting up the frame is the function's own.
+        // The code that sets up the frame is the function's own.
         let own = || self.wasm?.body_offset(key.1.checked_sub(self.wasm?.imported_functions())?);
         if let Some(body) = own()
             && pieces.get(&0).is_none_or(Vec::is_empty)
@@ -62,8 +63,8 @@ impl<'c> Origins<'c> {
         // Where the compiler recorded what was inlined, all of it is known.
         for point in points.iter().filter(|p| p.frames.len() > 1) {
             let at = point.text_offset.saturating_sub(function.start);
-            // The whole instruction: a debugger looks a caller up one byte before its return address, and puts breakpoints
-            // where a line begins.
+            // The piece is the whole instruction, because a debugger looks a caller up one byte before its return
+            // address, and puts breakpoints where a line begins.
             let whole = match point.position {
                 InstPos::Post => instructions.ending_at(at).map(|from| (from, at)),
                 InstPos::Pre => instructions.beginning_at(at).map(|to| (at, to)),
@@ -80,7 +81,7 @@ impl<'c> Origins<'c> {
         pieces.into_iter().collect()
     }
 
-    /// Where instructions of a function begin for certain: at each place of the address map.
+    /// Offsets in a function at which instructions begin for certain: each place of the address map.
     pub fn known_starts(&self, function: &Function) -> Vec<u32> {
         let first = self.places.partition_point(|p| p.0 < function.start);
         let behind = self.places.partition_point(|p| p.0 < function.end());
@@ -88,7 +89,8 @@ impl<'c> Origins<'c> {
         places.iter().map(|p| p.0 - function.start).collect()
     }
 
-    /// Code of operators that do nothing themselves, by offsets in the function: `nop`, `block`, `loop`, `else`, `end`.
+    /// The code of operators that do nothing themselves (`nop`, `block`, `loop`, `else`, `end`), as begin and end
+    /// offsets in the function.
     pub fn idle(&self, function: &Function) -> Vec<(u32, u32)> {
         let Some(wasm) = self.wasm else { return Vec::new() };
         let first = self.places.partition_point(|p| p.0 < function.start);
@@ -116,8 +118,8 @@ impl<'c> Origins<'c> {
         frames.into_iter().rev().map(scope).collect()
     }
 
-    /// The functions at a place in the file, as far as they can be told from it: if it is in another function's body, that
-    /// one was inlined, and what is between the two is not known.
+    /// The functions at a place in the file, as far as they can be told from it. If the place is in another
+    /// function's body, that function was inlined, and the functions between the two are not known.
     fn at(&mut self, key: (u32, u32), place: Option<FilePos>) -> Vec<Scope> {
         let Some(place) = place else { return Vec::new() };
         let mut scopes = self.sources.scopes(u64::from(place.0));
@@ -135,7 +137,8 @@ impl<'c> Origins<'c> {
         scopes
     }
 
-    /// The functions at a point of the frame table, outermost first, if it is a point of this function.
+    /// The functions at a point of the frame table, outermost first. `None` if the point is not of the function
+    /// `own`.
     fn recorded(&mut self, own: (u32, u32), table: &FrameTable<'_>, point: &ProgramPoint) -> Option<Vec<Scope>> {
         let mut out = Vec::new();
         let mut outermost = None;
@@ -179,13 +182,14 @@ mod tests {
         runtime.code_map(&Detail::All, &SliceMemory::new(0, bytes)).modules.remove(0)
     }
 
-    /// The line in force at an offset, 0 if none is.
+    /// The number of the line in force at an offset of the function, 0 if there is none.
     fn line_at(function: &CompiledFunction, offset: u32) -> u32 {
         let row = function.lines.partition_point(|l| l.offset <= offset).checked_sub(1);
         row.and_then(|row| function.lines.get(row)).map_or(0, |l| l.at.line)
     }
 
-    /// In the text each operator of the address map is on the line that its code has, and code of no operator has none.
+    /// In the text each operator of the address map is on the line that its code has, and code of no operator has no
+    /// line.
     #[test]
     fn lines_of_the_text_are_those_of_the_operators() {
         for name in ["48-default", "48-guest-debug", "36-default"] {
@@ -211,7 +215,8 @@ mod tests {
                 });
                 let Some(operator) = operator else {
                     without += 1;
-                    // Its set-up is the function's, and that of the locals theirs.
+                    // The code that sets up the frame is on the function's line, and the code that sets up the locals
+                    // on theirs.
                     let shown = line.checked_sub(1).map_or("", |line| text[line as usize].trim_start());
                     let own = shown.starts_with("(func ") || shown.starts_with("(local ");
                     assert!(line == 0 || own, "{name} {offset:#x}: {shown}");
@@ -219,7 +224,7 @@ mod tests {
                 };
                 let shown = text[line as usize - 1].trim_start();
                 let word = operator.text.split(' ').next().unwrap();
-                // The last `end` is the function's bracket.
+                // The last `end` is the bracket that closes the function.
                 let same = shown.starts_with(word) || (word == "end" && shown.starts_with(')'));
                 assert!(same, "{name} {offset:#x}: {word}, but {shown}");
                 compared += 1;
@@ -230,7 +235,8 @@ mod tests {
         }
     }
 
-    /// A debugger puts breakpoints where lines begin. One inside of an instruction makes another one of it.
+    /// A debugger puts breakpoints where lines begin. A breakpoint inside of an instruction makes another instruction
+    /// of it.
     #[test]
     fn lines_begin_with_instructions() {
         let wasm = load("48-guest-debug").0.wasm[0].clone().unwrap();

@@ -1,23 +1,23 @@
-//! Wasmtime: what its compiled code says about itself.
+//! Wasmtime: reads what the code that this runtime compiled says about itself.
 //!
-//! Compiled code lies in one contiguous *image*, an ELF file that is mapped as it is (a `.cwasm` file is the same bytes).
-//! [`find`] finds images in a target, `code` puts together what one says, `frame` reads frames. The other modules read
-//! one section each: they touch nothing but the bytes they are given, from a file or through
-//! [`Memory`].
+//! Compiled code lies in one contiguous *image*, an ELF file that is mapped as it is (a `.cwasm` file has the same
+//! bytes). [`find`] finds images in a target, `code` puts together what one image says, and `frame` reads frames.
+//! Each of the other modules reads one section. They touch nothing but the bytes they are given, which come from a
+//! file or through [`Memory`].
 //!
 //! | module | reads | layout depends on the version |
 //! |---|---|---|
 //! | [`image`] | ELF header, sections, version, symbols | no |
-//! | [`addrmap`] | `.wasmtime.addrmap`: code offset -> offset in the Wasm file | two formats, told apart by structure |
-//! | [`frame_table`] | `.wasmtime.frames`: code offset -> locals and operand stack (`guest_debug`) | two formats, told apart by structure |
+//! | [`addrmap`] | `.wasmtime.addrmap`: code offset -> offset in the Wasm file | two formats |
+//! | [`frame_table`] | `.wasmtime.frames`: code offset -> locals and operand stack (`guest_debug`) | two formats |
 //! | [`dwarf`] | `.debug_*`: code offset -> source functions, lines, variables (`debug_info`) | no |
 //! | [`tunables`] | `.wasmtime.engine`: what the compiler could inline | with nearly every major |
 //! | [`info`] | `.wasmtime.info`: modules, types, functions, names | with nearly every major |
 //! | [`offsets`] | where an instance (`VMContext`) and a store keep what | at 37, 38, 39, 43, 45, 46, 47, 48 |
-//! | [`instance`] | an instance's memories, globals, tables, imports; what a module declares | through [`info`] and [`offsets`] |
+//! | [`instance`] | memories, globals, tables, imports of instances; what modules declare | [`info`], [`offsets`] |
 //!
-//! What does not depend on the version works for any; the rest is for the versions of [`version`], and an unknown one is
-//! an error that says so.
+//! Where there are two formats, they are told apart by structure. What does not depend on the version works for any
+//! version. The rest works for the versions of [`version`], and an unknown version is an error that says so.
 
 pub mod addrmap;
 mod anchor;
@@ -68,7 +68,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{Hash, Hasher};
 use std::rc::Rc;
 
-/// A `.wasm` file, the same as one with the same bytes.
+/// A `.wasm` file that an image carries. Two of them are equal if they have the same bytes.
 struct Carried(Rc<WasmModule>);
 
 impl PartialEq for Carried {
@@ -90,33 +90,35 @@ impl Hash for Carried {
 pub struct Wasmtime {
     codes: Vec<Code>,
     listed: Vec<GuestModule>,
-    /// Of each module its image.
+    /// For each module in `listed`, the index of its image in `codes`.
     owner: Vec<usize>,
     notes: Vec<String>,
     mappings: Vec<Mapping>,
     /// The `.wasm` files that images carry.
     carried: HashSet<Carried>,
-    /// The frames that were walked through, and in which instance each runs.
+    /// The frames that were walked through, and the instance that each one runs in.
     chain: RefCell<Chain>,
-    /// Where the native frames begin that entered Wasm, of all walks: their stack pointers.
+    /// Stack pointers of the native frames that entered Wasm, from all walks.
     entered: RefCell<BTreeSet<u64>>,
-    /// An instance of the store of each exit that the runtime's own words led to, by the trampoline's frame pointer.
+    /// For each exit from Wasm that the runtime's own words led to: an instance of the store that was left. The key
+    /// is the frame pointer of the exit trampoline.
     anchored: RefCell<HashMap<u64, u64>>,
-    /// Functions that were followed, by where they begin.
+    /// The functions whose code was followed, by the address of their first byte. `None`: the code cannot be
+    /// followed.
     flows: RefCell<HashMap<u64, Option<Rc<Flow>>>>,
-    /// Images with a frame of a Wasm function.
+    /// Indexes in `codes` of the images of which a walk met a frame of a Wasm function.
     ran: RefCell<BTreeSet<usize>>,
-    /// What that says of places.
+    /// What the code says about each address that was asked for. `None`: it says nothing.
     facts: RefCell<HashMap<CodeAddress, Option<Rc<Facts>>>>,
 }
 
-/// Bytes of what a compiler puts at the start of a function before anything else.
+/// Number of bytes that hold what a compiler puts at the start of a function before anything else.
 const BEGINNING_BYTES: usize = 128;
 
 /// From this version on, functions that Winch compiles take their arguments off the stack.
 const WINCH_CALLEES_POP: Version = Version(50);
 
-/// What has to be known to follow a function.
+/// What has to be known of a function, apart from its bytes, to follow its code.
 fn hints(code: &Code, function: &Function) -> Hints {
     let winch_callees_pop = code.version.is_none_or(|v| v >= WINCH_CALLEES_POP);
     Hints { winch_callees_pop, handlers: code.handlers(function) }
@@ -130,7 +132,8 @@ impl Wasmtime {
                 format!("the code images have more than {MAX_IMAGES_MODULES} modules: those of this one are left out");
             code.leave_out_modules(Why(why));
         }
-        // Each store runs a copy of its own of what was compiled for a debugger.
+        // Each store runs its own copy of code that was compiled for a debugger. The copies carry the same `.wasm`
+        // file, which is kept once.
         for own in code.wasm.iter_mut().flatten() {
             match self.carried.get(&Carried(Rc::clone(own))) {
                 Some(Carried(same)) => *own = Rc::clone(same),
@@ -161,8 +164,8 @@ impl Wasmtime {
         Described::new(info, module as u32, code.version.unwrap_or(info.version), code.image.text())
     }
 
-    /// Whether an instance of `module` is at `vmctx`, as far as it can be told: where the layout is not known nothing can be
-    /// compared.
+    /// Whether an instance of `module` can be at `vmctx`. Where the layout is not known, nothing can be compared with
+    /// the module, and any `VMContext` will do.
     fn can_be_instance(&self, module: usize, vmctx: u64, memory: &dyn Memory) -> bool {
         match self.described(module) {
             Ok(d) => d.validate(vmctx, &self.mappings, memory).is_ok(),
@@ -170,8 +173,9 @@ impl Wasmtime {
         }
     }
 
-    /// The modules that the instance at `vmctx` can be one of. One that its own pointers name wins over those that it merely
-    /// does not contradict. `None` if that needs more than `left` comparisons.
+    /// The modules that the instance at `vmctx` can be an instance of. A module that the instance's own pointers name
+    /// wins over modules that the instance merely does not contradict. `None` if this needs more than `left`
+    /// comparisons.
     fn modules_of_instance(&self, vmctx: u64, memory: &dyn Memory, left: &mut usize) -> Option<Vec<usize>> {
         *left = left.checked_sub(self.listed.len())?;
         let (mut tied, mut untied) = (Vec::new(), Vec::new());
@@ -186,7 +190,8 @@ impl Wasmtime {
         Some(if tied.is_empty() { untied } else { tied })
     }
 
-    /// What the code at `at` does with the registers that it was called with.
+    /// What the function has done, when it comes to `at`, with the registers that it was called with. `None`: the
+    /// code cannot be followed there.
     fn facts(&self, code: &Code, at: CodeAddress, memory: &dyn Memory) -> Option<Rc<Facts>> {
         if let Some(known) = self.facts.borrow().get(&at) {
             return known.clone();
@@ -224,7 +229,7 @@ impl Wasmtime {
         found
     }
 
-    /// Whether a call returns to `at`. A function that is too large to be followed has the benefit of the doubt.
+    /// Whether a call returns to `at`. If the function is too large to be followed, the answer is yes.
     fn follows_call(&self, code: &Code, at: CodeAddress, memory: &dyn Memory) -> bool {
         if let Some(facts) = self.facts(code, at, memory) {
             return facts.is_call();
@@ -233,7 +238,7 @@ impl Wasmtime {
         start.is_some_and(|start| !matches!(self.flows.borrow().get(&start), Some(Some(_))))
     }
 
-    /// Keeps what a step from `at` tells of the instances that frames run in.
+    /// Keeps what a step from the frame `at` to its caller tells about the instances that frames run in.
     fn remember(&self, code: &Code, at: &Cursor, caller: Option<&Cursor>, memory: &dyn Memory) {
         let Some(function) = code.function(at.address.lookup()) else { return };
         let facts = self.facts(code, at.address, memory);
@@ -245,7 +250,7 @@ impl Wasmtime {
                 FunctionKind::Wasm { .. } | FunctionKind::ArrayToWasm { .. } | FunctionKind::ModuleStart { .. }
             )
         };
-        // Who called, if it is code of this runtime.
+        // The caller's image, registers and key, if the caller runs Wasm code or an entry trampoline of this runtime.
         let calling = caller.and_then(|caller| {
             let its = self.code_at(caller.address.lookup())?;
             let kind = its.function(caller.address.lookup())?.kind;
@@ -271,7 +276,7 @@ impl Wasmtime {
             chain.called_by(here, called_by);
             return;
         }
-        // A trampoline to the host keeps its caller's instance: the store has to be told of the exit.
+        // A trampoline to the host keeps its caller's instance, because it has to tell the store about the exit.
         let Some((its, caller, key)) = calling else { return };
         let module = module(its, caller);
         let found = match function.kind {
@@ -281,7 +286,7 @@ impl Wasmtime {
         let found = found.filter(|v| self.can_be_instance(module, *v, memory)).or_else(|| {
             let mut found = exit::instances(its, at, caller, memory);
             found.retain(|v| self.can_be_instance(module, *v, memory));
-            // Two that fit are none.
+            // If more than one instance fits, none is taken.
             found.pop().filter(|_| found.is_empty())
         });
         let anchored = || self.anchored.borrow().get(&at.registers.get(Reg::RBP)?).copied();
@@ -291,7 +296,8 @@ impl Wasmtime {
         chain.of_store(key, member);
     }
 
-    /// Keeps an instance of the store of an exit that was found on the stack; `found` is the frame there.
+    /// Keeps `member`, an instance of the store that was left by an exit found on the stack. `found` is the key of
+    /// the frame that was found there.
     fn anchored(&self, exit: &anchor::Exit, found: (u64, u64), member: u64) {
         let mut anchored = self.anchored.borrow_mut();
         if anchored.len() < MAX_KNOWN_INSTANCES {
@@ -304,13 +310,13 @@ impl Wasmtime {
         }
     }
 
-    /// What follows from all that was walked through.
+    /// What follows, for the instances that frames run in, from all frames that were walked through.
     fn solved(&self, memory: &dyn Memory) -> Rc<Solved> {
         self.chain.borrow_mut().solve(self, memory)
     }
 }
 
-/// A frame's place in the chain.
+/// The key of a frame in the chain. `None`: its stack pointer is not known.
 fn key(at: &Cursor) -> Option<(u64, u64)> {
     Some((at.address.raw(), at.registers.sp()?))
 }
@@ -382,8 +388,9 @@ impl Runtime for Wasmtime {
     }
 
     fn instances(&self, memory: &dyn Memory) -> Vec<GuestInstance> {
-        // From the ones that frames run in, and the others of their stores, to those that they import from. All or none: of a
-        // part one could be taken for the only one of its module.
+        // The search begins with the instances that frames run in and with the other instances of their stores. It
+        // goes on to the instances that these import from. The result has all instances or none, because in a part of
+        // them an instance could be taken for the only one of its module.
         let solved = self.solved(memory);
         if solved.cut {
             return Vec::new();
@@ -398,7 +405,8 @@ impl Runtime for Wasmtime {
             if seen.len() >= MAX_KNOWN_INSTANCES || !seen.insert(vmctx) {
                 continue;
             }
-            // Of two modules that declare the same things either may be meant. A frame knows which, and is listed by itself.
+            // If two modules declare the same things, either may be meant, and the instance is not listed here. A
+            // frame knows its module, and its instance is named there.
             let modules = match compared.get(&vmctx) {
                 Some(modules) => modules.to_vec(),
                 None => match self.modules_of_instance(vmctx, memory, &mut left) {

@@ -1,7 +1,8 @@
-//! Where an instance and a store keep what: the structures that compiled code reads, on 64-bit targets.
+//! Where an instance and a store keep their parts: the structures that compiled code reads, on 64-bit targets.
 //!
-//! An instance is a `VMContext`: a fixed header, then arrays whose lengths the module decides. [`VmLayout`] computes where
-//! each begins (`vmoffsets.rs`); [`StoreLayout`] has the offsets in a `VMStoreContext`, to which each instance points.
+//! An instance is a `VMContext`: a fixed header, then arrays whose lengths the module decides. [`VmLayout`] computes
+//! where each array begins (`vmoffsets.rs`). [`StoreLayout`] has the offsets in a `VMStoreContext`, to which each
+//! instance points.
 //!
 //! | version | change |
 //! |---|---|
@@ -12,7 +13,7 @@
 //! | 46 | behind the `VMFuncRef`s: one for the initializer, and the data segments |
 //! | 48 | the `VMFuncRef`s behind tags are aligned |
 //!
-//! Values are read by who knows the memory; these are numbers only.
+//! This module has only numbers. Its users, who know the memory, read the values.
 
 use super::info::{Counts, ModuleInfo};
 use super::version::Version;
@@ -24,90 +25,91 @@ pub const HOST_FUNCTION_MAGIC: [u8; 4] = *b"ACHF";
 /// The first four bytes of a component's context.
 pub const COMPONENT_MAGIC: [u8; 4] = *b"comp";
 
-/// In a `VMContext`: pointer to the `VMStoreContext`.
+/// Offset in a `VMContext` of the pointer to the `VMStoreContext`.
 pub const VMCONTEXT_STORE: u64 = 8;
-/// In a `VMContext`: pointer to the table of the runtime's routines.
+/// Offset in a `VMContext` of the pointer to the table of the runtime's routines.
 pub const VMCONTEXT_BUILTINS: u64 = 16;
-/// In a `VMContext`: pointer to the engine's epoch counter.
+/// Offset in a `VMContext` of the pointer to the engine's epoch counter.
 pub const VMCONTEXT_EPOCH: u64 = 24;
-/// In a `VMContext`: pointer to the garbage collector's data.
+/// Offset in a `VMContext` of the pointer to the garbage collector's data.
 pub const VMCONTEXT_GC_HEAP_DATA: u64 = 32;
-/// In a `VMContext`: pointer to the engine's numbers of the module's types. Dangling (4) without types, as in the instance
-/// that each store makes for itself.
+/// Offset in a `VMContext` of the pointer to the engine's numbers of the module's types. The pointer is dangling (4)
+/// if there are no types, as in the instance that each store makes for itself.
 pub const VMCONTEXT_TYPE_IDS: u64 = 40;
-/// End of the fixed part.
+/// Size in bytes of the fixed part of a `VMContext`.
 const VMCONTEXT_FIXED: u64 = 48;
 
-/// `VMMemoryDefinition`: where the memory begins.
+/// Offset in a `VMMemoryDefinition` of the address at which the memory begins.
 pub const MEMORY_BASE: u64 = 0;
-/// `VMMemoryDefinition`: its size in bytes.
+/// Offset in a `VMMemoryDefinition` of the memory's size in bytes.
 pub const MEMORY_LENGTH: u64 = 8;
-/// Bytes of a `VMMemoryDefinition`.
+/// Size of a `VMMemoryDefinition` in bytes.
 pub const MEMORY_SIZE: u64 = 16;
-/// `VMMemoryImport`: pointer to the `VMMemoryDefinition`.
+/// Offset in a `VMMemoryImport` of the pointer to the `VMMemoryDefinition`.
 pub const MEMORY_IMPORT_FROM: u64 = 0;
-/// `VMMemoryImport`: the instance that owns it.
+/// Offset in a `VMMemoryImport` of the pointer to the instance that owns the memory.
 pub const MEMORY_IMPORT_VMCTX: u64 = 8;
-/// `VMMemoryImport`: its index there among the defined ones, 32 bits.
+/// Offset in a `VMMemoryImport` of the memory's index among the defined memories of the instance that owns it, 32
+/// bits.
 pub const MEMORY_IMPORT_INDEX: u64 = 16;
-/// Bytes of a `VMMemoryImport`.
+/// Size of a `VMMemoryImport` in bytes.
 pub const MEMORY_IMPORT_SIZE: u64 = 24;
 
-/// `VMTableDefinition`: where the elements are.
+/// Offset in a `VMTableDefinition` of the address of the elements.
 pub const TABLE_BASE: u64 = 0;
-/// `VMTableDefinition`: how many there are.
+/// Offset in a `VMTableDefinition` of the number of elements.
 pub const TABLE_ELEMENTS: u64 = 8;
-/// Bytes of a `VMTableDefinition`.
+/// Size of a `VMTableDefinition` in bytes.
 pub const TABLE_SIZE: u64 = 16;
-/// `VMTableImport`: pointer to the `VMTableDefinition`.
+/// Offset in a `VMTableImport` of the pointer to the `VMTableDefinition`.
 pub const TABLE_IMPORT_FROM: u64 = 0;
-/// `VMTableImport`: the instance that owns it.
+/// Offset in a `VMTableImport` of the pointer to the instance that owns the table.
 pub const TABLE_IMPORT_VMCTX: u64 = 8;
-/// Bytes of a `VMTableImport`.
+/// Size of a `VMTableImport` in bytes.
 pub const TABLE_IMPORT_SIZE: u64 = 24;
 
-/// Bytes of a `VMGlobalDefinition`, whatever its type; the value begins it.
+/// Size of a `VMGlobalDefinition` in bytes, whatever the global's type. It begins with the value.
 pub const GLOBAL_SIZE: u64 = 16;
-/// `VMGlobalImport`: pointer to the `VMGlobalDefinition`.
+/// Offset in a `VMGlobalImport` of the pointer to the `VMGlobalDefinition`.
 pub const GLOBAL_IMPORT_FROM: u64 = 0;
-/// `VMGlobalImport`: the instance that owns it; null if the host does.
+/// Offset in a `VMGlobalImport` of the pointer to the instance that owns the global. It is null if the host owns it.
 pub const GLOBAL_IMPORT_VMCTX: u64 = 8;
-/// Bytes of a `VMGlobalImport`.
+/// Size of a `VMGlobalImport` in bytes.
 pub const GLOBAL_IMPORT_SIZE: u64 = 24;
 
-/// Bytes of a `VMTagDefinition`.
+/// Size of a `VMTagDefinition` in bytes.
 pub const TAG_SIZE: u64 = 4;
-/// `VMTagImport`: the instance that owns it.
+/// Offset in a `VMTagImport` of the pointer to the instance that owns the tag.
 pub const TAG_IMPORT_VMCTX: u64 = 8;
-/// Bytes of a `VMTagImport`.
+/// Size of a `VMTagImport` in bytes.
 pub const TAG_IMPORT_SIZE: u64 = 24;
 
-/// `VMFuncRef`: code for calls from the host.
+/// Offset in a `VMFuncRef` of the address of the code for calls from the host.
 pub const FUNC_REF_ARRAY_CALL: u64 = 0;
-/// `VMFuncRef`: code for calls from Wasm. May be null.
+/// Offset in a `VMFuncRef` of the address of the code for calls from Wasm, which may be null.
 pub const FUNC_REF_WASM_CALL: u64 = 8;
-/// `VMFuncRef`: the engine's number of its type, 32 bits.
+/// Offset in a `VMFuncRef` of the engine's number of the function's type, 32 bits.
 pub const FUNC_REF_TYPE: u64 = 16;
-/// `VMFuncRef`: the instance, or what else the function needs.
+/// Offset in a `VMFuncRef` of the pointer to the instance, or to what else the function needs.
 pub const FUNC_REF_VMCTX: u64 = 24;
-/// Bytes of a `VMFuncRef`.
+/// Size of a `VMFuncRef` in bytes.
 pub const FUNC_REF_SIZE: u64 = 32;
 
 /// Offsets in a `VMFunctionImport`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FunctionImport {
-    /// Code for calls from Wasm.
+    /// Offset of the address of the code for calls from Wasm.
     pub wasm_call: u64,
-    /// Code for calls from the host.
+    /// Offset of the address of the code for calls from the host.
     pub array_call: u64,
-    /// The instance, or what else the function needs.
+    /// Offset of the pointer to the instance, or to what else the function needs.
     pub vmctx: u64,
-    /// Bytes.
+    /// Size of a `VMFunctionImport` in bytes.
     pub size: u64,
 }
 
 impl FunctionImport {
-    /// For a version; `None` if its layouts are not known.
+    /// The offsets in a version. `None` if the version's layouts are not known.
     pub fn new(version: Version) -> Option<FunctionImport> {
         if !version.known() {
             return None;
@@ -122,42 +124,42 @@ impl FunctionImport {
 
 /// Offsets in a `VMStoreContext`.
 ///
-/// What is said of the last exit and entry is right while the thread is in the host; code of the guest that runs has not
-/// written it yet. Nested calls save it in `CallThreadState`.
+/// What the context says of the last exit and entry is right while the thread is in the host. While code of the guest
+/// runs, it has not written them yet. Nested calls save them in `CallThreadState`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoreLayout {
-    /// Limit of the stack.
+    /// Offset of the limit of the stack.
     pub stack_limit: u64,
-    /// The GC heap's `VMMemoryDefinition`.
+    /// Offset of the GC heap's `VMMemoryDefinition`.
     pub gc_heap: u64,
-    /// Frame pointer at the last exit from Wasm.
+    /// Offset of the frame pointer at the last exit from Wasm.
     pub last_exit_fp: u64,
-    /// Whether [`StoreLayout::last_exit_fp`] is the exit trampoline's own. Else it is that of the Wasm function that
-    /// called it.
+    /// Whether the frame pointer at [`StoreLayout::last_exit_fp`] is the exit trampoline's own. If not, it is that of
+    /// the Wasm function that called the trampoline.
     pub exit_fp_is_trampolines: bool,
-    /// Return address into Wasm of the last exit.
+    /// Offset of the return address into Wasm of the last exit.
     pub last_exit_pc: u64,
-    /// Stack pointer at the last entry into Wasm.
+    /// Offset of the stack pointer at the last entry into Wasm.
     pub last_entry_sp: Option<u64>,
-    /// Frame pointer of the last entry trampoline.
+    /// Offset of the frame pointer of the last entry trampoline.
     pub last_entry_fp: u64,
-    /// Where a trap resumes in that entry trampoline.
+    /// Offset of the address in that entry trampoline at which a trap resumes.
     pub last_entry_trap_handler: Option<u64>,
-    /// `VMStackChain` of stack switching, two words.
+    /// Offset of the `VMStackChain` of stack switching, which has two words.
     pub stack_chain: u64,
-    /// Pointer to the embedder's data.
+    /// Offset of the pointer to the embedder's data.
     pub store_data: Option<u64>,
-    /// Guard page of the fiber that runs: begin and end.
+    /// Offset of the range of the guard page of the fiber that runs: begin and end, two words.
     pub async_guard_range: Option<u64>,
 }
 
 impl StoreLayout {
-    /// For a version; `None` if its layouts are not known.
+    /// The offsets in a version. `None` if the version's layouts are not known.
     pub fn new(version: Version) -> Option<StoreLayout> {
         if !version.known() {
             return None;
         }
-        // Fields in order; each is a word but for those that say otherwise.
+        // The fields in order. Each is a word, except where another size is given.
         let mut at = 0;
         let mut next = |bytes: u64| {
             at += bytes;
@@ -193,18 +195,18 @@ impl StoreLayout {
     }
 }
 
-/// What decides a module's layout.
+/// The numbers of a module that decide its layout.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VmCounts {
-    /// Imported items.
+    /// Numbers of imported items.
     pub imported: Counts,
-    /// Defined items.
+    /// Numbers of defined items.
     pub defined: Counts,
-    /// Defined memories that are not shared.
+    /// Number of defined memories that are not shared.
     pub owned_memories: u32,
-    /// Functions that have a `VMFuncRef`.
+    /// Number of functions that have a `VMFuncRef`.
     pub escaped_functions: u32,
-    /// Data segments with a pointer (from version 46 on).
+    /// Number of data segments with a pointer (from version 46 on).
     pub runtime_data: u32,
     /// Whether there is a compiled initializer (from version 46 on).
     pub has_startup: bool,
@@ -223,19 +225,19 @@ impl From<&ModuleInfo> for VmCounts {
     }
 }
 
-/// Items of one kind in a `VMContext`.
+/// The items of one kind in a `VMContext`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Array {
-    /// Offset of the first.
+    /// Offset of the first item, in bytes.
     pub begin: u64,
-    /// Bytes of each.
+    /// Size of each item in bytes.
     pub stride: u64,
-    /// How many.
+    /// Number of items.
     pub count: u32,
 }
 
 impl Array {
-    /// Offset of item `index`; `None` if there are not so many.
+    /// Offset of item `index`. `None` if there are not so many items.
     pub fn at(self, index: u32) -> Option<u64> {
         (index < self.count).then(|| self.begin + u64::from(index) * self.stride)
     }
@@ -248,46 +250,48 @@ impl Array {
 /// Where an instance of a module keeps its items: offsets from its `VMContext`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VmLayout {
-    /// `VMMemoryImport`s.
+    /// The `VMMemoryImport`s.
     pub imported_memories: Array,
-    /// Pointers to the `VMMemoryDefinition` of each defined memory. Those of memories that are not shared point back into
-    /// [`VmLayout::owned_memories`], which makes them a check.
+    /// Pointers to the `VMMemoryDefinition` of each defined memory. For memories that are not shared they point back
+    /// into [`VmLayout::owned_memories`], which can be checked.
     pub memories: Array,
-    /// `VMMemoryDefinition`s.
+    /// The `VMMemoryDefinition`s of defined memories that are not shared.
     pub owned_memories: Array,
-    /// `VMFunctionImport`s.
+    /// The `VMFunctionImport`s.
     pub imported_functions: Array,
-    /// `VMTableImport`s.
+    /// The `VMTableImport`s.
     pub imported_tables: Array,
-    /// `VMGlobalImport`s.
+    /// The `VMGlobalImport`s.
     pub imported_globals: Array,
-    /// `VMTagImport`s.
+    /// The `VMTagImport`s.
     pub imported_tags: Array,
-    /// `VMTableDefinition`s.
+    /// The `VMTableDefinition`s.
     pub tables: Array,
-    /// `VMGlobalDefinition`s.
+    /// The `VMGlobalDefinition`s.
     pub globals: Array,
-    /// `VMTagDefinition`s.
+    /// The `VMTagDefinition`s.
     pub tags: Array,
-    /// `VMFuncRef`s. One for a function that was not referred to yet has any content.
+    /// The `VMFuncRef`s. That of a function that was not referred to yet has any content.
     pub func_refs: Array,
-    /// `VMFuncRef` of the initializer, if there is one (from version 46 on). Until it runs it has any content.
+    /// The `VMFuncRef` of the initializer, if there is one (from version 46 on). Until the initializer runs it has
+    /// any content.
     pub startup_func_ref: Array,
     /// Pointers to the data segments (from version 46 on).
     pub data_bases: Array,
-    /// Bytes of each data segment, 32 bits; zero for one that is not needed any more.
+    /// Lengths of the data segments in bytes, 32 bits each. The length of a segment that is not needed any more is
+    /// zero.
     pub data_lengths: Array,
-    /// Bytes of the whole.
+    /// Size of the whole `VMContext` in bytes.
     pub size: u64,
 }
 
 impl VmLayout {
-    /// For a version and a module's counts; `None` if the version's layouts are not known.
+    /// The layout for a version and a module's counts. `None` if the version's layouts are not known.
     pub fn new(version: Version, counts: &VmCounts) -> Option<VmLayout> {
         let function_import = FunctionImport::new(version)?.size;
         let since = |first: u32| version.0 >= first;
         let VmCounts { imported, defined, .. } = *counts;
-        // 32-bit counts of items of at most 32 bytes: no sum of them exceeds 64 bits.
+        // The counts have 32 bits and the items at most 32 bytes, so no sum of them exceeds 64 bits.
         let array = |begin: u64, count: u32, stride: u64| Array { begin, stride, count };
         let imported_memories = array(VMCONTEXT_FIXED, imported.memories, MEMORY_IMPORT_SIZE);
         let memories = array(imported_memories.end(), defined.memories, 8);
@@ -351,7 +355,7 @@ mod tests {
     macro_rules! upstream {
         ($name:ident, $environ:ident, $version:literal, {$($more:ident: $value:expr),*}, [$($begin:ident => $array:ident),*]) => {
             proptest! {
-                /// The runtime's own computation.
+                /// Compares the layout with the runtime's own computation.
                 #[test]
                 fn $name(c in counts()) {
                     use $environ::{VMOffsets, VMOffsetsFields};
@@ -497,7 +501,7 @@ mod tests {
         assert_eq!(environ48::VM_ARRAY_CALL_HOST_FUNC_MAGIC.to_le_bytes(), HOST_FUNCTION_MAGIC);
     }
 
-    /// Counted by hand in the sources.
+    /// The expected offsets were counted by hand in the sources.
     #[test]
     fn store_context_of_the_versions_between() {
         let of = |v: u32| {
@@ -528,7 +532,7 @@ mod tests {
         };
         let of = |v: u32| {
             let l = VmLayout::new(Version(v), &counts).unwrap();
-            // 48 fixed, 8 pointer, 16 memory: functions begin at 72.
+            // The fixed part has 48 bytes, the pointer 8 and the memory 16, so imported functions begin at 72.
             assert_eq!(
                 (l.memories.at(0), l.owned_memories.at(0), l.imported_functions.begin),
                 (Some(48), Some(56), 72)

@@ -1,22 +1,25 @@
-//! Which Wasm frames are at a place of the code, and at which operators they are (`guest_debug`).
+//! Which Wasm frames are at an address of the code, and at which operators they are (`guest_debug`).
 //!
-//! The frame table has points, and what it says of a point depends on where the compiler put it:
+//! The frame table has points, and what it says of a point depends on where the compiler put the point:
 //!
-//! - In front of each operator, behind code that does nothing and can become the call of a breakpoint (before 41: without
-//!   such code). All locals and operands are in the frame's slot there, and the position is the operator's own.
-//! - At each machine instruction of a call, and behind it. The position is the operator *behind* the call from version 44 on
-//!   (`code_translator.rs: next_srcloc`). The last instruction of a call that passes arguments or results on the stack does
-//!   more than call: it takes the stack back, loads results or jumps. So its point is behind the return address, which has
-//!   none of its own.
-//! - At what traps, and behind the calls that report traps where signals do not: the operator's own position.
+//! - In front of each operator, behind code that does nothing and can become the call of a breakpoint (before version
+//!   41: without such code). All locals and operands are in the frame's slot there, and the position is the
+//!   operator's own.
+//! - At each machine instruction of a call, and behind the call. The position is the operator *behind* the call from
+//!   version 44 on (`code_translator.rs: next_srcloc`). The last instruction of a call that passes arguments or
+//!   results on the stack does more than call: it takes the stack back, loads results or jumps. So its point is
+//!   behind the return address, and the return address has no point of its own.
+//! - At instructions that trap, and behind the calls that report traps where signals do not. The position is the
+//!   operator's own.
 //!
-//! Where functions are inlined a point has the frames of all of them, and each but the innermost is at its call. The address map
-//! has no places for such code at all, as the compiler copies none (`cranelift/codegen/src/inline.rs`). So code that has a place is the
-//! function's own.
+//! Where functions are inlined, a point has the frames of all of them, and each but the innermost is at its call. The
+//! address map has no places for such code at all, because the compiler copies none
+//! (`cranelift/codegen/src/inline.rs`). So code that has a place is the function's own.
 //!
-//! The runtime takes the last point at or before a return address. That is right if nothing but the beginning of the same
-//! operator lies between, which is shown here by the address map, or by the code: each operator that can be reached begins with a
-//! point, so what is reached from a point without a jump and without another point is of the point's operator.
+//! The runtime takes the last point at or before a return address. That is right if nothing but the beginning of the
+//! same operator lies between the two. The address map shows that here, or the code does: each operator that can be
+//! reached begins with a point, so code that is reached from a point without a jump and without another point is of
+//! the point's operator.
 
 use super::code::Code;
 use super::frame_table::{FrameTable, InstPos, ProgramFrame, ProgramPoint};
@@ -27,30 +30,31 @@ use crate::limits::MAX_FLOW_BYTES;
 use crate::runtime::Why;
 use iced_x86::{Decoder, DecoderOptions, FlowControl};
 
-/// What is recorded of a place.
+/// What the frame table records of an address.
 #[derive(Clone, Debug)]
 pub(super) struct Recorded {
-    /// Innermost first; not empty.
+    /// The frames at the address, innermost first. There is at least one.
     pub frames: Vec<FrameAt>,
-    /// Whether the operand stacks are those of this place. If not, the frames are those of the last point before it.
+    /// Whether the operand stacks are those of this address. If not, the frames are those of the last point before
+    /// it.
     pub exact: bool,
 }
 
 /// A recorded frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FrameAt {
-    /// What the table says.
+    /// The frame as the table has it.
     pub program: ProgramFrame,
-    /// The operator that the frame is at, in the file that was compiled. `None`: not known.
+    /// Offset of the operator that the frame is at, in the file that was compiled. `None`: not known.
     pub place: Option<u32>,
     /// Whether the frame's slot is filled.
     pub filled: bool,
 }
 
-/// Why nothing is known of a place.
+/// Why nothing is known of an address.
 #[derive(Clone, Debug)]
 pub(super) struct Unrecorded {
-    /// The reason.
+    /// The reason in words.
     pub why: Why,
     /// Whether functions may be inlined there.
     pub inlined: bool,
@@ -62,7 +66,7 @@ impl Unrecorded {
     }
 }
 
-/// Machine code from one offset to another.
+/// Reads machine code from one code offset to another.
 pub(super) type ReadCode<'a> = &'a dyn Fn(u32, u32) -> Option<Vec<u8>>;
 
 /// The points of one function.
@@ -74,20 +78,20 @@ pub(super) struct Points<'a> {
     read: ReadCode<'a>,
 }
 
-/// Where the innermost frame of a point is.
+/// Where a frame of a point is.
 enum At {
-    /// At an operator, by the table's own count.
+    /// At the operator with this position, counted as the table counts.
     Operator(u32),
-    /// In front of the first one, where its slot is not filled yet.
+    /// In front of the first operator, at this position. The frame's slot is not filled there yet.
     Header(u32),
     Unknown,
 }
 
 impl<'a> Points<'a> {
-    /// Those of `function`.
+    /// The points of `function`.
     ///
     /// # Errors
-    /// If the table cannot be read, or it is no Wasm function.
+    /// If the table cannot be read, or `function` is no Wasm function.
     pub fn of(code: &'a Code, function: &'a Function, read: ReadCode<'a>) -> Result<Points<'a>, Why> {
         let FunctionKind::Wasm { module, function: index, .. } = &function.kind else {
             return Err(Why("it is no Wasm function".into()));
@@ -95,12 +99,12 @@ impl<'a> Points<'a> {
         Ok(Points { code, table: code.frame_table()?, function, own: (*module, *index), read })
     }
 
-    /// What is recorded at an address, whose offset is `raw`.
+    /// What is recorded at an address, whose code offset is `raw`.
     pub fn at(&self, address: CodeAddress, raw: u32) -> Result<Recorded, Unrecorded> {
         if address.is_return() { self.behind_call(raw) } else { self.before_instruction(raw) }
     }
 
-    /// Behind a call: of a frame that waits for it.
+    /// What is recorded at the return address with code offset `raw`, for a frame that waits for a call.
     pub fn behind_call(&self, raw: u32) -> Result<Recorded, Unrecorded> {
         let (index, point) = self.last_point(raw, InstPos::Post)?;
         let place = raw.checked_sub(1).and_then(|call| self.own_place(call));
@@ -110,7 +114,7 @@ impl<'a> Points<'a> {
             return recorded(self.frames(index, &point, place.filter(|_| point_is_own)));
         }
         if let Some(place) = place {
-            // The function's own operator, of which there is one copy.
+            // The operator is the function's own, and there is only one copy of its code.
             let of_operator = match point_is_own && self.place_of(&point) == Some(place) {
                 true => Some((index, point.clone())),
                 false => self.point_of_operator(place),
@@ -128,11 +132,12 @@ impl<'a> Points<'a> {
         })
     }
 
-    /// In front of an instruction: of a frame that was interrupted.
+    /// What is recorded in front of the instruction at code offset `raw`, for a frame that was interrupted.
     fn before_instruction(&self, raw: u32) -> Result<Recorded, Unrecorded> {
         let (index, point) = self.last_point(raw, InstPos::Pre)?;
         let place = self.own_place(raw);
-        // A point behind a call is of the moment when it returns. Then its results take the place of its arguments.
+        // A point behind a call describes the moment when the call returns. By then its results have taken the place
+        // of its arguments.
         let is_call = point.position == InstPos::Post && !self.is_breakpoint(&point);
         let here = point.text_offset == raw;
         if let Some(place) = place {
@@ -162,8 +167,8 @@ impl<'a> Points<'a> {
         Ok(Recorded { frames: self.frames(index, &point, None), exact: false })
     }
 
-    /// The operators that the frames of a point are at. It needs no more than the table, which the symbol files of whole modules
-    /// are made from.
+    /// The operators that the frames of a point are at. This needs no more than the table, which the symbol files of
+    /// whole modules are made from.
     pub fn settle(&self, index: usize, point: &ProgramPoint) -> Vec<FrameAt> {
         let place = self.place_of(point).filter(|_| self.is_own(point));
         self.frames(index, point, place)
@@ -187,7 +192,7 @@ impl<'a> Points<'a> {
         (self.function.start..=self.function.end()).contains(&point.text_offset)
     }
 
-    /// Whether a frame is of the function that the code is of.
+    /// Whether a frame is of the function that the code belongs to.
     fn is_of_function(&self, frame: &ProgramFrame) -> bool {
         let Some(key) = self.table.function_of(frame.descriptor) else { return false };
         let (module, function) = self.own;
@@ -196,12 +201,12 @@ impl<'a> Points<'a> {
             && self.code.imports(module as usize).is_some_and(|n| n.checked_add(key.index) == Some(function))
     }
 
-    /// Whether nothing is inlined at a point.
+    /// Whether nothing is inlined at a point: its only frame is of the function itself.
     fn is_own(&self, point: &ProgramPoint) -> bool {
         matches!(point.frames.as_slice(), [one] if self.is_of_function(one))
     }
 
-    /// Whether anything is inlined in this function: then it has points.
+    /// Whether anything is inlined in this function. If so, it has points with several frames.
     fn inlines(&self) -> bool {
         self.indices().any(|index| self.table.has_several_frames(index))
     }
@@ -211,7 +216,7 @@ impl<'a> Points<'a> {
         first..self.table.index_before(self.function.end(), InstPos::Pre).map_or(first, |last| last + 1)
     }
 
-    /// The place of the code at an offset, if it is the function's own.
+    /// The place in the Wasm file of the code at an offset, if it is in the function itself.
     fn own_place(&self, offset: u32) -> Option<u32> {
         let place = self.code.place(offset)?;
         (self.code.owners_of(place, Some(self.own)) == [self.own]).then_some(place.0)
@@ -222,7 +227,7 @@ impl<'a> Points<'a> {
         place.is_some_and(|place| self.code.owners_of(place, Some(self.own)).iter().any(|owner| *owner != self.own))
     }
 
-    /// The place of the instruction that a point belongs to.
+    /// The place of the instruction that a point belongs to, if it is in the function itself.
     fn place_of(&self, point: &ProgramPoint) -> Option<u32> {
         self.own_place(match point.position {
             InstPos::Post => point.text_offset.checked_sub(1)?,
@@ -236,12 +241,13 @@ impl<'a> Points<'a> {
             && innermost.is_some_and(|f| self.table.is_breakpoint(point.text_offset, f.wasm_pc))
     }
 
-    /// Whether the positions of calls are those of the operators behind them. An unknown version is a new one.
+    /// Whether the position that is recorded for a call is the operator behind the call. An unknown version counts as
+    /// a new one.
     fn behind_calls(&self) -> bool {
         self.code.version.is_none_or(FrameTable::behind_calls)
     }
 
-    /// The point in front of an operator of the function's own.
+    /// The point in front of the operator at `place`, which is one of the function's own.
     fn point_of_operator(&self, place: u32) -> Option<(usize, ProgramPoint)> {
         let relative = self.code.version.is_none_or(FrameTable::module_relative);
         let start = if relative { self.code.module_start(self.own.0)? } else { 0 };
@@ -254,7 +260,7 @@ impl<'a> Points<'a> {
             if point.frames.first().is_none_or(|frame| frame.wasm_pc != position) || !self.is_own(&point) {
                 continue;
             }
-            // Of a call it would be the operator behind it.
+            // The point of a call would have the operator behind the call as its position.
             let own = !self.behind_calls() || self.is_breakpoint(&point) || self.place_of(&point) == Some(place);
             if own && self.table.is_filled(self.function.start, &point) {
                 return Some((index, point));
@@ -263,7 +269,7 @@ impl<'a> Points<'a> {
         None
     }
 
-    /// A position of a frame in the file that was compiled.
+    /// Converts a position of a frame into an offset in the file that was compiled.
     fn in_file(&self, frame: &ProgramFrame, position: u32) -> Option<u32> {
         if !self.code.version.is_none_or(FrameTable::module_relative) {
             return Some(position);
@@ -272,13 +278,13 @@ impl<'a> Points<'a> {
         position.checked_add(self.code.module_start(module)?)
     }
 
-    /// The operators of a frame's function, where the image carries the Wasm, by the table's own count.
+    /// The operators of a frame's function, counted as the table counts, where the image carries the Wasm.
     fn operators(&self, frame: &ProgramFrame) -> Option<std::sync::Arc<[u64]>> {
         let key = self.table.function_of(frame.descriptor)?;
         self.code.wasm.get(key.namespace as usize)?.as_ref()?.operators(key.index)
     }
 
-    /// The frames of a point. `own`: the place of the innermost, if it is known.
+    /// The frames of a point. `own` is the place of the innermost frame, if it is known.
     fn frames(&self, index: usize, point: &ProgramPoint, own: Option<u32>) -> Vec<FrameAt> {
         let located = |(depth, frame): (usize, &ProgramFrame)| {
             let at = match (depth, own) {
@@ -299,7 +305,8 @@ impl<'a> Points<'a> {
         point.frames.iter().enumerate().map(located).collect()
     }
 
-    /// Whether a position is not in front of the first operator, where a function reports that there is no room for it.
+    /// Whether the position of a frame is in the function's body. In front of the first operator a function reports
+    /// that there is no room for it on the stack.
     fn is_in_body(&self, frame: &ProgramFrame) -> bool {
         !matches!(self.operator(frame, frame.wasm_pc), At::Header(_))
     }
@@ -323,7 +330,7 @@ impl<'a> Points<'a> {
                 false => self.call_before(frame, position),
             };
         }
-        // An argument of a call, or what traps.
+        // The point is at an argument of a call, or at an instruction that traps.
         if let Some(operator) = self.operator_begun(index, point) {
             return At::Operator(operator);
         }
@@ -346,12 +353,12 @@ impl<'a> Points<'a> {
         wasm.operator(key.index, operator as u64).map(|operator| operator.text)
     }
 
-    /// The call whose position is recorded as `behind`.
+    /// The call that has `behind`, the operator behind it, as its recorded position.
     fn call_before(&self, frame: &ProgramFrame, behind: u32) -> At {
         let Some(operators) = self.operators(frame) else { return At::Unknown };
         let before = match operators.binary_search(&u64::from(behind)) {
             Ok(at) => at.checked_sub(1),
-            // What reports that there is no room on the stack.
+            // This is the call that reports that there is no room on the stack.
             Err(0) => return At::Header(behind),
             Err(_) => None,
         };
@@ -359,7 +366,7 @@ impl<'a> Points<'a> {
         before.map_or(At::Unknown, At::Operator)
     }
 
-    /// The operator whose code a point is in, by the point in front of it.
+    /// The operator whose code a point is in, told by the point in front of that operator.
     fn operator_begun(&self, index: usize, point: &ProgramPoint) -> Option<u32> {
         let chain = |p: &ProgramPoint| {
             let outer = p.frames.iter().skip(1).map(|f| (f.wasm_pc, f.descriptor)).collect::<Vec<_>>();
@@ -381,7 +388,8 @@ impl<'a> Points<'a> {
         None
     }
 
-    /// Whether a point's operator may leave its function, so that what follows may be its caller's.
+    /// Whether the operator of a point may leave its inlined function, so that the code that follows may be of the
+    /// function's caller.
     fn leaves(&self, point: &ProgramPoint) -> bool {
         let Some(frame) = point.frames.first().filter(|_| point.frames.len() > 1) else { return false };
         let Some(operators) = self.operators(frame) else { return true };
@@ -390,7 +398,7 @@ impl<'a> Points<'a> {
         text.is_empty() || ["end", "else", "return", "br", "throw"].iter().any(|word| text.starts_with(word))
     }
 
-    /// Whether a direct call of a routine of the runtime ends at `end`.
+    /// Whether a direct call of one of the runtime's routines ends at the offset `end`.
     fn reports_trap(&self, end: u32) -> bool {
         const CALL: usize = 5;
         let Some(start) = end.checked_sub(CALL as u32) else { return false };
@@ -449,7 +457,8 @@ mod tests {
             }
         }
 
-        /// Where calls end that are reached from a point without a jump.
+        /// The calls that are reached from a point without a jump: the offset where each ends, and the target of a
+        /// direct call.
         fn calls(&self, function: &Function, table: &FrameTable<'_>) -> Vec<(u32, Option<u32>)> {
             let mut out = std::collections::BTreeMap::new();
             for index in table.first_at(function.start)..table.points() {
@@ -472,7 +481,8 @@ mod tests {
             out.into_iter().collect()
         }
 
-        /// The function of a frame and the operator that it is at; `None` in front of the first one.
+        /// The function of a frame, and the text of the operator that the frame is at. `None` in front of the first
+        /// operator.
         fn name(&self, frame: &FrameAt) -> Option<(u32, String)> {
             let key = self.code.frame_table().unwrap().function_of(frame.program.descriptor).unwrap();
             let wasm = self.code.wasm[0].as_ref().unwrap();
@@ -493,8 +503,8 @@ mod tests {
         names
     }
 
-    /// At each call all frames are known, and each is at the call of the one that is inlined into it. The innermost is at the call
-    /// that the machine makes.
+    /// At each call all frames are known, and each is at the call of the function that is inlined into it. The
+    /// innermost is at the call that the machine makes.
     #[test]
     fn every_call_has_its_frames() {
         let (mut inlined, mut direct, mut without_own) = (0, 0, 0);
@@ -528,7 +538,7 @@ mod tests {
         assert!(inlined > 5 && direct > 5 && without_own > 4, "{inlined} {direct} {without_own}");
     }
 
-    /// The same wherever a thread is interrupted: what is said of inlined frames is a chain of calls.
+    /// Wherever a thread is interrupted, the inlined frames that are known form a chain of calls.
     #[test]
     fn every_instruction_has_its_frames_or_none() {
         let (mut chains, mut refused) = (0, 0);

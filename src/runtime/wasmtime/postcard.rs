@@ -1,8 +1,9 @@
-//! The wire format `postcard`, as far as it is used here: numbers are LEB128, signed ones zigzag, a byte and a bool are one
-//! byte, strings and sequences have their length in front, an option has one byte, an enum its variant's number.
+//! The wire format `postcard`, as far as it is used here: numbers are LEB128, and signed ones zigzag as well. A byte
+//! or a bool is one byte, strings and sequences have their length in front, an option begins with one byte, and an
+//! enum with the number of its variant.
 //!
-//! It is not self-describing: who reads must know the types. `.wasmtime.info` and the configuration behind the version in
-//! `.wasmtime.engine` are written in it.
+//! The format does not describe itself: a reader must know the types. `.wasmtime.info` and the configuration behind
+//! the version in `.wasmtime.engine` are written in it.
 
 use super::leb;
 use crate::bytes::Bytes;
@@ -12,13 +13,13 @@ use crate::limits::MAX_NAME_BYTES;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("offset {offset}: {what}")]
 pub struct Malformed {
-    /// Offset of what is wrong.
+    /// Offset of the bytes that are wrong, from the start of the data.
     pub offset: usize,
-    /// What is wrong.
+    /// What is wrong with them.
     pub what: &'static str,
 }
 
-/// A reading position.
+/// Reads data from front to back.
 #[derive(Clone, Debug)]
 pub struct Reader<'a> {
     bytes: Bytes<'a>,
@@ -27,33 +28,33 @@ pub struct Reader<'a> {
 type Result<T> = std::result::Result<T, Malformed>;
 
 impl<'a> Reader<'a> {
-    /// At the start of `data`.
+    /// A reader at the start of `data`.
     pub fn new(data: &'a [u8]) -> Reader<'a> {
         Reader { bytes: Bytes::new(data) }
     }
 
-    /// Offset from the start.
+    /// Offset of the next byte from the start of the data.
     pub fn offset(&self) -> usize {
         self.bytes.offset()
     }
 
-    /// Bytes left.
+    /// Number of bytes that are left.
     pub fn remaining(&self) -> usize {
         self.bytes.remaining()
     }
 
-    /// That something is wrong with what was just read, or is read next.
+    /// The error that something is wrong with what was just read, or with what is read next.
     pub fn wrong(&self, what: &'static str) -> Malformed {
         Malformed { offset: self.offset(), what }
     }
 
-    /// An unsigned number.
+    /// Reads an unsigned number of up to 64 bits.
     pub fn u64(&mut self) -> Result<u64> {
         let at = self.wrong("no number");
         leb::unsigned(&mut self.bytes).ok_or(at)
     }
 
-    /// An unsigned number of 32 bits.
+    /// Reads an unsigned number of up to 32 bits.
     pub fn u32(&mut self) -> Result<u32> {
         let at = self.wrong("the number does not fit into 32 bits");
         self.u64()?.try_into().map_err(|_| at)
@@ -70,13 +71,13 @@ impl<'a> Reader<'a> {
         Err(at)
     }
 
-    /// One byte.
+    /// Reads one byte.
     pub fn byte(&mut self) -> Result<u8> {
         let at = self.wrong("the input ends");
         self.bytes.u8().map_err(|_| at)
     }
 
-    /// A truth value.
+    /// Reads a truth value.
     pub fn bool(&mut self) -> Result<bool> {
         let at = self.wrong("no truth value");
         match self.byte()? {
@@ -86,13 +87,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Bytes without a length.
+    /// Reads `len` bytes, in front of which no length is written.
     pub fn raw(&mut self, len: usize) -> Result<&'a [u8]> {
         let at = self.wrong("the input ends");
         self.bytes.take(len as u64).map_err(|_| at)
     }
 
-    /// A string.
+    /// Reads a string.
     pub fn str(&mut self) -> Result<&'a str> {
         let at = self.wrong("no string");
         let len = self.u64()?;
@@ -103,17 +104,19 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(bytes).map_err(|_| at)
     }
 
-    /// The number of elements that follow. Each takes a byte at least, so more than there are bytes left is a lie.
+    /// Reads the number of elements that follow. Each takes at least one byte, so a number larger than that of the
+    /// bytes left is a lie.
     pub fn count(&mut self) -> Result<usize> {
         let at = self.wrong("more elements than bytes");
         let n = self.u64()?;
         if n > self.remaining() as u64 { Err(at) } else { Ok(n as usize) }
     }
 
-    /// A sequence.
+    /// Reads a sequence, each element with `element`.
     pub fn seq<T>(&mut self, mut element: impl FnMut(&mut Self) -> Result<T>) -> Result<Vec<T>> {
         let n = self.count()?;
-        // Not with_capacity(n): a large element type would turn one byte of input into many of memory.
+        // `with_capacity(n)` is not used, because a large element type would turn one byte of input into many bytes
+        // of memory.
         let mut out = Vec::new();
         for _ in 0..n {
             out.push(element(self)?);
@@ -121,7 +124,7 @@ impl<'a> Reader<'a> {
         Ok(out)
     }
 
-    /// A value that may be missing.
+    /// Reads a value that may be missing.
     pub fn option<T>(&mut self, value: impl FnOnce(&mut Self) -> Result<T>) -> Result<Option<T>> {
         if self.bool()? { value(self).map(Some) } else { Ok(None) }
     }

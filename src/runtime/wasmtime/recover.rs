@@ -1,14 +1,15 @@
 //! The frame of compiled code below native code that has neither unwind information nor a frame pointer.
 //!
-//! A host that was built to abort on panic has no CFI for much of its own code, and its optimized code leaves in rbp what
-//! the last trampoline put there. A frame pointer step then passes that trampoline over, and with it the one frame that
-//! knows its caller's instance.
+//! A host that was built to abort on panic has no CFI for much of its own code, and its optimized code leaves in rbp
+//! what the last trampoline put there. A step by frame pointer then passes over that trampoline, and with it over the
+//! one frame that knows its caller's instance.
 //!
-//! The code itself says how large the frame of each call is ([`Flow`](super::flow::Flow)): so a word on the stack is the
-//! return address into that frame if the distance between it and rbp is the one that the code makes. Two such words are
-//! none. Other frames than the one that rbp belongs to cannot lie between: their rbp would be another.
+//! The code itself says how large the frame of each call is ([`Flow`](super::flow::Flow)): so a word on the stack is
+//! the return address into that frame if the distance between it and rbp is the one that the code makes. If two words
+//! fit, neither is taken. No other frame of compiled code can lie between, because rbp would then be that frame's.
 //!
-//! Where native code uses rbp for something else the runtime's own words lead there: see [`super::anchor`].
+//! Where native code uses rbp for something else, words that the runtime itself keeps lead to the frame: see
+//! [`super::anchor`].
 
 use super::{Wasmtime, anchor};
 use crate::arch::{CodeAddress, Reg, Registers};
@@ -17,20 +18,21 @@ use crate::process::Memory;
 use crate::unwind::frame_pointer::linked;
 use crate::unwind::{Cursor, Next, Trust};
 
-/// The youngest frame of compiled code, or the signal frame before it, whichever way it is found.
+/// Finds the youngest frame of compiled code above the native frame `at`, or the signal frame that comes before it,
+/// whichever way it is found.
 pub(super) fn recover(runtime: &Wasmtime, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
     if runtime.codes.is_empty() {
         return None;
     }
     let sp = at.registers.sp()?.checked_next_multiple_of(8)?;
     let found = by_frame_pointer(runtime, at, sp, memory).or_else(|| anchor::exit(runtime, at, sp, memory));
-    // What a handler interrupted is not what it was called by: the frames above a signal frame are those of the code that
-    // the signal found, and of the last exit from Wasm only the words may be left there.
+    // A signal handler was not called by the code that it interrupted. The frames above a signal frame belong to that
+    // code, and of the last exit from Wasm only the words may be left there.
     let before = found.as_ref().map(|found| found.slot);
     let found = anchor::signal(&runtime.mappings, sp, before, memory)
         .or(found)
         .or_else(|| anchor::fiber(&runtime.mappings, sp, memory))?;
-    // A frame pointer that leads to a nearer one leaves out less.
+    // A frame pointer that leads to a nearer frame leaves out less.
     let linked = linked(&at.registers, &runtime.mappings, memory).and_then(|caller| caller.saved_at(Reg::RIP));
     if linked.is_some_and(|nearer| nearer < found.slot) {
         return None;
@@ -38,11 +40,12 @@ pub(super) fn recover(runtime: &Wasmtime, at: &Cursor, memory: &dyn Memory) -> O
     Some(Next::Caller(Cursor { address: CodeAddress::Return(found.pc), registers: found.registers()? }, Trust::Scan))
 }
 
-/// A frame that was found on the stack: where the word is that returns to it.
+/// A frame that was found on the stack: the address `pc` at which it goes on, and the address `slot` of the word that
+/// holds it.
 pub(super) struct Found {
     pub pc: u64,
     pub slot: u64,
-    /// rbp in it, and where that is kept.
+    /// Value of rbp in the frame, and the address at which it is saved, if it is.
     pub frame: Option<(u64, Option<u64>)>,
 }
 
@@ -75,7 +78,8 @@ fn by_frame_pointer(runtime: &Wasmtime, at: &Cursor, sp: u64, memory: &dyn Memor
     Some(Found { pc, slot, frame: Some((frame, at.registers.saved_at(Reg::RBP))) })
 }
 
-/// What rbp is in a frame that `pc`, in `slot`, returns to. `None`: it is behind no call of compiled code.
+/// Value of rbp in the frame that `pc` returns to, where `pc` is the word at address `slot`. `None` if `pc` is not
+/// behind a call of compiled code.
 pub(super) fn frame_of(runtime: &Wasmtime, pc: u64, slot: u64, memory: &dyn Memory) -> Option<u64> {
     let at = CodeAddress::Return(pc);
     let code = runtime.code_at(at.lookup())?;
@@ -94,12 +98,13 @@ mod tests {
 
     const BASE: u64 = 0x7f00_0000_0000;
     const NATIVE: u64 = 0x5555_0000_1000;
-    /// Where the return address of the frame that is looked for stands.
+    /// Address of the return address into the frame that is looked for.
     const SLOT: u64 = 0x7ffd_0000_0800;
-    /// The native frame's stack pointer.
+    /// Stack pointer of the native frame.
     const SP: u64 = 0x7ffd_0000_0400;
 
-    /// Every call in an image: return address, and how far above its slot rbp is.
+    /// Every call in an image: its return address, and how many bytes above the slot of the return address rbp
+    /// points.
     fn calls(runtime: &Wasmtime, memory: &dyn Memory) -> Vec<(u64, u64)> {
         let code = &runtime.codes[0];
         let text = code.image.text();
@@ -141,10 +146,10 @@ mod tests {
             for (pc, distance) in calls {
                 let rbp = SLOT + distance;
                 assert_eq!(recovered(&runtime, &memory, &[(SLOT, pc)], rbp), Some((pc, SLOT + 8)));
-                // A word further or nearer is another frame than the code makes.
+                // If rbp or the return address is moved by one word, the frame is not one that the code makes.
                 assert_eq!(recovered(&runtime, &memory, &[(SLOT, pc)], rbp + 8), None);
                 assert_eq!(recovered(&runtime, &memory, &[(SLOT - 8, pc)], rbp), None);
-                // What is behind no call is no return address.
+                // An address that is not behind a call is no return address.
                 assert_eq!(recovered(&runtime, &memory, &[(SLOT, pc + 1)], rbp), None);
             }
         }

@@ -1,38 +1,39 @@
-//! Types of the runtime as far as they must be skipped to reach what comes behind them.
+//! Types of the runtime, described as far as values of them must be skipped to reach what comes behind them.
 //!
-//! postcard says nothing about types, so the core modules in a component's `.wasmtime.info` lie behind a description of
-//! the whole component. Nothing of it is needed but its length. Each constant here has the runtime's name for the type;
-//! fields and variants stand in the order in which they are written, and [`Shape::Since`] and [`Shape::Until`] mark those
-//! that not all versions have.
+//! postcard says nothing about types, and in a component's `.wasmtime.info` the core modules lie behind a description
+//! of the whole component. Nothing of this description is needed but its length. Each constant here has the runtime's
+//! name for the type. Fields and variants stand in the order in which they are written, and [`Shape::Since`] and
+//! [`Shape::Until`] mark those that not all versions have. A comment with several names (or a range of names) behind
+//! a line is about the lines before it as well.
 
 use super::postcard::{Malformed, Reader};
 use super::version::Version;
 
-/// How a type is written.
+/// How the values of a type are written in postcard.
 pub(super) enum Shape {
     /// A number, or a newtype of one.
     Number,
     /// One byte: `u8` or `bool`.
     Byte,
-    /// A string.
+    /// A string with its length.
     Str,
-    /// Bytes without a length.
+    /// So many bytes, without a length.
     Raw(usize),
-    /// `Option`.
+    /// An `Option`.
     Opt(&'static Shape),
-    /// A sequence, or a map of pairs.
+    /// A sequence with its length, or a map, which is a sequence of pairs.
     Seq(&'static Shape),
     /// A sequence whose first element has another shape than the rest.
     Headed(&'static Shape, &'static Shape),
-    /// As many as the version has unsafe intrinsics, without a length.
+    /// As many values as the version has unsafe intrinsics, without a length.
     Intrinsics(&'static Shape),
     /// Fields, one behind the other.
     Fields(&'static [Shape]),
-    /// Variants of an enum. Those that the version does not have are not counted.
+    /// An enum with these variants. Variants that the version does not have are not counted.
     Enum(&'static [Shape]),
-    /// Only from this version on.
+    /// A field or variant that exists only from this version on.
     Since(u32, &'static Shape),
-    /// Only up to this version.
+    /// A field or variant that exists only up to this version.
     Until(u32, &'static Shape),
 }
 
@@ -47,8 +48,8 @@ impl Shape {
         }
     }
 
-    /// Moves behind a value of this shape. Shapes are no cycles, so their nesting bounds the recursion, and the input's
-    /// length bounds the number of elements.
+    /// Moves the reader behind a value of this shape. Shapes have no cycles, so their nesting bounds the recursion,
+    /// and the input's length bounds the number of elements.
     pub(super) fn skip(&self, r: &mut Reader<'_>, version: Version) -> Result<(), Malformed> {
         match self {
             Number => r.skip_number(),
@@ -93,7 +94,8 @@ impl Shape {
     }
 }
 
-/// `UnsafeIntrinsic::len()`: a list in the source (`component/intrinsic.rs`), counted in each version.
+/// Number of unsafe intrinsics (`UnsafeIntrinsic::len()`). They are a list in the source (`component/intrinsic.rs`),
+/// which was counted in each version.
 fn intrinsics(version: Version) -> usize {
     match version.0 {
         ..=38 => 0,
@@ -122,7 +124,7 @@ pub(super) const HEAP_TYPE: Shape = Enum(&[
 pub(super) const REF_TYPE: Shape = Fields(&[Byte, HEAP_TYPE]);
 pub(super) const VAL_TYPE: Shape = Enum(&[UNIT, UNIT, UNIT, UNIT, UNIT, REF_TYPE]);
 
-// Serialized up to version 45 only.
+// The operators of constant expressions, which are serialized up to version 45 only.
 const CONST_OP: Shape = Enum(&[
     N,
     N,
@@ -131,7 +133,7 @@ const CONST_OP: Shape = Enum(&[
     N,    // constants
     N,    // global.get
     UNIT, // ref.i31
-    // ref.null: without a type in 36, then one of five top types, which is a number.
+    // ref.null has no type in 36. After that it has one of five top types, which is a number.
     Fields(&[Since(37, &N)]),
     N, // ref.func
     UNIT,
@@ -168,7 +170,8 @@ const TABLE: Shape = Fields(&[N, LIMITS, REF_TYPE]);
 const ENTITY_TYPE: Shape = Enum(&[GLOBAL, MEMORY, TAG, TABLE, TYPE_INDEX]);
 const ENTITY_INDEX: Shape = Enum(&[N, N, N, N, N]);
 
-// `SecondaryMap` begins with its default, up to 42 as an `Option`, and has `None` for each entry that is equal to it.
+// A `SecondaryMap` begins with its default value (up to 42 as an `Option`), and has `None` for each entry that is
+// equal to the default.
 pub(super) const TRAMPOLINE_TYPES: Shape = Headed(&Fields(&[Until(42, &Opt(&N)), Since(43, &N)]), &Opt(&N));
 
 // ---- components ----
@@ -207,10 +210,10 @@ const TYPE_DEF: Shape = Enum(&[N, N, N, INTERFACE_TYPE, N, N, N]);
 const EXTERN_DATA: Shape = Fields(&[Opt(&Str), Since(48, &Opt(&Str))]);
 const EXTERN: Shape = Fields(&[Since(46, &EXTERN_DATA), TYPE_DEF]);
 const EXPORT_INDEX: Shape = Fields(&[N, Since(46, &EXTERN_DATA)]);
-// A version is written as a string.
+// A version in these names is written as a string.
 const NAME_MAP: Shape = Fields(&[Seq(&Fields(&[Str, EXPORT_INDEX])), Seq(&Fields(&[Str, Str, Str]))]);
 const CORE_EXPORT: Shape = Fields(&[N, Enum(&[ENTITY_INDEX, Str])]);
-// With a plain index as item.
+// This is a `CORE_EXPORT` with a plain index as its item.
 const CORE_EXPORT_INDEX: Shape = Fields(&[N, Enum(&[N, Str])]);
 const CORE_DEF: Shape = Enum(&[CORE_EXPORT, N, N, Since(39, &N), Since(42, &Until(48, &UNIT))]);
 const EXPORT: Shape = Enum(&[Fields(&[N, CORE_DEF, N]), N2, N2, Fields(&[N, NAME_MAP]), TYPE_DEF]);
@@ -268,7 +271,7 @@ const VARIANT_INFO: Shape = Fields(&[N, N, N]);
 const EXTERNS: Shape = Seq(&Fields(&[Str, EXTERN]));
 const RESOURCE_TABLE: Shape = Fields(&[Until(38, &N2), Since(39, &Enum(&[N2, N]))]);
 
-/// `ComponentTypes` up to the types of the core modules.
+/// The fields of `ComponentTypes` before the types of the core modules.
 pub(super) const COMPONENT_TYPES_BEFORE: Shape = Fields(&[
     Seq(&Fields(&[Seq(&Fields(&[Str, Str, ENTITY_TYPE])), Seq(&Fields(&[Str, ENTITY_TYPE]))])), // modules
     Seq(&Fields(&[EXTERNS, EXTERNS])),                                                          // components
@@ -285,7 +288,7 @@ pub(super) const COMPONENT_TYPES_BEFORE: Shape = Fields(&[
     Seq(&Fields(&[Opt(&INTERFACE_TYPE), Opt(&INTERFACE_TYPE), ABI, VARIANT_INFO])),             // results
     Seq(&RESOURCE_TABLE),                                                                       // resource_tables
 ]);
-/// `ComponentTypes` behind the types of the core modules.
+/// The fields of `ComponentTypes` behind the types of the core modules.
 pub(super) const COMPONENT_TYPES_BEHIND: Shape = Fields(&[
     Seq(&Opt(&INTERFACE_TYPE)),                          // futures
     Seq(&N2),                                            // future_tables

@@ -1,28 +1,28 @@
 //! The instances of a store, whether a frame runs in them or not.
 //!
 //! A store keeps its instances in a vector (`store.rs: StoreOpaque::instances`) beside the context that compiled code
-//! reads, and nothing says where: neither layout is promised (`repr(Rust)`). But what it must hold is known: words that
-//! lead to instances, all at one distance before their `VMContext`s, all of this store, one of them known already. A vector
-//! of which every element is so is the list: of several the one that holds the others. Two that each hold what the other
-//! does not are none.
+//! reads, and nothing says where: neither layout is promised (`repr(Rust)`). But it is known what the vector must
+//! hold: words that lead to instances, all at the same distance before their `VMContext`s, all of this store, and one
+//! of them known already. A vector of which every element is like that is the list. Of several such vectors the one
+//! that holds the instances of the others is the list. If two each hold what the other does not, neither is.
 
 use super::offsets::{VMCONTEXT_MAGIC, VMCONTEXT_STORE};
 use crate::limits::MAX_STORE_INSTANCES;
 use crate::process::Memory;
 
-/// How far from the store's context the vector may be. The whole of `StoreOpaque` has some 2 KiB.
+/// How many bytes the vector may be away from the store's context. The whole of `StoreOpaque` has some 2 KiB.
 const REACH: u64 = 4096;
-/// Bytes of an element: a pointer, and what kind of instance it is.
+/// Possible sizes of an element in bytes: a pointer, and what kind of instance it is.
 const STRIDES: [usize; 4] = [16, 24, 32, 40];
-/// Bytes of an `Instance` before its `VMContext`.
+/// How many bytes of an `Instance` may lie before its `VMContext`.
 const HEAD: std::ops::Range<u64> = 16..1024;
 
-/// The addresses of all instances of the store whose context is at `store`, those that the runtime and the host made for
-/// themselves included. `known`: one of them.
+/// The addresses of all instances of the store whose context is at `store`, including those that the runtime and the
+/// host made for themselves. `known` is the address of one of them.
 pub(super) fn instances(store: u64, known: u64, memory: &dyn Memory) -> Option<Vec<u64>> {
     let begin = store.checked_sub(REACH)? & !7;
     let mut bytes = vec![0; 2 * REACH as usize];
-    // What is not mapped stays zero, which is no vector.
+    // What is not mapped stays zero, and zeros are no vector.
     for (i, page) in bytes.chunks_mut(512).enumerate() {
         let address = begin.checked_add(i as u64 * 512);
         if address.is_none_or(|a| a.checked_add(512).is_none() || memory.read(a, page).is_err()) {
@@ -40,7 +40,8 @@ pub(super) fn instances(store: u64, known: u64, memory: &dyn Memory) -> Option<V
                 continue;
             }
             let Some(list) = list(pointer, len as usize, store, known, memory) else { continue };
-            // What else counts some of them (a stack's old words do) says no less than that they are there.
+            // A vector that counts only some of the instances (old words on a stack do) does not contradict the
+            // longer list.
             found = match found {
                 Some(other) if is_part(&list, &other) => Some(other),
                 Some(other) if !is_part(&other, &list) => return None,
@@ -56,9 +57,9 @@ fn is_part(part: &[u64], whole: &[u64]) -> bool {
     part.iter().all(|v| whole.binary_search(v).is_ok())
 }
 
-/// The instances in a vector, if it is one of them.
+/// The instances in the vector of `len` elements at `pointer`. `None` if it is no vector of instances of this store.
 fn list(pointer: u64, len: usize, store: u64, known: u64, memory: &dyn Memory) -> Option<Vec<u64>> {
-    // One element tells most vectors that are none from the one that is.
+    // This tells most words that lead to no vector from those that do: so many bytes must be there, and not all zero.
     let most = memory.read_vec(pointer, len.checked_mul(STRIDES[0])?).ok()?;
     if most.iter().all(|b| *b == 0) {
         return None;
@@ -107,8 +108,8 @@ mod tests {
     const SIZE: u64 = 0x400;
     const DISTANCE: u64 = 0xa0;
 
-    /// A store of `count` instances with these vectors beside its context: offset, address, length. Elements are of three
-    /// words.
+    /// A store of `count` instances with these vectors beside its context. Each vector has its offset from the
+    /// context, the address of its elements, and the numbers of the instances in it. Elements have three words.
     fn store_of(count: u64, vectors: &[(i64, u64, &[u64])]) -> Pieces {
         let mut region = vec![0; 2 * REACH as usize / 8];
         let mut memory = Pieces::default();
@@ -150,9 +151,9 @@ mod tests {
         assert!(instances(STORE, known(2), &whole()).is_some());
         // One instance says that it is of another store.
         assert_eq!(instances(STORE, known(2), &whole().word(known(3) + 8, STORE + 8)), None);
-        // The known one is not in it.
+        // The known instance is not in the vector.
         assert_eq!(instances(STORE, known(2) + 16, &whole()), None);
-        // One of the list leads nowhere.
+        // An element of the vector leads nowhere.
         let elements: Vec<u64> = (0..5).flat_map(|i| [1, if i == 4 { 0x10 } else { FIRST + i * SIZE }, 0]).collect();
         assert_eq!(instances(STORE, known(2), &whole().words(VECTOR, &elements)), None);
         for (len, capacity) in [(6, 6), (u64::MAX, u64::MAX), (1 << 40, 1 << 41), (0, 5)] {
@@ -163,7 +164,7 @@ mod tests {
             }
             assert_eq!(instances(STORE, known(2), &memory), None, "{len}");
         }
-        // The same twice is not twice an instance.
+        // An instance that is in the vector twice is not two instances.
         let twice: Vec<u64> = (0..5).flat_map(|i| [1, FIRST + i / 2 * SIZE, 0]).collect();
         assert_eq!(instances(STORE, known(1), &whole().words(VECTOR, &twice)), None);
         for store in [0, 8, u64::MAX] {

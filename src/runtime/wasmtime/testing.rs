@@ -1,4 +1,4 @@
-//! Real images for tests: `tests/fixtures/wasmtime`.
+//! Real images for tests, from `tests/fixtures/wasmtime`.
 
 use super::image::{INFO, Image, Kind, SliceMemory};
 use super::info::ImageInfo;
@@ -9,39 +9,39 @@ fn directory() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/wasmtime")
 }
 
-/// An image: "48-default".
+/// The bytes of an image with a name like "48-default".
 pub(super) fn fixture(name: &str) -> Vec<u8> {
     let path = directory().join(format!("{name}.cwasm"));
     std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// What the runtime said about an image when it was made.
+/// What the runtime said about an image when the image was made.
 pub(super) fn facts(name: &str) -> Option<String> {
     std::fs::read_to_string(directory().join(format!("{name}.txt"))).ok()
 }
 
-/// `.wasmtime.info` of an image of which only that is kept: "43-default".
+/// The `.wasmtime.info` of an image of which only this section is kept, with a name like "43-default".
 pub(super) fn section(name: &str) -> Option<Vec<u8>> {
     std::fs::read(directory().join(format!("{name}.info"))).ok()
 }
 
-/// `.wasmtime.engine` of an image, of which only that is kept: "46-inline".
+/// The `.wasmtime.engine` of an image of which only this section is kept, with a name like "46-inline".
 pub(super) fn engine(name: &str) -> Vec<u8> {
     let path = directory().join(format!("{name}.engine"));
     std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// All for [`engine`].
+/// The names of all sections for [`engine`].
 pub(super) fn engines() -> Vec<String> {
     named(".engine")
 }
 
-/// All images.
+/// The names of all images.
 pub(super) fn fixtures() -> Vec<String> {
     named(".cwasm")
 }
 
-/// All for [`section`].
+/// The names of all sections for [`section`].
 pub(super) fn sections() -> Vec<String> {
     named(".info")
 }
@@ -55,7 +55,7 @@ fn named(extension: &str) -> Vec<String> {
     names
 }
 
-/// What `.wasmtime.info` says: "36-default", "43-two".
+/// What `.wasmtime.info` says, of an image or a kept section with a name like "36-default" or "43-two".
 pub(super) fn info(name: &str) -> ImageInfo {
     let (major, mode) = name.split_once('-').unwrap();
     let kind = if mode == "two" { Kind::Component } else { Kind::Module };

@@ -1,7 +1,7 @@
 //! What the compiler was allowed to inline, from the configuration in `.wasmtime.engine`.
 //!
-//! Behind the version and the target (`engine/serialization.rs: Metadata`) come the compiler's flags, the *tunables* and the
-//! Wasm features, in postcard. Of the tunables (`tunables.rs`) nearly every major version added some, so a layout is
+//! Behind the version and the target (`engine/serialization.rs: Metadata`) come the compiler's flags, the *tunables*
+//! and the Wasm features, in postcard. Nearly every major version added some tunables (`tunables.rs`), so a layout is
 //! believed only if it uses up the section.
 //!
 //! | version | change |
@@ -9,7 +9,7 @@
 //! | 39 | `debug_guest` |
 //! | 42 | `concurrency_support` |
 //! | 43 | `operator_cost`, `recording` |
-//! | 45 | one kind of inlining in place of a truth value and a rule for calls within a module; tunables of the GC heap |
+//! | 45 | one kind of inlining replaces a truth value and a rule for calls within a module; tunables of the GC heap |
 //! | 46 | three more truth values at the end |
 //! | 47 | `debug_symbols`, `gc_heap_initial_size` |
 //! | 50 | `asan_stack_switching` |
@@ -17,22 +17,22 @@
 use super::postcard::{Malformed, Reader};
 use super::version::Version;
 
-/// Which calls the compiler could replace by the function that is called.
+/// Which calls the compiler could replace by the code of the function that is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Inlining {
-    /// None that shows in a stack.
+    /// No calls that would show in a stack.
     Nothing,
     /// Calls between the modules of a component.
     BetweenModules,
-    /// The same, and calls within a module that uses the GC heap.
+    /// Calls between the modules of a component, and calls within a module that uses the GC heap.
     BetweenModulesAndGc,
-    /// All.
+    /// All calls.
     Everything,
 }
 
 impl Inlining {
-    /// From what stands in `.wasmtime.engine` behind the version. `None`: no known layout uses up all of it, or several do and
-    /// say different things.
+    /// Parses what stands in `.wasmtime.engine` behind the version. `None` if no known layout uses up all of it, or
+    /// if several do and say different things.
     pub fn parse(metadata: &[u8], version: Option<Version>) -> Option<Inlining> {
         if let Some(version) = version.filter(|v| v.known()) {
             return read(metadata, version).ok();
@@ -51,7 +51,7 @@ fn read(metadata: &[u8], version: Version) -> Result<Inlining> {
     flags(&mut r)?;
     flags(&mut r)?;
     let found = tunables(&mut r, version.0)?;
-    // Wasm features.
+    // The Wasm features.
     r.skip_number()?;
     if r.remaining() > 0 {
         return Err(r.wrong("bytes behind the end"));
@@ -59,7 +59,7 @@ fn read(metadata: &[u8], version: Version) -> Result<Inlining> {
     Ok(found)
 }
 
-/// Names and values (`FlagValue`).
+/// Skips flags: names and values (`FlagValue`).
 fn flags(r: &mut Reader<'_>) -> Result<()> {
     for _ in 0..r.count()? {
         r.str()?;
@@ -86,7 +86,8 @@ fn tunables(r: &mut Reader<'_>, version: u32) -> Result<Inlining> {
     // debug_native, debug_guest, debug_symbols, parse_wasm_debuginfo, consume_fuel
     truths(r, 3 + usize::from(version >= 39) + usize::from(version >= 47))?;
     if version >= 43 {
-        // operator_cost: a table of one byte per operator, whose number is not known, or the usual.
+        // operator_cost: a table of one byte per operator, where the number of operators is not known, or the usual
+        // costs.
         let wrong = r.wrong("costs of operators of the embedder's own");
         if r.byte()? != 1 {
             return Err(wrong);
@@ -150,7 +151,7 @@ mod tests {
         }
     }
 
-    /// The configuration behind the version.
+    /// The configuration, which stands behind the version.
     fn metadata(section: &[u8]) -> &[u8] {
         &section[2 + usize::from(section[1])..]
     }
@@ -163,7 +164,7 @@ mod tests {
             let read = Engine::parse(&section).unwrap();
             assert_eq!(read.inlining, Some(expected(&name)), "{name}");
             majors.insert(read.version().unwrap());
-            // Where the version is hidden the layouts that fit agree, or nothing is said.
+            // Where the version is hidden, the layouts that fit agree, or nothing is said.
             let guessed = Inlining::parse(metadata(&section), None);
             assert!(guessed.is_none_or(|guessed| guessed == expected(&name)), "{name}: {guessed:?}");
         }

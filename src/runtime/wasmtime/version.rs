@@ -1,7 +1,7 @@
 //! Which release of the runtime compiled an image.
 
-/// A major version. Layouts have changed between majors only, as far as the sources of the newest patch of each from 36
-/// to 50 tell.
+/// A major version of the runtime. Layouts have changed between majors only, as far as the sources of the newest
+/// patch of each major from 36 to 50 tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version(pub u32);
 
@@ -11,7 +11,7 @@ impl Version {
     /// The newest version whose layouts are known.
     pub const NEWEST: Version = Version(50);
 
-    /// From the text in an image: "48", or "36.0.20" as older releases wrote it. An embedder can put anything there
+    /// Parses the text in an image: "48", or "36.0.20" as older releases wrote it. An embedder can put anything there
     /// (`ModuleVersionStrategy::Custom`), so this is a hint that the structures themselves must confirm.
     pub fn parse(text: &str) -> Option<Version> {
         let major = text.split('.').next()?;
@@ -19,7 +19,7 @@ impl Version {
         digits.then(|| major.parse().ok().map(Version)).flatten()
     }
 
-    /// Whether its layouts are known.
+    /// Whether the layouts of this version are known.
     pub fn known(self) -> bool {
         (Version::OLDEST..=Version::NEWEST).contains(&self)
     }

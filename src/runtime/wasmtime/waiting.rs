@@ -1,26 +1,29 @@
-//! Guests that wait in an async call: their fibers are on no thread (`wasmtime-fiber: unix.rs, stackswitch/x86_64.rs`).
+//! Guests that wait in an async call: their fibers are on no thread (`wasmtime-fiber: unix.rs,
+//! stackswitch/x86_64.rs`).
 //!
-//! At the top of a fiber's stack are three words: a return address into `wasmtime_fiber_start`, the fiber's own stack pointer
-//! while it is suspended (inside of this very stack), and a pointer that is null then. Where the stack pointer leads are the
-//! callee-saved registers and the address at which the fiber goes on. This is the same in all versions from 30 to 50.
+//! At the top of a fiber's stack are three words: a return address into `wasmtime_fiber_start`, the fiber's own stack
+//! pointer while the fiber is suspended (it points into this very stack), and a pointer that is null while it is
+//! suspended. At that stack pointer are the callee-saved registers and the address at which the fiber goes on. This
+//! is the same in all versions from 30 to 50.
 //!
-//! The stack of a fiber that has ended looks alike in versions before 44, but no Wasm frame is on it.
+//! In versions before 44 the stack of a fiber that has ended looks alike, but no Wasm frame is on it.
 
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::limits::{MAX_WAITING, MAX_WAITING_STACKS};
 use crate::process::{Mapping, Memory};
 use crate::unwind::Cursor;
 
-/// `mov rdi, r12; mov rsi, rbp; call rbx`: what `wasmtime_fiber_start` begins with.
+/// `mov rdi, r12; mov rsi, rbp; call rbx`: the first instructions of `wasmtime_fiber_start`.
 const START: [u8; 8] = [0x4c, 0x89, 0xe7, 0x48, 0x89, 0xee, 0xff, 0xd3];
-/// Bytes at the top that every fiber has: the three words, and what is saved to switch.
+/// Number of bytes at the top of the stack that every fiber has: the three words, and what is saved to switch.
 const TOP: u64 = 72;
-/// Size of a stack if the host says nothing. The kernel makes one mapping of a stack and of memory behind it.
+/// Size of a fiber's stack in bytes if the host sets none. The kernel makes one mapping of a stack and of memory
+/// behind it, so the end of the mapping need not be the top of the stack.
 const DEFAULT_SIZE: u64 = 2 << 20;
-/// In the order in which they are popped.
+/// The saved registers, in the order in which they are popped.
 const SAVED: [Reg; 6] = [Reg::R15, Reg::R14, Reg::R13, Reg::R12, Reg::RBX, Reg::RBP];
 
-/// Where suspended fibers go on.
+/// Finds the suspended fibers: the registers with which each goes on.
 pub fn find(mappings: &[Mapping], memory: &dyn Memory) -> Vec<Cursor> {
     let stacks = mappings.iter().filter(|m| m.read && m.write && !m.execute && m.is_anonymous());
     let tops = stacks.take(MAX_WAITING_STACKS).flat_map(|m| {
@@ -74,11 +77,11 @@ mod tests {
     const CODE: u64 = 0x10_0000;
     const STACK: u64 = 0x2000_0000;
     const SIZE: u64 = 0x1000;
-    /// Behind the call in `wasmtime_fiber_start`, and where a fiber goes on.
+    /// Address behind the call in `wasmtime_fiber_start`. `NEXT` is the address at which a fiber goes on.
     const STARTED: u64 = CODE + START.len() as u64;
     const NEXT: u64 = CODE + 0x80;
 
-    /// The stack of a fiber, whose registers hold 1 to 6; `top`: the words from `T-24` on.
+    /// The stack of a fiber whose saved registers hold 1 to 6. `top` is the last three words of the stack.
     fn stack(saved_at: u64, top: [u64; 3]) -> Vec<u8> {
         let mut words = vec![0; SIZE as usize / 8];
         let at = saved_at as usize / 8;

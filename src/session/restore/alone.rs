@@ -1,4 +1,4 @@
-//! Who else is in the middle of something in the instance that is replaced.
+//! Checks that nobody else is in the middle of something in the instance that is replaced.
 
 use super::*;
 
@@ -10,7 +10,8 @@ pub(super) struct Own {
 }
 
 impl Own {
-    /// Whether nobody else is in the middle of something in the instance. Who cannot be looked at may be.
+    /// Checks that nobody else is in the middle of something in the instance. A thread that cannot be looked at may
+    /// be, so it is a reason to refuse.
     pub fn alone(
         &self,
         threads: &[&Thread],
@@ -57,7 +58,7 @@ impl Own {
         }
     }
 
-    /// Whether no other instance that is known has the same memory, which one of the two imports then.
+    /// Checks that no other known instance has the same memory. If one has, one of the two imports it.
     pub fn memory_alone(
         &self,
         runtime: &dyn Runtime,
@@ -87,7 +88,8 @@ mod tests {
     #[test]
     fn who_may_be_in_the_instance_is_a_reason_to_refuse() {
         use crate::unwind::Frame;
-        // By address: native code, Wasm in the instance, in another one, in an unknown one of this module and of another.
+        // The address of a frame says what it is: 1 is Wasm in the instance, 2 Wasm in another one, 3 Wasm in an
+        // unknown instance of this module, 4 in an unknown instance of another module. All else is native code.
         let describe = |at: &Cursor| {
             let (module, instance) = match at.address.raw() {
                 1 => (7, Some(0x1000)),

@@ -4,20 +4,22 @@ use super::*;
 use crate::process::live::inject::Borrowed;
 use std::cell::Cell;
 
-/// Bytes of stack below the image's frames: as much as the runtime's own has.
+/// Size in bytes of the stack below the image's frames. It is as large as the runtime's own stack.
 const STACK: u64 = 8 << 20;
-/// Bytes below the words that the oldest frame returns to, of which it takes the first.
+/// Number of bytes of `Place::outer` that are left on the stack when the oldest frame has returned: the frame takes
+/// the first of these words.
 const OUTER: u64 = 16;
-/// Nothing is mapped below: `vm.mmap_min_addr`.
+/// The lowest address at which anything is mapped (`vm.mmap_min_addr`).
 const LOWEST: u64 = 0x1_0000;
-/// How often a step back is tried.
+/// How many times a step back is tried.
 const UNDO_ATTEMPTS: usize = 3;
-/// Bytes of a `LocalMemory`: base, bound, and where the object is that keeps the memory.
+/// Size in bytes of a `LocalMemory`: base, bound, and the address of the object that keeps the memory.
 const DESCRIPTION: usize = 24;
-/// Bytes of the object that keeps a memory (`memory/static_.rs`, `memory/dynamic.rs`: 48).
+/// Size in bytes of the object that keeps a memory (`memory/static_.rs`, `memory/dynamic.rs`: 48).
 const MEMORY_OBJECT: usize = 48;
 
-/// The parts of `from .. from + len`, which must be mapped, as the mappings divide it: first address, bytes.
+/// The parts into which the mappings divide `from .. from + len`: the first address and the number of bytes of each.
+/// Returns an error unless all of it is mapped.
 fn pieces(mappings: &[Mapping], from: u64, len: u64) -> Result<Vec<(u64, u64)>, String> {
     let (mut at, end) = (from, from.saturating_add(len));
     let mut out = Vec::new();
@@ -40,15 +42,15 @@ fn gap_below(mappings: &[Mapping], limit: u64, len: u64) -> Option<u64> {
     gaps.filter_map(fits).last()
 }
 
-/// What is left after a failure.
+/// What is left of the changes after a failure.
 pub(super) enum Failed {
-    /// Nothing: the process is as it was. Why it failed.
+    /// Nothing is left: the process is as it was. The text says why it failed.
     AsItWas(String),
-    /// A change that could not be taken back.
+    /// A change is left that could not be taken back. The text says which, and why.
     Broken(String),
 }
 
-/// The changes.
+/// The restore of one image, while it changes the process.
 pub(super) struct Work<'a> {
     plan: &'a Plan,
     thread: Borrowed<'a>,
@@ -83,11 +85,11 @@ enum Undo {
     },
 }
 
-/// What the thread goes on with.
+/// What the thread goes on with when all steps are done.
 struct Ready {
     pc: u64,
     registers: KnownRegisters,
-    /// The old memory.
+    /// Address and size in bytes of the old memory, which was moved aside.
     aside: Option<(u64, u64)>,
 }
 
@@ -112,7 +114,7 @@ impl<'a> Work<'a> {
         let ready = match self.steps(&mut undo) {
             Ok(ready) => ready,
             Err(why) => {
-                // What can be put back is, whatever else cannot.
+                // All that can be put back is put back, even where something else cannot be.
                 let mut errors: Vec<String> =
                     undo.iter().rev().filter_map(|step| self.undo_surely(step).err()).collect();
                 errors.extend(self.thread.give_back().err());
@@ -128,14 +130,14 @@ impl<'a> Work<'a> {
         {
             notes.push(format!("the old memory is still mapped at {address:#x}: {e}"));
         }
-        // The call that unmapped has used the thread's registers.
+        // The system call that unmapped the old memory has used the thread's registers, so they are set again.
         self.thread.set_registers(ready.pc, |reg| ready.registers.of(reg)).map_err(Failed::Broken)?;
         let count = self.count.get();
         self.thread.keep().map_err(Failed::Broken)?;
         Ok((count, notes))
     }
 
-    /// Every change that has a way back.
+    /// Makes every change that has a way back.
     fn steps(&self, undo: &mut Vec<Undo>) -> Result<Ready, String> {
         let parts = &self.plan.parts;
         let needed = self.plan.stack(self.image, 1 << 46, &self.thread)?.words.len() as u64 * 8;
@@ -143,7 +145,8 @@ impl<'a> Work<'a> {
         let size = (needed.max(room.unwrap_or(0)) + STACK).next_multiple_of(PAGE);
         let stack = match self.plan.limit {
             None => self.map(size, READ_WRITE, undo)?,
-            // Later calls on the thread's own stack must not be below the new one's limit.
+            // The new stack is mapped below the old limit: later calls on the thread's own stack must not be below
+            // the limit of the new stack.
             Some(limit) => self.map_below(limit.address, size, undo)?,
         };
         self.step()?;
@@ -158,7 +161,7 @@ impl<'a> Work<'a> {
             self.write(cell.address, &bits.to_le_bytes(), undo)?;
         }
         if self.plan.limit.is_some() {
-            // The same depth of calls as on the thread's own stack.
+            // The new limit allows the same depth of calls as on the thread's own stack.
             let lowest = room.map_or(stack + WASM_PAGE, |room| top - OUTER - room);
             self.write(parts.vmctx + ctx::STACK_LOWER_BOUND, &lowest.to_le_bytes(), undo)?;
         }
@@ -217,7 +220,7 @@ impl<'a> Work<'a> {
         let fresh = self.map(wanted, READ_WRITE, undo)?;
         self.step()?;
         self.memory.pages(|at, page| self.thread.write(fresh + at, page))?;
-        // A place and no memory.
+        // This is only a range of addresses, without memory.
         let aside = self.map(wanted, 0, undo)?;
         self.relocate(base, aside, wanted, undo)?;
         self.relocate(fresh, base, wanted, undo)?;
@@ -253,7 +256,7 @@ impl<'a> Work<'a> {
         let address = self.thread.system_call(libc::SYS_mmap, [wanted, len, READ_WRITE, flags, NO_FILE, 0]);
         let address = address.map_err(|e| format!("{len} bytes cannot be mapped at {wanted:#x}: {e}"))?;
         undo.push(Undo::Unmap { address, len });
-        // Before Linux 4.17 it is a wish.
+        // Before Linux 4.17 the kernel takes the address as a wish only.
         if address == wanted { Ok(address) } else { Err(format!("{len} bytes cannot be mapped at {wanted:#x}")) }
     }
 
@@ -261,7 +264,7 @@ impl<'a> Work<'a> {
         self.thread.system_call(libc::SYS_munmap, [address, len, 0, 0, 0, 0]).map(|_| ())
     }
 
-    /// Moves pages to where others may be, with the way back.
+    /// Moves pages to another place, where other pages may be, and adds the way back.
     fn relocate(&self, from: u64, to: u64, len: u64, undo: &mut Vec<Undo>) -> Result<(), String> {
         for (piece, len) in self.pieces(from, len)? {
             let there = to.wrapping_add(piece.wrapping_sub(from));
@@ -272,7 +275,8 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// What is mapped from `from` on, each mapping by itself: before Linux 6.17 no call moves more than one.
+    /// The parts of what is mapped from `from` on, one for each mapping: before Linux 6.17 no call moves more than
+    /// one mapping.
     fn pieces(&self, from: u64, len: u64) -> Result<Vec<(u64, u64)>, String> {
         pieces(&self.thread.mappings().map_err(|e| format!("its mappings cannot be read: {e}"))?, from, len)
     }
@@ -283,7 +287,7 @@ impl<'a> Work<'a> {
         moved.map(|_| ()).map_err(|e| format!("{len} bytes at {from:#x} cannot be moved to {to:#x}: {e}"))
     }
 
-    /// Takes access and content from pages.
+    /// Takes the content of pages away, and the access to them.
     fn reserve(&self, address: u64, len: u64) -> Result<(), String> {
         let flags = PRIVATE | libc::MAP_FIXED as u64;
         self.thread.system_call(libc::SYS_mmap, [address, len, 0, flags, NO_FILE, 0]).map(|_| ())
@@ -296,7 +300,7 @@ impl<'a> Work<'a> {
         self.thread.write(address, bytes)
     }
 
-    /// Tries more than once: for an instant there may be no memory for it.
+    /// Takes one step back. This is tried more than once, because for an instant there may be no memory for it.
     fn undo_surely(&self, step: &Undo) -> Result<(), String> {
         (1..UNDO_ATTEMPTS).find_map(|_| self.undo(step).ok()).map_or_else(|| self.undo(step), Ok)
     }
@@ -314,7 +318,7 @@ impl<'a> Work<'a> {
                 let context = self.plan.parts.vmctx + ctx::MEMORY_BASE;
                 let (now, bound) = (self.word(context)?, self.word(context + 8)?);
                 if now != base {
-                    // A dynamic memory: the old mapping, with its guard page, was given up for a larger one.
+                    // This is a dynamic memory: the old mapping, with its guard page, was given up for a larger one.
                     for (piece, len) in self.pieces(now, size + PAGE)? {
                         self.remap(piece, base.wrapping_add(piece - now), len)?;
                     }

@@ -1,12 +1,12 @@
-//! DWARF: lines and inlined functions.
+//! Reads lines and inlined functions from DWARF.
 
 use super::excerpt::{Extent, Why, excerpt};
 use super::{NativeSymbol, demangle, files};
 use crate::limits;
 use crate::process::objects::{Excerpts, LoadedObject};
 use crate::process::unpack;
+use crate::process::unpack::section_bytes;
 use crate::symbolize::nesting::is_too_deep;
-use crate::unwind::cfi::section_bytes;
 use gimli::{EndianSlice, LittleEndian, Reader, Section as _};
 use object::{Object, ObjectSection};
 use std::borrow::Cow;
@@ -14,37 +14,38 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
-/// A section.
+/// Contents of a section of the file.
 pub(super) type Slice<'a> = EndianSlice<'a, LittleEndian>;
 type Context<'a> = addr2line::Context<Slice<'a>>;
 
 /// Debug information of one file.
 ///
-/// `addr2line::Context` keeps the abbreviations of every unit for good, which is most of the memory and half of the time
-/// that a distribution's libc costs. Here only the units are parsed in which an address lies: each as a context of its own,
-/// or, where units refer to others, those that are needed together as one ([`super::excerpt`]).
+/// `addr2line::Context` keeps the abbreviations of every unit for good, which takes most of the memory and half of
+/// the time that a distribution's libc costs. Here only units are parsed that have one of the addresses in question:
+/// each unit as a context of its own, or, where units refer to others, all units that are needed together as one
+/// context ([`super::excerpt`]).
 pub(super) struct Dwarf<'a> {
     sections: gimli::DwarfSections<Slice<'a>>,
     units: Units,
-    /// By the unit's offset in `.debug_info`.
+    /// The parsed units, by the unit's offset in `.debug_info`.
     contexts: RefCell<HashMap<usize, Rc<Option<Context<'a>>>>>,
-    /// Units whose functions cannot be read, by their offset.
+    /// Offsets of the units whose functions cannot be read.
     too_deep: RefCell<BTreeSet<usize>>,
-    /// Whether an address was in one.
+    /// Whether an address was in such a unit.
     met_too_deep: Cell<bool>,
     excerpts: &'a Excerpts,
-    /// All units, should there be no excerpt.
+    /// A context of all units, for the case that an excerpt cannot be made.
     whole: OnceCell<Option<Context<'a>>>,
 }
 
-/// Which units cover which addresses.
+/// The units of a file, and which addresses each of them covers.
 #[derive(Default)]
 struct Units {
-    /// All of them, ascending.
+    /// All units, in ascending order.
     all: Vec<Extent>,
-    /// Ascending by start.
+    /// The address ranges of all units, in ascending order of their starts.
     ranges: Vec<UnitRange>,
-    /// The highest end of the ranges up to this one.
+    /// For each range, the highest end of all ranges up to and including it.
     reach: Vec<u64>,
 }
 
@@ -55,9 +56,10 @@ struct UnitRange {
 }
 
 impl Units {
-    /// From `.debug_aranges`, and for units that are not there from their own entries.
+    /// Takes the ranges from `.debug_aranges`. The ranges of units that are not there come from the units' own
+    /// entries.
     fn of(mut dwarf: gimli::Dwarf<Slice<'_>>) -> Units {
-        // Many units with one large table of abbreviations would have it parsed as many times.
+        // If many units share one large table of abbreviations, it would be parsed once for each of them.
         dwarf.populate_abbreviations_cache(gimli::AbbreviationsCacheStrategy::Duplicates);
         let mut listed: HashMap<usize, Vec<(u64, u64)>> = HashMap::new();
         let mut headers = dwarf.debug_aranges.headers();
@@ -75,7 +77,7 @@ impl Units {
             let unit = (offset, header.length_including_self());
             all.push(unit);
             let mut add = |start: u64, end: u64| {
-                // Zero is what linkers leave of functions that they threw away.
+                // Linkers leave zero as the start of functions that they threw away.
                 if start < end && start != 0 && ranges.len() < limits::MAX_SYMBOLS {
                     ranges.push(UnitRange { start, end, unit });
                 }
@@ -84,7 +86,7 @@ impl Units {
                 Some(listed) => listed.iter().for_each(|&(start, end)| add(start, end)),
                 None => {
                     let Ok(unit) = dwarf.unit(header) else { continue };
-                    // What is there before an error counts.
+                    // The ranges that were read before an error count.
                     let _ = unit_ranges(&dwarf, &unit, &mut add);
                 }
             }
@@ -97,7 +99,7 @@ impl Units {
         Units { all, reach: ranges.iter().scan(0, highest).collect(), ranges }
     }
 
-    /// The units around `svma`, the one that begins last first.
+    /// The units around `svma`. The unit whose range begins last comes first.
     fn around(&self, svma: u64) -> impl Iterator<Item = Extent> {
         let before = self.ranges.partition_point(|r| r.start <= svma);
         let reaches = self.ranges[..before].iter().zip(&self.reach).rev().take_while(move |&(_, &reach)| svma < reach);
@@ -105,8 +107,8 @@ impl Units {
     }
 }
 
-/// Calls `add` with the ranges of a unit's own entry. `gimli::Dwarf::unit_ranges` adds up what linkers leave of functions
-/// that they threw away, the highest address and a size.
+/// Calls `add` with the ranges that a unit's own entry states. `gimli::Dwarf::unit_ranges` is not used, because for
+/// functions that linkers threw away it adds a size to the highest address, which linkers leave as their start.
 fn unit_ranges<'a>(
     dwarf: &gimli::Dwarf<Slice<'a>>,
     unit: &gimli::Unit<Slice<'a>>,
@@ -137,7 +139,7 @@ fn unit_ranges<'a>(
     Ok(())
 }
 
-/// Whether entries of a unit with the abbreviations at `offset` may refer to places outside of it.
+/// Whether entries of a unit with the abbreviations at `offset` may refer to places outside of the unit.
 fn refers_outside(abbreviations: &Slice<'_>, offset: usize) -> bool {
     fn scan(mut input: Slice<'_>, offset: usize) -> gimli::Result<bool> {
         input.skip(offset)?;
@@ -166,8 +168,8 @@ fn refers_outside(abbreviations: &Slice<'_>, offset: usize) -> bool {
     scan(*abbreviations, offset).unwrap_or(true)
 }
 
-/// Sections that names, lines and inlined functions come from. Places of variables and macros, which are as large, are
-/// left packed.
+/// The sections that names, lines and inlined functions come from. The sections with places of variables and with
+/// macros, which are as large, are left compressed.
 const SECTIONS: [gimli::SectionId; 10] = {
     use gimli::SectionId as Id;
     [
@@ -185,7 +187,7 @@ const SECTIONS: [gimli::SectionId; 10] = {
 };
 
 impl<'a> Dwarf<'a> {
-    /// Of a file, or of its separate debug file.
+    /// Loads the debug information of a file, or of its separate debug file.
     pub fn load(object: &'a LoadedObject) -> Option<Dwarf<'a>> {
         let file = files(object).find(|file| {
             let sections = [".debug_info", ".zdebug_info"];
@@ -245,7 +247,7 @@ impl<'a> Dwarf<'a> {
         })
     }
 
-    /// Parses the units around some addresses.
+    /// Parses the units around these addresses.
     pub fn prepare(&self, svmas: impl Iterator<Item = u64>) {
         let mut together = BTreeSet::new();
         for unit in svmas.flat_map(|svma| self.units.around(svma)) {
@@ -281,7 +283,7 @@ impl<'a> Dwarf<'a> {
         }
     }
 
-    /// Of a unit that is too deep only lines are read.
+    /// Makes a context for a unit that is too deep, of which only lines are read.
     fn lines_only(&self, unit: Extent) {
         self.too_deep.borrow_mut().insert(unit.0);
         let context = self.alone(unit).and_then(|(dwarf, _)| Context::from_dwarf(dwarf).ok());
@@ -342,7 +344,7 @@ impl<'a> Dwarf<'a> {
         Context::from_dwarf(dwarf).map_or(Alone::Broken, Alone::Complete)
     }
 
-    /// Several units and what they need of others.
+    /// Makes one context of several units and the parts of other units that they need.
     fn excerpt(&self, units: &[Extent]) -> Result<Context<'a>, Why> {
         let mut dwarf = self.without_ranges();
         let info = self.excerpts.keep(excerpt(&dwarf, &self.units.all, units)?).ok_or(Why::Broken)?;
@@ -358,12 +360,12 @@ impl<'a> Dwarf<'a> {
     }
 }
 
-/// One unit by itself.
+/// The result of parsing one unit by itself.
 enum Alone<'a> {
     Complete(Context<'a>),
-    /// Only lines may be asked for.
+    /// The unit may be asked for lines only.
     TooDeep,
-    /// It has names in other units, and may be too deep.
+    /// The unit has names in other units. It may be too deep as well.
     NeedsOthers,
     Broken,
 }
@@ -372,7 +374,7 @@ fn frames<R: Reader>(context: &addr2line::Context<R>, svma: u64) -> Vec<NativeSy
     let mut out = Vec::new();
     let Ok(mut frames) = context.find_frames(svma).skip_all_loads() else { return out };
     while let Ok(Some(frame)) = frames.next() {
-        // As many as may be inlined, and the one around them.
+        // There are at most as many frames as may be inlined, and the function around them.
         if out.len() > limits::MAX_INLINE_DEPTH {
             break;
         }
@@ -386,7 +388,7 @@ fn frames<R: Reader>(context: &addr2line::Context<R>, svma: u64) -> Vec<NativeSy
     out
 }
 
-/// The line alone, in the function that the symbol table has.
+/// The file and the line alone. The name of the function comes from the symbol table.
 fn line<R: Reader>(context: &addr2line::Context<R>, svma: u64) -> Vec<NativeSymbol> {
     let Ok(Some(found)) = context.find_location(svma) else { return Vec::new() };
     vec![NativeSymbol { file: found.file.map(str::to_string), line: found.line, ..NativeSymbol::default() }]
@@ -415,7 +417,7 @@ mod tests {
                 [s.start, s.start + size / 2, s.start + size]
             };
             let svmas: Vec<u64> = symbols.symbols.iter().step_by(step).flat_map(places).collect();
-            // Alone and together, each by what is made for it.
+            // Some addresses are prepared together, the others one by one.
             for (at, &svma) in svmas.iter().enumerate() {
                 if at % 60 == 30 {
                     dwarf.prepare(svmas[at..].iter().take(30).copied());
@@ -430,7 +432,8 @@ mod tests {
         println!("{compared} addresses");
     }
 
-    /// Debug information of this test's own executable with some bytes changed: no panic, whatever is found.
+    /// Reads debug information of this test's own executable with some bytes changed. It must not panic, whatever is
+    /// found.
     #[test]
     fn damaged_units_are_put_together_or_not() {
         let objects = own_objects();
@@ -468,10 +471,11 @@ mod tests {
 
     #[test]
     fn a_unit_at_the_highest_address_is_nowhere() {
-        // DW_TAG_compile_unit without children: DW_AT_low_pc as DW_FORM_addr, DW_AT_high_pc as DW_FORM_data8.
+        // The abbreviation is DW_TAG_compile_unit without children: DW_AT_low_pc as DW_FORM_addr, DW_AT_high_pc as
+        // DW_FORM_data8.
         let abbreviations = [1, 0x11, 0, 0x11, 0x01, 0x12, 0x07, 0, 0, 0];
         for (low, ranges) in [(0x1000, &[(0x1000, 0x1010)][..]), (u64::MAX, &[])] {
-            // Length, version 4, abbreviations at 0, addresses of 8 bytes, code 1.
+            // The unit has: length, version 4, abbreviations at 0, addresses of 8 bytes, code 1.
             let mut info =
                 [&[24, 0, 0, 0, 4, 0, 0, 0, 0, 0, 8, 1][..], &low.to_le_bytes(), &0x10u64.to_le_bytes()].concat();
             info[0] = info.len() as u8 - 4;
@@ -488,12 +492,13 @@ mod tests {
 
     #[test]
     fn units_that_refer_to_others_are_told() {
-        // Code 1: a unit without children, DW_AT_name as DW_FORM_strp; code 2: DW_AT_high_pc as DW_FORM_implicit_const -1.
+        // Code 1 is a unit without children: DW_AT_name as DW_FORM_strp. Code 2 has DW_AT_high_pc as
+        // DW_FORM_implicit_const -1.
         let plain = [1, 0x11, 0, 3, 0x0e, 0, 0, 2, 0x2e, 0, 0x12, 0x21, 0x7f, 0, 0, 0];
         let told = |bytes: &[u8], offset| refers_outside(&EndianSlice::new(bytes, LittleEndian), offset);
         assert!(!told(&plain, 0));
         assert!(!told(&plain, 7));
-        // The second refers by its place in the whole section: DW_AT_abstract_origin, DW_FORM_ref_addr.
+        // The second entry refers to a place in the whole section: DW_AT_abstract_origin, DW_FORM_ref_addr.
         let mut outside = plain;
         outside[10..13].copy_from_slice(&[0x31, 0x10, 0]);
         outside[13] = 0;

@@ -1,14 +1,14 @@
-//! The part of a file's debug information that some of its units need.
+//! Rebuilds the part of a file's debug information that some of its units need.
 //!
-//! `addr2line` parses the head of every unit that it is given, with the names of its source files, which is most of what a
-//! large program costs. Units that need no other are given alone. Those of a Rust program do need others: what was inlined
-//! over the border of a unit has its name there. For them `.debug_info` is rebuilt with everything at its place, in memory
-//! that costs nothing where it is empty:
+//! `addr2line` parses the head of every unit that it is given, with the names of the unit's source files, which is
+//! most of the cost of a large program. A unit that needs no other unit is given to it alone. Units of a Rust program
+//! do need others: a function that was inlined from another unit has its name in that unit. For such units
+//! `.debug_info` is rebuilt with every part at its original place, in memory that costs nothing where it is empty:
 //!
 //! ```text
 //! a unit that is asked for      all of it
-//! one that has a needed name    its head, its first entry, and the entries on the way to the name
-//! all others                    runs of them become one unit of types, which readers of addresses pass over
+//! a unit with a needed name     its head, its first entry, and the entries on the way to the name
+//! all other units               runs of them become one unit of types, which readers of addresses pass over
 //! ```
 
 use super::dwarf::Slice;
@@ -21,17 +21,19 @@ use memmap2::{Mmap, MmapOptions};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-/// Where a unit lies in `.debug_info`: offset and length in bytes.
+/// The place of a unit in `.debug_info`: its offset and its length in bytes.
 pub(super) type Extent = (usize, usize);
 
-/// Bytes of the smallest unit of types: length, version, kind, size of addresses, abbreviations, signature, type.
+/// Size in bytes of the smallest unit of types: length, version, kind, size of addresses, abbreviations, signature,
+/// type.
 const TYPE_UNIT: usize = 24;
-/// No unit that is put in place of others is larger: lengths from 0xffff_fff0 on have another meaning.
+/// Upper bound in bytes for a unit that is put in place of others: lengths from 0xffff_fff0 on have another meaning.
 const MOST: usize = 1 << 30;
 
-/// `.debug_info` with what `wanted` need, of all the units `all` (ascending, each begins where the one before ends).
-/// `Broken` if it is damaged, or there is no memory; `TooDeep` tells those of which `addr2line` can read no functions
-/// ([`nesting`](crate::symbolize::nesting)): ask again without them.
+/// A `.debug_info` with all that the units `wanted` need. `all` are all units of the file, in ascending order, each
+/// beginning where the one before ends. Fails with `Broken` if the section is damaged or there is no memory, and with
+/// `TooDeep` if there are units of which `addr2line` can read no functions ([`nesting`](crate::symbolize::nesting)):
+/// the error lists these units, and the caller must ask again without them.
 pub(super) fn excerpt(dwarf: &gimli::Dwarf<Slice<'_>>, all: &[Extent], wanted: &[Extent]) -> Result<Mmap, Why> {
     let mut needs = Needs { dwarf, all, entries: BTreeMap::new(), tables: HashMap::new(), units: HashMap::new() };
     let mut open = Vec::new();
@@ -42,7 +44,7 @@ pub(super) fn excerpt(dwarf: &gimli::Dwarf<Slice<'_>>, all: &[Extent], wanted: &
         match needs.references(offset, &mut open) {
             Ok(false) => {}
             Ok(true) => too_deep.push(unit),
-            // The others are looked at too: none that is too deep may be read.
+            // The other units are looked at as well, because no unit that is too deep may be read.
             Err(_) => is_broken = true,
         }
     }
@@ -63,20 +65,20 @@ pub(super) enum Why {
 struct Needs<'a, 'd> {
     dwarf: &'a gimli::Dwarf<Slice<'d>>,
     all: &'a [Extent],
-    /// Starts and ends of what is copied.
+    /// Starts and ends of the parts of `.debug_info` that are copied, as offsets.
     entries: BTreeMap<usize, usize>,
-    /// By offset in `.debug_abbrev`.
+    /// Tables of abbreviations, by their offset in `.debug_abbrev`.
     tables: HashMap<usize, Arc<gimli::Abbreviations>>,
     units: HashMap<usize, UnitHeader<Slice<'d>>>,
 }
 
-/// Whether an attribute leads to the entry that has the name.
+/// Whether an attribute leads to the entry that has the name of a function.
 fn leads_to_name(spec: &AttributeSpecification) -> bool {
     matches!(spec.name(), gimli::DW_AT_abstract_origin | gimli::DW_AT_specification)
 }
 
 impl<'d> Needs<'_, 'd> {
-    /// Takes what is open, which leads to more, and builds it all.
+    /// Takes the entries at the offsets in `open`, then those that they lead to, and builds the result.
     fn complete(&mut self, wanted: &[Extent], mut open: Vec<usize>) -> Option<Mmap> {
         let whole: BTreeSet<usize> = wanted.iter().map(|w| w.0).collect();
         while let Some(offset) = open.pop() {
@@ -108,8 +110,9 @@ impl<'d> Needs<'_, 'd> {
         Ok((header, table))
     }
 
-    /// The entries of other units that those of a whole unit lead to. Whether functions of it are inlined too deep into
-    /// each other, which is seen on the way: a unit is not read twice for it.
+    /// Adds to `open` the entries of other units that the entries of a whole unit lead to. Returns whether functions
+    /// of the unit are inlined too deep into each other. This is checked on the way, so that no unit is read twice
+    /// for it.
     fn references(&mut self, unit: usize, open: &mut Vec<usize>) -> gimli::Result<bool> {
         let (header, table) = self.unit(unit)?;
         let mut entries = Skim::new(&header, &table, |spec| {
@@ -136,7 +139,7 @@ impl<'d> Needs<'_, 'd> {
         Ok(false)
     }
 
-    /// Takes the entry at `offset` of `unit`, and the unit's head.
+    /// Takes the entry at `offset` in `unit`, and the head of the unit.
     fn entry(&mut self, unit: usize, offset: usize, open: &mut Vec<usize>) -> gimli::Result<()> {
         let (header, table) = self.unit(unit)?;
         for start in [None, Some(UnitOffset(offset - unit))] {
@@ -176,7 +179,7 @@ impl<'d> Needs<'_, 'd> {
                 None if !is_needed => passed = Some(at),
                 _ => {}
             }
-            // Each must be where it is said to be.
+            // Each unit must lie where `all` says.
             if at.checked_add(length)? > info.len() {
                 return None;
             }
@@ -185,11 +188,11 @@ impl<'d> Needs<'_, 'd> {
     }
 }
 
-/// Puts units of types in place of those from `start` to `end`.
+/// Puts units of types in place of the units from `start` to `end`.
 fn pass_over(out: &mut [u8], info: &[u8], mut start: usize, end: usize) -> Option<()> {
     while start < end {
         let length = match end - start {
-            // Too short to be anything else than what it is.
+            // The part is too short to be replaced, so it is copied as it is.
             short if short < TYPE_UNIT => {
                 out.get_mut(start..end)?.copy_from_slice(info.get(start..end)?);
                 return Some(());

@@ -1,18 +1,19 @@
-//! A process that loads something else at the same addresses, between the stop and the reading.
+//! Tests with a process that loads something else at the same addresses, between the stop and the reading.
 
 use super::*;
 
-/// Where the target has its module: the first page can be executed, the others can be written.
+/// Address of the target's module. Its first page can be executed, the others can be written.
 const CODE: usize = 0x5ead_0000_0000;
-/// Bytes of it: more than is copied at a second stop of what is read at once.
+/// Size of the module in bytes. If all of it is read at once, it is more than a second stop copies.
 const SIZE: usize = 2 * limits::MAX_REREAD_BYTES as usize;
 
-/// The target's answer to `load N`: unmaps what it has loaded, maps as much memory at the same place, and fills it with
-/// words of N and their place. The first time a thread is started that has a word on its stack which points there.
+/// Runs in the target when it is asked to `load N`. Unmaps what it has loaded, maps as much memory at the same place,
+/// and fills it with words that are made of N and of their place. The first time it also starts a thread that has a
+/// word on its stack which points into that memory.
 pub(super) fn load(line: &str) {
     let number: u64 = line.trim_start_matches("load ").parse().unwrap();
     static LOADED: AtomicU64 = AtomicU64::new(0);
-    // SAFETY: nothing else is mapped there; the test process has no other thread that looks there.
+    // SAFETY: nothing else is mapped there, and the test process has no other thread that reads there.
     unsafe {
         if LOADED.load(Ordering::SeqCst) != 0 {
             assert_eq!(libc::munmap(CODE as *mut _, SIZE), 0);
@@ -59,7 +60,8 @@ fn read(live: &LiveTarget, at: usize) -> Result<u64, MemoryError> {
     live.read_u64((CODE + at) as u64)
 }
 
-/// A capture after which nothing happens: the threads of the target have come to where they wait.
+/// A capture after which nothing happens any more, because the threads of the target have come to the place where
+/// they wait.
 fn quiet(peer: &Peer) -> LiveTarget {
     loop {
         let live = peer.capture();
@@ -76,7 +78,8 @@ fn what_is_read_later_is_proven_while_nothing_is_loaded() {
     let live = quiet(&peer);
     assert_eq!(read(&live, 0x100), Ok(word_of(1, 0x100)));
     assert!(live.is_proven());
-    // The same bytes at the same place: no look at them tells that they are not those of the stop.
+    // The same bytes are loaded at the same place again. Their contents do not tell that they are not those of the
+    // stop.
     peer.load(1);
     assert!(!live.is_proven());
     assert!(!live.is_same_code(&peer.capture()));
@@ -98,13 +101,13 @@ fn code_that_changes_without_a_fault_is_seen() {
     assert!(!live.is_proven());
     live.evidence.code[at].1[0] ^= 1;
     assert!(live.is_proven());
-    // Code that was unloaded.
+    // This mapping stands for code that was unloaded.
     let mut gone = live.mappings.iter().find(|m| m.start == CODE as u64).unwrap().clone();
     (gone.start, gone.end) = (gone.start - PAGE, gone.start);
     live.mappings.push(gone);
     assert!(!live.is_proven());
     live.mappings.pop();
-    // A kernel that counts no faults proves nothing.
+    // If the kernel counts no faults, nothing is proven.
     live.evidence.faults = None;
     assert!(!live.is_proven());
 }
@@ -114,7 +117,7 @@ fn the_next_capture_has_what_the_last_one_read() {
     let mut peer = Peer::target();
     peer.load(1);
     let first = peer.capture();
-    // Of a page that is there, and of one that is not.
+    // Reads a page that is there, and one that is not.
     let hole = (CODE - PAGE as usize) as u64;
     assert_eq!(read(&first, 0x200), Ok(word_of(1, 0x200)));
     assert!(first.read_u64(hole).is_err());
@@ -123,11 +126,12 @@ fn the_next_capture_has_what_the_last_one_read() {
     peer.load(2);
     let second = peer.again(&set);
     peer.load(3);
-    // What was copied, and what is read as it is now.
+    // The bytes that were copied are those of the second load. The hole was not there at the capture, so it is not
+    // read now.
     assert_eq!(read(&second, 0x208), Ok(word_of(2, 0x208)));
     assert_eq!(second.read_u64(hole), Err(MemoryError::Unmapped { address: hole, len: 8 }));
     assert!(second.is_proven());
-    // Farther than what is copied beside a page.
+    // This page is farther away than the pages that are copied beside a wanted one.
     let far = 100 * PAGE as usize;
     assert_eq!(read(&second, far), Ok(word_of(3, far)));
     assert!(!second.is_proven());
@@ -136,7 +140,8 @@ fn the_next_capture_has_what_the_last_one_read() {
     peer.load(4);
     assert_eq!((read(&third, 0x200), read(&third, far)), (Ok(word_of(3, 0x200)), Ok(word_of(3, far))));
     assert!(third.is_proven());
-    // A search finds what was copied, and hints for the rest, which are no reads.
+    // A search finds what was copied. For the rest it finds hints in the running process, which do not count as
+    // reads.
     let mut bytes = vec![0; 201 * PAGE as usize];
     assert_eq!(third.scan(CODE as u64, &mut bytes), bytes.len());
     assert_eq!(bytes[far..far + 8], word_of(3, far).to_le_bytes());
@@ -158,7 +163,7 @@ fn in_the_end_what_was_not_copied_cannot_be_read() {
     peer.load(2);
     assert_eq!(read(&sealed, 8), Ok(word_of(1, 8)));
     assert!(sealed.is_proven() && !sealed.is_gone());
-    // Nothing was there, for certain.
+    // At this address nothing was mapped, for certain.
     assert!(matches!(sealed.read_u64(CODE as u64 - PAGE), Err(MemoryError::Unmapped { .. })));
     assert!(sealed.is_proven());
     let far = (CODE + 100 * PAGE as usize) as u64;
@@ -180,7 +185,7 @@ fn of_what_is_too_large_to_be_copied_samples_are() {
     assert!(second.copied.samples.len() as u64 <= limits::MAX_REREAD_SAMPLES && !second.copied.samples.is_empty());
     second.read(CODE as u64, &mut whole).unwrap();
     assert!(second.is_proven() && !second.is_too_much());
-    // The same is loaded once more; then something else.
+    // The same module is loaded once more, then another one.
     peer.load(1);
     second.read(CODE as u64, &mut whole).unwrap();
     assert!(second.is_proven());
@@ -190,7 +195,7 @@ fn of_what_is_too_large_to_be_copied_samples_are() {
     assert!(second.is_proven());
     peer.load(2);
     second.read(CODE as u64, &mut whole).unwrap();
-    // It is no use that the first module has come back when it is asked: it was not there when it was read.
+    // The first module is back now, but that proves nothing: it was not there when the memory was read.
     peer.load(1);
     assert!(!second.is_proven());
 }
@@ -208,7 +213,7 @@ fn so_many_pages_are_copied_and_kept_in_mind() {
     let second = peer.again(&set);
     assert!(second.is_too_much());
     let beside = {
-        // One page is wanted: some around it are copied, and no more.
+        // One page is wanted: some pages around it are copied too, and no more.
         let one = peer.capture();
         read(&one, SIZE / 2).unwrap();
         let mut set = ReadSet::default();
@@ -226,7 +231,7 @@ fn so_many_pages_are_copied_and_kept_in_mind() {
         log.add(page * PAGE, 1);
     }
     assert!(log.is_beyond());
-    // So much of the stacks is looked through, and so many blocks are found.
+    // The stacks are looked through up to a limit, and up to a limit of blocks is found.
     let mapping =
         Mapping { start: 0x10_0000, end: 0x100_0000, read: true, write: false, execute: true, offset: 0, path: None };
     let words: Vec<u8> =

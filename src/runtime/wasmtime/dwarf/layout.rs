@@ -1,4 +1,4 @@
-//! The source of a whole function at once.
+//! Describes the source of a whole function at once.
 
 use super::sections::BIAS;
 use super::{ImageDwarf, Scope, SourceFrame};
@@ -6,8 +6,9 @@ use crate::limits::MAX_LAYOUT_WORK;
 use std::ops::Range;
 
 impl ImageDwarf {
-    /// The source-level functions of the function whose code is at these offsets: each list, innermost first, holds from
-    /// its offset to the next; empty where nothing is described. `None`: the source of this function is not described.
+    /// The source-level functions of all code of the function at the offsets `code`. Each list has the innermost
+    /// first and holds from its offset to the next. It is empty where nothing is described. `None`: the source of
+    /// this function is not described.
     pub fn layout(&self, code: Range<u32>) -> Option<Vec<(u32, Vec<SourceFrame>)>> {
         let range = BIAS + u64::from(code.start)..BIAS + u64::from(code.end);
         let function = self.units.function_at(range.start).filter(|f| !f.unit.generated)?;
@@ -32,7 +33,7 @@ impl ImageDwarf {
                     chain.push(scope);
                 }
             }
-            // A part of the chain would be the wrong function's.
+            // If only a part of the chain was found, it would name the wrong function.
             if work == 0 { Vec::new() } else { chain }
         };
         let frames = |address| ((address - BIAS) as u32, self.source_frames(&chain(address), address));
@@ -46,7 +47,7 @@ mod tests {
     use crate::runtime::wasmtime::image::{Image, SliceMemory};
     use crate::runtime::wasmtime::testing::fixture;
 
-    /// What is laid out is what is said of each byte of the code by itself.
+    /// The layout says of each byte of the code what is said when only this byte is asked for.
     #[test]
     fn the_whole_is_the_sum_of_its_parts() {
         for (name, most) in [("c/48", 1), ("c/48-optimized", 2), ("c/36", 1)] {

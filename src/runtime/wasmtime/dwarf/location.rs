@@ -1,4 +1,4 @@
-//! Where a variable is at one place in the code, and its bytes.
+//! Finds where a variable is at one address of the code, and reads its bytes.
 
 use gimli::{
     AttributeValue, Evaluation, EvaluationResult, Expression, Location, Piece, Reader, UnitOffset, Value, ValueType,
@@ -11,12 +11,12 @@ use crate::limits::{MAX_EXPRESSION_STEPS, MAX_LOCATIONS, MAX_REFERENCE_DEPTH};
 use crate::process::Memory;
 use crate::runtime::Why;
 
-/// Distance from the frame's address up to which memory is taken for a part of the frame, in what is printed.
+/// Bytes from the frame's address within which memory is printed as a part of the frame.
 const FRAME_REACH: u64 = 1 << 20;
 
-/// What expressions of one frame are evaluated against.
+/// What the expressions of one frame are evaluated with.
 pub(super) struct Frame<'a> {
-    /// Address in the relocated debug information.
+    /// Address of the code where the frame is, as the relocated debug information counts.
     pub(super) address: u64,
     pub(super) registers: &'a Registers,
     pub(super) cfa: Option<u64>,
@@ -25,11 +25,11 @@ pub(super) struct Frame<'a> {
     pub(super) frame_base: Option<Attribute>,
 }
 
-/// A variable's place.
+/// Where a variable is.
 pub(super) enum Found {
-    /// In one place, or in pieces.
+    /// The variable is in one place, or in several pieces.
     Pieces(Vec<Piece<Slice>>),
-    /// The compiler knew the value.
+    /// The compiler knew the value, which is a constant.
     Constant(Attribute),
 }
 
@@ -60,7 +60,7 @@ impl Frame<'_> {
         bytes.map_err(|_| why(format!("memory at {address:#x} is not readable")))
     }
 
-    /// `[fp-0x10]` for what is in the frame, else the address.
+    /// The text for an address: `[fp-0x10]` if it is in the frame, else the address itself.
     fn name(&self, address: u64) -> String {
         let Some(cfa) = self.cfa else { return format!("[{address:#x}]") };
         let lowest = self.registers.sp().unwrap_or(0).max(cfa.saturating_sub(FRAME_REACH));
@@ -102,7 +102,7 @@ fn expression_at(units: &Units, unit: &Unit, value: Attribute, address: u64) -> 
     }
     let list = units.dwarf.attr_locations(&unit.unit, value).map_err(broken)?;
     let mut list = list.ok_or_else(|| why("its place is described in an unknown form"))?;
-    // One by one: `next` skips any number of empty ranges.
+    // The ranges are read one by one, because gimli's `next` skips any number of empty ranges at once.
     for _ in 0..MAX_LOCATIONS {
         let Some(raw) = list.next_raw().map_err(broken)? else { return Err(why(OPTIMIZED_OUT)) };
         let Some(entry) = list.convert_raw(raw).map_err(broken)? else { continue };
@@ -113,7 +113,8 @@ fn expression_at(units: &Units, unit: &Unit, value: Attribute, address: u64) -> 
     Err(why("its places are too many to look at"))
 }
 
-/// `based`: the expression may refer to the frame's base (the base's own may not).
+/// Evaluates an expression for a frame. `based`: the expression may refer to the frame's base, which the expression
+/// of the base itself may not do.
 fn evaluate(
     units: &Units,
     unit: &Unit,
@@ -125,7 +126,7 @@ fn evaluate(
     if encoding.address_size != 8 {
         return Err(why("the debug information has addresses of another size"));
     }
-    // An empty description says that there is nothing; evaluated, it would be a mistake.
+    // An empty expression says that the variable is nowhere; to evaluate it would be a mistake.
     if expression.0.is_empty() {
         return Err(why(OPTIMIZED_OUT));
     }
@@ -178,8 +179,9 @@ fn operation(state: &EvaluationResult<Slice>) -> &'static str {
     }
 }
 
-/// Functions that had debug information have the CFA as their base, whatever the source had; those that had none have no
-/// base, and their places count from the CFA all the same (`attr.rs`, `expression.rs: translate_loc`).
+/// The frame base of the function. Functions that had debug information have the CFA as their base, whatever the
+/// source had. Functions that had none have no base, and their places count from the CFA all the same (`attr.rs`,
+/// `expression.rs: translate_loc`).
 fn frame_base(units: &Units, unit: &Unit, frame: &Frame<'_>) -> Result<u64, Why> {
     let Some(value) = frame.frame_base.clone() else { return frame.cfa() };
     let expression = expression_at(units, unit, value, frame.address)?;
@@ -204,7 +206,7 @@ fn base_type(unit: &Unit, offset: UnitOffset) -> Result<ValueType, Why> {
     found.ok_or_else(|| why("its place is described with an unknown type"))
 }
 
-/// `bytes`, eight of them, as a value of the type.
+/// The eight `bytes` as a value of the type at `offset`.
 fn typed(unit: &Unit, offset: UnitOffset, bytes: &[u8]) -> Result<Value, Why> {
     match base_type(unit, offset)? {
         ValueType::Generic => {
@@ -258,7 +260,7 @@ fn piece_bytes(location: &Location<Slice>, len: usize, frame: &Frame<'_>) -> Res
         Location::Register { register } => {
             let (reg, value) = frame.register(*register)?;
             let bytes = value.to_le_bytes();
-            // Of vector registers only the low half is kept.
+            // Only the low half of a vector register is kept.
             let bytes = bytes.get(..len).ok_or_else(|| why(format!("it is larger than what is known of {reg}")))?;
             Ok((bytes.to_vec(), reg.name().to_string()))
         }

@@ -10,11 +10,12 @@ use crate::limits::MAX_IMAGE_DEBUG_BYTES;
 use crate::process::Memory;
 use crate::runtime::wasmtime::image::{Image, Section};
 
-/// Bytes of a section.
+/// The bytes of a section.
 pub(super) type Slice = EndianArcSlice<LittleEndian>;
 
-/// What the code's first byte is relocated to. Not zero: code that the linker dropped has the address 0 without a
-/// relocation, which must not be taken for the first function's, and a location list ends with two zeros.
+/// The address that relocation gives to the first byte of the code. It is not zero, since code that the linker
+/// dropped has the address 0 without a relocation, which must not be taken for that of the first function, and since
+/// a location list ends with two zeros.
 pub(super) const BIAS: u64 = 1 << 40;
 
 const SHT_RELA: u32 = 4;
@@ -24,7 +25,8 @@ const R_X86_64_NONE: u32 = 0;
 const R_X86_64_64: u32 = 1;
 const R_X86_64_32: u32 = 10;
 
-/// The debug sections by name. `None`: the image has no debug information.
+/// Reads the debug sections and applies their relocations. The result has their bytes by name. `None`: the image has
+/// no debug information.
 pub(super) fn read(image: &Image, memory: &dyn Memory) -> Result<Option<BTreeMap<String, Vec<u8>>>, String> {
     if !image.has(".debug_info") {
         return Ok(None);
@@ -68,7 +70,7 @@ fn contents(image: &Image, section: &Section, memory: &dyn Memory) -> Result<Vec
     let failed = |e| format!("{}: {e}", section.name);
     let from = image.base().wrapping_add(section.offset);
     if let Some(last) = section.size.checked_sub(1) {
-        // Before so much is allocated: the end must be there.
+        // Before so much memory is allocated, the last byte must be readable.
         memory.read(from.wrapping_add(last), &mut [0]).map_err(failed)?;
     }
     memory.read_vec(from, section.size as usize).map_err(failed)
@@ -88,7 +90,8 @@ impl<'a> Symbols<'a> {
         Ok(Symbols { table: contents(image, section, memory)?, sections: image.sections() })
     }
 
-    /// Functions count from [`BIAS`], debug sections from 0, as the references between them do.
+    /// The value of a symbol. Functions count from [`BIAS`], debug sections from 0, as the references between them
+    /// do.
     fn value(&self, index: u32) -> Result<u64, String> {
         let at = (index as usize).checked_mul(24).and_then(|from| self.table.get(from..)?.get(..24));
         let mut b = Bytes::new(at.ok_or_else(|| format!("there is no symbol {index}"))?);
@@ -128,7 +131,7 @@ fn relocate(bytes: &mut [u8], entries: &[u8], symbols: &Symbols<'_>) -> Result<(
     Ok(())
 }
 
-/// The sections as DWARF.
+/// Makes a reader of DWARF from the sections.
 pub(super) fn dwarf(mut sections: BTreeMap<String, Vec<u8>>) -> gimli::Dwarf<Slice> {
     let load = |id: gimli::SectionId| {
         let bytes = sections.remove(id.name()).unwrap_or_default();

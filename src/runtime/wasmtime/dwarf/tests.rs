@@ -21,7 +21,7 @@ fn load(name: &str) -> (Image, ImageDwarf, Vec<u8>) {
     (image, dwarf, bytes)
 }
 
-/// Some bytes at some addresses.
+/// Memory with some bytes at some addresses.
 struct Bytes(Splice);
 
 impl Bytes {
@@ -51,7 +51,7 @@ fn registers(values: &[(Reg, u64)]) -> Registers {
     registers
 }
 
-/// "int x = 3 @ rax" or "int x: why".
+/// One line for each variable: "int x = 3 @ rax" or "int x: why".
 fn lines(variables: &[SourceVariable]) -> Vec<String> {
     let line = |v: &SourceVariable| {
         let ty = v.ty.as_deref().unwrap_or("-");
@@ -147,7 +147,7 @@ fn lines_and_inlined_functions_of_c() {
     assert_eq!(frames[1].file.as_deref(), Some("./c-guest.c"));
 }
 
-/// As a stopped process had it: the call in `scale` of c-guest.c, and in `walk(1)`.
+/// Registers and memory are as a stopped process had them: at the call in `scale` of c-guest.c, and in `walk(1)`.
 #[test]
 fn variables_in_linear_memory() {
     let (vmctx, base, guest) = (0x5572_3928_2520u64, 0x7fbe_6980_0000u64, 0x103b0u64);
@@ -179,7 +179,7 @@ fn variables_in_linear_memory() {
         ]
     );
 
-    // What is missing is named.
+    // The reason names what is missing.
     let known = registers(&[(Reg::R13, vmctx)]);
     let all = lines(&dwarf.variables(0x175, &known, None, &memory));
     assert_eq!(all[0], "int depth: register rbx is not known in this frame");
@@ -192,7 +192,7 @@ fn variables_in_linear_memory() {
         ["int depth: optimized out here", "point here: optimized out here"]
     );
 
-    // A structure, where its place is described: `here` of `run`, through rdi and rcx.
+    // A structure is shown where its place is described: `here` of `run`, through rdi and rcx.
     let here: Vec<u8> = [19u64.to_le_bytes(), 0x1122_3344_5566_7788u64.to_le_bytes(), 2.5f64.to_le_bytes()].concat();
     let memory = Bytes::new(&[(vmctx + 56, &base.to_le_bytes()), (base + 0x10410, &here)]);
     let known = registers(&[(Reg::RDI, vmctx), (Reg::RCX, 0x10410)]);
@@ -228,7 +228,7 @@ fn locals_of_what_had_no_debug_information() {
     }
 }
 
-// One function at 0x100..0x200.
+// Debug information that a test writes, with one function at 0x100..0x200.
 struct Synthetic {
     dwarf: DwarfUnit,
     function: UnitEntryId,
@@ -284,7 +284,7 @@ impl Synthetic {
         self.variable(name, self.int, Write::Exprloc(expression));
     }
 
-    /// A constant with these bytes.
+    /// Adds a variable that is a constant with these bytes.
     fn constant(&mut self, name: &str, ty: UnitEntryId, bytes: &[u8]) {
         let mut expression = Expression::new();
         expression.op_implicit_value(bytes.into());
@@ -335,7 +335,7 @@ fn frame_address() -> Expression {
     base
 }
 
-/// A frame at 0x8000, its frame pointer at 0x7ff0.
+/// The variables at an offset in the code, in a frame with the CFA 0x8000 and the frame pointer 0x7ff0.
 fn stopped(dwarf: &ImageDwarf, at: u32) -> Vec<String> {
     let stack: Vec<u8> = (0..0x40u8).flat_map(|i| u32::from(i).to_le_bytes()).collect();
     let memory = Bytes::new(&[(0x7f80, &stack), (0x1000, &[0xfe, 0xff, 0xff, 0xff, 1, 2, 3, 4])]);
@@ -476,7 +476,7 @@ fn frame_bases() {
     let mut by_itself = Expression::new();
     by_itself.op_fbreg(0);
     for (base, expected) in [
-        // Functions that Wasmtime describes itself have none.
+        // Functions that Wasmtime describes itself have no frame base.
         (None, "int x = 24 @ [fp-0x10]"),
         (Some(by_register), "int x: memory at 0x7f60 is not readable"),
         (Some(by_itself), "int x: its place is described with a frame base that refers to itself"),
@@ -585,7 +585,7 @@ fn kinds_of_types() {
         let ty = it.base(name, size, encoding);
         it.constant("x", ty, bytes);
     }
-    // A guest's pointer, and a process's.
+    // A pointer of the guest, and one of the process.
     let short = it.base("short", 2, gimli::DW_ATE_signed);
     let constant = it.ty(gimli::DW_TAG_const_type, vec![], Some(short));
     let wrapper =
@@ -626,7 +626,7 @@ fn kinds_of_types() {
     it.constant("text", text, b"a\"b\0....");
     let open = array(&mut it, char, &[]);
     it.constant("open", open, b"abc");
-    // A structure with everything in it.
+    // A structure with members of every kind.
     let all = it.ty(gimli::DW_TAG_structure_type, vec![named("all"), sized(32)], None);
     let at = |n| (gimli::DW_AT_data_member_location, Write::Udata(n));
     let member = |it: &mut Synthetic, attributes| it.entry(all, gimli::DW_TAG_member, attributes);
@@ -659,11 +659,11 @@ fn kinds_of_types() {
     it.entry(outer, gimli::DW_TAG_inheritance, vec![of_type(all), at(0)]);
     it.entry(outer, gimli::DW_TAG_member, vec![named("n"), of_type(int), at(32)]);
     it.constant("outer", outer, &[bytes.as_slice(), &[6, 0, 0, 0]].concat());
-    // Rust's enumerations.
+    // An enumeration of Rust.
     let variants = it.ty(gimli::DW_TAG_structure_type, vec![named("Option<u8>"), sized(2)], None);
     it.entry(variants, gimli::DW_TAG_variant_part, vec![]);
     it.constant("option", variants, &[1, 2]);
-    // Types that have no end.
+    // A type that refers to itself, and one that is only declared.
     let endless = it.ty(gimli::DW_TAG_const_type, vec![], None);
     it.dwarf.unit.get_mut(endless).set(gimli::DW_AT_type, Write::UnitRef(endless));
     it.constant("endless", endless, &[0; 8]);
@@ -705,14 +705,14 @@ fn kinds_of_types() {
 
 #[test]
 fn deep_nesting_is_no_recursion() {
-    // 200,000 inlined functions in each other: one byte each.
+    // The debug information has 200,000 inlined functions in each other, of one byte each.
     let mut it = Synthetic::new("clang", None);
     let function = it.function;
     it.entry(function, gimli::DW_TAG_inlined_subroutine, vec![]);
     let mut bytes = it.sections();
     let function = of_sections(bytes.clone()).units.function_at(BIAS + 0x150).unwrap();
     let info = bytes.get_mut(".debug_info").unwrap();
-    // From the child on; the unit begins the section.
+    // Everything from the child on is replaced. The unit begins the section, so offsets in both are the same.
     let child = {
         let mut entries = function.unit.unit.entries_at_offset(function.die.offset()).unwrap();
         entries.next_dfs().unwrap();
@@ -722,7 +722,7 @@ fn deep_nesting_is_no_recursion() {
     info.extend(std::iter::repeat_n(9, 200_000));
     let length = (info.len() as u32 - 4).to_le_bytes();
     info[..4].copy_from_slice(&length);
-    // Abbreviation 9: an inlined subroutine with children and without attributes.
+    // Abbreviation 9 is an inlined subroutine with children and without attributes.
     let abbreviations = bytes.get_mut(".debug_abbrev").unwrap();
     assert_eq!(abbreviations.pop(), Some(0));
     abbreviations.extend([9, gimli::DW_TAG_inlined_subroutine.0 as u8, 1, 0, 0, 0]);
@@ -731,7 +731,7 @@ fn deep_nesting_is_no_recursion() {
     assert!(stopped(&dwarf, 0x150).is_empty());
 }
 
-/// Everything that can be asked, at some places.
+/// Asks everything that can be asked, at some offsets in the code.
 fn ask(bytes: &[u8]) {
     let Ok(image) = Image::from_bytes(bytes) else { return };
     let memory = SliceMemory::new(0, bytes);
@@ -748,7 +748,7 @@ fn ask(bytes: &[u8]) {
     }
 }
 
-/// The images and where their debug sections are.
+/// Images with some bytes of their debug sections changed.
 fn hostile() -> impl Strategy<Value = Vec<u8>> {
     let images = ["48-debug-info", "c/48", "c/48-optimized", "c/36"].map(|name| {
         let bytes = fixture(name);
@@ -774,7 +774,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
     #[test]
     fn damaged_debug_information(bytes in hostile()) {
-        // What it may cost is counted, entry by entry (MAX_SCOPE_WORK, MAX_LAYOUT_WORK and others).
+        // What this may cost is counted, entry by entry (MAX_SCOPE_WORK, MAX_LAYOUT_WORK and others).
         ask(&bytes);
     }
 }
@@ -808,7 +808,7 @@ fn what_is_shown_of_a_value_has_an_end() {
         }
         it.constant("fields", fields, &[1]);
     }
-    // What is behind is not even read.
+    // Bytes of a value beyond the first MAX_SOURCE_VALUE_BYTES are not even read.
     let large = array(&mut it, byte, limits::MAX_SOURCE_VALUE_BYTES as usize + 1);
     let mut place = Expression::new();
     place.op_breg(RAX, 0);
@@ -847,7 +847,7 @@ fn variables_and_places_have_an_end() {
     }
     assert_eq!(stopped(&it.finish(), 0x150).len(), limits::MAX_SOURCE_VARIABLES);
 
-    // What covers the address stands behind so many places elsewhere.
+    // The place that covers the address stands behind `others` places that do not cover it.
     for (others, expected) in [
         (limits::MAX_LOCATIONS - 1, "int x = -7 @ rbx"),
         (limits::MAX_LOCATIONS, "int x: its places are too many to look at"),
@@ -885,7 +885,7 @@ fn scopes_have_an_end() {
         .fold(function, |parent, _| it.entry(parent, gimli::DW_TAG_inlined_subroutine, covers(0x100, 0x100)));
     assert_eq!(it.finish().frames(0x150).len(), limits::MAX_INLINE_DEPTH);
 
-    // The range that covers the address stands behind so many others.
+    // The range that covers the address stands behind `others` ranges that do not cover it.
     for (others, found) in [(limits::MAX_SCOPE_RANGES - 1, 2), (limits::MAX_SCOPE_RANGES, 1)] {
         let mut it = Synthetic::new("clang", None);
         let range = |at| Range::StartLength { begin: Address::Constant(BIAS + at), length: 1 };
@@ -895,7 +895,7 @@ fn scopes_have_an_end() {
         assert_eq!(it.finish().frames(0x150).len(), found);
     }
 
-    // Entries that mean nothing, before what does.
+    // Entries that mean nothing stand before the variable.
     for (labels, found) in [(limits::MAX_SCOPE_WORK as usize - 10, 1), (limits::MAX_SCOPE_WORK as usize, 0)] {
         let mut it = Synthetic::new("clang", None);
         for _ in 0..labels {
@@ -905,7 +905,8 @@ fn scopes_have_an_end() {
         assert_eq!(stopped(&it.finish(), 0x150).len(), found);
     }
 
-    // Each of the functions is compared with the two places of each, at the cost of one for it and one for its range.
+    // Each of the functions is compared with the two places of every function, at the cost of one for the function
+    // and one for its range.
     for (functions, whole) in [(100, true), (400, false)] {
         let mut it = Synthetic::new("clang", None);
         let function = it.function;
@@ -921,7 +922,7 @@ fn scopes_have_an_end() {
 
 #[test]
 fn units_and_functions_have_an_end() {
-    // Version 4, no abbreviations, addresses of eight bytes.
+    // An empty unit: version 4, no abbreviations, addresses of eight bytes.
     let unit = [7, 0, 0, 0, 4, 0, 0, 0, 0, 0, 8];
     let units = of_sections([(".debug_info".to_string(), unit.repeat(limits::MAX_UNITS + 1))].into()).units;
     assert_eq!(units.count(), limits::MAX_UNITS);
@@ -935,13 +936,13 @@ fn units_and_functions_have_an_end() {
         assert!(units.parsed.lock().unwrap().len() <= limits::MAX_CACHED_UNITS);
     }
     assert!(units.index(Duration::ZERO).is_empty());
-    // However slow the machine is.
+    // This time is enough however slow the machine is.
     let all = units.index(Duration::from_secs(limits::MAX_DEBUG_INDEX_SECONDS << 20));
     assert_eq!(all.len(), limits::MAX_CACHED_UNITS + 1);
     // As many functions begin behind the one that covers the address.
     assert!(units.function_at(BIAS + 0x150).is_some());
 
-    // Entries that mean nothing, before the only function.
+    // Entries that mean nothing stand before the only function.
     for (labels, found) in [(limits::MAX_DEBUG_INDEX_WORK - 100, true), (limits::MAX_DEBUG_INDEX_WORK, false)] {
         let mut it = Synthetic::new("clang", None);
         let root = it.dwarf.unit.root();

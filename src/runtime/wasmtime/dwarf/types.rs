@@ -1,4 +1,4 @@
-//! Types: their names, sizes, and how a value of them is printed.
+//! Types: their names, their sizes, and how their values are printed.
 
 use std::fmt::Write;
 
@@ -7,12 +7,13 @@ use gimli::{AttributeValue, DwTag};
 use super::units::{Attribute, Die, Entry, Units, Visit};
 use crate::limits::{MAX_REFERENCE_DEPTH, MAX_SCOPE_WORK, MAX_SHOWN_CHARS, MAX_SHOWN_MEMBERS, MAX_TEXT_NAME};
 
-/// How Wasmtime names the structures that stand for the guest's pointers and references (`unit.rs:
-/// replace_pointer_type`): they hold an offset in linear memory, `T` is a template parameter.
+/// How the names begin that Wasmtime gives to the structures that stand for the guest's pointers and references
+/// (`unit.rs: replace_pointer_type`). Such a structure holds an offset in linear memory, and its template parameter
+/// `T` is the type that it points to.
 const POINTER: &str = "WebAssemblyPtrWrapper<";
 const REFERENCE: &str = "WebAssemblyRefWrapper<";
 
-/// A type without its names and qualifiers.
+/// A type without the names (`typedef`) and qualifiers that were put around it.
 struct Plain {
     entry: Entry,
     tag: DwTag,
@@ -40,7 +41,7 @@ fn is_aggregate(tag: DwTag) -> bool {
     )
 }
 
-/// The mark of a guest's pointer, if the type stands for one.
+/// The mark of a pointer or reference of the guest, if the type stands for one.
 fn pointer_mark(units: &Units, entry: &Entry) -> Option<&'static str> {
     if entry.die.tag() != gimli::DW_TAG_structure_type {
         return None;
@@ -66,7 +67,7 @@ fn bits(value: &Attribute) -> Option<u64> {
 
 fn children(units: &Units, entry: &Entry, visit: &mut dyn FnMut(Die) -> Visit) {
     let mut work = MAX_SCOPE_WORK;
-    // What was read before an entry that cannot be read counts.
+    // If an entry cannot be read, what was read before it counts.
     let _ = units.walk(&entry.unit, entry.die.offset(), &mut work, &mut |die, _, _| match visit(die) {
         Visit::Stop => Visit::Stop,
         _ => Visit::Skip,
@@ -131,7 +132,7 @@ fn nested_name(units: &Units, ty: Option<&Entry>, depth: usize) -> String {
     }
 }
 
-/// Elements in each dimension of an array, if they are known.
+/// Number of elements in each dimension of an array, where it is known.
 fn dimensions(units: &Units, array: &Entry) -> Vec<Option<u64>> {
     let mut out = Vec::new();
     children(units, array, &mut |die| {
@@ -157,7 +158,7 @@ fn plain(units: &Units, entry: &Entry) -> Option<Plain> {
     None
 }
 
-/// Bytes of a value, if the type says.
+/// Size of a value in bytes, if the type says.
 pub(super) fn size(units: &Units, ty: &Entry) -> Option<u64> {
     let mut total: u64 = 1;
     let mut at = plain(units, ty)?;
@@ -175,9 +176,10 @@ pub(super) fn size(units: &Units, ty: &Entry) -> Option<u64> {
                     total = total.checked_mul(count?)?;
                 }
             }
-            // An enumeration without a size has its base's.
+            // An enumeration without a size has that of its base type.
             gimli::DW_TAG_enumeration_type => {}
-            // Guests' pointers are structures of their own: what is left are addresses of the process.
+            // Pointers of the guest are structures of their own. The pointers that are left are addresses of the
+            // process.
             gimli::DW_TAG_pointer_type | gimli::DW_TAG_reference_type | gimli::DW_TAG_rvalue_reference_type => {
                 return total.checked_mul(u64::from(at.entry.unit.unit.encoding().address_size));
             }
@@ -188,7 +190,8 @@ pub(super) fn size(units: &Units, ty: &Entry) -> Option<u64> {
     None
 }
 
-/// A value as its type prints it. `bytes` may end before the value does. `None`: values of such a type are not printed.
+/// A value as its type prints it. `bytes` may end before the value does. `None`: values of such a type are not
+/// printed.
 pub(super) fn print(units: &Units, ty: &Entry, bytes: &[u8]) -> Option<String> {
     print_nested(units, ty, bytes, true)
 }
@@ -256,7 +259,7 @@ fn hex(bytes: &[u8]) -> Option<String> {
     Some(text)
 }
 
-/// A whole number of `bits` bits.
+/// Prints a whole number of `bits` bits.
 fn number(encoding: gimli::DwAte, value: u64, bits: u32) -> Option<String> {
     let signed = signed(value, bits);
     Some(match encoding {
@@ -318,7 +321,7 @@ fn array(units: &Units, entry: &Entry, bytes: &[u8], outermost: bool) -> Option<
     }
     let len = usize::try_from(len).ok()?;
     let mut parts = Vec::new();
-    // Of all dimensions in one row.
+    // The elements of all dimensions are printed in one row.
     for i in 0..total {
         let from = usize::try_from(i).ok().and_then(|i| i.checked_mul(len));
         let Some(value) = from.and_then(|from| bytes.get(from..)?.get(..len)) else { break };
@@ -333,7 +336,7 @@ fn array(units: &Units, entry: &Entry, bytes: &[u8], outermost: bool) -> Option<
     Some(format!("{{{}}}", parts.join(", ")))
 }
 
-/// Up to the first zero, in quotes.
+/// The text up to the first zero byte, in quotes.
 fn string(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len());
     let shown = &bytes[..end.min(MAX_SHOWN_CHARS)];
@@ -347,7 +350,7 @@ fn members(units: &Units, entry: &Entry, bytes: &[u8]) -> String {
     children(units, entry, &mut |die| {
         let is_static = die.has_attr(gimli::DW_AT_external) || die.has_attr(gimli::DW_AT_declaration);
         match die.tag() {
-            // Which variant it is would have to be decided first.
+            // Variants are not printed, since it would have to be decided first which of them the value has.
             gimli::DW_TAG_variant_part => more = true,
             gimli::DW_TAG_member | gimli::DW_TAG_inheritance if !is_static => {
                 if dies.len() >= MAX_SHOWN_MEMBERS {
@@ -367,7 +370,7 @@ fn members(units: &Units, entry: &Entry, bytes: &[u8]) -> String {
         let name = match units.name(&member) {
             Some(name) => name,
             None if member.die.tag() == gimli::DW_TAG_inheritance => name(units, units.type_of(&member).as_ref()),
-            // An anonymous union or structure.
+            // An anonymous union or structure is printed without a name.
             None => {
                 parts.push(value);
                 continue;

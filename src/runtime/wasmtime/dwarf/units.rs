@@ -1,7 +1,7 @@
-//! Units and their entries: which function is where, what an entry refers to, lines.
+//! Units and their entries: where each function is, what an entry refers to, and which lines the code comes from.
 //!
-//! Nothing here recurses over the entries' tree, and every walk spends from a budget: an image in a broken core may nest
-//! entries as deep as it has bytes.
+//! Nothing here recurses over the entries' tree, and every walk spends from a budget: an image in a broken core may
+//! nest entries as deep as it has bytes.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -15,37 +15,37 @@ use crate::limits::{
     MAX_NESTED_SYMBOLS, MAX_REFERENCE_DEPTH, MAX_SCOPE_RANGES, MAX_UNITS,
 };
 
-/// Sequences of a line table that may overlap: looking at a few is enough.
+/// Number of sequences of a line table that are looked at. They may overlap, so one is not enough, but a few are.
 const NEAR_SEQUENCES: usize = 64;
 
-/// An entry's attributes.
+/// An entry with its attributes.
 pub(super) type Die = DebuggingInformationEntry<Slice>;
-/// An attribute's value.
+/// The value of an attribute.
 pub(super) type Attribute = AttributeValue<Slice>;
 
 /// A unit that was parsed.
 pub(super) struct Unit {
     pub(super) unit: gimli::Unit<Slice>,
-    /// Whether the compiler wrote it for code that had no debug information: its variables are Wasm locals, its lines are
-    /// offsets in the Wasm file.
+    /// Whether Wasmtime's compiler wrote the unit for code that had no debug information. Then its variables are Wasm
+    /// locals, and its lines are offsets in the Wasm file.
     pub(super) generated: bool,
     lines: OnceLock<Lines>,
 }
 
-/// An entry and where it belongs.
+/// An entry and the unit that it is in.
 #[derive(Clone)]
 pub(super) struct Entry {
     pub(super) unit: Arc<Unit>,
     pub(super) die: Die,
 }
 
-/// How a walk goes on.
+/// How a walk over entries goes on.
 pub(super) enum Visit {
-    /// To the entry's children.
+    /// The walk goes on to the entry's children.
     Enter,
-    /// To what follows behind the children.
+    /// The walk goes on to what follows behind the entry's children.
     Skip,
-    /// Not at all.
+    /// The walk ends.
     Stop,
 }
 
@@ -66,7 +66,7 @@ pub(super) struct FunctionRange {
 
 #[derive(Default)]
 struct Lines {
-    /// By first address.
+    /// Sequences in ascending order of their first address: first address, the address behind the last, and the rows.
     sequences: Vec<(u64, u64, std::ops::Range<usize>)>,
     rows: Vec<Row>,
 }
@@ -122,7 +122,7 @@ impl Units {
         Some(unit)
     }
 
-    /// The subprogram that covers an address: of several the one with the smallest range.
+    /// The subprogram that covers an address. If several do, it is the one with the smallest range.
     pub(super) fn function_at(&self, address: u64) -> Option<Entry> {
         let functions = self.functions.get_or_init(|| self.index(Duration::from_secs(MAX_DEBUG_INDEX_SECONDS)));
         let behind = functions.partition_point(|f| f.begin <= address);
@@ -134,18 +134,18 @@ impl Units {
         Some(Entry { unit, die })
     }
 
-    /// The functions that are found within a time.
+    /// The functions that are found within the time `most`, in ascending order of address.
     pub(super) fn index(&self, most: Duration) -> Vec<FunctionRange> {
         let mut found = Vec::new();
         let mut work = MAX_DEBUG_INDEX_WORK;
-        // Units may share one large table of abbreviations or files, each read anew.
+        // Units may share one large table of abbreviations or files, which is read anew for each of them.
         let deadline = Instant::now() + most;
         for (index, header) in self.headers.iter().enumerate() {
             if work == 0 || Instant::now() >= deadline {
                 break;
             }
             let Ok(unit) = self.dwarf.unit(header.clone()) else { continue };
-            // What was found before an entry that cannot be read stays.
+            // If an entry cannot be read, what was found before it stays.
             let _ = self.index_unit(index, &unit, &mut work, &mut found);
         }
         found.sort_by_key(|f| (f.begin, f.end, f.unit, f.offset.0));
@@ -184,12 +184,13 @@ impl Units {
         Ok(())
     }
 
-    /// The addresses that an entry covers. Not gimli's own, which adds length to address without a check.
+    /// The address ranges that an entry covers. gimli's own function is not used, because it adds the length to the
+    /// address without a check.
     pub(super) fn ranges(&self, unit: &gimli::Unit<Slice>, die: &Die, work: &mut u64) -> Vec<(u64, u64)> {
         if let Some(value) = die.attr_value(gimli::DW_AT_ranges) {
             let mut out = Vec::new();
             let Ok(Some(mut list)) = self.dwarf.attr_ranges(unit, value) else { return out };
-            // One by one: `next` skips any number of empty ranges.
+            // The ranges are read one by one, because gimli's `next` skips any number of empty ranges at once.
             while let Ok(Some(raw)) = list.next_raw() {
                 *work = work.saturating_sub(1);
                 if *work == 0 || out.len() >= MAX_SCOPE_RANGES {
@@ -217,7 +218,7 @@ impl Units {
         self.ranges(unit, die, work).iter().any(|&(begin, end)| begin <= address && address < end)
     }
 
-    /// Visits what is below the entry at `root`, in order. Ends where `work` is used up.
+    /// Visits the entries below the one at `root`, in order. The walk ends when `work` is used up.
     pub(super) fn walk(
         &self,
         unit: &Unit,
@@ -292,7 +293,7 @@ impl Units {
         text(&self.dwarf, &unit.unit, value)
     }
 
-    /// The name that the linker uses.
+    /// The name of an entry that the linker uses.
     pub(super) fn linkage_name(&self, entry: &Entry) -> Option<String> {
         let found = self.inherited(entry, gimli::DW_AT_linkage_name);
         let (unit, value) = found.or_else(|| self.inherited(entry, gimli::DW_AT_MIPS_linkage_name))?;
@@ -305,7 +306,7 @@ impl Units {
         self.resolve(&unit, value)
     }
 
-    /// Where an address comes from.
+    /// The source file, line and column that the code at an address comes from.
     pub(super) fn line_at(&self, unit: &Unit, address: u64) -> Place {
         let lines = unit.lines.get_or_init(|| Lines::read(&unit.unit));
         let Some(row) = lines.at(address) else { return Place::default() };
@@ -316,7 +317,7 @@ impl Units {
         }
     }
 
-    /// The addresses in a range at which a row of the line table begins or the last one ends.
+    /// The addresses in a range at which a row of the line table begins or the last row of a sequence ends.
     pub(super) fn row_addresses(&self, unit: &Unit, range: &std::ops::Range<u64>) -> Vec<u64> {
         let lines = unit.lines.get_or_init(|| Lines::read(&unit.unit));
         let (first, behind) = (
@@ -339,7 +340,7 @@ impl Units {
         let file = header.file(index)?;
         let part = |value| text(&self.dwarf, &unit.unit, value);
         let mut path = unit.unit.comp_dir.as_ref().and_then(limited).unwrap_or_default();
-        // Directory 0 is the compilation's.
+        // Directory 0 is that of the compilation, with which the path begins.
         if file.directory_index() != 0
             && let Some(directory) = file.directory(header).and_then(part)
         {

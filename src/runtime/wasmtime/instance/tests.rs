@@ -1,5 +1,5 @@
-//! Instances that are written word by word where [`VmLayout`] says, of the modules that the fixtures describe. That the
-//! layout is the runtime's own is `offsets.rs`'s to show.
+//! Tests with instances that are written word by word where [`VmLayout`] says, for the modules that the fixtures
+//! describe. `offsets.rs` shows that the layout is the runtime's own.
 
 use super::super::image::{FunctionKind, Image, NAMES, SliceMemory};
 use super::super::info::{Export, FuncType, GlobalType, Import, Limits, MemoryType, ModuleFunction};
@@ -46,15 +46,15 @@ impl World {
             mapping(ARENA, ARENA_BYTES as u64, true, false),
             mapping(TEXT, 0x1_0000, false, true),
             mapping(HOST_CODE, 0x1000, false, true),
-            // Two pages in two mappings.
+            // A memory of two pages, in two mappings.
             mapping(LINEAR, PAGE, true, false),
             mapping(LINEAR + PAGE, PAGE, true, false),
         ];
-        // What malloc leaves: no zeros.
+        // Memory as malloc may leave it has no zeros.
         let mut world = World { bytes: vec![0xa5; ARENA_BYTES], mappings };
         world.words(ROUTINES, &[HOST_CODE + 0x10; 4]);
         world.words(STORE, &[0; 20]);
-        // A host function: magic, then a `VMFuncRef`.
+        // The context of a host function has the magic and then a `VMFuncRef`.
         world.put(HOST, b"ACHF");
         world.words(HOST + 8, &[HOST_CODE + 0x20, 0, 1, HOST]);
         world.words(GLOBAL, &[41, 0]);
@@ -94,7 +94,7 @@ impl World {
         self.words(definition, &[LINEAR, pages * PAGE]);
     }
 
-    /// A reference to the module's own function, as the runtime makes one.
+    /// Writes a reference to the module's own function, as the runtime does.
     fn refer(&mut self, of: &Described<'_>, vmctx: u64, function: u32) {
         let f = of.module.functions[function as usize];
         let own = function - of.module.imported.functions;
@@ -106,7 +106,7 @@ impl World {
         self.words(at + 16, &[ty]);
     }
 
-    /// `values.wat` at FIRST, imports from the host.
+    /// A world with an instance of `values.wat` at `FIRST`, whose imports come from the host.
     fn values(of: &Described<'_>) -> World {
         let mut w = World::new();
         w.header(FIRST, TYPES);
@@ -202,7 +202,8 @@ fn the_stores_context() {
         let info = testing::info(&format!("{major}-default"));
         let of = Described::new(&info, 0, Version(major), text()).unwrap();
         let mut w = World::values(&of);
-        // The words from +0x28 on; before version 43 the exit's frame pointer is the first of them.
+        // These are the words from +0x28 on. Before version 43 the first of them is the frame pointer at the last
+        // exit.
         w.words(STORE + 0x28, &words);
         let s = of.store(FIRST, &w.memory_of()).unwrap();
         let all = (s.last_exit_fp, s.last_exit_pc, s.last_entry_sp, s.last_entry_fp, s.last_entry_trap_handler);
@@ -220,7 +221,7 @@ fn what_the_store_makes_for_itself_is_rejected() {
         let w = World::values(of);
         let e = w.validate(of, DUMMY).unwrap_err();
         assert!(e.contains("like the instance that each store makes for itself"), "{e}");
-        // Without its only mark: what follows it is nothing that the module declares.
+        // Without this only mark it is rejected as well: the memory behind it is nothing that the module declares.
         let mut w = w;
         w.header(DUMMY, TYPES);
         let e = w.validate(of, DUMMY).unwrap_err();
@@ -290,7 +291,7 @@ fn no_function_was_referred_to_yet() {
         }
         let checked = w.validate(of, FIRST).unwrap();
         assert!(!checked.tied && checked.facts.len() == 6, "{checked:?}");
-        // What a freed instance left there does not matter beside a good one.
+        // A reference that a freed instance left there does not matter beside a good one.
         w.refer(of, FIRST, 1);
         let stale = of.layout.func_refs.at(of.module.functions[2].func_ref.unwrap()).unwrap();
         w.words(FIRST + stale, &[TEXT + 5, TEXT + 6, 7, FIRST]);
@@ -298,7 +299,7 @@ fn no_function_was_referred_to_yet() {
     });
 }
 
-/// Of `two.wat`: `a` has a memory and calls the host through the component, `b` calls `a`.
+/// The modules of `two.wat`: `a` has a memory and calls the host through the component, `b` calls `a`.
 #[test]
 fn two_modules_of_one_component() {
     for major in Version::OLDEST.0..=Version::NEWEST.0 {
@@ -326,7 +327,8 @@ fn two_modules_of_one_component() {
     }
 }
 
-/// Segments of 5, 3 and 4 bytes, of which the second was dropped. From version 46 on the instance points to them.
+/// The module has segments of 5, 3 and 4 bytes, of which the second was dropped. From version 46 on the instance
+/// points to them.
 #[test]
 fn data_segments() {
     let m = ModuleInfo { runtime_data: vec![(0, 5), (5, 8), (8, 12)], tags: 1, ..module() };
@@ -383,7 +385,7 @@ fn what_cannot_be_told() {
     let info = image(module(), vec![]);
     let of = Described::new(&info, 0, Version(48), text()).unwrap();
     assert!(w.validate(&of, DUMMY).unwrap_err().contains("declares nothing by which"));
-    // What `Memory::new` of the host makes.
+    // `Memory::new` of the host makes such an instance.
     let memory =
         MemoryType { memory64: false, limits: Limits { min: 1, max: None }, shared: false, page_size_log2: 16 };
     let info = image(ModuleInfo { memories: vec![memory], ..module() }, vec![]);
@@ -480,7 +482,7 @@ fn what_real_images_declare() {
         assert_eq!(of, expected, "{name}");
         assert_eq!(functions[1].signature, Some((vec![ValType::I32, ValType::I64], vec![ValType::I32])));
         assert_eq!((functions[0].imported, functions[0].code), (true, None));
-        // Where the symbols have them.
+        // The functions are where the symbols have them.
         for (index, f) in functions.iter().enumerate().skip(1) {
             let (begin, end) = f.code.unwrap();
             let symbol = symbols.at(image.text_offset(begin).unwrap());
@@ -491,7 +493,7 @@ fn what_real_images_declare() {
                 assert!(is(&symbol.kind) && u64::from(symbol.len) == end - begin, "{name}: {symbol:?}");
             }
         }
-        // Without the section of names.
+        // The same without the section of names.
         let d = declared(&info, 0, image.text(), &symbols, &[]);
         let of: Vec<_> =
             d.functions.unwrap().into_iter().map(|f| f.name.unwrap_or((String::new(), NameSource::Symbol))).collect();
@@ -522,13 +524,13 @@ fn repeated_names_and_signatures_are_bounded() {
     assert!(d.exports.unwrap_err().0.contains("names of the exports"));
     let functions = d.functions.unwrap();
     assert_eq!(functions.iter().filter(|f| f.signature.is_some()).count(), MAX_SIGNATURE_TYPES >> 20);
-    // The first is also exported, which takes one name and not two.
+    // The first function is also exported, and so takes one name and not two.
     let names = MAX_NAME_SECTION_BYTES >> 20;
     assert_eq!(functions.iter().filter(|f| f.name.is_some()).count(), 1 + (names - 1) / 2);
     assert_eq!(items(Array { begin: 0, stride: 8, count: u32::MAX }).len() as u32, MAX_INSTANCE_ITEMS);
 }
 
-// No word of an instance may make a reader panic, whatever it is.
+// Words to damage an instance with. No word may make a reader panic, whatever it is.
 fn hostile_words() -> impl Strategy<Value = Vec<(usize, u64)>> {
     let interesting = prop::sample::select(vec![
         0,

@@ -53,7 +53,7 @@ pub struct Doctor {
     later: Later,
 }
 
-/// What matters for some runtimes only.
+/// Facts that matter for some runtimes only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Later {
     /// Whether there is executable memory outside of files; `None` if that is not known.
@@ -62,14 +62,14 @@ struct Later {
     compiler_known: bool,
 }
 
-/// Who looks: this process.
+/// What the permission checks need to know about this process.
 #[derive(Clone, Copy, Debug)]
 struct Me {
     euid: u32,
     ptrace: bool,
 }
 
-/// What a process looks like to the permission checks.
+/// What the permission checks need to know about the process that is looked at.
 #[derive(Clone, Copy, Debug)]
 struct Owner {
     pid: u32,
@@ -112,7 +112,7 @@ impl Doctor {
         self.checks.push(Check { status: Status::Warn, what: what.into(), next: Some(next.into()) });
     }
 
-    /// The same where nothing can be done about it.
+    /// The same as `warn`, where nothing can be done about it.
     pub fn note(&mut self, what: impl Into<String>) {
         self.checks.push(Check { status: Status::Warn, what: what.into(), next: None });
     }
@@ -122,8 +122,8 @@ impl Doctor {
         self.checks.push(Check { status: Status::Fail, what: what.into(), next: Some(next.into()) });
     }
 
-    /// What an attach found: modules by route, engines that are not known, what was looked for and not found, files that are
-    /// missing. What is suggested is for the runtimes that are there.
+    /// Adds what an attach found: modules by route, engines that are not known, what was looked for and not found,
+    /// and files that are missing. The advice is for the runtimes that are there.
     pub fn findings(&mut self, report: &Report) {
         let mut modules = 0;
         for (runtime, module) in report.runtimes.iter().flat_map(|r| r.modules.iter().map(move |m| (r, m))) {
@@ -165,7 +165,7 @@ impl Doctor {
         }
     }
 
-    /// Why there may be no module, and what can help then.
+    /// Adds why there may be no module, and what can help then.
     fn nothing_found(&mut self, report: &Report, singlepass: bool) {
         let nothing = "no Wasm module of a runtime that wstate knows was found";
         for engine in report.engines.iter().filter(|e| !e.supported) {
@@ -184,7 +184,8 @@ impl Doctor {
                 "{nothing}, and there is no executable memory outside of files: no code was compiled at run time, or an \
                  interpreter runs, which has no machine code to look at"
             )),
-            // Only this runtime has other ways, and it leaves no trace in an executable that was built for that.
+            // Only the runtime singlepass has other ways to find modules, and it leaves no trace in an executable
+            // that was built for that.
             _ if singlepass || report.engines.is_empty() => {
                 self.warn(
                     nothing,
@@ -199,12 +200,12 @@ impl Doctor {
         }
     }
 
-    /// The worst status.
+    /// The worst status of all checks.
     pub fn worst(&self) -> Status {
         self.checks.iter().map(|c| c.status).max().unwrap_or(Status::Ok)
     }
 
-    /// The text form.
+    /// The checks as text.
     pub fn text(&self, color: bool) -> String {
         let mut out = String::new();
         for check in &self.checks {
@@ -267,7 +268,7 @@ impl Doctor {
             );
         }
         let mine = self.owner(Owner { pid, uids: [status.ruid, status.euid, status.suid] }, me);
-        // Who may not look at the process at all is not helped by another setting of Yama's.
+        // A user who may not look at the process at all is not helped by another setting of Yama.
         let scope = yama_scope();
         if mine || scope > Some(2) {
             self.yama(scope, me, Some(pid));
@@ -304,7 +305,8 @@ impl Doctor {
         true
     }
 
-    /// `scope` is Yama's `ptrace_scope`, `None` without Yama (Documentation/admin-guide/LSM/Yama.rst).
+    /// Checks what Yama allows. `scope` is Yama's `ptrace_scope`, or `None` without Yama
+    /// (Documentation/admin-guide/LSM/Yama.rst).
     fn yama(&mut self, scope: Option<u32>, me: Me, pid: Option<u32>) {
         let command = pid.map_or("sudo wstate attach PID".to_string(), |p| format!("sudo wstate attach {p}"));
         match scope {
@@ -323,7 +325,8 @@ impl Doctor {
         }
     }
 
-    /// A process that is not dumpable has /proc files of root whatever its user is (proc(5)).
+    /// Checks whether the process is dumpable. If it is not, its /proc files belong to root, whoever its user is
+    /// (proc(5)).
     fn dumpable(&mut self, pid: u32, euid: u32, me: Me) {
         match fs::metadata(format!("/proc/{pid}")) {
             Ok(m) if m.uid() == euid => self.ok("the process lets itself be dumped"),
@@ -500,7 +503,7 @@ impl Doctor {
     }
 }
 
-/// What an executable file tells.
+/// What an executable file says about itself.
 #[derive(Debug, PartialEq, Eq)]
 struct ExecutableFacts {
     symbols: bool,
@@ -573,7 +576,8 @@ mod tests {
         assert!(one(|d| d.yama(Some(1), USER, Some(7))).next.unwrap().contains("sudo wstate attach 7"));
     }
 
-    /// What is suggested is for what is there: of each kind of process, and of each piece of advice that is for some only.
+    /// The advice is for what is there. This is checked for each kind of process, and for each piece of advice that
+    /// is only for some of them.
     #[test]
     fn advice_is_for_the_runtime_that_is_there() {
         use crate::report::{EngineSeen, Module, Runtime, Target, TargetKind};

@@ -12,7 +12,7 @@ use serde::Serialize;
 use std::fmt::Write;
 use std::path::Path;
 
-/// What a snapshot says about itself.
+/// What `wstate snapshot` says about the snapshot that it has taken.
 pub fn snapshot_text(done: &Snapshot) -> String {
     let mut out = format!("thread {}: {}", done.thread, counted(done.frames as u64, "frame"));
     // Writing to a String cannot fail.
@@ -59,11 +59,11 @@ pub fn snapshot_text(done: &Snapshot) -> String {
     out
 }
 
-/// What frames without memory and globals are good for.
+/// Says what an image of frames alone, without memory and globals, is good for.
 const FRAMES_ONLY: &str = "the runtime itself takes frames alone; wstate restore needs an image with memory and globals (wstate \
                            snapshot without --execution-state)";
 
-/// What a restore says about itself.
+/// What `wstate restore` says about what it has done.
 pub fn restored_text(pid: u32, done: &Restored) -> String {
     let Restored { thread, memory, .. } = done;
     let (frames, grown) = (counted(done.frames as u64, "frame"), counted(done.grown, "page"));
@@ -82,10 +82,10 @@ pub fn restored_text(pid: u32, done: &Restored) -> String {
     out
 }
 
-/// An image in a file that stays on disk.
+/// An image. Its bytes stay in a file on disk, which is mapped, or were given.
 pub struct ImageFile {
     bytes: Holder,
-    /// Its parts.
+    /// The parts of the image.
     pub image: AnyImage,
 }
 
@@ -104,26 +104,26 @@ impl Holder {
 }
 
 impl ImageFile {
-    /// Opens an image.
+    /// Opens the image in the file at `path`.
     ///
     /// # Errors
-    /// No such file, or no image in it.
+    /// There is no such file, or no image in it.
     pub fn open(path: &Path) -> Result<ImageFile, Error> {
         let bytes = map_file(path).map_err(|source| Error::File { path: path.to_path_buf(), source })?;
         let image = parse_image(path, &bytes)?;
         Ok(ImageFile { bytes: Holder::Mapped(bytes), image })
     }
 
-    /// The same of what such a file holds.
+    /// Parses the contents of a file with an image.
     ///
     /// # Errors
-    /// It is no image.
+    /// The bytes are no image.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<ImageFile, ImageError> {
         let image = AnyImage::parse(&bytes)?;
         Ok(ImageFile { bytes: Holder::Given(bytes), image })
     }
 
-    /// Its linear memory.
+    /// The linear memory of the image, if it has one.
     pub fn memory(&self) -> Option<&[u8]> {
         match &self.image {
             AnyImage::Instance(view) => view.memory(self.bytes.bytes()),
@@ -131,7 +131,7 @@ impl ImageFile {
         }
     }
 
-    /// Its globals.
+    /// The globals of the image.
     pub fn globals(&self) -> &[u128] {
         match &self.image {
             AnyImage::Instance(view) => &view.globals,
@@ -156,7 +156,7 @@ impl ImageFile {
         json::document(&Document::of(self), false)
     }
 
-    /// What is different in another image.
+    /// The differences between this image and another one.
     pub fn difference(&self, other: &ImageFile) -> Difference {
         Difference::of(self, other)
     }
@@ -164,18 +164,18 @@ impl ImageFile {
 
 /// What `wstate image` prints.
 pub struct Shown {
-    /// The image, or what is different.
+    /// The image, its memory or the differences, as text or JSON.
     pub text: String,
-    /// Whether two images that were compared are equal.
+    /// Whether two images that were compared are equal; true if none were compared.
     pub same: bool,
-    /// Why nothing goes on from an image, as far as it tells itself, and what to do.
+    /// Why nothing can go on from the image, as far as the image itself tells, and what to do.
     pub hint: Option<String>,
 }
 
-/// Answers `wstate image`.
+/// Does what `wstate image` is asked for.
 ///
 /// # Errors
-/// A file that is no image, or bytes that are not in its memory.
+/// A file is no image, or the bytes to show are not in its memory.
 pub fn show(command: &Image) -> Result<Shown, Error> {
     let file = ImageFile::open(&command.file)?;
     if let Some(other) = &command.diff {
@@ -192,7 +192,8 @@ pub fn show(command: &Image) -> Result<Shown, Error> {
     Ok(Shown { text, same: true, hint: whole.then(|| no_way_on(&file)).flatten() })
 }
 
-/// Why nothing goes on from an image, as far as it tells itself. The module's map may say more: `wstate restore` asks it.
+/// Why nothing can go on from an image, as far as the image itself tells. The module's state map may say more:
+/// `wstate restore` asks it.
 fn no_way_on(file: &ImageFile) -> Option<String> {
     let frames = &file.image.execution_state().frames;
     if frames.is_empty() {
@@ -347,7 +348,7 @@ pub struct FrameDifference {
     to: Option<FrameRow>,
 }
 
-/// Equal bytes that do not part two stretches.
+/// Stretches with fewer equal bytes than this between them are told as one.
 const GAP: usize = 16;
 
 impl Difference {
@@ -433,12 +434,14 @@ fn row(frame: &Option<FrameRow>) -> String {
     format!("function {} at {operator}, locals [{locals}], stack [{stack}]", frame.local_function)
 }
 
-/// Elements that are not the same in both lists.
+/// The elements that are not the same in both lists, with their index. An element that a list does not have is
+/// `None`.
 fn pairs<'a, T: PartialEq>(a: &'a [T], b: &'a [T]) -> impl Iterator<Item = (usize, Option<&'a T>, Option<&'a T>)> {
     (0..a.len().max(b.len())).map(|i| (i, a.get(i), b.get(i))).filter(|(_, a, b)| a != b)
 }
 
-/// Stretches in which two memories differ, as far as both go.
+/// The stretches in which two memories differ, up to the end of the shorter one, and whether there are more of them
+/// than are listed.
 fn changed(a: &[u8], b: &[u8]) -> (Vec<(u64, u64)>, bool) {
     const BLOCK: usize = 4096;
     let mut out: Vec<(u64, u64)> = Vec::new();

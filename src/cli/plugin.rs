@@ -1,8 +1,8 @@
-//! The debuggers' plugins: they come with this program and are written where the debuggers find them.
+//! Installs the plugins for debuggers. They come with this program and are written where the debuggers find them.
 
 use crate::cli::PluginAction;
+use crate::cli::output::Output;
 use crate::error::Error;
-use crate::output::Output;
 use clap::ValueEnum;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,15 +20,15 @@ impl Debugger {
     /// File name and text of the plugin.
     pub fn plugin(self) -> (&'static str, &'static str) {
         match self {
-            Debugger::Gdb => ("wstate_gdb.py", include_str!("../gdb-plugin/wstate_gdb.py")),
-            Debugger::Lldb => ("wstate_lldb.py", include_str!("../lldb-plugin/wstate_lldb.py")),
+            Debugger::Gdb => ("wstate_gdb.py", include_str!("../../gdb-plugin/wstate_gdb.py")),
+            Debugger::Lldb => ("wstate_lldb.py", include_str!("../../lldb-plugin/wstate_lldb.py")),
         }
     }
 
-    /// What the init file loads, where that is not the plugin itself: a gdb without Python answers a Python file with an
-    /// error that names no way on, and reads nothing behind it.
+    /// Name and text of the file that the init file loads, if that is not the plugin itself. A gdb without Python
+    /// answers a Python file with an error that does not say what to do instead, and reads nothing behind it.
     fn loader(self, plugin: &Path) -> Option<(&'static str, String)> {
-        // Convenience functions such as $_strlen are written in Python: without it they are void.
+        // Convenience functions such as $_strlen are written in Python, so without Python they are void.
         let text = format!(
             "# Written by wstate plugin install.\n\
              if $_isvoid($_strlen)\n  \
@@ -54,17 +54,19 @@ impl Debugger {
         })
     }
 
-    /// The line of the init file, marked so that it is found again.
+    /// The line of the init file that loads the file at `loaded`. It is found again by that path.
     fn line(self, loaded: &Path) -> String {
         let path = loaded.display();
         match self {
-            // gdb takes the rest of the line for the file's name: a comment behind it would belong to it.
+            // gdb takes the rest of the line for the name of the file, so a comment behind the name would become a
+            // part of it.
             Debugger::Gdb => format!("source {path}"),
             Debugger::Lldb => format!("command script import \"{path}\""),
         }
     }
 
-    /// Whether a line of an init file is one that we wrote: it may be of another version, at another place.
+    /// Whether a line of an init file is one that wstate wrote. It may be from another version, and name another
+    /// place.
     fn is_ours(self, line: &str) -> bool {
         let line = line.trim();
         let command = match self {
@@ -77,7 +79,7 @@ impl Debugger {
     }
 }
 
-/// Where things are for this user.
+/// The directories of this user that matter here: the home directory, and that for wstate's own files.
 struct Places {
     home: PathBuf,
     data: PathBuf,
@@ -98,7 +100,7 @@ impl Places {
         self.data.join(debugger.plugin().0)
     }
 
-    /// The file that the init file loads, and its text if that is not the plugin.
+    /// The path of the file that the init file loads, and the text of that file if it is not the plugin.
     fn loaded(&self, debugger: Debugger) -> (PathBuf, Option<String>) {
         let plugin = self.plugin(debugger);
         match debugger.loader(&plugin) {
@@ -187,7 +189,7 @@ fn uninstall(places: &Places, debugger: Debugger) -> Result<String, Error> {
             Err(source) => return Err(Error::Output { to: file.display().to_string(), source }),
         }
     }
-    // Only if it is empty.
+    // This removes the directory only if it is empty.
     let _ = std::fs::remove_dir(&places.data);
     let done = if done.is_empty() { "nothing to remove".to_string() } else { done.join(", ") };
     Ok(format!("{}: {done}\n", debugger.name()))

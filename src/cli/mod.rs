@@ -1,6 +1,12 @@
-//! Command line definitions only: what is parsed here is done in `main.rs`.
+//! Everything that only a command line needs. The commands and their options are defined here; `main.rs` runs the
+//! commands.
 
+pub mod doctor;
+pub mod image_text;
 mod images;
+pub mod output;
+pub mod plugin;
+pub mod sandbox;
 
 pub use images::{Image, Restore, Snapshot};
 
@@ -306,7 +312,7 @@ pub struct Plugin {
     pub action: PluginAction,
     /// Only this debugger
     #[arg(value_enum)]
-    pub debugger: Option<crate::plugin::Debugger>,
+    pub debugger: Option<crate::cli::plugin::Debugger>,
 }
 
 /// What `wstate plugin` does.
@@ -480,12 +486,12 @@ pub struct Where {
 }
 
 impl Where {
-    /// Whether the analysis gives up its rights.
+    /// Whether the analysis is done in a process that has given up its rights.
     pub fn confine(&self) -> bool {
         self.core.is_some() && !self.no_sandbox
     }
 
-    /// The question to ask, or a usage error. `values`: with locals and operand stacks.
+    /// The question to ask, or a usage error. `values` says whether locals and operand stacks are wanted.
     pub fn options(&self, values: bool) -> Result<session::Options, String> {
         let source = match (self.pid, &self.core) {
             (Some(pid), _) => session::Source::Pid(pid),
@@ -556,7 +562,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// What is asked for.
+    /// The stretch of a linear memory that is asked for.
     pub fn range(&self) -> session::MemoryRange {
         session::MemoryRange {
             instance: self.instance.unwrap_or(session::InstanceChoice::Only),
@@ -607,9 +613,9 @@ fn instance(text: &str) -> Result<session::InstanceChoice, String> {
 /// How a live process is looked at.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Live {
-    /// Step one thread.
+    /// Whether to step one thread.
     pub settle: bool,
-    /// Do not stop it.
+    /// Whether not to stop the process.
     pub nonblocking: bool,
 }
 

@@ -1,14 +1,15 @@
 //! Analysis of what strangers made, in a process that can do no harm.
 //!
-//! A core, the files that it names, or an image may have been made to exploit a bug in a parser. So they are read by a child that has
-//! given up all but what reading and computing need: a seccomp filter lets it open files for reading, map them, allocate,
-//! start threads and write to what was open before. Sockets, programs, other processes, files opened for writing, renamed,
-//! removed or changed, and executable memory are not among the calls that are let through. The parent reads nothing of the
-//! input; it puts the output in its place when the child says that it is whole, and tells if the child crashed. Files are
-//! opened by a helper outside ([`helper`]), which reads none of them either but for copying.
+//! A core, the files that it names, or an image may have been made to exploit a bug in a parser. So they are read by
+//! a child process that has given up all but what reading and computing need: a seccomp filter lets it open files for
+//! reading, map them, allocate memory, start threads and write to what was open before. It does not let through calls
+//! for sockets, programs, other processes and executable memory, nor calls that open files for writing, or rename,
+//! remove or change them. The parent reads nothing of the input; it puts the output in its place when the child says
+//! that it is whole, and tells the user if the child crashed. Files are opened by a helper outside of the child
+//! ([`helper`]), which does not read them either, except for copying.
 //!
-//! There is no Landlock beside it: of the calls that Landlock would rule on, the filter lets only those for reading through,
-//! and any file may be one that the user wants read (`--debug-dir`, executables named in the core).
+//! Landlock is not used in addition: of the calls that Landlock would rule on, the filter lets only those for reading
+//! through, and any file may be one that the user wants read (`--debug-dir`, executables named in the core).
 #![allow(unsafe_code)] // fork, prctl, _exit, a signal handler and an allocator.
 
 use crate::error::Error;
@@ -22,7 +23,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// How work went, as an exit status tells it.
+/// How the work went, as far as an exit status can tell it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {
     /// The exit code of the command.
@@ -31,18 +32,19 @@ pub struct Ended {
     pub whole: bool,
 }
 
-/// Bit of the exit status of the child: the output is not whole. The commands' own codes are smaller.
+/// The bit in the child's exit status that says that the output is not whole. The exit codes of the commands are
+/// smaller.
 const NOT_WHOLE: u8 = 0x80;
-/// Exit code of an error, as the commands have it.
+/// The exit code of the commands for an error.
 const FATAL: u8 = 2;
 /// Whether this process is the child, whose exit status says whether the output is whole.
 static CONFINED: AtomicBool = AtomicBool::new(false);
-/// What a Rust program ends with after a panic.
+/// The exit code with which a Rust program ends after a panic.
 const PANICKED: u8 = 101;
 
-/// Does `work` in a child without rights. Must be called while the process has one thread. `work` is told why the system
-/// does not let the rights be given up, if it does not; without a child to be had, it is done right here. An error says how
-/// the child died.
+/// Does `work` in a child process without rights. This must be called while the process has only one thread. If the
+/// system does not let the rights be given up, `work` is told why. If no child can be started, `work` is done in this
+/// process. An error says how the child died.
 pub fn run(work: impl FnOnce(Option<String>) -> Ended) -> Result<Ended, Error> {
     let parent = getpid();
     let (keeper, kept) = helper::keep().unzip();
@@ -64,24 +66,25 @@ pub fn run(work: impl FnOnce(Option<String>) -> Ended) -> Result<Ended, Error> {
             }
             let ended = catch_unwind(AssertUnwindSafe(|| work(enter(parent).err())))
                 .unwrap_or(Ended { code: PANICKED, whole: false });
-            // SAFETY: ends the process at once. What this process has yet to do at its end, its parent does.
+            // SAFETY: this ends the process at once. What this process has yet to do at its end is done by its
+            // parent.
             unsafe { libc::_exit(i32::from(ended.code | if ended.whole { 0 } else { NOT_WHOLE })) }
         }
     }
 }
 
-/// Ends the process with an error, by bare system calls: nothing can be allocated or locked any more.
+/// Ends the process with an error. This uses bare system calls, because nothing can be allocated or locked any more.
 fn end_with(text: &[u8]) -> ! {
     let confined = if CONFINED.load(Ordering::Relaxed) { NOT_WHOLE } else { 0 };
-    // SAFETY: the text is there, and the process ends at once.
+    // SAFETY: address and length are those of `text`, and the process ends at once.
     unsafe {
         libc::write(2, text.as_ptr().cast(), text.len());
         libc::_exit(i32::from(FATAL | confined))
     }
 }
 
-/// Lets an abort of this process, such as of a stack that overflows, be told as an error, with its exit code, after what Rust
-/// itself says of it.
+/// Makes an abort of this process, such as that for a stack overflow, print an error and end with the exit code of
+/// one, after what Rust itself says about the abort.
 pub fn tell_of_abort() {
     extern "C" fn aborted(_: libc::c_int) {
         end_with(
@@ -89,7 +92,7 @@ pub fn tell_of_abort() {
               hint: please report it; --no-lines reads no debug information, which may be what it is about\n",
         )
     }
-    // SAFETY: the handler does only what a handler may.
+    // SAFETY: the handler does only what a signal handler may do.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = aborted as *const () as usize;
@@ -98,8 +101,8 @@ pub fn tell_of_abort() {
     }
 }
 
-/// The system's allocator. Where there is no memory the process ends with an error that says so, and its exit code; Rust
-/// itself would abort with a trace of its own stack.
+/// The system's allocator. If there is no memory left, the process ends with an error that says so, and with the exit
+/// code of an error. Rust itself would abort with a trace of its own stack.
 pub struct Allocator;
 
 fn given(pointer: *mut u8) -> *mut u8 {
@@ -112,7 +115,7 @@ fn given(pointer: *mut u8) -> *mut u8 {
     pointer
 }
 
-// SAFETY: all is handed on to the system's allocator as it came.
+// SAFETY: all arguments are handed on to the system's allocator as they came.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         given(unsafe { System.alloc(layout) })
@@ -146,7 +149,7 @@ fn wait(child: Pid) -> Result<Ended, Error> {
     Err(Error::Analysis { why })
 }
 
-/// Gives up rights, for good. The error says what the system does not support.
+/// Gives up the rights of this process, for good. The error says what the system does not support.
 fn enter(parent: Pid) -> Result<(), String> {
     // SAFETY: prctl with these arguments touches no memory.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
@@ -159,14 +162,14 @@ fn enter(parent: Pid) -> Result<(), String> {
     seccompiler::apply_filter(&filter).map_err(|e| failed(&e))
 }
 
-/// Calls that are let through whatever their arguments are.
+/// Numbers of the system calls that are let through whatever their arguments are.
 const ALWAYS: &[i64] = &[
-    // What is open already.
+    // Calls for what is open already.
     libc::SYS_read,
     libc::SYS_pread64,
     libc::SYS_readv,
     libc::SYS_write,
-    // What the helper that opens files says.
+    // Messages to and from the helper that opens files.
     libc::SYS_sendmsg,
     libc::SYS_recvmsg,
     libc::SYS_writev,
@@ -177,7 +180,7 @@ const ALWAYS: &[i64] = &[
     libc::SYS_fadvise64,
     libc::SYS_poll,
     libc::SYS_ppoll,
-    // What files are.
+    // Questions about files and paths.
     libc::SYS_stat,
     libc::SYS_lstat,
     libc::SYS_newfstatat,
@@ -210,7 +213,7 @@ const ALWAYS: &[i64] = &[
     libc::SYS_restart_syscall,
     libc::SYS_exit,
     libc::SYS_exit_group,
-    // The time, chance, and who we are.
+    // The time, random numbers, and questions about this process and the system.
     libc::SYS_clock_gettime,
     libc::SYS_clock_getres,
     libc::SYS_clock_nanosleep,
@@ -228,10 +231,10 @@ const ALWAYS: &[i64] = &[
     libc::SYS_getrlimit,
 ];
 
-/// The filter. All that is not named gets ENOSYS, on which C libraries fall back to what older kernels have: clone3, whose
-/// flags a filter cannot see, to clone.
+/// The seccomp filter. A call that is not named fails with ENOSYS, so that C libraries fall back to what older
+/// kernels have: from clone3, whose flags a filter cannot see, to clone.
 fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
-    // The bits of `mask` of an argument are `value`.
+    // The condition that the bits `mask` of an argument are those of `value`.
     let bits = |argument: u8, mask: i64, value: i64| {
         let compare = SeccompCmpOp::MaskedEq(mask as u64);
         SeccompCondition::new(argument, SeccompCmpArgLen::Qword, compare, value as u64)
@@ -253,7 +256,7 @@ fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
         (libc::SYS_mprotect, vec![without(2, libc::PROT_EXEC)?]),
         (libc::SYS_clone, vec![all(vec![bits(0, thread.into(), thread.into())?])?]),
         (libc::SYS_prlimit64, vec![all(vec![bits(0, u32::MAX.into(), 0)?, bits(2, -1, 0)?])?]),
-        // To itself: abort.
+        // A signal is let through if this process sends it to itself, as abort does.
         (libc::SYS_tgkill, vec![int_is(0, me)?]),
         (libc::SYS_prctl, vec![is(0, libc::PR_SET_NAME.into())?, is(0, libc::PR_SET_VMA.into())?]),
         (
@@ -265,7 +268,8 @@ fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
                 int_is(1, libc::F_DUPFD_CLOEXEC.into())?,
             ],
         ),
-        // Whether it is a terminal, and how wide. Others put characters into its input.
+        // These requests ask whether a file is a terminal, and how wide it is. Other requests put characters into the
+        // terminal's input.
         (
             libc::SYS_ioctl,
             vec![

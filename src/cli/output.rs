@@ -1,11 +1,13 @@
 //! Where results go: standard output, or a file that is never seen half written.
 //!
-//! A file has no name until it is whole, where the file system can make such files (`O_TMPFILE`): whatever ends wstate before
-//! that leaves nothing behind. If it takes the place of another one, it has a name of its own between two calls at the very
-//! end, since no call replaces a file by one without a name. Elsewhere it has that name from the start, and the signals that
-//! people and programs end others with remove it.
+//! Where the file system can make files without a name (`O_TMPFILE`), a file has no name until it is whole, so that
+//! nothing is left behind whatever ends wstate before that. If the file takes the place of another one, it has a
+//! temporary name between two calls at the very end, since no call replaces a file by one without a name. On other
+//! file systems it has a temporary name from the start, and the signals with which people and programs end a process
+//! remove the file.
 
 use crate::error::Error;
+use crate::session::SparseWrite;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -17,8 +19,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 use tempfile::NamedTempFile;
 
-/// An opened destination. Opened before the work begins, so that a place that cannot be written is known before a
-/// process is stopped for nothing.
+/// An opened destination. It is opened before the work begins, so that a place that cannot be written is known before
+/// a process is stopped for nothing.
 #[derive(Debug)]
 pub struct Output {
     name: String,
@@ -29,7 +31,7 @@ pub struct Output {
 #[derive(Debug)]
 enum To {
     Stdout,
-    /// A device or a pipe: written as it is, renaming over it would replace it.
+    /// A device or a pipe. It is written directly, because renaming a file over it would replace it.
     Special(File),
     Beside(Beside),
 }
@@ -44,9 +46,9 @@ struct Beside {
 
 #[derive(Debug)]
 enum Temporary {
-    /// It is in no directory.
+    /// A file that is in no directory yet.
     Unnamed(File),
-    /// The file system has no such files.
+    /// A file with a temporary name, for file systems that have no files without one.
     Named(NamedTempFile, Removed),
 }
 
@@ -55,15 +57,16 @@ const PREFIX: &str = ".wstate-";
 
 impl Temporary {
     fn create_in(dir: &Path) -> io::Result<Temporary> {
-        // What the umask leaves of it, as for any new file.
+        // The umask takes bits off this mode, as for any new file.
         let mode = 0o666;
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         match rustix::fs::open(dir, flags, Mode::from_raw_mode(mode)).map(File::from) {
             Ok(file) if Path::new(&in_proc(&file)).exists() => return Ok(Temporary::Unnamed(file)),
-            // Without /proc it would never get a name.
+            // Without /proc the file could never get a name.
             Ok(_) => {}
             Err(Errno::NOENT) if !dir.exists() => return Err(Errno::NOENT.into()),
-            // An old kernel takes it for the directory itself (open(2)).
+            // With these errors, a file with a temporary name is made instead. An old kernel takes the call for one
+            // that opens the directory itself (open(2)).
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT | Errno::INVAL | Errno::NOSYS) => {}
             Err(e) => return Err(e.into()),
         }
@@ -106,7 +109,7 @@ impl Beside {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             other => return other,
         }
-        // Not in between the two calls.
+        // Signals are kept back between the two calls.
         let kept = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK);
         let linked = tempfile::Builder::new().prefix(PREFIX).make_in(directory_of(&self.path), link);
         let done = linked.and_then(|named| named.persist(&self.path).map(drop).map_err(|e| e.error));
@@ -117,35 +120,36 @@ impl Beside {
     }
 }
 
-/// A named temporary file that the signals which end a program remove.
+/// Stands for a named temporary file. The signals that end a program remove the file.
 #[derive(Debug)]
 struct Removed;
 
-/// The files that are removed.
+/// Paths of the files that are removed when such a signal comes.
 static TO_REMOVE: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
-/// Whether a thread waits for signals.
+/// Is set when a thread waits for signals.
 static WAITS: OnceLock<()> = OnceLock::new();
 
 impl Removed {
-    /// From now on signals are waited for, on a thread of its own.
+    /// Starts a thread that waits for signals, if there is none yet.
     fn begin() -> Removed {
         WAITS.get_or_init(|| {
             let signals: SigSet =
                 [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].into_iter().collect();
-            // On this thread and on those that it starts.
+            // The signals are blocked on this thread and on those that it starts.
             if signals.thread_block().is_err() {
                 return;
             }
             let (ready, is_ready) = std::sync::mpsc::sync_channel(0);
             let wait = move || {
-                // When a child is forked ([`crate::sandbox`]), this thread does nothing but wait, and holds no lock.
+                // From here on this thread does nothing but wait, and holds no lock, even when a child is forked
+                // ([`crate::cli::sandbox`]).
                 let _ = ready.send(());
                 drop(ready);
                 let Ok(signal) = signals.wait() else { return };
                 for path in TO_REMOVE.lock().unwrap_or_else(|e| e.into_inner()).iter() {
                     let _ = std::fs::remove_file(path);
                 }
-                // It ends the process as it would have without this.
+                // Raised again, the signal ends the process as it would have without this thread.
                 let _ = signals.thread_unblock();
                 let _ = nix::sys::signal::raise(signal);
             };
@@ -164,35 +168,36 @@ impl Removed {
 
 impl Drop for Removed {
     fn drop(&mut self) {
-        // Its file has been renamed or removed. Names are not used twice, so others may stay in the list.
+        // The file has been renamed or removed, so its path goes. Names are not used twice, so a path that still
+        // exists belongs to another file and may stay in the list.
         TO_REMOVE.lock().unwrap_or_else(|e| e.into_inner()).retain(|path| path.exists());
     }
 }
 
 impl Output {
-    /// Standard output.
+    /// An output that is standard output.
     pub fn stdout() -> Output {
         Output { name: "standard output".to_string(), to: To::Stdout, spool: None }
     }
 
-    /// A file. What it holds now stays until [`Output::write`] has succeeded.
+    /// An output that is a file. What the file holds now stays until [`Output::write`] has succeeded.
     pub fn file(path: &Path) -> Result<Output, Error> {
         let name = path.display().to_string();
         let to = open(path).map_err(|source| Error::Output { to: name.clone(), source })?;
         Ok(Output { name, to, spool: None })
     }
 
-    /// A file if there is a name, else standard output.
+    /// An output that is a file if there is a path, and else standard output.
     pub fn file_or_stdout(path: Option<&Path>) -> Result<Output, Error> {
         path.map_or(Ok(Output::stdout()), Output::file)
     }
 
-    /// Whether it is a file that gets its name in [`Output::commit`].
+    /// Whether this is a file that gets its name in [`Output::commit`].
     pub fn is_file(&self) -> bool {
         matches!(self.to, To::Beside(_))
     }
 
-    /// Whether it is a terminal, which binary data would confuse.
+    /// Whether this is a terminal, which binary data would confuse.
     pub fn is_terminal(&self) -> bool {
         match &self.to {
             To::Stdout => io::stdout().is_terminal(),
@@ -201,7 +206,8 @@ impl Output {
         }
     }
 
-    /// Whether what is printed on standard output would get into it: `/dev/stdout`, or the file that a shell led it to.
+    /// Whether what is printed on standard output would get into this output: it is `/dev/stdout`, or the file to
+    /// which a shell redirected standard output.
     pub fn is_standard_output(&self) -> bool {
         let ours = match &self.to {
             To::Stdout => return true,
@@ -210,15 +216,15 @@ impl Output {
         };
         let stdout = io::stdout().as_fd().try_clone_to_owned().and_then(|fd| File::from(fd).metadata());
         let same = ours.zip(stdout.ok()).filter(|(a, b)| (a.dev(), a.ino()) == (b.dev(), b.ino()));
-        // Nothing gets into /dev/null.
+        // A character device such as /dev/null does not count, because nothing gets into it.
         same.is_some_and(|(file, _)| !file.file_type().is_char_device())
     }
 
-    /// Has what [`Output::put_sparse_with`] writes go to a temporary file first, if its reader may be slow: what must not
-    /// wait for a reader is over then.
+    /// Makes [`Output::put_sparse_with`] write to a temporary file first, unless the output is a file. The reader of
+    /// a pipe may be slow, and work that must not wait for it is then over before anything is written to the reader.
     ///
     /// # Errors
-    /// There can be no temporary file.
+    /// No temporary file can be made.
     pub fn spool(&mut self) -> Result<(), Error> {
         if !self.is_file() {
             let opened = tempfile::tempfile().map_err(without_temporary_path);
@@ -227,14 +233,14 @@ impl Output {
         Ok(())
     }
 
-    /// Writes everything, to where it belongs.
+    /// Writes all bytes, and gives the file its name.
     pub fn write(mut self, bytes: &[u8]) -> Result<(), Error> {
         self.put(bytes)?;
         self.commit()
     }
 
-    /// Writes everything; a file still holds what it held. A reader that has closed its end of a pipe has seen enough: that
-    /// is no error.
+    /// Writes all bytes; a file still holds what it held before. It is no error if the reader of a pipe has closed
+    /// its end: it has seen enough.
     pub fn put(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let result = match &mut self.to {
             To::Stdout => {
@@ -250,8 +256,8 @@ impl Output {
         }
     }
 
-    /// As [`Output::put_with`], with holes for zeros where there is a file. What is written is of no use in part: a reader
-    /// that goes away before the end is an error.
+    /// As [`Output::put_with`], but leaves holes for zeros where there is a file. What is written is of no use in
+    /// part, so it is an error if a reader goes away before the end.
     pub fn put_sparse_with<T>(
         &mut self,
         work: impl FnOnce(&mut dyn SparseWrite) -> Result<T, Error>,
@@ -287,7 +293,7 @@ impl Output {
         }
     }
 
-    /// Writes several files, in this order: none of them if there is no room for all.
+    /// Writes several files in this order, or none of them if there is no room for all.
     pub fn write_files<'a>(files: impl IntoIterator<Item = (&'a Path, &'a [u8])>) -> Result<(), Error> {
         let put = files.into_iter().map(|(path, bytes)| {
             let mut output = Output::file(path)?;
@@ -297,7 +303,8 @@ impl Output {
         put.collect::<Result<Vec<Output>, Error>>()?.into_iter().try_for_each(Output::commit)
     }
 
-    /// Lets `work` write piece by piece, as [`Output::put`] does. If it fails, there is nothing to [`Output::commit`].
+    /// Lets `work` write piece by piece, as [`Output::put`] does. If it fails, there is nothing to
+    /// [`Output::commit`].
     pub fn put_with<T: Default>(&mut self, work: impl FnOnce(&mut dyn Write) -> Result<T, Error>) -> Result<T, Error> {
         let mut stdout;
         let to: &mut dyn Write = match &mut self.to {
@@ -329,7 +336,7 @@ fn spool_name() -> String {
     format!("a temporary file in {} (TMPDIR names another place)", std::env::temp_dir().display())
 }
 
-/// An error of writing with the name of what could not be written.
+/// The error `error` with the name of what could not be written, if it is an error of writing.
 fn named(error: Error, to: &str) -> Error {
     match error {
         Error::Output { source, .. } => Error::Output { to: to.to_string(), source },
@@ -337,16 +344,7 @@ fn named(error: Error, to: &str) -> Error {
     }
 }
 
-/// Where long runs of zeros need not be written.
-pub trait SparseWrite: Write {
-    /// `count` zeros.
-    ///
-    /// # Errors
-    /// As [`Write::write_all`].
-    fn zeros(&mut self, count: u64) -> io::Result<()>;
-}
-
-/// Zeros are written.
+/// A destination in which zeros are written like all other bytes.
 struct Dense<'a>(&'a mut dyn Write);
 
 impl Write for Dense<'_> {
@@ -367,16 +365,16 @@ impl SparseWrite for Dense<'_> {
 /// A new file, in which blocks of zeros are left out.
 struct Holes<'a> {
     file: &'a mut File,
-    /// Bytes that are there: where the file's position is.
+    /// Number of bytes up to the end of what was written, which is the position in the file.
     at: u64,
-    /// Bytes so far, with the zeros at the end that are not there yet.
+    /// Number of bytes so far, with the zeros at the end that are not written yet.
     end: u64,
 }
 
-/// Bytes that are worth a hole.
+/// Size in bytes of a block of zeros that becomes a hole.
 const HOLE: usize = 4096;
 
-// With plain writes and seeks only: in the sandbox there is nothing else.
+// Only plain writes and seeks are used, because the sandbox lets nothing else through.
 impl Holes<'_> {
     fn write_at(&mut self, bytes: &[u8], at: u64) -> io::Result<()> {
         if at != self.at {
@@ -426,7 +424,8 @@ fn is_hole(block: &[u8]) -> bool {
 }
 
 fn open(path: &Path) -> io::Result<To> {
-    // What is open already is written where it is: replaced, a file that is appended to would lose what it has.
+    // What is open already is written where it is. If it were replaced, a file that a shell appends to would lose
+    // what it has.
     let stream = if path == Path::new("-") { Some(1) } else { descriptor(path) };
     match stream {
         Some(1) => return Ok(To::Special(io::stdout().as_fd().try_clone_to_owned()?.into())),
@@ -441,7 +440,7 @@ fn open(path: &Path) -> io::Result<To> {
             let why = "of files that are open already only standard output and standard error are written";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
-        // A file that may not be written must not be replaced because its directory may.
+        // A file that may not be written must not be replaced only because its directory may be written.
         Some(_) => drop(File::options().append(true).open(path)?),
         None if path.is_symlink() => {
             return Err(io::Error::new(io::ErrorKind::NotFound, "it is a link to nothing"));
@@ -465,7 +464,7 @@ fn directory_of(path: &Path) -> &Path {
 fn descriptor(path: &Path) -> Option<u32> {
     let own = Path::new("/proc/self/fd").canonicalize().ok()?;
     let mut path = path.to_path_buf();
-    // The kernel follows no more links than these.
+    // The kernel follows no more links than this number.
     for _ in 0..40 {
         let directory = match path.parent()? {
             here if here.as_os_str().is_empty() => Path::new(".").canonicalize().ok()?,
@@ -479,7 +478,7 @@ fn descriptor(path: &Path) -> Option<u32> {
     None
 }
 
-/// tempfile appends the temporary path, which the user did not choose.
+/// The error without the temporary path that tempfile appends, which the user did not choose.
 fn without_temporary_path(e: io::Error) -> io::Error {
     let text = e.to_string();
     io::Error::new(e.kind(), text.split(" at path ").next().unwrap_or(&text).to_string())
@@ -541,7 +540,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("image");
         let block = |byte: u8| vec![byte; HOLE];
-        // Zeros at the start, between and at the end; blocks that are none because something is in them.
+        // There are zeros at the start, in between and at the end, and blocks that do not become holes because
+        // something is in them.
         let mut odd = block(0);
         odd[HOLE - 1] = 1;
         let parts = [block(0), block(7), block(0), odd, block(3), vec![1, 2], block(0), block(0), vec![0; 3]];
@@ -608,7 +608,7 @@ mod tests {
             (of(link.to_str().unwrap()), of("/dev/null"), of("stdout"), of("/dev/fd")),
             (Some(2), None, None, None)
         );
-        // Several in one process may have it open, at different places.
+        // A file may be open several times in one process, at different positions.
         let file = File::create(dir.path().join("file")).unwrap();
         let path = format!("/dev/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
         let said = Output::file(Path::new(&path)).unwrap_err().to_string();

@@ -1,0 +1,316 @@
+//! Dependencies go one way: each room of `src` uses rooms below it, as the table in `src/lib.rs` has them.
+
+use proc_macro2::{TokenStream, TokenTree};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use syn::visit::{self, Visit};
+use syn::{Attribute, Item, ItemMod, Meta, UseTree};
+
+/// What the product's code of each room uses of other rooms, and where.
+type Arrows = BTreeMap<(String, String), String>;
+
+/// Rooms by their height, as the table says: those of one line are equally high.
+fn table(lib: &str) -> BTreeMap<String, usize> {
+    let block =
+        lib.split("//! # Layers").nth(1).and_then(|rest| rest.split("```").nth(1)).expect("src/lib.rs has a table");
+    let lines = block.lines().filter_map(|line| line.strip_prefix("//! ")).map(|line| {
+        let rooms = line.split("  ").next().unwrap_or_default();
+        rooms.split(", ").map(str::to_string).collect::<Vec<_>>()
+    });
+    let lines: Vec<Vec<String>> = lines.filter(|rooms| rooms.iter().any(|room| !room.is_empty())).collect();
+    lines
+        .into_iter()
+        .rev()
+        .enumerate()
+        .flat_map(|(height, rooms)| rooms.into_iter().map(move |r| (r, height)))
+        .collect()
+}
+
+fn is_test(attributes: &[Attribute]) -> bool {
+    attributes.iter().any(|attribute| match &attribute.meta {
+        Meta::List(list) if list.path.is_ident("cfg") => {
+            let text = list.tokens.to_string();
+            text.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "test") && !text.contains("not")
+        }
+        _ => false,
+    })
+}
+
+/// Collects the paths of one file.
+struct Paths<'a> {
+    /// The module that is read, from the crate's root.
+    module: Vec<String>,
+    file: &'a Path,
+    arrows: &'a mut Arrows,
+    /// Files that only tests have.
+    test_files: &'a mut BTreeSet<PathBuf>,
+}
+
+impl Paths<'_> {
+    /// Notes the room that a path leads to, if it leads out of this one.
+    fn note(&mut self, path: &[String]) {
+        let mut at = match path.first().map(String::as_str) {
+            Some("crate") => Vec::new(),
+            Some("super" | "self") => self.module.clone(),
+            _ => return,
+        };
+        for part in path {
+            match part.as_str() {
+                "crate" | "self" => {}
+                "super" => _ = at.pop(),
+                name => at.push(name.to_string()),
+            }
+        }
+        let (Some(from), Some(to)) = (self.module.first(), at.first()) else { return };
+        // The crate's own items: macros.
+        if from != to && to != "*" {
+            let (from, to) = (from.clone(), to.clone());
+            self.arrows.entry((from, to)).or_insert_with(|| format!("{}: {}", self.file.display(), path.join("::")));
+        }
+    }
+
+    fn tree(&mut self, before: &[String], tree: &UseTree) {
+        let with = |name: String| [before, &[name]].concat();
+        match tree {
+            UseTree::Path(path) => self.tree(&with(path.ident.to_string()), &path.tree),
+            UseTree::Name(name) => self.note(&with(name.ident.to_string())),
+            UseTree::Rename(name) => self.note(&with(name.ident.to_string())),
+            UseTree::Glob(_) => self.note(&with("*".to_string())),
+            UseTree::Group(group) => group.items.iter().for_each(|item| self.tree(before, item)),
+        }
+    }
+
+    /// Paths in the arguments of a macro: `crate`, `::` and names.
+    fn tokens(&mut self, tokens: TokenStream) {
+        let mut path: Vec<String> = Vec::new();
+        for token in tokens {
+            match token {
+                TokenTree::Group(group) => {
+                    self.note(&std::mem::take(&mut path));
+                    self.tokens(group.stream());
+                }
+                TokenTree::Punct(punct) if punct.as_char() == ':' && !path.is_empty() => {}
+                TokenTree::Ident(ident) if ident == "crate" => path = vec!["crate".to_string()],
+                TokenTree::Ident(ident) if !path.is_empty() => path.push(ident.to_string()),
+                _ => self.note(&std::mem::take(&mut path)),
+            }
+        }
+        self.note(&path);
+    }
+}
+
+impl<'ast> Visit<'ast> for Paths<'_> {
+    fn visit_item(&mut self, item: &'ast Item) {
+        let attributes: &[Attribute] = match item {
+            Item::Mod(module) => return self.visit_item_mod(module),
+            Item::Use(item) => &item.attrs,
+            Item::Fn(item) => &item.attrs,
+            Item::Impl(item) => &item.attrs,
+            Item::Struct(item) => &item.attrs,
+            _ => &[],
+        };
+        if !is_test(attributes) {
+            visit::visit_item(self, item);
+        }
+    }
+
+    fn visit_item_mod(&mut self, module: &'ast ItemMod) {
+        if is_test(&module.attrs) {
+            if module.content.is_none() {
+                let directory = match self.file.file_name().is_some_and(|name| name == "mod.rs" || name == "lib.rs") {
+                    true => self.file.parent().expect("a file of src").to_path_buf(),
+                    false => self.file.with_extension(""),
+                };
+                self.test_files.insert(directory.join(format!("{}.rs", module.ident)));
+            }
+            return;
+        }
+        self.module.push(module.ident.to_string());
+        visit::visit_item_mod(self, module);
+        self.module.pop();
+    }
+
+    fn visit_item_use(&mut self, item: &'ast syn::ItemUse) {
+        self.tree(&[], &item.tree);
+    }
+
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        let names: Vec<String> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
+        self.note(&names);
+        visit::visit_path(self, path);
+    }
+
+    fn visit_macro(&mut self, item: &'ast syn::Macro) {
+        self.tokens(item.tokens.clone());
+        visit::visit_macro(self, item);
+    }
+}
+
+fn sources(directory: &Path, out: &mut Vec<PathBuf>) {
+    let mut entries: Vec<PathBuf> = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    entries.sort();
+    for path in entries {
+        match path.is_dir() {
+            true => sources(&path, out),
+            false if path.extension().is_some_and(|e| e == "rs") => out.push(path),
+            false => {}
+        }
+    }
+}
+
+fn arrows(src: &Path) -> Arrows {
+    let mut files = Vec::new();
+    sources(src, &mut files);
+    let mut found: Vec<(PathBuf, Arrows)> = Vec::new();
+    let mut test_files = BTreeSet::new();
+    for file in files {
+        let inside = file.strip_prefix(src).unwrap().with_extension("");
+        let mut module: Vec<String> = inside.iter().map(|part| part.to_string_lossy().into_owned()).collect();
+        if ["mod", "lib", "main"].contains(&module.last().unwrap().as_str()) {
+            module.pop();
+        }
+        // What the command line's `main` and the crate's root name is no dependency of a room.
+        if module.is_empty() {
+            continue;
+        }
+        let mut own = Arrows::new();
+        let text = std::fs::read_to_string(&file).unwrap();
+        let parsed = syn::parse_file(&text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        Paths { module, file: &file, arrows: &mut own, test_files: &mut test_files }.visit_file(&parsed);
+        found.push((file, own));
+    }
+    let is_of_tests = |file: &Path| test_files.iter().any(|t| file == t || file.starts_with(t.with_extension("")));
+    found.into_iter().filter(|(file, _)| !is_of_tests(file)).flat_map(|(_, arrows)| arrows).collect()
+}
+
+#[test]
+fn every_room_uses_only_rooms_below_it() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let heights = table(&std::fs::read_to_string(src.join("lib.rs")).unwrap());
+    let arrows = arrows(&src);
+    let mut wrong = Vec::new();
+    for ((from, to), place) in &arrows {
+        let (Some(high), Some(low)) = (heights.get(from), heights.get(to)) else {
+            wrong.push(format!("{from} -> {to}: the table has no such room ({place})"));
+            continue;
+        };
+        if low >= high {
+            wrong.push(format!("{from} -> {to} ({place})"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    let used: BTreeSet<&String> = arrows.keys().flat_map(|(from, to)| [from, to]).collect();
+    let idle: Vec<_> = heights.keys().filter(|room| !used.contains(room)).collect();
+    assert!(idle.is_empty(), "the table has rooms that are not there: {idle:?}");
+    assert!(arrows.len() > 40, "{} arrows", arrows.len());
+    println!("{} arrows between {} rooms", arrows.len(), heights.len());
+}
+
+/// What is found in code, whatever way it is written.
+#[test]
+fn arrows_are_seen_however_they_are_written() {
+    let seen = |text: &str| {
+        let (mut arrows, mut test_files) = (Arrows::new(), BTreeSet::new());
+        let file = Path::new("src/a/b.rs");
+        let module = vec!["a".to_string(), "b".to_string()];
+        let mut paths = Paths { module, file, arrows: &mut arrows, test_files: &mut test_files };
+        paths.visit_file(&syn::parse_file(text).unwrap());
+        arrows.into_keys().map(|(_, to)| to).collect::<Vec<_>>()
+    };
+    for text in [
+        "use crate::c::D;",
+        "use crate::{a::E, c::{D, self}};",
+        "pub use crate::c as x;",
+        "use super::super::c::D;",
+        "fn f() { crate::c::g(1) }",
+        "fn f(x: &dyn crate::c::T) {}",
+        "fn f() { println!(\"{}\", crate::c::g()); }",
+        "mod inner { use super::super::super::c; }",
+        "#[cfg(not(test))] use crate::c;",
+        "impl crate::c::T for X {}",
+    ] {
+        assert_eq!(seen(text), ["c"], "{text}");
+    }
+    for text in [
+        "use std::c;",
+        "use super::c::D;",
+        "/// [`crate::c`]\nfn f() {}",
+        "#[cfg(test)] mod tests { use crate::c; }",
+        "#[cfg(any(test, feature = \"testing\"))] use crate::c;",
+        "#[cfg(test)] fn f() { crate::c::g() }",
+        "use crate::a::c;",
+    ] {
+        assert!(seen(text).is_empty(), "{text}");
+    }
+}
+
+/// Collects the strings of a file that have two spaces or more within a sentence.
+#[derive(Default)]
+struct Holes(Vec<String>);
+
+impl Holes {
+    fn look(&mut self, text: &str) {
+        let words: Vec<&str> = text.split(' ').collect();
+        // Tables have columns and several lines; a sentence has neither.
+        let is_hole = |w: &[&str]| {
+            let ends = w[0].ends_with(|c: char| c.is_alphabetic() || ",;:".contains(c)) && w[0].len() > 1;
+            ends && w[1].is_empty() && w[2].is_empty()
+        };
+        if !text.contains('\n') && words.len() > 12 && words.windows(3).any(is_hole) {
+            self.0.push(text.to_string());
+        }
+    }
+
+    fn tokens(&mut self, tokens: TokenStream) {
+        for token in tokens {
+            match token {
+                TokenTree::Group(group) => self.tokens(group.stream()),
+                TokenTree::Literal(literal) => {
+                    if let syn::Lit::Str(text) = syn::Lit::new(literal) {
+                        self.look(&text.value());
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+impl<'ast> Visit<'ast> for Holes {
+    fn visit_item_mod(&mut self, module: &'ast ItemMod) {
+        if !is_test(&module.attrs) {
+            visit::visit_item_mod(self, module);
+        }
+    }
+
+    fn visit_attribute(&mut self, _: &'ast Attribute) {}
+
+    fn visit_lit_str(&mut self, text: &'ast syn::LitStr) {
+        self.look(&text.value());
+    }
+
+    fn visit_macro(&mut self, item: &'ast syn::Macro) {
+        self.tokens(item.tokens.clone());
+    }
+}
+
+/// A string that was broken over two lines and put together again keeps the spaces before its second line.
+#[test]
+fn no_sentence_has_a_hole() {
+    let holes = |text: &str| {
+        let mut holes = Holes::default();
+        holes.visit_file(&syn::parse_file(text).unwrap());
+        holes.0
+    };
+    let long = "this sentence has quite a few words, and then a line was broken here";
+    assert!(holes(&format!("const A: &str = \"{long} and went on\";")).is_empty());
+    for code in ["const A: &str = \"{}     and went on\";", "fn f() {{ format!(\"{}     and went on\", 1); }}"] {
+        assert_eq!(holes(&code.replace("{}", long).replace("{{", "{").replace("}}", "}")).len(), 1, "{code}");
+    }
+    let mut files = Vec::new();
+    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+    for file in files.iter().filter(|file| !file.ends_with("tests.rs") && !file.ends_with("testing.rs")) {
+        let found = holes(&std::fs::read_to_string(file).unwrap());
+        assert!(found.is_empty(), "{}: {found:#?}", file.display());
+    }
+}
