@@ -299,11 +299,14 @@ pub fn code_map(options: &Options, all: bool) -> Result<CodeMap, Error> {
             proven.map(|proven| {
                 let notes = proven.notes(options.verbose);
                 let mut map = proven.answer;
+                map.withhold_originals(&mut Seen::default());
                 map.notes.extend(notes);
                 map
             })
         }
-        Source::Core { core, .. } => code_map_of(&CoreTarget::open(core, &search)?, options, all),
+        Source::Core { core, .. } => {
+            CoreTarget::open(core, &search).and_then(|target| code_map_of(&target, options, all))
+        }
     };
     no_changes(&steady)?;
     map

@@ -3,11 +3,12 @@
 #[path = "support/mod.rs"]
 mod support;
 
+use object::{Object, ObjectSymbol};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use support::missing::missing;
-use support::{Core, Host, NoCore, Profile, gcore, kernel_core, wstate};
+use support::{Core, Host, NoCore, Profile, Version, gcore, host_wasmtime, kernel_core, wstate};
 
 /// The first of these commands that is there.
 fn tool(names: &[&str]) -> Option<String> {
@@ -208,6 +209,36 @@ fn gdb_shows_a_live_process() {
     // Without the file gdb gets no further than the first Wasm frame.
     let shown = run_gdb(&gdb, &["-p", &pid], None, &["bt"], directory);
     assert!(!frames(&shown).iter().any(|f| f.starts_with("main (")), "{shown}");
+}
+
+/// With guest_debug each store runs a copy of the code, and the original gets no names: a breakpoint in it would be copied
+/// to where no debugger knows of it, and end the process.
+#[test]
+fn a_process_has_the_symbols_that_its_core_has() {
+    for flags in [&[][..], &["--guest-debug"]] {
+        let host = Host::start_exe(host_wasmtime(Version::V48, Profile::Release), "sleep", flags);
+        let directory = host.directory.path();
+        let named = |target: &[&str]| {
+            let out = directory.join("wasm.sym");
+            let output = wstate(&[&["symbols", "-o", out.to_str().unwrap()], target].concat());
+            // 1: something has no names, and a note says so.
+            let withheld = flags.contains(&"--guest-debug");
+            assert_eq!(output.status.code(), Some(i32::from(withheld)), "{flags:?} {target:?}: {output:?}");
+            let file = std::fs::read(out).unwrap();
+            let file = object::File::parse(&*file).unwrap();
+            let functions = file.symbols().filter(|s| s.kind() == object::SymbolKind::Text);
+            let mut all: Vec<_> = functions.map(|s| (s.name().unwrap().to_string(), s.address())).collect();
+            all.sort();
+            all
+        };
+        let live = named(&["-p", &host.pid().to_string()]);
+        assert!(live.iter().any(|(name, _)| name == "leaf"), "{flags:?}: {live:x?}");
+        let of_runtime = |name: &str| name.contains("trampoline") || name.starts_with("wasmtime_builtin");
+        let twice: Vec<_> = live.windows(2).filter(|two| two[0].0 == two[1].0 && !of_runtime(&two[0].0)).collect();
+        assert!(twice.is_empty(), "{flags:?}: {twice:x?}");
+        let core = gcore(&host).unwrap_or_else(|why| panic!("{}", why.0));
+        assert_eq!(live, named(&["-c", core.to_str().unwrap()]), "{flags:?}");
+    }
 }
 
 #[test]

@@ -48,7 +48,7 @@ pub fn runs(frames: &[&Frame]) -> Vec<Run> {
 /// Whether two frames are of the same function, and everything that a report says about one frame it also says about
 /// the other, apart from addresses and values.
 fn is_same(a: &Frame, b: &Frame) -> bool {
-    let about = |f: &Frame| (f.kind, f.trust, f.instance, f.unstopped);
+    let about = |f: &Frame| (f.kind, f.trust, f.instance, f.unstopped, f.may_miss_inlined);
     about(a) == about(b) && function(a) == function(b) && a.module == b.module && a.notes == b.notes
 }
 
@@ -109,6 +109,9 @@ mod tests {
         all[3].notes.push("a signal handler was called here".into());
         let found = runs(&all.iter().collect::<Vec<_>>());
         assert_eq!(found, [Run { at: 0, cycle: 1, times: 3 }, Run { at: 4, cycle: 1, times: 3 }]);
+        let mut all = frames("aaaaaaa");
+        all[3].may_miss_inlined = true;
+        assert_eq!(runs(&all.iter().collect::<Vec<_>>()).len(), 2);
         // If functions have no names, the program counters tell them apart.
         let mut all = frames("aaaa");
         all.iter_mut().for_each(|f| f.function = None);

@@ -440,6 +440,13 @@ fn change(out: &mut Vec<(u32, FrameChange)>, last: &mut Rules, offset: u32, rule
     *last = rules;
 }
 
+/// Says from `offset` on where the return address is, if the caller was not known before it.
+fn found_again(out: &mut Vec<(u32, FrameChange)>, lost: &mut bool, offset: u32) {
+    if std::mem::take(lost) {
+        out.push((offset, FrameChange::Saved(Reg::RIP, -8)));
+    }
+}
+
 /// How callers are found from each of the first instructions of a function on, up to and including the instruction at
 /// offset `end`. `None` if the code up to there cannot be followed.
 pub(super) fn beginning(start: u64, code: &[u8], end: u32) -> Option<Vec<(u32, FrameChange)>> {
@@ -754,6 +761,8 @@ impl Flow {
     pub fn changes(&self, most: usize) -> Vec<(u32, FrameChange)> {
         let (mut out, mut last) = (vec![(0, FrameChange::Cfa(Reg::RSP, 8))], AT_START);
         let mut body = None;
+        // Whether the caller is not known from the last instruction on.
+        let mut lost = false;
         let mut info = InstructionInfoFactory::new();
         let mut blocks = self.blocks.iter().peekable();
         while let Some((&at, state)) = blocks.next() {
@@ -765,8 +774,15 @@ impl Flow {
                     break;
                 }
                 match state.rules() {
-                    Some(rules) => change(&mut out, &mut last, offset, rules),
-                    None => out.push((offset, FrameChange::Undefined(Reg::RIP))),
+                    Some(rules) => {
+                        found_again(&mut out, &mut lost, offset);
+                        change(&mut out, &mut last, offset, rules);
+                    }
+                    None if lost => {}
+                    None => {
+                        out.push((offset, FrameChange::Undefined(Reg::RIP)));
+                        lost = true;
+                    }
                 }
                 if out.len() > most {
                     return out;
@@ -778,6 +794,7 @@ impl Flow {
                 if !self.successors(&i).1 {
                     let behind = self.offset(i.next_ip());
                     if let Some(body) = body.filter(|_| behind < end && (behind as usize) < self.code.len()) {
+                        found_again(&mut out, &mut lost, behind);
                         change(&mut out, &mut last, behind, body);
                     }
                     break;
@@ -876,6 +893,17 @@ mod tests {
         assert!(flow.at(CodeAddress::Exact(START + 2)).is_none());
         assert!(flow.at(CodeAddress::Exact(START - 1)).is_none());
         assert!(flow.at(CodeAddress::Return(START + 1000)).is_none());
+    }
+
+    #[test]
+    fn a_caller_that_is_not_known_in_one_block_is_known_in_the_next() {
+        // test eax, eax; je +6; mov rsp, rax; nop; ud2; ret
+        let unknown = [0x48, 0x89, 0xc4, 0x90, 0x0f, 0x0b];
+        let flow = code(&[&[0x85, 0xc0], &[0x74, 0x06], &unknown, &[0xc3]]);
+        let told: Vec<_> = flow.changes(100).into_iter().filter(|(offset, _)| *offset > 0).collect();
+        assert_eq!(told[0], (7, FrameChange::Undefined(Reg::RIP)), "{told:?}");
+        assert_eq!(told[1], (10, FrameChange::Saved(Reg::RIP, -8)), "{told:?}");
+        assert_eq!(told.len(), 2, "{told:?}");
     }
 
     #[test]
