@@ -6,6 +6,8 @@
 #
 # Cheap checks come first. Most crates are compiled four times: checked (clippy, doc), for the tests, for the debug host
 # and optimized. Cargo unites features over the packages that are named, so name them alike, or there is a fifth.
+# The hosts of Wasmtime are only built as the tests run them, optimized: Wasmtime takes minutes each time that it is
+# compiled. `sh tests/run_more.sh` has the lints of these hosts, and what takes longer than anybody waits.
 set -eu
 cd "$(dirname "$0")/.."
 . tests/need.sh
@@ -37,6 +39,8 @@ trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
+packages='--workspace --exclude host-wasmtime --exclude host-wasmtime-36'
+
 step 'tools'
 need cc c++ objcopy gdb gcore gdbserver lldb-19 lldb-dap-19 eu-stack pip3 ps strace
 need_cargo
@@ -60,7 +64,8 @@ step 'format'
 cargo fmt --all --check
 
 step 'lints'
-cargo clippy --workspace --all-targets --all-features -- -D warnings
+# shellcheck disable=SC2086 # a list of words, here and below
+cargo clippy $packages --all-targets --all-features -- -D warnings
 
 step 'package'
 # What is published compiles by itself. Where there is nothing to commit, it is what would be published.
@@ -72,7 +77,7 @@ step 'documentation'
 RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --all-features
 
 step 'build of the tests'
-cargo test --workspace --no-run
+cargo test $packages --no-run
 
 step 'build of the hosts'
 # As tests/support and the demo name them.
@@ -81,7 +86,7 @@ cargo build --release --package wstate --package host-singlepass --bins
 cargo build --release --package host-wasmtime-36 --package host-wasmtime --bins
 
 step 'tests'
-cargo test --workspace --no-fail-fast
+sh tests/all.sh $packages
 
 if [ -f fuzz/smoke.sh ]; then
     step 'fuzz targets, some seconds each'
