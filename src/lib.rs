@@ -42,7 +42,7 @@
 //!   ([`process::live`] has the details, and the exceptions).
 //!
 //! # Glossary
-//! One word for one thing, in comments, errors and the README alike:
+//! Comments use these words, and each for one thing:
 //!
 //! | word | what it means here |
 //! |---|---|
@@ -51,8 +51,8 @@
 //! | frame | A call that has not returned yet. A *native* frame runs code of an executable or library, a *Wasm* frame runs code that a runtime compiled from a module, and several inlined functions can share one machine frame. |
 //! | cursor | The registers of one frame while a stack is walked. |
 //! | unwinder | Computes the caller's registers from those of a frame. |
-//! | trust | How the walk found a frame: from registers, unwind tables, recognised code or a frame pointer. |
-//! | end | Why a walk stopped: at the bottom of the stack, or lost. |
+//! | trust | How the walk found a frame: from registers, unwind tables, a runtime, recognised code, code that was followed, a frame pointer or a search. |
+//! | end | Why a walk stopped: at the bottom of the stack, at a limit, in a cycle, or lost. |
 //! | loaded file | An executable or library of the target. An *svma* is an address as that file states it, and the *bias* is what loading added to it. |
 //! | runtime | The engine that compiled and runs the modules, such as Wasmtime. A *provider* searches a target for the modules of one runtime. |
 //! | module, instance | A compiled `.wasm` file, and one set of memories, globals and tables that its code runs with. |
@@ -73,7 +73,7 @@
 //!
 //! ```text
 //! server                           the engine as the plugins of debuggers use it
-//! cli                              what only a command line needs
+//! cli                              what a command line needs, and the files that results are written to
 //! session                          a question about a target, and its answer
 //! report                           the view model, as text, JSON, symbol files and core dumps
 //! descriptor                       what a host may publish about its modules (feature `descriptor`)

@@ -98,7 +98,8 @@ pub const MAX_SNAPSHOT_STEPS: usize = cap(100_000, 1000);
 pub const MAX_COMMENT_LINES: usize = 4096;
 /// Bytes of debug sections that are opened to find struct layouts.
 pub const MAX_DEBUG_INFO_BYTES: u64 = cap(8 << 30, 64 << 10);
-/// Entries of debug information that are visited in search of the runtime's types.
+/// Entries of debug information that are visited in search of the runtime's types. The end of a list of children counts
+/// as an entry.
 pub const MAX_DEBUG_ENTRIES: u64 = cap(200_000_000, 50_000);
 /// Members or variants of one type in debug info.
 pub const MAX_MEMBERS: usize = 4096;
@@ -344,7 +345,8 @@ pub const MAX_SECTION_NAMES: u64 = 64 << 10;
 /// Modules that the runtime made for a component. With more, a symbol file has no lines for it, since each place may
 /// be in any of the modules.
 pub const MAX_PLACED_FILES: usize = 256;
-/// Places within one function of a Wasmtime code image at which the way to find the caller changes.
+/// Changes of the way to find the caller within one function of a Wasmtime code image. There may be several at one
+/// instruction.
 pub const MAX_FRAME_CHANGES: usize = 10_000;
 /// Pages before an executable mapping that are searched for the header of a Wasmtime code image. Between the header
 /// and the code stand the name of the version and the configuration, less than a page in every version that was seen.

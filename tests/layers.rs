@@ -1,6 +1,6 @@
 //! Dependencies go one way: each room of `src` uses rooms below it, as the table in `src/lib.rs` has them.
 
-use proc_macro2::{TokenStream, TokenTree};
+use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use syn::visit::{self, Visit};
@@ -80,20 +80,39 @@ impl Paths<'_> {
         }
     }
 
-    /// Paths in the arguments of a macro: `crate`, `::` and names.
-    fn tokens(&mut self, tokens: TokenStream) {
-        let mut path: Vec<String> = Vec::new();
+    /// Paths in the arguments of a macro, as far as tokens tell: names behind `crate`, `super` or `self`, with `::` in
+    /// between. `before` is what stands before a group.
+    fn tokens(&mut self, tokens: TokenStream, before: &[String]) {
+        let mut path: Vec<String> = before.to_vec();
+        let mut is_joined = !before.is_empty();
         for token in tokens {
             match token {
+                // `crate::{a, b}`
+                TokenTree::Group(group) if is_joined && group.delimiter() == Delimiter::Brace => {
+                    self.tokens(group.stream(), &std::mem::take(&mut path));
+                }
                 TokenTree::Group(group) => {
                     self.note(&std::mem::take(&mut path));
-                    self.tokens(group.stream());
+                    self.tokens(group.stream(), &[]);
                 }
-                TokenTree::Punct(punct) if punct.as_char() == ':' && !path.is_empty() => {}
-                TokenTree::Ident(ident) if ident == "crate" => path = vec!["crate".to_string()],
-                TokenTree::Ident(ident) if !path.is_empty() => path.push(ident.to_string()),
+                TokenTree::Punct(punct) if punct.as_char() == ':' && !path.is_empty() => {
+                    is_joined = true;
+                    continue;
+                }
+                TokenTree::Punct(punct) if punct.as_char() == ',' && !before.is_empty() => {
+                    self.note(&std::mem::replace(&mut path, before.to_vec()));
+                    is_joined = true;
+                    continue;
+                }
+                TokenTree::Ident(ident) if is_joined && !path.is_empty() => path.push(ident.to_string()),
+                TokenTree::Ident(ident) => {
+                    self.note(&std::mem::take(&mut path));
+                    let name = ident.to_string();
+                    path.extend(["crate", "super", "self"].contains(&name.as_str()).then_some(name));
+                }
                 _ => self.note(&std::mem::take(&mut path)),
             }
+            is_joined = false;
         }
         self.note(&path);
     }
@@ -141,7 +160,7 @@ impl<'ast> Visit<'ast> for Paths<'_> {
     }
 
     fn visit_macro(&mut self, item: &'ast syn::Macro) {
-        self.tokens(item.tokens.clone());
+        self.tokens(item.tokens.clone(), &[]);
         visit::visit_macro(self, item);
     }
 }
@@ -225,6 +244,8 @@ fn arrows_are_seen_however_they_are_written() {
         "fn f() { crate::c::g(1) }",
         "fn f(x: &dyn crate::c::T) {}",
         "fn f() { println!(\"{}\", crate::c::g()); }",
+        "m! { use crate::{a::x, c::{D, E}}; }",
+        "m! { super::super::c::g(self.x, a::b) }",
         "mod inner { use super::super::super::c; }",
         "#[cfg(not(test))] use crate::c;",
         "impl crate::c::T for X {}",
@@ -234,6 +255,7 @@ fn arrows_are_seen_however_they_are_written() {
     for text in [
         "use std::c;",
         "use super::c::D;",
+        "m! { self.c, super::c, a::c }",
         "/// [`crate::c`]\nfn f() {}",
         "#[cfg(test)] mod tests { use crate::c; }",
         "#[cfg(any(test, feature = \"testing\"))] use crate::c;",
@@ -252,10 +274,7 @@ impl Holes {
     fn look(&mut self, text: &str) {
         let words: Vec<&str> = text.split(' ').collect();
         // Tables have columns and several lines; a sentence has neither.
-        let is_hole = |w: &[&str]| {
-            let ends = w[0].ends_with(|c: char| c.is_alphabetic() || ",;:".contains(c)) && w[0].len() > 1;
-            ends && w[1].is_empty() && w[2].is_empty()
-        };
+        let is_hole = |w: &[&str]| w[0].chars().count() > 1 && w[1].is_empty() && w[2].is_empty();
         if !text.contains('\n') && words.len() > 12 && words.windows(3).any(is_hole) {
             self.0.push(text.to_string());
         }

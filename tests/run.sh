@@ -1,5 +1,5 @@
 #!/bin/sh
-# Everything that is checked about this repository:   sh tests/run.sh
+# What is checked of every change to this repository:   sh tests/run.sh
 #
 # Needs Rust (rustup) and, on anything but Debian and Ubuntu, the commands that `need` names below; there they are
 # installed where they are missing. No test is left out because a tool is not there.
@@ -7,7 +7,7 @@
 # Cheap checks come first. Most crates are compiled four times: checked (clippy, doc), for the tests, for the debug host
 # and optimized. Cargo unites features over the packages that are named, so name them alike, or there is a fifth.
 # The hosts of Wasmtime are only built as the tests run them, optimized: Wasmtime takes minutes each time that it is
-# compiled. `sh tests/run_more.sh` has the lints of these hosts, and what takes longer than anybody waits.
+# compiled. `sh tests/run_more.sh` has the lints of these hosts, and what takes hours.
 set -eu
 cd "$(dirname "$0")/.."
 . tests/need.sh

@@ -5,28 +5,40 @@
 #   random   stops of random modules at random instants
 #   churn    modules that are loaded and unloaded while the process is looked at
 #   foreign  the official command line tools and libraries
-set -eu
+set -u
 cd "$(dirname "$0")/.."
 parts=${*:-lints random churn foreign}
-cargo build --release --package wstate --package host-singlepass --bins
-cargo build --release --package host-wasmtime-36 --package host-wasmtime --bins
 for part in $parts; do
-    printf '\n== %s\n' "$part"
     case $part in
-    lints) cargo clippy --package host-wasmtime --package host-wasmtime-36 --all-targets --all-features -- -D warnings ;;
-    random)
-        python3 tests/tools/random_stops.py --wstate target/release/wstate --singlepass target/release/host-singlepass \
-            --guest-debug target/release/host-wasmtime
-        ;;
-    churn)
-        for host in churn-singlepass churn-wasmtime churn-wasmtime-36; do
-            python3 tests/tools/churn.py --attaches 500 --loads 200000 -- "target/release/$host" names 100000000
-        done
-        ;;
-    foreign) python3 tests/tools/foreign/cli_sweep.py ;;
+    lints | random | churn | foreign) ;;
     *)
-        echo "$0: no part is called $part" >&2
+        echo "$0: no part is called $part: there are lints, random, churn and foreign" >&2
         exit 64
         ;;
     esac
 done
+cargo build --release --package wstate --package host-singlepass --bins || exit 1
+cargo build --release --package host-wasmtime-36 --package host-wasmtime --bins || exit 1
+
+failed=
+for part in $parts; do
+    printf '\n== %s\n' "$part"
+    case $part in
+    lints)
+        cargo clippy --package host-wasmtime --package host-wasmtime-36 --all-targets --all-features -- -D warnings ||
+            failed="$failed lints"
+        ;;
+    random)
+        python3 tests/tools/random_stops.py --wstate target/release/wstate --singlepass target/release/host-singlepass \
+            --guest-debug target/release/host-wasmtime || failed="$failed random"
+        ;;
+    churn)
+        for host in churn-singlepass churn-wasmtime churn-wasmtime-36; do
+            python3 tests/tools/churn.py --attaches 500 --loads 200000 -- "target/release/$host" names 100000000 ||
+                failed="$failed $host"
+        done
+        ;;
+    foreign) python3 tests/tools/foreign/cli_sweep.py || failed="$failed foreign" ;;
+    esac
+done
+[ -z "$failed" ] || { echo "FAILED:$failed" >&2; exit 1; }

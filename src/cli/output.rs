@@ -141,7 +141,7 @@ impl Removed {
             }
             let (ready, is_ready) = std::sync::mpsc::sync_channel(0);
             let wait = move || {
-                // From here on this thread does nothing but wait, and holds no lock, even when a child is forked
+                // Until a signal comes this thread only waits and holds no lock, so a child may be forked
                 // ([`crate::cli::sandbox`]).
                 let _ = ready.send(());
                 drop(ready);

@@ -54,7 +54,8 @@ impl Debugger {
         })
     }
 
-    /// The line of the init file that loads the file at `loaded`. It is found again by that path.
+    /// The line of the init file that loads the file at `loaded`. It is found again by the end of that path, see
+    /// `is_ours`.
     fn line(self, loaded: &Path) -> String {
         let path = loaded.display();
         match self {

@@ -183,7 +183,7 @@ pub struct GuestFrame {
     pub variables: Vec<SourceVariable>,
     /// Whether the function was inlined into the function of the next frame.
     pub inlined: bool,
-    /// Whether functions were inlined here whose frames may be missing from the list before this one.
+    /// Whether frames may be missing from the list before this one, of functions that may have been inlined here.
     pub may_miss_inlined: bool,
     /// Address of the frame's instance (its `vmctx`), if known.
     pub instance: Option<u64>,

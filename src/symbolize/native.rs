@@ -250,6 +250,28 @@ enum What {
     Data,
 }
 
+/// Ranges of addresses, prepared for many questions: a file may have as many sections as symbols.
+struct Ranges(Vec<(u64, u64)>);
+
+impl Ranges {
+    fn of(ranges: &[(u64, u64)]) -> Ranges {
+        let mut sorted = ranges.to_vec();
+        sorted.sort_unstable();
+        // Where ranges overlap, the last one that begins before an address ends where the longest of them does.
+        let mut end = 0;
+        for range in &mut sorted {
+            end = range.1.max(end);
+            range.1 = end;
+        }
+        Ranges(sorted)
+    }
+
+    fn contain(&self, address: u64) -> bool {
+        let behind = self.0.partition_point(|range| range.0 <= address);
+        behind.checked_sub(1).and_then(|i| self.0.get(i)).is_some_and(|range| address < range.1)
+    }
+}
+
 /// A symbol with its name.
 struct Named<'a> {
     start: u64,
@@ -261,6 +283,7 @@ struct Named<'a> {
 impl<'a> Symbols<'a> {
     fn load(object: &'a LoadedObject) -> Symbols<'a> {
         let (mut tables, mut symbols, mut code) = (Vec::new(), Vec::new(), Vec::new());
+        let mut left = limits::MAX_SYMBOLS;
         let files: Vec<_> = files(object).collect();
         for file in &files {
             for section in file.sections() {
@@ -270,12 +293,15 @@ impl<'a> Symbols<'a> {
                     code.push((section.address(), section.address().saturating_add(section.size())));
                 }
             }
-            let is_code = |address| code.iter().any(|&(start, end)| start <= address && address < end);
+            let ranges = Ranges::of(&code);
+            let is_code = |address| ranges.contain(address);
             for table in [*file.elf_symbol_table(), *file.elf_dynamic_symbol_table()] {
                 // There are at most two files, which have four tables.
                 let number = u8::try_from(tables.len()).unwrap_or(u8::MAX);
                 tables.push(table);
-                for (index, symbol) in (0..).zip(table.symbols()) {
+                // The first entry of a table is no symbol.
+                for (index, symbol) in (1..).zip(table.symbols().iter().skip(1).take(left)) {
+                    left -= 1;
                     let start = symbol.st_value(LittleEndian);
                     let what = match symbol.st_type() {
                         elf::STT_FUNC | elf::STT_GNU_IFUNC => What::Function,
@@ -286,9 +312,11 @@ impl<'a> Symbols<'a> {
                         _ if is_code(start) => What::Label,
                         _ => continue,
                     };
-                    if symbol.st_shndx(LittleEndian) != elf::SHN_UNDEF && symbols.len() < limits::MAX_SYMBOLS {
-                        symbols.push(Symbol { start, index, table: number, what });
+                    // Symbols of other files, and data that has no address yet.
+                    if [elf::SHN_UNDEF, elf::SHN_COMMON].contains(&symbol.st_shndx(LittleEndian)) {
+                        continue;
                     }
+                    symbols.push(Symbol { start, index, table: number, what });
                 }
             }
         }
@@ -477,6 +505,33 @@ mod tests {
         for (name, symbol) in [("do_call<F>", "a::do_other"), ("<F>", "a::b"), ("b", "a::c::<b>"), ("", "a")] {
             assert!(!is_last_part(name, symbol), "{name} {symbol}");
         }
+    }
+
+    #[test]
+    fn ranges_contain_what_one_of_them_does() {
+        let ranges = [(10, 20), (15, 17), (40, 50), (40, 60), (70, 70), (5, 12), (90, 80)];
+        let prepared = Ranges::of(&ranges);
+        for address in 0..100 {
+            let one_does = ranges.iter().any(|&(start, end)| start <= address && address < end);
+            assert_eq!(prepared.contain(address), one_does, "{address}");
+        }
+        assert!(!Ranges::of(&[]).contain(0));
+    }
+
+    #[test]
+    fn the_first_entry_of_a_table_is_no_symbol_whatever_is_in_it() {
+        let (mut table, names) = symtab(&[("label", 0x1100, 0, NOTYPE, 0)]);
+        // A function in `.text` at 0x1110.
+        table[4] = FUNC;
+        table[6] = 1;
+        table[8..16].copy_from_slice(&0x1110u64.to_le_bytes());
+        let file = elf(&[
+            Section { name: ".text", flags: 6, address: 0x1000, bytes: &[0x90; 0x1000] },
+            Section { name: ".symtab", flags: 0, address: 0, bytes: &table },
+            Section { name: ".strtab", flags: 0, address: 0, bytes: &names },
+        ]);
+        let objects = Objects::from_parts(vec![object("/lib/a.so", BIAS, (BIAS, BIAS + 0x10000), file)]);
+        assert_eq!(name_at(&objects, 0x1120), Some(("label".to_string(), 0x20)));
     }
 
     #[test]

@@ -675,7 +675,7 @@ impl Table<'_> {
             for (register, rule) in row.registers() {
                 let reg = Reg::from_dwarf(register.0)?;
                 match *rule {
-                    // The return address is always in the word below the CFA, so no change has to say it.
+                    // The usual place of the return address, of which no change has to tell.
                     RegisterRule::Offset(-8) if reg == Reg::RIP => {}
                     RegisterRule::Offset(offset) => saved.push(FrameChange::Saved(reg, i32::try_from(offset).ok()?)),
                     RegisterRule::SameValue => saved.push(FrameChange::Same(reg)),
@@ -690,7 +690,8 @@ impl Table<'_> {
             out.extend(saved.iter().filter(|c| !before.1.contains(c)).map(|c| (offset, *c)));
             // Where a rule has ended, the register is as at the function's entry again.
             let gone = before.1.iter().filter_map(register).filter(|r| !saved.iter().any(|c| register(c) == Some(*r)));
-            out.extend(gone.map(|r| (offset, FrameChange::Same(r))));
+            let at_entry = |reg| if reg == Reg::RIP { FrameChange::Saved(reg, -8) } else { FrameChange::Same(reg) };
+            out.extend(gone.map(|reg| (offset, at_entry(reg))));
             before = (Some(cfa), saved);
             if out.len() > limits::MAX_FRAME_CHANGES {
                 return None;

@@ -74,6 +74,9 @@ fn build() -> BTreeMap<Variant, PathBuf> {
         let dir = target_dir().join("tmp/hosts").join(variant.name());
         fs::create_dir_all(&dir).unwrap();
         let path = dir.join("host-singlepass");
+        // Another program of tests that finds the old one makes it anew as well, and takes it away from our hosts.
+        let lock = fs::File::create(dir.join("lock")).unwrap();
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
         let built = |p: &Path| p.metadata().and_then(|m| m.modified()).ok();
         if built(&path).is_none() || built(&path) < built(&release) {
             // Another test process may be running the old one.

@@ -549,7 +549,7 @@ impl<'a> Types<'a> {
                 for &attribute in abbreviation.attributes() {
                     let attribute = entries.read_attribute(attribute)?;
                     match attribute.name() {
-                        gimli::DW_AT_name => name = Some(attribute.value()),
+                        gimli::DW_AT_name => _ = name.get_or_insert(attribute.value()),
                         // A mere declaration of a type has no size.
                         gimli::DW_AT_byte_size => has_size = true,
                         _ => {}
