@@ -62,7 +62,7 @@ pub enum Source {
 /// A question: which target to look at, and what the answer is to contain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// The target.
+    /// What to look at: a process or a core.
     pub source: Source,
     /// Kernel ids of the threads to look at; if there are none, all threads are looked at.
     pub threads: Vec<u32>,

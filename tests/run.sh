@@ -6,8 +6,8 @@
 #
 # Cheap checks come first. Most crates are compiled four times: checked (clippy, doc), for the tests, for the debug host
 # and optimized. Cargo unites features over the packages that are named, so name them alike, or there is a fifth.
-# The hosts of Wasmtime are only built as the tests run them, optimized: Wasmtime takes minutes each time that it is
-# compiled. `sh tests/run_more.sh` has the lints of these hosts, and what takes hours.
+# The hosts of Wasmtime have no tests: they are checked, and built as the tests run them, optimized. Wasmtime takes minutes
+# each time that it is compiled. `sh tests/run_more.sh` has what takes hours.
 set -eu
 cd "$(dirname "$0")/.."
 . tests/need.sh
@@ -64,8 +64,7 @@ step 'format'
 cargo fmt --all --check
 
 step 'lints'
-# shellcheck disable=SC2086 # a list of words, here and below
-cargo clippy $packages --all-targets --all-features -- -D warnings
+cargo clippy --workspace --all-targets --all-features -- -D warnings
 
 step 'package'
 # What is published compiles by itself. Where there is nothing to commit, it is what would be published.
@@ -77,6 +76,7 @@ step 'documentation'
 RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --all-features
 
 step 'build of the tests'
+# shellcheck disable=SC2086 # a list of words, here and below
 cargo test $packages --no-run
 
 step 'build of the hosts'

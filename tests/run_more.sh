@@ -1,18 +1,17 @@
 #!/bin/sh
 # What takes too long for every change:   sh tests/run_more.sh [PART..]
 #
-#   lints    of the hosts of Wasmtime
 #   random   stops of random modules at random instants
 #   churn    modules that are loaded and unloaded while the process is looked at
 #   foreign  the official command line tools and libraries
 set -u
 cd "$(dirname "$0")/.."
-parts=${*:-lints random churn foreign}
+parts=${*:-random churn foreign}
 for part in $parts; do
     case $part in
-    lints | random | churn | foreign) ;;
+    random | churn | foreign) ;;
     *)
-        echo "$0: no part is called $part: there are lints, random, churn and foreign" >&2
+        echo "$0: no part is called $part: there are random, churn and foreign" >&2
         exit 64
         ;;
     esac
@@ -24,10 +23,6 @@ failed=
 for part in $parts; do
     printf '\n== %s\n' "$part"
     case $part in
-    lints)
-        cargo clippy --package host-wasmtime --package host-wasmtime-36 --all-targets --all-features -- -D warnings ||
-            failed="$failed lints"
-        ;;
     random)
         python3 tests/tools/random_stops.py --wstate target/release/wstate --singlepass target/release/host-singlepass \
             --guest-debug target/release/host-wasmtime || failed="$failed random"

@@ -12,7 +12,7 @@ pub struct Reg(pub u8);
 /// One row of the register table.
 #[derive(Clone, Copy, Debug)]
 pub struct RegisterInfo {
-    /// The register.
+    /// The register that this row describes.
     pub reg: Reg,
     /// Lower-case assembler name.
     pub name: &'static str,

@@ -30,7 +30,7 @@ pub enum Status {
     Fail,
 }
 
-/// One check.
+/// A check of what an attach needs, and its result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Check {
     /// How it went.
@@ -46,7 +46,7 @@ pub struct Check {
 pub struct Doctor {
     /// The process, if one was given.
     pub pid: Option<u32>,
-    /// The checks.
+    /// The checks in the order in which they were made.
     pub checks: Vec<Check>,
     /// What is told only if an attach shows that it matters.
     #[serde(skip)]

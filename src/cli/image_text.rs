@@ -329,7 +329,7 @@ pub struct Difference {
 /// A global that differs.
 #[derive(Serialize, JsonSchema)]
 pub struct GlobalDifference {
-    /// Its index.
+    /// Index of the global in the image.
     index: usize,
     /// Its value in the first image; null where that has no such global.
     from: Option<Bits>,

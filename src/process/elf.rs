@@ -6,7 +6,7 @@ use super::{Mapping, Memory, notes};
 use crate::bytes::{Bytes, Short};
 use crate::limits;
 
-/// `p_type` values.
+/// Values of `p_type`, the type of a segment.
 #[allow(missing_docs)]
 pub mod pt {
     pub const LOAD: u32 = 1;
@@ -17,7 +17,7 @@ pub mod pt {
     pub const GNU_EH_FRAME: u32 = 0x6474_e550;
 }
 
-/// `p_flags` bits.
+/// Bits of `p_flags`, the rights of a segment.
 #[allow(missing_docs)]
 pub mod pf {
     pub const X: u32 = 1;

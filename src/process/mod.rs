@@ -279,10 +279,14 @@ pub trait Target: Memory {
 
     /// The mapping that covers `address`.
     fn mapping_at(&self, address: u64) -> Option<&Mapping> {
-        let maps = self.mappings();
-        let i = maps.partition_point(|m| m.end <= address);
-        maps.get(i).filter(|m| m.contains(address))
+        mapping_at(self.mappings(), address)
     }
+}
+
+/// The mapping that covers `address`, out of mappings that are ascending and do not overlap.
+pub fn mapping_at(mappings: &[Mapping], address: u64) -> Option<&Mapping> {
+    let i = mappings.partition_point(|m| m.end <= address);
+    mappings.get(i).filter(|m| m.contains(address))
 }
 
 #[cfg(test)]

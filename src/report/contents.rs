@@ -55,7 +55,7 @@ pub struct ModuleContents {
 pub struct FunctionRow {
     /// Index in the module's function space.
     pub index: u32,
-    /// Its name.
+    /// Name of the function.
     pub name: Option<String>,
     /// Where the name comes from.
     pub name_source: Option<NameSource>,
@@ -74,7 +74,7 @@ pub struct FunctionRow {
 /// An export of a module.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct ExportRow {
-    /// Its name.
+    /// Name of the export.
     pub name: String,
     /// What it is.
     pub kind: ExternKind,
@@ -124,7 +124,7 @@ pub struct MemoryRow {
     pub why: Option<String>,
 }
 
-/// A global.
+/// A global of an instance.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct GlobalRow {
     /// Its index, type and value.
@@ -134,7 +134,7 @@ pub struct GlobalRow {
     pub mutable: Option<bool>,
 }
 
-/// A table.
+/// A table of an instance.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct TableRow {
     /// Index in the instance's table space.

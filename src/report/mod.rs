@@ -220,7 +220,7 @@ pub struct Target {
 /// An engine for WebAssembly of which nothing else is shown.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct EngineSeen {
-    /// Its name.
+    /// Name of the engine.
     pub name: Engine,
     /// Whether its modules are known to wstate, and none was found.
     pub supported: bool,
@@ -246,7 +246,7 @@ impl EngineSeen {
 /// A Wasm runtime in the target.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Runtime {
-    /// Its name.
+    /// Name of the runtime.
     pub name: RuntimeName,
     /// Its compiled modules.
     pub modules: Vec<Module>,
@@ -286,7 +286,7 @@ pub struct Module {
 pub struct Thread {
     /// Kernel thread id.
     pub tid: Option<u32>,
-    /// Its name.
+    /// Name of the thread.
     pub name: Option<String>,
     /// Frames, youngest first. Inlined functions are frames of their own.
     pub frames: Vec<Frame>,
@@ -301,13 +301,13 @@ pub struct Thread {
 /// How a walk over a stack ended.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct End {
-    /// How.
+    /// How the walk ended.
     pub kind: EndKind,
     /// Why, for people.
     pub why: Option<String>,
 }
 
-/// A frame.
+/// A frame of a thread's stack.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Frame {
     /// Number of the frame in its thread, counted from the youngest, the same in every form of output.
@@ -331,7 +331,7 @@ pub struct Frame {
     /// Byte offset of `pc` in the module: from the load address of a native module, from the start of the machine code
     /// of a Wasm module.
     pub module_offset: Option<Hex>,
-    /// The function.
+    /// The function that the frame runs.
     pub function: Option<Function>,
     /// Place in the Wasm code; null in other frames.
     pub wasm: Option<WasmPlace>,
@@ -402,7 +402,7 @@ pub struct Function {
     pub local_index: Option<u32>,
     /// Byte offset of `pc` from the function's machine code.
     pub offset: Option<Hex>,
-    /// Source file.
+    /// Path of the source file.
     pub file: Option<String>,
     /// Line in it, from 1.
     pub line: Option<u32>,
@@ -452,7 +452,7 @@ pub struct Value {
 /// A variable of the source language.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Variable {
-    /// Its name.
+    /// Name of the variable.
     pub name: Option<String>,
     /// Name of its type.
     #[serde(rename = "type")]

@@ -228,7 +228,7 @@ impl CodeMap {
 /// Which functions get locals, operand stacks and lines. Names and frames are described for all functions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Detail {
-    /// All functions.
+    /// Every function gets them.
     All,
     /// The functions of modules that have at most `up_to` functions, and in other modules those that cover one of
     /// `addresses`.

@@ -54,7 +54,7 @@ impl Engine {
 /// An engine that is in a target, and the evidence for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sighting {
-    /// The engine.
+    /// Name of the engine.
     pub engine: Engine,
     /// What was seen, as half a sentence about the file: `node exports v8dbg_SmiTag`.
     pub evidence: String,

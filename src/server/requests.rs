@@ -46,7 +46,7 @@ const OPS: [&str; 13] = [
     "symbols",
 ];
 
-/// Answers requests.
+/// Answers the requests of one debugger.
 pub struct Requests {
     wire: Rc<Wire>,
     settings: Settings,

@@ -59,9 +59,9 @@ pub enum Resumable {
     Yes(PointKind),
     /// They go on behind a call, whose result must be given. If the call has returned already, its result is here.
     AfterCall(Option<Returned>),
-    /// They cannot.
+    /// They cannot go on from it.
     No {
-        /// The reason.
+        /// Why they cannot.
         why: String,
         /// What the user can do to get an image from which they can go on.
         next: &'static str,
@@ -81,9 +81,9 @@ pub struct Returned {
 /// A global that an instance imports, as the file beside an image has it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct ImportedGlobal {
-    /// Its index.
+    /// Index of the global in the module's index space.
     pub index: usize,
-    /// Its type.
+    /// Type of the global.
     #[serde(rename = "type")]
     pub ty: ValType,
     /// Its value as an image has it, hexadecimal: integers sign-extended to 128 bits, floats as their bits.

@@ -20,7 +20,7 @@ use super::{Cursor, Next, Trust, Unwinder};
 use crate::arch::{CodeAddress, Reg, Registers};
 use crate::limits::{MAX_BODIES, MAX_BODIES_STEPS, MAX_BODY_BYTES, MAX_BODY_FRAME, MAX_BODY_LEAVES, MAX_BODY_STEPS};
 use crate::process::objects::Objects;
-use crate::process::{Mapping, Memory};
+use crate::process::{Mapping, Memory, mapping_at};
 use iced_x86::{
     Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
 };
@@ -527,8 +527,7 @@ impl<'a> CodeUnwinder<'a> {
     }
 
     fn mapping_at(&self, address: u64) -> Option<&'a Mapping> {
-        let i = self.mappings.partition_point(|m| m.end <= address);
-        self.mappings.get(i).filter(|m| m.contains(address))
+        mapping_at(self.mappings, address)
     }
 
     fn is_code(&self, address: u64) -> bool {

@@ -15,7 +15,7 @@
 
 use super::{Cursor, Next, Trust, UnwindError, Unwinder};
 use crate::arch::{CodeAddress, Reg, Registers};
-use crate::process::{Mapping, Memory};
+use crate::process::{Mapping, Memory, mapping_at};
 
 /// Follows frame pointers as long as they lead into executable memory.
 #[derive(Clone, Copy, Debug)]
@@ -89,11 +89,6 @@ pub fn calls_before(pc: u64, memory: &dyn Memory) -> impl Iterator<Item = iced_x
         let is_call = matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall);
         (is_call && instruction.next_ip() == pc && !instruction.is_call_far_indirect()).then_some(instruction)
     })
-}
-
-fn mapping_at(mappings: &[Mapping], address: u64) -> Option<&Mapping> {
-    let i = mappings.partition_point(|m| m.end <= address);
-    mappings.get(i).filter(|m| m.contains(address))
 }
 
 /// Whether nothing but writable memory is between `low` and `high`. Between two stacks there is a guard or other

@@ -206,11 +206,11 @@ struct Signature {
 pub struct Declarations {
     /// Number of imported memories.
     pub imported_memories: usize,
-    /// The memories.
+    /// All linear memories.
     pub memories: Vec<MemoryDecl>,
     /// Number of imported globals.
     pub imported_globals: usize,
-    /// The globals.
+    /// All globals.
     pub globals: Vec<GlobalDecl>,
     /// Number of imported tables.
     pub imported_tables: usize,

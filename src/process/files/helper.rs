@@ -50,7 +50,7 @@ struct State {
 enum Helper {
     #[default]
     None,
-    /// This process.
+    /// The helper is a child of this process.
     Own(Pid),
     /// The parent process runs it, because this process may start none. A byte that is written to this file tells the
     /// parent that the helper hangs.

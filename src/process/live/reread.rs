@@ -7,6 +7,7 @@
 //! addresses, so this ends soon.
 
 use super::*;
+use crate::process::mapping_at;
 use std::collections::BTreeSet;
 
 /// Size in bytes of one sample of a range that is too large to be copied.
@@ -153,11 +154,6 @@ struct Pages<'a> {
 }
 
 impl Pages<'_> {
-    fn mapping(&self, address: u64) -> Option<&Mapping> {
-        let at = self.mappings.partition_point(|m| m.end <= address);
-        self.mappings.get(at).filter(|m| m.contains(address))
-    }
-
     /// Takes the parts of `start..end` that are mapped. Returns `false` and takes nothing if there is no room for
     /// them.
     fn take(&mut self, start: u64, end: u64) -> bool {
@@ -183,7 +179,8 @@ impl Pages<'_> {
         for distance in (1..=BESIDE).map(|n| n * PAGE) {
             for page in pages {
                 for beside in [page.checked_sub(distance), page.checked_add(distance)].into_iter().flatten() {
-                    let wanted = self.mapping(beside).is_some_and(|m| m.read && (m.write || m.is_anonymous()));
+                    let wanted =
+                        mapping_at(self.mappings, beside).is_some_and(|m| m.read && (m.write || m.is_anonymous()));
                     if !wanted || self.ranges.contains(&(beside, beside.saturating_add(PAGE))) {
                         continue;
                     }

@@ -13,7 +13,8 @@ use std::sync::Arc;
 
 /// Page size of the targets; `loader.rs: CodeMemory::new` rounds to the same constant.
 pub const PAGE: u64 = 4096;
-/// Number of bytes that `patch_local_function` overwrites at the start of a function.
+/// Number of bytes that `patch_local_function` overwrites at the start of a function: `movabs rax, target; movabs r11,
+/// trampoline; jmp r11`.
 pub const PATCH_SIZE: u64 = 23;
 /// Number of bytes of code that are compared at a time.
 const BLOCK: usize = 256 << 10;

@@ -31,8 +31,6 @@ use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Reg
 
 /// Size of the patch point in bytes: a jump of 5 bytes over 32 nops of one byte (`begin_body`).
 pub const PATCH_POINT: u64 = 37;
-/// Size of a patched entry in bytes: `movabs rax, target; movabs r11, trampoline; jmp r11` (`patch_local_function`).
-pub const PATCHED_ENTRY: usize = 23;
 /// Homes of the first four locals, whether integer or float (`machine.rs: get_local_location`).
 pub const REGISTER_HOMES: [Reg; 4] = [Reg::R12, Reg::R13, Reg::R14, Reg::RBX];
 

@@ -163,13 +163,13 @@ pub struct Import<T> {
 /// What an export is (`module.rs: ExportIndex`), with the index of the item in the index space of its kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Export {
-    /// A function.
+    /// The function with this index.
     Function(u32),
-    /// A memory.
+    /// The memory with this index.
     Memory(u32),
-    /// A global.
+    /// The global with this index.
     Global(u32),
-    /// A table.
+    /// The table with this index.
     Table(u32),
 }
 

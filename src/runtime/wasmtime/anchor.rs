@@ -28,7 +28,7 @@ use super::recover::{Found, frame_of};
 use super::version::Version;
 use crate::arch::{CodeAddress, Reg};
 use crate::limits::{MAX_ANCHOR_PROBES, MAX_RECOVERY_BYTES, MAX_RECOVERY_CHAIN};
-use crate::process::{Mapping, Memory};
+use crate::process::{Mapping, Memory, mapping_at};
 use crate::unwind::Cursor;
 use crate::unwind::cfi::{is_sigreturn, signal_context};
 use crate::unwind::frame_pointer::{is_behind_call, is_same_stack};
@@ -40,11 +40,6 @@ const SAVED: u64 = 128;
 /// Bytes above an entry trampoline's frame that are searched for an instance: the host that entered Wasm still has
 /// one there.
 const ENTERED: u64 = 4096;
-
-fn mapping_at(mappings: &[Mapping], address: u64) -> Option<&Mapping> {
-    let i = mappings.partition_point(|m| m.end <= address);
-    mappings.get(i).filter(|m| m.contains(address))
-}
 
 /// The words of the stack from `sp` on, each with its address in front. `None`: `sp` is not in writable memory.
 fn words(mappings: &[Mapping], sp: u64, memory: &dyn Memory) -> Option<Vec<(u64, u64)>> {

@@ -382,6 +382,7 @@ impl State {
         };
         Some([
             FrameChange::Cfa(reg, distance.checked_add(8)?),
+            RETURN,
             of(Reg::RBP),
             of(Reg::RBX),
             of(Reg::R12),
@@ -420,12 +421,16 @@ impl State {
     }
 }
 
-/// How to find the CFA, rbp, and each other register that callees keep.
-type Rules = [FrameChange; 7];
+/// How to find the CFA, the return address, rbp, and each other register that callees keep.
+type Rules = [FrameChange; 8];
+
+/// The return address is in the word below the CFA, wherever that is.
+const RETURN: FrameChange = FrameChange::Saved(Reg::RIP, -8);
 
 /// The rules at a function's start.
 const AT_START: Rules = [
     FrameChange::Cfa(Reg::RSP, 8),
+    RETURN,
     FrameChange::Same(Reg::RBP),
     FrameChange::Same(Reg::RBX),
     FrameChange::Same(Reg::R12),
@@ -440,11 +445,9 @@ fn change(out: &mut Vec<(u32, FrameChange)>, last: &mut Rules, offset: u32, rule
     *last = rules;
 }
 
-/// Says from `offset` on where the return address is, if the caller was not known before it.
-fn found_again(out: &mut Vec<(u32, FrameChange)>, lost: &mut bool, offset: u32) {
-    if std::mem::take(lost) {
-        out.push((offset, FrameChange::Saved(Reg::RIP, -8)));
-    }
+/// The rules `last` where the caller is not known.
+fn without_caller(last: &Rules) -> Rules {
+    last.map(|rule| if rule == RETURN { FrameChange::Undefined(Reg::RIP) } else { rule })
 }
 
 /// How callers are found from each of the first instructions of a function on, up to and including the instruction at
@@ -761,8 +764,6 @@ impl Flow {
     pub fn changes(&self, most: usize) -> Vec<(u32, FrameChange)> {
         let (mut out, mut last) = (vec![(0, FrameChange::Cfa(Reg::RSP, 8))], AT_START);
         let mut body = None;
-        // Whether the caller is not known from the last instruction on.
-        let mut lost = false;
         let mut info = InstructionInfoFactory::new();
         let mut blocks = self.blocks.iter().peekable();
         while let Some((&at, state)) = blocks.next() {
@@ -773,17 +774,8 @@ impl Flow {
                 if offset >= end {
                     break;
                 }
-                match state.rules() {
-                    Some(rules) => {
-                        found_again(&mut out, &mut lost, offset);
-                        change(&mut out, &mut last, offset, rules);
-                    }
-                    None if lost => {}
-                    None => {
-                        out.push((offset, FrameChange::Undefined(Reg::RIP)));
-                        lost = true;
-                    }
-                }
+                let rules = state.rules().unwrap_or_else(|| without_caller(&last));
+                change(&mut out, &mut last, offset, rules);
                 if out.len() > most {
                     return out;
                 }
@@ -794,7 +786,6 @@ impl Flow {
                 if !self.successors(&i).1 {
                     let behind = self.offset(i.next_ip());
                     if let Some(body) = body.filter(|_| behind < end && (behind as usize) < self.code.len()) {
-                        found_again(&mut out, &mut lost, behind);
                         change(&mut out, &mut last, behind, body);
                     }
                     break;
@@ -1077,12 +1068,12 @@ mod tests {
                     for (_, change) in changes.iter().filter(|(from, _)| START + u64::from(*from) <= ip) {
                         match change {
                             FrameChange::Cfa(..) => rules[0] = *change,
-                            FrameChange::Saved(Reg::RBP, _) | FrameChange::Same(Reg::RBP) => rules[1] = *change,
+                            FrameChange::Saved(Reg::RBP, _) | FrameChange::Same(Reg::RBP) => rules[2] = *change,
                             // The caller's rbp is in r11 only, and no rule can say that.
                             FrameChange::Undefined(Reg::RBP)
                                 if state.register(Reg::R11) == Some(Held::Entry(Reg::RBP)) =>
                             {
-                                rules[1] = *change;
+                                rules[2] = *change;
                             }
                             FrameChange::Undefined(Reg::RIP | Reg::RBP) => panic!("{at}: {change:?}"),
                             _ => {}
@@ -1091,7 +1082,7 @@ mod tests {
                     let FrameChange::Cfa(reg, by) = rules[0] else { panic!("{at}") };
                     let cfa = registers.get(reg).unwrap().wrapping_add_signed(by.into());
                     assert_eq!(machine.word(cfa - 8), 0x5555, "{at}: {changes:?}");
-                    let rbp = match rules[1] {
+                    let rbp = match rules[2] {
                         FrameChange::Saved(_, at) => machine.word(cfa.wrapping_add_signed(at.into())),
                         FrameChange::Undefined(_) => 0x1000 + RBP as u64,
                         _ => machine.registers[RBP],

@@ -175,15 +175,15 @@ pub struct ModuleFunction {
 /// An item in one of a module's index spaces, with its index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Entity {
-    /// A function.
+    /// The function with this index.
     Function(u32),
-    /// A table.
+    /// The table with this index.
     Table(u32),
-    /// A memory.
+    /// The memory with this index.
     Memory(u32),
-    /// A global.
+    /// The global with this index.
     Global(u32),
-    /// A tag.
+    /// The tag with this index.
     Tag(u32),
 }
 

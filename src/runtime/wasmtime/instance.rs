@@ -15,7 +15,7 @@ use super::info::{Entity, FuncKey, FuncKind, ImageInfo, ModuleInfo, RefTo, Table
 use super::offsets::{self, Array, FunctionImport, StoreLayout, VmCounts, VmLayout};
 use super::version::Version;
 use crate::limits::{MAX_INSTANCE_ITEMS, MAX_NAME_SECTION_BYTES, MAX_SIGNATURE_TYPES};
-use crate::process::{Mapping, Memory, MemoryError};
+use crate::process::{Mapping, Memory, MemoryError, mapping_at};
 use crate::runtime::{Declared, GuestFunction, Place, Slot, Value, Why};
 use crate::wasm::{ExternKind, GlobalDecl, GuestExport, MemoryDecl, NameSource, ValType};
 
@@ -418,11 +418,6 @@ fn none(one: &str, many: &str, there_are: usize) -> Why {
 
 fn items(array: Array) -> Range<u32> {
     0..array.count.min(MAX_INSTANCE_ITEMS)
-}
-
-fn mapping_at(mappings: &[Mapping], address: u64) -> Option<&Mapping> {
-    let at = mappings.partition_point(|m| m.end <= address);
-    mappings.get(at).filter(|m| m.contains(address))
 }
 
 // Whether there is no hole in the `bytes` bytes from `address` on. A memory can be several mappings: data segments

@@ -250,26 +250,26 @@ impl Array {
 /// Where an instance of a module keeps its items: offsets from its `VMContext`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VmLayout {
-    /// The `VMMemoryImport`s.
+    /// The `VMMemoryImport`s of the imported memories.
     pub imported_memories: Array,
     /// Pointers to the `VMMemoryDefinition` of each defined memory. For memories that are not shared they point back
     /// into [`VmLayout::owned_memories`], which can be checked.
     pub memories: Array,
     /// The `VMMemoryDefinition`s of defined memories that are not shared.
     pub owned_memories: Array,
-    /// The `VMFunctionImport`s.
+    /// The `VMFunctionImport`s of the imported functions.
     pub imported_functions: Array,
-    /// The `VMTableImport`s.
+    /// The `VMTableImport`s of the imported tables.
     pub imported_tables: Array,
-    /// The `VMGlobalImport`s.
+    /// The `VMGlobalImport`s of the imported globals.
     pub imported_globals: Array,
-    /// The `VMTagImport`s.
+    /// The `VMTagImport`s of the imported tags.
     pub imported_tags: Array,
-    /// The `VMTableDefinition`s.
+    /// The `VMTableDefinition`s of the defined tables.
     pub tables: Array,
-    /// The `VMGlobalDefinition`s.
+    /// The `VMGlobalDefinition`s of the defined globals.
     pub globals: Array,
-    /// The `VMTagDefinition`s.
+    /// The `VMTagDefinition`s of the defined tags.
     pub tags: Array,
     /// The `VMFuncRef`s. That of a function that was not referred to yet has any content.
     pub func_refs: Array,
