@@ -15,7 +15,7 @@ use std::sync::{Arc, OnceLock};
 use support::missing::missing;
 use support::small_core::{PAGE, SmallCore, Work, counted, question, wasm_frames};
 use support::{PATIENCE, Profile, host_singlepass};
-use wstate::arch::{Reg, Registers};
+use wstate::arch::{Reg, Registers, x64};
 use wstate::process::core::CoreTarget;
 use wstate::process::objects::SearchPaths;
 use wstate::process::testing::CoreBuilder;
@@ -277,12 +277,12 @@ proptest! {
             }
         }
         if in_code {
-            all.set(Reg::RIP, (pc & !0xfff) + seed % 0x300);
+            all.set(x64::RIP, (pc & !0xfff) + seed % 0x300);
         } else {
-            all.set(Reg::RIP, registers[16]);
+            all.set(x64::RIP, registers[16]);
         }
         if on_stack {
-            all.set(Reg::RSP, sp - 64 + seed % 128);
+            all.set(x64::RSP, sp - 64 + seed % 128);
         }
         cut.threads[0].registers = all;
         let start = cut.segments[stack].0;
