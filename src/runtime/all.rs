@@ -5,7 +5,6 @@
 use super::code_map::{CodeMap, Detail};
 use super::engines::{self, Engine, Sighting};
 use super::match_files::{ByCode, Candidate, Verdict, decide};
-use super::singlepass::anchor::Route;
 use super::singlepass::find::{HostLayouts, SinglepassProvider};
 use super::wasmtime::find::WasmtimeProvider;
 use super::{
@@ -15,6 +14,7 @@ use crate::error::Error;
 use crate::limits::{MAX_IMAGE_BYTES, MAX_SHOWN_REASONS};
 use crate::process::memory::read_file;
 use crate::process::{Memory, ThreadId};
+use crate::runtime::singlepass::find::anchor::Route;
 use crate::state::{ExecutionStateImage, PointKind};
 use crate::unwind::{Cursor, Next, Unwinder};
 use crate::wasm::WasmModule;

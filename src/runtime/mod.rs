@@ -6,6 +6,7 @@ pub mod code_map;
 pub mod engines;
 mod immediates;
 mod match_files;
+pub mod rust;
 pub mod singlepass;
 pub mod wasmtime;
 

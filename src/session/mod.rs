@@ -31,7 +31,7 @@ use crate::report::timing::{Timing, milliseconds};
 use crate::report::{self, Frame, FrameKind, Function, Hex, OpPosition, Report, WasmPlace};
 use crate::runtime::all::{FindOptions, Runtimes};
 use crate::runtime::code_map::{CodeMap, CompiledFunction, CompiledModule, Detail, Seen};
-pub use crate::runtime::singlepass::anchor::Route;
+pub use crate::runtime::singlepass::find::anchor::Route;
 use crate::runtime::{BETWEEN_POINTS, GuestFrame, GuestKind, Position, Provider, Reach, Runtime, Scene, Why};
 use crate::state::ExecutionStateImage;
 use crate::symbolize::native::NativeSymbolizer;

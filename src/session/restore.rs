@@ -19,7 +19,7 @@ use super::*;
 use crate::arch::x64;
 use crate::process::live::held::Held;
 use crate::report::counted;
-use crate::runtime::singlepass::ctx;
+use crate::runtime::singlepass::module::ctx;
 use crate::runtime::{GuestInstance, InstanceParts, Why};
 use crate::state::resume::Place;
 use crate::state::{AnyImage, ImageView, KnownRegisters, PointKind, ResumeStack, resume_stack};

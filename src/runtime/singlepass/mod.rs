@@ -1,34 +1,17 @@
 //! The wasmer 0.x runtime with its singlepass backend.
 //!
-//! Finding modules ([`find`]: five routes, see [`anchor`]) and reading frames ([`frame`], [`code`]) are separate: a
+//! Finding modules ([`find`]: five routes, see [`find::anchor`]) and reading frames ([`frame`], [`module::code`]) are separate: a
 //! frame is read the same way however its module was found.
 
-pub mod anchor;
-pub mod code;
 pub mod code_map;
-pub mod ctx;
 pub mod find;
 pub mod frame;
-pub mod instance;
-pub mod layouts;
-pub mod maps;
 pub mod module;
-pub mod module_info;
-pub mod module_memory;
-mod places;
-mod recover;
-pub mod route_artifact;
-pub mod route_descriptor;
-pub mod route_heap;
-pub mod route_tls;
-pub mod route_vmctx;
-mod rust_memory;
-pub mod rust_msm;
 
 #[cfg(test)]
 pub(crate) mod fake;
 
-pub use rust_memory::StructureError;
+pub use crate::runtime::rust::memory::StructureError;
 
 use super::code_map::{CodeMap, Detail};
 use super::{Declared, GuestFrame, GuestInstance, GuestModule, InstanceParts, Reach, Runtime, Value, Why};
@@ -37,7 +20,7 @@ use crate::state::read::BoundaryRegisters;
 use crate::state::{ExecutionStateImage, ModuleStateMap, PointKind, goes_on_at};
 use crate::unwind::{Cursor, Next, Unwinder};
 use crate::wasm::WasmModule;
-use module::Module;
+use module::{Module, ctx, instance};
 
 /// This runtime in one target: its modules and what is known about the search for them.
 #[derive(Default)]
@@ -46,7 +29,7 @@ pub struct Singlepass {
     listed: Vec<GuestModule>,
     notes: Vec<String>,
     tried: Vec<String>,
-    boundary: Vec<route_tls::BoundaryRegisters>,
+    boundary: Vec<find::route_tls::BoundaryRegisters>,
 }
 
 impl Singlepass {
@@ -98,7 +81,7 @@ impl Runtime for Singlepass {
     }
 
     fn recover(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
-        recover::recover(self, at, memory)
+        frame::recover::recover(self, at, memory)
     }
 
     fn module_of(&self, address: u64) -> Option<usize> {

@@ -2,9 +2,9 @@
 //! describe. `offsets.rs` shows that the layout is the runtime's own.
 
 use super::super::image::{FunctionKind, Image, NAMES, SliceMemory};
-use super::super::info::{Export, FuncType, GlobalType, Import, Limits, MemoryType, ModuleFunction};
 use super::super::testing;
 use super::*;
+use crate::runtime::wasmtime::image::info::{Export, FuncType, GlobalType, Import, Limits, MemoryType, ModuleFunction};
 use proptest::prelude::*;
 
 const ARENA: u64 = 0x5000_0000;
@@ -516,7 +516,7 @@ fn repeated_names_and_signatures_are_bounded() {
         imports: (0..200).map(import).collect(),
         exports: vec![export; 300],
         functions: vec![function; 200],
-        imported: super::super::info::Counts { functions: 200, ..Default::default() },
+        imported: crate::runtime::wasmtime::image::info::Counts { functions: 200, ..Default::default() },
         ..module()
     };
     let ty = FuncType { params: vec![WasmType::I32; 1 << 20], results: vec![] };
