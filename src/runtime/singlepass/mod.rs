@@ -93,17 +93,17 @@ impl Runtime for Singlepass {
     }
 
     fn linear_memory(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<(u64, u64), Why> {
-        let module = self.modules.get(module).ok_or_else(|| Why("there is no such module".into()))?;
+        let module = self.modules.get(module).ok_or(Why::NoSuchModule)?;
         instance::linear_memory(module, instance, index, memory)
     }
 
     fn global(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<Value, Why> {
-        let module = self.modules.get(module).ok_or_else(|| Why("there is no such module".into()))?;
+        let module = self.modules.get(module).ok_or(Why::NoSuchModule)?;
         instance::global(module, instance, index, memory)
     }
 
     fn instance_parts(&self, module: usize, instance: u64, memory: &dyn Memory) -> Result<InstanceParts, Why> {
-        let module = self.modules.get(module).ok_or_else(|| Why("there is no such module".into()))?;
+        let module = self.modules.get(module).ok_or(Why::NoSuchModule)?;
         // The frame may run code of another tier. The instance belongs to the module that was instantiated.
         let own = memory.read_u64(instance.wrapping_add(ctx::MODULE)).ok();
         let instantiated = self.modules.iter().find(|m| m.inner.is_some() && m.inner == own);
@@ -117,7 +117,7 @@ impl Runtime for Singlepass {
     }
 
     fn table(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {
-        let module = self.modules.get(module).ok_or_else(|| Why("there is no such module".into()))?;
+        let module = self.modules.get(module).ok_or(Why::NoSuchModule)?;
         instance::table(module, instance, index, memory)
     }
 
@@ -127,26 +127,26 @@ impl Runtime for Singlepass {
     }
 
     fn check_instance(&self, instance: GuestInstance, memory: &dyn Memory) -> Result<(), Why> {
-        let module = self.modules.get(instance.module).ok_or_else(|| Why("there is no such module".into()))?;
+        let module = self.modules.get(instance.module).ok_or(Why::NoSuchModule)?;
         instance::check(module, instance.address, memory)
     }
 
     fn declared(&self, module: usize, _: &dyn Memory) -> Declared {
         match self.modules.get(module) {
             Some(module) => module.declared(),
-            None => Declared::unknown(Why("there is no such module".into())),
+            None => Declared::unknown(Why::NoSuchModule),
         }
     }
 
     fn settles(&self, module: usize) -> Result<(), Why> {
         match self.modules.get(module) {
-            None => Err(Why("there is no such module".into())),
+            None => Err(Why::NoSuchModule),
             // With full preemption the headers of functions have states even without track_state. But these tell
             // nothing new: the locals have fixed places, and the operand stack is empty there.
             Some(module) if !module.tracked => {
                 let why = "the module was compiled without track_state: its operand stacks are recorded nowhere, and its \
                            locals are known without a step";
-                Err(Why(why.into()))
+                Err(Why::other(why))
             }
             Some(_) => Ok(()),
         }

@@ -148,7 +148,7 @@ impl Provider for WasmtimeProvider {
     }
 
     fn compare(&mut self, module: usize, file: &CoreModule, memory: &dyn Memory) -> Result<Fit, String> {
-        let (code, number) = self.runtime.place(module).map_err(|why| why.0)?;
+        let (code, number) = self.runtime.place(module).map_err(|why| why.to_string())?;
         fits(code, number, file, memory)
     }
 

@@ -312,7 +312,7 @@ impl Module {
     /// What the module declares. Each part that is not known says why.
     pub fn declared(&self) -> Declared {
         let unknown = |what: &str| {
-            Why(format!(
+            Why::Other(format!(
                 "the module's description was not found in the target, so its {what} are not known (--wasm FILE)"
             ))
         };
