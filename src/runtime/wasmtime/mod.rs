@@ -24,6 +24,7 @@ mod anchor;
 mod chain;
 mod code;
 pub mod code_map;
+mod declarations;
 pub mod dwarf;
 mod exceptions;
 mod exit;
