@@ -20,6 +20,7 @@
 //! version. The rest works for the versions of [`image::version`], and an unknown version is an error that says so.
 
 pub mod code_map;
+mod declarations;
 pub mod find;
 pub mod image;
 pub mod instance;
