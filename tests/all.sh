@@ -10,7 +10,7 @@ logs=target/test-logs
 rm -rf "$logs"
 mkdir -p "$logs" || exit 1
 
-# "Executable tests/gdb.rs (target/debug/deps/gdb-0123)" and "Executable unittests src/lib.rs (..)"
+# "Executable tests/debuggers/gdb.rs (target/debug/deps/gdb-0123)" and "Executable unittests src/lib.rs (..)"
 build=$logs/build.txt
 if ! cargo test --color never "$@" --no-run >"$build" 2>&1; then
     cat "$build" >&2
@@ -23,8 +23,8 @@ if [ "$count" -eq 0 ] || [ "$count" -ne "$(grep -c '^ *Executable ' "$build")" ]
     echo "$count of these test programs were understood" >&2
     exit 1
 fi
-longest='tests/gdb.rs tests/matrix.rs tests/live/main.rs tests/killed.rs tests/migrate.rs tests/hosts.rs tests/snapshot.rs
-tests/foreign.rs tests/wasmtime.rs tests/routes_e2e.rs tests/large.rs tests/symbols.rs src/lib.rs'
+longest='tests/debuggers/gdb.rs tests/commands/matrix.rs tests/live/main.rs tests/commands/killed.rs tests/live/migrate.rs tests/commands/hosts.rs tests/live/snapshot.rs
+tests/runtimes/foreign.rs tests/runtimes/wasmtime.rs tests/commands/routes_e2e.rs tests/commands/large.rs tests/debuggers/symbols.rs src/lib.rs'
 sorted=$(
     for name in $longest; do
         printf '%s\n' "$programs" | grep "^$name "
