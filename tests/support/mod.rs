@@ -67,6 +67,22 @@ pub fn fixture(path: &str) -> PathBuf {
     repository().join("tests/fixtures").join(path)
 }
 
+/// The Rust files below a directory, in order.
+pub fn rust_files(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).expect("a directory of sources");
+    let mut entries: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    entries.sort();
+    let mut found = Vec::new();
+    for path in entries {
+        if path.is_dir() {
+            found.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
 /// `<target>` of this build; `CARGO_TARGET_TMPDIR` is `<target>/tmp`.
 fn target_dir() -> &'static Path {
     Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the tmp directory is inside of the target directory")
