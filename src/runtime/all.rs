@@ -546,7 +546,7 @@ impl Runtime for Runtimes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::Reg;
+    use crate::arch::x64;
     use crate::limits::MAX_COMPARED_CODE;
     use crate::process::objects::Objects;
     use crate::process::testing::CoreBuilder;
@@ -660,7 +660,7 @@ mod tests {
     }
 
     fn frame(pc: u64) -> Cursor {
-        cursor(pc, &[(Reg::RSP, 0x100)])
+        cursor(pc, &[(x64::RSP, 0x100)])
     }
 
     #[test]

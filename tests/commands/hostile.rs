@@ -14,7 +14,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock};
-use wstate::arch::{Reg, Registers};
+use wstate::arch::{Reg, Registers, x64};
 use wstate::process::core::CoreTarget;
 use wstate::process::objects::SearchPaths;
 use wstate::process::testing::CoreBuilder;
@@ -276,12 +276,12 @@ proptest! {
             }
         }
         if in_code {
-            all.set(Reg::RIP, (pc & !0xfff) + seed % 0x300);
+            all.set(x64::RIP, (pc & !0xfff) + seed % 0x300);
         } else {
-            all.set(Reg::RIP, registers[16]);
+            all.set(x64::RIP, registers[16]);
         }
         if on_stack {
-            all.set(Reg::RSP, sp - 64 + seed % 128);
+            all.set(x64::RSP, sp - 64 + seed % 128);
         }
         cut.threads[0].registers = all;
         let start = cut.segments[stack].0;

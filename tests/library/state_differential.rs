@@ -975,7 +975,7 @@ fn tiers_in_any_order_are_read_as_the_runtime_reads_them() {
 fn register_tables_equal_the_runtimes() {
     use ours::x64::*;
     use theirs::x64_decl as original;
-    use wstate::arch::Reg;
+    use wstate::arch::{Reg, x64};
     for number in 0..=u16::MAX {
         let theirs = original::X64Register::from_dwarf_regnum(number);
         let mine = from_dwarf_regnum(number);
@@ -995,7 +995,7 @@ fn register_tables_equal_the_runtimes() {
     for index in 24..32 {
         assert_eq!(prefix_mov_to_stack(Reg::from_index(index).unwrap()), None);
     }
-    assert_eq!(to_index(Reg::RIP), None);
+    assert_eq!(to_index(x64::RIP), None);
     assert_eq!(ours::MachineState::new().register_values.len(), theirs::x64::new_machine_state().register_values.len());
     assert_same(&ours::MachineState::new(), &theirs::x64::new_machine_state());
 }

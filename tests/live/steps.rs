@@ -16,7 +16,7 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, Regi
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
-use wstate::arch::{CodeAddress, Reg, Registers};
+use wstate::arch::{CodeAddress, Reg, Registers, x64};
 use wstate::process::objects::{Objects, SearchPaths};
 use wstate::process::{Memory, Target};
 use wstate::runtime::all::{FindOptions, Runtimes};
@@ -27,7 +27,7 @@ use wstate::unwind::recognised::RecognisedUnwinder;
 use wstate::unwind::{Cursor, Trust, Unwinder, walk};
 
 /// Registers that a callee has to give back, and the stack pointer.
-const KEPT: [Reg; 7] = [Reg::RSP, Reg::RBP, Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
+const KEPT: [Reg; 7] = [x64::RSP, x64::RBP, x64::RBX, x64::R12, x64::R13, x64::R14, x64::R15];
 
 /// A call that has not returned.
 struct Call {
@@ -128,7 +128,7 @@ fn step(pid: u32, tid: u32, steps: usize) -> Count {
         target.step();
     }
     let registers = target.registers();
-    let mut frame = registers.get(Reg::RBP).unwrap();
+    let mut frame = registers.get(x64::RBP).unwrap();
     let mut calls = Vec::new();
     // The oldest function, and what called it as long as it is compiled code.
     loop {
@@ -230,9 +230,9 @@ fn step(pid: u32, tid: u32, steps: usize) -> Count {
                 }
                 if !inside && compiled(to) && begins(to) != Some(0) {
                     // An exception: the frame that it goes on in made one of the calls.
-                    let frame = now.get(Reg::RBP);
+                    let frame = now.get(x64::RBP);
                     while let Some(call) = calls.pop() {
-                        if compiled(call.returns - 1) && call.registers.get(Reg::RBP) == frame {
+                        if compiled(call.returns - 1) && call.registers.get(x64::RBP) == frame {
                             break;
                         }
                     }

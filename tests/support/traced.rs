@@ -6,7 +6,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::fs;
 use std::path::{Path, PathBuf};
-use wstate::arch::{Reg, Registers};
+use wstate::arch::{Registers, x64};
 use wstate::process::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
 use wstate::report::Report;
 use wstate::session::{self, Options, Outcome, Source};
@@ -31,23 +31,23 @@ pub fn registers_of(tid: u32) -> Registers {
     let r = ptrace::getregs(Pid::from_raw(tid as i32)).expect("a traced thread's registers");
     let mut out = Registers::unknown();
     for (reg, value) in [
-        (Reg::RAX, r.rax),
-        (Reg::RCX, r.rcx),
-        (Reg::RDX, r.rdx),
-        (Reg::RBX, r.rbx),
-        (Reg::RSP, r.rsp),
-        (Reg::RBP, r.rbp),
-        (Reg::RSI, r.rsi),
-        (Reg::RDI, r.rdi),
-        (Reg::R8, r.r8),
-        (Reg::R9, r.r9),
-        (Reg::R10, r.r10),
-        (Reg::R11, r.r11),
-        (Reg::R12, r.r12),
-        (Reg::R13, r.r13),
-        (Reg::R14, r.r14),
-        (Reg::R15, r.r15),
-        (Reg::RIP, r.rip),
+        (x64::RAX, r.rax),
+        (x64::RCX, r.rcx),
+        (x64::RDX, r.rdx),
+        (x64::RBX, r.rbx),
+        (x64::RSP, r.rsp),
+        (x64::RBP, r.rbp),
+        (x64::RSI, r.rsi),
+        (x64::RDI, r.rdi),
+        (x64::R8, r.r8),
+        (x64::R9, r.r9),
+        (x64::R10, r.r10),
+        (x64::R11, r.r11),
+        (x64::R12, r.r12),
+        (x64::R13, r.r13),
+        (x64::R14, r.r14),
+        (x64::R15, r.r15),
+        (x64::RIP, r.rip),
     ] {
         out.set(reg, value);
     }

@@ -678,7 +678,7 @@ pub fn find_all(
 mod tests {
     use super::super::fake::{CODE, Fake, HEAP, HEAP_SIZE, STACK, TEXT, artifact, image, make, patch, quiet};
     use super::*;
-    use crate::arch::Reg;
+    use crate::arch::x64;
 
     fn owned(bytes: &[u8]) -> ImageBytes<'static> {
         ImageBytes::Owned(Arc::from(bytes))
@@ -797,7 +797,7 @@ mod tests {
         // The second module is found only in the heap: no instance of it is seen anywhere.
         f.load(&n, CODE + 0x1000);
         f.merge_mappings();
-        f.thread(&[(Reg::R15, b.vmctx)]);
+        f.thread(&[(x64::R15, b.vmctx)]);
         let (anchors, notes) = find_all(&f, Some(&artifact(&m.image)), &quiet);
         assert_eq!(notes, Vec::<String>::new());
         assert_eq!(anchors.len(), 2);
@@ -817,7 +817,7 @@ mod tests {
         let mut f = Fake::new();
         let b = f.load(&m, CODE);
         f.words(b.module + 0x240, &[0]);
-        f.thread(&[(Reg::RBX, b.vmctx)]);
+        f.thread(&[(x64::RBX, b.vmctx)]);
         let (anchors, notes) = find_all(&f, None, &quiet);
         assert_eq!((anchors[0].routes[0], &anchors[0].vmctx[..]), (Route::Heap, &[b.vmctx][..]));
         assert!(notes[0].contains("leads to no cached image"), "{notes:?}");
@@ -836,7 +836,7 @@ mod tests {
         for _ in 0..400 {
             let mut f = Fake::new();
             let b = f.load(&m, CODE);
-            f.thread(&[(Reg::R15, b.vmctx), (Reg::RSP, STACK)]);
+            f.thread(&[(x64::R15, b.vmctx), (x64::RSP, STACK)]);
             let (from, to) = [(HEAP, HEAP + 0x6000), (CODE, CODE + 200), (b.vmctx, b.vmctx + 160), (TEXT, TEXT + 64)]
                 [next() as usize % 4];
             for _ in 0..1 + next() % 8 {

@@ -8,7 +8,7 @@ use super::module::{Module, Names};
 use super::module_info::{Artifact, Export, Import, MemoryInfo, ModuleInfo, Signature, TableInfo};
 use super::module_memory::{MemoryModuleInfo, read_module_info};
 use super::{Singlepass, route_artifact, route_descriptor, route_heap, route_tls, route_vmctx, rust_msm};
-use crate::arch::Reg;
+use crate::arch::x64;
 use crate::limits::{MAX_COMPARED_CODE, MAX_COMPARED_DATA, MAX_COMPARED_OPERANDS};
 use crate::process::Memory;
 use crate::process::objects::Objects;
@@ -277,7 +277,7 @@ impl Provider for SinglepassProvider {
                     continue;
                 }
                 // The vmctx is in r15 in the bodies of functions, and in rdi in prologues and import trampolines.
-                for reg in [Reg::R15, Reg::RDI] {
+                for reg in [x64::R15, x64::RDI] {
                     let Some(vmctx) = cursor.registers.get(reg) else { continue };
                     match route_vmctx::from_vmctx(target, vmctx) {
                         Ok(anchor) => {

@@ -8,7 +8,7 @@ use ours::resume::{Place, ResumeError, resume_stack, resume_stack_unverified};
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
-use wstate::arch::Reg;
+use wstate::arch::x64;
 
 // ---- the runtime's words ----
 
@@ -160,7 +160,7 @@ fn compare(built: &Built, mine: &ours::ResumeStack) {
     for (index, value) in built.registers.iter().enumerate() {
         assert_eq!(mine.registers.get(index).unwrap_or(0), *value, "register {index}");
     }
-    let rsp = Reg::RSP.index();
+    let rsp = x64::RSP.index();
     let block: BTreeSet<u64> = mine.register_block().into_iter().collect();
     let all = built.registers.iter().enumerate().filter(|(i, _)| *i != rsp).map(|(_, v)| *v);
     assert_eq!(block, all.collect());

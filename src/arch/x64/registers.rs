@@ -27,10 +27,10 @@ pub struct RegisterInfo {
 
 macro_rules! registers {
     ($($ident:ident $index:literal $name:literal dwarf $dwarf:literal user $user:expr, saved $saved:literal;)*) => {
-        #[allow(missing_docs)]
-        impl Reg {
-            $(pub const $ident: Reg = Reg($index);)*
-        }
+        $(
+            #[doc = concat!("The register `", $name, "`.")]
+            pub const $ident: Reg = Reg($index);
+        )*
         /// Every register, in state-map order, so that `TABLE[reg.index()]` is its row.
         pub static TABLE: [RegisterInfo; Registers::COUNT] = [
             $(RegisterInfo { reg: Reg($index), name: $name, dwarf: $dwarf, user_regs: $user, callee_saved: $saved },)*
@@ -175,7 +175,7 @@ impl Registers {
     /// Forgets every register that a System V call does not preserve. `rsp` and `rip` stay: the walker sets them.
     pub fn forget_caller_saved(&mut self) {
         for row in &TABLE {
-            if !row.callee_saved && row.reg != Reg::RIP {
+            if !row.callee_saved && row.reg != RIP {
                 self.forget(row.reg);
             }
         }
@@ -183,12 +183,12 @@ impl Registers {
 
     /// The instruction pointer, if it is known.
     pub fn pc(&self) -> Option<u64> {
-        self.get(Reg::RIP)
+        self.get(RIP)
     }
 
     /// The stack pointer, if it is known.
     pub fn sp(&self) -> Option<u64> {
-        self.get(Reg::RSP)
+        self.get(RSP)
     }
 
     /// The 32 registers that state maps number, in the order of their numbers. The runtime's `read_stack` takes them
@@ -214,37 +214,8 @@ impl fmt::Debug for Registers {
 /// `image-loading-linux-x86-64.s: run_on_alternative_stack` loads the block, and
 /// `state.rs: invoke_call_return_on_stack` writes it.
 pub(crate) const SWITCH_BLOCK: [Reg; 31] = [
-    Reg::XMM0,
-    Reg::XMM1,
-    Reg::XMM2,
-    Reg::XMM3,
-    Reg::XMM4,
-    Reg::XMM5,
-    Reg::XMM6,
-    Reg::XMM7,
-    Reg::XMM8,
-    Reg::XMM9,
-    Reg::XMM10,
-    Reg::XMM11,
-    Reg::XMM12,
-    Reg::XMM13,
-    Reg::XMM14,
-    Reg::XMM15,
-    Reg::RBP,
-    Reg::RAX,
-    Reg::RBX,
-    Reg::RCX,
-    Reg::RDX,
-    Reg::RDI,
-    Reg::RSI,
-    Reg::R8,
-    Reg::R9,
-    Reg::R10,
-    Reg::R11,
-    Reg::R12,
-    Reg::R13,
-    Reg::R14,
-    Reg::R15,
+    XMM0, XMM1, XMM2, XMM3, XMM4, XMM5, XMM6, XMM7, XMM8, XMM9, XMM10, XMM11, XMM12, XMM13, XMM14, XMM15, RBP, RAX,
+    RBX, RCX, RDX, RDI, RSI, R8, R9, R10, R11, R12, R13, R14, R15,
 ];
 
 #[cfg(test)]
@@ -264,13 +235,13 @@ mod tests {
     #[test]
     fn unknown_is_not_zero_and_provenance_is_kept() {
         let mut r = Registers::unknown();
-        assert_eq!(r.get(Reg::RBX), None);
-        r.set(Reg::RBX, 0);
-        assert_eq!((r.get(Reg::RBX), r.saved_at(Reg::RBX)), (Some(0), None));
-        r.restore(Reg::RBX, 7, 0x1000);
-        assert_eq!((r.get(Reg::RBX), r.saved_at(Reg::RBX)), (Some(7), Some(0x1000)));
-        r.set(Reg::RAX, 1);
+        assert_eq!(r.get(RBX), None);
+        r.set(RBX, 0);
+        assert_eq!((r.get(RBX), r.saved_at(RBX)), (Some(0), None));
+        r.restore(RBX, 7, 0x1000);
+        assert_eq!((r.get(RBX), r.saved_at(RBX)), (Some(7), Some(0x1000)));
+        r.set(RAX, 1);
         r.forget_caller_saved();
-        assert_eq!((r.get(Reg::RAX), r.get(Reg::RBX)), (None, Some(7)));
+        assert_eq!((r.get(RAX), r.get(RBX)), (None, Some(7)));
     }
 }
