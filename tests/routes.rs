@@ -14,8 +14,10 @@ use wasmer_runtime_core_near::{
 use wasmer_singlepass_backend_near::SinglePassCompiler;
 use wstate::arch::{Reg, Registers, x64};
 use wstate::process::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
-use wstate::runtime::singlepass::anchor::{self, Anchor, MapSource, Route};
-use wstate::runtime::singlepass::{ctx, route_artifact, route_heap, route_vmctx};
+use wstate::runtime::singlepass::find::anchor;
+use wstate::runtime::singlepass::find::anchor::{Anchor, MapSource, Route};
+use wstate::runtime::singlepass::find::{route_artifact, route_heap, route_vmctx};
+use wstate::runtime::singlepass::module::ctx;
 
 /// This process, without its registers except those a test sets.
 struct Myself {

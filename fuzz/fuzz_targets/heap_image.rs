@@ -2,9 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use wstate::arch::{Registers, x64};
-use wstate::runtime::singlepass::anchor::find_all;
-use wstate::runtime::singlepass::{route_artifact, route_heap};
+use wstate::arch::{Reg, Registers, x64};
+use wstate::runtime::singlepass::find::anchor::find_all;
+use wstate::runtime::singlepass::find::{route_artifact, route_heap};
 use wstate::process::testing::CoreBuilder;
 
 const CODE: u64 = 0x7f00_0000_0000;

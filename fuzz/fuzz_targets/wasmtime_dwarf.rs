@@ -2,8 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use wstate::arch::{Registers, x64};
-use wstate::runtime::wasmtime::dwarf::ImageDwarf;
+use wstate::arch::{Reg, Registers, x64};
+use wstate::runtime::wasmtime::tables::dwarf::ImageDwarf;
 use wstate::runtime::wasmtime::image::{Image, SliceMemory};
 
 fuzz_target!(|data: &[u8]| {

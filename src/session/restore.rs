@@ -19,8 +19,8 @@ use super::*;
 use crate::arch::x64;
 use crate::process::live::held::Held;
 use crate::report::counted;
-use crate::runtime::singlepass::ctx;
-use crate::runtime::{GuestInstance, InstanceParts, Why};
+use crate::runtime::singlepass::module::ctx;
+use crate::runtime::{GuestInstance, InstanceParts};
 use crate::state::resume::Place;
 use crate::state::{AnyImage, ImageView, KnownRegisters, PointKind, ResumeStack, resume_stack};
 use nix::sys::signal::{SigSet, SigmaskHow};
@@ -270,7 +270,7 @@ fn plan(
         return Err(refused("the thread's Wasm frames belong to several instances".to_string()));
     }
     let parts = runtime.instance_parts(thread.youngest.module, instance, target);
-    let parts = parts.map_err(|Why(why)| refused(why))?;
+    let parts = parts.map_err(|why| refused(why.to_string()))?;
     let own = Own {
         thread: tid,
         run: run.len(),

@@ -13,9 +13,9 @@
 //! | `serde_json` | requests of debuggers | 128, its own (here) |
 //! | `wasmprinter` | blocks of a function, nested or not | none needed: it keeps a list (here) |
 //! | `state::codec` in borsh and bincode | halves of machine values | `MAX_VALUE_DEPTH` (here) |
-//! | `runtime::singlepass::rust_msm` | halves of machine values in memory | `MAX_VALUE_DEPTH` (beside the code) |
-//! | `runtime::singlepass::rust_msm` | B-trees in memory | `MAX_TREE_HEIGHT` (beside the code) |
-//! | `runtime::wasmtime::dwarf::types` | types within types | `MAX_REFERENCE_DEPTH` (beside the code) |
+//! | `runtime::singlepass::module::map_in_memory` | halves of machine values in memory | `MAX_VALUE_DEPTH` (beside the code) |
+//! | `runtime::singlepass::module::map_in_memory` | B-trees in memory | `MAX_TREE_HEIGHT` (beside the code) |
+//! | `runtime::wasmtime::tables::dwarf::types` | types within types | `MAX_REFERENCE_DEPTH` (beside the code) |
 //! | `report::elf_symbols`, `runtime::code_map` | inlined functions that are written | `MAX_INLINE_DEPTH` where they are laid out (beside the code) |
 //! | dropping `process::objects::Excerpts` | one for each part of debug information | a loop (beside the code) |
 

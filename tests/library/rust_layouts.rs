@@ -11,9 +11,11 @@ use wasmer_singlepass_backend_near::SinglePassCompiler;
 use wstate::arch::Registers;
 use wstate::process::objects::{LoadedObject, ObjectData, Objects};
 use wstate::process::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
-use wstate::runtime::singlepass::layouts::{self, Layouts, Source};
-use wstate::runtime::singlepass::module_info::Export;
-use wstate::runtime::singlepass::{module_memory, route_descriptor, route_tls, rust_msm};
+use wstate::runtime::singlepass::find::{route_descriptor, route_tls};
+use wstate::runtime::singlepass::module::info::Export;
+use wstate::runtime::singlepass::module::layouts;
+use wstate::runtime::singlepass::module::layouts::{Layouts, Source};
+use wstate::runtime::singlepass::module::{info_in_memory, map_in_memory};
 use wstate::wasm::{ExternKind, ValType};
 use wstate::wasm::{MemoryLimits, TableLimits};
 
@@ -275,15 +277,16 @@ fn state_maps_equal_the_runtimes_own() {
             let found = route_tls::find(&target, &objects, Some(&layouts));
             let version = found.versions.iter().find(|v| v.base == code.as_ptr() as u64).expect("the version");
             assert_eq!(version.total_size, own.total_size as u64);
-            let map = rust_msm::read_module_state_map(&target, &layouts.state, version.msm_address).unwrap();
+            let map = map_in_memory::read_module_state_map(&target, &layouts.state, version.msm_address).unwrap();
             assert_eq!(map.local_functions.len(), 302);
             assert!(bincode::serialize(&map).unwrap() == bincode::serialize(&own).unwrap(), "{:?}", layouts.source);
 
-            let summary = rust_msm::summary(&target, &layouts.state, version.msm_address).unwrap();
+            let summary = map_in_memory::summary(&target, &layouts.state, version.msm_address).unwrap();
             let keys: Vec<u64> = own.local_functions.keys().map(|&k| k as u64).collect();
             assert_eq!(summary.functions, 302);
             assert_eq!(summary.keys, Some((keys[0], keys[301])));
-            let at = |offset| rust_msm::read_function_at(&target, &layouts.state, version.msm_address, offset).unwrap();
+            let at =
+                |offset| map_in_memory::read_function_at(&target, &layouts.state, version.msm_address, offset).unwrap();
             assert!(at(keys[0] - 1).is_none());
             assert!(at(own.total_size as u64).is_none());
             for (i, &key) in keys.iter().enumerate() {
@@ -391,18 +394,18 @@ fn module_infos_equal_the_runtimes_own() {
         let own = &instance.module.info;
         for layouts in all_layouts() {
             let address = std::ptr::from_ref(&*instance.module) as u64;
-            let code = module_memory::read_module_code(&target, &layouts, address).unwrap();
+            let code = info_in_memory::read_module_code(&target, &layouts, address).unwrap();
             let own_code = runnable(&instance).get_code().unwrap();
             assert_eq!((code.code_base, code.code_size), (own_code.as_ptr() as u64, own_code.len() as u64));
-            let map = rust_msm::read_module_state_map(&target, &layouts.state, code.msm_address).unwrap();
+            let map = map_in_memory::read_module_state_map(&target, &layouts.state, code.msm_address).unwrap();
             let own_map = runnable(&instance).get_module_state_map().unwrap();
             assert!(bincode::serialize(&map).unwrap() == bincode::serialize(&own_map).unwrap());
             // The runtime's own way there: `vm::Ctx` names the module.
             let ctx = std::ptr::from_ref(instance.context()) as u64;
             assert_eq!(target.read_u64(ctx + 0x88).unwrap(), address);
-            assert!(module_memory::read_module_code(&target, &layouts, ctx).is_err());
+            assert!(info_in_memory::read_module_code(&target, &layouts, ctx).is_err());
 
-            let info = module_memory::read_module_info(&target, &layouts, address).unwrap();
+            let info = info_in_memory::read_module_info(&target, &layouts, address).unwrap();
             assert_eq!(info.problems(), Vec::<String>::new());
 
             let imported: Vec<(String, String)> = own
@@ -492,7 +495,7 @@ fn what_is_imported_is_described_as_the_runtime_does() {
     let target = this_process(&[thread_pointer()]);
     for layouts in all_layouts() {
         let address = std::ptr::from_ref(info) as u64 - layouts.module.inner_info;
-        let info = module_memory::read_module_info(&target, &layouts, address).unwrap();
+        let info = info_in_memory::read_module_info(&target, &layouts, address).unwrap();
         let names = |module: &str, name: &str| (module.to_string(), name.to_string());
         let d = &info.description;
         let expected = [
@@ -604,12 +607,12 @@ fn every_kind_of_value_and_previous_frames_are_read() {
     let target = this_process(&[]);
     for layouts in all_layouts() {
         let address = std::ptr::from_ref(&own) as u64;
-        let map = rust_msm::read_module_state_map(&target, &layouts.state, address).unwrap();
+        let map = map_in_memory::read_module_state_map(&target, &layouts.state, address).unwrap();
         assert!(bincode::serialize(&map).unwrap() == bincode::serialize(&own).unwrap());
     }
     let empty = wasmer_runtime_core_near::state::ModuleStateMap { local_functions: Default::default(), total_size: 0 };
     let l = Layouts::for_compiler("1.95.0").unwrap().state;
-    let map = rust_msm::read_module_state_map(&target, &l, std::ptr::from_ref(&empty) as u64).unwrap();
+    let map = map_in_memory::read_module_state_map(&target, &l, std::ptr::from_ref(&empty) as u64).unwrap();
     assert_eq!((map.local_functions.len(), map.total_size), (0, 0));
 }
 
@@ -647,12 +650,12 @@ fn corrupted_maps_and_modules_end_without_panic() {
     let (mut errors, mut problems) = (0, 0);
     for seed in 0..300 {
         let memory = Corrupted { inner: &target, seed: seed * 0x1_0001 };
-        errors += usize::from(rust_msm::read_module_state_map(&memory, &layouts.state, address).is_err());
+        errors += usize::from(map_in_memory::read_module_state_map(&memory, &layouts.state, address).is_err());
         for offset in [0, 999, 1999] {
-            let _ = rust_msm::read_function_at(&memory, &layouts.state, address, offset);
+            let _ = map_in_memory::read_function_at(&memory, &layouts.state, address, offset);
         }
-        let _ = rust_msm::summary(&memory, &layouts.state, address);
-        match module_memory::read_module_info(&memory, &layouts, module) {
+        let _ = map_in_memory::summary(&memory, &layouts.state, address);
+        match info_in_memory::read_module_info(&memory, &layouts, module) {
             Ok(info) => problems += usize::from(!info.problems().is_empty()),
             Err(_) => problems += 1,
         }
@@ -690,9 +693,9 @@ fn trees_that_go_in_circles_are_errors() {
             put(node + l.functions_edges + 8 * i, 0x1000 + node, 8);
         }
         let memory = Circle(bytes);
-        assert!(rust_msm::read_module_state_map(&memory, &l, 0x1000).is_err());
-        assert!(rust_msm::read_function_at(&memory, &l, 0x1000, 5500).is_err());
-        assert!(rust_msm::summary(&memory, &l, 0x1000).is_err());
+        assert!(map_in_memory::read_module_state_map(&memory, &l, 0x1000).is_err());
+        assert!(map_in_memory::read_function_at(&memory, &l, 0x1000, 5500).is_err());
+        assert!(map_in_memory::summary(&memory, &l, 0x1000).is_err());
     }
 }
 

@@ -178,14 +178,18 @@ fn check(frames: &[Shown], depth: u32, tracked: bool, count: &mut Count) {
 fn from_report(frames: &[Frame]) -> Vec<Shown> {
     let value = |v: &Value| match v.bits {
         Some(bits) => Ok(bits.0 as u64),
-        None => Err(v.why.clone().unwrap_or_default()),
+        None => Err(v.why.as_ref().map(ToString::to_string).unwrap_or_default()),
     };
     let list = |values: &[Value]| values.iter().map(value).collect::<Vec<_>>();
     let wasm = frames.iter().filter(|f| f.kind == FrameKind::Wasm);
     wasm.map(|f| Shown {
         function: f.function.as_ref().and_then(|f| f.index).unwrap_or(u32::MAX),
         locals: f.locals.as_deref().map(list).unwrap_or_default(),
-        stack: f.stack.as_deref().map(list).ok_or_else(|| f.stack_why.clone().unwrap_or_default()),
+        stack: f
+            .stack
+            .as_deref()
+            .map(list)
+            .ok_or_else(|| f.stack_why.as_ref().map(ToString::to_string).unwrap_or_default()),
     })
     .collect()
 }
@@ -397,7 +401,7 @@ fn every_instruction() {
 fn from_stack(stack: &wstate::unwind::Stack, runtime: &dyn Runtime, target: &dyn Target) -> Vec<Shown> {
     let bits = |v: &wstate::runtime::Value| match &v.slot {
         Slot::Known { bits, .. } => Ok(*bits as u64),
-        Slot::Unknown(why) => Err(why.0.clone()),
+        Slot::Unknown(why) => Err(why.to_string()),
     };
     let list = |values: &[wstate::runtime::Value]| values.iter().map(bits).collect::<Vec<_>>();
     let frames = stack.frames.iter().flat_map(|f| runtime.describe(&f.cursor, target));

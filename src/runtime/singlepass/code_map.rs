@@ -9,9 +9,10 @@
 //! caller is not known, since a debugger without any statement would guess.
 
 use super::Singlepass;
-use super::code::{self, Home, Shape, Source};
 use super::module::Module;
-use super::places::Places;
+use super::module::code;
+use super::module::code::{Home, Shape, Source};
+use super::module::places::Places;
 use crate::arch::{Reg, x64};
 use crate::limits::{MAX_IMAGE_BYTES, MAX_SLOTS, MAX_SYMBOL_PLACES, MAX_TRAMPOLINE_BYTES};
 use crate::process::Memory;
@@ -469,10 +470,10 @@ fn lines(wasm: &WasmModule, sources: &mut Sources<'_>, here: &Here<'_>, places: 
 
 #[cfg(test)]
 mod tests {
-    use super::super::code::tests::nine_locals;
-    use super::super::code::{Cfa, Stretch};
     use super::*;
     use crate::process::MemoryError;
+    use crate::runtime::singlepass::module::code::tests::nine_locals;
+    use crate::runtime::singlepass::module::code::{Cfa, Stretch};
     use crate::state::synthetic::{self, END, START, state};
     use crate::state::{ModuleStateMap, RegisterIndex};
     use std::rc::Rc;
@@ -491,7 +492,7 @@ mod tests {
     /// Describes a module whose code is nops up to its only function, followed by the function's code.
     fn described(map: ModuleStateMap, code: &[u8], detail: &Detail) -> CompiledModule {
         let size = map.total_size as u64;
-        let map = super::super::maps::Maps::whole(Arc::new(map));
+        let map = crate::runtime::singlepass::module::maps::Maps::whole(Arc::new(map));
         let mut module = Module::new((BASE, BASE + size), map, Vec::new(), 0, &NoMemory);
         let mut bytes = vec![0x90; START];
         bytes.extend(code);
