@@ -43,15 +43,16 @@ def function_of_plugin(name: str) -> Optional[Callable[..., None]]:
     return function if code is not None and os.path.basename(code.co_filename) == "wstate_gdb.py" else None
 
 
-# gdb runs each sourced file among the same global names. These are the functions that an earlier load of the plugin,
-# perhaps of another version, has left there; `start` takes them out of service.
-earlier_handlers = [(event, function_of_plugin(name)) for event, name in HANDLERS if function_of_plugin(name)]
-earlier_close = function_of_plugin("close_all")
-
-# wstate_client.py as a module, and the `Plugin` that it made. `start` sets both; if it fails, the commands of an
-# earlier load go on with theirs.
+# gdb runs each sourced file among the same global names. So an earlier load of the plugin, perhaps of another version,
+# may have left these: wstate_client.py as a module, and the `Plugin` that it made. `start` replaces them; if it fails,
+# the commands of the earlier load go on with theirs.
 wstate_client: Any = globals().get("wstate_client")
 wstate: Any = globals().get("wstate")
+
+# What the earlier load listens with, and how it is ended. Versions that had no `Plugin` are known by their names.
+earlier_handlers = [(event, function_of_plugin(name)) for event, name in HANDLERS if function_of_plugin(name)]
+earlier_handlers += getattr(wstate, "handlers", [])
+earlier_close = function_of_plugin("close_all")
 
 
 def load_client() -> Any:
@@ -393,13 +394,13 @@ def auto_load(event: Any = None) -> None:
     if not wstate.settings.auto_load or isinstance(event, getattr(gdb, "ExitedEvent", ())):
         return
     try:
-        load_what_is_new(gdb.selected_inferior())
+        look_for_code(gdb.selected_inferior())
     except (wstate_client.WstateError, gdb.error, KeyboardInterrupt) as e:
-        tell(e)
+        tell_not_loaded(e)
     wait_for_code()
 
 
-def load_what_is_new(inferior: gdb.Inferior) -> None:
+def look_for_code(inferior: gdb.Inferior) -> None:
     target = target_of(inferior)
     early = target.program.early if NewCode.thread is not None else None
     looked_at = target.load_new_symbols(known=early)
@@ -408,7 +409,7 @@ def load_what_is_new(inferior: gdb.Inferior) -> None:
         target.code, target.program.early = None, None if NewCode.published else looked_at
 
 
-def tell(why: BaseException) -> None:
+def tell_not_loaded(why: BaseException) -> None:
     gdb.write(wstate.not_loaded(why))
 
 
@@ -425,11 +426,11 @@ def auto_load_core(event: Any = None) -> None:
         return
     cores_seen[inferior.num] = connection
     try:
-        target = current_target()
+        target = target_of(inferior)
         target.program.load_symbols(target, False)
         wstate.told.clear()
     except (wstate_client.WstateError, gdb.error, KeyboardInterrupt) as e:
-        tell(e)
+        tell_not_loaded(e)
         if event is not None:
             # It is tried again with another of the core's files, or before the prompt.
             del cores_seen[inferior.num]
@@ -454,9 +455,9 @@ class NewCode(gdb.Breakpoint):
             return False
         NewCode.thread, NewCode.published = tid(thread), self.location.endswith(PUBLISHED)
         try:
-            load_what_is_new(inferior)
+            look_for_code(inferior)
         except (wstate_client.WstateError, gdb.error, KeyboardInterrupt) as e:
-            tell(e)
+            tell_not_loaded(e)
         finally:
             NewCode.thread, NewCode.published = None, False
             # The program runs on without an event that would say so.
@@ -581,7 +582,7 @@ def start() -> None:
         try:
             getattr(gdb.events, event).disconnect(function)
         except (ValueError, SystemError):
-            # It was not connected. gdb 13 says this by the second of them.
+            # It is not connected, or no longer. gdb 13 says this by the second of them.
             pass
     wstate_client = loaded
     wstate = wstate_client.Plugin("gdb", command="wasm-", setting="set wasm", native="bt, up and info locals")
@@ -593,8 +594,9 @@ def start() -> None:
             Command(name, written)
     for name, doc in wstate_client.SETTINGS.items():
         Setting(name, doc)
-    for event, name in HANDLERS:
-        getattr(gdb.events, event).connect(globals()[name])
+    wstate.handlers = [(event, globals()[name]) for event, name in HANDLERS]
+    for event, function in wstate.handlers:
+        getattr(gdb.events, event).connect(function)
 
 
 start()

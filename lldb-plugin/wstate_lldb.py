@@ -18,13 +18,14 @@ import lldb
 # The version of wstate that this file belongs to. Only the wstate_client.py of the same version fits.
 VERSION = "0.1.0"
 
-# lldb runs another file of this name, and this one again, as the same module. So these are what an earlier load of the
-# plugin, perhaps of another version, has left there; `__lldb_init_module` puts this load in their place.
-earlier_hook = globals().get("AutoLoad")
+# lldb runs another file of this name, and this one again, as the same module. So an earlier load of the plugin, perhaps
+# of another version, may have left these: its stop hooks, how it is ended, wstate_client.py as a module, and the
+# `Plugin` that it made. `__lldb_init_module` replaces them; if it fails, the commands of the earlier load go on with
+# theirs.
+earlier_hooks: List[Any] = globals().get("earlier_hooks", [])
+if "AutoLoad" in globals():
+    earlier_hooks.append(globals()["AutoLoad"])
 earlier_close = globals().get("close_all")
-
-# wstate_client.py as a module, and the `Plugin` that it made. `__lldb_init_module` sets both; if it fails, the commands
-# of an earlier load go on with theirs.
 wstate_client: Any = globals().get("wstate_client")
 wstate: Any = globals().get("wstate")
 
@@ -277,7 +278,7 @@ def described_by_runtime(program: lldb.SBTarget) -> List[Tuple[int, int]]:
     return sorted(found)
 
 
-def load_what_is_new(target: Any) -> None:
+def look_for_code(target: Any) -> None:
     """Loads symbols if code that belongs to no file came or went."""
     if wstate.settings.auto_load:
         target.load_new_symbols()
@@ -293,8 +294,8 @@ class AutoLoad:
     def handle_stop(self, context: lldb.SBExecutionContext, stream: lldb.SBStream) -> bool:
         process = context.GetProcess()
         try:
-            if lends(process):
-                load_what_is_new(target_of(self.debugger, process))
+            if wstate.settings.auto_load and lends(process):
+                look_for_code(target_of(self.debugger, process))
         except (wstate_client.WstateError, KeyboardInterrupt) as e:
             stream.Print(wstate.not_loaded(e))
         return True
@@ -372,7 +373,7 @@ def on_target(run: Callable[[Any, str], str]) -> Callable[[lldb.SBDebugger, str]
         target.stale = True
         text = run(target, argument)
         try:
-            load_what_is_new(target)
+            look_for_code(target)
         except wstate_client.WstateError:
             # The command has its answer. What is wrong with the symbols is told at a stop, or by wasm load.
             pass
@@ -416,9 +417,9 @@ def __lldb_init_module(debugger: lldb.SBDebugger, internal: Dict[str, Any]) -> N
         return
     if earlier_close is not None:
         earlier_close()
-    if earlier_hook is not None:
+    for hook in earlier_hooks:
         # Its objects stay where they are, at the targets that lldb has.
-        earlier_hook.handle_stop = AutoLoad.handle_stop
+        hook.handle_stop = AutoLoad.handle_stop
     wstate_client = loaded
     wstate = wstate_client.Plugin("lldb", command="wasm ", setting="wasm set", native="bt and frame variable")
     interpreter = debugger.GetCommandInterpreter()
