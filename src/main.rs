@@ -119,6 +119,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
                     Err(e) => doctor.fail(e.to_string(), e.hint().unwrap_or_else(|| "see above".to_string())),
                 }
             }
+            doctor.plugins();
             let text = if d.json { json::document(&doctor, true) } else { doctor.text(color(d.no_color)) };
             Output::stdout().write(text.as_bytes())?;
             Ok(match doctor.worst() {

@@ -677,7 +677,7 @@ pub fn find_all(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::{Reg, x64};
+    use crate::arch::x64;
     use crate::runtime::singlepass::fake::{
         CODE, Fake, HEAP, HEAP_SIZE, STACK, TEXT, artifact, image, make, patch, quiet,
     };

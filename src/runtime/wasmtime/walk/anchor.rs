@@ -265,6 +265,7 @@ pub fn fiber(mappings: &[Mapping], sp: u64, memory: &dyn Memory) -> Option<Found
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::x64;
     use crate::runtime::wasmtime::image::Image;
     use crate::runtime::wasmtime::instance::offsets::VMCONTEXT_MAGIC;
     use crate::runtime::wasmtime::testing::fixture;
