@@ -93,6 +93,7 @@ mod words;
 
 pub mod arch;
 pub mod bytes;
+#[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(feature = "descriptor")]
 pub mod descriptor;
@@ -102,6 +103,7 @@ pub mod process;
 pub mod progress;
 pub mod report;
 pub mod runtime;
+#[cfg(feature = "cli")]
 pub mod server;
 pub mod session;
 pub mod state;
