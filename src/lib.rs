@@ -14,6 +14,9 @@
 //! }
 //! ```
 //!
+//! `examples/backtrace.rs` is a whole program. The crate has two features: `cli`, which is on by default, is what the program
+//! `wstate` is made of and no library needs; `descriptor` lets a host publish its modules.
+//!
 //! It is no debugger: it sets no breakpoints, changes no values and evaluates nothing. x86-64 Linux; which runtimes are
 //! known is in the README.
 //!

@@ -65,6 +65,9 @@ cargo fmt --all --check
 
 step 'lints'
 cargo clippy --workspace --all-targets --all-features -- -D warnings
+# The library, for those who take it without the command line.
+cargo clippy --package wstate --lib --no-default-features -- -D warnings
+cargo clippy --package wstate --lib --no-default-features --features descriptor -- -D warnings
 
 step 'package'
 # What is published compiles by itself. Where there is nothing to commit, it is what would be published.
@@ -74,6 +77,7 @@ cargo package --package wstate --quiet $changed
 
 step 'documentation'
 RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --all-features
+RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --lib --no-default-features
 
 step 'build of the tests'
 # shellcheck disable=SC2086 # a list of words, here and below
