@@ -476,8 +476,13 @@ impl wstate::process::Target for Traced {
     fn auxv(&self, _: u64) -> Option<u64> {
         None
     }
-    fn file_candidates(&self, mapping: &wstate::process::Mapping) -> Vec<wstate::process::files::Place> {
-        mapping.path.iter().filter(|_| !mapping.is_anonymous()).map(wstate::process::files::Place::user).collect()
+    fn file_candidates(&self, mapping: &wstate::process::Mapping) -> Vec<wstate::process::files::FileLocation> {
+        mapping
+            .path
+            .iter()
+            .filter(|_| !mapping.is_anonymous())
+            .map(wstate::process::files::FileLocation::user)
+            .collect()
     }
     fn notes(&self) -> &[String] {
         &[]
