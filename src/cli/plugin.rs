@@ -170,7 +170,10 @@ fn read(path: &Path) -> Result<String, Error> {
     match std::fs::read(path) {
         Ok(bytes) => String::from_utf8(bytes).map_err(|_| Error::File {
             path: path.into(),
-            source: io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8, so it is left alone"),
+            source: io::Error::new(
+                io::ErrorKind::InvalidData,
+                "it is not UTF-8, so it was not changed; add the line of `wstate plugin path` by hand",
+            ),
         }),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(String::new()),
         Err(source) => Err(Error::File { path: path.into(), source }),
@@ -180,7 +183,10 @@ fn read(path: &Path) -> Result<String, Error> {
 fn install(places: &Places, debugger: Debugger) -> Result<String, Error> {
     let plugin = places.plugin(debugger);
     if plugin.to_string_lossy().contains(['\n', '"']) {
-        let what = format!("{} cannot stand in an init file", plugin.display());
+        let what = format!(
+            "{} cannot be written into an init file; set XDG_DATA_HOME to a directory without quotes and line ends in its path",
+            plugin.display()
+        );
         return Err(Error::NotFound { what });
     }
     let init = debugger.init_file(&places.home);
