@@ -25,6 +25,7 @@ use wasmparser::{
 
 use crate::error::Error;
 use crate::limits::{MAX_FUNCTIONS, MAX_SLOTS};
+use crate::state::PointKind;
 
 use constants::{Constant, Use};
 pub use dwarf::SourceFrame;
@@ -32,24 +33,12 @@ use names::Naming;
 pub use printed::Printed;
 pub use types::{ExternKind, GlobalDecl, GuestExport, MemoryDecl, NameSource, ValType};
 
-/// The reason why a state map has a point.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum PointKind {
-    /// The point is the return address of a call.
-    Call,
-    /// The point is an instruction that may fault on purpose.
-    Trappable,
-    /// The point is the poll of the interrupt flag at the head of a loop.
-    Loop,
-}
-
-impl PointKind {
-    fn noun(self) -> &'static str {
-        match self {
-            PointKind::Call => "a call",
-            PointKind::Trappable => "a trap",
-            PointKind::Loop => "a loop",
-        }
+/// How messages name a point of this kind.
+fn noun(kind: PointKind) -> &'static str {
+    match kind {
+        PointKind::Call => "a call",
+        PointKind::Trappable => "a trap",
+        PointKind::Loop => "a loop",
     }
 }
 
@@ -1297,7 +1286,7 @@ impl WasmModule {
                     return Err(format!(
                         "operator {index} of function {local} is `{}` in {file}, the process has {} there",
                         text::operator(&op),
-                        kind.noun()
+                        noun(kind)
                     ));
                 }
                 found = true;
@@ -1314,7 +1303,7 @@ impl WasmModule {
                     return Err(format!(
                         "operator {index} of function {local} is `{}` in {file}, the process does not have {} there",
                         text::operator(&op),
-                        kind.noun()
+                        noun(kind)
                     ));
                 }
                 Some(PointKind::Call) => tally.calls += 1,
@@ -1326,7 +1315,7 @@ impl WasmModule {
         match points.next() {
             Some((at, kind)) => Err(format!(
                 "function {local} has {index} operators in {file}, the process has {} at operator {at}",
-                kind.noun()
+                noun(kind)
             )),
             None => Ok(Ok(())),
         }
