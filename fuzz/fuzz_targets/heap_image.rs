@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use wstate::arch::{CodeAddress, Reg, Registers};
+use wstate::arch::{CodeAddress, Registers, x64};
 use wstate::process::objects::Objects;
 use wstate::process::testing::CoreBuilder;
 use wstate::progress::Silent;
@@ -23,9 +23,9 @@ fuzz_target!(|data: &[u8]| {
     let mut heap = data.to_vec();
     heap.resize(data.len().next_multiple_of(4096).max(4096), 0);
     let mut registers = Registers::unknown();
-    registers.set(Reg::RIP, CODE + 16);
-    registers.set(Reg::RSP, STACK);
-    registers.set(Reg::R15, HEAP + 64);
+    registers.set(x64::RIP, CODE + 16);
+    registers.set(x64::RSP, STACK);
+    registers.set(x64::R15, HEAP + 64);
     let stack: Vec<u8> = [CODE + 32, HEAP + 16, HEAP + 64, STACK + 64].iter().flat_map(|w| w.to_le_bytes()).collect();
     let core = CoreBuilder::new()
         .thread(1, 0, &registers, 0)

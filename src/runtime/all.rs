@@ -570,7 +570,7 @@ impl Tables for Runtimes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::Reg;
+    use crate::arch::x64;
     use crate::limits::MAX_COMPARED_CODE;
     use crate::process::objects::Objects;
     use crate::process::testing::CoreBuilder;
@@ -701,7 +701,7 @@ mod tests {
     }
 
     fn frame(pc: u64) -> Cursor {
-        cursor(pc, &[(Reg::RSP, 0x100)])
+        cursor(pc, &[(x64::RSP, 0x100)])
     }
 
     #[test]

@@ -16,7 +16,7 @@ use self::alone::Own;
 use self::work::{Failed, Work};
 use super::snapshot::{look_around, wasm_run};
 use super::*;
-use crate::arch::Reg;
+use crate::arch::x64;
 use crate::process::live::held::Held;
 use crate::report::counted;
 use crate::runtime::singlepass::module::ctx;
@@ -285,12 +285,12 @@ fn plan(
     let caller = caller.filter(|c| native.recognised.stub_name(c.address, target).is_some()).ok_or_else(|| {
         refused("the oldest Wasm frame was not called through one of the runtime's entries".to_string())
     })?;
-    let (Some(sp), Some(rbp)) = (caller.registers.sp(), caller.registers.get(Reg::RBP)) else {
+    let (Some(sp), Some(rbp)) = (caller.registers.sp(), caller.registers.get(x64::RBP)) else {
         return Err(refused("the registers of the oldest Wasm frame's caller are not known".to_string()));
     };
     let word = |at: u64| target.read_u64(at).map_err(|e| refused(e.to_string()));
     let mut registers = KnownRegisters::UNKNOWN;
-    for reg in [Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::R15] {
+    for reg in [x64::RBX, x64::R12, x64::R13, x64::R14, x64::R15] {
         let value = caller.registers.get(reg);
         registers.0[reg.index()] =
             Some(value.ok_or_else(|| refused(format!("{reg} of the oldest Wasm frame's caller is not known")))?);

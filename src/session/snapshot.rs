@@ -311,7 +311,7 @@ fn resumable(
         Ok(PointKind::Call) if thread.on_top => {
             let register = |reg| thread.frames.first().and_then(|f| f.cursor.registers.get(reg));
             // codegen_x64.rs, behind emit_call: the code takes a float from XMM0 and all else from RAX.
-            let returned = register(Reg::RAX).map(|integer| Returned { integer, float: register(Reg::XMM0) });
+            let returned = register(x64::RAX).map(|integer| Returned { integer, float: register(x64::XMM0) });
             Resumable::AfterCall(returned)
         }
         Ok(PointKind::Call) => Resumable::AfterCall(None),

@@ -105,3 +105,23 @@ impl ExternKind {
         self.as_str()
     }
 }
+
+pub(super) fn value_type(ty: wasmparser::ValType) -> Option<ValType> {
+    Some(match ty {
+        wasmparser::ValType::I32 => ValType::I32,
+        wasmparser::ValType::I64 => ValType::I64,
+        wasmparser::ValType::F32 => ValType::F32,
+        wasmparser::ValType::F64 => ValType::F64,
+        wasmparser::ValType::V128 => ValType::V128,
+        wasmparser::ValType::Ref(_) => return None,
+    })
+}
+
+/// The value type of any type, references included. Nothing is computed for references.
+pub(super) fn any_type(ty: wasmparser::ValType) -> ValType {
+    value_type(ty).unwrap_or(match ty {
+        wasmparser::ValType::Ref(r) if r.is_func_ref() => ValType::FuncRef,
+        wasmparser::ValType::Ref(r) if r.is_extern_ref() => ValType::ExternRef,
+        _ => ValType::Ref,
+    })
+}

@@ -3,12 +3,18 @@
 #![allow(unsafe_code)] // Signal handlers and timers of the processes that are looked at.
 
 mod churn;
+mod migrate;
 mod namespaces;
 mod nonblocking;
 mod processes;
 mod role;
+mod server;
+mod snapshot;
+mod steps;
+mod stops;
 #[path = "../support/mod.rs"]
 mod support;
+mod tiering;
 mod unharmed;
 
 use role::Role;

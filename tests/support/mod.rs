@@ -6,9 +6,11 @@
 #![allow(dead_code)]
 
 pub mod debuggers;
+pub mod harness;
 pub mod large_module;
 pub mod missing;
 pub mod schema;
+pub mod shapes;
 pub mod small_core;
 
 use serde_json::Value;

@@ -36,7 +36,7 @@ use self::walk::flow::{Facts, Flow, Held, Hints, near_start};
 use self::walk::{anchor, exit, frame, recover, waiting};
 use super::code_map::{CodeMap, Detail};
 use super::{Declared, GuestFrame, GuestInstance, GuestModule, Runtime, Tables, Value, Why};
-use crate::arch::{CodeAddress, Reg};
+use crate::arch::{CodeAddress, x64};
 use crate::limits::{MAX_FLOW_BYTES, MAX_FLOW_FUNCTIONS, MAX_IMAGES_MODULES, MAX_INSTANCE_CHECKS, MAX_KNOWN_INSTANCES};
 use crate::process::{Mapping, Memory};
 use crate::unwind::{Cursor, Next, Unwinder};
@@ -245,7 +245,7 @@ impl Wasmtime {
         if runs_wasm(&function.kind) {
             let Some(here) = key(at) else { return };
             let module = module(code, at);
-            let own = held(Reg::RDI).filter(|v| self.can_be_instance(module, *v, memory));
+            let own = held(x64::RDI).filter(|v| self.can_be_instance(module, *v, memory));
             let start = code.image.text().start + u64::from(function.start);
             let called_by = calling.map(|(its, caller, key)| {
                 let call = self.facts(its, caller.address, memory).and_then(|f| f.call(start));
@@ -260,8 +260,8 @@ impl Wasmtime {
         let Some((its, caller, key)) = calling else { return };
         let module = module(its, caller);
         let found = match function.kind {
-            FunctionKind::Builtin(_) => held(Reg::RDI),
-            _ => held(Reg::RSI),
+            FunctionKind::Builtin(_) => held(x64::RDI),
+            _ => held(x64::RSI),
         };
         let found = found.filter(|v| self.can_be_instance(module, *v, memory)).or_else(|| {
             let mut found = exit::instances(its, at, caller, memory);
@@ -269,7 +269,7 @@ impl Wasmtime {
             // If more than one instance fits, none is taken.
             found.pop().filter(|_| found.is_empty())
         });
-        let anchored = || self.anchored.borrow().get(&at.registers.get(Reg::RBP)?).copied();
+        let anchored = || self.anchored.borrow().get(&at.registers.get(x64::RBP)?).copied();
         let member = if found.is_none() { exit::store_member(its, at, caller, memory).or_else(anchored) } else { None };
         let mut chain = self.chain.borrow_mut();
         chain.told(key, found);

@@ -17,7 +17,7 @@ use super::module::layouts::Layouts;
 use super::module::map_in_memory;
 use super::module::maps::Maps;
 use super::module::{Module, Names};
-use crate::arch::Reg;
+use crate::arch::x64;
 use crate::limits::{MAX_COMPARED_CODE, MAX_COMPARED_DATA, MAX_COMPARED_OPERANDS};
 use crate::process::Memory;
 use crate::process::objects::Objects;
@@ -286,7 +286,7 @@ impl Provider for SinglepassProvider {
                     continue;
                 }
                 // The vmctx is in r15 in the bodies of functions, and in rdi in prologues and import trampolines.
-                for reg in [Reg::R15, Reg::RDI] {
+                for reg in [x64::R15, x64::RDI] {
                     let Some(vmctx) = cursor.registers.get(reg) else { continue };
                     match route_vmctx::from_vmctx(target, vmctx) {
                         Ok(anchor) => {
@@ -729,8 +729,8 @@ mod tests {
         // The second module is found only in the heap: no instance of it is seen anywhere.
         f.load(&n, CODE + 0x1000);
         f.merge_mappings();
-        f.thread(&[(Reg::R15, b.vmctx)]);
-        let unknown = [cursor(CODE + 0x10, &[(Reg::R15, b.vmctx)]), cursor(CODE + 0x1010, &[])];
+        f.thread(&[(x64::R15, b.vmctx)]);
+        let unknown = [cursor(CODE + 0x10, &[(x64::R15, b.vmctx)]), cursor(CODE + 0x1010, &[])];
         let mut found = discover(&f, with_artifact(&m.image, &[]), &unknown);
         assert_eq!(found.runtime.tried, Vec::<String>::new());
         assert_eq!(found.anchors.len(), 2);
@@ -759,7 +759,7 @@ mod tests {
         let mut f = Fake::new();
         let b = f.load(&m, CODE);
         f.words(b.module + 0x240, &[0]);
-        f.thread(&[(Reg::RBX, b.vmctx)]);
+        f.thread(&[(x64::RBX, b.vmctx)]);
         let found = discover(&f, FindOptions::default(), &[cursor(CODE + 0x10, &[])]);
         assert_eq!(found.anchors[0].routes[0], Route::Heap);
         let tried = &found.runtime.tried;
@@ -779,7 +779,7 @@ mod tests {
         for _ in 0..400 {
             let mut f = Fake::new();
             let b = f.load(&m, CODE);
-            let registers = [(Reg::R15, b.vmctx), (Reg::RSP, STACK)];
+            let registers = [(x64::R15, b.vmctx), (x64::RSP, STACK)];
             f.thread(&registers);
             let (from, to) = [(HEAP, HEAP + 0x6000), (CODE, CODE + 200), (b.vmctx, b.vmctx + 160), (TEXT, TEXT + 64)]
                 [next() as usize % 4];

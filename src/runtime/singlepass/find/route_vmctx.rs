@@ -7,7 +7,7 @@
 
 use super::anchor::{Anchor, AnchorError, Route, believe, code_starts, confirm, merge};
 use super::route_heap::deadline;
-use crate::arch::Reg;
+use crate::arch::{Reg, x64};
 use crate::limits;
 use crate::process::{Mapping, Target};
 use crate::runtime::singlepass::module::cache_image::{CacheImage, ImageBytes, PAGE};
@@ -26,7 +26,7 @@ const MODULE_INNER_SEARCHED: usize = 0x400;
 const BACKING_SPAN: u64 = 0x2000;
 
 /// Registers that may hold a vmctx, the likeliest first.
-const REGISTERS: [Reg; 8] = [Reg::R15, Reg::RDI, Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::RBP, Reg::RSI];
+const REGISTERS: [Reg; 8] = [x64::R15, x64::RDI, x64::RBX, x64::R12, x64::R13, x64::R14, x64::RBP, x64::RSI];
 
 /// Finds every module that has an instance in a register or near the top of a stack. The second result says what was
 /// tried and why it failed.
@@ -374,8 +374,8 @@ mod tests {
             let b = f.module(&m, CODE, shift);
             let one = f.instance(&m, CODE, b).vmctx;
             let two = f.instance(&m, CODE, b).vmctx;
-            f.thread(&[(Reg::RSP, STACK + 1), (Reg::R12, one + 8)]);
-            f.thread(&[(Reg::R15, one)]);
+            f.thread(&[(x64::RSP, STACK + 1), (x64::R12, one + 8)]);
+            f.thread(&[(x64::R15, one)]);
             f.words(STACK + 0x80, &[two]);
             let (anchors, notes) = find_vmctx(&f, &quiet);
             assert_eq!((anchors.len(), notes.len()), (1, 0), "{shift}: {notes:?}");
@@ -465,7 +465,7 @@ mod tests {
         let mut f = Fake::new();
         let b = f.load(&m, CODE);
         let stray = f.instance(&m, CODE + 0x10, b).vmctx;
-        f.thread(&[(Reg::R15, b.vmctx), (Reg::RDI, stray)]);
+        f.thread(&[(x64::R15, b.vmctx), (x64::RDI, stray)]);
         let (anchors, notes) = find_vmctx(&f, &quiet);
         assert_eq!(anchors[0].vmctx, [b.vmctx]);
         assert!(notes[0].contains("its functions are elsewhere"), "{notes:?}");
@@ -481,7 +481,7 @@ mod tests {
         let b = f.module(&m, CODE, 0);
         let all: Vec<u64> = (0..=limits::MAX_INSTANCES).map(|_| f.instance(&m, CODE, b).vmctx).collect();
         f.words(STACK, &all);
-        f.thread(&[(Reg::RSP, STACK)]);
+        f.thread(&[(x64::RSP, STACK)]);
         let mut notes = Vec::new();
         assert_eq!(instances(&f, &quiet, &mut notes).len(), limits::MAX_INSTANCES);
         assert!(notes[0].contains("limit of their number"), "{notes:?}");
@@ -492,7 +492,7 @@ mod tests {
             let mut f = Fake::new();
             f.map(CODE, limits::MAX_STACK_SCAN + 0x1000, "rw-", None);
             assert_eq!(stack_words(&f, CODE, |_| ()), limits::MAX_STACK_SCAN);
-            (0..threads).for_each(|_| f.thread(&[(Reg::RSP, CODE)]));
+            (0..threads).for_each(|_| f.thread(&[(x64::RSP, CODE)]));
             let mut notes = Vec::new();
             instances(&f, &quiet, &mut notes);
             assert_eq!(notes.iter().any(|n| n.contains("limit of bytes of stack")), capped);

@@ -9,7 +9,7 @@ use super::Singlepass;
 use super::module::code;
 use super::module::code::{Cfa, Here, Home, Shape, Source, Stretch};
 use super::module::{Location, Module};
-use crate::arch::{CodeAddress, Reg, Registers};
+use crate::arch::{CodeAddress, Reg, Registers, x64};
 use crate::process::Memory;
 use crate::runtime::{
     BETWEEN_POINTS, GuestFrame, GuestKind, OperatorPlace, Place, Position, RuntimeName, Slot, Value, Why,
@@ -41,8 +41,8 @@ fn register(registers: &Registers, reg: Reg) -> Result<u64, UnwindError> {
 /// The value of the frame address, or which register is missing for it.
 fn frame_address(registers: &Registers, cfa: Cfa) -> Result<u64, UnwindError> {
     Ok(match cfa {
-        Cfa::Rsp(n) => register(registers, Reg::RSP)?.wrapping_add(n as u64),
-        Cfa::Rbp => register(registers, Reg::RBP)?.wrapping_add(16),
+        Cfa::Rsp(n) => register(registers, x64::RSP)?.wrapping_add(n as u64),
+        Cfa::Rbp => register(registers, x64::RBP)?.wrapping_add(16),
     })
 }
 
@@ -67,7 +67,7 @@ pub fn step(module: &Module, at: &Cursor, memory: &dyn Memory) -> Next {
 /// Steps out of an import trampoline, which loads the target and jumps. Trampolines with float arguments make room on
 /// the stack meanwhile (`codegen_x64.rs: feed_import_function`).
 fn step_import(module: &Module, index: u32, at: &Cursor, memory: &dyn Memory) -> Result<Next, UnwindError> {
-    let sp = register(&at.registers, Reg::RSP)?;
+    let sp = register(&at.registers, x64::RSP)?;
     let depth = match module.import_stack_depth(index, at.address.raw(), memory) {
         Ok(depth) => depth,
         Err(why) => return Ok(bad_frame(at, why)),
@@ -82,8 +82,8 @@ fn caller(at: &Cursor, memory: &dyn Memory, cfa: u64, mut registers: Registers) 
         return Ok(bad_frame(at, format!("the return address at {:#x} is zero", cfa.wrapping_sub(8))));
     }
     registers.forget_caller_saved();
-    registers.restore(Reg::RIP, return_address, cfa.wrapping_sub(8));
-    registers.set(Reg::RSP, cfa);
+    registers.restore(x64::RIP, return_address, cfa.wrapping_sub(8));
+    registers.set(x64::RSP, cfa);
     Ok(Next::Caller(Cursor { address: CodeAddress::Return(return_address), registers }, Trust::Runtime))
 }
 
@@ -113,13 +113,13 @@ fn step_function(
     if shape.is_err() {
         // Another backend may use registers without saving them. Only code of singlepass is known to save what it
         // uses.
-        for reg in code::REGISTER_HOMES.into_iter().chain([Reg::R15]) {
+        for reg in code::REGISTER_HOMES.into_iter().chain([x64::R15]) {
             registers.forget(reg);
         }
     }
     if here.cfa == Cfa::Rbp {
         let rbp = cfa.wrapping_sub(16);
-        let sp = register(&at.registers, Reg::RSP)?;
+        let sp = register(&at.registers, x64::RSP)?;
         if sp > rbp {
             return Ok(bad_frame(at, format!("rsp {sp:#x} is above rbp {rbp:#x}")));
         }
@@ -137,8 +137,8 @@ fn step_function(
     if here.rbp_saved {
         let slot = cfa.wrapping_sub(16);
         match memory.read_u64(slot) {
-            Ok(value) => registers.restore(Reg::RBP, value, slot),
-            Err(_) => registers.forget(Reg::RBP),
+            Ok(value) => registers.restore(x64::RBP, value, slot),
+            Err(_) => registers.forget(x64::RBP),
         }
     }
     caller(at, memory, cfa, registers)
@@ -198,7 +198,7 @@ pub fn describe(module: &Module, module_index: usize, at: &Cursor, memory: &dyn 
             frame.kind = GuestKind::Trampoline;
             frame.function = Some(index);
             frame.name = module.function_name(index);
-            frame.instance = at.registers.get(Reg::R15);
+            frame.instance = at.registers.get(x64::R15);
         }
         Some(Location::Function { start, offset, maps, map }) => {
             let local = map.local_function_id as u32;
@@ -235,7 +235,7 @@ pub fn describe(module: &Module, module_index: usize, at: &Cursor, memory: &dyn 
             };
             let stack_types = recorded.stack_types(module, local);
             frame.stack = operands(module, map, &recorded, at, memory, &stack_types);
-            let vmctx = shape.as_ref().as_ref().map_or(Reg::R15, |s| s.vmctx(offset));
+            let vmctx = shape.as_ref().as_ref().map_or(x64::R15, |s| s.vmctx(offset));
             let returning = shape.as_ref().as_ref().is_ok_and(|s| s.at(offset).stretch == Stretch::Epilogue);
             frame.instance = at.registers.get(vmctx).filter(|_| !returning);
             if let Some(problem) = module.problem(start) {
@@ -362,7 +362,7 @@ fn locals(
         match shape.pending(index, offset) {
             Some(Source::Register(reg)) => return in_register(registers, reg),
             Some(Source::Argument(displacement)) => {
-                return in_memory(memory, Reg::RBP, cfa.wrapping_sub(16), displacement + 16);
+                return in_memory(memory, x64::RBP, cfa.wrapping_sub(16), displacement + 16);
             }
             Some(Source::Zero) => return Slot::Known { bits: 0, place: Place::Constant },
             None => {}
@@ -383,7 +383,7 @@ fn locals(
         }
         match code::home(index) {
             Home::Register(reg) => in_register(registers, reg),
-            Home::Frame(d) => in_memory(memory, Reg::RBP, rbp, d),
+            Home::Frame(d) => in_memory(memory, x64::RBP, rbp, d),
         }
     };
     (0..map.locals.len().min(crate::limits::MAX_SLOTS))
@@ -406,7 +406,7 @@ fn operands(
             let (_, stack, bottom) = point_values(state, map, at, memory, &[], types);
             // The state says how deep the frame is, and so do the registers. If they differ, one of them does not
             // belong to this frame.
-            match (at.registers.get(Reg::RBP), bottom) {
+            match (at.registers.get(x64::RBP), bottom) {
                 (Some(rbp), Some(bottom)) if rbp == bottom => Ok(stack),
                 (Some(rbp), Some(bottom)) => Err(Why(format!(
                     "the recorded state ends at {bottom:#x}, the frame at rbp {rbp:#x}: they do not belong together"
@@ -439,7 +439,7 @@ fn point_values(
     let Ok(read) = read_frame(map, state, sp, known, &mut word) else { return (Vec::new(), Vec::new(), None) };
     let value = |bits: Option<u64>, place: &ValuePlace, ty: Option<ValType>| -> Value {
         let at_address =
-            |address: u64| Place::Memory { base: Reg::RSP, offset: address.wrapping_sub(sp) as i64, address };
+            |address: u64| Place::Memory { base: x64::RSP, offset: address.wrapping_sub(sp) as i64, address };
         let place = match place {
             ValuePlace::Register(index) => match Reg::from_index(*index) {
                 Some(reg) => Ok(Place::Register { reg, saved_at: registers.saved_at(reg) }),
@@ -517,7 +517,7 @@ mod tests {
     /// Address of code of a tier that saves no registers.
     const OPTIMIZED: u64 = CODE + 0x1000;
     /// Registers in which this backend keeps locals.
-    const HOMES: [Reg; 4] = [Reg::R12, Reg::R13, Reg::R14, Reg::RBX];
+    const HOMES: [Reg; 4] = [x64::R12, x64::R13, x64::R14, x64::RBX];
 
     fn module(memory: &Fake, code: u64, mut made: synthetic::Module, at: usize, state: &MachineState) -> Module {
         made = made.point(PointKind::Call, at, state);
@@ -554,7 +554,7 @@ mod tests {
 
         let halves = MachineValue::TwoHalves(Box::new((MachineValue::WasmLocal(1), MachineValue::WasmStack(0))));
         let mut optimized = state(1, vec![MachineValue::Vmctx, halves, MachineValue::Undefined]);
-        optimized.register_values[Reg::R12.index()] = MachineValue::WasmLocal(0);
+        optimized.register_values[x64::R12.index()] = MachineValue::WasmLocal(0);
         optimized.prev_frame = [(1, MachineValue::WasmLocal(2))].into();
         let mut optimized = module(memory, OPTIMIZED, synthetic::Module::new(3), call, &optimized);
         optimized.baseline = Some(false);
@@ -570,9 +570,9 @@ mod tests {
         let mut at = STACK + 0x100;
         let word = |memory: &mut Fake, at: u64, value: u64| memory.words(at, &[value]);
         let mut registers = Registers::unknown();
-        registers.set(Reg::RSP, at);
-        registers.set(Reg::RBP, at + 8 * tiers[order[0]].words);
-        for (n, reg) in HOMES.into_iter().chain([Reg::R15]).enumerate() {
+        registers.set(x64::RSP, at);
+        registers.set(x64::RBP, at + 8 * tiers[order[0]].words);
+        for (n, reg) in HOMES.into_iter().chain([x64::R15]).enumerate() {
             registers.set(reg, 0xa00 + n as u64);
         }
         for (i, &tier) in order.iter().enumerate() {

@@ -15,7 +15,7 @@
 //! of these is believed, and the walk goes on below the first frame on which all agree. The reader is told that the
 //! frame was found by a search.
 
-use crate::arch::{CodeAddress, Reg, Registers};
+use crate::arch::{CodeAddress, Registers, x64};
 use crate::limits::{MAX_ENTRY_FRAME, MAX_RECOVERY_BYTES, MAX_RECOVERY_CHAIN};
 use crate::process::Memory;
 use crate::runtime::singlepass::module::Location;
@@ -69,17 +69,17 @@ pub fn recover(runtime: &Singlepass, at: &Cursor, memory: &dyn Memory) -> Option
         .collect();
     let mut registers = Registers::unknown();
     if rivals.is_empty() {
-        registers.restore(Reg::RIP, first.address, first.slot);
-        registers.set(Reg::RSP, first.slot + 8);
-        registers.set(Reg::RBP, first.rbp);
+        registers.restore(x64::RIP, first.address, first.slot);
+        registers.set(x64::RSP, first.slot + 8);
+        registers.set(x64::RBP, first.rbp);
         return Some(Next::Caller(Cursor { address: CodeAddress::Return(first.address), registers }, Trust::Scan));
     }
     let shared = |rbp: u64| rivals.iter().all(|chain| chain.iter().any(|f| f.rbp == rbp));
     let common = chain.iter().map(|f| f.rbp).find(|rbp| shared(*rbp))?;
     let (saved, address) = (memory.read_u64(common).ok()?, memory.read_u64(common + 8).ok()?);
-    registers.restore(Reg::RIP, address, common + 8);
-    registers.set(Reg::RSP, common + 16);
-    registers.restore(Reg::RBP, saved, common);
+    registers.restore(x64::RIP, address, common + 8);
+    registers.set(x64::RSP, common + 16);
+    registers.restore(x64::RBP, saved, common);
     Some(Next::Caller(Cursor { address: CodeAddress::Return(address), registers }, Trust::Scan))
 }
 

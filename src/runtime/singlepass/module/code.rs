@@ -25,14 +25,14 @@
 //! holds, so they are decoded. A function that does not decode to this shape is refused, and nothing is guessed about
 //! it.
 
-use crate::arch::Reg;
+use crate::arch::{Reg, x64};
 use crate::limits::MAX_PROLOGUE_BYTES;
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 
 /// Size of the patch point in bytes: a jump of 5 bytes over 32 nops of one byte (`begin_body`).
 pub const PATCH_POINT: u64 = 37;
 /// Homes of the first four locals, whether integer or float (`machine.rs: get_local_location`).
-pub const REGISTER_HOMES: [Reg; 4] = [Reg::R12, Reg::R13, Reg::R14, Reg::RBX];
+pub const REGISTER_HOMES: [Reg; 4] = [x64::R12, x64::R13, x64::R14, x64::RBX];
 
 /// Where a local is in the body of a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,20 +117,20 @@ pub struct Shape {
 
 fn gpr(r: Register) -> Option<Reg> {
     Some(match r {
-        Register::RAX => Reg::RAX,
-        Register::RCX => Reg::RCX,
-        Register::RDX => Reg::RDX,
-        Register::RBX => Reg::RBX,
-        Register::RSP => Reg::RSP,
-        Register::RBP => Reg::RBP,
-        Register::RSI => Reg::RSI,
-        Register::RDI => Reg::RDI,
-        Register::R8 => Reg::R8,
-        Register::R9 => Reg::R9,
-        Register::R12 => Reg::R12,
-        Register::R13 => Reg::R13,
-        Register::R14 => Reg::R14,
-        Register::R15 => Reg::R15,
+        Register::RAX => x64::RAX,
+        Register::RCX => x64::RCX,
+        Register::RDX => x64::RDX,
+        Register::RBX => x64::RBX,
+        Register::RSP => x64::RSP,
+        Register::RBP => x64::RBP,
+        Register::RSI => x64::RSI,
+        Register::RDI => x64::RDI,
+        Register::R8 => x64::R8,
+        Register::R9 => x64::R9,
+        Register::R12 => x64::R12,
+        Register::R13 => x64::R13,
+        Register::R14 => x64::R14,
+        Register::R15 => x64::R15,
         _ => return None,
     })
 }
@@ -230,7 +230,7 @@ impl Shape {
         let mut preserved = Vec::new();
         let mut pushes = Vec::new();
         let mut slot = -memory_locals * 8;
-        for reg in REGISTER_HOMES.iter().take(locals).chain([&Reg::R15]) {
+        for reg in REGISTER_HOMES.iter().take(locals).chain([&x64::R15]) {
             let pushed = i.mnemonic() == Mnemonic::Push
                 && i.op0_kind() == OpKind::Register
                 && gpr(i.op0_register()) == Some(*reg);
@@ -330,7 +330,7 @@ impl Shape {
 
     /// The register that holds vmctx at `offset`: `rdi` until the prologue has moved it to `r15`.
     pub fn vmctx(&self, offset: u64) -> Reg {
-        if offset < self.vmctx { Reg::RDI } else { Reg::R15 }
+        if offset < self.vmctx { x64::RDI } else { x64::R15 }
     }
 
     /// Preserved registers in the order in which they are pushed, each with the byte offset of its slot from `rbp`.
@@ -368,7 +368,7 @@ impl Shape {
 /// Where argument `index` arrives (0-based, vmctx not counted; `machine.rs: get_param_location`). vmctx itself is in
 /// rdi.
 fn argument(index: usize) -> Source {
-    const REGISTERS: [Reg; 5] = [Reg::RSI, Reg::RDX, Reg::RCX, Reg::R8, Reg::R9];
+    const REGISTERS: [Reg; 5] = [x64::RSI, x64::RDX, x64::RCX, x64::R8, x64::R9];
     match REGISTERS.get(index) {
         Some(&r) => Source::Register(r),
         // [rbp + 16 + n] is [CFA + n].
@@ -472,7 +472,7 @@ pub(in crate::runtime::singlepass) mod tests {
         assert_eq!(s.body(), at[21]);
         assert_eq!(
             s.preserved(),
-            [(Reg::R12, -48), (Reg::R13, -56), (Reg::R14, -64), (Reg::RBX, -72), (Reg::R15, -80)]
+            [(x64::R12, -48), (x64::R13, -56), (x64::R14, -64), (x64::RBX, -72), (x64::R15, -80)]
         );
         let row = |o: u64| (s.at(o).cfa, s.at(o).rbp_saved, s.at(o).stretch);
         assert_eq!(row(0), (Cfa::Rsp(8), false, Stretch::Prologue));
@@ -494,17 +494,17 @@ pub(in crate::runtime::singlepass) mod tests {
     fn a_local_is_at_its_source_until_its_move_has_been_executed() {
         let (code, at) = nine_locals();
         let s = Shape::decode(&code, 9).unwrap();
-        assert_eq!(s.pending(0, 0), Some(Source::Register(Reg::RSI)));
-        assert_eq!(s.pending(0, at[8]), Some(Source::Register(Reg::RSI)));
+        assert_eq!(s.pending(0, 0), Some(Source::Register(x64::RSI)));
+        assert_eq!(s.pending(0, at[8]), Some(Source::Register(x64::RSI)));
         assert_eq!(s.pending(0, at[9]), None);
-        assert_eq!(s.pending(4, at[12]), Some(Source::Register(Reg::R9)));
+        assert_eq!(s.pending(4, at[12]), Some(Source::Register(x64::R9)));
         // Local 5 passes through rax: it is home only after the second move.
         assert_eq!(s.pending(5, at[14]), Some(Source::Argument(0)));
         assert_eq!(s.pending(5, at[15]), None);
         assert_eq!(s.pending(6, at[16]), Some(Source::Argument(8)));
         assert_eq!(s.pending(8, at[19]), Some(Source::Zero));
         assert_eq!(s.pending(8, at[20]), None);
-        assert_eq!((s.vmctx(at[17]), s.vmctx(at[18])), (Reg::RDI, Reg::R15));
+        assert_eq!((s.vmctx(at[17]), s.vmctx(at[18])), (x64::RDI, x64::R15));
     }
 
     #[test]
@@ -525,10 +525,10 @@ pub(in crate::runtime::singlepass) mod tests {
         assert_eq!(
             (0..6).map(home).collect::<Vec<_>>(),
             [
-                Home::Register(Reg::R12),
-                Home::Register(Reg::R13),
-                Home::Register(Reg::R14),
-                Home::Register(Reg::RBX),
+                Home::Register(x64::R12),
+                Home::Register(x64::R13),
+                Home::Register(x64::R14),
+                Home::Register(x64::RBX),
                 Home::Frame(-8),
                 Home::Frame(-16),
             ]

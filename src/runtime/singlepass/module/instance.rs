@@ -2,7 +2,7 @@
 
 use super::Module;
 use super::ctx::Ctx;
-use crate::arch::Reg;
+use crate::arch::x64;
 use crate::limits::MAX_INSTANCE_ARRAY;
 use crate::process::Memory;
 use crate::runtime::{GlobalCell, InstanceParts, Place, Slot, Value, Why};
@@ -94,7 +94,7 @@ pub fn global(module: &Module, instance: u64, index: u32, memory: &dyn Memory) -
     let offset = at.wrapping_sub(instance) as i64;
     Ok(Value {
         ty,
-        slot: Slot::Known { bits: bits.into(), place: Place::Memory { base: Reg::R15, offset, address: at } },
+        slot: Slot::Known { bits: bits.into(), place: Place::Memory { base: x64::R15, offset, address: at } },
     })
 }
 

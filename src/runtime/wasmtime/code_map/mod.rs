@@ -12,7 +12,7 @@ use super::tables::points::{FrameAt, Points};
 use super::walk::flow::{Flow, WINCH, beginning};
 use super::walk::frame::{EPILOGUE, PROLOGUE, leaves, val_type};
 use super::{Wasmtime, hints};
-use crate::arch::Reg;
+use crate::arch::x64;
 use crate::limits::{MAX_FRAME_CHANGES, MAX_IMAGE_BYTES, MAX_SYMBOL_PLACES};
 use crate::process::Memory;
 use crate::process::mapped_file::WithFile;
@@ -174,23 +174,23 @@ fn frame_of(code: &Code, function: &Function, start: u64, bytes: &[u8]) -> Vec<(
         Some(changes) => changes,
         None if body.starts_with(&PROLOGUE) => {
             let mut changes = vec![
-                (0, FrameChange::Cfa(Reg::RSP, 8)),
-                (1, FrameChange::Cfa(Reg::RSP, 16)),
-                (1, FrameChange::Saved(Reg::RBP, -16)),
-                (4, FrameChange::Cfa(Reg::RBP, 16)),
+                (0, FrameChange::Cfa(x64::RSP, 8)),
+                (1, FrameChange::Cfa(x64::RSP, 16)),
+                (1, FrameChange::Saved(x64::RBP, -16)),
+                (4, FrameChange::Cfa(x64::RBP, 16)),
             ];
-            let kept = [Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
+            let kept = [x64::RBX, x64::R12, x64::R13, x64::R14, x64::R15];
             changes.extend(kept.map(|reg| (4, FrameChange::Undefined(reg))));
             changes
         }
-        None => return vec![(0, FrameChange::Undefined(Reg::RIP))],
+        None => return vec![(0, FrameChange::Undefined(x64::RIP))],
     };
     let epilogues = body.windows(EPILOGUE.len()).enumerate().filter(|(_, w)| *w == EPILOGUE);
     for (at, _) in epilogues {
         if changes.len() > MAX_FRAME_CHANGES {
             // There are too many changes: from here on nothing is said, since it might be wrong.
             changes.retain(|(o, _)| *o <= at as u32);
-            changes.push((at as u32, FrameChange::Undefined(Reg::RIP)));
+            changes.push((at as u32, FrameChange::Undefined(x64::RIP)));
             break;
         }
         let after = at as u32 + 4;
@@ -199,14 +199,14 @@ fn frame_of(code: &Code, function: &Function, start: u64, bytes: &[u8]) -> Vec<(
             changes.iter().rev().filter(|(o, _)| *o <= after).map(|(_, c)| *c).find(|c| match c {
                 FrameChange::Cfa(..) | FrameChange::CfaDeref(..) => !register,
                 FrameChange::Saved(reg, _) | FrameChange::Same(reg) | FrameChange::Undefined(reg) => {
-                    register && *reg == Reg::RBP
+                    register && *reg == x64::RBP
                 }
             })
         };
         let (cfa, rbp) = (in_force(false), in_force(true));
         let position = changes.partition_point(|(o, _)| *o <= after);
-        changes.insert(position, (after, FrameChange::Same(Reg::RBP)));
-        changes.insert(position, (after, FrameChange::Cfa(Reg::RSP, 8)));
+        changes.insert(position, (after, FrameChange::Same(x64::RBP)));
+        changes.insert(position, (after, FrameChange::Cfa(x64::RSP, 8)));
         let back = after + length;
         if back < len {
             let position = changes.partition_point(|(o, _)| *o <= back);
@@ -222,7 +222,7 @@ fn frame_of(code: &Code, function: &Function, start: u64, bytes: &[u8]) -> Vec<(
 fn cut(changes: &mut Vec<(u32, FrameChange)>) {
     let last = changes.last().map_or(0, |(at, _)| *at);
     changes.retain(|(at, _)| *at < last);
-    changes.push((last, FrameChange::Undefined(Reg::RIP)));
+    changes.push((last, FrameChange::Undefined(x64::RIP)));
 }
 
 /// The points of a function in the frame table, at most `places_left`, from which they are subtracted.

@@ -265,6 +265,7 @@ pub fn fiber(mappings: &[Mapping], sp: u64, memory: &dyn Memory) -> Option<Found
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::x64;
     use crate::runtime::wasmtime::image::Image;
     use crate::runtime::wasmtime::instance::offsets::VMCONTEXT_MAGIC;
     use crate::runtime::wasmtime::testing::fixture;
@@ -405,7 +406,7 @@ mod tests {
         }
 
         fn found(&self) -> Option<(u64, u64, u64)> {
-            let at = cursor(NATIVE, &[(Reg::RSP, self.sp), (Reg::RBP, 7)]);
+            let at = cursor(NATIVE, &[(x64::RSP, self.sp), (x64::RBP, 7)]);
             let found = exit(&self.runtime, &at, self.sp, &self.memory())?;
             Some((found.pc, found.slot, found.frame?.0))
         }
@@ -433,7 +434,7 @@ mod tests {
             let mut scene = Scene::new(name);
             scene.words.remove(&(scene.sp + 0x40));
             assert_eq!(scene.found(), None, "{name}");
-            let at = cursor(NATIVE, &[(Reg::RSP, scene.sp), (Reg::R12, VMCTX)]);
+            let at = cursor(NATIVE, &[(x64::RSP, scene.sp), (x64::R12, VMCTX)]);
             assert!(exit(&scene.runtime, &at, scene.sp, &scene.memory()).is_some(), "{name}");
             // The image hides its version.
             let mut scene = Scene::new(name);
@@ -527,7 +528,7 @@ mod tests {
     fn a_signal_frame_comes_before_the_exit_that_is_over() {
         let mut scene = Scene::new("48-default");
         let recovered = |scene: &Scene| {
-            let at = cursor(NATIVE, &[(Reg::RSP, scene.sp), (Reg::RBP, 7)]);
+            let at = cursor(NATIVE, &[(x64::RSP, scene.sp), (x64::RBP, 7)]);
             match super::super::recover::recover(&scene.runtime, &at, &scene.memory())? {
                 crate::unwind::Next::Caller(caller, crate::unwind::Trust::Scan) => Some(caller.address.raw()),
                 next => panic!("{next:?}"),

@@ -15,7 +15,7 @@
 //!   that store can be meant, they run in this instance.
 
 use super::flow::Held;
-use crate::arch::Reg;
+use crate::arch::x64;
 use crate::limits::{MAX_ELIMINATION_ROUNDS, MAX_INSTANCE_CHECKS, MAX_KNOWN_INSTANCES};
 use crate::process::Memory;
 use crate::runtime::wasmtime::Wasmtime;
@@ -52,7 +52,7 @@ impl Call {
     /// the argument is neither the caller's instance nor a word of it, or the called address is no such word.
     pub fn new(argument: Option<Held>, target: Option<Held>, direct: bool) -> Option<Call> {
         let passed = match argument? {
-            Held::Entry(Reg::RDI) => Passed::Own,
+            Held::Entry(x64::RDI) => Passed::Own,
             Held::Loaded(offset) => Passed::Word(offset),
             _ => return None,
         };

@@ -2,7 +2,7 @@
 //! store.
 
 use super::frame::KEPT;
-use crate::arch::Reg;
+use crate::arch::x64;
 use crate::limits::MAX_EXIT_BYTES;
 use crate::process::Memory;
 use crate::runtime::wasmtime::instance::offsets::{StoreLayout, VMCONTEXT_MAGIC, VMCONTEXT_STORE};
@@ -21,7 +21,7 @@ fn is_last_exit(vmctx: u64, code: &Code, at: &Cursor, caller: &Cursor, memory: &
     let layout = StoreLayout::new(code.version?)?;
     let store = memory.read_u64(vmctx.checked_add(VMCONTEXT_STORE)?).ok()?;
     let word = |offset| memory.read_u64(store.checked_add(offset)?).ok();
-    let frame = if layout.exit_fp_is_trampolines { at } else { caller }.registers.get(Reg::RBP);
+    let frame = if layout.exit_fp_is_trampolines { at } else { caller }.registers.get(x64::RBP);
     // A recursive function can exit again from the same place. Then only the frame pointer is another one.
     let same_frame = frame.is_none_or(|frame| word(layout.last_exit_fp) == Some(frame));
     Some(word(layout.last_exit_pc)? == caller.address.raw() && same_frame)
@@ -51,10 +51,10 @@ pub fn instances(code: &Code, at: &Cursor, caller: &Cursor, memory: &dyn Memory)
 /// trampoline, or native code below it, still has on the stack. It is taken if its own store names this call as the
 /// last exit. The caller may have run in another instance of the store.
 pub fn store_member(code: &Code, at: &Cursor, caller: &Cursor, memory: &dyn Memory) -> Option<u64> {
-    let (frame, sp) = (at.registers.get(Reg::RBP)?, at.registers.sp()?);
+    let (frame, sp) = (at.registers.get(x64::RBP)?, at.registers.sp()?);
     // Both frame pointers must be known, so that the frame can be compared as well as the return address. One of the
     // two alone is not proof enough, since old words lie about on a stack.
-    caller.registers.get(Reg::RBP)?;
+    caller.registers.get(x64::RBP)?;
     let begin = sp.checked_sub(MAX_EXIT_BYTES as u64)?.checked_next_multiple_of(8)?;
     let len = usize::try_from(frame.checked_sub(begin)?).ok().filter(|len| *len <= 2 * MAX_EXIT_BYTES)?;
     let mut bytes = vec![0; len & !7];
@@ -102,8 +102,8 @@ mod tests {
                 .word(store + layout.last_exit_fp, frame)
                 .word(store + layout.last_exit_pc, pc)
                 .words(sp - 2 * most, &stack);
-            let at = cursor(base, &[(Reg::RSP, sp), (Reg::RBP, frame)]);
-            let caller = cursor(pc, &[(Reg::RBP, frame)]);
+            let at = cursor(base, &[(x64::RSP, sp), (x64::RBP, frame)]);
+            let caller = cursor(pc, &[(x64::RBP, frame)]);
             assert_eq!(store_member(&code, &at, &caller, &memory), found.then_some(vmctx), "{below:#x} {above:#x}");
         }
     }

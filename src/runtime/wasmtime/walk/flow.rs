@@ -40,7 +40,7 @@
 //! follows what each instruction does.
 
 use super::chain::Call;
-use crate::arch::{CodeAddress, Reg, Registers};
+use crate::arch::{CodeAddress, Reg, Registers, x64};
 use crate::limits::{MAX_FLOW_BYTES, MAX_FLOW_STEPS};
 use crate::process::Memory;
 use crate::unwind::FrameChange;
@@ -51,22 +51,22 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The general registers, in the order of their numbers in machine code.
 const GENERAL: [Reg; 16] = [
-    Reg::RAX,
-    Reg::RCX,
-    Reg::RDX,
-    Reg::RBX,
-    Reg::RSP,
-    Reg::RBP,
-    Reg::RSI,
-    Reg::RDI,
-    Reg::R8,
-    Reg::R9,
-    Reg::R10,
-    Reg::R11,
-    Reg::R12,
-    Reg::R13,
-    Reg::R14,
-    Reg::R15,
+    x64::RAX,
+    x64::RCX,
+    x64::RDX,
+    x64::RBX,
+    x64::RSP,
+    x64::RBP,
+    x64::RSI,
+    x64::RDI,
+    x64::R8,
+    x64::R9,
+    x64::R10,
+    x64::R11,
+    x64::R12,
+    x64::R13,
+    x64::R14,
+    x64::R15,
 ];
 const RSP: usize = 4;
 const RBP: usize = 5;
@@ -212,7 +212,7 @@ impl State {
         }
         let base = number(i.memory_base())?;
         let plain = i.memory_index() == Register::None && i.segment_prefix() == Register::None;
-        let instance = self.registers[base] == Some(Held::Entry(Reg::RDI)) && i.memory_base().is_gpr64();
+        let instance = self.registers[base] == Some(Held::Entry(x64::RDI)) && i.memory_base().is_gpr64();
         (plain && instance).then(|| Held::Loaded(i.memory_displacement64().cast_signed()))
     }
 
@@ -292,7 +292,7 @@ impl State {
         }
         if matches!(i.flow_control(), FlowControl::Call | FlowControl::IndirectCall) {
             for (held, reg) in self.registers.iter_mut().zip(GENERAL) {
-                if !reg.info().callee_saved && reg != Reg::RSP {
+                if !reg.info().callee_saved && reg != x64::RSP {
                     *held = None;
                 }
             }
@@ -320,7 +320,7 @@ impl State {
     /// The stack pointer at the function's entry, in a frame with these registers.
     pub fn entry_sp(&self, registers: &Registers) -> Option<u64> {
         // rbp is asked first because it does not move.
-        [Reg::RBP, Reg::RSP].into_iter().find_map(|reg| match self.register(reg)? {
+        [x64::RBP, x64::RSP].into_iter().find_map(|reg| match self.register(reg)? {
             Held::Frame(at) if base(at) == 0 => registers.get(reg)?.checked_add_signed(at.checked_neg()?),
             _ => None,
         })
@@ -330,7 +330,7 @@ impl State {
     /// the return address.
     pub fn has_frame(&self) -> bool {
         let Some(Held::Frame(at)) = self.registers[RBP] else { return false };
-        self.slots.get(&at) == Some(&Held::Entry(Reg::RBP))
+        self.slots.get(&at) == Some(&Held::Entry(x64::RBP))
             && at.checked_add(8).and_then(|above| self.slots.get(&above)) == Some(&Held::Return)
     }
 
@@ -355,7 +355,7 @@ impl State {
     fn rules(&self) -> Option<Rules> {
         // A slot is counted from rbp, which does not move, or else from rsp.
         let near = |slot: i64| {
-            [(RBP, Reg::RBP), (RSP, Reg::RSP)].into_iter().find_map(|(n, reg)| match self.registers[n]? {
+            [(RBP, x64::RBP), (RSP, x64::RSP)].into_iter().find_map(|(n, reg)| match self.registers[n]? {
                 Held::Frame(at) if base(at) == base(slot) => Some((reg, i32::try_from(slot.checked_sub(at)?).ok()?)),
                 _ => None,
             })
@@ -367,7 +367,7 @@ impl State {
             .filter_map(|(slot, _)| Some((*slot, near(*slot)?)))
             .collect();
         // Of several copies of the return address, one with a copy of the caller's rbp in the same frame comes first.
-        let beside = |slot: i64| self.slots.iter().any(|(a, h)| *h == Held::Entry(Reg::RBP) && base(*a) == base(slot));
+        let beside = |slot: i64| self.slots.iter().any(|(a, h)| *h == Held::Entry(x64::RBP) && base(*a) == base(slot));
         returns.sort_by_key(|(slot, _)| !beside(*slot));
         let (slot, (reg, distance)) = *returns.first()?;
         let cfa = slot.checked_add(8)?;
@@ -383,12 +383,12 @@ impl State {
         Some([
             FrameChange::Cfa(reg, distance.checked_add(8)?),
             RETURN,
-            of(Reg::RBP),
-            of(Reg::RBX),
-            of(Reg::R12),
-            of(Reg::R13),
-            of(Reg::R14),
-            of(Reg::R15),
+            of(x64::RBP),
+            of(x64::RBX),
+            of(x64::R12),
+            of(x64::R13),
+            of(x64::R14),
+            of(x64::R15),
         ])
     }
 
@@ -425,18 +425,18 @@ impl State {
 type Rules = [FrameChange; 8];
 
 /// The return address is in the word below the CFA, wherever that is.
-const RETURN: FrameChange = FrameChange::Saved(Reg::RIP, -8);
+const RETURN: FrameChange = FrameChange::Saved(x64::RIP, -8);
 
 /// The rules at a function's start.
 const AT_START: Rules = [
-    FrameChange::Cfa(Reg::RSP, 8),
+    FrameChange::Cfa(x64::RSP, 8),
     RETURN,
-    FrameChange::Same(Reg::RBP),
-    FrameChange::Same(Reg::RBX),
-    FrameChange::Same(Reg::R12),
-    FrameChange::Same(Reg::R13),
-    FrameChange::Same(Reg::R14),
-    FrameChange::Same(Reg::R15),
+    FrameChange::Same(x64::RBP),
+    FrameChange::Same(x64::RBX),
+    FrameChange::Same(x64::R12),
+    FrameChange::Same(x64::R13),
+    FrameChange::Same(x64::R14),
+    FrameChange::Same(x64::R15),
 ];
 
 /// Adds the rules that differ from `last`, as changes at `offset`.
@@ -447,7 +447,7 @@ fn change(out: &mut Vec<(u32, FrameChange)>, last: &mut Rules, offset: u32, rule
 
 /// The rules `last` where the caller is not known.
 fn without_caller(last: &Rules) -> Rules {
-    last.map(|rule| if rule == RETURN { FrameChange::Undefined(Reg::RIP) } else { rule })
+    last.map(|rule| if rule == RETURN { FrameChange::Undefined(x64::RIP) } else { rule })
 }
 
 /// How callers are found from each of the first instructions of a function on, up to and including the instruction at
@@ -462,7 +462,7 @@ pub fn beginning(start: u64, code: &[u8], end: u32) -> Option<Vec<(u32, FrameCha
         blocks: BTreeMap::new(),
     };
     let (mut state, mut before, mut info) = (State::entry(), Before::default(), InstructionInfoFactory::new());
-    let (mut out, mut last) = (vec![(0, FrameChange::Cfa(Reg::RSP, 8))], AT_START);
+    let (mut out, mut last) = (vec![(0, FrameChange::Cfa(x64::RSP, 8))], AT_START);
     for i in flow.instructions(0) {
         let offset = flow.offset(i.ip());
         change(&mut out, &mut last, offset, state.rules()?);
@@ -554,7 +554,7 @@ impl Facts {
             OpKind::Memory => state.load(instruction),
             _ => None,
         };
-        Call::new(state.register(Reg::RDI), target, direct)
+        Call::new(state.register(x64::RDI), target, direct)
     }
 }
 
@@ -762,7 +762,7 @@ impl Flow {
     /// treated like the last call before it (if there is none, the rules before it go on). Stops when there are more
     /// than `most` changes.
     pub fn changes(&self, most: usize) -> Vec<(u32, FrameChange)> {
-        let (mut out, mut last) = (vec![(0, FrameChange::Cfa(Reg::RSP, 8))], AT_START);
+        let (mut out, mut last) = (vec![(0, FrameChange::Cfa(x64::RSP, 8))], AT_START);
         let mut body = None;
         let mut info = InstructionInfoFactory::new();
         let mut blocks = self.blocks.iter().peekable();
@@ -868,18 +868,18 @@ mod tests {
         assert!(behind.is_call());
         let sp = 0x7ffd_0000_1000;
         let memory = Pieces::default().word(sp + 8, 0x1234).word(sp + 0x20, 0x7ffd_0000_2000);
-        let r = registers(&[(Reg::RSP, sp), (Reg::RBP, sp + 0x20), (Reg::RBX, 0x5678)]);
+        let r = registers(&[(x64::RSP, sp), (x64::RBP, sp + 0x20), (x64::RBX, 0x5678)]);
         let find = |facts: &Facts, reg| facts.state.places(Held::Entry(reg), &r, &memory);
         assert_eq!(behind.state.entry_sp(&r), Some(sp + 0x28));
-        assert_eq!(find(&behind, Reg::RDI), Some((0x1234, Some(sp + 8))));
-        assert_eq!(find(&behind, Reg::RSI), Some((0x5678, None)));
-        assert_eq!(find(&behind, Reg::RBP), Some((0x7ffd_0000_2000, Some(sp + 0x20))));
+        assert_eq!(find(&behind, x64::RDI), Some((0x1234, Some(sp + 8))));
+        assert_eq!(find(&behind, x64::RSI), Some((0x5678, None)));
+        assert_eq!(find(&behind, x64::RBP), Some((0x7ffd_0000_2000, Some(sp + 0x20))));
         // The value that rbx had at the entry was overwritten and not saved.
-        assert_eq!(find(&behind, Reg::RBX), None);
+        assert_eq!(find(&behind, x64::RBX), None);
         let later = flow.at(CodeAddress::Exact(START + 21)).unwrap();
-        assert_eq!(find(&later, Reg::RSI), None);
+        assert_eq!(find(&later, x64::RSI), None);
         // Memory that cannot be read gives no value.
-        assert_eq!(behind.state.find(Held::Entry(Reg::RDI), &r, &Pieces::default()), None);
+        assert_eq!(behind.state.find(Held::Entry(x64::RDI), &r, &Pieces::default()), None);
         // An address between two instructions, and addresses outside of the function.
         assert!(flow.at(CodeAddress::Exact(START + 2)).is_none());
         assert!(flow.at(CodeAddress::Exact(START - 1)).is_none());
@@ -892,8 +892,8 @@ mod tests {
         let unknown = [0x48, 0x89, 0xc4, 0x90, 0x0f, 0x0b];
         let flow = code(&[&[0x85, 0xc0], &[0x74, 0x06], &unknown, &[0xc3]]);
         let told: Vec<_> = flow.changes(100).into_iter().filter(|(offset, _)| *offset > 0).collect();
-        assert_eq!(told[0], (7, FrameChange::Undefined(Reg::RIP)), "{told:?}");
-        assert_eq!(told[1], (10, FrameChange::Saved(Reg::RIP, -8)), "{told:?}");
+        assert_eq!(told[0], (7, FrameChange::Undefined(x64::RIP)), "{told:?}");
+        assert_eq!(told[1], (10, FrameChange::Saved(x64::RIP, -8)), "{told:?}");
         assert_eq!(told.len(), 2, "{told:?}");
     }
 
@@ -902,9 +902,9 @@ mod tests {
         // test eax, eax; je +3; mov rbx, rcx; nop
         let flow = code(&[&ENTRY, &[0x85, 0xc0], &[0x74, 0x03], &[0x48, 0x89, 0xcb], &[0x90, 0xc3]]);
         let sp = 0x7ffd_0000_1000;
-        let r = registers(&[(Reg::RSP, sp), (Reg::RBP, sp + 0x20), (Reg::RBX, 7)]);
+        let r = registers(&[(x64::RSP, sp), (x64::RBP, sp + 0x20), (x64::RBX, 7)]);
         let rsi = |at: u64| {
-            flow.at(CodeAddress::Exact(START + at)).unwrap().state.find(Held::Entry(Reg::RSI), &r, &Pieces::default())
+            flow.at(CodeAddress::Exact(START + at)).unwrap().state.find(Held::Entry(x64::RSI), &r, &Pieces::default())
         };
         assert_eq!(rsi(18), Some(7));
         assert_eq!(rsi(20), Some(7));
@@ -917,10 +917,10 @@ mod tests {
         let flow = code(&[&ENTRY, &[0x48, 0x89, 0x7c, 0x24, 0x10], &[0x90, 0xc3]]);
         let facts = flow.at(CodeAddress::Exact(START + 22)).unwrap();
         let sp = 0x7ffd_0000_1000;
-        let r = registers(&[(Reg::RSP, sp), (Reg::RBP, sp + 0x20)]);
+        let r = registers(&[(x64::RSP, sp), (x64::RBP, sp + 0x20)]);
         let with = |a, b| Pieces::default().words(sp + 8, &[a, b]);
-        assert_eq!(facts.state.find(Held::Entry(Reg::RDI), &r, &with(5, 5)), Some(5));
-        assert_eq!(facts.state.find(Held::Entry(Reg::RDI), &r, &with(5, 6)), None);
+        assert_eq!(facts.state.find(Held::Entry(x64::RDI), &r, &with(5, 5)), Some(5));
+        assert_eq!(facts.state.find(Held::Entry(x64::RDI), &r, &with(5, 6)), None);
     }
 
     /// Each shape of the module's table that `tests/steps.rs` does not get from the hosts of this repository as well:
@@ -1058,7 +1058,7 @@ mod tests {
                 for (i, reg) in GENERAL.into_iter().enumerate().filter(|(i, r)| r.info().callee_saved && *i != RSP) {
                     let found = state.find(Held::Entry(reg), &registers, &memory);
                     // Winch keeps no register but rbp for its caller, and need not.
-                    let kept = reg == Reg::RBP || !code.starts_with(&WINCH);
+                    let kept = reg == x64::RBP || !code.starts_with(&WINCH);
                     assert!(found == Some(0x1000 + i as u64) || (found.is_none() && !kept), "{at} {reg} {found:x?}");
                 }
                 let mut told = vec![&changes];
@@ -1068,14 +1068,14 @@ mod tests {
                     for (_, change) in changes.iter().filter(|(from, _)| START + u64::from(*from) <= ip) {
                         match change {
                             FrameChange::Cfa(..) => rules[0] = *change,
-                            FrameChange::Saved(Reg::RBP, _) | FrameChange::Same(Reg::RBP) => rules[2] = *change,
+                            FrameChange::Saved(x64::RBP, _) | FrameChange::Same(x64::RBP) => rules[2] = *change,
                             // The caller's rbp is in r11 only, and no rule can say that.
-                            FrameChange::Undefined(Reg::RBP)
-                                if state.register(Reg::R11) == Some(Held::Entry(Reg::RBP)) =>
+                            FrameChange::Undefined(x64::RBP)
+                                if state.register(x64::R11) == Some(Held::Entry(x64::RBP)) =>
                             {
                                 rules[2] = *change;
                             }
-                            FrameChange::Undefined(Reg::RIP | Reg::RBP) => panic!("{at}: {change:?}"),
+                            FrameChange::Undefined(x64::RIP | x64::RBP) => panic!("{at}: {change:?}"),
                             _ => {}
                         }
                     }
@@ -1111,7 +1111,7 @@ mod tests {
         let with = Flow::new(START, code, Hints { handlers: vec![(behind, at)], ..Hints::default() }).unwrap();
         let facts = with.at(CodeAddress::Exact(START + u64::from(at))).unwrap();
         assert!(facts.state.has_frame());
-        assert_eq!(facts.state.register(Reg::RBX), None);
+        assert_eq!(facts.state.register(x64::RBX), None);
         assert_eq!(facts.state.sp_to_rbp(), Some(0x20));
     }
 
@@ -1147,13 +1147,13 @@ mod tests {
             let bytes = if tail { [&ENTRY[..], &bytes].concat() } else { bytes };
             let len = bytes.len() as u64;
             if let Some(flow) = Flow::new(start, bytes, Hints::default()) {
-                let r = registers(&[(Reg::RSP, sp), (Reg::RBP, sp.wrapping_add(0x20)), (Reg::RBX, 3)]);
+                let r = registers(&[(x64::RSP, sp), (x64::RBP, sp.wrapping_add(0x20)), (x64::RBX, 3)]);
                 for at in 0..len + 2 {
                     for address in [CodeAddress::Exact(start.wrapping_add(at)), CodeAddress::Return(start.wrapping_add(at))] {
                         let Some(facts) = flow.at(address) else { continue };
                         facts.call(start);
                         facts.state.entry_sp(&r);
-                        for reg in [Reg::RDI, Reg::RSI, Reg::RBX, Reg::RBP] {
+                        for reg in [x64::RDI, x64::RSI, x64::RBX, x64::RBP] {
                             facts.state.places(Held::Entry(reg), &r, &Pieces::default());
                         }
                     }

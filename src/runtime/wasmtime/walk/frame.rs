@@ -8,7 +8,7 @@
 
 use super::exit::is_vmctx;
 use super::flow::{Facts, Held, WINCH};
-use crate::arch::{CodeAddress, Reg, Registers};
+use crate::arch::{CodeAddress, Reg, Registers, x64};
 use crate::limits::MAX_NAMED_OWNERS;
 use crate::process::{Memory, MemoryError};
 use crate::runtime::wasmtime::Wasmtime;
@@ -36,7 +36,7 @@ pub const PROLOGUE: [u8; 4] = [0x55, 0x48, 0x89, 0xe5];
 const MAY_MISS_INLINED: &str = "inlined frames may be missing here: the image keeps no place of this code";
 
 /// Registers that a callee keeps, and that may hold an instance in a caller.
-pub const KEPT: [Reg; 5] = [Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
+pub const KEPT: [Reg; 5] = [x64::RBX, x64::R12, x64::R13, x64::R14, x64::R15];
 
 /// Finds the caller of a frame in `code`.
 pub fn step(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) -> Next {
@@ -139,11 +139,11 @@ fn frame_edge(code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
         let mut caller = at.registers.clone();
         caller.forget_caller_saved();
         if depth == 8 {
-            caller.restore(Reg::RBP, memory.read_u64(sp)?, sp);
+            caller.restore(x64::RBP, memory.read_u64(sp)?, sp);
         }
         let pc = memory.read_u64(slot)?;
-        caller.restore(Reg::RIP, pc, slot);
-        caller.set(Reg::RSP, slot.wrapping_add(8));
+        caller.restore(x64::RIP, pc, slot);
+        caller.set(x64::RSP, slot.wrapping_add(8));
         Ok(Next::Caller(Cursor { address: CodeAddress::Return(pc), registers: caller }, Trust::Runtime))
     };
     Some(found().unwrap_or_else(Next::Lost))
@@ -183,7 +183,7 @@ fn may_have_called(runtime: &Wasmtime, caller: &Cursor, memory: &dyn Memory) -> 
 
 /// The stack pointer at the call that `caller` made, as the caller's own code says.
 fn own_sp(facts: &Facts, caller: &Cursor) -> Option<u64> {
-    caller.registers.get(Reg::RBP)?.checked_add_signed(facts.sp_at_call()?)
+    caller.registers.get(x64::RBP)?.checked_add_signed(facts.sp_at_call()?)
 }
 
 /// `caller` with the stack pointer that it had at its call, as its own code says. A function that was reached through
@@ -195,7 +195,7 @@ fn with_own_sp(runtime: &Wasmtime, mut caller: Cursor, memory: &dyn Memory) -> C
         own_sp(&facts, &caller)
     };
     if let Some(sp) = own() {
-        caller.registers.set(Reg::RSP, sp);
+        caller.registers.set(x64::RSP, sp);
     }
     caller
 }
@@ -205,7 +205,7 @@ fn with_own_sp(runtime: &Wasmtime, mut caller: Cursor, memory: &dyn Memory) -> C
 fn agreed(caller: Cursor, tabled: Option<Next>) -> Next {
     let Some(Next::Caller(mut other, trust)) = tabled else { return Next::Caller(caller, Trust::Runtime) };
     let same = |reg| caller.registers.get(reg) == other.registers.get(reg);
-    if !(same(Reg::RIP) && same(Reg::RSP) && same(Reg::RBP)) {
+    if !(same(x64::RIP) && same(x64::RSP) && same(x64::RBP)) {
         return Next::Caller(caller, Trust::Runtime);
     }
     for reg in KEPT {
@@ -228,7 +228,7 @@ fn undecided(runtime: &Wasmtime, at: &Cursor, contradicted: bool, tabled: Option
     match (tabled, chained) {
         (Some(Next::Caller(a, trust)), Next::Caller(b, _)) => {
             let same = |reg| a.registers.get(reg) == b.registers.get(reg);
-            if !contradicted && same(Reg::RIP) && same(Reg::RSP) && same(Reg::RBP) {
+            if !contradicted && same(x64::RIP) && same(x64::RSP) && same(x64::RBP) {
                 return Next::Caller(a, trust);
             }
             let (chained, tabled) = (may_have_called(runtime, &b, memory), may_have_called(runtime, &a, memory));
@@ -254,7 +254,7 @@ fn by_code(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) ->
     let sp = facts.state.entry_sp(&at.registers).filter(|sp| sp.is_multiple_of(8))?;
     let (pc, slot) = facts.state.places(Held::Return, &at.registers, memory)?;
     let mut caller = Registers::unknown();
-    for reg in KEPT.into_iter().chain([Reg::RBP]) {
+    for reg in KEPT.into_iter().chain([x64::RBP]) {
         match facts.state.places(Held::Entry(reg), &at.registers, memory) {
             Some((value, Some(slot))) => caller.restore(reg, value, slot),
             Some((value, None)) => caller.set(reg, value),
@@ -263,12 +263,12 @@ fn by_code(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) ->
     }
     // Every frame of compiled code keeps its caller's rbp. If it is not there, this is another stack than the one
     // that the code made.
-    caller.get(Reg::RBP)?;
+    caller.get(x64::RBP)?;
     match slot {
-        Some(slot) => caller.restore(Reg::RIP, pc, slot),
-        None => caller.set(Reg::RIP, pc),
+        Some(slot) => caller.restore(x64::RIP, pc, slot),
+        None => caller.set(x64::RIP, pc),
     }
-    caller.set(Reg::RSP, sp.checked_add(8)?);
+    caller.set(x64::RSP, sp.checked_add(8)?);
     Some(Cursor { address: CodeAddress::Return(pc), registers: caller })
 }
 
@@ -276,7 +276,7 @@ fn by_code(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) ->
 /// other registers is not known.
 fn by_frame_pointer(at: &Cursor, memory: &dyn Memory) -> Next {
     let found = || -> Result<Next, UnwindError> {
-        let frame = at.registers.get(Reg::RBP).ok_or(UnwindError::UnknownRegister { register: "rbp" })?;
+        let frame = at.registers.get(x64::RBP).ok_or(UnwindError::UnknownRegister { register: "rbp" })?;
         let broken = |why: &str| UnwindError::BadFrame {
             address: at.address.raw(),
             runtime: RUNTIME,
@@ -287,10 +287,10 @@ fn by_frame_pointer(at: &Cursor, memory: &dyn Memory) -> Next {
         }
         let above = frame.checked_add(8).ok_or_else(|| broken("rbp is no frame pointer here"))?;
         let mut caller = Registers::unknown();
-        caller.restore(Reg::RBP, memory.read_u64(frame)?, frame);
+        caller.restore(x64::RBP, memory.read_u64(frame)?, frame);
         let pc = memory.read_u64(above)?;
-        caller.restore(Reg::RIP, pc, above);
-        caller.set(Reg::RSP, above.wrapping_add(8));
+        caller.restore(x64::RIP, pc, above);
+        caller.set(x64::RSP, above.wrapping_add(8));
         Ok(Next::Caller(Cursor { address: CodeAddress::Return(pc), registers: caller }, Trust::Runtime))
     };
     found().unwrap_or_else(Next::Lost)
@@ -513,7 +513,7 @@ impl Here<'_> {
         let slot = match slot.read(d, fp, self.memory) {
             Ok(bits) => {
                 let offset = address.wrapping_sub(fp).cast_signed();
-                Slot::Known { bits, place: Place::Memory { base: Reg::RBP, offset, address } }
+                Slot::Known { bits, place: Place::Memory { base: x64::RBP, offset, address } }
             }
             Err(MemoryError::Unmapped { .. }) => Slot::Unknown(Why(format!("no memory at {address:#x}"))),
             Err(e) => Slot::Unknown(Why(e.to_string())),
@@ -536,7 +536,7 @@ impl Here<'_> {
             None if edge(self.code, self.at, self.memory).is_some() => return None,
             _ => {}
         }
-        let fp = self.at.registers.get(Reg::RBP)?;
+        let fp = self.at.registers.get(x64::RBP)?;
         let below = self.at.registers.sp().is_none_or(|sp| sp <= fp);
         (fp.is_multiple_of(8) && below).then_some(fp)
     }
@@ -680,14 +680,14 @@ mod tests {
                 let memory = Pieces(memory.0.clone()).words(sp, &words);
                 let ended = bytes.windows(EPILOGUE.len()).enumerate().filter(|(_, w)| *w == EPILOGUE);
                 for pc in ended.map(|(at, _)| start + at as u64 + 4).chain([start]) {
-                    let at = cursor(pc, &[(Reg::RSP, sp), (Reg::RBP, sp + 0x40)]);
+                    let at = cursor(pc, &[(x64::RSP, sp), (x64::RBP, sp + 0x40)]);
                     let Next::Caller(caller, _) = step(&runtime, code, &at, &memory) else { panic!("{name} {pc:#x}") };
                     assert_eq!(caller.address, CodeAddress::Return(native), "{name} {pc:#x}");
                     asked += 1;
                 }
                 // Inside of the function, the table and the frame pointer agree.
                 let body = start + 4;
-                let at = cursor(body, &[(Reg::RSP, sp + 0x40), (Reg::RBP, sp + 0x40)]);
+                let at = cursor(body, &[(x64::RSP, sp + 0x40), (x64::RBP, sp + 0x40)]);
                 let Next::Caller(caller, trust) = step(&runtime, code, &at, &memory) else {
                     panic!("{name} {body:#x}")
                 };

@@ -12,7 +12,7 @@
 //! [`super::anchor`].
 
 use super::anchor;
-use crate::arch::{CodeAddress, Reg, Registers};
+use crate::arch::{CodeAddress, Registers, x64};
 use crate::limits::MAX_RECOVERY_BYTES;
 use crate::process::Memory;
 use crate::runtime::wasmtime::Wasmtime;
@@ -34,7 +34,7 @@ pub fn recover(runtime: &Wasmtime, at: &Cursor, memory: &dyn Memory) -> Option<N
         .or(found)
         .or_else(|| anchor::fiber(&runtime.mappings, sp, memory))?;
     // A frame pointer that leads to a nearer frame leaves out less.
-    let linked = linked(&at.registers, &runtime.mappings, memory).and_then(|caller| caller.saved_at(Reg::RIP));
+    let linked = linked(&at.registers, &runtime.mappings, memory).and_then(|caller| caller.saved_at(x64::RIP));
     if linked.is_some_and(|nearer| nearer < found.slot) {
         return None;
     }
@@ -53,11 +53,11 @@ pub struct Found {
 impl Found {
     fn registers(&self) -> Option<Registers> {
         let mut registers = Registers::unknown();
-        registers.restore(Reg::RIP, self.pc, self.slot);
-        registers.set(Reg::RSP, self.slot.checked_add(8)?);
+        registers.restore(x64::RIP, self.pc, self.slot);
+        registers.set(x64::RSP, self.slot.checked_add(8)?);
         match self.frame {
-            Some((frame, Some(saved))) => registers.restore(Reg::RBP, frame, saved),
-            Some((frame, None)) => registers.set(Reg::RBP, frame),
+            Some((frame, Some(saved))) => registers.restore(x64::RBP, frame, saved),
+            Some((frame, None)) => registers.set(x64::RBP, frame),
             None => {}
         }
         Some(registers)
@@ -66,7 +66,7 @@ impl Found {
 
 /// The frame that rbp belongs to, if code of this runtime made it and native code left rbp alone since.
 fn by_frame_pointer(runtime: &Wasmtime, at: &Cursor, sp: u64, memory: &dyn Memory) -> Option<Found> {
-    let frame = at.registers.get(Reg::RBP).filter(|rbp| rbp.is_multiple_of(8))?;
+    let frame = at.registers.get(x64::RBP).filter(|rbp| rbp.is_multiple_of(8))?;
     let len = usize::try_from(frame.checked_sub(sp)?).ok().filter(|len| *len <= MAX_RECOVERY_BYTES)?;
     let bytes = memory.read_vec(sp, len).ok()?;
     let words = bytes.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w));
@@ -76,7 +76,7 @@ fn by_frame_pointer(runtime: &Wasmtime, at: &Cursor, sp: u64, memory: &dyn Memor
     if found.next().is_some() {
         return None;
     }
-    Some(Found { pc, slot, frame: Some((frame, at.registers.saved_at(Reg::RBP))) })
+    Some(Found { pc, slot, frame: Some((frame, at.registers.saved_at(x64::RBP))) })
 }
 
 /// Value of rbp in the frame that `pc` returns to, where `pc` is the word at address `slot`. `None` if `pc` is not
@@ -127,11 +127,11 @@ mod tests {
             words[((address - SP) / 8) as usize] = *word;
         }
         let memory = Pieces(memory.0.clone()).words(SP, &words);
-        let at = cursor(NATIVE, &[(Reg::RSP, SP), (Reg::RBP, rbp)]);
+        let at = cursor(NATIVE, &[(x64::RSP, SP), (x64::RBP, rbp)]);
         match recover(runtime, &at, &memory)? {
             Next::Caller(caller, Trust::Scan) => {
-                assert_eq!(caller.registers.get(Reg::RBP), Some(rbp));
-                assert_eq!(caller.registers.get(Reg::RBX), None);
+                assert_eq!(caller.registers.get(x64::RBP), Some(rbp));
+                assert_eq!(caller.registers.get(x64::RBX), None);
                 Some((caller.address.raw(), caller.registers.sp()?))
             }
             next => panic!("{next:?}"),
@@ -172,11 +172,11 @@ mod tests {
         let (runtime, memory) = loaded("48-default");
         let (pc, distance) = calls(&runtime, &memory)[0];
         for rbp in [0, SP - 8, SLOT + distance + 1, u64::MAX, !7, SP + (1 << 30)] {
-            let at = cursor(NATIVE, &[(Reg::RSP, SP), (Reg::RBP, rbp)]);
+            let at = cursor(NATIVE, &[(x64::RSP, SP), (x64::RBP, rbp)]);
             let memory = Pieces(memory.0.clone()).word(SLOT, pc);
             assert!(recover(&runtime, &at, &memory).is_none(), "{rbp:#x}");
         }
-        assert!(recover(&runtime, &cursor(NATIVE, &[(Reg::RSP, u64::MAX)]), &memory).is_none());
+        assert!(recover(&runtime, &cursor(NATIVE, &[(x64::RSP, u64::MAX)]), &memory).is_none());
     }
 
     #[test]
@@ -188,7 +188,7 @@ mod tests {
             let mut words = vec![0; len as usize / 8];
             words[((SLOT + len - rbp) / 8) as usize] = pc;
             let memory = Pieces(memory.0.clone()).words(rbp - len, &words);
-            let at = cursor(NATIVE, &[(Reg::RSP, rbp - len), (Reg::RBP, rbp)]);
+            let at = cursor(NATIVE, &[(x64::RSP, rbp - len), (x64::RBP, rbp)]);
             assert_eq!(recover(&runtime, &at, &memory).is_some(), found);
         }
     }

@@ -8,7 +8,7 @@
 //!
 //! In versions before 44 the stack of a fiber that has ended looks alike, but no Wasm frame is on it.
 
-use crate::arch::{CodeAddress, Reg, Registers};
+use crate::arch::{CodeAddress, Reg, Registers, x64};
 use crate::limits::{MAX_WAITING, MAX_WAITING_STACKS};
 use crate::process::{Mapping, Memory};
 use crate::unwind::Cursor;
@@ -21,7 +21,7 @@ const TOP: u64 = 72;
 /// behind it, so the end of the mapping need not be the top of the stack.
 const DEFAULT_SIZE: u64 = 2 << 20;
 /// The saved registers, in the order in which they are popped.
-const SAVED: [Reg; 6] = [Reg::R15, Reg::R14, Reg::R13, Reg::R12, Reg::RBX, Reg::RBP];
+const SAVED: [Reg; 6] = [x64::R15, x64::R14, x64::R13, x64::R12, x64::RBX, x64::RBP];
 
 /// Finds the suspended fibers: the registers with which each goes on.
 pub fn find(mappings: &[Mapping], memory: &dyn Memory) -> Vec<Cursor> {
@@ -53,8 +53,8 @@ fn suspended(stack: &Mapping, top: u64, mappings: &[Mapping], memory: &dyn Memor
     for (reg, value) in SAVED.into_iter().zip(saved) {
         registers.set(reg, *value);
     }
-    registers.set(Reg::RIP, *pc);
-    registers.set(Reg::RSP, sp + 8 * (SAVED.len() as u64 + 1));
+    registers.set(x64::RIP, *pc);
+    registers.set(x64::RSP, sp + 8 * (SAVED.len() as u64 + 1));
     Some(Cursor { address: CodeAddress::Return(*pc), registers })
 }
 

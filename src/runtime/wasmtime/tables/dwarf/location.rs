@@ -6,7 +6,7 @@ use gimli::{
 
 use super::sections::Slice;
 use super::units::{Attribute, Entry, Unit, Units};
-use crate::arch::{Reg, Registers};
+use crate::arch::{Reg, Registers, x64};
 use crate::limits::{MAX_EXPRESSION_STEPS, MAX_LOCATIONS, MAX_REFERENCE_DEPTH};
 use crate::process::Memory;
 use crate::runtime::Why;
@@ -68,7 +68,7 @@ impl Frame<'_> {
             return format!("[{address:#x}]");
         }
         // Every function of Wasmtime keeps the frame pointer, which is two words below the CFA once it is set.
-        let fp = self.registers.get(Reg::RBP).filter(|fp| fp.checked_add(16) == Some(cfa));
+        let fp = self.registers.get(x64::RBP).filter(|fp| fp.checked_add(16) == Some(cfa));
         let (base, name) = fp.map_or((cfa, "cfa"), |fp| (fp, "fp"));
         if address < base {
             format!("[{name}-{:#x}]", base - address)

@@ -7,7 +7,8 @@ use gimli::{DwAte, DwTag, LittleEndian};
 use proptest::prelude::*;
 
 use super::*;
-use crate::arch::{Reg, x64::TABLE};
+use crate::arch::Reg;
+use crate::arch::x64::{self, TABLE};
 use crate::limits;
 use crate::process::memory::{Content, Piece, Splice};
 use crate::process::{Memory, MemoryError};
@@ -158,7 +159,7 @@ fn variables_in_linear_memory() {
     let memory = Bytes::new(&[(vmctx + 56, &base.to_le_bytes()), (base + guest, &stack)]);
     let (_, dwarf, _) = load("c/48");
 
-    let known = registers(&[(Reg::RBX, vmctx), (Reg::R14, guest)]);
+    let known = registers(&[(x64::RBX, vmctx), (x64::R14, guest)]);
     assert_eq!(
         lines(&dwarf.variables(0x309, &known, Some(0x7fff_0000), &memory)),
         [
@@ -169,7 +170,7 @@ fn variables_in_linear_memory() {
     );
     assert_eq!(dwarf.vmctx(0x309, &known, None, &memory), Some(vmctx));
 
-    let known = registers(&[(Reg::R13, vmctx), (Reg::RBX, 0x103e0)]);
+    let known = registers(&[(x64::R13, vmctx), (x64::RBX, 0x103e0)]);
     assert_eq!(
         lines(&dwarf.variables(0x175, &known, None, &memory)),
         [
@@ -180,10 +181,10 @@ fn variables_in_linear_memory() {
     );
 
     // The reason names what is missing.
-    let known = registers(&[(Reg::R13, vmctx)]);
+    let known = registers(&[(x64::R13, vmctx)]);
     let all = lines(&dwarf.variables(0x175, &known, None, &memory));
     assert_eq!(all[0], "int depth: register rbx is not known in this frame");
-    let known = registers(&[(Reg::R13, vmctx), (Reg::RBX, 0x20000)]);
+    let known = registers(&[(x64::R13, vmctx), (x64::RBX, 0x20000)]);
     let all = lines(&dwarf.variables(0x175, &known, None, &memory));
     assert_eq!(all[0], "int depth: memory at 0x7fbe69820008 is not readable");
     assert_eq!(dwarf.vmctx(0x175, &Registers::unknown(), None, &memory), None);
@@ -195,7 +196,7 @@ fn variables_in_linear_memory() {
     // A structure is shown where its place is described: `here` of `run`, through rdi and rcx.
     let here: Vec<u8> = [19u64.to_le_bytes(), 0x1122_3344_5566_7788u64.to_le_bytes(), 2.5f64.to_le_bytes()].concat();
     let memory = Bytes::new(&[(vmctx + 56, &base.to_le_bytes()), (base + 0x10410, &here)]);
-    let known = registers(&[(Reg::RDI, vmctx), (Reg::RCX, 0x10410)]);
+    let known = registers(&[(x64::RDI, vmctx), (x64::RCX, 0x10410)]);
     let all = lines(&dwarf.variables(0x36, &known, None, &memory));
     assert_eq!(all[1], "point here = {x = 19, weight = 1234605616436508552, height = 2.5} @ [0x7fbe69810410]");
 }
@@ -203,7 +204,7 @@ fn variables_in_linear_memory() {
 #[test]
 fn variables_of_inlined_functions_are_theirs() {
     let (_, dwarf, _) = load("c/48-optimized");
-    let known = registers(&[(Reg::R12, 11), (Reg::R13, 171), (Reg::R14, 0x1000)]);
+    let known = registers(&[(x64::R12, 11), (x64::R13, 171), (x64::R14, 0x1000)]);
     let memory = SliceMemory::new(0, &[]);
     let scopes = dwarf.scoped_variables(0x1b9, &known, None, &memory);
     let [inner, outer] = scopes.as_slice() else { panic!("{scopes:?}") };
@@ -221,7 +222,7 @@ fn variables_of_inlined_functions_are_theirs() {
 fn locals_of_what_had_no_debug_information() {
     for name in ["48-debug-info", "36-debug-info"] {
         let (_, dwarf, _) = load(name);
-        let known = registers(&[(Reg::RDX, 0xffff_ffff_0000_0005), (Reg::RDI, 0x5000)]);
+        let known = registers(&[(x64::RDX, 0xffff_ffff_0000_0005), (x64::RDI, 0x5000)]);
         let all = dwarf.variables(0xa8, &known, None, &SliceMemory::new(0, &[]));
         assert_eq!(lines(&all), ["i32 var0 = 5 @ rdx"], "{name}");
         assert_eq!(dwarf.vmctx(0xa8, &known, None, &SliceMemory::new(0, &[])), Some(0x5000));
@@ -339,8 +340,8 @@ fn frame_address() -> Expression {
 fn stopped(dwarf: &ImageDwarf, at: u32) -> Vec<String> {
     let stack: Vec<u8> = (0..0x40u8).flat_map(|i| u32::from(i).to_le_bytes()).collect();
     let memory = Bytes::new(&[(0x7f80, &stack), (0x1000, &[0xfe, 0xff, 0xff, 0xff, 1, 2, 3, 4])]);
-    let known = [(Reg::RAX, 0x1000), (Reg::RBX, 0xffff_ffff_ffff_fff9), (Reg::RBP, 0x7ff0), (Reg::RSP, 0x7f80)];
-    let known = registers(&[known.as_slice(), &[(Reg(Reg::XMM0.0 + 1), 2.5f64.to_bits())]].concat());
+    let known = [(x64::RAX, 0x1000), (x64::RBX, 0xffff_ffff_ffff_fff9), (x64::RBP, 0x7ff0), (x64::RSP, 0x7f80)];
+    let known = registers(&[known.as_slice(), &[(Reg(x64::XMM0.0 + 1), 2.5f64.to_bits())]].concat());
     lines(&dwarf.variables(at, &known, Some(0x8000), &memory))
 }
 
@@ -460,7 +461,7 @@ fn kinds_of_places() {
             "- untyped: its type is not described",
         ]
     );
-    let known = registers(&[(Reg::RAX, 0x4242)]);
+    let known = registers(&[(x64::RAX, 0x4242)]);
     let memory = SliceMemory::new(0, &[]);
     assert_eq!(dwarf.vmctx(0x150, &known, None, &memory), Some(0x4242));
     let unknown = lines(&dwarf.variables(0x150, &known, None, &memory));
@@ -819,7 +820,7 @@ fn what_is_shown_of_a_value_has_an_end() {
     it.constant("too_long", too_long, &[1]);
     let dwarf = it.finish();
     let memory = Bytes::new(&[(0x1000, &[1; limits::MAX_SOURCE_VALUE_BYTES as usize])]);
-    let all = dwarf.variables(0x150, &registers(&[(Reg::RAX, 0x1000)]), None, &memory);
+    let all = dwarf.variables(0x150, &registers(&[(x64::RAX, 0x1000)]), None, &memory);
     let values: Vec<&str> = all.iter().map(|v| v.value.as_deref().unwrap()).collect();
     let text = "x".repeat(limits::MAX_SHOWN_CHARS);
     let list = |part: &str, more: &str| format!("{{{}{more}}}", vec![part; limits::MAX_SHOWN_MEMBERS].join(", "));
