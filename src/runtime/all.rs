@@ -142,7 +142,7 @@ impl Runtimes {
     /// The runtime of a module, and the number of the module within that runtime.
     fn place(&self, module: usize) -> Result<(&dyn Runtime, usize), Why> {
         let place = self.places.get(module).and_then(|&(p, local)| Some((self.providers.get(p)?.runtime(), local)));
-        place.ok_or_else(|| Why("there is no such module".into()))
+        place.ok_or(Why::NoSuchModule)
     }
 
     /// The overall number of module `local` of provider `p`.
@@ -634,7 +634,7 @@ mod tests {
             Ok((self.base, module as u64))
         }
         fn global(&self, _: usize, _: u64, _: u32, _: &dyn Memory) -> Result<Value, Why> {
-            Err(Why(self.name.to_string()))
+            Err(Why::Other(self.name.to_string()))
         }
         fn instances(&self, _: &dyn Memory) -> Vec<GuestInstance> {
             (0..self.found.len()).map(|module| GuestInstance { module, address: self.base }).collect()
@@ -729,23 +729,23 @@ mod tests {
         assert!(all.describe(&frame(0x3_0000), &target).is_empty());
         assert_eq!(all.module_of(0x1_0010), Some(1));
         assert_eq!(all.linear_memory(2, 0, 0, &target), Ok((0x2_0000, 1)));
-        assert_eq!(all.global(1, 0, 0, &target), Err(Why("wasmtime".into())));
-        assert_eq!(all.global(3, 0, 0, &target), Err(Why("there is no such module".into())));
+        assert_eq!(all.global(1, 0, 0, &target), Err(Why::other("wasmtime")));
+        assert_eq!(all.global(3, 0, 0, &target), Err(Why::NoSuchModule));
         assert_eq!(all.instances(&target).iter().map(|i| i.module).collect::<Vec<_>>(), [1, 0, 2]);
         let reach = all.reach(&target);
         // The second runtime has no points, so only the ranges of its modules are known.
         let reached = [0x1_0000, 0x2_0fff, 0x2_1000, 0x2_2000, 0].map(reach);
         let inside = Reach::Inside;
         assert_eq!(reached, [Reach::Point, inside, inside, Reach::Outside, Reach::Outside]);
-        assert_eq!((all.settles(1), all.settles(3)), (Ok(()), Err(Why("there is no such module".into()))));
-        let lacks = |what: &str| Why(format!("wasmer-singlepass has no {what}"));
+        assert_eq!((all.settles(1), all.settles(3)), (Ok(()), Err(Why::NoSuchModule)));
+        let lacks = |what: &str| Why::Other(format!("wasmer-singlepass has no {what}"));
         assert_eq!(all.settles(0), Err(lacks("points to which a thread could be stepped")));
         let image = all.image(ThreadId(1), &frame(0x2_0010), &target);
         assert_eq!(image, Err(lacks("images of frames")));
         assert_eq!(all.image(ThreadId(1), &frame(0x9_0010), &target), Ok(ExecutionStateImage::default()));
         assert_eq!(all.instance_parts(0, 0, &target).map(|_| ()), Err(lacks("images of instances")));
         assert_eq!(all.goes_on_at(0x2_0010, &target), None);
-        assert_eq!(all.table(0, 0, 0, &target), Err(Why("how wasmer-singlepass keeps tables is not known".into())));
+        assert_eq!(all.table(0, 0, 0, &target), Err(Why::other("how wasmer-singlepass keeps tables is not known")));
         assert_eq!(all.code_map(&Detail::All, &target).notes, ["wasmtime", "wasmer-singlepass"]);
 
         assert!(!all.match_files(&target));

@@ -119,13 +119,13 @@ pub trait Files {
 impl dyn Runtime + '_ {
     /// See [`Images::image`].
     pub fn image(&self, thread: ThreadId, at: &Cursor, memory: &dyn Memory) -> Result<ExecutionStateImage, Why> {
-        let images = self.images().ok_or_else(|| Why(format!("{} has no images of frames", self.name())))?;
+        let images = self.images().ok_or_else(|| Why::Other(format!("{} has no images of frames", self.name())))?;
         images.image(thread, at, memory)
     }
 
     /// See [`Images::instance_parts`].
     pub fn instance_parts(&self, module: usize, instance: u64, memory: &dyn Memory) -> Result<InstanceParts, Why> {
-        let images = self.images().ok_or_else(|| Why(format!("{} has no images of instances", self.name())))?;
+        let images = self.images().ok_or_else(|| Why::Other(format!("{} has no images of instances", self.name())))?;
         images.instance_parts(module, instance, memory)
     }
 
@@ -136,7 +136,7 @@ impl dyn Runtime + '_ {
 
     /// See [`Settling::settles`].
     pub fn settles(&self, module: usize) -> Result<(), Why> {
-        let none = || Why(format!("{} has no points to which a thread could be stepped", self.name()));
+        let none = || Why::Other(format!("{} has no points to which a thread could be stepped", self.name()));
         self.settling().ok_or_else(none)?.settles(module)
     }
 
@@ -151,7 +151,7 @@ impl dyn Runtime + '_ {
 
     /// See [`Tables::table`].
     pub fn table(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {
-        let tables = self.tables().ok_or_else(|| Why(format!("how {} keeps tables is not known", self.name())))?;
+        let tables = self.tables().ok_or_else(|| Why::Other(format!("how {} keeps tables is not known", self.name())))?;
         tables.table(module, instance, index, memory)
     }
 }

@@ -12,10 +12,12 @@ mod module;
 pub mod rust;
 pub mod singlepass;
 pub mod wasmtime;
+mod why;
 
 pub use self::capabilities::{Files, Fit, GlobalCell, Images, InstanceParts, Reach, Reaches, Settling, Tables};
 pub use self::frame::{GuestFrame, GuestKind, OperatorPlace, Place, Position, Slot, SourceVariable, Value};
 pub use self::module::{Declared, FoundBy, GuestFunction, GuestInstance, GuestModule, Key, RuntimeName};
+pub use self::why::Why;
 
 use self::engines::Sighting;
 use crate::process::objects::Objects;
@@ -25,13 +27,6 @@ use crate::unwind::{Cursor, Next, Unwinder};
 use crate::wasm::WasmModule;
 use std::path::PathBuf;
 
-/// Why a value is not shown, as text for people.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Why(pub String);
-
-/// Why the operand stack is not known at an instruction between two points; a few instructions further on it would
-/// be.
-pub const BETWEEN_POINTS: &str = "no state is recorded at this instruction";
 
 /// A runtime found in a target.
 pub trait Runtime: Unwinder {
@@ -95,7 +90,7 @@ pub trait Runtime: Unwinder {
     /// What a module declares.
     fn declared(&self, module: usize, memory: &dyn Memory) -> Declared {
         let _ = (module, memory);
-        Declared::unknown(Why(format!("what {} knows of its modules is not read", self.name())))
+        Declared::unknown(Why::Other(format!("what {} knows of its modules is not read", self.name())))
     }
     /// Byte offset in the `.wasm` file at which the body of a function begins, local declarations included.
     /// Subtracted from [`OperatorPlace::offset`], it gives an offset within the function.

@@ -32,7 +32,7 @@ use crate::report::{self, Frame, FrameKind, Function, Hex, OpPosition, Report, W
 use crate::runtime::all::{FindOptions, Runtimes};
 use crate::runtime::code_map::{CodeMap, CompiledFunction, CompiledModule, Detail, Seen};
 pub use crate::runtime::singlepass::find::anchor::Route;
-use crate::runtime::{BETWEEN_POINTS, GuestFrame, GuestKind, Position, Provider, Reach, Runtime, Scene, Why};
+use crate::runtime::{GuestFrame, GuestKind, Position, Provider, Reach, Runtime, Scene, Why};
 use crate::state::ExecutionStateImage;
 use crate::symbolize::native::NativeSymbolizer;
 use crate::unwind::by_code::{CodeUnwinder, Known};
@@ -692,7 +692,7 @@ fn analyse_once(
     });
     // Stepping helps where the youngest frame of a thread is between two points, not where an older frame is.
     let youngest = report.threads.iter().filter_map(|t| t.frames.first());
-    let between = youngest.filter_map(|f| f.stack_why.as_deref()).any(|why| why == BETWEEN_POINTS);
+    let between = youngest.filter_map(|f| f.stack_why.as_ref()).any(|why| *why == Why::BetweenPoints);
     let hint = (between && Stepping::of(target, options) == Stepping::Possible)
         .then_some("--settle steps a thread on to where its operand stack is known");
     Ok(Some(Outcome { report, classic, image, refused, gone: false, hint }))
@@ -792,12 +792,13 @@ impl WasmThread<'_> {
         }
         let image = self.frames.first().map(|f| runtime.image(self.tid, &f.cursor, memory)).transpose();
         let image = image
-            .map_err(|Why(why)| Error::NotFound { what: format!("thread {tid}: {why}; {EXPORT}") })?
+            .map_err(|why| Error::NotFound { what: format!("thread {tid}: {why}; {EXPORT}") })?
             .unwrap_or_default();
         if image.frames.is_empty() {
-            let why = self.youngest.stack.as_ref().err().map_or("the runtime has no state here", |w| w.0.as_str());
+            let unknown = self.youngest.stack.as_ref().err();
+            let why = unknown.map_or("the runtime has no state here".to_string(), ToString::to_string);
             let pc = self.frames.first().map_or(0, |f| f.cursor.address.raw());
-            let next = self.next_step(runtime, why, stepping).map_or(String::new(), |next| format!("; {next}"));
+            let next = self.next_step(runtime, unknown, stepping).map_or(String::new(), |next| format!("; {next}"));
             return Err(Error::NotFound { what: format!("thread {tid} has no image at {pc:#x}: {why}{next}") });
         }
         Ok(image)
@@ -805,8 +806,8 @@ impl WasmThread<'_> {
 
     /// What the user can do to get an image where there is none. `None` if the thread was to be stepped, because the
     /// note about the steps says it.
-    fn next_step(&self, runtime: &dyn Runtime, why: &str, stepping: Stepping) -> Option<&'static str> {
-        let between = why == BETWEEN_POINTS;
+    fn next_step(&self, runtime: &dyn Runtime, why: Option<&Why>, stepping: Stepping) -> Option<&'static str> {
+        let between = why == Some(&Why::BetweenPoints);
         Some(match stepping {
             _ if runtime.settles(self.youngest.module).is_err() => "have the host compile it with track_state",
             _ if between && !self.on_top => INTERRUPTED,

@@ -20,7 +20,7 @@ use crate::arch::x64;
 use crate::process::live::held::Held;
 use crate::report::counted;
 use crate::runtime::singlepass::module::ctx;
-use crate::runtime::{GuestInstance, InstanceParts, Why};
+use crate::runtime::{GuestInstance, InstanceParts};
 use crate::state::resume::Place;
 use crate::state::{AnyImage, ImageView, KnownRegisters, PointKind, ResumeStack, resume_stack};
 use nix::sys::signal::{SigSet, SigmaskHow};
@@ -270,7 +270,7 @@ fn plan(
         return Err(refused("the thread's Wasm frames belong to several instances".to_string()));
     }
     let parts = runtime.instance_parts(thread.youngest.module, instance, target);
-    let parts = parts.map_err(|Why(why)| refused(why))?;
+    let parts = parts.map_err(|why| refused(why.to_string()))?;
     let own = Own {
         thread: tid,
         run: run.len(),
@@ -327,7 +327,7 @@ fn plan(
     // The maximum is known for the first memory that the module defines. For an imported memory, the exporter
     // decides.
     let declared = parts.memory_at.and_then(|_| runtime.declared(thread.youngest.module, target).memories.ok());
-    let maximum = declared.and_then(|memories| memories.first()?.maximum);
+    let maximum = declared.and_then(|memories| memories.first()?.maximum_in_wasm_pages());
     Ok(Plan { thread: tid, parts, place, limit, maximum, notes })
 }
 

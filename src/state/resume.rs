@@ -654,7 +654,7 @@ mod tests {
     use super::super::synthetic::{Module, state};
     use super::*;
 
-    // Which images can be resumed is tested in tests/state_differential.rs.
+    // Which images can be resumed is tested in tests/library/state_differential.rs.
     #[test]
     fn images_and_stacks_have_an_end() {
         let frame = WasmFunctionStateDump { local_function_id: 7, wasm_inst_offset: 5, stack: vec![], locals: vec![] };

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use wasmparser::Parser;
 
-use super::declarations::{Description, type_list};
+use super::declarations::{Declarations, type_list};
 use super::module::WasmModule;
 use super::operators::{Reach, point_of};
 use super::text;
@@ -20,7 +20,7 @@ pub struct ModuleFacts {
     /// The functions that the module defines, in order.
     pub functions: Vec<FunctionFacts>,
     /// What the module declares.
-    pub description: Description,
+    pub declarations: Declarations,
 }
 
 /// What is known of one function from the process that runs it.
@@ -66,7 +66,7 @@ impl WasmModule {
             }
             checked.push(format!("{imports} imported functions"));
         }
-        let described = self.describes(&facts.description)?;
+        let declared = self.declares(&facts.declarations)?;
         if facts.functions.len() != self.bodies.len() {
             return Err(format!(
                 "the module in the process defines {} functions, {file} defines {}",
@@ -118,7 +118,7 @@ impl WasmModule {
         if tally.operands > 0 {
             checked.push(format!("constants and numbers of operands at {} points", tally.operands));
         }
-        checked.extend(described);
+        checked.extend(declared);
         checked.extend(skipped);
         Ok(checked)
     }

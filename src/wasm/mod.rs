@@ -17,10 +17,10 @@ mod stack;
 mod text;
 pub mod types;
 
-pub use declarations::{Declarations, Description, MemoryLimits, TableLimits};
+pub use declarations::{Declarations, GlobalDecl, GuestExport, MemoryDecl, TableDecl};
 pub use dwarf::SourceFrame;
 pub use fits::{FunctionFacts, ModuleFacts};
 pub use module::{DataSegment, WasmModule};
 pub use operators::{Operator, OperatorKind, Site};
 pub use printed::Printed;
-pub use types::{ExternKind, GlobalDecl, GuestExport, MemoryDecl, NameSource, ValType};
+pub use types::{ExternKind, NameSource, ValType};

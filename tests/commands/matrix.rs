@@ -1,13 +1,16 @@
 //! Every stop, every build of the host, live and from two kinds of cores: what wstate finds is what the runtime itself
 //! says, byte for byte, and what wstate displays (by another way: fixed homes of locals) is the same again.
 
-use crate::support::harness::{Host, Truth, Variant, ask, question, thread, wstate};
+use crate::support::traced::{ask, question, thread};
+use crate::support::{Host, Profile, Stopped, Truth, gcore, host_singlepass, kernel_core, wstate};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use wstate::report::{EndKind, Frame, FrameKind, Report};
 use wstate::session::{Options, Source};
+use wstate::state::ExecutionStateImage;
+use wstate::state::codec::decode_bincode;
 
 /// Linear memories with guard pages reserve 6 GiB, which gdb writes out in full: no gcore of those.
 const NO_GCORE: bool = false;
@@ -77,17 +80,30 @@ struct Tally {
 
 #[derive(Default)]
 struct Results {
-    table: BTreeMap<(&'static str, &'static str), Tally>,
+    table: BTreeMap<(Profile, &'static str), Tally>,
     different: Vec<String>,
 }
 
 /// One target and the truth about it.
 struct Case<'a> {
     name: String,
-    variant: Variant,
+    profile: Profile,
     kind: &'static str,
     source: Source,
-    host: &'a Host,
+    /// The thread that said READY.
+    ready: &'a Stopped,
+    /// All threads that reached a stop.
+    stopped: &'a [Stopped],
+    /// Where the runtime's own answers are.
+    directory: &'a Path,
+}
+
+impl Case<'_> {
+    /// The runtime's own answers: one, or one for each thread where there are several.
+    fn truths(&self) -> Vec<(&Stopped, Truth)> {
+        let suffix = |s: &Stopped| if self.stopped.len() > 1 { format!(".{}", s.stop) } else { String::new() };
+        self.stopped.iter().filter_map(|s| Some((s, Truth::read(self.directory, &suffix(s))?))).collect()
+    }
 }
 
 fn arguments(source: &Source) -> Vec<String> {
@@ -104,7 +120,7 @@ fn first_run(frames: &[Frame]) -> Vec<&Frame> {
 }
 
 /// Compares what is displayed with the runtime's answer; returns how many values were compared.
-fn compare_display(frames: &[&Frame], image: &wstate::state::ExecutionStateImage) -> Result<usize, String> {
+fn compare_display(frames: &[&Frame], image: &ExecutionStateImage) -> Result<usize, String> {
     let mut values = 0;
     if frames.len() < image.frames.len() {
         return Err(format!("{} frames are displayed, the runtime has {}", frames.len(), image.frames.len()));
@@ -195,31 +211,30 @@ fn check(case: &Case<'_>, results: &Mutex<Results>) {
     let mut tally = Tally::default();
     let mut faults = Vec::new();
     let mut fault = |what: String| faults.push(what);
-    let truths = case.host.truths();
+    let truths = case.truths();
     let asked = question(case.source.clone());
     let report = ask(&asked).report;
-    check_threads(&case.host.threads[0].0, &report, &mut tally, &mut fault);
-    let answered: Vec<u32> = truths.iter().map(|t| t.tid).collect();
-    for (stop, tid) in &case.host.threads {
-        let run = first_run(&thread(&report, *tid).frames);
+    check_threads(&case.stopped[0].stop, &report, &mut tally, &mut fault);
+    let answered: Vec<i32> = truths.iter().map(|(thread, _)| thread.tid).collect();
+    for Stopped { stop, tid, .. } in case.stopped {
+        let run = first_run(&thread(&report, *tid as u32).frames);
         match compare_program(stop, &run) {
             Ok(n) => tally.values += n,
             Err(e) => fault(format!("{stop}: {e}")),
         }
         tally.no_truth += !answered.contains(tid) as usize;
     }
-    for truth in &truths {
+    for (stopped, truth) in &truths {
         tally.compared += 1;
-        match check_truth(case, truth, &asked, &report, &mut tally) {
+        match check_truth(case, (stopped, truth), &asked, &report, &mut tally) {
             Ok(()) => tally.equal += 1,
-            Err(e) => fault(format!("{}: {e}", truth.stop)),
+            Err(e) => fault(format!("{}: {e}", stopped.stop)),
         }
     }
-    let outer = case.host.truth_path(".outer");
-    if let Ok(image) = std::fs::read(&outer) {
+    if let Some(outer) = Truth::read(case.directory, ".outer") {
         tally.compared += 1;
-        let image = wstate::state::codec::decode_bincode(&image).expect("the runtime's own image decodes");
-        let frames = &thread(&report, case.host.tid).frames;
+        let image = decoded(&outer);
+        let frames = &thread(&report, case.ready.tid as u32).frames;
         let behind: Vec<Frame> = frames
             .iter()
             .skip_while(|f| f.kind != FrameKind::Wasm)
@@ -236,9 +251,9 @@ fn check(case: &Case<'_>, results: &Mutex<Results>) {
         }
     }
     let mut results = results.lock().unwrap();
-    let name = format!("{} {} {}", case.name, case.variant.name(), case.kind);
+    let name = format!("{} {} {}", case.name, case.profile, case.kind);
     results.different.extend(faults.into_iter().map(|f| format!("{name}: {f}")));
-    let sum = results.table.entry((case.variant.name(), case.kind)).or_default();
+    let sum = results.table.entry((case.profile, case.kind)).or_default();
     sum.compared += tally.compared;
     sum.equal += tally.equal;
     sum.empty += tally.empty;
@@ -249,19 +264,23 @@ fn check(case: &Case<'_>, results: &Mutex<Results>) {
     sum.lost += tally.lost;
 }
 
+fn decoded(truth: &Truth) -> ExecutionStateImage {
+    decode_bincode(&truth.image).expect("the runtime's own image decodes")
+}
+
 fn check_truth(
     case: &Case<'_>,
-    truth: &Truth,
+    (stopped, truth): (&Stopped, &Truth),
     asked: &Options,
     report: &Report,
     tally: &mut Tally,
 ) -> Result<(), String> {
-    let image = truth.decoded();
-    let run = first_run(&thread(report, truth.tid).frames);
+    let image = decoded(truth);
+    let tid = stopped.tid as u32;
+    let run = first_run(&thread(report, tid).frames);
     let mut words = arguments(&case.source);
-    words.extend(["--format".into(), "image".into(), "-t".into(), truth.tid.to_string()]);
-    let words: Vec<&dyn AsRef<std::ffi::OsStr>> = words.iter().map(|w| w as &dyn AsRef<std::ffi::OsStr>).collect();
-    let output = wstate(&words);
+    words.extend(["--format".into(), "image".into(), "-t".into(), tid.to_string()]);
+    let output = wstate(&words.iter().map(String::as_str).collect::<Vec<_>>());
     if image.frames.is_empty() {
         // `read_stack` stops at the first frame without a state.
         tally.empty += 1;
@@ -274,11 +293,10 @@ fn check_truth(
         return Err(format!("exit {:?}: {}", output.status.code(), String::from_utf8_lossy(&output.stderr)));
     }
     if output.stdout != truth.image {
-        let ours: Option<wstate::state::ExecutionStateImage> =
-            wstate::state::codec::decode_bincode(&output.stdout).ok();
+        let ours: Option<ExecutionStateImage> = decode_bincode(&output.stdout).ok();
         return Err(format!("the images differ: ours {ours:x?}\nruntime's {image:x?}"));
     }
-    let both = ask(&Options { image: true, threads: vec![truth.tid], ..asked.clone() });
+    let both = ask(&Options { image: true, threads: vec![tid], ..asked.clone() });
     if both.image.as_ref() != Some(&truth.image) {
         return Err("a second image differs".into());
     }
@@ -290,29 +308,30 @@ fn check_truth(
     Ok(())
 }
 
-fn examine(variant: Variant, (stop, args, gcore): Stop, results: &Mutex<Results>) {
+fn examine(profile: Profile, (stop, args, has_gcore): Stop, results: &Mutex<Results>) {
     let name = [&[stop], args].concat().join(" ");
     if stop != "abort" {
-        let host = Host::start(variant, stop, args);
-        let case = |kind, source| Case { name: name.clone(), variant, kind, source, host: &host };
-        check(&case("live", Source::Pid(host.pid)), results);
+        let host = Host::start(stop, args, profile);
+        let case = |kind, source| {
+            let (ready, stopped, directory) = (&host.ready, &host.stopped[..], host.directory.path());
+            Case { name: name.clone(), profile, kind, source, ready, stopped, directory }
+        };
+        check(&case("live", Source::Pid(host.pid() as u32)), results);
         host.assert_unharmed();
-        if gcore {
-            let core = host.gcore();
+        if has_gcore {
+            let core = gcore(&host).unwrap_or_else(|why| panic!("{}", why.0));
             check(&case("gcore", core_of(&core)), results);
         }
         if !host.finish() {
-            results
-                .lock()
-                .unwrap()
-                .different
-                .push(format!("{name} {}: the host did not end by itself", variant.name()));
+            let fault = format!("{name} {profile}: the host did not end by itself");
+            results.lock().unwrap().different.push(fault);
         }
     }
     if stop != "threads" {
-        let mut host = Host::start(variant, stop, &[args, &["--core"]].concat());
-        let core = host.kernel_core();
-        check(&Case { name, variant, kind: "kernel core", source: core_of(&core), host: &host }, results);
+        let core = kernel_core(stop, args, profile).unwrap_or_else(|why| panic!("{}", why.0));
+        let (ready, stopped, directory) = (&core.ready, &core.stopped[..], core.directory.path());
+        let source = core_of(&core.path);
+        check(&Case { name, profile, kind: "kernel core", source, ready, stopped, directory }, results);
     }
 }
 
@@ -322,21 +341,21 @@ fn core_of(core: &Path) -> Source {
 
 #[test]
 fn images_equal_the_runtimes_own() {
-    let mut work: Vec<(Variant, Stop)> = Vec::new();
-    work.extend(Variant::ALL.iter().flat_map(|v| STOPS.iter().map(|s| (*v, *s))));
-    work.extend(FLAGS.iter().map(|s| (Variant::Release, *s)));
-    work.extend(FLAGS.iter().filter(|s| s.0.starts_with("trap")).map(|s| (Variant::Debug, *s)));
+    let mut work: Vec<(Profile, Stop)> = Vec::new();
+    work.extend(Profile::ALL.iter().flat_map(|v| STOPS.iter().map(|s| (*v, *s))));
+    work.extend(FLAGS.iter().map(|s| (Profile::Release, *s)));
+    work.extend(FLAGS.iter().filter(|s| s.0.starts_with("trap")).map(|s| (Profile::Debug, *s)));
     if let Ok(only) = std::env::var("WSTATE_MATRIX") {
-        work.retain(|(v, (stop, ..))| format!("{} {stop} ", v.name()).contains(&only));
+        work.retain(|(v, (stop, ..))| format!("{v} {stop} ").contains(&only));
     }
-    Variant::Debug.executable();
+    host_singlepass(Profile::Debug);
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Results::default());
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                while let Some((variant, stop)) = work.get(next.fetch_add(1, Ordering::SeqCst)) {
-                    examine(*variant, *stop, &results);
+                while let Some((profile, stop)) = work.get(next.fetch_add(1, Ordering::SeqCst)) {
+                    examine(*profile, *stop, &results);
                 }
             });
         }
@@ -344,10 +363,18 @@ fn images_equal_the_runtimes_own() {
     let results = results.into_inner().unwrap();
     println!("build              target       compared  equal  (empty)  no answer  frames  values  threads  lost");
     let mut all = (0, 0);
-    for ((variant, kind), t) in &results.table {
+    for ((profile, kind), t) in &results.table {
         println!(
-            "{variant:18} {kind:12} {:8} {:6} {:8} {:10} {:7} {:7} {:8} {:5}",
-            t.compared, t.equal, t.empty, t.no_truth, t.frames, t.values, t.threads, t.lost
+            "{:18} {kind:12} {:8} {:6} {:8} {:10} {:7} {:7} {:8} {:5}",
+            profile.to_string(),
+            t.compared,
+            t.equal,
+            t.empty,
+            t.no_truth,
+            t.frames,
+            t.values,
+            t.threads,
+            t.lost
         );
         all = (all.0 + t.compared, all.1 + t.equal);
     }

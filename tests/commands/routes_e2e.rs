@@ -1,6 +1,9 @@
 //! The binary on real hosts: each route by itself, what a `.wasm` adds, selection, exit codes.
 
-use crate::support::harness::{Host, Variant, scratch, wstate_json, wstate_text};
+use crate::support::{
+    Host, Profile, copy_program, gcore, host_singlepass, host_singlepass_publishing, kernel_core_exe, work_directory,
+    wstate_json, wstate_text,
+};
 use serde_json::Value;
 
 fn wasm_frames(report: &Value) -> Vec<&Value> {
@@ -31,29 +34,29 @@ fn routes(report: &Value) -> Vec<String> {
 
 #[test]
 fn each_route_alone_gives_the_same_frames() {
-    let dir = scratch();
+    let dir = work_directory();
     let artifact = dir.path().join("artifact");
     let artifact = artifact.to_str().unwrap();
     // The thread-local list needs the runtime's symbol; what else a stripped host allows is not promised.
-    for (variant, routes_here) in [
-        (Variant::Debug, &["vmctx", "heap", "tls", "artifact"][..]),
-        (Variant::Release, &["vmctx", "heap", "tls", "artifact"]),
-        (Variant::ReleaseDebuginfo, &["vmctx", "heap", "tls", "artifact"]),
-        (Variant::Stripped, &["vmctx", "heap", "artifact"]),
+    for (profile, routes_here) in [
+        (Profile::Debug, &["vmctx", "heap", "tls", "artifact"][..]),
+        (Profile::Release, &["vmctx", "heap", "tls", "artifact"]),
+        (Profile::ReleaseDebug, &["vmctx", "heap", "tls", "artifact"]),
+        (Profile::Stripped, &["vmctx", "heap", "artifact"]),
     ] {
-        let host = Host::start(variant, "sleep", &["--artifact", artifact]);
-        let pid = host.pid.to_string();
+        let host = Host::start("sleep", &["--artifact", artifact], profile);
+        let pid = host.pid().to_string();
         let (code, all) = wstate_json(&["attach", &pid]);
-        assert_eq!((code, wasm_frames(&all).len()), (0, 8), "{variant:?}");
+        assert_eq!((code, wasm_frames(&all).len()), (0, 8), "{profile:?}");
         for route in routes_here {
             let mut args = vec!["attach", &pid, "--route", route];
             if *route == "artifact" {
                 args.extend(["--artifact", artifact]);
             }
             let (code, report) = wstate_json(&args);
-            assert_eq!(code, 0, "{variant:?} {route}");
-            assert_eq!(routes(&report), [*route], "{variant:?}");
-            assert_eq!(essence(&report), essence(&all), "{variant:?} {route}");
+            assert_eq!(code, 0, "{profile:?} {route}");
+            assert_eq!(routes(&report), [*route], "{profile:?}");
+            assert_eq!(essence(&report), essence(&all), "{profile:?} {route}");
         }
         host.assert_unharmed();
         assert!(host.finish());
@@ -62,27 +65,28 @@ fn each_route_alone_gives_the_same_frames() {
 
 #[test]
 fn a_published_module_is_found() {
-    let host = Host::start(Variant::Debug, "sleep", &["--publish"]);
-    let pid = host.pid.to_string();
+    let host = Host::start_exe(host_singlepass_publishing(), "sleep", &["--publish"]);
+    let pid = host.pid().to_string();
     let (_, all) = wstate_json(&["attach", &pid]);
     let (code, report) = wstate_json(&["attach", &pid, "--route", "descriptor"]);
     assert_eq!((code, routes(&report)), (0, vec!["descriptor".to_string()]));
     assert_eq!(essence(&report), essence(&all));
     assert_eq!(essence(&report).len(), 8);
     // A host that publishes nothing.
-    let host = Host::start(Variant::Debug, "sleep", &[]);
-    let (_, report) = wstate_json(&["attach", &host.pid.to_string(), "--route", "descriptor"]);
+    let host = Host::start("sleep", &[], Profile::Debug);
+    let (_, report) = wstate_json(&["attach", &host.pid().to_string(), "--route", "descriptor"]);
     assert!(wasm_frames(&report).is_empty());
 }
 
 #[test]
 fn an_artifact_of_another_module_is_refused_with_the_reason() {
-    let dir = scratch();
+    let dir = work_directory();
     let artifact = dir.path().join("artifact");
     let artifact = artifact.to_str().unwrap();
-    drop(Host::start(Variant::Debug, "floats", &["--artifact", artifact]));
-    let host = Host::start(Variant::Debug, "sleep", &[]);
-    let (code, report) = wstate_json(&["attach", &host.pid.to_string(), "--route", "artifact", "--artifact", artifact]);
+    drop(Host::start("floats", &["--artifact", artifact], Profile::Debug));
+    let host = Host::start("sleep", &[], Profile::Debug);
+    let (code, report) =
+        wstate_json(&["attach", &host.pid().to_string(), "--route", "artifact", "--artifact", artifact]);
     assert!(wasm_frames(&report).is_empty());
     assert!(code <= 1, "{code}");
     assert!(report["notes"].as_array().unwrap().iter().any(|n| n.as_str().unwrap().contains("artifact")), "{report:#}");
@@ -91,8 +95,8 @@ fn an_artifact_of_another_module_is_refused_with_the_reason() {
 #[test]
 fn several_modules_and_a_moved_instance() {
     for route in ["vmctx", "heap", "tls"] {
-        let host = Host::start(Variant::Release, "modules", &[]);
-        let (code, report) = wstate_json(&["attach", &host.pid.to_string(), "--route", route]);
+        let host = Host::start("modules", &[], Profile::Release);
+        let (code, report) = wstate_json(&["attach", &host.pid().to_string(), "--route", route]);
         assert_eq!(code, 0, "{route}");
         let frames = wasm_frames(&report);
         assert_eq!(frames.len(), 3, "{route}");
@@ -101,10 +105,10 @@ fn several_modules_and_a_moved_instance() {
         assert_eq!(modules.len(), 3, "{route}: three instances of three modules");
 
         // Made by the main thread, runs on another.
-        let host = Host::start(Variant::Release, "moved", &[]);
-        assert_ne!(host.pid, host.tid);
-        let tid = host.tid.to_string();
-        let (code, report) = wstate_json(&["attach", &host.pid.to_string(), "--route", route, "-t", &tid]);
+        let host = Host::start("moved", &[], Profile::Release);
+        assert_ne!(host.pid(), host.tid());
+        let tid = host.tid().to_string();
+        let (code, report) = wstate_json(&["attach", &host.pid().to_string(), "--route", route, "-t", &tid]);
         assert_eq!((code, wasm_frames(&report).len()), (0, 8), "{route}");
         assert_eq!(report["threads"][0]["name"], "mover");
     }
@@ -112,12 +116,12 @@ fn several_modules_and_a_moved_instance() {
 
 #[test]
 fn a_wasm_file_gives_types_names_and_offsets_or_is_refused() {
-    let dir = scratch();
+    let dir = work_directory();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
     let (right, wrong) = (path("right.wasm"), path("wrong.wasm"));
-    drop(Host::start(Variant::Debug, "floats", &["--dump-wasm", &wrong]));
-    let host = Host::start(Variant::Debug, "sleep", &["--dump-wasm", &right]);
-    let pid = host.pid.to_string();
+    drop(Host::start("floats", &["--dump-wasm", &wrong], Profile::Debug));
+    let host = Host::start("sleep", &["--dump-wasm", &right], Profile::Debug);
+    let pid = host.pid().to_string();
 
     let (code, report) = wstate_json(&["attach", &pid, "--wasm", &right]);
     assert_eq!(code, 0);
@@ -207,7 +211,7 @@ fn a_wasm_file_is_compared_with_the_modules_description() {
             "function 1 of all is (i32) -> (i32) in the process, (i32) -> (f32) in edited.wasm",
         ),
     ];
-    let dir = scratch();
+    let dir = work_directory();
     let put = |name: &str, bytes: &[u8]| {
         let path = dir.path().join(name);
         std::fs::write(&path, bytes).unwrap();
@@ -215,9 +219,9 @@ fn a_wasm_file_is_compared_with_the_modules_description() {
     };
     let bytes = wat::parse_str(FULL).unwrap();
     let full = put("full.wasm", &bytes);
-    for variant in [Variant::Debug, Variant::Stripped] {
-        let host = Host::start(variant, "wasm", &["--wasm", &full, "--call", "spun", "42"]);
-        let pid = host.pid.to_string();
+    for profile in [Profile::Debug, Profile::Stripped] {
+        let host = Host::start("wasm", &["--call", "spun", "42", "--wasm", &full], profile);
+        let pid = host.pid().to_string();
         // Custom sections are not part of the module: one more, and no names.
         let more = put("more.wasm", &[&bytes[..8], &[0, 2, 1, b'x'], &bytes[8..]].concat());
         let bare = FULL.replace("$full", "").replace("(func $spun (export", "(func (export").replace("$spun", "1");
@@ -246,12 +250,12 @@ fn a_wasm_file_is_compared_with_the_modules_description() {
 
 #[test]
 fn threads_frames_and_numbers_are_selected() {
-    let host = Host::start(Variant::Release, "threads", &[]);
-    let pid = host.pid.to_string();
+    let host = Host::start("threads", &[], Profile::Release);
+    let pid = host.pid().to_string();
     let (code, all) = wstate_json(&["attach", &pid]);
     assert_eq!(code, 0);
-    assert!(all["threads"].as_array().unwrap().len() > host.threads.len());
-    let deep = host.threads.iter().find(|(name, _)| name == "deep").unwrap().1.to_string();
+    assert!(all["threads"].as_array().unwrap().len() > host.stopped.len());
+    let deep = host.tid_at("deep").unwrap().to_string();
     let (_, one) = wstate_json(&["attach", &pid, "-t", &deep]);
     let threads = one["threads"].as_array().unwrap();
     assert_eq!((threads.len(), threads[0]["tid"].to_string()), (1, deep.clone()));
@@ -286,8 +290,8 @@ fn threads_frames_and_numbers_are_selected() {
 
 #[test]
 fn recursion_is_folded_in_text_alone() {
-    let host = Host::start(Variant::Release, "deep", &["--depth", "1000"]);
-    let pid = host.pid.to_string();
+    let host = Host::start("deep", &["--depth", "1000"], Profile::Release);
+    let pid = host.pid().to_string();
     let (code, report) = wstate_json(&["attach", &pid, "-1", "--fold"]);
     let frames = report["threads"][0]["frames"].as_array().unwrap();
     assert!(code == 0 && frames.len() > 1000, "{} frames", frames.len());
@@ -310,9 +314,9 @@ fn recursion_is_folded_in_text_alone() {
 
 #[test]
 fn exit_codes_and_output() {
-    let host = Host::start(Variant::Release, "sleep", &[]);
-    let pid = host.pid.to_string();
-    let dir = scratch();
+    let host = Host::start("sleep", &[], Profile::Release);
+    let pid = host.pid().to_string();
+    let dir = work_directory();
     let file = dir.path().join("report.json");
     let (code, out, err) = wstate_text(&["attach", &pid, "--json", "--output", file.to_str().unwrap()]);
     assert_eq!((code, out.as_str(), err.as_str()), (0, "", ""));
@@ -320,7 +324,7 @@ fn exit_codes_and_output() {
     assert_eq!(wasm_frames(&report).len(), 8);
 
     // Without any route to the module the walk is lost in its code, or goes on by frame pointers.
-    let core = host.gcore();
+    let core = gcore(&host).unwrap_or_else(|why| panic!("{}", why.0));
     let (code, _, err) = wstate_text(&["core", core.to_str().unwrap()]);
     assert_eq!(code, 0, "{err}");
     // The stack is cut off: frames are there, the bottom is not.
@@ -333,7 +337,7 @@ fn exit_codes_and_output() {
     let (code, _, err) = wstate_text(&["core", "/dev/null"]);
     assert_eq!(code, 2, "{err}");
 
-    let dead = host.pid.to_string();
+    let dead = host.pid().to_string();
     drop(host);
     let (code, out, err) = wstate_text(&["attach", &dead]);
     assert_eq!((code, out.as_str()), (2, ""));
@@ -344,40 +348,27 @@ fn exit_codes_and_output() {
 /// that called the host: it must be found all the same, and no value may be another one.
 #[test]
 fn a_core_without_its_executable_keeps_all_wasm_frames() {
-    for variant in [Variant::Debug, Variant::Release] {
-        let dir = scratch();
+    for profile in [Profile::Debug, Profile::Release] {
+        let dir = work_directory();
         let (exe, kept) = (dir.path().join("host"), dir.path().join("kept"));
-        // Not by this process: a child of another test would inherit the open file and keep the copy from being run.
-        let copied = std::process::Command::new("cp").arg(variant.executable()).arg(&exe).status();
-        assert!(copied.unwrap().success());
-        let ended = std::process::Command::new(&exe)
-            .args(["--core", "--cwd"])
-            .arg(dir.path())
-            .arg("abort")
-            .stdin(std::process::Stdio::null())
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null())
-            .status();
-        assert!(!ended.unwrap().success());
-        let entries = std::fs::read_dir(dir.path()).unwrap().flatten().map(|e| e.path());
-        let core = entries.into_iter().find(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("core")));
-        let core = core.expect("a core: is kernel.core_pattern `core`?");
-        let core = core.to_str().unwrap();
+        copy_program(&host_singlepass(profile), &exe);
+        let core = kernel_core_exe(exe.clone(), "abort", &[]).unwrap_or_else(|why| panic!("{}", why.0));
+        let core = core.path.to_str().unwrap();
         let (code, with) = wstate_json(&["core", core]);
-        assert_eq!(code, 0, "{variant:?}");
+        assert_eq!(code, 0, "{profile:?}");
         std::fs::rename(&exe, &kept).unwrap();
         let (code, without) = wstate_json(&["core", core]);
-        assert_eq!(code, 1, "{variant:?}");
+        assert_eq!(code, 1, "{profile:?}");
         let (code, _) = wstate_json(&["core", core, kept.to_str().unwrap()]);
-        assert_eq!(code, 0, "{variant:?}: the executable where the user says it is");
+        assert_eq!(code, 0, "{profile:?}: the executable where the user says it is");
         let (with, without) = (wasm_frames(&with), wasm_frames(&without));
         let functions = |frames: &[&Value]| frames.iter().map(|f| f["function"]["index"].clone()).collect::<Vec<_>>();
-        assert_eq!(functions(&with), functions(&without), "{variant:?}");
+        assert_eq!(functions(&with), functions(&without), "{profile:?}");
         for (a, b) in with.iter().zip(&without) {
             for key in ["locals", "stack"] {
                 let pairs = a[key].as_array().into_iter().flatten().zip(b[key].as_array().into_iter().flatten());
                 for (a, b) in pairs {
-                    assert!(b["bits"].is_null() || a["bits"] == b["bits"], "{variant:?}: {a} became {b}");
+                    assert!(b["bits"].is_null() || a["bits"] == b["bits"], "{profile:?}: {a} became {b}");
                 }
             }
         }

@@ -5,13 +5,7 @@ use crate::support::debuggers::{Debugger, arg, at_rest, missing, same, text};
 use crate::support::{Host, Profile, gcore, kernel_core, repository};
 
 fn gdb_is_here() -> bool {
-    match Debugger::Gdb.program() {
-        Ok(_) => true,
-        Err(why) => {
-            missing(&why);
-            false
-        }
-    }
+    Debugger::Gdb.is_here()
 }
 
 #[test]

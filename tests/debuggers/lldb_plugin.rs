@@ -5,13 +5,7 @@ use crate::support::debuggers::{Debugger, arg, at_rest, missing, same, text};
 use crate::support::{Host, Profile, gcore, kernel_core};
 
 fn lldb_is_here() -> bool {
-    match Debugger::Lldb.program() {
-        Ok(_) => true,
-        Err(why) => {
-            missing(&why);
-            false
-        }
-    }
+    Debugger::Lldb.is_here()
 }
 
 #[test]

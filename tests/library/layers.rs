@@ -1,12 +1,15 @@
-//! Dependencies go one way: each room of `src` uses rooms below it, as the table in `src/lib.rs` has them.
+//! Dependencies go one way: each room of `src` uses rooms below it, as the table in `src/lib.rs` has them, and the parts of
+//! a room use each other in no circle.
 
+use crate::support::rust_files;
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use syn::visit::{self, Visit};
 use syn::{Attribute, Item, ItemMod, Meta, UseTree};
 
-/// What the product's code of each room uses of other rooms, and where.
+/// What the product's code uses, and where: a room of other rooms (`process`, `arch`), and a part of a room of other parts
+/// (`process::live`, `process::elf`).
 type Arrows = BTreeMap<(String, String), String>;
 
 /// Rooms by their height, as the table says: those of one line are equally high.
@@ -26,6 +29,26 @@ fn table(lib: &str) -> BTreeMap<String, usize> {
         .collect()
 }
 
+/// Files that still take all of the module above them.
+const TAKE_ALL: &[&str] = &[
+    "process/live/evidence.rs",
+    "process/live/held.rs",
+    "process/live/inject.rs",
+    "process/live/reread.rs",
+    "process/live/step.rs",
+    "process/live/unstopped.rs",
+    "report/text.rs",
+    "session/contents.rs",
+    "session/proof.rs",
+    "session/restore.rs",
+    "session/restore/alone.rs",
+    "session/restore/work.rs",
+    "session/settle.rs",
+    "session/snapshot.rs",
+    "session/view.rs",
+    "session/waiting.rs",
+];
+
 fn is_test(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| match &attribute.meta {
         Meta::List(list) if list.path.is_ident("cfg") => {
@@ -44,10 +67,12 @@ struct Paths<'a> {
     arrows: &'a mut Arrows,
     /// Files that only tests have.
     test_files: &'a mut BTreeSet<PathBuf>,
+    /// Whether there is a `use super::*`.
+    takes_all: bool,
 }
 
 impl Paths<'_> {
-    /// Notes the room that a path leads to, if it leads out of this one.
+    /// Notes the room that a path leads to, or the part of this room, if it leads out of the module's own.
     fn note(&mut self, path: &[String]) {
         let mut at = match path.first().map(String::as_str) {
             Some("crate") => Vec::new(),
@@ -61,10 +86,13 @@ impl Paths<'_> {
                 name => at.push(name.to_string()),
             }
         }
-        let (Some(from), Some(to)) = (self.module.first(), at.first()) else { return };
+        let (Some(mut from), Some(mut to)) = (self.module.first().cloned(), at.first().cloned()) else { return };
+        if from == to {
+            let (Some(part), Some(other)) = (self.module.get(1), at.get(1)) else { return };
+            (from, to) = (format!("{from}::{part}"), format!("{to}::{other}"));
+        }
         // The crate's own items: macros.
         if from != to && to != "*" {
-            let (from, to) = (from.clone(), to.clone());
             self.arrows.entry((from, to)).or_insert_with(|| format!("{}: {}", self.file.display(), path.join("::")));
         }
     }
@@ -75,7 +103,10 @@ impl Paths<'_> {
             UseTree::Path(path) => self.tree(&with(path.ident.to_string()), &path.tree),
             UseTree::Name(name) => self.note(&with(name.ident.to_string())),
             UseTree::Rename(name) => self.note(&with(name.ident.to_string())),
-            UseTree::Glob(_) => self.note(&with("*".to_string())),
+            UseTree::Glob(_) => {
+                self.takes_all |= !before.is_empty() && before.iter().all(|part| part == "super");
+                self.note(&with("*".to_string()));
+            }
             UseTree::Group(group) => group.items.iter().for_each(|item| self.tree(before, item)),
         }
     }
@@ -165,24 +196,20 @@ impl<'ast> Visit<'ast> for Paths<'_> {
     }
 }
 
-fn sources(directory: &Path, out: &mut Vec<PathBuf>) {
-    let mut entries: Vec<PathBuf> = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
-    entries.sort();
-    for path in entries {
-        match path.is_dir() {
-            true => sources(&path, out),
-            false if path.extension().is_some_and(|e| e == "rs") => out.push(path),
-            false => {}
-        }
-    }
+/// What the sources below `src` say, without tests.
+#[derive(Default)]
+struct Sources {
+    arrows: Arrows,
+    /// Files with a `use super::*`.
+    take_all: Vec<String>,
+    /// The parts of rooms that are modules: `process::live`.
+    parts: BTreeSet<String>,
 }
 
-fn arrows(src: &Path) -> Arrows {
-    let mut files = Vec::new();
-    sources(src, &mut files);
-    let mut found: Vec<(PathBuf, Arrows)> = Vec::new();
+fn read_sources(src: &Path) -> Sources {
+    let mut found: Vec<(PathBuf, Vec<String>, Arrows, bool)> = Vec::new();
     let mut test_files = BTreeSet::new();
-    for file in files {
+    for file in rust_files(src) {
         let inside = file.strip_prefix(src).unwrap().with_extension("");
         let mut module: Vec<String> = inside.iter().map(|part| part.to_string_lossy().into_owned()).collect();
         if ["mod", "lib", "main"].contains(&module.last().unwrap().as_str()) {
@@ -192,21 +219,47 @@ fn arrows(src: &Path) -> Arrows {
         if module.is_empty() {
             continue;
         }
-        let mut own = Arrows::new();
+        let mut arrows = Arrows::new();
         let text = std::fs::read_to_string(&file).unwrap();
         let parsed = syn::parse_file(&text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-        Paths { module, file: &file, arrows: &mut own, test_files: &mut test_files }.visit_file(&parsed);
-        found.push((file, own));
+        let of = module.clone();
+        let (arrows_of_file, test_files) = (&mut arrows, &mut test_files);
+        let mut paths = Paths { module, file: &file, arrows: arrows_of_file, test_files, takes_all: false };
+        paths.visit_file(&parsed);
+        let takes_all = paths.takes_all;
+        found.push((file, of, arrows, takes_all));
     }
-    let is_of_tests = |file: &Path| test_files.iter().any(|t| file == t || file.starts_with(t.with_extension("")));
-    found.into_iter().filter(|(file, _)| !is_of_tests(file)).flat_map(|(_, arrows)| arrows).collect()
+    found.retain(|(file, ..)| !test_files.iter().any(|t| file == t || file.starts_with(t.with_extension(""))));
+    let mut sources = Sources::default();
+    for (file, module, arrows, takes_all) in found {
+        sources.arrows.extend(arrows);
+        sources.parts.extend(module.get(1).map(|part| format!("{}::{part}", module[0])));
+        if takes_all {
+            sources.take_all.push(file.strip_prefix(src).unwrap().display().to_string());
+        }
+    }
+    sources
+}
+
+/// The arrows that are left where none leads to what has none and none comes from where none leads: those in circles, and
+/// between circles.
+fn in_circles<'a>(mut arrows: BTreeSet<(&'a str, &'a str)>) -> BTreeSet<(&'a str, &'a str)> {
+    loop {
+        let (from, to): (BTreeSet<&str>, BTreeSet<&str>) = arrows.iter().copied().unzip();
+        let before = arrows.len();
+        arrows.retain(|(a, b)| to.contains(a) && from.contains(b));
+        if arrows.len() == before {
+            return arrows;
+        }
+    }
 }
 
 #[test]
 fn every_room_uses_only_rooms_below_it() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let heights = table(&std::fs::read_to_string(src.join("lib.rs")).unwrap());
-    let arrows = arrows(&src);
+    let mut arrows = read_sources(&src).arrows;
+    arrows.retain(|(from, _), _| !from.contains("::"));
     let mut wrong = Vec::new();
     for ((from, to), place) in &arrows {
         let (Some(high), Some(low)) = (heights.get(from), heights.get(to)) else {
@@ -225,6 +278,37 @@ fn every_room_uses_only_rooms_below_it() {
     println!("{} arrows between {} rooms", arrows.len(), heights.len());
 }
 
+#[test]
+fn the_parts_of_a_room_use_each_other_in_no_circle() {
+    let Sources { arrows, parts, .. } = read_sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    let between: BTreeSet<(&str, &str)> = arrows
+        .keys()
+        .filter(|(from, to)| parts.contains(from) && parts.contains(to))
+        .map(|(from, to)| (from.as_str(), to.as_str()))
+        .collect();
+    assert!(between.len() > 40, "{} arrows", between.len());
+    let circles: Vec<String> = in_circles(between)
+        .into_iter()
+        .map(|(from, to)| format!("{from} -> {to} ({})", arrows[&(from.to_string(), to.to_string())]))
+        .collect();
+    assert!(circles.is_empty(), "{circles:#?}");
+}
+
+#[test]
+fn circles_are_seen() {
+    let left = |arrows: &[(&'static str, &'static str)]| in_circles(arrows.iter().copied().collect()).len();
+    assert_eq!(left(&[("a", "b"), ("b", "c"), ("a", "c")]), 0);
+    assert_eq!(left(&[("a", "b"), ("b", "c"), ("c", "b"), ("c", "d")]), 2);
+}
+
+/// A file says what it uses. Only tests take all that stands around them.
+#[test]
+fn no_file_takes_all_of_the_module_above_it() {
+    let found = read_sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).take_all;
+    let new: Vec<_> = found.iter().filter(|file| !TAKE_ALL.contains(&file.as_str())).collect();
+    assert!(new.is_empty(), "`use super::*` in {new:#?}");
+}
+
 /// What is found in code, whatever way it is written.
 #[test]
 fn arrows_are_seen_however_they_are_written() {
@@ -232,9 +316,10 @@ fn arrows_are_seen_however_they_are_written() {
         let (mut arrows, mut test_files) = (Arrows::new(), BTreeSet::new());
         let file = Path::new("src/a/b.rs");
         let module = vec!["a".to_string(), "b".to_string()];
-        let mut paths = Paths { module, file, arrows: &mut arrows, test_files: &mut test_files };
+        let mut paths = Paths { module, file, arrows: &mut arrows, test_files: &mut test_files, takes_all: false };
         paths.visit_file(&syn::parse_file(text).unwrap());
-        arrows.into_keys().map(|(_, to)| to).collect::<Vec<_>>()
+        let takes_all = paths.takes_all;
+        (arrows.into_keys().map(|(_, to)| to).collect::<Vec<_>>(), takes_all)
     };
     for text in [
         "use crate::c::D;",
@@ -250,20 +335,25 @@ fn arrows_are_seen_however_they_are_written() {
         "#[cfg(not(test))] use crate::c;",
         "impl crate::c::T for X {}",
     ] {
-        assert_eq!(seen(text), ["c"], "{text}");
+        assert_eq!(seen(text).0, ["c"], "{text}");
     }
     for text in [
         "use std::c;",
-        "use super::c::D;",
-        "m! { self.c, super::c, a::c }",
+        "use super::b::D;",
+        "m! { self.c, super::b, a::c }",
         "/// [`crate::c`]\nfn f() {}",
         "#[cfg(test)] mod tests { use crate::c; }",
         "#[cfg(any(test, feature = \"testing\"))] use crate::c;",
         "#[cfg(test)] fn f() { crate::c::g() }",
-        "use crate::a::c;",
+        "use crate::a::b::c;",
     ] {
-        assert!(seen(text).is_empty(), "{text}");
+        assert!(seen(text).0.is_empty(), "{text}");
     }
+    for text in ["use super::c::D;", "use crate::a::c;", "fn f() { crate::a::c::g() }"] {
+        assert_eq!(seen(text).0, ["a::c"], "{text}");
+    }
+    assert!(seen("use super::*;").1 && seen("mod inner { use super::super::*; }").1);
+    assert!(!seen("use super::c::*; #[cfg(test)] mod tests { use super::*; }").1);
 }
 
 /// Collects the strings of a file that have two spaces or more within a sentence.
@@ -326,8 +416,7 @@ fn no_sentence_has_a_hole() {
     for code in ["const A: &str = \"{}     and went on\";", "fn f() {{ format!(\"{}     and went on\", 1); }}"] {
         assert_eq!(holes(&code.replace("{}", long).replace("{{", "{").replace("}}", "}")).len(), 1, "{code}");
     }
-    let mut files = Vec::new();
-    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+    let files = rust_files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
     for file in files.iter().filter(|file| !file.ends_with("tests.rs") && !file.ends_with("testing.rs")) {
         let found = holes(&std::fs::read_to_string(file).unwrap());
         assert!(found.is_empty(), "{}: {found:#?}", file.display());

@@ -1,5 +1,6 @@
 //! Caps of `src/limits.rs` are reached: what is beyond them is left out, and the answer says so or is the same.
 
+use crate::support::rust_files;
 use crate::support::small_core::{counted, question};
 use std::path::{Path, PathBuf};
 use wstate::arch::{Registers, x64};
@@ -212,20 +213,8 @@ fn auxiliary_vectors() {
 /// A cap that no test names is one that nobody has seen work.
 #[test]
 fn every_cap_has_a_test() {
-    fn rust_files(directory: &Path, found: &mut Vec<PathBuf>) {
-        for entry in std::fs::read_dir(directory).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                rust_files(&path, found);
-            } else if path.extension().is_some_and(|e| e == "rs") {
-                found.push(path);
-            }
-        }
-    }
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let (mut own, mut tests) = (Vec::new(), Vec::new());
-    rust_files(&root.join("src"), &mut own);
-    rust_files(&root.join("tests"), &mut tests);
+    let (own, tests) = (rust_files(&root.join("src")), rust_files(&root.join("tests")));
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let mut named = std::collections::HashSet::new();
     for path in own.iter().chain(&tests) {

@@ -1,17 +1,7 @@
 //! What is published is whole: every file that the sources take in is in the package. That it compiles is a step of `run.sh`.
 
+use crate::support::rust_files;
 use std::path::{Path, PathBuf};
-
-fn rust_files(directory: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            rust_files(&path, found);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            found.push(path);
-        }
-    }
-}
 
 #[test]
 fn every_file_that_is_taken_in_is_in_the_package() {
@@ -22,10 +12,8 @@ fn every_file_that_is_taken_in_is_in_the_package() {
     let output = list.output().expect("cargo starts");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let listed: Vec<PathBuf> = String::from_utf8(output.stdout).unwrap().lines().map(PathBuf::from).collect();
-    let mut sources = Vec::new();
-    rust_files(&root.join("src"), &mut sources);
     let mut taken = 0;
-    for source in sources {
+    for source in rust_files(&root.join("src")) {
         let text = std::fs::read_to_string(&source).unwrap();
         for macro_name in ["include_str!(\"", "include_bytes!(\"", "include!(\""] {
             for (at, _) in text.match_indices(macro_name) {

@@ -18,7 +18,7 @@ use wstate::runtime::singlepass::module::layouts::{Layouts, Source};
 use wstate::runtime::singlepass::module::{info_in_memory, map_in_memory};
 use wstate::state::BoundaryRegisters;
 use wstate::wasm::{ExternKind, ValType};
-use wstate::wasm::{MemoryLimits, TableLimits};
+use wstate::wasm::{MemoryDecl, TableDecl};
 
 /// This process as a target. Only what a test leaves alone while it looks is looked at.
 struct ThisProcess {
@@ -449,14 +449,14 @@ fn module_infos_equal_the_runtimes_own() {
             assert_eq!(info.globals, Ok(globals));
             assert_eq!(info.imported_globals, Ok(vec![]));
             assert_eq!((&info.memories, &info.tables), (&Ok((0, 1)), &Ok((0, 1))));
-            let memory = |m: &wasmer_runtime_core_near::types::MemoryDescriptor| MemoryLimits {
+            let memory = |m: &wasmer_runtime_core_near::types::MemoryDescriptor| MemoryDecl {
                 minimum: m.minimum.0.into(),
                 maximum: m.maximum.map(|max| max.0.into()),
                 memory64: false,
                 shared: m.shared,
                 page_size_log2: 16,
             };
-            let table = |t: &wasmer_runtime_core_near::types::TableDescriptor| TableLimits {
+            let table = |t: &wasmer_runtime_core_near::types::TableDescriptor| TableDecl {
                 minimum: t.minimum.into(),
                 maximum: t.maximum.map(u64::from),
                 table64: false,

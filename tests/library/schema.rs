@@ -1,9 +1,10 @@
 //! The printed schemas list every word that is written: each variant of each closed set in the sources, and no more.
 
+use crate::support::rust_files;
 use crate::support::schema;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use wstate::report::{Report, Target, TargetKind};
 
 const DOCUMENTS: [&str; 6] = ["report", "modules", "doctor", "image", "difference", "imports"];
@@ -46,23 +47,10 @@ const FREE: [&str; 33] = [
     "type",
 ];
 
-fn rust_files(directory: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            rust_files(&path, found);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            found.push(path);
-        }
-    }
-}
-
 /// The closed sets in the sources: what is between `words! {` and its end.
 fn words_of_the_sources() -> BTreeMap<String, BTreeSet<String>> {
-    let mut files = Vec::new();
-    rust_files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
     let mut out = BTreeMap::new();
-    for file in files {
+    for file in rust_files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")) {
         let text = std::fs::read_to_string(&file).unwrap();
         for block in text.split("\nwords! {\n").skip(1) {
             let block = block.split("\n}\n").next().unwrap();

@@ -108,7 +108,7 @@ fn images_of_every_stop(profile: Profile) {
     let sqlite = sqlite.to_str().expect("a path of ours");
     let mut stops = stops();
     stops.retain(|stop| !NO_ANSWER.contains(&&stop[..]));
-    // The runtime's answer there has the registers of another boundary, which are not found without symbols: tests/tiering.rs.
+    // The runtime's answer there has the registers of another boundary, which are not found without symbols: tests/live/tiering.rs.
     stops.retain(|stop| profile != Profile::Stripped || stop != "tiering-alternating-boundary");
     assert!(stops.len() > 20, "{stops:?}");
     let (next, tally) = (AtomicUsize::new(0), Mutex::new([Tally::default(), Tally::default()]));

@@ -9,9 +9,9 @@
 //! `READY pid= tid=` when the guest runs and ends with its input: `tests/tools/foreign/spin.py`. `WSTATE_STEP_FEATURES` are its
 //! features (large, multi_value, tail_calls, exceptions, bulk_memory), `WSTATE_STEPS` how many instructions.
 
-use crate::support::harness::Traced;
 use crate::support::shapes::{Features, guest};
-use crate::support::{Host, Profile, Version, host_wasmtime};
+use crate::support::traced::Traced;
+use crate::support::{Host, Profile, Version, host_wasmtime, work_directory};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, Register};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -263,7 +263,7 @@ fn steps() -> usize {
 }
 
 fn wasmtime(version: Version, features: Features, flags: &[&str]) -> Count {
-    let scratch = crate::support::harness::scratch();
+    let scratch = work_directory();
     let file = scratch.path().join("shapes.wasm");
     write(features, &file);
     let file = file.to_str().unwrap();
@@ -311,7 +311,7 @@ fn another_host_is_right_at_every_instruction() {
         exceptions: has("exceptions"),
         bulk_memory: has("bulk_memory"),
     };
-    let scratch = crate::support::harness::scratch();
+    let scratch = work_directory();
     let file = scratch.path().join("shapes.wasm");
     write(features, &file);
     let mut words = command.split(' ');

@@ -1,7 +1,8 @@
 //! Stops between the points of the state map: random ones of a running process, and every single instruction. The guest
 //! is a busy loop whose locals have known relations (`tests/hosts/singlepass/README.md`).
 
-use crate::support::harness::{Host, Traced, Variant, ask, question, thread};
+use crate::support::traced::{Traced, ask, question, thread};
+use crate::support::{Host, Profile, host_singlepass};
 use std::sync::Mutex;
 use wstate::arch::CodeAddress;
 use wstate::process::Target;
@@ -177,14 +178,18 @@ fn check(frames: &[Shown], depth: u32, tracked: bool, count: &mut Count) {
 fn from_report(frames: &[Frame]) -> Vec<Shown> {
     let value = |v: &Value| match v.bits {
         Some(bits) => Ok(bits.0 as u64),
-        None => Err(v.why.clone().unwrap_or_default()),
+        None => Err(v.why.as_ref().map(ToString::to_string).unwrap_or_default()),
     };
     let list = |values: &[Value]| values.iter().map(value).collect::<Vec<_>>();
     let wasm = frames.iter().filter(|f| f.kind == FrameKind::Wasm);
     wasm.map(|f| Shown {
         function: f.function.as_ref().and_then(|f| f.index).unwrap_or(u32::MAX),
         locals: f.locals.as_deref().map(list).unwrap_or_default(),
-        stack: f.stack.as_deref().map(list).ok_or_else(|| f.stack_why.clone().unwrap_or_default()),
+        stack: f
+            .stack
+            .as_deref()
+            .map(list)
+            .ok_or_else(|| f.stack_why.as_ref().map(ToString::to_string).unwrap_or_default()),
     })
     .collect()
 }
@@ -230,7 +235,7 @@ fn tracked(flags: &[&str]) -> bool {
 fn each_run<T: Send>(
     run: impl Fn(usize, &'static (&'static str, u32, &'static [&'static str], usize)) -> T + Sync,
 ) -> Vec<(String, T)> {
-    Variant::Debug.executable();
+    host_singlepass(Profile::Debug);
     let next = std::sync::atomic::AtomicUsize::new(0);
     let done = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -269,12 +274,12 @@ fn first_wrong(count: &Count) -> String {
 fn random_stops() {
     let counts = each_run(|i, (stop, depth, flags, stops)| {
         // The frames do not depend on how the host was built; finding the module does.
-        let variant = Variant::ALL[i % 4];
-        let host = Host::start(variant, stop, flags);
+        let host = Host::start(stop, flags, Profile::ALL[i % 4]);
+        let (pid, tid) = (host.pid() as u32, host.tid() as u32);
         let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ i as u64);
         let mut count = Count::default();
         // The modules and files are looked for once; registers and stacks are captured at each stop.
-        let capture = || LiveTarget::capture(host.pid, &CaptureOptions::default()).unwrap();
+        let capture = || LiveTarget::capture(pid, &CaptureOptions::default()).unwrap();
         let first = capture();
         let objects = Objects::load(&first, &SearchPaths::default());
         let (cfi, recognised) = (CfiUnwinder::new(&objects), RecognisedUnwinder);
@@ -283,8 +288,8 @@ fn random_stops() {
             random.pause();
             if stop % 25 == 0 {
                 // The whole way.
-                let report = ask(&question(Source::Pid(host.pid))).report;
-                check(&from_report(&thread(&report, host.tid).frames), *depth, tracked(flags), &mut count);
+                let report = ask(&question(Source::Pid(pid))).report;
+                check(&from_report(&thread(&report, tid).frames), *depth, tracked(flags), &mut count);
                 continue;
             }
             let target = capture();
@@ -315,7 +320,7 @@ fn random_stops() {
                 if stack.end != End::Bottom {
                     count.wrong.push(format!("thread {:?} does not end at the bottom: {:?}", t.name, stack.end));
                 }
-                if t.id.0 == host.tid {
+                if t.id.0 == tid {
                     check(&from_stack(&stack, provider.runtime(), &target), *depth, tracked(flags), &mut count);
                 }
             }
@@ -338,8 +343,9 @@ fn every_instruction() {
         // 200 frames at each of 2000 instructions add nothing.
         let depth = if *depth > 0 { 5 } else { 0 };
         let deep = depth.to_string();
-        let host = Host::start(Variant::ALL[(i + 2) % 4], stop, &[*flags, &["--depth", &deep]].concat());
-        let target = Traced::seize(host.pid, host.tid);
+        let host = Host::start(stop, &[*flags, &["--depth", &deep]].concat(), Profile::ALL[(i + 2) % 4]);
+        let (pid, tid) = (host.pid() as u32, host.tid() as u32);
+        let target = Traced::seize(pid, tid);
         let objects = Objects::load(&target, &SearchPaths::default());
         let (cfi, recognised) = (CfiUnwinder::new(&objects), RecognisedUnwinder);
         let frame_pointer = FramePointerUnwinder::new(target.mappings());
@@ -395,7 +401,7 @@ fn every_instruction() {
 fn from_stack(stack: &wstate::unwind::Stack, runtime: &dyn Runtime, target: &dyn Target) -> Vec<Shown> {
     let bits = |v: &wstate::runtime::Value| match &v.slot {
         Slot::Known { bits, .. } => Ok(*bits as u64),
-        Slot::Unknown(why) => Err(why.0.clone()),
+        Slot::Unknown(why) => Err(why.to_string()),
     };
     let list = |values: &[wstate::runtime::Value]| values.iter().map(bits).collect::<Vec<_>>();
     let frames = stack.frames.iter().flat_map(|f| runtime.describe(&f.cursor, target));
@@ -413,13 +419,14 @@ fn from_stack(stack: &wstate::unwind::Stack, runtime: &dyn Runtime, target: &dyn
 fn settling() {
     let counts = each_run(|i, (stop, depth, flags, _)| {
         let mut count = Count::default();
-        let host = Host::start(Variant::ALL[(i + 1) % 4], stop, flags);
+        let host = Host::start(stop, flags, Profile::ALL[(i + 1) % 4]);
+        let (pid, tid) = (host.pid() as u32, host.tid() as u32);
         let mut random = Random(0x1234_5678_9abc_def1 ^ i as u64);
         for _ in 0..8 {
             random.pause();
-            let options = Options { settle: true, threads: vec![host.tid], ..question(Source::Pid(host.pid)) };
+            let options = Options { settle: true, threads: vec![tid], ..question(Source::Pid(pid)) };
             let report = ask(&options).report;
-            let frames = &thread(&report, host.tid).frames;
+            let frames = &thread(&report, tid).frames;
             if report.notes.iter().any(|n| n.contains("nothing to settle")) {
                 // Still in the import that says READY.
                 continue;
@@ -459,8 +466,8 @@ fn settling() {
         host.assert_unharmed();
         // It counts on.
         let counter = || {
-            let report = ask(&question(Source::Pid(host.pid))).report;
-            let shown = from_report(&thread(&report, host.tid).frames);
+            let report = ask(&question(Source::Pid(pid))).report;
+            let shown = from_report(&thread(&report, tid).frames);
             let spin = shown.iter().find(|f| f.function == SPIN).unwrap();
             spin.locals[3].clone().unwrap() as u32
         };

@@ -31,7 +31,7 @@ fn a_guest_that_waits_is_told_at_every_door() {
                 let pid = host.pid().to_string();
                 let what = format!("{version:?} {profile} {flags:?}");
                 let (code, report) = wstate_json(&["attach", &pid]);
-                assert_eq!(code, Some(0), "{what}: {report}");
+                assert_eq!(code, 0, "{what}: {report}");
                 assert_eq!(guests(&notes(&report)), 1, "{what}: {:?}", notes(&report));
                 let idle = notes(&report).iter().any(|n| n.contains(IDLE));
                 assert!(!idle, "{what}: told once: {:?}", notes(&report));
@@ -65,7 +65,7 @@ fn a_guest_that_runs_does_not_wait() {
             at_rest(&host);
             let (code, report) = wstate_json(&["attach", &host.pid().to_string()]);
             let notes = notes(&report);
-            assert_eq!((code, guests(&notes)), (Some(0), 0), "{version:?} {stop} {flags:?}: {notes:?}");
+            assert_eq!((code, guests(&notes)), (0, 0), "{version:?} {stop} {flags:?}: {notes:?}");
             assert!(!notes.iter().any(|n| n.contains(IDLE)), "{version:?} {stop} {flags:?}: {notes:?}");
         }
     }

@@ -87,12 +87,12 @@ impl Runtime for Singlepass {
     }
 
     fn linear_memory(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<(u64, u64), Why> {
-        let module = self.modules.get(module).ok_or_else(|| Why("there is no such module".into()))?;
+        let module = self.modules.get(module).ok_or(Why::NoSuchModule)?;
         instance::linear_memory(module, instance, index, memory)
     }
 
     fn global(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<Value, Why> {
-        let module = self.modules.get(module).ok_or_else(|| Why("there is no such module".into()))?;
+        let module = self.modules.get(module).ok_or(Why::NoSuchModule)?;
         instance::global(module, instance, index, memory)
     }
 
@@ -102,14 +102,14 @@ impl Runtime for Singlepass {
     }
 
     fn check_instance(&self, instance: GuestInstance, memory: &dyn Memory) -> Result<(), Why> {
-        let module = self.modules.get(instance.module).ok_or_else(|| Why("there is no such module".into()))?;
+        let module = self.modules.get(instance.module).ok_or(Why::NoSuchModule)?;
         instance::check(module, instance.address, memory)
     }
 
     fn declared(&self, module: usize, _: &dyn Memory) -> Declared {
         match self.modules.get(module) {
             Some(module) => module.declared(),
-            None => Declared::unknown(Why("there is no such module".into())),
+            None => Declared::unknown(Why::NoSuchModule),
         }
     }
 
@@ -132,7 +132,7 @@ impl Runtime for Singlepass {
 
 impl Tables for Singlepass {
     fn table(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {
-        let module = self.modules.get(module).ok_or_else(|| Why("there is no such module".into()))?;
+        let module = self.modules.get(module).ok_or(Why::NoSuchModule)?;
         instance::table(module, instance, index, memory)
     }
 }

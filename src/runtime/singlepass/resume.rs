@@ -14,7 +14,7 @@ impl Images for Singlepass {
     }
 
     fn instance_parts(&self, module: usize, instance: u64, memory: &dyn Memory) -> Result<InstanceParts, Why> {
-        let module = self.modules.get(module).ok_or_else(|| Why("there is no such module".into()))?;
+        let module = self.modules.get(module).ok_or(Why::NoSuchModule)?;
         // The frame may run code of another tier. The instance belongs to the module that was instantiated.
         let own = memory.read_u64(instance.wrapping_add(ctx::MODULE)).ok();
         let instantiated = self.modules.iter().find(|m| m.inner.is_some() && m.inner == own);
@@ -31,13 +31,13 @@ impl Images for Singlepass {
 impl Settling for Singlepass {
     fn settles(&self, module: usize) -> Result<(), Why> {
         match self.modules.get(module) {
-            None => Err(Why("there is no such module".into())),
+            None => Err(Why::NoSuchModule),
             // With full preemption the headers of functions have states even without track_state. But these tell
             // nothing new: the locals have fixed places, and the operand stack is empty there.
             Some(module) if !module.tracked => {
                 let why = "the module was compiled without track_state: its operand stacks are recorded nowhere, and its \
                            locals are known without a step";
-                Err(Why(why.into()))
+                Err(Why::other(why))
             }
             Some(_) => Ok(()),
         }

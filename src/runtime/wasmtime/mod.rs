@@ -20,6 +20,7 @@
 //! version. The rest works for the versions of [`image::version`], and an unknown version is an error that says so.
 
 pub mod code_map;
+mod declarations;
 pub mod find;
 pub mod image;
 pub mod instance;
@@ -110,7 +111,7 @@ impl Wasmtime {
         if code.first + code.modules > MAX_IMAGES_MODULES && code.modules > 1 {
             let why =
                 format!("the code images have more than {MAX_IMAGES_MODULES} modules: those of this one are left out");
-            code.leave_out_modules(Why(why));
+            code.leave_out_modules(Why::Other(why));
         }
         // Each store runs its own copy of code that was compiled for a debugger. The copies carry the same `.wasm`
         // file, which is kept once.
@@ -134,7 +135,7 @@ impl Wasmtime {
     /// The image of a module, and the module's number in it.
     fn place(&self, module: usize) -> Result<(&Code, usize), Why> {
         let code = self.owner.get(module).and_then(|&i| self.codes.get(i));
-        let code = code.ok_or_else(|| Why("there is no such module".into()))?;
+        let code = code.ok_or(Why::NoSuchModule)?;
         Ok((code, module - code.first))
     }
 

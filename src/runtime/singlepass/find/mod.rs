@@ -28,8 +28,8 @@ use crate::state::model::{FunctionStateMap, WasmAbstractValue};
 use crate::state::{PointKind, SuspendOffset};
 use crate::unwind::Cursor;
 use crate::wasm::file::CoreModule;
-use crate::wasm::{Description, FunctionFacts, MemoryLimits, ModuleFacts, TableLimits, WasmModule};
-use crate::wasm::{ExternKind, GlobalDecl, GuestExport, NameSource, ValType};
+use crate::wasm::{Declarations, FunctionFacts, ModuleFacts, WasmModule};
+use crate::wasm::{ExternKind, GlobalDecl, GuestExport, MemoryDecl, NameSource, TableDecl, ValType};
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -501,24 +501,24 @@ fn names(info: &ModuleInfo) -> Names {
 }
 
 /// The parts of a runtime's description that are only compared with a file.
-fn description(info: &ModuleInfo) -> Description {
+fn description(info: &ModuleInfo) -> Declarations {
     fn names<T>(imports: &[Import<T>]) -> Vec<(String, String)> {
         imports.iter().map(|i| (i.module.clone(), i.name.clone())).collect()
     }
-    let memory = |m: &MemoryInfo| MemoryLimits {
+    let memory = |m: &MemoryInfo| MemoryDecl {
         minimum: m.minimum.into(),
         maximum: m.maximum.map(u64::from),
         memory64: false,
         shared: m.shared,
         page_size_log2: 16,
     };
-    let table = |t: &TableInfo| TableLimits {
+    let table = |t: &TableInfo| TableDecl {
         minimum: t.minimum.into(),
         maximum: t.maximum.map(u64::from),
         table64: false,
         element: ValType::FuncRef,
     };
-    Description {
+    Declarations {
         imports: vec![
             (ExternKind::Memory, names(&info.imported_memories)),
             (ExternKind::Table, names(&info.imported_tables)),
@@ -530,7 +530,7 @@ fn description(info: &ModuleInfo) -> Description {
         start: Some(info.start),
         data: Some(info.data.clone()),
         elements: Some(info.elements),
-        ..Description::default()
+        ..Declarations::default()
     }
 }
 
@@ -580,14 +580,14 @@ fn facts(module: &Module, memory: &dyn Memory) -> Result<ModuleFacts, String> {
         by_index.insert(map.local_function_id, facts);
     }
     // Indices are dense (`finalize` numbers every function); a map with holes belongs to no file.
-    let description = Description {
+    let declarations = Declarations {
         signatures: module.names.signatures.clone(),
         exports: module.names.exports.clone(),
         globals: module.names.globals.as_ref().map(|(all, _)| all.clone()),
         ..module.names.description.clone()
     };
     let functions = by_index.into_values().collect();
-    Ok(ModuleFacts { imported_functions: Some(module.import_count), functions, description })
+    Ok(ModuleFacts { imported_functions: Some(module.import_count), functions, declarations })
 }
 
 /// Checks that the constants that the compiler wrote into the code of each function are there. `Ok` says what was

@@ -11,9 +11,7 @@ use super::module::code::{Cfa, Here, Home, Shape, Source, Stretch};
 use super::module::{Location, Module};
 use crate::arch::{CodeAddress, Reg, Registers, x64};
 use crate::process::Memory;
-use crate::runtime::{
-    BETWEEN_POINTS, GuestFrame, GuestKind, OperatorPlace, Place, Position, RuntimeName, Slot, Value, Why,
-};
+use crate::runtime::{GuestFrame, GuestKind, OperatorPlace, Place, Position, RuntimeName, Slot, Value, Why};
 use crate::state::read::BoundaryRegisters;
 use crate::state::{
     CodeVersion, ExecutionStateImage, FUNCTION_HEADER, FunctionStateMap, KnownRegisters, MachineState, MachineValue,
@@ -175,8 +173,8 @@ pub fn describe(module: &Module, module_index: usize, at: &Cursor, memory: &dyn 
         function_offset: None,
         position: Position::Unknown,
         operator: None,
-        locals: Err(Why("not a Wasm function".into())),
-        stack: Err(Why("not a Wasm function".into())),
+        locals: Err(Why::NotWasm),
+        stack: Err(Why::NotWasm),
         variables: Vec::new(),
         inlined: false,
         may_miss_inlined: false,
@@ -190,7 +188,7 @@ pub fn describe(module: &Module, module_index: usize, at: &Cursor, memory: &dyn 
         }
         Some(Location::Unreadable(why)) => {
             frame.notes.push(format!("the state map of this function cannot be read: {why}"));
-            let why = Why("the function's state map cannot be read".into());
+            let why = Why::StateMapUnreadable;
             frame.locals = Err(why.clone());
             frame.stack = Err(why);
         }
@@ -230,7 +228,7 @@ pub fn describe(module: &Module, module_index: usize, at: &Cursor, memory: &dyn 
                 Ok(shape) => Ok(locals(shape, offset, map, at, memory, &types)),
                 Err(why) => match recorded.state() {
                     Some(state) => Ok(point_values(state, map, at, memory, &types, &[]).0),
-                    None => Err(Why(format!("the function is not laid out as expected ({why})"))),
+                    None => Err(Why::UnknownLayout(why.clone())),
                 },
             };
             let stack_types = recorded.stack_types(module, local);
@@ -327,7 +325,7 @@ fn in_register(registers: &Registers, reg: Reg) -> Slot {
         Some(bits) => {
             Slot::Known { bits: bits.into(), place: Place::Register { reg, saved_at: registers.saved_at(reg) } }
         }
-        None => Slot::Unknown(Why(format!("{reg} was not preserved by the frames above"))),
+        None => Slot::Unknown(Why::RegisterLost(reg)),
     }
 }
 
@@ -335,7 +333,7 @@ fn in_memory(memory: &dyn Memory, base: Reg, base_value: u64, offset: i64) -> Sl
     let address = base_value.wrapping_add(offset as u64);
     match memory.read_u64(address) {
         Ok(bits) => Slot::Known { bits: bits.into(), place: Place::Memory { base, offset, address } },
-        Err(e) => Slot::Unknown(Why(e.to_string())),
+        Err(e) => Slot::Unknown(Why::Memory(e)),
     }
 }
 
@@ -357,7 +355,7 @@ fn locals(
         }
         let cfa = match &cfa {
             Ok(cfa) => *cfa,
-            Err(e) => return Slot::Unknown(Why(e.to_string())),
+            Err(e) => return Slot::Unknown(Why::Frame(e.clone())),
         };
         match shape.pending(index, offset) {
             Some(Source::Register(reg)) => return in_register(registers, reg),
@@ -378,7 +376,7 @@ fn locals(
                 _ => false,
             };
             if !held {
-                return Slot::Unknown(Why("the function is returning: its frame is gone".into()));
+                return Slot::Unknown(Why::Returning);
             }
         }
         match code::home(index) {
@@ -400,7 +398,6 @@ fn operands(
     memory: &dyn Memory,
     types: &[ValType],
 ) -> Result<Vec<Value>, Why> {
-    let why = |text: &str| Err(Why(text.into()));
     match recorded.state.as_deref() {
         Some(Ok(state)) => {
             let (_, stack, bottom) = point_values(state, map, at, memory, &[], types);
@@ -408,17 +405,15 @@ fn operands(
             // belong to this frame.
             match (at.registers.get(x64::RBP), bottom) {
                 (Some(rbp), Some(bottom)) if rbp == bottom => Ok(stack),
-                (Some(rbp), Some(bottom)) => Err(Why(format!(
-                    "the recorded state ends at {bottom:#x}, the frame at rbp {rbp:#x}: they do not belong together"
-                ))),
-                (None, _) => why("rbp is not known"),
-                (_, None) => why("the recorded state does not fit any frame"),
+                (Some(rbp), Some(end)) => Err(Why::StateOfAnotherFrame { end, rbp }),
+                (None, _) => Err(Why::other("rbp is not known")),
+                (_, None) => Err(Why::other("the recorded state does not fit any frame")),
             }
         }
-        Some(Err(e)) => Err(Why(format!("the recorded state is broken: {e}"))),
-        None if !module.tracked => why("the module was compiled without track_state"),
-        None if at.address.is_return() => why("no state is recorded for this call"),
-        None => why(BETWEEN_POINTS),
+        Some(Err(e)) => Err(Why::BrokenState(e.clone())),
+        None if !module.tracked => Err(Why::NotTracked),
+        None if at.address.is_return() => Err(Why::NoStateAtCall),
+        None => Err(Why::BetweenPoints),
     }
 }
 
@@ -443,18 +438,18 @@ fn point_values(
         let place = match place {
             ValuePlace::Register(index) => match Reg::from_index(*index) {
                 Some(reg) => Ok(Place::Register { reg, saved_at: registers.saved_at(reg) }),
-                None => Err("no such register".to_string()),
+                None => Err(Why::other("no such register")),
             },
             ValuePlace::Stack { address }
             | ValuePlace::HalfStack { address, .. }
             | ValuePlace::PrevFrame { address } => Ok(at_address(*address)),
             ValuePlace::Constant => Ok(Place::Constant),
-            ValuePlace::Missing(why) => Err(why.to_string()),
+            ValuePlace::Missing(why) => Err(Why::Missing(*why)),
         };
         let slot = match (bits, place) {
             (Some(bits), Ok(place)) => Slot::Known { bits: bits.into(), place },
-            (_, Err(why)) => Slot::Unknown(Why(why)),
-            (None, Ok(_)) => Slot::Unknown(Why("not readable".into())),
+            (_, Err(why)) => Slot::Unknown(why),
+            (None, Ok(_)) => Slot::Unknown(Why::other("not readable")),
         };
         Value { ty, slot }
     };
@@ -593,7 +588,7 @@ mod tests {
             Slot::Known { bits, .. } => u64::try_from(bits).ok(),
             Slot::Unknown(_) => None,
         };
-        values.as_ref().unwrap_or_else(|Why(why)| panic!("{why}")).iter().map(known).collect()
+        values.as_ref().unwrap_or_else(|why| panic!("{why}")).iter().map(known).collect()
     }
 
     /// Another backend may have used registers without saving them. So below its frames they are unknown, whatever

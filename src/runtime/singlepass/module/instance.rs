@@ -9,15 +9,11 @@ use crate::runtime::{GlobalCell, InstanceParts, Place, Slot, Value, Why};
 use crate::wasm::ValType;
 use std::sync::Arc;
 
-fn why(e: impl ToString) -> Why {
-    Why(e.to_string())
-}
-
 /// Reads element `index` of the array of pointers at `array`.
 fn element(array: u64, index: u64, memory: &dyn Memory) -> Result<u64, Why> {
     let at =
         index.checked_mul(8).and_then(|o| array.checked_add(o)).filter(|_| index < MAX_INSTANCE_ARRAY && array != 0);
-    memory.read_u64(at.ok_or_else(|| Why("the instance has no such thing".into()))?).map_err(why)
+    memory.read_u64(at.ok_or_else(|| Why::other("the instance has no such thing"))?).map_err(Why::Memory)
 }
 
 /// Reads the pointer to memory, table or global `index`. Imported ones come first in the index space; an instance has
@@ -28,7 +24,7 @@ fn pointer(own: u64, imported: u64, counts: (u64, u64), index: u32, memory: &dyn
     match index.checked_sub(counts.0) {
         None => element(imported, index, memory),
         Some(i) if i < counts.1 => element(own, i, memory),
-        Some(_) => Err(Why(match counts.0.saturating_add(counts.1) {
+        Some(_) => Err(Why::Other(match counts.0.saturating_add(counts.1) {
             0 => "the module has none".to_string(),
             n => format!("the module has {n}"),
         })),
@@ -37,57 +33,53 @@ fn pointer(own: u64, imported: u64, counts: (u64, u64), index: u32, memory: &dyn
 
 /// Address and size in bytes of linear memory `index` (`vm.rs: LocalMemory`: base, bound).
 pub fn linear_memory(module: &Module, instance: u64, index: u32, memory: &dyn Memory) -> Result<(u64, u64), Why> {
-    let ctx = Ctx::read(memory, instance).map_err(why)?;
+    let ctx = Ctx::read(memory, instance).map_err(Why::Memory)?;
     let Some(counts) = module.memories() else {
         // Compiled code reads the first memory's base and size from the context itself.
         return match (index, ctx.memory_base) {
-            (0, 0) => Err(Why("the module has no memory".into())),
+            (0, 0) => Err(Why::other("the module has no memory")),
             (0, base) => Ok((base, ctx.memory_bound)),
-            _ => Err(Why("how many memories the module has is not known".into())),
+            _ => Err(Why::other("how many memories the module has is not known")),
         };
     };
     let at = pointer(ctx.memories, ctx.imported_memories, counts, index, memory)?;
-    let base = memory.read_u64(at).map_err(why)?;
-    let bound = memory.read_u64(at.wrapping_add(8)).map_err(why)?;
+    let base = memory.read_u64(at).map_err(Why::Memory)?;
+    let bound = memory.read_u64(at.wrapping_add(8)).map_err(Why::Memory)?;
     match base.checked_add(bound) {
         Some(_) if base != 0 => Ok((base, bound)),
-        _ => Err(Why(format!("its description at {at:#x} is damaged"))),
+        _ => Err(Why::Damaged { address: at }),
     }
 }
 
 /// Number of elements of table `index` (`vm.rs: LocalTable`: base, count).
 pub fn table(module: &Module, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {
-    let ctx = Ctx::read(memory, instance).map_err(why)?;
-    let counts = module.tables().ok_or_else(|| {
-        Why("the module's description was not found in the target, so its tables are not known".into())
-    })?;
+    let ctx = Ctx::read(memory, instance).map_err(Why::Memory)?;
+    let counts = module.tables().ok_or(Why::NoDescription { what: "tables" })?;
     let at = pointer(ctx.tables, ctx.imported_tables, counts, index, memory)?;
-    let count = memory.read_u64(at.wrapping_add(8)).map_err(why)?;
+    let count = memory.read_u64(at.wrapping_add(8)).map_err(Why::Memory)?;
     match u32::try_from(count) {
         Ok(_) => Ok(count),
-        Err(_) => Err(Why(format!("its description at {at:#x} is damaged"))),
+        Err(_) => Err(Why::Damaged { address: at }),
     }
 }
 
 /// Checks that there is an instance of `module` at `instance`, as far as that can be told: where the address of the
 /// module's `ModuleInner` is not known, any readable context passes.
 pub fn check(module: &Module, instance: u64, memory: &dyn Memory) -> Result<(), Why> {
-    let ctx = Ctx::read(memory, instance).map_err(why)?;
+    let ctx = Ctx::read(memory, instance).map_err(Why::Memory)?;
     match module.inner {
-        Some(inner) if inner != ctx.module => Err(Why("what is there is no instance of this module".into())),
+        Some(inner) if inner != ctx.module => Err(Why::other("what is there is no instance of this module")),
         _ => Ok(()),
     }
 }
 
 /// Value of global `index` (`vm.rs: LocalGlobal`: 16 bytes of data).
 pub fn global(module: &Module, instance: u64, index: u32, memory: &dyn Memory) -> Result<Value, Why> {
-    let ctx = Ctx::read(memory, instance).map_err(why)?;
-    let (all, imported) = module.globals().ok_or_else(|| {
-        Why("the module's description was not found in the target, so its globals are not known".into())
-    })?;
+    let ctx = Ctx::read(memory, instance).map_err(Why::Memory)?;
+    let (all, imported) = module.globals().ok_or(Why::NoDescription { what: "globals" })?;
     let counts = (imported, (all.len() as u64).saturating_sub(imported));
     let at = pointer(ctx.globals, ctx.imported_globals, counts, index, memory)?;
-    let bits = memory.read_u64(at).map_err(why)?;
+    let bits = memory.read_u64(at).map_err(Why::Memory)?;
     let ty = all.get(index as usize).and_then(|g| g.ty);
     // Compiled code reaches the global through the context register, so the place is relative to that register; the
     // address is what a reader can use.
@@ -100,24 +92,22 @@ pub fn global(module: &Module, instance: u64, index: u32, memory: &dyn Memory) -
 
 /// Reads what `state.rs: build_instance_image` reads, and what that leaves out but going on from an image needs.
 pub fn parts(module: &Module, instance: u64, memory: &dyn Memory) -> Result<InstanceParts, Why> {
-    let ctx = Ctx::read(memory, instance).map_err(why)?;
-    let (all, imported) = module.globals().ok_or_else(|| {
-        Why("the module's description was not found in the target, so its globals are not known".into())
-    })?;
+    let ctx = Ctx::read(memory, instance).map_err(Why::Memory)?;
+    let (all, imported) = module.globals().ok_or(Why::NoDescription { what: "globals" })?;
     if ctx.memory_base.checked_add(ctx.memory_bound).is_none() {
-        return Err(Why("the instance's context is damaged".into()));
+        return Err(Why::other("the instance's context is damaged"));
     }
     let counts = (imported, (all.len() as u64).saturating_sub(imported));
     let mut cells = Vec::new();
     for (index, global) in all.iter().enumerate() {
-        let ty = global.ty.ok_or_else(|| Why(format!("the type of global {index} is not known")))?;
+        let ty = global.ty.ok_or_else(|| Why::Other(format!("the type of global {index} is not known")))?;
         let address = pointer(ctx.globals, ctx.imported_globals, counts, index as u32, memory)?;
         cells.push(GlobalCell { ty, address, bits: global_bits(ty, address, memory)? });
     }
     let own_memory = module.memories().is_some_and(|(imported, own)| imported == 0 && own > 0);
     let globals = cells.split_off(usize::try_from(imported).unwrap_or(usize::MAX).min(cells.len()));
     Ok(InstanceParts {
-        map: Arc::clone(module.map.all(memory).map_err(why)?),
+        map: Arc::clone(module.map.all(memory).map_err(Why::Other)?),
         code_base: module.code.0,
         vmctx: instance,
         memory: (ctx.memory_base != 0).then_some((ctx.memory_base, ctx.memory_bound)),
@@ -132,7 +122,7 @@ pub fn parts(module: &Module, instance: u64, memory: &dyn Memory) -> Result<Inst
 /// there what was there before.
 fn global_bits(ty: ValType, address: u64, memory: &dyn Memory) -> Result<u128, Why> {
     let mut bytes = [0; 16];
-    memory.read(address, &mut bytes).map_err(why)?;
+    memory.read(address, &mut bytes).map_err(Why::Memory)?;
     let bits = u128::from_le_bytes(bytes);
     Ok(match ty {
         ValType::I32 => bits as i32 as u128,

@@ -19,8 +19,7 @@ use crate::runtime::immediates::Immediates;
 use crate::runtime::{Declared, GuestFunction, Key, Why};
 use crate::state::map::{Point, PointKind};
 use crate::state::model::{FunctionStateMap, MachineState, MachineValue, ModuleStateMap};
-use crate::wasm::{Description, WasmModule};
-use crate::wasm::{GlobalDecl, GuestExport, MemoryDecl, NameSource, ValType};
+use crate::wasm::{Declarations, ExternKind, GlobalDecl, GuestExport, MemoryDecl, NameSource, ValType, WasmModule};
 use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -46,7 +45,7 @@ pub struct Names {
     /// Exports of the module.
     pub exports: Option<Vec<GuestExport>>,
     /// Further declarations, with which a `.wasm` file is compared.
-    pub description: Description,
+    pub description: Declarations,
     /// Address in the target and length in bytes of each data segment's contents.
     pub data: Option<Vec<(u64, u64)>>,
 }
@@ -305,40 +304,43 @@ impl Module {
 
     /// Number of imported memories, and of memories that the module defines.
     pub fn memories(&self) -> Option<(u64, u64)> {
-        let from_wasm = self.wasm.as_ref().map(|w| {
-            let d = w.declarations();
-            (d.imported_memories as u64, (d.memories.len() - d.imported_memories) as u64)
-        });
-        self.names.memories.or(from_wasm)
+        let from_wasm = || {
+            let declarations = self.wasm.as_ref()?.declarations();
+            counts(declarations.imports_of(ExternKind::Memory).len(), declarations.memories.as_ref()?.len())
+        };
+        self.names.memories.or_else(from_wasm)
     }
 
     /// Number of imported tables, and of tables that the module defines.
     pub fn tables(&self) -> Option<(u64, u64)> {
-        let from_wasm = self.wasm.as_ref().map(|w| {
-            let d = w.declarations();
-            (d.imported_tables as u64, (d.tables - d.imported_tables) as u64)
-        });
-        self.names.tables.or(from_wasm)
+        let from_wasm = || {
+            let declarations = self.wasm.as_ref()?.declarations();
+            counts(declarations.imports_of(ExternKind::Table).len(), declarations.tables.as_ref()?.len())
+        };
+        self.names.tables.or_else(from_wasm)
     }
 
     /// Globals, imported ones first, and how many are imported.
     pub fn globals(&self) -> Option<(&[GlobalDecl], u64)> {
-        let from_wasm = self.wasm.as_ref().map(|w| w.declarations());
         let known = self.names.globals.as_ref().map(|(all, imported)| (all.as_slice(), *imported));
-        known.or(from_wasm.map(|d| (d.globals.as_slice(), d.imported_globals as u64)))
+        known.or_else(|| {
+            let declarations = self.wasm.as_ref()?.declarations();
+            let imported = declarations.imports_of(ExternKind::Global).len();
+            Some((declarations.globals.as_deref()?, imported as u64))
+        })
     }
 
     /// What the module declares. Each part that is not known says why.
     pub fn declared(&self) -> Declared {
         let unknown = |what: &str| {
-            Why(format!(
+            Why::Other(format!(
                 "the module's description was not found in the target, so its {what} are not known (--wasm FILE)"
             ))
         };
         let from_wasm = self.wasm.as_ref().map(|w| w.declarations());
         let memories = self.memories().map(|(imported, own)| {
             let count = imported.saturating_add(own).min(crate::limits::MAX_SLOTS as u64) as usize;
-            let known = from_wasm.map(|d| d.memories.clone()).filter(|m| m.len() == count);
+            let known = from_wasm.and_then(|d| d.memories.clone()).filter(|m| m.len() == count);
             known.unwrap_or_else(|| vec![MemoryDecl::default(); count])
         });
         let tables = self.tables().map(|(imported, own)| u32::try_from(imported.saturating_add(own)));
@@ -348,7 +350,7 @@ impl Module {
             tables: tables.and_then(Result::ok).ok_or_else(|| unknown("tables")),
             functions: Ok(self.functions()),
             exports: (self.names.exports.clone())
-                .or_else(|| from_wasm.map(|d| d.exports.clone()))
+                .or_else(|| from_wasm.and_then(|d| d.exports.clone()))
                 .ok_or_else(|| unknown("exports")),
         }
     }
@@ -402,6 +404,11 @@ fn trampoline(offsets: &[u64], index: u32) -> Result<(u64, u64), String> {
         return Err(format!("the trampoline of import {index} is too long for one"));
     }
     Ok((start, end))
+}
+
+/// How many items are imported, and how many of all items are not.
+fn counts(imported: usize, all: usize) -> Option<(u64, u64)> {
+    Some((imported as u64, all.checked_sub(imported)? as u64))
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use super::image::version::Version;
 use crate::limits::{MAX_INSTANCE_ITEMS, MAX_NAME_SECTION_BYTES, MAX_SIGNATURE_TYPES};
 use crate::process::{Mapping, Memory, MemoryError, mapping_at};
 use crate::runtime::{Declared, GuestFunction, Place, Slot, Value, Why};
-use crate::wasm::{ExternKind, GlobalDecl, GuestExport, MemoryDecl, NameSource, ValType};
+use crate::wasm::{GuestExport, NameSource, ValType};
 
 /// Nothing is mapped below this address. Dangling pointers to nothing (4, 8) lie there.
 const LOWEST: u64 = 0x1000;
@@ -131,7 +131,7 @@ impl<'a> Described<'a> {
     /// If there is no such module, or the version's layouts are not known.
     pub fn new(info: &'a ImageInfo, number: u32, version: Version, text: Range<u64>) -> Result<Described<'a>, Why> {
         let module = info.modules.get(number as usize);
-        let module = module.ok_or_else(|| Why(format!("the image has {} modules", info.modules.len())))?;
+        let module = module.ok_or_else(|| Why::Other(format!("the image has {} modules", info.modules.len())))?;
         let layouts = || {
             let layout = VmLayout::new(version, &VmCounts::from(module))?;
             Some((layout, StoreLayout::new(version)?, FunctionImport::new(version)?))
@@ -162,7 +162,7 @@ impl<'a> Described<'a> {
     pub fn validate(&self, vmctx: u64, mappings: &[Mapping], memory: &dyn Memory) -> Result<Checked, Why> {
         self.begin(vmctx, memory)?;
         if !mapped(mappings, vmctx, self.layout.size) {
-            return Err(Why(format!(
+            return Err(Why::Other(format!(
                 "an instance of this module has {} bytes, but at {vmctx:#x} are not so many",
                 self.layout.size
             )));
@@ -182,13 +182,12 @@ impl<'a> Described<'a> {
         let tied = ties.iter().any(Option::is_some);
         let declared: Vec<_> = declared.into_iter().chain(ties).flatten().collect();
         if declared.is_empty() {
-            return Err(Why("the module declares nothing by which an instance of it could be told from others".into()));
+            return Err(Why::other("the module declares nothing by which an instance of it could be told from others"));
         }
         if types.is_none() && !tied {
-            return Err(Why(
+            return Err(Why::other(
                 "the module has no functions, so an instance of it cannot be told from what the host makes \
-                            for its own memories and tables"
-                    .into(),
+                            for its own memories and tables",
             ));
         }
         let mut facts = vec![format!("context of a store at {store:#x}")];
@@ -202,11 +201,11 @@ impl<'a> Described<'a> {
     /// If there is no instance at `vmctx`, it belongs to no store, or memory cannot be read.
     pub fn store(&self, vmctx: u64, memory: &dyn Memory) -> Result<StoreContext, Why> {
         self.begin(vmctx, memory)?;
-        let address = memory.read_u64(vmctx + offsets::VMCONTEXT_STORE).map_err(unreadable)?;
+        let address = memory.read_u64(vmctx + offsets::VMCONTEXT_STORE).map_err(Why::Memory)?;
         if address < LOWEST || !address.is_multiple_of(8) {
-            return Err(Why(format!("{vmctx:#x} belongs to no store")));
+            return Err(Why::Other(format!("{vmctx:#x} belongs to no store")));
         }
-        let word = |offset: u64| memory.read_u64(address.saturating_add(offset)).map_err(unreadable);
+        let word = |offset: u64| memory.read_u64(address.saturating_add(offset)).map_err(Why::Memory);
         Ok(StoreContext {
             address,
             last_exit_pc: word(self.store.last_exit_pc)?,
@@ -226,7 +225,7 @@ impl<'a> Described<'a> {
         self.begin(vmctx, memory)?;
         let all = &self.module.memories;
         let ty = all.get(index as usize).ok_or_else(|| none("memory", "memories", all.len()))?;
-        let damaged = |what: &str| Why(format!("memory {index} of {vmctx:#x} is damaged: {what}"));
+        let damaged = |what: &str| Why::Other(format!("memory {index} of {vmctx:#x} is damaged: {what}"));
         let definition = match index.checked_sub(self.module.imported.memories) {
             None => self.word(vmctx, self.layout.imported_memories, index, offsets::MEMORY_IMPORT_FROM, memory)?,
             Some(own) => {
@@ -245,7 +244,7 @@ impl<'a> Described<'a> {
         if definition < LOWEST {
             return Err(damaged("its pointer is null"));
         }
-        let word = |offset: u64| memory.read_u64(definition.saturating_add(offset)).map_err(unreadable);
+        let word = |offset: u64| memory.read_u64(definition.saturating_add(offset)).map_err(Why::Memory);
         let (base, bytes) = (word(offsets::MEMORY_BASE)?, word(offsets::MEMORY_LENGTH)?);
         if base == 0 || base.checked_add(bytes).is_none() {
             return Err(damaged("no memory has such an address"));
@@ -272,12 +271,12 @@ impl<'a> Described<'a> {
         let global = all.get(index as usize).ok_or_else(|| none("global", "globals", all.len()))?;
         let address = self.global_address(vmctx, index, memory)?;
         let mut bytes = [0; 16];
-        memory.read(address, &mut bytes[..global.ty.bytes()]).map_err(unreadable)?;
+        memory.read(address, &mut bytes[..global.ty.bytes()]).map_err(Why::Memory)?;
         let bits = u128::from_le_bytes(bytes);
         let slot = match global.ty {
             // All globals are zero before their initializers run.
             WasmType::Ref { nullable: false, .. } if bits == 0 => {
-                Slot::Unknown(Why("it is not initialized yet: it is null, which its type forbids".into()))
+                Slot::Unknown(Why::other("it is not initialized yet: it is null, which its type forbids"))
             }
             _ => Slot::Known { bits, place: Place::Address(address) },
         };
@@ -327,18 +326,19 @@ impl<'a> Described<'a> {
     fn begin(&self, vmctx: u64, memory: &dyn Memory) -> Result<(), Why> {
         // This makes sure that every offset in the layout can be added to the address.
         if !vmctx.is_multiple_of(16) || vmctx < LOWEST || vmctx.checked_add(self.layout.size).is_none() {
-            return Err(Why(format!("no instance can be at {vmctx:#x}")));
+            return Err(Why::Other(format!("no instance can be at {vmctx:#x}")));
         }
-        match Context::read(vmctx, memory).map_err(unreadable)? {
+        match Context::read(vmctx, memory).map_err(Why::Memory)? {
             Some(Context::Instance) => Ok(()),
-            _ => Err(Why(format!("there is no instance at {vmctx:#x}"))),
+            _ => Err(Why::Other(format!("there is no instance at {vmctx:#x}"))),
         }
     }
 
     // Reads a word of an item. The caller has asked `begin` before.
     fn word(&self, vmctx: u64, array: Array, index: u32, field: u64, memory: &dyn Memory) -> Result<u64, Why> {
-        let offset = array.at(index).ok_or_else(|| Why(format!("the module's parts do not fit together ({index})")))?;
-        memory.read_u64(vmctx + offset + field).map_err(unreadable)
+        let offset =
+            array.at(index).ok_or_else(|| Why::Other(format!("the module's parts do not fit together ({index})")))?;
+        memory.read_u64(vmctx + offset + field).map_err(Why::Memory)
     }
 
     fn global_address(&self, vmctx: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {
@@ -350,7 +350,9 @@ impl<'a> Described<'a> {
             }
         };
         if address < LOWEST || !address.is_multiple_of(16) {
-            return Err(Why(format!("global {index} of {vmctx:#x} is damaged: no global can be at {address:#x}")));
+            return Err(Why::Other(format!(
+                "global {index} of {vmctx:#x} is damaged: no global can be at {address:#x}"
+            )));
         }
         Ok(address)
     }
@@ -360,7 +362,7 @@ impl<'a> Described<'a> {
         self.begin(vmctx, memory)?;
         let all = &self.module.tables;
         let ty = *all.get(index as usize).ok_or_else(|| none("table", "tables", all.len()))?;
-        let damaged = |what: &str| Why(format!("table {index} of {vmctx:#x} is damaged: {what}"));
+        let damaged = |what: &str| Why::Other(format!("table {index} of {vmctx:#x} is damaged: {what}"));
         let definition = match index.checked_sub(self.module.imported.tables) {
             None => self.word(vmctx, self.layout.imported_tables, index, offsets::TABLE_IMPORT_FROM, memory)?,
             Some(own) => vmctx + self.layout.tables.at(own).ok_or_else(|| none("table", "tables", all.len()))?,
@@ -368,7 +370,7 @@ impl<'a> Described<'a> {
         if definition < LOWEST {
             return Err(damaged("its pointer is null"));
         }
-        let word = |offset: u64| memory.read_u64(definition.saturating_add(offset)).map_err(unreadable);
+        let word = |offset: u64| memory.read_u64(definition.saturating_add(offset)).map_err(Why::Memory);
         let (base, elements) = (word(offsets::TABLE_BASE)?, word(offsets::TABLE_ELEMENTS)?);
         if base == 0 {
             return Err(damaged("it is nowhere"));
@@ -399,7 +401,7 @@ impl<'a> Described<'a> {
 
 /// Why nothing of an instance is shown, and what is shown all the same.
 fn unknown_version(version: Version) -> Why {
-    Why(format!(
+    Why::Other(format!(
         "how version {version} lays out instances is not known (known are {} to {}); frames, names and positions do not \
          depend on it and are shown",
         Version::OLDEST,
@@ -407,12 +409,8 @@ fn unknown_version(version: Version) -> Why {
     ))
 }
 
-fn unreadable(e: MemoryError) -> Why {
-    Why(e.to_string())
-}
-
 fn none(one: &str, many: &str, there_are: usize) -> Why {
-    Why(match there_are {
+    Why::Other(match there_are {
         0 => format!("the module has no {one}"),
         1 => format!("the module has one {one}"),
         n => format!("the module has {n} {many}"),
@@ -451,7 +449,7 @@ type Fact = Result<Option<String>, Why>;
 
 impl Candidate<'_> {
     fn wrong(&self, what: String) -> Why {
-        Why(format!("{:#x} is no instance of this module: {what}", self.vmctx))
+        Why::Other(format!("{:#x} is no instance of this module: {what}", self.vmctx))
     }
 
     fn read(&self, array: Array, index: u32, field: u64) -> Result<u64, Why> {
@@ -485,11 +483,11 @@ impl Candidate<'_> {
         if count == 0 {
             return Ok(None);
         }
-        let array = self.memory.read_u64(self.vmctx + offsets::VMCONTEXT_TYPE_IDS).map_err(unreadable)?;
+        let array = self.memory.read_u64(self.vmctx + offsets::VMCONTEXT_TYPE_IDS).map_err(Why::Memory)?;
         if array < LOWEST || !array.is_multiple_of(4) {
             return Err(self.wrong("it has no types, like the instance that each store makes for itself".into()));
         }
-        let bytes = self.memory.read_vec(array, count * 4).map_err(unreadable)?;
+        let bytes = self.memory.read_vec(array, count * 4).map_err(Why::Memory)?;
         let number = |b: &[u8]| b.try_into().map_or(u32::MAX, u32::from_le_bytes);
         let numbers: Vec<_> = bytes.chunks_exact(4).map(number).collect();
         if numbers.contains(&u32::MAX) {
@@ -500,11 +498,11 @@ impl Candidate<'_> {
 
     // What kind of context provides an import. It has to be of the same store, as far as that can be seen.
     fn context(&self, address: u64, store: u64, what: &str) -> Result<Context, Why> {
-        let context = Context::read(address, self.memory).map_err(unreadable)?;
+        let context = Context::read(address, self.memory).map_err(Why::Memory)?;
         let wrong = |why: &str| self.wrong(format!("{what} comes from {address:#x}, {why}"));
         let context = context.ok_or_else(|| wrong("where is no context"))?;
         if context == Context::Instance {
-            let its = self.memory.read_u64(address.saturating_add(offsets::VMCONTEXT_STORE)).map_err(unreadable)?;
+            let its = self.memory.read_u64(address.saturating_add(offsets::VMCONTEXT_STORE)).map_err(Why::Memory)?;
             if its != store {
                 return Err(wrong("which is of another store"));
             }
@@ -533,7 +531,7 @@ impl Candidate<'_> {
             let vmctx = self.read(array, index, fields.vmctx)?;
             if self.context(vmctx, store, &what)? == Context::HostFunction {
                 // The function's own `VMFuncRef` follows the magic, and leads back to it.
-                let word = |field: u64| self.memory.read_u64(vmctx.saturating_add(8 + field)).map_err(unreadable);
+                let word = |field: u64| self.memory.read_u64(vmctx.saturating_add(8 + field)).map_err(Why::Memory);
                 if (word(offsets::FUNC_REF_VMCTX)?, word(offsets::FUNC_REF_ARRAY_CALL)?) != (vmctx, array_call) {
                     return Err(self.wrong(format!("{what} is a host function at {vmctx:#x} that is another one")));
                 }
@@ -580,7 +578,7 @@ impl Candidate<'_> {
         let array = self.of.layout.imported_globals;
         for index in items(array) {
             let address = self.of.global_address(self.vmctx, index, self.memory)?;
-            self.memory.read(address, &mut [0; offsets::GLOBAL_SIZE as usize]).map_err(unreadable)?;
+            self.memory.read(address, &mut [0; offsets::GLOBAL_SIZE as usize]).map_err(Why::Memory)?;
             // A null pointer means that the global is the host's own.
             let from = self.read(array, index, offsets::GLOBAL_IMPORT_VMCTX)?;
             if from != 0 {
@@ -651,12 +649,12 @@ impl Candidate<'_> {
             let (Some(base), Some(length)) = (layout.data_bases.at(index), layout.data_lengths.at(index)) else {
                 break;
             };
-            let length = self.memory.read_u32(self.vmctx + length).map_err(unreadable)?;
+            let length = self.memory.read_u32(self.vmctx + length).map_err(Why::Memory)?;
             // The segment was dropped, or is already in a memory.
             if length == 0 {
                 continue;
             }
-            let base = self.memory.read_u64(self.vmctx + base).map_err(unreadable)?;
+            let base = self.memory.read_u64(self.vmctx + base).map_err(Why::Memory)?;
             let begins = base.checked_sub(u64::from(*begin));
             if length != end - begin || begins.is_none() || section.is_some_and(|s| Some(s) != begins) {
                 return Err(self.wrong(format!("its data segment {index} is another")));
@@ -685,24 +683,11 @@ fn several(count: u32, one: &str, many: &str, how: &str) -> Option<String> {
 /// the contents of `.name.wasm` (empty if there is none).
 pub fn declared(info: &ImageInfo, number: u32, text: Range<u64>, symbols: &FunctionTable, names: &[u8]) -> Declared {
     let Some(module) = info.modules.get(number as usize) else {
-        return Declared::unknown(Why(format!("the image has {} modules", info.modules.len())));
+        return Declared::unknown(Why::Other(format!("the image has {} modules", info.modules.len())));
     };
-    let memories = module.memories.iter().map(|m| MemoryDecl {
-        memory64: m.memory64,
-        shared: m.shared,
-        // The maximum is in pages of 64 KiB, whatever the memory's own pages are.
-        maximum: m.limits.max.map(|max| match m.page_size_log2 {
-            16 => max,
-            log2 => {
-                let bytes = u128::from(max).checked_shl(log2.into()).filter(|_| log2 < 64);
-                bytes.and_then(|b| u64::try_from(b.div_ceil(1 << 16)).ok()).unwrap_or(u64::MAX)
-            }
-        }),
-    });
-    let globals = module.globals.iter().map(|g| GlobalDecl { ty: Some(g.ty.into()), mutable: Some(g.mutable) });
     Declared {
-        memories: Ok(memories.collect()),
-        globals: Ok(globals.collect()),
+        memories: Ok(module.memories.iter().map(Into::into).collect()),
+        globals: Ok(module.globals.iter().map(Into::into).collect()),
         tables: Ok(module.tables.len() as u32),
         functions: Ok(functions(info, module, number, text, symbols, names)),
         exports: exports(module),
@@ -768,19 +753,11 @@ fn functions(
 fn exports(module: &ModuleInfo) -> Result<Vec<GuestExport>, Why> {
     let bytes = module.exports.iter().fold(0usize, |sum, e| sum.saturating_add(e.name.len()));
     if bytes > MAX_NAME_SECTION_BYTES {
-        return Err(Why(format!("the names of the exports have {bytes} bytes, more than {MAX_NAME_SECTION_BYTES}")));
+        return Err(Why::Other(format!(
+            "the names of the exports have {bytes} bytes, more than {MAX_NAME_SECTION_BYTES}"
+        )));
     }
-    let export = |e: &super::image::info::Export| {
-        let (kind, index) = match e.entity {
-            Entity::Function(i) => (ExternKind::Function, i),
-            Entity::Table(i) => (ExternKind::Table, i),
-            Entity::Memory(i) => (ExternKind::Memory, i),
-            Entity::Global(i) => (ExternKind::Global, i),
-            Entity::Tag(i) => (ExternKind::Tag, i),
-        };
-        GuestExport { name: e.name.to_string(), kind, index }
-    };
-    Ok(module.exports.iter().map(export).collect())
+    Ok(module.exports.iter().map(Into::into).collect())
 }
 
 #[cfg(test)]

@@ -115,11 +115,11 @@ impl Code {
         let written = version_text.as_deref().and_then(Version::parse);
         let kind = image.header().kind;
         let info = match section(INFO, &mut problems) {
-            None => Err(Why("the section .wasmtime.info is not there".into())),
+            None => Err(Why::other("the section .wasmtime.info is not there")),
             Some(bytes) => decode(&bytes, kind, written, version_text.as_deref()),
         };
         if let Err(why) = &info {
-            problems.push(why.0.clone());
+            problems.push(why.to_string());
         }
         let names = section(NAMES, &mut problems);
         let symbols = image.symbols(memory).unwrap_or_else(|e| {
@@ -279,7 +279,7 @@ impl Code {
 
     /// Takes the image's code as that of no module. `why` is the reason that users see.
     pub fn leave_out_modules(&mut self, why: Why) {
-        self.problems.push(why.0.clone());
+        self.problems.push(why.to_string());
         self.functions = std::mem::take(&mut self.functions).of_modules(0);
         self.info = Err(why);
         self.modules = 1;
@@ -408,9 +408,9 @@ impl Code {
     /// Locals and operand stacks, or why they are not known.
     pub fn frame_table(&self) -> Result<FrameTable<'_>, Why> {
         match self.frames.as_deref() {
-            Some(bytes) => FrameTable::parse(bytes, self.version).map_err(|e| Why(e.to_string())),
-            None if self.has_frames().is_none() => Err(Why("the table of frames cannot be read".into())),
-            None => Err(Why("not recorded by this build (enable guest_debug)".into())),
+            Some(bytes) => FrameTable::parse(bytes, self.version).map_err(|e| Why::Other(e.to_string())),
+            None if self.has_frames().is_none() => Err(Why::other("the table of frames cannot be read")),
+            None => Err(Why::NoGuestDebug),
         }
     }
 
@@ -515,7 +515,7 @@ fn decode(bytes: &[u8], kind: Kind, written: Option<Version>, text: Option<&str>
     };
     result.map_err(|e| {
         let which = text.map_or("of an unknown version".to_string(), |v| format!("{v:?}"));
-        Why(format!(
+        Why::Other(format!(
             "what Wasmtime {which} knows of its modules cannot be read ({e}): names, frames and offsets are shown, \
              instances, memories and globals are not"
         ))

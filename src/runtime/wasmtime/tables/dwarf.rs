@@ -252,7 +252,7 @@ impl ImageDwarf {
         let ty = units.type_of(entry);
         let shown = |ty: &Entry| -> Result<(String, String), Why> {
             let found = location::locate(units, entry, frame)?;
-            let size = types::size(units, ty).ok_or_else(|| Why("its type has no size".into()))?;
+            let size = types::size(units, ty).ok_or_else(|| Why::other("its type has no size"))?;
             let len = size.min(MAX_SOURCE_VALUE_BYTES) as usize;
             let (bytes, place) = match found {
                 Found::Pieces(pieces) => location::bytes_of(&pieces, len, frame)?,
@@ -261,11 +261,11 @@ impl ImageDwarf {
                 }
             };
             let value = types::print(units, ty, &bytes);
-            Ok((value.ok_or_else(|| Why("values of its type are not shown".into()))?, place))
+            Ok((value.ok_or_else(|| Why::other("values of its type are not shown"))?, place))
         };
         let result = match &ty {
             Some(ty) => shown(ty),
-            None => Err(Why("its type is not described".into())),
+            None => Err(Why::other("its type is not described")),
         };
         let (value, place) = match result {
             Ok((value, place)) => (Ok(value), Some(place)),

@@ -61,8 +61,8 @@ pub struct Unrecorded {
 }
 
 impl Unrecorded {
-    fn because(why: impl Into<String>) -> Unrecorded {
-        Unrecorded { why: Why(why.into()), inlined: false }
+    fn because(why: Why) -> Unrecorded {
+        Unrecorded { why, inlined: false }
     }
 }
 
@@ -94,7 +94,7 @@ impl<'a> Points<'a> {
     /// If the table cannot be read, or `function` is no Wasm function.
     pub fn of(code: &'a Code, function: &'a Function, read: ReadCode<'a>) -> Result<Points<'a>, Why> {
         let FunctionKind::Wasm { module, function: index, .. } = &function.kind else {
-            return Err(Why("it is no Wasm function".into()));
+            return Err(Why::other("it is no Wasm function"));
         };
         Ok(Points { code, table: code.frame_table()?, function, own: (*module, *index), read })
     }
@@ -126,10 +126,7 @@ impl<'a> Points<'a> {
         if self.is_straight(point.text_offset, raw) {
             return recorded(self.frames(index, &point, place.filter(|_| point_is_own)));
         }
-        Err(Unrecorded {
-            inlined: place.is_none() && self.inlines(),
-            ..Unrecorded::because("not recorded at this call")
-        })
+        Err(Unrecorded { inlined: place.is_none() && self.inlines(), ..Unrecorded::because(Why::NotRecordedAtCall) })
     }
 
     /// What is recorded in front of the instruction at code offset `raw`, for a frame that was interrupted.
@@ -142,7 +139,7 @@ impl<'a> Points<'a> {
         let here = point.text_offset == raw;
         if let Some(place) = place {
             let Some(own) = point.frames.last().filter(|frame| self.is_of_function(frame)) else {
-                return Err(Unrecorded::because("not recorded at this place"));
+                return Err(Unrecorded::because(Why::NotRecordedHere));
             };
             if here && self.is_own(&point) && (!is_call || self.place_of(&point) == Some(place)) {
                 let of_call = self.behind_calls() && (is_call || point.position == InstPos::Pre);
@@ -151,10 +148,7 @@ impl<'a> Points<'a> {
             let frames = vec![FrameAt { program: *own, place: Some(place), filled: true }];
             return Ok(Recorded { frames, exact: false });
         }
-        let inlined = || Unrecorded {
-            inlined: true,
-            ..Unrecorded::because("not recorded between two operators of inlined code")
-        };
+        let inlined = || Unrecorded { inlined: true, ..Unrecorded::because(Why::BetweenInlinedOperators) };
         if here && !is_call {
             return Ok(Recorded { frames: self.frames(index, &point, None), exact: true });
         }
@@ -175,15 +169,15 @@ impl<'a> Points<'a> {
     }
 
     fn last_point(&self, raw: u32, position: InstPos) -> Result<(usize, ProgramPoint), Unrecorded> {
-        let broken = |e: super::frame_table::FrameTableError| Unrecorded::because(e.to_string());
-        let before = || Unrecorded::because("before the first place that is recorded");
+        let broken = |e: super::frame_table::FrameTableError| Unrecorded::because(Why::Other(e.to_string()));
+        let before = || Unrecorded::because(Why::BeforeFirstRecord);
         let index = self.table.index_before(raw, position).ok_or_else(before)?;
         let point = self.table.point(index).map_err(broken)?.ok_or_else(before)?;
         if !self.contains(&point) {
             return Err(before());
         }
         if !self.table.is_filled(self.function.start, &point) {
-            return Err(Unrecorded::because("the function had not stored them yet"));
+            return Err(Unrecorded::because(Why::NotStoredYet));
         }
         Ok((index, point))
     }

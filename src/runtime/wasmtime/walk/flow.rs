@@ -923,7 +923,7 @@ mod tests {
         assert_eq!(facts.state.find(Held::Entry(x64::RDI), &r, &with(5, 6)), None);
     }
 
-    /// Each shape of the module's table that `tests/steps.rs` does not get from the hosts of this repository as well:
+    /// Each shape of the module's table that `tests/live/steps.rs` does not get from the hosts of this repository as well:
     /// a description, whether callees take 16 bytes off the stack, and the code.
     const SHAPES: &[(&str, bool, &str)] = &[
         (

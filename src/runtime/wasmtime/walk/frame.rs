@@ -430,7 +430,7 @@ impl Here<'_> {
         let recorded = points.at(self.at.address, raw)?;
         // Since the last point the code may have entered or left the frame.
         if !recorded.exact && (self.frame_pointer().is_none() || self.in_epilogue()) {
-            return Err(nothing(Why("between the frames: rbp is the caller's or about to be".into())));
+            return Err(nothing(Why::BetweenFrames));
         }
         Ok(recorded)
     }
@@ -453,7 +453,8 @@ impl Here<'_> {
             let mut frame = base.clone();
             frame.inlined = depth < outermost;
             let table = self.code.frame_table();
-            let descriptor = table.and_then(|t| t.descriptor(at.program.descriptor).map_err(|e| Why(e.to_string())));
+            let descriptor =
+                table.and_then(|t| t.descriptor(at.program.descriptor).map_err(|e| Why::Other(e.to_string())));
             match descriptor {
                 Ok(d) if d.function.kind == FuncKind::Wasm => {
                     let module = d.function.namespace;
@@ -467,7 +468,7 @@ impl Here<'_> {
                     }
                     self.values(&mut frame, &d, at, recorded.exact);
                 }
-                Ok(_) => frame.locals = Err(Why("the descriptor here is of no Wasm function".into())),
+                Ok(_) => frame.locals = Err(Why::other("the descriptor here is of no Wasm function")),
                 Err(why) => (frame.locals, frame.stack) = (Err(why.clone()), Err(why)),
             }
             out.push(frame);
@@ -477,12 +478,12 @@ impl Here<'_> {
 
     fn values(&self, frame: &mut GuestFrame, d: &FrameDescriptor, at: &FrameAt, exact: bool) {
         if !at.filled {
-            let why = Why("the function had not stored them yet".into());
+            let why = Why::NotStoredYet;
             (frame.locals, frame.stack) = (Err(why.clone()), Err(why));
             return;
         }
         let Some(fp) = self.frame_pointer() else {
-            let why = Why("register rbp is not known in this frame".into());
+            let why = Why::RegisterUnknown(x64::RBP);
             (frame.locals, frame.stack) = (Err(why.clone()), Err(why));
             return;
         };
@@ -490,7 +491,7 @@ impl Here<'_> {
             Ok(vmctx) if is_vmctx(vmctx, self.memory) => Some(vmctx),
             // A slot that does not begin with an instance is not what it is taken for.
             _ => {
-                let why = Why("the frame's slot does not begin with an instance".into());
+                let why = Why::other("the frame's slot does not begin with an instance");
                 (frame.locals, frame.stack) = (Err(why.clone()), Err(why));
                 return;
             }
@@ -499,8 +500,8 @@ impl Here<'_> {
         frame.locals = Ok(d.locals.iter().map(value).collect());
         frame.stack = match (exact, d.stack(at.program.shape)) {
             (true, Some(slots)) => Ok(slots.iter().map(value).collect()),
-            (true, None) => Err(Why("the operand stack that is recorded here is broken".into())),
-            (false, _) => Err(Why("not recorded between two operators".into())),
+            (true, None) => Err(Why::other("the operand stack that is recorded here is broken")),
+            (false, _) => Err(Why::BetweenOperators),
         };
         if !exact {
             frame.notes.push("between two operators: locals are those of the last recorded place".into());
@@ -515,8 +516,8 @@ impl Here<'_> {
                 let offset = address.wrapping_sub(fp).cast_signed();
                 Slot::Known { bits, place: Place::Memory { base: x64::RBP, offset, address } }
             }
-            Err(MemoryError::Unmapped { .. }) => Slot::Unknown(Why(format!("no memory at {address:#x}"))),
-            Err(e) => Slot::Unknown(Why(e.to_string())),
+            Err(MemoryError::Unmapped { .. }) => Slot::Unknown(Why::Unmapped { address }),
+            Err(e) => Slot::Unknown(Why::Memory(e)),
         };
         Value { ty, slot }
     }

@@ -34,21 +34,19 @@ pub(super) enum Found {
 }
 
 fn why(reason: impl Into<String>) -> Why {
-    Why(reason.into())
+    Why::other(reason)
 }
 
 fn broken(e: gimli::Error) -> Why {
-    Why(format!("the debug information is broken: {e}"))
+    Why::Other(format!("the debug information is broken: {e}"))
 }
-
-const OPTIMIZED_OUT: &str = "optimized out here";
 
 impl Frame<'_> {
     fn register(&self, register: gimli::Register) -> Result<(Reg, u64), Why> {
         let reg = Reg::from_dwarf(register.0);
         let reg = reg.ok_or_else(|| why(format!("it is in register {} of DWARF, which is not read", register.0)))?;
         let value = self.registers.get(reg);
-        Ok((reg, value.ok_or_else(|| why(format!("register {reg} is not known in this frame")))?))
+        Ok((reg, value.ok_or(Why::RegisterUnknown(reg))?))
     }
 
     fn cfa(&self) -> Result<u64, Why> {
@@ -57,7 +55,7 @@ impl Frame<'_> {
 
     fn read(&self, address: u64, len: usize) -> Result<Vec<u8>, Why> {
         let bytes = self.memory.read_vec(address, len);
-        bytes.map_err(|_| why(format!("memory at {address:#x} is not readable")))
+        bytes.map_err(|_| Why::Unreadable { address })
     }
 
     /// The text for an address: `[fp-0x10]` if it is in the frame, else the address itself.
@@ -104,7 +102,7 @@ fn expression_at(units: &Units, unit: &Unit, value: Attribute, address: u64) -> 
     let mut list = list.ok_or_else(|| why("its place is described in an unknown form"))?;
     // The ranges are read one by one, because gimli's `next` skips any number of empty ranges at once.
     for _ in 0..MAX_LOCATIONS {
-        let Some(raw) = list.next_raw().map_err(broken)? else { return Err(why(OPTIMIZED_OUT)) };
+        let Some(raw) = list.next_raw().map_err(broken)? else { return Err(Why::OptimizedOut) };
         let Some(entry) = list.convert_raw(raw).map_err(broken)? else { continue };
         if entry.range.begin <= address && address < entry.range.end {
             return Ok(entry.data);
@@ -128,7 +126,7 @@ fn evaluate(
     }
     // An empty expression says that the variable is nowhere; to evaluate it would be a mistake.
     if expression.0.is_empty() {
-        return Err(why(OPTIMIZED_OUT));
+        return Err(Why::OptimizedOut);
     }
     let mut evaluation = Evaluation::new(expression.0, encoding);
     evaluation.set_max_iterations(MAX_EXPRESSION_STEPS);
@@ -224,7 +222,7 @@ pub(super) fn bytes_of(pieces: &[Piece<Slice>], len: usize, frame: &Frame<'_>) -
         return piece_bytes(&piece.location, len, frame);
     }
     if pieces.is_empty() {
-        return Err(why(OPTIMIZED_OUT));
+        return Err(Why::OptimizedOut);
     }
     let mut bytes = Vec::new();
     let mut places = Vec::new();
@@ -256,7 +254,7 @@ fn piece_bytes(location: &Location<Slice>, len: usize, frame: &Frame<'_>) -> Res
         Ok::<_, Why>(bytes?.to_vec())
     };
     match location {
-        Location::Empty => Err(why(OPTIMIZED_OUT)),
+        Location::Empty => Err(Why::OptimizedOut),
         Location::Register { register } => {
             let (reg, value) = frame.register(*register)?;
             let bytes = value.to_le_bytes();

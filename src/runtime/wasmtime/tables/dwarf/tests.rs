@@ -58,7 +58,7 @@ fn lines(variables: &[SourceVariable]) -> Vec<String> {
         let ty = v.ty.as_deref().unwrap_or("-");
         match (&v.value, &v.place) {
             (Ok(value), Some(place)) => format!("{ty} {} = {value} @ {place}", v.name),
-            (Err(why), None) => format!("{ty} {}: {}", v.name, why.0),
+            (Err(why), None) => format!("{ty} {}: {why}", v.name),
             other => panic!("{other:?}"),
         }
     };
