@@ -6,7 +6,8 @@ use super::code_map::{CodeMap, Detail};
 use super::engines::{self, Engine, Sighting};
 use super::match_files::{ByCode, Candidate, Verdict, decide};
 use super::singlepass::find::{HostLayouts, SinglepassProvider};
-use super::wasmtime::find::WasmtimeProvider;
+use super::singlepass::{self, find::anchor::Route};
+use super::wasmtime::{self, find::WasmtimeProvider};
 use super::{
     Declared, Fit, GuestFrame, GuestInstance, GuestModule, Images, InstanceParts, Provider, Reach, Reaches, Runtime,
     Scene, Settling, Tables, Value, Why,
@@ -15,8 +16,8 @@ use crate::error::Error;
 use crate::limits::{MAX_IMAGE_BYTES, MAX_SHOWN_REASONS};
 use crate::process::memory::read_file;
 use crate::process::{Memory, ThreadId};
-use crate::runtime::singlepass::find::anchor::Route;
 use crate::state::{ExecutionStateImage, PointKind};
+use crate::unwind::recognised::{RecognisedUnwinder, Routines};
 use crate::unwind::{Cursor, Next, Unwinder};
 use crate::wasm::WasmModule;
 use crate::wasm::file::{CoreModule, WasmFile};
@@ -77,6 +78,23 @@ impl FindOptions {
     }
 }
 
+/// A runtime that is known here.
+struct Known {
+    provider: fn(&FindOptions) -> Box<dyn Provider>,
+    routines: Routines,
+}
+
+/// Each runtime is one line here. Those whose search reads less come first.
+const KNOWN: [Known; 2] = [
+    Known { provider: |_| Box::new(WasmtimeProvider::new()), routines: wasmtime::stubs::ROUTINES },
+    Known { provider: |o| Box::new(SinglepassProvider::new(o.clone())), routines: singlepass::stubs::ROUTINES },
+];
+
+/// An unwinder that recognises native code of all known runtimes by its bytes.
+pub fn recognised() -> RecognisedUnwinder {
+    RecognisedUnwinder::new(&KNOWN.map(|runtime| runtime.routines))
+}
+
 /// All known runtimes together: finds the modules of all of them and reads all their frames.
 pub struct Runtimes {
     providers: Vec<Box<dyn Provider>>,
@@ -107,11 +125,9 @@ pub struct Runtimes {
 }
 
 impl Runtimes {
-    /// All known runtimes; none of them has searched yet. Each runtime is one line here.
+    /// All known runtimes; none of them has searched yet.
     pub fn new(options: &FindOptions) -> Runtimes {
-        let providers: Vec<Box<dyn Provider>> =
-            vec![Box::new(WasmtimeProvider::new()), Box::new(SinglepassProvider::new(options.clone()))];
-        Runtimes::of(providers, options)
+        Runtimes::of(KNOWN.iter().map(|runtime| (runtime.provider)(options)).collect(), options)
     }
 
     /// These runtimes. Those whose search reads less come first: what they explain is not searched for by the others.

@@ -151,7 +151,8 @@ impl dyn Runtime + '_ {
 
     /// See [`Tables::table`].
     pub fn table(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {
-        let tables = self.tables().ok_or_else(|| Why::Other(format!("how {} keeps tables is not known", self.name())))?;
+        let tables =
+            self.tables().ok_or_else(|| Why::Other(format!("how {} keeps tables is not known", self.name())))?;
         tables.table(module, instance, index, memory)
     }
 }

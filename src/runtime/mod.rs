@@ -27,7 +27,6 @@ use crate::unwind::{Cursor, Next, Unwinder};
 use crate::wasm::WasmModule;
 use std::path::PathBuf;
 
-
 /// A runtime found in a target.
 pub trait Runtime: Unwinder {
     /// Name of the runtime.

@@ -8,6 +8,7 @@ pub mod find;
 pub mod frame;
 pub mod module;
 mod resume;
+pub mod stubs;
 
 #[cfg(test)]
 pub(crate) mod fake;

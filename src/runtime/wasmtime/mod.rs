@@ -24,6 +24,7 @@ mod declarations;
 pub mod find;
 pub mod image;
 pub mod instance;
+pub mod stubs;
 pub mod tables;
 #[cfg(test)]
 mod testing;
