@@ -96,6 +96,7 @@ fn arguments(source: &Source) -> Vec<String> {
     match source {
         Source::Pid(pid) => vec!["attach".into(), pid.to_string()],
         Source::Core { core, .. } => vec!["core".into(), core.display().to_string()],
+        other => unreachable!("{other:?}"),
     }
 }
 
@@ -280,7 +281,9 @@ fn check_truth(
             wstate::state::codec::decode_bincode(&output.stdout).ok();
         return Err(format!("the images differ: ours {ours:x?}\nruntime's {image:x?}"));
     }
-    let both = ask(&Options { image: true, threads: vec![truth.tid], ..asked.clone() });
+    let mut with_image = asked.clone();
+    (with_image.image, with_image.threads) = (true, vec![truth.tid]);
+    let both = ask(&with_image);
     if both.image.as_ref() != Some(&truth.image) {
         return Err("a second image differs".into());
     }

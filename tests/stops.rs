@@ -13,7 +13,7 @@ use wstate::report::{Frame, FrameKind, Value};
 use wstate::runtime::all::FindOptions;
 use wstate::runtime::singlepass::find::SinglepassProvider;
 use wstate::runtime::{GuestKind, Provider, Runtime, Scene, Slot};
-use wstate::session::{Options, Source};
+use wstate::session::Source;
 use wstate::unwind::cfi::CfiUnwinder;
 use wstate::unwind::frame_pointer::FramePointerUnwinder;
 use wstate::unwind::recognised::RecognisedUnwinder;
@@ -419,7 +419,8 @@ fn settling() {
         let mut random = Random(0x1234_5678_9abc_def1 ^ i as u64);
         for _ in 0..8 {
             random.pause();
-            let options = Options { settle: true, threads: vec![host.tid], ..question(Source::Pid(host.pid)) };
+            let mut options = question(Source::Pid(host.pid));
+            (options.settle, options.threads) = (true, vec![host.tid]);
             let report = ask(&options).report;
             let frames = &thread(&report, host.tid).frames;
             if report.notes.iter().any(|n| n.contains("nothing to settle")) {
