@@ -1,6 +1,9 @@
 //! The text form of a report: a head, then every thread with its youngest frame first.
 
-use super::*;
+use super::{
+    EndKind, Frame, FrameKind, Function, Module, OpPosition, Report, Runtime, Thread, Trust, Value, Variable,
+    WasmPlace, counted, fold,
+};
 use crate::arch::x64::TABLE;
 use crate::limits;
 use anstyle::{AnsiColor, Style};
