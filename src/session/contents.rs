@@ -11,7 +11,7 @@ use crate::report::contents::{
 };
 use crate::report::{self, Frame, Hex, Report};
 use crate::runtime::all::Runtimes;
-use crate::runtime::{self, Declared, GuestFunction, GuestInstance, Provider, Runtime, Slot, Why};
+use crate::runtime::{self, Declared, GuestFunction, GuestInstance, Provider, Runtime, Slot};
 use crate::wasm::{GuestExport, MemoryDecl};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -128,14 +128,14 @@ pub fn contents_of(report: &Report, runtime: &dyn Runtime, memory: &dyn Memory, 
         if lists.functions {
             match &declared.functions {
                 Ok(all) => row.functions = Some(all.iter().enumerate().map(|(i, f)| function(i as u32, f)).collect()),
-                Err(Why(why)) => row.functions_why = Some(why.clone()),
+                Err(why) => row.functions_why = Some(why.clone()),
             }
         }
         if lists.exports {
             let export = |e: &GuestExport| ExportRow { name: e.name.clone(), kind: e.kind, index: e.index };
             match &declared.exports {
                 Ok(all) => row.exports = Some(all.iter().map(export).collect()),
-                Err(Why(why)) => row.exports_why = Some(why.clone()),
+                Err(why) => row.exports_why = Some(why.clone()),
             }
         }
         for (number, (instance, threads)) in threads.iter().enumerate().filter(|(_, (i, _))| i.module == module) {
@@ -144,7 +144,7 @@ pub fn contents_of(report: &Report, runtime: &dyn Runtime, memory: &dyn Memory, 
             row.instances.push(one);
         }
         if row.instances.is_empty() {
-            row.instances_why = declared.memories.as_ref().err().map(|Why(why)| why.clone());
+            row.instances_why = declared.memories.as_ref().err().cloned();
         }
         out.contents.push(row);
     }
@@ -198,12 +198,12 @@ fn instance_row(
             memory64: decl.memory64,
             shared: decl.shared,
             maximum: decl.maximum,
-            why: found.err().map(|why| why.0),
+            why: found.err(),
         }
     };
     match &declared.memories {
         Ok(all) => row.memories = all.iter().enumerate().map(|(i, decl)| memory_row(i as u32, *decl)).collect(),
-        Err(Why(why)) => {
+        Err(why) => {
             // The first memory may be known all the same.
             let first = memory_row(0, MemoryDecl::default());
             row.memories.extend(Some(first).filter(|m| m.why.is_none()));
@@ -219,17 +219,17 @@ fn instance_row(
                 row.globals.push(GlobalRow { value, mutable: decl.mutable });
             }
         }
-        Err(Why(why)) => row.globals_why = Some(why.clone()),
+        Err(why) => row.globals_why = Some(why.clone()),
     }
-    match declared.tables {
+    match &declared.tables {
         Ok(count) => {
-            for index in 0..count.min(limits::MAX_SLOTS as u32) {
+            for index in 0..(*count).min(limits::MAX_SLOTS as u32) {
                 let found = runtime.table(module, address, index, memory);
                 let elements = found.as_ref().ok().copied();
-                row.tables.push(TableRow { index, elements, why: found.err().map(|why| why.0) });
+                row.tables.push(TableRow { index, elements, why: found.err() });
             }
         }
-        Err(Why(ref why)) => row.tables_why = Some(why.clone()),
+        Err(why) => row.tables_why = Some(why.clone()),
     }
     row
 }

@@ -4,7 +4,7 @@ use super::settle::Stepping;
 use super::view::View;
 use crate::error::Error;
 use crate::process::{Memory, Target, Thread, ThreadId};
-use crate::runtime::{BETWEEN_POINTS, GuestFrame, GuestKind, Runtime, Why};
+use crate::runtime::{GuestFrame, GuestKind, Runtime, Why};
 use crate::state::ExecutionStateImage;
 use crate::unwind::{Frame, Stack, Trust};
 
@@ -99,13 +99,13 @@ impl WasmThread<'_> {
             });
         }
         let image = self.frames.first().map(|f| runtime.image(self.tid, &f.cursor, memory)).transpose();
-        let image = image
-            .map_err(|Why(why)| Error::NoImage { what: format!("thread {tid}: {why}; {EXPORT}") })?
-            .unwrap_or_default();
+        let image =
+            image.map_err(|why| Error::NoImage { what: format!("thread {tid}: {why}; {EXPORT}") })?.unwrap_or_default();
         if image.frames.is_empty() {
-            let why = self.youngest.stack.as_ref().err().map_or("the runtime has no state here", |w| w.0.as_str());
+            let unknown = self.youngest.stack.as_ref().err();
+            let why = unknown.map_or("the runtime has no state here".to_string(), ToString::to_string);
             let pc = self.frames.first().map_or(0, |f| f.cursor.address.raw());
-            let next = self.next_step(runtime, why, stepping).map_or(String::new(), |next| format!("; {next}"));
+            let next = self.next_step(runtime, unknown, stepping).map_or(String::new(), |next| format!("; {next}"));
             return Err(Error::NoImage { what: format!("thread {tid} has no image at {pc:#x}: {why}{next}") });
         }
         Ok(image)
@@ -113,8 +113,8 @@ impl WasmThread<'_> {
 
     /// What the user can do to get an image where there is none. `None` if the thread was to be stepped, because the
     /// note about the steps says it.
-    fn next_step(&self, runtime: &dyn Runtime, why: &str, stepping: Stepping) -> Option<&'static str> {
-        let between = why == BETWEEN_POINTS;
+    fn next_step(&self, runtime: &dyn Runtime, why: Option<&Why>, stepping: Stepping) -> Option<&'static str> {
+        let between = why == Some(&Why::BetweenPoints);
         Some(match stepping {
             _ if runtime.settles(self.youngest.module).is_err() => "have the host compile it with track_state",
             _ if between && !self.on_top => INTERRUPTED,

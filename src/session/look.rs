@@ -16,7 +16,7 @@ use crate::process::{Target, Thread, unpack};
 use crate::progress::Progress;
 use crate::report::timing::{Timing, milliseconds};
 use crate::runtime::all::Runtimes;
-use crate::runtime::{BETWEEN_POINTS, Provider, Scene};
+use crate::runtime::{Provider, Scene, Why};
 use crate::symbolize::native::NativeSymbolizer;
 use crate::unwind::Stack;
 use std::collections::BTreeSet;
@@ -112,7 +112,7 @@ impl<'a> Look<'a> {
         });
         // Stepping helps where the youngest frame of a thread is between two points, not where an older frame is.
         let youngest = report.threads.iter().filter_map(|t| t.frames.first());
-        let between = youngest.filter_map(|f| f.stack_why.as_deref()).any(|why| why == BETWEEN_POINTS);
+        let between = youngest.filter_map(|f| f.stack_why.as_ref()).any(|why| *why == Why::BetweenPoints);
         let hint = (between && Stepping::of(target, options) == Stepping::Possible)
             .then_some("--settle steps a thread on to where its operand stack is known");
         Ok(Some(Outcome { report, classic, image, refused, gone: false, hint }))

@@ -127,7 +127,7 @@ fn choose_memory(contents: &Contents, wanted: MemoryRange) -> Result<ChosenMemor
     match (chosen.as_slice(), wanted.instance) {
         ([], _) if all.is_empty() => {
             let why = contents.contents.iter().find_map(|m| m.instances_why.as_ref());
-            let why = why.map_or("try: wstate modules".to_string(), |why| why.clone());
+            let why = why.map_or("try: wstate modules".to_string(), ToString::to_string);
             return no_instance(format!("no instance was found in the target; {why}"));
         }
         ([], _) => return no_instance(format!("there is no such instance; there are: {}", list())),
@@ -144,7 +144,10 @@ fn choose_memory(contents: &Contents, wanted: MemoryRange) -> Result<ChosenMemor
         Some((module, address, MemoryRow { base: Some(base), size: Some(size), .. })) => {
             Ok(ChosenMemory { instance: GuestInstance { module: module as usize, address }, base: base.0, size })
         }
-        Some((_, _, row)) => no_memory(format!("memory {index} is not known: {}", row.why.unwrap_or_default())),
+        Some((_, _, row)) => no_memory(format!(
+            "memory {index} is not known: {}",
+            row.why.map(|why| why.to_string()).unwrap_or_default()
+        )),
         None => {
             let why = chosen.first().and_then(|(_, i)| i.memories_why.clone()).map(|w| format!(" ({w})"));
             let count = chosen.first().map_or(0, |(_, i)| i.memories.len());

@@ -30,7 +30,7 @@ pub use self::options::{Options, Source};
 pub use self::outcome::Outcome;
 pub use self::restore::{RestoreOptions, Restored, SignalsLater};
 pub use self::snapshot::{ImportedGlobal, Resumable, Returned, Snapshot, SnapshotOptions, SparseWrite};
-pub use crate::runtime::singlepass::anchor::Route;
+pub use crate::runtime::singlepass::find::anchor::Route;
 
 use self::proof::{Files, Proven};
 use crate::error::Error;

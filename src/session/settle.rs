@@ -118,7 +118,7 @@ fn thread_to_settle(look: &Look<'_>, provider: &mut Runtimes) -> Result<Result<T
     Ok(match in_wasm.as_slice() {
         [(thread, stack)] => match settles(runtime, &stack.frames) {
             Ok(()) => Ok(thread.id),
-            Err(Why(why)) => Err(format!("--settle: thread {} was not stepped: {why}", thread.id.0)),
+            Err(why) => Err(format!("--settle: thread {} was not stepped: {why}", thread.id.0)),
         },
         [] => {
             Err("no thread that was looked at is stopped in Wasm code: nothing to settle (where one is in native code \

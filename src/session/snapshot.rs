@@ -6,7 +6,7 @@ use super::memory::InstanceChoice;
 use super::settle::{Stepping, settles, snapshot_note};
 use super::walking::Native;
 use super::{Session, no_changes};
-use crate::arch::Reg;
+use crate::arch::x64;
 use crate::error::Error;
 use crate::process::files::Steady;
 use crate::process::live::held::{Held, Steps};
@@ -15,7 +15,7 @@ use crate::process::objects::Objects;
 use crate::process::{Memory, Target};
 use crate::runtime::all::Runtimes;
 use crate::runtime::{
-    GlobalCell, GuestFrame, GuestInstance, GuestKind, InstanceParts, Provider, Reach, Runtime, Slot, Value, Why,
+    GlobalCell, GuestFrame, GuestInstance, GuestKind, InstanceParts, Provider, Reach, Runtime, Slot, Value,
 };
 use crate::state::resume::Place;
 use crate::state::{ExecutionStateImage, KnownRegisters, PointKind, image, resume_stack};
@@ -221,7 +221,7 @@ fn take(
         let bytes = state.to_bytes().map_err(|e| no_image(e.to_string()))?;
         out.write_all(&bytes).map_err(failed)?;
     } else {
-        let parts = parts.as_ref().map_err(|Why(why)| {
+        let parts = parts.as_ref().map_err(|why| {
             no_image(format!("no image of the instance: {why}; --execution-state writes the frames alone"))
         })?;
         done.memory = parts.memory.map(|(_, size)| size);
@@ -231,8 +231,8 @@ fn take(
     }
     done.resumable = Some(match &parts {
         Ok(parts) => resumable(runtime, target, &thread, instance, parts, &state, stepping),
-        Err(Why(why)) => Resumable::No {
-            why: why.clone(),
+        Err(why) => Resumable::No {
+            why: why.to_string(),
             next: "it takes memory and globals, too; wstate modules shows what is known of them",
         },
     });
@@ -326,7 +326,7 @@ fn resumable(
         Ok(PointKind::Call) if thread.on_top => {
             let register = |reg| thread.frames.first().and_then(|f| f.cursor.registers.get(reg));
             // codegen_x64.rs, behind emit_call: the code takes a float from XMM0 and all else from RAX.
-            let returned = register(Reg::RAX).map(|integer| Returned { integer, float: register(Reg::XMM0) });
+            let returned = register(x64::RAX).map(|integer| Returned { integer, float: register(x64::XMM0) });
             Resumable::AfterCall(returned)
         }
         Ok(PointKind::Call) => Resumable::AfterCall(None),

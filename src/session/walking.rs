@@ -1,6 +1,6 @@
 //! Walks the stacks of threads, and has modules looked for where a stack leads to code that nobody knows.
 
-use crate::arch::{CodeAddress, Reg};
+use crate::arch::{CodeAddress, x64};
 use crate::limits;
 use crate::process::objects::Objects;
 use crate::process::{Mapping, Memory, Target, Thread};
@@ -30,7 +30,7 @@ impl<'a> Native<'a> {
 
     /// The same as `new`, with symbols that give native code also lines if `lines` is set.
     pub fn naming(target: &'a dyn Target, objects: &'a Objects, lines: bool) -> Native<'a> {
-        let no_frame_pointer = |t: &Thread| t.registers.sp().is_some() && t.registers.get(Reg::RBP).is_none();
+        let no_frame_pointer = |t: &Thread| t.registers.sp().is_some() && t.registers.get(x64::RBP).is_none();
         let symbols = Rc::new(NativeSymbolizer::new(objects).with_lines(lines));
         let named = Rc::clone(&symbols);
         let function = move |at| {
@@ -182,7 +182,7 @@ mod tests {
         let records = (0..200u64).flat_map(|i| [stack + (i + 1) * 16, code + 0x10]);
         let bytes: Vec<u8> = records.flat_map(u64::to_le_bytes).collect();
         let mut registers = Registers::unknown();
-        for (reg, value) in [(Reg::RIP, code), (Reg::RSP, stack), (Reg::RBP, stack)] {
+        for (reg, value) in [(x64::RIP, code), (x64::RSP, stack), (x64::RBP, stack)] {
             registers.set(reg, value);
         }
         let mut text = [0x90; 0x1000];

@@ -2,14 +2,14 @@
 
 use super::alone::Own;
 use super::{PAGE, WASM_PAGE};
-use crate::arch::Reg;
+use crate::arch::x64;
 use crate::error::Error;
 use crate::process::live::held::Held;
 use crate::process::{Mapping, Memory, MemoryError, Thread, ThreadId};
 use crate::report::counted;
 use crate::runtime::all::Runtimes;
-use crate::runtime::singlepass::ctx;
-use crate::runtime::{GuestInstance, InstanceParts, Provider, Why};
+use crate::runtime::singlepass::module::ctx;
+use crate::runtime::{GuestInstance, InstanceParts, Provider};
 use crate::session::image::wasm_thread;
 use crate::session::look::Look;
 use crate::session::snapshot::wasm_run;
@@ -97,7 +97,7 @@ pub(super) fn plan(held: &Held, look: &Look<'_>, provider: &mut Runtimes) -> Res
         return Err(refused("the thread's Wasm frames belong to several instances".to_string()));
     }
     let parts = runtime.instance_parts(thread.youngest.module, instance, target);
-    let parts = parts.map_err(|Why(why)| refused(why))?;
+    let parts = parts.map_err(|why| refused(why.to_string()))?;
     let own = Own {
         thread: tid,
         run: run.len(),
@@ -133,11 +133,11 @@ fn refused(what: String) -> Error {
 
 /// Where the frames of an image return to, and the stack pointer there: `caller` called the thread's oldest Wasm frame.
 fn place_of(caller: &Cursor, memory: &dyn Memory, parts: &InstanceParts) -> Result<(Place, u64), Error> {
-    let (Some(sp), Some(rbp)) = (caller.registers.sp(), caller.registers.get(Reg::RBP)) else {
+    let (Some(sp), Some(rbp)) = (caller.registers.sp(), caller.registers.get(x64::RBP)) else {
         return Err(refused("the registers of the oldest Wasm frame's caller are not known".to_string()));
     };
     let mut registers = KnownRegisters::UNKNOWN;
-    for reg in [Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::R15] {
+    for reg in [x64::RBX, x64::R12, x64::R13, x64::R14, x64::R15] {
         let value = caller.registers.get(reg);
         registers.0[reg.index()] =
             Some(value.ok_or_else(|| refused(format!("{reg} of the oldest Wasm frame's caller is not known")))?);

@@ -2,11 +2,11 @@
 
 use super::plan::Plan;
 use super::{Linear, PAGE, RestoreOptions, WASM_PAGE};
-use crate::arch::Reg;
+use crate::arch::x64;
 use crate::process::live::inject::Borrowed;
 use crate::process::{Mapping, Memory};
 use crate::report::counted;
-use crate::runtime::singlepass::ctx;
+use crate::runtime::singlepass::module::ctx;
 use crate::state::{ImageView, KnownRegisters, PointKind};
 use std::cell::Cell;
 use std::path::Path;
@@ -179,7 +179,7 @@ impl<'a> Work<'a> {
 
         let mut registers = built.registers;
         if built.kind == PointKind::Call {
-            for reg in [Reg::RAX, Reg::XMM0] {
+            for reg in [x64::RAX, x64::XMM0] {
                 registers.0[reg.index()] = self.result;
             }
         }
