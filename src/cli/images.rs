@@ -176,13 +176,7 @@ impl Restore {
             verbose: self.verbose,
             ..Options::new(Source::Pid(self.pid))
         };
-        let wanted = RestoreOptions {
-            image: self.image.clone(),
-            really: self.yes,
-            result: self.result,
-            fail_at: None,
-            fail_back: 0,
-        };
+        let wanted = RestoreOptions { really: self.yes, result: self.result, ..RestoreOptions::new(&self.image) };
         (options, wanted)
     }
 }

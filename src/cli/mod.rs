@@ -6,6 +6,7 @@ pub mod image_text;
 mod images;
 pub mod output;
 pub mod plugin;
+pub mod progress;
 pub mod sandbox;
 
 pub use images::{Image, Restore, Snapshot};

@@ -1074,7 +1074,7 @@ fn status_field(path: &str, key: &str) -> Option<String> {
 
 /// Refuses what can never be captured. Otherwise returns the process id, also if `pid` is the id of another thread of
 /// the process.
-fn attachable(pid: u32) -> Result<u32, Error> {
+pub(crate) fn attachable(pid: u32) -> Result<u32, Error> {
     let refuse = |why: &str| Err(Error::Attach { pid, why: why.to_string() });
     if pid == 0 || pid > i32::MAX as u32 {
         return refuse("there is no such process id");

@@ -98,7 +98,10 @@ impl Stopped {
         let pid = self.pid;
         let source = LiveMemory { tid: self.reader(), mem: File::open(format!("/proc/{pid}/task/{}/mem", tid.0)).ok() };
         let Some(thread) = self.threads.iter_mut().find(|t| t.tid as u32 == tid.0) else {
-            return Err(Error::NotFound { what: format!("process {pid} has no thread {} that can be stepped", tid.0) });
+            return Err(Error::NoSuchThread {
+                tid: tid.0,
+                what: format!("process {pid} has no thread {} that can be stepped", tid.0),
+            });
         };
         let mut steps = 0;
         let (mut stepping, mut again) = (false, None);
