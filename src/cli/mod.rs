@@ -426,17 +426,33 @@ pub struct Symbols {
     pub debug_dir: Vec<PathBuf>,
 }
 
+/// A command line that asks for something that makes no sense. The text says to the user what it is.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
+/// The target that a command line names.
+fn source(pid: Option<u32>, core: Option<&PathBuf>, executable: Option<&PathBuf>) -> Result<session::Source, Usage> {
+    match (pid, core) {
+        (Some(pid), _) => Ok(session::Source::Pid(pid)),
+        (None, Some(core)) => Ok(session::Source::Core { core: core.clone(), executable: executable.cloned() }),
+        (None, None) => Err(Usage("a PID or a CORE is needed".to_string())),
+    }
+}
+
+/// Refuses a search in artifact files if none is named.
+fn check_routes(routes: &[Route], artifacts: &[PathBuf]) -> Result<(), Usage> {
+    match routes.contains(&Route::Artifact) && artifacts.is_empty() {
+        true => Err(Usage("--route artifact needs --artifact FILE".to_string())),
+        false => Ok(()),
+    }
+}
+
 impl Symbols {
     /// The question to ask, or a usage error.
-    pub fn options(&self) -> Result<session::Options, String> {
-        let source = match (self.pid, &self.core) {
-            (Some(pid), _) => session::Source::Pid(pid),
-            (None, Some(core)) => session::Source::Core { core: core.clone(), executable: self.executable.clone() },
-            (None, None) => return Err("a PID or a CORE is needed".to_string()),
-        };
-        if self.route.contains(&Route::Artifact) && self.artifact.is_empty() {
-            return Err("--route artifact needs --artifact FILE".to_string());
-        }
+    pub fn options(&self) -> Result<session::Options, Usage> {
+        let source = source(self.pid, self.core.as_ref(), self.executable.as_ref())?;
+        check_routes(&self.route, &self.artifact)?;
         Ok(session::Options {
             wasm: self.wasm.clone(),
             artifacts: self.artifact.clone(),
@@ -493,15 +509,9 @@ impl Where {
     }
 
     /// The question to ask, or a usage error. `values` says whether locals and operand stacks are wanted.
-    pub fn options(&self, values: bool) -> Result<session::Options, String> {
-        let source = match (self.pid, &self.core) {
-            (Some(pid), _) => session::Source::Pid(pid),
-            (None, Some(core)) => session::Source::Core { core: core.clone(), executable: self.executable.clone() },
-            (None, None) => return Err("a PID or a CORE is needed".to_string()),
-        };
-        if self.route.contains(&Route::Artifact) && self.artifact.is_empty() {
-            return Err("--route artifact needs --artifact FILE".to_string());
-        }
+    pub fn options(&self, values: bool) -> Result<session::Options, Usage> {
+        let source = source(self.pid, self.core.as_ref(), self.executable.as_ref())?;
+        check_routes(&self.route, &self.artifact)?;
         Ok(session::Options {
             wasm: self.wasm.clone(),
             artifacts: self.artifact.clone(),
@@ -733,21 +743,19 @@ impl From<Route> for session::Route {
 
 impl Show {
     /// The form of the output, or a usage error.
-    pub fn format(&self) -> Result<Format, String> {
+    pub fn format(&self) -> Result<Format, Usage> {
         match (self.format, self.json || self.pretty) {
             (None, false) => Ok(Format::Text),
             (None | Some(Format::Json), _) => Ok(Format::Json),
             (Some(f), false) => Ok(f),
-            (Some(_), true) => Err("--pretty is for JSON only".to_string()),
+            (Some(_), true) => Err(Usage("--pretty is for JSON only".to_string())),
         }
     }
 
     /// The question to ask about `source`, or a usage error.
-    pub fn options(&self, source: session::Source, live: Live) -> Result<session::Options, String> {
+    pub fn options(&self, source: session::Source, live: Live) -> Result<session::Options, Usage> {
         let format = self.format()?;
-        if self.route.contains(&Route::Artifact) && self.artifact.is_empty() {
-            return Err("--route artifact needs --artifact FILE".to_string());
-        }
+        check_routes(&self.route, &self.artifact)?;
         Ok(session::Options {
             threads: self.thread.clone(),
             first_thread_only: self.first,
