@@ -215,3 +215,18 @@ impl Error {
         self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_is_added_to_what_was_not_found_and_to_nothing_else() {
+        let missing = Error::NoWasm { what: "no module".to_string() };
+        assert_eq!(missing.with_note("it was gone").to_string(), "no module; it was gone");
+        let thread = Error::NoSuchThread { tid: 7, what: "no thread 7".to_string() };
+        assert_eq!(thread.with_note("try 8").to_string(), "no thread 7; try 8");
+        let attach = Error::Attach { pid: 1, why: "not allowed".to_string() };
+        assert_eq!(attach.with_note("it was gone").to_string(), "cannot attach to process 1: not allowed");
+    }
+}

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 use wstate::cli::doctor::{self, Doctor};
 use wstate::cli::output::Output;
-use wstate::cli::{self, Cli, Command, Format, Live, Show, Symbols, image_text, plugin, progress, sandbox};
+use wstate::cli::{self, Cli, Command, Format, Live, Show, Symbols, Usage, image_text, plugin, progress, sandbox};
 use wstate::error::Error;
 use wstate::process::files::{self, helper};
 use wstate::report::contents::{self, Lists};
@@ -33,6 +33,12 @@ enum Failure {
     Usage(String),
     /// Any other error.
     Error(Error),
+}
+
+impl From<Usage> for Failure {
+    fn from(Usage(why): Usage) -> Failure {
+        Failure::Usage(why)
+    }
 }
 
 impl From<Error> for Failure {
@@ -184,7 +190,7 @@ fn open(options: &Options) -> Result<Session<'static>, Error> {
 }
 
 fn symbols(command: &Symbols) -> Result<u8, Failure> {
-    let options = command.options().map_err(Failure::Usage)?;
+    let options = command.options()?;
     keep_inputs(&options, Some(&command.output))?;
     // If the output cannot be written, the user is told before a process is stopped for nothing.
     if !Output::file(&command.output)?.is_file() {
@@ -203,7 +209,7 @@ fn symbols(command: &Symbols) -> Result<u8, Failure> {
 }
 
 fn modules(command: &cli::Modules) -> Result<u8, Failure> {
-    let options = command.place.options(false).map_err(Failure::Usage)?;
+    let options = command.place.options(false)?;
     let lists = Lists { functions: command.functions, exports: command.exports };
     answer([Output::stdout()], command.place.confine(), options.verbose, |[output]| {
         let contents = open(&options)?.modules(lists)?;
@@ -226,7 +232,7 @@ fn modules(command: &cli::Modules) -> Result<u8, Failure> {
 }
 
 fn memory(command: &cli::Memory) -> Result<u8, Failure> {
-    let options = command.place.options(false).map_err(Failure::Usage)?;
+    let options = command.place.options(false)?;
     if command.raw && command.output.is_none() && io::stdout().is_terminal() {
         return Err(Failure::Usage("--raw writes binary data: use --output FILE or a pipe".to_string()));
     }
@@ -250,7 +256,7 @@ fn memory(command: &cli::Memory) -> Result<u8, Failure> {
 }
 
 fn export(command: &cli::Export) -> Result<u8, Failure> {
-    let options = command.place.options(true).map_err(Failure::Usage)?;
+    let options = command.place.options(true)?;
     let compat = command.compat.map(|cli::Compat::Wasmgdb| Compat::Wasmgdb);
     keep_inputs(&options, Some(&command.wasm_coredump))?;
     let output = Output::file(&command.wasm_coredump)?;
@@ -291,7 +297,7 @@ fn answer<const N: usize>(
 }
 
 fn snapshot(command: &cli::Snapshot) -> Result<u8, Failure> {
-    let (options, wanted) = command.options().map_err(Failure::Usage)?;
+    let (options, wanted) = command.options()?;
     keep_inputs(&options, Some(&command.output))?;
     // This is checked before the output is opened, because opening a pipe with a name waits for its reader.
     if command.with_imports && command.output.metadata().is_ok_and(|m| !m.is_file() && !m.is_dir()) {
@@ -382,8 +388,8 @@ fn image(command: &cli::Image) -> Result<u8, Failure> {
 
 /// Prints the stacks of `source`. With `confine`, this is done in a process that has given up its rights.
 fn show(show: &Show, source: Source, live: Live, confine: bool) -> Result<u8, Failure> {
-    let options = show.options(source, live).map_err(Failure::Usage)?;
-    let format = show.format().map_err(Failure::Usage)?;
+    let options = show.options(source, live)?;
+    let format = show.format()?;
     if format == Format::Image && show.output.is_none() && io::stdout().is_terminal() {
         return Err(Failure::Usage("--format image writes binary data: use --output FILE or a pipe".to_string()));
     }

@@ -1,6 +1,6 @@
 //! Commands that make, show and use images of instances.
 
-use super::{InstanceChoice, Where, instance, number};
+use super::{InstanceChoice, Usage, Where, instance, number};
 use crate::session::{Options, RestoreOptions, SnapshotOptions, Source};
 use clap::Args;
 use std::path::PathBuf;
@@ -60,7 +60,7 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// The question to ask, or a usage error.
-    pub fn options(&self) -> Result<(Options, SnapshotOptions), String> {
+    pub fn options(&self) -> Result<(Options, SnapshotOptions), Usage> {
         let options =
             Options { threads: self.thread.into_iter().collect(), settle: self.settle, ..self.place.options(true)? };
         let instance = self.instance.unwrap_or(InstanceChoice::Only);

@@ -10,8 +10,8 @@ use crate::runtime::GuestInstance;
 /// Which instance the user means.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum InstanceChoice {
-    #[default]
     /// The only instance that has the memory. For a snapshot: the instance that the thread runs in.
+    #[default]
     Only,
     /// The instance with this number in [`Contents`].
     Number(u32),

@@ -51,8 +51,8 @@ use std::time::Duration;
 /// ```no_run
 /// use wstate::session::{Options, Session, Source};
 ///
-/// fn main() -> Result<(), wstate::error::Error> {
-///     let session = Session::open(&Options::new(Source::Pid(4711)))?;
+/// fn print_depths(pid: u32) -> Result<(), wstate::error::Error> {
+///     let session = Session::open(&Options::new(Source::Pid(pid)))?;
 ///     let outcome = session.stacks()?;
 ///     for thread in &outcome.report.threads {
 ///         println!("thread {:?} has {} frames", thread.tid, thread.frames.len());
