@@ -6,22 +6,27 @@ use std::fmt;
 use wasmparser::{ExternalKind, TypeRef};
 
 use super::module::WasmModule;
-use super::types::{ExternKind, GlobalDecl, GuestExport, MemoryDecl, ValType, any_type};
+use super::types::{ExternKind, ValType, any_type};
 
-/// What a module declares, as far as its runtime keeps it. A field that is `None` is not known and not compared.
+/// Binary logarithm of the size of a Wasm page, unless a memory declares another page size.
+const WASM_PAGE_LOG2: u32 = 16;
+
+/// What a module declares, as its `.wasm` file or a runtime tells it. A field that is `None` is not known and not
+/// compared; a file knows all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Description {
+pub struct Declarations {
     /// Kinds of imports, each with the module and field names of its imports in the order of indices. A kind that is
-    /// missing is not known.
+    /// missing has no imports in a file, and is not known from a runtime.
     pub imports: Vec<(ExternKind, Vec<(String, String)>)>,
-    /// Parameters and results of functions, by function index.
+    /// Parameters and results of functions, by function index, as far as a runtime tells them. A file tells them with
+    /// [`WasmModule::signature`].
     pub signatures: BTreeMap<u32, (Vec<ValType>, Vec<ValType>)>,
     /// The exports, in any order.
     pub exports: Option<Vec<GuestExport>>,
     /// The memories, imported ones first.
-    pub memories: Option<Vec<MemoryLimits>>,
+    pub memories: Option<Vec<MemoryDecl>>,
     /// The tables, imported ones first.
-    pub tables: Option<Vec<TableLimits>>,
+    pub tables: Option<Vec<TableDecl>>,
     /// The globals, imported ones first.
     pub globals: Option<Vec<GlobalDecl>>,
     /// Function index of the start function. `Some(None)`: the module has none.
@@ -32,9 +37,9 @@ pub struct Description {
     pub elements: Option<u64>,
 }
 
-/// The limits of a memory as they are declared, in pages of this memory's page size.
+/// A linear memory as the module declares it. Sizes are in pages of this memory's page size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MemoryLimits {
+pub struct MemoryDecl {
     /// Minimum size in pages.
     pub minimum: u64,
     /// Maximum size in pages, if one is declared.
@@ -47,19 +52,51 @@ pub struct MemoryLimits {
     pub page_size_log2: u32,
 }
 
-impl fmt::Display for MemoryLimits {
+impl Default for MemoryDecl {
+    /// A memory of which nothing is known.
+    fn default() -> Self {
+        MemoryDecl { minimum: 0, maximum: None, memory64: false, shared: false, page_size_log2: WASM_PAGE_LOG2 }
+    }
+}
+
+impl MemoryDecl {
+    /// The maximum size in pages of 64 KiB, whatever the memory's own pages are.
+    pub fn maximum_in_wasm_pages(&self) -> Option<u64> {
+        let max = self.maximum?;
+        if self.page_size_log2 == WASM_PAGE_LOG2 {
+            return Some(max);
+        }
+        let bytes = u128::from(max).checked_shl(self.page_size_log2).filter(|_| self.page_size_log2 < 64);
+        let pages = bytes.and_then(|bytes| u64::try_from(bytes.div_ceil(1 << WASM_PAGE_LOG2)).ok());
+        Some(pages.unwrap_or(u64::MAX))
+    }
+}
+
+impl From<&wasmparser::MemoryType> for MemoryDecl {
+    fn from(ty: &wasmparser::MemoryType) -> Self {
+        MemoryDecl {
+            minimum: ty.initial,
+            maximum: ty.maximum,
+            memory64: ty.memory64,
+            shared: ty.shared,
+            page_size_log2: ty.page_size_log2.unwrap_or(WASM_PAGE_LOG2),
+        }
+    }
+}
+
+impl fmt::Display for MemoryDecl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{} pages", if self.memory64 { "i64 " } else { "" }, limits(self.minimum, self.maximum))?;
-        if self.page_size_log2 != 16 {
+        write!(f, "{}{} pages", if self.memory64 { "i64 " } else { "" }, range(self.minimum, self.maximum))?;
+        if self.page_size_log2 != WASM_PAGE_LOG2 {
             write!(f, " of 2^{} bytes", self.page_size_log2)?;
         }
         f.write_str(if self.shared { ", shared" } else { "" })
     }
 }
 
-/// The limits of a table as they are declared.
+/// A table as the module declares it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TableLimits {
+pub struct TableDecl {
     /// Minimum number of elements.
     pub minimum: u64,
     /// Maximum number of elements, if one is declared.
@@ -70,64 +107,63 @@ pub struct TableLimits {
     pub element: ValType,
 }
 
-impl fmt::Display for TableLimits {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let width = if self.table64 { "i64 " } else { "" };
-        write!(f, "{width}{} elements of {}", limits(self.minimum, self.maximum), self.element.name())
+impl From<&wasmparser::TableType> for TableDecl {
+    fn from(ty: &wasmparser::TableType) -> Self {
+        TableDecl {
+            minimum: ty.initial,
+            maximum: ty.maximum,
+            table64: ty.table64,
+            element: any_type(wasmparser::ValType::Ref(ty.element_type)),
+        }
     }
 }
 
-fn limits(minimum: u64, maximum: Option<u64>) -> String {
+impl fmt::Display for TableDecl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = if self.table64 { "i64 " } else { "" };
+        write!(f, "{width}{} elements of {}", range(self.minimum, self.maximum), self.element.name())
+    }
+}
+
+fn range(minimum: u64, maximum: Option<u64>) -> String {
     maximum.map_or(format!("{minimum}.."), |max| format!("{minimum}..{max}"))
 }
 
-/// What a file declares besides functions. Imported memories and globals come before the defined ones.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Declarations {
-    /// Number of imported memories.
-    pub imported_memories: usize,
-    /// All linear memories.
-    pub memories: Vec<MemoryDecl>,
-    /// Number of imported globals.
-    pub imported_globals: usize,
-    /// All globals.
-    pub globals: Vec<GlobalDecl>,
-    /// Number of imported tables.
-    pub imported_tables: usize,
-    /// Number of tables, imported ones included.
-    pub tables: usize,
-    /// The exports, in the order of the file.
-    pub exports: Vec<GuestExport>,
+/// A global as the module declares it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GlobalDecl {
+    /// Type of the global's value, if known.
+    pub ty: Option<ValType>,
+    /// Whether code may write the global, if known.
+    pub mutable: Option<bool>,
 }
 
-impl Declarations {
-    pub(super) fn import(&mut self, ty: &TypeRef) {
-        match ty {
-            TypeRef::Memory(ty) => {
-                self.imported_memories += 1;
-                self.memory(ty);
-            }
-            TypeRef::Global(ty) => {
-                self.imported_globals += 1;
-                self.global(ty);
-            }
-            TypeRef::Table(_) => {
-                self.imported_tables += 1;
-                self.tables += 1;
-            }
-            _ => {}
-        }
+impl From<&wasmparser::GlobalType> for GlobalDecl {
+    fn from(ty: &wasmparser::GlobalType) -> Self {
+        GlobalDecl { ty: Some(any_type(ty.content_type)), mutable: Some(ty.mutable) }
     }
+}
 
-    pub(super) fn memory(&mut self, ty: &wasmparser::MemoryType) {
-        self.memories.push(MemoryDecl { memory64: ty.memory64, shared: ty.shared, maximum: ty.maximum });
+impl fmt::Display for GlobalDecl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ty = self.ty.map_or("of an unknown type", ValType::name);
+        write!(f, "{}{ty}", if self.mutable == Some(true) { "mut " } else { "" })
     }
+}
 
-    pub(super) fn global(&mut self, ty: &wasmparser::GlobalType) {
-        self.globals.push(GlobalDecl { ty: Some(any_type(ty.content_type)), mutable: Some(ty.mutable) });
-    }
+/// An export of a module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestExport {
+    /// Name of the export.
+    pub name: String,
+    /// Kind of the exported thing.
+    pub kind: ExternKind,
+    /// Index of the exported thing in the index space of its kind.
+    pub index: u32,
+}
 
-    pub(super) fn export(&mut self, export: &wasmparser::Export<'_>) {
+impl From<&wasmparser::Export<'_>> for GuestExport {
+    fn from(export: &wasmparser::Export<'_>) -> Self {
         let kind = match export.kind {
             ExternalKind::Func | ExternalKind::FuncExact => ExternKind::Function,
             ExternalKind::Memory => ExternKind::Memory,
@@ -135,14 +171,35 @@ impl Declarations {
             ExternalKind::Table => ExternKind::Table,
             ExternalKind::Tag => ExternKind::Tag,
         };
-        self.exports.push(GuestExport { name: export.name.to_string(), kind, index: export.index });
+        GuestExport { name: export.name.to_string(), kind, index: export.index }
     }
 }
 
-impl Description {
-    /// The module and field names of the imports of a kind, if they are known.
-    fn imports_of(&self, kind: ExternKind) -> Option<&[(String, String)]> {
-        self.imports.iter().find(|(of, _)| *of == kind).map(|(_, names)| names.as_slice())
+impl fmt::Display for GuestExport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} as {:?}", self.kind.name(), self.index, self.name)
+    }
+}
+
+impl Declarations {
+    /// What a file without sections declares. The sections are then added to it.
+    pub(super) fn of_empty_file() -> Declarations {
+        Declarations {
+            imports: Vec::new(),
+            signatures: BTreeMap::new(),
+            exports: Some(Vec::new()),
+            memories: Some(Vec::new()),
+            tables: Some(Vec::new()),
+            globals: Some(Vec::new()),
+            start: Some(None),
+            data: Some(Vec::new()),
+            elements: Some(0),
+        }
+    }
+
+    /// The module and field names of the imports of a kind. The list is empty if they are not known.
+    pub fn imports_of(&self, kind: ExternKind) -> &[(String, String)] {
+        self.imports.iter().find(|(of, _)| *of == kind).map_or(&[], |(_, names)| names.as_slice())
     }
 
     /// Adds the names of an import to those of its kind.
@@ -154,48 +211,33 @@ impl Description {
         }
     }
 
+    /// Adds an import of a file.
     pub(super) fn import(&mut self, import: &wasmparser::Import<'_>) {
         let kind = match &import.ty {
             TypeRef::Func(_) | TypeRef::FuncExact(_) => ExternKind::Function,
             TypeRef::Memory(ty) => {
-                self.memory(ty);
+                self.memories.get_or_insert_default().push(ty.into());
                 ExternKind::Memory
             }
             TypeRef::Table(ty) => {
-                self.table(ty);
+                self.tables.get_or_insert_default().push(ty.into());
                 ExternKind::Table
             }
-            TypeRef::Global(_) => ExternKind::Global,
+            TypeRef::Global(ty) => {
+                self.globals.get_or_insert_default().push(ty.into());
+                ExternKind::Global
+            }
             TypeRef::Tag(_) => ExternKind::Tag,
         };
         self.add_import(kind, import.module, import.name);
     }
 
-    pub(super) fn memory(&mut self, ty: &wasmparser::MemoryType) {
-        self.memories.get_or_insert_default().push(MemoryLimits {
-            minimum: ty.initial,
-            maximum: ty.maximum,
-            memory64: ty.memory64,
-            shared: ty.shared,
-            page_size_log2: ty.page_size_log2.unwrap_or(16),
-        });
-    }
-
-    pub(super) fn table(&mut self, ty: &wasmparser::TableType) {
-        self.tables.get_or_insert_default().push(TableLimits {
-            minimum: ty.initial,
-            maximum: ty.maximum,
-            table64: ty.table64,
-            element: any_type(wasmparser::ValType::Ref(ty.element_type)),
-        });
-    }
-
     /// Compares `self`, the description of a file, with `theirs` in all that both know. `Ok` lists what was compared.
-    fn compare(&self, theirs: &Description, file: &str) -> Result<Vec<String>, String> {
+    fn compare(&self, theirs: &Declarations, file: &str) -> Result<Vec<String>, String> {
         let mut checked = Vec::new();
         let mut imports = 0;
         for (kind, theirs) in &theirs.imports {
-            let own = self.imports_of(*kind).unwrap_or_default();
+            let own = self.imports_of(*kind);
             let show = |(module, name): &(String, String)| format!("{module}.{name}");
             lists(&format!("imported {}", kind.name()), theirs, own, file, PartialEq::eq, show)?;
             imports += own.len();
@@ -210,12 +252,11 @@ impl Description {
                 list
             };
             let (theirs, own) = (sorted(theirs), sorted(self.exports.as_deref().unwrap_or_default()));
-            let show = |e: &GuestExport| format!("{} {} as {:?}", e.kind.name(), e.index, e.name);
             if let Some(more) = theirs.iter().find(|e| !own.contains(e)) {
-                return Err(format!("the module in the process exports {}, {file} does not", show(more)));
+                return Err(format!("the module in the process exports {}, {file} does not", more));
             }
             if let Some(more) = own.iter().find(|e| !theirs.contains(e)) {
-                return Err(format!("{file} exports {}, the module in the process does not", show(more)));
+                return Err(format!("{file} exports {}, the module in the process does not", more));
             }
             checked.push(format!("{} exports", own.len()));
         }
@@ -226,8 +267,8 @@ impl Description {
         }
         if let Some(theirs) = &theirs.tables {
             let own = self.tables.as_deref().unwrap_or_default();
-            let same = |a: &TableLimits, b: &TableLimits| {
-                TableLimits { element: b.element, ..*a } == *b && same_type(a.element, b.element)
+            let same = |a: &TableDecl, b: &TableDecl| {
+                TableDecl { element: b.element, ..*a } == *b && same_type(a.element, b.element)
             };
             lists("table", theirs, own, file, same, ToString::to_string)?;
             checked.push(format!("limits of {} tables", own.len()));
@@ -238,11 +279,7 @@ impl Description {
                 a.ty.zip(b.ty).is_none_or(|(a, b)| same_type(a, b))
                     && a.mutable.zip(b.mutable).is_none_or(|(a, b)| a == b)
             };
-            let show = |g: &GlobalDecl| {
-                let ty = g.ty.map_or("of an unknown type", ValType::name);
-                if g.mutable == Some(true) { format!("mut {ty}") } else { ty.to_string() }
-            };
-            lists("global", theirs, own, file, same, show)?;
+            lists("global", theirs, own, file, same, ToString::to_string)?;
             checked.push(format!("types of {} globals", own.len()));
         }
         if let Some(theirs) = theirs.start {
@@ -297,7 +334,7 @@ fn lists<T>(
 impl WasmModule {
     /// Compares what the file declares with what a runtime keeps of the declarations. `Ok` lists what was compared.
     /// `Err` says what is different.
-    pub fn describes(&self, theirs: &Description) -> Result<Vec<String>, String> {
+    pub fn declares(&self, theirs: &Declarations) -> Result<Vec<String>, String> {
         let mut compared = 0;
         for (&function, (params, results)) in &theirs.signatures {
             let Some((own_params, own_results)) = self.signature(function) else { continue };
@@ -314,7 +351,7 @@ impl WasmModule {
             }
             compared += 1;
         }
-        let mut checked = self.description.compare(theirs, &self.file)?;
+        let mut checked = self.declarations.compare(theirs, &self.file)?;
         if compared > 0 {
             checked.push(format!("types of {compared} functions"));
         }

@@ -5,11 +5,12 @@ use std::ops::Range;
 
 use wasmparser::Parser;
 
-use super::declarations::{Description, type_list};
+use super::declarations::{Declarations, type_list};
 use super::module::WasmModule;
 use super::operators::{Reach, point_of};
+use super::text;
 use super::types::ValType;
-use super::{PointKind, text};
+use crate::state::PointKind;
 
 /// What is known of a compiled module from the process that runs it. [`WasmModule::fits`] compares a file with it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,7 +20,7 @@ pub struct ModuleFacts {
     /// The functions that the module defines, in order.
     pub functions: Vec<FunctionFacts>,
     /// What the module declares.
-    pub description: Description,
+    pub declarations: Declarations,
 }
 
 /// What is known of one function from the process that runs it.
@@ -35,6 +36,15 @@ pub struct FunctionFacts {
     /// For some points, the operands that the compiler recorded, bottom first. An operand has its bits if the
     /// compiler knew it to be constant, and is `None` otherwise.
     pub operands: HashMap<(u64, PointKind), Vec<Option<u64>>>,
+}
+
+/// How messages name a point of this kind.
+fn noun(kind: PointKind) -> &'static str {
+    match kind {
+        PointKind::Call => "a call",
+        PointKind::Trappable => "a trap",
+        PointKind::Loop => "a loop",
+    }
 }
 
 impl WasmModule {
@@ -56,7 +66,7 @@ impl WasmModule {
             }
             checked.push(format!("{imports} imported functions"));
         }
-        let described = self.describes(&facts.description)?;
+        let declared = self.declares(&facts.declarations)?;
         if facts.functions.len() != self.bodies.len() {
             return Err(format!(
                 "the module in the process defines {} functions, {file} defines {}",
@@ -108,7 +118,7 @@ impl WasmModule {
         if tally.operands > 0 {
             checked.push(format!("constants and numbers of operands at {} points", tally.operands));
         }
-        checked.extend(described);
+        checked.extend(declared);
         checked.extend(skipped);
         Ok(checked)
     }
@@ -170,7 +180,7 @@ impl WasmModule {
                     return Err(format!(
                         "operator {index} of function {local} is `{}` in {file}, the process has {} there",
                         text::operator(&op),
-                        kind.noun()
+                        noun(kind)
                     ));
                 }
                 found = true;
@@ -187,7 +197,7 @@ impl WasmModule {
                     return Err(format!(
                         "operator {index} of function {local} is `{}` in {file}, the process does not have {} there",
                         text::operator(&op),
-                        kind.noun()
+                        noun(kind)
                     ));
                 }
                 Some(PointKind::Call) => tally.calls += 1,
@@ -199,7 +209,7 @@ impl WasmModule {
         match points.next() {
             Some((at, kind)) => Err(format!(
                 "function {local} has {index} operators in {file}, the process has {} at operator {at}",
-                kind.noun()
+                noun(kind)
             )),
             None => Ok(Ok(())),
         }

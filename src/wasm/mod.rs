@@ -17,31 +17,10 @@ mod stack;
 mod text;
 pub mod types;
 
-pub use declarations::{Declarations, Description, MemoryLimits, TableLimits};
+pub use declarations::{Declarations, GlobalDecl, GuestExport, MemoryDecl, TableDecl};
 pub use dwarf::SourceFrame;
 pub use fits::{FunctionFacts, ModuleFacts};
 pub use module::{DataSegment, WasmModule};
 pub use operators::{Operator, OperatorKind, Site};
 pub use printed::Printed;
-pub use types::{ExternKind, GlobalDecl, GuestExport, MemoryDecl, NameSource, ValType};
-
-/// The reason why a state map has a point.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum PointKind {
-    /// The point is the return address of a call.
-    Call,
-    /// The point is an instruction that may fault on purpose.
-    Trappable,
-    /// The point is the poll of the interrupt flag at the head of a loop.
-    Loop,
-}
-
-impl PointKind {
-    fn noun(self) -> &'static str {
-        match self {
-            PointKind::Call => "a call",
-            PointKind::Trappable => "a trap",
-            PointKind::Loop => "a loop",
-        }
-    }
-}
+pub use types::{ExternKind, NameSource, ValType};

@@ -12,14 +12,14 @@ use wasmparser::{
     WasmFeatures,
 };
 
-use super::PointKind;
-use super::declarations::{Declarations, Description};
+use super::declarations::Declarations;
 use super::dwarf::{self, SourceFrame};
 use super::names::{self, Naming};
 use super::printed::Printed;
-use super::types::{NameSource, ValType, value_type};
+use super::types::{ExternKind, NameSource, ValType, value_type};
 use crate::error::Error;
 use crate::limits::{MAX_FUNCTIONS, MAX_SLOTS};
+use crate::state::PointKind;
 
 pub(super) struct Signature {
     pub(super) params: Vec<ValType>,
@@ -45,13 +45,11 @@ pub struct WasmModule {
     pub(super) types: Vec<Option<Signature>>,
     /// Type index of each function, imports first.
     pub(super) functions: Vec<u32>,
-    imports: Vec<(String, String)>,
     exports: HashMap<u32, String>,
     names: HashMap<u32, String>,
     name_section: Option<Range<usize>>,
     local_names: OnceCell<HashMap<(u32, u32), String>>,
     pub(super) declarations: Declarations,
-    pub(super) description: Description,
     pub(super) bodies: Vec<Range<usize>>,
     code_start: u64,
     debug_sections: HashMap<String, Range<usize>>,
@@ -80,13 +78,11 @@ impl WasmModule {
             module_name: None,
             types: Vec::new(),
             functions: Vec::new(),
-            imports: Vec::new(),
             exports: HashMap::new(),
             names: HashMap::new(),
             name_section: None,
             local_names: OnceCell::new(),
-            declarations: Declarations::default(),
-            description: Description::default(),
+            declarations: Declarations::of_empty_file(),
             bodies: Vec::new(),
             code_start: 0,
             debug_sections: HashMap::new(),
@@ -98,14 +94,12 @@ impl WasmModule {
             stack_types: RefCell::default(),
         };
         module.read(&bytes).map_err(|e| e.to_string())?;
-        let defined = module.functions.len() - module.imports.len();
+        let defined = module.functions.len() - module.imported_functions() as usize;
         if defined != module.bodies.len() {
             return Err(format!("it declares {defined} functions and has {} bodies", module.bodies.len()));
         }
         module.locals.resize_with(module.bodies.len(), OnceCell::new);
         module.bytes = bytes;
-        module.description.exports = Some(module.declarations.exports.clone());
-        module.description.globals = Some(module.declarations.globals.clone());
         Ok(module)
     }
 
@@ -149,11 +143,9 @@ impl WasmModule {
                 Payload::ImportSection(reader) => {
                     for import in reader.into_imports() {
                         let import = import?;
-                        self.declarations.import(&import.ty);
-                        self.description.import(&import);
+                        self.declarations.import(&import);
                         if let TypeRef::Func(ty) | TypeRef::FuncExact(ty) = import.ty {
                             self.add_function(ty)?;
-                            self.imports.push((import.module.to_string(), import.name.to_string()));
                         }
                     }
                 }
@@ -164,36 +156,33 @@ impl WasmModule {
                 }
                 Payload::MemorySection(reader) => {
                     for ty in reader {
-                        let ty = ty?;
-                        self.declarations.memory(&ty);
-                        self.description.memory(&ty);
+                        self.declarations.memories.get_or_insert_default().push((&ty?).into());
                     }
                 }
                 Payload::GlobalSection(reader) => {
                     for global in reader {
-                        self.declarations.global(&global?.ty);
+                        self.declarations.globals.get_or_insert_default().push((&global?.ty).into());
                     }
                 }
                 Payload::TableSection(reader) => {
                     for table in reader {
-                        self.description.table(&table?.ty);
-                        self.declarations.tables += 1;
+                        self.declarations.tables.get_or_insert_default().push((&table?.ty).into());
                     }
                 }
                 Payload::ExportSection(reader) => {
                     for export in reader {
                         let export = export?;
-                        self.declarations.export(&export);
+                        self.declarations.exports.get_or_insert_default().push((&export).into());
                         if matches!(export.kind, ExternalKind::Func | ExternalKind::FuncExact) {
                             self.exports.entry(export.index).or_insert_with(|| export.name.to_string());
                         }
                     }
                 }
-                Payload::StartSection { func, .. } => self.description.start = Some(Some(func)),
-                Payload::ElementSection(reader) => self.description.elements = Some(reader.count().into()),
+                Payload::StartSection { func, .. } => self.declarations.start = Some(Some(func)),
+                Payload::ElementSection(reader) => self.declarations.elements = Some(reader.count().into()),
                 Payload::DataSection(reader) => {
                     let lengths = reader.into_iter().map(|data| Ok(data?.data.len() as u64));
-                    self.description.data = Some(lengths.collect::<Result<_, Unusable>>()?);
+                    self.declarations.data = Some(lengths.collect::<Result<_, Unusable>>()?);
                 }
                 Payload::CodeSectionStart { unchecked_range, .. } => self.code_start = unchecked_range.start,
                 Payload::CodeSectionEntry(body) => {
@@ -242,14 +231,14 @@ impl WasmModule {
         self.module_name.as_deref().filter(|name| !name.is_empty()).unwrap_or(&self.file)
     }
 
-    /// What the file declares besides functions.
+    /// What the file declares.
     pub fn declarations(&self) -> &Declarations {
         &self.declarations
     }
 
     /// Number of imported functions. The first defined function has this number as its function index.
     pub fn imported_functions(&self) -> u32 {
-        self.imports.len() as u32
+        self.declarations.imports_of(ExternKind::Function).len() as u32
     }
 
     /// Number of functions with a body.
@@ -266,7 +255,7 @@ impl WasmModule {
         if let Some(name) = self.exports.get(&func_index) {
             return Some((name.clone(), NameSource::Export));
         }
-        let (module, name) = self.imports.get(func_index as usize)?;
+        let (module, name) = self.declarations.imports_of(ExternKind::Function).get(func_index as usize)?;
         Some((format!("{module}.{name}"), NameSource::Import))
     }
 

@@ -1,4 +1,4 @@
-//! Types and declarations as they appear in modules.
+//! Value types, the kinds of imports and exports, and where names come from.
 
 words! {
     /// A Wasm value type that one of the supported runtimes has.
@@ -54,37 +54,6 @@ words! {
         /// The code was recognised by its bytes.
         RecognisedCode = "recognised code",
     }
-}
-
-/// A linear memory, as the module declares it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MemoryDecl {
-    /// Whether addresses in the memory have 64 bits.
-    pub memory64: bool,
-    /// Whether threads share the memory.
-    pub shared: bool,
-    /// Maximum size in pages, if the module declares one and it is known.
-    pub maximum: Option<u64>,
-}
-
-/// A global, as the module declares it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GlobalDecl {
-    /// Type of the global's value, if known.
-    pub ty: Option<ValType>,
-    /// Whether code may write the global, if known.
-    pub mutable: Option<bool>,
-}
-
-/// An export of a module.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GuestExport {
-    /// Name of the export.
-    pub name: String,
-    /// Kind of the exported thing.
-    pub kind: ExternKind,
-    /// Index of the exported thing in the index space of its kind.
-    pub index: u32,
 }
 
 impl ValType {

@@ -16,8 +16,9 @@ use wstate::runtime::singlepass::module::info::Export;
 use wstate::runtime::singlepass::module::layouts;
 use wstate::runtime::singlepass::module::layouts::{Layouts, Source};
 use wstate::runtime::singlepass::module::{info_in_memory, map_in_memory};
+use wstate::state::BoundaryRegisters;
 use wstate::wasm::{ExternKind, ValType};
-use wstate::wasm::{MemoryLimits, TableLimits};
+use wstate::wasm::{MemoryDecl, TableDecl};
 
 /// This process as a target. Only what a test leaves alone while it looks is looked at.
 struct ThisProcess {
@@ -56,7 +57,7 @@ impl Target for ThisProcess {
     fn auxv(&self, _: u64) -> Option<u64> {
         None
     }
-    fn file_candidates(&self, _: &Mapping) -> Vec<wstate::process::files::Place> {
+    fn file_candidates(&self, _: &Mapping) -> Vec<wstate::process::files::FileLocation> {
         Vec::new()
     }
     fn notes(&self) -> &[String] {
@@ -357,7 +358,7 @@ fn boundary_registers_are_those_of_the_thread() {
             BoundaryRegisterPreservation { r15: 15, r14: 14, r13: 13, r12: 12, rbx: 3 };
     }
     let found = route_tls::find(&target, &objects(this_executable()), None).boundary;
-    let expected = route_tls::BoundaryRegisters { thread: ThreadId(1), r15: 15, r14: 14, r13: 13, r12: 12, rbx: 3 };
+    let expected = (ThreadId(1), BoundaryRegisters::from_words([15, 14, 13, 12, 3]));
     assert_eq!(found, [expected]);
 }
 
@@ -448,14 +449,14 @@ fn module_infos_equal_the_runtimes_own() {
             assert_eq!(info.globals, Ok(globals));
             assert_eq!(info.imported_globals, Ok(vec![]));
             assert_eq!((&info.memories, &info.tables), (&Ok((0, 1)), &Ok((0, 1))));
-            let memory = |m: &wasmer_runtime_core_near::types::MemoryDescriptor| MemoryLimits {
+            let memory = |m: &wasmer_runtime_core_near::types::MemoryDescriptor| MemoryDecl {
                 minimum: m.minimum.0.into(),
                 maximum: m.maximum.map(|max| max.0.into()),
                 memory64: false,
                 shared: m.shared,
                 page_size_log2: 16,
             };
-            let table = |t: &wasmer_runtime_core_near::types::TableDescriptor| TableLimits {
+            let table = |t: &wasmer_runtime_core_near::types::TableDescriptor| TableDecl {
                 minimum: t.minimum.into(),
                 maximum: t.maximum.map(u64::from),
                 table64: false,

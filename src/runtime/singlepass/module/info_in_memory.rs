@@ -11,8 +11,7 @@ use super::map_in_memory;
 use crate::limits;
 use crate::process::{Memory, Target};
 use crate::runtime::rust::memory::{Budgeted, Elements, StructureError, VecLayout, View, vec_header};
-use crate::wasm::{Description, MemoryLimits, TableLimits};
-use crate::wasm::{ExternKind, ValType};
+use crate::wasm::{Declarations, ExternKind, MemoryDecl, TableDecl, ValType};
 
 /// The value of a field, or why it could not be read.
 pub type Field<T> = Result<T, StructureError>;
@@ -40,7 +39,7 @@ pub struct MemoryModuleInfo {
     /// Number of imported tables, and of tables that the module defines.
     pub tables: Field<(u64, u64)>,
     /// What else the module declares, as far as it could be read.
-    pub description: Description,
+    pub description: Declarations,
     /// Address in the target and length in bytes of each data segment's contents.
     pub data: Option<Vec<(u64, u64)>>,
     /// Content of the custom section "name"; `None` where the host kept none (`compile_with_config` keeps none).
@@ -372,9 +371,9 @@ impl Reader<'_> {
         }
     }
 
-    fn memory(&self, view: View<'_>) -> Field<MemoryLimits> {
+    fn memory(&self, view: View<'_>) -> Field<MemoryDecl> {
         let l = self.l;
-        Ok(MemoryLimits {
+        Ok(MemoryDecl {
             minimum: view.u32(l.memory_minimum)?.into(),
             maximum: self.option(view, l.memory_has_maximum, l.memory_maximum)?.map(u64::from),
             memory64: false,
@@ -386,9 +385,9 @@ impl Reader<'_> {
         })
     }
 
-    fn table(&self, view: View<'_>) -> Field<TableLimits> {
+    fn table(&self, view: View<'_>) -> Field<TableDecl> {
         let l = self.l;
-        Ok(TableLimits {
+        Ok(TableDecl {
             minimum: view.u32(l.table_minimum)?.into(),
             maximum: self.option(view, l.table_has_maximum, l.table_maximum)?.map(u64::from),
             table64: false,
@@ -405,9 +404,9 @@ impl Reader<'_> {
     }
 
     /// Reads what is compared with a file and shown nowhere. A field that cannot be read is not compared.
-    fn description(&self) -> Description {
+    fn description(&self) -> Declarations {
         let l = self.l;
-        let mut out = Description::default();
+        let mut out = Declarations::default();
         let names = self
             .string_table("namespaces", l.info_namespace_table, l.info_namespace_buffer)
             .and_then(|modules| {
@@ -415,7 +414,7 @@ impl Reader<'_> {
             })
             .ok();
         let each = |what, at, size| self.heap.vec(what, self.info, at, self.vec, size, limits::MAX_SLOTS);
-        let memories = || -> Field<(Vec<MemoryLimits>, Elements)> {
+        let memories = || -> Field<(Vec<MemoryDecl>, Elements)> {
             let imported = each("imported memories", l.info_imported_memories, l.imported_memory_size)?;
             let own = each("memories", l.info_memories, l.memory_size)?;
             let described = imported
@@ -424,7 +423,7 @@ impl Reader<'_> {
                 .chain(own.iter().map(|m| self.memory(m)));
             Ok((described.collect::<Field<_>>()?, imported))
         };
-        let tables = || -> Field<(Vec<TableLimits>, Elements)> {
+        let tables = || -> Field<(Vec<TableDecl>, Elements)> {
             let imported = each("imported tables", l.info_imported_tables, l.imported_table_size)?;
             let own = each("tables", l.info_tables, l.table_size)?;
             let described = imported
@@ -434,7 +433,7 @@ impl Reader<'_> {
             Ok((described.collect::<Field<_>>()?, imported))
         };
         let mut copied = 0;
-        let mut import = |out: &mut Description, kind, imports: &Elements, at| {
+        let mut import = |out: &mut Declarations, kind, imports: &Elements, at| {
             let Some((modules, fields)) = &names else { return };
             let name = |import: View<'_>| -> Option<(String, String)> {
                 let module = modules.get(import.u32(at + l.import_name_namespace).ok()? as usize)?;

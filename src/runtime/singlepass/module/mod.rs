@@ -1,5 +1,6 @@
 //! A compiled module found in a target: its code, its state map and what is known about its functions.
 
+pub mod cache_image;
 pub mod code;
 pub mod ctx;
 pub mod info;
@@ -13,14 +14,12 @@ pub(super) mod places;
 use self::code::Shape;
 use self::maps::Maps;
 use self::places::Places;
-use super::frame::Location;
 use crate::process::Memory;
 use crate::runtime::immediates::Immediates;
 use crate::runtime::{Declared, GuestFunction, Key, Why};
 use crate::state::map::{Point, PointKind};
 use crate::state::model::{FunctionStateMap, MachineState, MachineValue, ModuleStateMap};
-use crate::wasm::{Description, WasmModule};
-use crate::wasm::{GlobalDecl, GuestExport, MemoryDecl, NameSource, ValType};
+use crate::wasm::{Declarations, ExternKind, GlobalDecl, GuestExport, MemoryDecl, NameSource, ValType, WasmModule};
 use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -46,7 +45,7 @@ pub struct Names {
     /// Exports of the module.
     pub exports: Option<Vec<GuestExport>>,
     /// Further declarations, with which a `.wasm` file is compared.
-    pub description: Description,
+    pub description: Declarations,
     /// Address in the target and length in bytes of each data segment's contents.
     pub data: Option<Vec<(u64, u64)>>,
 }
@@ -84,6 +83,25 @@ pub struct Module {
     shapes: RefCell<HashMap<u64, Rc<Result<Shape, String>>>>,
     states: RefCell<HashMap<usize, Rc<Result<MachineState, String>>>>,
     places: RefCell<HashMap<u64, Rc<Places>>>,
+}
+
+/// Where in a module's code an address is.
+pub enum Location<'m> {
+    /// In the trampoline of the imported function with this index.
+    Import(u32),
+    /// In a compiled function.
+    Function {
+        /// Byte offset of the function's start in the module's code.
+        start: u64,
+        /// Byte offset of the address from that start.
+        offset: u64,
+        /// A state map that contains the function.
+        maps: &'m ModuleStateMap,
+        /// The state map of the function itself.
+        map: &'m FunctionStateMap,
+    },
+    /// In a function whose state map cannot be read, with the reason.
+    Unreadable(String),
 }
 
 /// How many functions are asked whether the compiler recorded states. One is not enough: some functions have no
@@ -286,27 +304,30 @@ impl Module {
 
     /// Number of imported memories, and of memories that the module defines.
     pub fn memories(&self) -> Option<(u64, u64)> {
-        let from_wasm = self.wasm.as_ref().map(|w| {
-            let d = w.declarations();
-            (d.imported_memories as u64, (d.memories.len() - d.imported_memories) as u64)
-        });
-        self.names.memories.or(from_wasm)
+        let from_wasm = || {
+            let declarations = self.wasm.as_ref()?.declarations();
+            counts(declarations.imports_of(ExternKind::Memory).len(), declarations.memories.as_ref()?.len())
+        };
+        self.names.memories.or_else(from_wasm)
     }
 
     /// Number of imported tables, and of tables that the module defines.
     pub fn tables(&self) -> Option<(u64, u64)> {
-        let from_wasm = self.wasm.as_ref().map(|w| {
-            let d = w.declarations();
-            (d.imported_tables as u64, (d.tables - d.imported_tables) as u64)
-        });
-        self.names.tables.or(from_wasm)
+        let from_wasm = || {
+            let declarations = self.wasm.as_ref()?.declarations();
+            counts(declarations.imports_of(ExternKind::Table).len(), declarations.tables.as_ref()?.len())
+        };
+        self.names.tables.or_else(from_wasm)
     }
 
     /// Globals, imported ones first, and how many are imported.
     pub fn globals(&self) -> Option<(&[GlobalDecl], u64)> {
-        let from_wasm = self.wasm.as_ref().map(|w| w.declarations());
         let known = self.names.globals.as_ref().map(|(all, imported)| (all.as_slice(), *imported));
-        known.or(from_wasm.map(|d| (d.globals.as_slice(), d.imported_globals as u64)))
+        known.or_else(|| {
+            let declarations = self.wasm.as_ref()?.declarations();
+            let imported = declarations.imports_of(ExternKind::Global).len();
+            Some((declarations.globals.as_deref()?, imported as u64))
+        })
     }
 
     /// What the module declares. Each part that is not known says why.
@@ -319,7 +340,7 @@ impl Module {
         let from_wasm = self.wasm.as_ref().map(|w| w.declarations());
         let memories = self.memories().map(|(imported, own)| {
             let count = imported.saturating_add(own).min(crate::limits::MAX_SLOTS as u64) as usize;
-            let known = from_wasm.map(|d| d.memories.clone()).filter(|m| m.len() == count);
+            let known = from_wasm.and_then(|d| d.memories.clone()).filter(|m| m.len() == count);
             known.unwrap_or_else(|| vec![MemoryDecl::default(); count])
         });
         let tables = self.tables().map(|(imported, own)| u32::try_from(imported.saturating_add(own)));
@@ -329,7 +350,7 @@ impl Module {
             tables: tables.and_then(Result::ok).ok_or_else(|| unknown("tables")),
             functions: Ok(self.functions()),
             exports: (self.names.exports.clone())
-                .or_else(|| from_wasm.map(|d| d.exports.clone()))
+                .or_else(|| from_wasm.and_then(|d| d.exports.clone()))
                 .ok_or_else(|| unknown("exports")),
         }
     }
@@ -383,6 +404,11 @@ fn trampoline(offsets: &[u64], index: u32) -> Result<(u64, u64), String> {
         return Err(format!("the trampoline of import {index} is too long for one"));
     }
     Ok((start, end))
+}
+
+/// How many items are imported, and how many of all items are not.
+fn counts(imported: usize, all: usize) -> Option<(u64, u64)> {
+    Some((imported as u64, all.checked_sub(imported)? as u64))
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use super::image::version::Version;
 use crate::limits::{MAX_INSTANCE_ITEMS, MAX_NAME_SECTION_BYTES, MAX_SIGNATURE_TYPES};
 use crate::process::{Mapping, Memory, MemoryError, mapping_at};
 use crate::runtime::{Declared, GuestFunction, Place, Slot, Value, Why};
-use crate::wasm::{ExternKind, GlobalDecl, GuestExport, MemoryDecl, NameSource, ValType};
+use crate::wasm::{GuestExport, NameSource, ValType};
 
 /// Nothing is mapped below this address. Dangling pointers to nothing (4, 8) lie there.
 const LOWEST: u64 = 0x1000;
@@ -685,22 +685,9 @@ pub fn declared(info: &ImageInfo, number: u32, text: Range<u64>, symbols: &Funct
     let Some(module) = info.modules.get(number as usize) else {
         return Declared::unknown(Why::Other(format!("the image has {} modules", info.modules.len())));
     };
-    let memories = module.memories.iter().map(|m| MemoryDecl {
-        memory64: m.memory64,
-        shared: m.shared,
-        // The maximum is in pages of 64 KiB, whatever the memory's own pages are.
-        maximum: m.limits.max.map(|max| match m.page_size_log2 {
-            16 => max,
-            log2 => {
-                let bytes = u128::from(max).checked_shl(log2.into()).filter(|_| log2 < 64);
-                bytes.and_then(|b| u64::try_from(b.div_ceil(1 << 16)).ok()).unwrap_or(u64::MAX)
-            }
-        }),
-    });
-    let globals = module.globals.iter().map(|g| GlobalDecl { ty: Some(g.ty.into()), mutable: Some(g.mutable) });
     Declared {
-        memories: Ok(memories.collect()),
-        globals: Ok(globals.collect()),
+        memories: Ok(module.memories.iter().map(Into::into).collect()),
+        globals: Ok(module.globals.iter().map(Into::into).collect()),
         tables: Ok(module.tables.len() as u32),
         functions: Ok(functions(info, module, number, text, symbols, names)),
         exports: exports(module),
@@ -770,17 +757,7 @@ fn exports(module: &ModuleInfo) -> Result<Vec<GuestExport>, Why> {
             "the names of the exports have {bytes} bytes, more than {MAX_NAME_SECTION_BYTES}"
         )));
     }
-    let export = |e: &super::image::info::Export| {
-        let (kind, index) = match e.entity {
-            Entity::Function(i) => (ExternKind::Function, i),
-            Entity::Table(i) => (ExternKind::Table, i),
-            Entity::Memory(i) => (ExternKind::Memory, i),
-            Entity::Global(i) => (ExternKind::Global, i),
-            Entity::Tag(i) => (ExternKind::Tag, i),
-        };
-        GuestExport { name: e.name.to_string(), kind, index }
-    };
-    Ok(module.exports.iter().map(export).collect())
+    Ok(module.exports.iter().map(Into::into).collect())
 }
 
 #[cfg(test)]
