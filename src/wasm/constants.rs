@@ -1,7 +1,9 @@
 //! The constants of function bodies. Two modules of the same shape differ only in them, and machine code has them as
 //! immediates.
 
-use super::{Constants, Reach, WasmModule};
+use super::module::WasmModule;
+use super::operators::Reach;
+use super::stack::Constants;
 use wasmparser::Operator as O;
 
 /// A constant in the body of a function.
