@@ -5,7 +5,7 @@ use super::*;
 use crate::process::live::Verdict;
 use crate::process::live::held::{Held, Steps};
 use crate::runtime::{GuestInstance, InstanceParts, Slot, Value};
-use crate::state::resume::Place;
+use crate::state::resume::StackSpec;
 use crate::state::{KnownRegisters, PointKind, image, resume_stack};
 use crate::wasm::ValType;
 use std::io::{self, Write};
@@ -382,7 +382,7 @@ fn frames_go_on(
         }
     }
     // The place of the stack makes no difference here.
-    let place = Place {
+    let place = StackSpec {
         top: 1 << 46,
         outer: [0; 3],
         outer_rbp: 0,
