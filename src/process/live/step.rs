@@ -227,6 +227,14 @@ pub(super) fn end_stepping(tid: libc::pid_t) -> std::io::Result<Stop> {
     }
 }
 
+/// Which queued signals `PTRACE_PEEKSIGINFO` is to show, as ptrace(2) describes it. Not every C library declares it.
+#[repr(C)]
+struct WhichSignals {
+    off: u64,
+    flags: u32,
+    nr: i32,
+}
+
 /// Whether a signal for which `is` is true is queued for this very thread, which is stopped.
 pub(super) fn is_queued(tid: libc::pid_t, is: impl Fn(&SignalInfo) -> bool) -> bool {
     const BATCH: usize = 16;
@@ -238,7 +246,7 @@ pub(super) fn is_queued(tid: libc::pid_t, is: impl Fn(&SignalInfo) -> bool) -> b
     let mut off = 0;
     loop {
         let mut infos = [[0u64; 16]; BATCH];
-        let args = libc::ptrace_peeksiginfo_args { off, flags: 0, nr: BATCH as i32 };
+        let args = WhichSignals { off, flags: 0, nr: BATCH as i32 };
         let shown =
             ptrace(libc::PTRACE_PEEKSIGINFO, tid, &raw const args as usize, infos.as_mut_ptr() as usize).is_ok();
         let infos = infos.map(SignalInfo);
