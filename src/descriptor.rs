@@ -32,9 +32,9 @@
 //! An entry is never freed: a debugger may stop the host at any instruction, also in the middle of a change. The format
 //! word is written last when an entry is filled and first when it is emptied.
 
-pub use crate::runtime::singlepass::route_descriptor::MAGIC;
+pub use crate::runtime::singlepass::find::route_descriptor::MAGIC;
 
-use crate::runtime::singlepass::route_descriptor::{ENTRY_BYTES, FORMAT_STATE_MAP, VERSION};
+use crate::runtime::singlepass::find::route_descriptor::{ENTRY_BYTES, FORMAT_STATE_MAP, VERSION};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};

@@ -69,7 +69,7 @@
 //! | symbol file | An ELF file made by wstate that tells a debugger the names, lines and variables of compiled code. |
 //!
 //! # Layers
-//! Each module uses modules that stand below it and none beside it; `tests/layers.rs` reads this table and the code.
+//! Each module uses modules that stand below it and none beside it; `tests/library/layers.rs` reads this table and the code.
 //!
 //! ```text
 //! server                           the engine as the plugins of debuggers use it

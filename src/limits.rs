@@ -1,4 +1,4 @@
-//! Every cap on work or memory that input could drive up, in one place. `tests/limits.rs` sees to it that each has a
+//! Every cap on work or memory that input could drive up, in one place. `tests/library/limits.rs` sees to it that each has a
 //! test.
 //!
 //! Unless a comment says otherwise, it names what is counted and in which unit, and the constant is the largest

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use wstate::arch::{CodeAddress, Reg, Registers};
+use wstate::arch::{CodeAddress, Reg, Registers, x64};
 use wstate::symbolize::native::NativeSymbolizer;
 use wstate::process::objects::{LoadedObject, ObjectData, Objects};
 use wstate::process::{Mapping, Memory, MemoryError};
@@ -71,8 +71,8 @@ fuzz_target!(|data: &[u8]| {
             }
         }
         let pc = BIAS + word(i as usize).unwrap_or(i) % size;
-        registers.set(Reg::RIP, pc);
-        registers.set(Reg::RSP, STACK + 8 * i);
+        registers.set(x64::RIP, pc);
+        registers.set(x64::RSP, STACK + 8 * i);
         let start = Cursor { address: CodeAddress::Exact(pc), registers };
         let found = walk(start, &unwinders, &memory, 500);
         assert!(found.frames.len() <= 501);

@@ -2,9 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use wstate::arch::{Reg, Registers};
-use wstate::runtime::singlepass::anchor::find_all;
-use wstate::runtime::singlepass::{route_artifact, route_heap};
+use wstate::arch::{Reg, Registers, x64};
+use wstate::runtime::singlepass::find::anchor::find_all;
+use wstate::runtime::singlepass::find::{route_artifact, route_heap};
 use wstate::process::testing::CoreBuilder;
 
 const CODE: u64 = 0x7f00_0000_0000;
@@ -19,9 +19,9 @@ fuzz_target!(|data: &[u8]| {
     let mut heap = data.to_vec();
     heap.resize(data.len().next_multiple_of(4096).max(4096), 0);
     let mut registers = Registers::unknown();
-    registers.set(Reg::RIP, CODE + 16);
-    registers.set(Reg::RSP, STACK);
-    registers.set(Reg::R15, HEAP + 64);
+    registers.set(x64::RIP, CODE + 16);
+    registers.set(x64::RSP, STACK);
+    registers.set(x64::R15, HEAP + 64);
     let stack: Vec<u8> = [CODE + 32, HEAP + 16, HEAP + 64, STACK + 64].iter().flat_map(|w| w.to_le_bytes()).collect();
     let core = CoreBuilder::new()
         .thread(1, 0, &registers, 0)

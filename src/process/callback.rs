@@ -454,6 +454,7 @@ impl Target for CallbackTarget {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::x64;
     use crate::process::testing::CoreBuilder;
 
     /// A debugger that has memory from 0x10000 on, and records what it is asked for.
@@ -617,8 +618,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("core.test");
         let mut registers = Registers::unknown();
-        registers.set(Reg::RIP, 0x5000);
-        registers.set(Reg::RBX, 5);
+        registers.set(x64::RIP, 0x5000);
+        registers.set(x64::RBX, 5);
         let core =
             CoreBuilder::new().thread(11, 6, &registers, 0x99).process(11, "host", "host").memory(0x30000, 6, b"core");
         std::fs::write(&path, core.build()).unwrap();
@@ -627,7 +628,7 @@ mod tests {
         let t = CallbackTarget::new(fake, what, &SearchPaths::default());
         let [thread] = t.threads() else { panic!("{:?}", t.threads()) };
         // Registers that the debugger lends replace those of the core.
-        assert_eq!((thread.registers.pc(), thread.registers.get(Reg::RBX)), (Some(0x11000), Some(5)));
+        assert_eq!((thread.registers.pc(), thread.registers.get(x64::RBX)), (Some(0x11000), Some(5)));
         assert_eq!((thread.fs_base, thread.signal), (Some(0x77), Some(6)));
         let mut bytes = [0; 4];
         t.read(0x30000, &mut bytes).unwrap();

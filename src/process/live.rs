@@ -34,7 +34,7 @@ use super::memory::{Content, Holder, PAGE, PageCache, Piece, Splice};
 use super::notes::{parse_auxv, without_deleted};
 use super::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
 use crate::arch::x64::{USER_REGS_ORIG_RAX, USER_REGS_WORDS};
-use crate::arch::{Reg, Registers};
+use crate::arch::{Reg, Registers, x64};
 use crate::error::Error;
 use crate::limits;
 use std::collections::{HashMap, HashSet};

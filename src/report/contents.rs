@@ -1,7 +1,7 @@
 //! What modules and instances hold: the view model of `wstate modules`, and its text.
 
 use super::text::{self, TextOptions, clean, clean_message};
-use super::{EngineSeen, ExternKind, Hex, NameSource, Report, Runtime, SCHEMA_VERSION, Target, ValType, Value};
+use super::{EngineSeen, ExternKind, Hex, NameSource, Report, Runtime, SCHEMA_VERSION, Target, ValType, Value, Why};
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::fmt::Write;
@@ -39,15 +39,15 @@ pub struct ModuleContents {
     /// Its functions, imported ones first; null if not known or not asked for.
     pub functions: Option<Vec<FunctionRow>>,
     /// Why `functions` is null.
-    pub functions_why: Option<String>,
+    pub functions_why: Option<Why>,
     /// Its exports, in its order; null if not known or not asked for.
     pub exports: Option<Vec<ExportRow>>,
     /// Why `exports` is null.
-    pub exports_why: Option<String>,
+    pub exports_why: Option<Why>,
     /// Its instances, as far as frames or the runtime's structures led to them.
     pub instances: Vec<Instance>,
     /// Why instances could not be told, if they could not be; that none was found is no reason.
-    pub instances_why: Option<String>,
+    pub instances_why: Option<Why>,
 }
 
 /// A function of a module.
@@ -94,15 +94,15 @@ pub struct Instance {
     /// Its memories, imported ones first.
     pub memories: Vec<MemoryRow>,
     /// Why there may be more memories than are listed.
-    pub memories_why: Option<String>,
+    pub memories_why: Option<Why>,
     /// Its globals, imported ones first.
     pub globals: Vec<GlobalRow>,
     /// Why globals are missing.
-    pub globals_why: Option<String>,
+    pub globals_why: Option<Why>,
     /// Its tables, imported ones first.
     pub tables: Vec<TableRow>,
     /// Why tables are missing.
-    pub tables_why: Option<String>,
+    pub tables_why: Option<Why>,
 }
 
 /// A linear memory.
@@ -121,7 +121,7 @@ pub struct MemoryRow {
     /// Pages at most, if it says and that is known.
     pub maximum: Option<u64>,
     /// Why base and size are not known.
-    pub why: Option<String>,
+    pub why: Option<Why>,
 }
 
 /// A global of an instance.
@@ -142,7 +142,7 @@ pub struct TableRow {
     /// Number of its elements.
     pub elements: Option<u64>,
     /// Why that is not known.
-    pub why: Option<String>,
+    pub why: Option<Why>,
 }
 
 /// What to list besides instances.
@@ -220,15 +220,15 @@ pub fn render(contents: &Contents, options: TextOptions) -> String {
 fn module_text(contents: &Contents, module: &ModuleContents, out: &mut String) -> std::fmt::Result {
     writeln!(out, "\nmodule {} {}", module.module_index, clean(contents.module_name(module.module_index)))?;
     match &module.instances_why {
-        Some(why) => writeln!(out, "  instances not known: {}", clean_message(why))?,
+        Some(why) => writeln!(out, "  instances not known: {}", clean_message(&why.to_string()))?,
         None if module.instances.is_empty() => writeln!(out, "  no instance was found: no frame leads to one")?,
         None => {}
     }
     for instance in &module.instances {
         instance_text(instance, out)?;
     }
-    let reason = |what: &str, why: &Option<String>, out: &mut String| match why {
-        Some(why) => writeln!(out, "  {what} not known: {}", clean_message(why)),
+    let reason = |what: &str, why: &Option<Why>, out: &mut String| match why {
+        Some(why) => writeln!(out, "  {what} not known: {}", clean_message(&why.to_string())),
         None => Ok(()),
     };
     if let Some(exports) = &module.exports {
@@ -270,7 +270,8 @@ fn instance_text(instance: &Instance, out: &mut String) -> std::fmt::Result {
         write!(out, ", on thread {}{more}", ids.join(", "))?;
     }
     writeln!(out)?;
-    let reason = |why: &Option<String>| why.as_ref().map(|w| format!(" ({})", clean_message(w))).unwrap_or_default();
+    let reason =
+        |why: &Option<Why>| why.as_ref().map(|w| format!(" ({})", clean_message(&w.to_string()))).unwrap_or_default();
     for m in &instance.memories {
         let mut line = format!("    memory {}", m.index);
         match (m.base, m.size) {
@@ -308,7 +309,7 @@ fn instance_text(instance: &Instance, out: &mut String) -> std::fmt::Result {
         [("memories", &instance.memories_why), ("globals", &instance.globals_why), ("tables", &instance.tables_why)]
     {
         if let Some(why) = why {
-            writeln!(out, "    {what} not known: {}", clean_message(why))?;
+            writeln!(out, "    {what} not known: {}", clean_message(&why.to_string()))?;
         }
     }
     Ok(())

@@ -18,7 +18,7 @@ mod tests;
 
 pub use crate::runtime::engines::Engine;
 use crate::runtime::engines::Sighting;
-pub use crate::runtime::{FoundBy, RuntimeName};
+pub use crate::runtime::{FoundBy, RuntimeName, Why};
 pub use crate::wasm::{ExternKind, NameSource, ValType};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
@@ -342,11 +342,11 @@ pub struct Frame {
     /// Locals, parameters first; null if not known.
     pub locals: Option<Vec<Value>>,
     /// Why `locals` is null.
-    pub locals_why: Option<String>,
+    pub locals_why: Option<Why>,
     /// Operand stack, bottom first; null if not known.
     pub stack: Option<Vec<Value>>,
     /// Why `stack` is null.
-    pub stack_why: Option<String>,
+    pub stack_why: Option<Why>,
     /// Variables of the source language; missing where the code image describes none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub variables: Vec<Variable>,
@@ -446,7 +446,7 @@ pub struct Value {
     /// Address it was read from, if it was read from memory.
     pub address: Option<Hex>,
     /// Why there is no value.
-    pub why: Option<String>,
+    pub why: Option<Why>,
 }
 
 /// A variable of the source language.
@@ -462,7 +462,7 @@ pub struct Variable {
     /// Where it was found: `[fp-0x10]`.
     pub place: Option<String>,
     /// Why there is no value.
-    pub why: Option<String>,
+    pub why: Option<Why>,
 }
 
 /// How much of what was asked for is in a report.

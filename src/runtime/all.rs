@@ -5,7 +5,6 @@
 use super::code_map::{CodeMap, Detail};
 use super::engines::{self, Engine, Sighting};
 use super::match_files::{ByCode, Candidate, Verdict, decide};
-use super::singlepass::anchor::Route;
 use super::singlepass::find::{HostLayouts, SinglepassProvider};
 use super::wasmtime::find::WasmtimeProvider;
 use super::{
@@ -15,6 +14,7 @@ use crate::error::Error;
 use crate::limits::{MAX_IMAGE_BYTES, MAX_SHOWN_REASONS};
 use crate::process::memory::read_file;
 use crate::process::{Memory, ThreadId};
+use crate::runtime::singlepass::find::anchor::Route;
 use crate::state::{ExecutionStateImage, PointKind};
 use crate::unwind::{Cursor, Next, Unwinder};
 use crate::wasm::WasmModule;
@@ -141,7 +141,7 @@ impl Runtimes {
     /// The runtime of a module, and the number of the module within that runtime.
     fn place(&self, module: usize) -> Result<(&dyn Runtime, usize), Why> {
         let place = self.places.get(module).and_then(|&(p, local)| Some((self.providers.get(p)?.runtime(), local)));
-        place.ok_or_else(|| Why("there is no such module".into()))
+        place.ok_or(Why::NoSuchModule)
     }
 
     /// The overall number of module `local` of provider `p`.
@@ -546,7 +546,7 @@ impl Runtime for Runtimes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::Reg;
+    use crate::arch::x64;
     use crate::limits::MAX_COMPARED_CODE;
     use crate::process::objects::Objects;
     use crate::process::testing::CoreBuilder;
@@ -609,7 +609,7 @@ mod tests {
             Ok((self.base, module as u64))
         }
         fn global(&self, _: usize, _: u64, _: u32, _: &dyn Memory) -> Result<Value, Why> {
-            Err(Why(self.name.to_string()))
+            Err(Why::Other(self.name.to_string()))
         }
         fn instances(&self, _: &dyn Memory) -> Vec<GuestInstance> {
             (0..self.found.len()).map(|module| GuestInstance { module, address: self.base }).collect()
@@ -660,7 +660,7 @@ mod tests {
     }
 
     fn frame(pc: u64) -> Cursor {
-        cursor(pc, &[(Reg::RSP, 0x100)])
+        cursor(pc, &[(x64::RSP, 0x100)])
     }
 
     #[test]
@@ -688,8 +688,8 @@ mod tests {
         assert!(all.describe(&frame(0x3_0000), &target).is_empty());
         assert_eq!(all.module_of(0x1_0010), Some(1));
         assert_eq!(all.linear_memory(2, 0, 0, &target), Ok((0x2_0000, 1)));
-        assert_eq!(all.global(1, 0, 0, &target), Err(Why("wasmtime".into())));
-        assert_eq!(all.global(3, 0, 0, &target), Err(Why("there is no such module".into())));
+        assert_eq!(all.global(1, 0, 0, &target), Err(Why::other("wasmtime")));
+        assert_eq!(all.global(3, 0, 0, &target), Err(Why::NoSuchModule));
         assert_eq!(all.instances(&target).iter().map(|i| i.module).collect::<Vec<_>>(), [1, 0, 2]);
         let reach = all.reach(&target);
         assert_eq!([reach(0x1_0000), reach(0x2_0fff), reach(0)], [Reach::Point, Reach::Point, Reach::Outside]);

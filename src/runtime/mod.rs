@@ -6,10 +6,13 @@ pub mod code_map;
 pub mod engines;
 mod immediates;
 mod match_files;
+pub mod rust;
 pub mod singlepass;
 pub mod wasmtime;
+mod why;
 
 use self::engines::Sighting;
+pub use self::why::Why;
 use crate::process::objects::Objects;
 use crate::process::{Memory, Target, ThreadId};
 use crate::progress::Progress;
@@ -71,10 +74,6 @@ pub enum Place {
     /// The value is a constant that the compiler knew.
     Constant,
 }
-
-/// Why a value is not shown, as text for people.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Why(pub String);
 
 /// One local or operand.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -294,10 +293,6 @@ pub struct GuestFunction {
     pub code: Option<(u64, u64)>,
 }
 
-/// Why the operand stack is not known at an instruction between two points; a few instructions further on it would
-/// be.
-pub const BETWEEN_POINTS: &str = "no state is recorded at this instruction";
-
 /// What kind of place a thread that is stepped has reached, by its pc.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
@@ -384,7 +379,7 @@ pub trait Runtime: Unwinder {
     /// have images of frames. The image has no frames where the runtime has no state for them.
     fn image(&self, thread: ThreadId, at: &Cursor, memory: &dyn Memory) -> Result<ExecutionStateImage, Why> {
         let _ = (thread, at, memory);
-        Err(Why(format!("{} has no images of frames", self.name())))
+        Err(Why::Other(format!("{} has no images of frames", self.name())))
     }
     /// The youngest frame of this runtime's code below a native frame that nothing can unwind, if the runtime's own
     /// tables lead to it.
@@ -407,7 +402,7 @@ pub trait Runtime: Unwinder {
     /// What an image of an instance is made from, for runtimes that have images of instances.
     fn instance_parts(&self, module: usize, instance: u64, memory: &dyn Memory) -> Result<InstanceParts, Why> {
         let _ = (module, instance, memory);
-        Err(Why(format!("{} has no images of instances", self.name())))
+        Err(Why::Other(format!("{} has no images of instances", self.name())))
     }
     /// The kind of the point at `address`, if a frame whose image is taken there is resumed at that same place (see
     /// [`crate::state::goes_on_at`]).
@@ -418,7 +413,7 @@ pub trait Runtime: Unwinder {
     /// Number of elements of table `index` of an instance; imported tables are counted first.
     fn table(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {
         let _ = (module, instance, index, memory);
-        Err(Why(format!("how {} keeps tables is not known", self.name())))
+        Err(Why::Other(format!("how {} keeps tables is not known", self.name())))
     }
     /// The instances that were met on the way to the modules. An instance whose code a thread runs is also named in
     /// its frames, whether it is listed here or not.
@@ -434,7 +429,7 @@ pub trait Runtime: Unwinder {
     /// What a module declares.
     fn declared(&self, module: usize, memory: &dyn Memory) -> Declared {
         let _ = (module, memory);
-        Declared::unknown(Why(format!("what {} knows of its modules is not read", self.name())))
+        Declared::unknown(Why::Other(format!("what {} knows of its modules is not read", self.name())))
     }
     /// Byte offset in the `.wasm` file at which the body of a function begins, local declarations included.
     /// Subtracted from [`OperatorPlace::offset`], it gives an offset within the function.
@@ -445,7 +440,7 @@ pub trait Runtime: Unwinder {
     /// why it cannot.
     fn settles(&self, module: usize) -> Result<(), Why> {
         let _ = module;
-        Err(Why(format!("{} has no points to which a thread could be stepped", self.name())))
+        Err(Why::Other(format!("{} has no points to which a thread could be stepped", self.name())))
     }
     /// A function that tells what a pc reaches, above all whether the operand stack is known there. It owns what it
     /// needs, since a target is stepped on a thread of its own.

@@ -16,11 +16,11 @@ use self::alone::Own;
 use self::work::{Failed, Work};
 use super::snapshot::{look_around, wasm_run};
 use super::*;
-use crate::arch::Reg;
+use crate::arch::x64;
 use crate::process::live::held::Held;
 use crate::report::counted;
-use crate::runtime::singlepass::ctx;
-use crate::runtime::{GuestInstance, InstanceParts, Why};
+use crate::runtime::singlepass::module::ctx;
+use crate::runtime::{GuestInstance, InstanceParts};
 use crate::state::resume::StackSpec;
 use crate::state::{AnyImage, ImageView, KnownRegisters, PointKind, ResumeStack, resume_stack};
 use nix::sys::signal::{SigSet, SigmaskHow};
@@ -270,7 +270,7 @@ fn plan(
         return Err(refused("the thread's Wasm frames belong to several instances".to_string()));
     }
     let parts = runtime.instance_parts(thread.youngest.module, instance, target);
-    let parts = parts.map_err(|Why(why)| refused(why))?;
+    let parts = parts.map_err(|why| refused(why.to_string()))?;
     let own = Own {
         thread: tid,
         run: run.len(),
@@ -285,12 +285,12 @@ fn plan(
     let caller = caller.filter(|c| native.recognised.stub_name(c.address, target).is_some()).ok_or_else(|| {
         refused("the oldest Wasm frame was not called through one of the runtime's entries".to_string())
     })?;
-    let (Some(sp), Some(rbp)) = (caller.registers.sp(), caller.registers.get(Reg::RBP)) else {
+    let (Some(sp), Some(rbp)) = (caller.registers.sp(), caller.registers.get(x64::RBP)) else {
         return Err(refused("the registers of the oldest Wasm frame's caller are not known".to_string()));
     };
     let word = |at: u64| target.read_u64(at).map_err(|e| refused(e.to_string()));
     let mut registers = KnownRegisters::UNKNOWN;
-    for reg in [Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::R15] {
+    for reg in [x64::RBX, x64::R12, x64::R13, x64::R14, x64::R15] {
         let value = caller.registers.get(reg);
         registers.0[reg.index()] =
             Some(value.ok_or_else(|| refused(format!("{reg} of the oldest Wasm frame's caller is not known")))?);

@@ -4,7 +4,7 @@ use super::settle::{explained, settles, snapshot_note};
 use super::*;
 use crate::process::live::Verdict;
 use crate::process::live::held::{Held, Steps};
-use crate::runtime::{GuestInstance, InstanceParts, Slot, Value, Why};
+use crate::runtime::{GuestInstance, InstanceParts, Slot, Value};
 use crate::state::resume::StackSpec;
 use crate::state::{KnownRegisters, PointKind, image, resume_stack};
 use crate::wasm::ValType;
@@ -206,7 +206,7 @@ fn take(
         let bytes = state.to_bytes().map_err(|e| not_found(e.to_string()))?;
         out.write_all(&bytes).map_err(failed)?;
     } else {
-        let parts = parts.as_ref().map_err(|Why(why)| {
+        let parts = parts.as_ref().map_err(|why| {
             not_found(format!("no image of the instance: {why}; --execution-state writes the frames alone"))
         })?;
         done.memory = parts.memory.map(|(_, size)| size);
@@ -216,8 +216,8 @@ fn take(
     }
     done.resumable = Some(match &parts {
         Ok(parts) => resumable(runtime, target, &thread, instance, parts, &state, stepping),
-        Err(Why(why)) => Resumable::No {
-            why: why.clone(),
+        Err(why) => Resumable::No {
+            why: why.to_string(),
             next: "it takes memory and globals, too; wstate modules shows what is known of them",
         },
     });
@@ -311,7 +311,7 @@ fn resumable(
         Ok(PointKind::Call) if thread.on_top => {
             let register = |reg| thread.frames.first().and_then(|f| f.cursor.registers.get(reg));
             // codegen_x64.rs, behind emit_call: the code takes a float from XMM0 and all else from RAX.
-            let returned = register(Reg::RAX).map(|integer| Returned { integer, float: register(Reg::XMM0) });
+            let returned = register(x64::RAX).map(|integer| Returned { integer, float: register(x64::XMM0) });
             Resumable::AfterCall(returned)
         }
         Ok(PointKind::Call) => Resumable::AfterCall(None),

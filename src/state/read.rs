@@ -20,8 +20,8 @@ use super::model::{
     CodeVersion, ExecutionStateImage, FunctionStateMap, MachineState, MachineValue, WasmAbstractValue,
     WasmFunctionStateDump,
 };
-use super::x64;
-use crate::arch::Reg;
+use super::x64::to_index;
+use crate::arch::{Reg, x64};
 use crate::limits::{MAX_IMAGE_FRAMES, MAX_IMAGE_VALUES, MAX_IMAGE_WORK, MAX_SLOTS};
 
 /// A reader of words of the stack. Every closure `FnMut(u64) -> Option<u64>` is one.
@@ -51,7 +51,7 @@ impl KnownRegisters {
 
     /// The value of a register. It is `None` also where state maps have no number for the register.
     pub fn of(&self, reg: Reg) -> Option<u64> {
-        self.get(x64::to_index(reg)?.0)
+        self.get(to_index(reg)?.0)
     }
 }
 
@@ -229,11 +229,11 @@ impl BoundaryRegisters {
 pub fn cross_tier_boundary(registers: &mut KnownRegisters, boundary: Option<BoundaryRegisters>) {
     let b = boundary;
     for (reg, value) in [
-        (Reg::R15, b.map(|b| b.r15)),
-        (Reg::R14, b.map(|b| b.r14)),
-        (Reg::R13, b.map(|b| b.r13)),
-        (Reg::R12, b.map(|b| b.r12)),
-        (Reg::RBX, b.map(|b| b.rbx)),
+        (x64::R15, b.map(|b| b.r15)),
+        (x64::R14, b.map(|b| b.r14)),
+        (x64::R13, b.map(|b| b.r13)),
+        (x64::R12, b.map(|b| b.r12)),
+        (x64::RBX, b.map(|b| b.rbx)),
     ] {
         registers.0[reg.index()] = value;
     }

@@ -28,7 +28,7 @@ use super::model::{
     WasmAbstractValue, WasmFunctionStateDump,
 };
 use super::read::{KnownRegisters, ReadError, ReadWord, read_frame};
-use crate::arch::Reg;
+use crate::arch::x64;
 use crate::arch::x64::SWITCH_BLOCK;
 use crate::limits::{MAX_IMAGE_FRAMES, MAX_IMAGE_WORK, MAX_RESUME_BYTES, MAX_SLOTS};
 
@@ -608,8 +608,8 @@ fn build(
         stack.push(frame, place.code_base.wrapping_add(planned.activate as u64))?;
     }
     let start = stack.address();
-    registers.0[Reg::RBP.index()] = Some(rbp);
-    registers.0[Reg::RSP.index()] = Some(start + 8);
+    registers.0[x64::RBP.index()] = Some(rbp);
+    registers.0[x64::RSP.index()] = Some(start + 8);
     let mut words = stack.words;
     words.reverse();
     let kind = planned.first().map_or(PointKind::Call, |youngest| youngest.kind);
@@ -654,7 +654,7 @@ mod tests {
     use super::super::synthetic::{Module, state};
     use super::*;
 
-    // Which images can be resumed is tested in tests/state_differential.rs.
+    // Which images can be resumed is tested in tests/library/state_differential.rs.
     #[test]
     fn images_and_stacks_have_an_end() {
         let frame = WasmFunctionStateDump { local_function_id: 7, wasm_inst_offset: 5, stack: vec![], locals: vec![] };

@@ -22,7 +22,7 @@
 use super::frame_pointer::is_behind_call;
 use super::{Cursor, FrameChange, Next, Trust, UnwindError, Unwinder};
 use crate::arch::x64::SWITCH_BLOCK;
-use crate::arch::{CodeAddress, Reg, Registers};
+use crate::arch::{CodeAddress, Reg, Registers, x64};
 use crate::process::Memory;
 use std::sync::LazyLock;
 
@@ -146,27 +146,27 @@ const FIBER_SWITCH_CODE: &[u8] = &[
 ];
 
 const fn rsp(saved: &'static [Reg]) -> Layout {
-    Layout::Frame { base: Base::In(Reg::RSP), skip: 0, saved }
+    Layout::Frame { base: Base::In(x64::RSP), skip: 0, saved }
 }
 
 const fn skip(bytes: u64) -> Layout {
-    Layout::Frame { base: Base::In(Reg::RSP), skip: bytes, saved: &[] }
+    Layout::Frame { base: Base::In(x64::RSP), skip: bytes, saved: &[] }
 }
 
-const RBP_R11_R15: &[Reg] = &[Reg::RBP, Reg::R11, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
-const RBP_RBX_R15: &[Reg] = &[Reg::RBP, Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
-const R11_R15: &[Reg] = &[Reg::R11, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
-const RBX_R15: &[Reg] = &[Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
-const R12_R15: &[Reg] = &[Reg::R12, Reg::R13, Reg::R14, Reg::R15];
-const R13_R15: &[Reg] = &[Reg::R13, Reg::R14, Reg::R15];
-const R14_R15: &[Reg] = &[Reg::R14, Reg::R15];
-const R15: &[Reg] = &[Reg::R15];
-const RBP: &[Reg] = &[Reg::RBP];
-const RBX_RBP: &[Reg] = &[Reg::RBX, Reg::RBP];
-const R12_RBP: &[Reg] = &[Reg::R12, Reg::RBX, Reg::RBP];
-const R13_RBP: &[Reg] = &[Reg::R13, Reg::R12, Reg::RBX, Reg::RBP];
-const R14_RBP: &[Reg] = &[Reg::R14, Reg::R13, Reg::R12, Reg::RBX, Reg::RBP];
-const R15_RBP: &[Reg] = &[Reg::R15, Reg::R14, Reg::R13, Reg::R12, Reg::RBX, Reg::RBP];
+const RBP_R11_R15: &[Reg] = &[x64::RBP, x64::R11, x64::R12, x64::R13, x64::R14, x64::R15];
+const RBP_RBX_R15: &[Reg] = &[x64::RBP, x64::RBX, x64::R12, x64::R13, x64::R14, x64::R15];
+const R11_R15: &[Reg] = &[x64::R11, x64::R12, x64::R13, x64::R14, x64::R15];
+const RBX_R15: &[Reg] = &[x64::RBX, x64::R12, x64::R13, x64::R14, x64::R15];
+const R12_R15: &[Reg] = &[x64::R12, x64::R13, x64::R14, x64::R15];
+const R13_R15: &[Reg] = &[x64::R13, x64::R14, x64::R15];
+const R14_R15: &[Reg] = &[x64::R14, x64::R15];
+const R15: &[Reg] = &[x64::R15];
+const RBP: &[Reg] = &[x64::RBP];
+const RBX_RBP: &[Reg] = &[x64::RBX, x64::RBP];
+const R12_RBP: &[Reg] = &[x64::R12, x64::RBX, x64::RBP];
+const R13_RBP: &[Reg] = &[x64::R13, x64::R12, x64::RBX, x64::RBP];
+const R14_RBP: &[Reg] = &[x64::R14, x64::R13, x64::R12, x64::RBX, x64::RBP];
+const R15_RBP: &[Reg] = &[x64::R15, x64::R14, x64::R13, x64::R12, x64::RBX, x64::RBP];
 
 static ROUTINES: &[Routine] = &[
     Routine {
@@ -181,7 +181,7 @@ static ROUTINES: &[Routine] = &[
             (0x08, rsp(R12_R15)),
             (0x0a, rsp(R11_R15)),
             (0x0b, rsp(RBP_R11_R15)),
-            (0x0e, Layout::Frame { base: Base::In(Reg::RBP), skip: 0, saved: RBP_R11_R15 }),
+            (0x0e, Layout::Frame { base: Base::In(x64::RBP), skip: 0, saved: RBP_R11_R15 }),
         ],
         returns_to: None,
     },
@@ -190,7 +190,7 @@ static ROUTINES: &[Routine] = &[
         code: CALL_WASM_LEAVE,
         hole: (0, 0),
         layouts: &[
-            (0x00, Layout::Frame { base: Base::In(Reg::RBP), skip: 0, saved: RBP_R11_R15 }),
+            (0x00, Layout::Frame { base: Base::In(x64::RBP), skip: 0, saved: RBP_R11_R15 }),
             (0x03, rsp(RBP_R11_R15)),
             (0x04, rsp(R11_R15)),
             (0x06, rsp(R12_R15)),
@@ -253,7 +253,7 @@ static ROUTINES: &[Routine] = &[
         code: ALTERNATIVE_STACK_LEAVE,
         hole: (0, 0),
         layouts: &[
-            (0x00, Layout::Frame { base: Base::At(Reg::RSP), skip: 0, saved: RBP_RBX_R15 }),
+            (0x00, Layout::Frame { base: Base::At(x64::RSP), skip: 0, saved: RBP_RBX_R15 }),
             (0x04, rsp(RBP_RBX_R15)),
             (0x05, rsp(RBX_R15)),
             (0x06, rsp(R12_R15)),
@@ -415,13 +415,13 @@ impl Routine {
     /// The layouts of the routine as changes. The changes at each offset describe the whole frame, so that routines
     /// that follow each other can be joined.
     fn changes(&self) -> Vec<(u32, FrameChange)> {
-        const CALLEE_SAVED: [Reg; 6] = [Reg::RBX, Reg::RBP, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
+        const CALLEE_SAVED: [Reg; 6] = [x64::RBX, x64::RBP, x64::R12, x64::R13, x64::R14, x64::R15];
         let mut out = Vec::new();
         for &(offset, layout) in self.layouts {
             let mut change = |c| out.push((offset as u32, c));
             let Layout::Frame { base, skip, saved } = layout else {
                 // The next frame is not a caller, because another routine's registers are being loaded.
-                change(FrameChange::Undefined(Reg::RIP));
+                change(FrameChange::Undefined(x64::RIP));
                 continue;
             };
             let above = skip as i32 + 8 * (saved.len() as i32 + 1);
@@ -429,7 +429,7 @@ impl Routine {
                 Base::In(reg) => FrameChange::Cfa(reg, above),
                 Base::At(reg) => FrameChange::CfaDeref(reg, above as u32),
             });
-            change(FrameChange::Saved(Reg::RIP, -8));
+            change(FrameChange::Saved(x64::RIP, -8));
             for reg in CALLEE_SAVED.iter().filter(|r| !saved.contains(r)) {
                 change(FrameChange::Same(*reg));
             }
@@ -496,13 +496,13 @@ fn clone(at: &Cursor, memory: &dyn Memory) -> Option<Next> {
         }
         // The call returns zero only in the child. A parent that is still in the call has an error number in rax.
         let child = match offset {
-            0..9 => known(&at.registers, Reg::RAX).map(|rax| rax == 0),
+            0..9 => known(&at.registers, x64::RAX).map(|rax| rax == 0),
             9 => Ok(false),
             _ => Ok(true),
         };
         return Some(match child {
             Ok(true) => Next::Bottom,
-            Ok(false) => frame(at, Base::In(Reg::RSP), 0, &[], memory).unwrap_or_else(Next::Lost),
+            Ok(false) => frame(at, Base::In(x64::RSP), 0, &[], memory).unwrap_or_else(Next::Lost),
             Err(e) => Next::Lost(e),
         });
     }
@@ -536,11 +536,11 @@ pub fn is_fiber_start(pc: u64, memory: &dyn Memory) -> bool {
 /// Steps to the frame that resumed a fiber. The stack pointer of that frame is in the word at which the fiber's stack
 /// begins, and points to the registers that the switch saved.
 fn fiber_start(at: &Cursor, memory: &dyn Memory) -> Option<Next> {
-    const SAVED: &[Reg] = &[Reg::R15, Reg::R14, Reg::R13, Reg::R12, Reg::RBX, Reg::RBP];
+    const SAVED: &[Reg] = &[x64::R15, x64::R14, x64::R13, x64::R12, x64::RBX, x64::RBP];
     if !at.address.is_return() || !is_fiber_start(at.address.raw(), memory) {
         return None;
     }
-    Some(frame(at, Base::At(Reg::RSP), 0, SAVED, memory).unwrap_or_else(Next::Lost))
+    Some(frame(at, Base::At(x64::RSP), 0, SAVED, memory).unwrap_or_else(Next::Lost))
 }
 
 fn known(registers: &Registers, reg: Reg) -> Result<u64, UnwindError> {
@@ -563,8 +563,8 @@ fn frame(at: &Cursor, base: Base, skip: u64, saved: &[Reg], memory: &dyn Memory)
     if pc == 0 {
         return Ok(Next::Bottom);
     }
-    caller.restore(Reg::RIP, pc, slot);
-    caller.set(Reg::RSP, slot.wrapping_add(8));
+    caller.restore(x64::RIP, pc, slot);
+    caller.set(x64::RSP, slot.wrapping_add(8));
     Ok(Next::Caller(Cursor { address: CodeAddress::Return(pc), registers: caller }, Trust::Recognised))
 }
 
@@ -572,15 +572,15 @@ fn frame(at: &Cursor, base: Base, skip: u64, saved: &[Reg], memory: &dyn Memory)
 /// the `ret` goes to, with the registers that this code will find. The routine's native caller is reached later,
 /// through the last return address in the image.
 fn image(at: &Cursor, words: usize, memory: &dyn Memory) -> Result<Next, UnwindError> {
-    let mut slot = known(&at.registers, Reg::RSP)?;
+    let mut slot = known(&at.registers, x64::RSP)?;
     let mut caller = at.registers.clone();
     for &reg in SWITCH_BLOCK.get(words..).unwrap_or(&[]) {
         caller.restore(reg, memory.read_u64(slot)?, slot);
         slot = slot.wrapping_add(8);
     }
     let pc = memory.read_u64(slot)?;
-    caller.restore(Reg::RIP, pc, slot);
-    caller.set(Reg::RSP, slot.wrapping_add(8));
+    caller.restore(x64::RIP, pc, slot);
+    caller.set(x64::RSP, slot.wrapping_add(8));
     Ok(Next::Caller(Cursor { address: CodeAddress::Exact(pc), registers: caller }, Trust::Recognised))
 }
 
@@ -606,23 +606,23 @@ mod tests {
     }
 
     fn reg(r: Register) -> Reg {
-        if r.is_xmm() { Reg(Reg::XMM0.0 + r.number() as u8) } else { Reg(r.number() as u8) }
+        if r.is_xmm() { Reg(x64::XMM0.0 + r.number() as u8) } else { Reg(r.number() as u8) }
     }
 
     impl Machine {
         fn sp(&self) -> u64 {
-            self.registers[&Reg::RSP]
+            self.registers[&x64::RSP]
         }
 
         fn push(&mut self, value: u64) {
             let sp = self.sp() - 8;
-            self.registers.insert(Reg::RSP, sp);
+            self.registers.insert(x64::RSP, sp);
             self.stack.insert(sp, value);
         }
 
         fn pop(&mut self) -> u64 {
             let sp = self.sp();
-            self.registers.insert(Reg::RSP, sp + 8);
+            self.registers.insert(x64::RSP, sp + 8);
             self.stack[&sp]
         }
 
@@ -661,17 +661,17 @@ mod tests {
                 }
                 // rsp &= -16
                 Code::And_rm64_r64 => {
-                    self.registers.insert(Reg::RSP, self.sp() & !15);
+                    self.registers.insert(x64::RSP, self.sp() & !15);
                 }
                 Code::Retnq => self.pc = self.pop(),
-                Code::Jmp_rm64 => self.pc = self.registers[&Reg::RAX],
+                Code::Jmp_rm64 => self.pc = self.registers[&x64::RAX],
                 // Calls return at once. Branches are not taken, so that every instruction is executed.
                 _ => {}
             }
         }
     }
 
-    const CALLEE_SAVED: [Reg; 6] = [Reg::RBX, Reg::RBP, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
+    const CALLEE_SAVED: [Reg; 6] = [x64::RBX, x64::RBP, x64::R12, x64::R13, x64::R14, x64::R15];
 
     /// A page of code with `code` at [`CODE`].
     fn code_memory(code: &[u8]) -> Pieces {
@@ -710,7 +710,7 @@ mod tests {
         let stretch = Stretch::at(at.address, memory).unwrap();
         let offset = (at.address.raw() - stretch.start) as u32;
         assert!(offset < stretch.len);
-        let (mut cfa, mut rules) = (FrameChange::Cfa(Reg::RSP, 8), HashMap::new());
+        let (mut cfa, mut rules) = (FrameChange::Cfa(x64::RSP, 8), HashMap::new());
         for &(_, change) in stretch.frame.iter().filter(|(from, _)| *from <= offset) {
             match change {
                 FrameChange::Cfa(..) | FrameChange::CfaDeref(..) => cfa = change,
@@ -719,7 +719,7 @@ mod tests {
                 }
             }
         }
-        if rules.get(&Reg::RIP) == Some(&FrameChange::Undefined(Reg::RIP)) {
+        if rules.get(&x64::RIP) == Some(&FrameChange::Undefined(x64::RIP)) {
             assert!(!caller.address.is_return());
             return;
         }
@@ -743,12 +743,12 @@ mod tests {
 
     fn entered() -> Machine {
         let mut registers: HashMap<Reg, u64> = (0..32).map(|i| (Reg(i), 0x1000 + u64::from(i))).collect();
-        registers.insert(Reg::RSP, ENTRY_SP);
+        registers.insert(x64::RSP, ENTRY_SP);
         // The routines follow these pointers.
-        for r in [Reg::RAX, Reg::RDI] {
+        for r in [x64::RAX, x64::RDI] {
             registers.insert(r, IMAGE_END);
         }
-        registers.insert(Reg::RSI, IMAGE_START);
+        registers.insert(x64::RSI, IMAGE_START);
         let stack = HashMap::from([(ENTRY_SP, CALLER)]);
         Machine { registers, stack, pc: CODE }
     }
@@ -759,7 +759,7 @@ mod tests {
         for r in CALLEE_SAVED {
             assert_eq!(caller.registers.get(r), Some(0x1000 + u64::from(r.0)), "{offset:#x} {r}");
         }
-        assert_eq!(caller.registers.get(Reg::RDI), None);
+        assert_eq!(caller.registers.get(x64::RDI), None);
     }
 
     #[test]
@@ -799,7 +799,7 @@ mod tests {
         assert_eq!(machine.pc, GUEST);
         let returning = CODE + ALTERNATIVE_STACK_ENTER.len() as u64;
         assert_eq!(machine.stack[&(IMAGE_END - 24)], returning);
-        machine.registers.insert(Reg::RSP, IMAGE_END - 16);
+        machine.registers.insert(x64::RSP, IMAGE_END - 16);
         machine.pc = returning;
         at_each_instruction(ALTERNATIVE_STACK_LEAVE, &mut machine, is_native_caller);
         assert_eq!(machine.pc, CALLER);
@@ -880,7 +880,7 @@ mod tests {
         code[CLONE_HOLE] = 0x18;
         let memory = code_memory(&code).word(ENTRY_SP, CALLER);
         let at = |offset: u64, rax: u64| {
-            RecognisedUnwinder.step(&cursor(CODE + offset, &[(Reg::RSP, ENTRY_SP), (Reg::RAX, rax)]), &memory)
+            RecognisedUnwinder.step(&cursor(CODE + offset, &[(x64::RSP, ENTRY_SP), (x64::RAX, rax)]), &memory)
         };
         for offset in [2, 5, 7] {
             assert!(matches!(at(offset, 0), Some(Next::Bottom)), "{offset}");
@@ -898,14 +898,14 @@ mod tests {
         assert_eq!(RecognisedUnwinder.stub_name(CodeAddress::Exact(CODE + 2), &memory), None);
         code[3] ^= 1;
         let other = code_memory(&code).word(ENTRY_SP, CALLER);
-        let at = cursor(CODE + 2, &[(Reg::RSP, ENTRY_SP), (Reg::RAX, 0)]);
+        let at = cursor(CODE + 2, &[(x64::RSP, ENTRY_SP), (x64::RAX, 0)]);
         assert!(RecognisedUnwinder.step(&at, &other).is_none());
     }
 
     #[test]
     fn an_unknown_frame_register_is_named() {
         let memory = code_memory(CALL_WASM_LEAVE);
-        let mut at = cursor(CODE, &[(Reg::RSP, ENTRY_SP)]);
+        let mut at = cursor(CODE, &[(x64::RSP, ENTRY_SP)]);
         at.address = CodeAddress::Return(CODE);
         let next = RecognisedUnwinder.step(&at, &memory);
         let Some(Next::Lost(e)) = next else { panic!("{next:?}") };

@@ -1,15 +1,15 @@
 //! Tests of [`CoreTarget`], with cores that are built here.
 
 use super::*;
-use crate::arch::{Reg, Registers};
+use crate::arch::{Reg, Registers, x64};
 use crate::process::testing::{CoreBuilder, shared_object};
 
 fn registers(pc: u64) -> Registers {
     let mut r = Registers::unknown();
-    r.set(Reg::RIP, pc);
-    r.set(Reg::RSP, 0x7000);
-    r.set(Reg::R15, 15);
-    r.set(Reg::XMM15, 0x4037_0000_0000_0000);
+    r.set(x64::RIP, pc);
+    r.set(x64::RSP, 0x7000);
+    r.set(x64::R15, 15);
+    r.set(x64::XMM15, 0x4037_0000_0000_0000);
     r
 }
 
@@ -38,8 +38,8 @@ fn threads_registers_and_names() {
     // The kernel gives every thread the fatal signal, but only the first thread keeps it here.
     assert_eq!((second.id.0, second.signal, second.name.as_deref()), (11, None, Some("app")));
     assert_eq!(first.registers.pc(), Some(0x1234));
-    assert_eq!(first.registers.get(Reg::R15), Some(15));
-    assert_eq!(first.registers.get(Reg::XMM15), Some(0x4037_0000_0000_0000));
+    assert_eq!(first.registers.get(x64::R15), Some(15));
+    assert_eq!(first.registers.get(x64::XMM15), Some(0x4037_0000_0000_0000));
     assert_eq!((core.pid(), core.command_line()), (Some(11), Some("app --flag")));
     assert_eq!(core.executable(), Some(Path::new("/bin/app")));
     assert_eq!(core.description(), "core core.test of app");

@@ -124,7 +124,7 @@ pub(super) fn blocks(
         }
     };
     for thread in threads {
-        let general = (0..16).filter_map(Reg::from_index).chain([Reg::RIP]);
+        let general = (0..16).filter_map(Reg::from_index).chain([x64::RIP]);
         let words = general.filter_map(|reg| thread.registers.get(reg));
         words.filter(|word| word.wrapping_sub(low) < size).for_each(&mut take);
     }

@@ -127,14 +127,14 @@ impl Borrowed<'_> {
         let [rdi, rsi, rdx, r10, r8, r9] = arguments;
         let at = self.syscall_at;
         let registers = self.with(&[
-            (Reg::RAX, number as u64),
-            (Reg::RDI, rdi),
-            (Reg::RSI, rsi),
-            (Reg::RDX, rdx),
-            (Reg::R10, r10),
-            (Reg::R8, r8),
-            (Reg::R9, r9),
-            (Reg::RIP, at),
+            (x64::RAX, number as u64),
+            (x64::RDI, rdi),
+            (x64::RSI, rsi),
+            (x64::RDX, rdx),
+            (x64::R10, r10),
+            (x64::R8, r8),
+            (x64::R9, r9),
+            (x64::RIP, at),
         ]);
         let result = self.go(registers, libc::PTRACE_SINGLESTEP, at + SYSCALL.len() as u64)?;
         match result as i64 {
@@ -153,12 +153,12 @@ impl Borrowed<'_> {
         self.write(sp, &RETURN.to_le_bytes())?;
         let [rdi, rsi, rdx] = arguments;
         let registers = self.with(&[
-            (Reg::RDI, rdi),
-            (Reg::RSI, rsi),
-            (Reg::RDX, rdx),
-            (Reg::RAX, 0),
-            (Reg::RSP, sp),
-            (Reg::RIP, function),
+            (x64::RDI, rdi),
+            (x64::RSI, rsi),
+            (x64::RDX, rdx),
+            (x64::RAX, 0),
+            (x64::RSP, sp),
+            (x64::RIP, function),
         ]);
         self.go(registers, libc::PTRACE_CONT, RETURN)
     }
@@ -176,7 +176,7 @@ impl Borrowed<'_> {
             (ended.and_then(|now| normal.map(|()| now)), others)
         })?;
         self.others.borrow_mut().extend(others);
-        ended.map(|now| register(&now, Reg::RAX))
+        ended.map(|now| register(&now, x64::RAX))
     }
 
     /// The mappings that the process has now.
@@ -204,8 +204,8 @@ impl Borrowed<'_> {
     pub fn set_registers(&self, pc: u64, known: impl Fn(Reg) -> Option<u64>) -> Result<(), String> {
         let low: Vec<(Reg, u64)> = TABLE.iter().map(|row| (row.reg, known(row.reg).unwrap_or(0))).collect();
         let mut general: Vec<(Reg, u64)> =
-            low.iter().copied().filter(|(reg, _)| reg.info().user_regs.is_some() && *reg != Reg::RIP).collect();
-        general.push((Reg::RIP, pc));
+            low.iter().copied().filter(|(reg, _)| reg.info().user_regs.is_some() && *reg != x64::RIP).collect();
+        general.push((x64::RIP, pc));
         let registers = self.with(&general);
         let tid = self.tid;
         self.held
@@ -213,7 +213,7 @@ impl Borrowed<'_> {
                 let mut area = [0; FXSAVE];
                 get_regset(tid, libc::NT_PRFPREG, &mut area)?;
                 for (reg, value) in low {
-                    let Some(n) = reg.index().checked_sub(Reg::XMM0.index()).filter(|n| *n < 16) else { continue };
+                    let Some(n) = reg.index().checked_sub(x64::XMM0.index()).filter(|n| *n < 16) else { continue };
                     area[XMM + 16 * n..][..16].copy_from_slice(&u128::from(value).to_le_bytes());
                 }
                 set_regset(tid, libc::NT_PRFPREG, &area)?;
@@ -314,7 +314,7 @@ fn register(registers: &[u8], reg: Reg) -> u64 {
 }
 
 fn pc_of(registers: &[u8]) -> u64 {
-    register(registers, Reg::RIP)
+    register(registers, x64::RIP)
 }
 
 /// Reads or sets the mask of blocked signals, and returns the mask.

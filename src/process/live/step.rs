@@ -108,7 +108,7 @@ impl Stopped {
                 Ok(n) if n == regs.len() => {}
                 _ => break Settled::Refused(Refusal::Registers),
             }
-            let pc = Reg::RIP.info().user_regs.map_or(0, |i| word(&regs, i));
+            let pc = x64::RIP.info().user_regs.map_or(0, |i| word(&regs, i));
             match verdict(pc, &source) {
                 Verdict::Point => break Settled::Point,
                 Verdict::Outside => break Settled::Left,
@@ -256,7 +256,7 @@ fn is_to_restart(tid: libc::pid_t) -> bool {
     const RESTARTS: std::ops::RangeInclusive<i64> = -516..=-512;
     let mut regs = [0; USER_REGS_WORDS * 8];
     let read = get_regset(tid, libc::NT_PRSTATUS, &mut regs).is_ok();
-    let result = Reg::RAX.info().user_regs.map_or(0, |i| word(&regs, i) as i64);
+    let result = x64::RAX.info().user_regs.map_or(0, |i| word(&regs, i) as i64);
     read && word(&regs, USER_REGS_ORIG_RAX) as i64 >= 0 && RESTARTS.contains(&result)
 }
 
@@ -276,7 +276,7 @@ fn status_mask(path: &str, key: &str) -> Option<u64> {
 fn pc(tid: libc::pid_t) -> std::io::Result<u64> {
     let mut regs = [0; USER_REGS_WORDS * 8];
     get_regset(tid, libc::NT_PRSTATUS, &mut regs)?;
-    Ok(Reg::RIP.info().user_regs.map_or(0, |i| word(&regs, i)))
+    Ok(x64::RIP.info().user_regs.map_or(0, |i| word(&regs, i)))
 }
 
 /// Signals that report faults and steps of the thread itself.

@@ -76,8 +76,8 @@ fn thread_at(pid: u32, tid: libc::pid_t, place: Option<Sleeping>) -> Thread {
     let mut thread = thread_of(pid, tid);
     match place {
         Some(place) => {
-            thread.registers.set(Reg::RSP, place.sp);
-            thread.registers.set(Reg::RIP, place.pc);
+            thread.registers.set(x64::RSP, place.sp);
+            thread.registers.set(x64::RIP, place.pc);
         }
         None => thread.problem = Some(RUNNING.to_string()),
     }

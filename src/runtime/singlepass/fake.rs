@@ -1,7 +1,7 @@
 //! A made-up target for the tests of the routes. It has read-only data with vtables, code of the host, a heap,
 //! stacks, and modules as the runtime lays them out.
 
-use super::anchor::PAGE;
+use super::find::anchor::PAGE;
 use crate::arch::{Reg, Registers};
 use crate::process::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
 use std::path::{Path, PathBuf};

@@ -1,34 +1,17 @@
 //! The wasmer 0.x runtime with its singlepass backend.
 //!
-//! Finding modules ([`find`]: five routes, see [`anchor`]) and reading frames ([`frame`], [`code`]) are separate: a
+//! Finding modules ([`find`]: five routes, see [`find::anchor`]) and reading frames ([`frame`], [`module::code`]) are separate: a
 //! frame is read the same way however its module was found.
 
-pub mod anchor;
-pub mod code;
 pub mod code_map;
-pub mod ctx;
 pub mod find;
 pub mod frame;
-pub mod instance;
-pub mod layouts;
-pub mod maps;
 pub mod module;
-pub mod module_info;
-pub mod module_memory;
-mod places;
-mod recover;
-pub mod route_artifact;
-pub mod route_descriptor;
-pub mod route_heap;
-pub mod route_tls;
-pub mod route_vmctx;
-mod rust_memory;
-pub mod rust_msm;
 
 #[cfg(test)]
 pub(crate) mod fake;
 
-pub use rust_memory::StructureError;
+pub use crate::runtime::rust::memory::StructureError;
 
 use super::code_map::{CodeMap, Detail};
 use super::{Declared, GuestFrame, GuestInstance, GuestModule, InstanceParts, Reach, Runtime, Value, Why};
@@ -37,7 +20,7 @@ use crate::state::read::BoundaryRegisters;
 use crate::state::{ExecutionStateImage, ModuleStateMap, PointKind, goes_on_at};
 use crate::unwind::{Cursor, Next, Unwinder};
 use crate::wasm::WasmModule;
-use module::Module;
+use module::{Module, ctx, instance};
 
 /// This runtime in one target: its modules and what is known about the search for them.
 #[derive(Default)]
@@ -46,7 +29,7 @@ pub struct Singlepass {
     listed: Vec<GuestModule>,
     notes: Vec<String>,
     tried: Vec<String>,
-    boundary: Vec<route_tls::BoundaryRegisters>,
+    boundary: Vec<find::route_tls::BoundaryRegisters>,
 }
 
 impl Singlepass {
@@ -98,7 +81,7 @@ impl Runtime for Singlepass {
     }
 
     fn recover(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
-        recover::recover(self, at, memory)
+        frame::recover::recover(self, at, memory)
     }
 
     fn module_of(&self, address: u64) -> Option<usize> {
@@ -110,17 +93,17 @@ impl Runtime for Singlepass {
     }
 
     fn linear_memory(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<(u64, u64), Why> {
-        let module = self.modules.get(module).ok_or_else(|| Why("there is no such module".into()))?;
+        let module = self.modules.get(module).ok_or(Why::NoSuchModule)?;
         instance::linear_memory(module, instance, index, memory)
     }
 
     fn global(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<Value, Why> {
-        let module = self.modules.get(module).ok_or_else(|| Why("there is no such module".into()))?;
+        let module = self.modules.get(module).ok_or(Why::NoSuchModule)?;
         instance::global(module, instance, index, memory)
     }
 
     fn instance_parts(&self, module: usize, instance: u64, memory: &dyn Memory) -> Result<InstanceParts, Why> {
-        let module = self.modules.get(module).ok_or_else(|| Why("there is no such module".into()))?;
+        let module = self.modules.get(module).ok_or(Why::NoSuchModule)?;
         // The frame may run code of another tier. The instance belongs to the module that was instantiated.
         let own = memory.read_u64(instance.wrapping_add(ctx::MODULE)).ok();
         let instantiated = self.modules.iter().find(|m| m.inner.is_some() && m.inner == own);
@@ -134,7 +117,7 @@ impl Runtime for Singlepass {
     }
 
     fn table(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {
-        let module = self.modules.get(module).ok_or_else(|| Why("there is no such module".into()))?;
+        let module = self.modules.get(module).ok_or(Why::NoSuchModule)?;
         instance::table(module, instance, index, memory)
     }
 
@@ -144,26 +127,26 @@ impl Runtime for Singlepass {
     }
 
     fn check_instance(&self, instance: GuestInstance, memory: &dyn Memory) -> Result<(), Why> {
-        let module = self.modules.get(instance.module).ok_or_else(|| Why("there is no such module".into()))?;
+        let module = self.modules.get(instance.module).ok_or(Why::NoSuchModule)?;
         instance::check(module, instance.address, memory)
     }
 
     fn declared(&self, module: usize, _: &dyn Memory) -> Declared {
         match self.modules.get(module) {
             Some(module) => module.declared(),
-            None => Declared::unknown(Why("there is no such module".into())),
+            None => Declared::unknown(Why::NoSuchModule),
         }
     }
 
     fn settles(&self, module: usize) -> Result<(), Why> {
         match self.modules.get(module) {
-            None => Err(Why("there is no such module".into())),
+            None => Err(Why::NoSuchModule),
             // With full preemption the headers of functions have states even without track_state. But these tell
             // nothing new: the locals have fixed places, and the operand stack is empty there.
             Some(module) if !module.tracked => {
                 let why = "the module was compiled without track_state: its operand stacks are recorded nowhere, and its \
                            locals are known without a step";
-                Err(Why(why.into()))
+                Err(Why::other(why))
             }
             Some(_) => Ok(()),
         }

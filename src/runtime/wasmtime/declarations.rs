@@ -1,6 +1,6 @@
 //! Turns the declarations of `.wasmtime.info` into those that all runtimes share.
 
-use super::info::{Entity, Export, GlobalType, MemoryType, TableType};
+use super::image::info::{Entity, Export, GlobalType, MemoryType, TableType};
 use crate::wasm::{ExternKind, GlobalDecl, GuestExport, MemoryDecl, TableDecl};
 
 impl From<&MemoryType> for MemoryDecl {

@@ -1,10 +1,12 @@
 //! Finds code images. For each mapping with code that belongs to no loaded file, the header of an image is looked for
 //! before it.
 
-use super::code::Code;
+use super::Wasmtime;
+use super::image::info::{ImageInfo, ModuleInfo, WasmType};
 use super::image::{DATA, HEADER_BYTES, Header, Image, Kind};
-use super::info::{ImageInfo, ModuleInfo, WasmType};
-use super::{Wasmtime, addrmap::FilePos};
+use super::tables::addrmap::FilePos;
+use super::tables::code::Code;
+use super::walk::frame::operator_index;
 use crate::limits::{MAX_COMPARED_DATA, MAX_COMPARED_PLACES, MAX_HEADER_PAGES, MAX_IMAGES};
 use crate::process::mapped_file::{MappedFile, WithFile};
 use crate::process::{Mapping, Memory};
@@ -145,7 +147,7 @@ impl Provider for WasmtimeProvider {
     }
 
     fn compare(&mut self, module: usize, file: &CoreModule, memory: &dyn Memory) -> Result<Fit, String> {
-        let (code, number) = self.runtime.place(module).map_err(|why| why.0)?;
+        let (code, number) = self.runtime.place(module).map_err(|why| why.to_string())?;
         fits(code, number, file, memory)
     }
 
@@ -255,7 +257,7 @@ fn fits(code: &Code, module: usize, file: &CoreModule, memory: &dyn Memory) -> R
             }
             let local = function.checked_sub(wasm.imported_functions());
             let inner = u64::from(place).checked_sub(shift);
-            let is_operator = inner.is_some_and(|inner| super::frame::operator_index(wasm, local, inner).is_some());
+            let is_operator = inner.is_some_and(|inner| operator_index(wasm, local, inner).is_some());
             // Code that belongs to no operator has a position, too. A function's own code (stack checks) has that of
             // the function's body, and the code that sets locals to zero has those of their declarations.
             let is_before_operators = || {

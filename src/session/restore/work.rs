@@ -172,7 +172,7 @@ impl<'a> Work<'a> {
 
         let mut registers = built.registers;
         if built.kind == PointKind::Call {
-            for reg in [Reg::RAX, Reg::XMM0] {
+            for reg in [x64::RAX, x64::XMM0] {
                 registers.0[reg.index()] = self.result;
             }
         }

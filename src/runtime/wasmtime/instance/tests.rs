@@ -2,9 +2,9 @@
 //! describe. `offsets.rs` shows that the layout is the runtime's own.
 
 use super::super::image::{FunctionKind, Image, NAMES, SliceMemory};
-use super::super::info::{Export, FuncType, GlobalType, Import, Limits, MemoryType, ModuleFunction};
 use super::super::testing;
 use super::*;
+use crate::runtime::wasmtime::image::info::{Export, FuncType, GlobalType, Import, Limits, MemoryType, ModuleFunction};
 use crate::wasm::{ExternKind, MemoryDecl};
 use proptest::prelude::*;
 
@@ -133,7 +133,7 @@ impl World {
     }
 
     fn validate(&self, of: &Described<'_>, vmctx: u64) -> Result<Checked, String> {
-        of.validate(vmctx, &self.mappings, &self.memory_of()).map_err(|why| why.0)
+        of.validate(vmctx, &self.mappings, &self.memory_of()).map_err(|why| why.to_string())
     }
 }
 
@@ -182,13 +182,13 @@ fn an_instance_of_each_version() {
         known(1, ValType::I64, 8, own(0));
         known(2, ValType::F64, 3.25f64.to_bits().into(), own(1));
         known(3, ValType::V128, 1 | 2 << 64, own(2));
-        let why = |text: &str| Err(Why(text.into()));
+        let why = |text: &str| Err(Why::other(text));
         assert_eq!(of.global(FIRST, 4, &m), why("the module has 4 globals"));
-        assert_eq!(of.linear_memory(FIRST, 1, &m).unwrap_err().0, "the module has one memory");
-        assert_eq!(of.table(FIRST, 9, &m).unwrap_err().0, "the module has one table");
-        assert_eq!(of.global(HOST, 0, &m).unwrap_err().0, format!("there is no instance at {HOST:#x}"));
+        assert_eq!(of.linear_memory(FIRST, 1, &m).unwrap_err().to_string(), "the module has one memory");
+        assert_eq!(of.table(FIRST, 9, &m).unwrap_err().to_string(), "the module has one table");
+        assert_eq!(of.global(HOST, 0, &m).unwrap_err().to_string(), format!("there is no instance at {HOST:#x}"));
         for odd in [FIRST + 8, 0, u64::MAX - 15] {
-            assert_eq!(of.table(odd, 0, &m).unwrap_err().0, format!("no instance can be at {odd:#x}"));
+            assert_eq!(of.table(odd, 0, &m).unwrap_err().to_string(), format!("no instance can be at {odd:#x}"));
         }
         let host = Neighbour { import: Entity::Function(0), context: Context::HostFunction, address: HOST };
         assert_eq!(of.imports_of(FIRST, &m), Ok(vec![host]), "{version}");
@@ -396,10 +396,10 @@ fn what_cannot_be_told() {
     assert!(w.validate(&of, DUMMY).unwrap_err().contains("cannot be told from what the host makes"));
 
     for unknown in [35, 51] {
-        let why = Described::new(&info, 0, Version(unknown), text()).unwrap_err().0;
+        let why = Described::new(&info, 0, Version(unknown), text()).unwrap_err().to_string();
         assert!(why.contains("frames, names and positions do not depend on it"), "{why}");
     }
-    assert_eq!(Described::new(&info, 1, Version(48), text()).unwrap_err().0, "the image has 1 modules");
+    assert_eq!(Described::new(&info, 1, Version(48), text()).unwrap_err().to_string(), "the image has 1 modules");
 }
 
 #[test]
@@ -439,10 +439,10 @@ fn shared_memories_small_pages_and_references() {
     let m = w.memory_of();
     assert_eq!(of.linear_memory(FIRST, 0, &m), Ok((LINEAR, PAGE)));
     assert_eq!(of.linear_memory(FIRST, 1, &m), Ok((LINEAR + 3, 5)));
-    assert!(of.linear_memory(FIRST, 2, &m).unwrap_err().0.contains("no page has such a size"));
+    assert!(of.linear_memory(FIRST, 2, &m).unwrap_err().to_string().contains("no page has such a size"));
     let bits = |i| match of.global(FIRST, i, &m).unwrap().slot {
         Slot::Known { bits, .. } => Ok(bits),
-        Slot::Unknown(why) => Err(why.0),
+        Slot::Unknown(why) => Err(why.to_string()),
     };
     // A reference into the GC heap has 32 bits.
     assert_eq!((bits(0), bits(2), bits(3)), (Ok(GLOBAL.into()), Ok(7), Ok(0)));
@@ -520,12 +520,12 @@ fn repeated_names_and_signatures_are_bounded() {
         imports: (0..200).map(import).collect(),
         exports: vec![export; 300],
         functions: vec![function; 200],
-        imported: super::super::info::Counts { functions: 200, ..Default::default() },
+        imported: crate::runtime::wasmtime::image::info::Counts { functions: 200, ..Default::default() },
         ..module()
     };
     let ty = FuncType { params: vec![WasmType::I32; 1 << 20], results: vec![] };
     let d = declared(&image(m, vec![Some(ty)]), 0, text(), &FunctionTable::default(), &[]);
-    assert!(d.exports.unwrap_err().0.contains("names of the exports"));
+    assert!(d.exports.unwrap_err().to_string().contains("names of the exports"));
     let functions = d.functions.unwrap();
     assert_eq!(functions.iter().filter(|f| f.signature.is_some()).count(), MAX_SIGNATURE_TYPES >> 20);
     // The first function is also exported, and so takes one name and not two.
