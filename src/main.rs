@@ -131,6 +131,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
                     ),
                 }
             }
+            doctor.plugins();
             let text = if d.json { json::document(&doctor, true) } else { doctor.text(color(d.no_color)) };
             Output::stdout().write(text.as_bytes())?;
             Ok(match doctor.worst() {

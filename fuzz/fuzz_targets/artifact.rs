@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use wstate::bytes::Bytes;
-use wstate::runtime::singlepass::find::anchor::CacheImage;
+use wstate::runtime::singlepass::module::cache_image::CacheImage;
 use wstate::runtime::singlepass::module::info::{Artifact, ModuleInfo};
 use wstate::runtime::singlepass::find::route_artifact::image_of_artifact;
 

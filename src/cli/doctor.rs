@@ -1,5 +1,6 @@
 //! `wstate doctor`: what would stop an attach or make a core useless, one check a line, each with the next step.
 
+use crate::cli::plugin::{self, Debugger};
 use crate::limits;
 use crate::process::files::{self, FileLocation};
 use crate::report::text::{clean_message, list_of};
@@ -12,6 +13,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 /// Bit of `CAP_SYS_PTRACE` in the capability sets of `/proc/PID/status` (capability.h).
 const CAP_SYS_PTRACE: u64 = 1 << 19;
@@ -197,6 +199,27 @@ impl Doctor {
         }
         for note in &report.notes {
             self.note(format!("the search says: {note}"));
+        }
+    }
+
+    /// Adds whether the plugins that this user has installed are those of this version.
+    pub fn plugins(&mut self) {
+        for debugger in Debugger::ALL {
+            self.plugin(debugger.name(), plugin::wrong_files(debugger));
+        }
+    }
+
+    fn plugin(&mut self, debugger: &str, wrong_files: Option<Vec<PathBuf>>) {
+        match wrong_files.as_deref() {
+            None => {}
+            Some([]) => self.ok(format!("the {debugger} plugin that is installed belongs to this version")),
+            Some(files) => {
+                let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+                self.warn(
+                    format!("the {debugger} plugin is not that of this version: {}", files.join(", ")),
+                    format!("wstate plugin install {debugger}"),
+                );
+            }
         }
     }
 
@@ -671,6 +694,18 @@ mod tests {
         assert!(d.checks.iter().any(|c| c.what.contains("compiled by")), "{d:?}");
         let d = Doctor::examine(Some(u32::MAX));
         assert_eq!((d.worst(), d.checks.len()), (Status::Fail, 2));
+    }
+
+    #[test]
+    fn a_plugin_of_another_version_is_told() {
+        let mut d = Doctor::default();
+        d.plugin("gdb", None);
+        assert_eq!(d.checks, []);
+        d.plugin("gdb", Some(vec![]));
+        d.plugin("lldb", Some(vec!["/a".into(), "/b".into()]));
+        assert_eq!((d.worst(), d.checks[0].status), (Status::Warn, Status::Ok));
+        assert_eq!(d.checks[1].what, "the lldb plugin is not that of this version: /a, /b");
+        assert_eq!(d.checks[1].next.as_deref(), Some("wstate plugin install lldb"));
     }
 
     #[test]

@@ -29,7 +29,7 @@ use crate::process::{Mapping, Memory, Target, Thread, ThreadId, unpack};
 use crate::progress::{self, Progress};
 use crate::report::timing::{Timing, milliseconds};
 use crate::report::{self, Frame, FrameKind, Function, Hex, OpPosition, Report, WasmPlace};
-use crate::runtime::all::{FindOptions, Runtimes};
+use crate::runtime::all::{self, FindOptions, Runtimes};
 use crate::runtime::code_map::{CodeMap, CompiledFunction, CompiledModule, Detail, Seen};
 pub use crate::runtime::singlepass::find::anchor::Route;
 use crate::runtime::{GuestFrame, GuestKind, Position, Provider, Reach, Runtime, Scene, Why};
@@ -365,6 +365,7 @@ fn routines(
     runtime: &dyn Runtime,
     places: &BTreeSet<CodeAddress>,
 ) -> Vec<CompiledModule> {
+    let recognised = all::recognised();
     let mut found: BTreeMap<u64, Stretch> = BTreeMap::new();
     let mut left = limits::MAX_ROUTINE_SEARCH;
     for mapping in target.mappings().iter().filter(|m| m.execute && m.is_anonymous()) {
@@ -375,10 +376,10 @@ fn routines(
         left -= code.len() as u64;
         let read = target.read_some(mapping.start, &mut code);
         code.truncate(read);
-        found.extend(Stretch::all(&code, mapping.start).into_iter().map(|s| (s.start, s)));
+        found.extend(recognised.stretches(&code, mapping.start).into_iter().map(|s| (s.start, s)));
     }
     for place in places.iter().filter(|p| runtime.module_of(p.lookup()).is_none()) {
-        if let Some(stretch) = Stretch::at(*place, target) {
+        if let Some(stretch) = recognised.stretch_at(*place, target) {
             found.insert(stretch.start, stretch);
         }
     }
@@ -460,7 +461,7 @@ impl<'a> Native<'a> {
         Native {
             objects,
             cfi: CfiUnwinder::new(objects).reading_prologues(target.threads().iter().any(no_frame_pointer)),
-            recognised: RecognisedUnwinder,
+            recognised: all::recognised(),
             code: CodeUnwinder::new(objects, target.mappings(), target.auxv(libc::AT_ENTRY), Box::new(function)),
             frame_pointer: FramePointerUnwinder::new(target.mappings()),
             symbols,
@@ -826,7 +827,7 @@ impl WasmThread<'_> {
 mod tests {
     use super::*;
     use crate::process::testing::CoreBuilder;
-    use crate::unwind::recognised::CALL_WASM_LEAVE;
+    use crate::runtime::singlepass::stubs::CALL_WASM_LEAVE;
 
     /// A provider that finds something each time and explains nothing.
     struct Endless {

@@ -79,7 +79,8 @@ pub struct Returned {
 }
 
 /// A global that an instance imports, as the file beside an image has it.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct ImportedGlobal {
     /// Index of the global in the module's index space.
     pub index: usize,

@@ -8,8 +8,9 @@ use wasmparser::Parser;
 use super::declarations::{Declarations, type_list};
 use super::module::WasmModule;
 use super::operators::{Reach, point_of};
+use super::text;
 use super::types::ValType;
-use super::{PointKind, text};
+use crate::state::PointKind;
 
 /// What is known of a compiled module from the process that runs it. [`WasmModule::fits`] compares a file with it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,6 +36,15 @@ pub struct FunctionFacts {
     /// For some points, the operands that the compiler recorded, bottom first. An operand has its bits if the
     /// compiler knew it to be constant, and is `None` otherwise.
     pub operands: HashMap<(u64, PointKind), Vec<Option<u64>>>,
+}
+
+/// How messages name a point of this kind.
+fn noun(kind: PointKind) -> &'static str {
+    match kind {
+        PointKind::Call => "a call",
+        PointKind::Trappable => "a trap",
+        PointKind::Loop => "a loop",
+    }
 }
 
 impl WasmModule {
@@ -170,7 +180,7 @@ impl WasmModule {
                     return Err(format!(
                         "operator {index} of function {local} is `{}` in {file}, the process has {} there",
                         text::operator(&op),
-                        kind.noun()
+                        noun(kind)
                     ));
                 }
                 found = true;
@@ -187,7 +197,7 @@ impl WasmModule {
                     return Err(format!(
                         "operator {index} of function {local} is `{}` in {file}, the process does not have {} there",
                         text::operator(&op),
-                        kind.noun()
+                        noun(kind)
                     ));
                 }
                 Some(PointKind::Call) => tally.calls += 1,
@@ -199,7 +209,7 @@ impl WasmModule {
         match points.next() {
             Some((at, kind)) => Err(format!(
                 "function {local} has {index} operators in {file}, the process has {} at operator {at}",
-                kind.noun()
+                noun(kind)
             )),
             None => Ok(Ok(())),
         }

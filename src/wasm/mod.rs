@@ -24,24 +24,3 @@ pub use module::{DataSegment, WasmModule};
 pub use operators::{Operator, OperatorKind, Site};
 pub use printed::Printed;
 pub use types::{ExternKind, NameSource, ValType};
-
-/// The reason why a state map has a point.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum PointKind {
-    /// The point is the return address of a call.
-    Call,
-    /// The point is an instruction that may fault on purpose.
-    Trappable,
-    /// The point is the poll of the interrupt flag at the head of a loop.
-    Loop,
-}
-
-impl PointKind {
-    fn noun(self) -> &'static str {
-        match self {
-            PointKind::Call => "a call",
-            PointKind::Trappable => "a trap",
-            PointKind::Loop => "a loop",
-        }
-    }
-}

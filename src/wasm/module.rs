@@ -12,7 +12,6 @@ use wasmparser::{
     WasmFeatures,
 };
 
-use super::PointKind;
 use super::declarations::Declarations;
 use super::dwarf::{self, SourceFrame};
 use super::names::{self, Naming};
@@ -20,6 +19,7 @@ use super::printed::Printed;
 use super::types::{ExternKind, NameSource, ValType, value_type};
 use crate::error::Error;
 use crate::limits::{MAX_FUNCTIONS, MAX_SLOTS};
+use crate::state::PointKind;
 
 pub(super) struct Signature {
     pub(super) params: Vec<ValType>,

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use wasmparser::{BinaryReader, Operator as O, OperatorsReader};
 
 use super::module::WasmModule;
-use super::{PointKind, text};
+use super::text;
+use crate::state::PointKind;
 
 /// What an operator does, as far as a backtrace needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -2,12 +2,12 @@
 
 use wasmparser::{FuncToValidate, FuncValidatorAllocations, Operator as O, OperatorsReader, WasmFeatures};
 
-use super::PointKind;
 use super::constants::{self, Constant, Use};
 use super::module::WasmModule;
 use super::operators::{Reach, is_division, point_of};
 use super::types::{ValType, value_type};
 use crate::limits::MAX_SLOTS;
+use crate::state::PointKind;
 
 /// The types of the operands at one point.
 type StackTypes = Vec<ValType>;

@@ -528,7 +528,7 @@ fn write_fuzz_seeds() {
 mod seeds {
     use wasmer_runtime_core_near::{compile_with, module::Module};
     use wasmer_singlepass_backend_near::SinglePassCompiler;
-    use wstate::runtime::singlepass::find::anchor::CacheImage;
+    use wstate::runtime::singlepass::module::cache_image::CacheImage;
     use wstate::runtime::singlepass::module::info::Artifact;
     use wstate::state::codec::{decode_borsh_prefix, encode_bincode, encode_borsh};
     use wstate::state::{ExecutionStateImage, InstanceImage, WasmFunctionStateDump};

@@ -9,7 +9,7 @@ use wasmer_runtime_core::structures::TypedIndex;
 use wasmer_runtime_core::types::{GlobalDescriptor, MemoryDescriptor, TableDescriptor, Type};
 use wasmer_runtime_core_near as wasmer_runtime_core;
 use wasmer_singlepass_backend_near::SinglePassCompiler;
-use wstate::runtime::singlepass::find::anchor::CacheImage;
+use wstate::runtime::singlepass::module::cache_image::CacheImage;
 use wstate::runtime::singlepass::module::info::{
     Artifact, Export, GlobalInfo, MemoryInfo, MemoryKind, ModuleInfo, TableInfo,
 };

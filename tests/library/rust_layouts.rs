@@ -16,6 +16,7 @@ use wstate::runtime::singlepass::module::info::Export;
 use wstate::runtime::singlepass::module::layouts;
 use wstate::runtime::singlepass::module::layouts::{Layouts, Source};
 use wstate::runtime::singlepass::module::{info_in_memory, map_in_memory};
+use wstate::state::BoundaryRegisters;
 use wstate::wasm::{ExternKind, ValType};
 use wstate::wasm::{MemoryDecl, TableDecl};
 
@@ -357,7 +358,7 @@ fn boundary_registers_are_those_of_the_thread() {
             BoundaryRegisterPreservation { r15: 15, r14: 14, r13: 13, r12: 12, rbx: 3 };
     }
     let found = route_tls::find(&target, &objects(this_executable()), None).boundary;
-    let expected = route_tls::BoundaryRegisters { thread: ThreadId(1), r15: 15, r14: 14, r13: 13, r12: 12, rbx: 3 };
+    let expected = (ThreadId(1), BoundaryRegisters::from_words([15, 14, 13, 12, 3]));
     assert_eq!(found, [expected]);
 }
 

@@ -8,8 +8,9 @@ use wasmer_runtime_core::state::{ModuleStateMap, OffsetInfo};
 use wasmer_runtime_core::{func, imports};
 use wasmer_runtime_core_near as wasmer_runtime_core;
 use wasmer_singlepass_backend_near::SinglePassCompiler;
+use wstate::state::PointKind;
 use wstate::wasm::ValType;
-use wstate::wasm::{FunctionFacts, ModuleFacts, PointKind, WasmModule};
+use wstate::wasm::{FunctionFacts, ModuleFacts, WasmModule};
 
 /// Calls with operands below the arguments, more arguments than registers, floats, `call_indirect`.
 const CALLS: &str = r#"(module

@@ -23,7 +23,6 @@ use wstate::runtime::all::{FindOptions, Runtimes};
 use wstate::runtime::{Provider, Runtime, Scene};
 use wstate::unwind::cfi::CfiUnwinder;
 use wstate::unwind::frame_pointer::FramePointerUnwinder;
-use wstate::unwind::recognised::RecognisedUnwinder;
 use wstate::unwind::{Cursor, Trust, Unwinder, walk};
 
 /// Registers that a callee has to give back, and the stack pointer.
@@ -82,7 +81,7 @@ fn decode(target: &Traced, pc: u64) -> Option<Instruction> {
 fn step(pid: u32, tid: u32, steps: usize) -> Count {
     let target = Traced::seize(pid, tid);
     let objects = Objects::load(&target, &SearchPaths::default());
-    let (cfi, recognised) = (CfiUnwinder::new(&objects), RecognisedUnwinder);
+    let (cfi, recognised) = (CfiUnwinder::new(&objects), wstate::runtime::all::recognised());
     let frame_pointer = FramePointerUnwinder::new(target.mappings());
     let mut runtimes = Runtimes::new(&FindOptions::default());
     let mut count = Count::default();

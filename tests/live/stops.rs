@@ -15,7 +15,6 @@ use wstate::runtime::{GuestKind, Provider, Runtime, Scene, Slot};
 use wstate::session::{Options, Source};
 use wstate::unwind::cfi::CfiUnwinder;
 use wstate::unwind::frame_pointer::FramePointerUnwinder;
-use wstate::unwind::recognised::RecognisedUnwinder;
 use wstate::unwind::{Cursor, End, Unwinder, walk};
 
 /// Function indices of the guest.
@@ -282,7 +281,7 @@ fn random_stops() {
         let capture = || LiveTarget::capture(pid, &CaptureOptions::default()).unwrap();
         let first = capture();
         let objects = Objects::load(&first, &SearchPaths::default());
-        let (cfi, recognised) = (CfiUnwinder::new(&objects), RecognisedUnwinder);
+        let (cfi, recognised) = (CfiUnwinder::new(&objects), wstate::runtime::all::recognised());
         let mut provider = SinglepassProvider::new(FindOptions::default());
         for stop in 0..*stops {
             random.pause();
@@ -347,7 +346,7 @@ fn every_instruction() {
         let (pid, tid) = (host.pid() as u32, host.tid() as u32);
         let target = Traced::seize(pid, tid);
         let objects = Objects::load(&target, &SearchPaths::default());
-        let (cfi, recognised) = (CfiUnwinder::new(&objects), RecognisedUnwinder);
+        let (cfi, recognised) = (CfiUnwinder::new(&objects), wstate::runtime::all::recognised());
         let frame_pointer = FramePointerUnwinder::new(target.mappings());
         let mut provider = SinglepassProvider::new(FindOptions::default());
         let mut count = Count::default();
@@ -410,7 +409,7 @@ fn from_stack(stack: &wstate::unwind::Stack, runtime: &dyn Runtime, target: &dyn
         .map(|f| Shown {
             function: f.function.unwrap_or(u32::MAX),
             locals: f.locals.as_deref().map(list).unwrap_or_default(),
-            stack: f.stack.as_deref().map(list).map_err(|w| w.0.clone()),
+            stack: f.stack.as_deref().map(list).map_err(ToString::to_string),
         })
         .collect()
 }

@@ -1,7 +1,7 @@
 //! Tests of [`CoreTarget`], with cores that are built here.
 
 use super::*;
-use crate::arch::{Reg, Registers, x64};
+use crate::arch::{Registers, x64};
 use crate::process::testing::{CoreBuilder, shared_object};
 
 fn registers(pc: u64) -> Registers {

@@ -23,7 +23,7 @@ use crate::runtime::code_map::{
 use crate::state::diff::{Budget, StateCursor, StateError};
 use crate::state::{FUNCTION_HEADER, FunctionStateMap, MachineState, MachineValue, PointKind, WasmAbstractValue};
 use crate::wasm::ValType;
-use crate::wasm::{PointKind as WasmPoint, WasmModule};
+use crate::wasm::WasmModule;
 use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register};
 use std::collections::{BTreeMap, HashMap};
 
@@ -369,11 +369,6 @@ fn operands(here: &Here<'_>, states: &[State]) -> Vec<Operands> {
         wanted.sort_unstable();
         if let Some(&(last, _)) = wanted.last() {
             wasm.each_stack_types(here.local, |index, kind, compute| {
-                let kind = match kind {
-                    WasmPoint::Call => PointKind::Call,
-                    WasmPoint::Trappable => PointKind::Trappable,
-                    WasmPoint::Loop => PointKind::Loop,
-                };
                 if wanted.binary_search(&(index, kind)).is_ok()
                     && let Some(found) = compute()
                 {

@@ -10,7 +10,7 @@ use super::walk::frame::operator_index;
 use crate::limits::{MAX_COMPARED_DATA, MAX_COMPARED_PLACES, MAX_HEADER_PAGES, MAX_IMAGES};
 use crate::process::mapped_file::{MappedFile, WithFile};
 use crate::process::{Mapping, Memory};
-use crate::runtime::{Fit, FoundBy, GuestModule, Key, Provider, Runtime, RuntimeName, Scene};
+use crate::runtime::{Files, Fit, FoundBy, GuestModule, Key, Provider, Runtime, RuntimeName, Scene};
 use crate::unwind::Cursor;
 use crate::wasm::file::CoreModule;
 use crate::wasm::{Declarations, ExternKind, ValType, WasmModule};
@@ -146,6 +146,31 @@ impl Provider for WasmtimeProvider {
         self.runtime.listed.len() - before
     }
 
+    fn files(&mut self) -> Option<&mut dyn Files> {
+        Some(self)
+    }
+
+    fn code(&self, module: usize, local_function: u32, memory: &dyn Memory) -> Option<Vec<u8>> {
+        let (code, number) = self.runtime.place(module).ok()?;
+        code.code_of(number, local_function, memory)
+    }
+
+    fn own_name(&self, module: usize, function: u32) -> Option<String> {
+        let (code, number) = self.runtime.place(module).ok()?;
+        code.own_name(number, function)
+    }
+
+    fn key(&self, module: usize, left: &mut u64, memory: &dyn Memory) -> Option<Key> {
+        let (code, number) = self.runtime.place(module).ok()?;
+        code.key(number, left, memory)
+    }
+
+    fn runtime(&self) -> &dyn Runtime {
+        &self.runtime
+    }
+}
+
+impl Files for WasmtimeProvider {
     fn compare(&mut self, module: usize, file: &CoreModule, memory: &dyn Memory) -> Result<Fit, String> {
         let (code, number) = self.runtime.place(module).map_err(|why| why.to_string())?;
         fits(code, number, file, memory)
@@ -171,25 +196,6 @@ impl Provider for WasmtimeProvider {
         if let Some(listed) = self.runtime.listed.get_mut(module) {
             *listed = guest_module(code, number);
         }
-    }
-
-    fn code(&self, module: usize, local_function: u32, memory: &dyn Memory) -> Option<Vec<u8>> {
-        let (code, number) = self.runtime.place(module).ok()?;
-        code.code_of(number, local_function, memory)
-    }
-
-    fn own_name(&self, module: usize, function: u32) -> Option<String> {
-        let (code, number) = self.runtime.place(module).ok()?;
-        code.own_name(number, function)
-    }
-
-    fn key(&self, module: usize, left: &mut u64, memory: &dyn Memory) -> Option<Key> {
-        let (code, number) = self.runtime.place(module).ok()?;
-        code.key(number, left, memory)
-    }
-
-    fn runtime(&self) -> &dyn Runtime {
-        &self.runtime
     }
 }
 

@@ -24,6 +24,7 @@ mod declarations;
 pub mod find;
 pub mod image;
 pub mod instance;
+pub mod stubs;
 pub mod tables;
 #[cfg(test)]
 mod testing;
@@ -36,7 +37,7 @@ use self::walk::chain::{Chain, Solved};
 use self::walk::flow::{Facts, Flow, Held, Hints, near_start};
 use self::walk::{anchor, exit, frame, recover, waiting};
 use super::code_map::{CodeMap, Detail};
-use super::{Declared, GuestFrame, GuestInstance, GuestModule, Reach, Runtime, Value, Why};
+use super::{Declared, GuestFrame, GuestInstance, GuestModule, Runtime, Tables, Value, Why};
 use crate::arch::{CodeAddress, x64};
 use crate::limits::{MAX_FLOW_BYTES, MAX_FLOW_FUNCTIONS, MAX_IMAGES_MODULES, MAX_INSTANCE_CHECKS, MAX_KNOWN_INSTANCES};
 use crate::process::{Mapping, Memory};
@@ -364,10 +365,6 @@ impl Runtime for Wasmtime {
         self.described(module)?.global(instance, index, memory)
     }
 
-    fn table(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {
-        self.described(module)?.table(instance, index, memory)
-    }
-
     fn instances(&self, memory: &dyn Memory) -> Vec<GuestInstance> {
         // The search begins with the instances that frames run in and with the other instances of their stores. It
         // goes on to the instances that these import from. The result has all instances or none, because in a part of
@@ -427,12 +424,17 @@ impl Runtime for Wasmtime {
         })
     }
 
-    fn reach(&self, _: &dyn Memory) -> Box<dyn Fn(u64) -> Reach + Send> {
-        let texts: Vec<_> = self.codes.iter().map(|c| c.image.text()).collect();
-        Box::new(move |pc| if texts.iter().any(|t| t.contains(&pc)) { Reach::Inside } else { Reach::Outside })
+    fn tables(&self) -> Option<&dyn Tables> {
+        Some(self)
     }
 
     fn code_map(&self, detail: &Detail, memory: &dyn Memory) -> CodeMap {
         code_map::code_map(self, detail, memory)
+    }
+}
+
+impl Tables for Wasmtime {
+    fn table(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {
+        self.described(module)?.table(instance, index, memory)
     }
 }

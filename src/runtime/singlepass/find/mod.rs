@@ -8,8 +8,9 @@ pub mod route_heap;
 pub mod route_tls;
 pub mod route_vmctx;
 
-use self::anchor::{Anchor, MapSource, PAGE, Route};
+use self::anchor::{Anchor, Route};
 use super::Singlepass;
+use super::module::cache_image::{MapSource, PAGE};
 use super::module::info::{Artifact, Export, Import, MemoryInfo, ModuleInfo, Signature, TableInfo};
 use super::module::info_in_memory::{MemoryModuleInfo, read_module_info};
 use super::module::layouts::Layouts;
@@ -22,12 +23,12 @@ use crate::process::Memory;
 use crate::process::objects::Objects;
 use crate::runtime::all::FindOptions;
 use crate::runtime::immediates::Immediates;
-use crate::runtime::{Fit, GuestModule, Key, Provider, Runtime, RuntimeName, Scene};
-use crate::state::SuspendOffset;
+use crate::runtime::{Files, Fit, GuestModule, Key, Provider, Runtime, RuntimeName, Scene};
 use crate::state::model::{FunctionStateMap, WasmAbstractValue};
+use crate::state::{PointKind, SuspendOffset};
 use crate::unwind::Cursor;
 use crate::wasm::file::CoreModule;
-use crate::wasm::{Declarations, FunctionFacts, ModuleFacts, PointKind, WasmModule};
+use crate::wasm::{Declarations, FunctionFacts, ModuleFacts, WasmModule};
 use crate::wasm::{ExternKind, GlobalDecl, GuestExport, MemoryDecl, NameSource, TableDecl, ValType};
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -371,6 +372,34 @@ impl Provider for SinglepassProvider {
         self.runtime.modules.len() - before
     }
 
+    fn files(&mut self) -> Option<&mut dyn Files> {
+        Some(self)
+    }
+
+    fn code(&self, module: usize, local_function: u32, memory: &dyn Memory) -> Option<Vec<u8>> {
+        self.runtime.modules.get(module)?.code_of(local_function, memory)
+    }
+
+    fn own_name(&self, module: usize, function: u32) -> Option<String> {
+        let names = &self.runtime.modules.get(module)?.names.functions;
+        names.get(&function).filter(|(_, source)| *source == NameSource::NameSection).map(|(name, _)| name.clone())
+    }
+
+    fn key(&self, module: usize, left: &mut u64, memory: &dyn Memory) -> Option<Key> {
+        self.runtime.modules.get(module)?.key(left, memory)
+    }
+
+    fn unused_artifacts(&mut self) -> Vec<(PathBuf, String)> {
+        let why = "there is no compiled code in the target that it could belong to";
+        std::mem::take(&mut self.options.artifacts).into_iter().map(|(path, _)| (path, why.to_string())).collect()
+    }
+
+    fn runtime(&self) -> &dyn Runtime {
+        &self.runtime
+    }
+}
+
+impl Files for SinglepassProvider {
     fn compare(&mut self, module: usize, file: &CoreModule, memory: &dyn Memory) -> Result<Fit, String> {
         let known = self.runtime.modules.get(module).ok_or("there is no such module")?;
         let facts = match &self.facts {
@@ -395,28 +424,6 @@ impl Provider for SinglepassProvider {
         known.wasm = Some(Rc::clone(&file.wasm));
         known.wasm_path = Some(path.to_path_buf());
         self.list(module);
-    }
-
-    fn code(&self, module: usize, local_function: u32, memory: &dyn Memory) -> Option<Vec<u8>> {
-        self.runtime.modules.get(module)?.code_of(local_function, memory)
-    }
-
-    fn own_name(&self, module: usize, function: u32) -> Option<String> {
-        let names = &self.runtime.modules.get(module)?.names.functions;
-        names.get(&function).filter(|(_, source)| *source == NameSource::NameSection).map(|(name, _)| name.clone())
-    }
-
-    fn key(&self, module: usize, left: &mut u64, memory: &dyn Memory) -> Option<Key> {
-        self.runtime.modules.get(module)?.key(left, memory)
-    }
-
-    fn unused_artifacts(&mut self) -> Vec<(PathBuf, String)> {
-        let why = "there is no compiled code in the target that it could belong to";
-        std::mem::take(&mut self.options.artifacts).into_iter().map(|(path, _)| (path, why.to_string())).collect()
-    }
-
-    fn runtime(&self) -> &dyn Runtime {
-        &self.runtime
     }
 }
 
@@ -693,14 +700,109 @@ fn operands(map: &FunctionStateMap, budget: &mut usize) -> HashMap<(u64, PointKi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::progress::Silent;
+    use crate::runtime::singlepass::fake::{CODE, Fake, HEAP, HEAP_SIZE, STACK, TEXT, artifact, make};
+    use crate::runtime::singlepass::module::cache_image::CacheImage;
     use crate::state::MachineState;
     use crate::state::synthetic::{Module as Synthetic, START, state};
+    use crate::unwind::testing::cursor;
+
+    /// The provider after it has looked for what explains `unknown`.
+    fn discover(target: &Fake, options: FindOptions, unknown: &[Cursor]) -> SinglepassProvider {
+        let objects = Objects::from_parts(Vec::new());
+        let mut provider = SinglepassProvider::new(options);
+        provider.discover(&Scene { target, objects: &objects, progress: &Silent }, unknown, false);
+        provider
+    }
+
+    /// Options with one artifact file, for a search by these routes.
+    fn with_artifact(image: &[u8], routes: &[Route]) -> FindOptions {
+        let artifacts = vec![(PathBuf::from("x.artifact"), artifact(image).into())];
+        FindOptions { routes: routes.to_vec(), artifacts, ..FindOptions::default() }
+    }
+
+    #[test]
+    fn all_routes_lead_to_one_anchor() {
+        let (m, n) = (make(1, 2, 1), make(0, 2, 2));
+        let mut f = Fake::new();
+        let b = f.load(&m, CODE);
+        // The second module is found only in the heap: no instance of it is seen anywhere.
+        f.load(&n, CODE + 0x1000);
+        f.merge_mappings();
+        f.thread(&[(x64::R15, b.vmctx)]);
+        let unknown = [cursor(CODE + 0x10, &[(x64::R15, b.vmctx)]), cursor(CODE + 0x1010, &[])];
+        let mut found = discover(&f, with_artifact(&m.image, &[]), &unknown);
+        assert_eq!(found.runtime.tried, Vec::<String>::new());
+        assert_eq!(found.anchors.len(), 2);
+        let msm = |a: &Anchor, max| a.map.msm_bytes(&f, max).unwrap().into_owned();
+        let rest = &m.image[CacheImage::of_bytes(&m.image).unwrap().msm_offset as usize..];
+        let anchors = &found.anchors;
+        assert_eq!((msm(&anchors[0], u64::MAX), msm(&anchors[0], 7)), (rest.to_vec(), rest[..7].to_vec()));
+        assert_eq!((anchors[0].code_base, &anchors[0].routes[..]), (CODE, &[Route::Vmctx][..]));
+        assert_eq!((anchors[0].module_inner, &anchors[0].vmctx[..]), (Some(b.module), &[b.vmctx][..]));
+        assert_eq!((anchors[1].code_base, &anchors[1].routes[..]), (CODE + 0x1000, &[Route::Heap][..]));
+        // Each route is asked only for what is left, and nothing was left for the artifact.
+        assert_eq!(found.unused_artifacts().len(), 1);
+
+        // Without the heap the second module is not found, so the artifact is asked as well.
+        let found = discover(&f, with_artifact(&m.image, &[Route::Vmctx, Route::Artifact]), &unknown);
+        let [anchor] = &found.anchors[..] else { panic!("{:?}", found.anchors) };
+        assert_eq!((anchor.code_base, &anchor.routes[..]), (CODE, &[Route::Vmctx, Route::Artifact][..]));
+        assert_eq!((anchor.module_inner, &anchor.vmctx[..]), (Some(b.module), &[b.vmctx][..]));
+        let found = discover(&f, with_artifact(&m.image, &[Route::Artifact]), &unknown);
+        assert_eq!(msm(&found.anchors[0], rest.len() as u64), rest);
+    }
+
+    #[test]
+    fn a_module_that_an_instance_does_not_lead_to_is_found_in_the_heap() {
+        let m = make(1, 2, 1);
+        let mut f = Fake::new();
+        let b = f.load(&m, CODE);
+        f.words(b.module + 0x240, &[0]);
+        f.thread(&[(x64::RBX, b.vmctx)]);
+        let found = discover(&f, FindOptions::default(), &[cursor(CODE + 0x10, &[])]);
+        assert_eq!(found.anchors[0].routes[0], Route::Heap);
+        let tried = &found.runtime.tried;
+        assert!(tried[0].contains("leads to no cached image"), "{tried:?}");
+    }
+
+    /// Whatever is in the target, the routes end and say something, and what they find is never wrong.
+    #[test]
+    fn corrupted_targets_neither_panic_nor_yield_wrong_modules() {
+        let m = make(1, 3, 1);
+        let mut random = 1u64;
+        let mut next = move || {
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            random >> 20
+        };
+        let mut found = 0;
+        for _ in 0..400 {
+            let mut f = Fake::new();
+            let b = f.load(&m, CODE);
+            let registers = [(x64::R15, b.vmctx), (x64::RSP, STACK)];
+            f.thread(&registers);
+            let (from, to) = [(HEAP, HEAP + 0x6000), (CODE, CODE + 200), (b.vmctx, b.vmctx + 160), (TEXT, TEXT + 64)]
+                [next() as usize % 4];
+            for _ in 0..1 + next() % 8 {
+                let at = from + next() % (to - from);
+                let value = [0, 1, 8, u64::MAX, at, b.vmctx, b.module, HEAP + HEAP_SIZE - 8, CODE, next()];
+                f.words(at & !7, &[value[next() as usize % value.len()]]);
+            }
+            let unknown = [cursor(CODE + 0x10, &registers)];
+            for a in discover(&f, with_artifact(&m.image, &[]), &unknown).anchors {
+                found += 1;
+                assert_eq!((a.code_base, a.code_size, &a.function_offsets), (CODE, 4096, &m.offsets));
+                assert!(a.checks.len() >= 2);
+            }
+        }
+        assert!(found > 100, "{found}");
+    }
 
     fn function(points: &[(usize, usize)]) -> FunctionStateMap {
         let mut module = Synthetic::new(0);
         for (i, (operator, operands)) in points.iter().enumerate() {
             let state = MachineState { wasm_inst_offset: *operator, ..state(*operands, Vec::new()) };
-            module = module.point(crate::state::PointKind::Call, 0x20 + 2 * i, &state);
+            module = module.point(PointKind::Call, 0x20 + 2 * i, &state);
         }
         module.build().local_functions.remove(&START).unwrap()
     }

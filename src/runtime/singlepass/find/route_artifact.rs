@@ -1,9 +1,10 @@
 //! The artifact route: a cache file that the host wrote contains the code. Where the target has this code is found by
 //! comparing it with executable memory.
 
-use super::anchor::{Anchor, AnchorError, CacheImage, ImageBytes, PAGE, Route, believe, code_starts, confirm};
+use super::anchor::{Anchor, AnchorError, Route, believe, code_starts, confirm};
 use crate::limits;
 use crate::process::Target;
+use crate::runtime::singlepass::module::cache_image::{CacheImage, ImageBytes, PAGE};
 use std::sync::Arc;
 
 /// Size of the header in bytes (`cache.rs: ArtifactHeader`): magic, version, length of what follows.
@@ -89,7 +90,7 @@ fn find(
 mod tests {
     use super::*;
     use crate::runtime::singlepass::fake::{CODE, Fake, artifact, make, quiet};
-    use crate::runtime::singlepass::find::anchor::MapSource;
+    use crate::runtime::singlepass::module::cache_image::MapSource;
 
     #[test]
     fn code_that_is_loaded_twice_gives_two_anchors() {

@@ -7,12 +7,10 @@
 //! `[u32 size][first 4 bytes of code]` with a size of whole pages. One pass over aligned words therefore finds the
 //! images of any number of modules at once.
 
-use super::anchor::{
-    Anchor, AnchorError, CacheImage, CodeStart, ImageBytes, MapSource, PAGE, Route, believe, code_starts, confirm,
-    is_special, total_size,
-};
+use super::anchor::{Anchor, AnchorError, CodeStart, Route, believe, code_starts, confirm, is_special};
 use crate::limits;
 use crate::process::{Mapping, Target};
+use crate::runtime::singlepass::module::cache_image::{CacheImage, ImageBytes, MapSource, PAGE, total_size};
 use std::time::{Duration, Instant};
 
 /// Bytes read at a time: large enough that the cost of a read call vanishes, small enough to stay in a core's cache.
@@ -227,7 +225,7 @@ impl Search<'_> {
         let image = ImageBytes::Target { memory: self.target, address, len, exact: false };
         let header = match CacheImage::parse(&image) {
             Ok(h) => h,
-            Err(e) => return self.fail(e),
+            Err(e) => return self.fail(e.into()),
         };
         let mut first_error = None;
         let mut matching = Vec::new();

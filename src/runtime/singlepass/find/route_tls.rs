@@ -12,6 +12,7 @@ use crate::runtime::rust::memory::{Budgeted, StructureError, VecLayout, View};
 use crate::runtime::singlepass::module::info_in_memory::context_of_runnable;
 use crate::runtime::singlepass::module::layouts::{LayoutError, Layouts};
 use crate::runtime::singlepass::module::map_in_memory;
+use crate::state::BoundaryRegisters;
 use object::{Object, ObjectSymbol, SymbolKind};
 
 /// One `CodeVersion` in a thread's list.
@@ -45,31 +46,13 @@ pub struct FunctionTable {
     pub import_count: u64,
 }
 
-/// The caller's registers that a thread saved when it entered a tier that has no record of where it saves registers
-/// (`fault.rs: BoundaryRegisterPreservation`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BoundaryRegisters {
-    /// The thread that saved these registers.
-    pub thread: ThreadId,
-    /// Saved value of r15.
-    pub r15: u64,
-    /// Saved value of r14.
-    pub r14: u64,
-    /// Saved value of r13.
-    pub r13: u64,
-    /// Saved value of r12.
-    pub r12: u64,
-    /// Saved value of rbx.
-    pub rbx: u64,
-}
-
 /// What the route found.
 #[derive(Clone, Debug, Default)]
 pub struct TlsFindings {
     /// Code versions of all threads. Those of one thread are in the order of its list (the last is the newest).
     pub versions: Vec<TlsVersion>,
     /// Boundary registers of the threads that have saved any.
-    pub boundary: Vec<BoundaryRegisters>,
+    pub boundary: Vec<(ThreadId, BoundaryRegisters)>,
     /// What was looked at but could not be used, one line each.
     pub notes: Vec<String>,
 }
@@ -483,7 +466,12 @@ fn read_str(memory: &dyn Memory, address: u64, len: u64) -> Option<String> {
     text.chars().all(|c| c.is_ascii_graphic() || c == ' ').then_some(text)
 }
 
-fn read_boundary(memory: &dyn Memory, thread: ThreadId, address: u64, size: u64) -> Option<BoundaryRegisters> {
+fn read_boundary(
+    memory: &dyn Memory,
+    thread: ThreadId,
+    address: u64,
+    size: u64,
+) -> Option<(ThreadId, BoundaryRegisters)> {
     let take = usize::try_from(size.clamp(41, 48)).ok()?;
     let raw = memory.read_vec(address, take).ok()?;
     let view = View::new("boundary registers", address, &raw);
@@ -493,7 +481,7 @@ fn read_boundary(memory: &dyn Memory, thread: ThreadId, address: u64, size: u64)
         return None;
     }
     let word = |i: u64| view.u64(8 * i).ok();
-    Some(BoundaryRegisters { thread, r15: word(0)?, r14: word(1)?, r13: word(2)?, r12: word(3)?, rbx: word(4)? })
+    Some((thread, BoundaryRegisters::from_words([word(0)?, word(1)?, word(2)?, word(3)?, word(4)?])))
 }
 
 #[cfg(test)]

@@ -5,11 +5,12 @@
 //! `vm::Ctx` is `repr(C)`, but the Rust objects behind it are not. Their fields are found by what they must hold,
 //! wherever the compiler put them.
 
-use super::anchor::{Anchor, AnchorError, CacheImage, ImageBytes, PAGE, Route, believe, code_starts, confirm, merge};
+use super::anchor::{Anchor, AnchorError, Route, believe, code_starts, confirm, merge};
 use super::route_heap::deadline;
 use crate::arch::{Reg, x64};
 use crate::limits;
 use crate::process::{Mapping, Target};
+use crate::runtime::singlepass::module::cache_image::{CacheImage, ImageBytes, PAGE};
 use crate::runtime::singlepass::module::ctx::Ctx;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -45,16 +46,16 @@ pub fn from_vmctx(target: &dyn Target, vmctx: u64) -> Result<Anchor, AnchorError
 
 /// An instance that passed every check of its `vm::Ctx`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Instance {
+struct Instance {
     /// Address of the instance's `vm::Ctx`.
-    pub vmctx: u64,
+    vmctx: u64,
     /// Contents of that `vm::Ctx`.
-    pub ctx: Ctx,
+    ctx: Ctx,
 }
 
 /// Finds every instance in the registers and near the top of the stack of any thread. What was left out is added to
 /// `notes`.
-pub fn instances(target: &dyn Target, progress: &dyn Fn(&str, u64, u64), notes: &mut Vec<String>) -> Vec<Instance> {
+fn instances(target: &dyn Target, progress: &dyn Fn(&str, u64, u64), notes: &mut Vec<String>) -> Vec<Instance> {
     let mut found: Vec<Instance> = Vec::new();
     let mut seen = BTreeSet::new();
     let until = deadline();
@@ -98,7 +99,7 @@ pub fn instances(target: &dyn Target, progress: &dyn Fn(&str, u64, u64), notes: 
 }
 
 /// The modules of `instances`. Which instances lead nowhere, and why, is added to `notes`.
-pub fn modules(
+fn modules(
     target: &dyn Target,
     instances: &[Instance],
     progress: &dyn Fn(&str, u64, u64),
@@ -126,15 +127,6 @@ pub fn modules(
     }
     notes.extend(modules.values().filter_map(|m| m.as_ref().err()).map(|e| format!("vmctx: {e}")));
     merge(modules.into_values().flatten().collect())
-}
-
-/// Adds each of `instances` to the anchor, found by whatever route, in whose code the instance's functions are.
-pub fn attach(target: &dyn Target, instances: &[Instance], anchors: &mut [Anchor]) {
-    for i in instances {
-        if let Some(anchor) = anchors.iter_mut().find(|a| is_of(target, &i.ctx, a) == Some(true)) {
-            add_instance(anchor, i.vmctx);
-        }
-    }
 }
 
 fn add_instance(anchor: &mut Anchor, vmctx: u64) {
@@ -447,7 +439,7 @@ mod tests {
         assert!(matches!(broken(&|f, b| f.words(b.arc, &[1 << 40])), E::NoImage { .. }));
         assert!(matches!(broken(&|f, b| f.words(b.cache + 8, &[u64::MAX])), E::NoImage { .. }));
         assert!(matches!(broken(&|f, b| f.words(b.cache + 8, &[1 << 30])), E::NoImage { .. }));
-        assert!(matches!(broken(&|f, b| f.words(b.cache + 8, &[4100])), E::NotImage { .. }));
+        assert!(matches!(broken(&|f, b| f.words(b.cache + 8, &[4100])), E::NotImage(_)));
         // The vtable's drop function is data, or the vtable is of another type.
         assert!(matches!(broken(&|f, _| f.words(RODATA, &[HEAP])), E::NoImage { .. }));
         assert!(matches!(broken(&|f, _| f.words(RODATA + 8, &[24])), E::NoImage { .. }));

@@ -6,9 +6,9 @@
 pub(super) mod recover;
 
 use super::Singlepass;
-use super::module::Module;
 use super::module::code;
 use super::module::code::{Cfa, Here, Home, Shape, Source, Stretch};
+use super::module::{Location, Module};
 use crate::arch::{CodeAddress, Reg, Registers, x64};
 use crate::process::Memory;
 use crate::runtime::{GuestFrame, GuestKind, OperatorPlace, Place, Position, RuntimeName, Slot, Value, Why};
@@ -18,7 +18,6 @@ use crate::state::{
     ModuleStateMap, Point, PointKind, ValuePlace, WasmAbstractValue, read_frame, read_stack,
 };
 use crate::unwind::{Cursor, Next, Trust, UnwindError};
-use crate::wasm::PointKind as WasmPoint;
 use crate::wasm::ValType;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -28,25 +27,6 @@ pub const RUNTIME: &str = RuntimeName::Singlepass.as_str();
 
 /// The remark about the operands of a frame that is at the instruction behind a call.
 const RETURNED: &str = "the call before has returned: its result is not among the operands yet";
-
-/// Where in a module's code an address is.
-pub enum Location<'m> {
-    /// In the trampoline of the imported function with this index.
-    Import(u32),
-    /// In a compiled function.
-    Function {
-        /// Byte offset of the function's start in the module's code.
-        start: u64,
-        /// Byte offset of the address from that start.
-        offset: u64,
-        /// A state map that contains the function.
-        maps: &'m ModuleStateMap,
-        /// The state map of the function itself.
-        map: &'m FunctionStateMap,
-    },
-    /// In a function whose state map cannot be read, with the reason.
-    Unreadable(String),
-}
 
 fn bad_frame(at: &Cursor, why: impl Into<String>) -> Next {
     Next::Lost(UnwindError::BadFrame { address: at.address.raw(), runtime: RUNTIME, why: why.into() })
@@ -305,12 +285,7 @@ impl<'m> Recorded<'m> {
     fn stack_types(&self, module: &Module, local_function: u32) -> Vec<ValType> {
         let (Some(point), Some(wasm)) = (&self.point, &module.wasm) else { return Vec::new() };
         let Some(index) = point.wasm_inst_offset().filter(|i| *i != FUNCTION_HEADER) else { return Vec::new() };
-        let kind = match point.kind {
-            PointKind::Call => WasmPoint::Call,
-            PointKind::Trappable => WasmPoint::Trappable,
-            PointKind::Loop => WasmPoint::Loop,
-        };
-        wasm.stack_types_at(local_function, index as u64, kind).unwrap_or_default()
+        wasm.stack_types_at(local_function, index as u64, point.kind).unwrap_or_default()
     }
 }
 
@@ -528,7 +503,6 @@ mod tests {
     use super::*;
     use crate::process::ThreadId;
     use crate::runtime::Runtime;
-    use crate::runtime::singlepass::find::route_tls;
     use crate::runtime::singlepass::module::code::tests::nine_locals;
     use crate::runtime::singlepass::module::maps::Maps;
     use crate::state::model::RegisterIndex;
@@ -663,8 +637,7 @@ mod tests {
         for (frame, ((locals, _), locals_of_image)) in shown.iter().zip(&without).enumerate() {
             assert_eq!(locals, locals_of_image, "frame {frame}");
         }
-        runtime.boundary =
-            vec![route_tls::BoundaryRegisters { thread: ThreadId(1), r15: 15, r14: 14, r13: 13, r12: 12, rbx: 3 }];
+        runtime.boundary = vec![(ThreadId(1), BoundaryRegisters::from_words([15, 14, 13, 12, 3]))];
         let with = image(&runtime);
         for frame in 0..5 {
             let crossed = frame == 1 || frame == 4;

@@ -15,10 +15,10 @@
 //! of these is believed, and the walk goes on below the first frame on which all agree. The reader is told that the
 //! frame was found by a search.
 
-use super::Location;
 use crate::arch::{CodeAddress, Registers, x64};
 use crate::limits::{MAX_ENTRY_FRAME, MAX_RECOVERY_BYTES, MAX_RECOVERY_CHAIN};
 use crate::process::Memory;
+use crate::runtime::singlepass::module::Location;
 use crate::runtime::singlepass::module::code;
 use crate::runtime::singlepass::{Module, Singlepass};
 use crate::state::{MachineState, MachineValue, PointKind};

@@ -450,7 +450,7 @@ pub struct Artifact {
     pub info: ModuleInfo,
     /// Range of the file that has the backend's metadata. It is empty with singlepass.
     pub metadata: Range<usize>,
-    /// Range of the file that has the cache image, with the padding behind it (see `anchor::CacheImage`).
+    /// Range of the file that has the cache image, with the padding behind it (see `cache_image::CacheImage`).
     pub image: Range<usize>,
 }
 

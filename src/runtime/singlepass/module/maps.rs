@@ -1,8 +1,8 @@
 //! A module's state map: a small one is read as a whole, of a large one only the functions that are asked for.
 
+use super::cache_image::{ImageBytes, MapSource, total_size};
 use crate::limits;
 use crate::process::Memory;
-use crate::runtime::singlepass::find::anchor::{ImageBytes, MapSource, total_size};
 use crate::state::lookup::{EncodedMap, Known};
 use crate::state::{self, ModuleStateMap};
 use std::cell::{Cell, OnceCell, RefCell};

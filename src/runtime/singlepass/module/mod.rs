@@ -1,5 +1,6 @@
 //! A compiled module found in a target: its code, its state map and what is known about its functions.
 
+pub mod cache_image;
 pub mod code;
 pub mod ctx;
 pub mod info;
@@ -13,7 +14,6 @@ pub(super) mod places;
 use self::code::Shape;
 use self::maps::Maps;
 use self::places::Places;
-use super::frame::Location;
 use crate::process::Memory;
 use crate::runtime::immediates::Immediates;
 use crate::runtime::{Declared, GuestFunction, Key, Why};
@@ -83,6 +83,25 @@ pub struct Module {
     shapes: RefCell<HashMap<u64, Rc<Result<Shape, String>>>>,
     states: RefCell<HashMap<usize, Rc<Result<MachineState, String>>>>,
     places: RefCell<HashMap<u64, Rc<Places>>>,
+}
+
+/// Where in a module's code an address is.
+pub enum Location<'m> {
+    /// In the trampoline of the imported function with this index.
+    Import(u32),
+    /// In a compiled function.
+    Function {
+        /// Byte offset of the function's start in the module's code.
+        start: u64,
+        /// Byte offset of the address from that start.
+        offset: u64,
+        /// A state map that contains the function.
+        maps: &'m ModuleStateMap,
+        /// The state map of the function itself.
+        map: &'m FunctionStateMap,
+    },
+    /// In a function whose state map cannot be read, with the reason.
+    Unreadable(String),
 }
 
 /// How many functions are asked whether the compiler recorded states. One is not enough: some functions have no

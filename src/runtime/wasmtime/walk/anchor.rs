@@ -28,11 +28,11 @@ use crate::runtime::wasmtime::Wasmtime;
 use crate::runtime::wasmtime::image::FunctionKind;
 use crate::runtime::wasmtime::image::version::Version;
 use crate::runtime::wasmtime::instance::offsets::{StoreLayout, VMCONTEXT_STORE};
+use crate::runtime::wasmtime::stubs::is_fiber_start;
 use crate::runtime::wasmtime::tables::code::Code;
 use crate::unwind::Cursor;
 use crate::unwind::cfi::{is_sigreturn, signal_context};
 use crate::unwind::frame_pointer::{is_behind_call, is_same_stack};
-use crate::unwind::recognised::is_fiber_start;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Bytes within which the runtime keeps the words of one exit: the structure that it saves has eight words.
@@ -265,6 +265,7 @@ pub fn fiber(mappings: &[Mapping], sp: u64, memory: &dyn Memory) -> Option<Found
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::x64;
     use crate::runtime::wasmtime::image::Image;
     use crate::runtime::wasmtime::instance::offsets::VMCONTEXT_MAGIC;
     use crate::runtime::wasmtime::testing::fixture;
