@@ -13,8 +13,6 @@ pub mod stubs;
 #[cfg(test)]
 pub(crate) mod fake;
 
-pub use crate::runtime::rust::memory::StructureError;
-
 use super::code_map::{CodeMap, Detail};
 use super::{Declared, GuestFrame, GuestInstance, GuestModule, Images, Runtime, Settling, Tables, Value, Why};
 use crate::process::{Memory, ThreadId};
