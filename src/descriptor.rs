@@ -7,7 +7,8 @@
 //! costs one copy of its encoded map. Running code costs nothing.
 //!
 //! With wasmer 0.18 and its singlepass backend, a host does this after it has compiled a module. It needs the feature
-//! `descriptor` of this crate, and `borsh` in the version that the runtime uses:
+//! `descriptor` of this crate (without the default features, which are for the command line), and `borsh` in the version that
+//! the runtime uses:
 //!
 //! ```ignore
 //! let runnable = &instance.module.runnable_module;

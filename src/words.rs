@@ -29,6 +29,7 @@ macro_rules! words {
                 s.serialize_str(self.as_str())
             }
         }
+        #[cfg(feature = "cli")]
         impl schemars::JsonSchema for $name {
             fn schema_name() -> std::borrow::Cow<'static, str> {
                 stringify!($name).into()

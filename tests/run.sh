@@ -65,6 +65,9 @@ cargo fmt --all --check
 
 step 'lints'
 cargo clippy --workspace --all-targets --all-features -- -D warnings
+# The library, for those who take it without the command line.
+cargo clippy --package wstate --lib --no-default-features -- -D warnings
+cargo clippy --package wstate --lib --no-default-features --features descriptor -- -D warnings
 
 step 'package'
 # What is published compiles by itself: the package is unpacked and checked. cargo would build it, and all that it depends on
@@ -80,6 +83,7 @@ cargo check --quiet --locked --target-dir target --manifest-path "${crate%.crate
 
 step 'documentation'
 RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --all-features
+RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --lib --no-default-features
 
 step 'build of the tests'
 # shellcheck disable=SC2086 # a list of words, here and below

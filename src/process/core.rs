@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::elf::{Phdr, pt};
-use super::files::{Place, map_file};
+use super::files::{FileLocation, map_file};
 use super::memory::{CUT_OFF, Content, Holder, Splice};
 use super::notes::{Notes, without_deleted};
 use super::objects::SearchPaths;
@@ -46,7 +46,9 @@ impl CoreTarget {
             Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
                 return Err(Error::Core {
                     path: path.into(),
-                    why: "the file is empty (no space left when it was written?)".into(),
+                    why:
+                        "the file is empty, perhaps because the disk was full when it was written; write the core again"
+                            .into(),
                 });
             }
             Err(source) => return Err(Error::File { path: path.into(), source }),
@@ -65,12 +67,18 @@ impl CoreTarget {
         let notes = Notes::parse(segments);
         lines.extend(notes.problems.iter().cloned());
         if notes.threads.is_empty() {
-            lines.push("the core lists no thread (no NT_PRSTATUS)".to_string());
+            lines.push(
+                "the core lists no thread (it has no NT_PRSTATUS note), so there are no stacks; write the core again"
+                    .to_string(),
+            );
         }
 
         let needed = phdrs.iter().map(|p| p.offset.saturating_add(p.filesz)).max().unwrap_or(0);
         if needed > data.len() as u64 {
-            lines.push(format!("the core is cut off: {} of {needed} bytes are there", data.len()));
+            lines.push(format!(
+                "the core is cut off: {} of {needed} bytes are there; copy it again, or write it again with more space",
+                data.len()
+            ));
         }
         let loads: Vec<Phdr> =
             phdrs.iter().filter(|p| p.kind == pt::LOAD).filter_map(|p| sane(p, &mut lines)).collect();
@@ -155,22 +163,22 @@ impl Target for CoreTarget {
         self.notes.auxv(key)
     }
 
-    fn file_candidates(&self, mapping: &Mapping) -> Vec<Place> {
+    fn file_candidates(&self, mapping: &Mapping) -> Vec<FileLocation> {
         if mapping.is_anonymous() {
             return Vec::new();
         }
         let Some((path, _)) = without_deleted(mapping) else { return Vec::new() };
         let mut out = Vec::new();
         if self.executable.is_some() && self.executable == mapping.path {
-            out.extend(self.search.executable.clone().map(Place::user));
+            out.extend(self.search.executable.clone().map(FileLocation::user));
         }
         if let Some(root) = self.search.sysroot.as_ref().filter(|_| path.is_absolute()) {
-            out.push(Place::within(root, &path));
+            out.push(FileLocation::within(root, &path));
         }
         // Cores are often handed on together with the files, in one directory.
         let neighbour = path.file_name().and_then(|name| Some(self.path.parent()?.join(name)));
-        out.push(Place::named(path));
-        out.extend(neighbour.map(Place::named));
+        out.push(FileLocation::named(path));
+        out.extend(neighbour.map(FileLocation::named));
         out
     }
 

@@ -171,19 +171,11 @@ pub struct Doubt {
 impl Objects {
     /// Finds every loaded file. Never fails as a whole: a file that cannot be opened is listed with its problem.
     pub fn load(target: &dyn Target, search: &SearchPaths) -> Objects {
-        let mut by_path: BTreeMap<&Path, Vec<&Mapping>> = BTreeMap::new();
-        for m in target.mappings().iter().filter(|m| !m.is_anonymous()) {
-            if let Some(path) = &m.path
-                && (by_path.len() < limits::MAX_OBJECTS || by_path.contains_key(path.as_path()))
-            {
-                by_path.entry(path).or_default().push(m);
-            }
-        }
         unpack::begin();
         let main = main_path(target);
         let loader = Loader::new(target, search);
         let mut found: Vec<(LoadedObject, Vec<(u64, u64)>)> = Vec::new();
-        for (path, mappings) in &by_path {
+        for (path, mappings) in &mappings_by_file(target.mappings()) {
             found.extend(loader.file(path, mappings, main.as_deref() == Some(*path)));
         }
         found.extend(loader.vdso());
@@ -251,9 +243,26 @@ fn entry(target: &dyn Target) -> Option<u64> {
 
 /// The path that the mappings of the main executable have.
 fn main_path(target: &dyn Target) -> Option<PathBuf> {
-    let by_address = [libc::AT_PHDR, libc::AT_ENTRY].iter().find_map(|&key| {
-        let m = target.mapping_at(target.auxv(key)?)?;
-        if m.is_anonymous() { None } else { m.path.clone() }
-    });
-    by_address.or_else(|| target.executable().map(Path::to_path_buf))
+    executable_by_address(target).or_else(|| target.executable().map(Path::to_path_buf))
+}
+
+/// The path of the file that the main executable's own headers are mapped from.
+pub(super) fn executable_by_address(target: &dyn Target) -> Option<PathBuf> {
+    [libc::AT_PHDR, libc::AT_ENTRY].iter().find_map(|&key| {
+        let mapping = target.mapping_at(target.auxv(key)?)?;
+        if mapping.is_anonymous() { None } else { mapping.path.clone() }
+    })
+}
+
+/// The mappings of each mapped file, for as many files as are looked at.
+pub(super) fn mappings_by_file(mappings: &[Mapping]) -> BTreeMap<&Path, Vec<&Mapping>> {
+    let mut by_path: BTreeMap<&Path, Vec<&Mapping>> = BTreeMap::new();
+    for mapping in mappings.iter().filter(|m| !m.is_anonymous()) {
+        if let Some(path) = &mapping.path
+            && (by_path.len() < limits::MAX_OBJECTS || by_path.contains_key(path.as_path()))
+        {
+            by_path.entry(path).or_default().push(mapping);
+        }
+    }
+    by_path
 }

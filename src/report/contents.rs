@@ -2,13 +2,13 @@
 
 use super::text::{self, TextOptions, clean, clean_message};
 use super::{EngineSeen, ExternKind, Hex, NameSource, Report, Runtime, SCHEMA_VERSION, Target, ValType, Value, Why};
-use schemars::JsonSchema;
 use serde::Serialize;
 use std::fmt::Write;
 
 /// Modules of a process or core with their instances, memories, globals and tables. Readers must accept null for every
 /// field and keys they do not know.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct Contents {
     /// Version of this document's form. Grows when a key changes its meaning or goes away, not when one is added.
     pub schema_version: u32,
@@ -32,7 +32,8 @@ pub struct Contents {
 }
 
 /// What one module declares, and its instances.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct ModuleContents {
     /// `index` of the module in `runtimes[].modules[]`.
     pub module_index: u32,
@@ -51,7 +52,8 @@ pub struct ModuleContents {
 }
 
 /// A function of a module.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct FunctionRow {
     /// Index in the module's function space.
     pub index: u32,
@@ -72,7 +74,8 @@ pub struct FunctionRow {
 }
 
 /// An export of a module.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct ExportRow {
     /// Name of the export.
     pub name: String,
@@ -83,7 +86,8 @@ pub struct ExportRow {
 }
 
 /// An instance of a module.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct Instance {
     /// Its number over all modules: what `--instance` takes.
     pub number: u32,
@@ -106,7 +110,8 @@ pub struct Instance {
 }
 
 /// A linear memory.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct MemoryRow {
     /// Index in the instance's memory space.
     pub index: u32,
@@ -125,7 +130,8 @@ pub struct MemoryRow {
 }
 
 /// A global of an instance.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct GlobalRow {
     /// Its index, type and value.
     #[serde(flatten)]
@@ -135,7 +141,8 @@ pub struct GlobalRow {
 }
 
 /// A table of an instance.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct TableRow {
     /// Index in the instance's table space.
     pub index: u32,

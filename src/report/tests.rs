@@ -224,6 +224,7 @@ fn json_pretty() {
     insta::assert_snapshot!(json::render(&rich(), true));
 }
 
+#[cfg(feature = "cli")]
 #[test]
 fn json_schema() {
     insta::assert_snapshot!(json::schema());
@@ -332,6 +333,7 @@ fn variables_of_the_source_stand_below_the_locals() {
     assert_eq!(json(&frame)["locals"][0]["bits"], "0x80000000000000000000000000000000");
 }
 
+#[cfg(feature = "cli")]
 #[test]
 fn the_schema_describes_every_key_and_leaves_room_for_more() {
     let schema: serde_json::Value = serde_json::from_str(&json::schema()).unwrap();

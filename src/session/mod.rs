@@ -22,7 +22,7 @@ use crate::arch::x64;
 use crate::error::Error;
 use crate::limits;
 use crate::process::core::CoreTarget;
-use crate::process::files::{self, Place, Steady};
+use crate::process::files::{self, FileLocation, Steady};
 use crate::process::live::{CaptureOptions, LiveTarget};
 use crate::process::objects::{Objects, SearchPaths};
 use crate::process::{Mapping, Memory, Target, Thread, ThreadId, unpack};
@@ -603,7 +603,7 @@ fn executable_refused(path: &Path, objects: &Objects) -> Option<Option<String>> 
         return None;
     }
     let what = format!("the executable {}", path.display());
-    Some(match files::open(&Place::user(path)) {
+    Some(match files::open(&FileLocation::user(path)) {
         Err(e) if e.kind() == std::io::ErrorKind::InvalidInput => Some(format!("{what} is no file and is not used")),
         Err(e) => Some(format!("{what} cannot be opened ({e}) and is not used")),
         Ok(_) => {

@@ -21,7 +21,7 @@ use crate::process::live::held::Held;
 use crate::report::counted;
 use crate::runtime::singlepass::module::ctx;
 use crate::runtime::{GuestInstance, InstanceParts};
-use crate::state::resume::Place;
+use crate::state::resume::StackSpec;
 use crate::state::{AnyImage, ImageView, KnownRegisters, PointKind, ResumeStack, resume_stack};
 use nix::sys::signal::{SigSet, SigmaskHow};
 use std::cell::OnceCell;
@@ -195,7 +195,7 @@ pub fn restore(options: &Options, wanted: &RestoreOptions, signals: &SignalsLate
 struct Plan {
     thread: ThreadId,
     parts: InstanceParts,
-    place: Place,
+    place: StackSpec,
     limit: Option<StackLimit>,
     /// The most Wasm pages that the memory may have, if a maximum is known.
     maximum: Option<u64>,
@@ -295,7 +295,7 @@ fn plan(
         registers.0[reg.index()] =
             Some(value.ok_or_else(|| refused(format!("{reg} of the oldest Wasm frame's caller is not known")))?);
     }
-    let place = Place {
+    let place = StackSpec {
         top: 0,
         outer: [caller.address.raw(), word(sp)?, word(sp.wrapping_add(8))?],
         outer_rbp: rbp,
@@ -334,7 +334,7 @@ fn plan(
 impl Plan {
     /// Puts the image's frames on a stack that ends at `top`.
     fn stack(&self, image: &ImageView, top: u64, memory: &dyn Memory) -> Result<ResumeStack, String> {
-        let place = Place { top, ..self.place };
+        let place = StackSpec { top, ..self.place };
         resume_stack(&self.parts.map, &image.execution_state, &place, &mut |at| memory.read_u64(at).ok())
             .map_err(|e| format!("the image does not fit the module: {e}"))
     }

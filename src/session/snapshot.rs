@@ -5,7 +5,7 @@ use super::*;
 use crate::process::live::Verdict;
 use crate::process::live::held::{Held, Steps};
 use crate::runtime::{GuestInstance, InstanceParts, Slot, Value};
-use crate::state::resume::Place;
+use crate::state::resume::StackSpec;
 use crate::state::{KnownRegisters, PointKind, image, resume_stack};
 use crate::wasm::ValType;
 use std::io::{self, Write};
@@ -79,7 +79,8 @@ pub struct Returned {
 }
 
 /// A global that an instance imports, as the file beside an image has it.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct ImportedGlobal {
     /// Index of the global in the module's index space.
     pub index: usize,
@@ -381,7 +382,7 @@ fn frames_go_on(
         }
     }
     // The place of the stack makes no difference here.
-    let place = Place {
+    let place = StackSpec {
         top: 1 << 46,
         outer: [0; 3],
         outer_rbp: 0,

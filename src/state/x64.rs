@@ -20,7 +20,7 @@ pub fn from_index(index: RegisterIndex) -> Option<Reg> {
     Reg::from_index(index.0)
 }
 
-/// The bytes of the instruction `mov %reg, disp32(%rsp)` (`movq` for XMM registers) that stand before the 32-bit
+/// The bytes of the instruction `mov %reg, disp32(%rsp)` (`movq` for XMM registers) that come before the 32-bit
 /// displacement. Only the registers that pass arguments have them. For others this is `None`.
 pub fn prefix_mov_to_stack(reg: Reg) -> Option<&'static [u8]> {
     let bytes: &'static [u8] = match reg {

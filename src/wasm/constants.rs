@@ -3,7 +3,7 @@
 
 use super::module::WasmModule;
 use super::operators::Reach;
-use super::stack::Constants;
+use super::stack::OperandStack;
 use wasmparser::Operator as O;
 
 /// A constant in the body of a function.
@@ -115,7 +115,7 @@ fn offset_of(op: &O<'_>) -> Option<u64> {
     }
 }
 
-impl Constants {
+impl OperandStack {
     /// The constants that singlepass writes into the machine code of `op`, which takes `popped` operands.
     pub(super) fn written(&self, op: &O<'_>, popped: usize) -> Option<Use> {
         let from = self.stack.len().checked_sub(written(op, popped))?;

@@ -22,14 +22,14 @@ pub(super) type Visit<'v> =
 /// The operand stack as singlepass records it: a constant for what a `const` operator pushed, `None` for all else. A
 /// copy that `local.get` makes and the results of a block are no constants for singlepass.
 #[derive(Default)]
-pub(super) struct Constants {
+pub(super) struct OperandStack {
     pub(super) stack: Vec<Option<Constant>>,
     /// Whether the stack is no longer known: the number of operands that some operator pops is unknown, or there are
     /// too many operands.
     lost: bool,
 }
 
-impl Constants {
+impl OperandStack {
     /// The operands below the topmost `popped` ones: the bits of each constant, `None` for any other operand.
     fn below(&self, popped: usize) -> Option<Vec<Option<u64>>> {
         let below = self.stack.get(..self.stack.len().checked_sub(popped)?).filter(|_| !self.lost)?;
@@ -122,7 +122,7 @@ impl WasmModule {
         let mut reader = OperatorsReader::new(reader);
         let mut reach = Reach::default();
         let mut next = 0;
-        let mut constants = Constants::default();
+        let mut operands = OperandStack::default();
         while !reader.eof() {
             let offset = reader.original_position();
             let op = reader.read().ok()?;
@@ -145,17 +145,17 @@ impl WasmModule {
                     // Depth 0 is the top of the operand stack.
                     (popped..height).rev().map(|depth| value_type(validator.get_operand_type(depth)??)).collect()
                 };
-                let below = || constants.below(popped?);
+                let below = || operands.below(popped?);
                 if !visit(next, kind, &types, &below) {
                     return None;
                 }
             }
             let arity = op.operator_arity(&validator);
-            if let (Some(uses), true, false, Some((popped, _))) = (&mut uses, alive, constants.lost, arity) {
-                uses.extend(constants.written(&op, popped as usize));
+            if let (Some(uses), true, false, Some((popped, _))) = (&mut uses, alive, operands.lost, arity) {
+                uses.extend(operands.written(&op, popped as usize));
             }
             validator.op(offset, &op).ok()?;
-            constants.step(next, &op, arity, validator.operand_stack_height() as usize);
+            operands.step(next, &op, arity, validator.operand_stack_height() as usize);
             next += 1;
         }
         None

@@ -135,7 +135,7 @@ fn network_programs_processes_and_changes_of_files_are_refused() {
 fn a_death_inside_is_told_and_nothing_incomplete_counts_as_whole() {
     let died = |role: &str, signal: &str| {
         let (_directory, lines) = inside(role);
-        let why = format!("Err(Analysis {{ why: \"it was ended by {signal}\" }})");
+        let why = format!("Err(Analysis {{ why: \"the child process was ended by {signal}\" }})");
         assert_eq!(ended(&lines), why);
     };
     died("abort", "SIGABRT");

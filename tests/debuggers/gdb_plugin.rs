@@ -1,8 +1,8 @@
 //! The gdb plugin in gdb, on live hosts and cores: what it prints is what `wstate` prints of the same stop.
 
 use crate::support;
-use crate::support::debuggers::{Debugger, arg, at_rest, missing, same, text};
-use crate::support::{Host, Profile, gcore, kernel_core, repository};
+use crate::support::debuggers::{Debugger, Layout, arg, at_rest, missing, same, text};
+use crate::support::{Host, Profile, gcore, kernel_core};
 
 fn gdb_is_here() -> bool {
     Debugger::Gdb.is_here()
@@ -232,7 +232,7 @@ fn bad_days_are_one_line() {
         &good,
         "wasm-bt wasm",
         // Killed between two commands.
-        "python import os, signal; os.kill(targets[1].engine._process.pid, signal.SIGKILL); targets[1].engine._process.wait()",
+        "python import os, signal; engine = wstate.targets[1].engine; os.kill(engine._process.pid, signal.SIGKILL); engine._process.wait()",
         "wasm-bt wasm",
         "set wasm files /no/such.wasm",
         "wasm-bt",
@@ -313,24 +313,12 @@ fn a_process_that_ran_is_looked_at_again() {
 }
 
 #[test]
-fn both_plugins_have_the_same_client() {
-    let client = |file: &str| {
-        let text = std::fs::read_to_string(repository().join(file)).unwrap();
-        let (_, rest) = text.split_once("# ---- shared client").expect("the client begins");
-        let (client, _) = rest.split_once("# ---- end of the shared client").expect("the client ends");
-        client.to_string()
-    };
-    let gdb = client("gdb-plugin/wstate_gdb.py");
-    assert!(gdb.len() > 5000 && gdb == client("lldb-plugin/wstate_lldb.py"));
-}
-
-#[test]
 fn symbols_come_by_themselves_and_only_where_code_came() {
     if !gdb_is_here() {
         return;
     }
     let exe = support::host_singlepass(Profile::Debug);
-    let count = "python print('requests', targets[1].engine._last_id if 1 in targets else 0)";
+    let count = "python print('requests', wstate.targets[1].engine._last_id if 1 in wstate.targets else 0)";
     let commands = [
         "break host_stop",
         "run sleep < /dev/null > /dev/null 2>&1",
@@ -535,4 +523,128 @@ fn guests_are_not_called_by_print() {
         assert!(text.contains("does not follow the target calling convention"), "{text}\n{}", session.log);
     }
     assert!(session.texts[4].contains("* leaf"), "{}", session.texts[4]);
+}
+
+#[test]
+fn one_line_loads_it_from_wherever_its_files_are() {
+    if !gdb_is_here() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let installed = Debugger::Gdb.install(place.path());
+    let clone = Debugger::Gdb.plugin();
+    let link = place.path().join("linked.py");
+    std::os::unix::fs::symlink(&clone, &link).unwrap();
+    let in_clone = clone.parent().unwrap().display().to_string();
+    let loads = [
+        vec![format!("source {}", installed.display())],
+        vec![format!("source {}", clone.display())],
+        vec![format!("cd {in_clone}"), "source wstate_gdb.py".into(), "cd /".into()],
+        vec![format!("cd {in_clone}"), "source ../gdb-plugin/wstate_gdb.py".into()],
+        vec![format!("source {}", link.display())],
+    ];
+    for load in loads {
+        let commands: Vec<&str> = load.iter().map(String::as_str).chain(["wasm-bt"]).collect();
+        let session = Debugger::Gdb.run_plain(&[], &commands);
+        let last = session.texts.last().unwrap();
+        assert!(last.contains("error: wstate: there is no process and no core"), "{load:?}: {last}\n{}", session.log);
+        assert!(!session.log.contains("Traceback"), "{}", session.log);
+    }
+    // Python keeps nothing where the files are.
+    assert!(!installed.with_file_name("__pycache__").exists());
+}
+
+#[test]
+fn without_its_shared_file_or_with_another_it_says_what_to_do() {
+    if !gdb_is_here() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let alone = Debugger::Gdb.copy_plugin(place.path(), "alone", Layout::Alone);
+    let mixed = Debugger::Gdb.copy_plugin(place.path(), "mixed", Layout::Mixed);
+    let load = [format!("source {}", alone.display()), format!("source {}", mixed.display())];
+    let good = format!("source {}", Debugger::Gdb.plugin().display());
+    let session = Debugger::Gdb.run_plain(&[], &[&load[0], "wasm-bt", &load[1], &good, "wasm-bt", &load[0], "wasm-bt"]);
+    let version = env!("CARGO_PKG_VERSION");
+    let told = [
+        format!(
+            "wstate: the Wasm commands are not there: {} is missing; run: wstate plugin install, or load wstate_gdb.py by \
+             its full path\n",
+            alone.with_file_name("wstate_client.py").display()
+        ),
+        format!(
+            "wstate: the Wasm commands are not there: {} belongs to wstate 0.0.1, wstate_gdb.py to {version}; run: wstate \
+             plugin install\n",
+            mixed.with_file_name("wstate_client.py").display()
+        ),
+    ];
+    let shown = session.texts.concat() + &session.log;
+    for told in told {
+        assert!(shown.contains(&told), "{told}\n{:?}\n{}", session.texts, session.log);
+    }
+    assert!(session.texts[1].contains("Undefined command"), "{:?}", session.texts);
+    // A load that fails takes nothing away.
+    for n in [4, 6] {
+        assert!(session.texts[n].contains("error: wstate: there is no process"), "{:?}", session.texts);
+    }
+    assert!(!session.log.contains("Traceback"), "{}", session.log);
+}
+
+#[test]
+fn of_two_versions_the_one_that_was_loaded_last_serves() {
+    if !gdb_is_here() {
+        return;
+    }
+    let exe = support::host_singlepass(Profile::Debug);
+    let place = tempfile::tempdir().unwrap();
+    let other = Debugger::Gdb.copy_plugin(place.path(), "other", Layout::OtherVersion);
+    let load = [other, Debugger::Gdb.plugin()].map(|plugin| format!("source {}", plugin.display()));
+    let server = format!("set wasm server {}", env!("CARGO_BIN_EXE_wstate"));
+    let state = "python print('engines', len(engines), 'asked', wstate.targets[1].engine._last_id, 'of', VERSION)";
+    // Engines that were started, by whichever of the two.
+    let engines = "python import subprocess; engines = []; start = subprocess.Popen; \
+                   subprocess.Popen = lambda *a, **k: engines.append(start(*a, **k)) or engines[-1]";
+    let ended = "python print([e.poll() is not None for e in engines])";
+    let files = "python print(len([o for o in gdb.objfiles() if '/wasm-' in o.filename]))";
+    let commands = [
+        engines,
+        &load[0],
+        &server,
+        "break host_stop",
+        "run sleep < /dev/null > /dev/null 2>&1",
+        state,
+        "help wasm-bt",
+        // The other one comes, and this one is loaded twice.
+        &load[1],
+        &load[1],
+        &server,
+        files,
+        "stepi",
+        state,
+        files,
+        ended,
+        "wasm-bt wasm",
+        "help wasm-bt",
+        &load[0],
+        &server,
+        "stepi",
+        state,
+        files,
+        ended,
+        "wasm-bt wasm",
+        "kill",
+    ];
+    let session = Debugger::Gdb.run(&["-ex", "set breakpoint pending on", arg(&exe)], &commands);
+    let texts = &session.texts;
+    assert!(!session.log.contains("Traceback") && !session.log.contains("Error"), "{}", session.log);
+    assert!(texts[5].starts_with("engines 1 asked ") && texts[5].ends_with("of 0.0.1\n"), "{texts:?}");
+    assert!(texts[6].starts_with("THE OTHER"), "{texts:?}");
+    assert_eq!((texts[10].as_str(), texts[13].as_str(), texts[21].as_str()), ("0\n", "1\n", "1\n"), "{texts:?}");
+    // Each stop is for one of them, which asks as often as the first did.
+    let asked = |text: &str| text.split("asked ").nth(1).unwrap().split(' ').next().unwrap().to_string();
+    assert!(texts[12].starts_with("engines 2 ") && texts[20].starts_with("engines 3 "), "{texts:?}");
+    assert_eq!([asked(&texts[12]), asked(&texts[20])], [asked(&texts[5]), asked(&texts[5])]);
+    assert_eq!((texts[14].as_str(), texts[22].as_str()), ("[True, False]\n", "[True, True, False]\n"));
+    assert!(texts[15].contains("* leaf") && texts[23].contains("* leaf"), "{texts:?}");
+    assert!(!texts[16].contains("THE OTHER"), "{texts:?}");
 }

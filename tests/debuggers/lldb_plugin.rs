@@ -1,7 +1,7 @@
 //! The lldb plugin in lldb, on live hosts and cores: what it prints is what `wstate` prints of the same stop.
 
 use crate::support;
-use crate::support::debuggers::{Debugger, arg, at_rest, missing, same, text};
+use crate::support::debuggers::{Debugger, Layout, arg, at_rest, missing, same, text};
 use crate::support::{Host, Profile, gcore, kernel_core};
 
 fn lldb_is_here() -> bool {
@@ -101,7 +101,7 @@ fn every_command_has_its_say() {
     has("wasm list", "error: wstate: the .wasm file of module0 is not known");
     has("wasm-bt wasm", "other frames not shown");
     has("wasm bt 2", "more frames not asked for (after 2 frames)");
-    has("wasm bt sideways", "error: wstate: wasm-bt does not know 'sideways'");
+    has("wasm bt sideways", "error: wstate: wasm bt does not know 'sideways'");
     has("wasm help", "wasm memory   Print bytes");
     has("help wasm print", "Usage: wasm print EXPRESSION");
     has("wasm set colour blue", "error: wstate: wasm set takes one of ");
@@ -231,4 +231,93 @@ fn why_there_are_no_symbols_is_told_once() {
     let told = all.matches("symbols of Wasm code were not loaded: cannot start /no/such/wstate").count();
     assert_eq!(told, 1, "{:#?}\n{}", session.texts, session.log);
     assert!(session.texts[7].contains("leaf(local0=9"), "{}\n{}", session.texts[7], session.log);
+}
+
+#[test]
+fn one_line_loads_it_from_wherever_its_files_are() {
+    if !lldb_is_here() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    for plugin in [Debugger::Lldb.install(place.path()), Debugger::Lldb.plugin()] {
+        let load = format!("command script import {}", plugin.display());
+        let session = Debugger::Lldb.run_plain(&[], &[&load, "wasm bt"]);
+        assert!(session.texts[1].contains("error: wstate: there is no process and no core"), "{:?}", session.texts);
+        assert!(!session.log.contains("Traceback"), "{}", session.log);
+    }
+}
+
+#[test]
+fn without_its_shared_file_or_with_another_it_says_what_to_do() {
+    if !lldb_is_here() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let alone = Debugger::Lldb.copy_plugin(place.path(), "alone", Layout::Alone);
+    let mixed = Debugger::Lldb.copy_plugin(place.path(), "mixed", Layout::Mixed);
+    let load = [&alone, &mixed, &Debugger::Lldb.plugin()].map(|p| format!("command script import {}", p.display()));
+    let session = Debugger::Lldb.run_plain(&[], &[&load[0], "wasm bt", &load[1], &load[2], "wasm bt"]);
+    let shown = session.texts.concat() + &session.log;
+    let version = env!("CARGO_PKG_VERSION");
+    let told = [
+        format!(
+            "wstate: the Wasm commands are not there: {} is missing; run: wstate plugin install, or load wstate_lldb.py by \
+             its full path\n",
+            alone.with_file_name("wstate_client.py").display()
+        ),
+        format!(
+            "wstate: the Wasm commands are not there: {} belongs to wstate 0.0.1, wstate_lldb.py to {version}; run: \
+             wstate plugin install\n",
+            mixed.with_file_name("wstate_client.py").display()
+        ),
+    ];
+    for told in told {
+        assert!(shown.contains(&told), "{told}\n{shown}");
+    }
+    assert!(session.texts[1].contains("error: 'wasm' is not a valid command"), "{:?}", session.texts);
+    assert!(session.texts[4].contains("error: wstate: there is no process"), "{:?}", session.texts);
+    assert!(!session.log.contains("Traceback"), "{}", session.log);
+}
+
+#[test]
+fn of_two_versions_the_one_that_was_loaded_last_serves() {
+    if !lldb_is_here() {
+        return;
+    }
+    let exe = support::host_singlepass(Profile::Debug);
+    let place = tempfile::tempdir().unwrap();
+    let other = Debugger::Lldb.copy_plugin(place.path(), "other", Layout::OtherVersion);
+    let load = [other, Debugger::Lldb.plugin()].map(|plugin| format!("command script import {}", plugin.display()));
+    let server = format!("wasm set server {}", env!("CARGO_BIN_EXE_wstate"));
+    let engines = "script import subprocess; engines = []; start = subprocess.Popen; \
+                   subprocess.Popen = lambda *a, **k: engines.append(start(*a, **k)) or engines[-1]";
+    let ended = "script print([e.poll() is not None for e in engines])";
+    let commands = [
+        engines,
+        &load[0],
+        &server,
+        "breakpoint set -n host_stop",
+        "process launch -i /dev/null -o /dev/null -e /dev/null -- sleep",
+        "bt",
+        "help wasm bt",
+        // The other one comes, and it comes twice.
+        &load[1],
+        &load[1],
+        &server,
+        "thread step-inst",
+        ended,
+        "bt",
+        "wasm-bt wasm",
+        "help wasm bt",
+        "image list",
+        "process kill",
+    ];
+    let session = Debugger::Lldb.run_plain(&[arg(&exe)], &commands);
+    let texts = &session.texts;
+    assert!(!session.log.contains("Traceback"), "{}", session.log);
+    assert!(texts[5].contains("leaf(local0=9") && texts[12].contains("leaf(local0=9"), "{texts:?}\n{}", session.log);
+    assert!(texts[6].contains("THE OTHER") && !texts[14].contains("THE OTHER"), "{texts:?}");
+    assert_eq!(texts[11], "[True, False]\n", "{texts:?}");
+    assert!(texts[13].contains("* leaf"), "{texts:?}");
+    assert_eq!(texts[15].lines().filter(|l| l.contains("/wasm-")).count(), 1, "{}", texts[15]);
 }

@@ -93,7 +93,9 @@ fn flags_in_the_readme_exist() {
         known.extend(arg.get_long().map(|l| format!("--{l}")));
     }
     // Of other programs.
-    known.extend(["--path", "--cap-add", "--example", "--file", "--slide"].map(String::from));
+    let of_others = ["--path", "--profile", "--target", "--cap-add", "--example", "--file", "--slide"];
+    let of_cargo_doc = ["--no-deps", "--no-default-features", "--open"];
+    known.extend(of_others.into_iter().chain(of_cargo_doc).map(String::from));
     let readme = read("README.md");
     for word in readme.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-')) {
         let flag = word.strip_prefix("--").is_some_and(|name| name.starts_with(|c: char| c.is_ascii_lowercase()));

@@ -58,7 +58,7 @@ impl Target for ThisProcess {
     fn auxv(&self, _: u64) -> Option<u64> {
         None
     }
-    fn file_candidates(&self, _: &Mapping) -> Vec<wstate::process::files::Place> {
+    fn file_candidates(&self, _: &Mapping) -> Vec<wstate::process::files::FileLocation> {
         Vec::new()
     }
     fn notes(&self) -> &[String] {

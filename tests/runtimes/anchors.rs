@@ -2,7 +2,7 @@
 
 use crate::support::{Host, Profile, Version, host_wasmtime};
 use std::path::{Path, PathBuf};
-use wstate::process::files::Place;
+use wstate::process::files::FileLocation;
 use wstate::process::live::{CaptureOptions, LiveTarget};
 use wstate::process::{Mapping, Memory, MemoryError, Target, Thread};
 use wstate::report::{FrameKind, Report};
@@ -47,7 +47,7 @@ impl Target for Blind<'_> {
     fn auxv(&self, _: u64) -> Option<u64> {
         None
     }
-    fn file_candidates(&self, mapping: &Mapping) -> Vec<Place> {
+    fn file_candidates(&self, mapping: &Mapping) -> Vec<FileLocation> {
         if mapping.path.is_some() { self.target.file_candidates(mapping) } else { Vec::new() }
     }
     fn notes(&self) -> &[String] {

@@ -165,8 +165,13 @@ impl Target for Traced {
     fn auxv(&self, _: u64) -> Option<u64> {
         None
     }
-    fn file_candidates(&self, mapping: &Mapping) -> Vec<wstate::process::files::Place> {
-        mapping.path.iter().filter(|_| !mapping.is_anonymous()).map(wstate::process::files::Place::user).collect()
+    fn file_candidates(&self, mapping: &Mapping) -> Vec<wstate::process::files::FileLocation> {
+        mapping
+            .path
+            .iter()
+            .filter(|_| !mapping.is_anonymous())
+            .map(wstate::process::files::FileLocation::user)
+            .collect()
     }
     fn notes(&self) -> &[String] {
         &[]

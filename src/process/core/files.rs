@@ -1,14 +1,13 @@
 //! Fills the memory that a core does not hold from the files that were mapped.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::OTHER_FILE;
-use crate::limits;
-use crate::process::elf::{Headers, pf};
-use crate::process::files::map_place;
+use crate::process::elf::{Headers, LoadedHeaders, pf};
+use crate::process::files::map_location;
 use crate::process::memory::{Content, Holder, PAGE};
+use crate::process::objects::{executable_by_address, mappings_by_file};
 use crate::process::same_file::{self, Evidence};
 use crate::process::{Mapping, Memory, Target};
 
@@ -18,11 +17,7 @@ impl CoreTarget {
     pub(super) fn find_executable(&self) -> Option<PathBuf> {
         // The program headers lie in the executable, so AT_PHDR leads to its mapping. AT_EXECFN is the path that was
         // given to execve and may be relative.
-        let by_address = [libc::AT_PHDR, libc::AT_ENTRY].iter().find_map(|&key| {
-            let mapping = self.mapping_at(self.notes.auxv(key)?)?;
-            if mapping.is_anonymous() { None } else { mapping.path.clone() }
-        });
-        by_address.or_else(|| {
+        executable_by_address(self).or_else(|| {
             let at = self.notes.auxv(libc::AT_EXECFN)?;
             let mut name = vec![0; 4096];
             let n = self.read_some(at, &mut name);
@@ -35,28 +30,21 @@ impl CoreTarget {
     /// Fills memory that was not dumped from the files that were mapped. By default the kernel writes no executable
     /// code into a core.
     pub(super) fn fill_from_files(&mut self, unlisted: &[(u64, u64)]) {
-        let mut by_path: HashMap<PathBuf, Vec<Mapping>> = HashMap::new();
-        for m in &self.mappings {
-            if let Some(path) = &m.path
-                && !m.is_anonymous()
-                && (by_path.len() < limits::MAX_OBJECTS || by_path.contains_key(path))
-            {
-                by_path.entry(path.clone()).or_default().push(m.clone());
-            }
-        }
-        for mut mappings in by_path.into_values() {
+        let listed = self.mappings.clone();
+        for mappings in mappings_by_file(&listed).into_values() {
+            let mut mappings: Vec<Mapping> = mappings.into_iter().cloned().collect();
             let missing =
                 |m: &Mapping| !m.write && self.memory.available(m.start, m.size() as usize) as u64 != m.size();
             let Some(first) = mappings.iter().find(|m| missing(m)) else { continue };
             let (file, headers) = match self.matching_file(first, &mappings) {
-                Found::Yes(file, headers) => (file, headers),
-                Found::Other => {
+                FileMatch::Yes(file, headers) => (file, headers),
+                FileMatch::Other => {
                     for m in mappings.iter().filter(|m| !m.write) {
                         self.memory.fill_absent(m.start, m.end, &Content::Absent(OTHER_FILE));
                     }
                     continue;
                 }
-                Found::No => continue,
+                FileMatch::No => continue,
             };
             let bytes: &[u8] = (*file).as_ref();
             let size = bytes.len() as u64;
@@ -101,22 +89,12 @@ impl CoreTarget {
     }
 
     /// Finds the first candidate file that is the one which was mapped, as far as the core can tell.
-    fn matching_file(&self, first: &Mapping, mappings: &[Mapping]) -> Found {
+    fn matching_file(&self, first: &Mapping, mappings: &[Mapping]) -> FileMatch {
         // The kernel dumps the first page of every mapped ELF file (coredump_filter bit 4).
-        let start = mappings.iter().filter(|m| m.offset == 0).map(|m| m.start).find(|&s| {
-            let mut magic = [0; 4];
-            self.memory.read(s, &mut magic).is_ok() && &magic == b"\x7fELF"
-        });
-        let in_core = start.and_then(|s| {
-            let read = |offset: u64, len: usize| self.read_vec(s.checked_add(offset)?, len).ok();
-            let headers = Headers::read(read)?;
-            let bias = s.wrapping_sub(headers.lowest()?);
-            let id = headers.build_id(|p| self.read_vec(bias.wrapping_add(p.vaddr), p.filesz as usize).ok());
-            Some((headers, id))
-        });
-        let mut result = Found::No;
+        let in_core = mappings.iter().filter(|m| m.offset == 0).find_map(|m| LoadedHeaders::read(self, m.start));
+        let mut result = FileMatch::No;
         for candidate in self.file_candidates(first) {
-            let Ok(file) = map_place(&candidate) else { continue };
+            let Ok(file) = map_location(&candidate) else { continue };
             let Some(headers) = Headers::of_file(&file) else { continue };
             let all: Vec<&Mapping> = mappings.iter().collect();
             let agrees = || {
@@ -124,23 +102,23 @@ impl CoreTarget {
                 same_file::compare(&file, &headers, &all, read) != Evidence::Other
             };
             let same = match &in_core {
-                Some((_, Some(id))) => headers.build_id_of_file(&file).as_ref() == Some(id),
-                Some((theirs, None)) => {
+                Some(LoadedHeaders { build_id: Some(id), .. }) => headers.build_id_of_file(&file).as_ref() == Some(id),
+                Some(LoadedHeaders { headers: theirs, .. }) => {
                     theirs.phdrs == headers.phdrs && theirs.header.entry == headers.header.entry && agrees()
                 }
                 // If nothing can be compared, the file is accepted for its name alone.
                 None => headers.dynamic_agrees(&file, &all, &self.memory).unwrap_or(true) && agrees(),
             };
             if same {
-                return Found::Yes(Arc::new(file), Box::new(headers));
+                return FileMatch::Yes(Arc::new(file), Box::new(headers));
             }
-            result = Found::Other;
+            result = FileMatch::Other;
         }
         result
     }
 }
 
-enum Found {
+enum FileMatch {
     Yes(Holder, Box<Headers>),
     Other,
     No,

@@ -20,37 +20,47 @@ pub(super) fn program_headers(data: &[u8], lines: &mut Vec<String>) -> Result<Ve
         (b"BZh", "bzip2", "bzip2 -dk"),
     ];
     if data.is_empty() {
-        return Err("the file is empty".into());
+        return Err("the file is empty; write the core again".into());
     }
     if let Some((_, name, command)) = COMPRESSED.iter().find(|(magic, _, _)| data.starts_with(magic)) {
-        return Err(format!("it is compressed with {name}; decompress it first ({command} FILE)"));
+        return Err(format!("it is compressed with {name}; decompress it first: {command} FILE"));
     }
     let header = Header::parse(data).map_err(|e| e.to_string())?;
     const ET_CORE: u16 = 4;
     const EM_X86_64: u16 = 62;
     if header.machine != EM_X86_64 {
         return Err(format!(
-            "it is of another machine (ELF machine {}); only x86-64 (62) is supported",
+            "it comes from another machine (ELF machine {}); wstate reads cores of x86-64 (62) only",
             header.machine
         ));
     }
     match header.kind {
         ET_CORE => {}
-        1 => return Err("it is an object file, not a core".into()),
+        1 => return Err("it is an object file, not a core; name the core file first".into()),
         2 | 3 => {
-            return Err("it is an executable or a library, not a core; give the core first, then the executable".into());
+            return Err("it is an executable or a library, not a core; name the core first, then the executable".into());
         }
-        other => return Err(format!("it is an ELF file of type {other}, not a core (4)")),
+        other => {
+            return Err(format!("it is an ELF file of type {other}, not a core (type 4); name the core file first"));
+        }
     }
     if u64::from(header.phentsize) != PHDR_SIZE {
-        return Err(format!("its program headers have {} bytes each, not {PHDR_SIZE}", header.phentsize));
+        return Err(format!(
+            "its program headers have {} bytes each instead of {PHDR_SIZE}, so the file is damaged; write the core again",
+            header.phentsize
+        ));
     }
     if header.phoff < HEADER_SIZE {
-        return Err(format!("its program headers lie at offset {}, inside the ELF header", header.phoff));
+        return Err(format!(
+            "its program headers lie at offset {}, inside the ELF header, so the file is damaged; write the core again",
+            header.phoff
+        ));
     }
     let there = (data.len() as u64).saturating_sub(header.phoff) / PHDR_SIZE;
     if there == 0 {
-        return Err("it is cut off before its first program header".into());
+        return Err(
+            "it is cut off before its first program header; copy it again, or write it again with more space".into()
+        );
     }
     let parse = |count: u64| -> Vec<Phdr> {
         let table = elf::slice(data, header.phoff, count.min(there) * PHDR_SIZE).unwrap_or_default();
@@ -66,13 +76,15 @@ pub(super) fn program_headers(data: &[u8], lines: &mut Vec<String>) -> Result<Ve
         match header.shoff.checked_add(SH_INFO as u64).and_then(|at| elf::slice(data, at, 4)) {
             Some(b) => b.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b)),
             None => {
-                lines.push("the number of segments is cut off; it was found from the first segment's place".into());
+                lines.push(
+                    "the number of segments is cut off; it was computed from where the first segment begins".into(),
+                );
                 parse(1).first().map_or(0, |first| first.offset.saturating_sub(header.phoff) / PHDR_SIZE)
             }
         }
     };
     if count == 0 {
-        return Err("it has no program headers".into());
+        return Err("it has no program headers, so nothing is in it; write the core again".into());
     }
     if count > there {
         lines.push(format!("the core is cut off: {there} of {count} program headers are there"));
@@ -96,7 +108,7 @@ pub(super) fn sane(p: &Phdr, lines: &mut Vec<String>) -> Option<Phdr> {
     let odd = p.vaddr.checked_add(p.memsz).is_none() || p.filesz > p.memsz;
     if odd && lines.len() < 64 {
         lines.push(format!(
-            "the segment at {:#x} has impossible sizes ({:#x} in memory, {:#x} in the file)",
+            "the segment at {:#x} has impossible sizes ({:#x} in memory, {:#x} in the file) and was cut to what is possible",
             p.vaddr, p.memsz, p.filesz
         ));
     }

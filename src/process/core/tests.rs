@@ -1,8 +1,8 @@
 //! Tests of [`CoreTarget`], with cores that are built here.
 
 use super::*;
-use crate::arch::{Reg, Registers, x64};
-use crate::process::testing::CoreBuilder;
+use crate::arch::{Registers, x64};
+use crate::process::testing::{CoreBuilder, shared_object};
 
 fn registers(pc: u64) -> Registers {
     let mut r = Registers::unknown();
@@ -135,7 +135,7 @@ fn what_is_no_core_is_refused_with_the_reason() {
         (b"\x1f\x8b\x08".to_vec(), "gzip"),
         (b"\x28\xb5\x2f\xfd\x00".to_vec(), "zstd -d"),
         (b"\x04\x22\x4d\x18\x00".to_vec(), "lz4"),
-        (core[..40].to_vec(), "ends inside its ELF header"),
+        (core[..40].to_vec(), "cut off inside its ELF header"),
         (core[..100].to_vec(), "cut off before its first program header"),
         (with(4, &[1]), "32-bit"),
         (with(5, &[2]), "big-endian"),
@@ -179,28 +179,16 @@ fn a_huge_hollow_segment_costs_nothing() {
 
 /// A little shared object: a header page, a code page, and a page of relocated constants.
 fn library(id: u8, code: u8) -> Vec<u8> {
-    let mut out = Vec::new();
-    out.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
-    out.extend([3u16, 62].into_iter().flat_map(u16::to_le_bytes));
-    out.extend(1u32.to_le_bytes());
-    out.extend([0u64, 64, 0].into_iter().flat_map(u64::to_le_bytes));
-    out.extend(0u32.to_le_bytes());
-    out.extend([64u16, 56, 5, 0, 0, 0].into_iter().flat_map(u16::to_le_bytes));
-    for (kind, flags, offset, filesz, memsz) in [
-        (1u32, 4u32, 0u64, 0x1000u64, 0x1000u64),
-        (1, 5, 0x1000, 0x900, 0x900),
-        (1, 6, 0x2000, 0x1000, 0x1000),
-        (4, 4, 0x400, 20, 20),
-        (2, 6, 0x2800, 64, 64),
-    ] {
-        out.extend([kind, flags].into_iter().flat_map(u32::to_le_bytes));
-        out.extend([offset, offset, offset, filesz, memsz, 0x1000].into_iter().flat_map(u64::to_le_bytes));
-    }
-    out.resize(0x400, 0);
-    out.extend([4u32, 4, 3].into_iter().flat_map(u32::to_le_bytes));
-    out.extend(b"GNU\0");
-    out.extend([id; 4]);
-    out.resize(0x1000, 0);
+    let mut out = shared_object(
+        &[
+            (pt::LOAD, 4, 0, 0, 0x1000, 0x1000, 0x1000),
+            (pt::LOAD, 5, 0x1000, 0x1000, 0x900, 0x900, 0x1000),
+            (pt::LOAD, 6, 0x2000, 0x2000, 0x1000, 0x1000, 0x1000),
+            (pt::NOTE, 4, 0x400, 0x400, 20, 20, 0x1000),
+            (pt::DYNAMIC, 6, 0x2800, 0x2800, 64, 64, 0x1000),
+        ],
+        id,
+    );
     out.resize(0x2800, code);
     out.extend([12, 0x1000, 21, 0, 7, 0x400 + u64::from(id), 0, 0].into_iter().flat_map(u64::to_le_bytes));
     out.resize(0x3000, code);
@@ -284,5 +272,9 @@ fn code_that_was_not_dumped_comes_from_the_same_file_only() {
     let objects = Objects::load(&other, &SearchPaths::default());
     let lib = objects.find(0x10_1004).unwrap();
     assert!(lib.data.is_none() && lib.bias == 0x10_0000);
-    assert!(lib.problem.as_deref().unwrap().contains("build id is 01010101, loaded is 02020202"), "{:?}", lib.problem);
+    assert!(
+        lib.problem.as_deref().unwrap().contains("build id is 01010101, the loaded file's is 02020202"),
+        "{:?}",
+        lib.problem
+    );
 }

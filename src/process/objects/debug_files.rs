@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::{ObjectData, debuglink};
 use crate::process::Mapping;
 use crate::process::elf::{self, Headers};
-use crate::process::files::{self, Mapped, Place};
+use crate::process::files::{self, FileLocation, Mapped};
 
 use super::loader::Loader;
 
@@ -25,7 +25,8 @@ impl Loader<'_> {
     pub(super) fn debug_by_build_id(&self, id: &[u8]) -> Option<(PathBuf, ObjectData)> {
         let (first, rest) = id.split_first()?;
         let name = format!(".build-id/{first:02x}/{}.debug", elf::hex(rest));
-        let places: Vec<Place> = self.debug_dirs().into_iter().map(|d| Place::named(d.join(&name))).collect();
+        let places: Vec<FileLocation> =
+            self.debug_dirs().into_iter().map(|d| FileLocation::named(d.join(&name))).collect();
         let mut left = places.as_slice();
         while let Ok((at, opened)) = files::open_first(left) {
             let (place, rest) = left.get(at..)?.split_first()?;
@@ -42,16 +43,16 @@ impl Loader<'_> {
 
     /// Places of the file that was opened as `opened`, whose neighbours may be its debug file. A link of the kernel
     /// does not tell the directory of a file, so the other candidates and `path` are places too.
-    pub(super) fn near(&self, path: &Path, mapping: &Mapping, opened: &Place) -> Vec<Place> {
+    pub(super) fn near(&self, path: &Path, mapping: &Mapping, opened: &FileLocation) -> Vec<FileLocation> {
         let mut near = vec![opened.clone()];
         near.extend(self.target.file_candidates(mapping));
-        near.push(Place::named(path));
+        near.push(FileLocation::named(path));
         near
     }
 
     pub(super) fn debug_file(
         &self,
-        near: &[Place],
+        near: &[FileLocation],
         path: &Path,
         data: &[u8],
         id: Option<&[u8]>,
@@ -69,9 +70,9 @@ impl Loader<'_> {
             places.extend(near.beside(&Path::new(".debug").join(name)));
         }
         if let Some(inside) = path.parent().and_then(|p| p.strip_prefix("/").ok()) {
-            places.extend(self.debug_dirs().into_iter().map(|d| Place::named(d.join(inside).join(name))));
+            places.extend(self.debug_dirs().into_iter().map(|d| FileLocation::named(d.join(inside).join(name))));
         }
-        places.extend(self.search.debug_dirs.iter().map(|d| Place::named(d.join(name))));
+        places.extend(self.search.debug_dirs.iter().map(|d| FileLocation::named(d.join(name))));
         let headers = Headers::of_file(data)?;
         let mut seen = HashSet::new();
         places.retain(|place| seen.insert(place.clone()));
@@ -86,7 +87,9 @@ impl Loader<'_> {
                 // The debuglink may name the stripped file itself (same name, same directory).
                 Ok(false) => {}
                 Err(why) => {
-                    self.notes.borrow_mut().push(format!("{} is not used: {why}", place.path().display()));
+                    self.notes
+                        .borrow_mut()
+                        .push(format!("the debug file {} is not used: {why}", place.path().display()));
                 }
             }
             left = rest;

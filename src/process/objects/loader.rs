@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::{Doubt, Excerpts, LoadedObject, ObjectData, SearchPaths, Unpacked};
 use crate::limits;
-use crate::process::elf::{self, HEADER_SIZE, Headers, pf, pt};
-use crate::process::files::{Mapped, Place, map_place};
+use crate::process::elf::{self, HEADER_SIZE, Headers, LoadedHeaders, pf, pt};
+use crate::process::files::{FileLocation, Mapped, map_location};
 use crate::process::same_file::{self, Evidence};
 use crate::process::{Mapping, Target};
 
@@ -21,21 +21,15 @@ pub(super) struct Loader<'a> {
 
 /// A file on disk that may be the one that was loaded.
 struct Candidate {
-    place: Place,
+    place: FileLocation,
     file: Mapped,
     headers: Headers,
     /// Whether it is proven to be the one that was loaded.
     proven: bool,
 }
 
-/// The headers of a loaded file, as they are in the target's memory.
-struct InMemory {
-    headers: Headers,
-    bias: u64,
-    build_id: Option<Vec<u8>>,
-}
-
-pub(super) type Found = (LoadedObject, Vec<(u64, u64)>);
+/// A loaded file with the ranges of its mappings.
+pub(super) type MappedObject = (LoadedObject, Vec<(u64, u64)>);
 
 impl<'a> Loader<'a> {
     pub(super) fn new(target: &'a dyn Target, search: &'a SearchPaths) -> Loader<'a> {
@@ -47,27 +41,16 @@ impl<'a> Loader<'a> {
         self.target.read_vec(address, len).ok()
     }
 
-    fn in_memory(&self, start: u64) -> Option<InMemory> {
-        // Four bytes are enough to see that this is no ELF file; nothing more is read then.
-        if self.read(start, 4)? != b"\x7fELF" {
-            return None;
-        }
-        let headers = Headers::read(|offset, len| self.read(start.checked_add(offset)?, len))?;
-        let first = headers.loads().find(|p| p.offset & !0xfff == 0)?;
-        let bias = start.wrapping_sub(first.vaddr & !0xfff);
-        let build_id = headers.build_id(|p| self.read(bias.wrapping_add(p.vaddr), p.filesz as usize));
-        Some(InMemory { headers, bias, build_id })
-    }
-
     /// All places at which one file is loaded.
-    pub(super) fn file(&self, path: &Path, mappings: &[&Mapping], is_main: bool) -> Vec<Found> {
+    pub(super) fn file(&self, path: &Path, mappings: &[&Mapping], is_main: bool) -> Vec<MappedObject> {
         // A file that is mapped only to be read (a locale archive, or the executable of a backtracer that maps
         // itself) has no code mapped.
         if !is_main && !mappings.iter().any(|m| m.may_execute()) {
             return Vec::new();
         }
         let Some(&lowest) = mappings.first() else { return Vec::new() };
-        let memory = mappings.iter().filter(|m| m.offset == 0 && m.read).find_map(|m| self.in_memory(m.start));
+        let memory =
+            mappings.iter().filter(|m| m.offset == 0 && m.read).find_map(|m| LoadedHeaders::read(self.target, m.start));
         let (file, mut problem) = self.open(lowest, mappings, memory.as_ref(), is_main);
         let headers = memory.as_ref().map(|m| m.headers.clone()).or_else(|| file.as_ref().map(|f| f.headers.clone()));
         let Some(headers) = headers else {
@@ -91,7 +74,8 @@ impl<'a> Loader<'a> {
         let doubt = match &file {
             Some(file) if file.proven => None,
             Some(file) => {
-                let what = "its names may be another build's: it has no build id, and its code could not be compared";
+                let what =
+                    "its names may be those of another build: it has no build id, and its code could not be compared";
                 Some(Some(format!("{}: {what} with the code that ran", file.place.path().display())))
             }
             // The file that is at the path now is another one.
@@ -104,8 +88,10 @@ impl<'a> Loader<'a> {
             left -= 1;
             let mut build_id = memory.as_ref().and_then(|m| m.build_id.clone());
             // A second instance of the file needs its own mapping of it.
-            let again =
-                file.as_ref().filter(|_| left > 0).and_then(|(place, _)| Some((place.clone(), map_place(place).ok()?)));
+            let again = file
+                .as_ref()
+                .filter(|_| left > 0)
+                .and_then(|(place, _)| Some((place.clone(), map_location(place).ok()?)));
             if let Some(note) = &doubt {
                 let doubts = ranges.iter().map(|&range| Doubt { range, note: note.clone() });
                 self.doubts.borrow_mut().extend(doubts);
@@ -139,24 +125,26 @@ impl<'a> Loader<'a> {
         &self,
         mapping: &Mapping,
         mappings: &[&Mapping],
-        memory: Option<&InMemory>,
+        memory: Option<&LoadedHeaders>,
         is_main: bool,
     ) -> (Option<Candidate>, Option<String>) {
         let given = self.search.executable.clone().filter(|_| is_main);
-        let mut candidates = Vec::from_iter(given.map(Place::user));
+        let mut candidates = Vec::from_iter(given.map(FileLocation::user));
         candidates.extend(self.target.file_candidates(mapping));
         let mut seen = HashSet::new();
         let mut wrong = None;
         let mut refused = None;
         for candidate in candidates.into_iter().filter(|c| seen.insert(c.clone())) {
-            let file = match map_place(&candidate) {
+            let file = match map_location(&candidate) {
                 Ok(file) => file,
                 Err(e) => {
                     use std::io::ErrorKind;
                     let what = || format!("{}: {e}", candidate.path().display());
                     match e.kind() {
                         ErrorKind::PermissionDenied => {
-                            refused = refused.or_else(|| Some(format!("{}; run as its owner or with sudo", what())));
+                            refused = refused.or_else(|| {
+                                Some(format!("{}; run wstate as the owner of the file or with sudo", what()))
+                            });
                         }
                         ErrorKind::TimedOut | ErrorKind::FileTooLarge | ErrorKind::OutOfMemory | ErrorKind::Other => {
                             refused = refused.or_else(|| Some(what()));
@@ -172,18 +160,18 @@ impl<'a> Loader<'a> {
             };
             let Some(headers) = Headers::of_file(&file) else {
                 if memory.is_some() {
-                    wrong = wrong.or(Some(format!("{} is no x86-64 ELF file", candidate.path().display())));
+                    wrong = wrong.or(Some(format!("{} is not an x86-64 ELF file", candidate.path().display())));
                 }
                 continue;
             };
             let id = headers.build_id_of_file(&file);
             let another = self.target.maps_another(mapping, &file.identity());
             let (why, by_id) = match memory {
-                _ if another => (Some("another file was mapped".to_string()), false),
+                _ if another => (Some("another file is mapped".to_string()), false),
                 Some(m) => (differs(m, &headers, id.as_deref()), m.build_id.is_some()),
                 None => {
                     let agrees = headers.dynamic_agrees(&file, mappings, self.target);
-                    let why = (agrees == Some(false)).then(|| "its dynamic section is another".to_string());
+                    let why = (agrees == Some(false)).then(|| "its dynamic section differs".to_string());
                     (why, agrees == Some(true) && id.is_some())
                 }
             };
@@ -196,7 +184,8 @@ impl<'a> Loader<'a> {
                 Some(_) => Evidence::Other,
             };
             let why = why.or_else(|| {
-                (evidence == Evidence::Other).then(|| "its code is another (it was built again since?)".to_string())
+                (evidence == Evidence::Other)
+                    .then(|| "its code differs, perhaps because it was built again since".to_string())
             });
             match why {
                 None => {
@@ -245,25 +234,27 @@ impl<'a> Loader<'a> {
         Some(image)
     }
 
-    pub(super) fn vdso(&self) -> Option<Found> {
+    pub(super) fn vdso(&self) -> Option<MappedObject> {
         let by_name = || self.target.mappings().iter().find(|m| m.path.as_deref() == Some(Path::new("[vdso]")));
         let start = self.target.auxv(libc::AT_SYSINFO_EHDR).or_else(|| by_name().map(|m| m.start))?;
         let m = self.target.mapping_at(start)?;
-        let memory = self.in_memory(start)?;
+        let memory = LoadedHeaders::read(self.target, start)?;
         let data = self.read(start, m.end.saturating_sub(start).min(limits::MAX_VDSO) as usize);
-        let problem = data.is_none().then(|| "the vdso is not in the core".to_string());
+        let problem = data.is_none().then(|| {
+            "the vdso is not in the core: kernel calls have no names and may be walked by frame pointer".to_string()
+        });
         let data = data.map(ObjectData::Memory);
         Some(object(Path::new("[vdso]"), memory.bias, vec![(start, m.end)], None, memory.build_id, data, problem))
     }
 
     /// The executable of a core that lists no mapped files. Its place is found from AT_PHDR.
-    pub(super) fn unnamed_executable(&self) -> Option<Found> {
+    pub(super) fn unnamed_executable(&self) -> Option<MappedObject> {
         let place = match &self.search.executable {
-            Some(path) => Place::user(path),
-            None => Place::named(self.target.executable()?),
+            Some(path) => FileLocation::user(path),
+            None => FileLocation::named(self.target.executable()?),
         };
         let path = place.path();
-        let file = map_place(&place).ok()?;
+        let file = map_location(&place).ok()?;
         let headers = Headers::of_file(&file)?;
         let phdr = self.target.auxv(libc::AT_PHDR)?;
         let vaddr = headers.find(pt::PHDR).map(|p| p.vaddr).or_else(|| {
@@ -286,7 +277,7 @@ impl<'a> Loader<'a> {
         let data = ObjectData::File(file);
         let debug = self.debug_file(std::slice::from_ref(&place), path, &data, id.as_deref());
         let note = format!(
-            "{}: its names may be another build's: the core does not say which file ran, and only the place of its \
+            "{}: its names may be those of another build: the core does not say which file ran, and only the place of its \
              headers fits",
             path.display()
         );
@@ -303,23 +294,25 @@ fn option_for(is_main: bool) -> &'static str {
 
 fn missing(path: &Path) -> String {
     format!(
-        "{} cannot be opened; give a directory tree that holds it with --sysroot, or the executable with -e",
+        "{} cannot be opened; name a directory tree that holds it with --sysroot DIR, or the executable with -e FILE",
         path.display()
     )
 }
 
 /// Why the headers of a file are not the ones in memory. `None` means that they are the same.
-fn differs(memory: &InMemory, file: &Headers, id: Option<&[u8]>) -> Option<String> {
+fn differs(memory: &LoadedHeaders, file: &Headers, id: Option<&[u8]>) -> Option<String> {
     match (&memory.build_id, id) {
         (Some(loaded), Some(id)) if loaded == id => None,
-        (Some(loaded), Some(id)) => Some(format!("its build id is {}, loaded is {}", elf::hex(id), elf::hex(loaded))),
-        (Some(loaded), None) => Some(format!("it has no build id, loaded is {}", elf::hex(loaded))),
+        (Some(loaded), Some(id)) => {
+            Some(format!("its build id is {}, the loaded file's is {}", elf::hex(id), elf::hex(loaded)))
+        }
+        (Some(loaded), None) => Some(format!("it has no build id, the loaded file's is {}", elf::hex(loaded))),
         // Without a build id in memory, entry point and segments are compared: strip(1) moves sections but not
         // segments.
         (None, _) => {
             let key =
                 |h: &Headers| (h.header.entry, h.loads().map(|p| (p.vaddr, p.memsz, p.flags)).collect::<Vec<_>>());
-            (key(&memory.headers) != key(file)).then(|| "its segments are others".to_string())
+            (key(&memory.headers) != key(file)).then(|| "its segments differ".to_string())
         }
     }
 }
@@ -385,7 +378,7 @@ fn object(
     build_id: Option<Vec<u8>>,
     data: Option<ObjectData>,
     problem: Option<String>,
-) -> Found {
+) -> MappedObject {
     let start = ranges.iter().map(|r| r.0).min().unwrap_or(0);
     let end = ranges.iter().map(|r| r.1).max().unwrap_or(0);
     let object = LoadedObject {

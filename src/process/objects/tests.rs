@@ -2,34 +2,22 @@
 
 use super::*;
 use crate::arch::Registers;
-use crate::process::testing::CoreBuilder;
+use crate::process::testing::{CoreBuilder, shared_object};
 
 /// Name and contents of a section.
 type Section<'a> = (&'a str, Vec<u8>);
 
 /// A shared object with one page of headers and one page of code, with a build id and sections.
 fn library(id: Option<u8>, code: u8, sections: &[Section<'_>]) -> Vec<u8> {
-    let mut out = Vec::new();
-    out.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
-    out.extend([3u16, 62].into_iter().flat_map(u16::to_le_bytes));
-    out.extend(1u32.to_le_bytes());
-    out.extend([0u64, 64, 0].into_iter().flat_map(u64::to_le_bytes));
-    out.extend(0u32.to_le_bytes());
-    out.extend([64u16, 56, 4, 64, 0, 0].into_iter().flat_map(u16::to_le_bytes));
-    for (kind, flags, offset, vaddr, filesz, memsz, align) in [
-        (pt::LOAD, 4u32, 0u64, 0u64, 0x1000u64, 0x1000u64, 0x1000u64),
-        (pt::LOAD, 5, 0x1000, 0x3000, 0x1000, 0x1000, 0x1000),
-        (pt::NOTE, 4, 0x400, 0x400, if id.is_some() { 20 } else { 0 }, 20, 4),
-        (pt::TLS, 4, 0x800, 0x800, 8, 24, 16),
-    ] {
-        out.extend([kind, flags].into_iter().flat_map(u32::to_le_bytes));
-        out.extend([offset, vaddr, vaddr, filesz, memsz, align].into_iter().flat_map(u64::to_le_bytes));
-    }
-    out.resize(0x400, 0);
-    out.extend([4u32, 4, 3].into_iter().flat_map(u32::to_le_bytes));
-    out.extend(b"GNU\0");
-    out.extend([id.unwrap_or(0); 4]);
-    out.resize(0x1000, 0);
+    let mut out = shared_object(
+        &[
+            (pt::LOAD, 4, 0, 0, 0x1000, 0x1000, 0x1000),
+            (pt::LOAD, 5, 0x1000, 0x3000, 0x1000, 0x1000, 0x1000),
+            (pt::NOTE, 4, 0x400, 0x400, if id.is_some() { 20 } else { 0 }, 20, 4),
+            (pt::TLS, 4, 0x800, 0x800, 8, 24, 16),
+        ],
+        id.unwrap_or(0),
+    );
     out.resize(0x2000, code);
 
     let mut names = vec![0];
@@ -122,7 +110,10 @@ fn the_executable_is_first_and_a_wrong_one_is_refused() {
     let app = objects.executable().unwrap();
     assert!(app.data.is_none());
     let problem = app.problem.as_deref().unwrap();
-    assert!(problem.contains("its build id is 02020202, loaded is 01010101") && problem.contains("-e"), "{problem}");
+    assert!(
+        problem.contains("its build id is 02020202, the loaded file's is 01010101") && problem.contains("-e"),
+        "{problem}"
+    );
 }
 
 #[test]

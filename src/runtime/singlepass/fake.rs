@@ -290,7 +290,7 @@ impl Target for Fake {
     fn auxv(&self, _: u64) -> Option<u64> {
         None
     }
-    fn file_candidates(&self, _: &Mapping) -> Vec<crate::process::files::Place> {
+    fn file_candidates(&self, _: &Mapping) -> Vec<crate::process::files::FileLocation> {
         Vec::new()
     }
     fn notes(&self) -> &[String] {

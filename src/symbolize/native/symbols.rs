@@ -63,7 +63,7 @@ enum SymbolKind {
     Function,
     /// A symbol of assembly without `.type`: a function, or a place in a function.
     Label,
-    /// Data among code. It names nothing here, but whatever stands before it ends there.
+    /// Data among code. It names nothing here, but whatever comes before it ends there.
     Data,
 }
 

@@ -4,7 +4,7 @@
 #![allow(unsafe_code)] // The runtime switches stacks.
 
 use super::*;
-use ours::resume::{Place, ResumeError, resume_stack, resume_stack_unverified};
+use ours::resume::{ResumeError, StackSpec, resume_stack, resume_stack_unverified};
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
@@ -131,7 +131,7 @@ fn ours_like(
     built: &Built,
 ) -> Result<ours::ResumeStack, ResumeError> {
     let top = built.start + built.words.len() as u64 * 8;
-    let place = Place {
+    let place = StackSpec {
         top,
         outer: built.words[built.words.len() - 3..].try_into().unwrap(),
         outer_rbp: top - STACK_WORDS as u64 * 8,
@@ -288,7 +288,7 @@ fn random_images_have_the_runtimes_words() {
                     Err(e) => panic!("the runtime can, we cannot: {e}"),
                 },
                 None => {
-                    let place = Place {
+                    let place = StackSpec {
                         top: 0x7fff_0000_0000,
                         outer: [1, 2, 3],
                         outer_rbp: 4,
@@ -555,7 +555,7 @@ fn what_is_resumed_is_read_again() {
         let fits = |r: &Result<ours::ResumeStack, ResumeError>| !matches!(r, Err(ResumeError::Half { .. }));
         let top = 0x7fff_1234_0000u64;
         let outer = [0xdead_0000, 0xdead_0001, 0xdead_0002];
-        let place = Place {
+        let place = StackSpec {
             top,
             outer,
             outer_rbp: 0xb9,
@@ -655,7 +655,7 @@ fn compiled_code_is_resumed_at_every_point() {
                         .collect(),
                 });
             }
-            let place = Place {
+            let place = StackSpec {
                 top: 0x7fff_0000,
                 outer: [1, 2, 3],
                 outer_rbp: 4,
@@ -735,7 +735,7 @@ fn deep_stacks_are_built_and_broken_images_refused() {
         stack: state.wasm_stack.iter().take(operands).map(value).collect(),
         locals: function.locals.iter().map(value).collect(),
     };
-    let place = Place {
+    let place = StackSpec {
         top: 0x7fff_0000_0000,
         outer: [1, 2, 3],
         outer_rbp: 4,
@@ -743,7 +743,7 @@ fn deep_stacks_are_built_and_broken_images_refused() {
         vmctx: 0xc0,
         registers: ours::KnownRegisters::UNKNOWN,
     };
-    let build = |image: &ours::ExecutionStateImage, place: &Place| {
+    let build = |image: &ours::ExecutionStateImage, place: &StackSpec| {
         resume_stack_unverified(&map, image, place, &mut |address| Some(address))
     };
     let deep = ours::ExecutionStateImage { frames: vec![one.clone(); 300_000] };
@@ -751,8 +751,8 @@ fn deep_stacks_are_built_and_broken_images_refused() {
     println!("300,000 frames: {} bytes", resumed.words.len() * 8);
     assert!(resumed.words.len() * 8 > 8 << 20);
     // A stack with no room below its top.
-    assert!(matches!(build(&deep, &Place { top: 0x1_0000, ..place }), Err(ResumeError::Full { .. })));
-    assert!(matches!(build(&deep, &Place { top: 0x1_0001, ..place }), Err(ResumeError::Top { .. })));
+    assert!(matches!(build(&deep, &StackSpec { top: 0x1_0000, ..place }), Err(ResumeError::Full { .. })));
+    assert!(matches!(build(&deep, &StackSpec { top: 0x1_0001, ..place }), Err(ResumeError::Top { .. })));
     let with = |change: &dyn Fn(&mut ours::WasmFunctionStateDump)| {
         let mut frame = one.clone();
         change(&mut frame);
