@@ -1,7 +1,7 @@
 //! The wasmer 0.x runtime with its singlepass backend.
 //!
-//! Finding modules ([`find`]: five routes, see [`find::anchor`]) and reading frames ([`frame`], [`module::code`]) are separate: a
-//! frame is read the same way however its module was found.
+//! Finding modules ([`find`]: five routes, see [`find::anchor`]) and reading frames ([`frame`], [`module::code`]) are
+//! separate: a frame is read the same way however its module was found.
 
 pub mod code_map;
 pub mod find;
