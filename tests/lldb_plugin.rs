@@ -296,8 +296,8 @@ fn of_two_versions_the_one_that_was_loaded_last_serves() {
     let other = Debugger::Lldb.copy_plugin(place.path(), "other", Layout::OtherVersion);
     let load = [other, Debugger::Lldb.plugin()].map(|plugin| format!("command script import {}", plugin.display()));
     let server = format!("wasm set server {}", env!("CARGO_BIN_EXE_wstate"));
-    let engines = "script import subprocess; engines = []; start = subprocess.Popen; \
-                   subprocess.Popen = lambda *a, **k: engines.append(start(*a, **k)) or engines[-1]";
+    let engines = "script import subprocess; engines = []; popen = subprocess.Popen; \
+                   subprocess.Popen = lambda *a, **k: engines.append(popen(*a, **k)) or engines[-1]";
     let ended = "script print([e.poll() is not None for e in engines])";
     let commands = [
         engines,
