@@ -324,7 +324,7 @@ fn of_two_versions_the_one_that_was_loaded_last_serves() {
     assert!(!session.log.contains("Traceback"), "{}", session.log);
     assert!(texts[5].contains("leaf(local0=9") && texts[12].contains("leaf(local0=9"), "{texts:?}\n{}", session.log);
     assert!(texts[6].contains("THE OTHER") && !texts[14].contains("THE OTHER"), "{texts:?}");
-    assert_eq!(texts[11], "[True, False]\n", "{texts:?}");
+    assert!(session.log.contains("[True, False]\n"), "{}", session.log);
     assert!(texts[13].contains("* leaf"), "{texts:?}");
     assert_eq!(texts[15].lines().filter(|l| l.contains("/wasm-")).count(), 1, "{}", texts[15]);
 }
