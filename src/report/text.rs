@@ -1,10 +1,15 @@
 //! The text form of a report: a head, then every thread with its youngest frame first.
 
-use super::*;
+use super::{
+    EndKind, Frame, FrameKind, Function, Module, OpPosition, Report, Runtime, Thread, Trust, Value, Variable,
+    WasmPlace, fold,
+};
 use crate::arch::x64::TABLE;
 use crate::limits;
+use crate::runtime::Why;
 use anstyle::{AnsiColor, Style};
 use std::borrow::Cow;
+use std::fmt;
 use std::io::{self, Write};
 
 /// Width in columns at which lists of values are wrapped. Lines of frames are never wrapped, because people search
@@ -425,16 +430,10 @@ impl Text<'_> {
         line
     }
 
-    fn values(
-        &mut self,
-        indent: usize,
-        label: &str,
-        values: &Option<Vec<Value>>,
-        why: &Option<String>,
-    ) -> io::Result<()> {
+    fn values(&mut self, indent: usize, label: &str, values: &Option<Vec<Value>>, why: &Option<Why>) -> io::Result<()> {
         match (values, why) {
             (None, None) => Ok(()),
-            (None, Some(why)) => self.list(indent, label, &[format!("not known: {}", clean(why))]),
+            (None, Some(why)) => self.list(indent, label, &[format!("not known: {}", clean(&why.to_string()))]),
             (Some(v), _) if v.is_empty() => self.list(indent, label, &["none".to_string()]),
             (Some(v), _) => {
                 let items: Vec<String> = v.iter().map(value_text).collect();
@@ -518,7 +517,7 @@ fn value_text(v: &Value) -> String {
         text += &if short.starts_with('[') { format!(" {}", clean(short)) } else { format!(" ({})", clean(short)) };
     }
     if let Some(why) = &v.why {
-        text += &format!(" ({})", clean(why));
+        text += &format!(" ({})", clean(&why.to_string()));
     }
     text
 }
@@ -533,7 +532,7 @@ fn variable_text(v: &Variable) -> String {
         text += &if place.starts_with('[') { format!(" {}", clean(place)) } else { format!(" ({})", clean(place)) };
     }
     if let Some(why) = &v.why {
-        text += &format!(" ({})", clean(why));
+        text += &format!(" ({})", clean(&why.to_string()));
     }
     text
 }

@@ -27,7 +27,7 @@ impl Value {
                 },
                 why: None,
             },
-            Slot::Unknown(Why(why)) => {
+            Slot::Unknown(why) => {
                 Value { index, ty, bits: None, value: None, place: None, address: None, why: Some(why.clone()) }
             }
         }
@@ -35,10 +35,10 @@ impl Value {
 
     /// The report's form of a list of engine values, or the reason why there is no list. The result goes into
     /// `locals` and `locals_why`, or into `stack` and `stack_why`.
-    pub fn list(values: &Result<Vec<runtime::Value>, Why>) -> (Option<Vec<Value>>, Option<String>) {
+    pub fn list(values: &Result<Vec<runtime::Value>, Why>) -> (Option<Vec<Value>>, Option<Why>) {
         match values {
             Ok(v) => (Some(v.iter().enumerate().map(|(i, v)| Value::new(i as u32, v)).collect()), None),
-            Err(Why(why)) => (None, Some(why.clone())),
+            Err(why) => (None, Some(why.clone())),
         }
     }
 }
@@ -95,7 +95,7 @@ impl Variable {
     pub fn new(variable: &runtime::SourceVariable) -> Variable {
         let (value, why) = match &variable.value {
             Ok(value) => (Some(value.clone()), None),
-            Err(Why(why)) => (None, Some(why.clone())),
+            Err(why) => (None, Some(why.clone())),
         };
         let (name, ty, place) = (Some(variable.name.clone()), variable.ty.clone(), variable.place.clone());
         Variable { name, ty, value, place, why }
@@ -170,7 +170,7 @@ impl OpPosition {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::Reg;
+    use crate::arch::x64;
 
     #[test]
     fn values_print_by_type() {
@@ -211,7 +211,7 @@ mod tests {
             ty: Some(ValType::I32),
             slot: Slot::Known {
                 bits: 0xaaaa_aaaa_0000_0009,
-                place: Place::Register { reg: Reg::RBX, saved_at: Some(0x7ffd_0010) },
+                place: Place::Register { reg: x64::RBX, saved_at: Some(0x7ffd_0010) },
             },
         };
         let v = Value::new(3, &v);
@@ -221,7 +221,7 @@ mod tests {
 
     #[test]
     fn memory_places_have_a_signed_offset() {
-        let place = |offset| place_text(&Place::Memory { base: Reg::RBP, offset, address: 0 });
+        let place = |offset| place_text(&Place::Memory { base: x64::RBP, offset, address: 0 });
         assert_eq!(place(-0x28), "[rbp-0x28]");
         assert_eq!(place(0), "[rbp+0x0]");
         assert_eq!(place(i64::MIN), "[rbp-0x8000000000000000]");
@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_missing_list_carries_its_reason() {
-        assert_eq!(Value::list(&Err(Why("between two points".into()))), (None, Some("between two points".into())));
+        assert_eq!(Value::list(&Err(Why::BetweenPoints)), (None, Some(Why::BetweenPoints)));
         assert_eq!(Value::list(&Ok(vec![])), (Some(vec![]), None));
     }
 }

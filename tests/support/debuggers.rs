@@ -60,6 +60,11 @@ impl Debugger {
         found.ok_or_else(|| NoCore(format!("{} is not installed", names[0])))
     }
 
+    /// Whether the program can be used; see [`missing`].
+    pub fn is_here(self) -> bool {
+        self.program().map_err(|why| missing(&why)).is_ok()
+    }
+
     /// The plugin in the repository.
     pub fn plugin(self) -> PathBuf {
         repository().join(match self {
