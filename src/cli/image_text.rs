@@ -215,11 +215,11 @@ fn no_way_on(file: &ImageFile) -> Option<String> {
 }
 
 fn hexdump_of(file: &ImageFile, address: u64, len: u64) -> Result<String, Error> {
-    let memory = file.memory().ok_or_else(|| Error::NotFound {
+    let memory = file.memory().ok_or_else(|| Error::NoSuchMemory {
         what: "the image has no memory; take one without --execution-state".to_string(),
     })?;
     let range = usize::try_from(address).ok().zip(usize::try_from(address.saturating_add(len)).ok());
-    let bytes = range.and_then(|(from, to)| memory.get(from..to)).ok_or_else(|| Error::NotFound {
+    let bytes = range.and_then(|(from, to)| memory.get(from..to)).ok_or_else(|| Error::OutOfBounds {
         what: format!("the memory has {:#x} bytes; {len:#x} bytes at {address:#x} are not inside", memory.len()),
     })?;
     Ok(hexdump::lines(address, bytes))

@@ -523,7 +523,7 @@ mod tests {
         let mut output = Output::file(&path).unwrap();
         let failed = output.put_with(|out| -> Result<(), Error> {
             out.write_all(b"half").unwrap();
-            Err(Error::NotFound { what: "the rest".to_string() })
+            Err(Error::NoWasm { what: "the rest".to_string() })
         });
         assert_eq!(failed.unwrap_err().to_string(), "the rest");
         drop(output);

@@ -804,9 +804,15 @@ fn stop_of(tid: libc::pid_t, keep: bool) -> Wait {
     }
 }
 
+/// A number that says what ptrace is to do. The C libraries do not agree on its type.
+#[cfg(not(target_env = "musl"))]
+type Request = libc::c_uint;
+#[cfg(target_env = "musl")]
+type Request = libc::c_int;
+
 /// Makes a ptrace request that has no result of its own. `address` and `data` are numbers, or point to what the
 /// request reads and to writable memory of the size that it writes.
-fn ptrace(request: libc::c_uint, tid: libc::pid_t, address: usize, data: usize) -> std::io::Result<()> {
+fn ptrace(request: Request, tid: libc::pid_t, address: usize, data: usize) -> std::io::Result<()> {
     // SAFETY: no request used here reads or writes our memory except through these two, which are as described.
     let result = unsafe { libc::ptrace(request, tid, address as *mut libc::c_void, data as *mut libc::c_void) };
     if result == -1 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
@@ -1076,7 +1082,7 @@ fn status_field(path: &str, key: &str) -> Option<String> {
 
 /// Refuses what can never be captured. Otherwise returns the process id, also if `pid` is the id of another thread of
 /// the process.
-fn attachable(pid: u32) -> Result<u32, Error> {
+pub(crate) fn attachable(pid: u32) -> Result<u32, Error> {
     let refuse = |why: &str| Err(Error::Attach { pid, why: why.to_string() });
     if pid == 0 || pid > i32::MAX as u32 {
         return refuse("there is no such process id");

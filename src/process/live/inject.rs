@@ -33,8 +33,8 @@ struct Saved {
     blocked: u64,
 }
 
-const GETSIGMASK: libc::c_uint = 0x420a;
-const SETSIGMASK: libc::c_uint = 0x420b;
+const GETSIGMASK: Request = 0x420a;
+const SETSIGMASK: Request = 0x420b;
 const NT_X86_XSTATE: libc::c_int = 0x202;
 /// Offset of XMM0 in an FXSAVE area, and below it the size of that area, both in bytes.
 const XMM: usize = 160;
@@ -164,7 +164,7 @@ impl Borrowed<'_> {
     }
 
     /// Lets the thread go on from `registers` until it is at `goal`, and returns what is in RAX then.
-    fn go(&self, registers: [u8; USER_REGS_WORDS * 8], request: libc::c_uint, goal: u64) -> Result<u64, String> {
+    fn go(&self, registers: [u8; USER_REGS_WORDS * 8], request: Request, goal: u64) -> Result<u64, String> {
         let tid = self.tid;
         let (ended, others) = self.held.on_tracer(move |_| {
             let mut others = Vec::new();
@@ -318,7 +318,7 @@ fn pc_of(registers: &[u8]) -> u64 {
 }
 
 /// Reads or sets the mask of blocked signals, and returns the mask.
-fn sigmask(request: libc::c_uint, tid: libc::pid_t, mask: u64) -> std::io::Result<u64> {
+fn sigmask(request: Request, tid: libc::pid_t, mask: u64) -> std::io::Result<u64> {
     let mut mask = mask;
     ptrace(request, tid, size_of::<u64>(), &raw mut mask as usize)?;
     Ok(mask)
@@ -335,7 +335,7 @@ pub(super) fn set_regset(tid: libc::pid_t, set: libc::c_int, bytes: &[u8]) -> st
 /// thread is made to stop.
 fn go(
     tid: libc::pid_t,
-    request: libc::c_uint,
+    request: Request,
     goal: u64,
     others: &mut Vec<SignalInfo>,
 ) -> Result<[u8; USER_REGS_WORDS * 8], String> {

@@ -1,9 +1,7 @@
 //! The example for users of the library prints what a real process runs.
 
-mod support;
-
+use crate::support::{self, Host, Profile};
 use std::process::Command;
-use support::{Host, Profile};
 
 #[test]
 fn the_example_prints_the_wasm_frames() {
