@@ -16,7 +16,7 @@ fn value(index: u32, ty: Option<Ty>, bits: Option<u128>, address: Option<u64>) -
         value: None,
         place: None,
         address: address.map(Hex),
-        why: bits.is_none().then(|| "gone".to_string()),
+        why: bits.is_none().then(|| Why::other("gone")),
     }
 }
 
