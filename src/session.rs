@@ -28,7 +28,7 @@ use crate::process::objects::{Objects, SearchPaths};
 use crate::process::{Mapping, Memory, Target, Thread, ThreadId, unpack};
 use crate::progress::{self, Progress};
 use crate::report::timing::{Timing, milliseconds};
-use crate::report::{self, Frame, FrameKind, Function, Hex, OpPosition, Report, WasmPlace};
+use crate::report::{self, Frame, FrameKind, Function, Hex, OpPosition, Report, WasmPosition};
 use crate::runtime::all::{FindOptions, Runtimes};
 use crate::runtime::code_map::{CodeMap, CompiledFunction, CompiledModule, Detail, Seen};
 pub use crate::runtime::singlepass::anchor::Route;

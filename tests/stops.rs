@@ -410,7 +410,7 @@ fn from_stack(stack: &wstate::unwind::Stack, runtime: &dyn Runtime, target: &dyn
         .map(|f| Shown {
             function: f.function.unwrap_or(u32::MAX),
             locals: f.locals.as_deref().map(list).unwrap_or_default(),
-            stack: f.stack.as_deref().map(list).map_err(|w| w.0.clone()),
+            stack: f.stack.as_deref().map(list).map_err(ToString::to_string),
         })
         .collect()
 }

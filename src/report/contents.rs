@@ -9,6 +9,7 @@ use std::fmt::Write;
 /// Modules of a process or core with their instances, memories, globals and tables. Readers must accept null for every
 /// field and keys they do not know.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[non_exhaustive]
 pub struct Contents {
     /// Version of this document's form. Grows when a key changes its meaning or goes away, not when one is added.
     pub schema_version: u32,
@@ -33,6 +34,7 @@ pub struct Contents {
 
 /// What one module declares, and its instances.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[non_exhaustive]
 pub struct ModuleContents {
     /// `index` of the module in `runtimes[].modules[]`.
     pub module_index: u32,
@@ -52,6 +54,7 @@ pub struct ModuleContents {
 
 /// A function of a module.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[non_exhaustive]
 pub struct FunctionRow {
     /// Index in the module's function space.
     pub index: u32,
@@ -73,6 +76,7 @@ pub struct FunctionRow {
 
 /// An export of a module.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[non_exhaustive]
 pub struct ExportRow {
     /// Name of the export.
     pub name: String,
@@ -84,6 +88,7 @@ pub struct ExportRow {
 
 /// An instance of a module.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[non_exhaustive]
 pub struct Instance {
     /// Its number over all modules: what `--instance` takes.
     pub number: u32,
@@ -107,6 +112,7 @@ pub struct Instance {
 
 /// A linear memory.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[non_exhaustive]
 pub struct MemoryRow {
     /// Index in the instance's memory space.
     pub index: u32,
@@ -126,6 +132,7 @@ pub struct MemoryRow {
 
 /// A global of an instance.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[non_exhaustive]
 pub struct GlobalRow {
     /// Its index, type and value.
     #[serde(flatten)]
@@ -136,6 +143,7 @@ pub struct GlobalRow {
 
 /// A table of an instance.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[non_exhaustive]
 pub struct TableRow {
     /// Index in the instance's table space.
     pub index: u32,

@@ -46,10 +46,31 @@ words! {
         /// The header of a code image before executable memory (Wasmtime).
         Image = "image",
     }
+
+    /// In what a `.wasm` file of the user was compared with a module of the target, and agrees.
+    Compared {
+        /// Every byte of the Wasm that the target keeps.
+        EveryByte = "every byte",
+        /// Every byte of the Wasm that the target keeps, apart from custom sections.
+        AllButCustomSections = "all but custom sections",
+        /// The positions that the compiler recorded.
+        Positions = "positions",
+        /// The positions that the compiler recorded, and the data segments.
+        PositionsData = "positions, data",
+        /// The positions that the compiler recorded, and the runtime's description of the module.
+        PositionsDescription = "positions, description",
+        /// The positions that the compiler recorded, the runtime's description of the module, and the data segments.
+        PositionsDescriptionData = "positions, description, data",
+        /// The runtime's description of the module.
+        Description = "description",
+        /// The runtime's description of the module, and the data segments.
+        DescriptionData = "description, data",
+    }
 }
 
 /// Where a value was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Place {
     /// The value is in a register of this frame. If a callee saved that register, `saved_at` is the address of the
     /// stack slot from which it was read.
@@ -73,6 +94,24 @@ pub enum Place {
     /// The value is a constant that the compiler knew.
     Constant,
 }
+
+/// `r12`, `r12, saved at 0x7ffd0010`, `[rbp-0x28]`, `[0x7f0010]` or `constant`.
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Place::Register { reg, saved_at: None } => write!(f, "{reg}"),
+            Place::Register { reg, saved_at: Some(address) } => write!(f, "{reg}, saved at {address:#x}"),
+            Place::Memory { base, offset, .. } => {
+                let sign = if *offset < 0 { '-' } else { '+' };
+                write!(f, "[{base}{sign}{:#x}]", offset.unsigned_abs())
+            }
+            Place::Address(address) => write!(f, "[{address:#x}]"),
+            Place::Constant => f.write_str("constant"),
+        }
+    }
+}
+
+text_in_json!(Place);
 
 /// One local or operand.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,10 +161,19 @@ pub struct SourceVariable {
     pub name: String,
     /// Name of its type.
     pub ty: Option<String>,
-    /// The value as the variable's type prints it, or why it is not shown.
-    pub value: Result<String, Why>,
-    /// Where the value was found, such as `[fp-0x10]`.
-    pub place: Option<String>,
+    /// The value, or why it is not shown.
+    pub value: Result<SourceValue, Why>,
+}
+
+/// The value of a variable of the source language.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceValue {
+    /// The value as the variable's type prints it.
+    pub text: String,
+    /// The bytes that the text was made from, at most [`crate::limits::MAX_SOURCE_VALUE_BYTES`] of them.
+    pub bytes: Vec<u8>,
+    /// Where the value was found, such as `[fp-0x10]`. A value in several pieces has several places.
+    pub place: String,
 }
 
 /// An operator of a `.wasm` file.
@@ -235,8 +283,8 @@ pub struct GuestModule {
     pub backend: String,
     /// Path of the user's `.wasm` file that was matched to the module.
     pub wasm_file: Option<String>,
-    /// What that file was compared with in the process, in a few words ("positions, description").
-    pub wasm_compared: Option<String>,
+    /// In what that file agrees with the target.
+    pub wasm_compared: Option<Compared>,
     /// What is wrong with the module or missing from it.
     pub problem: Option<String>,
 }
@@ -459,13 +507,13 @@ pub struct Scene<'a> {
 }
 
 /// How well a core module from a file of the user fits a module of the target.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fit {
     /// How strongly the target proves that this is the very file; 0 if the target does not keep the module's Wasm. Of
     /// two fits the higher number wins.
     pub exact: u8,
-    /// What was compared and agrees, in a few words.
-    pub summary: &'static str,
+    /// What was compared and agrees.
+    pub summary: Compared,
     /// What agrees, one entry for each comparison.
     pub checks: Vec<String>,
     /// Number that is added to a byte offset in the core module to get the offset that the runtime uses.

@@ -401,7 +401,7 @@ pub fn export_coredump(options: &Options, compat: Option<Compat>, out: &mut dyn 
                    read: &mut dyn FnMut(u64, &mut [u8]) -> bool,
                    out: &mut dyn Write| {
         let mut body = |module: u32, function: u32| runtime.body_offset(module as usize, function);
-        let mut source = wasm_coredump::Source { report, contents, read, body_offset: &mut body };
+        let mut source = wasm_coredump::CoredumpInput { report, contents, read, body_offset: &mut body };
         let written = wasm_coredump::write(&mut source, compat, out);
         written.map_err(|source: io::Error| Error::Output { to: "the coredump".to_string(), source })
     };

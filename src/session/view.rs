@@ -216,7 +216,7 @@ impl View<'_, '_> {
             return base;
         }
         let (op_index, op_position) = OpPosition::of(guest.position);
-        let mut place = WasmPlace {
+        let mut place = WasmPosition {
             module_index: Some(guest.module as u32),
             op_index,
             op_position,

@@ -14,7 +14,7 @@ use super::version::Version;
 use crate::process::Memory;
 use crate::process::mapped_file::{MappedFile, WithFile};
 use crate::runtime::immediates::Immediates;
-use crate::runtime::{Key, Why};
+use crate::runtime::{Compared, Key, Why};
 use crate::unwind::cfi::CfiUnwinder;
 use crate::wasm::NameSource;
 use crate::wasm::WasmModule;
@@ -48,7 +48,7 @@ pub(super) struct Code {
     /// The `.wasm` file of each module, from the image or from the user.
     pub wasm: Vec<Option<Rc<WasmModule>>>,
     /// For each module, in what the user's file was compared with the image.
-    pub wasm_compared: Vec<Option<&'static str>>,
+    pub wasm_compared: Vec<Option<Compared>>,
     /// For each module, the path of the user's file.
     pub wasm_path: Vec<Option<PathBuf>>,
     /// For each module, what else the comparison with the user's file showed.
