@@ -2,7 +2,7 @@
 //! what a debugger makes of it (`time gdb -nx -batch -ex 'add-symbol-file FILE' -ex 'info scope f777'`).
 
 use std::time::Instant;
-use wstate::arch::Reg;
+use wstate::arch::x64;
 use wstate::report::elf_symbols;
 use wstate::runtime::code_map::{
     CodeMap, CompiledFunction, CompiledModule, FrameChange, Line, Location, Operands, SourceFile, SourceLine, Variable,
@@ -17,7 +17,7 @@ const BASE: u64 = 0x7f00_0000_0000;
 fn function(i: u64) -> CompiledFunction {
     let types = [ValType::I32, ValType::I64, ValType::F32, ValType::F64];
     let place = |n: u32| match n {
-        0..4 => Location::Register([Reg::R12, Reg::R13, Reg::R14, Reg::RBX][n as usize]),
+        0..4 => Location::Register([x64::R12, x64::R13, x64::R14, x64::RBX][n as usize]),
         _ => Location::Frame(-24 - 8 * i64::from(n)),
     };
     let moved = |n: u32| 60 + 3 * n + (i % 7) as u32;
@@ -29,7 +29,7 @@ fn function(i: u64) -> CompiledFunction {
         frame: (0..10)
             .flat_map(|n| {
                 let at = 37 + 2 * n;
-                [FrameChange::Saved(Reg::RBP, -16), FrameChange::Cfa(Reg::RBP, 16), FrameChange::Same(Reg::R12)]
+                [FrameChange::Saved(x64::RBP, -16), FrameChange::Cfa(x64::RBP, 16), FrameChange::Same(x64::R12)]
                     .map(|c| (at, c))
             })
             .collect(),
@@ -40,7 +40,7 @@ fn function(i: u64) -> CompiledFunction {
                 ty: Some(types[n as usize % 4]),
                 parameter: n < 3,
                 places: vec![
-                    (0, moved(n), Location::Register(Reg::RSI)),
+                    (0, moved(n), Location::Register(x64::RSI)),
                     (moved(n), BYTES - 30 - (i % 5) as u32, place(n)),
                 ],
             })

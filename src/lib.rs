@@ -5,14 +5,17 @@
 //!
 //! ```no_run
 //! use wstate::report::text::{self, TextOptions};
-//! use wstate::session::{self, Options, Source};
+//! use wstate::session::{Options, Session, Source};
 //!
 //! fn print(pid: u32) -> Result<(), wstate::error::Error> {
-//!     let outcome = session::run(&Options::new(Source::Pid(pid)))?;
+//!     let outcome = Session::open(&Options::new(Source::Pid(pid)))?.stacks()?;
 //!     print!("{}", text::render(&outcome.report, TextOptions::default()));
 //!     Ok(())
 //! }
 //! ```
+//!
+//! `examples/backtrace.rs` is a whole program. The crate has two features: `cli`, which is on by default, is what the program
+//! `wstate` is made of and no library needs; `descriptor` lets a host publish its modules.
 //!
 //! It is no debugger: it sets no breakpoints, changes no values and evaluates nothing. x86-64 Linux; which runtimes are
 //! known is in the README.
@@ -37,7 +40,7 @@
 //!   the reason.
 //! - All that is read from a target or a file is hostile: each count, depth and size has a cap in [`limits`], nothing
 //!   panics, and what is broken costs the frame or function it belongs to, not the rest.
-//! - Nothing is written to a target but by [`session::restore`], which exists for that. Its threads stand only while
+//! - Nothing is written to a target but by [`session::Session::restore`], which exists for that. Its threads stand only while
 //!   registers and stacks are copied (for an image, the memory too), and if wstate dies meanwhile the kernel lets them go
 //!   ([`process::live`] has the details, and the exceptions).
 //!
@@ -69,7 +72,7 @@
 //! | symbol file | An ELF file made by wstate that tells a debugger the names, lines and variables of compiled code. |
 //!
 //! # Layers
-//! Each module uses modules that stand below it and none beside it; `tests/layers.rs` reads this table and the code.
+//! Each module uses modules that stand below it and none beside it; `tests/library/layers.rs` reads this table and the code.
 //!
 //! ```text
 //! server                           the engine as the plugins of debuggers use it
@@ -93,6 +96,7 @@ mod words;
 
 pub mod arch;
 pub mod bytes;
+#[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(feature = "descriptor")]
 pub mod descriptor;
@@ -102,6 +106,7 @@ pub mod process;
 pub mod progress;
 pub mod report;
 pub mod runtime;
+#[cfg(feature = "cli")]
 pub mod server;
 pub mod session;
 pub mod state;

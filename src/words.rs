@@ -30,6 +30,7 @@ macro_rules! words {
                 s.serialize_str(self.as_str())
             }
         }
+        #[cfg(feature = "cli")]
         impl schemars::JsonSchema for $name {
             fn schema_name() -> std::borrow::Cow<'static, str> {
                 stringify!($name).into()
@@ -55,6 +56,7 @@ macro_rules! text_in_json {
                 s.collect_str(self)
             }
         }
+        #[cfg(feature = "cli")]
         impl schemars::JsonSchema for $name {
             fn inline_schema() -> bool {
                 true

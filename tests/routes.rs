@@ -12,10 +12,17 @@ use wasmer_runtime_core_near::{
     Instance, Module, compile_with, compile_with_config, import::ImportObject, imports, vm,
 };
 use wasmer_singlepass_backend_near::SinglePassCompiler;
-use wstate::arch::{Reg, Registers};
+use wstate::arch::{CodeAddress, Reg, Registers, x64};
+use wstate::process::objects::Objects;
 use wstate::process::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
-use wstate::runtime::singlepass::anchor::{self, Anchor, MapSource, Route};
-use wstate::runtime::singlepass::{ctx, route_artifact, route_heap, route_vmctx};
+use wstate::progress::Silent;
+use wstate::runtime::all::FindOptions;
+use wstate::runtime::singlepass::find::anchor::{Anchor, Route};
+use wstate::runtime::singlepass::find::{SinglepassProvider, route_artifact, route_heap, route_vmctx};
+use wstate::runtime::singlepass::module::cache_image::MapSource;
+use wstate::runtime::singlepass::module::ctx;
+use wstate::runtime::{FoundBy, Provider, Scene};
+use wstate::unwind::Cursor;
 
 /// This process, without its registers except those a test sets.
 struct Myself {
@@ -74,7 +81,7 @@ impl Target for Myself {
     fn auxv(&self, _: u64) -> Option<u64> {
         None
     }
-    fn file_candidates(&self, _: &Mapping) -> Vec<wstate::process::files::Place> {
+    fn file_candidates(&self, _: &Mapping) -> Vec<wstate::process::files::FileLocation> {
         Vec::new()
     }
     fn notes(&self) -> &[String] {
@@ -167,7 +174,7 @@ fn a_vmctx_leads_to_its_module() {
     let _standing = standing();
     for imports in [false, true] {
         let (instance, vmctx) = start(&compile(&wat(2, imports)));
-        let me = Myself::with_registers(&[(Reg::R15, vmctx)]);
+        let me = Myself::with_registers(&[(x64::R15, vmctx)]);
         let (anchors, notes) = route_vmctx::find_vmctx(&me, &quiet);
         assert_eq!(anchors.len(), 1, "{notes:?}");
         check(&anchors[0], &instance, if imports { 2 } else { 0 });
@@ -188,7 +195,7 @@ fn one_vmctx_of_two_instances_on_a_stack() {
     let ((a, ctx_a), (_b, ctx_b)) = (start(&module), start(&module));
     // Our own stack: `sp` points at these words.
     let stack = std::hint::black_box([7, ctx_a, 0xdead_beef, ctx_b + 1, ctx_b]);
-    let me = Myself::with_registers(&[(Reg::RSP, stack.as_ptr() as u64)]);
+    let me = Myself::with_registers(&[(x64::RSP, stack.as_ptr() as u64)]);
     let (anchors, notes) = route_vmctx::find_vmctx(&me, &quiet);
     let anchor = anchors.iter().find(|x| x.code_base == truth(&a).0).unwrap_or_else(|| panic!("{notes:?}"));
     check(anchor, &a, 2);
@@ -234,7 +241,7 @@ fn an_artifact_names_the_code_and_a_loaded_cache_is_found_by_every_route() {
     let cache = Artifact::deserialize(&bytes).unwrap();
     let module = unsafe { wasmer_runtime_core_near::load_cache_with(cache, &SinglePassCompiler::new()) }.unwrap();
     let (instance, vmctx) = start(&module);
-    let me = Myself::with_registers(&[(Reg::RDI, vmctx)]);
+    let me = Myself::with_registers(&[(x64::RDI, vmctx)]);
 
     let (anchors, notes) = route_artifact::from_artifact(&me, &bytes, &quiet);
     assert_eq!(anchors.len(), 1, "{notes:?}");
@@ -246,10 +253,22 @@ fn an_artifact_names_the_code_and_a_loaded_cache_is_found_by_every_route() {
     check(&anchor, &instance, 2);
     assert!(anchor.checks.iter().any(|c| c.contains("unrounded")), "{:?}", anchor.checks);
 
-    let (anchors, _) = anchor::find_all(&me, Some(&bytes), &quiet);
-    let anchor = anchors.iter().find(|a| a.code_base == truth(&instance).0).unwrap();
-    assert_eq!(anchor.routes, [Route::Vmctx, Route::Artifact]);
     assert!(matches!(anchor.map, MapSource::CacheImage { exact: true, .. }));
+
+    // The order of users: a frame that nothing explains keeps the search going after the first route.
+    let options = FindOptions {
+        routes: vec![Route::Vmctx, Route::Artifact],
+        artifacts: vec![("seven.artifact".into(), bytes.into())],
+        ..FindOptions::default()
+    };
+    let objects = Objects::from_parts(Vec::new());
+    let scene = Scene { target: &me, objects: &objects, progress: &Silent };
+    let unexplained = Cursor { address: CodeAddress::Exact(16), registers: Registers::unknown() };
+    let mut provider = SinglepassProvider::new(options);
+    provider.discover(&scene, &[unexplained], false);
+    let module = provider.runtime().modules().iter().find(|m| m.code.0 == truth(&instance).0);
+    let module = module.unwrap_or_else(|| panic!("{:?}", provider.runtime().notes()));
+    assert_eq!(module.routes, [FoundBy::Vmctx, FoundBy::Artifact]);
 
     let other = compile(&wat(8, true)).cache().unwrap().serialize().unwrap();
     let (anchors, notes) = route_artifact::from_artifact(&me, &other, &quiet);
@@ -263,7 +282,7 @@ fn patched_functions_are_reported_and_not_held_against_the_module() {
     let (instance, vmctx) = start(&compile(&wat(9, false)));
     let target = truth(&instance).0 + 1;
     assert!(unsafe { instance.module.runnable_module.patch_local_function(0, target as usize) });
-    let me = Myself::with_registers(&[(Reg::R15, vmctx)]);
+    let me = Myself::with_registers(&[(x64::R15, vmctx)]);
     let anchor = route_vmctx::from_vmctx(&me, vmctx).unwrap();
     check(&anchor, &instance, 0);
     assert_eq!(anchor.patched, [(0, target)]);
@@ -296,7 +315,7 @@ fn cost_of_the_routes() {
     let wasm = wat::parse_str(format!("(module {})", functions.repeat(20_000))).unwrap();
     let (instance, vmctx) = start(&compile(&wasm));
     let bytes = instance.module.cache_gen.generate_cache().unwrap().1.size();
-    let me = Myself::with_registers(&[(Reg::R15, vmctx)]);
+    let me = Myself::with_registers(&[(x64::R15, vmctx)]);
     let begin = Instant::now();
     let anchor = route_vmctx::from_vmctx(&me, vmctx).unwrap();
     println!("vmctx: image of {bytes} bytes confirmed in {:?}", begin.elapsed());

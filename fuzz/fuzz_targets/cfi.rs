@@ -2,13 +2,12 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use wstate::arch::{CodeAddress, Reg, Registers};
+use wstate::arch::{CodeAddress, Reg, Registers, x64};
 use wstate::symbolize::native::NativeSymbolizer;
 use wstate::process::objects::{LoadedObject, ObjectData, Objects};
 use wstate::process::{Mapping, Memory, MemoryError};
 use wstate::unwind::cfi::CfiUnwinder;
 use wstate::unwind::frame_pointer::FramePointerUnwinder;
-use wstate::unwind::recognised::RecognisedUnwinder;
 use wstate::unwind::{Cursor, Unwinder, walk};
 
 const BIAS: u64 = 0x5000_0000;
@@ -61,7 +60,7 @@ fuzz_target!(|data: &[u8]| {
     let objects = Objects::from_parts(vec![object]);
     let cfi = CfiUnwinder::new(&objects);
     let frame_pointer = FramePointerUnwinder::new(&mappings);
-    let unwinders: [&dyn Unwinder; 3] = [&cfi, &RecognisedUnwinder, &frame_pointer];
+    let unwinders: [&dyn Unwinder; 3] = [&cfi, &wstate::runtime::all::recognised(), &frame_pointer];
     let symbolizer = NativeSymbolizer::new(&objects);
     for i in 0..8u64 {
         let mut registers = Registers::unknown();
@@ -71,8 +70,8 @@ fuzz_target!(|data: &[u8]| {
             }
         }
         let pc = BIAS + word(i as usize).unwrap_or(i) % size;
-        registers.set(Reg::RIP, pc);
-        registers.set(Reg::RSP, STACK + 8 * i);
+        registers.set(x64::RIP, pc);
+        registers.set(x64::RSP, STACK + 8 * i);
         let start = Cursor { address: CodeAddress::Exact(pc), registers };
         let found = walk(start, &unwinders, &memory, 500);
         assert!(found.frames.len() <= 501);

@@ -2,10 +2,14 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use wstate::arch::{Reg, Registers};
-use wstate::runtime::singlepass::anchor::find_all;
-use wstate::runtime::singlepass::{route_artifact, route_heap};
+use wstate::arch::{CodeAddress, Registers, x64};
+use wstate::process::objects::Objects;
 use wstate::process::testing::CoreBuilder;
+use wstate::progress::Silent;
+use wstate::runtime::all::FindOptions;
+use wstate::runtime::singlepass::find::{SinglepassProvider, route_artifact, route_heap};
+use wstate::runtime::{Provider, Scene};
+use wstate::unwind::Cursor;
 
 const CODE: u64 = 0x7f00_0000_0000;
 const HEAP: u64 = 0x5500_0000_0000;
@@ -19,9 +23,9 @@ fuzz_target!(|data: &[u8]| {
     let mut heap = data.to_vec();
     heap.resize(data.len().next_multiple_of(4096).max(4096), 0);
     let mut registers = Registers::unknown();
-    registers.set(Reg::RIP, CODE + 16);
-    registers.set(Reg::RSP, STACK);
-    registers.set(Reg::R15, HEAP + 64);
+    registers.set(x64::RIP, CODE + 16);
+    registers.set(x64::RSP, STACK);
+    registers.set(x64::R15, HEAP + 64);
     let stack: Vec<u8> = [CODE + 32, HEAP + 16, HEAP + 64, STACK + 64].iter().flat_map(|w| w.to_le_bytes()).collect();
     let core = CoreBuilder::new()
         .thread(1, 0, &registers, 0)
@@ -36,5 +40,9 @@ fuzz_target!(|data: &[u8]| {
         assert!(a.function_offsets.iter().all(|&o| o < a.code_size));
     }
     let _ = route_artifact::from_artifact(&core, data, &quiet);
-    let _ = find_all(&core, Some(data), &quiet);
+    let options = FindOptions { artifacts: vec![("fuzzed".into(), data.into())], ..FindOptions::default() };
+    let objects = Objects::from_parts(Vec::new());
+    let scene = Scene { target: &core, objects: &objects, progress: &Silent };
+    let unknown = Cursor { address: CodeAddress::Exact(CODE + 16), registers };
+    SinglepassProvider::new(options).discover(&scene, &[unknown], true);
 });

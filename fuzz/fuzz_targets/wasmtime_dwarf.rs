@@ -2,8 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use wstate::arch::{Reg, Registers};
-use wstate::runtime::wasmtime::dwarf::ImageDwarf;
+use wstate::arch::{Reg, Registers, x64};
+use wstate::runtime::wasmtime::tables::dwarf::ImageDwarf;
 use wstate::runtime::wasmtime::image::{Image, SliceMemory};
 
 fuzz_target!(|data: &[u8]| {
@@ -12,7 +12,7 @@ fuzz_target!(|data: &[u8]| {
     let Ok(Some(dwarf)) = ImageDwarf::load(&image, &memory) else { return };
     // The image's own bytes stand for the stack, so that what a place leads to is hostile too.
     let mut registers = Registers::unknown();
-    for (n, reg) in [Reg::RAX, Reg::RBP, Reg::RSP, Reg::RDI, Reg::R12, Reg::RBX].into_iter().enumerate() {
+    for (n, reg) in [x64::RAX, x64::RBP, x64::RSP, x64::RDI, x64::R12, x64::RBX].into_iter().enumerate() {
         registers.set(reg, 0x1000 + 0x400 * n as u64);
     }
     let starts: Vec<u32> = match image.symbols(&memory) {

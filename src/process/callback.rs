@@ -7,7 +7,7 @@
 //! as `wstate core` reads it. The debugger is asked for what a short cut cannot answer.
 
 use super::core::CoreTarget;
-use super::files::Place;
+use super::files::FileLocation;
 use super::live::parse_maps;
 use super::memory::PAGE;
 use super::notes::{parse_auxv, without_deleted};
@@ -22,7 +22,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-/// Lends what a debugger knows of a target, while the target stands.
+/// Lends what a debugger knows of a target, while the target is stopped.
 pub trait Lender {
     /// Reads ranges of memory, each given by its address and its length in bytes. Returns one answer for each range;
     /// `None` means that the range cannot be read as a whole.
@@ -124,7 +124,7 @@ impl CallbackTarget {
         let core = what.core.as_deref().and_then(|path| match CoreTarget::open(path, search) {
             Ok(core) => Some(core),
             Err(e) => {
-                notes.push(format!("{e}; only what the debugger knows of it is used"));
+                notes.push(format!("{e}; only what the debugger knows of the core is used"));
                 None
             }
         });
@@ -146,7 +146,7 @@ impl CallbackTarget {
         });
         if mappings.is_empty() {
             notes.push(
-                "the debugger does not know the target's mappings: Wasm code cannot be told from other code".into(),
+                "the debugger does not know the target's mappings, so Wasm code cannot be told from other code".into(),
             );
         }
         let auxv = own("auxv").or(what.auxv).map(|bytes| parse_auxv(&bytes)).unwrap_or_default();
@@ -207,7 +207,8 @@ impl CallbackTarget {
                 None => {
                     let mut registers = Registers::unknown();
                     known.iter().for_each(|lent| put(&mut registers, lent));
-                    let problem = registers.pc().is_none().then(|| "the debugger has no registers of it".to_string());
+                    let problem =
+                        registers.pc().is_none().then(|| "the debugger has no registers of this thread".to_string());
                     threads.push(Thread {
                         id: ThreadId(*id),
                         name: self.comm(*id).or(name),
@@ -405,7 +406,7 @@ impl Target for CallbackTarget {
         own.or_else(|| self.core.as_ref().and_then(|c| c.auxv(key)))
     }
 
-    fn file_candidates(&self, mapping: &Mapping) -> Vec<Place> {
+    fn file_candidates(&self, mapping: &Mapping) -> Vec<FileLocation> {
         if let Some(core) = &self.core {
             return core.file_candidates(mapping);
         }
@@ -417,17 +418,17 @@ impl Target for CallbackTarget {
         if let Some(pid) = self.pid.filter(|_| self.local) {
             let proc = PathBuf::from(format!("/proc/{pid}"));
             if self.executable.is_some() && self.executable == mapping.path {
-                out.push(Place::kernel(proc.join("exe")));
+                out.push(FileLocation::kernel(proc.join("exe")));
             }
             if !deleted && path.is_absolute() {
-                out.push(Place::within(&proc.join("root"), &path));
+                out.push(FileLocation::within(&proc.join("root"), &path));
             }
-            out.push(Place::kernel(proc.join(format!("map_files/{:x}-{:x}", mapping.start, mapping.end))));
+            out.push(FileLocation::kernel(proc.join(format!("map_files/{:x}-{:x}", mapping.start, mapping.end))));
         }
         if let Some(root) = self.sysroot.as_ref().filter(|_| path.is_absolute()) {
-            out.push(Place::within(root, &path));
+            out.push(FileLocation::within(root, &path));
         }
-        out.push(Place::named(path));
+        out.push(FileLocation::named(path));
         out
     }
 
@@ -453,6 +454,7 @@ impl Target for CallbackTarget {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::x64;
     use crate::process::testing::CoreBuilder;
 
     /// A debugger that has memory from 0x10000 on, and records what it is asked for.
@@ -616,8 +618,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("core.test");
         let mut registers = Registers::unknown();
-        registers.set(Reg::RIP, 0x5000);
-        registers.set(Reg::RBX, 5);
+        registers.set(x64::RIP, 0x5000);
+        registers.set(x64::RBX, 5);
         let core =
             CoreBuilder::new().thread(11, 6, &registers, 0x99).process(11, "host", "host").memory(0x30000, 6, b"core");
         std::fs::write(&path, core.build()).unwrap();
@@ -626,7 +628,7 @@ mod tests {
         let t = CallbackTarget::new(fake, what, &SearchPaths::default());
         let [thread] = t.threads() else { panic!("{:?}", t.threads()) };
         // Registers that the debugger lends replace those of the core.
-        assert_eq!((thread.registers.pc(), thread.registers.get(Reg::RBX)), (Some(0x11000), Some(5)));
+        assert_eq!((thread.registers.pc(), thread.registers.get(x64::RBX)), (Some(0x11000), Some(5)));
         assert_eq!((thread.fs_base, thread.signal), (Some(0x77), Some(6)));
         let mut bytes = [0; 4];
         t.read(0x30000, &mut bytes).unwrap();

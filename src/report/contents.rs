@@ -2,13 +2,13 @@
 
 use super::text::{self, TextOptions, clean, clean_message};
 use super::{EngineSeen, ExternKind, Hex, NameSource, Report, Runtime, SCHEMA_VERSION, Target, ValType, Value, Why};
-use schemars::JsonSchema;
 use serde::Serialize;
 use std::fmt::Write;
 
 /// Modules of a process or core with their instances, memories, globals and tables. Readers must accept null for every
 /// field and keys they do not know.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Contents {
     /// Version of this document's form. Grows when a key changes its meaning or goes away, not when one is added.
@@ -33,7 +33,8 @@ pub struct Contents {
 }
 
 /// What one module declares, and its instances.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct ModuleContents {
     /// `index` of the module in `runtimes[].modules[]`.
@@ -53,7 +54,8 @@ pub struct ModuleContents {
 }
 
 /// A function of a module.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct FunctionRow {
     /// Index in the module's function space.
@@ -75,7 +77,8 @@ pub struct FunctionRow {
 }
 
 /// An export of a module.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct ExportRow {
     /// Name of the export.
@@ -87,7 +90,8 @@ pub struct ExportRow {
 }
 
 /// An instance of a module.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Instance {
     /// Its number over all modules: what `--instance` takes.
@@ -111,7 +115,8 @@ pub struct Instance {
 }
 
 /// A linear memory.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct MemoryRow {
     /// Index in the instance's memory space.
@@ -131,7 +136,8 @@ pub struct MemoryRow {
 }
 
 /// A global of an instance.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct GlobalRow {
     /// Its index, type and value.
@@ -142,7 +148,8 @@ pub struct GlobalRow {
 }
 
 /// A table of an instance.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct TableRow {
     /// Index in the instance's table space.

@@ -228,10 +228,10 @@ fn instruction(change: FrameChange) -> CallFrameInstruction {
 
 fn frame_table(modules: &[(usize, &CompiledModule)]) -> Result<Vec<u8>, gimli::write::Error> {
     let encoding = Encoding { format: Format::Dwarf32, version: 1, address_size: 8 };
-    let mut entry = CommonInformationEntry::new(encoding, 1, -8, number(Reg::RIP));
-    entry.add_instruction(CallFrameInstruction::Cfa(number(Reg::RSP), 8));
-    entry.add_instruction(CallFrameInstruction::Offset(number(Reg::RIP), -8));
-    for row in x64::TABLE.iter().filter(|row| ![Reg::RSP, Reg::RIP].contains(&row.reg)) {
+    let mut entry = CommonInformationEntry::new(encoding, 1, -8, number(x64::RIP));
+    entry.add_instruction(CallFrameInstruction::Cfa(number(x64::RSP), 8));
+    entry.add_instruction(CallFrameInstruction::Offset(number(x64::RIP), -8));
+    for row in x64::TABLE.iter().filter(|row| ![x64::RSP, x64::RIP].contains(&row.reg)) {
         entry.add_instruction(match row.callee_saved {
             true => CallFrameInstruction::SameValue(Register(row.dwarf)),
             false => CallFrameInstruction::Undefined(Register(row.dwarf)),

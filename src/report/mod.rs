@@ -20,9 +20,7 @@ pub use crate::runtime::engines::Engine;
 use crate::runtime::engines::Sighting;
 pub use crate::runtime::{Compared, FoundBy, Place, RuntimeName, Why};
 pub use crate::wasm::{ExternKind, NameSource, ValType};
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 pub use timing::Timing;
@@ -58,12 +56,13 @@ impl Serialize for Hex {
     }
 }
 
-impl JsonSchema for Hex {
-    fn schema_name() -> Cow<'static, str> {
+#[cfg(feature = "cli")]
+impl schemars::JsonSchema for Hex {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
         "Hex".into()
     }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
             "description": "An address, an offset or raw bits: lower-case hexadecimal with 0x and without leading zeros.",
             "type": "string",
             "pattern": "^0x[0-9a-f]{1,16}$",
@@ -87,12 +86,13 @@ impl Serialize for Bits {
     }
 }
 
-impl JsonSchema for Bits {
-    fn schema_name() -> Cow<'static, str> {
+#[cfg(feature = "cli")]
+impl schemars::JsonSchema for Bits {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
         "Bits".into()
     }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
             "description": "Raw bits of a value: lower-case hexadecimal with 0x and without leading zeros.",
             "type": "string",
             "pattern": "^0x[0-9a-f]{1,32}$",
@@ -176,7 +176,8 @@ words! {
 
 /// Mixed native and Wasm stacks of all threads of a process or core. Readers must accept null for every field and keys
 /// they do not know.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Report {
     /// Version of this document's form. Grows when a key changes its meaning or goes away, not when one is added.
@@ -202,7 +203,8 @@ pub struct Report {
 }
 
 /// The process or core.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Target {
     /// Process or core.
@@ -220,7 +222,8 @@ pub struct Target {
 }
 
 /// An engine for WebAssembly of which nothing else is shown.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct EngineSeen {
     /// Name of the engine.
@@ -247,7 +250,8 @@ impl EngineSeen {
 }
 
 /// A Wasm runtime in the target.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Runtime {
     /// Name of the runtime.
@@ -257,7 +261,8 @@ pub struct Runtime {
 }
 
 /// A compiled Wasm module in the target.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Module {
     /// Number of the module in this document, over all runtimes.
@@ -287,7 +292,8 @@ pub struct Module {
 }
 
 /// A thread and its stack.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Thread {
     /// Kernel thread id.
@@ -305,7 +311,8 @@ pub struct Thread {
 }
 
 /// How a walk over a stack ended.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct End {
     /// How the walk ended.
@@ -315,7 +322,8 @@ pub struct End {
 }
 
 /// A frame of a thread's stack.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Frame {
     /// Number of the frame in its thread, counted from the youngest, the same in every form of output.
@@ -398,7 +406,8 @@ impl Frame {
 }
 
 /// A function, native or Wasm.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Function {
     /// Demangled name.
@@ -420,7 +429,8 @@ pub struct Function {
 }
 
 /// A position in Wasm code.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct WasmPosition {
     /// `index` of the module in `runtimes[].modules[]`.
@@ -440,7 +450,8 @@ pub struct WasmPosition {
 }
 
 /// A local or an operand.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Value {
     /// Number of the local, or of the operand counted from the bottom.
@@ -461,7 +472,8 @@ pub struct Value {
 }
 
 /// A variable of the source language.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Variable {
     /// Name of the variable.

@@ -2,7 +2,7 @@
 
 use super::text::{TextOptions, render};
 use super::*;
-use crate::arch::Reg;
+use crate::arch::{Reg, x64};
 use crate::runtime::{self, Place, Slot, Why};
 use crate::wasm::ValType;
 
@@ -116,24 +116,24 @@ fn rich() -> Report {
     }
     let mut leaf = wasm(4, 0x7f3a_b0d6_0a31, Some("leaf"), 2, OpPosition::At);
     leaf.registers = Some([("rsp".to_string(), Hex(0x7ffd_3000)), ("r12".to_string(), Hex(9))].into());
-    let saved = Place::Register { reg: Reg::RBX, saved_at: Some(0x7ffd_2ff0) };
+    let saved = Place::Register { reg: x64::RBX, saved_at: Some(0x7ffd_2ff0) };
     let locals = vec![
-        known(Some(ValType::I32), 0xffff_ffff_0000_0009, reg(Reg::R12)),
-        known(Some(ValType::I64), 0x1111_1111_1111_1111, reg(Reg::R13)),
-        known(Some(ValType::F64), 3.25f64.to_bits(), reg(Reg::R14)),
+        known(Some(ValType::I32), 0xffff_ffff_0000_0009, reg(x64::R12)),
+        known(Some(ValType::I64), 0x1111_1111_1111_1111, reg(x64::R13)),
+        known(Some(ValType::F64), 3.25f64.to_bits(), reg(x64::R14)),
         known(Some(ValType::I32), 333, saved),
-        known(Some(ValType::I32), 444, memory(Reg::RBP, -0x28)),
-        known(None, 0xffff_8000_0000_0001, memory(Reg::RBP, -0x30)),
+        known(Some(ValType::I32), 444, memory(x64::RBP, -0x28)),
+        known(None, 0xffff_8000_0000_0001, memory(x64::RBP, -0x30)),
         runtime::Value {
             ty: Some(ValType::F32),
             slot: Slot::Unknown(Why::other("r10 is not preserved by calls, and no callee that is known saved it")),
         },
-        known(Some(ValType::F32), 0x7fc0_0001, reg(Reg::XMM15)),
+        known(Some(ValType::F32), 0x7fc0_0001, reg(x64::XMM15)),
     ];
     (leaf.locals, leaf.locals_why) = Value::list(&Ok(locals));
     (leaf.stack, leaf.stack_why) = Value::list(&Ok(vec![
-        known(Some(ValType::I32), 340, memory(Reg::RSP, 0x18)),
-        known(Some(ValType::F64), 4.25f64.to_bits(), memory(Reg::RSP, 0x10)),
+        known(Some(ValType::I32), 340, memory(x64::RSP, 0x18)),
+        known(Some(ValType::F64), 4.25f64.to_bits(), memory(x64::RSP, 0x10)),
         known(Some(ValType::I64), 99, Place::Constant),
     ]));
     let mut fact = wasm(5, 0x7f3a_b0d6_0c02, None, 3, OpPosition::After);
@@ -224,6 +224,7 @@ fn json_pretty() {
     insta::assert_snapshot!(json::render(&rich(), true));
 }
 
+#[cfg(feature = "cli")]
 #[test]
 fn json_schema() {
     insta::assert_snapshot!(json::schema());
@@ -332,6 +333,7 @@ fn variables_of_the_source_stand_below_the_locals() {
     assert_eq!(json(&frame)["locals"][0]["bits"], "0x80000000000000000000000000000000");
 }
 
+#[cfg(feature = "cli")]
 #[test]
 fn the_schema_describes_every_key_and_leaves_room_for_more() {
     let schema: serde_json::Value = serde_json::from_str(&json::schema()).unwrap();

@@ -2,12 +2,14 @@
 
 use super::{
     EndKind, Frame, FrameKind, Function, Module, OpPosition, Place, Report, Runtime, Thread, Trust, Value, Variable,
-    WasmPosition, Why, counted, fold,
+    WasmPosition, fold,
 };
 use crate::arch::x64::TABLE;
 use crate::limits;
+use crate::runtime::Why;
 use anstyle::{AnsiColor, Style};
 use std::borrow::Cow;
+use std::fmt;
 use std::io::{self, Write};
 
 /// Width in columns at which lists of values are wrapped. Lines of frames are never wrapped, because people search
@@ -187,7 +189,7 @@ impl Text<'_> {
             line += &format!(" at {start}-{end}");
         }
         if let Some(n) = module.functions {
-            line += &format!(", {}", counted(n, "function"));
+            line += &format!(", {}", super::counted(n, "function"));
         }
         if module.tracked == Some(false) {
             line += ", operand stacks not tracked";
@@ -278,7 +280,7 @@ impl Text<'_> {
             None => (BAD, "end of the stack not known".to_string()),
         };
         if hidden != 0 {
-            text += &format!("; {} not shown", counted(hidden as u64, "other frame"));
+            text += &format!("; {} not shown", super::counted(hidden as u64, "other frame"));
         }
         if unsure != 0 {
             text += &format!(", {unsure} of them found without unwind information: others may be missing");
@@ -496,7 +498,7 @@ impl Text<'_> {
 }
 
 /// Joins words with commas.
-pub fn list_of(words: &[impl std::fmt::Display]) -> String {
+pub fn list_of(words: &[impl fmt::Display]) -> String {
     words.iter().map(|w| w.to_string()).collect::<Vec<_>>().join(", ")
 }
 

@@ -159,7 +159,7 @@ impl OpPosition {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::Reg;
+    use crate::arch::x64;
 
     #[test]
     fn values_print_by_type() {
@@ -200,7 +200,7 @@ mod tests {
             ty: Some(ValType::I32),
             slot: Slot::Known {
                 bits: 0xaaaa_aaaa_0000_0009,
-                place: Place::Register { reg: Reg::RBX, saved_at: Some(0x7ffd_0010) },
+                place: Place::Register { reg: x64::RBX, saved_at: Some(0x7ffd_0010) },
             },
         };
         let v = Value::new(3, &v);
@@ -211,7 +211,7 @@ mod tests {
 
     #[test]
     fn memory_places_have_a_signed_offset() {
-        let place = |offset| Place::Memory { base: Reg::RBP, offset, address: 0 }.to_string();
+        let place = |offset| Place::Memory { base: x64::RBP, offset, address: 0 }.to_string();
         assert_eq!(place(-0x28), "[rbp-0x28]");
         assert_eq!(place(0), "[rbp+0x0]");
         assert_eq!(place(i64::MIN), "[rbp-0x8000000000000000]");

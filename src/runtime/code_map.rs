@@ -261,6 +261,7 @@ impl Detail {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::x64;
 
     /// `look` takes the code that one look finds: address, content, and whether it runs. It returns the addresses of
     /// the code that keeps its names, and whether a later look may know more.
@@ -271,7 +272,7 @@ mod tests {
                 name: Some(name.into()),
                 start,
                 len: 8,
-                frame: vec![(0, FrameChange::Undefined(Reg::RIP))],
+                frame: vec![(0, FrameChange::Undefined(x64::RIP))],
                 wasm,
                 described: wasm,
                 ..CompiledFunction::default()

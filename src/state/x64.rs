@@ -2,12 +2,12 @@
 //! [`crate::arch`].
 
 use super::model::RegisterIndex;
-use crate::arch::Reg;
+use crate::arch::{Reg, x64};
 
 /// The register with this DWARF number, if state maps have a number for it. The runtime's own table ends at XMM7
 /// (24), but this one has XMM8-15 (25-32) too. The return address column (16) is no register of a state map.
 pub fn from_dwarf_regnum(number: u16) -> Option<Reg> {
-    Reg::from_dwarf(number).filter(|reg| *reg != Reg::RIP)
+    Reg::from_dwarf(number).filter(|reg| *reg != x64::RIP)
 }
 
 /// State-map number of `reg`. The instruction pointer has none.
@@ -20,31 +20,31 @@ pub fn from_index(index: RegisterIndex) -> Option<Reg> {
     Reg::from_index(index.0)
 }
 
-/// The bytes of the instruction `mov %reg, disp32(%rsp)` (`movq` for XMM registers) that stand before the 32-bit
+/// The bytes of the instruction `mov %reg, disp32(%rsp)` (`movq` for XMM registers) that come before the 32-bit
 /// displacement. Only the registers that pass arguments have them. For others this is `None`.
 pub fn prefix_mov_to_stack(reg: Reg) -> Option<&'static [u8]> {
     let bytes: &'static [u8] = match reg {
-        Reg::RDI => &[0x48, 0x89, 0xbc, 0x24],
-        Reg::RSI => &[0x48, 0x89, 0xb4, 0x24],
-        Reg::RDX => &[0x48, 0x89, 0x94, 0x24],
-        Reg::RCX => &[0x48, 0x89, 0x8c, 0x24],
-        Reg::R8 => &[0x4c, 0x89, 0x84, 0x24],
-        Reg::R9 => &[0x4c, 0x89, 0x8c, 0x24],
-        Reg::XMM0 => &[0x66, 0x0f, 0xd6, 0x84, 0x24],
-        Reg::XMM1 => &[0x66, 0x0f, 0xd6, 0x8c, 0x24],
-        Reg::XMM2 => &[0x66, 0x0f, 0xd6, 0x94, 0x24],
-        Reg::XMM3 => &[0x66, 0x0f, 0xd6, 0x9c, 0x24],
-        Reg::XMM4 => &[0x66, 0x0f, 0xd6, 0xa4, 0x24],
-        Reg::XMM5 => &[0x66, 0x0f, 0xd6, 0xac, 0x24],
-        Reg::XMM6 => &[0x66, 0x0f, 0xd6, 0xb4, 0x24],
-        Reg::XMM7 => &[0x66, 0x0f, 0xd6, 0xbc, 0x24],
+        x64::RDI => &[0x48, 0x89, 0xbc, 0x24],
+        x64::RSI => &[0x48, 0x89, 0xb4, 0x24],
+        x64::RDX => &[0x48, 0x89, 0x94, 0x24],
+        x64::RCX => &[0x48, 0x89, 0x8c, 0x24],
+        x64::R8 => &[0x4c, 0x89, 0x84, 0x24],
+        x64::R9 => &[0x4c, 0x89, 0x8c, 0x24],
+        x64::XMM0 => &[0x66, 0x0f, 0xd6, 0x84, 0x24],
+        x64::XMM1 => &[0x66, 0x0f, 0xd6, 0x8c, 0x24],
+        x64::XMM2 => &[0x66, 0x0f, 0xd6, 0x94, 0x24],
+        x64::XMM3 => &[0x66, 0x0f, 0xd6, 0x9c, 0x24],
+        x64::XMM4 => &[0x66, 0x0f, 0xd6, 0xa4, 0x24],
+        x64::XMM5 => &[0x66, 0x0f, 0xd6, 0xac, 0x24],
+        x64::XMM6 => &[0x66, 0x0f, 0xd6, 0xb4, 0x24],
+        x64::XMM7 => &[0x66, 0x0f, 0xd6, 0xbc, 0x24],
         _ => return None,
     };
     Some(bytes)
 }
 
-const GENERAL: [Reg; 6] = [Reg::RDI, Reg::RSI, Reg::RDX, Reg::RCX, Reg::R8, Reg::R9];
-const VECTOR: [Reg; 8] = [Reg::XMM0, Reg::XMM1, Reg::XMM2, Reg::XMM3, Reg::XMM4, Reg::XMM5, Reg::XMM6, Reg::XMM7];
+const GENERAL: [Reg; 6] = [x64::RDI, x64::RSI, x64::RDX, x64::RCX, x64::R8, x64::R9];
+const VECTOR: [Reg; 8] = [x64::XMM0, x64::XMM1, x64::XMM2, x64::XMM3, x64::XMM4, x64::XMM5, x64::XMM6, x64::XMM7];
 
 /// Hands out the System V argument registers in order (`x64_decl.rs: ArgumentRegisterAllocator`). When no register is
 /// left, the argument is on the stack.
@@ -52,9 +52,9 @@ const VECTOR: [Reg; 8] = [Reg::XMM0, Reg::XMM1, Reg::XMM2, Reg::XMM3, Reg::XMM4,
 /// ```
 /// use wstate::{arch::Reg, state::x64::ArgumentRegisterAllocator};
 /// let mut arguments = ArgumentRegisterAllocator::default();
-/// assert_eq!(arguments.next_integer(), Some(Reg::RDI));
-/// assert_eq!(arguments.next_float(), Some(Reg::XMM0));
-/// assert_eq!(arguments.next_integer(), Some(Reg::RSI));
+/// assert_eq!(arguments.next_integer(), Some(x64::RDI));
+/// assert_eq!(arguments.next_float(), Some(x64::XMM0));
+/// assert_eq!(arguments.next_integer(), Some(x64::RSI));
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct ArgumentRegisterAllocator {

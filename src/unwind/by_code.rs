@@ -17,7 +17,7 @@
 
 use super::frame_pointer::calls_before;
 use super::{Cursor, Next, Trust, Unwinder};
-use crate::arch::{CodeAddress, Reg, Registers};
+use crate::arch::{CodeAddress, Reg, Registers, x64};
 use crate::limits::{MAX_BODIES, MAX_BODIES_STEPS, MAX_BODY_BYTES, MAX_BODY_FRAME, MAX_BODY_LEAVES, MAX_BODY_STEPS};
 use crate::process::objects::Objects;
 use crate::process::{Mapping, Memory, mapping_at};
@@ -29,7 +29,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
 /// The registers that a function gives back to its caller with the values that they had.
-const KEPT: [Reg; 6] = [Reg::RBX, Reg::RBP, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
+const KEPT: [Reg; 6] = [x64::RBX, x64::RBP, x64::R12, x64::R13, x64::R14, x64::R15];
 const RBP: usize = 1;
 
 /// Where the caller's value of a register is.
@@ -60,22 +60,22 @@ struct State {
 fn general(register: Register) -> Option<Reg> {
     let full = register.full_register();
     const GENERAL: [Reg; 16] = [
-        Reg::RAX,
-        Reg::RCX,
-        Reg::RDX,
-        Reg::RBX,
-        Reg::RSP,
-        Reg::RBP,
-        Reg::RSI,
-        Reg::RDI,
-        Reg::R8,
-        Reg::R9,
-        Reg::R10,
-        Reg::R11,
-        Reg::R12,
-        Reg::R13,
-        Reg::R14,
-        Reg::R15,
+        x64::RAX,
+        x64::RCX,
+        x64::RDX,
+        x64::RBX,
+        x64::RSP,
+        x64::RBP,
+        x64::RSI,
+        x64::RDI,
+        x64::R8,
+        x64::R9,
+        x64::R10,
+        x64::R11,
+        x64::R12,
+        x64::R13,
+        x64::R14,
+        x64::R15,
     ];
     full.is_gpr64().then(|| GENERAL.get(full.number()).copied()).flatten()
 }
@@ -152,8 +152,8 @@ impl State {
 
     fn overwrite(&mut self, register: Register) {
         match general(register) {
-            Some(Reg::RSP) => self.sp = None,
-            Some(Reg::R11) => self.r11 = None,
+            Some(x64::RSP) => self.sp = None,
+            Some(x64::R11) => self.r11 = None,
             Some(reg) => {
                 if let Some(n) = KEPT.iter().position(|r| *r == reg) {
                     if n == RBP {
@@ -428,7 +428,7 @@ pub fn leads_to(start: u64, code: &[u8], address: CodeAddress) -> bool {
 /// each other.
 fn slot(state: &State, registers: &Registers) -> Option<u64> {
     let from = |reg, at: Option<i64>| registers.get(reg)?.checked_add_signed(at?.checked_neg()?);
-    let (by_sp, by_frame) = (from(Reg::RSP, state.sp), from(Reg::RBP, state.frame));
+    let (by_sp, by_frame) = (from(x64::RSP, state.sp), from(x64::RBP, state.frame));
     match (by_sp, by_frame) {
         (Some(one), Some(other)) if one != other => None,
         (one, other) => one.or(other),
@@ -569,7 +569,7 @@ impl<'a> CodeUnwinder<'a> {
                 if i.is_invalid() {
                     return None;
                 }
-                if i.op_count() > 0 && i.op0_kind() == OpKind::Register && general(i.op0_register()) == Some(Reg::RDI) {
+                if i.op_count() > 0 && i.op0_kind() == OpKind::Register && general(i.op0_register()) == Some(x64::RDI) {
                     main = match i.mnemonic() {
                         Mnemonic::Lea if i.is_ip_rel_memory_operand() => Some(i.ip_rel_memory_address()),
                         Mnemonic::Mov if i.op1_kind() == OpKind::Memory && i.is_ip_rel_memory_operand() => {
@@ -601,7 +601,7 @@ impl<'a> CodeUnwinder<'a> {
                 return true;
             }
             clears |= i.mnemonic() == Mnemonic::Xor
-                && general(i.op0_register()) == Some(Reg::RBP)
+                && general(i.op0_register()) == Some(x64::RBP)
                 && i.op1_register() == i.op0_register();
             match i.flow_control() {
                 FlowControl::Call | FlowControl::IndirectCall => {
@@ -649,8 +649,8 @@ impl<'a> CodeUnwinder<'a> {
                 }
             }
         }
-        registers.restore(Reg::RIP, pc, slot);
-        registers.set(Reg::RSP, slot.checked_add(8)?);
+        registers.restore(x64::RIP, pc, slot);
+        registers.set(x64::RSP, slot.checked_add(8)?);
         Some((slot, Cursor { address: CodeAddress::Return(pc), registers }))
     }
 
@@ -785,7 +785,7 @@ mod tests {
         fn step(&self, registers: &[(Reg, u64)]) -> Option<Next> {
             let (objects, mappings, symbol) = (objects(), mappings(), self.symbol);
             let unwinder = CodeUnwinder::new(&objects, &mappings, self.entry, Box::new(move |_| symbol));
-            let sp = (Reg::RSP, STACK + 0x100);
+            let sp = (x64::RSP, STACK + 0x100);
             let mut at = cursor(self.at.raw(), &[&[sp], registers].concat());
             at.address = self.at;
             unwinder.step(&at, &self.memory())
@@ -796,14 +796,14 @@ mod tests {
             match self.step(registers)? {
                 Next::Caller(caller, Trust::Code) => {
                     assert_eq!(caller.address, CodeAddress::Return(CALLER));
-                    Some([Reg::RSP, Reg::RBX, Reg::RBP].map(|r| caller.registers.get(r)))
+                    Some([x64::RSP, x64::RBX, x64::RBP].map(|r| caller.registers.get(r)))
                 }
                 next => panic!("{next:?}"),
             }
         }
     }
 
-    const REGISTERS: [(Reg, u64); 2] = [(Reg::RBX, 3), (Reg::RBP, 5)];
+    const REGISTERS: [(Reg, u64); 2] = [(x64::RBX, 3), (x64::RBP, 5)];
     const PUSH_RBP: &[u8] = &[0x55];
     const PUSH_RBX: &[u8] = &[0x53];
     const FRAME: &[u8] = &[0x55, 0x48, 0x89, 0xe5];
@@ -828,7 +828,7 @@ mod tests {
         // There is a frame pointer, and the stack pointer moved by an unknown amount: sub rsp, rax.
         let mut case = Case::new(&[FRAME, PUSH_RBX, &[0x48, 0x29, 0xc4]], 0x48);
         case.words = vec![(0x40, 55), (0x38, 33)];
-        assert_eq!(case.caller(&[(Reg::RBX, 3), (Reg::RBP, STACK + 0x140)]), Some([above(0x48), Some(33), Some(55)]));
+        assert_eq!(case.caller(&[(x64::RBX, 3), (x64::RBP, STACK + 0x140)]), Some([above(0x48), Some(33), Some(55)]));
         // This loop touches the pages of a large frame: lea r11, [rsp - 0x2000]; sub rsp, 0x1000; mov [rsp], 0; cmp
         // rsp, r11; jne.
         let probe: &[u8] = &[
@@ -1089,8 +1089,8 @@ mod tests {
                 }
             }
             let ours = match cfa {
-                Some((Reg::RSP, n)) => state.sp.map(|sp| (8 - sp, n)),
-                Some((Reg::RBP, n)) => state.frame.map(|f| (8 - f, n)),
+                Some((x64::RSP, n)) => state.sp.map(|sp| (8 - sp, n)),
+                Some((x64::RBP, n)) => state.frame.map(|f| (8 - f, n)),
                 _ => continue,
             };
             match ours {

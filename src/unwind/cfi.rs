@@ -6,7 +6,7 @@
 //! function).
 
 use super::{Cursor, FrameChange, Next, Trust, UnwindError, Unwinder, prologue};
-use crate::arch::{CodeAddress, Reg, Registers};
+use crate::arch::{CodeAddress, Reg, Registers, x64};
 use crate::limits;
 use crate::process::objects::{LoadedObject, Objects};
 use crate::process::unpack::section_bytes;
@@ -40,27 +40,27 @@ const SYSCALL: usize = 2;
 /// Byte offsets in `struct ucontext` (asm/ucontext.h, asm/sigcontext.h). When a handler has returned, rsp points at
 /// that struct, as the kernel arranged it.
 mod ucontext {
-    use crate::arch::Reg;
+    use crate::arch::{Reg, x64};
 
     /// General purpose registers and rip (`struct sigcontext`).
     pub const REGISTERS: [(Reg, u64); 17] = [
-        (Reg::R8, 40),
-        (Reg::R9, 48),
-        (Reg::R10, 56),
-        (Reg::R11, 64),
-        (Reg::R12, 72),
-        (Reg::R13, 80),
-        (Reg::R14, 88),
-        (Reg::R15, 96),
-        (Reg::RDI, 104),
-        (Reg::RSI, 112),
-        (Reg::RBP, 120),
-        (Reg::RBX, 128),
-        (Reg::RDX, 136),
-        (Reg::RAX, 144),
-        (Reg::RCX, 152),
-        (Reg::RSP, 160),
-        (Reg::RIP, 168),
+        (x64::R8, 40),
+        (x64::R9, 48),
+        (x64::R10, 56),
+        (x64::R11, 64),
+        (x64::R12, 72),
+        (x64::R13, 80),
+        (x64::R14, 88),
+        (x64::R15, 96),
+        (x64::RDI, 104),
+        (x64::RSI, 112),
+        (x64::RBP, 120),
+        (x64::RBX, 128),
+        (x64::RDX, 136),
+        (x64::RAX, 144),
+        (x64::RCX, 152),
+        (x64::RSP, 160),
+        (x64::RIP, 168),
     ];
     /// Offset of the segment registers: cs, gs, fs, ss.
     pub const SEGMENTS: u64 = 184;
@@ -72,13 +72,13 @@ mod ucontext {
 
 /// Unwinds code that has call frame information.
 pub struct CfiUnwinder<'a> {
-    objects: Vec<Source<'a>>,
+    objects: Vec<FileTables<'a>>,
     plans: RefCell<HashMap<CodeAddress, Plan>>,
     context: RefCell<UnwindContext<usize>>,
     prologues: bool,
 }
 
-struct Source<'a> {
+struct FileTables<'a> {
     range: (u64, u64),
     bias: u64,
     /// The file, whose tables are parsed when they are first asked for. `None`: `tables` is filled from the start.
@@ -115,7 +115,7 @@ struct Row {
 impl<'a> CfiUnwinder<'a> {
     /// An unwinder over `objects`. A table is parsed only when it is first asked for.
     pub fn new(objects: &'a Objects) -> CfiUnwinder<'a> {
-        let source = |object: &'a LoadedObject| Source {
+        let source = |object: &'a LoadedObject| FileTables {
             range: object.range,
             bias: object.bias,
             object: Some(object),
@@ -136,10 +136,10 @@ impl<'a> CfiUnwinder<'a> {
             index: OnceCell::new(),
         };
         let tables = OnceCell::from(vec![table]);
-        CfiUnwinder::of(vec![Source { range: code, bias: 0, object: None, name, tables }])
+        CfiUnwinder::of(vec![FileTables { range: code, bias: 0, object: None, name, tables }])
     }
 
-    fn of(objects: Vec<Source<'a>>) -> CfiUnwinder<'a> {
+    fn of(objects: Vec<FileTables<'a>>) -> CfiUnwinder<'a> {
         CfiUnwinder {
             objects,
             plans: RefCell::default(),
@@ -159,7 +159,7 @@ impl<'a> CfiUnwinder<'a> {
         let start = row.start.wrapping_add(self.objects.get(row.source)?.bias);
         let pointer = prologue::frame_pointer(start, at.address.raw(), at.registers.sp()?, memory)?;
         let mut at = at.clone();
-        at.registers.set(Reg::RBP, pointer);
+        at.registers.set(x64::RBP, pointer);
         Some(self.apply(row, &at, memory).map(|next| match next {
             Next::Caller(caller, Trust::Cfi) => Next::Caller(caller, Trust::FramePointer),
             other => other,
@@ -207,7 +207,7 @@ impl<'a> CfiUnwinder<'a> {
 
     fn make_plan(&self, at: CodeAddress, memory: &dyn Memory) -> Plan {
         let sigreturn = is_sigreturn(at.raw(), memory);
-        let covering = |s: &Source<'a>| s.range.0 <= at.lookup() && at.lookup() < s.range.1;
+        let covering = |s: &FileTables<'a>| s.range.0 <= at.lookup() && at.lookup() < s.range.1;
         let found = match self.objects.iter().position(covering) {
             Some(source) => self.row(source, at.lookup(), sigreturn),
             None => Ok(None),
@@ -263,8 +263,8 @@ impl<'a> CfiUnwinder<'a> {
         } else {
             caller.forget_caller_saved();
         }
-        caller.set(Reg::RSP, cfa);
-        caller.forget(Reg::RIP);
+        caller.set(x64::RSP, cfa);
+        caller.forget(x64::RIP);
         for (reg, rule) in &row.rules {
             if *reg == row.return_address {
                 continue;
@@ -272,7 +272,7 @@ impl<'a> CfiUnwinder<'a> {
             match frame.apply(rule, *reg, cfa, &mut caller) {
                 Ok(()) => {}
                 // The caller's frame is worth showing without this register.
-                Err(_) if *reg != Reg::RSP => caller.forget(*reg),
+                Err(_) if *reg != x64::RSP => caller.forget(*reg),
                 Err(e) => return Err(e),
             }
         }
@@ -283,14 +283,14 @@ impl<'a> CfiUnwinder<'a> {
                 let mut found = Registers::unknown();
                 frame.apply(rule, row.return_address, cfa, &mut found)?;
                 match (found.get(row.return_address), found.saved_at(row.return_address)) {
-                    (Some(pc), Some(slot)) => caller.restore(Reg::RIP, pc, slot),
-                    (Some(pc), None) => caller.set(Reg::RIP, pc),
+                    (Some(pc), Some(slot)) => caller.restore(x64::RIP, pc, slot),
+                    (Some(pc), None) => caller.set(x64::RIP, pc),
                     (None, _) => return Err(Failure::Unknown(row.return_address)),
                 }
             }
             None => return Err(Failure::Broken("no rule for the return address".into())),
         }
-        let Some(pc) = caller.pc() else { return Err(Failure::Unknown(Reg::RIP)) };
+        let Some(pc) = caller.pc() else { return Err(Failure::Unknown(x64::RIP)) };
         if pc == 0 {
             return Ok(Next::Bottom);
         }
@@ -298,7 +298,7 @@ impl<'a> CfiUnwinder<'a> {
             return Ok(Next::Caller(Cursor { address: CodeAddress::Return(pc), registers: caller }, Trust::Cfi));
         }
         if row.sigreturn
-            && let Ok(context) = frame.register(Reg::RSP)
+            && let Ok(context) = frame.register(x64::RSP)
         {
             restore_vectors(context, memory, &mut caller);
         }
@@ -310,8 +310,8 @@ impl Unwinder for CfiUnwinder<'_> {
     fn step(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
         let result = match self.plan(at.address, memory) {
             Plan::Row(row) => match self.apply(&row, at, memory) {
-                Err(Failure::Unknown(Reg::RBP)) if self.prologues => {
-                    self.apply_with_prologue(&row, at, memory).unwrap_or(Err(Failure::Unknown(Reg::RBP)))
+                Err(Failure::Unknown(x64::RBP)) if self.prologues => {
+                    self.apply_with_prologue(&row, at, memory).unwrap_or(Err(Failure::Unknown(x64::RBP)))
                 }
                 result => result,
             },
@@ -325,7 +325,8 @@ impl Unwinder for CfiUnwinder<'_> {
                 Failure::Memory(e) => UnwindError::Memory(e),
                 Failure::Broken(why) => {
                     let address = at.address.raw();
-                    let covers = |s: &&Source<'_>| s.range.0 <= at.address.lookup() && at.address.lookup() < s.range.1;
+                    let covers =
+                        |s: &&FileTables<'_>| s.range.0 <= at.address.lookup() && at.address.lookup() < s.range.1;
                     let object = self.objects.iter().find(covers).map(|s| s.name.clone()).unwrap_or_default();
                     UnwindError::BadCfi { address, object, why }
                 }
@@ -368,7 +369,7 @@ struct FrameContext<'f> {
 
 impl FrameContext<'_> {
     fn register(&self, reg: Reg) -> Result<u64, Failure> {
-        if reg == Reg::RIP {
+        if reg == x64::RIP {
             return Ok(self.at.address.raw());
         }
         self.at.registers.get(reg).ok_or(Failure::Unknown(reg))
@@ -490,19 +491,19 @@ pub fn signal_context(context: u64, memory: &dyn Memory) -> Option<(u64, u64)> {
     let segments = word(ucontext::SEGMENTS)?;
     let is_user = segments & 0xffff == USER_CS && [0, USER_SS].contains(&(segments >> 48));
     let register = |reg| ucontext::REGISTERS.iter().find(|(r, _)| *r == reg).and_then(|(_, offset)| word(*offset));
-    is_user.then_some((register(Reg::RIP)?, register(Reg::RSP)?))
+    is_user.then_some((register(x64::RIP)?, register(x64::RSP)?))
 }
 
 /// Steps from the kernel's signal frame to the interrupted code, without a table.
 fn return_from_signal(at: &Cursor, memory: &dyn Memory) -> Result<Next, Failure> {
-    let context = at.registers.sp().ok_or(Failure::Unknown(Reg::RSP))?;
+    let context = at.registers.sp().ok_or(Failure::Unknown(x64::RSP))?;
     let mut caller = Registers::unknown();
     for (reg, offset) in ucontext::REGISTERS {
         let slot = context.wrapping_add(offset);
         caller.restore(reg, memory.read_u64(slot)?, slot);
     }
     restore_vectors(context, memory, &mut caller);
-    let pc = caller.pc().ok_or(Failure::Unknown(Reg::RIP))?;
+    let pc = caller.pc().ok_or(Failure::Unknown(x64::RIP))?;
     Ok(Next::Caller(Cursor { address: CodeAddress::Exact(pc), registers: caller }, Trust::Recognised))
 }
 
@@ -516,7 +517,7 @@ fn restore_vectors(context: u64, memory: &dyn Memory, caller: &mut Registers) {
     for i in 0..16u8 {
         let slot = state.wrapping_add(ucontext::XMM + 16 * u64::from(i));
         if let Ok(value) = memory.read_u64(slot) {
-            caller.restore(Reg(Reg::XMM0.0 + i), value, slot);
+            caller.restore(Reg(x64::XMM0.0 + i), value, slot);
         }
     }
 }
@@ -676,7 +677,7 @@ impl Table<'_> {
                 let reg = Reg::from_dwarf(register.0)?;
                 match *rule {
                     // The usual place of the return address, of which no change has to tell.
-                    RegisterRule::Offset(-8) if reg == Reg::RIP => {}
+                    RegisterRule::Offset(-8) if reg == x64::RIP => {}
                     RegisterRule::Offset(offset) => saved.push(FrameChange::Saved(reg, i32::try_from(offset).ok()?)),
                     RegisterRule::SameValue => saved.push(FrameChange::Same(reg)),
                     _ => saved.push(FrameChange::Undefined(reg)),
@@ -690,7 +691,7 @@ impl Table<'_> {
             out.extend(saved.iter().filter(|c| !before.1.contains(c)).map(|c| (offset, *c)));
             // Where a rule has ended, the register is as at the function's entry again.
             let gone = before.1.iter().filter_map(register).filter(|r| !saved.iter().any(|c| register(c) == Some(*r)));
-            let at_entry = |reg| if reg == Reg::RIP { FrameChange::Saved(reg, -8) } else { FrameChange::Same(reg) };
+            let at_entry = |reg| if reg == x64::RIP { FrameChange::Saved(reg, -8) } else { FrameChange::Same(reg) };
             out.extend(gone.map(|reg| (offset, at_entry(reg))));
             before = (Some(cfa), saved);
             if out.len() > limits::MAX_FRAME_CHANGES {
@@ -906,8 +907,8 @@ mod tests {
     }
 
     fn at() -> Cursor {
-        use Reg as R;
-        cursor(PC, &[(R::RSP, SP), (R::RBX, 3), (R::RBP, 6), (R::R12, 12), (R::RAX, 100), (R::XMM6, 206)])
+        use x64 as r;
+        cursor(PC, &[(r::RSP, SP), (r::RBX, 3), (r::RBP, 6), (r::R12, 12), (r::RAX, 100), (r::XMM6, 206)])
     }
 
     fn expression(f: impl FnOnce(&mut Expression)) -> Expression {
@@ -920,7 +921,7 @@ mod tests {
     fn every_rule_gives_value_and_provenance() {
         let memory = Pieces::default().words(SP, &[0x11, 0x2222, 0x33, 0x44, 0x55]).word(0x5000, 0x66);
         let mut at = at();
-        at.registers.restore(Reg::R12, 12, 0x9000);
+        at.registers.restore(x64::R12, 12, 0x9000);
         let deref = expression(|e| {
             e.op_breg(X86_64::RSP, 32);
         });
@@ -946,19 +947,19 @@ mod tests {
         assert_eq!(caller.address, CodeAddress::Return(0x2222));
         let r = &caller.registers;
         let all = |reg| (r.get(reg), r.saved_at(reg));
-        assert_eq!(all(Reg::RBX), (Some(0x11), Some(SP)));
-        assert_eq!(all(Reg::R13), (Some(CFA + 24), None));
-        assert_eq!(all(Reg::R14), (Some(100), None));
-        assert_eq!(all(Reg::R15), (Some(0x55), Some(SP + 32)));
-        assert_eq!(all(Reg::RDI), (Some(10), None));
-        assert_eq!(all(Reg::RAX), (Some(100), None));
-        assert_eq!(all(Reg::RBP), (None, None));
-        assert_eq!(all(Reg::XMM6), (Some(0x33), Some(CFA)));
+        assert_eq!(all(x64::RBX), (Some(0x11), Some(SP)));
+        assert_eq!(all(x64::R13), (Some(CFA + 24), None));
+        assert_eq!(all(x64::R14), (Some(100), None));
+        assert_eq!(all(x64::R15), (Some(0x55), Some(SP + 32)));
+        assert_eq!(all(x64::RDI), (Some(10), None));
+        assert_eq!(all(x64::RAX), (Some(100), None));
+        assert_eq!(all(x64::RBP), (None, None));
+        assert_eq!(all(x64::XMM6), (Some(0x33), Some(CFA)));
         // Registers without a rule: callee-saved ones keep value and provenance, others are lost.
-        assert_eq!(all(Reg::R12), (Some(12), Some(0x9000)));
-        assert_eq!(all(Reg::RCX), (None, None));
-        assert_eq!(all(Reg::RSP), (Some(CFA), None));
-        assert_eq!(all(Reg::RIP), (Some(0x2222), Some(SP + 8)));
+        assert_eq!(all(x64::R12), (Some(12), Some(0x9000)));
+        assert_eq!(all(x64::RCX), (None, None));
+        assert_eq!(all(x64::RSP), (Some(CFA), None));
+        assert_eq!(all(x64::RIP), (Some(0x2222), Some(SP + 8)));
     }
 
     #[test]
@@ -976,12 +977,12 @@ mod tests {
         let debug_frame = file(".debug_frame", &tables(false, vec![Cfi::Offset(X86_64::RBX, -16)]).1);
         let of_file = objects(debug_frame.clone());
         let next = CfiUnwinder::new(&of_file).step(&at(), &memory);
-        assert_eq!(caller(next).registers.get(Reg::RBX), Some(0x11));
+        assert_eq!(caller(next).registers.get(x64::RBX), Some(0x11));
         let mut stripped = object("/lib/made.so", BIAS, (BIAS, BIAS + 0x10_0000), file(".text", &[0x90]));
         stripped.debug = Some(("/debug/made".into(), crate::process::objects::ObjectData::Memory(debug_frame)));
         let of_debug_file = Objects::from_parts(vec![stripped]);
         let next = CfiUnwinder::new(&of_debug_file).step(&at(), &memory);
-        assert_eq!(caller(next).registers.get(Reg::RBX), Some(0x11));
+        assert_eq!(caller(next).registers.get(x64::RBX), Some(0x11));
     }
 
     #[test]
@@ -1001,7 +1002,7 @@ mod tests {
             ]);
             let objects = objects(file);
             let next = CfiUnwinder::new(&objects).step(&at(), &memory);
-            assert_eq!(caller(next).registers.get(Reg::RBX), Some(0x11), "{offset:#x}");
+            assert_eq!(caller(next).registers.get(x64::RBX), Some(0x11), "{offset:#x}");
         }
     }
 
@@ -1022,7 +1023,7 @@ mod tests {
         assert_eq!(e, MemoryError::Unmapped { address: SP + 8, len: 1 });
         // One save slot cannot be read: that register is lost, the frame is not.
         let caller = caller(step(vec![Cfi::Offset(X86_64::RBX, -16)], &at(), &memory));
-        assert_eq!((caller.registers.get(Reg::RBX), caller.registers.get(Reg::R12)), (None, Some(12)));
+        assert_eq!((caller.registers.get(x64::RBX), caller.registers.get(x64::R12)), (None, Some(12)));
         // The CFA needs a register that is not known.
         let lost = step(vec![Cfi::Cfa(X86_64::R11, 8)], &at(), &memory);
         let Some(Next::Lost(e)) = lost else { panic!("{lost:?}") };
@@ -1033,7 +1034,7 @@ mod tests {
         let Some(Next::Lost(UnwindError::BadCfi { address, object, .. })) = lost else { panic!("{lost:?}") };
         assert_eq!((address, object.as_str()), (PC, "made.so"));
         // The address is in no function.
-        let outside = cursor(BIAS + 0x9000, &[(Reg::RSP, SP)]);
+        let outside = cursor(BIAS + 0x9000, &[(x64::RSP, SP)]);
         assert!(step(vec![], &outside, &memory).is_none());
     }
 
@@ -1051,16 +1052,16 @@ mod tests {
                 .words(0xa000 + 160, &(0..32).map(|i| 0x900 + i).collect::<Vec<u64>>());
             let syscall = PC + (code.len() - SYSCALL) as u64;
             for stop in [CodeAddress::Return(PC), CodeAddress::Exact(PC), CodeAddress::Exact(syscall)] {
-                let mut at = cursor(stop.raw(), &[(Reg::RSP, SP), (Reg::RBX, 3)]);
+                let mut at = cursor(stop.raw(), &[(x64::RSP, SP), (x64::RBX, 3)]);
                 at.address = stop;
                 let next = unwinder.step(&at, &memory);
                 let Some(Next::Caller(caller, Trust::Recognised)) = next else { panic!("{stop:?} {next:?}") };
                 assert!(unwinder.is_signal_frame(stop, &memory));
                 assert!(!unwinder.is_signal_frame(caller.address, &memory));
                 assert_eq!(caller.address, CodeAddress::Exact(0x100 + 168 / 8));
-                assert_eq!(caller.registers.get(Reg::RAX), Some(0x100 + 144 / 8));
-                assert_eq!(caller.registers.saved_at(Reg::RAX), Some(SP + 144));
-                assert_eq!(caller.registers.get(Reg::XMM15), Some(0x900 + 30));
+                assert_eq!(caller.registers.get(x64::RAX), Some(0x100 + 144 / 8));
+                assert_eq!(caller.registers.saved_at(x64::RAX), Some(SP + 144));
+                assert_eq!(caller.registers.get(x64::XMM15), Some(0x900 + 30));
             }
         }
         // The first code makes system call 14, the second uses another instruction (int 0x80).
@@ -1078,7 +1079,7 @@ mod tests {
             objects(file(".eh_frame", &eh_frame(&functions.map(|(start, depth)| (start, 0x800, vec![depth])))));
         let unwinder = CfiUnwinder::new(&objects);
         let memory = Pieces::default().words(SP, &[1, 2, 3, 4]);
-        let depth = |svma| match unwinder.step(&cursor(BIAS + svma, &[(Reg::RSP, SP)]), &memory) {
+        let depth = |svma| match unwinder.step(&cursor(BIAS + svma, &[(x64::RSP, SP)]), &memory) {
             Some(Next::Caller(caller, _)) => caller.registers.sp().map(|sp| sp - SP),
             _ => None,
         };
@@ -1093,7 +1094,7 @@ mod tests {
         let objects = objects(file(".eh_frame", &tables(false, vec![]).0));
         let mut at = at();
         at.address = CodeAddress::Return(BIAS + FUNCTION + 0x100);
-        at.registers.set(Reg::RIP, at.address.raw());
+        at.registers.set(x64::RIP, at.address.raw());
         let unwinder = CfiUnwinder::new(&objects);
         assert_eq!(caller(unwinder.step(&at, &memory)).registers.pc(), Some(0x2222));
         at.address = CodeAddress::Exact(BIAS + FUNCTION + 0x100);
@@ -1112,7 +1113,7 @@ mod tests {
         assert!(unwinder.is_signal_frame(at().address, &Pieces::default().bytes(PC, SIGRETURNS[0])));
         // In a frame with such a mark no calling convention preserves registers: what the table does not name is not
         // known.
-        assert_eq!((caller.registers.get(Reg::RBX), caller.registers.sp()), (None, Some(CFA)));
+        assert_eq!((caller.registers.get(x64::RBX), caller.registers.sp()), (None, Some(CFA)));
     }
 
     #[test]
@@ -1124,7 +1125,7 @@ mod tests {
         words.push(0);
         let memory = Pieces::default().words(SP, &words);
         let unwinder = CfiUnwinder::new(&objects);
-        let stack = crate::unwind::walk(cursor(PC, &[(Reg::RSP, SP)]), &[&unwinder], &memory, 100_000);
+        let stack = crate::unwind::walk(cursor(PC, &[(x64::RSP, SP)]), &[&unwinder], &memory, 100_000);
         assert_eq!((stack.frames.len() as u64, stack.end), (depth + 1, crate::unwind::End::Bottom));
         // There is one plan for the stop and one for the return address.
         assert_eq!(unwinder.plans.borrow().len(), 2);
@@ -1142,7 +1143,7 @@ mod tests {
         )]);
         let unwinder = CfiUnwinder::new(&objects);
         let memory = Pieces::default().words(SP, &[0, 0x2222]);
-        let step = |svma| unwinder.step(&cursor(BIAS + svma, &[(Reg::RSP, SP)]), &memory).is_some();
+        let step = |svma| unwinder.step(&cursor(BIAS + svma, &[(x64::RSP, SP)]), &memory).is_some();
         assert!(step(count * 0x10) && !step((count + 1) * 0x10));
         for i in 0..=limits::MAX_CACHED_ROWS as u64 {
             step(count * 0x20 + i);

@@ -14,7 +14,7 @@
 //! so the return address is the word at rsp, and a call instruction stands before that address.
 
 use super::{Cursor, Next, Trust, UnwindError, Unwinder};
-use crate::arch::{CodeAddress, Reg, Registers};
+use crate::arch::{CodeAddress, Registers, x64};
 use crate::process::{Mapping, Memory, mapping_at};
 
 /// Follows frame pointers as long as they lead into executable memory.
@@ -40,8 +40,8 @@ impl<'a> FramePointerUnwinder<'a> {
         is_behind_call(pc, memory).then_some(())?;
         let mut registers = at.registers.clone();
         registers.forget_caller_saved();
-        registers.restore(Reg::RIP, pc, sp);
-        registers.set(Reg::RSP, sp.checked_add(8)?);
+        registers.restore(x64::RIP, pc, sp);
+        registers.set(x64::RSP, sp.checked_add(8)?);
         Some(Next::Caller(Cursor { address: CodeAddress::Return(pc), registers }, Trust::Recognised))
     }
 
@@ -111,14 +111,14 @@ pub fn is_same_stack(mappings: &[Mapping], low: u64, high: u64) -> bool {
 /// The caller's registers, if rbp proves that it leads to the caller: see the module's documentation.
 pub fn linked(registers: &Registers, mappings: &[Mapping], memory: &dyn Memory) -> Option<Registers> {
     let caller = caller(registers, memory)?;
-    let (pc, frame) = (caller.pc()?, registers.get(Reg::RBP)?);
+    let (pc, frame) = (caller.pc()?, registers.get(x64::RBP)?);
     let is_code = mapping_at(mappings, CodeAddress::Return(pc).lookup()).is_some_and(Mapping::may_execute);
     let on_stack = registers.sp().is_none_or(|sp| is_same_stack(mappings, sp, frame));
     (is_code && on_stack && is_behind_call(pc, memory)).then_some(caller)
 }
 
 fn caller(registers: &Registers, memory: &dyn Memory) -> Option<Registers> {
-    let frame = registers.get(Reg::RBP)?;
+    let frame = registers.get(x64::RBP)?;
     // A frame pointer is never below the stack pointer, and both move in whole words.
     if !frame.is_multiple_of(8) || registers.sp().is_some_and(|sp| frame < sp) {
         return None;
@@ -128,15 +128,16 @@ fn caller(registers: &Registers, memory: &dyn Memory) -> Option<Registers> {
     // Whether and where this code saved rbx and r12-r15 is not known, so their values in the caller are not known
     // either.
     let mut caller = Registers::unknown();
-    caller.restore(Reg::RBP, saved, frame);
-    caller.restore(Reg::RIP, pc, above);
-    caller.set(Reg::RSP, frame.checked_add(16)?);
+    caller.restore(x64::RBP, saved, frame);
+    caller.restore(x64::RIP, pc, above);
+    caller.set(x64::RSP, frame.checked_add(16)?);
     Some(caller)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::Reg;
     use crate::unwind::testing::{Pieces, cursor};
 
     fn mapping(start: u64, end: u64, execute: bool) -> Mapping {
@@ -163,24 +164,24 @@ mod tests {
     #[test]
     fn the_chain_gives_three_registers_and_no_more() {
         let memory = with_call(Pieces::default().words(0x8100, &[0x8200, BEHIND]));
-        let registers = [(Reg::RBP, 0x8100), (Reg::RSP, 0x80f0), (Reg::RBX, 3)];
+        let registers = [(x64::RBP, 0x8100), (x64::RSP, 0x80f0), (x64::RBX, 3)];
         let Next::Caller(caller, Trust::FramePointer) = step(&registers, &memory) else { panic!() };
         assert_eq!(caller.address, CodeAddress::Return(BEHIND));
         let r = caller.registers;
-        assert_eq!((r.get(Reg::RBP), r.saved_at(Reg::RBP)), (Some(0x8200), Some(0x8100)));
-        assert_eq!((r.sp(), r.pc(), r.get(Reg::RBX)), (Some(0x8110), Some(BEHIND), None));
+        assert_eq!((r.get(x64::RBP), r.saved_at(x64::RBP)), (Some(0x8200), Some(0x8100)));
+        assert_eq!((r.sp(), r.pc(), r.get(x64::RBX)), (Some(0x8110), Some(BEHIND), None));
     }
 
     #[test]
     fn what_leads_out_of_code_is_not_followed() {
         let no_cfi = |next| matches!(next, Next::Lost(UnwindError::NoCfi { address: 0x1100, .. }));
         for (words, registers) in [
-            (vec![0x8200, 0x8300], vec![(Reg::RBP, 0x8100)]),
-            (vec![0x8200, 0x1000], vec![(Reg::RBP, 0x8100)]), // no call stands before this return address
-            (vec![0x8200, BEHIND + 8], vec![(Reg::RBP, 0x8100)]),
-            (vec![0x8200], vec![(Reg::RBP, 0x8100)]),
-            (vec![0x8200, BEHIND], vec![(Reg::RBP, 0x8100), (Reg::RSP, 0x8108)]),
-            (vec![0x8200, BEHIND], vec![(Reg::RBP, 0)]),
+            (vec![0x8200, 0x8300], vec![(x64::RBP, 0x8100)]),
+            (vec![0x8200, 0x1000], vec![(x64::RBP, 0x8100)]), // no call stands before this return address
+            (vec![0x8200, BEHIND + 8], vec![(x64::RBP, 0x8100)]),
+            (vec![0x8200], vec![(x64::RBP, 0x8100)]),
+            (vec![0x8200, BEHIND], vec![(x64::RBP, 0x8100), (x64::RSP, 0x8108)]),
+            (vec![0x8200, BEHIND], vec![(x64::RBP, 0)]),
             (vec![0x8200, BEHIND], vec![]),
         ] {
             let memory = with_call(Pieces::default().words(0x8100, &words));
@@ -196,7 +197,7 @@ mod tests {
         let guard = Mapping { read: false, write: false, ..mapping(0x9000, 0xa000, false) };
         let stack = |start, end| mapping(start, end, false);
         let memory = with_call(Pieces::default().words(0xa100, &[0xa200, BEHIND]));
-        let registers = [(Reg::RBP, 0xa100), (Reg::RSP, 0x8800)];
+        let registers = [(x64::RBP, 0xa100), (x64::RSP, 0x8800)];
         // One stack may consist of several mappings; below another stack is a guard or unmapped memory.
         for (mappings, found) in [
             (vec![code.clone(), stack(0x8000, 0xb000)], true),
@@ -222,7 +223,7 @@ mod tests {
             &[0x43, 0xff, 0x94, 0xec, 0, 1, 0, 0],
             &[0xe8, 0, 1, 0, 0],
         ];
-        let registers = [(Reg::RSP, 0x8100), (Reg::RBX, 3), (Reg::RAX, 0)];
+        let registers = [(x64::RSP, 0x8100), (x64::RBX, 3), (x64::RAX, 0)];
         let behind = |code: &[u8], pc| {
             let mut page = vec![0x90; 0x1000];
             page[0x100..0x100 + code.len()].copy_from_slice(code);
@@ -234,7 +235,7 @@ mod tests {
             let Some(Next::Caller(caller, Trust::Recognised)) = behind(code, pc) else { panic!("{code:x?}") };
             assert_eq!(caller.address, CodeAddress::Return(0x1100 + code.len() as u64));
             let r = caller.registers;
-            assert_eq!((r.sp(), r.get(Reg::RBX), r.get(Reg::RAX)), (Some(0x8108), Some(3), None));
+            assert_eq!((r.sp(), r.get(x64::RBX), r.get(x64::RAX)), (Some(0x8108), Some(3), None));
         }
         // No call stands before the word at rsp, so it is no return address.
         let next = behind(&[0x90, 0x90], 0);

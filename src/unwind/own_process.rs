@@ -4,7 +4,7 @@
 use super::cfi::CfiUnwinder;
 use super::testing::{Own, has_tool, here, own_objects};
 use super::{Cursor, End, Frame, Stack, Trust, walk};
-use crate::arch::{CodeAddress, Reg, Registers};
+use crate::arch::{CodeAddress, Reg, Registers, x64};
 use crate::process::objects::Objects;
 use std::ffi::{CString, c_void};
 use std::fmt::Write;
@@ -150,12 +150,12 @@ impl Seen {
 }
 
 const PLANTED: [(Reg, u64); 6] = [
-    (Reg::RBP, 0x1006),
-    (Reg::RBX, 0x1003),
-    (Reg::R12, 0x1012),
-    (Reg::R13, 0x1013),
-    (Reg::R14, 0x1014),
-    (Reg::R15, 0x1015),
+    (x64::RBP, 0x1006),
+    (x64::RBX, 0x1003),
+    (x64::R12, 0x1012),
+    (x64::R13, 0x1013),
+    (x64::R14, 0x1014),
+    (x64::R15, 0x1015),
 ];
 
 #[test]
@@ -234,7 +234,7 @@ fn compiled_chain() -> Option<(Chain, tempfile::TempDir)> {
     }
 }
 
-const COMPARED: [Reg; 7] = [Reg::RSP, Reg::RBX, Reg::RBP, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
+const COMPARED: [Reg; 7] = [x64::RSP, x64::RBX, x64::RBP, x64::R12, x64::R13, x64::R14, x64::R15];
 
 /// A frame's pc and its [`COMPARED`] registers.
 type GdbFrame = (u64, Vec<Option<u64>>);
@@ -332,15 +332,15 @@ fn a_signal_frame_on_an_alternate_stack_gives_every_register() {
     assert_eq!(seen.end, Some(End::Bottom), "{:?}", seen.names);
     let faulted = seen.registers_at(CodeAddress::Exact(wstate_test_fault_at as *const () as u64));
     let live = [
-        (Reg::RAX, 0x1000),
-        (Reg::RCX, 0x1001),
-        (Reg::RDX, 0x1002),
-        (Reg::RSI, 0x1004),
-        (Reg::R8, 0x1008),
-        (Reg::R11, 0x1011),
-        (Reg::XMM0, 0x1000),
-        (Reg::XMM7, 0x1001),
-        (Reg::XMM15, 0x1002),
+        (x64::RAX, 0x1000),
+        (x64::RCX, 0x1001),
+        (x64::RDX, 0x1002),
+        (x64::RSI, 0x1004),
+        (x64::R8, 0x1008),
+        (x64::R11, 0x1011),
+        (x64::XMM0, 0x1000),
+        (x64::XMM7, 0x1001),
+        (x64::XMM15, 0x1002),
     ];
     for (reg, value) in live {
         assert_eq!(faulted.get(reg), Some(value), "{reg}");
@@ -392,11 +392,11 @@ fn the_vdso_is_unwound_and_named() {
     let vdso = objects.iter().find(|o| o.name() == "[vdso]").expect("every process has one");
     let file = object::File::parse(&**vdso.data.as_ref().expect("its memory")).expect("an ELF file");
     let function = file.dynamic_symbols().find(|s| s.name() == Ok("__vdso_clock_gettime")).expect("symbol");
-    let at = super::testing::cursor(vdso.bias.wrapping_add(function.address()), &[(Reg::RSP, 0x8000), (Reg::RBX, 3)]);
+    let at = super::testing::cursor(vdso.bias.wrapping_add(function.address()), &[(x64::RSP, 0x8000), (x64::RBX, 3)]);
     let memory = super::testing::Pieces::default().word(0x8000, 0x1234);
     let next = super::Unwinder::step(&CfiUnwinder::new(&objects), &at, &memory);
     let Some(super::Next::Caller(caller, Trust::Cfi)) = next else { panic!("{next:?}") };
-    assert_eq!((caller.registers.pc(), caller.registers.get(Reg::RBX)), (Some(0x1234), Some(3)));
+    assert_eq!((caller.registers.pc(), caller.registers.get(x64::RBX)), (Some(0x1234), Some(3)));
     let symbols = crate::symbolize::native::NativeSymbolizer::new(&objects).symbolize(at.address);
     assert!(symbols[0].name.as_deref().is_some_and(|n| n.ends_with("clock_gettime")), "{symbols:?}");
 }

@@ -1,7 +1,7 @@
 //! The targets of tests of unwinding and symbolization: memory made of words, ELF files made of sections, and the
 //! test's own process.
 
-use crate::arch::{CodeAddress, Reg, Registers};
+use crate::arch::{CodeAddress, Reg, Registers, x64};
 use crate::process::objects::{LoadedObject, ObjectData, Objects};
 use crate::process::{Mapping, Memory, MemoryError};
 use crate::unwind::Cursor;
@@ -167,7 +167,7 @@ pub fn object(name: &str, bias: u64, range: (u64, u64), bytes: Vec<u8>) -> Loade
 /// A cursor of a frame that stopped at `pc` with these registers.
 pub fn cursor(pc: u64, registers: &[(Reg, u64)]) -> Cursor {
     let mut all = Registers::unknown();
-    all.set(Reg::RIP, pc);
+    all.set(x64::RIP, pc);
     for &(reg, value) in registers {
         all.set(reg, value);
     }
@@ -270,11 +270,11 @@ macro_rules! here {
                 in("rax") words.as_mut_ptr(), out("rcx") _,
             )
         };
-        use $crate::arch::Reg;
+        use $crate::arch::x64;
         let [rbx, rsp, rbp, r12, r13, r14, r15, rip, _] = words;
         let known = [
-            (Reg::RBX, rbx), (Reg::RSP, rsp), (Reg::RBP, rbp), (Reg::R12, r12), (Reg::R13, r13), (Reg::R14, r14),
-            (Reg::R15, r15),
+            (x64::RBX, rbx), (x64::RSP, rsp), (x64::RBP, rbp), (x64::R12, r12), (x64::R13, r13), (x64::R14, r14),
+            (x64::R15, r15),
         ];
         $crate::unwind::testing::cursor(rip, &known)
     }};

@@ -69,7 +69,7 @@ pub fn walk(start: Cursor, unwinders: &[&dyn Unwinder], memory: &dyn Memory, lim
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::{CodeAddress, Reg};
+    use crate::arch::{CodeAddress, x64};
     use crate::unwind::testing::{Pieces, cursor};
 
     /// An unwinder whose answer is a function of the frame's pc and sp.
@@ -82,13 +82,13 @@ mod tests {
     }
 
     fn to(pc: u64, sp: u64) -> Option<Next> {
-        let mut next = cursor(pc, &[(Reg::RSP, sp)]);
+        let mut next = cursor(pc, &[(x64::RSP, sp)]);
         next.address = CodeAddress::Return(pc);
         Some(Next::Caller(next, Trust::Cfi))
     }
 
     fn run(unwinders: &[&dyn Unwinder], limit: usize) -> (Vec<u64>, End) {
-        let stack = walk(cursor(1, &[(Reg::RSP, 100)]), unwinders, &Pieces::default(), limit);
+        let stack = walk(cursor(1, &[(x64::RSP, 100)]), unwinders, &Pieces::default(), limit);
         (stack.frames.iter().map(|f| f.cursor.address.raw()).collect(), stack.end)
     }
 

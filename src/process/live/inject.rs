@@ -1,4 +1,4 @@
-//! Changes a process that stands, through one of its threads. The thread makes system calls and calls functions that
+//! Changes a stopped process through one of its threads. The thread makes system calls and calls functions that
 //! it would not have called itself. At the end it gets other registers, or its old ones back.
 //!
 //! Signals that come meanwhile are kept, and sent again when the thread has its own registers. A stop (SIGSTOP) is
@@ -12,11 +12,11 @@ use super::*;
 use crate::arch::x64::TABLE;
 use std::cell::RefCell;
 
-/// A thread of a process that stands, borrowed to make system calls and call functions.
+/// A thread of a stopped process, borrowed to make system calls and call functions.
 pub struct Borrowed<'h> {
     held: &'h Held,
     tid: libc::pid_t,
-    memory: Source,
+    memory: LiveMemory,
     saved: Saved,
     syscall_at: u64,
     given_back: bool,
@@ -33,8 +33,8 @@ struct Saved {
     blocked: u64,
 }
 
-const GETSIGMASK: libc::c_uint = 0x420a;
-const SETSIGMASK: libc::c_uint = 0x420b;
+const GETSIGMASK: Request = 0x420a;
+const SETSIGMASK: Request = 0x420b;
 const NT_X86_XSTATE: libc::c_int = 0x202;
 /// Offset of XMM0 in an FXSAVE area, and below it the size of that area, both in bytes.
 const XMM: usize = 160;
@@ -113,7 +113,7 @@ impl Held {
             let blocked = !SYNCHRONOUS.iter().fold(0, |mask, s| mask | 1u64 << (s - 1));
             sigmask(SETSIGMASK, id, blocked).map_err(|e| format!("its signals cannot be blocked: {e}"))
         })??;
-        let memory = Source { tid: id, mem: Some(mem) };
+        let memory = LiveMemory { tid: id, mem: Some(mem) };
         Ok(Borrowed { held: self, tid: id, memory, saved, syscall_at, given_back: false, others: RefCell::default() })
     }
 }
@@ -127,14 +127,14 @@ impl Borrowed<'_> {
         let [rdi, rsi, rdx, r10, r8, r9] = arguments;
         let at = self.syscall_at;
         let registers = self.with(&[
-            (Reg::RAX, number as u64),
-            (Reg::RDI, rdi),
-            (Reg::RSI, rsi),
-            (Reg::RDX, rdx),
-            (Reg::R10, r10),
-            (Reg::R8, r8),
-            (Reg::R9, r9),
-            (Reg::RIP, at),
+            (x64::RAX, number as u64),
+            (x64::RDI, rdi),
+            (x64::RSI, rsi),
+            (x64::RDX, rdx),
+            (x64::R10, r10),
+            (x64::R8, r8),
+            (x64::R9, r9),
+            (x64::RIP, at),
         ]);
         let result = self.go(registers, libc::PTRACE_SINGLESTEP, at + SYSCALL.len() as u64)?;
         match result as i64 {
@@ -153,18 +153,18 @@ impl Borrowed<'_> {
         self.write(sp, &RETURN.to_le_bytes())?;
         let [rdi, rsi, rdx] = arguments;
         let registers = self.with(&[
-            (Reg::RDI, rdi),
-            (Reg::RSI, rsi),
-            (Reg::RDX, rdx),
-            (Reg::RAX, 0),
-            (Reg::RSP, sp),
-            (Reg::RIP, function),
+            (x64::RDI, rdi),
+            (x64::RSI, rsi),
+            (x64::RDX, rdx),
+            (x64::RAX, 0),
+            (x64::RSP, sp),
+            (x64::RIP, function),
         ]);
         self.go(registers, libc::PTRACE_CONT, RETURN)
     }
 
     /// Lets the thread go on from `registers` until it is at `goal`, and returns what is in RAX then.
-    fn go(&self, registers: [u8; USER_REGS_WORDS * 8], request: libc::c_uint, goal: u64) -> Result<u64, String> {
+    fn go(&self, registers: [u8; USER_REGS_WORDS * 8], request: Request, goal: u64) -> Result<u64, String> {
         let tid = self.tid;
         let (ended, others) = self.held.on_tracer(move |_| {
             let mut others = Vec::new();
@@ -176,7 +176,7 @@ impl Borrowed<'_> {
             (ended.and_then(|now| normal.map(|()| now)), others)
         })?;
         self.others.borrow_mut().extend(others);
-        ended.map(|now| register(&now, Reg::RAX))
+        ended.map(|now| register(&now, x64::RAX))
     }
 
     /// The mappings that the process has now.
@@ -204,8 +204,8 @@ impl Borrowed<'_> {
     pub fn set_registers(&self, pc: u64, known: impl Fn(Reg) -> Option<u64>) -> Result<(), String> {
         let low: Vec<(Reg, u64)> = TABLE.iter().map(|row| (row.reg, known(row.reg).unwrap_or(0))).collect();
         let mut general: Vec<(Reg, u64)> =
-            low.iter().copied().filter(|(reg, _)| reg.info().user_regs.is_some() && *reg != Reg::RIP).collect();
-        general.push((Reg::RIP, pc));
+            low.iter().copied().filter(|(reg, _)| reg.info().user_regs.is_some() && *reg != x64::RIP).collect();
+        general.push((x64::RIP, pc));
         let registers = self.with(&general);
         let tid = self.tid;
         self.held
@@ -213,7 +213,7 @@ impl Borrowed<'_> {
                 let mut area = [0; FXSAVE];
                 get_regset(tid, libc::NT_PRFPREG, &mut area)?;
                 for (reg, value) in low {
-                    let Some(n) = reg.index().checked_sub(Reg::XMM0.index()).filter(|n| *n < 16) else { continue };
+                    let Some(n) = reg.index().checked_sub(x64::XMM0.index()).filter(|n| *n < 16) else { continue };
                     area[XMM + 16 * n..][..16].copy_from_slice(&u128::from(value).to_le_bytes());
                 }
                 set_regset(tid, libc::NT_PRFPREG, &area)?;
@@ -314,11 +314,11 @@ fn register(registers: &[u8], reg: Reg) -> u64 {
 }
 
 fn pc_of(registers: &[u8]) -> u64 {
-    register(registers, Reg::RIP)
+    register(registers, x64::RIP)
 }
 
 /// Reads or sets the mask of blocked signals, and returns the mask.
-fn sigmask(request: libc::c_uint, tid: libc::pid_t, mask: u64) -> std::io::Result<u64> {
+fn sigmask(request: Request, tid: libc::pid_t, mask: u64) -> std::io::Result<u64> {
     let mut mask = mask;
     ptrace(request, tid, size_of::<u64>(), &raw mut mask as usize)?;
     Ok(mask)
@@ -335,7 +335,7 @@ pub(super) fn set_regset(tid: libc::pid_t, set: libc::c_int, bytes: &[u8]) -> st
 /// thread is made to stop.
 fn go(
     tid: libc::pid_t,
-    request: libc::c_uint,
+    request: Request,
     goal: u64,
     others: &mut Vec<SignalInfo>,
 ) -> Result<[u8; USER_REGS_WORDS * 8], String> {

@@ -96,9 +96,12 @@ impl Stopped {
         // A step that takes longer than this is a system call.
         const STEP_TIMEOUT: Duration = Duration::from_millis(500);
         let pid = self.pid;
-        let source = Source { tid: self.reader(), mem: File::open(format!("/proc/{pid}/task/{}/mem", tid.0)).ok() };
+        let source = LiveMemory { tid: self.reader(), mem: File::open(format!("/proc/{pid}/task/{}/mem", tid.0)).ok() };
         let Some(thread) = self.threads.iter_mut().find(|t| t.tid as u32 == tid.0) else {
-            return Err(Error::NotFound { what: format!("process {pid} has no thread {} that can be stepped", tid.0) });
+            return Err(Error::NoSuchThread {
+                tid: tid.0,
+                what: format!("process {pid} has no thread {} that can be stepped", tid.0),
+            });
         };
         let mut steps = 0;
         let (mut stepping, mut again) = (false, None);
@@ -108,7 +111,7 @@ impl Stopped {
                 Ok(n) if n == regs.len() => {}
                 _ => break Settled::Refused(Refusal::Registers),
             }
-            let pc = Reg::RIP.info().user_regs.map_or(0, |i| word(&regs, i));
+            let pc = x64::RIP.info().user_regs.map_or(0, |i| word(&regs, i));
             match verdict(pc, &source) {
                 Verdict::Point => break Settled::Point,
                 Verdict::Outside => break Settled::Left,
@@ -191,9 +194,9 @@ impl Stopped {
     }
 }
 
-/// Ends the single-step mode of a thread that stands. The mode outlives us, and only `PTRACE_CONT` and a detach end
+/// Ends the single-step mode of a stopped thread. The mode outlives us, and only `PTRACE_CONT` and a detach end
 /// it. The interrupt that is there already stops the thread before its next instruction. The signal that the thread
-/// stands for is dropped, and so is the SIGTRAP of a last step that has not been reported yet: nobody but a tracer
+/// is stopped for is dropped, and so is the SIGTRAP of a last step that has not been reported yet: nobody but a tracer
 /// has a use for it.
 pub(super) fn end_stepping(tid: libc::pid_t) -> std::io::Result<Stop> {
     const PATIENCE: Duration = Duration::from_secs(2);
@@ -224,7 +227,15 @@ pub(super) fn end_stepping(tid: libc::pid_t) -> std::io::Result<Stop> {
     }
 }
 
-/// Whether a signal for which `is` is true is queued for this very thread, which stands.
+/// Which queued signals `PTRACE_PEEKSIGINFO` is to show, as ptrace(2) describes it. Not every C library declares it.
+#[repr(C)]
+struct WhichSignals {
+    off: u64,
+    flags: u32,
+    nr: i32,
+}
+
+/// Whether a signal for which `is` is true is queued for this very thread, which is stopped.
 pub(super) fn is_queued(tid: libc::pid_t, is: impl Fn(&SignalInfo) -> bool) -> bool {
     const BATCH: usize = 16;
     // This check comes first because the kernel counts its queue from the start for each signal that it shows.
@@ -235,7 +246,7 @@ pub(super) fn is_queued(tid: libc::pid_t, is: impl Fn(&SignalInfo) -> bool) -> b
     let mut off = 0;
     loop {
         let mut infos = [[0u64; 16]; BATCH];
-        let args = libc::ptrace_peeksiginfo_args { off, flags: 0, nr: BATCH as i32 };
+        let args = WhichSignals { off, flags: 0, nr: BATCH as i32 };
         let shown =
             ptrace(libc::PTRACE_PEEKSIGINFO, tid, &raw const args as usize, infos.as_mut_ptr() as usize).is_ok();
         let infos = infos.map(SignalInfo);
@@ -250,13 +261,13 @@ pub(super) fn is_queued(tid: libc::pid_t, is: impl Fn(&SignalInfo) -> bool) -> b
     }
 }
 
-/// Whether the thread stands in a system call that was interrupted and that it will make anew when it goes on.
+/// Whether the thread is stopped in a system call that was interrupted and that it will make anew when it goes on.
 fn is_to_restart(tid: libc::pid_t) -> bool {
     // ERESTARTSYS to ERESTART_RESTARTBLOCK, results that only tracers see.
     const RESTARTS: std::ops::RangeInclusive<i64> = -516..=-512;
     let mut regs = [0; USER_REGS_WORDS * 8];
     let read = get_regset(tid, libc::NT_PRSTATUS, &mut regs).is_ok();
-    let result = Reg::RAX.info().user_regs.map_or(0, |i| word(&regs, i) as i64);
+    let result = x64::RAX.info().user_regs.map_or(0, |i| word(&regs, i) as i64);
     read && word(&regs, USER_REGS_ORIG_RAX) as i64 >= 0 && RESTARTS.contains(&result)
 }
 
@@ -276,7 +287,7 @@ fn status_mask(path: &str, key: &str) -> Option<u64> {
 fn pc(tid: libc::pid_t) -> std::io::Result<u64> {
     let mut regs = [0; USER_REGS_WORDS * 8];
     get_regset(tid, libc::NT_PRSTATUS, &mut regs)?;
-    Ok(Reg::RIP.info().user_regs.map_or(0, |i| word(&regs, i)))
+    Ok(x64::RIP.info().user_regs.map_or(0, |i| word(&regs, i)))
 }
 
 /// Signals that report faults and steps of the thread itself.
@@ -288,7 +299,7 @@ pub(super) const SYNCHRONOUS: [i32; 6] =
 pub(super) struct SignalInfo([u64; 16]);
 
 impl SignalInfo {
-    /// Reads the information on the signal that a thread stands for.
+    /// Reads the information on the signal that a thread is stopped for.
     pub fn of(tid: libc::pid_t) -> std::io::Result<SignalInfo> {
         const { assert!(size_of::<SignalInfo>() == size_of::<libc::siginfo_t>()) };
         let mut info = SignalInfo([0; 16]);

@@ -318,7 +318,7 @@ fn a_capture_has_all_threads_and_the_process_runs_on() {
     // There are more threads than files that are kept open for names, and all threads have their names.
     assert!(live.threads().len() > limits::MAX_OPEN_NAMES && live.threads().iter().all(|t| t.name.is_some()));
     for t in live.threads() {
-        assert!(t.problem.is_none() && t.fs_base.is_some() && t.registers.get(Reg::XMM15).is_some());
+        assert!(t.problem.is_none() && t.fs_base.is_some() && t.registers.get(x64::XMM15).is_some());
         let (pc, sp) = (t.registers.pc().unwrap(), t.registers.sp().unwrap());
         assert!(live.mapping_at(pc).is_some_and(|m| m.execute));
         assert!(live.captured.available(sp, 64) == 64, "its stack was copied");
@@ -593,12 +593,12 @@ fn a_step_whose_end_is_told_late_leaves_no_signal_behind() {
             // The call waits for an empty set of signals: these eight bytes of an ELF header are zero.
             assert_eq!(code[8..16], [0; 8]);
             for (reg, value) in [
-                (Reg::RIP, call),
-                (Reg::RAX, number as u64),
-                (Reg::RDI, vdso + 8),
-                (Reg::RSI, 0),
-                (Reg::RDX, 0),
-                (Reg::R10, 8),
+                (x64::RIP, call),
+                (x64::RAX, number as u64),
+                (x64::RDI, vdso + 8),
+                (x64::RSI, 0),
+                (x64::RDX, 0),
+                (x64::R10, 8),
             ] {
                 let at = reg.info().user_regs.unwrap() * 8;
                 registers[at..at + 8].copy_from_slice(&u64::to_le_bytes(value));
@@ -829,7 +829,7 @@ fn same_as_live(live: &LiveTarget, core: &CoreTarget) {
     for thread in live.threads() {
         let other = core.threads().iter().find(|t| t.id == thread.id).unwrap();
         assert_eq!(other.fs_base, thread.fs_base);
-        for reg in [Reg::RBX, Reg::RBP, Reg::R12, Reg::R13, Reg::R14, Reg::R15, Reg::XMM1, Reg::XMM15] {
+        for reg in [x64::RBX, x64::RBP, x64::R12, x64::R13, x64::R14, x64::R15, x64::XMM1, x64::XMM15] {
             assert_eq!(other.registers.get(reg), thread.registers.get(reg), "{reg} of {:?}", thread.id);
         }
         let sp = thread.registers.sp().unwrap();

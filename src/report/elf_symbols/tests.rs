@@ -15,14 +15,14 @@ fn function(name: &str, at: u64) -> CompiledFunction {
         start: BASE + at,
         len: 0x100,
         frame: vec![
-            (38, FrameChange::Cfa(Reg::RSP, 16)),
-            (38, FrameChange::Saved(Reg::RBP, -16)),
-            (41, FrameChange::Cfa(Reg::RBP, 16)),
-            (43, FrameChange::Saved(Reg::R12, -24)),
-            (0xf0, FrameChange::Undefined(Reg::RBX)),
+            (38, FrameChange::Cfa(x64::RSP, 16)),
+            (38, FrameChange::Saved(x64::RBP, -16)),
+            (41, FrameChange::Cfa(x64::RBP, 16)),
+            (43, FrameChange::Saved(x64::R12, -24)),
+            (0xf0, FrameChange::Undefined(x64::RBX)),
             // One change is behind the function's end, and one goes back to a smaller offset.
-            (0x100, FrameChange::Same(Reg::RBX)),
-            (5, FrameChange::Undefined(Reg::RIP)),
+            (0x100, FrameChange::Same(x64::RBX)),
+            (5, FrameChange::Undefined(x64::RIP)),
         ],
         wasm: true,
         described: true,
@@ -31,7 +31,7 @@ fn function(name: &str, at: u64) -> CompiledFunction {
                 name: "n".to_string(),
                 ty: Some(ValType::I32),
                 parameter: true,
-                places: vec![(0, 50, Location::Register(Reg::RSI)), (50, u32::MAX, Location::Register(Reg::R12))],
+                places: vec![(0, 50, Location::Register(x64::RSI)), (50, u32::MAX, Location::Register(x64::R12))],
             },
             Variable { name: "lost\0\n".to_string(), ty: None, parameter: false, places: Vec::new() },
         ],
@@ -60,7 +60,7 @@ fn map() -> CodeMap {
         name: None,
         start: 0x1000,
         len: 16,
-        frame: vec![(0, FrameChange::CfaDeref(Reg::RSP, 56)), (0, FrameChange::Saved(Reg::RBP, -56))],
+        frame: vec![(0, FrameChange::CfaDeref(x64::RSP, 56)), (0, FrameChange::Saved(x64::RBP, -56))],
         ..CompiledFunction::default()
     };
     CodeMap {
@@ -115,16 +115,16 @@ fn frames_are_found_at_every_place() {
             .unwrap()
             .clone();
         let rule = |reg: Reg| row.register(number(reg)).unwrap_or(RegisterRule::Architectural);
-        (row.cfa().clone(), rule(Reg::RBP), rule(Reg::R12), rule(Reg::RBX), rule(Reg::RIP), rule(Reg::RSI))
+        (row.cfa().clone(), rule(x64::RBP), rule(x64::R12), rule(x64::RBX), rule(x64::RIP), rule(x64::RSI))
     };
     let cfa = |reg: Reg, offset| CfaRule::RegisterAndOffset { register: number(reg), offset };
     use RegisterRule::{Offset, SameValue, Undefined};
     for base in [BASE, BASE + 0x100] {
-        let entry = (cfa(Reg::RSP, 8), SameValue, SameValue, SameValue, Offset(-8), Undefined);
+        let entry = (cfa(x64::RSP, 8), SameValue, SameValue, SameValue, Offset(-8), Undefined);
         assert_eq!(row(base), entry);
         assert_eq!(row(base + 37), entry);
-        assert_eq!(row(base + 38).0, cfa(Reg::RSP, 16));
-        let body = (cfa(Reg::RBP, 16), Offset(-16), Offset(-24), SameValue, Offset(-8), Undefined);
+        assert_eq!(row(base + 38).0, cfa(x64::RSP, 16));
+        let body = (cfa(x64::RBP, 16), Offset(-16), Offset(-24), SameValue, Offset(-8), Undefined);
         assert_eq!(row(base + 43), body);
         assert_eq!(row(base + 0xef), body);
         assert_eq!(row(base + 0xff).3, Undefined);

@@ -9,9 +9,10 @@
 //! caller is not known, since a debugger without any statement would guess.
 
 use super::Singlepass;
-use super::code::{self, Home, Shape, Source};
 use super::module::Module;
-use super::places::Places;
+use super::module::code;
+use super::module::code::{Home, Shape, Source};
+use super::module::places::Places;
 use crate::arch::{Reg, x64};
 use crate::limits::{MAX_IMAGE_BYTES, MAX_SLOTS, MAX_SYMBOL_PLACES, MAX_TRAMPOLINE_BYTES};
 use crate::process::Memory;
@@ -22,7 +23,7 @@ use crate::runtime::code_map::{
 use crate::state::diff::{Budget, StateCursor, StateError};
 use crate::state::{FUNCTION_HEADER, FunctionStateMap, MachineState, MachineValue, PointKind, WasmAbstractValue};
 use crate::wasm::ValType;
-use crate::wasm::{PointKind as WasmPoint, WasmModule};
+use crate::wasm::WasmModule;
 use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register};
 use std::collections::{BTreeMap, HashMap};
 
@@ -90,7 +91,7 @@ fn describe(
         let shape = Shape::decode(bytes, map.locals.len());
         match &shape {
             Ok(shape) => one.frame = frame_of(shape, bytes),
-            Err(_) => one.frame.push((0, FrameChange::Undefined(Reg::RIP))),
+            Err(_) => one.frame.push((0, FrameChange::Undefined(x64::RIP))),
         }
         if one.described && module.problem(start as u64).is_none() {
             let types = module.local_types(function, local);
@@ -145,10 +146,10 @@ fn trampolines(module: &Module, code: &[u8], out: &mut CompiledModule) {
                 Some(d) if d == depth => {}
                 Some(d) => {
                     depth = d;
-                    frame.push((i.next_ip() as u32, FrameChange::Cfa(Reg::RSP, 8 + d)));
+                    frame.push((i.next_ip() as u32, FrameChange::Cfa(x64::RSP, 8 + d)));
                 }
                 None => {
-                    frame.push((i.ip() as u32, FrameChange::Undefined(Reg::RIP)));
+                    frame.push((i.ip() as u32, FrameChange::Undefined(x64::RIP)));
                     break;
                 }
             }
@@ -168,9 +169,9 @@ fn trampolines(module: &Module, code: &[u8], out: &mut CompiledModule) {
 fn frame_of(shape: &Shape, code: &[u8]) -> Vec<(u32, FrameChange)> {
     let (pushed, framed) = shape.entry();
     let mut out = vec![
-        (pushed as u32, FrameChange::Cfa(Reg::RSP, 16)),
-        (pushed as u32, FrameChange::Saved(Reg::RBP, -16)),
-        (framed as u32, FrameChange::Cfa(Reg::RBP, 16)),
+        (pushed as u32, FrameChange::Cfa(x64::RSP, 16)),
+        (pushed as u32, FrameChange::Saved(x64::RBP, -16)),
+        (framed as u32, FrameChange::Cfa(x64::RBP, 16)),
     ];
     for (&(reg, offset), &end) in shape.preserved().iter().zip(shape.pushes()) {
         out.push((end as u32, FrameChange::Saved(reg, (offset - 16) as i32)));
@@ -183,11 +184,11 @@ fn frame_of(shape: &Shape, code: &[u8]) -> Vec<(u32, FrameChange)> {
             let pop = decoder.decode();
             out.push((pop.next_ip() as u32, FrameChange::Same(reg)));
         }
-        out.push((popped as u32, FrameChange::Cfa(Reg::RSP, 8)));
-        out.push((popped as u32, FrameChange::Same(Reg::RBP)));
+        out.push((popped as u32, FrameChange::Cfa(x64::RSP, 8)));
+        out.push((popped as u32, FrameChange::Same(x64::RBP)));
         // Code behind the return belongs to no function that is known.
         if (end as usize) < code.len() {
-            out.push((end as u32, FrameChange::Undefined(Reg::RIP)));
+            out.push((end as u32, FrameChange::Undefined(x64::RIP)));
         }
     }
     out
@@ -316,11 +317,11 @@ fn frame_at_points(here: &Here<'_>, states: &[State], out: &mut Vec<(u32, FrameC
         let (from, to) = range(*offset, *kind);
         let from = from.max(done);
         done = to;
-        out.push((from, FrameChange::Cfa(Reg::RBP, 16)));
-        out.push((from, FrameChange::Saved(Reg::RIP, -8)));
-        out.push((from, FrameChange::Saved(Reg::RBP, -16)));
+        out.push((from, FrameChange::Cfa(x64::RBP, 16)));
+        out.push((from, FrameChange::Saved(x64::RIP, -8)));
+        out.push((from, FrameChange::Saved(x64::RBP, -16)));
         // Another backend may use registers without saving them, as `frame.rs` assumes too.
-        let homes = code::REGISTER_HOMES.into_iter().chain([Reg::R15]);
+        let homes = code::REGISTER_HOMES.into_iter().chain([x64::R15]);
         out.extend(homes.map(|reg| (from, FrameChange::Undefined(reg))));
         let mut saved = Vec::new();
         for_each_word(here.map, state, |value, offset| {
@@ -334,7 +335,7 @@ fn frame_at_points(here: &Here<'_>, states: &[State], out: &mut Vec<(u32, FrameC
             out.push((from, FrameChange::Saved(reg, offset)));
         }
         // None of this holds one byte further on.
-        out.push((to, FrameChange::Undefined(Reg::RIP)));
+        out.push((to, FrameChange::Undefined(x64::RIP)));
         for (reg, _) in saved {
             out.push((to, FrameChange::Undefined(reg)));
         }
@@ -368,11 +369,6 @@ fn operands(here: &Here<'_>, states: &[State]) -> Vec<Operands> {
         wanted.sort_unstable();
         if let Some(&(last, _)) = wanted.last() {
             wasm.each_stack_types(here.local, |index, kind, compute| {
-                let kind = match kind {
-                    WasmPoint::Call => PointKind::Call,
-                    WasmPoint::Trappable => PointKind::Trappable,
-                    WasmPoint::Loop => PointKind::Loop,
-                };
                 if wanted.binary_search(&(index, kind)).is_ok()
                     && let Some(found) = compute()
                 {
@@ -469,10 +465,10 @@ fn lines(wasm: &WasmModule, sources: &mut Sources<'_>, here: &Here<'_>, places: 
 
 #[cfg(test)]
 mod tests {
-    use super::super::code::tests::nine_locals;
-    use super::super::code::{Cfa, Stretch};
     use super::*;
     use crate::process::MemoryError;
+    use crate::runtime::singlepass::module::code::tests::nine_locals;
+    use crate::runtime::singlepass::module::code::{Cfa, Stretch};
     use crate::state::synthetic::{self, END, START, state};
     use crate::state::{ModuleStateMap, RegisterIndex};
     use std::rc::Rc;
@@ -491,7 +487,7 @@ mod tests {
     /// Describes a module whose code is nops up to its only function, followed by the function's code.
     fn described(map: ModuleStateMap, code: &[u8], detail: &Detail) -> CompiledModule {
         let size = map.total_size as u64;
-        let map = super::super::maps::Maps::whole(Arc::new(map));
+        let map = crate::runtime::singlepass::module::maps::Maps::whole(Arc::new(map));
         let mut module = Module::new((BASE, BASE + size), map, Vec::new(), 0, &NoMemory);
         let mut bytes = vec![0x90; START];
         bytes.extend(code);
@@ -502,7 +498,7 @@ mod tests {
 
     /// What the changes up to an offset amount to: the CFA and the rule of each register.
     fn row(function: &CompiledFunction, offset: u64) -> (FrameChange, HashMap<Reg, FrameChange>) {
-        let (mut cfa, mut rules) = (FrameChange::Cfa(Reg::RSP, 8), HashMap::new());
+        let (mut cfa, mut rules) = (FrameChange::Cfa(x64::RSP, 8), HashMap::new());
         for &(_, change) in function.frame.iter().filter(|(from, _)| u64::from(*from) <= offset) {
             match change {
                 FrameChange::Cfa(..) | FrameChange::CfaDeref(..) => cfa = change,
@@ -534,13 +530,13 @@ mod tests {
             let here = shape.at(offset);
             let (cfa, rules) = row(function, offset);
             let wanted = match here.cfa {
-                Cfa::Rsp(n) => FrameChange::Cfa(Reg::RSP, n as i32),
-                Cfa::Rbp => FrameChange::Cfa(Reg::RBP, 16),
+                Cfa::Rsp(n) => FrameChange::Cfa(x64::RSP, n as i32),
+                Cfa::Rbp => FrameChange::Cfa(x64::RBP, 16),
             };
             assert_eq!(cfa, wanted, "+{offset:#x}");
-            let saved = matches!(rules.get(&Reg::RBP), Some(FrameChange::Saved(_, -16)));
+            let saved = matches!(rules.get(&x64::RBP), Some(FrameChange::Saved(_, -16)));
             assert_eq!(saved, here.rbp_saved, "+{offset:#x}");
-            assert_eq!(rules.get(&Reg::RIP), None);
+            assert_eq!(rules.get(&x64::RIP), None);
             if here.stretch == Stretch::Body || (here.stretch == Stretch::Prologue && offset >= at[8]) {
                 for (reg, slot) in shape.preserved() {
                     assert_eq!(rules[reg], FrameChange::Saved(*reg, *slot as i32 - 16), "+{offset:#x}");
@@ -548,12 +544,12 @@ mod tests {
             }
         }
         // At this offset the first push is done and the second is not; the next check is between the pops.
-        assert!(matches!(row(function, at[4]).1.get(&Reg::R12), Some(FrameChange::Saved(..))));
-        assert_eq!(row(function, at[4]).1.get(&Reg::R13), None);
+        assert!(matches!(row(function, at[4]).1.get(&x64::R12), Some(FrameChange::Saved(..))));
+        assert_eq!(row(function, at[4]).1.get(&x64::R13), None);
         let pop_rbx = row(function, at[24]).1;
-        assert_eq!(pop_rbx[&Reg::R15], FrameChange::Same(Reg::R15));
-        assert!(matches!(pop_rbx[&Reg::RBX], FrameChange::Saved(..)));
-        assert_eq!(row(function, end).1[&Reg::RIP], FrameChange::Undefined(Reg::RIP));
+        assert_eq!(pop_rbx[&x64::R15], FrameChange::Same(x64::R15));
+        assert!(matches!(pop_rbx[&x64::RBX], FrameChange::Saved(..)));
+        assert_eq!(row(function, end).1[&x64::RIP], FrameChange::Undefined(x64::RIP));
     }
 
     #[test]
@@ -567,8 +563,8 @@ mod tests {
         };
         let lea = at[22];
         for (index, moved, source, home) in [
-            (0, at[9], Location::Register(Reg::RSI), Location::Register(Reg::R12)),
-            (4, at[13], Location::Register(Reg::R9), Location::Frame(-24)),
+            (0, at[9], Location::Register(x64::RSI), Location::Register(x64::R12)),
+            (4, at[13], Location::Register(x64::R9), Location::Frame(-24)),
             (5, at[15], Location::Frame(0), Location::Frame(-32)),
             (6, at[17], Location::Frame(8), Location::Frame(-40)),
             (7, at[19], Location::Constant(0), Location::Frame(-48)),
@@ -603,7 +599,7 @@ mod tests {
         let offset = at[21] as u32;
         let slot = (None, Some(Location::Frame(-32)));
         let at_call = vec![(None, Some(Location::Constant(340))), slot, (None, None)];
-        let at_trap = vec![(None, Some(Location::Register(Reg::RDI))), slot];
+        let at_trap = vec![(None, Some(Location::Register(x64::RDI))), slot];
         // Where a call and a trap are at one place, the call is taken. A caller is looked up one byte before.
         assert_eq!(found, [((offset - 1, offset + 1), at_call), ((offset + 8, offset + 9), at_trap)]);
     }
@@ -611,23 +607,23 @@ mod tests {
     #[test]
     fn other_code_is_described_at_its_points_only() {
         let point = 0x80;
-        let words = vec![MachineValue::Undefined, MachineValue::PreserveRegister(RegisterIndex(Reg::R12.index()))];
+        let words = vec![MachineValue::Undefined, MachineValue::PreserveRegister(RegisterIndex(x64::R12.index()))];
         let map = synthetic::Module::new(1).point(PointKind::Call, point, &state(1, words)).build();
         let module = described(map, &vec![0x90; END - START], &Detail::All);
         let function = &module.functions[0];
         assert_eq!(function.variables, []);
         let offset = (point - START) as u64;
         for away in [0, offset - 2, offset + 1, offset + 50] {
-            assert_eq!(row(function, away).1[&Reg::RIP], FrameChange::Undefined(Reg::RIP), "{away:#x}");
+            assert_eq!(row(function, away).1[&x64::RIP], FrameChange::Undefined(x64::RIP), "{away:#x}");
         }
         for here in [offset - 1, offset] {
             let (cfa, rules) = row(function, here);
-            assert_eq!(cfa, FrameChange::Cfa(Reg::RBP, 16));
-            assert_eq!(rules[&Reg::RIP], FrameChange::Saved(Reg::RIP, -8));
-            assert_eq!(rules[&Reg::RBP], FrameChange::Saved(Reg::RBP, -16));
-            assert_eq!(rules[&Reg::R12], FrameChange::Saved(Reg::R12, -32));
+            assert_eq!(cfa, FrameChange::Cfa(x64::RBP, 16));
+            assert_eq!(rules[&x64::RIP], FrameChange::Saved(x64::RIP, -8));
+            assert_eq!(rules[&x64::RBP], FrameChange::Saved(x64::RBP, -16));
+            assert_eq!(rules[&x64::R12], FrameChange::Saved(x64::R12, -32));
             // This register was saved by nobody, and perhaps used.
-            assert_eq!(rules[&Reg::RBX], FrameChange::Undefined(Reg::RBX));
+            assert_eq!(rules[&x64::RBX], FrameChange::Undefined(x64::RBX));
         }
     }
 

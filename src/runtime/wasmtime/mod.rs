@@ -1,66 +1,48 @@
 //! Wasmtime: reads what the code that this runtime compiled says about itself.
 //!
 //! Compiled code lies in one contiguous *image*, an ELF file that is mapped as it is (a `.cwasm` file has the same
-//! bytes). [`find`] finds images in a target, `code` puts together what one image says, and `frame` reads frames.
-//! Each of the other modules reads one section. They touch nothing but the bytes they are given, which come from a
+//! bytes). [`find`] finds images in a target, `tables::code` puts together what one image says, and `walk`
+//! reads frames. Each of the other modules reads one section. They touch nothing but the bytes they are given, which come from a
 //! file or through [`Memory`].
 //!
 //! | module | reads | layout depends on the version |
 //! |---|---|---|
 //! | [`image`] | ELF header, sections, version, symbols | no |
-//! | [`addrmap`] | `.wasmtime.addrmap`: code offset -> offset in the Wasm file | two formats |
-//! | [`frame_table`] | `.wasmtime.frames`: code offset -> locals and operand stack (`guest_debug`) | two formats |
-//! | [`dwarf`] | `.debug_*`: code offset -> source functions, lines, variables (`debug_info`) | no |
-//! | [`tunables`] | `.wasmtime.engine`: what the compiler could inline | with nearly every major |
-//! | [`info`] | `.wasmtime.info`: modules, types, functions, names | with nearly every major |
-//! | [`offsets`] | where an instance (`VMContext`) and a store keep what | at 37, 38, 39, 43, 45, 46, 47, 48 |
-//! | [`instance`] | memories, globals, tables, imports of instances; what modules declare | [`info`], [`offsets`] |
+//! | [`tables::addrmap`] | `.wasmtime.addrmap`: code offset -> offset in the Wasm file | two formats |
+//! | [`tables::frame_table`] | `.wasmtime.frames`: code offset -> locals and operand stack (`guest_debug`) | two formats |
+//! | [`tables::dwarf`] | `.debug_*`: code offset -> source functions, lines, variables (`debug_info`) | no |
+//! | [`image::tunables`] | `.wasmtime.engine`: what the compiler could inline | with nearly every major |
+//! | [`image::info`] | `.wasmtime.info`: modules, types, functions, names | with nearly every major |
+//! | [`instance::offsets`] | where an instance (`VMContext`) and a store keep what | at 37, 38, 39, 43, 45, 46, 47, 48 |
+//! | [`instance`] | memories, globals, tables, imports of instances; what modules declare | [`image::info`], [`instance::offsets`] |
 //!
 //! Where there are two formats, they are told apart by structure. What does not depend on the version works for any
-//! version. The rest works for the versions of [`version`], and an unknown version is an error that says so.
+//! version. The rest works for the versions of [`image::version`], and an unknown version is an error that says so.
 
-pub mod addrmap;
-mod anchor;
-mod chain;
-mod code;
 pub mod code_map;
-pub mod dwarf;
-mod exceptions;
-mod exit;
+mod declarations;
 pub mod find;
-mod flow;
-mod frame;
-pub mod frame_table;
 pub mod image;
-pub mod info;
 pub mod instance;
-mod instructions;
-mod leb;
-mod lines;
-pub mod offsets;
-mod points;
-pub mod postcard;
-mod recover;
-mod shape;
-mod store;
+pub mod stubs;
+pub mod tables;
 #[cfg(test)]
 mod testing;
-pub mod tunables;
-pub mod version;
-mod waiting;
+mod walk;
 
-pub use version::Version;
+pub use self::image::version::Version;
 
+use self::tables::code::Code;
+use self::walk::chain::{Chain, Solved};
+use self::walk::flow::{Facts, Flow, Held, Hints, near_start};
+use self::walk::{anchor, exit, frame, recover, waiting};
 use super::code_map::{CodeMap, Detail};
-use super::{Declared, GuestFrame, GuestInstance, GuestModule, Reach, Runtime, Value, Why};
-use crate::arch::{CodeAddress, Reg};
+use super::{Declared, GuestFrame, GuestInstance, GuestModule, Runtime, Tables, Value, Why};
+use crate::arch::{CodeAddress, x64};
 use crate::limits::{MAX_FLOW_BYTES, MAX_FLOW_FUNCTIONS, MAX_IMAGES_MODULES, MAX_INSTANCE_CHECKS, MAX_KNOWN_INSTANCES};
 use crate::process::{Mapping, Memory};
 use crate::unwind::{Cursor, Next, Unwinder};
 use crate::wasm::WasmModule;
-use chain::{Chain, Solved};
-use code::Code;
-use flow::{Facts, Flow, Held, Hints, near_start};
 use image::{Function, FunctionKind};
 use instance::{Context, Described};
 use std::cell::RefCell;
@@ -265,7 +247,7 @@ impl Wasmtime {
         if runs_wasm(&function.kind) {
             let Some(here) = key(at) else { return };
             let module = module(code, at);
-            let own = held(Reg::RDI).filter(|v| self.can_be_instance(module, *v, memory));
+            let own = held(x64::RDI).filter(|v| self.can_be_instance(module, *v, memory));
             let start = code.image.text().start + u64::from(function.start);
             let called_by = calling.map(|(its, caller, key)| {
                 let call = self.facts(its, caller.address, memory).and_then(|f| f.call(start));
@@ -280,8 +262,8 @@ impl Wasmtime {
         let Some((its, caller, key)) = calling else { return };
         let module = module(its, caller);
         let found = match function.kind {
-            FunctionKind::Builtin(_) => held(Reg::RDI),
-            _ => held(Reg::RSI),
+            FunctionKind::Builtin(_) => held(x64::RDI),
+            _ => held(x64::RSI),
         };
         let found = found.filter(|v| self.can_be_instance(module, *v, memory)).or_else(|| {
             let mut found = exit::instances(its, at, caller, memory);
@@ -289,7 +271,7 @@ impl Wasmtime {
             // If more than one instance fits, none is taken.
             found.pop().filter(|_| found.is_empty())
         });
-        let anchored = || self.anchored.borrow().get(&at.registers.get(Reg::RBP)?).copied();
+        let anchored = || self.anchored.borrow().get(&at.registers.get(x64::RBP)?).copied();
         let member = if found.is_none() { exit::store_member(its, at, caller, memory).or_else(anchored) } else { None };
         let mut chain = self.chain.borrow_mut();
         chain.told(key, found);
@@ -383,10 +365,6 @@ impl Runtime for Wasmtime {
         self.described(module)?.global(instance, index, memory)
     }
 
-    fn table(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {
-        self.described(module)?.table(instance, index, memory)
-    }
-
     fn instances(&self, memory: &dyn Memory) -> Vec<GuestInstance> {
         // The search begins with the instances that frames run in and with the other instances of their stores. It
         // goes on to the instances that these import from. The result has all instances or none, because in a part of
@@ -446,12 +424,17 @@ impl Runtime for Wasmtime {
         })
     }
 
-    fn reach(&self, _: &dyn Memory) -> Box<dyn Fn(u64) -> Reach + Send> {
-        let texts: Vec<_> = self.codes.iter().map(|c| c.image.text()).collect();
-        Box::new(move |pc| if texts.iter().any(|t| t.contains(&pc)) { Reach::Inside } else { Reach::Outside })
+    fn tables(&self) -> Option<&dyn Tables> {
+        Some(self)
     }
 
     fn code_map(&self, detail: &Detail, memory: &dyn Memory) -> CodeMap {
         code_map::code_map(self, detail, memory)
+    }
+}
+
+impl Tables for Wasmtime {
+    fn table(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {
+        self.described(module)?.table(instance, index, memory)
     }
 }

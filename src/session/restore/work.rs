@@ -1,12 +1,19 @@
 //! The changes to the process, each with its way back.
 
-use super::*;
+use super::plan::Plan;
+use super::{Linear, PAGE, RestoreOptions, WASM_PAGE};
+use crate::arch::x64;
 use crate::process::live::inject::Borrowed;
+use crate::process::{Mapping, Memory};
+use crate::report::counted;
+use crate::runtime::singlepass::module::ctx;
+use crate::state::{ImageView, KnownRegisters, PointKind};
 use std::cell::Cell;
+use std::path::Path;
 
 /// Size in bytes of the stack below the image's frames. It is as large as the runtime's own stack.
 const STACK: u64 = 8 << 20;
-/// Number of bytes of `Place::outer` that are left on the stack when the oldest frame has returned: the frame takes
+/// Number of bytes of `StackSpec::outer` that are left on the stack when the oldest frame has returned: the frame takes
 /// the first of these words.
 const OUTER: u64 = 16;
 /// The lowest address at which anything is mapped (`vm.mmap_min_addr`).
@@ -172,7 +179,7 @@ impl<'a> Work<'a> {
 
         let mut registers = built.registers;
         if built.kind == PointKind::Call {
-            for reg in [Reg::RAX, Reg::XMM0] {
+            for reg in [x64::RAX, x64::XMM0] {
                 registers.0[reg.index()] = self.result;
             }
         }

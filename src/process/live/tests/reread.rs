@@ -237,7 +237,7 @@ fn so_many_pages_are_copied_and_kept_in_mind() {
     let words: Vec<u8> =
         (0..4 * limits::MAX_CODE_BLOCKS as u64).flat_map(|i| (0x10_0000 + i * 64).to_le_bytes()).collect();
     let mut registers = Registers::unknown();
-    registers.set(Reg::RSP, 0x1000);
+    registers.set(x64::RSP, 0x1000);
     let thread = Thread { registers, ..thread_of(1, 1) };
     let captured = |words: &[u8]| {
         let mut captured = Splice::new();

@@ -2,9 +2,10 @@
 //! describe. `offsets.rs` shows that the layout is the runtime's own.
 
 use super::super::image::{FunctionKind, Image, NAMES, SliceMemory};
-use super::super::info::{Export, FuncType, GlobalType, Import, Limits, MemoryType, ModuleFunction};
 use super::super::testing;
 use super::*;
+use crate::runtime::wasmtime::image::info::{Export, FuncType, GlobalType, Import, Limits, MemoryType, ModuleFunction};
+use crate::wasm::{ExternKind, MemoryDecl};
 use proptest::prelude::*;
 
 const ARENA: u64 = 0x5000_0000;
@@ -449,7 +450,10 @@ fn shared_memories_small_pages_and_references() {
     let types: Vec<_> = (0..4).map(|i| of.global(FIRST, i, &m).unwrap().ty.unwrap()).collect();
     assert_eq!(types, [ValType::FuncRef, ValType::ExternRef, ValType::Ref, ValType::Ref]);
     let maxima: Vec<_> = of.declared(&FunctionTable::default(), &[]).memories.unwrap();
-    assert_eq!(maxima.iter().map(|m| m.maximum).collect::<Vec<_>>(), [Some(5), Some(1), Some(u64::MAX)]);
+    assert_eq!(
+        maxima.iter().map(|m| m.maximum_in_wasm_pages()).collect::<Vec<_>>(),
+        [Some(5), Some(1), Some(u64::MAX)]
+    );
 }
 
 #[test]
@@ -462,7 +466,7 @@ fn what_real_images_declare() {
         let symbols = image.symbols(&memory).unwrap();
         let names = image.contents(NAMES, &memory).unwrap();
         let d = declared(&info, 0, image.text(), &symbols, &names);
-        let memories = [MemoryDecl { memory64: false, shared: false, maximum: Some(3) }];
+        let memories = [MemoryDecl { minimum: 1, maximum: Some(3), ..MemoryDecl::default() }];
         assert_eq!((&d.memories.unwrap()[..], d.tables), (&memories[..], Ok(1)), "{name}");
         let globals: Vec<_> = d.globals.unwrap().iter().map(|g| (g.ty.unwrap(), g.mutable.unwrap())).collect();
         let expected = [(ValType::I32, false), (ValType::I64, true), (ValType::F64, false), (ValType::V128, true)];
@@ -516,7 +520,7 @@ fn repeated_names_and_signatures_are_bounded() {
         imports: (0..200).map(import).collect(),
         exports: vec![export; 300],
         functions: vec![function; 200],
-        imported: super::super::info::Counts { functions: 200, ..Default::default() },
+        imported: crate::runtime::wasmtime::image::info::Counts { functions: 200, ..Default::default() },
         ..module()
     };
     let ty = FuncType { params: vec![WasmType::I32; 1 << 20], results: vec![] };
