@@ -256,7 +256,7 @@ impl Output {
         }
     }
 
-    /// As [`Output::put_with`], but leaves holes for zeros where there is a file. What is written is of no use in
+    /// Does the same as [`Output::put_with`], but leaves holes for zeros where there is a file. What is written is of no use in
     /// part, so it is an error if a reader goes away before the end.
     pub fn put_sparse_with<T>(
         &mut self,

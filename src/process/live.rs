@@ -242,9 +242,10 @@ impl LiveTarget {
         LiveTarget::capture_again(pid, options, &ReadSet::default())
     }
 
-    /// Like [`LiveTarget::capture`], but first single-steps thread `tid` until `verdict` says [`Verdict::Point`] or
-    /// [`Verdict::Outside`], a signal is about to be delivered to the thread, or `max_steps` instructions are done.
-    /// The other threads stay stopped meanwhile. `verdict` gets the address of the next instruction and the memory.
+    /// Captures as [`LiveTarget::capture`] does, but first single-steps thread `tid` until `verdict` says
+    /// [`Verdict::Point`] or [`Verdict::Outside`], a signal is about to be delivered to the thread, or `max_steps`
+    /// instructions are done. The other threads stay stopped meanwhile. `verdict` gets the address of the next
+    /// instruction and the memory.
     ///
     /// Unlike a capture this changes when things happen in the process, and it is not safe against being killed: the
     /// kernel does not end the single-step mode of a thread whose tracer dies (`exit_ptrace` does not call
@@ -260,7 +261,7 @@ impl LiveTarget {
         LiveTarget::settle_again(pid, tid, max_steps, options, &ReadSet::default(), verdict)
     }
 
-    /// Like `settle`, but also copies the memory that `set` asks for at the instant of the capture.
+    /// Does the same as `settle`, and also copies the memory that `set` asks for at the instant of the capture.
     pub fn settle_again(
         pid: u32,
         tid: ThreadId,
@@ -550,8 +551,8 @@ fn running_and_sleeping(pid: u32, tids: Vec<libc::pid_t>) -> (Vec<libc::pid_t>, 
     tids.into_iter().partition(|&tid| thread_state(pid, tid) == Some(b'R'))
 }
 
-/// While this value lives, the calling thread goes before others where the system allows it: a process is stopped for as
-/// long as its tracer waits for a processor. It is not used while a thread is stepped, because that thread needs a
+/// While this value lives, the calling thread goes before others where the system allows it: a process is stopped for
+/// as long as its tracer waits for a processor. It is not used while a thread is stepped, because that thread needs a
 /// processor too.
 struct Urgent {
     // The thread's own priority ("nice" value).
@@ -600,8 +601,8 @@ impl Stopped {
     /// Stops every thread.
     ///
     /// Threads are seized first, which stops nothing and takes most of the time. Then those that run are interrupted,
-    /// and the rest when those are stopped. A thread that sleeps has to wake up in order to stop, and so does this one
-    /// between two threads, and each time a thread that still runs may take the processor for milliseconds.
+    /// and the rest when those are stopped. A thread that sleeps has to wake up in order to stop, and so does this
+    /// one between two threads, and each time a thread that still runs may take the processor for milliseconds.
     fn all(pid: u32, options: &CaptureOptions) -> Result<Stopped, Error> {
         let pid = attachable(pid)?;
         let mut all = Stopped::none(pid);
@@ -695,8 +696,8 @@ impl Stopped {
 
     /// Waits for interrupted threads and returns how many of them ended instead.
     fn wait_for(&mut self, mut pending: Vec<libc::pid_t>, timeout: Duration) -> usize {
-        // A thread in uninterruptible sleep is given up early, because every other thread is stopped while we wait for
-        // it.
+        // A thread in uninterruptible sleep is given up early, because every other thread is stopped while we wait
+        // for it.
         const LOOK_AT_STATE: Duration = Duration::from_millis(200);
         let begin = Instant::now();
         let mut vanished = 0;
@@ -771,7 +772,8 @@ enum Wait {
     Stopped(Stop),
 }
 
-/// Asks whether thread `tid` is stopped. With `keep` the stop is not consumed, so that its signal is not lost if we die.
+/// Asks whether thread `tid` is stopped. With `keep` the stop is not consumed, so that its signal is not lost if we
+/// die.
 fn stop_of(tid: libc::pid_t, keep: bool) -> Wait {
     // SAFETY: siginfo_t is plain data, and all zeros is a valid value of it.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
