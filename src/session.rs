@@ -854,7 +854,7 @@ mod tests {
         let (code, stack) = (0x10_0000, 0x2000_0000);
         let records = (0..200u64).flat_map(|i| [stack + (i + 1) * 16, code + 0x10]);
         let bytes: Vec<u8> = records.flat_map(u64::to_le_bytes).collect();
-        let mut registers = crate::arch::Registers::unknown();
+        let mut registers = crate::arch::Registers::unknown(crate::arch::Machine::X64);
         for (reg, value) in [(x64::RIP, code), (x64::RSP, stack), (x64::RBP, stack)] {
             registers.set(reg, value);
         }

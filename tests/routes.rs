@@ -12,7 +12,7 @@ use wasmer_runtime_core_near::{
     Instance, Module, compile_with, compile_with_config, import::ImportObject, imports, vm,
 };
 use wasmer_singlepass_backend_near::SinglePassCompiler;
-use wstate::arch::{Reg, Registers, x64};
+use wstate::arch::{Machine, Reg, Registers, x64};
 use wstate::process::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
 use wstate::runtime::singlepass::anchor::{self, Anchor, MapSource, Route};
 use wstate::runtime::singlepass::{ctx, route_artifact, route_heap, route_vmctx};
@@ -26,7 +26,7 @@ struct Myself {
 
 impl Myself {
     fn with_registers(values: &[(Reg, u64)]) -> Myself {
-        let mut registers = Registers::unknown();
+        let mut registers = Registers::unknown(Machine::X64);
         values.iter().for_each(|&(r, v)| registers.set(r, v));
         let thread = Thread { id: ThreadId(1), name: None, registers, fs_base: None, signal: None, problem: None };
         use procfs::process::{MMPermissions, MMapPath, Process};
@@ -56,6 +56,9 @@ impl Memory for Myself {
 }
 
 impl Target for Myself {
+    fn machine(&self) -> wstate::arch::Machine {
+        wstate::arch::Machine::X64
+    }
     fn description(&self) -> String {
         "this test".into()
     }

@@ -7,6 +7,7 @@ use super::notes::{Notes, without_deleted};
 use super::objects::SearchPaths;
 use super::same_file::{self, Evidence};
 use super::{Mapping, Memory, MemoryError, Target, Thread};
+use crate::arch::Machine;
 use crate::bytes::Bytes;
 use crate::error::Error;
 use crate::limits;
@@ -27,6 +28,7 @@ pub(super) const SH_INFO: usize = 44;
 /// A core file as a target.
 pub struct CoreTarget {
     path: PathBuf,
+    machine: Machine,
     notes: Notes,
     lines: Vec<String>,
     mappings: Vec<Mapping>,
@@ -59,10 +61,11 @@ impl CoreTarget {
     pub fn from_bytes(path: &Path, holder: Holder, search: &SearchPaths) -> Result<CoreTarget, Error> {
         let data: &[u8] = (*holder).as_ref();
         let mut lines = Vec::new();
-        let phdrs = program_headers(data, &mut lines).map_err(|why| Error::Core { path: path.into(), why })?;
+        let (machine, phdrs) =
+            program_headers(data, &mut lines).map_err(|why| Error::Core { path: path.into(), why })?;
 
         let segments = phdrs.iter().filter(|p| p.kind == pt::NOTE).map(|p| present(data, p));
-        let notes = Notes::parse(segments);
+        let notes = Notes::parse(machine, segments);
         lines.extend(notes.problems.iter().cloned());
         if notes.threads.is_empty() {
             lines.push("the core lists no thread (no NT_PRSTATUS)".to_string());
@@ -95,6 +98,7 @@ impl CoreTarget {
         }
         let mut core = CoreTarget {
             path: path.into(),
+            machine,
             notes,
             lines,
             mappings,
@@ -265,6 +269,10 @@ impl Target for CoreTarget {
         }
     }
 
+    fn machine(&self) -> Machine {
+        self.machine
+    }
+
     fn threads(&self) -> &[Thread] {
         &self.notes.threads
     }
@@ -318,8 +326,8 @@ impl Target for CoreTarget {
     }
 }
 
-/// Reads the program headers that are there. The error says why this is no core that can be read.
-fn program_headers(data: &[u8], lines: &mut Vec<String>) -> Result<Vec<Phdr>, String> {
+/// Reads the machine and the program headers that are there. The error says why this is no core that can be read.
+fn program_headers(data: &[u8], lines: &mut Vec<String>) -> Result<(Machine, Vec<Phdr>), String> {
     const COMPRESSED: [(&[u8], &str, &str); 5] = [
         (b"\x1f\x8b", "gzip", "gzip -dk"),
         (b"\x28\xb5\x2f\xfd", "zstd", "zstd -d"),
@@ -335,13 +343,15 @@ fn program_headers(data: &[u8], lines: &mut Vec<String>) -> Result<Vec<Phdr>, St
     }
     let header = Header::parse(data).map_err(|e| e.to_string())?;
     const ET_CORE: u16 = 4;
-    const EM_X86_64: u16 = 62;
-    if header.machine != EM_X86_64 {
+    let Some(machine) = Machine::from_elf(header.machine) else {
+        let known = Machine::ALL.iter().map(|machine| machine.description());
+        let known: Vec<String> = known.map(|machine| format!("{} ({})", machine.name, machine.elf)).collect();
         return Err(format!(
-            "it is of another machine (ELF machine {}); only x86-64 (62) is supported",
-            header.machine
+            "it is of another machine (ELF machine {}); only {} is supported",
+            header.machine,
+            known.join(" or ")
         ));
-    }
+    };
     match header.kind {
         ET_CORE => {}
         1 => return Err("it is an object file, not a core".into()),
@@ -385,7 +395,7 @@ fn program_headers(data: &[u8], lines: &mut Vec<String>) -> Result<Vec<Phdr>, St
     if count > there {
         lines.push(format!("the core is cut off: {there} of {count} program headers are there"));
     }
-    Ok(parse(count))
+    Ok((machine, parse(count)))
 }
 
 /// The part of a segment's contents that is in the file.
@@ -510,7 +520,7 @@ mod tests {
     use crate::arch::{Registers, x64};
 
     fn registers(pc: u64) -> Registers {
-        let mut r = Registers::unknown();
+        let mut r = Registers::unknown(Machine::X64);
         r.set(x64::RIP, pc);
         r.set(x64::RSP, 0x7000);
         r.set(x64::R15, 15);

@@ -728,7 +728,7 @@ fn object(
 mod tests {
     use super::super::testing::CoreBuilder;
     use super::*;
-    use crate::arch::Registers;
+    use crate::arch::{Machine, Registers};
 
     /// Name and contents of a section.
     type Section<'a> = (&'a str, Vec<u8>);
@@ -784,7 +784,7 @@ mod tests {
 
     fn loaded_at(base: u64, name: &str, image: &[u8]) -> CoreBuilder {
         CoreBuilder::new()
-            .thread(1, 0, &Registers::unknown(), 0)
+            .thread(1, 0, &Registers::unknown(Machine::X64), 0)
             .memory(base, 4, &image[..0x1000])
             .memory(base + 0x3000, 5, &image[0x1000..0x2000])
             .file(base, base + 0x1000, 0, name)

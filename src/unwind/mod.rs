@@ -7,7 +7,6 @@ pub mod frame_pointer;
 #[cfg(test)]
 #[allow(unsafe_code)] // assembly with known register values, signal handlers
 mod own_process;
-mod prologue;
 pub mod recognised;
 #[cfg(test)]
 pub(crate) mod testing;

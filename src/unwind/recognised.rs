@@ -22,7 +22,7 @@
 use super::frame_pointer::is_behind_call;
 use super::{Cursor, FrameChange, Next, Trust, UnwindError, Unwinder};
 use crate::arch::x64::SWITCH_BLOCK;
-use crate::arch::{CodeAddress, Reg, Registers, x64};
+use crate::arch::{CodeAddress, Machine, Reg, Registers, x64};
 use crate::process::Memory;
 use std::sync::LazyLock;
 
@@ -454,6 +454,10 @@ impl RecognisedUnwinder {
 
 impl Unwinder for RecognisedUnwinder {
     fn step(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
+        // All of these routines are code of x86-64.
+        if at.registers.machine() != Machine::X64 {
+            return None;
+        }
         let Some((routine, layout, _)) = recognise(at.address, memory) else {
             return clone(at, memory).or_else(|| musl_clone(at, memory)).or_else(|| fiber_start(at, memory));
         };
@@ -466,7 +470,7 @@ impl Unwinder for RecognisedUnwinder {
         if let Next::Caller(caller, _) = &mut next
             && routine.name == FIBER_SWITCH
             && memory.read_u64(caller.address.lookup() & !7).is_ok()
-            && !is_behind_call(caller.address.raw(), memory)
+            && !is_behind_call(at.registers.machine(), caller.address.raw(), memory)
         {
             caller.address = CodeAddress::Exact(caller.address.raw());
         }
@@ -599,17 +603,17 @@ mod tests {
 
     /// Executes the instructions that the routines consist of. Only their effect on the stack matters, so arithmetic
     /// that decides nothing is left out. `registers` holds values by state-map number.
-    struct Machine {
+    struct Processor {
         registers: HashMap<Reg, u64>,
         stack: HashMap<u64, u64>,
         pc: u64,
     }
 
     fn reg(r: Register) -> Reg {
-        if r.is_xmm() { Reg(x64::XMM0.0 + r.number() as u8) } else { Reg(r.number() as u8) }
+        x64::TABLE[if r.is_xmm() { 16 } else { 0 } + r.number()].reg
     }
 
-    impl Machine {
+    impl Processor {
         fn sp(&self) -> u64 {
             self.registers[&x64::RSP]
         }
@@ -686,7 +690,7 @@ mod tests {
 
     /// Runs `code` from its first instruction and unwinds before each instruction. `check` gets the instruction's
     /// offset and the caller that was found.
-    fn at_each_instruction(code: &[u8], machine: &mut Machine, check: impl Fn(u64, &Cursor)) {
+    fn at_each_instruction(code: &[u8], machine: &mut Processor, check: impl Fn(u64, &Cursor)) {
         let mut asked = 0;
         for i in Decoder::with_ip(64, code, CODE, DecoderOptions::NONE) {
             let mut memory = code_memory(code);
@@ -741,8 +745,9 @@ mod tests {
         }
     }
 
-    fn entered() -> Machine {
-        let mut registers: HashMap<Reg, u64> = (0..32).map(|i| (Reg(i), 0x1000 + u64::from(i))).collect();
+    fn entered() -> Processor {
+        let mut registers: HashMap<Reg, u64> =
+            x64::TABLE[..32].iter().map(|row| (row.reg, 0x1000 + number(row.reg))).collect();
         registers.insert(x64::RSP, ENTRY_SP);
         // The routines follow these pointers.
         for r in [x64::RAX, x64::RDI] {
@@ -750,14 +755,18 @@ mod tests {
         }
         registers.insert(x64::RSI, IMAGE_START);
         let stack = HashMap::from([(ENTRY_SP, CALLER)]);
-        Machine { registers, stack, pc: CODE }
+        Processor { registers, stack, pc: CODE }
+    }
+
+    fn number(reg: Reg) -> u64 {
+        reg.index() as u64
     }
 
     fn is_native_caller(offset: u64, caller: &Cursor) {
         assert_eq!(caller.address, CodeAddress::Return(CALLER), "{offset:#x}");
         assert_eq!(caller.registers.sp(), Some(ENTRY_SP + 8), "{offset:#x}");
         for r in CALLEE_SAVED {
-            assert_eq!(caller.registers.get(r), Some(0x1000 + u64::from(r.0)), "{offset:#x} {r}");
+            assert_eq!(caller.registers.get(r), Some(0x1000 + number(r)), "{offset:#x} {r}");
         }
         assert_eq!(caller.registers.get(x64::RDI), None);
     }
@@ -781,7 +790,7 @@ mod tests {
     fn the_alternative_stack_is_right_at_every_instruction() {
         let mut machine = entered();
         for (i, r) in (0..).zip(SWITCH_BLOCK) {
-            machine.stack.insert(IMAGE_START + 8 * i, 0x2000 + u64::from(r.0));
+            machine.stack.insert(IMAGE_START + 8 * i, 0x2000 + number(r));
         }
         const GUEST: u64 = 0x50_0000;
         machine.stack.insert(IMAGE_START + 8 * 31, GUEST);
@@ -792,7 +801,7 @@ mod tests {
             assert_eq!(caller.address, CodeAddress::Exact(GUEST), "{offset:#x}");
             assert_eq!(caller.registers.sp(), Some(IMAGE_START + 8 * 32), "{offset:#x}");
             for r in SWITCH_BLOCK {
-                assert_eq!(caller.registers.get(r), Some(0x2000 + u64::from(r.0)), "{offset:#x} {r}");
+                assert_eq!(caller.registers.get(r), Some(0x2000 + number(r)), "{offset:#x} {r}");
             }
         });
         // The guest returns through the word at -24 to `returning`, with rsp at the word behind that one.
@@ -814,7 +823,7 @@ mod tests {
         const BEHIND: u64 = 0x50_0000;
         machine.stack.insert(IMAGE_END - 16, OTHER);
         for (i, r) in (0..).zip(R15_RBP) {
-            machine.stack.insert(OTHER + 8 * i, 0x2000 + u64::from(r.0));
+            machine.stack.insert(OTHER + 8 * i, 0x2000 + number(*r));
         }
         machine.stack.insert(OTHER + 48, BEHIND);
         at_each_instruction(FIBER_SWITCH_CODE, &mut machine, |offset, caller| {
@@ -824,7 +833,7 @@ mod tests {
             assert_eq!(caller.address, CodeAddress::Return(BEHIND), "{offset:#x}");
             assert_eq!(caller.registers.sp(), Some(OTHER + 56), "{offset:#x}");
             for r in R15_RBP {
-                assert_eq!(caller.registers.get(*r), Some(0x2000 + u64::from(r.0)), "{offset:#x} {r}");
+                assert_eq!(caller.registers.get(*r), Some(0x2000 + number(*r)), "{offset:#x} {r}");
             }
         });
         assert_eq!(machine.pc, BEHIND);

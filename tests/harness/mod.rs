@@ -14,7 +14,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
-use wstate::arch::{Registers, x64};
+use wstate::arch::{Machine, Registers, x64};
 use wstate::report::Report;
 use wstate::session::{self, Options, Outcome, Source};
 use wstate::state::ExecutionStateImage;
@@ -338,7 +338,7 @@ pub fn thread(report: &Report, tid: u32) -> &wstate::report::Thread {
 /// General registers of a thread that this thread traces.
 pub fn registers_of(tid: u32) -> Registers {
     let r = nix::sys::ptrace::getregs(nix::unistd::Pid::from_raw(tid as i32)).expect("a traced thread's registers");
-    let mut out = Registers::unknown();
+    let mut out = Registers::unknown(Machine::X64);
     for (reg, value) in [
         (x64::RAX, r.rax),
         (x64::RCX, r.rcx),
@@ -458,6 +458,9 @@ impl wstate::process::Memory for Traced {
 }
 
 impl wstate::process::Target for Traced {
+    fn machine(&self) -> Machine {
+        Machine::X64
+    }
     fn description(&self) -> String {
         format!("stepped process {}", self.pid)
     }

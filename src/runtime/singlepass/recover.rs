@@ -18,7 +18,7 @@
 use super::code;
 use super::frame::Location;
 use super::{Module, Singlepass};
-use crate::arch::{CodeAddress, Registers, x64};
+use crate::arch::{CodeAddress, Machine, Registers, x64};
 use crate::limits::{MAX_ENTRY_FRAME, MAX_RECOVERY_BYTES, MAX_RECOVERY_CHAIN};
 use crate::process::Memory;
 use crate::state::{MachineState, MachineValue, PointKind};
@@ -67,7 +67,7 @@ pub fn recover(runtime: &Singlepass, at: &Cursor, memory: &dyn Memory) -> Option
         .take(MAX_RECOVERY_CHAIN)
         .map(|c| search.chain(c))
         .collect();
-    let mut registers = Registers::unknown();
+    let mut registers = Registers::unknown(Machine::X64);
     if rivals.is_empty() {
         registers.restore(x64::RIP, first.address, first.slot);
         registers.set(x64::RSP, first.slot + 8);

@@ -45,7 +45,7 @@ const OPTIMIZED_OUT: &str = "optimized out here";
 
 impl Frame<'_> {
     fn register(&self, register: gimli::Register) -> Result<(Reg, u64), Why> {
-        let reg = Reg::from_dwarf(register.0);
+        let reg = self.registers.machine().from_dwarf(register.0);
         let reg = reg.ok_or_else(|| why(format!("it is in register {} of DWARF, which is not read", register.0)))?;
         let value = self.registers.get(reg);
         Ok((reg, value.ok_or_else(|| why(format!("register {reg} is not known in this frame")))?))
