@@ -497,7 +497,12 @@ const VFORK: &str =
 
 /// Whether the thread is in a system call that starts a process.
 fn starts_child(pid: u32, tid: libc::pid_t) -> bool {
-    let calls = [libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3];
+    let calls = [
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_vfork,
+        libc::SYS_clone,
+        libc::SYS_clone3,
+    ];
     let line = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).unwrap_or_default();
     line.split(' ').next().and_then(|n| n.parse().ok()).is_some_and(|n| calls.contains(&n))
 }
@@ -520,7 +525,10 @@ impl Stop {
         let mut thread = Thread { signal: (self.held != 0).then_some(self.held), ..thread_named(self.tid, name) };
         match GeneralRegisters::read(self.tid) {
             Ok(Some(registers)) => thread.set_general(registers.bytes()),
-            Ok(None) => thread.problem = Some("it is a 32-bit thread; only 64-bit threads are supported".to_string()),
+            Ok(None) => {
+                let supported = Machine::HERE.description().name;
+                thread.problem = Some(format!("it is a 32-bit thread; only {supported} is supported"));
+            }
             Err(e) => thread.problem = Some(format!("its registers cannot be read: {e}")),
         }
         let mut vectors = [0; FLOATING_POINT_STATE];
