@@ -3,7 +3,7 @@
 # analysis reads (no environment, no file names).
 set -eu
 cd "$(dirname "$0")/.."
-WSTATE_FUZZ_SEEDS=$PWD/fuzz/seeds cargo test --test hostile -- --ignored --exact write_fuzz_seeds
+WSTATE_FUZZ_SEEDS=$PWD/fuzz/seeds cargo test --test commands -- --ignored --exact hostile::write_fuzz_seeds
 mkdir -p fuzz/seeds/wasmtime_image
 for name in 36-default 36-two 48-debug-info 48-guest-debug 48-inline 48-two; do
     cp "tests/fixtures/wasmtime/$name.cwasm" "fuzz/seeds/wasmtime_image/$name"

@@ -7,7 +7,8 @@
 //! costs one copy of its encoded map. Running code costs nothing.
 //!
 //! With wasmer 0.18 and its singlepass backend, a host does this after it has compiled a module. It needs the feature
-//! `descriptor` of this crate, and `borsh` in the version that the runtime uses:
+//! `descriptor` of this crate (without the default features, which are for the command line), and `borsh` in the version that
+//! the runtime uses:
 //!
 //! ```ignore
 //! let runnable = &instance.module.runnable_module;
@@ -32,9 +33,9 @@
 //! An entry is never freed: a debugger may stop the host at any instruction, also in the middle of a change. The format
 //! word is written last when an entry is filled and first when it is emptied.
 
-pub use crate::runtime::singlepass::route_descriptor::MAGIC;
+pub use crate::runtime::singlepass::find::route_descriptor::MAGIC;
 
-use crate::runtime::singlepass::route_descriptor::{ENTRY_BYTES, FORMAT_STATE_MAP, VERSION};
+use crate::runtime::singlepass::find::route_descriptor::{ENTRY_BYTES, FORMAT_STATE_MAP, VERSION};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};

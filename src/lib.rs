@@ -14,6 +14,9 @@
 //! }
 //! ```
 //!
+//! `examples/backtrace.rs` is a whole program. The crate has two features: `cli`, which is on by default, is what the program
+//! `wstate` is made of and no library needs; `descriptor` lets a host publish its modules.
+//!
 //! It is no debugger: it sets no breakpoints, changes no values and evaluates nothing. x86-64 Linux; which runtimes are
 //! known is in the README.
 //!
@@ -69,7 +72,7 @@
 //! | symbol file | An ELF file made by wstate that tells a debugger the names, lines and variables of compiled code. |
 //!
 //! # Layers
-//! Each module uses modules that stand below it and none beside it; `tests/layers.rs` reads this table and the code.
+//! Each module uses modules that stand below it and none beside it; `tests/library/layers.rs` reads this table and the code.
 //!
 //! ```text
 //! server                           the engine as the plugins of debuggers use it
@@ -93,6 +96,7 @@ mod words;
 
 pub mod arch;
 pub mod bytes;
+#[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(feature = "descriptor")]
 pub mod descriptor;
@@ -102,6 +106,7 @@ pub mod process;
 pub mod progress;
 pub mod report;
 pub mod runtime;
+#[cfg(feature = "cli")]
 pub mod server;
 pub mod session;
 pub mod state;

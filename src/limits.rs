@@ -1,4 +1,4 @@
-//! Every cap on work or memory that input could drive up, in one place. `tests/limits.rs` sees to it that each has a
+//! Every cap on work or memory that input could drive up, in one place. `tests/library/limits.rs` sees to it that each has a
 //! test.
 //!
 //! Unless a comment says otherwise, it names what is counted and in which unit, and the constant is the largest
@@ -37,12 +37,12 @@ pub const MAX_STACK_CAPTURE: u64 = 64 << 20;
 pub const MAX_CAPTURE_TOTAL: u64 = 1 << 30;
 /// Blocks of module code that a live capture copies. Addresses on stacks and in registers point into these blocks.
 pub const MAX_CODE_BLOCKS: usize = 256;
-/// Bytes of stacks that are searched for addresses of module code while the process stands. This takes some 20
+/// Bytes of stacks that are searched for addresses of module code while the process is stopped. This takes some 20
 /// microseconds.
 pub const MAX_CODE_SCAN: usize = 256 << 10;
 /// Pages that were read of a running process and are remembered. Just as many larger ranges are remembered too.
 pub const MAX_READ_PAGES: usize = cap(1 << 16, 1 << 10);
-/// Bytes beside the stacks that are copied while a process stands, if it may load code while it is looked at. 16 MiB
+/// Bytes beside the stacks that are copied while a process is stopped, if it may load code while it is looked at. 16 MiB
 /// take some 5 ms, modules of usual size a tenth of that.
 pub const MAX_REREAD_BYTES: u64 = cap(16 << 20, 1 << 20);
 /// Bytes of the pages around the wanted ones that are copied with them, as a part of `MAX_REREAD_BYTES`.
@@ -349,7 +349,7 @@ pub const MAX_PLACED_FILES: usize = 256;
 /// instruction.
 pub const MAX_FRAME_CHANGES: usize = 10_000;
 /// Pages before an executable mapping that are searched for the header of a Wasmtime code image. Between the header
-/// and the code stand the name of the version and the configuration, less than a page in every version that was seen.
+/// and the code are the name of the version and the configuration, less than a page in every version that was seen.
 pub const MAX_HEADER_PAGES: u64 = 16;
 /// Code images of one target. With `guest_debug`, each store has its own.
 pub const MAX_IMAGES: usize = cap(10_000, 20);

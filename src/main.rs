@@ -85,18 +85,27 @@ fn tell(failure: Failure) -> u8 {
 fn run(cli: Cli) -> Result<u8, Failure> {
     match cli.command {
         Some(Command::Attach(a)) => {
-            let pid = a.pid.or(a.pid_flag).ok_or_else(|| Failure::Usage("a PID is needed".to_string()))?;
+            let pid =
+                a.pid.or(a.pid_flag).ok_or_else(|| Failure::Usage("a process is needed: give its PID".to_string()))?;
             show(&a.show, Source::Pid(pid), Live { settle: a.settle, nonblocking: a.nonblocking }, false)
         }
         Some(Command::Core(c)) => {
             // In `core -c FILE EXE` the parser takes EXE for the first positional argument, which is CORE.
             let (core, executable) = match (c.core_flag, c.executable_flag) {
-                (Some(_), _) if c.executable.is_some() => return Err(Failure::Usage("two cores".to_string())),
-                (Some(_), Some(_)) if c.core.is_some() => return Err(Failure::Usage("two executables".to_string())),
+                (Some(_), _) if c.executable.is_some() => {
+                    return Err(Failure::Usage(
+                        "two cores are given: name one, either with --core or as CORE".to_string(),
+                    ));
+                }
+                (Some(_), Some(_)) if c.core.is_some() => {
+                    return Err(Failure::Usage(
+                        "two executables are given: name one, either with --executable or as EXE".to_string(),
+                    ));
+                }
                 (Some(core), flag) => (Some(core), flag.or(c.core)),
                 (None, flag) => (c.core, flag.or(c.executable)),
             };
-            let core = core.ok_or_else(|| Failure::Usage("a CORE is needed".to_string()))?;
+            let core = core.ok_or_else(|| Failure::Usage("a core is needed: give its path as CORE".to_string()))?;
             show(&c.show, Source::Core { core, executable }, Live::default(), !c.no_sandbox)
         }
         Some(Command::Symbols(s)) => symbols(&s),
@@ -116,9 +125,13 @@ fn run(cli: Cli) -> Result<u8, Failure> {
                     session::Options { values: false, limit: Some(200), ..session::Options::new(Source::Pid(pid)) };
                 match session::run(&options) {
                     Ok(outcome) => doctor.findings(&outcome.report),
-                    Err(e) => doctor.fail(e.to_string(), e.hint().unwrap_or_else(|| "see above".to_string())),
+                    Err(e) => doctor.fail(
+                        e.to_string(),
+                        e.hint().unwrap_or_else(|| "look at the checks above, then try again".to_string()),
+                    ),
                 }
             }
+            doctor.plugins();
             let text = if d.json { json::document(&doctor, true) } else { doctor.text(color(d.no_color)) };
             Output::stdout().write(text.as_bytes())?;
             Ok(match doctor.worst() {
@@ -148,7 +161,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
                 let source = Source::Core { core, executable: cli.executable };
                 show(&cli.show, source, Live::default(), !cli.no_sandbox)
             }
-            (None, None) => Err(Failure::Usage("a PID or a CORE is needed".to_string())),
+            (None, None) => Err(Failure::Usage("a process or a core is needed: --pid PID or --core CORE".to_string())),
         },
     }
 }
@@ -170,7 +183,8 @@ fn symbols(command: &Symbols) -> Result<u8, Failure> {
     keep_inputs(&options, Some(&command.output))?;
     // If the output cannot be written, the user is told before a process is stopped for nothing.
     if !Output::file(&command.output)?.is_file() {
-        let why = "debuggers read the symbols from a file, and their sources beside it: --output must name a file";
+        let why =
+            "debuggers read the symbols from a file, and look for sources beside it: name a regular file with --output";
         return Err(Failure::Usage(why.to_string()));
     }
     let map = session::code_map(&options, command.all)?;
@@ -280,13 +294,15 @@ fn snapshot(command: &cli::Snapshot) -> Result<u8, Failure> {
     }
     let mut image = Output::file(&command.output)?;
     if image.is_terminal() {
-        return Err(Failure::Usage("an image is binary data: --output must be a file or a pipe".to_string()));
+        return Err(Failure::Usage(
+            "an image is binary data: give --output a file or a pipe, not a terminal".to_string(),
+        ));
     }
     if command.with_imports && image.is_standard_output() {
         return Err(beside_nothing());
     }
     if let Source::Pid(_) = options.source {
-        // The process stands until all is copied, which must not take as long as somebody needs to read it.
+        // The process is stopped until all is copied, and must not wait for somebody who reads the copy slowly.
         image.spool()?;
     }
     let imports = command.imports_path().map(|path| Output::file(&path)).transpose()?;
@@ -311,7 +327,9 @@ fn snapshot(command: &cli::Snapshot) -> Result<u8, Failure> {
 }
 
 fn beside_nothing() -> Failure {
-    Failure::Usage("--with-imports writes a second file beside --output, which is no file here: name one".to_string())
+    Failure::Usage(
+        "--with-imports writes a second file beside --output, so --output must be a regular file: name one".to_string(),
+    )
 }
 
 /// Refuses an output that would take the place of a file that is read: a customer's core may be the only one.
@@ -324,7 +342,10 @@ fn keep_inputs(options: &session::Options, output: Option<&Path>) -> Result<(), 
     };
     let mut inputs = source.into_iter().flatten().chain(&options.wasm).chain(&options.artifacts);
     match inputs.find(|input| files::same_file(input) == Some(place)) {
-        Some(input) => Err(Failure::Usage(format!("the output would replace {}, which is read", input.display()))),
+        Some(input) => Err(Failure::Usage(format!(
+            "the output would replace {}, which is read; name another file",
+            input.display()
+        ))),
         None => Ok(()),
     }
 }
@@ -378,8 +399,7 @@ fn print(show: &Show, options: &session::Options, format: Format, output: &mut O
     // The completeness is that of what was found, not of what is shown.
     let completeness = outcome.report.completeness();
     let refused = outcome.refused || outcome.gone;
-    let missing =
-        |what: &str| Error::NotFound { what: format!("{what}: the thread has no Wasm frames that are known") };
+    let missing = |what: &str| Error::NotFound { what: format!("{what}: no Wasm frame of the thread is known") };
     let bytes = match format {
         Format::Text => {
             let options = text::TextOptions {

@@ -1,5 +1,6 @@
-//! Closed sets of words that appear in JSON documents. One list gives the enum, the names of its variants and its
-//! schema, so that the schema lists exactly the words that are written.
+//! Types that appear in JSON documents as text. `words!` is for closed sets of words: one list gives the enum, the names
+//! of its variants and its schema, so that the schema lists exactly the words that are written. `text_in_json!` is for
+//! types whose text is made from what they hold.
 
 /// Defines enums whose variants are words of JSON documents.
 macro_rules! words {
@@ -28,6 +29,7 @@ macro_rules! words {
                 s.serialize_str(self.as_str())
             }
         }
+        #[cfg(feature = "cli")]
         impl schemars::JsonSchema for $name {
             fn schema_name() -> std::borrow::Cow<'static, str> {
                 stringify!($name).into()
@@ -39,6 +41,29 @@ macro_rules! words {
                     $(format!("`{}`: {}", $text, concat!($($vdoc),+).trim()),)+
                 ].join("\n");
                 schemars::json_schema!({ "description": description, "type": "string", "enum": [$($text),+] })
+            }
+        }
+    )+};
+}
+
+/// Gives types with `Display` the JSON form of that text. The schema says no more than that it is text, and each key
+/// describes what its text means.
+macro_rules! text_in_json {
+    ($($name:ty),+) => {$(
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.collect_str(self)
+            }
+        }
+        impl schemars::JsonSchema for $name {
+            fn inline_schema() -> bool {
+                true
+            }
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                schemars::json_schema!({ "type": "string" })
             }
         }
     )+};

@@ -2,65 +2,97 @@
 # Runs all tests, whatever fails:   sh tests/all.sh [PACKAGES]
 #
 # `cargo test` runs one program of tests after the other, and most of ours wait for debuggers, cores and processes on one
-# processor while the other is idle. Here as many programs run at once as there are processors, the longest first, with one
-# test each at a time. What each program printed is in target/test-logs.
+# processor while the other is idle. Here the tests of each module are a part of their own, `commands.matrix` or
+# `wstate-lib.runtime`, and run in a process of their own, one after the other. As many parts run at once as there are
+# processors, the longest first. What each part printed is in target/test-logs.
 set -u
 cd "$(dirname "$0")/.."
 logs=target/test-logs
 rm -rf "$logs"
 mkdir -p "$logs" || exit 1
 
-# "Executable tests/gdb.rs (target/debug/deps/gdb-0123)" and "Executable unittests src/lib.rs (..)"
+fail() {
+    echo "$*" >&2
+    exit 1
+}
+
+# "Executable tests/live/main.rs (target/debug/deps/live-0123)" and "Executable unittests src/lib.rs (..)"
 build=$logs/build.txt
 if ! cargo test --color never "$@" --no-run >"$build" 2>&1; then
     cat "$build" >&2
     exit 1
 fi
-programs=$(sed -n 's/^ *Executable \(unittests \)\{0,1\}\([^ ]*\) (\([^ ]*\))$/\2 \3/p' "$build")
-count=$(printf '%s\n' "$programs" | grep -c .)
+sed -n 's/^ *Executable \(unittests \)\{0,1\}\([^ ]*\) (\([^ ]*\))$/\2 \3/p' "$build" >"$logs/programs.txt"
+count=$(wc -l <"$logs/programs.txt")
 if [ "$count" -eq 0 ] || [ "$count" -ne "$(grep -c '^ *Executable ' "$build")" ]; then
     cat "$build" >&2
-    echo "$count of these test programs were understood" >&2
-    exit 1
+    fail "$count of these test programs were understood"
 fi
-longest='tests/gdb.rs tests/matrix.rs tests/live/main.rs tests/killed.rs tests/migrate.rs tests/hosts.rs tests/snapshot.rs
-tests/foreign.rs tests/wasmtime.rs tests/routes_e2e.rs tests/large.rs tests/symbols.rs src/lib.rs'
-sorted=$(
-    for name in $longest; do
-        printf '%s\n' "$programs" | grep "^$name "
-    done
-    printf '%s\n' "$programs" | while read -r name program; do
-        # shellcheck disable=SC2086,SC2116 # the names in one line
-        case " $(echo $longest) " in *" $name "*) ;; *) echo "$name $program" ;; esac
-    done
-)
 
 # What cargo gives to tests that it runs.
 CARGO=$(command -v cargo)
 CARGO_MANIFEST_DIR=$PWD
 export CARGO CARGO_MANIFEST_DIR
+
+# The names of each part's tests in PART.tests, and a line "PART PROGRAM" in parts.txt.
+while read -r source program; do
+    name=$(basename "$program" | sed 's/-[0-9a-f]*$//')
+    # A package's library and its program have one name.
+    [ "$source" != src/lib.rs ] || name=$name-lib
+    "$program" --list --format terse >"$logs/list.txt" || fail "$program does not list its tests"
+    sed -n 's/: test$//p' "$logs/list.txt" | awk -v logs="$logs" -v name="$name" -v program="$program" '
+        {
+            part = name (index($0, "::") ? "." substr($0, 1, index($0, "::") - 1) : "")
+            if (!(part in seen)) {
+                seen[part]
+                print part, program >> (logs "/parts.txt")
+            }
+            print >> (logs "/" part ".tests")
+        }'
+done <"$logs/programs.txt"
+count=$(wc -l <"$logs/parts.txt")
+[ "$count" -eq "$(find "$logs" -name '*.tests' | wc -l)" ] || fail 'two programs have parts of one name'
+
+longest='debuggers.gdb commands.matrix live.unharmed live.stops live.migrate commands.killed commands.hosts live.snapshot
+runtimes.foreign debuggers.gdb_plugin runtimes.wasmtime runtimes.wasmtime_plugins debuggers.symbols debuggers.lldb_plugin
+commands.routes_e2e commands.hostile live.steps runtimes.wasmtime_hosts commands.large wstate-lib.runtime'
+for part in $longest; do
+    grep "^$part " "$logs/parts.txt" || fail "no part is called $part: see \$longest in tests/all.sh"
+done >"$logs/order.txt"
+grep -vxFf "$logs/order.txt" "$logs/parts.txt" >>"$logs/order.txt"
+
 failed=
-# A program that ends without a result has left out tests, whatever its exit code.
+# A part is right if the program says so of as many tests as are in the list: each name is that of one test.
 # shellcheck disable=SC2016 # for the inner shell
-printf '%s\n' "$sorted" | xargs -P "$(nproc)" -L 1 sh -c '
-    log=$0/$(basename "$2").log
+xargs -P "$(nproc)" -L 1 sh -c '
+    logs=$0 part=$1 program=$2
+    log=$logs/$part.log
+    listed=$(wc -l <"$logs/$part.tests")
     began=$(date +%s)
-    if RUST_TEST_THREADS=1 "$2" --show-output >"$log" 2>&1 && grep -q "^test result: ok" "$log"; then
+    # shellcheck disable=SC2046 # names have no spaces
+    RUST_TEST_THREADS=1 "$program" --exact --show-output $(cat "$logs/$part.tests") >"$log" 2>&1
+    status=$?
+    # Programs that a test started may have said the same before.
+    result=$(grep "^test result: " "$log" | tail -n 1)
+    ran=$(echo "$result" | sed -n "s/^test result: ok\. \([0-9]*\) passed; 0 failed; \([0-9]*\) ignored.*/\1 + \2/p")
+    echo "${result:-test result: none}" >"$logs/$part.result"
+    if [ $status -eq 0 ] && [ $((${ran:--1})) -eq "$listed" ]; then
         said=ok
-        : >"$log.ok"
+        : >"$logs/$part.ok"
     else
         said=FAILED
         cat "$log"
+        echo "$part: $listed tests are listed, exit code $status"
     fi
-    printf "%6ds  %-6s  %s\n" $(($(date +%s) - began)) "$said" "$1"
-' "$logs" || failed="$failed some"
+    printf "%6ds  %-6s  %4d  %s\n" $(($(date +%s) - began)) "$said" "$listed" "$part"
+' "$logs" <"$logs/order.txt" || failed="$failed some"
 passed=$(find "$logs" -name '*.ok' | wc -l)
-[ "$passed" -eq "$count" ] || failed="$failed $((count - passed)) of $count programs"
+[ "$passed" -eq "$count" ] || failed="$failed $((count - passed)) of $count parts"
 
 cargo test "$@" --doc --no-fail-fast --quiet || failed="$failed documentation"
 
-cat "$logs"/*.log | sed -n 's/^test result: .*\. \([0-9]*\) passed; \([0-9]*\) failed; \([0-9]*\) ignored.*/\1 \2 \3/p' |
+cat "$logs"/*.result | sed -n 's/^test result: .*\. \([0-9]*\) passed; \([0-9]*\) failed; \([0-9]*\) ignored.*/\1 \2 \3/p' |
     awk '{ p += $1; f += $2; i += $3 } END { printf "%d passed, %d failed, %d ignored\n", p, f, i }'
 # What a missing tool has left out, where that was allowed.
 cat "$logs"/*.log | grep '^not tested: ' | sort | uniq -c
-[ -z "$failed" ] || { echo "FAILED:$failed" >&2; exit 1; }
+[ -z "$failed" ] || fail "FAILED:$failed"

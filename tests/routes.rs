@@ -12,10 +12,17 @@ use wasmer_runtime_core_near::{
     Instance, Module, compile_with, compile_with_config, import::ImportObject, imports, vm,
 };
 use wasmer_singlepass_backend_near::SinglePassCompiler;
-use wstate::arch::{Machine, Reg, Registers, x64};
+use wstate::arch::{CodeAddress, Machine, Reg, Registers, x64};
+use wstate::process::objects::Objects;
 use wstate::process::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
-use wstate::runtime::singlepass::anchor::{self, Anchor, MapSource, Route};
-use wstate::runtime::singlepass::{ctx, route_artifact, route_heap, route_vmctx};
+use wstate::progress::Silent;
+use wstate::runtime::all::FindOptions;
+use wstate::runtime::singlepass::find::anchor::{Anchor, Route};
+use wstate::runtime::singlepass::find::{SinglepassProvider, route_artifact, route_heap, route_vmctx};
+use wstate::runtime::singlepass::module::cache_image::MapSource;
+use wstate::runtime::singlepass::module::ctx;
+use wstate::runtime::{FoundBy, Provider, Scene};
+use wstate::unwind::Cursor;
 
 /// This process, without its registers except those a test sets.
 struct Myself {
@@ -77,7 +84,7 @@ impl Target for Myself {
     fn auxv(&self, _: u64) -> Option<u64> {
         None
     }
-    fn file_candidates(&self, _: &Mapping) -> Vec<wstate::process::files::Place> {
+    fn file_candidates(&self, _: &Mapping) -> Vec<wstate::process::files::FileLocation> {
         Vec::new()
     }
     fn notes(&self) -> &[String] {
@@ -249,10 +256,22 @@ fn an_artifact_names_the_code_and_a_loaded_cache_is_found_by_every_route() {
     check(&anchor, &instance, 2);
     assert!(anchor.checks.iter().any(|c| c.contains("unrounded")), "{:?}", anchor.checks);
 
-    let (anchors, _) = anchor::find_all(&me, Some(&bytes), &quiet);
-    let anchor = anchors.iter().find(|a| a.code_base == truth(&instance).0).unwrap();
-    assert_eq!(anchor.routes, [Route::Vmctx, Route::Artifact]);
     assert!(matches!(anchor.map, MapSource::CacheImage { exact: true, .. }));
+
+    // The order of users: a frame that nothing explains keeps the search going after the first route.
+    let options = FindOptions {
+        routes: vec![Route::Vmctx, Route::Artifact],
+        artifacts: vec![("seven.artifact".into(), bytes.into())],
+        ..FindOptions::default()
+    };
+    let objects = Objects::from_parts(Vec::new());
+    let scene = Scene { target: &me, objects: &objects, progress: &Silent };
+    let unexplained = Cursor { address: CodeAddress::Exact(16), registers: Registers::unknown(Machine::X64) };
+    let mut provider = SinglepassProvider::new(options);
+    provider.discover(&scene, &[unexplained], false);
+    let module = provider.runtime().modules().iter().find(|m| m.code.0 == truth(&instance).0);
+    let module = module.unwrap_or_else(|| panic!("{:?}", provider.runtime().notes()));
+    assert_eq!(module.routes, [FoundBy::Vmctx, FoundBy::Artifact]);
 
     let other = compile(&wat(8, true)).cache().unwrap().serialize().unwrap();
     let (anchors, notes) = route_artifact::from_artifact(&me, &other, &quiet);

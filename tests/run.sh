@@ -65,15 +65,25 @@ cargo fmt --all --check
 
 step 'lints'
 cargo clippy --workspace --all-targets --all-features -- -D warnings
+# The library, for those who take it without the command line.
+cargo clippy --package wstate --lib --no-default-features -- -D warnings
+cargo clippy --package wstate --lib --no-default-features --features descriptor -- -D warnings
 
 step 'package'
-# What is published compiles by itself. Where there is nothing to commit, it is what would be published.
+# What is published compiles by itself: the package is unpacked and checked. cargo would build it, and all that it depends on
+# once more, in a directory of its own; here it takes most of that from the lints. Where there is nothing to commit, it is
+# what would be published.
 changed=
 [ -z "$(git status --porcelain 2>/dev/null)" ] || changed=--allow-dirty
-cargo package --package wstate --quiet $changed
+rm -rf target/package/wstate-*
+cargo package --package wstate --no-verify --quiet $changed
+crate=$(echo target/package/wstate-*.crate)
+tar -xzf "$crate" -C target/package
+cargo check --quiet --locked --target-dir target --manifest-path "${crate%.crate}/Cargo.toml"
 
 step 'documentation'
 RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --all-features
+RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --lib --no-default-features
 
 step 'build of the tests'
 # shellcheck disable=SC2086 # a list of words, here and below

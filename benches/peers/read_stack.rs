@@ -58,7 +58,7 @@ fn compare(title: &str, before: usize) {
     let encoded = borsh09::BorshSerialize::try_to_vec(&map).expect("it encodes");
     let our_map: ours::ModuleStateMap = ours::codec::decode_borsh(&encoded).expect("it decodes");
 
-    // The frames on a stack in our own memory: the words are the runtime's (tests/state_differential/resume.rs).
+    // The frames on a stack in our own memory: the words are the runtime's (tests/library/state_differential/resume.rs).
     let place = |top| Place {
         top,
         outer: [OUTSIDE, 0, 0],

@@ -3,9 +3,9 @@
 
 use libfuzzer_sys::fuzz_target;
 use wstate::bytes::Bytes;
-use wstate::runtime::singlepass::anchor::CacheImage;
-use wstate::runtime::singlepass::module_info::{Artifact, ModuleInfo};
-use wstate::runtime::singlepass::route_artifact::image_of_artifact;
+use wstate::runtime::singlepass::module::cache_image::CacheImage;
+use wstate::runtime::singlepass::module::info::{Artifact, ModuleInfo};
+use wstate::runtime::singlepass::find::route_artifact::image_of_artifact;
 
 fuzz_target!(|data: &[u8]| {
     if let Ok(artifact) = Artifact::parse(data) {

@@ -8,7 +8,6 @@ use wstate::process::objects::{LoadedObject, ObjectData, Objects};
 use wstate::process::{Mapping, Memory, MemoryError};
 use wstate::unwind::cfi::CfiUnwinder;
 use wstate::unwind::frame_pointer::FramePointerUnwinder;
-use wstate::unwind::recognised::RecognisedUnwinder;
 use wstate::unwind::{Cursor, Unwinder, walk};
 
 const BIAS: u64 = 0x5000_0000;
@@ -61,7 +60,7 @@ fuzz_target!(|data: &[u8]| {
     let objects = Objects::from_parts(vec![object]);
     let cfi = CfiUnwinder::new(&objects);
     let frame_pointer = FramePointerUnwinder::new(&mappings);
-    let unwinders: [&dyn Unwinder; 3] = [&cfi, &RecognisedUnwinder, &frame_pointer];
+    let unwinders: [&dyn Unwinder; 3] = [&cfi, &wstate::runtime::all::recognised(), &frame_pointer];
     let symbolizer = NativeSymbolizer::new(&objects);
     for i in 0..8u64 {
         let mut registers = Registers::unknown(Machine::X64);

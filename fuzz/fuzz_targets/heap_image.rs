@@ -2,10 +2,14 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use wstate::arch::{Machine, Registers, x64};
-use wstate::runtime::singlepass::anchor::find_all;
-use wstate::runtime::singlepass::{route_artifact, route_heap};
+use wstate::arch::{CodeAddress, Machine, Registers, x64};
+use wstate::process::objects::Objects;
 use wstate::process::testing::CoreBuilder;
+use wstate::progress::Silent;
+use wstate::runtime::all::FindOptions;
+use wstate::runtime::singlepass::find::{SinglepassProvider, route_artifact, route_heap};
+use wstate::runtime::{Provider, Scene};
+use wstate::unwind::Cursor;
 
 const CODE: u64 = 0x7f00_0000_0000;
 const HEAP: u64 = 0x5500_0000_0000;
@@ -36,5 +40,9 @@ fuzz_target!(|data: &[u8]| {
         assert!(a.function_offsets.iter().all(|&o| o < a.code_size));
     }
     let _ = route_artifact::from_artifact(&core, data, &quiet);
-    let _ = find_all(&core, Some(data), &quiet);
+    let options = FindOptions { artifacts: vec![("fuzzed".into(), data.into())], ..FindOptions::default() };
+    let objects = Objects::from_parts(Vec::new());
+    let scene = Scene { target: &core, objects: &objects, progress: &Silent };
+    let unknown = Cursor { address: CodeAddress::Exact(CODE + 16), registers };
+    SinglepassProvider::new(options).discover(&scene, &[unknown], true);
 });

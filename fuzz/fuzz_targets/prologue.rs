@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use wstate::runtime::singlepass::code::Shape;
+use wstate::runtime::singlepass::module::code::Shape;
 
 fuzz_target!(|data: &[u8]| {
     let Some((&locals, code)) = data.split_first() else { return };

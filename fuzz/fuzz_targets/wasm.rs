@@ -2,7 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use wstate::wasm::{FunctionFacts, ModuleFacts, PointKind, WasmModule};
+use wstate::state::PointKind;
+use wstate::wasm::{FunctionFacts, ModuleFacts, WasmModule};
 
 fuzz_target!(|data: &[u8]| {
     let Ok(module) = WasmModule::parse("fuzz.wasm".into(), data.to_vec()) else { return };

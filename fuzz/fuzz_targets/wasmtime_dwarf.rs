@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use wstate::arch::{Machine, Registers, x64};
-use wstate::runtime::wasmtime::dwarf::ImageDwarf;
+use wstate::runtime::wasmtime::tables::dwarf::ImageDwarf;
 use wstate::runtime::wasmtime::image::{Image, SliceMemory};
 
 fuzz_target!(|data: &[u8]| {

@@ -3,12 +3,12 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use wstate::runtime::wasmtime::addrmap::AddressMap;
-use wstate::runtime::wasmtime::frame_table::{FrameTable, InstPos};
+use wstate::runtime::wasmtime::tables::addrmap::AddressMap;
+use wstate::runtime::wasmtime::tables::frame_table::{FrameTable, InstPos};
 use wstate::runtime::wasmtime::image::{ADDRMAP, FRAMES, INFO, Image, Kind, NAMES, SliceMemory};
-use wstate::runtime::wasmtime::info::ImageInfo;
-use wstate::runtime::wasmtime::offsets::{VmCounts, VmLayout};
-use wstate::runtime::wasmtime::version::Version;
+use wstate::runtime::wasmtime::image::info::ImageInfo;
+use wstate::runtime::wasmtime::instance::offsets::{VmCounts, VmLayout};
+use wstate::runtime::wasmtime::image::version::Version;
 
 fn addrmap(section: &[u8], version: Option<Version>) {
     let Ok(map) = AddressMap::parse(section, version) else { return };

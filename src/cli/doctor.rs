@@ -1,7 +1,8 @@
 //! `wstate doctor`: what would stop an attach or make a core useless, one check a line, each with the next step.
 
+use crate::cli::plugin::{self, Debugger};
 use crate::limits;
-use crate::process::files::{self, Place};
+use crate::process::files::{self, FileLocation};
 use crate::report::text::{clean_message, list_of};
 use crate::report::{EndKind, Engine, Report, RuntimeName};
 use anstyle::{AnsiColor, Style};
@@ -12,6 +13,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 /// Bit of `CAP_SYS_PTRACE` in the capability sets of `/proc/PID/status` (capability.h).
 const CAP_SYS_PTRACE: u64 = 1 << 19;
@@ -152,7 +154,7 @@ impl Doctor {
             );
         }
         for problem in &report.objects_problems {
-            self.warn(problem.clone(), "its frames have no names or are walked by frame pointer");
+            self.warn(problem.clone(), "frames of this file have no names or are found by frame pointer; name the file with --sysroot DIR or -e FILE");
         }
         let lost = report
             .threads
@@ -161,7 +163,7 @@ impl Doctor {
         for thread in lost {
             let why = thread.end.as_ref().and_then(|e| e.why.clone()).unwrap_or_default();
             let tid = thread.tid.unwrap_or_default();
-            self.note(format!("the stack of thread {tid} cannot be walked to its end: {why}"));
+            self.note(format!("the stack of thread {tid} cannot be walked to its bottom: {why}"));
         }
     }
 
@@ -196,7 +198,28 @@ impl Doctor {
             _ => self.note(nothing),
         }
         for note in &report.notes {
-            self.note(format!("looked for: {note}"));
+            self.note(format!("the search says: {note}"));
+        }
+    }
+
+    /// Adds whether the plugins that this user has installed are those of this version.
+    pub fn plugins(&mut self) {
+        for debugger in Debugger::ALL {
+            self.plugin(debugger.name(), plugin::wrong_files(debugger));
+        }
+    }
+
+    fn plugin(&mut self, debugger: &str, wrong_files: Option<Vec<PathBuf>>) {
+        match wrong_files.as_deref() {
+            None => {}
+            Some([]) => self.ok(format!("the {debugger} plugin that is installed belongs to this version")),
+            Some(files) => {
+                let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+                self.warn(
+                    format!("the {debugger} plugin is not that of this version: {}", files.join(", ")),
+                    format!("wstate plugin install {debugger}"),
+                );
+            }
         }
     }
 
@@ -222,8 +245,8 @@ impl Doctor {
         }
         let count = |status| self.checks.iter().filter(|c| c.status == status).count();
         out += &match (count(Status::Fail), count(Status::Warn)) {
-            (0, 0) => "nothing in the way\n".to_string(),
-            (f, w) => format!("{f} in the way, {w} to know about\n"),
+            (0, 0) => "nothing is in the way\n".to_string(),
+            (f, w) => format!("failed: {f}, warnings: {w}\n"),
         };
         out
     }
@@ -247,24 +270,29 @@ impl Doctor {
             return self.fail(what, next);
         };
         if process.stat().is_ok_and(|s| s.flags & PF_KTHREAD != 0) {
-            return self.fail(format!("{pid} ({}) is a kernel thread", status.name), "choose a user process");
+            return self.fail(
+                format!("{pid} ({}) is a kernel thread, which has no stacks that wstate can read", status.name),
+                "choose a user process",
+            );
         }
         match status.state.chars().next() {
             Some('Z' | 'X') => {
-                let what =
-                    format!("process {pid} ({}) has ended, its parent {} has not waited", status.name, status.ppid);
-                return self.fail(what, "its memory is gone: only a core can be looked at (wstate core CORE)");
+                let what = format!(
+                    "process {pid} ({}) has ended, and its parent {} has not waited for it",
+                    status.name, status.ppid
+                );
+                return self.fail(what, "its memory is gone; look at a core of it: wstate core CORE");
             }
             Some('D') => self.warn(
                 format!("process {pid} ({}) is in an uninterruptible wait", status.name),
-                "an attach may have to wait until the kernel is done; see /proc/PID/wchan",
+                "an attach may have to wait until the kernel is done; /proc/PID/wchan says what it waits for",
             ),
             _ => self.ok(format!("process {pid} ({}) is there, threads: {}", status.name, status.threads)),
         }
         if u32::try_from(status.tgid).is_ok_and(|tgid| tgid != pid) {
             self.warn(
                 format!("{pid} is a thread of process {}", status.tgid),
-                format!("wstate attach {} -t {pid}", status.tgid),
+                format!("attach to the process: wstate attach {} -t {pid}", status.tgid),
             );
         }
         let mine = self.owner(Owner { pid, uids: [status.ruid, status.euid, status.suid] }, me);
@@ -386,7 +414,7 @@ impl Doctor {
     fn executable(&mut self, pid: u32) {
         let link = format!("/proc/{pid}/exe");
         let name = fs::read_link(&link).map(|p| p.display().to_string());
-        let file = match files::open(&Place::kernel(&link)) {
+        let file = match files::open(&FileLocation::kernel(&link)) {
             Ok(opened) => opened.file,
             Err(e) => {
                 return self.warn(
@@ -462,7 +490,7 @@ impl Doctor {
         let path = format!("/proc/{}/coredump_filter", pid.map_or("self".to_string(), |p| p.to_string()));
         let filter = fs::read_to_string(&path).ok().and_then(|t| u64::from_str_radix(t.trim(), 16).ok());
         match filter {
-            None => self.warn(format!("{path} cannot be read"), "a core may lack the compiled code"),
+            None => self.warn(format!("{path} cannot be read"), "a core may lack the compiled code; try with sudo"),
             Some(f) if f & 1 != 0 => {
                 self.ok(format!("a core of {whose} would hold its compiled code (coredump_filter {f:#x})"));
             }
@@ -480,7 +508,7 @@ impl Doctor {
             } else if handler.contains("apport") {
                 "find cores in /var/lib/apport/coredump, or in /var/crash (apport-unpack)"
             } else {
-                "look into that program's manual for where it keeps cores"
+                "the manual of that program says where it keeps cores"
             };
             return self.warn(format!("cores go to a program: {handler}"), next);
         }
@@ -498,7 +526,10 @@ impl Doctor {
                 "ulimit -c unlimited; a cut core still gives the frames whose memory is in it",
             ),
             Some(LimitValue::Unlimited) => self.ok(format!("a crash of {whose} writes a core as {pattern:?}")),
-            None => self.warn(format!("the core size limit of {whose} cannot be read"), "ulimit -c shows this shell's"),
+            None => self.warn(
+                format!("the core size limit of {whose} cannot be read"),
+                "`ulimit -c` shows the limit of this shell",
+            ),
         }
     }
 }
@@ -515,13 +546,13 @@ struct ExecutableFacts {
 impl ExecutableFacts {
     fn read<'a>(bytes: impl ReadRef<'a>) -> Result<ExecutableFacts, String> {
         if bytes.len().is_ok_and(|len| len > limits::MAX_EXECUTABLE_BYTES) {
-            return Err("too large for an executable".to_string());
+            return Err("it is too large for an executable".to_string());
         }
-        let file =
-            ElfFile64::<object::Endianness, _>::parse(bytes).map_err(|e| format!("not a 64-bit ELF file: {e}"))?;
+        let file = ElfFile64::<object::Endianness, _>::parse(bytes)
+            .map_err(|e| format!("it is not a 64-bit ELF file: {e}"))?;
         let machine = file.elf_header().e_machine(file.endian());
         if machine != object::elf::EM_X86_64 {
-            return Err(format!("made for another machine (ELF machine {machine:?})"));
+            return Err(format!("it is made for another machine (ELF machine {machine:?})"));
         }
         let comment = file
             .section_by_name_bytes(b".comment")
@@ -666,6 +697,18 @@ mod tests {
     }
 
     #[test]
+    fn a_plugin_of_another_version_is_told() {
+        let mut d = Doctor::default();
+        d.plugin("gdb", None);
+        assert_eq!(d.checks, []);
+        d.plugin("gdb", Some(vec![]));
+        d.plugin("lldb", Some(vec!["/a".into(), "/b".into()]));
+        assert_eq!((d.worst(), d.checks[0].status), (Status::Warn, Status::Ok));
+        assert_eq!(d.checks[1].what, "the lldb plugin is not that of this version: /a, /b");
+        assert_eq!(d.checks[1].next.as_deref(), Some("wstate plugin install lldb"));
+    }
+
+    #[test]
     fn broken_and_foreign_executables_are_refused() {
         assert!(ExecutableFacts::read(&b""[..]).is_err());
         let exe = fs::read("/proc/self/exe").unwrap();
@@ -686,7 +729,7 @@ mod tests {
         d.fail("no", "do this");
         assert_eq!(
             d.text(false),
-            "ok    process 1 (\\u{1b}[2Jx) is there\nFAIL  no\n      next: do this\n1 in the way, 0 to know about\n"
+            "ok    process 1 (\\u{1b}[2Jx) is there\nFAIL  no\n      next: do this\nfailed: 1, warnings: 0\n"
         );
         assert!(d.text(true).contains("\u{1b}[31mFAIL\u{1b}[0m"));
     }
@@ -708,6 +751,6 @@ mod tests {
         }
         let why = |len| ExecutableFacts::read(Zeros(len)).unwrap_err();
         assert!(why(limits::MAX_EXECUTABLE_BYTES).starts_with("not a 64-bit ELF file"));
-        assert_eq!(why(limits::MAX_EXECUTABLE_BYTES + 1), "too large for an executable");
+        assert_eq!(why(limits::MAX_EXECUTABLE_BYTES + 1), "it is too large for an executable");
     }
 }

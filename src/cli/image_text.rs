@@ -24,7 +24,7 @@ pub fn snapshot_text(done: &Snapshot) -> String {
         false => write!(out, ", {}", counted(done.globals as u64, "global")),
     };
     if let Some(pause) = done.pause {
-        let _ = write!(out, "; the process stood for {:.3} ms", pause.as_secs_f64() * 1e3);
+        let _ = write!(out, "; the process was stopped for {:.3} ms", pause.as_secs_f64() * 1e3);
     }
     out.push('\n');
     for note in &done.notes {
@@ -69,9 +69,11 @@ pub fn restored_text(pid: u32, done: &Restored) -> String {
     let (frames, grown) = (counted(done.frames as u64, "frame"), counted(done.grown, "page"));
     let what = format!("{frames}, {memory} bytes of memory (grown by {grown})");
     let mut out = match done.steps {
-        0 => format!("process {pid} could go on in thread {thread} with {what}; nothing was changed, --yes does it\n"),
+        0 => format!(
+            "process {pid} could go on in thread {thread} with {what}; nothing was changed: add --yes to do it\n"
+        ),
         _ => format!(
-            "process {pid} goes on in thread {thread} with {what}; it stood for {:.3} ms\n",
+            "process {pid} goes on in thread {thread} with {what}; it was stopped for {:.3} ms\n",
             done.pause.as_secs_f64() * 1e3
         ),
     };
@@ -198,7 +200,7 @@ fn no_way_on(file: &ImageFile) -> Option<String> {
     let frames = &file.image.execution_state().frames;
     if frames.is_empty() {
         return Some(
-            "nothing goes on from an image without frames; take one while a thread runs Wasm code".to_string(),
+            "nothing can go on from an image without frames; take one while a thread runs Wasm code".to_string(),
         );
     }
     let lost = |f: &WasmFunctionStateDump| f.locals.iter().chain(&f.stack).any(|v| v.is_none());
@@ -212,7 +214,9 @@ fn no_way_on(file: &ImageFile) -> Option<String> {
 }
 
 fn hexdump_of(file: &ImageFile, address: u64, len: u64) -> Result<String, Error> {
-    let memory = file.memory().ok_or_else(|| Error::NotFound { what: "the image has no memory".to_string() })?;
+    let memory = file.memory().ok_or_else(|| Error::NotFound {
+        what: "the image has no memory; take one without --execution-state".to_string(),
+    })?;
     let range = usize::try_from(address).ok().zip(usize::try_from(address.saturating_add(len)).ok());
     let bytes = range.and_then(|(from, to)| memory.get(from..to)).ok_or_else(|| Error::NotFound {
         what: format!("the memory has {:#x} bytes; {len:#x} bytes at {address:#x} are not inside", memory.len()),

@@ -6,21 +6,22 @@ use clap::Args;
 use std::path::PathBuf;
 
 pub(super) const SNAPSHOT_HELP: &str = "\
-Writes an InstanceImage of the wasmer 0.x runtime: linear memory, globals and frames of an instance, in the runtime's own \
-encoding. The process need not cooperate; it stands while it is copied.
+Writes an InstanceImage of the wasmer 0.x runtime: linear memory, globals and frames of an instance, in the \
+runtime's own encoding. The process need not cooperate. It is stopped while it is copied.
 
-An image can be gone on from where its youngest frame is at a loop or a function's start, which modules compiled with full \
-preemption have as points, at `unreachable`, or behind a call whose result is known. --settle steps the thread to such a \
-place first: in other modules to behind its next call. The command says whether the image can be gone on from, or why not and \
-what to try. There are images of modules that were compiled with track_state only.
+A process can go on from an image only if the image's youngest frame is at a certain place: at a loop or a \
+function's start (only modules compiled with full preemption have points there), at `unreachable`, or behind a call \
+whose result is known. --settle first steps the thread to such a place; in modules without full preemption that is \
+behind its next call. The command says whether the image is resumable, or why not and what to try. Modules that were \
+compiled without track_state have no images.
 
-Pages that are zero become holes in FILE. If FILE is a pipe, the process stands only until an unnamed file in $TMPDIR has \
-everything; with /dev/stdout, what the command says goes to standard error.
+Pages that are zero become holes in FILE. If FILE is a pipe, the process is stopped only until an unnamed file in \
+$TMPDIR has everything. If FILE is /dev/stdout, what the command says goes to standard error.
 
-Imported globals, which an image does not have, are written to \
-FILE.imports.json with --with-imports: a list of {index, type, bits}.
+--with-imports writes the imported globals, which an image does not have, to FILE.imports.json: a list of {index, \
+type, bits}.
 
-Exit codes: 0 written and can be gone on from, 1 written, 2 no image or an error, 64 wrong usage.";
+Exit codes: 0 written and resumable, 1 written but not resumable, 2 no image or an error, 64 wrong usage.";
 
 pub(super) const SNAPSHOT_EXAMPLES: &str = "\
 Examples:
@@ -33,20 +34,20 @@ Examples:
 /// `wstate snapshot`.
 #[derive(Debug, Args)]
 pub struct Snapshot {
-    /// Write to FILE, which is replaced only when everything is written
+    /// Write to FILE; an old FILE is replaced only when everything is written
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
-    /// Of this thread, by kernel thread id; without it, of the only one that runs Wasm
+    /// Take the frames of this thread, by its kernel thread id; without it, of the only thread that runs Wasm
     #[arg(short, long, value_name = "TID", value_parser = clap::value_parser!(u32).range(1..))]
     pub thread: Option<u32>,
-    /// Memory and globals of this instance: its number in `wstate modules`, or its address (0x...); without it, of the one
-    /// that the thread runs in
+    /// Take memory and globals of this instance: its number in `wstate modules`, or its address (0x...); without it, of
+    /// the instance that the thread runs in
     #[arg(long, value_name = "N", value_parser = instance)]
     pub instance: Option<InstanceChoice>,
-    /// With --pid: step the thread to a place from which it can go on, at most 100,000 instructions
+    /// With --pid: let the thread run on to a place from which an image is resumable, by at most 100,000 instructions
     #[arg(long, requires = "pid", conflicts_with = "core")]
     pub settle: bool,
-    /// Frames only (an ExecutionStateImage)
+    /// Write the frames only (an ExecutionStateImage)
     #[arg(long, conflicts_with = "with_imports")]
     pub execution_state: bool,
     /// Write imported globals to FILE.imports.json
@@ -75,12 +76,13 @@ impl Snapshot {
 }
 
 pub(super) const IMAGE_HELP: &str = "\
-Prints an image: its frames as the runtime itself prints them, its globals and the size of its memory, or bytes of the \
-memory. With --diff, what is different in another image.
+Prints an image: its frames as the runtime itself prints them, its globals and the size of its memory. --hexdump \
+prints bytes of the memory instead, and --diff prints what is different in another image.
 
-An image may come from a stranger: it is read in a process that can do nothing but that, unless --no-sandbox is given.
+An image may come from a stranger. Therefore it is read in a sandbox: a child process that can do nothing else. \
+--no-sandbox reads it without this protection.
 
-Exit codes: 0 printed and, with --diff, equal; 1 different; 2 no image or an error, 64 wrong usage.";
+Exit codes: 0 printed and, with --diff, equal; 1 different; 2 no image or an error; 64 wrong usage.";
 
 pub(super) const IMAGE_EXAMPLES: &str = "\
 Examples:
@@ -95,40 +97,44 @@ pub struct Image {
     /// The image: an InstanceImage, or an ExecutionStateImage
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
-    /// Bytes of its memory, sixteen a line
+    /// Print LEN bytes of its memory from ADDR on, sixteen in a line
     #[arg(long, num_args = 2, value_names = ["ADDR", "LEN"], value_parser = number, conflicts_with = "diff")]
     pub hexdump: Vec<u64>,
-    /// What is different in B
+    /// Print what is different in the image B
     #[arg(long, value_name = "B")]
     pub diff: Option<PathBuf>,
-    /// JSON instead of text
+    /// Print JSON instead of text
     #[arg(short, long, conflicts_with = "hexdump")]
     pub json: bool,
-    /// Read the files with all rights of this user
+    /// Read the files without a sandbox, with all rights of this user
     #[arg(long)]
     pub no_sandbox: bool,
-    /// Tell what is being done
+    /// Tell on standard error what is being done
     #[arg(short, long)]
     pub verbose: bool,
 }
 
 pub(super) const RESTORE_HELP: &str = "\
-Lets a process go on from an image: its memory, globals and the Wasm frames of one thread become those of the image, and what \
-the oldest frame returns goes to whoever called into Wasm there. The process must have the same module, and a thread that is \
-in its code, called from the host. Nothing else of it changes: what the host itself keeps about its instance stays as it is. \
-Nobody else may be in the instance: neither another thread, nor an older frame of the same one. A parked fiber or coroutine, \
-and another process that shares the memory, cannot be seen.
+Makes a process go on from an image. The memory and the globals of an instance and the Wasm frames of one thread are \
+replaced by those of the image. What the oldest frame of the image returns goes to the host's code that called into \
+Wasm in that thread.
 
-Without --yes nothing is changed, only told whether it could be. If a step fails the process is put back as it was. The \
-frames are on a stack of their own, which stays mapped when they are gone (8 MiB, used as far as it is needed).
+The process must have the same module, and a thread that is in the module's code, called from the host. What the \
+host itself keeps about the instance stays as it is. Nobody else may be in the instance: neither another thread, nor \
+an older frame of the same thread. wstate cannot see a parked fiber or coroutine, or another process that shares the \
+memory, so make sure that there is none.
 
-What is checked: functions, points, locals and operands of all frames, the number of globals, the memory's size. A module \
-that differs in nothing of this cannot be told from the right one.
+Without --yes nothing is changed, and the command only says whether the process could go on. If a step fails, the \
+process is put back as it was. The frames are on a stack of their own, which stays mapped when they have returned (8 \
+MiB, of which memory is used only as far as it is needed).
 
-Signals that would end or stop wstate wait until the process is whole and what was done is told. kill -9 cannot wait: the \
-process goes on with a part of the changes then, and must be ended.
+Checked are functions, points, locals and operands of all frames, the number of globals, and the memory's size. A \
+module that differs in nothing of this cannot be told from the right one.
 
-Exit codes: 0 restored, 1 it could be (without --yes), 2 refused or failed, 64 wrong usage.";
+Signals that would end or stop wstate wait until the process is whole and the result is printed. kill -9 cannot \
+wait: the process then goes on with only a part of the changes, and you must end it.
+
+Exit codes: 0 restored, 1 it could be restored (without --yes), 2 refused or failed, 64 wrong usage.";
 
 pub(super) const RESTORE_EXAMPLES: &str = "\
 Examples:
@@ -145,16 +151,17 @@ pub struct Restore {
     /// The image
     #[arg(value_name = "IMAGE")]
     pub image: PathBuf,
-    /// Do it
+    /// Change the process; without this, only say whether it could be done
     #[arg(long)]
     pub yes: bool,
-    /// Result of the call that the image's youngest frame is behind, as raw bits: decimal, negative, or hexadecimal with 0x
+    /// The result of the call that the image's youngest frame has just made, as raw bits: decimal (also negative), or
+    /// hexadecimal with 0x
     #[arg(long = "return", value_name = "VALUE", value_parser = bits, allow_hyphen_values = true)]
     pub result: Option<u64>,
-    /// In this thread, by kernel thread id; without it, in the only one that runs Wasm
+    /// Replace the frames of this thread, by its kernel thread id; without it, of the only thread that runs Wasm
     #[arg(short, long, value_name = "TID", value_parser = clap::value_parser!(u32).range(1..))]
     pub thread: Option<u32>,
-    /// Tell what is being done
+    /// Tell on standard error what is being done
     #[arg(short, long)]
     pub verbose: bool,
 }

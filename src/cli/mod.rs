@@ -19,21 +19,22 @@ const EXAMPLES: &str = "\
 Examples:
   wstate attach 4711                         all threads of a process
   wstate attach 4711 --wasm app.wasm         with the names and types of app.wasm
-  wstate attach 4711 -t 4713 --settle        one thread, with its operand stack
-  wstate core core.4711 ./near-host --json   a core, for a program to read
+  wstate attach 4711 -t 4713 --settle        one thread, run on to where its operand stack is known
+  wstate core core.4711 ./near-host --json   a core, as JSON for a program
   wstate doctor 4711                         what would stop an attach, and what to do about it
 
-Exit codes: 0 every thread complete, 1 some thread incomplete, 2 nothing found or an error,
+Exit codes: 0 every thread is complete, 1 some thread is incomplete, 2 nothing was found or an error,
 64 wrong usage.";
 
 const ATTACH_HELP: &str = "\
 Prints the native and Wasm frames of every thread of a process, with Wasm locals and operand stacks.
 
-The process is stopped only while its registers and stacks are copied. None of its memory is written, and it runs no \
-code for this: --settle alone lets one thread run on, by a few instructions of its own.
+The process is stopped only while its registers and stacks are copied. wstate writes nothing to its memory and makes \
+it run no code. The exception is --settle, which lets one thread execute a few of its own instructions.
 
-With --nonblocking it is not stopped at all. Of a thread that sleeps in a system call the kernel tells where it is and where \
-its stack is; of one that runs it tells nothing, so that one is listed with this reason and without frames.";
+With --nonblocking the process is not stopped at all. For a thread that sleeps in a system call, the kernel tells \
+where it is and where its stack is. For a thread that runs, the kernel tells nothing: the thread is listed with this \
+reason and without frames.";
 
 const ATTACH_EXAMPLES: &str = "\
 Examples:
@@ -47,11 +48,12 @@ Examples:
 const CORE_HELP: &str = "\
 Prints the native and Wasm frames of every thread of a core, with Wasm locals and operand stacks.
 
-Without EXE the executable is looked for under the name that the core gives. A missing or wrong executable costs native \
-names and perhaps native frames; Wasm frames need only the core.
+If EXE is not given, the executable is looked for under the name that the core gives. If it is missing or of another \
+build, native names and perhaps native frames are missing; Wasm frames need only the core.
 
-A core may come from a stranger. It is analysed in a process that can read files and write its output, and nothing else: no \
-network, no programs, no other processes, no other files. --no-sandbox does it without.";
+A core may come from a stranger. Therefore it is analysed in a sandbox: a child process that can read files and \
+write its output, but cannot use the network, start programs, touch other processes or change other files. \
+--no-sandbox analyses the core without this protection.";
 
 const CORE_EXAMPLES: &str = "\
 Examples:
@@ -64,13 +66,13 @@ Examples:
 const DOCTOR_HELP: &str = "\
 Checks one by one what an attach or a core needs, and names the next step for each check that fails.
 
-Exit codes: 0 nothing in the way, 1 warnings, 2 an attach will fail, 64 wrong usage.";
+Exit codes: 0 nothing is in the way, 1 there are warnings, 2 an attach will fail, 64 wrong usage.";
 
 const PLUGIN_HELP: &str = "\
-Installs, removes or locates the plugins that bring wasm-bt and its family into gdb (13 or newer, with Python) and lldb \
-(16 or newer).
+Installs, removes or locates the plugins that add wasm-bt and related commands to gdb (13 or newer, with Python) and \
+lldb (16 or newer).
 
-Installing twice changes nothing. Without gdb or lldb, both.";
+Installing twice changes nothing. If neither gdb nor lldb is named, the command does it for both.";
 
 const PLUGIN_EXAMPLES: &str = "\
 Examples:
@@ -79,16 +81,18 @@ Examples:
   gdb -x \"$(wstate plugin path gdb)\" -p 4711         without the line in ~/.gdbinit";
 
 const SYMBOLS_HELP: &str = "\
-Writes an ELF file with symbols, unwind rules and debug information for the Wasm code of a process or core. With it \
-loaded, plain `bt`, `up`, `info locals`, `frame variable` and breakpoints of gdb and lldb know that code. The commands \
-that load it are printed.
+Writes an ELF file with symbols, unwind rules and debug information for the Wasm code of a process or core. When gdb \
+or lldb has loaded the file, the debugger's own commands know that code: `bt`, `up`, `info locals`, `frame variable` \
+and breakpoints. The commands that load the file are printed.
 
-Names and unwind rules cover all Wasm code. Locals and operand stacks cover it too in modules of up to 20,000 functions; in \
-larger ones only those of the functions on the stacks, unless --all asks for everything, since the debugger has to read it. \
-With --wasm the file also has names of locals, types, and lines: of the original source if the .wasm has debug \
-information, else of its text form, which is written to FILE.N.wat.
+The file has names and unwind rules of all Wasm code. It describes locals and operand stacks of all functions of \
+modules with up to 20,000 functions. Of larger modules it describes only the functions on the stacks, because the \
+debugger has to read every description; --all describes all of them.
 
-The file is right for as long as the code stays where it is: make a new one when modules were loaded since.
+With --wasm the file also has names of locals, types and lines. The lines are those of the original source if the \
+.wasm has debug information. Otherwise they are those of the module's text form, which is written to FILE.N.wat.
+
+The file is right for as long as the code stays where it is. Make a new one when modules were loaded since.
 
 Exit codes: 0 written, 1 written but something is missing, 2 no Wasm code found or an error, 64 wrong usage.";
 
@@ -99,15 +103,15 @@ Examples:
   gdb ./near-host core.4711 -ex 'add-symbol-file wasm.sym' -ex bt";
 
 const MODULES_HELP: &str = "\
-Lists the Wasm modules of a process or core with their instances, linear memories, globals and tables; with --functions and \
---exports these too. What is not known says why.
+Lists the Wasm modules of a process or core with their instances, linear memories, globals and tables. --functions \
+and --exports list these too. Where something is not known, the reason is printed.
 
-Instances are found along the stacks and through the runtime's own structures; one that no thread runs in may be missing. \
-Their numbers are for `wstate memory --instance`. They are the same each time for a core; for a process they are those of \
-the moment, while addresses stay.
+Instances are found along the stacks and through the runtime's own structures, so an instance that no thread runs in \
+may be missing. Each instance has a number, which `wstate memory --instance` takes. For a core the numbers are the \
+same each time. For a process they hold only for the moment, while the addresses stay.
 
-Exit codes: 0 everything that was asked for is there, 1 something is not known, 2 no Wasm module found or an error, 64 wrong \
-usage.";
+Exit codes: 0 everything that was asked for is there, 1 something is not known, 2 no Wasm module found or an error, \
+64 wrong usage.";
 
 const MODULES_EXAMPLES: &str = "\
 Examples:
@@ -116,13 +120,13 @@ Examples:
   wstate modules -c core.4711 --wasm app.wasm --functions --json";
 
 const MEMORY_HELP: &str = "\
-Prints bytes of a linear memory by their address in it, sixteen a line, or with --raw as they are. ADDR and LEN are decimal, or \
-hexadecimal with 0x.
+Prints bytes of a linear memory, sixteen in a line, or with --raw as they are. ADDR is an address in the linear \
+memory. ADDR and LEN are decimal, or hexadecimal with 0x.
 
-Without --instance the only instance with that memory is meant; `wstate modules` lists them. Of a process the bytes are \
-copied while it runs.
+Without --instance there must be only one instance that has the memory; `wstate modules` lists the instances. The \
+memory of a process is copied while the process runs.
 
-Exit codes: 0 printed, 2 not inside of the memory, not readable or an error, 64 wrong usage.";
+Exit codes: 0 printed, 2 the bytes are not inside the memory or cannot be read, or an error, 64 wrong usage.";
 
 const MEMORY_EXAMPLES: &str = "\
 Examples:
@@ -133,13 +137,13 @@ Examples:
 const EXPORT_HELP: &str = "\
 Writes the Wasm state of a process or core in another program's format.
 
---wasm-coredump: the coredump format of the WebAssembly tool conventions, with modules, instances, memories, globals and one \
-stack for each thread that has Wasm frames. Locals and operands need types (--wasm FILE), and so do code offsets. Values that \
-are not known, vectors and references are written as missing; what else is missing is told. Of a process the memory is copied \
-while it runs.
+--wasm-coredump writes the coredump format of the WebAssembly tool conventions: modules, instances, memories, \
+globals, and one stack for each thread that has Wasm frames. Locals, operands and code offsets need the module's \
+types (--wasm FILE). Values that are not known, vectors and references are written as missing. Notes say what else \
+is missing. The memory of a process is copied while the process runs.
 
---compat wasmgdb: as wasmgdb 0.2.2 reads it, which is not as the conventions have it: no operand stacks, one memory as one \
-segment, no globals.
+--compat wasmgdb writes what wasmgdb 0.2.2 reads, which is not what the conventions say: it has no operand stacks, \
+one memory in one segment, and no globals.
 
 Exit codes: 0 written, 1 written but something is missing, 2 no Wasm module found or an error, 64 wrong usage.";
 
@@ -182,13 +186,13 @@ pub struct Cli {
     /// The executable that wrote the core
     #[arg(short, long, value_name = "EXE", requires = "core")]
     pub executable: Option<PathBuf>,
-    /// With --pid: step one thread to the next point where its operand stack is known, at most 64 instructions
+    /// With --pid: let one thread run on to the next point where its operand stack is known, by at most 64 instructions
     #[arg(long, requires = "pid", conflicts_with = "core")]
     pub settle: bool,
     /// With --pid: do not stop the process; only threads that sleep have frames
     #[arg(long, requires = "pid", conflicts_with_all = ["core", "settle"])]
     pub nonblocking: bool,
-    /// With --core: analyse it with all rights of this user
+    /// With --core: analyse it without a sandbox, with all rights of this user
     #[arg(long, requires = "core", conflicts_with = "pid")]
     pub no_sandbox: bool,
     /// What to show and how.
@@ -274,7 +278,7 @@ pub enum Command {
 /// `wstate schema`.
 #[derive(Debug, Args)]
 pub struct Schema {
-    /// Which document
+    /// The document whose schema is printed
     #[arg(value_enum, default_value_t = Document::Report)]
     pub document: Document,
 }
@@ -299,7 +303,7 @@ pub enum Document {
 /// `wstate serve`.
 #[derive(Debug, Args)]
 pub struct Serve {
-    /// Speak on standard input and output, one JSON object a line
+    /// Speak on standard input and output, one JSON object in each line
     #[arg(long, required = true)]
     pub stdio: bool,
 }
@@ -332,12 +336,12 @@ pub struct Attach {
     /// The process
     #[arg(value_name = "PID", value_parser = clap::value_parser!(u32).range(1..), required_unless_present = "pid_flag")]
     pub pid: Option<u32>,
-    /// The same, for those who type it.
+    /// The same as the positional argument.
     #[arg(short = 'p', long = "pid", hide = true, value_name = "PID", conflicts_with = "pid",
         value_parser = clap::value_parser!(u32).range(1..))]
     pub pid_flag: Option<u32>,
-    /// Step one thread to the next point where its operand stack is known, at most 64 instructions; the process goes on
-    /// from there
+    /// Let one thread run on to the next point where its operand stack is known, by at most 64 instructions; the process
+    /// goes on from there
     #[arg(long)]
     pub settle: bool,
     /// Do not stop the process; only threads that sleep have frames
@@ -354,16 +358,16 @@ pub struct Core {
     /// The core file
     #[arg(value_name = "CORE", required_unless_present = "core_flag")]
     pub core: Option<PathBuf>,
-    /// The executable that wrote it
+    /// The executable that wrote the core
     #[arg(value_name = "EXE")]
     pub executable: Option<PathBuf>,
-    /// The same, for those who type it.
+    /// The same as the positional argument.
     #[arg(short = 'c', long = "core", hide = true, value_name = "CORE")]
     pub core_flag: Option<PathBuf>,
-    /// The same, for those who type it.
+    /// The same as the positional argument.
     #[arg(short = 'e', long = "executable", hide = true, value_name = "EXE", conflicts_with = "executable")]
     pub executable_flag: Option<PathBuf>,
-    /// Analyse it with all rights of this user
+    /// Analyse the core without a sandbox, with all rights of this user
     #[arg(long)]
     pub no_sandbox: bool,
     /// What to show and how.
@@ -377,7 +381,7 @@ pub struct Doctor {
     /// The process; without one, only what holds for every process is checked
     #[arg(value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
     pub pid: Option<u32>,
-    /// JSON instead of text
+    /// Print JSON instead of text
     #[arg(short, long)]
     pub json: bool,
     /// Never use colour
@@ -385,9 +389,9 @@ pub struct Doctor {
     pub no_color: bool,
 }
 
-/// `wstate symbols`.
-#[derive(Debug, Args)]
-pub struct Symbols {
+/// A process or a core.
+#[derive(Clone, Debug, Args)]
+pub struct ProcessOrCore {
     /// The process
     #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..),
         required_unless_present = "core", conflicts_with_all = ["core", "executable"])]
@@ -398,23 +402,28 @@ pub struct Symbols {
     /// The executable that wrote the core
     #[arg(short, long, value_name = "EXE", requires = "core")]
     pub executable: Option<PathBuf>,
-    /// Write to FILE, which is replaced only when everything is written
-    #[arg(short, long, value_name = "FILE")]
-    pub output: PathBuf,
-    /// Locals and operand stacks of all functions, however many there are
-    #[arg(long)]
-    pub all: bool,
-    /// Tell what is being done
-    #[arg(short, long)]
-    pub verbose: bool,
+}
 
-    /// A .wasm file that runs in the target, for names, types and lines (repeatable)
+impl ProcessOrCore {
+    fn source(&self) -> Result<session::Source, String> {
+        match (self.pid, &self.core) {
+            (Some(pid), _) => Ok(session::Source::Pid(pid)),
+            (None, Some(core)) => Ok(session::Source::Core { core: core.clone(), executable: self.executable.clone() }),
+            (None, None) => Err("a process or a core is needed: --pid PID or --core CORE".to_string()),
+        }
+    }
+}
+
+/// Files that the user gives, and where to look for others.
+#[derive(Clone, Debug, Args)]
+pub struct Finding {
+    /// A .wasm file that runs in the target, for names, types, byte offsets and lines (repeatable)
     #[arg(long, value_name = "FILE", help_heading = "Finding things")]
     pub wasm: Vec<PathBuf>,
     /// A cached artifact file of a module in the target (repeatable)
     #[arg(long, value_name = "FILE", help_heading = "Finding things")]
     pub artifact: Vec<PathBuf>,
-    /// Look for modules only this way (repeatable)
+    /// Search for modules only on this route (repeatable)
     #[arg(long, value_enum, value_name = "ROUTE", help_heading = "Finding things")]
     pub route: Vec<Route>,
     /// Look for the target's files under DIR first
@@ -425,14 +434,9 @@ pub struct Symbols {
     pub debug_dir: Vec<PathBuf>,
 }
 
-impl Symbols {
-    /// The question to ask, or a usage error.
-    pub fn options(&self) -> Result<session::Options, String> {
-        let source = match (self.pid, &self.core) {
-            (Some(pid), _) => session::Source::Pid(pid),
-            (None, Some(core)) => session::Source::Core { core: core.clone(), executable: self.executable.clone() },
-            (None, None) => return Err("a PID or a CORE is needed".to_string()),
-        };
+impl Finding {
+    /// The question about `source` with these files and places, or a usage error.
+    fn options(&self, source: session::Source) -> Result<session::Options, String> {
         if self.route.contains(&Route::Artifact) && self.artifact.is_empty() {
             return Err("--route artifact needs --artifact FILE".to_string());
         }
@@ -442,76 +446,65 @@ impl Symbols {
             routes: self.route.iter().map(|&r| r.into()).collect(),
             sysroot: self.sysroot.clone(),
             debug_dirs: self.debug_dir.clone(),
-            verbose: self.verbose,
             ..session::Options::new(source)
         })
+    }
+}
+
+/// `wstate symbols`.
+#[derive(Debug, Args)]
+pub struct Symbols {
+    /// The target.
+    #[command(flatten)]
+    pub target: ProcessOrCore,
+    /// Write to FILE; an old FILE is replaced only when everything is written
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Describe locals and operand stacks of all functions, however many there are
+    #[arg(long)]
+    pub all: bool,
+    /// Tell on standard error what is being done
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// Where to look for things.
+    #[command(flatten)]
+    pub finding: Finding,
+}
+
+impl Symbols {
+    /// The question to ask, or a usage error.
+    pub fn options(&self) -> Result<session::Options, String> {
+        Ok(session::Options { verbose: self.verbose, ..self.finding.options(self.target.source()?)? })
     }
 }
 
 /// The target and where to look for things, for commands that print no stacks.
 #[derive(Clone, Debug, Args)]
 pub struct Where {
-    /// The process
-    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..),
-        required_unless_present = "core", conflicts_with_all = ["core", "executable"])]
-    pub pid: Option<u32>,
-    /// The core file
-    #[arg(short, long, value_name = "CORE")]
-    pub core: Option<PathBuf>,
-    /// The executable that wrote the core
-    #[arg(short, long, value_name = "EXE", requires = "core")]
-    pub executable: Option<PathBuf>,
-    /// Analyse the core with all rights of this user
+    /// The target.
+    #[command(flatten)]
+    pub target: ProcessOrCore,
+    /// Analyse the core without a sandbox, with all rights of this user
     #[arg(long, requires = "core", conflicts_with = "pid")]
     pub no_sandbox: bool,
-    /// Tell what is being done
+    /// Tell on standard error what is being done
     #[arg(short, long)]
     pub verbose: bool,
-
-    /// A .wasm file that runs in the target, for names and types (repeatable)
-    #[arg(long, value_name = "FILE", help_heading = "Finding things")]
-    pub wasm: Vec<PathBuf>,
-    /// A cached artifact file of a module in the target (repeatable)
-    #[arg(long, value_name = "FILE", help_heading = "Finding things")]
-    pub artifact: Vec<PathBuf>,
-    /// Look for modules only this way (repeatable)
-    #[arg(long, value_enum, value_name = "ROUTE", help_heading = "Finding things")]
-    pub route: Vec<Route>,
-    /// Look for the target's files under DIR first
-    #[arg(long, value_name = "DIR", help_heading = "Finding things")]
-    pub sysroot: Option<PathBuf>,
-    /// Look for separate debug files in DIR (repeatable)
-    #[arg(long, value_name = "DIR", help_heading = "Finding things")]
-    pub debug_dir: Vec<PathBuf>,
+    /// Where to look for things.
+    #[command(flatten)]
+    pub finding: Finding,
 }
 
 impl Where {
     /// Whether the analysis is done in a process that has given up its rights.
     pub fn confine(&self) -> bool {
-        self.core.is_some() && !self.no_sandbox
+        self.target.core.is_some() && !self.no_sandbox
     }
 
     /// The question to ask, or a usage error. `values` says whether locals and operand stacks are wanted.
     pub fn options(&self, values: bool) -> Result<session::Options, String> {
-        let source = match (self.pid, &self.core) {
-            (Some(pid), _) => session::Source::Pid(pid),
-            (None, Some(core)) => session::Source::Core { core: core.clone(), executable: self.executable.clone() },
-            (None, None) => return Err("a PID or a CORE is needed".to_string()),
-        };
-        if self.route.contains(&Route::Artifact) && self.artifact.is_empty() {
-            return Err("--route artifact needs --artifact FILE".to_string());
-        }
-        Ok(session::Options {
-            wasm: self.wasm.clone(),
-            artifacts: self.artifact.clone(),
-            routes: self.route.iter().map(|&r| r.into()).collect(),
-            sysroot: self.sysroot.clone(),
-            debug_dirs: self.debug_dir.clone(),
-            values,
-            names: false,
-            verbose: self.verbose,
-            ..session::Options::new(source)
-        })
+        let options = self.finding.options(self.target.source()?)?;
+        Ok(session::Options { values, names: false, verbose: self.verbose, ..options })
     }
 }
 
@@ -524,7 +517,7 @@ pub struct Modules {
     /// List the exports of each module
     #[arg(long)]
     pub exports: bool,
-    /// JSON instead of text; `wstate schema modules` describes it
+    /// Print JSON instead of text; `wstate schema modules` describes it
     #[arg(short, long)]
     pub json: bool,
     /// Never use colour
@@ -544,16 +537,16 @@ pub struct Memory {
     /// Number of bytes
     #[arg(value_name = "LEN", value_parser = number)]
     pub len: u64,
-    /// Of this instance: its number in `wstate modules`, or its address (0x...)
+    /// The instance: its number in `wstate modules`, or its address (0x...)
     #[arg(long, value_name = "N", value_parser = instance)]
     pub instance: Option<session::InstanceChoice>,
-    /// Of this memory of the instance
+    /// The index of the memory in the instance
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub memory: u32,
-    /// The bytes as they are
+    /// Write the bytes as they are
     #[arg(long)]
     pub raw: bool,
-    /// Write to FILE, which is replaced only when everything is written
+    /// Write to FILE; an old FILE is replaced only when everything is written
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// The target.
@@ -579,7 +572,7 @@ pub struct Export {
     /// Write a Wasm coredump to FILE, which is replaced only when everything is written
     #[arg(long, value_name = "FILE", required = true)]
     pub wasm_coredump: PathBuf,
-    /// In the shape that this reader wants
+    /// Write the format that this reader understands
     #[arg(long, value_enum, value_name = "READER")]
     pub compat: Option<Compat>,
     /// The target.
@@ -587,7 +580,7 @@ pub struct Export {
     pub place: Where,
 }
 
-/// A reader of coredumps that wants another shape.
+/// A reader of coredumps that understands another format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Compat {
     /// wasmgdb 0.2.2
@@ -603,7 +596,8 @@ fn number(text: &str) -> Result<u64, String> {
 }
 
 fn instance(text: &str) -> Result<session::InstanceChoice, String> {
-    let n = number(text).map_err(|e| format!("{e}: a number of wstate modules, or an address (0x...)"))?;
+    let n =
+        number(text).map_err(|e| format!("{e}; give a number that `wstate modules` shows, or an address (0x...)"))?;
     if text.starts_with("0x") {
         return Ok(session::InstanceChoice::Address(n));
     }
@@ -625,45 +619,45 @@ pub struct Show {
     /// Form of the output
     #[arg(long, value_enum, value_name = "FORM", help_heading = "Output")]
     pub format: Option<Format>,
-    /// JSON: the same as --format json
+    /// The same as --format json
     #[arg(short, long, conflicts_with = "format", help_heading = "Output")]
     pub json: bool,
-    /// JSON with indentation
+    /// Indent the JSON
     #[arg(long, help_heading = "Output")]
     pub pretty: bool,
-    /// Write to FILE, which is replaced only when everything is written
+    /// Write to FILE; an old FILE is replaced only when everything is written
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub output: Option<PathBuf>,
-    /// Never use colour (so do NO_COLOR and CLICOLOR=0; without a terminal there is none)
+    /// Never use colour; NO_COLOR and CLICOLOR=0 do the same, and only a terminal gets colour
     #[arg(long, help_heading = "Output")]
     pub no_color: bool,
-    /// Show registers and how each frame was found, tell what is being done
+    /// Show registers and how each frame was found, and tell on standard error what is being done
     #[arg(short, long, help_heading = "Output")]
     pub verbose: bool,
-    /// Tell on standard error how long the target was stopped and what took how long; in JSON too
+    /// Tell on standard error how long the target was stopped and what took how long; JSON has it too
     #[arg(long, help_heading = "Output")]
     pub timing: bool,
 
-    /// Only this thread, by kernel thread id (repeatable)
+    /// Show only this thread, by its kernel thread id (repeatable)
     #[arg(short, long = "thread", value_name = "TID", help_heading = "Selection",
         value_parser = clap::value_parser!(u32).range(1..))]
     pub thread: Vec<u32>,
-    /// Only the first thread
+    /// Show only the first thread
     #[arg(short = '1', help_heading = "Selection")]
     pub first: bool,
-    /// Frames per thread, 0 for all
+    /// Show at most N frames of each thread, or all with 0
     #[arg(short = 'n', value_name = "N", default_value_t = 0, help_heading = "Selection")]
     pub frames: usize,
-    /// Frames only, no locals and operand stacks
+    /// Show frames only, without locals and operand stacks
     #[arg(long, conflicts_with_all = ["locals", "stack"], help_heading = "Selection")]
     pub brief: bool,
-    /// Only Wasm frames; their numbers stay the same
+    /// Show only Wasm frames; their numbers stay the same
     #[arg(long, help_heading = "Selection")]
     pub wasm_only: bool,
-    /// Text: frames that come again and again once, with how often; numbers stay the same, JSON has all frames
+    /// In text, show frames that repeat once and say how often; frame numbers stay the same, and JSON has all frames
     #[arg(long, help_heading = "Selection")]
     pub fold: bool,
-    /// Native frames by name alone: no files, lines and inlined functions (faster, in less memory)
+    /// Show native frames by name alone, without files, lines and inlined functions (faster, needs less memory)
     #[arg(long, help_heading = "Selection")]
     pub no_lines: bool,
     /// Show locals (the default)
@@ -672,22 +666,9 @@ pub struct Show {
     /// Show operand stacks (the default)
     #[arg(long, help_heading = "Selection")]
     pub stack: bool,
-
-    /// A .wasm file that runs in the target, for names, types and byte offsets (repeatable)
-    #[arg(long, value_name = "FILE", help_heading = "Finding things")]
-    pub wasm: Vec<PathBuf>,
-    /// A cached artifact file of a module in the target (repeatable)
-    #[arg(long, value_name = "FILE", help_heading = "Finding things")]
-    pub artifact: Vec<PathBuf>,
-    /// Look for modules only this way (repeatable)
-    #[arg(long, value_enum, value_name = "ROUTE", help_heading = "Finding things")]
-    pub route: Vec<Route>,
-    /// Look for the target's files under DIR first
-    #[arg(long, value_name = "DIR", help_heading = "Finding things")]
-    pub sysroot: Option<PathBuf>,
-    /// Look for separate debug files in DIR (repeatable)
-    #[arg(long, value_name = "DIR", help_heading = "Finding things")]
-    pub debug_dir: Vec<PathBuf>,
+    /// Where to look for things.
+    #[command(flatten)]
+    pub finding: Finding,
 }
 
 /// Form of the output.
@@ -737,27 +718,19 @@ impl Show {
             (None, false) => Ok(Format::Text),
             (None | Some(Format::Json), _) => Ok(Format::Json),
             (Some(f), false) => Ok(f),
-            (Some(_), true) => Err("--pretty is for JSON only".to_string()),
+            (Some(_), true) => Err("--pretty is for JSON only: leave out --format, or give --format json".to_string()),
         }
     }
 
     /// The question to ask about `source`, or a usage error.
     pub fn options(&self, source: session::Source, live: Live) -> Result<session::Options, String> {
         let format = self.format()?;
-        if self.route.contains(&Route::Artifact) && self.artifact.is_empty() {
-            return Err("--route artifact needs --artifact FILE".to_string());
-        }
         Ok(session::Options {
             threads: self.thread.clone(),
             first_thread_only: self.first,
             limit: (self.frames != 0).then_some(self.frames),
-            wasm: self.wasm.clone(),
-            artifacts: self.artifact.clone(),
-            routes: self.route.iter().map(|&r| r.into()).collect(),
             settle: live.settle,
             nonblocking: live.nonblocking,
-            sysroot: self.sysroot.clone(),
-            debug_dirs: self.debug_dir.clone(),
             values: !self.brief,
             image: matches!(format, Format::Classic | Format::Image),
             // These forms show no native frame.
@@ -765,7 +738,7 @@ impl Show {
             lines: !self.no_lines,
             verbose: self.verbose,
             timing: self.timing,
-            ..session::Options::new(source)
+            ..self.finding.options(source)?
         })
     }
 }

@@ -437,13 +437,16 @@ fn open(path: &Path) -> io::Result<To> {
         Some(m) if m.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
         Some(m) if !m.is_file() => return Ok(To::Special(File::options().write(true).open(path)?)),
         Some(_) if stream.is_some() => {
-            let why = "of files that are open already only standard output and standard error are written";
+            let why = "wstate writes to no file that is already open but standard output and standard error; name the file itself";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
         // A file that may not be written must not be replaced only because its directory may be written.
         Some(_) => drop(File::options().append(true).open(path)?),
         None if path.is_symlink() => {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "it is a link to nothing"));
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "it is a link to a file that does not exist; remove the link or name another file",
+            ));
         }
         None => {}
     }
@@ -593,7 +596,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(dir.path().join("gone"), &link).unwrap();
-        assert!(Output::file(&link).unwrap_err().to_string().ends_with("it is a link to nothing"));
+        assert!(
+            Output::file(&link)
+                .unwrap_err()
+                .to_string()
+                .ends_with("it is a link to a file that does not exist; remove the link or name another file")
+        );
         assert!(link.is_symlink());
     }
 

@@ -16,9 +16,18 @@ pub enum Debugger {
     Lldb,
 }
 
+/// A file that is written: its name and its text.
+type File = (&'static str, &'static str);
+
+/// The part that the plugins share. Each of them looks for it in its own directory.
+const CLIENT: File = ("wstate_client.py", include_str!("../../gdb-plugin/wstate_client.py"));
+
 impl Debugger {
-    /// File name and text of the plugin.
-    pub fn plugin(self) -> (&'static str, &'static str) {
+    /// Every debugger that has a plugin.
+    pub const ALL: [Debugger; 2] = [Debugger::Gdb, Debugger::Lldb];
+
+    /// The file of the plugin that the debugger loads.
+    fn plugin(self) -> File {
         match self {
             Debugger::Gdb => ("wstate_gdb.py", include_str!("../../gdb-plugin/wstate_gdb.py")),
             Debugger::Lldb => ("wstate_lldb.py", include_str!("../../lldb-plugin/wstate_lldb.py")),
@@ -40,7 +49,8 @@ impl Debugger {
         (self == Debugger::Gdb).then_some(("wstate.gdb", text))
     }
 
-    fn name(self) -> &'static str {
+    /// The debugger's name.
+    pub fn name(self) -> &'static str {
         match self {
             Debugger::Gdb => "gdb",
             Debugger::Lldb => "lldb",
@@ -101,6 +111,22 @@ impl Places {
         self.data.join(debugger.plugin().0)
     }
 
+    /// The path and text of each file that belongs to the plugin. The order is that of writing: a file comes after
+    /// those that it needs.
+    fn files(&self, debugger: Debugger) -> Vec<(PathBuf, String)> {
+        let mut files: Vec<_> =
+            [CLIENT, debugger.plugin()].map(|(name, text)| (self.data.join(name), text.to_string())).into();
+        if let (loaded, Some(text)) = self.loaded(debugger) {
+            files.push((loaded, text));
+        }
+        files
+    }
+
+    /// The plugins of the other debuggers that are installed.
+    fn others(&self, debugger: Debugger) -> impl Iterator<Item = Debugger> {
+        Debugger::ALL.into_iter().filter(move |&other| other != debugger && self.plugin(other).exists())
+    }
+
     /// The path of the file that the init file loads, and the text of that file if it is not the plugin.
     fn loaded(&self, debugger: Debugger) -> (PathBuf, Option<String>) {
         let plugin = self.plugin(debugger);
@@ -114,9 +140,8 @@ impl Places {
 /// Does `action` for one debugger or for both, and returns what to tell the user.
 pub fn run(action: PluginAction, only: Option<Debugger>) -> Result<String, Error> {
     let places = Places::of_user()?;
-    let all = [Debugger::Gdb, Debugger::Lldb];
     let mut out = String::new();
-    for debugger in all.into_iter().filter(|d| only.is_none_or(|o| o == *d)) {
+    for debugger in Debugger::ALL.into_iter().filter(|d| only.is_none_or(|o| o == *d)) {
         out += &match action {
             PluginAction::Install => install(&places, debugger)?,
             PluginAction::Uninstall => uninstall(&places, debugger)?,
@@ -126,11 +151,29 @@ pub fn run(action: PluginAction, only: Option<Debugger>) -> Result<String, Error
     Ok(out)
 }
 
+/// What this user has of the plugin for `debugger`: `None` if it is not installed, else the files of it that are missing
+/// or are not those of this version.
+pub fn wrong_files(debugger: Debugger) -> Option<Vec<PathBuf>> {
+    Places::of_user().ok().and_then(|places| wrong_files_in(&places, debugger))
+}
+
+fn wrong_files_in(places: &Places, debugger: Debugger) -> Option<Vec<PathBuf>> {
+    let line = debugger.line(&places.loaded(debugger).0);
+    let init = std::fs::read(debugger.init_file(&places.home)).unwrap_or_default();
+    let loads = String::from_utf8_lossy(&init).lines().any(|l| l.trim() == line);
+    let is_wrong = |(path, text): &(PathBuf, String)| std::fs::read(path).ok().as_deref() != Some(text.as_bytes());
+    let wrong = places.files(debugger).into_iter().filter(is_wrong).map(|(path, _)| path);
+    (loads || places.plugin(debugger).exists()).then(|| wrong.collect())
+}
+
 fn read(path: &Path) -> Result<String, Error> {
     match std::fs::read(path) {
         Ok(bytes) => String::from_utf8(bytes).map_err(|_| Error::File {
             path: path.into(),
-            source: io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8, so it is left alone"),
+            source: io::Error::new(
+                io::ErrorKind::InvalidData,
+                "it is not UTF-8, so it was not changed; add the line of `wstate plugin path` by hand",
+            ),
         }),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(String::new()),
         Err(source) => Err(Error::File { path: path.into(), source }),
@@ -140,18 +183,20 @@ fn read(path: &Path) -> Result<String, Error> {
 fn install(places: &Places, debugger: Debugger) -> Result<String, Error> {
     let plugin = places.plugin(debugger);
     if plugin.to_string_lossy().contains(['\n', '"']) {
-        let what = format!("{} cannot stand in an init file", plugin.display());
+        let what = format!(
+            "{} cannot be written into an init file; set XDG_DATA_HOME to a directory without quotes and line ends in its path",
+            plugin.display()
+        );
         return Err(Error::NotFound { what });
     }
     let init = debugger.init_file(&places.home);
     let before = read(&init)?;
-    let (loaded, loader) = places.loaded(debugger);
-    let line = debugger.line(&loaded);
+    let line = debugger.line(&places.loaded(debugger).0);
     std::fs::create_dir_all(&places.data)
         .map_err(|source| Error::Output { to: places.data.display().to_string(), source })?;
-    Output::file(&plugin)?.write(debugger.plugin().1.as_bytes())?;
-    if let Some(text) = loader {
-        Output::file(&loaded)?.write(text.as_bytes())?;
+    // The plugins share a file, which is of this version from now on. So those of the other debuggers have to be, too.
+    for (path, text) in std::iter::once(debugger).chain(places.others(debugger)).flat_map(|d| places.files(d)) {
+        Output::file(&path)?.write(text.as_bytes())?;
     }
     let mut after: String = before.split_inclusive('\n').filter(|l| !debugger.is_ours(l) || l.trim() == line).collect();
     if !after.lines().any(|l| l.trim() == line) {
@@ -169,7 +214,6 @@ fn install(places: &Places, debugger: Debugger) -> Result<String, Error> {
 }
 
 fn uninstall(places: &Places, debugger: Debugger) -> Result<String, Error> {
-    let plugin = places.plugin(debugger);
     let init = debugger.init_file(&places.home);
     let before = read(&init)?;
     let after: String = before.split_inclusive('\n').filter(|l| !debugger.is_ours(l)).collect();
@@ -182,18 +226,33 @@ fn uninstall(places: &Places, debugger: Debugger) -> Result<String, Error> {
         }
         done.push(format!("line removed from {}", init.display()));
     }
-    let (loaded, loader) = places.loaded(debugger);
-    for file in [Some(&plugin), loader.is_some().then_some(&loaded)].into_iter().flatten() {
-        match std::fs::remove_file(file) {
+    let client = places.data.join(CLIENT.0);
+    let still_needed = places.others(debugger).next().is_some();
+    for (file, _) in places.files(debugger).into_iter().filter(|(file, _)| !still_needed || *file != client) {
+        match std::fs::remove_file(&file) {
             Ok(()) => done.push(format!("{} removed", file.display())),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(Error::Output { to: file.display().to_string(), source }),
         }
     }
+    remove_compiled(places, debugger);
     // This removes the directory only if it is empty.
     let _ = std::fs::remove_dir(&places.data);
     let done = if done.is_empty() { "nothing to remove".to_string() } else { done.join(", ") };
     Ok(format!("{}: {done}\n", debugger.name()))
+}
+
+/// Removes what Python compiled the plugin to, as lldb lets it do. These files are of no use alone, and it does not
+/// matter if one stays.
+fn remove_compiled(places: &Places, debugger: Debugger) {
+    let cache = places.data.join("__pycache__");
+    let module = debugger.plugin().0.trim_end_matches("py");
+    for entry in std::fs::read_dir(&cache).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(module) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+    let _ = std::fs::remove_dir(&cache);
 }
 
 #[cfg(test)]
@@ -220,6 +279,76 @@ mod tests {
             assert!(!init.exists() && !places.data.exists());
             assert!(uninstall(&places, debugger).unwrap().contains("nothing to remove"));
         }
+    }
+
+    #[test]
+    fn every_file_is_of_this_version() {
+        let version = format!("\nVERSION = \"{}\"\n", env!("CARGO_PKG_VERSION"));
+        for (name, text) in [CLIENT, Debugger::Gdb.plugin(), Debugger::Lldb.plugin()] {
+            assert_eq!(text.matches(&version).count(), 1, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_plugins_have_the_same_loader_and_no_other_code_twice() {
+        let [gdb, lldb] = Debugger::ALL.map(|d| {
+            let (name, text) = d.plugin();
+            let (_, rest) = text.split_once("\ndef load_client() -> Any:\n").expect("it is there");
+            let (loader, _) = rest.split_once("\n\n\n").expect("something follows");
+            (loader.replace(name, "PLUGIN"), text.replace(loader, ""))
+        });
+        assert_eq!(gdb.0, lldb.0);
+        assert!(gdb.0.len() > 500);
+        // Longer than imports and what any two functions begin and end with.
+        let lines = |text: &str| text.lines().filter(|l| l.trim().len() > 30).map(str::to_string).collect::<Vec<_>>();
+        let (gdb, lldb) = (lines(&gdb.1), lines(&lldb.1));
+        let run = 4;
+        let twice: Vec<_> = gdb.windows(run).filter(|w| lldb.windows(run).any(|l| l == *w)).collect();
+        assert!(twice.is_empty(), "{twice:#?}");
+    }
+
+    #[test]
+    fn the_shared_file_is_there_as_long_as_a_plugin_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = places(dir.path());
+        let client = places.data.join(CLIENT.0);
+        install(&places, Debugger::Gdb).unwrap();
+        install(&places, Debugger::Lldb).unwrap();
+        uninstall(&places, Debugger::Gdb).unwrap();
+        assert_eq!(std::fs::read_to_string(&client).unwrap(), CLIENT.1);
+        uninstall(&places, Debugger::Gdb).unwrap();
+        assert!(client.exists());
+        // lldb lets Python keep the compiled plugin.
+        let cache = places.data.join("__pycache__");
+        std::fs::create_dir(&cache).unwrap();
+        std::fs::write(cache.join("wstate_lldb.cpython-311.pyc"), b"").unwrap();
+        uninstall(&places, Debugger::Lldb).unwrap();
+        assert!(!places.data.exists());
+    }
+
+    #[test]
+    fn files_of_another_version_are_found_and_replaced_for_both() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = places(dir.path());
+        let [gdb, lldb] = Debugger::ALL.map(|d| places.plugin(d));
+        let wrong = || Debugger::ALL.map(|d| wrong_files_in(&places, d));
+        assert_eq!(wrong(), [None, None]);
+        // A version whose plugins were one file each.
+        std::fs::create_dir_all(&places.data).unwrap();
+        std::fs::write(&gdb, "old").unwrap();
+        std::fs::write(&lldb, "old").unwrap();
+        let client = places.data.join(CLIENT.0);
+        let loader = places.loaded(Debugger::Gdb).0;
+        assert_eq!(wrong(), [Some(vec![client.clone(), gdb, loader]), Some(vec![client.clone(), lldb.clone()])]);
+        install(&places, Debugger::Gdb).unwrap();
+        assert_eq!(wrong(), [Some(vec![]), Some(vec![])]);
+        assert_eq!(std::fs::read_to_string(&lldb).unwrap(), Debugger::Lldb.plugin().1);
+        // Its init file is not touched for that.
+        assert!(!dir.path().join(".lldbinit").exists());
+        // A line of an init file that loads what is not there.
+        install(&places, Debugger::Lldb).unwrap();
+        std::fs::remove_file(&lldb).unwrap();
+        assert_eq!(wrong(), [Some(vec![]), Some(vec![lldb])]);
     }
 
     #[test]

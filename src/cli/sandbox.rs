@@ -50,7 +50,7 @@ pub fn run(work: impl FnOnce(Option<String>) -> Ended) -> Result<Ended, Error> {
     let (keeper, kept) = helper::keep().unzip();
     // SAFETY: there is one thread, so the child may do whatever this process may.
     match unsafe { fork() } {
-        Err(e) => Ok(work(Some(format!("no process can be started: {e}")))),
+        Err(e) => Ok(work(Some(format!("no child process can be started: {e}")))),
         Ok(ForkResult::Parent { child }) => {
             drop(kept);
             if let Some(keeper) = keeper {
@@ -141,9 +141,9 @@ fn wait(child: Pid) -> Result<Ended, Error> {
                 let status = status as u8;
                 return Ok(Ended { code: status & !NOT_WHOLE, whole: status & NOT_WHOLE == 0 });
             }
-            Ok(WaitStatus::Signaled(_, signal, _)) => break format!("it was ended by {signal}"),
+            Ok(WaitStatus::Signaled(_, signal, _)) => break format!("the child process was ended by {signal}"),
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(e) => break format!("its end cannot be waited for: {e}"),
+            Err(e) => break format!("the end of the child process cannot be waited for: {e}"),
         }
     };
     Err(Error::Analysis { why })
@@ -157,7 +157,7 @@ fn enter(parent: Pid) -> Result<(), String> {
         // SAFETY: as in `run`. Nobody waits for a result any more.
         unsafe { libc::_exit(i32::from(PANICKED | NOT_WHOLE)) }
     }
-    let failed = |e: &dyn std::fmt::Display| format!("no seccomp filter: {e}");
+    let failed = |e: &dyn std::fmt::Display| format!("the seccomp filter cannot be set: {e}");
     let filter = filter().map_err(|e| failed(&e))?;
     seccompiler::apply_filter(&filter).map_err(|e| failed(&e))
 }

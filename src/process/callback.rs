@@ -7,7 +7,7 @@
 //! as `wstate core` reads it. The debugger is asked for what a short cut cannot answer.
 
 use super::core::CoreTarget;
-use super::files::Place;
+use super::files::FileLocation;
 use super::live::parse_maps;
 use super::memory::PAGE;
 use super::notes::{parse_auxv, without_deleted};
@@ -22,7 +22,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-/// Lends what a debugger knows of a target, while the target stands.
+/// Lends what a debugger knows of a target, while the target is stopped.
 pub trait Lender {
     /// Reads ranges of memory, each given by its address and its length in bytes. Returns one answer for each range;
     /// `None` means that the range cannot be read as a whole.
@@ -124,7 +124,7 @@ impl CallbackTarget {
         let core = what.core.as_deref().and_then(|path| match CoreTarget::open(path, search) {
             Ok(core) => Some(core),
             Err(e) => {
-                notes.push(format!("{e}; only what the debugger knows of it is used"));
+                notes.push(format!("{e}; only what the debugger knows of the core is used"));
                 None
             }
         });
@@ -146,7 +146,7 @@ impl CallbackTarget {
         });
         if mappings.is_empty() {
             notes.push(
-                "the debugger does not know the target's mappings: Wasm code cannot be told from other code".into(),
+                "the debugger does not know the target's mappings, so Wasm code cannot be told from other code".into(),
             );
         }
         let auxv = own("auxv").or(what.auxv).map(|bytes| parse_auxv(&bytes)).unwrap_or_default();
@@ -207,7 +207,8 @@ impl CallbackTarget {
                 None => {
                     let mut registers = Registers::unknown(self.machine());
                     known.iter().for_each(|lent| put(&mut registers, lent));
-                    let problem = registers.pc().is_none().then(|| "the debugger has no registers of it".to_string());
+                    let problem =
+                        registers.pc().is_none().then(|| "the debugger has no registers of this thread".to_string());
                     threads.push(Thread {
                         id: ThreadId(*id),
                         name: self.comm(*id).or(name),
@@ -410,7 +411,7 @@ impl Target for CallbackTarget {
         own.or_else(|| self.core.as_ref().and_then(|c| c.auxv(key)))
     }
 
-    fn file_candidates(&self, mapping: &Mapping) -> Vec<Place> {
+    fn file_candidates(&self, mapping: &Mapping) -> Vec<FileLocation> {
         if let Some(core) = &self.core {
             return core.file_candidates(mapping);
         }
@@ -422,17 +423,17 @@ impl Target for CallbackTarget {
         if let Some(pid) = self.pid.filter(|_| self.local) {
             let proc = PathBuf::from(format!("/proc/{pid}"));
             if self.executable.is_some() && self.executable == mapping.path {
-                out.push(Place::kernel(proc.join("exe")));
+                out.push(FileLocation::kernel(proc.join("exe")));
             }
             if !deleted && path.is_absolute() {
-                out.push(Place::within(&proc.join("root"), &path));
+                out.push(FileLocation::within(&proc.join("root"), &path));
             }
-            out.push(Place::kernel(proc.join(format!("map_files/{:x}-{:x}", mapping.start, mapping.end))));
+            out.push(FileLocation::kernel(proc.join(format!("map_files/{:x}-{:x}", mapping.start, mapping.end))));
         }
         if let Some(root) = self.sysroot.as_ref().filter(|_| path.is_absolute()) {
-            out.push(Place::within(root, &path));
+            out.push(FileLocation::within(root, &path));
         }
-        out.push(Place::named(path));
+        out.push(FileLocation::named(path));
         out
     }
 

@@ -57,13 +57,13 @@ pub enum NotElf {
     #[error("it is not an ELF file")]
     Magic,
     /// The file is a 32-bit file.
-    #[error("it is a 32-bit ELF file; only x86-64 is supported")]
+    #[error("it is a 32-bit ELF file; wstate reads x86-64 only")]
     Class,
     /// The file is big-endian.
-    #[error("it is a big-endian ELF file; only x86-64 is supported")]
+    #[error("it is a big-endian ELF file; wstate reads x86-64 only")]
     ByteOrder,
     /// The header is cut off.
-    #[error("it ends inside its ELF header")]
+    #[error("it is cut off inside its ELF header")]
     Short,
 }
 
@@ -224,6 +224,28 @@ impl Headers {
     /// Lowest address that a loadable segment states, rounded down to a page.
     pub fn lowest(&self) -> Option<u64> {
         self.loads().map(|p| p.vaddr & !0xfff).min()
+    }
+}
+
+/// The headers of a loaded file, as they are in the memory of a target.
+pub(super) struct LoadedHeaders {
+    pub headers: Headers,
+    pub bias: u64,
+    pub build_id: Option<Vec<u8>>,
+}
+
+impl LoadedHeaders {
+    /// Reads the headers of the file that is loaded from `start` on. Returns `None` if there are none.
+    pub fn read(memory: &dyn Memory, start: u64) -> Option<LoadedHeaders> {
+        // Four bytes are enough to see that this is no ELF file; nothing more is read then.
+        if memory.read_vec(start, 4).ok()? != b"\x7fELF" {
+            return None;
+        }
+        let headers = Headers::read(|offset, len| memory.read_vec(start.checked_add(offset)?, len).ok())?;
+        let first = headers.loads().find(|p| p.offset & !0xfff == 0)?;
+        let bias = start.wrapping_sub(first.vaddr & !0xfff);
+        let build_id = headers.build_id(|p| memory.read_vec(bias.wrapping_add(p.vaddr), p.filesz as usize).ok());
+        Some(LoadedHeaders { headers, bias, build_id })
     }
 }
 

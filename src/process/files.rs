@@ -35,56 +35,56 @@ enum By {
     Target,
 }
 
-/// A place where a file may be.
+/// A path at which a file may be, and who says so.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Place {
+pub struct FileLocation {
     path: PathBuf,
     /// The directory that nothing may lead out of, if there is one. `path` begins with it.
     root: Option<PathBuf>,
     by: By,
 }
 
-impl Place {
+impl FileLocation {
     /// A path that the user gave.
-    pub fn user(path: impl Into<PathBuf>) -> Place {
-        Place { path: path.into(), root: None, by: By::User }
+    pub fn user(path: impl Into<PathBuf>) -> FileLocation {
+        FileLocation { path: path.into(), root: None, by: By::User }
     }
 
     /// A link of the kernel to an open or mapped file: `/proc/PID/exe`, `/proc/PID/map_files/...`.
-    pub fn kernel(path: impl Into<PathBuf>) -> Place {
-        Place { path: path.into(), root: None, by: By::Kernel }
+    pub fn kernel(path: impl Into<PathBuf>) -> FileLocation {
+        FileLocation { path: path.into(), root: None, by: By::Kernel }
     }
 
     /// A path that a target names, if the target's files are this system's own.
-    pub fn named(path: impl Into<PathBuf>) -> Place {
-        Place { path: path.into(), root: None, by: By::Target }
+    pub fn named(path: impl Into<PathBuf>) -> FileLocation {
+        FileLocation { path: path.into(), root: None, by: By::Target }
     }
 
     /// A path that a target names whose files are below `root`. Links are followed as if `root` were the root
     /// directory.
-    pub fn within(root: &Path, path: &Path) -> Place {
+    pub fn within(root: &Path, path: &Path) -> FileLocation {
         let inside = path.strip_prefix("/").unwrap_or(path);
-        Place { path: root.join(inside), root: Some(root.to_path_buf()), by: By::Target }
+        FileLocation { path: root.join(inside), root: Some(root.to_path_buf()), by: By::Target }
     }
 
-    /// Path of the place, for messages and to tell places apart.
+    /// Path of the location, for messages and to tell locations apart.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether the place is a link of the kernel. Such a link leads for certain to the file that is open or mapped.
+    /// Whether the location is a link of the kernel. Such a link leads for certain to the file that is open or mapped.
     pub fn is_kernel(&self) -> bool {
         self.by == By::Kernel
     }
 
-    /// The place of a file that this one names and that lies in the same directory. `None` for a link of the kernel,
+    /// The location of a file that this one names and that lies in the same directory. `None` for a link of the kernel,
     /// which is in no directory of files.
-    pub fn beside(&self, name: &Path) -> Option<Place> {
+    pub fn beside(&self, name: &Path) -> Option<FileLocation> {
         let path = self.path.parent()?.join(name);
         match self.by {
             By::Kernel => None,
             // The user trusts the file's directory, not what the file says.
-            By::User | By::Target => Some(Place { path, root: self.root.clone(), by: By::Target }),
+            By::User | By::Target => Some(FileLocation { path, root: self.root.clone(), by: By::Target }),
         }
     }
 }
@@ -120,7 +120,7 @@ pub struct Opened {
 }
 
 fn not_regular() -> io::Error {
-    io::Error::new(ErrorKind::InvalidInput, "not a regular file")
+    io::Error::new(ErrorKind::InvalidInput, "it is not a regular file")
 }
 
 /// File systems whose contents are made up by the kernel, and where reading may have effects.
@@ -175,20 +175,20 @@ fn file_system(file: &impl AsFd) -> io::Result<i64> {
 }
 
 /// Opens a file in this process, which waits for as long as the file system does not answer.
-fn open_here(place: &Place) -> io::Result<File> {
-    let found = match place.by {
-        By::User | By::Kernel => File::options().read(true).custom_flags(libc::O_PATH).open(&place.path)?,
+fn open_here(location: &FileLocation) -> io::Result<File> {
+    let found = match location.by {
+        By::User | By::Kernel => File::options().read(true).custom_flags(libc::O_PATH).open(&location.path)?,
         By::Target => {
-            let inside = place.root.as_ref().and_then(|root| place.path.strip_prefix(root).ok());
-            File::from(resolve::find(place.root.as_deref(), inside.unwrap_or(&place.path))?)
+            let inside = location.root.as_ref().and_then(|root| location.path.strip_prefix(root).ok());
+            File::from(resolve::find(location.root.as_deref(), inside.unwrap_or(&location.path))?)
         }
     };
     if !found.metadata()?.is_file() {
         return Err(not_regular());
     }
     // Some file systems do not tell their kind.
-    if place.by == By::Target && file_system(&found).is_ok_and(|kind| MADE_UP.contains(&kind)) {
-        return Err(io::Error::new(ErrorKind::InvalidInput, "not a file on a disk"));
+    if location.by == By::Target && file_system(&found).is_ok_and(|kind| MADE_UP.contains(&kind)) {
+        return Err(io::Error::new(ErrorKind::InvalidInput, "it is not a file on a disk"));
     }
     // Opens the very file that was looked at, whatever is at its path by now.
     let own = format!("/proc/self/fd/{}", found.as_raw_fd());
@@ -204,19 +204,20 @@ fn open_here(place: &Place) -> io::Result<File> {
 /// # Errors
 /// The file is not there, may not be read, is no regular file, is not in the target's root, or did not answer. It is
 /// also an error if the file has already changed once while it was read.
-pub fn open(place: &Place) -> io::Result<Opened> {
-    open_first(std::slice::from_ref(place)).map(|(_, opened)| opened)
+pub fn open(location: &FileLocation) -> io::Result<Opened> {
+    open_first(std::slice::from_ref(location)).map(|(_, opened)| opened)
 }
 
-/// Opens a file at the first of these places at which one can be opened, and returns the index of that place.
+/// Opens a file at the first of these locations at which one can be opened, and returns the index of that location.
 ///
 /// # Errors
-/// None of the places has a file that can be opened. The error is that of the last place.
-pub fn open_first(places: &[Place]) -> io::Result<(usize, Opened)> {
+/// None of the locations has a file that can be opened. The error is that of the last location.
+pub fn open_first(locations: &[FileLocation]) -> io::Result<(usize, Opened)> {
     let here = || {
         let mut last = io::Error::from(ErrorKind::NotFound);
-        for (index, place) in places.iter().enumerate() {
-            match open_here(place).and_then(|file| Ok(Opened { identity: Identity::of(&file)?, file, is_copy: false }))
+        for (index, location) in locations.iter().enumerate() {
+            match open_here(location)
+                .and_then(|file| Ok(Opened { identity: Identity::of(&file)?, file, is_copy: false }))
             {
                 Ok(opened) => return Ok((index, opened)),
                 Err(e) => last = e,
@@ -224,10 +225,10 @@ pub fn open_first(places: &[Place]) -> io::Result<(usize, Opened)> {
         }
         Err(last)
     };
-    let (index, opened) = helper::open(places).unwrap_or_else(here)?;
+    let (index, opened) = helper::open(locations).unwrap_or_else(here)?;
     let id = (opened.identity.device, opened.identity.inode);
     if CHANGES.with_borrow(|changes| changes.refused.iter().any(|r| r.0 == id)) {
-        return Err(io::Error::other("it is changed while it is read"));
+        return Err(io::Error::other("it changed while it was read; try again when nothing writes to it"));
     }
     Ok((index, opened))
 }
@@ -243,7 +244,7 @@ pub(crate) fn seek(file: &File, from: u64, what: i32) -> io::Result<u64> {
 
 /// Device and inode number of the file that a user names, if it is a regular file that can be opened.
 pub fn same_file(path: &Path) -> Option<(u64, u64)> {
-    let opened = open(&Place::user(path)).ok()?;
+    let opened = open(&FileLocation::user(path)).ok()?;
     Some((opened.identity.device, opened.identity.inode))
 }
 
@@ -252,7 +253,7 @@ pub fn same_file(path: &Path) -> Option<(u64, u64)> {
 /// # Errors
 /// As [`open`].
 pub fn open_regular(path: &Path) -> io::Result<(File, u64)> {
-    let opened = open(&Place::user(path))?;
+    let opened = open(&FileLocation::user(path))?;
     Ok((opened.file, opened.identity.size))
 }
 
@@ -261,20 +262,20 @@ pub fn open_regular(path: &Path) -> io::Result<(File, u64)> {
 /// # Errors
 /// As [`open`], or the file is larger than `most`.
 pub fn read_file(path: &Path, most: u64) -> io::Result<Vec<u8>> {
-    read_place(&Place::user(path), most)
+    read_location(&FileLocation::user(path), most)
 }
 
-/// Like `read_file`, for any place.
+/// Like `read_file`, for any location.
 ///
 /// # Errors
 /// As [`read_file`].
-pub fn read_place(place: &Place, most: u64) -> io::Result<Vec<u8>> {
-    let opened = open(place)?;
+pub fn read_location(location: &FileLocation, most: u64) -> io::Result<Vec<u8>> {
+    let opened = open(location)?;
     let size = opened.identity.size;
     let mut bytes = Vec::new();
     // One byte more is asked for, because the file may have grown since its size was read.
     if size > most || opened.file.take(most + 1).read_to_end(&mut bytes)? as u64 > most {
-        let why = format!("it has {size} bytes, more than the {most} that are read");
+        let why = format!("it has {size} bytes, and wstate reads at most {most}");
         return Err(io::Error::new(ErrorKind::FileTooLarge, why));
     }
     Ok(bytes)
@@ -286,15 +287,15 @@ pub fn read_place(place: &Place, most: u64) -> io::Result<Vec<u8>> {
 /// # Errors
 /// As [`open`], or there is no address space for it.
 pub fn map_file(path: &Path) -> io::Result<Mapped> {
-    map_place(&Place::user(path))
+    map_location(&FileLocation::user(path))
 }
 
-/// Like `map_file`, for any place.
+/// Like `map_file`, for any location.
 ///
 /// # Errors
 /// As [`map_file`].
-pub fn map_place(place: &Place) -> io::Result<Mapped> {
-    map(open(place)?, place.path())
+pub fn map_location(location: &FileLocation) -> io::Result<Mapped> {
+    map(open(location)?, location.path())
 }
 
 /// Like [`map_file`], for a file that is open already. `path` is only used to name the file in notes.
@@ -423,7 +424,7 @@ impl Steady {
         CHANGES.with_borrow(|changes| {
             let note = |(_, path): &Changed| {
                 format!(
-                    "{} was changed while it was read and is not used; try again when it is left alone",
+                    "{} changed while it was read and is not used; try again when nothing writes to it",
                     path.display()
                 )
             };
@@ -454,14 +455,17 @@ mod tests {
         std::os::unix::fs::symlink(&fifo, &link).unwrap();
         let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
         for path in [fifo.as_path(), &link, dir.path(), &dir.path().join("socket"), Path::new("/dev/null")] {
-            for place in [Place::user(path), Place::kernel(path), Place::named(path)] {
-                let Err(e) = map_place(&place) else { panic!("{place:?}") };
-                assert_eq!(e.kind(), ErrorKind::InvalidInput, "{place:?}");
+            for location in [FileLocation::user(path), FileLocation::kernel(path), FileLocation::named(path)] {
+                let Err(e) = map_location(&location) else { panic!("{location:?}") };
+                assert_eq!(e.kind(), ErrorKind::InvalidInput, "{location:?}");
             }
         }
         // A user may have some of the kernel's files read, a target none.
-        assert!(open(&Place::user("/proc/self/maps")).is_ok());
-        assert!(open(&Place::named("/proc/1/maps")).is_err() && open(&Place::named("/sys/kernel/notes")).is_err());
+        assert!(open(&FileLocation::user("/proc/self/maps")).is_ok());
+        assert!(
+            open(&FileLocation::named("/proc/1/maps")).is_err()
+                && open(&FileLocation::named("/sys/kernel/notes")).is_err()
+        );
     }
 
     #[test]

@@ -31,7 +31,7 @@ use self::general::GeneralRegisters;
 pub use self::reread::ReadSet;
 pub use self::step::{Refusal, SettleReport, Settled, Verdict};
 use self::step::{SYNCHRONOUS, SignalInfo, end_stepping, is_queued};
-use super::files::{Identity, Place};
+use super::files::{FileLocation, Identity};
 use super::memory::{Content, Holder, PAGE, PageCache, Piece, Splice};
 use super::notes::{parse_auxv, without_deleted};
 use super::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
@@ -77,7 +77,7 @@ pub struct LiveTarget {
     auxv: Vec<(u64, u64)>,
     notes: Vec<String>,
     captured: Splice,
-    source: Source,
+    source: LiveMemory,
     cache: Mutex<PageCache>,
     pause: Duration,
     evidence: Evidence,
@@ -85,11 +85,11 @@ pub struct LiveTarget {
     log: Mutex<reread::Log>,
     files: evidence::MappedFiles,
     // Where the threads slept, if the process was not stopped (see `observe`).
-    slept: Option<Vec<(libc::pid_t, unstopped::Place)>>,
+    slept: Option<Vec<(libc::pid_t, unstopped::Sleeping)>>,
 }
 
 /// The memory of the running process.
-struct Source {
+struct LiveMemory {
     // A thread that was alive at the capture. It need not be the main thread, which may have ended.
     tid: libc::pid_t,
     // This file is bound to the address space that the process had at the capture. After an exec or the end of the
@@ -97,7 +97,7 @@ struct Source {
     mem: Option<File>,
 }
 
-impl Source {
+impl LiveMemory {
     fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
         let len = buf.len();
         let os = |e: std::io::Error| match e.raw_os_error() {
@@ -130,7 +130,7 @@ impl Source {
     }
 }
 
-impl Source {
+impl LiveMemory {
     /// Returns the parts of the anonymous memory from `start` to `end` that have pages, in memory or swapped out.
     fn page_table(&self, start: u64, end: u64) -> Option<Vec<(u64, u64)>> {
         const PAGE: u64 = 0x1000;
@@ -159,9 +159,9 @@ impl Source {
     }
 }
 
-impl Memory for Source {
+impl Memory for LiveMemory {
     fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
-        Source::read(self, address, buf)
+        LiveMemory::read(self, address, buf)
     }
 }
 
@@ -245,7 +245,7 @@ impl LiveTarget {
 
     /// Like [`LiveTarget::capture`], but first single-steps thread `tid` until `verdict` says [`Verdict::Point`] or
     /// [`Verdict::Outside`], a signal is about to be delivered to the thread, or `max_steps` instructions are done.
-    /// The other threads stand meanwhile. `verdict` gets the address of the next instruction and the memory.
+    /// The other threads stay stopped meanwhile. `verdict` gets the address of the next instruction and the memory.
     ///
     /// Unlike a capture this changes when things happen in the process, and it is not safe against being killed: the
     /// kernel does not end the single-step mode of a thread whose tracer dies (`exit_ptrace` does not call
@@ -277,7 +277,7 @@ impl LiveTarget {
         })
     }
 
-    /// How long the threads stood. Zero after [`LiveTarget::observe`].
+    /// How long the threads were stopped. Zero after [`LiveTarget::observe`].
     pub fn pause(&self) -> Duration {
         self.pause
     }
@@ -289,7 +289,7 @@ impl LiveTarget {
         Ok(target)
     }
 
-    /// Copies what is needed of a process that stands.
+    /// Copies what is needed of a stopped process.
     fn look(stopped: &mut Stopped, options: &CaptureOptions, set: &ReadSet) -> Result<LiveTarget, Error> {
         let _urgent = Urgent::begin();
         let pid = stopped.pid;
@@ -313,7 +313,7 @@ struct Process {
     mappings: Vec<Mapping>,
     executable: Option<PathBuf>,
     auxv: Vec<(u64, u64)>,
-    source: Source,
+    source: LiveMemory,
     files: evidence::MappedFiles,
 }
 
@@ -330,7 +330,7 @@ impl Process {
             mappings,
             executable: std::fs::read_link(proc.join("exe")).ok(),
             auxv: std::fs::read(proc.join("auxv")).map(|b| parse_auxv(&b)).unwrap_or_default(),
-            source: Source { tid, mem: File::open(proc.join("mem")).ok() },
+            source: LiveMemory { tid, mem: File::open(proc.join("mem")).ok() },
             files,
         })
     }
@@ -433,7 +433,7 @@ impl Target for LiveTarget {
         self.auxv.iter().find(|(k, _)| *k == key).map(|(_, v)| *v)
     }
 
-    fn file_candidates(&self, mapping: &Mapping) -> Vec<Place> {
+    fn file_candidates(&self, mapping: &Mapping) -> Vec<FileLocation> {
         if mapping.is_anonymous() {
             return Vec::new();
         }
@@ -442,14 +442,14 @@ impl Target for LiveTarget {
         let mut out = Vec::new();
         // This link leads to the very file that runs, whatever is at its path by now.
         if self.executable.is_some() && self.executable == mapping.path {
-            out.push(Place::kernel(proc.join("exe")));
+            out.push(FileLocation::kernel(proc.join("exe")));
         }
         // This place goes through the mount namespace of the process. The loader checks whether the file was replaced
         // since. The link that comes next leads to the very file that is mapped, but needs more rights.
         if !deleted && path.is_absolute() {
-            out.push(Place::within(&proc.join("root"), &path));
+            out.push(FileLocation::within(&proc.join("root"), &path));
         }
-        out.push(Place::kernel(format!("/proc/{}/map_files/{:x}-{:x}", self.pid, mapping.start, mapping.end)));
+        out.push(FileLocation::kernel(format!("/proc/{}/map_files/{:x}-{:x}", self.pid, mapping.start, mapping.end)));
         out
     }
 
@@ -510,7 +510,7 @@ fn starts_child(pid: u32, tid: libc::pid_t) -> bool {
 /// Size of the floating point state of a thread (NT_PRFPREG), in bytes.
 const FLOATING_POINT_STATE: usize = 512;
 
-/// A thread that stands.
+/// A stopped thread.
 struct Stop {
     tid: libc::pid_t,
     // A signal that was about to be delivered when the thread stopped, or 0. It is delivered when the thread is let
@@ -541,13 +541,13 @@ impl Stop {
     }
 }
 
-/// All threads of a process, which stand. Dropping this lets them go.
+/// All threads of a process, which are stopped. Dropping this lets them go.
 struct Stopped {
     pid: u32,
     threads: Vec<Stop>,
-    // Threads that do not stand, with the reason: they could not be seized, or did not stop in time.
+    // Threads that are not stopped, with the reason: they could not be seized, or did not stop in time.
     unstopped: Vec<(libc::pid_t, &'static str)>,
-    // Names of the threads, read while everything stands: a thread may name itself after the work that it does.
+    // Names of the threads, read while all are stopped: a thread may name itself after the work that it does.
     names: HashMap<libc::pid_t, Option<String>>,
     // Open files from which the names are read. They are closed when everything runs again.
     name_files: HashMap<libc::pid_t, File>,
@@ -567,7 +567,7 @@ fn running_and_sleeping(pid: u32, tids: Vec<libc::pid_t>) -> (Vec<libc::pid_t>, 
     tids.into_iter().partition(|&tid| thread_state(pid, tid) == Some(b'R'))
 }
 
-/// While this value lives, the calling thread goes before others where the system allows it: a process stands for as
+/// While this value lives, the calling thread goes before others where the system allows it: a process is stopped for as
 /// long as its tracer waits for a processor. It is not used while a thread is stepped, because that thread needs a
 /// processor too.
 struct Urgent {
@@ -617,7 +617,7 @@ impl Stopped {
     /// Stops every thread.
     ///
     /// Threads are seized first, which stops nothing and takes most of the time. Then those that run are interrupted,
-    /// and the rest when those stand. A thread that sleeps has to wake up in order to stop, and so does this one
+    /// and the rest when those are stopped. A thread that sleeps has to wake up in order to stop, and so does this one
     /// between two threads, and each time a thread that still runs may take the processor for milliseconds.
     fn all(pid: u32, options: &CaptureOptions) -> Result<Stopped, Error> {
         let pid = attachable(pid)?;
@@ -626,7 +626,7 @@ impl Stopped {
         let mut refused = None;
         let mut vanished = 0;
         let _urgent = Urgent::begin();
-        // Threads are listed again after each round, because a thread that does not stand yet can start another one
+        // Threads are listed again after each round, because a thread that is not stopped yet can start another one
         // unseen.
         let complete = until_quiet(|| {
             let mut seized = Vec::new();
@@ -696,7 +696,7 @@ impl Stopped {
         Ok(all)
     }
 
-    /// Interrupts seized threads, waits until they stand and returns how many of them ended instead.
+    /// Interrupts seized threads, waits until they are stopped and returns how many of them ended instead.
     fn interrupt(&mut self, seized: Vec<libc::pid_t>, timeout: Duration) -> usize {
         let all = seized.len();
         let mut pending = seized;
@@ -712,7 +712,7 @@ impl Stopped {
 
     /// Waits for interrupted threads and returns how many of them ended instead.
     fn wait_for(&mut self, mut pending: Vec<libc::pid_t>, timeout: Duration) -> usize {
-        // A thread in uninterruptible sleep is given up early, because every other thread stands while we wait for
+        // A thread in uninterruptible sleep is given up early, because every other thread is stopped while we wait for
         // it.
         const LOOK_AT_STATE: Duration = Duration::from_millis(200);
         let begin = Instant::now();
@@ -770,7 +770,7 @@ impl Stopped {
     fn release(&mut self) {
         let _urgent = Urgent::begin();
         // Threads that were running are let go last: each of them may take the processor from us while the others
-        // still stand.
+        // are still stopped.
         for thread in self.threads.drain(..).rev() {
             let _ = ptrace(libc::PTRACE_DETACH, thread.tid, 0, thread.held as usize);
         }
@@ -788,7 +788,7 @@ enum Wait {
     Stopped(Stop),
 }
 
-/// Asks whether thread `tid` stands. With `keep` the stop is not consumed, so that its signal is not lost if we die.
+/// Asks whether thread `tid` is stopped. With `keep` the stop is not consumed, so that its signal is not lost if we die.
 fn stop_of(tid: libc::pid_t, keep: bool) -> Wait {
     // SAFETY: siginfo_t is plain data, and all zeros is a valid value of it.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
@@ -870,7 +870,7 @@ fn read_ranges(tid: libc::pid_t, ranges: &[(u64, usize)], buf: &mut [u8]) -> std
 fn copy_stacks(
     threads: &[Thread],
     mappings: &[Mapping],
-    source: &Source,
+    source: &LiveMemory,
     pid: u32,
     options: &CaptureOptions,
     notes: &mut Vec<String>,
@@ -957,7 +957,7 @@ impl Plan {
         len < want
     }
 
-    fn copy(self, source: &Source, into: &mut Splice) {
+    fn copy(self, source: &LiveMemory, into: &mut Splice) {
         let total = self.ranges.iter().map(|r| r.1).sum();
         // Zeroed pages that come from the allocator are untouched memory: only pages that are copied into cost
         // anything.

@@ -1,6 +1,6 @@
 //! Files that a target has mapped, and memory that is read from such a file where the target leaves it out.
 
-use super::files::{Mapped, map_place};
+use super::files::{Mapped, map_location};
 use super::{Mapping, Memory, MemoryError, Target};
 use std::path::PathBuf;
 
@@ -55,7 +55,7 @@ impl MappedFile {
         });
         known.into_iter().flat_map(move |(base, first)| {
             target.file_candidates(mapping).into_iter().filter_map(move |place| {
-                let bytes = map_place(&place).ok()?;
+                let bytes = map_location(&place).ok()?;
                 if target.maps_another(mapping, &bytes.identity()) {
                     return None;
                 }

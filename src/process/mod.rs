@@ -14,7 +14,7 @@ pub mod same_file;
 pub mod testing;
 pub mod unpack;
 
-use self::files::Place;
+use self::files::FileLocation;
 use crate::arch::{Machine, Registers};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -242,7 +242,7 @@ pub trait Target: Memory {
     /// Places at which this process can open the file that `mapping` names (`/proc/PID/root/...`, map_files, a
     /// sysroot). They are to be tried in this order, and the first one that opens and passes the caller's checks is
     /// right. Empty for anonymous mappings.
-    fn file_candidates(&self, mapping: &Mapping) -> Vec<Place>;
+    fn file_candidates(&self, mapping: &Mapping) -> Vec<FileLocation>;
     /// Whether `file`, which was opened at one of these places, is certainly another file than the one that `mapping`
     /// maps.
     fn maps_another(&self, mapping: &Mapping, file: &files::Identity) -> bool {

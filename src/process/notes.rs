@@ -120,7 +120,9 @@ impl Notes {
                 match next {
                     Ok(note) => notes.take(&note, &mut current, &mut other_signals),
                     Err(short) => {
-                        notes.problems.push(format!("notes end in the middle of one (note segment: {short})"));
+                        notes.problems.push(format!(
+                            "the notes of the core end in the middle of one, and what follows is missing ({short})"
+                        ));
                         break;
                     }
                 }

@@ -163,3 +163,30 @@ impl CoreBuilder {
         CoreTarget::from_bytes(Path::new("core.test"), Arc::new(self.build()), search)
     }
 }
+
+/// A segment of a shared object: type, rights, offset, address, size in the file, size in memory, alignment.
+#[cfg(test)]
+pub type FileSegment = (u32, u32, u64, u64, u64, u64, u64);
+
+/// The first page of a shared object with these segments. At offset 0x400 there is a note with a build id of four
+/// bytes `id`.
+#[cfg(test)]
+pub fn shared_object(segments: &[FileSegment], id: u8) -> Vec<u8> {
+    let mut out = Vec::new();
+    out.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+    out.extend([3u16, 62].into_iter().flat_map(u16::to_le_bytes));
+    out.extend(1u32.to_le_bytes());
+    out.extend([0u64, 64, 0].into_iter().flat_map(u64::to_le_bytes));
+    out.extend(0u32.to_le_bytes());
+    out.extend([64u16, 56, segments.len() as u16, 64, 0, 0].into_iter().flat_map(u16::to_le_bytes));
+    for &(kind, flags, offset, address, filesz, memsz, align) in segments {
+        out.extend([kind, flags].into_iter().flat_map(u32::to_le_bytes));
+        out.extend([offset, address, address, filesz, memsz, align].into_iter().flat_map(u64::to_le_bytes));
+    }
+    out.resize(0x400, 0);
+    out.extend([4u32, 4, 3].into_iter().flat_map(u32::to_le_bytes));
+    out.extend(b"GNU\0");
+    out.extend([id; 4]);
+    out.resize(0x1000, 0);
+    out
+}

@@ -61,12 +61,12 @@ pub fn affordable(name: &str, sections: &[(u64, u64)]) -> bool {
         let why = match honest {
             true if all <= left => return true,
             true => {
-                format!("would take {all} bytes of memory, of which {left} are left for it (--no-lines needs none)")
+                format!("needs {all} bytes of memory, of which {left} are left for it (--no-lines needs none)")
             }
             false => "claims to be larger than its compressed bytes can be".to_string(),
         };
         let note =
-            format!("{name}: its debug information {why}; it is left out, and names are those of its symbol table");
+            format!("{name}: its debug information {why}; it is not used, so names come from the symbol table and there are no lines");
         if budget.notes.len() < limits::MAX_UNPACKED_NOTES && !budget.notes.contains(&note) {
             budget.notes.push(note);
         }

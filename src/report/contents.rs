@@ -1,14 +1,14 @@
 //! What modules and instances hold: the view model of `wstate modules`, and its text.
 
 use super::text::{self, TextOptions, clean, clean_message};
-use super::{EngineSeen, ExternKind, Hex, NameSource, Report, Runtime, SCHEMA_VERSION, Target, ValType, Value};
-use schemars::JsonSchema;
+use super::{EngineSeen, ExternKind, Hex, NameSource, Report, Runtime, SCHEMA_VERSION, Target, ValType, Value, Why};
 use serde::Serialize;
 use std::fmt::Write;
 
 /// Modules of a process or core with their instances, memories, globals and tables. Readers must accept null for every
 /// field and keys they do not know.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct Contents {
     /// Version of this document's form. Grows when a key changes its meaning or goes away, not when one is added.
     pub schema_version: u32,
@@ -32,26 +32,28 @@ pub struct Contents {
 }
 
 /// What one module declares, and its instances.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct ModuleContents {
     /// `index` of the module in `runtimes[].modules[]`.
     pub module_index: u32,
     /// Its functions, imported ones first; null if not known or not asked for.
     pub functions: Option<Vec<FunctionRow>>,
     /// Why `functions` is null.
-    pub functions_why: Option<String>,
+    pub functions_why: Option<Why>,
     /// Its exports, in its order; null if not known or not asked for.
     pub exports: Option<Vec<ExportRow>>,
     /// Why `exports` is null.
-    pub exports_why: Option<String>,
+    pub exports_why: Option<Why>,
     /// Its instances, as far as frames or the runtime's structures led to them.
     pub instances: Vec<Instance>,
     /// Why instances could not be told, if they could not be; that none was found is no reason.
-    pub instances_why: Option<String>,
+    pub instances_why: Option<Why>,
 }
 
 /// A function of a module.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct FunctionRow {
     /// Index in the module's function space.
     pub index: u32,
@@ -72,7 +74,8 @@ pub struct FunctionRow {
 }
 
 /// An export of a module.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct ExportRow {
     /// Name of the export.
     pub name: String,
@@ -83,7 +86,8 @@ pub struct ExportRow {
 }
 
 /// An instance of a module.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct Instance {
     /// Its number over all modules: what `--instance` takes.
     pub number: u32,
@@ -94,19 +98,20 @@ pub struct Instance {
     /// Its memories, imported ones first.
     pub memories: Vec<MemoryRow>,
     /// Why there may be more memories than are listed.
-    pub memories_why: Option<String>,
+    pub memories_why: Option<Why>,
     /// Its globals, imported ones first.
     pub globals: Vec<GlobalRow>,
     /// Why globals are missing.
-    pub globals_why: Option<String>,
+    pub globals_why: Option<Why>,
     /// Its tables, imported ones first.
     pub tables: Vec<TableRow>,
     /// Why tables are missing.
-    pub tables_why: Option<String>,
+    pub tables_why: Option<Why>,
 }
 
 /// A linear memory.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct MemoryRow {
     /// Index in the instance's memory space.
     pub index: u32,
@@ -121,11 +126,12 @@ pub struct MemoryRow {
     /// Pages at most, if it says and that is known.
     pub maximum: Option<u64>,
     /// Why base and size are not known.
-    pub why: Option<String>,
+    pub why: Option<Why>,
 }
 
 /// A global of an instance.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct GlobalRow {
     /// Its index, type and value.
     #[serde(flatten)]
@@ -135,14 +141,15 @@ pub struct GlobalRow {
 }
 
 /// A table of an instance.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct TableRow {
     /// Index in the instance's table space.
     pub index: u32,
     /// Number of its elements.
     pub elements: Option<u64>,
     /// Why that is not known.
-    pub why: Option<String>,
+    pub why: Option<Why>,
 }
 
 /// What to list besides instances.
@@ -220,15 +227,15 @@ pub fn render(contents: &Contents, options: TextOptions) -> String {
 fn module_text(contents: &Contents, module: &ModuleContents, out: &mut String) -> std::fmt::Result {
     writeln!(out, "\nmodule {} {}", module.module_index, clean(contents.module_name(module.module_index)))?;
     match &module.instances_why {
-        Some(why) => writeln!(out, "  instances not known: {}", clean_message(why))?,
+        Some(why) => writeln!(out, "  instances not known: {}", clean_message(&why.to_string()))?,
         None if module.instances.is_empty() => writeln!(out, "  no instance was found: no frame leads to one")?,
         None => {}
     }
     for instance in &module.instances {
         instance_text(instance, out)?;
     }
-    let reason = |what: &str, why: &Option<String>, out: &mut String| match why {
-        Some(why) => writeln!(out, "  {what} not known: {}", clean_message(why)),
+    let reason = |what: &str, why: &Option<Why>, out: &mut String| match why {
+        Some(why) => writeln!(out, "  {what} not known: {}", clean_message(&why.to_string())),
         None => Ok(()),
     };
     if let Some(exports) = &module.exports {
@@ -270,7 +277,8 @@ fn instance_text(instance: &Instance, out: &mut String) -> std::fmt::Result {
         write!(out, ", on thread {}{more}", ids.join(", "))?;
     }
     writeln!(out)?;
-    let reason = |why: &Option<String>| why.as_ref().map(|w| format!(" ({})", clean_message(w))).unwrap_or_default();
+    let reason =
+        |why: &Option<Why>| why.as_ref().map(|w| format!(" ({})", clean_message(&w.to_string()))).unwrap_or_default();
     for m in &instance.memories {
         let mut line = format!("    memory {}", m.index);
         match (m.base, m.size) {
@@ -308,7 +316,7 @@ fn instance_text(instance: &Instance, out: &mut String) -> std::fmt::Result {
         [("memories", &instance.memories_why), ("globals", &instance.globals_why), ("tables", &instance.tables_why)]
     {
         if let Some(why) = why {
-            writeln!(out, "    {what} not known: {}", clean_message(why))?;
+            writeln!(out, "    {what} not known: {}", clean_message(&why.to_string()))?;
         }
     }
     Ok(())

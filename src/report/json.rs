@@ -9,11 +9,13 @@ pub fn render(report: &Report, pretty: bool) -> String {
 }
 
 /// The JSON schema of a report.
+#[cfg(feature = "cli")]
 pub fn schema() -> String {
     schema_of::<Report>()
 }
 
 /// The JSON schema of documents of type `T`.
+#[cfg(feature = "cli")]
 pub fn schema_of<T: schemars::JsonSchema>() -> String {
     let settings = schemars::generate::SchemaSettings::draft2020_12().for_serialize();
     document(&settings.into_generator().into_root_schema_for::<T>(), true)

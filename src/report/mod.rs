@@ -18,11 +18,9 @@ mod tests;
 
 pub use crate::runtime::engines::Engine;
 use crate::runtime::engines::Sighting;
-pub use crate::runtime::{FoundBy, RuntimeName};
+pub use crate::runtime::{FoundBy, RuntimeName, Why};
 pub use crate::wasm::{ExternKind, NameSource, ValType};
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 pub use timing::Timing;
@@ -58,12 +56,13 @@ impl Serialize for Hex {
     }
 }
 
-impl JsonSchema for Hex {
-    fn schema_name() -> Cow<'static, str> {
+#[cfg(feature = "cli")]
+impl schemars::JsonSchema for Hex {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
         "Hex".into()
     }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
             "description": "An address, an offset or raw bits: lower-case hexadecimal with 0x and without leading zeros.",
             "type": "string",
             "pattern": "^0x[0-9a-f]{1,16}$",
@@ -87,12 +86,13 @@ impl Serialize for Bits {
     }
 }
 
-impl JsonSchema for Bits {
-    fn schema_name() -> Cow<'static, str> {
+#[cfg(feature = "cli")]
+impl schemars::JsonSchema for Bits {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
         "Bits".into()
     }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
             "description": "Raw bits of a value: lower-case hexadecimal with 0x and without leading zeros.",
             "type": "string",
             "pattern": "^0x[0-9a-f]{1,32}$",
@@ -176,7 +176,8 @@ words! {
 
 /// Mixed native and Wasm stacks of all threads of a process or core. Readers must accept null for every field and keys
 /// they do not know.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct Report {
     /// Version of this document's form. Grows when a key changes its meaning or goes away, not when one is added.
     pub schema_version: u32,
@@ -201,7 +202,8 @@ pub struct Report {
 }
 
 /// The process or core.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct Target {
     /// Process or core.
     pub kind: TargetKind,
@@ -218,7 +220,8 @@ pub struct Target {
 }
 
 /// An engine for WebAssembly of which nothing else is shown.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct EngineSeen {
     /// Name of the engine.
     pub name: Engine,
@@ -244,7 +247,8 @@ impl EngineSeen {
 }
 
 /// A Wasm runtime in the target.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct Runtime {
     /// Name of the runtime.
     pub name: RuntimeName,
@@ -253,7 +257,8 @@ pub struct Runtime {
 }
 
 /// A compiled Wasm module in the target.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct Module {
     /// Number of the module in this document, over all runtimes.
     pub index: Option<u32>,
@@ -282,7 +287,8 @@ pub struct Module {
 }
 
 /// A thread and its stack.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct Thread {
     /// Kernel thread id.
     pub tid: Option<u32>,
@@ -299,7 +305,8 @@ pub struct Thread {
 }
 
 /// How a walk over a stack ended.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct End {
     /// How the walk ended.
     pub kind: EndKind,
@@ -308,7 +315,8 @@ pub struct End {
 }
 
 /// A frame of a thread's stack.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct Frame {
     /// Number of the frame in its thread, counted from the youngest, the same in every form of output.
     pub index: Option<u32>,
@@ -342,11 +350,11 @@ pub struct Frame {
     /// Locals, parameters first; null if not known.
     pub locals: Option<Vec<Value>>,
     /// Why `locals` is null.
-    pub locals_why: Option<String>,
+    pub locals_why: Option<Why>,
     /// Operand stack, bottom first; null if not known.
     pub stack: Option<Vec<Value>>,
     /// Why `stack` is null.
-    pub stack_why: Option<String>,
+    pub stack_why: Option<Why>,
     /// Variables of the source language; missing where the code image describes none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub variables: Vec<Variable>,
@@ -390,7 +398,8 @@ impl Frame {
 }
 
 /// A function, native or Wasm.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct Function {
     /// Demangled name.
     pub name: Option<String>,
@@ -411,7 +420,8 @@ pub struct Function {
 }
 
 /// A place in Wasm code.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct WasmPlace {
     /// `index` of the module in `runtimes[].modules[]`.
     pub module_index: Option<u32>,
@@ -430,7 +440,8 @@ pub struct WasmPlace {
 }
 
 /// A local or an operand.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct Value {
     /// Number of the local, or of the operand counted from the bottom.
     pub index: Option<u32>,
@@ -446,11 +457,12 @@ pub struct Value {
     /// Address it was read from, if it was read from memory.
     pub address: Option<Hex>,
     /// Why there is no value.
-    pub why: Option<String>,
+    pub why: Option<Why>,
 }
 
 /// A variable of the source language.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct Variable {
     /// Name of the variable.
     pub name: Option<String>,
@@ -462,7 +474,7 @@ pub struct Variable {
     /// Where it was found: `[fp-0x10]`.
     pub place: Option<String>,
     /// Why there is no value.
-    pub why: Option<String>,
+    pub why: Option<Why>,
 }
 
 /// How much of what was asked for is in a report.

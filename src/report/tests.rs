@@ -126,7 +126,7 @@ fn rich() -> Report {
         known(None, 0xffff_8000_0000_0001, memory(x64::RBP, -0x30)),
         runtime::Value {
             ty: Some(ValType::F32),
-            slot: Slot::Unknown(Why("r10 is not preserved by calls, and no callee that is known saved it".to_string())),
+            slot: Slot::Unknown(Why::other("r10 is not preserved by calls, and no callee that is known saved it")),
         },
         known(Some(ValType::F32), 0x7fc0_0001, reg(x64::XMM15)),
     ];
@@ -138,7 +138,7 @@ fn rich() -> Report {
     ]));
     let mut fact = wasm(5, 0x7f3a_b0d6_0c02, None, 3, OpPosition::After);
     fact.locals = Some(vec![]);
-    fact.stack_why = Some("between two points of the map".to_string());
+    fact.stack_why = Some(Why::other("between two points of the map"));
     fact.notes.push("stopped in the epilogue".to_string());
     let mut trampoline = Frame::new(6, 0x7f3a_b0d6_0005, FrameKind::Trampoline);
     trampoline.trust = Some(Trust::Recognised);
@@ -164,14 +164,14 @@ fn rich() -> Report {
         notes: vec![],
     });
     let mut deep = wasm(12, 0x7f3a_b0d6_0a31, Some("spin"), 4, OpPosition::Unknown);
-    deep.locals_why = Some("the frame's base is not known".to_string());
+    deep.locals_why = Some(Why::other("the frame's base is not known"));
     report.threads.push(Thread {
         tid: Some(4712),
         name: None,
         frames: vec![deep],
         end: Some(End {
             kind: EndKind::Lost,
-            why: Some("no memory at 0x7ffd10000000 (8 bytes), the core is cut off".to_string()),
+            why: Some(Why::other("no memory at 0x7ffd10000000 (8 bytes), the core is cut off")),
         }),
         signal: None,
         notes: vec!["registers are from after the stop".to_string()],
@@ -224,6 +224,7 @@ fn json_pretty() {
     insta::assert_snapshot!(json::render(&rich(), true));
 }
 
+#[cfg(feature = "cli")]
 #[test]
 fn json_schema() {
     insta::assert_snapshot!(json::schema());
@@ -256,7 +257,7 @@ fn a_reason_longer_than_a_line_is_broken_between_words() {
     let mut report = rich();
     report.threads.truncate(1);
     report.threads[0].frames.truncate(1);
-    report.threads[0].frames[0].stack_why = Some("word ".repeat(55).trim().to_string());
+    report.threads[0].frames[0].stack_why = Some(Why::other("word ".repeat(55).trim()));
     let text = render(&report, PLAIN);
     let lines: Vec<&str> = text.lines().filter(|l| l.contains("word")).collect();
     assert!(lines.len() >= 3 && lines.iter().all(|l| l.chars().count() <= 120), "{text}");
@@ -303,7 +304,7 @@ fn a_place_without_an_operator_number_is_its_offset() {
 #[test]
 fn variables_of_the_source_stand_below_the_locals() {
     let variable = |name: &str, value: Result<&str, &str>| {
-        let value = value.map(str::to_string).map_err(|why| Why(why.to_string()));
+        let value = value.map(str::to_string).map_err(Why::other);
         let place = value.is_ok().then(|| "[fp-0x10]".to_string());
         Variable::new(&runtime::SourceVariable { name: name.to_string(), ty: Some("int".to_string()), value, place })
     };
@@ -316,7 +317,7 @@ fn variables_of_the_source_stand_below_the_locals() {
         other => runtime::Value { slot: other, ..vector },
     };
     frame.locals = Some(vec![Value::new(0, &vector)]);
-    frame.stack_why = Some("not recorded".to_string());
+    frame.stack_why = Some(Why::other("not recorded"));
     frame.variables = vec![variable("n", Ok("5")), variable("gone", Err("optimized out"))];
     let text = text::render_frame(&rich(), &frame, PLAIN);
     let lines: Vec<&str> = text.lines().skip(1).map(str::trim).collect();
@@ -332,6 +333,7 @@ fn variables_of_the_source_stand_below_the_locals() {
     assert_eq!(json(&frame)["locals"][0]["bits"], "0x80000000000000000000000000000000");
 }
 
+#[cfg(feature = "cli")]
 #[test]
 fn the_schema_describes_every_key_and_leaves_room_for_more() {
     let schema: serde_json::Value = serde_json::from_str(&json::schema()).unwrap();
@@ -366,7 +368,7 @@ fn hostile_names_do_nothing_to_the_terminal() {
         thread.end = Some(End { kind: EndKind::Lost, why: Some(text.to_string()) });
         for frame in &mut thread.frames {
             frame.module = Some(text.to_string());
-            frame.locals_why = Some(text.to_string());
+            frame.locals_why = Some(Why::other(text));
             frame.notes = vec![text.to_string()];
             if let Some(f) = &mut frame.function {
                 f.name = Some(text.to_string());

@@ -426,16 +426,10 @@ impl Text<'_> {
         line
     }
 
-    fn values(
-        &mut self,
-        indent: usize,
-        label: &str,
-        values: &Option<Vec<Value>>,
-        why: &Option<String>,
-    ) -> io::Result<()> {
+    fn values(&mut self, indent: usize, label: &str, values: &Option<Vec<Value>>, why: &Option<Why>) -> io::Result<()> {
         match (values, why) {
             (None, None) => Ok(()),
-            (None, Some(why)) => self.list(indent, label, &[format!("not known: {}", clean(why))]),
+            (None, Some(why)) => self.list(indent, label, &[format!("not known: {}", clean(&why.to_string()))]),
             (Some(v), _) if v.is_empty() => self.list(indent, label, &["none".to_string()]),
             (Some(v), _) => {
                 let items: Vec<String> = v.iter().map(value_text).collect();
@@ -519,7 +513,7 @@ fn value_text(v: &Value) -> String {
         text += &if short.starts_with('[') { format!(" {}", clean(short)) } else { format!(" ({})", clean(short)) };
     }
     if let Some(why) = &v.why {
-        text += &format!(" ({})", clean(why));
+        text += &format!(" ({})", clean(&why.to_string()));
     }
     text
 }
@@ -534,7 +528,7 @@ fn variable_text(v: &Variable) -> String {
         text += &if place.starts_with('[') { format!(" {}", clean(place)) } else { format!(" ({})", clean(place)) };
     }
     if let Some(why) = &v.why {
-        text += &format!(" ({})", clean(why));
+        text += &format!(" ({})", clean(&why.to_string()));
     }
     text
 }

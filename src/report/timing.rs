@@ -1,11 +1,11 @@
 //! How long an answer took (`--timing`).
 
-use schemars::JsonSchema;
 use serde::Serialize;
 use std::time::Duration;
 
 /// How long the parts of an answer took, in milliseconds by the clock, one after the other.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct Timing {
     /// How long the process was stopped, in all where it was stopped more than once, a part of `reading_ms`; of threads that never stopped, and in a core, null.
     pub stopped_ms: Option<f64>,

@@ -26,7 +26,7 @@ impl Value {
                 },
                 why: None,
             },
-            Slot::Unknown(Why(why)) => {
+            Slot::Unknown(why) => {
                 Value { index, ty, bits: None, value: None, place: None, address: None, why: Some(why.clone()) }
             }
         }
@@ -34,10 +34,10 @@ impl Value {
 
     /// The report's form of a list of engine values, or the reason why there is no list. The result goes into
     /// `locals` and `locals_why`, or into `stack` and `stack_why`.
-    pub fn list(values: &Result<Vec<runtime::Value>, Why>) -> (Option<Vec<Value>>, Option<String>) {
+    pub fn list(values: &Result<Vec<runtime::Value>, Why>) -> (Option<Vec<Value>>, Option<Why>) {
         match values {
             Ok(v) => (Some(v.iter().enumerate().map(|(i, v)| Value::new(i as u32, v)).collect()), None),
-            Err(Why(why)) => (None, Some(why.clone())),
+            Err(why) => (None, Some(why.clone())),
         }
     }
 }
@@ -94,7 +94,7 @@ impl Variable {
     pub fn new(variable: &runtime::SourceVariable) -> Variable {
         let (value, why) = match &variable.value {
             Ok(value) => (Some(value.clone()), None),
-            Err(Why(why)) => (None, Some(why.clone())),
+            Err(why) => (None, Some(why.clone())),
         };
         let (name, ty, place) = (Some(variable.name.clone()), variable.ty.clone(), variable.place.clone());
         Variable { name, ty, value, place, why }
@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn a_missing_list_carries_its_reason() {
-        assert_eq!(Value::list(&Err(Why("between two points".into()))), (None, Some("between two points".into())));
+        assert_eq!(Value::list(&Err(Why::BetweenPoints)), (None, Some(Why::BetweenPoints)));
         assert_eq!(Value::list(&Ok(vec![])), (Some(vec![]), None));
     }
 }

@@ -5,17 +5,19 @@
 use super::code_map::{CodeMap, Detail};
 use super::engines::{self, Engine, Sighting};
 use super::match_files::{ByCode, Candidate, Verdict, decide};
-use super::singlepass::anchor::Route;
 use super::singlepass::find::{HostLayouts, SinglepassProvider};
-use super::wasmtime::find::WasmtimeProvider;
+use super::singlepass::{self, find::anchor::Route};
+use super::wasmtime::{self, find::WasmtimeProvider};
 use super::{
-    Declared, Fit, GuestFrame, GuestInstance, GuestModule, InstanceParts, Provider, Reach, Runtime, Scene, Value, Why,
+    Declared, Fit, GuestFrame, GuestInstance, GuestModule, Images, InstanceParts, Provider, Reach, Reaches, Runtime,
+    Scene, Settling, Tables, Value, Why,
 };
 use crate::error::Error;
 use crate::limits::{MAX_IMAGE_BYTES, MAX_SHOWN_REASONS};
 use crate::process::memory::read_file;
 use crate::process::{Memory, ThreadId};
 use crate::state::{ExecutionStateImage, PointKind};
+use crate::unwind::recognised::{RecognisedUnwinder, Routines};
 use crate::unwind::{Cursor, Next, Unwinder};
 use crate::wasm::WasmModule;
 use crate::wasm::file::{CoreModule, WasmFile};
@@ -76,6 +78,23 @@ impl FindOptions {
     }
 }
 
+/// A runtime that is known here.
+struct Known {
+    provider: fn(&FindOptions) -> Box<dyn Provider>,
+    routines: Routines,
+}
+
+/// Each runtime is one line here. Those whose search reads less come first.
+const KNOWN: [Known; 2] = [
+    Known { provider: |_| Box::new(WasmtimeProvider::new()), routines: wasmtime::stubs::ROUTINES },
+    Known { provider: |o| Box::new(SinglepassProvider::new(o.clone())), routines: singlepass::stubs::ROUTINES },
+];
+
+/// An unwinder that recognises native code of all known runtimes by its bytes.
+pub fn recognised() -> RecognisedUnwinder {
+    RecognisedUnwinder::new(&KNOWN.map(|runtime| runtime.routines))
+}
+
 /// All known runtimes together: finds the modules of all of them and reads all their frames.
 pub struct Runtimes {
     providers: Vec<Box<dyn Provider>>,
@@ -106,11 +125,9 @@ pub struct Runtimes {
 }
 
 impl Runtimes {
-    /// All known runtimes; none of them has searched yet. Each runtime is one line here.
+    /// All known runtimes; none of them has searched yet.
     pub fn new(options: &FindOptions) -> Runtimes {
-        let providers: Vec<Box<dyn Provider>> =
-            vec![Box::new(WasmtimeProvider::new()), Box::new(SinglepassProvider::new(options.clone()))];
-        Runtimes::of(providers, options)
+        Runtimes::of(KNOWN.iter().map(|runtime| (runtime.provider)(options)).collect(), options)
     }
 
     /// These runtimes. Those whose search reads less come first: what they explain is not searched for by the others.
@@ -141,7 +158,7 @@ impl Runtimes {
     /// The runtime of a module, and the number of the module within that runtime.
     fn place(&self, module: usize) -> Result<(&dyn Runtime, usize), Why> {
         let place = self.places.get(module).and_then(|&(p, local)| Some((self.providers.get(p)?.runtime(), local)));
-        place.ok_or_else(|| Why("there is no such module".into()))
+        place.ok_or(Why::NoSuchModule)
     }
 
     /// The overall number of module `local` of provider `p`.
@@ -246,7 +263,11 @@ impl Runtimes {
                 if self.matched.get(module).copied().flatten().is_some() {
                     continue;
                 }
-                match provider.compare(local, &candidate.core, memory) {
+                let compared = match provider.files() {
+                    Some(files) => files.compare(local, &candidate.core, memory),
+                    None => Err(format!("{} takes no files", provider.runtime().name())),
+                };
+                match compared {
                     Ok(fit) => _ = fits.insert((module, number), fit),
                     Err(why) => reasons.entry(number).or_default().push((module, why)),
                 }
@@ -274,7 +295,8 @@ impl Runtimes {
                         continue;
                     };
                     let Some(file) = self.files.get(candidate.file) else { continue };
-                    provider.take_file(local, &file.path, &candidate.core, fit.clone());
+                    let Some(files) = provider.files() else { continue };
+                    files.take_file(local, &file.path, &candidate.core, fit.clone());
                     self.matched[module] = Some(*number);
                 }
                 Verdict::Either(either) => {
@@ -455,11 +477,6 @@ impl Runtime for Runtimes {
         self.runtimes().flat_map(|r| r.waiting(memory)).collect()
     }
 
-    fn image(&self, thread: ThreadId, at: &Cursor, memory: &dyn Memory) -> Result<ExecutionStateImage, Why> {
-        let owner = self.runtimes().find(|r| r.module_of(at.address.lookup()).is_some());
-        owner.map_or_else(|| Ok(ExecutionStateImage::default()), |r| r.image(thread, at, memory))
-    }
-
     fn recover(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
         self.runtimes().find_map(|r| r.recover(at, memory))
     }
@@ -481,20 +498,6 @@ impl Runtime for Runtimes {
     fn global(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<Value, Why> {
         let (runtime, module) = self.place(module)?;
         runtime.global(module, instance, index, memory)
-    }
-
-    fn instance_parts(&self, module: usize, instance: u64, memory: &dyn Memory) -> Result<InstanceParts, Why> {
-        let (runtime, module) = self.place(module)?;
-        runtime.instance_parts(module, instance, memory)
-    }
-
-    fn goes_on_at(&self, address: u64, memory: &dyn Memory) -> Option<PointKind> {
-        self.runtimes().find_map(|r| r.goes_on_at(address, memory))
-    }
-
-    fn table(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {
-        let (runtime, module) = self.place(module)?;
-        runtime.table(module, instance, index, memory)
     }
 
     fn instances(&self, memory: &dyn Memory) -> Vec<GuestInstance> {
@@ -523,14 +526,16 @@ impl Runtime for Runtimes {
         runtime.body_offset(module, local_function)
     }
 
-    fn settles(&self, module: usize) -> Result<(), Why> {
-        let (runtime, module) = self.place(module)?;
-        runtime.settles(module)
+    fn images(&self) -> Option<&dyn Images> {
+        Some(self)
     }
 
-    fn reach(&self, memory: &dyn Memory) -> Box<dyn Fn(u64) -> Reach + Send> {
-        let all: Vec<_> = self.runtimes().map(|r| r.reach(memory)).collect();
-        Box::new(move |pc| all.iter().map(|reach| reach(pc)).find(|r| *r != Reach::Outside).unwrap_or(Reach::Outside))
+    fn settling(&self) -> Option<&dyn Settling> {
+        Some(self)
+    }
+
+    fn tables(&self) -> Option<&dyn Tables> {
+        Some(self)
     }
 
     fn code_map(&self, detail: &Detail, memory: &dyn Memory) -> CodeMap {
@@ -543,6 +548,41 @@ impl Runtime for Runtimes {
     }
 }
 
+impl Images for Runtimes {
+    fn image(&self, thread: ThreadId, at: &Cursor, memory: &dyn Memory) -> Result<ExecutionStateImage, Why> {
+        let owner = self.runtimes().find(|r| r.module_of(at.address.lookup()).is_some());
+        owner.map_or_else(|| Ok(ExecutionStateImage::default()), |r| r.image(thread, at, memory))
+    }
+
+    fn instance_parts(&self, module: usize, instance: u64, memory: &dyn Memory) -> Result<InstanceParts, Why> {
+        let (runtime, module) = self.place(module)?;
+        runtime.instance_parts(module, instance, memory)
+    }
+
+    fn goes_on_at(&self, address: u64, memory: &dyn Memory) -> Option<PointKind> {
+        self.runtimes().find_map(|r| r.goes_on_at(address, memory))
+    }
+}
+
+impl Settling for Runtimes {
+    fn settles(&self, module: usize) -> Result<(), Why> {
+        let (runtime, module) = self.place(module)?;
+        runtime.settles(module)
+    }
+
+    fn reach(&self, memory: &dyn Memory) -> Reaches {
+        let all: Vec<_> = self.runtimes().map(|r| r.reach(memory)).collect();
+        Box::new(move |pc| all.iter().map(|reach| reach(pc)).find(|r| *r != Reach::Outside).unwrap_or(Reach::Outside))
+    }
+}
+
+impl Tables for Runtimes {
+    fn table(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {
+        let (runtime, module) = self.place(module)?;
+        runtime.table(module, instance, index, memory)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -551,8 +591,9 @@ mod tests {
     use crate::process::objects::Objects;
     use crate::process::testing::CoreBuilder;
     use crate::progress::Silent;
-    use crate::runtime::{GuestKind, RuntimeName};
+    use crate::runtime::{Files, GuestKind, RuntimeName};
     use crate::unwind::testing::cursor;
+    use std::path::Path;
 
     const ONE: RuntimeName = RuntimeName::Wasmtime;
     const TWO: RuntimeName = RuntimeName::Singlepass;
@@ -609,17 +650,26 @@ mod tests {
             Ok((self.base, module as u64))
         }
         fn global(&self, _: usize, _: u64, _: u32, _: &dyn Memory) -> Result<Value, Why> {
-            Err(Why(self.name.to_string()))
+            Err(Why::Other(self.name.to_string()))
         }
         fn instances(&self, _: &dyn Memory) -> Vec<GuestInstance> {
             (0..self.found.len()).map(|module| GuestInstance { module, address: self.base }).collect()
         }
-        fn reach(&self, _: &dyn Memory) -> Box<dyn Fn(u64) -> Reach + Send> {
-            let base = self.base;
-            Box::new(move |pc| if pc >> 12 == base >> 12 { Reach::Point } else { Reach::Outside })
+        fn settling(&self) -> Option<&dyn Settling> {
+            (self.name == ONE).then_some(self)
         }
         fn code_map(&self, _: &Detail, _: &dyn Memory) -> CodeMap {
             CodeMap { notes: vec![self.name.to_string()], ..CodeMap::default() }
+        }
+    }
+
+    impl Settling for Pages {
+        fn settles(&self, _: usize) -> Result<(), Why> {
+            Ok(())
+        }
+        fn reach(&self, _: &dyn Memory) -> Reaches {
+            let base = self.base;
+            Box::new(move |pc| if pc >> 12 == base >> 12 { Reach::Point } else { Reach::Outside })
         }
     }
 
@@ -648,8 +698,8 @@ mod tests {
             }
             self.found.len() - before
         }
-        fn compare(&mut self, module: usize, _: &CoreModule, _: &dyn Memory) -> Result<Fit, String> {
-            Err(format!("no, says {} of {module}", self.name))
+        fn files(&mut self) -> Option<&mut dyn Files> {
+            Some(self)
         }
         fn code(&self, _: usize, function: u32, _: &dyn Memory) -> Option<Vec<u8>> {
             Some(vec![0x90; MAX_COMPARED_CODE as usize + function as usize])
@@ -657,6 +707,13 @@ mod tests {
         fn runtime(&self) -> &dyn Runtime {
             self
         }
+    }
+
+    impl Files for Pages {
+        fn compare(&mut self, module: usize, _: &CoreModule, _: &dyn Memory) -> Result<Fit, String> {
+            Err(format!("no, says {} of {module}", self.name))
+        }
+        fn take_file(&mut self, _: usize, _: &Path, _: &CoreModule, _: Fit) {}
     }
 
     fn frame(pc: u64) -> Cursor {
@@ -688,11 +745,23 @@ mod tests {
         assert!(all.describe(&frame(0x3_0000), &target).is_empty());
         assert_eq!(all.module_of(0x1_0010), Some(1));
         assert_eq!(all.linear_memory(2, 0, 0, &target), Ok((0x2_0000, 1)));
-        assert_eq!(all.global(1, 0, 0, &target), Err(Why("wasmtime".into())));
-        assert_eq!(all.global(3, 0, 0, &target), Err(Why("there is no such module".into())));
+        assert_eq!(all.global(1, 0, 0, &target), Err(Why::other("wasmtime")));
+        assert_eq!(all.global(3, 0, 0, &target), Err(Why::NoSuchModule));
         assert_eq!(all.instances(&target).iter().map(|i| i.module).collect::<Vec<_>>(), [1, 0, 2]);
         let reach = all.reach(&target);
-        assert_eq!([reach(0x1_0000), reach(0x2_0fff), reach(0)], [Reach::Point, Reach::Point, Reach::Outside]);
+        // The second runtime has no points, so only the ranges of its modules are known.
+        let reached = [0x1_0000, 0x2_0fff, 0x2_1000, 0x2_2000, 0].map(reach);
+        let inside = Reach::Inside;
+        assert_eq!(reached, [Reach::Point, inside, inside, Reach::Outside, Reach::Outside]);
+        assert_eq!((all.settles(1), all.settles(3)), (Ok(()), Err(Why::NoSuchModule)));
+        let lacks = |what: &str| Why::Other(format!("wasmer-singlepass has no {what}"));
+        assert_eq!(all.settles(0), Err(lacks("points to which a thread could be stepped")));
+        let image = all.image(ThreadId(1), &frame(0x2_0010), &target);
+        assert_eq!(image, Err(lacks("images of frames")));
+        assert_eq!(all.image(ThreadId(1), &frame(0x9_0010), &target), Ok(ExecutionStateImage::default()));
+        assert_eq!(all.instance_parts(0, 0, &target).map(|_| ()), Err(lacks("images of instances")));
+        assert_eq!(all.goes_on_at(0x2_0010, &target), None);
+        assert_eq!(all.table(0, 0, 0, &target), Err(Why::other("how wasmer-singlepass keeps tables is not known")));
         assert_eq!(all.code_map(&Detail::All, &target).notes, ["wasmtime", "wasmer-singlepass"]);
 
         assert!(!all.match_files(&target));

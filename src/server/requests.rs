@@ -14,9 +14,9 @@ use crate::report::hexdump;
 use crate::report::symbol_file::{SymbolFile, TextNames};
 use crate::report::text::{self, TextOptions};
 use crate::report::{Frame, FrameKind, OpPosition, Report, Thread, ValType, WasmPlace};
-use crate::runtime::Provider;
 use crate::runtime::all::{FindOptions, Runtimes};
 use crate::runtime::code_map::Seen;
+use crate::runtime::{Provider, Why};
 use crate::session::{self, Options, Source};
 use serde_json::Value;
 use std::cell::Cell;
@@ -453,7 +453,7 @@ impl Requests {
         s.provider
             .runtime()
             .linear_memory(module, instance, index, &s.target)
-            .map_err(|why| Failure::not_found(format!("memory {index} is not known: {}", why.0)))
+            .map_err(|why| Failure::not_found(format!("memory {index} is not known: {why}")))
     }
 
     /// Whether addresses of memory `index` of the frame's module have 64 bits.
@@ -510,7 +510,7 @@ impl Requests {
                 let (module, instance) = instance(&place)?;
                 let s = self.stopped()?;
                 let value = s.provider.runtime().global(module, instance, n, &s.target);
-                let value = value.map_err(|why| Failure::not_found(format!("global {n} is not known: {}", why.0)))?;
+                let value = value.map_err(|why| Failure::not_found(format!("global {n} is not known: {why}")))?;
                 crate::report::Value::new(n, &value)
             }
             Expression::Load { memory, address, ty } => {
@@ -532,7 +532,7 @@ impl Requests {
             }
         };
         let Some(text) = &value.value else {
-            let why = value.why.clone().unwrap_or_else(|| "its place is not known".to_string());
+            let why = value.why.as_ref().map_or("its place is not known".to_string(), ToString::to_string);
             return Err(Failure::not_found(format!("{given} is not known here: {why}")));
         };
         let ty = value.ty.map(|ty| format!("({ty}) ")).unwrap_or_default();
@@ -661,12 +661,12 @@ fn instance(place: &Place) -> Result<(usize, u64), Failure> {
 
 fn slot(
     values: &Option<Vec<crate::report::Value>>,
-    why: &Option<String>,
+    why: &Option<Why>,
     n: u32,
     what: &str,
 ) -> Result<crate::report::Value, Failure> {
     let Some(values) = values else {
-        let why = why.as_deref().unwrap_or("not known");
+        let why = why.as_ref().map_or("not known".to_string(), ToString::to_string);
         return Err(Failure::not_found(format!("the {what}s are not known here: {why}")));
     };
     let missing = || Failure::not_found(format!("there is no {what} {n}: this frame has {}", values.len()));
@@ -683,7 +683,8 @@ fn address_in(value: &crate::report::Value, wide: bool) -> Result<u64, Failure> 
         Some(other) => return Err(Failure::not_found(format!("the address is no integer, it is of type {other}"))),
     };
     let bits = value.bits.ok_or_else(|| {
-        Failure::not_found(format!("the address is not known: {}", value.why.as_deref().unwrap_or("no value")))
+        let why = value.why.as_ref().map_or("no value".to_string(), ToString::to_string);
+        Failure::not_found(format!("the address is not known: {why}"))
     })?;
     // The upper half of an i32 is junk.
     Ok(if wide { bits.0 as u64 } else { u64::from(bits.0 as u32) })

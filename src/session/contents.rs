@@ -6,7 +6,7 @@ use crate::report::contents::{
     Contents, ExportRow, FunctionRow, GlobalRow, Instance, Lists, MemoryRow, ModuleContents, TableRow,
 };
 use crate::report::wasm_coredump::{self, Compat};
-use crate::runtime::{GuestInstance, Slot, Why};
+use crate::runtime::{GuestInstance, Slot};
 use std::io::{self, Write};
 
 /// What the modules and instances of a target hold. `options.threads` and similar options count as they do for a
@@ -139,7 +139,7 @@ pub fn contents_of(report: &Report, runtime: &dyn Runtime, memory: &dyn Memory, 
         if lists.functions {
             match &declared.functions {
                 Ok(all) => row.functions = Some(all.iter().enumerate().map(|(i, f)| function(i as u32, f)).collect()),
-                Err(Why(why)) => row.functions_why = Some(why.clone()),
+                Err(why) => row.functions_why = Some(why.clone()),
             }
         }
         if lists.exports {
@@ -147,7 +147,7 @@ pub fn contents_of(report: &Report, runtime: &dyn Runtime, memory: &dyn Memory, 
                 |e: &crate::wasm::GuestExport| ExportRow { name: e.name.clone(), kind: e.kind, index: e.index };
             match &declared.exports {
                 Ok(all) => row.exports = Some(all.iter().map(export).collect()),
-                Err(Why(why)) => row.exports_why = Some(why.clone()),
+                Err(why) => row.exports_why = Some(why.clone()),
             }
         }
         for (number, (instance, threads)) in threads.iter().enumerate().filter(|(_, (i, _))| i.module == module) {
@@ -156,7 +156,7 @@ pub fn contents_of(report: &Report, runtime: &dyn Runtime, memory: &dyn Memory, 
             row.instances.push(one);
         }
         if row.instances.is_empty() {
-            row.instances_why = declared.memories.as_ref().err().map(|Why(why)| why.clone());
+            row.instances_why = declared.memories.as_ref().err().cloned();
         }
         out.contents.push(row);
     }
@@ -209,13 +209,13 @@ fn instance_row(
             size: found.as_ref().ok().map(|m| m.1),
             memory64: decl.memory64,
             shared: decl.shared,
-            maximum: decl.maximum,
-            why: found.err().map(|why| why.0),
+            maximum: decl.maximum_in_wasm_pages(),
+            why: found.err(),
         }
     };
     match &declared.memories {
         Ok(all) => row.memories = all.iter().enumerate().map(|(i, decl)| memory_row(i as u32, *decl)).collect(),
-        Err(Why(why)) => {
+        Err(why) => {
             // The first memory may be known all the same.
             let first = memory_row(0, crate::wasm::MemoryDecl::default());
             row.memories.extend(Some(first).filter(|m| m.why.is_none()));
@@ -231,17 +231,17 @@ fn instance_row(
                 row.globals.push(GlobalRow { value, mutable: decl.mutable });
             }
         }
-        Err(Why(why)) => row.globals_why = Some(why.clone()),
+        Err(why) => row.globals_why = Some(why.clone()),
     }
-    match declared.tables {
+    match &declared.tables {
         Ok(count) => {
-            for index in 0..count.min(limits::MAX_SLOTS as u32) {
+            for index in 0..(*count).min(limits::MAX_SLOTS as u32) {
                 let found = runtime.table(module, address, index, memory);
                 let elements = found.as_ref().ok().copied();
-                row.tables.push(TableRow { index, elements, why: found.err().map(|why| why.0) });
+                row.tables.push(TableRow { index, elements, why: found.err() });
             }
         }
-        Err(Why(ref why)) => row.tables_why = Some(why.clone()),
+        Err(why) => row.tables_why = Some(why.clone()),
     }
     row
 }
@@ -362,7 +362,7 @@ fn choose_memory(contents: &Contents, wanted: MemoryRange) -> Result<ChosenMemor
     match (chosen.as_slice(), wanted.instance) {
         ([], _) if all.is_empty() => {
             let why = contents.contents.iter().find_map(|m| m.instances_why.as_ref());
-            let why = why.map_or("try: wstate modules".to_string(), |why| why.clone());
+            let why = why.map_or("try: wstate modules".to_string(), ToString::to_string);
             return not_found(format!("no instance was found in the target; {why}"));
         }
         ([], _) => return not_found(format!("there is no such instance; there are: {}", list())),
@@ -378,7 +378,10 @@ fn choose_memory(contents: &Contents, wanted: MemoryRange) -> Result<ChosenMemor
         Some((module, address, MemoryRow { base: Some(base), size: Some(size), .. })) => {
             Ok(ChosenMemory { instance: GuestInstance { module: module as usize, address }, base: base.0, size })
         }
-        Some((_, _, row)) => not_found(format!("memory {index} is not known: {}", row.why.unwrap_or_default())),
+        Some((_, _, row)) => not_found(format!(
+            "memory {index} is not known: {}",
+            row.why.map(|why| why.to_string()).unwrap_or_default()
+        )),
         None => {
             let why = chosen.first().and_then(|(_, i)| i.memories_why.clone()).map(|w| format!(" ({w})"));
             let count = chosen.first().map_or(0, |(_, i)| i.memories.len());

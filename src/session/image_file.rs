@@ -1,7 +1,7 @@
 //! Reads files that hold images.
 
 use crate::error::Error;
-use crate::process::files::{self, Place};
+use crate::process::files::{self, FileLocation};
 use crate::state::{AnyImage, ImageError};
 use std::fs::File;
 use std::path::Path;
@@ -22,7 +22,7 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<AnyImage, Error> {
 /// There is no such file, or no image in it.
 pub(super) fn open(path: &Path) -> Result<(AnyImage, File), Error> {
     let failed = |source| Error::File { path: path.to_path_buf(), source };
-    let opened = files::open(&Place::user(path)).map_err(failed)?;
+    let opened = files::open(&FileLocation::user(path)).map_err(failed)?;
     let file = opened.file.try_clone().map_err(failed)?;
     let image = parse(path, &files::map(opened, path).map_err(failed)?)?;
     Ok((image, file))

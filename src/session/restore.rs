@@ -19,9 +19,9 @@ use super::*;
 use crate::arch::x64;
 use crate::process::live::held::Held;
 use crate::report::counted;
-use crate::runtime::singlepass::ctx;
-use crate::runtime::{GuestInstance, InstanceParts, Why};
-use crate::state::resume::Place;
+use crate::runtime::singlepass::module::ctx;
+use crate::runtime::{GuestInstance, InstanceParts};
+use crate::state::resume::StackSpec;
 use crate::state::{AnyImage, ImageView, KnownRegisters, PointKind, ResumeStack, resume_stack};
 use nix::sys::signal::{SigSet, SigmaskHow};
 use std::cell::OnceCell;
@@ -195,7 +195,7 @@ pub fn restore(options: &Options, wanted: &RestoreOptions, signals: &SignalsLate
 struct Plan {
     thread: ThreadId,
     parts: InstanceParts,
-    place: Place,
+    place: StackSpec,
     limit: Option<StackLimit>,
     /// The most Wasm pages that the memory may have, if a maximum is known.
     maximum: Option<u64>,
@@ -270,7 +270,7 @@ fn plan(
         return Err(refused("the thread's Wasm frames belong to several instances".to_string()));
     }
     let parts = runtime.instance_parts(thread.youngest.module, instance, target);
-    let parts = parts.map_err(|Why(why)| refused(why))?;
+    let parts = parts.map_err(|why| refused(why.to_string()))?;
     let own = Own {
         thread: tid,
         run: run.len(),
@@ -295,7 +295,7 @@ fn plan(
         let value = value.ok_or_else(|| refused(format!("{reg} of the oldest Wasm frame's caller is not known")))?;
         registers.set(reg, Some(value));
     }
-    let place = Place {
+    let place = StackSpec {
         top: 0,
         outer: [caller.address.raw(), word(sp)?, word(sp.wrapping_add(8))?],
         outer_rbp: rbp,
@@ -327,14 +327,14 @@ fn plan(
     // The maximum is known for the first memory that the module defines. For an imported memory, the exporter
     // decides.
     let declared = parts.memory_at.and_then(|_| runtime.declared(thread.youngest.module, target).memories.ok());
-    let maximum = declared.and_then(|memories| memories.first()?.maximum);
+    let maximum = declared.and_then(|memories| memories.first()?.maximum_in_wasm_pages());
     Ok(Plan { thread: tid, parts, place, limit, maximum, notes })
 }
 
 impl Plan {
     /// Puts the image's frames on a stack that ends at `top`.
     fn stack(&self, image: &ImageView, top: u64, memory: &dyn Memory) -> Result<ResumeStack, String> {
-        let place = Place { top, ..self.place };
+        let place = StackSpec { top, ..self.place };
         resume_stack(&self.parts.map, &image.execution_state, &place, &mut |at| memory.read_u64(at).ok())
             .map_err(|e| format!("the image does not fit the module: {e}"))
     }

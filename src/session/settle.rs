@@ -67,7 +67,7 @@ pub(super) fn settle(
     let one = match in_wasm.as_slice() {
         [(thread, stack)] => match settles(provider.runtime(), &stack.frames) {
             Ok(()) => Ok(thread.id),
-            Err(Why(why)) => Err(format!("--settle: thread {} was not stepped: {why}", thread.id.0)),
+            Err(why) => Err(format!("--settle: thread {} was not stepped: {why}", thread.id.0)),
         },
         [] => {
             Err("no thread that was looked at is stopped in Wasm code: nothing to settle (where one is in native code \

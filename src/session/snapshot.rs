@@ -4,8 +4,8 @@ use super::settle::{explained, settles, snapshot_note};
 use super::*;
 use crate::process::live::Verdict;
 use crate::process::live::held::{Held, Steps};
-use crate::runtime::{GuestInstance, InstanceParts, Slot, Value, Why};
-use crate::state::resume::Place;
+use crate::runtime::{GuestInstance, InstanceParts, Slot, Value};
+use crate::state::resume::StackSpec;
 use crate::state::{KnownRegisters, PointKind, image, resume_stack};
 use crate::wasm::ValType;
 use std::io::{self, Write};
@@ -79,7 +79,8 @@ pub struct Returned {
 }
 
 /// A global that an instance imports, as the file beside an image has it.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct ImportedGlobal {
     /// Index of the global in the module's index space.
     pub index: usize,
@@ -206,7 +207,7 @@ fn take(
         let bytes = state.to_bytes().map_err(|e| not_found(e.to_string()))?;
         out.write_all(&bytes).map_err(failed)?;
     } else {
-        let parts = parts.as_ref().map_err(|Why(why)| {
+        let parts = parts.as_ref().map_err(|why| {
             not_found(format!("no image of the instance: {why}; --execution-state writes the frames alone"))
         })?;
         done.memory = parts.memory.map(|(_, size)| size);
@@ -216,8 +217,8 @@ fn take(
     }
     done.resumable = Some(match &parts {
         Ok(parts) => resumable(runtime, target, &thread, instance, parts, &state, stepping),
-        Err(Why(why)) => Resumable::No {
-            why: why.clone(),
+        Err(why) => Resumable::No {
+            why: why.to_string(),
             next: "it takes memory and globals, too; wstate modules shows what is known of them",
         },
     });
@@ -381,7 +382,7 @@ fn frames_go_on(
         }
     }
     // The place of the stack makes no difference here.
-    let place = Place {
+    let place = StackSpec {
         top: 1 << 46,
         outer: [0; 3],
         outer_rbp: 0,

@@ -299,7 +299,7 @@ pub fn decode_borsh<T: Borsh>(bytes: &[u8]) -> Result<T, CodecError> {
 }
 
 /// Decodes the state map at the start of `bytes`, and returns it with the number of bytes that it takes. In a cache
-/// image, other things stand before and behind the map.
+/// image, other things are before and behind the map.
 ///
 /// # Errors
 /// Fails where [`decode_borsh`] fails, except that bytes may follow the encoding.
@@ -638,7 +638,7 @@ mod tests {
     #[test]
     fn a_length_beyond_the_input_is_refused_before_anything_is_allocated() {
         let mut bytes = encode_borsh(&Module::new(0).build()).unwrap();
-        // This is the length of the first function's `stack_values`. Before it stand the number of functions (u32)
+        // This is the length of the first function's `stack_values`. Before it are the number of functions (u32)
         // and a key (u64).
         bytes[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
         let error = decode_borsh::<ModuleStateMap>(&bytes).unwrap_err();

@@ -58,7 +58,7 @@ pub enum AnyImage {
     ExecutionState(ExecutionStateImage),
 }
 
-/// Encodes what stands before a linear memory of `length` bytes. With `None` it encodes what stands in place of a
+/// Encodes what comes before a linear memory of `length` bytes. With `None` it encodes what takes the place of a
 /// memory.
 pub fn head(length: Option<u64>) -> Vec<u8> {
     match length {
@@ -67,7 +67,7 @@ pub fn head(length: Option<u64>) -> Vec<u8> {
     }
 }
 
-/// Encodes what stands behind the memory.
+/// Encodes what comes after the memory.
 ///
 /// # Errors
 /// Fails where [`encode_bincode`] fails.

@@ -248,29 +248,29 @@ pub fn cross_tier_boundary(registers: &mut KnownRegisters, boundary: Option<Boun
 
 /// A value and its place, as long as a later place may still overwrite them.
 #[derive(Clone, Copy)]
-struct Found {
+struct ReadValue {
     value: Option<u64>,
     place: ValuePlace,
 }
 
-impl Found {
-    fn start(value: &WasmAbstractValue) -> Found {
+impl ReadValue {
+    fn start(value: &WasmAbstractValue) -> ReadValue {
         match *value {
-            WasmAbstractValue::Const(c) => Found { value: Some(c), place: ValuePlace::Constant },
-            WasmAbstractValue::Runtime => Found { value: None, place: ValuePlace::Missing(MissingReason::NoPlace) },
+            WasmAbstractValue::Const(c) => ReadValue { value: Some(c), place: ValuePlace::Constant },
+            WasmAbstractValue::Runtime => ReadValue { value: None, place: ValuePlace::Missing(MissingReason::NoPlace) },
         }
     }
 }
 
 /// The operands and locals of a frame by number.
 struct Values {
-    stack: Vec<Found>,
-    locals: Vec<Found>,
+    stack: Vec<ReadValue>,
+    locals: Vec<ReadValue>,
     problems: Vec<FrameProblem>,
 }
 
 impl Values {
-    fn stack(&mut self, index: usize, found: Found) {
+    fn stack(&mut self, index: usize, found: ReadValue) {
         let count = self.stack.len();
         match self.stack.get_mut(index) {
             Some(slot) => *slot = found,
@@ -278,7 +278,7 @@ impl Values {
         }
     }
 
-    fn local(&mut self, index: usize, found: Found) {
+    fn local(&mut self, index: usize, found: ReadValue) {
         let count = self.locals.len();
         match self.locals.get_mut(index) {
             Some(slot) => *slot = found,
@@ -287,10 +287,10 @@ impl Values {
     }
 }
 
-fn read_word(reader: &mut dyn ReadWord, address: u64, place: ValuePlace) -> Found {
+fn read_word(reader: &mut dyn ReadWord, address: u64, place: ValuePlace) -> ReadValue {
     match reader.word(address) {
-        Some(value) => Found { value: Some(value), place },
-        None => Found { value: None, place: ValuePlace::Missing(MissingReason::Unreadable { address }) },
+        Some(value) => ReadValue { value: Some(value), place },
+        None => ReadValue { value: None, place: ValuePlace::Missing(MissingReason::Unreadable { address }) },
     }
 }
 
@@ -318,8 +318,8 @@ pub fn read_frame(
         }
     }
     let mut values = Values {
-        stack: state.wasm_stack.iter().map(Found::start).collect(),
-        locals: function.locals.iter().map(Found::start).collect(),
+        stack: state.wasm_stack.iter().map(ReadValue::start).collect(),
+        locals: function.locals.iter().map(ReadValue::start).collect(),
         problems: Vec::new(),
     };
     let mut vmctx: Option<u64> = None;
@@ -330,8 +330,8 @@ pub fn read_frame(
     for (register, value) in state.register_values.iter().enumerate() {
         let known = registers.get(register);
         let found = match known {
-            Some(v) => Found { value: Some(v), place: ValuePlace::Register(register) },
-            None => Found { value: None, place: ValuePlace::Missing(MissingReason::UnknownRegister(register)) },
+            Some(v) => ReadValue { value: Some(v), place: ValuePlace::Register(register) },
+            None => ReadValue { value: None, place: ValuePlace::Missing(MissingReason::UnknownRegister(register)) },
         };
         match *value {
             MachineValue::Undefined | MachineValue::VmctxDeref(_) => {}
@@ -342,11 +342,11 @@ pub fn read_frame(
             // An unknown register leaves a constant as it is. The runtime does the same, but it prints "BUG: Register
             // {} for WebAssembly stack slot {} has unknown value." at ordinary call points.
             MachineValue::WasmStack(index) => match (known, values.stack.get(index)) {
-                (None, Some(Found { value: Some(_), .. })) => {}
+                (None, Some(ReadValue { value: Some(_), .. })) => {}
                 _ => values.stack(index, found),
             },
             MachineValue::WasmLocal(index) => match (known, values.locals.get(index)) {
-                (None, Some(Found { value: Some(_), .. })) => {}
+                (None, Some(ReadValue { value: Some(_), .. })) => {}
                 _ => values.local(index, found),
             },
             MachineValue::PreserveRegister(_)
@@ -402,7 +402,7 @@ pub fn read_frame(
                 let word = read_word(reader, address, place);
                 for (half, high) in [(&halves.0, false), (&halves.1, true)] {
                     let found = match word.value {
-                        Some(v) => Found {
+                        Some(v) => ReadValue {
                             value: Some(if high { v >> 32 } else { v & 0xffff_ffff }),
                             place: ValuePlace::HalfStack { address, high },
                         },
@@ -426,9 +426,10 @@ pub fn read_frame(
         let found =
             match (word as u64).checked_add(2).and_then(|w| w.checked_mul(8)).and_then(|b| address.checked_add(b)) {
                 Some(address) => read_word(reader, address, ValuePlace::PrevFrame { address }),
-                None => {
-                    Found { value: None, place: ValuePlace::Missing(MissingReason::Unreadable { address: u64::MAX }) }
-                }
+                None => ReadValue {
+                    value: None,
+                    place: ValuePlace::Missing(MissingReason::Unreadable { address: u64::MAX }),
+                },
             };
         match *value {
             MachineValue::WasmStack(index) => values.stack(index, found),
@@ -470,7 +471,7 @@ pub enum ReadEnd {
     /// points.
     #[error("no state map has a state at {address:#x}")]
     NoState {
-        /// The address in code at which the frame stands.
+        /// The address in code at which the frame is.
         address: u64,
     },
     /// As many frames were read as were asked for.
@@ -485,7 +486,7 @@ pub enum ReadEnd {
     /// The state that the map has for this address is broken.
     #[error("the state at {address:#x} is broken: {error}")]
     BadState {
-        /// The address in code at which the frame stands.
+        /// The address in code at which the frame is.
         address: u64,
         /// What is wrong with the state.
         error: StateError,
@@ -493,7 +494,7 @@ pub enum ReadEnd {
     /// The frame cannot be as the map describes it.
     #[error("the frame of {address:#x} cannot be read: {error}")]
     BadFrame {
-        /// The address in code at which the frame stands.
+        /// The address in code at which the frame is.
         address: u64,
         /// What is wrong with the frame.
         error: ReadError,

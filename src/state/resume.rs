@@ -34,10 +34,10 @@ use crate::limits::{MAX_IMAGE_FRAMES, MAX_IMAGE_WORK, MAX_RESUME_BYTES, MAX_SLOT
 
 /// Where the stack will be, and the addresses that the code on it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct StackSpec {
     /// Address one past the highest byte of the stack. It is a multiple of 8.
     pub top: u64,
-    /// The three words below [`Place::top`], lowest first. The first is the address that the oldest frame returns to;
+    /// The three words below [`StackSpec::top`], lowest first. The first is the address that the oldest frame returns to;
     /// the code at this address finds the other two above its stack pointer. The runtime puts
     /// `run_on_alternative_stack.returning`, its own stack pointer and an unused word there.
     pub outer: [u64; 3],
@@ -57,7 +57,7 @@ pub struct Place {
 pub struct ResumeStack {
     /// Address of `words[0]`, which holds the address to go on at.
     pub start: u64,
-    /// The words of the stack from `start` up to [`Place::top`].
+    /// The words of the stack from `start` up to [`StackSpec::top`].
     pub words: Vec<u64>,
     /// Registers with which the code goes on. A register of which nothing is known is `None` (the runtime loads
     /// zero). The stack pointer is the address of the second word. The frame pointer is the address of the youngest
@@ -436,7 +436,7 @@ struct Values<'a> {
     frame: usize,
     planned: &'a Planned<'a>,
     dump: &'a WasmFunctionStateDump,
-    place: &'a Place,
+    place: &'a StackSpec,
 }
 
 impl Values<'_> {
@@ -491,7 +491,7 @@ impl Values<'_> {
 pub fn resume_stack(
     map: &ModuleStateMap,
     image: &ExecutionStateImage,
-    place: &Place,
+    place: &StackSpec,
     reader: &mut dyn ReadWord,
 ) -> Result<ResumeStack, ResumeError> {
     let planned = plan(map, image)?;
@@ -509,7 +509,7 @@ pub fn resume_stack(
 pub fn resume_stack_unverified(
     map: &ModuleStateMap,
     image: &ExecutionStateImage,
-    place: &Place,
+    place: &StackSpec,
     reader: &mut dyn ReadWord,
 ) -> Result<ResumeStack, ResumeError> {
     build(&plan(map, image)?, image, place, reader)
@@ -518,7 +518,7 @@ pub fn resume_stack_unverified(
 fn build(
     planned: &[Planned<'_>],
     image: &ExecutionStateImage,
-    place: &Place,
+    place: &StackSpec,
     reader: &mut dyn ReadWord,
 ) -> Result<ResumeStack, ResumeError> {
     if !place.top.is_multiple_of(8) || place.top == 0 {
@@ -620,7 +620,7 @@ fn build(
 fn verify(
     planned: &[Planned<'_>],
     image: &ExecutionStateImage,
-    place: &Place,
+    place: &StackSpec,
     built: &ResumeStack,
 ) -> Result<(), ResumeError> {
     let mut word = |address: u64| -> Option<u64> {
@@ -654,11 +654,11 @@ mod tests {
     use super::super::synthetic::{Module, state};
     use super::*;
 
-    // Which images can be resumed is tested in tests/state_differential.rs.
+    // Which images can be resumed is tested in tests/library/state_differential.rs.
     #[test]
     fn images_and_stacks_have_an_end() {
         let frame = WasmFunctionStateDump { local_function_id: 7, wasm_inst_offset: 5, stack: vec![], locals: vec![] };
-        let place = Place {
+        let place = StackSpec {
             top: 0x7fff_0000_0000,
             outer: [0; 3],
             outer_rbp: 0,

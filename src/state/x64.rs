@@ -57,7 +57,7 @@ pub fn known_registers(registers: &Registers) -> KnownRegisters {
     KnownRegisters(NUMBERED.map(|reg| registers.get(reg)))
 }
 
-/// The bytes of the instruction `mov %reg, disp32(%rsp)` (`movq` for XMM registers) that stand before the 32-bit
+/// The bytes of the instruction `mov %reg, disp32(%rsp)` (`movq` for XMM registers) that come before the 32-bit
 /// displacement. Only the registers that pass arguments have them. For others this is `None`.
 pub fn prefix_mov_to_stack(reg: Reg) -> Option<&'static [u8]> {
     let bytes: &'static [u8] = match reg {

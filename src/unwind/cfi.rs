@@ -28,13 +28,13 @@ type Slice<'a> = EndianSlice<'a, LittleEndian>;
 
 /// Unwinds code that has call frame information.
 pub struct CfiUnwinder<'a> {
-    objects: Vec<Source<'a>>,
+    objects: Vec<FileTables<'a>>,
     plans: RefCell<HashMap<CodeAddress, Plan>>,
     context: RefCell<UnwindContext<usize>>,
     prologues: bool,
 }
 
-struct Source<'a> {
+struct FileTables<'a> {
     range: (u64, u64),
     bias: u64,
     /// The file, whose tables are parsed when they are first asked for. `None`: `tables` is filled from the start.
@@ -71,7 +71,7 @@ struct Row {
 impl<'a> CfiUnwinder<'a> {
     /// An unwinder over `objects`. A table is parsed only when it is first asked for.
     pub fn new(objects: &'a Objects) -> CfiUnwinder<'a> {
-        let source = |object: &'a LoadedObject| Source {
+        let source = |object: &'a LoadedObject| FileTables {
             range: object.range,
             bias: object.bias,
             object: Some(object),
@@ -92,10 +92,10 @@ impl<'a> CfiUnwinder<'a> {
             index: OnceCell::new(),
         };
         let tables = OnceCell::from(vec![table]);
-        CfiUnwinder::of(vec![Source { range: code, bias: 0, object: None, name, tables }])
+        CfiUnwinder::of(vec![FileTables { range: code, bias: 0, object: None, name, tables }])
     }
 
-    fn of(objects: Vec<Source<'a>>) -> CfiUnwinder<'a> {
+    fn of(objects: Vec<FileTables<'a>>) -> CfiUnwinder<'a> {
         CfiUnwinder {
             objects,
             plans: RefCell::default(),
@@ -163,7 +163,7 @@ impl<'a> CfiUnwinder<'a> {
 
     fn make_plan(&self, machine: Machine, at: CodeAddress, memory: &dyn Memory) -> Plan {
         let sigreturn = is_sigreturn(machine, at.raw(), memory);
-        let covering = |s: &Source<'a>| s.range.0 <= at.lookup() && at.lookup() < s.range.1;
+        let covering = |s: &FileTables<'a>| s.range.0 <= at.lookup() && at.lookup() < s.range.1;
         let found = match self.objects.iter().position(covering) {
             Some(source) => self.row(machine, source, at.lookup(), sigreturn),
             None => Ok(None),
@@ -284,7 +284,8 @@ impl Unwinder for CfiUnwinder<'_> {
                 Failure::Memory(e) => UnwindError::Memory(e),
                 Failure::Broken(why) => {
                     let address = at.address.raw();
-                    let covers = |s: &&Source<'_>| s.range.0 <= at.address.lookup() && at.address.lookup() < s.range.1;
+                    let covers =
+                        |s: &&FileTables<'_>| s.range.0 <= at.address.lookup() && at.address.lookup() < s.range.1;
                     let object = self.objects.iter().find(covers).map(|s| s.name.clone()).unwrap_or_default();
                     UnwindError::BadCfi { address, object, why }
                 }

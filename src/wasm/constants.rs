@@ -1,7 +1,9 @@
 //! The constants of function bodies. Two modules of the same shape differ only in them, and machine code has them as
 //! immediates.
 
-use super::{Constants, Reach, WasmModule};
+use super::module::WasmModule;
+use super::operators::Reach;
+use super::stack::OperandStack;
 use wasmparser::Operator as O;
 
 /// A constant in the body of a function.
@@ -113,7 +115,7 @@ fn offset_of(op: &O<'_>) -> Option<u64> {
     }
 }
 
-impl Constants {
+impl OperandStack {
     /// The constants that singlepass writes into the machine code of `op`, which takes `popped` operands.
     pub(super) fn written(&self, op: &O<'_>, popped: usize) -> Option<Use> {
         let from = self.stack.len().checked_sub(written(op, popped))?;

@@ -1,6 +1,6 @@
 //! A file given by the user: a module, or a component with the core modules in it.
 
-use super::WasmModule;
+use super::module::WasmModule;
 use crate::error::Error;
 use crate::limits::{MAX_COMPONENT_MODULES, MAX_WASM_BYTES};
 use crate::process::memory::read_file;

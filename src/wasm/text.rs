@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use wasmparser::{BlockType, MemArg, Operator};
 
-use super::value_type;
+use super::types::value_type;
 use crate::limits::MAX_SHOWN_TARGETS;
 
 /// First parts of mnemonics that are followed by a dot.

@@ -1,4 +1,4 @@
-//! Types and declarations as they appear in modules.
+//! Value types, the kinds of imports and exports, and where names come from.
 
 words! {
     /// A Wasm value type that one of the supported runtimes has.
@@ -56,37 +56,6 @@ words! {
     }
 }
 
-/// A linear memory, as the module declares it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MemoryDecl {
-    /// Whether addresses in the memory have 64 bits.
-    pub memory64: bool,
-    /// Whether threads share the memory.
-    pub shared: bool,
-    /// Maximum size in pages, if the module declares one and it is known.
-    pub maximum: Option<u64>,
-}
-
-/// A global, as the module declares it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GlobalDecl {
-    /// Type of the global's value, if known.
-    pub ty: Option<ValType>,
-    /// Whether code may write the global, if known.
-    pub mutable: Option<bool>,
-}
-
-/// An export of a module.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GuestExport {
-    /// Name of the export.
-    pub name: String,
-    /// Kind of the exported thing.
-    pub kind: ExternKind,
-    /// Index of the exported thing in the index space of its kind.
-    pub index: u32,
-}
-
 impl ValType {
     /// The name of the type in the text format.
     pub fn name(self) -> &'static str {
@@ -104,4 +73,24 @@ impl ExternKind {
     pub fn name(self) -> &'static str {
         self.as_str()
     }
+}
+
+pub(super) fn value_type(ty: wasmparser::ValType) -> Option<ValType> {
+    Some(match ty {
+        wasmparser::ValType::I32 => ValType::I32,
+        wasmparser::ValType::I64 => ValType::I64,
+        wasmparser::ValType::F32 => ValType::F32,
+        wasmparser::ValType::F64 => ValType::F64,
+        wasmparser::ValType::V128 => ValType::V128,
+        wasmparser::ValType::Ref(_) => return None,
+    })
+}
+
+/// The value type of any type, references included. Nothing is computed for references.
+pub(super) fn any_type(ty: wasmparser::ValType) -> ValType {
+    value_type(ty).unwrap_or(match ty {
+        wasmparser::ValType::Ref(r) if r.is_func_ref() => ValType::FuncRef,
+        wasmparser::ValType::Ref(r) if r.is_extern_ref() => ValType::ExternRef,
+        _ => ValType::Ref,
+    })
 }

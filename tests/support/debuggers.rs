@@ -36,6 +36,17 @@ def out(debugger, n, command):
     open(os.path.join(DIRECTORY, str(n)), 'w').write(text)
 ";
 
+/// What a copy of the plugin has beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Not the file that the plugins share.
+    Alone,
+    /// That file of another version.
+    Mixed,
+    /// That file, and both are of another version.
+    OtherVersion,
+}
+
 impl Debugger {
     /// The program, or why it cannot be used.
     pub fn program(self) -> Result<PathBuf, NoCore> {
@@ -49,12 +60,51 @@ impl Debugger {
         found.ok_or_else(|| NoCore(format!("{} is not installed", names[0])))
     }
 
+    /// Whether the program can be used; see [`missing`].
+    pub fn is_here(self) -> bool {
+        self.program().map_err(|why| missing(&why)).is_ok()
+    }
+
     /// The plugin in the repository.
     pub fn plugin(self) -> PathBuf {
         repository().join(match self {
             Debugger::Gdb => "gdb-plugin/wstate_gdb.py",
             Debugger::Lldb => "lldb-plugin/wstate_lldb.py",
         })
+    }
+
+    /// Installs the plugin as a user with this home directory does, and returns where it is.
+    pub fn install(self, home: &Path) -> PathBuf {
+        let plugin = |action: &str| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_wstate"));
+            let name = if self == Debugger::Gdb { "gdb" } else { "lldb" };
+            command.args(["plugin", action, name]).env("HOME", home).env_remove("XDG_DATA_HOME");
+            let out = command.output().expect("wstate starts");
+            assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+            String::from_utf8(out.stdout).expect("text")
+        };
+        plugin("install");
+        PathBuf::from(plugin("path").trim())
+    }
+
+    /// A copy of the plugin in a directory of its own.
+    pub fn copy_plugin(self, place: &Path, directory: &str, layout: Layout) -> PathBuf {
+        let directory = place.join(directory);
+        std::fs::create_dir(&directory).expect("a directory");
+        let (plugin, client) = (self.plugin(), repository().join("gdb-plugin/wstate_client.py"));
+        let copy = |from: &Path, other_version: bool| {
+            let mut text = std::fs::read_to_string(from).expect("a file of the plugin");
+            if other_version {
+                text = text.replace(concat!("VERSION = \"", env!("CARGO_PKG_VERSION")), "VERSION = \"0.0.1");
+                text = text.replace("Print the native and Wasm frames", "THE OTHER prints native and Wasm frames");
+            }
+            std::fs::write(directory.join(from.file_name().expect("a name")), text).expect("a copy");
+        };
+        copy(&plugin, layout == Layout::OtherVersion);
+        if layout != Layout::Alone {
+            copy(&client, true);
+        }
+        directory.join(plugin.file_name().expect("a name"))
     }
 
     /// The commands that load the plugin with this build's engine.

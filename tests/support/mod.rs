@@ -9,7 +9,9 @@ pub mod debuggers;
 pub mod large_module;
 pub mod missing;
 pub mod schema;
+pub mod shapes;
 pub mod small_core;
+pub mod traced;
 
 use serde_json::Value;
 use std::{
@@ -63,6 +65,22 @@ pub fn repository() -> &'static Path {
 /// A file below `tests/fixtures`.
 pub fn fixture(path: &str) -> PathBuf {
     repository().join("tests/fixtures").join(path)
+}
+
+/// The Rust files below a directory, in order.
+pub fn rust_files(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).expect("a directory of sources");
+    let mut entries: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    entries.sort();
+    let mut found = Vec::new();
+    for path in entries {
+        if path.is_dir() {
+            found.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+    found
 }
 
 /// `<target>` of this build; `CARGO_TARGET_TMPDIR` is `<target>/tmp`.
@@ -216,12 +234,13 @@ pub struct Truth {
 }
 
 impl Truth {
-    fn read(directory: &Path, suffix: &str) -> Option<Truth> {
+    /// The answer in files of this directory whose names have this suffix.
+    pub fn read(directory: &Path, suffix: &str) -> Option<Truth> {
         let path = |extension: &str| directory.join(format!("truth{suffix}{extension}"));
         Some(Truth {
             image: std::fs::read(path("")).ok()?,
             instance: std::fs::read(path(".instance")).ok(),
-            text: std::fs::read_to_string(path(".txt")).ok()?,
+            text: std::fs::read_to_string(path(".txt")).expect("the host writes the text with the image"),
         })
     }
 }
@@ -272,6 +291,8 @@ pub fn copy_program(from: &Path, to: &Path) {
 
 impl Host {
     /// Starts the host and waits until it is at `stop`. Panics where it does not get there.
+    ///
+    /// The kernel ends the host together with the thread that calls this (`PR_SET_PDEATHSIG`).
     pub fn start(stop: &str, flags: &[&str], profile: Profile) -> Host {
         Host::start_exe(host_singlepass(profile), stop, flags)
     }
@@ -377,6 +398,28 @@ impl Host {
     pub fn is_alive(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
+
+    /// Panics where a look at the process has left something behind: a thread that stands or is traced.
+    pub fn assert_unharmed(&self) {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("the process is there");
+        let tasks: Vec<PathBuf> = tasks.map(|task| task.expect("a thread").path()).collect();
+        assert!(!tasks.is_empty(), "process {} has no threads", self.pid());
+        for task in tasks {
+            let status = std::fs::read_to_string(task.join("status")).expect("the thread is there");
+            let field = |key: &str| {
+                let line = status.lines().find_map(|l| l.strip_prefix(key));
+                line.and_then(|l| l.split_whitespace().next()).unwrap_or_default()
+            };
+            assert!(matches!(field("State:"), "R" | "S" | "D"), "{}: {status}", task.display());
+            assert_eq!(field("TracerPid:"), "0", "{}: {status}", task.display());
+        }
+    }
+
+    /// Asks the host to end itself, which it does only if it still runs, and returns whether it did so in good order.
+    pub fn finish(mut self) -> bool {
+        drop(self.child.stdin.take());
+        wait(&mut self.child).is_some_and(|status| status.success())
+    }
 }
 
 impl Drop for Host {
@@ -392,8 +435,9 @@ fn read_json(directory: &TempDir, suffix: &str) -> Value {
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-fn work_directory() -> TempDir {
-    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory for the host's files")
+/// A directory that is removed with this value.
+pub fn work_directory() -> TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory for a test's files")
 }
 
 fn command(exe: &Path, directory: &TempDir, stop: &str, flags: &[&str]) -> Command {
@@ -468,7 +512,7 @@ impl Core {
     }
 }
 
-/// Why there is no core. To be printed and counted by the test, and a failure where `CI` is set.
+/// Why there is no core: a failure of the test, see [`missing`].
 #[derive(Debug)]
 pub struct NoCore(pub String);
 
@@ -499,7 +543,11 @@ pub fn kernel_core_exe(exe: PathBuf, stop: &str, flags: &[&str]) -> Result<Core,
         Some(path) => Ok(Core { path, exe, ready, stopped, directory }),
         None => {
             let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
-            Err(NoCore(format!("the host ended with {status}, core_pattern is {:?}", pattern.trim_end())))
+            Err(NoCore(format!(
+                "the host ended with {status} and left no core: kernel.core_pattern is {:?} (sysctl -w \
+                 kernel.core_pattern=core makes the kernel write cores here), and `ulimit -H -c` must not be 0",
+                pattern.trim_end()
+            )))
         }
     }
 }
@@ -540,7 +588,7 @@ fn wait(child: &mut Child) -> Option<ExitStatus> {
 /// The `wstate` of this build, to be started.
 pub fn wstate_command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_wstate"));
-    command.args(args).stdin(Stdio::null());
+    command.args(args).stdin(Stdio::null()).env_remove("NO_COLOR").env_remove("CLICOLOR");
     command
 }
 
@@ -551,11 +599,16 @@ pub fn wstate(args: &[&str]) -> Output {
     output
 }
 
+/// Runs the `wstate` of this build: exit code, standard output, standard error.
+pub fn wstate_text(args: &[&str]) -> (i32, String, String) {
+    let output = wstate(args);
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    (output.status.code().expect("no signal ended it"), text(output.stdout), text(output.stderr))
+}
+
 /// Runs the `wstate` of this build: exit code and JSON.
-pub fn wstate_json(args: &[&str]) -> (Option<i32>, Value) {
-    let args = [args, &["--json"]].concat();
-    let out = wstate(&args);
-    let value = serde_json::from_slice(&out.stdout)
-        .unwrap_or_else(|e| panic!("{args:?}: {e}: {}", String::from_utf8_lossy(&out.stderr)));
-    (out.status.code(), value)
+pub fn wstate_json(args: &[&str]) -> (i32, Value) {
+    let (code, out, err) = wstate_text(&[args, &["--json"]].concat());
+    let value = serde_json::from_str(&out).unwrap_or_else(|e| panic!("{args:?}: exit {code}, {e}\n{out}\n{err}"));
+    (code, value)
 }

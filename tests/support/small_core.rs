@@ -67,7 +67,7 @@ impl Target for Overheard<'_> {
     fn auxv(&self, key: u64) -> Option<u64> {
         self.core.auxv(key)
     }
-    fn file_candidates(&self, mapping: &Mapping) -> Vec<wstate::process::files::Place> {
+    fn file_candidates(&self, mapping: &Mapping) -> Vec<wstate::process::files::FileLocation> {
         // Without the files their images would be put together from memory.
         self.core.file_candidates(mapping)
     }

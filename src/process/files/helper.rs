@@ -10,7 +10,7 @@
 //! helper hands over a copy in memory, because every page of a mapped file there could be waited for.
 #![allow(unsafe_code)] // For fork, and for passing open files.
 
-use super::{By, Identity, OWN, Opened, Place, file_system, open_here};
+use super::{By, FileLocation, Identity, OWN, Opened, file_system, open_here};
 use crate::bytes::{Bytes, Short};
 use crate::limits;
 use nix::sys::signal::{Signal, kill};
@@ -114,10 +114,10 @@ fn reap(pid: Pid) {
     let _ = kill(pid, Signal::SIGKILL);
 }
 
-/// Lets the helper open the first of these places at which a file can be opened, and returns its index. All places
-/// are asked for at once, because one question costs some hundredths of a millisecond and most places where a debug
-/// file may be have none. `None` means that there is no helper. An error is that of the last place.
-pub(super) fn open(places: &[Place]) -> Option<io::Result<(usize, Opened)>> {
+/// Lets the helper open the first of these locations at which a file can be opened, and returns its index. All locations
+/// are asked for at once, because one question costs some hundredths of a millisecond and most locations where a debug
+/// file may be have none. `None` means that there is no helper. An error is that of the last location.
+pub(super) fn open(locations: &[FileLocation]) -> Option<io::Result<(usize, Opened)>> {
     let mut state = state();
     let state = state.as_mut().filter(|state| state.enabled)?;
     // A helper that has ended is replaced once.
@@ -125,13 +125,13 @@ pub(super) fn open(places: &[Place]) -> Option<io::Result<(usize, Opened)>> {
         if state.channel.is_none() && !state.start() {
             return None;
         }
-        match state.ask(places) {
+        match state.ask(locations) {
             Ok(answer) => return Some(answer),
             Err(Gone::Ended) => state.forget(),
             Err(Gone::Silent) => {
                 state.replace();
-                let [place] = places else { return one_by_one(state, places) };
-                state.tell(place);
+                let [location] = locations else { return one_by_one(state, locations) };
+                state.tell(location);
                 return Some(Err(silence()));
             }
         }
@@ -139,21 +139,21 @@ pub(super) fn open(places: &[Place]) -> Option<io::Result<(usize, Opened)>> {
     None
 }
 
-/// Like `open`, for the case that one of several places does not answer: asks for one place after the other, so that
+/// Like `open`, for the case that one of several locations does not answer: asks for one location after the other, so that
 /// the silent one is known and the others are still opened.
-fn one_by_one(state: &mut State, places: &[Place]) -> Option<io::Result<(usize, Opened)>> {
+fn one_by_one(state: &mut State, locations: &[FileLocation]) -> Option<io::Result<(usize, Opened)>> {
     let mut last = io::Error::from_raw_os_error(libc::ENOENT);
-    for (index, place) in places.iter().enumerate() {
+    for (index, location) in locations.iter().enumerate() {
         if state.channel.is_none() && !state.start() {
             break;
         }
-        match state.ask(std::slice::from_ref(place)) {
+        match state.ask(std::slice::from_ref(location)) {
             Ok(Ok((_, opened))) => return Some(Ok((index, opened))),
             Ok(Err(e)) => last = e,
             Err(Gone::Ended) => state.forget(),
             Err(Gone::Silent) => {
                 state.replace();
-                state.tell(place);
+                state.tell(location);
                 last = silence();
             }
         }
@@ -162,7 +162,7 @@ fn one_by_one(state: &mut State, places: &[Place]) -> Option<io::Result<(usize, 
 }
 
 fn silence() -> io::Error {
-    io::Error::new(ErrorKind::TimedOut, "its file system does not answer")
+    io::Error::new(ErrorKind::TimedOut, "its file system does not answer; look at the mount, then try again")
 }
 
 enum Gone {
@@ -208,23 +208,23 @@ impl State {
 
     fn notes(&self) -> Vec<String> {
         let note = |path: &PathBuf| {
-            format!("{} is left out: its file system did not answer; look at its mount, then try again", path.display())
+            format!("{} is not used: its file system did not answer; look at the mount, then try again", path.display())
         };
         self.silent.iter().map(note).collect()
     }
 
     /// Remembers a file that did not answer, for the notes.
-    fn tell(&mut self, place: &Place) {
-        let told = self.silent.iter().any(|path| path == place.path());
+    fn tell(&mut self, location: &FileLocation) {
+        let told = self.silent.iter().any(|path| path == location.path());
         if !told && self.silent.len() < limits::MAX_SILENT_FILES {
-            self.silent.push(place.path().to_path_buf());
+            self.silent.push(location.path().to_path_buf());
         }
     }
 
-    fn ask(&mut self, places: &[Place]) -> Result<io::Result<(usize, Opened)>, Gone> {
+    fn ask(&mut self, locations: &[FileLocation]) -> Result<io::Result<(usize, Opened)>, Gone> {
         let Some(channel) = &self.channel else { return Err(Gone::Ended) };
         self.request = self.request.wrapping_add(1);
-        let Some(message) = request(self.request, places) else {
+        let Some(message) = request(self.request, locations) else {
             return Ok(Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG)));
         };
         send(channel, &message, None).map_err(|_| Gone::Ended)?;
@@ -263,28 +263,31 @@ impl State {
                     Ok((usize::from(answer.index), opened))
                 }
                 (Answer::NOT_REGULAR, _) => Err(super::not_regular()),
-                (Answer::TOO_LARGE, _) => {
-                    Err(io::Error::new(ErrorKind::FileTooLarge, "it is on a remote mount and too large to be copied"))
+                (Answer::TOO_LARGE, _) => Err(io::Error::new(
+                    ErrorKind::FileTooLarge,
+                    "it is on a remote mount and too large to be copied; copy it to a local disk and name the copy",
+                )),
+                (Answer::CHANGED, _) => {
+                    Err(io::Error::other("it changed while it was read; try again when nothing writes to it"))
                 }
-                (Answer::CHANGED, _) => Err(io::Error::other("it is changed while it is read")),
                 (code, _) => Err(io::Error::from_raw_os_error(code)),
             });
         }
     }
 }
 
-/// Encodes a request: its number, and for each place who names it and where it is. Returns `None` if it is too long.
-fn request(number: u32, places: &[Place]) -> Option<Vec<u8>> {
+/// Encodes a request: its number, and for each location who names it and where it is. Returns `None` if it is too long.
+fn request(number: u32, locations: &[FileLocation]) -> Option<Vec<u8>> {
     let mut out = number.to_le_bytes().to_vec();
-    for place in places {
-        let by = match place.by {
+    for location in locations {
+        let by = match location.by {
             By::User => 0,
             By::Kernel => 1,
             By::Target => 2,
         };
-        let root = place.root.as_ref().map_or(&[][..], |root| root.as_os_str().as_bytes());
-        let path = place.path.as_os_str().as_bytes();
-        out.extend([by, u8::from(place.root.is_some())]);
+        let root = location.root.as_ref().map_or(&[][..], |root| root.as_os_str().as_bytes());
+        let path = location.path.as_os_str().as_bytes();
+        out.extend([by, u8::from(location.root.is_some())]);
         for part in [root, path] {
             out.extend(u16::try_from(part.len()).ok()?.to_le_bytes());
             out.extend(part);
@@ -293,10 +296,10 @@ fn request(number: u32, places: &[Place]) -> Option<Vec<u8>> {
     (out.len() <= limits::MAX_PLACE_BYTES).then_some(out)
 }
 
-fn places_of(message: &[u8]) -> Result<(u32, Vec<Place>), Short> {
+fn locations_of(message: &[u8]) -> Result<(u32, Vec<FileLocation>), Short> {
     let mut b = Bytes::new(message);
     let number = b.u32()?;
-    let mut places = Vec::new();
+    let mut locations = Vec::new();
     while b.remaining() > 0 {
         let by = match b.u8()? {
             0 => By::User,
@@ -309,9 +312,9 @@ fn places_of(message: &[u8]) -> Result<(u32, Vec<Place>), Short> {
             Ok(PathBuf::from(OsStr::from_bytes(b.take(u64::from(len))?)))
         };
         let (root, path) = (part()?, part()?);
-        places.push(Place { path, root: has_root.then_some(root), by });
+        locations.push(FileLocation { path, root: has_root.then_some(root), by });
     }
-    Ok((number, places))
+    Ok((number, locations))
 }
 
 /// An answer of the helper.
@@ -319,7 +322,7 @@ struct Answer {
     request: u32,
     /// An error number, or one of the constants below.
     code: i32,
-    /// Index of the place that the answer is about.
+    /// Index of the location that the answer is about.
     index: u8,
     identity: Identity,
     identity_is_of_another: bool,
@@ -475,9 +478,9 @@ fn serve(theirs: RawFd) {
     let mut copied = 0;
     let mut buffer = vec![0; limits::MAX_PLACE_BYTES];
     while let Ok((message, _)) = receive(&channel, &mut buffer) {
-        let Ok((number, places)) = places_of(message) else { return };
-        let mut answers = (0..=u8::MAX).zip(&places).map(|(index, place)| {
-            let (answer, file) = answer(&channel, number, place, &mut copied);
+        let Ok((number, locations)) = locations_of(message) else { return };
+        let mut answers = (0..=u8::MAX).zip(&locations).map(|(index, location)| {
+            let (answer, file) = answer(&channel, number, location, &mut copied);
             (Answer { index, ..answer }, file)
         });
         let (mut answer, mut file) = (Answer::bare(number, libc::ENOENT), None);
@@ -491,12 +494,12 @@ fn serve(theirs: RawFd) {
     }
 }
 
-fn answer(channel: &OwnedFd, number: u32, place: &Place, copied: &mut u64) -> (Answer, Option<File>) {
+fn answer(channel: &OwnedFd, number: u32, location: &FileLocation, copied: &mut u64) -> (Answer, Option<File>) {
     let failed = |e: io::Error| {
         let code = e.raw_os_error().unwrap_or(Answer::NOT_REGULAR);
         (Answer::bare(number, code), None)
     };
-    let opened = open_here(place).and_then(|file| Ok((Identity::of(&file)?, file)));
+    let opened = open_here(location).and_then(|file| Ok((Identity::of(&file)?, file)));
     let (identity, file) = match opened {
         Ok(opened) => opened,
         Err(e) => return failed(e),
@@ -505,7 +508,7 @@ fn answer(channel: &OwnedFd, number: u32, place: &Place, copied: &mut u64) -> (A
     if file_system(&file).is_ok_and(|kind| OWN.contains(&kind)) {
         return (here, Some(file));
     }
-    match Way::of(place.by, identity.size, copied) {
+    match Way::of(location.by, identity.size, copied) {
         Way::Copy => {}
         Way::Refuse => return (Answer::bare(number, Answer::TOO_LARGE), None),
         // The last byte is read, because nothing more can be checked than that the file system answers at all.
@@ -651,10 +654,10 @@ mod tests {
     fn what_does_not_answer_is_waited_for_so_long_and_then_left() {
         let (ours, theirs) = channel().unwrap();
         let mut state = state(ours);
-        let place = Place::user("/file");
+        let location = FileLocation::user("/file");
         // However much time was waited in vain, each file still gets its chance.
         for n in 0..2 * limits::MAX_SILENCE_TOTAL_MS / limits::MAX_SILENCE_MS {
-            assert!(matches!(state.ask(std::slice::from_ref(&place)), Err(Gone::Silent)));
+            assert!(matches!(state.ask(std::slice::from_ref(&location)), Err(Gone::Silent)));
             let least = ((n + 1) * limits::MAX_SILENCE_MS).min(limits::MAX_SILENCE_TOTAL_MS);
             assert!(state.waited >= Duration::from_millis(least.max(limits::MIN_SILENCE_MS)), "{:?}", state.waited);
         }
@@ -671,17 +674,17 @@ mod tests {
         let identity = Identity::of(&file).unwrap();
         let answer = Answer { identity, ..Answer::bare(number, Answer::HERE) };
         send(&theirs, &answer.bytes(), Some(&file)).unwrap();
-        let (_, opened) = state.ask(std::slice::from_ref(&place)).ok().unwrap().unwrap();
+        let (_, opened) = state.ask(std::slice::from_ref(&location)).ok().unwrap().unwrap();
         assert_eq!((opened.identity, Identity::of(&opened.file).unwrap()), (identity, identity));
         drop(theirs);
-        assert!(matches!(state.ask(std::slice::from_ref(&place)), Err(Gone::Ended)));
+        assert!(matches!(state.ask(std::slice::from_ref(&location)), Err(Gone::Ended)));
     }
 
     #[test]
     fn so_many_silent_files_are_told_once_each() {
         let mut state = State::default();
         for n in (0..2 * limits::MAX_SILENT_FILES).flat_map(|n| [n, n]) {
-            state.tell(&Place::user(format!("/{n}")));
+            state.tell(&FileLocation::user(format!("/{n}")));
         }
         assert_eq!(state.notes().len(), limits::MAX_SILENT_FILES);
         assert!(state.notes()[1].starts_with("/1 is left out"), "{:?}", state.notes());
@@ -699,32 +702,34 @@ mod tests {
         drop(theirs);
         // On a busy machine the helper may seem to be silent, so the question is repeated.
         let mut state = state(ours);
-        let mut ask = |place: &Place| loop {
-            match state.ask(std::slice::from_ref(place)) {
+        let mut ask = |location: &FileLocation| loop {
+            match state.ask(std::slice::from_ref(location)) {
                 Ok(answer) => break answer.map(|(_, opened)| opened),
                 Err(Gone::Silent) => {}
                 Err(Gone::Ended) => panic!("it has ended"),
             }
         };
-        for place in
-            [Place::user(at("file")), Place::named(at("file")), Place::within(directory.path(), Path::new("/link"))]
-        {
-            let mut text = String::new();
-            ask(&place).unwrap().file.read_to_string(&mut text).unwrap();
-            assert_eq!(text, "text", "{place:?}");
-        }
-        for (place, kind) in [
-            (Place::user(at("fifo")), ErrorKind::InvalidInput),
-            (Place::user(directory.path()), ErrorKind::InvalidInput),
-            (Place::user(at("nothing")), ErrorKind::NotFound),
-            (Place::user(at("link")), ErrorKind::NotFound),
-            (Place::named("/proc/version"), ErrorKind::InvalidInput),
-            (Place::user("x".repeat(limits::MAX_PLACE_BYTES)), ErrorKind::InvalidFilename),
+        for location in [
+            FileLocation::user(at("file")),
+            FileLocation::named(at("file")),
+            FileLocation::within(directory.path(), Path::new("/link")),
         ] {
-            assert_eq!(ask(&place).unwrap_err().kind(), kind, "{place:?}");
+            let mut text = String::new();
+            ask(&location).unwrap().file.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "text", "{location:?}");
         }
-        // Of several places, the first one with a file that can be opened is chosen.
-        let several = ["nothing", "fifo", "file", "link"].map(|name| Place::user(at(name)));
+        for (location, kind) in [
+            (FileLocation::user(at("fifo")), ErrorKind::InvalidInput),
+            (FileLocation::user(directory.path()), ErrorKind::InvalidInput),
+            (FileLocation::user(at("nothing")), ErrorKind::NotFound),
+            (FileLocation::user(at("link")), ErrorKind::NotFound),
+            (FileLocation::named("/proc/version"), ErrorKind::InvalidInput),
+            (FileLocation::user("x".repeat(limits::MAX_PLACE_BYTES)), ErrorKind::InvalidFilename),
+        ] {
+            assert_eq!(ask(&location).unwrap_err().kind(), kind, "{location:?}");
+        }
+        // Of several locations, the first one with a file that can be opened is chosen.
+        let several = ["nothing", "fifo", "file", "link"].map(|name| FileLocation::user(at(name)));
         let found = loop {
             match state.ask(&several) {
                 Err(Gone::Silent) => {}

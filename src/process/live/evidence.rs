@@ -2,8 +2,8 @@
 //! process after the stop is as it was at the instant of the stop.
 //!
 //! Two things together tell that no code was loaded or unloaded. Code that is loaded is written into fresh memory,
-//! and the first write to each page is a page fault of the process, which the kernel counts: a count that stands
-//! still says that nothing was loaded. Code that is unloaded leaves the list of mappings. A host may load code
+//! and the first write to each page is a page fault of the process, which the kernel counts: a count that does not
+//! change says that nothing was loaded. Code that is unloaded leaves the list of mappings. A host may load code
 //! without a page fault, into memory that it has kept for that purpose. This is seen from the code itself: during the
 //! stop, the bytes around each address in registers and on the stacks are copied.
 
@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 /// A block crosses no page.
 const BLOCK: u64 = 64;
 
-/// Evidence that was taken while the threads stood.
+/// Evidence that was taken while the threads were stopped.
 #[derive(Default)]
 pub(super) struct Evidence {
     // Number of page faults of all threads so far. `None` means that the kernel does not tell.
@@ -25,7 +25,7 @@ pub(super) struct Evidence {
 }
 
 impl Evidence {
-    /// Takes the evidence. To be called while the threads stand, when everything else is copied.
+    /// Takes the evidence. To be called while the threads are stopped, when everything else is copied.
     pub fn take(pid: u32, threads: &[Thread], process: &Process, captured: &Splice) -> Evidence {
         let source = &process.source;
         let blocks = blocks(threads, &process.mappings, process.executable.as_deref(), captured);
@@ -38,7 +38,7 @@ impl Evidence {
     }
 
     /// Whether no code was loaded or unloaded since the evidence was taken, as far as the evidence tells.
-    pub fn holds(&self, pid: u32, mappings: &[Mapping], source: &Source) -> bool {
+    pub fn holds(&self, pid: u32, mappings: &[Mapping], source: &LiveMemory) -> bool {
         let Some(faults) = self.faults else { return false };
         // The cheap check comes first. The faults are counted again at the end, so that no fault during the other
         // checks is missed.
@@ -64,7 +64,7 @@ impl Evidence {
         self.code.iter().map(|(at, _)| *at)
     }
 
-    fn is_code_there(&self, source: &Source) -> bool {
+    fn is_code_there(&self, source: &LiveMemory) -> bool {
         let ranges: Vec<(u64, usize)> = self.code.iter().map(|&(at, bytes)| (at, bytes.len())).collect();
         let mut now = vec![0; ranges.len() * BLOCK as usize];
         let got = read_ranges(source.tid, &ranges, &mut now).unwrap_or(0);
@@ -74,7 +74,7 @@ impl Evidence {
 }
 
 /// Whether the executable mappings of the process are now the same as in `mappings`.
-fn is_same_code_mapped(mappings: &[Mapping], pid: u32, source: &Source) -> bool {
+fn is_same_code_mapped(mappings: &[Mapping], pid: u32, source: &LiveMemory) -> bool {
     let Ok(now) = std::fs::read(format!("/proc/{pid}/task/{}/maps", source.tid)) else { return false };
     let now = parse_maps(&now);
     now.iter().filter(|m| m.execute).eq(mappings.iter().filter(|m| m.execute))

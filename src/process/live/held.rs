@@ -1,4 +1,4 @@
-//! A process that stands for as long as it is held, so that everything that is read meanwhile belongs to one moment.
+//! A process that is stopped for as long as it is held, so that everything that is read meanwhile belongs to one moment.
 
 use super::*;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -18,7 +18,7 @@ pub type Judge = dyn FnMut(u64, &dyn Memory) -> Verdict + Send;
 /// Work for the tracing thread, which is the only one that may use ptrace on the process.
 type Job = Box<dyn FnOnce(&mut Stopped) + Send>;
 
-/// A process whose threads all stand. Dropping it lets them go, and so does the end of this program.
+/// A process whose threads are all stopped. Dropping it lets them go, and so does the end of this program.
 pub struct Held {
     target: LiveTarget,
     settled: Option<SettleReport>,
@@ -55,7 +55,7 @@ impl Held {
         Ok(Held { target, settled, jobs: Some(jobs), tracer: Some(tracer) })
     }
 
-    /// The process as it stands, as a target.
+    /// The stopped process as a target.
     pub fn target(&self) -> &LiveTarget {
         &self.target
     }
@@ -83,7 +83,7 @@ impl Held {
         sent.and_then(|()| told.recv().ok()).ok_or_else(|| "the tracing thread has ended".to_string())
     }
 
-    /// Lets the process go on and returns how long it stood.
+    /// Lets the process go on and returns how long it was stopped.
     pub fn release(mut self) -> Duration {
         self.finish()
     }

@@ -1,4 +1,4 @@
-//! Changes a process that stands, through one of its threads. The thread makes system calls and calls functions that
+//! Changes a stopped process through one of its threads. The thread makes system calls and calls functions that
 //! it would not have called itself. At the end it gets other registers, or its old ones back.
 //!
 //! Signals that come meanwhile are kept, and sent again when the thread has its own registers. A stop (SIGSTOP) is
@@ -13,11 +13,11 @@ use crate::arch::x64::{self, SYSCALL};
 use crate::arch::{Machine, Reg, Slot};
 use std::cell::RefCell;
 
-/// A thread of a process that stands, borrowed to make system calls and call functions.
+/// A thread of a stopped process, borrowed to make system calls and call functions.
 pub struct Borrowed<'h> {
     held: &'h Held,
     tid: libc::pid_t,
-    memory: Source,
+    memory: LiveMemory,
     saved: Saved,
     syscall_at: u64,
     given_back: bool,
@@ -111,7 +111,7 @@ impl Held {
             let blocked = !SYNCHRONOUS.iter().fold(0, |mask, s| mask | 1u64 << (s - 1));
             sigmask(SETSIGMASK, id, blocked).map_err(|e| format!("its signals cannot be blocked: {e}"))
         })??;
-        let memory = Source { tid: id, mem: Some(mem) };
+        let memory = LiveMemory { tid: id, mem: Some(mem) };
         Ok(Borrowed { held: self, tid: id, memory, saved, syscall_at, given_back: false, others: RefCell::default() })
     }
 }

@@ -16,7 +16,7 @@ const SAMPLE: usize = 64;
 /// those of this one.
 const BESIDE: u64 = 16;
 
-/// Memory that the next capture is to copy while the process stands.
+/// Memory that the next capture is to copy while the process is stopped.
 #[derive(Clone, Debug, Default)]
 pub struct ReadSet {
     // First addresses of pages that were read.
@@ -101,7 +101,7 @@ pub(super) struct Copied {
     pub(super) samples: Vec<(u64, [u8; SAMPLE])>,
 }
 
-/// Copies the memory that `set` asks for into `captured`. To be called while the threads stand.
+/// Copies the memory that `set` asks for into `captured`. To be called while the threads are stopped.
 pub(super) fn copy(set: &ReadSet, process: &Process, captured: &mut Splice) -> Copied {
     let mut copied = Copied { again: !set.is_empty(), sealed: set.sealed, ..Copied::default() };
     if set.is_empty() {
@@ -144,7 +144,7 @@ pub(super) fn copy(set: &ReadSet, process: &Process, captured: &mut Splice) -> C
 }
 
 /// Why there are no bytes at an address that was to be copied.
-const UNREADABLE: &str = "it could not be read while the process stood";
+const UNREADABLE: &str = "it could not be read while the process was stopped";
 
 /// Ranges that are to be copied, and the bytes that may still be added.
 struct Pages<'a> {
@@ -213,7 +213,7 @@ impl Copied {
     }
 
     /// Takes samples at even distances in the ranges.
-    fn sample(&mut self, ranges: &[(u64, u64)], source: &Source) {
+    fn sample(&mut self, ranges: &[(u64, u64)], source: &LiveMemory) {
         let pages: u64 = ranges.iter().map(|(start, end)| (end - start) / PAGE).sum();
         let step = pages.div_ceil(limits::MAX_REREAD_SAMPLES).max(1);
         let at = ranges.iter().flat_map(|&(start, end)| (start..end).step_by((step * PAGE) as usize));
@@ -241,7 +241,7 @@ impl Copied {
         within.into_iter().all(|(now, then)| now == then)
     }
 
-    fn still_agrees(&self, source: &Source) -> bool {
+    fn still_agrees(&self, source: &LiveMemory) -> bool {
         let at: Vec<(u64, usize)> = self.samples.iter().map(|(at, _)| (*at, SAMPLE)).collect();
         let mut now = vec![0; at.len() * SAMPLE];
         let got = read_ranges(source.tid, &at, &mut now).unwrap_or(0);
@@ -294,7 +294,7 @@ impl LiveTarget {
         self
     }
 
-    /// Adds the time for which the process stood in earlier captures for the same answer.
+    /// Adds the time for which the process was stopped in earlier captures for the same answer.
     pub fn stood_also(self, before: Duration) -> LiveTarget {
         LiveTarget { pause: self.pause + before, ..self }
     }

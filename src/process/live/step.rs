@@ -97,7 +97,7 @@ impl Stopped {
         // A step that takes longer than this is a system call.
         const STEP_TIMEOUT: Duration = Duration::from_millis(500);
         let pid = self.pid;
-        let source = Source { tid: self.reader(), mem: File::open(format!("/proc/{pid}/task/{}/mem", tid.0)).ok() };
+        let source = LiveMemory { tid: self.reader(), mem: File::open(format!("/proc/{pid}/task/{}/mem", tid.0)).ok() };
         let Some(thread) = self.threads.iter_mut().find(|t| t.tid as u32 == tid.0) else {
             return Err(Error::NotFound { what: format!("process {pid} has no thread {} that can be stepped", tid.0) });
         };
@@ -189,9 +189,9 @@ impl Stopped {
     }
 }
 
-/// Ends the single-step mode of a thread that stands. The mode outlives us, and only `PTRACE_CONT` and a detach end
+/// Ends the single-step mode of a stopped thread. The mode outlives us, and only `PTRACE_CONT` and a detach end
 /// it. The interrupt that is there already stops the thread before its next instruction. The signal that the thread
-/// stands for is dropped, and so is the SIGTRAP of a last step that has not been reported yet: nobody but a tracer
+/// is stopped for is dropped, and so is the SIGTRAP of a last step that has not been reported yet: nobody but a tracer
 /// has a use for it.
 pub(super) fn end_stepping(tid: libc::pid_t) -> std::io::Result<Stop> {
     const PATIENCE: Duration = Duration::from_secs(2);
@@ -222,7 +222,7 @@ pub(super) fn end_stepping(tid: libc::pid_t) -> std::io::Result<Stop> {
     }
 }
 
-/// Whether a signal for which `is` is true is queued for this very thread, which stands.
+/// Whether a signal for which `is` is true is queued for this very thread, which is stopped.
 pub(super) fn is_queued(tid: libc::pid_t, is: impl Fn(&SignalInfo) -> bool) -> bool {
     const BATCH: usize = 16;
     // This check comes first because the kernel counts its queue from the start for each signal that it shows.
@@ -248,7 +248,7 @@ pub(super) fn is_queued(tid: libc::pid_t, is: impl Fn(&SignalInfo) -> bool) -> b
     }
 }
 
-/// Whether the thread stands in a system call that was interrupted and that it will make anew when it goes on.
+/// Whether the thread is stopped in a system call that was interrupted and that it will make anew when it goes on.
 fn is_to_restart(tid: libc::pid_t) -> bool {
     // ERESTARTSYS to ERESTART_RESTARTBLOCK, results that only tracers see.
     const RESTARTS: std::ops::RangeInclusive<i64> = -516..=-512;
@@ -283,7 +283,7 @@ pub(super) const SYNCHRONOUS: [i32; 6] =
 pub(super) struct SignalInfo([u64; 16]);
 
 impl SignalInfo {
-    /// Reads the information on the signal that a thread stands for.
+    /// Reads the information on the signal that a thread is stopped for.
     pub fn of(tid: libc::pid_t) -> std::io::Result<SignalInfo> {
         const { assert!(size_of::<SignalInfo>() == size_of::<libc::siginfo_t>()) };
         let mut info = SignalInfo([0; 16]);

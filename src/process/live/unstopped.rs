@@ -15,7 +15,7 @@ const WOKEN: &str = "it ran while its stack was read, and was not stopped: try a
 
 /// Where a thread is that is not running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct Sleeping {
     sp: u64,
     pc: u64,
     // How many times the thread has left a processor.
@@ -28,7 +28,7 @@ impl LiveTarget {
     pub fn observe(pid: u32, options: &CaptureOptions) -> Result<LiveTarget, Error> {
         let pid = attachable(pid)?;
         let mut refused = None;
-        let mut seen: Vec<(libc::pid_t, Option<Place>)> = Vec::new();
+        let mut seen: Vec<(libc::pid_t, Option<Sleeping>)> = Vec::new();
         for tid in list_threads(pid).into_iter().take(limits::MAX_THREADS) {
             match place(pid, tid) {
                 _ if is_gone(pid, tid) => {}
@@ -67,12 +67,12 @@ impl LiveTarget {
     /// Threads that have run since [`LiveTarget::observe`] saw them sleep. A thread that sleeps on is still inside
     /// the modules on its stack, so these modules are still there.
     pub fn ran_since(&self) -> Vec<ThreadId> {
-        let ran = |&&(tid, before): &&(libc::pid_t, Place)| place(self.pid, tid).ok().flatten() != Some(before);
+        let ran = |&&(tid, before): &&(libc::pid_t, Sleeping)| place(self.pid, tid).ok().flatten() != Some(before);
         self.slept.iter().flatten().filter(ran).map(|(tid, _)| ThreadId(*tid as u32)).collect()
     }
 }
 
-fn thread_at(pid: u32, tid: libc::pid_t, place: Option<Place>) -> Thread {
+fn thread_at(pid: u32, tid: libc::pid_t, place: Option<Sleeping>) -> Thread {
     let mut thread = thread_of(pid, tid);
     match place {
         Some(place) => {
@@ -86,13 +86,13 @@ fn thread_at(pid: u32, tid: libc::pid_t, place: Option<Place>) -> Thread {
 }
 
 /// Returns where thread `tid` is. `None` means that it runs or waits for a processor.
-fn place(pid: u32, tid: libc::pid_t) -> std::io::Result<Option<Place>> {
+fn place(pid: u32, tid: libc::pid_t) -> std::io::Result<Option<Sleeping>> {
     let directory = format!("/proc/{pid}/task/{tid}");
     let Some((sp, pc)) = sleeping(&std::fs::read_to_string(format!("{directory}/syscall"))?) else { return Ok(None) };
     // The order matters: a thread that wakes up after the line above was read has not left a processor yet.
     let count = |key| status_field(&format!("{directory}/status"), key)?.parse::<u64>().ok();
     let switches = count("voluntary_ctxt_switches").zip(count("nonvoluntary_ctxt_switches"));
-    Ok(switches.map(|(voluntary, forced)| Place { sp, pc, switches: voluntary.saturating_add(forced) }))
+    Ok(switches.map(|(voluntary, forced)| Sleeping { sp, pc, switches: voluntary.saturating_add(forced) }))
 }
 
 /// Returns the stack pointer and the program counter in a line of `/proc/PID/syscall`. Such a line is `running`, or

@@ -31,7 +31,7 @@ pub(super) fn check(opened: &Opened, of: &Headers, crc: u32) -> Result<bool, Str
     match checksum(&opened.file, size, limits::MAX_CHECKSUM_BYTES) {
         Ok(Some(found)) => Ok(found == crc),
         Ok(None) => Err(format!(
-            "it has {size} bytes, and more than the {} that are read to compare its checksum hold data",
+            "its checksum was not compared, because more than {} of its {size} bytes hold data; install a debug file that is found by build id",
             limits::MAX_CHECKSUM_BYTES
         )),
         Err(e) => Err(format!("its checksum cannot be compared: {e}")),

@@ -135,7 +135,7 @@ fn example() -> (Report, Contents) {
         value(3, Some(Ty::FuncRef), Some(0x1234), Some(0x9030)),
         value(4, Some(Ty::F64), None, None),
     ];
-    let unknown = MemoryRow { base: None, size: None, why: Some("torn".to_string()), ..memory(0, 0, 0) };
+    let unknown = MemoryRow { base: None, size: None, why: Some(Why::other("torn")), ..memory(0, 0, 0) };
     contents.contents = vec![
         module(0, vec![instance(0, 0x100, vec![unknown], Vec::new())]),
         module(

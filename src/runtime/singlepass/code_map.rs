@@ -9,9 +9,10 @@
 //! caller is not known, since a debugger without any statement would guess.
 
 use super::Singlepass;
-use super::code::{self, Home, Shape, Source};
 use super::module::Module;
-use super::places::Places;
+use super::module::code;
+use super::module::code::{Home, Shape, Source};
+use super::module::places::Places;
 use crate::arch::x64;
 use crate::limits::{MAX_IMAGE_BYTES, MAX_SLOTS, MAX_SYMBOL_PLACES, MAX_TRAMPOLINE_BYTES};
 use crate::process::Memory;
@@ -25,7 +26,7 @@ use crate::state::{
     FUNCTION_HEADER, FunctionStateMap, MachineState, MachineValue, PointKind, RegisterIndex, WasmAbstractValue,
 };
 use crate::wasm::ValType;
-use crate::wasm::{PointKind as WasmPoint, WasmModule};
+use crate::wasm::WasmModule;
 use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register};
 use std::collections::{BTreeMap, HashMap};
 
@@ -371,11 +372,6 @@ fn operands(here: &Here<'_>, states: &[State]) -> Vec<Operands> {
         wanted.sort_unstable();
         if let Some(&(last, _)) = wanted.last() {
             wasm.each_stack_types(here.local, |index, kind, compute| {
-                let kind = match kind {
-                    WasmPoint::Call => PointKind::Call,
-                    WasmPoint::Trappable => PointKind::Trappable,
-                    WasmPoint::Loop => PointKind::Loop,
-                };
                 if wanted.binary_search(&(index, kind)).is_ok()
                     && let Some(found) = compute()
                 {
@@ -472,11 +468,11 @@ fn lines(wasm: &WasmModule, sources: &mut Sources<'_>, here: &Here<'_>, places: 
 
 #[cfg(test)]
 mod tests {
-    use super::super::code::tests::nine_locals;
-    use super::super::code::{Cfa, Stretch};
     use super::*;
     use crate::arch::Reg;
     use crate::process::MemoryError;
+    use crate::runtime::singlepass::module::code::tests::nine_locals;
+    use crate::runtime::singlepass::module::code::{Cfa, Stretch};
     use crate::state::ModuleStateMap;
     use crate::state::synthetic::{self, END, START, state};
     use crate::state::x64::to_index;
@@ -496,7 +492,7 @@ mod tests {
     /// Describes a module whose code is nops up to its only function, followed by the function's code.
     fn described(map: ModuleStateMap, code: &[u8], detail: &Detail) -> CompiledModule {
         let size = map.total_size as u64;
-        let map = super::super::maps::Maps::whole(Arc::new(map));
+        let map = crate::runtime::singlepass::module::maps::Maps::whole(Arc::new(map));
         let mut module = Module::new((BASE, BASE + size), map, Vec::new(), 0, &NoMemory);
         let mut bytes = vec![0x90; START];
         bytes.extend(code);

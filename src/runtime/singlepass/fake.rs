@@ -1,9 +1,11 @@
 //! A made-up target for the tests of the routes. It has read-only data with vtables, code of the host, a heap,
 //! stacks, and modules as the runtime lays them out.
 
-use super::anchor::PAGE;
+use super::module::cache_image::PAGE;
 use crate::arch::{Machine, Reg, Registers};
 use crate::process::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
+use crate::state::codec::encode_borsh;
+use crate::state::{FunctionStateMap, MachineState, ModuleStateMap};
 use std::path::{Path, PathBuf};
 
 /// Address of the read-only data of the executable.
@@ -74,7 +76,7 @@ pub fn make(imports: u64, locals: u64, salt: u8) -> Made {
     Made { code, offsets, imports, image }
 }
 
-/// Builds a borsh `CacheImage`. The state maps in it are stand-ins: the routes do not look into them.
+/// Builds a borsh `CacheImage` with state maps that have no points.
 pub fn image(code: &[u8], offsets: &[u64], imports: u64, total: u64) -> Vec<u8> {
     let mut b = (code.len() as u32).to_le_bytes().to_vec();
     b.extend(code);
@@ -84,12 +86,9 @@ pub fn image(code: &[u8], offsets: &[u64], imports: u64, total: u64) -> Vec<u8> 
     }
     b.extend(imports.to_le_bytes());
     let locals = &offsets[(imports as usize).min(offsets.len())..];
-    b.extend((locals.len() as u32).to_le_bytes());
-    for o in locals {
-        b.extend(o.to_le_bytes());
-        b.extend([7; 50]);
-    }
-    b.extend(total.to_le_bytes());
+    let function = |id| FunctionStateMap::new(MachineState::new(), id, 0, Vec::new());
+    let local_functions = locals.iter().enumerate().map(|(id, o)| (*o as usize, function(id))).collect();
+    b.extend(encode_borsh(&ModuleStateMap { local_functions, total_size: total as usize }).unwrap());
     b
 }
 
@@ -294,7 +293,7 @@ impl Target for Fake {
     fn auxv(&self, _: u64) -> Option<u64> {
         None
     }
-    fn file_candidates(&self, _: &Mapping) -> Vec<crate::process::files::Place> {
+    fn file_candidates(&self, _: &Mapping) -> Vec<crate::process::files::FileLocation> {
         Vec::new()
     }
     fn notes(&self) -> &[String] {

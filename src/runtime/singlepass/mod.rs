@@ -1,43 +1,27 @@
 //! The wasmer 0.x runtime with its singlepass backend.
 //!
-//! Finding modules ([`find`]: five routes, see [`anchor`]) and reading frames ([`frame`], [`code`]) are separate: a
+//! Finding modules ([`find`]: five routes, see [`find::anchor`]) and reading frames ([`frame`], [`module::code`]) are separate: a
 //! frame is read the same way however its module was found.
 
-pub mod anchor;
-pub mod code;
 pub mod code_map;
-pub mod ctx;
 pub mod find;
 pub mod frame;
-pub mod instance;
-pub mod layouts;
-pub mod maps;
 pub mod module;
-pub mod module_info;
-pub mod module_memory;
-mod places;
-mod recover;
-pub mod route_artifact;
-pub mod route_descriptor;
-pub mod route_heap;
-pub mod route_tls;
-pub mod route_vmctx;
-mod rust_memory;
-pub mod rust_msm;
+mod resume;
+pub mod stubs;
 
 #[cfg(test)]
 pub(crate) mod fake;
 
-pub use rust_memory::StructureError;
+pub use crate::runtime::rust::memory::StructureError;
 
 use super::code_map::{CodeMap, Detail};
-use super::{Declared, GuestFrame, GuestInstance, GuestModule, InstanceParts, Reach, Runtime, Value, Why};
+use super::{Declared, GuestFrame, GuestInstance, GuestModule, Images, Runtime, Settling, Tables, Value, Why};
 use crate::process::{Memory, ThreadId};
-use crate::state::read::BoundaryRegisters;
-use crate::state::{ExecutionStateImage, ModuleStateMap, PointKind, goes_on_at};
+use crate::state::BoundaryRegisters;
 use crate::unwind::{Cursor, Next, Unwinder};
 use crate::wasm::WasmModule;
-use module::Module;
+use module::{Module, instance};
 
 /// This runtime in one target: its modules and what is known about the search for them.
 #[derive(Default)]
@@ -46,7 +30,8 @@ pub struct Singlepass {
     listed: Vec<GuestModule>,
     notes: Vec<String>,
     tried: Vec<String>,
-    boundary: Vec<route_tls::BoundaryRegisters>,
+    /// The registers that threads saved where optimized code entered baseline code.
+    boundary: Vec<(ThreadId, BoundaryRegisters)>,
 }
 
 impl Singlepass {
@@ -90,15 +75,8 @@ impl Runtime for Singlepass {
         &self.tried
     }
 
-    fn image(&self, thread: ThreadId, at: &Cursor, memory: &dyn Memory) -> Result<ExecutionStateImage, Why> {
-        let boundary = self.boundary.iter().find(|b| b.thread == thread);
-        let boundary =
-            boundary.map(|b| BoundaryRegisters { r15: b.r15, r14: b.r14, r13: b.r13, r12: b.r12, rbx: b.rbx });
-        Ok(frame::image(self, boundary, at, memory).unwrap_or_default())
-    }
-
     fn recover(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
-        recover::recover(self, at, memory)
+        frame::recover::recover(self, at, memory)
     }
 
     fn module_of(&self, address: u64) -> Option<usize> {
@@ -110,32 +88,13 @@ impl Runtime for Singlepass {
     }
 
     fn linear_memory(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<(u64, u64), Why> {
-        let module = self.modules.get(module).ok_or_else(|| Why("there is no such module".into()))?;
+        let module = self.modules.get(module).ok_or(Why::NoSuchModule)?;
         instance::linear_memory(module, instance, index, memory)
     }
 
     fn global(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<Value, Why> {
-        let module = self.modules.get(module).ok_or_else(|| Why("there is no such module".into()))?;
+        let module = self.modules.get(module).ok_or(Why::NoSuchModule)?;
         instance::global(module, instance, index, memory)
-    }
-
-    fn instance_parts(&self, module: usize, instance: u64, memory: &dyn Memory) -> Result<InstanceParts, Why> {
-        let module = self.modules.get(module).ok_or_else(|| Why("there is no such module".into()))?;
-        // The frame may run code of another tier. The instance belongs to the module that was instantiated.
-        let own = memory.read_u64(instance.wrapping_add(ctx::MODULE)).ok();
-        let instantiated = self.modules.iter().find(|m| m.inner.is_some() && m.inner == own);
-        instance::parts(instantiated.unwrap_or(module), instance, memory)
-    }
-
-    fn goes_on_at(&self, address: u64, memory: &dyn Memory) -> Option<PointKind> {
-        let (_, module) = self.module_at(address)?;
-        let offset = usize::try_from(address.checked_sub(module.code.0)?).ok()?;
-        goes_on_at(module.map.around(offset, memory).ok()??, offset)
-    }
-
-    fn table(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {
-        let module = self.modules.get(module).ok_or_else(|| Why("there is no such module".into()))?;
-        instance::table(module, instance, index, memory)
     }
 
     fn instances(&self, _: &dyn Memory) -> Vec<GuestInstance> {
@@ -144,55 +103,37 @@ impl Runtime for Singlepass {
     }
 
     fn check_instance(&self, instance: GuestInstance, memory: &dyn Memory) -> Result<(), Why> {
-        let module = self.modules.get(instance.module).ok_or_else(|| Why("there is no such module".into()))?;
+        let module = self.modules.get(instance.module).ok_or(Why::NoSuchModule)?;
         instance::check(module, instance.address, memory)
     }
 
     fn declared(&self, module: usize, _: &dyn Memory) -> Declared {
         match self.modules.get(module) {
             Some(module) => module.declared(),
-            None => Declared::unknown(Why("there is no such module".into())),
+            None => Declared::unknown(Why::NoSuchModule),
         }
     }
 
-    fn settles(&self, module: usize) -> Result<(), Why> {
-        match self.modules.get(module) {
-            None => Err(Why("there is no such module".into())),
-            // With full preemption the headers of functions have states even without track_state. But these tell
-            // nothing new: the locals have fixed places, and the operand stack is empty there.
-            Some(module) if !module.tracked => {
-                let why = "the module was compiled without track_state: its operand stacks are recorded nowhere, and its \
-                           locals are known without a step";
-                Err(Why(why.into()))
-            }
-            Some(_) => Ok(()),
-        }
+    fn images(&self) -> Option<&dyn Images> {
+        Some(self)
     }
 
-    fn reach(&self, memory: &dyn Memory) -> Box<dyn Fn(u64) -> Reach + Send> {
-        // With full preemption each function has at least one loop point, the one in its header.
-        let preempted = |map: &ModuleStateMap| map.local_functions.values().any(|f| !f.loop_offsets.is_empty());
-        let of = |module: &Module| {
-            let map = module.map.all(memory).ok().cloned();
-            let only = !map.as_deref().is_some_and(preempted);
-            (module.code, map, only)
-        };
-        let modules: Vec<_> = self.modules.iter().map(of).collect();
-        Box::new(move |pc| {
-            let Some((code, map, only)) = modules.iter().find(|(code, ..)| code.0 <= pc && pc < code.1) else {
-                return Reach::Outside;
-            };
-            let (Ok(offset), Some(map)) = (usize::try_from(pc - code.0), map) else { return Reach::Inside };
-            match (map.lookup(offset).and_then(|p| p.diff()), goes_on_at(map, offset)) {
-                (None, _) => Reach::Inside,
-                (Some(_), Some(PointKind::Loop | PointKind::Trappable)) => Reach::Point,
-                (Some(_), Some(PointKind::Call)) => Reach::Returned { only: *only },
-                (Some(_), None) => Reach::Shown,
-            }
-        })
+    fn settling(&self) -> Option<&dyn Settling> {
+        Some(self)
+    }
+
+    fn tables(&self) -> Option<&dyn Tables> {
+        Some(self)
     }
 
     fn code_map(&self, detail: &Detail, memory: &dyn Memory) -> CodeMap {
         code_map::code_map(self, detail, memory)
+    }
+}
+
+impl Tables for Singlepass {
+    fn table(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {
+        let module = self.modules.get(module).ok_or(Why::NoSuchModule)?;
+        instance::table(module, instance, index, memory)
     }
 }

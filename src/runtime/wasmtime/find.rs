@@ -1,18 +1,19 @@
 //! Finds code images. For each mapping with code that belongs to no loaded file, the header of an image is looked for
 //! before it.
 
-use super::code::Code;
+use super::Wasmtime;
+use super::image::info::{ImageInfo, ModuleInfo, WasmType};
 use super::image::{DATA, HEADER_BYTES, Header, Image, Kind};
-use super::info::{Entity, ImageInfo, ModuleInfo, WasmType};
-use super::{Wasmtime, addrmap::FilePos};
+use super::tables::addrmap::FilePos;
+use super::tables::code::Code;
+use super::walk::frame::operator_index;
 use crate::limits::{MAX_COMPARED_DATA, MAX_COMPARED_PLACES, MAX_HEADER_PAGES, MAX_IMAGES};
 use crate::process::mapped_file::{MappedFile, WithFile};
 use crate::process::{Mapping, Memory};
-use crate::runtime::{Fit, FoundBy, GuestModule, Key, Provider, Runtime, RuntimeName, Scene};
+use crate::runtime::{Files, Fit, FoundBy, GuestModule, Key, Provider, Runtime, RuntimeName, Scene};
 use crate::unwind::Cursor;
 use crate::wasm::file::CoreModule;
-use crate::wasm::{Description, MemoryLimits, TableLimits, WasmModule};
-use crate::wasm::{ExternKind, GlobalDecl, GuestExport, ValType};
+use crate::wasm::{Declarations, ExternKind, ValType, WasmModule};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -145,8 +146,33 @@ impl Provider for WasmtimeProvider {
         self.runtime.listed.len() - before
     }
 
+    fn files(&mut self) -> Option<&mut dyn Files> {
+        Some(self)
+    }
+
+    fn code(&self, module: usize, local_function: u32, memory: &dyn Memory) -> Option<Vec<u8>> {
+        let (code, number) = self.runtime.place(module).ok()?;
+        code.code_of(number, local_function, memory)
+    }
+
+    fn own_name(&self, module: usize, function: u32) -> Option<String> {
+        let (code, number) = self.runtime.place(module).ok()?;
+        code.own_name(number, function)
+    }
+
+    fn key(&self, module: usize, left: &mut u64, memory: &dyn Memory) -> Option<Key> {
+        let (code, number) = self.runtime.place(module).ok()?;
+        code.key(number, left, memory)
+    }
+
+    fn runtime(&self) -> &dyn Runtime {
+        &self.runtime
+    }
+}
+
+impl Files for WasmtimeProvider {
     fn compare(&mut self, module: usize, file: &CoreModule, memory: &dyn Memory) -> Result<Fit, String> {
-        let (code, number) = self.runtime.place(module).map_err(|why| why.0)?;
+        let (code, number) = self.runtime.place(module).map_err(|why| why.to_string())?;
         fits(code, number, file, memory)
     }
 
@@ -170,25 +196,6 @@ impl Provider for WasmtimeProvider {
         if let Some(listed) = self.runtime.listed.get_mut(module) {
             *listed = guest_module(code, number);
         }
-    }
-
-    fn code(&self, module: usize, local_function: u32, memory: &dyn Memory) -> Option<Vec<u8>> {
-        let (code, number) = self.runtime.place(module).ok()?;
-        code.code_of(number, local_function, memory)
-    }
-
-    fn own_name(&self, module: usize, function: u32) -> Option<String> {
-        let (code, number) = self.runtime.place(module).ok()?;
-        code.own_name(number, function)
-    }
-
-    fn key(&self, module: usize, left: &mut u64, memory: &dyn Memory) -> Option<Key> {
-        let (code, number) = self.runtime.place(module).ok()?;
-        code.key(number, left, memory)
-    }
-
-    fn runtime(&self) -> &dyn Runtime {
-        &self.runtime
     }
 }
 
@@ -241,7 +248,7 @@ fn fits(code: &Code, module: usize, file: &CoreModule, memory: &dyn Memory) -> R
         return Ok(Fit { exact, summary, checks, shift });
     }
     if let (Ok(image), Some(info)) = (&code.info, code.module(module)) {
-        wasm.describes(&description(image, info))?;
+        wasm.declares(&declarations(image, info))?;
     }
     let has_data = compare_data(code, wasm, memory)?;
     let text = code.image.text().start;
@@ -256,7 +263,7 @@ fn fits(code: &Code, module: usize, file: &CoreModule, memory: &dyn Memory) -> R
             }
             let local = function.checked_sub(wasm.imported_functions());
             let inner = u64::from(place).checked_sub(shift);
-            let is_operator = inner.is_some_and(|inner| super::frame::operator_index(wasm, local, inner).is_some());
+            let is_operator = inner.is_some_and(|inner| operator_index(wasm, local, inner).is_some());
             // Code that belongs to no operator has a position, too. A function's own code (stack checks) has that of
             // the function's body, and the code that sets locals to zero has those of their declarations.
             let is_before_operators = || {
@@ -332,18 +339,11 @@ fn missing_data<'a>(kept: &[u8], segments: impl Iterator<Item = &'a [u8]>) -> (O
 }
 
 /// What the image keeps of a module's declarations.
-fn description(image: &ImageInfo, info: &ModuleInfo) -> Description {
-    let kind = |entity: Entity| match entity {
-        Entity::Function(i) => (ExternKind::Function, i),
-        Entity::Table(i) => (ExternKind::Table, i),
-        Entity::Memory(i) => (ExternKind::Memory, i),
-        Entity::Global(i) => (ExternKind::Global, i),
-        Entity::Tag(i) => (ExternKind::Tag, i),
-    };
+fn declarations(image: &ImageInfo, info: &ModuleInfo) -> Declarations {
     let kinds = [ExternKind::Function, ExternKind::Table, ExternKind::Memory, ExternKind::Global, ExternKind::Tag];
-    let mut out = Description { imports: kinds.map(|kind| (kind, Vec::new())).into(), ..Description::default() };
+    let mut out = Declarations { imports: kinds.map(|kind| (kind, Vec::new())).into(), ..Declarations::default() };
     for import in &info.imports {
-        out.add_import(kind(import.entity).0, &import.module, &import.field);
+        out.add_import(import.entity.kind_and_index().0, &import.module, &import.field);
     }
     let plain = |types: &[WasmType]| -> Option<Vec<ValType>> {
         let numeric = |ty: &WasmType| (!matches!(ty, WasmType::Ref { .. })).then(|| ValType::from(*ty));
@@ -356,28 +356,10 @@ fn description(image: &ImageInfo, info: &ModuleInfo) -> Description {
         };
         out.signatures.extend(signature().map(|signature| (index, signature)));
     }
-    let exports = info.exports.iter().map(|export| {
-        let (kind, index) = kind(export.entity);
-        GuestExport { name: export.name.to_string(), kind, index }
-    });
-    out.exports = Some(exports.collect());
-    let memories = info.memories.iter().map(|m| MemoryLimits {
-        minimum: m.limits.min,
-        maximum: m.limits.max,
-        memory64: m.memory64,
-        shared: m.shared,
-        page_size_log2: m.page_size_log2.into(),
-    });
-    out.memories = Some(memories.collect());
-    let tables = info.tables.iter().map(|t| TableLimits {
-        minimum: t.limits.min,
-        maximum: t.limits.max,
-        table64: t.table64,
-        element: t.element.into(),
-    });
-    out.tables = Some(tables.collect());
-    let globals = info.globals.iter().map(|g| GlobalDecl { ty: Some(g.ty.into()), mutable: Some(g.mutable) });
-    out.globals = Some(globals.collect());
+    out.exports = Some(info.exports.iter().map(Into::into).collect());
+    out.memories = Some(info.memories.iter().map(Into::into).collect());
+    out.tables = Some(info.tables.iter().map(Into::into).collect());
+    out.globals = Some(info.globals.iter().map(Into::into).collect());
     // From version 46 on the compiled initializer calls the start function, and the image does not record it.
     out.start = (image.version.0 < 46).then_some(info.start);
     out
@@ -514,11 +496,11 @@ mod tests {
         assert!(names.len() >= 15, "{names:?}");
         for name in names {
             let info = super::super::testing::info(&name);
-            let theirs = description(&info, &info.modules[0]);
-            let checked = edited("", "").describes(&theirs).unwrap();
+            let theirs = declarations(&info, &info.modules[0]);
+            let checked = edited("", "").declares(&theirs).unwrap();
             assert!(checked.len() >= 6, "{name}: {checked:?}");
             for (from, to, reason) in edits {
-                let why = edited(from, to).describes(&theirs).unwrap_err();
+                let why = edited(from, to).declares(&theirs).unwrap_err();
                 assert!(why.contains(reason), "{name}: {why}");
             }
         }

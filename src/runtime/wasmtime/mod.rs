@@ -1,66 +1,48 @@
 //! Wasmtime: reads what the code that this runtime compiled says about itself.
 //!
 //! Compiled code lies in one contiguous *image*, an ELF file that is mapped as it is (a `.cwasm` file has the same
-//! bytes). [`find`] finds images in a target, `code` puts together what one image says, and `frame` reads frames.
-//! Each of the other modules reads one section. They touch nothing but the bytes they are given, which come from a
+//! bytes). [`find`] finds images in a target, `tables::code` puts together what one image says, and `walk`
+//! reads frames. Each of the other modules reads one section. They touch nothing but the bytes they are given, which come from a
 //! file or through [`Memory`].
 //!
 //! | module | reads | layout depends on the version |
 //! |---|---|---|
 //! | [`image`] | ELF header, sections, version, symbols | no |
-//! | [`addrmap`] | `.wasmtime.addrmap`: code offset -> offset in the Wasm file | two formats |
-//! | [`frame_table`] | `.wasmtime.frames`: code offset -> locals and operand stack (`guest_debug`) | two formats |
-//! | [`dwarf`] | `.debug_*`: code offset -> source functions, lines, variables (`debug_info`) | no |
-//! | [`tunables`] | `.wasmtime.engine`: what the compiler could inline | with nearly every major |
-//! | [`info`] | `.wasmtime.info`: modules, types, functions, names | with nearly every major |
-//! | [`offsets`] | where an instance (`VMContext`) and a store keep what | at 37, 38, 39, 43, 45, 46, 47, 48 |
-//! | [`instance`] | memories, globals, tables, imports of instances; what modules declare | [`info`], [`offsets`] |
+//! | [`tables::addrmap`] | `.wasmtime.addrmap`: code offset -> offset in the Wasm file | two formats |
+//! | [`tables::frame_table`] | `.wasmtime.frames`: code offset -> locals and operand stack (`guest_debug`) | two formats |
+//! | [`tables::dwarf`] | `.debug_*`: code offset -> source functions, lines, variables (`debug_info`) | no |
+//! | [`image::tunables`] | `.wasmtime.engine`: what the compiler could inline | with nearly every major |
+//! | [`image::info`] | `.wasmtime.info`: modules, types, functions, names | with nearly every major |
+//! | [`instance::offsets`] | where an instance (`VMContext`) and a store keep what | at 37, 38, 39, 43, 45, 46, 47, 48 |
+//! | [`instance`] | memories, globals, tables, imports of instances; what modules declare | [`image::info`], [`instance::offsets`] |
 //!
 //! Where there are two formats, they are told apart by structure. What does not depend on the version works for any
-//! version. The rest works for the versions of [`version`], and an unknown version is an error that says so.
+//! version. The rest works for the versions of [`image::version`], and an unknown version is an error that says so.
 
-pub mod addrmap;
-mod anchor;
-mod chain;
-mod code;
 pub mod code_map;
-pub mod dwarf;
-mod exceptions;
-mod exit;
+mod declarations;
 pub mod find;
-mod flow;
-mod frame;
-pub mod frame_table;
 pub mod image;
-pub mod info;
 pub mod instance;
-mod instructions;
-mod leb;
-mod lines;
-pub mod offsets;
-mod points;
-pub mod postcard;
-mod recover;
-mod shape;
-mod store;
+pub mod stubs;
+pub mod tables;
 #[cfg(test)]
 mod testing;
-pub mod tunables;
-pub mod version;
-mod waiting;
+mod walk;
 
-pub use version::Version;
+pub use self::image::version::Version;
 
+use self::tables::code::Code;
+use self::walk::chain::{Chain, Solved};
+use self::walk::flow::{Facts, Flow, Held, Hints, near_start};
+use self::walk::{anchor, exit, frame, recover, waiting};
 use super::code_map::{CodeMap, Detail};
-use super::{Declared, GuestFrame, GuestInstance, GuestModule, Reach, Runtime, Value, Why};
+use super::{Declared, GuestFrame, GuestInstance, GuestModule, Runtime, Tables, Value, Why};
 use crate::arch::{CodeAddress, x64};
 use crate::limits::{MAX_FLOW_BYTES, MAX_FLOW_FUNCTIONS, MAX_IMAGES_MODULES, MAX_INSTANCE_CHECKS, MAX_KNOWN_INSTANCES};
 use crate::process::{Mapping, Memory};
 use crate::unwind::{Cursor, Next, Unwinder};
 use crate::wasm::WasmModule;
-use chain::{Chain, Solved};
-use code::Code;
-use flow::{Facts, Flow, Held, Hints, near_start};
 use image::{Function, FunctionKind};
 use instance::{Context, Described};
 use std::cell::RefCell;
@@ -130,7 +112,7 @@ impl Wasmtime {
         if code.first + code.modules > MAX_IMAGES_MODULES && code.modules > 1 {
             let why =
                 format!("the code images have more than {MAX_IMAGES_MODULES} modules: those of this one are left out");
-            code.leave_out_modules(Why(why));
+            code.leave_out_modules(Why::Other(why));
         }
         // Each store runs its own copy of code that was compiled for a debugger. The copies carry the same `.wasm`
         // file, which is kept once.
@@ -154,7 +136,7 @@ impl Wasmtime {
     /// The image of a module, and the module's number in it.
     fn place(&self, module: usize) -> Result<(&Code, usize), Why> {
         let code = self.owner.get(module).and_then(|&i| self.codes.get(i));
-        let code = code.ok_or_else(|| Why("there is no such module".into()))?;
+        let code = code.ok_or(Why::NoSuchModule)?;
         Ok((code, module - code.first))
     }
 
@@ -383,10 +365,6 @@ impl Runtime for Wasmtime {
         self.described(module)?.global(instance, index, memory)
     }
 
-    fn table(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {
-        self.described(module)?.table(instance, index, memory)
-    }
-
     fn instances(&self, memory: &dyn Memory) -> Vec<GuestInstance> {
         // The search begins with the instances that frames run in and with the other instances of their stores. It
         // goes on to the instances that these import from. The result has all instances or none, because in a part of
@@ -446,12 +424,17 @@ impl Runtime for Wasmtime {
         })
     }
 
-    fn reach(&self, _: &dyn Memory) -> Box<dyn Fn(u64) -> Reach + Send> {
-        let texts: Vec<_> = self.codes.iter().map(|c| c.image.text()).collect();
-        Box::new(move |pc| if texts.iter().any(|t| t.contains(&pc)) { Reach::Inside } else { Reach::Outside })
+    fn tables(&self) -> Option<&dyn Tables> {
+        Some(self)
     }
 
     fn code_map(&self, detail: &Detail, memory: &dyn Memory) -> CodeMap {
         code_map::code_map(self, detail, memory)
+    }
+}
+
+impl Tables for Wasmtime {
+    fn table(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {
+        self.described(module)?.table(instance, index, memory)
     }
 }

@@ -1,8 +1,8 @@
 //! Real images for tests, from `tests/fixtures/wasmtime`.
 
+use super::image::info::ImageInfo;
+use super::image::version::Version;
 use super::image::{INFO, Image, Kind, SliceMemory};
-use super::info::ImageInfo;
-use super::version::Version;
 use std::path::PathBuf;
 
 fn directory() -> PathBuf {

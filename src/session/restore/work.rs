@@ -6,7 +6,7 @@ use std::cell::Cell;
 
 /// Size in bytes of the stack below the image's frames. It is as large as the runtime's own stack.
 const STACK: u64 = 8 << 20;
-/// Number of bytes of `Place::outer` that are left on the stack when the oldest frame has returned: the frame takes
+/// Number of bytes of `StackSpec::outer` that are left on the stack when the oldest frame has returned: the frame takes
 /// the first of these words.
 const OUTER: u64 = 16;
 /// The lowest address at which anything is mapped (`vm.mmap_min_addr`).

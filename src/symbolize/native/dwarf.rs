@@ -1,7 +1,8 @@
 //! Reads lines and inlined functions from DWARF.
 
 use super::excerpt::{Extent, Why, excerpt};
-use super::{NativeSymbol, demangle, files};
+use super::symbols::elf_files;
+use super::{NativeSymbol, demangle};
 use crate::limits;
 use crate::process::objects::{Excerpts, LoadedObject};
 use crate::process::unpack;
@@ -189,7 +190,7 @@ const SECTIONS: [gimli::SectionId; 10] = {
 impl<'a> Dwarf<'a> {
     /// Loads the debug information of a file, or of its separate debug file.
     pub fn load(object: &'a LoadedObject) -> Option<Dwarf<'a>> {
-        let file = files(object).find(|file| {
+        let file = elf_files(object).find(|file| {
             let sections = [".debug_info", ".zdebug_info"];
             sections
                 .iter()
@@ -396,7 +397,7 @@ fn line<R: Reader>(context: &addr2line::Context<R>, svma: u64) -> Vec<NativeSymb
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Symbol, Symbols};
+    use super::super::symbols::{Symbol, Symbols};
     use super::*;
     use crate::unwind::testing::own_objects;
     use object::read::elf::Sym;

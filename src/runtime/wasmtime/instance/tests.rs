@@ -2,9 +2,10 @@
 //! describe. `offsets.rs` shows that the layout is the runtime's own.
 
 use super::super::image::{FunctionKind, Image, NAMES, SliceMemory};
-use super::super::info::{Export, FuncType, GlobalType, Import, Limits, MemoryType, ModuleFunction};
 use super::super::testing;
 use super::*;
+use crate::runtime::wasmtime::image::info::{Export, FuncType, GlobalType, Import, Limits, MemoryType, ModuleFunction};
+use crate::wasm::{ExternKind, MemoryDecl};
 use proptest::prelude::*;
 
 const ARENA: u64 = 0x5000_0000;
@@ -132,7 +133,7 @@ impl World {
     }
 
     fn validate(&self, of: &Described<'_>, vmctx: u64) -> Result<Checked, String> {
-        of.validate(vmctx, &self.mappings, &self.memory_of()).map_err(|why| why.0)
+        of.validate(vmctx, &self.mappings, &self.memory_of()).map_err(|why| why.to_string())
     }
 }
 
@@ -181,13 +182,13 @@ fn an_instance_of_each_version() {
         known(1, ValType::I64, 8, own(0));
         known(2, ValType::F64, 3.25f64.to_bits().into(), own(1));
         known(3, ValType::V128, 1 | 2 << 64, own(2));
-        let why = |text: &str| Err(Why(text.into()));
+        let why = |text: &str| Err(Why::other(text));
         assert_eq!(of.global(FIRST, 4, &m), why("the module has 4 globals"));
-        assert_eq!(of.linear_memory(FIRST, 1, &m).unwrap_err().0, "the module has one memory");
-        assert_eq!(of.table(FIRST, 9, &m).unwrap_err().0, "the module has one table");
-        assert_eq!(of.global(HOST, 0, &m).unwrap_err().0, format!("there is no instance at {HOST:#x}"));
+        assert_eq!(of.linear_memory(FIRST, 1, &m).unwrap_err().to_string(), "the module has one memory");
+        assert_eq!(of.table(FIRST, 9, &m).unwrap_err().to_string(), "the module has one table");
+        assert_eq!(of.global(HOST, 0, &m).unwrap_err().to_string(), format!("there is no instance at {HOST:#x}"));
         for odd in [FIRST + 8, 0, u64::MAX - 15] {
-            assert_eq!(of.table(odd, 0, &m).unwrap_err().0, format!("no instance can be at {odd:#x}"));
+            assert_eq!(of.table(odd, 0, &m).unwrap_err().to_string(), format!("no instance can be at {odd:#x}"));
         }
         let host = Neighbour { import: Entity::Function(0), context: Context::HostFunction, address: HOST };
         assert_eq!(of.imports_of(FIRST, &m), Ok(vec![host]), "{version}");
@@ -395,10 +396,10 @@ fn what_cannot_be_told() {
     assert!(w.validate(&of, DUMMY).unwrap_err().contains("cannot be told from what the host makes"));
 
     for unknown in [35, 51] {
-        let why = Described::new(&info, 0, Version(unknown), text()).unwrap_err().0;
+        let why = Described::new(&info, 0, Version(unknown), text()).unwrap_err().to_string();
         assert!(why.contains("frames, names and positions do not depend on it"), "{why}");
     }
-    assert_eq!(Described::new(&info, 1, Version(48), text()).unwrap_err().0, "the image has 1 modules");
+    assert_eq!(Described::new(&info, 1, Version(48), text()).unwrap_err().to_string(), "the image has 1 modules");
 }
 
 #[test]
@@ -438,10 +439,10 @@ fn shared_memories_small_pages_and_references() {
     let m = w.memory_of();
     assert_eq!(of.linear_memory(FIRST, 0, &m), Ok((LINEAR, PAGE)));
     assert_eq!(of.linear_memory(FIRST, 1, &m), Ok((LINEAR + 3, 5)));
-    assert!(of.linear_memory(FIRST, 2, &m).unwrap_err().0.contains("no page has such a size"));
+    assert!(of.linear_memory(FIRST, 2, &m).unwrap_err().to_string().contains("no page has such a size"));
     let bits = |i| match of.global(FIRST, i, &m).unwrap().slot {
         Slot::Known { bits, .. } => Ok(bits),
-        Slot::Unknown(why) => Err(why.0),
+        Slot::Unknown(why) => Err(why.to_string()),
     };
     // A reference into the GC heap has 32 bits.
     assert_eq!((bits(0), bits(2), bits(3)), (Ok(GLOBAL.into()), Ok(7), Ok(0)));
@@ -449,7 +450,10 @@ fn shared_memories_small_pages_and_references() {
     let types: Vec<_> = (0..4).map(|i| of.global(FIRST, i, &m).unwrap().ty.unwrap()).collect();
     assert_eq!(types, [ValType::FuncRef, ValType::ExternRef, ValType::Ref, ValType::Ref]);
     let maxima: Vec<_> = of.declared(&FunctionTable::default(), &[]).memories.unwrap();
-    assert_eq!(maxima.iter().map(|m| m.maximum).collect::<Vec<_>>(), [Some(5), Some(1), Some(u64::MAX)]);
+    assert_eq!(
+        maxima.iter().map(|m| m.maximum_in_wasm_pages()).collect::<Vec<_>>(),
+        [Some(5), Some(1), Some(u64::MAX)]
+    );
 }
 
 #[test]
@@ -462,7 +466,7 @@ fn what_real_images_declare() {
         let symbols = image.symbols(&memory).unwrap();
         let names = image.contents(NAMES, &memory).unwrap();
         let d = declared(&info, 0, image.text(), &symbols, &names);
-        let memories = [MemoryDecl { memory64: false, shared: false, maximum: Some(3) }];
+        let memories = [MemoryDecl { minimum: 1, maximum: Some(3), ..MemoryDecl::default() }];
         assert_eq!((&d.memories.unwrap()[..], d.tables), (&memories[..], Ok(1)), "{name}");
         let globals: Vec<_> = d.globals.unwrap().iter().map(|g| (g.ty.unwrap(), g.mutable.unwrap())).collect();
         let expected = [(ValType::I32, false), (ValType::I64, true), (ValType::F64, false), (ValType::V128, true)];
@@ -516,12 +520,12 @@ fn repeated_names_and_signatures_are_bounded() {
         imports: (0..200).map(import).collect(),
         exports: vec![export; 300],
         functions: vec![function; 200],
-        imported: super::super::info::Counts { functions: 200, ..Default::default() },
+        imported: crate::runtime::wasmtime::image::info::Counts { functions: 200, ..Default::default() },
         ..module()
     };
     let ty = FuncType { params: vec![WasmType::I32; 1 << 20], results: vec![] };
     let d = declared(&image(m, vec![Some(ty)]), 0, text(), &FunctionTable::default(), &[]);
-    assert!(d.exports.unwrap_err().0.contains("names of the exports"));
+    assert!(d.exports.unwrap_err().to_string().contains("names of the exports"));
     let functions = d.functions.unwrap();
     assert_eq!(functions.iter().filter(|f| f.signature.is_some()).count(), MAX_SIGNATURE_TYPES >> 20);
     // The first function is also exported, and so takes one name and not two.

@@ -1,0 +1,125 @@
+//! The reasons for which values, lists of values and images are missing.
+
+use crate::arch::Reg;
+use crate::process::MemoryError;
+use crate::state::MissingReason;
+use crate::unwind::UnwindError;
+
+/// Why something is not shown. Its text (`Display`) is for people; code compares the variants.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Why {
+    /// The frame is between two points. A few instructions further on, its operand stack would be known.
+    #[error("no state is recorded at this instruction")]
+    BetweenPoints,
+    /// The compiler recorded nothing for the call that the frame waits for.
+    #[error("no state is recorded for this call")]
+    NoStateAtCall,
+    /// The compiler was not told to record operand stacks.
+    #[error("the module was compiled without track_state")]
+    NotTracked,
+    /// The compiler was told to record neither locals nor operand stacks.
+    #[error("not recorded by this build (enable guest_debug)")]
+    NoGuestDebug,
+    /// The frame table has no entry for the call that the frame waits for.
+    #[error("not recorded at this call")]
+    NotRecordedAtCall,
+    /// The frame table has no entry of the frame's function for this address.
+    #[error("not recorded at this place")]
+    NotRecordedHere,
+    /// The frame is between two operators, and operand stacks are recorded only at operators.
+    #[error("not recorded between two operators")]
+    BetweenOperators,
+    /// The same in code that was inlined, where the locals are not known either.
+    #[error("not recorded between two operators of inlined code")]
+    BetweenInlinedOperators,
+    /// The frame is in front of the first entry that the frame table has for its function.
+    #[error("before the first place that is recorded")]
+    BeforeFirstRecord,
+    /// The function has just begun, and its frame is not filled yet.
+    #[error("the function had not stored them yet")]
+    NotStoredYet,
+    /// The function is entering or leaving its frame, so that the frame pointer is that of another frame.
+    #[error("between the frames: rbp is the caller's or about to be")]
+    BetweenFrames,
+    /// The function is returning, and the word that held the value is free already.
+    #[error("the function is returning: its frame is gone")]
+    Returning,
+    /// The frame is of glue code, which has neither locals nor operands.
+    #[error("not a Wasm function")]
+    NotWasm,
+    /// The state map of the function is not readable.
+    #[error("the function's state map cannot be read")]
+    StateMapUnreadable,
+    /// The machine code of the function is not as the known compiler writes it.
+    #[error("the function is not laid out as expected ({0})")]
+    UnknownLayout(String),
+    /// The recorded state contradicts itself.
+    #[error("the recorded state is broken: {0}")]
+    BrokenState(String),
+    /// The recorded state and the registers disagree about where the frame is.
+    #[error("the recorded state ends at {end:#x}, the frame at rbp {rbp:#x}: they do not belong together")]
+    StateOfAnotherFrame {
+        /// Address at which the recorded state ends.
+        end: u64,
+        /// Value of rbp in the frame.
+        rbp: u64,
+    },
+    /// The state map has a place for the value, but it leads nowhere.
+    #[error(transparent)]
+    Missing(MissingReason),
+    /// The frame's address is not known.
+    #[error(transparent)]
+    Frame(UnwindError),
+    /// A frame above this one has overwritten the register and did not save it.
+    #[error("{0} was not preserved by the frames above")]
+    RegisterLost(Reg),
+    /// The value of the register in this frame is not known.
+    #[error("register {0} is not known in this frame")]
+    RegisterUnknown(Reg),
+    /// Memory of the target cannot be read.
+    #[error(transparent)]
+    Memory(MemoryError),
+    /// Nothing is mapped at the address of the value.
+    #[error("no memory at {address:#x}")]
+    Unmapped {
+        /// Address of the value.
+        address: u64,
+    },
+    /// The bytes of a source variable cannot be read.
+    #[error("memory at {address:#x} is not readable")]
+    Unreadable {
+        /// Address of the bytes.
+        address: u64,
+    },
+    /// The compiler of the source language kept no value of the variable at this address of the code.
+    #[error("optimized out here")]
+    OptimizedOut,
+    /// There is no module with the number that was given.
+    #[error("there is no such module")]
+    NoSuchModule,
+    /// The runtime's description of the module was not found.
+    #[error("the module's description was not found in the target, so its {what} are not known")]
+    NoDescription {
+        /// What the description would tell: `tables`, `globals`.
+        what: &'static str,
+    },
+    /// What stands at the address of an item contradicts what the item is.
+    #[error("its description at {address:#x} is damaged")]
+    Damaged {
+        /// Address of the item's description.
+        address: u64,
+    },
+    /// A reason that is too rare to have a variant of its own.
+    #[error("{0}")]
+    Other(String),
+}
+
+text_in_json!(Why);
+
+impl Why {
+    /// A rare reason, as text.
+    pub fn other(text: impl Into<String>) -> Why {
+        Why::Other(text.into())
+    }
+}

@@ -1,0 +1,650 @@
+//! The gdb plugin in gdb, on live hosts and cores: what it prints is what `wstate` prints of the same stop.
+
+use crate::support;
+use crate::support::debuggers::{Debugger, Layout, arg, at_rest, missing, same, text};
+use crate::support::{Host, Profile, gcore, kernel_core};
+
+fn gdb_is_here() -> bool {
+    Debugger::Gdb.is_here()
+}
+
+#[test]
+fn debug_stops_are_the_same_through_every_door() {
+    doors(Profile::Debug);
+}
+
+fn doors(profile: Profile) {
+    if !gdb_is_here() {
+        return;
+    }
+    for stop in ["sleep", "trap-div", "nested"] {
+        let what = format!("{stop} {profile}");
+        let host = Host::start(stop, &[], profile);
+        let pid = host.pid().to_string();
+        at_rest(&host);
+        let attached = text(&["attach", &pid, "--no-color"]);
+        assert!(attached.contains(" * ") && attached.contains("bottom of the stack"), "{attached}");
+        let live = Debugger::Gdb.run(&["-p", &pid], &["wasm-bt full all"]);
+        same(&format!("{what}: gdb, attach"), &live.texts[0], &attached);
+        let core = match gcore(&host) {
+            Ok(core) => core,
+            Err(why) => return missing(&why),
+        };
+        let (core, exe) = (arg(&core), arg(&host.exe));
+        let of_core = text(&["core", core, exe, "--no-color"]);
+        same(&format!("{what}: core, attach"), &of_core, &attached);
+        let in_gdb = Debugger::Gdb.run(&[exe, core], &["wasm-bt full all"]);
+        same(&format!("{what}: gdb on the core, core"), &in_gdb.texts[0], &of_core);
+    }
+}
+
+#[test]
+fn a_stop_that_cannot_be_visited_twice_is_the_same_in_its_core() {
+    if !gdb_is_here() {
+        return;
+    }
+    let host = Host::start("spin", &[], Profile::Release);
+    let core = host.directory.path().join("core.spin");
+    let write = format!("generate-core-file {}", core.display());
+    let live = Debugger::Gdb.run(&["-p", &host.pid().to_string()], &["wasm-bt full all", &write]);
+    let of_core = text(&["core", arg(&core), arg(&host.exe), "--no-color"]);
+    same("spin: gdb, core", &live.texts[0], &of_core);
+    let in_gdb = Debugger::Gdb.run(&[arg(&host.exe), arg(&core)], &["wasm-bt full all"]);
+    same("spin: gdb on the core, core", &in_gdb.texts[0], &of_core);
+
+    let profiles = [Profile::Debug, Profile::Release, Profile::Stripped];
+    for (stop, profile) in profiles.into_iter().flat_map(|p| [("abort", p), ("trap-div", p)]) {
+        let core = match kernel_core(stop, &[], profile) {
+            Ok(core) => core,
+            Err(why) => return missing(&why),
+        };
+        let of_core = text(&["core", arg(&core.path), arg(&core.exe), "--no-color"]);
+        assert!(of_core.contains(" * leaf"), "{of_core}");
+        let in_gdb = Debugger::Gdb.run(&[arg(&core.exe), arg(&core.path)], &["wasm-bt full all"]);
+        same(&format!("{stop} {profile}: gdb on the kernel's core, core"), &in_gdb.texts[0], &of_core);
+    }
+}
+
+#[test]
+fn every_command_has_its_say() {
+    if !gdb_is_here() {
+        return;
+    }
+    let host = Host::start("sleep", &[], Profile::Debug);
+    at_rest(&host);
+    let pid = host.pid().to_string();
+    let commands = [
+        "wasm-locals",
+        "wasm-stack",
+        "wasm-up",
+        "wasm-up 2",
+        "wasm locals",
+        "wasm-down",
+        "wasm-down 9",
+        "wasm-down",
+        "wasm-print l0",
+        "wasm-print g0",
+        "wasm-memory 0 4",
+        "wasm-modules",
+        "wasm-list",
+        "wasm-bt wasm",
+        "wasm bt 2",
+        "wasm-bt sideways",
+        "wasm-locals 0",
+        "help wasm-print",
+        "help wasm",
+        "complete wasm-bt f",
+        "complete wasm-",
+        "show wasm timeout",
+        "set wasm files 'a",
+        "show wasm server",
+    ];
+    let session = Debugger::Gdb.run(&["-p", &pid], &commands);
+    let said = |command: &str| &session.texts[commands.iter().position(|c| *c == command).unwrap()];
+    let has = |command: &str, parts: &[&str]| {
+        for part in parts {
+            assert!(said(command).contains(part), "{command}: {}\n{}", said(command), session.log);
+        }
+    };
+    has("wasm-locals", &["* leaf", "locals  0 i32 9 (r12)"]);
+    has("wasm-stack", &["* leaf", "stack   0 0x154 [rsp+0x8]"]);
+    assert!(!said("wasm-stack").contains("locals"));
+    has("wasm-up", &["* leaf"]);
+    has("wasm-up 2", &["* fact"]);
+    has("wasm locals", &["* fact", "locals  0 i32 1 (r12)"]);
+    has("wasm-down", &["* fact"]);
+    has("wasm-down 9", &["* leaf"]);
+    has("wasm-print l0", &["(i32) 9 "]);
+    has("wasm-print g0", &["error: wstate: global 0 is not known"]);
+    has("wasm-memory 0 4", &["error: wstate: memory 0 is not known"]);
+    has("wasm-modules", &["module0", "3 functions"]);
+    has("wasm-list", &["error: wstate: the .wasm file of module0 is not known (name it"]);
+    has("wasm-bt wasm", &["other frames not shown"]);
+    has("wasm bt 2", &["#0", "more frames not asked for (after 2 frames)"]);
+    has("wasm-bt sideways", &["error: wstate: wasm-bt does not know 'sideways'"]);
+    has("wasm-locals 0", &["error: wstate: frame #0 is not a Wasm frame"]);
+    has("help wasm-print", &["Usage: wasm-print EXPRESSION"]);
+    has(
+        "help wasm",
+        &["wasm bt", "wasm memory", "each command is there as wasm-NAME too"].map(|s| s.trim_start_matches("each ")),
+    );
+    has("complete wasm-bt f", &["wasm-bt full"]);
+    has("complete wasm-", &["wasm-bt", "wasm-down", "wasm-load", "wasm-up"]);
+    has("show wasm timeout", &["wasm timeout: 60"]);
+    has("set wasm files 'a", &["error: wstate: \"'a\": No closing quotation"].map(|s| &s[..14]));
+    // Nothing is printed twice or beside.
+    assert!(!session.log.contains("Traceback"), "{}", session.log);
+}
+
+#[test]
+fn deep_recursion_is_folded() {
+    if !gdb_is_here() {
+        return;
+    }
+    let host = Host::start("deep", &["--depth", "1000"], Profile::Debug);
+    at_rest(&host);
+    let pid = host.pid().to_string();
+    let attached = text(&["attach", &pid, "--no-color", "--fold"]);
+    assert!(attached.contains(": the frame above ") && attached.lines().count() < 300, "{attached}");
+    let commands = ["wasm-bt full all --fold", "wasm-bt fold", "wasm-bt", "help wasm-bt"];
+    let session = Debugger::Gdb.run(&["-p", &pid], &commands);
+    same("gdb, attach", &session.texts[0], &attached);
+    let times = |text: &str| text.lines().filter(|l| l.ends_with(" times more")).count();
+    assert_eq!((times(&session.texts[1]), times(&session.texts[2])), (1, 0), "{}", session.texts[1]);
+    assert!(session.texts[2].lines().count() > 1000);
+    assert!(session.texts[3].contains("[fold]"), "{}", session.texts[3]);
+}
+
+#[test]
+fn numbers_are_gdbs() {
+    if !gdb_is_here() {
+        return;
+    }
+    let host = Host::start("sleep", &[], Profile::Debug);
+    at_rest(&host);
+    let pid = host.pid().to_string();
+    let session = Debugger::Gdb.run(
+        &["-p", &pid],
+        &["bt 8", "wasm-bt 8", "frame 4", "wasm-locals", "frame 8", "wasm-locals", "wasm-up", "frame"],
+    );
+    let numbered = |text: &str| -> Vec<(u32, String)> {
+        let one = |line: &str| {
+            let (n, rest) = line.trim_start().strip_prefix('#')?.split_once(' ')?;
+            // The last part of the name: gdb and wstate print paths and generics each in its own way.
+            let name = rest.trim_start().trim_start_matches("0x").trim_start_matches(|c: char| c.is_ascii_hexdigit());
+            let name = name.trim_start().trim_start_matches("in ").split([' ', '(', '+']).next()?;
+            Some((n.parse().ok()?, name.rsplit("::").next()?.to_string()))
+        };
+        text.lines().filter_map(one).collect()
+    };
+    let (theirs, ours) = (numbered(&session.texts[0]), numbered(&session.texts[1]));
+    assert_eq!(theirs.len(), 8, "{}", session.texts[0]);
+    let numbers = |list: &[(u32, String)]| list.iter().map(|(n, _)| *n).collect::<Vec<_>>();
+    assert_eq!(numbers(&theirs), numbers(&ours));
+    for ((n, a), (_, b)) in theirs.iter().zip(&ours) {
+        // Of two names for one address each has its own favourite.
+        assert!(a == b || *n == 0 || *n == 6, "{theirs:?} {ours:?}");
+    }
+    // gdb's choice counts, until it lost its way, which is told.
+    assert!(session.texts[3].contains("error: wstate: frame #4 is not a Wasm frame"), "{}", session.texts[3]);
+    assert!(session.texts[5].contains("* leaf"), "{}", session.texts[5]);
+    assert!(session.texts[6].contains("* fact"), "{}", session.texts[6]);
+}
+
+#[test]
+fn bad_days_are_one_line() {
+    if !gdb_is_here() {
+        return;
+    }
+    let host = Host::start("sleep", &[], Profile::Debug);
+    at_rest(&host);
+    let pid = host.pid().to_string();
+    // Not an engine, an engine that ends, one that is silent, one of another version.
+    let bin = tempfile::tempdir().unwrap();
+    let engine = |name: &str, text: &str| {
+        use std::os::unix::fs::PermissionsExt;
+        let path = bin.path().join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        format!("set wasm server {}", path.display())
+    };
+    let ends = engine("ends", "read line; echo 'out of memory' >&2; exit 1");
+    let silent = engine("silent", "sleep 600");
+    let babbles = engine("babbles", "while read line; do echo hello; done");
+    let other = engine(
+        "other",
+        r#"read line; echo '{"id": 1, "ok": false, "error": {"kind": "version", "message": "speaks 99", "hint": "run: wstate plugin install"}}'; cat >/dev/null"#,
+    );
+    let good = format!("set wasm server {}", env!("CARGO_BIN_EXE_wstate"));
+    let commands = [
+        "set wasm server /no/such/wstate",
+        "wasm-bt",
+        &ends,
+        "wasm-bt",
+        "set wasm timeout 1",
+        &silent,
+        "wasm-bt",
+        "set wasm timeout 60",
+        &babbles,
+        "wasm-bt",
+        &other,
+        "wasm-bt",
+        &good,
+        "wasm-bt wasm",
+        // Killed between two commands.
+        "python import os, signal; engine = wstate.targets[1].engine; os.kill(engine._process.pid, signal.SIGKILL); engine._process.wait()",
+        "wasm-bt wasm",
+        "set wasm files /no/such.wasm",
+        "wasm-bt",
+        "set wasm files",
+        "wasm-load",
+        "detach",
+        "wasm-bt",
+        "info threads",
+    ];
+    let session = Debugger::Gdb.run(&["-p", &pid], &commands);
+    let expected = [
+        (1, "error: wstate: cannot start /no/such/wstate: No such file or directory"),
+        (3, "has ended: out of memory"),
+        (6, "error: wstate: wstate did not answer within 1 s"),
+        (9, "has ended: "),
+        (11, "error: wstate: speaks 99 (run: wstate plugin install)"),
+        (13, "* leaf"),
+        (15, "* leaf"),
+        (17, "/no/such.wasm is not used: it cannot be read"),
+        (21, "error: wstate: there is no process and no core"),
+        (22, "No threads."),
+    ];
+    for (n, part) in expected {
+        let text = &session.texts[n];
+        assert!(text.contains(part), "{}: {text}\n{}", commands[n], session.log);
+        if text.starts_with("error") {
+            assert_eq!(text.lines().count(), 1, "{text}");
+        }
+    }
+    assert!(!session.log.contains("Traceback"), "{}", session.log);
+    let without = Debugger::Gdb.run(&[], &["wasm-bt", "wasm-locals"]);
+    assert!(without.texts.iter().all(|t| t.contains("there is no process and no core")), "{:?}", without.texts);
+    // No Wasm anywhere.
+    let session = Debugger::Gdb.run(&["/bin/true"], &["starti", "wasm-bt", "wasm-locals"]);
+    assert!(session.texts[1].contains("no Wasm module found"), "{}\n{}", session.texts[1], session.log);
+    assert!(session.texts[2].contains("has no Wasm frame"), "{}", session.texts[2]);
+}
+
+#[test]
+fn two_inferiors_have_an_engine_each() {
+    if !gdb_is_here() {
+        return;
+    }
+    let (sleep, floats) = (Host::start("sleep", &[], Profile::Debug), Host::start("floats", &[], Profile::Debug));
+    let attach = format!("attach {}", floats.pid());
+    let commands =
+        ["wasm-bt wasm", "add-inferior", "inferior 2", &attach, "wasm-bt wasm", "inferior 1", "wasm-bt wasm"];
+    let session = Debugger::Gdb.run(&["-p", &sleep.pid().to_string()], &commands);
+    assert!(session.texts[0].contains("* leaf"), "{}", session.log);
+    assert!(session.texts[4].contains(" * ") && !session.texts[4].contains("* fact"), "{}", session.texts[4]);
+    assert_eq!(session.texts[6], session.texts[0]);
+}
+
+#[test]
+fn a_process_that_ran_is_looked_at_again() {
+    if !gdb_is_here() {
+        return;
+    }
+    let exe = support::host_singlepass(Profile::Debug);
+    let commands = [
+        "break host_stop",
+        "run sleep < /dev/null > /dev/null 2>&1",
+        "wasm-bt wasm",
+        "up",
+        "wasm-bt wasm",
+        "kill",
+        "wasm-bt",
+    ];
+    let session = Debugger::Gdb.run(&["-ex", "set breakpoint pending on", arg(&exe)], &commands);
+    assert!(
+        session.texts[2].contains("* leaf") && session.texts[2].contains("* run"),
+        "{}\n{}",
+        session.texts[2],
+        session.log
+    );
+    assert_eq!(session.texts[2], session.texts[4]);
+    assert!(session.texts[6].contains("there is no process"), "{}", session.texts[6]);
+}
+
+#[test]
+fn symbols_come_by_themselves_and_only_where_code_came() {
+    if !gdb_is_here() {
+        return;
+    }
+    let exe = support::host_singlepass(Profile::Debug);
+    let count = "python print('requests', wstate.targets[1].engine._last_id if 1 in wstate.targets else 0)";
+    let commands = [
+        "break host_stop",
+        "run sleep < /dev/null > /dev/null 2>&1",
+        "bt",
+        "frame function leaf",
+        "info locals",
+        count,
+        "stepi",
+        "next",
+        count,
+        "wasm-load",
+        "info files",
+    ];
+    let session = Debugger::Gdb.run(&["-ex", "set breakpoint pending on", arg(&exe)], &commands);
+    let bt = &session.texts[2];
+    for part in ["in leaf (local0=9", "in fact (local0=5", "in run", "host_singlepass::main", " main ("] {
+        assert!(bt.contains(part), "{part}: {bt}\n{}", session.log);
+    }
+    assert!(session.texts[4].contains("local3 = 333"), "{}", session.texts[4]);
+    assert!(session.texts[5] != "requests 0\n" && session.texts[5] == session.texts[8], "{:?}", session.texts);
+    assert!(session.texts[9].contains("1 symbol file of Wasm code loaded"), "{}", session.texts[9]);
+    let loaded = session.texts[10].lines().filter(|l| l.contains("is .text in ") && l.contains("/wasm-")).count();
+    assert_eq!(loaded, 1, "{}", session.texts[10]);
+}
+
+#[test]
+fn symbols_of_old_code_go_away() {
+    if !gdb_is_here() {
+        return;
+    }
+    let (sleep, nested) = (Host::start("sleep", &[], Profile::Debug), Host::start("nested", &[], Profile::Debug));
+    at_rest(&sleep);
+    at_rest(&nested);
+    let attach = format!("attach {}", nested.pid());
+    let commands = ["wasm-load", "info symbol leaf", "detach", &attach, "wasm-load", "bt", "wasm-bt wasm"];
+    let session = Debugger::Gdb.run(&["-p", &sleep.pid().to_string()], &commands);
+    assert!(session.texts[1].contains("leaf in section"), "{}\n{}", session.texts[1], session.log);
+    let wasm = session.texts[6].lines().filter(|l| l.contains(" * ")).count();
+    assert!(wasm > 1 && session.texts[5].contains("main"), "{}\n{}", session.texts[5], session.texts[6]);
+}
+
+#[test]
+fn a_remote_target_is_lent_page_by_page() {
+    if !gdb_is_here() {
+        return;
+    }
+    if std::process::Command::new("gdbserver").arg("--version").output().is_err() {
+        return missing(&support::NoCore("gdbserver is not installed".into()));
+    }
+    let host = Host::start("sleep", &[], Profile::Debug);
+    at_rest(&host);
+    let pid = host.pid().to_string();
+    let attached = text(&["attach", &pid, "--no-color"]);
+    // Through its own standard input and output: no port.
+    let connect = format!("target remote | gdbserver --once --attach stdio {pid}");
+    let session = Debugger::Gdb.run(&[arg(&host.exe)], &[&connect, "wasm-bt full all", "wasm-locals", "disconnect"]);
+    same("gdbserver, attach", &session.texts[1], &attached);
+    assert!(session.texts[2].contains("0 i32 9 (r12)"), "{}", session.texts[2]);
+}
+
+#[test]
+fn control_c_leaves_gdb_usable() {
+    if !gdb_is_here() {
+        return;
+    }
+    let host = Host::start("sleep", &[], Profile::Debug);
+    at_rest(&host);
+    let bin = tempfile::tempdir().unwrap();
+    let path = bin.path().join("silent");
+    // Says when it was asked, so that the signal comes while gdb waits for the answer; then never answers.
+    let asked = bin.path().join("asked");
+    std::fs::write(&path, format!("#!/bin/sh\nread line\ntouch {}\nexec sleep 600\n", asked.display())).unwrap();
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let interrupt = format!(
+        "python import threading, os, time, signal\n\
+         def interrupt():\n    \
+             while not os.path.exists({asked:?}): time.sleep(0.01)\n    \
+             os.kill(os.getpid(), signal.SIGINT)\n\
+         threading.Thread(target=interrupt, daemon=True).start()"
+    );
+    let script = bin.path().join("interrupt.py");
+    std::fs::write(&script, interrupt.strip_prefix("python ").unwrap()).unwrap();
+    let source = format!("source {}", script.display());
+    let silent = format!("set wasm server {}", path.display());
+    let good = format!("set wasm server {}", env!("CARGO_BIN_EXE_wstate"));
+    let commands = [&silent, &source, "wasm-bt", &good, "wasm-bt wasm"];
+    let session = Debugger::Gdb.run(&["-p", &host.pid().to_string()], &commands);
+    assert!(session.texts[2].contains("error: wstate: interrupted"), "{}\n{}", session.texts[2], session.log);
+    assert!(session.texts[4].contains("* leaf"), "{}\n{}", session.texts[4], session.log);
+}
+
+/// gdb as a user starts it, with the plugin before the target: what it prints in all.
+fn plain_gdb(arguments: &[&str], input: &str) -> String {
+    use std::io::Write;
+    let home = tempfile::tempdir().unwrap();
+    let mut gdb = std::process::Command::new("gdb");
+    gdb.args(["-nx", "-iex", "set width 0", "-iex", "set debuginfod enabled off"]);
+    for line in Debugger::Gdb.load() {
+        gdb.args(["-iex", &line]);
+    }
+    gdb.args(arguments).env("HOME", home.path()).env("PYTHONDONTWRITEBYTECODE", "1");
+    let (mut read, write) = std::io::pipe().unwrap();
+    let child = gdb.stdin(std::process::Stdio::piped()).stdout(write.try_clone().unwrap()).stderr(write).spawn();
+    drop(gdb);
+    let mut child = child.expect("gdb starts");
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let mut text = Vec::new();
+    std::io::Read::read_to_end(&mut read, &mut text).unwrap();
+    child.wait().unwrap();
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// There is no prompt in a batch and none in the machine interface, and commands follow at once.
+#[test]
+fn frames_of_a_core_have_names_from_the_first_command_on() {
+    if !gdb_is_here() {
+        return;
+    }
+    let host = Host::start("sleep", &[], Profile::Debug);
+    at_rest(&host);
+    let core = match gcore(&host) {
+        Ok(core) => core,
+        Err(why) => return missing(&why),
+    };
+    let (exe, core) = (arg(&host.exe), arg(&core));
+    let batch = plain_gdb(&["-batch", exe, core, "-ex", "bt"], "");
+    let later = plain_gdb(&["-batch", exe, "-ex", &format!("core-file {core}"), "-ex", "bt"], "");
+    let mi = plain_gdb(&["--interpreter=mi3", exe, core], "-stack-list-frames\n-gdb-exit\n");
+    let mi_later = format!("-target-select core {core}\n-stack-list-frames\n-gdb-exit\n");
+    let mi_later = plain_gdb(&["--interpreter=mi3", exe], &mi_later);
+    for (what, shown) in [("batch", batch), ("core-file", later)] {
+        for part in ["in leaf (local0=9", "in fact (local0=5", "in run", " main ("] {
+            assert!(shown.contains(part), "{what}: {part}: {shown}");
+        }
+        assert!(!shown.contains("Traceback"), "{what}: {shown}");
+    }
+    for (what, shown) in [("mi", mi), ("mi, later", mi_later)] {
+        for part in ["func=\"leaf\"", "func=\"fact\"", "func=\"run\"", "func=\"main\""] {
+            assert!(shown.contains(part), "{what}: {part}: {shown}");
+        }
+    }
+}
+
+#[test]
+fn why_there_are_no_symbols_is_told_once() {
+    if !gdb_is_here() {
+        return;
+    }
+    let exe = support::host_singlepass(Profile::Debug);
+    let good = format!("set wasm server {}", env!("CARGO_BIN_EXE_wstate"));
+    let bad = "set wasm server /no/such/wstate";
+    let run = "run sleep < /dev/null > /dev/null 2>&1";
+    let commands = ["break host_stop", bad, run, "stepi", "stepi", "next", &good, "stepi", "bt", bad, "stepi", "stepi"];
+    let session = Debugger::Gdb.run(&["-ex", "set breakpoint pending on", arg(&exe)], &commands);
+    let told = |text: &str| text.matches("symbols of Wasm code were not loaded: cannot start /no/such/wstate").count();
+    assert_eq!(session.texts.iter().map(|t| told(t)).sum::<usize>() + told(&session.log), 1, "{:?}", session.texts);
+    assert!(session.texts[8].contains("in leaf (local0=9"), "{}\n{}", session.texts[8], session.log);
+}
+
+/// The guest's code is there from the middle of the run on, and the guest is called once.
+#[test]
+fn a_breakpoint_is_hit_in_code_that_was_not_there_when_it_was_set() {
+    if !gdb_is_here() {
+        return;
+    }
+    let exe = support::host_singlepass(Profile::Debug);
+    // Before the first call the names are in the file alone.
+    let directory = tempfile::tempdir().unwrap();
+    let wasm = directory.path().join("guest.wasm");
+    drop(Host::start("sleep", &["--dump-wasm", arg(&wasm)], Profile::Debug));
+    let files = format!("set wasm files {}", wasm.display());
+    let run = "run sleep < /dev/null > /dev/null 2>&1";
+    let commands = [&files, "break leaf", run, "bt", "info locals", "delete", "next", "kill"];
+    let session = Debugger::Gdb.run(&["-ex", "set breakpoint pending on", arg(&exe)], &commands);
+    assert!(session.texts[1].contains("Breakpoint 1 (leaf) pending"), "{:?}", session.texts);
+    // gdb says it where a script runs the program, not in the command's own text.
+    let stop = format!("{}{}", session.texts[2], session.log);
+    assert!(stop.contains("Breakpoint 1, leaf (n=9"), "{stop}");
+    for part in ["leaf (n=9", "in fact (n=0", "in run", " main ("] {
+        assert!(session.texts[3].contains(part), "{part}: {:?}\n{}", session.texts, session.log);
+    }
+    assert!(!session.log.contains("Traceback"), "{}", session.log);
+    // Off: as before.
+    let off = [&files, "set wasm auto-load off", "break leaf", "break host_stop", run, "info breakpoints", "kill"];
+    let session = Debugger::Gdb.run(&["-ex", "set breakpoint pending on", arg(&exe)], &off);
+    let pending = |line: &str| line.split_whitespace().rev().take(2).eq(["leaf", "<PENDING>"]);
+    assert!(session.texts[5].lines().any(pending), "{:?}", session.texts);
+}
+
+/// gdb would pass the arguments by the machine's convention, to a function that takes an instance first.
+#[test]
+fn guests_are_not_called_by_print() {
+    if !gdb_is_here() {
+        return;
+    }
+    let host = Host::start("sleep", &[], Profile::Debug);
+    at_rest(&host);
+    let commands = ["wasm-load", "print leaf(1, 2, 3)", "print fact(1, 2)", "call run()", "wasm-bt wasm"];
+    let session = Debugger::Gdb.run(&["-p", &host.pid().to_string()], &commands);
+    for text in &session.texts[1..4] {
+        assert!(text.contains("does not follow the target calling convention"), "{text}\n{}", session.log);
+    }
+    assert!(session.texts[4].contains("* leaf"), "{}", session.texts[4]);
+}
+
+#[test]
+fn one_line_loads_it_from_wherever_its_files_are() {
+    if !gdb_is_here() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let installed = Debugger::Gdb.install(place.path());
+    let clone = Debugger::Gdb.plugin();
+    let link = place.path().join("linked.py");
+    std::os::unix::fs::symlink(&clone, &link).unwrap();
+    let in_clone = clone.parent().unwrap().display().to_string();
+    let loads = [
+        vec![format!("source {}", installed.display())],
+        vec![format!("source {}", clone.display())],
+        vec![format!("cd {in_clone}"), "source wstate_gdb.py".into(), "cd /".into()],
+        vec![format!("cd {in_clone}"), "source ../gdb-plugin/wstate_gdb.py".into()],
+        vec![format!("source {}", link.display())],
+    ];
+    for load in loads {
+        let commands: Vec<&str> = load.iter().map(String::as_str).chain(["wasm-bt"]).collect();
+        let session = Debugger::Gdb.run_plain(&[], &commands);
+        let last = session.texts.last().unwrap();
+        assert!(last.contains("error: wstate: there is no process and no core"), "{load:?}: {last}\n{}", session.log);
+        assert!(!session.log.contains("Traceback"), "{}", session.log);
+    }
+    // Python keeps nothing where the files are.
+    assert!(!installed.with_file_name("__pycache__").exists());
+}
+
+#[test]
+fn without_its_shared_file_or_with_another_it_says_what_to_do() {
+    if !gdb_is_here() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let alone = Debugger::Gdb.copy_plugin(place.path(), "alone", Layout::Alone);
+    let mixed = Debugger::Gdb.copy_plugin(place.path(), "mixed", Layout::Mixed);
+    let load = [format!("source {}", alone.display()), format!("source {}", mixed.display())];
+    let good = format!("source {}", Debugger::Gdb.plugin().display());
+    let session = Debugger::Gdb.run_plain(&[], &[&load[0], "wasm-bt", &load[1], &good, "wasm-bt", &load[0], "wasm-bt"]);
+    let version = env!("CARGO_PKG_VERSION");
+    let told = [
+        format!(
+            "wstate: the Wasm commands are not there: {} is missing; run: wstate plugin install, or load wstate_gdb.py by \
+             its full path\n",
+            alone.with_file_name("wstate_client.py").display()
+        ),
+        format!(
+            "wstate: the Wasm commands are not there: {} belongs to wstate 0.0.1, wstate_gdb.py to {version}; run: wstate \
+             plugin install\n",
+            mixed.with_file_name("wstate_client.py").display()
+        ),
+    ];
+    let shown = session.texts.concat() + &session.log;
+    for told in told {
+        assert!(shown.contains(&told), "{told}\n{:?}\n{}", session.texts, session.log);
+    }
+    assert!(session.texts[1].contains("Undefined command"), "{:?}", session.texts);
+    // A load that fails takes nothing away.
+    for n in [4, 6] {
+        assert!(session.texts[n].contains("error: wstate: there is no process"), "{:?}", session.texts);
+    }
+    assert!(!session.log.contains("Traceback"), "{}", session.log);
+}
+
+#[test]
+fn of_two_versions_the_one_that_was_loaded_last_serves() {
+    if !gdb_is_here() {
+        return;
+    }
+    let exe = support::host_singlepass(Profile::Debug);
+    let place = tempfile::tempdir().unwrap();
+    let other = Debugger::Gdb.copy_plugin(place.path(), "other", Layout::OtherVersion);
+    let load = [other, Debugger::Gdb.plugin()].map(|plugin| format!("source {}", plugin.display()));
+    let server = format!("set wasm server {}", env!("CARGO_BIN_EXE_wstate"));
+    let state = "python print('engines', len(engines), 'asked', wstate.targets[1].engine._last_id, 'of', VERSION)";
+    // Engines that were started, by whichever of the two.
+    let engines = "python import subprocess; engines = []; start = subprocess.Popen; \
+                   subprocess.Popen = lambda *a, **k: engines.append(start(*a, **k)) or engines[-1]";
+    let ended = "python print([e.poll() is not None for e in engines])";
+    let files = "python print(len([o for o in gdb.objfiles() if '/wasm-' in o.filename]))";
+    let commands = [
+        engines,
+        &load[0],
+        &server,
+        "break host_stop",
+        "run sleep < /dev/null > /dev/null 2>&1",
+        state,
+        "help wasm-bt",
+        // The other one comes, and this one is loaded twice.
+        &load[1],
+        &load[1],
+        &server,
+        files,
+        "stepi",
+        state,
+        files,
+        ended,
+        "wasm-bt wasm",
+        "help wasm-bt",
+        &load[0],
+        &server,
+        "stepi",
+        state,
+        files,
+        ended,
+        "wasm-bt wasm",
+        "kill",
+    ];
+    let session = Debugger::Gdb.run(&["-ex", "set breakpoint pending on", arg(&exe)], &commands);
+    let texts = &session.texts;
+    assert!(!session.log.contains("Traceback") && !session.log.contains("Error"), "{}", session.log);
+    assert!(texts[5].starts_with("engines 1 asked ") && texts[5].ends_with("of 0.0.1\n"), "{texts:?}");
+    assert!(texts[6].starts_with("THE OTHER"), "{texts:?}");
+    assert_eq!((texts[10].as_str(), texts[13].as_str(), texts[21].as_str()), ("0\n", "1\n", "1\n"), "{texts:?}");
+    // Each stop is for one of them, which asks as often as the first did.
+    let asked = |text: &str| text.split("asked ").nth(1).unwrap().split(' ').next().unwrap().to_string();
+    assert!(texts[12].starts_with("engines 2 ") && texts[20].starts_with("engines 3 "), "{texts:?}");
+    assert_eq!([asked(&texts[12]), asked(&texts[20])], [asked(&texts[5]), asked(&texts[5])]);
+    assert_eq!((texts[14].as_str(), texts[22].as_str()), ("[True, False]\n", "[True, True, False]\n"));
+    assert!(texts[15].contains("* leaf") && texts[23].contains("* leaf"), "{texts:?}");
+    assert!(!texts[16].contains("THE OTHER"), "{texts:?}");
+}
