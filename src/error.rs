@@ -3,8 +3,9 @@
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
-/// A fatal error of a command.
+/// Why there is no answer. The variants are for callers that decide what to do; the text is for the user.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// A file could not be opened or read.
     #[error("cannot read {path}: {source}")]
@@ -60,11 +61,112 @@ pub enum Error {
         /// How the process died.
         why: String,
     },
-    /// What the user asked for does not exist.
+    /// A file that the user named is not used, and the work cannot be done without it.
+    #[error("{path} is not used: {why}")]
+    Unusable {
+        /// Path of the file.
+        path: PathBuf,
+        /// Why the file is not used.
+        why: String,
+    },
+    /// A file has no image in it.
+    #[error("{path} is no image: {why}")]
+    NotAnImage {
+        /// Path of the file.
+        path: PathBuf,
+        /// Why the file is no image, and what else it may be.
+        why: String,
+    },
+    /// The target has no thread with this number.
     #[error("{what}")]
-    NotFound {
-        /// What does not exist, and what the user can try.
+    NoSuchThread {
+        /// Kernel id of the thread that was asked for.
+        tid: u32,
+        /// A sentence for the user.
         what: String,
+    },
+    /// The target has no such instance, or none at all.
+    #[error("{what}")]
+    NoSuchInstance {
+        /// A sentence for the user: which instances there are.
+        what: String,
+    },
+    /// The instance or the image has no such memory, or it is not known where the memory is.
+    #[error("{what}")]
+    NoSuchMemory {
+        /// A sentence for the user.
+        what: String,
+    },
+    /// Nothing that was looked at has to do with Wasm: there is no module, or no thread with a Wasm frame.
+    #[error("{what}")]
+    NoWasm {
+        /// A sentence for the user.
+        what: String,
+    },
+    /// The thread is in Wasm code, but there is no image of it at this moment, or never.
+    #[error("{what}")]
+    NoImage {
+        /// A sentence for the user: why there is none, and what to try.
+        what: String,
+    },
+    /// Several threads or instances may be meant.
+    #[error("{what}")]
+    Ambiguous {
+        /// A sentence for the user: which ones there are.
+        what: String,
+    },
+    /// A range of addresses is not inside the memory.
+    #[error("{what}")]
+    OutOfBounds {
+        /// A sentence for the user.
+        what: String,
+    },
+    /// Memory of the target cannot be read.
+    #[error("{what}")]
+    Unreadable {
+        /// A sentence for the user.
+        what: String,
+    },
+    /// The target or its files were changed while they were read. The next attempt may succeed.
+    #[error("{what}")]
+    Changed {
+        /// A sentence for the user.
+        what: String,
+    },
+    /// The work cannot be done with a target or a file of this kind.
+    #[error("{what}")]
+    Unsupported {
+        /// A sentence for the user.
+        what: String,
+    },
+    /// A thread must be in Wasm code, and is in native code that Wasm has called. The next attempt may find it
+    /// elsewhere.
+    #[error("{what}")]
+    NotInWasm {
+        /// Kernel id of the thread.
+        tid: u32,
+        /// A sentence for the user.
+        what: String,
+    },
+    /// A process does not go on from an image. It is as it was.
+    #[error("{what}")]
+    Refused {
+        /// A sentence for the user.
+        what: String,
+    },
+    /// A process was changed in part, and the changes could not be taken back.
+    #[error("process {pid} is broken and should be ended: {why}")]
+    TargetBroken {
+        /// Number of the process (pid).
+        pid: u32,
+        /// What failed, and which change is left.
+        why: String,
+    },
+    /// A debugger's plugin cannot be installed for this user.
+    #[error("{why}")]
+    Plugin {
+        /// A sentence for the user.
+        why: String,
     },
     /// Output could not be written.
     #[error("cannot write {to}: {source}")]
@@ -90,5 +192,41 @@ impl Error {
             },
             _ => None,
         }
+    }
+
+    /// This error, with `note` added to the sentence that says what was not found, such as how it came that it was not
+    /// found. An error that says nothing of the kind stays as it is.
+    pub(crate) fn with_note(mut self, note: &str) -> Error {
+        match &mut self {
+            Error::NoSuchThread { what, .. }
+            | Error::NoSuchInstance { what }
+            | Error::NoSuchMemory { what }
+            | Error::NoWasm { what }
+            | Error::NoImage { what }
+            | Error::Ambiguous { what }
+            | Error::OutOfBounds { what }
+            | Error::Unreadable { what }
+            | Error::Changed { what }
+            | Error::Unsupported { what }
+            | Error::NotInWasm { what, .. }
+            | Error::Refused { what } => *what = format!("{what}; {note}"),
+            _ => {}
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_is_added_to_what_was_not_found_and_to_nothing_else() {
+        let missing = Error::NoWasm { what: "no module".to_string() };
+        assert_eq!(missing.with_note("it was gone").to_string(), "no module; it was gone");
+        let thread = Error::NoSuchThread { tid: 7, what: "no thread 7".to_string() };
+        assert_eq!(thread.with_note("try 8").to_string(), "no thread 7; try 8");
+        let attach = Error::Attach { pid: 1, why: "not allowed".to_string() };
+        assert_eq!(attach.with_note("it was gone").to_string(), "cannot attach to process 1: not allowed");
     }
 }

@@ -5,10 +5,10 @@
 //!
 //! ```no_run
 //! use wstate::report::text::{self, TextOptions};
-//! use wstate::session::{self, Options, Source};
+//! use wstate::session::{Options, Session, Source};
 //!
 //! fn print(pid: u32) -> Result<(), wstate::error::Error> {
-//!     let outcome = session::run(&Options::new(Source::Pid(pid)))?;
+//!     let outcome = Session::open(&Options::new(Source::Pid(pid)))?.stacks()?;
 //!     print!("{}", text::render(&outcome.report, TextOptions::default()));
 //!     Ok(())
 //! }
@@ -40,7 +40,7 @@
 //!   the reason.
 //! - All that is read from a target or a file is hostile: each count, depth and size has a cap in [`limits`], nothing
 //!   panics, and what is broken costs the frame or function it belongs to, not the rest.
-//! - Nothing is written to a target but by [`session::restore`], which exists for that. Its threads stand only while
+//! - Nothing is written to a target but by [`session::Session::restore`], which exists for that. Its threads stand only while
 //!   registers and stacks are copied (for an image, the memory too), and if wstate dies meanwhile the kernel lets them go
 //!   ([`process::live`] has the details, and the exceptions).
 //!

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 use wstate::cli::doctor::{self, Doctor};
 use wstate::cli::output::Output;
-use wstate::cli::{self, Cli, Command, Format, Live, Show, Symbols, image_text, plugin, sandbox};
+use wstate::cli::{self, Cli, Command, Format, Live, Show, Symbols, Usage, image_text, plugin, progress, sandbox};
 use wstate::error::Error;
 use wstate::process::files::{self, helper};
 use wstate::report::contents::{self, Lists};
@@ -18,7 +18,7 @@ use wstate::report::timing::{Timing, milliseconds};
 use wstate::report::wasm_coredump::Compat;
 use wstate::report::{Completeness, hexdump, json, text};
 use wstate::server;
-use wstate::session::{self, Resumable, Source};
+use wstate::session::{ImportedGlobal, Options, Resumable, Session, SignalsLater, Source};
 
 #[global_allocator]
 static ALLOCATOR: sandbox::Allocator = sandbox::Allocator;
@@ -33,6 +33,12 @@ enum Failure {
     Usage(String),
     /// Any other error.
     Error(Error),
+}
+
+impl From<Usage> for Failure {
+    fn from(Usage(why): Usage) -> Failure {
+        Failure::Usage(why)
+    }
 }
 
 impl From<Error> for Failure {
@@ -121,9 +127,9 @@ fn run(cli: Cli) -> Result<u8, Failure> {
                 && doctor.worst() != doctor::Status::Fail
             {
                 // The only way to know what an attach finds is to do it.
-                let options =
-                    session::Options { values: false, limit: Some(200), ..session::Options::new(Source::Pid(pid)) };
-                match session::run(&options) {
+                let mut options = Options::new(Source::Pid(pid));
+                (options.values, options.limit) = (false, Some(200));
+                match open(&options).and_then(|session| session.stacks()) {
                     Ok(outcome) => doctor.findings(&outcome.report),
                     Err(e) => doctor.fail(
                         e.to_string(),
@@ -174,12 +180,17 @@ fn schema(document: cli::Document) -> String {
         cli::Document::Doctor => json::schema_of::<Doctor>(),
         cli::Document::Image => json::schema_of::<image_text::Document>(),
         cli::Document::Difference => json::schema_of::<image_text::Difference>(),
-        cli::Document::Imports => json::schema_of::<Vec<session::ImportedGlobal>>(),
+        cli::Document::Imports => json::schema_of::<Vec<ImportedGlobal>>(),
     }
 }
 
+/// Begins a session that tells the user on standard error how far it is.
+fn open(options: &Options) -> Result<Session<'static>, Error> {
+    Ok(Session::open(options)?.with_progress(progress::stderr(options.verbose)))
+}
+
 fn symbols(command: &Symbols) -> Result<u8, Failure> {
-    let options = command.options().map_err(Failure::Usage)?;
+    let options = command.options()?;
     keep_inputs(&options, Some(&command.output))?;
     // If the output cannot be written, the user is told before a process is stopped for nothing.
     if !Output::file(&command.output)?.is_file() {
@@ -187,7 +198,7 @@ fn symbols(command: &Symbols) -> Result<u8, Failure> {
             "debuggers read the symbols from a file, and look for sources beside it: name a regular file with --output";
         return Err(Failure::Usage(why.to_string()));
     }
-    let map = session::code_map(&options, command.all)?;
+    let map = open(&options)?.code_map(command.all)?;
     let file = SymbolFile::of(&map, &command.output, TextNames::Numbered)?;
     Output::write_files(file.files())?;
     for note in &map.notes {
@@ -198,10 +209,10 @@ fn symbols(command: &Symbols) -> Result<u8, Failure> {
 }
 
 fn modules(command: &cli::Modules) -> Result<u8, Failure> {
-    let options = command.place.options(false).map_err(Failure::Usage)?;
+    let options = command.place.options(false)?;
     let lists = Lists { functions: command.functions, exports: command.exports };
     answer([Output::stdout()], command.place.confine(), options.verbose, |[output]| {
-        let contents = session::contents(&options, lists)?;
+        let contents = open(&options)?.modules(lists)?;
         let text = if command.json {
             json::document(&contents, false)
         } else {
@@ -221,7 +232,7 @@ fn modules(command: &cli::Modules) -> Result<u8, Failure> {
 }
 
 fn memory(command: &cli::Memory) -> Result<u8, Failure> {
-    let options = command.place.options(false).map_err(Failure::Usage)?;
+    let options = command.place.options(false)?;
     if command.raw && command.output.is_none() && io::stdout().is_terminal() {
         return Err(Failure::Usage("--raw writes binary data: use --output FILE or a pipe".to_string()));
     }
@@ -229,7 +240,7 @@ fn memory(command: &cli::Memory) -> Result<u8, Failure> {
     let output = Output::file_or_stdout(command.output.as_deref())?;
     answer([output], command.place.confine(), options.verbose, |[output]| {
         let notes = output.put_with(|out| {
-            session::linear_memory(&options, command.range(), &mut |address, bytes| {
+            open(&options)?.linear_memory(command.range(), &mut |address, bytes| {
                 let written = match command.raw {
                     true => out.write_all(bytes),
                     false => out.write_all(hexdump::lines(address, bytes).as_bytes()),
@@ -245,12 +256,12 @@ fn memory(command: &cli::Memory) -> Result<u8, Failure> {
 }
 
 fn export(command: &cli::Export) -> Result<u8, Failure> {
-    let options = command.place.options(true).map_err(Failure::Usage)?;
+    let options = command.place.options(true)?;
     let compat = command.compat.map(|cli::Compat::Wasmgdb| Compat::Wasmgdb);
     keep_inputs(&options, Some(&command.wasm_coredump))?;
     let output = Output::file(&command.wasm_coredump)?;
     answer([output], command.place.confine(), options.verbose, |[output]| {
-        let notes = output.put_with(|out| session::export_coredump(&options, compat, out))?;
+        let notes = output.put_with(|out| open(&options)?.export_coredump(compat, out))?;
         for note in &notes {
             let _ = writeln!(io::stderr().lock(), "wstate: note: {}", text::clean_message(note));
         }
@@ -286,7 +297,7 @@ fn answer<const N: usize>(
 }
 
 fn snapshot(command: &cli::Snapshot) -> Result<u8, Failure> {
-    let (options, wanted) = command.options().map_err(Failure::Usage)?;
+    let (options, wanted) = command.options()?;
     keep_inputs(&options, Some(&command.output))?;
     // This is checked before the output is opened, because opening a pipe with a name waits for its reader.
     if command.with_imports && command.output.metadata().is_ok_and(|m| !m.is_file() && !m.is_dir()) {
@@ -308,7 +319,7 @@ fn snapshot(command: &cli::Snapshot) -> Result<u8, Failure> {
     let imports = command.imports_path().map(|path| Output::file(&path)).transpose()?;
     let beside_image = !image.is_standard_output();
     let work = |image: &mut Output, imports: Option<&mut Output>| {
-        let done = image.put_sparse_with(|out| session::snapshot(&options, wanted, out))?;
+        let done = image.put_sparse_with(|out| open(&options)?.snapshot(wanted, out))?;
         if let Some(imports) = imports {
             imports.put(json::document(&done.imported_globals, true).as_bytes())?;
         }
@@ -333,15 +344,10 @@ fn beside_nothing() -> Failure {
 }
 
 /// Refuses an output that would take the place of a file that is read: a customer's core may be the only one.
-fn keep_inputs(options: &session::Options, output: Option<&Path>) -> Result<(), Failure> {
+fn keep_inputs(options: &Options, output: Option<&Path>) -> Result<(), Failure> {
     let of = |path: &Path| path.metadata().ok().filter(|m| m.is_file()).map(|m| (m.dev(), m.ino()));
     let Some(place) = output.and_then(of) else { return Ok(()) };
-    let source = match &options.source {
-        Source::Core { core, executable } => [Some(core), executable.as_ref()],
-        Source::Pid(_) => [None, None],
-    };
-    let mut inputs = source.into_iter().flatten().chain(&options.wasm).chain(&options.artifacts);
-    match inputs.find(|input| files::same_file(input) == Some(place)) {
+    match options.named_files().find(|input| files::same_file(input) == Some(place)) {
         Some(input) => Err(Failure::Usage(format!(
             "the output would replace {}, which is read; name another file",
             input.display()
@@ -352,8 +358,8 @@ fn keep_inputs(options: &session::Options, output: Option<&Path>) -> Result<(), 
 
 fn restore(command: &cli::Restore) -> Result<u8, Failure> {
     let (options, wanted) = command.options();
-    let signals = session::SignalsLater::default();
-    let told = match session::restore(&options, &wanted, &signals) {
+    let signals = SignalsLater::default();
+    let told = match open(&options).and_then(|session| session.restore(&wanted, &signals)) {
         Ok(done) => {
             let text = image_text::restored_text(command.pid, &done);
             // The process goes on from the image, whether this can be told or not.
@@ -382,8 +388,8 @@ fn image(command: &cli::Image) -> Result<u8, Failure> {
 
 /// Prints the stacks of `source`. With `confine`, this is done in a process that has given up its rights.
 fn show(show: &Show, source: Source, live: Live, confine: bool) -> Result<u8, Failure> {
-    let options = show.options(source, live).map_err(Failure::Usage)?;
-    let format = show.format().map_err(Failure::Usage)?;
+    let options = show.options(source, live)?;
+    let format = show.format()?;
     if format == Format::Image && show.output.is_none() && io::stdout().is_terminal() {
         return Err(Failure::Usage("--format image writes binary data: use --output FILE or a pipe".to_string()));
     }
@@ -392,14 +398,14 @@ fn show(show: &Show, source: Source, live: Live, confine: bool) -> Result<u8, Fa
     answer([output], confine, show.verbose, |[output]| print(show, &options, format, output))
 }
 
-fn print(show: &Show, options: &session::Options, format: Format, output: &mut Output) -> Result<u8, Failure> {
-    let mut outcome = session::run(options)?;
+fn print(show: &Show, options: &Options, format: Format, output: &mut Output) -> Result<u8, Failure> {
+    let mut outcome = open(options)?.stacks()?;
     let found = Instant::now();
     let timing = outcome.report.timing;
     // The completeness is that of what was found, not of what is shown.
     let completeness = outcome.report.completeness();
     let refused = outcome.refused || outcome.gone;
-    let missing = |what: &str| Error::NotFound { what: format!("{what}: no Wasm frame of the thread is known") };
+    let missing = |what: &str| Error::NoWasm { what: format!("{what}: no Wasm frame of the thread is known") };
     let bytes = match format {
         Format::Text => {
             let options = text::TextOptions {

@@ -55,6 +55,7 @@ macro_rules! text_in_json {
                 s.collect_str(self)
             }
         }
+        #[cfg(feature = "cli")]
         impl schemars::JsonSchema for $name {
             fn inline_schema() -> bool {
                 true

@@ -8,7 +8,7 @@ use std::time::Instant;
 use wasmer_runtime_core_near as rt;
 use wasmer_singlepass_backend_near::SinglePassCompiler;
 use wstate::state as ours;
-use wstate::state::resume::{Place, resume_stack};
+use wstate::state::resume::{StackSpec, resume_stack};
 
 const DEPTH: usize = 10_000;
 const ROUNDS: usize = 15;
@@ -59,7 +59,7 @@ fn compare(title: &str, before: usize) {
     let our_map: ours::ModuleStateMap = ours::codec::decode_borsh(&encoded).expect("it decodes");
 
     // The frames on a stack in our own memory: the words are the runtime's (tests/library/state_differential/resume.rs).
-    let place = |top| Place {
+    let place = |top| StackSpec {
         top,
         outer: [OUTSIDE, 0, 0],
         outer_rbp: 0,

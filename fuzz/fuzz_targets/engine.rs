@@ -5,7 +5,7 @@ use libfuzzer_sys::fuzz_target;
 use std::path::Path;
 use std::sync::Arc;
 use wstate::report::{json, text};
-use wstate::session::{self, Options, Source};
+use wstate::session::{Options, Session, Source};
 use wstate::process::core::CoreTarget;
 use wstate::process::objects::SearchPaths;
 
@@ -16,7 +16,7 @@ fuzz_target!(|data: &[u8]| {
     // A damaged chain of frames can be as long as the stack; its start has all that there is to go wrong.
     options.limit = Some(200);
     options.verbose = data.len() % 2 == 0;
-    let Ok(mut outcome) = session::run_on(&core, &options) else { return };
+    let Ok(mut outcome) = Session::on(&core, &options).stacks() else { return };
     let text = text::render(&outcome.report, text::TextOptions { verbose: options.verbose, ..Default::default() });
     assert!(!text.chars().any(|c| c != '\n' && text::is_unprintable(c)), "{text:?}");
     let whole = json::render(&outcome.report, options.verbose);
@@ -26,5 +26,5 @@ fuzz_target!(|data: &[u8]| {
     outcome.report.select(true, true);
     let _ = text::render(&outcome.report, text::TextOptions { brief: true, wasm_only: true, ..Default::default() });
     options.image = true;
-    let _ = session::run_on(&core, &options).map(|o| (o.classic, o.image));
+    let _ = Session::on(&core, &options).stacks().map(|o| (o.classic, o.image));
 });

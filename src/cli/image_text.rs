@@ -40,13 +40,14 @@ pub fn snapshot_text(done: &Snapshot) -> String {
             let _ = writeln!(
                 out,
                 "resumable: behind a call that has returned {integer:#x} if its result is an integer{float}\n\
-                 hint: the image does not have it: wstate restore PID IMAGE --return {integer:#x}, or what it is (0 if \
-                 there is none)"
+                 hint: the image does not hold the result, so give it as raw bits: wstate restore PID IMAGE --return \
+                 {integer:#x} (0 if the call returns nothing)"
             );
         }
         Some(Resumable::AfterCall(None)) => {
             out += "resumable: behind a call whose result the image does not have\n\
-                    hint: wstate restore PID IMAGE --return VALUE, the result as raw bits (0 if there is none)\n";
+                    hint: wstate restore PID IMAGE --return VALUE, with the result as raw bits (0 if the call returns \
+                    nothing)\n";
         }
         Some(Resumable::No { why, next }) => {
             let _ = writeln!(out, "resumable: no: {why}\nhint: {next}");
@@ -59,9 +60,9 @@ pub fn snapshot_text(done: &Snapshot) -> String {
     out
 }
 
-/// Says what an image of frames alone, without memory and globals, is good for.
-const FRAMES_ONLY: &str = "the runtime itself takes frames alone; wstate restore needs an image with memory and globals (wstate \
-                           snapshot without --execution-state)";
+/// Says what an image of frames alone, without memory and globals, can be used for.
+const FRAMES_ONLY: &str = "the runtime itself takes frames alone; wstate restore needs an image with memory and globals: take one \
+                           without --execution-state";
 
 /// What `wstate restore` says about what it has done.
 pub fn restored_text(pid: u32, done: &Restored) -> String {
@@ -206,19 +207,19 @@ fn no_way_on(file: &ImageFile) -> Option<String> {
     let lost = |f: &WasmFunctionStateDump| f.locals.iter().chain(&f.stack).any(|v| v.is_none());
     if let Some(number) = frames.iter().position(lost) {
         return Some(format!(
-            "frame {number} has values (?) that were not known: only where the module has no need of them something goes on \
-             from it (wstate restore PID IMAGE says); --settle steps to where more is known"
+            "frame {number} has values that were not known (?). A process can go on from this image only if the module does \
+             not need them: wstate restore PID IMAGE says so. wstate snapshot --settle takes an image where more is known"
         ));
     }
     matches!(file.image, AnyImage::ExecutionState(_)).then(|| FRAMES_ONLY.to_string())
 }
 
 fn hexdump_of(file: &ImageFile, address: u64, len: u64) -> Result<String, Error> {
-    let memory = file.memory().ok_or_else(|| Error::NotFound {
+    let memory = file.memory().ok_or_else(|| Error::NoSuchMemory {
         what: "the image has no memory; take one without --execution-state".to_string(),
     })?;
     let range = usize::try_from(address).ok().zip(usize::try_from(address.saturating_add(len)).ok());
-    let bytes = range.and_then(|(from, to)| memory.get(from..to)).ok_or_else(|| Error::NotFound {
+    let bytes = range.and_then(|(from, to)| memory.get(from..to)).ok_or_else(|| Error::OutOfBounds {
         what: format!("the memory has {:#x} bytes; {len:#x} bytes at {address:#x} are not inside", memory.len()),
     })?;
     Ok(hexdump::lines(address, bytes))

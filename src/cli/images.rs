@@ -1,6 +1,6 @@
 //! Commands that make, show and use images of instances.
 
-use super::{InstanceChoice, Where, instance, number};
+use super::{InstanceChoice, Usage, Where, instance, number};
 use crate::session::{Options, RestoreOptions, SnapshotOptions, Source};
 use clap::Args;
 use std::path::PathBuf;
@@ -60,7 +60,7 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// The question to ask, or a usage error.
-    pub fn options(&self) -> Result<(Options, SnapshotOptions), String> {
+    pub fn options(&self) -> Result<(Options, SnapshotOptions), Usage> {
         let options =
             Options { threads: self.thread.into_iter().collect(), settle: self.settle, ..self.place.options(true)? };
         let instance = self.instance.unwrap_or(InstanceChoice::Only);
@@ -176,13 +176,7 @@ impl Restore {
             verbose: self.verbose,
             ..Options::new(Source::Pid(self.pid))
         };
-        let wanted = RestoreOptions {
-            image: self.image.clone(),
-            really: self.yes,
-            result: self.result,
-            fail_at: None,
-            fail_back: 0,
-        };
+        let wanted = RestoreOptions { really: self.yes, result: self.result, ..RestoreOptions::new(&self.image) };
         (options, wanted)
     }
 }

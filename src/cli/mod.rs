@@ -6,6 +6,7 @@ pub mod image_text;
 mod images;
 pub mod output;
 pub mod plugin;
+pub mod progress;
 pub mod sandbox;
 
 pub use images::{Image, Restore, Snapshot};
@@ -405,11 +406,11 @@ pub struct ProcessOrCore {
 }
 
 impl ProcessOrCore {
-    fn source(&self) -> Result<session::Source, String> {
+    fn source(&self) -> Result<session::Source, Usage> {
         match (self.pid, &self.core) {
             (Some(pid), _) => Ok(session::Source::Pid(pid)),
             (None, Some(core)) => Ok(session::Source::Core { core: core.clone(), executable: self.executable.clone() }),
-            (None, None) => Err("a process or a core is needed: --pid PID or --core CORE".to_string()),
+            (None, None) => Err(Usage("a process or a core is needed: --pid PID or --core CORE".to_string())),
         }
     }
 }
@@ -434,11 +435,16 @@ pub struct Finding {
     pub debug_dir: Vec<PathBuf>,
 }
 
+/// A command line that asks for something that makes no sense. The text says to the user what it is.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
 impl Finding {
     /// The question about `source` with these files and places, or a usage error.
-    fn options(&self, source: session::Source) -> Result<session::Options, String> {
+    fn options(&self, source: session::Source) -> Result<session::Options, Usage> {
         if self.route.contains(&Route::Artifact) && self.artifact.is_empty() {
-            return Err("--route artifact needs --artifact FILE".to_string());
+            return Err(Usage("--route artifact needs --artifact FILE".to_string()));
         }
         Ok(session::Options {
             wasm: self.wasm.clone(),
@@ -473,7 +479,7 @@ pub struct Symbols {
 
 impl Symbols {
     /// The question to ask, or a usage error.
-    pub fn options(&self) -> Result<session::Options, String> {
+    pub fn options(&self) -> Result<session::Options, Usage> {
         Ok(session::Options { verbose: self.verbose, ..self.finding.options(self.target.source()?)? })
     }
 }
@@ -502,7 +508,7 @@ impl Where {
     }
 
     /// The question to ask, or a usage error. `values` says whether locals and operand stacks are wanted.
-    pub fn options(&self, values: bool) -> Result<session::Options, String> {
+    pub fn options(&self, values: bool) -> Result<session::Options, Usage> {
         let options = self.finding.options(self.target.source()?)?;
         Ok(session::Options { values, names: false, verbose: self.verbose, ..options })
     }
@@ -713,17 +719,19 @@ impl From<Route> for session::Route {
 
 impl Show {
     /// The form of the output, or a usage error.
-    pub fn format(&self) -> Result<Format, String> {
+    pub fn format(&self) -> Result<Format, Usage> {
         match (self.format, self.json || self.pretty) {
             (None, false) => Ok(Format::Text),
             (None | Some(Format::Json), _) => Ok(Format::Json),
             (Some(f), false) => Ok(f),
-            (Some(_), true) => Err("--pretty is for JSON only: leave out --format, or give --format json".to_string()),
+            (Some(_), true) => {
+                Err(Usage("--pretty is for JSON only: leave out --format, or give --format json".to_string()))
+            }
         }
     }
 
     /// The question to ask about `source`, or a usage error.
-    pub fn options(&self, source: session::Source, live: Live) -> Result<session::Options, String> {
+    pub fn options(&self, source: session::Source, live: Live) -> Result<session::Options, Usage> {
         let format = self.format()?;
         Ok(session::Options {
             threads: self.thread.clone(),

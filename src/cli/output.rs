@@ -256,7 +256,7 @@ impl Output {
         }
     }
 
-    /// As [`Output::put_with`], but leaves holes for zeros where there is a file. What is written is of no use in
+    /// Does the same as [`Output::put_with`], but leaves holes for zeros where there is a file. What is written is of no use in
     /// part, so it is an error if a reader goes away before the end.
     pub fn put_sparse_with<T>(
         &mut self,
@@ -523,7 +523,7 @@ mod tests {
         let mut output = Output::file(&path).unwrap();
         let failed = output.put_with(|out| -> Result<(), Error> {
             out.write_all(b"half").unwrap();
-            Err(Error::NotFound { what: "the rest".to_string() })
+            Err(Error::NoWasm { what: "the rest".to_string() })
         });
         assert_eq!(failed.unwrap_err().to_string(), "the rest");
         drop(output);

@@ -99,8 +99,8 @@ struct Places {
 impl Places {
     fn of_user() -> Result<Places, Error> {
         let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-        let home = set("HOME").filter(|p| p.is_absolute()).ok_or_else(|| Error::NotFound {
-            what: "HOME is not set, so there is no init file to write; set HOME or load the plugin by hand".into(),
+        let home = set("HOME").filter(|p| p.is_absolute()).ok_or_else(|| Error::Plugin {
+            why: "HOME is not set, so there is no init file to write; set HOME or load the plugin by hand".into(),
         })?;
         // XDG Base Directory Specification: a relative path is to be ignored.
         let data = set("XDG_DATA_HOME").filter(|p| p.is_absolute()).unwrap_or_else(|| home.join(".local/share"));
@@ -183,11 +183,11 @@ fn read(path: &Path) -> Result<String, Error> {
 fn install(places: &Places, debugger: Debugger) -> Result<String, Error> {
     let plugin = places.plugin(debugger);
     if plugin.to_string_lossy().contains(['\n', '"']) {
-        let what = format!(
+        let why = format!(
             "{} cannot be written into an init file; set XDG_DATA_HOME to a directory without quotes and line ends in its path",
             plugin.display()
         );
-        return Err(Error::NotFound { what });
+        return Err(Error::Plugin { why });
     }
     let init = debugger.init_file(&places.home);
     let before = read(&init)?;

@@ -58,8 +58,8 @@ impl CoreTarget {
         CoreTarget::from_bytes(path, Arc::new(file), search)
     }
 
-    /// Like [`CoreTarget::open`], for bytes that are already in memory. `path` is only used in messages and to find
-    /// files beside the core.
+    /// Opens a core as [`CoreTarget::open`] does, from bytes that are already in memory. `path` is only used in
+    /// messages and to find files beside the core.
     pub fn from_bytes(path: &Path, holder: Holder, search: &SearchPaths) -> Result<CoreTarget, Error> {
         let data: &[u8] = (*holder).as_ref();
         let mut lines = Vec::new();

@@ -72,13 +72,14 @@ impl FileLocation {
         &self.path
     }
 
-    /// Whether the location is a link of the kernel. Such a link leads for certain to the file that is open or mapped.
+    /// Whether the location is a link of the kernel. Such a link leads for certain to the file that is open or
+    /// mapped.
     pub fn is_kernel(&self) -> bool {
         self.by == By::Kernel
     }
 
-    /// The location of a file that this one names and that lies in the same directory. `None` for a link of the kernel,
-    /// which is in no directory of files.
+    /// The location of a file that this one names and that lies in the same directory. `None` for a link of the
+    /// kernel, which is in no directory of files.
     pub fn beside(&self, name: &Path) -> Option<FileLocation> {
         let path = self.path.parent()?.join(name);
         match self.by {
@@ -251,7 +252,7 @@ pub fn same_file(path: &Path) -> Option<(u64, u64)> {
 /// Opens a regular file that the user names. Returns the file and its size in bytes.
 ///
 /// # Errors
-/// As [`open`].
+/// The errors are those of [`open`].
 pub fn open_regular(path: &Path) -> io::Result<(File, u64)> {
     let opened = open(&FileLocation::user(path))?;
     Ok((opened.file, opened.identity.size))
@@ -260,15 +261,15 @@ pub fn open_regular(path: &Path) -> io::Result<(File, u64)> {
 /// Reads a regular file of at most `most` bytes that the user names.
 ///
 /// # Errors
-/// As [`open`], or the file is larger than `most`.
+/// The errors are those of [`open`], and that the file is larger than `most`.
 pub fn read_file(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     read_location(&FileLocation::user(path), most)
 }
 
-/// Like `read_file`, for any location.
+/// Reads a file as `read_file` does, at any location.
 ///
 /// # Errors
-/// As [`read_file`].
+/// The errors are those of [`read_file`].
 pub fn read_location(location: &FileLocation, most: u64) -> io::Result<Vec<u8>> {
     let opened = open(location)?;
     let size = opened.identity.size;
@@ -285,23 +286,23 @@ pub fn read_location(location: &FileLocation, most: u64) -> io::Result<Vec<u8>> 
 /// `UnexpectedEof`.
 ///
 /// # Errors
-/// As [`open`], or there is no address space for it.
+/// The errors are those of [`open`], and that there is no address space for the file.
 pub fn map_file(path: &Path) -> io::Result<Mapped> {
     map_location(&FileLocation::user(path))
 }
 
-/// Like `map_file`, for any location.
+/// Maps a file as `map_file` does, at any location.
 ///
 /// # Errors
-/// As [`map_file`].
+/// The errors are those of [`map_file`].
 pub fn map_location(location: &FileLocation) -> io::Result<Mapped> {
     map(open(location)?, location.path())
 }
 
-/// Like [`map_file`], for a file that is open already. `path` is only used to name the file in notes.
+/// Maps a file as [`map_file`] does, if the file is open already. `path` is only used to name the file in notes.
 ///
 /// # Errors
-/// As [`map_file`].
+/// The errors are those of [`map_file`].
 pub fn map(opened: Opened, path: &Path) -> io::Result<Mapped> {
     let Opened { file, identity, is_copy } = opened;
     if file.metadata()?.len() == 0 {

@@ -243,9 +243,10 @@ impl LiveTarget {
         LiveTarget::capture_again(pid, options, &ReadSet::default())
     }
 
-    /// Like [`LiveTarget::capture`], but first single-steps thread `tid` until `verdict` says [`Verdict::Point`] or
-    /// [`Verdict::Outside`], a signal is about to be delivered to the thread, or `max_steps` instructions are done.
-    /// The other threads stay stopped meanwhile. `verdict` gets the address of the next instruction and the memory.
+    /// Captures as [`LiveTarget::capture`] does, but first single-steps thread `tid` until `verdict` says
+    /// [`Verdict::Point`] or [`Verdict::Outside`], a signal is about to be delivered to the thread, or `max_steps`
+    /// instructions are done. The other threads stay stopped meanwhile. `verdict` gets the address of the next
+    /// instruction and the memory.
     ///
     /// Unlike a capture this changes when things happen in the process, and it is not safe against being killed: the
     /// kernel does not end the single-step mode of a thread whose tracer dies (`exit_ptrace` does not call
@@ -261,7 +262,7 @@ impl LiveTarget {
         LiveTarget::settle_again(pid, tid, max_steps, options, &ReadSet::default(), verdict)
     }
 
-    /// Like `settle`, but also copies the memory that `set` asks for at the instant of the capture.
+    /// Does the same as `settle`, and also copies the memory that `set` asks for at the instant of the capture.
     pub fn settle_again(
         pid: u32,
         tid: ThreadId,
@@ -567,8 +568,8 @@ fn running_and_sleeping(pid: u32, tids: Vec<libc::pid_t>) -> (Vec<libc::pid_t>, 
     tids.into_iter().partition(|&tid| thread_state(pid, tid) == Some(b'R'))
 }
 
-/// While this value lives, the calling thread goes before others where the system allows it: a process is stopped for as
-/// long as its tracer waits for a processor. It is not used while a thread is stepped, because that thread needs a
+/// While this value lives, the calling thread goes before others where the system allows it: a process is stopped for
+/// as long as its tracer waits for a processor. It is not used while a thread is stepped, because that thread needs a
 /// processor too.
 struct Urgent {
     // The thread's own priority ("nice" value).
@@ -617,8 +618,8 @@ impl Stopped {
     /// Stops every thread.
     ///
     /// Threads are seized first, which stops nothing and takes most of the time. Then those that run are interrupted,
-    /// and the rest when those are stopped. A thread that sleeps has to wake up in order to stop, and so does this one
-    /// between two threads, and each time a thread that still runs may take the processor for milliseconds.
+    /// and the rest when those are stopped. A thread that sleeps has to wake up in order to stop, and so does this
+    /// one between two threads, and each time a thread that still runs may take the processor for milliseconds.
     fn all(pid: u32, options: &CaptureOptions) -> Result<Stopped, Error> {
         let pid = attachable(pid)?;
         let mut all = Stopped::none(pid);
@@ -712,8 +713,8 @@ impl Stopped {
 
     /// Waits for interrupted threads and returns how many of them ended instead.
     fn wait_for(&mut self, mut pending: Vec<libc::pid_t>, timeout: Duration) -> usize {
-        // A thread in uninterruptible sleep is given up early, because every other thread is stopped while we wait for
-        // it.
+        // A thread in uninterruptible sleep is given up early, because every other thread is stopped while we wait
+        // for it.
         const LOOK_AT_STATE: Duration = Duration::from_millis(200);
         let begin = Instant::now();
         let mut vanished = 0;
@@ -788,7 +789,8 @@ enum Wait {
     Stopped(Stop),
 }
 
-/// Asks whether thread `tid` is stopped. With `keep` the stop is not consumed, so that its signal is not lost if we die.
+/// Asks whether thread `tid` is stopped. With `keep` the stop is not consumed, so that its signal is not lost if we
+/// die.
 fn stop_of(tid: libc::pid_t, keep: bool) -> Wait {
     // SAFETY: siginfo_t is plain data, and all zeros is a valid value of it.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
@@ -819,9 +821,15 @@ fn stop_of(tid: libc::pid_t, keep: bool) -> Wait {
     }
 }
 
+/// A number that says what ptrace is to do. The C libraries do not agree on its type.
+#[cfg(not(target_env = "musl"))]
+type Request = libc::c_uint;
+#[cfg(target_env = "musl")]
+type Request = libc::c_int;
+
 /// Makes a ptrace request that has no result of its own. `address` and `data` are numbers, or point to what the
 /// request reads and to writable memory of the size that it writes.
-fn ptrace(request: libc::c_uint, tid: libc::pid_t, address: usize, data: usize) -> std::io::Result<()> {
+fn ptrace(request: Request, tid: libc::pid_t, address: usize, data: usize) -> std::io::Result<()> {
     // SAFETY: no request used here reads or writes our memory except through these two, which are as described.
     let result = unsafe { libc::ptrace(request, tid, address as *mut libc::c_void, data as *mut libc::c_void) };
     if result == -1 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
@@ -1091,7 +1099,7 @@ fn status_field(path: &str, key: &str) -> Option<String> {
 
 /// Refuses what can never be captured. Otherwise returns the process id, also if `pid` is the id of another thread of
 /// the process.
-fn attachable(pid: u32) -> Result<u32, Error> {
+pub(crate) fn attachable(pid: u32) -> Result<u32, Error> {
     let refuse = |why: &str| Err(Error::Attach { pid, why: why.to_string() });
     if Machine::OF_THIS_PROGRAM.is_none() {
         let here = std::env::consts::ARCH;

@@ -122,8 +122,8 @@ pub trait Memory {
         done
     }
 
-    /// Like [`Memory::read_some`], but for a search: a hit is only a hint, and whoever uses it reads the memory
-    /// again.
+    /// Reads as [`Memory::read_some`] does, but for a search: a hit is only a hint, and whoever uses it reads the
+    /// memory again.
     fn scan(&self, address: u64, buf: &mut [u8]) -> usize {
         match self.read(address, buf) {
             Ok(()) => buf.len(),
@@ -272,8 +272,8 @@ pub trait Target: Memory {
         vec![(start, end)]
     }
 
-    /// Like [`Memory::read_some`], but reads only bytes that the target itself holds, never bytes that a file on disk
-    /// has in their place.
+    /// Reads as [`Memory::read_some`] does, but only bytes that the target itself holds, never bytes that a file on
+    /// disk has in their place.
     fn read_own(&self, address: u64, buf: &mut [u8]) -> usize {
         // One read of the whole range disturbs a running process the least.
         if self.read(address, buf).is_ok() { buf.len() } else { self.read_some(address, buf) }

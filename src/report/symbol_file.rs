@@ -43,11 +43,11 @@ impl SymbolFile {
     /// Makes the files for `map`. The symbol file will be at `path`.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is no code to describe, [`Error::Symbols`] if no symbol file can be made of it.
+    /// [`Error::NoWasm`] if there is no code to describe, [`Error::Symbols`] if no symbol file can be made of it.
     pub fn of(map: &CodeMap, path: &Path, text_names: TextNames) -> Result<SymbolFile, Error> {
         if map.modules.is_empty() {
             let why = map.notes.first().map(|n| format!(" ({n})")).unwrap_or_default();
-            return Err(Error::NotFound { what: format!("no Wasm code was found, so there is nothing to write{why}") });
+            return Err(Error::NoWasm { what: format!("no Wasm code was found, so there is nothing to write{why}") });
         }
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
         let directory = path.parent().unwrap_or(Path::new("/")).to_string_lossy().into_owned();

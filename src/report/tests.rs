@@ -171,7 +171,7 @@ fn rich() -> Report {
         frames: vec![deep],
         end: Some(End {
             kind: EndKind::Lost,
-            why: Some(Why::other("no memory at 0x7ffd10000000 (8 bytes), the core is cut off")),
+            why: Some("no memory at 0x7ffd10000000 (8 bytes), the core is cut off".to_string()),
         }),
         signal: None,
         notes: vec!["registers are from after the stop".to_string()],
@@ -375,7 +375,7 @@ fn hostile_names_do_nothing_to_the_terminal() {
                 f.file = Some(text.to_string());
             }
             for v in frame.locals.iter_mut().chain(&mut frame.stack).flatten() {
-                v.why = Some(text.to_string());
+                v.why = Some(Why::other(text));
             }
         }
     };

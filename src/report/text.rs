@@ -1,10 +1,15 @@
 //! The text form of a report: a head, then every thread with its youngest frame first.
 
-use super::*;
+use super::{
+    EndKind, Frame, FrameKind, Function, Module, OpPosition, Report, Runtime, Thread, Trust, Value, Variable,
+    WasmPlace, fold,
+};
 use crate::arch::Machine;
 use crate::limits;
+use crate::runtime::Why;
 use anstyle::{AnsiColor, Style};
 use std::borrow::Cow;
+use std::fmt;
 use std::io::{self, Write};
 
 /// Width in columns at which lists of values are wrapped. Lines of frames are never wrapped, because people search

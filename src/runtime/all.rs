@@ -72,7 +72,7 @@ impl FindOptions {
     /// Names the first file that cannot be used.
     pub fn all(self) -> Result<FindOptions, Error> {
         match self.unusable.first() {
-            Some((path, why)) => Err(Error::NotFound { what: format!("{} is not used: {why}", path.display()) }),
+            Some((path, why)) => Err(Error::Unusable { path: path.clone(), why: why.clone() }),
             None => Ok(self),
         }
     }

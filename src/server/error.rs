@@ -45,7 +45,17 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(e: Error) -> Failure {
-        let kind = if matches!(e, Error::NotFound { .. }) { "not_found" } else { "failed" };
+        let kind = match e {
+            Error::File { .. }
+            | Error::Core { .. }
+            | Error::Attach { .. }
+            | Error::Wasm { .. }
+            | Error::Artifact { .. }
+            | Error::Symbols { .. }
+            | Error::Analysis { .. }
+            | Error::Output { .. } => "failed",
+            _ => "not_found",
+        };
         Failure { kind, message: e.to_string(), hint: e.hint() }
     }
 }

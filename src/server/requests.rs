@@ -17,7 +17,7 @@ use crate::report::{Frame, FrameKind, OpPosition, Report, Thread, ValType, WasmP
 use crate::runtime::all::{FindOptions, Runtimes};
 use crate::runtime::code_map::Seen;
 use crate::runtime::{Provider, Why};
-use crate::session::{self, Options, Source};
+use crate::session::{Look, Options, Source};
 use serde_json::Value;
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -95,14 +95,14 @@ struct Asked {
 }
 
 /// The frame that a request is about.
-struct Place {
+struct ChosenFrame {
     tid: u32,
     report: Rc<Report>,
     /// Position of the frame among the thread's frames.
     at: usize,
 }
 
-impl Place {
+impl ChosenFrame {
     fn thread(&self) -> Option<&Thread> {
         self.report.threads.first()
     }
@@ -343,7 +343,8 @@ impl Requests {
         let options =
             Options { threads: asked.threads.clone(), limit: asked.limit, verbose: asked.verbose, ..s.options.clone() };
         let told = Told { wire: &wire, last: Cell::new(Instant::now()) };
-        let outcome = session::analyse_target(&s.target, &s.objects, &options, &mut s.provider, &told)?;
+        let look = Look { target: &s.target, objects: &s.objects, options: &options, progress: &told };
+        let outcome = look.outcome(&mut s.provider)?;
         let report = Rc::new(outcome.report);
         if s.reports.len() >= limits::MAX_REPORTS {
             s.reports.clear();
@@ -389,7 +390,7 @@ impl Requests {
     }
 
     /// The frame that a request names.
-    fn place(&mut self, m: &Message) -> Result<Place, Failure> {
+    fn place(&mut self, m: &Message) -> Result<ChosenFrame, Failure> {
         let tid = wanted_number(m, "thread")?.and_then(|n| u32::try_from(n).ok());
         let tid = tid.ok_or_else(|| Failure::malformed("a request about a frame needs a \"thread\""))?;
         let (index, pc) = (wanted_number(m, "frame")?, wanted_number(m, "pc")?);
@@ -403,7 +404,7 @@ impl Requests {
             (_, Some(_)) => numbered.filter(|i| has_pc(&frames[*i])).or_else(|| frames.iter().position(has_pc)),
         };
         match at {
-            Some(at) => Ok(Place { tid, report, at }),
+            Some(at) => Ok(ChosenFrame { tid, report, at }),
             None if index.is_none() && pc.is_none() => {
                 Err(Failure::not_found(format!("thread {tid} has no Wasm frame")))
             }
@@ -447,7 +448,7 @@ impl Requests {
     }
 
     /// Address of memory `index` of the frame's instance in the target, and its size in bytes.
-    fn linear_memory(&mut self, place: &Place, index: u32) -> Result<(u64, u64), Failure> {
+    fn linear_memory(&mut self, place: &ChosenFrame, index: u32) -> Result<(u64, u64), Failure> {
         let (module, instance) = instance(place)?;
         let s = self.stopped()?;
         s.provider
@@ -457,14 +458,14 @@ impl Requests {
     }
 
     /// Whether addresses of memory `index` of the frame's module have 64 bits.
-    fn is_memory64(&mut self, place: &Place, index: u32) -> Result<bool, Failure> {
+    fn is_memory64(&mut self, place: &ChosenFrame, index: u32) -> Result<bool, Failure> {
         let (module, _) = instance(place)?;
         let s = self.stopped()?;
         let declared = s.provider.runtime().declared(module, &s.target).memories;
         Ok(declared.is_ok_and(|m| m.get(index as usize).is_some_and(|m| m.memory64)))
     }
 
-    fn linear_bytes(&mut self, place: &Place, index: u32, address: u64, len: u64) -> Result<Linear, Failure> {
+    fn linear_bytes(&mut self, place: &ChosenFrame, index: u32, address: u64, len: u64) -> Result<Linear, Failure> {
         let (base, size) = self.linear_memory(place, index)?;
         let end = address.checked_add(len).filter(|end| *end <= size);
         if end.is_none() {
@@ -549,7 +550,8 @@ impl Requests {
         let wire = Rc::clone(&self.wire);
         let s = self.stopped()?;
         let told = Told { wire: &wire, last: Cell::new(Instant::now()) };
-        let mut map = session::code_map_with(&s.target, &s.objects, &mut s.provider, &told, flag(m, "all"));
+        let look = Look { target: &s.target, objects: &s.objects, options: &s.options, progress: &told };
+        let mut map = look.code_map(&mut s.provider, flag(m, "all"));
         let per_store = map.modules.iter().any(|m| m.copied.is_some());
         let unsure = map.withhold_originals(&mut self.seen);
         map.modules.retain(|m| !known.iter().any(|range| range.contains(&m.base)));
@@ -650,7 +652,7 @@ struct Linear {
     size: u64,
 }
 
-fn instance(place: &Place) -> Result<(usize, u64), Failure> {
+fn instance(place: &ChosenFrame) -> Result<(usize, u64), Failure> {
     let frame = place.wasm()?;
     let module = frame.wasm.as_ref().and_then(|w| w.module_index).and_then(|i| usize::try_from(i).ok());
     match (module, frame.instance) {
@@ -690,7 +692,7 @@ fn address_in(value: &crate::report::Value, wide: bool) -> Result<u64, Failure> 
     Ok(if wide { bits.0 as u64 } else { u64::from(bits.0 as u32) })
 }
 
-fn frame_answer(place: &Place, m: &Message) -> Answer {
+fn frame_answer(place: &ChosenFrame, m: &Message) -> Answer {
     let mut frame = place.frame()?.clone();
     let (locals, stack) = (flag(m, "locals"), flag(m, "stack"));
     if !locals {

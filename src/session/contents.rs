@@ -1,111 +1,100 @@
-//! Modules, instances and linear memories of a target.
+//! What the modules and instances of a target hold.
 
-use super::proof::Proven;
-use super::*;
+use super::outcome::Outcome;
+use super::{Answer, Origin, Session, no_changes};
+use crate::error::Error;
+use crate::limits;
+use crate::process::files::Steady;
+use crate::process::{Memory, Target};
 use crate::report::contents::{
     Contents, ExportRow, FunctionRow, GlobalRow, Instance, Lists, MemoryRow, ModuleContents, TableRow,
 };
-use crate::report::wasm_coredump::{self, Compat};
-use crate::runtime::{GuestInstance, Slot};
-use std::io::{self, Write};
+use crate::report::{self, Frame, Hex, Report};
+use crate::runtime::all::Runtimes;
+use crate::runtime::{self, Declared, GuestFunction, GuestInstance, Provider, Runtime, Slot};
+use crate::wasm::{GuestExport, MemoryDecl};
+use std::collections::{BTreeMap, BTreeSet};
 
-/// What the modules and instances of a target hold. `options.threads` and similar options count as they do for a
-/// report, because instances are found along stacks.
-pub fn contents(options: &Options, lists: Lists) -> Result<Contents, Error> {
-    let looked = with_target(options, |seen| Ok(seen.contents(lists)))?;
-    let (whole, notes) = (looked.whole(), looked.notes(options));
-    let mut contents = Contents { refused: looked.answer.refused || !whole, ..looked.answer };
-    contents.notes.extend(notes);
-    Ok(contents)
+/// Up to this number of bytes of linear memories are copied at the instant of the stacks. If there are more, they are
+/// read while the process runs on.
+pub(super) const COPIED_MEMORY: u64 = 4 << 20;
+
+impl<'t> Session<'t> {
+    /// Lists what the modules and instances of the target hold. [`Options::threads`](super::Options::threads) and similar
+    /// options count as they do for [`Session::stacks`], because instances are found along stacks.
+    ///
+    /// # Errors
+    /// The target cannot be looked at, or has no such thread.
+    pub fn modules(&self, lists: Lists) -> Result<Contents, Error> {
+        let looked = self.look_through(|seen| Ok(seen.contents(lists)))?;
+        let (whole, notes) = (looked.from.is_whole(), looked.from.notes(self.options.verbose));
+        let mut contents = Contents { refused: looked.answer.refused || !whole, ..looked.answer };
+        contents.notes.extend(notes);
+        Ok(contents)
+    }
+
+    /// Looks through the target and calls `work` with what was found. With a process, this is repeated as often as it
+    /// takes until the answer is proven.
+    pub(super) fn look_through<T>(
+        &self,
+        mut work: impl FnMut(&Seen<'_>) -> Result<T, Error>,
+    ) -> Result<Looked<'t, T>, Error> {
+        let steady = Steady::begin();
+        let answer = self.ask(|look| {
+            let mut provider = self.runtimes();
+            let Some(outcome) = look.outcome_of_one_instant(&mut provider)? else { return Ok(None) };
+            let answer = work(&Seen { target: look.target, outcome: &outcome, runtime: provider.runtime() })?;
+            Ok(Some((answer, outcome, provider)))
+        });
+        no_changes(&steady)?;
+        let Answer { value: (answer, outcome, provider), from } = answer?;
+        Ok(Looked { answer, outcome, provider, from })
+    }
 }
 
-/// A target, and what was found in it.
-struct Seen<'a> {
-    target: &'a dyn Target,
-    outcome: &'a Outcome,
-    runtime: &'a dyn Runtime,
+/// A target while it is looked at, and what was found in it.
+pub(super) struct Seen<'a> {
+    pub target: &'a dyn Target,
+    pub outcome: &'a Outcome,
+    pub runtime: &'a dyn Runtime,
 }
 
 impl Seen<'_> {
-    fn contents(&self, lists: Lists) -> Contents {
+    pub fn contents(&self, lists: Lists) -> Contents {
         let contents = contents_of(&self.outcome.report, self.runtime, self.target, lists);
         Contents { refused: self.outcome.refused, ..contents }
     }
 }
 
-/// What was found in a target, and the answer that was made of it.
-struct Looked<T> {
-    answer: T,
-    outcome: Outcome,
-    provider: Runtimes,
-    target: From,
+/// What was found in a target, the answer that was made of it, and the target as it is now.
+pub(super) struct Looked<'t, T> {
+    pub answer: T,
+    pub outcome: Outcome,
+    pub provider: Runtimes,
+    pub from: Origin<'t>,
 }
 
-enum From {
-    Core(Box<CoreTarget>),
-    Process(Box<Proven<()>>),
-}
-
-impl<T> Looked<T> {
-    fn whole(&self) -> bool {
-        matches!(&self.target, From::Core(_)) || matches!(&self.target, From::Process(p) if p.whole)
-    }
-
-    fn notes(&self, options: &Options) -> Vec<String> {
-        match &self.target {
-            From::Core(_) => Vec::new(),
-            From::Process(proven) => proven.notes(options.verbose),
-        }
-    }
-
+impl<T> Looked<'_, T> {
     /// Fills `buf` with what is at `address` now; of a process this may be more than can be copied while it stands.
     /// [`Looked::is_there`], to be asked at the end, tells whether the memory was still the same one. Returns whether
     /// all of it could be read.
-    fn read(&self, address: u64, buf: &mut [u8]) -> bool {
-        match &self.target {
-            From::Core(core) => core.read(address, buf).is_ok(),
-            From::Process(proven) => proven.target.scan(address, buf) == buf.len(),
+    pub fn read(&self, address: u64, buf: &mut [u8]) -> bool {
+        match &self.from {
+            Origin::Caller(target) => target.read(address, buf).is_ok(),
+            Origin::Core(core) => core.read(address, buf).is_ok(),
+            Origin::Process(proven) => proven.target.scan(address, buf) == buf.len(),
         }
     }
 
     /// Whether this memory of an instance is still where it was.
-    fn is_there(&self, instance: GuestInstance, index: u32, base: u64) -> bool {
-        let From::Process(proven) = &self.target else { return true };
+    pub fn is_there(&self, instance: GuestInstance, index: u32, base: u64) -> bool {
+        let Origin::Process(proven) = &self.from else { return true };
         let runtime = self.provider.runtime();
         let now = proven.target.running();
         proven.target.is_proven()
             || (runtime.check_instance(instance, now).is_ok()
                 && runtime.linear_memory(instance.module, instance.address, index, now).is_ok_and(|m| m.0 == base))
     }
-}
-
-/// Looks through a target and calls `work` with what was found. With a process, this is repeated as often as it takes
-/// until the answer is proven.
-fn with_target<T>(options: &Options, mut work: impl FnMut(&Seen<'_>) -> Result<T, Error>) -> Result<Looked<T>, Error> {
-    let search = options.search_paths();
-    let progress = progress::stderr(options.verbose);
-    let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm);
-    let mut run = |target: &dyn Target, objects: &Objects| {
-        let mut provider = Runtimes::new(&found);
-        let Some(outcome) = analyse_once(target, objects, options, &mut provider, &progress)? else { return Ok(None) };
-        let answer = work(&Seen { target, outcome: &outcome, runtime: provider.runtime() })?;
-        Ok(Some((answer, outcome, provider)))
-    };
-    let steady = Steady::begin();
-    let looked = match &options.source {
-        Source::Pid(pid) => proof::of_process(*pid, &search, |target, objects| run(target, objects)).map(|proven| {
-            let Proven { answer, target, stops, stood, whole } = proven;
-            (answer, From::Process(Box::new(Proven { answer: (), target, stops, stood, whole })))
-        }),
-        Source::Core { core, .. } => CoreTarget::open(core, &search).and_then(|core| {
-            let seen = run(&core, &Objects::load(&core, &search))?;
-            let seen = seen.ok_or_else(|| Error::NotFound { what: "a core does not change".to_string() })?;
-            Ok((seen, From::Core(Box::new(core))))
-        }),
-    };
-    no_changes(&steady)?;
-    let ((answer, outcome, provider), target) = looked?;
-    Ok(Looked { answer, outcome, provider, target })
 }
 
 /// What the modules and instances hold that `report` found.
@@ -143,8 +132,7 @@ pub fn contents_of(report: &Report, runtime: &dyn Runtime, memory: &dyn Memory, 
             }
         }
         if lists.exports {
-            let export =
-                |e: &crate::wasm::GuestExport| ExportRow { name: e.name.clone(), kind: e.kind, index: e.index };
+            let export = |e: &GuestExport| ExportRow { name: e.name.clone(), kind: e.kind, index: e.index };
             match &declared.exports {
                 Ok(all) => row.exports = Some(all.iter().map(export).collect()),
                 Err(why) => row.exports_why = Some(why.clone()),
@@ -169,7 +157,7 @@ fn instance_of(frame: &Frame) -> Option<GuestInstance> {
     Some(GuestInstance { module: usize::try_from(module).ok()?, address: frame.instance?.0 })
 }
 
-fn function(index: u32, f: &crate::runtime::GuestFunction) -> FunctionRow {
+fn function(index: u32, f: &GuestFunction) -> FunctionRow {
     FunctionRow {
         index,
         name: f.name.as_ref().map(|(name, _)| name.clone()),
@@ -185,7 +173,7 @@ fn function(index: u32, f: &crate::runtime::GuestFunction) -> FunctionRow {
 fn instance_row(
     number: u32,
     instance: GuestInstance,
-    declared: &crate::runtime::Declared,
+    declared: &Declared,
     runtime: &dyn Runtime,
     memory: &dyn Memory,
 ) -> Instance {
@@ -201,7 +189,7 @@ fn instance_row(
         tables: Vec::new(),
         tables_why: None,
     };
-    let memory_row = |index: u32, decl: crate::wasm::MemoryDecl| {
+    let memory_row = |index: u32, decl: MemoryDecl| {
         let found = runtime.linear_memory(module, address, index, memory);
         MemoryRow {
             index,
@@ -209,7 +197,7 @@ fn instance_row(
             size: found.as_ref().ok().map(|m| m.1),
             memory64: decl.memory64,
             shared: decl.shared,
-            maximum: decl.maximum_in_wasm_pages(),
+            maximum: decl.maximum,
             why: found.err(),
         }
     };
@@ -217,7 +205,7 @@ fn instance_row(
         Ok(all) => row.memories = all.iter().enumerate().map(|(i, decl)| memory_row(i as u32, *decl)).collect(),
         Err(why) => {
             // The first memory may be known all the same.
-            let first = memory_row(0, crate::wasm::MemoryDecl::default());
+            let first = memory_row(0, MemoryDecl::default());
             row.memories.extend(Some(first).filter(|m| m.why.is_none()));
             row.memories_why = Some(why.clone());
         }
@@ -226,7 +214,7 @@ fn instance_row(
         Ok(all) => {
             for (i, decl) in all.iter().enumerate() {
                 let value = runtime.global(module, address, i as u32, memory);
-                let value = value.unwrap_or_else(|why| crate::runtime::Value { ty: decl.ty, slot: Slot::Unknown(why) });
+                let value = value.unwrap_or_else(|why| runtime::Value { ty: decl.ty, slot: Slot::Unknown(why) });
                 let value = report::Value::new(i as u32, &value);
                 row.globals.push(GlobalRow { value, mutable: decl.mutable });
             }
@@ -244,207 +232,4 @@ fn instance_row(
         Err(why) => row.tables_why = Some(why.clone()),
     }
     row
-}
-
-/// Which instance the user means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InstanceChoice {
-    /// The only instance that has the memory. For a snapshot: the instance that the thread runs in.
-    Only,
-    /// The instance with this number in [`Contents`].
-    Number(u32),
-    /// The instance at this address.
-    Address(u64),
-}
-
-/// A stretch of a linear memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MemoryRange {
-    /// The instance whose memory is meant.
-    pub instance: InstanceChoice,
-    /// Index of the memory in the instance.
-    pub memory: u32,
-    /// First address of the stretch, in the linear memory.
-    pub address: u64,
-    /// Number of bytes.
-    pub len: u64,
-}
-
-/// Called with bytes of a linear memory and the address of the first byte in that memory.
-pub type Sink<'a> = dyn FnMut(u64, &[u8]) -> Result<(), Error> + 'a;
-
-/// Number of bytes of a linear memory that are in wstate's own memory at once.
-const CHUNK: u64 = 256 << 10;
-
-/// Up to this number of bytes of linear memories are copied at the instant of the stacks for `memory` and `export`.
-/// If there are more, they are read while the process runs on.
-const COPIED_MEMORY: u64 = 4 << 20;
-
-/// The linear memory that was chosen.
-struct ChosenMemory {
-    instance: GuestInstance,
-    base: u64,
-    size: u64,
-}
-
-/// Gives `sink` the bytes of a linear memory piece by piece, with the address in the linear memory. All pieces but
-/// the last are multiples of 16 bytes long. If a file that the user named was not used, the report's notes are
-/// returned, which say so.
-pub fn linear_memory(options: &Options, wanted: MemoryRange, sink: &mut Sink<'_>) -> Result<Vec<String>, Error> {
-    let (address, len) = (wanted.address, wanted.len);
-    let looked = with_target(options, |seen| {
-        let chosen = choose_memory(&seen.contents(Lists::default()), wanted)?;
-        if address.checked_add(len).is_none_or(|end| end > chosen.size) {
-            return Err(Error::NotFound {
-                what: format!(
-                    "memory {} has {:#x} bytes; {len:#x} bytes at {address:#x} are not inside",
-                    wanted.memory, chosen.size
-                ),
-            });
-        }
-        // Up to this size, the bytes belong to the instant of the stacks.
-        let few = len <= COPIED_MEMORY;
-        let bytes = few.then(|| seen.target.read_vec(chosen.base.wrapping_add(address), len as usize)).transpose();
-        let bytes = bytes.map_err(|e| Error::NotFound {
-            what: format!("bytes from {address:#x} of memory {} cannot be read: {e}", wanted.memory),
-        })?;
-        Ok((chosen, bytes))
-    })?;
-    let gone = || Error::NotFound { what: format!("memory {} is not known: {}", wanted.memory, proof::GONE) };
-    if !looked.whole() {
-        return Err(gone());
-    }
-    let (chosen, bytes) = &looked.answer;
-    let mut done = 0;
-    while done < len {
-        let part = CHUNK.min(len - done);
-        let piece = match bytes {
-            Some(bytes) => bytes[done as usize..][..part as usize].to_vec(),
-            None => {
-                let mut piece = vec![0; part as usize];
-                if !looked.read(chosen.base.wrapping_add(address).wrapping_add(done), &mut piece) {
-                    let what = format!("bytes from {:#x} of memory {} cannot be read", address + done, wanted.memory);
-                    return Err(Error::NotFound { what });
-                }
-                piece
-            }
-        };
-        sink(address + done, &piece)?;
-        done += part;
-    }
-    match bytes.is_some() || looked.is_there(chosen.instance, wanted.memory, chosen.base) {
-        true if looked.outcome.refused => Ok(looked.outcome.report.notes.clone()),
-        true => Ok(Vec::new()),
-        false => Err(gone()),
-    }
-}
-
-/// The memory that is meant. The error says which instances or memories there are.
-fn choose_memory(contents: &Contents, wanted: MemoryRange) -> Result<ChosenMemory, Error> {
-    let not_found = |what: String| Err(Error::NotFound { what });
-    let all: Vec<(u32, &Instance)> = contents.instances().collect();
-    let list = || {
-        let one = |(module, i): &(u32, &Instance)| {
-            format!("{} at {} of {}", i.number, i.address, contents.module_name(*module))
-        };
-        let shown: Vec<String> = all.iter().take(20).map(one).collect();
-        format!("{}{}", shown.join("; "), if all.len() > shown.len() { "; …" } else { "" })
-    };
-    let chosen: Vec<(u32, &Instance)> = match wanted.instance {
-        InstanceChoice::Number(n) => all.iter().copied().filter(|(_, i)| i.number == n).collect(),
-        InstanceChoice::Address(a) => all.iter().copied().filter(|(_, i)| i.address.0 == a).collect(),
-        InstanceChoice::Only => {
-            let has = |i: &Instance| i.memories.iter().any(|m| m.index == wanted.memory && m.size.is_some());
-            let with: Vec<(u32, &Instance)> = all.iter().copied().filter(|(_, i)| has(i)).collect();
-            if with.is_empty() { all.clone() } else { with }
-        }
-    };
-    match (chosen.as_slice(), wanted.instance) {
-        ([], _) if all.is_empty() => {
-            let why = contents.contents.iter().find_map(|m| m.instances_why.as_ref());
-            let why = why.map_or("try: wstate modules".to_string(), ToString::to_string);
-            return not_found(format!("no instance was found in the target; {why}"));
-        }
-        ([], _) => return not_found(format!("there is no such instance; there are: {}", list())),
-        ([_], _) => {}
-        (_, InstanceChoice::Only) => {
-            return not_found(format!("several instances; choose one with --instance: {}", list()));
-        }
-        _ => {}
-    }
-    let index = wanted.memory;
-    let row = |i: &Instance| i.memories.iter().find(|m| m.index == index).cloned();
-    match chosen.first().and_then(|(module, i)| Some((*module, i.address.0, row(i)?))) {
-        Some((module, address, MemoryRow { base: Some(base), size: Some(size), .. })) => {
-            Ok(ChosenMemory { instance: GuestInstance { module: module as usize, address }, base: base.0, size })
-        }
-        Some((_, _, row)) => not_found(format!(
-            "memory {index} is not known: {}",
-            row.why.map(|why| why.to_string()).unwrap_or_default()
-        )),
-        None => {
-            let why = chosen.first().and_then(|(_, i)| i.memories_why.clone()).map(|w| format!(" ({w})"));
-            let count = chosen.first().map_or(0, |(_, i)| i.memories.len());
-            not_found(format!(
-                "there is no memory {index}: the instance has {count} that are known{}",
-                why.unwrap_or_default()
-            ))
-        }
-    }
-}
-
-/// Writes a Wasm coredump to `out`. Returns notes, also about what could not be written into it.
-pub fn export_coredump(options: &Options, compat: Option<Compat>, out: &mut dyn Write) -> Result<Vec<String>, Error> {
-    let written = |runtime: &dyn Runtime,
-                   report: &Report,
-                   contents: &Contents,
-                   read: &mut dyn FnMut(u64, &mut [u8]) -> bool,
-                   out: &mut dyn Write| {
-        let mut body = |module: u32, function: u32| runtime.body_offset(module as usize, function);
-        let mut source = wasm_coredump::Source { report, contents, read, body_offset: &mut body };
-        let written = wasm_coredump::write(&mut source, compat, out);
-        written.map_err(|source: io::Error| Error::Output { to: "the coredump".to_string(), source })
-    };
-    let looked = with_target(options, |seen| {
-        let mut contents = seen.contents(Lists::default());
-        if contents.contents.is_empty() {
-            return Err(Error::NotFound { what: "no Wasm module was found in the target".to_string() });
-        }
-        let notes = std::mem::take(&mut contents.notes);
-        let memories = contents.instances().flat_map(|(_, i)| &i.memories).filter_map(|m| m.size);
-        // Up to this size, the memories belong to the instant of the stacks.
-        let few = memories.fold(0, u64::saturating_add) <= COPIED_MEMORY;
-        let whole = few.then(|| {
-            let mut bytes = Vec::new();
-            let mut read = |address: u64, buf: &mut [u8]| seen.target.read(address, buf).is_ok();
-            let missing = written(seen.runtime, &seen.outcome.report, &contents, &mut read, &mut bytes)?;
-            Ok::<_, Error>((bytes, missing))
-        });
-        Ok((contents, notes, whole.transpose()?))
-    })?;
-    let told = looked.notes(options);
-    let (contents, notes, whole) = &looked.answer;
-    let missing = match whole {
-        Some((bytes, missing)) => {
-            let failed = |source: io::Error| Error::Output { to: "the coredump".to_string(), source };
-            out.write_all(bytes).map_err(failed)?;
-            missing.clone()
-        }
-        None => {
-            let mut read = |address: u64, buf: &mut [u8]| looked.read(address, buf);
-            written(looked.provider.runtime(), &looked.outcome.report, contents, &mut read, out)?
-        }
-    };
-    let mut notes: Vec<String> = notes.iter().cloned().chain(told).chain(missing).collect();
-    if whole.is_none() {
-        let is_gone = |(module, instance): (u32, &Instance)| {
-            let of = GuestInstance { module: module as usize, address: instance.address.0 };
-            let known = instance.memories.iter().filter_map(|m| Some((m.index, m.base?.0)));
-            known.into_iter().any(|(index, base)| !looked.is_there(of, index, base)).then_some(instance.address)
-        };
-        for address in contents.instances().filter_map(is_gone) {
-            notes.push(format!("the memories of the instance at {address} may be of another one: {}", proof::GONE));
-        }
-    }
-    Ok(notes)
 }

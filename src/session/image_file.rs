@@ -35,5 +35,5 @@ fn not_an_image(path: &Path, bytes: &[u8], why: &ImageError) -> Error {
         [b'{' | b'[', ..] => "it is text; the image is the file beside it",
         _ => "wstate snapshot -o FILE makes one; if this was one, it is cut off or changed, or was compressed",
     };
-    Error::NotFound { what: format!("{} is no image: {why}; {next}", path.display()) }
+    Error::NotAnImage { path: path.to_path_buf(), why: format!("{why}; {next}") }
 }

@@ -1,12 +1,23 @@
 //! Answers about a running process that are proven to belong to one instant.
 
-use super::*;
-use crate::process::live::ReadSet;
+use super::outcome::Outcome;
+use crate::error::Error;
+use crate::limits;
+use crate::process::files;
+use crate::process::live::{CaptureOptions, LiveTarget, ReadSet};
+use crate::process::objects::{Objects, SearchPaths};
+use crate::process::{Mapping, Target, ThreadId};
+use crate::report::{self, FrameKind};
 use std::time::Duration;
 
 /// The message for what is missing because a module was unloaded before it was read.
 pub(super) const GONE: &str =
     "the module was gone before it could be read: try again, or take a core (gcore PID) and use wstate core";
+
+/// The error for an answer of which something is missing because a module was unloaded before it was read.
+pub(super) fn gone() -> Error {
+    Error::Changed { what: GONE.to_string() }
+}
 
 /// An answer, and how it was obtained.
 pub(super) struct Proven<T> {
@@ -74,26 +85,16 @@ pub(super) fn prove<T>(
         let whole = target.is_proven();
         match answer {
             Some(answer) if whole || left == 0 => {
-                let answer = answer.map_err(|e| if whole { e } else { settle::explained(e, GONE) })?;
+                let answer = answer.map_err(|e| if whole { e } else { e.with_note(GONE) })?;
                 return Ok(Proven { answer, target, stops, stood, whole });
             }
-            None if left == 0 => return Err(Error::NotFound { what: GONE.to_string() }),
+            None if left == 0 => return Err(gone()),
             _ => {}
         }
         set.add_reads_of(&target);
         left = if target.is_too_much() { 0 } else { left - 1 };
         last = Some(target);
     }
-}
-
-/// The same as `prove`, for an attempt that needs one capture and nothing else.
-pub(super) fn of_process<T>(
-    pid: u32,
-    search: &SearchPaths,
-    mut work: impl FnMut(&LiveTarget, &Objects) -> Result<Option<T>, Error>,
-) -> Result<Proven<T>, Error> {
-    let mut files = Files::default();
-    prove(pid, |target, _| Ok((work(&target, files.of(&target, search)).transpose(), target)))
 }
 
 /// The loaded files of a process. They are kept because they are mostly the same at the next stop.
@@ -154,6 +155,7 @@ pub(super) fn unstopped(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::Memory;
     use std::io::{BufRead, BufReader};
     use std::process::{Child, Command, Stdio};
 
@@ -182,6 +184,14 @@ mod tests {
         }
     }
 
+    /// The same as `prove`, for an attempt that needs one capture and nothing else.
+    fn once_per_stop<T>(
+        pid: u32,
+        mut work: impl FnMut(&LiveTarget) -> Result<Option<T>, Error>,
+    ) -> Result<Proven<T>, Error> {
+        prove(pid, |target, _| Ok((work(&target).transpose(), target)))
+    }
+
     /// Addresses in pages of the process that can be read.
     fn pages(target: &LiveTarget) -> Vec<u64> {
         let all = target.mappings().iter().filter(|m| m.read && m.write && !m.is_anonymous());
@@ -194,7 +204,7 @@ mod tests {
     fn what_was_read_is_copied_at_the_next_stop() {
         let process = Restless::new();
         let mut seen = Vec::new();
-        let proven = of_process(process.pid(), &SearchPaths::default(), |target, _| {
+        let proven = once_per_stop(process.pid(), |target| {
             let all = pages(target);
             let values: Vec<u64> = all.iter().step_by(50).take(3).filter_map(|at| target.read_u64(*at).ok()).collect();
             target.wait_for_a_fault();
@@ -211,7 +221,7 @@ mod tests {
         let process = std::cell::RefCell::new(Restless::new());
         let pid = process.borrow().pid();
         let mut looked = 0;
-        let proven = of_process(pid, &SearchPaths::default(), |target, _| {
+        let proven = once_per_stop(pid, |target| {
             looked += 1;
             let mut process = process.borrow_mut();
             process.0.kill().unwrap();
@@ -227,7 +237,7 @@ mod tests {
     fn there_is_an_end_to_it() {
         let process = Restless::new();
         let mut round = 0;
-        let proven = of_process(process.pid(), &SearchPaths::default(), |target, _| {
+        let proven = once_per_stop(process.pid(), |target| {
             // Each attempt reads other pages.
             let all = pages(target);
             let these = all.iter().skip(round).step_by(limits::MAX_REREADS + 2);

@@ -1,8 +1,19 @@
 //! `--settle`: steps one thread to a place where more is known of it.
 
-use super::*;
-use crate::process::live::{ReadSet, Refusal, SettleReport, Settled, Verdict};
+use super::look::Look;
+use super::outcome::Outcome;
+use super::walking::Native;
+use super::{Options, Session};
+use crate::error::Error;
+use crate::limits;
+use crate::process::live::{CaptureOptions, LiveTarget, ReadSet, Refusal, SettleReport, Settled, Verdict};
+use crate::process::objects::Objects;
+use crate::process::{Memory, Target, Thread, ThreadId};
 use crate::report::counted;
+use crate::runtime::all::Runtimes;
+use crate::runtime::{Provider, Reach, Runtime, Why};
+use crate::unwind::{Frame, Stack};
+use std::time::Instant;
 
 /// What could be done about a thread that is between two points.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +37,7 @@ impl Stepping {
 }
 
 /// Whether stepping can bring one of these frames to a point. The error has the reason for the youngest frame.
-pub(super) fn settles(runtime: &dyn Runtime, frames: &[crate::unwind::Frame]) -> Result<(), Why> {
+pub(super) fn settles(runtime: &dyn Runtime, frames: &[Frame]) -> Result<(), Why> {
     let modules = frames.iter().filter_map(|f| runtime.module_of(f.cursor.address.lookup()));
     let mut answers = modules.map(|module| runtime.settles(module));
     // A function without points returns to its caller, which may have points.
@@ -36,36 +47,76 @@ pub(super) fn settles(runtime: &dyn Runtime, frames: &[crate::unwind::Frame]) ->
     }
 }
 
-/// Steps the chosen thread to the next point at which its operand stack is known, then looks again.
-pub(super) fn settle(
-    first: LiveTarget,
-    objects: &Objects,
-    options: &Options,
-    found: &FindOptions,
-    progress: &dyn Progress,
-    set: &mut ReadSet,
-) -> Result<(Option<Result<Outcome, Error>>, LiveTarget), Error> {
-    let began = Instant::now();
-    let provider = &mut Runtimes::new(found);
+impl Session<'_> {
+    /// Steps the chosen thread to the next point at which its operand stack is known, then looks again.
+    pub(super) fn settle(
+        &self,
+        first: LiveTarget,
+        objects: &Objects,
+        set: &mut ReadSet,
+    ) -> Result<(Option<Result<Outcome, Error>>, LiveTarget), Error> {
+        let began = Instant::now();
+        let look = self.look(&first, objects);
+        let provider = &mut self.runtimes();
+        let tid = match thread_to_settle(&look, provider)? {
+            Ok(tid) => tid,
+            Err(note) => {
+                let mut outcome = look.outcome_of_one_instant(provider);
+                if let Ok(Some(outcome)) = &mut outcome {
+                    outcome.report.notes.push(note);
+                }
+                return Ok((outcome.transpose(), first));
+            }
+        };
+        let pid = first.pid().unwrap_or_default();
+        let reach = provider.runtime().reach(&first);
+        let mut verdict = move |pc: u64, _: &dyn Memory| match reach(pc) {
+            Reach::Point | Reach::Returned { .. } | Reach::Shown => Verdict::Point,
+            Reach::Inside => Verdict::Step,
+            Reach::Outside => Verdict::Outside,
+        };
+        set.add_reads_of(&first);
+        let (most, capture) = (limits::MAX_SETTLE_STEPS, CaptureOptions::default());
+        let (target, settled) = LiveTarget::settle_again(pid, tid, most, &capture, set, &mut verdict)?;
+        let target = target.stood_also(first.pause());
+        let stepped = began.elapsed();
+        let note = attach_note(tid, settled);
+        let same = first.is_same_code(&target);
+        let fresh = &mut self.runtimes();
+        // If the process may have loaded code in between, the modules that it has now are looked for anew.
+        let provider = if same { provider } else { fresh };
+        let outcome = match target.mappings() == first.mappings() {
+            true => self.look(&target, objects).outcome_of_one_instant(provider),
+            false => {
+                let objects = Objects::load(&target, &self.options.search_paths());
+                self.look(&target, &objects).outcome_of_one_instant(provider)
+            }
+        };
+        let outcome = outcome.map_err(|e| if settled.reached() { e } else { e.with_note(&note) });
+        let told = |mut outcome: Outcome| {
+            outcome.report.notes.push(note);
+            outcome.read_within(stepped)
+        };
+        Ok((outcome.map(|outcome| outcome.map(told)).transpose(), target))
+    }
+}
+
+/// The thread to step. The inner error is the note that says why no thread is stepped.
+fn thread_to_settle(look: &Look<'_>, provider: &mut Runtimes) -> Result<Result<ThreadId, String>, Error> {
     // The modules must be known before stepping, because the points belong to them.
-    let native = Native::new(&first, objects);
-    let scene = Scene { target: &first, objects, progress };
-    let threads = choose(&first, options)?;
+    let native = Native::new(look.target, look.objects);
+    let threads = look.threads()?;
     // The stacks are walked whole, although only their first frames are needed here: without the Wasm frames below an
     // import, the modules are found by a lesser route, without their names and signatures, and the report would then
     // show them like that.
-    let stacks = walk_all(&first, &threads, &native, &scene, provider, limits::MAX_FRAMES);
-    drop(native);
-    let in_wasm: Vec<(&Thread, &Stack)> = threads
-        .iter()
-        .zip(&stacks)
-        .filter_map(|(t, s)| Some((*t, s.as_ref()?)))
-        .filter(|(_, s)| {
-            s.frames.first().is_some_and(|f| provider.runtime().module_of(f.cursor.address.raw()).is_some())
-        })
-        .collect();
-    let one = match in_wasm.as_slice() {
-        [(thread, stack)] => match settles(provider.runtime(), &stack.frames) {
+    let stacks = look.walk(&threads, &native, provider);
+    let runtime = provider.runtime();
+    let is_in_wasm =
+        |stack: &Stack| stack.frames.first().is_some_and(|f| runtime.module_of(f.cursor.address.raw()).is_some());
+    let with_stack = threads.iter().zip(&stacks).filter_map(|(t, s)| Some((*t, s.as_ref()?)));
+    let in_wasm: Vec<(&Thread, &Stack)> = with_stack.filter(|(_, stack)| is_in_wasm(stack)).collect();
+    Ok(match in_wasm.as_slice() {
+        [(thread, stack)] => match settles(runtime, &stack.frames) {
             Ok(()) => Ok(thread.id),
             Err(why) => Err(format!("--settle: thread {} was not stepped: {why}", thread.id.0)),
         },
@@ -79,53 +130,7 @@ pub(super) fn settle(
             let (count, ids) = (several.len(), ids.join(", "));
             Err(format!("{count} threads are stopped in Wasm code ({ids}): choose the one to settle with --thread TID"))
         }
-    };
-    let tid = match one {
-        Ok(tid) => tid,
-        Err(note) => {
-            let mut outcome = analyse_once(&first, objects, options, provider, progress);
-            if let Ok(Some(outcome)) = &mut outcome {
-                outcome.report.notes.push(note);
-            }
-            return Ok((outcome.transpose(), first));
-        }
-    };
-    let pid = first.pid().unwrap_or_default();
-    let reach = provider.runtime().reach(&first);
-    let mut verdict = move |pc: u64, _: &dyn Memory| match reach(pc) {
-        Reach::Point | Reach::Returned { .. } | Reach::Shown => Verdict::Point,
-        Reach::Inside => Verdict::Step,
-        Reach::Outside => Verdict::Outside,
-    };
-    set.add_reads_of(&first);
-    let (target, settled) =
-        LiveTarget::settle_again(pid, tid, limits::MAX_SETTLE_STEPS, &CaptureOptions::default(), set, &mut verdict)?;
-    let target = target.stood_also(first.pause());
-    let stepped = began.elapsed();
-    let note = attach_note(tid, settled);
-    let same = first.is_same_code(&target);
-    let fresh = &mut Runtimes::new(found);
-    // If the process may have loaded code in between, the modules that it has now are looked for anew.
-    let provider = if same { provider } else { fresh };
-    let outcome = match target.mappings() == first.mappings() {
-        true => analyse_once(&target, objects, options, provider, progress),
-        false => analyse_once(&target, &Objects::load(&target, &options.search_paths()), options, provider, progress),
-    };
-    let outcome = outcome.map_err(|e| if settled.reached() { e } else { explained(e, &note) });
-    let told = |mut outcome: Outcome| {
-        outcome.report.notes.push(note);
-        outcome.read_within(stepped)
-    };
-    Ok((outcome.map(|outcome| outcome.map(told)).transpose(), target))
-}
-
-/// The error with `note` added to the reason why something was not found, such as how it came that no point was
-/// reached.
-pub(super) fn explained(error: Error, note: &str) -> Error {
-    match error {
-        Error::NotFound { what } => Error::NotFound { what: format!("{what}; {note}") },
-        other => other,
-    }
+    })
 }
 
 /// What `attach --settle` did, and what to try if that was not enough.

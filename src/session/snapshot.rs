@@ -1,13 +1,27 @@
 //! Makes images of instances from outside, as `state.rs: build_instance_image` makes them in the process.
 
-use super::settle::{explained, settles, snapshot_note};
-use super::*;
-use crate::process::live::Verdict;
+use super::image::{INTERRUPTED, WasmThread, wasm_thread};
+use super::look::Look;
+use super::memory::InstanceChoice;
+use super::settle::{Stepping, settles, snapshot_note};
+use super::walking::Native;
+use super::{Session, no_changes};
+use crate::arch::x64;
+use crate::error::Error;
+use crate::process::files::Steady;
 use crate::process::live::held::{Held, Steps};
-use crate::runtime::{GuestInstance, InstanceParts, Slot, Value};
+use crate::process::live::{CaptureOptions, LiveTarget, Verdict};
+use crate::process::objects::Objects;
+use crate::process::{Memory, Target};
+use crate::runtime::all::Runtimes;
+use crate::runtime::{
+    GlobalCell, GuestFrame, GuestInstance, GuestKind, InstanceParts, Provider, Reach, Runtime, Slot, Value,
+};
 use crate::state::resume::StackSpec;
-use crate::state::{KnownRegisters, PointKind, image, resume_stack};
+use crate::state::{ExecutionStateImage, KnownRegisters, PointKind, image, resume_stack};
+use crate::unwind::{Frame, Stack};
 use crate::wasm::ValType;
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -21,7 +35,8 @@ pub trait SparseWrite: Write {
 }
 
 /// What a snapshot is to contain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SnapshotOptions {
     /// The instance whose memory and globals are taken.
     pub instance: InstanceChoice,
@@ -31,6 +46,7 @@ pub struct SnapshotOptions {
 
 /// What was written as a snapshot, and what can be done with it.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Snapshot {
     /// Kernel id of the thread whose frames were taken.
     pub thread: u32,
@@ -94,69 +110,70 @@ pub struct ImportedGlobal {
 /// Number of bytes of linear memory that are in wstate's own memory at once.
 const CHUNK: usize = 1 << 20;
 
-/// Writes an image to `out`. A live process stands while it is copied; its modules are looked for before that.
-pub fn snapshot(options: &Options, wanted: SnapshotOptions, out: &mut dyn SparseWrite) -> Result<Snapshot, Error> {
-    let search = options.search_paths();
-    let progress = progress::stderr(options.verbose);
-    let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm).all()?;
-    let mut provider = Runtimes::new(&found);
-    match &options.source {
-        Source::Core { core, .. } => {
-            let steady = Steady::begin();
-            let done = CoreTarget::open(core, &search).and_then(|target| {
-                let objects = Objects::load(&target, &search);
-                take(&target, &objects, options, wanted, &mut provider, &progress, out)
-            });
-            no_changes(&steady)?;
-            done
+impl Session<'_> {
+    /// Writes an image to `out`. A live process stands while it is copied; its modules are looked for before that.
+    ///
+    /// # Errors
+    /// The target cannot be looked at, there is no image, or it is not clear of which thread or instance, or the image
+    /// cannot be written.
+    pub fn snapshot(&self, wanted: SnapshotOptions, out: &mut dyn SparseWrite) -> Result<Snapshot, Error> {
+        let mut provider = self.runtimes_with_all_files()?;
+        if let Some(pid) = self.process() {
+            return self.snapshot_of_process(pid, wanted, provider, out);
         }
-        Source::Pid(pid) => {
-            let first = LiveTarget::capture(*pid, &CaptureOptions::default())?;
-            let mut objects = Objects::load(&first, &search);
-            let steps = look_around(&first, &objects, options, &mut provider, &progress)?;
-            let tid = steps.as_ref().map(|s| s.thread);
-            let held = Held::hold(*pid, &CaptureOptions::default(), steps)?;
-            if !first.is_same_code(held.target()) {
-                // The process has loaded or unloaded modules. Those that it has now are looked for while it stands.
-                objects = Objects::load(held.target(), &search);
-                provider = Runtimes::new(&found);
-            }
-            let done = take(held.target(), &objects, options, wanted, &mut provider, &progress, out);
-            let settled = tid.zip(held.settled());
-            let mut done = done.map_err(|e| match settled {
-                Some((tid, settled)) if !settled.reached() => explained(e, &snapshot_note(tid, settled, false)),
-                _ => e,
-            })?;
-            if let Some((tid, settled)) = settled {
-                let behind_call = matches!(done.resumable, Some(Resumable::AfterCall(_)));
-                done.notes.push(snapshot_note(tid, settled, behind_call));
-            }
-            done.notes.extend(held.target().notes().iter().cloned());
-            for thread in held.target().threads().iter().filter(|t| t.problem.is_some()) {
-                let why = thread.problem.as_deref().unwrap_or_default();
-                done.notes.push(format!("thread {}: {why}; what it wrote meanwhile may be there in part", thread.id.0));
-            }
-            done.pause = Some(held.release());
-            Ok(done)
+        let steady = Steady::begin();
+        let done = self.ask(|look| take(look, wanted, &mut provider, out).map(Some)).map(|answer| answer.value);
+        no_changes(&steady)?;
+        done
+    }
+
+    fn snapshot_of_process(
+        &self,
+        pid: u32,
+        wanted: SnapshotOptions,
+        mut provider: Runtimes,
+        out: &mut dyn SparseWrite,
+    ) -> Result<Snapshot, Error> {
+        let search = self.options.search_paths();
+        let first = LiveTarget::capture(pid, &CaptureOptions::default())?;
+        let mut objects = Objects::load(&first, &search);
+        let steps = look_around(&self.look(&first, &objects), &mut provider)?;
+        let tid = steps.as_ref().map(|s| s.thread);
+        let held = Held::hold(pid, &CaptureOptions::default(), steps)?;
+        if !first.is_same_code(held.target()) {
+            // The process has loaded or unloaded modules. Those that it has now are looked for while it stands.
+            objects = Objects::load(held.target(), &search);
+            provider = self.runtimes_with_all_files()?;
         }
+        let done = take(&self.look(held.target(), &objects), wanted, &mut provider, out);
+        let settled = tid.zip(held.settled());
+        let mut done = done.map_err(|e| match settled {
+            Some((tid, settled)) if !settled.reached() => e.with_note(&snapshot_note(tid, settled, false)),
+            _ => e,
+        })?;
+        if let Some((tid, settled)) = settled {
+            let behind_call = matches!(done.resumable, Some(Resumable::AfterCall(_)));
+            done.notes.push(snapshot_note(tid, settled, behind_call));
+        }
+        done.notes.extend(held.target().notes().iter().cloned());
+        for thread in held.target().threads().iter().filter(|t| t.problem.is_some()) {
+            let why = thread.problem.as_deref().unwrap_or_default();
+            done.notes.push(format!("thread {}: {why}; what it wrote meanwhile may be there in part", thread.id.0));
+        }
+        done.pause = Some(held.release());
+        Ok(done)
     }
 }
 
 /// Finds the modules of a process that is about to be held, and with `--settle` the thread to step.
-pub(super) fn look_around(
-    target: &LiveTarget,
-    objects: &Objects,
-    options: &Options,
-    provider: &mut Runtimes,
-    progress: &dyn Progress,
-) -> Result<Option<Steps>, Error> {
-    let native = Native::new(target, objects);
-    let scene = Scene { target, objects, progress };
-    let threads = choose(target, options)?;
-    let stacks = walk_all(target, &threads, &native, &scene, provider, limits::MAX_FRAMES);
+pub(super) fn look_around(look: &Look<'_>, provider: &mut Runtimes) -> Result<Option<Steps>, Error> {
+    let target = look.target;
+    let native = Native::new(target, look.objects);
+    let threads = look.threads()?;
+    let stacks = look.walk(&threads, &native, provider);
     // This reads whole state maps, so that it need not be done while the process stands.
     let reach = provider.runtime().reach(target);
-    if !options.settle {
+    if !look.options.settle {
         return Ok(None);
     }
     let thread = wasm_thread(provider.runtime(), target, &threads, &stacks)?;
@@ -175,24 +192,22 @@ pub(super) fn look_around(
     Ok(Some(Steps { thread: thread.tid, verdict: Box::new(verdict) }))
 }
 
+/// Writes an image of the target as it is.
 fn take(
-    target: &dyn Target,
-    objects: &Objects,
-    options: &Options,
+    look: &Look<'_>,
     wanted: SnapshotOptions,
     provider: &mut Runtimes,
-    progress: &dyn Progress,
     out: &mut dyn SparseWrite,
 ) -> Result<Snapshot, Error> {
-    let native = Native::new(target, objects);
-    let scene = Scene { target, objects, progress };
-    let threads = choose(target, options)?;
-    let stacks = walk_all(target, &threads, &native, &scene, provider, limits::MAX_FRAMES);
+    let target = look.target;
+    let native = Native::new(target, look.objects);
+    let threads = look.threads()?;
+    let stacks = look.walk(&threads, &native, provider);
     let runtime = provider.runtime();
     let thread = wasm_thread(runtime, target, &threads, &stacks)?;
-    let stepping = Stepping::of(target, options);
+    let stepping = Stepping::of(target, look.options);
     let state = thread.image(runtime, target, stepping)?;
-    let not_found = |what: String| Error::NotFound { what };
+    let no_image = |what: String| Error::NoImage { what };
     let own = instance_of(&thread.youngest);
     let instance = choose_instance(runtime, target, &stacks, own, wanted.instance)?;
     let parts = runtime.instance_parts(instance.module, instance.address, target);
@@ -204,11 +219,11 @@ fn take(
     };
     let failed = |source: io::Error| Error::Output { to: "the image".to_string(), source };
     if wanted.execution_state {
-        let bytes = state.to_bytes().map_err(|e| not_found(e.to_string()))?;
+        let bytes = state.to_bytes().map_err(|e| no_image(e.to_string()))?;
         out.write_all(&bytes).map_err(failed)?;
     } else {
         let parts = parts.as_ref().map_err(|why| {
-            not_found(format!("no image of the instance: {why}; --execution-state writes the frames alone"))
+            no_image(format!("no image of the instance: {why}; --execution-state writes the frames alone"))
         })?;
         done.memory = parts.memory.map(|(_, size)| size);
         done.globals = parts.globals.len();
@@ -225,7 +240,7 @@ fn take(
     Ok(done)
 }
 
-fn imported((index, cell): (usize, &crate::runtime::GlobalCell)) -> ImportedGlobal {
+fn imported((index, cell): (usize, &GlobalCell)) -> ImportedGlobal {
     ImportedGlobal { index, ty: cell.ty, bits: format!("{:#034x}", cell.bits) }
 }
 
@@ -245,7 +260,7 @@ fn write(
             at = from;
             while at < to {
                 let part = &mut chunk[..(to - at).min(CHUNK as u64) as usize];
-                target.read(at, part).map_err(|e| Error::NotFound {
+                target.read(at, part).map_err(|e| Error::Unreadable {
                     what: format!("the linear memory cannot be read from {:#x} on: {e}", at - base),
                 })?;
                 out.write_all(part).map_err(failed)?;
@@ -255,7 +270,7 @@ fn write(
         out.zeros(end - at).map_err(failed)?;
     }
     let globals: Vec<u128> = parts.globals.iter().map(|g| g.bits).collect();
-    let tail = image::tail(&globals, state).map_err(|e| Error::NotFound { what: e.to_string() })?;
+    let tail = image::tail(&globals, state).map_err(|e| Error::NoImage { what: e.to_string() })?;
     out.write_all(&tail).map_err(failed)
 }
 
@@ -265,7 +280,7 @@ fn instance_of(frame: &GuestFrame) -> Option<GuestInstance> {
 }
 
 /// The instance that is meant. The numbers of instances are those of `wstate modules`.
-pub(super) fn choose_instance(
+fn choose_instance(
     runtime: &dyn Runtime,
     memory: &dyn Memory,
     stacks: &[Option<Stack>],
@@ -285,7 +300,7 @@ pub(super) fn choose_instance(
     found.ok_or_else(|| {
         if all.is_empty() {
             let what = "no instance was found; --verbose says what was looked for".to_string();
-            return Error::NotFound { what };
+            return Error::NoSuchInstance { what };
         }
         let list: Vec<String> =
             all.iter().take(20).enumerate().map(|(n, i)| format!("{n} at {:#x}", i.address)).collect();
@@ -293,7 +308,7 @@ pub(super) fn choose_instance(
             InstanceChoice::Only => "the instance that the thread runs in is not known; choose one with --instance",
             _ => "there is no such instance",
         };
-        Error::NotFound { what: format!("{what}; there are: {}", list.join("; ")) }
+        Error::NoSuchInstance { what: format!("{what}; there are: {}", list.join("; ")) }
     })
 }
 
@@ -406,8 +421,7 @@ fn other_value(found: &[Value], said: &[Option<u64>]) -> Option<(usize, u128, u6
 }
 
 /// The Wasm frames at the start of `frames`, up to the first that is not Wasm.
-pub(super) fn wasm_run(runtime: &dyn Runtime, memory: &dyn Memory, frames: &[crate::unwind::Frame]) -> Vec<GuestFrame> {
-    let wasm =
-        |f: &crate::unwind::Frame| runtime.describe(&f.cursor, memory).into_iter().find(|f| f.kind == GuestKind::Wasm);
+pub(super) fn wasm_run(runtime: &dyn Runtime, memory: &dyn Memory, frames: &[Frame]) -> Vec<GuestFrame> {
+    let wasm = |f: &Frame| runtime.describe(&f.cursor, memory).into_iter().find(|f| f.kind == GuestKind::Wasm);
     frames.iter().map_while(wasm).collect()
 }

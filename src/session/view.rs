@@ -1,6 +1,14 @@
 //! Turns stacks into a report.
 
-use super::*;
+use super::walking::Native;
+use super::{Options, Source};
+use crate::arch::CodeAddress;
+use crate::process::objects::Objects;
+use crate::process::{Target, Thread};
+use crate::report::{self, Frame, FrameKind, Function, Hex, OpPosition, Report, WasmPlace};
+use crate::runtime::{GuestFrame, GuestKind, Position, Runtime};
+use crate::symbolize::native::NativeSymbolizer;
+use crate::unwind::{self, End, Stack, Trust};
 use crate::wasm::NameSource;
 
 /// The note at a frame that was found by a search of the stack.
@@ -90,7 +98,7 @@ impl View<'_, '_> {
 
     /// Adds the frames that a reader sees for one machine frame: the functions that were inlined into it, and then
     /// the frame itself.
-    fn frame(&self, frame: &crate::unwind::Frame, guests: &[GuestFrame], out: &mut Vec<Frame>) {
+    fn frame(&self, frame: &unwind::Frame, guests: &[GuestFrame], out: &mut Vec<Frame>) {
         let at = &frame.cursor;
         let pc = at.address.raw();
         let mut base = Frame::new(out.len() as u32, pc, FrameKind::Unknown);
@@ -151,7 +159,7 @@ impl View<'_, '_> {
             out.push(base);
             return;
         }
-        if frame.trust == crate::unwind::Trust::Scan {
+        if frame.trust == Trust::Scan {
             base.notes.push(BEFORE_SCAN.to_string());
         }
         // A signal handler returns to the first byte of `__restore_rt`, so this address is not one behind a call in

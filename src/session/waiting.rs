@@ -1,8 +1,12 @@
 //! Notes about guests that are on no thread.
 
-use super::*;
+use super::walking::{AsUnwinder, Native};
 use crate::limits::{MAX_WAITING, MIN_FRAMES};
+use crate::process::{Target, Thread};
 use crate::report::counted;
+use crate::runtime::{GuestKind, Runtime};
+use crate::unwind::{Cursor, End, Stack, Unwinder, walk};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The address range of a code image. Its modules are compiled together, and a note names one of them for all.
 type Image = (u64, u64);

@@ -18,7 +18,7 @@ use wstate::process::Target;
 use wstate::process::core::CoreTarget;
 use wstate::process::objects::SearchPaths;
 use wstate::report::{Report, json, text};
-use wstate::session::{self, Options};
+use wstate::session::{Options, Session};
 
 /// The core of `trap-div` of each runtime, and of how many cases one is tried: looking at native code takes a tenth of a
 /// second.
@@ -60,11 +60,13 @@ fn open(bytes: Vec<u8>) -> Result<CoreTarget, wstate::error::Error> {
 
 fn options() -> Options {
     // Registers tell frames of one function from each other. Names of native code are another file's, not the core's.
-    Options { verbose: true, names: false, ..question() }
+    let mut options = question();
+    (options.verbose, options.names) = (true, false);
+    options
 }
 
 fn analyse(target: &dyn Target) -> Report {
-    session::run_on(target, &options()).unwrap().report
+    Session::on(target, &options()).stacks().unwrap().report
 }
 
 /// Keys whose text explains a value and is none.

@@ -20,7 +20,7 @@ use wstate::process::objects::SearchPaths;
 use wstate::process::testing::CoreBuilder;
 use wstate::process::{Memory, Target};
 use wstate::report::{Report, json, text};
-use wstate::session::{self, Route};
+use wstate::session::{Route, Session};
 
 /// Most that one case may read: what finds nothing searches for it on all routes, and a header that lies of executable memory
 /// has the beginning of each of so many pages looked at.
@@ -81,7 +81,7 @@ fn survive(what: &str, bytes: Vec<u8>) -> Option<Report> {
     assert!(report.threads.iter().all(|t| t.frames.len() <= 300), "{what}");
     if size.is_multiple_of(4) {
         options.image = true;
-        let _ = session::run_on(&core, &options);
+        let _ = Session::on(&core, &options).stacks();
     }
     Some(report)
 }

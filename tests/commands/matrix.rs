@@ -110,6 +110,7 @@ fn arguments(source: &Source) -> Vec<String> {
     match source {
         Source::Pid(pid) => vec!["attach".into(), pid.to_string()],
         Source::Core { core, .. } => vec!["core".into(), core.display().to_string()],
+        other => unreachable!("{other:?}"),
     }
 }
 
@@ -296,7 +297,9 @@ fn check_truth(
         let ours: Option<ExecutionStateImage> = decode_bincode(&output.stdout).ok();
         return Err(format!("the images differ: ours {ours:x?}\nruntime's {image:x?}"));
     }
-    let both = ask(&Options { image: true, threads: vec![tid], ..asked.clone() });
+    let mut with_image = asked.clone();
+    (with_image.image, with_image.threads) = (true, vec![tid]);
+    let both = ask(&with_image);
     if both.image.as_ref() != Some(&truth.image) {
         return Err("a second image differs".into());
     }

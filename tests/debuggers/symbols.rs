@@ -924,7 +924,10 @@ fn lines_are_those_of_positions(pid: i32, wasm: &Path) -> usize {
     let objects = wstate::process::objects::Objects::load(&target, &Default::default());
     let find = wstate::runtime::all::FindOptions::read(Vec::new(), &[], &[wasm.to_path_buf()]);
     let mut provider = wstate::runtime::all::Runtimes::new(&find);
-    let map = wstate::session::code_map_with(&target, &objects, &mut provider, &wstate::progress::stderr(false), true);
+    let options = wstate::session::Options::new(wstate::session::Source::Pid(pid as u32));
+    let progress = &wstate::progress::Silent;
+    let look = wstate::session::Look { target: &target, objects: &objects, options: &options, progress };
+    let map = look.code_map(&mut provider, true);
     let mut compared = 0;
     for (compiled, function) in map.modules.iter().flat_map(|m| m.functions.iter().map(move |f| (m, f))) {
         for pc in (function.start..function.start + u64::from(function.len)).filter(|_| !function.lines.is_empty()) {

@@ -13,12 +13,13 @@ use wstate::process::{Memory, Target};
 use wstate::report::EndKind;
 use wstate::report::text::{clean, clean_message};
 use wstate::runtime::all::FindOptions;
-use wstate::session::Options;
 
 /// The report, if it takes no more readings of memory than `most`. No clock decides: a case that does more than it should
 /// reads more.
 fn analyse(core: &CoreTarget, values: bool, most: usize) -> wstate::report::Report {
-    let (report, work) = counted(core, &Options { values, ..question() });
+    let mut options = question();
+    options.values = values;
+    let (report, work) = counted(core, &options);
     assert!(work.reads <= most, "{work:?}, of at most {most}");
     report
 }

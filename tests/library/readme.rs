@@ -44,8 +44,8 @@ fn accepted(words: &[String]) -> Result<(), String> {
         Some(_) => return Ok(()),
         None => (&cli.show, Live { settle: cli.settle, nonblocking: cli.nonblocking }),
     };
-    show.format()?;
-    show.options(Source::Pid(4711), live).map(|_| ())
+    show.format().map_err(|e| e.to_string())?;
+    show.options(Source::Pid(4711), live).map(|_| ()).map_err(|e| e.to_string())
 }
 
 #[test]

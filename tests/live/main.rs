@@ -4,6 +4,7 @@
 
 mod attach;
 mod churn;
+mod example;
 mod migrate;
 mod namespaces;
 mod nonblocking;

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use wstate::error::Error;
-use wstate::session::{Options, RestoreOptions, Restored, SignalsLater, Source, restore};
+use wstate::session::{Options, RestoreOptions, Restored, Session, SignalsLater, Source};
 
 /// `run` computes with everything that an image has: locals and operands of several frames, floats, globals, memory that
 /// was grown. `watch` goes on until the byte at 0 is set, and tells (1) whether all that it wrote is still there. So long `dive`
@@ -425,10 +425,10 @@ fn a_thread_is_taken_wherever_it_is_in_wasm_code() {
     let host = setting.start(&["climb", "42"], &[]);
     let dry = || {
         let options = Options::new(Source::Pid(host.pid() as u32));
-        let wanted = RestoreOptions { image: image.clone(), really: false, result: None, fail_at: None, fail_back: 0 };
-        restore(&options, &wanted, &SignalsLater::default()).map_err(|e| e.to_string())
+        let session = Session::open(&options)?;
+        session.restore(&RestoreOptions::new(&image), &SignalsLater::default())
     };
-    in_wasm(&host, dry, |done| done.as_ref().is_err_and(|e| e.contains(NATIVE))).expect("it could go on");
+    in_wasm(&host, dry, is_in_native).expect("it could go on");
     // It is in native code no more.
     for moment in 0..55 {
         let done = dry();
@@ -511,8 +511,10 @@ fn a_dry_run_says_what_would_be_refused() {
     for really in [false, true] {
         let mut options = Options::new(Source::Pid(host.pid() as u32));
         options.wasm = vec![PathBuf::from(&small.wasm)];
-        let wanted = RestoreOptions { image: image.clone(), really, result: None, fail_at: None, fail_back: 0 };
-        let error = restore(&options, &wanted, &SignalsLater::default()).expect_err("it is too large").to_string();
+        let mut wanted = RestoreOptions::new(&image);
+        wanted.really = really;
+        let session = Session::open(&options).expect("the process is there");
+        let error = session.restore(&wanted, &SignalsLater::default()).expect_err("it is too large").to_string();
         assert!(error.ends_with("the image's memory has 4 pages, the module's at most 2 pages"), "{really}: {error}");
     }
 
@@ -585,9 +587,14 @@ fn set_byte(host: &Host, address: u64) {
 
 fn attempt(host: &Host, image: &Path, fail_at: Option<usize>, fail_back: usize) -> Result<Restored, Error> {
     let options = Options::new(Source::Pid(host.pid() as u32));
-    let wanted = RestoreOptions { image: image.to_path_buf(), really: true, result: None, fail_at, fail_back };
-    let once = || restore(&options, &wanted, &SignalsLater::default());
-    in_wasm(host, once, |done| done.as_ref().is_err_and(|e| e.to_string().contains(NATIVE)))
+    let mut wanted = RestoreOptions::new(image);
+    (wanted.really, wanted.fail_at, wanted.fail_back) = (true, fail_at, fail_back);
+    let session = Session::open(&options)?;
+    in_wasm(host, || session.restore(&wanted, &SignalsLater::default()), is_in_native)
+}
+
+fn is_in_native(done: &Result<Restored, Error>) -> bool {
+    matches!(done, Err(Error::NotInWasm { .. }))
 }
 
 fn failing(maximum: &str) {

@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tempfile::TempDir;
 use wstate::session::SparseWrite;
-use wstate::session::{InstanceChoice, Options, SnapshotOptions, Source};
+use wstate::session::{Options, Session, SnapshotOptions, Source};
 use wstate::state::{ExecutionStateImage, ImageView};
 
 fn text(bytes: &[u8]) -> String {
@@ -506,8 +506,8 @@ fn a_process_that_ends_in_the_middle_is_an_error() {
     let wasm = wasm(&directory, &guest(16));
     let host = Host::start("wasm", &["--wasm", &wasm, "--call", "run", "--truth-memory"], Profile::Debug);
     let (mut out, source) = (Killer(host.pid(), Vec::new()), Source::Pid(host.pid() as u32));
-    let wanted = SnapshotOptions { instance: InstanceChoice::Only, execution_state: false };
-    let done = wstate::session::snapshot(&Options::new(source), wanted, &mut out);
+    let session = Session::open(&Options::new(source)).expect("the process is there");
+    let done = session.snapshot(SnapshotOptions::default(), &mut out);
     let said = done.expect_err("half an image").to_string();
     assert!(said.contains("the linear memory cannot be read from") && said.contains("the process has ended"), "{said}");
     // Nothing but what comes before the memory: no byte of it was made up.

@@ -12,7 +12,7 @@ use wstate::report::{Frame, FrameKind, Value};
 use wstate::runtime::all::FindOptions;
 use wstate::runtime::singlepass::find::SinglepassProvider;
 use wstate::runtime::{GuestKind, Provider, Runtime, Scene, Slot};
-use wstate::session::{Options, Source};
+use wstate::session::Source;
 use wstate::unwind::cfi::CfiUnwinder;
 use wstate::unwind::frame_pointer::FramePointerUnwinder;
 use wstate::unwind::{Cursor, End, Unwinder, walk};
@@ -423,7 +423,8 @@ fn settling() {
         let mut random = Random(0x1234_5678_9abc_def1 ^ i as u64);
         for _ in 0..8 {
             random.pause();
-            let options = Options { settle: true, threads: vec![tid], ..question(Source::Pid(pid)) };
+            let mut options = question(Source::Pid(pid));
+            (options.settle, options.threads) = (true, vec![tid]);
             let report = ask(&options).report;
             let frames = &thread(&report, tid).frames;
             if report.notes.iter().any(|n| n.contains("nothing to settle")) {

@@ -6,7 +6,7 @@
 
 use crate::support::{Host, Profile, Stopped, kernel_core, wstate};
 use wstate::report::{Frame, FrameKind, Report};
-use wstate::session::{Options, Outcome, Source, run};
+use wstate::session::{Options, Outcome, Session, Source};
 use wstate::state::{ExecutionStateImage, WasmFunctionStateDump};
 
 /// Locals and operand of the function at depth `n`: `high` where that is even.
@@ -20,8 +20,9 @@ fn program(n: u64) -> (Vec<u64>, Vec<u64>) {
 }
 
 fn ask(source: &Source, stopped: &Stopped) -> Outcome {
-    let options = Options { image: true, threads: vec![stopped.tid as u32], ..Options::new(source.clone()) };
-    run(&options).unwrap_or_else(|e| panic!("{source:?}: {e}"))
+    let mut options = Options::new(source.clone());
+    (options.image, options.threads) = (true, vec![stopped.tid as u32]);
+    Session::open(&options).and_then(|session| session.stacks()).unwrap_or_else(|e| panic!("{source:?}: {e}"))
 }
 
 /// The Wasm frames that are displayed have the program's values, and are of both versions in turns.

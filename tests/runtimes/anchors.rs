@@ -6,7 +6,7 @@ use wstate::process::files::FileLocation;
 use wstate::process::live::{CaptureOptions, LiveTarget};
 use wstate::process::{Mapping, Memory, MemoryError, Target, Thread};
 use wstate::report::{FrameKind, Report};
-use wstate::session::{self, Options, Route, Source};
+use wstate::session::{Options, Route, Session, Source};
 
 /// A target of which no file is known, so that native code has neither tables nor symbols.
 struct Blind<'a> {
@@ -138,8 +138,8 @@ fn the_runtime_s_own_words_lead_where_tables_lead() {
             let mut options = Options::new(Source::Pid(host.pid() as u32));
             (options.names, options.routes) = (false, vec![Route::Descriptor]);
             let target = LiveTarget::capture(host.pid() as u32, &CaptureOptions::default()).expect("it is stopped");
-            let by_tables = session::run_on(&target, &options).expect("a report").report;
-            let by_words = session::run_on(&Blind::new(&target), &options).expect("a report").report;
+            let by_tables = Session::on(&target, &options).stacks().expect("a report").report;
+            let by_words = Session::on(&Blind::new(&target), &options).stacks().expect("a report").report;
             let tid = host.tid() as u32;
             let mut counts = Counts::default();
             counts.add(&wasm(&by_tables, tid), &wasm(&by_words, tid));

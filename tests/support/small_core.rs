@@ -7,7 +7,7 @@ use wstate::process::core::CoreTarget;
 use wstate::process::testing::CoreBuilder;
 use wstate::process::{Mapping, Memory, MemoryError, Target, Thread};
 use wstate::report::{FrameKind, Report};
-use wstate::session::{self, Options, Route, Source};
+use wstate::session::{Options, Route, Session, Source};
 
 /// Bytes of a page.
 pub const PAGE: u64 = 0x1000;
@@ -95,7 +95,7 @@ pub fn counted(core: &CoreTarget, options: &Options) -> (Report, Work) {
         true
     };
     let counting = Overheard { core, threads: core.threads(), allows: &count };
-    let report = session::run_on(&counting, options).unwrap_or_else(|e| panic!("{e}")).report;
+    let report = Session::on(&counting, options).stacks().unwrap_or_else(|e| panic!("{e}")).report;
     (report, work.get())
 }
 
@@ -125,7 +125,7 @@ impl SmallCore {
         let recorder = Overheard { core, threads: &core.threads()[..1], allows: &record };
         let mut options = question();
         options.routes = routes.to_vec();
-        session::run_on(&recorder, &options).unwrap();
+        Session::on(&recorder, &options).stacks().unwrap();
         let pages = pages.into_inner();
         let mut cut = SmallCore { threads: core.threads()[..1].to_vec(), segments: Vec::new(), files: Vec::new() };
         cut.threads[0].name = None;

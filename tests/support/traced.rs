@@ -9,16 +9,18 @@ use std::path::{Path, PathBuf};
 use wstate::arch::{Machine, Registers, x64};
 use wstate::process::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
 use wstate::report::Report;
-use wstate::session::{self, Options, Outcome, Source};
+use wstate::session::{Options, Outcome, Session, Source};
 
 /// A question about a process without the names of native functions, which take most of the time.
 pub fn question(source: Source) -> Options {
-    Options { names: false, ..Options::new(source) }
+    let mut options = Options::new(source);
+    options.names = false;
+    options
 }
 
 /// Answers a question in this process.
 pub fn ask(options: &Options) -> Outcome {
-    session::run(options).unwrap_or_else(|e| panic!("{options:?}: {e}"))
+    Session::open(options).and_then(|session| session.stacks()).unwrap_or_else(|e| panic!("{options:?}: {e}"))
 }
 
 /// The report's thread.

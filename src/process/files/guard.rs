@@ -49,7 +49,7 @@ impl Range {
                 // SAFETY: the element was leaked just now, so it is valid for ever.
                 unsafe { (*range).next.store(first, Ordering::Release) };
                 match FIRST.compare_exchange(first, range, Ordering::AcqRel, Ordering::Acquire) {
-                    // SAFETY: as above.
+                    // SAFETY: the reason is the same as above.
                     Ok(_) => break unsafe { &*range },
                     Err(other) => first = other,
                 }

@@ -114,9 +114,9 @@ fn reap(pid: Pid) {
     let _ = kill(pid, Signal::SIGKILL);
 }
 
-/// Lets the helper open the first of these locations at which a file can be opened, and returns its index. All locations
-/// are asked for at once, because one question costs some hundredths of a millisecond and most locations where a debug
-/// file may be have none. `None` means that there is no helper. An error is that of the last location.
+/// Lets the helper open the first of these locations at which a file can be opened, and returns its index. All
+/// locations are asked for at once, because one question costs some hundredths of a millisecond and most locations
+/// where a debug file may be have none. `None` means that there is no helper. An error is that of the last location.
 pub(super) fn open(locations: &[FileLocation]) -> Option<io::Result<(usize, Opened)>> {
     let mut state = state();
     let state = state.as_mut().filter(|state| state.enabled)?;
@@ -139,8 +139,8 @@ pub(super) fn open(locations: &[FileLocation]) -> Option<io::Result<(usize, Open
     None
 }
 
-/// Like `open`, for the case that one of several locations does not answer: asks for one location after the other, so that
-/// the silent one is known and the others are still opened.
+/// Opens a file as `open` does when one of several locations does not answer: asks for one location after the other,
+/// so that the silent one is known and the others are still opened.
 fn one_by_one(state: &mut State, locations: &[FileLocation]) -> Option<io::Result<(usize, Opened)>> {
     let mut last = io::Error::from_raw_os_error(libc::ENOENT);
     for (index, location) in locations.iter().enumerate() {
@@ -276,7 +276,8 @@ impl State {
     }
 }
 
-/// Encodes a request: its number, and for each location who names it and where it is. Returns `None` if it is too long.
+/// Encodes a request: its number, and for each location who names it and where it is. Returns `None` if it is too
+/// long.
 fn request(number: u32, locations: &[FileLocation]) -> Option<Vec<u8>> {
     let mut out = number.to_le_bytes().to_vec();
     for location in locations {

@@ -19,8 +19,8 @@ pub(super) fn file_system(fd: BorrowedFd<'_>) -> io::Result<i64> {
         let mut found: libc::statfs = std::mem::zeroed();
         (libc::fstatfs(fd.as_raw_fd(), &raw mut found), found)
     };
-    // The kind is a number of 32 bits, but a C library may declare it with a sign.
-    if result == 0 { Ok(found.f_type & 0xffff_ffff) } else { Err(io::Error::last_os_error()) }
+    // The kind is a number of 32 bits; C libraries declare it with more of them, with a sign or without.
+    if result == 0 { Ok(i64::from(found.f_type as u32)) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Calls `lseek` with `what`, which may be a value that the standard library does not have.

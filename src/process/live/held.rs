@@ -30,7 +30,7 @@ impl Held {
     /// Stops all threads of process `pid`, steps one of them if `steps` is given, and keeps all of them stopped.
     ///
     /// # Errors
-    /// As [`LiveTarget::capture`] and [`LiveTarget::settle`]. The threads have been let go then.
+    /// The errors are those of [`LiveTarget::capture`] and [`LiveTarget::settle`]. The threads have been let go then.
     pub fn hold(pid: u32, options: &CaptureOptions, steps: Option<Steps>) -> Result<Held, Error> {
         let ended = |why: &str| Error::Attach { pid, why: why.to_string() };
         let (tell, told) = channel();

@@ -34,8 +34,8 @@ struct Saved {
     blocked: u64,
 }
 
-const GETSIGMASK: libc::c_uint = 0x420a;
-const SETSIGMASK: libc::c_uint = 0x420b;
+const GETSIGMASK: Request = 0x420a;
+const SETSIGMASK: Request = 0x420b;
 /// Type of the extended floating point state.
 const EXTENDED: libc::c_int = x64::KERNEL.extended_note as libc::c_int;
 /// The return address of functions that are called. Nothing is mapped here, so a function that returns to it stops
@@ -162,7 +162,7 @@ impl Borrowed<'_> {
     }
 
     /// Lets the thread go on from `registers` until it is at `goal`, and returns what is in RAX then.
-    fn go(&self, registers: GeneralRegisters, request: libc::c_uint, goal: u64) -> Result<u64, String> {
+    fn go(&self, registers: GeneralRegisters, request: Request, goal: u64) -> Result<u64, String> {
         let tid = self.tid;
         let (ended, others) = self.held.on_tracer(move |_| {
             let mut others = Vec::new();
@@ -298,7 +298,7 @@ fn has_shadow_stack(features: &str) -> bool {
 }
 
 /// Reads or sets the mask of blocked signals, and returns the mask.
-fn sigmask(request: libc::c_uint, tid: libc::pid_t, mask: u64) -> std::io::Result<u64> {
+fn sigmask(request: Request, tid: libc::pid_t, mask: u64) -> std::io::Result<u64> {
     let mut mask = mask;
     ptrace(request, tid, size_of::<u64>(), &raw mut mask as usize)?;
     Ok(mask)
@@ -306,12 +306,7 @@ fn sigmask(request: libc::c_uint, tid: libc::pid_t, mask: u64) -> std::io::Resul
 
 /// Lets a thread go on until it is at `goal`, and returns its registers. If that takes longer than [`PATIENCE`], the
 /// thread is made to stop.
-fn go(
-    tid: libc::pid_t,
-    request: libc::c_uint,
-    goal: u64,
-    others: &mut Vec<SignalInfo>,
-) -> Result<GeneralRegisters, String> {
+fn go(tid: libc::pid_t, request: Request, goal: u64, others: &mut Vec<SignalInfo>) -> Result<GeneralRegisters, String> {
     let resume = |request, signal| ptrace(request, tid, 0, signal).map_err(|e| e.to_string());
     resume(request, 0)?;
     let begin = Instant::now();

@@ -250,7 +250,7 @@ impl Copied {
 }
 
 impl LiveTarget {
-    /// Like [`LiveTarget::capture`], but also copies the memory that `set` asks for at the same instant.
+    /// Captures as [`LiveTarget::capture`] does, and also copies the memory that `set` asks for at the same instant.
     pub fn capture_again(pid: u32, options: &CaptureOptions, set: &ReadSet) -> Result<LiveTarget, Error> {
         on_own_thread(pid, || {
             let mut stopped = Stopped::all(pid, options)?;
@@ -304,8 +304,8 @@ impl LiveTarget {
         self.copied.too_much
     }
 
-    /// Like [`LiveTarget::is_proven`], but what is proven now need not be proven again later. Also true where there
-    /// can be no other capture that would be proven.
+    /// Checks as [`LiveTarget::is_proven`] does, but what is proven now need not be proven again later. Also true
+    /// where there can be no other capture that would be proven.
     pub(super) fn prove_so_far(&self) -> bool {
         if self.is_proven() {
             if let Ok(mut log) = self.log.lock() {

@@ -99,7 +99,10 @@ impl Stopped {
         let pid = self.pid;
         let source = LiveMemory { tid: self.reader(), mem: File::open(format!("/proc/{pid}/task/{}/mem", tid.0)).ok() };
         let Some(thread) = self.threads.iter_mut().find(|t| t.tid as u32 == tid.0) else {
-            return Err(Error::NotFound { what: format!("process {pid} has no thread {} that can be stepped", tid.0) });
+            return Err(Error::NoSuchThread {
+                tid: tid.0,
+                what: format!("process {pid} has no thread {} that can be stepped", tid.0),
+            });
         };
         let mut steps = 0;
         let (mut stepping, mut again) = (false, None);
@@ -222,6 +225,14 @@ pub(super) fn end_stepping(tid: libc::pid_t) -> std::io::Result<Stop> {
     }
 }
 
+/// Which queued signals `PTRACE_PEEKSIGINFO` is to show, as ptrace(2) describes it. Not every C library declares it.
+#[repr(C)]
+struct WhichSignals {
+    off: u64,
+    flags: u32,
+    nr: i32,
+}
+
 /// Whether a signal for which `is` is true is queued for this very thread, which is stopped.
 pub(super) fn is_queued(tid: libc::pid_t, is: impl Fn(&SignalInfo) -> bool) -> bool {
     const BATCH: usize = 16;
@@ -233,7 +244,7 @@ pub(super) fn is_queued(tid: libc::pid_t, is: impl Fn(&SignalInfo) -> bool) -> b
     let mut off = 0;
     loop {
         let mut infos = [[0u64; 16]; BATCH];
-        let args = libc::ptrace_peeksiginfo_args { off, flags: 0, nr: BATCH as i32 };
+        let args = WhichSignals { off, flags: 0, nr: BATCH as i32 };
         let shown =
             ptrace(libc::PTRACE_PEEKSIGINFO, tid, &raw const args as usize, infos.as_mut_ptr() as usize).is_ok();
         let infos = infos.map(SignalInfo);

@@ -5,6 +5,7 @@ use super::super::{
     Bits, Frame, Function, Hex, Module as ReportModule, Runtime, RuntimeName, Target, TargetKind, Thread, WasmPlace,
 };
 use super::*;
+use crate::runtime::Why;
 use wasmparser::{CoreDumpInstance, CoreDumpStackFrame, KnownCustom, Parser, Payload};
 
 fn value(index: u32, ty: Option<Ty>, bits: Option<u128>, address: Option<u64>) -> Value {
@@ -15,7 +16,7 @@ fn value(index: u32, ty: Option<Ty>, bits: Option<u128>, address: Option<u64>) -
         value: None,
         place: None,
         address: address.map(Hex),
-        why: bits.is_none().then(|| "gone".to_string()),
+        why: bits.is_none().then(|| Why::other("gone")),
     }
 }
 

@@ -1,6 +1,9 @@
 //! Checks that nobody else is in the middle of something in the instance that is replaced.
 
-use super::*;
+use crate::process::{Memory, Thread, ThreadId};
+use crate::runtime::{GuestFrame, GuestInstance, GuestKind, InstanceParts, Runtime};
+use crate::unwind::{Cursor, End, Stack, Trust};
+use std::collections::BTreeSet;
 
 /// What is replaced: the youngest `run` frames of a thread, and an instance.
 pub(super) struct Own {

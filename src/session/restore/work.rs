@@ -1,8 +1,15 @@
 //! The changes to the process, each with its way back.
 
-use super::*;
+use super::plan::Plan;
+use super::{Linear, PAGE, RestoreOptions, WASM_PAGE};
+use crate::arch::x64;
 use crate::process::live::inject::Borrowed;
+use crate::process::{Mapping, Memory};
+use crate::report::counted;
+use crate::runtime::singlepass::module::ctx;
+use crate::state::{ImageView, KnownRegisters, PointKind};
 use std::cell::Cell;
+use std::path::Path;
 
 /// Size in bytes of the stack below the image's frames. It is as large as the runtime's own stack.
 const STACK: u64 = 8 << 20;

@@ -506,7 +506,6 @@ mod tests {
     use crate::runtime::Runtime;
     use crate::runtime::singlepass::module::code::tests::nine_locals;
     use crate::runtime::singlepass::module::maps::Maps;
-    use crate::state::model::RegisterIndex;
     use crate::state::synthetic::{self, START, state};
     use crate::unwind::Unwinder;
 
