@@ -628,7 +628,8 @@ mod tests {
         assert_eq!((&locals[..4], words(&locals[4..]), *instance), (&[None; 4][..], 5, None));
 
         let image = |runtime: &Singlepass| {
-            let image = runtime.image(ThreadId(1), &start, &memory).expect("an image");
+            let image =
+                runtime.images().expect("singlepass has images").image(ThreadId(1), &start, &memory).expect("an image");
             assert_eq!(image.frames.len(), 5);
             image.frames.into_iter().map(|f| f.locals).collect::<Vec<_>>()
         };
