@@ -124,8 +124,8 @@ pub(super) fn blocks(
         }
     };
     for thread in threads {
-        let general = (0..16).filter_map(Reg::from_index).chain([x64::RIP]);
-        let words = general.filter_map(|reg| thread.registers.get(reg));
+        let general = thread.registers.iter().filter(|(reg, _)| reg.word().is_some());
+        let words = general.map(|(_, value)| value);
         words.filter(|word| word.wrapping_sub(low) < size).for_each(&mut take);
     }
     let mut left = limits::MAX_CODE_SCAN;

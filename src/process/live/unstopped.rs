@@ -76,8 +76,9 @@ fn thread_at(pid: u32, tid: libc::pid_t, place: Option<Sleeping>) -> Thread {
     let mut thread = thread_of(pid, tid);
     match place {
         Some(place) => {
-            thread.registers.set(x64::RSP, place.sp);
-            thread.registers.set(x64::RIP, place.pc);
+            let machine = thread.registers.machine().description();
+            thread.registers.set(machine.sp, place.sp);
+            thread.registers.set(machine.pc, place.pc);
         }
         None => thread.problem = Some(RUNNING.to_string()),
     }
