@@ -8,9 +8,17 @@
 //! milliseconds, the process goes on with them, and breaks.
 
 use super::held::Held;
-use super::*;
-use crate::arch::x64::TABLE;
+use super::step::{SYNCHRONOUS, SignalInfo, end_stepping, is_queued};
+use super::{LiveMemory, Request, Wait, get_regset, parse_maps, ptrace, status_field, stop_of, word};
+use crate::arch::x64::{TABLE, USER_REGS_ORIG_RAX, USER_REGS_WORDS};
+use crate::arch::{Reg, x64};
+use crate::limits;
+use crate::process::{Mapping, Memory, MemoryError, ThreadId};
 use std::cell::RefCell;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// A thread of a stopped process, borrowed to make system calls and call functions.
 pub struct Borrowed<'h> {

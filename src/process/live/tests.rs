@@ -2,6 +2,7 @@ use super::super::core::CoreTarget;
 use super::super::objects::{ObjectData, Objects, SearchPaths};
 use super::held::{Held, Steps};
 use super::*;
+use crate::arch::x64;
 
 mod reread;
 
