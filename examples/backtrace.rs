@@ -3,7 +3,7 @@
 use std::error::Error;
 use wstate::report::text::clean;
 use wstate::report::{Frame, FrameKind, Function};
-use wstate::session::{self, Options, Source};
+use wstate::session::{Options, Session, Source};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let pid = std::env::args().nth(1).ok_or("usage: backtrace PID")?.parse()?;
@@ -11,7 +11,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Only functions are printed here, so there is no need to look for locals, operands and the names of native code.
     options.values = false;
     options.names = false;
-    let report = session::run(&options)?.report;
+    let report = Session::open(&options)?.stacks()?.report;
     for thread in &report.threads {
         println!("thread {}", thread.tid.unwrap_or_default());
         for frame in thread.frames.iter().filter(|frame| frame.kind == FrameKind::Wasm) {

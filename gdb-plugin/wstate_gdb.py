@@ -44,8 +44,8 @@ def function_of_plugin(name: str) -> Optional[Callable[..., None]]:
 
 
 # gdb runs each sourced file among the same global names. So an earlier load of the plugin, perhaps of another version,
-# may have left these: wstate_client.py as a module, and the `Plugin` that it made. `start` replaces them; if it fails,
-# the commands of the earlier load go on with theirs.
+# may have left these: wstate_client.py as a module, and the `Plugin` that it made. `load_plugin` replaces them; if it
+# fails, the commands of the earlier load go on with theirs.
 wstate_client: Any = globals().get("wstate_client")
 wstate: Any = globals().get("wstate")
 
@@ -60,7 +60,8 @@ def load_client() -> Any:
 
     The module gets no name in sys.modules and no compiled copy on disk. So a plugin of another version in the same
     debugger has a module of its own, and a plugin that is loaded again reads the file again."""
-    here = os.path.dirname(os.path.realpath(os.path.expanduser(__file__)))
+    # `__file__` is another script's if that one lets gdb load the plugin.
+    here = os.path.dirname(os.path.realpath(os.path.expanduser(load_client.__code__.co_filename)))
     places = [here, os.path.join(os.path.dirname(here), "gdb-plugin")]
     paths = [os.path.join(place, "wstate_client.py") for place in places]
     path = next((path for path in paths if os.path.isfile(path)), None)
@@ -565,7 +566,7 @@ def version() -> Tuple[int, ...]:
     return tuple(int(n) for n in re.findall(r"\d+", gdb.VERSION)[:2])
 
 
-def start() -> None:
+def load_plugin() -> None:
     global wstate_client, wstate
     if version() < (13,):
         older = f"the Wasm commands need gdb 13 or newer, this is {gdb.VERSION}"
@@ -599,4 +600,4 @@ def start() -> None:
         getattr(gdb.events, event).connect(function)
 
 
-start()
+load_plugin()

@@ -35,7 +35,8 @@ def load_client() -> Any:
 
     The module gets no name in sys.modules and no compiled copy on disk. So a plugin of another version in the same
     debugger has a module of its own, and a plugin that is loaded again reads the file again."""
-    here = os.path.dirname(os.path.realpath(os.path.expanduser(__file__)))
+    # `__file__` is another script's if that one lets gdb load the plugin.
+    here = os.path.dirname(os.path.realpath(os.path.expanduser(load_client.__code__.co_filename)))
     places = [here, os.path.join(os.path.dirname(here), "gdb-plugin")]
     paths = [os.path.join(place, "wstate_client.py") for place in places]
     path = next((path for path in paths if os.path.isfile(path)), None)

@@ -75,6 +75,7 @@
 //! Each module uses modules that stand below it and none beside it; `tests/library/layers.rs` reads this table and the code.
 //!
 //! ```text
+//! program                          the program `wstate`: from arguments to an exit code
 //! server                           the engine as the plugins of debuggers use it
 //! cli                              what a command line needs, and the files that results are written to
 //! session                          a question about a target, and its answer
@@ -103,6 +104,8 @@ pub mod descriptor;
 pub mod error;
 pub mod limits;
 pub mod process;
+#[cfg(feature = "cli")]
+pub mod program;
 pub mod progress;
 pub mod report;
 pub mod runtime;

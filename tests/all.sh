@@ -57,7 +57,8 @@ longest='debuggers.gdb commands.matrix live.unharmed live.stops live.migrate com
 runtimes.foreign debuggers.gdb_plugin runtimes.wasmtime runtimes.wasmtime_plugins debuggers.symbols debuggers.lldb_plugin
 commands.routes_e2e commands.hostile live.steps runtimes.wasmtime_hosts commands.large wstate-lib.runtime'
 for part in $longest; do
-    grep "^$part " "$logs/parts.txt" || fail "no part is called $part: see \$longest in tests/all.sh"
+    # With other PACKAGES some are not there.
+    grep "^$part " "$logs/parts.txt" || echo "no part is called $part" >&2
 done >"$logs/order.txt"
 grep -vxFf "$logs/order.txt" "$logs/parts.txt" >>"$logs/order.txt"
 

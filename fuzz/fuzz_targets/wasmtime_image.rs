@@ -31,8 +31,9 @@ fn frames(section: &[u8], version: Option<Version>) {
         }
     }
     for at in [0, 1, 100, u32::MAX] {
-        let _ = table.find_program_point(at, InstPos::Post);
-        let _ = table.find_program_point(at, InstPos::Pre);
+        for position in [InstPos::Post, InstPos::Pre] {
+            let _ = table.index_before(at, position).map(|index| table.point(index));
+        }
     }
 }
 

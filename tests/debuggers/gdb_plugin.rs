@@ -602,8 +602,8 @@ fn of_two_versions_the_one_that_was_loaded_last_serves() {
     let server = format!("set wasm server {}", env!("CARGO_BIN_EXE_wstate"));
     let state = "python print('engines', len(engines), 'asked', wstate.targets[1].engine._last_id, 'of', VERSION)";
     // Engines that were started, by whichever of the two.
-    let engines = "python import subprocess; engines = []; start = subprocess.Popen; \
-                   subprocess.Popen = lambda *a, **k: engines.append(start(*a, **k)) or engines[-1]";
+    let engines = "python import subprocess; engines = []; popen = subprocess.Popen; \
+                   subprocess.Popen = lambda *a, **k: engines.append(popen(*a, **k)) or engines[-1]";
     let ended = "python print([e.poll() is not None for e in engines])";
     let files = "python print(len([o for o in gdb.objfiles() if '/wasm-' in o.filename]))";
     let commands = [

@@ -8,13 +8,14 @@ use std::sync::mpsc;
 use wasmer_runtime_core_near::backend::{CompilerConfig, RunnableModule};
 use wasmer_runtime_core_near::{Instance, compile_with, compile_with_config, func, imports};
 use wasmer_singlepass_backend_near::SinglePassCompiler;
-use wstate::arch::Registers;
+use wstate::arch::{Machine, Registers};
 use wstate::process::objects::{LoadedObject, ObjectData, Objects};
 use wstate::process::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
+use wstate::runtime::rust::layouts::{LayoutError, Source, compilers};
 use wstate::runtime::singlepass::find::{route_descriptor, route_tls};
 use wstate::runtime::singlepass::module::info::Export;
 use wstate::runtime::singlepass::module::layouts;
-use wstate::runtime::singlepass::module::layouts::{Layouts, Source};
+use wstate::runtime::singlepass::module::layouts::Layouts;
 use wstate::runtime::singlepass::module::{info_in_memory, map_in_memory};
 use wstate::state::BoundaryRegisters;
 use wstate::wasm::{ExternKind, ValType};
@@ -39,6 +40,9 @@ impl Memory for ThisProcess {
 }
 
 impl Target for ThisProcess {
+    fn machine(&self) -> wstate::arch::Machine {
+        wstate::arch::Machine::X64
+    }
     fn description(&self) -> String {
         "this process".to_owned()
     }
@@ -102,7 +106,7 @@ fn this_process(thread_pointers: &[u64]) -> ThisProcess {
         .map(|(i, &fs_base)| Thread {
             id: ThreadId(i as u32 + 1),
             name: None,
-            registers: Registers::unknown(),
+            registers: Registers::unknown(Machine::X64),
             fs_base: Some(fs_base),
             signal: None,
             problem: None,
@@ -219,7 +223,7 @@ fn all_layouts() -> Vec<Layouts> {
 }
 
 fn table_knows_this_compiler() -> bool {
-    let compilers = layouts::compilers(&this_executable());
+    let compilers = compilers(&this_executable());
     assert!(!compilers.is_empty());
     compilers.iter().any(|c| layouts::KNOWN_COMPILERS.contains(&c.as_str()))
 }
@@ -259,7 +263,7 @@ fn the_table_of_this_compiler_equals_its_debug_info() {
             let differences: Vec<_> = rows(&all[0]).into_iter().zip(known).filter(|(a, b)| a != b).collect();
             eprintln!(
                 "not compared: no column for {:?}; differences to {}: {differences:x?}",
-                layouts::compilers(&this_executable()),
+                compilers(&this_executable()),
                 layouts::KNOWN_COMPILERS[0]
             );
         }
@@ -286,18 +290,6 @@ fn state_maps_equal_the_runtimes_own() {
             let keys: Vec<u64> = own.local_functions.keys().map(|&k| k as u64).collect();
             assert_eq!(summary.functions, 302);
             assert_eq!(summary.keys, Some((keys[0], keys[301])));
-            let at =
-                |offset| map_in_memory::read_function_at(&target, &layouts.state, version.msm_address, offset).unwrap();
-            assert!(at(keys[0] - 1).is_none());
-            assert!(at(own.total_size as u64).is_none());
-            for (i, &key) in keys.iter().enumerate() {
-                let last = keys.get(i + 1).map_or(own.total_size as u64, |next| *next) - 1;
-                for offset in [key, last] {
-                    let (found, function) = at(offset).unwrap();
-                    assert_eq!(found, key);
-                    assert_eq!(function, map.local_functions[&(key as usize)]);
-                }
-            }
         }
     }
 }
@@ -395,7 +387,11 @@ fn module_infos_equal_the_runtimes_own() {
         let own = &instance.module.info;
         for layouts in all_layouts() {
             let address = std::ptr::from_ref(&*instance.module) as u64;
-            let code = info_in_memory::read_module_code(&target, &layouts, address).unwrap();
+            let context = |module: u64| {
+                let arc = target.read_u64(module + layouts.module.inner_runnable).ok()?;
+                info_in_memory::context_of_runnable(&target, &layouts, arc)
+            };
+            let code = context(address).unwrap();
             let own_code = runnable(&instance).get_code().unwrap();
             assert_eq!((code.code_base, code.code_size), (own_code.as_ptr() as u64, own_code.len() as u64));
             let map = map_in_memory::read_module_state_map(&target, &layouts.state, code.msm_address).unwrap();
@@ -404,7 +400,7 @@ fn module_infos_equal_the_runtimes_own() {
             // The runtime's own way there: `vm::Ctx` names the module.
             let ctx = std::ptr::from_ref(instance.context()) as u64;
             assert_eq!(target.read_u64(ctx + 0x88).unwrap(), address);
-            assert!(info_in_memory::read_module_code(&target, &layouts, ctx).is_err());
+            assert!(context(ctx).is_none());
 
             let info = info_in_memory::read_module_info(&target, &layouts, address).unwrap();
             assert_eq!(info.problems(), Vec::<String>::new());
@@ -652,9 +648,6 @@ fn corrupted_maps_and_modules_end_without_panic() {
     for seed in 0..300 {
         let memory = Corrupted { inner: &target, seed: seed * 0x1_0001 };
         errors += usize::from(map_in_memory::read_module_state_map(&memory, &layouts.state, address).is_err());
-        for offset in [0, 999, 1999] {
-            let _ = map_in_memory::read_function_at(&memory, &layouts.state, address, offset);
-        }
         let _ = map_in_memory::summary(&memory, &layouts.state, address);
         match info_in_memory::read_module_info(&memory, &layouts, module) {
             Ok(info) => problems += usize::from(!info.problems().is_empty()),
@@ -695,7 +688,6 @@ fn trees_that_go_in_circles_are_errors() {
         }
         let memory = Circle(bytes);
         assert!(map_in_memory::read_module_state_map(&memory, &l, 0x1000).is_err());
-        assert!(map_in_memory::read_function_at(&memory, &l, 0x1000, 5500).is_err());
         assert!(map_in_memory::summary(&memory, &l, 0x1000).is_err());
     }
 }
@@ -703,7 +695,7 @@ fn trees_that_go_in_circles_are_errors() {
 #[test]
 fn unknown_compilers_are_named() {
     let mut elf = without_debug_info();
-    assert_eq!(layouts::compilers(&elf).len(), 1);
+    assert_eq!(compilers(&elf).len(), 1);
     let comment = {
         use object::{Object, ObjectSection};
         let file = object::File::parse(&*elf).unwrap();
@@ -723,7 +715,7 @@ fn unknown_compilers_are_named() {
         found.notes
     );
     let missing = Objects::from_parts(vec![loaded(None)]);
-    assert!(matches!(Layouts::of_target(&missing), Err(layouts::LayoutError::NoFile(_))));
+    assert!(matches!(Layouts::of_target(&missing), Err(LayoutError::NoFile(_))));
 }
 
 #[test]

@@ -8,7 +8,6 @@
 //! stop, the bytes around each address in registers and on the stacks are copied.
 
 use super::{LiveMemory, Process, parse_maps, read_ranges};
-use crate::arch::{Reg, x64};
 use crate::limits;
 use crate::process::files::Identity;
 use crate::process::memory::{Piece, Splice};
@@ -131,8 +130,8 @@ pub(super) fn blocks(
         }
     };
     for thread in threads {
-        let general = (0..16).filter_map(Reg::from_index).chain([x64::RIP]);
-        let words = general.filter_map(|reg| thread.registers.get(reg));
+        let general = thread.registers.iter().filter(|(reg, _)| reg.word().is_some());
+        let words = general.map(|(_, value)| value);
         words.filter(|word| word.wrapping_sub(low) < size).for_each(&mut take);
     }
     let mut left = limits::MAX_CODE_SCAN;

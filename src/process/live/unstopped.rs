@@ -11,7 +11,6 @@ use super::{
     CaptureOptions, LiveTarget, Process, attachable, copy_stacks, is_gone, list_threads, refusal, status_field,
     thread_of,
 };
-use crate::arch::x64;
 use crate::error::Error;
 use crate::limits;
 use crate::process::{Thread, ThreadId};
@@ -84,8 +83,9 @@ fn thread_at(pid: u32, tid: libc::pid_t, place: Option<Sleeping>) -> Thread {
     let mut thread = thread_of(pid, tid);
     match place {
         Some(place) => {
-            thread.registers.set(x64::RSP, place.sp);
-            thread.registers.set(x64::RIP, place.pc);
+            let machine = thread.registers.machine().description();
+            thread.registers.set(machine.sp, place.sp);
+            thread.registers.set(machine.pc, place.pc);
         }
         None => thread.problem = Some(RUNNING.to_string()),
     }

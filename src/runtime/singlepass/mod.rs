@@ -1,7 +1,7 @@
 //! The wasmer 0.x runtime with its singlepass backend.
 //!
-//! Finding modules ([`find`]: five routes, see [`find::anchor`]) and reading frames ([`frame`], [`module::code`]) are separate: a
-//! frame is read the same way however its module was found.
+//! Finding modules ([`find`]: five routes, see [`find::anchor`]) and reading frames ([`frame`], [`module::code`]) are
+//! separate: a frame is read the same way however its module was found.
 
 pub mod code_map;
 pub mod find;
@@ -12,8 +12,6 @@ pub mod stubs;
 
 #[cfg(test)]
 pub(crate) mod fake;
-
-pub use crate::runtime::rust::memory::StructureError;
 
 use super::code_map::{CodeMap, Detail};
 use super::{Declared, GuestFrame, GuestInstance, GuestModule, Images, Runtime, Settling, Tables, Value, Why};

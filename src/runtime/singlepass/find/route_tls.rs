@@ -8,12 +8,13 @@
 use crate::limits;
 use crate::process::objects::{LoadedObject, Objects};
 use crate::process::{Memory, Target, Thread, ThreadId};
+use crate::runtime::rust::layouts::LayoutError;
 use crate::runtime::rust::memory::{Budgeted, StructureError, VecLayout, View};
+use crate::runtime::rust::tls::{self, Segment, Variable};
 use crate::runtime::singlepass::module::info_in_memory::context_of_runnable;
-use crate::runtime::singlepass::module::layouts::{LayoutError, Layouts};
+use crate::runtime::singlepass::module::layouts::Layouts;
 use crate::runtime::singlepass::module::map_in_memory;
 use crate::state::BoundaryRegisters;
-use object::{Object, ObjectSymbol, SymbolKind};
 
 /// One `CodeVersion` in a thread's list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,21 +110,6 @@ fn layouts_for(object: &LoadedObject, objects: &Objects) -> Result<Layouts, Layo
     Layouts::of_object(object).or_else(|why| Layouts::of_target(objects).map_err(|_| why))
 }
 
-/// A thread-local variable of an object: its offset in the object's thread-local block, and its size in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Variable {
-    offset: u64,
-    size: u64,
-}
-
-/// The `PT_TLS` segment of an object: its svma, its size in memory in bytes, and its alignment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Segment {
-    address: u64,
-    size: u64,
-    align: u64,
-}
-
 /// An object that has thread-local variables to read.
 struct Source<'a> {
     object: &'a LoadedObject,
@@ -137,15 +123,15 @@ impl<'a> Source<'a> {
     fn of(object: &'a LoadedObject, main: bool) -> Option<Source<'a>> {
         let data = object.data.as_deref()?;
         let file = object::File::parse(data).ok()?;
-        let segment = tls_segment(data)?;
-        let mut versions = variables(&file, VERSIONS);
-        let mut boundary = variables(&file, BOUNDARY);
+        let segment = Segment::of(data)?;
+        let mut versions = tls::variables(&file, VERSIONS);
+        let mut boundary = tls::variables(&file, BOUNDARY);
         if versions.is_empty()
             && let Some((_, debug)) = &object.debug
             && let Ok(debug) = object::File::parse(&debug[..])
         {
-            versions = variables(&debug, VERSIONS);
-            boundary = variables(&debug, BOUNDARY);
+            versions = tls::variables(&debug, VERSIONS);
+            boundary = tls::variables(&debug, BOUNDARY);
         }
         // A library without symbols would have to be tried in every block of every thread, which is not worth it.
         (main || !versions.is_empty()).then_some(Source { object, segment, main, versions, boundary })
@@ -184,22 +170,9 @@ impl<'a> Source<'a> {
     /// Addresses at which this object's thread-local block can be in a thread.
     fn blocks(&self, target: &dyn Target, fs_base: u64) -> Vec<u64> {
         if self.main {
-            return vec![block_of_executable(self.segment, fs_base)];
+            return vec![self.segment.block_of_executable(fs_base)];
         }
-        // The thread's DTV (its vector of thread-local blocks) has an entry for the library's block. Only the dynamic
-        // loader knows the number of that entry, so all blocks are candidates: what is read there is checked in full.
-        let mut blocks = Vec::new();
-        let Ok(dtv) = target.read_u64(fs_base.wrapping_add(8)) else { return blocks };
-        let Ok(slots) = target.read_u64(dtv.wrapping_sub(16)) else { return blocks };
-        for module in 1..=slots.min(limits::MAX_TLS_MODULES) {
-            match target.read_u64(dtv.wrapping_add(16 * module)) {
-                // `TLS_DTV_UNALLOCATED` is -1: this thread never touched the variable.
-                Ok(0 | u64::MAX) => {}
-                Ok(block) => blocks.push(block),
-                Err(_) => break,
-            }
-        }
-        blocks
+        tls::blocks(target, fs_base)
     }
 
     /// Number of bytes of a block that are tried.
@@ -232,48 +205,6 @@ impl<'a> Source<'a> {
             }
         }
     }
-}
-
-/// Address of the executable's thread-local block. In variant II of the System V ABI this block ends at the thread
-/// pointer, shifted down so that an address in it is congruent to the address in the file modulo the alignment.
-fn block_of_executable(segment: Segment, fs_base: u64) -> u64 {
-    let Segment { address, size, align } = segment;
-    let padding = address.wrapping_add(size).wrapping_neg() & (align - 1);
-    fs_base.wrapping_sub(size).wrapping_sub(padding)
-}
-
-fn tls_segment(elf: &[u8]) -> Option<Segment> {
-    use object::read::elf::{ElfFile64, ProgramHeader};
-    let file = ElfFile64::<object::Endianness>::parse(elf).ok()?;
-    let endian = file.endian();
-    let header = file.elf_program_headers().iter().find(|h| h.p_type(endian) == object::elf::PT_TLS)?;
-    let align = header.p_align(endian).max(1);
-    (align.is_power_of_two() && align <= 1 << 20).then(|| Segment {
-        address: header.p_vaddr(endian),
-        size: header.p_memsz(endian),
-        align,
-    })
-}
-
-/// Thread-local symbols whose mangled name contains `name`. Legacy and v0 mangling both keep identifiers as they are.
-/// Each closure of the `thread_local!` has a symbol with that name too, but only the variable is of kind TLS.
-fn variables(file: &object::File<'_>, name: &str) -> Vec<Variable> {
-    let mut found: Vec<Variable> = Vec::new();
-    for symbol in file.symbols().chain(file.dynamic_symbols()).take(limits::MAX_SYMBOLS) {
-        if symbol.kind() != SymbolKind::Tls || symbol.is_undefined() {
-            continue;
-        }
-        let Ok(bytes) = symbol.name_bytes() else { continue };
-        let variable = Variable { offset: symbol.address(), size: symbol.size() };
-        if memmem(bytes, name.as_bytes()) && !found.contains(&variable) && found.len() < limits::MAX_TLS_VARIABLES {
-            found.push(variable);
-        }
-    }
-    found
-}
-
-fn memmem(haystack: &[u8], needle: &[u8]) -> bool {
-    haystack.windows(needle.len()).any(|w| w == needle)
 }
 
 /// Reads the list whose storage is at `address`, and returns whether versions were found there. If `known` is set, a
@@ -488,17 +419,7 @@ fn read_boundary(
 mod tests {
     use super::*;
     use crate::runtime::singlepass::fake::{Fake, HEAP};
-    use crate::unwind::testing::{Section, elf, object};
-
-    #[test]
-    fn blocks_end_at_the_thread_pointer_and_keep_their_alignment() {
-        let block = |address, size, align| block_of_executable(Segment { address, size, align }, 0x10000);
-        assert_eq!(block(0x1000, 0x350, 8), 0x10000 - 0x350);
-        assert_eq!(block(0x1000, 0x24, 0x20), 0x10000 - 0x40);
-        // Where the segment is not aligned in the file, this is the rule of lld and ld, which glibc and musl follow.
-        assert_eq!(block(0x1010, 0x24, 0x20), 0x10000 - 0x30);
-        assert_eq!(block(0x1010, 0x10, 0x20), 0x10000 - 0x10);
-    }
+    use crate::unwind::testing::object;
 
     #[test]
     fn prologues_are_known_by_the_bytes_that_patching_leaves() {
@@ -556,20 +477,5 @@ mod tests {
             assert!(!read_list(&f, &layouts, &f.threads()[0], HEAP, 40, true, &mut out));
             assert_eq!(out.notes.len(), looked_at, "{:?}", out.notes);
         }
-    }
-
-    #[test]
-    fn so_many_variables_of_one_name_are_taken() {
-        let (mut table, mut names) = (vec![0u8; 24], vec![0u8]);
-        names.extend(VERSIONS.bytes().chain([0]));
-        for value in 0..=limits::MAX_TLS_VARIABLES as u64 {
-            // A symbol of a thread-local object in section 1.
-            table.extend([1, 0, 0, 0, 6, 0, 1, 0]);
-            table.extend([value * 8, 8].map(u64::to_le_bytes).concat());
-        }
-        let section = |name, bytes| Section { name, flags: 0, address: 0, bytes };
-        let file = elf(&[section(".tdata", &[0; 8]), section(".symtab", &table), section(".strtab", &names)]);
-        let file = object::File::parse(&*file).unwrap();
-        assert_eq!(variables(&file, VERSIONS).len(), limits::MAX_TLS_VARIABLES);
     }
 }

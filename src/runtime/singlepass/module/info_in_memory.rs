@@ -7,7 +7,6 @@
 
 use super::info::Export;
 use super::layouts::{Layouts, ModuleLayout};
-use super::map_in_memory;
 use crate::limits;
 use crate::process::{Memory, Target};
 use crate::runtime::rust::memory::{Budgeted, Elements, StructureError, VecLayout, View, vec_header};
@@ -152,39 +151,11 @@ pub struct ModuleCode {
     pub code_size: u64,
     /// Address of the `ModuleStateMap` (see `map_in_memory`).
     pub msm_address: u64,
-    /// Size of the code in bytes, as the state map says; 0 before the map was looked at.
-    pub total_size: u64,
-    /// What was confirmed, in words.
-    pub checks: Vec<String>,
-}
-
-/// Finds the code and state map of the `ModuleInner` at the address `module`. This way leads from a `vmctx` to a map
-/// without the list of any thread and without decoding an image.
-///
-/// # Errors
-/// The module's context is not singlepass's (another backend has another structure), or does not hold together.
-pub fn read_module_code(target: &dyn Target, layouts: &Layouts, module: u64) -> Result<ModuleCode, StructureError> {
-    let what = "ModuleInner";
-    let bad = |field, value| StructureError::Implausible { what, address: module, field, value };
-    if !module.is_multiple_of(8) {
-        return Err(bad("address", module));
-    }
-    let arc = target
-        .read_u64(module.wrapping_add(layouts.module.inner_runnable))
-        .map_err(|source| StructureError::Memory { what, source })?;
-    let mut code = context_of_runnable(target, layouts, arc).ok_or_else(|| bad("runnable module", arc))?;
-    let map = map_in_memory::summary(target, &layouts.state, code.msm_address)?;
-    if map.total_size > code.code_size {
-        return Err(bad("size of the state map", map.total_size));
-    }
-    code.total_size = map.total_size;
-    code.checks.push(format!("its map of {} functions lies in the code", map.functions));
-    Ok(code)
 }
 
 /// Follows an `Arc<Box<dyn RunnableModule>>` to its context, if that looks like singlepass's: it needs reference
 /// counts, a vtable that is data, and code that is executable anonymous memory.
-pub(crate) fn context_of_runnable(target: &dyn Target, layouts: &Layouts, arc: u64) -> Option<ModuleCode> {
+pub fn context_of_runnable(target: &dyn Target, layouts: &Layouts, arc: u64) -> Option<ModuleCode> {
     let word = |address: u64| target.read_u64(address).ok();
     if arc == 0 || !arc.is_multiple_of(8) {
         return None;
@@ -201,13 +172,7 @@ pub(crate) fn context_of_runnable(target: &dyn Target, layouts: &Layouts, arc: u
     let code_size = word(data.checked_add(layouts.context.context_code_size)?)?;
     let end = code_base.checked_add(code_size).filter(|_| code_size > 0)?;
     target.mapping_at(code_base).filter(|m| m.execute && m.is_anonymous() && end <= m.end)?;
-    Some(ModuleCode {
-        code_base,
-        code_size,
-        msm_address: data.checked_add(layouts.context.context_msm)?,
-        total_size: 0,
-        checks: vec!["its RunnableModule names an executable anonymous mapping".to_owned()],
-    })
+    Some(ModuleCode { code_base, code_size, msm_address: data.checked_add(layouts.context.context_msm)? })
 }
 
 struct Reader<'a> {

@@ -1,24 +1,19 @@
 //! Reads a `ModuleStateMap` out of the memory of a host: the structures of `state.rs` as Rust laid them out.
 //!
-//! The map of a large module is large (61 MiB encoded for a 9 MB module), so a lookup need not read it:
-//! [`read_function_at`] descends the B-tree and reads one function; [`read_module_state_map`] reads everything.
-//!
-//! The walk over a B-tree checks what must hold for it: a child is one level lower, a node has 1 to 11 keys, keys
-//! ascend and stay between those of the parent, and the number of keys is the map's length. So a cycle or a wrong
-//! layout cannot last: each step either uses up a key or is an error.
+//! [`summary`] checks that a map can be at an address and reads little for that; [`read_module_state_map`] reads
+//! everything.
 
-use super::layouts::{DATAFUL, StateLayout};
+use super::layouts::StateLayout;
 use crate::limits;
 use crate::process::Memory;
+use crate::runtime::rust::btree::{BTrees, MapLayout};
+use crate::runtime::rust::layouts::DATAFUL;
 use crate::runtime::rust::memory::{Budgeted, Elements, StructureError, VecLayout, View};
 use crate::state::model::{
     FunctionStateMap, MachineState, MachineStateDiff, MachineValue, ModuleStateMap, OffsetInfo, RegisterIndex,
     SuspendOffset, WasmAbstractValue,
 };
 use std::collections::BTreeMap;
-
-/// Number of keys that one B-tree node can hold (`alloc::collections::btree::node::CAPACITY`).
-const NODE_CAPACITY: u64 = 11;
 
 /// What a `ModuleStateMap` says about itself, before any of its functions is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +30,7 @@ pub struct MapSummary {
 ///
 /// # Errors
 /// Fails with the first structure that is not there or cannot be what it should be. Damage in one function makes the
-/// whole map fail: use [`read_function_at`] to get the other functions.
+/// whole map fail.
 pub fn read_module_state_map(
     memory: &dyn Memory,
     layout: &StateLayout,
@@ -45,33 +40,17 @@ pub fn read_module_state_map(
     let raw = reader.heap.read("ModuleStateMap", address, layout.msm_size)?;
     let view = View::new("ModuleStateMap", address, &raw);
     let mut local_functions = BTreeMap::new();
-    reader.tree(view, layout.msm_functions, &Node::functions(layout), limits::MAX_FUNCTIONS, &mut |key, value| {
-        local_functions.insert(key as usize, reader.function(value)?);
-        Ok(())
-    })?;
+    reader.trees().visit(
+        view,
+        layout.msm_functions,
+        &nodes::functions(layout),
+        limits::MAX_FUNCTIONS,
+        &mut |key, value| {
+            local_functions.insert(key as usize, reader.function(value)?);
+            Ok(())
+        },
+    )?;
     Ok(ModuleStateMap { local_functions, total_size: view.usize(layout.msm_total_size)? })
-}
-
-/// Reads the function that holds the code offset `offset`: the one with the largest key not above it, as
-/// `state.rs: ModuleStateMap::lookup_ip` looks it up. `Ok(None)` means that the offset is outside of the code or
-/// before the first function (in the import trampolines).
-pub fn read_function_at(
-    memory: &dyn Memory,
-    layout: &StateLayout,
-    address: u64,
-    offset: u64,
-) -> Result<Option<(u64, FunctionStateMap)>, StructureError> {
-    let reader = Reader::new(memory, layout, limits::MAX_FUNCTION_MAP_BYTES);
-    let raw = reader.heap.read("ModuleStateMap", address, layout.msm_size)?;
-    let view = View::new("ModuleStateMap", address, &raw);
-    if offset >= view.u64(layout.msm_total_size)? {
-        return Ok(None);
-    }
-    let found = reader.last_not_above(view, layout.msm_functions, &Node::functions(layout), offset)?;
-    match found {
-        Some((key, at, bytes)) => Ok(Some((key, reader.function(View::new("FunctionStateMap", at, &bytes))?))),
-        None => Ok(None),
-    }
 }
 
 /// Checks that a `ModuleStateMap` can be at `address`, and reads only its outermost keys for that.
@@ -84,9 +63,9 @@ pub fn summary(memory: &dyn Memory, layout: &StateLayout, address: u64) -> Resul
     if functions > limits::MAX_FUNCTIONS as u64 || functions > total_size {
         return Err(view.bad("number of functions", functions));
     }
-    let node = Node::functions(layout);
-    let last = reader.last_not_above(view, layout.msm_functions, &node, u64::MAX)?.map(|(key, ..)| key);
-    let first = reader.first(view, layout.msm_functions, &node)?;
+    let node = nodes::functions(layout);
+    let last = reader.trees().last_not_above(view, layout.msm_functions, &node, u64::MAX)?.map(|(key, ..)| key);
+    let first = reader.trees().first(view, layout.msm_functions, &node)?;
     match (first, last) {
         (Some(first), Some(last)) if last >= total_size || first > last => Err(view.bad("last function", last)),
         (Some(first), Some(last)) => Ok(MapSummary { functions, total_size, keys: Some((first, last)) }),
@@ -94,19 +73,12 @@ pub fn summary(memory: &dyn Memory, layout: &StateLayout, address: u64) -> Resul
     }
 }
 
-/// Offsets and sizes, in bytes, in the nodes of one kind of B-tree.
-struct Node {
-    what: &'static str,
-    size: u64,
-    vals: u64,
-    keys: u64,
-    len: u64,
-    edges: u64,
-    value_size: u64,
-}
+/// The nodes of the maps in a `ModuleStateMap`.
+mod nodes {
+    use crate::runtime::rust::btree::Node;
+    use crate::runtime::singlepass::module::layouts::StateLayout;
 
-impl Node {
-    fn functions(l: &StateLayout) -> Node {
+    pub fn functions(l: &StateLayout) -> Node {
         Node {
             what: "node of functions",
             size: l.functions_leaf_size,
@@ -118,7 +90,7 @@ impl Node {
         }
     }
 
-    fn infos(l: &StateLayout) -> Node {
+    pub fn infos(l: &StateLayout) -> Node {
         Node {
             what: "node of offset infos",
             size: l.infos_leaf_size,
@@ -130,7 +102,7 @@ impl Node {
         }
     }
 
-    fn targets(l: &StateLayout) -> Node {
+    pub fn targets(l: &StateLayout) -> Node {
         Node {
             what: "node of suspend offsets",
             size: l.targets_leaf_size,
@@ -142,7 +114,7 @@ impl Node {
         }
     }
 
-    fn values(l: &StateLayout) -> Node {
+    pub fn values(l: &StateLayout) -> Node {
         Node {
             what: "node of machine values",
             size: l.values_leaf_size,
@@ -154,7 +126,7 @@ impl Node {
         }
     }
 
-    fn options(l: &StateLayout) -> Node {
+    pub fn options(l: &StateLayout) -> Node {
         Node {
             what: "node of optional machine values",
             size: l.options_leaf_size,
@@ -167,15 +139,6 @@ impl Node {
     }
 }
 
-/// A node that was read: its bytes (with the edges, if it is not a leaf) and its keys.
-struct NodeBytes {
-    address: u64,
-    bytes: Vec<u8>,
-    keys: Vec<u64>,
-}
-
-type Visit<'v> = dyn FnMut(u64, View<'_>) -> Result<(), StructureError> + 'v;
-
 struct Reader<'a> {
     heap: Budgeted<'a>,
     l: &'a StateLayout,
@@ -187,160 +150,10 @@ impl<'a> Reader<'a> {
         Reader { heap: Budgeted::new(memory, bytes), l: layout, vec: VecLayout::from(layout) }
     }
 
-    /// Address of the root node, height and length of the `BTreeMap` at offset `at` of `map`; `None` if the map is
-    /// empty.
-    fn root(&self, map: View<'_>, at: u64, max: usize) -> Result<Option<(u64, u64, u64)>, StructureError> {
-        let map = map.inner("BTreeMap", at, self.l.map_size)?;
-        let len = map.u64(self.l.map_len)?;
-        let node = map.u64(self.l.map_node)?;
-        if len > max as u64 {
-            return Err(map.bad("length", len));
-        }
-        if len == 0 {
-            return Ok(None);
-        }
-        let height = map.u64(self.l.map_height)?;
-        if height > limits::MAX_TREE_HEIGHT {
-            return Err(map.bad("height", height));
-        }
-        if node == 0 {
-            return Err(map.bad("root", node));
-        }
-        Ok(Some((node, height, len)))
-    }
-
-    /// Reads one node and checks its keys: they must ascend and satisfy `low <= key <= high`.
-    fn node(&self, node: &Node, address: u64, height: u64, low: u64, high: u64) -> Result<NodeBytes, StructureError> {
-        let size = if height == 0 { node.size } else { node.edges + 8 * (NODE_CAPACITY + 1) };
-        if !address.is_multiple_of(8) {
-            return Err(StructureError::Implausible { what: node.what, address, field: "address", value: address });
-        }
-        let bytes = self.heap.read(node.what, address, size)?;
-        let view = View::new(node.what, address, &bytes);
-        let len = u64::from(view.u16(node.len)?);
-        if len == 0 || len > NODE_CAPACITY {
-            return Err(view.bad("number of keys", len));
-        }
-        let mut keys: Vec<u64> = Vec::with_capacity(len as usize);
-        for i in 0..len {
-            let key = view.u64(node.keys + 8 * i)?;
-            if key < low || key > high || keys.last().is_some_and(|last| key <= *last) {
-                return Err(view.bad("key", key));
-            }
-            keys.push(key);
-        }
-        Ok(NodeBytes { address, bytes, keys })
-    }
-
-    fn edge(&self, node: &Node, of: &NodeBytes, index: usize) -> Result<u64, StructureError> {
-        View::new(node.what, of.address, &of.bytes).u64(node.edges + 8 * index as u64)
-    }
-
-    fn value<'b>(
-        &self,
-        node: &Node,
-        of: &'b NodeBytes,
-        index: usize,
-        what: &'static str,
-    ) -> Result<View<'b>, StructureError> {
-        View::new(node.what, of.address, &of.bytes).inner(
-            what,
-            node.vals + node.value_size * index as u64,
-            node.value_size,
-        )
-    }
-
-    /// Visits every entry of the map at offset `at` in order.
-    fn tree(
-        &self,
-        map: View<'_>,
-        at: u64,
-        node: &Node,
-        max: usize,
-        visit: &mut Visit<'_>,
-    ) -> Result<(), StructureError> {
-        let Some((root, height, len)) = self.root(map, at, max)? else { return Ok(()) };
-        let mut left = len;
-        self.subtree(node, root, height, 0, u64::MAX, &mut left, visit)?;
-        match left {
-            0 => Ok(()),
-            missing => Err(map.bad("keys missing", missing)),
-        }
-    }
-
-    #[allow(clippy::too_many_arguments)] // The bounds are the point: they make the recursion finite.
-    fn subtree(
-        &self,
-        node: &Node,
-        address: u64,
-        height: u64,
-        low: u64,
-        high: u64,
-        left: &mut u64,
-        visit: &mut Visit<'_>,
-    ) -> Result<(), StructureError> {
-        let here = self.node(node, address, height, low, high)?;
-        let mut low = low;
-        for (i, &key) in here.keys.iter().enumerate() {
-            if height > 0 {
-                let below = key.checked_sub(1).ok_or(View::new(node.what, address, &here.bytes).bad("key", key))?;
-                self.subtree(node, self.edge(node, &here, i)?, height - 1, low, below, left, visit)?;
-            }
-            let value = self.value(node, &here, i, "value")?;
-            *left = left.checked_sub(1).ok_or(value.bad("more keys than the map's length", key))?;
-            visit(key, value)?;
-            low = key.saturating_add(1);
-        }
-        if height > 0 {
-            self.subtree(node, self.edge(node, &here, here.keys.len())?, height - 1, low, high, left, visit)?;
-        }
-        Ok(())
-    }
-
-    /// The entry with the largest key that is not above `limit`: the key, and the address and bytes of the value.
-    fn last_not_above(
-        &self,
-        map: View<'_>,
-        at: u64,
-        node: &Node,
-        limit: u64,
-    ) -> Result<Option<(u64, u64, Vec<u8>)>, StructureError> {
-        let Some((mut address, mut height, _)) = self.root(map, at, limits::MAX_FUNCTIONS)? else { return Ok(None) };
-        let (mut low, mut high) = (0, u64::MAX);
-        let mut best = None;
-        loop {
-            let here = self.node(node, address, height, low, high)?;
-            let after = here.keys.partition_point(|&k| k <= limit);
-            if let Some(i) = after.checked_sub(1) {
-                let value = self.value(node, &here, i, "value")?;
-                best = Some((here.keys[i], value.address, value.bytes.to_vec()));
-                low = here.keys[i].saturating_add(1);
-            }
-            if let Some(key) = here.keys.get(after) {
-                high = key.saturating_sub(1);
-            }
-            if height == 0 {
-                return Ok(best);
-            }
-            address = self.edge(node, &here, after)?;
-            height -= 1;
-        }
-    }
-
-    /// The smallest key of the map at offset `at`.
-    fn first(&self, map: View<'_>, at: u64, node: &Node) -> Result<Option<u64>, StructureError> {
-        let Some((mut address, mut height, _)) = self.root(map, at, limits::MAX_FUNCTIONS)? else { return Ok(None) };
-        let mut high = u64::MAX;
-        loop {
-            let here = self.node(node, address, height, 0, high)?;
-            let Some(&key) = here.keys.first() else { return Ok(None) };
-            if height == 0 {
-                return Ok(Some(key));
-            }
-            high = key.saturating_sub(1);
-            address = self.edge(node, &here, 0)?;
-            height -= 1;
-        }
+    fn trees(&self) -> BTrees<'_, 'a> {
+        let l = self.l;
+        let layout = MapLayout { size: l.map_size, node: l.map_node, height: l.map_height, len: l.map_len };
+        BTrees { heap: &self.heap, layout }
     }
 
     fn vec(
@@ -370,7 +183,7 @@ impl<'a> Reader<'a> {
             diffs.push(self.diff(diff)?);
         }
         let mut targets = BTreeMap::new();
-        self.tree(f, l.fsm_targets, &Node::targets(l), limits::MAX_DIFF_CHAIN, &mut |key, value| {
+        self.trees().visit(f, l.fsm_targets, &nodes::targets(l), limits::MAX_DIFF_CHAIN, &mut |key, value| {
             targets.insert(key as usize, self.suspend(value)?);
             Ok(())
         })?;
@@ -390,7 +203,7 @@ impl<'a> Reader<'a> {
 
     fn infos(&self, f: View<'_>, at: u64) -> Result<BTreeMap<usize, OffsetInfo>, StructureError> {
         let mut out = BTreeMap::new();
-        self.tree(f, at, &Node::infos(self.l), limits::MAX_DIFF_CHAIN, &mut |key, value| {
+        self.trees().visit(f, at, &nodes::infos(self.l), limits::MAX_DIFF_CHAIN, &mut |key, value| {
             let info = OffsetInfo {
                 end_offset: value.usize(self.l.info_end)?,
                 diff_id: value.usize(self.l.info_diff)?,
@@ -406,7 +219,7 @@ impl<'a> Reader<'a> {
         let l = self.l;
         let at = l.fsm_initial;
         let mut prev_frame = BTreeMap::new();
-        self.tree(f, at + l.state_prev_frame, &Node::values(l), limits::MAX_SLOTS, &mut |key, value| {
+        self.trees().visit(f, at + l.state_prev_frame, &nodes::values(l), limits::MAX_SLOTS, &mut |key, value| {
             prev_frame.insert(key as usize, self.machine_value(value, 0)?);
             Ok(())
         })?;
@@ -433,7 +246,7 @@ impl<'a> Reader<'a> {
             reg_diff.push((RegisterIndex(e.usize(l.register_diff_index)?), self.machine_value(value, 0)?));
         }
         let mut prev_frame_diff = BTreeMap::new();
-        self.tree(d, l.diff_prev_frame, &Node::options(l), limits::MAX_SLOTS, &mut |key, value| {
+        self.trees().visit(d, l.diff_prev_frame, &nodes::options(l), limits::MAX_SLOTS, &mut |key, value| {
             let entry = match value.u64(l.option_value_tag)? {
                 tag if tag == l.option_value_none => None,
                 _ => Some(self.machine_value(value.inner("MachineValue", l.option_value_some, l.value_size)?, 0)?),
@@ -548,7 +361,6 @@ mod tests {
             let whole = StateLayout { msm_size: limits::MAX_STATE_MAP_BYTES + more, ..layout() };
             assert_eq!(too_large(read_module_state_map(&none, &whole, MAP).err()), expected);
             let one = StateLayout { msm_size: limits::MAX_FUNCTION_MAP_BYTES + more, ..layout() };
-            assert_eq!(too_large(read_function_at(&none, &one, MAP, 0).err()), expected);
             assert_eq!(too_large(summary(&none, &one, MAP).err()), expected);
         }
     }

@@ -335,27 +335,9 @@ impl<'a> FrameTable<'a> {
         self.breakpoints.iter().map(|pc| u32::from_le_bytes(*pc))
     }
 
-    /// The last point at or before a code offset. A point means something only for code of the function that it is
-    /// in, and trampolines have no points: ask only for offsets in Wasm functions and compare
+    /// Index of the last point at or before a code offset. A point means something only for code of the function that
+    /// it is in, and trampolines have no points: ask only for offsets in Wasm functions and compare
     /// [`ProgramPoint::text_offset`] with the function's start.
-    ///
-    /// # Errors
-    /// If that point's frames are broken.
-    pub fn find_program_point(
-        &self,
-        text_offset: u32,
-        position: InstPos,
-    ) -> Result<Option<ProgramPoint>, FrameTableError> {
-        if text_offset >= MORE {
-            return Ok(None);
-        }
-        match self.index_before(text_offset, position) {
-            Some(index) => self.point(index),
-            None => Ok(None),
-        }
-    }
-
-    /// Index of the last point at or before a code offset.
     pub fn index_before(&self, text_offset: u32, position: InstPos) -> Option<usize> {
         if text_offset >= MORE {
             return None;
@@ -600,7 +582,7 @@ mod tests {
                 for position in [InstPos::Post, InstPos::Pre] {
                     let at = (probe, position);
                     let expected = points.iter().rev().find(|p| (p.text_offset, p.position) <= at);
-                    let found = t.find_program_point(probe, position).unwrap();
+                    let found = t.index_before(probe, position).and_then(|i| t.point(i).unwrap());
                     prop_assert_eq!(found.as_ref(), expected);
                 }
                 prop_assert_eq!(t.breakpoints().count(), if breakpoints { builder.stops.len() } else { 0 });
@@ -640,7 +622,7 @@ mod tests {
             let _ = (t.point(i), t.has_several_frames(i), t.is_breakpoint(probe, i as u32));
         }
         for position in [InstPos::Post, InstPos::Pre] {
-            let _ = t.find_program_point(probe, position);
+            let _ = t.index_before(probe, position).map(|i| t.point(i));
         }
         for i in 0..t.descriptors() as u32 + 1 {
             let _ = t.function_of(i);

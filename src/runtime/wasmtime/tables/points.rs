@@ -524,7 +524,7 @@ mod tests {
                         }
                         _ => assert!(frames[0].1.starts_with("call"), "{name} {end:#x}: {frames:?}"),
                     }
-                    let own = table.find_program_point(end, InstPos::Post).unwrap().unwrap();
+                    let own = table.point(table.index_before(end, InstPos::Post).unwrap()).unwrap().unwrap();
                     without_own += usize::from(own.text_offset != end);
                 }
             });
