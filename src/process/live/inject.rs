@@ -7,11 +7,21 @@
 //! While a thread is borrowed it has other registers and blocked signals. If this program is killed in these
 //! milliseconds, the process goes on with them, and breaks.
 
+use super::general::GeneralRegisters;
 use super::held::Held;
-use super::*;
+use super::step::{SYNCHRONOUS, SignalInfo, end_stepping, is_queued};
+use super::{
+    FLOATING_POINT_STATE, LiveMemory, Request, Wait, get_regset, parse_maps, ptrace, set_regset, status_field, stop_of,
+};
 use crate::arch::x64::{self, SYSCALL};
 use crate::arch::{Machine, Reg, Slot};
+use crate::limits;
+use crate::process::{Mapping, Memory, MemoryError, ThreadId};
 use std::cell::RefCell;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// A thread of a stopped process, borrowed to make system calls and call functions.
 pub struct Borrowed<'h> {

@@ -1,8 +1,13 @@
 //! Single-steps one thread. Tells the stops that end a step from others, and signals that come meanwhile from those
 //! that the steps themselves make.
 
-use super::*;
+use super::general::GeneralRegisters;
+use super::{LiveMemory, Stop, Stopped, Wait, ptrace, status_field, stop_of};
 use crate::arch::x64;
+use crate::error::Error;
+use crate::process::{Memory, ThreadId};
+use std::fs::File;
+use std::time::{Duration, Instant};
 
 /// What the caller of [`LiveTarget::settle`] says about the instruction that would be executed next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

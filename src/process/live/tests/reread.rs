@@ -1,6 +1,7 @@
 //! Tests with a process that loads something else at the same addresses, between the stop and the reading.
 
 use super::*;
+use crate::process::memory::PAGE;
 
 /// Address of the target's module. Its first page can be executed, the others can be written.
 const CODE: usize = 0x5ead_0000_0000;
