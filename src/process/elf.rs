@@ -14,10 +14,6 @@ pub mod pt {
     pub const DYNAMIC: u32 = 2;
     pub const NOTE: u32 = 4;
     pub const PHDR: u32 = 6;
-    #[cfg(any(test, feature = "internals"))]
-    pub const TLS: u32 = 7;
-    #[cfg(any(test, feature = "internals"))]
-    pub const GNU_EH_FRAME: u32 = 0x6474_e550;
 }
 
 /// Bits of `p_flags`, the rights of a segment.

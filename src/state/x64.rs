@@ -90,7 +90,7 @@ const VECTOR: [Reg; 8] = [x64::XMM0, x64::XMM1, x64::XMM2, x64::XMM3, x64::XMM4,
 /// left, the argument is on the stack.
 ///
 /// ```
-/// use wstate::{arch::Reg, state::x64::ArgumentRegisterAllocator};
+/// use wstate::{arch::x64, state::x64::ArgumentRegisterAllocator};
 /// let mut arguments = ArgumentRegisterAllocator::default();
 /// assert_eq!(arguments.next_integer(), Some(x64::RDI));
 /// assert_eq!(arguments.next_float(), Some(x64::XMM0));
@@ -103,17 +103,16 @@ pub struct ArgumentRegisterAllocator {
     vector: usize,
 }
 
+#[cfg(any(test, feature = "internals"))]
 impl ArgumentRegisterAllocator {
     /// The register of the next argument, if this argument is an integer of 32 or 64 bits. `None` means that it is on
     /// the stack.
-    #[cfg(any(test, feature = "internals"))]
     pub fn next_integer(&mut self) -> Option<Reg> {
         next(&GENERAL, &mut self.general)
     }
 
     /// The register of the next argument, if this argument is a float of 32 or 64 bits. `None` means that it is on
     /// the stack.
-    #[cfg(any(test, feature = "internals"))]
     pub fn next_float(&mut self) -> Option<Reg> {
         next(&VECTOR, &mut self.vector)
     }

@@ -92,14 +92,15 @@ pub struct SliceMemory<'a> {
     bytes: &'a [u8],
 }
 
+#[cfg(any(test, feature = "internals"))]
 impl<'a> SliceMemory<'a> {
     /// The memory that holds `bytes` from address `base` on.
-    #[cfg(any(test, feature = "internals"))]
     pub fn new(base: u64, bytes: &'a [u8]) -> SliceMemory<'a> {
         SliceMemory { base, bytes }
     }
 }
 
+#[cfg(any(test, feature = "internals"))]
 impl Memory for SliceMemory<'_> {
     fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
         let from = address.checked_sub(self.base).and_then(|o| usize::try_from(o).ok());

@@ -116,6 +116,7 @@ pub struct Described<'a> {
     info: &'a ImageInfo,
     module: &'a ModuleInfo,
     number: u32,
+    #[cfg_attr(not(any(test, feature = "internals")), expect(dead_code, reason = "tests ask for it"))]
     version: Version,
     layout: VmLayout,
     store: StoreLayout,
