@@ -6,7 +6,6 @@ use super::super::{
     Why,
 };
 use super::*;
-use crate::runtime::Why;
 use wasmparser::{CoreDumpInstance, CoreDumpStackFrame, KnownCustom, Parser, Payload};
 
 fn value(index: u32, ty: Option<Ty>, bits: Option<u128>, address: Option<u64>) -> Value {
