@@ -4,7 +4,7 @@ use super::{
     EndKind, Frame, FrameKind, Function, Module, OpPosition, Place, Report, Runtime, Thread, Trust, Value, Variable,
     WasmPosition, fold,
 };
-use crate::arch::x64::TABLE;
+use crate::arch::Machine;
 use crate::limits;
 use crate::runtime::Why;
 use anstyle::{AnsiColor, Style};
@@ -322,12 +322,13 @@ impl Text<'_> {
             }
             if let Some(registers) = &frame.registers {
                 let mut items: Vec<String> = Vec::new();
-                for row in &TABLE {
-                    if let Some(v) = registers.get(row.name) {
-                        items.push(format!("{} {v}", row.name));
+                let known = || Machine::ALL.iter().flat_map(|machine| machine.registers());
+                for name in known().map(|reg| reg.name()) {
+                    if let Some(v) = registers.get(name) {
+                        items.push(format!("{name} {v}"));
                     }
                 }
-                for (name, v) in registers.iter().filter(|(n, _)| TABLE.iter().all(|row| row.name != *n)) {
+                for (name, v) in registers.iter().filter(|(n, _)| known().all(|reg| reg.name() != *n)) {
                     items.push(format!("{} {v}", clean(name)));
                 }
                 self.list(indent, "regs", &items)?;

@@ -2,7 +2,6 @@
 
 use super::{Bits, End, EndKind, Hex, Module, OpPosition, Trust, Value, Variable};
 use crate::arch::Registers;
-use crate::arch::x64::TABLE;
 use crate::runtime::{self, Place, Position, Slot, Why};
 use crate::unwind;
 use crate::wasm::ValType;
@@ -73,7 +72,7 @@ fn nan(negative: bool, payload: u64) -> String {
 
 /// The registers whose values are known, by name.
 pub fn registers(registers: &Registers) -> BTreeMap<String, Hex> {
-    TABLE.iter().filter_map(|row| Some((row.name.to_string(), Hex(registers.get(row.reg)?)))).collect()
+    registers.iter().map(|(reg, value)| (reg.name().to_string(), Hex(value))).collect()
 }
 
 impl Variable {

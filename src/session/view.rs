@@ -164,7 +164,7 @@ impl View<'_, '_> {
         }
         // A signal handler returns to the first byte of `__restore_rt`, so this address is not one behind a call in
         // the function before.
-        let signal_frame = self.native.cfi.is_signal_frame(at.address, self.target);
+        let signal_frame = self.native.cfi.is_signal_frame(at, self.target);
         let address = if signal_frame { CodeAddress::Exact(pc) } else { at.address };
         let symbols = if self.options.names { self.symbolizer.symbolize(address) } else { Vec::new() };
         if signal_frame {

@@ -139,8 +139,8 @@ fn place_of(caller: &Cursor, memory: &dyn Memory, parts: &InstanceParts) -> Resu
     let mut registers = KnownRegisters::UNKNOWN;
     for reg in [x64::RBX, x64::R12, x64::R13, x64::R14, x64::R15] {
         let value = caller.registers.get(reg);
-        registers.0[reg.index()] =
-            Some(value.ok_or_else(|| refused(format!("{reg} of the oldest Wasm frame's caller is not known")))?);
+        let value = value.ok_or_else(|| refused(format!("{reg} of the oldest Wasm frame's caller is not known")))?;
+        registers.set(reg, Some(value));
     }
     let place = StackSpec {
         top: 0,
