@@ -3,6 +3,7 @@
 use super::super::contents::{GlobalRow, Instance, MemoryRow, ModuleContents};
 use super::super::{
     Bits, Frame, Function, Hex, Module as ReportModule, Runtime, RuntimeName, Target, TargetKind, Thread, WasmPosition,
+    Why,
 };
 use super::*;
 use wasmparser::{CoreDumpInstance, CoreDumpStackFrame, KnownCustom, Parser, Payload};
