@@ -121,6 +121,7 @@ impl ImageFile {
     ///
     /// # Errors
     /// The bytes are no image.
+    #[cfg(any(test, feature = "internals"))]
     pub fn from_bytes(bytes: Vec<u8>) -> Result<ImageFile, ImageError> {
         let image = AnyImage::parse(&bytes)?;
         Ok(ImageFile { bytes: Holder::Given(bytes), image })

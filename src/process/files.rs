@@ -253,6 +253,7 @@ pub fn same_file(path: &Path) -> Option<(u64, u64)> {
 ///
 /// # Errors
 /// The errors are those of [`open`].
+#[cfg(any(test, feature = "internals"))]
 pub fn open_regular(path: &Path) -> io::Result<(File, u64)> {
     let opened = open(&FileLocation::user(path))?;
     Ok((opened.file, opened.identity.size))

@@ -52,6 +52,7 @@ impl std::ops::Deref for ObjectData {
 ///
 /// The main executable's block ends at the thread pointer (x86-64, TLS variant II): the variable is at
 /// `fs_base - round_up(memsz, align) + symbol value` when `svma` is a multiple of `align`, which linkers see to.
+#[cfg(any(test, feature = "internals"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tls {
     /// Size of the block in memory, in bytes.
@@ -142,6 +143,7 @@ impl LoadedObject {
     }
 
     /// The thread-local block of the file, if it has one.
+    #[cfg(any(test, feature = "internals"))]
     pub fn tls_block(&self) -> Option<Tls> {
         let headers = Headers::of_file(self.data.as_deref()?)?;
         let p = headers.find(pt::TLS)?;
@@ -198,6 +200,7 @@ impl Objects {
     }
 
     /// Makes the list from files that were found in another way. The main executable comes first.
+    #[cfg(any(test, feature = "internals"))]
     #[doc(hidden)]
     pub fn from_parts(objects: Vec<LoadedObject>) -> Objects {
         let mut index: Vec<_> = objects.iter().enumerate().map(|(i, o)| (o.range.0, o.range.1, i)).collect();

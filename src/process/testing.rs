@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// A core under construction. Segments and notes are written in the order in which they were added.
+#[cfg(any(test, feature = "internals"))]
 #[derive(Clone, Debug, Default)]
 pub struct CoreBuilder {
     notes: Vec<u8>,
@@ -18,6 +19,7 @@ pub struct CoreBuilder {
     segments: Vec<Segment>,
 }
 
+#[cfg(any(test, feature = "internals"))]
 #[derive(Clone, Debug)]
 struct Segment {
     address: u64,
@@ -28,16 +30,19 @@ struct Segment {
 
 impl CoreBuilder {
     /// A core without threads, memory or files.
+    #[cfg(any(test, feature = "internals"))]
     pub fn new() -> CoreBuilder {
         CoreBuilder::default()
     }
 
     /// Adds memory at `address` that holds `bytes`. `flags` are the segment's `p_flags` (1 X, 2 W, 4 R).
+    #[cfg(any(test, feature = "internals"))]
     pub fn memory(self, address: u64, flags: u32, bytes: &[u8]) -> CoreBuilder {
         self.segment(address, bytes.len() as u64, flags, bytes)
     }
 
     /// Adds a segment of `size` bytes in memory, of which only `bytes` are in the core.
+    #[cfg(any(test, feature = "internals"))]
     pub fn segment(mut self, address: u64, size: u64, flags: u32, bytes: &[u8]) -> CoreBuilder {
         self.segments.push(Segment { address, size, flags, bytes: bytes.to_vec() });
         self
@@ -45,6 +50,7 @@ impl CoreBuilder {
 
     /// Adds a thread with the registers that are known in `registers`. The others are zero, because a core has no
     /// unknown registers.
+    #[cfg(any(test, feature = "internals"))]
     pub fn thread(self, tid: u32, signal: u16, registers: &Registers, fs_base: u64) -> CoreBuilder {
         let machine = registers.machine().description();
         let mut status = vec![0; machine.kernel.prstatus_size];
@@ -66,6 +72,7 @@ impl CoreBuilder {
     }
 
     /// Adds the note NT_PRPSINFO with the process id, the name and the start of the command line.
+    #[cfg(any(test, feature = "internals"))]
     pub fn process(self, pid: u32, name: &str, arguments: &str) -> CoreBuilder {
         let mut info = vec![0; 136];
         info[24..28].copy_from_slice(&pid.to_le_bytes());
@@ -76,18 +83,21 @@ impl CoreBuilder {
     }
 
     /// Adds an entry of NT_FILE. `offset` is in bytes and a multiple of 0x1000.
+    #[cfg(any(test, feature = "internals"))]
     pub fn file(mut self, start: u64, end: u64, offset: u64, path: &str) -> CoreBuilder {
         self.files.push((start, end, offset, path.to_string()));
         self
     }
 
     /// Adds an entry of the auxiliary vector.
+    #[cfg(any(test, feature = "internals"))]
     pub fn auxv(mut self, key: u64, value: u64) -> CoreBuilder {
         self.auxv.push((key, value));
         self
     }
 
     /// Adds a note of any owner and type.
+    #[cfg(any(test, feature = "internals"))]
     pub fn note(mut self, owner: &[u8], kind: u32, data: &[u8]) -> CoreBuilder {
         self.notes.extend((owner.len() as u32 + 1).to_le_bytes());
         self.notes.extend((data.len() as u32).to_le_bytes());
@@ -102,6 +112,7 @@ impl CoreBuilder {
 
     /// Returns the bytes of the core: ELF header, program headers, notes, and segments at multiples of 16. If there
     /// are more program headers than the ELF header can count (PN_XNUM), a section header with their number follows.
+    #[cfg(any(test, feature = "internals"))]
     pub fn build(&self) -> Vec<u8> {
         let mut with_tables = self.clone();
         if !self.auxv.is_empty() {
@@ -154,11 +165,13 @@ impl CoreBuilder {
     }
 
     /// Opens the core from memory, without a file.
+    #[cfg(any(test, feature = "internals"))]
     pub fn open(&self) -> Result<CoreTarget, Error> {
         self.open_with(&SearchPaths::default())
     }
 
     /// Opens the core from memory, without a file, and with search paths for the files that it names.
+    #[cfg(any(test, feature = "internals"))]
     pub fn open_with(&self, search: &SearchPaths) -> Result<CoreTarget, Error> {
         CoreTarget::from_bytes(Path::new("core.test"), Arc::new(self.build()), search)
     }

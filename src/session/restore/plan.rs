@@ -119,7 +119,7 @@ pub(super) fn plan(held: &Held, look: &Look<'_>, provider: &mut Runtimes) -> Res
     // The maximum is known for the first memory that the module defines. For an imported memory, the exporter
     // decides.
     let declared = parts.memory_at.and_then(|_| runtime.declared(thread.youngest.module, target).memories.ok());
-    let maximum = declared.and_then(|memories| memories.first()?.maximum);
+    let maximum = declared.and_then(|memories| memories.first()?.maximum_in_wasm_pages());
     Ok(Plan { thread: tid, parts, place, limit, maximum, notes })
 }
 

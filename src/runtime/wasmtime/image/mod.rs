@@ -85,6 +85,7 @@ pub enum ImageError {
 }
 
 /// The bytes of a file as a memory, from address 0 on or from the address where the file is mapped.
+#[cfg(any(test, feature = "internals"))]
 #[derive(Clone, Copy, Debug)]
 pub struct SliceMemory<'a> {
     base: u64,
@@ -93,6 +94,7 @@ pub struct SliceMemory<'a> {
 
 impl<'a> SliceMemory<'a> {
     /// The memory that holds `bytes` from address `base` on.
+    #[cfg(any(test, feature = "internals"))]
     pub fn new(base: u64, bytes: &'a [u8]) -> SliceMemory<'a> {
         SliceMemory { base, bytes }
     }
@@ -299,6 +301,7 @@ impl Image {
     ///
     /// # Errors
     /// The same as for [`Image::read`].
+    #[cfg(any(test, feature = "internals"))]
     pub fn from_bytes(bytes: &[u8]) -> Result<Image, ImageError> {
         Image::read(&SliceMemory::new(0, bytes), 0)
     }
@@ -336,6 +339,7 @@ impl Image {
     }
 
     /// Number of bytes from the header to the end of the last section or of the section table, whichever ends later.
+    #[cfg(any(test, feature = "internals"))]
     pub fn size(&self) -> u64 {
         let table = self.header.sections_offset + u64::from(self.header.sections) * 64;
         self.sections.iter().map(|s| s.offset + s.size).fold(table, u64::max)
@@ -486,6 +490,7 @@ impl Engine {
     }
 
     /// The major version, if the text begins with a number.
+    #[cfg(any(test, feature = "internals"))]
     pub fn version(&self) -> Option<Version> {
         self.version.as_deref().and_then(Version::parse)
     }

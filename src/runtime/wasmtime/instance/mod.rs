@@ -141,16 +141,19 @@ impl<'a> Described<'a> {
     }
 
     /// The module's description.
+    #[cfg(any(test, feature = "internals"))]
     pub fn module(&self) -> &'a ModuleInfo {
         self.module
     }
 
     /// Where an instance keeps its items.
+    #[cfg(any(test, feature = "internals"))]
     pub fn layout(&self) -> &VmLayout {
         &self.layout
     }
 
     /// The version whose layouts are used.
+    #[cfg(any(test, feature = "internals"))]
     pub fn version(&self) -> Version {
         self.version
     }
@@ -319,6 +322,7 @@ impl<'a> Described<'a> {
     }
 
     /// What the module declares.
+    #[cfg(any(test, feature = "internals"))]
     pub fn declared(&self, symbols: &FunctionTable, names: &[u8]) -> Declared {
         declared(self.info, self.number, self.text.clone(), symbols, names)
     }
