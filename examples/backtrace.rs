@@ -1,9 +1,9 @@
 //! Prints the Wasm frames of a process, youngest first:   cargo run --example backtrace PID
 
 use std::error::Error;
-use wstate::report::text::clean;
-use wstate::report::{Frame, FrameKind, Function};
-use wstate::session::{Options, Session, Source};
+use wstate::model::text::clean;
+use wstate::model::{Frame, FrameKind, Function};
+use wstate::{Options, Session, Source};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let pid = std::env::args().nth(1).ok_or("usage: backtrace PID")?.parse()?;

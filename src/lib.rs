@@ -29,24 +29,24 @@
 //! pid | core -> Target -> Provider -> [runtime, cfi, recognised, frame pointer]
 //!    -> walk (registers of a thread) -> frames and an end -> symbolize -> Report -> text | json
 //! ```
-//! One loop walks ([`mod@unwind::walk`]). Native tables, frame pointers and every Wasm runtime answer the same question
-//! ([`unwind::Unwinder::step`]: who called this?), so a mixed stack is a stack like any other. Only code that nobody
-//! explains makes a [`runtime::Provider`] look for modules.
+//! One loop walks (`unwind::walk`). Native tables, frame pointers and every Wasm runtime answer the same question
+//! (`unwind::Unwinder::step`: who called this?), so a mixed stack is a stack like any other. Only code that nobody
+//! explains makes a `runtime::Provider` look for modules.
 //!
-//! Read in this order: [`arch`] (addresses and registers), [`process`] (what can be read), [`unwind`], [`runtime`],
-//! [`session`]. [`state`] stands alone: the runtime's maps from machine state to Wasm state.
+//! Read in this order: `arch` (addresses and registers), `process` (what can be read), `unwind`, `runtime`,
+//! `session`. `state` stands alone: the runtime's maps from machine state to Wasm state.
 //!
 //! # What always holds
 //! - Dependencies go one way, as the table of layers has them. `state` knows no process and no file; `unwind` knows no Wasm;
 //!   `report` reads no target.
-//! - A runtime sees a target only as [`process::Target`]; whether that is a process or a core is not its business.
+//! - A runtime sees a target only as `process::Target`; whether that is a process or a core is not its business.
 //! - A wrong value is worse than none. Unknown registers are unknown, not zero, and a value that cannot be had carries
 //!   the reason.
-//! - All that is read from a target or a file is hostile: each count, depth and size has a cap in [`limits`], nothing
+//! - All that is read from a target or a file is hostile: each count, depth and size has a cap in `limits`, nothing
 //!   panics, and what is broken costs the frame or function it belongs to, not the rest.
-//! - Nothing is written to a target but by [`session::Session::restore`], which exists for that. Its threads stand only while
+//! - Nothing is written to a target but by `session::Session::restore`, which exists for that. Its threads stand only while
 //!   registers and stacks are copied (for an image, the memory too), and if wstate dies meanwhile the kernel lets them go
-//!   ([`process::live`] has the details, and the exceptions).
+//!   (`process::live` has the details, and the exceptions).
 //!
 //! # Glossary
 //! Comments use these words, and each for one thing:
@@ -155,12 +155,13 @@ pub mod target {
 /// of its Wasm frames.
 pub mod machine_state {
     pub use crate::state::codec::{decode_bincode, decode_borsh, encode_bincode, encode_borsh};
+    pub use crate::state::resume::StackSpec;
     pub use crate::state::{
-        AnyImage, BoundaryRegisters, CodeVersion, CodecError, ExecutionStateImage, FrameProblem, FrameRead,
-        FunctionStateMap, ImageError, ImageView, InstanceImage, KnownRegisters, MachineState, MachineStateDiff,
-        MachineValue, MissingReason, ModuleStateMap, OffsetInfo, Point, PointKind, ReadEnd, ReadError, RegisterIndex,
-        ResumeError, ResumeStack, StateError, SuspendOffset, Validation, ValuePlace, WasmAbstractValue,
-        WasmFunctionStateDump, read_frame, read_stack, resume_stack, validate,
+        AnyImage, BoundaryRegisters, CodeVersion, CodecError, ExecutionStateImage, FUNCTION_HEADER, FrameProblem,
+        FrameRead, FunctionStateMap, ImageError, ImageView, InstanceImage, KnownRegisters, MachineState,
+        MachineStateDiff, MachineValue, MissingReason, ModuleStateMap, OffsetInfo, Point, PointKind, ReadEnd,
+        ReadError, RegisterIndex, ResumeError, ResumeStack, StateError, SuspendOffset, Validation, ValuePlace,
+        WasmAbstractValue, WasmFunctionStateDump, read_frame, read_stack, resume_stack, validate,
     };
 }
 

@@ -243,7 +243,7 @@ impl LiveTarget {
     }
 
     /// Captures as [`LiveTarget::capture`] does, but first single-steps thread `tid` until `verdict` says
-    /// [`Verdict::Point`] or [`Verdict::Outside`], a signal is about to be delivered to the thread, or `max_steps`
+    /// `Verdict::Point` or `Verdict::Outside`, a signal is about to be delivered to the thread, or `max_steps`
     /// instructions are done. The other threads stay stopped meanwhile. `verdict` gets the address of the next
     /// instruction and the memory.
     ///

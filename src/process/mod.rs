@@ -148,7 +148,7 @@ pub trait Memory {
     }
 
     /// Reads `len` bytes from `address` on. The caller has checked that `len` is within its limit (see
-    /// [`crate::limits`]).
+    /// `crate::limits`).
     fn read_vec(&self, address: u64, len: usize) -> Result<Vec<u8>, MemoryError> {
         let mut v = vec![0; len];
         self.read(address, &mut v)?;

@@ -81,12 +81,12 @@ pub fn is_unprintable(c: char) -> bool {
 }
 
 /// A name from the target that is safe on a terminal: unprintable characters are written as `\u{..}`, and the name is
-/// cut off after [`limits::MAX_TEXT_NAME`] characters.
+/// cut off after `limits::MAX_TEXT_NAME` characters.
 pub fn clean(text: &str) -> String {
     clean_within(text, limits::MAX_TEXT_NAME)
 }
 
-/// The same as `clean` for sentences, which may be longer: they are cut off after [`limits::MAX_TEXT_MESSAGE`]
+/// The same as `clean` for sentences, which may be longer: they are cut off after `limits::MAX_TEXT_MESSAGE`
 /// characters.
 pub fn clean_message(text: &str) -> String {
     clean_within(text, limits::MAX_TEXT_MESSAGE)

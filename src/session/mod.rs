@@ -48,9 +48,9 @@ use std::time::Duration;
 /// of one moment.
 ///
 /// ```no_run
-/// use wstate::session::{Options, Session, Source};
+/// use wstate::{Error, Options, Session, Source};
 ///
-/// fn print_depths(pid: u32) -> Result<(), wstate::error::Error> {
+/// fn print_depths(pid: u32) -> Result<(), Error> {
 ///     let session = Session::open(&Options::new(Source::Pid(pid)))?;
 ///     let outcome = session.stacks()?;
 ///     for thread in &outcome.report.threads {

@@ -41,7 +41,7 @@ pub struct Options {
     pub threads: Vec<u32>,
     /// Whether to look only at the first of these threads.
     pub first_thread_only: bool,
-    /// The most frames to show of each thread; `None` for as many as there are, up to [`crate::limits::MAX_FRAMES`].
+    /// The most frames to show of each thread; `None` for as many as there are, up to `crate::limits::MAX_FRAMES`.
     pub limit: Option<usize>,
     /// Paths of `.wasm` files that the modules may come from.
     pub wasm: Vec<PathBuf>,

@@ -34,19 +34,19 @@ pub enum CodecError {
         /// Offset of the number in the input.
         offset: usize,
     },
-    /// The input has values that are nested deeper than [`MAX_VALUE_DEPTH`].
+    /// The input has values that are nested deeper than `MAX_VALUE_DEPTH`.
     #[error("borsh: values at offset {offset} are nested deeper than {MAX_VALUE_DEPTH}")]
     Depth {
         /// Offset of the value that is nested too deep.
         offset: usize,
     },
-    /// The input has more elements of lists and maps than [`MAX_MAP_ELEMENTS`].
+    /// The input has more elements of lists and maps than `MAX_MAP_ELEMENTS`.
     #[error("borsh: with the list at offset {offset} there are more than {MAX_MAP_ELEMENTS} elements")]
     Elements {
         /// Offset of the length of the list or map with which there are too many.
         offset: usize,
     },
-    /// The input has more functions than [`MAX_FUNCTIONS`].
+    /// The input has more functions than `MAX_FUNCTIONS`.
     #[error("borsh: the map at offset {offset} has {count} functions, more than {MAX_FUNCTIONS}")]
     Functions {
         /// Offset of the number of functions.
@@ -62,7 +62,7 @@ pub enum CodecError {
         /// Number of bytes after the encoding.
         left: usize,
     },
-    /// The input has more bytes than [`MAX_IMAGE_BYTES`].
+    /// The input has more bytes than `MAX_IMAGE_BYTES`.
     #[error("{bytes} bytes are more than any encoding has ({MAX_IMAGE_BYTES})")]
     TooLarge {
         /// Number of bytes of the input.

@@ -164,7 +164,7 @@ pub enum MapProblem {
 pub struct Validation {
     /// Problems of the map itself.
     pub map: Vec<MapProblem>,
-    /// Problems of functions, in code order; at most [`MAX_VALIDATION_PROBLEMS`] are kept.
+    /// Problems of functions, in code order; at most `MAX_VALIDATION_PROBLEMS` are kept.
     pub problems: Vec<Problem>,
     /// Number of problems that were found and not kept.
     pub dropped: usize,
