@@ -1144,7 +1144,7 @@ proptest! {
         for (start, function) in &map.local_functions {
             // What validation finds nothing wrong with can be built; what else `prev_frame` removes, building tells.
             for diff in 0..function.diffs.len() {
-                match function.state(diff, &mut ours::Budget::default()) {
+                match function.state(diff, &mut ours::diff::Budget::default()) {
                     Ok(_) | Err(ours::StateError::NothingToRemove { .. }) => {}
                     Err(error) => prop_assert!(validation.is_bad(*start), "{error}"),
                 }
