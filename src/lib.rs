@@ -4,18 +4,22 @@
 //! value with where it was found or why it is missing.
 //!
 //! ```no_run
-//! use wstate::report::text::{self, TextOptions};
-//! use wstate::session::{Options, Session, Source};
+//! use wstate::model::text::{self, TextOptions};
+//! use wstate::{Error, Options, Session, Source};
 //!
-//! fn print(pid: u32) -> Result<(), wstate::error::Error> {
+//! fn print(pid: u32) -> Result<(), Error> {
 //!     let outcome = Session::open(&Options::new(Source::Pid(pid)))?.stacks()?;
 //!     print!("{}", text::render(&outcome.report, TextOptions::default()));
 //!     Ok(())
 //! }
 //! ```
 //!
-//! `examples/backtrace.rs` is a whole program. The crate has two features: `cli`, which is on by default, is what the program
-//! `wstate` is made of and no library needs; `descriptor` lets a host publish its modules.
+//! A [`Session`] answers questions about a [`Source`] with the types of [`model`]. Whoever has the memory and registers of a
+//! target already implements the traits of [`target`]. [`machine_state`] has the maps and images of the wasmer 0.x runtime.
+//! `examples/backtrace.rs` is a whole program.
+//!
+//! The feature `cli`, which is on by default, is what the program `wstate` is made of, and no library needs it. `descriptor`
+//! lets a host publish its modules. `internals` makes every module public, for the tests of this crate; it promises nothing.
 //!
 //! It is no debugger: it sets no breakpoints, changes no values and evaluates nothing. x86-64 Linux; which runtimes are
 //! known is in the README.
@@ -75,6 +79,7 @@
 //! Each module uses modules that stand below it and none beside it; `tests/library/layers.rs` reads this table and the code.
 //!
 //! ```text
+//! program                          the program `wstate`: from arguments to an exit code
 //! server                           the engine as the plugins of debuggers use it
 //! cli                              what a command line needs, and the files that results are written to
 //! session                          a question about a target, and its answer
@@ -94,22 +99,127 @@
 #[macro_use]
 mod words;
 
-pub mod arch;
-pub mod bytes;
-#[cfg(feature = "cli")]
-pub mod cli;
 #[cfg(feature = "descriptor")]
 pub mod descriptor;
-pub mod error;
-pub mod limits;
-pub mod process;
-pub mod progress;
-pub mod report;
-pub mod runtime;
+#[doc(hidden)]
 #[cfg(feature = "cli")]
+pub mod program;
+
+pub use error::Error;
+pub use progress::{Progress, Silent};
+pub use session::{
+    ImportedGlobal, InstanceChoice, MemoryRange, Options, Outcome, RestoreOptions, Restored, Resumable, Returned,
+    Route, Session, SignalsLater, Sink, Snapshot, SnapshotOptions, Source, SparseWrite,
+};
+
+/// What an answer says: the report with its threads, frames and values, and the contents of modules. It can be rendered
+/// as text and as JSON.
+pub mod model {
+    pub use crate::report::contents::{
+        Contents, ExportRow, FunctionRow, GlobalRow, Instance, Lists, MemoryRow, ModuleContents, TableRow,
+    };
+    pub use crate::report::wasm_coredump::Compat;
+    pub use crate::report::{
+        Bits, Compared, Completeness, End, EndKind, Engine, EngineSeen, ExternKind, FoundBy, Frame, FrameKind,
+        Function, Hex, Module, NameSource, OpPosition, Place, Report, Runtime, RuntimeName, SCHEMA_VERSION, Target,
+        TargetKind, Thread, Timing, Trust, ValType, Value, Variable, WasmPosition, Why,
+    };
+
+    /// Renderings for programs.
+    pub mod json {
+        #[cfg(feature = "cli")]
+        pub use crate::report::json::schema;
+        pub use crate::report::json::{document, render};
+    }
+
+    /// Renderings for people.
+    pub mod text {
+        pub use crate::report::text::{TextOptions, clean, clean_message, render, render_frame, render_thread, write};
+    }
+}
+
+/// What is needed to look at a target that the caller has opened: its memory, threads and registers.
+pub mod target {
+    pub use crate::arch::{CodeAddress, Machine, Reg, Registers, x64};
+    pub use crate::process::core::CoreTarget;
+    pub use crate::process::files::FileLocation;
+    pub use crate::process::live::{CaptureOptions, LiveTarget};
+    pub use crate::process::objects::SearchPaths;
+    pub use crate::process::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
+}
+
+/// The maps and images of the wasmer 0.x runtime: from the registers and the stack of a thread to the locals and operands
+/// of its Wasm frames.
+pub mod machine_state {
+    pub use crate::state::codec::{decode_bincode, decode_borsh, encode_bincode, encode_borsh};
+    pub use crate::state::{
+        AnyImage, BoundaryRegisters, CodeVersion, CodecError, ExecutionStateImage, FrameProblem, FrameRead,
+        FunctionStateMap, ImageError, ImageView, InstanceImage, KnownRegisters, MachineState, MachineStateDiff,
+        MachineValue, MissingReason, ModuleStateMap, OffsetInfo, Point, PointKind, ReadEnd, ReadError, RegisterIndex,
+        ResumeError, ResumeStack, StateError, SuspendOffset, Validation, ValuePlace, WasmAbstractValue,
+        WasmFunctionStateDump, read_frame, read_stack, resume_stack, validate,
+    };
+}
+
+// Users have what is above. Everything is public only for the tests, fuzz targets and benches of this crate.
+#[cfg(feature = "internals")]
+pub mod arch;
+#[cfg(feature = "internals")]
+pub mod bytes;
+#[cfg(all(feature = "cli", feature = "internals"))]
+pub mod cli;
+#[cfg(feature = "internals")]
+pub mod error;
+#[cfg(feature = "internals")]
+pub mod limits;
+#[cfg(feature = "internals")]
+pub mod process;
+#[cfg(feature = "internals")]
+pub mod progress;
+#[cfg(feature = "internals")]
+pub mod report;
+#[cfg(feature = "internals")]
+pub mod runtime;
+#[cfg(all(feature = "cli", feature = "internals"))]
 pub mod server;
+#[cfg(feature = "internals")]
 pub mod session;
+#[cfg(feature = "internals")]
 pub mod state;
+#[cfg(feature = "internals")]
 pub mod symbolize;
+#[cfg(feature = "internals")]
 pub mod unwind;
+#[cfg(feature = "internals")]
 pub mod wasm;
+
+#[cfg(not(feature = "internals"))]
+mod arch;
+#[cfg(not(feature = "internals"))]
+mod bytes;
+#[cfg(all(feature = "cli", not(feature = "internals")))]
+mod cli;
+#[cfg(not(feature = "internals"))]
+mod error;
+#[cfg(not(feature = "internals"))]
+mod limits;
+#[cfg(not(feature = "internals"))]
+mod process;
+#[cfg(not(feature = "internals"))]
+mod progress;
+#[cfg(not(feature = "internals"))]
+mod report;
+#[cfg(not(feature = "internals"))]
+mod runtime;
+#[cfg(all(feature = "cli", not(feature = "internals")))]
+mod server;
+#[cfg(not(feature = "internals"))]
+mod session;
+#[cfg(not(feature = "internals"))]
+mod state;
+#[cfg(not(feature = "internals"))]
+mod symbolize;
+#[cfg(not(feature = "internals"))]
+mod unwind;
+#[cfg(not(feature = "internals"))]
+mod wasm;

@@ -12,7 +12,7 @@ use wasmer_runtime_core_near::{
     Instance, Module, compile_with, compile_with_config, import::ImportObject, imports, vm,
 };
 use wasmer_singlepass_backend_near::SinglePassCompiler;
-use wstate::arch::{CodeAddress, Reg, Registers, x64};
+use wstate::arch::{CodeAddress, Machine, Reg, Registers, x64};
 use wstate::process::objects::Objects;
 use wstate::process::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
 use wstate::progress::Silent;
@@ -33,7 +33,7 @@ struct Myself {
 
 impl Myself {
     fn with_registers(values: &[(Reg, u64)]) -> Myself {
-        let mut registers = Registers::unknown();
+        let mut registers = Registers::unknown(Machine::X64);
         values.iter().for_each(|&(r, v)| registers.set(r, v));
         let thread = Thread { id: ThreadId(1), name: None, registers, fs_base: None, signal: None, problem: None };
         use procfs::process::{MMPermissions, MMapPath, Process};
@@ -63,6 +63,9 @@ impl Memory for Myself {
 }
 
 impl Target for Myself {
+    fn machine(&self) -> wstate::arch::Machine {
+        wstate::arch::Machine::X64
+    }
     fn description(&self) -> String {
         "this test".into()
     }
@@ -263,7 +266,7 @@ fn an_artifact_names_the_code_and_a_loaded_cache_is_found_by_every_route() {
     };
     let objects = Objects::from_parts(Vec::new());
     let scene = Scene { target: &me, objects: &objects, progress: &Silent };
-    let unexplained = Cursor { address: CodeAddress::Exact(16), registers: Registers::unknown() };
+    let unexplained = Cursor { address: CodeAddress::Exact(16), registers: Registers::unknown(Machine::X64) };
     let mut provider = SinglepassProvider::new(options);
     provider.discover(&scene, &[unexplained], false);
     let module = provider.runtime().modules().iter().find(|m| m.code.0 == truth(&instance).0);

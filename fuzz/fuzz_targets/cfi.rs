@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use wstate::arch::{CodeAddress, Reg, Registers, x64};
+use wstate::arch::{CodeAddress, Machine, Registers, x64};
 use wstate::symbolize::native::NativeSymbolizer;
 use wstate::process::objects::{LoadedObject, ObjectData, Objects};
 use wstate::process::{Mapping, Memory, MemoryError};
@@ -63,9 +63,9 @@ fuzz_target!(|data: &[u8]| {
     let unwinders: [&dyn Unwinder; 3] = [&cfi, &wstate::runtime::all::recognised(), &frame_pointer];
     let symbolizer = NativeSymbolizer::new(&objects);
     for i in 0..8u64 {
-        let mut registers = Registers::unknown();
+        let mut registers = Registers::unknown(Machine::X64);
         for r in 0..16 {
-            if let (Some(reg), Some(value)) = (Reg::from_index(r), word(r)) {
+            if let (Some(reg), Some(value)) = (Machine::X64.registers().nth(r), word(r)) {
                 registers.set(reg, value);
             }
         }

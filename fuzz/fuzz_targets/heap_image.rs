@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use wstate::arch::{CodeAddress, Registers, x64};
+use wstate::arch::{CodeAddress, Machine, Registers, x64};
 use wstate::process::objects::Objects;
 use wstate::process::testing::CoreBuilder;
 use wstate::progress::Silent;
@@ -22,7 +22,7 @@ fuzz_target!(|data: &[u8]| {
     page.resize(4096, 0);
     let mut heap = data.to_vec();
     heap.resize(data.len().next_multiple_of(4096).max(4096), 0);
-    let mut registers = Registers::unknown();
+    let mut registers = Registers::unknown(Machine::X64);
     registers.set(x64::RIP, CODE + 16);
     registers.set(x64::RSP, STACK);
     registers.set(x64::R15, HEAP + 64);

@@ -11,7 +11,6 @@ use std::io::{self, BufRead, Read, Write};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
-use wstate::arch::x64::TABLE;
 use wstate::server;
 use wstate::process::core::CoreTarget;
 use wstate::process::objects::SearchPaths;
@@ -39,7 +38,7 @@ fn lend(call: &Map<String, Value>) -> Value {
         "registers" => {
             let one = |tid: &Value| {
                 let thread = CORE.threads().iter().find(|t| Some(u64::from(t.id.0)) == tid.as_u64())?;
-                let known = TABLE.iter().filter_map(|row| Some((row.name, thread.registers.get(row.reg)?)));
+                let known = thread.registers.iter().map(|(reg, value)| (reg.name(), value));
                 let all = known.chain(thread.fs_base.map(|base| ("fs_base", base)));
                 Some(all.map(|(name, v)| (name.to_string(), format!("{v:#x}").into())).collect::<Map<_, Value>>())
             };

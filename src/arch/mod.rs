@@ -1,8 +1,17 @@
-//! Code addresses and register files of the machine. All of this is pure data, without I/O.
+//! What differs between machines: their registers, what the kernel writes about threads, and what their code means.
+//!
+//! [`Machine`] says which machines there are. All that is known of one is in its [`Description`], and what reads its
+//! machine code is in its folder. A [`Reg`] and a [`Registers`] know their machine, so code that asks them is right on
+//! each. All of this is pure data, without I/O.
 
+mod kernel;
+mod machine;
+mod registers;
 pub mod x64;
 
-pub use x64::{Reg, Registers};
+pub use kernel::{KernelLayout, SignalFrame};
+pub use machine::{Description, Machine};
+pub use registers::{Reg, RegisterInfo, Registers, Slot};
 
 /// An address in code, together with what kind of address it is. The kind decides how tables are searched for it.
 ///

@@ -1,5 +1,5 @@
-//! Everything that only a command line needs. The commands and their options are defined here; `main.rs` runs the
-//! commands.
+//! Everything that only a command line needs. The commands and their options are defined here;
+//! `crate::program` runs the commands.
 
 pub mod doctor;
 pub mod image_text;

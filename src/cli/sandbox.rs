@@ -162,7 +162,8 @@ fn enter(parent: Pid) -> Result<(), String> {
     seccompiler::apply_filter(&filter).map_err(|e| failed(&e))
 }
 
-/// Numbers of the system calls that are let through whatever their arguments are.
+/// Numbers of the system calls that are let through whatever their arguments are. The older ones are there on x86-64
+/// only.
 const ALWAYS: &[i64] = &[
     // Calls for what is open already.
     libc::SYS_read,
@@ -178,18 +179,23 @@ const ALWAYS: &[i64] = &[
     libc::SYS_fstat,
     libc::SYS_getdents64,
     libc::SYS_fadvise64,
+    #[cfg(target_arch = "x86_64")]
     libc::SYS_poll,
     libc::SYS_ppoll,
     // Questions about files and paths.
+    #[cfg(target_arch = "x86_64")]
     libc::SYS_stat,
+    #[cfg(target_arch = "x86_64")]
     libc::SYS_lstat,
     libc::SYS_newfstatat,
     libc::SYS_statx,
     libc::SYS_statfs,
     libc::SYS_fstatfs,
+    #[cfg(target_arch = "x86_64")]
     libc::SYS_access,
     libc::SYS_faccessat,
     libc::SYS_faccessat2,
+    #[cfg(target_arch = "x86_64")]
     libc::SYS_readlink,
     libc::SYS_readlinkat,
     libc::SYS_getcwd,
@@ -250,6 +256,7 @@ fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
     let thread = libc::CLONE_THREAD | libc::CLONE_VM | libc::CLONE_SIGHAND;
     let me = i64::from(std::process::id());
     let some = [
+        #[cfg(target_arch = "x86_64")]
         (libc::SYS_open, vec![without(1, writing)?]),
         (libc::SYS_openat, vec![without(2, writing)?]),
         (libc::SYS_mmap, vec![without(2, libc::PROT_EXEC)?]),

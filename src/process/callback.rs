@@ -13,7 +13,7 @@ use super::memory::PAGE;
 use super::notes::{parse_auxv, without_deleted};
 use super::objects::SearchPaths;
 use super::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
-use crate::arch::{Reg, Registers};
+use crate::arch::{Machine, Registers};
 use crate::limits;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -205,7 +205,7 @@ impl CallbackTarget {
                     }
                 }
                 None => {
-                    let mut registers = Registers::unknown();
+                    let mut registers = Registers::unknown(self.machine());
                     known.iter().for_each(|lent| put(&mut registers, lent));
                     let problem =
                         registers.pc().is_none().then(|| "the debugger has no registers of this thread".to_string());
@@ -345,8 +345,8 @@ fn pages(from: u64, end: u64) -> impl Iterator<Item = u64> {
 
 fn put(registers: &mut Registers, lent: &LentRegisters) {
     for (name, value) in &lent.values {
-        if let Some(row) = crate::arch::x64::TABLE.iter().find(|row| row.name == name) {
-            registers.set(Reg(row.reg.0), *value);
+        if let Some(reg) = registers.machine().from_name(name) {
+            registers.set(reg, *value);
         }
     }
 }
@@ -383,6 +383,11 @@ impl Target for CallbackTarget {
             (None, Some(name)) => format!("the debugger's target ({name})"),
             (None, None) => "the debugger's target".to_string(),
         }
+    }
+
+    fn machine(&self) -> Machine {
+        // A debugger does not say which machine its target runs on, but a core does.
+        self.core.as_ref().map_or(Machine::HERE, |core| core.machine())
     }
 
     fn threads(&self) -> &[Thread] {
@@ -617,7 +622,7 @@ mod tests {
     fn a_core_gives_what_the_debugger_does_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("core.test");
-        let mut registers = Registers::unknown();
+        let mut registers = Registers::unknown(Machine::X64);
         registers.set(x64::RIP, 0x5000);
         registers.set(x64::RBX, 5);
         let core =

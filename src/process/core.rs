@@ -15,6 +15,7 @@ use super::memory::{CUT_OFF, Content, Holder, Splice};
 use super::notes::{Notes, without_deleted};
 use super::objects::SearchPaths;
 use super::{Mapping, Memory, MemoryError, Target, Thread};
+use crate::arch::Machine;
 use crate::error::Error;
 pub(super) use headers::{PN_XNUM, SH_INFO};
 use headers::{present, program_headers, sane};
@@ -27,6 +28,7 @@ const OTHER_FILE: &str = "not dumped, and the file on disk is another build";
 /// A core file as a target.
 pub struct CoreTarget {
     path: PathBuf,
+    machine: Machine,
     notes: Notes,
     lines: Vec<String>,
     mappings: Vec<Mapping>,
@@ -61,10 +63,11 @@ impl CoreTarget {
     pub fn from_bytes(path: &Path, holder: Holder, search: &SearchPaths) -> Result<CoreTarget, Error> {
         let data: &[u8] = (*holder).as_ref();
         let mut lines = Vec::new();
-        let phdrs = program_headers(data, &mut lines).map_err(|why| Error::Core { path: path.into(), why })?;
+        let (machine, phdrs) =
+            program_headers(data, &mut lines).map_err(|why| Error::Core { path: path.into(), why })?;
 
         let segments = phdrs.iter().filter(|p| p.kind == pt::NOTE).map(|p| present(data, p));
-        let notes = Notes::parse(segments);
+        let notes = Notes::parse(machine, segments);
         lines.extend(notes.problems.iter().cloned());
         if notes.threads.is_empty() {
             lines.push(
@@ -103,6 +106,7 @@ impl CoreTarget {
         }
         let mut core = CoreTarget {
             path: path.into(),
+            machine,
             notes,
             lines,
             mappings,
@@ -141,6 +145,10 @@ impl Target for CoreTarget {
             Some(of) => format!("core {name} of {of}"),
             None => format!("core {name}"),
         }
+    }
+
+    fn machine(&self) -> Machine {
+        self.machine
     }
 
     fn threads(&self) -> &[Thread] {

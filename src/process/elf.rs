@@ -3,6 +3,7 @@
 //! they are needed.
 
 use super::{Mapping, Memory, notes};
+use crate::arch::Machine;
 use crate::bytes::{Bytes, Short};
 use crate::limits;
 
@@ -136,10 +137,10 @@ pub struct Headers {
 
 impl Headers {
     /// Reads the headers with `read(offset, len)`, which returns `len` bytes from the given file offset on, or
-    /// `None`. Returns `None` if they are not those of an x86-64 executable or library, or cannot be read.
+    /// `None`. Returns `None` if they are not those of an executable or library of a machine that is known, or cannot be read.
     pub fn read(read: impl Fn(u64, usize) -> Option<Vec<u8>>) -> Option<Headers> {
         let header = Header::parse(&read(0, HEADER_SIZE as usize)?).ok()?;
-        let plausible = header.machine == 62
+        let plausible = Machine::from_elf(header.machine).is_some()
             && (header.kind == 2 || header.kind == 3)
             && u64::from(header.phentsize) == PHDR_SIZE
             && header.phnum <= limits::MAX_PROGRAM_HEADERS;

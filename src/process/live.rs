@@ -17,6 +17,7 @@
 #![allow(unsafe_code)]
 
 mod evidence;
+mod general;
 pub mod held;
 pub mod inject;
 mod reread;
@@ -26,15 +27,14 @@ mod tests;
 mod unstopped;
 
 use self::evidence::Evidence;
+use self::general::GeneralRegisters;
 pub use self::reread::ReadSet;
 pub use self::step::{Refusal, SettleReport, Settled, Verdict};
-use self::step::{SYNCHRONOUS, SignalInfo, end_stepping, is_queued};
 use super::files::{FileLocation, Identity};
-use super::memory::{Content, Holder, PAGE, PageCache, Piece, Splice};
+use super::memory::{Content, Holder, PageCache, Piece, Splice};
 use super::notes::{parse_auxv, without_deleted};
 use super::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
-use crate::arch::x64::{USER_REGS_ORIG_RAX, USER_REGS_WORDS};
-use crate::arch::{Reg, Registers, x64};
+use crate::arch::{Machine, Registers};
 use crate::error::Error;
 use crate::limits;
 use std::collections::{HashMap, HashSet};
@@ -393,7 +393,7 @@ fn thread_named(tid: libc::pid_t, name: Option<String>) -> Thread {
     Thread {
         id: ThreadId(tid as u32),
         name,
-        registers: Registers::unknown(),
+        registers: Registers::unknown(Machine::HERE),
         fs_base: None,
         signal: None,
         problem: None,
@@ -407,6 +407,10 @@ impl Target for LiveTarget {
             Some(name) => format!("process {} ({name})", self.pid),
             None => format!("process {}", self.pid),
         }
+    }
+
+    fn machine(&self) -> Machine {
+        Machine::HERE
     }
 
     fn threads(&self) -> &[Thread] {
@@ -493,10 +497,18 @@ const VFORK: &str =
 
 /// Whether the thread is in a system call that starts a process.
 fn starts_child(pid: u32, tid: libc::pid_t) -> bool {
-    let calls = [libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3];
+    let calls = [
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_vfork,
+        libc::SYS_clone,
+        libc::SYS_clone3,
+    ];
     let line = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).unwrap_or_default();
     line.split(' ').next().and_then(|n| n.parse().ok()).is_some_and(|n| calls.contains(&n))
 }
+
+/// Size of the floating point state of a thread (NT_PRFPREG), in bytes.
+const FLOATING_POINT_STATE: usize = 512;
 
 /// A stopped thread.
 struct Stop {
@@ -511,15 +523,19 @@ struct Stop {
 impl Stop {
     fn registers(&self, name: Option<String>) -> Thread {
         let mut thread = Thread { signal: (self.held != 0).then_some(self.held), ..thread_named(self.tid, name) };
-        let mut regs = [0; USER_REGS_WORDS * 8];
-        match get_regset(self.tid, libc::NT_PRSTATUS, &mut regs) {
-            Ok(n) if n == regs.len() => thread.set_user_regs(&regs),
-            Ok(_) => thread.problem = Some("it is a 32-bit thread; only x86-64 is supported".to_string()),
+        match GeneralRegisters::read(self.tid) {
+            Ok(Some(registers)) => thread.set_general(registers.bytes()),
+            Ok(None) => {
+                let supported = Machine::HERE.description().name;
+                thread.problem = Some(format!("it is a 32-bit thread; only {supported} is supported"));
+            }
             Err(e) => thread.problem = Some(format!("its registers cannot be read: {e}")),
         }
-        let mut fxsave = [0; 512];
-        if thread.problem.is_none() && matches!(get_regset(self.tid, libc::NT_PRFPREG, &mut fxsave), Ok(512)) {
-            thread.set_fxsave(&fxsave);
+        let mut vectors = [0; FLOATING_POINT_STATE];
+        if thread.problem.is_none()
+            && get_regset(self.tid, libc::NT_PRFPREG, &mut vectors).is_ok_and(|n| n == vectors.len())
+        {
+            thread.set_vectors(&vectors);
         }
         thread
     }
@@ -818,16 +834,18 @@ fn ptrace(request: Request, tid: libc::pid_t, address: usize, data: usize) -> st
     if result == -1 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Returns word `i` (8 bytes each) of a register set, or 0 if it is not there.
-fn word(regs: &[u8], i: usize) -> u64 {
-    regs.get(i * 8..i * 8 + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
-}
-
 /// Reads a register set of a thread into `buf` and returns how many bytes it has.
 fn get_regset(tid: libc::pid_t, set: libc::c_int, buf: &mut [u8]) -> std::io::Result<usize> {
     let mut vector = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
     ptrace(libc::PTRACE_GETREGSET, tid, set as usize, &raw mut vector as usize)?;
     Ok(vector.iov_len)
+}
+
+/// Writes a register set of a thread.
+fn set_regset(tid: libc::pid_t, set: libc::c_int, bytes: &[u8]) -> std::io::Result<()> {
+    // The kernel only reads the bytes, so the pointer may come from a shared reference.
+    let mut vector = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    ptrace(libc::PTRACE_SETREGSET, tid, set as usize, &raw mut vector as usize)
 }
 
 /// Copies ranges of memory of another process, one after the other, into `buf`. Returns how many bytes were copied up
@@ -854,9 +872,6 @@ fn read_ranges(tid: libc::pid_t, ranges: &[(u64, usize)], buf: &mut [u8]) -> std
     Ok(done)
 }
 
-/// Bytes below the stack pointer that a leaf function may use (psABI, "red zone").
-const RED_ZONE: u64 = 128;
-
 /// Copies the used part of every stack. For threads on alternate or heap-allocated stacks, the stacks that they came
 /// from are copied too.
 fn copy_stacks(
@@ -871,6 +886,7 @@ fn copy_stacks(
         let i = mappings.partition_point(|m| m.end <= address);
         mappings.get(i).filter(|m| m.contains(address))
     };
+    let red_zone = Machine::HERE.description().red_zone;
     let main_stack = mappings.iter().find(|m| m.path.as_deref() == Some(Path::new("[stack]")));
     let mut budget = options.max_total;
     let mut capped = false;
@@ -880,7 +896,7 @@ fn copy_stacks(
         let Some(sp) = thread.registers.sp() else { continue };
         let Some(stack) = at(sp).filter(|m| m.read) else { continue };
         let own = if thread.id.0 == pid { main_stack } else { thread.fs_base.and_then(&at) };
-        let from = sp.saturating_sub(RED_ZONE).max(stack.start);
+        let from = sp.saturating_sub(red_zone).max(stack.start);
         capped |= plan.add(from, stack.end, options.max_stack, &mut budget);
         // glibc keeps the thread control block, which fs_base points to, at the top of the stack that it allocates.
         if own.is_some_and(|own| own != stack) {
@@ -908,7 +924,7 @@ fn copy_stacks(
             // Whoever left the thread's own stack has stored its stack pointer: the kernel that of the interrupted
             // code, a coroutine that of its caller.
             let lowest = words.clone().filter(|w| own.contains(*w)).min();
-            let used = lowest.map_or(own.start, |w| w.saturating_sub(RED_ZONE));
+            let used = lowest.map_or(own.start, |w| w.saturating_sub(red_zone));
             let limit = own.end.saturating_sub(options.max_stack);
             capped |= limit > used;
             capped |= more.add(used.max(limit).max(own.start), own.end, options.max_stack, &mut budget);
@@ -1084,6 +1100,10 @@ fn status_field(path: &str, key: &str) -> Option<String> {
 /// the process.
 pub(crate) fn attachable(pid: u32) -> Result<u32, Error> {
     let refuse = |why: &str| Err(Error::Attach { pid, why: why.to_string() });
+    if Machine::OF_THIS_PROGRAM.is_none() {
+        let here = std::env::consts::ARCH;
+        return refuse(&format!("processes of this machine ({here}) are not supported, only cores of others are"));
+    }
     if pid == 0 || pid > i32::MAX as u32 {
         return refuse("there is no such process id");
     }

@@ -15,7 +15,7 @@ pub mod testing;
 pub mod unpack;
 
 use self::files::FileLocation;
-use crate::arch::Registers;
+use crate::arch::{Machine, Registers};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -227,6 +227,8 @@ pub struct Thread {
 pub trait Target: Memory {
     /// One line that says what the target is ("process 4711 (near-host)", "core core.1234 of near-host").
     fn description(&self) -> String;
+    /// The machine that the target runs on.
+    fn machine(&self) -> Machine;
     /// Threads of the target. The main thread (or the one that crashed) comes first.
     fn threads(&self) -> &[Thread];
     /// Mappings of the target, in ascending order and not overlapping.

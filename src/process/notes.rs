@@ -2,8 +2,7 @@
 //! the same records in different orders; both begin a thread with NT_PRSTATUS.
 
 use super::{Mapping, Thread, ThreadId};
-use crate::arch::x64::{TABLE, USER_REGS_FS_BASE, USER_REGS_WORDS};
-use crate::arch::{Reg, Registers};
+use crate::arch::{Machine, Registers, Slot};
 use crate::bytes::{Bytes, Short};
 use crate::limits;
 use std::ffi::OsStr;
@@ -25,15 +24,7 @@ pub mod kind {
     pub const AUXV: u32 = 6;
     pub const SIGINFO: u32 = 0x5349_4749;
     pub const FILE: u32 = 0x4649_4c45;
-    pub const X86_XSTATE: u32 = 0x202;
 }
-
-/// Size of `struct elf_prstatus` on x86-64, in bytes.
-pub const PRSTATUS_SIZE: usize = 336;
-/// Offset of `pr_reg` in `struct elf_prstatus`, in bytes.
-pub const PRSTATUS_REGS: u64 = 112;
-/// Offset of XMM0 in the FXSAVE area, in bytes. NT_FPREGSET is such an area, and NT_X86_XSTATE begins with one.
-pub const FXSAVE_XMM: usize = 160;
 
 /// One entry of NT_FILE: a range of memory that a file is mapped to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,17 +96,23 @@ fn pad(bytes: &mut Bytes<'_>, size: u64) -> Result<(), Short> {
 }
 
 /// What has been seen of the current thread since its NT_PRSTATUS.
-#[derive(Default)]
 struct Current {
-    has_xmm: bool,
+    machine: Machine,
+    has_vectors: bool,
     has_siginfo: bool,
 }
 
+impl Current {
+    fn new(machine: Machine) -> Current {
+        Current { machine, has_vectors: false, has_siginfo: false }
+    }
+}
+
 impl Notes {
-    /// Reads the notes of all segments in their order. Never fails: what cannot be read is in `problems`.
-    pub fn parse<'a>(segments: impl IntoIterator<Item = &'a [u8]>) -> Notes {
+    /// Reads the notes of all segments of a core of `machine`, in their order. Never fails: what cannot be read is in `problems`.
+    pub fn parse<'a>(machine: Machine, segments: impl IntoIterator<Item = &'a [u8]>) -> Notes {
         let mut notes = Notes::default();
-        let mut current = Current::default();
+        let mut current = Current::new(machine);
         let mut other_signals = Vec::new();
         for segment in segments {
             let mut bytes = Bytes::new(segment);
@@ -147,6 +144,7 @@ impl Notes {
     }
 
     fn take(&mut self, note: &Note<'_>, current: &mut Current, own_signal: &mut Vec<bool>) {
+        let extended = current.machine.description().kernel.extended_note;
         let problem = match (note.owner, note.kind) {
             (b"CORE", kind::PRSTATUS) => {
                 if self.threads.len() >= limits::MAX_THREADS {
@@ -156,14 +154,14 @@ impl Notes {
                     }
                     return;
                 }
-                *current = Current::default();
-                self.prstatus(note.data).map(|thread| {
+                *current = Current::new(current.machine);
+                self.prstatus(current.machine, note.data).map(|thread| {
                     self.threads.push(thread);
                     own_signal.push(false);
                 })
             }
-            (b"CORE", kind::FPREGSET) => self.xmm(note.data, current),
-            (b"LINUX", kind::X86_XSTATE) if !current.has_xmm => self.xmm(note.data, current),
+            (b"CORE", kind::FPREGSET) => self.vectors(note.data, current),
+            (b"LINUX", kind) if kind == extended && !current.has_vectors => self.vectors(note.data, current),
             (b"CORE", kind::PRPSINFO) => self.prpsinfo(note.data),
             (b"CORE", kind::SIGINFO) if !current.has_siginfo => {
                 current.has_siginfo = true;
@@ -186,7 +184,7 @@ impl Notes {
         if let Err(short) = problem {
             let what = match note.kind {
                 kind::PRSTATUS => "a thread's registers (NT_PRSTATUS)",
-                kind::FPREGSET | kind::X86_XSTATE => "a thread's vector registers",
+                kind if kind == kind::FPREGSET || kind == extended => "a thread's vector registers",
                 kind::PRPSINFO => "the process's name (NT_PRPSINFO)",
                 kind::SIGINFO => "a signal (NT_SIGINFO)",
                 _ => "the list of mapped files (NT_FILE)",
@@ -197,7 +195,7 @@ impl Notes {
         }
     }
 
-    fn prstatus(&self, data: &[u8]) -> Result<Thread, Short> {
+    fn prstatus(&self, machine: Machine, data: &[u8]) -> Result<Thread, Short> {
         let mut b = Bytes::new(data);
         b.skip(12)?;
         let cursig = b.u16()?;
@@ -207,25 +205,28 @@ impl Notes {
         let mut thread = Thread {
             id,
             name: None,
-            registers: Registers::unknown(),
+            registers: Registers::unknown(machine),
             fs_base: None,
             signal: (cursig != 0).then_some(i32::from(cursig)),
             problem: None,
         };
         let mut b = Bytes::new(data);
-        match b.skip(PRSTATUS_REGS).and_then(|()| b.take(USER_REGS_WORDS as u64 * 8)) {
-            Ok(regs) => thread.set_user_regs(regs),
-            Err(_) => thread.problem = Some(format!("its NT_PRSTATUS has {} bytes, not {PRSTATUS_SIZE}", data.len())),
+        let kernel = machine.description().kernel;
+        match b.skip(kernel.prstatus_registers as u64).and_then(|()| b.take(kernel.general_words as u64 * 8)) {
+            Ok(regs) => thread.set_general(regs),
+            Err(_) => {
+                let expected = kernel.prstatus_size;
+                thread.problem = Some(format!("its NT_PRSTATUS has {} bytes, not {expected}", data.len()));
+            }
         }
         Ok(thread)
     }
 
-    fn xmm(&mut self, data: &[u8], current: &mut Current) -> Result<(), Short> {
-        let end = FXSAVE_XMM + 16 * 16;
-        let area = Bytes::new(data).take(end as u64)?;
+    fn vectors(&mut self, data: &[u8], current: &mut Current) -> Result<(), Short> {
+        let area = Bytes::new(data).take(current.machine.description().kernel.vectors_size as u64)?;
         if let Some(thread) = self.threads.last_mut() {
-            thread.set_fxsave(area);
-            current.has_xmm = true;
+            thread.set_vectors(area);
+            current.has_vectors = true;
         }
         Ok(())
     }
@@ -278,26 +279,34 @@ impl Notes {
 }
 
 impl Thread {
-    /// Sets all general purpose registers and `fs_base` from the bytes of a `struct user_regs_struct`.
-    pub(super) fn set_user_regs(&mut self, regs: &[u8]) {
-        let word = |i: usize| regs.get(i * 8..i * 8 + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
-        for row in &TABLE {
-            if let Some(value) = row.user_regs.and_then(word) {
+    /// Sets the general registers and the thread pointer from the words that the kernel writes
+    /// (`struct user_regs_struct`).
+    pub(super) fn set_general(&mut self, words: &[u8]) {
+        let machine = self.registers.machine().description();
+        for row in machine.registers {
+            if let Slot::General(i) = row.slot
+                && let Some(value) = word_at(words, i * 8)
+            {
                 self.registers.set(row.reg, value);
             }
         }
-        self.fs_base = word(USER_REGS_FS_BASE);
+        self.fs_base = machine.kernel.thread_pointer.and_then(|i| word_at(words, i * 8));
     }
 
-    /// Sets the low halves of XMM0-15 from an FXSAVE area.
-    pub(super) fn set_fxsave(&mut self, area: &[u8]) {
-        for i in 0..16 {
-            let at = FXSAVE_XMM + i * 16;
-            if let Some(bytes) = area.get(at..at + 8).and_then(|b| b.try_into().ok()) {
-                self.registers.set(Reg(16 + i as u8), u64::from_le_bytes(bytes));
+    /// Sets the low halves of the vector registers from the floating point state that the kernel writes.
+    pub(super) fn set_vectors(&mut self, state: &[u8]) {
+        for row in self.registers.machine().description().registers {
+            if let Slot::Vector(offset) = row.slot
+                && let Some(value) = word_at(state, offset)
+            {
+                self.registers.set(row.reg, value);
             }
         }
     }
+}
+
+fn word_at(bytes: &[u8], offset: usize) -> Option<u64> {
+    bytes.get(offset..offset + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes)
 }
 
 /// Reads the keys and values of an auxiliary vector, up to AT_NULL or the end of the bytes.

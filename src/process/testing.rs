@@ -2,10 +2,9 @@
 
 use super::core::{CoreTarget, PN_XNUM, SH_INFO};
 use super::elf::{HEADER_SIZE, PHDR_SIZE, pt};
-use super::notes::{FXSAVE_XMM, PRSTATUS_REGS, PRSTATUS_SIZE, kind};
+use super::notes::kind;
 use super::objects::SearchPaths;
-use crate::arch::Registers;
-use crate::arch::x64::{TABLE, USER_REGS_FS_BASE};
+use crate::arch::{Registers, Slot};
 use crate::error::Error;
 use std::path::Path;
 use std::sync::Arc;
@@ -47,20 +46,20 @@ impl CoreBuilder {
     /// Adds a thread with the registers that are known in `registers`. The others are zero, because a core has no
     /// unknown registers.
     pub fn thread(self, tid: u32, signal: u16, registers: &Registers, fs_base: u64) -> CoreBuilder {
-        let mut status = vec![0; PRSTATUS_SIZE];
+        let machine = registers.machine().description();
+        let mut status = vec![0; machine.kernel.prstatus_size];
         status[12..14].copy_from_slice(&signal.to_le_bytes());
         status[32..36].copy_from_slice(&tid.to_le_bytes());
-        let at = |word: usize| PRSTATUS_REGS as usize + word * 8;
-        status[at(USER_REGS_FS_BASE)..at(USER_REGS_FS_BASE) + 8].copy_from_slice(&fs_base.to_le_bytes());
+        let at = |word: usize| machine.kernel.prstatus_registers + word * 8;
+        if let Some(word) = machine.kernel.thread_pointer {
+            status[at(word)..at(word) + 8].copy_from_slice(&fs_base.to_le_bytes());
+        }
         let mut fxsave = vec![0; 512];
-        for row in &TABLE {
+        for row in machine.registers {
             let value = registers.get(row.reg).unwrap_or(0).to_le_bytes();
-            match row.user_regs {
-                Some(word) => status[at(word)..at(word) + 8].copy_from_slice(&value),
-                None => {
-                    let xmm = FXSAVE_XMM + (row.reg.index() - 16) * 16;
-                    fxsave[xmm..xmm + 8].copy_from_slice(&value);
-                }
+            match row.slot {
+                Slot::General(word) => status[at(word)..at(word) + 8].copy_from_slice(&value),
+                Slot::Vector(offset) => fxsave[offset..offset + 8].copy_from_slice(&value),
             }
         }
         self.note(b"CORE", kind::PRSTATUS, &status).note(b"CORE", kind::FPREGSET, &fxsave)

@@ -9,6 +9,7 @@ use std::fmt::Write;
 /// field and keys they do not know.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
+#[non_exhaustive]
 pub struct Contents {
     /// Version of this document's form. Grows when a key changes its meaning or goes away, not when one is added.
     pub schema_version: u32,
@@ -34,6 +35,7 @@ pub struct Contents {
 /// What one module declares, and its instances.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
+#[non_exhaustive]
 pub struct ModuleContents {
     /// `index` of the module in `runtimes[].modules[]`.
     pub module_index: u32,
@@ -54,6 +56,7 @@ pub struct ModuleContents {
 /// A function of a module.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
+#[non_exhaustive]
 pub struct FunctionRow {
     /// Index in the module's function space.
     pub index: u32,
@@ -76,6 +79,7 @@ pub struct FunctionRow {
 /// An export of a module.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
+#[non_exhaustive]
 pub struct ExportRow {
     /// Name of the export.
     pub name: String,
@@ -88,6 +92,7 @@ pub struct ExportRow {
 /// An instance of a module.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
+#[non_exhaustive]
 pub struct Instance {
     /// Its number over all modules: what `--instance` takes.
     pub number: u32,
@@ -112,6 +117,7 @@ pub struct Instance {
 /// A linear memory.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
+#[non_exhaustive]
 pub struct MemoryRow {
     /// Index in the instance's memory space.
     pub index: u32,
@@ -132,6 +138,7 @@ pub struct MemoryRow {
 /// A global of an instance.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
+#[non_exhaustive]
 pub struct GlobalRow {
     /// Its index, type and value.
     #[serde(flatten)]
@@ -143,6 +150,7 @@ pub struct GlobalRow {
 /// A table of an instance.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
+#[non_exhaustive]
 pub struct TableRow {
     /// Index in the instance's table space.
     pub index: u32,

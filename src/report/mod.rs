@@ -18,7 +18,7 @@ mod tests;
 
 pub use crate::runtime::engines::Engine;
 use crate::runtime::engines::Sighting;
-pub use crate::runtime::{FoundBy, RuntimeName, Why};
+pub use crate::runtime::{Compared, FoundBy, Place, RuntimeName, Why};
 pub use crate::wasm::{ExternKind, NameSource, ValType};
 use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
@@ -161,7 +161,7 @@ words! {
 }
 
 words! {
-    /// How the place in a Wasm function relates to `op_index`.
+    /// How the position in a Wasm function relates to `op_index`.
     OpPosition {
         /// At this operator; without `op_index`: at the one at `offset`.
         At = "at",
@@ -178,6 +178,7 @@ words! {
 /// they do not know.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
+#[non_exhaustive]
 pub struct Report {
     /// Version of this document's form. Grows when a key changes its meaning or goes away, not when one is added.
     pub schema_version: u32,
@@ -204,6 +205,7 @@ pub struct Report {
 /// The process or core.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
+#[non_exhaustive]
 pub struct Target {
     /// Process or core.
     pub kind: TargetKind,
@@ -222,6 +224,7 @@ pub struct Target {
 /// An engine for WebAssembly of which nothing else is shown.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
+#[non_exhaustive]
 pub struct EngineSeen {
     /// Name of the engine.
     pub name: Engine,
@@ -249,6 +252,7 @@ impl EngineSeen {
 /// A Wasm runtime in the target.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
+#[non_exhaustive]
 pub struct Runtime {
     /// Name of the runtime.
     pub name: RuntimeName,
@@ -259,6 +263,7 @@ pub struct Runtime {
 /// A compiled Wasm module in the target.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
+#[non_exhaustive]
 pub struct Module {
     /// Number of the module in this document, over all runtimes.
     pub index: Option<u32>,
@@ -281,7 +286,7 @@ pub struct Module {
     /// The `.wasm` file that was matched to it.
     pub wasm_file: Option<String>,
     /// In what that file was compared with the process, in a word; `checks` has each thing.
-    pub wasm_compared: Option<String>,
+    pub wasm_compared: Option<Compared>,
     /// What is wrong with it or missing.
     pub problem: Option<String>,
 }
@@ -289,6 +294,7 @@ pub struct Module {
 /// A thread and its stack.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
+#[non_exhaustive]
 pub struct Thread {
     /// Kernel thread id.
     pub tid: Option<u32>,
@@ -307,6 +313,7 @@ pub struct Thread {
 /// How a walk over a stack ended.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
+#[non_exhaustive]
 pub struct End {
     /// How the walk ended.
     pub kind: EndKind,
@@ -317,6 +324,7 @@ pub struct End {
 /// A frame of a thread's stack.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
+#[non_exhaustive]
 pub struct Frame {
     /// Number of the frame in its thread, counted from the youngest, the same in every form of output.
     pub index: Option<u32>,
@@ -341,8 +349,8 @@ pub struct Frame {
     pub module_offset: Option<Hex>,
     /// The function that the frame runs.
     pub function: Option<Function>,
-    /// Place in the Wasm code; null in other frames.
-    pub wasm: Option<WasmPlace>,
+    /// Position in the Wasm code; null in other frames.
+    pub wasm: Option<WasmPosition>,
     /// Address of the instance (its `vmctx`).
     pub instance: Option<Hex>,
     /// Known registers of this frame by name; only with `--verbose`.
@@ -400,6 +408,7 @@ impl Frame {
 /// A function, native or Wasm.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
+#[non_exhaustive]
 pub struct Function {
     /// Demangled name.
     pub name: Option<String>,
@@ -419,15 +428,16 @@ pub struct Function {
     pub inlined: Option<bool>,
 }
 
-/// A place in Wasm code.
+/// A position in Wasm code.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
-pub struct WasmPlace {
+#[non_exhaustive]
+pub struct WasmPosition {
     /// `index` of the module in `runtimes[].modules[]`.
     pub module_index: Option<u32>,
     /// Number of the operator in the function's body, from 0, local declarations not counted.
     pub op_index: Option<u64>,
-    /// How the place relates to `op_index`.
+    /// How the position relates to `op_index`.
     pub op_position: OpPosition,
     /// Byte offset of the operator in the `.wasm` file.
     pub offset: Option<Hex>,
@@ -442,6 +452,7 @@ pub struct WasmPlace {
 /// A local or an operand.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
+#[non_exhaustive]
 pub struct Value {
     /// Number of the local, or of the operand counted from the bottom.
     pub index: Option<u32>,
@@ -453,7 +464,7 @@ pub struct Value {
     /// The value as its type prints it, raw hexadecimal if the type is not known.
     pub value: Option<String>,
     /// Where it was found: `r12`, `r12, saved at 0x7ffd...`, `[rbp-0x28]`, `[0x7f...]`, `constant`.
-    pub place: Option<String>,
+    pub place: Option<Place>,
     /// Address it was read from, if it was read from memory.
     pub address: Option<Hex>,
     /// Why there is no value.
@@ -463,6 +474,7 @@ pub struct Value {
 /// A variable of the source language.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
+#[non_exhaustive]
 pub struct Variable {
     /// Name of the variable.
     pub name: Option<String>,
@@ -471,6 +483,9 @@ pub struct Variable {
     pub ty: Option<String>,
     /// The value as its type prints it.
     pub value: Option<String>,
+    /// The bytes that `value` was made from, at most [`crate::limits::MAX_SOURCE_VALUE_BYTES`] of them; not in JSON.
+    #[serde(skip)]
+    pub bytes: Option<Vec<u8>>,
     /// Where it was found: `[fp-0x10]`.
     pub place: Option<String>,
     /// Why there is no value.

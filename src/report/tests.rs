@@ -47,7 +47,7 @@ fn wasm(index: u32, pc: u64, name: Option<&str>, function: u32, position: OpPosi
             offset: Some(Hex(0x41)),
             ..Function::default()
         }),
-        wasm: Some(WasmPlace {
+        wasm: Some(WasmPosition {
             module_index: Some(0),
             op_index: Some(23),
             op_position: position,
@@ -86,7 +86,7 @@ fn rich() -> Report {
                 routes: vec![FoundBy::Vmctx, FoundBy::Heap],
                 checks: vec!["code equals the mapping".to_string(), "12 of 12 functions lie in it".to_string()],
                 wasm_file: Some("/srv/app.wasm".to_string()),
-                wasm_compared: Some("positions, description".to_string()),
+                wasm_compared: Some(Compared::PositionsDescription),
                 problem: None,
             },
             Module {
@@ -304,9 +304,9 @@ fn a_place_without_an_operator_number_is_its_offset() {
 #[test]
 fn variables_of_the_source_stand_below_the_locals() {
     let variable = |name: &str, value: Result<&str, &str>| {
-        let value = value.map(str::to_string).map_err(Why::other);
-        let place = value.is_ok().then(|| "[fp-0x10]".to_string());
-        Variable::new(&runtime::SourceVariable { name: name.to_string(), ty: Some("int".to_string()), value, place })
+        let known = |text: &str| runtime::SourceValue { text: text.into(), bytes: vec![5], place: "[fp-0x10]".into() };
+        let value = value.map(known).map_err(Why::other);
+        Variable::new(&runtime::SourceVariable { name: name.to_string(), ty: Some("int".to_string()), value })
     };
     let mut frame = wasm(0, 0x7f3a_b0d6_0a31, Some("leaf"), 1, OpPosition::Unknown);
     let json = |frame: &Frame| serde_json::to_value(frame).unwrap();

@@ -1,10 +1,10 @@
 //! The text form of a report: a head, then every thread with its youngest frame first.
 
 use super::{
-    EndKind, Frame, FrameKind, Function, Module, OpPosition, Report, Runtime, Thread, Trust, Value, Variable,
-    WasmPlace, fold,
+    EndKind, Frame, FrameKind, Function, Module, OpPosition, Place, Report, Runtime, Thread, Trust, Value, Variable,
+    WasmPosition, fold,
 };
-use crate::arch::x64::TABLE;
+use crate::arch::Machine;
 use crate::limits;
 use crate::runtime::Why;
 use anstyle::{AnsiColor, Style};
@@ -200,7 +200,7 @@ impl Text<'_> {
         if let Some(file) = &module.wasm_file {
             line += &format!(", fits {}", clean(file));
             if let Some(compared) = &module.wasm_compared {
-                line += &format!(" ({})", clean(compared));
+                line += &format!(" ({compared})");
             }
         }
         writeln!(self.out, "{line}")?;
@@ -322,12 +322,13 @@ impl Text<'_> {
             }
             if let Some(registers) = &frame.registers {
                 let mut items: Vec<String> = Vec::new();
-                for row in &TABLE {
-                    if let Some(v) = registers.get(row.name) {
-                        items.push(format!("{} {v}", row.name));
+                let known = || Machine::ALL.iter().flat_map(|machine| machine.registers());
+                for name in known().map(|reg| reg.name()) {
+                    if let Some(v) = registers.get(name) {
+                        items.push(format!("{name} {v}"));
                     }
                 }
-                for (name, v) in registers.iter().filter(|(n, _)| TABLE.iter().all(|row| row.name != *n)) {
+                for (name, v) in registers.iter().filter(|(n, _)| known().all(|reg| reg.name() != *n)) {
                     items.push(format!("{} {v}", clean(name)));
                 }
                 self.list(indent, "regs", &items)?;
@@ -353,7 +354,7 @@ impl Text<'_> {
             line += " (inlined)";
         }
         let (file, line_number) = match (&frame.wasm, function) {
-            (Some(WasmPlace { file: Some(f), line, .. }), _) => (Some(f), *line),
+            (Some(WasmPosition { file: Some(f), line, .. }), _) => (Some(f), *line),
             (_, Some(Function { file: Some(f), line, .. })) => (Some(f), *line),
             _ => (None, None),
         };
@@ -363,7 +364,7 @@ impl Text<'_> {
                 line += &format!(":{n}");
             }
         }
-        let mut place = vec![match (function.and_then(|f| f.index), function.and_then(|f| f.local_index)) {
+        let mut position = vec![match (function.and_then(|f| f.index), function.and_then(|f| f.local_index)) {
             (Some(i), _) => format!("{} func {i}", clean(frame.module.as_deref().unwrap_or("?"))),
             (None, Some(i)) => format!("{} defined func {i}", clean(frame.module.as_deref().unwrap_or("?"))),
             (None, None) => clean(frame.module.as_deref().unwrap_or("module not known")),
@@ -374,22 +375,22 @@ impl Text<'_> {
             match (wasm.op_position, wasm.op_index) {
                 (OpPosition::At, Some(n)) => {
                     let op = wasm.op.as_ref().map(|op| format!(" {}", clean(op))).unwrap_or_default();
-                    place.push(format!("op {n}{op}"));
+                    position.push(format!("op {n}{op}"));
                 }
-                (OpPosition::At, None) => place.extend(wasm.op.as_deref().map(clean)),
-                (OpPosition::After, Some(n)) => place.push(format!("after op {n}")),
-                (OpPosition::Header, _) => place.push("header".to_string()),
-                _ => place.push("op not known".to_string()),
+                (OpPosition::At, None) => position.extend(wasm.op.as_deref().map(clean)),
+                (OpPosition::After, Some(n)) => position.push(format!("after op {n}")),
+                (OpPosition::Header, _) => position.push("header".to_string()),
+                _ => position.push("op not known".to_string()),
             }
             match wasm.offset {
-                Some(offset) if place.len() == 1 => bare_offset = format!(" +{offset}"),
-                Some(offset) => place.push(format!("+{offset}")),
+                Some(offset) if position.len() == 1 => bare_offset = format!(" +{offset}"),
+                Some(offset) => position.push(format!("+{offset}")),
                 None => {}
             }
             let module = wasm.module_index.and_then(|i| self.report.module(i));
             backend = module.and_then(|(_, m)| m.backend.as_deref());
         }
-        line += &format!("  [{}{bare_offset}]", place.join(", "));
+        line += &format!("  [{}{bare_offset}]", position.join(", "));
         if let Some(backend) = backend {
             line += &format!("  {}", self.paint(DIM, &clean(backend)));
         }
@@ -513,8 +514,12 @@ fn value_text(v: &Value) -> String {
         (None, None) => text += " ?",
     }
     if let Some(place) = &v.place {
-        let short = place.split(',').next().unwrap_or(place);
-        text += &if short.starts_with('[') { format!(" {}", clean(short)) } else { format!(" ({})", clean(short)) };
+        // Where a register was saved is only in JSON.
+        text += &match place {
+            Place::Register { reg, .. } => format!(" ({reg})"),
+            Place::Memory { .. } | Place::Address(_) => format!(" {place}"),
+            Place::Constant => format!(" ({place})"),
+        };
     }
     if let Some(why) = &v.why {
         text += &format!(" ({})", clean(&why.to_string()));

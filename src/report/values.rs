@@ -2,7 +2,6 @@
 
 use super::{Bits, End, EndKind, Hex, Module, OpPosition, Trust, Value, Variable};
 use crate::arch::Registers;
-use crate::arch::x64::TABLE;
 use crate::runtime::{self, Place, Position, Slot, Why};
 use crate::unwind;
 use crate::wasm::ValType;
@@ -19,7 +18,7 @@ impl Value {
                 ty,
                 bits: Some(Bits(*bits)),
                 value: Some(print(value.ty, *bits)),
-                place: Some(place_text(place)),
+                place: Some(place.clone()),
                 address: match place {
                     Place::Register { saved_at, .. } => saved_at.map(Hex),
                     Place::Memory { address, .. } | Place::Address(address) => Some(Hex(*address)),
@@ -71,34 +70,23 @@ fn nan(negative: bool, payload: u64) -> String {
     format!("{}nan:{payload:#x}", if negative { "-" } else { "" })
 }
 
-/// Where a value was found, as the JSON form writes it. The text form shows only the part before the comma.
-pub fn place_text(place: &Place) -> String {
-    match place {
-        Place::Register { reg, saved_at: None } => reg.to_string(),
-        Place::Register { reg, saved_at: Some(a) } => format!("{reg}, saved at {a:#x}"),
-        Place::Memory { base, offset, .. } => {
-            let sign = if *offset < 0 { '-' } else { '+' };
-            format!("[{base}{sign}{:#x}]", offset.unsigned_abs())
-        }
-        Place::Address(address) => format!("[{address:#x}]"),
-        Place::Constant => "constant".to_string(),
-    }
-}
-
 /// The registers whose values are known, by name.
 pub fn registers(registers: &Registers) -> BTreeMap<String, Hex> {
-    TABLE.iter().filter_map(|row| Some((row.name.to_string(), Hex(registers.get(row.reg)?)))).collect()
+    registers.iter().map(|(reg, value)| (reg.name().to_string(), Hex(value))).collect()
 }
 
 impl Variable {
     /// The report's form of a variable of the source language.
     pub fn new(variable: &runtime::SourceVariable) -> Variable {
-        let (value, why) = match &variable.value {
-            Ok(value) => (Some(value.clone()), None),
-            Err(why) => (None, Some(why.clone())),
-        };
-        let (name, ty, place) = (Some(variable.name.clone()), variable.ty.clone(), variable.place.clone());
-        Variable { name, ty, value, place, why }
+        let value = variable.value.as_ref().ok();
+        Variable {
+            name: Some(variable.name.clone()),
+            ty: variable.ty.clone(),
+            value: value.map(|value| value.text.clone()),
+            bytes: value.map(|value| value.bytes.clone()),
+            place: value.map(|value| value.place.clone()),
+            why: variable.value.as_ref().err().cloned(),
+        }
     }
 }
 
@@ -116,7 +104,7 @@ impl Module {
             routes: module.routes.clone(),
             checks: module.checks.clone(),
             wasm_file: module.wasm_file.clone(),
-            wasm_compared: module.wasm_compared.clone(),
+            wasm_compared: module.wasm_compared,
             problem: module.problem.clone(),
         }
     }
@@ -216,12 +204,13 @@ mod tests {
         };
         let v = Value::new(3, &v);
         assert_eq!((v.index, v.value.as_deref(), v.bits), (Some(3), Some("9"), Some(Bits(0xaaaa_aaaa_0000_0009))));
-        assert_eq!((v.place.as_deref(), v.address), (Some("rbx, saved at 0x7ffd0010"), Some(Hex(0x7ffd_0010))));
+        let place = v.place.map(|place| place.to_string());
+        assert_eq!((place.as_deref(), v.address), (Some("rbx, saved at 0x7ffd0010"), Some(Hex(0x7ffd_0010))));
     }
 
     #[test]
     fn memory_places_have_a_signed_offset() {
-        let place = |offset| place_text(&Place::Memory { base: x64::RBP, offset, address: 0 });
+        let place = |offset| Place::Memory { base: x64::RBP, offset, address: 0 }.to_string();
         assert_eq!(place(-0x28), "[rbp-0x28]");
         assert_eq!(place(0), "[rbp+0x0]");
         assert_eq!(place(i64::MIN), "[rbp-0x8000000000000000]");

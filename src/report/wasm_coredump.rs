@@ -31,7 +31,7 @@ pub enum Compat {
 }
 
 /// What a coredump is made from.
-pub struct Source<'a> {
+pub struct CoredumpInput<'a> {
     /// The stacks, with values.
     pub report: &'a Report,
     /// The modules and their instances.
@@ -69,21 +69,21 @@ struct Memory {
 }
 
 /// Writes the coredump to `out`. Returns notes about what is missing in it.
-pub fn write(source: &mut Source<'_>, compat: Option<Compat>, out: &mut dyn Write) -> io::Result<Vec<String>> {
+pub fn write(input: &mut CoredumpInput<'_>, compat: Option<Compat>, out: &mut dyn Write) -> io::Result<Vec<String>> {
     let mut notes = Notes::default();
-    let preferred = compat.and_then(|_| first_instance(source));
-    let (memories, memory_maps) = memories(source.contents, preferred, compat, &mut notes);
+    let preferred = compat.and_then(|_| first_instance(input));
+    let (memories, memory_maps) = memories(input.contents, preferred, compat, &mut notes);
     let segments = match compat {
-        None => segments(source.read, &memories, &mut notes),
-        Some(Compat::Wasmgdb) => one_segment(source.read, &memories, &mut notes),
+        None => segments(input.read, &memories, &mut notes),
+        Some(Compat::Wasmgdb) => one_segment(input.read, &memories, &mut notes),
     };
     let (globals, global_maps) = match compat {
-        None => globals(source.contents, &mut notes),
+        None => globals(input.contents, &mut notes),
         Some(Compat::Wasmgdb) => (GlobalSection::new(), HashMap::new()),
     };
 
     let mut head = Module::new();
-    let name = source.report.target.executable.as_deref().unwrap_or_default();
+    let name = input.report.target.executable.as_deref().unwrap_or_default();
     head.section(&CoreDumpSection::new(name));
     if !memories.is_empty() {
         head.section(&memory_section(&memories));
@@ -93,15 +93,15 @@ pub fn write(source: &mut Source<'_>, compat: Option<Compat>, out: &mut dyn Writ
     }
     out.write_all(head.as_slice())?;
     if !segments.is_empty() {
-        data_section(source.read, &memories, &segments, out, &mut notes)?;
+        data_section(input.read, &memories, &segments, out, &mut notes)?;
     }
 
-    let (modules, module_map) = modules(source.contents);
+    let (modules, module_map) = modules(input.contents);
     let mut tail = Vec::new();
     append(&modules, &mut tail);
     let mut instances = CoreDumpInstancesSection::new();
     let mut instance_map: HashMap<(u32, u64), u32> = HashMap::new();
-    for (module, instance) in source.contents.instances() {
+    for (module, instance) in input.contents.instances() {
         instance_map.insert((module, instance.address.0), instances.len());
         let list = |map: &HashMap<u32, Vec<u32>>| map.get(&instance.number).cloned().unwrap_or_default();
         let module = module_map.get(&module).copied().unwrap_or_default();
@@ -109,7 +109,7 @@ pub fn write(source: &mut Source<'_>, compat: Option<Compat>, out: &mut dyn Writ
     }
     let mut stacks = Vec::new();
     let mut unknown: BTreeMap<u32, u32> = BTreeMap::new();
-    for thread in 0..source.report.threads.len() {
+    for thread in 0..input.report.threads.len() {
         // A module may have instances that are not listed, so even an instance that is the only one listed need not
         // be the frame's.
         let mut index_of = |module: u32, address: Option<u64>| {
@@ -122,12 +122,12 @@ pub fn write(source: &mut Source<'_>, compat: Option<Compat>, out: &mut dyn Writ
                 })
             })
         };
-        stacks.extend(stack(source.report, thread, compat, &mut index_of, source.body_offset, &mut notes));
+        stacks.extend(stack(input.report, thread, compat, &mut index_of, input.body_offset, &mut notes));
     }
     for module in unknown.keys() {
         notes.add(format!(
             "the instance of some frames of {} is not known: they stand in one without memories and globals",
-            source.contents.module_name(*module)
+            input.contents.module_name(*module)
         ));
     }
     append(&instances, &mut tail);
@@ -165,10 +165,10 @@ fn append(section: &impl wasm_encoder::Section, out: &mut Vec<u8>) {
 }
 
 /// The number of the first instance that a Wasm frame is known to run in.
-fn first_instance(source: &Source<'_>) -> Option<u32> {
-    let frames = source.report.threads.iter().flat_map(|t| &t.frames);
+fn first_instance(input: &CoredumpInput<'_>) -> Option<u32> {
+    let frames = input.report.threads.iter().flat_map(|t| &t.frames);
     let address = frames.filter(|f| f.kind == FrameKind::Wasm).find_map(|f| f.instance)?;
-    source.contents.instances().find(|(_, i)| i.address == address).map(|(_, i)| i.number)
+    input.contents.instances().find(|(_, i)| i.address == address).map(|(_, i)| i.number)
 }
 
 /// All memories, and for each instance, by its number, the indices of its memories. A memory that several instances
@@ -472,9 +472,9 @@ fn stack(
         let instance = index_of(module, frame.instance.map(|i| i.0));
         // The code offset of a frame is that of its operator, counted from the start of the function's body with its
         // local declarations. Zero is written where it is not known.
-        let place = frame.wasm.as_ref().filter(|w| w.op_position == OpPosition::At).and_then(|w| w.offset);
+        let operator = frame.wasm.as_ref().filter(|w| w.op_position == OpPosition::At).and_then(|w| w.offset);
         let start = function.and_then(|f| f.local_index).and_then(|local| body_offset(module, local));
-        let offset = place.zip(start).and_then(|(place, start)| place.0.checked_sub(start));
+        let offset = operator.zip(start).and_then(|(operator, start)| operator.0.checked_sub(start));
         let offset = offset.and_then(|o| u32::try_from(o).ok());
         if offset.is_none() {
             notes.count("frames have no code offset (0 stands for it): name the .wasm with --wasm");

@@ -1,7 +1,7 @@
 //! What only some runtimes can do. A [`Runtime`] says which of these it has, and whoever asks for one that is missing
 //! gets the reason that users read.
 
-use super::{Runtime, Why};
+use super::{Compared, Runtime, Why};
 use crate::process::{Memory, ThreadId};
 use crate::state::{ExecutionStateImage, ModuleStateMap, PointKind};
 use crate::unwind::Cursor;
@@ -66,13 +66,13 @@ pub enum Reach {
 pub type Reaches = Box<dyn Fn(u64) -> Reach + Send>;
 
 /// How well a core module from a file of the user fits a module of the target.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fit {
     /// How strongly the target proves that this is the very file; 0 if the target does not keep the module's Wasm. Of
     /// two fits the higher number wins.
     pub exact: u8,
-    /// What was compared and agrees, in a few words.
-    pub summary: &'static str,
+    /// What was compared and agrees.
+    pub summary: Compared,
     /// What agrees, one entry for each comparison.
     pub checks: Vec<String>,
     /// Number that is added to a byte offset in the core module to get the offset that the runtime uses.

@@ -5,6 +5,7 @@ use crate::wasm::{NameSource, ValType};
 
 /// Where a value was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Place {
     /// The value is in a register of this frame. If a callee saved that register, `saved_at` is the address of the
     /// stack slot from which it was read.
@@ -28,6 +29,24 @@ pub enum Place {
     /// The value is a constant that the compiler knew.
     Constant,
 }
+
+/// `r12`, `r12, saved at 0x7ffd0010`, `[rbp-0x28]`, `[0x7f0010]` or `constant`.
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Place::Register { reg, saved_at: None } => write!(f, "{reg}"),
+            Place::Register { reg, saved_at: Some(address) } => write!(f, "{reg}, saved at {address:#x}"),
+            Place::Memory { base, offset, .. } => {
+                let sign = if *offset < 0 { '-' } else { '+' };
+                write!(f, "[{base}{sign}{:#x}]", offset.unsigned_abs())
+            }
+            Place::Address(address) => write!(f, "[{address:#x}]"),
+            Place::Constant => f.write_str("constant"),
+        }
+    }
+}
+
+text_in_json!(Place);
 
 /// One local or operand.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,10 +96,19 @@ pub struct SourceVariable {
     pub name: String,
     /// Name of its type.
     pub ty: Option<String>,
-    /// The value as the variable's type prints it, or why it is not shown.
-    pub value: Result<String, Why>,
-    /// Where the value was found, such as `[fp-0x10]`.
-    pub place: Option<String>,
+    /// The value, or why it is not shown.
+    pub value: Result<SourceValue, Why>,
+}
+
+/// The value of a variable of the source language.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceValue {
+    /// The value as the variable's type prints it.
+    pub text: String,
+    /// The bytes that the text was made from, at most [`crate::limits::MAX_SOURCE_VALUE_BYTES`] of them.
+    pub bytes: Vec<u8>,
+    /// Where the value was found, such as `[fp-0x10]`. A value in several pieces has several places.
+    pub place: String,
 }
 
 /// An operator of a `.wasm` file.

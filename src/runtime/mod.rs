@@ -15,8 +15,10 @@ pub mod wasmtime;
 mod why;
 
 pub use self::capabilities::{Files, Fit, GlobalCell, Images, InstanceParts, Reach, Reaches, Settling, Tables};
-pub use self::frame::{GuestFrame, GuestKind, OperatorPlace, Place, Position, Slot, SourceVariable, Value};
-pub use self::module::{Declared, FoundBy, GuestFunction, GuestInstance, GuestModule, Key, RuntimeName};
+pub use self::frame::{
+    GuestFrame, GuestKind, OperatorPlace, Place, Position, Slot, SourceValue, SourceVariable, Value,
+};
+pub use self::module::{Compared, Declared, FoundBy, GuestFunction, GuestInstance, GuestModule, Key, RuntimeName};
 pub use self::why::Why;
 
 use self::engines::Sighting;

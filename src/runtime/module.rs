@@ -27,6 +27,26 @@ words! {
         /// The header of a code image before executable memory (Wasmtime).
         Image = "image",
     }
+
+    /// In what a `.wasm` file of the user was compared with a module of the target, and agrees.
+    Compared {
+        /// Every byte of the Wasm that the target keeps.
+        EveryByte = "every byte",
+        /// Every byte of the Wasm that the target keeps, apart from custom sections.
+        AllButCustomSections = "all but custom sections",
+        /// The positions that the compiler recorded.
+        Positions = "positions",
+        /// The positions that the compiler recorded, and the data segments.
+        PositionsData = "positions, data",
+        /// The positions that the compiler recorded, and the runtime's description of the module.
+        PositionsDescription = "positions, description",
+        /// The positions that the compiler recorded, the runtime's description of the module, and the data segments.
+        PositionsDescriptionData = "positions, description, data",
+        /// The runtime's description of the module.
+        Description = "description",
+        /// The runtime's description of the module, and the data segments.
+        DescriptionData = "description, data",
+    }
 }
 
 /// A compiled module found in the target.
@@ -51,8 +71,8 @@ pub struct GuestModule {
     pub backend: String,
     /// Path of the user's `.wasm` file that was matched to the module.
     pub wasm_file: Option<String>,
-    /// What that file was compared with in the process, in a few words ("positions, description").
-    pub wasm_compared: Option<String>,
+    /// In what that file agrees with the target.
+    pub wasm_compared: Option<Compared>,
     /// What is wrong with the module or missing from it.
     pub problem: Option<String>,
 }

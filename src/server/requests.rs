@@ -13,7 +13,7 @@ use crate::progress::Progress;
 use crate::report::hexdump;
 use crate::report::symbol_file::{SymbolFile, TextNames};
 use crate::report::text::{self, TextOptions};
-use crate::report::{Frame, FrameKind, OpPosition, Report, Thread, ValType, WasmPlace};
+use crate::report::{Frame, FrameKind, OpPosition, Report, Thread, ValType, WasmPosition};
 use crate::runtime::all::{FindOptions, Runtimes};
 use crate::runtime::code_map::Seen;
 use crate::runtime::{Provider, Why};
@@ -537,7 +537,7 @@ impl Requests {
             return Err(Failure::not_found(format!("{given} is not known here: {why}")));
         };
         let ty = value.ty.map(|ty| format!("({ty}) ")).unwrap_or_default();
-        let place = value.place.as_deref().map(|p| format!("   {p}")).unwrap_or_default();
+        let place = value.place.as_ref().map(|p| format!("   {p}")).unwrap_or_default();
         Ok(message([("text", format!("{ty}{text}{place}").into()), ("value", to_json(&value)?)]))
     }
 
@@ -620,7 +620,7 @@ impl Requests {
             Some(wasm.operators(function)?.binary_search(&at).ok()? as u64)
         };
         // A frame that is behind an operator goes on at the next one.
-        let behind = |w: &WasmPlace| w.op_position == OpPosition::After;
+        let behind = |w: &WasmPosition| w.op_position == OpPosition::After;
         let numbered = || frame.wasm.as_ref().and_then(|w| Some(w.op_index?.saturating_add(behind(w).into())));
         let Some(op) = numbered().or_else(of_offset) else {
             return Err(Failure::not_found("the place in the Wasm function is not known"));

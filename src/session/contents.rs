@@ -197,7 +197,7 @@ fn instance_row(
             size: found.as_ref().ok().map(|m| m.1),
             memory64: decl.memory64,
             shared: decl.shared,
-            maximum: decl.maximum,
+            maximum: decl.maximum_in_wasm_pages(),
             why: found.err(),
         }
     };

@@ -76,6 +76,6 @@ fn write(
     out: &mut dyn Write,
 ) -> Result<Vec<String>, Error> {
     let mut body_offset = |module: u32, function: u32| runtime.body_offset(module as usize, function);
-    let mut source = wasm_coredump::Source { report, contents, read, body_offset: &mut body_offset };
+    let mut source = wasm_coredump::CoredumpInput { report, contents, read, body_offset: &mut body_offset };
     wasm_coredump::write(&mut source, compat, out).map_err(failed)
 }

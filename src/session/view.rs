@@ -5,7 +5,7 @@ use super::{Options, Source};
 use crate::arch::CodeAddress;
 use crate::process::objects::Objects;
 use crate::process::{Target, Thread};
-use crate::report::{self, Frame, FrameKind, Function, Hex, OpPosition, Report, WasmPlace};
+use crate::report::{self, Frame, FrameKind, Function, Hex, OpPosition, Report, WasmPosition};
 use crate::runtime::{GuestFrame, GuestKind, Position, Runtime};
 use crate::symbolize::native::NativeSymbolizer;
 use crate::unwind::{self, End, Stack, Trust};
@@ -164,7 +164,7 @@ impl View<'_, '_> {
         }
         // A signal handler returns to the first byte of `__restore_rt`, so this address is not one behind a call in
         // the function before.
-        let signal_frame = self.native.cfi.is_signal_frame(at.address, self.target);
+        let signal_frame = self.native.cfi.is_signal_frame(at, self.target);
         let address = if signal_frame { CodeAddress::Exact(pc) } else { at.address };
         let symbols = if self.options.names { self.symbolizer.symbolize(address) } else { Vec::new() };
         if signal_frame {
@@ -224,7 +224,7 @@ impl View<'_, '_> {
             return base;
         }
         let (op_index, op_position) = OpPosition::of(guest.position);
-        let mut place = WasmPlace {
+        let mut place = WasmPosition {
             module_index: Some(guest.module as u32),
             op_index,
             op_position,

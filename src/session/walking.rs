@@ -1,6 +1,6 @@
 //! Walks the stacks of threads, and has modules looked for where a stack leads to code that nobody knows.
 
-use crate::arch::{CodeAddress, x64};
+use crate::arch::CodeAddress;
 use crate::limits;
 use crate::process::objects::Objects;
 use crate::process::{Mapping, Memory, Target, Thread};
@@ -31,7 +31,7 @@ impl<'a> Native<'a> {
 
     /// The same as `new`, with symbols that give native code also lines if `lines` is set.
     pub fn naming(target: &'a dyn Target, objects: &'a Objects, lines: bool) -> Native<'a> {
-        let no_frame_pointer = |t: &Thread| t.registers.sp().is_some() && t.registers.get(x64::RBP).is_none();
+        let no_frame_pointer = |t: &Thread| t.registers.sp().is_some() && t.registers.fp().is_none();
         let symbols = Rc::new(NativeSymbolizer::new(objects).with_lines(lines));
         let named = Rc::clone(&symbols);
         let function = move |at| {
@@ -148,7 +148,7 @@ impl Unwinder for Recovery<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::Registers;
+    use crate::arch::{Machine, Registers, x64};
     use crate::process::objects::SearchPaths;
     use crate::process::testing::CoreBuilder;
     use crate::progress::Silent;
@@ -182,7 +182,7 @@ mod tests {
         let (code, stack) = (0x10_0000, 0x2000_0000);
         let records = (0..200u64).flat_map(|i| [stack + (i + 1) * 16, code + 0x10]);
         let bytes: Vec<u8> = records.flat_map(u64::to_le_bytes).collect();
-        let mut registers = Registers::unknown();
+        let mut registers = Registers::unknown(Machine::X64);
         for (reg, value) in [(x64::RIP, code), (x64::RSP, stack), (x64::RBP, stack)] {
             registers.set(reg, value);
         }

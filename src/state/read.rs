@@ -17,10 +17,10 @@
 use super::diff::{Budget, BuiltStates, StateError};
 use super::map::Point;
 use super::model::{
-    CodeVersion, ExecutionStateImage, FunctionStateMap, MachineState, MachineValue, WasmAbstractValue,
+    CodeVersion, ExecutionStateImage, FunctionStateMap, MachineState, MachineValue, RegisterIndex, WasmAbstractValue,
     WasmFunctionStateDump,
 };
-use super::x64::to_index;
+use super::x64::{from_index, to_index};
 use crate::arch::{Reg, x64};
 use crate::limits::{MAX_IMAGE_FRAMES, MAX_IMAGE_VALUES, MAX_IMAGE_WORK, MAX_SLOTS};
 
@@ -52,6 +52,13 @@ impl KnownRegisters {
     /// The value of a register. It is `None` also where state maps have no number for the register.
     pub fn of(&self, reg: Reg) -> Option<u64> {
         self.get(to_index(reg)?.0)
+    }
+
+    /// Sets what is known of a register. A register that state maps have no number for is left out.
+    pub fn set(&mut self, reg: Reg, value: Option<u64>) {
+        if let Some(known) = to_index(reg).and_then(|index| self.0.get_mut(index.0)) {
+            *known = value;
+        }
     }
 }
 
@@ -101,7 +108,7 @@ pub enum MissingReason {
 }
 
 fn register_name(index: usize) -> String {
-    Reg::from_index(index).map_or_else(|| format!("number {index}"), |reg| reg.name().to_owned())
+    from_index(RegisterIndex(index)).map_or_else(|| format!("number {index}"), |reg| reg.name().to_owned())
 }
 
 /// Something in a machine state that has no meaning and was ignored. The runtime panics at each of these.
@@ -235,7 +242,7 @@ pub fn cross_tier_boundary(registers: &mut KnownRegisters, boundary: Option<Boun
         (x64::R12, b.map(|b| b.r12)),
         (x64::RBX, b.map(|b| b.rbx)),
     ] {
-        registers.0[reg.index()] = value;
+        registers.set(reg, value);
     }
 }
 

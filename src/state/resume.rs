@@ -82,7 +82,7 @@ impl ResumeStack {
     /// [`ResumeStack::start`], lowest address first: XMM0-15, rbp, rax, rbx, rcx, rdx, rdi, rsi, r8-r15. Unknown
     /// registers are zero.
     pub fn register_block(&self) -> [u64; 31] {
-        SWITCH_BLOCK.map(|reg| self.registers.get(reg.index()).unwrap_or(0))
+        SWITCH_BLOCK.map(|reg| self.registers.of(reg).unwrap_or(0))
     }
 }
 
@@ -608,8 +608,8 @@ fn build(
         stack.push(frame, place.code_base.wrapping_add(planned.activate as u64))?;
     }
     let start = stack.address();
-    registers.0[x64::RBP.index()] = Some(rbp);
-    registers.0[x64::RSP.index()] = Some(start + 8);
+    registers.set(x64::RBP, Some(rbp));
+    registers.set(x64::RSP, Some(start + 8));
     let mut words = stack.words;
     words.reverse();
     let kind = planned.first().map_or(PointKind::Call, |youngest| youngest.kind);

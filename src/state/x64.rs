@@ -1,23 +1,60 @@
-//! The register numbers of the x86-64 state maps (`state.rs: x64_decl`). They come from the one register table of
-//! [`crate::arch`].
+//! The register numbers of the x86-64 state maps (`state.rs: x64_decl`).
 
 use super::model::RegisterIndex;
-use crate::arch::{Reg, x64};
+use super::read::KnownRegisters;
+use crate::arch::{Reg, Registers, x64};
 
-/// The register with this DWARF number, if state maps have a number for it. The runtime's own table ends at XMM7
-/// (24), but this one has XMM8-15 (25-32) too. The return address column (16) is no register of a state map.
-pub fn from_dwarf_regnum(number: u16) -> Option<Reg> {
-    Reg::from_dwarf(number).filter(|reg| *reg != x64::RIP)
-}
+/// The registers that state maps number, in the order of their numbers (`state.rs: X64Register::to_index`): the general
+/// registers as machine code numbers them, then the low 64 bits of XMM0-15. The instruction pointer has no number.
+const NUMBERED: [Reg; 32] = [
+    x64::RAX,
+    x64::RCX,
+    x64::RDX,
+    x64::RBX,
+    x64::RSP,
+    x64::RBP,
+    x64::RSI,
+    x64::RDI,
+    x64::R8,
+    x64::R9,
+    x64::R10,
+    x64::R11,
+    x64::R12,
+    x64::R13,
+    x64::R14,
+    x64::R15,
+    x64::XMM0,
+    x64::XMM1,
+    x64::XMM2,
+    x64::XMM3,
+    x64::XMM4,
+    x64::XMM5,
+    x64::XMM6,
+    x64::XMM7,
+    x64::XMM8,
+    x64::XMM9,
+    x64::XMM10,
+    x64::XMM11,
+    x64::XMM12,
+    x64::XMM13,
+    x64::XMM14,
+    x64::XMM15,
+];
 
-/// State-map number of `reg`. The instruction pointer has none.
+/// State-map number of `reg`. The instruction pointer and registers of other machines have none.
 pub fn to_index(reg: Reg) -> Option<RegisterIndex> {
-    (reg.index() < 32).then(|| RegisterIndex(reg.index()))
+    NUMBERED.iter().position(|numbered| *numbered == reg).map(RegisterIndex)
 }
 
 /// The register with this state-map number, or `None` if there is no such register.
 pub fn from_index(index: RegisterIndex) -> Option<Reg> {
-    Reg::from_index(index.0)
+    NUMBERED.get(index.0).copied()
+}
+
+/// The values of a frame's registers, by state-map number. The runtime's `read_stack` takes them as
+/// `initially_known_registers` (`state.rs`).
+pub fn known_registers(registers: &Registers) -> KnownRegisters {
+    KnownRegisters(NUMBERED.map(|reg| registers.get(reg)))
 }
 
 /// The bytes of the instruction `mov %reg, disp32(%rsp)` (`movq` for XMM registers) that come before the 32-bit

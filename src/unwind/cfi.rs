@@ -1,12 +1,12 @@
 //! Unwinds with call frame information: `.eh_frame` (searched through `.eh_frame_hdr` where that is usable) and
 //! `.debug_frame`.
 //!
-//! The register rules of a table are applied to every register of [`crate::arch::x64::TABLE`], because whatever
-//! called the native code may keep its values in any callee-saved register (facts: locals 0-3 of a singlepass
-//! function).
+//! The register rules of a table are applied to every register of the machine, because whatever called the native code
+//! may keep its values in any callee-saved register (facts: locals 0-3 of a singlepass function).
 
-use super::{Cursor, FrameChange, Next, Trust, UnwindError, Unwinder, prologue};
-use crate::arch::{CodeAddress, Reg, Registers, x64};
+use super::frame_pointer::from_code;
+use super::{Cursor, FrameChange, Next, Trust, UnwindError, Unwinder};
+use crate::arch::{CodeAddress, Machine, Reg, Registers, Slot};
 use crate::limits;
 use crate::process::objects::{LoadedObject, Objects};
 use crate::process::unpack::section_bytes;
@@ -25,50 +25,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 type Slice<'a> = EndianSlice<'a, LittleEndian>;
-
-/// The code that a signal handler returns to: system call 15 (`rt_sigreturn`). `mov $15, %rax; syscall` is the code
-/// of glibc, musl and Go (gdb knows it by the same bytes). The other sequences say the same in fewer bytes, as an
-/// assembler that optimizes does.
-const SIGRETURNS: [&[u8]; 3] = [
-    &[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05], // mov rax, 15; syscall
-    &[0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05],             // mov eax, 15; syscall
-    &[0x6a, 0x0f, 0x58, 0x0f, 0x05],                // push 15; pop rax; syscall
-];
-/// Length of a `syscall` instruction in bytes.
-const SYSCALL: usize = 2;
-
-/// Byte offsets in `struct ucontext` (asm/ucontext.h, asm/sigcontext.h). When a handler has returned, rsp points at
-/// that struct, as the kernel arranged it.
-mod ucontext {
-    use crate::arch::{Reg, x64};
-
-    /// General purpose registers and rip (`struct sigcontext`).
-    pub const REGISTERS: [(Reg, u64); 17] = [
-        (x64::R8, 40),
-        (x64::R9, 48),
-        (x64::R10, 56),
-        (x64::R11, 64),
-        (x64::R12, 72),
-        (x64::R13, 80),
-        (x64::R14, 88),
-        (x64::R15, 96),
-        (x64::RDI, 104),
-        (x64::RSI, 112),
-        (x64::RBP, 120),
-        (x64::RBX, 128),
-        (x64::RDX, 136),
-        (x64::RAX, 144),
-        (x64::RCX, 152),
-        (x64::RSP, 160),
-        (x64::RIP, 168),
-    ];
-    /// Offset of the segment registers: cs, gs, fs, ss.
-    pub const SEGMENTS: u64 = 184;
-    /// Offset of the pointer to the floating point state. The pointer is null if that state was not saved.
-    pub const FPSTATE: u64 = 224;
-    /// Offset of XMM0 within the floating point state (the FXSAVE layout). Each XMM register takes 16 bytes.
-    pub const XMM: u64 = 160;
-}
 
 /// Unwinds code that has call frame information.
 pub struct CfiUnwinder<'a> {
@@ -157,9 +113,9 @@ impl<'a> CfiUnwinder<'a> {
     /// Does the same as [`CfiUnwinder::apply`], with a frame pointer that is computed from the function's code.
     fn apply_with_prologue(&self, row: &Row, at: &Cursor, memory: &dyn Memory) -> Option<Result<Next, Failure>> {
         let start = row.start.wrapping_add(self.objects.get(row.source)?.bias);
-        let pointer = prologue::frame_pointer(start, at.address.raw(), at.registers.sp()?, memory)?;
+        let pointer = from_code(start, at.address.raw(), &at.registers, memory)?;
         let mut at = at.clone();
-        at.registers.set(x64::RBP, pointer);
+        at.registers.set(at.registers.machine().description().fp, pointer);
         Some(self.apply(row, &at, memory).map(|next| match next {
             Next::Caller(caller, Trust::Cfi) => Next::Caller(caller, Trust::FramePointer),
             other => other,
@@ -169,17 +125,17 @@ impl<'a> CfiUnwinder<'a> {
     /// How callers are found from each place of the function at `start`, as the table of [`CfiUnwinder::of_eh_frame`]
     /// says it: pairs of a byte offset from `start` and a change, in ascending order. `None`: the table has no entry
     /// for this function, or uses rules that cannot be expressed as changes.
-    pub fn changes(&self, start: u64) -> Option<Vec<(u32, FrameChange)>> {
+    pub fn changes(&self, machine: Machine, start: u64) -> Option<Vec<(u32, FrameChange)>> {
         let source = self.objects.first()?;
-        source.tables.get()?.first()?.changes(start, &mut self.context.borrow_mut())
+        source.tables.get()?.first()?.changes(machine, start, &mut self.context.borrow_mut())
     }
 
     /// Whether the frame at `at` is the kernel's signal frame, which a signal handler returns to and whose caller was
     /// interrupted. That a table marks code as a signal frame is no sign of a signal: corosensei marks the place
     /// where a coroutine begins, so that the caller is looked up at exactly its address, although no signal was
     /// there.
-    pub fn is_signal_frame(&self, at: CodeAddress, memory: &dyn Memory) -> bool {
-        is_sigreturn(at.raw(), memory)
+    pub fn is_signal_frame(&self, at: &Cursor, memory: &dyn Memory) -> bool {
+        is_sigreturn(at.registers.machine(), at.address.raw(), memory)
     }
 
     /// Start and end of the last function in the tables that begins at or before `address`. The end may be before
@@ -192,11 +148,11 @@ impl<'a> CfiUnwinder<'a> {
         Some((start.wrapping_add(source.bias), end.wrapping_add(source.bias)))
     }
 
-    fn plan(&self, at: CodeAddress, memory: &dyn Memory) -> Plan {
+    fn plan(&self, machine: Machine, at: CodeAddress, memory: &dyn Memory) -> Plan {
         if let Some(plan) = self.plans.borrow().get(&at) {
             return plan.clone();
         }
-        let plan = self.make_plan(at, memory);
+        let plan = self.make_plan(machine, at, memory);
         let mut plans = self.plans.borrow_mut();
         if plans.len() >= limits::MAX_CACHED_ROWS {
             plans.clear();
@@ -205,11 +161,11 @@ impl<'a> CfiUnwinder<'a> {
         plan
     }
 
-    fn make_plan(&self, at: CodeAddress, memory: &dyn Memory) -> Plan {
-        let sigreturn = is_sigreturn(at.raw(), memory);
+    fn make_plan(&self, machine: Machine, at: CodeAddress, memory: &dyn Memory) -> Plan {
+        let sigreturn = is_sigreturn(machine, at.raw(), memory);
         let covering = |s: &FileTables<'a>| s.range.0 <= at.lookup() && at.lookup() < s.range.1;
         let found = match self.objects.iter().position(covering) {
-            Some(source) => self.row(source, at.lookup(), sigreturn),
+            Some(source) => self.row(machine, source, at.lookup(), sigreturn),
             None => Ok(None),
         };
         match found {
@@ -224,13 +180,13 @@ impl<'a> CfiUnwinder<'a> {
         }
     }
 
-    fn row(&self, source: usize, pc: u64, sigreturn: bool) -> Result<Option<Row>, String> {
+    fn row(&self, machine: Machine, source: usize, pc: u64, sigreturn: bool) -> Result<Option<Row>, String> {
         let Some(s) = self.objects.get(source) else { return Ok(None) };
         let svma = pc.wrapping_sub(s.bias);
         let mut problem = None;
         let all = s.tables.get_or_init(|| s.object.map(tables).unwrap_or_default());
         for (index, table) in all.iter().enumerate() {
-            match table.row(svma, &mut self.context.borrow_mut()) {
+            match table.row(machine, svma, &mut self.context.borrow_mut()) {
                 Ok(Some(mut row)) => {
                     (row.source, row.table, row.sigreturn) = (source, index, sigreturn);
                     return Ok(Some(row));
@@ -253,18 +209,19 @@ impl<'a> CfiUnwinder<'a> {
         };
         let cfa = match &row.cfa {
             CfaRule::RegisterAndOffset { register, offset } => {
-                frame.register(dwarf(*register)?)?.wrapping_add_signed(*offset)
+                frame.register(frame.dwarf(*register)?)?.wrapping_add_signed(*offset)
             }
             CfaRule::Expression(e) => frame.evaluate(e, None)?,
         };
         let mut caller = at.registers.clone();
         if row.signal {
-            caller = Registers::unknown();
+            caller = Registers::unknown(caller.machine());
         } else {
             caller.forget_caller_saved();
         }
-        caller.set(x64::RSP, cfa);
-        caller.forget(x64::RIP);
+        let machine = caller.machine().description();
+        caller.set(machine.sp, cfa);
+        caller.forget(machine.pc);
         for (reg, rule) in &row.rules {
             if *reg == row.return_address {
                 continue;
@@ -272,7 +229,7 @@ impl<'a> CfiUnwinder<'a> {
             match frame.apply(rule, *reg, cfa, &mut caller) {
                 Ok(()) => {}
                 // The caller's frame is worth showing without this register.
-                Err(_) if *reg != x64::RSP => caller.forget(*reg),
+                Err(_) if *reg != machine.sp => caller.forget(*reg),
                 Err(e) => return Err(e),
             }
         }
@@ -280,17 +237,17 @@ impl<'a> CfiUnwinder<'a> {
         match rule {
             Some(RegisterRule::Undefined) => return Ok(Next::Bottom),
             Some(rule) => {
-                let mut found = Registers::unknown();
+                let mut found = Registers::unknown(caller.machine());
                 frame.apply(rule, row.return_address, cfa, &mut found)?;
                 match (found.get(row.return_address), found.saved_at(row.return_address)) {
-                    (Some(pc), Some(slot)) => caller.restore(x64::RIP, pc, slot),
-                    (Some(pc), None) => caller.set(x64::RIP, pc),
+                    (Some(pc), Some(slot)) => caller.restore(machine.pc, pc, slot),
+                    (Some(pc), None) => caller.set(machine.pc, pc),
                     (None, _) => return Err(Failure::Unknown(row.return_address)),
                 }
             }
             None => return Err(Failure::Broken("no rule for the return address".into())),
         }
-        let Some(pc) = caller.pc() else { return Err(Failure::Unknown(x64::RIP)) };
+        let Some(pc) = caller.pc() else { return Err(Failure::Unknown(machine.pc)) };
         if pc == 0 {
             return Ok(Next::Bottom);
         }
@@ -298,7 +255,7 @@ impl<'a> CfiUnwinder<'a> {
             return Ok(Next::Caller(Cursor { address: CodeAddress::Return(pc), registers: caller }, Trust::Cfi));
         }
         if row.sigreturn
-            && let Ok(context) = frame.register(x64::RSP)
+            && let Ok(context) = frame.register(machine.sp)
         {
             restore_vectors(context, memory, &mut caller);
         }
@@ -308,10 +265,12 @@ impl<'a> CfiUnwinder<'a> {
 
 impl Unwinder for CfiUnwinder<'_> {
     fn step(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
-        let result = match self.plan(at.address, memory) {
+        let machine = at.registers.machine();
+        let fp = machine.description().fp;
+        let result = match self.plan(machine, at.address, memory) {
             Plan::Row(row) => match self.apply(&row, at, memory) {
-                Err(Failure::Unknown(x64::RBP)) if self.prologues => {
-                    self.apply_with_prologue(&row, at, memory).unwrap_or(Err(Failure::Unknown(x64::RBP)))
+                Err(Failure::Unknown(reg)) if reg == fp && self.prologues => {
+                    self.apply_with_prologue(&row, at, memory).unwrap_or(Err(Failure::Unknown(fp)))
                 }
                 result => result,
             },
@@ -354,10 +313,6 @@ impl From<MemoryError> for Failure {
     }
 }
 
-fn dwarf(register: gimli::Register) -> Result<Reg, Failure> {
-    Reg::from_dwarf(register.0).ok_or_else(|| Failure::Broken(format!("register {} is not known", register.0)))
-}
-
 /// The state that the rules and expressions of one frame are evaluated against.
 struct FrameContext<'f> {
     at: &'f Cursor,
@@ -368,8 +323,13 @@ struct FrameContext<'f> {
 }
 
 impl FrameContext<'_> {
+    fn dwarf(&self, register: gimli::Register) -> Result<Reg, Failure> {
+        let reg = self.at.registers.machine().from_dwarf(register.0);
+        reg.ok_or_else(|| Failure::Broken(format!("register {} is not known", register.0)))
+    }
+
     fn register(&self, reg: Reg) -> Result<u64, Failure> {
-        if reg == x64::RIP {
+        if reg == self.at.registers.machine().description().pc {
             return Ok(self.at.address.raw());
         }
         self.at.registers.get(reg).ok_or(Failure::Unknown(reg))
@@ -383,7 +343,7 @@ impl FrameContext<'_> {
         match rule {
             RegisterRule::Undefined | RegisterRule::Architectural => caller.forget(reg),
             RegisterRule::SameValue => self.copy(reg, reg, caller)?,
-            RegisterRule::Register(other) => self.copy(dwarf(*other)?, reg, caller)?,
+            RegisterRule::Register(other) => self.copy(self.dwarf(*other)?, reg, caller)?,
             RegisterRule::Offset(offset) => load(caller, cfa.wrapping_add_signed(*offset))?,
             RegisterRule::ValOffset(offset) => caller.set(reg, cfa.wrapping_add_signed(*offset)),
             RegisterRule::Expression(e) => load(caller, self.evaluate(e, Some(cfa))?)?,
@@ -427,7 +387,7 @@ impl FrameContext<'_> {
                     evaluation.resume_with_memory(Value::Generic(u64::from_le_bytes(word)))?
                 }
                 EvaluationResult::RequiresRegister { register, base_type } if base_type.0 == 0 => {
-                    evaluation.resume_with_register(Value::Generic(self.register(dwarf(register)?)?))?
+                    evaluation.resume_with_register(Value::Generic(self.register(self.dwarf(register)?)?))?
                 }
                 EvaluationResult::RequiresRelocatedAddress(svma) => {
                     evaluation.resume_with_relocated_address(svma.wrapping_add(self.bias))?
@@ -466,58 +426,60 @@ fn register_as_value(expression: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
-/// Whether the code at `pc` returns from a signal handler. `pc` is the first instruction of such code, or the
-/// `syscall` in it.
-pub fn is_sigreturn(pc: u64, memory: &dyn Memory) -> bool {
-    // The longest sequence is 9 bytes: 7 before the `syscall`, and all 9 from `pc` on if `pc` is at the first byte.
-    const BEFORE: usize = 7;
-    let mut around = [0; BEFORE + 9];
-    let there = memory.read_around(pc, BEFORE, &mut around);
-    SIGRETURNS.iter().any(|code| {
-        let syscall = BEFORE - (code.len() - SYSCALL);
-        [BEFORE, syscall]
+/// Whether the code at `pc` returns from a signal handler. `pc` is the first instruction of such code, or the system call
+/// in it.
+pub fn is_sigreturn(machine: Machine, pc: u64, memory: &dyn Memory) -> bool {
+    let signal = &machine.description().kernel.signal;
+    let longest = signal.longest_return();
+    let before = longest - signal.system_call.len();
+    let mut around = vec![0; before + longest];
+    let there = memory.read_around(pc, before, &mut around);
+    signal.returns.iter().any(|code| {
+        let call = before - (code.len() - signal.system_call.len());
+        [before, call]
             .iter()
             .any(|&at| at >= there.start && around.get(at..there.end.min(at + code.len())) == Some(code))
     })
 }
 
 /// The address at which the code that a signal interrupted goes on, and its stack pointer. `None` if `context` is not
-/// the `struct ucontext` that the kernel leaves for a handler: it must hold the code and stack segments of a user
-/// program.
-pub fn signal_context(context: u64, memory: &dyn Memory) -> Option<(u64, u64)> {
-    const USER_CS: u64 = 0x33;
-    const USER_SS: u64 = 0x2b;
+/// the `struct ucontext` that the kernel leaves for a handler.
+pub fn signal_context(machine: Machine, context: u64, memory: &dyn Memory) -> Option<(u64, u64)> {
+    let machine = machine.description();
+    let signal = &machine.kernel.signal;
     let word = |offset: u64| memory.read_u64(context.checked_add(offset)?).ok();
-    let segments = word(ucontext::SEGMENTS)?;
-    let is_user = segments & 0xffff == USER_CS && [0, USER_SS].contains(&(segments >> 48));
-    let register = |reg| ucontext::REGISTERS.iter().find(|(r, _)| *r == reg).and_then(|(_, offset)| word(*offset));
-    is_user.then_some((register(x64::RIP)?, register(x64::RSP)?))
+    let register = |reg| signal.registers.iter().find(|(r, _)| *r == reg).and_then(|(_, offset)| word(*offset));
+    let (mark, is_marked) = signal.mark;
+    is_marked(word(mark)?).then_some((register(machine.pc)?, register(machine.sp)?))
 }
 
 /// Steps from the kernel's signal frame to the interrupted code, without a table.
 fn return_from_signal(at: &Cursor, memory: &dyn Memory) -> Result<Next, Failure> {
-    let context = at.registers.sp().ok_or(Failure::Unknown(x64::RSP))?;
-    let mut caller = Registers::unknown();
-    for (reg, offset) in ucontext::REGISTERS {
+    let machine = at.registers.machine().description();
+    let context = at.registers.sp().ok_or(Failure::Unknown(machine.sp))?;
+    let mut caller = Registers::unknown(at.registers.machine());
+    for &(reg, offset) in machine.kernel.signal.registers {
         let slot = context.wrapping_add(offset);
         caller.restore(reg, memory.read_u64(slot)?, slot);
     }
     restore_vectors(context, memory, &mut caller);
-    let pc = caller.pc().ok_or(Failure::Unknown(x64::RIP))?;
+    let pc = caller.pc().ok_or(Failure::Unknown(machine.pc))?;
     Ok(Next::Caller(Cursor { address: CodeAddress::Exact(pc), registers: caller }, Trust::Recognised))
 }
 
-/// Restores the low halves of XMM0-15 as they were at the signal. The runtime's `fault.rs` hands them to `read_stack`
-/// too.
+/// Restores the low halves of the vector registers as they were at the signal. The runtime's `fault.rs` hands them to
+/// `read_stack` too.
 fn restore_vectors(context: u64, memory: &dyn Memory, caller: &mut Registers) {
-    let Ok(state) = memory.read_u64(context.wrapping_add(ucontext::FPSTATE)) else { return };
+    let machine = caller.machine().description();
+    let Ok(state) = memory.read_u64(context.wrapping_add(machine.kernel.signal.vectors)) else { return };
     if state == 0 {
         return;
     }
-    for i in 0..16u8 {
-        let slot = state.wrapping_add(ucontext::XMM + 16 * u64::from(i));
+    for row in machine.registers {
+        let Slot::Vector(offset) = row.slot else { continue };
+        let slot = state.wrapping_add(offset as u64);
         if let Ok(value) = memory.read_u64(slot) {
-            caller.restore(Reg(x64::XMM0.0 + i), value, slot);
+            caller.restore(row.reg, value, slot);
         }
     }
 }
@@ -564,18 +526,24 @@ struct Entry {
 }
 
 impl Table<'_> {
-    fn row(&self, svma: u64, context: &mut UnwindContext<usize>) -> Result<Option<Row>, String> {
+    fn row(&self, machine: Machine, svma: u64, context: &mut UnwindContext<usize>) -> Result<Option<Row>, String> {
         match self.kind {
-            Kind::EhFrame => self.row_in(&EhFrame::new(&self.bytes, LittleEndian), svma, context),
+            Kind::EhFrame => self.row_in(machine, &EhFrame::new(&self.bytes, LittleEndian), svma, context),
             Kind::DebugFrame => {
                 let mut section = DebugFrame::new(&self.bytes, LittleEndian);
                 section.set_address_size(8);
-                self.row_in(&section, svma, context)
+                self.row_in(machine, &section, svma, context)
             }
         }
     }
 
-    fn row_in<'s, S>(&self, section: &S, svma: u64, context: &mut UnwindContext<usize>) -> Result<Option<Row>, String>
+    fn row_in<'s, S>(
+        &self,
+        machine: Machine,
+        section: &S,
+        svma: u64,
+        context: &mut UnwindContext<usize>,
+    ) -> Result<Option<Row>, String>
     where
         S: UnwindSection<Slice<'s>>,
         S::Offset: gimli::UnwindOffset<usize>,
@@ -611,7 +579,7 @@ impl Table<'_> {
             Err(gimli::Error::NoUnwindInfoForAddress) => return Ok(None),
             Err(e) => return Err(e.to_string()),
         };
-        let rules = row.registers().filter_map(|(n, rule)| Some((Reg::from_dwarf(n.0)?, rule.clone()))).collect();
+        let rules = row.registers().filter_map(|(n, rule)| Some((machine.from_dwarf(n.0)?, rule.clone()))).collect();
         let return_address = fde.cie().return_address_register();
         Ok(Some(Row {
             source: 0,
@@ -619,7 +587,8 @@ impl Table<'_> {
             start: fde.initial_address(),
             cfa: row.cfa().clone(),
             rules,
-            return_address: Reg::from_dwarf(return_address.0)
+            return_address: machine
+                .from_dwarf(return_address.0)
                 .ok_or_else(|| format!("the return address is in register {}", return_address.0))?,
             encoding: fde.cie().encoding(),
             signal: fde.is_signal_trampoline(),
@@ -656,7 +625,13 @@ impl Table<'_> {
     }
 
     /// See [`CfiUnwinder::changes`].
-    fn changes(&self, start: u64, context: &mut UnwindContext<usize>) -> Option<Vec<(u32, FrameChange)>> {
+    fn changes(
+        &self,
+        machine: Machine,
+        start: u64,
+        context: &mut UnwindContext<usize>,
+    ) -> Option<Vec<(u32, FrameChange)>> {
+        let pc = machine.description().pc;
         let section = EhFrame::new(&self.bytes, LittleEndian);
         let index = self.index.get_or_init(|| self.build_index(&section));
         let at = index.binary_search_by_key(&start, |e| e.start).ok()?;
@@ -668,16 +643,16 @@ impl Table<'_> {
             let offset = u32::try_from(row.start_address().checked_sub(start)?).ok()?;
             let cfa = match *row.cfa() {
                 CfaRule::RegisterAndOffset { register, offset } => {
-                    FrameChange::Cfa(Reg::from_dwarf(register.0)?, i32::try_from(offset).ok()?)
+                    FrameChange::Cfa(machine.from_dwarf(register.0)?, i32::try_from(offset).ok()?)
                 }
                 CfaRule::Expression(_) => return None,
             };
             let mut saved = Vec::new();
             for (register, rule) in row.registers() {
-                let reg = Reg::from_dwarf(register.0)?;
+                let reg = machine.from_dwarf(register.0)?;
                 match *rule {
                     // The usual place of the return address, of which no change has to tell.
-                    RegisterRule::Offset(-8) if reg == x64::RIP => {}
+                    RegisterRule::Offset(-8) if reg == pc => {}
                     RegisterRule::Offset(offset) => saved.push(FrameChange::Saved(reg, i32::try_from(offset).ok()?)),
                     RegisterRule::SameValue => saved.push(FrameChange::Same(reg)),
                     _ => saved.push(FrameChange::Undefined(reg)),
@@ -691,7 +666,7 @@ impl Table<'_> {
             out.extend(saved.iter().filter(|c| !before.1.contains(c)).map(|c| (offset, *c)));
             // Where a rule has ended, the register is as at the function's entry again.
             let gone = before.1.iter().filter_map(register).filter(|r| !saved.iter().any(|c| register(c) == Some(*r)));
-            let at_entry = |reg| if reg == x64::RIP { FrameChange::Saved(reg, -8) } else { FrameChange::Same(reg) };
+            let at_entry = |reg| if reg == pc { FrameChange::Saved(reg, -8) } else { FrameChange::Same(reg) };
             out.extend(gone.map(|reg| (offset, at_entry(reg))));
             before = (Some(cfa), saved);
             if out.len() > limits::MAX_FRAME_CHANGES {
@@ -854,6 +829,7 @@ fn segment_tail<'a>(file: &Elf<'a>, svma: u64) -> Option<&'a [u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::x64;
     use crate::unwind::testing::{Pieces, Section, cursor, eh_frame, elf, object};
     use gimli::write::{Address, CallFrameInstruction as Cfi, CommonInformationEntry, Expression, FrameTable};
     use gimli::{Format, X86_64};
@@ -1045,19 +1021,19 @@ mod tests {
         let mut context: Vec<u64> = (0..40).map(|i| 0x100 + i).collect();
         context[28] = 0xa000;
         // The restorers of glibc and musl, and what an optimizing assembler makes of them.
-        for code in SIGRETURNS {
+        for code in x64::KERNEL.signal.returns {
             let memory = Pieces::default()
                 .bytes(PC, code)
                 .words(SP, &context)
                 .words(0xa000 + 160, &(0..32).map(|i| 0x900 + i).collect::<Vec<u64>>());
-            let syscall = PC + (code.len() - SYSCALL) as u64;
+            let syscall = PC + (code.len() - x64::SYSCALL.len()) as u64;
             for stop in [CodeAddress::Return(PC), CodeAddress::Exact(PC), CodeAddress::Exact(syscall)] {
                 let mut at = cursor(stop.raw(), &[(x64::RSP, SP), (x64::RBX, 3)]);
                 at.address = stop;
                 let next = unwinder.step(&at, &memory);
                 let Some(Next::Caller(caller, Trust::Recognised)) = next else { panic!("{stop:?} {next:?}") };
-                assert!(unwinder.is_signal_frame(stop, &memory));
-                assert!(!unwinder.is_signal_frame(caller.address, &memory));
+                assert!(unwinder.is_signal_frame(&at, &memory));
+                assert!(!unwinder.is_signal_frame(&caller, &memory));
                 assert_eq!(caller.address, CodeAddress::Exact(0x100 + 168 / 8));
                 assert_eq!(caller.registers.get(x64::RAX), Some(0x100 + 144 / 8));
                 assert_eq!(caller.registers.saved_at(x64::RAX), Some(SP + 144));
@@ -1066,9 +1042,12 @@ mod tests {
         }
         // The first code makes system call 14, the second uses another instruction (int 0x80).
         for code in [&[0xb8, 0x0e, 0, 0, 0, 0x0f, 0x05][..], &[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0xcd, 0x80]] {
-            assert!(!is_sigreturn(PC, &Pieces::default().bytes(PC, code)));
+            assert!(!is_sigreturn(Machine::X64, PC, &Pieces::default().bytes(PC, code)));
         }
-        assert!(!is_sigreturn(0, &Pieces::default()) && !is_sigreturn(u64::MAX, &Pieces::default()));
+        assert!(
+            !is_sigreturn(Machine::X64, 0, &Pieces::default())
+                && !is_sigreturn(Machine::X64, u64::MAX, &Pieces::default())
+        );
     }
 
     #[test]
@@ -1109,8 +1088,8 @@ mod tests {
         let caller = caller(unwinder.step(&at(), &memory));
         assert_eq!(caller.address, CodeAddress::Exact(0x2222));
         // No kernel made that frame. corosensei marks the start of its coroutines in this way.
-        assert!(!unwinder.is_signal_frame(at().address, &memory));
-        assert!(unwinder.is_signal_frame(at().address, &Pieces::default().bytes(PC, SIGRETURNS[0])));
+        assert!(!unwinder.is_signal_frame(&at(), &memory));
+        assert!(unwinder.is_signal_frame(&at(), &Pieces::default().bytes(PC, x64::KERNEL.signal.returns[0])));
         // In a frame with such a mark no calling convention preserves registers: what the table does not name is not
         // known.
         assert_eq!((caller.registers.get(x64::RBX), caller.registers.sp()), (None, Some(CFA)));
@@ -1154,7 +1133,7 @@ mod tests {
             let depths = (0..count as i32).map(|i| 16 + i * 8).collect();
             let bytes = eh_frame(&[(FUNCTION, 0x10_0000, depths)]);
             let unwinder = CfiUnwinder::of_eh_frame("x".into(), (0, u64::MAX), bytes.into(), 0x3000);
-            let changes = unwinder.changes(FUNCTION);
+            let changes = unwinder.changes(Machine::X64, FUNCTION);
             assert_eq!(changes.map(|c| c.len()), whole.then_some(count));
         }
 

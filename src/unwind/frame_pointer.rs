@@ -14,7 +14,8 @@
 //! so the return address is the word at rsp, and a call instruction stands before that address.
 
 use super::{Cursor, Next, Trust, UnwindError, Unwinder};
-use crate::arch::{CodeAddress, Registers, x64};
+use crate::arch::{CodeAddress, Machine, Registers, x64};
+use crate::limits;
 use crate::process::{Mapping, Memory, mapping_at};
 
 /// Follows frame pointers as long as they lead into executable memory.
@@ -37,11 +38,12 @@ impl<'a> FramePointerUnwinder<'a> {
         let sp = at.registers.sp()?;
         let pc = memory.read_u64(sp).ok()?;
         self.code_at(CodeAddress::Return(pc).lookup())?;
-        is_behind_call(pc, memory).then_some(())?;
+        is_behind_call(at.registers.machine(), pc, memory).then_some(())?;
         let mut registers = at.registers.clone();
         registers.forget_caller_saved();
-        registers.restore(x64::RIP, pc, sp);
-        registers.set(x64::RSP, sp.checked_add(8)?);
+        let machine = registers.machine().description();
+        registers.restore(machine.pc, pc, sp);
+        registers.set(machine.sp, sp.checked_add(8)?);
         Some(Next::Caller(Cursor { address: CodeAddress::Return(pc), registers }, Trust::Recognised))
     }
 
@@ -72,23 +74,35 @@ impl Unwinder for FramePointerUnwinder<'_> {
     }
 }
 
-/// Whether a near call ends right before `pc`.
-pub fn is_behind_call(pc: u64, memory: &dyn Memory) -> bool {
-    calls_before(pc, memory).next().is_some()
+/// Whether a call ends right before `pc`.
+pub fn is_behind_call(machine: Machine, pc: u64, memory: &dyn Memory) -> bool {
+    match machine {
+        Machine::X64 => x64::code::calls_before(pc, &before(pc, memory)).next().is_some(),
+    }
 }
 
-/// The near calls that end right before `pc`. There can be several, because the bytes before an address can be read
-/// in several ways. Calls are two to seven bytes long, eight with a prefix for an extended index.
-pub fn calls_before(pc: u64, memory: &dyn Memory) -> impl Iterator<Item = iced_x86::Instruction> {
-    use iced_x86::{Decoder, DecoderOptions, FlowControl};
-    let mut code = [0; 8];
-    let readable = memory.read_around(pc, code.len(), &mut code).len();
-    (2..=readable).filter_map(move |len| {
-        let (start, bytes) = (pc.checked_sub(len as u64)?, code.get(code.len() - len..)?);
-        let instruction = Decoder::with_ip(64, bytes, start, DecoderOptions::NONE).decode();
-        let is_call = matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall);
-        (is_call && instruction.next_ip() == pc && !instruction.is_call_far_indirect()).then_some(instruction)
-    })
+/// The code that ends at `pc`, as far as a call reaches and the code is readable.
+pub(super) fn before(pc: u64, memory: &dyn Memory) -> Vec<u8> {
+    let mut code = [0; x64::code::LONGEST_CALL];
+    let there = memory.read_around(pc, code.len(), &mut code);
+    code.get(there).unwrap_or_default().to_vec()
+}
+
+/// The frame pointer of the function that begins at `start` and stands at `pc` with these registers, computed from its
+/// code and its stack pointer. `None` if the code does not tell it, or if the word above the place that the frame pointer
+/// would point to is no return address behind a call.
+///
+/// The kernel does not tell the frame pointer of a thread that was not stopped, and the function's callees may have had
+/// no reason to save it.
+pub(super) fn from_code(start: u64, pc: u64, registers: &Registers, memory: &dyn Memory) -> Option<u64> {
+    let len = pc.checked_sub(start).filter(|&len| len <= limits::MAX_FRAME_POINTER_CODE)?;
+    let code = memory.read_vec(start, len as usize).ok()?;
+    let distance = match registers.machine() {
+        Machine::X64 => x64::prologue::distance(&code, start)?,
+    };
+    let pointer = registers.sp()?.checked_add(distance)?;
+    let caller = memory.read_u64(pointer.checked_add(8)?).ok()?;
+    (pointer.is_multiple_of(8) && is_behind_call(registers.machine(), caller, memory)).then_some(pointer)
 }
 
 /// Whether nothing but writable memory is between `low` and `high`. Between two stacks there is a guard or other
@@ -108,29 +122,30 @@ pub fn is_same_stack(mappings: &[Mapping], low: u64, high: u64) -> bool {
     false
 }
 
-/// The caller's registers, if rbp proves that it leads to the caller: see the module's documentation.
+/// The caller's registers, if the frame pointer proves that it leads to the caller: see the module's documentation.
 pub fn linked(registers: &Registers, mappings: &[Mapping], memory: &dyn Memory) -> Option<Registers> {
     let caller = caller(registers, memory)?;
-    let (pc, frame) = (caller.pc()?, registers.get(x64::RBP)?);
+    let (pc, frame) = (caller.pc()?, registers.fp()?);
     let is_code = mapping_at(mappings, CodeAddress::Return(pc).lookup()).is_some_and(Mapping::may_execute);
     let on_stack = registers.sp().is_none_or(|sp| is_same_stack(mappings, sp, frame));
-    (is_code && on_stack && is_behind_call(pc, memory)).then_some(caller)
+    (is_code && on_stack && is_behind_call(registers.machine(), pc, memory)).then_some(caller)
 }
 
 fn caller(registers: &Registers, memory: &dyn Memory) -> Option<Registers> {
-    let frame = registers.get(x64::RBP)?;
+    let frame = registers.fp()?;
     // A frame pointer is never below the stack pointer, and both move in whole words.
     if !frame.is_multiple_of(8) || registers.sp().is_some_and(|sp| frame < sp) {
         return None;
     }
     let (saved, above) = (memory.read_u64(frame).ok()?, frame.checked_add(8)?);
     let pc = memory.read_u64(above).ok()?;
-    // Whether and where this code saved rbx and r12-r15 is not known, so their values in the caller are not known
-    // either.
-    let mut caller = Registers::unknown();
-    caller.restore(x64::RBP, saved, frame);
-    caller.restore(x64::RIP, pc, above);
-    caller.set(x64::RSP, frame.checked_add(16)?);
+    // Whether and where this code saved the other registers that callees keep is not known, so their values in the
+    // caller are not known either.
+    let mut caller = Registers::unknown(registers.machine());
+    let machine = caller.machine().description();
+    caller.restore(machine.fp, saved, frame);
+    caller.restore(machine.pc, pc, above);
+    caller.set(machine.sp, frame.checked_add(16)?);
     Some(caller)
 }
 
@@ -240,5 +255,23 @@ mod tests {
         // No call stands before the word at rsp, so it is no return address.
         let next = behind(&[0x90, 0x90], 0);
         assert!(matches!(next, Some(Next::Lost(UnwindError::NoCode { address: 0 }))), "{next:?}");
+    }
+
+    #[test]
+    fn a_long_function_is_not_followed() {
+        const START: u64 = 0x40_1000;
+        // push rbp; mov rbp, rsp; push r15; push rbx; sub rsp, 0x20; test rdi, rdi
+        const BEGIN: &[u8] = &[0x55, 0x48, 0x89, 0xe5, 0x41, 0x57, 0x53, 0x48, 0x83, 0xec, 0x20, 0x48, 0x85, 0xff];
+        const CALL: &[u8] = &[0xe8, 0, 1, 0, 0];
+        // The function stands behind a call: START is the return address of the call that is put in front of it.
+        let mut code = [CALL, BEGIN].concat();
+        code.resize(limits::MAX_FRAME_POINTER_CODE as usize + 0x10, 0x90);
+        let memory = Pieces::default().bytes(START - 5, &code).words(0x8030, &[0, START]);
+        for (len, expected) in
+            [(limits::MAX_FRAME_POINTER_CODE, Some(0x8030)), (limits::MAX_FRAME_POINTER_CODE + 1, None)]
+        {
+            let at = cursor(START + len, &[(x64::RSP, 0x8000)]);
+            assert_eq!(from_code(START, START + len, &at.registers, &memory), expected);
+        }
     }
 }

@@ -7,7 +7,6 @@ pub mod frame_pointer;
 #[cfg(test)]
 #[allow(unsafe_code)] // assembly with known register values, signal handlers
 mod own_process;
-mod prologue;
 pub mod recognised;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -128,6 +127,6 @@ pub enum FrameChange {
     Saved(Reg, i32),
     /// The register still, or again, has the caller's value.
     Same(Reg),
-    /// The caller's value is lost, or nobody knows where it is. For [`x64::RIP`](crate::arch::x64::RIP): the caller itself is not known.
+    /// The caller's value is lost, or nobody knows where it is. For the program counter: the caller itself is not known.
     Undefined(Reg),
 }

@@ -347,7 +347,7 @@ fn a_signal_frame_on_an_alternate_stack_gives_every_register() {
         assert!(faulted.saved_at(reg).is_some(), "{reg}");
     }
     let objects = own_objects();
-    let signal_frame = seen.frames[1].cursor.address;
+    let signal_frame = &seen.frames[1].cursor;
     assert!(CfiUnwinder::new(&objects).is_signal_frame(signal_frame, &Own), "the handler's caller is the kernel");
     let planted = seen.registers_at(CodeAddress::Return(wstate_test_planted_return as *const () as u64));
     for (reg, value) in PLANTED {

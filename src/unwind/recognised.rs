@@ -12,7 +12,7 @@
 use super::frame_pointer::is_behind_call;
 use super::{Cursor, FrameChange, Next, Trust, UnwindError, Unwinder};
 use crate::arch::x64::SWITCH_BLOCK;
-use crate::arch::{CodeAddress, Reg, Registers, x64};
+use crate::arch::{CodeAddress, Machine, Reg, Registers, x64};
 use crate::process::Memory;
 
 /// Where the fixed part of a frame is.
@@ -228,6 +228,10 @@ impl RecognisedUnwinder {
 
 impl Unwinder for RecognisedUnwinder {
     fn step(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next> {
+        // All of these routines are code of x86-64.
+        if at.registers.machine() != Machine::X64 {
+            return None;
+        }
         let Some((routine, layout, _)) = self.recognise(at.address, memory) else {
             let of_libc = clone(at, memory).or_else(|| musl_clone(at, memory));
             return of_libc.or_else(|| self.beginnings.iter().find_map(|step| step(at, memory)));
@@ -240,7 +244,7 @@ impl Unwinder for RecognisedUnwinder {
         if let Next::Caller(caller, _) = &mut next
             && routine.enters_new_code
             && memory.read_u64(caller.address.lookup() & !7).is_ok()
-            && !is_behind_call(caller.address.raw(), memory)
+            && !is_behind_call(at.registers.machine(), caller.address.raw(), memory)
         {
             caller.address = CodeAddress::Exact(caller.address.raw());
         }

@@ -1,7 +1,7 @@
 //! The targets of tests of unwinding and symbolization: memory made of words, ELF files made of sections, and the
 //! test's own process.
 
-use crate::arch::{CodeAddress, Reg, Registers, x64};
+use crate::arch::{CodeAddress, Machine, Reg, Registers, x64};
 use crate::process::objects::{LoadedObject, ObjectData, Objects};
 use crate::process::{Mapping, Memory, MemoryError};
 use crate::unwind::Cursor;
@@ -166,7 +166,7 @@ pub fn object(name: &str, bias: u64, range: (u64, u64), bytes: Vec<u8>) -> Loade
 
 /// A cursor of a frame that stopped at `pc` with these registers.
 pub fn cursor(pc: u64, registers: &[(Reg, u64)]) -> Cursor {
-    let mut all = Registers::unknown();
+    let mut all = Registers::unknown(Machine::X64);
     all.set(x64::RIP, pc);
     for &(reg, value) in registers {
         all.set(reg, value);

@@ -12,7 +12,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use wstate::arch::{Reg, Registers};
+use wstate::arch::{Machine, Registers, x64};
 use wstate::limits;
 use wstate::process::Target;
 use wstate::process::core::CoreTarget;
@@ -267,8 +267,8 @@ proptest! {
         let mut changed = small.clone();
         let sp = small.threads[0].registers.sp().unwrap();
         if let Some(values) = registers {
-            let mut all = Registers::unknown();
-            for (reg, n) in (0..).map_while(Reg::from_index).zip(values) {
+            let mut all = Registers::unknown(Machine::X64);
+            for (reg, n) in Machine::X64.registers().filter(|reg| *reg != x64::RIP).zip(values) {
                 all.set(reg, word(small, n));
             }
             changed.threads[0].registers = all;

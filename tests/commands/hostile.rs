@@ -14,7 +14,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock};
-use wstate::arch::{Reg, Registers, x64};
+use wstate::arch::{Machine, Registers, x64};
 use wstate::process::core::CoreTarget;
 use wstate::process::objects::SearchPaths;
 use wstate::process::testing::CoreBuilder;
@@ -269,9 +269,9 @@ proptest! {
         let mut cut = cut.clone();
         let stack = cut.stack();
         let (sp, pc) = (cut.threads[0].registers.sp().unwrap(), cut.threads[0].registers.pc().unwrap());
-        let mut all = Registers::unknown();
+        let mut all = Registers::unknown(Machine::X64);
         for (i, value) in registers.iter().enumerate() {
-            if let Some(reg) = Reg::from_index(i) {
+            if let Some(reg) = wstate::state::x64::from_index(wstate::state::RegisterIndex(i)) {
                 all.set(reg, *value);
             }
         }
@@ -432,7 +432,8 @@ fn a_real_core_without_its_executable_with_another_one_and_cut_off() {
 fn what_is_no_core_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
-    let small = CoreBuilder::new().thread(1, 0, &Registers::unknown(), 0).memory(0x1000, 6, &[1; 64]).build();
+    let small =
+        CoreBuilder::new().thread(1, 0, &Registers::unknown(Machine::X64), 0).memory(0x1000, 6, &[1; 64]).build();
     let with = |at: usize, bytes: &[u8]| {
         let mut c = small.clone();
         c[at..at + bytes.len()].copy_from_slice(bytes);
@@ -478,23 +479,20 @@ fn what_is_no_core_is_refused() {
     assert_eq!(ran.code, Some(2), "{}{}", ran.out, ran.err);
     assert!(ran.out.contains("the core lists no thread") && ran.out.contains("no threads"), "{}", ran.out);
     // Segments over each other: the later one is what the process had last, as for every reader of cores.
-    let overlapping = CoreBuilder::new().thread(1, 0, &Registers::unknown(), 0).memory(0x1000, 6, &[1; 0x3000]).memory(
-        0x2000,
-        5,
-        &[2; 0x1000],
-    );
+    let overlapping = CoreBuilder::new()
+        .thread(1, 0, &Registers::unknown(Machine::X64), 0)
+        .memory(0x1000, 6, &[1; 0x3000])
+        .memory(0x2000, 5, &[2; 0x1000]);
     let core = open(overlapping.build()).unwrap();
     let bytes: Vec<u8> = [0x1fff, 0x2000, 0x2fff, 0x3000].map(|at| core.read_vec(at, 1).unwrap()[0]).to_vec();
     assert_eq!((bytes.as_slice(), core.mappings().len()), (&[1, 2, 2, 1][..], 3));
     std::fs::write(path("overlapping"), overlapping.build()).unwrap();
     ask("overlapping", &path("overlapping"));
     // Segments of the whole address space cost nothing.
-    let huge = CoreBuilder::new().thread(1, 0, &Registers::unknown(), 0).segment(0, u64::MAX, 7, &[1]).segment(
-        0x1000,
-        1 << 46,
-        7,
-        &[2; 32],
-    );
+    let huge = CoreBuilder::new()
+        .thread(1, 0, &Registers::unknown(Machine::X64), 0)
+        .segment(0, u64::MAX, 7, &[1])
+        .segment(0x1000, 1 << 46, 7, &[2; 32]);
     std::fs::write(path("huge"), huge.build()).unwrap();
     ask("huge", &path("huge"));
 }

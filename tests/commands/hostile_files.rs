@@ -473,7 +473,7 @@ fn foreign_files_are_opened_in_one_place() {
         ("src/cli/output.rs", "the output"),
         ("src/cli/plugin.rs", "the plugins that are installed, and the debuggers' start files"),
         ("src/server/requests.rs", "symbol files of its own"),
-        ("src/main.rs", "whether the output is a file"),
+        ("src/program.rs", "whether the output is a file"),
     ];
     const WAYS: &[&str] = &[
         "File::open",

@@ -916,7 +916,7 @@ fn a_trap_is_shown_at_the_operator_that_trapped() {
 
 /// At every byte of every function the line that a debugger is given is the one of the place that a report names.
 fn lines_are_those_of_positions(pid: i32, wasm: &Path) -> usize {
-    use wstate::arch::{CodeAddress, Registers};
+    use wstate::arch::{CodeAddress, Machine, Registers};
     use wstate::runtime::code_map::SourceFile;
     use wstate::runtime::{Position, Provider};
     let module = wstate::wasm::WasmModule::parse("guest.wasm".into(), std::fs::read(wasm).unwrap()).unwrap();
@@ -931,7 +931,8 @@ fn lines_are_those_of_positions(pid: i32, wasm: &Path) -> usize {
     let mut compared = 0;
     for (compiled, function) in map.modules.iter().flat_map(|m| m.functions.iter().map(move |f| (m, f))) {
         for pc in (function.start..function.start + u64::from(function.len)).filter(|_| !function.lines.is_empty()) {
-            let cursor = wstate::unwind::Cursor { address: CodeAddress::Exact(pc), registers: Registers::unknown() };
+            let cursor =
+                wstate::unwind::Cursor { address: CodeAddress::Exact(pc), registers: Registers::unknown(Machine::X64) };
             let frame = provider.runtime().describe(&cursor, &target).remove(0);
             let row = function.lines.partition_point(|l| function.start + u64::from(l.offset) <= pc);
             let row = function.lines[row - 1].at;

@@ -3,7 +3,7 @@
 use crate::support::rust_files;
 use crate::support::small_core::{counted, question};
 use std::path::{Path, PathBuf};
-use wstate::arch::{Registers, x64};
+use wstate::arch::{Machine, Registers, x64};
 use wstate::limits;
 use wstate::process::core::CoreTarget;
 use wstate::process::elf::Headers;
@@ -25,7 +25,7 @@ fn analyse(core: &CoreTarget, values: bool, most: usize) -> wstate::report::Repo
 }
 
 fn at(pc: u64, sp: u64, rbp: u64) -> Registers {
-    let mut registers = Registers::unknown();
+    let mut registers = Registers::unknown(Machine::X64);
     for (reg, value) in [(x64::RIP, pc), (x64::RSP, sp), (x64::RBP, rbp)] {
         registers.set(reg, value);
     }

@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use wasmer_runtime_core_near::backend::{CompilerConfig, RunnableModule};
 use wasmer_runtime_core_near::{Instance, compile_with, compile_with_config, func, imports};
 use wasmer_singlepass_backend_near::SinglePassCompiler;
-use wstate::arch::Registers;
+use wstate::arch::{Machine, Registers};
 use wstate::process::objects::{LoadedObject, ObjectData, Objects};
 use wstate::process::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
 use wstate::runtime::rust::layouts::{LayoutError, Source, compilers};
@@ -40,6 +40,9 @@ impl Memory for ThisProcess {
 }
 
 impl Target for ThisProcess {
+    fn machine(&self) -> wstate::arch::Machine {
+        wstate::arch::Machine::X64
+    }
     fn description(&self) -> String {
         "this process".to_owned()
     }
@@ -103,7 +106,7 @@ fn this_process(thread_pointers: &[u64]) -> ThisProcess {
         .map(|(i, &fs_base)| Thread {
             id: ThreadId(i as u32 + 1),
             name: None,
-            registers: Registers::unknown(),
+            registers: Registers::unknown(Machine::X64),
             fs_base: Some(fs_base),
             signal: None,
             problem: None,

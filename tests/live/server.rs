@@ -8,7 +8,6 @@ use nix::unistd::Pid;
 use serde_json::{Map, Value, json};
 use std::io::{BufRead, BufReader, IoSliceMut, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use wstate::arch::x64::TABLE;
 use wstate::process::Target;
 use wstate::process::live::{CaptureOptions, LiveTarget};
 
@@ -50,7 +49,7 @@ impl Lent {
             "registers" => {
                 let one = |tid: &Value| {
                     let thread = self.target.threads().iter().find(|t| Some(u64::from(t.id.0)) == tid.as_u64())?;
-                    let known = TABLE.iter().filter_map(|row| Some((row.name, thread.registers.get(row.reg)?)));
+                    let known = thread.registers.iter().map(|(reg, value)| (reg.name(), value));
                     let fs_base = thread.fs_base.map(|base| ("fs_base", base));
                     Some(known.chain(fs_base).map(|(name, v)| (name.to_string(), format!("{v:#x}").into())).collect())
                 };

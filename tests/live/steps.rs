@@ -16,7 +16,7 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, Regi
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
-use wstate::arch::{CodeAddress, Reg, Registers, x64};
+use wstate::arch::{CodeAddress, Machine, Reg, Registers, x64};
 use wstate::process::objects::{Objects, SearchPaths};
 use wstate::process::{Memory, Target};
 use wstate::runtime::all::{FindOptions, Runtimes};
@@ -107,7 +107,7 @@ fn step(pid: u32, tid: u32, steps: usize) -> Count {
     let places: RefCell<HashMap<u64, (String, Option<u64>)>> = RefCell::default();
     let place = |pc: u64| {
         let describe = || {
-            let at = Cursor { address: CodeAddress::Exact(pc), registers: Registers::unknown() };
+            let at = Cursor { address: CodeAddress::Exact(pc), registers: Registers::unknown(Machine::X64) };
             let frame = unmoved.describe(&at, &target).pop();
             let offset = frame.as_ref().and_then(|f| f.function_offset);
             (frame.and_then(|f| f.name).map(|(name, _)| name).unwrap_or_default(), offset)
@@ -132,7 +132,7 @@ fn step(pid: u32, tid: u32, steps: usize) -> Count {
     // The oldest function, and what called it as long as it is compiled code.
     loop {
         let returns = target.read_u64(frame + 8).unwrap();
-        calls.insert(0, Call { returns, registers: Registers::unknown() });
+        calls.insert(0, Call { returns, registers: Registers::unknown(Machine::X64) });
         frame = target.read_u64(frame).unwrap();
         if !compiled(returns - 1) || target.mapping_at(frame).is_none() {
             break;

@@ -29,6 +29,9 @@ impl Memory for Blind<'_> {
 }
 
 impl Target for Blind<'_> {
+    fn machine(&self) -> wstate::arch::Machine {
+        self.target.machine()
+    }
     fn description(&self) -> String {
         self.target.description()
     }

@@ -46,6 +46,9 @@ impl Memory for Overheard<'_> {
 }
 
 impl Target for Overheard<'_> {
+    fn machine(&self) -> wstate::arch::Machine {
+        self.core.machine()
+    }
     fn description(&self) -> String {
         self.core.description()
     }

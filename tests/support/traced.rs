@@ -6,7 +6,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::fs;
 use std::path::{Path, PathBuf};
-use wstate::arch::{Registers, x64};
+use wstate::arch::{Machine, Registers, x64};
 use wstate::process::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
 use wstate::report::Report;
 use wstate::session::{Options, Outcome, Session, Source};
@@ -31,7 +31,7 @@ pub fn thread(report: &Report, tid: u32) -> &wstate::report::Thread {
 /// General registers of a thread that this thread traces.
 pub fn registers_of(tid: u32) -> Registers {
     let r = ptrace::getregs(Pid::from_raw(tid as i32)).expect("a traced thread's registers");
-    let mut out = Registers::unknown();
+    let mut out = Registers::unknown(Machine::X64);
     for (reg, value) in [
         (x64::RAX, r.rax),
         (x64::RCX, r.rcx),
@@ -149,6 +149,9 @@ impl Memory for Traced {
 }
 
 impl Target for Traced {
+    fn machine(&self) -> Machine {
+        Machine::X64
+    }
     fn description(&self) -> String {
         format!("stepped process {}", self.pid)
     }

@@ -1,5 +1,6 @@
 //! Reads the program headers of a core, as far as they are there.
 
+use crate::arch::Machine;
 use crate::bytes::Bytes;
 use crate::process::elf::{self, HEADER_SIZE, Header, PHDR_SIZE, Phdr};
 
@@ -10,8 +11,8 @@ pub(in crate::process) const PN_XNUM: u16 = 0xffff;
 /// Offset of `sh_info` in a section header, in bytes.
 pub(in crate::process) const SH_INFO: usize = 44;
 
-/// Reads the program headers that are there. The error says why this is no core that can be read.
-pub(super) fn program_headers(data: &[u8], lines: &mut Vec<String>) -> Result<Vec<Phdr>, String> {
+/// Reads the machine and the program headers that are there. The error says why this is no core that can be read.
+pub(super) fn program_headers(data: &[u8], lines: &mut Vec<String>) -> Result<(Machine, Vec<Phdr>), String> {
     const COMPRESSED: [(&[u8], &str, &str); 5] = [
         (b"\x1f\x8b", "gzip", "gzip -dk"),
         (b"\x28\xb5\x2f\xfd", "zstd", "zstd -d"),
@@ -27,13 +28,15 @@ pub(super) fn program_headers(data: &[u8], lines: &mut Vec<String>) -> Result<Ve
     }
     let header = Header::parse(data).map_err(|e| e.to_string())?;
     const ET_CORE: u16 = 4;
-    const EM_X86_64: u16 = 62;
-    if header.machine != EM_X86_64 {
+    let Some(machine) = Machine::from_elf(header.machine) else {
+        let known = Machine::ALL.iter().map(|machine| machine.description());
+        let known: Vec<String> = known.map(|machine| format!("{} ({})", machine.name, machine.elf)).collect();
         return Err(format!(
-            "it comes from another machine (ELF machine {}); wstate reads cores of x86-64 (62) only",
-            header.machine
+            "it comes from another machine (ELF machine {}); wstate reads cores of {} only",
+            header.machine,
+            known.join(" and ")
         ));
-    }
+    };
     match header.kind {
         ET_CORE => {}
         1 => return Err("it is an object file, not a core; name the core file first".into()),
@@ -89,7 +92,7 @@ pub(super) fn program_headers(data: &[u8], lines: &mut Vec<String>) -> Result<Ve
     if count > there {
         lines.push(format!("the core is cut off: {there} of {count} program headers are there"));
     }
-    Ok(parse(count))
+    Ok((machine, parse(count)))
 }
 
 /// The part of a segment's contents that is in the file.

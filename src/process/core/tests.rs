@@ -1,11 +1,11 @@
 //! Tests of [`CoreTarget`], with cores that are built here.
 
 use super::*;
-use crate::arch::{Registers, x64};
+use crate::arch::{Machine, Registers, x64};
 use crate::process::testing::{CoreBuilder, shared_object};
 
 fn registers(pc: u64) -> Registers {
-    let mut r = Registers::unknown();
+    let mut r = Registers::unknown(Machine::X64);
     r.set(x64::RIP, pc);
     r.set(x64::RSP, 0x7000);
     r.set(x64::R15, 15);

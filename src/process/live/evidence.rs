@@ -7,8 +7,14 @@
 //! without a page fault, into memory that it has kept for that purpose. This is seen from the code itself: during the
 //! stop, the bytes around each address in registers and on the stacks are copied.
 
-use super::*;
-use std::collections::HashMap;
+use super::{LiveMemory, Process, parse_maps, read_ranges};
+use crate::limits;
+use crate::process::files::Identity;
+use crate::process::memory::{Piece, Splice};
+use crate::process::{Mapping, Thread};
+use std::collections::{HashMap, HashSet};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::OnceLock;
 
 /// Size in bytes of the code that is kept around an address: the aligned block of this size that the address lies in.
@@ -124,8 +130,8 @@ pub(super) fn blocks(
         }
     };
     for thread in threads {
-        let general = (0..16).filter_map(Reg::from_index).chain([x64::RIP]);
-        let words = general.filter_map(|reg| thread.registers.get(reg));
+        let general = thread.registers.iter().filter(|(reg, _)| reg.word().is_some());
+        let words = general.map(|(_, value)| value);
         words.filter(|word| word.wrapping_sub(low) < size).for_each(&mut take);
     }
     let mut left = limits::MAX_CODE_SCAN;

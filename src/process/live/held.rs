@@ -1,8 +1,14 @@
 //! A process that is stopped for as long as it is held, so that everything that is read meanwhile belongs to one moment.
 
-use super::*;
+use super::reread::ReadSet;
+use super::step::{SettleReport, Verdict};
+use super::{CaptureOptions, LiveTarget, Stopped, strangers};
+use crate::error::Error;
+use crate::limits;
+use crate::process::{Memory, ThreadId};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// Which thread is single-stepped before the process is looked at, and how far.
 pub struct Steps {

@@ -7,10 +7,21 @@
 //! While a thread is borrowed it has other registers and blocked signals. If this program is killed in these
 //! milliseconds, the process goes on with them, and breaks.
 
+use super::general::GeneralRegisters;
 use super::held::Held;
-use super::*;
-use crate::arch::x64::TABLE;
+use super::step::{SYNCHRONOUS, SignalInfo, end_stepping, is_queued};
+use super::{
+    FLOATING_POINT_STATE, LiveMemory, Request, Wait, get_regset, parse_maps, ptrace, set_regset, status_field, stop_of,
+};
+use crate::arch::x64::{self, SYSCALL};
+use crate::arch::{Machine, Reg, Slot};
+use crate::limits;
+use crate::process::{Mapping, Memory, MemoryError, ThreadId};
 use std::cell::RefCell;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// A thread of a stopped process, borrowed to make system calls and call functions.
 pub struct Borrowed<'h> {
@@ -27,7 +38,7 @@ pub struct Borrowed<'h> {
 /// The state that a borrowed thread gets back.
 #[derive(Clone)]
 struct Saved {
-    registers: [u8; USER_REGS_WORDS * 8],
+    registers: GeneralRegisters,
     // FPU and vector registers, in the processor's own format.
     extended: Vec<u8>,
     blocked: u64,
@@ -35,16 +46,13 @@ struct Saved {
 
 const GETSIGMASK: Request = 0x420a;
 const SETSIGMASK: Request = 0x420b;
-const NT_X86_XSTATE: libc::c_int = 0x202;
-/// Offset of XMM0 in an FXSAVE area, and below it the size of that area, both in bytes.
-const XMM: usize = 160;
-const FXSAVE: usize = 512;
+/// Type of the extended floating point state.
+const EXTENDED: libc::c_int = x64::KERNEL.extended_note as libc::c_int;
 /// The return address of functions that are called. Nothing is mapped here, so a function that returns to it stops
 /// the thread.
 const RETURN: u64 = 8;
 /// A system call or a function call that takes longer than this has failed.
 const PATIENCE: Duration = Duration::from_secs(10);
-const SYSCALL: [u8; 2] = [0x0f, 0x05];
 
 impl Held {
     /// Checks whether [`Held::borrow`] would be refused, as far as that can be told without a change.
@@ -78,7 +86,7 @@ impl Held {
         let vdso = self.target().mappings.iter().find(|m| m.path.as_deref() == Some(Path::new("[vdso]")));
         let syscall_at = vdso.and_then(|m| {
             let code = self.target().read_vec(m.start, m.size().min(limits::MAX_VDSO) as usize).ok()?;
-            Some(m.start + code.windows(2).position(|w| w == SYSCALL)? as u64)
+            Some(m.start + code.windows(SYSCALL.len()).position(|w| w == SYSCALL)? as u64)
         });
         let syscall_at = syscall_at.ok_or("the process has no vdso with a system call in it")?;
         let saved = self.on_tracer(move |stopped| -> Result<Saved, String> {
@@ -90,7 +98,7 @@ impl Held {
                 return Err("the process is stopped; let it go on first (kill -CONT)".to_string());
             }
             let saved = Saved::of(id).map_err(|e| format!("its registers cannot be read: {e}"))?;
-            if word(&saved.registers, USER_REGS_ORIG_RAX) as i64 >= 0 {
+            if saved.registers.is_in_system_call() {
                 return Err("it is in a system call".to_string());
             }
             Ok(saved)
@@ -164,11 +172,11 @@ impl Borrowed<'_> {
     }
 
     /// Lets the thread go on from `registers` until it is at `goal`, and returns what is in RAX then.
-    fn go(&self, registers: [u8; USER_REGS_WORDS * 8], request: Request, goal: u64) -> Result<u64, String> {
+    fn go(&self, registers: GeneralRegisters, request: Request, goal: u64) -> Result<u64, String> {
         let tid = self.tid;
         let (ended, others) = self.held.on_tracer(move |_| {
             let mut others = Vec::new();
-            let set = set_regset(tid, libc::NT_PRSTATUS, &registers).map_err(|e| e.to_string());
+            let set = registers.write(tid).map_err(|e| e.to_string());
             let ended = set.and_then(|()| go(tid, request, goal, &mut others));
             // Whatever happened, single-step mode is ended: it would end the process if we died.
             let stepping = request == libc::PTRACE_SINGLESTEP;
@@ -176,7 +184,7 @@ impl Borrowed<'_> {
             (ended.and_then(|now| normal.map(|()| now)), others)
         })?;
         self.others.borrow_mut().extend(others);
-        ended.map(|now| register(&now, x64::RAX))
+        ended.map(|now| now.get(x64::RAX))
     }
 
     /// The mappings that the process has now.
@@ -202,22 +210,21 @@ impl Borrowed<'_> {
     /// # Errors
     /// The kernel refused a change. The thread still has to be given back then.
     pub fn set_registers(&self, pc: u64, known: impl Fn(Reg) -> Option<u64>) -> Result<(), String> {
-        let low: Vec<(Reg, u64)> = TABLE.iter().map(|row| (row.reg, known(row.reg).unwrap_or(0))).collect();
-        let mut general: Vec<(Reg, u64)> =
-            low.iter().copied().filter(|(reg, _)| reg.info().user_regs.is_some() && *reg != x64::RIP).collect();
-        general.push((x64::RIP, pc));
-        let registers = self.with(&general);
+        let mut all: Vec<(Reg, u64)> = Machine::HERE.registers().map(|reg| (reg, known(reg).unwrap_or(0))).collect();
+        all.push((Machine::HERE.description().pc, pc));
+        let registers = self.with(&all);
         let tid = self.tid;
         self.held
             .on_tracer(move |_| -> std::io::Result<()> {
-                let mut area = [0; FXSAVE];
-                get_regset(tid, libc::NT_PRFPREG, &mut area)?;
-                for (reg, value) in low {
-                    let Some(n) = reg.index().checked_sub(x64::XMM0.index()).filter(|n| *n < 16) else { continue };
-                    area[XMM + 16 * n..][..16].copy_from_slice(&u128::from(value).to_le_bytes());
+                let mut state = [0; FLOATING_POINT_STATE];
+                get_regset(tid, libc::NT_PRFPREG, &mut state)?;
+                for (reg, value) in all {
+                    if let Slot::Vector(offset) = reg.info().slot {
+                        state[offset..][..16].copy_from_slice(&u128::from(value).to_le_bytes());
+                    }
                 }
-                set_regset(tid, libc::NT_PRFPREG, &area)?;
-                set_regset(tid, libc::NT_PRSTATUS, &registers)
+                set_regset(tid, libc::NT_PRFPREG, &state)?;
+                registers.write(tid)
             })?
             .map_err(|e| format!("the registers cannot be set: {e}"))
     }
@@ -251,22 +258,17 @@ impl Borrowed<'_> {
         let others = self.others.take();
         let done = self.held.on_tracer(move |_| -> std::io::Result<()> {
             others.iter().for_each(|info| info.send_again(pid, tid));
-            set_regset(tid, NT_X86_XSTATE, &saved.extended)?;
-            set_regset(tid, libc::NT_PRSTATUS, &saved.registers)?;
+            set_regset(tid, EXTENDED, &saved.extended)?;
+            saved.registers.write(tid)?;
             sigmask(SETSIGMASK, tid, saved.blocked).map(|_| ())
         })?;
         done.map_err(|e| format!("the thread's registers could not be given back: {e}"))
     }
 
-    fn with(&self, changes: &[(Reg, u64)]) -> [u8; USER_REGS_WORDS * 8] {
-        let mut out = self.saved.registers;
-        // The value -1 in `orig_rax` means that there is no system call which the kernel could restart.
-        let changes = changes.iter().filter_map(|(reg, value)| Some((reg.info().user_regs?, *value)));
-        for (index, value) in changes.chain([(USER_REGS_ORIG_RAX, u64::MAX)]) {
-            if let Some(slot) = out.get_mut(index * 8..index * 8 + 8) {
-                slot.copy_from_slice(&value.to_le_bytes());
-            }
-        }
+    fn with(&self, changes: &[(Reg, u64)]) -> GeneralRegisters {
+        let mut out = self.saved.registers.clone();
+        changes.iter().for_each(|&(reg, value)| out.set(reg, value));
+        out.leave_system_call();
         out
     }
 }
@@ -289,17 +291,13 @@ impl Saved {
     fn of(tid: libc::pid_t) -> std::io::Result<Saved> {
         // The largest extended state so far, with tile registers, has 11 KiB.
         let mut extended = vec![0; 64 << 10];
-        let used = get_regset(tid, NT_X86_XSTATE, &mut extended)?;
+        let used = get_regset(tid, EXTENDED, &mut extended)?;
         extended.truncate(used);
-        Ok(Saved { registers: Saved::words(tid)?, extended, blocked: sigmask(GETSIGMASK, tid, 0)? })
+        Ok(Saved { registers: Saved::registers(tid)?, extended, blocked: sigmask(GETSIGMASK, tid, 0)? })
     }
 
-    fn words(tid: libc::pid_t) -> std::io::Result<[u8; USER_REGS_WORDS * 8]> {
-        let mut registers = [0; USER_REGS_WORDS * 8];
-        match get_regset(tid, libc::NT_PRSTATUS, &mut registers)? {
-            n if n == registers.len() => Ok(registers),
-            _ => Err(std::io::Error::other("it is a 32-bit thread")),
-        }
+    fn registers(tid: libc::pid_t) -> std::io::Result<GeneralRegisters> {
+        GeneralRegisters::read(tid)?.ok_or_else(|| std::io::Error::other("it is a 32-bit thread"))
     }
 }
 
@@ -309,14 +307,6 @@ fn has_shadow_stack(features: &str) -> bool {
     features.split_ascii_whitespace().any(|feature| feature == "shstk")
 }
 
-fn register(registers: &[u8], reg: Reg) -> u64 {
-    reg.info().user_regs.map_or(0, |i| word(registers, i))
-}
-
-fn pc_of(registers: &[u8]) -> u64 {
-    register(registers, x64::RIP)
-}
-
 /// Reads or sets the mask of blocked signals, and returns the mask.
 fn sigmask(request: Request, tid: libc::pid_t, mask: u64) -> std::io::Result<u64> {
     let mut mask = mask;
@@ -324,21 +314,9 @@ fn sigmask(request: Request, tid: libc::pid_t, mask: u64) -> std::io::Result<u64
     Ok(mask)
 }
 
-/// Writes a register set of a thread.
-pub(super) fn set_regset(tid: libc::pid_t, set: libc::c_int, bytes: &[u8]) -> std::io::Result<()> {
-    // The kernel only reads the bytes, so the pointer may come from a shared reference.
-    let mut vector = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-    ptrace(libc::PTRACE_SETREGSET, tid, set as usize, &raw mut vector as usize)
-}
-
 /// Lets a thread go on until it is at `goal`, and returns its registers. If that takes longer than [`PATIENCE`], the
 /// thread is made to stop.
-fn go(
-    tid: libc::pid_t,
-    request: Request,
-    goal: u64,
-    others: &mut Vec<SignalInfo>,
-) -> Result<[u8; USER_REGS_WORDS * 8], String> {
+fn go(tid: libc::pid_t, request: Request, goal: u64, others: &mut Vec<SignalInfo>) -> Result<GeneralRegisters, String> {
     let resume = |request, signal| ptrace(request, tid, 0, signal).map_err(|e| e.to_string());
     resume(request, 0)?;
     let begin = Instant::now();
@@ -375,14 +353,14 @@ fn go(
             continue;
         }
         others.extend(info.filter(|_| !own));
-        let now = Saved::words(tid).map_err(|e| e.to_string())?;
+        let now = Saved::registers(tid).map_err(|e| e.to_string())?;
         // The place counts, not the signal: a signal that is pending already takes the place of the one that would
         // report the fault.
-        if pc_of(&now) == goal {
+        if now.pc() == goal {
             return Ok(now);
         }
         if own || interrupted {
-            return Err(format!("the thread stopped elsewhere (signal {} at {:#x})", stop.held, pc_of(&now)));
+            return Err(format!("the thread stopped elsewhere (signal {} at {:#x})", stop.held, now.pc()));
         }
         resume(request, 0)?;
     }

@@ -6,9 +6,14 @@
 //! them there. What it misses is copied at the next stop. Modules that come and go are loaded at the same few
 //! addresses, so this ends soon.
 
-use super::*;
-use crate::process::mapping_at;
+use super::{CaptureOptions, LiveMemory, LiveTarget, Plan, Process, SMALL_READ, Stopped, on_own_thread, read_ranges};
+use crate::error::Error;
+use crate::limits;
+use crate::process::memory::{Content, PAGE, Piece, Splice};
+use crate::process::{Mapping, Memory, MemoryError, mapping_at};
 use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::time::Duration;
 
 /// Size in bytes of one sample of a range that is too large to be copied.
 const SAMPLE: usize = 64;

@@ -1,7 +1,13 @@
 //! Single-steps one thread. Tells the stops that end a step from others, and signals that come meanwhile from those
 //! that the steps themselves make.
 
-use super::*;
+use super::general::GeneralRegisters;
+use super::{LiveMemory, Stop, Stopped, Wait, ptrace, status_field, stop_of};
+use crate::arch::x64;
+use crate::error::Error;
+use crate::process::{Memory, ThreadId};
+use std::fs::File;
+use std::time::{Duration, Instant};
 
 /// What the caller of [`LiveTarget::settle`] says about the instruction that would be executed next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,13 +112,10 @@ impl Stopped {
         let mut steps = 0;
         let (mut stepping, mut again) = (false, None);
         let outcome = loop {
-            let mut regs = [0; USER_REGS_WORDS * 8];
-            match get_regset(thread.tid, libc::NT_PRSTATUS, &mut regs) {
-                Ok(n) if n == regs.len() => {}
-                _ => break Settled::Refused(Refusal::Registers),
-            }
-            let pc = x64::RIP.info().user_regs.map_or(0, |i| word(&regs, i));
-            match verdict(pc, &source) {
+            let Ok(Some(registers)) = GeneralRegisters::read(thread.tid) else {
+                break Settled::Refused(Refusal::Registers);
+            };
+            match verdict(registers.pc(), &source) {
                 Verdict::Point => break Settled::Point,
                 Verdict::Outside => break Settled::Left,
                 Verdict::Step => {}
@@ -124,7 +127,7 @@ impl Stopped {
                 break Settled::Refused(Refusal::Stopped);
             }
             // Going on would restart the system call, and the thread would perhaps never come back.
-            if steps == 0 && word(&regs, USER_REGS_ORIG_RAX) as i64 >= 0 {
+            if steps == 0 && registers.is_in_system_call() {
                 break Settled::Refused(Refusal::SystemCall);
             }
             if steps >= max_steps {
@@ -265,10 +268,8 @@ pub(super) fn is_queued(tid: libc::pid_t, is: impl Fn(&SignalInfo) -> bool) -> b
 fn is_to_restart(tid: libc::pid_t) -> bool {
     // ERESTARTSYS to ERESTART_RESTARTBLOCK, results that only tracers see.
     const RESTARTS: std::ops::RangeInclusive<i64> = -516..=-512;
-    let mut regs = [0; USER_REGS_WORDS * 8];
-    let read = get_regset(tid, libc::NT_PRSTATUS, &mut regs).is_ok();
-    let result = x64::RAX.info().user_regs.map_or(0, |i| word(&regs, i) as i64);
-    read && word(&regs, USER_REGS_ORIG_RAX) as i64 >= 0 && RESTARTS.contains(&result)
+    let Ok(Some(registers)) = GeneralRegisters::read(tid) else { return false };
+    registers.is_in_system_call() && RESTARTS.contains(&(registers.get(x64::RAX) as i64))
 }
 
 /// Whether a signal does nothing to the process, by default or because the process ignores it. The kernel does not
@@ -285,9 +286,8 @@ fn status_mask(path: &str, key: &str) -> Option<u64> {
 }
 
 fn pc(tid: libc::pid_t) -> std::io::Result<u64> {
-    let mut regs = [0; USER_REGS_WORDS * 8];
-    get_regset(tid, libc::NT_PRSTATUS, &mut regs)?;
-    Ok(x64::RIP.info().user_regs.map_or(0, |i| word(&regs, i)))
+    let registers = GeneralRegisters::read(tid)?;
+    Ok(registers.map_or(0, |registers| registers.pc()))
 }
 
 /// Signals that report faults and steps of the thread itself.

@@ -2,6 +2,7 @@ use super::super::core::CoreTarget;
 use super::super::objects::{ObjectData, Objects, SearchPaths};
 use super::held::{Held, Steps};
 use super::*;
+use crate::arch::x64;
 
 mod reread;
 
@@ -587,9 +588,8 @@ fn a_step_whose_end_is_told_late_leaves_no_signal_behind() {
             mem.read_exact_at(&mut code, vdso).unwrap();
             let call = vdso + code.windows(2).position(|w| w == [0x0f, 0x05]).unwrap() as u64;
             let id = tid as libc::pid_t;
-            let mut saved = [0; USER_REGS_WORDS * 8];
-            get_regset(id, libc::NT_PRSTATUS, &mut saved).unwrap();
-            let mut registers = saved;
+            let saved = GeneralRegisters::read(id).unwrap().unwrap();
+            let mut registers = saved.clone();
             // The call waits for an empty set of signals: these eight bytes of an ELF header are zero.
             assert_eq!(code[8..16], [0; 8]);
             for (reg, value) in [
@@ -600,16 +600,15 @@ fn a_step_whose_end_is_told_late_leaves_no_signal_behind() {
                 (x64::RDX, 0),
                 (x64::R10, 8),
             ] {
-                let at = reg.info().user_regs.unwrap() * 8;
-                registers[at..at + 8].copy_from_slice(&u64::to_le_bytes(value));
+                registers.set(reg, value);
             }
-            inject::set_regset(id, libc::NT_PRSTATUS, &registers).unwrap();
+            registers.write(id).unwrap();
             let waker = wake_up.then(|| wake_up_asleep(pid, tid));
             let mut verdict = |pc: u64, _: &dyn Memory| if pc == call { Verdict::Step } else { Verdict::Point };
             let report = stopped.step(ThreadId(tid), 10, &mut verdict);
             waker.into_iter().for_each(|w| w.join().unwrap());
             assert!(stopped.threads.iter().all(|t| t.held == 0));
-            inject::set_regset(id, libc::NT_PRSTATUS, &saved).unwrap();
+            saved.write(id).unwrap();
             report
         });
         assert_eq!(stepped.unwrap(), report, "{number} {wake_up}");

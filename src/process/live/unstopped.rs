@@ -6,7 +6,14 @@
 //! after the copy the thread was off its processor, was at the same place, and had left a processor the same number
 //! of times.
 
-use super::*;
+use super::evidence::Evidence;
+use super::{
+    CaptureOptions, LiveTarget, Process, attachable, copy_stacks, is_gone, list_threads, refusal, status_field,
+    thread_of,
+};
+use crate::error::Error;
+use crate::limits;
+use crate::process::{Thread, ThreadId};
 
 /// Why a thread that is running has no frames.
 const RUNNING: &str = "it is running, and was not stopped: registers of running threads cannot be read";
@@ -76,8 +83,9 @@ fn thread_at(pid: u32, tid: libc::pid_t, place: Option<Sleeping>) -> Thread {
     let mut thread = thread_of(pid, tid);
     match place {
         Some(place) => {
-            thread.registers.set(x64::RSP, place.sp);
-            thread.registers.set(x64::RIP, place.pc);
+            let machine = thread.registers.machine().description();
+            thread.registers.set(machine.sp, place.sp);
+            thread.registers.set(machine.pc, place.pc);
         }
         None => thread.problem = Some(RUNNING.to_string()),
     }

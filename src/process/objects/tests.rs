@@ -46,7 +46,7 @@ fn library(id: Option<u8>, code: u8, sections: &[Section<'_>]) -> Vec<u8> {
 
 fn loaded_at(base: u64, name: &str, image: &[u8]) -> CoreBuilder {
     CoreBuilder::new()
-        .thread(1, 0, &Registers::unknown(), 0)
+        .thread(1, 0, &Registers::unknown(crate::arch::Machine::X64), 0)
         .memory(base, 4, &image[..0x1000])
         .memory(base + 0x3000, 5, &image[0x1000..0x2000])
         .file(base, base + 0x1000, 0, name)

@@ -2,7 +2,7 @@
 
 use super::super::contents::{GlobalRow, Instance, MemoryRow, ModuleContents};
 use super::super::{
-    Bits, Frame, Function, Hex, Module as ReportModule, Runtime, RuntimeName, Target, TargetKind, Thread, WasmPlace,
+    Bits, Frame, Function, Hex, Module as ReportModule, Runtime, RuntimeName, Target, TargetKind, Thread, WasmPosition,
 };
 use super::*;
 use crate::runtime::Why;
@@ -49,7 +49,7 @@ fn instance(number: u32, address: u64, memories: Vec<MemoryRow>, globals: Vec<Va
 fn frame(module: u32, function: u32, instance: Option<u64>, offset: Option<u64>) -> Frame {
     Frame {
         function: Some(Function { index: Some(function), local_index: function.checked_sub(1), ..Function::default() }),
-        wasm: Some(WasmPlace {
+        wasm: Some(WasmPosition {
             module_index: Some(module),
             op_index: None,
             op_position: if offset.is_some() { OpPosition::At } else { OpPosition::Unknown },
@@ -169,9 +169,9 @@ fn bytes(address: u64, buf: &mut [u8]) -> bool {
 
 fn dump(report: &Report, contents: &Contents, compat: Option<Compat>) -> (Vec<u8>, Vec<String>) {
     let mut out = Vec::new();
-    let mut source =
-        Source { report, contents, read: &mut bytes, body_offset: &mut |_, local| (local != 1).then_some(0x70) };
-    let notes = write(&mut source, compat, &mut out).unwrap();
+    let mut input =
+        CoredumpInput { report, contents, read: &mut bytes, body_offset: &mut |_, local| (local != 1).then_some(0x70) };
+    let notes = write(&mut input, compat, &mut out).unwrap();
     (out, notes)
 }
 
@@ -313,9 +313,9 @@ fn damaged_descriptions_do_no_harm() {
     contents.contents[0].instances[0].memories = vec![wild];
     contents.contents[1].instances.clear();
     let mut out = Vec::new();
-    let mut source =
-        Source { report: &report, contents: &contents, read: &mut |_, _| false, body_offset: &mut |_, _| None };
-    let notes = write(&mut source, None, &mut out).unwrap();
+    let mut input =
+        CoredumpInput { report: &report, contents: &contents, read: &mut |_, _| false, body_offset: &mut |_, _| None };
+    let notes = write(&mut input, None, &mut out).unwrap();
     assert!(notes.iter().any(|n| n.contains("cannot be read")), "{notes:?}");
     let r = read(&out);
     assert!(r.data.is_empty() && r.instances.len() == 3);

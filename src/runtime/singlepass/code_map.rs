@@ -13,7 +13,7 @@ use super::module::Module;
 use super::module::code;
 use super::module::code::{Home, Shape, Source};
 use super::module::places::Places;
-use crate::arch::{Reg, x64};
+use crate::arch::x64;
 use crate::limits::{MAX_IMAGE_BYTES, MAX_SLOTS, MAX_SYMBOL_PLACES, MAX_TRAMPOLINE_BYTES};
 use crate::process::Memory;
 use crate::runtime::code_map::sources::{Scope, Sources, end_prologue, lay_out};
@@ -21,7 +21,10 @@ use crate::runtime::code_map::{
     CodeMap, CompiledFunction, CompiledModule, Detail, FrameChange, Line, Location, Operand, Operands, Variable,
 };
 use crate::state::diff::{Budget, StateCursor, StateError};
-use crate::state::{FUNCTION_HEADER, FunctionStateMap, MachineState, MachineValue, PointKind, WasmAbstractValue};
+use crate::state::x64::from_index;
+use crate::state::{
+    FUNCTION_HEADER, FunctionStateMap, MachineState, MachineValue, PointKind, RegisterIndex, WasmAbstractValue,
+};
 use crate::wasm::ValType;
 use crate::wasm::WasmModule;
 use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register};
@@ -326,7 +329,7 @@ fn frame_at_points(here: &Here<'_>, states: &[State], out: &mut Vec<(u32, FrameC
         let mut saved = Vec::new();
         for_each_word(here.map, state, |value, offset| {
             if let (MachineValue::PreserveRegister(index), Ok(offset)) = (value, i32::try_from(offset))
-                && let Some(reg) = Reg::from_index(index.0).filter(|r| r.index() < 16)
+                && let Some(reg) = from_index(*index).filter(|reg| reg.word().is_some())
             {
                 saved.push((reg, offset));
             }
@@ -408,9 +411,9 @@ fn places(map: &FunctionStateMap, state: &MachineState, kind: PointKind) -> Vec<
         .collect();
     for (i, value) in state.register_values.iter().enumerate() {
         let MachineValue::WasmStack(index) = value else { continue };
-        let Some(reg) = Reg::from_index(i) else { continue };
+        let Some(reg) = from_index(RegisterIndex(i)) else { continue };
         // A callee does not preserve this register. A value that survives the call is written to the stack too.
-        if kind == PointKind::Call && !x64::TABLE.get(i).is_some_and(|row| row.callee_saved) {
+        if kind == PointKind::Call && !reg.info().callee_saved {
             continue;
         }
         if let Some(place) = out.get_mut(*index) {
@@ -466,11 +469,13 @@ fn lines(wasm: &WasmModule, sources: &mut Sources<'_>, here: &Here<'_>, places: 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::Reg;
     use crate::process::MemoryError;
     use crate::runtime::singlepass::module::code::tests::nine_locals;
     use crate::runtime::singlepass::module::code::{Cfa, Stretch};
+    use crate::state::ModuleStateMap;
     use crate::state::synthetic::{self, END, START, state};
-    use crate::state::{ModuleStateMap, RegisterIndex};
+    use crate::state::x64::to_index;
     use std::rc::Rc;
     use std::sync::Arc;
 
@@ -607,7 +612,7 @@ mod tests {
     #[test]
     fn other_code_is_described_at_its_points_only() {
         let point = 0x80;
-        let words = vec![MachineValue::Undefined, MachineValue::PreserveRegister(RegisterIndex(x64::R12.index()))];
+        let words = vec![MachineValue::Undefined, MachineValue::PreserveRegister(to_index(x64::R12).unwrap())];
         let map = synthetic::Module::new(1).point(PointKind::Call, point, &state(1, words)).build();
         let module = described(map, &vec![0x90; END - START], &Detail::All);
         let function = &module.functions[0];

@@ -2,7 +2,7 @@
 //! stacks, and modules as the runtime lays them out.
 
 use super::module::cache_image::PAGE;
-use crate::arch::{Reg, Registers};
+use crate::arch::{Machine, Reg, Registers};
 use crate::process::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
 use crate::state::codec::encode_borsh;
 use crate::state::{FunctionStateMap, MachineState, ModuleStateMap};
@@ -234,7 +234,7 @@ impl Fake {
 
     /// Adds a thread with these registers.
     pub fn thread(&mut self, registers: &[(Reg, u64)]) {
-        let mut r = Registers::unknown();
+        let mut r = Registers::unknown(Machine::X64);
         registers.iter().for_each(|&(reg, v)| r.set(reg, v));
         let id = ThreadId(self.threads.len() as u32 + 1);
         self.threads.push(Thread { id, name: None, registers: r, fs_base: None, signal: None, problem: None });
@@ -272,6 +272,9 @@ impl Memory for Fake {
 }
 
 impl Target for Fake {
+    fn machine(&self) -> crate::arch::Machine {
+        crate::arch::Machine::X64
+    }
     fn description(&self) -> String {
         "made up".into()
     }

@@ -266,7 +266,7 @@ mod tests {
     fn the_alternative_stack_is_right_at_every_instruction() {
         let mut machine = entered();
         for (i, r) in (0..).zip(SWITCH_BLOCK) {
-            machine.stack.insert(IMAGE_START + 8 * i, 0x2000 + u64::from(r.0));
+            machine.stack.insert(IMAGE_START + 8 * i, 0x2000 + r.index() as u64);
         }
         const GUEST: u64 = 0x50_0000;
         machine.stack.insert(IMAGE_START + 8 * 31, GUEST);
@@ -277,7 +277,7 @@ mod tests {
             assert_eq!(caller.address, CodeAddress::Exact(GUEST), "{offset:#x}");
             assert_eq!(caller.registers.sp(), Some(IMAGE_START + 8 * 32), "{offset:#x}");
             for r in SWITCH_BLOCK {
-                assert_eq!(caller.registers.get(r), Some(0x2000 + u64::from(r.0)), "{offset:#x} {r}");
+                assert_eq!(caller.registers.get(r), Some(0x2000 + r.index() as u64), "{offset:#x} {r}");
             }
         });
         // The guest returns through the word at -24 to `returning`, with rsp at the word behind that one.

@@ -10,7 +10,7 @@ use super::walk::frame::operator_index;
 use crate::limits::{MAX_COMPARED_DATA, MAX_COMPARED_PLACES, MAX_HEADER_PAGES, MAX_IMAGES};
 use crate::process::mapped_file::{MappedFile, WithFile};
 use crate::process::{Mapping, Memory};
-use crate::runtime::{Files, Fit, FoundBy, GuestModule, Key, Provider, Runtime, RuntimeName, Scene};
+use crate::runtime::{Compared, Files, Fit, FoundBy, GuestModule, Key, Provider, Runtime, RuntimeName, Scene};
 use crate::unwind::Cursor;
 use crate::wasm::file::CoreModule;
 use crate::wasm::{Declarations, ExternKind, ValType, WasmModule};
@@ -244,7 +244,7 @@ fn fits(code: &Code, module: usize, file: &CoreModule, memory: &dyn Memory) -> R
     }
     let shift = shift.or(base).unwrap_or(0);
     if exact > 0 {
-        let summary = if exact == 2 { "every byte" } else { "all but custom sections" };
+        let summary = if exact == 2 { Compared::EveryByte } else { Compared::AllButCustomSections };
         return Ok(Fit { exact, summary, checks, shift });
     }
     if let (Ok(image), Some(info)) = (&code.info, code.module(module)) {
@@ -283,12 +283,12 @@ fn fits(code: &Code, module: usize, file: &CoreModule, memory: &dyn Memory) -> R
         return Err("the image keeps neither places nor a description that it could be compared with".into());
     }
     let summary = match (compared > 0, code.info.is_ok(), has_data) {
-        (true, true, true) => "positions, description, data",
-        (true, true, false) => "positions, description",
-        (true, false, true) => "positions, data",
-        (true, false, false) => "positions",
-        (false, _, true) => "description, data",
-        (false, _, false) => "description",
+        (true, true, true) => Compared::PositionsDescriptionData,
+        (true, true, false) => Compared::PositionsDescription,
+        (true, false, true) => Compared::PositionsData,
+        (true, false, false) => Compared::Positions,
+        (false, _, true) => Compared::DescriptionData,
+        (false, _, false) => Compared::Description,
     };
     Ok(Fit { exact, summary, checks, shift })
 }
@@ -419,7 +419,7 @@ pub(super) fn guest_module(code: &Code, module: usize) -> GuestModule {
         // The image does not say in so many words which of Wasmtime's compilers made it.
         backend: format!("wasmtime {version}"),
         wasm_file: user.map(|p| p.display().to_string()),
-        wasm_compared: compared.map(str::to_string),
+        wasm_compared: compared,
         problem: (!problems.is_empty()).then(|| problems.join("; ")),
     }
 }
@@ -516,10 +516,10 @@ mod tests {
             let memory = SliceMemory::new(0, &[]);
             fits(&code, 0, &CoreModule { wasm, base: None }, &memory).map(|fit| (fit.summary, fit.exact))
         };
-        assert_eq!(fits(own.clone()), Ok(("every byte", 2)));
+        assert_eq!(fits(own.clone()), Ok((Compared::EveryByte, 2)));
         // One custom section is added, or all of them are left out.
         let more = [&own[..8], &[0, 2, 1, b'x'], &own[8..]].concat();
-        assert_eq!(fits(more), Ok(("all but custom sections", 1)));
+        assert_eq!(fits(more), Ok((Compared::AllButCustomSections, 1)));
         let mut bare = own[..8].to_vec();
         for payload in wasmparser::Parser::new(0).parse_all(&own).map(Result::unwrap) {
             if let Some((id, range)) = payload.as_section().filter(|(id, _)| *id != 0) {
@@ -529,7 +529,7 @@ mod tests {
                 bare.extend(data);
             }
         }
-        assert_eq!(fits(bare), Ok(("all but custom sections", 1)));
+        assert_eq!(fits(bare), Ok((Compared::AllButCustomSections, 1)));
         // Only a constant differs.
         let at = own.windows(8).position(|w| w == 2.5f64.to_le_bytes()).unwrap();
         let mut other = own.clone();

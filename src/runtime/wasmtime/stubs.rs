@@ -91,7 +91,7 @@ mod tests {
         const BEHIND: u64 = 0x50_0000;
         machine.stack.insert(IMAGE_END - 16, OTHER);
         for (i, r) in (0..).zip(R15_RBP) {
-            machine.stack.insert(OTHER + 8 * i, 0x2000 + u64::from(r.0));
+            machine.stack.insert(OTHER + 8 * i, 0x2000 + r.index() as u64);
         }
         machine.stack.insert(OTHER + 48, BEHIND);
         at_each_instruction(
@@ -105,7 +105,7 @@ mod tests {
                 assert_eq!(caller.address, CodeAddress::Return(BEHIND), "{offset:#x}");
                 assert_eq!(caller.registers.sp(), Some(OTHER + 56), "{offset:#x}");
                 for r in R15_RBP {
-                    assert_eq!(caller.registers.get(*r), Some(0x2000 + u64::from(r.0)), "{offset:#x} {r}");
+                    assert_eq!(caller.registers.get(*r), Some(0x2000 + r.index() as u64), "{offset:#x} {r}");
                 }
             },
         );

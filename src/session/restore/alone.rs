@@ -110,7 +110,7 @@ mod tests {
         let thread = |id, problem: Option<&str>| Thread {
             id: ThreadId(id),
             name: None,
-            registers: crate::arch::Registers::unknown(),
+            registers: crate::arch::Registers::unknown(crate::arch::Machine::X64),
             fs_base: None,
             signal: None,
             problem: problem.map(str::to_string),

@@ -119,7 +119,7 @@ pub(super) fn plan(held: &Held, look: &Look<'_>, provider: &mut Runtimes) -> Res
     // The maximum is known for the first memory that the module defines. For an imported memory, the exporter
     // decides.
     let declared = parts.memory_at.and_then(|_| runtime.declared(thread.youngest.module, target).memories.ok());
-    let maximum = declared.and_then(|memories| memories.first()?.maximum);
+    let maximum = declared.and_then(|memories| memories.first()?.maximum_in_wasm_pages());
     Ok(Plan { thread: tid, parts, place, limit, maximum, notes })
 }
 
@@ -139,8 +139,8 @@ fn place_of(caller: &Cursor, memory: &dyn Memory, parts: &InstanceParts) -> Resu
     let mut registers = KnownRegisters::UNKNOWN;
     for reg in [x64::RBX, x64::R12, x64::R13, x64::R14, x64::R15] {
         let value = caller.registers.get(reg);
-        registers.0[reg.index()] =
-            Some(value.ok_or_else(|| refused(format!("{reg} of the oldest Wasm frame's caller is not known")))?);
+        let value = value.ok_or_else(|| refused(format!("{reg} of the oldest Wasm frame's caller is not known")))?;
+        registers.set(reg, Some(value));
     }
     let place = StackSpec {
         top: 0,

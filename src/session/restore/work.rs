@@ -180,7 +180,7 @@ impl<'a> Work<'a> {
         let mut registers = built.registers;
         if built.kind == PointKind::Call {
             for reg in [x64::RAX, x64::XMM0] {
-                registers.0[reg.index()] = self.result;
+                registers.set(reg, self.result);
             }
         }
         self.step()?;

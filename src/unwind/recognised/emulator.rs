@@ -23,7 +23,7 @@ pub struct Machine {
 }
 
 fn reg(r: Register) -> Reg {
-    if r.is_xmm() { Reg(x64::XMM0.0 + r.number() as u8) } else { Reg(r.number() as u8) }
+    x64::TABLE[if r.is_xmm() { 16 } else { 0 } + r.number()].reg
 }
 
 impl Machine {
@@ -163,7 +163,8 @@ fn described(unwinder: &RecognisedUnwinder, at: &Cursor, memory: &Pieces, caller
 }
 
 pub fn entered() -> Machine {
-    let mut registers: HashMap<Reg, u64> = (0..32).map(|i| (Reg(i), 0x1000 + u64::from(i))).collect();
+    let mut registers: HashMap<Reg, u64> =
+        x64::TABLE[..32].iter().map(|row| (row.reg, 0x1000 + row.reg.index() as u64)).collect();
     registers.insert(x64::RSP, ENTRY_SP);
     // The routines follow these pointers.
     for r in [x64::RAX, x64::RDI] {
@@ -178,7 +179,7 @@ pub fn is_native_caller(offset: u64, caller: &Cursor) {
     assert_eq!(caller.address, CodeAddress::Return(CALLER), "{offset:#x}");
     assert_eq!(caller.registers.sp(), Some(ENTRY_SP + 8), "{offset:#x}");
     for r in CALLEE_SAVED {
-        assert_eq!(caller.registers.get(r), Some(0x1000 + u64::from(r.0)), "{offset:#x} {r}");
+        assert_eq!(caller.registers.get(r), Some(0x1000 + r.index() as u64), "{offset:#x} {r}");
     }
     assert_eq!(caller.registers.get(x64::RDI), None);
 }

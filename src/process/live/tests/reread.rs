@@ -1,6 +1,7 @@
 //! Tests with a process that loads something else at the same addresses, between the stop and the reading.
 
 use super::*;
+use crate::process::memory::PAGE;
 
 /// Address of the target's module. Its first page can be executed, the others can be written.
 const CODE: usize = 0x5ead_0000_0000;
@@ -236,7 +237,7 @@ fn so_many_pages_are_copied_and_kept_in_mind() {
         Mapping { start: 0x10_0000, end: 0x100_0000, read: true, write: false, execute: true, offset: 0, path: None };
     let words: Vec<u8> =
         (0..4 * limits::MAX_CODE_BLOCKS as u64).flat_map(|i| (0x10_0000 + i * 64).to_le_bytes()).collect();
-    let mut registers = Registers::unknown();
+    let mut registers = Registers::unknown(Machine::HERE);
     registers.set(x64::RSP, 0x1000);
     let thread = Thread { registers, ..thread_of(1, 1) };
     let captured = |words: &[u8]| {

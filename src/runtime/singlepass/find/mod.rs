@@ -23,7 +23,7 @@ use crate::process::Memory;
 use crate::process::objects::Objects;
 use crate::runtime::all::FindOptions;
 use crate::runtime::immediates::Immediates;
-use crate::runtime::{Files, Fit, GuestModule, Key, Provider, Runtime, RuntimeName, Scene};
+use crate::runtime::{Compared, Files, Fit, GuestModule, Key, Provider, Runtime, RuntimeName, Scene};
 use crate::state::model::{FunctionStateMap, WasmAbstractValue};
 use crate::state::{PointKind, SuspendOffset};
 use crate::unwind::Cursor;
@@ -190,15 +190,13 @@ impl SinglepassProvider {
             problem.push(format!("{} functions are redirected to another tier", anchor.patched.len()));
         }
         let mut checks = anchor.checks.clone();
-        let compared = module.wasm_path.as_ref().map(|path| {
-            let (compared, summary) = &module.wasm_checks;
-            let compared = compared.join(", ");
+        if let Some(path) = &module.wasm_path {
+            let compared = module.wasm_checks.join(", ");
             checks.push(format!(
                 "{} agrees with the process in {compared}; types of declared locals are on its word",
                 path.display()
             ));
-            summary.to_string()
-        });
+        }
         let guest = GuestModule {
             runtime: RuntimeName::Singlepass,
             name: own.unwrap_or_else(|| format!("module{i}")),
@@ -209,7 +207,7 @@ impl SinglepassProvider {
             tracked: Some(module.tracked),
             backend: module.backend.clone(),
             wasm_file: module.wasm_path.as_ref().map(|p| p.display().to_string()),
-            wasm_compared: compared,
+            wasm_compared: module.wasm_compared,
             problem: (!problem.is_empty()).then(|| problem.join("; ")),
         };
         match self.runtime.listed.get_mut(i) {
@@ -414,13 +412,15 @@ impl Files for SinglepassProvider {
         checks.extend(compare_data(known, &file.wasm, memory)?);
         checks.extend(compare_code(known, &file.wasm, memory)?);
         let described = known.names.exports.is_some();
-        Ok(Fit { exact: 0, summary: if described { "positions, description" } else { "positions" }, checks, shift: 0 })
+        let summary = if described { Compared::PositionsDescription } else { Compared::Positions };
+        Ok(Fit { exact: 0, summary, checks, shift: 0 })
     }
 
     fn take_file(&mut self, module: usize, path: &Path, file: &CoreModule, fit: Fit) {
         self.facts = None;
         let Some(known) = self.runtime.modules.get_mut(module) else { return };
-        known.wasm_checks = (fit.checks, fit.summary);
+        known.wasm_checks = fit.checks;
+        known.wasm_compared = Some(fit.summary);
         known.wasm = Some(Rc::clone(&file.wasm));
         known.wasm_path = Some(path.to_path_buf());
         self.list(module);

@@ -416,6 +416,9 @@ mod tests {
     }
 
     impl Target for Holes {
+        fn machine(&self) -> crate::arch::Machine {
+            self.0.machine()
+        }
         fn description(&self) -> String {
             self.0.description()
         }

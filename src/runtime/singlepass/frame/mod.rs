@@ -13,9 +13,10 @@ use crate::arch::{CodeAddress, Reg, Registers, x64};
 use crate::process::Memory;
 use crate::runtime::{GuestFrame, GuestKind, OperatorPlace, Place, Position, RuntimeName, Slot, Value, Why};
 use crate::state::read::BoundaryRegisters;
+use crate::state::x64::{from_index, known_registers};
 use crate::state::{
-    CodeVersion, ExecutionStateImage, FUNCTION_HEADER, FunctionStateMap, KnownRegisters, MachineState, MachineValue,
-    ModuleStateMap, Point, PointKind, ValuePlace, WasmAbstractValue, read_frame, read_stack,
+    CodeVersion, ExecutionStateImage, FUNCTION_HEADER, FunctionStateMap, MachineState, MachineValue, ModuleStateMap,
+    Point, PointKind, RegisterIndex, ValuePlace, WasmAbstractValue, read_frame, read_stack,
 };
 use crate::unwind::{Cursor, Next, Trust, UnwindError};
 use crate::wasm::ValType;
@@ -152,7 +153,7 @@ fn preserved_by(state: &MachineState, map: &FunctionStateMap) -> Vec<(Reg, i64)>
             _ => offset -= 8,
         }
         if let MachineValue::PreserveRegister(index) = value
-            && let Some(reg) = Reg::from_index(index.0)
+            && let Some(reg) = from_index(*index)
         {
             out.push((reg, offset));
         }
@@ -429,14 +430,14 @@ fn point_values(
 ) -> (Vec<Value>, Vec<Value>, Option<u64>) {
     let registers = &at.registers;
     let Some(sp) = registers.sp() else { return (Vec::new(), Vec::new(), None) };
-    let known = KnownRegisters(registers.state_map_values());
+    let known = known_registers(registers);
     let mut word = |address: u64| memory.read_u64(address).ok();
     let Ok(read) = read_frame(map, state, sp, known, &mut word) else { return (Vec::new(), Vec::new(), None) };
     let value = |bits: Option<u64>, place: &ValuePlace, ty: Option<ValType>| -> Value {
         let at_address =
             |address: u64| Place::Memory { base: x64::RSP, offset: address.wrapping_sub(sp) as i64, address };
         let place = match place {
-            ValuePlace::Register(index) => match Reg::from_index(*index) {
+            ValuePlace::Register(index) => match from_index(RegisterIndex(*index)) {
                 Some(reg) => Ok(Place::Register { reg, saved_at: registers.saved_at(reg) }),
                 None => Err(Why::other("no such register")),
             },
@@ -492,7 +493,7 @@ pub fn image(
     };
     let versions: Vec<CodeVersion> = runtime.code_modules().iter().map(version).collect::<Option<_>>()?;
     let mut word = |address: u64| memory.read_u64(address).ok();
-    let registers = at.registers.state_map_values();
+    let registers = known_registers(&at.registers).0;
     let (image, _) = read_stack(&versions, sp, registers, Some(at.address.raw()), None, boundary, &mut word);
     Some(image)
 }
@@ -505,7 +506,6 @@ mod tests {
     use crate::runtime::singlepass::module::code::tests::nine_locals;
     use crate::runtime::singlepass::module::maps::Maps;
     use crate::runtime::{Images, Runtime};
-    use crate::state::model::RegisterIndex;
     use crate::state::synthetic::{self, START, state};
     use crate::unwind::Unwinder;
 
@@ -564,7 +564,7 @@ mod tests {
     fn stack(memory: &mut Fake, tiers: &[Tier; 2], order: &[usize]) -> Cursor {
         let mut at = STACK + 0x100;
         let word = |memory: &mut Fake, at: u64, value: u64| memory.words(at, &[value]);
-        let mut registers = Registers::unknown();
+        let mut registers = Registers::unknown(crate::arch::Machine::X64);
         registers.set(x64::RSP, at);
         registers.set(x64::RBP, at + 8 * tiers[order[0]].words);
         for (n, reg) in HOMES.into_iter().chain([x64::R15]).enumerate() {
@@ -628,7 +628,8 @@ mod tests {
         assert_eq!((&locals[..4], words(&locals[4..]), *instance), (&[None; 4][..], 5, None));
 
         let image = |runtime: &Singlepass| {
-            let image = runtime.image(ThreadId(1), &start, &memory).expect("an image");
+            let image =
+                runtime.images().expect("singlepass has images").image(ThreadId(1), &start, &memory).expect("an image");
             assert_eq!(image.frames.len(), 5);
             image.frames.into_iter().map(|f| f.locals).collect::<Vec<_>>()
         };

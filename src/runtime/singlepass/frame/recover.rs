@@ -15,7 +15,7 @@
 //! of these is believed, and the walk goes on below the first frame on which all agree. The reader is told that the
 //! frame was found by a search.
 
-use crate::arch::{CodeAddress, Registers, x64};
+use crate::arch::{CodeAddress, Machine, Registers, x64};
 use crate::limits::{MAX_ENTRY_FRAME, MAX_RECOVERY_BYTES, MAX_RECOVERY_CHAIN};
 use crate::process::Memory;
 use crate::runtime::singlepass::module::Location;
@@ -67,7 +67,7 @@ pub fn recover(runtime: &Singlepass, at: &Cursor, memory: &dyn Memory) -> Option
         .take(MAX_RECOVERY_CHAIN)
         .map(|c| search.chain(c))
         .collect();
-    let mut registers = Registers::unknown();
+    let mut registers = Registers::unknown(Machine::X64);
     if rivals.is_empty() {
         registers.restore(x64::RIP, first.address, first.slot);
         registers.set(x64::RSP, first.slot + 8);

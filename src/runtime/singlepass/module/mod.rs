@@ -16,7 +16,7 @@ use self::maps::Maps;
 use self::places::Places;
 use crate::process::Memory;
 use crate::runtime::immediates::Immediates;
-use crate::runtime::{Declared, GuestFunction, Key, Why};
+use crate::runtime::{Compared, Declared, GuestFunction, Key, Why};
 use crate::state::map::{Point, PointKind};
 use crate::state::model::{FunctionStateMap, MachineState, MachineValue, ModuleStateMap};
 use crate::wasm::{Declarations, ExternKind, GlobalDecl, GuestExport, MemoryDecl, NameSource, ValType, WasmModule};
@@ -72,8 +72,10 @@ pub struct Module {
     pub instances: Vec<u64>,
     /// Names and signatures found in the target.
     pub names: Names,
-    /// In what the `.wasm` agrees with the process: each thing that was compared, and a summary in a few words.
-    pub wasm_checks: (Vec<String>, &'static str),
+    /// Each thing in which the user's `.wasm` was compared with the process and agrees.
+    pub wasm_checks: Vec<String>,
+    /// The same in a word.
+    pub wasm_compared: Option<Compared>,
     /// The user's `.wasm`, checked against the map.
     pub wasm: Option<Rc<WasmModule>>,
     /// Path of that `.wasm`.
@@ -141,7 +143,8 @@ impl Module {
             inner: None,
             instances: Vec::new(),
             names: Names::default(),
-            wasm_checks: (Vec::new(), ""),
+            wasm_checks: Vec::new(),
+            wasm_compared: None,
             wasm: None,
             wasm_path: None,
             image_code: None,

@@ -12,7 +12,7 @@ use super::tables::points::{FrameAt, Points};
 use super::walk::flow::{Flow, WINCH, beginning};
 use super::walk::frame::{EPILOGUE, PROLOGUE, leaves, val_type};
 use super::{Wasmtime, hints};
-use crate::arch::x64;
+use crate::arch::{Machine, x64};
 use crate::limits::{MAX_FRAME_CHANGES, MAX_IMAGE_BYTES, MAX_SYMBOL_PLACES};
 use crate::process::Memory;
 use crate::process::mapped_file::WithFile;
@@ -168,7 +168,7 @@ fn frame_of(code: &Code, function: &Function, start: u64, bytes: &[u8]) -> Vec<(
         }
         return changes;
     }
-    let tabled = code.cfi.as_ref().and_then(|cfi| cfi.changes(start));
+    let tabled = code.cfi.as_ref().and_then(|cfi| cfi.changes(Machine::X64, start));
     let followed = tabled.as_ref().and_then(|changes| beginning(start, body, changes.last()?.0));
     let mut changes = match followed.or(tabled) {
         Some(changes) => changes,

@@ -14,7 +14,7 @@ use crate::runtime::wasmtime::image::{
     ADDRMAP, BYTECODE, BYTECODE_ENDS, Contents, ENGINE, EXCEPTIONS, FRAMES, Function, FunctionKind, FunctionTable, INFO,
 };
 use crate::runtime::wasmtime::image::{Image, Kind, NAMES};
-use crate::runtime::{Key, Why};
+use crate::runtime::{Compared, Key, Why};
 use crate::unwind::cfi::CfiUnwinder;
 use crate::wasm::NameSource;
 use crate::wasm::WasmModule;
@@ -48,7 +48,7 @@ pub struct Code {
     /// The `.wasm` file of each module, from the image or from the user.
     pub wasm: Vec<Option<Rc<WasmModule>>>,
     /// For each module, in what the user's file was compared with the image.
-    pub wasm_compared: Vec<Option<&'static str>>,
+    pub wasm_compared: Vec<Option<Compared>>,
     /// For each module, the path of the user's file.
     pub wasm_path: Vec<Option<PathBuf>>,
     /// For each module, what else the comparison with the user's file showed.

@@ -35,7 +35,7 @@ use crate::arch::Registers;
 use crate::limits::{MAX_INLINE_DEPTH, MAX_SCOPE_WORK, MAX_SOURCE_VALUE_BYTES, MAX_SOURCE_VARIABLES};
 use crate::process::Memory;
 use crate::runtime::wasmtime::image::Image;
-use crate::runtime::{SourceVariable, Why};
+use crate::runtime::{SourceValue, SourceVariable, Why};
 use crate::symbolize::native::demangle;
 
 /// Name of the variable by which Wasmtime describes where the instance is.
@@ -250,7 +250,7 @@ impl ImageDwarf {
             return None;
         }
         let ty = units.type_of(entry);
-        let shown = |ty: &Entry| -> Result<(String, String), Why> {
+        let shown = |ty: &Entry| -> Result<SourceValue, Why> {
             let found = location::locate(units, entry, frame)?;
             let size = types::size(units, ty).ok_or_else(|| Why::other("its type has no size"))?;
             let len = size.min(MAX_SOURCE_VALUE_BYTES) as usize;
@@ -260,18 +260,15 @@ impl ImageDwarf {
                     (location::constant_bytes(units, &entry.unit, &value, len)?, "constant".to_string())
                 }
             };
-            let value = types::print(units, ty, &bytes);
-            Ok((value.ok_or_else(|| Why::other("values of its type are not shown"))?, place))
+            let text = types::print(units, ty, &bytes);
+            let text = text.ok_or_else(|| Why::other("values of its type are not shown"))?;
+            Ok(SourceValue { text, bytes, place })
         };
-        let result = match &ty {
+        let value = match &ty {
             Some(ty) => shown(ty),
             None => Err(Why::other("its type is not described")),
         };
-        let (value, place) = match result {
-            Ok((value, place)) => (Ok(value), Some(place)),
-            Err(why) => (Err(why), None),
-        };
-        Some(SourceVariable { name, ty: ty.as_ref().map(|ty| types::name(units, Some(ty))), value, place })
+        Some(SourceVariable { name, ty: ty.as_ref().map(|ty| types::name(units, Some(ty))), value })
     }
 }
 

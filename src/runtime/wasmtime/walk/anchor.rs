@@ -21,7 +21,7 @@
 
 use super::exit::is_vmctx;
 use super::recover::{Found, frame_of};
-use crate::arch::{CodeAddress, Reg};
+use crate::arch::{CodeAddress, Machine, x64};
 use crate::limits::{MAX_ANCHOR_PROBES, MAX_RECOVERY_BYTES, MAX_RECOVERY_CHAIN};
 use crate::process::{Mapping, Memory, mapping_at};
 use crate::runtime::wasmtime::Wasmtime;
@@ -125,7 +125,7 @@ fn followed(runtime: &Wasmtime, code: &Code, pc: u64, slot: u64, frame: u64, mem
         let (next, pc) = (memory.read_u64(frame).ok()?, memory.read_u64(above).ok()?);
         let Some(code) = pc.checked_sub(1).and_then(|before| runtime.code_at(before)) else {
             let host = mapping_at(&runtime.mappings, pc.checked_sub(1)?)?;
-            let is_called = host.may_execute() && is_behind_call(pc, memory);
+            let is_called = host.may_execute() && is_behind_call(Machine::X64, pc, memory);
             exit.entry = Some(frame);
             return (is_called && is_entry(&kind)).then_some(exit);
         };
@@ -140,7 +140,8 @@ fn followed(runtime: &Wasmtime, code: &Code, pc: u64, slot: u64, frame: u64, mem
             Some(made) if made != next => return None,
             Some(_) => {}
             // The function is too large to be followed: a return address behind a call is enough.
-            None if is_behind_call(pc, memory) && runtime.follows_call(code, CodeAddress::Return(pc), memory) => {}
+            None if is_behind_call(Machine::X64, pc, memory)
+                && runtime.follows_call(code, CodeAddress::Return(pc), memory) => {}
             None => return None,
         }
         if next <= frame {
@@ -160,7 +161,8 @@ fn stores(
     words: impl Iterator<Item = u64>,
     memory: &dyn Memory,
 ) -> BTreeMap<u64, u64> {
-    let registers = (0..16).filter_map(|n| at.registers.get(Reg(n)));
+    let registers =
+        at.registers.iter().filter(|(reg, _)| reg.word().is_some() && *reg != x64::RIP).map(|(_, value)| value);
     let is_writable = |address: u64| mapping_at(&runtime.mappings, address).is_some_and(|m| m.write);
     let candidates: BTreeSet<u64> =
         registers.chain(words).filter(|w| w.is_multiple_of(16) && is_writable(*w)).take(MAX_ANCHOR_PROBES).collect();
@@ -226,11 +228,12 @@ pub fn signal(mappings: &[Mapping], sp: u64, before: Option<u64>, memory: &dyn M
         if others.contains(&pc) || !mapping_at(mappings, pc).is_some_and(Mapping::may_execute) {
             continue;
         }
-        if !is_sigreturn(pc, memory) {
+        if !is_sigreturn(Machine::X64, pc, memory) {
             others.insert(pc);
             continue;
         }
-        let Some((interrupted, its_sp)) = slot.checked_add(8).and_then(|context| signal_context(context, memory))
+        let Some((interrupted, its_sp)) =
+            slot.checked_add(8).and_then(|context| signal_context(Machine::X64, context, memory))
         else {
             continue;
         };
@@ -265,7 +268,6 @@ pub fn fiber(mappings: &[Mapping], sp: u64, memory: &dyn Memory) -> Option<Found
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::x64;
     use crate::runtime::wasmtime::image::Image;
     use crate::runtime::wasmtime::instance::offsets::VMCONTEXT_MAGIC;
     use crate::runtime::wasmtime::testing::fixture;

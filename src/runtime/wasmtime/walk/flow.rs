@@ -845,7 +845,7 @@ mod tests {
     const START: u64 = 0x40_0000;
 
     fn registers(values: &[(Reg, u64)]) -> Registers {
-        let mut out = Registers::unknown();
+        let mut out = Registers::unknown(crate::arch::Machine::X64);
         for (reg, value) in values {
             out.set(*reg, *value);
         }

@@ -8,7 +8,7 @@
 
 use super::exit::is_vmctx;
 use super::flow::{Facts, Held, WINCH};
-use crate::arch::{CodeAddress, Reg, Registers, x64};
+use crate::arch::{CodeAddress, Machine, Reg, Registers, x64};
 use crate::limits::MAX_NAMED_OWNERS;
 use crate::process::{Memory, MemoryError};
 use crate::runtime::wasmtime::Wasmtime;
@@ -253,7 +253,7 @@ fn by_code(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memory) ->
     let facts = runtime.facts(code, at.address, memory)?;
     let sp = facts.state.entry_sp(&at.registers).filter(|sp| sp.is_multiple_of(8))?;
     let (pc, slot) = facts.state.places(Held::Return, &at.registers, memory)?;
-    let mut caller = Registers::unknown();
+    let mut caller = Registers::unknown(Machine::X64);
     for reg in KEPT.into_iter().chain([x64::RBP]) {
         match facts.state.places(Held::Entry(reg), &at.registers, memory) {
             Some((value, Some(slot))) => caller.restore(reg, value, slot),
@@ -286,7 +286,7 @@ fn by_frame_pointer(at: &Cursor, memory: &dyn Memory) -> Next {
             return Err(broken("rbp is no frame pointer here"));
         }
         let above = frame.checked_add(8).ok_or_else(|| broken("rbp is no frame pointer here"))?;
-        let mut caller = Registers::unknown();
+        let mut caller = Registers::unknown(Machine::X64);
         caller.restore(x64::RBP, memory.read_u64(frame)?, frame);
         let pc = memory.read_u64(above)?;
         caller.restore(x64::RIP, pc, above);
@@ -552,7 +552,7 @@ impl Here<'_> {
         // Descriptions of variables hold inside of the frame. At its edges the registers do not have the described
         // values any more, or not yet.
         let unsettled = cfa.is_none() || self.in_epilogue();
-        let nothing = Registers::unknown();
+        let nothing = Registers::unknown(Machine::X64);
         let registers = if unsettled { &nothing } else { &self.at.registers };
         if frame.instance.is_none() {
             let found = dwarf.vmctx(self.offset, registers, cfa, self.memory);

@@ -12,7 +12,7 @@
 //! [`super::anchor`].
 
 use super::anchor;
-use crate::arch::{CodeAddress, Registers, x64};
+use crate::arch::{CodeAddress, Machine, Registers, x64};
 use crate::limits::MAX_RECOVERY_BYTES;
 use crate::process::Memory;
 use crate::runtime::wasmtime::Wasmtime;
@@ -52,7 +52,7 @@ pub struct Found {
 
 impl Found {
     fn registers(&self) -> Option<Registers> {
-        let mut registers = Registers::unknown();
+        let mut registers = Registers::unknown(Machine::X64);
         registers.restore(x64::RIP, self.pc, self.slot);
         registers.set(x64::RSP, self.slot.checked_add(8)?);
         match self.frame {

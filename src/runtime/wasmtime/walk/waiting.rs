@@ -8,7 +8,7 @@
 //!
 //! In versions before 44 the stack of a fiber that has ended looks alike, but no Wasm frame is on it.
 
-use crate::arch::{CodeAddress, Reg, Registers, x64};
+use crate::arch::{CodeAddress, Machine, Reg, Registers, x64};
 use crate::limits::{MAX_WAITING, MAX_WAITING_STACKS};
 use crate::process::{Mapping, Memory};
 use crate::unwind::Cursor;
@@ -49,7 +49,7 @@ fn suspended(stack: &Mapping, top: u64, mappings: &[Mapping], memory: &dyn Memor
     if !mappings.iter().any(|m| m.contains(*pc) && m.may_execute()) {
         return None;
     }
-    let mut registers = Registers::unknown();
+    let mut registers = Registers::unknown(Machine::X64);
     for (reg, value) in SAVED.into_iter().zip(saved) {
         registers.set(reg, *value);
     }

@@ -43,7 +43,7 @@ fn broken(e: gimli::Error) -> Why {
 
 impl Frame<'_> {
     fn register(&self, register: gimli::Register) -> Result<(Reg, u64), Why> {
-        let reg = Reg::from_dwarf(register.0);
+        let reg = self.registers.machine().from_dwarf(register.0);
         let reg = reg.ok_or_else(|| why(format!("it is in register {} of DWARF, which is not read", register.0)))?;
         let value = self.registers.get(reg);
         Ok((reg, value.ok_or(Why::RegisterUnknown(reg))?))

@@ -7,8 +7,8 @@ use gimli::{DwAte, DwTag, LittleEndian};
 use proptest::prelude::*;
 
 use super::*;
-use crate::arch::Reg;
 use crate::arch::x64::{self, TABLE};
+use crate::arch::{Machine, Reg};
 use crate::limits;
 use crate::process::memory::{Content, Piece, Splice};
 use crate::process::{Memory, MemoryError};
@@ -47,7 +47,7 @@ impl Memory for Bytes {
 }
 
 fn registers(values: &[(Reg, u64)]) -> Registers {
-    let mut registers = Registers::unknown();
+    let mut registers = Registers::unknown(Machine::X64);
     values.iter().for_each(|(reg, value)| registers.set(*reg, *value));
     registers
 }
@@ -56,10 +56,9 @@ fn registers(values: &[(Reg, u64)]) -> Registers {
 fn lines(variables: &[SourceVariable]) -> Vec<String> {
     let line = |v: &SourceVariable| {
         let ty = v.ty.as_deref().unwrap_or("-");
-        match (&v.value, &v.place) {
-            (Ok(value), Some(place)) => format!("{ty} {} = {value} @ {place}", v.name),
-            (Err(why), None) => format!("{ty} {}: {why}", v.name),
-            other => panic!("{other:?}"),
+        match &v.value {
+            Ok(value) => format!("{ty} {} = {} @ {}", v.name, value.text, value.place),
+            Err(why) => format!("{ty} {}: {why}", v.name),
         }
     };
     variables.iter().map(line).collect()
@@ -187,7 +186,7 @@ fn variables_in_linear_memory() {
     let known = registers(&[(x64::R13, vmctx), (x64::RBX, 0x20000)]);
     let all = lines(&dwarf.variables(0x175, &known, None, &memory));
     assert_eq!(all[0], "int depth: memory at 0x7fbe69820008 is not readable");
-    assert_eq!(dwarf.vmctx(0x175, &Registers::unknown(), None, &memory), None);
+    assert_eq!(dwarf.vmctx(0x175, &Registers::unknown(Machine::X64), None, &memory), None);
     assert_eq!(
         lines(&dwarf.variables(0xa7, &known, None, &memory)),
         ["int depth: optimized out here", "point here: optimized out here"]
@@ -341,7 +340,7 @@ fn stopped(dwarf: &ImageDwarf, at: u32) -> Vec<String> {
     let stack: Vec<u8> = (0..0x40u8).flat_map(|i| u32::from(i).to_le_bytes()).collect();
     let memory = Bytes::new(&[(0x7f80, &stack), (0x1000, &[0xfe, 0xff, 0xff, 0xff, 1, 2, 3, 4])]);
     let known = [(x64::RAX, 0x1000), (x64::RBX, 0xffff_ffff_ffff_fff9), (x64::RBP, 0x7ff0), (x64::RSP, 0x7f80)];
-    let known = registers(&[known.as_slice(), &[(Reg(x64::XMM0.0 + 1), 2.5f64.to_bits())]].concat());
+    let known = registers(&[known.as_slice(), &[(x64::XMM1, 2.5f64.to_bits())]].concat());
     lines(&dwarf.variables(at, &known, Some(0x8000), &memory))
 }
 
@@ -546,7 +545,7 @@ fn blocks_and_inlined_functions() {
     let dwarf = it.finish();
 
     let names = |at| {
-        let scopes = dwarf.scoped_variables(at, &Registers::unknown(), None, &SliceMemory::new(0, &[]));
+        let scopes = dwarf.scoped_variables(at, &Registers::unknown(Machine::X64), None, &SliceMemory::new(0, &[]));
         let names = |v: Vec<SourceVariable>| v.into_iter().map(|v| v.name).collect::<Vec<_>>();
         scopes.into_iter().map(names).collect::<Vec<_>>()
     };
@@ -737,14 +736,14 @@ fn ask(bytes: &[u8]) {
     let Ok(image) = Image::from_bytes(bytes) else { return };
     let memory = SliceMemory::new(0, bytes);
     let Ok(Some(dwarf)) = ImageDwarf::load(&image, &memory) else { return };
-    let mut known = Registers::unknown();
+    let mut known = Registers::unknown(Machine::X64);
     for (i, row) in TABLE.iter().enumerate() {
         known.set(row.reg, [0x1000, u64::MAX, 8][i % 3]);
     }
     for at in (0..0x340).step_by(13) {
         dwarf.frames(at);
         dwarf.variables(at, &known, Some(0x2000), &memory);
-        dwarf.variables(at, &Registers::unknown(), None, &memory);
+        dwarf.variables(at, &Registers::unknown(Machine::X64), None, &memory);
         dwarf.vmctx(at, &known, Some(0x2000), &memory);
     }
 }
@@ -821,7 +820,7 @@ fn what_is_shown_of_a_value_has_an_end() {
     let dwarf = it.finish();
     let memory = Bytes::new(&[(0x1000, &[1; limits::MAX_SOURCE_VALUE_BYTES as usize])]);
     let all = dwarf.variables(0x150, &registers(&[(x64::RAX, 0x1000)]), None, &memory);
-    let values: Vec<&str> = all.iter().map(|v| v.value.as_deref().unwrap()).collect();
+    let values: Vec<&str> = all.iter().map(|v| v.value.as_ref().unwrap().text.as_str()).collect();
     let text = "x".repeat(limits::MAX_SHOWN_CHARS);
     let list = |part: &str, more: &str| format!("{{{}{more}}}", vec![part; limits::MAX_SHOWN_MEMBERS].join(", "));
     let expected = [

@@ -1,31 +1,16 @@
-//! Computes the frame pointer of a function from its stack pointer and its code.
+//! How far the stack pointer is from the frame pointer, as the code of a function tells it.
 //!
 //! The kernel does not tell the rbp of a thread that was not stopped. Where a function's table counts from rbp, and
 //! the function's callees had no reason to save rbp, the function's code still says how far rsp is from rbp: by the
 //! pushes and subtractions behind `push rbp; mov rbp, rsp`, followed along the branches to the place where the
 //! function stands.
 
-use super::frame_pointer::is_behind_call;
-use crate::limits;
-use crate::process::Memory;
-use iced_x86::{
-    Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
-};
+use super::code::writes;
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 use std::collections::HashMap;
 
-/// The value of rbp in the function that begins at `start`, stands at `pc` and has the stack pointer `sp`. `None` if
-/// the code does not tell it, or if the word above the place that rbp would point to is no return address behind a
-/// call.
-pub fn frame_pointer(start: u64, pc: u64, sp: u64, memory: &dyn Memory) -> Option<u64> {
-    let len = pc.checked_sub(start).filter(|&len| len <= limits::MAX_FRAME_POINTER_CODE)?;
-    let code = memory.read_vec(start, len as usize).ok()?;
-    let pointer = sp.checked_add(distance(&code, start)?)?;
-    let caller = memory.read_u64(pointer.checked_add(8)?).ok()?;
-    (pointer.is_multiple_of(8) && is_behind_call(caller, memory)).then_some(pointer)
-}
-
 /// Bytes from rsp up to rbp after the last instruction of `code`. `code` is the beginning of the function at `start`.
-fn distance(code: &[u8], start: u64) -> Option<u64> {
+pub fn distance(code: &[u8], start: u64) -> Option<u64> {
     let mut decoder = Decoder::with_ip(64, code, start, DecoderOptions::NONE);
     let mut instruction = Instruction::default();
     let mut next = || {
@@ -106,9 +91,6 @@ impl Flow {
     /// that is not understood. The inner `None`: rbp is the caller's again.
     fn after(&mut self, instruction: &Instruction) -> Option<Option<i64>> {
         let written = |register: Register| {
-            let writes = |access| {
-                matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
-            };
             move |used: &[iced_x86::UsedRegister]| {
                 used.iter().any(|u| u.register().full_register() == register && writes(u.access()))
             }
@@ -145,7 +127,6 @@ impl Flow {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::unwind::testing::Pieces;
 
     const START: u64 = 0x40_1000;
     /// push rbp; mov rbp, rsp; push r15; push rbx; sub rsp, 0x20; test rdi, rdi
@@ -188,19 +169,6 @@ mod tests {
         assert_eq!(behind(&[&BEGIN[4..], CALL]), None, "no frame pointer");
         assert_eq!(behind(&[BEGIN, &CALL[..4]]), None, "the middle of an instruction");
         assert_eq!(behind(&[]), None);
-    }
-
-    #[test]
-    fn a_long_function_is_not_followed() {
-        // The function stands behind a call: START is the return address of the call that is put in front of it.
-        let mut code = [CALL, BEGIN].concat();
-        code.resize(limits::MAX_FRAME_POINTER_CODE as usize + 0x10, 0x90);
-        let memory = Pieces::default().bytes(START - 5, &code).words(0x8030, &[0, START]);
-        for (len, expected) in
-            [(limits::MAX_FRAME_POINTER_CODE, Some(0x8030)), (limits::MAX_FRAME_POINTER_CODE + 1, None)]
-        {
-            assert_eq!(frame_pointer(START, START + len, 0x8000, &memory), expected);
-        }
     }
 
     proptest::proptest! {
