@@ -503,9 +503,9 @@ mod tests {
     use super::super::fake::{CODE, Fake, STACK};
     use super::*;
     use crate::process::ThreadId;
+    use crate::runtime::Runtime;
     use crate::runtime::singlepass::module::code::tests::nine_locals;
     use crate::runtime::singlepass::module::maps::Maps;
-    use crate::runtime::{Images, Runtime};
     use crate::state::synthetic::{self, START, state};
     use crate::unwind::Unwinder;
 
