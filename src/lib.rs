@@ -109,7 +109,7 @@ pub use error::Error;
 pub use progress::{Progress, Silent};
 pub use session::{
     ImportedGlobal, InstanceChoice, MemoryRange, Options, Outcome, RestoreOptions, Restored, Resumable, Returned,
-    Route, Session, SignalsLater, Sink, Snapshot, SnapshotOptions, Source, SparseWrite,
+    Route, Session, SignalsLater, Sink, Snapshot, SnapshotOptions, Source, SparseWrite, parse_image,
 };
 
 /// What an answer says: the report with its threads, frames and values, and the contents of modules. It can be rendered
@@ -134,7 +134,10 @@ pub mod model {
 
     /// Renderings for people.
     pub mod text {
-        pub use crate::report::text::{TextOptions, clean, clean_message, render, render_frame, render_thread, write};
+        pub use crate::report::contents::render as render_contents;
+        pub use crate::report::text::{
+            TextOptions, clean, clean_message, render, render_frame, render_head, render_thread, write,
+        };
     }
 }
 

@@ -311,21 +311,28 @@ pub const MAX_PATH: usize = 4096 + 16;
 /// has at most 65530 mappings by default (vm.max_map_count).
 pub const MAX_MAPPINGS: usize = 1_000_000;
 /// Memory ranges, or threads, that a debugger is asked for at once.
+#[cfg(feature = "cli")]
 pub const MAX_LENT_READS: usize = 256;
 /// Bytes of memory that a debugger is asked for at once.
+#[cfg(feature = "cli")]
 pub const MAX_LENT_BYTES: usize = 4 << 20;
 /// Pages of a running process that are kept while its stacks are read.
 pub const MAX_CACHED_PAGES: usize = 4096;
 /// Pages of memory lent by a debugger that are kept (256 MiB).
+#[cfg(feature = "cli")]
 pub const MAX_LENT_PAGES: usize = cap(64 << 10, 1024);
 /// Bytes of one message of the protocol between debugger and server. The long ones are memory (twice
 /// [`MAX_LENT_BYTES`], since it is in hexadecimal), a list of mappings, or a report.
+#[cfg(feature = "cli")]
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// Registers of a thread that a debugger lends.
+#[cfg(feature = "cli")]
 pub const MAX_LENT_REGISTERS: usize = 100;
 /// Reports that a server keeps of one stop.
+#[cfg(feature = "cli")]
 pub const MAX_REPORTS: usize = 64;
 /// Bytes of linear memory that one request shows.
+#[cfg(feature = "cli")]
 pub const MAX_SHOWN_MEMORY: u64 = 1 << 20;
 /// Places of all states that are described in one symbol file. esbuild's half a million points have some ten places
 /// each.
@@ -407,8 +414,10 @@ pub const MAX_SHOWN_CHARS: usize = 200;
 /// Targets of a `br_table` that are spelled out.
 pub const MAX_SHOWN_TARGETS: usize = 8;
 /// Stretches of memory that are listed as different when two images are compared.
+#[cfg(feature = "cli")]
 pub const MAX_LISTED_RANGES: usize = 10_000;
 /// Bytes of an executable that `doctor` looks at.
+#[cfg(feature = "cli")]
 pub const MAX_EXECUTABLE_BYTES: u64 = 4 << 30;
 /// Data segments of a coredump. wasmparser reads up to 100,000 (MAX_WASM_DATA_SEGMENTS).
 pub const MAX_DATA_SEGMENTS: usize = cap(90_000, 1_000);

@@ -13,6 +13,7 @@ macro_rules! words {
         }
         impl $name {
             /// All variants, in the order of their declaration.
+            #[cfg(any(test, feature = "internals"))]
             pub const ALL: &[$name] = &[$($name::$variant),+];
 
             /// The word that stands for this variant in JSON.

@@ -34,7 +34,7 @@ fuzz_target!(|data: &[u8]| {
     }
     let objects = Objects::load(&core, &search);
     for o in objects.iter() {
-        let _ = (o.name(), o.tls_block());
+        let _ = o.name();
         let _ = objects.find(o.range.0);
     }
 });

@@ -9,9 +9,8 @@ mod machine;
 mod registers;
 pub mod x64;
 
-pub use kernel::{KernelLayout, SignalFrame};
-pub use machine::{Description, Machine};
-pub use registers::{Reg, RegisterInfo, Registers, Slot};
+pub use machine::Machine;
+pub use registers::{Reg, Registers, Slot};
 
 /// An address in code, together with what kind of address it is. The kind decides how tables are searched for it.
 ///

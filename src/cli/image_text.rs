@@ -6,7 +6,7 @@ use crate::limits::MAX_LISTED_RANGES;
 use crate::process::files::{Mapped, map_file};
 use crate::report::{Bits, counted, hexdump, json};
 use crate::session::{Restored, Resumable, Returned, Snapshot, parse_image};
-use crate::state::{AnyImage, ImageError, WasmFunctionStateDump};
+use crate::state::{AnyImage, WasmFunctionStateDump};
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::fmt::Write;
@@ -94,6 +94,7 @@ pub struct ImageFile {
 
 enum Holder {
     Mapped(Mapped),
+    #[cfg(any(test, feature = "internals"))]
     Given(Vec<u8>),
 }
 
@@ -101,6 +102,7 @@ impl Holder {
     fn bytes(&self) -> &[u8] {
         match self {
             Holder::Mapped(map) => map,
+            #[cfg(any(test, feature = "internals"))]
             Holder::Given(bytes) => bytes,
         }
     }
@@ -121,7 +123,8 @@ impl ImageFile {
     ///
     /// # Errors
     /// The bytes are no image.
-    pub fn from_bytes(bytes: Vec<u8>) -> Result<ImageFile, ImageError> {
+    #[cfg(any(test, feature = "internals"))]
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<ImageFile, crate::state::ImageError> {
         let image = AnyImage::parse(&bytes)?;
         Ok(ImageFile { bytes: Holder::Given(bytes), image })
     }

@@ -175,6 +175,7 @@ impl CallbackTarget {
     }
 
     /// The core, if the target is one that could be opened.
+    #[cfg(any(test, feature = "internals"))]
     pub fn core(&self) -> Option<&CoreTarget> {
         self.core.as_ref()
     }

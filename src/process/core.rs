@@ -17,6 +17,7 @@ use super::objects::SearchPaths;
 use super::{Mapping, Memory, MemoryError, Target, Thread};
 use crate::arch::Machine;
 use crate::error::Error;
+#[cfg(any(test, feature = "internals"))]
 pub(super) use headers::{PN_XNUM, SH_INFO};
 use headers::{present, program_headers, sane};
 use mappings::mappings;

@@ -14,8 +14,6 @@ pub mod pt {
     pub const DYNAMIC: u32 = 2;
     pub const NOTE: u32 = 4;
     pub const PHDR: u32 = 6;
-    pub const TLS: u32 = 7;
-    pub const GNU_EH_FRAME: u32 = 0x6474_e550;
 }
 
 /// Bits of `p_flags`, the rights of a segment.
@@ -222,6 +220,7 @@ impl Headers {
     }
 
     /// Lowest address that a loadable segment states, rounded down to a page.
+    #[cfg(any(test, feature = "internals"))]
     pub fn lowest(&self) -> Option<u64> {
         self.loads().map(|p| p.vaddr & !0xfff).min()
     }

@@ -13,6 +13,8 @@
 //!   ([`Steady`]).
 
 pub(crate) mod guard;
+// Only the program runs one, see `helper::enable`.
+#[cfg_attr(not(feature = "cli"), allow(dead_code))]
 pub mod helper;
 mod resolve;
 
@@ -244,6 +246,7 @@ pub(crate) fn seek(file: &File, from: u64, what: i32) -> io::Result<u64> {
 }
 
 /// Device and inode number of the file that a user names, if it is a regular file that can be opened.
+#[cfg(feature = "cli")]
 pub fn same_file(path: &Path) -> Option<(u64, u64)> {
     let opened = open(&FileLocation::user(path)).ok()?;
     Some((opened.identity.device, opened.identity.inode))
@@ -253,6 +256,7 @@ pub fn same_file(path: &Path) -> Option<(u64, u64)> {
 ///
 /// # Errors
 /// The errors are those of [`open`].
+#[cfg(any(test, feature = "internals"))]
 pub fn open_regular(path: &Path) -> io::Result<(File, u64)> {
     let opened = open(&FileLocation::user(path))?;
     Ok((opened.file, opened.identity.size))

@@ -1,7 +1,7 @@
 //! Memory that is put together from regions, of which later ones win. A region is bytes, zeros, or bytes that are
 //! known to be missing.
 
-pub use super::files::{map_file, open_regular, read_file};
+pub use super::files::read_file;
 use super::{Memory, MemoryError};
 use crate::limits;
 use std::collections::{BTreeMap, HashMap};

@@ -1,5 +1,6 @@
 //! The target: a live process or a core. Everything above this layer sees it only through [`Target`] and [`Memory`].
 
+#[cfg(feature = "cli")]
 pub mod callback;
 pub mod core;
 pub mod elf;
@@ -10,6 +11,7 @@ pub mod memory;
 pub mod notes;
 pub mod objects;
 pub mod same_file;
+#[cfg(any(test, feature = "internals"))]
 #[doc(hidden)]
 pub mod testing;
 pub mod unpack;

@@ -11,7 +11,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use super::elf::{Headers, pt};
 use super::files::Mapped;
 use super::{Mapping, Target, unpack};
 use crate::limits;
@@ -47,23 +46,6 @@ impl std::ops::Deref for ObjectData {
     }
 }
 
-/// The thread-local block of a file, as its PT_TLS describes it. The value of an `STT_TLS` symbol is an offset in
-/// this block.
-///
-/// The main executable's block ends at the thread pointer (x86-64, TLS variant II): the variable is at
-/// `fs_base - round_up(memsz, align) + symbol value` when `svma` is a multiple of `align`, which linkers see to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tls {
-    /// Size of the block in memory, in bytes.
-    pub memsz: u64,
-    /// Number of bytes at the start of the block that are initialised from the file.
-    pub filesz: u64,
-    /// Alignment of the block in bytes, at least 1.
-    pub align: u64,
-    /// Address of the initial contents, as the file states it.
-    pub svma: u64,
-}
-
 /// One loaded ELF file.
 pub struct LoadedObject {
     /// Path of the file as the target names it (`[vdso]` for the vdso).
@@ -75,6 +57,7 @@ pub struct LoadedObject {
     /// Lowest address and one past the highest address of the file's mappings.
     pub range: (u64, u64),
     /// Build id of the file, from the target's memory (or core) if it is there, else from the file on disk.
+    #[cfg_attr(not(any(test, feature = "internals")), expect(dead_code, reason = "tests ask for it"))]
     pub build_id: Option<Vec<u8>>,
     /// The file's bytes; `None` when it is missing or is not the file that the target runs (see `problem`).
     pub data: Option<ObjectData>,
@@ -140,13 +123,6 @@ impl LoadedObject {
     pub fn svma(&self, address: u64) -> u64 {
         address.wrapping_sub(self.bias)
     }
-
-    /// The thread-local block of the file, if it has one.
-    pub fn tls_block(&self) -> Option<Tls> {
-        let headers = Headers::of_file(self.data.as_deref()?)?;
-        let p = headers.find(pt::TLS)?;
-        Some(Tls { memsz: p.memsz, filesz: p.filesz, align: p.align.max(1), svma: p.vaddr })
-    }
 }
 
 /// All loaded ELF files of a target.
@@ -198,6 +174,7 @@ impl Objects {
     }
 
     /// Makes the list from files that were found in another way. The main executable comes first.
+    #[cfg(any(test, feature = "internals"))]
     #[doc(hidden)]
     pub fn from_parts(objects: Vec<LoadedObject>) -> Objects {
         let mut index: Vec<_> = objects.iter().enumerate().map(|(i, o)| (o.range.0, o.range.1, i)).collect();

@@ -3,10 +3,13 @@
 //! The doc comments of these types are also the text of the JSON schema (`wstate schema`).
 
 pub mod contents;
+#[cfg(feature = "cli")]
 pub mod elf_symbols;
 pub mod fold;
+#[cfg(feature = "cli")]
 pub mod hexdump;
 pub mod json;
+#[cfg(feature = "cli")]
 pub mod symbol_file;
 pub mod text;
 pub mod timing;

@@ -215,6 +215,7 @@ impl Runtimes {
     }
 
     /// The messages about the user's own files: files that are not used, and modules that more than one file fits.
+    #[cfg(feature = "cli")]
     pub fn refusals(&self) -> &[String] {
         &self.refusals
     }

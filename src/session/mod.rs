@@ -22,7 +22,6 @@ mod view;
 mod waiting;
 mod walking;
 
-pub use self::contents::contents_of;
 pub use self::image_file::parse as parse_image;
 pub use self::look::Look;
 pub use self::memory::{InstanceChoice, MemoryRange, Sink};

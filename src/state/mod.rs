@@ -34,13 +34,13 @@ pub mod validate;
 pub mod x64;
 
 pub use codec::CodecError;
-pub use diff::{Budget, StateError};
+pub use diff::StateError;
 pub use image::{AnyImage, ImageError, ImageView};
 pub use map::{Point, PointKind};
 pub use model::*;
 pub use read::{
-    BoundaryRegisters, FrameProblem, FrameRead, KnownRegisters, MissingReason, ReadEnd, ReadError, ReadWord,
-    ValuePlace, cross_tier_boundary, find_point, read_frame, read_stack,
+    BoundaryRegisters, FrameProblem, FrameRead, KnownRegisters, MissingReason, ReadEnd, ReadError, ValuePlace,
+    read_frame, read_stack,
 };
 pub use resume::{ResumeError, ResumeStack, goes_on_at, resume_stack};
 pub use validate::{Validation, validate};

@@ -505,6 +505,7 @@ pub fn resume_stack(
 
 /// Does what [`resume_stack`] does, but does not read the stack back. So it builds what the runtime builds, even if
 /// values get lost in it.
+#[cfg(any(test, feature = "internals"))]
 #[doc(hidden)]
 pub fn resume_stack_unverified(
     map: &ModuleStateMap,

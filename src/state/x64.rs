@@ -59,6 +59,7 @@ pub fn known_registers(registers: &Registers) -> KnownRegisters {
 
 /// The bytes of the instruction `mov %reg, disp32(%rsp)` (`movq` for XMM registers) that come before the 32-bit
 /// displacement. Only the registers that pass arguments have them. For others this is `None`.
+#[cfg(any(test, feature = "internals"))]
 pub fn prefix_mov_to_stack(reg: Reg) -> Option<&'static [u8]> {
     let bytes: &'static [u8] = match reg {
         x64::RDI => &[0x48, 0x89, 0xbc, 0x24],
@@ -80,25 +81,29 @@ pub fn prefix_mov_to_stack(reg: Reg) -> Option<&'static [u8]> {
     Some(bytes)
 }
 
+#[cfg(any(test, feature = "internals"))]
 const GENERAL: [Reg; 6] = [x64::RDI, x64::RSI, x64::RDX, x64::RCX, x64::R8, x64::R9];
+#[cfg(any(test, feature = "internals"))]
 const VECTOR: [Reg; 8] = [x64::XMM0, x64::XMM1, x64::XMM2, x64::XMM3, x64::XMM4, x64::XMM5, x64::XMM6, x64::XMM7];
 
 /// Hands out the System V argument registers in order (`x64_decl.rs: ArgumentRegisterAllocator`). When no register is
 /// left, the argument is on the stack.
 ///
 /// ```
-/// use wstate::{arch::Reg, state::x64::ArgumentRegisterAllocator};
+/// use wstate::{arch::x64, state::x64::ArgumentRegisterAllocator};
 /// let mut arguments = ArgumentRegisterAllocator::default();
 /// assert_eq!(arguments.next_integer(), Some(x64::RDI));
 /// assert_eq!(arguments.next_float(), Some(x64::XMM0));
 /// assert_eq!(arguments.next_integer(), Some(x64::RSI));
 /// ```
+#[cfg(any(test, feature = "internals"))]
 #[derive(Clone, Debug, Default)]
 pub struct ArgumentRegisterAllocator {
     general: usize,
     vector: usize,
 }
 
+#[cfg(any(test, feature = "internals"))]
 impl ArgumentRegisterAllocator {
     /// The register of the next argument, if this argument is an integer of 32 or 64 bits. `None` means that it is on
     /// the stack.
@@ -113,6 +118,7 @@ impl ArgumentRegisterAllocator {
     }
 }
 
+#[cfg(any(test, feature = "internals"))]
 fn next(sequence: &[Reg], used: &mut usize) -> Option<Reg> {
     let reg = sequence.get(*used).copied()?;
     *used += 1;

@@ -18,9 +18,7 @@ mod text;
 pub mod types;
 
 pub use declarations::{Declarations, GlobalDecl, GuestExport, MemoryDecl, TableDecl};
-pub use dwarf::SourceFrame;
 pub use fits::{FunctionFacts, ModuleFacts};
-pub use module::{DataSegment, WasmModule};
-pub use operators::{Operator, OperatorKind, Site};
-pub use printed::Printed;
+pub use module::WasmModule;
+pub use operators::Site;
 pub use types::{ExternKind, NameSource, ValType};

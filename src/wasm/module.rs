@@ -227,6 +227,7 @@ impl WasmModule {
     }
 
     /// Name of the module from its name section, else the name of the file.
+    #[cfg(any(test, feature = "internals"))]
     pub fn name(&self) -> &str {
         self.module_name.as_deref().filter(|name| !name.is_empty()).unwrap_or(&self.file)
     }
@@ -375,6 +376,7 @@ impl WasmModule {
     }
 
     /// The reason why there are no operand types, if the module does not validate.
+    #[cfg(any(test, feature = "internals"))]
     pub fn invalid(&self) -> Option<&str> {
         self.resources.as_ref().err().map(String::as_str)
     }

@@ -3,9 +3,9 @@
 use super::super::contents::{GlobalRow, Instance, MemoryRow, ModuleContents};
 use super::super::{
     Bits, Frame, Function, Hex, Module as ReportModule, Runtime, RuntimeName, Target, TargetKind, Thread, WasmPosition,
+    Why,
 };
 use super::*;
-use crate::runtime::Why;
 use wasmparser::{CoreDumpInstance, CoreDumpStackFrame, KnownCustom, Parser, Payload};
 
 fn value(index: u32, ty: Option<Ty>, bits: Option<u128>, address: Option<u64>) -> Value {

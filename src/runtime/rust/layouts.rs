@@ -74,6 +74,7 @@ macro_rules! offsets {
             }
 
             /// All fields as (name, value), for comparing layouts and for `--verbose`.
+            #[allow(dead_code)] // For some structures, only tests ask.
             pub fn rows(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($field), self.$field),)*]
             }

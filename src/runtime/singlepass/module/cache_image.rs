@@ -212,6 +212,7 @@ pub struct CacheImage {
 
 impl CacheImage {
     /// Parses the image at the start of `bytes`.
+    #[cfg(any(test, feature = "internals"))]
     pub fn of_bytes(bytes: &[u8]) -> Result<CacheImage, NotImage> {
         CacheImage::parse(&ImageBytes::Owned(Arc::from(bytes)))
     }

@@ -6,16 +6,20 @@ use crate::process::{Memory, MemoryError};
 /// Size of `vm::Ctx` in bytes.
 pub const CTX_SIZE: usize = 160;
 /// Byte offset of `internal.globals` in `vm::Ctx`.
+#[cfg(any(test, feature = "internals"))]
 pub const GLOBALS: u64 = 0x10;
 /// Byte offset of `internal.imported_globals` in `vm::Ctx`.
+#[cfg(any(test, feature = "internals"))]
 pub const IMPORTED_GLOBALS: u64 = 0x28;
 /// Byte offset of `internal.imported_funcs` in `vm::Ctx`.
+#[cfg(any(test, feature = "internals"))]
 pub const IMPORTED_FUNCS: u64 = 0x30;
 /// Byte offset of `internal.stack_lower_bound` in `vm::Ctx`.
 pub const STACK_LOWER_BOUND: u64 = 0x48;
 /// Byte offset of `internal.memory_base` in `vm::Ctx`; `memory_bound` follows.
 pub const MEMORY_BASE: u64 = 0x50;
 /// Byte offset of `local_functions` in `vm::Ctx`.
+#[cfg(any(test, feature = "internals"))]
 pub const LOCAL_FUNCTIONS: u64 = 0x70;
 /// Byte offset of `module` in `vm::Ctx`.
 pub const MODULE: u64 = 0x88;

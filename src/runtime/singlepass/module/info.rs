@@ -34,18 +34,6 @@ pub enum Malformed {
         /// Offset of the field's end in the encoded bytes.
         offset: usize,
     },
-    /// A count is above its cap.
-    #[error("{count} {what} at offset {offset}, at most {cap} are read")]
-    TooMany {
-        /// What is counted.
-        what: &'static str,
-        /// The count that was read.
-        count: u64,
-        /// The largest count that is accepted.
-        cap: u64,
-        /// Offset of the count's end in the encoded bytes.
-        offset: usize,
-    },
     /// Fields contradict each other. The string says how.
     #[error("{0}")]
     Contradiction(String),

@@ -52,6 +52,7 @@ pub struct MemoryModuleInfo {
 
 impl MemoryModuleInfo {
     /// Signature of the function with this index (imports first), if the fields that tell it were read.
+    #[cfg(any(test, feature = "internals"))]
     pub fn signature(&self, function: u32) -> Option<&Signature> {
         let index = *self.func_assoc.as_ref().ok()?.get(function as usize)?;
         self.signatures.as_ref().ok()?.get(index as usize)

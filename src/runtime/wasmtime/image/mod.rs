@@ -85,12 +85,14 @@ pub enum ImageError {
 }
 
 /// The bytes of a file as a memory, from address 0 on or from the address where the file is mapped.
+#[cfg(any(test, feature = "internals"))]
 #[derive(Clone, Copy, Debug)]
 pub struct SliceMemory<'a> {
     base: u64,
     bytes: &'a [u8],
 }
 
+#[cfg(any(test, feature = "internals"))]
 impl<'a> SliceMemory<'a> {
     /// The memory that holds `bytes` from address `base` on.
     pub fn new(base: u64, bytes: &'a [u8]) -> SliceMemory<'a> {
@@ -98,6 +100,7 @@ impl<'a> SliceMemory<'a> {
     }
 }
 
+#[cfg(any(test, feature = "internals"))]
 impl Memory for SliceMemory<'_> {
     fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
         let from = address.checked_sub(self.base).and_then(|o| usize::try_from(o).ok());
@@ -299,6 +302,7 @@ impl Image {
     ///
     /// # Errors
     /// The same as for [`Image::read`].
+    #[cfg(any(test, feature = "internals"))]
     pub fn from_bytes(bytes: &[u8]) -> Result<Image, ImageError> {
         Image::read(&SliceMemory::new(0, bytes), 0)
     }
@@ -336,6 +340,7 @@ impl Image {
     }
 
     /// Number of bytes from the header to the end of the last section or of the section table, whichever ends later.
+    #[cfg(any(test, feature = "internals"))]
     pub fn size(&self) -> u64 {
         let table = self.header.sections_offset + u64::from(self.header.sections) * 64;
         self.sections.iter().map(|s| s.offset + s.size).fold(table, u64::max)
@@ -486,6 +491,7 @@ impl Engine {
     }
 
     /// The major version, if the text begins with a number.
+    #[cfg(any(test, feature = "internals"))]
     pub fn version(&self) -> Option<Version> {
         self.version.as_deref().and_then(Version::parse)
     }

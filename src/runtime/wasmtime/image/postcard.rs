@@ -113,6 +113,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads a sequence, each element with `element`.
+    #[cfg(any(test, feature = "internals"))]
     pub fn seq<T>(&mut self, mut element: impl FnMut(&mut Self) -> Result<T>) -> Result<Vec<T>> {
         let n = self.count()?;
         // `with_capacity(n)` is not used, because a large element type would turn one byte of input into many bytes

@@ -116,6 +116,7 @@ pub struct Described<'a> {
     info: &'a ImageInfo,
     module: &'a ModuleInfo,
     number: u32,
+    #[cfg_attr(not(any(test, feature = "internals")), expect(dead_code, reason = "tests ask for it"))]
     version: Version,
     layout: VmLayout,
     store: StoreLayout,
@@ -141,16 +142,19 @@ impl<'a> Described<'a> {
     }
 
     /// The module's description.
+    #[cfg(any(test, feature = "internals"))]
     pub fn module(&self) -> &'a ModuleInfo {
         self.module
     }
 
     /// Where an instance keeps its items.
+    #[cfg(any(test, feature = "internals"))]
     pub fn layout(&self) -> &VmLayout {
         &self.layout
     }
 
     /// The version whose layouts are used.
+    #[cfg(any(test, feature = "internals"))]
     pub fn version(&self) -> Version {
         self.version
     }
@@ -319,6 +323,7 @@ impl<'a> Described<'a> {
     }
 
     /// What the module declares.
+    #[cfg(any(test, feature = "internals"))]
     pub fn declared(&self, symbols: &FunctionTable, names: &[u8]) -> Declared {
         declared(self.info, self.number, self.text.clone(), symbols, names)
     }

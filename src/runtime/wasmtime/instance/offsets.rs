@@ -30,8 +30,10 @@ pub const VMCONTEXT_STORE: u64 = 8;
 /// Offset in a `VMContext` of the pointer to the table of the runtime's routines.
 pub const VMCONTEXT_BUILTINS: u64 = 16;
 /// Offset in a `VMContext` of the pointer to the engine's epoch counter.
+#[cfg(any(test, feature = "internals"))]
 pub const VMCONTEXT_EPOCH: u64 = 24;
 /// Offset in a `VMContext` of the pointer to the garbage collector's data.
+#[cfg(any(test, feature = "internals"))]
 pub const VMCONTEXT_GC_HEAP_DATA: u64 = 32;
 /// Offset in a `VMContext` of the pointer to the engine's numbers of the module's types. The pointer is dangling (4)
 /// if there are no types, as in the instance that each store makes for itself.
@@ -51,6 +53,7 @@ pub const MEMORY_IMPORT_FROM: u64 = 0;
 pub const MEMORY_IMPORT_VMCTX: u64 = 8;
 /// Offset in a `VMMemoryImport` of the memory's index among the defined memories of the instance that owns it, 32
 /// bits.
+#[cfg(any(test, feature = "internals"))]
 pub const MEMORY_IMPORT_INDEX: u64 = 16;
 /// Size of a `VMMemoryImport` in bytes.
 pub const MEMORY_IMPORT_SIZE: u64 = 24;

@@ -70,6 +70,7 @@ impl<'a> AddressMap<'a> {
     }
 
     /// Whether the map has no entries.
+    #[cfg(any(test, feature = "internals"))]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

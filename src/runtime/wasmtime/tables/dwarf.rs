@@ -123,6 +123,7 @@ impl ImageDwarf {
     /// innermost inlined function first, as [`ImageDwarf::frames`] has them.
     ///
     /// `cfa` is the canonical frame address: the caller's stack pointer after the call returns.
+    #[cfg(any(test, feature = "internals"))]
     pub fn variables(
         &self,
         text_offset: u32,

@@ -205,6 +205,7 @@ impl FrameDescriptor {
     }
 
     /// Number of shapes in the descriptor.
+    #[cfg(any(test, feature = "internals"))]
     pub fn shapes(&self) -> usize {
         self.shapes.len()
     }
@@ -321,16 +322,19 @@ impl<'a> FrameTable<'a> {
     }
 
     /// Number of points.
+    #[cfg(any(test, feature = "internals"))]
     pub fn points(&self) -> usize {
         self.keys.len()
     }
 
     /// Number of descriptors.
+    #[cfg(any(test, feature = "internals"))]
     pub fn descriptors(&self) -> usize {
         self.ranges.len()
     }
 
     /// Wasm positions at which a breakpoint can be set; sorted within a module, and may repeat.
+    #[cfg(any(test, feature = "internals"))]
     pub fn breakpoints(&self) -> impl Iterator<Item = u32> + use<'a> {
         self.breakpoints.iter().map(|pc| u32::from_le_bytes(*pc))
     }
