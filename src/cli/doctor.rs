@@ -750,7 +750,7 @@ mod tests {
             }
         }
         let why = |len| ExecutableFacts::read(Zeros(len)).unwrap_err();
-        assert!(why(limits::MAX_EXECUTABLE_BYTES).starts_with("not a 64-bit ELF file"));
+        assert!(why(limits::MAX_EXECUTABLE_BYTES).starts_with("it is not a 64-bit ELF file"));
         assert_eq!(why(limits::MAX_EXECUTABLE_BYTES + 1), "it is too large for an executable");
     }
 }

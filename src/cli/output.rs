@@ -620,7 +620,7 @@ mod tests {
         let file = File::create(dir.path().join("file")).unwrap();
         let path = format!("/dev/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
         let said = Output::file(Path::new(&path)).unwrap_err().to_string();
-        assert!(said.contains("only standard output and standard error"), "{said}");
+        assert!(said.contains("no file that is already open but standard output and standard error"), "{said}");
         let (_reader, writer) = std::io::pipe().unwrap();
         let path = format!("/dev/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&writer));
         assert!(!Output::file(Path::new(&path)).unwrap().is_file());
