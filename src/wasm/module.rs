@@ -21,6 +21,10 @@ use crate::error::Error;
 use crate::limits::{MAX_FUNCTIONS, MAX_SLOTS};
 use crate::state::PointKind;
 
+/// Types of the operands at points that were asked for, by function, operator and kind of point. `None`: there is no
+/// such point.
+type KnownStacks = HashMap<(u32, u64, PointKind), Option<Vec<ValType>>>;
+
 pub(super) struct Signature {
     pub(super) params: Vec<ValType>,
     pub(super) results: Vec<ValType>,
@@ -60,7 +64,7 @@ pub struct WasmModule {
     /// File offsets of the operators of the bodies that were read.
     pub(super) operators: RefCell<HashMap<u32, Option<Arc<[u64]>>>>,
     locals: Vec<OnceCell<Option<Vec<ValType>>>>,
-    pub(super) stack_types: RefCell<HashMap<(u32, u64, PointKind), Option<Vec<ValType>>>>,
+    pub(super) stack_types: RefCell<KnownStacks>,
 }
 
 impl WasmModule {
