@@ -688,7 +688,7 @@ mod tests {
             state.tell(&FileLocation::user(format!("/{n}")));
         }
         assert_eq!(state.notes().len(), limits::MAX_SILENT_FILES);
-        assert!(state.notes()[1].starts_with("/1 is left out"), "{:?}", state.notes());
+        assert!(state.notes()[1].starts_with("/1 is not used"), "{:?}", state.notes());
     }
 
     #[test]

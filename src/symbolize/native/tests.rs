@@ -276,7 +276,7 @@ fn inlined_functions_come_first_with_file_and_line() {
     assert_eq!(outer.name.as_deref(), Some(name));
     assert!(!outer.inlined && outer.offset.is_some_and(|o| o > 0));
     assert_eq!(outer.line, Some(line));
-    assert!(outer.file.as_deref().is_some_and(|f| f.ends_with("src/symbolize/native.rs")), "{outer:?}");
+    assert!(outer.file.as_deref().is_some_and(|f| f.ends_with("src/symbolize/native/tests.rs")), "{outer:?}");
 }
 
 #[test]
