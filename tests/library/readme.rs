@@ -31,6 +31,10 @@ fn commands(document: &str) -> Vec<Vec<String>> {
 }
 
 fn accepted(words: &[String]) -> Result<(), String> {
+    // A dependency in a `Cargo.toml`.
+    if words.get(1).is_some_and(|word| word == "=") {
+        return Ok(());
+    }
     // A command that is only named.
     if let [_, name] = words
         && Cli::command().find_subcommand(name).is_some()
@@ -93,7 +97,7 @@ fn flags_in_the_readme_exist() {
         known.extend(arg.get_long().map(|l| format!("--{l}")));
     }
     // Of other programs.
-    let of_others = ["--path", "--profile", "--target", "--cap-add", "--example", "--file", "--slide"];
+    let of_others = ["--path", "--profile", "--target", "--cap-add", "--example", "--file", "--release", "--slide"];
     let of_cargo_doc = ["--no-deps", "--no-default-features", "--open"];
     known.extend(of_others.into_iter().chain(of_cargo_doc).map(String::from));
     let readme = read("README.md");
