@@ -135,19 +135,15 @@ pub mod model {
     /// Renderings for people.
     pub mod text {
         pub use crate::report::contents::render as render_contents;
-        pub use crate::report::text::{
-            TextOptions, clean, clean_message, render, render_frame, render_head, render_thread, write,
-        };
+        pub use crate::report::text::{TextOptions, clean, render, render_head, write};
     }
 }
 
-/// What is needed to look at a target that the caller has opened: its memory, threads and registers.
+/// What is needed to look at a target that the caller has opened: its memory, its threads and their registers.
+/// [`Machine::from_name`](target::Machine::from_name) names a register.
 pub mod target {
-    pub use crate::arch::{CodeAddress, Machine, Reg, Registers, x64};
-    pub use crate::process::core::CoreTarget;
+    pub use crate::arch::{CodeAddress, Machine, Reg, Registers};
     pub use crate::process::files::FileLocation;
-    pub use crate::process::live::{CaptureOptions, LiveTarget};
-    pub use crate::process::objects::SearchPaths;
     pub use crate::process::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
 }
 
@@ -155,13 +151,13 @@ pub mod target {
 /// of its Wasm frames.
 pub mod machine_state {
     pub use crate::state::codec::{decode_bincode, decode_borsh, encode_bincode, encode_borsh};
-    pub use crate::state::resume::StackSpec;
+    pub use crate::state::validate::{Validation, validate};
     pub use crate::state::{
         AnyImage, BoundaryRegisters, CodeVersion, CodecError, ExecutionStateImage, FUNCTION_HEADER, FrameProblem,
         FrameRead, FunctionStateMap, ImageError, ImageView, InstanceImage, KnownRegisters, MachineState,
         MachineStateDiff, MachineValue, MissingReason, ModuleStateMap, OffsetInfo, Point, PointKind, ReadEnd,
-        ReadError, RegisterIndex, ResumeError, ResumeStack, StateError, SuspendOffset, Validation, ValuePlace,
-        WasmAbstractValue, WasmFunctionStateDump, read_frame, read_stack, resume_stack, validate,
+        ReadError, RegisterIndex, StateError, SuspendOffset, ValuePlace, WasmAbstractValue, WasmFunctionStateDump,
+        read_frame, read_stack,
     };
 }
 

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use wstate::state::codec::decode_borsh_prefix;
 use wstate::state::map::PointKind;
 use wstate::state::read::{KnownRegisters, ValuePlace, read_frame, read_stack};
-use wstate::state::{CodeVersion, ModuleStateMap, Validation, validate};
+use wstate::state::validate::Validation;
+use wstate::state::{CodeVersion, ModuleStateMap, validate};
 
 const CODE: usize = 0x10_0000;
 const STACK: u64 = 0x7ff0_0000;

@@ -122,6 +122,7 @@ impl CoreTarget {
     }
 
     /// Start of the command line, for the head of the report.
+    #[cfg(any(test, feature = "internals"))]
     pub fn command_line(&self) -> Option<&str> {
         self.notes.arguments.as_deref()
     }

@@ -251,6 +251,7 @@ impl LiveTarget {
     /// kernel does not end the single-step mode of a thread whose tracer dies (`exit_ptrace` does not call
     /// `ptrace_disable`), so the next SIGTRAP would end the process. This danger lasts for at most `max_steps`
     /// instructions: the mode is ended before anything is read.
+    #[cfg(any(test, feature = "internals"))]
     pub fn settle(
         pid: u32,
         tid: ThreadId,

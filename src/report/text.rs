@@ -56,11 +56,13 @@ pub fn render_head(report: &Report, options: TextOptions) -> String {
 }
 
 /// The text of one thread of `report`, as it stands in the text of the whole report.
+#[cfg(feature = "cli")]
 pub fn render_thread(report: &Report, thread: &Thread, options: TextOptions) -> String {
     in_memory(report, options, |text| text.thread(thread))
 }
 
 /// The text of one frame of `report`.
+#[cfg(feature = "cli")]
 pub fn render_frame(report: &Report, frame: &Frame, options: TextOptions) -> String {
     let digits = frame.index.unwrap_or(0).to_string().len();
     in_memory(report, options, |text| text.frame(frame, (digits + 1).max(3)))

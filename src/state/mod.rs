@@ -42,5 +42,5 @@ pub use read::{
     BoundaryRegisters, FrameProblem, FrameRead, KnownRegisters, MissingReason, ReadEnd, ReadError, ValuePlace,
     read_frame, read_stack,
 };
-pub use resume::{ResumeError, ResumeStack, goes_on_at, resume_stack};
-pub use validate::{Validation, validate};
+pub use resume::{ResumeStack, goes_on_at, resume_stack};
+pub use validate::validate;

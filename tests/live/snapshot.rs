@@ -618,5 +618,5 @@ fn images_are_printed_and_compared() {
     }
     std::fs::write(&whole, ExecutionStateImage::default().to_bytes().expect("bytes")).expect("a file");
     let shown = text(&wstate(&["image", path]).stderr);
-    assert!(shown.starts_with("hint: nothing goes on from an image without frames"), "{shown}");
+    assert!(shown.starts_with("hint: nothing can go on from an image without frames"), "{shown}");
 }
