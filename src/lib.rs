@@ -151,6 +151,7 @@ pub mod target {
 /// of its Wasm frames.
 pub mod machine_state {
     pub use crate::state::codec::{decode_bincode, decode_borsh, encode_bincode, encode_borsh};
+    pub use crate::state::resume::{ResumeError, ResumeStack, StackSpec, resume_stack};
     pub use crate::state::validate::{Validation, validate};
     pub use crate::state::{
         AnyImage, BoundaryRegisters, CodeVersion, CodecError, ExecutionStateImage, FUNCTION_HEADER, FrameProblem,

@@ -69,6 +69,13 @@ cargo clippy --workspace --all-targets --all-features -- -D warnings
 cargo clippy --package wstate --lib --no-default-features -- -D warnings
 cargo clippy --package wstate --lib --no-default-features --features descriptor -- -D warnings
 
+# A build for another machine, which analyses cores. It needs Rust's own library for that machine, and nothing else.
+if rustup target add aarch64-unknown-linux-gnu; then
+    cargo check --package wstate --lib --bins --target aarch64-unknown-linux-gnu
+else
+    echo 'not checked: aarch64-unknown-linux-gnu, because rustup cannot install it here'
+fi
+
 step 'package'
 # What is published compiles by itself: the package is unpacked and checked. cargo would build it, and all that it depends on
 # once more, in a directory of its own; here it takes most of that from the lints. Where there is nothing to commit, it is

@@ -29,7 +29,6 @@ use super::model::{
 };
 use super::read::{KnownRegisters, ReadError, ReadWord, read_frame};
 use crate::arch::x64;
-#[cfg(any(test, feature = "internals"))]
 use crate::arch::x64::SWITCH_BLOCK;
 use crate::limits::{MAX_IMAGE_FRAMES, MAX_IMAGE_WORK, MAX_RESUME_BYTES, MAX_SLOTS};
 
@@ -75,7 +74,6 @@ impl ResumeStack {
     }
 
     /// The stack pointer with which the code goes on.
-    #[cfg(any(test, feature = "internals"))]
     pub fn sp(&self) -> u64 {
         self.start.wrapping_add(8)
     }
@@ -83,7 +81,6 @@ impl ResumeStack {
     /// The registers in the order in which the runtime's own switch to another stack loads them from below
     /// [`ResumeStack::start`], lowest address first: XMM0-15, rbp, rax, rbx, rcx, rdx, rdi, rsi, r8-r15. Unknown
     /// registers are zero.
-    #[cfg(any(test, feature = "internals"))]
     pub fn register_block(&self) -> [u64; 31] {
         SWITCH_BLOCK.map(|reg| self.registers.of(reg).unwrap_or(0))
     }
