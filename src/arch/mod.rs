@@ -1,6 +1,6 @@
 //! What differs between machines: their registers, what the kernel writes about threads, and what their code means.
 //!
-//! [`Machine`] says which machines there are. All that is known of one is in its [`Description`], and what reads its
+//! [`Machine`] says which machines there are. All that is known of one is in its `Description`, and what reads its
 //! machine code is in its folder. A [`Reg`] and a [`Registers`] know their machine, so code that asks them is right on
 //! each. All of this is pure data, without I/O.
 

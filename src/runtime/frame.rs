@@ -140,7 +140,7 @@ pub enum GuestKind {
 pub struct GuestFrame {
     /// What kind of code the frame runs.
     pub kind: GuestKind,
-    /// Index into [`Runtime::modules`].
+    /// Index into `Runtime::modules`.
     pub module: usize,
     /// Function index in the module's index space (imports first), if known.
     pub function: Option<u32>,

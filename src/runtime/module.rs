@@ -80,9 +80,9 @@ pub struct GuestModule {
 /// An instance of a module, by its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GuestInstance {
-    /// Index into [`Runtime::modules`].
+    /// Index into `Runtime::modules`.
     pub module: usize,
-    /// Address of the instance (see [`GuestFrame::instance`]).
+    /// Address of the instance (see `GuestFrame::instance`).
     pub address: u64,
 }
 

@@ -370,7 +370,7 @@ impl WasmModule {
         self.bodies.get(local_func as usize).map(|range| range.start as u64)
     }
 
-    /// Source positions of the operator at `offset` (its [`Operator::offset`]) from the file's DWARF, innermost
+    /// Source positions of the operator at `offset` (its `Operator::offset`) from the file's DWARF, innermost
     /// inlined function first. The list is empty if there is none.
     pub fn source(&self, offset: u64) -> Vec<SourceFrame> {
         // Addresses in the DWARF of a Wasm file count from the contents of the code section.

@@ -9,7 +9,7 @@ use crate::process::{Memory, ThreadId};
 use std::fs::File;
 use std::time::{Duration, Instant};
 
-/// What the caller of [`LiveTarget::settle`] says about the instruction that would be executed next.
+/// What the caller of `LiveTarget::settle` says about the instruction that would be executed next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The instruction is a point: stop here.
@@ -20,7 +20,7 @@ pub enum Verdict {
     Outside,
 }
 
-/// How [`LiveTarget::settle`] ended.
+/// How `LiveTarget::settle` ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settled {
     /// The thread is at a point.
@@ -58,7 +58,7 @@ pub enum Refusal {
     NoEnd,
 }
 
-/// What [`LiveTarget::settle`] did.
+/// What `LiveTarget::settle` did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SettleReport {
     /// Number of instructions that were executed.
