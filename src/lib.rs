@@ -153,6 +153,7 @@ pub mod machine_state {
     pub use crate::state::codec::{decode_bincode, decode_borsh, encode_bincode, encode_borsh};
     pub use crate::state::resume::{ResumeError, ResumeStack, StackSpec, resume_stack};
     pub use crate::state::validate::{Validation, validate};
+    pub use crate::state::x64::from_dwarf_regnum;
     pub use crate::state::{
         AnyImage, BoundaryRegisters, CodeVersion, CodecError, ExecutionStateImage, FUNCTION_HEADER, FrameProblem,
         FrameRead, FunctionStateMap, ImageError, ImageView, InstanceImage, KnownRegisters, MachineState,

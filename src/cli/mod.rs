@@ -457,10 +457,10 @@ impl Finding {
     }
 }
 
-/// `wstate symbols`.
+/// The options of `wstate symbols`.
 #[derive(Debug, Args)]
 pub struct Symbols {
-    /// The target.
+    /// The process or core that the user names.
     #[command(flatten)]
     pub target: ProcessOrCore,
     /// Write to FILE; an old FILE is replaced only when everything is written
@@ -472,7 +472,7 @@ pub struct Symbols {
     /// Tell on standard error what is being done
     #[arg(short, long)]
     pub verbose: bool,
-    /// Where to look for things.
+    /// The files and places in which the user wants things looked for.
     #[command(flatten)]
     pub finding: Finding,
 }
@@ -487,7 +487,7 @@ impl Symbols {
 /// The target and where to look for things, for commands that print no stacks.
 #[derive(Clone, Debug, Args)]
 pub struct Where {
-    /// The target.
+    /// The process or core that the user names.
     #[command(flatten)]
     pub target: ProcessOrCore,
     /// Analyse the core without a sandbox, with all rights of this user

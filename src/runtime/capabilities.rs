@@ -117,30 +117,30 @@ pub trait Files {
 }
 
 impl dyn Runtime + '_ {
-    /// See [`Images::image`].
+    /// The same as [`Images::image`]; without this capability, an error that says so.
     pub fn image(&self, thread: ThreadId, at: &Cursor, memory: &dyn Memory) -> Result<ExecutionStateImage, Why> {
         let images = self.images().ok_or_else(|| Why::Other(format!("{} has no images of frames", self.name())))?;
         images.image(thread, at, memory)
     }
 
-    /// See [`Images::instance_parts`].
+    /// The same as [`Images::instance_parts`]; without this capability, an error that says so.
     pub fn instance_parts(&self, module: usize, instance: u64, memory: &dyn Memory) -> Result<InstanceParts, Why> {
         let images = self.images().ok_or_else(|| Why::Other(format!("{} has no images of instances", self.name())))?;
         images.instance_parts(module, instance, memory)
     }
 
-    /// See [`Images::goes_on_at`].
+    /// The same as [`Images::goes_on_at`]; without this capability, no frame can go on anywhere.
     pub fn goes_on_at(&self, address: u64, memory: &dyn Memory) -> Option<PointKind> {
         self.images()?.goes_on_at(address, memory)
     }
 
-    /// See [`Settling::settles`].
+    /// The same as [`Settling::settles`]; without this capability, an error that says so.
     pub fn settles(&self, module: usize) -> Result<(), Why> {
         let none = || Why::Other(format!("{} has no points to which a thread could be stepped", self.name()));
         self.settling().ok_or_else(none)?.settles(module)
     }
 
-    /// See [`Settling::reach`]. Where the code has no points, it is only known whether an address lies in it.
+    /// The same as [`Settling::reach`]. Where the code has no points, it is only known whether an address lies in it.
     pub fn reach(&self, memory: &dyn Memory) -> Reaches {
         if let Some(settling) = self.settling() {
             return settling.reach(memory);
@@ -149,7 +149,7 @@ impl dyn Runtime + '_ {
         Box::new(move |pc| if codes.iter().any(|c| c.contains(&pc)) { Reach::Inside } else { Reach::Outside })
     }
 
-    /// See [`Tables::table`].
+    /// The same as [`Tables::table`]; without this capability, an error that says so.
     pub fn table(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {
         let tables =
             self.tables().ok_or_else(|| Why::Other(format!("how {} keeps tables is not known", self.name())))?;

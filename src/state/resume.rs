@@ -28,8 +28,8 @@ use super::model::{
     WasmAbstractValue, WasmFunctionStateDump,
 };
 use super::read::{KnownRegisters, ReadError, ReadWord, read_frame};
+use super::x64::SWITCH_BLOCK;
 use crate::arch::x64;
-use crate::arch::x64::SWITCH_BLOCK;
 use crate::limits::{MAX_IMAGE_FRAMES, MAX_IMAGE_WORK, MAX_RESUME_BYTES, MAX_SLOTS};
 
 /// Where the stack will be, and the addresses that the code on it needs.

@@ -2,27 +2,24 @@
 
 use super::model::RegisterIndex;
 use super::read::KnownRegisters;
-use crate::arch::{Reg, Registers, x64};
+use crate::arch::{Machine, Reg, Registers, x64};
 
 /// The registers that state maps number, in the order of their numbers (`state.rs: X64Register::to_index`): the general
 /// registers as machine code numbers them, then the low 64 bits of XMM0-15. The instruction pointer has no number.
-const NUMBERED: [Reg; 32] = [
-    x64::RAX,
-    x64::RCX,
-    x64::RDX,
-    x64::RBX,
-    x64::RSP,
-    x64::RBP,
-    x64::RSI,
-    x64::RDI,
-    x64::R8,
-    x64::R9,
-    x64::R10,
-    x64::R11,
-    x64::R12,
-    x64::R13,
-    x64::R14,
-    x64::R15,
+const NUMBERED: [Reg; 32] = {
+    let mut all = [x64::RAX; 32];
+    let mut i = 0;
+    while i < 16 {
+        (all[i], all[16 + i]) = (x64::GENERAL[i], x64::VECTORS[i]);
+        i += 1;
+    }
+    all
+};
+
+/// Registers in the block that the runtime loads when it switches to another stack, lowest address first.
+/// `image-loading-linux-x86-64.s: run_on_alternative_stack` loads the block, and
+/// `state.rs: invoke_call_return_on_stack` writes it.
+pub const SWITCH_BLOCK: [Reg; 31] = [
     x64::XMM0,
     x64::XMM1,
     x64::XMM2,
@@ -39,7 +36,29 @@ const NUMBERED: [Reg; 32] = [
     x64::XMM13,
     x64::XMM14,
     x64::XMM15,
+    x64::RBP,
+    x64::RAX,
+    x64::RBX,
+    x64::RCX,
+    x64::RDX,
+    x64::RDI,
+    x64::RSI,
+    x64::R8,
+    x64::R9,
+    x64::R10,
+    x64::R11,
+    x64::R12,
+    x64::R13,
+    x64::R14,
+    x64::R15,
 ];
+
+/// State-map number of the register with this DWARF number (`state.rs: X64Register::from_dwarf_regnum`), as tables of
+/// native code and unwinders number registers. The runtime's own function ends at XMM7 (24); this one knows XMM8-15
+/// (25-32) too. The return address (16) has no number in state maps.
+pub fn from_dwarf_regnum(number: u16) -> Option<RegisterIndex> {
+    Machine::X64.from_dwarf(number).and_then(to_index)
+}
 
 /// State-map number of `reg`. The instruction pointer and registers of other machines have none.
 pub fn to_index(reg: Reg) -> Option<RegisterIndex> {
@@ -82,9 +101,9 @@ pub fn prefix_mov_to_stack(reg: Reg) -> Option<&'static [u8]> {
 }
 
 #[cfg(any(test, feature = "internals"))]
-const GENERAL: [Reg; 6] = [x64::RDI, x64::RSI, x64::RDX, x64::RCX, x64::R8, x64::R9];
+const INTEGERS: [Reg; 6] = [x64::RDI, x64::RSI, x64::RDX, x64::RCX, x64::R8, x64::R9];
 #[cfg(any(test, feature = "internals"))]
-const VECTOR: [Reg; 8] = [x64::XMM0, x64::XMM1, x64::XMM2, x64::XMM3, x64::XMM4, x64::XMM5, x64::XMM6, x64::XMM7];
+const FLOATS: [Reg; 8] = [x64::XMM0, x64::XMM1, x64::XMM2, x64::XMM3, x64::XMM4, x64::XMM5, x64::XMM6, x64::XMM7];
 
 /// Hands out the System V argument registers in order (`x64_decl.rs: ArgumentRegisterAllocator`). When no register is
 /// left, the argument is on the stack.
@@ -108,13 +127,13 @@ impl ArgumentRegisterAllocator {
     /// The register of the next argument, if this argument is an integer of 32 or 64 bits. `None` means that it is on
     /// the stack.
     pub fn next_integer(&mut self) -> Option<Reg> {
-        next(&GENERAL, &mut self.general)
+        next(&INTEGERS, &mut self.general)
     }
 
     /// The register of the next argument, if this argument is a float of 32 or 64 bits. `None` means that it is on
     /// the stack.
     pub fn next_float(&mut self) -> Option<Reg> {
-        next(&VECTOR, &mut self.vector)
+        next(&FLOATS, &mut self.vector)
     }
 }
 

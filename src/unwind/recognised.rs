@@ -11,7 +11,6 @@
 
 use super::frame_pointer::is_behind_call;
 use super::{Cursor, FrameChange, Next, Trust, UnwindError, Unwinder};
-use crate::arch::x64::SWITCH_BLOCK;
 use crate::arch::{CodeAddress, Machine, Reg, Registers, x64};
 use crate::process::Memory;
 
@@ -36,9 +35,9 @@ pub enum Layout {
         /// The registers that are saved there, lowest address first.
         saved: &'static [Reg],
     },
-    /// The image of a stack that is being entered. rsp is this many words after the image's start. The image holds
-    /// registers in the order of `SWITCH_BLOCK`, then the address to go on at.
-    Image(usize),
+    /// The image of a stack that is being entered. rsp points to the values of these registers in the image, lowest
+    /// address first. The address to go on at is above them.
+    Image(&'static [Reg]),
 }
 
 impl Layout {
@@ -238,7 +237,7 @@ impl Unwinder for RecognisedUnwinder {
         };
         let next = match layout {
             Layout::Frame { base, skip, saved } => frame(at, base, skip, saved, memory),
-            Layout::Image(words) => image(at, words, memory),
+            Layout::Image(loaded) => image(at, loaded, memory),
         };
         let mut next = next.unwrap_or_else(Next::Lost);
         if let Next::Caller(caller, _) = &mut next
@@ -329,10 +328,10 @@ pub fn frame(at: &Cursor, base: Base, skip: u64, saved: &[Reg], memory: &dyn Mem
 /// Steps out of a routine that enters a stack image. rsp is in the image already, so the next frame is the code that
 /// the `ret` goes to, with the registers that this code will find. The routine's native caller is reached later,
 /// through the last return address in the image.
-fn image(at: &Cursor, words: usize, memory: &dyn Memory) -> Result<Next, UnwindError> {
+fn image(at: &Cursor, loaded: &[Reg], memory: &dyn Memory) -> Result<Next, UnwindError> {
     let mut slot = known(&at.registers, x64::RSP)?;
     let mut caller = at.registers.clone();
-    for &reg in SWITCH_BLOCK.get(words..).unwrap_or(&[]) {
+    for &reg in loaded {
         caller.restore(reg, memory.read_u64(slot)?, slot);
         slot = slot.wrapping_add(8);
     }

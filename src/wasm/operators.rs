@@ -11,15 +11,15 @@ use crate::state::PointKind;
 /// What an operator does, as far as a backtrace needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum OperatorKind {
-    /// `call`.
+    /// A call of a function by its index.
     Call,
-    /// `call_indirect`.
+    /// A call of a function through a table.
     CallIndirect,
-    /// `loop`.
+    /// The beginning of a loop.
     Loop,
     /// An operator that may trap, except for calls.
     Trap,
-    /// `end`.
+    /// The end of a block or of the function.
     End,
     /// Any other operator.
     Other,
@@ -35,9 +35,9 @@ pub enum Site {
     },
     /// A conversion of a float to an integer, whose range the float may exceed.
     Conversion,
-    /// `call_indirect`.
+    /// A call through a table: the entry may be missing, or a function of another type.
     IndirectCall,
-    /// `unreachable`.
+    /// The operator that always traps.
     Unreachable,
 }
 

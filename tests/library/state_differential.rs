@@ -978,18 +978,16 @@ fn register_tables_equal_the_runtimes() {
     use wstate::arch::{Machine, x64};
     for number in 0..=u16::MAX {
         let theirs = original::X64Register::from_dwarf_regnum(number);
-        // This is the way from a table of native code to a state map.
-        let mine = Machine::X64.from_dwarf(number).filter(|reg| to_index(*reg).is_some());
+        let mine = from_dwarf_regnum(number);
+        // The product's way from the registers of an unwinder to a state map.
+        assert_eq!(mine, Machine::X64.from_dwarf(number).and_then(to_index));
         match number {
             // XMM8-15: the runtime's table ends at 24.
-            25..=32 => assert_eq!((theirs, mine), (None, from_index(ours::RegisterIndex(number as usize - 1)))),
-            _ => assert_eq!(
-                mine.and_then(to_index).map(|i| i.0),
-                theirs.map(|r| r.to_index().0),
-                "DWARF register {number}"
-            ),
+            25..=32 => assert_eq!((theirs, mine), (None, Some(ours::RegisterIndex(number as usize - 1)))),
+            _ => assert_eq!(mine.map(|i| i.0), theirs.map(|r| r.to_index().0), "DWARF register {number}"),
         }
-        if let (Some(mine), Some(theirs)) = (mine, theirs) {
+        if let (Some(mine), Some(theirs)) = (mine.and_then(from_index), theirs) {
+            assert_eq!(to_index(mine).map(|i| i.0), Some(theirs.to_index().0));
             assert_eq!(prefix_mov_to_stack(mine), theirs.prefix_mov_to_stack());
         }
     }

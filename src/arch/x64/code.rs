@@ -1,11 +1,8 @@
 //! Reads single pieces of code: calls, linkers' stubs, and entry points of programs.
 
-use super::registers::{R8, R9, R10, R11, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP};
+use super::registers::{GENERAL, RBP, RDI};
 use crate::arch::{CodeAddress, Reg};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpAccess, OpKind, Register};
-
-/// The general registers, in the order of their numbers in machine code.
-const GENERAL: [Reg; 16] = [RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11, R12, R13, R14, R15];
 
 /// Bytes of the longest call.
 pub const LONGEST_CALL: usize = 8;

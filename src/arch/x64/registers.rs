@@ -66,10 +66,9 @@ registers! {
     RIP 32 "rip" dwarf 16 general 16, saved false;
 }
 
-/// Registers in the block that the singlepass runtime loads when it switches to another stack, lowest address first.
-/// `image-loading-linux-x86-64.s: run_on_alternative_stack` loads the block, and
-/// `state.rs: invoke_call_return_on_stack` writes it.
-pub(crate) const SWITCH_BLOCK: [Reg; 31] = [
-    XMM0, XMM1, XMM2, XMM3, XMM4, XMM5, XMM6, XMM7, XMM8, XMM9, XMM10, XMM11, XMM12, XMM13, XMM14, XMM15, RBP, RAX,
-    RBX, RCX, RDX, RDI, RSI, R8, R9, R10, R11, R12, R13, R14, R15,
-];
+/// The general registers, in the order of their numbers in machine code.
+pub const GENERAL: [Reg; 16] = [RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11, R12, R13, R14, R15];
+
+/// The vector registers, in the order of their numbers. Only their low 64 bits are known.
+pub const VECTORS: [Reg; 16] =
+    [XMM0, XMM1, XMM2, XMM3, XMM4, XMM5, XMM6, XMM7, XMM8, XMM9, XMM10, XMM11, XMM12, XMM13, XMM14, XMM15];

@@ -5,6 +5,7 @@
 //!   without CFI into the executable, whose symbols may be stripped.
 
 use crate::arch::{Reg, x64};
+use crate::state::x64::SWITCH_BLOCK;
 use crate::unwind::recognised::{Base, Layout, Routine, Routines};
 
 /// What this runtime knows of its native code.
@@ -98,6 +99,11 @@ const R13_R15: &[Reg] = &[x64::R13, x64::R14, x64::R15];
 const R14_R15: &[Reg] = &[x64::R14, x64::R15];
 const R15: &[Reg] = &[x64::R15];
 
+/// The image of a stack from which the first `loaded` registers are loaded already.
+const fn image(loaded: usize) -> Layout {
+    Layout::Image(SWITCH_BLOCK.split_at(loaded).1)
+}
+
 const LIST: &[Routine] = &[
     Routine {
         name: CALL_WASM,
@@ -145,38 +151,38 @@ const LIST: &[Routine] = &[
             (0x08, Layout::saved(R12_R15)),
             (0x09, Layout::saved(RBX_R15)),
             (0x0a, Layout::saved(RBP_RBX_R15)),
-            (0x1c, Layout::Image(0)),
-            (0x25, Layout::Image(1)),
-            (0x2e, Layout::Image(2)),
-            (0x37, Layout::Image(3)),
-            (0x40, Layout::Image(4)),
-            (0x49, Layout::Image(5)),
-            (0x52, Layout::Image(6)),
-            (0x5b, Layout::Image(7)),
-            (0x64, Layout::Image(8)),
-            (0x6e, Layout::Image(9)),
-            (0x78, Layout::Image(10)),
-            (0x82, Layout::Image(11)),
-            (0x8c, Layout::Image(12)),
-            (0x96, Layout::Image(13)),
-            (0xa0, Layout::Image(14)),
-            (0xaa, Layout::Image(15)),
-            (0xb4, Layout::Image(16)),
-            (0xb5, Layout::Image(17)),
-            (0xb6, Layout::Image(18)),
-            (0xb7, Layout::Image(19)),
-            (0xb8, Layout::Image(20)),
-            (0xb9, Layout::Image(21)),
-            (0xba, Layout::Image(22)),
-            (0xbb, Layout::Image(23)),
-            (0xbd, Layout::Image(24)),
-            (0xbf, Layout::Image(25)),
-            (0xc1, Layout::Image(26)),
-            (0xc3, Layout::Image(27)),
-            (0xc5, Layout::Image(28)),
-            (0xc7, Layout::Image(29)),
-            (0xc9, Layout::Image(30)),
-            (0xcb, Layout::Image(31)),
+            (0x1c, image(0)),
+            (0x25, image(1)),
+            (0x2e, image(2)),
+            (0x37, image(3)),
+            (0x40, image(4)),
+            (0x49, image(5)),
+            (0x52, image(6)),
+            (0x5b, image(7)),
+            (0x64, image(8)),
+            (0x6e, image(9)),
+            (0x78, image(10)),
+            (0x82, image(11)),
+            (0x8c, image(12)),
+            (0x96, image(13)),
+            (0xa0, image(14)),
+            (0xaa, image(15)),
+            (0xb4, image(16)),
+            (0xb5, image(17)),
+            (0xb6, image(18)),
+            (0xb7, image(19)),
+            (0xb8, image(20)),
+            (0xb9, image(21)),
+            (0xba, image(22)),
+            (0xbb, image(23)),
+            (0xbd, image(24)),
+            (0xbf, image(25)),
+            (0xc1, image(26)),
+            (0xc3, image(27)),
+            (0xc5, image(28)),
+            (0xc7, image(29)),
+            (0xc9, image(30)),
+            (0xcb, image(31)),
         ],
         returns_to: None,
         enters_new_code: false,
@@ -234,7 +240,6 @@ const LIST: &[Routine] = &[
 mod tests {
     use super::*;
     use crate::arch::CodeAddress;
-    use crate::arch::x64::SWITCH_BLOCK;
     use crate::unwind::recognised::RecognisedUnwinder;
     use crate::unwind::recognised::emulator::{
         CALLER, CODE, ENTRY_SP, IMAGE_END, IMAGE_START, at_each_instruction, code_memory, entered, is_native_caller,

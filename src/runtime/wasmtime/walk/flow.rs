@@ -40,6 +40,7 @@
 //! follows what each instruction does.
 
 use super::chain::Call;
+use crate::arch::x64::GENERAL;
 use crate::arch::{CodeAddress, Reg, Registers, x64};
 use crate::limits::{MAX_FLOW_BYTES, MAX_FLOW_STEPS};
 use crate::process::Memory;
@@ -49,25 +50,6 @@ use iced_x86::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The general registers, in the order of their numbers in machine code.
-const GENERAL: [Reg; 16] = [
-    x64::RAX,
-    x64::RCX,
-    x64::RDX,
-    x64::RBX,
-    x64::RSP,
-    x64::RBP,
-    x64::RSI,
-    x64::RDI,
-    x64::R8,
-    x64::R9,
-    x64::R10,
-    x64::R11,
-    x64::R12,
-    x64::R13,
-    x64::R14,
-    x64::R15,
-];
 const RSP: usize = 4;
 const RBP: usize = 5;
 
