@@ -210,7 +210,18 @@ impl Error {
             | Error::Unsupported { what }
             | Error::NotInWasm { what, .. }
             | Error::Refused { what } => *what = format!("{what}; {note}"),
-            _ => {}
+            Error::File { .. }
+            | Error::Core { .. }
+            | Error::Attach { .. }
+            | Error::Wasm { .. }
+            | Error::Artifact { .. }
+            | Error::Symbols { .. }
+            | Error::Analysis { .. }
+            | Error::Unusable { .. }
+            | Error::NotAnImage { .. }
+            | Error::TargetBroken { .. }
+            | Error::Plugin { .. }
+            | Error::Output { .. } => {}
         }
         self
     }

@@ -39,7 +39,7 @@ while read -r source program; do
     name=$(basename "$program" | sed 's/-[0-9a-f]*$//')
     # A package's library and its program have one name.
     [ "$source" != src/lib.rs ] || name=$name-lib
-    "$program" --list --format terse >"$logs/list.txt" || fail "$program does not list its tests"
+    "$program" --list --format terse </dev/null >"$logs/list.txt" || fail "$program does not list its tests"
     sed -n 's/: test$//p' "$logs/list.txt" | awk -v logs="$logs" -v name="$name" -v program="$program" '
         {
             part = name (index($0, "::") ? "." substr($0, 1, index($0, "::") - 1) : "")
@@ -50,6 +50,7 @@ while read -r source program; do
             print >> (logs "/" part ".tests")
         }'
 done <"$logs/programs.txt"
+[ -s "$logs/parts.txt" ] || fail 'there are no tests'
 count=$(wc -l <"$logs/parts.txt")
 [ "$count" -eq "$(find "$logs" -name '*.tests' | wc -l)" ] || fail 'two programs have parts of one name'
 
@@ -74,7 +75,7 @@ xargs -P "$(nproc)" -L 1 sh -c '
     RUST_TEST_THREADS=1 "$program" --exact --show-output $(cat "$logs/$part.tests") >"$log" 2>&1
     status=$?
     # Programs that a test started may have said the same before.
-    result=$(grep "^test result: " "$log" | tail -n 1)
+    result=$(grep -a "^test result: " "$log" | tail -n 1)
     ran=$(echo "$result" | sed -n "s/^test result: ok\. \([0-9]*\) passed; 0 failed; \([0-9]*\) ignored.*/\1 + \2/p")
     echo "${result:-test result: none}" >"$logs/$part.result"
     if [ $status -eq 0 ] && [ $((${ran:--1})) -eq "$listed" ]; then
@@ -95,5 +96,5 @@ cargo test "$@" --doc --no-fail-fast --quiet || failed="$failed documentation"
 cat "$logs"/*.result | sed -n 's/^test result: .*\. \([0-9]*\) passed; \([0-9]*\) failed; \([0-9]*\) ignored.*/\1 \2 \3/p' |
     awk '{ p += $1; f += $2; i += $3 } END { printf "%d passed, %d failed, %d ignored\n", p, f, i }'
 # What a missing tool has left out, where that was allowed.
-cat "$logs"/*.log | grep '^not tested: ' | sort | uniq -c
+cat "$logs"/*.log | grep -a '^not tested: ' | sort | uniq -c
 [ -z "$failed" ] || fail "FAILED:$failed"

@@ -2,10 +2,11 @@
 //! modules is the truth.
 #![allow(unsafe_code)] // Patching code and loading a cache are unsafe in the runtime.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+#[path = "support/this_process.rs"]
+mod this_process;
+
 use std::sync::{Mutex, MutexGuard};
+use this_process::ThisProcess;
 use wasmer_runtime_core_near::backend::CompilerConfig;
 use wasmer_runtime_core_near::cache::Artifact;
 use wasmer_runtime_core_near::{
@@ -14,7 +15,7 @@ use wasmer_runtime_core_near::{
 use wasmer_singlepass_backend_near::SinglePassCompiler;
 use wstate::arch::{CodeAddress, Machine, Reg, Registers, x64};
 use wstate::process::objects::Objects;
-use wstate::process::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
+use wstate::process::{Memory, Thread, ThreadId};
 use wstate::progress::Silent;
 use wstate::runtime::all::FindOptions;
 use wstate::runtime::singlepass::find::anchor::{Anchor, Route};
@@ -24,75 +25,12 @@ use wstate::runtime::singlepass::module::ctx;
 use wstate::runtime::{FoundBy, Provider, Scene};
 use wstate::unwind::Cursor;
 
-/// This process, without its registers except those a test sets.
-struct Myself {
-    memory: File,
-    mappings: Vec<Mapping>,
-    threads: Vec<Thread>,
-}
-
-impl Myself {
-    fn with_registers(values: &[(Reg, u64)]) -> Myself {
-        let mut registers = Registers::unknown(Machine::X64);
-        values.iter().for_each(|&(r, v)| registers.set(r, v));
-        let thread = Thread { id: ThreadId(1), name: None, registers, fs_base: None, signal: None, problem: None };
-        use procfs::process::{MMPermissions, MMapPath, Process};
-        let mappings = Process::myself().unwrap().maps().unwrap().into_iter().map(|m| Mapping {
-            start: m.address.0,
-            end: m.address.1,
-            read: m.perms.contains(MMPermissions::READ),
-            write: m.perms.contains(MMPermissions::WRITE),
-            execute: m.perms.contains(MMPermissions::EXECUTE),
-            offset: m.offset,
-            path: match m.pathname {
-                MMapPath::Path(p) => Some(p),
-                MMapPath::Heap => Some("[heap]".into()),
-                MMapPath::Stack => Some("[stack]".into()),
-                MMapPath::Anonymous => None,
-                _ => Some("[v]".into()),
-            },
-        });
-        Myself { memory: File::open("/proc/self/mem").unwrap(), mappings: mappings.collect(), threads: vec![thread] }
-    }
-}
-
-impl Memory for Myself {
-    fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
-        self.memory.read_exact_at(buf, address).map_err(|_| MemoryError::Unmapped { address, len: buf.len() })
-    }
-}
-
-impl Target for Myself {
-    fn machine(&self) -> wstate::arch::Machine {
-        wstate::arch::Machine::X64
-    }
-    fn description(&self) -> String {
-        "this test".into()
-    }
-    fn threads(&self) -> &[Thread] {
-        &self.threads
-    }
-    fn mappings(&self) -> &[Mapping] {
-        &self.mappings
-    }
-    fn executable(&self) -> Option<&Path> {
-        None
-    }
-    fn pid(&self) -> Option<u32> {
-        None
-    }
-    fn auxv(&self, _: u64) -> Option<u64> {
-        None
-    }
-    fn file_candidates(&self, _: &Mapping) -> Vec<wstate::process::files::FileLocation> {
-        Vec::new()
-    }
-    fn notes(&self) -> &[String] {
-        &[]
-    }
-    fn is_live(&self) -> bool {
-        true
-    }
+/// This process with one thread, of which only these registers are known.
+fn with_registers(values: &[(Reg, u64)]) -> ThisProcess {
+    let mut registers = Registers::unknown(Machine::X64);
+    values.iter().for_each(|&(r, v)| registers.set(r, v));
+    let thread = Thread { id: ThreadId(1), name: None, registers, fs_base: None, signal: None, problem: None };
+    ThisProcess::with(vec![thread])
 }
 
 fn quiet(_: &str, _: u64, _: u64) {}
@@ -162,7 +100,7 @@ fn ctx_offsets_are_the_runtimes() {
 
     let (instance, vmctx) = start(&compile(&wat(1, true)));
     let c = instance.context();
-    let ours = ctx::Ctx::read(&Myself::with_registers(&[]), vmctx).unwrap();
+    let ours = ctx::Ctx::read(&with_registers(&[]), vmctx).unwrap();
     assert_eq!(ours.memory_base, c.internal.memory_base as u64);
     assert_eq!(ours.memory_bound, c.internal.memory_bound as u64);
     assert_eq!(ours.interrupt_signal_mem, c.internal.interrupt_signal_mem as u64);
@@ -177,7 +115,7 @@ fn a_vmctx_leads_to_its_module() {
     let _standing = standing();
     for imports in [false, true] {
         let (instance, vmctx) = start(&compile(&wat(2, imports)));
-        let me = Myself::with_registers(&[(x64::R15, vmctx)]);
+        let me = with_registers(&[(x64::R15, vmctx)]);
         let (anchors, notes) = route_vmctx::find_vmctx(&me, &quiet);
         assert_eq!(anchors.len(), 1, "{notes:?}");
         check(&anchors[0], &instance, if imports { 2 } else { 0 });
@@ -198,7 +136,7 @@ fn one_vmctx_of_two_instances_on_a_stack() {
     let ((a, ctx_a), (_b, ctx_b)) = (start(&module), start(&module));
     // Our own stack: `sp` points at these words.
     let stack = std::hint::black_box([7, ctx_a, 0xdead_beef, ctx_b + 1, ctx_b]);
-    let me = Myself::with_registers(&[(x64::RSP, stack.as_ptr() as u64)]);
+    let me = with_registers(&[(x64::RSP, stack.as_ptr() as u64)]);
     let (anchors, notes) = route_vmctx::find_vmctx(&me, &quiet);
     let anchor = anchors.iter().find(|x| x.code_base == truth(&a).0).unwrap_or_else(|| panic!("{notes:?}"));
     check(anchor, &a, 2);
@@ -218,7 +156,7 @@ fn the_heap_holds_an_image_of_every_module() {
         (start(&compile_with_config(&wat(6, true), &SinglePassCompiler::new(), tracked).unwrap()).0, 2),
         (start(&compile_with_config(&wat(11, true), &SinglePassCompiler::new(), preempted).unwrap()).0, 2),
     ];
-    let me = Myself::with_registers(&[]);
+    let me = with_registers(&[]);
     let (anchors, notes) = route_heap::find_heap(&me, &[], &quiet);
     for (instance, imports) in &instances {
         let anchor = anchors.iter().find(|a| a.code_base == truth(instance).0);
@@ -244,7 +182,7 @@ fn an_artifact_names_the_code_and_a_loaded_cache_is_found_by_every_route() {
     let cache = Artifact::deserialize(&bytes).unwrap();
     let module = unsafe { wasmer_runtime_core_near::load_cache_with(cache, &SinglePassCompiler::new()) }.unwrap();
     let (instance, vmctx) = start(&module);
-    let me = Myself::with_registers(&[(x64::RDI, vmctx)]);
+    let me = with_registers(&[(x64::RDI, vmctx)]);
 
     let (anchors, notes) = route_artifact::from_artifact(&me, &bytes, &quiet);
     assert_eq!(anchors.len(), 1, "{notes:?}");
@@ -285,7 +223,7 @@ fn patched_functions_are_reported_and_not_held_against_the_module() {
     let (instance, vmctx) = start(&compile(&wat(9, false)));
     let target = truth(&instance).0 + 1;
     assert!(unsafe { instance.module.runnable_module.patch_local_function(0, target as usize) });
-    let me = Myself::with_registers(&[(x64::R15, vmctx)]);
+    let me = with_registers(&[(x64::R15, vmctx)]);
     let anchor = route_vmctx::from_vmctx(&me, vmctx).unwrap();
     check(&anchor, &instance, 0);
     assert_eq!(anchor.patched, [(0, target)]);
@@ -299,7 +237,7 @@ fn a_module_of_import_trampolines_only_is_found_by_comparing_code() {
     let _standing = standing();
     let wasm = wat::parse_str(r#"(module (import "env" "a" (func (param i32))) (export "b" (func 0)))"#).unwrap();
     let (instance, vmctx) = start(&compile(&wasm));
-    let me = Myself::with_registers(&[]);
+    let me = with_registers(&[]);
     let anchor = route_vmctx::from_vmctx(&me, vmctx).unwrap();
     assert_eq!((anchor.code_size, anchor.import_count), (4096, 1));
     assert!(anchor.checks.iter().any(|c| c.contains("RunnableModule")), "{:?}", anchor.checks);
@@ -318,7 +256,7 @@ fn cost_of_the_routes() {
     let wasm = wat::parse_str(format!("(module {})", functions.repeat(20_000))).unwrap();
     let (instance, vmctx) = start(&compile(&wasm));
     let bytes = instance.module.cache_gen.generate_cache().unwrap().1.size();
-    let me = Myself::with_registers(&[(x64::R15, vmctx)]);
+    let me = with_registers(&[(x64::R15, vmctx)]);
     let begin = Instant::now();
     let anchor = route_vmctx::from_vmctx(&me, vmctx).unwrap();
     println!("vmctx: image of {bytes} bytes confirmed in {:?}", begin.elapsed());
@@ -329,7 +267,7 @@ fn cost_of_the_routes() {
 
     // Pointers and small numbers, as heaps have them. No image is in it, so all of it is searched.
     let ballast: Vec<u64> = (0..1u64 << 27).map(|i| if i % 3 == 0 { 0x7f00_0000_0000 + i * 16 } else { i }).collect();
-    let mut me = Myself::with_registers(&[]);
+    let mut me = with_registers(&[]);
     me.mappings.retain(|m| m.execute || m.contains(ballast.as_ptr() as u64));
     // Time of this process too: on a busy machine only that means something.
     let ticks = || procfs::process::Process::myself().unwrap().stat().map(|s| (s.utime, s.stime)).unwrap();

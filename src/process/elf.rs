@@ -218,18 +218,13 @@ impl Headers {
         }
         result
     }
-
-    /// Lowest address that a loadable segment states, rounded down to a page.
-    #[cfg(any(test, feature = "internals"))]
-    pub fn lowest(&self) -> Option<u64> {
-        self.loads().map(|p| p.vaddr & !0xfff).min()
-    }
 }
 
 /// The headers of a loaded file, as they are in the memory of a target.
 pub(super) struct LoadedHeaders {
     pub headers: Headers,
-    pub bias: u64,
+    /// `None` if no segment has the headers in it: then somebody mapped the file only to read it.
+    pub bias: Option<u64>,
     pub build_id: Option<Vec<u8>>,
 }
 
@@ -241,9 +236,10 @@ impl LoadedHeaders {
             return None;
         }
         let headers = Headers::read(|offset, len| memory.read_vec(start.checked_add(offset)?, len).ok())?;
-        let first = headers.loads().find(|p| p.offset & !0xfff == 0)?;
-        let bias = start.wrapping_sub(first.vaddr & !0xfff);
-        let build_id = headers.build_id(|p| memory.read_vec(bias.wrapping_add(p.vaddr), p.filesz as usize).ok());
+        let first = headers.loads().find(|p| p.offset & !0xfff == 0);
+        let bias = first.map(|p| start.wrapping_sub(p.vaddr & !0xfff));
+        let build_id = bias
+            .and_then(|bias| headers.build_id(|p| memory.read_vec(bias.wrapping_add(p.vaddr), p.filesz as usize).ok()));
         Some(LoadedHeaders { headers, bias, build_id })
     }
 }

@@ -1,5 +1,5 @@
-//! The ELF files that are loaded in a target. They tell which file covers an address, and what unwind tables,
-//! symbols, separate debug file and thread-local block that file has.
+//! The ELF files that are loaded in a target. They tell which file covers an address, and what unwind tables, symbols and
+//! separate debug file that file has.
 
 mod debug_files;
 mod debuglink;
@@ -46,6 +46,15 @@ impl std::ops::Deref for ObjectData {
     }
 }
 
+/// What is missing or wrong about a file of the target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Path of the file that cannot be used: as the target names it, or where it was looked for.
+    pub file: PathBuf,
+    /// The problem as one line that also says what to try.
+    pub what: String,
+}
+
 /// One loaded ELF file.
 pub struct LoadedObject {
     /// Path of the file as the target names it (`[vdso]` for the vdso).
@@ -63,8 +72,8 @@ pub struct LoadedObject {
     pub data: Option<ObjectData>,
     /// Path and bytes of the separate debug file. It was found by build id or debuglink, and checked.
     pub debug: Option<(PathBuf, ObjectData)>,
-    /// What is missing or wrong about the file, as one line that also says what to try.
-    pub problem: Option<String>,
+    /// What is missing or wrong about the file.
+    pub problem: Option<Problem>,
     /// Decompressed copies of debug sections that are compressed in the file. They are made when they are first asked
     /// for.
     pub unpacked: Unpacked,

@@ -129,7 +129,8 @@ pub struct MemoryRow {
     pub memory64: bool,
     /// Whether threads share it.
     pub shared: bool,
-    /// Pages at most, if it says and that is known.
+    /// The most pages of 64 KiB that it may have, whatever its own pages are; null if it declares no maximum, or if that is
+    /// not known.
     pub maximum: Option<u64>,
     /// Why base and size are not known.
     pub why: Option<Why>,

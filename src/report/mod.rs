@@ -486,7 +486,7 @@ pub struct Variable {
     pub ty: Option<String>,
     /// The value as its type prints it.
     pub value: Option<String>,
-    /// The bytes that `value` was made from, at most `crate::limits::MAX_SOURCE_VALUE_BYTES` of them; not in JSON.
+    /// The bytes that `value` was made from, at most 4,096 of them; not in JSON.
     #[serde(skip)]
     pub bytes: Option<Vec<u8>>,
     /// Where it was found: `[fp-0x10]`.

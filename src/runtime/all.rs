@@ -66,6 +66,12 @@ impl FindOptions {
         found
     }
 
+    /// The same files and routes for another question. What was learnt for the one before is not taken along: by now the
+    /// target may be another program.
+    pub fn for_a_question(&self) -> FindOptions {
+        FindOptions { layouts: HostLayouts::default(), ..self.clone() }
+    }
+
     /// These options if every file can be used, for callers that must not go on without one of the files.
     ///
     /// # Errors

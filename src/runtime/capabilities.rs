@@ -145,8 +145,11 @@ impl dyn Runtime + '_ {
         if let Some(settling) = self.settling() {
             return settling.reach(memory);
         }
-        let codes: Vec<_> = self.modules().iter().map(|m| m.code.0..m.code.1).collect();
-        Box::new(move |pc| if codes.iter().any(|c| c.contains(&pc)) { Reach::Inside } else { Reach::Outside })
+        let mut codes: Vec<_> = self.modules().iter().map(|m| m.code).collect();
+        // The modules of one code image have the same range.
+        codes.dedup();
+        let is_inside = move |pc| codes.iter().any(|&(start, end)| (start..end).contains(&pc));
+        Box::new(move |pc| if is_inside(pc) { Reach::Inside } else { Reach::Outside })
     }
 
     /// The same as [`Tables::table`]; without this capability, an error that says so.

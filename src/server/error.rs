@@ -54,7 +54,22 @@ impl From<Error> for Failure {
             | Error::Symbols { .. }
             | Error::Analysis { .. }
             | Error::Output { .. } => "failed",
-            _ => "not_found",
+            Error::Unusable { .. }
+            | Error::NotAnImage { .. }
+            | Error::NoSuchThread { .. }
+            | Error::NoSuchInstance { .. }
+            | Error::NoSuchMemory { .. }
+            | Error::NoWasm { .. }
+            | Error::NoImage { .. }
+            | Error::Ambiguous { .. }
+            | Error::OutOfBounds { .. }
+            | Error::Unreadable { .. }
+            | Error::Changed { .. }
+            | Error::Unsupported { .. }
+            | Error::NotInWasm { .. }
+            | Error::Refused { .. }
+            | Error::TargetBroken { .. }
+            | Error::Plugin { .. } => "not_found",
         };
         Failure { kind, message: e.to_string(), hint: e.hint() }
     }

@@ -21,10 +21,12 @@ impl Session<'_> {
     ///
     /// # Errors
     /// The target cannot be read, or its files were changed meanwhile.
-    pub fn code_map(&self, all: bool) -> Result<CodeMap, Error> {
+    #[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "symbol files are made by the program"))]
+    pub(crate) fn code_map(&self, all: bool) -> Result<CodeMap, Error> {
         let steady = Steady::begin();
+        let found = self.found.for_a_question();
         let map = self.ask(|look| {
-            let map = look.code_map(&mut self.runtimes(), all);
+            let map = look.code_map(&mut Runtimes::new(&found), all);
             Ok(look.target.prove().then_some(map))
         });
         let map = map.map(|answer| {

@@ -40,8 +40,9 @@ impl<'t> Session<'t> {
         mut work: impl FnMut(&Seen<'_>) -> Result<T, Error>,
     ) -> Result<Looked<'t, T>, Error> {
         let steady = Steady::begin();
+        let found = self.found.for_a_question();
         let answer = self.ask(|look| {
-            let mut provider = self.runtimes();
+            let mut provider = Runtimes::new(&found);
             let Some(outcome) = look.outcome_of_one_instant(&mut provider)? else { return Ok(None) };
             let answer = work(&Seen { target: look.target, outcome: &outcome, runtime: provider.runtime() })?;
             Ok(Some((answer, outcome, provider)))

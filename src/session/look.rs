@@ -152,8 +152,7 @@ fn executable_refused(path: &Path, objects: &Objects) -> Option<Option<String>> 
         Err(e) if e.kind() == ErrorKind::InvalidInput => Some(format!("{what} is no file and is not used")),
         Err(e) => Some(format!("{what} cannot be opened ({e}) and is not used")),
         Ok(_) => {
-            let name = path.display().to_string();
-            let told = objects.iter().filter_map(|o| o.problem.as_ref()).any(|p| p.starts_with(&name));
+            let told = objects.iter().filter_map(|o| o.problem.as_ref()).any(|p| p.file == path);
             (!told).then(|| format!("{what} does not fit and is not used: it is not the file that was loaded"))
         }
     })
@@ -164,4 +163,37 @@ fn executable_refused(path: &Path, objects: &Objects) -> Option<Option<String>> 
 pub(super) fn frames_of(limit: Option<usize>) -> (usize, usize) {
     let shown = limit.unwrap_or(limits::MAX_FRAMES).min(limits::MAX_FRAMES);
     (shown, shown.max(limits::MIN_WALK))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::objects::{LoadedObject, Problem};
+
+    /// That the name of another file begins with that of the executable says nothing of the executable.
+    #[test]
+    fn a_problem_of_another_file_is_none_of_the_executable() {
+        let directory = tempfile::tempdir().unwrap();
+        let executable = directory.path().join("app");
+        std::fs::write(&executable, "no program").unwrap();
+        let objects = |file: &Path| {
+            let problem = Problem { file: file.to_path_buf(), what: format!("{} cannot be opened", file.display()) };
+            Objects::from_parts(vec![LoadedObject {
+                path: file.to_path_buf(),
+                opened: None,
+                bias: 0,
+                range: (0, 0),
+                build_id: None,
+                data: None,
+                debug: None,
+                unpacked: Default::default(),
+                excerpts: Default::default(),
+                problem: Some(problem),
+            }])
+        };
+        let beside = directory.path().join("app-libs/libx.so");
+        let refused = executable_refused(&executable, &objects(&beside)).flatten().expect("a note");
+        assert!(refused.contains("does not fit and is not used"), "{refused}");
+        assert_eq!(executable_refused(&executable, &objects(&executable)), Some(None));
+    }
 }

@@ -39,7 +39,7 @@ use crate::process::files::Steady;
 use crate::process::live::attachable;
 use crate::process::objects::Objects;
 use crate::progress::{Progress, Silent};
-use crate::runtime::all::{FindOptions, Runtimes};
+use crate::runtime::all::FindOptions;
 use std::time::Duration;
 
 /// Answers questions about one target.
@@ -80,8 +80,8 @@ impl<'t> Session<'t> {
         Ok(Session::new(options, None))
     }
 
-    /// Begins a session with a target that the caller has brought. `options.source` is only named in answers, not
-    /// opened, and nothing is settled.
+    /// Begins a session with a target that the caller has brought. Of `options.source` only the executable is opened, if
+    /// one is named; the rest is only named in answers. Nothing is settled.
     pub fn on(target: &'t dyn Target, options: &Options) -> Session<'t> {
         Session::new(options, Some(target))
     }
@@ -106,16 +106,6 @@ impl<'t> Session<'t> {
 
     fn look<'a>(&'a self, target: &'a dyn Target, objects: &'a Objects) -> Look<'a> {
         Look { target, objects, options: &self.options, progress: &*self.progress }
-    }
-
-    /// All runtimes; none of them has searched yet.
-    fn runtimes(&self) -> Runtimes {
-        Runtimes::new(&self.found)
-    }
-
-    /// All runtimes, for work that needs all files that the user names.
-    fn runtimes_with_all_files(&self) -> Result<Runtimes, Error> {
-        Ok(Runtimes::new(&self.found.clone().all()?))
     }
 
     /// Opens or stops the target and asks `question`, of a process as often as it takes until the answer is of one

@@ -26,7 +26,7 @@ pub enum Source {
 /// [`Options::new`] has the usual value of each option; a caller changes those that it wants otherwise:
 ///
 /// ```
-/// use wstate::session::{Options, Source};
+/// use wstate::{Options, Source};
 ///
 /// let mut options = Options::new(Source::Pid(4711));
 /// options.limit = Some(100);
@@ -41,7 +41,7 @@ pub struct Options {
     pub threads: Vec<u32>,
     /// Whether to look only at the first of these threads.
     pub first_thread_only: bool,
-    /// The most frames to show of each thread; `None` for as many as there are, up to `crate::limits::MAX_FRAMES`.
+    /// The most frames to show of each thread; `None` for as many as there are, up to 300,000.
     pub limit: Option<usize>,
     /// Paths of `.wasm` files that the modules may come from.
     pub wasm: Vec<PathBuf>,
@@ -97,7 +97,7 @@ impl Options {
     }
 
     /// Where this question looks for files.
-    pub fn search_paths(&self) -> SearchPaths {
+    pub(crate) fn search_paths(&self) -> SearchPaths {
         SearchPaths {
             executable: self.executable().map(Path::to_path_buf),
             sysroot: self.sysroot.clone(),
@@ -114,7 +114,8 @@ impl Options {
     }
 
     /// All files that the user names: they are read, and should not be written to.
-    pub fn named_files(&self) -> impl Iterator<Item = &Path> {
+    #[cfg(feature = "cli")]
+    pub(crate) fn named_files(&self) -> impl Iterator<Item = &Path> {
         let core = match &self.source {
             Source::Core { core, .. } => Some(core.as_path()),
             Source::Pid(_) => None,

@@ -23,6 +23,7 @@ use crate::process::live::held::Held;
 use crate::process::live::{CaptureOptions, LiveTarget};
 use crate::process::objects::Objects;
 use crate::report::counted;
+use crate::runtime::all::Runtimes;
 use crate::state::AnyImage;
 use nix::sys::signal::{SigSet, SigmaskHow};
 use std::cell::OnceCell;
@@ -149,7 +150,8 @@ impl Session<'_> {
             return Err(unsupported("the image has frames only; an InstanceImage is needed"));
         };
         // What is written into a process is decided with all files that the user names, or not at all.
-        let mut provider = self.runtimes_with_all_files()?;
+        let found = self.found.for_a_question().all()?;
+        let mut provider = Runtimes::new(&found);
         let search = self.options.search_paths();
         let first = LiveTarget::capture(pid, &CaptureOptions::default())?;
         let mut objects = Objects::load(&first, &search);
@@ -163,7 +165,7 @@ impl Session<'_> {
         let held = Held::hold(pid, &CaptureOptions::default(), None)?;
         if !first.is_same_code(held.target()) {
             objects = Objects::load(held.target(), &search);
-            provider = self.runtimes_with_all_files()?;
+            provider = Runtimes::new(&found);
         }
         let refused = |why: String| Error::Refused { what: format!("process {pid} is as it was: {why}") };
         let plan = plan(&held, &self.look(held.target(), &objects), &mut provider)?;

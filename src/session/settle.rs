@@ -10,7 +10,7 @@ use crate::process::live::{CaptureOptions, LiveTarget, ReadSet, Refusal, SettleR
 use crate::process::objects::Objects;
 use crate::process::{Memory, Target, Thread, ThreadId};
 use crate::report::counted;
-use crate::runtime::all::Runtimes;
+use crate::runtime::all::{FindOptions, Runtimes};
 use crate::runtime::{Provider, Reach, Runtime, Why};
 use crate::unwind::{Frame, Stack};
 use std::time::Instant;
@@ -53,11 +53,12 @@ impl Session<'_> {
         &self,
         first: LiveTarget,
         objects: &Objects,
+        found: &FindOptions,
         set: &mut ReadSet,
     ) -> Result<(Option<Result<Outcome, Error>>, LiveTarget), Error> {
         let began = Instant::now();
         let look = self.look(&first, objects);
-        let provider = &mut self.runtimes();
+        let provider = &mut Runtimes::new(found);
         let tid = match thread_to_settle(&look, provider)? {
             Ok(tid) => tid,
             Err(note) => {
@@ -82,7 +83,7 @@ impl Session<'_> {
         let stepped = began.elapsed();
         let note = attach_note(tid, settled);
         let same = first.is_same_code(&target);
-        let fresh = &mut self.runtimes();
+        let fresh = &mut Runtimes::new(found);
         // If the process may have loaded code in between, the modules that it has now are looked for anew.
         let provider = if same { provider } else { fresh };
         let outcome = match target.mappings() == first.mappings() {

@@ -13,7 +13,7 @@ use crate::process::live::held::{Held, Steps};
 use crate::process::live::{CaptureOptions, LiveTarget, Verdict};
 use crate::process::objects::Objects;
 use crate::process::{Memory, Target};
-use crate::runtime::all::Runtimes;
+use crate::runtime::all::{FindOptions, Runtimes};
 use crate::runtime::{
     GlobalCell, GuestFrame, GuestInstance, GuestKind, InstanceParts, Provider, Reach, Runtime, Slot, Value,
 };
@@ -117,10 +117,11 @@ impl Session<'_> {
     /// The target cannot be looked at, there is no image, or it is not clear of which thread or instance, or the image
     /// cannot be written.
     pub fn snapshot(&self, wanted: SnapshotOptions, out: &mut dyn SparseWrite) -> Result<Snapshot, Error> {
-        let mut provider = self.runtimes_with_all_files()?;
+        let found = self.found.for_a_question().all()?;
         if let Some(pid) = self.process() {
-            return self.snapshot_of_process(pid, wanted, provider, out);
+            return self.snapshot_of_process(pid, wanted, &found, out);
         }
+        let mut provider = Runtimes::new(&found);
         let steady = Steady::begin();
         let done = self.ask(|look| take(look, wanted, &mut provider, out).map(Some)).map(|answer| answer.value);
         no_changes(&steady)?;
@@ -131,19 +132,20 @@ impl Session<'_> {
         &self,
         pid: u32,
         wanted: SnapshotOptions,
-        mut provider: Runtimes,
+        found: &FindOptions,
         out: &mut dyn SparseWrite,
     ) -> Result<Snapshot, Error> {
         let search = self.options.search_paths();
         let first = LiveTarget::capture(pid, &CaptureOptions::default())?;
         let mut objects = Objects::load(&first, &search);
+        let mut provider = Runtimes::new(found);
         let steps = look_around(&self.look(&first, &objects), &mut provider)?;
         let tid = steps.as_ref().map(|s| s.thread);
         let held = Held::hold(pid, &CaptureOptions::default(), steps)?;
         if !first.is_same_code(held.target()) {
             // The process has loaded or unloaded modules. Those that it has now are looked for while it stands.
             objects = Objects::load(held.target(), &search);
-            provider = self.runtimes_with_all_files()?;
+            provider = Runtimes::new(found);
         }
         let done = take(&self.look(held.target(), &objects), wanted, &mut provider, out);
         let settled = tid.zip(held.settled());

@@ -7,6 +7,7 @@ use crate::process::files::{self, Steady};
 use crate::process::live::LiveTarget;
 use crate::process::objects::Objects;
 use crate::report::timing::milliseconds;
+use crate::runtime::all::Runtimes;
 use std::time::Instant;
 
 impl Session<'_> {
@@ -60,9 +61,10 @@ impl Session<'_> {
 
     fn stacks_of_one_instant(&self) -> Result<Outcome, Error> {
         let began = Instant::now();
+        let found = self.found.for_a_question();
         let answer = self.ask(|look| {
             let opened = began.elapsed();
-            let outcome = look.outcome_of_one_instant(&mut self.runtimes())?;
+            let outcome = look.outcome_of_one_instant(&mut Runtimes::new(&found))?;
             Ok(outcome.map(|outcome| outcome.read_within(opened)))
         })?;
         Ok(self.proven(answer))
@@ -71,12 +73,12 @@ impl Session<'_> {
     /// Steps one thread of a process, and then reports its stacks.
     fn stacks_settled(&self, pid: u32) -> Result<Outcome, Error> {
         let began = Instant::now();
-        let search = self.options.search_paths();
+        let (search, found) = (self.options.search_paths(), self.found.for_a_question());
         let mut files = proof::Files::default();
         let proven = proof::prove(pid, |target, set| {
             let objects = files.of(&target, &search);
             let opened = began.elapsed();
-            let (outcome, target) = self.settle(target, objects, set)?;
+            let (outcome, target) = self.settle(target, objects, &found, set)?;
             Ok((outcome.map(|outcome| outcome.map(|outcome| outcome.read_within(opened))), target))
         })?;
         Ok(self.proven(Answer::of_process(proven)))
@@ -101,11 +103,11 @@ impl Session<'_> {
     /// Reports the stacks of a process that is not stopped for it.
     fn stacks_unstopped(&self, pid: u32) -> Result<Outcome, Error> {
         let began = Instant::now();
-        let search = self.options.search_paths();
+        let (search, found) = (self.options.search_paths(), self.found.for_a_question());
         let mut outcome = proof::unstopped(pid, |target: &LiveTarget| {
             let objects = Objects::load(target, &search);
             let opened = began.elapsed();
-            let outcome = self.look(target, &objects).outcome(&mut self.runtimes())?;
+            let outcome = self.look(target, &objects).outcome(&mut Runtimes::new(&found))?;
             Ok(outcome.read_within(opened))
         })?;
         let report = &mut outcome.report;

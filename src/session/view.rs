@@ -53,7 +53,7 @@ impl View<'_, '_> {
             }
         }
         report.engines = self.runtime.engines().iter().map(report::EngineSeen::new).collect();
-        report.objects_problems = self.objects.iter().filter_map(|o| o.problem.clone()).collect();
+        report.objects_problems = self.objects.iter().filter_map(|o| Some(o.problem.as_ref()?.what.clone())).collect();
         report.notes = target.notes().to_vec();
         report.notes.extend(self.runtime.notes().iter().cloned());
         report

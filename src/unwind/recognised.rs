@@ -59,9 +59,10 @@ impl Layout {
 pub struct Routine {
     /// Name of the routine in reports.
     pub name: &'static str,
-    /// Its machine code.
+    /// Its machine code, at most 256 bytes.
     pub code: &'static [u8],
-    /// Bytes of `code` that the linker fills in: `(offset, length)`.
+    /// Bytes of `code` that the linker fills in: `(offset, length)`. The first four bytes are not among them, since
+    /// the routine is searched for by these.
     pub hole: (usize, usize),
     /// Pairs of an offset in `code` and the layout that holds from there on, in ascending order.
     pub layouts: &'static [(usize, Layout)],
@@ -174,10 +175,9 @@ impl RecognisedUnwinder {
             let decoder = iced_x86::Decoder::new(64, routine.code, iced_x86::DecoderOptions::NONE);
             decoder.into_iter().map(|i| i.ip() as usize).collect()
         };
-        RecognisedUnwinder {
-            routines: known.iter().flat_map(|of| of.list).map(|routine| (routine, starts(routine))).collect(),
-            beginnings: known.iter().filter_map(|of| of.beginning).collect(),
-        }
+        let routines: Vec<_> = known.iter().flat_map(|of| of.list).map(|routine| (routine, starts(routine))).collect();
+        debug_assert!(routines.iter().all(|(r, _)| r.code.len() <= WINDOW && (r.hole.1 == 0 || r.hole.0 >= 4)));
+        RecognisedUnwinder { routines, beginnings: known.iter().filter_map(|of| of.beginning).collect() }
     }
 
     /// The routine that `at` is in, the layout there, and the offset of `at` in the routine.

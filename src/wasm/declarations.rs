@@ -60,15 +60,15 @@ impl Default for MemoryDecl {
 }
 
 impl MemoryDecl {
-    /// The maximum size in pages of 64 KiB, whatever the memory's own pages are.
+    /// The maximum size in pages of 64 KiB, whatever the memory's own pages are. `None` if there is none, or if no page
+    /// has the size that is declared.
     pub fn maximum_in_wasm_pages(&self) -> Option<u64> {
         let max = self.maximum?;
         if self.page_size_log2 == WASM_PAGE_LOG2 {
             return Some(max);
         }
         let bytes = u128::from(max).checked_shl(self.page_size_log2).filter(|_| self.page_size_log2 < 64);
-        let pages = bytes.and_then(|bytes| u64::try_from(bytes.div_ceil(1 << WASM_PAGE_LOG2)).ok());
-        Some(pages.unwrap_or(u64::MAX))
+        u64::try_from(bytes?.div_ceil(1 << WASM_PAGE_LOG2)).ok()
     }
 }
 

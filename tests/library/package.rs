@@ -2,6 +2,7 @@
 //! and so is that the library compiles without the command line.
 
 use crate::support::rust_files;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// What cargo prints when it is run with these arguments.
@@ -82,4 +83,82 @@ fn the_library_does_without_what_only_a_command_line_needs() {
     assert_eq!(taken(&["--no-default-features"]), [""; 0]);
     assert_eq!(taken(&["--no-default-features", "--features", "descriptor"]), [""; 0]);
     assert_eq!(taken(&[]), of_command_line);
+}
+
+/// Paths that users of the library can name, from `wstate::` on. What is there with a feature is among them, except for
+/// `internals`.
+fn public_paths(items: &[syn::Item], room: &str, found: &mut BTreeSet<String>) {
+    fn leaves(tree: &syn::UseTree, room: &str, found: &mut BTreeSet<String>) {
+        match tree {
+            syn::UseTree::Path(path) => leaves(&path.tree, room, found),
+            syn::UseTree::Name(name) => _ = found.insert(format!("{room}{}", name.ident)),
+            syn::UseTree::Rename(name) => _ = found.insert(format!("{room}{}", name.rename)),
+            syn::UseTree::Group(group) => group.items.iter().for_each(|item| leaves(item, room, found)),
+            syn::UseTree::Glob(_) => panic!("{room}: what users have is named one by one"),
+        }
+    }
+    let is_internal = |attributes: &[syn::Attribute]| {
+        attributes
+            .iter()
+            .any(|a| matches!(&a.meta, syn::Meta::List(list) if list.tokens.to_string().contains("internals")))
+    };
+    for item in items {
+        match item {
+            syn::Item::Use(item) if matches!(item.vis, syn::Visibility::Public(_)) => leaves(&item.tree, room, found),
+            syn::Item::Mod(module)
+                if matches!(module.vis, syn::Visibility::Public(_)) && !is_internal(&module.attrs) =>
+            {
+                found.insert(format!("{room}{}", module.ident));
+                if let Some((_, items)) = &module.content {
+                    public_paths(items, &format!("{room}{}::", module.ident), found);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Paths in `use wstate::..;` of a text, from `wstate::` on.
+fn used_paths(text: &str) -> Vec<String> {
+    fn leaves(tree: &syn::UseTree, before: &str, found: &mut Vec<String>) {
+        match tree {
+            syn::UseTree::Path(path) => leaves(&path.tree, &format!("{before}{}::", path.ident), found),
+            syn::UseTree::Name(name) if name.ident == "self" => found.push(before.trim_end_matches(':').to_string()),
+            syn::UseTree::Name(name) => found.push(format!("{before}{}", name.ident)),
+            syn::UseTree::Rename(name) => found.push(format!("{before}{}", name.ident)),
+            syn::UseTree::Glob(_) => found.push(format!("{before}*")),
+            syn::UseTree::Group(group) => group.items.iter().for_each(|item| leaves(item, before, found)),
+        }
+    }
+    let mut found = Vec::new();
+    for (at, _) in text.match_indices("use wstate::") {
+        let statement: String = text[at..].chars().take_while(|c| *c != ';').collect();
+        let statement = statement.replace("\n///", "\n").replace("\n//!", "\n");
+        let parsed: syn::ItemUse =
+            syn::parse_str(&format!("{statement};")).unwrap_or_else(|e| panic!("{statement}: {e}"));
+        let syn::UseTree::Path(path) = &parsed.tree else { panic!("{statement}") };
+        leaves(&path.tree, "", &mut found);
+    }
+    found
+}
+
+/// Examples are built with all that is public for tests, so the compiler does not see whether users can build them.
+#[test]
+fn examples_name_only_what_users_have() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let mut public = BTreeSet::new();
+    public_paths(&syn::parse_file(&read(&root.join("src/lib.rs"))).unwrap().items, "", &mut public);
+    assert!(public.contains("Session") && public.contains("model::text::clean") && !public.contains("runtime"));
+    let mut files = rust_files(&root.join("src/session"));
+    files.extend(["src/lib.rs", "src/descriptor.rs", "examples/backtrace.rs", "README.md"].map(|file| root.join(file)));
+    let mut checked = 0;
+    for file in files {
+        for path in used_paths(&read(&file)) {
+            assert!(public.contains(&path), "{}: users have no wstate::{path}", file.display());
+            checked += 1;
+        }
+    }
+    assert!(checked >= 10, "only {checked} paths");
+    assert_eq!(used_paths("/// use wstate::{a::{self, b}, C};\n"), ["a", "a::b", "C"]);
 }

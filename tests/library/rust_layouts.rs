@@ -2,75 +2,25 @@
 //! one process that is both host and target.
 #![allow(missing_docs)]
 
+use crate::support::this_process::ThisProcess;
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use wasmer_runtime_core_near::backend::{CompilerConfig, RunnableModule};
 use wasmer_runtime_core_near::{Instance, compile_with, compile_with_config, func, imports};
 use wasmer_singlepass_backend_near::SinglePassCompiler;
 use wstate::arch::{Machine, Registers};
 use wstate::process::objects::{LoadedObject, ObjectData, Objects};
-use wstate::process::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
+use wstate::process::{Memory, MemoryError, Thread, ThreadId};
 use wstate::runtime::rust::layouts::{LayoutError, Source, compilers};
 use wstate::runtime::singlepass::find::{route_descriptor, route_tls};
 use wstate::runtime::singlepass::module::info::Export;
 use wstate::runtime::singlepass::module::layouts;
 use wstate::runtime::singlepass::module::layouts::Layouts;
+use wstate::runtime::singlepass::module::maps::Maps;
 use wstate::runtime::singlepass::module::{info_in_memory, map_in_memory};
 use wstate::state::BoundaryRegisters;
 use wstate::wasm::{ExternKind, ValType};
 use wstate::wasm::{MemoryDecl, TableDecl};
-
-/// This process as a target. Only what a test leaves alone while it looks is looked at.
-struct ThisProcess {
-    mappings: Vec<Mapping>,
-    threads: Vec<Thread>,
-}
-
-impl Memory for ThisProcess {
-    fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
-        let len = buf.len();
-        let remote = nix::sys::uio::RemoteIoVec { base: address as usize, len };
-        let mut local = [std::io::IoSliceMut::new(buf)];
-        match nix::sys::uio::process_vm_readv(nix::unistd::Pid::this(), &mut local, &[remote]) {
-            Ok(n) if n == len => Ok(()),
-            _ => Err(MemoryError::Unmapped { address, len }),
-        }
-    }
-}
-
-impl Target for ThisProcess {
-    fn machine(&self) -> wstate::arch::Machine {
-        wstate::arch::Machine::X64
-    }
-    fn description(&self) -> String {
-        "this process".to_owned()
-    }
-    fn threads(&self) -> &[Thread] {
-        &self.threads
-    }
-    fn mappings(&self) -> &[Mapping] {
-        &self.mappings
-    }
-    fn executable(&self) -> Option<&Path> {
-        None
-    }
-    fn pid(&self) -> Option<u32> {
-        Some(std::process::id())
-    }
-    fn auxv(&self, _: u64) -> Option<u64> {
-        None
-    }
-    fn file_candidates(&self, _: &Mapping) -> Vec<wstate::process::files::FileLocation> {
-        Vec::new()
-    }
-    fn notes(&self) -> &[String] {
-        &[]
-    }
-    fn is_live(&self) -> bool {
-        true
-    }
-}
 
 /// The thread pointer: the first word of the thread control block is its own address (System V ABI, x86-64 TLS).
 #[allow(unsafe_code)]
@@ -82,37 +32,15 @@ fn thread_pointer() -> u64 {
 }
 
 fn this_process(thread_pointers: &[u64]) -> ThisProcess {
-    use procfs::process::{MMPermissions, MMapPath};
-    let maps = procfs::process::Process::myself().unwrap().maps().unwrap();
-    let mappings = maps
-        .into_iter()
-        .map(|m| Mapping {
-            start: m.address.0,
-            end: m.address.1,
-            read: m.perms.contains(MMPermissions::READ),
-            write: m.perms.contains(MMPermissions::WRITE),
-            execute: m.perms.contains(MMPermissions::EXECUTE),
-            offset: m.offset,
-            path: match m.pathname {
-                MMapPath::Path(p) => Some(p),
-                MMapPath::Anonymous => None,
-                other => Some(PathBuf::from(format!("[{other:?}]"))),
-            },
-        })
-        .collect();
-    let threads = thread_pointers
-        .iter()
-        .enumerate()
-        .map(|(i, &fs_base)| Thread {
-            id: ThreadId(i as u32 + 1),
-            name: None,
-            registers: Registers::unknown(Machine::X64),
-            fs_base: Some(fs_base),
-            signal: None,
-            problem: None,
-        })
-        .collect();
-    ThisProcess { mappings, threads }
+    let thread = |(i, &fs_base): (usize, &u64)| Thread {
+        id: ThreadId(i as u32 + 1),
+        name: None,
+        registers: Registers::unknown(Machine::X64),
+        fs_base: Some(fs_base),
+        signal: None,
+        problem: None,
+    };
+    ThisProcess::with(thread_pointers.iter().enumerate().map(thread).collect())
 }
 
 fn this_executable() -> Vec<u8> {
@@ -290,6 +218,20 @@ fn state_maps_equal_the_runtimes_own() {
             let keys: Vec<u64> = own.local_functions.keys().map(|&k| k as u64).collect();
             assert_eq!(summary.functions, 302);
             assert_eq!(summary.keys, Some((keys[0], keys[301])));
+
+            // Every function is found at its first and at its last byte, and nothing before and behind them all.
+            let maps = Maps::whole(Arc::new(map));
+            let at = |offset: usize| maps.around(offset, &target).unwrap().and_then(|m| m.function_at(offset));
+            let keys: Vec<usize> = own.local_functions.keys().copied().collect();
+            assert!(at(keys[0] - 1).is_none() && at(own.total_size).is_none());
+            for (i, key) in keys.iter().enumerate() {
+                let last = keys.get(i + 1).copied().unwrap_or(own.total_size) - 1;
+                for offset in [*key, last] {
+                    let (found, function) = at(offset).unwrap();
+                    let expected = own.local_functions[key].local_function_id;
+                    assert_eq!((*found, function.local_function_id), (*key, expected));
+                }
+            }
         }
     }
 }
@@ -647,7 +589,15 @@ fn corrupted_maps_and_modules_end_without_panic() {
     let (mut errors, mut problems) = (0, 0);
     for seed in 0..300 {
         let memory = Corrupted { inner: &target, seed: seed * 0x1_0001 };
-        errors += usize::from(map_in_memory::read_module_state_map(&memory, &layouts.state, address).is_err());
+        match map_in_memory::read_module_state_map(&memory, &layouts.state, address) {
+            Ok(map) => {
+                let maps = Maps::whole(Arc::new(map));
+                for offset in [0, 999, 1999] {
+                    let _ = maps.around(offset, &memory).map(|m| m.and_then(|m| m.function_at(offset)));
+                }
+            }
+            Err(_) => errors += 1,
+        }
         let _ = map_in_memory::summary(&memory, &layouts.state, address);
         match info_in_memory::read_module_info(&memory, &layouts, module) {
             Ok(info) => problems += usize::from(!info.problems().is_empty()),

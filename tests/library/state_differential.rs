@@ -975,12 +975,18 @@ fn tiers_in_any_order_are_read_as_the_runtime_reads_them() {
 fn register_tables_equal_the_runtimes() {
     use ours::x64::*;
     use theirs::x64_decl as original;
-    use wstate::arch::{Machine, x64};
+    use wstate::arch::{Machine, Registers, x64};
     for number in 0..=u16::MAX {
         let theirs = original::X64Register::from_dwarf_regnum(number);
         let mine = from_dwarf_regnum(number);
         // The product's way from the registers of an unwinder to a state map.
-        assert_eq!(mine, Machine::X64.from_dwarf(number).and_then(to_index));
+        if let (Some(reg), Some(index)) = (Machine::X64.from_dwarf(number), mine) {
+            let mut registers = Registers::unknown(Machine::X64);
+            registers.set(reg, 7);
+            let mut expected = ours::KnownRegisters::UNKNOWN;
+            expected.0[index.0] = Some(7);
+            assert_eq!(known_registers(&registers), expected);
+        }
         match number {
             // XMM8-15: the runtime's table ends at 24.
             25..=32 => assert_eq!((theirs, mine), (None, Some(ours::RegisterIndex(number as usize - 1)))),

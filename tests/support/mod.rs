@@ -11,6 +11,7 @@ pub mod missing;
 pub mod schema;
 pub mod shapes;
 pub mod small_core;
+pub mod this_process;
 pub mod traced;
 
 use serde_json::Value;
@@ -566,7 +567,10 @@ pub fn gcore(host: &Host) -> Result<PathBuf, NoCore> {
         .map_err(|e| NoCore(format!("gcore (part of gdb) does not start: {e}")))?;
     let status = wait(&mut child);
     let path = PathBuf::from(format!("{}.{}", prefix.display(), host.pid()));
-    if path.exists() { Ok(path) } else { Err(NoCore(format!("gcore wrote nothing: {status:?}"))) }
+    match status {
+        Some(status) if status.success() && path.exists() => Ok(path),
+        _ => Err(NoCore(format!("gcore wrote no whole core: {status:?}"))),
+    }
 }
 
 /// Waits for a process; ends it and returns `None` where it takes too long.

@@ -72,3 +72,19 @@ pub const GENERAL: [Reg; 16] = [RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, 
 /// The vector registers, in the order of their numbers. Only their low 64 bits are known.
 pub const VECTORS: [Reg; 16] =
     [XMM0, XMM1, XMM2, XMM3, XMM4, XMM5, XMM6, XMM7, XMM8, XMM9, XMM10, XMM11, XMM12, XMM13, XMM14, XMM15];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table_rows_are_in_the_order_of_state_maps_and_dwarf_numbers_have_no_gap() {
+        for (i, row) in TABLE.iter().enumerate() {
+            assert_eq!(row.reg.index(), i);
+        }
+        let mut dwarf: Vec<u16> = TABLE.iter().map(|row| row.dwarf).collect();
+        dwarf.sort_unstable();
+        assert_eq!(dwarf, (0..=32).collect::<Vec<u16>>());
+        assert_eq!((RIP.info().dwarf, XMM0.info().dwarf), (16, 17));
+    }
+}

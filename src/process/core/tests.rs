@@ -220,7 +220,7 @@ fn without_a_header_in_the_core_the_dynamic_section_decides() {
             assert!(lib.data.is_some() && lib.bias == 0x10_0000);
         } else {
             assert!(matches!(core.read_u32(0x10_1004), Err(MemoryError::Absent { why: OTHER_FILE, .. })));
-            assert!(lib.data.is_none() && lib.problem.as_deref().unwrap().contains("is not the file"));
+            assert!(lib.data.is_none() && lib.problem.as_ref().unwrap().what.contains("is not the file"));
         }
     }
 }
@@ -266,15 +266,42 @@ fn code_that_was_not_dumped_comes_from_the_same_file_only() {
     use crate::process::objects::{ObjectData, Objects};
     let objects = Objects::load(&same, &SearchPaths::default());
     let lib = objects.find(0x10_1004).unwrap();
-    assert_eq!((lib.bias, lib.range, lib.problem.as_deref()), (0x10_0000, (0x10_0000, 0x10_3000), None));
+    assert_eq!((lib.bias, lib.range, lib.problem.as_ref()), (0x10_0000, (0x10_0000, 0x10_3000), None));
     assert_eq!(lib.build_id.as_deref(), Some(&[1; 4][..]));
     assert!(matches!(lib.data, Some(ObjectData::File(_))));
     let objects = Objects::load(&other, &SearchPaths::default());
     let lib = objects.find(0x10_1004).unwrap();
     assert!(lib.data.is_none() && lib.bias == 0x10_0000);
     assert!(
-        lib.problem.as_deref().unwrap().contains("build id is 01010101, the loaded file's is 02020202"),
+        lib.problem.as_ref().unwrap().what.contains("build id is 01010101, the loaded file's is 02020202"),
         "{:?}",
         lib.problem
     );
+}
+
+/// The headers of a file that was mapped to be read, and that no segment has in it, tell another build all the same.
+#[test]
+fn headers_outside_of_all_segments_are_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("app");
+    let with_code = |len: u64| {
+        let mut out = shared_object(&[(pt::LOAD, 5, 0x1000, 0x1000, len, len, 0x1000)], 1);
+        out.resize(0x2000, 0xc3);
+        out
+    };
+    let name = file.to_str().unwrap();
+    for (on_disk, is_same) in [(0x1000, true), (0x900, false)] {
+        std::fs::write(&file, with_code(on_disk)).unwrap();
+        let core = CoreBuilder::new()
+            .segment(0x10_1000, 0x1000, 5, &[])
+            .segment(0x20_0000, 0x1000, 4, &with_code(0x1000)[..0x1000])
+            .file(0x10_1000, 0x10_2000, 0x1000, name)
+            .file(0x20_0000, 0x20_1000, 0, name)
+            .open()
+            .unwrap();
+        match core.read_u32(0x10_1004) {
+            Ok(word) => assert!(is_same && word == 0xc3c3_c3c3),
+            Err(e) => assert!(!is_same && matches!(e, MemoryError::Absent { why: OTHER_FILE, .. }), "{e}"),
+        }
+    }
 }

@@ -774,7 +774,7 @@ fn an_executable_that_was_deleted_is_found() {
     let executable = objects.executable().unwrap();
     assert_ne!(executable.opened.as_ref(), Some(&copy));
     assert!(executable.data.is_some());
-    assert!(executable.problem.as_deref().is_some_and(|p| p.contains("is not the file that was loaded")));
+    assert!(executable.problem.as_ref().is_some_and(|p| p.what.contains("is not the file that was loaded")));
 }
 
 fn refused(pid: u32) -> String {

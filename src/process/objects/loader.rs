@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use super::{Doubt, Excerpts, LoadedObject, ObjectData, SearchPaths, Unpacked};
+use super::{Doubt, Excerpts, LoadedObject, ObjectData, Problem, SearchPaths, Unpacked};
 use crate::limits;
 use crate::process::elf::{self, HEADER_SIZE, Headers, LoadedHeaders, pf, pt};
 use crate::process::files::{FileLocation, Mapped, map_location};
@@ -67,9 +67,9 @@ impl<'a> Loader<'a> {
         };
         let mut instances = instances(&headers, mappings);
         if instances.is_empty()
-            && let Some(m) = &memory
+            && let Some(bias) = memory.as_ref().and_then(|m| m.bias)
         {
-            instances.push((m.bias, mappings.iter().map(|m| (m.start, m.end)).collect()));
+            instances.push((bias, mappings.iter().map(|m| (m.start, m.end)).collect()));
         }
         let doubt = match &file {
             Some(file) if file.proven => None,
@@ -127,7 +127,7 @@ impl<'a> Loader<'a> {
         mappings: &[&Mapping],
         memory: Option<&LoadedHeaders>,
         is_main: bool,
-    ) -> (Option<Candidate>, Option<String>) {
+    ) -> (Option<Candidate>, Option<Problem>) {
         let given = self.search.executable.clone().filter(|_| is_main);
         let mut candidates = Vec::from_iter(given.map(FileLocation::user));
         candidates.extend(self.target.file_candidates(mapping));
@@ -135,6 +135,7 @@ impl<'a> Loader<'a> {
         let mut wrong = None;
         let mut refused = None;
         for candidate in candidates.into_iter().filter(|c| seen.insert(c.clone())) {
+            let problem = |what: String| Problem { file: candidate.path().to_path_buf(), what };
             let file = match map_location(&candidate) {
                 Ok(file) => file,
                 Err(e) => {
@@ -143,11 +144,11 @@ impl<'a> Loader<'a> {
                     match e.kind() {
                         ErrorKind::PermissionDenied => {
                             refused = refused.or_else(|| {
-                                Some(format!("{}; run wstate as the owner of the file or with sudo", what()))
+                                Some(problem(format!("{}; run wstate as the owner of the file or with sudo", what())))
                             });
                         }
                         ErrorKind::TimedOut | ErrorKind::FileTooLarge | ErrorKind::OutOfMemory | ErrorKind::Other => {
-                            refused = refused.or_else(|| Some(what()));
+                            refused = refused.or_else(|| Some(problem(what())));
                             // The other candidates lead to the same file, which would not answer either.
                             if self.target.is_live() && e.kind() == ErrorKind::TimedOut {
                                 break;
@@ -160,7 +161,8 @@ impl<'a> Loader<'a> {
             };
             let Some(headers) = Headers::of_file(&file) else {
                 if memory.is_some() {
-                    wrong = wrong.or(Some(format!("{} is not an x86-64 ELF file", candidate.path().display())));
+                    let what = format!("{} is not an x86-64 ELF file", candidate.path().display());
+                    wrong = wrong.or(Some(problem(what)));
                 }
                 continue;
             };
@@ -197,7 +199,7 @@ impl<'a> Loader<'a> {
                 }
                 Some(why) => {
                     let what = format!("{} is not the file that was loaded: {why}", candidate.path().display());
-                    wrong = wrong.or(Some(format!("{what}; give the right one with {}", option_for(is_main))));
+                    wrong = wrong.or(Some(problem(format!("{what}; give the right one with {}", option_for(is_main)))));
                 }
             }
         }
@@ -240,11 +242,11 @@ impl<'a> Loader<'a> {
         let m = self.target.mapping_at(start)?;
         let memory = LoadedHeaders::read(self.target, start)?;
         let data = self.read(start, m.end.saturating_sub(start).min(limits::MAX_VDSO) as usize);
-        let problem = data.is_none().then(|| {
-            "the vdso is not in the core: kernel calls have no names and may be walked by frame pointer".to_string()
-        });
+        let path = Path::new("[vdso]");
+        let what = "the vdso is not in the core: kernel calls have no names and may be walked by frame pointer";
+        let problem = data.is_none().then(|| Problem { file: path.to_path_buf(), what: what.to_string() });
         let data = data.map(ObjectData::Memory);
-        Some(object(Path::new("[vdso]"), memory.bias, vec![(start, m.end)], None, memory.build_id, data, problem))
+        Some(object(path, memory.bias?, vec![(start, m.end)], None, memory.build_id, data, problem))
     }
 
     /// The executable of a core that lists no mapped files. Its place is found from AT_PHDR.
@@ -292,11 +294,12 @@ fn option_for(is_main: bool) -> &'static str {
     if is_main { "-e FILE" } else { "--sysroot DIR" }
 }
 
-fn missing(path: &Path) -> String {
-    format!(
+fn missing(path: &Path) -> Problem {
+    let what = format!(
         "{} cannot be opened; name a directory tree that holds it with --sysroot DIR, or the executable with -e FILE",
         path.display()
-    )
+    );
+    Problem { file: path.to_path_buf(), what }
 }
 
 /// Why the headers of a file are not the ones in memory. `None` means that they are the same.
@@ -377,7 +380,7 @@ fn object(
     opened: Option<PathBuf>,
     build_id: Option<Vec<u8>>,
     data: Option<ObjectData>,
-    problem: Option<String>,
+    problem: Option<Problem>,
 ) -> MappedObject {
     let start = ranges.iter().map(|r| r.0).min().unwrap_or(0);
     let end = ranges.iter().map(|r| r.1).max().unwrap_or(0);

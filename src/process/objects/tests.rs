@@ -76,7 +76,7 @@ fn a_missing_file_is_put_together_from_memory() {
     let Some(ObjectData::Memory(data)) = &lib.data else { panic!("no image") };
     assert_eq!(data[0x1000..], image[0x1000..0x2000]);
     assert!(object::File::parse(&data[..]).is_ok(), "its section headers are gone, and not asked for");
-    assert!(lib.problem.as_deref().unwrap().contains("--sysroot"));
+    assert!(lib.problem.as_ref().unwrap().what.contains("--sysroot"));
     assert!(objects.executable().is_none());
     // An address between the two mappings would be the library's, because it is in its range. This one lies
     // behind both.
@@ -109,7 +109,7 @@ fn the_executable_is_first_and_a_wrong_one_is_refused() {
     let objects = load(&core, &search);
     let app = objects.executable().unwrap();
     assert!(app.data.is_none());
-    let problem = app.problem.as_deref().unwrap();
+    let problem = &app.problem.as_ref().unwrap().what;
     assert!(
         problem.contains("its build id is 02020202, the loaded file's is 01010101") && problem.contains("-e"),
         "{problem}"

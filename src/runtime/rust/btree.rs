@@ -169,36 +169,6 @@ impl BTrees<'_, '_> {
         Ok(())
     }
 
-    /// The entry with the largest key that is not above `limit`: the key, and the address and bytes of the value.
-    pub fn last_not_above(
-        &self,
-        map: View<'_>,
-        at: u64,
-        node: &Node,
-        limit: u64,
-    ) -> Result<Option<(u64, u64, Vec<u8>)>, StructureError> {
-        let Some((mut address, mut height, _)) = self.root(map, at, limits::MAX_FUNCTIONS)? else { return Ok(None) };
-        let (mut low, mut high) = (0, u64::MAX);
-        let mut best = None;
-        loop {
-            let here = self.node(node, address, height, low, high)?;
-            let after = here.keys.partition_point(|&k| k <= limit);
-            if let Some(i) = after.checked_sub(1) {
-                let value = self.value(node, &here, i, "value")?;
-                best = Some((here.keys[i], value.address, value.bytes.to_vec()));
-                low = here.keys[i].saturating_add(1);
-            }
-            if let Some(key) = here.keys.get(after) {
-                high = key.saturating_sub(1);
-            }
-            if height == 0 {
-                return Ok(best);
-            }
-            address = self.edge(node, &here, after)?;
-            height -= 1;
-        }
-    }
-
     /// The smallest key of the map at offset `at`.
     pub fn first(&self, map: View<'_>, at: u64, node: &Node) -> Result<Option<u64>, StructureError> {
         let Some((mut address, mut height, _)) = self.root(map, at, limits::MAX_FUNCTIONS)? else { return Ok(None) };
@@ -211,6 +181,22 @@ impl BTrees<'_, '_> {
             }
             high = key.saturating_sub(1);
             address = self.edge(node, &here, 0)?;
+            height -= 1;
+        }
+    }
+
+    /// The largest key of the map at offset `at`.
+    pub fn last(&self, map: View<'_>, at: u64, node: &Node) -> Result<Option<u64>, StructureError> {
+        let Some((mut address, mut height, _)) = self.root(map, at, limits::MAX_FUNCTIONS)? else { return Ok(None) };
+        let mut low = 0;
+        loop {
+            let here = self.node(node, address, height, low, u64::MAX)?;
+            let Some(&key) = here.keys.last() else { return Ok(None) };
+            if height == 0 {
+                return Ok(Some(key));
+            }
+            low = key.saturating_add(1);
+            address = self.edge(node, &here, here.keys.len())?;
             height -= 1;
         }
     }

@@ -249,7 +249,7 @@ mod tests {
     use crate::unwind::{Next, UnwindError, Unwinder};
 
     fn unwinder() -> RecognisedUnwinder {
-        RecognisedUnwinder::new(&[ROUTINES])
+        crate::runtime::all::recognised()
     }
 
     #[test]

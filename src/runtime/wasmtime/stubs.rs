@@ -79,7 +79,6 @@ fn fiber_start(at: &Cursor, memory: &dyn Memory) -> Option<Next> {
 mod tests {
     use super::*;
     use crate::arch::CodeAddress;
-    use crate::unwind::recognised::RecognisedUnwinder;
     use crate::unwind::recognised::emulator::{ENTRY_SP, IMAGE_END, at_each_instruction, entered, is_native_caller};
 
     #[test]
@@ -94,21 +93,16 @@ mod tests {
             machine.stack.insert(OTHER + 8 * i, 0x2000 + r.index() as u64);
         }
         machine.stack.insert(OTHER + 48, BEHIND);
-        at_each_instruction(
-            &RecognisedUnwinder::new(&[ROUTINES]),
-            FIBER_SWITCH_CODE,
-            &mut machine,
-            |offset, caller| {
-                if offset <= 0x12 {
-                    return is_native_caller(offset, caller);
-                }
-                assert_eq!(caller.address, CodeAddress::Return(BEHIND), "{offset:#x}");
-                assert_eq!(caller.registers.sp(), Some(OTHER + 56), "{offset:#x}");
-                for r in R15_RBP {
-                    assert_eq!(caller.registers.get(*r), Some(0x2000 + r.index() as u64), "{offset:#x} {r}");
-                }
-            },
-        );
+        at_each_instruction(&crate::runtime::all::recognised(), FIBER_SWITCH_CODE, &mut machine, |offset, caller| {
+            if offset <= 0x12 {
+                return is_native_caller(offset, caller);
+            }
+            assert_eq!(caller.address, CodeAddress::Return(BEHIND), "{offset:#x}");
+            assert_eq!(caller.registers.sp(), Some(OTHER + 56), "{offset:#x}");
+            for r in R15_RBP {
+                assert_eq!(caller.registers.get(*r), Some(0x2000 + r.index() as u64), "{offset:#x} {r}");
+            }
+        });
         assert_eq!(machine.pc, BEHIND);
         assert_eq!(machine.stack[&(IMAGE_END - 16)], ENTRY_SP - 48);
     }

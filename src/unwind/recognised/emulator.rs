@@ -16,7 +16,7 @@ pub const IMAGE_END: u64 = 0x9_0800;
 
 /// Executes the instructions that the routines consist of. Only their effect on the stack matters, so arithmetic
 /// that decides nothing is left out. `registers` holds values by state-map number.
-pub struct Machine {
+pub struct Processor {
     pub registers: HashMap<Reg, u64>,
     pub stack: HashMap<u64, u64>,
     pub pc: u64,
@@ -26,7 +26,7 @@ fn reg(r: Register) -> Reg {
     x64::TABLE[if r.is_xmm() { 16 } else { 0 } + r.number()].reg
 }
 
-impl Machine {
+impl Processor {
     fn sp(&self) -> u64 {
         self.registers[&x64::RSP]
     }
@@ -105,7 +105,7 @@ pub fn page(offset: u64, code: &[u8]) -> Pieces {
 pub fn at_each_instruction(
     unwinder: &RecognisedUnwinder,
     code: &[u8],
-    machine: &mut Machine,
+    machine: &mut Processor,
     check: impl Fn(u64, &Cursor),
 ) {
     let mut asked = 0;
@@ -162,7 +162,7 @@ fn described(unwinder: &RecognisedUnwinder, at: &Cursor, memory: &Pieces, caller
     }
 }
 
-pub fn entered() -> Machine {
+pub fn entered() -> Processor {
     let mut registers: HashMap<Reg, u64> =
         x64::TABLE[..32].iter().map(|row| (row.reg, 0x1000 + row.reg.index() as u64)).collect();
     registers.insert(x64::RSP, ENTRY_SP);
@@ -172,7 +172,7 @@ pub fn entered() -> Machine {
     }
     registers.insert(x64::RSI, IMAGE_START);
     let stack = HashMap::from([(ENTRY_SP, CALLER)]);
-    Machine { registers, stack, pc: CODE }
+    Processor { registers, stack, pc: CODE }
 }
 
 pub fn is_native_caller(offset: u64, caller: &Cursor) {

@@ -212,6 +212,7 @@ fn read_entry(target: &dyn Target, words: &[u64; 8]) -> Result<Option<PublishedM
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::objects::Problem;
     use crate::process::testing::CoreBuilder;
     use std::path::PathBuf;
 
@@ -229,7 +230,7 @@ mod tests {
             debug: None,
             unpacked: Default::default(),
             excerpts: Default::default(),
-            problem: Some("missing".to_owned()),
+            problem: Some(Problem { file: PathBuf::from("/host"), what: "missing".to_owned() }),
         }])
     }
 

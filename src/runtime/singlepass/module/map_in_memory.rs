@@ -64,7 +64,7 @@ pub fn summary(memory: &dyn Memory, layout: &StateLayout, address: u64) -> Resul
         return Err(view.bad("number of functions", functions));
     }
     let node = nodes::functions(layout);
-    let last = reader.trees().last_not_above(view, layout.msm_functions, &node, u64::MAX)?.map(|(key, ..)| key);
+    let last = reader.trees().last(view, layout.msm_functions, &node)?;
     let first = reader.trees().first(view, layout.msm_functions, &node)?;
     match (first, last) {
         (Some(first), Some(last)) if last >= total_size || first > last => Err(view.bad("last function", last)),

@@ -161,8 +161,7 @@ fn stores(
     words: impl Iterator<Item = u64>,
     memory: &dyn Memory,
 ) -> BTreeMap<u64, u64> {
-    let registers =
-        at.registers.iter().filter(|(reg, _)| reg.word().is_some() && *reg != x64::RIP).map(|(_, value)| value);
+    let registers = x64::GENERAL.into_iter().filter_map(|reg| at.registers.get(reg));
     let is_writable = |address: u64| mapping_at(&runtime.mappings, address).is_some_and(|m| m.write);
     let candidates: BTreeSet<u64> =
         registers.chain(words).filter(|w| w.is_multiple_of(16) && is_writable(*w)).take(MAX_ANCHOR_PROBES).collect();
