@@ -11,7 +11,7 @@
 //! | [`tables::addrmap`] | `.wasmtime.addrmap`: code offset -> offset in the Wasm file | two formats |
 //! | [`tables::frame_table`] | `.wasmtime.frames`: code offset -> locals and operand stack (`guest_debug`) | two formats |
 //! | [`tables::dwarf`] | `.debug_*`: code offset -> source functions, lines, variables (`debug_info`) | no |
-//! | [`image::tunables`] | `.wasmtime.engine`: what the compiler could inline | with nearly every major |
+//! | [`image::engine`] | `.wasmtime.engine`: what the compiler could inline | with nearly every major |
 //! | [`image::info`] | `.wasmtime.info`: modules, types, functions, names | with nearly every major |
 //! | [`instance::offsets`] | where an instance (`VMContext`) and a store keep what | at 37, 38, 39, 43, 45, 46, 47, 48 |
 //! | [`instance`] | memories, globals, tables, imports of instances; what modules declare | [`image::info`], [`instance::offsets`] |

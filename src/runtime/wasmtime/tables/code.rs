@@ -7,8 +7,8 @@ use super::frame_table::FrameTable;
 use crate::process::Memory;
 use crate::process::mapped_file::{MappedFile, WithFile};
 use crate::runtime::immediates::Immediates;
+use crate::runtime::wasmtime::image::engine::Inlining;
 use crate::runtime::wasmtime::image::info::{Entity, FuncKind, ImageInfo, ModuleInfo};
-use crate::runtime::wasmtime::image::tunables::Inlining;
 use crate::runtime::wasmtime::image::version::Version;
 use crate::runtime::wasmtime::image::{
     ADDRMAP, BYTECODE, BYTECODE_ENDS, Contents, ENGINE, EXCEPTIONS, FRAMES, Function, FunctionKind, FunctionTable, INFO,

@@ -1,4 +1,4 @@
-//! What the compiler was allowed to inline, from the configuration in `.wasmtime.engine`.
+//! `.wasmtime.engine`: the version, the target and, from the configuration, what the compiler was allowed to inline.
 //!
 //! Behind the version and the target (`engine/serialization.rs: Metadata`) come the compiler's flags, the *tunables*
 //! and the Wasm features, in postcard. Nearly every major version added some tunables (`tunables.rs`), so a layout is
@@ -16,6 +16,47 @@
 
 use super::postcard::{Malformed, Reader};
 use super::version::Version;
+use crate::bytes::Bytes;
+
+/// What `.wasmtime.engine` tells about the compiler.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Engine {
+    /// The version as it was written ("48", "36.0.20", or what the embedder chose). `None`: the version is hidden
+    /// (`ModuleVersionStrategy::None`).
+    pub version: Option<String>,
+    /// The target triple ("x86_64-unknown-linux-gnu").
+    pub target: Option<String>,
+    /// What the compiler could inline. `None`: not known.
+    pub inlining: Option<Inlining>,
+}
+
+impl Engine {
+    /// Parses the section: a zero, the version behind one byte with its length, then the configuration in postcard,
+    /// which begins with the target (`engine/serialization.rs`). `None` if the section has another form.
+    pub fn parse(section: &[u8]) -> Option<Engine> {
+        let mut b = Bytes::new(section);
+        if b.u8().ok()? != 0 {
+            return None;
+        }
+        let len = b.u8().ok()?;
+        let version = String::from_utf8_lossy(b.take(u64::from(len)).ok()?);
+        let metadata = &section[b.offset()..];
+        let target = Reader::new(metadata).str().ok();
+        let triple = |t: &&str| t.contains('-') && t.bytes().all(|c| c.is_ascii_graphic());
+        let inlining = Inlining::parse(metadata, Version::parse(&version));
+        Some(Engine {
+            inlining,
+            version: Some(version.into_owned()).filter(|v| !v.is_empty()),
+            target: target.filter(triple).map(str::to_string),
+        })
+    }
+
+    /// The major version, if the text begins with a number.
+    #[cfg(any(test, feature = "internals"))]
+    pub fn version(&self) -> Option<Version> {
+        self.version.as_deref().and_then(Version::parse)
+    }
+}
 
 /// Which calls the compiler could replace by the code of the function that is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -138,7 +179,6 @@ fn tunables(r: &mut Reader<'_>, version: u32) -> Result<Inlining> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::wasmtime::image::Engine;
     use crate::runtime::wasmtime::testing::{engine, engines};
 
     fn expected(name: &str) -> Inlining {
@@ -179,6 +219,14 @@ mod tests {
         assert_eq!(Inlining::parse(metadata, Some(Version(44))), None);
         assert_eq!(Inlining::parse(&metadata[..metadata.len() - 1], Some(Version(48))), None);
         assert_eq!(Inlining::parse(&[metadata, &[0]].concat(), Some(Version(48))), None);
+    }
+
+    #[test]
+    fn a_hidden_version() {
+        assert_eq!(Engine::parse(&[0, 0]), Some(Engine { version: None, target: None, inlining: None }));
+        assert_eq!(Engine::parse(&[1, 0]), None);
+        assert_eq!(Engine::parse(&[0, 9, b'4']), None);
+        assert_eq!(Engine::parse(b"\x00\x02me\x03a-b").unwrap().version(), None);
     }
 
     proptest::proptest! {
