@@ -1,14 +1,23 @@
 use super::super::core::CoreTarget;
 use super::super::objects::{ObjectData, Objects, SearchPaths};
+use super::general::GeneralRegisters;
 use super::held::{Held, Steps};
+use super::proc::{list_threads, strangers, thread_state};
+use super::stacks::Plan;
+use super::stop::until_quiet;
+use super::system::ptrace;
 use super::*;
 use crate::arch::x64;
 
 mod reread;
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 const ROLE: &str = "WSTATE_TEST_ROLE";
 static SIGNALS: AtomicU64 = AtomicU64::new(0);
