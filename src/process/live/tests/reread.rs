@@ -5,6 +5,7 @@ use super::*;
 use crate::arch::Registers;
 use crate::process::memory::{Content, PAGE};
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 
 /// Address of the target's module. Its first page can be executed, the others can be written.
 const CODE: usize = 0x5ead_0000_0000;
