@@ -7,7 +7,8 @@
 //! without a page fault, into memory that it has kept for that purpose. This is seen from the code itself: during the
 //! stop, the bytes around each address in registers and on the stacks are copied.
 
-use super::{LiveMemory, Process, parse_maps, read_ranges};
+use super::proc::{LiveMemory, Process, parse_maps};
+use super::system::read_ranges;
 use crate::limits;
 use crate::process::files::Identity;
 use crate::process::memory::{Piece, Splice};

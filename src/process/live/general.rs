@@ -1,6 +1,6 @@
 //! The general registers of a thread that stands.
 
-use super::{get_regset, set_regset};
+use super::system::{get_regset, set_regset};
 use crate::arch::{Machine, Reg};
 
 /// General registers in the form in which the kernel gives and takes them (NT_PRSTATUS).

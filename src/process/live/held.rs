@@ -1,8 +1,10 @@
 //! A process that is stopped for as long as it is held, so that everything that is read meanwhile belongs to one moment.
 
+use super::proc::strangers;
 use super::reread::ReadSet;
 use super::step::{SettleReport, Verdict};
-use super::{CaptureOptions, LiveTarget, Stopped, strangers};
+use super::stop::Stopped;
+use super::{CaptureOptions, LiveTarget};
 use crate::error::Error;
 use crate::limits;
 use crate::process::{Memory, ThreadId};

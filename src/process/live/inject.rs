@@ -9,10 +9,9 @@
 
 use super::general::GeneralRegisters;
 use super::held::Held;
+use super::proc::{LiveMemory, parse_maps, status_field};
 use super::step::{SYNCHRONOUS, SignalInfo, end_stepping, is_queued};
-use super::{
-    FLOATING_POINT_STATE, LiveMemory, Request, Wait, get_regset, parse_maps, ptrace, set_regset, status_field, stop_of,
-};
+use super::system::{FLOATING_POINT_STATE, Request, Wait, get_regset, ptrace, set_regset, stop_of};
 use crate::arch::x64::{self, SYSCALL};
 use crate::arch::{Machine, Reg, Slot};
 use crate::limits;

@@ -6,7 +6,11 @@
 //! them there. What it misses is copied at the next stop. Modules that come and go are loaded at the same few
 //! addresses, so this ends soon.
 
-use super::{CaptureOptions, LiveMemory, LiveTarget, Plan, Process, SMALL_READ, Stopped, on_own_thread, read_ranges};
+use super::proc::{LiveMemory, Process};
+use super::stacks::Plan;
+use super::stop::{Stopped, on_own_thread};
+use super::system::read_ranges;
+use super::{CaptureOptions, LiveTarget, SMALL_READ};
 use crate::error::Error;
 use crate::limits;
 use crate::process::memory::{Content, PAGE, Piece, Splice};

@@ -1,8 +1,11 @@
 //! Single-steps one thread. Tells the stops that end a step from others, and signals that come meanwhile from those
 //! that the steps themselves make.
+#![allow(unsafe_code)] // For sending a signal again.
 
 use super::general::GeneralRegisters;
-use super::{LiveMemory, Stop, Stopped, Wait, ptrace, status_field, stop_of};
+use super::proc::{LiveMemory, status_field};
+use super::stop::Stopped;
+use super::system::{Stop, Wait, ptrace, stop_of};
 use crate::arch::x64;
 use crate::error::Error;
 use crate::process::{Memory, ThreadId};

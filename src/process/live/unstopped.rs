@@ -7,10 +7,9 @@
 //! of times.
 
 use super::evidence::Evidence;
-use super::{
-    CaptureOptions, LiveTarget, Process, attachable, copy_stacks, is_gone, list_threads, refusal, status_field,
-    thread_of,
-};
+use super::proc::{Process, is_gone, list_threads, status_field, thread_of};
+use super::stacks::copy_stacks;
+use super::{CaptureOptions, LiveTarget, attachable, refusal};
 use crate::error::Error;
 use crate::limits;
 use crate::process::{Thread, ThreadId};

@@ -1,7 +1,11 @@
 //! Tests with a process that loads something else at the same addresses, between the stop and the reading.
 
+use super::super::proc::thread_of;
 use super::*;
-use crate::process::memory::PAGE;
+use crate::arch::Registers;
+use crate::process::memory::{Content, PAGE};
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 
 /// Address of the target's module. Its first page can be executed, the others can be written.
 const CODE: usize = 0x5ead_0000_0000;
