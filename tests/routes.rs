@@ -17,9 +17,8 @@ use wstate::arch::{CodeAddress, Machine, Reg, Registers, x64};
 use wstate::process::objects::Objects;
 use wstate::process::{Memory, Thread, ThreadId};
 use wstate::progress::Silent;
-use wstate::runtime::all::FindOptions;
 use wstate::runtime::singlepass::find::anchor::{Anchor, Route};
-use wstate::runtime::singlepass::find::{SinglepassProvider, route_artifact, route_heap, route_vmctx};
+use wstate::runtime::singlepass::find::{Search, SinglepassProvider, route_artifact, route_heap, route_vmctx};
 use wstate::runtime::singlepass::module::cache_image::MapSource;
 use wstate::runtime::singlepass::module::ctx;
 use wstate::runtime::{FoundBy, Provider, Scene};
@@ -197,10 +196,10 @@ fn an_artifact_names_the_code_and_a_loaded_cache_is_found_by_every_route() {
     assert!(matches!(anchor.map, MapSource::CacheImage { exact: true, .. }));
 
     // The order of users: a frame that nothing explains keeps the search going after the first route.
-    let options = FindOptions {
+    let options = Search {
         routes: vec![Route::Vmctx, Route::Artifact],
         artifacts: vec![("seven.artifact".into(), bytes.into())],
-        ..FindOptions::default()
+        ..Search::default()
     };
     let objects = Objects::from_parts(Vec::new());
     let scene = Scene { target: &me, objects: &objects, progress: &Silent };

@@ -6,8 +6,7 @@ use wstate::arch::{CodeAddress, Machine, Registers, x64};
 use wstate::process::objects::Objects;
 use wstate::process::testing::CoreBuilder;
 use wstate::progress::Silent;
-use wstate::runtime::all::FindOptions;
-use wstate::runtime::singlepass::find::{SinglepassProvider, route_artifact, route_heap};
+use wstate::runtime::singlepass::find::{Search, SinglepassProvider, route_artifact, route_heap};
 use wstate::runtime::{Provider, Scene};
 use wstate::unwind::Cursor;
 
@@ -40,7 +39,7 @@ fuzz_target!(|data: &[u8]| {
         assert!(a.function_offsets.iter().all(|&o| o < a.code_size));
     }
     let _ = route_artifact::from_artifact(&core, data, &quiet);
-    let options = FindOptions { artifacts: vec![("fuzzed".into(), data.into())], ..FindOptions::default() };
+    let options = Search { artifacts: vec![("fuzzed".into(), data.into())], ..Search::default() };
     let objects = Objects::from_parts(Vec::new());
     let scene = Scene { target: &core, objects: &objects, progress: &Silent };
     let unknown = Cursor { address: CodeAddress::Exact(CODE + 16), registers };

@@ -5,7 +5,8 @@ use libfuzzer_sys::fuzz_target;
 use std::sync::Arc;
 use wstate::state::codec::decode_borsh_prefix;
 use wstate::state::map::PointKind;
-use wstate::state::read::{KnownRegisters, ValuePlace, read_frame, read_stack};
+use wstate::state::KnownRegisters;
+use wstate::state::read::{ValuePlace, read_frame, read_stack};
 use wstate::state::validate::Validation;
 use wstate::state::{CodeVersion, ModuleStateMap, validate};
 

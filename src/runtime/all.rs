@@ -5,8 +5,9 @@
 use super::code_map::{CodeMap, Detail};
 use super::engines::{self, Engine, Sighting};
 use super::match_files::{ByCode, Candidate, Verdict, decide};
-use super::singlepass::find::{HostLayouts, SinglepassProvider};
-use super::singlepass::{self, find::anchor::Route};
+use super::singlepass;
+use super::singlepass::find::anchor::Route;
+use super::singlepass::find::{HostLayouts, Search, SinglepassProvider};
 use super::wasmtime::{self, find::WasmtimeProvider};
 use super::{
     Declared, Fit, GuestFrame, GuestInstance, GuestModule, Images, InstanceParts, Provider, Reach, Reaches, Runtime,
@@ -28,26 +29,23 @@ use std::rc::Rc;
 /// What the user provides for the search, and what earlier searches have learnt.
 #[derive(Clone, Default)]
 pub struct FindOptions {
-    /// Only these routes are used; all routes if the list is empty.
-    pub routes: Vec<Route>,
-    /// Artifact files: the path and the contents of each.
-    pub artifacts: Vec<(PathBuf, Rc<[u8]>)>,
+    /// What the search for singlepass modules uses.
+    pub singlepass: Search,
     /// `.wasm` files that the user named.
     pub wasm: Vec<Rc<WasmFile>>,
     /// Files that cannot be used, whatever the target contains, and why.
     pub unusable: Vec<(PathBuf, String)>,
-    /// Layouts of the host's own structures. They are kept from one search to the next.
-    pub layouts: HostLayouts,
 }
 
 impl FindOptions {
     /// Reads the files that the user named. Files that cannot be read or are not Wasm become
     /// [`FindOptions::unusable`].
     pub fn read(routes: Vec<Route>, artifacts: &[PathBuf], wasm: &[PathBuf]) -> FindOptions {
-        let mut found = FindOptions { routes, ..FindOptions::default() };
+        let mut found = FindOptions::default();
+        found.singlepass.routes = routes;
         for path in artifacts {
             match read_file(path, MAX_IMAGE_BYTES) {
-                Ok(bytes) => found.artifacts.push((path.clone(), bytes.into())),
+                Ok(bytes) => found.singlepass.artifacts.push((path.clone(), bytes.into())),
                 Err(e) => found.unusable.push((path.clone(), format!("it cannot be read: {e}"))),
             }
         }
@@ -69,7 +67,9 @@ impl FindOptions {
     /// The same files and routes for another question. What was learnt for the one before is not taken along: by now the
     /// target may be another program.
     pub fn for_a_question(&self) -> FindOptions {
-        FindOptions { layouts: HostLayouts::default(), ..self.clone() }
+        let mut other = self.clone();
+        other.singlepass.layouts = HostLayouts::default();
+        other
     }
 
     /// These options if every file can be used, for callers that must not go on without one of the files.
@@ -93,7 +93,10 @@ struct Known {
 /// Each runtime is one line here. Those whose search reads less come first.
 const KNOWN: [Known; 2] = [
     Known { provider: |_| Box::new(WasmtimeProvider::new()), routines: wasmtime::stubs::ROUTINES },
-    Known { provider: |o| Box::new(SinglepassProvider::new(o.clone())), routines: singlepass::stubs::ROUTINES },
+    Known {
+        provider: |o| Box::new(SinglepassProvider::new(o.singlepass.clone())),
+        routines: singlepass::stubs::ROUTINES,
+    },
 ];
 
 /// An unwinder that recognises native code of all known runtimes by its bytes.
@@ -148,7 +151,7 @@ impl Runtimes {
             unknown: false,
             engines: None,
             told: Vec::new(),
-            asked: !options.routes.is_empty() || !options.artifacts.is_empty(),
+            asked: !options.singlepass.routes.is_empty() || !options.singlepass.artifacts.is_empty(),
             refusals: Vec::new(),
             files: options.wasm.clone(),
             unusable: options.unusable.clone(),

@@ -1,6 +1,6 @@
 //! The image of a thread that runs Wasm, as the runtime itself would report it.
 
-use super::settle::Stepping;
+use super::stepping::Stepping;
 use super::view::View;
 use crate::error::Error;
 use crate::process::{Memory, Target, Thread, ThreadId};

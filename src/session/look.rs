@@ -4,7 +4,7 @@ use super::Options;
 use super::image::image_of;
 use super::outcome::Outcome;
 use super::proof;
-use super::settle::Stepping;
+use super::stepping::Stepping;
 use super::view::View;
 use super::waiting;
 use super::walking::{Native, walk_all};

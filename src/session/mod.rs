@@ -18,6 +18,7 @@ mod restore;
 mod settle;
 mod snapshot;
 mod stacks;
+mod stepping;
 mod view;
 mod waiting;
 mod walking;

@@ -1,9 +1,9 @@
 //! `--settle`: steps one thread to a place where more is known of it.
 
+use super::Session;
 use super::look::Look;
 use super::outcome::Outcome;
 use super::walking::Native;
-use super::{Options, Session};
 use crate::error::Error;
 use crate::limits;
 use crate::process::live::{CaptureOptions, LiveTarget, ReadSet, Refusal, SettleReport, Settled, Verdict};
@@ -14,27 +14,6 @@ use crate::runtime::all::{FindOptions, Runtimes};
 use crate::runtime::{Provider, Reach, Runtime, Why};
 use crate::unwind::{Frame, Stack};
 use std::time::Instant;
-
-/// What could be done about a thread that is between two points.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stepping {
-    /// Nothing: the thread is in a core, or was not stopped.
-    Impossible,
-    /// It can be stepped, but nobody asked for that.
-    Possible,
-    /// It can be stepped, and the user asked for that.
-    Asked,
-}
-
-impl Stepping {
-    pub(super) fn of(target: &dyn Target, options: &Options) -> Stepping {
-        match options.settle {
-            _ if !target.is_live() || options.nonblocking => Stepping::Impossible,
-            true => Stepping::Asked,
-            false => Stepping::Possible,
-        }
-    }
-}
 
 /// Whether stepping can bring one of these frames to a point. The error has the reason for the youngest frame.
 pub(super) fn settles(runtime: &dyn Runtime, frames: &[Frame]) -> Result<(), Why> {

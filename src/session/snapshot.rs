@@ -3,7 +3,8 @@
 use super::image::{INTERRUPTED, WasmThread, wasm_thread};
 use super::look::Look;
 use super::memory::InstanceChoice;
-use super::settle::{Stepping, settles, snapshot_note};
+use super::settle::{settles, snapshot_note};
+use super::stepping::Stepping;
 use super::walking::Native;
 use super::{Session, no_changes};
 use crate::arch::x64;

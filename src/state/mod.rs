@@ -39,8 +39,8 @@ pub use image::{AnyImage, ImageError, ImageView};
 pub use map::{Point, PointKind};
 pub use model::*;
 pub use read::{
-    BoundaryRegisters, FrameProblem, FrameRead, KnownRegisters, MissingReason, ReadEnd, ReadError, ValuePlace,
-    read_frame, read_stack,
+    BoundaryRegisters, FrameProblem, FrameRead, MissingReason, ReadEnd, ReadError, ValuePlace, read_frame, read_stack,
 };
 pub use resume::{ResumeStack, goes_on_at, resume_stack};
 pub use validate::validate;
+pub use x64::KnownRegisters;

@@ -20,8 +20,8 @@ use super::model::{
     CodeVersion, ExecutionStateImage, FunctionStateMap, MachineState, MachineValue, RegisterIndex, WasmAbstractValue,
     WasmFunctionStateDump,
 };
-use super::x64::{from_index, to_index};
-use crate::arch::{Reg, x64};
+use super::x64::{KnownRegisters, from_index};
+use crate::arch::x64;
 use crate::limits::{MAX_IMAGE_FRAMES, MAX_IMAGE_VALUES, MAX_IMAGE_WORK, MAX_SLOTS};
 
 /// A reader of words of the stack. Every closure `FnMut(u64) -> Option<u64>` is one.
@@ -33,32 +33,6 @@ pub trait ReadWord {
 impl<F: FnMut(u64) -> Option<u64>> ReadWord for F {
     fn word(&mut self, address: u64) -> Option<u64> {
         self(address)
-    }
-}
-
-/// Values of registers by state-map number. `None` means that the value is not known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KnownRegisters(pub [Option<u64>; 32]);
-
-impl KnownRegisters {
-    /// No register is known.
-    pub const UNKNOWN: KnownRegisters = KnownRegisters([None; 32]);
-
-    /// The value of the register with this state-map number. It is `None` also where there is no such register.
-    pub fn get(&self, index: usize) -> Option<u64> {
-        self.0.get(index).copied().flatten()
-    }
-
-    /// The value of a register. It is `None` also where state maps have no number for the register.
-    pub fn of(&self, reg: Reg) -> Option<u64> {
-        self.get(to_index(reg)?.0)
-    }
-
-    /// Sets what is known of a register. A register that state maps have no number for is left out.
-    pub fn set(&mut self, reg: Reg, value: Option<u64>) {
-        if let Some(known) = to_index(reg).and_then(|index| self.0.get_mut(index.0)) {
-            *known = value;
-        }
     }
 }
 

@@ -27,8 +27,8 @@ use super::model::{
     ExecutionStateImage, FUNCTION_HEADER, FunctionStateMap, MachineState, MachineValue, ModuleStateMap, SuspendOffset,
     WasmAbstractValue, WasmFunctionStateDump,
 };
-use super::read::{KnownRegisters, ReadError, ReadWord, read_frame};
-use super::x64::SWITCH_BLOCK;
+use super::read::{ReadError, ReadWord, read_frame};
+use super::x64::{KnownRegisters, SWITCH_BLOCK};
 use crate::arch::x64;
 use crate::limits::{MAX_IMAGE_FRAMES, MAX_IMAGE_WORK, MAX_RESUME_BYTES, MAX_SLOTS};
 

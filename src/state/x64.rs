@@ -1,7 +1,6 @@
 //! The register numbers of the x86-64 state maps (`state.rs: x64_decl`).
 
 use super::model::RegisterIndex;
-use super::read::KnownRegisters;
 use crate::arch::{Machine, Reg, Registers, x64};
 
 /// The registers that state maps number, in the order of their numbers (`state.rs: X64Register::to_index`): the general
@@ -68,6 +67,32 @@ pub fn to_index(reg: Reg) -> Option<RegisterIndex> {
 /// The register with this state-map number, or `None` if there is no such register.
 pub fn from_index(index: RegisterIndex) -> Option<Reg> {
     NUMBERED.get(index.0).copied()
+}
+
+/// Values of registers by state-map number. `None` means that the value is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownRegisters(pub [Option<u64>; 32]);
+
+impl KnownRegisters {
+    /// No register is known.
+    pub const UNKNOWN: KnownRegisters = KnownRegisters([None; 32]);
+
+    /// The value of the register with this state-map number. It is `None` also where there is no such register.
+    pub fn get(&self, index: usize) -> Option<u64> {
+        self.0.get(index).copied().flatten()
+    }
+
+    /// The value of a register. It is `None` also where state maps have no number for the register.
+    pub fn of(&self, reg: Reg) -> Option<u64> {
+        self.get(to_index(reg)?.0)
+    }
+
+    /// Sets what is known of a register. A register that state maps have no number for is left out.
+    pub fn set(&mut self, reg: Reg, value: Option<u64>) {
+        if let Some(known) = to_index(reg).and_then(|index| self.0.get_mut(index.0)) {
+            *known = value;
+        }
+    }
 }
 
 /// The values of a frame's registers, by state-map number. The runtime's `read_stack` takes them as

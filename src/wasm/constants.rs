@@ -3,7 +3,6 @@
 
 use super::module::WasmModule;
 use super::operators::Reach;
-use super::stack::OperandStack;
 use wasmparser::Operator as O;
 
 /// A constant in the body of a function.
@@ -112,14 +111,5 @@ fn offset_of(op: &O<'_>) -> Option<u64> {
         | O::I64Store16 { memarg }
         | O::I64Store32 { memarg } => Some(memarg.offset),
         _ => None,
-    }
-}
-
-impl OperandStack {
-    /// The constants that singlepass writes into the machine code of `op`, which takes `popped` operands.
-    pub(super) fn written(&self, op: &O<'_>, popped: usize) -> Option<Use> {
-        let from = self.stack.len().checked_sub(written(op, popped))?;
-        let constants: Vec<Constant> = self.stack.get(from..)?.iter().flatten().copied().collect();
-        (!constants.is_empty()).then_some(Use { constants })
     }
 }

@@ -5,7 +5,6 @@ use std::fmt;
 
 use wasmparser::{ExternalKind, TypeRef};
 
-use super::module::WasmModule;
 use super::types::{ExternKind, ValType, any_type};
 
 /// Binary logarithm of the size of a Wasm page, unless a memory declares another page size.
@@ -233,7 +232,7 @@ impl Declarations {
     }
 
     /// Compares `self`, the description of a file, with `theirs` in all that both know. `Ok` lists what was compared.
-    fn compare(&self, theirs: &Declarations, file: &str) -> Result<Vec<String>, String> {
+    pub(super) fn compare(&self, theirs: &Declarations, file: &str) -> Result<Vec<String>, String> {
         let mut checked = Vec::new();
         let mut imports = 0;
         for (kind, theirs) in &theirs.imports {
@@ -329,34 +328,6 @@ fn lists<T>(
     };
     let shown = |list: &[T]| list.get(i).map_or("not there".to_string(), &show);
     Err(format!("{what} {i} is {} in the process, {} in {file}", shown(theirs), shown(own)))
-}
-
-impl WasmModule {
-    /// Compares what the file declares with what a runtime keeps of the declarations. `Ok` lists what was compared.
-    /// `Err` says what is different.
-    pub fn declares(&self, theirs: &Declarations) -> Result<Vec<String>, String> {
-        let mut compared = 0;
-        for (&function, (params, results)) in &theirs.signatures {
-            let Some((own_params, own_results)) = self.signature(function) else { continue };
-            if (params.as_slice(), results.as_slice()) != (own_params, own_results) {
-                let show = |params: &[ValType], results: &[ValType]| {
-                    format!("{} -> {}", type_list(params), type_list(results))
-                };
-                return Err(format!(
-                    "function {function} of all is {} in the process, {} in {}",
-                    show(params, results),
-                    show(own_params, own_results),
-                    self.file
-                ));
-            }
-            compared += 1;
-        }
-        let mut checked = self.declarations.compare(theirs, &self.file)?;
-        if compared > 0 {
-            checked.push(format!("types of {compared} functions"));
-        }
-        Ok(checked)
-    }
 }
 
 pub(super) fn type_list(types: &[ValType]) -> String {

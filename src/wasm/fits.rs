@@ -48,6 +48,32 @@ fn noun(kind: PointKind) -> &'static str {
 }
 
 impl WasmModule {
+    /// Compares what the file declares with what a runtime keeps of the declarations. `Ok` lists what was compared.
+    /// `Err` says what is different.
+    pub fn declares(&self, theirs: &Declarations) -> Result<Vec<String>, String> {
+        let mut compared = 0;
+        for (&function, (params, results)) in &theirs.signatures {
+            let Some((own_params, own_results)) = self.signature(function) else { continue };
+            if (params.as_slice(), results.as_slice()) != (own_params, own_results) {
+                let show = |params: &[ValType], results: &[ValType]| {
+                    format!("{} -> {}", type_list(params), type_list(results))
+                };
+                return Err(format!(
+                    "function {function} of all is {} in the process, {} in {}",
+                    show(params, results),
+                    show(own_params, own_results),
+                    self.file
+                ));
+            }
+            compared += 1;
+        }
+        let mut checked = self.declarations.compare(theirs, &self.file)?;
+        if compared > 0 {
+            checked.push(format!("types of {compared} functions"));
+        }
+        Ok(checked)
+    }
+
     /// Compares the module with what is known of it from a process. `Ok` lists what was compared. `Err` says why it
     /// is another module.
     ///

@@ -30,6 +30,13 @@ pub(super) struct OperandStack {
 }
 
 impl OperandStack {
+    /// The constants that singlepass writes into the machine code of `op`, which takes `popped` operands.
+    fn written(&self, op: &O<'_>, popped: usize) -> Option<Use> {
+        let from = self.stack.len().checked_sub(constants::written(op, popped))?;
+        let constants: Vec<Constant> = self.stack.get(from..)?.iter().flatten().copied().collect();
+        (!constants.is_empty()).then_some(Use { constants })
+    }
+
     /// The operands below the topmost `popped` ones: the bits of each constant, `None` for any other operand.
     fn below(&self, popped: usize) -> Option<Vec<Option<u64>>> {
         let below = self.stack.get(..self.stack.len().checked_sub(popped)?).filter(|_| !self.lost)?;

@@ -30,9 +30,9 @@ fn table(lib: &str) -> BTreeMap<String, usize> {
         .collect()
 }
 
-/// Parts of rooms that still use each other in a circle.
-const IN_CIRCLES: &[&str] =
-    &["arch::machine", "runtime::all", "session::settle", "state::x64", "wasm::constants", "wasm::declarations"];
+/// Parts of rooms that use each other in a circle on purpose. `Machine` is the list of machines, and what a machine's
+/// folder says of registers has the type that names them.
+const IN_CIRCLES: &[&str] = &["arch::machine"];
 
 fn is_test(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| match &attribute.meta {

@@ -130,7 +130,7 @@ fn files_that_the_user_names() {
     let path = directory.path().join("large");
     let read = |artifacts: &[PathBuf], wasm: &[PathBuf]| {
         let found = FindOptions::read(Vec::new(), artifacts, wasm);
-        assert!(found.artifacts.is_empty() && found.wasm.is_empty(), "read");
+        assert!(found.singlepass.artifacts.is_empty() && found.wasm.is_empty(), "read");
         found.unusable[0].1.clone()
     };
     for (is_wasm, most) in [(false, limits::MAX_IMAGE_BYTES), (true, limits::MAX_WASM_BYTES)] {

@@ -9,8 +9,7 @@ use wstate::process::Target;
 use wstate::process::live::{CaptureOptions, LiveTarget};
 use wstate::process::objects::{Objects, SearchPaths};
 use wstate::report::{Frame, FrameKind, Value};
-use wstate::runtime::all::FindOptions;
-use wstate::runtime::singlepass::find::SinglepassProvider;
+use wstate::runtime::singlepass::find::{Search, SinglepassProvider};
 use wstate::runtime::{GuestKind, Provider, Runtime, Scene, Slot};
 use wstate::session::Source;
 use wstate::unwind::cfi::CfiUnwinder;
@@ -282,7 +281,7 @@ fn random_stops() {
         let first = capture();
         let objects = Objects::load(&first, &SearchPaths::default());
         let (cfi, recognised) = (CfiUnwinder::new(&objects), wstate::runtime::all::recognised());
-        let mut provider = SinglepassProvider::new(FindOptions::default());
+        let mut provider = SinglepassProvider::new(Search::default());
         for stop in 0..*stops {
             random.pause();
             if stop % 25 == 0 {
@@ -348,7 +347,7 @@ fn every_instruction() {
         let objects = Objects::load(&target, &SearchPaths::default());
         let (cfi, recognised) = (CfiUnwinder::new(&objects), wstate::runtime::all::recognised());
         let frame_pointer = FramePointerUnwinder::new(target.mappings());
-        let mut provider = SinglepassProvider::new(FindOptions::default());
+        let mut provider = SinglepassProvider::new(Search::default());
         let mut count = Count::default();
         let mut seen = std::collections::BTreeSet::new();
         // READY is said by an import: the thread comes back to Wasm from there.

@@ -21,7 +21,6 @@ use crate::arch::x64;
 use crate::limits::{MAX_COMPARED_CODE, MAX_COMPARED_DATA, MAX_COMPARED_OPERANDS};
 use crate::process::Memory;
 use crate::process::objects::Objects;
-use crate::runtime::all::FindOptions;
 use crate::runtime::immediates::Immediates;
 use crate::runtime::{Compared, Files, Fit, GuestModule, Key, Provider, Runtime, RuntimeName, Scene};
 use crate::state::model::{FunctionStateMap, WasmAbstractValue};
@@ -36,15 +35,25 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
+/// What a search uses: what the user provides, and what earlier searches have learnt.
+#[derive(Clone, Default)]
+pub struct Search {
+    /// Only these routes are used; all routes if the list is empty.
+    pub routes: Vec<Route>,
+    /// Artifact files: the path and the contents of each.
+    pub artifacts: Vec<(PathBuf, Rc<[u8]>)>,
+    /// Layouts of the host's own structures. They are kept from one search to the next.
+    pub layouts: HostLayouts,
+}
+
 /// The provider that finds the modules of this runtime.
 pub struct SinglepassProvider {
-    options: FindOptions,
+    options: Search,
     runtime: Singlepass,
     anchors: Vec<Anchor>,
     refused: BTreeSet<u64>,
     /// Routes that were already asked: those that look at the whole target are asked only once.
     asked: BTreeSet<Route>,
-    layouts: HostLayouts,
     /// What is known of the module that was last compared with a file, and the module's number.
     facts: Option<(usize, KnownFacts)>,
 }
@@ -54,9 +63,8 @@ type KnownFacts = Rc<Result<ModuleFacts, String>>;
 
 impl SinglepassProvider {
     /// A provider that has not searched yet.
-    pub fn new(options: FindOptions) -> SinglepassProvider {
+    pub fn new(options: Search) -> SinglepassProvider {
         SinglepassProvider {
-            layouts: options.layouts.clone(),
             options,
             runtime: Singlepass::default(),
             anchors: Vec::new(),
@@ -93,7 +101,7 @@ impl SinglepassProvider {
         if self.refused.contains(&anchor.code_base) {
             return false;
         }
-        match load(scene, &self.layouts, &anchor) {
+        match load(scene, &self.options.layouts, &anchor) {
             Ok(module) => {
                 self.runtime.modules.push(module);
                 self.anchors.push(anchor);
@@ -122,6 +130,7 @@ impl SinglepassProvider {
         let (Some(module), Some(anchor)) = (self.runtime.modules.get_mut(i), self.anchors.get(i)) else { return };
         let Some(inner) = anchor.module_inner.filter(|_| module.names == Names::default()) else { return };
         let read = self
+            .options
             .layouts
             .get(scene.objects)
             .and_then(|layouts| read_module_info(scene.target, &layouts, inner).map_err(|e| e.to_string()));
@@ -229,7 +238,7 @@ impl SinglepassProvider {
 
     /// Searches the thread-local lists of code versions.
     fn tls(&mut self, scene: &Scene<'_>) {
-        let layouts = self.layouts.get(scene.objects).ok();
+        let layouts = self.options.layouts.get(scene.objects).ok();
         let found = route_tls::find(scene.target, scene.objects, layouts.as_deref());
         for version in &found.versions {
             let table = version.table.clone().unwrap_or_default();
@@ -707,7 +716,7 @@ mod tests {
     use crate::unwind::testing::cursor;
 
     /// The provider after it has looked for what explains `unknown`.
-    fn discover(target: &Fake, options: FindOptions, unknown: &[Cursor]) -> SinglepassProvider {
+    fn discover(target: &Fake, options: Search, unknown: &[Cursor]) -> SinglepassProvider {
         let objects = Objects::from_parts(Vec::new());
         let mut provider = SinglepassProvider::new(options);
         provider.discover(&Scene { target, objects: &objects, progress: &Silent }, unknown, false);
@@ -715,18 +724,18 @@ mod tests {
     }
 
     /// Options with one artifact file, for a search by these routes.
-    fn with_artifact(image: &[u8], routes: &[Route]) -> FindOptions {
+    fn with_artifact(image: &[u8], routes: &[Route]) -> Search {
         let artifacts = vec![(PathBuf::from("x.artifact"), artifact(image).into())];
-        FindOptions { routes: routes.to_vec(), artifacts, ..FindOptions::default() }
+        Search { routes: routes.to_vec(), artifacts, ..Search::default() }
     }
 
     /// Between two questions the process may become another program, whose structures are laid out otherwise.
     #[test]
     fn layouts_are_kept_for_one_question() {
-        let question = FindOptions::default().for_a_question();
-        assert!(question.layouts.get(&Objects::from_parts(Vec::new())).is_err());
-        assert!(question.clone().layouts.0.get().is_some());
-        assert!(question.for_a_question().layouts.0.get().is_none());
+        let question = crate::runtime::all::FindOptions::default().for_a_question();
+        assert!(question.singlepass.layouts.get(&Objects::from_parts(Vec::new())).is_err());
+        assert!(question.clone().singlepass.layouts.0.get().is_some());
+        assert!(question.for_a_question().singlepass.layouts.0.get().is_none());
     }
 
     #[test]
@@ -769,7 +778,7 @@ mod tests {
         let b = f.load(&m, CODE);
         f.words(b.module + 0x240, &[0]);
         f.thread(&[(x64::RBX, b.vmctx)]);
-        let found = discover(&f, FindOptions::default(), &[cursor(CODE + 0x10, &[])]);
+        let found = discover(&f, Search::default(), &[cursor(CODE + 0x10, &[])]);
         let [anchor] = &found.anchors[..] else { panic!("{:?}", found.anchors) };
         assert_eq!((anchor.code_base, &anchor.routes[..]), (CODE, &[Route::Heap][..]));
         let tried = &found.runtime.tried;
