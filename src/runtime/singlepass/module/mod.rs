@@ -335,11 +335,7 @@ impl Module {
 
     /// What the module declares. Each part that is not known says why.
     pub fn declared(&self) -> Declared {
-        let unknown = |what: &str| {
-            Why::Other(format!(
-                "the module's description was not found in the target, so its {what} are not known (--wasm FILE)"
-            ))
-        };
+        let unknown = |what: &'static str| Why::NoDescription { what };
         let from_wasm = self.wasm.as_ref().map(|w| w.declarations());
         let memories = self.memories().map(|(imported, own)| {
             let count = imported.saturating_add(own).min(crate::limits::MAX_SLOTS as u64) as usize;

@@ -94,7 +94,7 @@ impl<'a> Points<'a> {
     /// If the table cannot be read, or `function` is no Wasm function.
     pub fn of(code: &'a Code, function: &'a Function, read: ReadCode<'a>) -> Result<Points<'a>, Why> {
         let FunctionKind::Wasm { module, function: index, .. } = &function.kind else {
-            return Err(Why::other("it is no Wasm function"));
+            return Err(Why::NotWasm);
         };
         Ok(Points { code, table: code.frame_table()?, function, own: (*module, *index), read })
     }
@@ -126,7 +126,7 @@ impl<'a> Points<'a> {
         if self.is_straight(point.text_offset, raw) {
             return recorded(self.frames(index, &point, place.filter(|_| point_is_own)));
         }
-        Err(Unrecorded { inlined: place.is_none() && self.inlines(), ..Unrecorded::because(Why::NotRecordedAtCall) })
+        Err(Unrecorded { inlined: place.is_none() && self.inlines(), ..Unrecorded::because(Why::NoStateAtCall) })
     }
 
     /// What is recorded in front of the instruction at code offset `raw`, for a frame that was interrupted.

@@ -44,7 +44,8 @@ fn broken(e: gimli::Error) -> Why {
 impl Frame<'_> {
     fn register(&self, register: gimli::Register) -> Result<(Reg, u64), Why> {
         let reg = self.registers.machine().from_dwarf(register.0);
-        let reg = reg.ok_or_else(|| why(format!("it is in register {} of DWARF, which is not read", register.0)))?;
+        let reg =
+            reg.ok_or_else(|| why(format!("it is in DWARF register {}, which wstate does not read", register.0)))?;
         let value = self.registers.get(reg);
         Ok((reg, value.ok_or(Why::RegisterUnknown(reg))?))
     }
@@ -173,7 +174,7 @@ fn operation(state: &EvaluationResult<Slice>) -> &'static str {
             "a fixed address"
         }
         EvaluationResult::RequiresFrameBase => "a frame base that refers to itself",
-        _ => "an operation that is not read",
+        _ => "an operation that wstate does not know",
     }
 }
 
