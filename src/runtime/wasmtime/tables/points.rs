@@ -28,6 +28,7 @@ use crate::limits::MAX_FLOW_BYTES;
 use crate::runtime::Why;
 use crate::runtime::wasmtime::image::info::FuncKind;
 use crate::runtime::wasmtime::image::{Function, FunctionKind};
+use crate::wasm::OperatorKind;
 use iced_x86::{Decoder, DecoderOptions, FlowControl};
 
 /// What the frame table records of an address.
@@ -331,7 +332,7 @@ impl<'a> Points<'a> {
         let operators = self.operators(frame);
         let is_call = |position: u32| -> Option<bool> {
             let at = operators.as_deref()?.binary_search(&u64::from(position)).ok()?;
-            Some(self.text(frame, at)?.starts_with("call"))
+            Some(self.kind(frame, at)? == OperatorKind::Call)
         };
         match (is_call(position), self.call_before(frame, position)) {
             (Some(false), At::Operator(before)) if is_call(before) == Some(true) => At::Unknown,
@@ -341,10 +342,10 @@ impl<'a> Points<'a> {
         }
     }
 
-    fn text(&self, frame: &ProgramFrame, operator: usize) -> Option<String> {
+    fn kind(&self, frame: &ProgramFrame, operator: usize) -> Option<OperatorKind> {
         let key = self.table.function_of(frame.descriptor)?;
         let wasm = self.code.wasm.get(key.namespace as usize)?.as_ref()?;
-        wasm.operator(key.index, operator as u64).map(|operator| operator.text)
+        wasm.operator(key.index, operator as u64).map(|operator| operator.kind)
     }
 
     /// The call that has `behind`, the operator behind it, as its recorded position.
@@ -388,8 +389,8 @@ impl<'a> Points<'a> {
         let Some(frame) = point.frames.first().filter(|_| point.frames.len() > 1) else { return false };
         let Some(operators) = self.operators(frame) else { return true };
         let Ok(at) = operators.binary_search(&u64::from(frame.wasm_pc)) else { return true };
-        let text = self.text(frame, at).unwrap_or_default();
-        text.is_empty() || ["end", "else", "return", "br", "throw"].iter().any(|word| text.starts_with(word))
+        // An operator that cannot be read may do anything.
+        self.kind(frame, at).is_none_or(|kind| kind == OperatorKind::MayLeave)
     }
 
     /// Whether a direct call of one of the runtime's routines ends at the offset `end`.
