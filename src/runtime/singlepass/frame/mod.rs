@@ -7,7 +7,7 @@ pub(super) mod recover;
 
 use super::Singlepass;
 use super::module::code;
-use super::module::code::{Cfa, Here, Home, Shape, Source, Stretch};
+use super::module::code::{Cfa, Here, Home, Shape, InitialPlace, Stretch};
 use super::module::{Location, Module};
 use crate::arch::{CodeAddress, Reg, Registers, x64};
 use crate::process::Memory;
@@ -359,11 +359,11 @@ fn locals(
             Err(e) => return Slot::Unknown(Why::Frame(e.clone())),
         };
         match shape.pending(index, offset) {
-            Some(Source::Register(reg)) => return in_register(registers, reg),
-            Some(Source::Argument(displacement)) => {
+            Some(InitialPlace::Register(reg)) => return in_register(registers, reg),
+            Some(InitialPlace::Argument(displacement)) => {
                 return in_memory(memory, x64::RBP, cfa.wrapping_sub(16), displacement + 16);
             }
-            Some(Source::Zero) => return Slot::Known { bits: 0, place: Place::Constant },
+            Some(InitialPlace::Zero) => return Slot::Known { bits: 0, place: Place::Constant },
             None => {}
         }
         let rbp = cfa.wrapping_sub(16);

@@ -237,7 +237,7 @@ impl Code {
             pieces
         });
         let number = *pieces.get(&(u32::try_from(module).ok()?, function))?;
-        let (start, len) = self.functions.place(number)?;
+        let (start, len) = self.functions.piece(number)?;
         let start = self.image.text().start + u64::from(start);
         self.memory(memory).read_vec(start, len as usize).ok()
     }

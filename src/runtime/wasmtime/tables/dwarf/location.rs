@@ -26,7 +26,7 @@ pub(super) struct Frame<'a> {
 }
 
 /// Where a variable is.
-pub(super) enum Found {
+pub(super) enum Located {
     /// The variable is in one place, or in several pieces.
     Pieces(Vec<Piece<Slice>>),
     /// The compiler knew the value, which is a constant.
@@ -78,13 +78,13 @@ impl Frame<'_> {
 }
 
 /// Where the variable is at the frame's address.
-pub(super) fn locate(units: &Units, variable: &Entry, frame: &Frame<'_>) -> Result<Found, Why> {
+pub(super) fn locate(units: &Units, variable: &Entry, frame: &Frame<'_>) -> Result<Located, Why> {
     let own = variable.die.attr_value(gimli::DW_AT_location).map(|value| (variable.unit.clone(), value));
     if let Some((unit, value)) = own {
-        return described(units, &unit, value, frame).map(Found::Pieces);
+        return described(units, &unit, value, frame).map(Located::Pieces);
     }
     match units.inherited(variable, gimli::DW_AT_const_value) {
-        Some((_, value)) => Ok(Found::Constant(value)),
+        Some((_, value)) => Ok(Located::Constant(value)),
         None => Err(why("optimized out: no place is described")),
     }
 }
