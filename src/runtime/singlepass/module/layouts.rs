@@ -1,6 +1,7 @@
 //! Layouts of the runtime's own Rust structures in a host (see [`crate::runtime::rust::layouts`]).
 
 use crate::process::objects::{LoadedObject, Objects};
+use crate::runtime::rust::hash_map::TableLayout;
 use crate::runtime::rust::layouts::{LayoutError, LayoutOrigin, compilers, offsets, with_types};
 use crate::runtime::rust::memory::VecLayout;
 
@@ -346,6 +347,12 @@ impl From<&StateLayout> for VecLayout {
 impl From<&ModuleLayout> for VecLayout {
     fn from(l: &ModuleLayout) -> VecLayout {
         VecLayout { cap: l.vec_cap, ptr: l.vec_ptr, len: l.vec_len }
+    }
+}
+
+impl From<&ModuleLayout> for TableLayout {
+    fn from(l: &ModuleLayout) -> TableLayout {
+        TableLayout { ctrl: l.table_ctrl, mask: l.table_mask, items: l.table_items }
     }
 }
 
