@@ -35,7 +35,7 @@ pub(super) struct WasmThread<'a> {
     pub guessed: bool,
 }
 
-/// The only one of these threads that has Wasm frames.
+/// Returns the only one of these threads that has Wasm frames.
 pub(super) fn wasm_thread<'a>(
     runtime: &dyn Runtime,
     target: &dyn Target,

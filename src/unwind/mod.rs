@@ -110,7 +110,7 @@ pub enum Next {
 
 /// Unwinds one kind of code.
 pub trait Unwinder {
-    /// Makes one step from `at` to its caller. `None`: this unwinder does not know the code at `at`.
+    /// Makes one step from `at` to its caller. `None` if this unwinder does not know the code at `at`.
     fn step(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next>;
 }
 

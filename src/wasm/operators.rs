@@ -250,7 +250,16 @@ mod tests {
         };
         assert_eq!(of(OperatorKind::Call), ["call", "call_indirect", "call_ref"].into());
         let leaving = [
-            "br", "br_if", "br_on_non_null", "br_on_null", "br_table", "else", "end", "return", "return_call", "throw",
+            "br",
+            "br_if",
+            "br_on_non_null",
+            "br_on_null",
+            "br_table",
+            "else",
+            "end",
+            "return",
+            "return_call",
+            "throw",
             "throw_ref",
         ];
         assert_eq!(of(OperatorKind::MayLeave), leaving.into());

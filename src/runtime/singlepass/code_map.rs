@@ -11,7 +11,7 @@
 use super::Singlepass;
 use super::module::Module;
 use super::module::code;
-use super::module::code::{Home, Shape, InitialPlace};
+use super::module::code::{Home, InitialPlace, Shape};
 use super::module::places::Places;
 use crate::arch::x64;
 use crate::limits::{MAX_IMAGE_BYTES, MAX_SLOTS, MAX_SYMBOL_PLACES, MAX_TRAMPOLINE_BYTES};

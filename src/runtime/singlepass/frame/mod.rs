@@ -7,7 +7,7 @@ pub(super) mod recover;
 
 use super::Singlepass;
 use super::module::code;
-use super::module::code::{Cfa, Here, Home, Shape, InitialPlace, Stretch};
+use super::module::code::{Cfa, Here, Home, InitialPlace, Shape, Stretch};
 use super::module::{Location, Module};
 use crate::arch::{CodeAddress, Reg, Registers, x64};
 use crate::process::Memory;

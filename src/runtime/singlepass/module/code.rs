@@ -34,12 +34,12 @@ pub const PATCH_POINT: u64 = 37;
 /// Homes of the first four locals, whether integer or float (`machine.rs: get_local_location`).
 pub const REGISTER_HOMES: [Reg; 4] = [x64::R12, x64::R13, x64::R14, x64::RBX];
 
-/// Where a local is in the body of a function.
+/// Where a local is kept in the body of a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Home {
-    /// In this callee-saved register.
+    /// The local is in this callee-saved register.
     Register(Reg),
-    /// At this (negative) byte offset from `rbp`.
+    /// The local is at this (negative) byte offset from `rbp`.
     Frame(i64),
 }
 
@@ -54,9 +54,9 @@ pub fn home(index: usize) -> Home {
 /// Where the value of a local is before the prologue has moved it home.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InitialPlace {
-    /// In this argument register.
+    /// The value is in this argument register.
     Register(Reg),
-    /// On the stack as an argument, at this byte offset from the CFA.
+    /// The value is an argument on the stack, at this byte offset from the CFA.
     Argument(i64),
     /// The local is no parameter but a declared one, whose value is zero by definition.
     Zero,
@@ -65,13 +65,13 @@ pub enum InitialPlace {
 /// How the canonical frame address (CFA) is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cfa {
-    /// `rsp` plus this number.
+    /// The CFA is `rsp` plus this number.
     Rsp(i64),
-    /// `rbp` plus 16.
+    /// The CFA is `rbp` plus 16.
     Rbp,
 }
 
-/// What holds when the pc is at a certain instruction of a function.
+/// What is known of the frame of a function whose pc is at a certain instruction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Here {
     /// How the frame address is computed here.
@@ -300,7 +300,7 @@ impl Shape {
         Ok(Shape { pushed, framed, moves, vmctx: vmctx.unwrap_or(body), body, epilogue, preserved, pushes })
     }
 
-    /// What holds at `offset` bytes from the function's start.
+    /// What is known of the frame when the pc is `offset` bytes behind the function's start.
     pub fn at(&self, offset: u64) -> Here {
         if offset < self.pushed {
             return Here { cfa: Cfa::Rsp(8), rbp_saved: false, stretch: Stretch::Prologue };

@@ -201,7 +201,7 @@ pub(super) struct CodePiece {
 /// How the kinds of the pieces are told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Kinds {
-    /// By the names of symbols, which are in this string table.
+    /// The kinds are told by the names of symbols, which are in this string table.
     Symbols(Vec<u8>),
     Known(Vec<FunctionKind>),
 }

@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use self::functions::{Kinds, CodePiece, symbol_at};
+use self::functions::{CodePiece, Kinds, symbol_at};
 use crate::bytes::{Bytes, Short};
 use crate::limits::{MAX_IMAGE_BYTES, MAX_IMAGE_SECTIONS, MAX_NAME_BYTES, MAX_SECTION_NAMES, MAX_SYMBOLS};
 use crate::process::{Memory, MemoryError};
@@ -62,10 +62,10 @@ pub enum ImageError {
     NotAnImage {
         /// Address at which an image was expected.
         address: u64,
-        /// In what it differs from an image.
+        /// The first thing in which it differs from an image.
         what: &'static str,
     },
-    /// It begins like an image, but its tables contradict each other.
+    /// The memory begins like an image, but the tables contradict each other.
     #[error("code image at {address:#x} is broken: {what}")]
     Broken {
         /// Address of the image.
@@ -300,7 +300,7 @@ impl Image {
     /// sections.
     ///
     /// # Errors
-    /// The same as for [`Image::read`].
+    /// This fails where [`Image::read`] fails.
     #[cfg(any(test, feature = "internals"))]
     pub fn from_bytes(bytes: &[u8]) -> Result<Image, ImageError> {
         Image::read(&SliceMemory::new(0, bytes), 0)

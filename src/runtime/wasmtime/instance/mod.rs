@@ -52,7 +52,7 @@ pub enum Context {
 }
 
 impl Context {
-    /// What kind of context is at `address`. `None`: none of these.
+    /// What kind of context is at `address`. `None` if it is none of these.
     ///
     /// # Errors
     /// If the memory cannot be read.

@@ -28,7 +28,7 @@ use std::fmt;
 
 use gimli::UnitOffset;
 
-use super::dwarf::location::{Located, Frame};
+use super::dwarf::location::{Frame, Located};
 use super::dwarf::sections::BIAS;
 use super::dwarf::units::{Attribute, Entry, FileLine, Units, Visit};
 use crate::arch::Registers;
@@ -83,7 +83,7 @@ struct Scope {
 }
 
 impl ImageDwarf {
-    /// Copies and relocates the debug sections. `None`: the image has none.
+    /// Copies and relocates the debug sections. `None` if the image has none.
     ///
     /// # Errors
     /// If the sections are broken or cannot be read. The text says what is wrong.
@@ -134,7 +134,7 @@ impl ImageDwarf {
         self.scoped_variables(text_offset, registers, cfa, memory).into_iter().flatten().collect()
     }
 
-    /// The same variables, with one list for each of [`ImageDwarf::frames`].
+    /// Returns these variables in one list for each of [`ImageDwarf::frames`].
     pub fn scoped_variables(
         &self,
         text_offset: u32,
@@ -243,7 +243,7 @@ impl ImageDwarf {
         scopes
     }
 
-    /// The variable that an entry describes. `None`: it is no variable of the source.
+    /// The variable that an entry describes. `None` if it is no variable of the source.
     fn variable(&self, entry: &Entry, frame: &Frame<'_>) -> Option<SourceVariable> {
         let units = &self.units;
         let name = units.name(entry).filter(|name| name != VMCTX)?;

@@ -31,7 +31,7 @@ use crate::runtime::wasmtime::image::{Function, FunctionKind};
 use crate::wasm::OperatorKind;
 use iced_x86::{Decoder, DecoderOptions, FlowControl};
 
-/// What the frame table records of an address.
+/// What the frame table records for an address.
 #[derive(Clone, Debug)]
 pub struct Recorded {
     /// The frames at the address, innermost first. There is at least one.
@@ -46,16 +46,16 @@ pub struct Recorded {
 pub struct FrameAt {
     /// The frame as the table has it.
     pub program: ProgramFrame,
-    /// Offset of the operator that the frame is at, in the file that was compiled. `None`: not known.
+    /// Offset of the operator that the frame is at, in the file that was compiled. `None` if it is not known.
     pub place: Option<u32>,
     /// Whether the frame's slot is filled.
     pub filled: bool,
 }
 
-/// Why nothing is known of an address.
+/// Says that nothing is recorded for an address.
 #[derive(Clone, Debug)]
 pub struct Unrecorded {
-    /// The reason in words.
+    /// Why nothing is known.
     pub why: Why,
     /// Whether functions may be inlined there.
     pub inlined: bool,
@@ -79,11 +79,11 @@ pub struct Points<'a> {
     read: ReadCode<'a>,
 }
 
-/// Where a frame of a point is.
+/// Where in its function a frame of a point is.
 enum At {
-    /// At the operator with this position, counted as the table counts.
+    /// The frame is at the operator with this position, counted as the table counts.
     Operator(u32),
-    /// In front of the first operator, at this position. The frame's slot is not filled there yet.
+    /// The frame is in front of the first operator, at this position. Its slot is not filled there yet.
     Header(u32),
     Unknown,
 }

@@ -41,7 +41,7 @@ const SAVED: u64 = 128;
 /// one there.
 const ENTERED: u64 = 4096;
 
-/// The words of the stack from `sp` on, each with its address in front. `None`: `sp` is not in writable memory.
+/// The words of the stack from `sp` on, each with its address in front. `None` if `sp` is not in writable memory.
 fn words(mappings: &[Mapping], sp: u64, memory: &dyn Memory) -> Option<Vec<(u64, u64)>> {
     let stack = mapping_at(mappings, sp).filter(|m| m.write)?;
     let len = usize::try_from(stack.end.checked_sub(sp)?).ok()?.min(MAX_RECOVERY_BYTES);
@@ -60,7 +60,7 @@ pub struct Exit {
     caller: u64,
     /// Frame pointer of the exit trampoline that this function called.
     pub trampoline: u64,
-    /// Frame pointer of the entry trampoline. `None`: the stack is too deep to be followed that far.
+    /// Frame pointer of the entry trampoline. `None` if the stack is too deep to be followed that far.
     entry: Option<u64>,
 }
 

@@ -75,7 +75,7 @@ fn is_another_file(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Me
 }
 
 /// Distance of the return address from rsp in bytes, where rbp is the caller's: before the function has set up its
-/// frame, and after it gave the frame back. `None`: rbp is this frame's.
+/// frame, and after it gave the frame back. `None` if rbp is this frame's.
 fn edge(code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<u64> {
     let CodeAddress::Exact(pc) = at.address else { return None };
     let leaving = || {

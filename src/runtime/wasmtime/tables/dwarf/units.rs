@@ -300,7 +300,7 @@ impl Units {
         text(&self.dwarf, &unit.unit, value)
     }
 
-    /// An entry's type. `None`: it has none (`void`), or it cannot be read.
+    /// An entry's type. `None` if it has none (`void`), or it cannot be read.
     pub(super) fn type_of(&self, entry: &Entry) -> Option<Entry> {
         let (unit, value) = self.inherited(entry, gimli::DW_AT_type)?;
         self.resolve(&unit, value)
