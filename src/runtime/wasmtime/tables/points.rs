@@ -13,8 +13,8 @@
 //!   operator's own.
 //!
 //! Where functions are inlined, a point has the frames of all of them, and each but the innermost is at its call. The
-//! address map has no places for such code at all, because the compiler copies none
-//! (`cranelift/codegen/src/inline.rs`). So code that has a place is the function's own.
+//! address map has no positions for such code at all, because the compiler copies none
+//! (`cranelift/codegen/src/inline.rs`). So code that has a position there is the function's own.
 //!
 //! The runtime takes the last point at or before a return address. That is right if nothing but the beginning of the
 //! same operator lies between the two. The address map shows that here, or the code does: each operator that can be
@@ -211,7 +211,7 @@ impl<'a> Points<'a> {
         first..self.table.index_before(self.function.end(), InstPos::Pre).map_or(first, |last| last + 1)
     }
 
-    /// The place in the Wasm file of the code at an offset, if it is in the function itself.
+    /// The position in the Wasm file of the code at an offset, if it is in the function itself.
     fn own_place(&self, offset: u32) -> Option<u32> {
         let place = self.code.place(offset)?;
         (self.code.owners_of(place, Some(self.own)) == [self.own]).then_some(place.0)
@@ -222,7 +222,7 @@ impl<'a> Points<'a> {
         place.is_some_and(|place| self.code.owners_of(place, Some(self.own)).iter().any(|owner| *owner != self.own))
     }
 
-    /// The place of the instruction that a point belongs to, if it is in the function itself.
+    /// The position of the instruction that a point belongs to, if it is in the function itself.
     fn place_of(&self, point: &ProgramPoint) -> Option<u32> {
         self.own_place(match point.position {
             InstPos::Post => point.text_offset.checked_sub(1)?,
@@ -279,7 +279,7 @@ impl<'a> Points<'a> {
         self.code.wasm.get(key.namespace as usize)?.as_ref()?.operators(key.index)
     }
 
-    /// The frames of a point. `own` is the place of the innermost frame, if it is known.
+    /// The frames of a point. `own` is the position of the innermost frame, if it is known.
     fn frames(&self, index: usize, point: &ProgramPoint, own: Option<u32>) -> Vec<FrameAt> {
         let located = |(depth, frame): (usize, &ProgramFrame)| {
             let at = match (depth, own) {

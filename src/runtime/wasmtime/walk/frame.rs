@@ -382,7 +382,7 @@ pub fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memor
     } else if !code.has_places() {
         base.notes.push("the position is not known: the module was compiled without generate_address_map".into());
     }
-    // Inlined code has no place in the address map. Neither has other code that the compiler made or moved, except
+    // Inlined code has no position in the address map. Neither has other code that the compiler made or moved, except
     // calls.
     if inlined || (place.is_none() && here.may_be_inlined(*module)) {
         base.may_miss_inlined = true;
@@ -614,7 +614,7 @@ impl Here<'_> {
     fn position(&self, frame: &mut GuestFrame, module: u32, place: u64) {
         frame.position = Position::Offset(place);
         let mut operator = OperatorPlace { offset: place, text: None, file: None, line: None };
-        // In a component the place counts from the component's start.
+        // In a component the position counts from the component's start.
         if let Some(Some(wasm)) = self.code.wasm.get(module as usize)
             && let Some(Some(shift)) = self.code.wasm_shift.get(module as usize)
             && let Some(inner) = place.checked_sub(*shift)
