@@ -16,7 +16,7 @@ mod shape;
 pub mod version;
 
 pub use self::engine::Engine;
-pub use self::functions::{Function, FunctionKind, FunctionTable, WasmPiece};
+pub use self::functions::{Function, FunctionKind, FunctionTable};
 
 use std::collections::BTreeMap;
 use std::ops::Range;
