@@ -28,7 +28,7 @@ pub struct RegisterInfo {
 /// Where the kernel writes a register of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slot {
-    /// In the word with this number of the general registers (NT_PRSTATUS).
+    /// The register is in the word with this number of the general registers (NT_PRSTATUS).
     General(usize),
     /// At this offset in bytes of the floating point state (NT_FPREGSET). Only the low 64 bits are looked at.
     Vector(usize),

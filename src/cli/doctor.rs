@@ -24,11 +24,11 @@ const PF_KTHREAD: u32 = 0x0020_0000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// Nothing in the way.
+    /// The check found nothing that is in the way.
     Ok,
     /// Something will be missing.
     Warn,
-    /// It will not work.
+    /// An attach or a core will not work.
     Fail,
 }
 

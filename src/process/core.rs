@@ -22,7 +22,7 @@ pub(super) use headers::{PN_XNUM, SH_INFO};
 use headers::{present, program_headers, sane};
 use mappings::mappings;
 
-/// Why bytes are absent which the writer of the core left out.
+/// The reason that is given for bytes which the writer of the core left out.
 const NOT_DUMPED: &str = "not dumped";
 const OTHER_FILE: &str = "not dumped, and the file on disk is another build";
 

@@ -32,6 +32,7 @@ mod tests;
 mod unstopped;
 
 use self::evidence::Evidence;
+#[cfg(any(test, feature = "cli"))]
 pub use self::proc::parse_maps;
 use self::proc::{LiveMemory, Process, are_private, thread_named};
 pub(crate) use self::refusal::attachable;

@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum MemoryError {
     /// No mapping covers the address.
-    #[error("no memory at {address:#x} ({len} bytes)")]
+    #[error("no memory is mapped at {address:#x} ({len} bytes)")]
     Unmapped {
         /// First address of the failed read.
         address: u64,

@@ -196,7 +196,8 @@ fn memories(
             let most = if row.memory64 { limits::MAX_EXPORTED_MEMORY } else { 1 << 32 };
             let known = row.base.zip(row.size).filter(|(_, size)| *size <= most);
             if known.is_none() {
-                let why = row.why.as_ref().map_or("its size is absurd".to_string(), ToString::to_string);
+                let why =
+                    row.why.as_ref().map_or("its size is larger than wstate exports".to_string(), ToString::to_string);
                 notes.add(format!(
                     "memory {} of instance {} is not known and stands as an empty one: {why}",
                     row.index, instance.number

@@ -119,7 +119,7 @@ pub struct Runtimes {
     unknown: bool,
     /// Engines that are in the target; `None` as long as nobody has looked for them.
     engines: Option<Vec<Sighting>>,
-    /// Those of `engines` that are worth a line in the report.
+    /// The engines among `engines` that are worth a line in the report.
     told: Vec<Sighting>,
     /// Whether the user asked for certain routes or named artifact files.
     asked: bool,
@@ -362,7 +362,7 @@ impl Runtimes {
         }
     }
 
-    /// How messages name a module.
+    /// Returns the name that messages give a module.
     fn module_name(&self, module: usize) -> String {
         let find = || {
             let &(provider, local) = self.places.get(module)?;
@@ -375,7 +375,7 @@ impl Runtimes {
         }
     }
 
-    /// How messages name a file, or one core module of it.
+    /// Returns the name that messages give a file, or one core module of it.
     fn file_name(&self, candidates: &[Candidate], number: usize) -> String {
         let Some(candidate) = candidates.get(number) else { return String::new() };
         let path = self.files.get(candidate.file).map(|f| f.path.display().to_string()).unwrap_or_default();

@@ -43,7 +43,7 @@ pub struct GlobalCell {
     pub bits: u128,
 }
 
-/// What kind of place a thread that is stepped has reached, by its pc.
+/// What a thread that is stepped has reached, as its pc says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
     /// A point at which the operand stack is known, and from which an image that is taken here can be resumed.
@@ -56,9 +56,9 @@ pub enum Reach {
     /// A point at which the operand stack is known, but an image that is taken here would be resumed at another
     /// place.
     Shown,
-    /// Code of the runtime's modules between two points.
+    /// The pc is in code of the runtime's modules, between two points.
     Inside,
-    /// Code that is not of the runtime's modules.
+    /// The pc is in code that is not of the runtime's modules.
     Outside,
 }
 
@@ -84,14 +84,14 @@ pub trait Images {
     /// What the runtime itself would report for the frames from `at` on (`state.rs: read_stack`). The image has
     /// no frames where the runtime has no state for them.
     fn image(&self, thread: ThreadId, at: &Cursor, memory: &dyn Memory) -> Result<ExecutionStateImage, Why>;
-    /// What an image of an instance is made from.
+    /// Returns what an image of an instance is made from.
     fn instance_parts(&self, module: usize, instance: u64, memory: &dyn Memory) -> Result<InstanceParts, Why>;
     /// The kind of the point at `address`, if a frame whose image is taken there is resumed at that same place (see
     /// [`crate::state::goes_on_at`]).
     fn goes_on_at(&self, address: u64, memory: &dyn Memory) -> Option<PointKind>;
 }
 
-/// Stepping a thread to a place where more is known of it.
+/// Tells where a thread that is stepped gets to a point, at which its operand stack is known.
 pub trait Settling {
     /// Whether stepping can bring a frame of the module to a point at which more is known about it. The error says
     /// why it cannot.
@@ -101,13 +101,13 @@ pub trait Settling {
     fn reach(&self, memory: &dyn Memory) -> Reaches;
 }
 
-/// Tables of instances.
+/// Reads the tables of instances.
 pub trait Tables {
     /// Number of elements of table `index` of an instance; imported tables are counted first.
     fn table(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why>;
 }
 
-/// Files of the user from which modules were made.
+/// Compares modules with the files that the user named.
 pub trait Files {
     /// Compares module `module` of this provider with a core module from a file of the user. `Ok` says what agrees,
     /// `Err` why the module was made from another core module.
@@ -117,24 +117,24 @@ pub trait Files {
 }
 
 impl dyn Runtime + '_ {
-    /// The same as [`Images::image`]; without this capability, an error that says so.
+    /// Asks [`Images::image`]. A runtime without images gives an error that says so.
     pub fn image(&self, thread: ThreadId, at: &Cursor, memory: &dyn Memory) -> Result<ExecutionStateImage, Why> {
         let images = self.images().ok_or_else(|| Why::Other(format!("{} has no images of frames", self.name())))?;
         images.image(thread, at, memory)
     }
 
-    /// The same as [`Images::instance_parts`]; without this capability, an error that says so.
+    /// Asks [`Images::instance_parts`]. A runtime without images gives an error that says so.
     pub fn instance_parts(&self, module: usize, instance: u64, memory: &dyn Memory) -> Result<InstanceParts, Why> {
         let images = self.images().ok_or_else(|| Why::Other(format!("{} has no images of instances", self.name())))?;
         images.instance_parts(module, instance, memory)
     }
 
-    /// The same as [`Images::goes_on_at`]; without this capability, no frame can go on anywhere.
+    /// Asks [`Images::goes_on_at`]. With a runtime without images, no frame can go on anywhere.
     pub fn goes_on_at(&self, address: u64, memory: &dyn Memory) -> Option<PointKind> {
         self.images()?.goes_on_at(address, memory)
     }
 
-    /// The same as [`Settling::settles`]; without this capability, an error that says so.
+    /// Asks [`Settling::settles`]. A runtime without points gives an error that says so.
     pub fn settles(&self, module: usize) -> Result<(), Why> {
         let none = || Why::Other(format!("{} has no points to which a thread could be stepped", self.name()));
         self.settling().ok_or_else(none)?.settles(module)
@@ -152,7 +152,7 @@ impl dyn Runtime + '_ {
         Box::new(move |pc| if is_inside(pc) { Reach::Inside } else { Reach::Outside })
     }
 
-    /// The same as [`Tables::table`]; without this capability, an error that says so.
+    /// Asks [`Tables::table`]. A runtime whose tables are not read gives an error that says so.
     pub fn table(&self, module: usize, instance: u64, index: u32, memory: &dyn Memory) -> Result<u64, Why> {
         let tables =
             self.tables().ok_or_else(|| Why::Other(format!("how {} keeps tables is not known", self.name())))?;

@@ -214,8 +214,8 @@ impl CodeMap {
             }
             module.undescribe();
             self.notes.push(format!(
-                "the code of {} at {:#x} has no names and lines: each store runs a copy (guest_debug), and this is the original \
-                 or a copy that nothing shows to run; stop again while it runs",
+                "the code of {} at {:#x} has no names and lines: with guest_debug each store runs a copy of its own, and \
+                 nothing shows that this one runs; stop again while it runs",
                 module.name, module.base
             ));
         }

@@ -256,7 +256,7 @@ const COMMON: &str = "asm";
 
 /// The engines that are in a target. Each engine is named once, with the best evidence.
 pub fn look(target: &dyn Target, objects: &Objects) -> Vec<Sighting> {
-    let mut found = Found::default();
+    let mut found = Sightings::default();
     let files: Vec<&LoadedObject> = objects.iter().take(MAX_ENGINE_FILES).collect();
     // A file that exports an engine is not searched for strings too.
     let explained: Vec<bool> = files.iter().map(|object| found.exports(object)).collect();
@@ -274,9 +274,9 @@ pub fn look(target: &dyn Target, objects: &Objects) -> Vec<Sighting> {
 }
 
 #[derive(Default)]
-struct Found(Vec<Sighting>);
+struct Sightings(Vec<Sighting>);
 
-impl Found {
+impl Sightings {
     fn add(&mut self, engine: Engine, sure: bool, evidence: String) {
         if !self.has(engine) {
             self.0.push(Sighting { engine, evidence, sure });

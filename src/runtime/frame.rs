@@ -75,7 +75,7 @@ pub enum Slot {
 /// Where in a function a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Position {
-    /// In the function header, before the first operator.
+    /// The frame is in the function header, before the first operator.
     Header,
     /// At the operator with this number: zero-based within the body, local declarations not counted
     /// (`wasm_inst_offset`).
@@ -127,11 +127,11 @@ pub struct OperatorPlace {
 /// What kind of runtime code a guest frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GuestKind {
-    /// Compiled Wasm function.
+    /// The frame runs a compiled Wasm function.
     Wasm,
-    /// Glue between host and Wasm.
+    /// The frame runs glue code between host and Wasm.
     Trampoline,
-    /// Wasm function or glue: the data that would tell which cannot be read.
+    /// The data that tells Wasm functions from glue code cannot be read.
     Unknown,
 }
 

@@ -86,7 +86,7 @@ pub(super) fn decide(fits: &[BTreeSet<usize>], known: &[Option<usize>], evidence
     }
 }
 
-/// For each file that some module was given: one of these modules.
+/// Returns, for each file that some module was given, one of these modules.
 fn owners(verdicts: &[Verdict]) -> BTreeMap<usize, usize> {
     let files = verdicts.iter().enumerate().filter_map(|(module, verdict)| match verdict {
         Verdict::File(file) => Some((*file, module)),
@@ -230,7 +230,7 @@ struct Votes {
     b: usize,
     /// For `a` and `b`: how many constants have at least left a trace that an optimizer may have made of them.
     traces: (usize, usize),
-    /// For `a` and `b`: how many constants could have been found.
+    /// How many constants of `a` and of `b` could have been found.
     most: (usize, usize),
 }
 

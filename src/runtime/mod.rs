@@ -91,7 +91,7 @@ pub trait Runtime: Unwinder {
     /// What a module declares.
     fn declared(&self, module: usize, memory: &dyn Memory) -> Declared {
         let _ = (module, memory);
-        Declared::unknown(Why::Other(format!("what {} knows of its modules is not read", self.name())))
+        Declared::unknown(Why::Other(format!("wstate does not read what {} knows of its modules", self.name())))
     }
     /// Byte offset in the `.wasm` file at which the body of a function begins, local declarations included.
     /// Subtracted from [`OperatorPlace::offset`], it gives an offset within the function.

@@ -71,7 +71,7 @@ pub struct GuestModule {
     pub backend: String,
     /// Path of the user's `.wasm` file that was matched to the module.
     pub wasm_file: Option<String>,
-    /// In what that file agrees with the target.
+    /// What was compared of that file and agrees with the target.
     pub wasm_compared: Option<Compared>,
     /// What is wrong with the module or missing from it.
     pub problem: Option<String>,

@@ -12,55 +12,52 @@ pub enum Why {
     /// The frame is between two points. A few instructions further on, its operand stack would be known.
     #[error("no state is recorded at this instruction")]
     BetweenPoints,
-    /// The compiler recorded nothing for the call that the frame waits for.
+    /// The runtime recorded nothing for the call that the frame waits for.
     #[error("no state is recorded for this call")]
     NoStateAtCall,
     /// The compiler was not told to record operand stacks.
     #[error("the module was compiled without track_state")]
     NotTracked,
     /// The compiler was told to record neither locals nor operand stacks.
-    #[error("not recorded by this build (enable guest_debug)")]
+    #[error("the module was compiled without guest_debug (enable it in the host's Config)")]
     NoGuestDebug,
-    /// The frame table has no entry for the call that the frame waits for.
-    #[error("not recorded at this call")]
-    NotRecordedAtCall,
-    /// The frame table has no entry of the frame's function for this address.
-    #[error("not recorded at this place")]
+    /// The frame table has entries for this instruction, but none is of the frame's function.
+    #[error("no state of this function is recorded at this instruction")]
     NotRecordedHere,
     /// The frame is between two operators, and operand stacks are recorded only at operators.
-    #[error("not recorded between two operators")]
+    #[error("the frame is between two operators, and operand stacks are recorded only at operators")]
     BetweenOperators,
-    /// The same in code that was inlined, where the locals are not known either.
-    #[error("not recorded between two operators of inlined code")]
+    /// The frame is between two operators of code that was inlined, where the locals are not known either.
+    #[error("the frame is between two operators of inlined code, where neither locals nor operands are recorded")]
     BetweenInlinedOperators,
     /// The frame is in front of the first entry that the frame table has for its function.
-    #[error("before the first place that is recorded")]
+    #[error("the frame is before the first instruction of its function at which its state is recorded")]
     BeforeFirstRecord,
     /// The function has just begun, and its frame is not filled yet.
-    #[error("the function had not stored them yet")]
+    #[error("the function has just begun and has not stored its values yet")]
     NotStoredYet,
     /// The function is entering or leaving its frame, so that the frame pointer is that of another frame.
-    #[error("between the frames: rbp is the caller's or about to be")]
+    #[error("the function is entering or leaving its frame, so rbp does not lead to its values")]
     BetweenFrames,
-    /// The function is returning, and the word that held the value is free already.
-    #[error("the function is returning: its frame is gone")]
+    /// The function is returning, and the place that held the value may hold something else already.
+    #[error("the function is returning, and its frame no longer holds the value")]
     Returning,
     /// The frame is of glue code, which has neither locals nor operands.
-    #[error("not a Wasm function")]
+    #[error("the frame runs glue code of the runtime, not a Wasm function")]
     NotWasm,
     /// The state map of the function is not readable.
     #[error("the function's state map cannot be read")]
     StateMapUnreadable,
     /// The machine code of the function is not as the known compiler writes it.
-    #[error("the function is not laid out as expected ({0})")]
+    #[error("the function's machine code is not as the known compiler writes it ({0})")]
     UnknownLayout(String),
     /// The recorded state contradicts itself.
     #[error("the recorded state is broken: {0}")]
     BrokenState(String),
     /// The recorded state and the registers disagree about where the frame is.
-    #[error("the recorded state ends at {end:#x}, the frame at rbp {rbp:#x}: they do not belong together")]
+    #[error("the recorded state says that rbp is {end:#x}, but it is {rbp:#x}")]
     StateOfAnotherFrame {
-        /// Address at which the recorded state ends.
+        /// Address to which rbp must point if the recorded state is that of the frame.
         end: u64,
         /// Value of rbp in the frame.
         rbp: u64,
@@ -71,8 +68,8 @@ pub enum Why {
     /// The frame's address is not known.
     #[error(transparent)]
     Frame(UnwindError),
-    /// A frame above this one has overwritten the register and did not save it.
-    #[error("{0} was not preserved by the frames above")]
+    /// A function that this frame called has overwritten the register, or may have, and is not known to have saved it.
+    #[error("register {0} is lost: no function that this frame called is known to have saved it")]
     RegisterLost(Reg),
     /// The value of the register in this frame is not known.
     #[error("register {0} is not known in this frame")]
@@ -81,7 +78,7 @@ pub enum Why {
     #[error(transparent)]
     Memory(MemoryError),
     /// Nothing is mapped at the address of the value.
-    #[error("no memory at {address:#x}")]
+    #[error("no memory is mapped at {address:#x}")]
     Unmapped {
         /// Address of the value.
         address: u64,
@@ -99,7 +96,7 @@ pub enum Why {
     #[error("there is no such module")]
     NoSuchModule,
     /// The runtime's description of the module was not found.
-    #[error("the module's description was not found in the target, so its {what} are not known")]
+    #[error("the module's description was not found in the target, so its {what} are not known (--wasm FILE)")]
     NoDescription {
         /// What the description would tell: `tables`, `globals`.
         what: &'static str,

@@ -35,7 +35,7 @@ pub(super) struct WasmThread<'a> {
     pub guessed: bool,
 }
 
-/// The only one of these threads that has Wasm frames.
+/// Returns the only one of these threads that has Wasm frames.
 pub(super) fn wasm_thread<'a>(
     runtime: &dyn Runtime,
     target: &dyn Target,
@@ -103,7 +103,8 @@ impl WasmThread<'_> {
             image.map_err(|why| Error::NoImage { what: format!("thread {tid}: {why}; {EXPORT}") })?.unwrap_or_default();
         if image.frames.is_empty() {
             let unknown = self.youngest.stack.as_ref().err();
-            let why = unknown.map_or("the runtime has no state here".to_string(), ToString::to_string);
+            let why =
+                unknown.map_or("the runtime records no state at this instruction".to_string(), ToString::to_string);
             let pc = self.frames.first().map_or(0, |f| f.cursor.address.raw());
             let next = self.next_step(runtime, unknown, stepping).map_or(String::new(), |next| format!("; {next}"));
             return Err(Error::NoImage { what: format!("thread {tid} has no image at {pc:#x}: {why}{next}") });

@@ -141,7 +141,7 @@ struct Answer<'t, T> {
     from: Origin<'t>,
 }
 
-/// Where a target is from.
+/// What a target was made from.
 enum Origin<'t> {
     Caller(&'t dyn Target),
     Core(Box<CoreTarget>),
@@ -171,7 +171,7 @@ impl Origin<'_> {
         self.process().is_none_or(|process| process.whole)
     }
 
-    /// For how long a process stood.
+    /// How long the process was stopped, if the target is one.
     fn stood(&self) -> Option<Duration> {
         self.process().map(|process| process.stood)
     }

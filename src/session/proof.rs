@@ -184,7 +184,7 @@ mod tests {
         }
     }
 
-    /// The same as `prove`, for an attempt that needs one capture and nothing else.
+    /// Does what `prove` does, for an attempt that needs one capture and nothing else.
     fn once_per_stop<T>(
         pid: u32,
         mut work: impl FnMut(&LiveTarget) -> Result<Option<T>, Error>,

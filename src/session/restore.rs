@@ -72,7 +72,7 @@ pub struct Restored {
     pub grown: u64,
     /// The number of steps that were taken; zero if nothing was to be changed.
     pub steps: usize,
-    /// For how long the process stood.
+    /// How long the process was stopped.
     pub pause: Duration,
     /// Notes that the reader should know.
     pub notes: Vec<String>,

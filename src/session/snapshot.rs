@@ -31,7 +31,7 @@ pub trait SparseWrite: Write {
     /// Writes `count` zeros, or leaves a hole for them.
     ///
     /// # Errors
-    /// As [`Write::write_all`].
+    /// Writes all of the bytes, as [`Write::write_all`] does.
     fn zeros(&mut self, count: u64) -> io::Result<()>;
 }
 
@@ -65,7 +65,7 @@ pub struct Snapshot {
     pub resumable: Option<Resumable>,
     /// Notes that the reader should know.
     pub notes: Vec<String>,
-    /// For how long a live process stood.
+    /// How long the process was stopped, if the target is one.
     pub pause: Option<Duration>,
 }
 

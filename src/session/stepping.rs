@@ -6,11 +6,11 @@ use crate::process::Target;
 /// What could be done about a thread that is between two points.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stepping {
-    /// Nothing: the thread is in a core, or was not stopped.
+    /// Nothing can be done: the thread is in a core, or was not stopped.
     Impossible,
-    /// It can be stepped, but nobody asked for that.
+    /// The thread can be stepped, but nobody asked for that.
     Possible,
-    /// It can be stepped, and the user asked for that.
+    /// The thread can be stepped, and the user asked for that.
     Asked,
 }
 

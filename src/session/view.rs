@@ -139,9 +139,9 @@ impl View<'_, '_> {
             base.notes.push(if mapping.execute && self.target.is_gone() {
                 super::proof::GONE.to_string()
             } else if mapping.execute {
-                "executable memory of no file, and of no runtime that wstate knows".to_string()
+                "executable memory that belongs to no file and to no runtime that wstate knows".to_string()
             } else if mapping.may_execute() {
-                "of a file that the core says nothing of but its name".to_string()
+                "this code is of a file of which the core says nothing but the name".to_string()
             } else {
                 "not executable memory: the stack is damaged, or the frame before is wrong".to_string()
             });

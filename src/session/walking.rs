@@ -29,7 +29,7 @@ impl<'a> Native<'a> {
         Native::naming(target, objects, false)
     }
 
-    /// The same as `new`, with symbols that give native code also lines if `lines` is set.
+    /// Does what `new` does, with symbols that also give native code lines if `lines` is set.
     pub fn naming(target: &'a dyn Target, objects: &'a Objects, lines: bool) -> Native<'a> {
         let no_frame_pointer = |t: &Thread| t.registers.sp().is_some() && t.registers.fp().is_none();
         let symbols = Rc::new(NativeSymbolizer::new(objects).with_lines(lines));

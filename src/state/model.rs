@@ -28,11 +28,11 @@ pub enum WasmAbstractValue {
 /// `Deserialize` is written by hand (`codec.rs`), because the derived one would recurse as deep as the input says.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub enum MachineValue {
-    /// It holds nothing of interest.
+    /// The register or word holds nothing of interest.
     Undefined,
-    /// It holds the instance's `vmctx` pointer.
+    /// The register or word holds the instance's `vmctx` pointer.
     Vmctx,
-    /// It holds a value that is reached from `vmctx` by these byte offsets.
+    /// The register or word holds a value that is reached from `vmctx` by these byte offsets.
     VmctxDeref(Vec<usize>),
     /// It holds the value that this register has in the caller.
     PreserveRegister(RegisterIndex),

@@ -68,7 +68,7 @@ pub enum ValuePlace {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MissingReason {
     /// The state names no place for the value.
-    #[error("the state map names no place for it")]
+    #[error("the state map does not say where the value is")]
     NoPlace,
     /// The value is in the register with this state-map number, and what this register holds is not known.
     #[error("register {} is not known in this frame", register_name(*.0))]
@@ -91,7 +91,7 @@ pub enum FrameProblem {
     /// The state has a place for an operand that the operand stack does not have. Real maps have this at a call whose
     /// arguments were spilled (7-argument import with 3 live operands). The runtime indexes out of bounds there
     /// (`state.rs:1369`).
-    #[error("a place for operand {index}, the operand stack has {count}")]
+    #[error("there is a place for operand {index}, but the operand stack has {count}")]
     NoSuchOperand {
         /// Number of the operand, from the bottom of the operand stack.
         index: usize,
@@ -99,7 +99,7 @@ pub enum FrameProblem {
         count: usize,
     },
     /// The state has a place for a local that the function does not have.
-    #[error("a place for local {index}, the function has {count}")]
+    #[error("there is a place for local {index}, but the function has {count}")]
     NoSuchLocal {
         /// Number of the local.
         index: usize,
@@ -107,7 +107,7 @@ pub enum FrameProblem {
         count: usize,
     },
     /// The state has a save slot for a register that does not exist.
-    #[error("a save slot of register {index}, there are 32")]
+    #[error("there is a save slot of register {index}, but there are 32 registers")]
     NoSuchRegister {
         /// State-map number of the register.
         index: usize,
@@ -131,7 +131,7 @@ pub enum FrameProblem {
         word: usize,
     },
     /// The state says that more operands are private than there are operands.
-    #[error("{depth} operands are private, the operand stack has {count}")]
+    #[error("{depth} operands are private, but the operand stack has {count}")]
     PrivateDepth {
         /// Number of private operands (`wasm_stack_private_depth`).
         depth: usize,
@@ -603,7 +603,7 @@ mod tests {
         assert_eq!(read.caller_sp, SP + 7 * 8);
         assert_eq!(read.problems.len(), 5);
         assert_eq!(read.problems[0], FrameProblem::NoSuchOperand { index: 3, count: 3 });
-        assert_eq!(read.problems[0].to_string(), "a place for operand 3, the operand stack has 3");
+        assert_eq!(read.problems[0].to_string(), "there is a place for operand 3, but the operand stack has 3");
     }
 
     // The runtime panics at each of these: `unreachable!`, `unimplemented!` and indexes out of bounds.

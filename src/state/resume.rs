@@ -188,7 +188,7 @@ pub enum ResumeError {
     Unknown {
         /// Number of the frame.
         frame: usize,
-        /// Which value is not known.
+        /// The value that is not known.
         which: Which,
     },
     /// The map has a place for a value that the frame does not have.
@@ -196,7 +196,7 @@ pub enum ResumeError {
     NoSuchValue {
         /// Number of the frame.
         frame: usize,
-        /// Which value the frame does not have.
+        /// The value that the frame does not have.
         which: Which,
     },
     /// Half a word cannot hold the value.
@@ -204,7 +204,7 @@ pub enum ResumeError {
     Half {
         /// Number of the frame.
         frame: usize,
-        /// Which value does not fit.
+        /// The value that does not fit.
         which: Which,
         /// The value that does not fit.
         value: u64,
@@ -277,7 +277,7 @@ pub enum ResumeError {
     Changed {
         /// Number of the frame.
         frame: usize,
-        /// Which value would be another one.
+        /// The value that would be another one.
         which: Which,
         /// The value in the image.
         wanted: u64,

@@ -47,7 +47,7 @@ pub enum Fault {
     State(#[from] StateError),
     /// A diff builds on itself or on a diff with a higher number. The runtime only writes diffs that build on lower
     /// ones.
-    #[error("builds on the later diff {last}")]
+    #[error("it builds on the later diff {last}")]
     Forward {
         /// Number of the diff that it builds on.
         last: usize,
@@ -56,7 +56,7 @@ pub enum Fault {
     #[error("register {0} does not exist")]
     Register(usize),
     /// The map names a local that does not exist.
-    #[error("local {index} of {count}")]
+    #[error("local {index} does not exist: the function has {count}")]
     Local {
         /// Number of the local.
         index: usize,
@@ -64,10 +64,10 @@ pub enum Fault {
         count: usize,
     },
     /// A place holds a kind of value that it cannot hold, or one half of a word holds nested values.
-    #[error("a kind of value that cannot be {0}")]
+    #[error("it has a kind of value that cannot be {0}")]
     Kind(&'static str),
     /// The map says that more operands are private than there are operands.
-    #[error("{depth} private operands of {count}")]
+    #[error("{depth} operands are private, but the operand stack has {count}")]
     PrivateDepth {
         /// Number of private operands.
         depth: usize,
@@ -75,10 +75,10 @@ pub enum Fault {
         count: usize,
     },
     /// A state has another number of registers than the 24 or 32 that the runtime writes.
-    #[error("{0} registers, not 24 or 32")]
+    #[error("the state has {0} registers, not 24 or 32")]
     RegisterCount(usize),
     /// The shadow of a function is no whole number of words, or is too large.
-    #[error("a shadow of {0} bytes")]
+    #[error("its shadow of {0} bytes is too large or no whole number of words")]
     Shadow(usize),
     /// A code offset is outside of the function or of the code.
     #[error("offset {offset:#x} is outside of {start:#x}..{end:#x}")]
@@ -91,14 +91,14 @@ pub enum Fault {
         end: usize,
     },
     /// An entry of a table is valid at no code offset.
-    #[error("ends at {end:#x}, where it begins or before")]
+    #[error("it ends at {end:#x}, which is not behind its beginning")]
     Empty {
         /// First code offset that the entry is no longer valid for.
         end: usize,
     },
     /// An entry of a table names a diff that does not exist. (`usize::MAX` stands for an untracked state and is no
     /// error.)
-    #[error("diff {diff} of {count}")]
+    #[error("diff {diff} does not exist: the function has {count}")]
     Diff {
         /// Number of the diff.
         diff: usize,
@@ -122,7 +122,7 @@ pub enum Fault {
         other: usize,
     },
     /// A function has more of something than is believed.
-    #[error("{count} {what}")]
+    #[error("it has {count} {what}, which is too many")]
     TooMany {
         /// What there are too many of.
         what: &'static str,

@@ -86,7 +86,7 @@ pub struct Known {
 /// Returns the function around an address, if there is one that is known.
 pub type Symbols<'a> = dyn Fn(CodeAddress) -> Option<Known> + 'a;
 
-/// The functions that were followed, by start and end. `None`: the function could not be followed.
+/// The functions that were followed, by start and end. `None` if the function could not be followed.
 type Bodies = HashMap<(u64, u64), Option<Rc<Body>>>;
 
 /// Unwinds code of loaded files by following its instructions.

@@ -39,7 +39,7 @@ pub struct CfiUnwinder<'a> {
 struct FileTables<'a> {
     range: (u64, u64),
     bias: u64,
-    /// The file, whose tables are parsed when they are first asked for. `None`: `tables` is filled from the start.
+    /// The file, whose tables are parsed when they are first asked for. `None` if `tables` is filled from the start.
     object: Option<&'a LoadedObject>,
     name: String,
     tables: OnceCell<Vec<Table<'a>>>,
@@ -98,7 +98,7 @@ impl<'a> CfiUnwinder<'a> {
     }
 
     /// How callers are found from each place of the function at `start`, as the table of [`CfiUnwinder::of_eh_frame`]
-    /// says it: pairs of a byte offset from `start` and a change, in ascending order. `None`: the table has no entry
+    /// says it: pairs of a byte offset from `start` and a change, in ascending order. `None` if the table has no entry
     /// for this function, or uses rules that cannot be expressed as changes.
     pub fn changes(&self, machine: Machine, start: u64) -> Option<Vec<(u32, FrameChange)>> {
         let source = self.objects.first()?;

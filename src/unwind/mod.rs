@@ -50,7 +50,7 @@ pub enum Trust {
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum UnwindError {
     /// The frame's unwinding needs a register that is not known.
-    #[error("register {register} of this frame is not known")]
+    #[error("register {register} is not known in this frame")]
     UnknownRegister {
         /// Name of the register, such as `rbp`.
         register: &'static str,
@@ -58,8 +58,8 @@ pub enum UnwindError {
     /// The stack could not be read.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// The address is in no known code.
-    #[error("{address:#x} is in no code that is known")]
+    /// The address is not in executable memory.
+    #[error("no executable memory is mapped at {address:#x}")]
     NoCode {
         /// The address, in the target.
         address: u64,
@@ -75,7 +75,7 @@ pub enum UnwindError {
         why: String,
     },
     /// No unwinder can go on from this frame.
-    #[error("no unwind information for {address:#x} in {object}, and no frame pointer chain")]
+    #[error("{object} has no unwind information for {address:#x}, and rbp leads to no caller")]
     NoCfi {
         /// The address, in the target, at which the frame stands.
         address: u64,
@@ -110,7 +110,7 @@ pub enum Next {
 
 /// Unwinds one kind of code.
 pub trait Unwinder {
-    /// Makes one step from `at` to its caller. `None`: this unwinder does not know the code at `at`.
+    /// Makes one step from `at` to its caller. `None` if this unwinder does not know the code at `at`.
     fn step(&self, at: &Cursor, memory: &dyn Memory) -> Option<Next>;
 }
 

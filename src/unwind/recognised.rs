@@ -17,9 +17,9 @@ use crate::process::Memory;
 /// Where the fixed part of a frame is.
 #[derive(Clone, Copy, Debug)]
 pub enum Base {
-    /// Its address is in this register.
+    /// The address of the fixed part is in this register.
     In(Reg),
-    /// Its address is in the word that this register points to.
+    /// The address of the fixed part is in the word that this register points to.
     At(Reg),
 }
 

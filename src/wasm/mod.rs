@@ -20,5 +20,5 @@ pub mod types;
 pub use declarations::{Declarations, GlobalDecl, GuestExport, MemoryDecl, TableDecl};
 pub use fits::{FunctionFacts, ModuleFacts};
 pub use module::WasmModule;
-pub use operators::Site;
+pub use operators::{OperatorKind, Site};
 pub use types::{ExternKind, NameSource, ValType};

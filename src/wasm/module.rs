@@ -21,7 +21,7 @@ use crate::error::Error;
 use crate::limits::{MAX_FUNCTIONS, MAX_SLOTS};
 use crate::state::PointKind;
 
-/// Types of the operands at points that were asked for, by function, operator and kind of point. `None`: there is no
+/// Types of the operands at points that were asked for, by function, operator and kind of point. `None` if there is no
 /// such point.
 type KnownStacks = HashMap<(u32, u64, PointKind), Option<Vec<ValType>>>;
 
@@ -45,7 +45,8 @@ pub struct WasmModule {
     pub(super) file: String,
     pub(super) bytes: Vec<u8>,
     module_name: Option<String>,
-    /// The function types by index. `None`: not a function type, or one with types that no supported runtime has.
+    /// The function types by index. `None` stands for a type of another kind, or for one with types that no supported
+    /// runtime has.
     pub(super) types: Vec<Option<Signature>>,
     /// Type index of each function, imports first.
     pub(super) functions: Vec<u32>,

@@ -65,7 +65,7 @@ fn is_chain(section: &[u8], mut at: usize) -> bool {
     at == section.len()
 }
 
-/// Reads the contents of a subsection. `None`: they could not be read to their end.
+/// Reads the contents of a subsection. `None` if they could not be read to their end.
 fn subsection<'a>(id: u8, b: &mut Bytes<'a>, visit: &mut dyn FnMut(Naming<'a>)) -> Option<()> {
     match id {
         0 => visit(Naming::Module(text(b)?)),

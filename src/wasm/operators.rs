@@ -8,20 +8,14 @@ use super::module::WasmModule;
 use super::text;
 use crate::state::PointKind;
 
-/// What an operator does, as far as a backtrace needs it.
+/// What an operator does to the flow of control, as far as reading a frame depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum OperatorKind {
-    /// A call of a function by its index.
+    /// The operator calls a function, which returns to the operator behind.
     Call,
-    /// A call of a function through a table.
-    CallIndirect,
-    /// The beginning of a loop.
-    Loop,
-    /// An operator that may trap, except for calls.
-    Trap,
-    /// The end of a block or of the function.
-    End,
-    /// Any other operator.
+    /// The code that runs next may be behind the end of the operator's block or function.
+    MayLeave,
+    /// The operator does neither.
     Other,
 }
 
@@ -114,17 +108,26 @@ fn site_of(op: &O<'_>) -> Option<Site> {
     }
 }
 
-fn kind_of(op: &O<'_>, text: &str) -> OperatorKind {
+fn kind_of(op: &O<'_>) -> OperatorKind {
     match op {
-        O::Call { .. } => OperatorKind::Call,
-        O::CallIndirect { .. } => OperatorKind::CallIndirect,
-        O::Loop { .. } => OperatorKind::Loop,
-        O::End => OperatorKind::End,
-        O::Unreachable => OperatorKind::Trap,
-        _ if is_conversion(op) => OperatorKind::Trap,
-        _ if is_division(op) || [".load", ".store", ".atomic."].iter().any(|part| text.contains(part)) => {
-            OperatorKind::Trap
-        }
+        O::Call { .. } | O::CallIndirect { .. } | O::CallRef { .. } => OperatorKind::Call,
+        O::End
+        | O::Else
+        | O::Return
+        | O::ReturnCall { .. }
+        | O::ReturnCallIndirect { .. }
+        | O::ReturnCallRef { .. }
+        | O::Br { .. }
+        | O::BrIf { .. }
+        | O::BrTable { .. }
+        | O::BrOnNull { .. }
+        | O::BrOnNonNull { .. }
+        | O::BrOnCast { .. }
+        | O::BrOnCastFail { .. }
+        | O::BrOnCastDescEq { .. }
+        | O::BrOnCastDescEqFail { .. }
+        | O::Throw { .. }
+        | O::ThrowRef => OperatorKind::MayLeave,
         _ => OperatorKind::Other,
     }
 }
@@ -213,8 +216,53 @@ impl WasmModule {
             Some(0x05) => O::Else,
             _ => OperatorsReader::new(BinaryReader::new(data, offset)).read().ok()?,
         };
-        let text = text::operator(&op);
-        let kind = kind_of(&op, &text);
-        Some(Operator { offset, text, kind })
+        Some(Operator { offset, text: text::operator(&op), kind: kind_of(&op) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_and_what_may_leave_a_block_are_told_by_the_operator() {
+        let text = r#"(module
+            (type $f (func)) (table 1 funcref) (tag $t)
+            (func $callee)
+            (func (param (ref null $f) exnref i32)
+                call $callee
+                (call_indirect (type $f) (local.get 2))
+                (call_ref $f (local.get 0))
+                (block (br_if 0 (local.get 2)))
+                (block (br_table 0 0 (local.get 2)))
+                (if (local.get 2) (then (br 0)) (else (return)))
+                (if (local.get 2) (then (throw $t)))
+                (if (local.get 2) (then (throw_ref (local.get 1))))
+                (drop (block (result (ref $f)) (br_on_non_null 0 (local.get 0)) (unreachable)))
+                (drop (br_on_null 0 (local.get 0)))
+                return_call $callee))"#;
+        let wasm = WasmModule::parse("calls.wasm".into(), wat::parse_str(text).unwrap()).unwrap();
+        let count = wasm.operators(1).unwrap().len() as u64;
+        let told: Vec<Operator> = (0..count).map(|at| wasm.operator(1, at).unwrap()).collect();
+        let of = |kind| {
+            let words = told.iter().filter(|o| o.kind == kind).map(|o| o.text.split(' ').next().unwrap());
+            words.collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(of(OperatorKind::Call), ["call", "call_indirect", "call_ref"].into());
+        let leaving = [
+            "br",
+            "br_if",
+            "br_on_non_null",
+            "br_on_null",
+            "br_table",
+            "else",
+            "end",
+            "return",
+            "return_call",
+            "throw",
+            "throw_ref",
+        ];
+        assert_eq!(of(OperatorKind::MayLeave), leaving.into());
+        assert_eq!(of(OperatorKind::Other), ["block", "drop", "if", "local.get", "unreachable"].into());
     }
 }

@@ -230,7 +230,7 @@ fn a_wasm_file_is_compared_with_the_modules_description() {
             let (code, text, err) = wstate_text(&["attach", &pid, "--wasm", file, "--verbose"]);
             assert_eq!(code, 0, "{text}{err}");
             assert!(text.contains(&format!(", fits {file} (positions, description)")), "{text}");
-            assert!(text.contains("types of declared locals are on its word"), "{text}");
+            assert!(text.contains("types of declared locals are taken from it unchecked"), "{text}");
         }
         // The same file twice is one.
         let (code, text, _) = wstate_text(&["attach", &pid, "--wasm", &full, "--wasm", &full]);

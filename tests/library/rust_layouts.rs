@@ -11,7 +11,7 @@ use wasmer_singlepass_backend_near::SinglePassCompiler;
 use wstate::arch::{Machine, Registers};
 use wstate::process::objects::{LoadedObject, ObjectData, Objects};
 use wstate::process::{Memory, MemoryError, Thread, ThreadId};
-use wstate::runtime::rust::layouts::{LayoutError, Source, compilers};
+use wstate::runtime::rust::layouts::{LayoutError, LayoutOrigin, compilers};
 use wstate::runtime::singlepass::find::{route_descriptor, route_tls};
 use wstate::runtime::singlepass::module::info::Export;
 use wstate::runtime::singlepass::module::layouts;
@@ -140,11 +140,11 @@ fn runnable(instance: &Instance) -> &dyn RunnableModule {
 /// of this test.
 fn all_layouts() -> Vec<Layouts> {
     let dwarf = layouts::from_dwarf(&this_executable()).unwrap().expect("the runtime is built with debug = 2 here");
-    assert_eq!(dwarf.source, Source::Dwarf);
+    assert_eq!(dwarf.origin, LayoutOrigin::Dwarf);
     let mut all = vec![dwarf];
     if table_knows_this_compiler() {
         let table = Layouts::of_target(&objects(without_debug_info())).unwrap();
-        assert!(matches!(table.source, Source::Table(_)), "{:?}", table.source);
+        assert!(matches!(table.origin, LayoutOrigin::Table(_)), "{:?}", table.origin);
         all.push(table);
     }
     all
@@ -212,7 +212,7 @@ fn state_maps_equal_the_runtimes_own() {
             assert_eq!(version.total_size, own.total_size as u64);
             let map = map_in_memory::read_module_state_map(&target, &layouts.state, version.msm_address).unwrap();
             assert_eq!(map.local_functions.len(), 302);
-            assert!(bincode::serialize(&map).unwrap() == bincode::serialize(&own).unwrap(), "{:?}", layouts.source);
+            assert!(bincode::serialize(&map).unwrap() == bincode::serialize(&own).unwrap(), "{:?}", layouts.origin);
 
             let summary = map_in_memory::summary(&target, &layouts.state, version.msm_address).unwrap();
             let keys: Vec<u64> = own.local_functions.keys().map(|&k| k as u64).collect();

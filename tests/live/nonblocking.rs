@@ -42,7 +42,7 @@ fn nonblocking_stops_nothing_and_shows_the_same_frames_of_what_sleeps() {
         if ours.len() < all.len() {
             whole = false;
             let why = thread["end"]["why"].as_str().expect("a reason");
-            assert!(why.starts_with("register ") && why.ends_with(" of this frame is not known"), "{why}");
+            assert!(why.starts_with("register ") && why.ends_with(" is not known in this frame"), "{why}");
         }
     }
     // The standard library counts from rbp, which nothing below it has saved: that is read off its code, and told.

@@ -208,9 +208,9 @@ fn commands(debugger: Debugger) {
         let double = f64::from_le_bytes(*b"sixty-fo");
         let asked = [
             ("list", "error: wstate: the .wasm file of memories is not known".to_string()),
-            ("locals", "not recorded by this build (enable guest_debug)".into()),
-            ("stack", "not recorded by this build (enable guest_debug)".into()),
-            ("print l0", "not recorded by this build (enable guest_debug)".into()),
+            ("locals", "the module was compiled without guest_debug (enable it in the host's Config)".into()),
+            ("stack", "the module was compiled without guest_debug (enable it in the host's Config)".into()),
+            ("print l0", "the module was compiled without guest_debug (enable it in the host's Config)".into()),
             ("print g1", "(i64) 0xeeddef0b82167eeb".into()),
             ("print g4", "(i32) -100".into()),
             ("print g7", "(f64) -44.25".into()),

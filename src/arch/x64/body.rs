@@ -18,11 +18,11 @@ const FRAME: usize = 1;
 /// Where the caller's value of a register is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kept {
-    /// It is still in the register.
+    /// The value is still in the register.
     Same,
-    /// It is in the word at this distance in bytes from the return address.
+    /// The value is in the word at this distance in bytes from the return address.
     At(i64),
-    /// It is lost, or nobody knows where it is.
+    /// The value is lost, or nobody knows where it is.
     Lost,
 }
 
@@ -237,7 +237,7 @@ struct Follower<'c> {
 }
 
 impl Follower<'_> {
-    /// Follows the code from `at` to the end of the way. `None`: no more instructions may be followed.
+    /// Follows the code from `at` to the end of the way. `None` if no more instructions may be followed.
     fn go(&mut self, mut at: u64, mut state: State, mut way: Way) -> Option<()> {
         let end = self.start.checked_add(self.code.len() as u64)?;
         let mut compared = false;
@@ -329,7 +329,7 @@ impl Follower<'_> {
 
 impl Body {
     /// Follows the function at `start`, where `code` begins. If `whole`, `code` ends with the function; otherwise it
-    /// may hold more. `None`: the function has more instructions than are `left`.
+    /// may hold more. `None` if the function has more instructions than are `left`.
     pub fn follow(start: u64, code: &[u8], whole: bool, left: &Cell<usize>) -> Option<Body> {
         let end = start.checked_add(code.len() as u64)?;
         let mut follower = Follower {

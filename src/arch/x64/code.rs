@@ -10,9 +10,9 @@ pub const LONGEST_CALL: usize = 8;
 /// Where a piece of code leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Goal {
-    /// To this address.
+    /// The code goes on at this address.
     Address(u64),
-    /// To the address that is in the word at this address.
+    /// The code goes on at the address that is in the word at this address.
     Word(u64),
     /// Somewhere: the address is in a register or a table.
     Unknown,
@@ -51,7 +51,7 @@ fn goal(i: &Instruction) -> Goal {
     }
 }
 
-/// The address of the word that says where the linker's stub at `start` leads to (`endbr64; bnd jmp [rip + x]`). `None`:
+/// The address of the word that says where the linker's stub at `start` leads to (`endbr64; bnd jmp [rip + x]`). `None` if
 /// the code there is no stub.
 pub fn stub(start: u64, code: &[u8]) -> Option<u64> {
     for i in Decoder::with_ip(64, code, start, DecoderOptions::NONE).into_iter().take(2) {

@@ -53,7 +53,7 @@ struct Flow {
 }
 
 impl Flow {
-    /// Follows one instruction. `None`: the depth is not known any more.
+    /// Follows one instruction. `None` if the depth is not known any more.
     fn follow(&mut self, instruction: &Instruction) -> Option<()> {
         if instruction.is_invalid() {
             return None;
@@ -87,8 +87,8 @@ impl Flow {
         Some(())
     }
 
-    /// The depth after an instruction that is no call. The outer `None`: the instruction moves rsp or rbp in a way
-    /// that is not understood. The inner `None`: rbp is the caller's again.
+    /// The depth after an instruction that is no call. The outer `None` says that the instruction moves rsp or rbp in a way
+    /// that is not understood. The inner `None` says that rbp is the caller's again.
     fn after(&mut self, instruction: &Instruction) -> Option<Option<i64>> {
         let written = |register: Register| {
             move |used: &[iced_x86::UsedRegister]| {

@@ -610,7 +610,7 @@ pub fn keep() -> Option<(Keeper, Kept)> {
 }
 
 impl Kept {
-    /// To be called in the child: lets this helper open the child's files.
+    /// Lets this helper open the files of the child process, which must be the caller.
     pub fn take(self) {
         let mut state = state();
         let state = state.get_or_insert_default();

@@ -8,7 +8,7 @@ use crate::arch::{Machine, Reg};
 pub(super) struct GeneralRegisters(Vec<u8>);
 
 impl GeneralRegisters {
-    /// Reads the registers of a thread. `None`: the thread has another number of them, because it runs 32-bit code.
+    /// Reads the registers of a thread. `None` if the thread has another number of them, because it runs 32-bit code.
     pub fn read(tid: libc::pid_t) -> std::io::Result<Option<GeneralRegisters>> {
         let mut bytes = vec![0; Machine::HERE.description().kernel.general_words * 8];
         let size = get_regset(tid, libc::NT_PRSTATUS, &mut bytes)?;

@@ -36,7 +36,7 @@ pub struct ReadSet {
 }
 
 impl ReadSet {
-    /// From now on, memory that was not copied cannot be read.
+    /// Makes memory that was not copied unreadable from now on.
     pub fn seal(&mut self) {
         self.sealed = true;
     }
@@ -203,7 +203,7 @@ impl Pages<'_> {
     }
 }
 
-/// The same addresses, in ranges that neither overlap nor touch.
+/// Returns the same addresses in ranges that neither overlap nor touch.
 fn merged(ranges: BTreeSet<(u64, u64)>) -> Vec<(u64, u64)> {
     let mut out: Vec<(u64, u64)> = Vec::new();
     for (start, end) in ranges {
@@ -294,7 +294,7 @@ impl LiveTarget {
         &self.source
     }
 
-    /// The same target, but from now on only what was copied can be read.
+    /// Returns this target in a form in which only what was copied can be read.
     pub fn sealed(mut self) -> LiveTarget {
         (self.copied.again, self.copied.sealed) = (true, true);
         self.cache = Mutex::default();

@@ -34,7 +34,7 @@ pub enum Settled {
     Limit,
     /// The thread got a signal that the process does not ignore. It is delivered when the thread runs on.
     Signal(i32),
-    /// Stepping was not possible, for the given reason.
+    /// The thread could not be stepped, for the given reason.
     Refused(Refusal),
 }
 

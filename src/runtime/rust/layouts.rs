@@ -25,7 +25,7 @@ pub const DATAFUL: u64 = u64::MAX;
 
 /// Where the layouts of a host came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum LayoutOrigin {
     /// The host's debug info.
     Dwarf,
     /// The built-in table of this compiler version.

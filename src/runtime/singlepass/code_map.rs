@@ -11,7 +11,7 @@
 use super::Singlepass;
 use super::module::Module;
 use super::module::code;
-use super::module::code::{Home, Shape, Source};
+use super::module::code::{Home, InitialPlace, Shape};
 use super::module::places::Places;
 use crate::arch::x64;
 use crate::limits::{MAX_IMAGE_BYTES, MAX_SLOTS, MAX_SYMBOL_PLACES, MAX_TRAMPOLINE_BYTES};
@@ -225,9 +225,9 @@ fn variables(
                 Home::Frame(d) => Location::Frame(d - 16),
             };
             let before = match source {
-                Source::Register(reg) => Location::Register(reg),
-                Source::Argument(d) => Location::Frame(d),
-                Source::Zero => Location::Constant(0),
+                InitialPlace::Register(reg) => Location::Register(reg),
+                InitialPlace::Argument(d) => Location::Frame(d),
+                InitialPlace::Zero => Location::Constant(0),
             };
             let places = match map.locals.get(index) {
                 Some(WasmAbstractValue::Const(bits)) => vec![(0, end, Location::Constant(*bits))],
@@ -239,7 +239,7 @@ fn variables(
                 ty: types.get(index).copied(),
                 parameter: match params {
                     Some(count) => index < count,
-                    None => !matches!(source, Source::Zero),
+                    None => !matches!(source, InitialPlace::Zero),
                 },
                 places: places.into_iter().filter(|(from, to, _)| from < to).collect(),
             }

@@ -280,7 +280,7 @@ fn fits(code: &Code, module: usize, file: &CoreModule, memory: &dyn Memory) -> R
         }
     }
     if compared == 0 && code.info.is_err() {
-        return Err("the image keeps neither places nor a description that it could be compared with".into());
+        return Err("the image keeps neither positions nor a description that the file could be compared with".into());
     }
     let summary = match (compared > 0, code.info.is_ok(), has_data) {
         (true, true, true) => Compared::PositionsDescriptionData,

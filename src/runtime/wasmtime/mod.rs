@@ -85,12 +85,12 @@ pub struct Wasmtime {
     /// For each exit from Wasm that the runtime's own words led to: an instance of the store that was left. The key
     /// is the frame pointer of the exit trampoline.
     anchored: RefCell<HashMap<u64, u64>>,
-    /// The functions whose code was followed, by the address of their first byte. `None`: the code cannot be
+    /// The functions whose code was followed, by the address of their first byte. `None` if the code cannot be
     /// followed.
     flows: RefCell<HashMap<u64, Option<Rc<Flow>>>>,
     /// Indexes in `codes` of the images of which a walk met a frame of a Wasm function.
     ran: RefCell<BTreeSet<usize>>,
-    /// What the code says about each address that was asked for. `None`: it says nothing.
+    /// What the code says about each address that was asked for. `None` if it says nothing.
     facts: RefCell<HashMap<CodeAddress, Option<Rc<Facts>>>>,
 }
 
@@ -172,7 +172,7 @@ impl Wasmtime {
         Some(if tied.is_empty() { untied } else { tied })
     }
 
-    /// What the function has done, when it comes to `at`, with the registers that it was called with. `None`: the
+    /// What the function has done, when it comes to `at`, with the registers that it was called with. `None` if the
     /// code cannot be followed there.
     fn facts(&self, code: &Code, at: CodeAddress, memory: &dyn Memory) -> Option<Rc<Facts>> {
         if let Some(known) = self.facts.borrow().get(&at) {
@@ -298,7 +298,7 @@ impl Wasmtime {
     }
 }
 
-/// The key of a frame in the chain. `None`: its stack pointer is not known.
+/// The key of a frame in the chain. `None` if its stack pointer is not known.
 fn key(at: &Cursor) -> Option<(u64, u64)> {
     Some((at.address.raw(), at.registers.sp()?))
 }

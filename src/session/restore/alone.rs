@@ -134,7 +134,11 @@ mod tests {
             (None, None, "its registers are not known, so thread 6 may be"),
             (stack(&[(9, FramePointer)], End::Bottom), None, "frames before native code"),
             (stack(&[(9, Scan)], End::Bottom), None, "frames before native code"),
-            (stack(&[(9, Cfi)], lost()), None, "its stack cannot be followed to its end (0x9 is in no code"),
+            (
+                stack(&[(9, Cfi)], lost()),
+                None,
+                "its stack cannot be followed to its end (no executable memory is mapped at 0x9",
+            ),
             (stack(&[(9, Cfi)], End::Cycle), None, "its stack has no end"),
             (stack(&[(9, Cfi)], End::Limit(1)), None, "its stack has no end"),
         ];

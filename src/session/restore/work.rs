@@ -69,7 +69,7 @@ pub(super) struct Work<'a> {
     fail_back: Cell<usize>,
 }
 
-/// The way back of one step.
+/// How one step is undone.
 enum Undo {
     Unmap {
         address: u64,
@@ -253,7 +253,7 @@ impl<'a> Work<'a> {
         Ok(address)
     }
 
-    /// As [`Work::map`], at addresses below `limit`.
+    /// Maps memory as [`Work::map`] does, at addresses below `limit`.
     fn map_below(&self, limit: u64, len: u64, undo: &mut Vec<Undo>) -> Result<u64, String> {
         let mappings = self.thread.mappings().map_err(|e| format!("its mappings cannot be read: {e}"))?;
         let wanted = gap_below(&mappings, limit, len);

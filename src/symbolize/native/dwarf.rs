@@ -1,6 +1,6 @@
 //! Reads lines and inlined functions from DWARF.
 
-use super::excerpt::{Extent, Why, excerpt};
+use super::excerpt::{Extent, NoExcerpt, excerpt};
 use super::symbols::elf_files;
 use super::{NativeSymbol, demangle};
 use crate::limits;
@@ -271,12 +271,12 @@ impl<'a> Dwarf<'a> {
         let mut together: Vec<Extent> = together.into_iter().collect();
         while !together.is_empty() {
             let context = match self.excerpt(&together) {
-                Err(Why::TooDeep(units)) => {
+                Err(NoExcerpt::TooDeep(units)) => {
                     together.retain(|unit| !units.contains(unit));
                     units.into_iter().for_each(|unit| self.lines_only(unit));
                     continue;
                 }
-                Err(Why::Broken) => Rc::new(None),
+                Err(NoExcerpt::Broken) => Rc::new(None),
                 Ok(context) => Rc::new(Some(context)),
             };
             self.contexts.borrow_mut().extend(together.iter().map(|unit| (unit.0, Rc::clone(&context))));
@@ -346,12 +346,12 @@ impl<'a> Dwarf<'a> {
     }
 
     /// Makes one context of several units and the parts of other units that they need.
-    fn excerpt(&self, units: &[Extent]) -> Result<Context<'a>, Why> {
+    fn excerpt(&self, units: &[Extent]) -> Result<Context<'a>, NoExcerpt> {
         let mut dwarf = self.without_ranges();
-        let info = self.excerpts.keep(excerpt(&dwarf, &self.units.all, units)?).ok_or(Why::Broken)?;
+        let info = self.excerpts.keep(excerpt(&dwarf, &self.units.all, units)?).ok_or(NoExcerpt::Broken)?;
         dwarf.debug_info = gimli::DebugInfo::from(EndianSlice::new(info, LittleEndian));
         dwarf.populate_abbreviations_cache(gimli::AbbreviationsCacheStrategy::Duplicates);
-        Context::from_dwarf(dwarf).map_err(|_| Why::Broken)
+        Context::from_dwarf(dwarf).map_err(|_| NoExcerpt::Broken)
     }
 
     fn without_ranges(&self) -> gimli::Dwarf<Slice<'a>> {

@@ -34,7 +34,7 @@ const MOST: usize = 1 << 30;
 /// beginning where the one before ends. Fails with `Broken` if the section is damaged or there is no memory, and with
 /// `TooDeep` if there are units of which `addr2line` can read no functions ([`nesting`](crate::symbolize::nesting)):
 /// the error lists these units, and the caller must ask again without them.
-pub(super) fn excerpt(dwarf: &gimli::Dwarf<Slice<'_>>, all: &[Extent], wanted: &[Extent]) -> Result<Mmap, Why> {
+pub(super) fn excerpt(dwarf: &gimli::Dwarf<Slice<'_>>, all: &[Extent], wanted: &[Extent]) -> Result<Mmap, NoExcerpt> {
     let mut needs = Needs { dwarf, all, entries: BTreeMap::new(), tables: HashMap::new(), units: HashMap::new() };
     let mut open = Vec::new();
     let mut too_deep = Vec::new();
@@ -49,15 +49,15 @@ pub(super) fn excerpt(dwarf: &gimli::Dwarf<Slice<'_>>, all: &[Extent], wanted: &
         }
     }
     match (too_deep.is_empty(), is_broken) {
-        (false, _) => Err(Why::TooDeep(too_deep)),
-        (true, true) => Err(Why::Broken),
-        (true, false) => needs.complete(wanted, open).ok_or(Why::Broken),
+        (false, _) => Err(NoExcerpt::TooDeep(too_deep)),
+        (true, true) => Err(NoExcerpt::Broken),
+        (true, false) => needs.complete(wanted, open).ok_or(NoExcerpt::Broken),
     }
 }
 
 /// Why there is no excerpt.
 #[derive(Debug)]
-pub(super) enum Why {
+pub(super) enum NoExcerpt {
     TooDeep(Vec<Extent>),
     Broken,
 }

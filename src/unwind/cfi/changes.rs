@@ -7,7 +7,7 @@ use crate::unwind::FrameChange;
 use gimli::{CfaRule, EhFrame, LittleEndian, RegisterRule, UnwindContext, UnwindSection};
 
 impl Table<'_> {
-    /// See [`CfiUnwinder::changes`].
+    /// Does the work of [`CfiUnwinder::changes`].
     pub(super) fn changes(
         &self,
         machine: Machine,

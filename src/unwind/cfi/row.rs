@@ -212,7 +212,7 @@ impl FrameContext<'_> {
                 EvaluationResult::RequiresCallFrameCfa if cfa.is_some() => {
                     evaluation.resume_with_call_frame_cfa(cfa.unwrap_or_default())?
                 }
-                other => return Err(Failure::Broken(format!("an expression asks for {other:?}"))),
+                other => return Err(Failure::Broken(format!("an expression needs {other:?}"))),
             };
         }
         match evaluation.as_result() {

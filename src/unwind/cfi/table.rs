@@ -130,7 +130,7 @@ impl Table<'_> {
         }))
     }
 
-    /// See [`CfiUnwinder::function_before`].
+    /// Does the work of [`CfiUnwinder::function_before`] with one table.
     pub(super) fn function_before(&self, svma: u64) -> Option<(u64, u64)> {
         match self.kind {
             Kind::EhFrame => self.function_in(&EhFrame::new(&self.bytes, LittleEndian), svma),

@@ -38,7 +38,7 @@ use std::sync::Arc;
 /// What a search uses: what the user provides, and what earlier searches have learnt.
 #[derive(Clone, Default)]
 pub struct Search {
-    /// Only these routes are used; all routes if the list is empty.
+    /// The routes that are used. An empty list stands for all routes.
     pub routes: Vec<Route>,
     /// Artifact files: the path and the contents of each.
     pub artifacts: Vec<(PathBuf, Rc<[u8]>)>,
@@ -193,7 +193,7 @@ impl SinglepassProvider {
         if let Some(problems) = module.map.problems().filter(|problems| !problems.is_empty()) {
             let mut first = problems.iter().take(3).map(|(at, why)| format!("+{at:#x}: {why}"));
             let first: Vec<String> = first.by_ref().collect();
-            problem.push(format!("{} functions have broken maps ({})", problems.len(), first.join("; ")));
+            problem.push(format!("{} functions have broken state maps ({})", problems.len(), first.join("; ")));
         }
         if !anchor.patched.is_empty() {
             problem.push(format!("{} functions are redirected to another tier", anchor.patched.len()));
@@ -202,7 +202,7 @@ impl SinglepassProvider {
         if let Some(path) = &module.wasm_path {
             let compared = module.wasm_checks.join(", ");
             checks.push(format!(
-                "{} agrees with the process in {compared}; types of declared locals are on its word",
+                "{} agrees with the process in {compared}; types of declared locals are taken from it unchecked",
                 path.display()
             ));
         }
@@ -451,7 +451,7 @@ fn load(scene: &Scene<'_>, layouts: &HostLayouts, anchor: &Anchor) -> Result<Mod
     if map.total_size() as u64 > code_size {
         return Err(format!("its state map is for {} bytes of code, there are {code_size}", map.total_size()));
     }
-    let imports = u32::try_from(anchor.import_count).map_err(|_| "its number of imports is absurd")?;
+    let imports = u32::try_from(anchor.import_count).map_err(|_| "it would have more imports than any module can")?;
     let mut module = Module::new(
         (anchor.code_base, anchor.code_base.saturating_add(code_size)),
         map,

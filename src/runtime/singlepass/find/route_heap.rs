@@ -10,6 +10,7 @@
 use super::anchor::{Anchor, AnchorError, CodeStart, Route, believe, code_starts, confirm, is_special};
 use crate::limits;
 use crate::process::{Mapping, Target};
+use crate::runtime::rust::arc;
 use crate::runtime::singlepass::module::cache_image::{CacheImage, ImageBytes, MapSource, PAGE, total_size};
 use std::time::{Duration, Instant};
 
@@ -271,11 +272,9 @@ impl Search<'_> {
 /// Describes the reference counts before the payload of an `Arc`. Their absence proves nothing: the bytes may be a
 /// copy.
 fn arc_counts(target: &dyn Target, payload: u64) -> Option<String> {
-    let at = payload.checked_sub(16)?;
-    let (strong, weak) = (target.read_u64(at).ok()?, target.read_u64(at + 8).ok()?);
-    let small = 1..=limits::MAX_REFERENCES;
-    (small.contains(&strong) && small.contains(&weak))
-        .then(|| format!("the image is the payload of a live Arc at {at:#x} ({strong} strong, {weak} weak)"))
+    let at = payload.checked_sub(arc::COUNTS)?;
+    let (strong, weak) = arc::counts(target, at, limits::MAX_REFERENCES)?;
+    Some(format!("the image is the payload of a live Arc at {at:#x} ({strong} strong, {weak} weak)"))
 }
 
 /// Collects offsets of aligned words whose low half is a size in whole pages and whose high half is one of `firsts`

@@ -74,34 +74,34 @@ const BOUNDARY: &str = "BOUNDARY_REGISTER_PRESERVATION";
 /// up, but only after a variable to read was found.
 pub fn find(target: &dyn Target, objects: &Objects, layouts: Option<&Layouts>) -> TlsFindings {
     let mut out = TlsFindings::default();
-    let mut sources = Vec::new();
+    let mut with_variables = Vec::new();
     let executable = objects.executable();
     for object in objects.iter() {
         let main = executable.is_some_and(|e| std::ptr::eq(e, object));
-        if let Some(source) = Source::of(object, main) {
-            sources.push(source);
+        if let Some(found) = TlsObject::of(object, main) {
+            with_variables.push(found);
         }
     }
-    if sources.is_empty() {
+    if with_variables.is_empty() {
         out.note("no thread-local variables in the executable and none of the runtime's in a library".to_owned());
         return out;
     }
-    for source in &sources {
+    for found in &with_variables {
         let own;
         let layouts = match layouts {
             Some(given) => given,
-            None => match layouts_for(source.object, objects) {
+            None => match layouts_for(found.object, objects) {
                 Ok(found) => {
                     own = found;
                     &own
                 }
                 Err(why) => {
-                    out.note(format!("thread-local lists of {} not read: {why}", source.object.name()));
+                    out.note(format!("thread-local lists of {} not read: {why}", found.object.name()));
                     continue;
                 }
             },
         };
-        source.read(target, layouts, &mut out);
+        found.read(target, layouts, &mut out);
     }
     out
 }
@@ -111,7 +111,7 @@ fn layouts_for(object: &LoadedObject, objects: &Objects) -> Result<Layouts, Layo
 }
 
 /// An object that has thread-local variables to read.
-struct Source<'a> {
+struct TlsObject<'a> {
     object: &'a LoadedObject,
     segment: Segment,
     main: bool,
@@ -119,8 +119,8 @@ struct Source<'a> {
     boundary: Vec<Variable>,
 }
 
-impl<'a> Source<'a> {
-    fn of(object: &'a LoadedObject, main: bool) -> Option<Source<'a>> {
+impl<'a> TlsObject<'a> {
+    fn of(object: &'a LoadedObject, main: bool) -> Option<TlsObject<'a>> {
         let data = object.data.as_deref()?;
         let file = object::File::parse(data).ok()?;
         let segment = Segment::of(data)?;
@@ -134,7 +134,7 @@ impl<'a> Source<'a> {
             boundary = tls::variables(&debug, BOUNDARY);
         }
         // A library without symbols would have to be tried in every block of every thread, which is not worth it.
-        (main || !versions.is_empty()).then_some(Source { object, segment, main, versions, boundary })
+        (main || !versions.is_empty()).then_some(TlsObject { object, segment, main, versions, boundary })
     }
 
     fn read(&self, target: &dyn Target, layouts: &Layouts, out: &mut TlsFindings) {
@@ -447,7 +447,7 @@ mod tests {
     #[test]
     fn blocks_and_lists_have_an_end() {
         let object = object("/lib/x", 0, (0, 0), Vec::new());
-        let source = |size| Source {
+        let found = |size| TlsObject {
             object: &object,
             segment: Segment { address: 0, size, align: 8 },
             main: false,
@@ -459,9 +459,9 @@ mod tests {
         f.words(HEAP + 8, &[HEAP + 0x1000]);
         f.words(HEAP + 0x1000 - 16, &[limits::MAX_TLS_MODULES + 1]);
         f.words(HEAP + 0x1000, &vec![HEAP; 2 * (limits::MAX_TLS_MODULES as usize + 2)]);
-        assert_eq!(source(8).blocks(&f, HEAP).len() as u64, limits::MAX_TLS_MODULES);
+        assert_eq!(found(8).blocks(&f, HEAP).len() as u64, limits::MAX_TLS_MODULES);
         let sizes = [limits::MAX_TLS_BLOCK_TRIED, limits::MAX_TLS_BLOCK_TRIED + 8];
-        assert_eq!(sizes.map(|size| source(size).tried()), [limits::MAX_TLS_BLOCK_TRIED; 2]);
+        assert_eq!(sizes.map(|size| found(size).tried()), [limits::MAX_TLS_BLOCK_TRIED; 2]);
 
         // A list above the limit is refused without a note. A list of as many versions as allowed is read, and the
         // note says that not all of it is there.

@@ -10,6 +10,7 @@ use super::route_heap::deadline;
 use crate::arch::{Reg, x64};
 use crate::limits;
 use crate::process::{Mapping, Target};
+use crate::runtime::rust::arc;
 use crate::runtime::singlepass::module::cache_image::{CacheImage, ImageBytes, PAGE};
 use crate::runtime::singlepass::module::ctx::Ctx;
 use std::collections::{BTreeMap, BTreeSet};
@@ -292,20 +293,18 @@ fn cached_image<'a>(target: &'a dyn Target, [data, table]: [u64; 2]) -> Option<I
         return None;
     }
     let (arc, len) = (target.read_u64(data).ok()?, target.read_u64(data.checked_add(8)?).ok()?);
-    if !is_object(target, arc) || len > limits::MAX_IMAGE_BYTES || !counts(target, arc) {
+    if !is_object(target, arc) || len > limits::MAX_IMAGE_BYTES || !has_counts(target, arc) {
         return None;
     }
-    let address = arc.checked_add(16)?;
+    let address = arc.checked_add(arc::COUNTS)?;
     // Nothing is allocated for a length that leaves mapped memory.
     target.mapping_at(address.checked_add(len.checked_sub(1)?)?)?;
     Some(ImageBytes::Target { memory: target, address, len, exact: true })
 }
 
-/// Whether `arc` can be the address of an `Arc`'s reference counts, whose payload begins 16 bytes after it.
-fn counts(target: &dyn Target, arc: u64) -> bool {
-    let small = 1..=limits::MAX_REFERENCES;
-    let is_small = |a: u64| target.read_u64(a).is_ok_and(|n| small.contains(&n));
-    is_small(arc) && arc.checked_add(8).is_some_and(is_small)
+/// Whether `arc` can be the address of an `Arc`'s reference counts, as it is in the runtime's own structures.
+fn has_counts(target: &dyn Target, arc: u64) -> bool {
+    arc::counts(target, arc, limits::MAX_REFERENCES).is_some()
 }
 
 /// Finds the code of an image. The instance's function table says where that is. A module that defines no functions
@@ -339,7 +338,7 @@ fn executable_end(target: &dyn Target, address: u64) -> Option<u64> {
 /// `CodeMemory` is the code's address and size, in either order.
 fn execution_context(target: &dyn Target, words: &[u64], anchor: &Anchor) -> Option<String> {
     pairs(words, RUNNABLE_MODULE).find_map(|(offset, [arc, _])| {
-        if !is_object(target, arc) || !counts(target, arc) {
+        if !is_object(target, arc) || !has_counts(target, arc) {
             return None;
         }
         let data = target.read_u64(arc.checked_add(16)?).ok()?;

@@ -7,7 +7,7 @@ pub(super) mod recover;
 
 use super::Singlepass;
 use super::module::code;
-use super::module::code::{Cfa, Here, Home, Shape, Source, Stretch};
+use super::module::code::{Cfa, Here, Home, InitialPlace, Shape, Stretch};
 use super::module::{Location, Module};
 use crate::arch::{CodeAddress, Reg, Registers, x64};
 use crate::process::Memory;
@@ -27,7 +27,7 @@ use std::sync::Arc;
 pub const RUNTIME: &str = RuntimeName::Singlepass.as_str();
 
 /// The remark about the operands of a frame that is at the instruction behind a call.
-const RETURNED: &str = "the call before has returned: its result is not among the operands yet";
+const RETURNED: &str = "the call before this instruction has returned, and its result is not among the operands yet";
 
 fn bad_frame(at: &Cursor, why: impl Into<String>) -> Next {
     Next::Lost(UnwindError::BadFrame { address: at.address.raw(), runtime: RUNTIME, why: why.into() })
@@ -49,7 +49,7 @@ fn frame_address(registers: &Registers, cfa: Cfa) -> Result<u64, UnwindError> {
 pub fn step(module: &Module, at: &Cursor, memory: &dyn Memory) -> Next {
     let result = match module.locate(at.address.raw(), memory) {
         None => {
-            return bad_frame(at, "the address is in the module's code mapping, but in no function of its state map");
+            return bad_frame(at, "the address is in the module's code, but in no function of its state map");
         }
         Some(Location::Import(index)) => step_import(module, index, at, memory),
         Some(Location::Unreadable(why)) => return bad_frame(at, why),
@@ -185,7 +185,7 @@ pub fn describe(module: &Module, module_index: usize, at: &Cursor, memory: &dyn 
     match module.locate(at.address.raw(), memory) {
         None => {
             frame.kind = GuestKind::Trampoline;
-            frame.notes.push("in the module's code, but in no function of its state map".into());
+            frame.notes.push("the address is in the module's code, but in no function of its state map".into());
         }
         Some(Location::Unreadable(why)) => {
             frame.notes.push(format!("the state map of this function cannot be read: {why}"));
@@ -359,11 +359,11 @@ fn locals(
             Err(e) => return Slot::Unknown(Why::Frame(e.clone())),
         };
         match shape.pending(index, offset) {
-            Some(Source::Register(reg)) => return in_register(registers, reg),
-            Some(Source::Argument(displacement)) => {
+            Some(InitialPlace::Register(reg)) => return in_register(registers, reg),
+            Some(InitialPlace::Argument(displacement)) => {
                 return in_memory(memory, x64::RBP, cfa.wrapping_sub(16), displacement + 16);
             }
-            Some(Source::Zero) => return Slot::Known { bits: 0, place: Place::Constant },
+            Some(InitialPlace::Zero) => return Slot::Known { bits: 0, place: Place::Constant },
             None => {}
         }
         let rbp = cfa.wrapping_sub(16);
@@ -405,10 +405,10 @@ fn operands(
             // The state says how deep the frame is, and so do the registers. If they differ, one of them does not
             // belong to this frame.
             match (at.registers.get(x64::RBP), bottom) {
-                (Some(rbp), Some(bottom)) if rbp == bottom => Ok(stack),
-                (Some(rbp), Some(end)) => Err(Why::StateOfAnotherFrame { end, rbp }),
-                (None, _) => Err(Why::other("rbp is not known")),
-                (_, None) => Err(Why::other("the recorded state does not fit any frame")),
+                (_, Err(why)) => Err(why),
+                (None, _) => Err(Why::RegisterUnknown(x64::RBP)),
+                (Some(rbp), Ok(bottom)) if rbp == bottom => Ok(stack),
+                (Some(rbp), Ok(end)) => Err(Why::StateOfAnotherFrame { end, rbp }),
             }
         }
         Some(Err(e)) => Err(Why::BrokenState(e.clone())),
@@ -419,7 +419,7 @@ fn operands(
 }
 
 /// Locals and operands as the state map alone tells them (`state.rs: read_stack`), and the address at which the
-/// frame's saved rbp must be.
+/// frame's saved rbp must be, or why the frame cannot be read.
 fn point_values(
     state: &MachineState,
     map: &FunctionStateMap,
@@ -427,19 +427,23 @@ fn point_values(
     memory: &dyn Memory,
     local_types: &[ValType],
     stack_types: &[ValType],
-) -> (Vec<Value>, Vec<Value>, Option<u64>) {
+) -> (Vec<Value>, Vec<Value>, Result<u64, Why>) {
+    let nothing = |why| (Vec::new(), Vec::new(), Err(why));
     let registers = &at.registers;
-    let Some(sp) = registers.sp() else { return (Vec::new(), Vec::new(), None) };
+    let Some(sp) = registers.sp() else { return nothing(Why::RegisterUnknown(x64::RSP)) };
     let known = known_registers(registers);
     let mut word = |address: u64| memory.read_u64(address).ok();
-    let Ok(read) = read_frame(map, state, sp, known, &mut word) else { return (Vec::new(), Vec::new(), None) };
+    let read = match read_frame(map, state, sp, known, &mut word) {
+        Ok(read) => read,
+        Err(e) => return nothing(Why::BrokenState(e.to_string())),
+    };
     let value = |bits: Option<u64>, place: &ValuePlace, ty: Option<ValType>| -> Value {
         let at_address =
             |address: u64| Place::Memory { base: x64::RSP, offset: address.wrapping_sub(sp) as i64, address };
         let place = match place {
             ValuePlace::Register(index) => match from_index(RegisterIndex(*index)) {
                 Some(reg) => Ok(Place::Register { reg, saved_at: registers.saved_at(reg) }),
-                None => Err(Why::other("no such register")),
+                None => Err(Why::other("the state map names a register that does not exist")),
             },
             ValuePlace::Stack { address }
             | ValuePlace::HalfStack { address, .. }
@@ -450,7 +454,7 @@ fn point_values(
         let slot = match (bits, place) {
             (Some(bits), Ok(place)) => Slot::Known { bits: bits.into(), place },
             (_, Err(why)) => Slot::Unknown(why),
-            (None, Ok(_)) => Slot::Unknown(Why::other("not readable")),
+            (None, Ok(_)) => Slot::Unknown(Why::other("the word that holds it cannot be read")),
         };
         Value { ty, slot }
     };
@@ -464,7 +468,7 @@ fn point_values(
                 value(*bits, place, ty)
             })
             .collect(),
-        Some(read.saved_rbp_at),
+        Ok(read.saved_rbp_at),
     )
 }
 

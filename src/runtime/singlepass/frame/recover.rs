@@ -29,7 +29,7 @@ const ENTRY_RETURN: [u8; 6] = [0x48, 0x89, 0xec, 0x5d, 0x41, 0x5b];
 
 /// A Wasm frame on the stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Found {
+struct WasmFrame {
     /// Address of the word that holds the return address into this frame.
     slot: u64,
     /// The return address into this frame.
@@ -41,7 +41,7 @@ struct Found {
 /// What called a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Caller {
-    Wasm(Found),
+    Wasm(WasmFrame),
     Entry,
 }
 
@@ -61,7 +61,7 @@ pub fn recover(runtime: &Singlepass, at: &Cursor, memory: &dyn Memory) -> Option
     let chain = search.chain(first);
     let top = chain.last()?.rbp;
     // Frames of the chain that call through a table look like candidates themselves, so they are no rivals.
-    let rivals: Vec<Vec<Found>> = candidates
+    let rivals: Vec<Vec<WasmFrame>> = candidates
         .take_while(|c| c.slot < top)
         .filter(|c| !chain.contains(c))
         .take(MAX_RECOVERY_CHAIN)
@@ -90,7 +90,7 @@ struct Search<'a> {
 
 impl Search<'_> {
     /// The frame to which the return address `word` at `slot` leads, if native code was called from that frame.
-    fn youngest(&self, slot: u64, word: u64) -> Option<Found> {
+    fn youngest(&self, slot: u64, word: u64) -> Option<WasmFrame> {
         let (module, _) = self.call(word)?;
         let goes_out = match self.call_target(word) {
             Some(target) => matches!(module.locate(target, self.memory), Some(Location::Import(_))),
@@ -100,11 +100,11 @@ impl Search<'_> {
     }
 
     /// The frame to which the return address `word` at `slot` leads, if the words above that frame fit.
-    fn frame(&self, slot: u64, word: u64) -> Option<Found> {
+    fn frame(&self, slot: u64, word: u64) -> Option<WasmFrame> {
         let (module, call) = self.call(word)?;
         let behind = slot.checked_add(8)?;
         let fits = |rbp: u64| {
-            let frame = Found { slot, address: word, rbp };
+            let frame = WasmFrame { slot, address: word, rbp };
             self.caller(frame, &call, module).map(|_| frame)
         };
         match call.size {
@@ -121,7 +121,7 @@ impl Search<'_> {
     }
 
     /// What called `frame`, if it fits. The frame itself has made `call`, in `module`.
-    fn caller(&self, frame: Found, call: &Call, module: &Module) -> Option<Caller> {
+    fn caller(&self, frame: WasmFrame, call: &Call, module: &Module) -> Option<Caller> {
         let saved = self.memory.read_u64(frame.rbp).ok()?;
         let slot = frame.rbp.checked_add(8)?;
         let above = self.memory.read_u64(slot).ok()?;
@@ -134,7 +134,7 @@ impl Search<'_> {
                 Some(size) => behind.checked_add(size)? == saved,
                 None => behind.checked_add(upper.least)? <= saved && saved - behind < MAX_ENTRY_FRAME,
             };
-            return (calls_it && ends).then_some(Caller::Wasm(Found { slot, address: above, rbp: saved }));
+            return (calls_it && ends).then_some(Caller::Wasm(WasmFrame { slot, address: above, rbp: saved }));
         }
         let mut bytes = [0; ENTRY_RETURN.len()];
         self.memory.read(above, &mut bytes).ok()?;
@@ -143,7 +143,7 @@ impl Search<'_> {
     }
 
     /// `frame` and its callers, up to the first that does not fit.
-    fn chain(&self, frame: Found) -> Vec<Found> {
+    fn chain(&self, frame: WasmFrame) -> Vec<WasmFrame> {
         let mut chain = vec![frame];
         let mut current = frame;
         while chain.len() < MAX_RECOVERY_CHAIN {

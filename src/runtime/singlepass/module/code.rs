@@ -34,12 +34,12 @@ pub const PATCH_POINT: u64 = 37;
 /// Homes of the first four locals, whether integer or float (`machine.rs: get_local_location`).
 pub const REGISTER_HOMES: [Reg; 4] = [x64::R12, x64::R13, x64::R14, x64::RBX];
 
-/// Where a local is in the body of a function.
+/// Where a local is kept in the body of a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Home {
-    /// In this callee-saved register.
+    /// The local is in this callee-saved register.
     Register(Reg),
-    /// At this (negative) byte offset from `rbp`.
+    /// The local is at this (negative) byte offset from `rbp`.
     Frame(i64),
 }
 
@@ -53,10 +53,10 @@ pub fn home(index: usize) -> Home {
 
 /// Where the value of a local is before the prologue has moved it home.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// In this argument register.
+pub enum InitialPlace {
+    /// The value is in this argument register.
     Register(Reg),
-    /// On the stack as an argument, at this byte offset from the CFA.
+    /// The value is an argument on the stack, at this byte offset from the CFA.
     Argument(i64),
     /// The local is no parameter but a declared one, whose value is zero by definition.
     Zero,
@@ -65,13 +65,13 @@ pub enum Source {
 /// How the canonical frame address (CFA) is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cfa {
-    /// `rsp` plus this number.
+    /// The CFA is `rsp` plus this number.
     Rsp(i64),
-    /// `rbp` plus 16.
+    /// The CFA is `rbp` plus 16.
     Rbp,
 }
 
-/// What holds when the pc is at a certain instruction of a function.
+/// What is known of the frame of a function whose pc is at a certain instruction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Here {
     /// How the frame address is computed here.
@@ -101,7 +101,7 @@ pub struct Shape {
     /// Offset behind `mov rbp, rsp`.
     framed: u64,
     /// For each local: the offset behind the instruction that brings it home, and where it comes from.
-    moves: Vec<(u64, Source)>,
+    moves: Vec<(u64, InitialPlace)>,
     /// Offset behind `mov r15, rdi`.
     vmctx: u64,
     /// Offset of the first instruction of the body.
@@ -254,14 +254,14 @@ impl Shape {
                 let argument = argument(index);
                 let home = home(index);
                 let source = if vmctx.is_some() {
-                    (is_home(&i, home) && immediate(&i, 1) == Some(0)).then_some(Source::Zero)
+                    (is_home(&i, home) && immediate(&i, 1) == Some(0)).then_some(InitialPlace::Zero)
                 } else {
                     match argument {
-                        Source::Register(r) => {
+                        InitialPlace::Register(r) => {
                             (is_home(&i, home) && i.op1_kind() == OpKind::Register && gpr(i.op1_register()) == Some(r))
                                 .then_some(argument)
                         }
-                        Source::Argument(d) => {
+                        InitialPlace::Argument(d) => {
                             // The argument passes through rax if its home is in memory too.
                             let from_stack =
                                 |i: &Instruction| i.op1_kind() == OpKind::Memory && rbp_memory(i) == Some(d + 16);
@@ -280,7 +280,7 @@ impl Shape {
                                 None
                             }
                         }
-                        Source::Zero => None,
+                        InitialPlace::Zero => None,
                     }
                 };
                 match source {
@@ -300,7 +300,7 @@ impl Shape {
         Ok(Shape { pushed, framed, moves, vmctx: vmctx.unwrap_or(body), body, epilogue, preserved, pushes })
     }
 
-    /// What holds at `offset` bytes from the function's start.
+    /// What is known of the frame when the pc is `offset` bytes behind the function's start.
     pub fn at(&self, offset: u64) -> Here {
         if offset < self.pushed {
             return Here { cfa: Cfa::Rsp(8), rbp_saved: false, stretch: Stretch::Prologue };
@@ -324,7 +324,7 @@ impl Shape {
 
     /// Where local `index` is if the pc is in the prologue, before the instruction that moves it home. `None` if it
     /// is home.
-    pub fn pending(&self, index: usize, offset: u64) -> Option<Source> {
+    pub fn pending(&self, index: usize, offset: u64) -> Option<InitialPlace> {
         self.moves.get(index).filter(|(end, _)| offset < *end).map(|&(_, source)| source)
     }
 
@@ -349,7 +349,7 @@ impl Shape {
     }
 
     /// For each local: the offset behind the instruction that brings it home, and where it comes from.
-    pub fn moves(&self) -> &[(u64, Source)] {
+    pub fn moves(&self) -> &[(u64, InitialPlace)] {
         &self.moves
     }
 
@@ -367,12 +367,12 @@ impl Shape {
 
 /// Where argument `index` arrives (0-based, vmctx not counted; `machine.rs: get_param_location`). vmctx itself is in
 /// rdi.
-fn argument(index: usize) -> Source {
+fn argument(index: usize) -> InitialPlace {
     const REGISTERS: [Reg; 5] = [x64::RSI, x64::RDX, x64::RCX, x64::R8, x64::R9];
     match REGISTERS.get(index) {
-        Some(&r) => Source::Register(r),
+        Some(&r) => InitialPlace::Register(r),
         // [rbp + 16 + n] is [CFA + n].
-        None => Source::Argument(((index - REGISTERS.len()) * 8) as i64),
+        None => InitialPlace::Argument(((index - REGISTERS.len()) * 8) as i64),
     }
 }
 
@@ -494,15 +494,15 @@ pub(in crate::runtime::singlepass) mod tests {
     fn a_local_is_at_its_source_until_its_move_has_been_executed() {
         let (code, at) = nine_locals();
         let s = Shape::decode(&code, 9).unwrap();
-        assert_eq!(s.pending(0, 0), Some(Source::Register(x64::RSI)));
-        assert_eq!(s.pending(0, at[8]), Some(Source::Register(x64::RSI)));
+        assert_eq!(s.pending(0, 0), Some(InitialPlace::Register(x64::RSI)));
+        assert_eq!(s.pending(0, at[8]), Some(InitialPlace::Register(x64::RSI)));
         assert_eq!(s.pending(0, at[9]), None);
-        assert_eq!(s.pending(4, at[12]), Some(Source::Register(x64::R9)));
+        assert_eq!(s.pending(4, at[12]), Some(InitialPlace::Register(x64::R9)));
         // Local 5 passes through rax: it is home only after the second move.
-        assert_eq!(s.pending(5, at[14]), Some(Source::Argument(0)));
+        assert_eq!(s.pending(5, at[14]), Some(InitialPlace::Argument(0)));
         assert_eq!(s.pending(5, at[15]), None);
-        assert_eq!(s.pending(6, at[16]), Some(Source::Argument(8)));
-        assert_eq!(s.pending(8, at[19]), Some(Source::Zero));
+        assert_eq!(s.pending(6, at[16]), Some(InitialPlace::Argument(8)));
+        assert_eq!(s.pending(8, at[19]), Some(InitialPlace::Zero));
         assert_eq!(s.pending(8, at[20]), None);
         assert_eq!((s.vmctx(at[17]), s.vmctx(at[18])), (x64::RDI, x64::R15));
     }

@@ -9,7 +9,9 @@ use super::info::Export;
 use super::layouts::{Layouts, ModuleLayout};
 use crate::limits;
 use crate::process::{Memory, Target};
+use crate::runtime::rust::hash_map::{self, TableLayout};
 use crate::runtime::rust::memory::{Budgeted, Elements, StructureError, VecLayout, View, vec_header};
+use crate::runtime::rust::{arc, string};
 use crate::wasm::{Declarations, ExternKind, MemoryDecl, TableDecl, ValType};
 
 /// The value of a field, or why it could not be read.
@@ -139,7 +141,7 @@ pub fn read_module_info(
         data: reader.data(),
         name_section: reader.name_section(),
         em_symbol_map: reader.em_symbol_map(),
-        backend: reader.string("backend", reader.info, l.info_backend),
+        backend: string::exact(&reader.heap, "backend", reader.info, l.info_backend, reader.vec),
     })
 }
 
@@ -156,16 +158,13 @@ pub struct ModuleCode {
 
 /// Follows an `Arc<Box<dyn RunnableModule>>` to its context, if that looks like singlepass's: it needs reference
 /// counts, a vtable that is data, and code that is executable anonymous memory.
-pub fn context_of_runnable(target: &dyn Target, layouts: &Layouts, arc: u64) -> Option<ModuleCode> {
+pub fn context_of_runnable(target: &dyn Target, layouts: &Layouts, runnable: u64) -> Option<ModuleCode> {
     let word = |address: u64| target.read_u64(address).ok();
-    if arc == 0 || !arc.is_multiple_of(8) {
+    if runnable == 0 || !runnable.is_multiple_of(8) {
         return None;
     }
-    let (strong, weak) = (word(arc)?, word(arc.checked_add(8)?)?);
-    if strong == 0 || weak == 0 || strong > 1 << 32 || weak > 1 << 32 {
-        return None;
-    }
-    let fat = arc.checked_add(layouts.module.arc_data)?;
+    arc::counts(target, runnable, 1 << 32)?;
+    let fat = runnable.checked_add(layouts.module.arc_data)?;
     let (data, vtable) = (word(fat)?, word(fat.checked_add(8)?)?);
     // The vtable need not lie in a file: a core that does not name its files has anonymous mappings only.
     target.mapping_at(vtable).filter(|m| !m.execute)?;
@@ -184,23 +183,12 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Reads the bytes of a string.
     fn text(&self, what: &'static str, view: View<'_>, at: u64) -> Field<Vec<u8>> {
-        Ok(self.heap.vec(what, view, at, self.vec, 1, limits::MAX_STRING_BYTES)?.bytes)
+        string::bytes(&self.heap, what, view, at, self.vec)
     }
 
-    /// Reads one of many names. A name that is not UTF-8 does not cost the others.
     fn name(&self, what: &'static str, view: View<'_>, at: u64) -> Field<String> {
-        Ok(String::from_utf8_lossy(&self.text(what, view, at)?).into_owned())
-    }
-
-    fn string(&self, what: &'static str, view: View<'_>, at: u64) -> Field<String> {
-        String::from_utf8(self.text(what, view, at)?).map_err(|e| StructureError::Implausible {
-            what,
-            address: view.address.wrapping_add(at),
-            field: "UTF-8 up to",
-            value: e.utf8_error().valid_up_to() as u64,
-        })
+        string::lossy(&self.heap, what, view, at, self.vec)
     }
 
     fn types(&self, view: View<'_>, at: u64) -> Field<Vec<ValType>> {
@@ -430,38 +418,14 @@ impl Reader<'_> {
 
     /// Calls `visit` with each full bucket of the hash table at offset `at`, until it returns false. A bucket has
     /// `size` bytes.
-    ///
-    /// std's table (hashbrown) has one control byte per bucket, with the top bit clear where the bucket is full.
-    /// Bucket i lies `i + 1` sizes *below* the control bytes.
     fn buckets(
         &self,
         what: &'static str,
         at: u64,
         size: u64,
-        visit: &mut dyn FnMut(View<'_>) -> Result<bool, StructureError>,
-    ) -> Result<(), StructureError> {
-        let l = self.l;
-        let (ctrl, mask, items) =
-            (self.info.u64(at + l.table_ctrl)?, self.info.u64(at + l.table_mask)?, self.info.u64(at + l.table_items)?);
-        if items == 0 {
-            return Ok(());
-        }
-        let buckets = mask.checked_add(1).filter(|b| b.is_power_of_two() && *b <= limits::MAX_HASH_BUCKETS);
-        let Some(buckets) = buckets.filter(|b| items <= *b) else { return Err(self.info.bad(what, mask)) };
-        let control = self.heap.read(what, ctrl, buckets)?;
-        let full = control.iter().filter(|&&c| c & 0x80 == 0).count() as u64;
-        if full != items {
-            return Err(self.info.bad(what, items));
-        }
-        for (i, _) in control.iter().enumerate().filter(|(_, c)| **c & 0x80 == 0) {
-            let below = (i as u64 + 1).checked_mul(size).and_then(|b| ctrl.checked_sub(b));
-            let address = below.ok_or_else(|| self.info.bad(what, ctrl))?;
-            let bytes = self.heap.read(what, address, size)?;
-            if !visit(View::new(what, address, &bytes))? {
-                break;
-            }
-        }
-        Ok(())
+        visit: &mut dyn FnMut(View<'_>) -> Field<bool>,
+    ) -> Field<()> {
+        hash_map::full_buckets(&self.heap, what, self.info, (at, TableLayout::from(self.l)), size, visit)
     }
 
     fn name_section(&self) -> Field<Option<Vec<u8>>> {
@@ -516,7 +480,7 @@ mod tests {
     use crate::unwind::testing::Pieces;
 
     #[test]
-    fn strings_tables_and_all_of_it_have_an_end() {
+    fn so_many_bytes_are_read_of_one_module() {
         let layouts = Layouts::for_compiler("1.95.0").unwrap();
         let none = Pieces::default();
         for (more, expected) in [(0, false), (1, true)] {
@@ -524,33 +488,6 @@ mod tests {
             (layouts.module.inner_info, layouts.module.info_size) = (0, limits::MAX_MODULE_INFO_BYTES + more);
             let found = read_module_info(&none, &layouts, 0x1000).err();
             assert_eq!(matches!(found, Some(StructureError::TooLarge { .. })), expected);
-        }
-
-        let l = &layouts.module;
-        // Makes a structure of zeros with these words at these offsets.
-        let with = |words: &[(u64, u64)]| {
-            let mut bytes = vec![0; l.info_size as usize];
-            for (at, word) in words {
-                bytes[*at as usize..][..8].copy_from_slice(&word.to_le_bytes());
-            }
-            bytes
-        };
-        // What is above a limit is refused before memory is read.
-        let refused = |found: StructureError| matches!(found, StructureError::Implausible { .. });
-        let heap = || Budgeted::new(&none, limits::MAX_MODULE_INFO_BYTES);
-        for (more, expected) in [(0, false), (1, true)] {
-            let len = limits::MAX_STRING_BYTES as u64 + more;
-            let bytes = with(&[(l.vec_ptr, 0x1000), (l.vec_cap, len), (l.vec_len, len)]);
-            let info = View::new("ModuleInfo", 0x1000, &bytes);
-            let reader = Reader { heap: heap(), l, vec: VecLayout::from(l), info };
-            assert_eq!(refused(reader.string("name", info, 0).unwrap_err()), expected);
-
-            let mask = limits::MAX_HASH_BUCKETS * (1 + more) - 1;
-            let at = l.info_custom_sections;
-            let bytes = with(&[(at + l.table_ctrl, 0x1000), (at + l.table_mask, mask), (at + l.table_items, 1)]);
-            let info = View::new("ModuleInfo", 0x1000, &bytes);
-            let reader = Reader { heap: heap(), l, vec: VecLayout::from(l), info };
-            assert_eq!(refused(reader.name_section().unwrap_err()), expected);
         }
     }
 }

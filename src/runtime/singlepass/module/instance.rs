@@ -13,7 +13,7 @@ use std::sync::Arc;
 fn element(array: u64, index: u64, memory: &dyn Memory) -> Result<u64, Why> {
     let at =
         index.checked_mul(8).and_then(|o| array.checked_add(o)).filter(|_| index < MAX_INSTANCE_ARRAY && array != 0);
-    memory.read_u64(at.ok_or_else(|| Why::other("the instance has no such thing"))?).map_err(Why::Memory)
+    memory.read_u64(at.ok_or_else(|| Why::other("the instance's arrays have no such element"))?).map_err(Why::Memory)
 }
 
 /// Reads the pointer to memory, table or global `index`. Imported ones come first in the index space; an instance has
@@ -68,7 +68,7 @@ pub fn table(module: &Module, instance: u64, index: u32, memory: &dyn Memory) ->
 pub fn check(module: &Module, instance: u64, memory: &dyn Memory) -> Result<(), Why> {
     let ctx = Ctx::read(memory, instance).map_err(Why::Memory)?;
     match module.inner {
-        Some(inner) if inner != ctx.module => Err(Why::other("what is there is no instance of this module")),
+        Some(inner) if inner != ctx.module => Err(Why::other("the instance at this address belongs to another module")),
         _ => Ok(()),
     }
 }

@@ -1,7 +1,8 @@
 //! Layouts of the runtime's own Rust structures in a host (see [`crate::runtime::rust::layouts`]).
 
 use crate::process::objects::{LoadedObject, Objects};
-use crate::runtime::rust::layouts::{LayoutError, Source, compilers, offsets, with_types};
+use crate::runtime::rust::hash_map::TableLayout;
+use crate::runtime::rust::layouts::{LayoutError, LayoutOrigin, compilers, offsets, with_types};
 use crate::runtime::rust::memory::VecLayout;
 
 /// Compiler versions with a column in the table.
@@ -286,7 +287,7 @@ pub struct Layouts {
     /// Layout of the backend's context.
     pub context: ContextLayout,
     /// Where the layouts came from.
-    pub source: Source,
+    pub origin: LayoutOrigin,
     /// Why the host's debug info was not used, where there is some but it is incomplete.
     pub notes: Vec<String>,
 }
@@ -299,7 +300,7 @@ impl Layouts {
             state: StateLayout::RUSTC_1_95_0,
             module: ModuleLayout::RUSTC_1_95_0,
             context: ContextLayout::RUSTC_1_95_0,
-            source: Source::Table(known),
+            origin: LayoutOrigin::Table(known),
             notes: Vec::new(),
         })
     }
@@ -349,6 +350,12 @@ impl From<&ModuleLayout> for VecLayout {
     }
 }
 
+impl From<&ModuleLayout> for TableLayout {
+    fn from(l: &ModuleLayout) -> TableLayout {
+        TableLayout { ctrl: l.table_ctrl, mask: l.table_mask, items: l.table_items }
+    }
+}
+
 /// Names of the types that are searched for. All other types are reached from these.
 const ROOTS: [&str; 6] =
     ["CodeVersion", "ModuleStateMap", "FunctionStateMap", "ModuleInner", "ModuleInfo", "X64ExecutionContext"];
@@ -363,7 +370,7 @@ pub fn from_dwarf(elf: &[u8]) -> Result<Option<Layouts>, String> {
             state,
             module: ModuleLayout::from_types(types)?,
             context: ContextLayout::from_types(types)?,
-            source: Source::Dwarf,
+            origin: LayoutOrigin::Dwarf,
             notes: Vec::new(),
         })
     })

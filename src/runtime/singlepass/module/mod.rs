@@ -74,7 +74,7 @@ pub struct Module {
     pub names: Names,
     /// Each thing in which the user's `.wasm` was compared with the process and agrees.
     pub wasm_checks: Vec<String>,
-    /// The same in a word.
+    /// What was compared of the user's `.wasm` and agrees, in a word.
     pub wasm_compared: Option<Compared>,
     /// The user's `.wasm`, checked against the map.
     pub wasm: Option<Rc<WasmModule>>,
@@ -89,9 +89,9 @@ pub struct Module {
 
 /// Where in a module's code an address is.
 pub enum Location<'m> {
-    /// In the trampoline of the imported function with this index.
+    /// The address is in the trampoline of the imported function with this index.
     Import(u32),
-    /// In a compiled function.
+    /// The address is in a compiled function.
     Function {
         /// Byte offset of the function's start in the module's code.
         start: u64,
@@ -102,7 +102,7 @@ pub enum Location<'m> {
         /// The state map of the function itself.
         map: &'m FunctionStateMap,
     },
-    /// In a function whose state map cannot be read, with the reason.
+    /// The address is in a function whose state map cannot be read, for the given reason.
     Unreadable(String),
 }
 
@@ -335,11 +335,7 @@ impl Module {
 
     /// What the module declares. Each part that is not known says why.
     pub fn declared(&self) -> Declared {
-        let unknown = |what: &str| {
-            Why::Other(format!(
-                "the module's description was not found in the target, so its {what} are not known (--wasm FILE)"
-            ))
-        };
+        let unknown = |what: &'static str| Why::NoDescription { what };
         let from_wasm = self.wasm.as_ref().map(|w| w.declarations());
         let memories = self.memories().map(|(imported, own)| {
             let count = imported.saturating_add(own).min(crate::limits::MAX_SLOTS as u64) as usize;

@@ -17,11 +17,11 @@ use std::collections::BTreeMap;
 /// Where the pieces of one image's code come from.
 pub struct Origins<'c> {
     code: &'c Code,
-    /// The `.wasm` file that places count in. In a component they count from the component's start, and the component
+    /// The `.wasm` file that positions count in. In a component they count from the component's start, and the component
     /// is not at hand: then this is `None`.
     wasm: Option<&'c WasmModule>,
     sources: Sources<'c>,
-    /// The address map: code offsets, and places in the Wasm file.
+    /// The address map: code offsets, and positions in the Wasm file.
     places: Vec<(u32, Option<FilePos>)>,
 }
 

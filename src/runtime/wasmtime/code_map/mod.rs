@@ -45,7 +45,7 @@ pub(crate) fn code_map(runtime: &Wasmtime, detail: &Detail, memory: &dyn Memory)
 }
 
 /// A hash of what all copies of an image have in common. With `guest_debug` each store has its own copy (`code.rs:
-/// StoreCode::new`). `None`: the image has no table of frames.
+/// StoreCode::new`). `None` if the image has no table of frames.
 fn content(code: &Code) -> Option<u64> {
     let frames = code.frames()?;
     let text = code.image.text();

@@ -21,12 +21,12 @@ use crate::bytes::Bytes;
 /// What `.wasmtime.engine` tells about the compiler.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Engine {
-    /// The version as it was written ("48", "36.0.20", or what the embedder chose). `None`: the version is hidden
+    /// The version as it was written ("48", "36.0.20", or what the embedder chose). `None` if the version is hidden
     /// (`ModuleVersionStrategy::None`).
     pub version: Option<String>,
     /// The target triple ("x86_64-unknown-linux-gnu").
     pub target: Option<String>,
-    /// What the compiler could inline. `None`: not known.
+    /// What the compiler could inline. `None` if it is not known.
     pub inlining: Option<Inlining>,
 }
 
@@ -61,13 +61,13 @@ impl Engine {
 /// Which calls the compiler could replace by the code of the function that is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Inlining {
-    /// No calls that would show in a stack.
+    /// The compiler could replace no calls that would show in a stack.
     Nothing,
-    /// Calls between the modules of a component.
+    /// The compiler could replace calls between the modules of a component.
     BetweenModules,
     /// Calls between the modules of a component, and calls within a module that uses the GC heap.
     BetweenModulesAndGc,
-    /// All calls.
+    /// The compiler could replace any call.
     Everything,
 }
 

@@ -168,7 +168,7 @@ fn number(s: &str) -> Option<(u32, usize)> {
 /// name of a symbol is only parsed when its piece is asked for.
 #[derive(Clone, Debug)]
 pub struct FunctionTable {
-    places: Vec<Place>,
+    pieces: Vec<CodePiece>,
     kinds: Kinds,
     /// Modules with this index or a higher one are not believed to exist.
     modules: u32,
@@ -191,7 +191,7 @@ pub struct WasmPiece {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct CodePiece {
     pub(super) start: u32,
     pub(super) len: u32,
     /// Where the name of the piece's symbol begins in the strings, or the index of the piece's kind.
@@ -201,7 +201,7 @@ pub(super) struct Place {
 /// How the kinds of the pieces are told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Kinds {
-    /// By the names of symbols, which are in this string table.
+    /// The kinds are told by the names of symbols, which are in this string table.
     Symbols(Vec<u8>),
     Known(Vec<FunctionKind>),
 }
@@ -215,14 +215,14 @@ impl Default for FunctionTable {
 impl FunctionTable {
     /// Makes a table of these functions, sorted.
     pub fn new(functions: Vec<Function>) -> FunctionTable {
-        let place = |(f, kind): (&Function, u32)| Place { start: f.start, len: f.len, kind };
-        let places = functions.iter().zip(0..).map(place).collect();
-        FunctionTable::sorted(places, Kinds::Known(functions.into_iter().map(|f| f.kind).collect()))
+        let piece = |(f, kind): (&Function, u32)| CodePiece { start: f.start, len: f.len, kind };
+        let pieces = functions.iter().zip(0..).map(piece).collect();
+        FunctionTable::sorted(pieces, Kinds::Known(functions.into_iter().map(|f| f.kind).collect()))
     }
 
-    pub(super) fn sorted(mut places: Vec<Place>, kinds: Kinds) -> FunctionTable {
-        places.sort_by_key(|p| (p.start, p.len));
-        FunctionTable { places, kinds, modules: MAX_IMAGE_MODULES, named: OnceLock::new() }
+    pub(super) fn sorted(mut pieces: Vec<CodePiece>, kinds: Kinds) -> FunctionTable {
+        pieces.sort_by_key(|p| (p.start, p.len));
+        FunctionTable { pieces, kinds, modules: MAX_IMAGE_MODULES, named: OnceLock::new() }
     }
 
     /// Believes that the image has so many modules: code that is said to be of another module counts as code with a
@@ -235,33 +235,33 @@ impl FunctionTable {
 
     /// Number of pieces.
     pub fn len(&self) -> usize {
-        self.places.len()
+        self.pieces.len()
     }
 
     /// Whether there are no pieces.
     pub fn is_empty(&self) -> bool {
-        self.places.is_empty()
+        self.pieces.is_empty()
     }
 
     /// Offset and length in bytes of the piece with this number.
-    pub fn place(&self, number: usize) -> Option<(u32, u32)> {
-        self.places.get(number).map(|place| (place.start, place.len))
+    pub fn piece(&self, number: usize) -> Option<(u32, u32)> {
+        self.pieces.get(number).map(|piece| (piece.start, piece.len))
     }
 
     /// All pieces. The name of each is parsed when the iterator comes to it.
     pub fn iter(&self) -> impl Iterator<Item = Function> + '_ {
-        self.places.iter().map(|place| self.function(place))
+        self.pieces.iter().map(|piece| self.function(piece))
     }
 
     /// The pieces that are Wasm functions. Their names are not copied.
     pub fn wasm(&self) -> impl Iterator<Item = WasmPiece> + '_ {
-        self.places.iter().enumerate().filter_map(|(number, place)| {
+        self.pieces.iter().enumerate().filter_map(|(number, piece)| {
             let (module, function, named) = match &self.kinds {
                 Kinds::Symbols(strings) => {
-                    let symbol = String::from_utf8_lossy(symbol_at(strings, place.kind)?);
+                    let symbol = String::from_utf8_lossy(symbol_at(strings, piece.kind)?);
                     wasm_symbol(&symbol).map(|s| (s.module, s.function, s.name.is_some()))?
                 }
-                Kinds::Known(kinds) => match kinds.get(place.kind as usize)? {
+                Kinds::Known(kinds) => match kinds.get(piece.kind as usize)? {
                     FunctionKind::Wasm { module, function, name } => (*module, *function, name.is_some()),
                     _ => return None,
                 },
@@ -284,7 +284,7 @@ impl FunctionTable {
 
     // Name of the Wasm function whose piece has this number in the table.
     fn wasm_name(&self, number: usize) -> Option<String> {
-        match self.function(self.places.get(number)?).kind {
+        match self.function(self.pieces.get(number)?).kind {
             FunctionKind::Wasm { name, .. } => name,
             _ => None,
         }
@@ -292,31 +292,31 @@ impl FunctionTable {
 
     /// The piece that covers an offset from the start of the code. For a return address, ask for one byte before it.
     pub fn at(&self, text_offset: u32) -> Option<Function> {
-        let behind = self.places.partition_point(|p| p.start <= text_offset);
-        let place = self.places[..behind].last().filter(|p| text_offset - p.start < p.len)?;
-        Some(self.function(place))
+        let behind = self.pieces.partition_point(|p| p.start <= text_offset);
+        let piece = self.pieces[..behind].last().filter(|p| text_offset - p.start < p.len)?;
+        Some(self.function(piece))
     }
 
-    fn function(&self, place: &Place) -> Function {
+    fn function(&self, piece: &CodePiece) -> Function {
         let kind = match &self.kinds {
             Kinds::Symbols(strings) => {
-                let name = String::from_utf8_lossy(symbol_at(strings, place.kind).unwrap_or_default());
+                let name = String::from_utf8_lossy(symbol_at(strings, piece.kind).unwrap_or_default());
                 let kind = FunctionKind::of_symbol(&name);
                 match kind.module().is_some_and(|module| module >= self.modules) {
                     true => FunctionKind::Other(name.into_owned()),
                     false => kind,
                 }
             }
-            // The constructor makes places and kinds together, so each place has its kind.
+            // The constructor makes pieces and kinds together, so each piece has its kind.
             Kinds::Known(kinds) => {
-                kinds.get(place.kind as usize).cloned().unwrap_or(FunctionKind::Other(String::new()))
+                kinds.get(piece.kind as usize).cloned().unwrap_or(FunctionKind::Other(String::new()))
             }
         };
         let kind = match kind.module() {
             Some(module) if module >= self.modules => kind.of_no_module(),
             _ => kind,
         };
-        Function { start: place.start, len: place.len, kind }
+        Function { start: piece.start, len: piece.len, kind }
     }
 }
 

@@ -16,13 +16,13 @@ mod shape;
 pub mod version;
 
 pub use self::engine::Engine;
-pub use self::functions::{Function, FunctionKind, FunctionTable, WasmPiece};
+pub use self::functions::{Function, FunctionKind, FunctionTable};
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use self::functions::{Kinds, Place, symbol_at};
+use self::functions::{CodePiece, Kinds, symbol_at};
 use crate::bytes::{Bytes, Short};
 use crate::limits::{MAX_IMAGE_BYTES, MAX_IMAGE_SECTIONS, MAX_NAME_BYTES, MAX_SECTION_NAMES, MAX_SYMBOLS};
 use crate::process::{Memory, MemoryError};
@@ -62,10 +62,10 @@ pub enum ImageError {
     NotAnImage {
         /// Address at which an image was expected.
         address: u64,
-        /// In what it differs from an image.
+        /// The first thing in which it differs from an image.
         what: &'static str,
     },
-    /// It begins like an image, but its tables contradict each other.
+    /// The memory begins like an image, but the tables contradict each other.
     #[error("code image at {address:#x} is broken: {what}")]
     Broken {
         /// Address of the image.
@@ -300,7 +300,7 @@ impl Image {
     /// sections.
     ///
     /// # Errors
-    /// The same as for [`Image::read`].
+    /// This fails where [`Image::read`] fails.
     #[cfg(any(test, feature = "internals"))]
     pub fn from_bytes(bytes: &[u8]) -> Result<Image, ImageError> {
         Image::read(&SliceMemory::new(0, bytes), 0)
@@ -413,12 +413,12 @@ impl Image {
         let table = self.read_section(index, memory)?;
         let strings = self.read_section(self.sections[index].link as usize, memory)?;
         let text_size = self.sections[self.text].size;
-        let mut places = Vec::with_capacity((table.len() / 24).min(MAX_SYMBOLS));
+        let mut pieces = Vec::with_capacity((table.len() / 24).min(MAX_SYMBOLS));
         // Names that share bytes are an exception.
         let mut name_bytes = strings.len().saturating_mul(2);
         let mut b = Bytes::new(&table);
         let short = |_: Short| broken("the symbol table is cut off");
-        while b.remaining() >= 24 && places.len() < MAX_SYMBOLS {
+        while b.remaining() >= 24 && pieces.len() < MAX_SYMBOLS {
             let name = b.u32().map_err(short)?;
             let info = b.u8().map_err(short)?;
             b.skip(1).map_err(short)?;
@@ -438,9 +438,9 @@ impl Image {
                 return Err(broken("the symbols' names overlap"));
             };
             name_bytes = left;
-            places.push(Place { start, len, kind: name });
+            pieces.push(CodePiece { start, len, kind: name });
         }
-        Ok(FunctionTable::sorted(places, Kinds::Symbols(strings)))
+        Ok(FunctionTable::sorted(pieces, Kinds::Symbols(strings)))
     }
 }
 

@@ -52,7 +52,7 @@ pub enum Context {
 }
 
 impl Context {
-    /// What kind of context is at `address`. `None`: none of these.
+    /// What kind of context is at `address`. `None` if it is none of these.
     ///
     /// # Errors
     /// If the memory cannot be read.
@@ -132,7 +132,7 @@ impl<'a> Described<'a> {
     /// If there is no such module, or the version's layouts are not known.
     pub fn new(info: &'a ImageInfo, number: u32, version: Version, text: Range<u64>) -> Result<Described<'a>, Why> {
         let module = info.modules.get(number as usize);
-        let module = module.ok_or_else(|| Why::Other(format!("the image has {} modules", info.modules.len())))?;
+        let module = module.ok_or(Why::NoSuchModule)?;
         let layouts = || {
             let layout = VmLayout::new(version, &VmCounts::from(module))?;
             Some((layout, StoreLayout::new(version)?, FunctionImport::new(version)?))
@@ -167,7 +167,7 @@ impl<'a> Described<'a> {
         self.begin(vmctx, memory)?;
         if !mapped(mappings, vmctx, self.layout.size) {
             return Err(Why::Other(format!(
-                "an instance of this module has {} bytes, but at {vmctx:#x} are not so many",
+                "an instance of this module has {} bytes, but fewer are mapped at {vmctx:#x}",
                 self.layout.size
             )));
         }
@@ -378,7 +378,7 @@ impl<'a> Described<'a> {
         let word = |offset: u64| memory.read_u64(definition.saturating_add(offset)).map_err(Why::Memory);
         let (base, elements) = (word(offsets::TABLE_BASE)?, word(offsets::TABLE_ELEMENTS)?);
         if base == 0 {
-            return Err(damaged("it is nowhere"));
+            return Err(damaged("its address is null"));
         }
         if elements < ty.limits.min || ty.limits.max.is_some_and(|max| elements > max) {
             return Err(damaged("its size is not within the declared limits"));
@@ -496,7 +496,7 @@ impl Candidate<'_> {
         let number = |b: &[u8]| b.try_into().map_or(u32::MAX, u32::from_le_bytes);
         let numbers: Vec<_> = bytes.chunks_exact(4).map(number).collect();
         if numbers.contains(&u32::MAX) {
-            return Err(self.wrong(format!("there are no numbers of types at {array:#x}")));
+            return Err(self.wrong(format!("the words at {array:#x} are not the numbers of its types")));
         }
         Ok(Some(numbers))
     }
@@ -505,7 +505,7 @@ impl Candidate<'_> {
     fn context(&self, address: u64, store: u64, what: &str) -> Result<Context, Why> {
         let context = Context::read(address, self.memory).map_err(Why::Memory)?;
         let wrong = |why: &str| self.wrong(format!("{what} comes from {address:#x}, {why}"));
-        let context = context.ok_or_else(|| wrong("where is no context"))?;
+        let context = context.ok_or_else(|| wrong("where there is no context"))?;
         if context == Context::Instance {
             let its = self.memory.read_u64(address.saturating_add(offsets::VMCONTEXT_STORE)).map_err(Why::Memory)?;
             if its != store {
@@ -518,7 +518,7 @@ impl Candidate<'_> {
     fn instance(&self, address: u64, store: u64, what: &str) -> Result<(), Why> {
         match self.context(address, store, what)? {
             Context::Instance => Ok(()),
-            _ => Err(self.wrong(format!("{what} comes from {address:#x}, where is no instance"))),
+            _ => Err(self.wrong(format!("{what} comes from {address:#x}, where there is no instance"))),
         }
     }
 
@@ -538,7 +538,9 @@ impl Candidate<'_> {
                 // The function's own `VMFuncRef` follows the magic, and leads back to it.
                 let word = |field: u64| self.memory.read_u64(vmctx.saturating_add(8 + field)).map_err(Why::Memory);
                 if (word(offsets::FUNC_REF_VMCTX)?, word(offsets::FUNC_REF_ARRAY_CALL)?) != (vmctx, array_call) {
-                    return Err(self.wrong(format!("{what} is a host function at {vmctx:#x} that is another one")));
+                    return Err(
+                        self.wrong(format!("{what} is a host function at {vmctx:#x} that leads to another one"))
+                    );
                 }
             }
         }
@@ -662,7 +664,7 @@ impl Candidate<'_> {
             let base = self.memory.read_u64(self.vmctx + base).map_err(Why::Memory)?;
             let begins = base.checked_sub(u64::from(*begin));
             if length != end - begin || begins.is_none() || section.is_some_and(|s| Some(s) != begins) {
-                return Err(self.wrong(format!("its data segment {index} is another")));
+                return Err(self.wrong(format!("its data segment {index} is that of another module")));
             }
             section = begins;
             live += 1;
@@ -688,7 +690,7 @@ fn several(count: u32, one: &str, many: &str, how: &str) -> Option<String> {
 /// the contents of `.name.wasm` (empty if there is none).
 pub fn declared(info: &ImageInfo, number: u32, text: Range<u64>, symbols: &FunctionTable, names: &[u8]) -> Declared {
     let Some(module) = info.modules.get(number as usize) else {
-        return Declared::unknown(Why::Other(format!("the image has {} modules", info.modules.len())));
+        return Declared::unknown(Why::NoSuchModule);
     };
     Declared {
         memories: Ok(module.memories.iter().map(Into::into).collect()),

@@ -246,15 +246,15 @@ fn each_contradiction_is_one() {
         let table = FIRST + l.tables.at(0).unwrap();
         bad(&|w| w.put(FIRST, b"comp"), "there is no instance");
         bad(&|w| w.words(FIRST + 8, &[0]), "belongs to no store");
-        bad(&|w| w.words(FIRST + 8, &[TEXT]), "no memory at");
+        bad(&|w| w.words(FIRST + 8, &[TEXT]), "no memory is mapped at");
         bad(&|w| w.mappings[0].write = false, "not in writable memory");
         bad(&|w| w.words(ROUTINES, &[GLOBAL]), "is not code");
-        bad(&|w| w.put(TYPES, &[0xff; 4]), "no numbers of types");
-        bad(&|w| w.words(FIRST + 40, &[0x1000]), "no memory at 0x1000");
+        bad(&|w| w.put(TYPES, &[0xff; 4]), "are not the numbers of its types");
+        bad(&|w| w.words(FIRST + 40, &[0x1000]), "no memory is mapped at 0x1000");
         bad(&|w| w.import(of, FIRST, GLOBAL, HOST_CODE + 0x20, HOST), "has no code at");
-        bad(&|w| w.import(of, FIRST, TEXT, HOST_CODE + 0x28, HOST), "that is another one");
-        bad(&|w| w.import(of, FIRST, TEXT, HOST_CODE + 0x20, GLOBAL), "where is no context");
-        bad(&|w| w.words(HOST + 32, &[HOST + 8]), "that is another one");
+        bad(&|w| w.import(of, FIRST, TEXT, HOST_CODE + 0x28, HOST), "that leads to another one");
+        bad(&|w| w.import(of, FIRST, TEXT, HOST_CODE + 0x20, GLOBAL), "where there is no context");
+        bad(&|w| w.words(HOST + 32, &[HOST + 8]), "that leads to another one");
         bad(&|w| w.words(FIRST + l.memories.at(0).unwrap(), &[STORE]), "does not lead into the instance");
         bad(&|w| w.words(definition, &[0]), "no memory has such an address");
         bad(&|w| w.words(definition, &[u64::MAX - PAGE, 2 * PAGE]), "no memory has such an address");
@@ -263,19 +263,19 @@ fn each_contradiction_is_one() {
             bad(&|w| w.words(definition + 8, &[size]), "not within the declared limits");
         }
         bad(&|w| w.words(definition + 8, &[3 * PAGE]), "is not mapped");
-        bad(&|w| w.words(table, &[0]), "nowhere");
+        bad(&|w| w.words(table, &[0]), "its address is null");
         for elements in [1, 5, u64::MAX] {
             bad(&|w| w.words(table + 8, &[elements]), "not within the declared limits");
         }
         bad(&|w| w.words(table, &[ARENA + ARENA_BYTES as u64 - 8]), "table 0 of 3 elements");
         bad(&|w| w.words(global, &[GLOBAL + 8]), "no global can be at");
-        bad(&|w| w.words(global, &[GLOBAL, TABLE]), "where is no context");
+        bad(&|w| w.words(global, &[GLOBAL, TABLE]), "where there is no context");
         let func_ref = FIRST + l.func_refs.at(of.module.functions[3].func_ref.unwrap()).unwrap();
         for field in [offsets::FUNC_REF_ARRAY_CALL, offsets::FUNC_REF_WASM_CALL, offsets::FUNC_REF_TYPE] {
             bad(&|w| w.words(func_ref + field, &[TEXT + 1]), "lead to other code");
         }
         if let Some(at) = l.data_lengths.at(0) {
-            bad(&|w| w.put(FIRST + at, &[9, 9, 9, 9]), "its data segment 0 is another");
+            bad(&|w| w.put(FIRST + at, &[9, 9, 9, 9]), "its data segment 0 is that of another module");
         }
     });
 }
@@ -349,7 +349,10 @@ fn data_segments() {
         assert_eq!((checked.tied, checked.facts.contains(&fact)), (major > 45, major > 45), "{major}");
         if major > 45 {
             w.words(FIRST + of.layout.data_bases.at(2).unwrap(), &[TEXT + 9]);
-            assert!(w.validate(&of, FIRST).unwrap_err().contains("its data segment 2 is another"), "{major}");
+            assert!(
+                w.validate(&of, FIRST).unwrap_err().contains("its data segment 2 is that of another module"),
+                "{major}"
+            );
         }
     }
 }
@@ -399,7 +402,7 @@ fn what_cannot_be_told() {
         let why = Described::new(&info, 0, Version(unknown), text()).unwrap_err().to_string();
         assert!(why.contains("frames, names and positions do not depend on it"), "{why}");
     }
-    assert_eq!(Described::new(&info, 1, Version(48), text()).unwrap_err().to_string(), "the image has 1 modules");
+    assert_eq!(Described::new(&info, 1, Version(48), text()).unwrap_err().to_string(), "there is no such module");
 }
 
 #[test]

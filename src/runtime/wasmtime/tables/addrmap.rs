@@ -75,7 +75,7 @@ impl<'a> AddressMap<'a> {
         self.len() == 0
     }
 
-    /// The position that the code at `text_offset` (bytes from the start of the code) was made from. `None`: it has
+    /// The position that the code at `text_offset` (bytes from the start of the code) was made from. `None` if it has
     /// no position. For a return address ask one byte before it, because an entry that begins at the return address
     /// belongs to the code after the call.
     pub fn lookup(&self, text_offset: u32) -> Option<FilePos> {

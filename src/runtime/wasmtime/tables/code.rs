@@ -47,7 +47,7 @@ pub struct Code {
     pub first: usize,
     /// The `.wasm` file of each module, from the image or from the user.
     pub wasm: Vec<Option<Rc<WasmModule>>>,
-    /// For each module, in what the user's file was compared with the image.
+    /// For each module, what was compared of the user's file and agrees with the image.
     pub wasm_compared: Vec<Option<Compared>>,
     /// For each module, the path of the user's file.
     pub wasm_path: Vec<Option<PathBuf>>,
@@ -72,7 +72,7 @@ pub struct Code {
     pieces: OnceCell<HashMap<(u32, u32), usize>>,
     /// The first name under which a function is exported, by module and function.
     exported: OnceCell<HashMap<(usize, u32), Arc<str>>>,
-    /// What the compiler could inline. `None`: not known.
+    /// What the compiler could inline. `None` if it is not known.
     inlining: Option<Inlining>,
     names: Option<Contents>,
     addrmap: Option<Contents>,
@@ -199,7 +199,7 @@ impl Code {
     }
 
     /// The number that is added to positions in `wasm` to get those of the image: the offset at which the module lies
-    /// in its component. `None`: the image does not say where its modules lie. It fails if the function bodies show
+    /// in its component. `None` if the image does not say where its modules lie. It fails if the function bodies show
     /// that `module` was not made from `wasm`.
     pub fn shift_of(&self, module: usize, wasm: &WasmModule) -> Result<Option<u64>, String> {
         if self.image.header().kind == Kind::Module {
@@ -237,7 +237,7 @@ impl Code {
             pieces
         });
         let number = *pieces.get(&(u32::try_from(module).ok()?, function))?;
-        let (start, len) = self.functions.place(number)?;
+        let (start, len) = self.functions.piece(number)?;
         let start = self.image.text().start + u64::from(start);
         self.memory(memory).read_vec(start, len as usize).ok()
     }
@@ -257,7 +257,7 @@ impl Code {
         info.function_name(function, self.names.as_deref()?).filter(|name| !name.is_empty())
     }
 
-    /// What tells this module from others: how its image was compiled, and what its code does. `None`: something
+    /// What tells this module from others: how its image was compiled, and what its code does. `None` if something
     /// cannot be read, or the code has more than `left` bytes.
     pub fn key(&self, module: usize, left: &mut u64, memory: &dyn Memory) -> Option<Key> {
         let mut build = DefaultHasher::new();

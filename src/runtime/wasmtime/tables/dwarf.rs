@@ -28,9 +28,9 @@ use std::fmt;
 
 use gimli::UnitOffset;
 
-use super::dwarf::location::{Found, Frame};
+use super::dwarf::location::{Frame, Located};
 use super::dwarf::sections::BIAS;
-use super::dwarf::units::{Attribute, Entry, Place, Units, Visit};
+use super::dwarf::units::{Attribute, Entry, FileLine, Units, Visit};
 use crate::arch::Registers;
 use crate::limits::{MAX_INLINE_DEPTH, MAX_SCOPE_WORK, MAX_SOURCE_VALUE_BYTES, MAX_SOURCE_VARIABLES};
 use crate::process::Memory;
@@ -77,13 +77,13 @@ struct Scope {
     /// Index of the scope around this one. For the function itself it is its own index.
     parent: usize,
     /// Where the function was called, if it is inlined.
-    call: Place,
+    call: FileLine,
     /// Offsets of the entries of its parameters and variables, in the order of the source.
     variables: Vec<UnitOffset>,
 }
 
 impl ImageDwarf {
-    /// Copies and relocates the debug sections. `None`: the image has none.
+    /// Copies and relocates the debug sections. `None` if the image has none.
     ///
     /// # Errors
     /// If the sections are broken or cannot be read. The text says what is wrong.
@@ -134,7 +134,7 @@ impl ImageDwarf {
         self.scoped_variables(text_offset, registers, cfa, memory).into_iter().flatten().collect()
     }
 
-    /// The same variables, with one list for each of [`ImageDwarf::frames`].
+    /// Returns these variables in one list for each of [`ImageDwarf::frames`].
     pub fn scoped_variables(
         &self,
         text_offset: u32,
@@ -164,7 +164,7 @@ impl ImageDwarf {
             let entries = scope.variables.iter().filter_map(|&offset| self.entry(scope, offset));
             let mut named = entries.filter(|entry| self.units.name(entry).as_deref() == Some(VMCTX));
             named.find_map(|entry| {
-                let Ok(Found::Pieces(pieces)) = location::locate(&self.units, &entry, &frame) else { return None };
+                let Ok(Located::Pieces(pieces)) = location::locate(&self.units, &entry, &frame) else { return None };
                 let (bytes, _) = location::bytes_of(&pieces, 8, &frame).ok()?;
                 Some(u64::from_le_bytes(bytes.try_into().ok()?))
             })
@@ -196,7 +196,7 @@ impl ImageDwarf {
     /// it.
     fn scopes_of(&self, function: Entry, enter: &mut dyn FnMut(&units::Die, usize, &mut u64) -> bool) -> Vec<Scope> {
         let (unit, root) = (function.unit.clone(), function.die.offset());
-        let mut scopes = vec![Scope { entry: function, parent: 0, call: Place::default(), variables: Vec::new() }];
+        let mut scopes = vec![Scope { entry: function, parent: 0, call: FileLine::default(), variables: Vec::new() }];
         // The inlined functions that the walk is inside of: the depth of each and the index of its scope.
         let mut inside: Vec<(isize, usize)> = Vec::new();
         let mut variables = 0;
@@ -232,7 +232,7 @@ impl ImageDwarf {
                     };
                     let entry = Entry { unit: unit.clone(), die };
                     inside.push((depth, scopes.len()));
-                    scopes.push(Scope { entry, parent, call: Place { file, line, column }, variables: Vec::new() });
+                    scopes.push(Scope { entry, parent, call: FileLine { file, line, column }, variables: Vec::new() });
                     Visit::Enter
                 }
                 _ => Visit::Skip,
@@ -243,7 +243,7 @@ impl ImageDwarf {
         scopes
     }
 
-    /// The variable that an entry describes. `None`: it is no variable of the source.
+    /// The variable that an entry describes. `None` if it is no variable of the source.
     fn variable(&self, entry: &Entry, frame: &Frame<'_>) -> Option<SourceVariable> {
         let units = &self.units;
         let name = units.name(entry).filter(|name| name != VMCTX)?;
@@ -256,8 +256,8 @@ impl ImageDwarf {
             let size = types::size(units, ty).ok_or_else(|| Why::other("its type has no size"))?;
             let len = size.min(MAX_SOURCE_VALUE_BYTES) as usize;
             let (bytes, place) = match found {
-                Found::Pieces(pieces) => location::bytes_of(&pieces, len, frame)?,
-                Found::Constant(value) => {
+                Located::Pieces(pieces) => location::bytes_of(&pieces, len, frame)?,
+                Located::Constant(value) => {
                     (location::constant_bytes(units, &entry.unit, &value, len)?, "constant".to_string())
                 }
             };

@@ -100,7 +100,7 @@ impl FrameValType {
     }
 }
 
-/// To which instruction a point at a code offset belongs.
+/// The instruction that a point at a code offset belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum InstPos {
     /// The instruction that ends at the offset. Such points are for return addresses.
@@ -127,7 +127,7 @@ pub struct ProgramFrame {
     pub wasm_pc: u32,
     /// Index of the descriptor of the frame's function.
     pub descriptor: u32,
-    /// Number of the operand stack's shape in the descriptor. `None`: the operand stack is empty.
+    /// Number of the operand stack's shape in the descriptor. `None` if the operand stack is empty.
     pub shape: Option<u32>,
 }
 

@@ -13,8 +13,8 @@
 //!   operator's own.
 //!
 //! Where functions are inlined, a point has the frames of all of them, and each but the innermost is at its call. The
-//! address map has no places for such code at all, because the compiler copies none
-//! (`cranelift/codegen/src/inline.rs`). So code that has a place is the function's own.
+//! address map has no positions for such code at all, because the compiler copies none
+//! (`cranelift/codegen/src/inline.rs`). So code that has a position there is the function's own.
 //!
 //! The runtime takes the last point at or before a return address. That is right if nothing but the beginning of the
 //! same operator lies between the two. The address map shows that here, or the code does: each operator that can be
@@ -28,9 +28,10 @@ use crate::limits::MAX_FLOW_BYTES;
 use crate::runtime::Why;
 use crate::runtime::wasmtime::image::info::FuncKind;
 use crate::runtime::wasmtime::image::{Function, FunctionKind};
+use crate::wasm::OperatorKind;
 use iced_x86::{Decoder, DecoderOptions, FlowControl};
 
-/// What the frame table records of an address.
+/// What the frame table records for an address.
 #[derive(Clone, Debug)]
 pub struct Recorded {
     /// The frames at the address, innermost first. There is at least one.
@@ -45,16 +46,16 @@ pub struct Recorded {
 pub struct FrameAt {
     /// The frame as the table has it.
     pub program: ProgramFrame,
-    /// Offset of the operator that the frame is at, in the file that was compiled. `None`: not known.
+    /// Offset of the operator that the frame is at, in the file that was compiled. `None` if it is not known.
     pub place: Option<u32>,
     /// Whether the frame's slot is filled.
     pub filled: bool,
 }
 
-/// Why nothing is known of an address.
+/// Says that nothing is recorded for an address.
 #[derive(Clone, Debug)]
 pub struct Unrecorded {
-    /// The reason in words.
+    /// Why nothing is known.
     pub why: Why,
     /// Whether functions may be inlined there.
     pub inlined: bool,
@@ -78,11 +79,11 @@ pub struct Points<'a> {
     read: ReadCode<'a>,
 }
 
-/// Where a frame of a point is.
+/// Where in its function a frame of a point is.
 enum At {
-    /// At the operator with this position, counted as the table counts.
+    /// The frame is at the operator with this position, counted as the table counts.
     Operator(u32),
-    /// In front of the first operator, at this position. The frame's slot is not filled there yet.
+    /// The frame is in front of the first operator, at this position. Its slot is not filled there yet.
     Header(u32),
     Unknown,
 }
@@ -94,7 +95,7 @@ impl<'a> Points<'a> {
     /// If the table cannot be read, or `function` is no Wasm function.
     pub fn of(code: &'a Code, function: &'a Function, read: ReadCode<'a>) -> Result<Points<'a>, Why> {
         let FunctionKind::Wasm { module, function: index, .. } = &function.kind else {
-            return Err(Why::other("it is no Wasm function"));
+            return Err(Why::NotWasm);
         };
         Ok(Points { code, table: code.frame_table()?, function, own: (*module, *index), read })
     }
@@ -126,7 +127,7 @@ impl<'a> Points<'a> {
         if self.is_straight(point.text_offset, raw) {
             return recorded(self.frames(index, &point, place.filter(|_| point_is_own)));
         }
-        Err(Unrecorded { inlined: place.is_none() && self.inlines(), ..Unrecorded::because(Why::NotRecordedAtCall) })
+        Err(Unrecorded { inlined: place.is_none() && self.inlines(), ..Unrecorded::because(Why::NoStateAtCall) })
     }
 
     /// What is recorded in front of the instruction at code offset `raw`, for a frame that was interrupted.
@@ -210,7 +211,7 @@ impl<'a> Points<'a> {
         first..self.table.index_before(self.function.end(), InstPos::Pre).map_or(first, |last| last + 1)
     }
 
-    /// The place in the Wasm file of the code at an offset, if it is in the function itself.
+    /// The position in the Wasm file of the code at an offset, if it is in the function itself.
     fn own_place(&self, offset: u32) -> Option<u32> {
         let place = self.code.place(offset)?;
         (self.code.owners_of(place, Some(self.own)) == [self.own]).then_some(place.0)
@@ -221,7 +222,7 @@ impl<'a> Points<'a> {
         place.is_some_and(|place| self.code.owners_of(place, Some(self.own)).iter().any(|owner| *owner != self.own))
     }
 
-    /// The place of the instruction that a point belongs to, if it is in the function itself.
+    /// The position of the instruction that a point belongs to, if it is in the function itself.
     fn place_of(&self, point: &ProgramPoint) -> Option<u32> {
         self.own_place(match point.position {
             InstPos::Post => point.text_offset.checked_sub(1)?,
@@ -278,7 +279,7 @@ impl<'a> Points<'a> {
         self.code.wasm.get(key.namespace as usize)?.as_ref()?.operators(key.index)
     }
 
-    /// The frames of a point. `own` is the place of the innermost frame, if it is known.
+    /// The frames of a point. `own` is the position of the innermost frame, if it is known.
     fn frames(&self, index: usize, point: &ProgramPoint, own: Option<u32>) -> Vec<FrameAt> {
         let located = |(depth, frame): (usize, &ProgramFrame)| {
             let at = match (depth, own) {
@@ -331,7 +332,7 @@ impl<'a> Points<'a> {
         let operators = self.operators(frame);
         let is_call = |position: u32| -> Option<bool> {
             let at = operators.as_deref()?.binary_search(&u64::from(position)).ok()?;
-            Some(self.text(frame, at)?.starts_with("call"))
+            Some(self.kind(frame, at)? == OperatorKind::Call)
         };
         match (is_call(position), self.call_before(frame, position)) {
             (Some(false), At::Operator(before)) if is_call(before) == Some(true) => At::Unknown,
@@ -341,10 +342,10 @@ impl<'a> Points<'a> {
         }
     }
 
-    fn text(&self, frame: &ProgramFrame, operator: usize) -> Option<String> {
+    fn kind(&self, frame: &ProgramFrame, operator: usize) -> Option<OperatorKind> {
         let key = self.table.function_of(frame.descriptor)?;
         let wasm = self.code.wasm.get(key.namespace as usize)?.as_ref()?;
-        wasm.operator(key.index, operator as u64).map(|operator| operator.text)
+        wasm.operator(key.index, operator as u64).map(|operator| operator.kind)
     }
 
     /// The call that has `behind`, the operator behind it, as its recorded position.
@@ -388,8 +389,8 @@ impl<'a> Points<'a> {
         let Some(frame) = point.frames.first().filter(|_| point.frames.len() > 1) else { return false };
         let Some(operators) = self.operators(frame) else { return true };
         let Ok(at) = operators.binary_search(&u64::from(frame.wasm_pc)) else { return true };
-        let text = self.text(frame, at).unwrap_or_default();
-        text.is_empty() || ["end", "else", "return", "br", "throw"].iter().any(|word| text.starts_with(word))
+        // An operator that cannot be read may do anything.
+        self.kind(frame, at).is_none_or(|kind| kind == OperatorKind::MayLeave)
     }
 
     /// Whether a direct call of one of the runtime's routines ends at the offset `end`.

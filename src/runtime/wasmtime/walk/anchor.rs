@@ -20,7 +20,7 @@
 //! except a signal handler, whose frame lies before that exit.
 
 use super::exit::is_vmctx;
-use super::recover::{Found, frame_of};
+use super::recover::{FrameOnStack, frame_of};
 use crate::arch::{CodeAddress, Machine, x64};
 use crate::limits::{MAX_ANCHOR_PROBES, MAX_RECOVERY_BYTES, MAX_RECOVERY_CHAIN};
 use crate::process::{Mapping, Memory, mapping_at};
@@ -41,7 +41,7 @@ const SAVED: u64 = 128;
 /// one there.
 const ENTERED: u64 = 4096;
 
-/// The words of the stack from `sp` on, each with its address in front. `None`: `sp` is not in writable memory.
+/// The words of the stack from `sp` on, each with its address in front. `None` if `sp` is not in writable memory.
 fn words(mappings: &[Mapping], sp: u64, memory: &dyn Memory) -> Option<Vec<(u64, u64)>> {
     let stack = mapping_at(mappings, sp).filter(|m| m.write)?;
     let len = usize::try_from(stack.end.checked_sub(sp)?).ok()?.min(MAX_RECOVERY_BYTES);
@@ -60,13 +60,13 @@ pub struct Exit {
     caller: u64,
     /// Frame pointer of the exit trampoline that this function called.
     pub trampoline: u64,
-    /// Frame pointer of the entry trampoline. `None`: the stack is too deep to be followed that far.
+    /// Frame pointer of the entry trampoline. `None` if the stack is too deep to be followed that far.
     entry: Option<u64>,
 }
 
 /// The nearest exit above `sp`. The frame that is found is that of the trampoline that called native code. Where the
 /// return address into the trampoline is lost, it is the frame of the Wasm function that called the trampoline.
-pub fn exit(runtime: &Wasmtime, at: &Cursor, sp: u64, memory: &dyn Memory) -> Option<Found> {
+pub fn exit(runtime: &Wasmtime, at: &Cursor, sp: u64, memory: &dyn Memory) -> Option<FrameOnStack> {
     let words = words(&runtime.mappings, sp, memory)?;
     let mut contexts = None;
     let mut left = MAX_RECOVERY_CHAIN;
@@ -97,7 +97,7 @@ pub fn exit(runtime: &Wasmtime, at: &Cursor, sp: u64, memory: &dyn Memory) -> Op
         if let Some(member) = member {
             runtime.anchored(&exit, (pc, slot.checked_add(8)?), member);
         }
-        return Some(Found { pc, slot, frame: Some((frame, None)) });
+        return Some(FrameOnStack { pc, slot, frame: Some((frame, None)) });
     }
     None
 }
@@ -218,7 +218,7 @@ fn saved(native: &[(u64, u64)], code: &Code, exit: &Exit, contexts: &BTreeMap<u6
 
 /// The nearest signal frame between `sp` and `before`. It begins with the address of code that returns from a signal
 /// handler, and the registers that the kernel saved are behind it.
-pub fn signal(mappings: &[Mapping], sp: u64, before: Option<u64>, memory: &dyn Memory) -> Option<Found> {
+pub fn signal(mappings: &[Mapping], sp: u64, before: Option<u64>, memory: &dyn Memory) -> Option<FrameOnStack> {
     let mut others = BTreeSet::new();
     for (slot, pc) in words(mappings, sp, memory)? {
         if before.is_some_and(|before| slot >= before) {
@@ -240,7 +240,7 @@ pub fn signal(mappings: &[Mapping], sp: u64, before: Option<u64>, memory: &dyn M
         // If the interrupted code used this same stack, its stack pointer lies above the signal frame.
         let stack = mapping_at(mappings, its_sp).filter(|m| m.write);
         if is_code && stack.is_some_and(|m| !m.contains(slot) || its_sp > slot) {
-            return Some(Found { pc, slot, frame: None });
+            return Some(FrameOnStack { pc, slot, frame: None });
         }
     }
     None
@@ -249,7 +249,7 @@ pub fn signal(mappings: &[Mapping], sp: u64, before: Option<u64>, memory: &dyn M
 /// The first function of the fiber whose stack `sp` is on, which is the last frame of that stack. The words at the
 /// stack's end say where the code goes on that resumed the fiber (`unix.rs`: the last word is not zero while the
 /// fiber runs, and the word before it is the stack pointer of the resumer).
-pub fn fiber(mappings: &[Mapping], sp: u64, memory: &dyn Memory) -> Option<Found> {
+pub fn fiber(mappings: &[Mapping], sp: u64, memory: &dyn Memory) -> Option<FrameOnStack> {
     let words = words(mappings, sp, memory)?;
     let fits = |three: &&[(u64, u64)]| {
         let &[(slot, pc), (_, resumer), (last, running)] = *three else { return false };
@@ -261,7 +261,7 @@ pub fn fiber(mappings: &[Mapping], sp: u64, memory: &dyn Memory) -> Option<Found
             && is_fiber_start(pc, memory)
     };
     let found = words.windows(3).find(fits)?;
-    found.first().map(|&(slot, pc)| Found { pc, slot, frame: None })
+    found.first().map(|&(slot, pc)| FrameOnStack { pc, slot, frame: None })
 }
 
 #[cfg(test)]

@@ -41,14 +41,14 @@ pub enum Passed {
 pub struct Call {
     /// What is passed as the instance to run in.
     pub passed: Passed,
-    /// Byte offset of the word in the caller's instance that holds the address of the called code. `None`: the call
+    /// Byte offset of the word in the caller's instance that holds the address of the called code. `None` if the call
     /// itself names the called code, and this is the callee's. A callee that was called otherwise, by a tail call of
     /// the function that was called here, got nothing from this caller.
     pub target: Option<i64>,
 }
 
 impl Call {
-    /// The call with this first argument and this called address. `direct`: the call itself names its callee. `None`:
+    /// The call with this first argument and this called address. `direct` says that the call itself names its callee. `None` if
     /// the argument is neither the caller's instance nor a word of it, or the called address is no such word.
     pub fn new(argument: Option<Held>, target: Option<Held>, direct: bool) -> Option<Call> {
         let passed = match argument? {
@@ -73,7 +73,7 @@ struct Node {
     start: u64,
     /// The instance that the frame runs in, as the frame itself says.
     own: Option<u64>,
-    /// The same instance, as a trampoline that the frame called tells it.
+    /// The instance that the frame runs in, as a trampoline says that the frame called.
     told: Option<u64>,
     /// An instance of the store that the frame belongs to, if no more is known than the store.
     of_store: Option<u64>,
@@ -138,7 +138,7 @@ impl Chain {
         self.change(key, |node| (node.module, node.start, node.own) = (module, start, own));
     }
 
-    /// Takes who called a frame. `None`: the host called it.
+    /// Takes who called a frame. `None` if the host called it.
     pub fn called_by(&mut self, key: Key, caller: Option<(Key, Option<Call>)>) {
         self.change(key, |node| node.caller = caller);
     }

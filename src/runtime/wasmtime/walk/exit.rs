@@ -16,7 +16,7 @@ pub fn is_vmctx(address: u64, memory: &dyn Memory) -> bool {
 }
 
 /// Whether the call from `caller` to the exit trampoline `at` is the last exit from Wasm in the records of the store
-/// to which the instance at `vmctx` belongs. `None`: not known.
+/// to which the instance at `vmctx` belongs. `None` if it is not known.
 fn is_last_exit(vmctx: u64, code: &Code, at: &Cursor, caller: &Cursor, memory: &dyn Memory) -> Option<bool> {
     let layout = StoreLayout::new(code.version?)?;
     let store = memory.read_u64(vmctx.checked_add(VMCONTEXT_STORE)?).ok()?;

@@ -33,7 +33,8 @@ pub const EPILOGUE: [u8; 4] = [0x48, 0x89, 0xec, 0x5d];
 pub const PROLOGUE: [u8; 4] = [0x55, 0x48, 0x89, 0xe5];
 
 /// The note on frames for which the image does not tell which functions were inlined.
-const MAY_MISS_INLINED: &str = "inlined frames may be missing here: the image keeps no place of this code";
+const MAY_MISS_INLINED: &str =
+    "inlined frames may be missing here: the code image does not say which operators this code belongs to";
 
 /// Registers that a callee keeps, and that may hold an instance in a caller.
 pub const KEPT: [Reg; 5] = [x64::RBX, x64::R12, x64::R13, x64::R14, x64::R15];
@@ -74,7 +75,7 @@ fn is_another_file(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Me
 }
 
 /// Distance of the return address from rsp in bytes, where rbp is the caller's: before the function has set up its
-/// frame, and after it gave the frame back. `None`: rbp is this frame's.
+/// frame, and after it gave the frame back. `None` if rbp is this frame's.
 fn edge(code: &Code, at: &Cursor, memory: &dyn Memory) -> Option<u64> {
     let CodeAddress::Exact(pc) = at.address else { return None };
     let leaving = || {
@@ -369,9 +370,9 @@ pub fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memor
                 };
                 inner.instance = None;
                 let names = alternatives(&owners, name);
-                inner.notes.push(format!("a function that was inlined: {names}, it cannot be told which"));
+                inner.notes.push(format!("a function that was inlined, {names}: it cannot be told which"));
             }
-            inner.notes.push("inlined: functions between this one and the next may be missing".into());
+            inner.notes.push("frames may be missing between this inlined function and the next".into());
             base.may_miss_inlined = true;
             let mut frames = vec![inner, base];
             here.sources(&mut frames);
@@ -379,9 +380,9 @@ pub fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memor
         }
         here.position(&mut base, *module, u64::from(place));
     } else if !code.has_places() {
-        base.notes.push("places in the Wasm code are not recorded by this build (generate_address_map is off)".into());
+        base.notes.push("the position is not known: the module was compiled without generate_address_map".into());
     }
-    // Inlined code has no place in the address map. Neither has other code that the compiler made or moved, except
+    // Inlined code has no position in the address map. Neither has other code that the compiler made or moved, except
     // calls.
     if inlined || (place.is_none() && here.may_be_inlined(*module)) {
         base.may_miss_inlined = true;
@@ -468,7 +469,10 @@ impl Here<'_> {
                     }
                     self.values(&mut frame, &d, at, recorded.exact);
                 }
-                Ok(_) => frame.locals = Err(Why::other("the descriptor here is of no Wasm function")),
+                Ok(_) => {
+                    frame.locals =
+                        Err(Why::other("what the frame table records for this instruction belongs to no Wasm function"))
+                }
                 Err(why) => (frame.locals, frame.stack) = (Err(why.clone()), Err(why)),
             }
             out.push(frame);
@@ -491,7 +495,7 @@ impl Here<'_> {
             Ok(vmctx) if is_vmctx(vmctx, self.memory) => Some(vmctx),
             // A slot that does not begin with an instance is not what it is taken for.
             _ => {
-                let why = Why::other("the frame's slot does not begin with an instance");
+                let why = Why::other("the frame does not hold an instance where the compiler stores it");
                 (frame.locals, frame.stack) = (Err(why.clone()), Err(why));
                 return;
             }
@@ -504,7 +508,10 @@ impl Here<'_> {
             (false, _) => Err(Why::BetweenOperators),
         };
         if !exact {
-            frame.notes.push("between two operators: locals are those of the last recorded place".into());
+            frame.notes.push(
+                "the frame is between two operators: its locals are as they were recorded before this instruction"
+                    .into(),
+            );
         }
     }
 
@@ -607,7 +614,7 @@ impl Here<'_> {
     fn position(&self, frame: &mut GuestFrame, module: u32, place: u64) {
         frame.position = Position::Offset(place);
         let mut operator = OperatorPlace { offset: place, text: None, file: None, line: None };
-        // In a component the place counts from the component's start.
+        // In a component the position counts from the component's start.
         if let Some(Some(wasm)) = self.code.wasm.get(module as usize)
             && let Some(Some(shift)) = self.code.wasm_shift.get(module as usize)
             && let Some(inner) = place.checked_sub(*shift)

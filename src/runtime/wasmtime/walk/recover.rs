@@ -43,14 +43,14 @@ pub fn recover(runtime: &Wasmtime, at: &Cursor, memory: &dyn Memory) -> Option<N
 
 /// A frame that was found on the stack: the address `pc` at which it goes on, and the address `slot` of the word that
 /// holds it.
-pub struct Found {
+pub struct FrameOnStack {
     pub pc: u64,
     pub slot: u64,
     /// Value of rbp in the frame, and the address at which it is saved, if it is.
     pub frame: Option<(u64, Option<u64>)>,
 }
 
-impl Found {
+impl FrameOnStack {
     fn registers(&self) -> Option<Registers> {
         let mut registers = Registers::unknown(Machine::X64);
         registers.restore(x64::RIP, self.pc, self.slot);
@@ -65,7 +65,7 @@ impl Found {
 }
 
 /// The frame that rbp belongs to, if code of this runtime made it and native code left rbp alone since.
-fn by_frame_pointer(runtime: &Wasmtime, at: &Cursor, sp: u64, memory: &dyn Memory) -> Option<Found> {
+fn by_frame_pointer(runtime: &Wasmtime, at: &Cursor, sp: u64, memory: &dyn Memory) -> Option<FrameOnStack> {
     let frame = at.registers.get(x64::RBP).filter(|rbp| rbp.is_multiple_of(8))?;
     let len = usize::try_from(frame.checked_sub(sp)?).ok().filter(|len| *len <= MAX_RECOVERY_BYTES)?;
     let bytes = memory.read_vec(sp, len).ok()?;
@@ -76,7 +76,7 @@ fn by_frame_pointer(runtime: &Wasmtime, at: &Cursor, sp: u64, memory: &dyn Memor
     if found.next().is_some() {
         return None;
     }
-    Some(Found { pc, slot, frame: Some((frame, at.registers.saved_at(x64::RBP))) })
+    Some(FrameOnStack { pc, slot, frame: Some((frame, at.registers.saved_at(x64::RBP))) })
 }
 
 /// Value of rbp in the frame that `pc` returns to, where `pc` is the word at address `slot`. `None` if `pc` is not

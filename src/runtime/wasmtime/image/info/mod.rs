@@ -441,7 +441,7 @@ pub struct CompiledFunction {
     pub start: u32,
     /// Length of the code in bytes.
     pub len: u32,
-    /// Of a Wasm function: offset of its body in the file that was compiled.
+    /// Offset of the body in the file that was compiled, if this is a Wasm function.
     pub body: Option<u32>,
 }
 
@@ -452,7 +452,7 @@ pub struct ImageInfo {
     pub version: Version,
     /// The core modules: the only one, or those of a component.
     pub modules: Vec<ModuleInfo>,
-    /// Types of all modules together. `None`: a type that is no function type.
+    /// Types of all modules together. `None` stands for a type that is no function type.
     pub types: Vec<Option<FuncType>>,
     /// All compiled functions, sorted by offset.
     pub functions: Vec<CompiledFunction>,

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 impl ImageDwarf {
     /// The source-level functions of all code of the function at the offsets `code`. Each list has the innermost
-    /// first and holds from its offset to the next. It is empty where nothing is described. `None`: the source of
+    /// first and holds from its offset to the next. It is empty where nothing is described. `None` if the source of
     /// this function is not described.
     pub fn layout(&self, code: Range<u32>) -> Option<Vec<(u32, Vec<SourceFrame>)>> {
         let range = BIAS + u64::from(code.start)..BIAS + u64::from(code.end);

@@ -26,7 +26,7 @@ pub(super) struct Frame<'a> {
 }
 
 /// Where a variable is.
-pub(super) enum Found {
+pub(super) enum Located {
     /// The variable is in one place, or in several pieces.
     Pieces(Vec<Piece<Slice>>),
     /// The compiler knew the value, which is a constant.
@@ -44,7 +44,8 @@ fn broken(e: gimli::Error) -> Why {
 impl Frame<'_> {
     fn register(&self, register: gimli::Register) -> Result<(Reg, u64), Why> {
         let reg = self.registers.machine().from_dwarf(register.0);
-        let reg = reg.ok_or_else(|| why(format!("it is in register {} of DWARF, which is not read", register.0)))?;
+        let reg =
+            reg.ok_or_else(|| why(format!("it is in DWARF register {}, which wstate does not read", register.0)))?;
         let value = self.registers.get(reg);
         Ok((reg, value.ok_or(Why::RegisterUnknown(reg))?))
     }
@@ -77,13 +78,13 @@ impl Frame<'_> {
 }
 
 /// Where the variable is at the frame's address.
-pub(super) fn locate(units: &Units, variable: &Entry, frame: &Frame<'_>) -> Result<Found, Why> {
+pub(super) fn locate(units: &Units, variable: &Entry, frame: &Frame<'_>) -> Result<Located, Why> {
     let own = variable.die.attr_value(gimli::DW_AT_location).map(|value| (variable.unit.clone(), value));
     if let Some((unit, value)) = own {
-        return described(units, &unit, value, frame).map(Found::Pieces);
+        return described(units, &unit, value, frame).map(Located::Pieces);
     }
     match units.inherited(variable, gimli::DW_AT_const_value) {
-        Some((_, value)) => Ok(Found::Constant(value)),
+        Some((_, value)) => Ok(Located::Constant(value)),
         None => Err(why("optimized out: no place is described")),
     }
 }
@@ -173,7 +174,7 @@ fn operation(state: &EvaluationResult<Slice>) -> &'static str {
             "a fixed address"
         }
         EvaluationResult::RequiresFrameBase => "a frame base that refers to itself",
-        _ => "an operation that is not read",
+        _ => "an operation that wstate does not know",
     }
 }
 

@@ -25,7 +25,7 @@ const R_X86_64_NONE: u32 = 0;
 const R_X86_64_64: u32 = 1;
 const R_X86_64_32: u32 = 10;
 
-/// Reads the debug sections and applies their relocations. The result has their bytes by name. `None`: the image has
+/// Reads the debug sections and applies their relocations. The result has their bytes by name. `None` if the image has
 /// no debug information.
 pub(super) fn read(image: &Image, memory: &dyn Memory) -> Result<Option<BTreeMap<String, Vec<u8>>>, String> {
     if !image.has(".debug_info") {

@@ -190,7 +190,7 @@ pub(super) fn size(units: &Units, ty: &Entry) -> Option<u64> {
     None
 }
 
-/// A value as its type prints it. `bytes` may end before the value does. `None`: values of such a type are not
+/// A value as its type prints it. `bytes` may end before the value does. `None` if values of such a type are not
 /// printed.
 pub(super) fn print(units: &Units, ty: &Entry, bytes: &[u8]) -> Option<String> {
     print_nested(units, ty, bytes, true)

@@ -51,7 +51,7 @@ pub(super) enum Visit {
 
 /// A place in a source file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct FileLine {
     pub(super) file: Option<String>,
     pub(super) line: Option<u32>,
     pub(super) column: Option<u32>,
@@ -300,17 +300,17 @@ impl Units {
         text(&self.dwarf, &unit.unit, value)
     }
 
-    /// An entry's type. `None`: it has none (`void`), or it cannot be read.
+    /// An entry's type. `None` if it has none (`void`), or it cannot be read.
     pub(super) fn type_of(&self, entry: &Entry) -> Option<Entry> {
         let (unit, value) = self.inherited(entry, gimli::DW_AT_type)?;
         self.resolve(&unit, value)
     }
 
     /// The source file, line and column that the code at an address comes from.
-    pub(super) fn line_at(&self, unit: &Unit, address: u64) -> Place {
+    pub(super) fn line_at(&self, unit: &Unit, address: u64) -> FileLine {
         let lines = unit.lines.get_or_init(|| Lines::read(&unit.unit));
-        let Some(row) = lines.at(address) else { return Place::default() };
-        Place {
+        let Some(row) = lines.at(address) else { return FileLine::default() };
+        FileLine {
             file: self.file(unit, u64::from(row.file)),
             line: Some(row.line).filter(|&l| l != 0),
             column: Some(row.column).filter(|&c| c != 0),

@@ -121,7 +121,7 @@ pub fn near_start(start: u64, code: &[u8], at: CodeAddress) -> Option<Facts> {
 pub struct Facts {
     /// The state before the instruction. At a return address: the state when the callee returns.
     pub state: State,
-    /// At a return address: the state before the call, and the call.
+    /// The state before the call and the call itself, if the address is a return address.
     calling: Option<(State, Instruction)>,
     /// Whether rsp after a call counts as what it was before, whatever the callee took off the stack.
     restores_sp: bool,

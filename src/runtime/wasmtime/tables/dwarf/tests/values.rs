@@ -99,7 +99,7 @@ fn kinds_of_places() {
         [
             "int register = -7 @ rbx",
             "int missing: register r9 is not known in this frame",
-            "int odd: it is in register 70 of DWARF, which is not read",
+            "int odd: it is in DWARF register 70, which wstate does not read",
             "int at_register = 67305985 @ [0x1004]",
             "int based = 24 @ [fp-0x10]",
             "int above = 34 @ [fp+0x18]",
