@@ -565,7 +565,6 @@ def print_value(target: Target, argument: str) -> str:
 
 
 def modules(target: Target, argument: str) -> str:
-    target.program.selected()
     return target.ask("modules", color=target.program.color(), verbose="verbose" in argument)["text"]
 
 
@@ -583,9 +582,7 @@ def memory(target: Target, argument: str) -> str:
 
 
 def load(target: Target, argument: str) -> str:
-    everything = "all" in words(argument)
-    target.program.selected()
-    files = target.program.load_symbols(target, everything)
+    files = target.program.load_symbols(target, "all" in words(argument))
     if files:
         # The symbols that were asked for stay until there is other code.
         target.code, target.attempts = None if target.unsure else target.program.code(), 0

@@ -17,6 +17,10 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import gdb
 
+# gdb runs each sourced file among the same global names. These are the names that were there before this file, perhaps
+# those of an earlier load. If this load fails, they are put back, so that the earlier load serves on.
+before = {name: value for name, value in globals().items() if name != "before"}
+
 # The version of wstate that this file belongs to. Only the wstate_client.py of the same version fits.
 VERSION = "0.1.0"
 
@@ -37,22 +41,22 @@ HANDLERS = [
 
 
 def function_of_plugin(name: str) -> Optional[Callable[..., None]]:
-    """The function of this name, if a file with the name of this one has defined it."""
+    """The function of this name, if a file with the name of this one has defined it. That file may have been loaded
+    through a link of another name."""
     function = globals().get(name)
     code = getattr(function, "__code__", None)
-    return function if code is not None and os.path.basename(code.co_filename) == "wstate_gdb.py" else None
+    path = os.path.realpath(os.path.expanduser(code.co_filename)) if code is not None else ""
+    return function if os.path.basename(path) == "wstate_gdb.py" else None
 
 
-# gdb runs each sourced file among the same global names. So an earlier load of the plugin, perhaps of another version,
-# may have left these: wstate_client.py as a module, and the `Plugin` that it made. `load_plugin` replaces them; if it
-# fails, the commands of the earlier load go on with theirs.
+# An earlier load of the plugin, perhaps of another version, may have left these: wstate_client.py as a module, and the
+# `Plugin` that it made. `load_plugin` replaces them.
 wstate_client: Any = globals().get("wstate_client")
 wstate: Any = globals().get("wstate")
 
-# What the earlier load listens with, and how it is ended. Versions that had no `Plugin` are known by their names.
+# What the earlier load listens with. Versions that had no `Plugin` are known by their names.
 earlier_handlers = [(event, function_of_plugin(name)) for event, name in HANDLERS if function_of_plugin(name)]
 earlier_handlers += getattr(wstate, "handlers", [])
-earlier_close = function_of_plugin("close_all")
 
 
 def load_client() -> Any:
@@ -144,7 +148,7 @@ class Program:
         return (self.inferior.pid, kind, core_path() if kind == "core" else None)
 
     def moment(self) -> int:
-        return Moment.now
+        return wstate.moment
 
     def interrupted(self) -> bool:
         # gdb raises KeyboardInterrupt.
@@ -283,6 +287,9 @@ def current_target() -> Any:
     inferior = gdb.selected_inferior()
     if not inferior.threads():
         raise wstate_client.WstateError("there is no process and no core: run, attach or core-file first")
+    # Some commands need no thread. But if one is selected, it has to stand still.
+    if gdb.selected_thread() is not None:
+        current_thread()
     return target_of(inferior)
 
 
@@ -299,15 +306,9 @@ def current_thread() -> gdb.InferiorThread:
     return thread
 
 
-class Moment:
-    """A number that grows when a process may have run or was written to."""
-
-    now = 0
-
-
 def forget_what_ran(*_: Any) -> None:
     # This is for all inferiors, because a stop of one is rarely a stop of one alone.
-    Moment.now += 1
+    wstate.moment += 1
 
 
 def on_inferior_gone(event: Any) -> None:
@@ -315,14 +316,26 @@ def on_inferior_gone(event: Any) -> None:
 
 
 def close_all() -> None:
-    """Leaves gdb as if the plugin was not there, for a plugin that is loaded after this one."""
-    if wstate is None:
-        return
+    """Leaves gdb as if the plugin was not there, for a plugin that is loaded after this one. It also does so for
+    versions of the plugin whose breakpoints are a global name."""
     with breakpoints_lifted():
         for target in wstate.targets.values():
             target.program.drop_symbols(list(target.program.loaded))
-    unwatch_new_code()
+    unwatch_new_code(wstate.new_code if hasattr(wstate, "new_code") else globals().get("new_code", {}))
     wstate.close()
+
+
+def close_single_file() -> None:
+    """Does the same for an earlier load of a version that was a single file. Its targets and breakpoints are global
+    names."""
+    if function_of_plugin("load_what_is_new") is None:
+        # Global names belong to all of the user's scripts, so without that version's function these are of others.
+        return
+    with breakpoints_lifted():
+        for target in globals()["targets"].values():
+            Program.drop_symbols(target, list(target.loaded))
+            target.close()
+    unwatch_new_code(globals()["new_code"])
 
 
 class Command(gdb.Command):
@@ -423,9 +436,9 @@ def auto_load_core(event: Any = None) -> None:
     # Every core-file command makes a connection of its own. The symbol file itself counts as one of the core's files,
     # too.
     connection = inferior.connection.num
-    if cores_seen.get(inferior.num) == connection:
+    if wstate.cores_seen.get(inferior.num) == connection:
         return
-    cores_seen[inferior.num] = connection
+    wstate.cores_seen[inferior.num] = connection
     try:
         target = target_of(inferior)
         target.program.load_symbols(target, False)
@@ -434,10 +447,7 @@ def auto_load_core(event: Any = None) -> None:
         tell_not_loaded(e)
         if event is not None:
             # It is tried again with another of the core's files, or before the prompt.
-            del cores_seen[inferior.num]
-
-
-cores_seen: Dict[int, int] = {}
+            del wstate.cores_seen[inferior.num]
 
 
 class NewCode(gdb.Breakpoint):
@@ -473,9 +483,6 @@ PUBLISHED = "__register_frame"
 # thread's first call of a guest, the second by Wasmer 0.x at each call.
 NEW_CODE = (PUBLISHED, "sigaltstack", "setjmp")
 
-# The breakpoints of this kind that are set, by the name of the function.
-new_code: Dict[str, NewCode] = {}
-
 
 def waits_for_code() -> bool:
     """Whether a breakpoint of the user may be for code that is still to come."""
@@ -490,20 +497,20 @@ def wait_for_code(event: Any = None) -> None:
         return
     if wstate.settings.auto_load and waits_for_code():
         for name in NEW_CODE:
-            known = new_code.get(name)
+            known = wstate.new_code.get(name)
             if (known is None or not known.is_valid()) and is_loaded(name):
                 try:
-                    new_code[name] = NewCode(f"-qualified -function {name}", internal=True)
-                    new_code[name].silent = True
+                    wstate.new_code[name] = NewCode(f"-qualified -function {name}", internal=True)
+                    wstate.new_code[name].silent = True
                 except (gdb.error, RuntimeError):
                     pass
     elif event is None:
         # Breakpoints are deleted only at a stop. At other moments gdb may be in the middle of its list of
         # breakpoints.
-        unwatch_new_code()
+        unwatch_new_code(wstate.new_code)
 
 
-def unwatch_new_code() -> None:
+def unwatch_new_code(new_code: Dict[str, NewCode]) -> None:
     for one in new_code.values():
         if one.is_valid():
             one.delete()
@@ -513,7 +520,8 @@ def unwatch_new_code() -> None:
 def is_loaded(function: str) -> bool:
     """Whether gdb knows the function. If gdb does not know the function of a new breakpoint, it says so each time."""
     try:
-        gdb.parse_and_eval(f"&{function}")
+        # An expression would not do: in a frame of Rust code, it has no functions without debug information.
+        gdb.decode_line(function)
     except gdb.error:
         return False
     return True
@@ -566,27 +574,46 @@ def version() -> Tuple[int, ...]:
     return tuple(int(n) for n in re.findall(r"\d+", gdb.VERSION)[:2])
 
 
+def put_back_names() -> None:
+    names = before
+    globals().clear()
+    globals().update(names)
+
+
 def load_plugin() -> None:
     global wstate_client, wstate
     if version() < (13,):
         older = f"the Wasm commands need gdb 13 or newer, this is {gdb.VERSION}"
         gdb.write(f"wstate: {older}; wstate attach and wstate core work without gdb\n")
+        put_back_names()
         return
     try:
         loaded = load_client()
     except (ImportError, OSError) as e:
         gdb.write(f"wstate: the Wasm commands are not there: {e}\n", gdb.STDERR)
+        put_back_names()
         return
-    if earlier_close is not None:
-        earlier_close()
+    close_single_file()
+    if wstate is not None:
+        # The earlier load knows best how it is ended.
+        getattr(wstate, "close_all", close_all)()
     for event, function in earlier_handlers:
         try:
             getattr(gdb.events, event).disconnect(function)
         except (ValueError, SystemError):
             # It is not connected, or no longer. gdb 13 says this by the second of them.
             pass
+    before.clear()
     wstate_client = loaded
     wstate = wstate_client.Plugin("gdb", command="wasm-", setting="set wasm", native="bt, up and info locals")
+    # These are kept here because a later load replaces the global names, and then ends what this load has begun.
+    # A number that grows when a process may have run or was written to.
+    wstate.moment = 0
+    # The breakpoints of the kind `NewCode` that are set, by the name of the function.
+    wstate.new_code = {}
+    # The number of the connection to the core that was last looked at, by the number of the inferior.
+    wstate.cores_seen = {}
+    wstate.close_all = close_all
     Prefix("wasm", "Wasm frames, values and memories (wstate).\n\nEach command is there as wasm-NAME too.")
     Prefix("set wasm", "Set what the Wasm commands use.")
     Prefix("show wasm", "Show what the Wasm commands use.")
@@ -598,6 +625,8 @@ def load_plugin() -> None:
     wstate.handlers = [(event, globals()[name]) for event, name in HANDLERS]
     for event, function in wstate.handlers:
         getattr(gdb.events, event).connect(function)
+    # A breakpoint of the user may wait for code already.
+    wait_for_code()
 
 
 load_plugin()

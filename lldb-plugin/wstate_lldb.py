@@ -9,23 +9,35 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 import types
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import lldb
 
+# The global names of this module before this load. If it fails, they are put back, so that an earlier load serves on.
+before = {name: value for name, value in globals().items() if name != "before"}
+
 # The version of wstate that this file belongs to. Only the wstate_client.py of the same version fits.
 VERSION = "0.1.0"
 
-# lldb runs another file of this name, and this one again, as the same module. So an earlier load of the plugin, perhaps
-# of another version, may have left these: its stop hooks, how it is ended, wstate_client.py as a module, and the
-# `Plugin` that it made. `__lldb_init_module` replaces them; if it fails, the commands of the earlier load go on with
-# theirs.
-earlier_hooks: List[Any] = globals().get("earlier_hooks", [])
-if "AutoLoad" in globals():
-    earlier_hooks.append(globals()["AutoLoad"])
-earlier_close = globals().get("close_all")
+# lldb puts the directory of a script into sys.path, unless it is in there, and then loads the script by its name. If
+# the directory stayed there, its file could be loaded when the user names one in another directory.
+sys.path[:] = [path for path in sys.path if path != os.path.dirname(__file__)]
+
+
+def names_of_loads() -> List[Dict[str, Any]]:
+    """The global names of each load of the plugin, as they are now. lldb runs a script as a module that is named as its
+    file. So all loads are one module, unless some of them were through a link of another name."""
+    files = [(module, getattr(module, "__file__", None) or "") for module in list(sys.modules.values())]
+    return [vars(m).copy() for m, path in files if os.path.basename(os.path.realpath(path)) == "wstate_lldb.py"]
+
+
+# What earlier loads, perhaps of other versions, have left, and all of their stop hooks.
+earlier = names_of_loads()
+earlier_hooks = [hook for names in earlier for hook in [*names.get("earlier_hooks", []), names.get("AutoLoad")] if hook]
+# wstate_client.py as a module, and the `Plugin` that it made. `__lldb_init_module` replaces what an earlier load left.
 wstate_client: Any = globals().get("wstate_client")
 wstate: Any = globals().get("wstate")
 
@@ -368,11 +380,16 @@ def command_class(name: str, short: str, long: str, run: Callable[[lldb.SBDebugg
     return Command
 
 
-def on_target(run: Callable[[Any, str], str]) -> Callable[[lldb.SBDebugger, str], str]:
+def on_target(name: str) -> Callable[[lldb.SBDebugger, str], str]:
+    run = wstate_client.COMMANDS[name].run
+
     def command(debugger: lldb.SBDebugger, argument: str) -> str:
         target = current_target(debugger)
         target.stale = True
         text = run(target, argument)
+        if name == "load":
+            # It has loaded what the user asked for, and to look now could replace that by less.
+            return text
         try:
             look_for_code(target)
         except wstate_client.WstateError:
@@ -391,8 +408,8 @@ def version(debugger: lldb.SBDebugger) -> int:
 def commands() -> Dict[str, Tuple[Callable[[lldb.SBDebugger, str], str], str, str]]:
     """Each command with what it runs, the first sentence of its help, and the rest of it."""
     every = {
-        name: (on_target(command.run), wstate.short(name), wstate.usage(name, wstate.command(name)))
-        for name, command in wstate_client.COMMANDS.items()
+        name: (on_target(name), wstate.short(name), wstate.usage(name, wstate.command(name)))
+        for name in wstate_client.COMMANDS
     }
     settings = "".join(f"{name:<12} {doc}\n" for name, doc in wstate_client.SETTINGS.items())
     usage = f"Usage: wasm set NAME [VALUE...]\n\n{settings}".rstrip()
@@ -405,19 +422,34 @@ def commands() -> Dict[str, Tuple[Callable[[lldb.SBDebugger, str], str], str, st
     return every
 
 
+def put_back_names() -> None:
+    names = before
+    globals().clear()
+    globals().update(names)
+
+
 def __lldb_init_module(debugger: lldb.SBDebugger, internal: Dict[str, Any]) -> None:
     global wstate_client, wstate
     if version(debugger) < 16:
         older = f"the Wasm commands need lldb 16 or newer, this is {debugger.GetVersionString().splitlines()[0]}"
         print(f"wstate: {older}; wstate attach and wstate core work without lldb")
+        put_back_names()
         return
     try:
         loaded = load_client()
     except (ImportError, OSError) as e:
         print(f"wstate: the Wasm commands are not there: {e}")
+        put_back_names()
         return
-    if earlier_close is not None:
-        earlier_close()
+    for names in earlier:
+        # Versions that were a single file have their targets in a global name, and leave symbol files behind.
+        for target in names.get("targets", {}).values():
+            if not is_gone(target.process):
+                Program.drop_symbols(target, list(target.loaded))
+        if "close_all" in names:
+            names["close_all"]()
+    earlier.clear()
+    before.clear()
     for hook in earlier_hooks:
         # Its objects stay where they are, at the targets that lldb has.
         hook.handle_stop = AutoLoad.handle_stop

@@ -419,6 +419,9 @@ pub const MAX_LISTED_RANGES: usize = 10_000;
 /// Bytes of an executable that `doctor` looks at.
 #[cfg(feature = "cli")]
 pub const MAX_EXECUTABLE_BYTES: u64 = 4 << 30;
+/// Bytes of a debugger's init file, and of each file of an installed plugin, that are read.
+#[cfg(feature = "cli")]
+pub const MAX_INIT_BYTES: u64 = 16 << 20;
 /// Data segments of a coredump. wasmparser reads up to 100,000 (MAX_WASM_DATA_SEGMENTS).
 pub const MAX_DATA_SEGMENTS: usize = cap(90_000, 1_000);
 /// Bytes of all data segments of a coredump together. The length of their section is a u32.

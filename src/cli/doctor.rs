@@ -1,6 +1,6 @@
 //! `wstate doctor`: what would stop an attach or make a core useless, one check a line, each with the next step.
 
-use crate::cli::plugin::{self, Debugger};
+use crate::cli::plugin::{self, Debugger, Problem};
 use crate::limits;
 use crate::process::files::{self, FileLocation};
 use crate::report::text::{clean_message, list_of};
@@ -13,7 +13,6 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 
 /// Bit of `CAP_SYS_PTRACE` in the capability sets of `/proc/PID/status` (capability.h).
 const CAP_SYS_PTRACE: u64 = 1 << 19;
@@ -154,7 +153,11 @@ impl Doctor {
             );
         }
         for problem in &report.objects_problems {
-            self.warn(problem.clone(), "frames of this file have no names or are found by frame pointer; name the file with --sysroot DIR or -e FILE");
+            self.warn(
+                problem.clone(),
+                "frames of this file have no names or are found by frame pointer; if the files are in another directory: \
+                 --sysroot DIR, --debug-dir DIR",
+            );
         }
         let lost = report
             .threads
@@ -205,21 +208,17 @@ impl Doctor {
     /// Adds whether the plugins that this user has installed are those of this version.
     pub fn plugins(&mut self) {
         for debugger in Debugger::ALL {
-            self.plugin(debugger.name(), plugin::wrong_files(debugger));
+            self.plugin(debugger.name(), plugin::problems(debugger));
         }
     }
 
-    fn plugin(&mut self, debugger: &str, wrong_files: Option<Vec<PathBuf>>) {
-        match wrong_files.as_deref() {
+    fn plugin(&mut self, debugger: &str, problems: Option<Vec<Problem>>) {
+        match problems {
             None => {}
-            Some([]) => self.ok(format!("the {debugger} plugin that is installed belongs to this version")),
-            Some(files) => {
-                let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
-                self.warn(
-                    format!("the {debugger} plugin is not that of this version: {}", files.join(", ")),
-                    format!("wstate plugin install {debugger}"),
-                );
+            Some(none) if none.is_empty() => {
+                self.ok(format!("the {debugger} plugin that is installed belongs to this version"));
             }
+            Some(problems) => problems.into_iter().for_each(|p| self.warn(p.what, p.next)),
         }
     }
 
@@ -679,6 +678,48 @@ mod tests {
         }
     }
 
+    /// Each hint is about an attach, unless it names another program.
+    #[test]
+    fn hints_name_commands_and_options_that_there_are() {
+        use clap::CommandFactory;
+        const OTHER_PROGRAMS: [&str; 6] = [
+            "pgrep -a NAME",
+            "ps -p {t} -f",
+            "--cap-add=SYS_PTRACE",
+            "prlimit --core=unlimited --pid {p}",
+            "coredumpctl dump PID -o core",
+            "ulimit -c",
+        ];
+        let (source, _) = include_str!("doctor.rs").split_once("mod tests {").unwrap();
+        let mut code: String = source.lines().filter(|l| !l.trim_start().starts_with("//")).collect();
+        for other in OTHER_PROGRAMS {
+            assert!(code.contains(other), "{other}");
+            code = code.replace(other, "");
+        }
+        let command = crate::cli::Cli::command();
+        let attach = command.find_subcommand("attach").unwrap();
+        let mut seen = Vec::new();
+        // The texts are every second part.
+        for text in code.split('"').skip(1).step_by(2) {
+            let words: Vec<_> = text.split(|c: char| c.is_whitespace() || ";:,()`".contains(c)).collect();
+            for pair in words.windows(2).filter(|pair| pair[0] == "wstate" && !["knows", "can"].contains(&pair[1])) {
+                assert!(command.find_subcommand(pair[1]).is_some(), "{text}");
+                seen.push(pair[1]);
+            }
+            for word in words.iter().filter(|w| w.starts_with('-') && w.len() > 1) {
+                let is_known = attach.get_arguments().any(|a| match word.strip_prefix("--") {
+                    Some(long) => a.get_long() == Some(long),
+                    None => a.get_short().is_some_and(|short| **word == format!("-{short}")),
+                });
+                assert!(is_known, "wstate attach has no {word}: {text}");
+                seen.push(word);
+            }
+        }
+        for expected in ["attach", "core", "doctor", "-t", "--artifact", "--sysroot", "--debug-dir"] {
+            assert!(seen.contains(&expected), "{expected}: {seen:?}");
+        }
+    }
+
     #[test]
     fn every_user_id_of_the_process_counts() {
         let status = |uids, me| one(|d| _ = d.owner(Owner { pid: 7, uids }, me)).status;
@@ -702,10 +743,13 @@ mod tests {
         d.plugin("gdb", None);
         assert_eq!(d.checks, []);
         d.plugin("gdb", Some(vec![]));
-        d.plugin("lldb", Some(vec!["/a".into(), "/b".into()]));
+        let problem = |what: &str| Problem { what: what.into(), next: "wstate plugin install lldb".into() };
+        let problems = ["the lldb plugin is not that of this version: /a, /b", "another one"];
+        d.plugin("lldb", Some(problems.map(problem).into()));
         assert_eq!((d.worst(), d.checks[0].status), (Status::Warn, Status::Ok));
         assert_eq!(d.checks[1].what, "the lldb plugin is not that of this version: /a, /b");
         assert_eq!(d.checks[1].next.as_deref(), Some("wstate plugin install lldb"));
+        assert_eq!((d.checks[2].what.as_str(), d.checks.len()), ("another one", 3));
     }
 
     #[test]

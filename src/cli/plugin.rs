@@ -3,6 +3,8 @@
 use crate::cli::PluginAction;
 use crate::cli::output::Output;
 use crate::error::Error;
+use crate::limits;
+use crate::process::files;
 use clap::ValueEnum;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -151,33 +153,75 @@ pub fn run(action: PluginAction, only: Option<Debugger>) -> Result<String, Error
     Ok(out)
 }
 
-/// What this user has of the plugin for `debugger`: `None` if it is not installed, else the files of it that are missing
-/// or are not those of this version.
-pub fn wrong_files(debugger: Debugger) -> Option<Vec<PathBuf>> {
-    Places::of_user().ok().and_then(|places| wrong_files_in(&places, debugger))
+/// Something that is wrong with an installed plugin, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// What is wrong.
+    pub what: String,
+    /// What to do about it.
+    pub next: String,
 }
 
-fn wrong_files_in(places: &Places, debugger: Debugger) -> Option<Vec<PathBuf>> {
+/// What is wrong with the plugin for `debugger` that this user has. It is `None` if the plugin is not installed.
+pub fn problems(debugger: Debugger) -> Option<Vec<Problem>> {
+    Places::of_user().ok().and_then(|places| problems_in(&places, debugger))
+}
+
+fn problems_in(places: &Places, debugger: Debugger) -> Option<Vec<Problem>> {
+    let (name, init) = (debugger.name(), debugger.init_file(&places.home));
+    let install = format!("wstate plugin install {name}");
+    let mut found = Vec::new();
+    let text = read_bytes(&init).unwrap_or_else(|e| {
+        let what = format!("{} cannot be read, so it is not known which {name} plugin it loads: {e}", init.display());
+        found.push(Problem { what, next: format!("make it a regular file that this user can read, then: {install}") });
+        Vec::new()
+    });
+    let text = String::from_utf8_lossy(&text);
     let line = debugger.line(&places.loaded(debugger).0);
-    let init = std::fs::read(debugger.init_file(&places.home)).unwrap_or_default();
-    let loads = String::from_utf8_lossy(&init).lines().any(|l| l.trim() == line);
-    let is_wrong = |(path, text): &(PathBuf, String)| std::fs::read(path).ok().as_deref() != Some(text.as_bytes());
-    let wrong = places.files(debugger).into_iter().filter(is_wrong).map(|(path, _)| path);
-    (loads || places.plugin(debugger).exists()).then(|| wrong.collect())
+    let (right, others): (Vec<&str>, Vec<&str>) =
+        text.lines().map(str::trim).filter(|l| debugger.is_ours(l)).partition(|l| *l == line);
+    let is_here = !right.is_empty() || places.plugin(debugger).exists();
+    for other in others {
+        let (shown, data) = (init.display(), places.data.display().to_string());
+        let what = format!("a line of {shown} is not the one that loads the {name} plugin of {data}: {other}");
+        // Another directory follows from an XDG_DATA_HOME that was another one at the install.
+        let elsewhere = match other.contains(&data) {
+            true => "",
+            false => ", or set XDG_DATA_HOME as it was at the last install",
+        };
+        let next = format!("{install}, which replaces that line{elsewhere}");
+        found.push(Problem { what, next });
+    }
+    if right.len() > 1 {
+        let what = format!("{} loads the {name} plugin {} times", init.display(), right.len());
+        found.push(Problem { what, next: install.clone() });
+    }
+    let is_wrong = |(path, text): &(PathBuf, String)| !read_bytes(path).is_ok_and(|bytes| bytes == text.as_bytes());
+    let wrong: Vec<_> =
+        places.files(debugger).into_iter().filter(is_wrong).map(|f| f.0.display().to_string()).collect();
+    if is_here && !wrong.is_empty() {
+        let what = format!("the {name} plugin is not that of this version: {}", wrong.join(", "));
+        found.push(Problem { what, next: install });
+    }
+    (is_here || !found.is_empty()).then_some(found)
+}
+
+/// The bytes of an init file or of a plugin's file. A file that is not there has none.
+fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
+    match files::read_file(path, limits::MAX_INIT_BYTES) {
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(Vec::new()),
+        other => other,
+    }
 }
 
 fn read(path: &Path) -> Result<String, Error> {
-    match std::fs::read(path) {
-        Ok(bytes) => String::from_utf8(bytes).map_err(|_| Error::File {
-            path: path.into(),
-            source: io::Error::new(
-                io::ErrorKind::InvalidData,
-                "it is not UTF-8, so it was not changed; add the line of `wstate plugin path` by hand",
-            ),
-        }),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        Err(source) => Err(Error::File { path: path.into(), source }),
-    }
+    let failed = |source| Error::File { path: path.into(), source };
+    String::from_utf8(read_bytes(path).map_err(failed)?).map_err(|_| {
+        failed(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it is not UTF-8, so it was not changed; add the line of `wstate plugin path` by hand",
+        ))
+    })
 }
 
 fn install(places: &Places, debugger: Debugger) -> Result<String, Error> {
@@ -198,8 +242,11 @@ fn install(places: &Places, debugger: Debugger) -> Result<String, Error> {
     for (path, text) in std::iter::once(debugger).chain(places.others(debugger)).flat_map(|d| places.files(d)) {
         Output::file(&path)?.write(text.as_bytes())?;
     }
-    let mut after: String = before.split_inclusive('\n').filter(|l| !debugger.is_ours(l) || l.trim() == line).collect();
-    if !after.lines().any(|l| l.trim() == line) {
+    // Of our lines, the first that is right stays where it is.
+    let mut is_loaded = false;
+    let stays = |l: &&str| !debugger.is_ours(l) || (l.trim() == line && !std::mem::replace(&mut is_loaded, true));
+    let mut after: String = before.split_inclusive('\n').filter(stays).collect();
+    if !is_loaded {
         if !after.is_empty() && !after.ends_with('\n') {
             after.push('\n');
         }
@@ -331,7 +378,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let places = places(dir.path());
         let [gdb, lldb] = Debugger::ALL.map(|d| places.plugin(d));
-        let wrong = || Debugger::ALL.map(|d| wrong_files_in(&places, d));
+        // The files that are not those of this version.
+        let wrong = || {
+            Debugger::ALL.map(|d| {
+                let problems = problems_in(&places, d)?;
+                let files = |p: &Problem| p.what.split_once(" is not that of this version: ").map(|w| w.1.to_string());
+                assert!(problems.iter().all(|p| p.next == format!("wstate plugin install {}", d.name())));
+                let files: Vec<_> = problems.iter().map(|p| files(p).expect("no other problem")).collect();
+                Some(files.iter().flat_map(|f| f.split(", ")).map(PathBuf::from).collect::<Vec<_>>())
+            })
+        };
         assert_eq!(wrong(), [None, None]);
         // A version whose plugins were one file each.
         std::fs::create_dir_all(&places.data).unwrap();
@@ -378,6 +434,47 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&init).unwrap(), format!("{own}\n{line}\n"));
         uninstall(&places, Debugger::Gdb).unwrap();
         assert_eq!(std::fs::read_to_string(&init).unwrap(), format!("{own}\n"));
+    }
+
+    #[test]
+    fn lines_that_lead_elsewhere_and_lines_that_are_there_twice_are_told_and_replaced() {
+        for debugger in Debugger::ALL {
+            let dir = tempfile::tempdir().unwrap();
+            let places = places(dir.path());
+            let init = debugger.init_file(dir.path());
+            let told = || problems_in(&places, debugger).map(|all| all.into_iter().map(|p| p.what).collect::<Vec<_>>());
+            // It was installed with another XDG_DATA_HOME.
+            let other = Places { data: dir.path().join("other/wstate"), home: dir.path().into() };
+            install(&other, debugger).unwrap();
+            let line = std::fs::read_to_string(&init).unwrap();
+            let elsewhere = format!(
+                "a line of {} is not the one that loads the {} plugin of {}: {}",
+                init.display(),
+                debugger.name(),
+                places.data.display(),
+                line.trim()
+            );
+            assert_eq!(problems_in(&other, debugger), Some(vec![]));
+            assert_eq!(told(), Some(vec![elsewhere.clone()]));
+            assert!(problems_in(&places, debugger).unwrap()[0].next.contains("set XDG_DATA_HOME"));
+            // That line does not count as right because the files are here, too.
+            install(&places, debugger).unwrap();
+            let own = std::fs::read_to_string(&init).unwrap();
+            assert_eq!((told(), own.lines().count()), (Some(vec![]), 1));
+            std::fs::write(&init, &line).unwrap();
+            assert_eq!(told(), Some(vec![elsewhere.clone()]));
+            std::fs::write(&init, format!("{own}{line}{own}# mine\n")).unwrap();
+            let twice = format!("{} loads the {} plugin 2 times", init.display(), debugger.name());
+            assert_eq!(told(), Some(vec![elsewhere, twice]));
+            install(&places, debugger).unwrap();
+            assert_eq!(told(), Some(vec![]));
+            assert_eq!(std::fs::read_to_string(&init).unwrap(), format!("{own}# mine\n"));
+            // A line that leads to the right directory in another way.
+            let other = debugger.line(&places.data.join("../wstate").join(debugger.plugin().0));
+            std::fs::write(&init, &other).unwrap();
+            let problems = problems_in(&places, debugger).unwrap();
+            assert!(problems[0].what.ends_with(&other) && !problems[0].next.contains("XDG"), "{problems:?}");
+        }
     }
 
     #[test]

@@ -119,6 +119,46 @@ fn plugins_come_and_go() {
     assert!(!std::path::Path::new(path.trim()).exists());
 }
 
+/// An init file that no reading would end, or that is too large, is told by doctor, and no install touches it.
+#[test]
+fn init_files_that_are_not_read() {
+    use std::os::unix::fs::FileTypeExt;
+    use wstate::limits::MAX_INIT_BYTES;
+    for name in [".gdbinit", ".lldbinit"] {
+        let debugger = name.trim_start_matches('.').trim_end_matches("init");
+        let home = tempfile::tempdir().unwrap();
+        let init = home.path().join(name);
+        let wstate = |args: &[&str]| {
+            let out = wstate(args).env("HOME", home.path()).env_remove("XDG_DATA_HOME").output().unwrap();
+            (out.status.code(), String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr).unwrap())
+        };
+        let refused = |why: &str| {
+            let path = init.display();
+            let (_, text, _) = wstate(&["doctor"]);
+            let told =
+                format!("warn  {path} cannot be read, so it is not known which {debugger} plugin it loads: {why}\n");
+            assert!(text.contains(&told), "{told}{text}");
+            for action in ["install", "uninstall"] {
+                let (code, out, err) = wstate(&["plugin", action, debugger]);
+                assert_eq!((code, out.as_str()), (Some(2), ""), "{err}");
+                assert!(err.contains(&path.to_string()) && err.contains(why), "{err}");
+            }
+            assert!(!home.path().join(".local").exists());
+        };
+        assert!(Command::new("mkfifo").arg(&init).status().unwrap().success());
+        refused("it is not a regular file");
+        assert!(init.symlink_metadata().unwrap().file_type().is_fifo());
+        std::fs::remove_file(&init).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &init).unwrap();
+        refused("it is not a regular file");
+        std::fs::remove_file(&init).unwrap();
+        // Sparse: neither written nor read.
+        std::fs::File::create(&init).unwrap().set_len(MAX_INIT_BYTES + 1).unwrap();
+        refused(&format!("it has {} bytes, and wstate reads at most {MAX_INIT_BYTES}", MAX_INIT_BYTES + 1));
+        assert_eq!(init.metadata().unwrap().len(), MAX_INIT_BYTES + 1);
+    }
+}
+
 #[test]
 fn version_is_data() {
     assert_eq!(run(&["--version"]), (Some(0), format!("wstate {}\n", env!("CARGO_PKG_VERSION")), String::new()));

@@ -471,7 +471,7 @@ fn foreign_files_are_opened_in_one_place() {
         ("src/process/unpack.rs", "how much memory is free"),
         ("src/cli/doctor.rs", "/proc and /sys"),
         ("src/cli/output.rs", "the output"),
-        ("src/cli/plugin.rs", "the plugins that are installed, and the debuggers' start files"),
+        ("src/cli/plugin.rs", "whether plugins are installed, and what Python compiled them to"),
         ("src/server/requests.rs", "symbol files of its own"),
         ("src/program.rs", "whether the output is a file"),
     ];

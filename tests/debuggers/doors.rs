@@ -92,6 +92,11 @@ fn doors(profile: Profile) {
 }
 
 #[test]
+fn debug_stops_are_the_same_through_every_door() {
+    doors(Profile::Debug);
+}
+
+#[test]
 fn release_stops_are_the_same_through_every_door() {
     doors(Profile::Release);
 }

@@ -5,6 +5,7 @@ mod doors;
 mod gdb;
 mod gdb_plugin;
 mod lldb_plugin;
+mod plugins;
 #[path = "../support/mod.rs"]
 mod support;
 mod symbols;

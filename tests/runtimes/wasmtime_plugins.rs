@@ -18,14 +18,6 @@ fn is_here(debugger: Debugger) -> bool {
     debugger.program().map_err(|why| missing(&why)).is_ok()
 }
 
-/// The name of a plugin's command.
-fn command(debugger: Debugger, rest: &str) -> String {
-    match debugger {
-        Debugger::Gdb => format!("wasm-{rest}"),
-        Debugger::Lldb => format!("wasm {rest}"),
-    }
-}
-
 /// What each command prints on the live host, and on this core of its stop. Symbols are loaded by a stop or by the first
 /// command, as for a user; those of a core gdb would load before a prompt, which is not there.
 fn in_both(
@@ -149,7 +141,7 @@ fn doors(debugger: Debugger) {
             Debugger::Gdb => ("frame", &["info args", "info locals"]),
             Debugger::Lldb => ("frame select", &["frame variable"]),
         };
-        let mut commands = vec![command(debugger, "bt full all"), "bt".to_string()];
+        let mut commands = vec![debugger.wasm("bt full all"), "bt".to_string()];
         for frame in &frames {
             commands.push(format!("{select} {}", frame["index"]));
             commands.extend(show.iter().map(|command| command.to_string()));
@@ -229,9 +221,9 @@ fn commands(debugger: Debugger) {
             ("modules", "memories".into()),
         ];
         let with_file = [("list", marked), ("print g4", "(i32) -100".to_string())];
-        let mut lines: Vec<String> = asked.iter().map(|(rest, _)| command(debugger, rest)).collect();
+        let mut lines: Vec<String> = asked.iter().map(|(rest, _)| debugger.wasm(rest)).collect();
         lines.push(files);
-        lines.extend(with_file.iter().map(|(rest, _)| command(debugger, rest)));
+        lines.extend(with_file.iter().map(|(rest, _)| debugger.wasm(rest)));
         let expected: Vec<&str> =
             asked.iter().map(|a| a.1.as_str()).chain([""]).chain(with_file.iter().map(|a| a.1.as_str())).collect();
         for (door, session) in in_both(debugger, &host, core.as_ref().map(|c| c.path.as_path()), &lines) {

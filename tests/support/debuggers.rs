@@ -27,12 +27,21 @@ def out(n, command):
 ";
 /// Each command is one of lldb's own command line, as a user's are: commands that a script runs in turn share the state
 /// that the process had when the script began, and then lldb may lend a process that it has just stopped no registers.
+/// A command `python ...` is as in gdb: its names are the plugin's, and its text is what it prints.
 const LLDB: &str = "
-import lldb, os
+import contextlib, io, lldb, os, sys
+names = {}
 def out(debugger, n, command):
-    result = lldb.SBCommandReturnObject()
-    debugger.GetCommandInterpreter().HandleCommand(command, result)
-    text = (result.GetOutput() or '') if result.Succeeded() else (result.GetError() or '')
+    if command.startswith('python '):
+        names.update(vars(sys.modules.get('wstate_lldb', lldb)))
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(command[len('python '):], names)
+        text = printed.getvalue()
+    else:
+        result = lldb.SBCommandReturnObject()
+        debugger.GetCommandInterpreter().HandleCommand(command, result)
+        text = (result.GetOutput() or '') if result.Succeeded() else (result.GetError() or '')
     open(os.path.join(DIRECTORY, str(n)), 'w').write(text)
 ";
 
@@ -43,6 +52,9 @@ pub enum Layout {
     Alone,
     /// That file of another version.
     Mixed,
+    /// Not the file that the plugins share, and functions of the plugin that take other arguments than those of this
+    /// version.
+    Different,
     /// That file, and both are of another version.
     OtherVersion,
 }
@@ -58,11 +70,6 @@ impl Debugger {
         let found =
             names.iter().find_map(|name| std::env::split_paths(&path).map(|d| d.join(name)).find(|p| p.exists()));
         found.ok_or_else(|| NoCore(format!("{} is not installed", names[0])))
-    }
-
-    /// Whether the program can be used; see [`missing`].
-    pub fn is_here(self) -> bool {
-        self.program().map_err(|why| missing(&why)).is_ok()
     }
 
     /// The plugin in the repository.
@@ -101,22 +108,93 @@ impl Debugger {
             std::fs::write(directory.join(from.file_name().expect("a name")), text).expect("a copy");
         };
         copy(&plugin, layout == Layout::OtherVersion);
-        if layout != Layout::Alone {
+        if matches!(layout, Layout::Mixed | Layout::OtherVersion) {
             copy(&client, true);
         }
-        directory.join(plugin.file_name().expect("a name"))
+        let plugin = directory.join(plugin.file_name().expect("a name"));
+        if layout == Layout::Different {
+            let text = std::fs::read_to_string(&plugin).expect("a copy");
+            let functions = ["target_of(", "look_for_code(", "registers_of(", "core_path(", "current_thread("];
+            let change = |text: String, f: &&str| text.replace(&format!("def {f}"), &format!("def {f}more, "));
+            std::fs::write(&plugin, functions.iter().fold(text, change)).expect("a copy");
+        }
+        plugin
+    }
+
+    /// The command that loads a script, such as the plugin.
+    pub fn load_script(self, path: &Path) -> String {
+        match self {
+            Debugger::Gdb => format!("source {}", path.display()),
+            Debugger::Lldb => format!("command script import {}", path.display()),
+        }
+    }
+
+    /// One of the plugin's commands.
+    pub fn wasm(self, command: &str) -> String {
+        match self {
+            Debugger::Gdb => format!("wasm-{command}"),
+            Debugger::Lldb => format!("wasm {command}"),
+        }
+    }
+
+    /// The command that gives a setting of the plugin a value.
+    pub fn set(self, setting: &str) -> String {
+        match self {
+            Debugger::Gdb => format!("set wasm {setting}"),
+            Debugger::Lldb => format!("wasm set {setting}"),
+        }
+    }
+
+    /// The command by which the plugin uses this build's engine.
+    pub fn set_server(self) -> String {
+        self.set(&format!("server {}", env!("CARGO_BIN_EXE_wstate")))
     }
 
     /// The commands that load the plugin with this build's engine.
     pub fn load(self) -> Vec<String> {
-        let (plugin, engine) = (self.plugin(), env!("CARGO_BIN_EXE_wstate"));
+        vec![self.load_script(&self.plugin()), self.set_server()]
+    }
+
+    /// The arguments that open a core.
+    pub fn on_core<'a>(self, exe: &'a Path, core: &'a Path) -> Vec<&'a str> {
         match self {
-            Debugger::Gdb => {
-                vec![format!("source {}", plugin.display()), format!("set wasm server {engine}")]
-            }
-            Debugger::Lldb => {
-                vec![format!("command script import {}", plugin.display()), format!("wasm set server {engine}")]
-            }
+            Debugger::Gdb => vec![arg(exe), arg(core)],
+            Debugger::Lldb => vec![arg(exe), "-c", arg(core)],
+        }
+    }
+
+    /// The commands that run a host of singlepass up to this stop, with the guest's frames on the stack.
+    pub fn run_to(self, stop: &str) -> [String; 2] {
+        match self {
+            Debugger::Gdb => ["break host_stop".into(), format!("run {stop} < /dev/null > /dev/null 2>&1")],
+            Debugger::Lldb => [
+                "breakpoint set -n host_stop".into(),
+                format!("process launch -i /dev/null -o /dev/null -e /dev/null -- {stop}"),
+            ],
+        }
+    }
+
+    /// The command that executes one instruction.
+    pub fn step(self) -> &'static str {
+        match self {
+            Debugger::Gdb => "stepi",
+            Debugger::Lldb => "thread step-inst",
+        }
+    }
+
+    /// The command that lists the loaded files, see [`symbol_files`].
+    pub fn list_files(self) -> &'static str {
+        match self {
+            Debugger::Gdb => "python print(*[o.filename for o in gdb.objfiles()], sep='\\n')",
+            Debugger::Lldb => "image list",
+        }
+    }
+
+    /// The command that ends the process.
+    pub fn kill(self) -> &'static str {
+        match self {
+            Debugger::Gdb => "kill",
+            Debugger::Lldb => "process kill",
         }
     }
 
@@ -177,6 +255,11 @@ impl Debugger {
         };
         Session { texts: (0..commands.len()).map(text).collect(), log, directory }
     }
+}
+
+/// How many symbol files of the plugin are among the loaded files.
+pub fn symbol_files(list: &str) -> usize {
+    list.lines().filter(|line| line.contains("/wasm-")).count()
 }
 
 /// What a debugger said.
