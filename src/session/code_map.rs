@@ -42,7 +42,7 @@ impl Session<'_> {
 }
 
 impl Look<'_> {
-    /// Describes the compiled code of the target, as [`Session::code_map`] does. What `provider` found before is not
+    /// Describes the compiled code of the target, as `Session::code_map` does. What `provider` found before is not
     /// looked for again.
     pub fn code_map(&self, provider: &mut Runtimes, all: bool) -> CodeMap {
         let (target, objects) = (self.target, self.objects);

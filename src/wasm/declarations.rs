@@ -18,7 +18,7 @@ pub struct Declarations {
     /// missing has no imports in a file, and is not known from a runtime.
     pub imports: Vec<(ExternKind, Vec<(String, String)>)>,
     /// Parameters and results of functions, by function index, as far as a runtime tells them. A file tells them with
-    /// [`WasmModule::signature`].
+    /// `WasmModule::signature`.
     pub signatures: BTreeMap<u32, (Vec<ValType>, Vec<ValType>)>,
     /// The exports, in any order.
     pub exports: Option<Vec<GuestExport>>,
