@@ -106,7 +106,7 @@ pub mod descriptor;
 pub mod program;
 
 pub use error::Error;
-pub use progress::{Progress, Silent};
+pub use progress::Progress;
 pub use session::{
     ImportedGlobal, InstanceChoice, MemoryRange, Options, Outcome, RestoreOptions, Restored, Resumable, Returned,
     Route, Session, SignalsLater, Sink, Snapshot, SnapshotOptions, Source, SparseWrite, parse_image,
@@ -121,21 +121,21 @@ pub mod model {
     pub use crate::report::wasm_coredump::Compat;
     pub use crate::report::{
         Bits, Compared, Completeness, End, EndKind, Engine, EngineSeen, ExternKind, FoundBy, Frame, FrameKind,
-        Function, Hex, Module, NameSource, OpPosition, Place, Report, Runtime, RuntimeName, SCHEMA_VERSION, Target,
-        TargetKind, Thread, Timing, Trust, ValType, Value, Variable, WasmPosition, Why,
+        Function, Hex, Module, NameSource, OpPosition, Place, Report, Runtime, RuntimeName, Target, TargetKind, Thread,
+        Timing, Trust, ValType, Value, Variable, WasmPosition, Why,
     };
 
     /// Renderings for programs.
     pub mod json {
+        pub use crate::report::json::render;
         #[cfg(feature = "cli")]
         pub use crate::report::json::schema;
-        pub use crate::report::json::{document, render};
     }
 
     /// Renderings for people.
     pub mod text {
         pub use crate::report::contents::render as render_contents;
-        pub use crate::report::text::{TextOptions, clean, render, render_head, write};
+        pub use crate::report::text::{TextOptions, clean, render};
     }
 }
 
@@ -150,9 +150,6 @@ pub mod target {
 /// The maps and images of the wasmer 0.x runtime: from the registers and the stack of a thread to the locals and operands
 /// of its Wasm frames.
 pub mod machine_state {
-    pub use crate::state::codec::{decode_bincode, decode_borsh, encode_bincode, encode_borsh};
-    pub use crate::state::resume::{ResumeError, ResumeStack, StackSpec, resume_stack};
-    pub use crate::state::validate::{Validation, validate};
     pub use crate::state::x64::from_dwarf_regnum;
     pub use crate::state::{
         AnyImage, BoundaryRegisters, CodeVersion, CodecError, ExecutionStateImage, FUNCTION_HEADER, FrameProblem,

@@ -55,9 +55,9 @@ done <"$logs/programs.txt"
 count=$(wc -l <"$logs/parts.txt")
 [ "$count" -eq "$(find "$logs" -name '*.tests' | wc -l)" ] || fail 'two programs have parts of one name'
 
-longest='debuggers.doors debuggers.gdb debuggers.dap commands.routes_e2e commands.matrix commands.faults commands.export
-live.unharmed live.stops live.migrate commands.killed commands.hosts live.snapshot runtimes.foreign debuggers.gdb_plugin
-runtimes.wasmtime runtimes.wasmtime_plugins debuggers.symbols debuggers.lldb_plugin commands.sandbox commands.hostile
+longest='debuggers.doors debuggers.gdb debuggers.plugins debuggers.dap commands.routes_e2e commands.matrix commands.faults
+commands.export live.unharmed live.stops live.migrate commands.killed commands.hosts live.snapshot runtimes.foreign
+debuggers.gdb_plugin runtimes.wasmtime runtimes.wasmtime_plugins debuggers.symbols commands.sandbox commands.hostile
 live.steps runtimes.wasmtime_hosts commands.large wstate-lib.runtime'
 for part in $longest; do
     # With other PACKAGES some are not there.

@@ -121,15 +121,15 @@ impl ExecutionStateImage {
     /// Encodes this image in bincode, as the runtime does.
     ///
     /// # Errors
-    /// Fails where [`encode_bincode`] fails.
+    /// Fails with [`CodecError::Bincode`]. This type does not cause it.
     pub fn to_bytes(&self) -> Result<Vec<u8>, CodecError> {
         encode_bincode(self)
     }
 
-    /// Decodes an image as [`decode_bincode`] does.
+    /// Decodes an image as the runtime does. Bytes after the encoding are ignored.
     ///
     /// # Errors
-    /// Fails where `decode_bincode` fails.
+    /// Fails if the input is too large, ends early, or is no encoding of an image.
     pub fn from_bytes(bytes: &[u8]) -> Result<ExecutionStateImage, CodecError> {
         decode_bincode(bytes)
     }
@@ -139,7 +139,7 @@ impl InstanceImage {
     /// Encodes this image in bincode, as the runtime does (`state.rs: InstanceImage::to_bytes`).
     ///
     /// # Errors
-    /// Fails where [`encode_bincode`] fails.
+    /// Fails with [`CodecError::Bincode`]. This type does not cause it.
     pub fn to_bytes(&self) -> Result<Vec<u8>, CodecError> {
         encode_bincode(self)
     }
@@ -147,8 +147,42 @@ impl InstanceImage {
     /// Decodes an image as the runtime does (`state.rs: InstanceImage::from_bytes`).
     ///
     /// # Errors
-    /// Fails where [`decode_bincode`] fails.
+    /// Fails if the input is too large, ends early, or is no encoding of an image.
     pub fn from_bytes(bytes: &[u8]) -> Result<InstanceImage, CodecError> {
+        decode_bincode(bytes)
+    }
+}
+
+impl ModuleStateMap {
+    /// Encodes this map in borsh, as a cached artifact has it.
+    ///
+    /// # Errors
+    /// Fails if a collection is too long for the encoding.
+    pub fn to_borsh(&self) -> Result<Vec<u8>, CodecError> {
+        encode_borsh(self)
+    }
+
+    /// Decodes a map from borsh, which must take all of `bytes`. Of equal keys the last counts, as in the runtime.
+    ///
+    /// # Errors
+    /// Fails if the input is no encoding of a map. The error tells the offset.
+    pub fn from_borsh(bytes: &[u8]) -> Result<ModuleStateMap, CodecError> {
+        decode_borsh(bytes)
+    }
+
+    /// Encodes this map in bincode.
+    ///
+    /// # Errors
+    /// Fails where bincode fails, which is for no map that fits into memory.
+    pub fn to_bincode(&self) -> Result<Vec<u8>, CodecError> {
+        encode_bincode(self)
+    }
+
+    /// Decodes a map from bincode. Bytes after the encoding are ignored, as the runtime ignores them.
+    ///
+    /// # Errors
+    /// Fails if the input is too large, ends early, or is no encoding of a map.
+    pub fn from_bincode(bytes: &[u8]) -> Result<ModuleStateMap, CodecError> {
         decode_bincode(bytes)
     }
 }

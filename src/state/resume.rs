@@ -28,7 +28,7 @@ use super::model::{
     WasmAbstractValue, WasmFunctionStateDump,
 };
 use super::read::{ReadError, ReadWord, read_frame};
-use super::x64::{KnownRegisters, SWITCH_BLOCK};
+use super::x64::KnownRegisters;
 use crate::arch::x64;
 use crate::limits::{MAX_IMAGE_FRAMES, MAX_IMAGE_WORK, MAX_RESUME_BYTES, MAX_SLOTS};
 
@@ -74,6 +74,7 @@ impl ResumeStack {
     }
 
     /// The stack pointer with which the code goes on.
+    #[cfg(any(test, feature = "internals"))]
     pub fn sp(&self) -> u64 {
         self.start.wrapping_add(8)
     }
@@ -81,8 +82,9 @@ impl ResumeStack {
     /// The registers in the order in which the runtime's own switch to another stack loads them from below
     /// [`ResumeStack::start`], lowest address first: XMM0-15, rbp, rax, rbx, rcx, rdx, rdi, rsi, r8-r15. Unknown
     /// registers are zero.
+    #[cfg(any(test, feature = "internals"))]
     pub fn register_block(&self) -> [u64; 31] {
-        SWITCH_BLOCK.map(|reg| self.registers.of(reg).unwrap_or(0))
+        super::x64::SWITCH_BLOCK.map(|reg| self.registers.of(reg).unwrap_or(0))
     }
 }
 

@@ -178,11 +178,13 @@ pub struct Validation {
 
 impl Validation {
     /// Whether nothing is wrong.
+    #[cfg(any(test, feature = "internals"))]
     pub fn is_clean(&self) -> bool {
         self.map.is_empty() && self.bad.is_empty()
     }
 
     /// Whether the function whose first byte is at code offset `start` has problems.
+    #[cfg(any(test, feature = "internals"))]
     pub fn is_bad(&self, start: usize) -> bool {
         self.bad.contains(&start)
     }
