@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds all fuzz targets and runs each for some seconds with a fixed seed:   sh fuzz/smoke.sh [SECONDS]
 #
-# As many targets run at once as there are processors.
+# As many targets run at once as there are processors, but no more than four, since each may take 4 GB.
 set -eu
 cd "$(dirname "$0")"
 here=$PWD
@@ -14,7 +14,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 failed=
 # shellcheck disable=SC2016 disable=SC2086 # for the inner shell; a list of words
-printf '%s\n' $targets | xargs -P "$(nproc)" -I TARGET sh -c '
+printf '%s\n' $targets | xargs -P "$(($(nproc) < 4 ? $(nproc) : 4))" -I TARGET sh -c '
     built=$0 scratch=$1 seconds=$2 t=$3
     # New inputs go to the scratch directory: a smoke run leaves nothing behind but what crashed.
     mkdir -p "$scratch/$t" "seeds/$t"

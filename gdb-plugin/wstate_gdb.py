@@ -8,6 +8,7 @@ and hears of stops. It needs gdb 13 or newer.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import shlex
@@ -19,7 +20,7 @@ import gdb
 
 # gdb runs each sourced file among the same global names. These are the names that were there before this file, perhaps
 # those of an earlier load. If this load fails, they are put back, so that the earlier load serves on.
-before = {name: value for name, value in globals().items() if name != "before"}
+names_before_wstate = {name: value for name, value in globals().items() if name != "names_before_wstate"}
 
 # The version of wstate that this file belongs to. Only the wstate_client.py of the same version fits.
 VERSION = "0.1.0"
@@ -315,13 +316,13 @@ def on_inferior_gone(event: Any) -> None:
     wstate.forget(event.inferior.num)
 
 
-def close_all() -> None:
+def close_all(lifted: Callable[[], Any], unwatch: Callable[[Dict[str, NewCode]], None]) -> None:
     """Leaves gdb as if the plugin was not there, for a plugin that is loaded after this one. It also does so for
     versions of the plugin whose breakpoints are a global name."""
-    with breakpoints_lifted():
+    with lifted():
         for target in wstate.targets.values():
             target.program.drop_symbols(list(target.program.loaded))
-    unwatch_new_code(wstate.new_code if hasattr(wstate, "new_code") else globals().get("new_code", {}))
+    unwatch(wstate.new_code if hasattr(wstate, "new_code") else globals().get("new_code", {}))
     wstate.close()
 
 
@@ -521,10 +522,12 @@ def is_loaded(function: str) -> bool:
     """Whether gdb knows the function. If gdb does not know the function of a new breakpoint, it says so each time."""
     try:
         # An expression would not do: in a frame of Rust code, it has no functions without debug information.
-        gdb.decode_line(function)
+        found = gdb.decode_line(function)[1] or ()
+        names = [gdb.execute(f"info symbol {one.pc:#x}", to_string=True) or "" for one in found]
     except gdb.error:
         return False
-    return True
+    # gdb finds functions of all namespaces too, and the breakpoint is for none of these.
+    return any("::" not in name for name in names)
 
 
 class Prefix(gdb.Command):
@@ -575,7 +578,7 @@ def version() -> Tuple[int, ...]:
 
 
 def put_back_names() -> None:
-    names = before
+    names = names_before_wstate
     globals().clear()
     globals().update(names)
 
@@ -589,21 +592,27 @@ def load_plugin() -> None:
         return
     try:
         loaded = load_client()
-    except (ImportError, OSError) as e:
+    except Exception as e:  # Whatever is wrong with that file, the earlier load serves on.
         gdb.write(f"wstate: the Wasm commands are not there: {e}\n", gdb.STDERR)
         put_back_names()
         return
-    close_single_file()
-    if wstate is not None:
-        # The earlier load knows best how it is ended.
-        getattr(wstate, "close_all", close_all)()
+    close = functools.partial(close_all, breakpoints_lifted, unwatch_new_code)
+    try:
+        close_single_file()
+        if wstate is not None:
+            # The earlier load knows best how it is ended.
+            getattr(wstate, "close_all", close)()
+    except gdb.error as e:
+        gdb.write(f"wstate: the earlier load cannot be ended now, so it serves on: {e}\n", gdb.STDERR)
+        put_back_names()
+        return
     for event, function in earlier_handlers:
         try:
             getattr(gdb.events, event).disconnect(function)
         except (ValueError, SystemError):
             # It is not connected, or no longer. gdb 13 says this by the second of them.
             pass
-    before.clear()
+    names_before_wstate.clear()
     wstate_client = loaded
     wstate = wstate_client.Plugin("gdb", command="wasm-", setting="set wasm", native="bt, up and info locals")
     # These are kept here because a later load replaces the global names, and then ends what this load has begun.
@@ -613,7 +622,8 @@ def load_plugin() -> None:
     wstate.new_code = {}
     # The number of the connection to the core that was last looked at, by the number of the inferior.
     wstate.cores_seen = {}
-    wstate.close_all = close_all
+    # The functions are named here because a later load replaces the global names before it calls this.
+    wstate.close_all = close
     Prefix("wasm", "Wasm frames, values and memories (wstate).\n\nEach command is there as wasm-NAME too.")
     Prefix("set wasm", "Set what the Wasm commands use.")
     Prefix("show wasm", "Show what the Wasm commands use.")

@@ -17,25 +17,34 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import lldb
 
 # The global names of this module before this load. If it fails, they are put back, so that an earlier load serves on.
-before = {name: value for name, value in globals().items() if name != "before"}
+names_before_wstate = {name: value for name, value in globals().items() if name != "names_before_wstate"}
 
 # The version of wstate that this file belongs to. Only the wstate_client.py of the same version fits.
 VERSION = "0.1.0"
 
+
+def file_of(module: Any) -> str:
+    """The file of a module, or an empty text. A module that is loaded when it is first used may raise anything."""
+    try:
+        return module.__file__ or ""
+    except Exception:
+        return ""
+
+
+# Each module with its file, and whether it is a load of the plugin. lldb runs a script as a module that is named as its
+# file. So all loads are one module, unless some of them were through a link of another name.
+modules = [(module, file_of(module)) for module in list(sys.modules.values())]
+loads = [(module, path) for module, path in modules if os.path.basename(os.path.realpath(path)) == "wstate_lldb.py"]
+
 # lldb puts the directory of a script into sys.path, unless it is in there, and then loads the script by its name. If
-# the directory stayed there, its file could be loaded when the user names one in another directory.
-sys.path[:] = [path for path in sys.path if path != os.path.dirname(__file__)]
-
-
-def names_of_loads() -> List[Dict[str, Any]]:
-    """The global names of each load of the plugin, as they are now. lldb runs a script as a module that is named as its
-    file. So all loads are one module, unless some of them were through a link of another name."""
-    files = [(module, getattr(module, "__file__", None) or "") for module in list(sys.modules.values())]
-    return [vars(m).copy() for m, path in files if os.path.basename(os.path.realpath(path)) == "wstate_lldb.py"]
-
+# the directory stayed there, its file could be loaded when the user names one in another directory. It stays if other
+# scripts were loaded from it, since these may import more.
+here = os.path.dirname(__file__)
+if not any(os.path.dirname(path) == here for module, path in modules if (module, path) not in loads):
+    sys.path[:] = [path for path in sys.path if path != here]
 
 # What earlier loads, perhaps of other versions, have left, and all of their stop hooks.
-earlier = names_of_loads()
+earlier = [vars(module).copy() for module, path in loads]
 earlier_hooks = [hook for names in earlier for hook in [*names.get("earlier_hooks", []), names.get("AutoLoad")] if hook]
 # wstate_client.py as a module, and the `Plugin` that it made. `__lldb_init_module` replaces what an earlier load left.
 wstate_client: Any = globals().get("wstate_client")
@@ -242,6 +251,9 @@ def current_target(debugger: lldb.SBDebugger) -> Any:
         raise wstate_client.WstateError("the process is running: process interrupt first")
     if state not in (lldb.eStateStopped, lldb.eStateCrashed, lldb.eStateSuspended):
         raise wstate_client.WstateError("there is no process and no core: run, attach or target create --core first")
+    # For a moment lldb says that a process is stopped although it has just let it go. Then no thread has frames.
+    if not any(process.GetThreadAtIndex(i).GetFrameAtIndex(0).IsValid() for i in range(process.GetNumThreads())):
+        raise wstate_client.WstateError("no thread can be looked at: the process is running (process interrupt first)")
     for key in [key for key, target in wstate.targets.items() if is_gone(target.program.process)]:
         wstate.forget(key)
     return target_of(debugger, process)
@@ -259,17 +271,17 @@ def is_gone(process: lldb.SBProcess) -> bool:
 def current_thread(process: lldb.SBProcess) -> lldb.SBThread:
     thread = process.GetSelectedThread()
     if not thread.IsValid():
-        # For a moment lldb says that a process is stopped although it has just let it go.
         raise wstate_client.WstateError("no thread can be looked at: the process is running (process interrupt first)")
     return thread
 
 
-def close_all() -> None:
-    """Leaves lldb as if the plugin was not there, for a plugin that is loaded after this one."""
+def close_all(gone: Callable[[lldb.SBProcess], bool] = is_gone) -> None:
+    """Leaves lldb as if the plugin was not there, for a plugin that is loaded after this one. That one has replaced the
+    global names by then."""
     if wstate is None:
         return
     for target in wstate.targets.values():
-        if not is_gone(target.program.process):
+        if not gone(target.program.process):
             target.program.drop_symbols(list(target.program.loaded))
     wstate.close()
 
@@ -423,7 +435,7 @@ def commands() -> Dict[str, Tuple[Callable[[lldb.SBDebugger, str], str], str, st
 
 
 def put_back_names() -> None:
-    names = before
+    names = names_before_wstate
     globals().clear()
     globals().update(names)
 
@@ -437,7 +449,7 @@ def __lldb_init_module(debugger: lldb.SBDebugger, internal: Dict[str, Any]) -> N
         return
     try:
         loaded = load_client()
-    except (ImportError, OSError) as e:
+    except Exception as e:  # Whatever is wrong with that file, the earlier load serves on.
         print(f"wstate: the Wasm commands are not there: {e}")
         put_back_names()
         return
@@ -449,7 +461,7 @@ def __lldb_init_module(debugger: lldb.SBDebugger, internal: Dict[str, Any]) -> N
         if "close_all" in names:
             names["close_all"]()
     earlier.clear()
-    before.clear()
+    names_before_wstate.clear()
     for hook in earlier_hooks:
         # Its objects stay where they are, at the targets that lldb has.
         hook.handle_stop = AutoLoad.handle_stop

@@ -153,11 +153,7 @@ impl Doctor {
             );
         }
         for problem in &report.objects_problems {
-            self.warn(
-                problem.clone(),
-                "frames of this file have no names or are found by frame pointer; if the files are in another directory: \
-                 --sysroot DIR, --debug-dir DIR",
-            );
+            self.warn(problem.clone(), "until then, frames of this file have no names, or are found by frame pointer");
         }
         let lost = report
             .threads

@@ -173,17 +173,19 @@ fn problems_in(places: &Places, debugger: Debugger) -> Option<Vec<Problem>> {
     let mut found = Vec::new();
     let text = read_bytes(&init).unwrap_or_else(|e| {
         let what = format!("{} cannot be read, so it is not known which {name} plugin it loads: {e}", init.display());
-        found.push(Problem { what, next: format!("make it a regular file that this user can read, then: {install}") });
+        let most = limits::MAX_INIT_BYTES >> 20;
+        let next = format!("make it a regular file of at most {most} MiB that this user can read");
+        found.push(Problem { what, next });
         Vec::new()
     });
     let text = String::from_utf8_lossy(&text);
     let line = debugger.line(&places.loaded(debugger).0);
     let (right, others): (Vec<&str>, Vec<&str>) =
-        text.lines().map(str::trim).filter(|l| debugger.is_ours(l)).partition(|l| *l == line);
+        text.lines().map(str::trim).filter(|l| debugger.is_ours(l)).partition(|l| in_full(l, &places.home) == line);
     let is_here = !right.is_empty() || places.plugin(debugger).exists();
     for other in others {
         let (shown, data) = (init.display(), places.data.display().to_string());
-        let what = format!("a line of {shown} is not the one that loads the {name} plugin of {data}: {other}");
+        let what = format!("{shown} has another line for the {name} plugin than this version writes: {other}");
         // Another directory follows from an XDG_DATA_HOME that was another one at the install.
         let elsewhere = match other.contains(&data) {
             true => "",
@@ -204,6 +206,11 @@ fn problems_in(places: &Places, debugger: Debugger) -> Option<Vec<Problem>> {
         found.push(Problem { what, next: install });
     }
     (is_here || !found.is_empty()).then_some(found)
+}
+
+/// A line of an init file with the home directory in place of `~`, as both debuggers read it.
+fn in_full(line: &str, home: &Path) -> String {
+    line.replace(" ~/", &format!(" {}/", home.display()))
 }
 
 /// The bytes of an init file or of a plugin's file. A file that is not there has none.
@@ -448,10 +455,9 @@ mod tests {
             install(&other, debugger).unwrap();
             let line = std::fs::read_to_string(&init).unwrap();
             let elsewhere = format!(
-                "a line of {} is not the one that loads the {} plugin of {}: {}",
+                "{} has another line for the {} plugin than this version writes: {}",
                 init.display(),
                 debugger.name(),
-                places.data.display(),
                 line.trim()
             );
             assert_eq!(problems_in(&other, debugger), Some(vec![]));
@@ -469,6 +475,9 @@ mod tests {
             install(&places, debugger).unwrap();
             assert_eq!(told(), Some(vec![]));
             assert_eq!(std::fs::read_to_string(&init).unwrap(), format!("{own}# mine\n"));
+            // The same line, as a user may have written it.
+            std::fs::write(&init, own.replace(&format!("{}/", dir.path().display()), "~/")).unwrap();
+            assert_eq!(told(), Some(vec![]));
             // A line that leads to the right directory in another way.
             let other = debugger.line(&places.data.join("../wstate").join(debugger.plugin().0));
             std::fs::write(&init, &other).unwrap();

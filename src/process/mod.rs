@@ -24,8 +24,8 @@ use std::path::{Path, PathBuf};
 /// Why memory could not be read.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum MemoryError {
-    /// No mapping covers the address.
-    #[error("no memory is mapped at {address:#x} ({len} bytes)")]
+    /// The address, or a part of the bytes from there on, is in no mapping, or the kernel does not let it be read.
+    #[error("no memory can be read at {address:#x} ({len} bytes)")]
     Unmapped {
         /// First address of the failed read.
         address: u64,

@@ -171,7 +171,7 @@ fn rich() -> Report {
         frames: vec![deep],
         end: Some(End {
             kind: EndKind::Lost,
-            why: Some("no memory at 0x7ffd10000000 (8 bytes), the core is cut off".to_string()),
+            why: Some("no memory can be read at 0x7ffd10000000 (8 bytes), the core is cut off".to_string()),
         }),
         signal: None,
         notes: vec!["registers are from after the stop".to_string()],

@@ -91,7 +91,8 @@ pub trait Images {
     fn goes_on_at(&self, address: u64, memory: &dyn Memory) -> Option<PointKind>;
 }
 
-/// Tells where a thread that is stepped gets to a point, at which its operand stack is known.
+/// Tells, instruction by instruction, whether a thread that is stepped has come to a point, where its operand stack is
+/// known.
 pub trait Settling {
     /// Whether stepping can bring a frame of the module to a point at which more is known about it. The error says
     /// why it cannot.

@@ -21,6 +21,9 @@ pub enum Why {
     /// The compiler was told to record neither locals nor operand stacks.
     #[error("the module was compiled without guest_debug (enable it in the host's Config)")]
     NoGuestDebug,
+    /// This version of Wasmtime cannot record locals and operand stacks: it has no `guest_debug`.
+    #[error("Wasmtime records locals and operand stacks from version 39 on, with guest_debug")]
+    BeforeGuestDebug,
     /// The frame table has entries for this instruction, but none is of the frame's function.
     #[error("no state of this function is recorded at this instruction")]
     NotRecordedHere,

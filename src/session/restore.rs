@@ -165,7 +165,7 @@ impl Session<'_> {
         let held = Held::hold(pid, &CaptureOptions::default(), None)?;
         if !first.is_same_code(held.target()) {
             objects = Objects::load(held.target(), &search);
-            provider = Runtimes::new(&found);
+            provider = Runtimes::new(&found.for_a_question());
         }
         let refused = |why: String| Error::Refused { what: format!("process {pid} is as it was: {why}") };
         let plan = plan(&held, &self.look(held.target(), &objects), &mut provider)?;

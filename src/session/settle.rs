@@ -62,7 +62,7 @@ impl Session<'_> {
         let stepped = began.elapsed();
         let note = attach_note(tid, settled);
         let same = first.is_same_code(&target);
-        let fresh = &mut Runtimes::new(found);
+        let fresh = &mut Runtimes::new(&found.for_a_question());
         // If the process may have loaded code in between, the modules that it has now are looked for anew.
         let provider = if same { provider } else { fresh };
         let outcome = match target.mappings() == first.mappings() {

@@ -31,7 +31,7 @@ pub trait SparseWrite: Write {
     /// Writes `count` zeros, or leaves a hole for them.
     ///
     /// # Errors
-    /// Writes all of the bytes, as [`Write::write_all`] does.
+    /// Fails as [`Write::write_all`] does.
     fn zeros(&mut self, count: u64) -> io::Result<()>;
 }
 
@@ -146,7 +146,7 @@ impl Session<'_> {
         if !first.is_same_code(held.target()) {
             // The process has loaded or unloaded modules. Those that it has now are looked for while it stands.
             objects = Objects::load(held.target(), &search);
-            provider = Runtimes::new(found);
+            provider = Runtimes::new(&found.for_a_question());
         }
         let done = take(&self.look(held.target(), &objects), wanted, &mut provider, out);
         let settled = tid.zip(held.settled());

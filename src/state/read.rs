@@ -91,7 +91,7 @@ pub enum FrameProblem {
     /// The state has a place for an operand that the operand stack does not have. Real maps have this at a call whose
     /// arguments were spilled (7-argument import with 3 live operands). The runtime indexes out of bounds there
     /// (`state.rs:1369`).
-    #[error("there is a place for operand {index}, but the operand stack has {count}")]
+    #[error("there is a place for operand {index}, but there are only {count}, numbered from 0")]
     NoSuchOperand {
         /// Number of the operand, from the bottom of the operand stack.
         index: usize,
@@ -99,7 +99,7 @@ pub enum FrameProblem {
         count: usize,
     },
     /// The state has a place for a local that the function does not have.
-    #[error("there is a place for local {index}, but the function has {count}")]
+    #[error("there is a place for local {index}, but the function has only {count}, numbered from 0")]
     NoSuchLocal {
         /// Number of the local.
         index: usize,
@@ -603,7 +603,10 @@ mod tests {
         assert_eq!(read.caller_sp, SP + 7 * 8);
         assert_eq!(read.problems.len(), 5);
         assert_eq!(read.problems[0], FrameProblem::NoSuchOperand { index: 3, count: 3 });
-        assert_eq!(read.problems[0].to_string(), "there is a place for operand 3, but the operand stack has 3");
+        assert_eq!(
+            read.problems[0].to_string(),
+            "there is a place for operand 3, but there are only 3, numbered from 0"
+        );
     }
 
     // The runtime panics at each of these: `unreachable!`, `unimplemented!` and indexes out of bounds.

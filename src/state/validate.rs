@@ -56,7 +56,7 @@ pub enum Fault {
     #[error("register {0} does not exist")]
     Register(usize),
     /// The map names a local that does not exist.
-    #[error("local {index} does not exist: the function has {count}")]
+    #[error("local {index} does not exist: the function has only {count}, numbered from 0")]
     Local {
         /// Number of the local.
         index: usize,
@@ -98,7 +98,7 @@ pub enum Fault {
     },
     /// An entry of a table names a diff that does not exist. (`usize::MAX` stands for an untracked state and is no
     /// error.)
-    #[error("diff {diff} does not exist: the function has {count}")]
+    #[error("diff {diff} does not exist: the function has only {count}, numbered from 0")]
     Diff {
         /// Number of the diff.
         diff: usize,

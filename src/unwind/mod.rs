@@ -75,7 +75,7 @@ pub enum UnwindError {
         why: String,
     },
     /// No unwinder can go on from this frame.
-    #[error("{object} has no unwind information for {address:#x}, and rbp leads to no caller")]
+    #[error("{object} has no unwind information for {address:#x}, and no caller can be found through rbp")]
     NoCfi {
         /// The address, in the target, at which the frame stands.
         address: u64,

@@ -59,8 +59,8 @@ impl Default for MemoryDecl {
 }
 
 impl MemoryDecl {
-    /// The maximum size in pages of 64 KiB, whatever the memory's own pages are. `None` if there is none, or if no page
-    /// has the size that is declared.
+    /// The maximum size in pages of 64 KiB, whatever the memory's own pages are. `None` if there is none, if no page has the
+    /// size that is declared, or if the number does not fit.
     pub fn maximum_in_wasm_pages(&self) -> Option<u64> {
         let max = self.maximum?;
         if self.page_size_log2 == WASM_PAGE_LOG2 {

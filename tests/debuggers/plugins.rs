@@ -280,8 +280,9 @@ fn without_its_shared_file_or_with_another_it_says_what_to_do(debugger: Debugger
 fn a_load_that_fails_leaves_the_earlier_one_whole(debugger: Debugger) {
     let exe = support::host_singlepass(Profile::Debug);
     let place = tempfile::tempdir().unwrap();
-    let [different, mixed] = [("different", Layout::Different), ("mixed", Layout::Mixed)]
-        .map(|(name, layout)| debugger.load_script(&debugger.copy_plugin(place.path(), name, layout)));
+    let [different, mixed, broken] =
+        [("different", Layout::Different), ("mixed", Layout::Mixed), ("broken", Layout::Broken)]
+            .map(|(name, layout)| debugger.load_script(&debugger.copy_plugin(place.path(), name, layout)));
     let [stop, run] = debugger.run_to("sleep");
     let (bt, list) = (debugger.wasm("bt wasm"), debugger.list_files());
     let commands = [
@@ -293,6 +294,7 @@ fn a_load_that_fails_leaves_the_earlier_one_whole(debugger: Debugger) {
         &bt,
         &mixed,
         &different,
+        &broken,
         list,
         debugger.step(),
         &bt,
@@ -304,14 +306,14 @@ fn a_load_that_fails_leaves_the_earlier_one_whole(debugger: Debugger) {
     ];
     let session = debugger.run_plain(&[arg(&exe)], &commands);
     let shown = session.texts.concat() + &session.log;
-    assert_eq!(shown.matches("the Wasm commands are not there").count(), 2, "{shown}");
+    assert_eq!(shown.matches("the Wasm commands are not there").count(), 3, "{shown}");
     assert!(!shown.contains("Traceback") && !shown.contains("rror: "), "{shown}");
     // It is the next instruction of the same frames.
-    assert!(session.texts[5].contains("* leaf") && session.texts[5] == session.texts[10], "{:?}", session.texts);
-    assert!(session.texts[11].contains("locals  0 i32 9 (r12)"), "{:?}", session.texts);
-    assert!(session.texts[12].contains("1 symbol file of Wasm code loaded"), "{:?}", session.texts);
-    assert_eq!([8, 13].map(|n| symbol_files(&session.texts[n])), [1, 1], "{:?}", session.texts);
-    assert_eq!(session.texts[14], "[False]\n", "{:?}", session.texts);
+    assert!(session.texts[5].contains("* leaf") && session.texts[5] == session.texts[11], "{:?}", session.texts);
+    assert!(session.texts[12].contains("locals  0 i32 9 (r12)"), "{:?}", session.texts);
+    assert!(session.texts[13].contains("1 symbol file of Wasm code loaded"), "{:?}", session.texts);
+    assert_eq!([9, 14].map(|n| symbol_files(&session.texts[n])), [1, 1], "{:?}", session.texts);
+    assert_eq!(session.texts[15], "[False]\n", "{:?}", session.texts);
 }
 
 fn of_two_versions_the_one_that_was_loaded_last_serves(debugger: Debugger) {

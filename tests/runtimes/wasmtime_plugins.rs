@@ -183,6 +183,10 @@ fn commands(debugger: Debugger) {
     if !is_here(debugger) {
         return;
     }
+    let not_recorded = |version| match version {
+        Version::V36 => "Wasmtime records locals and operand stacks from version 39 on, with guest_debug",
+        _ => "the module was compiled without guest_debug (enable it in the host's Config)",
+    };
     for version in Version::ALL {
         let directory = tempfile::tempdir().expect("a directory");
         let wasm = directory.path().join("memories.wasm");
@@ -200,9 +204,9 @@ fn commands(debugger: Debugger) {
         let double = f64::from_le_bytes(*b"sixty-fo");
         let asked = [
             ("list", "error: wstate: the .wasm file of memories is not known".to_string()),
-            ("locals", "the module was compiled without guest_debug (enable it in the host's Config)".into()),
-            ("stack", "the module was compiled without guest_debug (enable it in the host's Config)".into()),
-            ("print l0", "the module was compiled without guest_debug (enable it in the host's Config)".into()),
+            ("locals", not_recorded(version).into()),
+            ("stack", not_recorded(version).into()),
+            ("print l0", not_recorded(version).into()),
             ("print g1", "(i64) 0xeeddef0b82167eeb".into()),
             ("print g4", "(i32) -100".into()),
             ("print g7", "(f64) -44.25".into()),

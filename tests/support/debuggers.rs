@@ -57,6 +57,8 @@ pub enum Layout {
     Different,
     /// That file, and both are of another version.
     OtherVersion,
+    /// That file of this version, which is no Python.
+    Broken,
 }
 
 impl Debugger {
@@ -69,7 +71,7 @@ impl Debugger {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let found =
             names.iter().find_map(|name| std::env::split_paths(&path).map(|d| d.join(name)).find(|p| p.exists()));
-        found.ok_or_else(|| NoCore(format!("{} is not installed", names[0])))
+        found.ok_or_else(|| NoCore(format!("{} is not installed", names.join(" or "))))
     }
 
     /// The plugin in the repository.
@@ -110,6 +112,10 @@ impl Debugger {
         copy(&plugin, layout == Layout::OtherVersion);
         if matches!(layout, Layout::Mixed | Layout::OtherVersion) {
             copy(&client, true);
+        }
+        if layout == Layout::Broken {
+            let version = format!("VERSION = \"{}\"\n<<<<<<< HEAD\n", env!("CARGO_PKG_VERSION"));
+            std::fs::write(directory.join(client.file_name().expect("a name")), version).expect("a file");
         }
         let plugin = directory.join(plugin.file_name().expect("a name"));
         if layout == Layout::Different {
@@ -210,7 +216,9 @@ impl Debugger {
 
     /// The same without the plugin.
     pub fn run_plain(self, arguments: &[&str], commands: &[&str]) -> Session {
-        let program = self.program().unwrap_or_else(|why| panic!("{}", why.0));
+        let program = self.program().unwrap_or_else(|why| {
+            panic!("{}; `sh tests/run.sh` installs it, and WSTATE_ALLOW_MISSING does not leave out debuggers", why.0)
+        });
         let directory = super::work_directory();
         let script = directory.path().join("script.py");
         let quoted = |text: &str| serde_json::to_string(text).expect("a string");

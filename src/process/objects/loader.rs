@@ -60,7 +60,7 @@ impl<'a> Loader<'a> {
             if !is_elf_name || special || file.is_some() {
                 return Vec::new();
             }
-            let problem = problem.or_else(|| Some(missing(path)));
+            let problem = problem.or_else(|| Some(self.missing(path)));
             let bias = lowest.start.wrapping_sub(lowest.offset);
             let ranges = mappings.iter().map(|m| (m.start, m.end)).collect();
             return vec![object(path, bias, ranges, None, None, None, problem)];
@@ -101,7 +101,7 @@ impl<'a> Loader<'a> {
                 None => (None, self.image(&headers, bias).map(ObjectData::Memory)),
             };
             if opened.is_none() && problem.is_none() {
-                problem = Some(missing(path));
+                problem = Some(self.missing(path));
             }
             let debug = match (&opened, &data) {
                 (Some(opened), Some(data)) => {
@@ -199,7 +199,8 @@ impl<'a> Loader<'a> {
                 }
                 Some(why) => {
                     let what = format!("{} is not the file that was loaded: {why}", candidate.path().display());
-                    wrong = wrong.or(Some(problem(format!("{what}; give the right one with {}", option_for(is_main)))));
+                    wrong = wrong
+                        .or(Some(problem(format!("{what}; give the right one with {}", self.option_for(is_main)))));
                 }
             }
         }
@@ -249,6 +250,21 @@ impl<'a> Loader<'a> {
         Some(object(path, memory.bias?, vec![(start, m.end)], None, memory.build_id, data, problem))
     }
 
+    /// The option by which a user names another file. The executable of a process is known, so only that of a core can be
+    /// named.
+    fn option_for(&self, is_main: bool) -> &'static str {
+        if is_main && !self.target.is_live() { "-e FILE" } else { "--sysroot DIR" }
+    }
+
+    fn missing(&self, path: &Path) -> Problem {
+        let executable = if self.target.is_live() { "" } else { ", or the executable with -e FILE" };
+        let what = format!(
+            "{} cannot be opened; name a directory tree that holds it with --sysroot DIR{executable}",
+            path.display()
+        );
+        Problem { file: path.to_path_buf(), what }
+    }
+
     /// The executable of a core that lists no mapped files. Its place is found from AT_PHDR.
     pub(super) fn unnamed_executable(&self) -> Option<MappedObject> {
         let place = match &self.search.executable {
@@ -288,18 +304,6 @@ impl<'a> Loader<'a> {
         found.0.debug = debug;
         Some(found)
     }
-}
-
-fn option_for(is_main: bool) -> &'static str {
-    if is_main { "-e FILE" } else { "--sysroot DIR" }
-}
-
-fn missing(path: &Path) -> Problem {
-    let what = format!(
-        "{} cannot be opened; name a directory tree that holds it with --sysroot DIR, or the executable with -e FILE",
-        path.display()
-    );
-    Problem { file: path.to_path_buf(), what }
 }
 
 /// Why the headers of a file are not the ones in memory. `None` means that they are the same.

@@ -284,7 +284,7 @@ mod tests {
         };
         assert!(notes(1, next_is_self).contains("circular"));
         assert!(notes(2, next_is_self).contains("version 2"));
-        assert!(notes(1, [8, 0, 0, 0, 0, 0, 0, 0]).contains("no memory is mapped at 0x8"));
+        assert!(notes(1, [8, 0, 0, 0, 0, 0, 0, 0]).contains("no memory can be read at 0x8"));
         let with = |code, len, map, map_len| [0, 1, code, len, map, map_len, 0, u64::MAX];
         let good = DATA + 0x800;
         assert!(notes(1, with(CODE, 0x200, u64::MAX - 4, 12)).contains("has not 12 bytes"));

@@ -8,6 +8,8 @@ pub struct Version(pub u32);
 impl Version {
     /// The oldest version whose layouts are known.
     pub const OLDEST: Version = Version(36);
+    /// The first version that can record locals and operand stacks (`Config::guest_debug`).
+    pub const GUEST_DEBUG: Version = Version(39);
     /// The newest version whose layouts are known.
     pub const NEWEST: Version = Version(50);
 

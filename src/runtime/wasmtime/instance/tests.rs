@@ -246,11 +246,11 @@ fn each_contradiction_is_one() {
         let table = FIRST + l.tables.at(0).unwrap();
         bad(&|w| w.put(FIRST, b"comp"), "there is no instance");
         bad(&|w| w.words(FIRST + 8, &[0]), "belongs to no store");
-        bad(&|w| w.words(FIRST + 8, &[TEXT]), "no memory is mapped at");
+        bad(&|w| w.words(FIRST + 8, &[TEXT]), "no memory can be read at");
         bad(&|w| w.mappings[0].write = false, "not in writable memory");
         bad(&|w| w.words(ROUTINES, &[GLOBAL]), "is not code");
         bad(&|w| w.put(TYPES, &[0xff; 4]), "are not the numbers of its types");
-        bad(&|w| w.words(FIRST + 40, &[0x1000]), "no memory is mapped at 0x1000");
+        bad(&|w| w.words(FIRST + 40, &[0x1000]), "no memory can be read at 0x1000");
         bad(&|w| w.import(of, FIRST, GLOBAL, HOST_CODE + 0x20, HOST), "has no code at");
         bad(&|w| w.import(of, FIRST, TEXT, HOST_CODE + 0x28, HOST), "that leads to another one");
         bad(&|w| w.import(of, FIRST, TEXT, HOST_CODE + 0x20, GLOBAL), "where there is no context");

@@ -410,6 +410,7 @@ impl Code {
         match self.frames.as_deref() {
             Some(bytes) => FrameTable::parse(bytes, self.version).map_err(|e| Why::Other(e.to_string())),
             None if self.has_frames().is_none() => Err(Why::other("the table of frames cannot be read")),
+            None if self.version.is_some_and(|version| version < Version::GUEST_DEBUG) => Err(Why::BeforeGuestDebug),
             None => Err(Why::NoGuestDebug),
         }
     }

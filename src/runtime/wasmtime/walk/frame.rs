@@ -372,7 +372,9 @@ pub fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memor
                 let names = alternatives(&owners, name);
                 inner.notes.push(format!("a function that was inlined, {names}: it cannot be told which"));
             }
-            inner.notes.push("frames may be missing between this inlined function and the next".into());
+            inner
+                .notes
+                .push("frames may be missing between this inlined function and the frame below, its caller".into());
             base.may_miss_inlined = true;
             let mut frames = vec![inner, base];
             here.sources(&mut frames);
