@@ -210,7 +210,9 @@ fn problems_in(places: &Places, debugger: Debugger) -> Option<Vec<Problem>> {
 
 /// A line of an init file with the home directory in place of `~`, as both debuggers read it.
 fn in_full(line: &str, home: &Path) -> String {
-    line.replace(" ~/", &format!(" {}/", home.display()))
+    [" ", "\""].iter().fold(line.to_string(), |line, before| {
+        line.replace(&format!("{before}~/"), &format!("{before}{}/", home.display()))
+    })
 }
 
 /// The bytes of an init file or of a plugin's file. A file that is not there has none.

@@ -38,9 +38,17 @@ fn commands(core: &str, out: &str) -> Vec<Vec<String>> {
     all.iter().map(|command| command.iter().map(|word| word.to_string()).collect()).collect()
 }
 
+/// strace, with no signal ignored. A shell that starts this test in the background lets it ignore SIGINT and SIGQUIT, and
+/// wstate would ignore them too.
+fn strace() -> Command {
+    let mut strace = Command::new("env");
+    strace.args(["--default-signal", "strace"]);
+    strace
+}
+
 /// Runs wstate under strace with these injections; its status, and the calls that it made.
 fn run(command: &[String], inject: &[String], log: &Path) -> (ExitStatus, Vec<String>) {
-    let mut strace = Command::new("strace");
+    let mut strace = strace();
     strace.args(["-f", "-qq", "-e", "trace=open,write,lseek,linkat,rename,renameat,renameat2", "-o"]).arg(log);
     for inject in inject {
         strace.args(["-e", inject]);
@@ -143,7 +151,7 @@ fn is_temporary(name: &str) -> bool {
 /// Runs a command where no file can be without a name, and sends it a signal when its file is there. The file stays there
 /// for a second: the call that gives it its last name waits.
 fn end_with(signal: Signal, command: &[String], directory: &Path, log: &Path) -> ExitStatus {
-    let mut strace = Command::new("strace");
+    let mut strace = strace();
     strace.args(["-f", "-qq", "-e", "trace=open,rename,renameat,renameat2", "-o"]).arg(log);
     strace.arg("-P").arg(directory).arg("-P").arg(directory.join("file"));
     strace.args(["-e", "inject=open:error=EOPNOTSUPP", "-e", "inject=rename,renameat,renameat2:delay_enter=1000000"]);
