@@ -54,14 +54,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// How callers are found from each of the first instructions of a function on, up to and including the instruction at
 /// offset `end`. `None` if the code up to there cannot be followed.
 pub fn beginning(start: u64, code: &[u8], end: u32) -> Option<Vec<(u32, FrameChange)>> {
-    let flow = Flow {
-        start,
-        code: code.to_vec(),
-        winch: false,
-        callees_pop: false,
-        handlers: Vec::new(),
-        blocks: BTreeMap::new(),
-    };
+    let flow = Flow::of_beginning(start, code);
     let (mut state, mut before, mut info) = (State::entry(), Before::default(), InstructionInfoFactory::new());
     let (mut out, mut last) = (vec![(0, FrameChange::Cfa(x64::RSP, 8))], AT_START);
     for i in flow.instructions(0) {
@@ -89,14 +82,7 @@ pub fn beginning(start: u64, code: &[u8], end: u32) -> Option<Vec<(u32, FrameCha
 /// What is known at `at`, if it is among the first instructions of a function that is too large to be followed.
 pub fn near_start(start: u64, code: &[u8], at: CodeAddress) -> Option<Facts> {
     let CodeAddress::Exact(pc) = at else { return None };
-    let flow = Flow {
-        start,
-        code: code.to_vec(),
-        winch: false,
-        callees_pop: false,
-        handlers: Vec::new(),
-        blocks: BTreeMap::new(),
-    };
+    let flow = Flow::of_beginning(start, code);
     let (mut state, mut before, mut info) = (State::entry(), Before::default(), InstructionInfoFactory::new());
     for i in flow.instructions(0) {
         if i.ip() == pc {
@@ -192,6 +178,18 @@ pub struct Hints {
 pub const WINCH: [u8; 8] = [0x55, 0x48, 0x89, 0xe5, 0x4c, 0x8b, 0x5f, 0x08];
 
 impl Flow {
+    /// The code of a function that is looked at only from its start on, instruction by instruction.
+    fn of_beginning(start: u64, code: &[u8]) -> Flow {
+        Flow {
+            start,
+            code: code.to_vec(),
+            winch: false,
+            callees_pop: false,
+            handlers: Vec::new(),
+            blocks: BTreeMap::new(),
+        }
+    }
+
     /// Follows the function whose bytes are `code` and whose address is `start`. `None` if it is empty or too large,
     /// or if there are too many paths through it.
     pub fn new(start: u64, code: Vec<u8>, hints: Hints) -> Option<Flow> {
