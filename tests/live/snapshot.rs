@@ -345,7 +345,7 @@ fn settling_does_not_end_at_a_division() {
   (func (export "run") (local $x i64) (call $ready) (loop $again {divisions} (br $again))))"#
     );
     let wasm = wasm(&directory, &text);
-    let host = Host::start("wasm", &["--wasm", &wasm, "--call", "run", "--full-preemption"], Profile::Debug);
+    let host = Host::start("wasm", &["--wasm", &wasm, "--call", "run", "--full-preemption"], Profile::Debug).spinning();
     for _ in 0..10 {
         let (_, said) = snapshot(&directory, &["-p", &host.pid().to_string(), "--settle"], 0);
         assert!(said.contains("resumable: yes, at a loop point"), "{said}");
@@ -399,15 +399,10 @@ fn a_bound_that_was_reached_is_told() {
     (local.set $x (i64.const 5))
     (loop $again (local.set $x (i64.add (local.get $x) (i64.const 3))) (br $again))))"#,
     );
-    let host = Host::start("wasm", &["--wasm", &wasm, "--call", "run", "--track-state", "on"], Profile::Debug);
+    let flags = ["--wasm", &wasm, "--call", "run", "--track-state", "on"];
+    let host = Host::start("wasm", &flags, Profile::Debug).spinning();
     let pid = host.pid().to_string();
-    // It may still be in the import that says READY, from where it comes back to the loop and stays there.
-    let before = loop {
-        let done = wstate(&["snapshot", "-p", &pid, "-o", directory.path().join("before").to_str().expect("text")]);
-        if done.status.code() == Some(2) {
-            break text(&done.stderr);
-        }
-    };
+    let before = said(&directory, &["-p", &pid], 2);
     assert!(
         before.contains("no state is recorded at this instruction; --settle steps it to where there is one"),
         "{before}"
@@ -456,18 +451,10 @@ fn settling_without_full_preemption_ends_behind_a_call() {
       (local.set $x (i64.add (local.get $x) (i64.const 3)))
       (br $again))))"#,
     );
-    let host = Host::start("wasm", &["--wasm", &wasm, "--call", "run", "--track-state", "on"], Profile::Debug);
-    let mut settled = 0;
-    // The host is in the import that says READY for a while.
-    let until = std::time::Instant::now() + support::PATIENCE;
-    while settled < 5 {
-        assert!(std::time::Instant::now() < until, "it does not come back from the import");
-        let seen = text(&wstate(&["attach", &host.pid().to_string(), "--no-lines"]).stdout);
-        if !seen.lines().any(|l| l.trim_start().starts_with("#0 ") && l.contains(" * ")) {
-            continue;
-        }
+    let flags = ["--wasm", &wasm, "--call", "run", "--track-state", "on"];
+    let host = Host::start("wasm", &flags, Profile::Debug).spinning();
+    for _ in 0..5 {
         let said = said(&directory, &["-p", &host.pid().to_string(), "--settle"], 0);
-        settled += 1;
         assert!(said.contains(" to the place behind a call: "), "{said}");
         let result = format!(", {:#x} if it is a float\nhint: ", 3.25f64.to_bits());
         assert!(said.contains("resumable: behind a call that has returned 0x") && said.contains(&result), "{said}");

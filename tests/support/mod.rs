@@ -325,7 +325,25 @@ impl Host {
                 panic!("{} {stop} {flags:?}: {problem}\n{said}", exe.display());
             }
         };
-        Host { child, exe, ready, stopped, directory }
+        let host = Host { child, exe, ready, stopped, directory };
+        if stop.starts_with("spin") { host.spinning() } else { host }
+    }
+
+    /// Waits until the guest runs by itself. READY is said within an import, and on a loaded machine the thread may be
+    /// on its way out of there for long: on the processor it is out after a few microseconds.
+    pub fn spinning(self) -> Host {
+        let path = format!("/proc/{}/task/{}/stat", self.pid(), self.tid());
+        // In ticks of 10 ms; behind the name of the program, in which there may be spaces.
+        let ran = || -> u64 {
+            let stat = std::fs::read_to_string(&path).expect("the thread is there");
+            stat.rsplit(')').next().and_then(|s| s.split(' ').nth(12)?.parse().ok()).expect("the time it ran")
+        };
+        let (before, deadline) = (ran(), Instant::now() + PATIENCE);
+        while ran() < before + 3 {
+            assert!(Instant::now() < deadline, "the guest does not run");
+            thread::sleep(Duration::from_millis(5));
+        }
+        self
     }
 
     /// A host that dies of SIGABRT, held by SIGSTOP at the moment at which the signal would have been delivered: the stop
