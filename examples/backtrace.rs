@@ -1,7 +1,7 @@
 //! Prints the Wasm frames of a process, youngest first:   cargo run --example backtrace PID
 
 use std::error::Error;
-use wstate::model::text::clean;
+use wstate::model::clean;
 use wstate::model::{Frame, FrameKind, Function};
 use wstate::{Options, Session, Source};
 

@@ -4,12 +4,12 @@
 //! value with where it was found or why it is missing.
 //!
 //! ```no_run
-//! use wstate::model::text::{self, TextOptions};
+//! use wstate::model::TextOptions;
 //! use wstate::{Error, Options, Session, Source};
 //!
 //! fn print(pid: u32) -> Result<(), Error> {
 //!     let outcome = Session::open(&Options::new(Source::Pid(pid)))?.stacks()?;
-//!     print!("{}", text::render(&outcome.report, TextOptions::default()));
+//!     print!("{}", outcome.report.to_text(TextOptions::default()));
 //!     Ok(())
 //! }
 //! ```
@@ -109,7 +109,7 @@ pub use error::Error;
 pub use progress::Progress;
 pub use session::{
     ImportedGlobal, InstanceChoice, MemoryRange, Options, Outcome, RestoreOptions, Restored, Resumable, Returned,
-    Route, Session, SignalsLater, Sink, Snapshot, SnapshotOptions, Source, SparseWrite, parse_image,
+    Route, Session, SignalsLater, Snapshot, SnapshotOptions, Source, SparseWrite,
 };
 
 /// What an answer says: the report with its threads, frames and values, and the contents of modules. It can be rendered
@@ -118,25 +118,13 @@ pub mod model {
     pub use crate::report::contents::{
         Contents, ExportRow, FunctionRow, GlobalRow, Instance, Lists, MemoryRow, ModuleContents, TableRow,
     };
+    pub use crate::report::text::{TextOptions, clean};
     pub use crate::report::wasm_coredump::Compat;
     pub use crate::report::{
         Bits, Compared, Completeness, End, EndKind, Engine, EngineSeen, ExternKind, FoundBy, Frame, FrameKind,
         Function, Hex, Module, NameSource, OpPosition, Place, Report, Runtime, RuntimeName, Target, TargetKind, Thread,
         Timing, Trust, ValType, Value, Variable, WasmPosition, Why,
     };
-
-    /// Renderings for programs.
-    pub mod json {
-        pub use crate::report::json::render;
-        #[cfg(feature = "cli")]
-        pub use crate::report::json::schema;
-    }
-
-    /// Renderings for people.
-    pub mod text {
-        pub use crate::report::contents::render as render_contents;
-        pub use crate::report::text::{TextOptions, clean, render};
-    }
 }
 
 /// What is needed to look at a target that the caller has opened: its memory, its threads and their registers.
@@ -152,11 +140,10 @@ pub mod target {
 pub mod machine_state {
     pub use crate::state::x64::from_dwarf_regnum;
     pub use crate::state::{
-        AnyImage, BoundaryRegisters, CodeVersion, CodecError, ExecutionStateImage, FUNCTION_HEADER, FrameProblem,
-        FrameRead, FunctionStateMap, ImageError, ImageView, InstanceImage, KnownRegisters, MachineState,
-        MachineStateDiff, MachineValue, MissingReason, ModuleStateMap, OffsetInfo, Point, PointKind, ReadEnd,
-        ReadError, RegisterIndex, StateError, SuspendOffset, ValuePlace, WasmAbstractValue, WasmFunctionStateDump,
-        read_frame, read_stack,
+        AnyImage, BoundaryRegisters, CodeVersion, CodecError, ExecutionStateImage, FrameProblem, FrameRead,
+        FunctionStateMap, ImageError, ImageView, InstanceImage, KnownRegisters, MachineState, MachineStateDiff,
+        MachineValue, MissingReason, ModuleStateMap, OffsetInfo, Point, PointKind, ReadEnd, ReadError, RegisterIndex,
+        StateError, SuspendOffset, ValuePlace, WasmAbstractValue, WasmFunctionStateDump, read_frame, read_stack,
     };
 }
 

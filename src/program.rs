@@ -217,10 +217,8 @@ fn modules(command: &cli::Modules) -> Result<u8, Failure> {
             json::document(&contents, false)
         } else {
             let verbose = command.place.verbose;
-            contents::render(
-                &contents,
-                text::TextOptions { color: color(command.no_color), verbose, ..text::TextOptions::default() },
-            )
+            let options = text::TextOptions { color: color(command.no_color), verbose, ..text::TextOptions::default() };
+            contents.to_text(options)
         };
         output.put(text.as_bytes())?;
         Ok(match contents.contents.is_empty() {
@@ -240,7 +238,7 @@ fn memory(command: &cli::Memory) -> Result<u8, Failure> {
     let output = Output::file_or_stdout(command.output.as_deref())?;
     answer([output], command.place.confine(), options.verbose, |[output]| {
         let notes = output.put_with(|out| {
-            open(&options)?.linear_memory(command.range(), &mut |address, bytes| {
+            open(&options)?.linear_memory(command.range(), |address, bytes| {
                 let written = match command.raw {
                     true => out.write_all(bytes),
                     false => out.write_all(hexdump::lines(address, bytes).as_bytes()),
@@ -415,11 +413,11 @@ fn print(show: &Show, options: &Options, format: Format, output: &mut Output) ->
                 verbose: show.verbose,
                 fold: show.fold,
             };
-            text::render(&outcome.report, options).into_bytes()
+            outcome.report.to_text(options).into_bytes()
         }
         Format::Json => {
             outcome.report.select(show.wasm_only, show.brief);
-            json::render(&outcome.report, show.pretty).into_bytes()
+            outcome.report.to_json(show.pretty).into_bytes()
         }
         Format::Classic => outcome.classic.ok_or_else(|| missing("no classic text"))?.into_bytes(),
         Format::Image => outcome.image.ok_or_else(|| missing("no image"))?,

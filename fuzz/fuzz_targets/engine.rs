@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use std::path::Path;
 use std::sync::Arc;
-use wstate::report::{json, text};
+use wstate::report::text;
 use wstate::session::{Options, Session, Source};
 use wstate::process::core::CoreTarget;
 use wstate::process::objects::SearchPaths;
@@ -17,14 +17,14 @@ fuzz_target!(|data: &[u8]| {
     options.limit = Some(200);
     options.verbose = data.len() % 2 == 0;
     let Ok(mut outcome) = Session::on(&core, &options).stacks() else { return };
-    let text = text::render(&outcome.report, text::TextOptions { verbose: options.verbose, ..Default::default() });
+    let text = outcome.report.to_text(text::TextOptions { verbose: options.verbose, ..Default::default() });
     assert!(!text.chars().any(|c| c != '\n' && text::is_unprintable(c)), "{text:?}");
-    let whole = json::render(&outcome.report, options.verbose);
+    let whole = outcome.report.to_json(options.verbose);
     assert!(whole.starts_with('{'));
     let completeness = outcome.report.completeness();
     assert_eq!(completeness, outcome.report.completeness());
     outcome.report.select(true, true);
-    let _ = text::render(&outcome.report, text::TextOptions { brief: true, wasm_only: true, ..Default::default() });
+    let _ = outcome.report.to_text(text::TextOptions { brief: true, wasm_only: true, ..Default::default() });
     options.image = true;
     let _ = Session::on(&core, &options).stacks().map(|o| (o.classic, o.image));
 });

@@ -210,27 +210,27 @@ impl Contents {
                 .iter()
                 .all(|m| [&m.functions_why, &m.exports_why, &m.instances_why].iter().all(|w| w.is_none()))
     }
-}
 
-/// The text of `contents`.
-pub fn render(contents: &Contents, options: TextOptions) -> String {
-    let report = Report {
-        schema_version: contents.schema_version,
-        wstate_version: contents.wstate_version.clone(),
-        target: contents.target.clone(),
-        runtimes: contents.runtimes.clone(),
-        engines: contents.engines.clone(),
-        objects_problems: contents.objects_problems.clone(),
-        notes: contents.notes.clone(),
-        timing: None,
-        threads: Vec::new(),
-    };
-    let mut out = text::render_head(&report, options);
-    // Writing to a string cannot fail.
-    for module in &contents.contents {
-        let _ = module_text(contents, module, &mut out);
+    /// The contents as text for people.
+    pub fn to_text(&self, options: TextOptions) -> String {
+        let report = Report {
+            schema_version: self.schema_version,
+            wstate_version: self.wstate_version.clone(),
+            target: self.target.clone(),
+            runtimes: self.runtimes.clone(),
+            engines: self.engines.clone(),
+            objects_problems: self.objects_problems.clone(),
+            notes: self.notes.clone(),
+            timing: None,
+            threads: Vec::new(),
+        };
+        let mut out = text::render_head(&report, options);
+        // Writing to a string cannot fail.
+        for module in &self.contents {
+            let _ = module_text(self, module, &mut out);
+        }
+        out
     }
-    out
 }
 
 fn module_text(contents: &Contents, module: &ModuleContents, out: &mut String) -> std::fmt::Result {

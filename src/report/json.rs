@@ -3,9 +3,11 @@
 use super::Report;
 use serde::Serialize;
 
-/// A report as one JSON document with a newline at its end. `pretty` says whether it is indented.
-pub fn render(report: &Report, pretty: bool) -> String {
-    document(report, pretty)
+impl Report {
+    /// The report as one JSON document with a newline at its end. `pretty` says whether it is indented.
+    pub fn to_json(&self, pretty: bool) -> String {
+        document(self, pretty)
+    }
 }
 
 /// The JSON schema of a report.

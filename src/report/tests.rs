@@ -1,6 +1,6 @@
 //! Tests each form of output with one report that has everything in it.
 
-use super::text::{TextOptions, render};
+use super::text::TextOptions;
 use super::*;
 use crate::arch::{Reg, x64};
 use crate::runtime::{self, Place, Slot, Why};
@@ -191,37 +191,37 @@ const PLAIN: TextOptions = TextOptions { brief: false, wasm_only: false, color: 
 
 #[test]
 fn text() {
-    insta::assert_snapshot!(render(&rich(), PLAIN));
+    insta::assert_snapshot!(rich().to_text(PLAIN));
 }
 
 #[test]
 fn text_brief() {
-    insta::assert_snapshot!(render(&rich(), TextOptions { brief: true, ..PLAIN }));
+    insta::assert_snapshot!(rich().to_text(TextOptions { brief: true, ..PLAIN }));
 }
 
 #[test]
 fn text_wasm_only() {
-    insta::assert_snapshot!(render(&rich(), TextOptions { wasm_only: true, ..PLAIN }));
+    insta::assert_snapshot!(rich().to_text(TextOptions { wasm_only: true, ..PLAIN }));
 }
 
 #[test]
 fn text_verbose() {
-    insta::assert_snapshot!(render(&rich(), TextOptions { verbose: true, ..PLAIN }));
+    insta::assert_snapshot!(rich().to_text(TextOptions { verbose: true, ..PLAIN }));
 }
 
 #[test]
 fn text_color() {
-    insta::assert_snapshot!(render(&rich(), TextOptions { color: true, ..PLAIN }).replace('\u{1b}', "^["));
+    insta::assert_snapshot!(rich().to_text(TextOptions { color: true, ..PLAIN }).replace('\u{1b}', "^["));
 }
 
 #[test]
 fn json_compact() {
-    insta::assert_snapshot!(json::render(&rich(), false));
+    insta::assert_snapshot!(rich().to_json(false));
 }
 
 #[test]
 fn json_pretty() {
-    insta::assert_snapshot!(json::render(&rich(), true));
+    insta::assert_snapshot!(rich().to_json(true));
 }
 
 #[cfg(feature = "cli")]
@@ -233,18 +233,18 @@ fn json_schema() {
 #[test]
 fn colour_adds_nothing_but_escapes() {
     let mut plain = String::new();
-    let colored = render(&rich(), TextOptions { color: true, ..PLAIN });
+    let colored = rich().to_text(TextOptions { color: true, ..PLAIN });
     let mut rest = colored.as_str();
     while let Some((before, after)) = rest.split_once('\u{1b}') {
         plain += before;
         rest = after.split_once('m').map_or("", |(_, r)| r);
     }
-    assert_eq!(plain + rest, render(&rich(), PLAIN));
+    assert_eq!(plain + rest, rich().to_text(PLAIN));
 }
 
 #[test]
 fn lists_of_values_fit_the_width() {
-    for line in render(&rich(), TextOptions { verbose: true, ..PLAIN }).lines() {
+    for line in rich().to_text(TextOptions { verbose: true, ..PLAIN }).lines() {
         let trimmed = line.trim_start();
         if trimmed.starts_with("locals") || trimmed.starts_with("stack") {
             assert!(line.chars().count() <= 120, "{line}");
@@ -258,7 +258,7 @@ fn a_reason_longer_than_a_line_is_broken_between_words() {
     report.threads.truncate(1);
     report.threads[0].frames.truncate(1);
     report.threads[0].frames[0].stack_why = Some(Why::other("word ".repeat(55).trim()));
-    let text = render(&report, PLAIN);
+    let text = report.to_text(PLAIN);
     let lines: Vec<&str> = text.lines().filter(|l| l.contains("word")).collect();
     assert!(lines.len() >= 3 && lines.iter().all(|l| l.chars().count() <= 120), "{text}");
     assert_eq!(lines.iter().map(|l| l.matches("word").count()).sum::<usize>(), 55);
@@ -266,7 +266,7 @@ fn a_reason_longer_than_a_line_is_broken_between_words() {
 
 #[test]
 fn the_keys_that_others_rely_on() {
-    let json: serde_json::Value = serde_json::from_str(&json::render(&rich(), false)).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&rich().to_json(false)).unwrap();
     let has = |v: &serde_json::Value, keys: &[&str]| {
         let object = v.as_object().unwrap();
         for key in keys {
@@ -380,21 +380,21 @@ fn hostile_names_do_nothing_to_the_terminal() {
         }
     };
     all_strings(&mut report, evil);
-    let text = render(&report, PLAIN);
+    let text = report.to_text(PLAIN);
     assert!(!text.chars().any(|c| c != '\n' && text::is_unprintable(c)), "{text:?}");
     assert!(text.contains("\\u{1b}]0;owned\\u{7}\\u{d}\\u{a}\\u{9b}2J\\u{202e}x"));
-    let json = json::render(&report, true);
+    let json = report.to_json(true);
     assert!(!json.chars().any(|c| c != '\n' && text::is_unprintable(c)), "{json:?}");
     let back: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(back["threads"][0]["name"], evil);
 
-    let lines = render(&report, PLAIN).lines().count();
+    let lines = report.to_text(PLAIN).lines().count();
     all_strings(&mut report, &"n".repeat(1_000_000));
-    let text = render(&report, PLAIN);
+    let text = report.to_text(PLAIN);
     assert!(text.len() < 80_000, "{}", text.len());
     assert!(text.contains('…') && text.lines().count() < lines * 4);
     all_strings(&mut report, "");
-    render(&report, PLAIN);
+    report.to_text(PLAIN);
 }
 
 #[test]
@@ -418,7 +418,7 @@ fn a_report_of_nulls_still_shows_every_frame() {
         notes: vec![],
     });
     report.wstate_version = String::new();
-    insta::assert_snapshot!(render(&report, PLAIN));
+    insta::assert_snapshot!(report.to_text(PLAIN));
 }
 
 #[test]

@@ -42,12 +42,14 @@ pub fn write(report: &Report, options: TextOptions, out: &mut dyn Write) -> io::
     Text { report, options, out }.report()
 }
 
-/// The text of `report`.
-pub fn render(report: &Report, options: TextOptions) -> String {
-    let mut out = Vec::new();
-    // Writing to memory cannot fail.
-    let _ = write(report, options, &mut out);
-    String::from_utf8_lossy(&out).into_owned()
+impl Report {
+    /// The report as text for people.
+    pub fn to_text(&self, options: TextOptions) -> String {
+        let mut out = Vec::new();
+        // Writing to memory cannot fail.
+        let _ = write(self, options, &mut out);
+        String::from_utf8_lossy(&out).into_owned()
+    }
 }
 
 /// The text above the threads: target, modules and notes.

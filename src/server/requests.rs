@@ -367,7 +367,7 @@ impl Requests {
         let options = text_options(m);
         let report = self.report(Asked { threads, limit, verbose: options.verbose })?;
         let text = match flag(m, "head") {
-            true => text::render(&report, options),
+            true => report.to_text(options),
             false => {
                 let mut text = String::new();
                 if report.runtimes.iter().all(|r| r.modules.is_empty()) {

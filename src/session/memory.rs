@@ -32,9 +32,6 @@ pub struct MemoryRange {
     pub len: u64,
 }
 
-/// Called with bytes of a linear memory and the address of the first byte in that memory.
-pub type Sink<'a> = dyn FnMut(u64, &[u8]) -> Result<(), Error> + 'a;
-
 /// Number of bytes of a linear memory that are in wstate's own memory at once.
 const CHUNK: u64 = 256 << 10;
 
@@ -52,7 +49,11 @@ impl Session<'_> {
     ///
     /// # Errors
     /// There is no such memory, it is not clear which one is meant, the range is not inside it, or it cannot be read.
-    pub fn linear_memory(&self, wanted: MemoryRange, sink: &mut Sink<'_>) -> Result<Vec<String>, Error> {
+    pub fn linear_memory(
+        &self,
+        wanted: MemoryRange,
+        mut sink: impl FnMut(u64, &[u8]) -> Result<(), Error>,
+    ) -> Result<Vec<String>, Error> {
         let (address, len) = (wanted.address, wanted.len);
         let looked = self.look_through(|seen| {
             let chosen = choose_memory(&seen.contents(Lists::default()), wanted)?;

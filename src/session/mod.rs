@@ -23,9 +23,10 @@ mod view;
 mod waiting;
 mod walking;
 
+#[cfg(feature = "cli")]
 pub use self::image_file::parse as parse_image;
 pub use self::look::Look;
-pub use self::memory::{InstanceChoice, MemoryRange, Sink};
+pub use self::memory::{InstanceChoice, MemoryRange};
 pub use self::options::{Options, Source};
 pub use self::outcome::Outcome;
 pub use self::restore::{RestoreOptions, Restored, SignalsLater};

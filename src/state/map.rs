@@ -58,7 +58,7 @@ impl<'a> Point<'a> {
         self.diff().map(|diff| diff.build_state(self.function))
     }
 
-    /// Operator index of this point ([`super::FUNCTION_HEADER`] in the function header), as far as the map tells. The
+    /// Operator index of this point (`usize::MAX` in the function header), as far as the map tells. The
     /// diff has it; without tracked state it comes from the table of operators, which keeps one point for each
     /// operator.
     pub fn wasm_inst_offset(&self) -> Option<usize> {
@@ -76,7 +76,7 @@ impl FunctionStateMap {
         }
     }
 
-    /// Operator index ([`super::FUNCTION_HEADER`] for the header) that the map assigns to the point of `kind` at
+    /// Operator index (`usize::MAX` for the header) that the map assigns to the point of `kind` at
     /// `offset`.
     pub fn operator_of(&self, kind: PointKind, offset: usize) -> Option<usize> {
         let wanted = |suspend: &SuspendOffset| match *suspend {

@@ -61,7 +61,7 @@ pub struct MachineState {
     pub wasm_stack: Vec<WasmAbstractValue>,
     /// How many of the topmost operands belong to the compiler, not to the Wasm program.
     pub wasm_stack_private_depth: usize,
-    /// Index of the operator in the function, or [`FUNCTION_HEADER`].
+    /// Index of the operator in the function, or `usize::MAX` in the header of the function.
     pub wasm_inst_offset: usize,
 }
 
@@ -149,7 +149,7 @@ pub struct ModuleStateMap {
 pub struct WasmFunctionStateDump {
     /// Index of the function among those that the module defines.
     pub local_function_id: usize,
-    /// Index of the operator in the function, or [`FUNCTION_HEADER`].
+    /// Index of the operator in the function, or `usize::MAX` in the header of the function.
     pub wasm_inst_offset: usize,
     /// Raw bits of the operands, from the bottom of the operand stack. `None` means that the value is not known.
     pub stack: Vec<Option<u64>>,

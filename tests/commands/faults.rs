@@ -17,7 +17,7 @@ use wstate::limits;
 use wstate::process::Target;
 use wstate::process::core::CoreTarget;
 use wstate::process::objects::SearchPaths;
-use wstate::report::{Report, json, text};
+use wstate::report::{Report, text};
 use wstate::session::{Options, Session};
 
 /// The core of `trap-div` of each runtime, and of how many cases one is tried: looking at native code takes a tenth of a
@@ -289,8 +289,8 @@ proptest! {
         let (report, work) = counted(&core, &options);
         prop_assert!(work.reads < MOST_READS && work.bytes < MOST_BYTES, "{}: {:?}", name, work);
         prop_assert!(report.threads.iter().all(|t| t.frames.len() <= 500));
-        let shown = text::render(&report, text::TextOptions { verbose: true, fold: true, ..Default::default() });
+        let shown = report.to_text(text::TextOptions { verbose: true, fold: true, ..Default::default() });
         let bound = 4 << 20;
-        prop_assert!(shown.len() + json::render(&report, true).len() < bound, "{}: {} bytes", name, shown.len());
+        prop_assert!(shown.len() + report.to_json(true).len() < bound, "{}: {} bytes", name, shown.len());
     }
 }
