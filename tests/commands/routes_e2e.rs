@@ -220,7 +220,7 @@ fn a_wasm_file_is_compared_with_the_modules_description() {
     let bytes = wat::parse_str(FULL).unwrap();
     let full = put("full.wasm", &bytes);
     for profile in [Profile::Debug, Profile::Stripped] {
-        let host = Host::start("wasm", &["--call", "spun", "42", "--wasm", &full], profile).spinning();
+        let host = Host::start("wasm", &["--call", "spun", "42", "--wasm", &full], profile);
         let pid = host.pid().to_string();
         // Custom sections are not part of the module: one more, and no names.
         let more = put("more.wasm", &[&bytes[..8], &[0, 2, 1, b'x'], &bytes[8..]].concat());
