@@ -426,10 +426,6 @@ fn settling() {
             (options.settle, options.threads) = (true, vec![tid]);
             let report = ask(&options).report;
             let frames = &thread(&report, tid).frames;
-            if report.notes.iter().any(|n| n.contains("nothing to settle")) {
-                // Still in the import that says READY.
-                continue;
-            }
             let note = report.notes.iter().find(|n| n.starts_with("--settle")).cloned().unwrap_or_default();
             let shown = from_report(frames);
             check(&shown, *depth, tracked(flags), &mut count);
