@@ -22,7 +22,7 @@
 //! lets a host publish its modules. `internals` makes every module public, for the tests of this crate; it promises nothing.
 //!
 //! It is no debugger: it sets no breakpoints, changes no values and evaluates nothing. x86-64 Linux; which runtimes are
-//! known is in the README.
+//! known is in the README, and `docs/library.md` is about this library.
 //!
 //! # The straight line
 //! ```text
@@ -98,6 +98,11 @@
 
 #[macro_use]
 mod words;
+
+/// The examples of the page about the library are compiled with those of this crate.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/library.md")]
+struct LibraryPage;
 
 #[cfg(feature = "descriptor")]
 pub mod descriptor;

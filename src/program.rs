@@ -46,7 +46,8 @@ impl From<Error> for Failure {
     }
 }
 
-/// Runs the program with the arguments of this process. The exit codes are documented in the README.
+/// Runs the program with the arguments of this process. The exit codes are documented in the README
+/// and in `docs/reading-a-report.md`.
 pub fn main() -> ExitCode {
     // With this signal blocked, a limit of file sizes (`ulimit -f`) makes a write fail, instead of ending the program
     // in the middle of it.

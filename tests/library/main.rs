@@ -3,7 +3,9 @@
 
 mod artifact;
 mod layers;
+mod licenses;
 mod limits;
+mod links;
 mod package;
 mod readme;
 mod recursion;

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// What cargo prints when it is run with these arguments.
-fn cargo(arguments: &[&str]) -> String {
+pub fn cargo(arguments: &[&str]) -> String {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = std::process::Command::new(cargo);
     let output = command.current_dir(env!("CARGO_MANIFEST_DIR")).args(arguments).output().expect("cargo starts");
@@ -59,7 +59,7 @@ fn the_package_has_what_users_need_and_nothing_else() {
     {
         assert!(listed.iter().any(|l| l == Path::new(name)), "{name} is published");
     }
-    let rooms = ["src", "gdb-plugin", "lldb-plugin"];
+    let rooms = ["src", "docs", "gdb-plugin", "lldb-plugin"];
     for file in listed.iter().filter(|file| file.components().count() > 1) {
         let is_of_room = rooms.iter().any(|room| file.starts_with(room));
         assert!(is_of_room || file == Path::new("examples/backtrace.rs"), "{} is published", file.display());
