@@ -121,7 +121,8 @@ fn paths_in(text: &str) -> Vec<String> {
     let rooms =
         ["src/", "tests/", "docs/", "examples/", "fuzz/", "benches/", "gdb-plugin/", "lldb-plugin/", ".github/"];
     let ends_word = |c: char| c.is_whitespace() || "`'\"()[]<>:;".contains(c);
-    let words = text.split(ends_word).map(|word| word.trim_end_matches(['.', ',', '/']));
+    let words = text.split(ends_word).filter_map(|word| word.split('#').next());
+    let words = words.map(|word| word.trim_end_matches(['.', ',', '/']));
     let ours = words.filter(|word| rooms.iter().any(|room| word.starts_with(room) && word.len() > room.len()));
     // NAME is for the reader to fill in; what is built or made comes later.
     let is_real = |word: &&str| {
@@ -135,17 +136,15 @@ fn paths_in(text: &str) -> Vec<String> {
 #[test]
 fn files_that_the_documents_name_are_there() {
     assert_eq!(
-        paths_in("`src/a/{b,c}.rs`, (tests/d.sh). src/NAME /usr/src/x"),
+        paths_in("`src/a/{b,c}.rs`, (tests/d.sh#e). src/NAME /usr/src/x"),
         ["src/a/b.rs", "src/a/c.rs", "tests/d.sh"]
     );
     let (mut checked, mut missing) = (0, Vec::new());
     for file in files_ending_in(&[".md"]) {
-        let base = name_of(&file);
-        // A page of a plugin or of the fuzz targets names files of its own directory without a path.
         for path in paths_in(&read(&file)) {
             checked += 1;
             if !root().join(&path).exists() {
-                missing.push(format!("{base}: {path}"));
+                missing.push(format!("{}: {path}", name_of(&file)));
             }
         }
     }

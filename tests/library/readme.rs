@@ -109,7 +109,12 @@ fn accepted(words: &[String]) -> Result<(), String> {
     {
         return Ok(());
     }
-    let cli = Cli::try_parse_from(words).map_err(|e| e.to_string())?;
+    let cli = match Cli::try_parse_from(words) {
+        Ok(cli) => cli,
+        // What prints a help or the version is no mistake.
+        Err(e) if !e.use_stderr() => return Ok(()),
+        Err(e) => return Err(e.to_string()),
+    };
     let (show, live) = match &cli.command {
         Some(Command::Attach(a)) => (&a.show, Live { settle: a.settle, nonblocking: a.nonblocking }),
         Some(Command::Core(c)) => (&c.show, Live::default()),
@@ -129,7 +134,10 @@ fn every_command_in_the_documents_is_accepted() {
         for words in commands(&read(&path)) {
             match accepted(&words) {
                 Ok(()) => checked += 1,
-                Err(why) => refused.push(format!("{path}: {}: {why}", words.join(" "))),
+                // The lines behind the first are the usage.
+                Err(why) => {
+                    refused.push(format!("{path}: {}: {}", words.join(" "), why.lines().next().unwrap_or_default()))
+                }
             }
         }
     }

@@ -184,9 +184,9 @@ impl<'a> Symbols<'a> {
         function_before: &dyn Fn(u64) -> Option<(u64, u64)>,
     ) -> Option<NamedSymbol<'a>> {
         let i = self.symbols.partition_point(|s| s.start <= svma);
-        let starts = self.symbols.get(..i)?.chunk_by(|a, b| a.start == b.start).rev();
+        let before = self.symbols.get(..i)?;
         // Between a function's start and the address there may be labels and nested parts (`.cold` never is one).
-        let near = || starts.clone().take(limits::MAX_NESTED_SYMBOLS);
+        let near = || before.chunk_by(|a, b| a.start == b.start).rev().take(limits::MAX_NESTED_SYMBOLS);
         let named = || near().filter_map(|same| self.preferred(same));
         if let Some(covering) = named().find(|s| svma - s.start < s.size) {
             return Some(covering);
