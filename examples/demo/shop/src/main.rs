@@ -40,13 +40,10 @@ fn sell(order: u32) -> Result<u64> {
     price_order.call(&mut store, order)
 }
 
-/// Both settings are off by default. Without them the frames have the same names and offsets, but no lines and no values.
+/// This setting is off by default. Without it the frames have the same names and offsets, but neither lines nor variables.
 fn settings() -> Config {
     let mut config = Config::new();
-    // Lines and variables of the language that the plugin was written in.
     config.debug_info(true);
-    // Locals and operands of WebAssembly.
-    config.guest_debug(true);
     config
 }
 
