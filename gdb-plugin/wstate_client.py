@@ -480,13 +480,31 @@ def code_content(pid: int, mapped: List[bytes], jit: List[bytes], faults: int) -
 
 
 _directories: List[str] = []
+# What watches over each of them, and holds the pipe whose end it waits for.
+_watchers: List["subprocess.Popen[bytes]"] = []
 
 
 def symbol_directory() -> str:
-    """The plugin's own directory for symbol files, which is removed when the debugger ends."""
+    """The plugin's own directory for symbol files, which is removed when the debugger ends, however it ends.
+
+    lldb runs none of Python's functions for the end, and a debugger may be killed. So a shell waits for the end of a pipe
+    that the debugger holds, and removes the directory then."""
     if not _directories:
-        _directories.append(tempfile.mkdtemp(prefix="wstate-"))
-        atexit.register(shutil.rmtree, _directories[0], True)
+        directory = tempfile.mkdtemp(prefix="wstate-")
+        _directories.append(directory)
+        try:
+            watcher = subprocess.Popen(
+                ["sh", "-c", 'read -r _; rm -rf -- "$0"', directory],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                # Ctrl-C at the debugger's terminal is for the debugger.
+                start_new_session=True,
+            )
+            _watchers.append(watcher)
+        except OSError:
+            atexit.register(shutil.rmtree, directory, True)
     return _directories[0]
 
 

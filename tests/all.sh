@@ -5,9 +5,14 @@
 # processor while the other is idle. Here the tests of each module are a part of their own, `commands.matrix` or
 # `wstate-lib.runtime`, and run in a process of their own, one after the other. One more part than there are processors
 # runs at once, because a part waits for a fifth of its time. The longest come first. What each part printed is in
-# target/test-logs.
+# target/test-logs. A part has a directory of its own for temporary files, and fails if any is there when it is over.
 set -u
 cd "$(dirname "$0")/.."
+. tests/scratch.sh
+trap scratch_end EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+scratch_begin || exit 1
 logs=target/test-logs
 rm -rf "$logs"
 mkdir -p "$logs" || exit 1
@@ -65,6 +70,12 @@ for part in $longest; do
 done >"$logs/order.txt"
 grep -vxFf "$logs/order.txt" "$logs/parts.txt" >>"$logs/order.txt"
 
+# The other place for temporary files is cargo's target/tmp, where what is to be kept has names that say so.
+touch "$logs/began"
+in_target_tmp() {
+    find target/tmp -mindepth 1 -maxdepth 1 -name '.tmp*' -newer "$logs/began"
+}
+
 failed=
 # A part is right if the program says so of as many tests as are in the list: each name is that of one test.
 # shellcheck disable=SC2016 # for the inner shell
@@ -72,6 +83,9 @@ xargs -P $(($(nproc) + 1)) -L 1 sh -c '
     logs=$0 part=$1 program=$2
     log=$logs/$part.log
     listed=$(wc -l <"$logs/$part.tests")
+    . tests/scratch.sh
+    TMPDIR=$TMPDIR/$$
+    mkdir "$TMPDIR"
     began=$(date +%s)
     # shellcheck disable=SC2046 # names have no spaces
     RUST_TEST_THREADS=1 "$program" --exact --show-output $(cat "$logs/$part.tests") >"$log" 2>&1
@@ -80,16 +94,25 @@ xargs -P $(($(nproc) + 1)) -L 1 sh -c '
     result=$(grep -a "^test result: " "$log" | tail -n 1)
     ran=$(echo "$result" | sed -n "s/^test result: ok\. \([0-9]*\) passed; 0 failed; \([0-9]*\) ignored.*/\1 + \2/p")
     echo "${result:-test result: none}" >"$logs/$part.result"
-    if [ $status -eq 0 ] && [ $((${ran:--1})) -eq "$listed" ]; then
-        said=ok
-        : >"$logs/$part.ok"
-    else
+    if [ $status -ne 0 ] || [ $((${ran:--1})) -ne "$listed" ]; then
         said=FAILED
         cat "$log"
         echo "$part: $listed tests are listed, exit code $status"
+    elif ! is_empty_soon "$TMPDIR"; then
+        said=FAILED
+        echo "$part left temporary files:"
+        find "$TMPDIR" -mindepth 1 -maxdepth 2 -ls
+    else
+        said=ok
+        : >"$logs/$part.ok"
     fi
     printf "%6ds  %-6s  %4d  %s\n" $(($(date +%s) - began)) "$said" "$listed" "$part"
 ' "$logs" <"$logs/order.txt" || failed="$failed some"
+left=$(in_target_tmp)
+if [ -n "$left" ] && sleep 5 && left=$(in_target_tmp) && [ -n "$left" ]; then
+    printf 'left in target/tmp:\n%s\n' "$left"
+    failed="$failed temporary-files"
+fi
 passed=$(find "$logs" -name '*.ok' | wc -l)
 [ "$passed" -eq "$count" ] || failed="$failed $((count - passed)) of $count parts"
 

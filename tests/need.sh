@@ -1,4 +1,4 @@
-# Sourced by run.sh and examples/demo.sh: what they need besides Rust.
+# Sourced by run.sh and the demos in examples: what they need besides Rust.
 #
 #   need cc objcopy gdb     installs what is missing, or ends with a message
 
@@ -13,6 +13,7 @@ packages_of() {
     lldb-19 | lldb-dap-19) echo lldb-19 python3-lldb-19 ;;
     eu-stack) echo elfutils ;;
     ps) echo procps ;;
+    python3) echo python3 ;;
     pip3) echo python3-pip ;;
     strace) echo strace ;;
     esac

@@ -68,15 +68,14 @@ fn image_commands(source: &[&str], out: &str) -> Vec<Vec<String>> {
 
 /// A core of [`GUEST`] and the flags of a host that runs it, which are of use as long as the core's directory is there.
 fn image_core() -> (Core, Vec<String>) {
-    let directory = tempfile::tempdir().unwrap().keep();
-    let wasm = directory.join("guest.wasm");
+    let directory = tempfile::tempdir().unwrap();
+    let wasm = directory.path().join("guest.wasm");
     std::fs::write(&wasm, wat::parse_str(GUEST).unwrap()).unwrap();
     let mut flags = ["--wasm", wasm.to_str().unwrap(), "--call", "run", "--bounds-checks", "on"].map(str::to_string);
     let core = kernel_core_exe(host_singlepass(Profile::Debug), "wasm", &flags.each_ref().map(String::as_str));
     let core = core.expect("the kernel writes cores here");
     let kept = core.directory.path().join("guest.wasm");
     std::fs::copy(&wasm, &kept).unwrap();
-    std::fs::remove_dir_all(directory).unwrap();
     flags[1] = kept.to_str().unwrap().to_string();
     (core, flags.to_vec())
 }

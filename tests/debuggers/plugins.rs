@@ -1,9 +1,11 @@
 //! What both plugins do, each in its debugger.
 
 use crate::support;
-use crate::support::debuggers::{Debugger, Layout, arg, at_rest, missing, same, symbol_files, text};
+use crate::support::debuggers::{Debugger, Layout, arg, assert_emptied, at_rest, missing, same, symbol_files, text};
 use crate::support::{Host, Profile, kernel_core};
 use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
 
 /// Makes two tests of each function, one in each debugger.
 macro_rules! in_both {
@@ -23,6 +25,7 @@ in_both! {
     deep_recursion_is_folded
     why_there_are_no_symbols_is_told_once
     what_was_loaded_on_request_stays
+    symbol_files_go_with_a_debugger_that_is_killed
     modules_and_symbols_need_no_selected_thread
     one_line_loads_it_from_wherever_its_files_are
     the_file_that_is_named_is_the_one_that_is_loaded
@@ -37,7 +40,8 @@ const SPY: &str = "python target, = wstate.targets.values(); asked = []; ask = t
                    target.ask = lambda op, **keys: (asked.append((op, keys.get('all'))), {**ask(op, **keys), 'unsure': True})[1]";
 /// Notes each engine that is started from now on, by whichever plugin, in `engines`.
 const NOTE_ENGINES: &str = "python import subprocess; engines = []; popen = subprocess.Popen; \
-                            subprocess.Popen = lambda *a, **k: engines.append(popen(*a, **k)) or engines[-1]";
+                            note = lambda p: ('serve' in p.args and engines.append(p), p)[1]; \
+                            subprocess.Popen = lambda *a, **k: note(popen(*a, **k))";
 /// Prints of each of them whether it has ended.
 const ENDED: &str = "python print([e.poll() is not None for e in engines])";
 
@@ -163,6 +167,31 @@ fn what_was_loaded_on_request_stays(debugger: Debugger) {
     assert!(session.texts[3].contains("1 symbol file of Wasm code loaded"), "{:?}\n{}", session.texts, session.log);
     assert_eq!(session.texts[4], "[('symbols', True)]\n", "{:?}\n{}", session.texts, session.log);
     assert_eq!(symbol_files(&session.texts[5]), 1, "{}", session.texts[5]);
+}
+
+/// That they go with one that ends by itself, [`Debugger::run_plain`] sees at the end of every session.
+fn symbol_files_go_with_a_debugger_that_is_killed(debugger: Debugger) {
+    let host = Host::start("sleep", &[], Profile::Debug);
+    at_rest(&host);
+    let temporary = support::work_directory();
+    let names = || std::fs::read_dir(temporary.path()).unwrap().map(|entry| entry.unwrap().path());
+    // It says that it is there by a file, and waits to be killed.
+    let wait = "python import os, time; open(os.environ['HOME'] + '/there', 'w').close(); time.sleep(3600)";
+    let home = support::work_directory();
+    let mut commands = debugger.load();
+    commands.extend([debugger.wasm("load"), wait.replace("python", debugger.python())]);
+    let mut child = debugger.command(&["-p", &host.pid().to_string()], &commands);
+    let child = child.env("HOME", home.path()).env("TMPDIR", temporary.path()).stdin(Stdio::null());
+    let mut child = child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while !home.path().join("there").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it has ended");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let held: Vec<_> = names().filter(|directory| directory.read_dir().unwrap().next().is_some()).collect();
+    assert_eq!(held.len(), 1, "a symbol file was loaded: {held:?}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_emptied(temporary.path());
 }
 
 /// A debugger has none selected after the thread that was selected has ended.

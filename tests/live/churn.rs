@@ -4,8 +4,9 @@ use super::*;
 use std::process::{Child, ChildStdout};
 use support::{Version, host_wasmtime};
 
-/// A host of `tests/hosts/churn`.
-struct Churn(Child, #[allow(dead_code)] BufReader<ChildStdout>);
+/// A host of `tests/hosts/churn`, killed when this value goes, and what has to stay as long as it runs: the pipe from it and
+/// the directory for its temporary files.
+struct Churn(Child, #[allow(dead_code)] (BufReader<ChildStdout>, tempfile::TempDir));
 
 impl Drop for Churn {
     fn drop(&mut self) {
@@ -16,8 +17,10 @@ impl Drop for Churn {
 
 impl Churn {
     fn start(host: &Path, words: &[&str]) -> Churn {
+        let directory = support::work_directory();
         let mut child = Command::new(host)
             .args(words)
+            .env("TMPDIR", directory.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -26,7 +29,7 @@ impl Churn {
         let mut line = String::new();
         from.read_line(&mut line).expect("the host says READY");
         assert!(line.starts_with("READY"), "{line}");
-        Churn(child, from)
+        Churn(child, (from, directory))
     }
 }
 

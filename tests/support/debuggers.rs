@@ -204,6 +204,29 @@ impl Debugger {
         }
     }
 
+    /// The command that runs a line of Python.
+    pub fn python(self) -> &'static str {
+        match self {
+            Debugger::Gdb => "python",
+            Debugger::Lldb => "script",
+        }
+    }
+
+    /// The debugger with these commands of its own, to be started.
+    pub fn command(self, arguments: &[&str], commands: &[String]) -> Command {
+        let program = self.program().unwrap_or_else(|why| {
+            panic!("{}; `sh tests/run.sh` installs it, and WSTATE_ALLOW_MISSING does not leave out debuggers", why.0)
+        });
+        let mut run = Command::new(program);
+        let (quiet, each): (&[&str], &str) = match self {
+            Debugger::Gdb => (&["-nx", "-batch", "-ex", "set debuginfod enabled off"], "-ex"),
+            Debugger::Lldb => (&["-x", "-b"], "-o"),
+        };
+        run.args(quiet).args(arguments).env_remove("DEBUGINFOD_URLS").env("PYTHONDONTWRITEBYTECODE", "1");
+        run.args(commands.iter().flat_map(|command| [each, command]));
+        run
+    }
+
     /// Runs `commands` with the plugin loaded and returns what each printed, and the debugger's whole output.
     pub fn run(self, arguments: &[&str], commands: &[&str]) -> Session {
         let mut all = self.load();
@@ -243,11 +266,13 @@ impl Debugger {
                 }
             }
         }
-        let log = directory.path().join("log");
+        let (log, temporary) = (directory.path().join("log"), directory.path().join("tmp"));
         let file = std::fs::File::create(&log).expect("a log");
+        std::fs::create_dir(&temporary).expect("a directory");
         let child = run
             .env_remove("DEBUGINFOD_URLS")
             .env("HOME", directory.path())
+            .env("TMPDIR", &temporary)
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .stdin(Stdio::null())
             .stdout(file.try_clone().expect("a log"))
@@ -257,6 +282,7 @@ impl Debugger {
         let ended = end(child);
         let log = String::from_utf8_lossy(&std::fs::read(&log).expect("a log")).into_owned();
         assert!(ended, "the debugger does not end: {log}");
+        assert_emptied(&temporary);
         let text = |n: usize| {
             let file = directory.path().join(n.to_string());
             std::fs::read_to_string(file).unwrap_or_else(|e| panic!("{}: {e}\n{log}", commands[n]))
@@ -292,6 +318,20 @@ fn end(mut child: Child) -> bool {
                 return false;
             }
         }
+    }
+}
+
+/// Waits until a directory for temporary files is empty. What a debugger leaves goes a moment after it.
+pub fn assert_emptied(directory: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let entries = std::fs::read_dir(directory).expect("a directory");
+        let left: Vec<_> = entries.map(|entry| entry.expect("an entry").file_name()).collect();
+        if left.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "the debugger left {left:?} in {}", directory.display());
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

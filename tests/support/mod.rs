@@ -469,6 +469,8 @@ fn command(exe: &Path, directory: &TempDir, stop: &str, flags: &[&str]) -> Comma
         .args(flags)
         .arg(stop)
         .env_remove("RUST_BACKTRACE")
+        // A host is killed, and removes nothing.
+        .env("TMPDIR", directory.path())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());

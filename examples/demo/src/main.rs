@@ -1,18 +1,57 @@
-//! SQLite, compiled to WebAssembly by sql.js, runs a query inside of a real wasmer host; wstate attaches from outside.
+//! Two real hosts stop in the middle of their work, and wstate looks at them from outside.
 //!
 //!     cargo demo
 //!
-//! Builds the host and wstate, starts the host, waits until it is inside of the query, prints what `wstate attach`
-//! shows, and ends the host.
+//! Builds wstate and both hosts, starts one after the other, prints what `wstate attach` shows, and ends them.
+
+mod build;
 
 use std::{
+    env,
     error::Error,
     io::{BufRead, BufReader},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, ExitCode, Stdio},
 };
 
-/// The host ends with this value, whatever happens to the demo.
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// One screen of the demo.
+struct Screen {
+    /// What the reader sees and what to look for in it.
+    title: &'static str,
+    host: &'static str,
+    /// What the host is given, with paths from the repository's root.
+    host_arguments: &'static [&'static str],
+    /// What `wstate attach PID` is given besides.
+    arguments: &'static [&'static str],
+    /// Whether only the thread that said READY is shown.
+    one_thread: bool,
+}
+
+const SCREENS: [Screen; 2] = [
+    Screen {
+        title: "1. A Wasmtime host hangs. Its plugin, written in Rust, prices an order: in which line does it wait, and with \
+                which values?\n   The plugin's frames are those with a `*`, between the frames of the host.",
+        host: "demo-shop",
+        host_arguments: &["examples/demo/plugin/orders.wasm"],
+        arguments: &["--no-lines"],
+        one_thread: false,
+    },
+    Screen {
+        title: "2. SQLite as WebAssembly is in the middle of a query, in a host of wasmer 0.x with singlepass. It was \
+                compiled without debug\n   information, and yet every frame has its locals and its operand stack, and says \
+                where each value is.",
+        host: "host-singlepass",
+        host_arguments: &["--compile-with", "--wasm", SQLITE, "sqlite"],
+        arguments: &["--wasm", SQLITE, "--wasm-only"],
+        one_thread: true,
+    },
+];
+
+const SQLITE: &str = "tests/fixtures/sqljs/sql-wasm-debug.wasm";
+
+/// A host. It ends with this value, whatever happens to the demo: its standard input is closed then, too.
 struct Host(Child);
 
 impl Drop for Host {
@@ -24,7 +63,7 @@ impl Drop for Host {
 
 fn main() -> ExitCode {
     match demo() {
-        Ok(code) => code,
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("demo: {error}");
             ExitCode::FAILURE
@@ -32,83 +71,67 @@ fn main() -> ExitCode {
     }
 }
 
-fn demo() -> Result<ExitCode, Box<dyn Error>> {
+fn demo() -> Result<()> {
     // <repository>/examples/demo
     let repository =
         Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).ok_or("the demo is not in its repository")?;
-    let built = build(repository)?;
-    let wasm = repository.join("tests/fixtures/sqljs/sql-wasm-debug.wasm");
+    let built = build::build(repository)?;
+    for screen in SCREENS {
+        show(&screen, repository, &built)?;
+    }
+    println!(
+        "\nThat was wstate, on processes that did nothing to help. Your own process: {} attach PID",
+        wstate(&built)
+    );
+    Ok(())
+}
 
+/// The program as one types it.
+fn wstate(built: &Path) -> String {
+    let program = built.join("wstate");
+    let here = env::current_dir().unwrap_or_default();
+    program.strip_prefix(here).unwrap_or(&program).display().to_string()
+}
+
+fn show(screen: &Screen, repository: &Path, built: &Path) -> Result<()> {
     let mut host = Host(
-        Command::new(built.join("host-singlepass"))
-            .args(["--compile-with", "--wasm"])
-            .arg(&wasm)
-            .arg("sqlite")
+        Command::new(built.join(screen.host))
+            .current_dir(repository)
+            .args(screen.host_arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(Stdio::inherit())
             .spawn()
-            .map_err(|e| format!("cannot start the host: {e}"))?,
+            .map_err(|e| format!("cannot start {}: {e}", screen.host))?,
     );
-    let pid = ready(&mut host)?;
+    let (pid, tid) = ready(&mut host).map_err(|e| format!("{}: {e}", screen.host))?;
+    let mut arguments = vec!["attach", &pid];
+    if screen.one_thread {
+        arguments.extend(["--thread", &tid]);
+    }
+    arguments.extend(screen.arguments);
 
-    eprintln!("\nSQLite is in the middle of a query in process {pid}. From outside:\n");
-    eprintln!("  $ wstate attach {pid} --wasm {}\n", wasm.strip_prefix(repository).unwrap_or(&wasm).display());
+    println!("\n{}\n", screen.title);
+    println!("  $ wstate {}\n", arguments.join(" "));
     let status = Command::new(built.join("wstate"))
-        .args(["attach", &pid, "--wasm"])
-        .arg(&wasm)
+        .current_dir(repository)
+        .args(&arguments)
         .status()
         .map_err(|e| format!("cannot start wstate: {e}"))?;
     match status.code() {
-        Some(0) => Ok(ExitCode::SUCCESS),
-        Some(code) => Err(format!("wstate ended with exit code {code}; `wstate doctor` may say why").into()),
+        Some(0) => Ok(()),
+        Some(code) => Err(format!("wstate ended with exit code {code}; `wstate doctor {pid}` may say why").into()),
         None => Err(format!("wstate was killed: {status}").into()),
     }
 }
 
-/// Builds both programs where this one was built, and returns that directory.
-fn build(repository: &Path) -> Result<PathBuf, Box<dyn Error>> {
-    // <target>/<profile>/demo
-    let demo = std::env::current_exe()?;
-    let profile_dir = demo.parent().ok_or("the demo is not in a target directory")?;
-    let target = profile_dir.parent().ok_or("the demo is not in a target directory")?;
-    let profile = match profile_dir.file_name().and_then(|name| name.to_str()) {
-        Some("debug") | None => "dev",
-        Some(name) => name,
-    };
-    eprintln!("Building the host and wstate; the first time this takes a minute or two.");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
-        .current_dir(repository)
-        .args([
-            "build",
-            "--quiet",
-            "--profile",
-            profile,
-            "--package",
-            "wstate",
-            "--package",
-            "host-singlepass",
-            "--bins",
-        ])
-        .arg("--target-dir")
-        .arg(target)
-        .stderr(Stdio::inherit())
-        .status()
-        .map_err(|e| format!("cannot start cargo: {e}"))?;
-    if !status.success() {
-        return Err("the build failed; its messages are above".into());
-    }
-    Ok(profile_dir.to_path_buf())
-}
-
-/// Waits for `READY pid=...` and returns the pid.
-fn ready(host: &mut Host) -> Result<String, Box<dyn Error>> {
-    let stdout = host.0.stdout.take().ok_or("the host has no stdout")?;
+/// Waits for `READY pid=.. tid=..` and returns both.
+fn ready(host: &mut Host) -> Result<(String, String)> {
+    let stdout = host.0.stdout.take().ok_or("there is no stdout")?;
     let line = BufReader::new(stdout)
         .lines()
         .find_map(|line| line.ok().filter(|l| l.starts_with("READY ")))
-        .ok_or("the host ended before it reached its stop")?;
-    let pid = line.split(' ').find_map(|word| word.strip_prefix("pid=")).ok_or("the host said no pid")?;
-    Ok(pid.to_owned())
+        .ok_or("it ended before it reached its stop")?;
+    let field = |name: &str| line.split(' ').find_map(|word| word.strip_prefix(name)).map(str::to_owned);
+    Ok((field("pid=").ok_or("it said no pid")?, field("tid=").ok_or("it said no tid")?))
 }

@@ -173,7 +173,9 @@ def one(arguments, version, stop, scratch):
     # gcore writes what is reserved out in full.
     small = ["--config=memory_reservation=1048576", "--config=memory_guard_size=65536"] if arguments.core else []
     command = [sys.executable, str(HERE / "host.py"), *STOPS[stop], *small]
-    host = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={"PYTHONPATH": str(place)})
+    # It is killed, and removes nothing.
+    env = {"PYTHONPATH": str(place), "TMPDIR": str(scratch)}
+    host = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
     try:
         line = host.stdout.readline()
         if not line:
