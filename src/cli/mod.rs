@@ -1,6 +1,7 @@
 //! Everything that only a command line needs. The commands and their options are defined here;
 //! `crate::program` runs the commands.
 
+pub mod advice;
 pub mod doctor;
 pub mod image_text;
 mod images;

@@ -12,7 +12,7 @@
 //! through, and any file may be one that the user wants read (`--debug-dir`, executables named in the core).
 #![allow(unsafe_code)] // fork, prctl, _exit, a signal handler and an allocator.
 
-use crate::error::Error;
+use crate::error::{Error, REPORT_IT};
 use crate::process::files::helper;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid, getppid};
@@ -73,24 +73,27 @@ pub fn run(work: impl FnOnce(Option<String>) -> Ended) -> Result<Ended, Error> {
     }
 }
 
-/// Ends the process with an error. This uses bare system calls, because nothing can be allocated or locked any more.
-fn end_with(text: &[u8]) -> ! {
+/// Ends the process with an error, whose text is in parts. This uses bare system calls, because nothing can be allocated
+/// or locked any more.
+fn end_with(text: &[&str]) -> ! {
     let confined = if CONFINED.load(Ordering::Relaxed) { NOT_WHOLE } else { 0 };
-    // SAFETY: address and length are those of `text`, and the process ends at once.
-    unsafe {
-        libc::write(2, text.as_ptr().cast(), text.len());
-        libc::_exit(i32::from(FATAL | confined))
+    for part in text {
+        // SAFETY: address and length are those of `part`.
+        unsafe { libc::write(2, part.as_ptr().cast(), part.len()) };
     }
+    // SAFETY: this ends the process at once.
+    unsafe { libc::_exit(i32::from(FATAL | confined)) }
 }
 
 /// Makes an abort of this process, such as that for a stack overflow, print an error and end with the exit code of
 /// one, after what Rust itself says about the abort.
 pub fn tell_of_abort() {
     extern "C" fn aborted(_: libc::c_int) {
-        end_with(
-            b"wstate: error: it could not go on, for the reason above\n\
-              hint: please report it; --no-lines reads no debug information, which may be what it is about\n",
-        )
+        end_with(&[
+            "wstate: error: it could not go on, for the reason above\nhint: ",
+            REPORT_IT,
+            "; --no-lines reads no debug information, which may be what it is about\n",
+        ])
     }
     // SAFETY: the handler does only what a signal handler may do.
     unsafe {
@@ -105,14 +108,27 @@ pub fn tell_of_abort() {
 /// code of an error. Rust itself would abort with a trace of its own stack.
 pub struct Allocator;
 
+/// What is said when there is no memory left.
+const NO_MEMORY: &str = "wstate: error: there is not enough memory\n\
+     hint: raise the limit (ulimit -v, or the container's), or ask for less: --no-lines, --brief, -n N\n";
+
 fn given(pointer: *mut u8) -> *mut u8 {
     if pointer.is_null() {
-        end_with(
-            b"wstate: error: there is not enough memory\n\
-              hint: raise the limit (ulimit -v, or the container's), or ask for less: --no-lines, --brief, -n N\n",
-        )
+        end_with(&[NO_MEMORY])
     }
     pointer
+}
+
+/// Address space that every look at a target needs, in bytes: stacks of threads, the helper's buffers, pieces of files.
+const LEAST_ROOM: usize = 24 << 20;
+
+/// Ends the process with an error if the limit of its address space leaves no room for a look at any target. Otherwise
+/// it would run into the limit somewhere on the way, where the system gives other reasons: no thread can be started, a
+/// helper process does not answer.
+pub fn need_room() {
+    if memmap2::MmapOptions::new().len(LEAST_ROOM).map_anon().is_err() {
+        end_with(&[NO_MEMORY])
+    }
 }
 
 // SAFETY: all arguments are handed on to the system's allocator as they came.
