@@ -156,7 +156,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
             Ok(0)
         }
         Some(Command::Plugin(p)) => {
-            let lines = plugin::run(p.action, p.debugger)?;
+            let lines = plugin::run(p.action, p.debugger, p.init_file()?)?;
             Output::stdout().write(lines.as_bytes())?;
             Ok(0)
         }

@@ -224,21 +224,16 @@ impl FileKind {
     }
 
     fn name(self) -> String {
-        let known = || {
-            let of = |machine: &Machine| machine.description();
-            let known: Vec<String> = Machine::ALL.iter().map(|m| format!("{} ({})", of(m).name, of(m).elf)).collect();
-            known.join(" and ")
-        };
         let name = match self {
             FileKind::Empty => "an empty file",
             FileKind::Core => "a core",
             FileKind::Program => "an executable or a library",
             FileKind::Object => "an object file",
             FileKind::OtherMachine(number) => {
-                return format!("from another machine (ELF machine {number}; wstate reads files of {} only)", known());
+                return format!("an ELF file of another machine (ELF machine {number})");
             }
-            FileKind::Elf32 => "a 32-bit ELF file, of which wstate reads none",
-            FileKind::BigEndian => "a big-endian ELF file, of which wstate reads none",
+            FileKind::Elf32 => "a 32-bit ELF file",
+            FileKind::BigEndian => "a big-endian ELF file",
             FileKind::Cwasm => "what Wasmtime has compiled a module into (.cwasm)",
             FileKind::WasmModule => "a Wasm module",
             FileKind::WasmComponent => "a Wasm component",
@@ -247,7 +242,7 @@ impl FileKind {
             FileKind::Minidump => "a minidump",
             FileKind::WindowsProgram => "a program for Windows",
             FileKind::MacProgram => "a program for macOS",
-            FileKind::Packed(packer) => return format!("compressed with {}", packer.name),
+            FileKind::Packed(packer) => return format!("packed with {}", packer.name),
             FileKind::Script => "a script",
             FileKind::Apport => "a crash report of apport",
             FileKind::Report => "a report that wstate has written",
@@ -258,11 +253,28 @@ impl FileKind {
         name.to_string()
     }
 
+    /// Whether a file of this kind is as good as what is wanted at `door`, but for what its name says: packed, or of
+    /// another machine.
+    fn is_nearly(self, door: Door) -> bool {
+        match self {
+            FileKind::Packed(_) => true,
+            FileKind::OtherMachine(_) | FileKind::Elf32 | FileKind::BigEndian => {
+                matches!(door, Door::Core | Door::Executable)
+            }
+            _ => false,
+        }
+    }
+
     /// What to do with a file of this kind that was given at `door`.
     fn next(self, door: Door) -> String {
         let next = match (self, door) {
             (FileKind::Packed(packer), _) => {
-                return format!("decompress it first: {}", packer.unpack);
+                return format!("unpack it first: {}", packer.unpack);
+            }
+            (FileKind::OtherMachine(_) | FileKind::Elf32 | FileKind::BigEndian, Door::Core | Door::Executable) => {
+                let of = Machine::ALL.iter().map(|machine| machine.description());
+                let known: Vec<String> = of.map(|machine| format!("{} ({})", machine.name, machine.elf)).collect();
+                return format!("wstate reads cores and executables of {} only", known.join(" and "));
             }
             (FileKind::Empty, Door::Core) => {
                 "perhaps the disk was full when it was written; write the core again, with more space"
@@ -280,6 +292,7 @@ impl FileKind {
             (FileKind::WasmCoredump, Door::Core) => {
                 "wstate writes such files (wstate export) and reads cores of the whole process; wasmgdb reads this one"
             }
+            (FileKind::WasmCoredump, Door::Wasm) => "name the .wasm file of the module itself",
             (FileKind::WasmText, Door::Wasm) => "compile it first: wasm-tools parse FILE -o FILE.wasm",
             (FileKind::Minidump, Door::Core) => {
                 "minidump-stackwalk prints its native frames; wstate needs a core, as gcore PID writes it"
@@ -301,7 +314,8 @@ impl FileKind {
 /// to do. `None` if it may be what is wanted.
 pub fn refusal(bytes: &[u8], door: Door) -> Option<String> {
     let kind = kind(bytes);
-    (!kind.may_be(door)).then(|| format!("it is {}, not {}; {}", kind.name(), door.wanted(), kind.next(door)))
+    let not = if kind.is_nearly(door) { String::new() } else { format!(", not {}", door.wanted()) };
+    (!kind.may_be(door)).then(|| format!("it is {}{not}; {}", kind.name(), kind.next(door)))
 }
 
 /// The same as [`refusal`] for a file that is not read yet. It reads only the first bytes.
@@ -411,7 +425,8 @@ mod tests {
                 assert!(!wanted, "{kind:?} at {door:?}: {why}");
                 let (what, next) = why.rsplit_once("; ").expect("what it is, and what to do");
                 assert!(what.starts_with("it is ") && !next.is_empty() && !why.contains('\n'), "{why}");
-                assert!(why.contains(&kind.name()) && why.contains(door.wanted()), "{why}");
+                assert!(why.contains(&kind.name()), "{why}");
+                assert_eq!(what.contains(&format!(", not {}", door.wanted())), !kind.is_nearly(door), "{why}");
                 assert!(why.len() < 220, "{why}");
                 said.insert(format!("{door:?}: {why}"));
             }

@@ -448,7 +448,7 @@ fn what_is_no_core_is_refused() {
     let exe = std::fs::read("/proc/self/exe").unwrap();
     let cases: Vec<(&str, Vec<u8>, &str)> = vec![
         ("empty", Vec::new(), "empty"),
-        ("text", b"Segmentation fault (core dumped)\n".to_vec(), "not an ELF file"),
+        ("text", b"Segmentation fault (core dumped)\n".to_vec(), "it is text, not a core; name the core file first"),
         ("gzip", b"\x1f\x8b\x08\0\0\0\0\0".to_vec(), "gzip"),
         ("zstd", b"\x28\xb5\x2f\xfd\0\0\0\0".to_vec(), "zstd"),
         ("lz4", b"\x04\x22\x4d\x18\0\0\0\0".to_vec(), "lz4"),
