@@ -47,7 +47,7 @@ class WstateError(Exception):
 
 # The name of each setting, and what the debugger's help says about it.
 SETTINGS = {
-    "server": "the path of the wstate program (if empty: the one in PATH)",
+    "server": "the path of the wstate program (if empty: the one that installed the plugin, else the one in PATH)",
     "files": "the .wasm files that run in the process, separated by spaces",
     "artifacts": "cached artifact files of modules, separated by spaces",
     "debug-dirs": "directories with separate debug files, separated by spaces",
@@ -82,13 +82,15 @@ class Settings:
             value = value or NO_TIMEOUT
         setattr(self, name.replace("-", "_"), kind(value or kind()))
 
-    def program(self) -> str:
-        """The path of the engine: the one that the user set, else the one in PATH, else the one where cargo installs
-        programs."""
+    def program(self) -> Optional[str]:
+        """The path of the engine: the one that the user set, else the one that has installed the plugin, else the one in
+        PATH, else the one where cargo installs programs. It is None if there is none of them."""
         if self.server:
             return os.path.expanduser(self.server)
-        home = os.path.expanduser("~/.cargo/bin/wstate")
-        return shutil.which("wstate") or (home if os.access(home, os.X_OK) else "wstate")
+        for path in (recorded_program(), shutil.which("wstate"), cargo_program()):
+            if path and os.path.isfile(path) and os.access(path, os.X_OK):
+                return path
+        return None
 
     def request(self, executable: Optional[str]) -> Dict[str, Any]:
         """The keys of the request `configure`."""
@@ -105,13 +107,37 @@ class Settings:
         }
 
 
+def recorded_program() -> Optional[str]:
+    """The path of the program that has installed the plugin. `wstate plugin install` writes it into a file beside this
+    one; in a clone of the repository there is no such file."""
+    here = os.path.dirname(os.path.realpath(recorded_program.__code__.co_filename))
+    try:
+        with open(os.path.join(here, "wstate_program.txt"), "rb") as file:
+            return os.fsdecode(file.read(1 << 13).rstrip(b"\n")) or None
+    except OSError:
+        return None
+
+
+def cargo_program() -> str:
+    """Where cargo installs programs. A debugger that was not started from a shell may have another PATH."""
+    return os.path.expanduser("~/.cargo/bin/wstate")
+
+
 # ---- the engine ----
 
 class Engine:
     """A running `wstate serve --stdio`."""
 
     def __init__(self, plugin: Plugin, program: Program) -> None:
-        self.path = plugin.settings.program()
+        set_it = f"say where it is: {plugin.setting('server PATH')}"
+        path = plugin.settings.program()
+        if path is None:
+            recorded = recorded_program()
+            tried = [f"{recorded}, which has installed the plugin, is gone"] if recorded else []
+            tried += ["PATH has none", f"{cargo_program()} is not there"]
+            hint = f"run `wstate plugin install` with the program that is there now, or {set_it}"
+            raise WstateError(f"cannot start wstate: {', '.join(tried)}; {hint}")
+        self.path = path
         self._plugin = plugin
         self._program = program
         self._buffer = bytearray()
@@ -128,8 +154,7 @@ class Engine:
             )
         except OSError as e:
             self._log.close()
-            hint = f"install wstate, or say where it is: {plugin.setting('server PATH')}"
-            raise WstateError(f"cannot start {self.path}: {e.strerror}; {hint}") from None
+            raise WstateError(f"cannot start {self.path}: {e.strerror}; install wstate, or {set_it}") from None
         try:
             hello = self.request("hello", {"protocol": PROTOCOL, "client": program.debugger()})
         except WstateError:
@@ -356,7 +381,10 @@ class Target:
         if identity != self.identity:
             self.chosen = None
             self.close()
-        if self.engine is not None and (not self.engine.is_alive() or self.engine.path != settings.program()):
+        # An engine that runs serves on while the file of its program is being replaced.
+        if self.engine is not None and (
+            not self.engine.is_alive() or settings.program() not in (None, self.engine.path)
+        ):
             self.close()
         if self.engine is None:
             self.engine = Engine(self.plugin, self.program)

@@ -3,6 +3,17 @@
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
+/// What to do about a bug: where it is told of, and what helps to find it. The place is the repository that the package
+/// names; a build of a package that names none can only be reported to whoever handed it on.
+pub const REPORT_IT: &str = match env!("CARGO_PKG_REPOSITORY").is_empty() {
+    false => concat!(
+        "please report it at ",
+        env!("CARGO_PKG_REPOSITORY"),
+        ", with this message and what `wstate --version` prints"
+    ),
+    true => "please report it to those who gave you wstate, with this message and what `wstate --version` prints",
+};
+
 /// Why there is no answer. The variants are for callers that decide what to do; the text is for the user.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -183,7 +194,14 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Error::Attach { pid, .. } => Some(format!("try: wstate doctor {pid}")),
-            Error::Analysis { .. } => Some("please report it, if you may with the core and its executable".to_string()),
+            Error::Analysis { .. } => Some(format!("{REPORT_IT}, and if you may with the core and its executable")),
+            // Whatever it is, it holds no bytes that could be read a second time.
+            Error::File { source, .. } if source.kind() == ErrorKind::InvalidInput => {
+                Some("name a file; what comes from a pipe is first written to one: COMMAND > FILE".to_string())
+            }
+            Error::File { source, .. } if source.kind() == ErrorKind::NotFound => {
+                Some("look at the path; a relative one begins in the directory in which wstate is started".to_string())
+            }
             Error::Output { source, .. } => match source.kind() {
                 ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
                     Some("make room, or name a place that has some; no file was replaced by half of one".to_string())
@@ -230,6 +248,26 @@ impl Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// With a repository and without one, the user is told where to go and what to bring.
+    #[test]
+    fn a_bug_can_be_reported_somewhere() {
+        let place = match env!("CARGO_PKG_REPOSITORY") {
+            "" => "to those who gave you wstate",
+            url => url,
+        };
+        let hint = Error::Analysis { why: "it died".to_string() }.hint().expect("a hint");
+        for part in [place, "`wstate --version`", "this message", "the core and its executable"] {
+            assert!(hint.contains(part), "{part}: {hint}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_or_not_there_has_a_next_step() {
+        let hint = |kind: ErrorKind| Error::File { path: "x".into(), source: kind.into() }.hint();
+        assert!(hint(ErrorKind::InvalidInput).is_some_and(|hint| hint.starts_with("name a file; ")));
+        assert!(hint(ErrorKind::NotFound).is_some_and(|hint| hint.starts_with("look at the path; ")));
+    }
 
     #[test]
     fn a_note_is_added_to_what_was_not_found_and_to_nothing_else() {

@@ -1,5 +1,6 @@
 //! The program `wstate`: parses the arguments, runs the command, writes the output and returns the exit code.
 
+use crate::cli::advice::Sudo;
 use crate::cli::doctor::{self, Doctor};
 use crate::cli::output::Output;
 use crate::cli::{self, Cli, Command, Format, Live, Show, Symbols, Usage, image_text, plugin, progress, sandbox};
@@ -81,7 +82,7 @@ fn tell(failure: Failure) -> u8 {
             // Not eprintln: it panics if standard error is closed.
             let mut err = io::stderr().lock();
             let _ = writeln!(err, "wstate: error: {}", text::clean_message(&e.to_string()));
-            if let Some(hint) = e.hint() {
+            if let Some(hint) = Sudo::for_this_program().hint(&e) {
                 let _ = writeln!(err, "hint: {}", text::clean_message(&hint));
             }
             FATAL
@@ -90,6 +91,10 @@ fn tell(failure: Failure) -> u8 {
 }
 
 fn run(cli: Cli) -> Result<u8, Failure> {
+    // Texts and files of the plugins need little; all else looks at a target.
+    if !matches!(cli.command, Some(Command::Schema(_) | Command::Plugin(_))) {
+        sandbox::need_room();
+    }
     match cli.command {
         Some(Command::Attach(a)) => {
             let pid =
@@ -152,7 +157,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
             Ok(0)
         }
         Some(Command::Plugin(p)) => {
-            let lines = plugin::run(p.action, p.debugger)?;
+            let lines = plugin::run(p.action, p.debugger, p.init_file()?)?;
             Output::stdout().write(lines.as_bytes())?;
             Ok(0)
         }

@@ -1,6 +1,7 @@
 //! Everything that only a command line needs. The commands and their options are defined here;
 //! `crate::program` runs the commands.
 
+pub mod advice;
 pub mod doctor;
 pub mod image_text;
 mod images;
@@ -318,6 +319,21 @@ pub struct Plugin {
     /// Only this debugger
     #[arg(value_enum)]
     pub debugger: Option<crate::cli::plugin::Debugger>,
+    /// With install: write the files only, and print the lines that load them
+    #[arg(long)]
+    pub no_init_file: bool,
+}
+
+impl Plugin {
+    /// Whether the debugger's init file is changed, or a usage error.
+    pub fn init_file(&self) -> Result<bool, Usage> {
+        match (self.no_init_file, self.action) {
+            (true, PluginAction::Uninstall | PluginAction::Path) => {
+                Err(Usage("--no-init-file is for install: wstate plugin install --no-init-file".to_string()))
+            }
+            (no_init_file, _) => Ok(!no_init_file),
+        }
+    }
 }
 
 /// What `wstate plugin` does.

@@ -1,12 +1,16 @@
 //! Installs the plugins for debuggers. They come with this program and are written where the debuggers find them.
 
 use crate::cli::PluginAction;
+use crate::cli::advice::{quoted, this_program};
 use crate::cli::output::Output;
 use crate::error::Error;
 use crate::limits;
 use crate::process::files;
 use clap::ValueEnum;
+use memchr::memmem;
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// A debugger that has a plugin.
@@ -20,6 +24,10 @@ pub enum Debugger {
 
 /// A file that is written: its name and its text.
 type File = (&'static str, &'static str);
+
+/// The name of the file, beside those of the plugins, that holds the path of the program which has installed them. That
+/// is the one that they start, wherever it is.
+const PROGRAM: &str = "wstate_program.txt";
 
 /// The part that the plugins share. Each of them looks for it in its own directory.
 const CLIENT: File = ("wstate_client.py", include_str!("../../gdb-plugin/wstate_client.py"));
@@ -92,10 +100,12 @@ impl Debugger {
     }
 }
 
-/// The directories of this user that matter here: the home directory, and that for wstate's own files.
+/// The directories of this user that matter here, the home directory and that for wstate's own files, and this program.
 struct Places {
     home: PathBuf,
     data: PathBuf,
+    /// The path of this program, if it is still there.
+    program: Option<PathBuf>,
 }
 
 impl Places {
@@ -106,7 +116,44 @@ impl Places {
         })?;
         // XDG Base Directory Specification: a relative path is to be ignored.
         let data = set("XDG_DATA_HOME").filter(|p| p.is_absolute()).unwrap_or_else(|| home.join(".local/share"));
-        Ok(Places { data: data.join("wstate"), home })
+        Ok(Places { data: data.join("wstate"), home, program: this_program() })
+    }
+
+    /// The file with the path of the program that the plugins start.
+    fn record(&self) -> PathBuf {
+        self.data.join(PROGRAM)
+    }
+
+    /// The path of the program that the plugins start.
+    fn recorded(&self) -> Option<PathBuf> {
+        let bytes = read_bytes(&self.record()).unwrap_or_default();
+        let path = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
+        (!path.is_empty()).then(|| PathBuf::from(OsStr::from_bytes(path)))
+    }
+
+    /// What is wrong with the program that a plugin starts.
+    fn problem_of_program(&self, name: &str) -> Option<String> {
+        let Some(path) = self.recorded() else {
+            return Some(format!(
+                "the {name} plugin does not know which wstate to start ({} has no path)",
+                self.record().display()
+            ));
+        };
+        let starts = format!("the {name} plugin starts {}", path.display());
+        if !path.is_file() {
+            return Some(format!("{starts}, which is not there any more"));
+        }
+        let own = env!("CARGO_PKG_VERSION");
+        let is_own =
+            |own: &PathBuf| own == &path || files::same_file(own).is_some_and(|id| files::same_file(&path) == Some(id));
+        if self.program.as_ref().is_some_and(is_own) {
+            return None;
+        }
+        match version_of(&path) {
+            Some(version) if version == own => None,
+            Some(version) => Some(format!("{starts}, which is wstate {version}; this is {own}")),
+            None => Some(format!("{starts}, which is no wstate")),
+        }
     }
 
     fn plugin(&self, debugger: Debugger) -> PathBuf {
@@ -139,13 +186,33 @@ impl Places {
     }
 }
 
-/// Does `action` for one debugger or for both, and returns what to tell the user.
-pub fn run(action: PluginAction, only: Option<Debugger>) -> Result<String, Error> {
+/// Stands in every executable of wstate. Its version is read from there and no program is started for that: with sudo, the
+/// files of a plugin may be those of somebody else.
+#[used]
+static STAMP: &str = concat!("wstate-version:", env!("CARGO_PKG_VERSION"), ";");
+
+/// The version of the wstate in the executable at `program`, if there is one.
+fn version_of(program: &Path) -> Option<String> {
+    let begin = STAMP.split_inclusive(':').next()?;
+    let file = files::map_file(program).ok().filter(|file| file.len() as u64 <= limits::MAX_EXECUTABLE_BYTES)?;
+    memmem::find_iter(&file, begin).find_map(|at| {
+        let behind = file.get(at + begin.len()..)?;
+        let version = behind.get(..behind.iter().take(64).position(|b| *b == b';')?)?;
+        let is_version = |b: &u8| b.is_ascii_alphanumeric() || b".-+".contains(b);
+        let text = version.iter().all(is_version).then(|| std::str::from_utf8(version).ok()).flatten();
+        text.filter(|text| !text.is_empty()).map(str::to_string)
+    })
+}
+
+/// Does `action` for one debugger or for both, and returns what to tell the user. With `init_file`, an install also lets
+/// the debugger's init file load the plugin.
+pub fn run(action: PluginAction, only: Option<Debugger>, init_file: bool) -> Result<String, Error> {
     let places = Places::of_user()?;
     let mut out = String::new();
     for debugger in Debugger::ALL.into_iter().filter(|d| only.is_none_or(|o| o == *d)) {
         out += &match action {
-            PluginAction::Install => install(&places, debugger)?,
+            PluginAction::Install if init_file => install(&places, debugger)?,
+            PluginAction::Install => install_files(&places, debugger)?,
             PluginAction::Uninstall => uninstall(&places, debugger)?,
             PluginAction::Path => format!("{}\n", places.plugin(debugger).display()),
         };
@@ -203,7 +270,14 @@ fn problems_in(places: &Places, debugger: Debugger) -> Option<Vec<Problem>> {
         places.files(debugger).into_iter().filter(is_wrong).map(|f| f.0.display().to_string()).collect();
     if is_here && !wrong.is_empty() {
         let what = format!("the {name} plugin is not that of this version: {}", wrong.join(", "));
-        found.push(Problem { what, next: install });
+        found.push(Problem { what, next: install.clone() });
+    }
+    // Without the files of this version, what an install has to do is said already.
+    if is_here
+        && wrong.is_empty()
+        && let Some(what) = places.problem_of_program(name)
+    {
+        found.push(Problem { what, next: format!("{install}, with the wstate that it is to start") });
     }
     (is_here || !found.is_empty()).then_some(found)
 }
@@ -233,7 +307,8 @@ fn read(path: &Path) -> Result<String, Error> {
     })
 }
 
-fn install(places: &Places, debugger: Debugger) -> Result<String, Error> {
+/// Writes the files of the plugin. The text for the user says where they are and what they start.
+fn write_files(places: &Places, debugger: Debugger) -> Result<String, Error> {
     let plugin = places.plugin(debugger);
     if plugin.to_string_lossy().contains(['\n', '"']) {
         let why = format!(
@@ -242,15 +317,39 @@ fn install(places: &Places, debugger: Debugger) -> Result<String, Error> {
         );
         return Err(Error::Plugin { why });
     }
-    let init = debugger.init_file(&places.home);
-    let before = read(&init)?;
-    let line = debugger.line(&places.loaded(debugger).0);
     std::fs::create_dir_all(&places.data)
         .map_err(|source| Error::Output { to: places.data.display().to_string(), source })?;
     // The plugins share a file, which is of this version from now on. So those of the other debuggers have to be, too.
     for (path, text) in std::iter::once(debugger).chain(places.others(debugger)).flat_map(|d| places.files(d)) {
         Output::file(&path)?.write(text.as_bytes())?;
     }
+    let starts = match &places.program {
+        Some(program) => {
+            Output::file(&places.record())?.write(&[program.as_os_str().as_bytes(), b"\n"].concat())?;
+            format!("starts {}", program.display())
+        }
+        None => "starts the wstate in PATH, because this program was replaced since it was started".to_string(),
+    };
+    Ok(format!("{}: {}, {starts}", debugger.name(), plugin.display()))
+}
+
+/// Writes the files of the plugin alone, and says how they are loaded.
+fn install_files(places: &Places, debugger: Debugger) -> Result<String, Error> {
+    let written = write_files(places, debugger)?;
+    let loaded = places.loaded(debugger).0;
+    let (init, line) = (debugger.init_file(Path::new("~")), debugger.line(&loaded));
+    let once = match debugger {
+        Debugger::Gdb => format!("gdb -x {}", quoted(&loaded)),
+        Debugger::Lldb => format!("lldb -O {}", quoted(Path::new(&line))),
+    };
+    Ok(format!("{written}\n  to load it always, add to {}:  {line}\n  to load it once:  {once}\n", init.display()))
+}
+
+fn install(places: &Places, debugger: Debugger) -> Result<String, Error> {
+    let init = debugger.init_file(&places.home);
+    let before = read(&init)?;
+    let line = debugger.line(&places.loaded(debugger).0);
+    let written = write_files(places, debugger)?;
     // Of our lines, the first that is right stays where it is.
     let mut is_loaded = false;
     let stays = |l: &&str| !debugger.is_ours(l) || (l.trim() == line && !std::mem::replace(&mut is_loaded, true));
@@ -261,12 +360,11 @@ fn install(places: &Places, debugger: Debugger) -> Result<String, Error> {
         }
         after += &format!("{line}\n");
     }
-    let (name, shown) = (debugger.name(), plugin.display());
     if after == before {
-        return Ok(format!("{name}: {shown}, loaded by {} (as before)\n", init.display()));
+        return Ok(format!("{written}, loaded by {} (as before)\n", init.display()));
     }
     Output::file(&init)?.write(after.as_bytes())?;
-    Ok(format!("{name}: {shown}, loaded by {}\n", init.display()))
+    Ok(format!("{written}, loaded by {}\n", init.display()))
 }
 
 fn uninstall(places: &Places, debugger: Debugger) -> Result<String, Error> {
@@ -282,9 +380,10 @@ fn uninstall(places: &Places, debugger: Debugger) -> Result<String, Error> {
         }
         done.push(format!("line removed from {}", init.display()));
     }
-    let client = places.data.join(CLIENT.0);
+    let shared = [places.data.join(CLIENT.0), places.record()];
     let still_needed = places.others(debugger).next().is_some();
-    for (file, _) in places.files(debugger).into_iter().filter(|(file, _)| !still_needed || *file != client) {
+    let own = places.files(debugger).into_iter().map(|(file, _)| file).chain([places.record()]);
+    for file in own.filter(|file| !still_needed || !shared.contains(file)) {
         match std::fs::remove_file(&file) {
             Ok(()) => done.push(format!("{} removed", file.display())),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -316,7 +415,7 @@ mod tests {
     use super::*;
 
     fn places(dir: &Path) -> Places {
-        Places { home: dir.into(), data: dir.join("data/wstate") }
+        Places { home: dir.into(), data: dir.join("data/wstate"), program: Some(std::env::current_exe().unwrap()) }
     }
 
     #[test]
@@ -417,6 +516,65 @@ mod tests {
     }
 
     #[test]
+    fn the_files_alone_are_written_and_the_user_is_told_how_to_load_them() {
+        for debugger in Debugger::ALL {
+            let dir = tempfile::tempdir().unwrap();
+            let places = places(dir.path());
+            let init = debugger.init_file(dir.path());
+            std::fs::write(&init, "# mine\n").unwrap();
+            let told = install_files(&places, debugger).unwrap();
+            assert_eq!(std::fs::read_to_string(&init).unwrap(), "# mine\n");
+            assert_eq!(problems_in(&places, debugger), Some(vec![]));
+            let line = debugger.line(&places.loaded(debugger).0);
+            assert!(told.contains(&format!("init:  {line}\n")), "{told}");
+            assert!(told.contains(&format!("to load it once:  {} -", debugger.name())), "{told}");
+            // An install with the line finds the files as they are.
+            install(&places, debugger).unwrap();
+            assert_eq!(std::fs::read_to_string(&init).unwrap(), format!("# mine\n{line}\n"));
+            uninstall(&places, debugger).unwrap();
+            assert!(!places.data.exists());
+        }
+    }
+
+    /// What the plugins start is this program. It may be gone later, or be of another version, or be something else.
+    #[test]
+    fn the_program_that_the_plugins_start_is_recorded_and_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = places(dir.path());
+        let program = dir.path().join("a wstate");
+        let other = Places { program: Some(program.clone()), ..self::places(dir.path()) };
+        // Only one stamp is in this program, so those of other versions are made here.
+        let (stamp, own) = (STAMP, env!("CARGO_PKG_VERSION"));
+        let write = |text: &str| std::fs::write(&program, format!("\x7fELF {text} and more")).unwrap();
+        write(&stamp.replace(own, "0.0.1"));
+        let told = install(&other, Debugger::Gdb).unwrap();
+        assert!(told.contains(&format!(", starts {}, loaded by ", program.display())), "{told}");
+        assert_eq!(std::fs::read_to_string(places.record()).unwrap(), format!("{}\n", program.display()));
+        let problem = |places: &Places| {
+            let all = problems_in(places, Debugger::Gdb).unwrap();
+            assert!(
+                all.len() < 2 && all.iter().all(|p| p.next.starts_with("wstate plugin install gdb, with ")),
+                "{all:?}"
+            );
+            all.into_iter().map(|p| p.what).next()
+        };
+        let starts = format!("the gdb plugin starts {}, which ", program.display());
+        assert_eq!(problem(&other), None, "it is the same file");
+        assert_eq!(problem(&places), Some(format!("{starts}is wstate 0.0.1; this is {own}")));
+        write(stamp);
+        assert_eq!(problem(&places), None);
+        assert_eq!(version_of(&std::env::current_exe().unwrap()).as_deref(), Some(own));
+        write(stamp.trim_end_matches(';'));
+        assert_eq!(problem(&places), Some(format!("{starts}is no wstate")));
+        std::fs::remove_file(&program).unwrap();
+        assert_eq!(problem(&places), Some(format!("{starts}is not there any more")));
+        std::fs::remove_file(places.record()).unwrap();
+        assert!(problem(&places).unwrap().contains("does not know which wstate to start"));
+        install(&places, Debugger::Gdb).unwrap();
+        assert_eq!(problem(&places), None);
+    }
+
+    #[test]
     fn a_gdb_without_python_is_told_and_reads_on() {
         let dir = tempfile::tempdir().unwrap();
         let places = places(dir.path());
@@ -453,7 +611,7 @@ mod tests {
             let init = debugger.init_file(dir.path());
             let told = || problems_in(&places, debugger).map(|all| all.into_iter().map(|p| p.what).collect::<Vec<_>>());
             // It was installed with another XDG_DATA_HOME.
-            let other = Places { data: dir.path().join("other/wstate"), home: dir.path().into() };
+            let other = Places { data: dir.path().join("other/wstate"), ..self::places(dir.path()) };
             install(&other, debugger).unwrap();
             let line = std::fs::read_to_string(&init).unwrap();
             let elsewhere = format!(

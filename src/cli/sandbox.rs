@@ -12,7 +12,7 @@
 //! through, and any file may be one that the user wants read (`--debug-dir`, executables named in the core).
 #![allow(unsafe_code)] // fork, prctl, _exit, a signal handler and an allocator.
 
-use crate::error::Error;
+use crate::error::{Error, REPORT_IT};
 use crate::process::files::helper;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid, getppid};
@@ -39,6 +39,8 @@ const NOT_WHOLE: u8 = 0x80;
 const FATAL: u8 = 2;
 /// Whether this process is the child, whose exit status says whether the output is whole.
 static CONFINED: AtomicBool = AtomicBool::new(false);
+/// Whether this process has given up its rights.
+static HARMLESS: AtomicBool = AtomicBool::new(false);
 /// The exit code with which a Rust program ends after a panic.
 const PANICKED: u8 = 101;
 
@@ -64,7 +66,9 @@ pub fn run(work: impl FnOnce(Option<String>) -> Ended) -> Result<Ended, Error> {
             if let Some(kept) = kept {
                 kept.take();
             }
-            let ended = catch_unwind(AssertUnwindSafe(|| work(enter(parent).err())))
+            let entered = enter(parent);
+            HARMLESS.store(entered.is_ok(), Ordering::Relaxed);
+            let ended = catch_unwind(AssertUnwindSafe(|| work(entered.err())))
                 .unwrap_or(Ended { code: PANICKED, whole: false });
             // SAFETY: this ends the process at once. What this process has yet to do at its end is done by its
             // parent.
@@ -73,14 +77,36 @@ pub fn run(work: impl FnOnce(Option<String>) -> Ended) -> Result<Ended, Error> {
     }
 }
 
-/// Ends the process with an error. This uses bare system calls, because nothing can be allocated or locked any more.
-fn end_with(text: &[u8]) -> ! {
-    let confined = if CONFINED.load(Ordering::Relaxed) { NOT_WHOLE } else { 0 };
-    // SAFETY: address and length are those of `text`, and the process ends at once.
-    unsafe {
-        libc::write(2, text.as_ptr().cast(), text.len());
-        libc::_exit(i32::from(FATAL | confined))
+/// What protects this system from what this process reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protection {
+    /// This process has given up its rights.
+    Sandbox,
+    /// The system did not let it give up its rights.
+    Refused,
+    /// Nobody asked for that.
+    None,
+}
+
+/// What protects this system from what this process reads.
+pub fn protection() -> Protection {
+    match (HARMLESS.load(Ordering::Relaxed), CONFINED.load(Ordering::Relaxed)) {
+        (true, _) => Protection::Sandbox,
+        (false, true) => Protection::Refused,
+        (false, false) => Protection::None,
     }
+}
+
+/// Ends the process with an error and a hint. This uses bare system calls, because nothing can be allocated or locked
+/// any more.
+fn end_with(error: &str, hint: &str) -> ! {
+    let confined = if CONFINED.load(Ordering::Relaxed) { NOT_WHOLE } else { 0 };
+    for part in ["wstate: error: ", error, "\nhint: ", hint, "\n"] {
+        // SAFETY: address and length are those of `part`.
+        unsafe { libc::write(2, part.as_ptr().cast(), part.len()) };
+    }
+    // SAFETY: this ends the process at once.
+    unsafe { libc::_exit(i32::from(FATAL | confined)) }
 }
 
 /// Makes an abort of this process, such as that for a stack overflow, print an error and end with the exit code of
@@ -88,8 +114,8 @@ fn end_with(text: &[u8]) -> ! {
 pub fn tell_of_abort() {
     extern "C" fn aborted(_: libc::c_int) {
         end_with(
-            b"wstate: error: it could not go on, for the reason above\n\
-              hint: please report it; --no-lines reads no debug information, which may be what it is about\n",
+            "it could not go on, for the reason above; it may be about debug information, and --no-lines reads none",
+            REPORT_IT,
         )
     }
     // SAFETY: the handler does only what a signal handler may do.
@@ -105,14 +131,30 @@ pub fn tell_of_abort() {
 /// code of an error. Rust itself would abort with a trace of its own stack.
 pub struct Allocator;
 
+fn no_memory() -> ! {
+    end_with(
+        "there is not enough memory",
+        "raise the limit (ulimit -v, or the container's), or ask for less: --no-lines, --brief, -n N",
+    )
+}
+
 fn given(pointer: *mut u8) -> *mut u8 {
     if pointer.is_null() {
-        end_with(
-            b"wstate: error: there is not enough memory\n\
-              hint: raise the limit (ulimit -v, or the container's), or ask for less: --no-lines, --brief, -n N\n",
-        )
+        no_memory()
     }
     pointer
+}
+
+/// Address space that every look at a target needs, in bytes: stacks of threads, the helper's buffers, pieces of files.
+const LEAST_ROOM: usize = 8 << 20;
+
+/// Ends the process with an error if the limit of its address space leaves no room for a look at any target. Otherwise
+/// it would run into the limit somewhere on the way, where the system gives other reasons: no thread can be started, a
+/// helper process does not answer.
+pub fn need_room() {
+    if memmap2::MmapOptions::new().len(LEAST_ROOM).map_anon().is_err() {
+        no_memory()
+    }
 }
 
 // SAFETY: all arguments are handed on to the system's allocator as they came.

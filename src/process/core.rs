@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::elf::{Phdr, pt};
+use super::file_kind::{self, Door};
 use super::files::{FileLocation, map_file};
 use super::memory::{CUT_OFF, Content, Holder, Splice};
 use super::notes::{Notes, without_deleted};
@@ -47,12 +48,8 @@ impl CoreTarget {
         let file = match map_file(path) {
             Ok(file) => file,
             Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
-                return Err(Error::Core {
-                    path: path.into(),
-                    why:
-                        "the file is empty, perhaps because the disk was full when it was written; write the core again"
-                            .into(),
-                });
+                let why = file_kind::refusal(&[], Door::Core).unwrap_or_default();
+                return Err(Error::Core { path: path.into(), why });
             }
             Err(source) => return Err(Error::File { path: path.into(), source }),
         };

@@ -20,10 +20,10 @@ mod resolve;
 
 use crate::limits;
 use std::cell::RefCell;
-use std::fs::File;
+use std::fs::{File, FileType};
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Who says where a file is.
@@ -122,8 +122,24 @@ pub struct Opened {
     is_copy: bool,
 }
 
-fn not_regular() -> io::Error {
-    io::Error::new(ErrorKind::InvalidInput, "it is not a regular file")
+/// Why a file is not opened, where the system has no error number for it.
+const REFUSALS: [&str; 6] = [
+    "it is a directory, not a regular file",
+    "it is a FIFO, not a regular file",
+    "it is a socket, not a regular file",
+    "it is a device, not a regular file",
+    "it is not a regular file",
+    "it is not a file on a disk",
+];
+
+/// The error of kind `InvalidInput` with one of the [`REFUSALS`].
+fn refused(number: usize) -> io::Error {
+    io::Error::new(ErrorKind::InvalidInput, REFUSALS.get(number).copied().unwrap_or(REFUSALS[4]))
+}
+
+fn not_regular(kind: FileType) -> io::Error {
+    let is = [kind.is_dir(), kind.is_fifo(), kind.is_socket(), kind.is_char_device() || kind.is_block_device()];
+    refused(is.iter().position(|is| *is).unwrap_or(4))
 }
 
 /// File systems whose contents are made up by the kernel, and where reading may have effects.
@@ -186,20 +202,19 @@ fn open_here(location: &FileLocation) -> io::Result<File> {
             File::from(resolve::find(location.root.as_deref(), inside.unwrap_or(&location.path))?)
         }
     };
-    if !found.metadata()?.is_file() {
-        return Err(not_regular());
+    let kind = found.metadata()?.file_type();
+    if !kind.is_file() {
+        return Err(not_regular(kind));
     }
     // Some file systems do not tell their kind.
     if location.by == By::Target && file_system(&found).is_ok_and(|kind| MADE_UP.contains(&kind)) {
-        return Err(io::Error::new(ErrorKind::InvalidInput, "it is not a file on a disk"));
+        return Err(refused(5));
     }
     // Opens the very file that was looked at, whatever is at its path by now.
     let own = format!("/proc/self/fd/{}", found.as_raw_fd());
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(own)?;
-    if !file.metadata()?.is_file() {
-        return Err(not_regular());
-    }
-    Ok(file)
+    let kind = file.metadata()?.file_type();
+    if kind.is_file() { Ok(file) } else { Err(not_regular(kind)) }
 }
 
 /// Opens a regular file for reading.
@@ -260,6 +275,19 @@ pub fn same_file(path: &Path) -> Option<(u64, u64)> {
 pub fn open_regular(path: &Path) -> io::Result<(File, u64)> {
     let opened = open(&FileLocation::user(path))?;
     Ok((opened.file, opened.identity.size))
+}
+
+/// Why there is no directory at `path`, which the user names, or `None` if there is one. This is asked in the way in
+/// which files are opened, so that a mount which does not answer is not waited for.
+pub(crate) fn no_directory(path: &Path) -> Option<String> {
+    // Of all that cannot be opened, only a directory can be followed by a dot.
+    match open(&FileLocation::user(path.join("."))) {
+        Err(e) if e.kind() == ErrorKind::InvalidInput => None,
+        Err(e) if e.kind() == ErrorKind::NotFound => Some("there is no such directory".to_string()),
+        Err(e) if e.kind() == ErrorKind::NotADirectory => Some("it is no directory".to_string()),
+        Err(e) => Some(format!("it cannot be looked into: {e}")),
+        Ok(_) => Some("it is no directory".to_string()),
+    }
 }
 
 /// Reads a regular file of at most `most` bytes that the user names.
@@ -459,10 +487,18 @@ mod tests {
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&fifo, &link).unwrap();
         let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
-        for path in [fifo.as_path(), &link, dir.path(), &dir.path().join("socket"), Path::new("/dev/null")] {
+        let odd = [
+            (fifo.as_path(), "FIFO"),
+            (&link, "FIFO"),
+            (dir.path(), "directory"),
+            (&dir.path().join("socket"), "socket"),
+            (Path::new("/dev/null"), "device"),
+        ];
+        for (path, what) in odd {
             for location in [FileLocation::user(path), FileLocation::kernel(path), FileLocation::named(path)] {
                 let Err(e) = map_location(&location) else { panic!("{location:?}") };
                 assert_eq!(e.kind(), ErrorKind::InvalidInput, "{location:?}");
+                assert_eq!(e.to_string(), format!("it is a {what}, not a regular file"), "{location:?}");
             }
         }
         // A user may have some of the kernel's files read, a target none.

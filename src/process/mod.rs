@@ -4,6 +4,7 @@
 pub mod callback;
 pub mod core;
 pub mod elf;
+pub mod file_kind;
 pub mod files;
 pub mod live;
 pub mod mapped_file;

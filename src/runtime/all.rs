@@ -15,6 +15,7 @@ use super::{
 };
 use crate::error::Error;
 use crate::limits::{MAX_IMAGE_BYTES, MAX_SHOWN_REASONS};
+use crate::process::file_kind::{self, Door};
 use crate::process::memory::read_file;
 use crate::process::{Memory, ThreadId};
 use crate::state::{ExecutionStateImage, PointKind};
@@ -44,8 +45,14 @@ impl FindOptions {
         let mut found = FindOptions::default();
         found.singlepass.routes = routes;
         for path in artifacts {
-            match read_file(path, MAX_IMAGE_BYTES) {
-                Ok(bytes) => found.singlepass.artifacts.push((path.clone(), bytes.into())),
+            // A file that is something else may be too large to be read as a whole.
+            let read = file_kind::refusal_of_file(path, Door::Artifact).and_then(|refused| match refused {
+                Some(why) => Ok(Err(why)),
+                None => read_file(path, MAX_IMAGE_BYTES).map(Ok),
+            });
+            match read {
+                Ok(Ok(bytes)) => found.singlepass.artifacts.push((path.clone(), bytes.into())),
+                Ok(Err(why)) => found.unusable.push((path.clone(), why)),
                 Err(e) => found.unusable.push((path.clone(), format!("it cannot be read: {e}"))),
             }
         }

@@ -303,6 +303,7 @@ impl Requests {
                 debug_dirs: self.settings.debug_dirs.clone(),
                 ..Options::new(source)
             };
+            options.check_directories()?;
             let search = options.search_paths();
             let lender: Rc<dyn crate::process::callback::Lender> = Rc::<Wire>::clone(&self.wire);
             let target = CallbackTarget::new(lender, what, &search);

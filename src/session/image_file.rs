@@ -1,6 +1,7 @@
 //! Reads files that hold images.
 
 use crate::error::Error;
+use crate::process::file_kind::{self, Door};
 use crate::process::files::{self, FileLocation};
 use crate::state::{AnyImage, ImageError};
 use std::fs::File;
@@ -30,10 +31,8 @@ pub(super) fn open(path: &Path) -> Result<(AnyImage, File), Error> {
 
 /// The error for a file that is no image: it says what else the file may be, and what to do with it.
 fn not_an_image(path: &Path, bytes: &[u8], why: &ImageError) -> Error {
-    let next = match bytes {
-        [0x7f, b'E', b'L', b'F', ..] => "it is an ELF file; of a core: wstate snapshot -c CORE -o FILE makes one",
-        [b'{' | b'[', ..] => "it is text; the image is the file beside it",
-        _ => "wstate snapshot -o FILE makes one; if this was one, it is cut off or changed, or was compressed",
-    };
-    Error::NotAnImage { path: path.to_path_buf(), why: format!("{why}; {next}") }
+    let why = file_kind::refusal(bytes, Door::Image).unwrap_or_else(|| {
+        format!("{why}; wstate snapshot -o FILE makes one; if this was one, it is cut off or changed")
+    });
+    Error::NotAnImage { path: path.to_path_buf(), why }
 }

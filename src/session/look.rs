@@ -10,6 +10,7 @@ use super::waiting;
 use super::walking::{Native, walk_all};
 use crate::error::Error;
 use crate::limits;
+use crate::process::file_kind::{self, Door};
 use crate::process::files::{self, FileLocation};
 use crate::process::objects::Objects;
 use crate::process::{Target, Thread, unpack};
@@ -20,7 +21,6 @@ use crate::runtime::{Provider, Scene, Why};
 use crate::symbolize::native::NativeSymbolizer;
 use crate::unwind::Stack;
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Instant;
 
@@ -149,11 +149,14 @@ fn executable_refused(path: &Path, objects: &Objects) -> Option<Option<String>> 
     }
     let what = format!("the executable {}", path.display());
     Some(match files::open(&FileLocation::user(path)) {
-        Err(e) if e.kind() == ErrorKind::InvalidInput => Some(format!("{what} is no file and is not used")),
-        Err(e) => Some(format!("{what} cannot be opened ({e}) and is not used")),
+        Err(e) => Some(format!("{what} is not used, because it cannot be read: {e}; name another file, or none")),
         Ok(_) => {
             let told = objects.iter().filter_map(|o| o.problem.as_ref()).any(|p| p.file == path);
-            (!told).then(|| format!("{what} does not fit and is not used: it is not the file that was loaded"))
+            let why = || match file_kind::refusal_of_file(path, Door::Executable) {
+                Ok(Some(why)) => format!("{what} is not used: {why}"),
+                _ => format!("{what} does not fit and is not used: it is not the file that was loaded"),
+            };
+            (!told).then(why)
         }
     })
 }
@@ -175,7 +178,7 @@ mod tests {
     fn a_problem_of_another_file_is_none_of_the_executable() {
         let directory = tempfile::tempdir().unwrap();
         let executable = directory.path().join("app");
-        std::fs::write(&executable, "no program").unwrap();
+        std::fs::write(&executable, [0xff; 8]).unwrap();
         let objects = |file: &Path| {
             let problem = Problem { file: file.to_path_buf(), what: format!("{} cannot be opened", file.display()) };
             Objects::from_parts(vec![LoadedObject {
@@ -194,6 +197,14 @@ mod tests {
         let beside = directory.path().join("app-libs/libx.so");
         let refused = executable_refused(&executable, &objects(&beside)).flatten().expect("a note");
         assert!(refused.contains("does not fit and is not used"), "{refused}");
+        std::fs::write(&executable, "no program").unwrap();
+        let refused = executable_refused(&executable, &objects(&beside)).flatten().expect("a note");
+        assert!(
+            refused.ends_with(
+                "app is not used: it is text, not an executable; name the executable that wrote the core, or none"
+            ),
+            "{refused}"
+        );
         assert_eq!(executable_refused(&executable, &objects(&executable)), Some(None));
     }
 }

@@ -74,11 +74,13 @@ impl<'t> Session<'t> {
     /// stopped yet, and a core is not read yet: each question does that.
     ///
     /// # Errors
-    /// [`Error::Attach`] if there is no such process, or if it is one that nobody can look at.
+    /// [`Error::Attach`] if there is no such process, or if it is one that nobody can look at. [`Error::Unusable`] if a
+    /// directory that `options` names is not there.
     pub fn open(options: &Options) -> Result<Session<'t>, Error> {
         if let Source::Pid(pid) = options.source {
             attachable(pid)?;
         }
+        options.check_directories()?;
         Ok(Session::new(options, None))
     }
 

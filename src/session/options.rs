@@ -3,6 +3,8 @@
 #[cfg(doc)]
 use super::Outcome;
 use super::Route;
+use crate::error::Error;
+use crate::process::files;
 use crate::process::objects::SearchPaths;
 use std::path::{Path, PathBuf};
 
@@ -94,6 +96,19 @@ impl Options {
             verbose: false,
             timing: false,
         }
+    }
+
+    /// Fails if a directory in which files are to be looked for is not there: whoever names one relies on it.
+    pub(crate) fn check_directories(&self) -> Result<(), Error> {
+        let sysroot = self.sysroot.iter().map(|path| (path, "the root of the target's files (sysroot)"));
+        let debug = self.debug_dirs.iter().map(|path| (path, "separate debug files (debug directory)"));
+        for (path, what) in sysroot.chain(debug) {
+            if let Some(why) = files::no_directory(path) {
+                let why = format!("{why}; name the directory that holds {what}, or none");
+                return Err(Error::Unusable { path: path.clone(), why });
+            }
+        }
+        Ok(())
     }
 
     /// Where this question looks for files.

@@ -3,6 +3,7 @@
 use super::module::WasmModule;
 use crate::error::Error;
 use crate::limits::{MAX_COMPONENT_MODULES, MAX_WASM_BYTES};
+use crate::process::file_kind::{self, Door};
 use crate::process::memory::read_file;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -33,8 +34,13 @@ impl WasmFile {
     /// [`Error::File`] if it cannot be read, [`Error::Wasm`] if it is neither a module nor a component.
     pub fn open(path: &Path) -> Result<WasmFile, Error> {
         let failed = |source| Error::File { path: path.to_path_buf(), source };
+        let wrong = |why| Error::Wasm { path: path.to_path_buf(), why };
+        // A file that is something else may be too large to be read as a whole.
+        if let Some(why) = file_kind::refusal_of_file(path, Door::Wasm).map_err(failed)? {
+            return Err(wrong(why));
+        }
         let bytes = read_file(path, MAX_WASM_BYTES).map_err(failed)?;
-        WasmFile::parse(path, bytes).map_err(|why| Error::Wasm { path: path.to_path_buf(), why })
+        WasmFile::parse(path, bytes).map_err(wrong)
     }
 
     /// Parses `bytes`, the contents of the file at `path`.
@@ -42,6 +48,9 @@ impl WasmFile {
     /// # Errors
     /// The text says what is wrong with the bytes.
     pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<WasmFile, String> {
+        if let Some(why) = file_kind::refusal(&bytes, Door::Wasm) {
+            return Err(why);
+        }
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         let file = |modules, bytes: &[u8]| WasmFile { path: path.to_path_buf(), modules, bytes: bytes.into() };
         if !is_component(&bytes) {

@@ -146,11 +146,11 @@ fn init_files_that_are_not_read() {
             assert!(!home.path().join(".local").exists());
         };
         assert!(Command::new("mkfifo").arg(&init).status().unwrap().success());
-        refused("it is not a regular file");
+        refused("it is a FIFO, not a regular file");
         assert!(init.symlink_metadata().unwrap().file_type().is_fifo());
         std::fs::remove_file(&init).unwrap();
         std::os::unix::fs::symlink("/dev/zero", &init).unwrap();
-        refused("it is not a regular file");
+        refused("it is a device, not a regular file");
         std::fs::remove_file(&init).unwrap();
         // Sparse: neither written nor read.
         std::fs::File::create(&init).unwrap().set_len(MAX_INIT_BYTES + 1).unwrap();

@@ -365,7 +365,13 @@ fn a_real_core_without_its_executable_with_another_one_and_cut_off() {
     let other = wstate("-e other", &["core".as_ref(), core, "-e".as_ref(), env!("CARGO_BIN_EXE_wstate").as_ref()]);
     assert_eq!(shown(&other), WASM_FRAMES, "{}{}", other.out, other.err);
     let directory = wstate("-e /", &["core".as_ref(), core, "-e".as_ref(), "/".as_ref()]);
-    assert!(directory.out.contains("the executable / is no file and is not used"), "{}", directory.out);
+    assert!(
+        directory
+            .out
+            .contains("the executable / is not used, because it cannot be read: it is a directory, not a regular file"),
+        "{}",
+        directory.out
+    );
     let text = wstate("-e text", &["core".as_ref(), core, "-e".as_ref(), "/proc/self/maps".as_ref()]);
     assert!(text.out.contains("/proc/self/maps"), "{}", text.out);
     assert_eq!(whole.code, Some(0), "{}", whole.out);
@@ -442,7 +448,7 @@ fn what_is_no_core_is_refused() {
     let exe = std::fs::read("/proc/self/exe").unwrap();
     let cases: Vec<(&str, Vec<u8>, &str)> = vec![
         ("empty", Vec::new(), "empty"),
-        ("text", b"Segmentation fault (core dumped)\n".to_vec(), "not an ELF file"),
+        ("text", b"Segmentation fault (core dumped)\n".to_vec(), "it is text, not a core; name the core file first"),
         ("gzip", b"\x1f\x8b\x08\0\0\0\0\0".to_vec(), "gzip"),
         ("zstd", b"\x28\xb5\x2f\xfd\0\0\0\0".to_vec(), "zstd"),
         ("lz4", b"\x04\x22\x4d\x18\0\0\0\0".to_vec(), "lz4"),

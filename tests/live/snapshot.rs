@@ -586,7 +586,10 @@ fn images_are_printed_and_compared() {
     assert_eq!(difference, format!("memory 0x00000012: 1 bytes\n{global}\n"));
     let (error, code) = image(&["/bin/true"]);
     assert_eq!((code, error.contains("is no image")), (Some(2), true), "{error}");
-    assert!(error.contains("; it is an ELF file; of a core: wstate snapshot -c CORE"), "{error}");
+    assert!(
+        error.contains("it is an executable or a library, not an image; wstate snapshot -o FILE makes one"),
+        "{error}"
+    );
 
     // What nothing goes on from is told, beside what is printed.
     let (frames, whole) = (wstate(&["image", file]), directory.path().join("frames"));

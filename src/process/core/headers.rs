@@ -2,7 +2,8 @@
 
 use crate::arch::Machine;
 use crate::bytes::Bytes;
-use crate::process::elf::{self, HEADER_SIZE, Header, PHDR_SIZE, Phdr};
+use crate::process::elf::{self, HEADER_SIZE, Header, NotElf, PHDR_SIZE, Phdr};
+use crate::process::file_kind::{self, Door, ET_CORE};
 
 /// Value of `e_phnum` in a file with more program headers than the field can hold. The number is then in `sh_info` of
 /// the first section header.
@@ -13,40 +14,19 @@ pub(in crate::process) const SH_INFO: usize = 44;
 
 /// Reads the machine and the program headers that are there. The error says why this is no core that can be read.
 pub(super) fn program_headers(data: &[u8], lines: &mut Vec<String>) -> Result<(Machine, Vec<Phdr>), String> {
-    const COMPRESSED: [(&[u8], &str, &str); 5] = [
-        (b"\x1f\x8b", "gzip", "gzip -dk"),
-        (b"\x28\xb5\x2f\xfd", "zstd", "zstd -d"),
-        (b"\x04\x22\x4d\x18", "lz4", "lz4 -d"),
-        (b"\xfd7zXZ\0", "xz", "xz -dk"),
-        (b"BZh", "bzip2", "bzip2 -dk"),
-    ];
-    if data.is_empty() {
-        return Err("the file is empty; write the core again".into());
+    if let Some(why) = file_kind::refusal(data, Door::Core) {
+        return Err(why);
     }
-    if let Some((_, name, command)) = COMPRESSED.iter().find(|(magic, _, _)| data.starts_with(magic)) {
-        return Err(format!("it is compressed with {name}; decompress it first: {command} FILE"));
-    }
-    let header = Header::parse(data).map_err(|e| e.to_string())?;
-    const ET_CORE: u16 = 4;
-    let Some(machine) = Machine::from_elf(header.machine) else {
-        let known = Machine::ALL.iter().map(|machine| machine.description());
-        let known: Vec<String> = known.map(|machine| format!("{} ({})", machine.name, machine.elf)).collect();
+    let header = Header::parse(data).map_err(|e| match e {
+        NotElf::Short => format!("{e}; copy it again, or write it again with more space"),
+        _ => format!("{e}; name the core file first: wstate core CORE [EXE]"),
+    })?;
+    let (Some(machine), ET_CORE) = (Machine::from_elf(header.machine), header.kind) else {
         return Err(format!(
-            "it comes from another machine (ELF machine {}); wstate reads cores of {} only",
-            header.machine,
-            known.join(" and ")
+            "it is an ELF file of type {}, not a core (type {ET_CORE}); name the core file first",
+            header.kind
         ));
     };
-    match header.kind {
-        ET_CORE => {}
-        1 => return Err("it is an object file, not a core; name the core file first".into()),
-        2 | 3 => {
-            return Err("it is an executable or a library, not a core; name the core first, then the executable".into());
-        }
-        other => {
-            return Err(format!("it is an ELF file of type {other}, not a core (type 4); name the core file first"));
-        }
-    }
     if u64::from(header.phentsize) != PHDR_SIZE {
         return Err(format!(
             "its program headers have {} bytes each instead of {PHDR_SIZE}, so the file is damaged; write the core again",

@@ -131,7 +131,8 @@ fn what_is_no_core_is_refused_with_the_reason() {
     };
     for (bytes, expected) in [
         (vec![], "empty"),
-        (b"hello, world".to_vec(), "not an ELF file"),
+        (b"hello, world".to_vec(), "it is text, not a core; "),
+        (vec![0xff; 64], "not an ELF file; name the core file first"),
         (b"\x1f\x8b\x08".to_vec(), "gzip"),
         (b"\x28\xb5\x2f\xfd\x00".to_vec(), "zstd -d"),
         (b"\x04\x22\x4d\x18\x00".to_vec(), "lz4"),

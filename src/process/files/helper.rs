@@ -10,7 +10,7 @@
 //! helper hands over a copy in memory, because every page of a mapped file there could be waited for.
 #![allow(unsafe_code)] // For fork, and for passing open files.
 
-use super::{By, FileLocation, Identity, OWN, Opened, file_system, open_here};
+use super::{By, FileLocation, Identity, OWN, Opened, REFUSALS, file_system, open_here};
 use crate::bytes::{Bytes, Short};
 use crate::limits;
 use nix::sys::signal::{Signal, kill};
@@ -262,7 +262,7 @@ impl State {
                     let opened = Opened { file, identity: answer.identity, is_copy: answer.identity_is_of_another };
                     Ok((usize::from(answer.index), opened))
                 }
-                (Answer::NOT_REGULAR, _) => Err(super::not_regular()),
+                (code, _) if code <= Answer::REFUSED => Err(super::refused(Answer::REFUSED.abs_diff(code) as usize)),
                 (Answer::TOO_LARGE, _) => Err(io::Error::new(
                     ErrorKind::FileTooLarge,
                     "it is on a remote mount and too large to be copied; copy it to a local disk and name the copy",
@@ -333,9 +333,10 @@ impl Answer {
     const BYTES: usize = 50;
     const HERE: i32 = 0;
     const WORKING: i32 = -1;
-    const NOT_REGULAR: i32 = -2;
     const TOO_LARGE: i32 = -3;
     const CHANGED: i32 = -4;
+    /// This code and the smaller ones stand for the texts of [`REFUSALS`], in their order.
+    const REFUSED: i32 = -100;
 
     fn bare(request: u32, code: i32) -> Answer {
         let identity = Identity { device: 0, inode: 0, size: 0, modified: (0, 0) };
@@ -497,7 +498,9 @@ fn serve(theirs: RawFd) {
 
 fn answer(channel: &OwnedFd, number: u32, location: &FileLocation, copied: &mut u64) -> (Answer, Option<File>) {
     let failed = |e: io::Error| {
-        let code = e.raw_os_error().unwrap_or(Answer::NOT_REGULAR);
+        let text = || e.to_string();
+        let refusal = || REFUSALS.iter().position(|why| *why == text()).unwrap_or(4);
+        let code = e.raw_os_error().unwrap_or_else(|| Answer::REFUSED - refusal() as i32);
         (Answer::bare(number, code), None)
     };
     let opened = open_here(location).and_then(|file| Ok((Identity::of(&file)?, file)));

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::{Doubt, Excerpts, LoadedObject, ObjectData, Problem, SearchPaths, Unpacked};
 use crate::limits;
 use crate::process::elf::{self, HEADER_SIZE, Headers, LoadedHeaders, pf, pt};
+use crate::process::file_kind::{self, Door};
 use crate::process::files::{FileLocation, Mapped, map_location};
 use crate::process::same_file::{self, Evidence};
 use crate::process::{Mapping, Target};
@@ -128,8 +129,8 @@ impl<'a> Loader<'a> {
         memory: Option<&LoadedHeaders>,
         is_main: bool,
     ) -> (Option<Candidate>, Option<Problem>) {
-        let given = self.search.executable.clone().filter(|_| is_main);
-        let mut candidates = Vec::from_iter(given.map(FileLocation::user));
+        let given = self.search.executable.clone().filter(|_| is_main).map(FileLocation::user);
+        let mut candidates = Vec::from_iter(given.clone());
         candidates.extend(self.target.file_candidates(mapping));
         let mut seen = HashSet::new();
         let mut wrong = None;
@@ -159,6 +160,12 @@ impl<'a> Loader<'a> {
                     continue;
                 }
             };
+            let another_kind =
+                given.as_ref().filter(|g| **g == candidate).and_then(|_| file_kind::refusal(&file, Door::Executable));
+            if let Some(why) = another_kind {
+                wrong = wrong.or(Some(problem(format!("{} is not used: {why}", candidate.path().display()))));
+                continue;
+            }
             let Some(headers) = Headers::of_file(&file) else {
                 if memory.is_some() {
                     let what = format!("{} is not an x86-64 ELF file", candidate.path().display());

@@ -27,8 +27,7 @@ use crate::bytes::{Bytes, Short};
 use crate::limits::{MAX_IMAGE_BYTES, MAX_IMAGE_SECTIONS, MAX_NAME_BYTES, MAX_SECTION_NAMES, MAX_SYMBOLS};
 use crate::process::{Memory, MemoryError};
 
-/// `EI_OSABI` of an image (`obj.rs: ELFOSABI_WASMTIME`).
-pub const ELFOSABI_WASMTIME: u8 = 200;
+pub use crate::process::file_kind::ELFOSABI_WASMTIME;
 /// Size of the ELF header in bytes.
 pub const HEADER_BYTES: usize = 64;
 

@@ -1,0 +1,106 @@
+//! Advice with commands that work as they stand. The library cannot know by which path this program is found; here
+//! that is known.
+//!
+//! `sudo` looks for programs in directories of its own (`secure_path` of sudoers), and `cargo install` puts them
+//! elsewhere. So where sudo would not find this program, its whole path is put into the command.
+
+use crate::error::Error;
+use std::path::{Path, PathBuf};
+
+/// The directories in which sudo looks for programs, as sudoers of the distributions have them.
+const SECURE_PATH: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+/// The command as texts have it that do not know this program's path.
+const PLAIN: &str = "sudo wstate";
+
+/// The command with which sudo starts a program of wstate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sudo(String);
+
+impl Default for Sudo {
+    /// The command for a program that sudo finds by its name.
+    fn default() -> Sudo {
+        Sudo(PLAIN.to_string())
+    }
+}
+
+impl Sudo {
+    /// The command for this program.
+    pub fn for_this_program() -> Sudo {
+        this_program().map_or_else(Sudo::default, |path| Sudo::of(&path))
+    }
+
+    fn of(program: &Path) -> Sudo {
+        let found = SECURE_PATH.iter().map(|directory| Path::new(directory).join("wstate"));
+        match found.filter_map(|path| path.canonicalize().ok()).next() {
+            Some(first) if program.canonicalize().is_ok_and(|own| own == first) => Sudo::default(),
+            _ => Sudo(format!("sudo {}", quoted(program))),
+        }
+    }
+
+    /// The text `advice` with this command wherever it says `sudo wstate`.
+    pub fn put_into(&self, advice: &str) -> String {
+        advice.replace(PLAIN, &self.0)
+    }
+
+    /// What the user can try after `error`.
+    pub fn hint(&self, error: &Error) -> Option<String> {
+        let hint = error.hint().map(|hint| self.put_into(&hint));
+        match error {
+            Error::Attach { why, .. } if why.contains("sudo") => {
+                Some(format!("{}; with sudo, begin the command with: {}", hint.unwrap_or_default(), self.0))
+            }
+            _ => hint,
+        }
+    }
+}
+
+/// A path as a shell takes it for one word.
+pub fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@%,:=".contains(c);
+    match text.chars().all(is_plain) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
+/// The path of this program. A program that was replaced or removed while it runs is at no path.
+pub fn this_program() -> Option<PathBuf> {
+    std::env::current_exe().ok().filter(|path| path.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sudo_is_told_the_whole_path_of_a_program_that_it_does_not_find() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("wstate");
+        std::fs::write(&program, "").unwrap();
+        let sudo = Sudo::of(&program);
+        let command = format!("sudo {}", program.display());
+        assert_eq!(
+            sudo.put_into("sudo wstate attach 7; again: sudo wstate doctor 7"),
+            format!("{command} attach 7; again: {command} doctor 7")
+        );
+        assert_eq!(sudo.put_into("use sudo"), "use sudo");
+        let attach = |why: &str| sudo.hint(&Error::Attach { pid: 7, why: why.to_string() });
+        let told = format!("try: wstate doctor 7; with sudo, begin the command with: {command}");
+        assert_eq!(attach("it belongs to user id 1; run wstate with sudo"), Some(told));
+        assert_eq!(attach("it has just ended").as_deref(), Some("try: wstate doctor 7"));
+        assert_eq!(Sudo::default().put_into("sudo wstate attach 7"), "sudo wstate attach 7");
+    }
+
+    #[test]
+    fn a_path_is_one_word_for_a_shell() {
+        assert_eq!(quoted(Path::new("/home/me/.cargo/bin/wstate")), "/home/me/.cargo/bin/wstate");
+        for odd in ["/my programs/wstate", "/it's/wstate", "/$HOME/`x`;y/wstate"] {
+            let out = std::process::Command::new("sh")
+                .arg("-c")
+                .arg(format!("printf %s {}", quoted(Path::new(odd))))
+                .output();
+            assert_eq!(String::from_utf8(out.unwrap().stdout).unwrap(), odd);
+        }
+    }
+}
