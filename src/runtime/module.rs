@@ -49,6 +49,9 @@ words! {
     }
 }
 
+/// What [`GuestModule::problem`] says, among other things, of a module whose compiler recorded no values.
+pub const UNRECORDED: &str = "locals and operand stacks are not recorded (guest_debug is off)";
+
 /// A compiled module found in the target.
 #[derive(Clone, Debug)]
 pub struct GuestModule {

@@ -194,6 +194,11 @@ fn text_options(m: &Message) -> TextOptions {
         color: flag(m, "color"),
         verbose: flag(m, "verbose"),
         fold: flag(m, "fold"),
+        all: flag(m, "whole"),
+        full_paths: flag(m, "whole"),
+        full_names: flag(m, "whole"),
+        // A word of `wasm-bt`.
+        how_to_see_all: Some("whole"),
     }
 }
 
@@ -378,11 +383,7 @@ impl Requests {
                     let refusals = self.stopped()?.provider.refusals();
                     text.extend(refusals.iter().map(|why| format!("note: {}\n", text::clean_message(why))));
                 }
-                for (i, thread) in report.threads.iter().enumerate() {
-                    text += if i > 0 { "\n" } else { "" };
-                    text += &text::render_thread(&report, thread, options);
-                }
-                text
+                text + &text::render_threads(&report, options)
             }
         };
         let mut shown = (*report).clone();

@@ -610,6 +610,7 @@ impl Here<'_> {
             _ => self.code.functions.name_of(module, function).map(Cow::from),
         };
         frame.name = self.code.function_name(module as usize, function, symbol.as_deref());
+        frame.params = self.code.params(module as usize, function).and_then(|n| u32::try_from(n).ok());
         frame.module = self.code.first + (module as usize).min(self.code.modules - 1);
     }
 
