@@ -88,6 +88,22 @@ pub enum Error {
         /// Why the file is no image, and what else it may be.
         why: String,
     },
+    /// A text is no document of wstate, or one that this version cannot read.
+    #[error("this is no document that wstate can read: {why}")]
+    Document {
+        /// What is wrong with the text.
+        why: String,
+    },
+    /// The program `wstate`, which was started for an answer, has given none.
+    #[error("{program} gives no answer: {why}")]
+    Program {
+        /// Path of the program.
+        program: PathBuf,
+        /// What the program said, or what became of it.
+        why: String,
+        /// What can be tried next, if something is known.
+        hint: Option<String>,
+    },
     /// The target has no thread with this number.
     #[error("{what}")]
     NoSuchThread {
@@ -208,6 +224,11 @@ impl Error {
                 }
                 _ => None,
             },
+            Error::Document { .. } => Some(
+                "give the JSON that wstate attach, core or modules prints with --json; a newer wstate reads newer forms"
+                    .to_string(),
+            ),
+            Error::Program { hint, .. } => hint.clone(),
             _ => None,
         }
     }
@@ -237,6 +258,8 @@ impl Error {
             | Error::Analysis { .. }
             | Error::Unusable { .. }
             | Error::NotAnImage { .. }
+            | Error::Document { .. }
+            | Error::Program { .. }
             | Error::TargetBroken { .. }
             | Error::Plugin { .. }
             | Error::Output { .. } => {}

@@ -18,8 +18,14 @@
 //! target already implements the traits of [`target`]. [`machine_state`] has the maps and images of the wasmer 0.x runtime.
 //! `examples/backtrace.rs` is a whole program.
 //!
-//! The feature `cli`, which is on by default, is what the program `wstate` is made of, and no library needs it. `descriptor`
-//! lets a host publish its modules. `internals` makes every module public, for the tests of this crate; it promises nothing.
+//! A core, and every file that it names, may have been made by a stranger to exploit a bug in whoever reads it. A [`Session`]
+//! reads them in the process of its caller, with all rights of that process. [`confined`] lets the program `wstate` do it in
+//! a sandbox, and reads what it answers: use that for cores that are not your own. [`Report::from_json`](model::Report::from_json)
+//! reads reports that were written earlier.
+//!
+//! The feature `cli`, which is on by default, is what the program `wstate` is made of, and no library needs it. `internals`
+//! makes every module public, for the tests of this crate; it promises nothing. A host publishes its modules for debuggers
+//! with the crate `wstate-descriptor`, which has no dependencies.
 //!
 //! It is no debugger: it sets no breakpoints, changes no values and evaluates nothing. x86-64 Linux; which runtimes are
 //! known is in the README, and `docs/library.md` is about this library.
@@ -82,9 +88,9 @@
 //! program                          the program `wstate`: from arguments to an exit code
 //! server                           the engine as the plugins of debuggers use it
 //! cli                              what a command line needs, and the files that results are written to
+//! confined                         the program, started for its answer to a question
 //! session                          a question about a target, and its answer
 //! report                           the view model, as text, JSON, symbol files and core dumps
-//! descriptor                       what a host may publish about its modules (feature `descriptor`)
 //! runtime                          Wasm runtimes: their modules, frames and values
 //! wasm                             what a module says of itself
 //! symbolize                        names, files and lines of native code
@@ -99,13 +105,13 @@
 #[macro_use]
 mod words;
 
+pub mod confined;
+
 /// The examples of the page about the library are compiled with those of this crate.
 #[cfg(doctest)]
 #[doc = include_str!("../docs/library.md")]
 struct LibraryPage;
 
-#[cfg(feature = "descriptor")]
-pub mod descriptor;
 #[doc(hidden)]
 #[cfg(feature = "cli")]
 pub mod program;

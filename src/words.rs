@@ -1,6 +1,9 @@
 //! Types that appear in JSON documents as text. `words!` is for closed sets of words: one list gives the enum, the names
 //! of its variants and its schema, so that the schema lists exactly the words that are written. `text_in_json!` is for
 //! types whose text is made from what they hold.
+//!
+//! Documents are read again, also those of other versions, which have other words. A word that is not known is no error
+//! then: it is read as `NotKnown`, and so is null.
 
 /// Defines enums whose variants are words of JSON documents.
 macro_rules! words {
@@ -10,15 +13,27 @@ macro_rules! words {
         #[non_exhaustive]
         pub enum $name {
             $($(#[doc = $vdoc])+ $variant,)+
+            /// Only in documents that were read: another version wrote null, or a word that this one does not know. It is
+            /// null in JSON.
+            NotKnown,
         }
         impl $name {
-            /// All variants, in the order of their declaration.
+            /// All variants that have a word, in the order of their declaration.
             #[cfg(any(test, feature = "internals"))]
             pub const ALL: &[$name] = &[$($name::$variant),+];
 
-            /// The word that stands for this variant in JSON.
+            /// The word that stands for this variant in JSON, or `not known`.
             pub const fn as_str(self) -> &'static str {
-                match self { $($name::$variant => $text,)+ }
+                match self {
+                    $($name::$variant => $text,)+
+                    $name::NotKnown => "not known",
+                }
+            }
+        }
+        /// What a document says that does not say it: `NotKnown`.
+        impl Default for $name {
+            fn default() -> $name {
+                $name::NotKnown
             }
         }
         impl std::fmt::Display for $name {
@@ -28,7 +43,20 @@ macro_rules! words {
         }
         impl serde::Serialize for $name {
             fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-                s.serialize_str(self.as_str())
+                match self {
+                    $name::NotKnown => s.serialize_none(),
+                    word => s.serialize_str(word.as_str()),
+                }
+            }
+        }
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<$name, D::Error> {
+                // An option is asked for because a key that is missing is none, too.
+                let word = Option::<std::borrow::Cow<'de, str>>::deserialize(d)?;
+                Ok(match word.as_deref() {
+                    $(Some($text) => $name::$variant,)+
+                    _ => $name::NotKnown,
+                })
             }
         }
         #[cfg(feature = "cli")]
@@ -48,10 +76,15 @@ macro_rules! words {
     )+};
 }
 
-/// Gives types with `Display` the JSON form of that text. The schema says no more than that it is text, and each key
-/// describes what its text means.
+/// Gives types with `Display` the JSON form of that text, and lets their function `from_text` read it. The schema
+/// says no more than that it is text, and each key describes what its text means.
 macro_rules! text_in_json {
     ($($name:ty),+) => {$(
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<$name, D::Error> {
+                String::deserialize(d).map(<$name>::from_text)
+            }
+        }
         impl serde::Serialize for $name {
             fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
                 s.collect_str(self)

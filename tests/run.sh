@@ -113,7 +113,6 @@ cargo clippy --workspace --all-targets --all-features -- -D warnings
 cargo clippy --package wstate --lib --bins -- -D warnings
 # The library, for those who take it without the command line.
 cargo clippy --package wstate --lib --no-default-features -- -D warnings
-cargo clippy --package wstate --lib --no-default-features --features descriptor -- -D warnings
 
 # A build for another machine, which analyses cores. It needs Rust's own library for that machine, and nothing else.
 if rustup target add aarch64-unknown-linux-gnu; then

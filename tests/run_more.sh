@@ -4,20 +4,23 @@
 #   random   stops of random modules at random instants
 #   churn    modules that are loaded and unloaded while the process is looked at
 #   foreign  the official command line tools and libraries
+#   package  archives, the Debian package and the static program (`sh tests/package.sh`)
 set -u
 cd "$(dirname "$0")/.."
-parts=${*:-random churn foreign}
+parts=${*:-random churn foreign package}
 for part in $parts; do
     case $part in
-    random | churn | foreign) ;;
+    random | churn | foreign | package) ;;
     *)
-        echo "$0: no part is called $part: there are random, churn and foreign" >&2
+        echo "$0: no part is called $part: there are random, churn, foreign and package" >&2
         exit 64
         ;;
     esac
 done
-cargo build --release --package wstate --package host-singlepass --bins || exit 1
-cargo build --release --package host-wasmtime-36 --package host-wasmtime --bins || exit 1
+if [ "$parts" != package ]; then
+    cargo build --release --package wstate --package host-singlepass --bins || exit 1
+    cargo build --release --package host-wasmtime-36 --package host-wasmtime --bins || exit 1
+fi
 
 failed=
 for part in $parts; do
@@ -33,6 +36,7 @@ for part in $parts; do
                 failed="$failed $host"
         done
         ;;
+    package) sh tests/package.sh || failed="$failed package" ;;
     foreign) python3 tests/tools/foreign/cli_sweep.py || failed="$failed foreign" ;;
     esac
 done

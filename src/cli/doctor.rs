@@ -249,7 +249,7 @@ impl Doctor {
                 self.warn(
                     nothing,
                     "if the host is one of wasmer 0.x with singlepass: --artifact FILE with its cached artifact, or \
-                     publish the module from the host (feature `descriptor`)",
+                     publish the module from the host (crate `wstate-descriptor`)",
                 );
             }
             _ => self.note(nothing),

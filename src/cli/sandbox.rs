@@ -44,15 +44,33 @@ static HARMLESS: AtomicBool = AtomicBool::new(false);
 /// The exit code with which a Rust program ends after a panic.
 const PANICKED: u8 = 101;
 
+/// With this environment variable a caller says that nothing is to be analysed without a sandbox: its value is then
+/// `required`. It is no option of the command line, so that a program that starts wstate can set it whatever command it
+/// starts.
+const VARIABLE: &str = "WSTATE_SANDBOX";
+
+/// Why the work is not done, if it cannot be confined for the reason `why` and the caller wants it in no other way.
+fn refusal(why: &str) -> Option<Error> {
+    let is_required = std::env::var_os(VARIABLE).is_some_and(|value| value == "required");
+    is_required.then(|| Error::Unsupported {
+        what: format!(
+            "nothing is analysed, because {VARIABLE} says that a sandbox is required and there is none: {why}"
+        ),
+    })
+}
+
 /// Does `work` in a child process without rights. This must be called while the process has only one thread. If the
 /// system does not let the rights be given up, `work` is told why. If no child can be started, `work` is done in this
-/// process. An error says how the child died.
+/// process. Where the user requires a sandbox, nothing is done in either case. An error says that, or how the child died.
 pub fn run(work: impl FnOnce(Option<String>) -> Ended) -> Result<Ended, Error> {
     let parent = getpid();
     let (keeper, kept) = helper::keep().unzip();
     // SAFETY: there is one thread, so the child may do whatever this process may.
     match unsafe { fork() } {
-        Err(e) => Ok(work(Some(format!("no child process can be started: {e}")))),
+        Err(e) => {
+            let why = format!("no child process can be started: {e}");
+            refusal(&why).map_or_else(|| Ok(work(Some(why))), Err)
+        }
         Ok(ForkResult::Parent { child }) => {
             drop(kept);
             if let Some(keeper) = keeper {
@@ -66,10 +84,13 @@ pub fn run(work: impl FnOnce(Option<String>) -> Ended) -> Result<Ended, Error> {
             if let Some(kept) = kept {
                 kept.take();
             }
-            let entered = enter(parent);
-            HARMLESS.store(entered.is_ok(), Ordering::Relaxed);
-            let ended = catch_unwind(AssertUnwindSafe(|| work(entered.err())))
-                .unwrap_or(Ended { code: PANICKED, whole: false });
+            let unconfined = enter(parent).err();
+            HARMLESS.store(unconfined.is_none(), Ordering::Relaxed);
+            if let Some(refused) = unconfined.as_deref().and_then(refusal) {
+                end_with(format!("wstate: error: {refused}\n").as_bytes());
+            }
+            let ended =
+                catch_unwind(AssertUnwindSafe(|| work(unconfined))).unwrap_or(Ended { code: PANICKED, whole: false });
             // SAFETY: this ends the process at once. What this process has yet to do at its end is done by its
             // parent.
             unsafe { libc::_exit(i32::from(ended.code | if ended.whole { 0 } else { NOT_WHOLE })) }

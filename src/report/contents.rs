@@ -1,31 +1,40 @@
 //! What modules and instances hold: the view model of `wstate modules`, and its text.
 
+use super::json;
 use super::text::{self, TextOptions, clean, clean_message};
 use super::{EngineSeen, ExternKind, Hex, NameSource, Report, Runtime, SCHEMA_VERSION, Target, ValType, Value, Why};
-use serde::Serialize;
+use crate::error::Error;
+use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
 /// Modules of a process or core with their instances, memories, globals and tables. Readers must accept null for every
 /// field and keys they do not know.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Contents {
     /// Version of this document's form. Grows when a key changes its meaning or goes away, not when one is added.
     pub schema_version: u32,
     /// Version of the program that wrote this.
+    #[serde(default, deserialize_with = "json::or_default")]
     pub wstate_version: String,
     /// What was looked at.
+    #[serde(default, deserialize_with = "json::or_default")]
     pub target: Target,
     /// Wasm runtimes that were found, and their modules.
+    #[serde(default, deserialize_with = "json::list")]
     pub runtimes: Vec<Runtime>,
     /// Engines for WebAssembly that are in the process and of which no module was found.
+    #[serde(default, deserialize_with = "json::list")]
     pub engines: Vec<EngineSeen>,
     /// Executables and libraries that are missing, stripped or not the ones that the target runs.
+    #[serde(default, deserialize_with = "json::list")]
     pub objects_problems: Vec<String>,
     /// What a reader should know about the whole.
+    #[serde(default, deserialize_with = "json::list")]
     pub notes: Vec<String>,
     /// What the modules hold, in the order of their numbers.
+    #[serde(default, deserialize_with = "json::list")]
     pub contents: Vec<ModuleContents>,
     /// Whether a file that the user named was not used because it does not fit; `notes` has the reason.
     #[serde(skip)]
@@ -33,28 +42,31 @@ pub struct Contents {
 }
 
 /// What one module declares, and its instances.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct ModuleContents {
     /// `index` of the module in `runtimes[].modules[]`.
     pub module_index: u32,
     /// Its functions, imported ones first; null if not known or not asked for.
+    #[serde(default, deserialize_with = "json::optional_list")]
     pub functions: Option<Vec<FunctionRow>>,
     /// Why `functions` is null.
     pub functions_why: Option<Why>,
     /// Its exports, in its order; null if not known or not asked for.
+    #[serde(default, deserialize_with = "json::optional_list")]
     pub exports: Option<Vec<ExportRow>>,
     /// Why `exports` is null.
     pub exports_why: Option<Why>,
     /// Its instances, as far as frames or the runtime's structures led to them.
+    #[serde(default, deserialize_with = "json::list")]
     pub instances: Vec<Instance>,
     /// Why instances could not be told, if they could not be; that none was found is no reason.
     pub instances_why: Option<Why>,
 }
 
 /// A function of a module.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct FunctionRow {
@@ -65,8 +77,10 @@ pub struct FunctionRow {
     /// Where the name comes from.
     pub name_source: Option<NameSource>,
     /// Types of its parameters.
+    #[serde(default, deserialize_with = "json::optional_list")]
     pub params: Option<Vec<ValType>>,
     /// Types of its results.
+    #[serde(default, deserialize_with = "json::optional_list")]
     pub results: Option<Vec<ValType>>,
     /// Whether it is imported.
     pub imported: bool,
@@ -77,7 +91,7 @@ pub struct FunctionRow {
 }
 
 /// An export of a module.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct ExportRow {
@@ -90,7 +104,7 @@ pub struct ExportRow {
 }
 
 /// An instance of a module.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Instance {
@@ -99,23 +113,27 @@ pub struct Instance {
     /// Its address (its `vmctx`).
     pub address: Hex,
     /// Threads with frames of this instance, by kernel thread id.
+    #[serde(default, deserialize_with = "json::list")]
     pub threads: Vec<u32>,
     /// Its memories, imported ones first.
+    #[serde(default, deserialize_with = "json::list")]
     pub memories: Vec<MemoryRow>,
     /// Why there may be more memories than are listed.
     pub memories_why: Option<Why>,
     /// Its globals, imported ones first.
+    #[serde(default, deserialize_with = "json::list")]
     pub globals: Vec<GlobalRow>,
     /// Why globals are missing.
     pub globals_why: Option<Why>,
     /// Its tables, imported ones first.
+    #[serde(default, deserialize_with = "json::list")]
     pub tables: Vec<TableRow>,
     /// Why tables are missing.
     pub tables_why: Option<Why>,
 }
 
 /// A linear memory.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct MemoryRow {
@@ -137,7 +155,7 @@ pub struct MemoryRow {
 }
 
 /// A global of an instance.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct GlobalRow {
@@ -149,7 +167,7 @@ pub struct GlobalRow {
 }
 
 /// A table of an instance.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct TableRow {
@@ -171,6 +189,15 @@ pub struct Lists {
 }
 
 impl Contents {
+    /// Reads what `wstate modules --json` prints, as [`Report::from_json`] reads a report. Rows are told apart by their
+    /// numbers, so a row without its number is an error.
+    ///
+    /// # Errors
+    /// The text is not such a document, or is one of another form.
+    pub fn from_json(text: &str) -> Result<Contents, Error> {
+        json::read(text)
+    }
+
     /// A document about the target of `report` that has no contents yet.
     pub fn of(report: &Report) -> Contents {
         Contents {

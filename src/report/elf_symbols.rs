@@ -318,7 +318,9 @@ impl Types {
             Some(ValType::F64) => ("double", dw::DW_ATE_float, 8),
             Some(ValType::V128) => ("unsigned __int128", dw::DW_ATE_unsigned, 16),
             Some(ValType::ExternRef) => ("unsigned int", dw::DW_ATE_unsigned, 4),
-            Some(ValType::FuncRef | ValType::Ref) | None => ("unsigned long", dw::DW_ATE_unsigned, 8),
+            Some(ValType::FuncRef | ValType::Ref | ValType::NotKnown) | None => {
+                ("unsigned long", dw::DW_ATE_unsigned, 8)
+            }
         };
         let root = unit.root();
         let id = unit.add(root, dw::DW_TAG_base_type);

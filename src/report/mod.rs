@@ -27,7 +27,7 @@ pub use crate::runtime::engines::Engine;
 use crate::runtime::engines::Sighting;
 pub use crate::runtime::{Compared, FoundBy, Place, RuntimeName, Why};
 pub use crate::wasm::{ExternKind, NameSource, ValType};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::fmt;
 pub use timing::Timing;
@@ -69,6 +69,12 @@ impl Serialize for Hex {
     }
 }
 
+impl<'de> Deserialize<'de> for Hex {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Hex, D::Error> {
+        json::hexadecimal(d, 16).map(|bits| Hex(bits as u64))
+    }
+}
+
 #[cfg(feature = "cli")]
 impl schemars::JsonSchema for Hex {
     fn schema_name() -> std::borrow::Cow<'static, str> {
@@ -96,6 +102,12 @@ impl fmt::Display for Bits {
 impl Serialize for Bits {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Bits {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Bits, D::Error> {
+        json::hexadecimal(d, 32).map(|bits| Bits(bits))
     }
 }
 
@@ -189,34 +201,41 @@ words! {
 
 /// Mixed native and Wasm stacks of all threads of a process or core. Readers must accept null for every field and keys
 /// they do not know.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Report {
     /// Version of this document's form. Grows when a key changes its meaning or goes away, not when one is added.
     pub schema_version: u32,
     /// Version of the program that wrote this.
+    #[serde(default, deserialize_with = "json::or_default")]
     pub wstate_version: String,
     /// What was looked at.
+    #[serde(default, deserialize_with = "json::or_default")]
     pub target: Target,
     /// Wasm runtimes that were found.
+    #[serde(default, deserialize_with = "json::list")]
     pub runtimes: Vec<Runtime>,
     /// Engines for WebAssembly that are in the process and of which no module was found, or whose frames cannot be shown;
     /// looked for only where no module is known or a stack has code that nothing explains.
+    #[serde(default, deserialize_with = "json::list")]
     pub engines: Vec<EngineSeen>,
     /// Executables and libraries that are missing, stripped or not the ones that the target runs.
+    #[serde(default, deserialize_with = "json::list")]
     pub objects_problems: Vec<String>,
     /// What a reader should know about the whole (truncated core, routes that failed, caps that were reached).
+    #[serde(default, deserialize_with = "json::list")]
     pub notes: Vec<String>,
     /// How long this took; only with `--timing`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timing: Option<Timing>,
     /// Threads, the main one or the one that crashed first.
+    #[serde(default, deserialize_with = "json::list")]
     pub threads: Vec<Thread>,
 }
 
 /// The process or core.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Target {
@@ -263,18 +282,19 @@ impl EngineSeen {
 }
 
 /// A Wasm runtime in the target.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Runtime {
     /// Name of the runtime.
     pub name: RuntimeName,
     /// Its compiled modules.
+    #[serde(default, deserialize_with = "json::list")]
     pub modules: Vec<Module>,
 }
 
 /// A compiled Wasm module in the target.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Module {
@@ -293,8 +313,10 @@ pub struct Module {
     /// Compiler or tier.
     pub backend: Option<String>,
     /// Every route by which it was found.
+    #[serde(default, deserialize_with = "json::list")]
     pub routes: Vec<FoundBy>,
     /// Independent facts that confirm that it is what it seems.
+    #[serde(default, deserialize_with = "json::list")]
     pub checks: Vec<String>,
     /// The `.wasm` file that was matched to it.
     pub wasm_file: Option<String>,
@@ -305,7 +327,7 @@ pub struct Module {
 }
 
 /// A thread and its stack.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Thread {
@@ -314,17 +336,19 @@ pub struct Thread {
     /// Name of the thread.
     pub name: Option<String>,
     /// Frames, youngest first. Inlined functions are frames of their own.
+    #[serde(default, deserialize_with = "json::list")]
     pub frames: Vec<Frame>,
     /// Why there are no more frames.
     pub end: Option<End>,
     /// Number of the signal it died from or was stopped by (cores).
     pub signal: Option<i32>,
     /// What a reader should know about this thread.
+    #[serde(default, deserialize_with = "json::list")]
     pub notes: Vec<String>,
 }
 
 /// How a walk over a stack ended.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct End {
@@ -335,7 +359,7 @@ pub struct End {
 }
 
 /// A frame of a thread's stack.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Frame {
@@ -350,10 +374,12 @@ pub struct Frame {
     /// Whether it was read without stopping the thread (`--nonblocking`), which slept meanwhile; missing where it was
     /// stopped, and in cores.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, deserialize_with = "json::or_default")]
     pub unstopped: bool,
     /// Whether frames of functions that the compiler inlined here may be missing before this one: the process holds nothing
     /// that tells. Missing where it is not so.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, deserialize_with = "json::or_default")]
     pub may_miss_inlined: bool,
     /// Executable, library or Wasm module.
     pub module: Option<String>,
@@ -369,17 +395,21 @@ pub struct Frame {
     /// Known registers of this frame by name; only with `--verbose`.
     pub registers: Option<BTreeMap<String, Hex>>,
     /// Locals, parameters first; null if not known.
+    #[serde(default, deserialize_with = "json::optional_list")]
     pub locals: Option<Vec<Value>>,
     /// Why `locals` is null.
     pub locals_why: Option<Why>,
     /// Operand stack, bottom first; null if not known.
+    #[serde(default, deserialize_with = "json::optional_list")]
     pub stack: Option<Vec<Value>>,
     /// Why `stack` is null.
     pub stack_why: Option<Why>,
     /// Variables of the source language; missing where the code image describes none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "json::list")]
     pub variables: Vec<Variable>,
     /// What a reader should know about this frame.
+    #[serde(default, deserialize_with = "json::list")]
     pub notes: Vec<String>,
 }
 
@@ -419,7 +449,7 @@ impl Frame {
 }
 
 /// A function, native or Wasm.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Function {
@@ -445,7 +475,7 @@ pub struct Function {
 }
 
 /// A position in Wasm code.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct WasmPosition {
@@ -488,7 +518,7 @@ pub struct Value {
 }
 
 /// A variable of the source language.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Variable {

@@ -544,6 +544,14 @@ fn json_pretty() {
     insta::assert_snapshot!(rich().to_json(true));
 }
 
+#[test]
+fn json_is_read_again_as_the_same_report() {
+    let report = rich();
+    for pretty in [false, true] {
+        assert_eq!(Report::from_json(&report.to_json(pretty)).unwrap(), report);
+    }
+}
+
 #[cfg(feature = "cli")]
 #[test]
 fn json_schema() {

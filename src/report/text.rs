@@ -672,6 +672,7 @@ fn ended(thread: &Thread) -> (Style, String) {
         Some(EndKind::Lost) => (BAD, with_why("lost")),
         Some(EndKind::Cycle) => (BAD, with_why("damaged stack")),
         Some(EndKind::NoRegisters) => (BAD, with_why("no registers")),
+        Some(EndKind::NotKnown) => (BAD, with_why("not known")),
         None => (BAD, "end of the stack not known".to_string()),
     }
 }
@@ -696,7 +697,7 @@ fn value_text(v: &Value) -> String {
         text += &match place {
             Place::Register { reg, .. } => format!(" ({reg})"),
             Place::Memory { .. } | Place::Address(_) => format!(" {place}"),
-            Place::Constant => format!(" ({place})"),
+            Place::Constant | Place::Other(_) => format!(" ({})", clean(&place.to_string())),
         };
     }
     if let Some(why) = &v.why {

@@ -1,10 +1,11 @@
 //! Turns the engine's types into those of the report.
 
-use super::{Bits, End, EndKind, Hex, Module, OpPosition, Trust, Value, Variable};
+use super::{Bits, End, EndKind, Engine, EngineSeen, Hex, Module, OpPosition, Trust, Value, Variable};
 use crate::arch::Registers;
 use crate::runtime::{self, Place, Position, Slot, Why};
 use crate::unwind;
 use crate::wasm::ValType;
+use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 
 impl Value {
@@ -22,7 +23,7 @@ impl Value {
                 address: match place {
                     Place::Register { saved_at, .. } => saved_at.map(Hex),
                     Place::Memory { address, .. } | Place::Address(address) => Some(Hex(*address)),
-                    Place::Constant => None,
+                    Place::Constant | Place::Other(_) => None,
                 },
                 why: None,
             },
@@ -39,6 +40,47 @@ impl Value {
             Ok(v) => (Some(v.iter().enumerate().map(|(i, v)| Value::new(i as u32, v)).collect()), None),
             Err(why) => (None, Some(why.clone())),
         }
+    }
+}
+
+/// A value as it stands in a document.
+#[derive(Deserialize)]
+struct Written {
+    index: Option<u32>,
+    #[serde(rename = "type")]
+    ty: Option<ValType>,
+    bits: Option<Bits>,
+    value: Option<String>,
+    place: Option<String>,
+    address: Option<Hex>,
+    why: Option<Why>,
+}
+
+/// The text of a place in memory has no address, which is a key of its own.
+impl<'de> Deserialize<'de> for Value {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Value, D::Error> {
+        let Written { index, ty, bits, value, place, address, why } = Written::deserialize(d)?;
+        let place = place.map(|text| Place::of_value(text, address.map(|hex| hex.0)));
+        Ok(Value { index, ty, bits, value, place, address, why })
+    }
+}
+
+/// An engine as it stands in a document.
+#[derive(Deserialize)]
+struct WrittenEngine {
+    name: Engine,
+    supported: Option<bool>,
+    sure: Option<bool>,
+    evidence: Option<String>,
+}
+
+/// Where it is not said whether the engine's modules are known, this version tells what it knows; and where it is not said
+/// whether the evidence is proof, it is none.
+impl<'de> Deserialize<'de> for EngineSeen {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<EngineSeen, D::Error> {
+        let WrittenEngine { name, supported, sure, evidence } = WrittenEngine::deserialize(d)?;
+        let supported = supported.unwrap_or_else(|| name.is_supported());
+        Ok(EngineSeen { name, supported, sure: sure == Some(true), evidence: evidence.unwrap_or_default() })
     }
 }
 
@@ -61,7 +103,9 @@ pub fn print(ty: Option<ValType>, bits: u128) -> String {
             if v.is_nan() { nan(v.is_sign_negative(), v.to_bits() & 0xf_ffff_ffff_ffff) } else { format!("{v:?}") }
         }
         Some(ty) if ty.is_reference() && bits == 0 => "null".to_string(),
-        Some(ValType::V128 | ValType::FuncRef | ValType::ExternRef | ValType::Ref) | None => format!("{bits:#x}"),
+        Some(ValType::V128 | ValType::FuncRef | ValType::ExternRef | ValType::Ref | ValType::NotKnown) | None => {
+            format!("{bits:#x}")
+        }
     }
 }
 

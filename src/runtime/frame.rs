@@ -1,6 +1,7 @@
 //! What is known of a frame of compiled Wasm code, and of the values in it.
 
 use super::Why;
+use crate::arch::Machine;
 use crate::wasm::{NameSource, ValType};
 
 /// Where a value was found.
@@ -28,6 +29,8 @@ pub enum Place {
     Address(u64),
     /// The value is a constant that the compiler knew.
     Constant,
+    /// Only in documents that were read: a place that the text does not tell whole, or that this version does not know.
+    Other(String),
 }
 
 /// `r12`, `r12, saved at 0x7ffd0010`, `[rbp-0x28]`, `[0x7f0010]` or `constant`.
@@ -42,11 +45,51 @@ impl std::fmt::Display for Place {
             }
             Place::Address(address) => write!(f, "[{address:#x}]"),
             Place::Constant => f.write_str("constant"),
+            Place::Other(text) => f.write_str(text),
         }
     }
 }
 
 text_in_json!(Place);
+
+impl Place {
+    /// The place that has this text, which does not tell the address of [`Place::Memory`].
+    fn from_text(text: String) -> Place {
+        Place::of_value(text, None)
+    }
+
+    /// The place of a value that has this text, and this address if the value is in memory.
+    pub(crate) fn of_value(text: String, address: Option<u64>) -> Place {
+        Place::parse(&text, address).unwrap_or(Place::Other(text))
+    }
+
+    fn parse(text: &str, address: Option<u64>) -> Option<Place> {
+        let register = |name: &str| Machine::ALL.iter().find_map(|machine| machine.from_name(name));
+        let number = |text: &str| u64::from_str_radix(text.strip_prefix("0x")?, 16).ok();
+        let place = if text == "constant" {
+            Place::Constant
+        } else if let Some(inside) = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            match inside.find(['+', '-']) {
+                None => Place::Address(number(inside)?),
+                Some(sign) => {
+                    let distance = number(&inside[sign + 1..])?;
+                    let offset = match inside.as_bytes()[sign] {
+                        b'-' => 0_i64.checked_sub_unsigned(distance)?,
+                        _ => 0_i64.checked_add_unsigned(distance)?,
+                    };
+                    Place::Memory { base: register(&inside[..sign])?, offset, address: address? }
+                }
+            }
+        } else {
+            match text.split_once(", saved at ") {
+                None => Place::Register { reg: register(text)?, saved_at: None },
+                Some((name, at)) => Place::Register { reg: register(name)?, saved_at: Some(number(at)?) },
+            }
+        };
+        // What is written again is what was read.
+        (place.to_string() == text).then_some(place)
+    }
+}
 
 /// One local or operand.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -126,8 +126,52 @@ impl Why {
         matches!(self, Why::NotTracked | Why::NoGuestDebug | Why::BeforeGuestDebug | Why::FrameTable(_))
     }
 
+    /// The reasons that hold nothing, each of which is one sentence.
+    const SENTENCES: &[Why] = &[
+        Why::BetweenPoints,
+        Why::NoStateAtCall,
+        Why::NotTracked,
+        Why::NoGuestDebug,
+        Why::BeforeGuestDebug,
+        Why::NotRecordedHere,
+        Why::BetweenOperators,
+        Why::BetweenInlinedOperators,
+        Why::BeforeFirstRecord,
+        Why::NotStoredYet,
+        Why::BetweenFrames,
+        Why::Returning,
+        Why::NotWasm,
+        Why::StateMapUnreadable,
+        Why::OptimizedOut,
+        Why::NoSuchModule,
+    ];
+
     /// A rare reason, as text.
     pub fn other(text: impl Into<String>) -> Why {
         Why::Other(text.into())
+    }
+
+    /// The reason that has this text. Reasons that hold something are [`Why::Other`] afterwards, with the same text.
+    fn from_text(text: String) -> Why {
+        let same = Why::SENTENCES.iter().find(|why| why.to_string() == text);
+        same.cloned().unwrap_or(Why::Other(text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_read_from_its_text() {
+        let source = include_str!("why.rs").split("impl Why").next().unwrap();
+        let units = source.lines().filter_map(|line| line.strip_prefix("    ")?.strip_suffix(','));
+        let units: Vec<&str> = units.filter(|name| name.chars().all(char::is_alphanumeric)).collect();
+        assert_eq!(Why::SENTENCES.iter().map(|why| format!("{why:?}")).collect::<Vec<_>>(), units);
+        for why in Why::SENTENCES {
+            assert_eq!(&Why::from_text(why.to_string()), why);
+        }
+        let other = Why::Unmapped { address: 0x10 }.to_string();
+        assert_eq!(Why::from_text(other.clone()), Why::Other(other));
     }
 }

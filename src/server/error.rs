@@ -53,6 +53,8 @@ impl From<Error> for Failure {
             | Error::Artifact { .. }
             | Error::Symbols { .. }
             | Error::Analysis { .. }
+            | Error::Document { .. }
+            | Error::Program { .. }
             | Error::Output { .. } => "failed",
             Error::Unusable { .. }
             | Error::NotAnImage { .. }

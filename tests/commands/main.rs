@@ -1,6 +1,7 @@
 //! The commands and what they print of cores, files and processes of the Singlepass host.
 
 mod cli;
+mod confined;
 mod contents;
 mod disk_full;
 mod export;

@@ -16,6 +16,9 @@ fn role() {
     let Ok(role) = std::env::var(ROLE) else { return };
     let directory = std::env::current_dir().expect("a directory");
     let open = std::fs::File::create("open").expect("a file");
+    if role == "not possible" {
+        without_seccomp();
+    }
     let ended = sandbox::run(|unconfined| {
         if let Some(why) = unconfined {
             println!("\nUNCONFINED {why}");
@@ -27,6 +30,7 @@ fn role() {
             "abort" => std::process::abort(),
             "fault" => unsafe { std::hint::black_box(std::ptr::null_mut::<u8>()).write_volatile(1) },
             "panic" => panic!("as told"),
+            "not possible" => println!("\nDONE"),
             "partial" => return Ended { code: 1, whole: false },
             other => panic!("no role {other}"),
         }
@@ -96,16 +100,57 @@ fn refused() {
 }
 
 fn inside(role: &str) -> (tempfile::TempDir, Vec<String>) {
-    let directory = tempfile::tempdir().expect("a directory");
-    std::fs::write(directory.path().join("file"), "kept").expect("a file");
-    let mut command = Command::new(std::env::current_exe().expect("this test"));
-    command.args(["sandbox::role", "--exact", "--nocapture", "--test-threads", "1"]).env(ROLE, role);
-    let output = command.current_dir(directory.path()).stdin(Stdio::null()).output().expect("this test starts again");
+    let (directory, output) = started(role, None);
     let lines: Vec<String> = String::from_utf8_lossy(&output.stdout).lines().map(str::to_string).collect();
     // The build machines' kernels have seccomp: without it nothing here would be tested.
     assert!(!lines.iter().any(|l| l.starts_with("UNCONFINED")), "{lines:?}");
     assert!(lines.iter().any(|l| l.starts_with("ENDED")), "{}", String::from_utf8_lossy(&output.stderr));
     (directory, lines)
+}
+
+/// From here on the system has no seccomp.
+fn without_seccomp() {
+    use seccompiler::{SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule};
+    let is_seccomp = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::PR_SET_SECCOMP as u64)
+        .expect("a rule");
+    let calls =
+        [(libc::SYS_seccomp, vec![]), (libc::SYS_prctl, vec![SeccompRule::new(vec![is_seccomp]).expect("a rule")])];
+    let refuse = SeccompAction::Errno(libc::EINVAL as u32);
+    let arch = std::env::consts::ARCH.try_into().expect("a machine");
+    let filter = SeccompFilter::new(calls.into(), SeccompAction::Allow, refuse, arch).expect("a filter");
+    let filter: seccompiler::BpfProgram = filter.try_into().expect("a filter");
+    seccompiler::apply_filter(&filter).expect("a filter");
+}
+
+fn started(role: &str, variable: Option<&str>) -> (tempfile::TempDir, Output) {
+    let directory = tempfile::tempdir().expect("a directory");
+    std::fs::write(directory.path().join("file"), "kept").expect("a file");
+    let mut command = Command::new(std::env::current_exe().expect("this test"));
+    command.args(["sandbox::role", "--exact", "--nocapture", "--test-threads", "1"]).env(ROLE, role);
+    variable.map(|value| command.env("WSTATE_SANDBOX", value));
+    let output = command.current_dir(directory.path()).stdin(Stdio::null()).output().expect("this test starts again");
+    (directory, output)
+}
+
+#[test]
+fn where_there_is_no_sandbox_nothing_is_analysed_if_one_is_required() {
+    let said = |variable: Option<&str>| {
+        let output = started("not possible", variable).1;
+        (String::from_utf8_lossy(&output.stdout).into_owned(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for variable in [None, Some(""), Some("wanted")] {
+        let (output, errors) = said(variable);
+        assert!(output.contains("UNCONFINED the seccomp filter cannot be set"), "{output}");
+        assert!(output.contains("ENDED Ok(Ended { code: 0, whole: true })"), "{output}");
+        assert!(!errors.contains("required"), "{errors}");
+    }
+    let (output, errors) = said(Some("required"));
+    assert!(!output.contains("UNCONFINED") && !output.contains("DONE"), "{output}");
+    assert!(output.contains("ENDED Ok(Ended { code: 2, whole: false })"), "{output}");
+    assert!(errors.contains("wstate: error: nothing is analysed, because WSTATE_SANDBOX says"), "{errors}");
+    // Where there is one, it changes nothing.
+    let output = started("allowed", Some("required")).1;
+    assert!(String::from_utf8_lossy(&output.stdout).contains("ENDED Ok(Ended { code: 1, whole: true })"), "{output:?}");
 }
 
 fn ended(lines: &[String]) -> &str {

@@ -81,8 +81,132 @@ fn the_library_does_without_what_only_a_command_line_needs() {
         of_command_line.into_iter().filter(|name| dependencies.iter().any(|d| d == name)).collect::<Vec<_>>()
     };
     assert_eq!(taken(&["--no-default-features"]), [""; 0]);
-    assert_eq!(taken(&["--no-default-features", "--features", "descriptor"]), [""; 0]);
     assert_eq!(taken(&[]), of_command_line);
+}
+
+/// What `Cargo.toml` says under `[package.metadata]`, and the version of Rust that it asks for.
+fn metadata() -> (serde_json::Value, String) {
+    let all: serde_json::Value =
+        serde_json::from_str(&cargo(&["metadata", "--no-deps", "--format-version", "1"])).expect("cargo prints JSON");
+    let package = all["packages"].as_array().unwrap().iter().find(|p| p["name"] == "wstate").expect("our package");
+    (package["metadata"].clone(), package["rust_version"].as_str().unwrap().to_string())
+}
+
+fn text_of(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// The crate for hosts must not bring anything along, and stands by itself: what is published of either crate names no
+/// version of the other.
+#[test]
+fn the_crate_for_hosts_has_no_dependencies() {
+    let tree = cargo(&["tree", "--package", "wstate-descriptor", "--edges", "all", "--prefix", "none"]);
+    assert_eq!(tree.lines().count(), 1, "{tree}");
+    assert!(tree.starts_with("wstate-descriptor v"), "{tree}");
+    assert!(!dependencies(&[]).contains(&"wstate-descriptor".to_string()));
+    let listed = cargo(&["package", "--package", "wstate-descriptor", "--list", "--allow-dirty", "--quiet"]);
+    for name in ["README.md", "LICENSE-APACHE", "LICENSE-MIT", "src/lib.rs"] {
+        assert!(listed.lines().any(|file| file == name), "{name} is published: {listed}");
+    }
+}
+
+/// The Debian package has what Cargo.toml names: files of the repository, and files that `tests/package.sh` makes before.
+#[test]
+fn the_debian_package_is_made_of_what_is_there() {
+    let (metadata, _) = metadata();
+    let script = text_of("tests/package.sh");
+    let mut into = Vec::new();
+    for asset in metadata["deb"]["assets"].as_array().expect("assets") {
+        let [from, to, mode] = [0, 1, 2].map(|i| asset[i].as_str().expect("a text"));
+        let is_there = match from.strip_prefix("target/packages/files/") {
+            Some(made) => script.contains(&format!("$files/{}", made.trim_end_matches("/*.1"))),
+            None if from == "target/release/wstate" => true,
+            None => {
+                let (directory, pattern) = from.rsplit_once('/').unwrap_or(("", from));
+                let (start, end) = pattern.split_once('*').unwrap_or((pattern, ""));
+                let files = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(directory));
+                let mut names = files.into_iter().flatten().map(|file| file.unwrap().file_name());
+                names.any(|name| name.to_string_lossy().starts_with(start) && name.to_string_lossy().ends_with(end))
+            }
+        };
+        assert!(is_there, "{from} is not there, and tests/package.sh does not make it");
+        assert_eq!(mode, if to == "usr/bin/" { "755" } else { "644" }, "{from}");
+        into.push(to.to_string());
+    }
+    for room in ["usr/bin/", "man1/", "bash-completion/", "zsh/", "fish/", "usr/share/wstate/", "usr/share/doc/wstate/"]
+    {
+        assert!(into.iter().any(|to| to.contains(room)), "nothing goes to {room}: {into:?}");
+    }
+}
+
+/// `cargo binstall` fills in these words and no others.
+#[test]
+fn the_archives_have_the_names_that_binstall_makes() {
+    let (metadata, _) = metadata();
+    let binstall = &metadata["binstall"];
+    assert_eq!(binstall["pkg-fmt"], "tgz");
+    for (key, wanted) in [
+        ("pkg-url", "REPO/releases/download/v1.2.3/wstate-1.2.3-TARGET.tar.gz"),
+        ("bin-dir", "wstate-1.2.3-TARGET/wstate"),
+    ] {
+        let mut text = binstall[key].as_str().expect("a text").to_string();
+        let words = [
+            ("repo", "REPO"),
+            ("version", "1.2.3"),
+            ("name", "wstate"),
+            ("target", "TARGET"),
+            ("bin", "wstate"),
+            ("binary-ext", ""),
+        ];
+        for (word, value) in words {
+            text = text.replace(&format!("{{ {word} }}"), value);
+        }
+        assert_eq!(text, wanted);
+    }
+}
+
+/// Nobody builds the image here, so what its definition names is compared with what is there.
+#[test]
+fn the_dockerfile_names_what_is_there() {
+    let (_, rust_version) = metadata();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let dockerfile = text_of("Dockerfile");
+    let of = |instruction: &'static str| dockerfile.lines().filter_map(move |line| line.strip_prefix(instruction));
+    let base = of("FROM ").next().unwrap();
+    assert!(base.starts_with(&format!("rust:{rust_version}-")), "{base}: Cargo.toml asks for {rust_version}");
+    let build: Vec<&str> = of("RUN cargo ").flat_map(str::split_whitespace).collect();
+    let after = |word: &str| build[build.iter().position(|w| *w == word).unwrap_or_else(|| panic!("{word}")) + 1];
+    let (profile, target) = (after("--profile"), after("--target"));
+    assert!(text_of("Cargo.toml").contains(&format!("[profile.{profile}]")));
+    assert!(of("RUN ").any(|line| line == format!("rustup target add {target}")));
+    assert!(build.contains(&"--locked"));
+    let mut copied = 0;
+    for line in of("COPY ") {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (sources, _) = words.split_at(words.len() - 1);
+        match sources.split_first() {
+            Some((&"--from=build", [made])) if made.ends_with("/wstate") => {
+                assert_eq!(*made, format!("/src/target/{target}/{profile}/wstate"));
+            }
+            Some((&"--from=build", [made])) => {
+                let path = made.trim_end_matches('/');
+                assert!(of("RUN mkdir ").any(|line| line.contains(path)), "{made} is made by no step");
+            }
+            _ => {
+                for source in sources {
+                    assert!(root.join(source).exists(), "COPY {source}: it is not there");
+                    copied += 1;
+                }
+            }
+        }
+    }
+    assert!(copied >= 3, "{copied}");
+    // What cargo reads must not be kept from it: the members of the workspace, and what they name.
+    let ignored = text_of(".dockerignore");
+    for path in ignored.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
+        assert!(["/.git", "/fuzz", "/target"].contains(&path), "{path}: may the build do without it?");
+    }
 }
 
 /// Paths that users of the library can name, from `wstate::` on. What is there with a feature is among them, except for

@@ -451,6 +451,16 @@ fn what_is_imported_is_described_as_the_runtime_does() {
     }
 }
 
+/// The crate for hosts and the reader have the same numbers, each of its own.
+#[test]
+fn hosts_and_the_reader_agree_about_the_descriptor() {
+    use wstate_descriptor as host;
+    assert_eq!(route_descriptor::MAGIC, host::MAGIC);
+    assert_eq!(route_descriptor::SYMBOL, host::SYMBOL);
+    let ours = (route_descriptor::VERSION, route_descriptor::ENTRY_BYTES, route_descriptor::FORMAT_STATE_MAP);
+    assert_eq!(ours, (host::VERSION, host::ENTRY_BYTES, host::FORMAT_STATE_MAP));
+}
+
 #[test]
 fn published_modules_are_found_by_symbol_and_by_magic() {
     use borsh09::BorshSerialize;
@@ -458,10 +468,10 @@ fn published_modules_are_found_by_symbol_and_by_magic() {
     let own = runnable(&instance).get_module_state_map().unwrap();
     let code = runnable(&instance).get_code().unwrap();
     let encoded = own.try_to_vec().unwrap();
-    let kept = wstate::descriptor::publish(code.as_ptr(), code.len(), encoded.clone(), "kept");
-    let gone = wstate::descriptor::publish(code.as_ptr(), code.len(), encoded.clone(), "gone");
+    let kept = wstate_descriptor::publish(code.as_ptr(), code.len(), encoded.clone(), "kept");
+    let gone = wstate_descriptor::publish(code.as_ptr(), code.len(), encoded.clone(), "gone");
     let data = [0u8; 64];
-    let not_code = wstate::descriptor::publish(data.as_ptr(), data.len(), encoded.clone(), "not code");
+    let not_code = wstate_descriptor::publish(data.as_ptr(), data.len(), encoded.clone(), "not code");
     drop(gone);
 
     let target = this_process(&[]);

@@ -62,4 +62,12 @@ pub fn check_output(args: &[&OsStr], stdout: &[u8]) {
     let Some(document) = document(args).filter(|_| !stdout.is_empty()) else { return };
     let value = serde_json::from_slice(stdout).unwrap_or_else(|e| panic!("{args:?}: {e}"));
     check(document, &value);
+    // Users of the library read the same document again, and miss nothing of it.
+    let text = std::str::from_utf8(stdout).expect("JSON is text");
+    let again = match document {
+        "report" => wstate::model::Report::from_json(text).map(|report| serde_json::to_value(report).unwrap()),
+        "modules" => wstate::model::Contents::from_json(text).map(|contents| serde_json::to_value(contents).unwrap()),
+        _ => return,
+    };
+    assert_eq!(again.unwrap_or_else(|e| panic!("{args:?}: {e}")), value, "{args:?}");
 }

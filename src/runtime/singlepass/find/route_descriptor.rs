@@ -1,5 +1,6 @@
-//! The cooperative route: a host publishes its modules through `wstate::descriptor` (feature `descriptor`). The
-//! documentation there has the layout.
+//! The cooperative route: a host publishes its modules with the crate `wstate-descriptor`, whose documentation has the
+//! layout. Neither crate uses the other: a host should not have to take in a debugger, and a debugger should not publish a
+//! descriptor. `tests/library/rust_layouts.rs` compares what both say of the layout.
 //!
 //! The descriptor is a static of the host. It is found by its symbol, or, in a stripped host, by its first bytes in
 //! the writable data of a loaded file. Its list is made by the host, so the list is bounded, may not go in circles,
@@ -15,13 +16,14 @@ use std::collections::HashSet;
 /// First bytes of the descriptor: text, and bytes that no text has.
 pub const MAGIC: [u8; 16] = *b"wstate\xf0\x9f\xaa\xb2jit\x01\x0d\x0a";
 /// Version of the descriptor's layout.
-pub(crate) const VERSION: u32 = 1;
+pub const VERSION: u32 = 1;
 /// Size of a list entry in this version, in bytes.
-pub(crate) const ENTRY_BYTES: u32 = 64;
+pub const ENTRY_BYTES: u32 = 64;
 /// The `format` of an entry whose map is a `ModuleStateMap` in borsh.
-pub(crate) const FORMAT_STATE_MAP: u64 = 1;
+pub const FORMAT_STATE_MAP: u64 = 1;
 
-const SYMBOL: &[u8] = b"__wstate_descriptor";
+/// Name of the static.
+pub const SYMBOL: &str = "__wstate_descriptor";
 
 /// A module that the host published.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +78,7 @@ fn by_symbol(object: &LoadedObject) -> impl Iterator<Item = u64> {
     for data in files.into_iter().flatten() {
         let Ok(file) = object::File::parse(data) else { continue };
         for symbol in file.symbols().chain(file.dynamic_symbols()).take(limits::MAX_SYMBOLS) {
-            if symbol.is_definition() && symbol.name_bytes() == Ok(SYMBOL) {
+            if symbol.is_definition() && symbol.name_bytes() == Ok(SYMBOL.as_bytes()) {
                 found.push(object.bias.wrapping_add(symbol.address()));
             }
         }

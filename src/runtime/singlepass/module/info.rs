@@ -364,7 +364,9 @@ fn initializer(b: &mut Bytes<'_>) -> Read<()> {
             ValType::I64 | ValType::F64 => 8,
             ValType::V128 => 16,
             // `value_type` never returns these: the runtime has no such types.
-            ValType::FuncRef | ValType::ExternRef | ValType::Ref => return wrong("initializer's type", 0, b),
+            ValType::FuncRef | ValType::ExternRef | ValType::Ref | ValType::NotKnown => {
+                return wrong("initializer's type", 0, b);
+            }
         },
         1 => 4,
         other => return wrong("initializer", other.into(), b),

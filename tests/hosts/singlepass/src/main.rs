@@ -256,7 +256,7 @@ fn publish(instance: &Instance) {
     let runnable = &instance.module.runnable_module;
     let map = runnable.get_module_state_map().and_then(|map| map.try_to_vec().ok()).expect("a state map encodes");
     let code = runnable.get_code().expect("singlepass has code");
-    std::mem::forget(wstate::descriptor::publish(code.as_ptr(), code.len(), map, &options().stop));
+    std::mem::forget(wstate_descriptor::publish(code.as_ptr(), code.len(), map, &options().stop));
 }
 
 #[cfg(not(feature = "publish"))]

@@ -1,4 +1,4 @@
-//! Functions for hosts: they publish compiled modules, so that a debugger finds the modules without knowing anything
+//! For hosts: they publish compiled modules, so that a debugger finds the modules without knowing anything
 //! about the host's compiler.
 //!
 //! This is the idea of GDB's JIT interface, made for Wasm runtimes: one static with a known name and known first
@@ -6,15 +6,23 @@
 //! wstate reads the list from outside, in a live process as in a core, with or without symbols. Publishing a module
 //! costs one copy of its encoded map. Running code costs nothing.
 //!
-//! With wasmer 0.18 and its singlepass backend, a host does this after it has compiled a module. It needs the feature
-//! `descriptor` of this crate (without the default features, which are for the command line), and `borsh` in the version that
-//! the runtime uses:
+//! With wasmer 0.18 and its singlepass backend, a host does this after it has compiled a module:
 //!
-//! ```ignore
-//! let runnable = &instance.module.runnable_module;
-//! let (Some(map), Some(code)) = (runnable.get_module_state_map(), runnable.get_code()) else { return };
-//! // Keep the registration exactly as long as the module: dropping it takes the module off the list.
-//! let registration = wstate::descriptor::publish(code.as_ptr(), code.len(), map.try_to_vec()?, "app.wasm");
+//! ```
+//! # struct Map; impl Map { fn try_to_vec(&self) -> std::io::Result<Vec<u8>> { Ok(vec![0; 12]) } }
+//! # struct Runnable; impl Runnable {
+//! #     fn get_module_state_map(&self) -> Option<Map> { Some(Map) }
+//! #     fn get_code(&self) -> Option<&[u8]> { Some(&[0xc3]) }
+//! # }
+//! # fn publish(runnable: &Runnable) -> std::io::Result<Option<wstate_descriptor::Registration>> {
+//! // let runnable = &instance.module.runnable_module;
+//! let (Some(map), Some(code)) = (runnable.get_module_state_map(), runnable.get_code()) else { return Ok(None) };
+//! // `borsh` in the version that the runtime uses has `try_to_vec`.
+//! let registration = wstate_descriptor::publish(code.as_ptr(), code.len(), map.try_to_vec()?, "app.wasm");
+//! // Keep it exactly as long as the module: dropping it takes the module off the list.
+//! # Ok(Some(registration))
+//! # }
+//! # assert!(publish(&Runnable).unwrap().is_some());
 //! ```
 //!
 //! Compile with `track_state = true` (`CompilerConfig`). Otherwise the map says nothing about operand stacks.
@@ -22,23 +30,31 @@
 //! # Layout
 //! All fields are little-endian 64-bit words of a 64-bit process unless said otherwise.
 //!
-//! | `__wstate_descriptor` | | entry | |
+//! | the static [`SYMBOL`] | | entry | |
 //! |---|---|---|---|
 //! | 0 | 16 bytes [`MAGIC`] | 0 | next entry, 0 ends the list |
-//! | 16 | u32 version, 1 | 8 | format of the map: 0 unused entry, 1 `ModuleStateMap` in borsh |
-//! | 20 | u32 bytes of an entry, 64 or more | 16, 24 | code: address, bytes |
+//! | 16 | u32 [`VERSION`] | 8 | format of the map: 0 unused entry, 1 `ModuleStateMap` in borsh |
+//! | 20 | u32 bytes of an entry, [`ENTRY_BYTES`] or more | 16, 24 | code: address, bytes |
 //! | 24 | first entry | 32, 40 | map: address, bytes |
 //! | | | 48, 56 | name in UTF-8: address, bytes |
 //!
 //! An entry is never freed: a debugger may stop the host at any instruction, also in the middle of a change. The format
 //! word is written last when an entry is filled and first when it is emptied.
 
-pub use crate::runtime::singlepass::find::route_descriptor::MAGIC;
-
-use crate::runtime::singlepass::find::route_descriptor::{ENTRY_BYTES, FORMAT_STATE_MAP, VERSION};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+
+/// First bytes of the descriptor: text, and bytes that no text has.
+pub const MAGIC: [u8; 16] = *b"wstate\xf0\x9f\xaa\xb2jit\x01\x0d\x0a";
+/// Version of the layout.
+pub const VERSION: u32 = 1;
+/// Size of an entry in this version, in bytes.
+pub const ENTRY_BYTES: u32 = 64;
+/// The format of an entry whose map is a `ModuleStateMap` in borsh.
+pub const FORMAT_STATE_MAP: u64 = 1;
+/// Name of the static.
+pub const SYMBOL: &str = "__wstate_descriptor";
 
 /// The static that debuggers look for. It is aligned so that its magic never crosses a page.
 #[repr(C, align(16))]
@@ -128,6 +144,10 @@ impl Drop for Registration {
     }
 }
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,5 +163,27 @@ mod tests {
         let second = publish(code.as_ptr(), 4, vec![], "second");
         assert_eq!(ptr::from_ref(second.entry), entry);
         assert_eq!(second.entry.name_len.load(Ordering::Relaxed), 6);
+    }
+
+    /// What the documentation says of the layout is how the compiler has laid it out.
+    #[test]
+    fn the_layout_is_the_one_that_is_described() {
+        use std::mem::offset_of;
+        let of_static =
+            [offset_of!(Descriptor, version), offset_of!(Descriptor, entry_bytes), offset_of!(Descriptor, first)];
+        assert_eq!((offset_of!(Descriptor, magic), of_static), (0, [16, 20, 24]));
+        let of_entry = [
+            offset_of!(Entry, next),
+            offset_of!(Entry, format),
+            offset_of!(Entry, code),
+            offset_of!(Entry, code_len),
+            offset_of!(Entry, map),
+            offset_of!(Entry, map_len),
+            offset_of!(Entry, name),
+            offset_of!(Entry, name_len),
+        ];
+        assert_eq!(of_entry, [0, 8, 16, 24, 32, 40, 48, 56]);
+        assert_eq!(DESCRIPTOR.magic, MAGIC);
+        assert_eq!(size_of::<Entry>(), ENTRY_BYTES as usize);
     }
 }
