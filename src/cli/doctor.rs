@@ -13,6 +13,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 /// Bit of `CAP_SYS_PTRACE` in the capability sets of `/proc/PID/status` (capability.h).
 const CAP_SYS_PTRACE: u64 = 1 << 19;
@@ -100,6 +101,14 @@ impl Doctor {
                 d.core_settings(Process::myself().ok().as_ref(), None);
             }
         }
+        d
+    }
+
+    /// Runs every check that applies to a core.
+    pub fn examine_core(core: &Path, executable: Option<&Path>) -> Doctor {
+        let _ = (core, executable);
+        let mut d = Doctor::default();
+        d.host();
         d
     }
 

@@ -12,6 +12,7 @@
 //! through, and any file may be one that the user wants read (`--debug-dir`, executables named in the core).
 #![allow(unsafe_code)] // fork, prctl, _exit, a signal handler and an allocator.
 
+use crate::cli::messages;
 use crate::error::Error;
 use crate::process::files::helper;
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -73,14 +74,13 @@ pub fn run(work: impl FnOnce(Option<String>) -> Ended) -> Result<Ended, Error> {
     }
 }
 
-/// Ends the process with an error. This uses bare system calls, because nothing can be allocated or locked any more.
-fn end_with(text: &[u8]) -> ! {
+/// Ends the process with an error and a hint. This uses bare system calls, because nothing can be allocated or locked
+/// any more.
+fn end_with(error: &str, hint: &str) -> ! {
     let confined = if CONFINED.load(Ordering::Relaxed) { NOT_WHOLE } else { 0 };
-    // SAFETY: address and length are those of `text`, and the process ends at once.
-    unsafe {
-        libc::write(2, text.as_ptr().cast(), text.len());
-        libc::_exit(i32::from(FATAL | confined))
-    }
+    messages::write_bare(error.as_bytes(), hint.as_bytes());
+    // SAFETY: this ends the process at once.
+    unsafe { libc::_exit(i32::from(FATAL | confined)) }
 }
 
 /// Makes an abort of this process, such as that for a stack overflow, print an error and end with the exit code of
@@ -88,8 +88,8 @@ fn end_with(text: &[u8]) -> ! {
 pub fn tell_of_abort() {
     extern "C" fn aborted(_: libc::c_int) {
         end_with(
-            b"wstate: error: it could not go on, for the reason above\n\
-              hint: please report it; --no-lines reads no debug information, which may be what it is about\n",
+            "it could not go on, for the reason above",
+            "please report it; --no-lines reads no debug information, which may be what it is about",
         )
     }
     // SAFETY: the handler does only what a signal handler may do.
@@ -108,8 +108,8 @@ pub struct Allocator;
 fn given(pointer: *mut u8) -> *mut u8 {
     if pointer.is_null() {
         end_with(
-            b"wstate: error: there is not enough memory\n\
-              hint: raise the limit (ulimit -v, or the container's), or ask for less: --no-lines, --brief, -n N\n",
+            "there is not enough memory",
+            "raise the limit (ulimit -v, or the container's), or ask for less: --no-lines, --brief, -n N",
         )
     }
     pointer
