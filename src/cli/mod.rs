@@ -23,7 +23,7 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand,
 use images::{IMAGE_EXAMPLES, IMAGE_HELP, RESTORE_EXAMPLES, RESTORE_HELP, SNAPSHOT_EXAMPLES, SNAPSHOT_HELP};
 use numbers::{instance, number, quoted, small, tid};
 use std::ffi::{OsStr, OsString};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 const TOP_TEMPLATE: &str = "\
 {about}
@@ -31,9 +31,7 @@ const TOP_TEMPLATE: &str = "\
 {usage-heading} {usage}
 
 Commands:
-{subcommands}
-
-{after-help}";
+{subcommands}{after-help}";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -58,7 +56,10 @@ it run no code. The exception is --settle, which lets one thread execute a few o
 
 With --nonblocking the process is not stopped at all. For a thread that sleeps in a system call, the kernel tells \
 where it is and where its stack is. For a thread that runs, the kernel tells nothing: the thread is listed with this \
-reason and without frames.";
+reason and without frames.
+
+Exit codes: 0 every thread is complete, 1 some thread is incomplete, 2 no thread has a frame or an error, 64 wrong \
+usage.";
 
 const ATTACH_EXAMPLES: &str = "\
 Examples:
@@ -78,7 +79,10 @@ build, native names and perhaps native frames are missing; Wasm frames need only
 
 A core may come from a stranger. Therefore it is analysed in a sandbox: a child process that can read files and \
 write its output, but cannot use the network, start programs, touch other processes or change other files. \
---no-sandbox analyses the core without this protection.";
+--no-sandbox analyses the core without this protection.
+
+Exit codes: 0 every thread is complete, 1 some thread is incomplete, 2 no thread has a frame or an error, 64 wrong \
+usage.";
 
 const CORE_EXAMPLES: &str = "\
 Examples:
@@ -254,8 +258,10 @@ pub struct Cli {
     /// What to do; without one, the stacks of the target are printed.
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// When to use colour
-    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t = Color::Auto, overrides_with = "color")]
+    /// When to use colour: auto (on a terminal, unless NO_COLOR or CLICOLOR=0 is set; with CLICOLOR_FORCE everywhere),
+    /// always or never
+    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t = Color::Auto, overrides_with = "color",
+        hide_possible_values = true, hide_default_value = true)]
     pub color: Color,
     /// Never use colour: the same as --color never.
     #[arg(long, global = true, hide = true, overrides_with = "no_color")]
@@ -354,6 +360,7 @@ pub enum Command {
         long_about = CORE_HELP,
         after_help = CORE_EXAMPLES,
         mut_arg("target", |a| a.value_name("CORE").help("The core file")),
+        mut_arg("of", |a| a),
         mut_arg("pid", |a| a.hide(true)),
         mut_arg("settle", |a| a.hide(true)),
         mut_arg("nonblocking", |a| a.hide(true))
@@ -550,7 +557,9 @@ impl Stacks {
     /// The question to ask, and whether it is answered in a sandbox, or a usage error.
     pub fn options(&self, expected: Expected) -> Result<(session::Options, bool), Usage> {
         let missing = match expected {
-            Expected::Either => "give a process id or the path of a core, as in: wstate attach 4711",
+            Expected::Either => "give a process id or the path of a core, as in: wstate 4711",
+            // This is what the kernel calls a core if nobody says otherwise.
+            Expected::Core if Path::new("core").is_file() => "for the file with this name, type: wstate core core",
             Expected::Core => "give the path of a core, as in: wstate core core.4711",
         };
         let source = self.target.source(expected)?.ok_or_else(|| no_target(missing))?;
@@ -788,10 +797,10 @@ pub struct Memory {
     #[command(flatten)]
     pub place: Where,
     /// First address in the linear memory
-    #[arg(value_name = "ADDR")]
+    #[arg(index = 3, value_name = "ADDR")]
     pub address: Option<OsString>,
     /// Number of bytes
-    #[arg(value_name = "LEN")]
+    #[arg(index = 4, value_name = "LEN")]
     pub len: Option<OsString>,
     /// The instance: its number in `wstate modules`, or its address (0x...)
     #[arg(long, value_name = "N", value_parser = instance, allow_negative_numbers = true)]

@@ -19,8 +19,16 @@ pub fn completions(shell: Shell) -> String {
         Shell::Fish => clap_complete::Shell::Fish,
     };
     let mut text = Vec::new();
-    generate(shell, &mut Cli::command(), "wstate", &mut text);
+    generate(shell, &mut completed(&Cli::command()), "wstate", &mut text);
     String::from_utf8_lossy(&text).into_owned()
+}
+
+/// The command line without the words that may stand in a command's place: zsh would wait for them before it completes
+/// a command.
+fn completed(root: &Command) -> Command {
+    let options = root.get_arguments().filter(|a| !a.is_positional()).cloned();
+    let commands = root.get_subcommands().cloned();
+    Command::new("wstate").version(env!("CARGO_PKG_VERSION")).args(options).subcommands(commands)
 }
 
 /// Writes a man page for wstate and for each of its commands into a directory, which is made if it is not there.
@@ -50,12 +58,8 @@ fn pages() -> io::Result<Vec<(String, Vec<u8>)>> {
 
 fn page(command: &Command) -> io::Result<(String, Vec<u8>)> {
     let name = command.get_display_name().unwrap_or_else(|| command.get_name());
-    let man = Man::new(command.clone())
-        .title(name.to_uppercase())
-        .source(concat!("wstate ", env!("CARGO_PKG_VERSION")))
-        .manual("wstate manual");
+    let man = Man::new(command.clone());
     let mut text = Vec::new();
-    man.render_title(&mut text)?;
     man.render_name_section(&mut text)?;
     man.render_synopsis_section(&mut text)?;
     man.render_description_section(&mut text)?;
@@ -67,8 +71,20 @@ fn page(command: &Command) -> io::Result<(String, Vec<u8>)> {
         after(&help.to_string()).to_writer(&mut text)?;
     }
     see_also(command).to_writer(&mut text)?;
-    Ok((format!("{name}.1"), text))
+    let text = String::from_utf8_lossy(&text);
+    // Each section begins with the definition of an apostrophe, which the page needs once. The title is not clap_mangen's,
+    // which leaves an empty date out, so that the program's name becomes the date.
+    let text = format!(
+        "{APOSTROPHE}.TH {} 1 \"\" \"wstate {}\" \"wstate manual\"\n{}",
+        name.to_uppercase(),
+        env!("CARGO_PKG_VERSION"),
+        text.replace(APOSTROPHE, "")
+    );
+    Ok((format!("{name}.1"), text.into_bytes()))
 }
+
+/// What `roff` writes before each piece of text.
+const APOSTROPHE: &str = ".ie \\n(.g .ds Aq \\(aq\n.el .ds Aq '\n";
 
 /// What stands at the end of a help. Examples keep their lines, which a page would otherwise fill up.
 fn after(help: &str) -> Roff {
@@ -120,6 +136,8 @@ mod tests {
     fn every_command_and_every_long_option_is_completed_in_every_shell() {
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
             let text = completions(shell);
+            // In zsh the command is the first word that is no option.
+            assert_eq!(text.contains("case $line[1] in"), shell == Shell::Zsh);
             for (command, longs) in commands() {
                 // The part of the text that is about this command.
                 let part = |begin: &str, end: &str| {
@@ -161,6 +179,7 @@ mod tests {
             let name = if command == "wstate" { "wstate.1".to_string() } else { format!("wstate-{command}.1") };
             let (_, page) = pages.iter().find(|(n, _)| *n == name).unwrap_or_else(|| panic!("there is no {name}"));
             let page = String::from_utf8(page.clone()).unwrap();
+            assert_eq!((page.matches(APOSTROPHE).count(), page.matches("ds Aq").count()), (1, 2), "{name}");
             for section in ["NAME", "SYNOPSIS", "DESCRIPTION", "EXAMPLES", "SEE ALSO"] {
                 let heading = page.lines().any(|l| l.starts_with(".SH") && l.contains(section));
                 assert!(heading, "{name} has no {section}: {page}");

@@ -47,7 +47,8 @@ pub fn sentence(root: &Command, command: &Command, error: &clap::Error, args: &[
         },
         ErrorKind::InvalidValue => {
             let takes = valid.map_or(String::new(), |valid| format!("; it takes {valid}"));
-            format!("{} is no value of {name}{takes}", quoted(&value))
+            let similar = text(ContextKind::SuggestedValue).map_or(String::new(), |s| format!("; did you mean {s}?"));
+            format!("{} is no value of {name}{takes}{similar}", quoted(&value))
         }
         ErrorKind::ValueValidation => match error.source() {
             Some(source) => format!("{name}: {source}"),
@@ -127,8 +128,12 @@ fn unknown_argument(root: &Command, command: &Command, error: &clap::Error, arg:
     let digits = arg.strip_prefix('-').filter(|rest| is_digits(rest));
     if digits.is_some() {
         let negative = args.iter().filter_map(|a| a.to_str()).find(|a| a.strip_prefix('-').is_some_and(is_digits));
-        let what = if command.get_name() == "memory" { "PID, ADDR and LEN are not" } else { "a process id is not" };
-        return format!("{} is negative, and {what}{}", quoted(negative.unwrap_or(arg)), as_in(command));
+        let what = if command.get_name() == "memory" { "PID, ADDR and LEN never are" } else { "a process id never is" };
+        return format!(
+            "{} is negative, and {what}: leave out the minus{}",
+            quoted(negative.unwrap_or(arg)),
+            as_in(command)
+        );
     }
     if !arg.starts_with('-') {
         return format!("{} is one word too many{}", quoted(arg), as_in(command));

@@ -25,10 +25,10 @@ pub struct Named {
 #[derive(Clone, Debug, Default, Args)]
 pub struct Target {
     /// The process, if this has digits only, or the path of a core (write ./4711 for a core of that name)
-    #[arg(value_name = "PID|CORE", value_hint = ValueHint::FilePath)]
+    #[arg(index = 1, value_name = "PID|CORE", value_hint = ValueHint::FilePath)]
     pub target: Option<OsString>,
     /// The executable that wrote the core
-    #[arg(value_name = "EXE", value_hint = ValueHint::FilePath)]
+    #[arg(index = 2, value_name = "EXE", value_hint = ValueHint::FilePath)]
     pub of: Option<OsString>,
     /// The flags.
     #[command(flatten)]
@@ -90,11 +90,12 @@ impl Target {
     }
 }
 
-/// Whether a word can be neither a process id nor the path of a file. A word with a slash is a path, whether there is
+/// Whether a word can be neither process ids nor the path of a file. A word with a slash is a path, whether there is
 /// such a file or not.
 fn is_unknown(word: &OsStr) -> bool {
     let text = word.to_string_lossy();
-    !is_digits(&text) && !text.contains('/') && Path::new(word).symlink_metadata().is_err()
+    let is_ids = text.split_whitespace().all(is_digits);
+    !is_ids && !text.contains('/') && Path::new(word).symlink_metadata().is_err()
 }
 
 impl Named {
