@@ -2,8 +2,12 @@
 
 use crate::cli::advice::Sudo;
 use crate::cli::doctor::{self, Doctor};
+use crate::cli::messages::{self, Kind};
 use crate::cli::output::Output;
-use crate::cli::{self, Cli, Command, Format, Live, Show, Symbols, Usage, image_text, plugin, progress, sandbox};
+use crate::cli::{
+    self, Cli, Command, Expected, Form, Format, Refused, Show, Stacks, Symbols, Usage, image_text, packaging, plugin,
+    progress, sandbox,
+};
 use crate::error::Error;
 use crate::process::files::{self, helper};
 use crate::report::contents::{self, Lists};
@@ -13,11 +17,11 @@ use crate::report::wasm_coredump::Compat;
 use crate::report::{Completeness, hexdump, json, text};
 use crate::server;
 use crate::session::{ImportedGlobal, Options, Resumable, Session, SignalsLater, Source};
-use clap::{CommandFactory, Parser};
 use nix::sys::signal::{SigSet, Signal};
+use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -55,39 +59,38 @@ pub fn main() -> ExitCode {
     let mut file_size = SigSet::empty();
     file_size.add(Signal::SIGXFSZ);
     let _ = file_size.thread_block();
-    let cli = match Cli::try_parse() {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    messages::begin(&args);
+    let usage = |why: &str| {
+        messages::usage(&mut Cli::concerned(&args), why);
+        USAGE
+    };
+    let cli = match Cli::read(&args) {
         Ok(cli) => cli,
-        Err(e) => {
-            // --help and --version come here too. It is no failure if the reader of the text went away.
-            let _ = e.print();
-            return ExitCode::from(if e.use_stderr() { USAGE } else { 0 });
+        Err(Refused::Help(help)) => {
+            messages::print_help(&help);
+            return ExitCode::from(if help.use_stderr() { USAGE } else { 0 });
         }
+        Err(Refused::Usage(Usage(why))) => return ExitCode::from(usage(&why)),
     };
     sandbox::tell_of_abort();
     // This is done while nothing else runs yet, so that the helper has little to copy.
     helper::enable();
-    let code = run(cli).unwrap_or_else(tell);
+    let code = run(cli).unwrap_or_else(|failure| match failure {
+        Failure::Usage(why) => usage(&why),
+        Failure::Error(e) => tell(&e),
+    });
     helper::end();
     ExitCode::from(code)
 }
 
 /// Prints why there is no result and returns the exit code.
-fn tell(failure: Failure) -> u8 {
-    match failure {
-        Failure::Usage(why) => {
-            let _ = Cli::command().error(clap::error::ErrorKind::ArgumentConflict, why).print();
-            USAGE
-        }
-        Failure::Error(e) => {
-            // Not eprintln: it panics if standard error is closed.
-            let mut err = io::stderr().lock();
-            let _ = writeln!(err, "wstate: error: {}", text::clean_message(&e.to_string()));
-            if let Some(hint) = Sudo::for_this_program().hint(&e) {
-                let _ = writeln!(err, "hint: {}", text::clean_message(&hint));
-            }
-            FATAL
-        }
+fn tell(e: &Error) -> u8 {
+    messages::print(Kind::Error, e);
+    if let Some(hint) = Sudo::for_this_program().hint(e) {
+        messages::print(Kind::Hint, hint);
     }
+    FATAL
 }
 
 fn run(cli: Cli) -> Result<u8, Failure> {
@@ -96,30 +99,8 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         sandbox::need_room();
     }
     match cli.command {
-        Some(Command::Attach(a)) => {
-            let pid =
-                a.pid.or(a.pid_flag).ok_or_else(|| Failure::Usage("a process is needed: give its PID".to_string()))?;
-            show(&a.show, Source::Pid(pid), Live { settle: a.settle, nonblocking: a.nonblocking }, false)
-        }
-        Some(Command::Core(c)) => {
-            // In `core -c FILE EXE` the parser takes EXE for the first positional argument, which is CORE.
-            let (core, executable) = match (c.core_flag, c.executable_flag) {
-                (Some(_), _) if c.executable.is_some() => {
-                    return Err(Failure::Usage(
-                        "two cores are given: name one, either with --core or as CORE".to_string(),
-                    ));
-                }
-                (Some(_), Some(_)) if c.core.is_some() => {
-                    return Err(Failure::Usage(
-                        "two executables are given: name one, either with --executable or as EXE".to_string(),
-                    ));
-                }
-                (Some(core), flag) => (Some(core), flag.or(c.core)),
-                (None, flag) => (c.core, flag.or(c.executable)),
-            };
-            let core = core.ok_or_else(|| Failure::Usage("a core is needed: give its path as CORE".to_string()))?;
-            show(&c.show, Source::Core { core, executable }, Live::default(), !c.no_sandbox)
-        }
+        Some(Command::Attach(stacks)) => show(&stacks, Expected::Either),
+        Some(Command::Core(stacks)) => show(&stacks, Expected::Core),
         Some(Command::Symbols(s)) => symbols(&s),
         Some(Command::Modules(m)) => modules(&m),
         Some(Command::Memory(m)) => memory(&m),
@@ -127,31 +108,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Some(Command::Snapshot(s)) => snapshot(&s),
         Some(Command::Image(i)) => image(&i),
         Some(Command::Restore(r)) => restore(&r),
-        Some(Command::Doctor(d)) => {
-            let mut doctor = Doctor::examine(d.pid);
-            if let Some(pid) = d.pid
-                && doctor.worst() != doctor::Status::Fail
-            {
-                // The only way to know what an attach finds is to do it.
-                let mut options = Options::new(Source::Pid(pid));
-                (options.values, options.limit) = (false, Some(200));
-                match open(&options).and_then(|session| session.stacks()) {
-                    Ok(outcome) => doctor.findings(&outcome.report),
-                    Err(e) => doctor.fail(
-                        e.to_string(),
-                        e.hint().unwrap_or_else(|| "look at the checks above, then try again".to_string()),
-                    ),
-                }
-            }
-            doctor.plugins();
-            let text = if d.json { json::document(&doctor, true) } else { doctor.text(color(d.no_color)) };
-            Output::stdout().write(text.as_bytes())?;
-            Ok(match doctor.worst() {
-                doctor::Status::Ok => 0,
-                doctor::Status::Warn => PARTIAL,
-                doctor::Status::Fail => FATAL,
-            })
-        }
+        Some(Command::Doctor(d)) => examine(&d),
         Some(Command::Serve(_)) => {
             server::serve(Box::new(io::stdin().lock()), Box::new(io::stdout().lock()));
             Ok(0)
@@ -162,19 +119,23 @@ fn run(cli: Cli) -> Result<u8, Failure> {
             Ok(0)
         }
         Some(Command::Schema(s)) => {
-            Output::stdout().write(schema(s.document).as_bytes())?;
+            Output::file_or_stdout(s.to.output.as_deref())?.write(schema(s.document).as_bytes())?;
             Ok(0)
         }
-        None => match (cli.pid, cli.core) {
-            (Some(pid), _) => {
-                show(&cli.show, Source::Pid(pid), Live { settle: cli.settle, nonblocking: cli.nonblocking }, false)
-            }
-            (None, Some(core)) => {
-                let source = Source::Core { core, executable: cli.executable };
-                show(&cli.show, source, Live::default(), !cli.no_sandbox)
-            }
-            (None, None) => Err(Failure::Usage("a process or a core is needed: --pid PID or --core CORE".to_string())),
-        },
+        Some(Command::Completions(c)) => {
+            let text = packaging::completions(c.shell);
+            Output::file_or_stdout(c.to.output.as_deref())?.write(text.as_bytes())?;
+            Ok(0)
+        }
+        Some(Command::Man(m)) => {
+            let told = packaging::write_pages(&m.directory)?;
+            Output::stdout().write(told.as_bytes())?;
+            Ok(0)
+        }
+        None => {
+            cli.check_word()?;
+            show(&cli.stacks, Expected::Either)
+        }
     }
 }
 
@@ -195,38 +156,87 @@ fn open(options: &Options) -> Result<Session<'static>, Error> {
     Ok(Session::open(options)?.with_progress(progress::stderr(options.verbose)))
 }
 
+/// What stops an attach or makes a core useless.
+fn examine(command: &cli::Doctor) -> Result<u8, Failure> {
+    let options = command.options()?;
+    let (source, inputs) = match &options {
+        Some(options) => (Some(&options.source), options.named_files().collect()),
+        None => (None, Vec::new()),
+    };
+    let form = &command.form;
+    let confine = source.is_some_and(|s| matches!(s, Source::Core { .. })) && !command.confinement.no_sandbox;
+    let work = |output: &mut Output, json_output: Option<&mut Output>| {
+        let mut doctor = match source {
+            None => Doctor::examine(None),
+            Some(Source::Pid(pid)) => Doctor::examine(Some(*pid)),
+            Some(Source::Core { core, executable }) => Doctor::examine_core(core, executable.as_deref()),
+        };
+        if let Some(options) = &options
+            && doctor.worst() != doctor::Status::Fail
+        {
+            // The only way to know what an attach finds is to do it.
+            let options = Options { limit: Some(200), ..options.clone() };
+            match open(&options).and_then(|session| session.stacks()) {
+                Ok(outcome) => doctor.findings(&outcome.report),
+                Err(e) => doctor.fail(
+                    e.to_string(),
+                    e.hint().unwrap_or_else(|| "look at the checks above, then try again".to_string()),
+                ),
+            }
+        }
+        doctor.plugins();
+        let json = || json::document(&doctor, true);
+        let text = if form.json { json() } else { doctor.text(is_colored(form)) };
+        output.put(text.as_bytes())?;
+        if let Some(json_output) = json_output {
+            json_output.put(json().as_bytes())?;
+        }
+        Ok(match doctor.worst() {
+            doctor::Status::Ok => 0,
+            doctor::Status::Warn => PARTIAL,
+            doctor::Status::Fail => FATAL,
+        })
+    };
+    answer_in(form, &inputs, confine, command.verbose, work)
+}
+
 fn symbols(command: &Symbols) -> Result<u8, Failure> {
     let options = command.options()?;
-    keep_inputs(&options, Some(&command.output))?;
+    let output = command.output()?;
+    keep_inputs(&options, Some(output))?;
     // If the output cannot be written, the user is told before a process is stopped for nothing.
-    if !Output::file(&command.output)?.is_file() {
+    if !Output::file(output)?.is_file() {
         let why =
             "debuggers read the symbols from a file, and look for sources beside it: name a regular file with --output";
         return Err(Failure::Usage(why.to_string()));
     }
     let map = open(&options)?.code_map(command.all)?;
-    let file = SymbolFile::of(&map, &command.output, TextNames::Numbered)?;
+    let file = SymbolFile::of(&map, output, TextNames::Numbered)?;
     Output::write_files(file.files())?;
-    for note in &map.notes {
-        let _ = writeln!(io::stderr().lock(), "wstate: note: {}", text::clean_message(note));
-    }
+    map.notes.iter().for_each(|note| messages::print(Kind::Note, note));
     Output::stdout().write(file.commands().as_bytes())?;
     Ok(if map.notes.is_empty() { 0 } else { PARTIAL })
 }
 
 fn modules(command: &cli::Modules) -> Result<u8, Failure> {
-    let options = command.place.options(false)?;
+    let (options, confine) = command.place.options(false, "wstate modules 4711")?;
     let lists = Lists { functions: command.functions, exports: command.exports };
-    answer([Output::stdout()], command.place.confine(), options.verbose, |[output]| {
+    let form = &command.form;
+    let inputs: Vec<&Path> = options.named_files().collect();
+    answer_in(form, &inputs, confine, options.verbose, |output, json_output| {
         let contents = open(&options)?.modules(lists)?;
-        let text = if command.json {
-            json::document(&contents, false)
+        let json = || json::document(&contents, false);
+        let text = if form.json {
+            json()
         } else {
             let verbose = command.place.verbose;
-            let options = text::TextOptions { color: color(command.no_color), verbose, ..text::TextOptions::default() };
+            let options = text::TextOptions { color: is_colored(form), verbose, ..text::TextOptions::default() };
             contents.to_text(options)
         };
         output.put(text.as_bytes())?;
+        if let Some(json_output) = json_output {
+            json_output.put(json().as_bytes())?;
+        }
         Ok(match contents.contents.is_empty() {
             true => FATAL,
             false if contents.refused || !contents.is_complete() => PARTIAL,
@@ -236,15 +246,16 @@ fn modules(command: &cli::Modules) -> Result<u8, Failure> {
 }
 
 fn memory(command: &cli::Memory) -> Result<u8, Failure> {
-    let options = command.place.options(false)?;
-    if command.raw && command.output.is_none() && io::stdout().is_terminal() {
+    let (options, confine, range) = command.options()?;
+    let to = command.to.output.as_deref();
+    if command.raw && to.is_none() && io::stdout().is_terminal() {
         return Err(Failure::Usage("--raw writes binary data: use --output FILE or a pipe".to_string()));
     }
-    keep_inputs(&options, command.output.as_deref())?;
-    let output = Output::file_or_stdout(command.output.as_deref())?;
-    answer([output], command.place.confine(), options.verbose, |[output]| {
+    keep_inputs(&options, to)?;
+    let output = Output::file_or_stdout(to)?;
+    answer([output], confine, options.verbose, |[output]| {
         let notes = output.put_with(|out| {
-            open(&options)?.linear_memory(command.range(), |address, bytes| {
+            open(&options)?.linear_memory(range, |address, bytes| {
                 let written = match command.raw {
                     true => out.write_all(bytes),
                     false => out.write_all(hexdump::lines(address, bytes).as_bytes()),
@@ -252,23 +263,21 @@ fn memory(command: &cli::Memory) -> Result<u8, Failure> {
                 written.map_err(|source| Error::Output { to: String::new(), source })
             })
         })?;
-        for note in &notes {
-            let _ = writeln!(io::stderr().lock(), "wstate: note: {}", text::clean_message(note));
-        }
+        notes.iter().for_each(|note| messages::print(Kind::Note, note));
         Ok(if notes.is_empty() { 0 } else { PARTIAL })
     })
 }
 
 fn export(command: &cli::Export) -> Result<u8, Failure> {
-    let options = command.place.options(true)?;
+    let (options, confine) = command.place.options(true, "wstate export 4711 --wasm-coredump app.coredump")?;
+    let cli::ExportFormat::WasmCoredump = command.format;
     let compat = command.compat.map(|cli::Compat::Wasmgdb| Compat::Wasmgdb);
-    keep_inputs(&options, Some(&command.wasm_coredump))?;
-    let output = Output::file(&command.wasm_coredump)?;
-    answer([output], command.place.confine(), options.verbose, |[output]| {
+    let output = command.output()?;
+    keep_inputs(&options, Some(output))?;
+    let output = Output::file(output)?;
+    answer([output], confine, options.verbose, |[output]| {
         let notes = output.put_with(|out| open(&options)?.export_coredump(compat, out))?;
-        for note in &notes {
-            let _ = writeln!(io::stderr().lock(), "wstate: note: {}", text::clean_message(note));
-        }
+        notes.iter().for_each(|note| messages::print(Kind::Note, note));
         Ok(if notes.is_empty() { 0 } else { PARTIAL })
     })
 }
@@ -279,16 +288,16 @@ fn answer<const N: usize>(
     mut outputs: [Output; N],
     confine: bool,
     verbose: bool,
-    work: impl FnOnce(&mut [Output; N]) -> Result<u8, Failure>,
+    work: impl FnOnce(&mut [Output; N]) -> Result<u8, Error>,
 ) -> Result<u8, Failure> {
     let ended = if confine {
         sandbox::run(|unconfined| {
             if let Some(why) = unconfined.filter(|_| verbose) {
-                let _ = writeln!(io::stderr().lock(), "wstate: note: the file is analysed without a sandbox: {why}");
+                messages::print(Kind::Note, format!("the file is analysed without a sandbox: {why}"));
             }
             match work(&mut outputs) {
                 Ok(code) => sandbox::Ended { code, whole: true },
-                Err(failure) => sandbox::Ended { code: tell(failure), whole: false },
+                Err(e) => sandbox::Ended { code: tell(&e), whole: false },
             }
         })?
     } else {
@@ -300,14 +309,56 @@ fn answer<const N: usize>(
     Ok(ended.code)
 }
 
+/// Lets `work` fill an output, and another one with JSON of the same answer, as `form` says.
+fn answer_in(
+    form: &Form,
+    inputs: &[&Path],
+    confine: bool,
+    verbose: bool,
+    work: impl FnOnce(&mut Output, Option<&mut Output>) -> Result<u8, Error>,
+) -> Result<u8, Failure> {
+    let (to, json_to) = (form.to.output.as_deref(), form.json_output.as_deref());
+    keep(inputs, to)?;
+    keep(inputs, json_to)?;
+    if json_to.is_some() && json_to.map(place_of) == to.map(place_of) {
+        return Err(same_place());
+    }
+    let output = Output::file_or_stdout(to)?;
+    let Some(json_to) = json_to else { return answer([output], confine, verbose, |[output]| work(output, None)) };
+    let json_output = Output::file(json_to)?;
+    if output.is_standard_output() && json_output.is_standard_output() {
+        return Err(same_place());
+    }
+    answer([output, json_output], confine, verbose, |[output, json_output]| work(output, Some(json_output)))
+}
+
+/// A path in the form in which two paths of one file are the same, whether there is such a file or not.
+fn place_of(path: &Path) -> PathBuf {
+    let beside = |parent: &Path| {
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        Some(parent.canonicalize().ok()?.join(path.file_name()?))
+    };
+    path.canonicalize().ok().or_else(|| path.parent().and_then(beside)).unwrap_or_else(|| path.to_path_buf())
+}
+
+fn same_place() -> Failure {
+    Failure::Usage("text and JSON would go to the same place: give --json-output a file of its own".to_string())
+}
+
+/// Whether the text that `form` asks for has colour.
+fn is_colored(form: &Form) -> bool {
+    messages::is_colored(form.to.output.is_some())
+}
+
 fn snapshot(command: &cli::Snapshot) -> Result<u8, Failure> {
-    let (options, wanted) = command.options()?;
-    keep_inputs(&options, Some(&command.output))?;
+    let (options, wanted, confine) = command.options()?;
+    let path = command.output()?;
+    keep_inputs(&options, Some(path))?;
     // This is checked before the output is opened, because opening a pipe with a name waits for its reader.
-    if command.with_imports && command.output.metadata().is_ok_and(|m| !m.is_file() && !m.is_dir()) {
+    if command.with_imports && path.metadata().is_ok_and(|m| !m.is_file() && !m.is_dir()) {
         return Err(beside_nothing());
     }
-    let mut image = Output::file(&command.output)?;
+    let mut image = Output::file(path)?;
     if image.is_terminal() {
         return Err(Failure::Usage(
             "an image is binary data: give --output a file or a pipe, not a terminal".to_string(),
@@ -320,7 +371,7 @@ fn snapshot(command: &cli::Snapshot) -> Result<u8, Failure> {
         // The process is stopped until all is copied, and must not wait for somebody who reads the copy slowly.
         image.spool()?;
     }
-    let imports = command.imports_path().map(|path| Output::file(&path)).transpose()?;
+    let imports = command.imports_path(path).map(|path| Output::file(&path)).transpose()?;
     let beside_image = !image.is_standard_output();
     let work = |image: &mut Output, imports: Option<&mut Output>| {
         let done = image.put_sparse_with(|out| open(&options)?.snapshot(wanted, out))?;
@@ -329,12 +380,15 @@ fn snapshot(command: &cli::Snapshot) -> Result<u8, Failure> {
         }
         let text = image_text::snapshot_text(&done);
         match beside_image {
-            true => Output::stdout().put(text.as_bytes())?,
-            false => drop(io::stderr().lock().write_all(text.as_bytes())),
+            true => Output::stdout().put(messages::paint(&text, messages::is_colored(false)).as_bytes())?,
+            false => {
+                let text = messages::paint(&text, messages::is_error_colored());
+                drop(io::stderr().lock().write_all(text.as_bytes()));
+            }
         }
         Ok(if matches!(done.resumable, Some(Resumable::No { .. }) | None) { PARTIAL } else { 0 })
     };
-    let (confine, verbose) = (command.place.confine(), options.verbose);
+    let verbose = options.verbose;
     match imports {
         Some(imports) => answer([imports, image], confine, verbose, |[imports, image]| work(image, Some(imports))),
         None => answer([image], confine, verbose, |[image]| work(image, None)),
@@ -349,9 +403,14 @@ fn beside_nothing() -> Failure {
 
 /// Refuses an output that would take the place of a file that is read: a customer's core may be the only one.
 fn keep_inputs(options: &Options, output: Option<&Path>) -> Result<(), Failure> {
+    keep(&options.named_files().collect::<Vec<_>>(), output)
+}
+
+/// The same for files that are read, by their paths.
+fn keep(inputs: &[&Path], output: Option<&Path>) -> Result<(), Failure> {
     let of = |path: &Path| path.metadata().ok().filter(|m| m.is_file()).map(|m| (m.dev(), m.ino()));
     let Some(place) = output.and_then(of) else { return Ok(()) };
-    match options.named_files().find(|input| files::same_file(input) == Some(place)) {
+    match inputs.iter().find(|input| files::same_file(input) == Some(place)) {
         Some(input) => Err(Failure::Usage(format!(
             "the output would replace {}, which is read; name another file",
             input.display()
@@ -361,18 +420,21 @@ fn keep_inputs(options: &Options, output: Option<&Path>) -> Result<(), Failure> 
 }
 
 fn restore(command: &cli::Restore) -> Result<u8, Failure> {
-    let (options, wanted) = command.options();
+    let (pid, options, wanted) = command.options()?;
     let signals = SignalsLater::default();
     let told = match open(&options).and_then(|session| session.restore(&wanted, &signals)) {
         Ok(done) => {
-            let text = image_text::restored_text(command.pid, &done);
+            let text = image_text::restored_text(pid, &done);
             // The process goes on from the image, whether this can be told or not.
-            if let Err(e) = Output::stdout().write(text.as_bytes()) {
-                let _ = write!(io::stderr().lock(), "wstate: error: {e}\n{text}");
+            let painted = messages::paint(&text, messages::is_colored(false));
+            if let Err(e) = Output::stdout().write(painted.as_bytes()) {
+                messages::print(Kind::Error, e);
+                let text = messages::paint(&text, messages::is_error_colored());
+                let _ = io::stderr().lock().write_all(text.as_bytes());
             }
             if done.steps > 0 { 0 } else { PARTIAL }
         }
-        Err(e) => tell(Failure::Error(e)),
+        Err(e) => tell(&e),
     };
     // A signal that has come meanwhile ends wstate here, when everything is said.
     drop(signals);
@@ -380,29 +442,40 @@ fn restore(command: &cli::Restore) -> Result<u8, Failure> {
 }
 
 fn image(command: &cli::Image) -> Result<u8, Failure> {
-    answer([Output::stdout()], !command.no_sandbox, command.verbose, |[output]| {
+    let inputs: Vec<&Path> = std::iter::once(&command.file).chain(&command.diff).map(PathBuf::as_path).collect();
+    let to = command.to.output.as_deref();
+    keep(&inputs, to)?;
+    answer([Output::file_or_stdout(to)?], !command.no_sandbox, command.verbose, |[output]| {
         let shown = image_text::show(command)?;
         output.put(shown.text.as_bytes())?;
         if let Some(hint) = shown.hint {
-            let _ = writeln!(io::stderr().lock(), "hint: {hint}");
+            messages::print(Kind::Hint, hint);
         }
         Ok(if shown.same { 0 } else { PARTIAL })
     })
 }
 
-/// Prints the stacks of `source`. With `confine`, this is done in a process that has given up its rights.
-fn show(show: &Show, source: Source, live: Live, confine: bool) -> Result<u8, Failure> {
-    let options = show.options(source, live)?;
+/// Prints the stacks of a process or core.
+fn show(stacks: &Stacks, expected: Expected) -> Result<u8, Failure> {
+    let (options, confine) = stacks.options(expected)?;
+    let show = &stacks.show;
     let format = show.format()?;
-    if format == Format::Image && show.output.is_none() && io::stdout().is_terminal() {
+    if format == Format::Image && show.form.to.output.is_none() && io::stdout().is_terminal() {
         return Err(Failure::Usage("--format image writes binary data: use --output FILE or a pipe".to_string()));
     }
-    keep_inputs(&options, show.output.as_deref())?;
-    let output = Output::file_or_stdout(show.output.as_deref())?;
-    answer([output], confine, show.verbose, |[output]| print(show, &options, format, output))
+    let inputs: Vec<&Path> = options.named_files().collect();
+    answer_in(&show.form, &inputs, confine, show.verbose, |output, json_output| {
+        print(show, &options, format, output, json_output)
+    })
 }
 
-fn print(show: &Show, options: &Options, format: Format, output: &mut Output) -> Result<u8, Failure> {
+fn print(
+    show: &Show,
+    options: &Options,
+    format: Format,
+    output: &mut Output,
+    json_output: Option<&mut Output>,
+) -> Result<u8, Error> {
     let mut outcome = open(options)?.stacks()?;
     let found = Instant::now();
     let timing = outcome.report.timing;
@@ -415,7 +488,7 @@ fn print(show: &Show, options: &Options, format: Format, output: &mut Output) ->
             let options = text::TextOptions {
                 brief: show.brief,
                 wasm_only: show.wasm_only,
-                color: show.output.is_none() && color(show.no_color),
+                color: is_colored(&show.form),
                 verbose: show.verbose,
                 fold: show.fold,
                 all: show.all,
@@ -433,12 +506,16 @@ fn print(show: &Show, options: &Options, format: Format, output: &mut Output) ->
         Format::Image => outcome.image.ok_or_else(|| missing("no image"))?,
     };
     output.put(&bytes)?;
+    if let Some(json_output) = json_output {
+        outcome.report.select(show.wasm_only, show.brief);
+        json_output.put(outcome.report.to_json(show.pretty).as_bytes())?;
+    }
     if let Some(hint) = outcome.hint {
-        let _ = writeln!(io::stderr().lock(), "hint: {hint}");
+        messages::print(Kind::Hint, hint);
     }
     if let Some(timing) = timing {
         let timing = Timing { printing_ms: Some(milliseconds(found.elapsed())), ..timing };
-        let _ = writeln!(io::stderr().lock(), "wstate: timing: {timing}");
+        messages::print(Kind::Timing, timing);
     }
     Ok(match completeness {
         // The answer is not whole if a file that the user named could not be used, or if something was gone.
@@ -447,14 +524,4 @@ fn print(show: &Show, options: &Options, format: Format, output: &mut Output) ->
         Completeness::Partial => PARTIAL,
         Completeness::Nothing => FATAL,
     })
-}
-
-/// Whether standard output gets colour. NO_COLOR counts if it is not empty (no-color.org).
-fn color(no_color: bool) -> bool {
-    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
-    !no_color
-        && set("NO_COLOR").is_none()
-        && set("CLICOLOR").is_none_or(|v| v != "0")
-        && set("TERM").is_none_or(|v| v != "dumb")
-        && io::stdout().is_terminal()
 }

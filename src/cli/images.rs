@@ -1,9 +1,12 @@
 //! Commands that make, show and use images of instances.
 
-use super::{InstanceChoice, Usage, Where, instance, number};
-use crate::session::{Options, RestoreOptions, SnapshotOptions, Source};
-use clap::Args;
-use std::path::PathBuf;
+use crate::cli::numbers::{bits, instance, number, tid};
+use crate::cli::target::{Expected, Named};
+use crate::cli::{To, Usage, Where};
+use crate::session::{InstanceChoice, Options, RestoreOptions, SnapshotOptions, Source};
+use clap::{Args, ValueHint};
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
 
 pub(super) const SNAPSHOT_HELP: &str = "\
 Writes an InstanceImage of the wasmer 0.x runtime: linear memory, globals and frames of an instance, in the \
@@ -25,27 +28,27 @@ Exit codes: 0 written and resumable, 1 written but not resumable, 2 no image or 
 
 pub(super) const SNAPSHOT_EXAMPLES: &str = "\
 Examples:
-  wstate snapshot -p 4711 --settle -o app.image
-  wstate snapshot -p 4711 --thread 4713 --instance 1 -o app.image
-  wstate snapshot -c core.4711 -e ./near-host -o app.image --with-imports
-  wstate snapshot -c core.4711 --execution-state -o frames.image
-  wstate snapshot -p 4711 -o /dev/stdout | zstd > app.image.zst";
+  wstate snapshot 4711 --settle -o app.image
+  wstate snapshot 4711 --thread 4713 --instance 1 -o app.image
+  wstate snapshot core.4711 ./near-host -o app.image --with-imports
+  wstate snapshot core.4711 --execution-state -o frames.image
+  wstate snapshot 4711 -o /dev/stdout | zstd > app.image.zst";
 
 /// `wstate snapshot`.
 #[derive(Debug, Args)]
 pub struct Snapshot {
-    /// Write to FILE; an old FILE is replaced only when everything is written
-    #[arg(short, long, value_name = "FILE")]
-    pub output: PathBuf,
+    /// Where to write.
+    #[command(flatten)]
+    pub to: To,
     /// Take the frames of this thread, by its kernel thread id; without it, of the only thread that runs Wasm
-    #[arg(short, long, value_name = "TID", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short, long, value_name = "TID", value_parser = tid, allow_negative_numbers = true)]
     pub thread: Option<u32>,
     /// Take memory and globals of this instance: its number in `wstate modules`, or its address (0x...); without it, of
     /// the instance that the thread runs in
-    #[arg(long, value_name = "N", value_parser = instance)]
+    #[arg(long, value_name = "N", value_parser = instance, allow_negative_numbers = true)]
     pub instance: Option<InstanceChoice>,
-    /// With --pid: let the thread run on to a place from which an image is resumable, by at most 100,000 instructions
-    #[arg(long, requires = "pid", conflicts_with = "core")]
+    /// Let the thread of a process run on to a place from which an image is resumable, by at most 100,000 instructions
+    #[arg(long)]
     pub settle: bool,
     /// Write the frames only (an ExecutionStateImage)
     #[arg(long, conflicts_with = "with_imports")]
@@ -59,17 +62,25 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// The question to ask, or a usage error.
-    pub fn options(&self) -> Result<(Options, SnapshotOptions), Usage> {
-        let options =
-            Options { threads: self.thread.into_iter().collect(), settle: self.settle, ..self.place.options(true)? };
+    /// The question to ask, and whether it is answered in a sandbox, or a usage error.
+    pub fn options(&self) -> Result<(Options, SnapshotOptions, bool), Usage> {
+        let (options, confine) = self.place.options(true, "wstate snapshot 4711 -o app.image")?;
+        if self.settle && matches!(options.source, Source::Core { .. }) {
+            return Err(Usage("--settle lets a process run, and a core does not run: leave it out".to_string()));
+        }
+        let options = Options { threads: self.thread.into_iter().collect(), settle: self.settle, ..options };
         let instance = self.instance.unwrap_or(InstanceChoice::Only);
-        Ok((options, SnapshotOptions { instance, execution_state: self.execution_state }))
+        Ok((options, SnapshotOptions { instance, execution_state: self.execution_state }, confine))
     }
 
-    /// The path of the file for imported globals, if they are to be written.
-    pub fn imports_path(&self) -> Option<PathBuf> {
-        let mut name = self.output.clone().into_os_string();
+    /// The file that is written, or a usage error.
+    pub fn output(&self) -> Result<&PathBuf, Usage> {
+        self.to.file()
+    }
+
+    /// The path of the file for imported globals, if they are to be written beside `output`.
+    pub fn imports_path(&self, output: &Path) -> Option<PathBuf> {
+        let mut name = output.as_os_str().to_owned();
         name.push(".imports.json");
         self.with_imports.then(|| name.into())
     }
@@ -95,17 +106,21 @@ Examples:
 #[derive(Debug, Args)]
 pub struct Image {
     /// The image: an InstanceImage, or an ExecutionStateImage
-    #[arg(value_name = "FILE")]
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub file: PathBuf,
     /// Print LEN bytes of its memory from ADDR on, sixteen in a line
-    #[arg(long, num_args = 2, value_names = ["ADDR", "LEN"], value_parser = number, conflicts_with = "diff")]
+    #[arg(long, num_args = 2, value_names = ["ADDR", "LEN"], value_parser = number, allow_negative_numbers = true,
+        conflicts_with = "diff")]
     pub hexdump: Vec<u64>,
     /// Print what is different in the image B
-    #[arg(long, value_name = "B")]
+    #[arg(long, value_name = "B", value_hint = ValueHint::FilePath)]
     pub diff: Option<PathBuf>,
     /// Print JSON instead of text
-    #[arg(short, long, conflicts_with = "hexdump")]
+    #[arg(short, long, conflicts_with = "hexdump", help_heading = "Output")]
     pub json: bool,
+    /// Where to write.
+    #[command(flatten)]
+    pub to: To,
     /// Read the files without a sandbox, with all rights of this user
     #[arg(long)]
     pub no_sandbox: bool,
@@ -146,11 +161,14 @@ Examples:
 #[derive(Debug, Args)]
 pub struct Restore {
     /// The process
-    #[arg(value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
-    pub pid: u32,
+    #[arg(value_name = "PID")]
+    pub process: Option<OsString>,
     /// The image
-    #[arg(value_name = "IMAGE")]
-    pub image: PathBuf,
+    #[arg(value_name = "IMAGE", value_hint = ValueHint::FilePath)]
+    pub image: Option<OsString>,
+    /// The flags that name the process.
+    #[command(flatten)]
+    pub named: Named,
     /// Change the process; without this, only say whether it could be done
     #[arg(long)]
     pub yes: bool,
@@ -159,7 +177,7 @@ pub struct Restore {
     #[arg(long = "return", value_name = "VALUE", value_parser = bits, allow_hyphen_values = true)]
     pub result: Option<u64>,
     /// Replace the frames of this thread, by its kernel thread id; without it, of the only thread that runs Wasm
-    #[arg(short, long, value_name = "TID", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short, long, value_name = "TID", value_parser = tid, allow_negative_numbers = true)]
     pub thread: Option<u32>,
     /// Tell on standard error what is being done
     #[arg(short, long)]
@@ -167,23 +185,33 @@ pub struct Restore {
 }
 
 impl Restore {
-    /// The question to ask.
-    pub fn options(&self) -> (Options, RestoreOptions) {
+    /// The process and the question to ask, or a usage error.
+    pub fn options(&self) -> Result<(u32, Options, RestoreOptions), Usage> {
+        const EXAMPLE: &str = "wstate restore 4711 app.image";
+        // The parser fills words in from the left, and it is the last one that is IMAGE.
+        let words: Vec<&OsStr> = self.process.iter().chain(&self.image).map(OsString::as_os_str).collect();
+        let missing = |what: &str| Err(Usage(format!("{what} missing, as in: {EXAMPLE}")));
+        let (target, image) = match words[..] {
+            [] if self.named.is_target() => return missing("IMAGE is"),
+            [] => return missing("PID and IMAGE are"),
+            [_] if !self.named.is_target() => return missing("PID or IMAGE is"),
+            [ref target @ .., image] => (target, image),
+        };
+        let pid = match self.named.source(target, Expected::Either)? {
+            Some(Source::Pid(pid)) => pid,
+            Some(Source::Core { .. }) => {
+                return Err(Usage(format!("a core cannot go on, only a process can: give its id, as in: {EXAMPLE}")));
+            }
+            None => return missing("PID is"),
+        };
         let options = Options {
             threads: self.thread.into_iter().collect(),
             values: false,
             names: false,
             verbose: self.verbose,
-            ..Options::new(Source::Pid(self.pid))
+            ..Options::new(Source::Pid(pid))
         };
-        let wanted = RestoreOptions { really: self.yes, result: self.result, ..RestoreOptions::new(&self.image) };
-        (options, wanted)
-    }
-}
-
-fn bits(text: &str) -> Result<u64, String> {
-    match text.strip_prefix('-') {
-        Some(digits) => digits.parse::<i64>().map(|n| n.wrapping_neg() as u64).map_err(|e| e.to_string()),
-        None => number(text),
+        let wanted = RestoreOptions { really: self.yes, result: self.result, ..RestoreOptions::new(image) };
+        Ok((pid, options, wanted))
     }
 }

@@ -5,28 +5,49 @@ pub mod advice;
 pub mod doctor;
 pub mod image_text;
 mod images;
+pub mod messages;
+mod numbers;
 pub mod output;
+pub mod packaging;
 pub mod plugin;
 pub mod progress;
+mod refusal;
 pub mod sandbox;
+mod target;
 
 pub use images::{Image, Restore, Snapshot};
+pub use messages::Color;
+pub use target::{Confinement, Expected, Named, Target};
 
-use crate::session::{self, InstanceChoice};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use crate::session::{self, Source};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint};
 use images::{IMAGE_EXAMPLES, IMAGE_HELP, RESTORE_EXAMPLES, RESTORE_HELP, SNAPSHOT_EXAMPLES, SNAPSHOT_HELP};
-use std::path::PathBuf;
+use numbers::{instance, number, quoted, small, tid};
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+const TOP_TEMPLATE: &str = "\
+{about}
+
+{usage-heading} {usage}
+
+Commands:
+{subcommands}{after-help}";
 
 const EXAMPLES: &str = "\
 Examples:
-  wstate attach 4711                         all threads of a process
-  wstate attach 4711 --wasm app.wasm         with the names and types of app.wasm
-  wstate attach 4711 -t 4713 --settle        one thread, run on to where its operand stack is known
-  wstate core core.4711 ./near-host --json   a core, as JSON for a program
-  wstate doctor 4711                         what would stop an attach, and what to do about it
+  wstate 4711                         all threads of a process, the same as wstate attach 4711
+  wstate core.4711 ./near-host        all threads of a core, the same as wstate core core.4711
+  wstate 4711 --wasm app.wasm         with the names and types of app.wasm
+  wstate modules 4711                 what is loaded
+  wstate doctor 4711                  what would stop an attach, and what to do about it
 
-Exit codes: 0 every thread is complete, 1 some thread is incomplete, 2 nothing was found or an error,
-64 wrong usage.";
+A word of digits is a process, any other word is the path of a core. `wstate help COMMAND` prints the options of a \
+command. Without a command, the options are those of attach and core. All commands know --color auto|always|never, -h \
+and --help, and `wstate -V` prints the version.
+
+Exit codes: 0 every thread is complete, 1 some thread is incomplete, 2 nothing was found or an error, 64 wrong \
+usage.";
 
 const ATTACH_HELP: &str = "\
 Prints the native and Wasm frames of every thread of a process, with Wasm locals and operand stacks.
@@ -36,7 +57,10 @@ it run no code. The exception is --settle, which lets one thread execute a few o
 
 With --nonblocking the process is not stopped at all. For a thread that sleeps in a system call, the kernel tells \
 where it is and where its stack is. For a thread that runs, the kernel tells nothing: the thread is listed with this \
-reason and without frames.";
+reason and without frames.
+
+Exit codes: 0 every thread is complete, 1 some thread is incomplete, 2 no thread has a frame or an error, 64 wrong \
+usage.";
 
 const ATTACH_EXAMPLES: &str = "\
 Examples:
@@ -45,7 +69,8 @@ Examples:
   wstate attach 4711 --fold                   deep recursion in a few lines
   wstate attach 4711 -t 4713 --settle
   wstate attach 4711 --nonblocking
-  wstate attach 4711 -t 4711 --format image --output state.bin";
+  wstate attach 4711 --json-output report.json    text here, and JSON of the same stop in a file
+  wstate attach 4711 -t 4711 --format image -o state.bin";
 
 const CORE_HELP: &str = "\
 Prints the native and Wasm frames of every thread of a core, with Wasm locals and operand stacks.
@@ -55,26 +80,86 @@ build, native names and perhaps native frames are missing; Wasm frames need only
 
 A core may come from a stranger. Therefore it is analysed in a sandbox: a child process that can read files and \
 write its output, but cannot use the network, start programs, touch other processes or change other files. \
---no-sandbox analyses the core without this protection.";
+--no-sandbox analyses the core without this protection.
+
+Exit codes: 0 every thread is complete, 1 some thread is incomplete, 2 no thread has a frame or an error, 64 wrong \
+usage.";
 
 const CORE_EXAMPLES: &str = "\
 Examples:
   wstate core core.4711
   wstate core core.4711 ./near-host --wasm app.wasm
   wstate core core.4711 --fold                deep recursion in a few lines
-  wstate core core.4711 --sysroot /srv/container-root --json --output report.json
+  wstate core core.4711 --sysroot /srv/container-root --json -o report.json
+  wstate core core.4711 --json-output report.json -o report.txt
   wstate core core.4711 --no-sandbox";
 
 const DOCTOR_HELP: &str = "\
-Checks one by one what an attach or a core needs, and names the next step for each check that fails.
+Checks one by one what an attach or a core needs, and names the next step for each check that fails. Without a \
+process and a core, only what holds for every process is checked.
+
+A core is analysed in a sandbox, as `wstate core` does it.
 
 Exit codes: 0 nothing is in the way, 1 there are warnings, 2 an attach will fail, 64 wrong usage.";
+
+const DOCTOR_EXAMPLES: &str = "\
+Examples:
+  wstate doctor 4711
+  wstate doctor core.4711 ./near-host
+  wstate doctor core.4711 --wasm app.wasm --debug-dir /srv/debug
+  wstate doctor                        what holds for every process here";
+
+const SCHEMA_HELP: &str = "\
+Prints the JSON schema of a document that wstate prints or writes.
+
+Exit codes: 0 printed, 2 an error, 64 wrong usage.";
+
+const SCHEMA_EXAMPLES: &str = "\
+Examples:
+  wstate schema
+  wstate schema modules -o modules.schema.json";
+
+const SERVE_HELP: &str = "\
+Answers questions about processes and cores that a debugger's plugin asks, one JSON object in each line. The plugins \
+start it themselves.
+
+Exit codes: 0 the plugin went away, 64 wrong usage.";
+
+const SERVE_EXAMPLES: &str = "\
+Examples:
+  wstate serve --stdio";
+
+const COMPLETIONS_HELP: &str = "\
+Prints a script that makes a shell complete the commands and options of wstate.
+
+Exit codes: 0 printed, 2 an error, 64 wrong usage.";
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  wstate completions bash -o ~/.local/share/bash-completion/completions/wstate
+  wstate completions zsh -o ~/.zfunc/_wstate
+  wstate completions fish -o ~/.config/fish/completions/wstate.fish
+
+In zsh, ~/.zfunc has to be in fpath before compinit runs: fpath+=~/.zfunc; autoload -Uz compinit; compinit";
+
+const MAN_HELP: &str = "\
+Writes man pages into a directory, which is made if it is not there: wstate.1, and one page for each command. Either \
+all pages are written or none.
+
+Exit codes: 0 written, 2 an error, 64 wrong usage.";
+
+const MAN_EXAMPLES: &str = "\
+Examples:
+  wstate man ~/.local/share/man/man1
+  wstate man man1";
 
 const PLUGIN_HELP: &str = "\
 Installs, removes or locates the plugins that add wasm-bt and related commands to gdb (13 or newer, with Python) and \
 lldb (16 or newer).
 
-Installing twice changes nothing. If neither gdb nor lldb is named, the command does it for both.";
+Installing twice changes nothing. If neither gdb nor lldb is named, the command does it for both.
+
+Exit codes: 0 done, 2 an error, 64 wrong usage.";
 
 const PLUGIN_EXAMPLES: &str = "\
 Examples:
@@ -100,8 +185,8 @@ Exit codes: 0 written, 1 written but something is missing, 2 no Wasm code found 
 
 const SYMBOLS_EXAMPLES: &str = "\
 Examples:
-  wstate symbols -p 4711 -o wasm.sym
-  wstate symbols -c core.4711 -e ./near-host --wasm app.wasm -o wasm.sym
+  wstate symbols 4711 -o wasm.sym
+  wstate symbols core.4711 ./near-host --wasm app.wasm -o wasm.sym
   gdb ./near-host core.4711 -ex 'add-symbol-file wasm.sym' -ex bt";
 
 const MODULES_HELP: &str = "\
@@ -117,9 +202,10 @@ Exit codes: 0 everything that was asked for is there, 1 something is not known, 
 
 const MODULES_EXAMPLES: &str = "\
 Examples:
-  wstate modules -p 4711
-  wstate modules -c core.4711 -e ./near-host --exports
-  wstate modules -c core.4711 --wasm app.wasm --functions --json";
+  wstate modules 4711
+  wstate modules core.4711 ./near-host --exports
+  wstate modules core.4711 --wasm app.wasm --functions --json
+  wstate modules 4711 --json-output modules.json      text here, and JSON of the same moment in a file";
 
 const MEMORY_HELP: &str = "\
 Prints bytes of a linear memory, sixteen in a line, or with --raw as they are. ADDR is an address in the linear \
@@ -132,14 +218,15 @@ Exit codes: 0 printed, 2 the bytes are not inside the memory or cannot be read, 
 
 const MEMORY_EXAMPLES: &str = "\
 Examples:
-  wstate memory -p 4711 0x400 64
-  wstate memory -c core.4711 --instance 1 --memory 0 1024 256
-  wstate memory -c core.4711 --instance 0x558d2b001000 0 0x10000 --raw --output page.bin";
+  wstate memory 4711 0x400 64
+  wstate memory core.4711 ./near-host 0x400 64
+  wstate memory core.4711 1024 256 --instance 1 --memory 0
+  wstate memory core.4711 0 0x10000 --instance 0x558d2b001000 --raw -o page.bin";
 
 const EXPORT_HELP: &str = "\
 Writes the Wasm state of a process or core in another program's format.
 
---wasm-coredump writes the coredump format of the WebAssembly tool conventions: modules, instances, memories, \
+--wasm-coredump FILE, or -o FILE with --format wasm-coredump, writes the coredump format of the WebAssembly tool conventions: modules, instances, memories, \
 globals, and one stack for each thread that has Wasm frames. Locals, operands and code offsets need the module's \
 types (--wasm FILE). Values that are not known, vectors and references are written as missing. Notes say what else \
 is missing. The memory of a process is copied while the process runs.
@@ -151,9 +238,10 @@ Exit codes: 0 written, 1 written but something is missing, 2 no Wasm module foun
 
 const EXPORT_EXAMPLES: &str = "\
 Examples:
-  wstate export -p 4711 --wasm-coredump app.coredump
-  wstate export -c core.4711 -e ./near-host --wasm app.wasm --wasm-coredump app.coredump
-  wstate export -c core.4711 --wasm app.wasm --compat wasmgdb --wasm-coredump app.coredump";
+  wstate export 4711 --wasm-coredump app.coredump
+  wstate export core.4711 ./near-host --wasm app.wasm --wasm-coredump app.coredump
+  wstate export core.4711 --format wasm-coredump -o app.coredump
+  wstate export core.4711 --wasm app.wasm --compat wasmgdb --wasm-coredump app.coredump";
 
 /// Mixed native and Wasm backtraces of live processes and cores.
 #[derive(Debug, Parser)]
@@ -162,93 +250,166 @@ Examples:
     version,
     about = "Mixed native and Wasm backtraces of live processes and cores, with Wasm locals and operand stacks",
     after_help = EXAMPLES,
-    override_usage = "wstate attach [OPTIONS] <PID>\n       wstate core [OPTIONS] <CORE> [EXE]\n       \
-        wstate [OPTIONS] --pid <PID>\n       wstate [OPTIONS] --core <CORE> [--executable <EXE>]\n       \
-        wstate symbols [OPTIONS] --pid <PID> -o <FILE>\n       \
-        wstate modules [OPTIONS] --pid <PID>\n       wstate memory [OPTIONS] --pid <PID> <ADDR> <LEN>\n       \
-        wstate export [OPTIONS] --pid <PID> --wasm-coredump <FILE>\n       \
-        wstate snapshot [OPTIONS] --pid <PID> -o <FILE>\n       wstate image [OPTIONS] <FILE>\n       wstate restore [OPTIONS] <PID> <IMAGE>\n       wstate doctor [PID]\n       wstate plugin <install|uninstall|path> [gdb|lldb]\n       wstate schema",
-    args_conflicts_with_subcommands = true,
-    subcommand_negates_reqs = true,
+    help_template = TOP_TEMPLATE,
+    override_usage = "wstate [OPTIONS] <PID|CORE> [EXE]\n       wstate <COMMAND> [OPTIONS] ...",
     arg_required_else_help = true,
-    max_term_width = 100,
-    disable_help_subcommand = true
+    max_term_width = 100
 )]
 pub struct Cli {
-    /// What to do; without one, `--pid` or `--core` says it.
+    /// What to do; without one, the stacks of the target are printed.
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// Same as `attach PID`
-    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..),
-        required_unless_present = "core", conflicts_with_all = ["core", "executable"])]
-    pub pid: Option<u32>,
-    /// Same as `core CORE`
-    #[arg(short, long, value_name = "CORE")]
-    pub core: Option<PathBuf>,
-    /// The executable that wrote the core
-    #[arg(short, long, value_name = "EXE", requires = "core")]
-    pub executable: Option<PathBuf>,
-    /// With --pid: let one thread run on to the next point where its operand stack is known, by at most 64 instructions
-    #[arg(long, requires = "pid", conflicts_with = "core")]
-    pub settle: bool,
-    /// With --pid: do not stop the process; only threads that sleep have frames
-    #[arg(long, requires = "pid", conflicts_with_all = ["core", "settle"])]
-    pub nonblocking: bool,
-    /// With --core: analyse it without a sandbox, with all rights of this user
-    #[arg(long, requires = "core", conflicts_with = "pid")]
-    pub no_sandbox: bool,
-    /// What to show and how.
+    /// When to use colour: auto (on a terminal, unless NO_COLOR or CLICOLOR=0 is set; with CLICOLOR_FORCE everywhere),
+    /// always or never
+    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t = Color::Auto, overrides_with = "color",
+        hide_possible_values = true, hide_default_value = true)]
+    pub color: Color,
+    /// Never use colour: the same as --color never.
+    #[arg(long, global = true, hide = true, overrides_with = "no_color")]
+    pub no_color: bool,
+    /// Whose stacks, and how they are printed.
     #[command(flatten)]
-    pub show: Show,
+    pub stacks: Stacks,
+}
+
+/// A command line that is no question: what is wrong with it.
+#[derive(Debug)]
+pub enum Refused {
+    /// The user asks for help or for the version, or gives nothing at all.
+    Help(clap::Error),
+    /// In one line what is wrong, and what to type.
+    Usage(Usage),
+}
+
+impl Cli {
+    /// Reads a command line, with the program's name as its first word.
+    ///
+    /// # Errors
+    /// The user asks for help, or the command line is wrong.
+    pub fn read(args: &[OsString]) -> Result<Cli, Refused> {
+        let matches = Cli::command().try_get_matches_from(args);
+        let read = matches.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
+        let rest = args.get(1..).unwrap_or_default();
+        let (cli, matches) = read.map_err(|e| {
+            use clap::error::ErrorKind::{DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion};
+            match e.kind() {
+                DisplayHelp | DisplayHelpOnMissingArgumentOrSubcommand | DisplayVersion => Refused::Help(e),
+                _ => {
+                    let (mut root, all) = (Cli::command(), Cli::command());
+                    let why = refusal::sentence(&all, refusal::concerned(&mut root, rest), &e, rest);
+                    Refused::Usage(Usage(why))
+                }
+            }
+        })?;
+        match matches.subcommand_name().filter(|_| has_own(&matches)) {
+            Some(command) => Err(Refused::Usage(Usage(command_behind(command, rest)))),
+            None => Ok(cli),
+        }
+    }
+
+    /// The command whose usage is shown to a user whose arguments are wrong.
+    pub fn concerned(args: &[OsString]) -> clap::Command {
+        refusal::concerned(&mut Cli::command(), args.get(1..).unwrap_or_default()).clone()
+    }
+
+    /// What is said of the first word where it is neither a command nor a target.
+    ///
+    /// # Errors
+    /// It is neither.
+    pub fn check_word(&self) -> Result<(), Usage> {
+        match self.stacks.target.unknown() {
+            Some(word) => Err(Usage(refusal::no_command(&Cli::command(), word))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether there are arguments before the command, which would belong to no command.
+fn has_own(matches: &ArgMatches) -> bool {
+    let is_own = |id: &str| !["color", "no_color"].contains(&id);
+    let is_given = |id: &str| matches.value_source(id) == Some(clap::parser::ValueSource::CommandLine);
+    matches.ids().any(|id| is_own(id.as_str()) && is_given(id.as_str()))
+}
+
+/// What is said of arguments before a command.
+fn command_behind(command: &str, args: &[OsString]) -> String {
+    let mut words: Vec<String> = args.iter().map(|a| crate::report::text::clean(&a.to_string_lossy())).collect();
+    if let Some(at) = words.iter().position(|word| word == command) {
+        words.remove(at);
+    }
+    format!("the command comes first; type: wstate {command} {}", words.join(" "))
 }
 
 /// Subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Print the stacks of a process
-    #[command(override_usage = "wstate attach [OPTIONS] <PID>", long_about = ATTACH_HELP, after_help = ATTACH_EXAMPLES)]
-    Attach(Attach),
-    /// Print the stacks of a core
-    #[command(override_usage = "wstate core [OPTIONS] <CORE> [EXE]", long_about = CORE_HELP, after_help = CORE_EXAMPLES)]
-    Core(Core),
-    /// Write a symbol file of the Wasm code for gdb and lldb
     #[command(
-        override_usage = "wstate symbols [OPTIONS] --pid <PID> -o <FILE>\n       \
-            wstate symbols [OPTIONS] --core <CORE> [--executable <EXE>] -o <FILE>",
-        long_about = SYMBOLS_HELP,
-        after_help = SYMBOLS_EXAMPLES
+        override_usage = "wstate attach [OPTIONS] <PID>",
+        long_about = ATTACH_HELP,
+        after_help = ATTACH_EXAMPLES,
+        mut_arg("target", |a| a.value_name("PID").help("The process")),
+        mut_arg("of", |a| a.hide(true)),
+        mut_arg("core", |a| a.hide(true)),
+        mut_arg("executable", |a| a.hide(true)),
+        mut_arg("no_sandbox", |a| a.hide(true))
     )]
-    Symbols(Symbols),
+    Attach(Stacks),
+    /// Print the stacks of a core
+    #[command(
+        override_usage = "wstate core [OPTIONS] <CORE> [EXE]",
+        long_about = CORE_HELP,
+        after_help = CORE_EXAMPLES,
+        mut_arg("target", |a| a.value_name("CORE").help("The core file")),
+        mut_arg("of", |a| a),
+        mut_arg("pid", |a| a.hide(true)),
+        mut_arg("settle", |a| a.hide(true)),
+        mut_arg("nonblocking", |a| a.hide(true))
+    )]
+    Core(Stacks),
+    /// Say what would stop an attach, and the next step
+    #[command(
+        override_usage = "wstate doctor [OPTIONS] [PID|CORE] [EXE]",
+        long_about = DOCTOR_HELP,
+        after_help = DOCTOR_EXAMPLES
+    )]
+    Doctor(Doctor),
     /// List modules, instances, memories, globals and tables
     #[command(
-        override_usage = "wstate modules [OPTIONS] --pid <PID>\n       \
-            wstate modules [OPTIONS] --core <CORE> [--executable <EXE>]",
+        override_usage = "wstate modules [OPTIONS] <PID|CORE> [EXE]",
         long_about = MODULES_HELP,
         after_help = MODULES_EXAMPLES
     )]
     Modules(Modules),
     /// Print bytes of a linear memory
     #[command(
-        override_usage = "wstate memory [OPTIONS] --pid <PID> <ADDR> <LEN>\n       \
-            wstate memory [OPTIONS] --core <CORE> [--executable <EXE>] <ADDR> <LEN>",
+        override_usage = "wstate memory [OPTIONS] <PID|CORE> [EXE] <ADDR> <LEN>",
         long_about = MEMORY_HELP,
         after_help = MEMORY_EXAMPLES
     )]
     Memory(Memory),
+    /// Write a symbol file of the Wasm code for gdb and lldb
+    #[command(
+        override_usage = "wstate symbols [OPTIONS] <PID|CORE> [EXE] -o <FILE>",
+        long_about = SYMBOLS_HELP,
+        after_help = SYMBOLS_EXAMPLES,
+        mut_arg("output", |a| a.required(true))
+    )]
+    Symbols(Symbols),
     /// Write a Wasm coredump
     #[command(
-        override_usage = "wstate export [OPTIONS] --pid <PID> --wasm-coredump <FILE>\n       \
-            wstate export [OPTIONS] --core <CORE> [--executable <EXE>] --wasm-coredump <FILE>",
+        override_usage = "wstate export [OPTIONS] <PID|CORE> [EXE] --wasm-coredump <FILE>",
         long_about = EXPORT_HELP,
-        after_help = EXPORT_EXAMPLES
+        after_help = EXPORT_EXAMPLES,
+        mut_arg("output", |a| a.conflicts_with("wasm_coredump"))
     )]
     Export(Export),
     /// Write an InstanceImage of the wasmer 0.x runtime
     #[command(
-        override_usage = "wstate snapshot [OPTIONS] --pid <PID> -o <FILE>\n       \
-            wstate snapshot [OPTIONS] --core <CORE> [--executable <EXE>] -o <FILE>",
+        override_usage = "wstate snapshot [OPTIONS] <PID|CORE> [EXE] -o <FILE>",
         long_about = SNAPSHOT_HELP,
-        after_help = SNAPSHOT_EXAMPLES
+        after_help = SNAPSHOT_EXAMPLES,
+        mut_arg("output", |a| a.required(true))
     )]
     Snapshot(Snapshot),
     /// Print or compare images
@@ -262,19 +423,56 @@ pub enum Command {
     #[command(
         override_usage = "wstate restore [OPTIONS] <PID> <IMAGE>",
         long_about = RESTORE_HELP,
-        after_help = RESTORE_EXAMPLES
+        after_help = RESTORE_EXAMPLES,
+        mut_arg("core", |a| a.hide(true)),
+        mut_arg("executable", |a| a.hide(true))
     )]
     Restore(Restore),
-    /// Say what would stop an attach, and the next step
-    #[command(long_about = DOCTOR_HELP)]
-    Doctor(Doctor),
-    /// Print the JSON schema of reports
-    Schema(Schema),
-    /// Answer a debugger's plugin (see `wstate plugin`)
-    Serve(Serve),
     /// Install, remove or locate the plugins for gdb and lldb
     #[command(long_about = PLUGIN_HELP, after_help = PLUGIN_EXAMPLES)]
     Plugin(Plugin),
+    /// Answer a debugger's plugin (see `wstate plugin`)
+    #[command(long_about = SERVE_HELP, after_help = SERVE_EXAMPLES)]
+    Serve(Serve),
+    /// Print the JSON schema of reports
+    #[command(long_about = SCHEMA_HELP, after_help = SCHEMA_EXAMPLES)]
+    Schema(Schema),
+    /// Print completions for a shell
+    #[command(long_about = COMPLETIONS_HELP, after_help = COMPLETIONS_EXAMPLES)]
+    Completions(Completions),
+    /// Write man pages
+    #[command(long_about = MAN_HELP, after_help = MAN_EXAMPLES)]
+    Man(Man),
+}
+
+/// `wstate completions`.
+#[derive(Debug, Args)]
+pub struct Completions {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: Shell,
+    /// Where to write.
+    #[command(flatten)]
+    pub to: To,
+}
+
+/// A shell that completes command lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// bash
+    Bash,
+    /// zsh
+    Zsh,
+    /// fish
+    Fish,
+}
+
+/// `wstate man`.
+#[derive(Debug, Args)]
+pub struct Man {
+    /// The directory for the pages, such as one of `manpath` with /man1 behind it
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub directory: PathBuf,
 }
 
 /// `wstate schema`.
@@ -283,6 +481,9 @@ pub struct Schema {
     /// The document whose schema is printed
     #[arg(value_enum, default_value_t = Document::Report)]
     pub document: Document,
+    /// Where to write.
+    #[command(flatten)]
+    pub to: To,
 }
 
 /// A JSON document.
@@ -347,107 +548,148 @@ pub enum PluginAction {
     Path,
 }
 
-/// `wstate attach`.
+/// Whose stacks are printed, and how: `wstate attach`, `wstate core`, and `wstate` without a command.
 #[derive(Debug, Args)]
-pub struct Attach {
-    /// The process
-    #[arg(value_name = "PID", value_parser = clap::value_parser!(u32).range(1..), required_unless_present = "pid_flag")]
-    pub pid: Option<u32>,
-    /// The same as the positional argument.
-    #[arg(short = 'p', long = "pid", hide = true, value_name = "PID", conflicts_with = "pid",
-        value_parser = clap::value_parser!(u32).range(1..))]
-    pub pid_flag: Option<u32>,
-    /// Let one thread run on to the next point where its operand stack is known, by at most 64 instructions; the process
-    /// goes on from there
+pub struct Stacks {
+    /// The process or core.
+    #[command(flatten)]
+    pub target: Target,
+    /// Let one thread of a process run on to the next point where its operand stack is known, by at most 64 instructions;
+    /// the process goes on from there
     #[arg(long)]
     pub settle: bool,
     /// Do not stop the process; only threads that sleep have frames
     #[arg(long, conflicts_with = "settle")]
     pub nonblocking: bool,
+    /// How a core is analysed.
+    #[command(flatten)]
+    pub confinement: Confinement,
     /// What to show and how.
     #[command(flatten)]
     pub show: Show,
 }
 
-/// `wstate core`.
-#[derive(Debug, Args)]
-pub struct Core {
-    /// The core file
-    #[arg(value_name = "CORE", required_unless_present = "core_flag")]
-    pub core: Option<PathBuf>,
-    /// The executable that wrote the core
-    #[arg(value_name = "EXE")]
-    pub executable: Option<PathBuf>,
-    /// The same as the positional argument.
-    #[arg(short = 'c', long = "core", hide = true, value_name = "CORE")]
-    pub core_flag: Option<PathBuf>,
-    /// The same as the positional argument.
-    #[arg(short = 'e', long = "executable", hide = true, value_name = "EXE", conflicts_with = "executable")]
-    pub executable_flag: Option<PathBuf>,
-    /// Analyse the core without a sandbox, with all rights of this user
-    #[arg(long)]
-    pub no_sandbox: bool,
-    /// What to show and how.
-    #[command(flatten)]
-    pub show: Show,
+impl Stacks {
+    /// The question to ask, and whether it is answered in a sandbox, or a usage error.
+    pub fn options(&self, expected: Expected) -> Result<(session::Options, bool), Usage> {
+        let missing = match expected {
+            Expected::Either => "give a process id or the path of a core, as in: wstate 4711",
+            // This is what the kernel calls a core if nobody says otherwise.
+            Expected::Core if Path::new("core").is_file() => "for the file with this name, type: wstate core core",
+            Expected::Core => "give the path of a core, as in: wstate core core.4711",
+        };
+        let source = self.target.source(expected)?.ok_or_else(|| no_target(missing))?;
+        if let Source::Core { .. } = source {
+            let live = [(self.settle, "--settle lets"), (self.nonblocking, "--nonblocking lets")];
+            if let Some((_, what)) = live.iter().find(|(is_given, _)| *is_given) {
+                return Err(Usage(format!("{what} a process run, and a core does not run: leave it out")));
+            }
+        }
+        let confine = self.confinement.confine(&source)?;
+        Ok((self.show.options(source, self.live())?, confine))
+    }
+
+    /// How the target is looked at if it is a process.
+    pub fn live(&self) -> Live {
+        Live { settle: self.settle, nonblocking: self.nonblocking }
+    }
+}
+
+fn no_target(what: &str) -> Usage {
+    Usage(format!("the target is missing: {what}"))
 }
 
 /// `wstate doctor`.
 #[derive(Debug, Args)]
 pub struct Doctor {
-    /// The process; without one, only what holds for every process is checked
-    #[arg(value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
-    pub pid: Option<u32>,
-    /// Print JSON instead of text
+    /// The process or core, if there is one.
+    #[command(flatten)]
+    pub target: Target,
+    /// How a core is analysed.
+    #[command(flatten)]
+    pub confinement: Confinement,
+    /// The form of the output.
+    #[command(flatten)]
+    pub form: Form,
+    /// Tell on standard error what is being done
     #[arg(short, long)]
-    pub json: bool,
-    /// Never use colour
-    #[arg(long)]
-    pub no_color: bool,
+    pub verbose: bool,
+    /// Where to look for things.
+    #[command(flatten)]
+    pub finding: Finding,
 }
 
-/// A process or a core.
-#[derive(Clone, Debug, Args)]
-pub struct ProcessOrCore {
-    /// The process
-    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..),
-        required_unless_present = "core", conflicts_with_all = ["core", "executable"])]
-    pub pid: Option<u32>,
-    /// The core file
-    #[arg(short, long, value_name = "CORE")]
-    pub core: Option<PathBuf>,
-    /// The executable that wrote the core
-    #[arg(short, long, value_name = "EXE", requires = "core")]
-    pub executable: Option<PathBuf>,
-}
-
-impl ProcessOrCore {
-    fn source(&self) -> Result<session::Source, Usage> {
-        match (self.pid, &self.core) {
-            (Some(pid), _) => Ok(session::Source::Pid(pid)),
-            (None, Some(core)) => Ok(session::Source::Core { core: core.clone(), executable: self.executable.clone() }),
-            (None, None) => Err(Usage("a process or a core is needed: --pid PID or --core CORE".to_string())),
-        }
+impl Doctor {
+    /// What is looked at and with which files, or `None` if that is no process and no core, or a usage error.
+    pub fn options(&self) -> Result<Option<session::Options>, Usage> {
+        let Some(source) = self.target.source(Expected::Either)? else {
+            let Finding { wasm, artifact, route, sysroot, debug_dir } = &self.finding;
+            let needs = [
+                (!wasm.is_empty(), "--wasm"),
+                (!artifact.is_empty(), "--artifact"),
+                (!route.is_empty(), "--route"),
+                (sysroot.is_some(), "--sysroot"),
+                (!debug_dir.is_empty(), "--debug-dir"),
+                (self.confinement.no_sandbox, "--no-sandbox"),
+            ];
+            return match needs.iter().find(|(is_given, _)| *is_given) {
+                Some((_, flag)) => Err(Usage(format!(
+                    "{flag} is about a target, and none is given: add a process id or a core, as in: wstate doctor 4711"
+                ))),
+                None => Ok(None),
+            };
+        };
+        self.confinement.confine(&source)?;
+        Ok(Some(session::Options { values: false, verbose: self.verbose, ..self.finding.options(source)? }))
     }
+}
+
+/// Where a result is written.
+#[derive(Clone, Debug, Args)]
+pub struct To {
+    /// Write to FILE; an old FILE is replaced only when everything is written
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Output")]
+    pub output: Option<PathBuf>,
+}
+
+impl To {
+    /// The file, for a command that needs one.
+    fn file(&self) -> Result<&PathBuf, Usage> {
+        self.output.as_ref().ok_or_else(|| Usage("--output FILE is missing".to_string()))
+    }
+}
+
+/// In which form a result is written, and where.
+#[derive(Clone, Debug, Args)]
+pub struct Form {
+    /// Print JSON instead of text; `wstate schema` describes it
+    #[arg(short, long, help_heading = "Output")]
+    pub json: bool,
+    /// Write JSON to FILE as well, and print text: both say the same
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Output", conflicts_with = "json")]
+    pub json_output: Option<PathBuf>,
+    /// Where to write.
+    #[command(flatten)]
+    pub to: To,
 }
 
 /// Files that the user gives, and where to look for others.
 #[derive(Clone, Debug, Args)]
 pub struct Finding {
     /// A .wasm file that runs in the target, for names, types, byte offsets and lines (repeatable)
-    #[arg(long, value_name = "FILE", help_heading = "Finding things")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Finding things")]
     pub wasm: Vec<PathBuf>,
     /// A cached artifact file of a module in the target (repeatable)
-    #[arg(long, value_name = "FILE", help_heading = "Finding things")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Finding things")]
     pub artifact: Vec<PathBuf>,
     /// Search for modules only on this route (repeatable)
     #[arg(long, value_enum, value_name = "ROUTE", help_heading = "Finding things")]
     pub route: Vec<Route>,
     /// Look for the target's files under DIR first
-    #[arg(long, value_name = "DIR", help_heading = "Finding things")]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Finding things")]
     pub sysroot: Option<PathBuf>,
     /// Look for separate debug files in DIR (repeatable)
-    #[arg(long, value_name = "DIR", help_heading = "Finding things")]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Finding things")]
     pub debug_dir: Vec<PathBuf>,
 }
 
@@ -478,10 +720,10 @@ impl Finding {
 pub struct Symbols {
     /// The process or core that the user names.
     #[command(flatten)]
-    pub target: ProcessOrCore,
-    /// Write to FILE; an old FILE is replaced only when everything is written
-    #[arg(short, long, value_name = "FILE")]
-    pub output: PathBuf,
+    pub target: Target,
+    /// Where to write.
+    #[command(flatten)]
+    pub to: To,
     /// Describe locals and operand stacks of all functions, however many there are
     #[arg(long)]
     pub all: bool,
@@ -496,19 +738,27 @@ pub struct Symbols {
 impl Symbols {
     /// The question to ask, or a usage error.
     pub fn options(&self) -> Result<session::Options, Usage> {
-        Ok(session::Options { verbose: self.verbose, ..self.finding.options(self.target.source()?)? })
+        let source = self.target.source(Expected::Either)?.ok_or_else(|| no_target(TARGET_OF_SYMBOLS))?;
+        Ok(session::Options { verbose: self.verbose, ..self.finding.options(source)? })
+    }
+
+    /// The file that is written, or a usage error.
+    pub fn output(&self) -> Result<&PathBuf, Usage> {
+        self.to.file()
     }
 }
+
+const TARGET_OF_SYMBOLS: &str = "give a process id or the path of a core, as in: wstate symbols 4711 -o wasm.sym";
 
 /// The target and where to look for things, for commands that print no stacks.
 #[derive(Clone, Debug, Args)]
 pub struct Where {
     /// The process or core that the user names.
     #[command(flatten)]
-    pub target: ProcessOrCore,
-    /// Analyse the core without a sandbox, with all rights of this user
-    #[arg(long, requires = "core", conflicts_with = "pid")]
-    pub no_sandbox: bool,
+    pub target: Target,
+    /// How a core is analysed.
+    #[command(flatten)]
+    pub confinement: Confinement,
     /// Tell on standard error what is being done
     #[arg(short, long)]
     pub verbose: bool,
@@ -518,15 +768,24 @@ pub struct Where {
 }
 
 impl Where {
-    /// Whether the analysis is done in a process that has given up its rights.
-    pub fn confine(&self) -> bool {
-        self.target.core.is_some() && !self.no_sandbox
+    /// The question to ask, and whether it is answered in a sandbox, or a usage error. `values` says whether locals and
+    /// operand stacks are wanted, and `example` is what to type where there is no target.
+    pub fn options(&self, values: bool, example: &str) -> Result<(session::Options, bool), Usage> {
+        self.options_of(self.target.source(Expected::Either)?, values, example)
     }
 
-    /// The question to ask, or a usage error. `values` says whether locals and operand stacks are wanted.
-    pub fn options(&self, values: bool) -> Result<session::Options, Usage> {
-        let options = self.finding.options(self.target.source()?)?;
-        Ok(session::Options { values, names: false, verbose: self.verbose, ..options })
+    /// The same about a target that is known already.
+    fn options_of(
+        &self,
+        source: Option<Source>,
+        values: bool,
+        example: &str,
+    ) -> Result<(session::Options, bool), Usage> {
+        let missing = || no_target(&format!("give a process id or the path of a core, as in: {example}"));
+        let source = source.ok_or_else(missing)?;
+        let confine = self.confinement.confine(&source)?;
+        let options = self.finding.options(source)?;
+        Ok((session::Options { values, names: false, verbose: self.verbose, ..options }, confine))
     }
 }
 
@@ -539,12 +798,9 @@ pub struct Modules {
     /// List the exports of each module
     #[arg(long)]
     pub exports: bool,
-    /// Print JSON instead of text; `wstate schema modules` describes it
-    #[arg(short, long)]
-    pub json: bool,
-    /// Never use colour
-    #[arg(long)]
-    pub no_color: bool,
+    /// The form of the output.
+    #[command(flatten)]
+    pub form: Form,
     /// The target.
     #[command(flatten)]
     pub place: Where,
@@ -553,38 +809,61 @@ pub struct Modules {
 /// `wstate memory`.
 #[derive(Debug, Args)]
 pub struct Memory {
+    /// The target. Its words come first.
+    #[command(flatten)]
+    pub place: Where,
     /// First address in the linear memory
-    #[arg(value_name = "ADDR", value_parser = number)]
-    pub address: u64,
+    #[arg(index = 3, value_name = "ADDR")]
+    pub address: Option<OsString>,
     /// Number of bytes
-    #[arg(value_name = "LEN", value_parser = number)]
-    pub len: u64,
+    #[arg(index = 4, value_name = "LEN")]
+    pub len: Option<OsString>,
     /// The instance: its number in `wstate modules`, or its address (0x...)
-    #[arg(long, value_name = "N", value_parser = instance)]
+    #[arg(long, value_name = "N", value_parser = instance, allow_negative_numbers = true)]
     pub instance: Option<session::InstanceChoice>,
     /// The index of the memory in the instance
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = small, allow_negative_numbers = true)]
     pub memory: u32,
     /// Write the bytes as they are
     #[arg(long)]
     pub raw: bool,
-    /// Write to FILE; an old FILE is replaced only when everything is written
-    #[arg(long, value_name = "FILE")]
-    pub output: Option<PathBuf>,
-    /// The target.
+    /// Where to write.
     #[command(flatten)]
-    pub place: Where,
+    pub to: To,
 }
 
 impl Memory {
-    /// The stretch of a linear memory that is asked for.
-    pub fn range(&self) -> session::MemoryRange {
-        session::MemoryRange {
+    const EXAMPLE: &str = "wstate memory 4711 0x400 64";
+
+    /// The question to ask, whether it is answered in a sandbox, and the stretch of a linear memory that is asked for, or
+    /// a usage error.
+    pub fn options(&self) -> Result<(session::Options, bool, session::MemoryRange), Usage> {
+        // The parser fills words in from the left, and it is the last two that are ADDR and LEN.
+        let own = self.address.iter().chain(&self.len).map(OsString::as_os_str);
+        let words: Vec<&OsStr> = self.place.target.words().chain(own).collect();
+        let named = &self.place.target.named;
+        let missing = |what: &str| Err(Usage(format!("{what} missing, as in: {}", Memory::EXAMPLE)));
+        let (target, address, len) = match words[..] {
+            [] if !named.is_target() => return missing("the target, ADDR and LEN are"),
+            [] => return missing("ADDR and LEN are"),
+            [_] if named.is_target() => return missing("LEN is"),
+            [_] => return missing("ADDR and LEN are"),
+            [_, _] if !named.is_target() => return missing("one of the target, ADDR and LEN is"),
+            [ref target @ .., address, len] => (target, address, len),
+        };
+        let source = named.source(target, Expected::Either)?;
+        let value = |name: &str, word: &OsStr| match word.to_str() {
+            Some(text) => number(text).map_err(|why| Usage(format!("{name}: {why}"))),
+            None => Err(Usage(format!("{name}: {} is not a number", quoted(word)))),
+        };
+        let range = session::MemoryRange {
             instance: self.instance.unwrap_or(session::InstanceChoice::Only),
             memory: self.memory,
-            address: self.address,
-            len: self.len,
-        }
+            address: value("ADDR", address)?,
+            len: value("LEN", len)?,
+        };
+        let (options, confine) = self.place.options_of(source, false, Memory::EXAMPLE)?;
+        Ok((options, confine, range))
     }
 }
 
@@ -592,8 +871,14 @@ impl Memory {
 #[derive(Debug, Args)]
 pub struct Export {
     /// Write a Wasm coredump to FILE, which is replaced only when everything is written
-    #[arg(long, value_name = "FILE", required = true)]
-    pub wasm_coredump: PathBuf,
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Output")]
+    pub wasm_coredump: Option<PathBuf>,
+    /// The format that is written to --output
+    #[arg(long, value_enum, value_name = "FORM", help_heading = "Output", default_value_t = ExportFormat::WasmCoredump)]
+    pub format: ExportFormat,
+    /// Where to write.
+    #[command(flatten)]
+    pub to: To,
     /// Write the format that this reader understands
     #[arg(long, value_enum, value_name = "READER")]
     pub compat: Option<Compat>,
@@ -602,28 +887,29 @@ pub struct Export {
     pub place: Where,
 }
 
+impl Export {
+    /// The file that is written, or a usage error.
+    pub fn output(&self) -> Result<&PathBuf, Usage> {
+        let missing = || {
+            let why = "--wasm-coredump FILE is missing, as in: wstate export 4711 --wasm-coredump app.coredump";
+            Usage(why.to_string())
+        };
+        self.wasm_coredump.as_ref().or(self.to.output.as_ref()).ok_or_else(missing)
+    }
+}
+
+/// A format that `wstate export` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// The coredump format of the WebAssembly tool conventions
+    WasmCoredump,
+}
+
 /// A reader of coredumps that understands another format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Compat {
     /// wasmgdb 0.2.2
     Wasmgdb,
-}
-
-fn number(text: &str) -> Result<u64, String> {
-    let parsed = match text.strip_prefix("0x") {
-        Some(digits) => u64::from_str_radix(digits, 16),
-        None => text.parse(),
-    };
-    parsed.map_err(|e| e.to_string())
-}
-
-fn instance(text: &str) -> Result<session::InstanceChoice, String> {
-    let n =
-        number(text).map_err(|e| format!("{e}; give a number that `wstate modules` shows, or an address (0x...)"))?;
-    if text.starts_with("0x") {
-        return Ok(session::InstanceChoice::Address(n));
-    }
-    u32::try_from(n).map(session::InstanceChoice::Number).map_err(|e| e.to_string())
 }
 
 /// How a live process is looked at.
@@ -639,20 +925,14 @@ pub struct Live {
 #[derive(Clone, Debug, Args)]
 pub struct Show {
     /// Form of the output
-    #[arg(long, value_enum, value_name = "FORM", help_heading = "Output")]
+    #[arg(long, value_enum, value_name = "FORM", help_heading = "Output", conflicts_with = "json")]
     pub format: Option<Format>,
-    /// The same as --format json
-    #[arg(short, long, conflicts_with = "format", help_heading = "Output")]
-    pub json: bool,
+    /// JSON or text, and where they are written.
+    #[command(flatten)]
+    pub form: Form,
     /// Indent the JSON
     #[arg(long, help_heading = "Output")]
     pub pretty: bool,
-    /// Write to FILE; an old FILE is replaced only when everything is written
-    #[arg(long, value_name = "FILE", help_heading = "Output")]
-    pub output: Option<PathBuf>,
-    /// Never use colour; NO_COLOR and CLICOLOR=0 do the same, and only a terminal gets colour
-    #[arg(long, help_heading = "Output")]
-    pub no_color: bool,
     /// Show registers and how each frame was found, and tell on standard error what is being done
     #[arg(short, long, help_heading = "Output")]
     pub verbose: bool,
@@ -661,15 +941,16 @@ pub struct Show {
     pub timing: bool,
 
     /// Show only this thread, by its kernel thread id (repeatable)
-    #[arg(short, long = "thread", value_name = "TID", help_heading = "Selection",
-        value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short, long = "thread", value_name = "TID", help_heading = "Selection", value_parser = tid,
+        allow_negative_numbers = true)]
     pub thread: Vec<u32>,
     /// Show only the first thread
     #[arg(short = '1', help_heading = "Selection")]
     pub first: bool,
     /// Show at most N frames of each thread, or all with 0
-    #[arg(short = 'n', value_name = "N", default_value_t = 0, help_heading = "Selection")]
-    pub frames: usize,
+    #[arg(short = 'n', value_name = "N", default_value_t = 0, help_heading = "Selection", value_parser = small,
+        allow_negative_numbers = true)]
+    pub frames: u32,
     /// Show frames only, without locals and operand stacks
     #[arg(long, conflicts_with_all = ["locals", "stack"], help_heading = "Selection")]
     pub brief: bool,
@@ -746,7 +1027,13 @@ impl From<Route> for session::Route {
 impl Show {
     /// The form of the output, or a usage error.
     pub fn format(&self) -> Result<Format, Usage> {
-        match (self.format, self.json || self.pretty) {
+        // JSON in a second file leaves the first one text, and --pretty is about that JSON then.
+        let beside = self.form.json_output.is_some();
+        if beside && self.format == Some(Format::Json) {
+            let why = "--json-output writes JSON beside another form: leave out --format json, or write it to --output";
+            return Err(Usage(why.to_string()));
+        }
+        match (self.format, self.form.json || (self.pretty && !beside)) {
             (None, false) => Ok(Format::Text),
             (None | Some(Format::Json), _) => Ok(Format::Json),
             (Some(f), false) => Ok(f),
@@ -762,13 +1049,13 @@ impl Show {
         Ok(session::Options {
             threads: self.thread.clone(),
             first_thread_only: self.first,
-            limit: (self.frames != 0).then_some(self.frames),
+            limit: (self.frames != 0).then_some(self.frames as usize),
             settle: live.settle,
             nonblocking: live.nonblocking,
             values: !self.brief,
             image: matches!(format, Format::Classic | Format::Image),
             // These forms show no native frame.
-            names: !matches!(format, Format::Classic | Format::Image),
+            names: !matches!(format, Format::Classic | Format::Image) || self.form.json_output.is_some(),
             lines: !self.no_lines,
             verbose: self.verbose,
             timing: self.timing,

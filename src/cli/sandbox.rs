@@ -12,6 +12,7 @@
 //! through, and any file may be one that the user wants read (`--debug-dir`, executables named in the core).
 #![allow(unsafe_code)] // fork, prctl, _exit, a signal handler and an allocator.
 
+use crate::cli::messages;
 use crate::error::{Error, REPORT_IT};
 use crate::process::files::helper;
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -87,7 +88,8 @@ pub fn run(work: impl FnOnce(Option<String>) -> Ended) -> Result<Ended, Error> {
             let unconfined = enter(parent).err();
             HARMLESS.store(unconfined.is_none(), Ordering::Relaxed);
             if let Some(refused) = unconfined.as_deref().and_then(refusal) {
-                end_with(format!("wstate: error: {refused}\n").as_bytes());
+                let hint = format!("allow seccomp, or unset {VARIABLE} to read the file with all rights of this user");
+                end_with(&refused.to_string(), &hint);
             }
             let ended =
                 catch_unwind(AssertUnwindSafe(|| work(unconfined))).unwrap_or(Ended { code: PANICKED, whole: false });
@@ -122,10 +124,7 @@ pub fn protection() -> Protection {
 /// any more.
 fn end_with(error: &str, hint: &str) -> ! {
     let confined = if CONFINED.load(Ordering::Relaxed) { NOT_WHOLE } else { 0 };
-    for part in ["wstate: error: ", error, "\nhint: ", hint, "\n"] {
-        // SAFETY: address and length are those of `part`.
-        unsafe { libc::write(2, part.as_ptr().cast(), part.len()) };
-    }
+    messages::write_bare(error.as_bytes(), hint.as_bytes());
     // SAFETY: this ends the process at once.
     unsafe { libc::_exit(i32::from(FATAL | confined)) }
 }

@@ -3,7 +3,7 @@
 use clap::{CommandFactory, Parser};
 use std::fs;
 use std::path::Path;
-use wstate::cli::{Cli, Command, Live};
+use wstate::cli::{Cli, Command};
 use wstate::limits;
 use wstate::session::Source;
 
@@ -115,14 +115,13 @@ fn accepted(words: &[String]) -> Result<(), String> {
         Err(e) if !e.use_stderr() => return Ok(()),
         Err(e) => return Err(e.to_string()),
     };
-    let (show, live) = match &cli.command {
-        Some(Command::Attach(a)) => (&a.show, Live { settle: a.settle, nonblocking: a.nonblocking }),
-        Some(Command::Core(c)) => (&c.show, Live::default()),
+    let stacks = match &cli.command {
+        Some(Command::Attach(stacks) | Command::Core(stacks)) => stacks,
         Some(_) => return Ok(()),
-        None => (&cli.show, Live { settle: cli.settle, nonblocking: cli.nonblocking }),
+        None => &cli.stacks,
     };
-    show.format().map_err(|e| e.to_string())?;
-    show.options(Source::Pid(4711), live).map(|_| ()).map_err(|e| e.to_string())
+    stacks.show.format().map_err(|e| e.to_string())?;
+    stacks.show.options(Source::Pid(4711), stacks.live()).map(|_| ()).map_err(|e| e.to_string())
 }
 
 #[test]
