@@ -31,9 +31,9 @@ rustup run "$toolchain" rustc --version
 # Not where the newer Rust builds: each would throw away what the other has built.
 check() {
     echo "== cargo check $*"
-    rustup run "$toolchain" cargo check --locked --package wstate --target-dir target/msrv "$@"
+    rustup run "$toolchain" cargo check --locked --target-dir target/msrv "$@"
 }
-check --lib --bins
-check --lib --no-default-features
-check --lib --no-default-features --features descriptor
+check --package wstate --lib --bins
+check --package wstate --lib --no-default-features
+check --package wstate-descriptor
 echo "wstate compiles with Rust $version"

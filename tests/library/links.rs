@@ -118,8 +118,18 @@ fn alternatives(path: &str) -> Vec<String> {
 
 /// Paths in a text that begin in one of our directories, and end in the name of a file or a directory.
 fn paths_in(text: &str) -> Vec<String> {
-    let rooms =
-        ["src/", "tests/", "docs/", "examples/", "fuzz/", "benches/", "gdb-plugin/", "lldb-plugin/", ".github/"];
+    let rooms = [
+        "src/",
+        "tests/",
+        "docs/",
+        "examples/",
+        "fuzz/",
+        "benches/",
+        "descriptor/",
+        "gdb-plugin/",
+        "lldb-plugin/",
+        ".github/",
+    ];
     let ends_word = |c: char| c.is_whitespace() || "`'\"()[]<>:;".contains(c);
     let words = text.split(ends_word).filter_map(|word| word.split('#').next());
     let words = words.map(|word| word.trim_end_matches(['.', ',', '/']));

@@ -28,8 +28,11 @@ fn manual() -> Vec<String> {
     [vec!["README.md".to_string()], pages()].concat()
 }
 
-/// Programs that start another one, whose command line follows theirs.
-const STARTERS: &[&str] = &["sudo", "docker", "podman", "kubectl"];
+/// Whether a command line is one of a program that starts another one, whose command line follows.
+fn starts_another(words: &[String]) -> bool {
+    let words: Vec<&str> = words.iter().take(2).map(String::as_str).collect();
+    matches!(words[..], ["sudo" | "kubectl", ..] | ["docker" | "podman", "run" | "exec"])
+}
 
 /// The arguments of a command line in a document: without prompt, comment and what is behind a pipe or a redirection.
 fn words(line: &str) -> Option<Vec<String>> {
@@ -45,7 +48,7 @@ fn words(line: &str) -> Option<Vec<String>> {
     // [EXE] may be left out, and may be there.
     let words = line.split_whitespace().map(|word| word.trim_matches(['[', ']']).replace("PID", "4711"));
     let mut words: Vec<String> = words.collect();
-    if STARTERS.contains(&words.first()?.as_str()) {
+    if starts_another(&words) {
         let own = words.iter().position(|word| word == "--").unwrap_or(0);
         // An image whose program is wstate, or the program itself.
         let at = own + words[own..].iter().position(|word| word == "wstate" || word.starts_with("wstate:"))?;
@@ -84,7 +87,7 @@ fn commands_are_found_however_they_are_started() {
         "text `wstate modules 4711` text\n\n    $ wstate attach PID --json | jq .   # all\n    wstate: note: no command\n\n\
          ```sh\nsudo $(which wstate) doctor $(pidof host)\n```\n\n    kubectl exec app -c wstate -- wstate attach 7\n    \
          docker run --rm wstate:latest attach 1\n    kubectl exec app -c wstate -- pgrep -a host\n    \
-         wstate completions zsh > ~/.zfunc/_wstate\n    cargo uninstall wstate\n",
+         wstate completions zsh > ~/.zfunc/_wstate\n    cargo uninstall wstate\n    docker build -t wstate .\n",
     );
     let found: Vec<String> = found.iter().map(|words| words.join(" ")).collect();
     let expected = [
@@ -203,7 +206,7 @@ fn flags_in_the_manual_exist() {
     let of_cargo = ["--path", "--profile", "--target", "--example", "--release"];
     let of_cargo_doc = ["--no-deps", "--no-default-features", "--open"];
     let of_debuggers = ["--file", "--slide"];
-    let of_containers = ["--cap-add", "--rm", "--pid", "--format", "--image", "--target", "--profile", "--custom"];
+    let of_containers = ["--cap-add", "--rm", "--pid", "--format", "--image", "--custom", "--from"];
     let of_others = [&of_cargo[..], &of_cargo_doc, &of_debuggers, &of_containers].concat();
     known.extend(of_others.into_iter().map(String::from));
     let mut unknown = Vec::new();
