@@ -131,6 +131,7 @@ pub mod model {
 /// [`Machine::from_name`](target::Machine::from_name) names a register.
 pub mod target {
     pub use crate::arch::{CodeAddress, Machine, Reg, Registers};
+    pub use crate::process::facts::{Activity, CommandLine, Facts, SignalDetails};
     pub use crate::process::files::FileLocation;
     pub use crate::process::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
 }
