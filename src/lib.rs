@@ -118,6 +118,7 @@ pub mod model {
     pub use crate::report::contents::{
         Contents, ExportRow, FunctionRow, GlobalRow, Instance, Lists, MemoryRow, ModuleContents, TableRow,
     };
+    pub use crate::report::facts::{Fits, NativeObject, SignalDetails, TargetFacts, ThreadState, ThreadStateKind};
     pub use crate::report::text::{TextOptions, clean};
     pub use crate::report::wasm_coredump::Compat;
     pub use crate::report::{

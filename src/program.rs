@@ -210,7 +210,7 @@ fn symbols(command: &Symbols) -> Result<u8, Failure> {
 
 fn modules(command: &cli::Modules) -> Result<u8, Failure> {
     let options = command.place.options(false)?;
-    let lists = Lists { functions: command.functions, exports: command.exports };
+    let lists = Lists { functions: command.functions, exports: command.exports, native: command.native };
     answer([Output::stdout()], command.place.confine(), options.verbose, |[output]| {
         let contents = open(&options)?.modules(lists)?;
         let text = if command.json {
@@ -221,7 +221,9 @@ fn modules(command: &cli::Modules) -> Result<u8, Failure> {
             contents.to_text(options)
         };
         output.put(text.as_bytes())?;
-        Ok(match contents.contents.is_empty() {
+        // The list of native objects is an answer too, of a target without modules.
+        let nothing = contents.contents.is_empty() && contents.objects.as_ref().is_none_or(|list| list.is_empty());
+        Ok(match nothing {
             true => FATAL,
             false if contents.refused || !contents.is_complete() => PARTIAL,
             false => 0,

@@ -523,6 +523,9 @@ pub struct Modules {
     /// List the exports of each module
     #[arg(long)]
     pub exports: bool,
+    /// List executables and libraries with their build ids, and which of their files were found
+    #[arg(long)]
+    pub native: bool,
     /// Print JSON instead of text; `wstate schema modules` describes it
     #[arg(short, long)]
     pub json: bool,

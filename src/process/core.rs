@@ -202,8 +202,7 @@ impl Target for CoreTarget {
     }
 
     fn activity(&self, thread: ThreadId) -> Option<Activity> {
-        let at = self.notes.threads.iter().position(|t| t.id == thread)?;
-        let told = (*self.notes.told.get(at)?)?;
+        let told = (*self.notes.told.get(&thread)?)?;
         Activity::of(self.machine, told, None, |address, buf| self.read(address, buf).is_ok())
     }
 

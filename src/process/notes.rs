@@ -6,6 +6,7 @@ use super::{Mapping, Thread, ThreadId};
 use crate::arch::{Interrupted, Machine, Registers, Slot};
 use crate::bytes::{Bytes, Short};
 use crate::limits;
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -53,8 +54,9 @@ pub struct Notes {
     pub user: Option<(u32, u32)>,
     /// Start of the command line (NT_PRPSINFO).
     pub command_line: Option<CommandLine>,
-    /// What the registers of each thread tell about what it did, in the order of `threads`.
-    pub told: Vec<Option<Interrupted>>,
+    /// What the registers of each thread tell about what it did. `None` where that is not known, or where two threads claim
+    /// to be the same one.
+    pub told: HashMap<ThreadId, Option<Interrupted>>,
     /// Why the first thread got its signal (NT_SIGINFO).
     pub signal: Option<SignalDetails>,
     /// Auxiliary vector, as keys and values.
@@ -163,8 +165,8 @@ impl Notes {
                 }
                 *current = Current::new(current.machine);
                 self.prstatus(current.machine, note.data).map(|(thread, told)| {
+                    self.told.entry(thread.id).and_modify(|told| *told = None).or_insert(told);
                     self.threads.push(thread);
-                    self.told.push(told);
                     own_signal.push(false);
                 })
             }

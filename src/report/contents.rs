@@ -1,5 +1,7 @@
 //! What modules and instances hold: the view model of `wstate modules`, and its text.
 
+use super::facts::NativeObject;
+use super::header;
 use super::text::{self, TextOptions, clean, clean_message};
 use super::{EngineSeen, ExternKind, Hex, NameSource, Report, Runtime, SCHEMA_VERSION, Target, ValType, Value, Why};
 use serde::Serialize;
@@ -27,6 +29,9 @@ pub struct Contents {
     pub notes: Vec<String>,
     /// What the modules hold, in the order of their numbers.
     pub contents: Vec<ModuleContents>,
+    /// Executables and libraries, the main executable first; missing if not asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub objects: Option<Vec<NativeObject>>,
     /// Whether a file that the user named was not used because it does not fit; `notes` has the reason.
     #[serde(skip)]
     pub refused: bool,
@@ -168,6 +173,8 @@ pub struct Lists {
     pub functions: bool,
     /// Whether to list the exports of each module.
     pub exports: bool,
+    /// Whether to list executables and libraries.
+    pub native: bool,
 }
 
 impl Contents {
@@ -182,6 +189,7 @@ impl Contents {
             objects_problems: report.objects_problems.clone(),
             notes: report.notes.clone(),
             contents: Vec::new(),
+            objects: None,
             refused: false,
         }
     }
@@ -204,7 +212,9 @@ impl Contents {
             let rows = i.memories.iter().all(|m| m.why.is_none()) && i.tables.iter().all(|t| t.why.is_none());
             lists && rows && i.globals.iter().all(|g| g.value.why.is_none())
         };
+        let found = |object: &NativeObject| object.problem.is_none();
         self.instances().all(|(_, i)| known(i))
+            && self.objects.iter().flatten().all(found)
             && self
                 .contents
                 .iter()
@@ -228,6 +238,9 @@ impl Contents {
         // Writing to a string cannot fail.
         for module in &self.contents {
             let _ = module_text(self, module, &mut out);
+        }
+        if let Some(objects) = &self.objects {
+            let _ = header::objects_text(objects, &mut out);
         }
         out
     }

@@ -99,7 +99,8 @@ mod tests {
         let name = put(&["/bin/app"])[0];
         let auxv = [(33, 0x1000), (16, 7), (6, 0x1000), (25, STACK + 0x1000), (31, name)];
         let pairs = auxv.iter().flat_map(|&(key, value)| [key, value]);
-        let mut words: Vec<u64> = [argv.len() as u64].into_iter().chain(argv).chain([0]).chain(envp).chain([0]).collect();
+        let mut words: Vec<u64> =
+            [argv.len() as u64].into_iter().chain(argv).chain([0]).chain(envp).chain([0]).collect();
         words.extend(pairs.chain([0, 0]));
         damage(&mut words);
         let mut stack = vec![0; 0x1000 - words.len() * 8];
