@@ -129,6 +129,7 @@ pub mod model {
     pub use crate::report::contents::{
         Contents, ExportRow, FunctionRow, GlobalRow, Instance, Lists, MemoryRow, ModuleContents, TableRow,
     };
+    pub use crate::report::facts::{Fits, NativeObject, SignalDetails, TargetFacts, ThreadState, ThreadStateKind};
     pub use crate::report::text::{TextOptions, clean};
     pub use crate::report::wasm_coredump::Compat;
     pub use crate::report::{
@@ -142,6 +143,7 @@ pub mod model {
 /// [`Machine::from_name`](target::Machine::from_name) names a register.
 pub mod target {
     pub use crate::arch::{CodeAddress, Machine, Reg, Registers};
+    pub use crate::process::facts::{Activity, CommandLine, Facts, SignalDetails};
     pub use crate::process::files::FileLocation;
     pub use crate::process::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
 }

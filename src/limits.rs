@@ -303,6 +303,10 @@ pub const MAX_NOTE_BYTES: u64 = 64 << 10;
 pub const MAX_BUILD_ID_BYTES: usize = 64;
 /// Entries of an auxiliary vector (some twenty are usual).
 pub const MAX_AUXV: usize = 256;
+/// Bytes of a command line that are shown.
+pub const MAX_COMMAND_LINE_BYTES: usize = 64 << 10;
+/// Words of a stack in which the addresses of arguments and variables are looked for.
+pub const MAX_ARGUMENT_WORDS: usize = cap(128 << 10, 1 << 10);
 /// Bytes of a dynamic section that are compared.
 pub const MAX_DYNAMIC_BYTES: u64 = 64 << 10;
 /// Bytes of a path that a core names (PATH_MAX, and the kernel's " (deleted)").

@@ -220,7 +220,7 @@ fn symbols(command: &Symbols) -> Result<u8, Failure> {
 
 fn modules(command: &cli::Modules) -> Result<u8, Failure> {
     let (options, confine) = command.place.options(false, "wstate modules 4711")?;
-    let lists = Lists { functions: command.functions, exports: command.exports };
+    let lists = Lists { functions: command.functions, exports: command.exports, native: command.native };
     let form = &command.form;
     let inputs: Vec<&Path> = options.named_files().collect();
     answer_in(form, &inputs, confine, options.verbose, |output, json_output| {
@@ -237,7 +237,9 @@ fn modules(command: &cli::Modules) -> Result<u8, Failure> {
         if let Some(json_output) = json_output {
             json_output.put(json().as_bytes())?;
         }
-        Ok(match contents.contents.is_empty() {
+        // The list of native objects is an answer too, of a target without modules.
+        let nothing = contents.contents.is_empty() && contents.objects.as_ref().is_none_or(|list| list.is_empty());
+        Ok(match nothing {
             true => FATAL,
             false if contents.refused || !contents.is_complete() => PARTIAL,
             false => 0,

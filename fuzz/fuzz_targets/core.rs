@@ -11,7 +11,10 @@ use wstate::process::{Memory, Target};
 fuzz_target!(|data: &[u8]| {
     let search = SearchPaths::default();
     let Ok(core) = CoreTarget::from_bytes(Path::new("core.fuzz"), Arc::new(data.to_vec()), &search) else { return };
-    let _ = (core.description(), core.executable(), core.pid(), core.command_line());
+    let _ = (core.description(), core.executable(), core.pid(), core.facts());
+    for thread in core.threads() {
+        let _ = core.activity(thread.id);
+    }
     assert!(core.mappings().windows(2).all(|m| m[0].end <= m[1].start), "mappings overlap");
     assert!(core.mappings().iter().all(|m| m.start < m.end), "an empty mapping");
     let mut buf = [0; 300];

@@ -9,6 +9,7 @@ mod machine;
 mod registers;
 pub mod x64;
 
+pub use kernel::Interrupted;
 pub use machine::Machine;
 pub use registers::{Reg, Registers, Slot};
 

@@ -798,6 +798,9 @@ pub struct Modules {
     /// List the exports of each module
     #[arg(long)]
     pub exports: bool,
+    /// List executables and libraries with their build ids, and which of their files were found
+    #[arg(long)]
+    pub native: bool,
     /// The form of the output.
     #[command(flatten)]
     pub form: Form,

@@ -1,5 +1,6 @@
 //! Reads core files, which the kernel or gdb wrote of a process.
 
+mod arguments;
 mod files;
 mod headers;
 mod mappings;
@@ -10,12 +11,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::elf::{Phdr, pt};
+use super::facts::{Activity, Facts};
 use super::file_kind::{self, Door};
 use super::files::{FileLocation, map_file};
 use super::memory::{CUT_OFF, Content, Holder, Splice};
 use super::notes::{Notes, without_deleted};
 use super::objects::SearchPaths;
-use super::{Mapping, Memory, MemoryError, Target, Thread};
+use super::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
 use crate::arch::Machine;
 use crate::error::Error;
 #[cfg(any(test, feature = "internals"))]
@@ -33,6 +35,8 @@ pub struct CoreTarget {
     machine: Machine,
     notes: Notes,
     lines: Vec<String>,
+    // When the file was written, in seconds since 1970.
+    written: Option<i64>,
     mappings: Vec<Mapping>,
     executable: Option<PathBuf>,
     search: SearchPaths,
@@ -53,7 +57,8 @@ impl CoreTarget {
             }
             Err(source) => return Err(Error::File { path: path.into(), source }),
         };
-        CoreTarget::from_bytes(path, Arc::new(file), search)
+        let written = Some(file.identity().modified.0);
+        Ok(CoreTarget { written, ..CoreTarget::from_bytes(path, Arc::new(file), search)? })
     }
 
     /// Opens a core as [`CoreTarget::open`] does, from bytes that are already in memory. `path` is only used in
@@ -107,6 +112,7 @@ impl CoreTarget {
             machine,
             notes,
             lines,
+            written: None,
             mappings,
             executable: None,
             search: search.clone(),
@@ -116,12 +122,6 @@ impl CoreTarget {
         core.executable = core.find_executable();
         core.fill_from_files(&unlisted);
         Ok(core)
-    }
-
-    /// Start of the command line, for the head of the report.
-    #[cfg(any(test, feature = "internals"))]
-    pub fn command_line(&self) -> Option<&str> {
-        self.notes.arguments.as_deref()
     }
 }
 
@@ -187,6 +187,20 @@ impl Target for CoreTarget {
         out.push(FileLocation::named(path));
         out.extend(neighbour.map(FileLocation::named));
         out
+    }
+
+    fn facts(&self) -> Facts {
+        let (uid, gid) = self.notes.user.unzip();
+        let ended_by = self.notes.threads.first().and_then(|thread| thread.signal);
+        let command_line = arguments::of(self, &self.notes).or_else(|| self.notes.command_line.clone());
+        let written = self.written;
+        // A record of another signal than the one that the thread has is not about this end.
+        Facts { signal: self.notes.signal.filter(|s| Some(s.number) == ended_by), uid, gid, command_line, written }
+    }
+
+    fn activity(&self, thread: ThreadId) -> Option<Activity> {
+        let told = (*self.notes.told.get(&thread)?)?;
+        Activity::of(self.machine, told, None, |address, buf| self.read(address, buf).is_ok())
     }
 
     fn notes(&self) -> &[String] {

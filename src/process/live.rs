@@ -34,7 +34,7 @@ mod unstopped;
 use self::evidence::Evidence;
 #[cfg(any(test, feature = "cli"))]
 pub use self::proc::parse_maps;
-use self::proc::{LiveMemory, Process, are_private, thread_named};
+use self::proc::{LiveMemory, Process, are_private, facts_of, thread_named};
 pub(crate) use self::refusal::attachable;
 pub use self::refusal::refusal;
 pub use self::reread::ReadSet;
@@ -42,6 +42,7 @@ use self::stacks::copy_stacks;
 pub use self::step::{Refusal, SettleReport, Settled, Verdict};
 use self::stop::{Stopped, on_own_thread};
 use self::system::Urgent;
+use super::facts::{Activity, Facts};
 use super::files::{FileLocation, Identity};
 use super::memory::{PageCache, Piece, Splice};
 use super::notes::without_deleted;
@@ -49,6 +50,7 @@ use super::{Mapping, Memory, MemoryError, Target, Thread, ThreadId};
 use crate::arch::Machine;
 use crate::error::Error;
 use crate::limits;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -92,6 +94,8 @@ pub struct LiveTarget {
     files: evidence::MappedFiles,
     // Where the threads slept, if the process was not stopped (see `observe`).
     slept: Option<Vec<(libc::pid_t, unstopped::Sleeping)>>,
+    activities: HashMap<ThreadId, Activity>,
+    facts: Facts,
 }
 
 /// Reads of up to this many bytes go through the page cache.
@@ -217,6 +221,7 @@ impl LiveTarget {
         let mut target = LiveTarget::look(stopped, options, set)?;
         stopped.release();
         target.pause = stopped.since.elapsed();
+        target.facts = target.facts_of_now();
         Ok(target)
     }
 
@@ -226,7 +231,19 @@ impl LiveTarget {
         let pid = stopped.pid;
         let process = Process::open(pid, stopped.reader())?;
         let name = |tid: libc::pid_t| stopped.names.get(&tid).cloned().flatten();
-        let mut threads: Vec<Thread> = stopped.threads.iter().map(|s| s.registers(name(s.tid))).collect();
+        let mut threads = Vec::new();
+        let mut activities = HashMap::new();
+        for stop in &stopped.threads {
+            let (thread, told) = stop.registers(name(stop.tid));
+            let ran = Some(stopped.ran.contains(&stop.tid));
+            let read = |address, buf: &mut [u8]| process.source.read(address, buf).is_ok();
+            let activity = match stop.group_stop {
+                true => Some(Activity::Stopped),
+                false => told.and_then(|told| Activity::of(Machine::HERE, told, ran, read)),
+            };
+            activities.extend(activity.map(|activity| (thread.id, activity)));
+            threads.push(thread);
+        }
         let mut notes = std::mem::take(&mut stopped.notes);
         let mut captured = copy_stacks(&threads, &process.mappings, &process.source, pid, options, &mut notes);
         let copied = reread::copy(set, &process, &mut captured);
@@ -235,7 +252,7 @@ impl LiveTarget {
             threads.push(Thread { problem: Some(why.to_string()), ..thread_named(tid, name(tid)) });
         }
         threads.sort_by_key(|t| (t.id.0 != pid, t.id));
-        Ok(LiveTarget { copied, ..process.target(pid, threads, notes, captured, evidence) })
+        Ok(LiveTarget { copied, activities, ..process.target(pid, threads, notes, captured, evidence) })
     }
 }
 
@@ -265,7 +282,21 @@ impl Process {
             log: Mutex::default(),
             files,
             slept: None,
+            activities: HashMap::new(),
+            facts: Facts::default(),
         }
+    }
+}
+
+impl LiveTarget {
+    /// What `/proc` says about the process. It is asked when the threads run again, because it does not change with
+    /// them.
+    fn facts_of_now(&self) -> Facts {
+        let facts = facts_of(self.pid);
+        // If the process runs another program meanwhile, that program's facts are not those of the stop. The memory file
+        // is bound to the address space that was seen.
+        let same = self.mappings.iter().find(|m| m.read).is_some_and(|m| self.source.read(m.start, &mut [0]).is_ok());
+        if same { facts } else { Facts::default() }
     }
 }
 
@@ -320,6 +351,14 @@ impl Target for LiveTarget {
         }
         out.push(FileLocation::kernel(format!("/proc/{}/map_files/{:x}-{:x}", self.pid, mapping.start, mapping.end)));
         out
+    }
+
+    fn facts(&self) -> Facts {
+        self.facts.clone()
+    }
+
+    fn activity(&self, thread: ThreadId) -> Option<Activity> {
+        self.activities.get(&thread).copied()
     }
 
     fn maps_another(&self, mapping: &Mapping, file: &Identity) -> bool {

@@ -4,6 +4,7 @@
 pub mod callback;
 pub mod core;
 pub mod elf;
+pub mod facts;
 pub mod file_kind;
 pub mod files;
 pub mod live;
@@ -17,6 +18,7 @@ pub mod same_file;
 pub mod testing;
 pub mod unpack;
 
+use self::facts::{Activity, Facts};
 use self::files::FileLocation;
 use crate::arch::{Machine, Registers};
 use std::ops::Range;
@@ -251,6 +253,15 @@ pub trait Target: Memory {
     fn maps_another(&self, mapping: &Mapping, file: &files::Identity) -> bool {
         let _ = (mapping, file);
         false
+    }
+    /// What is known of the target besides its memory, its threads and its files.
+    fn facts(&self) -> Facts {
+        Facts::default()
+    }
+    /// What a thread did at the instant of its registers. `None` if that is not known.
+    fn activity(&self, thread: ThreadId) -> Option<Activity> {
+        let _ = thread;
+        None
     }
     /// What the reader of a report should know about the target, such as a truncated core or threads that vanished.
     /// One line each.

@@ -1,10 +1,12 @@
 //! Reads the notes of a core: threads, registers, file mappings and the auxiliary vector. The kernel and gdb write
 //! the same records in different orders; both begin a thread with NT_PRSTATUS.
 
+use super::facts::{self, COMMAND_LINE_BYTES, CommandLine, SignalDetails};
 use super::{Mapping, Thread, ThreadId};
-use crate::arch::{Machine, Registers, Slot};
+use crate::arch::{Interrupted, Machine, Registers, Slot};
 use crate::bytes::{Bytes, Short};
 use crate::limits;
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -48,8 +50,15 @@ pub struct Notes {
     pub pid: Option<u32>,
     /// Name of the main thread (`comm`) if the kernel wrote the core, name of the executable if gdb did.
     pub command: Option<String>,
-    /// Start of the command line, up to 80 bytes.
-    pub arguments: Option<String>,
+    /// Real user id and group id of the process (NT_PRPSINFO).
+    pub user: Option<(u32, u32)>,
+    /// Start of the command line (NT_PRPSINFO).
+    pub command_line: Option<CommandLine>,
+    /// What the registers of each thread tell about what it did. `None` where that is not known, or where two threads claim
+    /// to be the same one.
+    pub told: HashMap<ThreadId, Option<Interrupted>>,
+    /// Why the first thread got its signal (NT_SIGINFO).
+    pub signal: Option<SignalDetails>,
     /// Auxiliary vector, as keys and values.
     pub auxv: Vec<(u64, u64)>,
     /// File mappings (NT_FILE).
@@ -155,7 +164,8 @@ impl Notes {
                     return;
                 }
                 *current = Current::new(current.machine);
-                self.prstatus(current.machine, note.data).map(|thread| {
+                self.prstatus(current.machine, note.data).map(|(thread, told)| {
+                    self.told.entry(thread.id).and_modify(|told| *told = None).or_insert(told);
                     self.threads.push(thread);
                     own_signal.push(false);
                 })
@@ -171,6 +181,9 @@ impl Notes {
                     {
                         *own = true;
                         thread.signal = thread.signal.or(Some(signal as i32));
+                    }
+                    if self.threads.len() == 1 {
+                        self.signal = SignalDetails::parse(note.data);
                     }
                 })
             }
@@ -195,7 +208,7 @@ impl Notes {
         }
     }
 
-    fn prstatus(&self, machine: Machine, data: &[u8]) -> Result<Thread, Short> {
+    fn prstatus(&self, machine: Machine, data: &[u8]) -> Result<(Thread, Option<Interrupted>), Short> {
         let mut b = Bytes::new(data);
         b.skip(12)?;
         let cursig = b.u16()?;
@@ -212,14 +225,18 @@ impl Notes {
         };
         let mut b = Bytes::new(data);
         let kernel = machine.description().kernel;
+        let mut told = None;
         match b.skip(kernel.prstatus_registers as u64).and_then(|()| b.take(kernel.general_words as u64 * 8)) {
-            Ok(regs) => thread.set_general(regs),
+            Ok(regs) => {
+                thread.set_general(regs);
+                told = facts::interrupted(machine, regs);
+            }
             Err(_) => {
                 let expected = kernel.prstatus_size;
                 thread.problem = Some(format!("its NT_PRSTATUS has {} bytes, not {expected}", data.len()));
             }
         }
-        Ok(thread)
+        Ok((thread, told))
     }
 
     fn vectors(&mut self, data: &[u8], current: &mut Current) -> Result<(), Short> {
@@ -233,7 +250,8 @@ impl Notes {
 
     fn prpsinfo(&mut self, data: &[u8]) -> Result<(), Short> {
         let mut b = Bytes::new(data);
-        b.skip(24)?;
+        b.skip(16)?;
+        let (uid, gid) = (b.u32()?, b.u32()?);
         let pid = b.u32()?;
         b.skip(12)?;
         // The kernel's name ends with a zero byte at this place at the latest (TASK_COMM_LEN). gdb's gcore fills all
@@ -241,8 +259,8 @@ impl Notes {
         let name = text(&b.take(16)?[..15]);
         self.pid = (pid != 0).then_some(pid);
         self.command = (!name.is_empty()).then_some(name);
-        let arguments = text(b.take(80)?);
-        self.arguments = (!arguments.is_empty()).then_some(arguments);
+        self.command_line = CommandLine::of_note(b.take(COMMAND_LINE_BYTES as u64)?);
+        self.user = Some((uid, gid));
         Ok(())
     }
 

@@ -46,6 +46,20 @@ impl std::ops::Deref for ObjectData {
     }
 }
 
+words! {
+    /// What tells that a file on disk is the one that the target has loaded.
+    Fits {
+        /// Both have the same build id.
+        BuildId = "build_id",
+        /// Its headers, its dynamic section or its code were compared.
+        Code = "code",
+        /// The kernel itself led to the file that is mapped.
+        Kernel = "kernel",
+        /// Nothing could be compared; the file has the right name.
+        NotCompared = "not_compared",
+    }
+}
+
 /// What is missing or wrong about a file of the target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -66,10 +80,11 @@ pub struct LoadedObject {
     /// Lowest address and one past the highest address of the file's mappings.
     pub range: (u64, u64),
     /// Build id of the file, from the target's memory (or core) if it is there, else from the file on disk.
-    #[cfg_attr(not(any(test, feature = "internals")), expect(dead_code, reason = "tests ask for it"))]
     pub build_id: Option<Vec<u8>>,
     /// The file's bytes; `None` when it is missing or is not the file that the target runs (see `problem`).
     pub data: Option<ObjectData>,
+    /// What tells that the file on disk is the one that was loaded. `None` if `data` is not from a file on disk.
+    pub fits: Option<Fits>,
     /// Path and bytes of the separate debug file. It was found by build id or debuglink, and checked.
     pub debug: Option<(PathBuf, ObjectData)>,
     /// What is missing or wrong about the file.
@@ -119,7 +134,24 @@ impl Excerpts {
     }
 }
 
+/// What a file tells about names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    /// Whether there is a symbol table (`.symtab`), besides the symbols that the dynamic linker needs.
+    pub symbols: bool,
+    /// Whether there is debug information.
+    pub debug_info: bool,
+}
+
 impl LoadedObject {
+    /// What the file and its separate debug file tell about names. `None` if there is neither.
+    pub fn names(&self) -> Option<Names> {
+        let files = self.data.iter().chain(self.debug.iter().map(|(_, data)| data));
+        files
+            .map(|data| names_of(data))
+            .reduce(|a, b| Names { symbols: a.symbols || b.symbols, debug_info: a.debug_info || b.debug_info })
+    }
+
     /// File name without its directories.
     pub fn name(&self) -> String {
         self.path
@@ -221,6 +253,14 @@ impl Objects {
     pub fn executable(&self) -> Option<&LoadedObject> {
         self.objects.first().filter(|_| self.has_executable)
     }
+}
+
+fn names_of(data: &[u8]) -> Names {
+    use object::{Object, ObjectSection};
+    let Ok(file) = object::File::parse(data) else { return Names::default() };
+    // Stripped files and their debug files keep the headers of sections whose contents they do not have.
+    let has = |name: &str| file.section_by_name(name).is_some_and(|s| s.file_range().is_some_and(|(_, len)| len > 0));
+    Names { symbols: has(".symtab"), debug_info: has(".debug_info") || has(".zdebug_info") }
 }
 
 fn entry(target: &dyn Target) -> Option<u64> {

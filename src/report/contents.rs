@@ -1,5 +1,7 @@
 //! What modules and instances hold: the view model of `wstate modules`, and its text.
 
+use super::facts::NativeObject;
+use super::header;
 use super::json;
 use super::text::{self, TextOptions, clean, clean_message};
 use super::{EngineSeen, ExternKind, Hex, NameSource, Report, Runtime, SCHEMA_VERSION, Target, ValType, Value, Why};
@@ -36,6 +38,9 @@ pub struct Contents {
     /// What the modules hold, in the order of their numbers.
     #[serde(default, deserialize_with = "json::list")]
     pub contents: Vec<ModuleContents>,
+    /// Executables and libraries, the main executable first; missing if not asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub objects: Option<Vec<NativeObject>>,
     /// Whether a file that the user named was not used because it does not fit; `notes` has the reason.
     #[serde(skip)]
     pub refused: bool,
@@ -186,6 +191,8 @@ pub struct Lists {
     pub functions: bool,
     /// Whether to list the exports of each module.
     pub exports: bool,
+    /// Whether to list executables and libraries.
+    pub native: bool,
 }
 
 impl Contents {
@@ -209,6 +216,7 @@ impl Contents {
             objects_problems: report.objects_problems.clone(),
             notes: report.notes.clone(),
             contents: Vec::new(),
+            objects: None,
             refused: false,
         }
     }
@@ -231,7 +239,9 @@ impl Contents {
             let rows = i.memories.iter().all(|m| m.why.is_none()) && i.tables.iter().all(|t| t.why.is_none());
             lists && rows && i.globals.iter().all(|g| g.value.why.is_none())
         };
+        let found = |object: &NativeObject| object.problem.is_none();
         self.instances().all(|(_, i)| known(i))
+            && self.objects.iter().flatten().all(found)
             && self
                 .contents
                 .iter()
@@ -255,6 +265,9 @@ impl Contents {
         // Writing to a string cannot fail.
         for module in &self.contents {
             let _ = module_text(self, module, &mut out);
+        }
+        if let Some(objects) = &self.objects {
+            let _ = header::objects_text(objects, &mut out);
         }
         out
     }

@@ -5,7 +5,9 @@
 pub mod contents;
 #[cfg(feature = "cli")]
 pub mod elf_symbols;
+pub mod facts;
 pub mod fold;
+mod header;
 #[cfg(feature = "cli")]
 pub mod hexdump;
 pub mod json;
@@ -23,6 +25,7 @@ pub mod wasm_coredump;
 #[cfg(test)]
 mod tests;
 
+use self::facts::{TargetFacts, ThreadState};
 pub use crate::runtime::engines::Engine;
 use crate::runtime::engines::Sighting;
 pub use crate::runtime::{Compared, FoundBy, Place, RuntimeName, Why};
@@ -251,6 +254,9 @@ pub struct Target {
     pub path: Option<String>,
     /// Number of the signal that ended the process (cores).
     pub signal: Option<i32>,
+    /// What else is known of it.
+    #[serde(flatten)]
+    pub facts: TargetFacts,
 }
 
 /// An engine for WebAssembly of which nothing else is shown.
@@ -342,6 +348,9 @@ pub struct Thread {
     pub end: Option<End>,
     /// Number of the signal it died from or was stopped by (cores).
     pub signal: Option<i32>,
+    /// What it did at the instant of its registers. Missing where that is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<ThreadState>,
     /// What a reader should know about this thread.
     #[serde(default, deserialize_with = "json::list")]
     pub notes: Vec<String>,

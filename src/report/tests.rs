@@ -70,6 +70,7 @@ fn rich() -> Report {
         description: Some("core core.4711 of near-host (pid 4711)".to_string()),
         path: Some("core.4711".to_string()),
         signal: Some(6),
+        facts: Default::default(),
     });
     report.wstate_version = "0.0.0-test".to_string();
     report.runtimes.push(Runtime {
@@ -161,6 +162,7 @@ fn rich() -> Report {
         ],
         end: Some(End { kind: EndKind::Bottom, why: None }),
         signal: Some(6),
+        state: None,
         notes: vec![],
     });
     let mut deep = wasm(12, 0x7f3a_b0d6_0a31, Some("spin"), 4, OpPosition::Unknown);
@@ -174,6 +176,7 @@ fn rich() -> Report {
             why: Some("no memory can be read at 0x7ffd10000000 (8 bytes), the core is cut off".to_string()),
         }),
         signal: None,
+        state: None,
         notes: vec!["registers are from after the stop".to_string()],
     });
     report.threads.push(Thread {
@@ -182,6 +185,7 @@ fn rich() -> Report {
         frames: vec![],
         end: Some(End::no_registers(Some("not in the core"))),
         signal: Some(77),
+        state: None,
         notes: vec![],
     });
     report
@@ -746,6 +750,7 @@ fn a_report_of_nulls_still_shows_every_frame() {
         frames: vec![frame.clone(), Frame { kind: FrameKind::Unknown, ..frame }],
         end: None,
         signal: None,
+        state: None,
         notes: vec![],
     });
     report.wstate_version = String::new();

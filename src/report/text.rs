@@ -3,7 +3,7 @@
 use super::reasons::{OfModule, Reasons};
 use super::{
     EndKind, Frame, FrameKind, Function, Module, OpPosition, Place, Report, Runtime, Thread, Trust, Value, Variable,
-    WasmPosition, fold, machinery, names, paths,
+    WasmPosition, fold, header, machinery, names, paths,
 };
 use crate::arch::Machine;
 use crate::limits;
@@ -212,12 +212,13 @@ impl<'a> Text<'a> {
         if let Some(e) = &target.executable {
             line += &format!(", executable {}", clean(e));
         }
-        // gdb's gcore writes the signal with which it stopped the process. Such a signal has not ended the process.
-        let stopped = |s: i32| [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU].contains(&s);
-        if let Some(s) = target.signal {
-            line += &format!(", {} {}", if stopped(s) { "stopped by" } else { "ended by" }, signal_name(s));
+        if let Some(end) = header::end_of(target) {
+            line += &format!(", {end}");
         }
         writeln!(self.out, "{}", self.paint(HEADER, &line))?;
+        for line in header::lines(target, self.options.verbose) {
+            writeln!(self.out, "  {line}")?;
+        }
         if self.report.runtimes.iter().all(|r| r.modules.is_empty()) {
             writeln!(self.out, "no Wasm module found")?;
             writeln!(self.out, "note: {}", super::known_runtimes())?;
@@ -307,7 +308,10 @@ impl<'a> Text<'a> {
             line += &format!(" \"{}\"", clean(name));
         }
         if let Some(s) = thread.signal {
-            line += &format!(", {}", signal_name(s));
+            line += &format!(", {}", header::signal_name(s));
+        }
+        if let Some(state) = header::state_of(thread) {
+            line += &format!(", {state}");
         }
         let line = self.paint(HEADER, &line);
         if self.is_short(thread) {
@@ -719,12 +723,4 @@ fn variable_text(v: &Variable) -> String {
         text += &format!(" ({})", clean(&why.to_string()));
     }
     text
-}
-
-/// The name of a signal, or its number if nix knows no name for it.
-fn signal_name(number: i32) -> String {
-    match nix::sys::signal::Signal::try_from(number) {
-        Ok(s) => s.as_str().to_string(),
-        Err(_) => format!("signal {number}"),
-    }
 }

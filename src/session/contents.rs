@@ -5,10 +5,12 @@ use super::{Answer, Origin, Session, no_changes};
 use crate::error::Error;
 use crate::limits;
 use crate::process::files::Steady;
+use crate::process::objects::Objects;
 use crate::process::{Memory, Target};
 use crate::report::contents::{
     Contents, ExportRow, FunctionRow, GlobalRow, Instance, Lists, MemoryRow, ModuleContents, TableRow,
 };
+use crate::report::facts::NativeObject;
 use crate::report::{self, Frame, Hex, Report};
 use crate::runtime::all::Runtimes;
 use crate::runtime::{self, Declared, GuestFunction, GuestInstance, Provider, Runtime, Slot};
@@ -44,7 +46,8 @@ impl<'t> Session<'t> {
         let answer = self.ask(|look| {
             let mut provider = Runtimes::new(&found);
             let Some(outcome) = look.outcome_of_one_instant(&mut provider)? else { return Ok(None) };
-            let answer = work(&Seen { target: look.target, outcome: &outcome, runtime: provider.runtime() })?;
+            let (target, objects) = (look.target, look.objects);
+            let answer = work(&Seen { target, objects, outcome: &outcome, runtime: provider.runtime() })?;
             Ok(Some((answer, outcome, provider)))
         });
         no_changes(&steady)?;
@@ -56,6 +59,7 @@ impl<'t> Session<'t> {
 /// A target while it is looked at, and what was found in it.
 pub(super) struct Seen<'a> {
     pub target: &'a dyn Target,
+    pub objects: &'a Objects,
     pub outcome: &'a Outcome,
     pub runtime: &'a dyn Runtime,
 }
@@ -63,7 +67,8 @@ pub(super) struct Seen<'a> {
 impl Seen<'_> {
     pub fn contents(&self, lists: Lists) -> Contents {
         let contents = contents_of(&self.outcome.report, self.runtime, self.target, lists);
-        Contents { refused: self.outcome.refused, ..contents }
+        let objects = lists.native.then(|| self.objects.iter().map(NativeObject::new).collect());
+        Contents { objects, refused: self.outcome.refused, ..contents }
     }
 }
 

@@ -188,6 +188,7 @@ mod tests {
                 range: (0, 0),
                 build_id: None,
                 data: None,
+                fits: None,
                 debug: None,
                 unpacked: Default::default(),
                 excerpts: Default::default(),

@@ -5,6 +5,7 @@ use super::{Options, Source};
 use crate::arch::CodeAddress;
 use crate::process::objects::Objects;
 use crate::process::{Target, Thread};
+use crate::report::facts::{TargetFacts, ThreadState};
 use crate::report::{self, Frame, FrameKind, Function, Hex, OpPosition, Report, WasmPosition};
 use crate::runtime::{GuestFrame, GuestKind, Position, Runtime};
 use crate::symbolize::native::NativeSymbolizer;
@@ -42,6 +43,7 @@ impl View<'_, '_> {
             description: Some(target.description()),
             path,
             signal: target.threads().first().and_then(|t| t.signal),
+            facts: TargetFacts::new(target.facts(), target.machine(), self.objects.executable()),
         });
         for (i, module) in self.runtime.modules().iter().enumerate() {
             let row = report::Module::new(i as u32, module);
@@ -72,6 +74,7 @@ impl View<'_, '_> {
             frames: Vec::new(),
             end: Some(report::End::no_registers(thread.problem.as_deref())),
             signal: thread.signal,
+            state: self.target.activity(thread.id).map(|activity| ThreadState::new(activity, self.target.machine())),
             notes: thread.problem.clone().filter(|_| stack.is_some()).into_iter().collect(),
         };
         let Some(stack) = stack else { return out };

@@ -157,6 +157,7 @@ pub fn object(name: &str, bias: u64, range: (u64, u64), bytes: Vec<u8>) -> Loade
         range,
         build_id: None,
         data: Some(ObjectData::Memory(bytes)),
+        fits: None,
         debug: None,
         unpacked: Default::default(),
         excerpts: Default::default(),

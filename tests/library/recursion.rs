@@ -112,6 +112,7 @@ fn native(depth: usize, chain: usize) -> (Vec<Option<String>>, Vec<String>) {
         range: (BIAS, BIAS + 0x10000),
         build_id: None,
         data: Some(ObjectData::Memory(elf(&[(".debug_abbrev", &abbreviations), (".debug_info", &info)]))),
+        fits: None,
         debug: None,
         unpacked: Default::default(),
         excerpts: Default::default(),

@@ -63,6 +63,7 @@ fn loaded(elf: Option<Vec<u8>>) -> LoadedObject {
         range: (0, 0),
         build_id: None,
         data: elf.map(ObjectData::Memory),
+        fits: None,
         debug: None,
         unpacked: Default::default(),
         excerpts: Default::default(),

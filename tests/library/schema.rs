@@ -9,16 +9,20 @@ use std::path::Path;
 const DOCUMENTS: [&str; 6] = ["report", "modules", "doctor", "image", "difference", "imports"];
 
 /// Keys whose text is free: names and paths of the target, sentences for people, numbers written as text.
-const FREE: [&str; 32] = [
+const FREE: [&str; 38] = [
     "backend",
     "bits",
+    "build_id",
     "checks",
+    "debug_file",
+    "command_line",
     "description",
     "evidence",
     "executable",
     "file",
     "index",
     "locals_why",
+    "meaning",
     "memories_why",
     "exports_why",
     "functions_why",
@@ -35,11 +39,13 @@ const FREE: [&str; 32] = [
     "problem",
     "registers",
     "stack_why",
+    "system_call",
     "tables_why",
     "value",
     "wasm_file",
     "what",
     "why",
+    "written",
     "wstate_version",
     // Of a variable of the source language; a Wasm type is a word.
     "type",

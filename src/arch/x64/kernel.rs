@@ -16,6 +16,11 @@ pub static KERNEL: KernelLayout = KernelLayout {
     thread_pointer: Some(21),
     // orig_rax
     system_call: 15,
+    // rax
+    result: 10,
+    // rcx
+    return_address: 11,
+    system_call_name: super::system_calls::name,
     vectors_size: FXSAVE_XMM + 16 * 16,
     // NT_X86_XSTATE
     extended_note: 0x202,

@@ -5,6 +5,7 @@ pub mod code;
 mod kernel;
 pub mod prologue;
 mod registers;
+mod system_calls;
 
 pub use kernel::{KERNEL, SYSCALL};
 pub use registers::*;

@@ -40,7 +40,7 @@ fn threads_registers_and_names() {
     assert_eq!(first.registers.pc(), Some(0x1234));
     assert_eq!(first.registers.get(x64::R15), Some(15));
     assert_eq!(first.registers.get(x64::XMM15), Some(0x4037_0000_0000_0000));
-    assert_eq!((core.pid(), core.command_line()), (Some(11), Some("app --flag")));
+    assert_eq!((core.pid(), core.facts().command_line.unwrap().text()), (Some(11), "app --flag".to_string()));
     assert_eq!(core.executable(), Some(Path::new("/bin/app")));
     assert_eq!(core.description(), "core core.test of app");
     assert!(core.notes().is_empty(), "{:?}", core.notes());

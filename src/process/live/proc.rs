@@ -4,10 +4,13 @@ use super::evidence::MappedFiles;
 use super::system::read_ranges;
 use crate::arch::{Machine, Registers};
 use crate::error::Error;
+use crate::limits;
+use crate::process::facts::{CommandLine, Facts};
 use crate::process::notes::parse_auxv;
 use crate::process::{Mapping, Memory, MemoryError, Thread, ThreadId};
 use std::ffi::OsStr;
 use std::fs::File;
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -253,6 +256,25 @@ pub(super) fn thread_state(pid: u32, tid: libc::pid_t) -> Option<u8> {
 
 pub(super) fn is_gone(pid: u32, tid: libc::pid_t) -> bool {
     matches!(thread_state(pid, tid), None | Some(b'Z' | b'X'))
+}
+
+/// What `/proc` says about a process as a whole, besides its memory and files.
+pub(super) fn facts_of(pid: u32) -> Facts {
+    let status = format!("/proc/{pid}/status");
+    // The first of four ids is the real one.
+    let id = |key| status_field(&status, key)?.split_ascii_whitespace().next()?.parse().ok();
+    let mut line = Vec::new();
+    let most = limits::MAX_COMMAND_LINE_BYTES;
+    let read =
+        File::open(format!("/proc/{pid}/cmdline")).and_then(|file| file.take(most as u64 + 1).read_to_end(&mut line));
+    let cut = line.len() > most;
+    line.truncate(most);
+    Facts {
+        uid: id("Uid"),
+        gid: id("Gid"),
+        command_line: read.ok().and_then(|_| CommandLine::of_arguments(&line, cut)),
+        ..Facts::default()
+    }
 }
 
 /// Returns the value of a field in a file such as `/proc/PID/status`.

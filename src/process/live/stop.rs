@@ -4,10 +4,11 @@ use super::general::GeneralRegisters;
 use super::proc::{comm, is_gone, list_threads, name_of, starts_child, thread_name, thread_named, thread_state};
 use super::system::{FLOATING_POINT_STATE, Stop, Urgent, Wait, get_regset, ptrace, stop_of};
 use super::{CaptureOptions, attachable, refusal};
-use crate::arch::Machine;
+use crate::arch::{Interrupted, Machine};
 use crate::error::Error;
 use crate::limits;
 use crate::process::Thread;
+use crate::process::facts;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -30,10 +31,15 @@ const VFORK: &str =
     "it waits until the child that it has started (vfork) executes a program or ends, and cannot be stopped";
 
 impl Stop {
-    pub(super) fn registers(&self, name: Option<String>) -> Thread {
+    /// The thread with its registers, and what they tell about what it did.
+    pub(super) fn registers(&self, name: Option<String>) -> (Thread, Option<Interrupted>) {
+        let mut told = None;
         let mut thread = Thread { signal: (self.held != 0).then_some(self.held), ..thread_named(self.tid, name) };
         match GeneralRegisters::read(self.tid) {
-            Ok(Some(registers)) => thread.set_general(registers.bytes()),
+            Ok(Some(registers)) => {
+                thread.set_general(registers.bytes());
+                told = facts::interrupted(Machine::HERE, registers.bytes());
+            }
             Ok(None) => {
                 let supported = Machine::HERE.description().name;
                 thread.problem = Some(format!("it is a 32-bit thread; only {supported} is supported"));
@@ -46,7 +52,7 @@ impl Stop {
         {
             thread.set_vectors(&vectors);
         }
-        thread
+        (thread, told)
     }
 }
 
@@ -61,6 +67,8 @@ pub(super) struct Stopped {
     // Open files from which the names are read. They are closed when everything runs again.
     name_files: HashMap<libc::pid_t, File>,
     pub(super) notes: Vec<String>,
+    // Threads that ran or waited for a processor just before they were interrupted.
+    pub(super) ran: HashSet<libc::pid_t>,
     // When the first thread was interrupted.
     pub(super) since: Instant,
 }
@@ -92,6 +100,7 @@ impl Stopped {
             names: HashMap::new(),
             name_files: HashMap::new(),
             notes: Vec::new(),
+            ran: HashSet::new(),
             since: Instant::now(),
         }
     }
@@ -138,6 +147,7 @@ impl Stopped {
                 return true;
             }
             let (running, sleeping) = running_and_sleeping(pid, seized);
+            all.ran.extend(&running);
             if all.threads.is_empty() {
                 all.since = Instant::now();
             }

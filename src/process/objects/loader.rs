@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use super::{Doubt, Excerpts, LoadedObject, ObjectData, Problem, SearchPaths, Unpacked};
+use super::{Doubt, Excerpts, Fits, LoadedObject, ObjectData, Problem, SearchPaths, Unpacked};
 use crate::limits;
 use crate::process::elf::{self, HEADER_SIZE, Headers, LoadedHeaders, pf, pt};
 use crate::process::file_kind::{self, Door};
@@ -25,8 +25,8 @@ struct Candidate {
     place: FileLocation,
     file: Mapped,
     headers: Headers,
-    /// Whether it is proven to be the one that was loaded.
-    proven: bool,
+    /// What tells that it is the one that was loaded.
+    fits: Fits,
 }
 
 /// A loaded file with the ranges of its mappings.
@@ -73,7 +73,7 @@ impl<'a> Loader<'a> {
             instances.push((bias, mappings.iter().map(|m| (m.start, m.end)).collect()));
         }
         let doubt = match &file {
-            Some(file) if file.proven => None,
+            Some(file) if file.fits != Fits::NotCompared => None,
             Some(file) => {
                 let what =
                     "its names may be those of another build: it has no build id, and its code could not be compared";
@@ -82,6 +82,7 @@ impl<'a> Loader<'a> {
             // The file that is at the path now is another one.
             None => problem.is_some().then_some(None),
         };
+        let fits = file.as_ref().map(|f| f.fits);
         let mut file = file.map(|f| (f.place, f.file));
         let mut out = Vec::new();
         let mut left = instances.len();
@@ -114,6 +115,7 @@ impl<'a> Loader<'a> {
             let opened = opened.map(|place| place.path().to_path_buf());
             let mut found = object(path, bias, ranges, opened, build_id, data, problem.clone());
             found.0.debug = debug;
+            found.0.fits = fits.filter(|_| found.0.opened.is_some());
             out.push(found);
         }
         out
@@ -198,9 +200,15 @@ impl<'a> Loader<'a> {
             });
             match why {
                 None => {
-                    let proven = evidence == Evidence::Same;
+                    let by_build_id = memory.is_some_and(|m| m.build_id.is_some());
+                    let fits = match evidence {
+                        Evidence::Same if by_build_id => Fits::BuildId,
+                        Evidence::Same if candidate.is_kernel() => Fits::Kernel,
+                        Evidence::Same => Fits::Code,
+                        _ => Fits::NotCompared,
+                    };
                     return (
-                        Some(Candidate { place: candidate, file, headers, proven }),
+                        Some(Candidate { place: candidate, file, headers, fits }),
                         wrong.filter(|_| is_main && self.search.executable.is_some()),
                     );
                 }
@@ -309,6 +317,7 @@ impl<'a> Loader<'a> {
         self.doubts.borrow_mut().push(Doubt { range: (0, u64::MAX), note: Some(note) });
         let mut found = object(path, bias, ranges, Some(path.to_path_buf()), id, Some(data), None);
         found.0.debug = debug;
+        found.0.fits = Some(Fits::NotCompared);
         Some(found)
     }
 }
@@ -402,6 +411,7 @@ fn object(
         range: (start, end),
         build_id,
         data,
+        fits: None,
         debug: None,
         unpacked: Unpacked::default(),
         excerpts: Excerpts::default(),

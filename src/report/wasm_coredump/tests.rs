@@ -74,6 +74,7 @@ fn example() -> (Report, Contents) {
         description: None,
         path: None,
         signal: None,
+        facts: Default::default(),
     });
     let module = |index: u32, name: &str| ReportModule {
         index: Some(index),
@@ -110,6 +111,7 @@ fn example() -> (Report, Contents) {
         frames,
         end: None,
         signal: None,
+        state: None,
         notes: Vec::new(),
     };
     let native = Frame::new(1, 0x2000, FrameKind::Native);

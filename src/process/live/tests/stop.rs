@@ -54,7 +54,7 @@ fn a_signal_that_arrives_before_the_interrupt_is_delivered_in_any_case() {
             ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0).unwrap();
             assert_eq!(stopped.wait_for(vec![tid], Duration::from_secs(10)), 0);
             assert_eq!(stopped.threads[0].held, signal);
-            assert_eq!(stopped.threads[0].registers(None).signal, Some(signal));
+            assert_eq!(stopped.threads[0].registers(None).0.signal, Some(signal));
             if let_go {
                 stopped.release();
             }

@@ -229,6 +229,7 @@ mod tests {
             range,
             build_id: None,
             data: None,
+            fits: None,
             debug: None,
             unpacked: Default::default(),
             excerpts: Default::default(),
