@@ -69,7 +69,7 @@ Examples:
   wstate attach 4711 --fold                   deep recursion in a few lines
   wstate attach 4711 -t 4713 --settle
   wstate attach 4711 --nonblocking
-  wstate attach 4711 --json-output report.json    text here, and JSON of the same stop in a file
+  wstate attach 4711 --json-output report.json   text here, and the same stop as JSON
   wstate attach 4711 -t 4711 --format image -o state.bin";
 
 const CORE_HELP: &str = "\
@@ -205,7 +205,7 @@ Examples:
   wstate modules 4711
   wstate modules core.4711 ./near-host --exports
   wstate modules core.4711 --wasm app.wasm --functions --json
-  wstate modules 4711 --json-output modules.json      text here, and JSON of the same moment in a file";
+  wstate modules 4711 --json-output modules.json   text here, and the same as JSON in a file";
 
 const MEMORY_HELP: &str = "\
 Prints bytes of a linear memory, sixteen in a line, or with --raw as they are. ADDR is an address in the linear \
@@ -317,8 +317,9 @@ impl Cli {
     /// # Errors
     /// It is neither.
     pub fn check_word(&self) -> Result<(), Usage> {
-        match self.stacks.target.unknown() {
-            Some(word) => Err(Usage(refusal::no_command(&Cli::command(), word))),
+        let target = &self.stacks.target;
+        match target.unknown() {
+            Some(word) => Err(Usage(refusal::no_command(&Cli::command(), word, target.of.as_deref()))),
             None => Ok(()),
         }
     }

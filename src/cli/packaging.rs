@@ -149,7 +149,7 @@ mod tests {
                     Shell::Bash if is_root => part("\n        wstate)\n", ";;\n"),
                     Shell::Bash => part(&format!("\n        wstate__subcmd__{command})\n"), "return 0"),
                     Shell::Zsh if is_root => part("_wstate() {", "_wstate_commands"),
-                    Shell::Zsh => part(&format!("\n({command})\n"), "\n;;\n"),
+                    Shell::Zsh => part(&format!("({command})\n_arguments"), "\n;;\n"),
                     Shell::Fish if is_root => text.clone(),
                     Shell::Fish => text
                         .lines()

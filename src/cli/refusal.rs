@@ -55,8 +55,13 @@ pub fn sentence(root: &Command, command: &Command, error: &clap::Error, args: &[
             None => format!("{} is no value of {name}", quoted(&value)),
         },
         ErrorKind::UnknownArgument => unknown_argument(root, command, error, &arg, args),
+        // Only `wstate help` takes nothing but the name of a command.
         ErrorKind::InvalidSubcommand => {
-            no_command(root, OsStr::new(&text(ContextKind::InvalidSubcommand).unwrap_or_default()))
+            let word = text(ContextKind::InvalidSubcommand).unwrap_or_default();
+            match similar(root, OsStr::new(&word)) {
+                Some(similar) => format!("there is no command {}; did you mean: wstate help {similar}", quoted(&word)),
+                None => format!("there is no command {}: wstate help lists them all", quoted(&word)),
+            }
         }
         ErrorKind::ArgumentConflict => match text(ContextKind::PriorArg) {
             Some(prior) if option(&prior) == name => format!("{name} is given twice: give it once"),
@@ -89,10 +94,11 @@ pub fn sentence(root: &Command, command: &Command, error: &clap::Error, args: &[
     }
 }
 
-/// What is said of a word that is no command. The parser finds one that looks like it.
-pub fn no_command(root: &Command, word: &OsStr) -> String {
+/// What is said of a word that is no command, and has `next` behind it. The parser finds one that looks like it.
+pub fn no_command(root: &Command, word: &OsStr, next: Option<&OsStr>) -> String {
+    let next = next.map_or(String::new(), |next| format!(" {}", clean(&next.to_string_lossy())));
     match similar(root, word) {
-        Some(similar) => format!("there is no command {}; did you mean {similar}?", quoted(word)),
+        Some(similar) => format!("there is no command {}; did you mean: wstate {similar}{next}", quoted(word)),
         None => format!("{} is neither a command, nor a process id, nor a file", quoted(word)),
     }
 }

@@ -471,6 +471,8 @@ fn help_of_a_command_is_the_same_in_both_ways() {
     }
     assert_eq!(help(&["help"]), help(&["--help"]));
     assert_eq!(help(&["-h"]), help(&["--help"]));
+    let (code, out, err) = run(&[]);
+    assert_eq!((code, out.as_str(), err), (Some(64), "", help(&["--help"])));
     let lines = help(&["--help"]).lines().count();
     assert!(lines <= 40, "{lines} lines are more than a screen");
 }
