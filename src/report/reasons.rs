@@ -107,6 +107,7 @@ fn module(frame: &Frame) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::facts::TargetFacts;
     use crate::report::{OpPosition, Target, TargetKind, Thread, WasmPosition};
 
     fn frame(module: u32, locals: Result<(), Why>, stack: Result<(), Why>) -> Frame {
@@ -127,7 +128,9 @@ mod tests {
 
     fn said(frames: Vec<Frame>) -> Vec<(u32, String)> {
         let (kind, none) = (TargetKind::Process, None);
-        let target = Target { kind, pid: None, executable: none.clone(), description: none, path: None, signal: None };
+        let facts = TargetFacts::default();
+        let target =
+            Target { kind, pid: None, executable: none.clone(), description: none, path: None, signal: None, facts };
         let mut report = Report::new(target);
         // The frames of a module may be on several threads.
         for frame in frames {
@@ -137,6 +140,7 @@ mod tests {
                 frames: vec![frame],
                 end: None,
                 signal: None,
+                state: None,
                 notes: Vec::new(),
             });
         }

@@ -1,5 +1,6 @@
 //! Tests each form of output with one report that has everything in it.
 
+use super::facts::TargetFacts;
 use super::text::TextOptions;
 use super::*;
 use crate::arch::{Reg, x64};
@@ -225,6 +226,7 @@ fn wasmtime() -> Report {
         description: Some("process 4711 (host)".to_string()),
         path: None,
         signal: None,
+        facts: TargetFacts::default(),
     });
     report.runtimes.push(Runtime {
         name: RuntimeName::Wasmtime,
@@ -315,6 +317,7 @@ fn wasmtime() -> Report {
         frames,
         end,
         signal: None,
+        state: None,
         notes: vec![],
     };
     report.threads.push(thread(4711, "host", frames, end()));
@@ -743,6 +746,7 @@ fn a_report_of_nulls_still_shows_every_frame() {
         description: None,
         path: None,
         signal: None,
+        facts: TargetFacts::default(),
     });
     report.threads.push(Thread {
         tid: None,

@@ -40,7 +40,8 @@ fn the_program_answers_what_a_session_answers() {
         let confined = real().stacks(&options).unwrap();
         assert_eq!(confined.to_json(true), own.to_json(true));
     }
-    let (options, lists) = (Options::new(options.source.clone()), Lists { functions: true, exports: true, native: true });
+    let (options, lists) =
+        (Options::new(options.source.clone()), Lists { functions: true, exports: true, native: true });
     let own = Session::open(&options).unwrap().modules(lists).unwrap();
     let confined = real().modules(&options, lists).unwrap();
     assert_eq!(serde_json::to_value(confined).unwrap(), serde_json::to_value(own).unwrap());

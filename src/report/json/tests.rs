@@ -20,7 +20,10 @@ struct Kind {
     needed: &'static [&'static str],
 }
 
-const PLAIN: TextOptions = TextOptions { brief: false, wasm_only: false, color: false, verbose: true, fold: false };
+/// Everything that a report can print.
+fn plain() -> TextOptions {
+    TextOptions { verbose: true, ..TextOptions::default() }
+}
 
 fn kinds() -> &'static [Kind; 2] {
     static KINDS: LazyLock<[Kind; 2]> = LazyLock::new(make_kinds);
@@ -33,13 +36,13 @@ fn make_kinds() -> [Kind; 2] {
         Kind {
             schema: parsed(schema()),
             again: |json| Ok(serde_json::to_value(Report::from_json(&json.to_string())?).unwrap()),
-            text: |json| Ok(Report::from_json(&json.to_string())?.to_text(PLAIN)),
+            text: |json| Ok(Report::from_json(&json.to_string())?.to_text(plain())),
             needed: &["schema_version"],
         },
         Kind {
             schema: parsed(schema_of::<Contents>()),
             again: |json| Ok(serde_json::to_value(Contents::from_json(&json.to_string())?).unwrap()),
-            text: |json| Ok(Contents::from_json(&json.to_string())?.to_text(PLAIN)),
+            text: |json| Ok(Contents::from_json(&json.to_string())?.to_text(plain())),
             needed: &[
                 "schema_version",
                 "module_index",
