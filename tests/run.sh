@@ -102,6 +102,7 @@ uname -srm
 for setting in core_pattern core_uses_pid randomize_va_space yama/ptrace_scope; do
     [ ! -r "/proc/sys/kernel/$setting" ] || printf '%s: %s\n' "$setting" "$(cat "/proc/sys/kernel/$setting")"
 done
+# shellcheck disable=SC3045 # every sh that we know has it
 echo "ulimit -c: $(ulimit -c) (hard: $(ulimit -H -c))"
 
 step 'format'
@@ -140,7 +141,7 @@ RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --all-features
 RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --lib --no-default-features
 
 step 'build of the tests'
-# shellcheck disable=SC2086 # a list of words, here and below
+# shellcheck disable=SC2086 # a list of words
 cargo test $packages --no-run
 
 step 'build of the hosts'
@@ -150,6 +151,7 @@ cargo build --release --package wstate --package host-singlepass --bins
 cargo build --release --package host-wasmtime-36 --package host-wasmtime --bins
 
 step 'tests'
+# shellcheck disable=SC2086
 sh tests/all.sh $packages
 
 if [ -f fuzz/smoke.sh ]; then

@@ -5,7 +5,7 @@
 #   churn    modules that are loaded and unloaded while the process is looked at
 #   foreign  the official command line tools and libraries
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 parts=${*:-random churn foreign}
 for part in $parts; do
     case $part in
