@@ -159,8 +159,23 @@ if [ -f fuzz/smoke.sh ]; then
     sh fuzz/smoke.sh
 fi
 
+# shows FILE LINES PART..: what a reader of a demo is to see is there, and is short.
+shows() {
+    file=$1 lines=$2
+    cat "$file"
+    shift 2
+    for part in "$@"; do
+        grep -qF -e "$part" "$file" || { echo "the demo does not show: $part" >&2 && exit 1; }
+    done
+    [ "$(wc -l <"$file")" -le "$lines" ] || { echo "the demo has more than $lines lines" >&2 && exit 1; }
+}
+
 step 'demo'
-cargo demo
+cargo demo >"$notes/demo" || { cat "$notes/demo" && exit 1; }
+shows "$notes/demo" 120 'demo_shop::ask_bank' 'orders::exchange_rate at ' 'orders.rs:54' \
+    'cents u64 4938' '{number = 1042, currency = 978,' 'sqlite3_step' ' i32 5323936 (r12)'
 
 step 'demo in Python'
-sh examples/demo-python.sh
+sh examples/demo-python.sh >"$notes/demo" || { cat "$notes/demo" && exit 1; }
+shows "$notes/demo" 40 'orders::exchange_rate at ' 'orders.rs:54' 'cents u64 4938' \
+    '{number = 1042, currency = 978,'
