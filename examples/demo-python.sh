@@ -33,7 +33,8 @@ if [ ! -d "$packages" ]; then
     echo 'demo: gets the package wasmtime (10 MB, once)'
     rm -rf "$packages.new"
     # --target is for a directory of ours, so this is no change to the system's Python (PEP 668).
-    if ! PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+    export PIP_ROOT_USER_ACTION=ignore
+    if ! python3 -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-deps --only-binary :all: \
         --target "$packages.new" wasmtime==50.0.1; then
         rm -rf "$packages.new"
         echo "$0: pip did not get wasmtime 50.0.1; its message is above. \`cargo demo\` needs no pip." >&2

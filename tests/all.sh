@@ -7,7 +7,7 @@
 # runs at once, because a part waits for a fifth of its time. The longest come first. What each part printed is in
 # target/test-logs. A part has a directory of its own for temporary files, and fails if any is there when it is over.
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 . tests/scratch.sh
 trap scratch_end EXIT
 trap 'exit 130' INT
@@ -68,6 +68,7 @@ for part in $longest; do
     # With other PACKAGES some are not there.
     grep "^$part " "$logs/parts.txt" || echo "no part is called $part" >&2
 done >"$logs/order.txt"
+# shellcheck disable=SC2094 # it has read the one before it writes
 grep -vxFf "$logs/order.txt" "$logs/parts.txt" >>"$logs/order.txt"
 
 # The other place for temporary files is cargo's target/tmp, where what is to be kept has names that say so.

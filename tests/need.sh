@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Sourced by run.sh and the demos in examples: what they need besides Rust.
 #
 #   need cc objcopy gdb     installs what is missing, or ends with a message

@@ -102,6 +102,7 @@ uname -srm
 for setting in core_pattern core_uses_pid randomize_va_space yama/ptrace_scope; do
     [ ! -r "/proc/sys/kernel/$setting" ] || printf '%s: %s\n' "$setting" "$(cat "/proc/sys/kernel/$setting")"
 done
+# shellcheck disable=SC3045 # every sh that we know has it
 echo "ulimit -c: $(ulimit -c) (hard: $(ulimit -H -c))"
 
 step 'format'
@@ -139,7 +140,7 @@ RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --all-features
 RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --lib --no-default-features
 
 step 'build of the tests'
-# shellcheck disable=SC2086 # a list of words, here and below
+# shellcheck disable=SC2086 # a list of words
 cargo test $packages --no-run
 
 step 'build of the hosts'
@@ -149,6 +150,7 @@ cargo build --release --package wstate --package host-singlepass --bins
 cargo build --release --package host-wasmtime-36 --package host-wasmtime --bins
 
 step 'tests'
+# shellcheck disable=SC2086
 sh tests/all.sh $packages
 
 if [ -f fuzz/smoke.sh ]; then
@@ -156,8 +158,23 @@ if [ -f fuzz/smoke.sh ]; then
     sh fuzz/smoke.sh
 fi
 
+# shows FILE LINES PART..: what a reader of a demo is to see is there, and is short.
+shows() {
+    file=$1 lines=$2
+    cat "$file"
+    shift 2
+    for part in "$@"; do
+        grep -qF -e "$part" "$file" || { echo "the demo does not show: $part" >&2 && exit 1; }
+    done
+    [ "$(wc -l <"$file")" -le "$lines" ] || { echo "the demo has more than $lines lines" >&2 && exit 1; }
+}
+
 step 'demo'
-cargo demo
+cargo demo >"$notes/demo" || { cat "$notes/demo" && exit 1; }
+shows "$notes/demo" 120 'demo_shop::ask_bank' 'orders::exchange_rate at ' 'orders.rs:54' \
+    'cents u64 4938' '{number = 1042, currency = 978,' 'sqlite3_step' ' i32 5323936 (r12)'
 
 step 'demo in Python'
-sh examples/demo-python.sh
+sh examples/demo-python.sh >"$notes/demo" || { cat "$notes/demo" && exit 1; }
+shows "$notes/demo" 40 'orders::exchange_rate at ' 'orders.rs:54' 'cents u64 4938' \
+    '{number = 1042, currency = 978,'

@@ -6,7 +6,7 @@
 #   foreign  the official command line tools and libraries
 #   package  archives, the Debian package and the static program (`sh tests/package.sh`)
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 parts=${*:-random churn foreign package}
 for part in $parts; do
     case $part in

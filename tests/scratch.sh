@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Sourced by run.sh and all.sh: temporary files of tests are in target/, and none of them stays.
 #
 #   scratch_begin     TMPDIR is a new directory in target/, also for all programs that are started from here

@@ -74,6 +74,13 @@ impl Debugger {
         found.ok_or_else(|| NoCore(format!("{} is not installed", names.join(" or "))))
     }
 
+    /// The program, of which no test does without.
+    fn demanded(self) -> PathBuf {
+        self.program().unwrap_or_else(|why| {
+            panic!("{}; `sh tests/run.sh` installs it, and WSTATE_ALLOW_MISSING does not leave out debuggers", why.0)
+        })
+    }
+
     /// The plugin in the repository.
     pub fn plugin(self) -> PathBuf {
         repository().join(match self {
@@ -214,10 +221,7 @@ impl Debugger {
 
     /// The debugger with these commands of its own, to be started.
     pub fn command(self, arguments: &[&str], commands: &[String]) -> Command {
-        let program = self.program().unwrap_or_else(|why| {
-            panic!("{}; `sh tests/run.sh` installs it, and WSTATE_ALLOW_MISSING does not leave out debuggers", why.0)
-        });
-        let mut run = Command::new(program);
+        let mut run = Command::new(self.demanded());
         let (quiet, each): (&[&str], &str) = match self {
             Debugger::Gdb => (&["-nx", "-batch", "-ex", "set debuginfod enabled off"], "-ex"),
             Debugger::Lldb => (&["-x", "-b"], "-o"),
@@ -239,14 +243,11 @@ impl Debugger {
 
     /// The same without the plugin.
     pub fn run_plain(self, arguments: &[&str], commands: &[&str]) -> Session {
-        let program = self.program().unwrap_or_else(|why| {
-            panic!("{}; `sh tests/run.sh` installs it, and WSTATE_ALLOW_MISSING does not leave out debuggers", why.0)
-        });
         let directory = super::work_directory();
         let script = directory.path().join("script.py");
         let quoted = |text: &str| serde_json::to_string(text).expect("a string");
         let here = quoted(directory.path().to_str().expect("a path of ours"));
-        let mut run = Command::new(program);
+        let mut run = Command::new(self.demanded());
         match self {
             Debugger::Gdb => {
                 let mut text = format!("DIRECTORY = {here}\n{GDB}");

@@ -10,8 +10,10 @@ so many attaches and so many loads were made. Exit code 1: something was wrong.
 import argparse
 import collections
 import json
+import os
 import subprocess
 import sys
+import tempfile
 
 GONE = "the module was gone before it could be read"
 
@@ -98,7 +100,10 @@ def main():
     parser.add_argument("--wstate", default="target/release/wstate")
     parser.add_argument("--show", type=int, default=5)
     options, rest = parser.parse_known_args(words[:split])
-    host = subprocess.Popen(words[split + 1 :], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # The host is killed, and removes nothing of what it writes there.
+    scratch = tempfile.TemporaryDirectory()
+    env = {**os.environ, "TMPDIR": scratch.name}
+    host = subprocess.Popen(words[split + 1 :], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
     assert host.stdout.readline().startswith("READY")
     counts, bad = collections.Counter(), []
     stood, took = [], []

@@ -29,8 +29,8 @@ pub fn build(repository: &Path) -> Result<PathBuf> {
         Some(name) => name,
     };
     eprintln!(
-        "demo: builds wstate and two hosts, then attaches to each. The first build takes about 5 minutes on two processors \
-         and 1 GB in {}; later ones take seconds.",
+        "demo: builds wstate and two hosts, then attaches to each. The first build takes about 6 minutes on two processors \
+         and 2 GB in {}; later ones take seconds.\ndemo: (`sh examples/demo-python.sh` builds no host.)",
         target.display()
     );
     let began = Instant::now();

@@ -32,16 +32,17 @@ struct Screen {
 const SCREENS: [Screen; 2] = [
     Screen {
         title: "1. A Wasmtime host hangs. Its plugin, written in Rust, prices an order: in which line does it wait, and with \
-                which values?\n   The plugin's frames are those with a `*`, between the frames of the host.",
+                which values?\n   The plugin's frames are those with a `*`, between those of the host. (Without --no-lines the \
+                host's have source lines, too.)",
         host: "demo-shop",
         host_arguments: &["examples/demo/plugin/orders.wasm"],
         arguments: &["--no-lines"],
         one_thread: false,
     },
     Screen {
-        title: "2. SQLite as WebAssembly is in the middle of a query, in a host of wasmer 0.x with singlepass. It was \
-                compiled without debug\n   information, and yet every frame has its locals and its operand stack, and says \
-                where each value is.",
+        title: "2. SQLite as WebAssembly is in the middle of a query, in a host of wasmer 0.x with singlepass. It has no debug \
+                information,\n   and yet every frame has its locals and its operand stack, and tells where each value is. \
+                (Without --wasm-only the\n   frames of the host are there, too.)",
         host: "host-singlepass",
         host_arguments: &["--compile-with", "--wasm", SQLITE, "sqlite"],
         arguments: &["--wasm", SQLITE, "--wasm-only"],
@@ -100,11 +101,15 @@ fn show(screen: &Screen, repository: &Path, built: &Path) -> Result<()> {
             .args(screen.host_arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
+            // The runtime of wasmer 0.x complains of frames that it does not know.
+            .stderr(Stdio::null())
             .spawn()
             .map_err(|e| format!("cannot start {}: {e}", screen.host))?,
     );
-    let (pid, tid) = ready(&mut host).map_err(|e| format!("{}: {e}", screen.host))?;
+    let (pid, tid) = ready(&mut host).map_err(|e| {
+        let by_hand = format!("{} {}", built.join(screen.host).display(), screen.host_arguments.join(" "));
+        format!("{}: {e}; to see why, start it by hand: {by_hand}", screen.host)
+    })?;
     let mut arguments = vec!["attach", &pid];
     if screen.one_thread {
         arguments.extend(["--thread", &tid]);
