@@ -1,18 +1,26 @@
-//! `wstate doctor`: what would stop an attach or make a core useless, one check a line, each with the next step.
+//! `wstate doctor`: what would stop an attach or makes a core useless, one check a line, each with the next step.
 
+use crate::cli::advice::Sudo;
 use crate::cli::plugin::{self, Debugger, Problem};
+use crate::cli::sandbox::{self, Protection};
 use crate::limits;
+use crate::process::core::CoreTarget;
 use crate::process::files::{self, FileLocation};
+use crate::process::memory::CUT_OFF;
+use crate::process::objects::{Objects, SearchPaths};
+use crate::process::{Mapping, Memory, Target};
 use crate::report::text::{clean_message, list_of};
-use crate::report::{EndKind, Engine, Report, RuntimeName};
+use crate::report::{EndKind, Engine, Report, RuntimeName, Thread, counted, known_runtimes};
 use anstyle::{AnsiColor, Style};
 use object::read::elf::{ElfFile64, FileHeader};
 use object::{Object, ObjectSection, ReadCache, ReadRef};
 use procfs::process::{LimitValue, MMPermissions, MMapPath, Process};
 use schemars::JsonSchema;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 /// Bit of `CAP_SYS_PTRACE` in the capability sets of `/proc/PID/status` (capability.h).
 const CAP_SYS_PTRACE: u64 = 1 << 19;
@@ -27,11 +35,11 @@ pub enum Status {
     Ok,
     /// Something will be missing.
     Warn,
-    /// An attach or a core will not work.
+    /// An attach will not work, or the core is of no use.
     Fail,
 }
 
-/// A check of what an attach needs, and its result.
+/// A check of what an attach or a core needs, and its result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Check {
     /// How it went.
@@ -42,16 +50,21 @@ pub struct Check {
     pub next: Option<String>,
 }
 
-/// All checks of one run, in the order in which an attach would meet them.
+/// All checks of one run, in the order in which an attach or an analysis would meet them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Doctor {
     /// The process, if one was given.
     pub pid: Option<u32>,
+    /// The core, if one was given.
+    pub core: Option<String>,
     /// The checks in the order in which they were made.
     pub checks: Vec<Check>,
     /// What is told only if an attach shows that it matters.
     #[serde(skip)]
     later: Later,
+    /// How the advice names this program behind sudo.
+    #[serde(skip)]
+    sudo: Sudo,
 }
 
 /// Facts that matter for some runtimes only.
@@ -81,7 +94,7 @@ struct Owner {
 impl Doctor {
     /// Runs every check that applies. Reads only; nothing is stopped or changed.
     pub fn examine(pid: Option<u32>) -> Doctor {
-        let mut d = Doctor { pid, ..Doctor::default() };
+        let mut d = Doctor { pid, sudo: Sudo::for_this_program(), ..Doctor::default() };
         let me = Process::myself().and_then(|p| p.status());
         let me = Me {
             euid: me.as_ref().map_or(u32::MAX, |s| s.euid),
@@ -103,6 +116,21 @@ impl Doctor {
         d
     }
 
+    /// Runs every check that applies to a core, but does not analyse it. `executable` is the file that is said to have
+    /// written it. The core may come from a stranger, so this belongs into the sandbox.
+    pub fn examine_core(core: &Path, executable: Option<&Path>) -> Doctor {
+        let mut d = Doctor { core: Some(core.display().to_string()), ..Doctor::default() };
+        let search = SearchPaths { executable: executable.map(Path::to_path_buf), ..SearchPaths::default() };
+        match CoreTarget::open(core, &search) {
+            Ok(target) => d.core(&target, &search, sandbox::protection()),
+            Err(e) => {
+                let next = e.hint().unwrap_or_else(|| "a core of a running process: gcore PID".to_string());
+                d.fail(e.to_string(), next);
+            }
+        }
+        d
+    }
+
     /// A check without a problem.
     pub fn ok(&mut self, what: impl Into<String>) {
         self.checks.push(Check { status: Status::Ok, what: what.into(), next: None });
@@ -110,7 +138,8 @@ impl Doctor {
 
     /// A check after which something will be missing.
     pub fn warn(&mut self, what: impl Into<String>, next: impl Into<String>) {
-        self.checks.push(Check { status: Status::Warn, what: what.into(), next: Some(next.into()) });
+        let next = self.sudo.put_into(&next.into());
+        self.checks.push(Check { status: Status::Warn, what: what.into(), next: Some(next) });
     }
 
     /// The same as `warn`, where nothing can be done about it.
@@ -118,13 +147,14 @@ impl Doctor {
         self.checks.push(Check { status: Status::Warn, what: what.into(), next: None });
     }
 
-    /// A check after which an attach will not work.
+    /// A check after which an attach or an analysis will not work.
     pub fn fail(&mut self, what: impl Into<String>, next: impl Into<String>) {
-        self.checks.push(Check { status: Status::Fail, what: what.into(), next: Some(next.into()) });
+        let next = self.sudo.put_into(&next.into());
+        self.checks.push(Check { status: Status::Fail, what: what.into(), next: Some(next) });
     }
 
-    /// Adds what an attach found: modules by route, engines that are not known, what was looked for and not found,
-    /// and files that are missing. The advice is for the runtimes that are there.
+    /// Adds what an attach or an analysis found: modules by route, engines that are not known, what was looked for and
+    /// not found, files that are missing, and frames that are not sure. The advice is for the runtimes that are there.
     pub fn findings(&mut self, report: &Report) {
         let mut modules = 0;
         for (runtime, module) in report.runtimes.iter().flat_map(|r| r.modules.iter().map(move |m| (r, m))) {
@@ -153,7 +183,10 @@ impl Doctor {
             );
         }
         for problem in &report.objects_problems {
-            self.warn(problem.clone(), "until then, frames of this file have no names, or are found by frame pointer");
+            self.note_once(problem, "");
+        }
+        for note in &report.notes {
+            self.note_once(note, "the search says: ");
         }
         let lost = report
             .threads
@@ -163,6 +196,24 @@ impl Doctor {
             let why = thread.end.as_ref().and_then(|e| e.why.clone()).unwrap_or_default();
             let tid = thread.tid.unwrap_or_default();
             self.note(format!("the stack of thread {tid} cannot be walked to its bottom: {why}"));
+        }
+        let unsure = |t: &&Thread| t.frames.iter().any(|frame| !frame.is_sure());
+        let threads: Vec<String> =
+            report.threads.iter().filter(unsure).filter_map(|t| t.tid).map(|t| t.to_string()).collect();
+        if let [first, rest @ ..] = threads.as_slice() {
+            let more =
+                if rest.is_empty() { String::new() } else { format!(" and {}", counted(rest.len() as u64, "other")) };
+            self.note(format!(
+                "frames of thread {first}{more} are unsure, because their code is not known or has no unwind \
+                 information: others may be missing before them"
+            ));
+        }
+    }
+
+    /// Adds a note of a report, unless an earlier check says the same.
+    fn note_once(&mut self, note: &str, before: &str) {
+        if !self.checks.iter().any(|check| check.what == note) {
+            self.note(format!("{before}{note}"));
         }
     }
 
@@ -174,11 +225,18 @@ impl Doctor {
         }
         let supported = report.engines.iter().filter(|e| e.supported);
         for engine in supported {
-            let next = match engine.name {
-                Engine::Wasmtime => "attach when the host has loaded a module; Wasmtime 36 to 50 are known",
-                _ => "attach when the host has loaded a module",
+            let when = match self.core {
+                Some(_) => "look at a core that was written when the host had loaded a module",
+                None => "attach when the host has loaded a module",
+            };
+            let next = match engine.name.versions() {
+                Some(versions) => format!("{when}; {} {versions} are known", engine.name),
+                None => when.to_string(),
             };
             self.warn(engine.sentence(), next);
+        }
+        if !report.engines.iter().any(|engine| engine.supported) {
+            self.note(known_runtimes());
         }
         match self.later.compiled {
             Some(false) => self.note(format!(
@@ -195,9 +253,6 @@ impl Doctor {
                 );
             }
             _ => self.note(nothing),
-        }
-        for note in &report.notes {
-            self.note(format!("the search says: {note}"));
         }
     }
 
@@ -254,6 +309,131 @@ impl Doctor {
                 format!("this is {} {}", std::env::consts::ARCH, std::env::consts::OS),
                 "only x86-64 Linux is supported",
             );
+        }
+    }
+
+    /// Checks what is in a core, and what is here of the files that were mapped.
+    fn core(&mut self, core: &CoreTarget, search: &SearchPaths, protection: Protection) {
+        let pid = core.pid().map_or(String::new(), |pid| format!(", which was process {pid}"));
+        self.ok(format!(
+            "{}{pid}, of a machine that wstate knows ({})",
+            core.description(),
+            core.machine().description().name
+        ));
+        if !core.notes().iter().any(|note| note.starts_with(CUT_OFF)) {
+            self.ok("the core is complete: everything that its headers name is in it");
+        }
+        for note in core.notes() {
+            self.note(note.clone());
+        }
+        let (all, known) =
+            (core.threads().len() as u64, core.threads().iter().filter(|t| t.registers.pc().is_some()).count() as u64);
+        match (all, all - known) {
+            (0, _) => self.fail("the core lists no thread, so there are no stacks", "write the core again: gcore PID"),
+            (_, 0) => self.ok(format!("it has the registers of {}", counted(all, "thread"))),
+            (_, missing) if known == 0 => {
+                self.fail(
+                    format!("it has no registers of {}", counted(missing, "thread")),
+                    "write the core again: gcore PID",
+                );
+            }
+            (_, missing) => self.note(format!(
+                "it has the registers of {}; {} without registers have no stacks",
+                counted(known, "thread"),
+                counted(missing, "thread")
+            )),
+        }
+        self.code_in_core(core);
+        self.files_of_core(&Objects::load(core, search), core);
+        match protection {
+            Protection::Sandbox => self.ok("the core is read in a sandbox"),
+            Protection::Refused => self.note(
+                "the core is read without a sandbox, because the system does not let a process give up its rights (seccomp)",
+            ),
+            Protection::None => self.ok("the core is read without a sandbox, with all rights of this user"),
+        }
+    }
+
+    /// Checks whether a core has the code that was compiled at run time, which no file has.
+    fn code_in_core(&mut self, core: &CoreTarget) {
+        let is_code = |m: &&Mapping| m.execute && m.read;
+        let (mut bytes, mut held) = (0u64, 0u64);
+        for mapping in core.mappings().iter().filter(is_code).filter(|m| is_jit(m)) {
+            bytes = bytes.saturating_add(mapping.size());
+            held = held.saturating_add(held_of(core, mapping));
+        }
+        self.later.compiled = Some(bytes > 0);
+        let kib = |bytes: u64| bytes.div_ceil(1024);
+        if bytes > 0 && held == bytes {
+            self.ok(format!("it has the code that was compiled at run time: {} KiB", kib(bytes)));
+        } else if bytes > 0 {
+            self.warn(
+                format!("of {} KiB of code that was compiled at run time it has {} KiB", kib(bytes), kib(held)),
+                "before the next core: echo 0x33 > /proc/PID/coredump_filter (bit 0 is anonymous memory), ulimit -c unlimited",
+            );
+        }
+        let missing = |m: &&Mapping| core.read(m.start, &mut [0]).is_err();
+        let files: BTreeSet<&Path> = core
+            .mappings()
+            .iter()
+            .filter(is_code)
+            .filter(|m| !is_jit(m))
+            .filter(missing)
+            .filter_map(|m| m.path.as_deref())
+            .filter(|path| path.is_absolute())
+            .collect();
+        if !files.is_empty() {
+            self.warn(
+                format!(
+                    "code of {} is neither in the core nor on this machine: {}",
+                    counted(files.len() as u64, "file"),
+                    some_of(&files)
+                ),
+                "--sysroot DIR with a copy of the files; bit 2 of coredump_filter puts mapped files into the next core",
+            );
+        }
+    }
+
+    /// Checks which of the files that a core names are here, and whether they are those that were loaded.
+    fn files_of_core(&mut self, objects: &Objects, core: &CoreTarget) {
+        match objects.executable() {
+            None => {
+                let name = core.executable().map_or(String::new(), |path| format!(" ({})", path.display()));
+                self.warn(
+                    format!("the executable{name} is not known to be here: its frames have no names"),
+                    "name it behind the core: wstate doctor CORE EXE",
+                );
+            }
+            Some(executable) => match (&executable.problem, &executable.data, &executable.opened) {
+                (None, Some(data), Some(opened)) => {
+                    self.ok(format!("{} is the executable that wrote it", opened.display()));
+                    match ExecutableFacts::read(&**data) {
+                        Ok(facts) => self.names_of_executable(&opened.display().to_string(), facts),
+                        Err(why) => self.note(format!("{}: {why}", opened.display())),
+                    }
+                }
+                (Some(problem), ..) => self.note(problem.what.clone()),
+                (None, ..) => self.note("the executable is not here; what the core holds of it is used"),
+            },
+        }
+        let main = objects.executable().map(|o| o.path.as_path());
+        let libraries = objects.iter().filter(|o| o.path.is_absolute() && Some(o.path.as_path()) != main);
+        let (here, gone): (Vec<_>, Vec<_>) = libraries.partition(|o| o.opened.is_some());
+        match gone.is_empty() {
+            true if here.is_empty() => {}
+            true => self.ok(format!("libraries: all {} are here, as they were loaded", here.len())),
+            false => {
+                let missing: BTreeSet<&Path> = gone.iter().map(|o| o.path.as_path()).collect();
+                self.warn(
+                    format!(
+                        "{} of {} libraries are here; missing or of another build: {}",
+                        here.len(),
+                        here.len() + gone.len(),
+                        some_of(&missing)
+                    ),
+                    "--sysroot DIR with a copy of the files of the machine that wrote the core",
+                );
+            }
         }
     }
 
@@ -429,6 +609,11 @@ impl Doctor {
             Ok(f) => f,
             Err(why) => return self.fail(format!("{name}: {why}"), "only x86-64 processes are supported"),
         };
+        self.names_of_executable(&name, facts);
+    }
+
+    /// Adds which names the executable has, and what compiled it.
+    fn names_of_executable(&mut self, name: &str, facts: ExecutableFacts) {
         match (facts.debug_info, facts.symbols) {
             (true, _) => self.ok(format!("{name} has debug info")),
             (false, true) => self.warn(
@@ -529,6 +714,40 @@ impl Doctor {
     }
 }
 
+/// Whether a mapping is of memory in which code is compiled at run time, and not of a file.
+fn is_jit(mapping: &Mapping) -> bool {
+    let name = |path: &Path| path.to_string_lossy().into_owned();
+    match mapping.path.as_deref().map(name) {
+        None => true,
+        Some(name) => name.starts_with("[anon") || name.starts_with("/memfd:"),
+    }
+}
+
+/// How many bytes of a mapping a core itself holds.
+fn held_of(core: &CoreTarget, mapping: &Mapping) -> u64 {
+    let mut piece = vec![0; 64 << 10];
+    let (mut at, mut held) = (mapping.start, 0);
+    for _ in 0..limits::MAX_EXECUTABLE_BYTES / piece.len() as u64 {
+        let left = usize::try_from(mapping.end.saturating_sub(at)).unwrap_or(usize::MAX).min(piece.len());
+        let Some(buffer) = piece.get_mut(..left).filter(|buffer| !buffer.is_empty()) else { break };
+        match core.read_own(at, buffer) as u64 {
+            0 => break,
+            n => (at, held) = (at + n, held + n),
+        }
+    }
+    held
+}
+
+/// The first few of these paths, and how many more there are.
+fn some_of(paths: &BTreeSet<&Path>) -> String {
+    const SHOWN: usize = 4;
+    let mut shown: Vec<String> = paths.iter().take(SHOWN).map(|path| path.display().to_string()).collect();
+    if let Some(more) = paths.len().checked_sub(SHOWN + 1) {
+        shown.push(format!("{} more", more + 1));
+    }
+    shown.join(", ")
+}
+
 /// What an executable file says about itself.
 #[derive(Debug, PartialEq, Eq)]
 struct ExecutableFacts {
@@ -585,6 +804,23 @@ mod tests {
     const USER: Me = Me { euid: 1000, ptrace: false };
     const ROOT: Me = Me { euid: 0, ptrace: true };
 
+    fn some_module(tracked: bool, problem: Option<&str>) -> crate::report::Module {
+        crate::report::Module {
+            index: Some(0),
+            name: Some("app".into()),
+            code_start: None,
+            code_end: None,
+            functions: None,
+            tracked: Some(tracked),
+            backend: None,
+            routes: Vec::new(),
+            checks: Vec::new(),
+            wasm_file: None,
+            wasm_compared: None,
+            problem: problem.map(String::from),
+        }
+    }
+
     fn one(f: impl FnOnce(&mut Doctor)) -> Check {
         let mut d = Doctor::default();
         f(&mut d);
@@ -607,22 +843,8 @@ mod tests {
     #[test]
     fn advice_is_for_the_runtime_that_is_there() {
         use crate::report::{EngineSeen, Module, Runtime, Target, TargetKind};
-        const ONLY_SOME: [&str; 6] =
-            ["--artifact", "descriptor", "singlepass", "track_state", "--settle", "Wasmtime 36"];
-        let module = |tracked, problem: Option<&str>| Module {
-            index: Some(0),
-            name: Some("app".into()),
-            code_start: None,
-            code_end: None,
-            functions: None,
-            tracked: Some(tracked),
-            backend: None,
-            routes: Vec::new(),
-            checks: Vec::new(),
-            wasm_file: None,
-            wasm_compared: None,
-            problem: problem.map(String::from),
-        };
+        const ONLY_SOME: [&str; 6] = ["--artifact", "descriptor", "singlepass", "track_state", "--settle", "are known"];
+        let module = some_module;
         let examine = |runtime: Option<(RuntimeName, Module)>, engines: &[Engine], compiled: bool| {
             let target = Target {
                 kind: TargetKind::Process,
@@ -643,6 +865,15 @@ mod tests {
             let mut d =
                 Doctor { later: Later { compiled: Some(compiled), compiler_known: false }, ..Doctor::default() };
             d.findings(&report);
+            // Of a core the same is said, but that nobody attaches to it.
+            let mut of_core = Doctor { core: Some("core".into()), later: d.later, ..Doctor::default() };
+            of_core.findings(&report);
+            assert_eq!(of_core.checks.len(), d.checks.len());
+            assert!(!of_core.text(false).contains("attach"), "{}", of_core.text(false));
+            // Who sees no module is told which ones there could be.
+            let is_listed = d.text(false).contains(&known_runtimes());
+            let is_known = engines.iter().any(|engine| engine.is_supported());
+            assert_eq!(is_listed, report.runtimes.is_empty() && !is_known, "{}", d.text(false));
             d
         };
         let (singlepass, wasmtime) = (RuntimeName::Singlepass, RuntimeName::Wasmtime);
@@ -656,7 +887,7 @@ mod tests {
             ("Wasmtime beside V8", examine(Some((wasmtime, module(true, None))), &[Engine::V8], true), &[]),
             ("singlepass, not found", examine(None, &[Engine::Singlepass], true), artifact),
             ("singlepass, not compiled yet", examine(None, &[Engine::Singlepass], false), &[]),
-            ("Wasmtime, not found", examine(None, &[Engine::Wasmtime], false), &["Wasmtime 36"]),
+            ("Wasmtime, not found", examine(None, &[Engine::Wasmtime], false), &["are known"]),
             ("unknown code", examine(None, &[], true), artifact),
             ("no code", examine(None, &[], false), &[]),
         ];
@@ -731,6 +962,107 @@ mod tests {
         assert!(d.checks.iter().any(|c| c.what.contains("compiled by")), "{d:?}");
         let d = Doctor::examine(Some(u32::MAX));
         assert_eq!((d.worst(), d.checks.len()), (Status::Fail, 2));
+    }
+
+    /// What a report notes is told whether a module was found or not, once, and with no loose end.
+    #[test]
+    fn notes_of_the_search_are_told_with_a_module_and_without() {
+        use crate::arch::{Machine, Registers, x64};
+        use crate::process::testing::CoreBuilder;
+        use crate::session::{Options, Session, Source};
+        let mut registers = Registers::unknown(Machine::X64);
+        registers.set(x64::RIP, 0x10_0000);
+        let core = CoreBuilder::new().thread(7, 0, &registers, 0).thread(8, 0, &registers, 0);
+        let core = core.memory(0x10_0000, 5, &[0x90; 0x1000]).open().unwrap();
+        let options = Options::new(Source::Core { core: "core".into(), executable: None });
+        let mut report = Session::on(&core, &options).stacks().unwrap().report;
+        report.notes.push("heap: nothing".into());
+        report.objects_problems.push("/lib/x.so is missing; name it".into());
+        let text = |report: &Report| {
+            let mut d = Doctor::default();
+            d.note("heap: nothing");
+            d.findings(report);
+            d.text(false)
+        };
+        for with_module in [false, true] {
+            let text = text(&report);
+            for told in
+                ["heap: nothing\n", "/lib/x.so is missing; name it\n", "frames of thread 7 and 1 other are unsure, "]
+            {
+                assert_eq!(text.matches(told).count(), 1, "{with_module}: {told}{text}");
+            }
+            assert!(!text.contains("until then"), "{text}");
+            let module = some_module(true, None);
+            report.runtimes = vec![crate::report::Runtime { name: RuntimeName::Wasmtime, modules: vec![module] }];
+        }
+    }
+
+    #[test]
+    fn a_core_is_examined_for_what_an_analysis_needs() {
+        use crate::arch::{Machine, Registers, x64};
+        use crate::process::testing::CoreBuilder;
+        let directory = tempfile::tempdir().unwrap();
+        let mut registers = Registers::unknown(Machine::X64);
+        registers.set(x64::RIP, 0x10_0000);
+        let builder = || CoreBuilder::new().thread(7, 0, &registers, 0).thread(8, 0, &registers, 0);
+        let code = |held: usize| builder().segment(0x10_0000, 0x4000, 5, &vec![0x90; held]);
+        let whole = code(0x4000).build();
+        let (ok, warn, fail) = (Status::Ok, Status::Warn, Status::Fail);
+        type Expected<'a> = &'a [(Status, &'a str)];
+        let cases: [(&str, Vec<u8>, Expected<'_>); 8] = [
+            (
+                "whole",
+                whole.clone(),
+                &[
+                    (ok, "of a machine that wstate knows (x86-64)"),
+                    (ok, "the core is complete"),
+                    (ok, "it has the registers of 2 threads"),
+                    (ok, "it has the code that was compiled at run time: 16 KiB"),
+                    (warn, "the executable is not known to be here"),
+                    (ok, "the core is read without a sandbox"),
+                ],
+            ),
+            ("no code", code(0).build(), &[(warn, "of 16 KiB of code that was compiled at run time it has 0 KiB")]),
+            (
+                "half of the code",
+                code(0x2000).build(),
+                &[(warn, "of 16 KiB of code that was compiled at run time it has 8 KiB")],
+            ),
+            (
+                "cut off",
+                whole[..whole.len() - 0x1000].to_vec(),
+                &[(warn, "the core is cut off: "), (warn, "it has 12 KiB")],
+            ),
+            (
+                "no threads",
+                CoreBuilder::new().memory(0x1000, 6, &[1; 64]).build(),
+                &[(fail, "the core lists no thread")],
+            ),
+            ("text", b"(gdb) bt\n".to_vec(), &[(fail, "it is text, not a core")]),
+            ("packed", b"\x28\xb5\x2f\xfd\0".to_vec(), &[(fail, "unpack it first: zstd -d")]),
+            ("empty", Vec::new(), &[(fail, "it is an empty file")]),
+        ];
+        for (name, bytes, expected) in cases {
+            let path = directory.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            let d = Doctor::examine_core(&path, None);
+            assert_eq!(d.core.as_deref(), path.to_str());
+            let text = d.text(false);
+            for (status, what) in expected {
+                assert!(
+                    d.checks.iter().any(|c| c.status == *status && c.what.contains(what)),
+                    "{name}: {what}\n{text}"
+                );
+            }
+            assert_eq!(
+                text.contains("the core is complete"),
+                !["cut off", "text", "packed", "empty"].contains(&name),
+                "{text}"
+            );
+            assert!(!text.contains("attach"), "{text}");
+        }
+        let gone = Doctor::examine_core(&directory.path().join("gone"), None);
+        assert_eq!((gone.worst(), gone.checks.len()), (Status::Fail, 1));
     }
 
     #[test]

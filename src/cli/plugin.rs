@@ -140,12 +140,11 @@ impl Places {
             ));
         };
         let starts = format!("the {name} plugin starts {}", path.display());
-        if !path.is_file() {
+        let Some(recorded) = files::same_file(&path) else {
             return Some(format!("{starts}, which is not there any more"));
-        }
+        };
         let own = env!("CARGO_PKG_VERSION");
-        let is_own =
-            |own: &PathBuf| own == &path || files::same_file(own).is_some_and(|id| files::same_file(&path) == Some(id));
+        let is_own = |own: &PathBuf| files::same_file(own) == Some(recorded);
         if self.program.as_ref().is_some_and(is_own) {
             return None;
         }
@@ -198,7 +197,9 @@ fn version_of(program: &Path) -> Option<String> {
     memmem::find_iter(&file, begin).find_map(|at| {
         let behind = file.get(at + begin.len()..)?;
         let version = behind.get(..behind.iter().take(64).position(|b| *b == b';')?)?;
-        std::str::from_utf8(version).ok().map(str::to_string)
+        let is_version = |b: &u8| b.is_ascii_alphanumeric() || b".-+".contains(b);
+        let text = version.iter().all(is_version).then(|| std::str::from_utf8(version).ok()).flatten();
+        text.filter(|text| !text.is_empty()).map(str::to_string)
     })
 }
 
@@ -541,8 +542,10 @@ mod tests {
         let places = places(dir.path());
         let program = dir.path().join("a wstate");
         let other = Places { program: Some(program.clone()), ..self::places(dir.path()) };
-        let write = |text: &str| std::fs::write(&program, text).unwrap();
-        write("\x7fELF wstate-version:0.0.1;");
+        // Only one stamp is in this program, so those of other versions are made here.
+        let (stamp, own) = (STAMP, env!("CARGO_PKG_VERSION"));
+        let write = |text: &str| std::fs::write(&program, format!("\x7fELF {text} and more")).unwrap();
+        write(&stamp.replace(own, "0.0.1"));
         let told = install(&other, Debugger::Gdb).unwrap();
         assert!(told.contains(&format!(", starts {}, loaded by ", program.display())), "{told}");
         assert_eq!(std::fs::read_to_string(places.record()).unwrap(), format!("{}\n", program.display()));
@@ -555,13 +558,12 @@ mod tests {
             all.into_iter().map(|p| p.what).next()
         };
         let starts = format!("the gdb plugin starts {}, which ", program.display());
-        let own = env!("CARGO_PKG_VERSION");
         assert_eq!(problem(&other), None, "it is the same file");
         assert_eq!(problem(&places), Some(format!("{starts}is wstate 0.0.1; this is {own}")));
-        write(&format!("wstate-version:{own};"));
+        write(stamp);
         assert_eq!(problem(&places), None);
         assert_eq!(version_of(&std::env::current_exe().unwrap()).as_deref(), Some(own));
-        write("wstate-version:");
+        write(stamp.trim_end_matches(';'));
         assert_eq!(problem(&places), Some(format!("{starts}is no wstate")));
         std::fs::remove_file(&program).unwrap();
         assert_eq!(problem(&places), Some(format!("{starts}is not there any more")));

@@ -39,6 +39,8 @@ const NOT_WHOLE: u8 = 0x80;
 const FATAL: u8 = 2;
 /// Whether this process is the child, whose exit status says whether the output is whole.
 static CONFINED: AtomicBool = AtomicBool::new(false);
+/// Whether this process has given up its rights.
+static HARMLESS: AtomicBool = AtomicBool::new(false);
 /// The exit code with which a Rust program ends after a panic.
 const PANICKED: u8 = 101;
 
@@ -64,7 +66,9 @@ pub fn run(work: impl FnOnce(Option<String>) -> Ended) -> Result<Ended, Error> {
             if let Some(kept) = kept {
                 kept.take();
             }
-            let ended = catch_unwind(AssertUnwindSafe(|| work(enter(parent).err())))
+            let entered = enter(parent);
+            HARMLESS.store(entered.is_ok(), Ordering::Relaxed);
+            let ended = catch_unwind(AssertUnwindSafe(|| work(entered.err())))
                 .unwrap_or(Ended { code: PANICKED, whole: false });
             // SAFETY: this ends the process at once. What this process has yet to do at its end is done by its
             // parent.
@@ -73,11 +77,31 @@ pub fn run(work: impl FnOnce(Option<String>) -> Ended) -> Result<Ended, Error> {
     }
 }
 
-/// Ends the process with an error, whose text is in parts. This uses bare system calls, because nothing can be allocated
-/// or locked any more.
-fn end_with(text: &[&str]) -> ! {
+/// What protects this system from what this process reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protection {
+    /// This process has given up its rights.
+    Sandbox,
+    /// The system did not let it give up its rights.
+    Refused,
+    /// Nobody asked for that.
+    None,
+}
+
+/// What protects this system from what this process reads.
+pub fn protection() -> Protection {
+    match (HARMLESS.load(Ordering::Relaxed), CONFINED.load(Ordering::Relaxed)) {
+        (true, _) => Protection::Sandbox,
+        (false, true) => Protection::Refused,
+        (false, false) => Protection::None,
+    }
+}
+
+/// Ends the process with an error and a hint. This uses bare system calls, because nothing can be allocated or locked
+/// any more.
+fn end_with(error: &str, hint: &str) -> ! {
     let confined = if CONFINED.load(Ordering::Relaxed) { NOT_WHOLE } else { 0 };
-    for part in text {
+    for part in ["wstate: error: ", error, "\nhint: ", hint, "\n"] {
         // SAFETY: address and length are those of `part`.
         unsafe { libc::write(2, part.as_ptr().cast(), part.len()) };
     }
@@ -89,11 +113,10 @@ fn end_with(text: &[&str]) -> ! {
 /// one, after what Rust itself says about the abort.
 pub fn tell_of_abort() {
     extern "C" fn aborted(_: libc::c_int) {
-        end_with(&[
-            "wstate: error: it could not go on, for the reason above\nhint: ",
+        end_with(
+            "it could not go on, for the reason above; it may be about debug information, and --no-lines reads none",
             REPORT_IT,
-            "; --no-lines reads no debug information, which may be what it is about\n",
-        ])
+        )
     }
     // SAFETY: the handler does only what a signal handler may do.
     unsafe {
@@ -108,26 +131,29 @@ pub fn tell_of_abort() {
 /// code of an error. Rust itself would abort with a trace of its own stack.
 pub struct Allocator;
 
-/// What is said when there is no memory left.
-const NO_MEMORY: &str = "wstate: error: there is not enough memory\n\
-     hint: raise the limit (ulimit -v, or the container's), or ask for less: --no-lines, --brief, -n N\n";
+fn no_memory() -> ! {
+    end_with(
+        "there is not enough memory",
+        "raise the limit (ulimit -v, or the container's), or ask for less: --no-lines, --brief, -n N",
+    )
+}
 
 fn given(pointer: *mut u8) -> *mut u8 {
     if pointer.is_null() {
-        end_with(&[NO_MEMORY])
+        no_memory()
     }
     pointer
 }
 
 /// Address space that every look at a target needs, in bytes: stacks of threads, the helper's buffers, pieces of files.
-const LEAST_ROOM: usize = 24 << 20;
+const LEAST_ROOM: usize = 8 << 20;
 
 /// Ends the process with an error if the limit of its address space leaves no room for a look at any target. Otherwise
 /// it would run into the limit somewhere on the way, where the system gives other reasons: no thread can be started, a
 /// helper process does not answer.
 pub fn need_room() {
     if memmap2::MmapOptions::new().len(LEAST_ROOM).map_anon().is_err() {
-        end_with(&[NO_MEMORY])
+        no_memory()
     }
 }
 

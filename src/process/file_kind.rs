@@ -201,11 +201,11 @@ fn text(head: &[u8]) -> FileKind {
         return FileKind::Unknown;
     }
     let begin = text.trim_start();
+    const WASM: [&str; 5] = ["(module", "(component", "(;", "(@", ";;"];
     match begin.chars().next() {
         Some('{') if text.contains("\"schema_version\"") && text.contains("\"wstate_version\"") => FileKind::Report,
         Some('{' | '[') => FileKind::Json,
-        Some('(') => FileKind::WasmText,
-        Some(';') if begin.starts_with(";;") => FileKind::WasmText,
+        _ if WASM.iter().any(|first| begin.starts_with(first)) => FileKind::WasmText,
         _ if begin.starts_with("ProblemType: ") => FileKind::Apport,
         _ => FileKind::Text,
     }
@@ -384,6 +384,7 @@ mod tests {
             (FileKind::Report, br#"{"schema_version":1,"wstate_version":"0.1.0","#.to_vec()),
             (FileKind::Json, b"[]".to_vec()),
             (FileKind::Text, b"Segmentation fault (core dumped)\n".to_vec()),
+            (FileKind::Text, b"(gdb) info checkpoints\n".to_vec()),
             (FileKind::Text, "  Id   Target Id\n* 0    process 4711 \u{e4}".as_bytes().to_vec()),
             (FileKind::Unknown, vec![0xff; 8]),
             (FileKind::Unknown, b"\x7fELF".to_vec()),

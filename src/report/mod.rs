@@ -33,6 +33,12 @@ pub fn counted(number: u64, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
+/// A sentence that names the runtimes whose modules are read, for a reader who sees none. It comes from the list of
+/// engines that are known.
+pub fn known_runtimes() -> String {
+    Engine::known()
+}
+
 /// Version of the JSON document. It grows when a key changes its meaning or goes away, not when a key is added.
 pub const SCHEMA_VERSION: u32 = 1;
 

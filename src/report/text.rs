@@ -160,6 +160,7 @@ impl Text<'_> {
         writeln!(self.out, "{}", self.paint(HEADER, &line))?;
         if self.report.runtimes.iter().all(|r| r.modules.is_empty()) {
             writeln!(self.out, "no Wasm module found")?;
+            writeln!(self.out, "note: {}", super::known_runtimes())?;
         }
         for runtime in &self.report.runtimes {
             for module in &runtime.modules {

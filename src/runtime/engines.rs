@@ -6,6 +6,7 @@
 //! be read here. Two engines can share symbols: Bun exports V8's C++ interface and has JavaScriptCore inside. So only
 //! symbols count that an engine needs for itself.
 
+use super::wasmtime::image::version::Version;
 use crate::limits::{MAX_ENGINE_FILES, MAX_ENGINE_SEARCH};
 use crate::process::Target;
 use crate::process::objects::{LoadedObject, Objects};
@@ -48,6 +49,26 @@ impl Engine {
     /// Whether wstate can show the engine's modules and frames.
     pub fn is_supported(self) -> bool {
         matches!(self, Engine::Wasmtime | Engine::Singlepass)
+    }
+
+    /// The versions whose modules can be read, where that depends on the version.
+    pub fn versions(self) -> Option<String> {
+        (self == Engine::Wasmtime).then(|| format!("{} to {}", Version::OLDEST, Version::NEWEST))
+    }
+
+    /// A sentence for people that names the engines whose modules and frames are shown, and those that are only
+    /// recognised.
+    pub fn known() -> String {
+        let named = |supported: bool| {
+            let engines = MARKS.iter().map(|marks| marks.engine).filter(|engine| engine.is_supported() == supported);
+            let names = engines.map(|engine| match engine.versions() {
+                Some(versions) => format!("{engine} {versions}"),
+                None => engine.to_string(),
+            });
+            names.collect::<Vec<_>>()
+        };
+        let (read, named) = (named(true), named(false));
+        format!("wstate reads modules of {}; it only recognises {}", read.join(" and "), named.join(", "))
     }
 }
 

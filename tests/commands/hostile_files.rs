@@ -12,6 +12,9 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use wstate::arch::{Machine, Registers, x64};
+use wstate::process::file_kind::{Door, refusal};
+use wstate::process::testing::CoreBuilder;
 
 /// A process that is looked at: it says "ready" and then does what it does until it is killed.
 struct Peer(Child);
@@ -231,31 +234,121 @@ fn a_debug_link_to_a_bottomless_file_is_not_followed_to_its_end() {
     }
 }
 
+/// A core of one thread, as a file.
+fn some_core(at: &Path) {
+    let mut registers = Registers::unknown(Machine::X64);
+    registers.set(x64::RIP, 0x10_0000);
+    let core = CoreBuilder::new().thread(7, 0, &registers, 0).memory(0x10_0000, 5, &[0x90; 0x1000]);
+    std::fs::write(at, core.build()).unwrap();
+}
+
+/// Not even waited for: a FIFO that nobody writes to would hang whoever opens it.
 #[test]
 fn what_is_no_regular_file_is_not_opened() {
     let directory = directory();
     let at = |name: &str| directory.path().join(name).to_str().unwrap().to_string();
-    let file = cc(directory.path(), "plain", WAITS, &[]);
     assert!(Command::new("mkfifo").arg(at("fifo")).status().unwrap().success());
     let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
     let core = at("core");
-    std::fs::copy(&file, &core).unwrap();
+    some_core(Path::new(&core));
     std::os::unix::fs::symlink(at("fifo"), at("link")).unwrap();
-    for odd in [at("fifo"), at("link"), at("socket"), at(""), "/dev/zero".into(), "/dev/tty".into()] {
-        let peer = std::process::id().to_string();
+    let (odd_files, peer) = (directory.path().join("odd"), std::process::id().to_string());
+    std::fs::create_dir(&odd_files).unwrap();
+    let kinds = [
+        (at("fifo"), "it is a FIFO, not a regular file"),
+        (at("link"), "it is a FIFO, not a regular file"),
+        (at("socket"), "it is a socket, not a regular file"),
+        (odd_files.to_str().unwrap().to_string(), "it is a directory, not a regular file"),
+        ("/dev/zero".into(), "it is a device, not a regular file"),
+        ("/dev/tty".into(), "it is a device, not a regular file"),
+    ];
+    for (odd, why) in kinds {
         for args in [
             &["core", &odd][..],
             &["core", &core, &odd],
+            &["core", &core, "--no-sandbox", "-e", &odd],
             &["core", &odd, &odd],
             &["modules", "-c", &odd],
             &["image", &odd],
+            &["restore", &peer, &odd],
             &["core", &core, "--wasm", &odd],
             &["core", &core, "--artifact", &odd],
-            &["memory", "-c", &odd, "0"],
-            &["attach", &peer, "--wasm", &odd],
+            &["memory", "-c", &odd, "0", "1"],
+            &["attach", "1", "--wasm", &odd],
         ] {
             let ran = wstate(args);
             assert!(ran.code.is_some_and(|code| code != 0), "{args:?}: {:?} {}", ran.code, ran.err);
+            assert!(
+                args[1] == "1" || ran.out.contains(why) || ran.err.contains(why),
+                "{args:?}: {}{}",
+                ran.out,
+                ran.err
+            );
+        }
+    }
+    // What is no directory is not searched, and the user who has mistyped it is told.
+    for (odd, why) in [
+        (at("fifo"), "it is no directory"),
+        (at("socket"), "it is no directory"),
+        (core.clone(), "it is no directory"),
+        (at("gone"), "there is no such directory"),
+    ] {
+        for option in ["--sysroot", "--debug-dir"] {
+            let ran = wstate(&["core", &core, option, &odd]);
+            let told = format!("wstate: error: {odd} is not used: {why}; name the directory that holds ");
+            assert!(ran.code == Some(2) && ran.err.starts_with(&told) && ran.out.is_empty(), "{odd}: {}", ran.err);
+        }
+    }
+    let found = wstate(&["core", &core, "--sysroot", odd_files.to_str().unwrap(), "--debug-dir", "/"]);
+    assert!(found.err.is_empty() && found.out.contains("Thread 7"), "{}", found.err);
+}
+
+/// At each place of the command line: what a file of the wrong kind is, and what to do, in one line.
+#[test]
+fn files_that_are_something_else_are_called_by_their_names() {
+    let directory = directory();
+    let core = directory.path().join("core");
+    some_core(&core);
+    let core_bytes = std::fs::read(&core).unwrap();
+    let mut cwasm = core_bytes[..64].to_vec();
+    (cwasm[7], cwasm[16]) = (200, 1);
+    let mut foreign = core_bytes.clone();
+    foreign[18] = 183;
+    let coredump = b"\0asm\x01\0\0\0\x00\x08\x04core\x00\x01x".to_vec();
+    let files: Vec<(&str, Vec<u8>)> = vec![
+        ("core", core_bytes),
+        ("executable", std::fs::read("/bin/true").unwrap()),
+        ("app.cwasm", cwasm),
+        ("app.wat", b"(module)".to_vec()),
+        ("app.wasm", b"\0asm\x01\0\0\0".to_vec()),
+        ("app.coredump", coredump),
+        ("crash.dmp", b"MDMP\x93\xa7\0\0".to_vec()),
+        ("core.zst", b"\x28\xb5\x2f\xfd\0\0".to_vec()),
+        ("script", b"#!/bin/sh\n".to_vec()),
+        ("empty", Vec::new()),
+        ("core.aarch64", foreign),
+        ("gdb.txt", b"(gdb) info checkpoints\n* 0 process 4711\n".to_vec()),
+        ("report.json", b"{\"schema_version\":1,\"wstate_version\":\"0.1.0\"}".to_vec()),
+    ];
+    let core = core.to_str().unwrap();
+    for (name, bytes) in files {
+        let path = directory.path().join(name);
+        std::fs::write(&path, &bytes).unwrap();
+        let file = path.to_str().unwrap();
+        for (door, args) in [
+            (Door::Core, &["core", file][..]),
+            (Door::Executable, &["core", core, file]),
+            (Door::Wasm, &["core", core, "--wasm", file]),
+            (Door::Artifact, &["core", core, "--artifact", file]),
+            (Door::Image, &["image", file]),
+        ] {
+            let Some(why) = refusal(&bytes, door) else { continue };
+            let ran = wstate(args);
+            let told = format!("{}{}", ran.out, ran.err);
+            let lines: Vec<&str> = told.lines().filter(|line| line.contains(&why)).collect();
+            assert!(lines.len() == 1 && lines[0].contains(name), "{args:?}: {why}\n{told}");
+            assert!(matches!(ran.code, Some(1 | 2)) && !told.contains("panicked"), "{args:?}: {:?} {told}", ran.code);
+            assert_eq!(ran.out.is_empty(), matches!(door, Door::Core | Door::Image), "{args:?}: {told}");
         }
     }
 }

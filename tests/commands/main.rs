@@ -13,5 +13,6 @@ mod large;
 mod matrix;
 mod routes_e2e;
 mod sandbox;
+mod small_memory;
 #[path = "../support/mod.rs"]
 mod support;
