@@ -5,6 +5,7 @@
 //! elsewhere. So where sudo would not find this program, its whole path is put into the command.
 
 use crate::error::Error;
+use crate::process::files::same_file;
 use std::path::{Path, PathBuf};
 
 /// The directories in which sudo looks for programs, as sudoers of the distributions have them.
@@ -31,8 +32,8 @@ impl Sudo {
 
     fn of(program: &Path) -> Sudo {
         let found = SECURE_PATH.iter().map(|directory| Path::new(directory).join("wstate"));
-        match found.filter_map(|path| path.canonicalize().ok()).next() {
-            Some(first) if program.canonicalize().is_ok_and(|own| own == first) => Sudo::default(),
+        match found.filter_map(|path| same_file(&path)).next() {
+            Some(first) if same_file(program) == Some(first) => Sudo::default(),
             _ => Sudo(format!("sudo {}", quoted(program))),
         }
     }
@@ -66,7 +67,7 @@ pub fn quoted(path: &Path) -> String {
 
 /// The path of this program. A program that was replaced or removed while it runs is at no path.
 pub fn this_program() -> Option<PathBuf> {
-    std::env::current_exe().ok().filter(|path| path.is_file())
+    std::env::current_exe().ok().filter(|path| same_file(path).is_some())
 }
 
 #[cfg(test)]

@@ -320,9 +320,8 @@ impl Doctor {
             core.description(),
             core.machine().description().name
         ));
-        match core.notes().iter().any(|note| note.starts_with(CUT_OFF)) {
-            false => self.ok("the core is complete: everything that its headers name is in it"),
-            true => {}
+        if !core.notes().iter().any(|note| note.starts_with(CUT_OFF)) {
+            self.ok("the core is complete: everything that its headers name is in it");
         }
         for note in core.notes() {
             self.note(note.clone());
@@ -1010,7 +1009,8 @@ mod tests {
         let code = |held: usize| builder().segment(0x10_0000, 0x4000, 5, &vec![0x90; held]);
         let whole = code(0x4000).build();
         let (ok, warn, fail) = (Status::Ok, Status::Warn, Status::Fail);
-        let cases: [(&str, Vec<u8>, &[(Status, &str)]); 8] = [
+        type Expected<'a> = &'a [(Status, &'a str)];
+        let cases: [(&str, Vec<u8>, Expected<'_>); 8] = [
             (
                 "whole",
                 whole.clone(),

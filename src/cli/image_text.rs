@@ -10,6 +10,7 @@ use crate::state::{AnyImage, WasmFunctionStateDump};
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::fmt::Write;
+use std::io::ErrorKind;
 use std::path::Path;
 
 /// What `wstate snapshot` says about the snapshot that it has taken.
@@ -114,7 +115,11 @@ impl ImageFile {
     /// # Errors
     /// There is no such file, or no image in it.
     pub fn open(path: &Path) -> Result<ImageFile, Error> {
-        let bytes = map_file(path).map_err(|source| Error::File { path: path.to_path_buf(), source })?;
+        let bytes = map_file(path).map_err(|source| {
+            // There is nothing to map in an empty file, which is no image.
+            let empty = (source.kind() == ErrorKind::UnexpectedEof).then(|| parse_image(path, &[]).err()).flatten();
+            empty.unwrap_or_else(|| Error::File { path: path.to_path_buf(), source })
+        })?;
         let image = parse_image(path, &bytes)?;
         Ok(ImageFile { bytes: Holder::Mapped(bytes), image })
     }

@@ -140,12 +140,11 @@ impl Places {
             ));
         };
         let starts = format!("the {name} plugin starts {}", path.display());
-        if !path.is_file() {
+        let Some(recorded) = files::same_file(&path) else {
             return Some(format!("{starts}, which is not there any more"));
-        }
+        };
         let own = env!("CARGO_PKG_VERSION");
-        let is_own =
-            |own: &PathBuf| own == &path || files::same_file(own).is_some_and(|id| files::same_file(&path) == Some(id));
+        let is_own = |own: &PathBuf| files::same_file(own) == Some(recorded);
         if self.program.as_ref().is_some_and(is_own) {
             return None;
         }

@@ -37,7 +37,8 @@ pub enum Door {
 
 impl Door {
     /// Every door.
-    pub const ALL: [Door; 5] = [Door::Core, Door::Executable, Door::Wasm, Door::Artifact, Door::Image];
+    #[cfg(test)]
+    const ALL: [Door; 5] = [Door::Core, Door::Executable, Door::Wasm, Door::Artifact, Door::Image];
 
     /// What is wanted here.
     fn wanted(self) -> &'static str {

@@ -82,7 +82,8 @@ fn share(free: u64) -> u64 {
 fn free() -> u64 {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let system = meminfo(&read("/proc/meminfo")).unwrap_or(limits::MAX_UNPACKED_BYTES);
-    let limit = address_space(&read("/proc/self/limits"));
+    let used = address_space_used(&read("/proc/self/status"));
+    let limit = address_space(&read("/proc/self/limits")).map(|limit| limit.saturating_sub(used.unwrap_or(0)));
     let cgroup = read("/proc/self/cgroup").lines().find_map(|line| {
         let directory = format!("/sys/fs/cgroup{}", line.strip_prefix("0::")?);
         let number = |name: &str| read(&format!("{directory}/{name}")).trim().parse::<u64>().ok();
@@ -93,6 +94,11 @@ fn free() -> u64 {
 
 fn meminfo(text: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+fn address_space_used(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("VmSize:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
@@ -163,6 +169,7 @@ mod tests {
             Some(61440000)
         );
         assert_eq!(address_space("Max address space         unlimited            unlimited            bytes \n"), None);
+        assert_eq!(address_space_used("VmPeak:\t   40 kB\nVmSize:\t    2048 kB\n"), Some(2 << 20));
         assert_eq!(share(40 << 20), (40 << 20) / limits::MAX_UNPACKED_SHARE);
         assert_eq!(share(u64::MAX), limits::MAX_UNPACKED_BYTES);
         assert!(free() > 0);

@@ -60,7 +60,7 @@ impl Engine {
     /// recognised.
     pub fn known() -> String {
         let named = |supported: bool| {
-            let engines = Engine::ALL.iter().filter(move |engine| engine.is_supported() == supported);
+            let engines = MARKS.iter().map(|marks| marks.engine).filter(|engine| engine.is_supported() == supported);
             let names = engines.map(|engine| match engine.versions() {
                 Some(versions) => format!("{engine} {versions}"),
                 None => engine.to_string(),

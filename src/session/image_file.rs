@@ -5,6 +5,7 @@ use crate::process::file_kind::{self, Door};
 use crate::process::files::{self, FileLocation};
 use crate::state::{AnyImage, ImageError};
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::Path;
 
 /// Parses the contents of the file at `path` as an image.
@@ -25,8 +26,12 @@ pub(super) fn open(path: &Path) -> Result<(AnyImage, File), Error> {
     let failed = |source| Error::File { path: path.to_path_buf(), source };
     let opened = files::open(&FileLocation::user(path)).map_err(failed)?;
     let file = opened.file.try_clone().map_err(failed)?;
-    let image = parse(path, &files::map(opened, path).map_err(failed)?)?;
-    Ok((image, file))
+    match files::map(opened, path) {
+        Ok(bytes) => Ok((parse(path, &bytes)?, file)),
+        // There is nothing to map in an empty file.
+        Err(e) if e.kind() == ErrorKind::UnexpectedEof => Ok((parse(path, &[])?, file)),
+        Err(e) => Err(failed(e)),
+    }
 }
 
 /// The error for a file that is no image: it says what else the file may be, and what to do with it.

@@ -3,8 +3,9 @@
 use crate::support;
 use crate::support::debuggers::{Debugger, Layout, arg, assert_emptied, at_rest, missing, same, symbol_files, text};
 use crate::support::{Host, Profile, kernel_core};
+use std::io::{Read, Write};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// Makes two tests of each function, one in each debugger.
@@ -29,6 +30,7 @@ in_both! {
     modules_and_symbols_need_no_selected_thread
     one_line_loads_it_from_wherever_its_files_are
     the_file_that_is_named_is_the_one_that_is_loaded
+    the_program_that_has_installed_it_is_started_wherever_it_is
     without_its_shared_file_or_with_another_it_says_what_to_do
     a_load_that_fails_leaves_the_earlier_one_whole
     of_two_versions_the_one_that_was_loaded_last_serves
@@ -238,6 +240,36 @@ fn one_line_loads_it_from_wherever_its_files_are(debugger: Debugger) {
     }
     // Python keeps nothing where the files are.
     assert!(!installed.with_file_name("__pycache__").exists());
+}
+
+/// wstate is not in PATH, as after `cargo install` in a debugger that no shell has started.
+fn the_program_that_has_installed_it_is_started_wherever_it_is(debugger: Debugger) {
+    let place = tempfile::tempdir().unwrap();
+    let load = debugger.load_script(&debugger.install(place.path()));
+    let mut cat = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    // One byte through it: cat has replaced the forked image.
+    cat.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+    cat.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    let pid = cat.id().to_string();
+    let nowhere = "python import os; os.environ.update(PATH='/nonexistent', HOME='/nonexistent')";
+    let (bt, server) = (debugger.wasm("bt"), debugger.set_server());
+    let session = debugger.run_plain(&["-p", &pid], &[nowhere, &load, &bt, "detach"]);
+    assert!(session.texts[2].contains("no Wasm module found") && session.texts[2].contains(" #0 "), "{}", session.log);
+    // That program is gone, and no other is found.
+    let record = place.path().join(".local/share/wstate/wstate_program.txt");
+    assert_eq!(std::fs::read_to_string(&record).unwrap(), format!("{}\n", env!("CARGO_BIN_EXE_wstate")));
+    std::fs::write(&record, "/gone/wstate\n").unwrap();
+    let session = debugger.run_plain(&["-p", &pid], &[nowhere, &load, &bt, &server, &bt, "detach"]);
+    let set = debugger.set("server PATH");
+    let told = format!(
+        "wstate: cannot start wstate: /gone/wstate, which has installed the plugin, is gone, PATH has none, \
+         /nonexistent/.cargo/bin/wstate is not there; run `wstate plugin install` with the program that is there now, or say \
+         where it is: {set}\n"
+    );
+    assert!(session.texts[2].contains(&told), "{:?}\n{}", session.texts, session.log);
+    assert!(session.texts[4].contains(" #0 ") && !session.log.contains("Traceback"), "{}", session.log);
+    cat.kill().unwrap();
+    cat.wait().unwrap();
 }
 
 /// From one directory, from another one, from the first again, and through a link: each time it is the file there.
