@@ -20,6 +20,7 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -83,11 +84,14 @@ pub fn run(work: impl FnOnce(Option<String>) -> Ended) -> Result<Ended, Error> {
                 kept.take();
             }
             let unconfined = enter(parent).err();
-            if let Some(refused) = unconfined.as_deref().and_then(refusal) {
-                end_with(format!("wstate: error: {refused}\n").as_bytes());
-            }
-            let ended =
-                catch_unwind(AssertUnwindSafe(|| work(unconfined))).unwrap_or(Ended { code: PANICKED, whole: false });
+            let ended = match unconfined.as_deref().and_then(refusal) {
+                Some(refused) => {
+                    let _ = writeln!(io::stderr().lock(), "wstate: error: {refused}");
+                    Ended { code: FATAL, whole: false }
+                }
+                None => catch_unwind(AssertUnwindSafe(|| work(unconfined)))
+                    .unwrap_or(Ended { code: PANICKED, whole: false }),
+            };
             // SAFETY: this ends the process at once. What this process has yet to do at its end is done by its
             // parent.
             unsafe { libc::_exit(i32::from(ended.code | if ended.whole { 0 } else { NOT_WHOLE })) }
