@@ -134,6 +134,8 @@ cargo package --package wstate --no-verify --quiet --target-dir target $changed
 crate=$(echo target/package/wstate-*.crate)
 tar -xzf "$crate" -C target/package
 cargo check --quiet --locked --target-dir target --manifest-path "${crate%.crate}/Cargo.toml"
+# The crate for hosts has no dependencies, so that cargo may build it.
+cargo package --package wstate-descriptor --quiet --target-dir target $changed
 
 step 'documentation'
 RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --all-features

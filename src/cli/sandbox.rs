@@ -12,7 +12,7 @@
 //! through, and any file may be one that the user wants read (`--debug-dir`, executables named in the core).
 #![allow(unsafe_code)] // fork, prctl, _exit, a signal handler and an allocator.
 
-use crate::cli::messages;
+use crate::cli::messages::{self, Kind};
 use crate::error::{Error, REPORT_IT};
 use crate::process::files::helper;
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -21,6 +21,7 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -87,12 +88,18 @@ pub fn run(work: impl FnOnce(Option<String>) -> Ended) -> Result<Ended, Error> {
             }
             let unconfined = enter(parent).err();
             HARMLESS.store(unconfined.is_none(), Ordering::Relaxed);
-            if let Some(refused) = unconfined.as_deref().and_then(refusal) {
-                let hint = format!("allow seccomp, or unset {VARIABLE} to read the file with all rights of this user");
-                end_with(&refused.to_string(), &hint);
-            }
-            let ended =
-                catch_unwind(AssertUnwindSafe(|| work(unconfined))).unwrap_or(Ended { code: PANICKED, whole: false });
+            let ended = match unconfined.as_deref().and_then(refusal) {
+                Some(refused) => {
+                    messages::print(Kind::Error, &refused);
+                    messages::print(
+                        Kind::Hint,
+                        format!("allow seccomp, or unset {VARIABLE} to read the file with all rights of this user"),
+                    );
+                    Ended { code: FATAL, whole: false }
+                }
+                None => catch_unwind(AssertUnwindSafe(|| work(unconfined)))
+                    .unwrap_or(Ended { code: PANICKED, whole: false }),
+            };
             // SAFETY: this ends the process at once. What this process has yet to do at its end is done by its
             // parent.
             unsafe { libc::_exit(i32::from(ended.code | if ended.whole { 0 } else { NOT_WHOLE })) }

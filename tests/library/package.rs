@@ -275,7 +275,7 @@ fn examples_name_only_what_users_have() {
     public_paths(&syn::parse_file(&read(&root.join("src/lib.rs"))).unwrap().items, "", &mut public);
     assert!(public.contains("Session") && public.contains("model::clean") && !public.contains("runtime"));
     let mut files = rust_files(&root.join("src/session"));
-    files.extend(["src/lib.rs", "src/descriptor.rs", "examples/backtrace.rs", "README.md"].map(|file| root.join(file)));
+    files.extend(["src/lib.rs", "src/confined.rs", "examples/backtrace.rs", "README.md"].map(|file| root.join(file)));
     let mut checked = 0;
     for file in files {
         for path in used_paths(&read(&file)) {
