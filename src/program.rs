@@ -210,6 +210,7 @@ fn symbols(command: &Symbols) -> Result<u8, Failure> {
 
 fn modules(command: &cli::Modules) -> Result<u8, Failure> {
     let options = command.place.options(false)?;
+    no_servers_in_sandbox(&options, command.place.confine())?;
     let lists = Lists { functions: command.functions, exports: command.exports, native: command.native };
     answer([Output::stdout()], command.place.confine(), options.verbose, |[output]| {
         let contents = open(&options)?.modules(lists)?;
@@ -233,6 +234,7 @@ fn modules(command: &cli::Modules) -> Result<u8, Failure> {
 
 fn memory(command: &cli::Memory) -> Result<u8, Failure> {
     let options = command.place.options(false)?;
+    no_servers_in_sandbox(&options, command.place.confine())?;
     if command.raw && command.output.is_none() && io::stdout().is_terminal() {
         return Err(Failure::Usage("--raw writes binary data: use --output FILE or a pipe".to_string()));
     }
@@ -257,6 +259,7 @@ fn memory(command: &cli::Memory) -> Result<u8, Failure> {
 
 fn export(command: &cli::Export) -> Result<u8, Failure> {
     let options = command.place.options(true)?;
+    no_servers_in_sandbox(&options, command.place.confine())?;
     let compat = command.compat.map(|cli::Compat::Wasmgdb| Compat::Wasmgdb);
     keep_inputs(&options, Some(&command.wasm_coredump))?;
     let output = Output::file(&command.wasm_coredump)?;
@@ -298,6 +301,7 @@ fn answer<const N: usize>(
 
 fn snapshot(command: &cli::Snapshot) -> Result<u8, Failure> {
     let (options, wanted) = command.options()?;
+    no_servers_in_sandbox(&options, command.place.confine())?;
     keep_inputs(&options, Some(&command.output))?;
     // This is checked before the output is opened, because opening a pipe with a name waits for its reader.
     if command.with_imports && command.output.metadata().is_ok_and(|m| !m.is_file() && !m.is_dir()) {
@@ -341,6 +345,18 @@ fn beside_nothing() -> Failure {
     Failure::Usage(
         "--with-imports writes a second file beside --output, so --output must be a regular file: name one".to_string(),
     )
+}
+
+/// Refuses to ask servers from the sandbox, which has no network.
+fn no_servers_in_sandbox(options: &Options, confine: bool) -> Result<(), Failure> {
+    match options.debuginfod && confine {
+        true => Err(Failure::Usage(
+            "--debuginfod asks servers, and the sandbox in which cores are analysed has no network: add --no-sandbox if you \
+             trust the core, or fetch the files before (debuginfod-find) and name their directory with --debug-dir"
+                .to_string(),
+        )),
+        false => Ok(()),
+    }
 }
 
 /// Refuses an output that would take the place of a file that is read: a customer's core may be the only one.
@@ -389,6 +405,7 @@ fn image(command: &cli::Image) -> Result<u8, Failure> {
 /// Prints the stacks of `source`. With `confine`, this is done in a process that has given up its rights.
 fn show(show: &Show, source: Source, live: Live, confine: bool) -> Result<u8, Failure> {
     let options = show.options(source, live)?;
+    no_servers_in_sandbox(&options, confine)?;
     let format = show.format()?;
     if format == Format::Image && show.output.is_none() && io::stdout().is_terminal() {
         return Err(Failure::Usage("--format image writes binary data: use --output FILE or a pipe".to_string()));

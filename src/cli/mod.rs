@@ -433,6 +433,10 @@ pub struct Finding {
     /// Look for separate debug files in DIR (repeatable)
     #[arg(long, value_name = "DIR", help_heading = "Finding things")]
     pub debug_dir: Vec<PathBuf>,
+    /// Ask the servers of DEBUGINFOD_URLS for debug files and executables that are missing (needs debuginfod-find; of a
+    /// core also --no-sandbox)
+    #[arg(long, help_heading = "Finding things")]
+    pub debuginfod: bool,
 }
 
 /// A command line that asks for something that makes no sense. The text says to the user what it is.
@@ -452,6 +456,7 @@ impl Finding {
             routes: self.route.iter().map(|&r| r.into()).collect(),
             sysroot: self.sysroot.clone(),
             debug_dirs: self.debug_dir.clone(),
+            debuginfod: self.debuginfod,
             ..session::Options::new(source)
         })
     }
