@@ -631,6 +631,7 @@ mod tests {
                 description: None,
                 path: None,
                 signal: None,
+                facts: Default::default(),
             };
             let mut report = Report::new(target);
             report.runtimes.extend(runtime.map(|(name, module)| Runtime { name, modules: vec![module] }));

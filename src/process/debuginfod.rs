@@ -44,6 +44,11 @@ pub struct Fetched {
 }
 
 impl Fetched {
+    /// Says that a file was fetched.
+    pub(super) fn add(&mut self, wanted: Wanted, id: &[u8], path: PathBuf) {
+        self.files.insert((wanted, id.to_vec()), path);
+    }
+
     /// Where the file with this build id is, if it was fetched.
     pub fn get(&self, wanted: Wanted, id: &[u8]) -> Option<&Path> {
         self.files.get(&(wanted, id.to_vec())).map(PathBuf::as_path)
@@ -113,8 +118,22 @@ impl Debuginfod {
         }
     }
 
+    /// Asks for the files that `missing` names, as often as it names others because of those that were fetched.
+    pub fn fetch_all<E>(
+        &mut self,
+        progress: &dyn Progress,
+        mut missing: impl FnMut(Fetched) -> Result<Vec<Missing>, E>,
+    ) -> Result<(), E> {
+        for _ in 0..limits::MAX_FETCH_ROUNDS {
+            if self.fetched.failed || !self.fetch(&missing(self.fetched.clone())?, progress) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Asks for those of the files that were not asked for before. Returns whether one of them was fetched.
-    pub fn fetch(&mut self, missing: &[Missing], progress: &dyn Progress) -> bool {
+    fn fetch(&mut self, missing: &[Missing], progress: &dyn Progress) -> bool {
         let new: Vec<&Missing> = missing.iter().filter(|m| self.asked.insert((m.wanted, m.id.clone()))).collect();
         let mut some = false;
         for (i, file) in new.iter().enumerate() {
@@ -131,7 +150,7 @@ impl Debuginfod {
             }
             let what = format!("asking debuginfod for {} ({} of {})", file.name, i + 1, new.len());
             if let Some(path) = self.ask(file, &mut || progress.doing(&what)) {
-                self.fetched.files.insert((file.wanted, file.id.clone()), path);
+                self.fetched.add(file.wanted, &file.id, path);
                 some = true;
             }
         }
@@ -293,6 +312,20 @@ mod tests {
         assert_eq!(fetched.get(Wanted::Debug, &[0xab; 20]), Some(path.as_path()));
         assert_eq!(fetched.get(Wanted::Executable, &[0xab; 20]), None);
         assert!(fetched.notes.is_empty() && !fetched.failed);
+    }
+
+    #[test]
+    fn files_that_show_others_have_an_end() {
+        let fake = Fake::new("echo /cache/$2/$1");
+        let mut server = fake.server();
+        let mut rounds = 0;
+        let more = |fetched: Fetched| -> Result<Vec<Missing>, ()> {
+            assert_eq!(fetched.files.len(), rounds);
+            rounds += 1;
+            Ok(missing((0..rounds).map(|i| vec![i as u8; 20])))
+        };
+        assert_eq!(server.fetch_all(&Silent, more), Ok(()));
+        assert_eq!(fake.runs().len(), limits::MAX_FETCH_ROUNDS);
     }
 
     #[test]

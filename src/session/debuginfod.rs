@@ -6,7 +6,6 @@
 use super::look::Look;
 use super::{Options, Session, Source};
 use crate::error::Error;
-use crate::limits;
 use crate::process::Target;
 use crate::process::core::CoreTarget;
 use crate::process::debuginfod::{Debuginfod, Fetched, Missing, Wanted};
@@ -33,16 +32,8 @@ impl Session<'_> {
 
     fn fetch(&self, search: &SearchPaths) -> Result<Fetched, Error> {
         let mut server = Debuginfod::of_this_environment();
-        for _ in 0..limits::MAX_FETCH_ROUNDS {
-            let fetched = server.fetched();
-            if fetched.failed {
-                break;
-            }
-            let missing = self.missing(&SearchPaths { fetched, ..search.clone() })?;
-            if !server.fetch(&missing, &*self.progress) {
-                break;
-            }
-        }
+        let missing = |fetched| self.missing(&SearchPaths { fetched, ..search.clone() });
+        server.fetch_all(&*self.progress, missing)?;
         self.progress.finish();
         Ok(server.fetched())
     }
