@@ -74,6 +74,7 @@ pub struct Debuginfod {
     asked: BTreeSet<(Wanted, Vec<u8>)>,
     fetched: Fetched,
     unknown: BTreeSet<String>,
+    runs: usize,
     failures: usize,
     waited: Duration,
 }
@@ -113,6 +114,7 @@ impl Debuginfod {
             asked: BTreeSet::new(),
             fetched,
             unknown: BTreeSet::new(),
+            runs: 0,
             failures: 0,
             waited: Duration::ZERO,
         }
@@ -144,7 +146,8 @@ impl Debuginfod {
             if self.fetched.failed {
                 break;
             }
-            if self.asked.len() > limits::MAX_FETCHED_FILES {
+            self.runs += 1;
+            if self.runs > limits::MAX_FETCHED_FILES {
                 self.fail("more files are missing than are asked for; the others were left out".to_string());
                 break;
             }

@@ -124,8 +124,8 @@ pub(super) fn objects_text(objects: &[NativeObject], out: &mut String) -> std::f
             (Some(file), _) if *file == object.path => Some("found".to_string()),
             (Some(file), _) => Some(format!("found as {}", clean(file))),
             (None, true) if object.path.starts_with('[') => None,
-            (None, true) => Some("file not found, read from memory".to_string()),
-            (None, false) => Some("file not found".to_string()),
+            (None, true) => Some("no file, read from memory".to_string()),
+            (None, false) => Some("no file".to_string()),
         };
         let fits = object.fits.map(|fits| match fits {
             Fits::BuildId => "same build id",
@@ -146,7 +146,9 @@ pub(super) fn objects_text(objects: &[NativeObject], out: &mut String) -> std::f
         facts.extend(object.debug_file.as_ref().map(|file| format!("debug file {}", clean(file))));
         writeln!(out, "    {}", facts.join(", "))?;
         if let Some(problem) = &object.problem {
-            writeln!(out, "    {}", clean_message(problem))?;
+            let fetch =
+                if object.build_id.is_some() && object.file.is_none() { ", or fetch it with --debuginfod" } else { "" };
+            writeln!(out, "    {}{fetch}", clean_message(problem))?;
         }
     }
     Ok(())

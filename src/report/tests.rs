@@ -1,7 +1,7 @@
 //! Tests each form of output with one report that has everything in it.
 
-use super::text::TextOptions;
 use super::facts::{Fits, NativeObject, SignalDetails, ThreadState, ThreadStateKind};
+use super::text::TextOptions;
 use super::*;
 use crate::arch::{Reg, x64};
 use crate::runtime::{self, Place, Slot, Why};

@@ -11,6 +11,7 @@ mod hosts;
 mod killed;
 mod large;
 mod matrix;
+mod native;
 mod routes_e2e;
 mod sandbox;
 #[path = "../support/mod.rs"]

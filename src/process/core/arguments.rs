@@ -105,11 +105,14 @@ mod tests {
         words.extend(pairs.chain([0, 0]));
         damage(&mut words);
         let below = STACK + 0x1000 - words.len() as u64 * 8;
-        let mut stack: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();
+        // A stack begins with a page.
+        let start = below & !0xfff;
+        let mut stack = vec![0; (below - start) as usize];
+        stack.extend(words.into_iter().flat_map(u64::to_le_bytes));
         stack.resize(stack.len() + 0x100, 0x5a);
         stack.extend(strings);
         let registers = Registers::unknown(Machine::X64);
-        let mut core = CoreBuilder::new().thread(7, 11, &registers, 0).process(7, "app", said).memory(below, 6, &stack);
+        let mut core = CoreBuilder::new().thread(7, 11, &registers, 0).process(7, "app", said).memory(start, 6, &stack);
         for (key, value) in auxv {
             core = core.auxv(key, value);
         }

@@ -59,9 +59,8 @@ fn siginfo(signal: i32, code: i32, address: u64, len: usize) -> Vec<u8> {
 #[test]
 fn the_signal_is_that_of_the_first_thread_and_of_its_first_record() {
     let thread = |core: CoreBuilder, id: u32| core.thread(id, 11, &registers(0x1234), 0);
-    let record = |core: CoreBuilder, signal, address, len| {
-        core.note(b"CORE", kind::SIGINFO, &siginfo(signal, 1, address, len))
-    };
+    let record =
+        |core: CoreBuilder, signal, address, len| core.note(b"CORE", kind::SIGINFO, &siginfo(signal, 1, address, len));
     let told = |core: CoreBuilder| core.open().unwrap().facts().signal.map(|s| (s.number, s.code, s.address));
     let first = || thread(CoreBuilder::new(), 1);
     assert_eq!(told(record(first(), 11, 0x10, 128)), Some((11, 1, Some(0x10))));
@@ -93,7 +92,10 @@ fn who_the_process_was_is_in_its_note_as_far_as_that_goes() {
             0..136 => assert_eq!((facts.uid, facts.command_line), (None, None), "{len}"),
             _ => {
                 let line = facts.command_line.unwrap();
-                assert_eq!((facts.uid, facts.gid, line.text(), line.is_cut()), (Some(1), Some(2), "x".repeat(80), true));
+                assert_eq!(
+                    (facts.uid, facts.gid, line.text(), line.is_cut()),
+                    (Some(1), Some(2), "x".repeat(80), true)
+                );
             }
         }
     }
