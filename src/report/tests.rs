@@ -487,9 +487,7 @@ fn native_objects_as_text() {
         },
         NativeObject { fits: None, problem: Some("it is another one".to_string()), ..object("/srv/\u{1b}.so") },
     ];
-    let mut text = String::new();
-    header::objects_text(&objects, &mut text).unwrap();
-    insta::assert_snapshot!(text);
+    insta::assert_snapshot!(header::objects_lines(&objects).join("\n"));
 }
 
 #[test]

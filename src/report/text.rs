@@ -153,11 +153,11 @@ impl Text<'_> {
             line += &format!(", executable {}", clean(e));
         }
         if let Some(end) = header::end_of(target) {
-            line += &format!(", {end}");
+            line += &format!(", {}", clean(&end));
         }
         writeln!(self.out, "{}", self.paint(HEADER, &line))?;
         for line in header::lines(target, self.options.verbose) {
-            writeln!(self.out, "  {line}")?;
+            writeln!(self.out, "  {}", clean_message(&line))?;
         }
         if self.report.runtimes.iter().all(|r| r.modules.is_empty()) {
             writeln!(self.out, "no Wasm module found")?;
@@ -232,7 +232,7 @@ impl Text<'_> {
             line += &format!(", {}", header::signal_name(s));
         }
         if let Some(state) = header::state_of(thread) {
-            line += &format!(", {state}");
+            line += &format!(", {}", clean(&state));
         }
         writeln!(self.out, "{}", self.paint(HEADER, &line))?;
         for note in &thread.notes {

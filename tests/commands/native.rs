@@ -59,7 +59,7 @@ impl App {
 fn objects(args: &[&str]) -> (Option<i32>, Vec<Value>) {
     let args = [&["modules", "--native", "--json"], args].concat();
     let out = wstate(&args);
-    schema::check_output(&args, &out.stdout);
+    schema::check_output(&args.iter().map(|a| a.as_ref()).collect::<Vec<_>>(), &out.stdout);
     let document: Value = serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {out:?}"));
     (out.status.code(), document["objects"].as_array().unwrap().clone())
 }
@@ -152,6 +152,7 @@ fn what_is_missing_of_a_core_is_fetched_and_checked() {
     assert!(notes(&report).contains("no server has debug information of app"), "{}", notes(&report));
 
     // Another file than the one that was asked for is not used.
+    std::fs::remove_file(app.path("served")).unwrap();
     std::fs::copy("/bin/cat", app.path("served")).unwrap();
     let report = json(&with_servers(&args, &bin, Some("http://127.0.0.1:1")));
     assert!(report["target"]["executable_file"]["file"].is_null(), "{}", report["target"]);
