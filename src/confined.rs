@@ -116,6 +116,7 @@ impl Program {
             routes: _,
             sysroot: _,
             debug_dirs: _,
+            debuginfod: _,
         } = options;
         let command = match source {
             Source::Pid(_) => "attach",
@@ -155,6 +156,7 @@ impl Program {
             routes: options.routes.clone(),
             sysroot: options.sysroot.clone(),
             debug_dirs: options.debug_dirs.clone(),
+            debuginfod: options.debuginfod,
             verbose: options.verbose,
             // These change nothing of what modules hold.
             values: options.values,
@@ -170,6 +172,7 @@ impl Program {
         let mut arguments: Vec<OsString> = vec!["modules".into(), "--json".into()];
         arguments.extend(lists.functions.then(|| "--functions".into()));
         arguments.extend(lists.exports.then(|| "--exports".into()));
+        arguments.extend(lists.native.then(|| "--native".into()));
         Contents::from_json(&self.answer(arguments, options)?)
     }
 
@@ -316,7 +319,10 @@ fn common(options: &Options) -> Vec<OsString> {
     arguments.extend(options.sysroot.iter().map(|path| with("--sysroot=", path.as_os_str())));
     arguments.extend(options.debug_dirs.iter().map(|path| with("--debug-dir=", path.as_os_str())));
     arguments.extend(options.routes.iter().map(|route| with("--route=", OsStr::new(route.name()))));
+    arguments.extend(options.debuginfod.then(|| "--debuginfod".into()));
     arguments.extend(options.verbose.then(|| "--verbose".into()));
+    // What it says is read, whatever the environment says about colour.
+    arguments.push("--color=never".into());
     arguments
 }
 

@@ -303,6 +303,18 @@ pub const MAX_NOTE_BYTES: u64 = 64 << 10;
 pub const MAX_BUILD_ID_BYTES: usize = 64;
 /// Entries of an auxiliary vector (some twenty are usual).
 pub const MAX_AUXV: usize = 256;
+/// Bytes of the shortest build id for which servers are asked.
+pub const MIN_FETCHED_BUILD_ID: usize = 8;
+/// Files that servers are asked for.
+pub const MAX_FETCHED_FILES: usize = cap(1000, 20);
+/// Milliseconds that one file is waited for when servers are asked.
+pub const MAX_FETCH_MS: u64 = cap(300_000, 1_000);
+/// Milliseconds that all files together are waited for when servers are asked.
+pub const MAX_FETCHING_MS: u64 = cap(1_200_000, 2_000);
+/// Failures after which servers are not asked any more. That a server does not have a file is none.
+pub const MAX_FETCH_FAILURES: usize = 3;
+/// Rounds of "look which files are missing, ask servers for them".
+pub const MAX_FETCH_ROUNDS: usize = 4;
 /// Bytes of a command line that are shown.
 pub const MAX_COMMAND_LINE_BYTES: usize = 64 << 10;
 /// Words of a stack in which the addresses of arguments and variables are looked for.

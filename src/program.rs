@@ -95,7 +95,7 @@ fn tell(e: &Error) -> u8 {
 
 fn run(cli: Cli) -> Result<u8, Failure> {
     // Texts and files of the plugins need little; all else looks at a target.
-    if !matches!(cli.command, Some(Command::Schema(_) | Command::Plugin(_))) {
+    if !matches!(cli.command, Some(Command::Schema(_) | Command::Plugin(_) | Command::Completions(_) | Command::Man(_))) {
         sandbox::need_room();
     }
     match cli.command {
@@ -165,6 +165,9 @@ fn examine(command: &cli::Doctor) -> Result<u8, Failure> {
     };
     let form = &command.form;
     let confine = source.is_some_and(|s| matches!(s, Source::Core { .. })) && !command.confinement.no_sandbox;
+    if let Some(options) = &options {
+        no_servers_in_sandbox(options, confine)?;
+    }
     let work = |output: &mut Output, json_output: Option<&mut Output>| {
         let mut doctor = match source {
             None => Doctor::examine(None),
@@ -220,6 +223,7 @@ fn symbols(command: &Symbols) -> Result<u8, Failure> {
 
 fn modules(command: &cli::Modules) -> Result<u8, Failure> {
     let (options, confine) = command.place.options(false, "wstate modules 4711")?;
+    no_servers_in_sandbox(&options, confine)?;
     let lists = Lists { functions: command.functions, exports: command.exports, native: command.native };
     let form = &command.form;
     let inputs: Vec<&Path> = options.named_files().collect();
@@ -249,6 +253,7 @@ fn modules(command: &cli::Modules) -> Result<u8, Failure> {
 
 fn memory(command: &cli::Memory) -> Result<u8, Failure> {
     let (options, confine, range) = command.options()?;
+    no_servers_in_sandbox(&options, confine)?;
     let to = command.to.output.as_deref();
     if command.raw && to.is_none() && io::stdout().is_terminal() {
         return Err(Failure::Usage("--raw writes binary data: use --output FILE or a pipe".to_string()));
@@ -272,6 +277,7 @@ fn memory(command: &cli::Memory) -> Result<u8, Failure> {
 
 fn export(command: &cli::Export) -> Result<u8, Failure> {
     let (options, confine) = command.place.options(true, "wstate export 4711 --wasm-coredump app.coredump")?;
+    no_servers_in_sandbox(&options, confine)?;
     let cli::ExportFormat::WasmCoredump = command.format;
     let compat = command.compat.map(|cli::Compat::Wasmgdb| Compat::Wasmgdb);
     let output = command.output()?;
@@ -354,6 +360,7 @@ fn is_colored(form: &Form) -> bool {
 
 fn snapshot(command: &cli::Snapshot) -> Result<u8, Failure> {
     let (options, wanted, confine) = command.options()?;
+    no_servers_in_sandbox(&options, confine)?;
     let path = command.output()?;
     keep_inputs(&options, Some(path))?;
     // This is checked before the output is opened, because opening a pipe with a name waits for its reader.
@@ -401,6 +408,18 @@ fn beside_nothing() -> Failure {
     Failure::Usage(
         "--with-imports writes a second file beside --output, so --output must be a regular file: name one".to_string(),
     )
+}
+
+/// Refuses to ask servers from the sandbox, which has no network.
+fn no_servers_in_sandbox(options: &Options, confine: bool) -> Result<(), Failure> {
+    match options.debuginfod && confine {
+        true => Err(Failure::Usage(
+            "--debuginfod asks servers, and the sandbox in which cores are analysed has no network: add --no-sandbox if you \
+             trust the core, or fetch the files before (debuginfod-find) and name their directory with --debug-dir"
+                .to_string(),
+        )),
+        false => Ok(()),
+    }
 }
 
 /// Refuses an output that would take the place of a file that is read: a customer's core may be the only one.
@@ -460,6 +479,7 @@ fn image(command: &cli::Image) -> Result<u8, Failure> {
 /// Prints the stacks of a process or core.
 fn show(stacks: &Stacks, expected: Expected) -> Result<u8, Failure> {
     let (options, confine) = stacks.options(expected)?;
+    no_servers_in_sandbox(&options, confine)?;
     let show = &stacks.show;
     let format = show.format()?;
     if format == Format::Image && show.form.to.output.is_none() && io::stdout().is_terminal() {

@@ -853,7 +853,7 @@ mod tests {
                 description: None,
                 path: None,
                 signal: None,
-                facts: crate::report::facts::TargetFacts::default(),
+                facts: Default::default(),
             };
             let mut report = Report::new(target);
             report.runtimes.extend(runtime.map(|(name, module)| Runtime { name, modules: vec![module] }));

@@ -624,13 +624,14 @@ impl Doctor {
     /// What is looked at and with which files, or `None` if that is no process and no core, or a usage error.
     pub fn options(&self) -> Result<Option<session::Options>, Usage> {
         let Some(source) = self.target.source(Expected::Either)? else {
-            let Finding { wasm, artifact, route, sysroot, debug_dir } = &self.finding;
+            let Finding { wasm, artifact, route, sysroot, debug_dir, debuginfod } = &self.finding;
             let needs = [
                 (!wasm.is_empty(), "--wasm"),
                 (!artifact.is_empty(), "--artifact"),
                 (!route.is_empty(), "--route"),
                 (sysroot.is_some(), "--sysroot"),
                 (!debug_dir.is_empty(), "--debug-dir"),
+                (*debuginfod, "--debuginfod"),
                 (self.confinement.no_sandbox, "--no-sandbox"),
             ];
             return match needs.iter().find(|(is_given, _)| *is_given) {
@@ -692,6 +693,10 @@ pub struct Finding {
     /// Look for separate debug files in DIR (repeatable)
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Finding things")]
     pub debug_dir: Vec<PathBuf>,
+    /// Ask the servers of DEBUGINFOD_URLS for debug files and executables that are missing (needs debuginfod-find; of a
+    /// core also --no-sandbox)
+    #[arg(long, help_heading = "Finding things")]
+    pub debuginfod: bool,
 }
 
 /// A command line that asks for something that makes no sense. The text says to the user what it is.
@@ -711,6 +716,7 @@ impl Finding {
             routes: self.route.iter().map(|&r| r.into()).collect(),
             sysroot: self.sysroot.clone(),
             debug_dirs: self.debug_dir.clone(),
+            debuginfod: self.debuginfod,
             ..session::Options::new(source)
         })
     }

@@ -37,6 +37,18 @@ impl<W: Write> Reporter<W> {
     }
 
     fn tick_at(&self, now: Instant, what: &str, done: u64, total: u64) {
+        let amount = || {
+            if total == 0 {
+                return format!("{} MiB", done >> 20);
+            }
+            // `done * 100` may not fit into a u64.
+            let percent = (u128::from(done) * 100 / u128::from(total)).min(100);
+            format!("{percent}% of {} MiB", total.div_ceil(1 << 20))
+        };
+        self.line_at(now, || format!("{what}: {}", amount()));
+    }
+
+    fn line_at(&self, now: Instant, text: impl FnOnce() -> String) {
         if !self.enabled || now.saturating_duration_since(self.start) < QUIET {
             return;
         }
@@ -45,14 +57,7 @@ impl<W: Write> Reporter<W> {
             return;
         }
         self.last.set(Some(now));
-        let amount = if total == 0 {
-            format!("{} MiB", done >> 20)
-        } else {
-            // `done * 100` may not fit into a u64.
-            let percent = (u128::from(done) * 100 / u128::from(total)).min(100);
-            format!("{percent}% of {} MiB", total.div_ceil(1 << 20))
-        };
-        let line = format!("wstate: {what}: {amount}");
+        let line = format!("wstate: {}", text());
         // Progress that cannot be written is no reason to stop the work.
         let mut out = self.out.borrow_mut();
         let _ = if self.terminal { write!(out, "\r{line}\x1b[K") } else { writeln!(out, "{line}") };
@@ -63,6 +68,10 @@ impl<W: Write> Reporter<W> {
 impl<W: Write> Progress for Reporter<W> {
     fn tick(&self, what: &str, done: u64, total: u64) {
         self.tick_at(Instant::now(), what, done, total);
+    }
+
+    fn doing(&self, what: &str) {
+        self.line_at(Instant::now(), || what.to_string());
     }
 
     fn finish(&self) {

@@ -3,6 +3,7 @@
 #[cfg(feature = "cli")]
 pub mod callback;
 pub mod core;
+pub mod debuginfod;
 pub mod elf;
 pub mod facts;
 pub mod file_kind;

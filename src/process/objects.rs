@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use super::debuginfod::Fetched;
 use super::files::Mapped;
 use super::{Mapping, Target, unpack};
 use crate::limits;
@@ -25,6 +26,8 @@ pub struct SearchPaths {
     pub sysroot: Option<PathBuf>,
     /// Directories with separate debug files; `/usr/lib/debug` is always among them.
     pub debug_dirs: Vec<PathBuf>,
+    /// Files that debuginfod servers had.
+    pub fetched: Fetched,
 }
 
 /// The bytes of an ELF file.
@@ -174,6 +177,8 @@ pub struct Objects {
     has_executable: bool,
     doubts: Vec<Doubt>,
     notes: Vec<String>,
+    // Whether servers could not be asked for files.
+    unasked: bool,
 }
 
 /// Why names and other facts that a file tells about some code may be wrong.
@@ -210,8 +215,10 @@ impl Objects {
         let mut index: Vec<(u64, u64, usize)> =
             found.iter().enumerate().flat_map(|(i, (_, ranges))| ranges.iter().map(move |r| (r.0, r.1, i))).collect();
         index.sort_unstable();
-        let (doubts, notes) = (loader.doubts.into_inner(), loader.notes.into_inner());
-        Objects { objects: found.into_iter().map(|(o, _)| o).collect(), index, has_executable, doubts, notes }
+        let (doubts, mut notes) = (loader.doubts.into_inner(), loader.notes.into_inner());
+        notes.extend(search.fetched.notes.iter().cloned());
+        let (objects, unasked) = (found.into_iter().map(|(o, _)| o).collect(), search.fetched.failed);
+        Objects { objects, index, has_executable, doubts, notes, unasked }
     }
 
     /// Makes the list from files that were found in another way. The main executable comes first.
@@ -221,7 +228,7 @@ impl Objects {
         let mut index: Vec<_> = objects.iter().enumerate().map(|(i, o)| (o.range.0, o.range.1, i)).collect();
         index.sort_unstable();
         let (doubts, notes) = (Vec::new(), Vec::new());
-        Objects { has_executable: !objects.is_empty(), objects, index, doubts, notes }
+        Objects { has_executable: !objects.is_empty(), objects, index, doubts, notes, unasked: false }
     }
 
     /// Returns the file that covers `address`.
@@ -247,6 +254,11 @@ impl Objects {
     /// Lines that tell the reader of a report which files were not read, and why.
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// Whether servers could not be asked for files that are missing.
+    pub fn is_unasked(&self) -> bool {
+        self.unasked
     }
 
     /// The main executable, if it was found.

@@ -267,7 +267,10 @@ impl Contents {
             let _ = module_text(self, module, &mut out);
         }
         if let Some(objects) = &self.objects {
-            let _ = header::objects_text(objects, &mut out);
+            out.push('\n');
+            for line in header::objects_lines(objects) {
+                let _ = writeln!(out, "{}", clean_message(&line));
+            }
         }
         out
     }

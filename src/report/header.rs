@@ -1,8 +1,9 @@
-//! Text about the target as a whole, about what threads did, and about the files that are loaded.
+//! Text about the target as a whole, about what threads did, and about the files that are loaded. It holds names of the target
+//! as they are: whoever prints it makes them safe for a terminal.
 
 use super::facts::{Fits, NativeObject, SignalDetails, ThreadState, ThreadStateKind};
-use super::text::{clean, clean_message};
 use super::{Target, TargetKind, Thread, counted};
+use crate::limits;
 use std::fmt::Write;
 
 /// Signals that stop a process and do not end it. gdb's gcore writes the signal with which it stopped the process.
@@ -27,13 +28,13 @@ pub(super) fn end_of(target: &Target) -> Option<String> {
 }
 
 fn details_text(details: &SignalDetails, pid: Option<u32>) -> String {
-    let mut reason = match (details.meaning.as_deref(), details.code) {
-        (Some(meaning), _) => clean(meaning),
+    let mut reason = match (&details.meaning, details.code) {
+        (Some(meaning), _) => meaning.clone(),
         (None, Some(code)) => format!("code {code}"),
         (None, None) => "reason not known".to_string(),
     };
     if let Some(name) = &details.system_call {
-        let _ = write!(reason, ": {}", clean(name));
+        let _ = write!(reason, ": {}", name);
     }
     match (details.sender_pid, details.sender_uid) {
         (Some(sender), _) if Some(sender) == pid => reason += " by itself",
@@ -60,7 +61,7 @@ pub(super) fn lines(target: &Target, verbose: bool) -> Vec<String> {
     }));
     who.extend(facts.command_line.as_ref().map(|line| {
         let cut = if facts.command_line_cut { " (may be longer)" } else { "" };
-        format!("command line {}{cut}", clean(line))
+        format!("command line {}{cut}", shortened(line))
     }));
     if !who.is_empty() {
         lines.push(who.join(", "));
@@ -70,16 +71,16 @@ pub(super) fn lines(target: &Target, verbose: bool) -> Vec<String> {
         lines.extend(names_from(object, core));
     }
     if let Some(written) = facts.written.as_ref().filter(|_| verbose) {
-        lines.push(format!("the core file was last changed at {}", clean(written)));
+        lines.push(format!("the core file was last changed at {}", written));
     }
     lines
 }
 
 /// The line about the file that the names of the executable come from. That there is none is said by a note.
 fn names_from(object: &NativeObject, core: bool) -> Option<String> {
-    let mut line = format!("names from {}", clean(object.file.as_ref()?));
+    let mut line = format!("names from {}", object.file.as_ref()?);
     if let Some(id) = &object.build_id {
-        let _ = write!(line, ", build id {}", clean(id));
+        let _ = write!(line, ", build id {}", id);
     }
     line += match object.fits? {
         Fits::BuildId if core => " as in the core",
@@ -90,7 +91,7 @@ fn names_from(object: &NativeObject, core: bool) -> Option<String> {
         Fits::NotKnown => return None,
     };
     if let Some(debug) = &object.debug_file {
-        let _ = write!(line, ", and {}", clean(debug));
+        let _ = write!(line, ", and {}", debug);
     }
     Some(line)
 }
@@ -105,17 +106,17 @@ pub(super) fn state_of(thread: &Thread) -> Option<String> {
 fn state_text(state: &ThreadState) -> String {
     match (state.kind, &state.system_call) {
         (ThreadStateKind::Idle, Some(call)) if call.starts_with(|c: char| c.is_ascii_digit()) => {
-            format!("idle in system call {}", clean(call))
+            format!("idle in system call {}", call)
         }
-        (ThreadStateKind::Idle, Some(call)) => format!("idle in {}", clean(call)),
+        (ThreadStateKind::Idle, Some(call)) => format!("idle in {}", call),
         (ThreadStateKind::Idle, None) => "idle in a system call".to_string(),
         (kind, _) => kind.to_string(),
     }
 }
 
 /// The list of loaded files, as `wstate modules --native` prints it.
-pub(super) fn objects_text(objects: &[NativeObject], out: &mut String) -> std::fmt::Result {
-    writeln!(out, "\n{} (executables and libraries)", counted(objects.len() as u64, "native object"))?;
+pub(super) fn objects_lines(objects: &[NativeObject]) -> Vec<String> {
+    let mut out = vec![format!("{} (executables and libraries)", counted(objects.len() as u64, "native object"))];
     let range = |o: &NativeObject| match (o.start, o.end) {
         (Some(start), Some(end)) => format!("{start}-{end}"),
         _ => "?".to_string(),
@@ -123,17 +124,17 @@ pub(super) fn objects_text(objects: &[NativeObject], out: &mut String) -> std::f
     let width = objects.iter().map(|o| range(o).len()).max().unwrap_or(0);
     for object in objects {
         let deleted = if object.deleted { ", deleted or replaced since" } else { "" };
-        writeln!(out, "  {:<width$}  {}{deleted}", range(object), clean(&object.path))?;
+        out.push(format!("  {:<width$}  {}{deleted}", range(object), object.path));
         let mut facts = vec![match &object.build_id {
-            Some(id) => format!("build id {}", clean(id)),
+            Some(id) => format!("build id {}", id),
             None => "no build id".to_string(),
         }];
         let found = match (&object.file, object.from_memory) {
             (Some(file), _) if *file == object.path => Some("found".to_string()),
-            (Some(file), _) => Some(format!("found as {}", clean(file))),
+            (Some(file), _) => Some(format!("found as {}", file)),
             (None, true) if object.path.starts_with('[') => None,
-            (None, true) => Some("file not found, read from memory".to_string()),
-            (None, false) => Some("file not found".to_string()),
+            (None, true) => Some("no file, read from memory".to_string()),
+            (None, false) => Some("no file".to_string()),
         };
         let fits = object.fits.map(|fits| match fits {
             Fits::BuildId => "same build id",
@@ -152,11 +153,21 @@ pub(super) fn objects_text(objects: &[NativeObject], out: &mut String) -> std::f
             }
             .to_string(),
         );
-        facts.extend(object.debug_file.as_ref().map(|file| format!("debug file {}", clean(file))));
-        writeln!(out, "    {}", facts.join(", "))?;
+        facts.extend(object.debug_file.as_ref().map(|file| format!("debug file {}", file)));
+        out.push(format!("    {}", facts.join(", ")));
         if let Some(problem) = &object.problem {
-            writeln!(out, "    {}", clean_message(problem))?;
+            let fetch =
+                if object.build_id.is_some() && object.file.is_none() { ", or fetch it with --debuginfod" } else { "" };
+            out.push(format!("    {}{fetch}", problem));
         }
     }
-    Ok(())
+    out
+}
+
+/// The start of a command line. JSON has the whole one.
+fn shortened(line: &str) -> String {
+    match line.char_indices().nth(limits::MAX_TEXT_NAME) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.to_string(),
+    }
 }

@@ -1,6 +1,6 @@
 //! Tests each form of output with one report that has everything in it.
 
-use super::facts::TargetFacts;
+use super::facts::{Fits, NativeObject, SignalDetails, TargetFacts, ThreadState, ThreadStateKind};
 use super::text::TextOptions;
 use super::*;
 use crate::arch::{Reg, x64};
@@ -689,6 +689,140 @@ fn the_schema_describes_every_key_and_leaves_room_for_more() {
     }
 }
 
+fn object(text: &str) -> NativeObject {
+    NativeObject {
+        path: text.to_string(),
+        start: Hex(0x40_0000),
+        end: Hex(0x40_2000),
+        build_id: Some(text.to_string()),
+        file: None,
+        fits: Some(Fits::BuildId),
+        from_memory: false,
+        deleted: false,
+        symbols: None,
+        debug_info: None,
+        debug_file: None,
+        problem: Some(text.to_string()),
+    }
+}
+
+fn details(system_call: Option<&str>) -> SignalDetails {
+    SignalDetails {
+        code: 1,
+        meaning: None,
+        address: None,
+        sender_pid: None,
+        sender_uid: None,
+        system_call: system_call.map(str::to_string),
+    }
+}
+
+#[test]
+fn the_first_lines_say_how_a_process_ended_and_who_it_was() {
+    let mut target = rich().target;
+    let end = |target: &Target| header::end_of(target).unwrap();
+    assert_eq!(end(&target), "ended by SIGABRT");
+    let say = |target: &mut Target, meaning: &str| SignalDetails {
+        code: 1,
+        meaning: Some(meaning.to_string()),
+        ..target.facts.signal_details.take().unwrap_or(details(None))
+    };
+    target.signal = Some(libc::SIGSEGV);
+    let details = SignalDetails { address: Some(Hex(0x10)), ..say(&mut target, "address not mapped") };
+    target.facts.signal_details = Some(details);
+    assert_eq!(end(&target), "ended by SIGSEGV (address not mapped) at 0x0000000000000010");
+    for (pid, expected) in [
+        (Some(4711), "ended by SIGSEGV (sent by tgkill by itself)"),
+        (Some(7), "ended by SIGSEGV (sent by tgkill by process 7 of user 1000)"),
+        (None, "ended by SIGSEGV (sent by tgkill by a process outside of its pid namespace)"),
+    ] {
+        let details = say(&mut target, "sent by tgkill");
+        let details = SignalDetails { address: None, sender_pid: pid, sender_uid: Some(1000), ..details };
+        target.facts.signal_details = Some(details);
+        assert_eq!(end(&target), expected);
+    }
+    target.signal = Some(libc::SIGSTOP);
+    assert_eq!(end(&target), "stopped by SIGSTOP");
+    target.signal = None;
+    assert_eq!(header::end_of(&target), None);
+
+    assert_eq!(header::lines(&target, true), Vec::<String>::new());
+    target.facts.uid = Some(1000);
+    target.facts.gid = Some(100);
+    target.facts.command_line = Some("near-host --flag".to_string());
+    target.facts.command_line_cut = true;
+    target.facts.written = Some("2026-01-02T03:04:05Z".to_string());
+    let file = Some("/srv/near-host".to_string());
+    target.facts.executable_file = Some(NativeObject { file, ..object("0123abcd") });
+    let who = "user 1000, group 100, command line near-host --flag (may be longer)";
+    let names = "names from /srv/near-host, build id 0123abcd as in the core";
+    let written = "the core file was last changed at 2026-01-02T03:04:05Z";
+    assert_eq!(header::lines(&target, true), [who, names, written]);
+    assert_eq!(header::lines(&target, false), [who, names]);
+    target.kind = TargetKind::Process;
+    target.facts.executable_file = None;
+    assert_eq!(header::lines(&target, false), [who]);
+}
+
+#[test]
+fn a_thread_says_what_it_did_unless_a_signal_ended_it() {
+    let mut thread = rich().threads.remove(1);
+    let mut of = |kind, call: Option<&str>, signal| {
+        thread.state = Some(ThreadState { kind, system_call: call.map(str::to_string) });
+        thread.signal = signal;
+        header::state_of(&thread)
+    };
+    for (kind, call, expected) in [
+        (ThreadStateKind::Idle, Some("futex"), "idle in futex"),
+        (ThreadStateKind::Idle, Some("999"), "idle in system call 999"),
+        (ThreadStateKind::Idle, None, "idle in a system call"),
+        (ThreadStateKind::Running, None, "running"),
+        (ThreadStateKind::Stopped, None, "stopped"),
+    ] {
+        assert_eq!(of(kind, call, None).as_deref(), Some(expected));
+        // gcore gives each thread the signal with which it stopped it.
+        assert_eq!(of(kind, call, Some(libc::SIGSTOP)).as_deref(), Some(expected));
+        assert_eq!(of(kind, call, Some(libc::SIGSEGV)), None);
+    }
+    thread.state = None;
+    assert_eq!(header::state_of(&thread), None);
+}
+
+#[test]
+fn native_objects_as_text() {
+    let found = |path: &str, file: &str| NativeObject {
+        file: Some(file.to_string()),
+        problem: None,
+        build_id: Some("0123abcd".to_string()),
+        symbols: Some(true),
+        debug_info: Some(true),
+        ..object(path)
+    };
+    let objects = [
+        found("/srv/app", "/srv/app"),
+        NativeObject {
+            start: Hex(0x7fff_0000_0000),
+            end: Hex(0x7fff_0000_1000),
+            deleted: true,
+            debug_info: Some(false),
+            debug_file: Some("/usr/lib/debug/x.debug".to_string()),
+            fits: Some(Fits::Kernel),
+            ..found("/srv/lib.so", "/proc/7/map_files/1-2")
+        },
+        NativeObject { file: None, fits: None, debug_info: Some(false), symbols: Some(false), ..found("[vdso]", "") },
+        NativeObject {
+            fits: None,
+            from_memory: true,
+            symbols: Some(false),
+            build_id: None,
+            problem: Some("/srv/gone.so cannot be opened; try this".to_string()),
+            ..object("/srv/gone.so")
+        },
+        NativeObject { fits: None, problem: Some("it is another one".to_string()), ..object("/srv/\u{1b}.so") },
+    ];
+    insta::assert_snapshot!(header::objects_lines(&objects).join("\n"));
+}
+
 #[test]
 fn hostile_names_do_nothing_to_the_terminal() {
     let evil = "\u{1b}]0;owned\u{7}\r\n\u{9b}2J\u{202e}x";
@@ -697,11 +831,19 @@ fn hostile_names_do_nothing_to_the_terminal() {
         report.target.description = Some(text.to_string());
         report.target.executable = Some(text.to_string());
         report.notes = vec![text.to_string()];
+        let object = NativeObject { file: Some(text.to_string()), debug_file: Some(text.to_string()), ..object(text) };
+        let details = SignalDetails { meaning: Some(text.to_string()), ..details(Some(text)) };
+        report.target.facts.signal_details = Some(details);
+        report.target.facts.command_line = Some(text.to_string());
+        report.target.facts.written = Some(text.to_string());
+        report.target.facts.executable_file = Some(object);
         let module = &mut report.runtimes[0].modules[0];
         module.name = Some(text.to_string());
         module.backend = Some(text.to_string());
         let thread = &mut report.threads[0];
         thread.name = Some(text.to_string());
+        thread.signal = None;
+        thread.state = Some(ThreadState { kind: ThreadStateKind::Idle, system_call: Some(text.to_string()) });
         thread.notes = vec![text.to_string()];
         thread.end = Some(End { kind: EndKind::Lost, why: Some(text.to_string()) });
         for frame in &mut thread.frames {
@@ -746,7 +888,7 @@ fn a_report_of_nulls_still_shows_every_frame() {
         description: None,
         path: None,
         signal: None,
-        facts: TargetFacts::default(),
+        facts: Default::default(),
     });
     report.threads.push(Thread {
         tid: None,

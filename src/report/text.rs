@@ -213,11 +213,11 @@ impl<'a> Text<'a> {
             line += &format!(", executable {}", clean(e));
         }
         if let Some(end) = header::end_of(target) {
-            line += &format!(", {end}");
+            line += &format!(", {}", clean(&end));
         }
         writeln!(self.out, "{}", self.paint(HEADER, &line))?;
         for line in header::lines(target, self.options.verbose) {
-            writeln!(self.out, "  {line}")?;
+            writeln!(self.out, "  {}", clean_message(&line))?;
         }
         if self.report.runtimes.iter().all(|r| r.modules.is_empty()) {
             writeln!(self.out, "no Wasm module found")?;
@@ -311,7 +311,7 @@ impl<'a> Text<'a> {
             line += &format!(", {}", header::signal_name(s));
         }
         if let Some(state) = header::state_of(thread) {
-            line += &format!(", {state}");
+            line += &format!(", {}", clean(&state));
         }
         let line = self.paint(HEADER, &line);
         if self.is_short(thread) {

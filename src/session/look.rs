@@ -130,6 +130,7 @@ impl<'a> Look<'a> {
         refused |= !left_out.is_empty();
         notes.extend(left_out);
         notes.extend(self.objects.notes().iter().cloned());
+        refused |= self.objects.is_unasked();
         let silent = files::helper::notes();
         refused |= !silent.is_empty();
         notes.extend(silent);

@@ -5,6 +5,7 @@
 
 mod code_map;
 mod contents;
+mod debuginfod;
 mod export;
 mod image;
 mod image_file;
@@ -37,11 +38,13 @@ use self::proof::{Files, Proven};
 use crate::error::Error;
 use crate::process::Target;
 use crate::process::core::CoreTarget;
+use crate::process::debuginfod::Fetched;
 use crate::process::files::Steady;
 use crate::process::live::attachable;
 use crate::process::objects::Objects;
 use crate::progress::{Progress, Silent};
 use crate::runtime::all::FindOptions;
+use std::cell::RefCell;
 use std::time::Duration;
 
 /// Answers questions about one target.
@@ -67,6 +70,8 @@ pub struct Session<'t> {
     /// The target, if the caller has brought one.
     given: Option<&'t dyn Target>,
     progress: Box<dyn Progress + 't>,
+    /// What was fetched from servers, if they were asked.
+    fetched: RefCell<Option<Fetched>>,
 }
 
 impl<'t> Session<'t> {
@@ -92,7 +97,7 @@ impl<'t> Session<'t> {
 
     fn new(options: &Options, given: Option<&'t dyn Target>) -> Session<'t> {
         let found = FindOptions::read(options.routes.clone(), &options.artifacts, &options.wasm);
-        Session { options: options.clone(), found, given, progress: Box::new(Silent) }
+        Session { options: options.clone(), found, given, progress: Box::new(Silent), fetched: RefCell::default() }
     }
 
     /// Has the progress of work that may take long told to `progress`. Without this, nobody hears of it.
@@ -115,7 +120,7 @@ impl<'t> Session<'t> {
     /// Opens or stops the target and asks `question`, of a process as often as it takes until the answer is of one
     /// instant. `question` returns `None` if it saw before its end that what it read is not.
     fn ask<T>(&self, mut question: impl FnMut(&Look<'_>) -> Result<Option<T>, Error>) -> Result<Answer<'t, T>, Error> {
-        let search = self.options.search_paths();
+        let search = self.search_paths()?;
         let mut once = |target: &dyn Target| {
             let objects = Objects::load(target, &search);
             question(&self.look(target, &objects))?.ok_or_else(proof::gone)

@@ -59,6 +59,9 @@ pub struct Options {
     pub sysroot: Option<PathBuf>,
     /// Directories of separate debug files.
     pub debug_dirs: Vec<PathBuf>,
+    /// Whether debuginfod servers are asked for debug files and executables that are missing here. This runs the program
+    /// `debuginfod-find`, which asks the servers in the environment variable `DEBUGINFOD_URLS`.
+    pub debuginfod: bool,
     /// Whether locals and operand stacks are wanted at all.
     pub values: bool,
     /// Whether [`Outcome::classic`] and [`Outcome::image`] are wanted.
@@ -89,6 +92,7 @@ impl Options {
             settle: false,
             sysroot: None,
             debug_dirs: Vec::new(),
+            debuginfod: false,
             values: true,
             image: false,
             names: true,
@@ -117,6 +121,7 @@ impl Options {
             executable: self.executable().map(Path::to_path_buf),
             sysroot: self.sysroot.clone(),
             debug_dirs: self.debug_dirs.clone(),
+            ..SearchPaths::default()
         }
     }
 

@@ -136,7 +136,7 @@ impl Session<'_> {
         found: &FindOptions,
         out: &mut dyn SparseWrite,
     ) -> Result<Snapshot, Error> {
-        let search = self.options.search_paths();
+        let search = self.search_paths()?;
         let first = LiveTarget::capture(pid, &CaptureOptions::default())?;
         let mut objects = Objects::load(&first, &search);
         let mut provider = Runtimes::new(found);

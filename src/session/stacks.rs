@@ -73,7 +73,7 @@ impl Session<'_> {
     /// Steps one thread of a process, and then reports its stacks.
     fn stacks_settled(&self, pid: u32) -> Result<Outcome, Error> {
         let began = Instant::now();
-        let (search, found) = (self.options.search_paths(), self.found.for_a_question());
+        let (search, found) = (self.search_paths()?, self.found.for_a_question());
         let mut files = proof::Files::default();
         let proven = proof::prove(pid, |target, set| {
             let objects = files.of(&target, &search);
@@ -103,7 +103,7 @@ impl Session<'_> {
     /// Reports the stacks of a process that is not stopped for it.
     fn stacks_unstopped(&self, pid: u32) -> Result<Outcome, Error> {
         let began = Instant::now();
-        let (search, found) = (self.options.search_paths(), self.found.for_a_question());
+        let (search, found) = (self.search_paths()?, self.found.for_a_question());
         let mut outcome = proof::unstopped(pid, |target: &LiveTarget| {
             let objects = Objects::load(target, &search);
             let opened = began.elapsed();

@@ -12,6 +12,7 @@ mod hosts;
 mod killed;
 mod large;
 mod matrix;
+mod native;
 mod routes_e2e;
 mod sandbox;
 mod small_memory;

@@ -167,3 +167,60 @@ fn processes_with_other_rights_are_refused_with_the_reason() {
     let Some(user) = OrdinaryUser::start(0o711) else { return };
     user.assert_refused(user.sleep.id(), "it does not let itself be traced");
 }
+
+/// What each thread says of itself is what the kernel said of it before.
+#[test]
+fn threads_say_what_they_do() {
+    let role = Role::start("states");
+    let pid = role.pid();
+    let of = |report: &Value| -> BTreeSet<String> {
+        let threads = report["threads"].as_array().expect("threads").iter();
+        threads
+            .filter_map(|t| {
+                let name = t["name"].as_str().filter(|name| name.starts_with("in "))?;
+                let state = &t["state"];
+                let call = state["system_call"].as_str().map(|call| format!(" {call}")).unwrap_or_default();
+                Some(format!("{name}: {}{call}", state["kind"].as_str().unwrap_or("not known")))
+            })
+            .collect()
+    };
+    let expected = |sleep: &str| -> BTreeSet<String> {
+        let all = ["in epoll: idle epoll_wait", "in futex: idle futex", "in read: idle read", "in user: running"];
+        all.map(String::from).into_iter().chain([format!("in sleep: idle {sleep}")]).collect()
+    };
+    let letters = || states(pid).into_iter().filter(|&s| s == 'R').count();
+    until("only one thread runs", || letters() == 1);
+    // The very first stop finds the sleep itself. It goes on as another system call.
+    assert_eq!(of(&attach(pid)), expected("clock_nanosleep"));
+    until("only one thread runs", || letters() == 1);
+    let nonblocking = report(&wstate(&["attach", &pid.to_string(), "--json", "--nonblocking"]));
+    assert_eq!(of(&nonblocking), expected("restart_syscall"));
+    assert_eq!(of(&attach(pid)), expected("restart_syscall"));
+
+    assert_eq!(unsafe { libc::kill(pid as i32, libc::SIGSTOP) }, 0);
+    until("the process stops", || states(pid).iter().all(|&s| s == 'T'));
+    for more in [&[][..], &["--nonblocking"]] {
+        let report = report(&wstate(&[&["attach", &pid.to_string(), "--json"], more].concat()));
+        assert!(of(&report).iter().all(|state| state.ends_with(": stopped")), "{:?}", of(&report));
+    }
+    assert_eq!(unsafe { libc::kill(pid as i32, libc::SIGCONT) }, 0);
+}
+
+#[test]
+fn a_process_says_who_it_is() {
+    let mut command = Command::new("sleep");
+    let mut child = command.arg("1000").arg0("some name").spawn().expect("sleep starts");
+    until("it sleeps", || {
+        let is_it = std::fs::read_to_string(format!("/proc/{}/cmdline", child.id())).unwrap_or_default();
+        is_it == "some name\u{0}1000\u{0}" && states(child.id()) == ['S']
+    });
+    let target = attach(child.id())["target"].clone();
+    assert_eq!(target["command_line"], "'some name' 1000");
+    assert_eq!(
+        (&target["uid"], &target["gid"]),
+        (&unsafe { libc::getuid() }.into(), &unsafe { libc::getgid() }.into())
+    );
+    assert!(target["command_line_cut"].is_null() && target["signal_details"].is_null(), "{target}");
+    child.kill().expect("it runs");
+    child.wait().expect("it is a child");
+}

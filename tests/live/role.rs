@@ -214,6 +214,35 @@ fn role() {
                 std::thread::Builder::new().name(name).spawn(native_outer).expect("a thread");
             }
         }
+        // Threads that wait in one system call each, and one that runs outside of all of them.
+        "states" => {
+            let start = |name: &str, work: fn()| {
+                std::thread::Builder::new().name(name.to_string()).spawn(work).expect("a thread");
+            };
+            start("in sleep", native_inner);
+            start("in futex", || {
+                loop {
+                    std::thread::park();
+                }
+            });
+            start("in read", || {
+                let (mut from, to) = std::io::pipe().expect("a pipe");
+                Box::leak(Box::new(to));
+                let _ = from.read(&mut [0]);
+            });
+            start("in epoll", || unsafe {
+                let events = libc::epoll_create1(0);
+                let mut event: libc::epoll_event = std::mem::zeroed();
+                loop {
+                    libc::epoll_wait(events, &mut event, 1, -1);
+                }
+            });
+            start("in user", || {
+                loop {
+                    std::hint::black_box(0);
+                }
+            });
+        }
         other => panic!("no role {other}"),
     }
     serve();

@@ -78,6 +78,7 @@ fn place_of(auxv: &[(u64, u64)], words: &[u64]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use crate::arch::{Machine, Registers};
+    use crate::limits;
     use crate::process::Target;
     use crate::process::testing::CoreBuilder;
 
@@ -103,12 +104,15 @@ mod tests {
             [argv.len() as u64].into_iter().chain(argv).chain([0]).chain(envp).chain([0]).collect();
         words.extend(pairs.chain([0, 0]));
         damage(&mut words);
-        let mut stack = vec![0; 0x1000 - words.len() * 8];
+        let below = STACK + 0x1000 - words.len() as u64 * 8;
+        // A stack begins with a page.
+        let start = below & !0xfff;
+        let mut stack = vec![0; (below - start) as usize];
         stack.extend(words.into_iter().flat_map(u64::to_le_bytes));
-        stack.resize(0x1100, 0x5a);
+        stack.resize(stack.len() + 0x100, 0x5a);
         stack.extend(strings);
         let registers = Registers::unknown(Machine::X64);
-        let mut core = CoreBuilder::new().thread(7, 11, &registers, 0).process(7, "app", said).memory(STACK, 6, &stack);
+        let mut core = CoreBuilder::new().thread(7, 11, &registers, 0).process(7, "app", said).memory(start, 6, &stack);
         for (key, value) in auxv {
             core = core.auxv(key, value);
         }
@@ -124,6 +128,17 @@ mod tests {
         // What NT_PRPSINFO says is believed where the stack says something else.
         assert_eq!(whole("other"), Some("other".to_string()));
         assert_eq!(core(&["app", ""], &[], "app  ", |_| {}), Some("app ''".to_string()));
+    }
+
+    #[test]
+    fn a_long_command_line_is_cut_and_too_many_variables_are_not_searched() {
+        let said = format!("app {}", "x".repeat(75));
+        let shown = |arguments: &[&str], variables: &[&str]| core(arguments, variables, &said, |_| {}).unwrap();
+        let long = "x".repeat(limits::MAX_COMMAND_LINE_BYTES);
+        assert_eq!(shown(&["app", &long], &["A=b"]).len(), limits::MAX_COMMAND_LINE_BYTES);
+        let (x, many) = ("x".repeat(80), vec!["A=b"; limits::MAX_ARGUMENT_WORDS]);
+        assert_eq!(shown(&["app", &x], &many[..100]), format!("app {x}"));
+        assert_eq!(shown(&["app", &x], &many), said);
     }
 
     #[test]

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::OTHER_FILE;
+use crate::process::debuginfod::Wanted;
 use crate::process::elf::{Headers, LoadedHeaders, pf};
-use crate::process::files::map_location;
+use crate::process::files::{FileLocation, map_location};
 use crate::process::memory::{Content, Holder, PAGE};
 use crate::process::objects::{executable_by_address, mappings_by_file};
 use crate::process::same_file::{self, Evidence};
@@ -93,7 +94,11 @@ impl CoreTarget {
         // The kernel dumps the first page of every mapped ELF file (coredump_filter bit 4).
         let in_core = mappings.iter().filter(|m| m.offset == 0).find_map(|m| LoadedHeaders::read(self, m.start));
         let mut result = FileMatch::No;
-        for candidate in self.file_candidates(first) {
+        let mut candidates = self.file_candidates(first);
+        let id = in_core.as_ref().and_then(|found| found.build_id.as_ref());
+        let fetched = id.and_then(|id| self.search.fetched.get(Wanted::Executable, id));
+        candidates.extend(fetched.map(FileLocation::user));
+        for candidate in candidates {
             let Ok(file) = map_location(&candidate) else { continue };
             let Some(headers) = Headers::of_file(&file) else { continue };
             let all: Vec<&Mapping> = mappings.iter().collect();

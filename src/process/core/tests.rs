@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::arch::{Machine, Registers, x64};
+use crate::process::notes::kind;
 use crate::process::testing::{CoreBuilder, shared_object};
 
 fn registers(pc: u64) -> Registers {
@@ -44,6 +45,90 @@ fn threads_registers_and_names() {
     assert_eq!(core.executable(), Some(Path::new("/bin/app")));
     assert_eq!(core.description(), "core core.test of app");
     assert!(core.notes().is_empty(), "{:?}", core.notes());
+}
+
+/// A record of a signal, as long as `len`.
+fn siginfo(signal: i32, code: i32, address: u64, len: usize) -> Vec<u8> {
+    let mut info: Vec<u8> = [signal, 0, code, 0].into_iter().flat_map(i32::to_le_bytes).collect();
+    info.extend(address.to_le_bytes());
+    info.resize(128, 0);
+    info.truncate(len);
+    info
+}
+
+#[test]
+fn the_signal_is_that_of_the_first_thread_and_of_its_first_record() {
+    let thread = |core: CoreBuilder, id: u32| core.thread(id, 11, &registers(0x1234), 0);
+    let record =
+        |core: CoreBuilder, signal, address, len| core.note(b"CORE", kind::SIGINFO, &siginfo(signal, 1, address, len));
+    let told = |core: CoreBuilder| core.open().unwrap().facts().signal.map(|s| (s.number, s.code, s.address));
+    let first = || thread(CoreBuilder::new(), 1);
+    assert_eq!(told(record(first(), 11, 0x10, 128)), Some((11, 1, Some(0x10))));
+    assert_eq!(told(first()), None);
+    // A second record, one of another thread, one of another signal, and one before any thread.
+    assert_eq!(told(record(record(first(), 11, 0x10, 128), 11, 0x20, 128)), Some((11, 1, Some(0x10))));
+    assert_eq!(told(record(thread(first(), 2), 11, 0x20, 128)), None);
+    assert_eq!(told(record(first(), 7, 0x10, 128)), None);
+    assert_eq!(told(thread(record(CoreBuilder::new(), 11, 0x10, 128), 1)), None);
+    for len in 0..128 {
+        let expected = match len {
+            0..12 => None,
+            12..24 => Some((11, 1, None)),
+            _ => Some((11, 1, Some(0x10))),
+        };
+        assert_eq!(told(record(first(), 11, 0x10, len)), expected, "{len}");
+    }
+}
+
+#[test]
+fn who_the_process_was_is_in_its_note_as_far_as_that_goes() {
+    let mut info = vec![b'x'; 136];
+    info[16..24].copy_from_slice(&[1, 0, 0, 0, 2, 0, 0, 0]);
+    for len in 0..info.len() + 8 {
+        info.resize(len.max(136), b'y');
+        let facts = CoreBuilder::new().note(b"CORE", kind::PRPSINFO, &info[..len]).open().unwrap().facts();
+        match len {
+            // Nothing of a record that is cut off is believed.
+            0..136 => assert_eq!((facts.uid, facts.command_line), (None, None), "{len}"),
+            _ => {
+                let line = facts.command_line.unwrap();
+                assert_eq!(
+                    (facts.uid, facts.gid, line.text(), line.is_cut()),
+                    (Some(1), Some(2), "x".repeat(80), true)
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_thread_did_is_told_where_its_registers_tell_it() {
+    use crate::process::ThreadId;
+    use crate::process::facts::Activity;
+    let machine = Machine::X64.description();
+    let record = |id: u32, call: i64, result: i64, len: usize| {
+        let mut status = vec![0; machine.kernel.prstatus_size];
+        status[32..36].copy_from_slice(&id.to_le_bytes());
+        let words = [(machine.kernel.system_call, call), (machine.kernel.result, result)];
+        for (word, value) in words {
+            let at = machine.kernel.prstatus_registers + word * 8;
+            status[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        }
+        status.truncate(len);
+        status
+    };
+    let whole = machine.kernel.prstatus_size;
+    let core = [(1, -1, 0, whole), (2, 202, -512, whole), (3, 1, 17, whole), (4, 202, -512, 144), (5, -1, 0, whole)]
+        .into_iter()
+        .chain([(5, 202, -512, whole)])
+        .fold(CoreBuilder::new(), |core, (id, call, result, len)| {
+            core.note(b"CORE", kind::PRSTATUS, &record(id, call, result, len))
+        });
+    let core = core.open().unwrap();
+    let told = [1, 2, 3, 4, 5, 6].map(|id| core.activity(ThreadId(id)));
+    // Two records claim to be of thread 5, and none is of thread 6.
+    let waiting = Some(Activity::Waiting { system_call: Some(202) });
+    assert_eq!(told, [Some(Activity::Running), waiting, None, None, None, None]);
 }
 
 #[test]

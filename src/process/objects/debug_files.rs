@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::{ObjectData, debuglink};
 use crate::process::Mapping;
+use crate::process::debuginfod::Wanted;
 use crate::process::elf::{self, Headers};
 use crate::process::files::{self, FileLocation, Mapped};
 
@@ -25,8 +26,9 @@ impl Loader<'_> {
     pub(super) fn debug_by_build_id(&self, id: &[u8]) -> Option<(PathBuf, ObjectData)> {
         let (first, rest) = id.split_first()?;
         let name = format!(".build-id/{first:02x}/{}.debug", elf::hex(rest));
-        let places: Vec<FileLocation> =
+        let mut places: Vec<FileLocation> =
             self.debug_dirs().into_iter().map(|d| FileLocation::named(d.join(&name))).collect();
+        places.extend(self.search.fetched.get(Wanted::Debug, id).map(FileLocation::user));
         let mut left = places.as_slice();
         while let Ok((at, opened)) = files::open_first(left) {
             let (place, rest) = left.get(at..)?.split_first()?;

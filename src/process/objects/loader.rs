@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Doubt, Excerpts, Fits, LoadedObject, ObjectData, Problem, SearchPaths, Unpacked};
 use crate::limits;
+use crate::process::debuginfod::Wanted;
 use crate::process::elf::{self, HEADER_SIZE, Headers, LoadedHeaders, pf, pt};
 use crate::process::file_kind::{self, Door};
 use crate::process::files::{FileLocation, Mapped, map_location};
@@ -134,6 +135,8 @@ impl<'a> Loader<'a> {
         let given = self.search.executable.clone().filter(|_| is_main).map(FileLocation::user);
         let mut candidates = Vec::from_iter(given.clone());
         candidates.extend(self.target.file_candidates(mapping));
+        let fetched = memory.and_then(|m| self.search.fetched.get(Wanted::Executable, m.build_id.as_ref()?));
+        candidates.extend(fetched.map(FileLocation::user));
         let mut seen = HashSet::new();
         let mut wrong = None;
         let mut refused = None;

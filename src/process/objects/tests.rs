@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::arch::Registers;
+use crate::process::debuginfod::Wanted;
 use crate::process::elf::pt;
 use crate::process::testing::{CoreBuilder, shared_object};
 
@@ -163,6 +164,27 @@ fn debug_files_by_build_id_and_by_checked_link() {
     assert_eq!(found(Some(5), crc ^ 1), None, "it has another id than its name says");
     std::fs::write(&by_id, library(Some(5), 0, &[])).unwrap();
     assert_eq!(found(Some(5), crc), Some(by_id));
+}
+
+/// What a server had is used where nothing is here, and only if its build id is the right one.
+#[test]
+fn files_that_were_fetched_are_checked_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let image = library(Some(5), 0xc3, &[]);
+    let mut search = SearchPaths::default();
+    search.fetched.add(Wanted::Executable, &[5; 4], at("executable"));
+    search.fetched.add(Wanted::Debug, &[5; 4], at("debuginfo"));
+    for (id, fits) in [(5, true), (6, false)] {
+        std::fs::write(at("executable"), library(Some(id), 0xc3, &[])).unwrap();
+        std::fs::write(at("debuginfo"), library(Some(id), 0, &[(".debug_info", vec![1, 2, 3])])).unwrap();
+        let objects = load(&loaded_at(0x10_0000, "/nowhere/lib.so", &image), &search);
+        let object = objects.find(0x10_3000).unwrap();
+        assert_eq!(object.opened.is_some(), fits);
+        assert_eq!(object.fits, fits.then_some(Fits::BuildId));
+        assert_eq!(object.debug.as_ref().map(|(path, _)| path.clone()), fits.then(|| at("debuginfo")));
+        assert_eq!(object.names().is_some_and(|names| names.debug_info), fits);
+    }
 }
 
 #[test]
