@@ -527,6 +527,8 @@ def bt(target: Target, argument: str) -> str:
             request["wasm_only"] = True
         elif plain == "fold":
             request["fold"] = True
+        elif plain == "whole":
+            request["whole"] = True
         elif plain == "verbose":
             request["verbose"] = True
             request["brief"] = False
@@ -607,14 +609,16 @@ class Command:
 COMMANDS = {
     "bt": Command(
         bt,
-        "[full] [all] [wasm] [fold] [verbose] [COUNT]",
-        ["full", "all", "wasm", "fold", "verbose"],
+        "[full] [all] [wasm] [fold] [whole] [verbose] [COUNT]",
+        ["full", "all", "wasm", "fold", "whole", "verbose"],
         "Print the native and Wasm frames of this thread.",
         """
 full      print also the locals and operands of each Wasm frame
 all       print the frames of all threads
 wasm      print only Wasm frames
 fold      print frames that come again and again, as in a recursion, in one line
+whole     print every native frame, with names and paths in full; without it, frames of Rust's runtime that stand in a row
+          have one line
 verbose   print also registers, and how each frame was found
 COUNT     print only so many frames, the youngest ones
 """,

@@ -412,6 +412,10 @@ fn print(show: &Show, options: &Options, format: Format, output: &mut Output) ->
                 color: show.output.is_none() && color(show.no_color),
                 verbose: show.verbose,
                 fold: show.fold,
+                all: show.all,
+                full_paths: show.full_paths,
+                full_names: show.full_names,
+                how_to_see_all: Some("--all"),
             };
             outcome.report.to_text(options).into_bytes()
         }

@@ -663,6 +663,16 @@ pub struct Show {
     /// In text, show frames that repeat once and say how often; frame numbers stay the same, and JSON has all frames
     #[arg(long, help_heading = "Selection")]
     pub fold: bool,
+    /// In text, show every native frame; without this, frames of Rust's runtime, of executors and of the C library's start
+    /// that stand in a row have one line. JSON has all frames
+    #[arg(short, long, help_heading = "Selection")]
+    pub all: bool,
+    /// In text, show paths of source files in full, also those of packages and of Rust's library
+    #[arg(long, help_heading = "Selection")]
+    pub full_paths: bool,
+    /// In text, show names of functions with all their generic parameters, however long they are
+    #[arg(long, help_heading = "Selection")]
+    pub full_names: bool,
     /// Show native frames by name alone, without files, lines and inlined functions (faster, needs less memory)
     #[arg(long, help_heading = "Selection")]
     pub no_lines: bool,

@@ -9,6 +9,10 @@ pub mod fold;
 #[cfg(feature = "cli")]
 pub mod hexdump;
 pub mod json;
+pub mod machinery;
+pub mod names;
+pub mod paths;
+pub mod reasons;
 #[cfg(feature = "cli")]
 pub mod symbol_file;
 pub mod text;
@@ -421,6 +425,9 @@ pub struct Function {
     pub index: Option<u32>,
     /// Index among the functions that the Wasm module defines.
     pub local_index: Option<u32>,
+    /// Number of its parameters, which are the first of the frame's `locals`. Missing where it is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub params: Option<u32>,
     /// Byte offset of `pc` from the function's machine code.
     pub offset: Option<Hex>,
     /// Path of the source file.

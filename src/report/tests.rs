@@ -187,7 +187,373 @@ fn rich() -> Report {
     report
 }
 
-const PLAIN: TextOptions = TextOptions { brief: false, wasm_only: false, color: false, verbose: false, fold: false };
+const PLAIN: TextOptions = TextOptions {
+    brief: false,
+    wasm_only: false,
+    color: false,
+    verbose: false,
+    fold: false,
+    all: false,
+    full_paths: false,
+    full_names: false,
+    how_to_see_all: Some("--all"),
+};
+
+const CARGO: &str = "/home/user/.cargo/registry/src/index-0123456789abcdef";
+const LIBRARY: &str = "/rustc/59807616e1fa2540724bfbac14d7976d7e4a3860/library";
+
+fn at_line(index: u32, pc: u64, name: &str, file: &str, line: u32, inlined: bool) -> Frame {
+    let mut frame = native(index, pc, Some(name), "host");
+    if let Some(f) = &mut frame.function {
+        (f.name_source, f.file, f.line) = (Some(NameSource::Dwarf), Some(file.to_string()), Some(line));
+        f.inlined = Some(inlined);
+    }
+    frame
+}
+
+/// What an attach finds of a host of Wasmtime in its default configuration: a thread in a host function that a guest called,
+/// the main thread that waits for it, and threads of an executor.
+fn wasmtime() -> Report {
+    let mut report = Report::new(Target {
+        kind: TargetKind::Process,
+        pid: Some(4711),
+        executable: Some("/srv/host".to_string()),
+        description: Some("process 4711 (host)".to_string()),
+        path: None,
+        signal: None,
+    });
+    report.runtimes.push(Runtime {
+        name: RuntimeName::Wasmtime,
+        modules: vec![Module {
+            index: Some(0),
+            name: Some("nest".to_string()),
+            code_start: Some(Hex(0x7f1b_e54a_e000)),
+            code_end: Some(Hex(0x7f1b_e54a_f000)),
+            functions: Some(4),
+            tracked: Some(false),
+            backend: Some("wasmtime 48".to_string()),
+            routes: vec![FoundBy::Image],
+            checks: vec![],
+            wasm_file: None,
+            wasm_compared: None,
+            problem: Some(crate::runtime::UNRECORDED.to_string()),
+        }],
+    });
+    let guest = |index, pc, name, function| {
+        let mut frame = wasm(index, pc, Some(name), function, OpPosition::At);
+        frame.module = Some("nest".to_string());
+        (frame.locals_why, frame.stack_why) = (Some(Why::NoGuestDebug), Some(Why::NoGuestDebug));
+        if let Some(place) = &mut frame.wasm {
+            (place.op, place.op_index) = (None, None);
+        }
+        frame
+    };
+    let started = |first: u32| {
+        let call = "<&dyn core::ops::function::Fn<(), Output = i32> + core::marker::Sync + \
+                    core::panic::unwind_safe::RefUnwindSafe as core::ops::function::FnOnce<()>>::call_once";
+        let library = |file: &str| format!("{LIBRARY}/{file}");
+        vec![
+            at_line(first, 0x5576, "call_once<fn(), ()>", &library("core/src/ops/function.rs"), 250, true),
+            at_line(
+                first + 1,
+                0x5576,
+                "std::sys::backtrace::__rust_begin_short_backtrace",
+                &library("std/src/sys/backtrace.rs"),
+                166,
+                false,
+            ),
+            at_line(first + 2, 0x5577, call, &library("core/src/ops/function.rs"), 287, true),
+            at_line(first + 3, 0x5577, "std::rt::lang_start_internal", &library("std/src/rt.rs"), 171, false),
+            native(first + 4, 0x5578, Some("main"), "host"),
+            at_line(first + 5, 0x7f1b, "__libc_start_main_impl", "./csu/../csu/libc-start.c", 360, false),
+            native(first + 6, 0x5579, Some("_start"), "host"),
+        ]
+    };
+    let end = || Some(End { kind: EndKind::Bottom, why: None });
+    let sleep = "./time/../sysdeps/unix/sysv/linux/clock_nanosleep.c";
+    let mut frames = vec![
+        at_line(0, 0x7f1b_e5d8_4545, "__GI___clock_nanosleep", sleep, 48, false),
+        at_line(
+            1,
+            0x5576_78f4,
+            "std::thread::functions::sleep",
+            &format!("{LIBRARY}/std/src/thread/functions.rs"),
+            289,
+            false,
+        ),
+        at_line(2, 0x5576_77af, "host::at_stop", "src/main.rs", 73, false),
+        at_line(
+            3,
+            0x5576_77b1,
+            "{closure#0}<host::truth::State, wasmtime::runtime::func::{impl#11}::new::{closure_env#0}<host::truth::State, \
+             host::import_for::{closure_env#0}>>",
+            &format!("{CARGO}/wasmtime-48.0.8/src/runtime/func.rs"),
+            2403,
+            true,
+        ),
+        guest(4, 0x7f1b_e54a_e02b, "leaf", 1),
+        guest(5, 0x7f1b_e54a_e112, "fact", 2),
+        guest(6, 0x7f1b_e54a_e1a6, "run", 4),
+        at_line(
+            7,
+            0x5576_77b0,
+            "wasmtime::runtime::func::Func::call_unchecked_raw",
+            &format!("{CARGO}/wasmtime-48.0.8/src/runtime/func.rs"),
+            1033,
+            false,
+        ),
+        at_line(8, 0x5576_77ac, "host::main", "src/main.rs", 684, false),
+    ];
+    frames.extend(started(9));
+    let thread = |tid, name: &str, frames, end| Thread {
+        tid: Some(tid),
+        name: Some(name.to_string()),
+        frames,
+        end,
+        signal: None,
+        notes: vec![],
+    };
+    report.threads.push(thread(4711, "host", frames, end()));
+    let worker = |tid| {
+        let mut frames = vec![
+            native(0, 0x7f1b_e5d3, Some("syscall"), "libc.so.6"),
+            native(1, 0x5576_1111, Some("std::sys::pal::unix::futex::futex_wait"), "host"),
+            native(2, 0x5576_2222, Some("tokio::runtime::scheduler::multi_thread::park::Parker::park"), "host"),
+            native(3, 0x5576_3333, Some("tokio::runtime::scheduler::multi_thread::worker::run"), "host"),
+        ];
+        frames.extend(started(4));
+        thread(tid, "tokio-runtime-w", frames, end())
+    };
+    report.threads.extend([worker(4712), worker(4713)]);
+    let mut lost = worker(4714);
+    lost.frames.truncate(3);
+    lost.frames[2].trust = Some(Trust::FramePointer);
+    lost.end = Some(End { kind: EndKind::Lost, why: Some("nothing explains the code at 0x1234".to_string()) });
+    lost.notes.push("registers are from after the stop".to_string());
+    report.threads.push(lost);
+    report.threads.push(thread(4715, "gone", vec![], Some(End::no_registers(Some("it ended")))));
+    report
+}
+
+#[test]
+fn text_of_a_default_wasmtime() {
+    insta::assert_snapshot!(wasmtime().to_text(PLAIN));
+}
+
+#[test]
+fn text_of_a_default_wasmtime_in_full() {
+    let full = TextOptions { all: true, full_paths: true, full_names: true, ..PLAIN };
+    insta::assert_snapshot!(wasmtime().to_text(full));
+}
+
+#[test]
+fn text_of_a_default_wasmtime_wasm_only() {
+    insta::assert_snapshot!(wasmtime().to_text(TextOptions { wasm_only: true, ..PLAIN }));
+}
+
+/// The frames of a text: the first and the last number of each line of frames.
+fn numbers(text: &str) -> Vec<(u32, u32)> {
+    let line = |line: &str| {
+        let numbers = line.trim_start().strip_prefix('#')?.split(' ').next()?;
+        let (first, last) = numbers.split_once("-#").unwrap_or((numbers, numbers));
+        Some((first.parse().ok()?, last.parse().ok()?))
+    };
+    text.lines().filter_map(line).collect()
+}
+
+#[test]
+fn every_frame_is_on_a_line_of_its_own_or_in_one_of_several() {
+    let mut report = wasmtime();
+    report.threads.retain(|thread| !thread.frames.is_empty());
+    for (options, folded) in [
+        (PLAIN, true),
+        (TextOptions { fold: true, ..PLAIN }, true),
+        (TextOptions { all: true, ..PLAIN }, false),
+        (TextOptions { verbose: true, ..PLAIN }, false),
+    ] {
+        let shown = numbers(&report.to_text(options));
+        let all: Vec<u32> = shown.iter().flat_map(|(first, last)| *first..=*last).collect();
+        let expected: Vec<u32> = report.threads.iter().flat_map(|t| t.frames.iter().filter_map(|f| f.index)).collect();
+        assert_eq!(all, expected);
+        assert_eq!(shown.len() < expected.len(), folded);
+    }
+    // JSON has them all, with whole names and paths.
+    let json: serde_json::Value = serde_json::from_str(&report.to_json(false)).unwrap();
+    let frames = json["threads"][0]["frames"].as_array().unwrap();
+    assert_eq!(frames.len(), report.threads[0].frames.len());
+    assert!(frames[9]["function"]["file"].as_str().unwrap().starts_with(LIBRARY));
+    // A library has no options to name.
+    let text = report.to_text(TextOptions::default());
+    assert!(text.contains("... 7 frames of Rust's runtime and the C library\n"), "{text}");
+}
+
+#[test]
+fn frames_that_were_not_stopped_say_so_in_a_row_too() {
+    let mut report = wasmtime();
+    report.threads.truncate(2);
+    report.threads[1].frames.iter_mut().for_each(|frame| frame.unstopped = true);
+    // One that was stopped is in no row with the others.
+    report.threads[1].frames[6].unstopped = false;
+    let text = report.to_text(PLAIN);
+    let rows: Vec<&str> = text.lines().filter(|line| line.contains("... ")).map(str::trim).collect();
+    assert_eq!(
+        rows,
+        [
+            "#9-#15  ... 7 frames of Rust's runtime and the C library (--all shows them)",
+            "#3-#5  ... 3 frames of Rust's runtime and tokio (--all shows them)  (not stopped)",
+            "#7-#10  ... 4 frames of Rust's runtime and the C library (--all shows them)  (not stopped)",
+        ]
+    );
+}
+
+#[test]
+fn a_row_that_reaches_into_repeated_frames_loses_none() {
+    let mut report = wasmtime();
+    report.threads.truncate(1);
+    let start = report.threads[0].frames.split_off(9);
+    let call = &start[0];
+    let user = &report.threads[0].frames[2].clone();
+    // A recursion through closures, and the start behind it: the last cycle and the start are one row.
+    let mut frames = vec![user.clone()];
+    for _ in 0..4 {
+        frames.extend([user.clone(), call.clone(), start[1].clone()]);
+    }
+    frames.extend(start[2..].iter().cloned());
+    for (index, frame) in (0..).zip(&mut frames) {
+        frame.index = Some(index);
+    }
+    let count = frames.len() as u32;
+    report.threads[0].frames = frames;
+    let text = report.to_text(TextOptions { fold: true, ..PLAIN });
+    assert!(text.contains("the 3 frames above 3 times more"), "{text}");
+    let mut next = 0;
+    for line in text.lines().filter(|line| line.trim_start().starts_with('#')) {
+        let (first, mut last) = numbers(line)[0];
+        if let Some((_, rest)) = line.split_once("to #") {
+            last = rest.split(':').next().unwrap().parse().unwrap();
+        }
+        assert_eq!(first, next, "{text}");
+        next = last + 1;
+    }
+    assert_eq!(next, count, "{text}");
+}
+
+#[test]
+fn a_reason_stands_once_and_where_it_belongs() {
+    let reason = "the module was compiled without guest_debug";
+    let mut report = wasmtime();
+    let text = report.to_text(PLAIN);
+    assert_eq!(text.matches(reason).count(), 1, "{text}");
+    // The two other ways to say it are not needed then.
+    assert!(!text.contains("not tracked") && !text.contains(crate::runtime::UNRECORDED), "{text}");
+    // Where there are no values there is no reason, and the module says what is wrong with it.
+    for text in [
+        report.to_text(TextOptions { brief: true, ..PLAIN }),
+        text::render_head(&Report { threads: Vec::new(), ..report.clone() }, PLAIN),
+    ] {
+        assert!(!text.contains(reason) && !text.contains("not tracked"), "{text}");
+        assert_eq!(text.matches(crate::runtime::UNRECORDED).count(), 1, "{text}");
+    }
+    // Those of singlepass are the same.
+    let mut singlepass = report.clone();
+    singlepass.runtimes[0].modules[0].problem = Some(crate::runtime::UNTRACKED.to_string());
+    for frame in &mut singlepass.threads[0].frames[4..7] {
+        (frame.locals, frame.locals_why, frame.stack_why) = (Some(vec![]), None, Some(Why::NotTracked));
+    }
+    let text = singlepass.to_text(PLAIN);
+    assert!(text.contains("\n  operand stacks are not known in its frames: "), "{text}");
+    assert_eq!((text.matches("track_state").count(), text.matches("not known").count()), (1, 1), "{text}");
+    // Another problem stays.
+    report.runtimes[0].modules[0].problem = Some(format!("the file differs; {}", crate::runtime::UNRECORDED));
+    assert!(report.to_text(PLAIN).contains("\n  the file differs\n"));
+    // A frame that has its values takes the reason from the module: the others say it themselves.
+    let known = |frame: &mut Frame| (frame.locals, frame.locals_why) = (Some(vec![]), None);
+    known(&mut report.threads[0].frames[5]);
+    let text = report.to_text(PLAIN);
+    assert_eq!(text.matches("       locals  not known: the module was").count(), 2, "{text}");
+    assert!(text.contains("\n  operand stacks are not known in its frames: the module was"), "{text}");
+    assert!(!text.contains("       stack"), "{text}");
+    // A reason of a frame stays with it.
+    report.threads[0].frames[5].locals = None;
+    report.threads[0].frames[5].locals_why = Some(Why::Returning);
+    let text = report.to_text(PLAIN);
+    assert!(text.contains("\n  locals and operand stacks are not known in its frames: "), "{text}");
+    assert_eq!(text.matches("       locals  not known: ").count(), 1, "{text}");
+}
+
+#[test]
+fn positions_that_were_not_recorded_are_told_once() {
+    let note = crate::runtime::NO_POSITIONS;
+    let mut report = wasmtime();
+    for frame in &mut report.threads[0].frames[4..7] {
+        frame.notes = vec![note.to_string(), "another note".to_string()];
+    }
+    for brief in [false, true] {
+        let text = report.to_text(TextOptions { brief, ..PLAIN });
+        let said = "\n  positions are not known in its frames: the module was compiled without generate_address_map\n";
+        assert!(text.contains(said) && text.matches("generate_address_map").count() == 1, "{text}");
+        assert_eq!(text.matches("note: another note").count(), 3, "{text}");
+    }
+    // One frame knows better.
+    report.threads[0].frames[5].notes.clear();
+    assert_eq!(report.to_text(PLAIN).matches(&format!("note: {note}")).count(), 2);
+}
+
+#[cfg(feature = "cli")]
+#[test]
+fn what_stands_under_no_module_is_told_elsewhere() {
+    let report = wasmtime();
+    let reason =
+        "locals and operand stacks are not known in frames of nest: the module was compiled without guest_debug";
+    let text = text::render_threads(&report, PLAIN);
+    assert!(text.starts_with(&format!("note: {reason}")) && text.matches("guest_debug").count() == 1, "{text}");
+    assert!(!text::render_threads(&report, TextOptions { brief: true, ..PLAIN }).contains("guest_debug"));
+    let whole = report.to_text(PLAIN);
+    let threads = text.split_once("\nThread").unwrap().1;
+    assert!(whole.ends_with(threads), "the threads are those of the whole report");
+    // A frame alone has nothing above it.
+    let frame = text::render_frame(&report, &report.threads[0].frames[4], PLAIN);
+    assert_eq!(frame.matches("not known: the module was compiled without guest_debug").count(), 2, "{frame}");
+    let mut frame = report.threads[0].frames[4].clone();
+    (frame.locals, frame.locals_why) = (Some(vec![]), None);
+    assert!(text::render_frame(&report, &frame, PLAIN).contains("\n       locals  none\n"));
+}
+
+#[test]
+fn parameters_stand_apart_from_locals_where_their_number_is_known() {
+    let mut report = rich();
+    let lines = |report: &Report| -> Vec<String> {
+        let text = report.to_text(PLAIN);
+        let is_list = |line: &&str| line.starts_with("       params") || line.starts_with("       locals");
+        text.lines().filter(is_list).map(|line| line.trim().split("   ").next().unwrap().to_string()).collect()
+    };
+    let frame = 4;
+    report.threads.truncate(1);
+    assert_eq!(lines(&report), ["locals  0 i32 9 (r12)"]);
+    let mut with = |params: Option<u32>| {
+        report.threads[0].frames[frame].function.as_mut().unwrap().params = params;
+        lines(&report)
+    };
+    assert_eq!(with(Some(3)), ["params  0 i32 9 (r12)", "locals  3 i32 333 (rbx)"]);
+    assert_eq!(with(Some(0)), ["locals  0 i32 9 (r12)"]);
+    assert_eq!(with(Some(8)), ["params  0 i32 9 (r12)"]);
+    // A number that cannot be right parts nothing.
+    assert_eq!(with(Some(9)), ["locals  0 i32 9 (r12)"]);
+    assert_eq!(with(Some(u32::MAX)), ["locals  0 i32 9 (r12)"]);
+    let json: serde_json::Value = serde_json::from_str(&report.to_json(false)).unwrap();
+    assert_eq!(json["threads"][0]["frames"][frame]["function"]["params"], u32::MAX);
+    assert!(json["threads"][0]["frames"][0].get("params").is_none());
+}
+
+#[test]
+fn a_thousand_threads_without_wasm_are_a_thousand_lines() {
+    let mut report = wasmtime();
+    let worker = report.threads[1].clone();
+    report.threads = (1..=1000).map(|tid| Thread { tid: Some(tid), ..worker.clone() }).collect();
+    let text = report.to_text(TextOptions { wasm_only: true, ..PLAIN });
+    let lines = text.lines().filter(|l| l.ends_with(" \"tokio-runtime-w\"  no Wasm frames (11 other frames)")).count();
+    assert_eq!((lines, text.lines().count()), (1000, 1004));
+}
 
 #[test]
 fn text() {
@@ -232,21 +598,24 @@ fn json_schema() {
 
 #[test]
 fn colour_adds_nothing_but_escapes() {
-    let mut plain = String::new();
-    let colored = rich().to_text(TextOptions { color: true, ..PLAIN });
-    let mut rest = colored.as_str();
-    while let Some((before, after)) = rest.split_once('\u{1b}') {
-        plain += before;
-        rest = after.split_once('m').map_or("", |(_, r)| r);
+    let wasm_only = TextOptions { wasm_only: true, ..PLAIN };
+    for (report, options) in [(rich(), PLAIN), (wasmtime(), PLAIN), (wasmtime(), wasm_only)] {
+        let mut plain = String::new();
+        let colored = report.to_text(TextOptions { color: true, ..options });
+        let mut rest = colored.as_str();
+        while let Some((before, after)) = rest.split_once('\u{1b}') {
+            plain += before;
+            rest = after.split_once('m').map_or("", |(_, r)| r);
+        }
+        assert_eq!(plain + rest, report.to_text(options));
     }
-    assert_eq!(plain + rest, rich().to_text(PLAIN));
 }
 
 #[test]
 fn lists_of_values_fit_the_width() {
     for line in rich().to_text(TextOptions { verbose: true, ..PLAIN }).lines() {
         let trimmed = line.trim_start();
-        if trimmed.starts_with("locals") || trimmed.starts_with("stack") {
+        if ["locals", "params", "stack"].iter().any(|label| trimmed.starts_with(label)) {
             assert!(line.chars().count() <= 120, "{line}");
         }
     }

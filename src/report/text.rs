@@ -1,20 +1,25 @@
 //! The text form of a report: a head, then every thread with its youngest frame first.
 
+use super::reasons::{OfModule, Reasons};
 use super::{
     EndKind, Frame, FrameKind, Function, Module, OpPosition, Place, Report, Runtime, Thread, Trust, Value, Variable,
-    WasmPosition, fold,
+    WasmPosition, fold, machinery, names, paths,
 };
 use crate::arch::Machine;
 use crate::limits;
-use crate::runtime::Why;
+use crate::runtime::{UNRECORDED, UNTRACKED, Why};
 use anstyle::{AnsiColor, Style};
 use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, Write};
+use std::ops::Range;
 
 /// Width in columns at which lists of values are wrapped. Lines of frames are never wrapped, because people search
 /// them with grep.
 const WIDTH: usize = 120;
+
+/// Width in columns beyond which generic parameters in the name of a function are cut.
+const NAME_WIDTH: usize = 100;
 
 /// How a report is printed.
 #[derive(Clone, Copy, Debug, Default)]
@@ -29,6 +34,15 @@ pub struct TextOptions {
     pub verbose: bool,
     /// Prints frames that come again and again only once, and says how often they come.
     pub fold: bool,
+    /// Prints every native frame. Without it, frames of Rust's runtime, of executors and of the C library's start that
+    /// stand in a row have one line; `verbose` prints them too.
+    pub all: bool,
+    /// Prints paths of source files in full, also those of packages and of Rust's library.
+    pub full_paths: bool,
+    /// Prints names of functions with all their generic parameters, however long they are.
+    pub full_names: bool,
+    /// What a reader types to see the frames that have one line together. That line says it.
+    pub how_to_see_all: Option<&'static str>,
 }
 
 const HEADER: Style = Style::new().bold();
@@ -39,7 +53,7 @@ const BAD: Style = AnsiColor::Red.on_default();
 
 /// Writes `report` to `out`.
 pub fn write(report: &Report, options: TextOptions, out: &mut dyn Write) -> io::Result<()> {
-    Text { report, options, out }.report()
+    Text::new(report, options, out).report()
 }
 
 impl Report {
@@ -57,23 +71,31 @@ pub fn render_head(report: &Report, options: TextOptions) -> String {
     in_memory(report, options, |text| text.head())
 }
 
-/// The text of one thread of `report`, as it stands in the text of the whole report.
+/// The text of the threads of `report`, as it stands in the text of the whole report. What that says under a module,
+/// notes say here.
 #[cfg(feature = "cli")]
-pub fn render_thread(report: &Report, thread: &Thread, options: TextOptions) -> String {
-    in_memory(report, options, |text| text.thread(thread))
+pub fn render_threads(report: &Report, options: TextOptions) -> String {
+    in_memory(report, options, |text| {
+        text.reasons_as_notes()?;
+        text.threads(false)
+    })
 }
 
-/// The text of one frame of `report`.
+/// The text of one frame of `report`, which says everything itself: also that a list of values is empty, and reasons that
+/// other frames share.
 #[cfg(feature = "cli")]
 pub fn render_frame(report: &Report, frame: &Frame, options: TextOptions) -> String {
     let digits = frame.index.unwrap_or(0).to_string().len();
-    in_memory(report, options, |text| text.frame(frame, (digits + 1).max(3)))
+    in_memory(report, options, |text| {
+        text.alone = true;
+        text.frame(frame, (digits + 1).max(3))
+    })
 }
 
 fn in_memory(report: &Report, options: TextOptions, write: impl FnOnce(&mut Text<'_>) -> io::Result<()>) -> String {
     let mut out = Vec::new();
     // Writing to memory cannot fail.
-    let _ = write(&mut Text { report, options, out: &mut out });
+    let _ = write(&mut Text::new(report, options, &mut out));
     String::from_utf8_lossy(&out).into_owned()
 }
 
@@ -121,22 +143,57 @@ fn clean_within(text: &str, max: usize) -> String {
 struct Text<'a> {
     report: &'a Report,
     options: TextOptions,
+    /// What is said once under a module instead of at each of its frames.
+    reasons: Reasons<'a>,
+    /// Whether one frame is all that is printed.
+    alone: bool,
     out: &'a mut dyn Write,
 }
 
-impl Text<'_> {
+impl<'a> Text<'a> {
+    fn new(report: &'a Report, options: TextOptions, out: &'a mut dyn Write) -> Text<'a> {
+        Text { report, options, reasons: Reasons::of(report, !options.brief), alone: false, out }
+    }
+
     fn paint(&self, style: Style, text: &str) -> String {
         if self.options.color { format!("{style}{text}{style:#}") } else { text.to_string() }
     }
 
     fn report(&mut self) -> io::Result<()> {
         self.head()?;
-        for thread in &self.report.threads {
-            writeln!(self.out)?;
-            self.thread(thread)?;
-        }
+        self.threads(true)?;
         if self.report.threads.is_empty() {
             writeln!(self.out, "\n{}", self.paint(BAD, "no threads"))?;
+        }
+        Ok(())
+    }
+
+    /// Writes the threads with empty lines between them, and before the first one if there is something above it. Threads
+    /// that take one line each stand together.
+    fn threads(&mut self, below_something: bool) -> io::Result<()> {
+        let report = self.report;
+        let mut last_is_short = None;
+        for thread in &report.threads {
+            let is_short = self.is_short(thread);
+            if last_is_short.map_or(below_something, |last| !(last && is_short)) {
+                writeln!(self.out)?;
+            }
+            self.thread(thread)?;
+            last_is_short = Some(is_short);
+        }
+        Ok(())
+    }
+
+    /// Writes what would stand under the modules.
+    #[cfg(feature = "cli")]
+    fn reasons_as_notes(&mut self) -> io::Result<()> {
+        let modules: Vec<_> = self.reasons.modules().collect();
+        for (index, of) in modules {
+            let name = self.report.module(index).and_then(|(_, module)| module.name.as_deref());
+            let name = clean(name.unwrap_or("a module without a name"));
+            for sentence in of.sentences(&format!("frames of {name}")) {
+                writeln!(self.out, "note: {}", clean_message(&sentence))?;
+            }
         }
         Ok(())
     }
@@ -195,7 +252,12 @@ impl Text<'_> {
         if let Some(n) = module.functions {
             line += &format!(", {}", super::counted(n, "function"));
         }
-        if module.tracked == Some(false) {
+        let reasons = module.index.map(|index| self.reasons.module(index)).unwrap_or_default();
+        let problems = || module.problem.iter().flat_map(|problem| problem.split("; "));
+        // One of these lines is enough.
+        let is_of_values = |problem: &str| problem == UNRECORDED || problem == UNTRACKED;
+        let is_told = reasons.stack().is_some() || problems().any(is_of_values);
+        if module.tracked == Some(false) && !is_told {
             line += ", operand stacks not tracked";
         }
         if !module.routes.is_empty() {
@@ -213,10 +275,24 @@ impl Text<'_> {
                 writeln!(self.out, "  confirmed: {}", clean_message(check))?;
             }
         }
-        if let Some(problem) = &module.problem {
-            writeln!(self.out, "  {}", self.paint(BAD, &clean_message(problem)))?;
+        for sentence in reasons.sentences("its frames") {
+            writeln!(self.out, "  {}", clean_message(&sentence))?;
+        }
+        let is_new = |problem: &&str| !is_of_values(problem) || reasons.stack().is_none();
+        let problem = problems().filter(is_new).collect::<Vec<_>>().join("; ");
+        if !problem.is_empty() {
+            writeln!(self.out, "  {}", self.paint(BAD, &clean_message(&problem)))?;
         }
         Ok(())
+    }
+
+    fn is_shown(&self, frame: &Frame) -> bool {
+        !self.options.wasm_only || frame.kind == FrameKind::Wasm
+    }
+
+    /// Whether a thread takes one line: only Wasm frames are wanted, and it has none.
+    fn is_short(&self, thread: &Thread) -> bool {
+        self.options.wasm_only && !thread.frames.iter().any(|frame| self.is_shown(frame))
     }
 
     fn thread(&mut self, thread: &Thread) -> io::Result<()> {
@@ -230,35 +306,97 @@ impl Text<'_> {
         if let Some(s) = thread.signal {
             line += &format!(", {}", signal_name(s));
         }
-        writeln!(self.out, "{}", self.paint(HEADER, &line))?;
+        let line = self.paint(HEADER, &line);
+        if self.is_short(thread) {
+            let rest = self.instead_of_frames(thread);
+            return writeln!(self.out, "{line}  {rest}");
+        }
+        writeln!(self.out, "{line}")?;
         for note in &thread.notes {
             writeln!(self.out, "  note: {}", clean_message(note))?;
         }
         let digits = thread.frames.iter().filter_map(|f| f.index).max().unwrap_or(0).to_string().len();
         let number_width = (digits + 1).max(3);
-        let wasm_only = self.options.wasm_only;
-        let is_shown = |frame: &&Frame| !wasm_only || frame.kind == FrameKind::Wasm;
-        let shown: Vec<&Frame> = thread.frames.iter().filter(is_shown).collect();
+        let shown: Vec<&Frame> = thread.frames.iter().filter(|frame| self.is_shown(frame)).collect();
+        let folds = !(self.options.all || self.options.verbose || self.options.wasm_only);
+        let machinery = if folds { machinery::runs(&shown) } else { Vec::new() };
         let mut at = 0;
         for run in if self.options.fold { fold::runs(&shown) } else { Vec::new() } {
             let folded = run.at + run.cycle;
-            for frame in &shown[at..folded] {
-                self.frame(frame, number_width)?;
-            }
+            self.frames(&shown, at..folded, &machinery, number_width)?;
             self.folded(&run, &shown[folded..run.end()], number_width)?;
             at = run.end();
         }
-        for frame in &shown[at..] {
+        self.frames(&shown, at..shown.len(), &machinery, number_width)?;
+        let (style, text) = ended(thread);
+        let hidden = self.hidden(thread, " not shown").map(|hidden| format!("; {hidden}")).unwrap_or_default();
+        let indent = number_width + 2;
+        writeln!(self.out, "{:indent$}-- {}", "", self.paint(style, &(text + &hidden)))
+    }
+
+    /// Writes some of the frames that are shown. Those that are machinery and stand in a row have one line.
+    fn frames(
+        &mut self,
+        shown: &[&Frame],
+        range: Range<usize>,
+        machinery: &[machinery::Run],
+        number_width: usize,
+    ) -> io::Result<()> {
+        let mut at = range.start;
+        let from = machinery.partition_point(|run| run.frames.end <= range.start);
+        for run in machinery[from..].iter().take_while(|run| run.frames.start < range.end) {
+            // A row may reach into frames that stand for repeated ones.
+            let part = run.frames.start.max(range.start)..run.frames.end.min(range.end);
+            if part.len() < 2 {
+                continue;
+            }
+            for frame in &shown[at..part.start] {
+                self.frame(frame, number_width)?;
+            }
+            let numbers = format!("{}-{}", number(shown[part.start]), number(shown[part.end - 1]));
+            let count = super::counted(part.len() as u64, "frame");
+            let how = self.options.how_to_see_all.map(|how| format!(" ({how} shows them)")).unwrap_or_default();
+            let text = format!("... {count} of {}{how}", run.owners());
+            // The first number stands under those of frames.
+            let shift = number_width.saturating_sub(number(shown[part.start]).len());
+            let unstopped = if run.unstopped { UNSTOPPED } else { "" };
+            writeln!(self.out, "{:shift$}{numbers}  {}{unstopped}", "", self.paint(DIM, &text))?;
+            at = part.end;
+        }
+        for frame in &shown[at..range.end] {
             self.frame(frame, number_width)?;
         }
-        let unsure = thread.frames.iter().filter(|f| !is_shown(f) && !f.is_sure()).count();
-        self.end(thread, thread.frames.len() - shown.len(), unsure, number_width + 2)
+        Ok(())
+    }
+
+    /// What is said of frames that are not shown: how many they are, and that others may be missing. `suffix` stands behind
+    /// the number.
+    fn hidden(&self, thread: &Thread, suffix: &str) -> Option<String> {
+        let hidden = thread.frames.iter().filter(|frame| !self.is_shown(frame));
+        let (count, unsure) = hidden.fold((0, 0), |(n, unsure), f| (n + 1, unsure + u64::from(!f.is_sure())));
+        let unsure = match unsure {
+            0 => String::new(),
+            n => format!(", {n} of them found without unwind information: others may be missing"),
+        };
+        (count != 0).then(|| super::counted(count, "other frame") + suffix + &unsure)
+    }
+
+    /// What stands behind the name of a thread that has no Wasm frames where only those are wanted.
+    fn instead_of_frames(&self, thread: &Thread) -> String {
+        let (style, end) = ended(thread);
+        let end = (end != BOTTOM).then(|| self.paint(style, &end));
+        let notes = thread.notes.iter().map(|note| clean_message(note));
+        let reasons: Vec<String> = self.hidden(thread, "").into_iter().chain(end).chain(notes).collect();
+        match reasons.is_empty() {
+            true => "no Wasm frames".to_string(),
+            false => format!("no Wasm frames ({})", reasons.join("; ")),
+        }
     }
 
     /// Writes one line that stands for `frames`, which repeat the cycle that was just printed.
     fn folded(&mut self, run: &fold::Run, frames: &[&Frame], number_width: usize) -> io::Result<()> {
-        let number = |frame: Option<&&Frame>| frame.and_then(|f| f.index).map_or("#?".into(), |i| format!("#{i}"));
-        let (first, last) = (number(frames.first()), number(frames.last()));
+        let of = |frame: Option<&&Frame>| frame.map_or("#?".to_string(), |frame| number(frame));
+        let (first, last) = (of(frames.first()), of(frames.last()));
         let above = match run.cycle {
             1 => "the frame above".to_string(),
             n => format!("the {n} frames above"),
@@ -267,33 +405,8 @@ impl Text<'_> {
         writeln!(self.out, "{first:>number_width$}  {}", self.paint(DIM, &text))
     }
 
-    /// Writes the line about the end of the thread. `hidden` is the number of frames that are not shown, and `unsure`
-    /// the number of those that make the thread incomplete.
-    fn end(&mut self, thread: &Thread, hidden: usize, unsure: usize, indent: usize) -> io::Result<()> {
-        let why = thread.end.as_ref().and_then(|e| e.why.as_deref()).map(clean_message);
-        let with_why = |text: &str| match &why {
-            Some(w) => format!("{text}: {w}"),
-            None => text.to_string(),
-        };
-        let (style, mut text) = match thread.end.as_ref().map(|e| e.kind) {
-            Some(EndKind::Bottom) => (DIM, "bottom of the stack".to_string()),
-            Some(EndKind::Limit) => (DIM, format!("more frames not asked for ({})", why.as_deref().unwrap_or("limit"))),
-            Some(EndKind::Lost) => (BAD, with_why("lost")),
-            Some(EndKind::Cycle) => (BAD, with_why("damaged stack")),
-            Some(EndKind::NoRegisters) => (BAD, with_why("no registers")),
-            None => (BAD, "end of the stack not known".to_string()),
-        };
-        if hidden != 0 {
-            text += &format!("; {} not shown", super::counted(hidden as u64, "other frame"));
-        }
-        if unsure != 0 {
-            text += &format!(", {unsure} of them found without unwind information: others may be missing");
-        }
-        writeln!(self.out, "{:indent$}-- {}", "", self.paint(style, &text))
-    }
-
     fn frame(&mut self, frame: &Frame, number_width: usize) -> io::Result<()> {
-        let number = frame.index.map_or("#?".to_string(), |i| format!("#{i}"));
+        let number = number(frame);
         let pc = frame.pc.map_or("??????????????????".to_string(), |pc| format!("{:#018x}", pc.0));
         let mut line = format!("{number:>number_width$}  {}", self.paint(DIM, &pc));
         match frame.kind {
@@ -310,11 +423,12 @@ impl Text<'_> {
             line += "  (found by search)";
         }
         if frame.unstopped {
-            line += "  (not stopped)";
+            line += UNSTOPPED;
         }
         writeln!(self.out, "{line}")?;
         let indent = number_width + 4;
-        for note in &frame.notes {
+        let reasons = if self.alone { OfModule::default() } else { self.reasons.frame(frame) };
+        for note in frame.notes.iter().filter(|note| !reasons.says(note)) {
             writeln!(self.out, "{:indent$}note: {}", "", clean_message(note))?;
         }
         if self.options.brief {
@@ -338,18 +452,36 @@ impl Text<'_> {
                 self.list(indent, "regs", &items)?;
             }
         }
-        self.values(indent, "locals", &frame.locals, &frame.locals_why)?;
+        self.locals(indent, frame, reasons.locals())?;
         if !frame.variables.is_empty() {
             let items: Vec<String> = frame.variables.iter().map(variable_text).collect();
             self.list(indent, "vars", &items)?;
         }
-        self.values(indent, "stack", &frame.stack, &frame.stack_why)
+        match &frame.stack {
+            Some(values) => self.values(indent, "stack", values),
+            None => self.missing(indent, "stack", frame.stack_why.as_ref(), reasons.stack()),
+        }
+    }
+
+    /// Writes parameters and other locals apart, if it is known where the others begin.
+    fn locals(&mut self, indent: usize, frame: &Frame, of_module: Option<&Why>) -> io::Result<()> {
+        let Some(values) = &frame.locals else {
+            return self.missing(indent, "locals", frame.locals_why.as_ref(), of_module);
+        };
+        let params = frame.function.as_ref().and_then(|f| f.params).and_then(|n| usize::try_from(n).ok());
+        match params.and_then(|n| values.split_at_checked(n)) {
+            Some((params, locals)) if !params.is_empty() => {
+                self.values(indent, "params", params)?;
+                if locals.is_empty() { Ok(()) } else { self.values(indent, "locals", locals) }
+            }
+            _ => self.values(indent, "locals", values),
+        }
     }
 
     fn wasm_frame(&self, frame: &Frame) -> String {
         let function = frame.function.as_ref();
         let name = match function {
-            Some(Function { name: Some(n), .. }) => clean(n),
+            Some(Function { name: Some(n), .. }) => self.name(n),
             Some(Function { index: Some(i), .. }) => format!("wasm-function[{i}]"),
             _ => "a Wasm function".to_string(),
         };
@@ -363,7 +495,7 @@ impl Text<'_> {
             _ => (None, None),
         };
         if let Some(file) = file {
-            line += &format!(" at {}", clean(file));
+            line += &format!(" at {}", self.path(file));
             if let Some(n) = line_number {
                 line += &format!(":{n}");
             }
@@ -406,7 +538,7 @@ impl Text<'_> {
         let mut line = String::from(" ");
         let name = function.and_then(|f| f.name.as_deref());
         line += &match (name, frame.kind) {
-            (Some(n), _) => self.paint(NATIVE, &clean(n)),
+            (Some(n), _) => self.paint(NATIVE, &self.name(n)),
             (None, FrameKind::Trampoline) => "trampoline".to_string(),
             (None, _) => "??".to_string(),
         };
@@ -416,7 +548,7 @@ impl Text<'_> {
                 line += " (inlined)";
             }
             if let Some(file) = &f.file {
-                line += &format!(" at {}", clean(file));
+                line += &format!(" at {}", self.path(file));
                 if let Some(n) = f.line {
                     line += &format!(":{n}");
                 }
@@ -435,15 +567,32 @@ impl Text<'_> {
         line
     }
 
-    fn values(&mut self, indent: usize, label: &str, values: &Option<Vec<Value>>, why: &Option<Why>) -> io::Result<()> {
-        match (values, why) {
-            (None, None) => Ok(()),
-            (None, Some(why)) => self.list(indent, label, &[format!("not known: {}", clean(&why.to_string()))]),
-            (Some(v), _) if v.is_empty() => self.list(indent, label, &["none".to_string()]),
-            (Some(v), _) => {
-                let items: Vec<String> = v.iter().map(value_text).collect();
-                self.list(indent, label, &items)
+    /// The name of a function, short enough to be read.
+    fn name(&self, name: &str) -> String {
+        if self.options.full_names { clean(name) } else { clean(&names::short(name, NAME_WIDTH)) }
+    }
+
+    /// The path of a source file, without what only says where a machine keeps the sources of others.
+    fn path(&self, path: &str) -> String {
+        clean(if self.options.full_paths { path } else { paths::short(path) })
+    }
+
+    /// Writes a list of values. One that is empty takes no line among other frames.
+    fn values(&mut self, indent: usize, label: &str, values: &[Value]) -> io::Result<()> {
+        if values.is_empty() {
+            return if self.alone { self.list(indent, label, &["none".to_string()]) } else { Ok(()) };
+        }
+        let items: Vec<String> = values.iter().map(value_text).collect();
+        self.list(indent, label, &items)
+    }
+
+    /// Writes why there is no list of values, unless that stands under the module already.
+    fn missing(&mut self, indent: usize, label: &str, why: Option<&Why>, of_module: Option<&Why>) -> io::Result<()> {
+        match why {
+            Some(why) if of_module != Some(why) => {
+                self.list(indent, label, &[format!("not known: {}", clean(&why.to_string()))])
             }
+            _ => Ok(()),
         }
     }
 
@@ -499,6 +648,33 @@ impl Text<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// The number of a frame.
+fn number(frame: &Frame) -> String {
+    frame.index.map_or("#?".to_string(), |i| format!("#{i}"))
+}
+
+/// What stands behind a frame that was read without stopping its thread.
+const UNSTOPPED: &str = "  (not stopped)";
+
+const BOTTOM: &str = "bottom of the stack";
+
+/// How a thread ended, and the style of that.
+fn ended(thread: &Thread) -> (Style, String) {
+    let why = thread.end.as_ref().and_then(|e| e.why.as_deref()).map(clean_message);
+    let with_why = |text: &str| match &why {
+        Some(w) => format!("{text}: {w}"),
+        None => text.to_string(),
+    };
+    match thread.end.as_ref().map(|e| e.kind) {
+        Some(EndKind::Bottom) => (DIM, BOTTOM.to_string()),
+        Some(EndKind::Limit) => (DIM, format!("more frames not asked for ({})", why.as_deref().unwrap_or("limit"))),
+        Some(EndKind::Lost) => (BAD, with_why("lost")),
+        Some(EndKind::Cycle) => (BAD, with_why("damaged stack")),
+        Some(EndKind::NoRegisters) => (BAD, with_why("no registers")),
+        None => (BAD, "end of the stack not known".to_string()),
     }
 }
 

@@ -156,6 +156,8 @@ pub struct GuestFrame {
     pub position: Position,
     /// The operator at that position, if the module's `.wasm` is known.
     pub operator: Option<OperatorPlace>,
+    /// Number of the function's parameters, which are the first of its locals, if known.
+    pub params: Option<u32>,
     /// Locals, or why there are none.
     pub locals: Result<Vec<Value>, Why>,
     /// Operand stack, bottom first, or why it is not known here.
@@ -185,6 +187,7 @@ impl GuestFrame {
             function_offset: None,
             position: Position::Unknown,
             operator: None,
+            params: None,
             locals: Ok(Vec::new()),
             stack: Ok(Vec::new()),
             variables: Vec::new(),

@@ -18,7 +18,10 @@ pub use self::capabilities::{Files, Fit, GlobalCell, Images, InstanceParts, Reac
 pub use self::frame::{
     GuestFrame, GuestKind, OperatorPlace, Place, Position, Slot, SourceValue, SourceVariable, Value,
 };
-pub use self::module::{Compared, Declared, FoundBy, GuestFunction, GuestInstance, GuestModule, Key, RuntimeName};
+pub use self::module::{
+    Compared, Declared, FoundBy, GuestFunction, GuestInstance, GuestModule, Key, NO_POSITIONS, RuntimeName, UNRECORDED,
+    UNTRACKED,
+};
 pub use self::why::Why;
 
 use self::engines::Sighting;

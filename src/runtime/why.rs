@@ -24,6 +24,9 @@ pub enum Why {
     /// This version of Wasmtime cannot record locals and operand stacks: it has no `guest_debug`.
     #[error("Wasmtime records locals and operand stacks from version 39 on, with guest_debug")]
     BeforeGuestDebug,
+    /// The module's table of locals and operand stacks cannot be read.
+    #[error("{0}")]
+    FrameTable(String),
     /// The frame table has entries for this instruction, but none is of the frame's function.
     #[error("no state of this function is recorded at this instruction")]
     NotRecordedHere,
@@ -118,6 +121,11 @@ pub enum Why {
 text_in_json!(Why);
 
 impl Why {
+    /// Whether the reason is how the module was compiled, so that it holds for every frame of the module that has it.
+    pub fn is_of_module(&self) -> bool {
+        matches!(self, Why::NotTracked | Why::NoGuestDebug | Why::BeforeGuestDebug | Why::FrameTable(_))
+    }
+
     /// A rare reason, as text.
     pub fn other(text: impl Into<String>) -> Why {
         Why::Other(text.into())

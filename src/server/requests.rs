@@ -194,6 +194,10 @@ fn text_options(m: &Message) -> TextOptions {
         color: flag(m, "color"),
         verbose: flag(m, "verbose"),
         fold: flag(m, "fold"),
+        all: flag(m, "whole"),
+        full_paths: flag(m, "whole"),
+        full_names: flag(m, "whole"),
+        how_to_see_all: Some("wasm-bt whole"),
     }
 }
 
@@ -377,11 +381,7 @@ impl Requests {
                     let refusals = self.stopped()?.provider.refusals();
                     text.extend(refusals.iter().map(|why| format!("note: {}\n", text::clean_message(why))));
                 }
-                for (i, thread) in report.threads.iter().enumerate() {
-                    text += if i > 0 { "\n" } else { "" };
-                    text += &text::render_thread(&report, thread, options);
-                }
-                text
+                text + &text::render_threads(&report, options)
             }
         };
         let mut shown = (*report).clone();

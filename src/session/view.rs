@@ -213,6 +213,7 @@ impl View<'_, '_> {
             name_source,
             index: guest.function,
             local_index: guest.local_function,
+            params: guest.params,
             offset: guest.function_offset.map(Hex),
             inlined: guest.inlined.then_some(true),
             ..Function::default()

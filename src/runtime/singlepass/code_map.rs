@@ -98,7 +98,7 @@ fn describe(
         }
         if one.described && module.problem(start as u64).is_none() {
             let types = module.local_types(function, local);
-            let params = params(module, function);
+            let params = function.and_then(|f| module.params(f));
             if let Ok(shape) = &shape {
                 one.variables = variables(module, shape, function, map, &types, params);
             }
@@ -195,12 +195,6 @@ fn frame_of(shape: &Shape, code: &[u8]) -> Vec<(u32, FrameChange)> {
         }
     }
     out
-}
-
-fn params(module: &Module, function: Option<u32>) -> Option<usize> {
-    let function = function?;
-    let from_wasm = module.wasm.as_ref().and_then(|w| w.signature(function)).map(|(params, _)| params.len());
-    from_wasm.or_else(|| module.names.signatures.get(&function).map(|(params, _)| params.len()))
 }
 
 fn variables(

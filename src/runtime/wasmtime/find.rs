@@ -10,7 +10,9 @@ use super::walk::frame::operator_index;
 use crate::limits::{MAX_COMPARED_DATA, MAX_COMPARED_PLACES, MAX_HEADER_PAGES, MAX_IMAGES};
 use crate::process::mapped_file::{MappedFile, WithFile};
 use crate::process::{Mapping, Memory};
-use crate::runtime::{Compared, Files, Fit, FoundBy, GuestModule, Key, Provider, Runtime, RuntimeName, Scene};
+use crate::runtime::{
+    Compared, Files, Fit, FoundBy, GuestModule, Key, Provider, Runtime, RuntimeName, Scene, UNRECORDED,
+};
 use crate::unwind::Cursor;
 use crate::wasm::file::CoreModule;
 use crate::wasm::{Declarations, ExternKind, ValType, WasmModule};
@@ -406,7 +408,7 @@ pub(super) fn guest_module(code: &Code, module: usize) -> GuestModule {
     let version = code.version_text.as_deref().unwrap_or("of an unknown version");
     let mut problems = code.problems.clone();
     if code.has_frames() == Some(false) {
-        problems.push("locals and operand stacks are not recorded (guest_debug is off)".into());
+        problems.push(UNRECORDED.into());
     }
     GuestModule {
         runtime: RuntimeName::Wasmtime,

@@ -174,6 +174,7 @@ pub fn describe(module: &Module, module_index: usize, at: &Cursor, memory: &dyn 
         function_offset: None,
         position: Position::Unknown,
         operator: None,
+        params: None,
         locals: Err(Why::NotWasm),
         stack: Err(Why::NotWasm),
         variables: Vec::new(),
@@ -205,6 +206,7 @@ pub fn describe(module: &Module, module_index: usize, at: &Cursor, memory: &dyn 
             frame.local_function = Some(local);
             frame.function = function;
             frame.name = function.and_then(|f| module.function_name(f));
+            frame.params = function.and_then(|f| module.params(f)).and_then(|n| u32::try_from(n).ok());
             let shape = module.shape(start, map.locals.len(), memory);
             let recorded = Recorded::at(module, maps, code_offset);
             frame.function_offset = Some(offset);

@@ -305,6 +305,12 @@ impl Module {
         function.and_then(|f| self.names.signatures.get(&f)).map(|(params, _)| params.clone()).unwrap_or_default()
     }
 
+    /// Number of a function's parameters, from the `.wasm` or the signature.
+    pub fn params(&self, function: u32) -> Option<usize> {
+        let from_wasm = self.wasm.as_ref().and_then(|w| w.signature(function)).map(|(params, _)| params.len());
+        from_wasm.or_else(|| self.names.signatures.get(&function).map(|(params, _)| params.len()))
+    }
+
     /// Number of imported memories, and of memories that the module defines.
     pub fn memories(&self) -> Option<(u64, u64)> {
         let from_wasm = || {

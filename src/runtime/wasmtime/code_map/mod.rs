@@ -313,7 +313,7 @@ fn values(
         return;
     }
     let place = |offset: u32| i64::from(offset) - i64::from(descriptor.slot_to_fp_offset) - 16;
-    let params = code.info.as_ref().ok().and_then(|i| i.signature(*module, *index)).map_or(0, |s| s.params.len());
+    let params = code.params(*module as usize, *index).unwrap_or(0);
     let filled = filled(table, function, body, points);
     let wasm = code.wasm.get(*module as usize).and_then(Option::as_ref);
     for (i, local) in descriptor.locals.iter().enumerate() {

@@ -400,6 +400,16 @@ impl Code {
         }
     }
 
+    /// Number of a function's parameters, from the image's description or the `.wasm`.
+    pub fn params(&self, module: usize, function: u32) -> Option<usize> {
+        let described = || {
+            let signature = self.info.as_ref().ok()?.signature(u32::try_from(module).ok()?, function)?;
+            Some(signature.params.len())
+        };
+        let in_wasm = || Some(self.wasm.get(module)?.as_ref()?.signature(function)?.0.len());
+        described().or_else(in_wasm)
+    }
+
     /// The bytes of the table of locals and operand stacks.
     pub fn frames(&self) -> Option<&[u8]> {
         self.frames.as_deref().map(Vec::as_slice)
@@ -408,8 +418,10 @@ impl Code {
     /// Locals and operand stacks, or why they are not known.
     pub fn frame_table(&self) -> Result<FrameTable<'_>, Why> {
         match self.frames.as_deref() {
-            Some(bytes) => FrameTable::parse(bytes, self.version).map_err(|e| Why::Other(e.to_string())),
-            None if self.has_frames().is_none() => Err(Why::other("the table of frames cannot be read")),
+            Some(bytes) => FrameTable::parse(bytes, self.version).map_err(|e| Why::FrameTable(e.to_string())),
+            None if self.has_frames().is_none() => {
+                Err(Why::FrameTable("the table of frames cannot be read".to_string()))
+            }
             None if self.version.is_some_and(|version| version < Version::GUEST_DEBUG) => Err(Why::BeforeGuestDebug),
             None => Err(Why::NoGuestDebug),
         }
