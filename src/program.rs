@@ -95,7 +95,8 @@ fn tell(e: &Error) -> u8 {
 
 fn run(cli: Cli) -> Result<u8, Failure> {
     // Texts and files of the plugins need little; all else looks at a target.
-    if !matches!(cli.command, Some(Command::Schema(_) | Command::Plugin(_) | Command::Completions(_) | Command::Man(_))) {
+    if !matches!(cli.command, Some(Command::Schema(_) | Command::Plugin(_) | Command::Completions(_) | Command::Man(_)))
+    {
         sandbox::need_room();
     }
     match cli.command {

@@ -61,6 +61,8 @@ pub struct Run {
     pub frames: Range<usize>,
     /// Whose they are.
     pub owners: BTreeSet<Owner>,
+    /// Whether they were read without stopping their thread. All were, or none.
+    pub unstopped: bool,
 }
 
 impl Run {
@@ -83,11 +85,14 @@ pub fn runs(frames: &[&Frame]) -> Vec<Run> {
         let owner = owner(frame).or_else(|| is_generated_main(frame, frames[at - 1]).then_some(Owner::Rust));
         let Some(owner) = owner else { continue };
         match found.last_mut() {
-            Some(run) if run.frames.end == at => {
+            Some(run) if run.frames.end == at && run.unstopped == frame.unstopped => {
                 run.frames.end = at + 1;
                 run.owners.insert(owner);
             }
-            _ => found.push(Run { frames: at..at + 1, owners: BTreeSet::from([owner]) }),
+            _ => {
+                let (frames, owners) = (at..at + 1, BTreeSet::from([owner]));
+                found.push(Run { frames, owners, unstopped: frame.unstopped });
+            }
         }
     }
     found.retain(|run| run.frames.len() > 1);
@@ -372,7 +377,7 @@ mod tests {
     use proptest::prelude::*;
 
     const RUSTC: &str = "/rustc/59807616e1fa2540724bfbac14d7976d7e4a3860/library/";
-    const CARGO: &str = "/root/.cargo/registry/src/index.crates.io-1949cf8c6b5b557f/";
+    const CARGO: &str = "/home/user/.cargo/registry/src/index-0123456789abcdef/";
 
     fn frame(name: &str, file: Option<String>) -> Frame {
         let function = Function { name: Some(name.to_string()), file, ..Function::default() };

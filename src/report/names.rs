@@ -318,7 +318,7 @@ mod tests {
             assert!(short(&name, 100).len() <= name.len());
         }
         let nested = format!("{}{}", "a<".repeat(n / 3), ">".repeat(n / 3));
-        assert_eq!(short(&nested, 100).len(), 102);
+        assert!((90..=100).contains(&short(&nested, 100).len()));
         // Work that grows with the square of the length would take minutes.
         assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     }

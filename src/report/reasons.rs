@@ -1,6 +1,7 @@
 //! Reasons for missing values that hold for a whole module, so that text says them once instead of at each frame.
 
 use super::{Frame, FrameKind, Report, Why};
+use crate::runtime::NO_POSITIONS;
 use std::collections::BTreeMap;
 
 /// The reason why no frame of a module has its locals, or its operand stack.
@@ -42,6 +43,8 @@ impl<'a> Shared<'a> {
 pub struct OfModule<'a> {
     locals: Shared<'a>,
     stack: Shared<'a>,
+    /// Number of its frames, and of those whose positions were not recorded.
+    frames: (usize, usize),
 }
 
 impl<'a> OfModule<'a> {
@@ -55,13 +58,27 @@ impl<'a> OfModule<'a> {
         self.stack.why()
     }
 
-    /// What is not known in frames of the module, and why. The same reason is there once.
-    pub fn sentences(self) -> impl Iterator<Item = (&'static str, &'a Why)> {
+    /// Whether no frame of the module has a position, because none was recorded.
+    pub fn has_no_positions(self) -> bool {
+        self.frames.0 == self.frames.1 && self.frames.0 != 0
+    }
+
+    /// Whether the module says this note for its frames.
+    pub fn says(self, note: &str) -> bool {
+        note == NO_POSITIONS && self.has_no_positions()
+    }
+
+    /// Sentences about what is not known in `place`, which names the frames of the module, and why. The same reason is
+    /// there once.
+    pub fn sentences(self, place: &str) -> impl Iterator<Item = String> {
         let (locals, stack) = (self.locals(), self.stack());
         let both = locals.filter(|why| Some(*why) == stack);
         let one = |what, why: Option<&'a Why>| why.filter(|_| both.is_none()).map(|why| (what, why));
         let both = both.map(|why| ("locals and operand stacks are", why));
-        [both, one("locals are", locals), one("operand stacks are", stack)].into_iter().flatten()
+        let values = [both, one("locals are", locals), one("operand stacks are", stack)].into_iter().flatten();
+        let values = values.map(move |(what, why)| format!("{what} not known in {place}: {why}"));
+        let positions = NO_POSITIONS.split_once(": ").filter(|_| self.has_no_positions());
+        values.chain(positions.map(move |(_, why)| format!("positions are not known in {place}: {why}")))
     }
 }
 
@@ -70,16 +87,21 @@ impl<'a> OfModule<'a> {
 pub struct Reasons<'a>(BTreeMap<u32, OfModule<'a>>);
 
 impl<'a> Reasons<'a> {
-    /// Those that the frames of a report share.
-    pub fn of(report: &'a Report) -> Reasons<'a> {
+    /// Those that the frames of a report share. `values` says whether values are shown: without them there is nothing to
+    /// give reasons for.
+    pub fn of(report: &'a Report, values: bool) -> Reasons<'a> {
         let mut modules: BTreeMap<u32, OfModule<'a>> = BTreeMap::new();
         for frame in report.threads.iter().flat_map(|thread| &thread.frames) {
             let Some(module) = module(frame) else { continue };
             let of = modules.entry(module).or_default();
-            of.locals.add(frame.locals.is_some(), frame.locals_why.as_ref());
-            of.stack.add(frame.stack.is_some(), frame.stack_why.as_ref());
+            let has_no_position = frame.notes.iter().any(|note| note == NO_POSITIONS);
+            of.frames = (of.frames.0 + 1, of.frames.1 + usize::from(has_no_position));
+            if values {
+                of.locals.add(frame.locals.is_some(), frame.locals_why.as_ref());
+                of.stack.add(frame.stack.is_some(), frame.stack_why.as_ref());
+            }
         }
-        modules.retain(|_, of| of.locals().is_some() || of.stack().is_some());
+        modules.retain(|_, of| of.locals().is_some() || of.stack().is_some() || of.has_no_positions());
         Reasons(modules)
     }
 
@@ -107,7 +129,6 @@ fn module(frame: &Frame) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::facts::TargetFacts;
     use crate::report::{OpPosition, Target, TargetKind, Thread, WasmPosition};
 
     fn frame(module: u32, locals: Result<(), Why>, stack: Result<(), Why>) -> Frame {
@@ -127,8 +148,12 @@ mod tests {
     }
 
     fn said(frames: Vec<Frame>) -> Vec<(u32, String)> {
+        said_with(frames, true)
+    }
+
+    fn said_with(frames: Vec<Frame>, values: bool) -> Vec<(u32, String)> {
         let (kind, none) = (TargetKind::Process, None);
-        let facts = TargetFacts::default();
+        let facts = Default::default();
         let target =
             Target { kind, pid: None, executable: none.clone(), description: none, path: None, signal: None, facts };
         let mut report = Report::new(target);
@@ -144,32 +169,54 @@ mod tests {
                 notes: Vec::new(),
             });
         }
-        let reasons = Reasons::of(&report);
+        let reasons = Reasons::of(&report, values);
         let modules = reasons.0.iter().map(|(index, of)| (*index, *of));
-        modules.flat_map(|(m, of)| of.sentences().map(move |(what, why)| (m, format!("{what}: {why:?}")))).collect()
+        modules.flat_map(|(m, of)| of.sentences("x").map(move |said| (m, said)).collect::<Vec<_>>()).collect()
+    }
+
+    #[test]
+    fn positions_that_were_not_recorded_are_said_once_if_no_frame_has_one() {
+        let mut frame = frame(0, Ok(()), Ok(()));
+        assert_eq!(said(vec![frame.clone()]), []);
+        let known = frame.clone();
+        frame.notes = vec!["another note".into(), NO_POSITIONS.into()];
+        let sentence = "positions are not known in x: the module was compiled without generate_address_map";
+        for values in [true, false] {
+            assert_eq!(said_with(vec![frame.clone(), frame.clone()], values), [(0, sentence.to_string())]);
+            assert_eq!(said_with(vec![frame.clone(), known.clone()], values), []);
+        }
     }
 
     #[test]
     fn a_reason_is_said_of_a_module_only_if_it_holds_for_all_of_its_frames() {
         let (debug, untracked) = (Err(Why::NoGuestDebug), Err(Why::NotTracked));
         let both = frame(0, debug.clone(), debug.clone());
-        assert_eq!(said(vec![both.clone(), both.clone()]), [(0, "locals and operand stacks are: NoGuestDebug".into())]);
+        assert_eq!(
+            said(vec![both.clone(), both.clone()]),
+            [(0, format!("locals and operand stacks are not known in x: {}", Why::NoGuestDebug))]
+        );
         let stack = frame(1, Ok(()), untracked.clone());
         assert_eq!(
             said(vec![stack.clone(), both.clone()]),
             [
-                (0, "locals and operand stacks are: NoGuestDebug".to_string()),
-                (1, "operand stacks are: NotTracked".to_string())
+                (0, format!("locals and operand stacks are not known in x: {}", Why::NoGuestDebug)),
+                (1, format!("operand stacks are not known in x: {}", Why::NotTracked))
             ]
         );
         // A frame with a reason of its own speaks for itself, and takes nothing from the others.
         let own = frame(1, Ok(()), Err(Why::BetweenPoints));
         assert_eq!(said(vec![own.clone()]), []);
-        assert_eq!(said(vec![own, stack.clone()]), [(1, "operand stacks are: NotTracked".to_string())]);
+        assert_eq!(
+            said(vec![own, stack.clone()]),
+            [(1, format!("operand stacks are not known in x: {}", Why::NotTracked))]
+        );
         // One frame knows what the others do not.
         assert_eq!(said(vec![stack.clone(), frame(1, Ok(()), Ok(())), stack]), []);
         let mixed = frame(0, Ok(()), debug.clone());
-        assert_eq!(said(vec![both.clone(), mixed]), [(0, "operand stacks are: NoGuestDebug".to_string())]);
+        assert_eq!(
+            said(vec![both.clone(), mixed]),
+            [(0, format!("operand stacks are not known in x: {}", Why::NoGuestDebug))]
+        );
         // Two reasons of a module contradict each other.
         assert_eq!(said(vec![both.clone(), frame(0, untracked.clone(), untracked)]), []);
         let mut native = both;

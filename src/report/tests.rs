@@ -204,7 +204,7 @@ const PLAIN: TextOptions = TextOptions {
     how_to_see_all: Some("--all"),
 };
 
-const CARGO: &str = "/root/.cargo/registry/src/index.crates.io-1949cf8c6b5b557f";
+const CARGO: &str = "/home/user/.cargo/registry/src/index-0123456789abcdef";
 const LIBRARY: &str = "/rustc/59807616e1fa2540724bfbac14d7976d7e4a3860/library";
 
 fn at_line(index: u32, pc: u64, name: &str, file: &str, line: u32, inlined: bool) -> Frame {
@@ -395,6 +395,25 @@ fn every_frame_is_on_a_line_of_its_own_or_in_one_of_several() {
 }
 
 #[test]
+fn frames_that_were_not_stopped_say_so_in_a_row_too() {
+    let mut report = wasmtime();
+    report.threads.truncate(2);
+    report.threads[1].frames.iter_mut().for_each(|frame| frame.unstopped = true);
+    // One that was stopped is in no row with the others.
+    report.threads[1].frames[6].unstopped = false;
+    let text = report.to_text(PLAIN);
+    let rows: Vec<&str> = text.lines().filter(|line| line.contains("... ")).map(str::trim).collect();
+    assert_eq!(
+        rows,
+        [
+            "#9-#15  ... 7 frames of Rust's runtime and the C library (--all shows them)",
+            "#3-#5  ... 3 frames of Rust's runtime and tokio (--all shows them)  (not stopped)",
+            "#7-#10  ... 4 frames of Rust's runtime and the C library (--all shows them)  (not stopped)",
+        ]
+    );
+}
+
+#[test]
 fn a_row_that_reaches_into_repeated_frames_loses_none() {
     let mut report = wasmtime();
     report.threads.truncate(1);
@@ -442,6 +461,15 @@ fn a_reason_stands_once_and_where_it_belongs() {
         assert!(!text.contains(reason) && !text.contains("not tracked"), "{text}");
         assert_eq!(text.matches(crate::runtime::UNRECORDED).count(), 1, "{text}");
     }
+    // Those of singlepass are the same.
+    let mut singlepass = report.clone();
+    singlepass.runtimes[0].modules[0].problem = Some(crate::runtime::UNTRACKED.to_string());
+    for frame in &mut singlepass.threads[0].frames[4..7] {
+        (frame.locals, frame.locals_why, frame.stack_why) = (Some(vec![]), None, Some(Why::NotTracked));
+    }
+    let text = singlepass.to_text(PLAIN);
+    assert!(text.contains("\n  operand stacks are not known in its frames: "), "{text}");
+    assert_eq!((text.matches("track_state").count(), text.matches("not known").count()), (1, 1), "{text}");
     // Another problem stays.
     report.runtimes[0].modules[0].problem = Some(format!("the file differs; {}", crate::runtime::UNRECORDED));
     assert!(report.to_text(PLAIN).contains("\n  the file differs\n"));
@@ -458,6 +486,24 @@ fn a_reason_stands_once_and_where_it_belongs() {
     let text = report.to_text(PLAIN);
     assert!(text.contains("\n  locals and operand stacks are not known in its frames: "), "{text}");
     assert_eq!(text.matches("       locals  not known: ").count(), 1, "{text}");
+}
+
+#[test]
+fn positions_that_were_not_recorded_are_told_once() {
+    let note = crate::runtime::NO_POSITIONS;
+    let mut report = wasmtime();
+    for frame in &mut report.threads[0].frames[4..7] {
+        frame.notes = vec![note.to_string(), "another note".to_string()];
+    }
+    for brief in [false, true] {
+        let text = report.to_text(TextOptions { brief, ..PLAIN });
+        let said = "\n  positions are not known in its frames: the module was compiled without generate_address_map\n";
+        assert!(text.contains(said) && text.matches("generate_address_map").count() == 1, "{text}");
+        assert_eq!(text.matches("note: another note").count(), 3, "{text}");
+    }
+    // One frame knows better.
+    report.threads[0].frames[5].notes.clear();
+    assert_eq!(report.to_text(PLAIN).matches(&format!("note: {note}")).count(), 2);
 }
 
 #[cfg(feature = "cli")]
@@ -513,7 +559,7 @@ fn a_thousand_threads_without_wasm_are_a_thousand_lines() {
     report.threads = (1..=1000).map(|tid| Thread { tid: Some(tid), ..worker.clone() }).collect();
     let text = report.to_text(TextOptions { wasm_only: true, ..PLAIN });
     let lines = text.lines().filter(|l| l.ends_with(" \"tokio-runtime-w\"  no Wasm frames (11 other frames)")).count();
-    assert_eq!((lines, text.lines().count()), (1000, 1003), "{text}");
+    assert_eq!((lines, text.lines().count()), (1000, 1004));
 }
 
 #[test]
@@ -692,8 +738,8 @@ fn the_schema_describes_every_key_and_leaves_room_for_more() {
 fn object(text: &str) -> NativeObject {
     NativeObject {
         path: text.to_string(),
-        start: Hex(0x40_0000),
-        end: Hex(0x40_2000),
+        start: Some(Hex(0x40_0000)),
+        end: Some(Hex(0x40_2000)),
         build_id: Some(text.to_string()),
         file: None,
         fits: Some(Fits::BuildId),
@@ -708,7 +754,7 @@ fn object(text: &str) -> NativeObject {
 
 fn details(system_call: Option<&str>) -> SignalDetails {
     SignalDetails {
-        code: 1,
+        code: Some(1),
         meaning: None,
         address: None,
         sender_pid: None,
@@ -723,7 +769,7 @@ fn the_first_lines_say_how_a_process_ended_and_who_it_was() {
     let end = |target: &Target| header::end_of(target).unwrap();
     assert_eq!(end(&target), "ended by SIGABRT");
     let say = |target: &mut Target, meaning: &str| SignalDetails {
-        code: 1,
+        code: Some(1),
         meaning: Some(meaning.to_string()),
         ..target.facts.signal_details.take().unwrap_or(details(None))
     };
@@ -801,8 +847,8 @@ fn native_objects_as_text() {
     let objects = [
         found("/srv/app", "/srv/app"),
         NativeObject {
-            start: Hex(0x7fff_0000_0000),
-            end: Hex(0x7fff_0000_1000),
+            start: Some(Hex(0x7fff_0000_0000)),
+            end: Some(Hex(0x7fff_0000_1000)),
             deleted: true,
             debug_info: Some(false),
             debug_file: Some("/usr/lib/debug/x.debug".to_string()),

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::arch::Machine;
 use crate::limits;
-use crate::runtime::{UNRECORDED, Why};
+use crate::runtime::{UNRECORDED, UNTRACKED, Why};
 use anstyle::{AnsiColor, Style};
 use std::borrow::Cow;
 use std::fmt;
@@ -152,9 +152,7 @@ struct Text<'a> {
 
 impl<'a> Text<'a> {
     fn new(report: &'a Report, options: TextOptions, out: &'a mut dyn Write) -> Text<'a> {
-        // Without values there is nothing to give reasons for.
-        let reasons = if options.brief { Reasons::default() } else { Reasons::of(report) };
-        Text { report, options, reasons, alone: false, out }
+        Text { report, options, reasons: Reasons::of(report, !options.brief), alone: false, out }
     }
 
     fn paint(&self, style: Style, text: &str) -> String {
@@ -193,9 +191,8 @@ impl<'a> Text<'a> {
         for (index, of) in modules {
             let name = self.report.module(index).and_then(|(_, module)| module.name.as_deref());
             let name = clean(name.unwrap_or("a module without a name"));
-            for (what, why) in of.sentences() {
-                let why = clean_message(&why.to_string());
-                writeln!(self.out, "note: {what} not known in frames of {name}: {why}")?;
+            for sentence in of.sentences(&format!("frames of {name}")) {
+                writeln!(self.out, "note: {}", clean_message(&sentence))?;
             }
         }
         Ok(())
@@ -260,7 +257,8 @@ impl<'a> Text<'a> {
         let reasons = module.index.map(|index| self.reasons.module(index)).unwrap_or_default();
         let problems = || module.problem.iter().flat_map(|problem| problem.split("; "));
         // One of these lines is enough.
-        let is_told = reasons.stack().is_some() || problems().any(|problem| problem == UNRECORDED);
+        let is_of_values = |problem: &str| problem == UNRECORDED || problem == UNTRACKED;
+        let is_told = reasons.stack().is_some() || problems().any(is_of_values);
         if module.tracked == Some(false) && !is_told {
             line += ", operand stacks not tracked";
         }
@@ -279,10 +277,10 @@ impl<'a> Text<'a> {
                 writeln!(self.out, "  confirmed: {}", clean_message(check))?;
             }
         }
-        for (what, why) in reasons.sentences() {
-            writeln!(self.out, "  {what} not known in its frames: {}", clean_message(&why.to_string()))?;
+        for sentence in reasons.sentences("its frames") {
+            writeln!(self.out, "  {}", clean_message(&sentence))?;
         }
-        let is_new = |problem: &&str| *problem != UNRECORDED || reasons.stack().is_none();
+        let is_new = |problem: &&str| !is_of_values(problem) || reasons.stack().is_none();
         let problem = problems().filter(is_new).collect::<Vec<_>>().join("; ");
         if !problem.is_empty() {
             writeln!(self.out, "  {}", self.paint(BAD, &clean_message(&problem)))?;
@@ -336,7 +334,7 @@ impl<'a> Text<'a> {
         }
         self.frames(&shown, at..shown.len(), &machinery, number_width)?;
         let (style, text) = ended(thread);
-        let hidden = self.hidden(thread).map(|hidden| format!("; {hidden}")).unwrap_or_default();
+        let hidden = self.hidden(thread, " not shown").map(|hidden| format!("; {hidden}")).unwrap_or_default();
         let indent = number_width + 2;
         writeln!(self.out, "{:indent$}-- {}", "", self.paint(style, &(text + &hidden)))
     }
@@ -366,7 +364,8 @@ impl<'a> Text<'a> {
             let text = format!("... {count} of {}{how}", run.owners());
             // The first number stands under those of frames.
             let shift = number_width.saturating_sub(number(shown[part.start]).len());
-            writeln!(self.out, "{:shift$}{numbers}  {}", "", self.paint(DIM, &text))?;
+            let unstopped = if run.unstopped { UNSTOPPED } else { "" };
+            writeln!(self.out, "{:shift$}{numbers}  {}{unstopped}", "", self.paint(DIM, &text))?;
             at = part.end;
         }
         for frame in &shown[at..range.end] {
@@ -375,15 +374,16 @@ impl<'a> Text<'a> {
         Ok(())
     }
 
-    /// What is said of frames that are not shown: how many they are, and that others may be missing.
-    fn hidden(&self, thread: &Thread) -> Option<String> {
+    /// What is said of frames that are not shown: how many they are, and that others may be missing. `suffix` stands behind
+    /// the number.
+    fn hidden(&self, thread: &Thread, suffix: &str) -> Option<String> {
         let hidden = thread.frames.iter().filter(|frame| !self.is_shown(frame));
         let (count, unsure) = hidden.fold((0, 0), |(n, unsure), f| (n + 1, unsure + u64::from(!f.is_sure())));
         let unsure = match unsure {
             0 => String::new(),
             n => format!(", {n} of them found without unwind information: others may be missing"),
         };
-        (count != 0).then(|| super::counted(count, "other frame") + &unsure)
+        (count != 0).then(|| super::counted(count, "other frame") + suffix + &unsure)
     }
 
     /// What stands behind the name of a thread that has no Wasm frames where only those are wanted.
@@ -391,7 +391,7 @@ impl<'a> Text<'a> {
         let (style, end) = ended(thread);
         let end = (end != BOTTOM).then(|| self.paint(style, &end));
         let notes = thread.notes.iter().map(|note| clean_message(note));
-        let reasons: Vec<String> = self.hidden(thread).into_iter().chain(end).chain(notes).collect();
+        let reasons: Vec<String> = self.hidden(thread, "").into_iter().chain(end).chain(notes).collect();
         match reasons.is_empty() {
             true => "no Wasm frames".to_string(),
             false => format!("no Wasm frames ({})", reasons.join("; ")),
@@ -428,11 +428,12 @@ impl<'a> Text<'a> {
             line += "  (found by search)";
         }
         if frame.unstopped {
-            line += "  (not stopped)";
+            line += UNSTOPPED;
         }
         writeln!(self.out, "{line}")?;
         let indent = number_width + 4;
-        for note in &frame.notes {
+        let reasons = if self.alone { OfModule::default() } else { self.reasons.frame(frame) };
+        for note in frame.notes.iter().filter(|note| !reasons.says(note)) {
             writeln!(self.out, "{:indent$}note: {}", "", clean_message(note))?;
         }
         if self.options.brief {
@@ -456,7 +457,6 @@ impl<'a> Text<'a> {
                 self.list(indent, "regs", &items)?;
             }
         }
-        let reasons = if self.alone { OfModule::default() } else { self.reasons.frame(frame) };
         self.locals(indent, frame, reasons.locals())?;
         if !frame.variables.is_empty() {
             let items: Vec<String> = frame.variables.iter().map(variable_text).collect();
@@ -660,6 +660,9 @@ impl<'a> Text<'a> {
 fn number(frame: &Frame) -> String {
     frame.index.map_or("#?".to_string(), |i| format!("#{i}"))
 }
+
+/// What stands behind a frame that was read without stopping its thread.
+const UNSTOPPED: &str = "  (not stopped)";
 
 const BOTTOM: &str = "bottom of the stack";
 

@@ -19,7 +19,8 @@ pub use self::frame::{
     GuestFrame, GuestKind, OperatorPlace, Place, Position, Slot, SourceValue, SourceVariable, Value,
 };
 pub use self::module::{
-    Compared, Declared, FoundBy, GuestFunction, GuestInstance, GuestModule, Key, RuntimeName, UNRECORDED,
+    Compared, Declared, FoundBy, GuestFunction, GuestInstance, GuestModule, Key, NO_POSITIONS, RuntimeName, UNRECORDED,
+    UNTRACKED,
 };
 pub use self::why::Why;
 

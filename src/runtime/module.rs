@@ -49,8 +49,14 @@ words! {
     }
 }
 
-/// What [`GuestModule::problem`] says, among other things, of a module whose compiler recorded no values.
+/// What [`GuestModule::problem`] says, perhaps among other things, of a module of Wasmtime whose compiler recorded no values.
 pub const UNRECORDED: &str = "locals and operand stacks are not recorded (guest_debug is off)";
+
+/// The same of a module of singlepass.
+pub const UNTRACKED: &str = "compiled without track_state: locals are known, operand stacks are not";
+
+/// The note on frames of a module for which no positions were recorded.
+pub const NO_POSITIONS: &str = "the position is not known: the module was compiled without generate_address_map";
 
 /// A compiled module found in the target.
 #[derive(Clone, Debug)]

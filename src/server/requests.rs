@@ -197,8 +197,7 @@ fn text_options(m: &Message) -> TextOptions {
         all: flag(m, "whole"),
         full_paths: flag(m, "whole"),
         full_names: flag(m, "whole"),
-        // A word of `wasm-bt`.
-        how_to_see_all: Some("whole"),
+        how_to_see_all: Some("wasm-bt whole"),
     }
 }
 

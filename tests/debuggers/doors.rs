@@ -1,6 +1,6 @@
 //! One stop through five doors: `wstate attach`, `wstate core`, and the plugins in gdb and lldb, live and on the core.
 
-use crate::support::debuggers::{Debugger, arg, at_rest, missing, normalized, text};
+use crate::support::debuggers::{Debugger, arg, at_rest, in_a_debugger, missing, normalized, text};
 use crate::support::{Host, Profile, gcore};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -71,6 +71,7 @@ fn doors(profile: Profile) {
         still("gcore");
         let (core, exe) = (arg(&core), arg(&host.exe));
         counts.compare(&what("core"), &text(&["core", core, exe, "--no-color"]), &attached);
+        let attached = in_a_debugger(&attached);
         let in_gdb = Debugger::Gdb.run(&["-p", &pid], &["wasm-bt full all"]);
         counts.compare(&what("gdb"), &in_gdb.texts[0], &attached);
         still("gdb");

@@ -23,7 +23,7 @@ fn numbers_are_gdbs() {
     let pid = host.pid().to_string();
     let session = Debugger::Gdb.run(
         &["-p", &pid],
-        &["bt 8", "wasm-bt 8", "frame 4", "wasm-locals", "frame 8", "wasm-locals", "wasm-up", "frame"],
+        &["bt 8", "wasm-bt whole 8", "frame 4", "wasm-locals", "frame 8", "wasm-locals", "wasm-up", "frame"],
     );
     let numbered = |text: &str| -> Vec<(u32, String)> {
         let one = |line: &str| {

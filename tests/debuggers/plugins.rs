@@ -70,11 +70,11 @@ fn every_command_has_its_say(debugger: Debugger) {
     let needs = format!("error: wstate: {} needs an expression", wasm("print"));
     let usage = format!("Usage: {} EXPRESSION", wasm("print"));
     let mut expected: Vec<(String, &[&str])> = vec![
-        (wasm("locals"), &["* leaf", "locals  0 i32 9 (r12)"]),
+        (wasm("locals"), &["* leaf", "params  0 i32 9 (r12)", "locals  3 0x14d (rbx)"]),
         (wasm("stack"), &["* leaf", "stack   0 0x154 [rsp+0x8]"]),
         (wasm("up"), &["* leaf"]),
         (wasm("up 2"), &["* fact"]),
-        ("wasm locals".into(), &["* fact", "locals  0 i32 1 (r12)"]),
+        ("wasm locals".into(), &["* fact", "params  0 i32 1 (r12)"]),
         (wasm("down"), &["* fact"]),
         (wasm("down 9"), &["* leaf"]),
         (wasm("down"), &["error: wstate: this is the youngest Wasm frame"]),
@@ -84,6 +84,8 @@ fn every_command_has_its_say(debugger: Debugger) {
         (wasm("modules"), &["module0", "3 functions"]),
         (wasm("list"), &["error: wstate: the .wasm file of module0 is not known (name it"]),
         (wasm("bt wasm"), &["other frames not shown"]),
+        (wasm("bt"), &["frames of Rust's runtime and the C library (wasm-bt whole shows them)", "at std/src/thread/"]),
+        (wasm("bt whole"), &["std::rt::lang_start_internal at /rustc/", "_start", "bottom of the stack"]),
         // This form is there in both.
         ("wasm-bt wasm".into(), &["other frames not shown"]),
         ("wasm bt 2".into(), &["#0", "more frames not asked for (after 2 frames)"]),
@@ -123,7 +125,7 @@ fn every_command_has_its_say(debugger: Debugger) {
             assert!(said.contains(part), "{command}: {part}: {said}\n{}", session.log);
         }
     }
-    assert!(!session.texts[1].contains("locals"), "{}", session.texts[1]);
+    assert!(!session.texts[1].contains("locals") && !session.texts[1].contains("params"), "{}", session.texts[1]);
     // Nothing is printed twice or beside.
     assert!(!session.log.contains("Traceback"), "{}", session.log);
 }
@@ -371,7 +373,7 @@ fn a_load_that_fails_leaves_the_earlier_one_whole(debugger: Debugger) {
     assert!(!shown.contains("Traceback") && !shown.contains("rror: "), "{shown}");
     // It is the next instruction of the same frames.
     assert!(session.texts[5].contains("* leaf") && session.texts[5] == session.texts[11], "{:?}", session.texts);
-    assert!(session.texts[12].contains("locals  0 i32 9 (r12)"), "{:?}", session.texts);
+    assert!(session.texts[12].contains("params  0 i32 9 (r12)"), "{:?}", session.texts);
     assert!(session.texts[13].contains("1 symbol file of Wasm code loaded"), "{:?}", session.texts);
     assert_eq!([9, 14].map(|n| symbol_files(&session.texts[n])), [1, 1], "{:?}", session.texts);
     assert_eq!(session.texts[15], "[False]\n", "{:?}", session.texts);

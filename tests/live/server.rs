@@ -259,7 +259,7 @@ fn frames_and_values_are_found_one_by_one() {
     let leaf = server.get(&lent, json!({"op": "frame", "thread": tid, "locals": true, "stack": true}));
     assert_eq!(leaf["frame"]["function"]["name"], "leaf");
     let text = leaf["text"].as_str().unwrap();
-    assert!(text.contains("locals  0 i32 9 (r12)") && text.contains("2 0x63 (constant)"), "{text}");
+    assert!(text.contains("params  0 i32 9 (r12)") && text.contains("2 0x63 (constant)"), "{text}");
     let index = leaf["index"].as_u64().unwrap();
     let step = |from: u64, by: i64| json!({"op": "step", "thread": tid, "from": from, "by": by});
     assert_eq!(server.get(&lent, step(index, 2))["index"], index + 2);

@@ -137,6 +137,14 @@ fn doors(debugger: Debugger) {
         let attached = text(&["attach", &host.pid().to_string(), "--no-color"]);
         let frames = frames(&host);
         assert_eq!(frames.len(), 9, "{attached}");
+        // The image describes the signatures, whatever else it records.
+        let params: Vec<Option<u64>> = frames.iter().map(|f| f["function"]["params"].as_u64()).collect();
+        assert_eq!(params[..7], [3, 2, 2, 2, 2, 2, 2].map(Some), "{attached}");
+        assert_eq!(attached.contains("       params  0 i32 9 [rbp"), !flags.is_empty(), "{attached}");
+        assert_eq!(
+            attached.matches("locals and operand stacks are not known in its frames: ").count(),
+            usize::from(flags.is_empty())
+        );
         let (select, show): (_, &[&str]) = match debugger {
             Debugger::Gdb => ("frame", &["info args", "info locals"]),
             Debugger::Lldb => ("frame select", &["frame variable"]),

@@ -357,9 +357,14 @@ pub fn normalized(report: &str) -> String {
     out.join("\n")
 }
 
-/// Fails with the first lines that differ.
-pub fn same(what: &str, a: &str, b: &str) {
-    let (a, b) = (normalized(a), normalized(b));
+/// What `wstate` prints, as a command of the plugins prints it: each names its own way to see all frames.
+pub fn in_a_debugger(printed_by_wstate: &str) -> String {
+    printed_by_wstate.replace("(--all shows them)", "(wasm-bt whole shows them)")
+}
+
+/// Fails with the first lines in which what a command of the plugins printed differs from what `wstate` prints.
+pub fn same(what: &str, in_debugger: &str, by_wstate: &str) {
+    let (a, b) = (normalized(in_debugger), normalized(&in_a_debugger(by_wstate)));
     if a == b {
         return;
     }

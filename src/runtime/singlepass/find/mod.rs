@@ -22,7 +22,7 @@ use crate::limits::{MAX_COMPARED_CODE, MAX_COMPARED_DATA, MAX_COMPARED_OPERANDS}
 use crate::process::Memory;
 use crate::process::objects::Objects;
 use crate::runtime::immediates::Immediates;
-use crate::runtime::{Compared, Files, Fit, GuestModule, Key, Provider, Runtime, RuntimeName, Scene};
+use crate::runtime::{Compared, Files, Fit, GuestModule, Key, Provider, Runtime, RuntimeName, Scene, UNTRACKED};
 use crate::state::model::{FunctionStateMap, WasmAbstractValue};
 use crate::state::{PointKind, SuspendOffset};
 use crate::unwind::Cursor;
@@ -188,7 +188,7 @@ impl SinglepassProvider {
         let own = file.or_else(|| module.names.module.clone());
         let mut problem = Vec::new();
         if !module.tracked {
-            problem.push("compiled without track_state: locals are known, operand stacks are not".to_string());
+            problem.push(UNTRACKED.to_string());
         }
         if let Some(problems) = module.map.problems().filter(|problems| !problems.is_empty()) {
             let mut first = problems.iter().take(3).map(|(at, why)| format!("+{at:#x}: {why}"));

@@ -17,7 +17,9 @@ use crate::runtime::wasmtime::image::{Function, FunctionKind};
 use crate::runtime::wasmtime::tables::code::Code;
 use crate::runtime::wasmtime::tables::frame_table::{FrameDescriptor, FrameValType, SlotValue};
 use crate::runtime::wasmtime::tables::points::{FrameAt, Points, Recorded, Unrecorded};
-use crate::runtime::{GuestFrame, GuestKind, OperatorPlace, Place, Position, RuntimeName, Slot, Value, Why};
+use crate::runtime::{
+    GuestFrame, GuestKind, NO_POSITIONS, OperatorPlace, Place, Position, RuntimeName, Slot, Value, Why,
+};
 use crate::unwind::{Cursor, Next, Trust, UnwindError, Unwinder};
 use crate::wasm::WasmModule;
 use crate::wasm::{NameSource, ValType};
@@ -382,7 +384,7 @@ pub fn describe(runtime: &Wasmtime, code: &Code, at: &Cursor, memory: &dyn Memor
         }
         here.position(&mut base, *module, u64::from(place));
     } else if !code.has_places() {
-        base.notes.push("the position is not known: the module was compiled without generate_address_map".into());
+        base.notes.push(NO_POSITIONS.into());
     }
     // Inlined code has no position in the address map. Neither has other code that the compiler made or moved, except
     // calls.
