@@ -110,7 +110,7 @@ impl Serialize for Bits {
 
 impl<'de> Deserialize<'de> for Bits {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Bits, D::Error> {
-        json::hexadecimal(d, 32).map(|bits| Bits(bits))
+        json::hexadecimal(d, 32).map(Bits)
     }
 }
 
