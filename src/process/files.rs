@@ -217,6 +217,17 @@ fn open_here(location: &FileLocation) -> io::Result<File> {
     if kind.is_file() { Ok(file) } else { Err(not_regular(kind)) }
 }
 
+/// In a root without `/proc`, every file seems to be missing, because that is how [`open_here`] opens it. The error says so
+/// instead.
+fn or_no_proc(error: io::Error) -> io::Error {
+    if error.kind() == ErrorKind::NotFound && !Path::new("/proc/self/fd").exists() {
+        return io::Error::other(
+            "files are opened through /proc, which is not here; mount it first: mount -t proc proc /proc",
+        );
+    }
+    error
+}
+
 /// Opens a regular file for reading.
 ///
 /// # Errors
@@ -243,7 +254,7 @@ pub fn open_first(locations: &[FileLocation]) -> io::Result<(usize, Opened)> {
         }
         Err(last)
     };
-    let (index, opened) = helper::open(locations).unwrap_or_else(here)?;
+    let (index, opened) = helper::open(locations).unwrap_or_else(here).map_err(or_no_proc)?;
     let id = (opened.identity.device, opened.identity.inode);
     if CHANGES.with_borrow(|changes| changes.refused.iter().any(|r| r.0 == id)) {
         return Err(io::Error::other("it changed while it was read; try again when nothing writes to it"));

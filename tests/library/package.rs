@@ -233,9 +233,17 @@ fn public_paths(items: &[syn::Item], room: &str, found: &mut BTreeSet<String>) {
                 if matches!(module.vis, syn::Visibility::Public(_)) && !is_internal(&module.attrs) =>
             {
                 found.insert(format!("{room}{}", module.ident));
-                if let Some((_, items)) = &module.content {
-                    public_paths(items, &format!("{room}{}::", module.ident), found);
+                let room = format!("{room}{}::", module.ident);
+                match &module.content {
+                    Some((_, items)) => public_paths(items, &room, found),
+                    None => {
+                        let file = text_of(&format!("src/{}.rs", module.ident));
+                        public_paths(&syn::parse_file(&file).unwrap().items, &room, found);
+                    }
                 }
+            }
+            syn::Item::Struct(item) if matches!(item.vis, syn::Visibility::Public(_)) => {
+                found.insert(format!("{room}{}", item.ident));
             }
             _ => {}
         }
