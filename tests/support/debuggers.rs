@@ -341,8 +341,9 @@ pub fn missing(reason: &NoCore) {
     super::missing::missing(&reason.0);
 }
 
-/// A report without what differs between two looks at one stop: what the target is called, the threads' names (a core has
-/// the process's only) and their signals.
+/// A report without what differs between two looks at one stop: what the target is called, who it is and which file its
+/// names come from (a debugger does not tell), the threads' names (a core has the process's only), their signals and what
+/// they did.
 pub fn normalized(report: &str) -> String {
     // What gdb itself thinks of a core.
     let mut lines = report.lines().filter(|line| !line.starts_with("warning: "));
@@ -350,7 +351,8 @@ pub fn normalized(report: &str) -> String {
     // `process 1 (host), executable /x` or `core gcore.1 of host, executable /x`.
     let executable = head.split(", ").find(|part| part.starts_with("executable ")).unwrap_or(head);
     let mut out = vec![executable.to_string()];
-    for line in lines {
+    let of_target = |line: &&str| line.starts_with("  user ") || line.starts_with("  names from ");
+    for line in lines.skip_while(of_target) {
         let thread = line.strip_prefix("Thread ").map(|rest| rest.split([' ', ',']).next().unwrap_or_default());
         out.push(thread.map_or(line.to_string(), |rest| format!("Thread {rest}")));
     }
