@@ -17,6 +17,7 @@ packages_of() {
     python3) echo python3 ;;
     pip3) echo python3-pip ;;
     strace) echo strace ;;
+    wat2wasm) echo wabt ;;
     esac
 }
 

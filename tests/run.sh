@@ -86,7 +86,7 @@ echo 'All tests and checks: about 45 minutes on two processors, and 10.5 GB in t
 packages='--workspace --exclude host-wasmtime --exclude host-wasmtime-36 --exclude demo-shop'
 
 step 'tools'
-need cc c++ objcopy gdb gcore gdbserver lldb-19 lldb-dap-19 eu-stack pip3 ps strace
+need cc c++ objcopy gdb gcore gdbserver lldb-19 lldb-dap-19 eu-stack pip3 ps strace wat2wasm
 need_cargo
 for component in fmt clippy; do
     cargo "$component" --version >/dev/null 2>&1 && continue
