@@ -207,7 +207,9 @@ fn flags_in_the_manual_exist() {
     let of_cargo_doc = ["--no-deps", "--no-default-features", "--open"];
     let of_debuggers = ["--file", "--slide"];
     let of_containers = ["--cap-add", "--rm", "--pid", "--format", "--image", "--custom", "--from"];
-    let of_others = [&of_cargo[..], &of_cargo_doc, &of_debuggers, &of_containers].concat();
+    // In command lines of processes that a report shows.
+    let of_hosts = ["--compile-with", "--cwd"];
+    let of_others = [&of_cargo[..], &of_cargo_doc, &of_debuggers, &of_containers, &of_hosts].concat();
     known.extend(of_others.into_iter().map(String::from));
     let mut unknown = Vec::new();
     for path in manual() {
