@@ -7,6 +7,7 @@
 #   package  archives, the Debian package and the static program (`sh tests/package.sh`)
 set -u
 cd "$(dirname "$0")/.." || exit 1
+. tests/need.sh
 parts=${*:-random churn foreign package}
 for part in $parts; do
     case $part in
@@ -17,6 +18,9 @@ for part in $parts; do
         ;;
     esac
 done
+case " $parts " in
+*' random '*) need wat2wasm ;;
+esac
 if [ "$parts" != package ]; then
     cargo build --release --package wstate --package host-singlepass --bins || exit 1
     cargo build --release --package host-wasmtime-36 --package host-wasmtime --bins || exit 1

@@ -19,6 +19,7 @@ pub use images::{Image, Restore, Snapshot};
 pub use messages::Color;
 pub use target::{Confinement, Expected, Named, Target};
 
+use crate::process::files;
 use crate::session::{self, Source};
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint};
 use images::{IMAGE_EXAMPLES, IMAGE_HELP, RESTORE_EXAMPLES, RESTORE_HELP, SNAPSHOT_EXAMPLES, SNAPSHOT_HELP};
@@ -576,7 +577,9 @@ impl Stacks {
         let missing = match expected {
             Expected::Either => "give a process id or the path of a core, as in: wstate 4711",
             // This is what the kernel calls a core if nobody says otherwise.
-            Expected::Core if Path::new("core").is_file() => "for the file with this name, type: wstate core core",
+            Expected::Core if files::same_file(Path::new("core")).is_some() => {
+                "for the file with this name, type: wstate core core"
+            }
             Expected::Core => "give the path of a core, as in: wstate core core.4711",
         };
         let source = self.target.source(expected)?.ok_or_else(|| no_target(missing))?;

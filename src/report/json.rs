@@ -67,12 +67,12 @@ pub fn document(value: &impl Serialize, pretty: bool) -> String {
 /// Escapes characters that JSON leaves as they are although a terminal may obey them: DEL, the C1 controls and the
 /// bidirectional overrides. They can only be inside of strings, where an escape means the same.
 fn escape_controls(json: &str) -> String {
-    if !json.contains(super::text::is_unprintable) {
+    if !json.contains(super::escape::is_unprintable) {
         return json.to_string();
     }
     let mut out = String::with_capacity(json.len());
     for c in json.chars() {
-        if c != '\n' && super::text::is_unprintable(c) {
+        if c != '\n' && super::escape::is_unprintable(c) {
             let mut units = [0; 2];
             for unit in c.encode_utf16(&mut units) {
                 out.push_str(&format!("\\u{unit:04x}"));

@@ -1,15 +1,14 @@
 //! The text form of a report: a head, then every thread with its youngest frame first.
 
+pub use super::escape::{clean, clean_message, escaped, is_unprintable};
 use super::reasons::{OfModule, Reasons};
 use super::{
     EndKind, Frame, FrameKind, Function, Module, OpPosition, Place, Report, Runtime, Thread, Trust, Value, Variable,
     WasmPosition, fold, header, machinery, names, paths,
 };
 use crate::arch::Machine;
-use crate::limits;
 use crate::runtime::{UNRECORDED, UNTRACKED, Why};
 use anstyle::{AnsiColor, Style};
-use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -97,47 +96,6 @@ fn in_memory(report: &Report, options: TextOptions, write: impl FnOnce(&mut Text
     // Writing to memory cannot fail.
     let _ = write(&mut Text::new(report, options, &mut out));
     String::from_utf8_lossy(&out).into_owned()
-}
-
-/// Whether a terminal might obey `c` instead of showing it: controls, and marks that reorder or hide text.
-pub fn is_unprintable(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
-}
-
-/// A name from the target that is safe on a terminal: unprintable characters are written as `\u{..}`, and the name is
-/// cut off after `limits::MAX_TEXT_NAME` characters.
-pub fn clean(text: &str) -> String {
-    clean_within(text, limits::MAX_TEXT_NAME)
-}
-
-/// The same as `clean` for sentences, which may be longer: they are cut off after `limits::MAX_TEXT_MESSAGE`
-/// characters.
-pub fn clean_message(text: &str) -> String {
-    clean_within(text, limits::MAX_TEXT_MESSAGE)
-}
-
-/// A text from the target in full length, with unprintable characters written as `\u{..}`.
-pub fn escaped(text: &str) -> Cow<'_, str> {
-    if !text.contains(is_unprintable) {
-        return Cow::Borrowed(text);
-    }
-    let mut out = String::with_capacity(text.len() + 16);
-    for c in text.chars() {
-        match is_unprintable(c) {
-            true => out.extend(c.escape_unicode()),
-            false => out.push(c),
-        }
-    }
-    Cow::Owned(out)
-}
-
-fn clean_within(text: &str, max: usize) -> String {
-    match text.char_indices().nth(max) {
-        Some((end, _)) => escaped(&text[..end]).into_owned() + "…",
-        None => escaped(text).into_owned(),
-    }
 }
 
 struct Text<'a> {

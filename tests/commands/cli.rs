@@ -576,7 +576,7 @@ fn text_and_json_of_one_stop_come_from_one_run() {
     };
     let me = std::process::id().to_string();
     // The test harness runs other threads meanwhile: the text is of the same stop only if it has the same addresses.
-    let (_, out, err) = run(&["attach", &me, "--no-lines", "--json-output", &json]);
+    let (_, out, err) = run(&["attach", &me, "--all", "--no-lines", "--json-output", &json]);
     let report = read("report");
     let mut frames = 0;
     for frame in report["threads"].as_array().unwrap().iter().flat_map(|t| t["frames"].as_array().unwrap()) {

@@ -110,7 +110,7 @@ fn every_option_is_passed_on_or_refused() {
         said.lines().map(str::to_string).collect::<Vec<String>>()
     };
     let mut options = question();
-    assert_eq!(asked(&program, &options), ["required", "core", "--json", "--core=core"]);
+    assert_eq!(asked(&program, &options), ["required", "core", "--json", "--core=core", "--color=never"]);
     assert_eq!(asked(&program.clone().or_without_sandbox(), &options)[0], "");
     options.source = Source::Core { core: "-core".into(), executable: Some("-exe".into()) };
     (options.threads, options.first_thread_only, options.limit) = (vec![1, 2], true, Some(9));
@@ -139,8 +139,15 @@ fn every_option_is_passed_on_or_refused() {
         "--route=heap",
         "--route=artifact",
         "--verbose",
+        "--color=never",
     ];
     assert_eq!(asked(&program, &options), all);
+    let mut with_servers = question();
+    with_servers.debuginfod = true;
+    assert!(asked(&program, &with_servers).contains(&"--debuginfod".to_string()));
+    // The sandbox has no network, and the program says so.
+    let error = real().stacks(&with_servers).unwrap_err().to_string();
+    assert!(error.contains("--no-sandbox"), "{error}");
     // The real program takes every one of them: it complains about the files, and not about the command line.
     let error = real().stacks(&options).unwrap_err().to_string();
     assert!(error.contains("-core") && !error.contains("unexpected"), "{error}");
@@ -149,7 +156,10 @@ fn every_option_is_passed_on_or_refused() {
 
     options = Options::new(Source::Pid(4711));
     (options.settle, options.nonblocking) = (true, true);
-    assert_eq!(asked(&program, &options)[1..], ["attach", "--json", "--settle", "--nonblocking", "--pid=4711"]);
+    assert_eq!(
+        asked(&program, &options)[1..],
+        ["attach", "--json", "--settle", "--nonblocking", "--pid=4711", "--color=never"]
+    );
 
     let refused = |change: fn(&mut Options)| {
         let mut options = question();

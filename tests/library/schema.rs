@@ -9,11 +9,13 @@ use std::path::Path;
 const DOCUMENTS: [&str; 6] = ["report", "modules", "doctor", "image", "difference", "imports"];
 
 /// Keys whose text is free: names and paths of the target, sentences for people, numbers written as text.
-const FREE: [&str; 38] = [
+const FREE: [&str; 39] = [
     "backend",
     "bits",
     "build_id",
     "checks",
+    // The path of the core that a doctor examined.
+    "core",
     "debug_file",
     "command_line",
     "description",
