@@ -17,7 +17,7 @@ mod target;
 
 pub use images::{Image, Restore, Snapshot};
 pub use messages::Color;
-pub use target::{Confinement, Expected, Named, Target};
+pub use target::{Confinement, Expected, Target};
 
 use crate::process::files;
 use crate::session::{self, Source};

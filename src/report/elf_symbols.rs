@@ -21,7 +21,7 @@
 //!   addresses there is therefore no such variable, instead of a variable without a value, and each variable has the
 //!   depth and the types of its point.
 
-use super::text::escaped;
+use super::escape::escaped;
 use crate::arch::{Reg, x64};
 use crate::limits::MAX_NAME_BYTES;
 use crate::runtime::code_map::{

@@ -1,6 +1,6 @@
 //! `wstate symbols`: makes a symbol file, the texts that its lines refer to, and the commands that load it.
 
-use super::{elf_symbols, text};
+use super::{elf_symbols, escape};
 use crate::error::Error;
 use crate::runtime::code_map::{CodeMap, CompiledModule};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -30,7 +30,7 @@ pub struct SymbolFile {
 
 /// Whether a character of a module's text is escaped in the file with that text.
 fn needs_escape(c: char) -> bool {
-    c != '\n' && text::is_unprintable(c)
+    c != '\n' && escape::is_unprintable(c)
 }
 
 fn content(text: &str) -> u64 {
@@ -62,7 +62,7 @@ impl SymbolFile {
                 known.and_then(|(_, name)| name.clone()).unwrap_or_else(|| {
                     // Ends of lines are not escaped, so that each line keeps its number.
                     let shown: Arc<str> = match text.contains(needs_escape) {
-                        true => text.split('\n').map(text::escaped).collect::<Vec<_>>().join("\n").into(),
+                        true => text.split('\n').map(escape::escaped).collect::<Vec<_>>().join("\n").into(),
                         false => Arc::clone(text),
                     };
                     let name = match text_names {

@@ -907,10 +907,10 @@ fn hostile_names_do_nothing_to_the_terminal() {
     };
     all_strings(&mut report, evil);
     let text = report.to_text(PLAIN);
-    assert!(!text.chars().any(|c| c != '\n' && text::is_unprintable(c)), "{text:?}");
+    assert!(!text.chars().any(|c| c != '\n' && escape::is_unprintable(c)), "{text:?}");
     assert!(text.contains("\\u{1b}]0;owned\\u{7}\\u{d}\\u{a}\\u{9b}2J\\u{202e}x"));
     let json = report.to_json(true);
-    assert!(!json.chars().any(|c| c != '\n' && text::is_unprintable(c)), "{json:?}");
+    assert!(!json.chars().any(|c| c != '\n' && escape::is_unprintable(c)), "{json:?}");
     let back: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(back["threads"][0]["name"], evil);
 

@@ -149,6 +149,8 @@ fn every_option_is_passed_on_or_refused() {
     let error = real().stacks(&with_servers).unwrap_err().to_string();
     assert!(error.contains("--no-sandbox"), "{error}");
     // The real program takes every one of them: it complains about the files, and not about the command line.
+    let here = directory.path().to_path_buf();
+    (options.sysroot, options.debug_dirs) = (Some(here.clone()), vec![here]);
     let error = real().stacks(&options).unwrap_err().to_string();
     assert!(error.contains("-core") && !error.contains("unexpected"), "{error}");
     let error = real().modules(&question(), Lists::default()).unwrap_err().to_string();

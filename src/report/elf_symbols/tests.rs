@@ -404,7 +404,7 @@ fn names_are_escaped_as_in_the_text_report() {
     let (mut sections, mut found) = (0, 0);
     for section in file.sections().filter(|s| s.name().is_ok_and(|n| n.starts_with(".debug") || n.contains("str"))) {
         let text = String::from_utf8_lossy(section.data().unwrap()).into_owned();
-        let raw = |c: char| crate::report::text::is_unprintable(c) && !c.is_control();
+        let raw = |c: char| crate::report::escape::is_unprintable(c) && !c.is_control();
         assert!(!text.contains(raw), "{:?}", section.name());
         found += text.matches(&shown).count();
         sections += 1;

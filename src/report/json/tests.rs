@@ -2,7 +2,8 @@
 //! tested as soon as it is there.
 
 use super::super::contents::Contents;
-use super::super::text::{TextOptions, is_unprintable};
+use super::super::escape::is_unprintable;
+use super::super::text::TextOptions;
 use super::super::{FoundBy, FrameKind, Place, Report, ValType, Value as ReportValue};
 use super::*;
 use crate::arch::x64;
