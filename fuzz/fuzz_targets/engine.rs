@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use std::path::Path;
 use std::sync::Arc;
-use wstate::report::text;
+use wstate::report::{escape, text};
 use wstate::session::{Options, Session, Source};
 use wstate::process::core::CoreTarget;
 use wstate::process::objects::SearchPaths;
@@ -18,7 +18,7 @@ fuzz_target!(|data: &[u8]| {
     options.verbose = data.len() % 2 == 0;
     let Ok(mut outcome) = Session::on(&core, &options).stacks() else { return };
     let text = outcome.report.to_text(text::TextOptions { verbose: options.verbose, ..Default::default() });
-    assert!(!text.chars().any(|c| c != '\n' && text::is_unprintable(c)), "{text:?}");
+    assert!(!text.chars().any(|c| c != '\n' && escape::is_unprintable(c)), "{text:?}");
     let whole = outcome.report.to_json(options.verbose);
     assert!(whole.starts_with('{'));
     let completeness = outcome.report.completeness();

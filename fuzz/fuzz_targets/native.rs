@@ -11,6 +11,7 @@ const BIAS: u64 = 0x5000_0000;
 
 fuzz_target!(|data: &[u8]| {
     let object = LoadedObject {
+        fits: None,
         path: "/fuzz/file".into(),
         opened: None,
         bias: BIAS,

@@ -5,7 +5,7 @@
 pub mod contents;
 #[cfg(feature = "cli")]
 pub mod elf_symbols;
-mod escape;
+pub mod escape;
 pub mod facts;
 pub mod fold;
 mod header;

@@ -19,7 +19,7 @@ use wstate::process::core::CoreTarget;
 use wstate::process::objects::SearchPaths;
 use wstate::process::testing::CoreBuilder;
 use wstate::process::{Memory, Target};
-use wstate::report::{Report, text};
+use wstate::report::{Report, escape};
 use wstate::session::{Route, Session};
 
 /// Most that one case may read: what finds nothing searches for it on all routes, and a header that lies of executable memory
@@ -73,7 +73,7 @@ fn survive(what: &str, bytes: Vec<u8>) -> Option<Report> {
     let (report, work) = counted(&core, &options);
     assert!(work.reads < MOST.reads && work.bytes < MOST.bytes, "{what}: {work:?}");
     let text = report.to_text(text::TextOptions { verbose: true, ..Default::default() });
-    assert!(!text.chars().any(|c| c != '\n' && text::is_unprintable(c)), "{what}: {text:?}");
+    assert!(!text.chars().any(|c| c != '\n' && escape::is_unprintable(c)), "{what}: {text:?}");
     let json = report.to_json(false);
     support::schema::check("report", &serde_json::from_str(&json).unwrap());
     let bound = (64 << 10) + 64 * size + 20_000 * report.threads.iter().map(|t| t.frames.len()).sum::<usize>();
