@@ -194,12 +194,11 @@ mod tests {
                 }
                 // What no help shows is offered nowhere.
                 for hidden in hidden(&command) {
-                    let is_it = |c: char| !(c.is_alphanumeric() || c == '-');
-                    let mut words = part.split(is_it);
                     let long = format!("--{hidden}");
                     let is_offered = match shell {
                         Shell::Fish => part.contains(&format!(" -l {hidden} ")),
-                        Shell::Bash | Shell::Zsh => words.any(|word| word == long),
+                        Shell::Bash => part.split(|c: char| c.is_whitespace() || c == '"').any(|word| word == long),
+                        Shell::Zsh => part.contains(&format!("{long}[")) || part.contains(&format!("{long}=[")),
                     };
                     assert!(!is_offered, "{shell:?}: wstate {command} offers {long}: {part}");
                 }
