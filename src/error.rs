@@ -14,6 +14,9 @@ pub const REPORT_IT: &str = match env!("CARGO_PKG_REPOSITORY").is_empty() {
     true => "please report it to those who gave you wstate, with this message and what `wstate --version` prints",
 };
 
+/// What to do where there is not enough memory or address space for what is asked for.
+pub const MORE_MEMORY: &str = "raise the limit (ulimit -v, or the container's)";
+
 /// Why there is no answer. The variants are for callers that decide what to do; the text is for the user.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -209,6 +212,10 @@ impl Error {
     /// What the user can try next, if there is something better than reading the message again.
     pub fn hint(&self) -> Option<String> {
         match self {
+            // Files are mapped, and a limit of the address space leaves no room for a large one.
+            Error::File { source, .. } | Error::Output { source, .. } if source.kind() == ErrorKind::OutOfMemory => {
+                Some(MORE_MEMORY.to_string())
+            }
             Error::Attach { pid, .. } => Some(format!("try: wstate doctor {pid}")),
             Error::Analysis { .. } => Some(format!("{REPORT_IT}, and if you may with the core and its executable")),
             // Whatever it is, it holds no bytes that could be read a second time.
@@ -290,6 +297,17 @@ mod tests {
         let hint = |kind: ErrorKind| Error::File { path: "x".into(), source: kind.into() }.hint();
         assert!(hint(ErrorKind::InvalidInput).is_some_and(|hint| hint.starts_with("name a file; ")));
         assert!(hint(ErrorKind::NotFound).is_some_and(|hint| hint.starts_with("look at the path; ")));
+    }
+
+    #[test]
+    fn a_file_without_room_in_the_address_space_has_a_next_step() {
+        let no_room = || std::io::Error::from_raw_os_error(12);
+        for error in [
+            Error::File { path: "x".into(), source: no_room() },
+            Error::Output { to: "x".to_string(), source: no_room() },
+        ] {
+            assert_eq!(error.hint().as_deref(), Some(MORE_MEMORY), "{error}");
+        }
     }
 
     #[test]

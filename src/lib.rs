@@ -85,19 +85,19 @@
 //! Each module uses modules that stand below it and none beside it; `tests/library/layers.rs` reads this table and the code.
 //!
 //! ```text
-//! program                          the program `wstate`: from arguments to an exit code
-//! server                           the engine as the plugins of debuggers use it
-//! cli                              what a command line needs, and the files that results are written to
-//! confined                         the program, started for its answer to a question
-//! session                          a question about a target, and its answer
-//! report                           the view model, as text, JSON, symbol files and core dumps
-//! runtime                          Wasm runtimes: their modules, frames and values
-//! wasm                             what a module says of itself
-//! symbolize                        names, files and lines of native code
-//! unwind                           the walking loop, and who called native code
-//! process, state                   processes, cores and their files; the runtime's maps from machine state to Wasm state
-//! arch                             addresses and registers
-//! bytes, error, limits, progress   what all others use
+//! program                                   the program `wstate`: from arguments to an exit code
+//! server                                    the engine as the plugins of debuggers use it
+//! cli                                       what a command line needs, and the files that results are written to
+//! confined                                  the program, started for its answer to a question
+//! session                                   a question about a target, and its answer
+//! report                                    the view model, as text, JSON, symbol files and core dumps
+//! runtime                                   Wasm runtimes: their modules, frames and values
+//! wasm                                      what a module says of itself
+//! symbolize                                 names, files and lines of native code
+//! unwind                                    the walking loop, and who called native code
+//! process, state                            processes, cores and their files; the runtime's maps from machine state to Wasm state
+//! arch                                      addresses and registers
+//! bytes, error, limits, phrases, progress   what all others use
 //! ```
 //!
 //! How to add a runtime or an architecture is in `CONTRIBUTING.md`.
@@ -172,6 +172,8 @@ pub mod error;
 #[cfg(feature = "internals")]
 pub mod limits;
 #[cfg(feature = "internals")]
+pub mod phrases;
+#[cfg(feature = "internals")]
 pub mod process;
 #[cfg(feature = "internals")]
 pub mod progress;
@@ -202,6 +204,8 @@ mod cli;
 mod error;
 #[cfg(not(feature = "internals"))]
 mod limits;
+#[cfg(not(feature = "internals"))]
+mod phrases;
 #[cfg(not(feature = "internals"))]
 mod process;
 #[cfg(not(feature = "internals"))]

@@ -73,6 +73,10 @@ pub fn main() -> ExitCode {
         }
         Err(Refused::Usage(Usage(why))) => return ExitCode::from(usage(&why)),
     };
+    // The command without a name prints stacks too.
+    if matches!(cli.command, None | Some(Command::Attach(_) | Command::Core(_))) {
+        sandbox::stacks_are_asked_for();
+    }
     sandbox::tell_of_abort();
     // This is done while nothing else runs yet, so that the helper has little to copy.
     helper::enable();
@@ -170,10 +174,10 @@ fn examine(command: &cli::Doctor) -> Result<u8, Failure> {
         no_servers_in_sandbox(options, confine)?;
     }
     let work = |output: &mut Output, json_output: Option<&mut Output>| {
-        let mut doctor = match source {
+        let mut doctor = match options.as_ref().map(|options| (&options.source, options)) {
             None => Doctor::examine(None),
-            Some(Source::Pid(pid)) => Doctor::examine(Some(*pid)),
-            Some(Source::Core { core, executable }) => Doctor::examine_core(core, executable.as_deref()),
+            Some((Source::Pid(pid), _)) => Doctor::examine(Some(*pid)),
+            Some((Source::Core { core, .. }, options)) => Doctor::examine_core(core, &options.search_paths()),
         };
         if let Some(options) = &options
             && doctor.worst() != doctor::Status::Fail
@@ -277,7 +281,7 @@ fn memory(command: &cli::Memory) -> Result<u8, Failure> {
 }
 
 fn export(command: &cli::Export) -> Result<u8, Failure> {
-    let (options, confine) = command.place.options(true, "wstate export 4711 --wasm-coredump app.coredump")?;
+    let (options, confine) = command.place.options(true, "wstate export 4711 -o app.coredump")?;
     no_servers_in_sandbox(&options, confine)?;
     let cli::ExportFormat::WasmCoredump = command.format;
     let compat = command.compat.map(|cli::Compat::Wasmgdb| Compat::Wasmgdb);

@@ -5,6 +5,7 @@
 //! elsewhere. So where sudo would not find this program, its whole path is put into the command.
 
 use crate::error::Error;
+use crate::phrases::shell_word;
 use crate::process::files::same_file;
 use std::path::{Path, PathBuf};
 
@@ -34,7 +35,7 @@ impl Sudo {
         let found = SECURE_PATH.iter().map(|directory| Path::new(directory).join("wstate"));
         match found.filter_map(|path| same_file(&path)).next() {
             Some(first) if same_file(program) == Some(first) => Sudo::default(),
-            _ => Sudo(format!("sudo {}", quoted(program))),
+            _ => Sudo(format!("sudo {}", shell_word(&program.to_string_lossy()))),
         }
     }
 
@@ -52,16 +53,6 @@ impl Sudo {
             }
             _ => hint,
         }
-    }
-}
-
-/// A path as a shell takes it for one word.
-pub fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@%,:=".contains(c);
-    match text.chars().all(is_plain) {
-        true => text,
-        false => format!("'{}'", text.replace('\'', r"'\''")),
     }
 }
 
@@ -91,17 +82,5 @@ mod tests {
         assert_eq!(attach("it belongs to user id 1; run wstate with sudo"), Some(told));
         assert_eq!(attach("it has just ended").as_deref(), Some("try: wstate doctor 7"));
         assert_eq!(Sudo::default().put_into("sudo wstate attach 7"), "sudo wstate attach 7");
-    }
-
-    #[test]
-    fn a_path_is_one_word_for_a_shell() {
-        assert_eq!(quoted(Path::new("/home/me/.cargo/bin/wstate")), "/home/me/.cargo/bin/wstate");
-        for odd in ["/my programs/wstate", "/it's/wstate", "/$HOME/`x`;y/wstate"] {
-            let out = std::process::Command::new("sh")
-                .arg("-c")
-                .arg(format!("printf %s {}", quoted(Path::new(odd))))
-                .output();
-            assert_eq!(String::from_utf8(out.unwrap().stdout).unwrap(), odd);
-        }
     }
 }

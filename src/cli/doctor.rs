@@ -116,13 +116,12 @@ impl Doctor {
         d
     }
 
-    /// Runs every check that applies to a core, but does not analyse it. `executable` is the file that is said to have
-    /// written it. The core may come from a stranger, so this belongs into the sandbox.
-    pub fn examine_core(core: &Path, executable: Option<&Path>) -> Doctor {
+    /// Runs every check that applies to a core, but does not analyse it. `search` says where its files are looked for. The
+    /// core may come from a stranger, so this belongs into the sandbox.
+    pub fn examine_core(core: &Path, search: &SearchPaths) -> Doctor {
         let mut d = Doctor { core: Some(core.display().to_string()), ..Doctor::default() };
-        let search = SearchPaths { executable: executable.map(Path::to_path_buf), ..SearchPaths::default() };
-        match CoreTarget::open(core, &search) {
-            Ok(target) => d.core(&target, &search, sandbox::protection()),
+        match CoreTarget::open(core, search) {
+            Ok(target) => d.core(&target, search, sandbox::protection()),
             Err(e) => {
                 let next = e.hint().unwrap_or_else(|| "a core of a running process: gcore PID".to_string());
                 d.fail(e.to_string(), next);
@@ -1046,7 +1045,7 @@ mod tests {
         for (name, bytes, expected) in cases {
             let path = directory.path().join(name);
             std::fs::write(&path, bytes).unwrap();
-            let d = Doctor::examine_core(&path, None);
+            let d = Doctor::examine_core(&path, &SearchPaths::default());
             assert_eq!(d.core.as_deref(), path.to_str());
             let text = d.text(false);
             for (status, what) in expected {
@@ -1062,8 +1061,32 @@ mod tests {
             );
             assert!(!text.contains("attach"), "{text}");
         }
-        let gone = Doctor::examine_core(&directory.path().join("gone"), None);
+        let gone = Doctor::examine_core(&directory.path().join("gone"), &SearchPaths::default());
         assert_eq!((gone.worst(), gone.checks.len()), (Status::Fail, 1));
+    }
+
+    /// What is advised about files that are elsewhere helps: the warning is gone when it is followed.
+    #[test]
+    fn files_in_the_named_places_are_found() {
+        use crate::arch::{Machine, Registers, x64};
+        use crate::process::testing::CoreBuilder;
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("root");
+        std::fs::create_dir_all(root.join("srv/app")).unwrap();
+        std::fs::copy("/proc/self/exe", root.join("srv/app/host")).unwrap();
+        let core = directory.path().join("core");
+        let mut registers = Registers::unknown(Machine::X64);
+        registers.set(x64::RIP, 0x10_0000);
+        let built = CoreBuilder::new().thread(7, 0, &registers, 0).segment(0x10_0000, 0x1000, 5, &[]);
+        std::fs::write(&core, built.file(0x10_0000, 0x10_1000, 0, "/srv/app/host").build()).unwrap();
+        let warned = |search: &SearchPaths| {
+            let d = Doctor::examine_core(&core, search);
+            let is_about_code = |c: &&Check| c.what.contains("is neither in the core nor on this machine");
+            d.checks.iter().find(is_about_code).and_then(|check| check.next.clone())
+        };
+        let advice = warned(&SearchPaths::default()).unwrap();
+        assert!(advice.starts_with("--sysroot DIR "), "{advice}");
+        assert_eq!(warned(&SearchPaths { sysroot: Some(root), ..SearchPaths::default() }), None);
     }
 
     #[test]

@@ -227,8 +227,8 @@ Examples:
 const EXPORT_HELP: &str = "\
 Writes the Wasm state of a process or core in another program's format.
 
---wasm-coredump FILE, or -o FILE with --format wasm-coredump, writes the coredump format of the WebAssembly tool conventions: modules, instances, memories, \
-globals, and one stack for each thread that has Wasm frames. Locals, operands and code offsets need the module's \
+-o FILE, or --wasm-coredump FILE, writes the coredump format of the WebAssembly tool conventions: modules, \
+instances, memories, globals, and one stack for each thread that has Wasm frames. Locals, operands and code offsets need the module's \
 types (--wasm FILE). Values that are not known, vectors and references are written as missing. Notes say what else \
 is missing. The memory of a process is copied while the process runs.
 
@@ -239,10 +239,10 @@ Exit codes: 0 written, 1 written but something is missing, 2 no Wasm module foun
 
 const EXPORT_EXAMPLES: &str = "\
 Examples:
-  wstate export 4711 --wasm-coredump app.coredump
-  wstate export core.4711 ./near-host --wasm app.wasm --wasm-coredump app.coredump
-  wstate export core.4711 --format wasm-coredump -o app.coredump
-  wstate export core.4711 --wasm app.wasm --compat wasmgdb --wasm-coredump app.coredump";
+  wstate export 4711 -o app.coredump
+  wstate export core.4711 ./near-host --wasm app.wasm -o app.coredump
+  wstate export core.4711 --wasm-coredump app.coredump
+  wstate export core.4711 --wasm app.wasm --compat wasmgdb -o app.coredump";
 
 /// Mixed native and Wasm backtraces of live processes and cores.
 #[derive(Debug, Parser)]
@@ -400,7 +400,7 @@ pub enum Command {
     Symbols(Symbols),
     /// Write a Wasm coredump
     #[command(
-        override_usage = "wstate export [OPTIONS] <PID|CORE> [EXE] --wasm-coredump <FILE>",
+        override_usage = "wstate export [OPTIONS] <PID|CORE> [EXE] -o <FILE>",
         long_about = EXPORT_HELP,
         after_help = EXPORT_EXAMPLES,
         mut_arg("output", |a| a.conflicts_with("wasm_coredump"))
@@ -904,7 +904,7 @@ impl Export {
     /// The file that is written, or a usage error.
     pub fn output(&self) -> Result<&PathBuf, Usage> {
         let missing = || {
-            let why = "--wasm-coredump FILE is missing, as in: wstate export 4711 --wasm-coredump app.coredump";
+            let why = "--output FILE is missing, as in: wstate export 4711 -o app.coredump";
             Usage(why.to_string())
         };
         self.wasm_coredump.as_ref().or(self.to.output.as_ref()).ok_or_else(missing)

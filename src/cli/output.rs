@@ -434,7 +434,9 @@ fn open(path: &Path) -> io::Result<To> {
     }
     let old = std::fs::metadata(path).ok();
     match &old {
-        Some(m) if m.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
+        Some(m) if m.is_dir() => {
+            return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a directory; name a file in it"));
+        }
         Some(m) if !m.is_file() => return Ok(To::Special(File::options().write(true).open(path)?)),
         Some(_) if stream.is_some() => {
             let why = "wstate writes to no file that is already open but standard output and standard error; name the file itself";
@@ -452,7 +454,18 @@ fn open(path: &Path) -> io::Result<To> {
     }
     // A link stays a link: the file that it names is replaced.
     let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-    let temporary = Temporary::create_in(directory_of(&path))?;
+    let directory = directory_of(&path);
+    let temporary = Temporary::create_in(directory).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => {
+            let why = format!("the directory {} does not exist; make it first", directory.display());
+            io::Error::new(io::ErrorKind::NotFound, why)
+        }
+        io::ErrorKind::NotADirectory => {
+            let why = format!("{} is no directory; name a file in a directory", directory.display());
+            io::Error::new(io::ErrorKind::NotADirectory, why)
+        }
+        _ => e,
+    })?;
     Ok(To::Beside(Beside { temporary, path, mode: old.map(|m| m.permissions()) }))
 }
 
@@ -637,8 +650,14 @@ mod tests {
     #[test]
     fn a_directory_or_a_missing_one_is_refused_at_once() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(Output::file(dir.path()).unwrap_err().to_string().contains("directory"));
-        let e = Output::file(&dir.path().join("no/report")).unwrap_err().to_string();
-        assert!(e.contains("No such file or directory") && !e.contains(".wstate-"), "{e}");
+        let said = |path: &Path| Output::file(path).unwrap_err().to_string();
+        assert!(said(dir.path()).ends_with(": it is a directory; name a file in it"));
+        let missing = dir.path().join("no");
+        let e = said(&missing.join("report"));
+        let why = format!(": the directory {} does not exist; make it first", missing.display());
+        assert!(e.ends_with(&why) && !e.contains(".wstate-"), "{e}");
+        std::fs::write(&missing, "").unwrap();
+        let e = said(&missing.join("report"));
+        assert!(e.ends_with(" is no directory; name a file in a directory"), "{e}");
     }
 }

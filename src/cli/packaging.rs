@@ -4,7 +4,7 @@
 use crate::cli::output::Output;
 use crate::cli::{Cli, Shell};
 use crate::error::Error;
-use clap::{Command, CommandFactory};
+use clap::{Arg, Command, CommandFactory};
 use clap_complete::generate;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
@@ -26,9 +26,20 @@ pub fn completions(shell: Shell) -> String {
 /// The command line without the words that may stand in a command's place: zsh would wait for them before it completes
 /// a command.
 fn completed(root: &Command) -> Command {
-    let options = root.get_arguments().filter(|a| !a.is_positional()).cloned();
-    let commands = root.get_subcommands().cloned();
+    let options = shown(root).filter(|a| !a.is_positional());
+    let commands = root.get_subcommands().map(without_hidden);
     Command::new("wstate").version(env!("CARGO_PKG_VERSION")).args(options).subcommands(commands)
+}
+
+/// The arguments of a command that its help shows. A shell would offer the others too.
+fn shown(command: &Command) -> impl Iterator<Item = Arg> {
+    command.get_arguments().filter(|a| !a.is_hide_set()).cloned()
+}
+
+/// A command as shells complete it: with its name, what it does, and the arguments that its help shows.
+fn without_hidden(command: &Command) -> Command {
+    let about = command.get_about().cloned().unwrap_or_default();
+    Command::new(command.get_name().to_string()).about(about).hide(command.is_hide_set()).args(shown(command))
 }
 
 /// Writes a man page for wstate and for each of its commands into a directory, which is made if it is not there.
@@ -38,6 +49,10 @@ fn completed(root: &Command) -> Command {
 /// The directory cannot be made, or a page cannot be written.
 pub fn write_pages(directory: &Path) -> Result<String, Error> {
     let failed = |source| Error::Output { to: directory.display().to_string(), source };
+    if directory.exists() && !directory.is_dir() {
+        let why = io::Error::new(io::ErrorKind::NotADirectory, "it is a file; name a directory");
+        return Err(failed(why));
+    }
     std::fs::create_dir_all(directory).map_err(failed)?;
     let pages = pages().map_err(failed)?;
     let files: Vec<(PathBuf, Vec<u8>)> = pages.into_iter().map(|(name, page)| (directory.join(name), page)).collect();
@@ -132,6 +147,17 @@ mod tests {
         root.get_subcommands().filter(|c| c.get_name() != "help").chain([&root]).map(of).collect()
     }
 
+    /// The names of the long options of a command that its help does not show.
+    fn hidden(command: &str) -> Vec<String> {
+        let mut root = Cli::command();
+        root.build();
+        let of = if command == "wstate" { &root } else { root.find_subcommand(command).expect("it has this name") };
+        let hidden = of.get_arguments().filter(|a| a.is_hide_set());
+        let longs: Vec<String> = hidden.filter_map(|a| a.get_long()).map(str::to_string).collect();
+        assert!(longs.iter().any(|long| long == "no-color"), "{command}: {longs:?}");
+        longs
+    }
+
     #[test]
     fn every_command_and_every_long_option_is_completed_in_every_shell() {
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
@@ -165,6 +191,16 @@ mod tests {
                         Shell::Bash | Shell::Zsh => part.contains(&format!("--{long}")),
                     };
                     assert!(has, "{shell:?}: wstate {command} --{long} is missing in {part}");
+                }
+                // What no help shows is offered nowhere.
+                for hidden in hidden(&command) {
+                    let long = format!("--{hidden}");
+                    let is_offered = match shell {
+                        Shell::Fish => part.contains(&format!(" -l {hidden} ")),
+                        Shell::Bash => part.split(|c: char| c.is_whitespace() || c == '"').any(|word| word == long),
+                        Shell::Zsh => part.contains(&format!("{long}[")) || part.contains(&format!("{long}=[")),
+                    };
+                    assert!(!is_offered, "{shell:?}: wstate {command} offers {long}: {part}");
                 }
             }
         }
@@ -208,6 +244,7 @@ mod tests {
         assert_eq!(std::fs::read_dir(&other).unwrap().count(), 1);
         let file = home.path().join("file");
         std::fs::write(&file, "").unwrap();
-        assert!(write_pages(&file).is_err());
+        let why = write_pages(&file).unwrap_err().to_string();
+        assert!(why.ends_with("it is a file; name a directory"), "{why}");
     }
 }

@@ -1,10 +1,11 @@
 //! Installs the plugins for debuggers. They come with this program and are written where the debuggers find them.
 
 use crate::cli::PluginAction;
-use crate::cli::advice::{quoted, this_program};
+use crate::cli::advice::this_program;
 use crate::cli::output::Output;
 use crate::error::Error;
 use crate::limits;
+use crate::phrases::shell_word;
 use crate::process::files;
 use clap::ValueEnum;
 use memchr::memmem;
@@ -338,8 +339,8 @@ fn install_files(places: &Places, debugger: Debugger) -> Result<String, Error> {
     let loaded = places.loaded(debugger).0;
     let (init, line) = (debugger.init_file(Path::new("~")), debugger.line(&loaded));
     let once = match debugger {
-        Debugger::Gdb => format!("gdb -x {}", quoted(&loaded)),
-        Debugger::Lldb => format!("lldb -O {}", quoted(Path::new(&line))),
+        Debugger::Gdb => format!("gdb -x {}", shell_word(&loaded.to_string_lossy())),
+        Debugger::Lldb => format!("lldb -O {}", shell_word(&line)),
     };
     Ok(format!("{written}\n  to load it always, add to {}:  {line}\n  to load it once:  {once}\n", init.display()))
 }

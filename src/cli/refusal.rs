@@ -1,6 +1,7 @@
 //! What is wrong with a command line, and what to type instead, in one line.
 
 use crate::cli::numbers::{is_digits, quoted};
+use crate::phrases::joined;
 use crate::report::text::clean;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Command};
@@ -26,7 +27,7 @@ pub fn sentence(root: &Command, command: &Command, error: &clap::Error, args: &[
     }
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),
-        Some(ContextValue::Strings(texts)) => Some(list(texts.iter().map(|t| option(t)), "and")),
+        Some(ContextValue::Strings(texts)) => Some(joined(&texts.iter().map(|t| option(t)).collect::<Vec<_>>(), "and")),
         _ => None,
     };
     let number = |kind| match error.get(kind) {
@@ -37,7 +38,7 @@ pub fn sentence(root: &Command, command: &Command, error: &clap::Error, args: &[
     let name = option(&arg);
     let value = text(ContextKind::InvalidValue).unwrap_or_default();
     let valid = match error.get(ContextKind::ValidValue) {
-        Some(ContextValue::Strings(values)) if !values.is_empty() => Some(list(values.iter().cloned(), "or")),
+        Some(ContextValue::Strings(values)) if !values.is_empty() => Some(joined(values, "or")),
         _ => None,
     };
     match error.kind() {
@@ -70,9 +71,10 @@ pub fn sentence(root: &Command, command: &Command, error: &clap::Error, args: &[
         },
         ErrorKind::MissingRequiredArgument => {
             let (missing, are) = match error.get(ContextKind::InvalidArg) {
-                Some(ContextValue::Strings(missing)) => {
-                    (list(missing.iter().map(|m| plain(m)), "and"), if missing.len() > 1 { "are" } else { "is" })
-                }
+                Some(ContextValue::Strings(missing)) => (
+                    joined(&missing.iter().map(|m| plain(m)).collect::<Vec<_>>(), "and"),
+                    if missing.len() > 1 { "are" } else { "is" },
+                ),
                 _ => (plain(&arg), "is"),
             };
             format!("{missing} {are} missing{}", as_in(command))
@@ -155,7 +157,7 @@ fn unknown_argument(root: &Command, command: &Command, error: &clap::Error, arg:
             "{} has no option {}, which belongs to {}",
             command.get_bin_name().unwrap_or("wstate"),
             clean(arg),
-            list(others.into_iter(), "and")
+            joined(&others, "and")
         ),
     }
 }
@@ -181,14 +183,4 @@ fn option(shown: &str) -> String {
 /// An argument without the signs that a usage has: `--wasm <FILE>` is `--wasm FILE`.
 fn plain(shown: &str) -> String {
     clean(&shown.replace(['<', '>', '[', ']'], "").replace("...", ""))
-}
-
-/// `a, b and c`.
-fn list(items: impl Iterator<Item = String>, last: &str) -> String {
-    let items: Vec<String> = items.collect();
-    match &items[..] {
-        [] => String::new(),
-        [one] => one.clone(),
-        [most @ .., end] => format!("{} {last} {end}", most.join(", ")),
-    }
 }

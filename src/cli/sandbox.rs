@@ -13,7 +13,7 @@
 #![allow(unsafe_code)] // fork, prctl, _exit, a signal handler and an allocator.
 
 use crate::cli::messages::{self, Kind};
-use crate::error::{Error, REPORT_IT};
+use crate::error::{Error, MORE_MEMORY, REPORT_IT};
 use crate::process::files::helper;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid, getppid};
@@ -42,6 +42,8 @@ const FATAL: u8 = 2;
 static CONFINED: AtomicBool = AtomicBool::new(false);
 /// Whether this process has given up its rights.
 static HARMLESS: AtomicBool = AtomicBool::new(false);
+/// Whether the command prints stacks, and has the options that make it print less of them.
+static ASKS_FOR_STACKS: AtomicBool = AtomicBool::new(false);
 /// The exit code with which a Rust program ends after a panic.
 const PANICKED: u8 = 101;
 
@@ -135,14 +137,23 @@ fn end_with(error: &str, hint: &str) -> ! {
     unsafe { libc::_exit(i32::from(FATAL | confined)) }
 }
 
+/// Says that the command prints stacks, so that advice names its options. This is asked for when nothing can be allocated
+/// any more, so it is said before anything is done.
+pub fn stacks_are_asked_for() {
+    ASKS_FOR_STACKS.store(true, Ordering::Relaxed);
+}
+
 /// Makes an abort of this process, such as that for a stack overflow, print an error and end with the exit code of
 /// one, after what Rust itself says about the abort.
 pub fn tell_of_abort() {
     extern "C" fn aborted(_: libc::c_int) {
-        end_with(
-            "it could not go on, for the reason above; it may be about debug information, and --no-lines reads none",
-            REPORT_IT,
-        )
+        let error = match ASKS_FOR_STACKS.load(Ordering::Relaxed) {
+            true => {
+                "it could not go on, for the reason above; it may be about debug information, and --no-lines reads none"
+            }
+            false => "it could not go on, for the reason above",
+        };
+        end_with(error, REPORT_IT)
     }
     // SAFETY: the handler does only what a signal handler may do.
     unsafe {
@@ -158,10 +169,11 @@ pub fn tell_of_abort() {
 pub struct Allocator;
 
 fn no_memory() -> ! {
-    end_with(
-        "there is not enough memory",
-        "raise the limit (ulimit -v, or the container's), or ask for less: --no-lines, --brief, -n N",
-    )
+    let hint = match ASKS_FOR_STACKS.load(Ordering::Relaxed) {
+        true => "raise the limit (ulimit -v, or the container's), or ask for less: --no-lines, --brief, -n N",
+        false => MORE_MEMORY,
+    };
+    end_with("there is not enough memory", hint)
 }
 
 fn given(pointer: *mut u8) -> *mut u8 {

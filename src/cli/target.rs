@@ -10,13 +10,13 @@ use std::path::{Path, PathBuf};
 /// The flags that name a target.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Named {
-    /// The process
+    /// The process, the same as PID as the first word
     #[arg(short, long, value_name = "PID", value_parser = pid, allow_negative_numbers = true)]
     pub pid: Option<u32>,
-    /// The core file
+    /// The core file, the same as CORE as the first word
     #[arg(short, long, value_name = "CORE", value_hint = ValueHint::FilePath)]
     pub core: Option<PathBuf>,
-    /// The executable that wrote the core
+    /// The executable that wrote the core, the same as EXE behind it
     #[arg(short, long, value_name = "EXE", value_hint = ValueHint::FilePath)]
     pub executable: Option<PathBuf>,
 }

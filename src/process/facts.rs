@@ -1,6 +1,7 @@
 //! What a target says of itself as a whole, and of what its threads did.
 
 use crate::arch::{Interrupted, Machine};
+use crate::phrases::shell_word;
 
 /// What is known of a target besides its memory, its threads and its files. What is not known is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -219,13 +220,10 @@ impl CommandLine {
 
     /// The command line as one line. Arguments that a shell would not read as they are stand in quotes.
     pub fn text(&self) -> String {
-        let plain = |c: char| c.is_alphanumeric() || "_-+=./,:@%".contains(c);
-        let quoted = |argument: &String| match !argument.is_empty() && argument.chars().all(plain) {
-            true => argument.clone(),
-            false => format!("'{}'", argument.replace('\'', "'\\''")),
-        };
         match self {
-            CommandLine::Arguments { list, .. } => list.iter().map(quoted).collect::<Vec<_>>().join(" "),
+            CommandLine::Arguments { list, .. } => {
+                list.iter().map(|argument| shell_word(argument)).collect::<Vec<_>>().join(" ")
+            }
             CommandLine::Text { text, .. } => text.clone(),
         }
     }

@@ -291,7 +291,7 @@ impl FileKind {
                 "wstate reads compiled code from the target; name the .wasm file that it was compiled from, with --wasm"
             }
             (FileKind::WasmCoredump, Door::Core) => {
-                "wstate writes such files (wstate export) and reads cores of the whole process; wasmgdb reads this one"
+                "read it with: wasmgdb FILE; wstate needs a core of the whole process: gcore PID"
             }
             (FileKind::WasmCoredump, Door::Wasm) => "name the .wasm file of the module itself",
             (FileKind::WasmText, Door::Wasm) => "compile it first: wasm-tools parse FILE -o FILE.wasm",

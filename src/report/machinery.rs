@@ -8,6 +8,7 @@
 use super::names::{self, Pair};
 use super::paths::{self, Home};
 use super::{Frame, FrameKind};
+use crate::phrases::joined;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
@@ -69,11 +70,7 @@ impl Run {
     /// The owners for people: `Rust's runtime, tokio and the C library`.
     pub fn owners(&self) -> String {
         let names: Vec<&str> = self.owners.iter().map(|owner| owner.name()).collect();
-        match names.split_last() {
-            Some((last, [])) => last.to_string(),
-            Some((last, others)) => format!("{} and {last}", others.join(", ")),
-            None => String::new(),
-        }
+        joined(&names, "and")
     }
 }
 

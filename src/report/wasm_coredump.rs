@@ -136,6 +136,10 @@ pub fn write(input: &mut CoredumpInput<'_>, compat: Option<Compat>, out: &mut dy
     Ok(notes.finish())
 }
 
+/// Notes about frames whose values are not known, behind how many there are.
+const NO_LOCALS: &str = "frames have no locals: they are not known";
+const NO_OPERANDS: &str = "frames have no operand stack: it is not known";
+
 /// Notes about what is missing. What is only counted gives one note for each kind, with the count.
 #[derive(Default)]
 struct Notes {
@@ -155,6 +159,14 @@ impl Notes {
     }
 
     fn finish(mut self) -> Vec<String> {
+        // Mostly these are the same frames, which one line tells.
+        if let Some(count) = self.counts.get(NO_LOCALS).copied()
+            && self.counts.get(NO_OPERANDS) == Some(&count)
+        {
+            self.counts.remove(NO_LOCALS);
+            self.counts.remove(NO_OPERANDS);
+            self.counts.insert("frames have no locals and no operand stack: they are not known", count);
+        }
         self.texts.extend(self.counts.into_iter().map(|(what, n)| format!("{n} {what}")));
         self.texts
     }
@@ -516,8 +528,8 @@ fn stack(
 fn values(values: &Option<Vec<Value>>, what: &'static str, notes: &mut Notes) -> Vec<CoreDumpValue> {
     let Some(values) = values else {
         notes.count(match what {
-            "locals" => "frames have no locals: they are not known",
-            _ => "frames have no operand stack: it is not known",
+            "locals" => NO_LOCALS,
+            _ => NO_OPERANDS,
         });
         return Vec::new();
     };

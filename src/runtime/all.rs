@@ -15,6 +15,7 @@ use super::{
 };
 use crate::error::Error;
 use crate::limits::{MAX_IMAGE_BYTES, MAX_SHOWN_REASONS};
+use crate::phrases::joined;
 use crate::process::file_kind::{self, Door};
 use crate::process::memory::read_file;
 use crate::process::{Memory, ThreadId};
@@ -24,7 +25,7 @@ use crate::unwind::{Cursor, Next, Unwinder};
 use crate::wasm::WasmModule;
 use crate::wasm::file::{CoreModule, WasmFile};
 use std::collections::{BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 /// What the user provides for the search, and what earlier searches have learnt.
@@ -53,7 +54,7 @@ impl FindOptions {
             match read {
                 Ok(Ok(bytes)) => found.singlepass.artifacts.push((path.clone(), bytes.into())),
                 Ok(Err(why)) => found.unusable.push((path.clone(), why)),
-                Err(e) => found.unusable.push((path.clone(), format!("it cannot be read: {e}"))),
+                Err(source) => found.unusable.push((path.clone(), unreadable(path, source))),
             }
         }
         for path in wasm {
@@ -62,7 +63,7 @@ impl FindOptions {
                 Ok(file) if found.wasm.iter().any(|known| known.is_same(&file)) => {}
                 Ok(file) => found.wasm.push(Rc::new(file)),
                 Err(Error::File { source, .. }) => {
-                    found.unusable.push((path.clone(), format!("it cannot be read: {source}")));
+                    found.unusable.push((path.clone(), unreadable(path, source)));
                 }
                 Err(Error::Wasm { why, .. }) => found.unusable.push((path.clone(), why)),
                 Err(other) => found.unusable.push((path.clone(), other.to_string())),
@@ -323,7 +324,7 @@ impl Runtimes {
                     self.refusals.push(format!(
                         "ambiguous: {} fit {name} equally well, so none of them is used for it: name only the one that it was \
                          made from",
-                        listed(&files)
+                        joined(&files, "and")
                     ));
                 }
                 Verdict::Torn(number, others) => {
@@ -334,7 +335,7 @@ impl Runtimes {
                             "ambiguous: {} fits {} equally well, which were not made from one file, so it is used for none of \
                              them: name the files of the others too",
                             self.file_name(&candidates, *number),
-                            listed(&modules)
+                            joined(&modules, "and")
                         ));
                     }
                 }
@@ -407,12 +408,13 @@ fn reasons_text(why: &[(String, String)]) -> String {
     text
 }
 
-/// Joins names to a list such as "a, b and c".
-fn listed(names: &[String]) -> String {
-    match names {
-        [] => String::new(),
-        [one] => one.clone(),
-        [more @ .., last] => format!("{} and {last}", more.join(", ")),
+/// Why a file that the user named cannot be read, and what helps, if that is known: the same as where no answer is
+/// possible without the file.
+fn unreadable(path: &Path, source: std::io::Error) -> String {
+    let why = format!("it cannot be read: {source}");
+    match (Error::File { path: path.to_path_buf(), source }).hint() {
+        Some(hint) => format!("{why}; {hint}"),
+        None => why,
     }
 }
 

@@ -678,7 +678,11 @@ fn a_place_that_cannot_be_written_is_told_before_anything_is_stopped() {
     assert_eq!((code, out.as_str()), (Some(2), ""));
     assert_eq!(
         err,
-        format!("wstate: error: cannot write {}: No such file or directory (os error 2)\n", path.display())
+        format!(
+            "wstate: error: cannot write {}: the directory {} does not exist; make it first\n",
+            path.display(),
+            path.parent().unwrap().display()
+        )
     );
     let (code, _, err) = run(&["attach", NOBODY, "--output", dir.path().to_str().unwrap()]);
     assert_eq!(code, Some(2));

@@ -268,7 +268,7 @@ fn wasmtime_has_frames_values_memories_and_globals_of_every_instance() {
         let live = std::fs::read(&file).unwrap();
         compare(&case, &read(&live), &addresses(&["-p", &pid]), &host.truth_json());
         if flags.is_empty() {
-            assert!(err.contains("frames have no locals: they are not known"), "{case}: {err}");
+            assert!(err.contains("frames have no locals"), "{case}: {err}");
         }
 
         // gcore writes reserved memory in full: seconds each.

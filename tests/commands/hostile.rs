@@ -484,6 +484,13 @@ fn what_is_no_core_is_refused() {
     let ran = ask("silent", &path("silent"));
     assert_eq!(ran.code, Some(2), "{}{}", ran.out, ran.err);
     assert!(ran.out.contains("the core lists no thread") && ran.out.contains("no threads"), "{}", ran.out);
+    // A file beside the core that is none is told with the same next step as a core that is none.
+    for option in ["--wasm", "--artifact"] {
+        let silent = path("silent");
+        let ran = wstate(option, &["core".as_ref(), silent.as_ref(), option.as_ref(), fifo.as_ref()]);
+        let why = "it is a FIFO, not a regular file; name a file; what comes from a pipe is first written to one";
+        assert!(format!("{}{}", ran.out, ran.err).contains(why), "{option}: {}{}", ran.out, ran.err);
+    }
     // Segments over each other: the later one is what the process had last, as for every reader of cores.
     let overlapping = CoreBuilder::new()
         .thread(1, 0, &Registers::unknown(Machine::X64), 0)

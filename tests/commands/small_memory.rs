@@ -64,7 +64,12 @@ fn each_limit_gives_an_answer_or_one_clear_error() {
             }
             let is_error = ran.code == Some(2) && ran.err.starts_with("wstate: error: ");
             if is_error && ran.err.contains("memory") {
-                assert!(ran.err.lines().count() == 2 && ran.err.contains("\nhint: "), "{what}");
+                assert!(
+                    ran.err.lines().count() == 2 && ran.err.contains("\nhint: raise the limit (ulimit -v"),
+                    "{what}"
+                );
+                // Only a command that prints stacks has options that make it print less.
+                assert_eq!(ran.err.contains("--brief"), ["attach", "core"].contains(&args[0]), "{what}");
                 errors += 1;
             } else {
                 // A report may be without names that there was no room for, and says so.
@@ -79,4 +84,36 @@ fn each_limit_gives_an_answer_or_one_clear_error() {
     peer.wait().unwrap();
     assert!(answers > errors, "{answers} answers, {errors} errors");
     println!("{answers} answers, {errors} errors");
+}
+
+#[test]
+fn a_core_that_is_larger_than_the_limit_is_told_with_what_helps() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("core");
+    let core = path.to_str().unwrap();
+    let mut registers = Registers::unknown(Machine::X64);
+    registers.set(x64::RIP, 0x10_0000);
+    let built = CoreBuilder::new().thread(7, 0, &registers, 0).memory(0x10_0000, 5, &[0x90; 0x1000]);
+    std::fs::write(&path, built.build()).unwrap();
+    // Most of it is a hole.
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(100 << 20).unwrap();
+    let symbols = directory.path().join("symbols");
+    let symbols = symbols.to_str().unwrap();
+    let all: [&[&str]; 4] = [&["core", core], &["doctor", core], &["modules", core], &["symbols", core, "-o", symbols]];
+    let mut told = 0;
+    for args in all {
+        for megabytes in (30..=90).step_by(10) {
+            if run(Some(megabytes), &["--version"]).code != Some(0) {
+                continue;
+            }
+            let ran = run(Some(megabytes), args);
+            let said = format!("{}{}", ran.out, ran.err);
+            let what = format!("{args:?} in {megabytes} MB: {:?}\n{said}", ran.code);
+            assert_eq!(ran.code, Some(2), "{what}");
+            assert!(said.contains("raise the limit (ulimit -v, or the container's)"), "{what}");
+            assert!(!said.contains("gcore") && !said.contains("panicked"), "{what}");
+            told += 1;
+        }
+    }
+    assert!(told > 0, "no limit lets the program start and is too small for the core");
 }

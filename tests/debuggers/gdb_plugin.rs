@@ -23,7 +23,18 @@ fn numbers_are_gdbs() {
     let pid = host.pid().to_string();
     let session = Debugger::Gdb.run(
         &["-p", &pid],
-        &["bt 8", "wasm-bt whole 8", "frame 4", "wasm-locals", "frame 8", "wasm-locals", "wasm-up", "frame"],
+        &[
+            "bt 8",
+            "wasm-bt whole 8",
+            "frame 4",
+            "wasm-locals",
+            "frame 8",
+            "wasm-locals",
+            "wasm-up",
+            "frame",
+            "wasm-bt 8",
+            "wasm-bt",
+        ],
     );
     let numbered = |text: &str| -> Vec<(u32, String)> {
         let one = |line: &str| {
@@ -39,6 +50,11 @@ fn numbers_are_gdbs() {
     assert_eq!(theirs.len(), 8, "{}", session.texts[0]);
     let numbers = |list: &[(u32, String)]| list.iter().map(|(n, _)| *n).collect::<Vec<_>>();
     assert_eq!(numbers(&theirs), numbers(&ours));
+    // Without `whole` the frames are the same, and rows of machinery, which the youngest of these are not, are one line.
+    let [of_eight, of_all] = [8, 9].map(|at| session.texts[at].as_str());
+    assert_eq!(numbered(of_eight), ours, "{of_eight}");
+    assert!(numbered(of_all).starts_with(&ours) && of_all.contains(" * leaf "), "{of_all}");
+    assert!(of_all.contains(" frames of ") && of_all.contains("Rust's runtime"), "{of_all}");
     for ((n, a), (_, b)) in theirs.iter().zip(&ours) {
         // Of two names for one address each has its own favourite.
         assert!(a == b || *n == 0 || *n == 6, "{theirs:?} {ours:?}");

@@ -69,6 +69,16 @@ fn a_process_whose_main_thread_has_ended_is_shown_by_its_others() {
     assert!(names(&report).iter().any(|n| n.ends_with("native_inner")), "{:?}", names(&report));
     let threads = report["threads"].as_array().expect("threads");
     assert!(threads.iter().all(|t| t["tid"] != role.pid()), "{report}");
+    // It has ended long before the stop, and what the process is can still be told.
+    let notes = report["notes"].to_string();
+    assert!(notes.contains("the main thread has ended, and the other threads go on"), "{notes}");
+    assert!(!notes.contains("ended while the process was being stopped"), "{notes}");
+    let target = &report["target"];
+    assert!(target["command_line"].as_str().is_some_and(|line| !line.is_empty()), "{target}");
+    assert_eq!(
+        (&target["uid"], &target["gid"]),
+        (&unsafe { libc::getuid() }.into(), &unsafe { libc::getgid() }.into())
+    );
 }
 
 #[test]

@@ -258,15 +258,29 @@ pub(super) fn is_gone(pid: u32, tid: libc::pid_t) -> bool {
     matches!(thread_state(pid, tid), None | Some(b'Z' | b'X'))
 }
 
+/// The directory in `/proc` that tells about a process. If its main thread has ended before the others, the process's own
+/// directory has neither a command line nor an owner, and that of a thread that lives has them.
+fn living(pid: u32) -> String {
+    let own = format!("/proc/{pid}");
+    match thread_state(pid, pid as libc::pid_t) {
+        Some(b'Z' | b'X') => {
+            let other = list_threads(pid).into_iter().find(|&tid| !is_gone(pid, tid));
+            other.map_or(own, |tid| format!("/proc/{pid}/task/{tid}"))
+        }
+        _ => own,
+    }
+}
+
 /// What `/proc` says about a process as a whole, besides its memory and files.
 pub(super) fn facts_of(pid: u32) -> Facts {
-    let status = format!("/proc/{pid}/status");
+    let directory = living(pid);
+    let status = format!("{directory}/status");
     // The first of four ids is the real one.
     let id = |key| status_field(&status, key)?.split_ascii_whitespace().next()?.parse().ok();
     let mut line = Vec::new();
     let most = limits::MAX_COMMAND_LINE_BYTES;
     let read =
-        File::open(format!("/proc/{pid}/cmdline")).and_then(|file| file.take(most as u64 + 1).read_to_end(&mut line));
+        File::open(format!("{directory}/cmdline")).and_then(|file| file.take(most as u64 + 1).read_to_end(&mut line));
     let cut = line.len() > most;
     line.truncate(most);
     Facts {

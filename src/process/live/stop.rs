@@ -26,6 +26,8 @@ pub(super) fn on_own_thread<T: Send>(pid: u32, work: impl FnOnce() -> Result<T, 
     })
 }
 
+/// Note about a process whose main thread has ended before the others.
+const MAIN_ENDED: &str = "the main thread has ended, and the other threads go on";
 /// Why a thread that waits in vfork or posix_spawn does not stop.
 const VFORK: &str =
     "it waits until the child that it has started (vfork) executes a program or ends, and cannot be stopped";
@@ -135,6 +137,10 @@ impl Stopped {
                             all.name_files.insert(tid, file);
                         }
                         seized.push(tid);
+                    }
+                    // A main thread that ends before the others stays as a zombie for as long as they live.
+                    Err(_) if tid as u32 == pid && thread_state(pid, tid) == Some(b'Z') => {
+                        all.notes.push(MAIN_ENDED.to_string())
                     }
                     Err(_) if is_gone(pid, tid) => vanished += 1,
                     Err(e) => {

@@ -367,3 +367,17 @@ fn notes_memories_and_data_have_an_end() {
         assert!(notes.finish()[0].contains("are left out"));
     }
 }
+
+#[test]
+fn frames_without_locals_and_operands_are_told_of_once() {
+    let noted = |locals: usize, operands: usize| {
+        let mut notes = Notes::default();
+        (0..locals).for_each(|_| notes.count(NO_LOCALS));
+        (0..operands).for_each(|_| notes.count(NO_OPERANDS));
+        notes.finish()
+    };
+    assert_eq!(noted(9, 9), ["9 frames have no locals and no operand stack: they are not known"]);
+    assert_eq!(noted(2, 1), [format!("2 {NO_LOCALS}"), format!("1 {NO_OPERANDS}")]);
+    assert_eq!(noted(0, 1), [format!("1 {NO_OPERANDS}")]);
+    assert_eq!(noted(0, 0), [""; 0]);
+}
