@@ -30,7 +30,7 @@ pub struct SymbolFile {
 
 /// Whether a character of a module's text is escaped in the file with that text.
 fn needs_escape(c: char) -> bool {
-    c != '\n' && text::is_unprintable(c)
+    c != '\n' && super::escape::is_unprintable(c)
 }
 
 fn content(text: &str) -> u64 {

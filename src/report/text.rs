@@ -1,6 +1,8 @@
 //! The text form of a report: a head, then every thread with its youngest frame first.
 
-pub use super::escape::{clean, clean_message, escaped, is_unprintable};
+#[cfg(any(feature = "internals", test))]
+pub use super::escape::is_unprintable;
+pub use super::escape::{clean, clean_message, escaped};
 use super::reasons::{OfModule, Reasons};
 use super::{
     EndKind, Frame, FrameKind, Function, Module, OpPosition, Place, Report, Runtime, Thread, Trust, Value, Variable,
