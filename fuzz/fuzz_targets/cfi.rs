@@ -35,6 +35,7 @@ fuzz_target!(|data: &[u8]| {
     let word = |i: usize| stack.as_chunks::<8>().0.get(i).map(|w| u64::from_le_bytes(*w));
     let size = (file.len() as u64).next_multiple_of(0x1000).max(0x4000);
     let object = LoadedObject {
+        fits: None,
         path: "/fuzz/file".into(),
         opened: None,
         bias: BIAS,

@@ -218,30 +218,34 @@ impl Doctor {
 
     /// Adds why there may be no module, and what can help then.
     fn nothing_found(&mut self, report: &Report, singlepass: bool) {
-        let nothing = "no Wasm module of a runtime that wstate knows was found";
+        let when = match self.core {
+            Some(_) => "look at a core that was written when the host had loaded a module",
+            None => "attach when the host has loaded a module",
+        };
         for engine in report.engines.iter().filter(|e| !e.supported) {
             self.note(engine.sentence());
         }
         let supported = report.engines.iter().filter(|e| e.supported);
         for engine in supported {
-            let when = match self.core {
-                Some(_) => "look at a core that was written when the host had loaded a module",
-                None => "attach when the host has loaded a module",
-            };
             let next = match engine.name.versions() {
                 Some(versions) => format!("{when}; {} {versions} are known", engine.name),
                 None => when.to_string(),
             };
             self.warn(engine.sentence(), next);
         }
-        if !report.engines.iter().any(|engine| engine.supported) {
-            self.note(known_runtimes());
+        let mut nothing = "no Wasm module of a runtime that wstate knows was found".to_string();
+        if self.later.compiled == Some(false) {
+            nothing += ", and there is no executable memory outside of files: no code was compiled at run time, or an \
+                        interpreter runs, which has no machine code to look at";
+        }
+        let is_told = report.engines.iter().any(|engine| engine.supported);
+        if !is_told {
+            nothing = format!("{nothing}; {}", known_runtimes());
         }
         match self.later.compiled {
-            Some(false) => self.note(format!(
-                "{nothing}, and there is no executable memory outside of files: no code was compiled at run time, or an \
-                 interpreter runs, which has no machine code to look at"
-            )),
+            // The line of the engine says what to do.
+            Some(false) if is_told => self.note(nothing),
+            Some(false) => self.warn(nothing, when),
             // Only the runtime singlepass has other ways to find modules, and it leaves no trace in an executable
             // that was built for that.
             _ if singlepass || report.engines.is_empty() => {
@@ -251,7 +255,8 @@ impl Doctor {
                      publish the module from the host (crate `wstate-descriptor`)",
                 );
             }
-            _ => self.note(nothing),
+            _ if is_told => self.note(nothing),
+            _ => self.warn(nothing, format!("if the host also runs a runtime whose modules wstate can read, {when}")),
         }
     }
 
@@ -870,6 +875,15 @@ mod tests {
             of_core.findings(&report);
             assert_eq!(of_core.checks.len(), d.checks.len());
             assert!(!of_core.text(false).contains("attach"), "{}", of_core.text(false));
+            if report.runtimes.is_empty() {
+                // One line says that nothing was found, and some line says what to do.
+                let says_it = |c: &&Check| c.what.contains("no Wasm module") || c.what.contains(&known_runtimes());
+                let nothing = d.checks.iter().filter(says_it);
+                assert_eq!(nothing.count(), 1, "{}", d.text(false));
+                for d in [&d, &of_core] {
+                    assert!(d.checks.iter().any(|c| c.next.is_some()), "{}", d.text(false));
+                }
+            }
             // Who sees no module is told which ones there could be.
             let is_listed = d.text(false).contains(&known_runtimes());
             let is_known = engines.iter().any(|engine| engine.is_supported());
@@ -877,7 +891,7 @@ mod tests {
             d
         };
         let (singlepass, wasmtime) = (RuntimeName::Singlepass, RuntimeName::Wasmtime);
-        let untracked = "locals and operand stacks are not recorded (guest_debug is off)";
+        let untracked = crate::runtime::UNRECORDED;
         let artifact = &["--artifact", "descriptor", "singlepass"][..];
         let mut table = vec![
             ("singlepass", examine(Some((singlepass, module(true, None))), &[], true), &["singlepass"][..]),

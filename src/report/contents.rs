@@ -268,7 +268,7 @@ impl Contents {
         }
         if let Some(objects) = &self.objects {
             out.push('\n');
-            for line in header::objects_lines(objects) {
+            for line in header::objects_lines(objects, self.target.kind) {
                 let _ = writeln!(out, "{}", clean_message(&line));
             }
         }

@@ -6,8 +6,22 @@ use super::{Target, TargetKind, Thread, counted};
 use crate::limits;
 use std::fmt::Write;
 
-/// Signals that stop a process and do not end it. gdb's gcore writes the signal with which it stopped the process.
+/// Signals that stop a process and do not end it.
 const STOPPING: [i32; 4] = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+
+/// Signals for which the kernel writes a core (signal(7)). A thread that has one did nothing else any more.
+const FATAL: [i32; 10] = [
+    libc::SIGQUIT,
+    libc::SIGILL,
+    libc::SIGTRAP,
+    libc::SIGABRT,
+    libc::SIGBUS,
+    libc::SIGFPE,
+    libc::SIGSEGV,
+    libc::SIGXCPU,
+    libc::SIGXFSZ,
+    libc::SIGSYS,
+];
 
 /// The name of a signal, or its number if nix knows no name for it.
 pub(super) fn signal_name(number: i32) -> String {
@@ -17,14 +31,18 @@ pub(super) fn signal_name(number: i32) -> String {
     }
 }
 
-/// How the process of a core ended or was stopped: `ended by SIGSEGV (address not mapped) at 0x0000000000000010`.
-pub(super) fn end_of(target: &Target) -> Option<String> {
+/// The signal that a core was written at: `signal SIGSEGV (address not mapped) at 0x0000000000000010`. Whether the process
+/// ended then is not said, because the core does not tell: a debugger stops a process at each signal, and its gcore writes
+/// that signal as the kernel writes the one of a death.
+pub(super) fn signal_of(target: &Target) -> Option<String> {
     let signal = target.signal?;
     if STOPPING.contains(&signal) {
         return Some(format!("stopped by {}", signal_name(signal)));
     }
     let details = target.facts.signal_details.as_ref().map(|details| details_text(details, target.pid));
-    Some(format!("ended by {}{}", signal_name(signal), details.unwrap_or_default()))
+    let name = signal_name(signal);
+    let noun = if name.starts_with("signal ") { "" } else { "signal " };
+    Some(format!("{noun}{name}{}", details.unwrap_or_default()))
 }
 
 fn details_text(details: &SignalDetails, pid: Option<u32>) -> String {
@@ -96,11 +114,12 @@ fn names_from(object: &NativeObject, core: bool) -> Option<String> {
     Some(line)
 }
 
-/// What a thread did, for the line that begins it. Of a thread that a signal has ended, that signal is told instead.
+/// What a thread did, for the line that begins it. Of a thread with a signal for which the
+/// kernel writes cores, that signal is told instead.
 pub(super) fn state_of(thread: &Thread) -> Option<String> {
     let state = thread.state.as_ref()?;
-    let ended = thread.signal.is_some_and(|s| !STOPPING.contains(&s));
-    (!ended && state.kind != ThreadStateKind::NotKnown).then(|| state_text(state))
+    let is_fatal = thread.signal.is_some_and(|s| FATAL.contains(&s));
+    (!is_fatal && state.kind != ThreadStateKind::NotKnown).then(|| state_text(state))
 }
 
 fn state_text(state: &ThreadState) -> String {
@@ -108,14 +127,18 @@ fn state_text(state: &ThreadState) -> String {
         (ThreadStateKind::Idle, Some(call)) if call.starts_with(|c: char| c.is_ascii_digit()) => {
             format!("idle in system call {}", call)
         }
+        // The kernel's name for a call that goes on says nothing of what the thread waits for.
+        (ThreadStateKind::Idle, Some(call)) if call == "restart_syscall" => {
+            format!("idle in a call that was interrupted before ({call})")
+        }
         (ThreadStateKind::Idle, Some(call)) => format!("idle in {}", call),
         (ThreadStateKind::Idle, None) => "idle in a system call".to_string(),
         (kind, _) => kind.to_string(),
     }
 }
 
-/// The list of loaded files, as `wstate modules --native` prints it.
-pub(super) fn objects_lines(objects: &[NativeObject]) -> Vec<String> {
+/// The list of files that a target of this kind has loaded, as `wstate modules --native` prints it.
+pub(super) fn objects_lines(objects: &[NativeObject], kind: TargetKind) -> Vec<String> {
     let mut out = vec![format!("{} (executables and libraries)", counted(objects.len() as u64, "native object"))];
     let range = |o: &NativeObject| match (o.start, o.end) {
         (Some(start), Some(end)) => format!("{start}-{end}"),
@@ -156,8 +179,12 @@ pub(super) fn objects_lines(objects: &[NativeObject]) -> Vec<String> {
         facts.extend(object.debug_file.as_ref().map(|file| format!("debug file {}", file)));
         out.push(format!("    {}", facts.join(", ")));
         if let Some(problem) = &object.problem {
-            let fetch =
-                if object.build_id.is_some() && object.file.is_none() { ", or fetch it with --debuginfod" } else { "" };
+            let fetch = match kind {
+                _ if object.build_id.is_none() || object.file.is_some() => "",
+                // The sandbox in which cores are read has no network.
+                TargetKind::Core => ", or, if you trust the core, fetch it with --debuginfod --no-sandbox",
+                _ => ", or fetch it with --debuginfod",
+            };
             out.push(format!("    {}{fetch}", problem));
         }
     }

@@ -60,16 +60,19 @@ impl Owner {
 pub struct Run {
     /// Their positions in the list that was given: two or more.
     pub frames: Range<usize>,
-    /// Whose they are.
-    pub owners: BTreeSet<Owner>,
+    /// Whose each of them is.
+    pub owners: Vec<Owner>,
     /// Whether they were read without stopping their thread. All were, or none.
     pub unstopped: bool,
 }
 
 impl Run {
-    /// The owners for people: `Rust's runtime, tokio and the C library`.
-    pub fn owners(&self) -> String {
-        let names: Vec<&str> = self.owners.iter().map(|owner| owner.name()).collect();
+    /// The owners of some of the frames, for people: `Rust's runtime, tokio and the C library`. `part` has positions in the
+    /// list that was given.
+    pub fn owners(&self, part: Range<usize>) -> String {
+        let owners = (self.frames.start..).zip(&self.owners).filter(|(at, _)| part.contains(at));
+        let owners: BTreeSet<Owner> = owners.map(|(_, owner)| *owner).collect();
+        let names: Vec<&str> = owners.iter().map(|owner| owner.name()).collect();
         joined(&names, "and")
     }
 }
@@ -84,10 +87,10 @@ pub fn runs(frames: &[&Frame]) -> Vec<Run> {
         match found.last_mut() {
             Some(run) if run.frames.end == at && run.unstopped == frame.unstopped => {
                 run.frames.end = at + 1;
-                run.owners.insert(owner);
+                run.owners.push(owner);
             }
             _ => {
-                let (frames, owners) = (at..at + 1, BTreeSet::from([owner]));
+                let (frames, owners) = (at..at + 1, vec![owner]);
                 found.push(Run { frames, owners, unstopped: frame.unstopped });
             }
         }
@@ -556,7 +559,10 @@ mod tests {
 
     fn found(names: &[&str]) -> Vec<(Range<usize>, String)> {
         let frames: Vec<Frame> = names.iter().map(|name| frame(name, None)).collect();
-        runs(&frames.iter().collect::<Vec<_>>()).iter().map(|run| (run.frames.clone(), run.owners())).collect()
+        runs(&frames.iter().collect::<Vec<_>>())
+            .iter()
+            .map(|run| (run.frames.clone(), run.owners(run.frames.clone())))
+            .collect()
     }
 
     #[test]

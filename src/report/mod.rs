@@ -253,7 +253,8 @@ pub struct Target {
     pub description: Option<String>,
     /// Path of the core file.
     pub path: Option<String>,
-    /// Number of the signal that ended the process (cores).
+    /// Number of the signal at which the core was written (cores). It ended the process, unless a debugger had stopped the
+    /// process at it and wrote the core.
     pub signal: Option<i32>,
     /// What else is known of it.
     #[serde(flatten)]
@@ -347,7 +348,7 @@ pub struct Thread {
     pub frames: Vec<Frame>,
     /// Why there are no more frames.
     pub end: Option<End>,
-    /// Number of the signal it died from or was stopped by (cores).
+    /// Number of the signal that it had when the core was written (cores).
     pub signal: Option<i32>,
     /// What it did at the instant of its registers. Missing where that is not known.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -101,7 +101,11 @@ impl<'a> Reasons<'a> {
                 of.stack.add(frame.stack.is_some(), frame.stack_why.as_ref());
             }
         }
-        modules.retain(|_, of| of.locals().is_some() || of.stack().is_some() || of.has_no_positions());
+        // A module that is not in the report says nothing, so its frames have to.
+        modules.retain(|index, of| {
+            let has_any = of.locals().is_some() || of.stack().is_some() || of.has_no_positions();
+            has_any && report.module(*index).is_some()
+        });
         Reasons(modules)
     }
 
@@ -129,7 +133,7 @@ fn module(frame: &Frame) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{OpPosition, Target, TargetKind, Thread, WasmPosition};
+    use crate::report::{Module, OpPosition, Runtime, RuntimeName, Target, TargetKind, Thread, WasmPosition};
 
     fn frame(module: u32, locals: Result<(), Why>, stack: Result<(), Why>) -> Frame {
         let mut frame = Frame::new(0, 0x1000, FrameKind::Wasm);
@@ -147,6 +151,36 @@ mod tests {
         frame
     }
 
+    /// The numbers of the modules that are in the report.
+    const MODULES: [u32; 2] = [0, 1];
+
+    fn module_of(index: u32) -> Module {
+        Module {
+            index: Some(index),
+            name: None,
+            code_start: None,
+            code_end: None,
+            functions: None,
+            tracked: None,
+            backend: None,
+            routes: Vec::new(),
+            checks: Vec::new(),
+            wasm_file: None,
+            wasm_compared: None,
+            problem: None,
+        }
+    }
+
+    #[test]
+    fn frames_of_a_module_that_is_not_in_the_report_speak_for_themselves() {
+        let of = |module| {
+            let mut frame = frame(module, Err(Why::NoGuestDebug), Err(Why::NoGuestDebug));
+            frame.notes = vec![NO_POSITIONS.into()];
+            said(vec![frame]).len()
+        };
+        assert_eq!((of(MODULES[0]), of(7)), (2, 0));
+    }
+
     fn said(frames: Vec<Frame>) -> Vec<(u32, String)> {
         said_with(frames, true)
     }
@@ -157,6 +191,8 @@ mod tests {
         let target =
             Target { kind, pid: None, executable: none.clone(), description: none, path: None, signal: None, facts };
         let mut report = Report::new(target);
+        let modules = MODULES.map(module_of).to_vec();
+        report.runtimes.push(Runtime { name: RuntimeName::Wasmtime, modules });
         // The frames of a module may be on several threads.
         for frame in frames {
             report.threads.push(Thread {

@@ -446,6 +446,58 @@ fn a_row_that_reaches_into_repeated_frames_loses_none() {
 }
 
 #[test]
+fn a_row_names_only_those_whose_frames_it_stands_for() {
+    let mut report = wasmtime();
+    report.threads.truncate(1);
+    let start = report.threads[0].frames.split_off(9);
+    let user = report.threads[0].frames[2].clone();
+    let call = &start[0];
+    let mut c_start = call.clone();
+    let function = c_start.function.as_mut().unwrap();
+    (function.name, function.file, function.inlined) = (Some("_start".to_string()), None, Some(false));
+    // The row of machinery begins in the last of the repeated cycles, which has a line of its own.
+    let mut frames = vec![user.clone()];
+    for _ in 0..4 {
+        frames.extend([user.clone(), call.clone(), call.clone()]);
+    }
+    frames.extend([c_start.clone(), c_start]);
+    for (index, frame) in (0..).zip(&mut frames) {
+        frame.index = Some(index);
+    }
+    report.threads[0].frames = frames;
+    let text = report.to_text(TextOptions { fold: true, ..PLAIN });
+    assert!(text.contains("the 3 frames above 3 times more"), "{text}");
+    let rows: Vec<&str> = text.lines().filter(|line| line.contains("... ")).map(str::trim).collect();
+    let how = "(--all shows them)";
+    assert_eq!(
+        rows,
+        [
+            format!("#2-#3  ... 2 frames of Rust's runtime {how}"),
+            format!("#13-#14  ... 2 frames of the C library {how}")
+        ]
+    );
+}
+
+#[test]
+fn full_names_and_paths_are_not_cut() {
+    let mut report = rich();
+    let (name, file) = (format!("app::f<{}\u{1b}>", "n".repeat(5000)), format!("/{}/x.rs", "d".repeat(5000)));
+    for frame in &mut report.threads[0].frames {
+        if let Some(function) = &mut frame.function {
+            (function.name, function.file) = (Some(name.clone()), Some(file.clone()));
+        }
+    }
+    let shown = |full_names, full_paths| {
+        let text = report.to_text(TextOptions { full_names, full_paths, ..PLAIN });
+        assert!(!text.contains('\u{1b}'), "{text:?}");
+        (text.contains(&*text::escaped(&name)), text.contains(&file))
+    };
+    assert_eq!(shown(false, false), (false, false));
+    assert_eq!(shown(true, false), (true, false));
+    assert_eq!(shown(false, true), (false, true));
+}
+
+#[test]
 fn a_reason_stands_once_and_where_it_belongs() {
     let reason = "the module was compiled without guest_debug";
     let mut report = wasmtime();
@@ -453,14 +505,16 @@ fn a_reason_stands_once_and_where_it_belongs() {
     assert_eq!(text.matches(reason).count(), 1, "{text}");
     // The two other ways to say it are not needed then.
     assert!(!text.contains("not tracked") && !text.contains(crate::runtime::UNRECORDED), "{text}");
-    // Where there are no values there is no reason, and the module says what is wrong with it.
+    // Where no values are shown frames give no reasons, and the module says what is wrong with it.
     for text in [
         report.to_text(TextOptions { brief: true, ..PLAIN }),
         text::render_head(&Report { threads: Vec::new(), ..report.clone() }, PLAIN),
     ] {
-        assert!(!text.contains(reason) && !text.contains("not tracked"), "{text}");
+        assert!(text.matches(reason).count() == 1 && !text.contains("not tracked"), "{text}");
         assert_eq!(text.matches(crate::runtime::UNRECORDED).count(), 1, "{text}");
     }
+    // Every place gives the reason in the same words.
+    assert!(crate::runtime::UNRECORDED.ends_with(&format!(": {}", Why::NoGuestDebug)));
     // Those of singlepass are the same.
     let mut singlepass = report.clone();
     singlepass.runtimes[0].modules[0].problem = Some(crate::runtime::UNTRACKED.to_string());
@@ -764,10 +818,10 @@ fn details(system_call: Option<&str>) -> SignalDetails {
 }
 
 #[test]
-fn the_first_lines_say_how_a_process_ended_and_who_it_was() {
+fn the_first_lines_say_the_signal_of_a_core_and_who_it_was() {
     let mut target = rich().target;
-    let end = |target: &Target| header::end_of(target).unwrap();
-    assert_eq!(end(&target), "ended by SIGABRT");
+    let end = |target: &Target| header::signal_of(target).unwrap();
+    assert_eq!(end(&target), "signal SIGABRT");
     let say = |target: &mut Target, meaning: &str| SignalDetails {
         code: Some(1),
         meaning: Some(meaning.to_string()),
@@ -776,21 +830,34 @@ fn the_first_lines_say_how_a_process_ended_and_who_it_was() {
     target.signal = Some(libc::SIGSEGV);
     let details = SignalDetails { address: Some(Hex(0x10)), ..say(&mut target, "address not mapped") };
     target.facts.signal_details = Some(details);
-    assert_eq!(end(&target), "ended by SIGSEGV (address not mapped) at 0x0000000000000010");
+    assert_eq!(end(&target), "signal SIGSEGV (address not mapped) at 0x0000000000000010");
     for (pid, expected) in [
-        (Some(4711), "ended by SIGSEGV (sent by tgkill by itself)"),
-        (Some(7), "ended by SIGSEGV (sent by tgkill by process 7 of user 1000)"),
-        (None, "ended by SIGSEGV (sent by tgkill by a process outside of its pid namespace)"),
+        (Some(4711), "signal SIGSEGV (sent by tgkill by itself)"),
+        (Some(7), "signal SIGSEGV (sent by tgkill by process 7 of user 1000)"),
+        (None, "signal SIGSEGV (sent by tgkill by a process outside of its pid namespace)"),
     ] {
         let details = say(&mut target, "sent by tgkill");
         let details = SignalDetails { address: None, sender_pid: pid, sender_uid: Some(1000), ..details };
         target.facts.signal_details = Some(details);
         assert_eq!(end(&target), expected);
     }
+    // A debugger's gcore at a breakpoint or after Ctrl-C writes what the kernel writes at a death, so nothing says that the
+    // process ended.
+    target.facts.signal_details = None;
+    for (signal, expected) in [
+        (libc::SIGTRAP, "signal SIGTRAP"),
+        (libc::SIGINT, "signal SIGINT"),
+        (libc::SIGKILL, "signal SIGKILL"),
+        (40, "signal 40"),
+        (libc::SIGTSTP, "stopped by SIGTSTP"),
+    ] {
+        target.signal = Some(signal);
+        assert_eq!(end(&target), expected);
+    }
     target.signal = Some(libc::SIGSTOP);
     assert_eq!(end(&target), "stopped by SIGSTOP");
     target.signal = None;
-    assert_eq!(header::end_of(&target), None);
+    assert_eq!(header::signal_of(&target), None);
 
     assert_eq!(header::lines(&target, true), Vec::<String>::new());
     target.facts.uid = Some(1000);
@@ -811,7 +878,7 @@ fn the_first_lines_say_how_a_process_ended_and_who_it_was() {
 }
 
 #[test]
-fn a_thread_says_what_it_did_unless_a_signal_ended_it() {
+fn a_thread_says_what_it_did_unless_its_signal_is_one_of_a_death() {
     let mut thread = rich().threads.remove(1);
     let mut of = |kind, call: Option<&str>, signal| {
         thread.state = Some(ThreadState { kind, system_call: call.map(str::to_string) });
@@ -820,15 +887,24 @@ fn a_thread_says_what_it_did_unless_a_signal_ended_it() {
     };
     for (kind, call, expected) in [
         (ThreadStateKind::Idle, Some("futex"), "idle in futex"),
+        (
+            ThreadStateKind::Idle,
+            Some("restart_syscall"),
+            "idle in a call that was interrupted before (restart_syscall)",
+        ),
         (ThreadStateKind::Idle, Some("999"), "idle in system call 999"),
         (ThreadStateKind::Idle, None, "idle in a system call"),
         (ThreadStateKind::Running, None, "running"),
         (ThreadStateKind::Stopped, None, "stopped"),
     ] {
         assert_eq!(of(kind, call, None).as_deref(), Some(expected));
-        // gcore gives each thread the signal with which it stopped it.
-        assert_eq!(of(kind, call, Some(libc::SIGSTOP)).as_deref(), Some(expected));
-        assert_eq!(of(kind, call, Some(libc::SIGSEGV)), None);
+        // gcore gives a thread the signal with which it stopped it, also that of Ctrl-C.
+        for signal in [libc::SIGSTOP, libc::SIGINT, libc::SIGUSR1] {
+            assert_eq!(of(kind, call, Some(signal)).as_deref(), Some(expected));
+        }
+        for signal in [libc::SIGSEGV, libc::SIGABRT, libc::SIGTRAP] {
+            assert_eq!(of(kind, call, Some(signal)), None);
+        }
     }
     thread.state = None;
     assert_eq!(header::state_of(&thread), None);
@@ -866,7 +942,12 @@ fn native_objects_as_text() {
         },
         NativeObject { fits: None, problem: Some("it is another one".to_string()), ..object("/srv/\u{1b}.so") },
     ];
-    insta::assert_snapshot!(header::objects_lines(&objects).join("\n"));
+    let lines = |kind| header::objects_lines(&objects, kind).join("\n");
+    insta::assert_snapshot!(lines(TargetKind::Process));
+    // The sandbox of a core has no network, so `--debuginfod` alone is refused.
+    let (live, core) = (lines(TargetKind::Process), lines(TargetKind::Core));
+    let advice = core.matches("--debuginfod --no-sandbox").count();
+    assert_eq!((advice, core.matches("--debuginfod").count()), (1, live.matches("--debuginfod").count()), "{core}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The text form of a report: a head, then every thread with its youngest frame first.
 
+use super::escape::escaped;
 pub use super::escape::{clean, clean_message};
 use super::reasons::{OfModule, Reasons};
 use super::{
@@ -167,8 +168,8 @@ impl<'a> Text<'a> {
         if let Some(e) = &target.executable {
             line += &format!(", executable {}", clean(e));
         }
-        if let Some(end) = header::end_of(target) {
-            line += &format!(", {}", clean(&end));
+        if let Some(signal) = header::signal_of(target) {
+            line += &format!(", {}", clean(&signal));
         }
         writeln!(self.out, "{}", self.paint(HEADER, &line))?;
         for line in header::lines(target, self.options.verbose) {
@@ -319,7 +320,7 @@ impl<'a> Text<'a> {
             let numbers = format!("{}-{}", number(shown[part.start]), number(shown[part.end - 1]));
             let count = super::counted(part.len() as u64, "frame");
             let how = self.options.how_to_see_all.map(|how| format!(" ({how} shows them)")).unwrap_or_default();
-            let text = format!("... {count} of {}{how}", run.owners());
+            let text = format!("... {count} of {}{how}", run.owners(part.clone()));
             // The first number stands under those of frames.
             let shift = number_width.saturating_sub(number(shown[part.start]).len());
             let unstopped = if run.unstopped { UNSTOPPED } else { "" };
@@ -532,12 +533,18 @@ impl<'a> Text<'a> {
 
     /// The name of a function, short enough to be read.
     fn name(&self, name: &str) -> String {
-        if self.options.full_names { clean(name) } else { clean(&names::short(name, NAME_WIDTH)) }
+        match self.options.full_names {
+            true => escaped(name).into_owned(),
+            false => clean(&names::short(name, NAME_WIDTH)),
+        }
     }
 
     /// The path of a source file, without what only says where a machine keeps the sources of others.
     fn path(&self, path: &str) -> String {
-        clean(if self.options.full_paths { path } else { paths::short(path) })
+        match self.options.full_paths {
+            true => escaped(path).into_owned(),
+            false => clean(paths::short(path)),
+        }
     }
 
     /// Writes a list of values. One that is empty takes no line among other frames.

@@ -50,7 +50,9 @@ words! {
 }
 
 /// What [`GuestModule::problem`] says, perhaps among other things, of a module of Wasmtime whose compiler recorded no values.
-pub const UNRECORDED: &str = "locals and operand stacks are not recorded (guest_debug is off)";
+/// Its second half is the text of [`Why::NoGuestDebug`](super::Why::NoGuestDebug).
+pub const UNRECORDED: &str = "locals and operand stacks are not recorded: the module was compiled without guest_debug \
+                              (enable it in the host's Config)";
 
 /// The same of a module of singlepass.
 pub const UNTRACKED: &str = "compiled without track_state: locals are known, operand stacks are not";

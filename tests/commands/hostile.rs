@@ -19,7 +19,7 @@ use wstate::process::core::CoreTarget;
 use wstate::process::objects::SearchPaths;
 use wstate::process::testing::CoreBuilder;
 use wstate::process::{Memory, Target};
-use wstate::report::{Report, escape};
+use wstate::report::{Report, escape, text};
 use wstate::session::{Route, Session};
 
 /// Most that one case may read: what finds nothing searches for it on all routes, and a header that lies of executable memory

@@ -98,6 +98,33 @@ fn native_objects_are_listed_with_what_was_found_of_them() {
     assert!(other[0]["problem"].as_str().unwrap().contains("is not the file that was loaded"), "{other:?}");
 }
 
+#[test]
+fn a_process_and_its_core_say_the_same_about_who_it_is() {
+    let app = App::start();
+    let core = app.core();
+    let core = core.to_str().unwrap();
+    let target = |args: &[&str]| json(&wstate(args))["target"].clone();
+    let (of_process, of_core) = (target(&["attach", &app.pid(), "--json"]), target(&["core", core, "--json"]));
+    for key in ["pid", "command_line", "uid", "gid", "executable"] {
+        assert!(!of_process[key].is_null(), "{key}: {of_process}");
+        assert_eq!(of_process[key], of_core[key], "{key}");
+    }
+    assert_eq!(of_core["command_line"], format!("{} 1000", app.path("app").display()));
+    assert_eq!(of_core["executable"], app.path("app").to_str().unwrap());
+
+    // A wrong executable does not hide the right one, and the note says which is in use.
+    let out = wstate(&["core", core, "/bin/cat"]);
+    let text = String::from_utf8_lossy(&out.stdout);
+    let used = format!("; {} is used instead", app.path("app").display());
+    assert!(text.contains("/bin/cat is not the file that was loaded: ") && text.contains(&used), "{text}");
+    assert!(!text.contains("give the right one"), "{text}");
+    // Where there is no right one, the reader has to give it.
+    std::fs::remove_file(app.path("app")).unwrap();
+    let out = wstate(&["core", core, "/bin/cat"]);
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(text.contains("; give the right one with -e FILE") && !text.contains("is used instead"), "{text}");
+}
+
 /// A program in place of `debuginfod-find` that has the file `served`, which may be missing.
 fn fake_server(directory: &Path, served: &Path) -> PathBuf {
     let bin = directory.join("bin");

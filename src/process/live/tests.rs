@@ -361,5 +361,9 @@ fn an_executable_that_was_deleted_is_found() {
     let executable = objects.executable().unwrap();
     assert_ne!(executable.opened.as_ref(), Some(&copy));
     assert!(executable.data.is_some());
-    assert!(executable.problem.as_ref().is_some_and(|p| p.what.contains("is not the file that was loaded")));
+    let what = &executable.problem.as_ref().unwrap().what;
+    assert!(what.contains("is not the file that was loaded"), "{what}");
+    // The right one was found, so nobody has to name it.
+    let used = executable.opened.as_ref().unwrap().display();
+    assert!(what.ends_with(&format!("; {used} is used instead")) && !what.contains("give the right one"), "{what}");
 }

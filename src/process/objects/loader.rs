@@ -138,7 +138,8 @@ impl<'a> Loader<'a> {
         let fetched = memory.and_then(|m| self.search.fetched.get(Wanted::Executable, m.build_id.as_ref()?));
         candidates.extend(fetched.map(FileLocation::user));
         let mut seen = HashSet::new();
-        let mut wrong = None;
+        // What is wrong with the first file that is another one, and the option that names the right one.
+        let mut wrong: Option<(Problem, &str)> = None;
         let mut refused = None;
         for candidate in candidates.into_iter().filter(|c| seen.insert(c.clone())) {
             let problem = |what: String| Problem { file: candidate.path().to_path_buf(), what };
@@ -168,13 +169,13 @@ impl<'a> Loader<'a> {
             let another_kind =
                 given.as_ref().filter(|g| **g == candidate).and_then(|_| file_kind::refusal(&file, Door::Executable));
             if let Some(why) = another_kind {
-                wrong = wrong.or(Some(problem(format!("{} is not used: {why}", candidate.path().display()))));
+                wrong = wrong.or(Some((problem(format!("{} is not used: {why}", candidate.path().display())), "")));
                 continue;
             }
             let Some(headers) = Headers::of_file(&file) else {
                 if memory.is_some() {
                     let what = format!("{} is not an x86-64 ELF file", candidate.path().display());
-                    wrong = wrong.or(Some(problem(what)));
+                    wrong = wrong.or(Some((problem(what), "")));
                 }
                 continue;
             };
@@ -210,18 +211,24 @@ impl<'a> Loader<'a> {
                         Evidence::Same => Fits::Code,
                         _ => Fits::NotCompared,
                     };
-                    return (
-                        Some(Candidate { place: candidate, file, headers, fits }),
-                        wrong.filter(|_| is_main && self.search.executable.is_some()),
-                    );
+                    let remark = wrong.filter(|_| is_main && self.search.executable.is_some());
+                    let remark = remark.map(|(wrong, _)| Problem {
+                        what: format!("{}; {} is used instead", wrong.what, candidate.path().display()),
+                        ..wrong
+                    });
+                    return (Some(Candidate { place: candidate, file, headers, fits }), remark);
                 }
                 Some(why) => {
                     let what = format!("{} is not the file that was loaded: {why}", candidate.path().display());
-                    wrong = wrong
-                        .or(Some(problem(format!("{what}; give the right one with {}", self.option_for(is_main)))));
+                    wrong = wrong.or(Some((problem(what), self.option_for(is_main))));
                 }
             }
         }
+        // Where no file is the right one, the reader has to name it.
+        let wrong = wrong.map(|(wrong, option)| match option {
+            "" => wrong,
+            option => Problem { what: format!("{}; give the right one with {option}", wrong.what), ..wrong },
+        });
         (None, wrong.or(refused))
     }
 
