@@ -490,7 +490,7 @@ fn full_names_and_paths_are_not_cut() {
     let shown = |full_names, full_paths| {
         let text = report.to_text(TextOptions { full_names, full_paths, ..PLAIN });
         assert!(!text.contains('\u{1b}'), "{text:?}");
-        (text.contains(&*text::escaped(&name)), text.contains(&file))
+        (text.contains(&*escape::escaped(&name)), text.contains(&file))
     };
     assert_eq!(shown(false, false), (false, false));
     assert_eq!(shown(true, false), (true, false));
