@@ -49,11 +49,12 @@ fn without_hidden(command: &Command) -> Command {
 /// The directory cannot be made, or a page cannot be written.
 pub fn write_pages(directory: &Path) -> Result<String, Error> {
     let failed = |source| Error::Output { to: directory.display().to_string(), source };
-    if directory.exists() && !directory.is_dir() {
-        let why = io::Error::new(io::ErrorKind::NotADirectory, "it is a file; name a directory");
-        return Err(failed(why));
-    }
-    std::fs::create_dir_all(directory).map_err(failed)?;
+    std::fs::create_dir_all(directory).map_err(|e| {
+        failed(match e.kind() {
+            io::ErrorKind::AlreadyExists => io::Error::new(e.kind(), "it is a file; name a directory"),
+            _ => e,
+        })
+    })?;
     let pages = pages().map_err(failed)?;
     let files: Vec<(PathBuf, Vec<u8>)> = pages.into_iter().map(|(name, page)| (directory.join(name), page)).collect();
     Output::write_files(files.iter().map(|(path, page)| (path.as_path(), page.as_slice())))?;
